@@ -1,0 +1,1 @@
+//! Models of the shipped ring, checked by loom.

@@ -1,0 +1,247 @@
+//! Every error of the public interface: one small enum per operation, with crossbeam's names.
+//!
+//! All are `#[non_exhaustive]` and convert into [`std::io::Error`]. Nothing here carries a payload
+//! back, since every send borrows its bytes.
+
+use std::fmt;
+use std::io;
+
+/// How a connection ended, as the layers below the public errors tell it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Ended {
+    /// The peer closed its end, and everything that it had committed was received.
+    Disconnected,
+    /// The peer's process ended without closing.
+    PeerDied,
+    /// This end was closed by this process.
+    Closed,
+    /// The peer broke the protocol.
+    ProtocolViolated,
+    /// This process is a fork of the one that owns the connection.
+    Forked,
+}
+
+/// The peer wrote something that no honest peer writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Violation(pub &'static str);
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the peer broke the protocol: {}", self.0)
+    }
+}
+
+impl std::error::Error for Violation {}
+
+impl Ended {
+    /// The text and the kind that every error for this end shares.
+    fn describe(self) -> (&'static str, io::ErrorKind) {
+        match self {
+            Self::Disconnected => ("the peer closed the connection", io::ErrorKind::BrokenPipe),
+            Self::PeerDied => ("the peer's process died", io::ErrorKind::ConnectionReset),
+            Self::Closed => ("this end was closed", io::ErrorKind::NotConnected),
+            Self::ProtocolViolated => ("the peer broke the protocol", io::ErrorKind::InvalidData),
+            Self::Forked => (
+                "the connection belongs to the process that forked this one: make a new one here",
+                io::ErrorKind::Unsupported,
+            ),
+        }
+    }
+}
+
+/// Declares an error enum whose variants include the five ways in which a connection ends.
+macro_rules! ending_error {
+    (
+        $(#[$meta:meta])* $name:ident {
+            $( $(#[$vmeta:meta])* $variant:ident $({ $($(#[$fmeta:meta])* $field:ident: $ty:ty),+ })? => $kind:ident, $text:literal; )*
+        }
+    ) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub enum $name {
+            $( $(#[$vmeta])* $variant $({ $($(#[$fmeta])* $field: $ty),+ })?, )*
+            /// The peer closed its end; everything that it had committed before was received.
+            Disconnected,
+            /// The peer's process ended without closing its end.
+            PeerDied,
+            /// This end was closed by this process, through a [`Closer`](crate::Closer) or `close`.
+            Closed,
+            /// The peer broke the protocol; the connection is closed for good.
+            ProtocolViolated,
+            /// This process is a fork of the one that owns the connection.
+            Forked,
+        }
+
+        impl $name {
+            /// Whether the connection has ended: no later call on it can succeed.
+            pub fn is_disconnected(&self) -> bool {
+                self.ended().is_some()
+            }
+
+            fn ended(&self) -> Option<Ended> {
+                match self {
+                    Self::Disconnected => Some(Ended::Disconnected),
+                    Self::PeerDied => Some(Ended::PeerDied),
+                    Self::Closed => Some(Ended::Closed),
+                    Self::ProtocolViolated => Some(Ended::ProtocolViolated),
+                    Self::Forked => Some(Ended::Forked),
+                    $( Self::$variant $({ $($field: _),+ })? => None, )*
+                }
+            }
+        }
+
+        impl From<Ended> for $name {
+            fn from(ended: Ended) -> Self {
+                match ended {
+                    Ended::Disconnected => Self::Disconnected,
+                    Ended::PeerDied => Self::PeerDied,
+                    Ended::Closed => Self::Closed,
+                    Ended::ProtocolViolated => Self::ProtocolViolated,
+                    Ended::Forked => Self::Forked,
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                match self {
+                    $( Self::$variant $({ $($field),+ })? => write!(f, $text), )*
+                    _ => f.write_str(self.ended().map_or("", |e| e.describe().0)),
+                }
+            }
+        }
+
+        impl std::error::Error for $name {}
+
+        impl From<$name> for io::Error {
+            fn from(error: $name) -> Self {
+                let kind = match error {
+                    $( $name::$variant $({ $($field: _),+ })? => io::ErrorKind::$kind, )*
+                    _ => error.ended().map_or(io::ErrorKind::Other, |e| e.describe().1),
+                };
+                Self::new(kind, error)
+            }
+        }
+    };
+}
+
+ending_error! {
+    /// Why a blocking send failed.
+    SendError {
+        /// The message is longer than the connection's maximum.
+        TooLarge {
+            /// Bytes that were to be sent.
+            len: usize,
+            /// The most that this call can send, in bytes.
+            max: usize
+        } => InvalidInput, "a message of {len} bytes is too large: the limit is {max}";
+        /// This direction has carried its 2^63 - 1 messages: make a new connection.
+        Exhausted => Other, "this direction has carried all the messages that it can: make a new connection";
+    }
+}
+
+ending_error! {
+    /// Why a send that never blocks failed.
+    TrySendError {
+        /// There is no room for the whole message now, or another thread holds the shared sender.
+        Full => WouldBlock, "there is no room for the message now";
+        /// The message could never fit at once, however empty the ring: use a blocking send.
+        TooLargeToTry {
+            /// Bytes that were to be sent.
+            len: usize
+        } => InvalidInput, "a message of {len} bytes never fits at once: use a send that may block";
+        /// The message is longer than the connection's maximum.
+        TooLarge {
+            /// Bytes that were to be sent.
+            len: usize,
+            /// The most that this call can send, in bytes.
+            max: usize
+        } => InvalidInput, "a message of {len} bytes is too large: the limit is {max}";
+        /// This direction has carried its 2^63 - 1 messages: make a new connection.
+        Exhausted => Other, "this direction has carried all the messages that it can: make a new connection";
+    }
+}
+
+ending_error! {
+    /// Why a send with a deadline failed.
+    SendTimeoutError {
+        /// The deadline passed; nothing of the message will be delivered.
+        Timeout => TimedOut, "the deadline passed: the message was not delivered";
+        /// The message is longer than the connection's maximum.
+        TooLarge {
+            /// Bytes that were to be sent.
+            len: usize,
+            /// The most that this call can send, in bytes.
+            max: usize
+        } => InvalidInput, "a message of {len} bytes is too large: the limit is {max}";
+        /// This direction has carried its 2^63 - 1 messages: make a new connection.
+        Exhausted => Other, "this direction has carried all the messages that it can: make a new connection";
+    }
+}
+
+ending_error! {
+    /// Why a blocking receive failed.
+    RecvError {
+        /// The message is longer than the buffer; it stays, and the next call can receive it.
+        BufferTooSmall {
+            /// Bytes that the message has.
+            needed: usize
+        } => InvalidInput, "the message has {needed} bytes, more than the buffer holds: it was kept";
+    }
+}
+
+ending_error! {
+    /// Why a receive that never blocks failed.
+    TryRecvError {
+        /// No whole message is there yet.
+        Empty => WouldBlock, "there is no message now";
+        /// The message is longer than the buffer; it stays, and the next call can receive it.
+        BufferTooSmall {
+            /// Bytes that the message has.
+            needed: usize
+        } => InvalidInput, "the message has {needed} bytes, more than the buffer holds: it was kept";
+    }
+}
+
+ending_error! {
+    /// Why a receive with a deadline failed.
+    RecvTimeoutError {
+        /// The deadline passed; what had come of a message stays for the next call.
+        Timeout => TimedOut, "the deadline passed before a message came";
+        /// The message is longer than the buffer; it stays, and the next call can receive it.
+        BufferTooSmall {
+            /// Bytes that the message has.
+            needed: usize
+        } => InvalidInput, "the message has {needed} bytes, more than the buffer holds: it was kept";
+    }
+}
+
+impl TrySendError {
+    /// Whether the send can succeed later.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Full)
+    }
+}
+
+impl SendTimeoutError {
+    /// Whether the deadline passed.
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, Self::Timeout)
+    }
+}
+
+impl TryRecvError {
+    /// Whether a message may come later.
+    pub fn is_empty(&self) -> bool {
+        matches!(self, Self::Empty)
+    }
+}
+
+impl RecvTimeoutError {
+    /// Whether the deadline passed.
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, Self::Timeout)
+    }
+}

@@ -1,0 +1,331 @@
+//! Where everything stands in the shared pages, and how a slot's control word is packed.
+//!
+//! ```text
+//!  0         4 KiB     8 KiB                                     page        page
+//!  +---------+---------+--------------------+--------------------+-----------+-----------+
+//!  | words 0 | words 1 | slots 0 (N x 128)  | slots 1 (N x 128)  |  arena 0  |  arena 1  |
+//!  +---------+---------+--------------------+--------------------+-----------+-----------+
+//!  direction 0: from the client to the server; 1: from the server to the client
+//!
+//!  words:  0x000 head        0x100 producer flag  0x200 consumer mark  0x300 consumer cpu
+//!          0x080 consumer    0x108   and wanted   0x280 producer cpu   0x380 woken at (consumer)
+//!                flag        0x180 producer mark                       0x400 woken at (producer)
+//!                                                                      0x480 bell   0x800 urgent
+//!
+//!  slot:   | stamp | control | tag | 13 words of payload |      128 bytes, two cache lines
+//!
+//!  control:  63            32 31              6 5        0
+//!            |     length    |  place / 64     |  kind   |
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. Each word that one side writes often is alone on its 128 bytes (const asserts below).
+//! 2. Everything is a function of the [`Geometry`], which comes from the handshake and is never
+//!    read from shared memory.
+//! 3. [`Control::decode`] accepts only what lies in the arena of the geometry that judges it.
+//!
+//! # Proof
+//!
+//! Const asserts for sizes and lines; unit tests for every kind and the bounds of control.
+
+use std::fmt;
+
+use crate::error::Violation;
+use crate::mem::{GRAIN, INLINE};
+
+/// What a slot takes, in bytes: two cache lines, fetched as a pair.
+pub const SLOT: usize = 128;
+/// The last ticket of a direction: its ready stamp, 2n + 2, is the last even number but none.
+pub const LAST_TICKET: u64 = (1 << 63) - 2;
+/// The most slots in a ring.
+pub const MAX_SLOTS: u32 = 1 << 16;
+/// The largest arena, in bytes.
+pub const MAX_ARENA: u64 = 1 << 30;
+/// The most urgent words of a direction.
+pub const MAX_URGENT: u32 = 256;
+/// Where a direction's payload words start in a slot.
+pub const SLOT_PAYLOAD: usize = 3 * WORD;
+
+const WORD: usize = 8;
+const PAGE: usize = 4096;
+const LINE: usize = 128;
+
+/// Offsets in a direction's page of words.
+pub mod words {
+    /// See `mem::Word::Head`.
+    pub const HEAD: usize = 0x000;
+    /// See `mem::Flag::Consumer`.
+    pub const CONSUMER_FLAG: usize = 0x080;
+    /// See `mem::Flag::Producer`.
+    pub const PRODUCER_FLAG: usize = 0x100;
+    /// See `mem::Word::Wanted`.
+    pub const WANTED: usize = 0x108;
+    /// See `mem::Word::ProducerMark`.
+    pub const PRODUCER_MARK: usize = 0x180;
+    /// See `mem::Word::ConsumerMark`.
+    pub const CONSUMER_MARK: usize = 0x200;
+    /// The CPU on which the producer was last about to wait, plus one. A hint.
+    pub const PRODUCER_CPU: usize = 0x280;
+    /// The CPU on which the consumer was last about to wait, plus one. A hint.
+    pub const CONSUMER_CPU: usize = 0x300;
+    /// When the consumer was last woken, in ns of the monotonic clock. A hint.
+    pub const CONSUMER_WOKEN: usize = 0x380;
+    /// When the producer was last woken, in ns of the monotonic clock. A hint.
+    pub const PRODUCER_WOKEN: usize = 0x400;
+    /// See `mem::Word::Bell`.
+    pub const BELL: usize = 0x480;
+    /// The first urgent word; see `mem::Word::Urgent`.
+    pub const URGENT: usize = 0x800;
+}
+
+const _: () = {
+    use words::*;
+    let alone = [
+        HEAD, CONSUMER_FLAG, PRODUCER_FLAG, PRODUCER_MARK, CONSUMER_MARK, PRODUCER_CPU,
+        CONSUMER_CPU, CONSUMER_WOKEN, PRODUCER_WOKEN, BELL, URGENT,
+    ];
+    let mut i = 0;
+    while i < alone.len() {
+        assert!(alone[i] % LINE == 0);
+        assert!(i == 0 || alone[i - 1] + LINE <= alone[i]);
+        i += 1;
+    }
+    assert!(WANTED / LINE == PRODUCER_FLAG / LINE && WANTED >= PRODUCER_FLAG + 4);
+    assert!(URGENT + MAX_URGENT as usize * WORD <= PAGE);
+    assert!(INLINE == SLOT - 3 * WORD);
+    assert!(MAX_ARENA / (GRAIN as u64) <= 1 << 26);
+};
+
+/// The sizes that both sides of a connection agree on; the same in both directions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    slots: u32,
+    urgent: u32,
+    arena: u64,
+}
+
+/// A geometry that cannot be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadGeometry {
+    what: &'static str,
+    is: u64,
+    least: u64,
+    most: u64,
+}
+
+impl fmt::Display for BadGeometry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { what, is, least, most } = self;
+        write!(f, "{what} must be a power of two from {least} to {most}, not {is}")
+    }
+}
+
+impl std::error::Error for BadGeometry {}
+
+impl Geometry {
+    /// Judges and makes a geometry; all three are powers of two.
+    ///
+    /// # Errors
+    ///
+    /// [`BadGeometry`], which names the number and its range.
+    pub fn new(slots: u32, arena: u64, urgent: u32) -> Result<Self, BadGeometry> {
+        let check = |what, is: u64, least: u64, most: u64| {
+            let fits = is.is_power_of_two() && is >= least && is <= most;
+            if fits { Ok(()) } else { Err(BadGeometry { what, is, least, most }) }
+        };
+        check("the number of slots", slots.into(), 1, MAX_SLOTS.into())?;
+        check("the size of the arena", arena, GRAIN as u64, MAX_ARENA)?;
+        check("the number of urgent words", urgent.into(), 1, MAX_URGENT.into())?;
+        Ok(Self { slots, urgent, arena })
+    }
+
+    /// Slots of each ring.
+    pub fn slots(&self) -> u32 {
+        self.slots
+    }
+
+    /// Bytes of each arena.
+    pub fn arena(&self) -> u64 {
+        self.arena
+    }
+
+    /// Urgent words of each direction.
+    pub fn urgent(&self) -> u32 {
+        self.urgent
+    }
+
+    /// Bytes of the whole region: both directions, a multiple of the page.
+    pub fn region_len(&self) -> usize {
+        self.direction(1).arena + page_up(self.arena_len())
+    }
+
+    /// Where the parts of a direction stand; every number but 0 means direction 1.
+    pub fn direction(&self, direction: usize) -> Direction {
+        let second = usize::from(direction != 0);
+        let slots_len = self.slots as usize * SLOT;
+        let arenas = page_up(2 * PAGE + 2 * slots_len);
+        Direction {
+            words: second * PAGE,
+            slots: 2 * PAGE + second * slots_len,
+            arena: arenas + second * page_up(self.arena_len()),
+        }
+    }
+
+    fn arena_len(&self) -> usize {
+        usize::try_from(self.arena).unwrap_or(0) // At most MAX_ARENA, and a usize has 64 bits.
+    }
+}
+
+/// Byte offsets of one direction's parts in the region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Direction {
+    /// The page of words.
+    pub words: usize,
+    /// The first slot.
+    pub slots: usize,
+    /// The first byte of the arena.
+    pub arena: usize,
+}
+
+fn page_up(len: usize) -> usize {
+    len.next_multiple_of(PAGE)
+}
+
+/// What a slot carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A whole message in the slot.
+    Inline,
+    /// A whole message in the arena.
+    Whole,
+    /// The first piece of a long message; the slot's first payload word is the total length.
+    First,
+    /// A piece in the middle.
+    Middle,
+    /// The last piece.
+    Last,
+}
+
+impl Kind {
+    /// Whether a message begins here: only then may the abort bit be set.
+    pub fn begins(self) -> bool {
+        matches!(self, Self::Inline | Self::Whole | Self::First)
+    }
+
+    fn code(self) -> u64 {
+        match self {
+            Self::Inline => 1,
+            Self::Whole => 2,
+            Self::First => 3,
+            Self::Middle => 4,
+            Self::Last => 5,
+        }
+    }
+}
+
+/// A slot's control word, unpacked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Control {
+    /// What the slot carries.
+    pub kind: Kind,
+    /// The unfinished message before this one is abandoned.
+    pub abort: bool,
+    /// Bytes of payload in this slot or place.
+    pub len: u32,
+    /// The place in the arena, in units of [`GRAIN`]; 0 for [`Kind::Inline`].
+    pub place: u32,
+}
+
+const ABORT: u64 = 1 << 5;
+const PLACES: u64 = 1 << 26;
+
+impl Control {
+    /// Packs it.
+    #[inline]
+    pub fn encode(self) -> u64 {
+        let abort = if self.abort { ABORT } else { 0 };
+        u64::from(self.len) << 32 | (u64::from(self.place) % PLACES) << 6 | abort | self.kind.code()
+    }
+
+    /// Unpacks and judges it: what it describes lies in an arena of `arena` bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`Violation`] for every word that an honest peer with this arena does not write.
+    #[inline]
+    pub fn decode(word: u64, arena: u64) -> Result<Self, Violation> {
+        let kind = match word & (ABORT - 1) {
+            1 => Kind::Inline,
+            2 => Kind::Whole,
+            3 => Kind::First,
+            4 => Kind::Middle,
+            5 => Kind::Last,
+            _ => return Err(Violation("a slot of no known kind")),
+        };
+        let abort = word & ABORT != 0;
+        let (len, place) = (word >> 32, word >> 6 & (PLACES - 1));
+        if abort && !kind.begins() {
+            return Err(Violation("an abort in the middle of a message"));
+        }
+        let fits = match kind {
+            Kind::Inline => len <= INLINE as u64 && place == 0,
+            _ => len > 0 && len <= arena && place * GRAIN as u64 <= arena - len,
+        };
+        if !fits {
+            return Err(Violation("a length or a place outside the arena"));
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "32 and 26 bits, by the shifts above")]
+        Ok(Self { kind, abort, len: len as u32, place: place as u32 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_survives_packing() {
+        for kind in [Kind::Inline, Kind::Whole, Kind::First, Kind::Middle, Kind::Last] {
+            for len in [0, 1, 15, 26, 40, 41, 63, 64, 65, 104, 105, 4096] {
+                for place in [0, 1, 63] {
+                    for abort in [false, true] {
+                        let c = Control { kind, abort, len, place };
+                        let inline = kind == Kind::Inline;
+                        let ok = if inline { len <= 104 && place == 0 } else { len > 0 && place * 64 + len <= 4096 };
+                        let ok = ok && (!abort || kind.begins());
+                        assert_eq!(Control::decode(c.encode(), 4096).ok(), ok.then_some(c));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn zeros_and_unknown_kinds_are_refused() {
+        for word in [0, 6, 7, 31, 32, 33 << 6, u64::MAX] {
+            assert!(Control::decode(word, 1 << 20).is_err(), "{word:#x}");
+        }
+    }
+
+    #[test]
+    fn geometry_is_judged_and_laid_out_without_overlap() {
+        assert!(Geometry::new(0, 4096, 64).is_err());
+        assert!(Geometry::new(3, 4096, 64).is_err());
+        assert!(Geometry::new(MAX_SLOTS * 2, 4096, 64).is_err());
+        assert!(Geometry::new(4, 32, 64).is_err());
+        assert!(Geometry::new(4, MAX_ARENA * 2, 64).is_err());
+        assert!(Geometry::new(4, 4096, 0).is_err());
+        for slots in [1, 2, 256, MAX_SLOTS] {
+            for arena in [64, 4096, 1 << 20, MAX_ARENA] {
+                let g = Geometry::new(slots, arena, 64).expect("legal");
+                let (a, b) = (g.direction(0), g.direction(1));
+                assert_eq!(a.slots + slots as usize * SLOT, b.slots);
+                assert!(b.slots + slots as usize * SLOT <= a.arena);
+                assert!(a.arena as u64 + arena <= b.arena as u64);
+                assert!(b.arena as u64 + arena <= g.region_len() as u64);
+                assert_eq!((a.arena % PAGE, b.arena % PAGE, g.region_len() % PAGE), (0, 0, 0));
+            }
+        }
+    }
+}

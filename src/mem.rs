@@ -1,0 +1,178 @@
+//! The machine as a ring sees it: words, spans, fences, and a place to sleep.
+//!
+//! `ring/` is written against [`Memory`] alone, so the very same code runs on a mapped memfd
+//! (`sys::Mapping`), in private memory ([`Heap`]), under a model checker and against a liar.
+//!
+//! ```text
+//!   ring/ ── Memory ──┬── sys::Mapping   a memfd shared with another process, futex
+//!                     ├── Heap           private memory, mutex and condition variable
+//!                     └── loom-tests     model-checked words, cells and sleep
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. Addressing is by meaning: a slot by its ticket (masked by the memory's *own* mask), a fixed
+//!    word by its name, a payload by a [`Span`]. There are no offsets, so no call, however wrong
+//!    its arguments, leaves the memory.
+//! 2. A [`Span`] is plain data and may come from another memory: the memory that copies it judges
+//!    it, once per copy.
+//! 3. A word is 64 bits and always accessed whole; the two flags are 32 bits and alone.
+//! 4. Nothing here panics on any value of any word.
+//!
+//! # Proof
+//!
+//! `tests/memory.rs` calls every method with absurd arguments on both implementations.
+
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+
+
+
+/// Bytes of payload that stand in a slot itself.
+pub const INLINE: usize = 104;
+
+/// What an arena place is a multiple of, in bytes.
+pub const GRAIN: usize = 64;
+
+/// A word of a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    /// The slot's seqlock: see `ring/`.
+    Stamp,
+    /// Length, place and kind of the message, packed.
+    Control,
+    /// 64 bits that travel with the message.
+    Tag,
+}
+
+/// A fixed word of one ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// The next ticket that the consumer has not released. Written by the consumer.
+    Head,
+    /// The ticket whose release a sleeping producer needs. A hint, written by the producer.
+    Wanted,
+    /// Not zero once the producer's end is closed. Written by the producer.
+    ProducerMark,
+    /// Not zero once the consumer's end is closed. Written by the consumer.
+    ConsumerMark,
+    /// Counts the stores to urgent words. Written by the producer.
+    Bell,
+    /// An urgent word; the index is masked. Written by the producer.
+    Urgent(u32),
+    /// What became of the connection, in *private* memory: see `ring::Fate`.
+    Fate,
+}
+
+/// A word that one side sleeps on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flag {
+    /// The consumer waits for a message.
+    Consumer,
+    /// The producer waits for space.
+    Producer,
+    /// The consumer flag of the ring in the other direction: the producer's own side sleeps on it
+    /// while it waits for either. A ring alone has a spare flag here.
+    Twin,
+}
+
+/// Where a payload stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Span {
+    /// In the slot of this ticket, at most [`INLINE`] bytes.
+    Slot(u64),
+    /// In the arena, from this multiple of [`GRAIN`] bytes on.
+    Arena(u32),
+}
+
+/// What becomes of the rest of the last word that a copy touches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tail {
+    /// It is zeroed: the payload ends here, or goes on from here in order.
+    Zero,
+    /// It keeps its bytes: something was written behind already.
+    Keep,
+}
+
+/// A span or a range in it that is not in this memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutOfBounds;
+
+/// Until when to wait; `None` is for ever.
+pub type Until = Option<Instant>;
+
+/// How a sleep ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Woke {
+    /// Woken, interrupted, or never slept: look again.
+    Early,
+    /// A slice of sleep passed and nothing happened: look again, and sleep longer.
+    Slice,
+    /// The deadline passed.
+    Deadline,
+}
+
+/// One ring's memory, as one side sees it.
+///
+/// Every method may be called at any time with any argument. What a load returns may be anything
+/// at all if the peer lies; what a store reaches is only ever the word that it names.
+pub trait Memory {
+    /// Slots in the index, a power of two from 1 up. A private copy: it never changes.
+    fn slots(&self) -> u64;
+
+    /// Bytes in the arena, a power of two and a multiple of [`GRAIN`]. A private copy.
+    fn arena(&self) -> u64;
+
+    /// Loads a word of the slot that `ticket` falls into.
+    fn load_slot(&self, ticket: u64, field: Field, order: Ordering) -> u64;
+
+    /// Stores a word of the slot that `ticket` falls into.
+    fn store_slot(&self, ticket: u64, field: Field, value: u64, order: Ordering);
+
+    /// Loads a fixed word.
+    fn load(&self, word: Word, order: Ordering) -> u64;
+
+    /// Stores a fixed word.
+    fn store(&self, word: Word, value: u64, order: Ordering);
+
+    /// Sets [`Word::Fate`] if it is still zero, and returns what stands there then.
+    ///
+    /// Release on success, Acquire always: the first verdict stays.
+    fn settle(&self, fate: u64) -> u64;
+
+    /// Loads a flag (Relaxed: the fences around it order it).
+    fn load_flag(&self, flag: Flag) -> u32;
+
+    /// Stores a flag (Relaxed: the fences around it order it).
+    fn store_flag(&self, flag: Flag, value: u32);
+
+    /// A fence between this thread's accesses to the words.
+    fn fence(&self, order: Ordering);
+
+    /// Copies `bytes` into the span, `at` bytes behind its start.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfBounds`] if the range is not in this memory; nothing is copied then.
+    fn copy_in(&self, to: Span, at: usize, bytes: &[u8], tail: Tail) -> Result<(), OutOfBounds>;
+
+    /// Copies out of the span into `bytes`, from `at` bytes behind its start.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfBounds`] if the range is not in this memory; nothing is copied then.
+    fn copy_out(&self, from: Span, at: usize, bytes: &mut [u8]) -> Result<(), OutOfBounds>;
+
+    /// Sleeps while the flag is 1, until woken, or for a slice of time that grows with `patience`,
+    /// or until the deadline. The compare and the falling asleep are one step against [`wake`].
+    ///
+    /// [`wake`]: Memory::wake
+    fn wait(&self, flag: Flag, until: Until, patience: u32) -> Woke;
+
+    /// Wakes whoever sleeps on the flag.
+    fn wake(&self, flag: Flag);
+
+    /// Whether the deadline has passed.
+    fn expired(&self, until: Until) -> bool;
+}
