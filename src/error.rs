@@ -3,8 +3,14 @@
 //! All are `#[non_exhaustive]` and convert into [`std::io::Error`]. Nothing here carries a payload
 //! back, since every send borrows its bytes.
 
+mod handshake;
+mod setup;
+
 use std::fmt;
 use std::io;
+
+pub use handshake::{HandshakeError, RejectCode};
+pub use setup::{AcceptError, BindError, ConnectError, SpawnError};
 
 /// How a connection ended, as the layers below the public errors tell it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -82,8 +82,17 @@ pub mod words {
 const _: () = {
     use words::*;
     let alone = [
-        HEAD, CONSUMER_FLAG, PRODUCER_FLAG, PRODUCER_MARK, CONSUMER_MARK, PRODUCER_CPU,
-        CONSUMER_CPU, CONSUMER_WOKEN, PRODUCER_WOKEN, BELL, URGENT,
+        HEAD,
+        CONSUMER_FLAG,
+        PRODUCER_FLAG,
+        PRODUCER_MARK,
+        CONSUMER_MARK,
+        PRODUCER_CPU,
+        CONSUMER_CPU,
+        CONSUMER_WOKEN,
+        PRODUCER_WOKEN,
+        BELL,
+        URGENT,
     ];
     let mut i = 0;
     while i < alone.len() {
@@ -292,7 +301,11 @@ mod tests {
                     for abort in [false, true] {
                         let c = Control { kind, abort, len, place };
                         let inline = kind == Kind::Inline;
-                        let ok = if inline { len <= 104 && place == 0 } else { len > 0 && place * 64 + len <= 4096 };
+                        let ok = if inline {
+                            len <= 104 && place == 0
+                        } else {
+                            len > 0 && place * 64 + len <= 4096
+                        };
                         let ok = ok && (!abort || kind.begins());
                         assert_eq!(Control::decode(c.encode(), 4096).ok(), ok.then_some(c));
                     }

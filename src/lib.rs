@@ -1,11 +1,51 @@
 //! Two processes on one Linux machine exchange messages through shared memory, with plain
 //! blocking calls: no async, no runtime, no daemon.
+//!
+//! ```text
+//!   SharedMemoryListener   SharedMemoryStream   Options     bind, accept, connect, pair, spawn
+//!                          Sender   Receiver                send, receive, block, time out, close
+//! ```
 
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("narrows runs on 64-bit Linux only: it is built on memfd seals and shared futexes");
 
-pub mod error;
+mod channel;
+mod error;
+mod establish;
+#[doc(hidden)]
+pub mod handshake;
+#[doc(hidden)]
 pub mod layout;
+mod listener;
+#[doc(hidden)]
 pub mod mem;
+mod options;
+#[doc(hidden)]
+pub mod ring;
+mod stream;
 #[allow(unsafe_code)]
 mod sys;
+
+pub use channel::{
+    Batch, ByteReader, ByteWriter, Closer, Iter, Received, Receiver, RecvGuard, Reservation, Sender,
+    SharedSender, Stats, TryIter, WaitStrategy,
+};
+pub use error::{
+    AcceptError, BindError, ConnectError, HandshakeError, RecvError, RecvTimeoutError, RejectCode, SendError,
+    SendTimeoutError, SpawnError, TryRecvError, TrySendError,
+};
+pub use listener::{Incoming, ListenerCloser, SharedMemoryListener};
+pub use options::Options;
+pub use stream::{Ready, SharedMemoryStream};
+pub use sys::borrow::RawSpan;
+pub use sys::socket::PeerCred;
+
+/// What the models, the fuzzers and the tests of the parts see. Not part of the interface.
+#[doc(hidden)]
+pub mod internal {
+    pub use crate::channel::{
+        Gather, Inbound, Incoming, Monitor, NoPace, Outbound, Pace, RecvFault, SendFault, Wait, in_turn,
+    };
+    pub use crate::error::{Ended, Violation};
+    pub use crate::{handshake, layout, mem, ring};
+}

@@ -23,11 +23,12 @@
 //!
 //! `tests/memory.rs` calls every method with absurd arguments on both implementations.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-
-
+mod heap;
+pub use heap::Heap;
 
 /// Bytes of payload that stand in a slot itself.
 pub const INLINE: usize = 104;
@@ -95,6 +96,66 @@ pub enum Tail {
     Keep,
 }
 
+/// The ordering of a load. There are no SeqCst accesses: the protocol's full fences are fences.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Load {
+    /// No ordering.
+    Relaxed,
+    /// Sees what happened before the Release store that it reads.
+    Acquire,
+}
+
+/// The ordering of a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// No ordering.
+    Relaxed,
+    /// Publishes what happened before it to the Acquire load that reads it.
+    Release,
+}
+
+/// A fence between one thread's accesses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fence {
+    /// No later access moves before an earlier load.
+    Acquire,
+    /// No earlier access moves behind a later store.
+    Release,
+    /// No access moves across it in either direction.
+    Full,
+}
+
+impl From<Load> for Ordering {
+    #[inline]
+    fn from(order: Load) -> Self {
+        match order {
+            Load::Relaxed => Self::Relaxed,
+            Load::Acquire => Self::Acquire,
+        }
+    }
+}
+
+impl From<Store> for Ordering {
+    #[inline]
+    fn from(order: Store) -> Self {
+        match order {
+            Store::Relaxed => Self::Relaxed,
+            Store::Release => Self::Release,
+        }
+    }
+}
+
+impl From<Fence> for Ordering {
+    #[inline]
+    fn from(fence: Fence) -> Self {
+        match fence {
+            Fence::Acquire => Self::Acquire,
+            Fence::Release => Self::Release,
+            Fence::Full => Self::SeqCst,
+        }
+    }
+}
+
 /// A span or a range in it that is not in this memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutOfBounds;
@@ -125,16 +186,16 @@ pub trait Memory {
     fn arena(&self) -> u64;
 
     /// Loads a word of the slot that `ticket` falls into.
-    fn load_slot(&self, ticket: u64, field: Field, order: Ordering) -> u64;
+    fn load_slot(&self, ticket: u64, field: Field, order: Load) -> u64;
 
     /// Stores a word of the slot that `ticket` falls into.
-    fn store_slot(&self, ticket: u64, field: Field, value: u64, order: Ordering);
+    fn store_slot(&self, ticket: u64, field: Field, value: u64, order: Store);
 
     /// Loads a fixed word.
-    fn load(&self, word: Word, order: Ordering) -> u64;
+    fn load(&self, word: Word, order: Load) -> u64;
 
     /// Stores a fixed word.
-    fn store(&self, word: Word, value: u64, order: Ordering);
+    fn store(&self, word: Word, value: u64, order: Store);
 
     /// Sets [`Word::Fate`] if it is still zero, and returns what stands there then.
     ///
@@ -148,7 +209,7 @@ pub trait Memory {
     fn store_flag(&self, flag: Flag, value: u32);
 
     /// A fence between this thread's accesses to the words.
-    fn fence(&self, order: Ordering);
+    fn fence(&self, fence: Fence);
 
     /// Copies `bytes` into the span, `at` bytes behind its start.
     ///
@@ -170,9 +231,94 @@ pub trait Memory {
     /// [`wake`]: Memory::wake
     fn wait(&self, flag: Flag, until: Until, patience: u32) -> Woke;
 
+    /// Sleeps for a moment that no store or wake of the peer can shorten, at most a millisecond.
+    fn doze(&self, until: Until);
+
     /// Wakes whoever sleeps on the flag.
     fn wake(&self, flag: Flag);
 
     /// Whether the deadline has passed.
     fn expired(&self, until: Until) -> bool;
+}
+
+impl<M: Memory> Memory for Arc<M> {
+    #[inline]
+    fn slots(&self) -> u64 {
+        (**self).slots()
+    }
+
+    #[inline]
+    fn arena(&self) -> u64 {
+        (**self).arena()
+    }
+
+    #[inline]
+    fn load_slot(&self, ticket: u64, field: Field, order: Load) -> u64 {
+        (**self).load_slot(ticket, field, order)
+    }
+
+    #[inline]
+    fn store_slot(&self, ticket: u64, field: Field, value: u64, order: Store) {
+        (**self).store_slot(ticket, field, value, order)
+    }
+
+    #[inline]
+    fn load(&self, word: Word, order: Load) -> u64 {
+        (**self).load(word, order)
+    }
+
+    #[inline]
+    fn store(&self, word: Word, value: u64, order: Store) {
+        (**self).store(word, value, order)
+    }
+
+    #[inline]
+    fn settle(&self, fate: u64) -> u64 {
+        (**self).settle(fate)
+    }
+
+    #[inline]
+    fn load_flag(&self, flag: Flag) -> u32 {
+        (**self).load_flag(flag)
+    }
+
+    #[inline]
+    fn store_flag(&self, flag: Flag, value: u32) {
+        (**self).store_flag(flag, value)
+    }
+
+    #[inline]
+    fn fence(&self, fence: Fence) {
+        (**self).fence(fence)
+    }
+
+    #[inline]
+    fn copy_in(&self, to: Span, at: usize, bytes: &[u8], tail: Tail) -> Result<(), OutOfBounds> {
+        (**self).copy_in(to, at, bytes, tail)
+    }
+
+    #[inline]
+    fn copy_out(&self, from: Span, at: usize, bytes: &mut [u8]) -> Result<(), OutOfBounds> {
+        (**self).copy_out(from, at, bytes)
+    }
+
+    #[inline]
+    fn wait(&self, flag: Flag, until: Until, patience: u32) -> Woke {
+        (**self).wait(flag, until, patience)
+    }
+
+    #[inline]
+    fn doze(&self, until: Until) {
+        (**self).doze(until)
+    }
+
+    #[inline]
+    fn wake(&self, flag: Flag) {
+        (**self).wake(flag)
+    }
+
+    #[inline]
+    fn expired(&self, until: Until) -> bool {
+        (**self).expired(until)
+    }
 }

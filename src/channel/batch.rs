@@ -1,0 +1,129 @@
+//! Many messages, committed together.
+
+use std::io::IoSlice;
+use std::time::{Duration, Instant};
+
+use super::outbound::{Gather, SendFault};
+use super::sender::{Failed, blocking, timing, trying};
+use super::{Sender, Wait};
+use crate::error::{Ended, SendError, SendTimeoutError, TrySendError};
+use crate::ring::Cursor;
+
+/// Collects messages and commits them together, with one fence and at most one wake.
+///
+/// What does not fit is committed in parts. Dropping it flushes; one that is forgotten sends
+/// nothing of what it had not flushed.
+///
+/// ```
+/// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?;
+/// let mut batch = a.batch();
+/// for word in ["ebb", "flow"] {
+///     batch.push(word.as_bytes())?;
+/// }
+/// batch.flush()?;
+/// drop(batch);
+/// let mut buffer = [0; 8];
+/// assert_eq!(b.recv(&mut buffer)?.len, 3);
+/// assert_eq!(b.recv(&mut buffer)?.len, 4);
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "a batch that is forgotten sends nothing"]
+pub struct Batch<'a> {
+    sender: &'a mut Sender,
+    to: Cursor,
+    messages: u64,
+    bytes: u64,
+}
+
+impl<'a> Batch<'a> {
+    pub(super) fn new(sender: &'a mut Sender) -> Self {
+        let to = sender.out().ring().next();
+        Self { sender, to, messages: 0, bytes: 0 }
+    }
+
+    send_family! {
+        /// Adds a message. It is visible after the next flush, which comes by itself when there is
+        /// no room for more.
+        push_one [&mut self] (message: &[u8]) -> ();
+        push, try_push, push_timeout, push_deadline
+    }
+
+    send_family! {
+        /// Adds a message with a tag.
+        push_with_tag [&mut self] (message: &[u8], tag: u64) -> ();
+        push_tagged, try_push_tagged, push_tagged_timeout, push_tagged_deadline
+    }
+
+    /// Messages added and not yet flushed.
+    pub fn pending(&self) -> u64 {
+        self.messages
+    }
+
+    /// Commits what was added. Never blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`] if the connection has ended.
+    pub fn flush(&mut self) -> Result<(), SendError> {
+        self.sender.enter().map_err(|_| SendError::from(Ended::Forked))?;
+        self.publish();
+        self.sender.out().check().map_err(SendError::from)
+    }
+
+    fn push_one(&mut self, message: &[u8], wait: Wait) -> Result<(), Failed> {
+        self.push_with_tag(message, 0, wait)
+    }
+
+    fn push_with_tag(&mut self, message: &[u8], tag: u64, wait: Wait) -> Result<(), Failed> {
+        let fail = |fault| (fault, message.len());
+        self.sender.enter().map_err(fail)?;
+        self.sender.out().check().map_err(|ended| fail(ended.into()))?;
+        let max = self.sender.max_in_place();
+        let staged = match message.len() <= max {
+            true => self.stage(message, tag),
+            false => Err(SendFault::Full),
+        };
+        match self.sender.settle(staged) {
+            Err(SendFault::Full) => self.send_alone(message, tag, wait),
+            staged => staged.map_err(fail),
+        }
+    }
+
+    fn stage(&mut self, message: &[u8], tag: u64) -> Result<(), SendFault> {
+        let out = self.sender.out();
+        let claim = out.stage(self.to, message.len())?;
+        out.ring().open(&claim);
+        out.fill(&claim, &mut Gather::new(&[IoSlice::new(message)]))?;
+        out.describe_whole(&claim, message.len(), tag);
+        self.to = claim.after();
+        self.messages += 1;
+        self.bytes += message.len() as u64;
+        Ok(())
+    }
+
+    /// What has no room beside what is staged goes by itself, behind it.
+    fn send_alone(&mut self, message: &[u8], tag: u64, wait: Wait) -> Result<(), Failed> {
+        self.publish();
+        let sent = self.sender.send_one(message, tag, wait);
+        self.to = self.sender.out().ring().next();
+        sent
+    }
+
+    fn publish(&mut self) {
+        if self.messages > 0 {
+            self.sender.out().ring_mut().publish(self.to, false);
+            self.sender.add(self.messages, self.bytes);
+        }
+        self.to = self.sender.out().ring().next();
+        (self.messages, self.bytes) = (0, 0);
+    }
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        if self.sender.enter().is_ok() {
+            self.publish();
+        }
+    }
+}

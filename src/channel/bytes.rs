@@ -1,0 +1,145 @@
+//! Byte streams over messages: for code that reads and writes, and knows of no messages.
+
+use std::io::{self, BufRead, Read, Write};
+use std::time::Duration;
+
+use super::{Receiver, Sender};
+use crate::error::{RecvError, RecvTimeoutError, SendError, SendTimeoutError};
+
+/// Reads the bytes of all messages as one stream; made by [`Receiver::into_reader`].
+///
+/// What a read leaves of a message stays for the next read. Once the peer has closed and everything
+/// is read, reads return 0; if it died or lied, an error.
+///
+/// ```
+/// use std::io::{Read, Write};
+/// let (a, b) = narrows::SharedMemoryStream::pair()?;
+/// let (mut writer, mut reader) = (a.split().0.into_writer(), b.split().1.into_reader());
+/// writer.write_all(b"some bytes")?;
+/// drop(writer);
+/// let mut text = String::new();
+/// reader.read_to_string(&mut text)?;
+/// assert_eq!(text, "some bytes");
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct ByteReader {
+    receiver: Receiver,
+    buffer: Vec<u8>,
+    at: usize,
+    timeout: Option<Duration>,
+}
+
+impl ByteReader {
+    pub(super) fn new(receiver: Receiver) -> Self {
+        Self { receiver, buffer: Vec::new(), at: 0, timeout: None }
+    }
+
+    /// Lets each later read fail with `TimedOut` after so long; `None`, the default, is never.
+    pub fn set_read_timeout(&mut self, timeout: Option<Duration>) {
+        self.timeout = timeout;
+    }
+
+    /// The receiver, and the bytes of its last message that were not read.
+    pub fn into_parts(mut self) -> (Receiver, Vec<u8>) {
+        self.buffer.drain(..self.at);
+        (self.receiver, self.buffer)
+    }
+
+    /// Receives until there is a byte; whether there is one, or the stream has ended.
+    fn fill(&mut self) -> io::Result<bool> {
+        while self.at == self.buffer.len() {
+            let received = match self.timeout {
+                None => self.receiver.recv_into(&mut self.buffer).map_err(io::Error::from),
+                Some(timeout) => {
+                    self.receiver.recv_into_timeout(&mut self.buffer, timeout).map_err(io::Error::from)
+                }
+            };
+            match received {
+                Ok(_) => self.at = 0,
+                Err(error) if is_clean_end(&error) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+}
+
+fn is_clean_end(error: &io::Error) -> bool {
+    let Some(inner) = error.get_ref() else { return false };
+    inner.downcast_ref() == Some(&RecvError::Disconnected)
+        || inner.downcast_ref() == Some(&RecvTimeoutError::Disconnected)
+}
+
+impl Read for ByteReader {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if into.is_empty() {
+            return Ok(0);
+        }
+        let bytes = self.fill_buf()?;
+        let len = bytes.len().min(into.len());
+        into[..len].copy_from_slice(&bytes[..len]);
+        self.consume(len);
+        Ok(len)
+    }
+}
+
+impl BufRead for ByteReader {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.fill()?;
+        Ok(&self.buffer[self.at..])
+    }
+
+    fn consume(&mut self, len: usize) {
+        self.at = self.at.saturating_add(len).min(self.buffer.len());
+    }
+}
+
+/// Writes bytes as messages; made by [`Sender::into_writer`].
+///
+/// Each write is one message, at most as long as the connection's longest; an empty write is none.
+/// There is nothing to flush. Wrap it in a [`std::io::BufWriter`] for many small writes.
+#[derive(Debug)]
+pub struct ByteWriter {
+    sender: Sender,
+    timeout: Option<Duration>,
+}
+
+impl ByteWriter {
+    pub(super) fn new(sender: Sender) -> Self {
+        Self { sender, timeout: None }
+    }
+
+    /// Lets each later write fail with `TimedOut` after so long; `None`, the default, is never. A
+    /// write that fails has written nothing.
+    pub fn set_write_timeout(&mut self, timeout: Option<Duration>) {
+        self.timeout = timeout;
+    }
+
+    /// The sender.
+    pub fn into_inner(self) -> Sender {
+        self.sender
+    }
+}
+
+impl Write for ByteWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let bytes = bytes.get(..self.sender.max_message()).unwrap_or(bytes);
+        if bytes.is_empty() {
+            return Ok(0);
+        }
+        match self.timeout {
+            None => self.sender.send(bytes).map_err(|error: SendError| io::Error::from(error))?,
+            Some(timeout) => {
+                self.sender
+                    .send_timeout(bytes, timeout)
+                    .map_err(|error: SendTimeoutError| io::Error::from(error))?;
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

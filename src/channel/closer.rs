@@ -1,0 +1,64 @@
+//! Closing a connection at once, from any thread.
+
+use std::sync::{Arc, Weak};
+
+use crate::mem::{Flag, Memory, Store, Word};
+use crate::ring::{Fate, rouse};
+use crate::sys::link::{Link, Verdicts};
+use crate::sys::mapping::Mapping;
+
+/// Closes a connection from any thread, and ends the calls that are blocked on it.
+///
+/// It may be cloned, outlives the connection harmlessly, and does not keep it open.
+///
+/// ```
+/// let (mut a, b) = narrows::SharedMemoryStream::pair()?;
+/// let closer = a.closer();
+/// let thread = std::thread::spawn(move || a.recv(&mut [0; 64]));
+/// closer.close();
+/// assert_eq!(thread.join().unwrap(), Err(narrows::RecvError::Closed));
+/// # drop(b);
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Closer {
+    link: Weak<Link>,
+}
+
+impl Closer {
+    pub(crate) fn new(link: &Arc<Link>) -> Self {
+        Self { link: Arc::downgrade(link) }
+    }
+
+    /// Closes both directions. Never blocks; closing again does nothing.
+    ///
+    /// This side's calls end with `Closed`, the sleeping ones too. The peer receives what was
+    /// committed before, then `Disconnected`. In a forked child it does nothing.
+    pub fn close(&self) {
+        if let Some(link) = self.link.upgrade() {
+            shut(&link, Fate::Closed);
+        }
+    }
+}
+
+/// What the lifeline does to a connection whose peer is gone.
+pub(crate) const VERDICTS: Verdicts =
+    Verdicts { disconnected: Fate::Disconnected as u64, died: Fate::Died as u64, rouse: rouse::<Mapping> };
+
+/// Gives a connection its fate if it has none, marks both directions and wakes all four sleepers.
+pub(crate) fn shut(link: &Arc<Link>, fate: Fate) {
+    if !link.same_process() {
+        return;
+    }
+    let out = link.side().outgoing();
+    let outgoing = Mapping::new(Arc::clone(link), out);
+    let incoming = Mapping::new(Arc::clone(link), 1 - out);
+    outgoing.settle(fate as u64);
+    // Both pair with the Acquire load in `ring::ended`.
+    outgoing.store(Word::ProducerMark, 1, Store::Release);
+    incoming.store(Word::ConsumerMark, 1, Store::Release);
+    for ring in [&outgoing, &incoming] {
+        rouse(ring, Flag::Consumer);
+        rouse(ring, Flag::Producer);
+    }
+}

@@ -1,0 +1,319 @@
+//! The receiving half of a direction, over any memory: blocking, reassembly, what is lent.
+//!
+//! A message is *lent* from the moment a call returns it in place until it is given back; whatever
+//! the caller does with the guard, the next call gives it back first, so nothing comes twice.
+
+use super::Wait;
+use super::pace::Pace;
+use super::partial::Partial;
+use crate::error::{Ended, Violation};
+use crate::layout::Kind;
+use crate::mem::{Memory, OutOfBounds, Until, Word};
+use crate::ring::{Arrival, Bed, Consumer, Fate, ended, sleep};
+
+/// Why a receive failed; the public enums are made of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecvFault {
+    /// No whole message is there, or the deadline passed.
+    Empty,
+    /// The message has so many bytes; it was kept.
+    BufferTooSmall(usize),
+    /// The connection has ended.
+    Ended(Ended),
+}
+
+impl From<Ended> for RecvFault {
+    fn from(ended: Ended) -> Self {
+        Self::Ended(ended)
+    }
+}
+
+/// A whole message that is there.
+#[derive(Clone, Copy, Debug)]
+pub enum Incoming {
+    /// It stands in the ring.
+    Placed(Arrival),
+    /// It was reassembled in private memory: length and tag.
+    Assembled(usize, u64),
+}
+
+impl Incoming {
+    /// Bytes of the message.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Placed(arrival) => arrival.len,
+            Self::Assembled(len, _) => *len,
+        }
+    }
+
+    /// Whether the message has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Its tag.
+    pub fn tag(&self) -> u64 {
+        match self {
+            Self::Placed(arrival) => arrival.tag,
+            Self::Assembled(_, tag) => *tag,
+        }
+    }
+}
+
+/// The receiving half of a direction.
+#[derive(Debug)]
+pub struct Inbound<M, P> {
+    ring: Consumer<M>,
+    pace: P,
+    max_message: usize,
+    partial: Partial,
+    /// A whole message in the ring, judged, and not yet given back.
+    at_hand: Option<Arrival>,
+    /// What is at hand or complete was lent.
+    lent: bool,
+}
+
+/// What a look at the ring found.
+#[derive(Debug)]
+enum Lap {
+    /// A whole message.
+    Whole(Incoming),
+    /// Nothing that is ready.
+    Dry,
+    /// A whole lap of pieces, and maybe more behind.
+    Busy,
+}
+
+/// Waits that came to nothing, in a row, after which the peer is taken for one that plays with us.
+const PLAYED: u32 = 64;
+
+impl<M: Memory, P: Pace> Inbound<M, P> {
+    /// The receiver of a fresh ring.
+    pub fn new(mem: M, pace: P, first: u64, max_message: usize) -> Self {
+        Self {
+            ring: Consumer::new(mem, first),
+            pace,
+            max_message,
+            partial: Partial::default(),
+            at_hand: None,
+            lent: false,
+        }
+    }
+
+    /// The ring.
+    pub fn ring(&self) -> &Consumer<M> {
+        &self.ring
+    }
+
+    /// The next whole message, which stays until it is [given back](Self::give_back).
+    ///
+    /// # Errors
+    ///
+    /// [`RecvFault`], but never `BufferTooSmall`.
+    #[inline]
+    pub fn next(&mut self, wait: Wait) -> Result<Incoming, RecvFault> {
+        if self.lent {
+            self.give_back_lent()?;
+        }
+        let mut tries = 0_u32;
+        loop {
+            // The end is read before the stamps: what was committed before it is then seen.
+            let ended = self.ring.ended();
+            if let Some(end @ (Ended::Closed | Ended::ProtocolViolated)) = ended {
+                return Err(self.end(end));
+            }
+            match (self.lap()?, ended, wait) {
+                (Lap::Whole(message), _, _) => return Ok(message),
+                (Lap::Dry, Some(end), _) => return Err(self.end(end)),
+                (_, _, Wait::Never) => return Err(RecvFault::Empty),
+                (lap, _, Wait::Until(until)) => self.linger(&lap, until, tries)?,
+            }
+            tries = tries.saturating_add(1);
+        }
+    }
+
+    /// Copies the next message into `buffer`.
+    ///
+    /// # Errors
+    ///
+    /// [`RecvFault`].
+    #[inline]
+    pub fn recv(&mut self, buffer: &mut [u8], wait: Wait) -> Result<Incoming, RecvFault> {
+        let message = self.next(wait)?;
+        let Some(into) = buffer.get_mut(..message.len()) else {
+            return Err(RecvFault::BufferTooSmall(message.len()));
+        };
+        self.copy(&message, 0, into)?;
+        self.give_back(&message)?;
+        Ok(message)
+    }
+
+    /// Replaces what is in `buffer` by the next message. A reassembled message is handed over
+    /// without a copy, and `buffer`'s memory serves for the next one.
+    ///
+    /// # Errors
+    ///
+    /// [`RecvFault`], but never `BufferTooSmall`.
+    #[inline]
+    pub fn recv_into(&mut self, buffer: &mut Vec<u8>, wait: Wait) -> Result<Incoming, RecvFault> {
+        let message = self.next(wait)?;
+        match message {
+            Incoming::Assembled(..) => self.partial.swap_into(buffer),
+            Incoming::Placed(arrival) => {
+                buffer.resize(arrival.len, 0);
+                self.copy(&message, 0, buffer)?;
+                self.give_back(&message)?;
+            }
+        }
+        Ok(message)
+    }
+
+    /// Lends the next message in place: the next call gives it back, whatever happens.
+    ///
+    /// # Errors
+    ///
+    /// [`RecvFault`], but never `BufferTooSmall`.
+    pub fn lend(&mut self, wait: Wait) -> Result<Incoming, RecvFault> {
+        let message = self.next(wait)?;
+        self.lent = true;
+        Ok(message)
+    }
+
+    /// Copies a range of a message that is there.
+    ///
+    /// # Errors
+    ///
+    /// Only if the range is not in the message.
+    #[inline]
+    pub fn read_at(&self, message: &Incoming, at: usize, into: &mut [u8]) -> Result<(), OutOfBounds> {
+        match message {
+            Incoming::Placed(arrival) => self.ring.read(arrival, at, into),
+            Incoming::Assembled(..) => {
+                let end = at.checked_add(into.len()).ok_or(OutOfBounds)?;
+                into.copy_from_slice(self.partial.bytes().get(at..end).ok_or(OutOfBounds)?);
+                Ok(())
+            }
+        }
+    }
+
+    /// The private bytes of a reassembled message.
+    pub fn assembled(&mut self) -> &mut [u8] {
+        self.partial.bytes_mut()
+    }
+
+    /// Gives a message back, having judged that it stood still while it was read.
+    ///
+    /// # Errors
+    ///
+    /// `ProtocolViolated` if it did not; the connection is condemned then.
+    #[inline]
+    pub fn give_back(&mut self, message: &Incoming) -> Result<(), RecvFault> {
+        self.lent = false;
+        match message {
+            Incoming::Assembled(..) => self.partial.discard(),
+            Incoming::Placed(arrival) => {
+                self.at_hand = None;
+                let still = self.ring.verify(arrival);
+                self.ring.release(arrival);
+                still.map_err(|violation| self.condemn(violation))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a call to receive would end at once.
+    #[inline]
+    pub fn stirred(&self) -> bool {
+        self.at_hand.is_some() || self.partial.complete().is_some() || self.ring.stirred()
+    }
+
+    /// Gives back what a guard that was forgotten still holds.
+    #[cold]
+    fn give_back_lent(&mut self) -> Result<(), RecvFault> {
+        match (self.at_hand, self.partial.complete()) {
+            (Some(arrival), _) => self.give_back(&Incoming::Placed(arrival)),
+            (None, Some((len, tag))) => self.give_back(&Incoming::Assembled(len, tag)),
+            (None, None) => {
+                self.lent = false;
+                Ok(())
+            }
+        }
+    }
+
+    fn copy(&mut self, message: &Incoming, at: usize, into: &mut [u8]) -> Result<(), RecvFault> {
+        self.read_at(message, at, into).map_err(|_| self.condemn(Violation("a payload outside the arena")))
+    }
+
+    /// Takes what is ready, at most one lap of the ring: a whole message, or pieces of one.
+    #[inline]
+    fn lap(&mut self) -> Result<Lap, RecvFault> {
+        if let Some(arrival) = self.at_hand {
+            return Ok(Lap::Whole(Incoming::Placed(arrival)));
+        }
+        for _ in 0..self.ring.mem().slots() {
+            if let Some((len, tag)) = self.partial.complete() {
+                return Ok(Lap::Whole(Incoming::Assembled(len, tag)));
+            }
+            let arrival = match self.ring.arrival() {
+                Ok(None) => return Ok(Lap::Dry),
+                Ok(Some(arrival)) => arrival,
+                Err(violation) => return Err(self.condemn(violation)),
+            };
+            self.partial.judge(&arrival, self.max_message).map_err(|v| self.condemn(v))?;
+            if matches!(arrival.kind, Kind::Inline | Kind::Whole) {
+                self.at_hand = Some(arrival);
+                return Ok(Lap::Whole(Incoming::Placed(arrival)));
+            }
+            self.take_piece(&arrival)?;
+        }
+        Ok(Lap::Busy)
+    }
+
+    fn take_piece(&mut self, arrival: &Arrival) -> Result<(), RecvFault> {
+        let read = self.ring.read(arrival, 0, self.partial.room(arrival)).is_ok();
+        let still = self.ring.verify(arrival);
+        self.ring.release(arrival);
+        still.map_err(|violation| self.condemn(violation))?;
+        if !read {
+            return Err(self.condemn(Violation("a payload outside the arena")));
+        }
+        self.partial.advance(arrival);
+        Ok(())
+    }
+
+    /// Passes the time until there may be more; a peer that keeps us busy with what comes to nothing
+    /// outlives neither the deadline nor our patience.
+    #[cold]
+    fn linger(&mut self, lap: &Lap, until: Until, tries: u32) -> Result<(), RecvFault> {
+        let Self { ring, pace, .. } = self;
+        if tries > 0 && ring.mem().expired(until) {
+            return Err(RecvFault::Empty);
+        }
+        if matches!(lap, Lap::Busy) || pace.pass(until, || ring.stirred()) {
+            if tries > PLAYED && matches!(lap, Lap::Dry) {
+                ring.mem().doze(until);
+            }
+            return Ok(());
+        }
+        let found = sleep(&Bed::consumer(ring.mem()), until, || ring.stirred().then_some(()));
+        pace.slept();
+        found.ok_or(RecvFault::Empty)
+    }
+
+    /// The connection has ended: pieces of what will never be whole are dropped.
+    #[cold]
+    fn end(&mut self, ended: Ended) -> RecvFault {
+        self.partial.discard();
+        (self.at_hand, self.lent) = (None, false);
+        RecvFault::Ended(ended)
+    }
+
+    /// The peer lied: the connection is over for good.
+    #[cold]
+    fn condemn(&mut self, _violation: Violation) -> RecvFault {
+        self.ring.mem().settle(Fate::Violated as u64);
+        self.ring.close();
+        let end = ended(self.ring.mem(), Word::ProducerMark).unwrap_or(Ended::ProtocolViolated);
+        self.end(end)
+    }
+}

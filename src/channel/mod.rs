@@ -1,0 +1,64 @@
+//! Messages over a ring: block, time out, close, cut and reassemble.
+//!
+//! ```text
+//!   Sender, SharedSender, Batch, Reservation       Receiver, RecvGuard        public, over sys::Mapping
+//!          |                                           |
+//!      Outbound<M, P>                              Inbound<M, P>              any memory, any pace
+//!          |                                           |
+//!      ring::Producer<M>                           ring::Consumer<M>
+//! ```
+//!
+//! `Outbound` and `Inbound` are generic over the memory and over how to pass the time before
+//! sleeping, so the models run the same cutting, reassembly and blocking as users do.
+
+#[macro_use]
+mod family;
+
+mod batch;
+mod bytes;
+mod closer;
+mod inbound;
+mod outbound;
+mod pace;
+mod partial;
+mod receiver;
+mod recv_guard;
+mod reservation;
+mod sender;
+mod shared;
+mod stats;
+
+pub use batch::Batch;
+pub use bytes::{ByteReader, ByteWriter};
+pub use closer::Closer;
+pub(crate) use closer::{VERDICTS, shut};
+pub use inbound::{Inbound, Incoming, RecvFault};
+pub use outbound::{Gather, Outbound, SendFault};
+pub use pace::{NoPace, Pace, WaitStrategy};
+pub use receiver::{Iter, Received, Receiver, TryIter};
+pub use recv_guard::RecvGuard;
+pub use reservation::Reservation;
+pub use sender::Sender;
+pub use shared::{Monitor, SharedSender, in_turn};
+pub use stats::Stats;
+
+use crate::mem::Until;
+
+/// How long an operation may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// It never blocks.
+    Never,
+    /// Until a deadline, or for ever.
+    Until(Until),
+}
+
+impl Wait {
+    /// For as long as it takes.
+    pub const FOREVER: Self = Self::Until(None);
+
+    /// For a duration; one too long for the clock is for ever.
+    pub fn for_duration(timeout: std::time::Duration) -> Self {
+        Self::Until(std::time::Instant::now().checked_add(timeout))
+    }
+}

@@ -1,0 +1,340 @@
+//! The sending half of a direction, over any memory: blocking, cutting, abandoning.
+//!
+//! A message of at most [`in_place`](Outbound::in_place) bytes takes one ticket. A longer one is cut
+//! into pieces, each published (and its reader woken) before the next is waited for, so it flows
+//! through a ring of any size. Whoever leaves between two pieces has abandoned the message: the
+//! ticket of the next message says so.
+
+use std::io::IoSlice;
+
+use super::Wait;
+use super::pace::Pace;
+use crate::error::{Ended, Violation};
+use crate::layout::Kind;
+use crate::mem::{GRAIN, Memory, Tail, Until, Word};
+use crate::ring::{Bed, Claim, Cursor, Fate, Producer, Refusal, sleep};
+
+/// The longest message that stands in one place, in bytes; beyond it, overlapping the two copies
+/// pays. Also limited by the arena.
+const LONGEST_WHOLE: usize = 256 << 10;
+
+/// The longest piece of a cut message, in bytes.
+const LONGEST_PIECE: usize = 64 << 10;
+
+/// Waits that came to nothing, in a row, after which the peer is taken for one that plays with us.
+const PLAYED: u32 = 64;
+
+/// Why a send failed; the public enums are made of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SendFault {
+    /// No room now, or the deadline passed.
+    Full,
+    /// It never fits at once.
+    TooLargeToTry,
+    /// It is longer than this limit.
+    TooLarge(usize),
+    /// The last ticket is used.
+    Exhausted,
+    /// The connection has ended.
+    Ended(Ended),
+}
+
+impl From<Ended> for SendFault {
+    fn from(ended: Ended) -> Self {
+        Self::Ended(ended)
+    }
+}
+
+/// The sending half of a direction.
+#[derive(Debug)]
+pub struct Outbound<M, P> {
+    ring: Producer<M>,
+    pace: P,
+    max_message: usize,
+    whole: usize,
+    piece: usize,
+}
+
+impl<M: Memory, P: Pace> Outbound<M, P> {
+    /// The sender of a fresh ring.
+    pub fn new(mem: M, pace: P, first: u64, max_message: usize) -> Self {
+        let arena = usize::try_from(mem.arena()).unwrap_or(LONGEST_WHOLE);
+        let share = if mem.slots() < 4 { arena } else { (arena / 4).max(GRAIN) };
+        Self {
+            ring: Producer::new(mem, first),
+            pace,
+            max_message,
+            whole: arena.min(LONGEST_WHOLE),
+            piece: share.min(LONGEST_PIECE),
+        }
+    }
+
+    /// The ring.
+    pub fn ring(&self) -> &Producer<M> {
+        &self.ring
+    }
+
+    /// The ring, to write claims.
+    pub fn ring_mut(&mut self) -> &mut Producer<M> {
+        &mut self.ring
+    }
+
+    /// The longest message, in bytes.
+    pub fn max_message(&self) -> usize {
+        self.max_message
+    }
+
+    /// The longest message that stands in one place, in bytes.
+    pub fn in_place(&self) -> usize {
+        self.whole.min(self.max_message)
+    }
+
+    /// Sends one message, which is the parts one behind the other.
+    ///
+    /// # Errors
+    ///
+    /// [`SendFault`]; nothing of the message will be delivered.
+    #[inline]
+    pub fn send(&mut self, parts: &[IoSlice<'_>], tag: u64, wait: Wait) -> Result<usize, SendFault> {
+        let len = parts.iter().fold(0, |sum: usize, part| sum.saturating_add(part.len()));
+        if len > self.whole {
+            return self.send_cut(parts, len, tag, wait).map(|()| len);
+        }
+        let claim = self.claim(len, wait)?;
+        self.ring.open(&claim);
+        self.fill(&claim, &mut Gather::new(parts))?;
+        self.commit(&claim, len, tag);
+        Ok(len)
+    }
+
+    /// Claims a ticket and a place for a whole message of `len` bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`SendFault`]; [`SendFault::TooLarge`] for more than [`in_place`](Self::in_place).
+    #[inline]
+    pub fn claim(&mut self, len: usize, wait: Wait) -> Result<Claim, SendFault> {
+        if len > self.in_place() {
+            return Err(SendFault::TooLarge(self.in_place()));
+        }
+        self.check()?;
+        self.claim_or_wait(wait, |ring| ring.claim(ring.next(), len))
+    }
+
+    /// Claims behind what is staged already; never blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`SendFault`]; `Full` also if it would fit once what is staged is flushed.
+    pub fn stage(&mut self, from: Cursor, len: usize) -> Result<Claim, SendFault> {
+        match self.ring.claim(from, len) {
+            Ok(claim) => Ok(claim),
+            Err(Refusal::Full { .. }) => Err(SendFault::Full),
+            Err(refusal) => Err(self.refuse(refusal)),
+        }
+    }
+
+    /// Commits a written claim as a whole message.
+    #[inline]
+    pub fn commit(&mut self, claim: &Claim, len: usize, tag: u64) {
+        self.describe_whole(claim, len, tag);
+        self.ring.publish(claim.after(), false);
+    }
+
+    /// Describes a written claim as a whole message, still private.
+    #[inline]
+    pub fn describe_whole(&mut self, claim: &Claim, len: usize, tag: u64) {
+        let kind = match claim.span() {
+            crate::mem::Span::Slot(_) => Kind::Inline,
+            crate::mem::Span::Arena(_) => Kind::Whole,
+        };
+        self.ring.describe(claim, kind, len, tag);
+    }
+
+    /// How the direction has ended, as an error.
+    ///
+    /// # Errors
+    ///
+    /// How it ended.
+    #[inline]
+    pub fn check(&self) -> Result<(), Ended> {
+        match self.ring.ended() {
+            None => Ok(()),
+            Some(ended) => Err(ended),
+        }
+    }
+
+    /// Writes as many of the gathered bytes as the claim holds.
+    ///
+    /// # Errors
+    ///
+    /// None with a claim of this ring: then the connection is condemned rather than trusted.
+    pub fn fill(&mut self, claim: &Claim, from: &mut Gather<'_>) -> Result<(), SendFault> {
+        let mut at = 0;
+        while at < claim.len() {
+            let Some(bytes) = from.take(claim.len() - at) else { break };
+            if self.ring.write(claim, at, bytes, Tail::Zero).is_err() {
+                return Err(self.refuse(Refusal::Violated(Violation("a place outside the arena"))));
+            }
+            at += bytes.len();
+        }
+        Ok(())
+    }
+
+    /// The ticket whose release a message of `len` bytes needs, or nothing if there is room.
+    ///
+    /// # Errors
+    ///
+    /// [`SendFault`], never `Full`.
+    pub fn needs(&mut self, len: usize) -> Result<Option<u64>, SendFault> {
+        self.check()?;
+        match self.ring.claim(self.ring.next(), len) {
+            Ok(_) => Ok(None),
+            Err(Refusal::Full { needs }) => Ok(Some(needs)),
+            Err(refusal) => Err(self.refuse(refusal)),
+        }
+    }
+
+    fn send_cut(&mut self, parts: &[IoSlice<'_>], len: usize, tag: u64, wait: Wait) -> Result<(), SendFault> {
+        if len > self.max_message {
+            return Err(SendFault::TooLarge(self.max_message));
+        }
+        self.check()?;
+        if wait == Wait::Never {
+            self.fits_at_once(len)?;
+        }
+        let (mut from, mut left) = (Gather::new(parts), len);
+        while left > 0 {
+            let size = left.min(self.piece);
+            let claim = self.claim_or_wait(wait, |ring| ring.claim_piece(ring.next(), size))?;
+            self.ring.open(&claim);
+            self.fill(&claim, &mut from)?;
+            let first = left == len;
+            left -= size;
+            self.publish_piece(&claim, first.then_some(len), left == 0, tag);
+            self.check()?;
+        }
+        Ok(())
+    }
+
+    fn publish_piece(&mut self, claim: &Claim, total: Option<usize>, last: bool, tag: u64) {
+        let kind = match (total, last) {
+            (Some(total), _) => {
+                self.ring.write_total(claim, total as u64);
+                Kind::First
+            }
+            (None, false) => Kind::Middle,
+            (None, true) => Kind::Last,
+        };
+        self.ring.describe(claim, kind, claim.len(), tag);
+        self.ring.publish(claim.after(), !last);
+    }
+
+    /// Whether all pieces of a message have room now.
+    fn fits_at_once(&mut self, len: usize) -> Result<(), SendFault> {
+        let pieces = len.div_ceil(self.piece) as u64;
+        if pieces > self.ring.mem().slots() || len as u64 > self.ring.mem().arena() {
+            return Err(SendFault::TooLargeToTry);
+        }
+        let (mut at, mut left) = (self.ring.next(), len);
+        while left > 0 {
+            let size = left.min(self.piece);
+            match self.ring.claim_piece(at, size) {
+                Ok(claim) => (at, left) = (claim.after(), left - size),
+                Err(Refusal::Full { .. }) => return Err(SendFault::Full),
+                Err(refusal) => return Err(self.refuse(refusal)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Claims, waiting for space between tries.
+    #[inline]
+    fn claim_or_wait(
+        &mut self,
+        wait: Wait,
+        mut claim: impl FnMut(&mut Producer<M>) -> Result<Claim, Refusal>,
+    ) -> Result<Claim, SendFault> {
+        let mut tries = 0_u32;
+        loop {
+            match (claim(&mut self.ring), wait) {
+                (Ok(claim), _) => return Ok(claim),
+                (Err(Refusal::Full { .. }), Wait::Never) => return Err(SendFault::Full),
+                (Err(Refusal::Full { needs }), Wait::Until(until)) => self.linger(needs, until, tries)?,
+                (Err(refusal), _) => return Err(self.refuse(refusal)),
+            }
+            tries = tries.saturating_add(1);
+        }
+    }
+
+    /// Passes the time until a release; a peer whose head plays with us outlives neither the
+    /// deadline nor our patience.
+    #[cold]
+    fn linger(&mut self, needs: u64, until: Until, tries: u32) -> Result<(), SendFault> {
+        let Self { ring, pace, .. } = self;
+        if tries > 0 && ring.mem().expired(until) {
+            return Err(SendFault::Full);
+        }
+        if tries > PLAYED {
+            ring.mem().doze(until);
+        }
+        if !pace.pass(until, || ring.released(needs)) {
+            ring.want(needs);
+            let found = sleep(&Bed::producer(ring.mem()), until, || ring.released(needs).then_some(()));
+            pace.slept();
+            if found.is_none() {
+                return Err(SendFault::Full);
+            }
+        }
+        self.check().map_err(SendFault::Ended)
+    }
+
+    /// Turns a refusal into a fault; a lie condemns the connection.
+    #[cold]
+    fn refuse(&mut self, refusal: Refusal) -> SendFault {
+        match refusal {
+            Refusal::Full { .. } => SendFault::Full,
+            Refusal::TooLarge => SendFault::TooLarge(self.in_place()),
+            Refusal::Exhausted => SendFault::Exhausted,
+            Refusal::Violated(_) => {
+                let mem = self.ring.mem();
+                mem.settle(Fate::Violated as u64);
+                self.ring.close();
+                crate::ring::ended(self.ring.mem(), Word::ConsumerMark)
+                    .unwrap_or(Ended::ProtocolViolated)
+                    .into()
+            }
+        }
+    }
+}
+
+/// Takes bytes from several slices as if they were one.
+#[derive(Debug)]
+pub struct Gather<'a> {
+    parts: &'a [IoSlice<'a>],
+    at: usize,
+}
+
+impl<'a> Gather<'a> {
+    /// From the start of the first slice.
+    #[inline]
+    pub fn new(parts: &'a [IoSlice<'a>]) -> Self {
+        Self { parts, at: 0 }
+    }
+
+    /// The next bytes that stand together, at most `most`; nothing at the end.
+    #[inline]
+    fn take(&mut self, most: usize) -> Option<&'a [u8]> {
+        loop {
+            let (first, rest) = self.parts.split_first()?;
+            let left = first.get(self.at..).unwrap_or(&[]);
+            if left.is_empty() {
+                (self.parts, self.at) = (rest, 0);
+                continue;
+            }
+            let taken = left.get(..most).unwrap_or(left);
+            self.at += taken.len();
+            return Some(taken);
+        }
+    }
+}

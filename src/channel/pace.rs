@@ -1,0 +1,156 @@
+//! How a waiting call passes the time before it goes to sleep.
+//!
+//! A wake across CPUs costs tens of microseconds and a hand-over by spinning a tenth of one, so
+//! this decides more than the ring does. It is policy alone: whatever it does, the ring's sleep
+//! protocol comes after it and loses nothing.
+//!
+//! `Adaptive` spins for at most [`BUDGET`] and learns, for each waiting place by itself, whether
+//! recent waits would have been covered. When the peer was last seen on our own CPU it steps aside
+//! once instead: spinning there keeps the peer from answering.
+
+use std::hint;
+use std::time::{Duration, Instant};
+
+use crate::mem::Until;
+use crate::sys::cpu;
+use crate::sys::mapping::{Mapping, Role};
+
+/// About what a wake across CPUs costs.
+const BUDGET: Duration = Duration::from_micros(20);
+
+/// Looks without a pause at first: the answer is often there at once.
+const EAGER: u32 = 32;
+
+/// Pauses between two looks at the clock.
+const STRIDE: u32 = 8;
+
+/// Waits in a row that the budget did not cover, after which there is no spinning.
+const MISSES: u32 = 3;
+
+/// What a call does when it has to wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WaitStrategy {
+    /// Sleeps at once. Least CPU; each wait costs a wake-up of the kernel's, some 20 to 50 us.
+    Park,
+    /// Spins for some 20 us where that has paid lately, then sleeps. The default.
+    #[default]
+    Adaptive,
+    /// Never sleeps: a waiting call keeps its CPU busy until its end or its deadline.
+    Spin,
+}
+
+/// How to pass the time before sleeping.
+pub trait Pace {
+    /// Looks for a while; whether the look found something. May return `false` at any time.
+    fn pass(&mut self, until: Until, look: impl Fn() -> bool) -> bool;
+
+    /// A sleep that followed [`pass`](Self::pass) is over.
+    fn slept(&mut self);
+}
+
+/// Sleeps at once.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoPace;
+
+impl Pace for NoPace {
+    fn pass(&mut self, _until: Until, _look: impl Fn() -> bool) -> bool {
+        false
+    }
+
+    fn slept(&mut self) {}
+}
+
+/// One waiting place of one end of a connection.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    strategy: WaitStrategy,
+    mapping: Mapping,
+    role: Role,
+    cpu: u64,
+    misses: u32,
+    began: Instant,
+}
+
+impl Waiting {
+    pub(crate) fn new(strategy: WaitStrategy, mapping: Mapping, role: Role) -> Self {
+        Self { strategy, mapping, role, cpu: 0, misses: 0, began: Instant::now() }
+    }
+
+    fn adapt(&mut self, until: Until, look: impl Fn() -> bool) -> bool {
+        self.began = Instant::now();
+        let here = cpu::current();
+        if here != self.cpu {
+            self.cpu = here;
+            self.mapping.publish_cpu(self.role, here);
+        }
+        if !cpu::many() || (here != 0 && self.mapping.peer_cpu(self.role) == here) {
+            cpu::step_aside();
+            return look();
+        }
+        if self.misses >= MISSES {
+            return false;
+        }
+        let end = self.began + BUDGET;
+        let found = spin(until.map_or(end, |until| until.min(end)), look);
+        self.misses = if found { 0 } else { self.misses + 1 };
+        found
+    }
+}
+
+impl Pace for Waiting {
+    fn pass(&mut self, until: Until, look: impl Fn() -> bool) -> bool {
+        match self.strategy {
+            WaitStrategy::Park => false,
+            WaitStrategy::Adaptive => self.adapt(until, look),
+            WaitStrategy::Spin => spin_on(until, look),
+        }
+    }
+
+    fn slept(&mut self) {
+        if self.strategy != WaitStrategy::Adaptive || self.misses < MISSES {
+            return;
+        }
+        // The peer's account of when it woke us, clamped: a lie costs one wrong guess.
+        let woken = self.mapping.woken_for(self.role);
+        let waited = self.began.elapsed().saturating_sub(woken.unwrap_or_default());
+        if woken.is_some() && waited <= BUDGET {
+            self.misses = 0;
+        }
+    }
+}
+
+/// Looks until found or until `end`.
+fn spin(end: Instant, look: impl Fn() -> bool) -> bool {
+    for _ in 0..EAGER {
+        if look() {
+            return true;
+        }
+    }
+    loop {
+        for _ in 0..STRIDE {
+            hint::spin_loop();
+            if look() {
+                return true;
+            }
+        }
+        if Instant::now() >= end {
+            return false;
+        }
+    }
+}
+
+/// Looks until found or until the deadline, however long that is.
+fn spin_on(until: Until, look: impl Fn() -> bool) -> bool {
+    let slice = Duration::from_millis(100);
+    loop {
+        let now = Instant::now();
+        if until.is_some_and(|until| now >= until) {
+            return look();
+        }
+        let end = now + slice;
+        if spin(until.map_or(end, |until| until.min(end)), &look) {
+            return true;
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! A received message, lent where it stands.
+
+use std::io;
+
+use super::Receiver;
+use super::inbound::Incoming;
+use super::receiver::blocking;
+use crate::error::RecvError;
+use crate::mem::Span;
+use crate::sys::borrow::RawSpan;
+
+/// A message where it stands, until the guard is dropped.
+///
+/// Copying reads are safe whatever the peer does; borrowing the bytes in place is
+/// [`RawSpan::as_slice`], which is `unsafe`. A guard that is forgotten is given back by the next call
+/// on the receiver, and its message never comes twice. It also implements [`io::Read`].
+///
+/// ```
+/// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?;
+/// a.send(b"0123456789")?;
+/// let guard = b.recv_ref()?;
+/// let mut some = [0; 3];
+/// guard.read_at(4, &mut some)?;
+/// assert_eq!(&some, b"456");
+/// guard.finish()?; // like dropping it, but tells if the peer changed the bytes meanwhile
+/// # Ok::<(), std::io::Error>(())
+/// ```
+///
+/// What it lends cannot outlive it:
+///
+/// ```compile_fail
+/// let (mut a, mut b) = narrows::SharedMemoryStream::pair().unwrap();
+/// let span = b.recv_ref().unwrap().raw().unwrap();
+/// unsafe { span.as_slice() };
+/// ```
+#[derive(Debug)]
+pub struct RecvGuard<'a> {
+    receiver: &'a mut Receiver,
+    message: Incoming,
+    read: usize,
+    over: bool,
+}
+
+impl<'a> RecvGuard<'a> {
+    pub(super) fn new(receiver: &'a mut Receiver, message: Incoming) -> Self {
+        Self { receiver, message, read: 0, over: false }
+    }
+
+    /// Bytes of the message.
+    pub fn len(&self) -> usize {
+        self.message.len()
+    }
+
+    /// Whether the message has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.message.is_empty()
+    }
+
+    /// The tag that the sender gave it; 0 if none.
+    pub fn tag(&self) -> u64 {
+        self.message.tag()
+    }
+
+    /// Copies the bytes from `offset` on into all of `into`.
+    ///
+    /// # Errors
+    ///
+    /// `UnexpectedEof` if the message has fewer; nothing is copied then. `Unsupported` in a forked
+    /// child.
+    pub fn read_at(&self, offset: usize, into: &mut [u8]) -> io::Result<()> {
+        self.receiver.enter().map_err(blocking)?;
+        let read = self.receiver.inb_ref().read_at(&self.message, offset, into);
+        read.map_err(|_| io::Error::new(io::ErrorKind::UnexpectedEof, "the message is shorter"))
+    }
+
+    /// Copies the whole message.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` in a forked child.
+    pub fn to_vec(&self) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; self.len()];
+        self.read_at(0, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// The bytes in place, for the `unsafe` borrow that spares a copy.
+    ///
+    /// # Errors
+    ///
+    /// [`RecvError::Forked`] in a forked child, where they are not mapped.
+    pub fn raw(&mut self) -> Result<RawSpan<'_>, RecvError> {
+        self.receiver.enter().map_err(blocking)?;
+        match &self.message {
+            Incoming::Assembled(..) => Ok(RawSpan::private(self.receiver.inb().assembled())),
+            Incoming::Placed(arrival) => {
+                let (span, len): (Span, usize) = (arrival.span, arrival.len);
+                let raw = self.receiver.inb_ref().ring().mem().raw(span, len);
+                raw.ok_or(RecvError::ProtocolViolated)
+            }
+        }
+    }
+
+    /// Gives the message back, and tells whether the peer let it stand still until now.
+    ///
+    /// # Errors
+    ///
+    /// [`RecvError::ProtocolViolated`] if it did not: what was read is worth nothing, and the
+    /// connection is closed.
+    pub fn finish(mut self) -> Result<(), RecvError> {
+        self.give_back()
+    }
+
+    fn give_back(&mut self) -> Result<(), RecvError> {
+        if self.over {
+            return Ok(());
+        }
+        self.over = true;
+        self.receiver.enter().map_err(blocking)?;
+        let given = self.receiver.inb().give_back(&self.message);
+        self.receiver.settle(given).map_err(blocking)
+    }
+}
+
+impl io::Read for RecvGuard<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let len = into.len().min(self.len() - self.read);
+        self.read_at(self.read, &mut into[..len])?;
+        self.read += len;
+        Ok(len)
+    }
+}
+
+impl Drop for RecvGuard<'_> {
+    fn drop(&mut self) {
+        // A lie found here has condemned the connection: the next call says so.
+        let _next_call_fails = self.give_back();
+    }
+}

@@ -1,0 +1,146 @@
+//! A sender for many threads: one sender behind a lock, with the same promises about time.
+//!
+//! The lock is a [`Monitor`], so that a model checker can stand in for it.
+
+use std::io::IoSlice;
+use std::ops::DerefMut;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use super::outbound::SendFault;
+use super::sender::{Failed, blocking, timing, trying};
+use super::{Closer, Sender, Stats, Wait};
+use crate::error::{Ended, SendError, SendTimeoutError, TrySendError};
+use crate::mem::Until;
+use crate::sys::link::Link;
+
+/// A lock around a value, as the layers that block this process's own threads need it.
+pub trait Monitor<T> {
+    /// The right to use the value.
+    type Guard<'a>: DerefMut<Target = T>
+    where
+        Self: 'a;
+
+    /// Makes the lock.
+    fn new(value: T) -> Self;
+
+    /// Takes the lock if nobody has it.
+    fn try_lock(&self) -> Option<Self::Guard<'_>>;
+
+    /// Takes the lock, waiting until the deadline at most.
+    fn lock_until(&self, until: Until) -> Option<Self::Guard<'_>>;
+}
+
+impl<T> Monitor<T> for Mutex<T> {
+    type Guard<'a>
+        = MutexGuard<'a, T>
+    where
+        Self: 'a;
+
+    fn new(value: T) -> Self {
+        Self::new(value)
+    }
+
+    fn try_lock(&self) -> Option<Self::Guard<'_>> {
+        self.try_lock()
+    }
+
+    fn lock_until(&self, until: Until) -> Option<Self::Guard<'_>> {
+        match until {
+            None => Some(self.lock()),
+            Some(deadline) => self.try_lock_until(deadline),
+        }
+    }
+}
+
+/// Sends messages to the peer from many threads; made by [`Sender::into_shared`].
+///
+/// A message is never mixed with another, and each thread's messages keep their order. The threads
+/// take turns: while one waits for room the others wait behind it, `try_send` says `Full` and a
+/// deadline passes as `Timeout`. A [`Closer`] ends the one that waits for room and all behind it.
+/// Dropping the last clone closes this direction.
+///
+/// ```
+/// let (a, mut b) = narrows::SharedMemoryStream::pair()?;
+/// let (tx, _rx) = a.split();
+/// let shared = tx.into_shared();
+/// std::thread::scope(|s| {
+///     for _ in 0..4 {
+///         s.spawn(|| shared.send(b"from a thread"));
+///     }
+/// });
+/// drop(shared);
+/// assert_eq!(b.iter().count(), 4);
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct SharedSender {
+    sender: Arc<Mutex<Sender>>,
+    link: Arc<Link>,
+}
+
+impl SharedSender {
+    pub(super) fn new(sender: Sender) -> Self {
+        let link = Arc::clone(sender.link());
+        #[expect(clippy::arc_with_non_send_sync, reason = "false alarm: a mutex of a Send value is both")]
+        Self { sender: Arc::new(Mutex::new(sender)), link }
+    }
+
+    send_family! {
+        /// Sends one message of any size.
+        send_plain [&self] (message: &[u8]) -> ();
+        send, try_send, send_timeout, send_deadline
+    }
+
+    send_family! {
+        /// Sends one message with a tag: 64 bits that travel beside the payload.
+        send_one [&self] (message: &[u8], tag: u64) -> ();
+        send_tagged, try_send_tagged, send_tagged_timeout, send_tagged_deadline
+    }
+
+    send_family! {
+        /// Sends one message that is the parts one behind the other, with a tag.
+        send_parts [&self] (parts: &[IoSlice<'_>], tag: u64) -> ();
+        send_vectored, try_send_vectored, send_vectored_timeout, send_vectored_deadline
+    }
+
+    /// A handle that closes the whole connection from any thread.
+    pub fn closer(&self) -> Closer {
+        Closer::new(&self.link)
+    }
+
+    /// What all threads have sent. Waits for a thread that is sending.
+    pub fn stats(&self) -> Stats {
+        if self.link.same_process() { self.sender.lock().stats() } else { Stats::default() }
+    }
+
+    fn send_plain(&self, message: &[u8], wait: Wait) -> Result<(), Failed> {
+        self.send_one(message, 0, wait)
+    }
+
+    fn send_one(&self, message: &[u8], tag: u64, wait: Wait) -> Result<(), Failed> {
+        self.send_parts(&[IoSlice::new(message)], tag, wait)
+    }
+
+    fn send_parts(&self, parts: &[IoSlice<'_>], tag: u64, wait: Wait) -> Result<(), Failed> {
+        // Asked before the lock: a fork may have left it locked for ever.
+        if !self.link.same_process() {
+            return Err((SendFault::Ended(Ended::Forked), 0));
+        }
+        in_turn(&*self.sender, wait, |sender: &mut Sender| sender.send_parts(parts, tag, wait))
+            .unwrap_or(Err((SendFault::Full, 0)))
+    }
+}
+
+/// Does something with the value in this thread's turn, or nothing if the time is over first.
+pub fn in_turn<T, R, L: Monitor<T>>(lock: &L, wait: Wait, act: impl FnOnce(&mut T) -> R) -> Option<R> {
+    let mut guard = match wait {
+        Wait::Never => lock.try_lock(),
+        Wait::Until(until) => lock.lock_until(until),
+    }?;
+    Some(act(&mut guard))
+}
+
+static_assertions::assert_impl_all!(SharedSender: Send, Sync, Clone);

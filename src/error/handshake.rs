@@ -1,0 +1,181 @@
+//! What can be wrong with the bytes of a handshake.
+//!
+//! Plain data: each cause is its own variant and carries the numbers that a person needs.
+
+use std::fmt;
+use std::io;
+
+/// A handshake message that no honest peer of this version sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HandshakeError {
+    /// The first eight bytes are not ours: something else speaks on this socket.
+    BadMagic,
+    /// The lowest version is above the highest.
+    BadVersions {
+        /// The lowest version announced.
+        min: u16,
+        /// The highest version announced.
+        max: u16,
+    },
+    /// No version is known to both sides.
+    NoCommonVersion {
+        /// The lowest version that the peer speaks.
+        min: u16,
+        /// The highest version that the peer speaks.
+        max: u16,
+    },
+    /// The peer needs features that this side does not know, as bits.
+    UnknownFeatures(u32),
+    /// The geometry is outside the legal ranges, or a number in it is no power of two.
+    BadGeometry {
+        /// Slots of each ring.
+        slots: u32,
+        /// Bytes of each arena.
+        arena: u64,
+        /// Urgent words of each direction.
+        urgent: u32,
+    },
+    /// The longest message has no bytes, or more than 4 GiB - 1.
+    BadMaxMessage(u64),
+    /// The first ticket is behind the last one that a direction can carry.
+    BadTicket(u64),
+    /// The size of the region is not what the geometry needs.
+    BadRegionLen {
+        /// Bytes announced.
+        is: u64,
+        /// Bytes that the geometry needs.
+        needed: u64,
+    },
+    /// The answer is neither a welcome nor a refusal.
+    UnknownKind(u16),
+    /// A refusal's text is too long, not UTF-8, or holds control characters.
+    BadText,
+    /// Bytes that must be zero are not.
+    ReservedNotZero,
+    /// The welcome grants more than was asked for.
+    MoreThanWanted,
+    /// The hello is not from the process that the connection was handed to.
+    WrongNonce,
+    /// Bytes came after the end of the message.
+    Surplus,
+}
+
+impl fmt::Display for HandshakeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::BadMagic => f.write_str("the peer does not speak this protocol"),
+            Self::BadVersions { min, max } => write!(f, "versions from {min} to {max} make no sense"),
+            Self::NoCommonVersion { min, max } => {
+                write!(f, "the peer speaks versions {min} to {max} only: use the same release on both sides")
+            }
+            Self::UnknownFeatures(bits) => write!(f, "the peer needs unknown features {bits:#x}"),
+            Self::BadGeometry { slots, arena, urgent } => {
+                write!(f, "{slots} slots, {arena} bytes, {urgent} urgent words: no legal geometry")
+            }
+            Self::BadMaxMessage(max) => write!(f, "a longest message of {max} bytes is not legal"),
+            Self::BadTicket(ticket) => write!(f, "a first ticket of {ticket} is not legal"),
+            Self::BadRegionLen { is, needed } => {
+                write!(f, "a region of {is} bytes does not fit a geometry of {needed} bytes")
+            }
+            Self::UnknownKind(kind) => write!(f, "an answer of unknown kind {kind}"),
+            Self::BadText => f.write_str("the refusal's text cannot be shown"),
+            Self::ReservedNotZero => f.write_str("reserved bytes are not zero"),
+            Self::MoreThanWanted => f.write_str("the server grants more than was asked for"),
+            Self::WrongNonce => f.write_str("the nonce is not the one that was handed over"),
+            Self::Surplus => f.write_str("bytes came after the end of the message"),
+        }
+    }
+}
+
+impl std::error::Error for HandshakeError {}
+
+impl From<HandshakeError> for io::Error {
+    fn from(error: HandshakeError) -> Self {
+        Self::new(io::ErrorKind::InvalidData, error)
+    }
+}
+
+/// Why a server refuses a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RejectCode {
+    /// The hello made no sense.
+    BadHello,
+    /// No version is known to both sides.
+    Version,
+    /// The client needs features that the server does not know.
+    Features,
+    /// The wanted geometry is not legal.
+    Geometry,
+    /// The wanted longest message is not legal.
+    MaxMessage,
+    /// The server's policy does not let this user in.
+    NotAuthorized,
+    /// The server could not provide memory or descriptors.
+    Unavailable,
+    /// The hello is not from the process that the connection was handed to.
+    WrongNonce,
+    /// A code of a newer version.
+    Other(u16),
+}
+
+impl RejectCode {
+    /// The number on the wire.
+    pub fn number(self) -> u16 {
+        match self {
+            Self::BadHello => 1,
+            Self::Version => 2,
+            Self::Features => 3,
+            Self::Geometry => 4,
+            Self::MaxMessage => 5,
+            Self::NotAuthorized => 6,
+            Self::Unavailable => 7,
+            Self::WrongNonce => 8,
+            Self::Other(number) => number,
+        }
+    }
+
+    /// The code of a number on the wire.
+    pub fn from_number(number: u16) -> Self {
+        match number {
+            1 => Self::BadHello,
+            2 => Self::Version,
+            3 => Self::Features,
+            4 => Self::Geometry,
+            5 => Self::MaxMessage,
+            6 => Self::NotAuthorized,
+            7 => Self::Unavailable,
+            8 => Self::WrongNonce,
+            other => Self::Other(other),
+        }
+    }
+
+    /// The code by which a server answers this mistake.
+    pub fn of(error: HandshakeError) -> Self {
+        match error {
+            HandshakeError::BadVersions { .. } | HandshakeError::NoCommonVersion { .. } => Self::Version,
+            HandshakeError::UnknownFeatures(_) => Self::Features,
+            HandshakeError::BadGeometry { .. } => Self::Geometry,
+            HandshakeError::BadMaxMessage(_) => Self::MaxMessage,
+            HandshakeError::WrongNonce => Self::WrongNonce,
+            _ => Self::BadHello,
+        }
+    }
+}
+
+impl fmt::Display for RejectCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BadHello => f.write_str("the hello made no sense"),
+            Self::Version => f.write_str("no common version"),
+            Self::Features => f.write_str("unknown features"),
+            Self::Geometry => f.write_str("no legal geometry"),
+            Self::MaxMessage => f.write_str("no legal longest message"),
+            Self::NotAuthorized => f.write_str("this user is not let in"),
+            Self::Unavailable => f.write_str("out of memory or descriptors"),
+            Self::WrongNonce => f.write_str("wrong nonce"),
+            Self::Other(number) => write!(f, "code {number}"),
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! The errors of making a connection: connect, bind, accept, and spawn.
+//!
+//! Each text says what a person can do. All convert into [`io::Error`] of a fitting kind.
+
+use std::fmt;
+use std::io;
+use std::process::ExitStatus;
+
+use super::{HandshakeError, RejectCode};
+
+/// Why a connection could not be made.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The options are not legal; the text says which and what their range is.
+    BadOptions(String),
+    /// A system call failed.
+    Io {
+        /// What was tried.
+        doing: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The deadline passed before the handshake was complete.
+    Timeout,
+    /// The server refused.
+    Rejected {
+        /// Why, for programs.
+        code: RejectCode,
+        /// Why, in the server's words: at most 64 bytes, no control characters.
+        text: String,
+    },
+    /// The policy does not trust the user under which the server runs.
+    NotAuthorized {
+        /// The user id of the server.
+        uid: u32,
+    },
+    /// The descriptor that came is not a memory file as it must be; the text says how.
+    BadMemfd(String),
+    /// The server welcomed us without sending memory.
+    NoDescriptor,
+    /// The server sent more than one descriptor; all were closed.
+    SurplusDescriptors,
+    /// The kernel cut off descriptors, for example since this process has too many open files.
+    Truncated,
+    /// The server closed the socket in mid-handshake.
+    PeerClosed,
+    /// The server's answer makes no sense.
+    BadAnswer(HandshakeError),
+    /// No parent handed a connection to this process.
+    NoParent,
+    /// This process took its parent's connection already.
+    ParentTaken,
+    /// What the environment says about the parent's connection is not true in this process.
+    BadParent(String),
+}
+
+impl ConnectError {
+    pub(crate) fn io(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let doing = doing.into();
+        |source| Self::Io { doing, source }
+    }
+
+    /// Whether the deadline passed.
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, Self::Timeout)
+    }
+
+    fn kind(&self) -> io::ErrorKind {
+        match self {
+            Self::BadOptions(_) => io::ErrorKind::InvalidInput,
+            Self::Io { source, .. } => source.kind(),
+            Self::Timeout => io::ErrorKind::TimedOut,
+            Self::Rejected { code: RejectCode::NotAuthorized, .. } | Self::NotAuthorized { .. } => {
+                io::ErrorKind::PermissionDenied
+            }
+            Self::Rejected { .. } => io::ErrorKind::ConnectionRefused,
+            Self::BadMemfd(_) | Self::NoDescriptor | Self::SurplusDescriptors => io::ErrorKind::InvalidData,
+            Self::Truncated => io::ErrorKind::Other,
+            Self::PeerClosed => io::ErrorKind::ConnectionAborted,
+            Self::BadAnswer(_) | Self::BadParent(_) => io::ErrorKind::InvalidData,
+            Self::NoParent => io::ErrorKind::NotFound,
+            Self::ParentTaken => io::ErrorKind::AlreadyExists,
+        }
+    }
+}
+
+impl fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BadOptions(text) => write!(f, "illegal options: {text}"),
+            Self::Io { doing, source } => write!(f, "{doing}: {source}{}", advice(source)),
+            Self::Timeout => f.write_str("the server did not answer in time: is it calling accept?"),
+            Self::Rejected { code, text } => write!(f, "the server refused ({code}): {text}"),
+            Self::NotAuthorized { uid } => {
+                write!(f, "the server runs as user {uid}, which is not trusted: see Options::authorize")
+            }
+            Self::BadMemfd(text) => write!(f, "the server's memory cannot be trusted: {text}"),
+            Self::NoDescriptor => f.write_str("the server sent no memory with its welcome"),
+            Self::SurplusDescriptors => f.write_str("the server sent more than one descriptor"),
+            Self::Truncated => {
+                f.write_str("descriptors were cut off: raise the limit of open files (RLIMIT_NOFILE)")
+            }
+            Self::PeerClosed => {
+                f.write_str("the server closed the connection in mid-handshake: did it crash?")
+            }
+            Self::BadAnswer(error) => write!(f, "the server's answer makes no sense: {error}"),
+            Self::NoParent => {
+                f.write_str("no parent handed a connection over: start this program with Options::spawn")
+            }
+            Self::ParentTaken => f.write_str("the parent's connection was taken before in this process"),
+            Self::BadParent(text) => write!(f, "the parent's connection is not here: {text}"),
+        }
+    }
+}
+
+impl std::error::Error for ConnectError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io { source, .. } => Some(source),
+            Self::BadAnswer(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// Why a listener could not be bound.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum BindError {
+    /// The options are not legal; the text says which and what their range is.
+    BadOptions(String),
+    /// Something that is not a socket stands at the path; it was left alone.
+    NotASocket,
+    /// A live server listens at the path.
+    InUse,
+    /// Another process held the lock of the directory for too long.
+    Locked,
+    /// A system call failed.
+    Io {
+        /// What was tried.
+        doing: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl BindError {
+    pub(crate) fn io(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let doing = doing.into();
+        |source| Self::Io { doing, source }
+    }
+
+    fn kind(&self) -> io::ErrorKind {
+        match self {
+            Self::BadOptions(_) => io::ErrorKind::InvalidInput,
+            Self::NotASocket => io::ErrorKind::AlreadyExists,
+            Self::InUse => io::ErrorKind::AddrInUse,
+            Self::Locked => io::ErrorKind::TimedOut,
+            Self::Io { source, .. } => source.kind(),
+        }
+    }
+}
+
+impl fmt::Display for BindError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BadOptions(text) => write!(f, "illegal options: {text}"),
+            Self::NotASocket => {
+                f.write_str("something that is not a socket stands at the path: move it away")
+            }
+            Self::InUse => f.write_str("a live server listens at the path: stop it, or choose another path"),
+            Self::Locked => f.write_str("another process holds the lock of the socket's directory"),
+            Self::Io { doing, source } => write!(f, "{doing}: {source}"),
+        }
+    }
+}
+
+impl std::error::Error for BindError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+/// Why accept returned without a connection. A failed handshake is never among the reasons.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum AcceptError {
+    /// The deadline passed before a client was there.
+    Timeout,
+    /// The listener was closed by its [`ListenerCloser`](crate::ListenerCloser).
+    Closed,
+    /// This process is a fork of the one that bound the listener.
+    Forked,
+    /// A system call failed; with too many open files the client still waits, and the next call
+    /// tries again.
+    Io(io::Error),
+}
+
+impl AcceptError {
+    /// Whether the deadline passed.
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, Self::Timeout)
+    }
+
+    fn kind(&self) -> io::ErrorKind {
+        match self {
+            Self::Timeout => io::ErrorKind::TimedOut,
+            Self::Closed => io::ErrorKind::NotConnected,
+            Self::Forked => io::ErrorKind::Unsupported,
+            Self::Io(source) => source.kind(),
+        }
+    }
+}
+
+impl fmt::Display for AcceptError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Timeout => f.write_str("the deadline passed before a client connected"),
+            Self::Closed => f.write_str("the listener was closed"),
+            Self::Forked => {
+                f.write_str("the listener belongs to the process that forked this one: bind a new one here")
+            }
+            Self::Io(source) => write!(f, "accepting a client: {source}{}", advice(source)),
+        }
+    }
+}
+
+impl std::error::Error for AcceptError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io(source) => Some(source),
+            _ => None,
+        }
+    }
+}
+
+/// Why a child process with a connection could not be had. No child is left behind.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum SpawnError {
+    /// The options are not legal; the text says which and what their range is.
+    BadOptions(String),
+    /// A system call failed.
+    Io {
+        /// What was tried.
+        doing: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The child did not take the connection before the deadline, and was killed.
+    Timeout,
+    /// The child ended before it took the connection.
+    ChildExited(ExitStatus),
+    /// The child closed the connection in mid-handshake, and was killed.
+    ChildClosed,
+    /// The child's side of the handshake makes no sense; it was killed.
+    Handshake(HandshakeError),
+}
+
+impl SpawnError {
+    pub(crate) fn io(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let doing = doing.into();
+        |source| Self::Io { doing, source }
+    }
+
+    fn kind(&self) -> io::ErrorKind {
+        match self {
+            Self::BadOptions(_) => io::ErrorKind::InvalidInput,
+            Self::Io { source, .. } => source.kind(),
+            Self::Timeout => io::ErrorKind::TimedOut,
+            Self::ChildExited(_) | Self::ChildClosed => io::ErrorKind::ConnectionAborted,
+            Self::Handshake(_) => io::ErrorKind::InvalidData,
+        }
+    }
+}
+
+impl fmt::Display for SpawnError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BadOptions(text) => write!(f, "illegal options: {text}"),
+            Self::Io { doing, source } => write!(f, "{doing}: {source}"),
+            Self::Timeout => {
+                f.write_str("the child did not take its connection in time: does it call SharedMemoryStream::from_parent?")
+            }
+            Self::ChildExited(status) => write!(f, "the child ended before it took its connection: {status}"),
+            Self::ChildClosed => f.write_str("the child closed its connection in mid-handshake"),
+            Self::Handshake(error) => write!(f, "the child's handshake makes no sense: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for SpawnError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io { source, .. } => Some(source),
+            Self::Handshake(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+macro_rules! into_io_error {
+    ($($name:ident)*) => { $(
+        impl From<$name> for io::Error {
+            fn from(error: $name) -> Self {
+                Self::new(error.kind(), error)
+            }
+        }
+    )* };
+}
+
+into_io_error!(ConnectError BindError AcceptError SpawnError);
+
+/// What a person can do about an error of the system, where that is not plain.
+fn advice(source: &io::Error) -> &'static str {
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
+    match (source.kind(), number(source)) {
+        (_, Some(EMFILE | ENFILE)) => " (raise the limit of open files, RLIMIT_NOFILE)",
+        (io::ErrorKind::NotFound, _) => " (start the server first, or check the path)",
+        (io::ErrorKind::ConnectionRefused, _) => " (no server listens there: start it)",
+        (io::ErrorKind::PermissionDenied, _) => " (the socket belongs to another user)",
+        _ => "",
+    }
+}
+
+/// The system's number, also where the error names the call around it.
+fn number(error: &io::Error) -> Option<i32> {
+    let named = error.get_ref().and_then(std::error::Error::source);
+    let inner = named.and_then(|inner| inner.downcast_ref::<io::Error>());
+    error.raw_os_error().or_else(|| inner.and_then(io::Error::raw_os_error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_are_fitting_and_texts_tell_what_to_do() {
+        let missing = ConnectError::io("connecting")(io::ErrorKind::NotFound.into());
+        assert!(missing.to_string().contains("start the server first"));
+        let cases: Vec<(io::Error, io::ErrorKind)> = vec![
+            (missing.into(), io::ErrorKind::NotFound),
+            (ConnectError::Timeout.into(), io::ErrorKind::TimedOut),
+            (ConnectError::NotAuthorized { uid: 1 }.into(), io::ErrorKind::PermissionDenied),
+            (BindError::InUse.into(), io::ErrorKind::AddrInUse),
+            (AcceptError::Timeout.into(), io::ErrorKind::TimedOut),
+            (SpawnError::Timeout.into(), io::ErrorKind::TimedOut),
+        ];
+        for (error, kind) in cases {
+            assert_eq!(error.kind(), kind);
+            assert!(!error.to_string().is_empty());
+        }
+        let full: io::Error = AcceptError::Io(io::Error::from_raw_os_error(24)).into();
+        assert!(full.to_string().contains("RLIMIT_NOFILE"));
+    }
+}

@@ -1,0 +1,143 @@
+//! The driver: the handshake over a real socket, until there is a link or an error.
+//!
+//! ```text
+//!  connect / from_parent          pair               accept / spawn
+//!        │                          │                      │
+//!     Caller (client.rs) ◀──────────┴──────────────▶ Guest (server.rs)
+//!        │  advance() until Ready; finish()                │
+//!        └────────────── Established { link } ─────────────┘
+//! ```
+//!
+//! Both sides are nonblocking steppers: `advance` does all that can be done now and says what the
+//! socket must be ready for. Who calls it decides how to wait: one socket, many, or not at all.
+//!
+//! # Invariants
+//!
+//! 1. One absolute deadline covers the whole exchange; no wait here goes past it.
+//! 2. A server allocates only after a valid Hello from an allowed peer, and never receives a
+//!    descriptor. A client owns every descriptor that came before it judges any.
+//! 3. Nothing is read from a socket behind the last byte of the handshake.
+//! 4. Whatever goes wrong, every descriptor is closed by its owner's drop.
+//!
+//! # Proof
+//!
+//! `tests/handshake.rs`: hostile clients and servers, a second process, another user, leaks.
+
+mod child;
+mod client;
+mod server;
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::channel::VERDICTS;
+use crate::error::ConnectError;
+use crate::handshake::Limits;
+use crate::options::Options;
+use crate::sys::link::{Link, LinkParts};
+use crate::sys::socket;
+use crate::sys::wait::{Readiness, wait_ready};
+
+pub(crate) use child::{from_parent, spawn};
+pub(crate) use client::connect;
+pub(crate) use server::{Failure, Guest};
+
+use client::Caller;
+
+/// What a handshake makes.
+pub(crate) struct Established {
+    /// The connection.
+    pub(crate) link: Arc<Link>,
+}
+
+impl fmt::Debug for Established {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Established").finish_non_exhaustive()
+    }
+}
+
+/// What one side needs next.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// The socket must become ready for this.
+    Wants(Readiness),
+    /// Everything was exchanged: finish it.
+    Ready,
+}
+
+/// Both ends of a connection within this process: the client's, then the server's.
+///
+/// A socketpair takes a whole message at once and delivers it at once, so both sides are stepped in
+/// turn without waiting.
+pub(crate) fn pair(options: &Options) -> Result<(Established, Established), ConnectError> {
+    let limits = options.limits().map_err(ConnectError::BadOptions)?;
+    let (ours, theirs) = socket::pair().map_err(ConnectError::io("making a pair of sockets"))?;
+    let cred = socket::peer_cred(ours.as_fd()).map_err(ConnectError::io("reading credentials"))?;
+    let mut caller = Caller::new(ours, cred, &limits, 0);
+    let mut guest = Guest::of_pair(theirs, cred, 0);
+    for _ in 0..TURNS {
+        let called = caller.advance()?;
+        let served = guest.advance(&limits, options.is_prefault()).map_err(in_pair)?;
+        if matches!((called, served), (Step::Ready, Step::Ready)) {
+            let client = caller.finish(false)?; // The server's prefault filled the same pages.
+            return Ok((client, guest.finish().map_err(in_pair)?));
+        }
+    }
+    Err(ConnectError::Timeout)
+}
+
+/// Turns within which a pair is done: Hello, Welcome, and the reading of it; with room to spare.
+const TURNS: usize = 8;
+
+fn in_pair(failure: Failure) -> ConnectError {
+    match failure {
+        Failure::Handshake(error) => ConnectError::BadAnswer(error),
+        Failure::Closed => ConnectError::PeerClosed,
+        Failure::Refused => ConnectError::NotAuthorized { uid: 0 },
+        Failure::Io(source) => ConnectError::Io { doing: "serving the other end".into(), source },
+    }
+}
+
+/// The moment this long from now; `None`, for ever, if there is no such moment.
+pub(crate) fn deadline(timeout: Duration) -> Option<Instant> {
+    Instant::now().checked_add(timeout)
+}
+
+/// Whether the deadline has passed.
+pub(crate) fn expired(until: Option<Instant>) -> bool {
+    until.is_some_and(|until| Instant::now() >= until)
+}
+
+/// Makes the link: the one place where the driver meets the layers above it.
+fn link(parts: LinkParts) -> io::Result<Established> {
+    Ok(Established { link: Link::establish(parts, VERDICTS)? })
+}
+
+/// Steps a client until it is ready.
+fn drive(mut caller: Caller, until: Option<Instant>, prefault: bool) -> Result<Established, ConnectError> {
+    loop {
+        match caller.advance()? {
+            Step::Ready => return caller.finish(prefault),
+            Step::Wants(readiness) => wait(caller.as_fd(), readiness, until)?,
+        }
+    }
+}
+
+fn wait(socket: BorrowedFd<'_>, readiness: Readiness, until: Option<Instant>) -> Result<(), ConnectError> {
+    if expired(until) {
+        return Err(ConnectError::Timeout);
+    }
+    match wait_ready(socket, readiness, until) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(ConnectError::Timeout),
+        Err(source) => Err(ConnectError::Io { doing: "waiting for the server".into(), source }),
+    }
+}
+
+/// The limits of the options, for a client.
+fn wanted(options: &Options) -> Result<Limits, ConnectError> {
+    options.limits().map_err(ConnectError::BadOptions)
+}

@@ -1,0 +1,144 @@
+//! The client's side: says Hello, reads one answer.
+//!
+//! # Invariants
+//!
+//! 1. An agreement is returned at most once, and grants no more than was wanted.
+//!
+//! # Proof
+//!
+//! The tests below feed every split of both answers, and answers that grant too much.
+
+use crate::error::HandshakeError;
+use crate::layout::Geometry;
+
+use super::{ANSWER_LEN, Agreement, Answer, HELLO_LEN, Hello, Reject, VERSION_MAX, VERSION_MIN};
+
+/// Where the client's handshake stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClientStep {
+    /// The answer is not whole yet: at most this many bytes may be read.
+    NeedMore(usize),
+    /// Both sides agree.
+    Agreed(Agreement),
+    /// The server refused.
+    Rejected(Reject),
+}
+
+/// A client's handshake.
+#[derive(Clone, Debug)]
+pub struct ClientHandshake {
+    hello: Hello,
+    answer: [u8; ANSWER_LEN],
+    filled: usize,
+}
+
+impl ClientHandshake {
+    /// A handshake that wants these sizes; the nonce is 0 but for a child of a parent that waits.
+    pub fn new(wanted: Geometry, max_message: u64, nonce: u64) -> Self {
+        let hello = Hello {
+            version_min: VERSION_MIN,
+            version_max: VERSION_MAX,
+            features: 0,
+            wanted,
+            max_message,
+            nonce,
+        };
+        Self { hello, answer: [0; ANSWER_LEN], filled: 0 }
+    }
+
+    /// What to send first.
+    pub fn hello(&self) -> [u8; HELLO_LEN] {
+        self.hello.encode()
+    }
+
+    /// How many bytes of the answer are still to be read.
+    pub fn missing(&self) -> usize {
+        ANSWER_LEN - self.filled
+    }
+
+    /// Takes the next bytes of the answer.
+    ///
+    /// # Errors
+    ///
+    /// [`HandshakeError`] if the answer makes no sense, grants more than was wanted, or goes on
+    /// behind its end.
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<ClientStep, HandshakeError> {
+        let missing = self.missing();
+        if missing == 0 || bytes.len() > missing {
+            return Err(HandshakeError::Surplus);
+        }
+        for (to, byte) in self.answer.iter_mut().skip(self.filled).zip(bytes) {
+            *to = *byte;
+        }
+        self.filled += bytes.len();
+        match self.missing() {
+            0 => self.judge(),
+            missing => Ok(ClientStep::NeedMore(missing)),
+        }
+    }
+
+    fn judge(&self) -> Result<ClientStep, HandshakeError> {
+        match Answer::decode(&self.answer)? {
+            Answer::Reject(reject) => Ok(ClientStep::Rejected(reject)),
+            Answer::Welcome(agreed) if self.wanted(&agreed) => Ok(ClientStep::Agreed(agreed)),
+            Answer::Welcome(_) => Err(HandshakeError::MoreThanWanted),
+        }
+    }
+
+    fn wanted(&self, agreed: &Agreement) -> bool {
+        let (is, most) = (&agreed.geometry, &self.hello.wanted);
+        is.slots() <= most.slots()
+            && is.arena() <= most.arena()
+            && is.urgent() <= most.urgent()
+            && agreed.max_message <= self.hello.max_message
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::RejectCode;
+
+    fn geometry(slots: u32) -> Geometry {
+        Geometry::new(slots, 4096, 64).expect("legal")
+    }
+
+    fn welcome(slots: u32, max_message: u64) -> [u8; ANSWER_LEN] {
+        let geometry = geometry(slots);
+        Answer::Welcome(Agreement { version: 1, features: 0, geometry, max_message, first_ticket: 7 })
+            .encode()
+    }
+
+    #[test]
+    fn every_split_of_a_welcome_agrees() {
+        let bytes = welcome(8, 100);
+        for split in 0..ANSWER_LEN {
+            let mut client = ClientHandshake::new(geometry(8), 100, 0);
+            let (first, second) = bytes.split_at(split);
+            assert_eq!(client.feed(first), Ok(ClientStep::NeedMore(ANSWER_LEN - split)));
+            assert!(matches!(client.feed(second), Ok(ClientStep::Agreed(it)) if it.first_ticket == 7));
+            assert_eq!(client.feed(&[]), Err(HandshakeError::Surplus));
+        }
+    }
+
+    #[test]
+    fn a_refusal_arrives_byte_by_byte() {
+        let reject = Reject::new(RejectCode::Geometry, "too odd");
+        let mut client = ClientHandshake::new(geometry(8), 100, 0);
+        let mut last = None;
+        for byte in Answer::Reject(reject.clone()).encode() {
+            last = Some(client.feed(&[byte]));
+        }
+        assert_eq!(last, Some(Ok(ClientStep::Rejected(reject))));
+    }
+
+    #[test]
+    fn more_than_wanted_and_surplus_are_refused() {
+        for bytes in [welcome(16, 100), welcome(8, 101)] {
+            let mut client = ClientHandshake::new(geometry(8), 100, 0);
+            assert_eq!(client.feed(&bytes), Err(HandshakeError::MoreThanWanted));
+        }
+        let mut client = ClientHandshake::new(geometry(8), 100, 0);
+        assert_eq!(client.feed(&[0; ANSWER_LEN + 1]), Err(HandshakeError::Surplus));
+    }
+}

@@ -1,0 +1,441 @@
+//! The two fixed messages, little-endian, each field at one place for ever.
+//!
+//! ```text
+//!  Hello     0 magic "narrows?"   8 version min   10 max   12 features needed
+//!           16 slots  20 urgent  24 arena  32 max message  40 nonce  48 zero            64
+//!  Welcome   0 magic "narrows!"   8 kind 1        10 version  12 features
+//!           16 slots  20 urgent  24 arena  32 max message  40 first ticket
+//!           48 region length     56 zero                                               128
+//!  Reject    0 magic "narrows!"   8 kind 2        10 version  12 features known
+//!           16 code   18 length  20 zero  24 text, 64 bytes  88 zero                   128
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. Magic and versions are judged before anything else, since a later version may move the rest.
+//! 2. Decoding never allocates beyond [`TEXT_LEN`] bytes and never panics.
+//!
+//! # Proof
+//!
+//! The tests below: identity both ways, and every value of every byte.
+
+use crate::error::{HandshakeError, RejectCode};
+use crate::layout::{Geometry, LAST_TICKET};
+
+use super::{ANSWER_LEN, Agreement, FEATURES, HELLO_LEN, MAX_MESSAGE, TEXT_LEN, VERSION_MAX, VERSION_MIN};
+
+/// What a client says first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// The oldest version that the client speaks.
+    pub version_min: u16,
+    /// The newest version that the client speaks.
+    pub version_max: u16,
+    /// Features that the client cannot do without, as bits.
+    pub features: u32,
+    /// The sizes that it wants at most.
+    pub wanted: Geometry,
+    /// The longest message that it wants, in bytes, from 1 to [`MAX_MESSAGE`].
+    pub max_message: u64,
+    /// Proves to a parent that this is its child; 0 everywhere else.
+    pub nonce: u64,
+}
+
+/// What a server says back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Come in; the memory is attached.
+    Welcome(Agreement),
+    /// Stay out.
+    Reject(Reject),
+}
+
+/// A refusal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reject {
+    code: RejectCode,
+    text: String,
+}
+
+impl Hello {
+    /// Writes it down.
+    pub fn encode(&self) -> [u8; HELLO_LEN] {
+        let mut to = Writer::new();
+        to.put(HELLO_MAGIC);
+        to.put(self.version_min.to_le_bytes());
+        to.put(self.version_max.to_le_bytes());
+        to.put(self.features.to_le_bytes());
+        to.geometry(&self.wanted);
+        to.put(self.max_message.to_le_bytes());
+        to.put(self.nonce.to_le_bytes());
+        to.bytes
+    }
+
+    /// Reads and judges it.
+    ///
+    /// # Errors
+    ///
+    /// [`HandshakeError`] for all that no client of a version known here writes.
+    pub fn decode(bytes: &[u8; HELLO_LEN]) -> Result<Self, HandshakeError> {
+        let mut from = Fields(bytes);
+        from.magic(HELLO_MAGIC)?;
+        let (version_min, version_max) = (from.u16(), from.u16());
+        judge_versions(version_min, version_max)?;
+        let features = from.features()?;
+        let wanted = from.geometry()?;
+        let max_message = from.max_message()?;
+        let nonce = from.u64();
+        from.rest_is_zero()?;
+        Ok(Self { version_min, version_max, features, wanted, max_message, nonce })
+    }
+}
+
+impl Answer {
+    /// Writes it down.
+    pub fn encode(&self) -> [u8; ANSWER_LEN] {
+        match self {
+            Self::Welcome(agreement) => encode_welcome(agreement),
+            Self::Reject(reject) => encode_reject(reject),
+        }
+    }
+
+    /// Reads and judges it.
+    ///
+    /// # Errors
+    ///
+    /// [`HandshakeError`] for all that no server of a version known here writes.
+    pub fn decode(bytes: &[u8; ANSWER_LEN]) -> Result<Self, HandshakeError> {
+        let mut from = Fields(bytes);
+        from.magic(ANSWER_MAGIC)?;
+        match from.u16() {
+            WELCOME => decode_welcome(from).map(Self::Welcome),
+            REJECT => decode_reject(from).map(Self::Reject),
+            kind => Err(HandshakeError::UnknownKind(kind)),
+        }
+    }
+}
+
+impl Reject {
+    /// A refusal; of the text go the control characters and what exceeds [`TEXT_LEN`] bytes.
+    pub fn new(code: RejectCode, text: &str) -> Self {
+        let mut kept = String::new();
+        for c in text.chars().filter(|c| !c.is_control()) {
+            if kept.len() + c.len_utf8() > TEXT_LEN {
+                break;
+            }
+            kept.push(c);
+        }
+        Self { code, text: kept }
+    }
+
+    /// Why, for programs.
+    pub fn code(&self) -> RejectCode {
+        self.code
+    }
+
+    /// Why, for people.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+}
+
+impl From<HandshakeError> for Reject {
+    fn from(error: HandshakeError) -> Self {
+        Self::new(RejectCode::of(error), &error.to_string())
+    }
+}
+
+const HELLO_MAGIC: [u8; 8] = *b"narrows?";
+const ANSWER_MAGIC: [u8; 8] = *b"narrows!";
+const WELCOME: u16 = 1;
+const REJECT: u16 = 2;
+
+fn judge_versions(min: u16, max: u16) -> Result<(), HandshakeError> {
+    if min > max {
+        return Err(HandshakeError::BadVersions { min, max });
+    }
+    if min > VERSION_MAX || max < VERSION_MIN {
+        return Err(HandshakeError::NoCommonVersion { min, max });
+    }
+    Ok(())
+}
+
+fn encode_welcome(agreement: &Agreement) -> [u8; ANSWER_LEN] {
+    let mut to = Writer::new();
+    to.put(ANSWER_MAGIC);
+    to.put(WELCOME.to_le_bytes());
+    to.put(agreement.version.to_le_bytes());
+    to.put(agreement.features.to_le_bytes());
+    to.geometry(&agreement.geometry);
+    to.put(agreement.max_message.to_le_bytes());
+    to.put(agreement.first_ticket.to_le_bytes());
+    to.put((agreement.geometry.region_len() as u64).to_le_bytes());
+    to.bytes
+}
+
+fn decode_welcome(mut from: Fields<'_>) -> Result<Agreement, HandshakeError> {
+    let version = from.u16();
+    judge_versions(version, version)?;
+    let features = from.features()?;
+    let geometry = from.geometry()?;
+    let max_message = from.max_message()?;
+    let first_ticket = from.u64();
+    if first_ticket > LAST_TICKET {
+        return Err(HandshakeError::BadTicket(first_ticket));
+    }
+    let (is, needed) = (from.u64(), geometry.region_len() as u64);
+    if is != needed {
+        return Err(HandshakeError::BadRegionLen { is, needed });
+    }
+    from.rest_is_zero()?;
+    Ok(Agreement { version, features, geometry, max_message, first_ticket })
+}
+
+fn encode_reject(reject: &Reject) -> [u8; ANSWER_LEN] {
+    let mut text = [0; TEXT_LEN];
+    let len = reject.text.bytes().zip(&mut text).map(|(byte, to)| *to = byte).count();
+    let mut to = Writer::new();
+    to.put(ANSWER_MAGIC);
+    to.put(REJECT.to_le_bytes());
+    to.put(VERSION_MAX.to_le_bytes());
+    to.put(FEATURES.to_le_bytes());
+    to.put(reject.code.number().to_le_bytes());
+    to.put(u16::try_from(len).unwrap_or(0).to_le_bytes()); // At most TEXT_LEN.
+    to.put([0; 4]);
+    to.put(text);
+    to.bytes
+}
+
+/// Judges only what every version keeps: a refusal of another version must be readable too, so its
+/// version and features are not looked at.
+fn decode_reject(mut from: Fields<'_>) -> Result<Reject, HandshakeError> {
+    let (_version, _features) = (from.u16(), from.u32());
+    let code = RejectCode::from_number(from.u16());
+    let len = usize::from(from.u16());
+    let reserved = from.u32();
+    let text: [u8; TEXT_LEN] = from.take();
+    from.rest_is_zero()?;
+    let Some((text, rest)) = text.split_at_checked(len) else {
+        return Err(HandshakeError::BadText);
+    };
+    if reserved != 0 || rest.iter().any(|&byte| byte != 0) {
+        return Err(HandshakeError::ReservedNotZero);
+    }
+    match std::str::from_utf8(text) {
+        Ok(text) if !text.chars().any(char::is_control) => Ok(Reject { code, text: text.into() }),
+        _ => Err(HandshakeError::BadText),
+    }
+}
+
+/// Bytes that are written from the front; the rest stays zero.
+struct Writer<const N: usize> {
+    bytes: [u8; N],
+    at: usize,
+}
+
+impl<const N: usize> Writer<N> {
+    fn new() -> Self {
+        Self { bytes: [0; N], at: 0 }
+    }
+
+    fn put<const M: usize>(&mut self, field: [u8; M]) {
+        for (to, byte) in self.bytes.iter_mut().skip(self.at).zip(field) {
+            *to = byte;
+        }
+        self.at += M;
+    }
+
+    fn geometry(&mut self, geometry: &Geometry) {
+        self.put(geometry.slots().to_le_bytes());
+        self.put(geometry.urgent().to_le_bytes());
+        self.put(geometry.arena().to_le_bytes());
+    }
+}
+
+/// The bytes that are still to be read; behind the end stand zeros.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn take<const N: usize>(&mut self) -> [u8; N] {
+        let Some((field, rest)) = self.0.split_first_chunk() else {
+            return [0; N];
+        };
+        self.0 = rest;
+        *field
+    }
+
+    fn u16(&mut self) -> u16 {
+        u16::from_le_bytes(self.take())
+    }
+
+    fn u32(&mut self) -> u32 {
+        u32::from_le_bytes(self.take())
+    }
+
+    fn u64(&mut self) -> u64 {
+        u64::from_le_bytes(self.take())
+    }
+
+    fn magic(&mut self, expected: [u8; 8]) -> Result<(), HandshakeError> {
+        if self.take() == expected { Ok(()) } else { Err(HandshakeError::BadMagic) }
+    }
+
+    fn features(&mut self) -> Result<u32, HandshakeError> {
+        let features = self.u32();
+        match features & !FEATURES {
+            0 => Ok(features),
+            unknown => Err(HandshakeError::UnknownFeatures(unknown)),
+        }
+    }
+
+    fn geometry(&mut self) -> Result<Geometry, HandshakeError> {
+        let (slots, urgent, arena) = (self.u32(), self.u32(), self.u64());
+        Geometry::new(slots, arena, urgent).map_err(|_| HandshakeError::BadGeometry { slots, arena, urgent })
+    }
+
+    fn max_message(&mut self) -> Result<u64, HandshakeError> {
+        match self.u64() {
+            max @ 1..=MAX_MESSAGE => Ok(max),
+            max => Err(HandshakeError::BadMaxMessage(max)),
+        }
+    }
+
+    fn rest_is_zero(&self) -> Result<(), HandshakeError> {
+        let zero = self.0.iter().all(|&byte| byte == 0);
+        if zero { Ok(()) } else { Err(HandshakeError::ReservedNotZero) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hello(seed: &mut fastrand::Rng) -> Hello {
+        Hello {
+            version_min: seed.u16(0..=VERSION_MAX),
+            version_max: seed.u16(VERSION_MAX..),
+            features: 0,
+            wanted: geometry(seed),
+            max_message: seed.u64(1..=MAX_MESSAGE),
+            nonce: seed.u64(..),
+        }
+    }
+
+    fn geometry(seed: &mut fastrand::Rng) -> Geometry {
+        Geometry::new(1 << seed.u32(0..=16), 1 << seed.u32(6..=30), 1 << seed.u32(0..=8)).expect("legal")
+    }
+
+    fn answer(seed: &mut fastrand::Rng) -> Answer {
+        if seed.bool() {
+            let text: String = (0..seed.usize(0..80)).map(|_| seed.char(..)).collect();
+            return Answer::Reject(Reject::new(RejectCode::from_number(seed.u16(..)), &text));
+        }
+        Answer::Welcome(Agreement {
+            version: VERSION_MAX,
+            features: 0,
+            geometry: geometry(seed),
+            max_message: seed.u64(1..=MAX_MESSAGE),
+            first_ticket: seed.u64(0..=LAST_TICKET),
+        })
+    }
+
+    #[test]
+    fn what_is_encoded_is_decoded() {
+        let mut seed = fastrand::Rng::with_seed(1);
+        for _ in 0..20_000 {
+            let hello = hello(&mut seed);
+            assert_eq!(Hello::decode(&hello.encode()), Ok(hello));
+            let answer = answer(&mut seed);
+            assert_eq!(Answer::decode(&answer.encode()), Ok(answer));
+        }
+    }
+
+    #[test]
+    fn every_value_of_every_byte_is_refused_or_kept() {
+        let mut seed = fastrand::Rng::with_seed(2);
+        for _ in 0..20 {
+            let (hello, answer) = (hello(&mut seed).encode(), answer(&mut seed).encode());
+            for at in 0..HELLO_LEN {
+                for byte in 0..=u8::MAX {
+                    let mut bytes = hello;
+                    bytes[at] = byte;
+                    assert!(Hello::decode(&bytes).map_or(true, |it| it.encode() == bytes));
+                }
+            }
+            for at in 0..ANSWER_LEN {
+                for byte in 0..=u8::MAX {
+                    let mut bytes = answer;
+                    bytes[at] = byte;
+                    let known = &mut bytes.clone();
+                    known[10..16].copy_from_slice(&answer[10..16]); // A refusal's are not judged.
+                    assert!(Answer::decode(&bytes).map_or(true, |it| it.encode() == *known));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn many_mutations_at_once_never_panic() {
+        let mut seed = fastrand::Rng::with_seed(3);
+        for _ in 0..200_000 {
+            let (mut first, mut second) = (hello(&mut seed).encode(), answer(&mut seed).encode());
+            for _ in 0..seed.usize(1..8) {
+                first[seed.usize(0..HELLO_LEN)] = seed.u8(..);
+                second[seed.usize(0..ANSWER_LEN)] = seed.u8(..);
+            }
+            assert!(Hello::decode(&first).map_or(true, |it| it.encode() == first));
+            let _ = Answer::decode(&second);
+        }
+        assert_eq!(Hello::decode(&[0; HELLO_LEN]), Err(HandshakeError::BadMagic));
+        assert_eq!(Answer::decode(&[0; ANSWER_LEN]), Err(HandshakeError::BadMagic));
+    }
+
+    #[test]
+    fn each_mistake_has_its_error() {
+        let good = Hello {
+            version_min: 1,
+            version_max: 1,
+            features: 0,
+            wanted: Geometry::new(256, 1 << 20, 64).expect("legal"),
+            max_message: 1,
+            nonce: 0,
+        };
+        let with = |at: usize, field: &[u8]| {
+            let mut bytes = good.encode();
+            bytes[at..at + field.len()].copy_from_slice(field);
+            Hello::decode(&bytes)
+        };
+        assert_eq!(with(0, b"x"), Err(HandshakeError::BadMagic));
+        assert_eq!(with(8, &[2, 0, 1, 0]), Err(HandshakeError::BadVersions { min: 2, max: 1 }));
+        assert_eq!(with(8, &[2, 0, 9, 0]), Err(HandshakeError::NoCommonVersion { min: 2, max: 9 }));
+        assert_eq!(with(8, &[0, 0, 0, 0]), Err(HandshakeError::NoCommonVersion { min: 0, max: 0 }));
+        assert_eq!(with(12, &[4]), Err(HandshakeError::UnknownFeatures(4)));
+        assert!(matches!(with(16, &[3, 0, 0, 0]), Err(HandshakeError::BadGeometry { slots: 3, .. })));
+        assert_eq!(with(32, &[0; 8]), Err(HandshakeError::BadMaxMessage(0)));
+        assert!(matches!(with(32, &[255; 8]), Err(HandshakeError::BadMaxMessage(_))));
+        assert_eq!(with(63, &[1]), Err(HandshakeError::ReservedNotZero));
+    }
+
+    #[test]
+    fn each_mistake_in_an_answer_has_its_error() {
+        let geometry = Geometry::new(256, 1 << 20, 64).expect("legal");
+        let agreed = Agreement { version: 1, features: 0, geometry, max_message: 1, first_ticket: 0 };
+        let with = |answer: Answer, at: usize, field: &[u8]| {
+            let mut bytes = answer.encode();
+            bytes[at..at + field.len()].copy_from_slice(field);
+            Answer::decode(&bytes)
+        };
+        let welcome = || Answer::Welcome(agreed);
+        assert_eq!(with(welcome(), 8, &[7]), Err(HandshakeError::UnknownKind(7)));
+        assert!(matches!(with(welcome(), 10, &[9]), Err(HandshakeError::NoCommonVersion { .. })));
+        assert_eq!(with(welcome(), 40, &[255; 8]), Err(HandshakeError::BadTicket(u64::MAX)));
+        assert!(matches!(with(welcome(), 48, &[1]), Err(HandshakeError::BadRegionLen { .. })));
+        assert_eq!(with(welcome(), 56, &[1]), Err(HandshakeError::ReservedNotZero));
+        let reject = || Answer::Reject(Reject::new(RejectCode::Geometry, "no"));
+        assert_eq!(with(reject(), 18, &[65]), Err(HandshakeError::BadText));
+        assert_eq!(with(reject(), 18, &[1]), Err(HandshakeError::ReservedNotZero));
+        assert_eq!(with(reject(), 24, &[255]), Err(HandshakeError::BadText));
+        assert_eq!(with(reject(), 24, b"\x1b"), Err(HandshakeError::BadText));
+        assert!(with(reject(), 10, &[9]).is_ok(), "a newer version can refuse us");
+    }
+}

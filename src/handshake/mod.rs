@@ -1,0 +1,61 @@
+//! The handshake without its socket: bytes in, a value or an error out.
+//!
+//! ```text
+//!  ClientHandshake                                    ServerHandshake
+//!     hello()   ─────────── Hello, 64 bytes ──────────▶  feed()
+//!                                                          │ Limits::agree
+//!     feed()    ◀── Welcome (128 bytes) + a memfd ─────  answer: Agreement
+//!               ◀── Reject  (128 bytes) ───────────────  or Reject
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. Nothing here sees a socket, a clock or a descriptor; every function is total.
+//! 2. A value that [`Hello::decode`] or [`Answer::decode`] returns was judged whole, and encodes
+//!    into the very bytes that it came from.
+//! 3. A side never asks for a byte behind the end of its message.
+//! 4. What is agreed exceeds neither what the client wants nor what the server allows.
+//!
+//! # Proof
+//!
+//! Round trips, and every value of every byte of both messages; both machines fed in every split.
+
+mod client;
+mod codec;
+mod server;
+
+pub use client::{ClientHandshake, ClientStep};
+pub use codec::{Answer, Hello, Reject};
+pub use server::{Limits, ServerHandshake};
+
+use crate::layout::Geometry;
+
+/// The oldest version of the protocol that this library speaks.
+pub const VERSION_MIN: u16 = 1;
+/// The newest version of the protocol that this library speaks.
+pub const VERSION_MAX: u16 = 1;
+/// Every feature that this library knows, as bits.
+pub const FEATURES: u32 = 0;
+/// Bytes of a Hello.
+pub const HELLO_LEN: usize = 64;
+/// Bytes of an answer, be it Welcome or Reject.
+pub const ANSWER_LEN: usize = 128;
+/// The most bytes of a refusal's text.
+pub const TEXT_LEN: usize = 64;
+/// The longest message that any connection can carry, in bytes.
+pub const MAX_MESSAGE: u64 = u32::MAX as u64;
+
+/// What both sides go by from the handshake on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Agreement {
+    /// The version of the protocol.
+    pub version: u16,
+    /// The features in use, as bits.
+    pub features: u32,
+    /// The sizes of the region.
+    pub geometry: Geometry,
+    /// The longest message, in bytes.
+    pub max_message: u64,
+    /// The ticket with which both directions begin.
+    pub first_ticket: u64,
+}

@@ -1,0 +1,254 @@
+//! A server's front door: binds a path, and turns clients into connections.
+//!
+//! ```text
+//!   accept ─▶ Reception (listener/reception.rs)      one epoll, driven by whoever calls accept
+//!               ├── listening socket ── new client ─▶ Guest     up to 64 at once,
+//!               ├── guests ── their Hello ─▶ Established         1 s for each
+//!               ├── timer ── a guest's time is over
+//!               └── eventfd ── closed by another thread
+//!   drop   ─▶ Place (listener/place.rs)              the path, removed if it is still ours
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. A client that fails, lies or stays silent is never an error of `accept` and never delays the
+//!    next client; it costs one of 64 places for at most the handshake's timeout.
+//! 2. A forked child can only drop its copy: that closes descriptors and does nothing else.
+//! 3. Only a socket that refuses connections is ever replaced, and only our own is ever removed.
+//!
+//! # Proof
+//!
+//! `tests/handshake.rs`, `tests/listener.rs`.
+
+mod place;
+mod reception;
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::error::{AcceptError, BindError};
+use crate::establish::{Established, deadline, expired};
+use crate::options::Options;
+use crate::stream::SharedMemoryStream;
+use crate::sys::epoll::{Epoll, Eventfd};
+use crate::sys::fork::Canary;
+
+use place::Place;
+use reception::{Outcome, Reception};
+
+/// A bound path at which clients connect.
+///
+/// Dropping it removes the path, if it still belongs to this listener. Connections that were
+/// accepted live on.
+///
+/// All methods take `&self`: several threads may accept from one listener; one of them at a time
+/// drives the handshakes.
+pub struct SharedMemoryListener {
+    // Order matters: clients in mid-handshake and the listening socket go before the path's lock.
+    reception: Mutex<Reception>,
+    epoll: Arc<Epoll>,
+    door: Arc<Door>,
+    place: Place,
+    options: Options,
+}
+
+impl SharedMemoryListener {
+    /// Binds the path with the default [`Options`].
+    ///
+    /// The socket's file is readable and writable by its owner alone. A path whose server is gone is
+    /// taken over.
+    ///
+    /// # Errors
+    ///
+    /// See [`BindError`]; nothing is left behind then.
+    pub fn bind(path: impl AsRef<Path>) -> Result<Self, BindError> {
+        Options::new().bind(path)
+    }
+
+    /// Waits for the next client whose handshake succeeds.
+    ///
+    /// # Errors
+    ///
+    /// [`AcceptError::Closed`], [`AcceptError::Forked`], or [`AcceptError::Io`]. With too many open
+    /// files each call fails at once until one is closed: wait before the next.
+    pub fn accept(&self) -> Result<SharedMemoryStream, AcceptError> {
+        self.accept_until(None)
+    }
+
+    /// Like [`accept`](Self::accept), for this long at most; too long to add means for ever.
+    ///
+    /// # Errors
+    ///
+    /// As `accept`, and [`AcceptError::Timeout`].
+    pub fn accept_timeout(&self, timeout: Duration) -> Result<SharedMemoryStream, AcceptError> {
+        self.accept_until(deadline(timeout))
+    }
+
+    /// Like [`accept`](Self::accept), until this moment at most.
+    ///
+    /// # Errors
+    ///
+    /// As `accept`, and [`AcceptError::Timeout`].
+    pub fn accept_deadline(&self, until: Instant) -> Result<SharedMemoryStream, AcceptError> {
+        self.accept_until(Some(until))
+    }
+
+    /// A connection if one is ready, without waiting. It moves the pending handshakes on.
+    ///
+    /// # Errors
+    ///
+    /// As `accept`.
+    pub fn try_accept(&self) -> Result<Option<SharedMemoryStream>, AcceptError> {
+        match self.accept_deadline(Instant::now()) {
+            Ok(stream) => Ok(Some(stream)),
+            Err(AcceptError::Timeout) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Accepts for ever; ends when the listener is closed, or in a forked child.
+    pub fn incoming(&self) -> Incoming<'_> {
+        Incoming { listener: self }
+    }
+
+    /// The path, as it was given.
+    pub fn local_path(&self) -> &Path {
+        self.place.path()
+    }
+
+    /// How many handshakes came to nothing: refused, garbled, given up or too slow.
+    pub fn failed_handshakes(&self) -> u64 {
+        self.door.failed.load(Ordering::Relaxed)
+    }
+
+    /// A handle by which another thread can end every `accept`, now and later.
+    pub fn closer(&self) -> ListenerCloser {
+        ListenerCloser { door: Arc::clone(&self.door) }
+    }
+
+    fn accept_until(&self, until: Option<Instant>) -> Result<SharedMemoryStream, AcceptError> {
+        let mut reception = self.enter(until)?;
+        loop {
+            self.door.check()?;
+            match reception.serve(until, &self.door.failed).map_err(AcceptError::Io)? {
+                Outcome::Came(established) => return Ok(self.welcome(established)),
+                Outcome::Nothing if expired(until) => return Err(AcceptError::Timeout),
+                Outcome::Nothing => (),
+            }
+        }
+    }
+
+    /// The right to drive the handshakes. Whoever holds it leaves when the listener is closed, so
+    /// waiting for it ends too.
+    fn enter(&self, until: Option<Instant>) -> Result<MutexGuard<'_, Reception>, AcceptError> {
+        self.door.check()?; // Before the lock: a fork may have copied it while it was held.
+        match until {
+            None => Ok(self.reception.lock()),
+            Some(until) => self.reception.try_lock_until(until).ok_or(AcceptError::Timeout),
+        }
+    }
+
+    fn welcome(&self, established: Established) -> SharedMemoryStream {
+        SharedMemoryStream::new(established, &self.options)
+    }
+}
+
+impl Options {
+    /// Binds a listener at the path, with these options.
+    ///
+    /// # Errors
+    ///
+    /// See [`BindError`]; nothing is left behind then.
+    pub fn bind(&self, path: impl AsRef<Path>) -> Result<SharedMemoryListener, BindError> {
+        let limits = self.limits().map_err(BindError::BadOptions)?;
+        let door = Arc::new(Door::new().map_err(BindError::io("making the listener"))?);
+        let (place, socket) = Place::take(path.as_ref(), self.backlog_len())?;
+        let reception = Reception::open(socket, &door.bell, limits, self.clone())
+            .map_err(BindError::io("making the listener"))?;
+        let (epoll, reception) = (reception.epoll(), Mutex::new(reception));
+        Ok(SharedMemoryListener { reception, epoll, door, place, options: self.clone() })
+    }
+}
+
+/// An epoll descriptor, readable when [`try_accept`](SharedMemoryListener::try_accept) has work to
+/// do: a client, or a handshake to move on or to give up. Never read from it.
+impl AsFd for SharedMemoryListener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
+
+impl fmt::Debug for SharedMemoryListener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedMemoryListener").field("path", &self.local_path()).finish_non_exhaustive()
+    }
+}
+
+/// Ends every `accept` of a listener. Cloneable; outlives the listener harmlessly.
+#[derive(Clone)]
+pub struct ListenerCloser {
+    door: Arc<Door>,
+}
+
+impl ListenerCloser {
+    /// Makes every call of `accept`, now blocked or later, return [`AcceptError::Closed`]. The path
+    /// stays until the listener is dropped. Does nothing in a forked child.
+    pub fn close(&self) {
+        if self.door.canary.same_process() {
+            self.door.closed.store(true, Ordering::Release);
+            self.door.bell.signal();
+        }
+    }
+}
+
+impl fmt::Debug for ListenerCloser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ListenerCloser").finish_non_exhaustive()
+    }
+}
+
+/// An iterator of connections; see [`SharedMemoryListener::incoming`].
+#[derive(Debug)]
+pub struct Incoming<'a> {
+    listener: &'a SharedMemoryListener,
+}
+
+impl Iterator for Incoming<'_> {
+    type Item = Result<SharedMemoryStream, AcceptError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self.listener.accept() {
+            Err(AcceptError::Closed | AcceptError::Forked) => None,
+            result => Some(result),
+        }
+    }
+}
+
+/// What other threads may touch while one accepts. Never drained: once rung, it rings for ever.
+struct Door {
+    canary: Canary,
+    bell: Eventfd,
+    closed: AtomicBool,
+    failed: AtomicU64,
+}
+
+impl Door {
+    fn new() -> io::Result<Self> {
+        let (canary, bell) = (Canary::new()?, Eventfd::new()?);
+        Ok(Self { canary, bell, closed: AtomicBool::new(false), failed: AtomicU64::new(0) })
+    }
+
+    fn check(&self) -> Result<(), AcceptError> {
+        if !self.canary.same_process() {
+            return Err(AcceptError::Forked);
+        }
+        if self.closed.load(Ordering::Acquire) { Err(AcceptError::Closed) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,229 @@
+//! Clients in mid-handshake: up to 64, one epoll, no thread.
+//!
+//! # Invariants
+//!
+//! 1. A guest leaves the epoll set before its socket is given away or closed: a forked child's copy
+//!    of the descriptor would otherwise keep it ringing.
+//! 2. While all places are taken the listening socket is not in the set, so nothing spins.
+//! 3. At most one connection comes out per call, and what else was ready still is at the next: the
+//!    set is level-triggered, and nothing ready is kept aside.
+//! 4. The timer rings when the first guest's time is over, so the epoll descriptor alone tells a
+//!    poll loop everything.
+//!
+//! # Proof
+//!
+//! `tests/listener.rs`: silent clients, a full house, a flood of failures without a leak.
+
+use std::fmt;
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::establish::{Established, Failure, Guest, Step, deadline};
+use crate::handshake::Limits;
+use crate::options::Options;
+use crate::sys::epoll::{Epoll, Eventfd, Events, Interest};
+use crate::sys::socket;
+use crate::sys::timer::Timer;
+use crate::sys::wait::Readiness;
+
+/// What one round came to.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// A client whose handshake is complete.
+    Came(Established),
+    /// Nothing yet: call again, unless the deadline has passed.
+    Nothing,
+}
+
+/// The listening socket and the clients that are not through yet.
+pub(super) struct Reception {
+    socket: OwnedFd,
+    listening: bool,
+    guests: Vec<Option<Seat>>,
+    epoll: Arc<Epoll>,
+    events: Events,
+    timer: Timer,
+    timeout: Duration,
+    limits: Limits,
+    options: Options,
+}
+
+struct Seat {
+    guest: Guest,
+    readiness: Readiness,
+    until: Option<Instant>,
+}
+
+impl Reception {
+    /// Begins to listen for clients, and for the bell.
+    pub(super) fn open(
+        socket: OwnedFd,
+        bell: &Eventfd,
+        limits: Limits,
+        options: Options,
+    ) -> io::Result<Self> {
+        let (epoll, timer) = (Arc::new(Epoll::new()?), Timer::new()?);
+        epoll.add(bell.as_fd(), BELL, Interest::Readable)?;
+        epoll.add(timer.as_fd(), TIMER, Interest::Readable)?;
+        epoll.add(socket.as_fd(), DOOR, Interest::Readable)?;
+        let timeout = options.accept_timeout_or_default();
+        let guests = (0..SEATS).map(|_| None).collect();
+        let events = Events::with_room(SEATS + 3);
+        Ok(Self { socket, listening: true, guests, epoll, events, timer, timeout, limits, options })
+    }
+
+    /// The descriptor that tells when there is work.
+    pub(super) fn epoll(&self) -> Arc<Epoll> {
+        Arc::clone(&self.epoll)
+    }
+
+    /// Waits until something happens, at most until the deadline, and moves on what can move.
+    ///
+    /// Guests go before the door: an error there, such as too many open files, must not keep them
+    /// from getting through.
+    pub(super) fn serve(&mut self, until: Option<Instant>, failed: &AtomicU64) -> io::Result<Outcome> {
+        let mut tokens: Vec<u64> =
+            self.epoll.wait(&mut self.events, until)?.map(|event| event.token).collect();
+        tokens.sort_unstable();
+        let mut outcome = Ok(Outcome::Nothing);
+        for token in tokens {
+            outcome = self.attend(token, failed);
+            if !matches!(outcome, Ok(Outcome::Nothing)) {
+                break;
+            }
+        }
+        self.expire(failed);
+        self.keep_door()?;
+        outcome
+    }
+
+    fn attend(&mut self, token: u64, failed: &AtomicU64) -> io::Result<Outcome> {
+        match token {
+            BELL | TIMER => Ok(Outcome::Nothing), // The caller looks at the bell, expire at the timer.
+            DOOR => self.admit(failed),
+            seat => Ok(self.advance(usize::try_from(seat).unwrap_or(SEATS), failed)),
+        }
+    }
+
+    /// Lets one client in. Most have said Hello by now, and are through at once.
+    fn admit(&mut self, failed: &AtomicU64) -> io::Result<Outcome> {
+        let Some(free) = self.guests.iter().position(Option::is_none) else {
+            return Ok(Outcome::Nothing);
+        };
+        let Some(socket) = socket::accept(self.socket.as_fd())? else {
+            return Ok(Outcome::Nothing);
+        };
+        let admitted = Guest::admit(socket, &self.options).and_then(|mut guest| {
+            let step = guest.advance(&self.limits, self.options.is_prefault())?;
+            Ok((guest, step))
+        });
+        let came = admitted.and_then(|(guest, step)| match step {
+            Step::Ready => guest.finish().map(Some),
+            Step::Wants(readiness) => self.seat(free, guest, readiness).map(|()| None),
+        });
+        Ok(count(came, failed))
+    }
+
+    fn seat(&mut self, at: usize, guest: Guest, readiness: Readiness) -> Result<(), Failure> {
+        self.epoll.add(guest.as_fd(), at as u64, interest(readiness))?;
+        if let Some(seat) = self.guests.get_mut(at) {
+            *seat = Some(Seat { guest, readiness, until: deadline(self.timeout) });
+        }
+        Ok(())
+    }
+
+    fn advance(&mut self, at: usize, failed: &AtomicU64) -> Outcome {
+        let (prefault, limits) = (self.options.is_prefault(), self.limits);
+        let Some(Some(seat)) = self.guests.get_mut(at) else {
+            return Outcome::Nothing; // It left in this very round.
+        };
+        let step = seat.guest.advance(&limits, prefault);
+        if let Ok(Step::Wants(readiness)) = step {
+            let changed = mem::replace(&mut seat.readiness, readiness) != readiness;
+            if !changed || self.epoll.modify(seat.guest.as_fd(), at as u64, interest(readiness)).is_ok() {
+                return Outcome::Nothing;
+            }
+        }
+        let Some(guest) = self.vacate(at) else {
+            return Outcome::Nothing;
+        };
+        let came = match step {
+            Ok(Step::Ready) => guest.finish().map(Some),
+            Ok(Step::Wants(_)) => Err(Failure::Closed),
+            Err(failure) => Err(failure),
+        };
+        count(came, failed)
+    }
+
+    /// Takes a guest out of its place and out of the epoll set.
+    fn vacate(&mut self, at: usize) -> Option<Guest> {
+        let Seat { guest, .. } = self.guests.get_mut(at)?.take()?;
+        let _ = self.epoll.delete(guest.as_fd()); // It can only fail if it is not in the set.
+        Some(guest)
+    }
+
+    /// Sends away all whose time is over, and sets the timer for the next.
+    fn expire(&mut self, failed: &AtomicU64) {
+        let now = Instant::now();
+        for at in 0..self.guests.len() {
+            let until = self.guests.get(at).and_then(Option::as_ref).and_then(|seat| seat.until);
+            if until.is_some_and(|until| until <= now) {
+                drop(self.vacate(at));
+                failed.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let next = self.guests.iter().flatten().filter_map(|seat| seat.until).min();
+        let _ = self.timer.ring_at(next); // It can only fail on a descriptor that is no timer.
+    }
+
+    /// The listening socket is in the set exactly while a place is free.
+    fn keep_door(&mut self) -> io::Result<()> {
+        let free = self.guests.iter().any(Option::is_none);
+        if free != self.listening {
+            if free {
+                self.epoll.add(self.socket.as_fd(), DOOR, Interest::Readable)?;
+            } else {
+                self.epoll.delete(self.socket.as_fd())?;
+            }
+            self.listening = free;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Reception {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let guests = self.guests.iter().flatten().count();
+        f.debug_struct("Reception").field("guests", &guests).finish_non_exhaustive()
+    }
+}
+
+/// Clients that may be in mid-handshake at once.
+const SEATS: usize = 64;
+/// Tokens of the epoll set: a guest's is the number of its seat, and these are greater.
+const BELL: u64 = 1 << 32;
+const TIMER: u64 = BELL + 1;
+/// The greatest, so that the door comes last.
+const DOOR: u64 = TIMER + 1;
+
+fn interest(readiness: Readiness) -> Interest {
+    match readiness {
+        Readiness::Readable => Interest::Readable,
+        Readiness::Writable => Interest::Writable,
+    }
+}
+
+fn count(came: Result<Option<Established>, Failure>, failed: &AtomicU64) -> Outcome {
+    match came {
+        Ok(Some(established)) => return Outcome::Came(established),
+        Ok(None) => (),
+        Err(_) => {
+            failed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    Outcome::Nothing
+}

@@ -1,0 +1,199 @@
+//! A ring's memory in private memory, in safe code: for examples, tests and reference.
+//!
+//! Both ends hold an `Arc` of it. Sleep is a mutex and a condition variable per flag; the mutex
+//! makes compare-and-sleep one step against a wake, as the kernel's futex does.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::{
+    Fence, Field, Flag, GRAIN, INLINE, Load, Memory, OutOfBounds, Span, Store, Tail, Until, Woke, Word,
+};
+
+const SLOT_WORDS: usize = 16;
+const SLICE: Duration = Duration::from_millis(100);
+
+/// One ring in private memory.
+#[derive(Debug)]
+pub struct Heap {
+    slots: Box<[[AtomicU64; SLOT_WORDS]]>,
+    arena: Box<[AtomicU64]>,
+    urgent: Box<[AtomicU64]>,
+    words: [AtomicU64; 6],
+    flags: [Bed; 3],
+}
+
+#[derive(Debug, Default)]
+struct Bed {
+    flag: AtomicU32,
+    lock: Mutex<()>,
+    woken: Condvar,
+}
+
+impl Heap {
+    /// Makes a zeroed ring; each size is rounded up to a power of two that a ring can have.
+    pub fn new(slots: usize, arena: usize, urgent: usize) -> Self {
+        let words = |n: usize| (0..n).map(|_| AtomicU64::new(0)).collect();
+        Self {
+            slots: (0..slots.next_power_of_two())
+                .map(|_| std::array::from_fn(|_| AtomicU64::new(0)))
+                .collect(),
+            arena: words(arena.max(GRAIN).next_power_of_two() / 8),
+            urgent: words(urgent.next_power_of_two()),
+            words: Default::default(),
+            flags: Default::default(),
+        }
+    }
+
+    fn slot(&self, ticket: u64) -> &[AtomicU64; SLOT_WORDS] {
+        let mask = self.slots.len() as u64 - 1;
+        #[expect(clippy::cast_possible_truncation, reason = "masked by the number of slots")]
+        &self.slots[(ticket & mask) as usize]
+    }
+
+    fn word(&self, word: Word) -> &AtomicU64 {
+        match word {
+            Word::Head => &self.words[0],
+            Word::Wanted => &self.words[1],
+            Word::ProducerMark => &self.words[2],
+            Word::ConsumerMark => &self.words[3],
+            Word::Bell => &self.words[4],
+            Word::Fate => &self.words[5],
+            Word::Urgent(index) => &self.urgent[index as usize & (self.urgent.len() - 1)],
+        }
+    }
+
+    fn bed(&self, flag: Flag) -> &Bed {
+        match flag {
+            Flag::Consumer => &self.flags[0],
+            Flag::Producer => &self.flags[1],
+            Flag::Twin => &self.flags[2],
+        }
+    }
+
+    /// The words of a span and how many bytes it has, or nothing if it is not here.
+    fn span(&self, span: Span) -> Result<&[AtomicU64], OutOfBounds> {
+        match span {
+            Span::Slot(ticket) => Ok(&self.slot(ticket)[3..3 + INLINE / 8]),
+            Span::Arena(place) => self.arena.get(place as usize * (GRAIN / 8)..).ok_or(OutOfBounds),
+        }
+    }
+
+    /// Visits each word that a range touches: the word, the bytes in it, the bytes of the range.
+    fn visit(
+        &self,
+        span: Span,
+        at: usize,
+        len: usize,
+        mut each: impl FnMut(&AtomicU64, std::ops::Range<usize>, std::ops::Range<usize>),
+    ) -> Result<(), OutOfBounds> {
+        let words = self.span(span)?;
+        let end = at.checked_add(len).filter(|end| *end <= words.len() * 8).ok_or(OutOfBounds)?;
+        let mut from = at;
+        while from < end {
+            let to = ((from / 8 + 1) * 8).min(end);
+            let base = from / 8 * 8;
+            each(&words[from / 8], from - base..to - base, from - at..to - at);
+            from = to;
+        }
+        Ok(())
+    }
+}
+
+impl Memory for Heap {
+    fn slots(&self) -> u64 {
+        self.slots.len() as u64
+    }
+
+    fn arena(&self) -> u64 {
+        self.arena.len() as u64 * 8
+    }
+
+    fn load_slot(&self, ticket: u64, field: Field, order: Load) -> u64 {
+        self.slot(ticket)[field as usize].load(order.into())
+    }
+
+    fn store_slot(&self, ticket: u64, field: Field, value: u64, order: Store) {
+        self.slot(ticket)[field as usize].store(value, order.into());
+    }
+
+    fn load(&self, word: Word, order: Load) -> u64 {
+        self.word(word).load(order.into())
+    }
+
+    fn store(&self, word: Word, value: u64, order: Store) {
+        self.word(word).store(value, order.into());
+    }
+
+    fn settle(&self, fate: u64) -> u64 {
+        // pairs with the Acquire loads of Fate in `ring/`.
+        match self.word(Word::Fate).compare_exchange(0, fate, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => fate,
+            Err(stands) => stands,
+        }
+    }
+
+    fn load_flag(&self, flag: Flag) -> u32 {
+        self.bed(flag).flag.load(Ordering::Relaxed)
+    }
+
+    fn store_flag(&self, flag: Flag, value: u32) {
+        self.bed(flag).flag.store(value, Ordering::Relaxed);
+    }
+
+    fn fence(&self, kind: Fence) {
+        fence(kind.into());
+    }
+
+    fn copy_in(&self, to: Span, at: usize, bytes: &[u8], tail: Tail) -> Result<(), OutOfBounds> {
+        let last = bytes.len();
+        self.visit(to, at, bytes.len(), |word, inside, range| {
+            let mut value = word.load(Ordering::Relaxed).to_le_bytes();
+            if tail == Tail::Zero && range.end == last {
+                value[inside.end..].fill(0);
+            }
+            value[inside].copy_from_slice(&bytes[range]);
+            word.store(u64::from_le_bytes(value), Ordering::Relaxed);
+        })
+    }
+
+    fn copy_out(&self, from: Span, at: usize, bytes: &mut [u8]) -> Result<(), OutOfBounds> {
+        self.visit(from, at, bytes.len(), |word, inside, range| {
+            bytes[range].copy_from_slice(&word.load(Ordering::Relaxed).to_le_bytes()[inside]);
+        })
+    }
+
+    fn wait(&self, flag: Flag, until: Until, _patience: u32) -> Woke {
+        let bed = self.bed(flag);
+        let guard = bed.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        if bed.flag.load(Ordering::Relaxed) != 1 {
+            return Woke::Early;
+        }
+        let left = until.map(|t| t.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            return Woke::Deadline;
+        }
+        let slice = left.map_or(SLICE, |left| left.min(SLICE));
+        let (_guard, result) = bed.woken.wait_timeout(guard, slice).unwrap_or_else(PoisonError::into_inner);
+        match result.timed_out() {
+            false => Woke::Early,
+            true if self.expired(until) => Woke::Deadline,
+            true => Woke::Slice,
+        }
+    }
+
+    fn doze(&self, _until: Until) {
+        std::thread::sleep(Duration::from_micros(200));
+    }
+
+    fn wake(&self, flag: Flag) {
+        let bed = self.bed(flag);
+        drop(bed.lock.lock().unwrap_or_else(PoisonError::into_inner));
+        bed.woken.notify_all();
+    }
+
+    fn expired(&self, until: Until) -> bool {
+        until.is_some_and(|t| Instant::now() >= t)
+    }
+}

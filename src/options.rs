@@ -1,0 +1,227 @@
+//! What a program can choose about its connections: sizes, limits, waiting, and whom to trust.
+//!
+//! The same [`Options`] serve both sides: a client *wants* what they say, a server *allows* it, and
+//! the smaller of the two numbers holds. The terminal methods (`bind`, `connect`, `pair`, `spawn`)
+//! stand with what they make.
+//!
+//! # Invariants
+//!
+//! 1. Setters take any value; the terminal method judges all of them, once, before it does anything.
+//!
+//! # Proof
+//!
+//! The tests below, and `tests/handshake.rs`.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::channel::WaitStrategy;
+use crate::handshake::{Limits, MAX_MESSAGE};
+use crate::layout::{Geometry, LAST_TICKET};
+use crate::sys::socket::PeerCred;
+
+/// A builder for listeners and connections.
+///
+/// Defaults: 256 slots and a 1 MiB arena each way, messages of up to 64 MiB, adaptive waiting, no
+/// prefault, the same user (or root) as the peer.
+#[derive(Clone)]
+pub struct Options {
+    slots: u32,
+    arena: u64,
+    urgent: u32,
+    max_message: usize,
+    wait: WaitStrategy,
+    prefault: bool,
+    handshake_timeout: Option<Duration>,
+    authorize: Option<Arc<Policy>>,
+    backlog: u32,
+    first_ticket: u64,
+}
+
+impl Options {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self {
+            slots: 256,
+            arena: 1 << 20,
+            urgent: 64,
+            max_message: 64 << 20,
+            wait: WaitStrategy::default(),
+            prefault: false,
+            handshake_timeout: None,
+            authorize: None,
+            backlog: 128,
+            first_ticket: 0,
+        }
+    }
+
+    /// Messages that a direction holds at most: a power of two from 1 to 65536. Default 256.
+    #[must_use]
+    pub fn slots(mut self, slots: u32) -> Self {
+        self.slots = slots;
+        self
+    }
+
+    /// Bytes of the arena of each direction, which holds messages of more than 104 bytes: a power
+    /// of two from 64 to 1 GiB. Default 1 MiB.
+    #[must_use]
+    pub fn arena(mut self, bytes: u64) -> Self {
+        self.arena = bytes;
+        self
+    }
+
+    /// Urgent words of each direction: a power of two from 1 to 256. Default 64.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn urgent(mut self, words: u32) -> Self {
+        self.urgent = words;
+        self
+    }
+
+    /// The longest message, in bytes, from 1 to 4 GiB - 1. It may exceed the arena. Default 64 MiB.
+    #[must_use]
+    pub fn max_message(mut self, bytes: usize) -> Self {
+        self.max_message = bytes;
+        self
+    }
+
+    /// How blocked calls wait. Default [`WaitStrategy::Adaptive`].
+    #[must_use]
+    pub fn wait(mut self, strategy: WaitStrategy) -> Self {
+        self.wait = strategy;
+        self
+    }
+
+    /// Whether all memory is touched when the connection is made, so that no later call pays for
+    /// it, and a lack of it is an error then. Default no.
+    #[must_use]
+    pub fn prefault(mut self, prefault: bool) -> Self {
+        self.prefault = prefault;
+        self
+    }
+
+    /// How long a whole handshake may take. Default 5 s for connect and spawn, and 1 s for each
+    /// client that a listener is about to accept.
+    #[must_use]
+    pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
+        self.handshake_timeout = Some(timeout);
+        self
+    }
+
+    /// Decides by the kernel's word about the other process whether to talk to it: on a listener
+    /// about each client, on a client about the server. Default: the same user, or root.
+    ///
+    /// It runs inside `accept` and `connect`, so it must not block.
+    #[must_use]
+    pub fn authorize(mut self, policy: impl Fn(&PeerCred) -> bool + Send + Sync + 'static) -> Self {
+        self.authorize = Some(Arc::new(policy));
+        self
+    }
+
+    /// Clients that the kernel lets wait for `accept`, at least 1. Default 128.
+    #[must_use]
+    pub fn backlog(mut self, clients: u32) -> Self {
+        self.backlog = clients;
+        self
+    }
+
+    /// The ticket with which a server's connections begin.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn first_ticket(mut self, ticket: u64) -> Self {
+        self.first_ticket = ticket;
+        self
+    }
+
+    /// Judges all numbers.
+    pub(crate) fn limits(&self) -> Result<Limits, String> {
+        let geometry = Geometry::new(self.slots, self.arena, self.urgent).map_err(|bad| bad.to_string())?;
+        let max_message = self.max_message as u64;
+        if !(1..=MAX_MESSAGE).contains(&max_message) {
+            return Err(format!(
+                "the longest message must have from 1 to {MAX_MESSAGE} bytes, not {max_message}"
+            ));
+        }
+        if self.backlog == 0 {
+            return Err("the backlog must be at least 1".into());
+        }
+        if self.first_ticket > LAST_TICKET {
+            return Err(format!("the first ticket must be at most {LAST_TICKET}, not {}", self.first_ticket));
+        }
+        Ok(Limits { geometry, max_message, first_ticket: self.first_ticket })
+    }
+
+    /// Whether this peer may talk to us.
+    pub(crate) fn allows(&self, peer: &PeerCred) -> bool {
+        match &self.authorize {
+            Some(policy) => policy(peer),
+            None => peer.uid() == 0 || peer.uid() == PeerCred::own().uid(),
+        }
+    }
+
+    pub(crate) fn connect_timeout_or_default(&self) -> Duration {
+        self.handshake_timeout.unwrap_or(Duration::from_secs(5))
+    }
+
+    pub(crate) fn accept_timeout_or_default(&self) -> Duration {
+        self.handshake_timeout.unwrap_or(Duration::from_secs(1))
+    }
+
+    pub(crate) fn is_prefault(&self) -> bool {
+        self.prefault
+    }
+
+    pub(crate) fn backlog_len(&self) -> i32 {
+        i32::try_from(self.backlog).unwrap_or(i32::MAX)
+    }
+
+    /// How blocked calls wait.
+    pub(crate) fn strategy(&self) -> WaitStrategy {
+        self.wait
+    }
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("slots", &self.slots)
+            .field("arena", &self.arena)
+            .field("max_message", &self.max_message)
+            .field("wait", &self.wait)
+            .field("prefault", &self.prefault)
+            .field("handshake_timeout", &self.handshake_timeout)
+            .field("authorize", &self.authorize.as_ref().map_or("same user or root", |_| "a closure"))
+            .field("backlog", &self.backlog)
+            .finish_non_exhaustive()
+    }
+}
+
+type Policy = dyn Fn(&PeerCred) -> bool + Send + Sync;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn illegal_numbers_are_named() {
+        let bad = |options: Options, word: &str| {
+            let text = options.limits().expect_err("illegal");
+            assert!(text.contains(word), "{text}");
+        };
+        assert!(Options::new().limits().is_ok());
+        bad(Options::new().slots(3), "slots");
+        bad(Options::new().arena(0), "arena");
+        bad(Options::new().urgent(512), "urgent");
+        bad(Options::new().max_message(0), "longest message");
+        bad(Options::new().max_message(usize::MAX), "longest message");
+        bad(Options::new().backlog(0), "backlog");
+        bad(Options::new().first_ticket(u64::MAX), "ticket");
+    }
+}

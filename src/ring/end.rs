@@ -1,0 +1,68 @@
+//! How a direction ends: the peer's mark, and this side's verdict about the connection.
+//!
+//! | fate | set by | what calls return |
+//! |---|---|---|
+//! | 0 | - | the connection lives |
+//! | `Closed` | this process | `Closed`, at once |
+//! | `Disconnected` | the lifeline: hang-up, no mark | what was committed, then `Disconnected` |
+//! | `Died` | the lifeline: the peer's process ended | what was committed, then `PeerDied` |
+//! | `Violated` | this side, on a lie | `ProtocolViolated`, at once |
+//!
+//! A mark of the peer counts before `Disconnected` and `Died`: who said good-bye did not die.
+
+use crate::error::Ended;
+use crate::mem::{Flag, Load, Memory, Store, Word};
+
+use super::park::rouse;
+
+/// What became of a connection: the values of [`Word::Fate`] but 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Closed by this process.
+    Closed = 1,
+    /// The peer hung up without a mark.
+    Disconnected = 2,
+    /// The peer's process ended without a mark.
+    Died = 3,
+    /// The peer broke the protocol.
+    Violated = 4,
+}
+
+impl Fate {
+    fn of(word: u64) -> Option<Self> {
+        match word {
+            0 => None,
+            1 => Some(Self::Closed),
+            2 => Some(Self::Disconnected),
+            3 => Some(Self::Died),
+            _ => Some(Self::Violated),
+        }
+    }
+}
+
+/// How this direction has ended, if it has; `peer` is the word that the other side marks.
+///
+/// A consumer must look for the end *before* it looks at the stamp, and report it only when nothing
+/// is left to receive (but for `Closed` and `ProtocolViolated`, which end it at once).
+#[inline]
+pub fn ended<M: Memory>(mem: &M, peer: Word) -> Option<Ended> {
+    // pairs with `Memory::settle`.
+    let fate = Fate::of(mem.load(Word::Fate, Load::Acquire));
+    match fate {
+        Some(Fate::Closed) => return Some(Ended::Closed),
+        Some(Fate::Violated) => return Some(Ended::ProtocolViolated),
+        _ => {}
+    }
+    // pairs with the Release store in `close`.
+    if mem.load(peer, Load::Acquire) != 0 {
+        return Some(Ended::Disconnected);
+    }
+    fate.map(|fate| if fate == Fate::Died { Ended::PeerDied } else { Ended::Disconnected })
+}
+
+/// Marks this side's end of a direction as closed, and wakes the other side's sleeper.
+pub fn close<M: Memory>(mem: &M, own: Word, theirs: Flag) {
+    // pairs with the Acquire load in `ended`.
+    mem.store(own, 1, Store::Release);
+    rouse(mem, theirs);
+}

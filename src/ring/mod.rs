@@ -1,0 +1,75 @@
+//! One direction of one connection: an index of seqlocks over an arena, one producer, one consumer.
+//!
+//! ```text
+//!  index: N slots of 128 bytes                                arena
+//!  +-------+---------+-----+--------------------------+      +-------------------------------+
+//!  | stamp | control | tag | 13 words: up to 104 bytes |----->| payload, 64-aligned, contiguous |
+//!  +-------+---------+-----+--------------------------+      +-------------------------------+
+//!
+//!  head (next to read) ........ tail (next to write)          ticket n lives in slot n mod N
+//! ```
+//!
+//! The life of the slot of ticket n, by its stamp:
+//!
+//! | stamp | meaning | who leaves it |
+//! |---|---|---|
+//! | 0 | never written | the fresh region |
+//! | 2(n-N)+2 | the ticket before it in this slot | the producer |
+//! | 2n+1 | n is being written, or was aborted | the producer |
+//! | 2n+2 | n is ready | the producer, by the one Release store that commits |
+//!
+//! Anything else is a lie, as is a head that goes backwards or past the tail.
+//!
+//! # Invariants
+//!
+//! 1. The producer writes the slot and place of ticket n only after it has read (Acquire) a head of
+//!    at least n-N+1, and a head behind every ticket that stood in that place.
+//! 2. The consumer reads them only after it has read (Acquire) the stamp 2n+2, and publishes
+//!    (Release) a head past n only when it has done with them.
+//! 3. Nobody reads its own position back from shared memory.
+//! 4. Whoever published makes a full fence and looks at the other side's flag before the call
+//!    returns: publish and look stand in one straight line, with nothing between that can panic.
+//! 5. Head may stay unpublished only while an unread message is in the ring.
+//! 6. Each word is loaded once, judged, and the local is used.
+//!
+//! # Orderings
+//!
+//! | store | load that pairs with it | carries |
+//! |---|---|---|
+//! | stamp 2n+2, Release (`producer: publish`) | stamp, Acquire (`consumer: arrival`) | payload, control, tag |
+//! | head, Release (`consumer: publish_head`) | head, Acquire (`producer: refresh`) | the end of the reads |
+//! | marks, Release (`close`) | marks, Acquire (`end: ended`) | everything committed before |
+//! | fate, Release (`Memory::settle`) | fate, Acquire (`end: ended`) | the peer's last stores, by the kernel |
+//! | urgent and bell, Release (`urgent: post`) | Acquire (`urgent: read`, `bell`) | the word before the bell |
+//! | stamp 2n+1, then fence Release (`producer: open`) | fence Acquire, then stamp (`consumer: verify`) | a lap by a liar |
+//! | publish, fence Full, flag (`park: rouse`) | flag, fence Full, look (`park: sleep`) | no lost wake-up |
+//!
+//! # Proof
+//!
+//! `loom-tests/` runs this very code under loom; `tests/ring.rs` runs it in private memory at every
+//! wrap, geometry and first ticket.
+
+mod consumer;
+mod end;
+mod park;
+mod place;
+mod producer;
+mod urgent;
+
+pub use consumer::{Arrival, Consumer};
+pub use end::{Fate, close, ended};
+pub use park::{Bed, rouse, sleep};
+pub use producer::{Claim, Cursor, Producer, Refusal};
+pub use urgent::{Poster, bell, urgent};
+
+/// The stamp of a ready ticket.
+#[inline]
+fn ready(ticket: u64) -> u64 {
+    ticket.wrapping_mul(2).wrapping_add(2)
+}
+
+/// The stamp of a ticket that is being written.
+#[inline]
+fn writing(ticket: u64) -> u64 {
+    ticket.wrapping_mul(2).wrapping_add(1)
+}

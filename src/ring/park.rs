@@ -1,0 +1,129 @@
+//! Sleeping and waking: the only place.
+//!
+//! ```text
+//!  sleeper                                   waker (after publishing a message, a head, a mark ...)
+//!    flag := 1            (Relaxed)            fence(Full)
+//!    fence(Full)                               flag = 0 ?      (Relaxed)  -> done
+//!    look again: found?   -> flag := 0         flag := 0; wake(flag)
+//!    wait(flag, 1, deadline)
+//!    flag := 0
+//! ```
+//!
+//! | flag | meaning |
+//! |---|---|
+//! | 0 | nobody sleeps here |
+//! | 1 | the sleeper is here, or about to be |
+//! | 2 (producer flag only) | the sleeper is on the *twin*: it waits for either; clear and wake that |
+//! | other | as 1 |
+//!
+//! # Invariants
+//!
+//! 1. At most one thread sleeps on a flag: `&mut` and the shared sender's lock hold that.
+//! 2. Either the sleeper's second look sees what was published, or the waker sees the flag: one of
+//!    the two full fences comes first.
+//! 3. The waker clears the flag *before* it wakes: a sleeper that is about to wait finds 0 and does
+//!    not. The word slept on is the flag itself, so nothing can wrap.
+//! 4. Every sleep ends: it is cut in slices, and each slice ends by itself. A peer that clears our
+//!    flag for ever costs bounded CPU: after [`EMPTY`] empty returns in a row the sleeper dozes.
+//! 5. Death, local close and the peer's close go through [`rouse`] like everything else.
+//!
+//! # Proof
+//!
+//! `loom-tests/tests/park.rs`.
+
+use crate::mem::{Fence, Flag, Memory, Until, Woke};
+
+/// The producer flag's value while its sleeper waits on the twin.
+const ELSEWHERE: u32 = 2;
+
+/// Empty returns in a row after which a sleeper stops trusting its flag for a moment.
+const EMPTY: u32 = 64;
+
+/// Fences, and wakes the sleeper on `flag` if there is one. Follows every publication.
+#[inline]
+pub fn rouse<M: Memory>(mem: &M, flag: Flag) {
+    // pairs with the fence in `sleep`.
+    mem.fence(Fence::Full);
+    let value = mem.load_flag(flag);
+    if value != 0 {
+        wake(mem, flag, value);
+    }
+}
+
+/// Clears a flag that was seen raised, and wakes its sleeper where it is.
+#[cold]
+pub(super) fn wake<M: Memory>(mem: &M, flag: Flag, value: u32) {
+    mem.store_flag(flag, 0);
+    if value == ELSEWHERE && flag == Flag::Producer {
+        mem.store_flag(Flag::Twin, 0);
+        mem.wake(Flag::Twin);
+    } else {
+        mem.wake(flag);
+    }
+}
+
+/// Where a thread sleeps.
+#[derive(Debug)]
+pub struct Bed<'a, M> {
+    mem: &'a M,
+    flag: Flag,
+    outgoing: Option<&'a M>,
+}
+
+impl<'a, M: Memory> Bed<'a, M> {
+    /// The consumer of `mem` waits for a message.
+    pub fn consumer(mem: &'a M) -> Self {
+        Self { mem, flag: Flag::Consumer, outgoing: None }
+    }
+
+    /// The producer of `mem` waits for space.
+    pub fn producer(mem: &'a M) -> Self {
+        Self { mem, flag: Flag::Producer, outgoing: None }
+    }
+
+    /// One thread, consumer of `incoming` and producer of `outgoing`, waits for either.
+    pub fn either(incoming: &'a M, outgoing: &'a M) -> Self {
+        Self { mem: incoming, flag: Flag::Consumer, outgoing: Some(outgoing) }
+    }
+
+    fn raise(&self) {
+        self.mem.store_flag(self.flag, 1);
+        if let Some(outgoing) = self.outgoing {
+            outgoing.store_flag(Flag::Producer, ELSEWHERE);
+        }
+    }
+
+    fn lower(&self) {
+        self.mem.store_flag(self.flag, 0);
+        if let Some(outgoing) = self.outgoing {
+            outgoing.store_flag(Flag::Producer, 0);
+        }
+    }
+}
+
+/// Sleeps until `look` finds something, or until the deadline: `None`.
+pub fn sleep<M: Memory, T>(bed: &Bed<'_, M>, until: Until, look: impl Fn() -> Option<T>) -> Option<T> {
+    let (mut patience, mut empty) = (0_u32, 0_u32);
+    loop {
+        bed.raise();
+        // pairs with the fence in `rouse`.
+        bed.mem.fence(Fence::Full);
+        let found = look();
+        let woke = match found {
+            None => bed.mem.wait(bed.flag, until, patience),
+            Some(_) => Woke::Early,
+        };
+        bed.lower();
+        if found.is_some() {
+            return found;
+        }
+        match woke {
+            Woke::Deadline => return look(),
+            Woke::Slice => (patience, empty) = (patience.saturating_add(1), 0),
+            Woke::Early => empty = empty.saturating_add(1),
+        }
+        if empty > EMPTY {
+            bed.mem.doze(until);
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Where payloads stand in the arena: the producer's private bookkeeping, with no memory in it.
+//!
+//! A place is a position that only grows; its offset in the arena is the position modulo the arena's
+//! size. A payload never wraps: what does not fit before the end starts at the front of the next lap.
+//!
+//! ```text
+//!        freed                    place
+//!  ........|######## in use ########|............     place - freed <= arena
+//! ```
+
+use crate::mem::GRAIN;
+
+/// How much of the front of the arena is used before the producer looks whether everything is
+/// consumed and it can start at the front again: light traffic stays in cache, and in few pages.
+const FRONT: u64 = 32 << 10;
+
+/// The producer's view of the arena.
+#[derive(Debug)]
+pub(super) struct Arena {
+    size: u64,
+    freed: u64,
+    looked: u64,
+    /// The place behind each ticket, by slot.
+    ends: Box<[u64]>,
+}
+
+impl Arena {
+    pub(super) fn new(size: u64, slots: u64) -> Self {
+        Self { size, freed: 0, looked: 0, ends: (0..slots).map(|_| 0).collect() }
+    }
+
+    /// Where `len` bytes would stand, from `place` on: start and end.
+    #[inline]
+    pub(super) fn fit(&self, place: u64, len: u64) -> (u64, u64) {
+        let room = self.size - (place & (self.size - 1));
+        let len = len.next_multiple_of(GRAIN as u64);
+        let start = if len <= room { place } else { place + room };
+        (start, start + len)
+    }
+
+    /// Whether everything before `end` may be written.
+    #[inline]
+    pub(super) fn free(&self, end: u64) -> bool {
+        end - self.freed <= self.size
+    }
+
+    /// Whether it is time to look if the arena can be started from the front.
+    #[inline]
+    pub(super) fn far(&self, end: u64) -> bool {
+        end - self.looked > FRONT.min(self.size / 4)
+    }
+
+    /// Notes that a look was taken at this place.
+    pub(super) fn look(&mut self, place: u64) {
+        self.looked = place;
+    }
+
+    /// Everything is consumed: the next place is the front, and all is free.
+    pub(super) fn restart(&mut self, place: u64) -> u64 {
+        let front = place.next_multiple_of(self.size);
+        (self.freed, self.looked) = (front, front);
+        front
+    }
+
+    /// Remembers the place behind a ticket.
+    #[inline]
+    pub(super) fn set_end(&mut self, ticket: u64, place: u64) {
+        *self.end_mut(ticket) = place;
+    }
+
+    /// The ticket and all before it were released.
+    pub(super) fn release(&mut self, ticket: u64) {
+        self.freed = *self.end_mut(ticket);
+    }
+
+    /// The first ticket in the range whose release makes everything before `end` writable; the last
+    /// if none does alone.
+    pub(super) fn needed(&mut self, mut tickets: std::ops::Range<u64>, end: u64) -> u64 {
+        let last = tickets.end.saturating_sub(1);
+        let size = self.size;
+        tickets.find(|ticket| end.saturating_sub(*self.end_mut(*ticket)) <= size).unwrap_or(last)
+    }
+
+    #[inline]
+    fn end_mut(&mut self, ticket: u64) -> &mut u64 {
+        let mask = self.ends.len() as u64 - 1;
+        #[expect(clippy::cast_possible_truncation, reason = "masked by the number of slots")]
+        &mut self.ends[(ticket & mask) as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn payloads_never_wrap_and_never_overlap_what_is_in_use() {
+        let arena = Arena::new(1024, 4);
+        for place in (0..4096).step_by(64) {
+            for len in [1, 63, 64, 65, 104, 105, 512, 1023, 1024] {
+                let (start, end) = arena.fit(place, len);
+                assert!(start >= place && end - start >= len && end - start < len + 64);
+                assert!(start % 1024 + len <= 1024, "{len} at {place} wraps");
+            }
+        }
+    }
+
+    #[test]
+    fn the_ticket_needed_is_the_first_that_suffices() {
+        let mut arena = Arena::new(1024, 4);
+        for (ticket, end) in [(0, 256), (1, 512), (2, 768), (3, 1024)] {
+            arena.set_end(ticket, end);
+        }
+        assert_eq!(arena.needed(0..4, 1024 + 64), 0);
+        assert_eq!(arena.needed(0..4, 1024 + 257), 1);
+        assert_eq!(arena.needed(0..4, 2048), 3);
+        assert_eq!(arena.needed(0..4, 4096), 3);
+        arena.release(1);
+        assert!(arena.free(1536) && !arena.free(1537));
+        assert_eq!(arena.restart(1024), 1024);
+        assert_eq!(arena.restart(1025), 2048);
+    }
+}

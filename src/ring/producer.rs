@@ -1,0 +1,267 @@
+//! The writing side of a ring: claim a ticket and a place, write, commit. Never blocks.
+//!
+//! A claim is private: until [`publish`](Producer::publish) nothing of it is visible, a forgotten
+//! one costs nothing, and the next claim takes the same ticket.
+
+use super::park::rouse;
+use super::place::Arena;
+use super::{ended, ready, writing};
+use crate::error::{Ended, Violation};
+use crate::layout::{Control, Kind, LAST_TICKET};
+use crate::mem::{Fence, Field, Flag, GRAIN, INLINE, Load, Memory, OutOfBounds, Span, Store, Tail, Word};
+
+/// The next ticket and the place behind the last payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    ticket: u64,
+    place: u64,
+}
+
+/// A ticket and a place that the producer may write to.
+#[derive(Debug)]
+pub struct Claim {
+    ticket: u64,
+    span: Span,
+    len: usize,
+    after: Cursor,
+}
+
+impl Claim {
+    /// Where its payload stands.
+    pub fn span(&self) -> Span {
+        self.span
+    }
+
+    /// Bytes that it may hold.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it may hold none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The cursor behind it, for the next claim of a batch.
+    pub fn after(&self) -> Cursor {
+        self.after
+    }
+}
+
+/// Why a claim is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// No room until this ticket is released.
+    Full {
+        /// The ticket.
+        needs: u64,
+    },
+    /// It can never fit into the arena.
+    TooLarge,
+    /// The last ticket is used.
+    Exhausted,
+    /// The peer's head is a lie.
+    Violated(Violation),
+}
+
+/// The writing side.
+#[derive(Debug)]
+pub struct Producer<M> {
+    mem: M,
+    next: Cursor,
+    head: u64,
+    arena: Arena,
+    /// A message stands unfinished in the ring: its next piece follows, or it is abandoned.
+    unfinished: bool,
+}
+
+impl<M: Memory> Producer<M> {
+    /// The producer of a fresh ring whose first ticket is `first`.
+    pub fn new(mem: M, first: u64) -> Self {
+        let arena = Arena::new(mem.arena(), mem.slots());
+        Self { mem, next: Cursor { ticket: first, place: 0 }, head: first, arena, unfinished: false }
+    }
+
+    /// Writes the initial words of a fresh ring in private memory.
+    pub fn format(mem: &M, first: u64) {
+        mem.store(Word::Head, first, Store::Relaxed);
+    }
+
+    /// The memory.
+    pub fn mem(&self) -> &M {
+        &self.mem
+    }
+
+    /// Where the next message begins.
+    #[inline]
+    pub fn next(&self) -> Cursor {
+        self.next
+    }
+
+    /// Claims a ticket at `from`, and a place for `len` bytes if they do not fit into the slot.
+    ///
+    /// `from` is [`next`](Self::next), or the cursor behind the last claim of a batch.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal`]; nothing has changed but what is known of the peer's head.
+    #[inline]
+    pub fn claim(&mut self, from: Cursor, len: usize) -> Result<Claim, Refusal> {
+        self.claim_ticket(from)?;
+        if len > INLINE {
+            return self.claim_place(from, len);
+        }
+        let after = Cursor { ticket: from.ticket + 1, place: from.place };
+        Ok(Claim { ticket: from.ticket, span: Span::Slot(from.ticket), len, after })
+    }
+
+    /// Claims a ticket and a place for a piece of a long message, which always stands in the arena.
+    ///
+    /// # Errors
+    ///
+    /// As for [`claim`](Self::claim).
+    pub fn claim_piece(&mut self, from: Cursor, len: usize) -> Result<Claim, Refusal> {
+        self.claim_ticket(from)?;
+        self.claim_place(from, len)
+    }
+
+    #[inline]
+    fn claim_ticket(&mut self, from: Cursor) -> Result<(), Refusal> {
+        if from.ticket > LAST_TICKET {
+            return Err(Refusal::Exhausted);
+        }
+        if from.ticket - self.head >= self.mem.slots() {
+            self.refresh().map_err(Refusal::Violated)?;
+            if from.ticket - self.head >= self.mem.slots() {
+                return Err(Refusal::Full { needs: from.ticket - self.mem.slots() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Marks a claim's slot as being written. Comes before the first write to it.
+    #[inline]
+    pub fn open(&self, claim: &Claim) {
+        self.mem.store_slot(claim.ticket, Field::Stamp, writing(claim.ticket), Store::Relaxed);
+        // pairs with the fence in `Consumer::verify`.
+        self.mem.fence(Fence::Release);
+    }
+
+    /// Writes bytes of a claim's payload.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfBounds`] if they do not fit into the claim.
+    #[inline]
+    pub fn write(&self, claim: &Claim, at: usize, bytes: &[u8], tail: Tail) -> Result<(), OutOfBounds> {
+        match at.checked_add(bytes.len()) {
+            Some(end) if end <= claim.len => self.mem.copy_in(claim.span, at, bytes, tail),
+            _ => Err(OutOfBounds),
+        }
+    }
+
+    /// Writes the first piece's total length, which stands in the slot.
+    pub fn write_total(&self, claim: &Claim, total: u64) {
+        let _in_a_slot = self.mem.copy_in(Span::Slot(claim.ticket), 0, &total.to_le_bytes(), Tail::Zero);
+    }
+
+    /// Describes a written claim: its kind, its final length, its tag. Still private.
+    #[inline]
+    pub fn describe(&mut self, claim: &Claim, kind: Kind, len: usize, tag: u64) {
+        let place = match claim.span {
+            Span::Slot(_) => 0,
+            Span::Arena(place) => place,
+        };
+        // An empty payload needs no place: an arena kind of length 0 does not exist.
+        let (kind, place) = if len == 0 { (Kind::Inline, 0) } else { (kind, place) };
+        let abort = self.unfinished && kind.begins() && claim.ticket == self.next.ticket;
+        let len = u32::try_from(len.min(claim.len)).unwrap_or(u32::MAX);
+        let control = Control { kind, abort, len, place }.encode();
+        self.mem.store_slot(claim.ticket, Field::Control, control, Store::Relaxed);
+        self.mem.store_slot(claim.ticket, Field::Tag, tag, Store::Relaxed);
+        self.arena.set_end(claim.ticket, claim.after.place);
+    }
+
+    /// Commits every described claim up to `to`, and wakes the consumer if it sleeps.
+    ///
+    /// `unfinished` says that the last of them leaves a message unfinished.
+    #[inline]
+    pub fn publish(&mut self, to: Cursor, unfinished: bool) {
+        for ticket in self.next.ticket..to.ticket {
+            // pairs with the Acquire load in `Consumer::arrival`.
+            self.mem.store_slot(ticket, Field::Stamp, ready(ticket), Store::Release);
+        }
+        if to.ticket > self.next.ticket {
+            self.unfinished = unfinished;
+        }
+        self.next = to;
+        rouse(&self.mem, Flag::Consumer);
+    }
+
+    /// How this direction has ended, if it has.
+    #[inline]
+    pub fn ended(&self) -> Option<Ended> {
+        ended(&self.mem, Word::ConsumerMark)
+    }
+
+    /// Whether the wait for a ticket's release is over: it is released, or the direction has ended,
+    /// or the head is a lie that the next claim will find.
+    #[inline]
+    pub fn released(&self, needs: u64) -> bool {
+        if self.ended().is_some() {
+            return true;
+        }
+        // pairs with the Release store in `Consumer::publish_head`.
+        let head = self.mem.load(Word::Head, Load::Acquire);
+        head > needs || head < self.head
+    }
+
+    /// Tells the consumer which release is waited for. Comes before the flag is raised.
+    pub fn want(&self, needs: u64) {
+        self.mem.store(Word::Wanted, needs, Store::Relaxed);
+    }
+
+    /// Closes this side of the ring.
+    pub fn close(&self) {
+        super::close(&self.mem, Word::ProducerMark, Flag::Consumer);
+    }
+
+    fn claim_place(&mut self, mut from: Cursor, len: usize) -> Result<Claim, Refusal> {
+        let bytes = len as u64;
+        if bytes > self.mem.arena() {
+            return Err(Refusal::TooLarge);
+        }
+        let (_, end) = self.arena.fit(from.place, bytes);
+        if self.arena.far(end) || !self.arena.free(end) {
+            self.refresh().map_err(Refusal::Violated)?;
+            self.arena.look(from.place);
+            if self.head == from.ticket && from == self.next {
+                self.next.place = self.arena.restart(from.place);
+                from = self.next;
+            }
+        }
+        let (start, end) = self.arena.fit(from.place, bytes);
+        if !self.arena.free(end) {
+            let needs = self.arena.needed(self.head..self.next.ticket, end);
+            return Err(Refusal::Full { needs });
+        }
+        let offset = start & (self.mem.arena() - 1);
+        let place = u32::try_from(offset / GRAIN as u64).map_err(|_| Refusal::TooLarge)?;
+        let after = Cursor { ticket: from.ticket + 1, place: end };
+        Ok(Claim { ticket: from.ticket, span: Span::Arena(place), len, after })
+    }
+
+    /// Reads the peer's head and judges it.
+    fn refresh(&mut self) -> Result<(), Violation> {
+        // pairs with the Release store in `Consumer::publish_head`.
+        let head = self.mem.load(Word::Head, Load::Acquire);
+        if head < self.head || head > self.next.ticket {
+            return Err(Violation("a head that went backwards or past the tail"));
+        }
+        if head > self.head {
+            self.arena.release(head - 1);
+            self.head = head;
+        }
+        Ok(())
+    }
+}

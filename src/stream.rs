@@ -1,0 +1,371 @@
+//! A connection as one object: both halves, and the ways to make it.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::process::{Child, Command};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::channel::{
+    Batch, ByteReader, ByteWriter, Closer, Iter, Received, Receiver, RecvGuard, Reservation, SendFault,
+    Sender, Stats, TryIter,
+};
+use crate::error::{
+    ConnectError, Ended, RecvError, RecvTimeoutError, SendError, SendTimeoutError, SpawnError, TryRecvError,
+    TrySendError,
+};
+use crate::establish::{self, Established, deadline};
+use crate::mem::{Memory, Until};
+use crate::options::Options;
+use crate::ring::{Bed, sleep};
+use crate::sys::socket::PeerCred;
+
+/// A connection between two processes: sends and receives messages through shared memory.
+///
+/// It belongs to one thread at a time (`Send`, not `Sync`); [`split`](Self::split) makes two halves
+/// for two threads. Dropping it closes both directions: the peer receives what was committed, then
+/// `Disconnected`.
+///
+/// ```
+/// use narrows::{SharedMemoryListener, SharedMemoryStream};
+/// let folder = tempfile::tempdir()?;
+/// let listener = SharedMemoryListener::bind(folder.path().join("socket"))?;
+/// # let path = listener.local_path().to_owned();
+/// let client = std::thread::spawn(move || -> std::io::Result<Vec<u8>> {
+///     let mut stream = SharedMemoryStream::connect(path)?;
+///     stream.send(b"ping")?;
+///     let mut reply = Vec::new();
+///     stream.recv_into(&mut reply)?;
+///     Ok(reply)
+/// });
+/// let mut stream = listener.accept()?;
+/// let mut buffer = [0; 64];
+/// let received = stream.recv(&mut buffer)?;
+/// stream.send(&buffer[..received.len])?;
+/// assert_eq!(client.join().unwrap()?, b"ping");
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct SharedMemoryStream {
+    sender: Sender,
+    receiver: Receiver,
+}
+
+/// What a wait for either found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Ready {
+    /// A receive would end at once: with a message, or because the connection has ended.
+    pub message: bool,
+    /// A `try_send` of the length that was asked for would end at once: with success, or because
+    /// the connection has ended.
+    pub space: bool,
+}
+
+/// Methods of the stream that are those of its halves.
+macro_rules! of_half {
+    ($half:ident: $type:ident { $( $name:ident ( $($arg:ident: $ty:ty),* ) -> $out:ty; )* }) => {
+        $(
+            #[doc = concat!("See [`", stringify!($type), "::", stringify!($name), "`].")]
+            ///
+            /// # Errors
+            ///
+            /// As there.
+            #[inline]
+            pub fn $name(&mut self, $($arg: $ty),*) -> $out {
+                self.$half.$name($($arg),*)
+            }
+        )*
+    };
+}
+
+impl SharedMemoryStream {
+    /// Connects to the listener at `path`, with the default [`Options`]; within 5 s.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`], each cause its own variant. A path that nobody listens at fails at once.
+    pub fn connect(path: impl AsRef<Path>) -> Result<Self, ConnectError> {
+        Options::new().connect(path)
+    }
+
+    /// Connects to the listener at `path`, within `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`connect`](Self::connect).
+    pub fn connect_timeout(path: impl AsRef<Path>, timeout: Duration) -> Result<Self, ConnectError> {
+        Options::new().connect_timeout(path, timeout)
+    }
+
+    /// Makes both ends of a connection within this process.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`], for want of memory or descriptors.
+    pub fn pair() -> Result<(Self, Self), ConnectError> {
+        Options::new().pair()
+    }
+
+    /// Starts `command` with one end of a new connection, and waits until the child has taken it by
+    /// [`from_parent`](Self::from_parent); within 5 s.
+    ///
+    /// # Errors
+    ///
+    /// [`SpawnError`]; the child was killed and reaped then.
+    pub fn spawn(command: Command) -> Result<(Child, Self), SpawnError> {
+        Options::new().spawn(command)
+    }
+
+    /// Takes the connection with which the parent started this process; works once.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`]; `NoParent` if there is none to take.
+    pub fn from_parent() -> Result<Self, ConnectError> {
+        Options::new().from_parent()
+    }
+
+    /// The two halves, for two threads. The connection lives until both are dropped.
+    pub fn split(self) -> (Sender, Receiver) {
+        (self.sender, self.receiver)
+    }
+
+    /// The halves, to use both at once without giving up the stream.
+    pub fn halves(&mut self) -> (&mut Sender, &mut Receiver) {
+        (&mut self.sender, &mut self.receiver)
+    }
+
+    of_half! { sender: Sender {
+        send(message: &[u8]) -> Result<(), SendError>;
+        try_send(message: &[u8]) -> Result<(), TrySendError>;
+        send_timeout(message: &[u8], timeout: Duration) -> Result<(), SendTimeoutError>;
+        send_deadline(message: &[u8], deadline: Instant) -> Result<(), SendTimeoutError>;
+        send_tagged(message: &[u8], tag: u64) -> Result<(), SendError>;
+        try_send_tagged(message: &[u8], tag: u64) -> Result<(), TrySendError>;
+        send_tagged_timeout(message: &[u8], tag: u64, timeout: Duration) -> Result<(), SendTimeoutError>;
+        send_tagged_deadline(message: &[u8], tag: u64, deadline: Instant) -> Result<(), SendTimeoutError>;
+        send_vectored(parts: &[IoSlice<'_>], tag: u64) -> Result<(), SendError>;
+        try_send_vectored(parts: &[IoSlice<'_>], tag: u64) -> Result<(), TrySendError>;
+        send_vectored_timeout(parts: &[IoSlice<'_>], tag: u64, timeout: Duration) -> Result<(), SendTimeoutError>;
+        send_vectored_deadline(parts: &[IoSlice<'_>], tag: u64, deadline: Instant) -> Result<(), SendTimeoutError>;
+        reserve(len: usize) -> Result<Reservation<'_>, SendError>;
+        try_reserve(len: usize) -> Result<Reservation<'_>, TrySendError>;
+        reserve_timeout(len: usize, timeout: Duration) -> Result<Reservation<'_>, SendTimeoutError>;
+        reserve_deadline(len: usize, deadline: Instant) -> Result<Reservation<'_>, SendTimeoutError>;
+    } }
+
+    of_half! { receiver: Receiver {
+        recv(buffer: &mut [u8]) -> Result<Received, RecvError>;
+        try_recv(buffer: &mut [u8]) -> Result<Received, TryRecvError>;
+        recv_timeout(buffer: &mut [u8], timeout: Duration) -> Result<Received, RecvTimeoutError>;
+        recv_deadline(buffer: &mut [u8], deadline: Instant) -> Result<Received, RecvTimeoutError>;
+        recv_into(buffer: &mut Vec<u8>) -> Result<Received, RecvError>;
+        try_recv_into(buffer: &mut Vec<u8>) -> Result<Received, TryRecvError>;
+        recv_into_timeout(buffer: &mut Vec<u8>, timeout: Duration) -> Result<Received, RecvTimeoutError>;
+        recv_into_deadline(buffer: &mut Vec<u8>, deadline: Instant) -> Result<Received, RecvTimeoutError>;
+        recv_ref() -> Result<RecvGuard<'_>, RecvError>;
+        try_recv_ref() -> Result<RecvGuard<'_>, TryRecvError>;
+        recv_ref_timeout(timeout: Duration) -> Result<RecvGuard<'_>, RecvTimeoutError>;
+        recv_ref_deadline(deadline: Instant) -> Result<RecvGuard<'_>, RecvTimeoutError>;
+    } }
+
+    /// Collects messages and commits them together. See [`Sender::batch`].
+    pub fn batch(&mut self) -> Batch<'_> {
+        self.sender.batch()
+    }
+
+    /// Messages until the connection ends. See [`Receiver::iter`].
+    pub fn iter(&mut self) -> Iter<'_> {
+        self.receiver.iter()
+    }
+
+    /// Messages that are there now. See [`Receiver::try_iter`].
+    pub fn try_iter(&mut self) -> TryIter<'_> {
+        self.receiver.try_iter()
+    }
+
+    /// The longest message, in bytes, as agreed with the peer.
+    pub fn max_message(&self) -> usize {
+        self.sender.max_message()
+    }
+
+    /// The longest message, in bytes, that one reservation may hold.
+    pub fn max_in_place(&self) -> usize {
+        self.sender.max_in_place()
+    }
+
+    /// Waits until a message has come, or there is room to send `len` bytes, whichever is first.
+    ///
+    /// So one thread can go on draining replies while it waits to send. For a message longer than
+    /// [`max_in_place`](Self::max_in_place) it waits for room for its beginning.
+    ///
+    /// # Errors
+    ///
+    /// Never if the connection has ended: both are ready then, and the next call tells how.
+    /// [`SendTimeoutError::Forked`] in a forked child.
+    pub fn wait_either(&mut self, len: usize) -> Result<Ready, SendTimeoutError> {
+        self.wait_until(len, None)
+    }
+
+    /// As [`wait_either`](Self::wait_either), for at most `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// [`SendTimeoutError::Timeout`] if neither was ready in time.
+    pub fn wait_either_timeout(&mut self, len: usize, timeout: Duration) -> Result<Ready, SendTimeoutError> {
+        self.wait_until(len, Instant::now().checked_add(timeout))
+    }
+
+    /// As [`wait_either`](Self::wait_either), until `deadline` at most.
+    ///
+    /// # Errors
+    ///
+    /// [`SendTimeoutError::Timeout`] if neither was ready in time.
+    pub fn wait_either_deadline(&mut self, len: usize, deadline: Instant) -> Result<Ready, SendTimeoutError> {
+        self.wait_until(len, Some(deadline))
+    }
+
+    /// The kernel's word about the peer when the connection was made.
+    pub fn peer_cred(&self) -> PeerCred {
+        self.sender.link().cred()
+    }
+
+    /// What this end has done so far.
+    pub fn stats(&self) -> Stats {
+        let Stats { messages_received, bytes_received, .. } = self.receiver.stats();
+        Stats { messages_received, bytes_received, ..self.sender.stats() }
+    }
+
+    /// Whether the connection has ended: no later send can succeed.
+    pub fn is_disconnected(&self) -> bool {
+        self.sender.is_disconnected()
+    }
+
+    /// A handle that closes the connection from any thread.
+    pub fn closer(&self) -> Closer {
+        self.sender.closer()
+    }
+
+    /// Closes both directions, as dropping does; the peer receives what was committed before.
+    pub fn close(self) {
+        self.closer().close();
+    }
+
+    /// Makes a byte stream of each half, for code that reads and writes and knows of no messages.
+    pub fn into_bytes(self) -> (ByteReader, ByteWriter) {
+        (self.receiver.into_reader(), self.sender.into_writer())
+    }
+
+    pub(crate) fn new(established: Established, options: &Options) -> Self {
+        let link = Arc::clone(&established.link);
+        Self {
+            sender: Sender::new(&link, options.strategy()),
+            receiver: Receiver::new(&link, options.strategy()),
+        }
+    }
+
+    fn wait_until(&mut self, len: usize, until: Until) -> Result<Ready, SendTimeoutError> {
+        if !self.sender.link().same_process() {
+            return Err(SendTimeoutError::Forked);
+        }
+        let len = len.min(self.sender.max_in_place());
+        let mut tries = 0_u32;
+        loop {
+            let needs = match self.sender.out().needs(len) {
+                Ok(needs) => needs,
+                Err(SendFault::Ended(_)) => return Ok(Ready { message: true, space: true }),
+                Err(_) => None, // The next send says why.
+            };
+            let message = self.receiver.inb_ref().stirred();
+            if message || needs.is_none() {
+                return Ok(Ready { message, space: needs.is_none() });
+            }
+            if tries > 0 && self.sender.out().ring().mem().expired(until) {
+                return Err(SendTimeoutError::Timeout);
+            }
+            self.sleep_for_either(needs.unwrap_or(0), until);
+            tries = tries.saturating_add(1);
+        }
+    }
+
+    fn sleep_for_either(&mut self, needs: u64, until: Until) {
+        let inbound = self.receiver.inb_ref();
+        let outgoing = self.sender.out().ring();
+        outgoing.want(needs);
+        let bed = Bed::either(inbound.ring().mem(), outgoing.mem());
+        let _found = sleep(&bed, until, || (inbound.stirred() || outgoing.released(needs)).then_some(()));
+    }
+}
+
+impl Options {
+    /// Connects to the listener at `path`, within the handshake timeout (5 s unless set).
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`].
+    pub fn connect(&self, path: impl AsRef<Path>) -> Result<SharedMemoryStream, ConnectError> {
+        self.connect_timeout(path, self.connect_timeout_or_default())
+    }
+
+    /// Connects to the listener at `path`, within `timeout`; one too long for the clock is for ever.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`].
+    pub fn connect_timeout(
+        &self,
+        path: impl AsRef<Path>,
+        timeout: Duration,
+    ) -> Result<SharedMemoryStream, ConnectError> {
+        let established = establish::connect(path.as_ref(), self, deadline(timeout))?;
+        Ok(SharedMemoryStream::new(established, self))
+    }
+
+    /// Makes both ends of a connection within this process.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`].
+    pub fn pair(&self) -> Result<(SharedMemoryStream, SharedMemoryStream), ConnectError> {
+        let (client, server) = establish::pair(self)?;
+        Ok((SharedMemoryStream::new(client, self), SharedMemoryStream::new(server, self)))
+    }
+
+    /// Starts `command` with one end of a new connection, and waits until the child has taken it.
+    ///
+    /// # Errors
+    ///
+    /// [`SpawnError`]; the child was killed and reaped then.
+    pub fn spawn(&self, command: Command) -> Result<(Child, SharedMemoryStream), SpawnError> {
+        let (child, established) = establish::spawn(command, self)?;
+        Ok((child, SharedMemoryStream::new(established, self)))
+    }
+
+    /// Takes the connection with which the parent started this process; works once.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`].
+    pub fn from_parent(&self) -> Result<SharedMemoryStream, ConnectError> {
+        Ok(SharedMemoryStream::new(establish::from_parent(self)?, self))
+    }
+}
+
+/// The handshake socket. It never carries data: it becomes readable, with a hang-up, when the peer is
+/// gone, and says nothing about messages.
+impl AsFd for SharedMemoryStream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.sender.link().as_fd()
+    }
+}
+
+impl From<Ended> for io::Error {
+    fn from(ended: Ended) -> Self {
+        SendError::from(ended).into()
+    }
+}
+
+static_assertions::assert_impl_all!(SharedMemoryStream: Send, AsFd);
+static_assertions::assert_not_impl_any!(SharedMemoryStream: Sync, Clone);

@@ -1,0 +1,72 @@
+//! Bytes of a message in place: the two `unsafe` methods of the public interface.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+
+/// The bytes of one message, lent in place.
+///
+/// Copying reads and writes need none of this; it is for those who want to spare the copy and trust
+/// the peer.
+pub struct RawSpan<'a> {
+    at: NonNull<u8>,
+    len: usize,
+    borrowed: PhantomData<&'a mut [u8]>,
+}
+
+impl<'a> RawSpan<'a> {
+    /// # Safety
+    ///
+    /// `at .. at + len` is mapped, readable and writable, for `'a`, and no Rust reference to it
+    /// exists; the peer's part of it is what the methods' contracts say.
+    pub(super) unsafe fn new(at: NonNull<u8>, len: usize) -> Self {
+        Self { at, len, borrowed: PhantomData }
+    }
+
+    /// A span of private memory.
+    pub(crate) fn private(bytes: &'a mut [u8]) -> Self {
+        Self { at: NonNull::from(&mut *bytes).cast(), len: bytes.len(), borrowed: PhantomData }
+    }
+
+    /// Bytes in the span.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the span has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// A pointer to the first byte, for those who copy by other means.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.at.as_ptr()
+    }
+
+    /// Borrows the bytes.
+    ///
+    /// # Safety
+    ///
+    /// The peer does not write to a message that it has committed.
+    pub unsafe fn as_slice(&self) -> &[u8] {
+        // SAFETY: mapped for 'a by `new`'s promise; nobody writes, by the caller's.
+        unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.len) }
+    }
+
+    /// Borrows the bytes to write to them; what they hold before is unspecified.
+    ///
+    /// # Safety
+    ///
+    /// The peer does not access a message that has not been committed to it.
+    pub unsafe fn as_mut_slice(&mut self) -> &mut [u8] {
+        // SAFETY: mapped for 'a by `new`'s promise; the borrow is unique on this side, and the peer
+        // keeps away by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.at.as_ptr(), self.len) }
+    }
+}
+
+impl fmt::Debug for RawSpan<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RawSpan").field("len", &self.len).finish_non_exhaustive()
+    }
+}

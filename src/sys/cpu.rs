@@ -1,0 +1,22 @@
+//! Which CPU this thread runs on, how many there are for it, and a way to step aside.
+
+use std::sync::OnceLock;
+
+/// The CPU of the calling thread plus one, or 0 if it cannot be told.
+#[inline]
+pub(crate) fn current() -> u64 {
+    // SAFETY: takes nothing and touches no memory of ours.
+    let cpu = unsafe { libc::sched_getcpu() };
+    u64::try_from(cpu).map_or(0, |cpu| cpu + 1)
+}
+
+/// Lets another thread of this CPU run first.
+pub(crate) fn step_aside() {
+    std::thread::yield_now();
+}
+
+/// Whether this process may run on more than one CPU; asked once.
+pub(crate) fn many() -> bool {
+    static MANY: OnceLock<bool> = OnceLock::new();
+    *MANY.get_or_init(|| std::thread::available_parallelism().is_ok_and(|n| n.get() > 1))
+}

@@ -1,0 +1,238 @@
+//! One connection, as this process holds it: the pages, the socket, and what became of it.
+//!
+//! Everything here but the pages is private memory: the peer cannot write the fate, the counters or
+//! the canary.
+//!
+//! # Invariants
+//!
+//! 1. The fate is written once: the first verdict stays.
+//! 2. After a fork the child finds the canary wiped and touches no page of the region, which is not
+//!    mapped there.
+//! 3. The socket is open exactly as long as the link: its hang-up tells the peer that we are gone.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+use super::fork::Canary;
+use super::lifeline::{self, Gone, Watch, Watched};
+use super::mapping::Mapping;
+use super::pidfd::Pidfd;
+use super::region::Region;
+use super::socket::PeerCred;
+use crate::layout::{Geometry, words};
+use crate::mem::{Flag, Load, Memory, Word};
+
+/// Which end of a connection this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// Sends in direction 0.
+    Client,
+    /// Sends in direction 1.
+    Server,
+}
+
+impl Side {
+    /// The direction in which this side sends.
+    pub(crate) fn outgoing(self) -> usize {
+        match self {
+            Self::Client => 0,
+            Self::Server => 1,
+        }
+    }
+}
+
+/// What a connection is made of, once both sides agree.
+#[derive(Debug)]
+pub(crate) struct LinkParts {
+    pub(crate) region: Region,
+    pub(crate) socket: OwnedFd,
+    pub(crate) geometry: Geometry,
+    pub(crate) side: Side,
+    pub(crate) cred: PeerCred,
+    pub(crate) peer: Option<Arc<Pidfd>>,
+    pub(crate) first_ticket: u64,
+    pub(crate) max_message: u64,
+}
+
+/// What the layer above says and does when the lifeline reports the end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Verdicts {
+    /// The fate of a connection whose peer hung up.
+    pub(crate) disconnected: u64,
+    /// The fate of a connection whose peer died.
+    pub(crate) died: u64,
+    /// Fences, and wakes this side's sleeper on the flag.
+    pub(crate) rouse: fn(&Mapping, Flag),
+}
+
+/// One connection.
+pub(crate) struct Link {
+    region: Region,
+    geometry: Geometry,
+    side: Side,
+    cred: PeerCred,
+    first_ticket: u64,
+    max_message: u64,
+    canary: Canary,
+    fate: AtomicU64,
+    sleeps: AtomicU64,
+    wakes: AtomicU64,
+    watch: OnceLock<Watch>,
+    verdicts: Verdicts,
+    this: Weak<Self>,
+}
+
+impl Link {
+    /// Writes the initial words of a fresh region, before anybody else can see it.
+    pub(crate) fn format(region: &Region, geometry: &Geometry, first_ticket: u64) {
+        for direction in [0, 1] {
+            let head = geometry.direction(direction).words + words::HEAD;
+            if head + size_of::<u64>() <= region.len() {
+                // SAFETY: in the region by the check, 8-aligned by the layout's const asserts.
+                let word = unsafe { AtomicU64::from_ptr(region.base().add(head).cast().as_ptr()) };
+                word.store(first_ticket, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Makes the connection and puts it under the lifeline's watch.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` if the region is smaller than the geometry; what the lifeline says.
+    pub(crate) fn establish(parts: LinkParts, verdicts: Verdicts) -> io::Result<Arc<Self>> {
+        let LinkParts { region, socket, geometry, side, cred, peer, first_ticket, max_message } = parts;
+        if region.len() < geometry.region_len() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the region is smaller than its geometry",
+            ));
+        }
+        let canary = Canary::new()?;
+        let link = Arc::new_cyclic(|this: &Weak<Self>| Self {
+            region,
+            geometry,
+            side,
+            cred,
+            first_ticket,
+            max_message,
+            canary,
+            fate: AtomicU64::new(0),
+            sleeps: AtomicU64::new(0),
+            wakes: AtomicU64::new(0),
+            watch: OnceLock::new(),
+            verdicts,
+            this: this.clone(),
+        });
+        let watched: Weak<dyn Watched> = link.this.clone();
+        let watch = lifeline::watch(socket, peer, watched)?;
+        let _first = link.watch.set(watch);
+        Ok(link)
+    }
+
+    /// Whether this is still the process that made the connection, not a fork of it.
+    #[inline]
+    pub(crate) fn same_process(&self) -> bool {
+        self.canary.same_process()
+    }
+
+    /// The fate, in private memory.
+    #[inline]
+    pub(super) fn fate(&self) -> &AtomicU64 {
+        &self.fate
+    }
+
+    pub(super) fn region(&self) -> &Region {
+        &self.region
+    }
+
+    /// The sizes agreed on.
+    pub(crate) fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// Which end this is.
+    pub(crate) fn side(&self) -> Side {
+        self.side
+    }
+
+    /// Who the peer is.
+    pub(crate) fn cred(&self) -> PeerCred {
+        self.cred
+    }
+
+    /// The ticket of the first message in either direction.
+    pub(crate) fn first_ticket(&self) -> u64 {
+        self.first_ticket
+    }
+
+    /// The longest message that the peers agreed on, in bytes.
+    pub(crate) fn max_message(&self) -> usize {
+        usize::try_from(self.max_message).unwrap_or(usize::MAX)
+    }
+
+    /// How often a thread of this side asked the kernel to sleep, and to wake the peer.
+    pub(crate) fn system_calls(&self) -> (u64, u64) {
+        (self.sleeps.load(Ordering::Relaxed), self.wakes.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn count_sleep(&self) {
+        self.sleeps.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_wake(&self) {
+        self.wakes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn ring(&self, direction: usize) -> Option<Mapping> {
+        self.this.upgrade().map(|link| Mapping::new(link, direction))
+    }
+}
+
+impl Watched for Link {
+    fn marked(&self) -> bool {
+        let (out, into) = (self.side.outgoing(), 1 - self.side.outgoing());
+        let mark = |direction, word| {
+            // pairs with the Release store of the mark in `ring/`.
+            self.ring(direction).is_some_and(|ring| ring.load(word, Load::Acquire) != 0)
+        };
+        mark(out, Word::ConsumerMark) && mark(into, Word::ProducerMark)
+    }
+
+    fn gone(&self, how: Gone) {
+        let (out, into) = (self.side.outgoing(), 1 - self.side.outgoing());
+        let (Some(outgoing), Some(incoming)) = (self.ring(out), self.ring(into)) else {
+            return;
+        };
+        outgoing.settle(match how {
+            Gone::Disconnected => self.verdicts.disconnected,
+            Gone::Died => self.verdicts.died,
+        });
+        (self.verdicts.rouse)(&incoming, Flag::Consumer);
+        (self.verdicts.rouse)(&outgoing, Flag::Producer);
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self.watch.get() {
+            Some(watch) => watch.as_fd(),
+            // SAFETY: never reached, since `establish` sets the watch before anyone has the link; -1
+            // is no valid descriptor, so standard error stands in.
+            None => unsafe { BorrowedFd::borrow_raw(2) },
+        }
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link")
+            .field("side", &self.side)
+            .field("geometry", &self.geometry)
+            .field("fate", &self.fate.load(Ordering::Relaxed))
+            .finish_non_exhaustive()
+    }
+}

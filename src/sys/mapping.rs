@@ -1,0 +1,302 @@
+//! The memory of one direction of one connection: words of a mapped memfd, and shared futexes.
+//!
+//! # Invariants
+//!
+//! 1. Every address is made from the private geometry, masked or checked here; `Link::establish`
+//!    has checked that the region holds the whole geometry. So no argument leaves the mapping.
+//! 2. The only references made into the mapping are `&AtomicU64` and `&AtomicU32` of single words.
+//! 3. The link, and with it the mapping, outlives this (it is held by `Arc`).
+//! 4. The caller has checked that this is still the process that mapped it.
+//!
+//! # Proof
+//!
+//! `tests/memory.rs` calls everything with absurd arguments, between two guard checks of the bytes
+//! around each part.
+
+use std::fmt;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::time::{Duration, Instant};
+
+use super::borrow::RawSpan;
+use super::link::Link;
+use super::{copy, futex};
+use crate::layout::{SLOT, SLOT_PAYLOAD, words};
+use crate::mem::{
+    Fence, Field, Flag, GRAIN, INLINE, Load, Memory, OutOfBounds, Span, Store, Tail, Until, Woke, Word,
+};
+
+const FIRST_SLICE: Duration = Duration::from_millis(100);
+const LONGEST_DOUBLING: u32 = 5;
+const DOZE: Duration = Duration::from_micros(500);
+
+/// One direction of one connection.
+pub(crate) struct Mapping {
+    words: NonNull<u8>,
+    slots: NonNull<u8>,
+    arena: NonNull<u8>,
+    twin: NonNull<u8>,
+    mask: u64,
+    arena_len: usize,
+    urgent_mask: u32,
+    link: Arc<Link>,
+}
+
+// SAFETY: the pointers lead into the mapping that `link` keeps; it is not bound to a thread, and all
+// accesses are atomic or by the copy routines, whose ranges the ring hands to one side at a time.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+/// One of the two sides of a ring, for what each publishes about itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Producer,
+    Consumer,
+}
+
+impl Mapping {
+    /// The view of one direction (0 or 1) of a connection.
+    pub(crate) fn new(link: Arc<Link>, direction: usize) -> Self {
+        let geometry = link.geometry();
+        let (this, other) = (geometry.direction(direction), geometry.direction(1 - direction.min(1)));
+        let base = link.region().base();
+        // SAFETY: all four offsets are less than `region_len`, which `Link::establish` has checked
+        // against the region.
+        let at = |offset| unsafe { base.add(offset) };
+        Self {
+            words: at(this.words),
+            slots: at(this.slots),
+            arena: at(this.arena),
+            twin: at(other.words + words::CONSUMER_FLAG),
+            mask: u64::from(geometry.slots()) - 1,
+            arena_len: usize::try_from(geometry.arena()).unwrap_or(0),
+            urgent_mask: geometry.urgent() - 1,
+            link,
+        }
+    }
+
+    /// The connection that this is one direction of.
+    pub(crate) fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    /// Says on which CPU this side is; a hint for the peer.
+    pub(crate) fn publish_cpu(&self, me: Role, cpu: u64) {
+        self.at(cpu_word(me)).store(cpu, Ordering::Relaxed);
+    }
+
+    /// On which CPU the peer says that it is, plus one; 0 if it never said.
+    pub(crate) fn peer_cpu(&self, me: Role) -> u64 {
+        let peer = match me {
+            Role::Producer => Role::Consumer,
+            Role::Consumer => Role::Producer,
+        };
+        self.at(cpu_word(peer)).load(Ordering::Relaxed)
+    }
+
+    /// How long ago the peer woke this side, by its own account; nothing if that cannot be.
+    pub(crate) fn woken_for(&self, me: Role) -> Option<Duration> {
+        let at = Duration::from_nanos(self.at(woken_word(me)).load(Ordering::Relaxed));
+        futex::monotonic_now().checked_sub(at)
+    }
+
+    /// The bytes of a span in place, or nothing if they are not in this memory.
+    pub(crate) fn raw(&self, span: Span, len: usize) -> Option<RawSpan<'_>> {
+        let base = self.judge(span, 0, len).ok()?;
+        // SAFETY: judged; the mapping lives as long as `self`, and nobody makes references to
+        // payload but through the span that is made here.
+        Some(unsafe { RawSpan::new(base, len) })
+    }
+
+    /// The word at an offset of the words' page; every caller passes a constant of `layout::words`.
+    #[inline]
+    fn at(&self, offset: usize) -> &AtomicU64 {
+        debug_assert!(offset + 8 <= 4096);
+        // SAFETY: `words` is the start of a whole mapped page and all offsets in use are 8-aligned
+        // and less than a page.
+        unsafe { AtomicU64::from_ptr(self.words.add(offset).cast().as_ptr()) }
+    }
+
+    #[inline]
+    fn slot(&self, ticket: u64) -> NonNull<u8> {
+        let index = usize::try_from(ticket & self.mask).unwrap_or(0);
+        // SAFETY: masked by the number of slots, each of `SLOT` bytes, all mapped.
+        unsafe { self.slots.add(index * SLOT) }
+    }
+
+    #[inline]
+    fn field(&self, ticket: u64, field: Field) -> &AtomicU64 {
+        let offset = match field {
+            Field::Stamp => 0,
+            Field::Control => 8,
+            Field::Tag => 16,
+        };
+        // SAFETY: the first three words of a mapped slot, which is 128-aligned.
+        unsafe { AtomicU64::from_ptr(self.slot(ticket).add(offset).cast().as_ptr()) }
+    }
+
+    #[inline]
+    fn word(&self, word: Word) -> &AtomicU64 {
+        match word {
+            Word::Head => self.at(words::HEAD),
+            Word::Wanted => self.at(words::WANTED),
+            Word::ProducerMark => self.at(words::PRODUCER_MARK),
+            Word::ConsumerMark => self.at(words::CONSUMER_MARK),
+            Word::Bell => self.at(words::BELL),
+            Word::Urgent(index) => self.at(words::URGENT + (index & self.urgent_mask) as usize * 8),
+            Word::Fate => self.link.fate(),
+        }
+    }
+
+    #[inline]
+    fn flag(&self, flag: Flag) -> &AtomicU32 {
+        let at = match flag {
+            // SAFETY: the offset is in the words' page, which is mapped whole.
+            Flag::Consumer => unsafe { self.words.add(words::CONSUMER_FLAG) },
+            // SAFETY: as above.
+            Flag::Producer => unsafe { self.words.add(words::PRODUCER_FLAG) },
+            Flag::Twin => self.twin,
+        };
+        // SAFETY: mapped, 128-aligned by the layout, and only ever accessed as these 32 bits.
+        unsafe { AtomicU32::from_ptr(at.cast().as_ptr()) }
+    }
+
+    /// Where a span starts, if `at + len` bytes of it are in this memory.
+    #[inline]
+    fn judge(&self, span: Span, at: usize, len: usize) -> Result<NonNull<u8>, OutOfBounds> {
+        let end = at.checked_add(len).ok_or(OutOfBounds)?;
+        match span {
+            Span::Slot(ticket) if end <= INLINE => {
+                // SAFETY: the payload of a mapped slot.
+                Ok(unsafe { self.slot(ticket).add(SLOT_PAYLOAD) })
+            }
+            Span::Arena(place) => {
+                let start = place as usize * GRAIN;
+                if end > self.arena_len || start > self.arena_len - end {
+                    return Err(OutOfBounds);
+                }
+                // SAFETY: `start + end` is at most the arena's length.
+                Ok(unsafe { self.arena.add(start) })
+            }
+            Span::Slot(_) => Err(OutOfBounds),
+        }
+    }
+}
+
+fn cpu_word(role: Role) -> usize {
+    match role {
+        Role::Producer => words::PRODUCER_CPU,
+        Role::Consumer => words::CONSUMER_CPU,
+    }
+}
+
+fn woken_word(role: Role) -> usize {
+    match role {
+        Role::Producer => words::PRODUCER_WOKEN,
+        Role::Consumer => words::CONSUMER_WOKEN,
+    }
+}
+
+impl Memory for Mapping {
+    #[inline]
+    fn slots(&self) -> u64 {
+        self.mask + 1
+    }
+
+    #[inline]
+    fn arena(&self) -> u64 {
+        self.arena_len as u64
+    }
+
+    #[inline]
+    fn load_slot(&self, ticket: u64, field: Field, order: Load) -> u64 {
+        self.field(ticket, field).load(order.into())
+    }
+
+    #[inline]
+    fn store_slot(&self, ticket: u64, field: Field, value: u64, order: Store) {
+        self.field(ticket, field).store(value, order.into());
+    }
+
+    #[inline]
+    fn load(&self, word: Word, order: Load) -> u64 {
+        self.word(word).load(order.into())
+    }
+
+    #[inline]
+    fn store(&self, word: Word, value: u64, order: Store) {
+        self.word(word).store(value, order.into());
+    }
+
+    fn settle(&self, fate: u64) -> u64 {
+        // pairs with the Acquire loads of Fate in `ring/`.
+        match self.link.fate().compare_exchange(0, fate, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => fate,
+            Err(stands) => stands,
+        }
+    }
+
+    #[inline]
+    fn load_flag(&self, flag: Flag) -> u32 {
+        self.flag(flag).load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    fn store_flag(&self, flag: Flag, value: u32) {
+        self.flag(flag).store(value, Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn fence(&self, kind: Fence) {
+        fence(kind.into());
+    }
+
+    #[inline]
+    fn copy_in(&self, to: Span, at: usize, bytes: &[u8], tail: Tail) -> Result<(), OutOfBounds> {
+        let base = self.judge(to, at, bytes.len())?;
+        // SAFETY: judged; spans start at multiples of 8 and have a multiple of 8 bytes.
+        unsafe { copy::copy_in(base, at, bytes, tail) };
+        Ok(())
+    }
+
+    #[inline]
+    fn copy_out(&self, from: Span, at: usize, bytes: &mut [u8]) -> Result<(), OutOfBounds> {
+        let base = self.judge(from, at, bytes.len())?;
+        // SAFETY: judged; spans start at multiples of 8 and have a multiple of 8 bytes.
+        unsafe { copy::copy_out(base, at, bytes) };
+        Ok(())
+    }
+
+    fn wait(&self, flag: Flag, until: Until, patience: u32) -> Woke {
+        self.link.count_sleep();
+        futex::wait(self.flag(flag), until, FIRST_SLICE * (1 << patience.min(LONGEST_DOUBLING)))
+    }
+
+    fn doze(&self, until: Until) {
+        let left = until.map_or(DOZE, |t| t.saturating_duration_since(Instant::now()));
+        std::thread::sleep(left.min(DOZE));
+    }
+
+    fn wake(&self, flag: Flag) {
+        self.link.count_wake();
+        let now = u64::try_from(futex::monotonic_now().as_nanos()).unwrap_or(0);
+        match flag {
+            Flag::Consumer => self.at(words::CONSUMER_WOKEN).store(now, Ordering::Relaxed),
+            Flag::Producer => self.at(words::PRODUCER_WOKEN).store(now, Ordering::Relaxed),
+            Flag::Twin => {}
+        }
+        futex::wake(self.flag(flag));
+    }
+
+    fn expired(&self, until: Until) -> bool {
+        until.is_some_and(|t| Instant::now() >= t)
+    }
+}
+
+impl fmt::Debug for Mapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mapping").field("link", &self.link).finish_non_exhaustive()
+    }
+}
