@@ -81,6 +81,12 @@ fn heads_are_published_lazily_and_no_sender_is_forgotten() {
 }
 
 #[test]
+fn a_head_is_never_hidden_from_a_sender_once_the_ring_is_dry() {
+    // The second message needs the whole arena, and the first is small enough to stay hidden.
+    carries(4, 512, &[105, 512]);
+}
+
+#[test]
 fn a_batch_is_published_at_once() {
     model(|| {
         let (a, b) = connection(2, 64);
@@ -222,6 +228,34 @@ fn one_thread_waits_for_either() {
             (message, space) = sleep(&Bed::either(&a.into, &a.out), None, look).unwrap();
         }
         peer.join().unwrap();
+    });
+}
+
+#[test]
+fn one_thread_that_waits_for_either_is_woken_by_space_alone() {
+    model(|| {
+        let (a, b) = connection(1, 64);
+        let mut out = a.sender();
+        send(&mut out, &[0]).unwrap();
+        let peer = thread::spawn(move || recv(&mut b.receiver()).map(drop));
+        let inb = a.receiver();
+        let look = || (inb.ring().stirred() || out.ring().released(0)).then_some(());
+        assert_eq!(sleep(&Bed::either(&a.into, &a.out), None, look), Some(()));
+        peer.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn one_thread_that_waits_for_either_is_woken_by_a_message_alone() {
+    model(|| {
+        let (a, b) = connection(1, 64);
+        let mut out = a.sender();
+        send(&mut out, &[0]).unwrap();
+        let peer = thread::spawn(move || send(&mut b.sender(), &[1]).map(drop));
+        let inb = a.receiver();
+        let look = || (inb.ring().stirred() || out.ring().released(0)).then_some(());
+        assert_eq!(sleep(&Bed::either(&a.into, &a.out), None, look), Some(()));
+        peer.join().unwrap().unwrap();
     });
 }
 
