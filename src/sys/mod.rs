@@ -1,1 +1,40 @@
 //! The only place with `unsafe` and with system calls.
+//!
+//! ```text
+//!   lifeline ── epoll ── pidfd ── socket ── cmsg      who is there, and what they send
+//!       \         \        |        |
+//!        fork      `───── wait ── call               which process are we, and what failed
+//!       /
+//!   region ── memfd      path      spawn             memory; names; children
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. Every descriptor is close-on-exec from the system call that makes it on, and owned from
+//!    there on: there is no path on which one leaks.
+//! 2. No function here blocks, but for those that take a deadline.
+//! 3. An object that a fork copied changes nothing of its parent's: see [`fork`].
+//! 4. Errors name the call that failed; [`call::errno`] gives the number back.
+//!
+//! # Proof
+//!
+//! Real kernel, real forks: the tests at the bottom of each file.
+#![allow(dead_code, unreachable_pub)]
+
+pub(crate) mod call;
+pub(crate) mod cmsg;
+pub(crate) mod epoll;
+pub(crate) mod fork;
+pub(crate) mod lifeline;
+pub(crate) mod memfd;
+pub(crate) mod path;
+pub(crate) mod pidfd;
+pub(crate) mod region;
+pub(crate) mod signals;
+pub(crate) mod socket;
+pub(crate) mod spawn;
+pub(crate) mod transfer;
+pub(crate) mod wait;
+
+#[cfg(test)]
+mod testing;

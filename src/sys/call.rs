@@ -1,0 +1,95 @@
+//! What a system call answered: errors that name the call.
+//!
+//! # Invariants
+//!
+//! 1. An error keeps its [`io::ErrorKind`] and, through [`errno`], its number.
+//! 2. `errno` is read directly after the call, before anything else can change it.
+//!
+//! # Proof
+//!
+//! Unit tests below.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+/// How often a call that a signal interrupted is tried again before we give up for now. None of
+/// the calls sleeps, so that a signal hits one at all is rare.
+pub(crate) const INTERRUPTS: usize = 64;
+
+/// The result of a call that returns -1 on error.
+pub(crate) fn check(call: &'static str, result: i32) -> io::Result<i32> {
+    if result < 0 {
+        return Err(last(call));
+    }
+    Ok(result)
+}
+
+/// The error of the call that was just made.
+pub(crate) fn last(call: &'static str) -> io::Error {
+    named(call, io::Error::last_os_error())
+}
+
+/// The same error, with the name of the call before its text.
+pub(crate) fn named(call: &'static str, source: io::Error) -> io::Error {
+    io::Error::new(source.kind(), Failed { call, source })
+}
+
+/// The number of the system's error, also if the error names its call.
+pub(crate) fn errno(error: &io::Error) -> Option<i32> {
+    let inner = error.get_ref().and_then(|e| e.downcast_ref::<Failed>());
+    inner.map_or_else(|| error.raw_os_error(), |failed| errno(&failed.source))
+}
+
+/// Owns the new descriptor that a call returned.
+///
+/// # Safety
+///
+/// `result` is what a system call that makes a new descriptor has just returned, and nothing else
+/// owns that descriptor.
+pub(crate) unsafe fn owned(call: &'static str, result: RawFd) -> io::Result<OwnedFd> {
+    let fd = check(call, result)?;
+    // SAFETY: not negative, so an open descriptor, and by this function's contract nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+#[derive(Debug)]
+struct Failed {
+    call: &'static str,
+    source: io::Error,
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.call, self.source)
+    }
+}
+
+impl Error for Failed {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_named_error_keeps_kind_and_number() {
+        let error = named("connect", io::Error::from_raw_os_error(libc::ECONNREFUSED));
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        assert_eq!(errno(&error), Some(libc::ECONNREFUSED));
+        assert!(error.to_string().starts_with("connect: "), "{error}");
+    }
+
+    #[test]
+    fn an_error_without_a_call_keeps_its_number() {
+        assert_eq!(
+            errno(&io::Error::from_raw_os_error(libc::EMFILE)),
+            Some(libc::EMFILE)
+        );
+        assert_eq!(errno(&io::Error::other("text")), None);
+    }
+}

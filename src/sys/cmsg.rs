@@ -1,0 +1,221 @@
+//! Descriptors beside the bytes: the records that the kernel puts into a control buffer.
+//!
+//! ```text
+//!   | len: 8 | level: 4 | type: 4 | data: len - 16 | padding to 8 |  next record ...
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. The buffer is read and written as bytes, each access checked: no pointer into it is made.
+//! 2. Every descriptor in it becomes an [`OwnedFd`] before anything is judged, so whatever is
+//!    refused later is closed.
+//! 3. The buffer has room for all that one message can carry: 253 descriptors, a pidfd and the
+//!    credentials.
+//!
+//! # Proof
+//!
+//! Unit tests on byte strings below; `transfer` tests real messages.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// The most descriptors that the kernel accepts in one message.
+pub(crate) const MOST_FDS: usize = 253;
+
+/// A control buffer.
+#[repr(C, align(8))]
+pub(crate) struct Control {
+    bytes: [u8; ROOM],
+}
+
+/// What came beside the bytes.
+#[derive(Debug, Default)]
+pub(crate) struct Taken {
+    /// Every descriptor that was passed.
+    pub(crate) fds: Vec<OwnedFd>,
+    /// The pidfd of the sender, which the kernel itself made.
+    pub(crate) pidfd: Option<OwnedFd>,
+}
+
+impl Control {
+    /// An empty buffer.
+    pub(crate) fn new() -> Self {
+        Self { bytes: [0; ROOM] }
+    }
+
+    /// For the kernel: where it stands and how large it is.
+    pub(crate) fn as_mut_bytes(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+
+    /// Makes it one record that passes these descriptors, and returns the length in use.
+    ///
+    /// # Errors
+    ///
+    /// There are more than [`MOST_FDS`].
+    pub(crate) fn put_rights(&mut self, fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+        let len = HEADER + fds.len() * FD;
+        let used = len.next_multiple_of(ALIGN);
+        let (Some(record), true) = (self.bytes.get_mut(..used), fds.len() <= MOST_FDS) else {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "too many descriptors",
+            ));
+        };
+        let head = [
+            &len.to_ne_bytes()[..],
+            &SOCKET.to_ne_bytes(),
+            &RIGHTS.to_ne_bytes(),
+        ]
+        .concat();
+        let numbers = fds.iter().flat_map(|fd| fd.as_raw_fd().to_ne_bytes());
+        let padding = std::iter::repeat(0);
+        for (to, from) in record
+            .iter_mut()
+            .zip(head.into_iter().chain(numbers).chain(padding))
+        {
+            *to = from;
+        }
+        Ok(used)
+    }
+
+    /// Owns everything that the kernel put into the first `len` bytes.
+    ///
+    /// # Safety
+    ///
+    /// A successful `recvmsg` has just filled this buffer and returned `len` as the length of its
+    /// control data; this is called once for it.
+    pub(crate) unsafe fn take(&self, len: usize) -> Taken {
+        let mut taken = Taken::default();
+        for record in Records(self.bytes.get(..len).unwrap_or(&self.bytes)) {
+            if record.level != SOCKET || !matches!(record.kind, RIGHTS | PIDFD) {
+                continue;
+            }
+            for number in numbers(record.data) {
+                // SAFETY: not negative, and the kernel installed this descriptor for us with the
+                // message: by this function's contract nobody owns it yet.
+                let fd = unsafe { OwnedFd::from_raw_fd(number) };
+                match record.kind {
+                    RIGHTS => taken.fds.push(fd),
+                    _ => taken.pidfd = Some(fd),
+                }
+            }
+        }
+        taken
+    }
+}
+
+const HEADER: usize = 16;
+const ALIGN: usize = 8;
+const FD: usize = size_of::<RawFd>();
+const SOCKET: i32 = libc::SOL_SOCKET;
+const RIGHTS: i32 = libc::SCM_RIGHTS;
+/// The C library's headers for Rust do not have it yet; it is the same on all machines.
+const PIDFD: i32 = 4;
+/// More than the 1088 bytes of 253 descriptors, a pidfd and credentials.
+const ROOM: usize = 2048;
+
+static_assertions::const_assert_eq!(size_of::<usize>() + 2 * size_of::<i32>(), HEADER);
+static_assertions::const_assert!(HEADER + MOST_FDS * FD + 2 * HEADER + 32 <= ROOM);
+
+struct Record<'a> {
+    level: i32,
+    kind: i32,
+    data: &'a [u8],
+}
+
+/// The records in a control buffer; ends at the first that is not whole.
+struct Records<'a>(&'a [u8]);
+
+impl<'a> Iterator for Records<'a> {
+    type Item = Record<'a>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let len = usize::from_ne_bytes(*self.0.first_chunk()?);
+        let record = Record {
+            level: number_at(self.0, 8)?,
+            kind: number_at(self.0, 12)?,
+            // Nothing for a length below that of the header, so each record is progress.
+            data: self.0.get(HEADER..len)?,
+        };
+        let next = len.checked_next_multiple_of(ALIGN)?;
+        self.0 = self.0.get(next..).unwrap_or_default();
+        Some(record)
+    }
+}
+
+/// The descriptors in a record. Where the kernel cannot make a pidfd it puts an error, which is
+/// negative.
+fn numbers(data: &[u8]) -> impl Iterator<Item = RawFd> {
+    let places = (0..data.len() / FD).map(|i| i * FD);
+    places
+        .filter_map(|at| number_at(data, at))
+        .filter(|number| *number >= 0)
+}
+
+fn number_at(bytes: &[u8], at: usize) -> Option<i32> {
+    Some(i32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    fn record(len: usize, kind: i32, data: &[i32]) -> Vec<u8> {
+        let mut bytes = len.to_ne_bytes().to_vec();
+        bytes.extend(SOCKET.to_ne_bytes());
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(data.iter().flat_map(|n| n.to_ne_bytes()));
+        bytes.resize(bytes.len().next_multiple_of(ALIGN), 0);
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Vec<(i32, Vec<i32>)> {
+        Records(bytes)
+            .map(|r| (r.kind, numbers(r.data).collect()))
+            .collect()
+    }
+
+    #[test]
+    fn records_follow_each_other() {
+        let mut bytes = record(16 + 12, RIGHTS, &[3, 4, 5]);
+        bytes.extend(record(16 + 4, PIDFD, &[6]));
+        bytes.extend(record(16 + 4, PIDFD, &[-3]));
+        let all = vec![(RIGHTS, vec![3, 4, 5]), (PIDFD, vec![6]), (PIDFD, vec![])];
+        assert_eq!(decode(&bytes), all);
+    }
+
+    #[test]
+    fn wrong_lengths_end_the_records() {
+        for len in [0, 1, 15, 16 + 5, usize::MAX, usize::MAX - 7] {
+            let bytes = record(len, RIGHTS, &[3]);
+            let whole = decode(&bytes[..20]);
+            assert!(whole.is_empty(), "{len}: {whole:?}");
+        }
+        assert_eq!(decode(&record(16, RIGHTS, &[])), [(RIGHTS, vec![])]);
+        assert_eq!(
+            decode(&record(16 + 7, RIGHTS, &[3, 9])),
+            [(RIGHTS, vec![3])]
+        );
+        let whole = record(16 + 4, RIGHTS, &[3]);
+        for cut in 0..20 {
+            assert!(decode(&whole[..cut]).is_empty());
+        }
+    }
+
+    #[test]
+    fn what_is_put_is_decoded() {
+        let file = std::fs::File::open("/dev/null").expect("opens");
+        for count in [0, 1, 2, MOST_FDS] {
+            let mut control = Control::new();
+            let used = control
+                .put_rights(&vec![file.as_fd(); count])
+                .expect("fits");
+            let numbers = vec![file.as_raw_fd(); count];
+            assert_eq!(decode(&control.bytes[..used]), [(RIGHTS, numbers)]);
+        }
+        let many = vec![file.as_fd(); MOST_FDS + 1];
+        assert!(Control::new().put_rights(&many).is_err());
+    }
+}

@@ -1,0 +1,301 @@
+//! Waiting for many descriptors at once, and a descriptor to wake such a wait.
+//!
+//! # Invariants
+//!
+//! 1. A registration follows the *open file*, not the number: it outlives a close while a fork
+//!    holds a copy. So whoever adds a descriptor deletes it before closing it.
+//! 2. The deadline is absolute, as in [`super::wait`].
+//!
+//! # Proof
+//!
+//! Unit tests below.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr;
+use std::time::Instant;
+
+use super::call;
+use super::wait::remaining;
+
+/// A set of descriptors to wait for.
+#[derive(Debug)]
+pub(crate) struct Epoll {
+    fd: OwnedFd,
+}
+
+/// What to wait for on one descriptor. Its failure is always waited for, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Interest {
+    /// There is something to read, or the other side has ended.
+    Readable,
+    /// There is room to write.
+    Writable,
+    /// The other side has ended. Unread bytes do not count.
+    HangUp,
+}
+
+/// What happened to one descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Event {
+    /// The number that was given when the descriptor was added.
+    pub(crate) token: u64,
+    /// A read would not block; it may say that the other side has ended.
+    pub(crate) readable: bool,
+    /// A write would not block; it may fail.
+    pub(crate) writable: bool,
+    /// The other side has ended, or the descriptor has failed.
+    pub(crate) hung_up: bool,
+}
+
+/// Room for the events of one wait.
+pub(crate) struct Events {
+    room: Vec<libc::epoll_event>,
+    filled: usize,
+}
+
+impl Epoll {
+    /// An empty set.
+    pub(crate) fn new() -> io::Result<Self> {
+        // SAFETY: the call makes a new descriptor, which is ours alone.
+        let fd = unsafe { call::owned("epoll_create1", libc::epoll_create1(libc::EPOLL_CLOEXEC)) };
+        Ok(Self { fd: fd? })
+    }
+
+    /// Adds a descriptor under a number that its events will carry.
+    pub(crate) fn add(&self, fd: BorrowedFd<'_>, token: u64, interest: Interest) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_ADD, fd, token, interest)
+    }
+
+    /// Changes the number and the interest of a descriptor that was added.
+    pub(crate) fn modify(
+        &self,
+        fd: BorrowedFd<'_>,
+        token: u64,
+        interest: Interest,
+    ) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_MOD, fd, token, interest)
+    }
+
+    /// Removes a descriptor; events of it that were fetched already remain.
+    pub(crate) fn delete(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        let (set, fd) = (self.fd.as_raw_fd(), fd.as_raw_fd());
+        // SAFETY: a deletion reads no event.
+        let result = unsafe { libc::epoll_ctl(set, libc::EPOLL_CTL_DEL, fd, ptr::null_mut()) };
+        call::check("epoll_ctl(DEL)", result).map(drop)
+    }
+
+    /// Waits for events, at the longest until the deadline; there are none if it has passed.
+    /// `None` waits for ever.
+    pub(crate) fn wait<'a>(
+        &self,
+        events: &'a mut Events,
+        until: Option<Instant>,
+    ) -> io::Result<impl Iterator<Item = Event> + use<'a>> {
+        loop {
+            let left = remaining(until);
+            events.filled = 0;
+            // Rounded up: rounded down, the last part of a millisecond would be spent spinning.
+            let ms = i32::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX);
+            match self.wait_once(&mut events.room, ms) {
+                Ok(0) if !left.is_zero() => {}
+                Ok(filled) => {
+                    events.filled = filled;
+                    return Ok(events.iter());
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn wait_once(&self, room: &mut [libc::epoll_event], ms: i32) -> io::Result<usize> {
+        let most = i32::try_from(room.len()).unwrap_or(i32::MAX);
+        // SAFETY: the kernel fills at most `most` entries, and `room` has as many.
+        let filled = unsafe { libc::epoll_wait(self.fd.as_raw_fd(), room.as_mut_ptr(), most, ms) };
+        Ok(usize::try_from(call::check("epoll_wait", filled)?).unwrap_or(0))
+    }
+
+    fn control(
+        &self,
+        operation: i32,
+        fd: BorrowedFd<'_>,
+        token: u64,
+        interest: Interest,
+    ) -> io::Result<()> {
+        let mut event = libc::epoll_event {
+            events: interest.bits(),
+            u64: token,
+        };
+        let set = self.fd.as_raw_fd();
+        // SAFETY: the kernel copies the local event.
+        let result = unsafe { libc::epoll_ctl(set, operation, fd.as_raw_fd(), &mut event) };
+        call::check("epoll_ctl", result).map(drop)
+    }
+}
+
+impl AsFd for Epoll {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Interest {
+    fn bits(self) -> u32 {
+        match self {
+            Self::Readable => READABLE,
+            Self::Writable => WRITABLE,
+            Self::HangUp => PEER_ENDED,
+        }
+    }
+}
+
+impl Events {
+    /// Room for `most` events, at least one.
+    pub(crate) fn with_room(most: usize) -> Self {
+        let empty = libc::epoll_event { events: 0, u64: 0 };
+        Self {
+            room: vec![empty; most.max(1)],
+            filled: 0,
+        }
+    }
+
+    fn iter<'a>(&'a self) -> impl Iterator<Item = Event> + use<'a> {
+        self.room.iter().take(self.filled).map(|event| {
+            let bits = event.events;
+            Event {
+                token: event.u64,
+                readable: bits & (READABLE | ENDED) != 0,
+                writable: bits & (WRITABLE | ENDED) != 0,
+                hung_up: bits & ENDED != 0,
+            }
+        })
+    }
+}
+
+impl fmt::Debug for Events {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+const READABLE: u32 = libc::EPOLLIN as u32;
+const WRITABLE: u32 = libc::EPOLLOUT as u32;
+const PEER_ENDED: u32 = libc::EPOLLRDHUP as u32;
+const ENDED: u32 = PEER_ENDED | libc::EPOLLHUP as u32 | libc::EPOLLERR as u32;
+
+/// A descriptor that is readable once it was signalled.
+#[derive(Debug)]
+pub(crate) struct Eventfd {
+    fd: OwnedFd,
+}
+
+impl Eventfd {
+    /// One that is not signalled.
+    pub(crate) fn new() -> io::Result<Self> {
+        let flags = libc::EFD_CLOEXEC | libc::EFD_NONBLOCK;
+        // SAFETY: the call makes a new descriptor, which is ours alone.
+        Ok(Self {
+            fd: unsafe { call::owned("eventfd", libc::eventfd(0, flags)) }?,
+        })
+    }
+
+    /// Makes it readable until it is drained.
+    pub(crate) fn signal(&self) {
+        let one = 1_u64;
+        // SAFETY: writes 8 bytes of a local. It fails only if the counter is full, and then the
+        // descriptor is readable as it should be.
+        unsafe { libc::write(self.fd.as_raw_fd(), (&raw const one).cast(), 8) };
+    }
+
+    /// Takes the signal back.
+    pub(crate) fn drain(&self) {
+        let mut count = 0_u64;
+        // SAFETY: fills 8 bytes of a local. It fails only if there was no signal.
+        unsafe { libc::read(self.fd.as_raw_fd(), (&raw mut count).cast(), 8) };
+    }
+}
+
+impl AsFd for Eventfd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::socket::pair;
+    use crate::sys::transfer::{read, write};
+    use std::time::Duration;
+
+    fn tokens(epoll: &Epoll, until: Option<Instant>) -> Vec<u64> {
+        let mut events = Events::with_room(8);
+        epoll
+            .wait(&mut events, until)
+            .expect("waits")
+            .map(|e| e.token)
+            .collect()
+    }
+
+    #[test]
+    fn events_carry_their_token_until_deleted() {
+        let epoll = Epoll::new().expect("epoll");
+        let bell = Eventfd::new().expect("eventfd");
+        epoll
+            .add(bell.as_fd(), u64::MAX, Interest::Readable)
+            .expect("adds");
+        let start = Instant::now();
+        assert!(tokens(&epoll, Some(start + Duration::from_millis(20))).is_empty());
+        assert!(start.elapsed() >= Duration::from_millis(20));
+        bell.signal();
+        bell.signal();
+        assert_eq!(tokens(&epoll, None), [u64::MAX]);
+        bell.drain();
+        assert!(tokens(&epoll, Some(start)).is_empty());
+        bell.signal();
+        epoll.delete(bell.as_fd()).expect("deletes");
+        assert!(tokens(&epoll, Some(start)).is_empty());
+    }
+
+    #[test]
+    fn hang_up_is_not_woken_by_bytes() {
+        let epoll = Epoll::new().expect("epoll");
+        let (a, b) = pair().expect("pair");
+        epoll.add(a.as_fd(), 1, Interest::HangUp).expect("adds");
+        write(b.as_fd(), b"junk").expect("writes");
+        assert!(tokens(&epoll, Some(Instant::now())).is_empty());
+        epoll
+            .modify(a.as_fd(), 2, Interest::Readable)
+            .expect("modifies");
+        assert_eq!(tokens(&epoll, None), [2]);
+        epoll
+            .modify(a.as_fd(), 3, Interest::HangUp)
+            .expect("modifies");
+        drop(b);
+        let mut events = Events::with_room(0);
+        let event = epoll
+            .wait(&mut events, None)
+            .expect("waits")
+            .next()
+            .expect("one");
+        assert!(
+            event.hung_up && event.readable && event.token == 3,
+            "{event:?}"
+        );
+        read(a.as_fd(), &mut [0; 8]).expect("reads");
+    }
+
+    #[test]
+    fn a_full_counter_still_signals() {
+        let bell = Eventfd::new().expect("eventfd");
+        let most = u64::MAX - 1;
+        // SAFETY: writes 8 bytes of a local.
+        unsafe { libc::write(bell.fd.as_raw_fd(), (&raw const most).cast(), 8) };
+        bell.signal();
+        assert!(crate::sys::wait::is_readable(bell.as_fd()).expect("polls"));
+        bell.drain();
+        assert!(!crate::sys::wait::is_readable(bell.as_fd()).expect("polls"));
+    }
+}

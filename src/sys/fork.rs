@@ -1,0 +1,253 @@
+//! Which process is this? A word that a fork wipes, and what belongs to one process alone.
+//!
+//! ```text
+//!   static PAGE ──> | epoch | lifeline | pidfds | ...   one page, MADV_WIPEONFORK
+//!                       |
+//!   Canary { epoch } ───'  equal: the process that made the canary; else: a fork of it
+//! ```
+//!
+//! A fork copies memory and descriptors but not threads, so what a forked child inherits of a
+//! connection must not be used there, and a lock may have been copied while it was held. The
+//! kernel zeroes the page in the child before it runs, so the child finds no epoch and none of the
+//! parent's per-process objects, and builds its own.
+//!
+//! # Invariants
+//!
+//! 1. The epoch of a page is 0 or was drawn from [`EPOCHS`], which a fork inherits: whatever a
+//!    process inherited was made under an epoch that it never draws itself.
+//! 2. The page is published by one compare-and-swap, after the kernel promised to wipe it: there
+//!    is no lock that a fork could leave held.
+//! 3. The page and what its slots point to are never freed.
+//!
+//! # Proof
+//!
+//! Real forks in the tests below. Not covered: `vfork` and `CLONE_VM`, which share the page.
+
+use std::ffi::c_void;
+use std::io;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+
+use super::call;
+
+/// Remembers the process that made it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Canary {
+    epoch: u64,
+    current: &'static AtomicU64,
+}
+
+impl Canary {
+    /// A canary for this process.
+    ///
+    /// # Errors
+    ///
+    /// The kernel is older than 4.14 (no `MADV_WIPEONFORK`), or there is no memory.
+    pub(crate) fn new() -> io::Result<Self> {
+        let current = &page()?.epoch;
+        Ok(Self {
+            epoch: settled_epoch(current),
+            current,
+        })
+    }
+
+    /// Whether this is the process that made the canary.
+    #[inline]
+    pub(crate) fn same_process(&self) -> bool {
+        // Relaxed: within one process the word never changes once a canary exists.
+        self.current.load(Ordering::Relaxed) == self.epoch
+    }
+}
+
+/// The places for what exists once in a process.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Slot {
+    /// The thread that watches peers.
+    Lifeline = 0,
+    /// The pidfds that connections share.
+    Pidfds = 1,
+    /// For the tests below.
+    #[cfg(test)]
+    Test = 2,
+}
+
+/// What exists once in a process and anew in each fork of it.
+///
+/// # Safety
+///
+/// No two types name the same slot.
+pub(crate) unsafe trait PerProcess: Sync + Sized + 'static {
+    /// Where it is kept.
+    const SLOT: Slot;
+}
+
+/// This process's `T`, made now if there is none yet. Of two that are made at once, one is dropped.
+///
+/// # Errors
+///
+/// Those of `make`, and those of [`Canary::new`].
+pub(crate) fn per_process<T: PerProcess>(
+    make: impl FnOnce() -> io::Result<T>,
+) -> io::Result<&'static T> {
+    let slot = &page()?.slots[T::SLOT as usize];
+    let mut known = slot.load(Ordering::Acquire);
+    if known.is_null() {
+        known = publish(slot, Box::new(make()?));
+    }
+    // SAFETY: `T` alone uses this slot, so the pointer came from a `Box<T>` in `publish`, which is
+    // never freed once published; `T: Sync`, and Acquire orders its making before this.
+    Ok(unsafe { &*known.cast::<T>() })
+}
+
+const SLOTS: usize = 8;
+const LEN: usize = 4096;
+
+static PAGE: AtomicPtr<Page> = AtomicPtr::new(ptr::null_mut());
+static EPOCHS: AtomicU64 = AtomicU64::new(1);
+
+struct Page {
+    epoch: AtomicU64,
+    slots: [AtomicPtr<c_void>; SLOTS],
+}
+
+static_assertions::const_assert!(size_of::<Page>() <= LEN);
+
+/// The epoch of this process, drawn now if it has none yet.
+fn settled_epoch(current: &AtomicU64) -> u64 {
+    let known = current.load(Ordering::Relaxed);
+    if known != 0 {
+        return known;
+    }
+    let fresh = EPOCHS.fetch_add(1, Ordering::Relaxed);
+    match current.compare_exchange(0, fresh, Ordering::Relaxed, Ordering::Relaxed) {
+        Ok(_) => fresh,
+        Err(first) => first,
+    }
+}
+
+fn publish<T>(slot: &AtomicPtr<c_void>, fresh: Box<T>) -> *mut c_void {
+    let fresh = Box::into_raw(fresh);
+    let swap = slot.compare_exchange(
+        ptr::null_mut(),
+        fresh.cast(),
+        Ordering::AcqRel,
+        Ordering::Acquire,
+    );
+    match swap {
+        Ok(_) => fresh.cast(),
+        Err(first) => {
+            // SAFETY: made three lines above and, as the swap failed, seen by nobody else.
+            drop(unsafe { Box::from_raw(fresh) });
+            first
+        }
+    }
+}
+
+fn page() -> io::Result<&'static Page> {
+    let mut page = PAGE.load(Ordering::Acquire);
+    if page.is_null() {
+        page = publish_page()?;
+    }
+    // SAFETY: `PAGE` holds null or a mapping of at least a `Page` that is never unmapped; zeros,
+    // which the kernel puts there first and after each fork, are a valid `Page` of atomics.
+    Ok(unsafe { &*page })
+}
+
+fn publish_page() -> io::Result<*mut Page> {
+    let fresh = wiped_page()?;
+    let swap = PAGE.compare_exchange(ptr::null_mut(), fresh, Ordering::AcqRel, Ordering::Acquire);
+    match swap {
+        Ok(_) => Ok(fresh),
+        Err(first) => {
+            unmap(fresh);
+            Ok(first)
+        }
+    }
+}
+
+/// A page that is all zeros now and in every fork.
+fn wiped_page() -> io::Result<*mut Page> {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: a new anonymous mapping at a place that the kernel chooses touches no other memory.
+    let page = unsafe { libc::mmap(ptr::null_mut(), LEN, protection, flags, -1, 0) };
+    if page == libc::MAP_FAILED {
+        return Err(call::last("mmap"));
+    }
+    // SAFETY: the range is the mapping just made, which nothing refers to yet.
+    let advised = unsafe { libc::madvise(page, LEN, libc::MADV_WIPEONFORK) };
+    call::check("madvise(MADV_WIPEONFORK), which needs Linux 4.14", advised)
+        .inspect_err(|_| unmap(page.cast()))?;
+    Ok(page.cast())
+}
+
+fn unmap(page: *mut Page) {
+    // SAFETY: both callers made this mapping and published it to nobody. A failure, which a whole
+    // mapping of our own does not give, would only leave a page behind.
+    unsafe { libc::munmap(page.cast(), LEN) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::testing::in_child;
+
+    struct Once(AtomicU64);
+
+    // SAFETY: the only type with this slot.
+    unsafe impl PerProcess for Once {
+        const SLOT: Slot = Slot::Test;
+    }
+
+    #[test]
+    fn a_fork_and_its_fork_are_other_processes() {
+        let canary = Canary::new().expect("canary");
+        assert!(canary.same_process());
+        in_child(move || {
+            assert!(!canary.same_process());
+            let own = Canary::new().expect("canary");
+            assert!(own.same_process() && !canary.same_process());
+            in_child(move || {
+                assert!(!own.same_process() && !canary.same_process());
+                let third = Canary::new().expect("canary");
+                assert!(third.same_process());
+                assert!(!own.same_process() && !canary.same_process());
+            });
+            assert!(own.same_process());
+        });
+        assert!(canary.same_process());
+    }
+
+    #[test]
+    fn canaries_of_many_threads_agree() {
+        let made: Vec<_> = (0..8).map(|_| std::thread::spawn(Canary::new)).collect();
+        for thread in made {
+            assert!(
+                thread
+                    .join()
+                    .expect("joins")
+                    .expect("canary")
+                    .same_process()
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_per_process_is_made_anew_in_a_fork() {
+        let make = || Ok(Once(AtomicU64::new(0)));
+        let once = per_process(make).expect("made");
+        once.0.store(7, Ordering::Relaxed);
+        assert_eq!(
+            per_process(make).expect("known").0.load(Ordering::Relaxed),
+            7
+        );
+        in_child(move || {
+            assert_eq!(
+                per_process(make).expect("anew").0.load(Ordering::Relaxed),
+                0
+            );
+        });
+        let failing = per_process::<Once>(|| Err(io::Error::other("not called")));
+        assert_eq!(failing.expect("known").0.load(Ordering::Relaxed), 7);
+    }
+}

@@ -1,0 +1,195 @@
+//! What the lifeline knows of its connections; only ever touched under its lock.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use super::super::epoll::{Epoll, Event, Interest};
+use super::super::pidfd::Pidfd;
+use super::{GRACE, Watched};
+
+/// All connections that are watched.
+#[derive(Default)]
+pub(super) struct Table {
+    pub(super) thread_started: bool,
+    last_id: u64,
+    lines: HashMap<u64, Line>,
+    /// Who watches a pidfd, by its number: it is in epoll once, for all of them.
+    peers: HashMap<RawFd, BTreeSet<u64>>,
+    /// Sockets that hung up while the process was alive, in the order of their deadlines.
+    in_grace: VecDeque<(Instant, u64)>,
+}
+
+/// A connection that may have ended.
+pub(super) struct Suspect {
+    pub(super) id: u64,
+    pub(super) watched: Weak<dyn Watched>,
+    pub(super) peer: Option<Weak<Pidfd>>,
+    pub(super) hung_up: bool,
+    pub(super) out_of_grace: bool,
+}
+
+/// What is known of one connection.
+pub(super) struct Line {
+    socket: RawFd,
+    peer: Option<(RawFd, Weak<Pidfd>)>,
+    watched: Weak<dyn Watched>,
+    /// When the grace ends, once the socket has hung up. It is not in epoll then.
+    grace: Option<Instant>,
+}
+
+impl Table {
+    /// Adds a connection; its number is never used again.
+    pub(super) fn add(
+        &mut self,
+        epoll: &Epoll,
+        socket: BorrowedFd<'_>,
+        peer: Option<&Arc<Pidfd>>,
+        watched: Weak<dyn Watched>,
+    ) -> io::Result<u64> {
+        let id = self.last_id + 1;
+        epoll.add(socket, id, Interest::HangUp)?;
+        if let Some(peer) = peer {
+            self.add_peer(epoll, peer.as_fd(), id).inspect_err(|_| {
+                let _ = epoll.delete(socket);
+            })?;
+        }
+        let peer = peer.map(|peer| (peer.as_fd().as_raw_fd(), Arc::downgrade(peer)));
+        self.last_id = id;
+        self.lines.insert(
+            id,
+            Line {
+                socket: socket.as_raw_fd(),
+                peer,
+                watched,
+                grace: None,
+            },
+        );
+        Ok(id)
+    }
+
+    /// Takes a connection out, and its descriptors out of epoll.
+    pub(super) fn remove(&mut self, epoll: &Epoll, id: u64) -> Option<Line> {
+        let line = self.lines.remove(&id)?;
+        if line.grace.is_none() {
+            delete(epoll, line.socket);
+        }
+        if let Some((peer, _)) = &line.peer {
+            self.remove_peer(epoll, *peer, id);
+        }
+        Some(line)
+    }
+
+    /// When the next grace ends.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.in_grace.front().map(|(end, _)| *end)
+    }
+
+    /// The connections that these events and the time put under suspicion.
+    pub(super) fn suspects(
+        &mut self,
+        epoll: &Epoll,
+        events: &[Event],
+        now: Instant,
+    ) -> Vec<Suspect> {
+        let mut ids = BTreeSet::new();
+        for event in events {
+            match peer_of(event.token) {
+                Some(peer) => ids.extend(self.peers.get(&peer).into_iter().flatten()),
+                None => {
+                    self.hang_up(epoll, event.token, now);
+                    ids.insert(event.token);
+                }
+            }
+        }
+        ids.extend(self.ended_graces(now));
+        ids.into_iter()
+            .filter_map(|id| self.suspect(id, now))
+            .collect()
+    }
+
+    fn suspect(&self, id: u64, now: Instant) -> Option<Suspect> {
+        let line = self.lines.get(&id)?;
+        Some(Suspect {
+            id,
+            watched: line.watched.clone(),
+            peer: line.peer.as_ref().map(|(_, peer)| peer.clone()),
+            hung_up: line.grace.is_some(),
+            out_of_grace: line.grace.is_some_and(|end| end <= now),
+        })
+    }
+
+    /// Notes that a socket has hung up, and takes it out of epoll, which would tell it for ever.
+    fn hang_up(&mut self, epoll: &Epoll, id: u64, now: Instant) {
+        let Some(line) = self.lines.get_mut(&id) else {
+            return;
+        };
+        if line.grace.is_none() {
+            delete(epoll, line.socket);
+            let end = now + GRACE;
+            line.grace = Some(end);
+            self.in_grace.push_back((end, id));
+        }
+    }
+
+    fn ended_graces(&mut self, now: Instant) -> impl Iterator<Item = u64> {
+        let ended = self
+            .in_grace
+            .iter()
+            .take_while(|(end, _)| *end <= now)
+            .count();
+        self.in_grace.drain(..ended).map(|(_, id)| id)
+    }
+
+    fn add_peer(&mut self, epoll: &Epoll, peer: BorrowedFd<'_>, id: u64) -> io::Result<()> {
+        let number = peer.as_raw_fd();
+        if !self.peers.contains_key(&number) {
+            epoll.add(peer, token_of(number), Interest::Readable)?;
+        }
+        self.peers.entry(number).or_default().insert(id);
+        Ok(())
+    }
+
+    fn remove_peer(&mut self, epoll: &Epoll, peer: RawFd, id: u64) {
+        let Some(watchers) = self.peers.get_mut(&peer) else {
+            return;
+        };
+        watchers.remove(&id);
+        if watchers.is_empty() {
+            self.peers.remove(&peer);
+            delete(epoll, peer);
+        }
+    }
+}
+
+impl std::fmt::Debug for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (connections, peers) = (self.lines.len(), self.peers.len());
+        f.debug_struct("Table")
+            .field("connections", &connections)
+            .field("peers", &peers)
+            .finish()
+    }
+}
+
+/// Set in the token of a pidfd; numbers of connections never grow so large.
+const PEER: u64 = 1 << 63;
+
+fn token_of(peer: RawFd) -> u64 {
+    PEER | u64::from(peer.unsigned_abs())
+}
+
+fn peer_of(token: u64) -> Option<RawFd> {
+    (token & PEER != 0)
+        .then(|| RawFd::try_from(token & !PEER).ok())
+        .flatten()
+}
+
+/// It cannot fail, since the number is in epoll; and if it did, there would be nothing to do.
+fn delete(epoll: &Epoll, number: RawFd) {
+    // SAFETY: the table holds the number, so its `Watch` has not closed it: it removes itself from
+    // the table first, under the lock that this thread holds.
+    let _ = epoll.delete(unsafe { BorrowedFd::borrow_raw(number) });
+}

@@ -1,0 +1,354 @@
+//! The memory of a connection: an unnamed file of a size that nobody can change any more.
+//!
+//! ```text
+//!   create(len) ──> fill ──> seal ──> send to the peer ──> verify(len) ──> map
+//!   \______ the side that accepts ______/                 \__ the side that connects __/
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. A mapping of a descriptor that passed [`verify`] never raises SIGBUS: the file can neither
+//!    shrink nor grow, and its size is the one that is mapped.
+//! 2. [`verify`] reads the seals *before* the size: in the other order the peer could shrink the
+//!    file in between and seal it then.
+//! 3. Seals are judged bit by bit: the kernel adds some of its own (`F_SEAL_EXEC`).
+//! 4. [`create`] never gets the process killed by SIGXFSZ: the limit is read first.
+//!
+//! # Proof
+//!
+//! The table of all kinds of descriptor below.
+
+use std::ffi::CStr;
+use std::fmt;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use super::call;
+
+/// Makes an unnamed file of `len` zero bytes that can be sealed. It takes memory only where it is
+/// touched.
+///
+/// # Errors
+///
+/// `len` exceeds RLIMIT_FSIZE, or the system call that the error names failed.
+pub(crate) fn create(len: usize) -> io::Result<OwnedFd> {
+    within_file_limit(len)?;
+    let fd = create_empty()?;
+    let size = libc::off_t::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
+    // SAFETY: changes the size of a file that nobody else knows yet, within the limit.
+    call::check("ftruncate", unsafe {
+        libc::ftruncate(fd.as_raw_fd(), size)
+    })?;
+    Ok(fd)
+}
+
+/// Fixes the size of the file for good.
+///
+/// # Errors
+///
+/// The system call that the error names failed, or the seals did not hold.
+pub(crate) fn seal(fd: &OwnedFd) -> io::Result<()> {
+    // SAFETY: adds seals to a file that we hold.
+    let added = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, FIXED) };
+    call::check("fcntl(F_ADD_SEALS)", added)?;
+    if seals(fd.as_fd())? & FIXED != FIXED {
+        return Err(io::Error::other(
+            "the kernel accepted the seals but did not keep them",
+        ));
+    }
+    Ok(())
+}
+
+/// Why a descriptor that came from a peer is not mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BadMemfd {
+    /// Something that has no seals: a regular file, a pipe, a socket, a device.
+    NotSealable,
+    /// The size is not fixed.
+    MissingSeals,
+    /// It cannot be written.
+    WriteSealed,
+    /// The size is not the negotiated one.
+    WrongSize {
+        /// Bytes that it has.
+        is: u64,
+        /// Bytes that it should have.
+        should: u64,
+    },
+    /// Not a file.
+    NotRegular,
+    /// A file, but not one of plain memory: of huge pages, for example.
+    NotTmpfs,
+    /// A system call failed with this number.
+    Os(i32),
+}
+
+impl fmt::Display for BadMemfd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotSealable => f.write_str("the descriptor is not one that can be sealed"),
+            Self::MissingSeals => f.write_str("the size of the memory is not sealed"),
+            Self::WriteSealed => f.write_str("the memory is sealed against writing"),
+            Self::WrongSize { is, should } => {
+                write!(f, "the memory has {is} bytes instead of {should}")
+            }
+            Self::NotRegular => f.write_str("the descriptor is not a file"),
+            Self::NotTmpfs => f.write_str("the memory is not of ordinary pages"),
+            Self::Os(errno) => {
+                write!(
+                    f,
+                    "cannot inspect it: {}",
+                    io::Error::from_raw_os_error(*errno)
+                )
+            }
+        }
+    }
+}
+
+impl std::error::Error for BadMemfd {}
+
+/// Judges whether the descriptor can be mapped for `len` bytes without any risk.
+///
+/// # Errors
+///
+/// [`BadMemfd`], the first reason against it.
+pub(crate) fn verify(fd: BorrowedFd<'_>, len: usize) -> Result<(), BadMemfd> {
+    let seals = seals(fd).map_err(|e| match call::errno(&e) {
+        Some(libc::EINVAL) | None => BadMemfd::NotSealable,
+        Some(errno) => BadMemfd::Os(errno),
+    })?;
+    judge_seals(seals)?;
+    judge_file(&stat(fd)?, len)?;
+    if file_system(fd)? != libc::TMPFS_MAGIC {
+        return Err(BadMemfd::NotTmpfs);
+    }
+    Ok(())
+}
+
+/// What the file is called in `/proc/<pid>/maps`.
+const NAME: &CStr = c"narrows";
+const FIXED: i32 = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+const READ_ONLY: i32 = libc::F_SEAL_WRITE | libc::F_SEAL_FUTURE_WRITE;
+
+fn within_file_limit(len: usize) -> io::Result<()> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: fills the local struct.
+    call::check("getrlimit", unsafe {
+        libc::getrlimit(libc::RLIMIT_FSIZE, &mut limit)
+    })?;
+    if limit.rlim_cur != libc::RLIM_INFINITY && len as u64 > limit.rlim_cur {
+        let text = format!(
+            "the connection needs {len} bytes of memory, and the limit RLIMIT_FSIZE (ulimit -f) \
+             allows files of {} bytes",
+            limit.rlim_cur
+        );
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
+    }
+    Ok(())
+}
+
+fn create_empty() -> io::Result<OwnedFd> {
+    let modern = libc::MFD_CLOEXEC | libc::MFD_NOEXEC_SEAL;
+    memfd_create(modern).or_else(|error| match call::errno(&error) {
+        // Before Linux 6.3 the flag that forbids execution is unknown.
+        Some(libc::EINVAL) => memfd_create(libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING),
+        _ => Err(error),
+    })
+}
+
+fn memfd_create(flags: libc::c_uint) -> io::Result<OwnedFd> {
+    // SAFETY: the name is a C string; the call makes a new descriptor, which is ours alone.
+    unsafe { call::owned("memfd_create", libc::memfd_create(NAME.as_ptr(), flags)) }
+}
+
+fn seals(fd: BorrowedFd<'_>) -> io::Result<i32> {
+    // SAFETY: only asks.
+    call::check("fcntl(F_GET_SEALS)", unsafe {
+        libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS)
+    })
+}
+
+fn judge_seals(seals: i32) -> Result<(), BadMemfd> {
+    if seals & FIXED != FIXED {
+        return Err(BadMemfd::MissingSeals);
+    }
+    if seals & READ_ONLY != 0 {
+        return Err(BadMemfd::WriteSealed);
+    }
+    Ok(())
+}
+
+fn judge_file(stat: &libc::stat, len: usize) -> Result<(), BadMemfd> {
+    if stat.st_mode & libc::S_IFMT != libc::S_IFREG {
+        return Err(BadMemfd::NotRegular);
+    }
+    let (is, should) = (u64::try_from(stat.st_size).unwrap_or(0), len as u64);
+    if is != should {
+        return Err(BadMemfd::WrongSize { is, should });
+    }
+    Ok(())
+}
+
+fn stat(fd: BorrowedFd<'_>) -> Result<libc::stat, BadMemfd> {
+    let mut stat = MaybeUninit::uninit();
+    // SAFETY: fills the local struct.
+    if unsafe { libc::fstat(fd.as_raw_fd(), stat.as_mut_ptr()) } != 0 {
+        return Err(last());
+    }
+    // SAFETY: `fstat` succeeded, so it filled the struct.
+    Ok(unsafe { stat.assume_init() })
+}
+
+fn file_system(fd: BorrowedFd<'_>) -> Result<libc::__fsword_t, BadMemfd> {
+    let mut stat = MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: fills the local struct.
+    if unsafe { libc::fstatfs(fd.as_raw_fd(), stat.as_mut_ptr()) } != 0 {
+        return Err(last());
+    }
+    // SAFETY: `fstatfs` succeeded, so it filled the struct.
+    Ok(unsafe { stat.assume_init() }.f_type)
+}
+
+fn last() -> BadMemfd {
+    BadMemfd::Os(io::Error::last_os_error().raw_os_error().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::testing::in_child;
+    use std::fs::File;
+
+    const LEN: usize = 8192;
+
+    fn memfd(flags: libc::c_uint, len: i64, seals: i32) -> OwnedFd {
+        let fd = memfd_create(flags).expect("memfd");
+        // SAFETY: sizes and seals a file of our own.
+        unsafe {
+            assert_eq!(libc::ftruncate(fd.as_raw_fd(), len), 0);
+            assert!(seals == 0 || libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) == 0);
+        }
+        fd
+    }
+
+    fn judge(fd: &impl AsFd) -> Result<(), BadMemfd> {
+        verify(fd.as_fd(), LEN)
+    }
+
+    #[test]
+    fn what_we_make_passes() {
+        let fd = create(LEN).expect("memfd");
+        assert_eq!(judge(&fd), Err(BadMemfd::MissingSeals));
+        seal(&fd).expect("seals");
+        assert_eq!(judge(&fd), Ok(()));
+        assert!(seal(&fd).is_err(), "sealed against seals");
+    }
+
+    #[test]
+    fn every_other_kind_of_descriptor_is_refused() {
+        const SEALABLE: libc::c_uint = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+        let some = libc::F_SEAL_SHRINK | libc::F_SEAL_SEAL;
+        let wrong = |is| BadMemfd::WrongSize {
+            is,
+            should: LEN as u64,
+        };
+        let (reader, _writer) = std::os::unix::net::UnixStream::pair().expect("pair");
+        let table: [(OwnedFd, BadMemfd); 9] = [
+            (
+                File::open("/proc/self/exe").expect("open").into(),
+                BadMemfd::NotSealable,
+            ),
+            (
+                File::open("/dev/null").expect("open").into(),
+                BadMemfd::NotSealable,
+            ),
+            (reader.into(), BadMemfd::NotSealable),
+            (memfd(libc::MFD_CLOEXEC, 8192, 0), BadMemfd::MissingSeals),
+            (memfd(SEALABLE, 8192, some), BadMemfd::MissingSeals),
+            (
+                memfd(SEALABLE, 8192, FIXED | libc::F_SEAL_WRITE),
+                BadMemfd::WriteSealed,
+            ),
+            (
+                memfd(SEALABLE, 8192, FIXED | libc::F_SEAL_FUTURE_WRITE),
+                BadMemfd::WriteSealed,
+            ),
+            (memfd(SEALABLE, 4096, FIXED), wrong(4096)),
+            (memfd(SEALABLE, 1 << 60, FIXED), wrong(1 << 60)),
+        ];
+        for (fd, reason) in &table {
+            assert_eq!(judge(fd), Err(*reason), "{reason}");
+        }
+    }
+
+    #[test]
+    fn seals_and_kinds_are_judged_by_bits() {
+        assert_eq!(judge_seals(FIXED | 0x20), Ok(()));
+        assert_eq!(
+            judge_seals(FIXED & !libc::F_SEAL_SEAL),
+            Err(BadMemfd::MissingSeals)
+        );
+        let directory = File::open("/").expect("open");
+        let stat = stat(directory.as_fd()).expect("stat");
+        assert_eq!(judge_file(&stat, LEN), Err(BadMemfd::NotRegular));
+    }
+
+    #[test]
+    fn huge_pages_are_refused() {
+        let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | libc::MFD_HUGETLB;
+        let Ok(fd) = memfd_create(flags) else { return };
+        // SAFETY: sizes and seals a file of our own; it is never mapped, so takes no huge page.
+        unsafe {
+            if libc::ftruncate(fd.as_raw_fd(), 2 << 20) != 0 {
+                return;
+            }
+            assert_eq!(libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, FIXED), 0);
+        }
+        assert_eq!(verify(fd.as_fd(), 2 << 20), Err(BadMemfd::NotTmpfs));
+    }
+
+    #[test]
+    fn a_sealed_file_keeps_its_size() {
+        let fd = create(LEN).expect("memfd");
+        seal(&fd).expect("seals");
+        for len in [0, 4096, 8191, 8193, 1 << 20] {
+            // SAFETY: the kernel refuses.
+            assert_eq!(unsafe { libc::ftruncate(fd.as_raw_fd(), len) }, -1);
+            assert_eq!(io::Error::last_os_error().raw_os_error(), Some(libc::EPERM));
+        }
+        assert_eq!(judge(&fd), Ok(()));
+    }
+
+    #[test]
+    fn the_file_is_closed_on_exec_and_not_executable() {
+        let fd = create(LEN).expect("memfd");
+        // SAFETY: only asks.
+        assert_eq!(
+            unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFD) },
+            libc::FD_CLOEXEC
+        );
+        let mode = stat(fd.as_fd()).expect("stat").st_mode;
+        let modern = seals(fd.as_fd()).expect("seals") & libc::F_SEAL_EXEC != 0;
+        assert!(!modern || mode & 0o111 == 0);
+    }
+
+    #[test]
+    fn the_limit_of_file_sizes_is_an_error_and_not_a_signal() {
+        in_child(|| {
+            let limit = libc::rlimit {
+                rlim_cur: 4096,
+                rlim_max: 4096,
+            };
+            // SAFETY: lowers a limit of this child.
+            assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &limit) }, 0);
+            let error = create(LEN).expect_err("over the limit");
+            assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+            assert!(error.to_string().contains("RLIMIT_FSIZE"), "{error}");
+            create(4096).expect("at the limit");
+        });
+    }
+}

@@ -1,0 +1,182 @@
+//! A process, held by a descriptor: it names this one process for ever, also after its number was
+//! given to another.
+//!
+//! # Invariants
+//!
+//! 1. Only the kernel's word counts: [`Pidfd::exited`] polls the descriptor. No number of a
+//!    process is kept or compared.
+//! 2. All connections to one process share one descriptor where the kernel gives pidfds inode
+//!    numbers of their own (pidfs, Linux 6.9); elsewhere each has its own, and nothing else differs.
+//!
+//! # Proof
+//!
+//! Tests below, with children that are killed.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use super::call;
+use super::fork::{PerProcess, Slot, per_process};
+use super::wait::is_readable;
+
+/// A process.
+#[derive(Debug)]
+pub(crate) struct Pidfd {
+    fd: OwnedFd,
+}
+
+impl Pidfd {
+    /// The process that has this number now. Only for a child that was not reaped, or a parent,
+    /// can the caller know that it is the right one.
+    ///
+    /// # Errors
+    ///
+    /// There is no such process, or the kernel is older than 5.3.
+    pub(crate) fn open(pid: u32) -> io::Result<Self> {
+        // SAFETY: takes two numbers and makes a new descriptor, which is ours alone.
+        let fd = unsafe {
+            let made = libc::syscall(libc::SYS_pidfd_open, libc::c_long::from(pid), 0);
+            call::owned("pidfd_open", i32::try_from(made).unwrap_or(-1))
+        };
+        Ok(Self { fd: fd? })
+    }
+
+    /// Takes over a descriptor that the kernel made as a pidfd.
+    pub(crate) fn from_owned(fd: OwnedFd) -> Self {
+        Self { fd }
+    }
+
+    /// Whether the process has ended (it may still be waiting for its parent to reap it).
+    pub(crate) fn exited(&self) -> bool {
+        is_readable(self.fd.as_fd()).unwrap_or(false)
+    }
+
+    /// The one `Pidfd` of this process that all its users share.
+    pub(crate) fn shared(self) -> Arc<Self> {
+        let Some(id) = self.unique_id() else {
+            return Arc::new(self);
+        };
+        match per_process(|| Ok(Registry::default())) {
+            Ok(registry) => registry.share(id, self),
+            // Sharing saves descriptors, nothing more.
+            Err(_) => Arc::new(self),
+        }
+    }
+
+    /// What distinguishes this process from all others since the system was started.
+    fn unique_id(&self) -> Option<u64> {
+        let mut file_system = MaybeUninit::<libc::statfs>::uninit();
+        let mut file = MaybeUninit::<libc::stat>::uninit();
+        let fd = self.fd.as_raw_fd();
+        // SAFETY: both calls fill local structs, and each is read only after its call succeeded.
+        unsafe {
+            if libc::fstatfs(fd, file_system.as_mut_ptr()) != 0
+                || file_system.assume_init().f_type != PIDFS_MAGIC
+                || libc::fstat(fd, file.as_mut_ptr()) != 0
+            {
+                return None;
+            }
+            Some(file.assume_init().st_ino)
+        }
+    }
+}
+
+impl AsFd for Pidfd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+const PIDFS_MAGIC: libc::__fsword_t = 0x5049_4446;
+
+/// The pidfds in use. It belongs to one process: a fork begins with an empty one, so that neither
+/// a lock that was held meanwhile nor the parent's entries matter there.
+#[derive(Default)]
+struct Registry {
+    known: Mutex<Vec<(u64, Weak<Pidfd>)>>,
+}
+
+// SAFETY: the only type with this slot.
+unsafe impl PerProcess for Registry {
+    const SLOT: Slot = Slot::Pidfds;
+}
+
+impl Registry {
+    fn share(&self, id: u64, fresh: Pidfd) -> Arc<Pidfd> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|(_, pidfd)| pidfd.strong_count() > 0);
+        let same = known.iter().find(|(other, _)| *other == id);
+        if let Some(shared) = same.and_then(|(_, pidfd)| pidfd.upgrade()) {
+            return shared;
+        }
+        let shared = Arc::new(fresh);
+        known.push((id, Arc::downgrade(&shared)));
+        shared
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::testing::{eventually, fork, in_child, open_descriptors};
+    use std::time::Duration;
+
+    #[test]
+    fn a_killed_child_has_exited_before_and_after_it_is_reaped() {
+        let child = fork(|| {
+            loop {
+                std::thread::sleep(Duration::from_secs(1));
+            }
+        });
+        let pidfd = Pidfd::open(child.pid()).expect("opens");
+        assert!(!pidfd.exited());
+        child.kill();
+        assert!(eventually(|| pidfd.exited()));
+        assert_eq!(child.wait(), -libc::SIGKILL);
+        assert!(pidfd.exited());
+    }
+
+    #[test]
+    fn no_process_is_an_error() {
+        assert!(Pidfd::open(0).is_err());
+        assert!(Pidfd::open(u32::MAX).is_err());
+    }
+
+    #[test]
+    fn a_process_has_one_pidfd_for_all() {
+        in_child(|| {
+            let before = open_descriptors();
+            let all: Vec<_> = (0..50)
+                .map(|_| Pidfd::open(std::process::id()).expect("opens").shared())
+                .collect();
+            if all[0].unique_id().is_some() {
+                assert!(all.iter().all(|one| Arc::ptr_eq(one, &all[0])));
+                assert_eq!(open_descriptors(), before + 1);
+            }
+            // SAFETY: only asks.
+            let parent = Pidfd::open(unsafe { libc::getppid() }.unsigned_abs()).expect("opens");
+            assert!(!Arc::ptr_eq(&parent.shared(), &all[0]));
+            drop(all);
+            assert_eq!(open_descriptors(), before);
+            Pidfd::open(std::process::id()).expect("opens").shared();
+            let registry = per_process(|| Ok(Registry::default())).expect("known");
+            assert!(registry.known.lock().expect("unlocked").len() <= 2);
+        });
+    }
+
+    #[test]
+    fn a_fork_does_not_need_the_parents_lock() {
+        let registry = per_process(|| Ok(Registry::default())).expect("made");
+        let held = registry
+            .known
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        in_child(|| {
+            let own = Pidfd::open(std::process::id()).expect("opens").shared();
+            assert!(!own.exited());
+        });
+        drop(held);
+    }
+}

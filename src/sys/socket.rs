@@ -1,0 +1,390 @@
+//! Unix stream sockets: private names, connections, and who is at the other end.
+//!
+//! # Invariants
+//!
+//! 1. Every socket is close-on-exec and non-blocking from the call that makes it on.
+//! 2. The file of a bound socket is never open to others: its mode is set before it has a name.
+//! 3. Only paths: an abstract name could be connected to by every user, and none is ever made.
+//!
+//! # Proof
+//!
+//! Tests below.
+
+use std::io;
+use std::mem::{self, MaybeUninit};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::ptr;
+
+use super::call::{self, INTERRUPTS};
+use super::pidfd::Pidfd;
+
+/// The longest path of a socket, in bytes.
+pub(crate) const MAX_PATH: usize = 107;
+
+/// The process at the other end, as the kernel recorded it.
+///
+/// On an accepted connection this is the process that called `connect`; on a connecting one, the
+/// process that called `listen`. All numbers are those of that moment, translated into this
+/// process's namespaces: the process may have ended or changed its user since, and its number may
+/// name another process by now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PeerCred {
+    pid: u32,
+    uid: u32,
+    gid: u32,
+}
+
+impl PeerCred {
+    /// The process number, or 0 if the process is outside this process's pid namespace.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// The effective user.
+    pub fn uid(&self) -> u32 {
+        self.uid
+    }
+
+    /// The effective group.
+    pub fn gid(&self) -> u32 {
+        self.gid
+    }
+}
+
+/// What became of an attempt to connect.
+#[derive(Debug)]
+pub(crate) enum Connecting {
+    /// It is connected.
+    Connected(OwnedFd),
+    /// A server is there and has no room now: try again.
+    BacklogFull,
+}
+
+/// A socket bound to a path that only this user can connect to (the directory may forbid more).
+///
+/// # Errors
+///
+/// The path is empty, too long or has a zero byte; it exists (`AddrInUse`); or a call failed.
+pub(crate) fn bind_private(path: &Path) -> io::Result<OwnedFd> {
+    let (address, len) = address(path)?;
+    let fd = stream_socket()?;
+    // SAFETY: changes the mode of a socket of ours, which its file takes over when bound.
+    call::check("fchmod", unsafe { libc::fchmod(fd.as_raw_fd(), 0o600) })?;
+    // SAFETY: the address is a local of this length.
+    let bound = unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), len) };
+    call::check("bind", bound)?;
+    Ok(fd)
+}
+
+/// From now on clients can connect; `backlog` of them may wait.
+pub(crate) fn start_listening(fd: BorrowedFd<'_>, backlog: i32) -> io::Result<()> {
+    // SAFETY: takes two numbers.
+    call::check("listen", unsafe { libc::listen(fd.as_raw_fd(), backlog) }).map(drop)
+}
+
+/// The next client that waits, if any.
+///
+/// # Errors
+///
+/// Whatever `accept4` answers; [`call::errno`] tells a lack of descriptors.
+pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
+    for _ in 0..INTERRUPTS {
+        // SAFETY: no address is asked for; the call makes a new descriptor, which is ours alone.
+        let accepted = unsafe {
+            let none = ptr::null_mut();
+            let fd = libc::accept4(listener.as_raw_fd(), none, ptr::null_mut(), FLAGS);
+            call::owned("accept4", fd)
+        };
+        match accepted {
+            Ok(fd) => return Ok(Some(fd)),
+            Err(error) => match call::errno(&error) {
+                Some(libc::EINTR | libc::ECONNABORTED) => {}
+                Some(libc::EAGAIN) => return Ok(None),
+                _ => return Err(error),
+            },
+        }
+    }
+    Ok(None)
+}
+
+/// Connects, or finds out that it cannot, at once.
+///
+/// # Errors
+///
+/// The path cannot be one; nothing is there (`NotFound`); nobody listens (`ConnectionRefused`); or
+/// a call failed.
+pub(crate) fn connect(path: &Path) -> io::Result<Connecting> {
+    let (address, len) = address(path)?;
+    let fd = stream_socket()?;
+    for _ in 0..INTERRUPTS {
+        // SAFETY: the address is a local of this length.
+        let result = unsafe { libc::connect(fd.as_raw_fd(), (&raw const address).cast(), len) };
+        let Err(error) = call::check("connect", result) else {
+            return Ok(Connecting::Connected(fd));
+        };
+        match call::errno(&error) {
+            Some(libc::EINTR) => {}
+            Some(libc::EAGAIN) => break,
+            _ => return Err(error),
+        }
+    }
+    Ok(Connecting::BacklogFull)
+}
+
+/// Two connected sockets without a name.
+pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut fds = [-1; 2];
+    // SAFETY: fills the local array.
+    let made = unsafe {
+        libc::socketpair(
+            libc::AF_UNIX,
+            libc::SOCK_STREAM | FLAGS,
+            0,
+            fds.as_mut_ptr(),
+        )
+    };
+    call::check("socketpair", made)?;
+    // SAFETY: the call succeeded, so both are new descriptors, which are ours alone.
+    unsafe {
+        Ok((
+            call::owned("socketpair", fds[0])?,
+            call::owned("socketpair", fds[1])?,
+        ))
+    }
+}
+
+/// Who is at the other end.
+pub(crate) fn peer_cred(fd: BorrowedFd<'_>) -> io::Result<PeerCred> {
+    let unknown = libc::ucred {
+        pid: 0,
+        uid: u32::MAX,
+        gid: u32::MAX,
+    };
+    let cred = option(fd, libc::SO_PEERCRED, unknown)
+        .map_err(|e| call::named("getsockopt(SO_PEERCRED)", e))?;
+    Ok(PeerCred {
+        pid: u32::try_from(cred.pid).unwrap_or(0),
+        uid: cred.uid,
+        gid: cred.gid,
+    })
+}
+
+/// The process that [`peer_cred`] names, if the kernel can tell (Linux 6.5) and it still exists.
+pub(crate) fn peer_pidfd(fd: BorrowedFd<'_>) -> Option<Pidfd> {
+    let number: i32 = option(fd, SO_PEERPIDFD, -1).ok()?;
+    // SAFETY: the option makes a new descriptor, which is ours alone.
+    let pidfd = unsafe { call::owned("getsockopt(SO_PEERPIDFD)", number) };
+    pidfd.ok().map(Pidfd::from_owned)
+}
+
+/// Asks for the pidfd of the sender beside all that is received, where the kernel can (Linux 6.5).
+///
+/// For connected sockets only: connecting with this option would make an abstract name.
+pub(crate) fn want_pidfd(fd: BorrowedFd<'_>) {
+    set_option(fd, SO_PASSPIDFD, 1);
+}
+
+/// Makes the peer's attempts to pass descriptors fail, where the kernel can (Linux 6.16). On a
+/// listening socket it holds for all that it accepts.
+pub(crate) fn refuse_descriptors(fd: BorrowedFd<'_>) {
+    set_option(fd, SO_PASSRIGHTS, 0);
+}
+
+const FLAGS: i32 = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+// Newer than the C library's headers for Rust. The numbers are those of `asm-generic/socket.h`.
+const SO_PASSPIDFD: i32 = 76;
+const SO_PEERPIDFD: i32 = 77;
+const SO_PASSRIGHTS: i32 = 83;
+
+fn stream_socket() -> io::Result<OwnedFd> {
+    // SAFETY: the call makes a new descriptor, which is ours alone.
+    unsafe {
+        call::owned(
+            "socket",
+            libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | FLAGS, 0),
+        )
+    }
+}
+
+fn address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
+    let bytes = path.as_os_str().as_bytes();
+    let refused = |why: String| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+    if bytes.is_empty() || bytes.contains(&0) {
+        return refused("the path of a socket must not be empty or contain a zero byte".into());
+    }
+    if bytes.len() > MAX_PATH {
+        let is = bytes.len();
+        return refused(format!(
+            "the path of a socket has {is} bytes, at most {MAX_PATH} fit"
+        ));
+    }
+    // SAFETY: zeros are a valid address.
+    let mut address: libc::sockaddr_un = unsafe { mem::zeroed() };
+    address.sun_family = libc::sa_family_t::try_from(libc::AF_UNIX).unwrap_or_default();
+    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
+        *to = libc::c_char::from_ne_bytes([*from]);
+    }
+    Ok((address, len_of::<libc::sockaddr_un>()))
+}
+
+/// Asks for an option whose value is any bytes at all.
+fn option<T: Copy + PlainOption>(fd: BorrowedFd<'_>, name: i32, initial: T) -> io::Result<T> {
+    let mut value = MaybeUninit::new(initial);
+    let mut len = len_of::<T>();
+    let place = value.as_mut_ptr().cast();
+    // SAFETY: the kernel fills at most `len` bytes of the local.
+    let result =
+        unsafe { libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, place, &mut len) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: initialised above, and any bytes are a `T`.
+    Ok(unsafe { value.assume_init() })
+}
+
+/// Sets an option that is only a help: a kernel that does not have it does without.
+fn set_option(fd: BorrowedFd<'_>, name: i32, value: i32) {
+    let place = (&raw const value).cast();
+    // SAFETY: the kernel reads the local of this length.
+    unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            name,
+            place,
+            len_of::<i32>(),
+        );
+    }
+}
+
+/// A type of which any bytes are a value.
+trait PlainOption {}
+impl PlainOption for i32 {}
+impl PlainOption for libc::ucred {}
+
+fn len_of<T>() -> libc::socklen_t {
+    libc::socklen_t::try_from(size_of::<T>()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::testing::in_child;
+    use crate::sys::transfer::{Transfer, read, send_with_fd, write};
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+    use std::path::PathBuf;
+
+    fn place(dir: &tempfile::TempDir) -> PathBuf {
+        dir.path().join("socket")
+    }
+
+    fn connected(path: &Path) -> OwnedFd {
+        match connect(path).expect("connects") {
+            Connecting::Connected(fd) => fd,
+            Connecting::BacklogFull => panic!("there is room"),
+        }
+    }
+
+    #[test]
+    fn a_bound_socket_is_private_and_answers_once_it_listens() {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = place(&dir);
+        let absent = connect(&path).expect_err("nothing there");
+        assert_eq!(absent.kind(), io::ErrorKind::NotFound);
+        let listener = bind_private(&path).expect("binds");
+        let meta = std::fs::metadata(&path).expect("is there");
+        assert!(meta.file_type().is_socket());
+        assert_eq!(meta.permissions().mode() & 0o777 & !0o600, 0);
+        let deaf = connect(&path).expect_err("nobody listens");
+        assert_eq!(deaf.kind(), io::ErrorKind::ConnectionRefused);
+        start_listening(listener.as_fd(), 4).expect("listens");
+        assert!(accept(listener.as_fd()).expect("accepts").is_none());
+        let client = connected(&path);
+        let server = accept(listener.as_fd()).expect("accepts").expect("one");
+        assert_eq!(
+            write(client.as_fd(), b"x").expect("writes"),
+            Transfer::Bytes(1)
+        );
+        assert_eq!(
+            read(server.as_fd(), &mut [0; 4]).expect("reads"),
+            Transfer::Bytes(1)
+        );
+        let taken = bind_private(&path).expect_err("taken");
+        assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn a_full_backlog_is_not_a_refusal() {
+        let dir = tempfile::tempdir().expect("directory");
+        let listener = bind_private(&place(&dir)).expect("binds");
+        start_listening(listener.as_fd(), 1).expect("listens");
+        let mut waiting = Vec::new();
+        for _ in 0..16 {
+            match connect(&place(&dir)).expect("no refusal") {
+                Connecting::Connected(fd) => waiting.push(fd),
+                Connecting::BacklogFull => return,
+            }
+        }
+        panic!("16 clients wait where 1 may");
+    }
+
+    #[test]
+    fn impossible_paths_are_refused_with_the_limit() {
+        let long = PathBuf::from("/".repeat(MAX_PATH + 1));
+        let error = bind_private(&long).expect_err("too long");
+        assert!(error.to_string().contains("107"), "{error}");
+        for path in ["", "\0abstract", "/tmp/a\0b"] {
+            let error = connect(Path::new(path)).expect_err("refused");
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        }
+        let longest = PathBuf::from(format!("/{}", "n".repeat(MAX_PATH - 1)));
+        let error = connect(&longest).expect_err("nothing there");
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn sockets_neither_block_nor_outlive_an_exec() {
+        let (a, b) = pair().expect("pair");
+        for fd in [a, b] {
+            // SAFETY: only asks.
+            let (status, flags) = unsafe {
+                let fd = fd.as_raw_fd();
+                (
+                    libc::fcntl(fd, libc::F_GETFL),
+                    libc::fcntl(fd, libc::F_GETFD),
+                )
+            };
+            assert!(status & libc::O_NONBLOCK != 0 && flags == libc::FD_CLOEXEC);
+        }
+    }
+
+    #[test]
+    fn the_peer_is_who_made_the_pair() {
+        let (a, _b) = pair().expect("pair");
+        let cred = peer_cred(a.as_fd()).expect("known");
+        // SAFETY: only asks.
+        let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
+        assert_eq!(
+            (cred.pid(), cred.uid(), cred.gid()),
+            (std::process::id(), uid, gid)
+        );
+        in_child(|| assert_eq!(peer_cred(a.as_fd()).expect("known"), cred));
+        if let Some(pidfd) = peer_pidfd(a.as_fd()) {
+            assert!(!pidfd.exited());
+        }
+    }
+
+    #[test]
+    fn a_socket_can_refuse_descriptors() {
+        let (a, b) = pair().expect("pair");
+        refuse_descriptors(b.as_fd());
+        let file = std::fs::File::open("/dev/null").expect("opens");
+        let sent = send_with_fd(a.as_fd(), b"x", file.as_fd());
+        // Before Linux 6.16 the descriptor goes over and is closed by the read.
+        let refused = sent.is_err_and(|e| call::errno(&e) == Some(libc::EPERM));
+        assert!(refused || read(b.as_fd(), &mut [0; 4]).expect("reads") == Transfer::Bytes(1));
+    }
+}

@@ -1,0 +1,105 @@
+//! Forked children and open descriptors, for the tests of this directory.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// Long enough for any machine; a test ends as soon as its condition holds.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A forked child that is killed and reaped when it is dropped.
+pub(crate) struct Forked {
+    pid: i32,
+    reaped: bool,
+}
+
+/// Forks; the child runs `body` and exits with its result, or with 101 if it panics.
+pub(crate) fn fork(body: impl FnOnce() -> i32) -> Forked {
+    // SAFETY: the child runs on a copy of this thread alone. It may allocate, since the C library
+    // makes its allocator usable after a fork, and leaves by `_exit`.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0, "fork: {}", io::Error::last_os_error());
+    if pid == 0 {
+        let code = catch_unwind(AssertUnwindSafe(body)).unwrap_or(101);
+        // SAFETY: ends the child without running what the parent registered for its own end.
+        unsafe { libc::_exit(code) };
+    }
+    Forked { pid, reaped: false }
+}
+
+/// Runs `body` in a forked child and wants it to return.
+pub(crate) fn in_child(body: impl FnOnce()) {
+    let child = fork(|| {
+        body();
+        0
+    });
+    assert_eq!(child.wait(), 0, "the child failed");
+}
+
+impl Forked {
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid.unsigned_abs()
+    }
+
+    pub(crate) fn kill(&self) {
+        assert!(!self.reaped);
+        // SAFETY: sends a signal to a child of ours that was not reaped.
+        unsafe { libc::kill(self.pid, libc::SIGKILL) };
+    }
+
+    /// The exit code, or minus the signal that ended it.
+    pub(crate) fn wait(mut self) -> i32 {
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
+            if let Some(code) = self.reap(libc::WNOHANG) {
+                return code;
+            }
+            sleep(Duration::from_millis(1));
+        }
+        panic!("the child does not end");
+    }
+
+    fn reap(&mut self, flags: i32) -> Option<i32> {
+        let mut status = 0;
+        // SAFETY: waits for a child of ours; `status` is a local.
+        if unsafe { libc::waitpid(self.pid, &mut status, flags) } != self.pid {
+            return None;
+        }
+        self.reaped = true;
+        let exited = libc::WIFEXITED(status);
+        Some(if exited {
+            libc::WEXITSTATUS(status)
+        } else {
+            -libc::WTERMSIG(status)
+        })
+    }
+}
+
+impl Drop for Forked {
+    fn drop(&mut self) {
+        if !self.reaped {
+            self.kill();
+            self.reap(0);
+        }
+    }
+}
+
+/// How many descriptors this process has open. Other threads change it: count in a forked child.
+pub(crate) fn open_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd")
+        .expect("listable")
+        .count()
+}
+
+/// Waits until `holds`, for as long as any machine may take.
+pub(crate) fn eventually(mut holds: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + PATIENCE;
+    while Instant::now() < end {
+        if holds() {
+            return true;
+        }
+        sleep(Duration::from_millis(1));
+    }
+    holds()
+}

@@ -1,0 +1,315 @@
+//! Bytes and descriptors over a connected socket, never blocking.
+//!
+//! # Invariants
+//!
+//! 1. No call blocks and none raises SIGPIPE.
+//! 2. Every descriptor that arrives is owned before anything is judged, and is close-on-exec from
+//!    the kernel on.
+//! 3. The peer's end is [`Transfer::Closed`] however the kernel words it; it is no error.
+//!
+//! # Proof
+//!
+//! Tests below count descriptors in a forked child.
+
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use super::call::{self, INTERRUPTS};
+use super::cmsg::Control;
+use super::pidfd::Pidfd;
+
+/// How far a read or a write got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transfer {
+    /// So many bytes went over.
+    Bytes(usize),
+    /// None now: wait until the socket is ready.
+    WouldBlock,
+    /// The peer has closed its end.
+    Closed,
+}
+
+/// What one receive brought.
+#[derive(Debug)]
+pub(crate) struct Received {
+    /// How far it got.
+    pub(crate) transfer: Transfer,
+    /// Every descriptor that came with the bytes.
+    pub(crate) fds: Vec<OwnedFd>,
+    /// The process that sent the bytes, if the socket asks for it and the process is alive.
+    pub(crate) pidfd: Option<Pidfd>,
+    /// Not all that was sent could be taken: descriptors are missing.
+    pub(crate) truncated: bool,
+}
+
+/// Reads what is there. Descriptors that came with it are closed by the kernel.
+pub(crate) fn read(fd: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<Transfer> {
+    let room = into.len();
+    outcome("recv", room, || {
+        // SAFETY: the kernel fills at most `into`.
+        unsafe {
+            libc::recv(
+                fd.as_raw_fd(),
+                into.as_mut_ptr().cast(),
+                room,
+                libc::MSG_DONTWAIT,
+            )
+        }
+    })
+}
+
+/// Writes as much as there is room for.
+pub(crate) fn write(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<Transfer> {
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+    outcome("send", bytes.len(), || {
+        // SAFETY: the kernel reads at most `bytes`.
+        unsafe { libc::send(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) }
+    })
+}
+
+/// Writes as much as there is room for, and passes the descriptor with the first byte.
+///
+/// # Errors
+///
+/// `bytes` is empty (nothing would be sent), or the system call failed.
+pub(crate) fn send_with_fd(
+    fd: BorrowedFd<'_>,
+    bytes: &[u8],
+    descriptor: BorrowedFd<'_>,
+) -> io::Result<Transfer> {
+    send_with_fds(fd, bytes, &[descriptor])
+}
+
+/// Reads what is there, with what was passed beside it.
+pub(crate) fn receive_with_fds(fd: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<Received> {
+    let mut control = Control::new();
+    let mut part = libc::iovec {
+        iov_base: into.as_mut_ptr().cast(),
+        iov_len: into.len(),
+    };
+    let mut message = empty_message(&mut part);
+    let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
+    let transfer = outcome("recvmsg", into.len(), || {
+        set_control(&mut message, control.as_mut_bytes());
+        // SAFETY: the message names `into` and `control`, which both outlive the call.
+        unsafe { libc::recvmsg(fd.as_raw_fd(), &mut message, flags) }
+    })?;
+    // Before a message came, the length is that of the buffer, and the buffer is all zeros.
+    let filled = if transfer == Transfer::WouldBlock {
+        0
+    } else {
+        control_len(&message)
+    };
+    // SAFETY: `recvmsg` has just filled the buffer up to there, and this is the only take.
+    let taken = unsafe { control.take(filled) };
+    Ok(Received {
+        transfer,
+        fds: taken.fds,
+        pidfd: taken
+            .pidfd
+            .map(Pidfd::from_owned)
+            .filter(|pidfd| !pidfd.exited()),
+        truncated: message.msg_flags & libc::MSG_CTRUNC != 0,
+    })
+}
+
+fn send_with_fds(
+    fd: BorrowedFd<'_>,
+    bytes: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<Transfer> {
+    if bytes.is_empty() {
+        let text = "descriptors travel with bytes, and there are none";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
+    let mut control = Control::new();
+    let used = control.put_rights(descriptors)?;
+    let mut part = libc::iovec {
+        iov_base: bytes.as_ptr().cast_mut().cast(),
+        iov_len: bytes.len(),
+    };
+    let mut message = empty_message(&mut part);
+    set_control(
+        &mut message,
+        control.as_mut_bytes().get_mut(..used).unwrap_or_default(),
+    );
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+    outcome("sendmsg", bytes.len(), || {
+        // SAFETY: the message names `bytes`, which the kernel only reads, and `control`; both
+        // outlive the call.
+        unsafe { libc::sendmsg(fd.as_raw_fd(), &message, flags) }
+    })
+}
+
+fn empty_message(part: &mut libc::iovec) -> libc::msghdr {
+    // SAFETY: zeros are a valid message: no name, no parts, no control data.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = part;
+    message.msg_iovlen = 1;
+    message
+}
+
+fn set_control(message: &mut libc::msghdr, control: &mut [u8]) {
+    message.msg_control = control.as_mut_ptr().cast();
+    // The C libraries differ in the type; the buffer is far smaller than any of them.
+    message.msg_controllen = control.len().try_into().unwrap_or_default();
+}
+
+fn control_len(message: &libc::msghdr) -> usize {
+    message.msg_controllen.try_into().unwrap_or_default()
+}
+
+/// Makes the call, again if a signal interrupted it, and words its result.
+fn outcome(
+    call: &'static str,
+    wanted: usize,
+    mut attempt: impl FnMut() -> isize,
+) -> io::Result<Transfer> {
+    for _ in 0..INTERRUPTS {
+        if let Ok(done) = usize::try_from(attempt()) {
+            let ended = done == 0 && wanted > 0;
+            return Ok(if ended {
+                Transfer::Closed
+            } else {
+                Transfer::Bytes(done)
+            });
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::EINTR) => {}
+            Some(libc::EAGAIN) => return Ok(Transfer::WouldBlock),
+            Some(libc::EPIPE | libc::ECONNRESET) => return Ok(Transfer::Closed),
+            _ => return Err(call::named(call, error)),
+        }
+    }
+    Ok(Transfer::WouldBlock)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::memfd;
+    use crate::sys::socket::{pair, want_pidfd};
+    use crate::sys::testing::{eventually, fork, in_child, open_descriptors};
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn bytes_go_over_and_the_end_is_told() {
+        let (a, b) = pair().expect("pair");
+        let mut buffer = [0; 8];
+        assert_eq!(
+            read(a.as_fd(), &mut buffer).expect("reads"),
+            Transfer::WouldBlock
+        );
+        assert_eq!(
+            write(b.as_fd(), b"abc").expect("writes"),
+            Transfer::Bytes(3)
+        );
+        assert_eq!(read(a.as_fd(), &mut []).expect("reads"), Transfer::Bytes(0));
+        assert_eq!(
+            read(a.as_fd(), &mut buffer).expect("reads"),
+            Transfer::Bytes(3)
+        );
+        assert_eq!(&buffer[..3], b"abc");
+        while write(b.as_fd(), &[0; 4096]).expect("writes") != Transfer::WouldBlock {}
+        drop(a);
+        assert_eq!(write(b.as_fd(), b"abc").expect("told"), Transfer::Closed);
+        assert_eq!(
+            read(b.as_fd(), &mut buffer).expect("told"),
+            Transfer::Closed
+        );
+        let end = receive_with_fds(b.as_fd(), &mut buffer).expect("told");
+        assert!(end.transfer == Transfer::Closed && end.fds.is_empty() && !end.truncated);
+    }
+
+    #[test]
+    fn every_descriptor_arrives_close_on_exec_and_none_leaks() {
+        in_child(|| {
+            let before = open_descriptors();
+            let (a, b) = pair().expect("pair");
+            let memory = memfd::create(4096).expect("memfd");
+            for count in [0, 1, 2, 5, 253] {
+                let descriptors = vec![memory.as_fd(); count];
+                let sent = send_with_fds(a.as_fd(), b"hello", &descriptors).expect("sends");
+                assert_eq!(sent, Transfer::Bytes(5));
+                let mut buffer = [0; 16];
+                let received = receive_with_fds(b.as_fd(), &mut buffer).expect("receives");
+                assert_eq!(received.transfer, Transfer::Bytes(5));
+                assert_eq!((received.fds.len(), received.truncated), (count, false));
+                assert_eq!(&buffer[..5], b"hello");
+                assert_eq!(open_descriptors(), before + 3 + count);
+                for fd in &received.fds {
+                    // SAFETY: only asks.
+                    let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFD) };
+                    assert_eq!(flags, libc::FD_CLOEXEC);
+                }
+                drop(received);
+                assert_eq!(open_descriptors(), before + 3);
+            }
+            assert!(send_with_fds(a.as_fd(), b"x", &[memory.as_fd(); 254]).is_err());
+            assert!(send_with_fd(a.as_fd(), b"", memory.as_fd()).is_err());
+            drop((a, b, memory));
+            assert_eq!(open_descriptors(), before);
+        });
+    }
+
+    #[test]
+    fn descriptors_that_do_not_fit_are_told_and_do_not_leak() {
+        in_child(|| {
+            let (a, b) = pair().expect("pair");
+            let memory = memfd::create(4096).expect("memfd");
+            send_with_fds(a.as_fd(), b"x", &[memory.as_fd(); 5]).expect("sends");
+            let before = open_descriptors();
+            // The listing itself takes one; so this leaves room for two.
+            let highest = memory.as_raw_fd() as u64;
+            let limit = libc::rlimit {
+                rlim_cur: highest + 3,
+                rlim_max: highest + 3,
+            };
+            // SAFETY: lowers a limit of this child.
+            assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
+            let received = receive_with_fds(b.as_fd(), &mut [0; 8]).expect("receives");
+            assert!(received.truncated);
+            assert!(received.fds.len() < 5);
+            drop(received);
+            assert_eq!(open_descriptors(), before);
+        });
+    }
+
+    #[test]
+    fn a_plain_read_drops_what_was_passed() {
+        in_child(|| {
+            let (a, b) = pair().expect("pair");
+            let memory = memfd::create(4096).expect("memfd");
+            let before = open_descriptors();
+            send_with_fd(a.as_fd(), b"x", memory.as_fd()).expect("sends");
+            assert_eq!(
+                read(b.as_fd(), &mut [0; 8]).expect("reads"),
+                Transfer::Bytes(1)
+            );
+            assert_eq!(open_descriptors(), before);
+        });
+    }
+
+    #[test]
+    fn the_sender_is_named_while_it_lives() {
+        let (a, b) = pair().expect("pair");
+        want_pidfd(b.as_fd());
+        write(a.as_fd(), b"x").expect("writes");
+        let mut received = receive_with_fds(b.as_fd(), &mut [0; 8]).expect("receives");
+        // Not there before Linux 6.5.
+        let Some(pidfd) = received.pidfd.take() else {
+            return;
+        };
+        assert!(!pidfd.exited() && received.fds.is_empty());
+        let child = fork(|| i32::from(write(a.as_fd(), b"y").is_err()));
+        assert_eq!(child.wait(), 0);
+        assert!(eventually(
+            || crate::sys::wait::is_readable(b.as_fd()).expect("polls")
+        ));
+        let received = receive_with_fds(b.as_fd(), &mut [0; 8]).expect("receives");
+        assert_eq!(received.transfer, Transfer::Bytes(1));
+        assert!(received.pidfd.is_none(), "dead already");
+    }
+}

@@ -1,0 +1,142 @@
+//! Waiting for one descriptor, until an absolute deadline.
+//!
+//! # Invariants
+//!
+//! 1. The deadline is absolute: interruptions by signals do not move it.
+//! 2. Any deadline is fine, however far: one sleep is at most [`SLICE`] long.
+//!
+//! # Proof
+//!
+//! Unit tests below, with a storm of signals.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr;
+use std::time::{Duration, Instant};
+
+use super::call;
+
+/// What to wait for. The end of the other side is always waited for, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Readiness {
+    /// There is something to read.
+    Readable,
+    /// There is room to write.
+    Writable,
+}
+
+/// Waits until the descriptor is ready or has failed (true) or the deadline has passed (false).
+/// `None` waits for ever.
+///
+/// # Errors
+///
+/// Whatever `ppoll` answers.
+pub(crate) fn wait_ready(
+    fd: BorrowedFd<'_>,
+    readiness: Readiness,
+    until: Option<Instant>,
+) -> io::Result<bool> {
+    let events = match readiness {
+        Readiness::Readable => libc::POLLIN,
+        Readiness::Writable => libc::POLLOUT,
+    };
+    loop {
+        let left = remaining(until);
+        if poll_once(fd, events, left)? {
+            return Ok(true);
+        }
+        if left.is_zero() {
+            return Ok(false);
+        }
+    }
+}
+
+/// Whether the descriptor has something to read now.
+pub(crate) fn is_readable(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    poll_once(fd, libc::POLLIN, Duration::ZERO)
+}
+
+/// Time left for one sleep: nothing once the deadline has passed, and never more than [`SLICE`].
+pub(crate) fn remaining(until: Option<Instant>) -> Duration {
+    until.map_or(SLICE, |end| {
+        end.saturating_duration_since(Instant::now()).min(SLICE)
+    })
+}
+
+/// The longest single sleep: every number of it fits into every C type that holds one.
+const SLICE: Duration = Duration::from_secs(3600);
+
+/// One sleep; false also if a signal ended it.
+fn poll_once(fd: BorrowedFd<'_>, events: i16, longest: Duration) -> io::Result<bool> {
+    let mut entry = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events,
+        revents: 0,
+    };
+    let seconds = libc::time_t::try_from(longest.as_secs()).unwrap_or(libc::time_t::MAX);
+    let limit = libc::timespec {
+        tv_sec: seconds,
+        tv_nsec: longest.subsec_nanos().into(),
+    };
+    // SAFETY: one entry, a local timeout, and no signal mask.
+    let ready = unsafe { libc::ppoll(&mut entry, 1, &limit, ptr::null()) };
+    match call::check("ppoll", ready) {
+        Ok(ready) => Ok(ready > 0),
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::socket::pair;
+    use crate::sys::transfer::write;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn a_deadline_ends_the_wait_and_data_does_so_earlier() {
+        let (a, b) = pair().expect("pair");
+        let start = Instant::now();
+        let end = Some(start + Duration::from_millis(30));
+        assert!(!wait_ready(a.as_fd(), Readiness::Readable, end).expect("polls"));
+        assert!(start.elapsed() >= Duration::from_millis(30));
+        assert!(!wait_ready(a.as_fd(), Readiness::Readable, Some(start)).expect("polls"));
+        assert!(wait_ready(a.as_fd(), Readiness::Writable, None).expect("polls"));
+        write(b.as_fd(), b"x").expect("writes");
+        assert!(is_readable(a.as_fd()).expect("polls"));
+        assert!(wait_ready(a.as_fd(), Readiness::Readable, None).expect("polls"));
+    }
+
+    #[test]
+    fn the_end_of_the_other_side_ends_a_wait_for_ever() {
+        let (a, b) = pair().expect("pair");
+        let far = Instant::now().checked_add(Duration::from_secs(1 << 40));
+        drop(b);
+        assert!(wait_ready(a.as_fd(), Readiness::Readable, far).expect("polls"));
+        assert!(wait_ready(a.as_fd(), Readiness::Readable, None).expect("polls"));
+    }
+
+    #[test]
+    fn signals_do_not_move_the_deadline() {
+        extern "C" fn nothing(_: i32) {}
+        // SAFETY: installs a handler that does nothing for a signal that nothing else here uses.
+        unsafe { libc::signal(libc::SIGUSR2, nothing as *const () as libc::sighandler_t) };
+        // SAFETY: names this thread, which lives until the end of the test.
+        let me = unsafe { libc::pthread_self() };
+        let (a, _b) = pair().expect("pair");
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                while start.elapsed() < Duration::from_millis(60) {
+                    // SAFETY: the thread lives: the scope has not ended.
+                    unsafe { libc::pthread_kill(me, libc::SIGUSR2) };
+                    std::thread::sleep(Duration::from_micros(500));
+                }
+            });
+            let end = Some(start + Duration::from_millis(50));
+            assert!(!wait_ready(a.as_fd(), Readiness::Readable, end).expect("polls"));
+            assert!(start.elapsed() >= Duration::from_millis(50));
+        });
+    }
+}
