@@ -327,10 +327,8 @@ mod tests {
     fn the_file_is_closed_on_exec_and_not_executable() {
         let fd = create(LEN).expect("memfd");
         // SAFETY: only asks.
-        assert_eq!(
-            unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFD) },
-            libc::FD_CLOEXEC
-        );
+        let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFD) };
+        assert_eq!(flags, libc::FD_CLOEXEC);
         let mode = stat(fd.as_fd()).expect("stat").st_mode;
         let modern = seals(fd.as_fd()).expect("seals") & libc::F_SEAL_EXEC != 0;
         assert!(!modern || mode & 0o111 == 0);
