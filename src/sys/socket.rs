@@ -379,9 +379,13 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_can_refuse_descriptors() {
-        let (a, b) = pair().expect("pair");
-        refuse_descriptors(b.as_fd());
+    fn a_listening_socket_can_refuse_descriptors_for_all_that_it_accepts() {
+        let dir = tempfile::tempdir().expect("directory");
+        let listener = bind_private(&place(&dir)).expect("binds");
+        refuse_descriptors(listener.as_fd());
+        start_listening(listener.as_fd(), 4).expect("listens");
+        let a = connected(&place(&dir));
+        let b = accept(listener.as_fd()).expect("accepts").expect("one");
         let file = std::fs::File::open("/dev/null").expect("opens");
         let sent = send_with_fd(a.as_fd(), b"x", file.as_fd());
         // Before Linux 6.16 the descriptor goes over and is closed by the read.

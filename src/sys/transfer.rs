@@ -93,16 +93,15 @@ pub(crate) fn receive_with_fds(fd: BorrowedFd<'_>, into: &mut [u8]) -> io::Resul
     let transfer = outcome("recvmsg", into.len(), || {
         set_control(&mut message, control.as_mut_bytes());
         // SAFETY: the message names `into` and `control`, which both outlive the call.
-        unsafe { libc::recvmsg(fd.as_raw_fd(), &mut message, flags) }
+        let got = unsafe { libc::recvmsg(fd.as_raw_fd(), &mut message, flags) };
+        if got < 0 {
+            set_control(&mut message, &mut []);
+        }
+        got
     })?;
-    // Before a message came, the length is that of the buffer, and the buffer is all zeros.
-    let filled = if transfer == Transfer::WouldBlock {
-        0
-    } else {
-        control_len(&message)
-    };
-    // SAFETY: `recvmsg` has just filled the buffer up to there, and this is the only take.
-    let taken = unsafe { control.take(filled) };
+    // SAFETY: `recvmsg` has just filled the buffer up to this length, which is 0 if it failed; and
+    // this is the only take.
+    let taken = unsafe { control.take(control_len(&message)) };
     Ok(Received {
         transfer,
         fds: taken.fds,
