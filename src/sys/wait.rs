@@ -73,9 +73,9 @@ fn poll_once(fd: BorrowedFd<'_>, events: i16, longest: Duration) -> io::Result<b
         events,
         revents: 0,
     };
-    let seconds = libc::time_t::try_from(longest.as_secs()).unwrap_or(libc::time_t::MAX);
+    let seconds = u32::try_from(longest.as_secs()).unwrap_or(u32::MAX);
     let limit = libc::timespec {
-        tv_sec: seconds,
+        tv_sec: seconds.into(),
         tv_nsec: longest.subsec_nanos().into(),
     };
     // SAFETY: one entry, a local timeout, and no signal mask.
