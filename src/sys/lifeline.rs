@@ -12,8 +12,8 @@
 //!
 //! # Invariants
 //!
-//! 1. Each connection gets at most one [`Watched::gone`], and none that begins after its [`Watch`]
-//!    was dropped.
+//! 1. Each connection gets at most one [`Watched::gone`]. Dropping its [`Watch`] keeps it from
+//!    being called, but does not wait for a call that is due already: what it is called on lives.
 //! 2. The mark is read after the event, so a mark that was set before the end is always seen.
 //! 3. `marked` and `gone` run without the lock: they may drop anything, also the `Watch`.
 //! 4. The table names descriptors by number. Each belongs to a `Watch`, which removes itself from
