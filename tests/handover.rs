@@ -24,10 +24,14 @@ fn a_child_takes_its_connection_once() {
         Some("child") => {
             let value = env::var(VARIABLE).expect("set");
             let before = descriptors();
-            let stream = SharedMemoryStream::from_parent().expect("taken");
+            let mut stream = SharedMemoryStream::from_parent().expect("taken");
             assert!(matches!(SharedMemoryStream::from_parent(), Err(ConnectError::ParentTaken)));
             assert_eq!(env::var(VARIABLE).as_ref(), Ok(&value), "the environment is as it was");
             assert!(descriptors() >= before);
+            assert_eq!(stream.peer_cred().pid(), std::os::unix::process::parent_id());
+            let mut question = Vec::new();
+            stream.recv_into(&mut question).expect("a question");
+            stream.send(&question).expect("an echo");
             let grandchild = rerun(NAME, "grandchild").status().expect("runs");
             drop(stream);
             exit(if grandchild.success() { 7 } else { 8 });
@@ -37,9 +41,14 @@ fn a_child_takes_its_connection_once() {
             assert!(matches!(error, ConnectError::BadParent(_)), "{error:?}");
         }
         _ => {
-            let (mut child, stream) = Options::new().spawn(rerun(NAME, "child")).expect("spawns");
+            let (mut child, mut stream) = Options::new().spawn(rerun(NAME, "child")).expect("spawns");
+            assert_eq!(stream.peer_cred().pid(), child.id());
+            let (question, mut reply) = (vec![7; 100_000], Vec::new());
+            stream.send(&question).expect("sends");
+            stream.recv_into(&mut reply).expect("an echo");
+            assert_eq!(reply, question);
+            assert!(stream.recv_into(&mut reply).is_err(), "the child has closed its end");
             assert_eq!(child.wait().expect("ends").code(), Some(7));
-            drop(stream);
         }
     }
 }
