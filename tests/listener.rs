@@ -147,7 +147,7 @@ fn a_full_house_does_not_spin_and_opens_again() {
     assert!(begun.elapsed() >= Duration::from_millis(390) && begun.elapsed() < Duration::from_secs(3));
     assert!(thread_cpu() - busy < Duration::from_millis(100), "{:?}", thread_cpu() - busy);
     honest.join().expect("ends").expect("connects");
-    assert!(listener.failed_handshakes() >= 64);
+    assert!(listener.failed_handshakes() >= 100 + 1 - 64, "so many had to leave first");
     drop(silent);
 }
 
