@@ -51,7 +51,6 @@ use reception::{Outcome, Reception};
 /// All methods take `&self`: several threads may accept from one listener; one of them at a time
 /// drives the handshakes.
 pub struct SharedMemoryListener {
-    // Order matters: clients in mid-handshake and the listening socket go before the path's lock.
     reception: Mutex<Reception>,
     epoll: Arc<Epoll>,
     door: Arc<Door>,
@@ -169,8 +168,8 @@ impl Options {
     pub fn bind(&self, path: impl AsRef<Path>) -> Result<SharedMemoryListener, BindError> {
         let limits = self.limits().map_err(BindError::BadOptions)?;
         let door = Arc::new(Door::new().map_err(BindError::io("making the listener"))?);
-        let (place, socket) = Place::take(path.as_ref(), self.backlog_len())?;
-        let reception = Reception::open(socket, &door.bell, limits, self.clone())
+        let place = Place::take(path.as_ref(), self.backlog_len())?;
+        let reception = Reception::open(place.socket(), &door.bell, limits, self.clone())
             .map_err(BindError::io("making the listener"))?;
         let (epoll, reception) = (reception.epoll(), Mutex::new(reception));
         Ok(SharedMemoryListener { reception, epoll, door, place, options: self.clone() })
