@@ -17,11 +17,11 @@
 
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
-use loom::sync::{Arc, Condvar, Mutex};
+use loom::sync::{Arc, Condvar, Mutex, MutexGuard};
 use narrows::internal::mem::{
     Fence, Field, Flag, GRAIN, INLINE, Load, Memory, OutOfBounds, Span, Store, Tail, Until, Woke, Word,
 };
-use narrows::internal::{Inbound, NoPace, Outbound, ring::Producer};
+use narrows::internal::{Inbound, Monitor, NoPace, Outbound, ring::Producer};
 
 /// Runs a model with the preemption bound of `LOOM_MAX_PREEMPTIONS`, or 2.
 pub fn model(body: impl Fn() + Sync + Send + 'static) {
@@ -89,6 +89,29 @@ impl Side {
     }
 }
 
+/// The lock above the ring, as loom can see it. Time does not pass: it waits for as long as it takes.
+#[derive(Debug)]
+pub struct Lock<T>(Mutex<T>);
+
+impl<T> Monitor<T> for Lock<T> {
+    type Guard<'a>
+        = MutexGuard<'a, T>
+    where
+        Self: 'a;
+
+    fn new(value: T) -> Self {
+        Self(Mutex::new(value))
+    }
+
+    fn try_lock(&self) -> Option<Self::Guard<'_>> {
+        self.0.try_lock().ok()
+    }
+
+    fn lock_until(&self, _until: Until) -> Option<Self::Guard<'_>> {
+        self.0.lock().ok()
+    }
+}
+
 /// Both sides of a fresh connection.
 pub fn connection(slots: usize, arena: usize) -> (Side, Side) {
     let (there, back) = (Arc::new(Ring::new(slots, arena)), Arc::new(Ring::new(slots, arena)));
@@ -145,7 +168,8 @@ impl Bed {
 
 impl View {
     fn slot(&self, ticket: u64) -> &Slot {
-        &self.ring.slots[ticket as usize & (self.ring.slots.len() - 1)]
+        let mask = self.ring.slots.len() as u64 - 1;
+        &self.ring.slots[usize::try_from(ticket & mask).unwrap()]
     }
 
     fn word(&self, word: Word) -> &AtomicU64 {

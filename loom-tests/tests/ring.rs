@@ -2,11 +2,12 @@
 
 use std::io::IoSlice;
 
+use loom::sync::Arc;
 use loom::thread;
-use loom_tests::{Side, View, connection, model};
+use loom_tests::{Lock, Side, View, connection, model};
 use narrows::internal::mem::{Flag, Memory};
 use narrows::internal::ring::{self, Bed, Fate, Poster, bell, rouse, sleep, urgent};
-use narrows::internal::{Ended, Inbound, NoPace, Outbound, RecvFault, SendFault, Wait};
+use narrows::internal::{Ended, Inbound, Monitor, NoPace, Outbound, RecvFault, SendFault, Wait, in_turn};
 
 fn send(out: &mut Outbound<View, NoPace>, message: &[u8]) -> Result<usize, SendFault> {
     out.send(&[IoSlice::new(message)], 0, Wait::FOREVER)
@@ -23,13 +24,13 @@ fn carries(slots: usize, arena: usize, lens: &'static [usize]) {
         let (a, b) = connection(slots, arena);
         let sender = thread::spawn(move || {
             let mut out = a.sender();
-            for (i, len) in lens.iter().enumerate() {
-                send(&mut out, &vec![i as u8 + 1; *len]).unwrap();
+            for (i, len) in (1..).zip(lens) {
+                send(&mut out, &vec![i; *len]).unwrap();
             }
         });
         let mut inb = b.receiver();
-        for (i, len) in lens.iter().enumerate() {
-            assert_eq!(recv(&mut inb).unwrap(), vec![i as u8 + 1; *len]);
+        for (i, len) in (1..).zip(lens) {
+            assert_eq!(recv(&mut inb).unwrap(), vec![i; *len]);
         }
         sender.join().unwrap();
     });
@@ -267,6 +268,23 @@ fn an_urgent_word_wakes_and_is_seen() {
         let rung = sleep(&Bed::consumer(&b.into), None, || (bell(&b.into) != 0).then_some(()));
         assert_eq!((rung, urgent(&b.into, 3)), (Some(()), 7));
         peer.join().unwrap();
+    });
+}
+
+#[test]
+fn threads_share_a_sender_in_turn_and_a_close_ends_them_all() {
+    model(|| {
+        let (a, _b) = connection(1, 64);
+        let lock = Arc::new(Lock::new(a.sender()));
+        let sharers: Vec<_> = (0..2)
+            .map(|_| {
+                let lock = lock.clone();
+                thread::spawn(move || in_turn(&*lock, Wait::FOREVER, |out| send(out, &[1])).unwrap())
+            })
+            .collect();
+        end(&a, Fate::Closed);
+        let sent = sharers.into_iter().filter_map(|s| s.join().unwrap().ok()).count();
+        assert!(sent <= 1, "the ring has one slot");
     });
 }
 

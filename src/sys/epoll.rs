@@ -192,6 +192,7 @@ impl Eventfd {
     }
 
     /// Takes the signal back.
+    #[cfg(test)]
     pub(crate) fn drain(&self) {
         let mut count = 0_u64;
         // SAFETY: fills 8 bytes of a local. It fails only if there was no signal.

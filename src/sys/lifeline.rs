@@ -71,6 +71,7 @@ pub(crate) struct Watch {
     id: u64,
     // Closed after `drop` has removed them from epoll.
     socket: OwnedFd,
+    #[cfg_attr(not(test), expect(dead_code, reason = "the lifeline's table names its descriptor"))]
     peer: Option<Arc<Pidfd>>,
 }
 
@@ -99,6 +100,7 @@ pub(crate) fn watch(
 
 impl Watch {
     /// The process of the peer, if it is known.
+    #[cfg(test)]
     pub(crate) fn peer(&self) -> Option<&Arc<Pidfd>> {
         self.peer.as_ref()
     }
