@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 /// Long enough for any machine; a test ends as soon as its condition holds.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// After so many seconds a child ends by itself.
+const TOO_LONG: u32 = 120;
+
 /// A forked child that is killed and reaped when it is dropped.
 pub(crate) struct Forked {
     pid: i32,
@@ -25,6 +28,9 @@ pub(crate) fn fork(body: impl FnOnce() -> i32) -> Forked {
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0, "fork: {}", io::Error::last_os_error());
     if pid == 0 {
+        // If a test fails, nobody may be left to end the children of its child.
+        // SAFETY: only sets a timer, whose signal ends the process.
+        unsafe { libc::alarm(TOO_LONG) };
         let code = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|cause| {
             let text = cause.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| cause.downcast_ref().copied()).unwrap_or("a panic");
