@@ -121,7 +121,7 @@ impl Drop for Watch {
 }
 
 /// How long the pidfd may take to tell a death after the socket has hung up.
-const GRACE: Duration = Duration::from_millis(20);
+const GRACE: Duration = Duration::from_millis(100);
 /// Events that one wait fetches.
 const BATCH: usize = 64;
 /// The thread calls `marked` and `gone`, which set words and wake; and what they drop.
