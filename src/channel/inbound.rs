@@ -110,7 +110,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     /// # Errors
     ///
     /// [`RecvFault`], but never `BufferTooSmall`.
-    #[inline]
+    #[inline(always)]
     pub fn next(&mut self, wait: Wait) -> Result<Incoming, RecvFault> {
         if self.lent {
             self.give_back_lent()?;
@@ -137,7 +137,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     /// # Errors
     ///
     /// [`RecvFault`].
-    #[inline]
+    #[inline(always)]
     pub fn recv(&mut self, buffer: &mut [u8], wait: Wait) -> Result<Incoming, RecvFault> {
         let message = self.next(wait)?;
         let Some(into) = buffer.get_mut(..message.len()) else {
@@ -154,7 +154,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     /// # Errors
     ///
     /// [`RecvFault`], but never `BufferTooSmall`.
-    #[inline]
+    #[inline(always)]
     pub fn recv_into(&mut self, buffer: &mut Vec<u8>, wait: Wait) -> Result<Incoming, RecvFault> {
         let message = self.next(wait)?;
         match message {
@@ -184,7 +184,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     /// # Errors
     ///
     /// Only if the range is not in the message.
-    #[inline]
+    #[inline(always)]
     pub fn read_at(&self, message: &Incoming, at: usize, into: &mut [u8]) -> Result<(), OutOfBounds> {
         match message {
             Incoming::Placed(arrival) => self.ring.read(arrival, at, into),
@@ -206,7 +206,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     /// # Errors
     ///
     /// `ProtocolViolated` if it did not; the connection is condemned then.
-    #[inline]
+    #[inline(always)]
     pub fn give_back(&mut self, message: &Incoming) -> Result<(), RecvFault> {
         self.lent = false;
         match message {
@@ -240,12 +240,13 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
         }
     }
 
+    #[inline(always)]
     fn copy(&mut self, message: &Incoming, at: usize, into: &mut [u8]) -> Result<(), RecvFault> {
         self.read_at(message, at, into).map_err(|_| self.condemn(Violation("a payload outside the arena")))
     }
 
     /// Takes what is ready, at most one lap of the ring: a whole message, or pieces of one.
-    #[inline]
+    #[inline(always)]
     fn lap(&mut self) -> Result<Lap, RecvFault> {
         if let Some(arrival) = self.at_hand {
             return Ok(Lap::Whole(Incoming::Placed(arrival)));
@@ -269,6 +270,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
         Ok(Lap::Busy)
     }
 
+    #[inline(never)]
     fn take_piece(&mut self, arrival: &Arrival) -> Result<(), RecvFault> {
         let read = self.ring.read(arrival, 0, self.partial.room(arrival)).is_ok();
         let still = self.ring.verify(arrival);

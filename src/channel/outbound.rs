@@ -94,7 +94,7 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
     /// # Errors
     ///
     /// [`SendFault`]; nothing of the message will be delivered.
-    #[inline]
+    #[inline(always)]
     pub fn send(&mut self, parts: &[IoSlice<'_>], tag: u64, wait: Wait) -> Result<usize, SendFault> {
         let len = parts.iter().fold(0, |sum: usize, part| sum.saturating_add(part.len()));
         if len > self.whole {
@@ -112,7 +112,7 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
     /// # Errors
     ///
     /// [`SendFault`]; [`SendFault::TooLarge`] for more than [`in_place`](Self::in_place).
-    #[inline]
+    #[inline(always)]
     pub fn claim(&mut self, len: usize, wait: Wait) -> Result<Claim, SendFault> {
         if len > self.in_place() {
             return Err(SendFault::TooLarge(self.in_place()));
@@ -135,14 +135,14 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
     }
 
     /// Commits a written claim as a whole message.
-    #[inline]
+    #[inline(always)]
     pub fn commit(&mut self, claim: &Claim, len: usize, tag: u64) {
         self.describe_whole(claim, len, tag);
         self.ring.publish(claim.after(), false);
     }
 
     /// Describes a written claim as a whole message, still private.
-    #[inline]
+    #[inline(always)]
     pub fn describe_whole(&mut self, claim: &Claim, len: usize, tag: u64) {
         let kind = match claim.span() {
             crate::mem::Span::Slot(_) => Kind::Inline,
@@ -156,7 +156,7 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
     /// # Errors
     ///
     /// How it ended.
-    #[inline]
+    #[inline(always)]
     pub fn check(&self) -> Result<(), Ended> {
         match self.ring.ended() {
             None => Ok(()),
@@ -169,6 +169,7 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
     /// # Errors
     ///
     /// None with a claim of this ring: then the connection is condemned rather than trusted.
+    #[inline(always)]
     pub fn fill(&mut self, claim: &Claim, from: &mut Gather<'_>) -> Result<(), SendFault> {
         let mut at = 0;
         while at < claim.len() {
@@ -195,6 +196,7 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
         }
     }
 
+    #[inline(never)]
     fn send_cut(&mut self, parts: &[IoSlice<'_>], len: usize, tag: u64, wait: Wait) -> Result<(), SendFault> {
         if len > self.max_message {
             return Err(SendFault::TooLarge(self.max_message));
@@ -249,7 +251,7 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
     }
 
     /// Claims, waiting for space between tries.
-    #[inline]
+    #[inline(always)]
     fn claim_or_wait(
         &mut self,
         wait: Wait,
@@ -323,7 +325,7 @@ impl<'a> Gather<'a> {
     }
 
     /// The next bytes that stand together, at most `most`; nothing at the end.
-    #[inline]
+    #[inline(always)]
     fn take(&mut self, most: usize) -> Option<&'a [u8]> {
         loop {
             let (first, rest) = self.parts.split_first()?;

@@ -63,7 +63,7 @@ impl Arena {
     }
 
     /// Remembers the place behind a ticket.
-    #[inline]
+    #[inline(always)]
     pub(super) fn set_end(&mut self, ticket: u64, place: u64) {
         *self.end_mut(ticket) = place;
     }
@@ -81,7 +81,7 @@ impl Arena {
         tickets.find(|ticket| end.saturating_sub(*self.end_mut(*ticket)) <= size).unwrap_or(last)
     }
 
-    #[inline]
+    #[inline(always)]
     fn end_mut(&mut self, ticket: u64) -> &mut u64 {
         let mask = self.ends.len() as u64 - 1;
         #[expect(clippy::cast_possible_truncation, reason = "masked by the number of slots")]
