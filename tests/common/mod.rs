@@ -9,6 +9,7 @@
 #![allow(dead_code, unreachable_pub)] // Each test file uses a part of it, as its own module.
 
 pub mod rings;
+pub mod spied;
 
 use std::env;
 use std::process::{Child, Command, ExitStatus, abort};
