@@ -212,7 +212,9 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
             let first = left == len;
             left -= size;
             self.publish_piece(&claim, first.then_some(len), left == 0, tag);
-            self.check()?;
+            if left > 0 {
+                self.check()?; // Behind the last piece it is too late: the message is committed.
+            }
         }
         Ok(())
     }
