@@ -224,20 +224,14 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     /// Whether a call to receive would end at once.
     #[inline]
     pub fn stirred(&self) -> bool {
-        self.at_hand.is_some() || self.partial.complete().is_some() || self.ring.stirred()
+        self.at_hand().is_some() || self.ring.stirred()
     }
 
     /// Gives back what a guard that was forgotten still holds.
     #[cold]
     fn give_back_lent(&mut self) -> Result<(), RecvFault> {
-        match (self.at_hand, self.partial.complete()) {
-            (Some(arrival), _) => self.give_back(&Incoming::Placed(arrival)),
-            (None, Some((len, tag))) => self.give_back(&Incoming::Assembled(len, tag)),
-            (None, None) => {
-                self.lent = false;
-                Ok(())
-            }
-        }
+        self.lent = false;
+        self.at_hand().map_or(Ok(()), |message| self.give_back(&message))
     }
 
     fn copy(&mut self, message: &Incoming, at: usize, into: &mut [u8]) -> Result<(), RecvFault> {
@@ -247,13 +241,10 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     /// Takes what is ready, at most one lap of the ring: a whole message, or pieces of one.
     #[inline]
     fn lap(&mut self) -> Result<Lap, RecvFault> {
-        if let Some(arrival) = self.at_hand {
-            return Ok(Lap::Whole(Incoming::Placed(arrival)));
+        if let Some(message) = self.at_hand() {
+            return Ok(Lap::Whole(message));
         }
         for _ in 0..self.ring.mem().slots() {
-            if let Some((len, tag)) = self.partial.complete() {
-                return Ok(Lap::Whole(Incoming::Assembled(len, tag)));
-            }
             let arrival = match self.ring.arrival() {
                 Ok(None) => return Ok(Lap::Dry),
                 Ok(Some(arrival)) => arrival,
@@ -265,8 +256,20 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
                 return Ok(Lap::Whole(Incoming::Placed(arrival)));
             }
             self.take_piece(&arrival)?;
+            if let Some(message) = self.at_hand() {
+                return Ok(Lap::Whole(message));
+            }
         }
         Ok(Lap::Busy)
+    }
+
+    /// The whole message that was found already, if there is one.
+    #[inline]
+    fn at_hand(&self) -> Option<Incoming> {
+        match self.at_hand {
+            Some(arrival) => Some(Incoming::Placed(arrival)),
+            None => self.partial.complete().map(|(len, tag)| Incoming::Assembled(len, tag)),
+        }
     }
 
     fn take_piece(&mut self, arrival: &Arrival) -> Result<(), RecvFault> {
