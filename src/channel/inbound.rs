@@ -118,7 +118,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
         let mut tries = 0_u32;
         loop {
             // The end is read before the stamps: what was committed before it is then seen.
-            let ended = self.ring.ended();
+            let (ended, ticket) = (self.ring.ended(), self.ring.ticket());
             if let Some(end @ (Ended::Closed | Ended::ProtocolViolated)) = ended {
                 return Err(self.end(end));
             }
@@ -126,7 +126,11 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
                 (Lap::Whole(message), _, _) => return Ok(message),
                 (Lap::Dry, Some(end), _) => return Err(self.end(end)),
                 (_, _, Wait::Never) => return Err(RecvFault::Empty),
-                (lap, _, Wait::Until(until)) => self.linger(&lap, until, tries)?,
+                (lap, _, Wait::Until(until)) => {
+                    // Who sends pieces does not play with us.
+                    tries = if self.ring.ticket() == ticket { tries } else { tries.min(1) };
+                    self.linger(&lap, until, tries)?;
+                }
             }
             tries = tries.saturating_add(1);
         }
