@@ -165,8 +165,11 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
             Incoming::Assembled(..) => self.partial.swap_into(buffer),
             Incoming::Placed(arrival) => {
                 buffer.resize(arrival.len, 0);
-                self.copy(&message, 0, buffer)?;
-                self.give_back(&message)?;
+                let taken = self.copy(&message, 0, buffer).and_then(|()| self.give_back(&message));
+                if taken.is_err() {
+                    buffer.clear(); // Torn bytes are no message.
+                }
+                taken?;
             }
         }
         Ok(message)
