@@ -11,11 +11,11 @@ use super::Wait;
 use super::pace::Pace;
 use crate::error::{Ended, Violation};
 use crate::layout::Kind;
-use crate::mem::{GRAIN, Memory, Tail, Until, Word};
+use crate::mem::{GRAIN, INLINE, Memory, Tail, Until, Word};
 use crate::ring::{Bed, Claim, Cursor, Fate, Producer, Refusal, sleep};
 
 /// The longest message that stands in one place, in bytes; beyond it, overlapping the two copies
-/// pays. Also limited by the arena.
+/// pays. Also limited by the arena, but never below what a slot holds.
 const LONGEST_WHOLE: usize = 256 << 10;
 
 /// The longest piece of a cut message, in bytes.
@@ -64,7 +64,7 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
             ring: Producer::new(mem, first),
             pace,
             max_message,
-            whole: arena.min(LONGEST_WHOLE),
+            whole: arena.min(LONGEST_WHOLE).max(INLINE),
             piece: share.min(LONGEST_PIECE),
         }
     }
@@ -214,7 +214,9 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
             let first = left == len;
             left -= size;
             self.publish_piece(&claim, first.then_some(len), left == 0, tag);
-            self.check()?;
+            if left > 0 {
+                self.check()?; // Behind the last piece it is too late: the message is committed.
+            }
         }
         Ok(())
     }

@@ -43,6 +43,12 @@ impl<M: Memory> Consumer<M> {
         &self.mem
     }
 
+    /// The next ticket to read.
+    #[inline]
+    pub fn ticket(&self) -> u64 {
+        self.head
+    }
+
     /// The next message or piece, if it is ready.
     ///
     /// # Errors

@@ -44,10 +44,11 @@ impl Arena {
         end - self.freed <= self.size
     }
 
-    /// Whether it is time to look if the arena can be started from the front.
+    /// Whether it is time to look if the arena can be started from the front: also if the last look
+    /// was taken further on, for claims that were never published.
     #[inline]
     pub(super) fn far(&self, end: u64) -> bool {
-        end - self.looked > FRONT.min(self.size / 4)
+        end.wrapping_sub(self.looked) > FRONT.min(self.size / 4)
     }
 
     /// Notes that a look was taken at this place.
