@@ -99,10 +99,10 @@ fn copy(args: &Args) -> Outcome<ExitCode> {
     reader.bar.finish_and_clear();
     drop(stream);
     let status = child.wait()?;
-    result?;
-    if !status.success() {
-        return Err(format!("the writing process failed ({status})").into());
+    if status.code().is_none() {
+        return Err(format!("the writing process was killed ({status})").into());
     }
+    result?;
     let (seconds, bytes) = (start.elapsed().as_secs_f64(), reader.bytes);
     let rate = bytes as f64 / 1e6 / seconds;
     println!("{} files, {bytes} bytes, {seconds:.2} s, {rate:.0} MB/s", reader.files);

@@ -187,17 +187,19 @@ struct Payloads {
 }
 
 impl Payloads {
-    /// How many payloads of a size there are. Few enough to stay in the nearest cache.
-    const COUNT: usize = 1021;
+    /// How many payloads of a size there are.
+    const COUNT: usize = 251;
+    /// Bytes between their beginnings: a cache line, as the buffers of a program might begin.
+    const STEP: usize = 64;
 
     fn new(args: &Args) -> Self {
-        let mut block = vec![0; args.longest() + Self::COUNT * 8];
+        let mut block = vec![0; args.longest() + Self::COUNT * Self::STEP];
         fastrand::Rng::with_seed(args.seed).fill(&mut block);
         Self { block }
     }
 
     fn get(&self, index: usize, size: usize) -> &[u8] {
-        let start = index % Self::COUNT * 8;
+        let start = index % Self::COUNT * Self::STEP;
         &self.block[start..start + size]
     }
 
@@ -206,7 +208,7 @@ impl Payloads {
         if index != due as u64 {
             return Err(format!("message {index} came when {due} was due").into());
         }
-        if size > self.block.len() - Self::COUNT * 8 || self.get(due, size) != came {
+        if size > self.block.len() - Self::COUNT * Self::STEP || self.get(due, size) != came {
             return Err(format!("message {due}, of {} bytes, is not what was sent", came.len()).into());
         }
         Ok(())
