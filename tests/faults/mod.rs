@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // Each test binary uses its own part.
 
+pub(crate) mod byhand;
 pub(crate) mod sys;
 
 use std::io::Write;
