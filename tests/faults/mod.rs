@@ -1,0 +1,193 @@
+//! Children, clocks and counts for the tests about faults.
+
+#![allow(dead_code)] // Each test binary uses its own part.
+
+pub(crate) mod byhand;
+pub(crate) mod sys;
+
+use std::io::Write;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+/// Longer than anything here takes on a busy machine; only what hangs meets it.
+pub(crate) const LONG: Duration = Duration::from_secs(30);
+
+/// What this process is to do, if a test started it.
+pub(crate) fn role() -> Option<String> {
+    std::env::var("NARROWS_ROLE").ok()
+}
+
+/// What the test told this process beside its role.
+pub(crate) fn told() -> String {
+    std::env::var("NARROWS_TOLD").unwrap_or_default()
+}
+
+/// This very binary, which runs the test again in another role.
+pub(crate) fn me(test: &str, role: &str, told: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("has a path"));
+    command.args(["--exact", test, "--nocapture", "--test-threads=1"]);
+    command.env("NARROWS_ROLE", role).env("NARROWS_TOLD", told).stdout(Stdio::null());
+    command
+}
+
+/// A child that does not outlive the test.
+#[derive(Debug)]
+pub(crate) struct Kept(pub(crate) Child);
+
+impl Kept {
+    pub(crate) fn start(command: &mut Command) -> Self {
+        Self(command.spawn().expect("starts"))
+    }
+
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        let until = Instant::now() + LONG * 3;
+        loop {
+            if let Some(status) = self.0.try_wait().expect("waits") {
+                return status;
+            }
+            assert!(Instant::now() < until, "a child hangs");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Ends the whole process, loudly, if it is not dropped in time.
+#[derive(Debug)]
+pub(crate) struct Watchdog {
+    over: Arc<AtomicBool>,
+}
+
+impl Watchdog {
+    pub(crate) fn new(name: &'static str, seconds: u64) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&over);
+        let until = Instant::now() + Duration::from_secs(seconds);
+        std::thread::spawn(move || {
+            while !seen.load(Ordering::Relaxed) {
+                if Instant::now() >= until {
+                    say(&format!("{name} hangs: not done after {seconds} s"));
+                    std::process::abort();
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+        Self { over }
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Prints where the test runner does not catch it.
+pub(crate) fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Whether the condition comes true in time.
+pub(crate) fn eventually(mut condition: impl FnMut() -> bool) -> bool {
+    let until = Instant::now() + LONG;
+    while Instant::now() < until {
+        if condition() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    condition()
+}
+
+/// A process that was forked from this one, with no exec.
+#[derive(Debug)]
+pub(crate) struct Fork {
+    pid: i32,
+    over: OnceLock<i32>,
+}
+
+impl Fork {
+    /// Runs the closure in a fork; what it returns is the exit code, and a panic is 101.
+    pub(crate) fn run(act: impl FnOnce() -> i32) -> Self {
+        let pid = sys::fork();
+        if pid == 0 {
+            sys::alarm(90);
+            std::panic::set_hook(Box::new(|info| say(&format!("in a fork: {info}"))));
+            let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act)).unwrap_or(101);
+            sys::exit_now(code);
+        }
+        Self { pid, over: OnceLock::new() }
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    pub(crate) fn kill(&self) {
+        if self.over.get().is_none() {
+            sys::kill(self.pid, libc::SIGKILL);
+        }
+    }
+
+    /// The exit code, or the number of the signal that ended it, negative.
+    pub(crate) fn wait(&self) -> i32 {
+        *self.over.get_or_init(|| sys::wait_for(self.pid))
+    }
+}
+
+impl Drop for Fork {
+    fn drop(&mut self) {
+        self.kill();
+        self.wait();
+    }
+}
+
+/// Open descriptors of this process.
+pub(crate) fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").expect("lists").count() - 1
+}
+
+/// Threads of this process.
+pub(crate) fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").expect("lists").count()
+}
+
+/// Lines of this process's mappings with this word.
+pub(crate) fn mappings(word: &str) -> usize {
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("reads");
+    maps.lines().filter(|line| line.contains(word)).count()
+}
+
+/// A message that proves itself: its index, bytes that follow from it, and a checksum.
+pub(crate) fn fill(buffer: &mut Vec<u8>, index: u64, len: usize) {
+    let len = len.max(12);
+    buffer.clear();
+    buffer.extend_from_slice(&index.to_le_bytes());
+    let mut random = fastrand::Rng::with_seed(index);
+    while buffer.len() < len - 4 {
+        let word = random.u64(..).to_le_bytes();
+        let room = (len - 4 - buffer.len()).min(8);
+        buffer.extend_from_slice(&word[..room]);
+    }
+    let sum = crc32fast::hash(buffer);
+    buffer.extend_from_slice(&sum.to_le_bytes());
+}
+
+/// The index of a message that is whole, or nothing.
+pub(crate) fn index_of(message: &[u8]) -> Option<u64> {
+    let (body, sum) = message.split_last_chunk::<4>()?;
+    let whole = crc32fast::hash(body) == u32::from_le_bytes(*sum);
+    body.first_chunk::<8>().filter(|_| whole).map(|index| u64::from_le_bytes(*index))
+}

@@ -1,0 +1,204 @@
+//! The system calls that the tests about faults need.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::time::Duration;
+
+pub(crate) fn fork() -> i32 {
+    // SAFETY: the child only runs what the tests give it and leaves by `_exit`.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0, "fork: {}", io::Error::last_os_error());
+    pid
+}
+
+pub(crate) fn exit_now(code: i32) -> ! {
+    // SAFETY: ends the process without running anything.
+    unsafe { libc::_exit(code) }
+}
+
+pub(crate) fn alarm(seconds: u32) {
+    // SAFETY: takes a number.
+    unsafe { libc::alarm(seconds) };
+}
+
+pub(crate) fn kill(pid: i32, signal: i32) {
+    assert!(pid > 1, "never a group, never init");
+    // SAFETY: takes two numbers; the caller started the process and has not reaped it.
+    unsafe { libc::kill(pid, signal) };
+}
+
+/// The exit code, or the number of the signal, negative.
+pub(crate) fn wait_for(pid: i32) -> i32 {
+    let mut status = 0;
+    loop {
+        // SAFETY: fills the local.
+        let waited = unsafe { libc::waitpid(pid, &mut status, 0) };
+        if waited == pid {
+            break;
+        }
+        let error = io::Error::last_os_error();
+        assert_eq!(error.kind(), io::ErrorKind::Interrupted, "waitpid: {error}");
+    }
+    if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { -libc::WTERMSIG(status) }
+}
+
+/// CPU time of the calling thread.
+pub(crate) fn thread_time() -> Duration {
+    usage(libc::RUSAGE_THREAD)
+}
+
+/// CPU time of this process.
+pub(crate) fn process_time() -> Duration {
+    usage(libc::RUSAGE_SELF)
+}
+
+fn usage(who: i32) -> Duration {
+    // SAFETY: zeros are a valid value of this plain struct.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: fills the local.
+    unsafe { libc::getrusage(who, &mut usage) };
+    let time = |value: libc::timeval| {
+        let micros = value.tv_sec * 1_000_000 + value.tv_usec;
+        Duration::from_micros(micros.unsigned_abs())
+    };
+    time(usage.ru_utime) + time(usage.ru_stime)
+}
+
+/// The pages of a connection, mapped by hand: what a peer that ignores the library has.
+#[derive(Debug)]
+pub(crate) struct Pages {
+    base: *mut u8,
+    len: usize,
+    file: OwnedFd,
+}
+
+// SAFETY: all accesses are volatile stores and loads of single words of a mapping that it owns.
+unsafe impl Sync for Pages {}
+
+impl Pages {
+    pub(crate) fn map(file: OwnedFd, len: usize) -> io::Result<Self> {
+        let both = libc::PROT_READ | libc::PROT_WRITE;
+        let place = std::ptr::null_mut();
+        // SAFETY: a new mapping at a place that the kernel chooses.
+        let base = unsafe { libc::mmap(place, len, both, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self { base: base.cast(), len, file })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn word(&self, at: usize) -> &AtomicU64 {
+        assert!(at % 8 == 0 && at + 8 <= self.len);
+        // SAFETY: aligned, inside the mapping, which lives as long as `self`.
+        unsafe { AtomicU64::from_ptr(self.base.add(at).cast()) }
+    }
+
+    pub(crate) fn flag(&self, at: usize) -> &AtomicU32 {
+        assert!(at % 4 == 0 && at + 4 <= self.len);
+        // SAFETY: aligned, inside the mapping, which lives as long as `self`.
+        unsafe { AtomicU32::from_ptr(self.base.add(at).cast()) }
+    }
+
+    /// Turns whole pages into zeros, for all who map them.
+    pub(crate) fn punch(&self, at: usize, len: usize) {
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        let (at, len) = (at as libc::off_t, len as libc::off_t);
+        // SAFETY: changes a file, not memory that anything here refers to by reference.
+        unsafe { libc::fallocate(self.file.as_raw_fd(), mode, at, len) };
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made in `map`, which nothing refers to any more.
+        unsafe { libc::munmap(self.base.cast(), self.len) };
+    }
+}
+
+/// Wakes all who sleep on the word.
+pub(crate) fn futex_wake(word: &AtomicU32) {
+    // SAFETY: the kernel uses the address of a live word as a key.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
+}
+
+/// Moves all who sleep on one word to another, where nobody wakes them; returns how many.
+pub(crate) fn futex_requeue(from: &AtomicU32, to: &AtomicU32) -> i64 {
+    let all = i64::from(i32::MAX);
+    // SAFETY: the kernel uses the addresses of two live words as keys.
+    unsafe { libc::syscall(libc::SYS_futex, from.as_ptr(), libc::FUTEX_REQUEUE, 0_i64, all, to.as_ptr()) }
+}
+
+/// Reads at most `into`, and the descriptor that came with it.
+pub(crate) fn receive_with_fd(
+    socket: BorrowedFd<'_>,
+    into: &mut [u8],
+) -> io::Result<(usize, Option<OwnedFd>)> {
+    let mut control = [0_u64; 16];
+    let mut part = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
+    // SAFETY: zeros are a valid message.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control);
+    // SAFETY: the message names locals that outlive the call.
+    let got = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut message, libc::MSG_CMSG_CLOEXEC) };
+    let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
+    // SAFETY: the kernel filled the control buffer, which is aligned for its headers.
+    let header = unsafe { libc::CMSG_FIRSTHDR(&message) };
+    if header.is_null() {
+        return Ok((got, None));
+    }
+    // SAFETY: not null, so a whole header in the buffer.
+    let rights =
+        unsafe { (*header).cmsg_level == libc::SOL_SOCKET && (*header).cmsg_type == libc::SCM_RIGHTS };
+    if !rights {
+        return Ok((got, None));
+    }
+    // SAFETY: a message of rights holds at least one descriptor, which is ours now.
+    let fd = unsafe { OwnedFd::from_raw_fd(libc::CMSG_DATA(header).cast::<i32>().read_unaligned()) };
+    Ok((got, Some(fd)))
+}
+
+/// Sends the bytes, and a descriptor with the first of them.
+pub(crate) fn send_with_fd(socket: BorrowedFd<'_>, bytes: &[u8], fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut control = [0_u64; 4];
+    let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // SAFETY: zeros are a valid message.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    // SAFETY: computes a size.
+    message.msg_controllen = unsafe { libc::CMSG_SPACE(4) } as usize;
+    // SAFETY: the buffer has room for one header and one descriptor, and is aligned for them.
+    unsafe {
+        let header = libc::CMSG_FIRSTHDR(&message);
+        (*header).cmsg_level = libc::SOL_SOCKET;
+        (*header).cmsg_type = libc::SCM_RIGHTS;
+        (*header).cmsg_len = libc::CMSG_LEN(4) as usize;
+        libc::CMSG_DATA(header).cast::<i32>().write_unaligned(fd.as_raw_fd());
+    }
+    // SAFETY: the message names locals that outlive the call.
+    let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &message, libc::MSG_NOSIGNAL) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+/// A sealed memfd of zeros.
+pub(crate) fn sealed_memory(len: usize) -> OwnedFd {
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+    let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+    // SAFETY: a C string and flags; a new descriptor, which is ours; sizes and seals it.
+    unsafe {
+        let fd = libc::memfd_create(c"test".as_ptr(), flags);
+        assert!(fd >= 0);
+        assert_eq!(libc::ftruncate(fd, len as libc::off_t), 0);
+        assert_eq!(libc::fcntl(fd, libc::F_ADD_SEALS, seals), 0);
+        OwnedFd::from_raw_fd(fd)
+    }
+}

@@ -1,0 +1,325 @@
+//! Death is seen whoever the peer is, and nobody who lives is ever called dead.
+
+#![allow(unsafe_code)]
+
+mod faults;
+
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use faults::{Fork, Kept, LONG, Watchdog, eventually, fill, index_of, me, role, say, sys, told};
+use narrows::handshake::{Answer, HELLO_LEN, Limits, ServerHandshake};
+use narrows::layout::Geometry;
+use narrows::{Options, RecvTimeoutError, SendTimeoutError, SharedMemoryListener, SharedMemoryStream};
+
+type Verdict = Result<usize, RecvTimeoutError>;
+
+fn verdict(stream: &mut SharedMemoryStream) -> Verdict {
+    stream.recv_timeout(&mut [0; 64], LONG).map(|it| it.len)
+}
+
+fn pid_of(stream: &SharedMemoryStream) -> i32 {
+    i32::try_from(stream.peer_cred().pid()).expect("a pid")
+}
+
+/// Echoes until the end.
+fn echo(mut stream: SharedMemoryStream) {
+    let mut buffer = Vec::new();
+    while stream.recv_into(&mut buffer).is_ok() && stream.send(&buffer).is_ok() {}
+}
+
+fn round_trip(stream: &mut SharedMemoryStream, index: u64) {
+    let (mut message, mut copy) = (Vec::new(), Vec::new());
+    fill(&mut message, index, 200);
+    stream.send_timeout(&message, LONG).expect("sends");
+    stream.recv_into_timeout(&mut copy, LONG).expect("comes back");
+    assert_eq!(index_of(&copy), Some(index));
+}
+
+#[test]
+fn a_spawned_child_that_is_killed_has_died() {
+    const NAME: &str = "a_spawned_child_that_is_killed_has_died";
+    if role().is_some() {
+        return echo(SharedMemoryStream::from_parent().expect("handed over"));
+    }
+    let _watchdog = Watchdog::new(NAME, 90);
+    let (child, mut stream) = SharedMemoryStream::spawn(me(NAME, "child", "")).expect("spawns");
+    let mut child = Kept(child);
+    round_trip(&mut stream, 1);
+    child.0.kill().expect("kills");
+    assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::PeerDied));
+    assert_eq!(stream.send_timeout(b"x", LONG), Err(SendTimeoutError::PeerDied));
+    assert!(stream.is_disconnected());
+}
+
+/// The double fork of a daemon, which binds at its end: a listener does not survive a fork.
+#[test]
+fn a_daemon_that_is_killed_has_died() {
+    let _watchdog = Watchdog::new("a_daemon_that_is_killed_has_died", 90);
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    let starter = Fork::run(|| {
+        std::mem::forget(Fork::run(|| {
+            let listener = SharedMemoryListener::bind(&path).expect("binds");
+            echo(listener.accept_timeout(LONG).expect("accepts"));
+            0
+        }));
+        0
+    });
+    assert_eq!(starter.wait(), 0);
+    assert!(eventually(|| path.exists()));
+    let mut stream = SharedMemoryStream::connect(&path).expect("connects");
+    round_trip(&mut stream, 1);
+    assert_ne!(pid_of(&stream), starter.pid());
+    sys::kill(pid_of(&stream), libc::SIGKILL);
+    assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::PeerDied));
+}
+
+/// Serves one client by hand, on a socket that another process made and listened on; the
+/// connection is as good as any, and this process goes on holding it.
+fn serve_by_hand(listener: &UnixListener) {
+    let (mut socket, _) = listener.accept().expect("accepts");
+    let mut hello = [0; HELLO_LEN];
+    socket.read_exact(&mut hello).expect("reads");
+    let geometry = Geometry::new(8, 4096, 8).expect("legal");
+    let limits = Limits { geometry, max_message: 1000, first_ticket: 0 };
+    let hello = ServerHandshake::new(0).feed(&hello).expect("legal").expect("whole");
+    let agreed = limits.agree(&hello);
+    let memory = sys::sealed_memory(agreed.geometry.region_len());
+    let welcome = Answer::Welcome(agreed).encode();
+    assert_eq!(sys::send_with_fd(socket.as_fd(), &welcome, memory.as_fd()).expect("sends"), welcome.len());
+    std::thread::sleep(LONG);
+}
+
+/// The process that called `listen` is not the one that serves: a daemon, a pre-forked worker, a
+/// socket that was activated. What counts is who sent the Welcome.
+#[test]
+fn a_worker_that_serves_anothers_socket_has_died_when_it_was_killed() {
+    let _watchdog = Watchdog::new("a_worker_that_serves_anothers_socket", 90);
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    // First with the one who listened alive, then with it dead before anybody connects.
+    for listener_lives in [true, false] {
+        let (mut tell, mut told) = std::io::pipe().map(|(told, tell)| (tell, told)).expect("pipe");
+        let starter = Fork::run(|| {
+            let listener = UnixListener::bind(&path).expect("binds");
+            let worker = Fork::run(|| {
+                serve_by_hand(&listener);
+                0
+            });
+            tell.write_all(&worker.pid().to_ne_bytes()).expect("tells");
+            std::mem::forget(worker);
+            if listener_lives {
+                std::thread::sleep(LONG);
+            }
+            0
+        });
+        let mut pid = [0; 4];
+        told.read_exact(&mut pid).expect("told");
+        let worker = i32::from_ne_bytes(pid);
+        if !listener_lives {
+            assert_eq!(starter.wait(), 0);
+        }
+        let mut stream = SharedMemoryStream::connect(&path).expect("connects");
+        assert_eq!(pid_of(&stream), starter.pid(), "the one who listened");
+        // The death of the listener, or its having died, is not that of the peer.
+        starter.kill();
+        starter.wait();
+        let alive = stream.recv_timeout(&mut [0; 8], Duration::from_millis(200)).map(|it| it.len);
+        assert_eq!(alive, Err(RecvTimeoutError::Timeout), "listener lives: {listener_lives}");
+        sys::kill(worker, libc::SIGKILL);
+        assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::PeerDied), "listener lives: {listener_lives}");
+        std::fs::remove_file(&path).expect("removes");
+    }
+}
+
+/// A fork of the peer keeps its socket open: only the pidfd tells.
+#[test]
+fn a_dead_peer_whose_fork_keeps_the_socket_has_died() {
+    let _watchdog = Watchdog::new("a_dead_peer_whose_fork_keeps_the_socket_has_died", 90);
+    let folder = tempfile::tempdir().expect("directory");
+    for serves in [false, true] {
+        let path = folder.path().join(serves.to_string());
+        let ours = (!serves).then(|| SharedMemoryListener::bind(&path).expect("binds"));
+        let (mut tell, mut told) = std::io::pipe().map(|(told, tell)| (tell, told)).expect("pipe");
+        let peer = Fork::run(|| {
+            let mut stream = if serves {
+                let listener = SharedMemoryListener::bind(&path).expect("binds");
+                listener.accept_timeout(LONG).expect("accepts")
+            } else {
+                SharedMemoryStream::connect(&path).expect("connects")
+            };
+            let keeper = Fork::run(|| {
+                std::thread::sleep(LONG);
+                0
+            });
+            tell.write_all(&keeper.pid().to_ne_bytes()).expect("tells");
+            stream.send(b"forked").expect("sends");
+            std::thread::sleep(LONG);
+            0
+        });
+        let mut stream = match &ours {
+            Some(listener) => listener.accept_timeout(LONG).expect("accepts"),
+            None => {
+                assert!(eventually(|| path.exists()));
+                SharedMemoryStream::connect(&path).expect("connects")
+            }
+        };
+        assert_eq!(verdict(&mut stream), Ok(6));
+        let mut pid = [0; 4];
+        told.read_exact(&mut pid).expect("told");
+        peer.kill();
+        assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::PeerDied), "serves: {serves}");
+        sys::kill(i32::from_ne_bytes(pid), libc::SIGKILL);
+    }
+}
+
+#[test]
+fn a_peer_that_execs_has_hung_up() {
+    const NAME: &str = "a_peer_that_execs_has_hung_up";
+    if role().is_some() {
+        let mut stream = SharedMemoryStream::from_parent().expect("handed over");
+        stream.send(b"before").expect("sends");
+        panic!("{}", Command::new("sleep").arg("60").exec());
+    }
+    let _watchdog = Watchdog::new(NAME, 90);
+    let (child, mut stream) = SharedMemoryStream::spawn(me(NAME, "child", "")).expect("spawns");
+    let mut child = Kept(child);
+    assert_eq!(verdict(&mut stream), Ok(6));
+    assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::Disconnected));
+    assert!(child.0.try_wait().expect("waits").is_none(), "it lives on as another program");
+}
+
+/// Whether every thread of the process is in state T.
+fn all_stopped(pid: i32) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("lists");
+    tasks.flatten().all(|task| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+    })
+}
+
+#[test]
+fn a_stopped_peer_is_alive() {
+    const NAME: &str = "a_stopped_peer_is_alive";
+    if role().is_some() {
+        return echo(SharedMemoryStream::from_parent().expect("handed over"));
+    }
+    let _watchdog = Watchdog::new(NAME, 90);
+    let (child, mut stream) = SharedMemoryStream::spawn(me(NAME, "child", "")).expect("spawns");
+    let child = Kept(child);
+    let pid = i32::try_from(child.pid()).expect("a pid");
+    round_trip(&mut stream, 1);
+    sys::kill(pid, libc::SIGSTOP);
+    assert!(eventually(|| all_stopped(pid)));
+    stream.send(b"while it is stopped").expect("sends");
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(3) {
+        let waited = stream.recv_timeout(&mut [0; 64], Duration::from_millis(250));
+        assert_eq!(waited, Err(RecvTimeoutError::Timeout));
+        assert!(!stream.is_disconnected());
+    }
+    sys::kill(pid, libc::SIGCONT);
+    assert_eq!(verdict(&mut stream), Ok(19));
+    round_trip(&mut stream, 2);
+    // And one that is killed while it is stopped has died.
+    sys::kill(pid, libc::SIGSTOP);
+    sys::kill(pid, libc::SIGKILL);
+    assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::PeerDied));
+}
+
+#[test]
+fn nobody_who_lives_is_called_dead() {
+    const NAME: &str = "nobody_who_lives_is_called_dead";
+    if role().is_some() {
+        return churn_client(Path::new(&told()));
+    }
+    let _watchdog = Watchdog::new(NAME, 120);
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    let listener = Options::new().slots(8).arena(4096).bind(&path).expect("binds");
+    let mut peers: Vec<_> = (0..6)
+        .map(|_| {
+            let child = Kept::start(&mut me(NAME, "client", path.to_str().expect("plain")));
+            (child, listener.accept_timeout(LONG).expect("the lasting one"))
+        })
+        .collect();
+    let over = AtomicBool::new(false);
+    let (clean, killed) = (AtomicU64::new(0), AtomicU64::new(0));
+    std::thread::scope(|s| {
+        s.spawn(|| serve_churn(&listener, &over, &clean));
+        s.spawn(|| kill_some(&path, &over, &killed));
+        let until = Instant::now() + Duration::from_secs(3);
+        let mut index = 0;
+        while Instant::now() < until {
+            for (_, stream) in &mut peers {
+                assert!(!stream.is_disconnected(), "a live peer was called dead");
+                round_trip(stream, index);
+                index += 1;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    for (_, stream) in &mut peers {
+        round_trip(stream, 7);
+    }
+    for (child, mut stream) in peers {
+        drop(child);
+        assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::PeerDied));
+    }
+    let (clean, killed) = (clean.load(Ordering::Relaxed), killed.load(Ordering::Relaxed));
+    say(&format!("6 peers lived through {clean} clean ends and {killed} kills of others"));
+    assert!(clean > 50 && killed > 10);
+}
+
+/// One lasting connection, and beside it many short ones from the same process.
+fn churn_client(path: &Path) {
+    let mut lasting = SharedMemoryStream::connect(path).expect("connects");
+    // The others come only once all the lasting ones are there.
+    let mut first = Vec::new();
+    lasting.recv_into(&mut first).expect("receives");
+    lasting.send(&first).expect("sends");
+    let lasting = std::thread::spawn(move || echo(lasting));
+    while !lasting.is_finished() {
+        if let Ok(mut short) = SharedMemoryStream::connect_timeout(path, LONG) {
+            let _sent = short.send(b"short");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn serve_churn(listener: &SharedMemoryListener, over: &AtomicBool, clean: &AtomicU64) {
+    while !over.load(Ordering::Relaxed) {
+        let Ok(mut stream) = listener.accept_timeout(Duration::from_millis(50)) else { continue };
+        match verdict(&mut stream) {
+            Ok(5) => {
+                assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::Disconnected));
+                clean.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(6) => assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::PeerDied)),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Peers that are killed, one after the other.
+fn kill_some(path: &Path, over: &AtomicBool, killed: &AtomicU64) {
+    while !over.load(Ordering::Relaxed) {
+        let victim = Fork::run(|| {
+            let mut stream = SharedMemoryStream::connect_timeout(path, LONG).expect("connects");
+            stream.send(b"victim").expect("sends");
+            sys::kill(i32::try_from(std::process::id()).expect("a pid"), libc::SIGKILL);
+            0
+        });
+        assert_eq!(victim.wait(), -libc::SIGKILL);
+        killed.fetch_add(1, Ordering::Relaxed);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
