@@ -1,5 +1,6 @@
 //! A connection as one object: both halves, and the ways to make it.
 
+use std::borrow::BorrowMut;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -25,7 +26,8 @@ use crate::sys::socket::PeerCred;
 ///
 /// It belongs to one thread at a time (`Send`, not `Sync`); [`split`](Self::split) makes two halves
 /// for two threads. Dropping it closes both directions: the peer receives what was committed, then
-/// `Disconnected`.
+/// `Disconnected`. A process that ends without dropping it (`std::process::exit`, a return from `main`
+/// while another thread holds it) has not said good-bye: the peer gets `PeerDied`.
 ///
 /// ```
 /// use narrows::{SharedMemoryListener, SharedMemoryStream};
@@ -109,12 +111,18 @@ impl SharedMemoryStream {
     }
 
     /// Starts `command` with one end of a new connection, and waits until the child has taken it by
-    /// [`from_parent`](Self::from_parent); within 5 s.
+    /// [`from_parent`](Self::from_parent); within 5 s. A command serves once.
+    ///
+    /// ```no_run
+    /// use std::process::Command;
+    /// let (child, stream) = narrows::SharedMemoryStream::spawn(Command::new("backend").arg("-v"))?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
     /// [`SpawnError`]; the child was killed and reaped then.
-    pub fn spawn(command: Command) -> Result<(Child, Self), SpawnError> {
+    pub fn spawn(command: impl BorrowMut<Command>) -> Result<(Child, Self), SpawnError> {
         Options::new().spawn(command)
     }
 
@@ -338,8 +346,11 @@ impl Options {
     /// # Errors
     ///
     /// [`SpawnError`]; the child was killed and reaped then.
-    pub fn spawn(&self, command: Command) -> Result<(Child, SharedMemoryStream), SpawnError> {
-        let (child, established) = establish::spawn(command, self)?;
+    pub fn spawn(
+        &self,
+        mut command: impl BorrowMut<Command>,
+    ) -> Result<(Child, SharedMemoryStream), SpawnError> {
+        let (child, established) = establish::spawn(command.borrow_mut(), self)?;
         Ok((child, SharedMemoryStream::new(established, self)))
     }
 

@@ -152,27 +152,31 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
         Ok(message)
     }
 
-    /// Replaces what is in `buffer` by the next message. A reassembled message is handed over
-    /// without a copy, and `buffer`'s memory serves for the next one.
+    /// Replaces what is in `buffer` by the next message. A message that comes in pieces is
+    /// reassembled in `buffer`'s own memory, without a further copy.
     ///
     /// # Errors
     ///
     /// [`RecvFault`], but never `BufferTooSmall`.
     #[inline(always)]
     pub fn recv_into(&mut self, buffer: &mut Vec<u8>, wait: Wait) -> Result<Incoming, RecvFault> {
-        let message = self.next(wait)?;
-        match message {
-            Incoming::Assembled(..) => self.partial.swap_into(buffer),
-            Incoming::Placed(arrival) => {
-                buffer.resize(arrival.len, 0);
-                let taken = self.copy(&message, 0, buffer).and_then(|()| self.give_back(&message));
-                if taken.is_err() {
-                    buffer.clear(); // Torn bytes are no message.
-                }
-                taken?;
-            }
+        // Pieces that come during this call go where they are wanted; those of an earlier one stay.
+        let traded = self.partial.trade(buffer);
+        let message = self.next(wait);
+        if let Ok(message @ Incoming::Assembled(..)) = message {
+            self.partial.swap_into(buffer);
+            return Ok(message);
         }
-        Ok(message)
+        if traded && !self.partial.trade(buffer) {
+            buffer.clear(); // Its memory stays with the pieces.
+        }
+        let message = message?;
+        buffer.resize(message.len(), 0);
+        let taken = self.copy(&message, 0, buffer).and_then(|()| self.give_back(&message));
+        if taken.is_err() {
+            buffer.clear(); // Torn bytes are no message.
+        }
+        taken.map(|()| message)
     }
 
     /// Lends the next message in place: the next call gives it back, whatever happens.

@@ -28,6 +28,10 @@ const STRIDE: u32 = 8;
 /// Waits in a row that the budget did not cover, after which there is no spinning.
 const MISSES: u32 = 3;
 
+/// Of the waits without spinning, every so-many-th spins all the same: two sides that both sleep
+/// would wait for each other's wake-ups for ever, and never see that they need not.
+const PROBE: u32 = 16;
+
 /// What a call does when it has to wait.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -78,23 +82,30 @@ impl Waiting {
         Self { strategy, mapping, role, cpu: 0, misses: 0, began: Instant::now() }
     }
 
-    fn adapt(&mut self, until: Until, look: impl Fn() -> bool) -> bool {
-        self.began = Instant::now();
+    /// Tells the peer on which CPU this side is, if that has changed.
+    fn tell_cpu(&mut self) -> u64 {
         let here = cpu::current();
         if here != self.cpu {
             self.cpu = here;
             self.mapping.publish_cpu(self.role, here);
         }
+        here
+    }
+
+    fn adapt(&mut self, until: Until, look: impl Fn() -> bool) -> bool {
+        self.began = Instant::now();
+        let here = self.tell_cpu();
         if !cpu::many() || (here != 0 && self.mapping.peer_cpu(self.role) == here) {
             cpu::step_aside();
             return look();
         }
-        if self.misses >= MISSES {
+        if self.misses >= MISSES && self.misses % PROBE != 0 {
+            self.misses = self.misses.saturating_add(1);
             return false;
         }
         let end = self.began + BUDGET;
         let found = spin(until.map_or(end, |until| until.min(end)), look);
-        self.misses = if found { 0 } else { self.misses + 1 };
+        self.misses = if found { 0 } else { self.misses.saturating_add(1) };
         found
     }
 }
@@ -109,7 +120,11 @@ impl Pace for Waiting {
     }
 
     fn slept(&mut self) {
-        if self.strategy != WaitStrategy::Adaptive || self.misses < MISSES {
+        if self.strategy != WaitStrategy::Adaptive {
+            return;
+        }
+        self.tell_cpu();
+        if self.misses < MISSES {
             return;
         }
         // The peer's account of when it woke us, clamped: a lie costs one wrong guess.

@@ -83,6 +83,17 @@ impl Partial {
         &mut self.buffer[..self.filled]
     }
 
+    /// While there is no message, exchanges the memory for the next one with the caller's; whether
+    /// it did.
+    #[inline(always)]
+    pub(super) fn trade(&mut self, buffer: &mut Vec<u8>) -> bool {
+        let idle = self.state == State::Idle;
+        if idle {
+            std::mem::swap(&mut self.buffer, buffer);
+        }
+        idle
+    }
+
     /// Gives the message away and takes the caller's memory for the next one.
     pub(super) fn swap_into(&mut self, into: &mut Vec<u8>) {
         self.buffer.truncate(self.filled);

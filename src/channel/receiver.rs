@@ -58,8 +58,9 @@ impl Receiver {
     recv_family! {
         /// Replaces what is in `buffer` by the next message, whatever its length.
         ///
-        /// Reusing the buffer makes the steady state free of allocations. A message that came in
-        /// pieces is handed over by swapping buffers, without a copy.
+        /// Reusing the buffer makes the steady state free of allocations. A message that comes in
+        /// pieces is put together in the buffer's own memory; if a deadline passes in the middle of
+        /// it, the pieces stay for the next call and the buffer is left empty.
         recv_vec [&mut self] (buffer: &mut Vec<u8>) -> Received;
         recv_into, try_recv_into, recv_into_timeout, recv_into_deadline
     }

@@ -38,15 +38,14 @@ use super::server::{Failure, Guest};
 use super::{Established, Step, deadline, drive, expired, wanted};
 
 /// Starts the command with one end of a new connection, and completes the handshake with it.
-pub(crate) fn spawn(mut command: Command, options: &Options) -> Result<(Child, Established), SpawnError> {
+pub(crate) fn spawn(command: &mut Command, options: &Options) -> Result<(Child, Established), SpawnError> {
     let limits = options.limits().map_err(SpawnError::BadOptions)?;
     let until = deadline(options.connect_timeout_or_default());
     let (ours, theirs) = socket::pair().map_err(SpawnError::io("making a pair of sockets"))?;
     socket::refuse_descriptors(ours.as_fd());
-    let nonce = announce(&mut command, &theirs).map_err(SpawnError::io("preparing the hand-over"))?;
+    let nonce = announce(command, &theirs).map_err(SpawnError::io("preparing the hand-over"))?;
     let mut child = command.spawn().map_err(SpawnError::io("starting the child"))?;
     drop(theirs);
-    drop(command); // It may hold pipes of the child.
     match serve(&mut child, ours, nonce, &limits, options.is_prefault(), until) {
         Ok(established) => Ok((child, established)),
         Err(error) => Err(end(child, error)),

@@ -15,8 +15,12 @@ pub(crate) fn step_aside() {
     std::thread::yield_now();
 }
 
-/// Whether this process may run on more than one CPU; asked once.
+/// Whether the machine has more than one CPU; asked once.
+///
+/// Not whether this thread may use more than one: a process that is bound to a CPU spins well while
+/// its peer runs on another.
 pub(crate) fn many() -> bool {
     static MANY: OnceLock<bool> = OnceLock::new();
-    *MANY.get_or_init(|| std::thread::available_parallelism().is_ok_and(|n| n.get() > 1))
+    // SAFETY: takes a constant and touches no memory of ours.
+    *MANY.get_or_init(|| unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) } > 1)
 }
