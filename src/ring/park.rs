@@ -27,7 +27,8 @@
 //!    between the two the sleeper may have moved, and a flag overwritten unseen is a wake-up lost.
 //! 5. Every sleep ends: it is cut in slices, and each slice ends by itself. A peer that clears our
 //!    flag for ever costs bounded CPU: after [`EMPTY`] empty returns in a row the sleeper dozes.
-//! 6. Death, local close and the peer's close go through [`rouse`] like everything else.
+//! 6. The peer's close goes through [`rouse`] like everything else; death and local close through
+//!    [`alarm`], since the last waker may have died with the flag in its hand.
 //!
 //! # Proof
 //!
@@ -49,6 +50,18 @@ pub fn rouse<M: Memory>(mem: &M, flag: Flag) {
     if mem.load_flag(flag) != 0 {
         wake(mem, flag);
     }
+}
+
+/// Fences, and wakes whoever sleeps on `flag` whatever the flag says; for the end of a connection.
+///
+/// A peer may have died between taking the flag and its wake, and no later publication makes up for
+/// that. A sleeper that waits for either is on its consumer flag, which the end alarms as well.
+#[cold]
+pub fn alarm<M: Memory>(mem: &M, flag: Flag) {
+    // pairs with the fence in `sleep`.
+    mem.fence(Fence::Full);
+    mem.store_flag(flag, 0);
+    mem.wake(flag);
 }
 
 /// Clears a flag that was seen raised, and wakes its sleeper where it is.
