@@ -11,9 +11,8 @@ use narrows::internal::mem::{Field, GRAIN, INLINE, Load, Memory, Span, Store};
 use narrows::internal::ring::{Poster, Producer, bell, urgent};
 use narrows::internal::{Ended, RecvFault, SendFault, Wait};
 
-const SIZES: [usize; 22] = [
-    0, 1, 7, 8, 9, 15, 26, 40, 41, 63, 64, 65, 103, 104, 105, 127, 128, 129, 300, 1000, 4096, 4097,
-];
+const SIZES: [usize; 22] =
+    [0, 1, 7, 8, 9, 15, 26, 40, 41, 63, 64, 65, 103, 104, 105, 127, 128, 129, 300, 1000, 4096, 4097];
 
 /// Sends a message of every size from one thread to another; returns how many were sent.
 fn flow(slots: usize, arena: usize, first: u64) -> u64 {
@@ -209,7 +208,9 @@ fn a_batch_is_published_together_and_a_forgotten_one_not_at_all() {
         for seed in 0..8 {
             let claim = out.stage(to, 40_000).expect("room");
             out.ring().open(&claim);
-            out.ring().write(&claim, 0, &bytes(seed, 40_000), narrows::internal::mem::Tail::Zero).expect("fits");
+            out.ring()
+                .write(&claim, 0, &bytes(seed, 40_000), narrows::internal::mem::Tail::Zero)
+                .expect("fits");
             out.ring_mut().describe(&claim, Kind::Whole, 40_000, seed);
             to = claim.after();
         }

@@ -43,7 +43,8 @@ fn only_four_stamps_are_legal() {
     for slots in [1_u64, 2, 8] {
         for first in [0, 1, slots - 1, slots, 1 << 40, LAST_TICKET - 1, LAST_TICKET] {
             let before = first.checked_sub(slots).map(|ticket| 2 * ticket + 2);
-            let near = (0..=4 * slots + 4).map(|off| (2 * first).wrapping_sub(2 * slots + 2).wrapping_add(off));
+            let near =
+                (0..=4 * slots + 4).map(|off| (2 * first).wrapping_sub(2 * slots + 2).wrapping_add(off));
             for stamp in near.chain([1, 2, 1 << 63, u64::MAX, u64::MAX - 1, !first]) {
                 let (_out, mut inb, heap) = ring(usize::try_from(slots).expect("few"), 64, first);
                 heap.store_slot(first, Field::Stamp, stamp, Store::Release);
