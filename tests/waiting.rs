@@ -289,6 +289,7 @@ fn a_consumer_in_another_process_that_takes_its_last_message_leaves_nobody_aslee
         let mut stream = options.from_parent().expect("a parent");
         sleep(MOMENT);
         (0..8).for_each(|_| drop(stream.recv_ref().expect("there")));
+        stream.send(b"taken").expect("listens");
         // Gone for good, but not dead: it never receives again.
         let mut input = String::new();
         std::io::stdin().read_line(&mut input).expect("reads");
@@ -304,6 +305,7 @@ fn a_consumer_in_another_process_that_takes_its_last_message_leaves_nobody_aslee
     let mut partner = Partner::of(child);
     fill(&mut stream);
     stream.send_timeout(b"ninth", PATIENCE / 2).expect("room as soon as the eighth is taken");
+    assert_eq!(stream.recv(&mut [0; 5]).expect("says so").len, 5);
     let (done, finished) = channel();
     thread::spawn(move || {
         fill(&mut stream);
