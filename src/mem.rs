@@ -208,6 +208,9 @@ pub trait Memory {
     /// Stores a flag (Relaxed: the fences around it order it).
     fn store_flag(&self, flag: Flag, value: u32);
 
+    /// Clears a flag and returns what stood there, in one step (Relaxed: as above).
+    fn take_flag(&self, flag: Flag) -> u32;
+
     /// A fence between this thread's accesses to the words.
     fn fence(&self, fence: Fence);
 
@@ -285,6 +288,11 @@ impl<M: Memory> Memory for Arc<M> {
     #[inline]
     fn store_flag(&self, flag: Flag, value: u32) {
         (**self).store_flag(flag, value)
+    }
+
+    #[inline]
+    fn take_flag(&self, flag: Flag) -> u32 {
+        (**self).take_flag(flag)
     }
 
     #[inline]

@@ -286,7 +286,7 @@ impl SharedMemoryStream {
                 Err(SendFault::Ended(_)) => return Ok(Ready { message: true, space: true }),
                 Err(_) => None, // The next send says why.
             };
-            let message = self.receiver.inb_ref().stirred();
+            let message = self.receiver.inb().ready();
             if message || needs.is_none() {
                 return Ok(Ready { message, space: needs.is_none() });
             }

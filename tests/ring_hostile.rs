@@ -14,7 +14,7 @@ use common::spied::{Did, Spied};
 use common::{Watchdog, bytes};
 use narrows::internal::layout::{Control, Kind, LAST_TICKET};
 use narrows::internal::mem::{Field, Flag, Heap, Load, Memory, Span, Store, Tail, Word};
-use narrows::internal::ring::{Producer, rouse};
+use narrows::internal::ring::{Producer, alarm, rouse};
 use narrows::internal::{Ended, RecvFault, SendFault, Wait};
 
 const VIOLATED: Result<(Vec<u8>, u64), RecvFault> = Err(RecvFault::Ended(Ended::ProtocolViolated));
@@ -305,6 +305,22 @@ fn a_sleeper_that_moves_to_the_other_bed_is_woken_there() {
     moves(2, 2, Flag::Twin);
     moves(2, 1, Flag::Producer);
     moves(1, 2, Flag::Twin);
+}
+
+#[test]
+fn a_peer_that_died_between_the_flag_and_the_wake_hides_no_end() {
+    for (flag, value) in [(Flag::Consumer, 0), (Flag::Producer, 0), (Flag::Producer, 2)] {
+        let (woken, seen) = channel();
+        let mem = Spied::new(Heap::new(1, 64, 1), move |_, did| {
+            if let Did::Wake(flag) = did {
+                woken.send(flag).expect("there");
+            }
+        });
+        mem.heap.store_flag(flag, value);
+        alarm(&mem, flag);
+        assert!(seen.try_iter().any(|woken| woken == flag), "the flag said {value}");
+        assert_eq!(mem.heap.load_flag(flag), 0);
+    }
 }
 
 #[test]

@@ -250,6 +250,10 @@ impl Memory for View {
         self.bed(flag).flag.store(value, Ordering::Relaxed);
     }
 
+    fn take_flag(&self, flag: Flag) -> u32 {
+        self.bed(flag).flag.swap(0, Ordering::Relaxed)
+    }
+
     fn fence(&self, kind: Fence) {
         fence(kind.into());
     }

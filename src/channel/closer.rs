@@ -3,7 +3,7 @@
 use std::sync::{Arc, Weak};
 
 use crate::mem::{Flag, Memory, Store, Word};
-use crate::ring::{Fate, rouse};
+use crate::ring::{Fate, alarm, rouse};
 use crate::sys::link::{Link, Verdicts};
 use crate::sys::mapping::Mapping;
 
@@ -43,7 +43,7 @@ impl Closer {
 
 /// What the lifeline does to a connection whose peer is gone.
 pub(crate) const VERDICTS: Verdicts =
-    Verdicts { disconnected: Fate::Disconnected as u64, died: Fate::Died as u64, rouse: rouse::<Mapping> };
+    Verdicts { disconnected: Fate::Disconnected as u64, died: Fate::Died as u64, rouse: alarm::<Mapping> };
 
 /// Gives a connection its fate if it has none, marks both directions and wakes all four sleepers.
 pub(crate) fn shut(link: &Arc<Link>, fate: Fate) {
@@ -57,8 +57,9 @@ pub(crate) fn shut(link: &Arc<Link>, fate: Fate) {
     // Both pair with the Acquire load in `ring::ended`.
     outgoing.store(Word::ProducerMark, 1, Store::Release);
     incoming.store(Word::ConsumerMark, 1, Store::Release);
-    for ring in [&outgoing, &incoming] {
-        rouse(ring, Flag::Consumer);
-        rouse(ring, Flag::Producer);
-    }
+    // This side's two sleepers, then the peer's.
+    alarm(&incoming, Flag::Consumer);
+    alarm(&outgoing, Flag::Producer);
+    rouse(&outgoing, Flag::Consumer);
+    rouse(&incoming, Flag::Producer);
 }

@@ -232,7 +232,13 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
         Ok(())
     }
 
-    /// Whether a call to receive would end at once.
+    /// Whether a call to receive would end at once. Takes the pieces that are there, which alone are
+    /// no message.
+    pub fn ready(&mut self) -> bool {
+        !matches!(self.next(Wait::Never), Err(RecvFault::Empty))
+    }
+
+    /// Whether there is something to look at: a message, a piece, or the end.
     #[inline]
     pub fn stirred(&self) -> bool {
         self.at_hand().is_some() || self.ring.stirred()

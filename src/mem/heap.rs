@@ -142,6 +142,10 @@ impl Memory for Heap {
         self.bed(flag).flag.store(value, Ordering::Relaxed);
     }
 
+    fn take_flag(&self, flag: Flag) -> u32 {
+        self.bed(flag).flag.swap(0, Ordering::Relaxed)
+    }
+
     fn fence(&self, kind: Fence) {
         fence(kind.into());
     }

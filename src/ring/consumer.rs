@@ -166,13 +166,12 @@ impl<M: Memory> Consumer<M> {
         self.mem.store(Word::Head, self.head, Store::Release);
         // pairs with the fence in `park::sleep`.
         self.mem.fence(Fence::Full);
-        let flag = self.mem.load_flag(Flag::Producer);
-        if flag == 0 {
+        if self.mem.load_flag(Flag::Producer) == 0 {
             return;
         }
         let wanted = self.mem.load(Word::Wanted, Load::Relaxed);
         if !(unread && wanted >= self.head) {
-            park::wake(&self.mem, Flag::Producer, flag);
+            park::wake(&self.mem, Flag::Producer);
         }
     }
 }

@@ -58,7 +58,7 @@ mod urgent;
 
 pub use consumer::{Arrival, Consumer};
 pub use end::{Fate, close, ended};
-pub use park::{Bed, rouse, sleep};
+pub use park::{Bed, alarm, rouse, sleep};
 pub use producer::{Claim, Cursor, Producer, Refusal};
 pub use urgent::{Poster, bell, urgent};
 

@@ -4,7 +4,7 @@
 //!  sleeper                                   waker (after publishing a message, a head, a mark ...)
 //!    flag := 1            (Relaxed)            fence(Full)
 //!    fence(Full)                               flag = 0 ?      (Relaxed)  -> done
-//!    look again: found?   -> flag := 0         flag := 0; wake(flag)
+//!    look again: found?   -> flag := 0         take the flag (one step: swap 0); wake its bed
 //!    wait(flag, 1, deadline)
 //!    flag := 0
 //! ```
@@ -23,9 +23,12 @@
 //!    the two full fences comes first.
 //! 3. The waker clears the flag *before* it wakes: a sleeper that is about to wait finds 0 and does
 //!    not. The word slept on is the flag itself, so nothing can wrap.
-//! 4. Every sleep ends: it is cut in slices, and each slice ends by itself. A peer that clears our
+//! 4. The waker takes the flag in one step and wakes the bed that it *took*, not the one that it saw:
+//!    between the two the sleeper may have moved, and a flag overwritten unseen is a wake-up lost.
+//! 5. Every sleep ends: it is cut in slices, and each slice ends by itself. A peer that clears our
 //!    flag for ever costs bounded CPU: after [`EMPTY`] empty returns in a row the sleeper dozes.
-//! 5. Death, local close and the peer's close go through [`rouse`] like everything else.
+//! 6. The peer's close goes through [`rouse`] like everything else; death and local close through
+//!    [`alarm`], since the last waker may have died with the flag in its hand.
 //!
 //! # Proof
 //!
@@ -44,21 +47,33 @@ const EMPTY: u32 = 64;
 pub fn rouse<M: Memory>(mem: &M, flag: Flag) {
     // pairs with the fence in `sleep`.
     mem.fence(Fence::Full);
-    let value = mem.load_flag(flag);
-    if value != 0 {
-        wake(mem, flag, value);
+    if mem.load_flag(flag) != 0 {
+        wake(mem, flag);
     }
+}
+
+/// Fences, and wakes whoever sleeps on `flag` whatever the flag says; for the end of a connection.
+///
+/// A peer may have died between taking the flag and its wake, and no later publication makes up for
+/// that. A sleeper that waits for either is on its consumer flag, which the end alarms as well.
+#[cold]
+pub fn alarm<M: Memory>(mem: &M, flag: Flag) {
+    // pairs with the fence in `sleep`.
+    mem.fence(Fence::Full);
+    mem.store_flag(flag, 0);
+    mem.wake(flag);
 }
 
 /// Clears a flag that was seen raised, and wakes its sleeper where it is.
 #[cold]
-pub(super) fn wake<M: Memory>(mem: &M, flag: Flag, value: u32) {
-    mem.store_flag(flag, 0);
-    if value == ELSEWHERE && flag == Flag::Producer {
-        mem.store_flag(Flag::Twin, 0);
-        mem.wake(Flag::Twin);
-    } else {
-        mem.wake(flag);
+pub(super) fn wake<M: Memory>(mem: &M, flag: Flag) {
+    match mem.take_flag(flag) {
+        0 => {} // The sleeper is up, or another waker is at it.
+        ELSEWHERE if flag == Flag::Producer => {
+            mem.store_flag(Flag::Twin, 0);
+            mem.wake(Flag::Twin);
+        }
+        _ => mem.wake(flag),
     }
 }
 

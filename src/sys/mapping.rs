@@ -248,6 +248,10 @@ impl Memory for Mapping {
         self.flag(flag).store(value, Ordering::Relaxed);
     }
 
+    fn take_flag(&self, flag: Flag) -> u32 {
+        self.flag(flag).swap(0, Ordering::Relaxed)
+    }
+
     #[inline]
     fn fence(&self, kind: Fence) {
         fence(kind.into());

@@ -119,6 +119,10 @@ fn step<M: Memory>(mem: &M, reference: &mut Reference, random: &mut fastrand::Rn
             let value = random.u32(..4) * 0x4000_0001;
             mem.store_flag(flag, value);
             reference.flags[flag as usize] = value;
+            if random.bool() {
+                assert_eq!(mem.take_flag(flag), value);
+                reference.flags[flag as usize] = 0;
+            }
         }
         3 => {
             let stands = reference.word(Word::Fate);

@@ -12,6 +12,7 @@ pub mod rings;
 pub mod spied;
 
 use std::env;
+use std::io::Write;
 use std::process::{Child, Command, ExitStatus, abort};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, sleep};
@@ -62,7 +63,18 @@ impl Partner {
     /// Starts this test binary again, with only `test` in it and a role for it to play.
     pub fn start(options: &Options, test: &str, role: &str) -> (Self, SharedMemoryStream) {
         let (child, stream) = options.spawn(command(test, role)).expect("spawns");
-        (Self { child, reaped: false }, stream)
+        (Self::of(child), stream)
+    }
+
+    /// Looks after a child that was started otherwise.
+    pub fn of(child: Child) -> Self {
+        Self { child, reaped: false }
+    }
+
+    /// Writes to the partner's standard input, which was made a pipe.
+    pub fn say(&mut self, text: &str) {
+        let input = self.child.stdin.as_mut().expect("a pipe");
+        input.write_all(text.as_bytes()).expect("listens");
     }
 
     /// Waits for the partner's end, and wants it to have succeeded.

@@ -71,6 +71,10 @@ impl Memory for Spied {
         self.heap.store_flag(flag, value);
     }
 
+    fn take_flag(&self, flag: Flag) -> u32 {
+        self.heap.take_flag(flag)
+    }
+
     fn fence(&self, fence: Fence) {
         self.heap.fence(fence);
     }
