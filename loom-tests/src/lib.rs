@@ -247,7 +247,9 @@ impl Memory for View {
     }
 
     fn store_flag(&self, flag: Flag, value: u32) {
-        self.bed(flag).flag.store(value, Ordering::Relaxed);
+        // A swap, so that the stores of a flag stand in one order, as they do on every machine: loom
+        // keeps a partial order of plain stores, in which a swap may miss one that came before it.
+        self.bed(flag).flag.swap(value, Ordering::Relaxed);
     }
 
     fn take_flag(&self, flag: Flag) -> u32 {
