@@ -1,10 +1,4 @@
-//! Two processes on one Linux machine exchange messages through shared memory, with plain
-//! blocking calls: no async, no runtime, no daemon.
-//!
-//! ```text
-//!   SharedMemoryListener   SharedMemoryStream   Options     bind, accept, connect, pair, spawn
-//!                          Sender   Receiver                send, receive, block, time out, close
-//! ```
+#![doc = include_str!("../README.md")]
 
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("narrows runs on 64-bit Linux only: it is built on memfd seals and shared futexes");

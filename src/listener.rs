@@ -13,7 +13,8 @@
 //!
 //! 1. A client that fails, lies or stays silent is never an error of `accept` and never delays the
 //!    next client; it costs one of 64 places for at most the handshake's timeout.
-//! 2. A forked child can only drop its copy: that closes descriptors and does nothing else.
+//! 2. A forked child drops its copy, which closes descriptors and does nothing else, or makes a
+//!    listener with an epoll set of its own of it: the parent's set is never changed there.
 //! 3. Only a socket that refuses connections is ever replaced, and only our own is ever removed.
 //!
 //! # Proof
@@ -51,7 +52,6 @@ use reception::{Outcome, Reception};
 /// All methods take `&self`: several threads may accept from one listener; one of them at a time
 /// drives the handshakes.
 pub struct SharedMemoryListener {
-    // Order matters: clients in mid-handshake and the listening socket go before the path's lock.
     reception: Mutex<Reception>,
     epoll: Arc<Epoll>,
     door: Arc<Door>,
@@ -123,6 +123,29 @@ impl SharedMemoryListener {
         self.place.path()
     }
 
+    /// In a forked child: takes over the inherited listener, for a daemon that forked after it bound,
+    /// or for one of several workers that accept from the same path.
+    ///
+    /// Without this call everything in the child says [`AcceptError::Forked`]. The path stays the
+    /// business of the process that bound it: only that one removes it. Clients in mid-handshake
+    /// stay with the parent. In the process that bound it, it returns the listener as it is.
+    ///
+    /// # Errors
+    ///
+    /// [`AcceptError::Io`] for want of descriptors.
+    pub fn after_fork(mut self) -> Result<Self, AcceptError> {
+        if self.door.canary.same_process() {
+            return Ok(self);
+        }
+        let limits = self.options.limits().map_err(|bad| AcceptError::Io(io::Error::other(bad)))?;
+        let door = Arc::new(Door::new().map_err(AcceptError::Io)?);
+        let reception = Reception::open(self.place.socket(), &door.bell, limits, self.options.clone())
+            .map_err(AcceptError::Io)?;
+        (self.epoll, self.door) = (reception.epoll(), door);
+        self.reception = Mutex::new(reception);
+        Ok(self)
+    }
+
     /// How many handshakes came to nothing: refused, garbled, given up or too slow.
     pub fn failed_handshakes(&self) -> u64 {
         self.door.failed.load(Ordering::Relaxed)
@@ -169,8 +192,8 @@ impl Options {
     pub fn bind(&self, path: impl AsRef<Path>) -> Result<SharedMemoryListener, BindError> {
         let limits = self.limits().map_err(BindError::BadOptions)?;
         let door = Arc::new(Door::new().map_err(BindError::io("making the listener"))?);
-        let (place, socket) = Place::take(path.as_ref(), self.backlog_len())?;
-        let reception = Reception::open(socket, &door.bell, limits, self.clone())
+        let place = Place::take(path.as_ref(), self.backlog_len())?;
+        let reception = Reception::open(place.socket(), &door.bell, limits, self.clone())
             .map_err(BindError::io("making the listener"))?;
         let (epoll, reception) = (reception.epoll(), Mutex::new(reception));
         Ok(SharedMemoryListener { reception, epoll, door, place, options: self.clone() })

@@ -102,7 +102,7 @@ impl Options {
     }
 
     /// How long a whole handshake may take. Default 5 s for connect and spawn, and 1 s for each
-    /// client that a listener is about to accept.
+    /// client that a listener is about to accept. Too long to add to the clock means for ever.
     #[must_use]
     pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
         self.handshake_timeout = Some(timeout);

@@ -49,6 +49,8 @@ impl ByteReader {
     /// Receives until there is a byte; whether there is one, or the stream has ended.
     fn fill(&mut self) -> io::Result<bool> {
         while self.at == self.buffer.len() {
+            // Emptied first: whatever a receive that fails leaves in the buffer was never read.
+            (self.at, _) = (0, self.buffer.clear());
             let received = match self.timeout {
                 None => self.receiver.recv_into(&mut self.buffer).map_err(io::Error::from),
                 Some(timeout) => {
@@ -56,7 +58,7 @@ impl ByteReader {
                 }
             };
             match received {
-                Ok(_) => self.at = 0,
+                Ok(_) => {}
                 Err(error) if is_clean_end(&error) => return Ok(false),
                 Err(error) => return Err(error),
             }

@@ -110,7 +110,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     /// # Errors
     ///
     /// [`RecvFault`], but never `BufferTooSmall`.
-    #[inline]
+    #[inline(always)]
     pub fn next(&mut self, wait: Wait) -> Result<Incoming, RecvFault> {
         if self.lent {
             self.give_back_lent()?;
@@ -118,7 +118,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
         let mut tries = 0_u32;
         loop {
             // The end is read before the stamps: what was committed before it is then seen.
-            let ended = self.ring.ended();
+            let (ended, ticket) = (self.ring.ended(), self.ring.ticket());
             if let Some(end @ (Ended::Closed | Ended::ProtocolViolated)) = ended {
                 return Err(self.end(end));
             }
@@ -126,7 +126,11 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
                 (Lap::Whole(message), _, _) => return Ok(message),
                 (Lap::Dry, Some(end), _) => return Err(self.end(end)),
                 (_, _, Wait::Never) => return Err(RecvFault::Empty),
-                (lap, _, Wait::Until(until)) => self.linger(&lap, until, tries)?,
+                (lap, _, Wait::Until(until)) => {
+                    // Who sends pieces does not play with us.
+                    tries = if self.ring.ticket() == ticket { tries } else { tries.min(1) };
+                    self.linger(&lap, until, tries)?;
+                }
             }
             tries = tries.saturating_add(1);
         }
@@ -137,7 +141,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     /// # Errors
     ///
     /// [`RecvFault`].
-    #[inline]
+    #[inline(always)]
     pub fn recv(&mut self, buffer: &mut [u8], wait: Wait) -> Result<Incoming, RecvFault> {
         let message = self.next(wait)?;
         let Some(into) = buffer.get_mut(..message.len()) else {
@@ -154,15 +158,18 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     /// # Errors
     ///
     /// [`RecvFault`], but never `BufferTooSmall`.
-    #[inline]
+    #[inline(always)]
     pub fn recv_into(&mut self, buffer: &mut Vec<u8>, wait: Wait) -> Result<Incoming, RecvFault> {
         let message = self.next(wait)?;
         match message {
             Incoming::Assembled(..) => self.partial.swap_into(buffer),
             Incoming::Placed(arrival) => {
                 buffer.resize(arrival.len, 0);
-                self.copy(&message, 0, buffer)?;
-                self.give_back(&message)?;
+                let taken = self.copy(&message, 0, buffer).and_then(|()| self.give_back(&message));
+                if taken.is_err() {
+                    buffer.clear(); // Torn bytes are no message.
+                }
+                taken?;
             }
         }
         Ok(message)
@@ -184,7 +191,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     /// # Errors
     ///
     /// Only if the range is not in the message.
-    #[inline]
+    #[inline(always)]
     pub fn read_at(&self, message: &Incoming, at: usize, into: &mut [u8]) -> Result<(), OutOfBounds> {
         match message {
             Incoming::Placed(arrival) => self.ring.read(arrival, at, into),
@@ -206,7 +213,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     /// # Errors
     ///
     /// `ProtocolViolated` if it did not; the connection is condemned then.
-    #[inline]
+    #[inline(always)]
     pub fn give_back(&mut self, message: &Incoming) -> Result<(), RecvFault> {
         self.lent = false;
         match message {
@@ -224,36 +231,28 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     /// Whether a call to receive would end at once.
     #[inline]
     pub fn stirred(&self) -> bool {
-        self.at_hand.is_some() || self.partial.complete().is_some() || self.ring.stirred()
+        self.at_hand().is_some() || self.ring.stirred()
     }
 
     /// Gives back what a guard that was forgotten still holds.
     #[cold]
     fn give_back_lent(&mut self) -> Result<(), RecvFault> {
-        match (self.at_hand, self.partial.complete()) {
-            (Some(arrival), _) => self.give_back(&Incoming::Placed(arrival)),
-            (None, Some((len, tag))) => self.give_back(&Incoming::Assembled(len, tag)),
-            (None, None) => {
-                self.lent = false;
-                Ok(())
-            }
-        }
+        self.lent = false;
+        self.at_hand().map_or(Ok(()), |message| self.give_back(&message))
     }
 
+    #[inline(always)]
     fn copy(&mut self, message: &Incoming, at: usize, into: &mut [u8]) -> Result<(), RecvFault> {
         self.read_at(message, at, into).map_err(|_| self.condemn(Violation("a payload outside the arena")))
     }
 
     /// Takes what is ready, at most one lap of the ring: a whole message, or pieces of one.
-    #[inline]
+    #[inline(always)]
     fn lap(&mut self) -> Result<Lap, RecvFault> {
-        if let Some(arrival) = self.at_hand {
-            return Ok(Lap::Whole(Incoming::Placed(arrival)));
+        if let Some(message) = self.at_hand() {
+            return Ok(Lap::Whole(message));
         }
         for _ in 0..self.ring.mem().slots() {
-            if let Some((len, tag)) = self.partial.complete() {
-                return Ok(Lap::Whole(Incoming::Assembled(len, tag)));
-            }
             let arrival = match self.ring.arrival() {
                 Ok(None) => return Ok(Lap::Dry),
                 Ok(Some(arrival)) => arrival,
@@ -265,10 +264,23 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
                 return Ok(Lap::Whole(Incoming::Placed(arrival)));
             }
             self.take_piece(&arrival)?;
+            if let Some(message) = self.at_hand() {
+                return Ok(Lap::Whole(message));
+            }
         }
         Ok(Lap::Busy)
     }
 
+    /// The whole message that was found already, if there is one.
+    #[inline(always)]
+    fn at_hand(&self) -> Option<Incoming> {
+        match self.at_hand {
+            Some(arrival) => Some(Incoming::Placed(arrival)),
+            None => self.partial.complete().map(|(len, tag)| Incoming::Assembled(len, tag)),
+        }
+    }
+
+    #[inline(never)]
     fn take_piece(&mut self, arrival: &Arrival) -> Result<(), RecvFault> {
         let read = self.ring.read(arrival, 0, self.partial.room(arrival)).is_ok();
         let still = self.ring.verify(arrival);

@@ -11,11 +11,11 @@ use super::Wait;
 use super::pace::Pace;
 use crate::error::{Ended, Violation};
 use crate::layout::Kind;
-use crate::mem::{GRAIN, Memory, Tail, Until, Word};
+use crate::mem::{GRAIN, INLINE, Memory, Tail, Until, Word};
 use crate::ring::{Bed, Claim, Cursor, Fate, Producer, Refusal, sleep};
 
 /// The longest message that stands in one place, in bytes; beyond it, overlapping the two copies
-/// pays. Also limited by the arena.
+/// pays. Also limited by the arena, but never below what a slot holds.
 const LONGEST_WHOLE: usize = 256 << 10;
 
 /// The longest piece of a cut message, in bytes.
@@ -64,7 +64,7 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
             ring: Producer::new(mem, first),
             pace,
             max_message,
-            whole: arena.min(LONGEST_WHOLE),
+            whole: arena.min(LONGEST_WHOLE).max(INLINE),
             piece: share.min(LONGEST_PIECE),
         }
     }
@@ -94,7 +94,7 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
     /// # Errors
     ///
     /// [`SendFault`]; nothing of the message will be delivered.
-    #[inline]
+    #[inline(always)]
     pub fn send(&mut self, parts: &[IoSlice<'_>], tag: u64, wait: Wait) -> Result<usize, SendFault> {
         let len = parts.iter().fold(0, |sum: usize, part| sum.saturating_add(part.len()));
         if len > self.whole {
@@ -112,7 +112,7 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
     /// # Errors
     ///
     /// [`SendFault`]; [`SendFault::TooLarge`] for more than [`in_place`](Self::in_place).
-    #[inline]
+    #[inline(always)]
     pub fn claim(&mut self, len: usize, wait: Wait) -> Result<Claim, SendFault> {
         if len > self.in_place() {
             return Err(SendFault::TooLarge(self.in_place()));
@@ -135,14 +135,14 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
     }
 
     /// Commits a written claim as a whole message.
-    #[inline]
+    #[inline(always)]
     pub fn commit(&mut self, claim: &Claim, len: usize, tag: u64) {
         self.describe_whole(claim, len, tag);
         self.ring.publish(claim.after(), false);
     }
 
     /// Describes a written claim as a whole message, still private.
-    #[inline]
+    #[inline(always)]
     pub fn describe_whole(&mut self, claim: &Claim, len: usize, tag: u64) {
         let kind = match claim.span() {
             crate::mem::Span::Slot(_) => Kind::Inline,
@@ -156,7 +156,7 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
     /// # Errors
     ///
     /// How it ended.
-    #[inline]
+    #[inline(always)]
     pub fn check(&self) -> Result<(), Ended> {
         match self.ring.ended() {
             None => Ok(()),
@@ -169,6 +169,7 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
     /// # Errors
     ///
     /// None with a claim of this ring: then the connection is condemned rather than trusted.
+    #[inline(always)]
     pub fn fill(&mut self, claim: &Claim, from: &mut Gather<'_>) -> Result<(), SendFault> {
         let mut at = 0;
         while at < claim.len() {
@@ -195,6 +196,7 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
         }
     }
 
+    #[inline(never)]
     fn send_cut(&mut self, parts: &[IoSlice<'_>], len: usize, tag: u64, wait: Wait) -> Result<(), SendFault> {
         if len > self.max_message {
             return Err(SendFault::TooLarge(self.max_message));
@@ -212,7 +214,9 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
             let first = left == len;
             left -= size;
             self.publish_piece(&claim, first.then_some(len), left == 0, tag);
-            self.check()?;
+            if left > 0 {
+                self.check()?; // Behind the last piece it is too late: the message is committed.
+            }
         }
         Ok(())
     }
@@ -249,7 +253,7 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
     }
 
     /// Claims, waiting for space between tries.
-    #[inline]
+    #[inline(always)]
     fn claim_or_wait(
         &mut self,
         wait: Wait,
@@ -323,7 +327,7 @@ impl<'a> Gather<'a> {
     }
 
     /// The next bytes that stand together, at most `most`; nothing at the end.
-    #[inline]
+    #[inline(always)]
     fn take(&mut self, most: usize) -> Option<&'a [u8]> {
         loop {
             let (first, rest) = self.parts.split_first()?;

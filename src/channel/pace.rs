@@ -15,8 +15,9 @@ use crate::mem::Until;
 use crate::sys::cpu;
 use crate::sys::mapping::{Mapping, Role};
 
-/// About what a wake across CPUs costs.
-const BUDGET: Duration = Duration::from_micros(20);
+/// Some more than a wake across CPUs costs, so that two sides that both fell asleep find back to
+/// spinning: what one waits for then includes the other's wake.
+const BUDGET: Duration = Duration::from_micros(50);
 
 /// Looks without a pause at first: the answer is often there at once.
 const EAGER: u32 = 32;
@@ -33,7 +34,7 @@ const MISSES: u32 = 3;
 pub enum WaitStrategy {
     /// Sleeps at once. Least CPU; each wait costs a wake-up of the kernel's, some 20 to 50 us.
     Park,
-    /// Spins for some 20 us where that has paid lately, then sleeps. The default.
+    /// Spins for some 50 us where that has paid lately, then sleeps. The default.
     #[default]
     Adaptive,
     /// Never sleeps: a waiting call keeps its CPU busy until its end or its deadline.

@@ -125,12 +125,12 @@ impl Receiver {
     }
 
     /// Whether this process may touch the connection.
-    #[inline]
+    #[inline(always)]
     pub(super) fn enter(&self) -> Result<(), RecvFault> {
         if self.link().same_process() { Ok(()) } else { Err(RecvFault::Ended(Ended::Forked)) }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn count(&mut self, message: &Incoming) -> Received {
         self.messages += 1;
         self.bytes += message.len() as u64;
@@ -138,7 +138,7 @@ impl Receiver {
     }
 
     /// Makes sure that a liar's connection is closed in both directions.
-    #[inline]
+    #[inline(always)]
     pub(super) fn settle<T>(&self, result: Result<T, RecvFault>) -> Result<T, RecvFault> {
         if let Err(RecvFault::Ended(Ended::ProtocolViolated)) = result {
             shut(self.link(), Fate::Violated);
@@ -146,12 +146,14 @@ impl Receiver {
         result
     }
 
+    #[inline(always)]
     fn recv_slice(&mut self, buffer: &mut [u8], wait: Wait) -> Result<Received, RecvFault> {
         self.enter()?;
         let message = self.inb.recv(buffer, wait);
         self.settle(message).map(|message| self.count(&message))
     }
 
+    #[inline(always)]
     fn recv_vec(&mut self, buffer: &mut Vec<u8>, wait: Wait) -> Result<Received, RecvFault> {
         self.enter()?;
         let message = self.inb.recv_into(buffer, wait);

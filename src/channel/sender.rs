@@ -129,7 +129,7 @@ impl Sender {
     }
 
     /// Whether this process may touch the connection.
-    #[inline]
+    #[inline(always)]
     pub(super) fn enter(&self) -> Result<(), SendFault> {
         if self.link().same_process() { Ok(()) } else { Err(SendFault::Ended(Ended::Forked)) }
     }
@@ -146,7 +146,7 @@ impl Sender {
     }
 
     /// Makes sure that a liar's connection is closed in both directions.
-    #[inline]
+    #[inline(always)]
     pub(super) fn settle<T>(&self, result: Result<T, SendFault>) -> Result<T, SendFault> {
         if let Err(SendFault::Ended(Ended::ProtocolViolated)) = result {
             shut(self.link(), Fate::Violated);
@@ -154,7 +154,7 @@ impl Sender {
         result
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn send_parts(&mut self, parts: &[IoSlice<'_>], tag: u64, wait: Wait) -> Result<(), Failed> {
         let sent = self.enter().and_then(|()| self.out.send(parts, tag, wait));
         match self.settle(sent) {
@@ -168,12 +168,12 @@ impl Sender {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn send_one(&mut self, message: &[u8], tag: u64, wait: Wait) -> Result<(), Failed> {
         self.send_parts(&[IoSlice::new(message)], tag, wait)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn send_plain(&mut self, message: &[u8], wait: Wait) -> Result<(), Failed> {
         self.send_one(message, 0, wait)
     }

@@ -84,7 +84,6 @@ pub struct SharedSender {
 impl SharedSender {
     pub(super) fn new(sender: Sender) -> Self {
         let link = Arc::clone(sender.link());
-        #[expect(clippy::arc_with_non_send_sync, reason = "false alarm: a mutex of a Send value is both")]
         Self { sender: Arc::new(Mutex::new(sender)), link }
     }
 

@@ -22,7 +22,8 @@
 use crate::error::{HandshakeError, RejectCode};
 use crate::layout::{Geometry, LAST_TICKET};
 
-use super::{ANSWER_LEN, Agreement, FEATURES, HELLO_LEN, MAX_MESSAGE, TEXT_LEN, VERSION_MAX, VERSION_MIN};
+use super::wire::{Fields, Writer};
+use super::{ANSWER_LEN, Agreement, FEATURES, HELLO_LEN, TEXT_LEN, VERSION_MAX, VERSION_MIN};
 
 /// What a client says first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +36,7 @@ pub struct Hello {
     pub features: u32,
     /// The sizes that it wants at most.
     pub wanted: Geometry,
-    /// The longest message that it wants, in bytes, from 1 to [`MAX_MESSAGE`].
+    /// The longest message that it wants, in bytes, from 1 to [`MAX_MESSAGE`](super::MAX_MESSAGE).
     pub max_message: u64,
     /// Proves to a parent that this is its child; 0 everywhere else.
     pub nonce: u64,
@@ -68,7 +69,7 @@ impl Hello {
         to.geometry(&self.wanted);
         to.put(self.max_message.to_le_bytes());
         to.put(self.nonce.to_le_bytes());
-        to.bytes
+        to.done()
     }
 
     /// Reads and judges it.
@@ -77,7 +78,7 @@ impl Hello {
     ///
     /// [`HandshakeError`] for all that no client of a version known here writes.
     pub fn decode(bytes: &[u8; HELLO_LEN]) -> Result<Self, HandshakeError> {
-        let mut from = Fields(bytes);
+        let mut from = Fields::new(bytes);
         from.magic(HELLO_MAGIC)?;
         let (version_min, version_max) = (from.u16(), from.u16());
         judge_versions(version_min, version_max)?;
@@ -105,7 +106,7 @@ impl Answer {
     ///
     /// [`HandshakeError`] for all that no server of a version known here writes.
     pub fn decode(bytes: &[u8; ANSWER_LEN]) -> Result<Self, HandshakeError> {
-        let mut from = Fields(bytes);
+        let mut from = Fields::new(bytes);
         from.magic(ANSWER_MAGIC)?;
         match from.u16() {
             WELCOME => decode_welcome(from).map(Self::Welcome),
@@ -170,7 +171,7 @@ fn encode_welcome(agreement: &Agreement) -> [u8; ANSWER_LEN] {
     to.put(agreement.max_message.to_le_bytes());
     to.put(agreement.first_ticket.to_le_bytes());
     to.put((agreement.geometry.region_len() as u64).to_le_bytes());
-    to.bytes
+    to.done()
 }
 
 fn decode_welcome(mut from: Fields<'_>) -> Result<Agreement, HandshakeError> {
@@ -203,7 +204,7 @@ fn encode_reject(reject: &Reject) -> [u8; ANSWER_LEN] {
     to.put(u16::try_from(len).unwrap_or(0).to_le_bytes()); // At most TEXT_LEN.
     to.put([0; 4]);
     to.put(text);
-    to.bytes
+    to.done()
 }
 
 /// Judges only what every version keeps: a refusal of another version must be readable too, so its
@@ -227,88 +228,10 @@ fn decode_reject(mut from: Fields<'_>) -> Result<Reject, HandshakeError> {
     }
 }
 
-/// Bytes that are written from the front; the rest stays zero.
-struct Writer<const N: usize> {
-    bytes: [u8; N],
-    at: usize,
-}
-
-impl<const N: usize> Writer<N> {
-    fn new() -> Self {
-        Self { bytes: [0; N], at: 0 }
-    }
-
-    fn put<const M: usize>(&mut self, field: [u8; M]) {
-        for (to, byte) in self.bytes.iter_mut().skip(self.at).zip(field) {
-            *to = byte;
-        }
-        self.at += M;
-    }
-
-    fn geometry(&mut self, geometry: &Geometry) {
-        self.put(geometry.slots().to_le_bytes());
-        self.put(geometry.urgent().to_le_bytes());
-        self.put(geometry.arena().to_le_bytes());
-    }
-}
-
-/// The bytes that are still to be read; behind the end stand zeros.
-struct Fields<'a>(&'a [u8]);
-
-impl Fields<'_> {
-    fn take<const N: usize>(&mut self) -> [u8; N] {
-        let Some((field, rest)) = self.0.split_first_chunk() else {
-            return [0; N];
-        };
-        self.0 = rest;
-        *field
-    }
-
-    fn u16(&mut self) -> u16 {
-        u16::from_le_bytes(self.take())
-    }
-
-    fn u32(&mut self) -> u32 {
-        u32::from_le_bytes(self.take())
-    }
-
-    fn u64(&mut self) -> u64 {
-        u64::from_le_bytes(self.take())
-    }
-
-    fn magic(&mut self, expected: [u8; 8]) -> Result<(), HandshakeError> {
-        if self.take() == expected { Ok(()) } else { Err(HandshakeError::BadMagic) }
-    }
-
-    fn features(&mut self) -> Result<u32, HandshakeError> {
-        let features = self.u32();
-        match features & !FEATURES {
-            0 => Ok(features),
-            unknown => Err(HandshakeError::UnknownFeatures(unknown)),
-        }
-    }
-
-    fn geometry(&mut self) -> Result<Geometry, HandshakeError> {
-        let (slots, urgent, arena) = (self.u32(), self.u32(), self.u64());
-        Geometry::new(slots, arena, urgent).map_err(|_| HandshakeError::BadGeometry { slots, arena, urgent })
-    }
-
-    fn max_message(&mut self) -> Result<u64, HandshakeError> {
-        match self.u64() {
-            max @ 1..=MAX_MESSAGE => Ok(max),
-            max => Err(HandshakeError::BadMaxMessage(max)),
-        }
-    }
-
-    fn rest_is_zero(&self) -> Result<(), HandshakeError> {
-        let zero = self.0.iter().all(|&byte| byte == 0);
-        if zero { Ok(()) } else { Err(HandshakeError::ReservedNotZero) }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::handshake::MAX_MESSAGE;
 
     fn hello(seed: &mut fastrand::Rng) -> Hello {
         Hello {

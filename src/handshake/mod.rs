@@ -23,6 +23,7 @@
 mod client;
 mod codec;
 mod server;
+mod wire;
 
 pub use client::{ClientHandshake, ClientStep};
 pub use codec::{Answer, Hello, Reject};

@@ -11,8 +11,8 @@
 //!
 //! 1. Between the look and the listening nobody else who takes the lock can bind or unlink here.
 //! 2. Only a socket that refused a connection is ever unlinked by a newcomer.
-//! 3. Drop unlinks only what has the device and inode that stood there after our bind. The inode
-//!    cannot have been reused, since our own socket still holds it.
+//! 3. Drop unlinks only what has the device and inode that stood there after our bind. The place
+//!    shares the listening socket, which holds the inode: nobody else can have it by then.
 //! 4. In a forked child drop unlinks nothing.
 //!
 //! # Proof
@@ -24,6 +24,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::BindError;
@@ -39,11 +40,12 @@ pub(super) struct Place {
     name: OsString,
     inode: Inode,
     canary: Canary,
+    socket: Arc<OwnedFd>,
 }
 
 impl Place {
-    /// Takes the path and returns it with the listening socket.
-    pub(super) fn take(path: &Path, backlog: i32) -> Result<(Self, OwnedFd), BindError> {
+    /// Takes the path, and listens there.
+    pub(super) fn take(path: &Path, backlog: i32) -> Result<Self, BindError> {
         let canary = Canary::new().map_err(BindError::io("making the listener"))?;
         let (directory, name) = DirLock::of(path).map_err(doing("opening the directory of", path))?;
         let guard = directory.lock(Instant::now() + LOCK).map_err(|error| match error.kind() {
@@ -53,13 +55,18 @@ impl Place {
         clear(&directory, name, path)?;
         let (socket, inode) = occupy(&directory, name, path, backlog)?;
         drop(guard);
-        let (path, name) = (path.into(), name.into());
-        Ok((Self { path, directory, name, inode, canary }, socket))
+        let (path, name, socket) = (path.into(), name.into(), Arc::new(socket));
+        Ok(Self { path, directory, name, inode, canary, socket })
     }
 
     /// The path, as it was given.
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The listening socket.
+    pub(super) fn socket(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.socket)
     }
 
     fn give_back(&self) -> io::Result<()> {

@@ -41,7 +41,7 @@ pub(super) enum Outcome {
 
 /// The listening socket and the clients that are not through yet.
 pub(super) struct Reception {
-    socket: OwnedFd,
+    socket: Arc<OwnedFd>,
     listening: bool,
     guests: Vec<Option<Seat>>,
     epoll: Arc<Epoll>,
@@ -61,7 +61,7 @@ struct Seat {
 impl Reception {
     /// Begins to listen for clients, and for the bell.
     pub(super) fn open(
-        socket: OwnedFd,
+        socket: Arc<OwnedFd>,
         bell: &Eventfd,
         limits: Limits,
         options: Options,
@@ -97,8 +97,11 @@ impl Reception {
             }
         }
         self.expire(failed);
-        self.keep_door()?;
-        outcome
+        let door = self.keep_door();
+        match outcome {
+            Ok(Outcome::Nothing) => door.map(|()| Outcome::Nothing),
+            other => other, // A connection must not be lost; the door is tried again next time.
+        }
     }
 
     fn attend(&mut self, token: u64, failed: &AtomicU64) -> io::Result<Outcome> {

@@ -43,12 +43,18 @@ impl<M: Memory> Consumer<M> {
         &self.mem
     }
 
+    /// The next ticket to read.
+    #[inline]
+    pub fn ticket(&self) -> u64 {
+        self.head
+    }
+
     /// The next message or piece, if it is ready.
     ///
     /// # Errors
     ///
     /// [`Violation`] if the stamp or the control word is none that an honest producer writes here.
-    #[inline]
+    #[inline(always)]
     pub fn arrival(&self) -> Result<Option<Arrival>, Violation> {
         // pairs with the Release store in `Producer::publish`.
         let stamp = self.mem.load_slot(self.head, Field::Stamp, Load::Acquire);
@@ -69,7 +75,7 @@ impl<M: Memory> Consumer<M> {
     /// # Errors
     ///
     /// [`OutOfBounds`] if the range is not in the payload.
-    #[inline]
+    #[inline(always)]
     pub fn read(&self, arrival: &Arrival, at: usize, bytes: &mut [u8]) -> Result<(), OutOfBounds> {
         match at.checked_add(bytes.len()) {
             Some(end) if end <= arrival.len => self.mem.copy_out(arrival.span, at, bytes),
@@ -82,7 +88,7 @@ impl<M: Memory> Consumer<M> {
     /// # Errors
     ///
     /// [`Violation`] if its stamp moved: the producer overwrote what it had committed.
-    #[inline]
+    #[inline(always)]
     pub fn verify(&self, arrival: &Arrival) -> Result<(), Violation> {
         // pairs with the fence in `Producer::open`.
         self.mem.fence(Fence::Acquire);
@@ -97,7 +103,7 @@ impl<M: Memory> Consumer<M> {
     /// Releases an arrival: its slot and place go back to the producer, at once or with the next.
     ///
     /// An arrival that is not the next one is ignored: nothing is released twice.
-    #[inline]
+    #[inline(always)]
     pub fn release(&mut self, arrival: &Arrival) {
         if arrival.ticket != self.head {
             return;

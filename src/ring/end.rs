@@ -44,7 +44,7 @@ impl Fate {
 ///
 /// A consumer must look for the end *before* it looks at the stamp, and report it only when nothing
 /// is left to receive (but for `Closed` and `ProtocolViolated`, which end it at once).
-#[inline]
+#[inline(always)]
 pub fn ended<M: Memory>(mem: &M, peer: Word) -> Option<Ended> {
     // pairs with `Memory::settle`.
     let fate = Fate::of(mem.load(Word::Fate, Load::Acquire));

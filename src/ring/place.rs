@@ -44,10 +44,11 @@ impl Arena {
         end - self.freed <= self.size
     }
 
-    /// Whether it is time to look if the arena can be started from the front.
+    /// Whether it is time to look if the arena can be started from the front: also if the last look
+    /// was taken further on, for claims that were never published.
     #[inline]
     pub(super) fn far(&self, end: u64) -> bool {
-        end - self.looked > FRONT.min(self.size / 4)
+        end.wrapping_sub(self.looked) > FRONT.min(self.size / 4)
     }
 
     /// Notes that a look was taken at this place.
@@ -63,7 +64,7 @@ impl Arena {
     }
 
     /// Remembers the place behind a ticket.
-    #[inline]
+    #[inline(always)]
     pub(super) fn set_end(&mut self, ticket: u64, place: u64) {
         *self.end_mut(ticket) = place;
     }
@@ -81,7 +82,7 @@ impl Arena {
         tickets.find(|ticket| end.saturating_sub(*self.end_mut(*ticket)) <= size).unwrap_or(last)
     }
 
-    #[inline]
+    #[inline(always)]
     fn end_mut(&mut self, ticket: u64) -> &mut u64 {
         let mask = self.ends.len() as u64 - 1;
         #[expect(clippy::cast_possible_truncation, reason = "masked by the number of slots")]

@@ -105,7 +105,7 @@ impl<M: Memory> Producer<M> {
     /// # Errors
     ///
     /// [`Refusal`]; nothing has changed but what is known of the peer's head.
-    #[inline]
+    #[inline(always)]
     pub fn claim(&mut self, from: Cursor, len: usize) -> Result<Claim, Refusal> {
         self.claim_ticket(from)?;
         if len > INLINE {
@@ -125,7 +125,7 @@ impl<M: Memory> Producer<M> {
         self.claim_place(from, len)
     }
 
-    #[inline]
+    #[inline(always)]
     fn claim_ticket(&mut self, from: Cursor) -> Result<(), Refusal> {
         if from.ticket > LAST_TICKET {
             return Err(Refusal::Exhausted);
@@ -140,7 +140,7 @@ impl<M: Memory> Producer<M> {
     }
 
     /// Marks a claim's slot as being written. Comes before the first write to it.
-    #[inline]
+    #[inline(always)]
     pub fn open(&self, claim: &Claim) {
         self.mem.store_slot(claim.ticket, Field::Stamp, writing(claim.ticket), Store::Relaxed);
         // pairs with the fence in `Consumer::verify`.
@@ -152,7 +152,7 @@ impl<M: Memory> Producer<M> {
     /// # Errors
     ///
     /// [`OutOfBounds`] if they do not fit into the claim.
-    #[inline]
+    #[inline(always)]
     pub fn write(&self, claim: &Claim, at: usize, bytes: &[u8], tail: Tail) -> Result<(), OutOfBounds> {
         match at.checked_add(bytes.len()) {
             Some(end) if end <= claim.len => self.mem.copy_in(claim.span, at, bytes, tail),
@@ -166,7 +166,7 @@ impl<M: Memory> Producer<M> {
     }
 
     /// Describes a written claim: its kind, its final length, its tag. Still private.
-    #[inline]
+    #[inline(always)]
     pub fn describe(&mut self, claim: &Claim, kind: Kind, len: usize, tag: u64) {
         let place = match claim.span {
             Span::Slot(_) => 0,
@@ -185,7 +185,7 @@ impl<M: Memory> Producer<M> {
     /// Commits every described claim up to `to`, and wakes the consumer if it sleeps.
     ///
     /// `unfinished` says that the last of them leaves a message unfinished.
-    #[inline]
+    #[inline(always)]
     pub fn publish(&mut self, to: Cursor, unfinished: bool) {
         for ticket in self.next.ticket..to.ticket {
             // pairs with the Acquire load in `Consumer::arrival`.
@@ -199,7 +199,7 @@ impl<M: Memory> Producer<M> {
     }
 
     /// How this direction has ended, if it has.
-    #[inline]
+    #[inline(always)]
     pub fn ended(&self) -> Option<Ended> {
         ended(&self.mem, Word::ConsumerMark)
     }
@@ -226,6 +226,7 @@ impl<M: Memory> Producer<M> {
         super::close(&self.mem, Word::ProducerMark, Flag::Consumer);
     }
 
+    #[inline(never)]
     fn claim_place(&mut self, mut from: Cursor, len: usize) -> Result<Claim, Refusal> {
         let bytes = len as u64;
         if bytes > self.mem.arena() {

@@ -35,7 +35,7 @@ pub(super) unsafe fn copy_in(base: NonNull<u8>, at: usize, bytes: &[u8], tail: T
     let word = |index: usize| unsafe { word_at(base, index) };
     let mut index = at / WORD;
     let mut rest = bytes;
-    if at % WORD != 0 {
+    if at % WORD != 0 && !bytes.is_empty() {
         let (first, after) = rest.split_at(rest.len().min(WORD - at % WORD));
         patch(word(index), at % WORD, first, after.is_empty() && tail == Tail::Zero);
         index += 1;
@@ -161,7 +161,8 @@ mod tests {
                 for tail in [Tail::Zero, Tail::Keep] {
                     let pages = shared((at + len) / 8 + 3);
                     let base = NonNull::from(&pages[0]).cast::<u8>();
-                    let bytes: Vec<u8> = (0..len).map(|i| (i * 7 + at) as u8).collect();
+                    let bytes: Vec<u8> =
+                        (0..len).map(|i| u8::try_from((i * 7 + at) % 256).unwrap()).collect();
                     let mut back = vec![0; len];
                     // SAFETY: `pages` has more than `at + len` bytes and lives on.
                     unsafe { copy_in(base, at, &bytes, tail) };

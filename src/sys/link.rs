@@ -218,12 +218,7 @@ impl Watched for Link {
 
 impl AsFd for Link {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match self.watch.get() {
-            Some(watch) => watch.as_fd(),
-            // SAFETY: never reached, since `establish` sets the watch before anyone has the link; -1
-            // is no valid descriptor, so standard error stands in.
-            None => unsafe { BorrowedFd::borrow_raw(2) },
-        }
+        self.watch.get().expect("a link is watched from the start").as_fd()
     }
 }
 

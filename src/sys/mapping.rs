@@ -10,8 +10,8 @@
 //!
 //! # Proof
 //!
-//! `tests/memory.rs` calls everything with absurd arguments, between two guard checks of the bytes
-//! around each part.
+//! `mapping/tests.rs` calls everything with absurd arguments, as `tests/memory.rs` does with private
+//! memory, and looks at the bytes between the parts.
 
 use std::fmt;
 use std::ptr::NonNull;
@@ -300,3 +300,6 @@ impl fmt::Debug for Mapping {
         f.debug_struct("Mapping").field("link", &self.link).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

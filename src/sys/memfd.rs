@@ -112,7 +112,7 @@ pub(crate) fn verify(fd: BorrowedFd<'_>, len: usize) -> Result<(), BadMemfd> {
     })?;
     judge_seals(seals)?;
     judge_file(&stat(fd)?, len)?;
-    if file_system(fd)? != libc::TMPFS_MAGIC {
+    if file_system(fd)? != TMPFS_MAGIC {
         return Err(BadMemfd::NotTmpfs);
     }
     Ok(())
@@ -120,6 +120,8 @@ pub(crate) fn verify(fd: BorrowedFd<'_>, len: usize) -> Result<(), BadMemfd> {
 
 /// What the file is called in `/proc/<pid>/maps`.
 const NAME: &CStr = c"narrows";
+/// The C libraries differ in the type, so it is compared as 64 bits.
+const TMPFS_MAGIC: u64 = 0x0102_1994;
 const FIXED: i32 = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
 const READ_ONLY: i32 = libc::F_SEAL_WRITE | libc::F_SEAL_FUTURE_WRITE;
 
@@ -188,14 +190,14 @@ fn stat(fd: BorrowedFd<'_>) -> Result<libc::stat, BadMemfd> {
     Ok(unsafe { stat.assume_init() })
 }
 
-fn file_system(fd: BorrowedFd<'_>) -> Result<libc::__fsword_t, BadMemfd> {
+fn file_system(fd: BorrowedFd<'_>) -> Result<u64, BadMemfd> {
     let mut stat = MaybeUninit::<libc::statfs>::uninit();
     // SAFETY: fills the local struct.
     if unsafe { libc::fstatfs(fd.as_raw_fd(), stat.as_mut_ptr()) } != 0 {
         return Err(last());
     }
     // SAFETY: `fstatfs` succeeded, so it filled the struct.
-    Ok(unsafe { stat.assume_init() }.f_type)
+    Ok(unsafe { stat.assume_init() }.f_type as u64)
 }
 
 fn last() -> BadMemfd {
@@ -294,7 +296,8 @@ mod tests {
     fn the_file_is_closed_on_exec_and_not_executable() {
         let fd = create(LEN).expect("memfd");
         // SAFETY: only asks.
-        assert_eq!(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFD) }, libc::FD_CLOEXEC);
+        let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFD) };
+        assert_eq!(flags, libc::FD_CLOEXEC);
         let mode = stat(fd.as_fd()).expect("stat").st_mode;
         let modern = seals(fd.as_fd()).expect("seals") & libc::F_SEAL_EXEC != 0;
         assert!(!modern || mode & 0o111 == 0);

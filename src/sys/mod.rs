@@ -19,7 +19,6 @@
 //! # Proof
 //!
 //! Real kernel, real forks: the tests at the bottom of each file.
-#![allow(dead_code, unreachable_pub)]
 
 pub(crate) mod borrow;
 pub(crate) mod call;

@@ -86,7 +86,7 @@ impl Pidfd {
         // SAFETY: both calls fill local structs, and each is read only after its call succeeded.
         unsafe {
             if libc::fstatfs(fd, file_system.as_mut_ptr()) != 0
-                || file_system.assume_init().f_type != PIDFS_MAGIC
+                || file_system.assume_init().f_type as u64 != PIDFS_MAGIC
                 || libc::fstat(fd, file.as_mut_ptr()) != 0
             {
                 return None;
@@ -102,7 +102,8 @@ impl AsFd for Pidfd {
     }
 }
 
-const PIDFS_MAGIC: libc::__fsword_t = 0x5049_4446;
+/// The C libraries differ in the type, so it is compared as 64 bits.
+const PIDFS_MAGIC: u64 = 0x5049_4446;
 
 /// The pidfds in use. It belongs to one process: a fork begins with an empty one, so that neither
 /// a lock that was held meanwhile nor the parent's entries matter there.

@@ -18,7 +18,9 @@ use std::mem::ManuallyDrop;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 
-use memmap2::{Advice, MmapMut, MmapOptions, MmapRaw};
+#[cfg(test)]
+use memmap2::MmapMut;
+use memmap2::{Advice, MmapOptions, MmapRaw};
 
 use super::call;
 use super::fork::Canary;
@@ -50,6 +52,7 @@ impl Region {
     /// # Errors
     ///
     /// `len` is 0, or a system call failed.
+    #[cfg(test)]
     pub(crate) fn anonymous(len: usize) -> io::Result<Self> {
         let map = MmapMut::map_anon(not_empty(len)?);
         Self::of(map.map_err(|e| call::named("mmap", e))?.into())

@@ -131,17 +131,19 @@ mod tests {
 
     #[test]
     fn a_child_inherits_the_one_socket() {
-        let (ours, theirs) = pair().expect("pair");
-        let fd = theirs.as_raw_fd();
-        let mut command = shell(format!("test -S /proc/self/fd/{fd} && echo hello >&{fd}"));
-        inherit(&mut command, fd, socket_inode(theirs.as_fd()).expect("socket"));
-        let mut child = command.spawn().expect("spawns");
-        drop(theirs);
-        assert!(child.wait().expect("ends").success());
-        assert!(wait_ready(ours.as_fd(), Readiness::Readable, None).expect("polls"));
-        let mut buffer = [0; 8];
-        assert_eq!(read(ours.as_fd(), &mut buffer).expect("reads"), Transfer::Bytes(6));
-        assert_eq!(read(ours.as_fd(), &mut buffer).expect("reads"), Transfer::Closed);
+        in_child(|| {
+            let (ours, theirs) = pair().expect("pair");
+            let fd = theirs.as_raw_fd();
+            let mut command = shell(format!("test -S /proc/self/fd/{fd} && echo hello >&{fd}"));
+            inherit(&mut command, fd, socket_inode(theirs.as_fd()).expect("socket"));
+            let mut child = command.spawn().expect("spawns");
+            drop(theirs);
+            assert!(child.wait().expect("ends").success());
+            assert!(wait_ready(ours.as_fd(), Readiness::Readable, None).expect("polls"));
+            let mut buffer = [0; 8];
+            assert_eq!(read(ours.as_fd(), &mut buffer).expect("reads"), Transfer::Bytes(6));
+            assert_eq!(read(ours.as_fd(), &mut buffer).expect("reads"), Transfer::Closed);
+        });
     }
 
     #[test]

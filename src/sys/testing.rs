@@ -1,12 +1,19 @@
 //! Forked children and open descriptors, for the tests of this directory.
+//!
+//! Tests run at once in one process, and each fork copies the descriptors of them all. So a test
+//! that closes a socket and wants the other end to see it, or that counts descriptors, runs in a
+//! child of its own: [`in_child`].
 
-use std::io;
+use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// Long enough for any machine; a test ends as soon as its condition holds.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// After so many seconds a child ends by itself.
+const TOO_LONG: u32 = 120;
 
 /// A forked child that is killed and reaped when it is dropped.
 pub(crate) struct Forked {
@@ -21,16 +28,28 @@ pub(crate) fn fork(body: impl FnOnce() -> i32) -> Forked {
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0, "fork: {}", io::Error::last_os_error());
     if pid == 0 {
-        let code = catch_unwind(AssertUnwindSafe(body)).unwrap_or(101);
+        // If a test fails, nobody may be left to end the children of its child.
+        // SAFETY: only sets a timer, whose signal ends the process.
+        unsafe { libc::alarm(TOO_LONG) };
+        let code = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|cause| {
+            let text = cause.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| cause.downcast_ref().copied()).unwrap_or("a panic");
+            // What the test harness captures is lost with the child.
+            let _ = io::stderr().write_all(format!("in a forked child: {text}\n").as_bytes());
+            101
+        });
         // SAFETY: ends the child without running what the parent registered for its own end.
         unsafe { libc::_exit(code) };
     }
     Forked { pid, reaped: false }
 }
 
-/// Runs `body` in a forked child and wants it to return.
+/// Runs `body` in a forked child without the descriptors of this process, and wants it to return.
 pub(crate) fn in_child(body: impl FnOnce()) {
     let child = fork(|| {
+        // SAFETY: what owns these descriptors belongs to the other tests, whose threads do not
+        // exist here; `body` brings none of them.
+        unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
         body();
         0
     });

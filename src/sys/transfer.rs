@@ -83,12 +83,15 @@ pub(crate) fn receive_with_fds(fd: BorrowedFd<'_>, into: &mut [u8]) -> io::Resul
     let transfer = outcome("recvmsg", into.len(), || {
         set_control(&mut message, control.as_mut_bytes());
         // SAFETY: the message names `into` and `control`, which both outlive the call.
-        unsafe { libc::recvmsg(fd.as_raw_fd(), &mut message, flags) }
+        let got = unsafe { libc::recvmsg(fd.as_raw_fd(), &mut message, flags) };
+        if got < 0 {
+            set_control(&mut message, &mut []);
+        }
+        got
     })?;
-    // Before a message came, the length is that of the buffer, and the buffer is all zeros.
-    let filled = if transfer == Transfer::WouldBlock { 0 } else { control_len(&message) };
-    // SAFETY: `recvmsg` has just filled the buffer up to there, and this is the only take.
-    let taken = unsafe { control.take(filled) };
+    // SAFETY: `recvmsg` has just filled the buffer up to this length, which is 0 if it failed; and
+    // this is the only take.
+    let taken = unsafe { control.take(control_len(&message)) };
     Ok(Received {
         transfer,
         fds: taken.fds,
@@ -123,12 +126,14 @@ fn empty_message(part: &mut libc::iovec) -> libc::msghdr {
     message
 }
 
+#[allow(clippy::useless_conversion, reason = "the C libraries differ in the type of the length")]
 fn set_control(message: &mut libc::msghdr, control: &mut [u8]) {
     message.msg_control = control.as_mut_ptr().cast();
-    // The C libraries differ in the type; the buffer is far smaller than any of them.
+    // The buffer is far smaller than any of them.
     message.msg_controllen = control.len().try_into().unwrap_or_default();
 }
 
+#[allow(clippy::useless_conversion, reason = "the C libraries differ in the type of the length")]
 fn control_len(message: &libc::msghdr) -> usize {
     message.msg_controllen.try_into().unwrap_or_default()
 }
@@ -161,19 +166,21 @@ mod tests {
 
     #[test]
     fn bytes_go_over_and_the_end_is_told() {
-        let (a, b) = pair().expect("pair");
-        let mut buffer = [0; 8];
-        assert_eq!(read(a.as_fd(), &mut buffer).expect("reads"), Transfer::WouldBlock);
-        assert_eq!(write(b.as_fd(), b"abc").expect("writes"), Transfer::Bytes(3));
-        assert_eq!(read(a.as_fd(), &mut []).expect("reads"), Transfer::Bytes(0));
-        assert_eq!(read(a.as_fd(), &mut buffer).expect("reads"), Transfer::Bytes(3));
-        assert_eq!(&buffer[..3], b"abc");
-        while write(b.as_fd(), &[0; 4096]).expect("writes") != Transfer::WouldBlock {}
-        drop(a);
-        assert_eq!(write(b.as_fd(), b"abc").expect("told"), Transfer::Closed);
-        assert_eq!(read(b.as_fd(), &mut buffer).expect("told"), Transfer::Closed);
-        let end = receive_with_fds(b.as_fd(), &mut buffer).expect("told");
-        assert!(end.transfer == Transfer::Closed && end.fds.is_empty() && !end.truncated);
+        in_child(|| {
+            let (a, b) = pair().expect("pair");
+            let mut buffer = [0; 8];
+            assert_eq!(read(a.as_fd(), &mut buffer).expect("reads"), Transfer::WouldBlock);
+            assert_eq!(write(b.as_fd(), b"abc").expect("writes"), Transfer::Bytes(3));
+            assert_eq!(read(a.as_fd(), &mut []).expect("reads"), Transfer::Bytes(0));
+            assert_eq!(read(a.as_fd(), &mut buffer).expect("reads"), Transfer::Bytes(3));
+            assert_eq!(&buffer[..3], b"abc");
+            while write(b.as_fd(), &[0; 4096]).expect("writes") != Transfer::WouldBlock {}
+            drop(a);
+            assert_eq!(write(b.as_fd(), b"abc").expect("told"), Transfer::Closed);
+            assert_eq!(read(b.as_fd(), &mut buffer).expect("told"), Transfer::Closed);
+            let end = receive_with_fds(b.as_fd(), &mut buffer).expect("told");
+            assert!(end.transfer == Transfer::Closed && end.fds.is_empty() && !end.truncated);
+        });
     }
 
     #[test]
@@ -241,20 +248,22 @@ mod tests {
 
     #[test]
     fn the_sender_is_named_while_it_lives() {
-        let (a, b) = pair().expect("pair");
-        want_pidfd(b.as_fd());
-        write(a.as_fd(), b"x").expect("writes");
-        let mut received = receive_with_fds(b.as_fd(), &mut [0; 8]).expect("receives");
-        // Not there before Linux 6.5.
-        let Some(pidfd) = received.pidfd.take() else {
-            return;
-        };
-        assert!(!pidfd.exited() && received.fds.is_empty());
-        let child = fork(|| i32::from(write(a.as_fd(), b"y").is_err()));
-        assert_eq!(child.wait(), 0);
-        assert!(eventually(|| crate::sys::wait::is_readable(b.as_fd()).expect("polls")));
-        let received = receive_with_fds(b.as_fd(), &mut [0; 8]).expect("receives");
-        assert_eq!(received.transfer, Transfer::Bytes(1));
-        assert!(received.pidfd.is_none(), "dead already");
+        in_child(|| {
+            let (a, b) = pair().expect("pair");
+            want_pidfd(b.as_fd());
+            write(a.as_fd(), b"x").expect("writes");
+            let mut received = receive_with_fds(b.as_fd(), &mut [0; 8]).expect("receives");
+            // Not there before Linux 6.5.
+            let Some(pidfd) = received.pidfd.take() else {
+                return;
+            };
+            assert!(!pidfd.exited() && received.fds.is_empty());
+            let child = fork(|| i32::from(write(a.as_fd(), b"y").is_err()));
+            assert_eq!(child.wait(), 0);
+            assert!(eventually(|| crate::sys::wait::is_readable(b.as_fd()).expect("polls")));
+            let received = receive_with_fds(b.as_fd(), &mut [0; 8]).expect("receives");
+            assert_eq!(received.transfer, Transfer::Bytes(1));
+            assert!(received.pidfd.is_none(), "dead already");
+        });
     }
 }

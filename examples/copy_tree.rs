@@ -1,0 +1,317 @@
+//! Copies a directory tree from one process to another: one reads it, the other writes it.
+//!
+//! ```sh
+//! cargo run --release --example copy_tree FROM TO
+//! ```
+//!
+//! TO must not exist or be empty. Copied are directories, files, symbolic links and the permissions
+//! (not set-user-id and its like); anything else is named and left out.
+//!
+//! The program starts itself as the writing process. Each message is one frame: its tag says what
+//! it is, and what is short beside; its bytes are the path or the content.
+//!
+//! ```text
+//!   reader                                  writer
+//!     DIR, mode   "src"                ─▶     mkdir
+//!     FILE, mode  "src/lib.rs"         ─▶     create
+//!     DATA        up to 1 MiB          ─▶     write, any number of times
+//!     CHECK, checksum                  ─▶     compare, close
+//!     LINK        "latest\0src"        ─▶     symlink
+//!     END                              ─▶     permissions of the directories
+//!                                      ◀─   DONE, or FAILED with the reason
+//! ```
+//!
+//! The writer does not trust the reader: it makes things only in TO and in directories that it made
+//! there itself, never through a link, and never over something that is there.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::error::Error;
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::path::{Component, Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use narrows::SharedMemoryStream;
+use walkdir::{DirEntry, WalkDir};
+
+/// Copies a directory tree from one process to another, through shared memory.
+#[derive(Parser)]
+struct Args {
+    /// The directory to read
+    from: PathBuf,
+    /// The directory to write; it must not exist or be empty
+    to: PathBuf,
+    #[arg(long, hide = true)]
+    writer: bool,
+}
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let done = if args.writer { write_for_parent(&args.to) } else { copy(&args) };
+    done.unwrap_or_else(|error| {
+        eprintln!("{}: {error}", if args.writer { "writer" } else { "error" });
+        ExitCode::FAILURE
+    })
+}
+
+// What a frame is: the low half of its tag. The high half is the mode, or the checksum.
+const DIR: u32 = 1;
+const FILE: u32 = 2;
+const DATA: u32 = 3;
+const CHECK: u32 = 4;
+const LINK: u32 = 5;
+const END: u32 = 6;
+const DONE: u32 = 7;
+const FAILED: u32 = 8;
+
+const CHUNK: usize = 1 << 20;
+
+fn tag(kind: u32, value: u32) -> u64 {
+    u64::from(value) << 32 | u64::from(kind)
+}
+
+fn parts(tag: u64) -> (u32, u32) {
+    ((tag & 0xffff_ffff) as u32, (tag >> 32) as u32)
+}
+
+// ---- The reading process ----
+
+fn copy(args: &Args) -> Outcome<ExitCode> {
+    let entries = list(&args.from)?;
+    let mut command = Command::new(env::current_exe()?);
+    command.arg("--writer").arg("--").args([&args.from, &args.to]);
+    let (mut child, mut stream) = SharedMemoryStream::spawn(command)?;
+
+    let mut reader = Reader::new(&args.from, &entries);
+    let start = Instant::now();
+    let sent = reader.send_all(&mut stream, &entries);
+    let done = sent.and_then(|()| Ok(stream.send_tagged(&[], tag(END, 0))?));
+    let result = last_word(&mut stream, done);
+    reader.bar.finish_and_clear();
+    drop(stream);
+    let status = child.wait()?;
+    if status.code().is_none() {
+        return Err(format!("the writing process was killed ({status})").into());
+    }
+    result?;
+    let (seconds, bytes) = (start.elapsed().as_secs_f64(), reader.bytes);
+    let rate = bytes as f64 / 1e6 / seconds;
+    println!("{} files, {bytes} bytes, {seconds:.2} s, {rate:.0} MB/s", reader.files);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Everything below a directory; a directory stands before what is in it.
+fn list(from: &Path) -> Outcome<Vec<DirEntry>> {
+    if !fs::metadata(from).map_err(|error| at(from, error))?.is_dir() {
+        return Err(format!("{} is not a directory", from.display()).into());
+    }
+    Ok(WalkDir::new(from).min_depth(1).sort_by_file_name().into_iter().collect::<Result<_, _>>()?)
+}
+
+/// The error to tell when the writer gave up is the writer's own, not that it hung up.
+fn last_word(stream: &mut SharedMemoryStream, sent: Outcome<()>) -> Outcome<()> {
+    if let Err(error) = &sent {
+        if !error.is::<narrows::SendError>() {
+            return sent;
+        }
+    }
+    let mut text = Vec::new();
+    let answer = stream.recv_into(&mut text)?;
+    match parts(answer.tag).0 {
+        DONE => sent,
+        FAILED => Err(format!("the writer: {}", String::from_utf8_lossy(&text)).into()),
+        kind => Err(format!("the writer sent a frame of kind {kind}").into()),
+    }
+}
+
+struct Reader<'a> {
+    from: &'a Path,
+    bar: ProgressBar,
+    buffer: Vec<u8>,
+    files: u64,
+    bytes: u64,
+}
+
+impl<'a> Reader<'a> {
+    fn new(from: &'a Path, entries: &[DirEntry]) -> Self {
+        let sizes = entries.iter().filter(|entry| entry.file_type().is_file());
+        let total = sizes.filter_map(|entry| Some(entry.metadata().ok()?.len())).sum();
+        let style = ProgressStyle::with_template("{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
+        let bar = ProgressBar::new(total).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        Self { from, bar, buffer: vec![0; CHUNK], files: 0, bytes: 0 }
+    }
+
+    fn send_all(&mut self, stream: &mut SharedMemoryStream, entries: &[DirEntry]) -> Outcome<()> {
+        for entry in entries {
+            let path = entry.path();
+            let name = path.strip_prefix(self.from)?.as_os_str().as_bytes();
+            match entry.file_type() {
+                kind if kind.is_dir() => {
+                    let mode = entry.metadata()?.permissions().mode();
+                    stream.send_tagged(name, tag(DIR, mode))?;
+                }
+                kind if kind.is_file() => self.send_file(stream, path, name)?,
+                kind if kind.is_symlink() => {
+                    let target = fs::read_link(path).map_err(|error| at(path, error))?;
+                    let both = [name, target.as_os_str().as_bytes()].join(&0);
+                    stream.send_tagged(&both, tag(LINK, 0))?;
+                }
+                _ => self.bar.suspend(|| eprintln!("left out, neither file nor link: {}", path.display())),
+            }
+        }
+        Ok(())
+    }
+
+    fn send_file(&mut self, stream: &mut SharedMemoryStream, path: &Path, name: &[u8]) -> Outcome<()> {
+        let mut file = File::open(path).map_err(|error| at(path, error))?;
+        let mode = file.metadata()?.permissions().mode();
+        stream.send_tagged(name, tag(FILE, mode))?;
+        let mut checksum = crc32fast::Hasher::new();
+        loop {
+            let len = file.read(&mut self.buffer).map_err(|error| at(path, error))?;
+            if len == 0 {
+                break;
+            }
+            checksum.update(&self.buffer[..len]);
+            stream.send_tagged(&self.buffer[..len], tag(DATA, 0))?;
+            self.bar.inc(len as u64);
+            self.bytes += len as u64;
+        }
+        self.files += 1;
+        Ok(stream.send_tagged(&[], tag(CHECK, checksum.finalize()))?)
+    }
+}
+
+// ---- The writing process ----
+
+fn write_for_parent(to: &Path) -> Outcome<ExitCode> {
+    let mut stream = SharedMemoryStream::from_parent()?;
+    let Err(error) = Writer::new(to).and_then(|mut writer| writer.receive_all(&mut stream)) else {
+        stream.send_tagged(&[], tag(DONE, 0))?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    // The reader tells the user; if it is gone, this process does.
+    let told = stream.send_tagged(error.to_string().as_bytes(), tag(FAILED, 0));
+    if told.is_ok() { Ok(ExitCode::FAILURE) } else { Err(error) }
+}
+
+struct Writer<'a> {
+    to: &'a Path,
+    /// The directories that were made, and the modes that they get in the end.
+    made: BTreeMap<PathBuf, u32>,
+    open: Option<Open>,
+}
+
+struct Open {
+    path: PathBuf,
+    file: File,
+    checksum: crc32fast::Hasher,
+}
+
+impl<'a> Writer<'a> {
+    fn new(to: &'a Path) -> Outcome<Self> {
+        match fs::create_dir(to) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => (),
+            made => made.map_err(|error| at(to, error))?,
+        }
+        if fs::read_dir(to).map_err(|error| at(to, error))?.next().is_some() {
+            return Err(format!("{} is not empty", to.display()).into());
+        }
+        Ok(Self { to, made: BTreeMap::new(), open: None })
+    }
+
+    fn receive_all(&mut self, stream: &mut SharedMemoryStream) -> Outcome<()> {
+        let mut frame = Vec::new();
+        loop {
+            let (kind, value) = parts(stream.recv_into(&mut frame)?.tag);
+            match (kind, self.open.take()) {
+                (DIR, None) => self.make_dir(&frame, value)?,
+                (FILE, None) => self.open = Some(self.create(&frame, value)?),
+                (DATA, Some(open)) => self.open = Some(open.write(&frame)?),
+                (CHECK, Some(open)) => open.check(value)?,
+                (LINK, None) => self.link(&frame)?,
+                (END, None) => return self.finish(),
+                _ => return Err(format!("a frame of kind {kind} is out of place").into()),
+            }
+        }
+    }
+
+    fn make_dir(&mut self, name: &[u8], mode: u32) -> Outcome<()> {
+        let path = self.place(name)?;
+        DirBuilder::new().mode(0o700).create(&path).map_err(|error| at(&path, error))?;
+        self.made.insert(path, mode);
+        Ok(())
+    }
+
+    fn create(&self, name: &[u8], mode: u32) -> Outcome<Open> {
+        let path = self.place(name)?;
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create_new(true).mode(0o600).open(&path);
+        let file = file.map_err(|error| at(&path, error))?;
+        file.set_permissions(permissions(mode)).map_err(|error| at(&path, error))?;
+        Ok(Open { path, file, checksum: crc32fast::Hasher::new() })
+    }
+
+    fn link(&self, both: &[u8]) -> Outcome<()> {
+        let mut halves = both.splitn(2, |byte| *byte == 0);
+        let (Some(name), Some(target)) = (halves.next(), halves.next()) else {
+            return Err("a link without a target".into());
+        };
+        let path = self.place(name)?;
+        symlink(OsStr::from_bytes(target), &path).map_err(|error| at(&path, error))?;
+        Ok(())
+    }
+
+    /// Inner directories first: one that becomes closed to us hides what is in it.
+    fn finish(&self) -> Outcome<()> {
+        for (path, mode) in self.made.iter().rev() {
+            fs::set_permissions(path, permissions(*mode)).map_err(|error| at(path, error))?;
+        }
+        Ok(())
+    }
+
+    /// Where a name of the reader's stands: in TO or in a directory that was made here. As links
+    /// are not among these, nothing is ever written through one.
+    fn place(&self, name: &[u8]) -> Outcome<PathBuf> {
+        let name = Path::new(OsStr::from_bytes(name));
+        let plain = name.components().all(|part| matches!(part, Component::Normal(_)));
+        let path = self.to.join(name);
+        let known = path.parent().is_some_and(|parent| parent == self.to || self.made.contains_key(parent));
+        if !plain || !known || name.as_os_str().is_empty() {
+            return Err(format!("refused to write outside of the directory: {name:?}").into());
+        }
+        Ok(path)
+    }
+}
+
+impl Open {
+    fn write(mut self, bytes: &[u8]) -> Outcome<Self> {
+        self.checksum.update(bytes);
+        self.file.write_all(bytes).map_err(|error| at(&self.path, error))?;
+        Ok(self)
+    }
+
+    fn check(self, expected: u32) -> Outcome<()> {
+        if self.checksum.finalize() == expected {
+            return Ok(());
+        }
+        Err(format!("{}: the checksum is wrong", self.path.display()).into())
+    }
+}
+
+fn permissions(mode: u32) -> Permissions {
+    Permissions::from_mode(mode & 0o777)
+}
+
+fn at(path: &Path, error: io::Error) -> String {
+    format!("{}: {error}", path.display())
+}

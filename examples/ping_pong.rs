@@ -1,0 +1,272 @@
+//! How fast two processes exchange messages: round trips, then a flood one way, at several sizes.
+//!
+//! ```sh
+//! cargo run --release --example ping_pong
+//! ```
+//!
+//! The program starts itself as the second process and hands it one end of a new connection.
+//!
+//! Every byte of every message is checked. Payloads are pieces of one block of random bytes, which
+//! both processes make from the same seed; a message's index chooses its piece, so that a lost, a
+//! torn or a repeated message never matches. What is timed:
+//!
+//! - a round trip: one `send` and one `recv_into`, and reading the clock. The echo is checked
+//!   afterwards, outside of the time.
+//! - the flood: from the first `send` until the second process has answered that it received and
+//!   checked everything, so its checks are inside of the time.
+
+use std::env;
+use std::error::Error;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use clap::{Parser, ValueEnum};
+use hdrhistogram::Histogram;
+use narrows::{Options, RecvError, SharedMemoryStream, WaitStrategy};
+
+/// Measures messages between two processes: round trips and a one-way flood.
+#[derive(Parser)]
+struct Args {
+    /// Sizes of the messages, such as 100, 64KiB or 10MiB
+    #[arg(long, value_delimiter = ',', value_parser = size, default_value = "8,64,1KiB,64KiB,1MiB,10MiB")]
+    sizes: Vec<usize>,
+    /// Milliseconds for each of the two measurements of a row
+    #[arg(long, default_value_t = 750)]
+    millis: u64,
+    /// What a call does while it waits
+    #[arg(long, value_enum, default_value = "adaptive")]
+    wait: Wait,
+    /// The CPUs of the two processes, such as 0,1 (needs the command `taskset`)
+    #[arg(long, value_delimiter = ',', num_args = 1)]
+    pin: Vec<u32>,
+    /// What the payloads are made from
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Give the second process one wrong bit, to see that the checks find it
+    #[arg(long)]
+    spoil: bool,
+    #[arg(long, hide = true)]
+    second: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Wait {
+    Park,
+    Adaptive,
+    Spin,
+}
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let done = if args.second { second(&args) } else { first(&args) };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{}: {error}", if args.second { "second process" } else { "error" });
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Starts the second process, measures, and waits for its end.
+fn first(args: &Args) -> Outcome<()> {
+    let payloads = Payloads::new(args);
+    let (mut child, mut stream) = args.options().spawn(args.second_command()?)?;
+    let measured = measure(args, &payloads, &mut stream);
+    drop(stream); // Now the second process ends too.
+    let status = child.wait()?;
+    match (measured, status.success()) {
+        (Err(error), false) => Err(format!("the second process failed ({status}): {error}").into()),
+        (Ok(()), false) => Err(format!("the second process failed ({status})").into()),
+        (measured, true) => measured,
+    }
+}
+
+/// Echoes pings, checks floods, and ends when the first process closes.
+fn second(args: &Args) -> Outcome<()> {
+    let mut stream = args.options().from_parent()?;
+    let mut payloads = Payloads::new(args);
+    payloads.block[0] ^= u8::from(args.spoil);
+    let (mut buffer, mut count, mut bytes) = (Vec::new(), 0, 0);
+    loop {
+        let tag = match stream.recv_into(&mut buffer) {
+            Err(RecvError::Disconnected) => return Ok(()),
+            received => received?.tag,
+        };
+        match tag {
+            PING => stream.send(&buffer)?,
+            END => {
+                stream.send_tagged(&[], bytes)?;
+                (count, bytes) = (0, 0);
+            }
+            index => {
+                payloads.check(count, buffer.len(), &buffer, index)?;
+                count += 1;
+                bytes += buffer.len() as u64;
+            }
+        }
+    }
+}
+
+/// The tag of a message to be echoed.
+const PING: u64 = u64::MAX;
+
+/// The tag that ends a flood; those of its messages are their indices.
+const END: u64 = u64::MAX - 1;
+
+fn measure(args: &Args, payloads: &Payloads, stream: &mut SharedMemoryStream) -> Outcome<()> {
+    let time = Duration::from_millis(args.millis);
+    println!("              round trip, us                                 flood, one way");
+    println!("    size         p50       p99     p99.9       max       messages/s      GB/s");
+    for &size in &args.sizes {
+        round_trips(payloads, stream, size, time / 10)?; // Warms up.
+        let trips = round_trips(payloads, stream, size, time)?;
+        let rate = flood(payloads, stream, size, time)?;
+        let micros = |quantile| trips.value_at_quantile(quantile) as f64 / 1e3;
+        println!(
+            "{:>8}  {:>10.2}{:>10.2}{:>10.2}{:>10.1}  {rate:>15.0}{:>10.3}",
+            name(size),
+            micros(0.5),
+            micros(0.99),
+            micros(0.999),
+            trips.max() as f64 / 1e3,
+            rate * size as f64 / 1e9,
+        );
+    }
+    Ok(())
+}
+
+/// Nanoseconds of each round trip.
+fn round_trips(
+    payloads: &Payloads,
+    stream: &mut SharedMemoryStream,
+    size: usize,
+    time: Duration,
+) -> Outcome<Histogram<u64>> {
+    let mut nanos = Histogram::new(3)?;
+    let mut echo = Vec::new();
+    let start = Instant::now();
+    for index in 0.. {
+        let payload = payloads.get(index, size);
+        let began = Instant::now();
+        stream.send_tagged(payload, PING)?;
+        stream.recv_into(&mut echo)?;
+        let took = began.elapsed();
+        payloads.check(index, size, &echo, index as u64)?;
+        nanos.record(u64::try_from(took.as_nanos())?)?;
+        if start.elapsed() >= time {
+            break;
+        }
+    }
+    Ok(nanos)
+}
+
+/// Messages per second.
+fn flood(payloads: &Payloads, stream: &mut SharedMemoryStream, size: usize, time: Duration) -> Outcome<f64> {
+    let start = Instant::now();
+    let mut sent = 0;
+    // Looking at the clock costs as much as a small message.
+    while sent % 16 != 0 || start.elapsed() < time {
+        stream.send_tagged(payloads.get(sent, size), sent as u64)?;
+        sent += 1;
+    }
+    stream.send_tagged(&[], END)?;
+    let arrived = stream.recv(&mut [])?.tag;
+    let took = start.elapsed();
+    if arrived != (sent * size) as u64 {
+        return Err(format!("of {} bytes, {arrived} arrived", sent * size).into());
+    }
+    Ok(sent as f64 / took.as_secs_f64())
+}
+
+/// Payloads by index, alike in both processes.
+struct Payloads {
+    block: Vec<u8>,
+}
+
+impl Payloads {
+    /// How many payloads of a size there are.
+    const COUNT: usize = 251;
+    /// Bytes between their beginnings: a cache line, as the buffers of a program might begin.
+    const STEP: usize = 64;
+
+    fn new(args: &Args) -> Self {
+        let mut block = vec![0; args.longest() + Self::COUNT * Self::STEP];
+        fastrand::Rng::with_seed(args.seed).fill(&mut block);
+        Self { block }
+    }
+
+    fn get(&self, index: usize, size: usize) -> &[u8] {
+        let start = index % Self::COUNT * Self::STEP;
+        &self.block[start..start + size]
+    }
+
+    /// Whether what came is the payload that was due, by its bytes and by the index that it tells.
+    fn check(&self, due: usize, size: usize, came: &[u8], index: u64) -> Outcome<()> {
+        if index != due as u64 {
+            return Err(format!("message {index} came when {due} was due").into());
+        }
+        if size > self.block.len() - Self::COUNT * Self::STEP || self.get(due, size) != came {
+            return Err(format!("message {due}, of {} bytes, is not what was sent", came.len()).into());
+        }
+        Ok(())
+    }
+}
+
+impl Args {
+    fn longest(&self) -> usize {
+        self.sizes.iter().copied().max().unwrap_or(0)
+    }
+
+    fn options(&self) -> Options {
+        let strategy = match self.wait {
+            Wait::Park => WaitStrategy::Park,
+            Wait::Adaptive => WaitStrategy::Adaptive,
+            Wait::Spin => WaitStrategy::Spin,
+        };
+        Options::new().wait(strategy).max_message(self.longest().max(1))
+    }
+
+    /// The command that starts this program again, with the same arguments, as the second process.
+    fn second_command(&self) -> Outcome<Command> {
+        let own = env::current_exe()?;
+        let mut command = match self.pin[..] {
+            [] => Command::new(own),
+            [first, second] => {
+                pin_this_process(first)?;
+                let mut command = Command::new("taskset");
+                command.arg("-c").arg(second.to_string()).arg(own);
+                command
+            }
+            _ => return Err("--pin takes two CPUs, such as 0,1".into()),
+        };
+        command.args(env::args_os().skip(1)).arg("--second");
+        Ok(command)
+    }
+}
+
+fn pin_this_process(cpu: u32) -> Outcome<()> {
+    let own = std::process::id().to_string();
+    let pinned = Command::new("taskset").args(["-c", "-p", &cpu.to_string(), &own]).output();
+    match pinned.map_err(|error| format!("cannot start taskset: {error}"))? {
+        output if output.status.success() => Ok(()),
+        output => Err(String::from_utf8_lossy(&output.stderr).into()),
+    }
+}
+
+const UNITS: [(&str, usize); 3] = [("MiB", 1 << 20), ("KiB", 1 << 10), ("", 1)];
+
+fn size(text: &str) -> Result<usize, String> {
+    let parse = |(unit, factor): (&str, usize)| {
+        text.strip_suffix(unit)?.trim().parse::<usize>().ok()?.checked_mul(factor)
+    };
+    UNITS.into_iter().find_map(parse).ok_or_else(|| "a size looks like 100, 64KiB or 10MiB".into())
+}
+
+fn name(size: usize) -> String {
+    let fits = |(_, factor): &(&str, usize)| size >= *factor && size % factor == 0;
+    let (unit, factor) = UNITS.into_iter().find(fits).unwrap_or(("", 1));
+    format!("{} {}", size / factor, if unit.is_empty() { "B" } else { unit })
+}

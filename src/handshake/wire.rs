@@ -1,0 +1,103 @@
+//! Fields of a message, one after the other, little-endian.
+//!
+//! # Invariants
+//!
+//! 1. Neither reads nor writes leave the message, whatever their order: behind its end there are
+//!    zeros to read, and nothing to write.
+//!
+//! # Proof
+//!
+//! The tests of `codec.rs`.
+
+use crate::error::HandshakeError;
+use crate::layout::Geometry;
+
+use super::{FEATURES, MAX_MESSAGE};
+
+/// Bytes that are written from the front; the rest stays zero.
+pub(super) struct Writer<const N: usize> {
+    bytes: [u8; N],
+    at: usize,
+}
+
+impl<const N: usize> Writer<N> {
+    pub(super) fn new() -> Self {
+        Self { bytes: [0; N], at: 0 }
+    }
+
+    /// Writes the next field.
+    pub(super) fn put<const M: usize>(&mut self, field: [u8; M]) {
+        for (to, byte) in self.bytes.iter_mut().skip(self.at).zip(field) {
+            *to = byte;
+        }
+        self.at += M;
+    }
+
+    pub(super) fn done(self) -> [u8; N] {
+        self.bytes
+    }
+
+    pub(super) fn geometry(&mut self, geometry: &Geometry) {
+        self.put(geometry.slots().to_le_bytes());
+        self.put(geometry.urgent().to_le_bytes());
+        self.put(geometry.arena().to_le_bytes());
+    }
+}
+
+/// The bytes that are still to be read; behind the end stand zeros.
+pub(super) struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    pub(super) fn new(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
+    pub(super) fn take<const N: usize>(&mut self) -> [u8; N] {
+        let Some((field, rest)) = self.0.split_first_chunk() else {
+            return [0; N];
+        };
+        self.0 = rest;
+        *field
+    }
+
+    pub(super) fn u16(&mut self) -> u16 {
+        u16::from_le_bytes(self.take())
+    }
+
+    pub(super) fn u32(&mut self) -> u32 {
+        u32::from_le_bytes(self.take())
+    }
+
+    pub(super) fn u64(&mut self) -> u64 {
+        u64::from_le_bytes(self.take())
+    }
+
+    pub(super) fn magic(&mut self, expected: [u8; 8]) -> Result<(), HandshakeError> {
+        if self.take() == expected { Ok(()) } else { Err(HandshakeError::BadMagic) }
+    }
+
+    pub(super) fn features(&mut self) -> Result<u32, HandshakeError> {
+        let features = self.u32();
+        match features & !FEATURES {
+            0 => Ok(features),
+            unknown => Err(HandshakeError::UnknownFeatures(unknown)),
+        }
+    }
+
+    pub(super) fn geometry(&mut self) -> Result<Geometry, HandshakeError> {
+        let (slots, urgent, arena) = (self.u32(), self.u32(), self.u64());
+        Geometry::new(slots, arena, urgent).map_err(|_| HandshakeError::BadGeometry { slots, arena, urgent })
+    }
+
+    pub(super) fn max_message(&mut self) -> Result<u64, HandshakeError> {
+        match self.u64() {
+            max @ 1..=MAX_MESSAGE => Ok(max),
+            max => Err(HandshakeError::BadMaxMessage(max)),
+        }
+    }
+
+    pub(super) fn rest_is_zero(&self) -> Result<(), HandshakeError> {
+        let zero = self.0.iter().all(|&byte| byte == 0);
+        if zero { Ok(()) } else { Err(HandshakeError::ReservedNotZero) }
+    }
+}

@@ -1,0 +1,63 @@
+//! One direction in private memory: both halves of it, and the memory itself to look at or to garble.
+
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::time::Instant;
+
+use narrows::internal::mem::{Heap, Load, Memory, Word};
+use narrows::internal::ring::Producer;
+use narrows::internal::{Inbound, NoPace, Outbound, RecvFault, SendFault, Wait};
+
+pub type Out<M = Arc<Heap>> = Outbound<M, NoPace>;
+pub type In<M = Arc<Heap>> = Inbound<M, NoPace>;
+
+/// The longest message of the rings made here, in bytes.
+pub const MAX: usize = 4 << 20;
+
+/// A direction whose first ticket is `first`.
+pub fn ring(slots: usize, arena: usize, first: u64) -> (Out, In, Arc<Heap>) {
+    let heap = Arc::new(Heap::new(slots, arena, 4));
+    let (out, inb) = over(&heap, first);
+    (out, inb, heap)
+}
+
+/// A direction over a memory of the test's own.
+pub fn over<M: Memory + Clone>(mem: &M, first: u64) -> (Out<M>, In<M>) {
+    Producer::format(mem, first);
+    (Outbound::new(mem.clone(), NoPace, first, MAX), Inbound::new(mem.clone(), NoPace, first, MAX))
+}
+
+/// A wait that is over when it begins: unlike `Wait::Never` it may leave a long message half sent.
+pub fn at_once() -> Wait {
+    Wait::Until(Some(Instant::now()))
+}
+
+pub fn send<M: Memory>(out: &mut Out<M>, message: &[u8], tag: u64, wait: Wait) -> Result<usize, SendFault> {
+    out.send(&[IoSlice::new(message)], tag, wait)
+}
+
+/// Sends what must have room now.
+#[track_caller]
+pub fn put<M: Memory>(out: &mut Out<M>, message: &[u8], tag: u64) {
+    assert_eq!(send(out, message, tag, Wait::Never), Ok(message.len()), "room for it");
+}
+
+/// Receives what must be there now.
+#[track_caller]
+pub fn take<M: Memory>(inb: &mut In<M>) -> (Vec<u8>, u64) {
+    let mut buffer = Vec::new();
+    let message = inb.recv_into(&mut buffer, Wait::Never).expect("a message is there");
+    assert_eq!(message.len(), buffer.len());
+    (buffer, message.tag())
+}
+
+pub fn try_take<M: Memory>(inb: &mut In<M>) -> Result<(Vec<u8>, u64), RecvFault> {
+    let mut buffer = Vec::new();
+    let message = inb.recv_into(&mut buffer, Wait::Never)?;
+    Ok((buffer, message.tag()))
+}
+
+/// The head that the consumer has published.
+pub fn head<M: Memory>(mem: &M) -> u64 {
+    mem.load(Word::Head, Load::Relaxed)
+}

@@ -1,0 +1,184 @@
+//! What the tests of the handshake share: raw sockets, raw descriptors, and other processes.
+
+#![allow(dead_code, unreachable_pub)] // Each test file uses a part of it, as its own module.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::mem::zeroed;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use narrows::internal::handshake::{ANSWER_LEN, Answer, ClientHandshake, HELLO_LEN};
+use narrows::internal::layout::Geometry;
+use narrows::{ListenerCloser, Options, SharedMemoryListener};
+
+/// What `narrows::Options::new()` asks for.
+pub fn hello() -> [u8; HELLO_LEN] {
+    ClientHandshake::new(geometry(), 64 << 20, 0).hello()
+}
+
+pub fn geometry() -> Geometry {
+    Geometry::new(256, 1 << 20, 64).expect("legal")
+}
+
+/// A listener whose thread accepts all who come, and keeps them.
+pub struct Server {
+    pub listener: Arc<SharedMemoryListener>,
+    pub path: PathBuf,
+    pub accepted: Arc<AtomicUsize>,
+    closer: ListenerCloser,
+    thread: Option<JoinHandle<()>>,
+    _dir: tempfile::TempDir,
+}
+
+impl Server {
+    pub fn start(options: &Options) -> Self {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("door");
+        let listener = Arc::new(options.bind(&path).expect("binds"));
+        let (accepting, accepted) = (Arc::clone(&listener), Arc::new(AtomicUsize::new(0)));
+        let count = Arc::clone(&accepted);
+        let thread = thread::spawn(move || {
+            let mut kept = Vec::new();
+            for stream in accepting.incoming() {
+                kept.push(stream.expect("accepts"));
+                count.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        let closer = listener.closer();
+        Self { listener, path, accepted, closer, thread: Some(thread), _dir: dir }
+    }
+
+    pub fn raw(&self) -> UnixStream {
+        let stream = UnixStream::connect(&self.path).expect("connects");
+        stream.set_read_timeout(Some(Duration::from_secs(10))).expect("set");
+        stream
+    }
+
+    pub fn honest_client_gets_in(&self) {
+        let before = self.accepted.load(Ordering::SeqCst);
+        let stream = Options::new().connect(&self.path).expect("an honest client gets in");
+        eventually(|| self.accepted.load(Ordering::SeqCst) > before);
+        drop(stream);
+    }
+
+    pub fn failures_reach(&self, count: u64) {
+        eventually(|| self.listener.failed_handshakes() >= count);
+        assert_eq!(self.listener.failed_handshakes(), count);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.closer.close();
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("the server's thread ends well");
+        }
+    }
+}
+
+/// The answer that comes on a raw client's socket.
+pub fn answer(mut stream: &UnixStream) -> Answer {
+    let mut bytes = [0; ANSWER_LEN];
+    stream.read_exact(&mut bytes).expect("a whole answer");
+    Answer::decode(&bytes).expect("an answer that makes sense")
+}
+
+pub fn ask(stream: &UnixStream, bytes: &[u8]) -> Answer {
+    (&*stream).write_all(bytes).expect("sends");
+    answer(stream)
+}
+
+pub fn eventually(mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(10);
+    while !holds() {
+        assert!(Instant::now() < until, "it never came true");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Sends bytes with descriptors beside them.
+pub fn send_with(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    let raw: Vec<i32> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let mut control = [0_u64; 256];
+    let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    let len = u32::try_from(size_of_val(&raw[..])).expect("few");
+    // SAFETY: the message names locals that outlive the call; 256 words hold a header and 253
+    // descriptors, and the header is written inside them.
+    let sent = unsafe {
+        let mut message: libc::msghdr = zeroed();
+        message.msg_iov = &mut part;
+        message.msg_iovlen = 1;
+        if !raw.is_empty() {
+            message.msg_control = control.as_mut_ptr().cast();
+            message.msg_controllen = libc::CMSG_SPACE(len) as usize;
+            let header = libc::CMSG_FIRSTHDR(&message);
+            (*header).cmsg_level = libc::SOL_SOCKET;
+            (*header).cmsg_type = libc::SCM_RIGHTS;
+            (*header).cmsg_len = libc::CMSG_LEN(len) as usize;
+            raw.as_ptr().copy_to_nonoverlapping(libc::CMSG_DATA(header).cast(), raw.len());
+        }
+        libc::sendmsg(stream.as_raw_fd(), &message, libc::MSG_NOSIGNAL)
+    };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+/// A memory file of this size with these seals.
+pub fn memfd(len: usize, seals: i32) -> OwnedFd {
+    // SAFETY: the name is a C string; the call makes a descriptor that nobody else owns; the others
+    // take numbers.
+    unsafe {
+        let fd = libc::memfd_create(c"test".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING);
+        assert!(fd >= 0, "memfd_create");
+        let fd = OwnedFd::from_raw_fd(fd);
+        assert_eq!(libc::ftruncate(fd.as_raw_fd(), len.try_into().expect("small")), 0);
+        assert_eq!(libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals), 0);
+        fd
+    }
+}
+
+pub const SEALS: i32 = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+
+pub fn is_root() -> bool {
+    // SAFETY: takes nothing and cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// Descriptors that this process has open.
+pub fn descriptors() -> usize {
+    fs::read_dir("/proc/self/fd").expect("proc").count()
+}
+
+/// This test binary again, to run one test in a process of its own and in this role.
+pub fn rerun(test: &str, role: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("our path"));
+    command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(ROLE, role);
+    command
+}
+
+/// The role that [`rerun`] gave this process.
+pub fn role() -> Option<String> {
+    std::env::var(ROLE).ok()
+}
+
+/// Whether this process runs this test alone; if not, runs it so in another, and checks how it ends.
+pub fn alone(test: &str) -> bool {
+    if role().as_deref() == Some("alone") {
+        return true;
+    }
+    let output = rerun(test, "alone").output().expect("runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    false
+}
+
+pub fn exists(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
+const ROLE: &str = "NARROWS_TEST_ROLE";
