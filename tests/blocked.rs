@@ -393,7 +393,6 @@ fn a_client_ends_when_its_server_is_killed_in_mid_handshake() {
 }
 
 #[test]
-#[ignore = "Outbound::send_cut looks for the end once more after the last piece is out"]
 fn a_long_message_that_arrived_was_sent() {
     let _watchdog = Watchdog::new("a_long_message_that_arrived_was_sent", 90);
     for _ in 0..300 {
