@@ -364,3 +364,21 @@ fn the_child_is_told_of_its_parents_death() {
         }
     }
 }
+
+#[test]
+fn a_long_message_that_arrived_was_sent() {
+    let _watchdog = Watchdog::new("a_long_message_that_arrived_was_sent", 90);
+    for _ in 0..300 {
+        let (mut a, mut b) = SharedMemoryStream::pair().expect("pair");
+        let sent = std::thread::scope(|s| {
+            s.spawn(move || {
+                let mut buffer = Vec::new();
+                b.recv_into_timeout(&mut buffer, LONG).expect("receives");
+                assert_eq!(buffer.len(), 300_000);
+                drop(b);
+            });
+            a.send(&vec![0; 300_000])
+        });
+        assert_eq!(sent, Ok(()), "it was delivered, and the sender was told that it was not");
+    }
+}

@@ -289,7 +289,9 @@ fn an_endless_message_of_tiny_pieces_and_aborts() {
         let direction = hand.geometry.direction(0);
         let head = hand.pages.word(direction.words).load(Ordering::Acquire);
         if head == 0 && next.get() > 8 {
-            (next.set(0), inside.set(false)); // A new connection.
+            // A new connection.
+            next.set(0);
+            inside.set(false);
         }
         let ticket = next.get();
         if ticket >= head + 8 {
@@ -302,7 +304,8 @@ fn an_endless_message_of_tiny_pieces_and_aborts() {
         hand.pages.word(slot + 8).store(control.encode(), Ordering::Relaxed);
         hand.pages.word(slot + 24).store(MAX_MESSAGE as u64, Ordering::Relaxed);
         hand.pages.word(slot).store(2 * ticket + 2, Ordering::Release);
-        (inside.set(true), next.set(ticket + 1));
+        inside.set(true);
+        next.set(ticket + 1);
     };
     run("an_endless_message_of_tiny_pieces_and_aborts", attack, Victim::Works);
 }

@@ -58,6 +58,44 @@ fn a_spawned_child_that_is_killed_has_died() {
     assert!(stream.is_disconnected());
 }
 
+/// The kernel closes the socket long before it tells that the process has ended, if there is much
+/// to close behind it.
+#[test]
+fn a_peer_with_many_open_files_that_is_killed_has_died() {
+    const NAME: &str = "a_peer_with_many_open_files_that_is_killed_has_died";
+    if let Some(order) = role() {
+        sys::raise_descriptor_limit();
+        let connect = || SharedMemoryStream::connect(told()).expect("connects");
+        let early = (order == "before").then(connect);
+        // Unix sockets are among the slowest to close. Ten are left for what comes.
+        let pairs = std::iter::from_fn(|| std::os::unix::net::UnixStream::pair().ok());
+        let mut files: Vec<_> = pairs.collect();
+        files.truncate(files.len() - 10);
+        let mut stream = early.unwrap_or_else(connect);
+        stream.send(b"loaded").expect("sends");
+        std::thread::sleep(LONG);
+        drop(files);
+        return;
+    }
+    let _watchdog = Watchdog::new(NAME, 90);
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    let listener = SharedMemoryListener::bind(&path).expect("binds");
+    for order in ["before", "behind", "before", "behind"] {
+        let mut child = Kept::start(&mut me(NAME, order, path.to_str().expect("plain")));
+        let mut stream = listener.accept_timeout(LONG).expect("accepts");
+        assert_eq!(verdict(&mut stream), Ok(6));
+        let began = Instant::now();
+        child.0.kill().expect("kills");
+        let end = verdict(&mut stream);
+        let told = began.elapsed();
+        child.wait();
+        let ended = began.elapsed();
+        say(&format!("{order} the files: {end:?} after {told:.1?}, the process ended after {ended:.1?}"));
+        assert_eq!(end, Err(RecvTimeoutError::PeerDied));
+    }
+}
+
 /// The double fork of a daemon, which binds at its end: a listener does not survive a fork.
 #[test]
 fn a_daemon_that_is_killed_has_died() {
@@ -313,8 +351,9 @@ fn serve_churn(listener: &SharedMemoryListener, over: &AtomicBool, clean: &Atomi
 fn kill_some(path: &Path, over: &AtomicBool, killed: &AtomicU64) {
     while !over.load(Ordering::Relaxed) {
         let victim = Fork::run(|| {
-            let mut stream = SharedMemoryStream::connect_timeout(path, LONG).expect("connects");
-            stream.send(b"victim").expect("sends");
+            // At the very end nobody accepts any more.
+            let stream = SharedMemoryStream::connect_timeout(path, Duration::from_secs(2));
+            let _sent = stream.map(|mut stream| stream.send(b"victim").map(|()| std::mem::forget(stream)));
             sys::kill(i32::try_from(std::process::id()).expect("a pid"), libc::SIGKILL);
             0
         });

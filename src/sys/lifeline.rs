@@ -8,7 +8,8 @@
 //!
 //! A forked child of the peer may keep the socket open, so the socket alone can hide a death; and
 //! a process may close the socket without ending, so the pidfd alone can hide a hang-up. A killed
-//! process closes its files a little *before* its pidfd tells: hence the grace.
+//! process closes its files *before* its pidfd tells, sometimes long before: so a hang-up asks the
+//! kernel whether the process still has memory, and where it cannot say there is a grace.
 //!
 //! # Invariants
 //!
@@ -204,7 +205,9 @@ impl Lifeline {
             self.remove(suspect.id);
             return;
         };
-        let exited = suspect.peer.as_ref().map(|peer| peer.upgrade().is_some_and(|p| p.exited()));
+        // A hang-up may come long before the pidfd tells: a killed process that had much to close.
+        let over = |peer: Arc<Pidfd>| if suspect.hung_up { peer.finished() } else { peer.exited() };
+        let exited = suspect.peer.as_ref().map(|peer| peer.upgrade().is_some_and(over));
         // In this order: who marks its end and then exits must not be seen the other way round.
         let marked = watched.marked();
         let Some(fate) = verdict(exited, marked, suspect.hung_up, suspect.out_of_grace) else {

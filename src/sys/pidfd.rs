@@ -53,6 +53,19 @@ impl Pidfd {
         is_readable(self.fd.as_fd()).unwrap_or(false)
     }
 
+    /// Whether the process has ended, or is past running: the kernel takes its memory first, then
+    /// closes its files, and tells its end last, which can be long after. Both are final.
+    ///
+    /// Asked of the kernel by `process_mrelease`, which refuses a process that lives (`EINVAL`) and
+    /// finds nothing to release (`ESRCH`) once no thread of it has memory; an exec never gets there.
+    /// Where the call is not to be had (before Linux 5.15) only the end itself counts.
+    pub(crate) fn finished(&self) -> bool {
+        // SAFETY: takes two numbers. It frees private memory only of a process that was killed.
+        let released = unsafe { libc::syscall(libc::SYS_process_mrelease, self.fd.as_raw_fd(), 0) };
+        let gone = released < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH);
+        gone || self.exited()
+    }
+
     /// The one `Pidfd` of this process that all its users share.
     pub(crate) fn shared(self) -> Arc<Self> {
         let Some(id) = self.unique_id() else {
@@ -132,11 +145,12 @@ mod tests {
             }
         });
         let pidfd = Pidfd::open(child.pid()).expect("opens");
-        assert!(!pidfd.exited());
+        assert!(!pidfd.exited() && !pidfd.finished());
         child.kill();
         assert!(eventually(|| pidfd.exited()));
+        assert!(pidfd.finished());
         assert_eq!(child.wait(), -libc::SIGKILL);
-        assert!(pidfd.exited());
+        assert!(pidfd.exited() && pidfd.finished());
     }
 
     #[test]
