@@ -64,7 +64,7 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
             ring: Producer::new(mem, first),
             pace,
             max_message,
-            whole: arena.min(LONGEST_WHOLE).max(INLINE),
+            whole: arena.clamp(INLINE, LONGEST_WHOLE),
             piece: share.min(LONGEST_PIECE),
         }
     }
