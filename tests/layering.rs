@@ -91,7 +91,7 @@ fn quoted(text: &str, quote: char) -> usize {
 }
 
 fn raw_string(text: &str) -> Option<usize> {
-    let body = text.strip_prefix("br").or(text.strip_prefix('r'))?;
+    let body = text.strip_prefix("br").or_else(|| text.strip_prefix('r'))?;
     let hashes = body.find('"').filter(|at| body[..*at].chars().all(|c| c == '#'))?;
     let end = format!("\"{}", "#".repeat(hashes));
     let open = text.len() - body.len() + hashes + 1;
