@@ -253,9 +253,11 @@ fn absurd_durations_are_for_ever() {
     let _watch = Watchdog::new("absurd durations");
     let far = Instant::now().checked_add(Duration::from_secs(1 << 40)).expect("a far moment");
     let waits: [fn(&mut SharedMemoryStream, Instant); 6] = [
-        |stream, _| drop(stream.recv_timeout(&mut [0; 8], Duration::MAX).expect("comes")),
-        |stream, _| drop(stream.recv_timeout(&mut [0; 8], Duration::from_secs(1 << 62)).expect("comes")),
-        |stream, far| drop(stream.recv_deadline(&mut [0; 8], far).expect("comes")),
+        |stream, _| assert_eq!(stream.recv_timeout(&mut [0; 8], Duration::MAX).expect("comes").len, 1),
+        |stream, _| {
+            assert_eq!(stream.recv_timeout(&mut [0; 8], Duration::from_secs(1 << 62)).expect("comes").len, 1)
+        },
+        |stream, far| assert_eq!(stream.recv_deadline(&mut [0; 8], far).expect("comes").len, 1),
         |stream, _| assert!(stream.wait_either_timeout(5, Duration::MAX).expect("comes").message),
         |stream, far| assert!(stream.wait_either_deadline(5, far).expect("comes").message),
         |stream, far| drop(stream.recv_ref_deadline(far).expect("comes")),

@@ -13,7 +13,7 @@ pub mod spied;
 
 use std::env;
 use std::io::Write;
-use std::process::{Child, Command, ExitStatus, abort};
+use std::process::{Child, Command, ExitStatus, Stdio, abort};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
@@ -118,6 +118,7 @@ impl Drop for Partner {
 pub fn command(test: &str, role: &str) -> Command {
     let mut command = Command::new(env::current_exe().expect("a path"));
     command.args(["--exact", test, "--nocapture", "--test-threads", "1"]).env(ROLE, role);
+    command.stdout(Stdio::null()); // What goes wrong is said on standard error.
     command
 }
 

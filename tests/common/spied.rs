@@ -18,8 +18,10 @@ pub enum Did {
 
 pub struct Spied {
     pub heap: Heap,
-    spy: Box<dyn Fn(&Heap, Did) + Send + Sync>,
+    spy: Box<Spy>,
 }
+
+type Spy = dyn Fn(&Heap, Did) + Send + Sync;
 
 impl Spied {
     pub fn new(heap: Heap, spy: impl Fn(&Heap, Did) + Send + Sync + 'static) -> Arc<Self> {

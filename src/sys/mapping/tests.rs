@@ -8,7 +8,7 @@ use crate::sys::region::Region;
 use crate::sys::socket::{self, PeerCred};
 
 #[path = "../../../tests/common/absurd.rs"]
-#[allow(clippy::cast_possible_truncation)]
+#[allow(clippy::cast_possible_truncation, unreachable_pub)]
 mod absurd;
 
 use absurd::{Reference, program, sleeps_end};
