@@ -236,6 +236,10 @@ impl SharedMemoryStream {
     }
 
     /// The kernel's word about the peer when the connection was made.
+    ///
+    /// On a client that is the process that called `listen`, which may be another one than serves (a
+    /// daemon's starter, the parent of workers); its user is the same. After a hand-over it is the
+    /// child, with this process's user, or the parent.
     pub fn peer_cred(&self) -> PeerCred {
         self.sender.link().cred()
     }

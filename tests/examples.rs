@@ -49,9 +49,11 @@ fn ping_pong_fails_on_a_wrong_bit() {
 
 #[test]
 fn ping_pong_fails_when_the_second_process_dies() {
-    let run = Run::start(ping_pong(&["--sizes", "8", "--millis", "600000"]));
+    let rows = vec!["8"; 1000].join(",");
+    let run = Run::start(ping_pong(&["--sizes", &rows, "--millis", "100"]));
     let second = within_patience("a second process", || child_of(run.child.id()));
-    within_patience("a row to be measured", || run.said().contains("size").then_some(()));
+    // A first row is the proof that the second process is through its handshake: it knows us now.
+    within_patience("a row", || run.said().contains("8 B").then_some(()));
     signal("-KILL", second);
     let (status, said) = run.end();
     assert!(!status.success(), "{said}");
@@ -60,9 +62,11 @@ fn ping_pong_fails_when_the_second_process_dies() {
 
 #[test]
 fn the_second_process_ends_when_the_first_dies() {
-    let run = Run::start(ping_pong(&["--sizes", "8", "--millis", "600000"]));
+    let rows = vec!["8"; 1000].join(",");
+    let run = Run::start(ping_pong(&["--sizes", &rows, "--millis", "100"]));
     let second = within_patience("a second process", || child_of(run.child.id()));
-    within_patience("a row to be measured", || run.said().contains("size").then_some(()));
+    // A first row is the proof that the second process is through its handshake: it knows us now.
+    within_patience("a row", || run.said().contains("8 B").then_some(()));
     signal("-KILL", run.child.id());
     within_patience("the second process's words", || {
         run.said().contains("second process: the peer's process died").then_some(())

@@ -305,8 +305,7 @@ fn a_fork_detects_the_death_of_its_peer() {
         0
     });
     let client = Fork::run(|| {
-        assert!(faults::eventually(|| path.exists()));
-        let mut stream = SharedMemoryStream::connect(&path).expect("connects");
+        let mut stream = faults::reach(&path);
         assert_eq!(stream.recv_timeout(&mut [0; 8], LONG).expect("receives").len, 5);
         sys::kill(i32::try_from(stream.peer_cred().pid()).expect("a pid"), libc::SIGKILL);
         i32::from(stream.recv_timeout(&mut [0; 8], LONG) != Err(RecvTimeoutError::PeerDied))

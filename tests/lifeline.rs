@@ -5,6 +5,7 @@
 mod faults;
 
 use std::io::{Read, Write};
+use std::mem::ManuallyDrop;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
@@ -13,10 +14,12 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use faults::{Fork, Kept, LONG, Watchdog, eventually, fill, index_of, me, role, say, sys, told};
+use faults::{Fork, Kept, LONG, Watchdog, eventually, fill, index_of, me, reach, role, say, sys, told};
 use narrows::handshake::{Answer, HELLO_LEN, Limits, ServerHandshake};
 use narrows::layout::Geometry;
-use narrows::{Options, RecvTimeoutError, SendTimeoutError, SharedMemoryListener, SharedMemoryStream};
+use narrows::{
+    AcceptError, Options, RecvTimeoutError, SendTimeoutError, SharedMemoryListener, SharedMemoryStream,
+};
 
 type Verdict = Result<usize, RecvTimeoutError>;
 
@@ -32,6 +35,18 @@ fn pid_of(stream: &SharedMemoryStream) -> i32 {
 fn echo(mut stream: SharedMemoryStream) {
     let mut buffer = Vec::new();
     while stream.recv_into(&mut buffer).is_ok() && stream.send(&buffer).is_ok() {}
+}
+
+/// Says who it is, which `peer_cred` does not tell of one that accepts for another, and echoes.
+fn introduce_and_echo(mut stream: SharedMemoryStream) {
+    stream.send(&std::process::id().to_ne_bytes()).expect("sends");
+    echo(stream);
+}
+
+fn introduced(stream: &mut SharedMemoryStream) -> i32 {
+    let mut pid = [0; 4];
+    stream.recv_timeout(&mut pid, LONG).expect("introduces itself");
+    i32::from_ne_bytes(pid)
 }
 
 fn round_trip(stream: &mut SharedMemoryStream, index: u64) {
@@ -96,27 +111,74 @@ fn a_peer_with_many_open_files_that_is_killed_has_died() {
     }
 }
 
-/// The double fork of a daemon, which binds at its end: a listener does not survive a fork.
+/// The double fork of a daemon, which binds before it forks, or at its end.
 #[test]
 fn a_daemon_that_is_killed_has_died() {
     let _watchdog = Watchdog::new("a_daemon_that_is_killed_has_died", 90);
+    for bound_by_the_starter in [false, true] {
+        daemon(bound_by_the_starter);
+    }
+}
+
+fn daemon(bound_by_the_starter: bool) {
     let folder = tempfile::tempdir().expect("directory");
     let path = folder.path().join("socket");
     let starter = Fork::run(|| {
+        let bind = || SharedMemoryListener::bind(&path).expect("binds");
+        // The starter ends without dropping it, which would remove the path.
+        let mut early = ManuallyDrop::new(bound_by_the_starter.then(bind));
         std::mem::forget(Fork::run(|| {
-            let listener = SharedMemoryListener::bind(&path).expect("binds");
-            echo(listener.accept_timeout(LONG).expect("accepts"));
+            // SAFETY: in this process it is taken once, and not used otherwise.
+            let listener = match unsafe { ManuallyDrop::take(&mut early) } {
+                None => bind(),
+                Some(early) => {
+                    assert!(matches!(early.try_accept(), Err(AcceptError::Forked)));
+                    early.after_fork().expect("inherited")
+                }
+            };
+            introduce_and_echo(listener.accept_timeout(LONG).expect("accepts"));
             0
         }));
         0
     });
     assert_eq!(starter.wait(), 0);
-    assert!(eventually(|| path.exists()));
-    let mut stream = SharedMemoryStream::connect(&path).expect("connects");
+    let mut stream = reach(&path);
+    let daemon = introduced(&mut stream);
     round_trip(&mut stream, 1);
-    assert_ne!(pid_of(&stream), starter.pid());
-    sys::kill(pid_of(&stream), libc::SIGKILL);
+    assert_ne!(daemon, starter.pid());
+    sys::kill(daemon, libc::SIGKILL);
     assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::PeerDied));
+}
+
+/// Workers that accept from one inherited listener: each client knows its own.
+#[test]
+fn a_worker_that_is_killed_has_died_and_the_others_serve_on() {
+    let _watchdog = Watchdog::new("a_worker_that_is_killed_has_died_and_the_others_serve_on", 90);
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    let mut listener = ManuallyDrop::new(SharedMemoryListener::bind(&path).expect("binds"));
+    let workers: Vec<_> = (0..3)
+        .map(|_| {
+            Fork::run(|| {
+                // SAFETY: in this process it is taken once, and not used otherwise.
+                let listener = unsafe { ManuallyDrop::take(&mut listener) }.after_fork().expect("inherited");
+                introduce_and_echo(listener.accept_timeout(LONG).expect("accepts"));
+                0
+            })
+        })
+        .collect();
+    let mut streams: Vec<_> = workers.iter().map(|_| reach(&path)).collect();
+    let pids: Vec<_> = streams.iter_mut().map(introduced).collect();
+    (1..).zip(&mut streams).for_each(|(i, stream)| round_trip(stream, i));
+    let killed = pids[0];
+    assert!(workers.iter().any(|worker| worker.pid() == killed));
+    sys::kill(killed, libc::SIGKILL);
+    assert_eq!(verdict(&mut streams[0]), Err(RecvTimeoutError::PeerDied));
+    streams[1..].iter_mut().for_each(|stream| round_trip(stream, 9));
+    workers.iter().for_each(Fork::kill);
+    assert_eq!(verdict(&mut streams[1]), Err(RecvTimeoutError::PeerDied));
+    drop(ManuallyDrop::into_inner(listener));
+    assert!(!path.exists(), "the process that bound it removes it");
 }
 
 /// Serves one client by hand, on a socket that another process made and listened on; the
@@ -204,10 +266,7 @@ fn a_dead_peer_whose_fork_keeps_the_socket_has_died() {
         });
         let mut stream = match &ours {
             Some(listener) => listener.accept_timeout(LONG).expect("accepts"),
-            None => {
-                assert!(eventually(|| path.exists()));
-                SharedMemoryStream::connect(&path).expect("connects")
-            }
+            None => reach(&path),
         };
         assert_eq!(verdict(&mut stream), Ok(6));
         let mut pid = [0; 4];

@@ -261,6 +261,29 @@ fn one_thread_that_waits_for_either_is_woken_by_a_message_alone() {
 }
 
 #[test]
+fn a_sleeper_may_move_from_one_bed_to_the_other() {
+    model(|| {
+        let (a, b) = connection(1, 64);
+        let mut out = a.sender();
+        send(&mut out, &[0]).unwrap();
+        let peer = thread::spawn(move || {
+            let mut inb = b.receiver();
+            (0..3).for_each(|i| assert_eq!(recv(&mut inb).unwrap(), [i]));
+        });
+        let inb = a.receiver();
+        // First it waits for either, then for space alone, then for either again.
+        let look = |out: &Outbound<View, NoPace>, ticket| {
+            (inb.ring().stirred() || out.ring().released(ticket)).then_some(())
+        };
+        sleep(&Bed::either(&a.into, &a.out), None, || look(&out, 0)).unwrap();
+        send(&mut out, &[1]).unwrap();
+        send(&mut out, &[2]).unwrap();
+        sleep(&Bed::either(&a.into, &a.out), None, || look(&out, 2)).unwrap();
+        peer.join().unwrap();
+    });
+}
+
+#[test]
 fn an_urgent_word_wakes_and_is_seen() {
     model(|| {
         let (a, b) = connection(1, 64);

@@ -94,6 +94,16 @@ impl Drop for Watchdog {
     }
 }
 
+/// Connects as soon as somebody listens there: a path exists a little before its server does.
+pub(crate) fn reach(path: &std::path::Path) -> narrows::SharedMemoryStream {
+    let mut reached = None;
+    assert!(eventually(|| {
+        reached = narrows::SharedMemoryStream::connect(path).ok();
+        reached.is_some()
+    }));
+    reached.expect("reached")
+}
+
 /// Prints where the test runner does not catch it.
 pub(crate) fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
