@@ -207,7 +207,8 @@ impl SharedMemoryStream {
     /// Waits until a message has come, or there is room to send `len` bytes, whichever is first.
     ///
     /// So one thread can go on draining replies while it waits to send. For a message longer than
-    /// [`max_in_place`](Self::max_in_place) it waits for room for its beginning.
+    /// [`max_in_place`](Self::max_in_place) it waits for room for its beginning. Once one direction has
+    /// ended that one is always ready: use the other's own blocking calls from then on.
     ///
     /// # Errors
     ///

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::outbound::{Outbound, SendFault};
 use super::pace::{WaitStrategy, Waiting};
+use super::stats::Sent;
 use super::{Batch, ByteWriter, Closer, Reservation, SharedSender, Stats, Wait, shut};
 use crate::error::{Ended, SendError, SendTimeoutError, TrySendError};
 use crate::ring::Fate;
@@ -37,8 +38,7 @@ use crate::sys::mapping::{Mapping, Role};
 #[derive(Debug)]
 pub struct Sender {
     out: Outbound<Mapping, Waiting>,
-    messages: u64,
-    bytes: u64,
+    sent: Arc<Sent>,
     one_thread: PhantomData<Cell<()>>,
 }
 
@@ -50,7 +50,7 @@ impl Sender {
         let mapping = || Mapping::new(Arc::clone(link), link.side().outgoing());
         let pace = Waiting::new(strategy, mapping(), Role::Producer);
         let out = Outbound::new(mapping(), pace, link.first_ticket(), link.max_message());
-        Self { out, messages: 0, bytes: 0, one_thread: PhantomData }
+        Self { out, sent: Arc::default(), one_thread: PhantomData }
     }
 
     send_family! {
@@ -116,8 +116,11 @@ impl Sender {
 
     /// What this half has sent; the system calls are those of the whole connection.
     pub fn stats(&self) -> Stats {
-        let (sleeps, wakes) = self.link().system_calls();
-        Stats { messages_sent: self.messages, bytes_sent: self.bytes, sleeps, wakes, ..Stats::default() }
+        stats(&self.sent, self.link())
+    }
+
+    pub(super) fn sent(&self) -> &Arc<Sent> {
+        &self.sent
     }
 
     pub(crate) fn link(&self) -> &Arc<Link> {
@@ -141,8 +144,7 @@ impl Sender {
 
     #[inline]
     pub(super) fn add(&mut self, messages: u64, bytes: u64) {
-        self.messages += messages;
-        self.bytes += bytes;
+        self.sent.add(messages, bytes);
     }
 
     /// Makes sure that a liar's connection is closed in both directions.
@@ -193,6 +195,12 @@ impl Drop for Sender {
             self.out.ring().close();
         }
     }
+}
+
+/// What was sent, and the system calls of the whole connection.
+pub(super) fn stats(sent: &Sent, link: &Link) -> Stats {
+    let ((messages_sent, bytes_sent), (sleeps, wakes)) = (sent.counts(), link.system_calls());
+    Stats { messages_sent, bytes_sent, sleeps, wakes, ..Stats::default() }
 }
 
 pub(super) fn blocking((fault, len): Failed) -> SendError {

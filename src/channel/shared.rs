@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::outbound::SendFault;
-use super::sender::{Failed, blocking, timing, trying};
+use super::sender::{Failed, blocking, stats, timing, trying};
+use super::stats::Sent;
 use super::{Closer, Sender, Stats, Wait};
 use crate::error::{Ended, SendError, SendTimeoutError, TrySendError};
 use crate::mem::Until;
@@ -78,13 +79,14 @@ impl<T> Monitor<T> for Mutex<T> {
 #[derive(Clone, Debug)]
 pub struct SharedSender {
     sender: Arc<Mutex<Sender>>,
+    sent: Arc<Sent>,
     link: Arc<Link>,
 }
 
 impl SharedSender {
     pub(super) fn new(sender: Sender) -> Self {
-        let link = Arc::clone(sender.link());
-        Self { sender: Arc::new(Mutex::new(sender)), link }
+        let (sent, link) = (Arc::clone(sender.sent()), Arc::clone(sender.link()));
+        Self { sender: Arc::new(Mutex::new(sender)), sent, link }
     }
 
     send_family! {
@@ -110,9 +112,9 @@ impl SharedSender {
         Closer::new(&self.link)
     }
 
-    /// What all threads have sent. Waits for a thread that is sending.
+    /// What all threads have sent. Never blocks, not even while one of them does.
     pub fn stats(&self) -> Stats {
-        if self.link.same_process() { self.sender.lock().stats() } else { Stats::default() }
+        stats(&self.sent, &self.link)
     }
 
     fn send_plain(&self, message: &[u8], wait: Wait) -> Result<(), Failed> {

@@ -1,5 +1,29 @@
 //! What a connection has done so far.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What a sender has sent: written by the one who sends, read by anybody at any time.
+#[derive(Debug, Default)]
+pub(super) struct Sent {
+    messages: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Sent {
+    /// Counts; there is one writer at a time, so a load and a store do.
+    #[inline(always)]
+    pub(super) fn add(&self, messages: u64, bytes: u64) {
+        for (count, more) in [(&self.messages, messages), (&self.bytes, bytes)] {
+            count.store(count.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
+        }
+    }
+
+    /// Messages and bytes so far.
+    pub(super) fn counts(&self) -> (u64, u64) {
+        (self.messages.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+    }
+}
+
 /// Counters of one end of a connection, since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
