@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use narrows::{RecvTimeoutError, SharedMemoryStream};
+
 /// Longer than anything here takes on a busy machine; only what hangs meets it.
 pub(crate) const LONG: Duration = Duration::from_secs(30);
 
@@ -94,11 +96,31 @@ impl Drop for Watchdog {
     }
 }
 
+pub(crate) type Verdict = Result<usize, RecvTimeoutError>;
+
+pub(crate) fn verdict(stream: &mut SharedMemoryStream) -> Verdict {
+    stream.recv_timeout(&mut [0; 64], LONG).map(|it| it.len)
+}
+
+/// Echoes until the end.
+pub(crate) fn echo(mut stream: SharedMemoryStream) {
+    let mut buffer = Vec::new();
+    while stream.recv_into(&mut buffer).is_ok() && stream.send(&buffer).is_ok() {}
+}
+
+pub(crate) fn round_trip(stream: &mut SharedMemoryStream, index: u64) {
+    let (mut message, mut copy) = (Vec::new(), Vec::new());
+    fill(&mut message, index, 200);
+    stream.send_timeout(&message, LONG).expect("sends");
+    stream.recv_into_timeout(&mut copy, LONG).expect("comes back");
+    assert_eq!(index_of(&copy), Some(index));
+}
+
 /// Connects as soon as somebody listens there: a path exists a little before its server does.
-pub(crate) fn reach(path: &std::path::Path) -> narrows::SharedMemoryStream {
+pub(crate) fn reach(path: &std::path::Path) -> SharedMemoryStream {
     let mut reached = None;
     assert!(eventually(|| {
-        reached = narrows::SharedMemoryStream::connect(path).ok();
+        reached = SharedMemoryStream::connect(path).ok();
         reached.is_some()
     }));
     reached.expect("reached")

@@ -96,7 +96,7 @@ pub fn ask(stream: &UnixStream, bytes: &[u8]) -> Answer {
 }
 
 pub fn eventually(mut holds: impl FnMut() -> bool) {
-    let until = Instant::now() + Duration::from_secs(10);
+    let until = Instant::now() + Duration::from_secs(60);
     while !holds() {
         assert!(Instant::now() < until, "it never came true");
         thread::sleep(Duration::from_millis(1));
