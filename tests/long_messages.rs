@@ -229,6 +229,8 @@ fn a_long_message_through_the_smallest_ring_meets_no_distrust() {
 struct Patient;
 
 impl Pace for Patient {
+    fn active(&mut self) {}
+
     fn pass(&mut self, _until: Until, look: impl Fn() -> bool) -> bool {
         (0..1_000_000).any(|_| {
             thread::yield_now();

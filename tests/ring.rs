@@ -217,7 +217,7 @@ fn a_batch_is_published_together_and_a_forgotten_one_not_at_all() {
         assert_eq!(out.stage(to, 1).map(|_| ()), Err(SendFault::Full));
         assert_eq!(try_take(&mut inb), Err(RecvFault::Empty));
         if publish {
-            out.ring_mut().publish(to, false);
+            out.publish(to, false);
             (0..8).for_each(|seed| assert_eq!(take(&mut inb), (bytes(seed, 40_000), seed)));
         } else {
             // What follows must not mind how far the batch had looked ahead.

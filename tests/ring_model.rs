@@ -118,7 +118,7 @@ impl Pair {
             staged.push(message);
         }
         if self.random.bool() {
-            self.out.ring_mut().publish(to, false);
+            self.out.publish(to, false);
             staged.into_iter().for_each(|message| self.sent(message));
         }
     }

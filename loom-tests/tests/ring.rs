@@ -101,7 +101,7 @@ fn a_batch_is_published_at_once() {
                 out.describe_whole(&claim, 1, 0);
                 to = claim.after();
             }
-            out.ring_mut().publish(to, false);
+            out.publish(to, false);
             send(&mut out, &[2]).unwrap();
         });
         let mut inb = b.receiver();

@@ -112,7 +112,7 @@ impl<'a> Batch<'a> {
 
     fn publish(&mut self) {
         if self.messages > 0 {
-            self.sender.out().ring_mut().publish(self.to, false);
+            self.sender.out().publish(self.to, false);
             self.sender.add(self.messages, self.bytes);
         }
         self.to = self.sender.out().ring().next();

@@ -225,7 +225,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
             Incoming::Placed(arrival) => {
                 self.at_hand = None;
                 let still = self.ring.verify(arrival);
-                self.ring.release(arrival);
+                self.release(arrival);
                 still.map_err(|violation| self.condemn(violation))?;
             }
         }
@@ -290,11 +290,17 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
         }
     }
 
+    #[inline(always)]
+    fn release(&mut self, arrival: &Arrival) {
+        self.ring.release(arrival);
+        self.pace.active();
+    }
+
     #[inline(never)]
     fn take_piece(&mut self, arrival: &Arrival) -> Result<(), RecvFault> {
         let read = self.ring.read(arrival, 0, self.partial.room(arrival)).is_ok();
         let still = self.ring.verify(arrival);
-        self.ring.release(arrival);
+        self.release(arrival);
         still.map_err(|violation| self.condemn(violation))?;
         if !read {
             return Err(self.condemn(Violation("a payload outside the arena")));

@@ -138,7 +138,14 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
     #[inline(always)]
     pub fn commit(&mut self, claim: &Claim, len: usize, tag: u64) {
         self.describe_whole(claim, len, tag);
-        self.ring.publish(claim.after(), false);
+        self.publish(claim.after(), false);
+    }
+
+    /// Commits every described claim up to `to`, and wakes the receiver if it sleeps.
+    #[inline(always)]
+    pub fn publish(&mut self, to: Cursor, unfinished: bool) {
+        self.ring.publish(to, unfinished);
+        self.pace.active();
     }
 
     /// Describes a written claim as a whole message, still private.
@@ -231,7 +238,7 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
             (None, true) => Kind::Last,
         };
         self.ring.describe(claim, kind, claim.len(), tag);
-        self.ring.publish(claim.after(), !last);
+        self.publish(claim.after(), !last);
     }
 
     /// Whether all pieces of a message have room now.

@@ -47,6 +47,9 @@ pub enum WaitStrategy {
 
 /// How to pass the time before sleeping.
 pub trait Pace {
+    /// This side has just sent or released something; a chance to say where it is.
+    fn active(&mut self);
+
     /// Looks for a while; whether the look found something. May return `false` at any time.
     fn pass(&mut self, until: Until, look: impl Fn() -> bool) -> bool;
 
@@ -59,6 +62,8 @@ pub trait Pace {
 pub struct NoPace;
 
 impl Pace for NoPace {
+    fn active(&mut self) {}
+
     fn pass(&mut self, _until: Until, _look: impl Fn() -> bool) -> bool {
         false
     }
@@ -82,7 +87,10 @@ impl Waiting {
         Self { strategy, mapping, role, cpu: 0, misses: 0, began: Instant::now() }
     }
 
-    /// Tells the peer on which CPU this side is, if that has changed.
+    /// Tells the peer on which CPU this side is, if that has changed. It must be fresh: a peer that
+    /// takes us to be on its own CPU does not spin, and one that should and does not know it keeps us
+    /// from answering.
+    #[inline(always)]
     fn tell_cpu(&mut self) -> u64 {
         let here = cpu::current();
         if here != self.cpu {
@@ -111,6 +119,11 @@ impl Waiting {
 }
 
 impl Pace for Waiting {
+    #[inline(always)]
+    fn active(&mut self) {
+        self.tell_cpu();
+    }
+
     fn pass(&mut self, until: Until, look: impl Fn() -> bool) -> bool {
         match self.strategy {
             WaitStrategy::Park => false,
@@ -123,7 +136,6 @@ impl Pace for Waiting {
         if self.strategy != WaitStrategy::Adaptive {
             return;
         }
-        self.tell_cpu();
         if self.misses < MISSES {
             return;
         }

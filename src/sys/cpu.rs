@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 /// The CPU of the calling thread plus one, or 0 if it cannot be told.
-#[inline]
+#[inline(always)]
 pub(crate) fn current() -> u64 {
     // SAFETY: takes nothing and touches no memory of ours.
     let cpu = unsafe { libc::sched_getcpu() };
