@@ -36,6 +36,11 @@ fn up_to(most: usize) -> Vec<usize> {
     (0..=300).chain(powers).filter(|size| *size <= most).collect()
 }
 
+/// Every size that is promised.
+fn all() -> Vec<usize> {
+    up_to((16 << 20) + 1)
+}
+
 /// Random sizes, most of them small, the longest `most`.
 fn random(count: usize, most: usize) -> Vec<usize> {
     let mut random = fastrand::Rng::with_seed(42);
@@ -111,50 +116,42 @@ const KIB: u64 = 1 << 10;
 
 #[test]
 fn every_size_through_the_default_ring() {
-    let plan = Plan::new(256, KIB * KIB, Adaptive, || up_to((16 << 20) + 1));
-    play("every_size_through_the_default_ring", &plan);
+    play("every_size_through_the_default_ring", &Plan::new(256, KIB * KIB, Adaptive, all));
 }
 
 #[test]
-fn every_size_through_four_slots_and_a_large_arena() {
-    play(
-        "every_size_through_four_slots_and_a_large_arena",
-        &Plan::new(4, KIB * KIB, Park, || up_to(4 << 20)),
-    );
+fn every_size_through_four_slots_and_the_default_arena() {
+    play("every_size_through_four_slots_and_the_default_arena", &Plan::new(4, KIB * KIB, Park, all));
 }
 
 #[test]
-fn every_size_through_one_slot_and_a_large_arena() {
-    play(
-        "every_size_through_one_slot_and_a_large_arena",
-        &Plan::new(1, KIB * KIB, Adaptive, || up_to(4 << 20)),
-    );
+fn every_size_through_two_slots_and_the_default_arena() {
+    play("every_size_through_two_slots_and_the_default_arena", &Plan::new(2, KIB * KIB, Adaptive, all));
+}
+
+#[test]
+fn every_size_through_one_slot_and_the_default_arena() {
+    play("every_size_through_one_slot_and_the_default_arena", &Plan::new(1, KIB * KIB, Adaptive, all));
 }
 
 #[test]
 fn every_size_through_256_slots_and_a_small_arena() {
-    play("every_size_through_256_slots_and_a_small_arena", &Plan::new(256, 4 * KIB, Park, || up_to(1 << 20)));
+    play("every_size_through_256_slots_and_a_small_arena", &Plan::new(256, 4 * KIB, Park, all));
 }
 
 #[test]
 fn every_size_through_four_slots_and_a_small_arena() {
-    play(
-        "every_size_through_four_slots_and_a_small_arena",
-        &Plan::new(4, 4 * KIB, Adaptive, || up_to(1 << 20)),
-    );
+    play("every_size_through_four_slots_and_a_small_arena", &Plan::new(4, 4 * KIB, Adaptive, all));
 }
 
 #[test]
 fn every_size_through_two_slots_and_a_small_arena() {
-    play("every_size_through_two_slots_and_a_small_arena", &Plan::new(2, 4 * KIB, Park, || up_to(1 << 18)));
+    play("every_size_through_two_slots_and_a_small_arena", &Plan::new(2, 4 * KIB, Park, all));
 }
 
 #[test]
 fn every_size_through_one_slot_and_a_small_arena() {
-    play(
-        "every_size_through_one_slot_and_a_small_arena",
-        &Plan::new(1, 4 * KIB, Adaptive, || up_to(1 << 18)),
-    );
+    play("every_size_through_one_slot_and_a_small_arena", &Plan::new(1, 4 * KIB, Adaptive, all));
 }
 
 #[test]
@@ -198,6 +195,12 @@ fn ten_thousand_random_sizes_through_two_slots() {
 fn ten_thousand_random_sizes_through_one_slot() {
     let plan = Plan::new(1, 4 * KIB, Park, || random(10_000, 1 << 12));
     play("ten_thousand_random_sizes_through_one_slot", &plan);
+}
+
+#[test]
+fn ten_thousand_random_sizes_through_one_slot_and_the_default_arena() {
+    let plan = Plan::new(1, KIB * KIB, Adaptive, || random(10_000, 1 << 16));
+    play("ten_thousand_random_sizes_through_one_slot_and_the_default_arena", &plan);
 }
 
 #[test]
