@@ -153,7 +153,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     }
 
     /// Replaces what is in `buffer` by the next message. A message that comes in pieces is
-    /// reassembled in `buffer`'s own memory, without a further copy.
+    /// reassembled in `buffer`'s own memory, without a further copy; no fault leaves any of it there.
     ///
     /// # Errors
     ///
@@ -170,7 +170,11 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
         if traded && !self.partial.trade(buffer) {
             buffer.clear(); // Its memory stays with the pieces.
         }
-        let message = message?;
+        let message = message.inspect_err(|fault| {
+            if matches!(fault, RecvFault::Ended(_)) {
+                buffer.clear(); // It may hold pieces of what will never be whole.
+            }
+        })?;
         buffer.resize(message.len(), 0);
         let taken = self.copy(&message, 0, buffer).and_then(|()| self.give_back(&message));
         if taken.is_err() {
