@@ -283,7 +283,8 @@ impl SharedMemoryStream {
         loop {
             let needs = match self.sender.out().needs(len) {
                 Ok(needs) => needs,
-                Err(SendFault::Ended(_)) => return Ok(Ready { message: true, space: true }),
+                // The peer may have dropped its receiving half alone, and still send.
+                Err(SendFault::Ended(_)) => None,
                 Err(_) => None, // The next send says why.
             };
             let message = self.receiver.inb().ready();

@@ -100,6 +100,20 @@ fn a_half_that_is_dropped_ends_its_direction_alone() {
 }
 
 #[test]
+fn an_end_of_sending_alone_is_no_message() {
+    let _watch = Watchdog::new("an end of sending");
+    let (mut a, b) = pair(WaitStrategy::Park);
+    let (mut tx, rx) = b.split();
+    drop(rx);
+    let ready = a.wait_either(5).expect("a send would end at once");
+    assert!(ready.space && !ready.message, "{ready:?}");
+    assert_eq!(a.try_recv(&mut []), Err(TryRecvError::Empty));
+    tx.send(b"").expect("the other direction lives");
+    let ready = a.wait_either(5).expect("both would end at once");
+    assert!(ready.space && ready.message, "{ready:?}");
+}
+
+#[test]
 fn a_message_wakes_a_sleeping_receiver() {
     let _watch = Watchdog::new("a sleeping receiver");
     for wait in STRATEGIES {
