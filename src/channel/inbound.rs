@@ -261,11 +261,15 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     }
 
     /// Takes what is ready, at most one lap of the ring: a whole message, or pieces of one.
+    ///
+    /// Pieces that stand in the ring together have room in the arena together; a liar's may overlap,
+    /// and would keep us copying a whole arena for each slot.
     #[inline(always)]
     fn lap(&mut self) -> Result<Lap, RecvFault> {
         if let Some(message) = self.at_hand() {
             return Ok(Lap::Whole(message));
         }
+        let mut room = self.ring.mem().arena();
         for _ in 0..self.ring.mem().slots() {
             let arrival = match self.ring.arrival() {
                 Ok(None) => return Ok(Lap::Dry),
@@ -281,6 +285,8 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
             if let Some(message) = self.at_hand() {
                 return Ok(Lap::Whole(message));
             }
+            let Some(left) = room.checked_sub(arrival.len as u64) else { break };
+            room = left;
         }
         Ok(Lap::Busy)
     }
