@@ -275,7 +275,7 @@ impl SharedMemoryStream {
     }
 
     fn wait_until(&mut self, len: usize, until: Until) -> Result<Ready, SendTimeoutError> {
-        if !self.sender.link().same_process() {
+        if !(self.sender.link().same_process() && self.receiver.link().same_process()) {
             return Err(SendTimeoutError::Forked);
         }
         let len = len.min(self.sender.max_in_place());
@@ -300,6 +300,10 @@ impl SharedMemoryStream {
     }
 
     fn sleep_for_either(&mut self, needs: u64, until: Until) {
+        if !Arc::ptr_eq(self.sender.link(), self.receiver.link()) {
+            // Halves of two connections, exchanged through `halves`: no peer would wake us for both.
+            return self.sender.out().ring().mem().doze(until);
+        }
         let inbound = self.receiver.inb_ref();
         let outgoing = self.sender.out().ring();
         outgoing.want(needs);
