@@ -280,7 +280,7 @@ impl SharedMemoryStream {
     }
 
     fn wait_until(&mut self, len: usize, until: Until) -> Result<Ready, SendTimeoutError> {
-        if !self.sender.link().same_process() {
+        if !(self.sender.link().same_process() && self.receiver.link().same_process()) {
             return Err(SendTimeoutError::Forked);
         }
         let len = len.min(self.sender.max_in_place());
@@ -288,7 +288,8 @@ impl SharedMemoryStream {
         loop {
             let needs = match self.sender.out().needs(len) {
                 Ok(needs) => needs,
-                Err(SendFault::Ended(_)) => return Ok(Ready { message: true, space: true }),
+                // The peer may have dropped its receiving half alone, and still send.
+                Err(SendFault::Ended(_)) => None,
                 Err(_) => None, // The next send says why.
             };
             let message = self.receiver.inb().ready();
@@ -304,6 +305,10 @@ impl SharedMemoryStream {
     }
 
     fn sleep_for_either(&mut self, needs: u64, until: Until) {
+        if !Arc::ptr_eq(self.sender.link(), self.receiver.link()) {
+            // Halves of two connections, exchanged through `halves`: no peer would wake us for both.
+            return self.sender.out().ring().mem().doze(until);
+        }
         let inbound = self.receiver.inb_ref();
         let outgoing = self.sender.out().ring();
         outgoing.want(needs);

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use common::rings::{at_once, over, put, ring, send, take, try_take};
 use common::spied::{Did, Spied};
 use common::{Watchdog, bytes, check};
+use narrows::internal::layout::LAST_TICKET;
 use narrows::internal::mem::{Field, Flag, Heap, Load, Memory, Store, Until, Word};
 use narrows::internal::ring::Fate;
 use narrows::internal::{Ended, Inbound, Pace, RecvFault, SendFault, Wait};
@@ -248,4 +249,17 @@ fn flags_are_lowered_when_a_call_ends() {
     put(&mut out, b"", 0);
     assert_eq!(send(&mut out, b"", 0, at_once()), Err(SendFault::Full));
     assert_eq!([Flag::Consumer, Flag::Producer].map(|flag| heap.load_flag(flag)), [0, 0]);
+}
+
+#[test]
+fn a_message_that_needs_more_tickets_than_are_left_does_not_begin() {
+    let (mut out, mut inb, _heap) = ring(8, 4096, LAST_TICKET - 1);
+    let long = bytes(1, 9999);
+    assert_eq!(send(&mut out, &long, 0, Wait::FOREVER), Err(SendFault::Exhausted));
+    assert_eq!(send(&mut out, &long, 0, Wait::Never), Err(SendFault::Exhausted));
+    for tag in [1, 2] {
+        put(&mut out, b"short", tag);
+        assert_eq!(take(&mut inb), (b"short".to_vec(), tag));
+    }
+    assert_eq!(send(&mut out, b"", 0, Wait::FOREVER), Err(SendFault::Exhausted));
 }

@@ -259,6 +259,22 @@ fn a_peer_that_sends_pieces_for_ever_does_not_outlive_a_deadline() {
 }
 
 #[test]
+fn pieces_that_overlap_do_not_keep_a_call_that_never_blocks() {
+    let (slots, arena) = (1 << 10, 1 << 16);
+    let (_out, mut inb, heap) = ring(slots, arena, 0);
+    for ticket in 0..slots as u64 {
+        let len = u32::try_from(arena).expect("small");
+        let control = Control { kind: Kind::First, abort: ticket > 0, len, place: 0 };
+        forge(&heap, ticket, control.encode(), arena as u64 + 1);
+    }
+    assert_eq!(inb.recv(&mut [], Wait::Never).map(|_| ()), Err(RecvFault::Empty));
+    let taken = inb.ring().ticket();
+    assert!((1..=2).contains(&taken), "{taken} whole arenas were copied");
+    assert_eq!(inb.recv(&mut [], at_once()).map(|_| ()), Err(RecvFault::Empty));
+    assert!(inb.ring().ticket() <= 3 * taken);
+}
+
+#[test]
 fn a_peer_that_clears_our_flag_for_ever_makes_us_nap() {
     let naps = Arc::new(AtomicU32::new(0));
     let count = Arc::clone(&naps);

@@ -100,6 +100,40 @@ fn a_half_that_is_dropped_ends_its_direction_alone() {
 }
 
 #[test]
+fn an_end_of_sending_alone_is_no_message() {
+    let _watch = Watchdog::new("an end of sending");
+    let (mut a, b) = pair(WaitStrategy::Park);
+    let (mut tx, rx) = b.split();
+    drop(rx);
+    let ready = a.wait_either(5).expect("a send would end at once");
+    assert!(ready.space && !ready.message, "{ready:?}");
+    assert_eq!(a.try_recv(&mut []), Err(TryRecvError::Empty));
+    tx.send(b"").expect("the other direction lives");
+    let ready = a.wait_either(5).expect("both would end at once");
+    assert!(ready.space && ready.message, "{ready:?}");
+}
+
+#[test]
+fn halves_of_two_connections_are_waited_for_all_the_same() {
+    let _watch = Watchdog::new("halves of two");
+    let ((mut a, mut peer), (mut other, _b)) = (pair(WaitStrategy::Park), pair(WaitStrategy::Park));
+    std::mem::swap(a.halves().1, other.halves().1);
+    fill(&mut a);
+    assert_eq!(a.wait_either_timeout(5, MOMENT), Err(SendTimeoutError::Timeout));
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| {
+            assert!(a.wait_either(5).expect("room").space);
+            Instant::now()
+        });
+        sleep(MOMENT * 50);
+        let start = Instant::now();
+        while peer.try_recv(&mut [0; 64]).is_ok() {}
+        let took = waiter.join().expect("ends").saturating_duration_since(start);
+        assert!(took < MOMENT * 3, "{took:?}: a slice of sleep");
+    });
+}
+
+#[test]
 fn a_message_wakes_a_sleeping_receiver() {
     let _watch = Watchdog::new("a sleeping receiver");
     for wait in STRATEGIES {

@@ -1,10 +1,11 @@
 //! Byte streams over messages: for code that reads and writes, and knows of no messages.
 
 use std::io::{self, BufRead, Read, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Receiver, Sender};
 use crate::error::{RecvError, RecvTimeoutError, SendError, SendTimeoutError};
+use crate::mem::Until;
 
 /// Reads the bytes of all messages as one stream; made by [`Receiver::into_reader`].
 ///
@@ -48,23 +49,36 @@ impl ByteReader {
 
     /// Receives until there is a byte; whether there is one, or the stream has ended.
     fn fill(&mut self) -> io::Result<bool> {
+        // One deadline for the whole read: empty messages, which are no bytes, do not move it.
+        let until = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         while self.at == self.buffer.len() {
-            // Emptied first: whatever a receive that fails leaves in the buffer was never read.
-            (self.at, _) = (0, self.buffer.clear());
-            let received = match self.timeout {
-                None => self.receiver.recv_into(&mut self.buffer).map_err(io::Error::from),
-                Some(timeout) => {
-                    self.receiver.recv_into_timeout(&mut self.buffer, timeout).map_err(io::Error::from)
+            match self.receive(until) {
+                Ok(()) if self.buffer.is_empty() && expired(until) => {
+                    return Err(RecvTimeoutError::Timeout.into());
                 }
-            };
-            match received {
-                Ok(_) => {}
+                Ok(()) => {}
                 Err(error) if is_clean_end(&error) => return Ok(false),
                 Err(error) => return Err(error),
             }
         }
         Ok(true)
     }
+
+    /// Replaces the buffer by the next message; it is empty if there is none.
+    fn receive(&mut self, until: Until) -> io::Result<()> {
+        (self.at, _) = (0, self.buffer.clear());
+        let received = match until {
+            None => self.receiver.recv_into(&mut self.buffer).map_err(io::Error::from),
+            Some(deadline) => {
+                self.receiver.recv_into_deadline(&mut self.buffer, deadline).map_err(io::Error::from)
+            }
+        };
+        received.map(drop).inspect_err(|_| self.buffer.clear())
+    }
+}
+
+fn expired(until: Until) -> bool {
+    until.is_some_and(|deadline| Instant::now() >= deadline)
 }
 
 fn is_clean_end(error: &io::Error) -> bool {

@@ -153,7 +153,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     }
 
     /// Replaces what is in `buffer` by the next message. A message that comes in pieces is
-    /// reassembled in `buffer`'s own memory, without a further copy.
+    /// reassembled in `buffer`'s own memory, without a further copy; no fault leaves any of it there.
     ///
     /// # Errors
     ///
@@ -170,7 +170,11 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
         if traded && !self.partial.trade(buffer) {
             buffer.clear(); // Its memory stays with the pieces.
         }
-        let message = message?;
+        let message = message.inspect_err(|fault| {
+            if matches!(fault, RecvFault::Ended(_)) {
+                buffer.clear(); // It may hold pieces of what will never be whole.
+            }
+        })?;
         buffer.resize(message.len(), 0);
         let taken = self.copy(&message, 0, buffer).and_then(|()| self.give_back(&message));
         if taken.is_err() {
@@ -257,11 +261,15 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     }
 
     /// Takes what is ready, at most one lap of the ring: a whole message, or pieces of one.
+    ///
+    /// Pieces that stand in the ring together have room in the arena together; a liar's may overlap,
+    /// and would keep us copying a whole arena for each slot.
     #[inline(always)]
     fn lap(&mut self) -> Result<Lap, RecvFault> {
         if let Some(message) = self.at_hand() {
             return Ok(Lap::Whole(message));
         }
+        let mut room = self.ring.mem().arena();
         for _ in 0..self.ring.mem().slots() {
             let arrival = match self.ring.arrival() {
                 Ok(None) => return Ok(Lap::Dry),
@@ -277,6 +285,8 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
             if let Some(message) = self.at_hand() {
                 return Ok(Lap::Whole(message));
             }
+            let Some(left) = room.checked_sub(arrival.len as u64) else { break };
+            room = left;
         }
         Ok(Lap::Busy)
     }

@@ -209,6 +209,10 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
             return Err(SendFault::TooLarge(self.max_message));
         }
         self.check()?;
+        // No ticket behind an unfinished message could say that it is abandoned.
+        if self.ring.left() < len.div_ceil(self.piece) as u64 {
+            return Err(SendFault::Exhausted);
+        }
         if wait == Wait::Never {
             self.fits_at_once(len)?;
         }

@@ -60,7 +60,8 @@ impl Receiver {
         ///
         /// Reusing the buffer makes the steady state free of allocations. A message that comes in
         /// pieces is put together in the buffer's own memory; if a deadline passes in the middle of
-        /// it, the pieces stay for the next call and the buffer is left empty.
+        /// it, the pieces stay for the next call and the buffer is left empty. The buffer is empty too
+        /// once the connection has ended.
         recv_vec [&mut self] (buffer: &mut Vec<u8>) -> Received;
         recv_into, try_recv_into, recv_into_timeout, recv_into_deadline
     }

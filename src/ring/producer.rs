@@ -98,6 +98,11 @@ impl<M: Memory> Producer<M> {
         self.next
     }
 
+    /// How many tickets this direction has left.
+    pub fn left(&self) -> u64 {
+        (LAST_TICKET + 1).saturating_sub(self.next.ticket)
+    }
+
     /// Claims a ticket at `from`, and a place for `len` bytes if they do not fit into the slot.
     ///
     /// `from` is [`next`](Self::next), or the cursor behind the last claim of a batch.

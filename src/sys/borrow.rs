@@ -47,17 +47,19 @@ impl<'a> RawSpan<'a> {
     ///
     /// # Safety
     ///
-    /// The peer does not write to a message that it has committed.
+    /// The peer does not write to a message that it has committed, and this process is not a fork of
+    /// the one that made the span.
     pub unsafe fn as_slice(&self) -> &[u8] {
         // SAFETY: mapped for 'a by `new`'s promise; nobody writes, by the caller's.
         unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.len) }
     }
 
-    /// Borrows the bytes to write to them; what they hold before is unspecified.
+    /// Borrows the bytes to write to them; what those of a reservation hold before is unspecified.
     ///
     /// # Safety
     ///
-    /// The peer does not access a message that has not been committed to it.
+    /// The peer does not access a message that has not been committed to it, nor write to one that it
+    /// has committed, and this process is not a fork of the one that made the span.
     pub unsafe fn as_mut_slice(&mut self) -> &mut [u8] {
         // SAFETY: mapped for 'a by `new`'s promise; the borrow is unique on this side, and the peer
         // keeps away by the caller's promise.

@@ -28,10 +28,10 @@ pub(super) fn wait(word: &AtomicU32, until: Until, slice: Duration) -> Woke {
     }
 }
 
-/// Wakes every sleeper on `word`.
-pub(super) fn wake(word: &AtomicU32) {
+/// Wakes at most `most` sleepers on `word`, in the order in which they came.
+pub(super) fn wake(word: &AtomicU32, most: i32) {
     // SAFETY: the kernel only uses the address, which is a live, aligned word, as a key.
-    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, most) };
 }
 
 /// Nanoseconds of the monotonic clock, which all processes of the machine share.

@@ -40,6 +40,7 @@ pub(crate) struct Mapping {
     mask: u64,
     arena_len: usize,
     urgent_mask: u32,
+    outgoing: bool,
     link: Arc<Link>,
 }
 
@@ -73,6 +74,7 @@ impl Mapping {
             mask: u64::from(geometry.slots()) - 1,
             arena_len: usize::try_from(geometry.arena()).unwrap_or(0),
             urgent_mask: geometry.urgent() - 1,
+            outgoing: direction == link.side().outgoing(),
             link,
         }
     }
@@ -161,6 +163,11 @@ impl Mapping {
         };
         // SAFETY: mapped, 128-aligned by the layout, and only ever accessed as these 32 bits.
         unsafe { AtomicU32::from_ptr(at.cast().as_ptr()) }
+    }
+
+    /// Whether this side sleeps on the flag, not the peer.
+    fn is_ours(&self, flag: Flag) -> bool {
+        self.outgoing == matches!(flag, Flag::Producer | Flag::Twin)
     }
 
     /// Where a span starts, if `at + len` bytes of it are in this memory.
@@ -291,7 +298,9 @@ impl Memory for Mapping {
             Flag::Producer => self.at(words::PRODUCER_WOKEN).store(now, Ordering::Relaxed),
             Flag::Twin => {}
         }
-        futex::wake(self.flag(flag));
+        // The peer has one sleeper, and what else it puts to sleep there would cost us time at each
+        // wake. Beside a sleeper of our own the peer may have put others, in front of it.
+        futex::wake(self.flag(flag), if self.is_ours(flag) { i32::MAX } else { 1 });
     }
 
     fn expired(&self, until: Until) -> bool {

@@ -100,3 +100,31 @@ fn a_span_is_lent_only_if_it_is_here() {
     assert!(lent(Span::Arena(2), 0) && !lent(Span::Arena(3), 0));
     assert!(!lent(Span::Arena(u32::MAX), 1) && !lent(Span::Arena(0), usize::MAX));
 }
+
+#[test]
+fn a_crowd_of_the_peers_does_not_cost_us_its_waking_and_hides_no_sleeper_of_ours() {
+    const CROWD: usize = 8;
+    for (direction, flag, ours) in [
+        (0, Flag::Consumer, false),
+        (0, Flag::Producer, true),
+        (1, Flag::Consumer, true),
+        (1, Flag::Producer, false),
+        (1, Flag::Twin, false),
+    ] {
+        let mappings = directions(1, 64);
+        let (mapping, woken) = (&mappings[direction], AtomicU64::new(0));
+        mapping.store_flag(flag, 1);
+        std::thread::scope(|scope| {
+            for _ in 0..CROWD {
+                scope.spawn(|| {
+                    let slept = futex::wait(mapping.flag(flag), None, Duration::from_secs(1));
+                    woken.fetch_add(u64::from(slept == Woke::Early), Ordering::Relaxed);
+                });
+            }
+            std::thread::sleep(Duration::from_millis(300)); // For all of them to fall asleep.
+            mapping.wake(flag);
+        });
+        let expected = if ours { CROWD as u64 } else { 1 };
+        assert_eq!(woken.into_inner(), expected, "{flag:?} of direction {direction}");
+    }
+}
