@@ -2,6 +2,17 @@
 //!
 //! All are `#[non_exhaustive]` and convert into [`std::io::Error`]. Nothing here carries a payload
 //! back, since every send borrows its bytes.
+//!
+//! | variant | [`std::io::ErrorKind`] |
+//! |---|---|
+//! | `Disconnected` | `BrokenPipe` of a send, `UnexpectedEof` of a receive |
+//! | `PeerDied` | `ConnectionReset` |
+//! | `Closed` | `NotConnected` |
+//! | `ProtocolViolated` | `InvalidData` |
+//! | `Forked` | `Unsupported` |
+//! | `Full`, `Empty` | `WouldBlock` |
+//! | `Timeout` | `TimedOut` |
+//! | `TooLarge`, `TooLargeToTry`, `BufferTooSmall` | `InvalidInput` |
 
 mod handshake;
 mod setup;
@@ -46,7 +57,7 @@ impl Ended {
         match self {
             Self::Disconnected => ("the peer closed the connection", io::ErrorKind::BrokenPipe),
             Self::PeerDied => ("the peer's process died", io::ErrorKind::ConnectionReset),
-            Self::Closed => ("this end was closed", io::ErrorKind::NotConnected),
+            Self::Closed => ("this end was closed by this process", io::ErrorKind::NotConnected),
             Self::ProtocolViolated => ("the peer broke the protocol", io::ErrorKind::InvalidData),
             Self::Forked => (
                 "the connection belongs to the process that forked this one: make a new one here",
@@ -59,7 +70,7 @@ impl Ended {
 /// Declares an error enum whose variants include the five ways in which a connection ends.
 macro_rules! ending_error {
     (
-        $(#[$meta:meta])* $name:ident {
+        $(#[$meta:meta])* $name:ident, gone: $gone:ident {
             $( $(#[$vmeta:meta])* $variant:ident $({ $($(#[$fmeta:meta])* $field:ident: $ty:ty),+ })? => $kind:ident, $text:literal; )*
         }
     ) => {
@@ -125,6 +136,7 @@ macro_rules! ending_error {
             fn from(error: $name) -> Self {
                 let kind = match error {
                     $( $name::$variant $({ $($field: _),+ })? => io::ErrorKind::$kind, )*
+                    $name::Disconnected => io::ErrorKind::$gone,
                     _ => error.ended().map_or(io::ErrorKind::Other, |e| e.describe().1),
                 };
                 Self::new(kind, error)
@@ -135,14 +147,14 @@ macro_rules! ending_error {
 
 ending_error! {
     /// Why a blocking send failed.
-    SendError {
+    SendError, gone: BrokenPipe {
         /// The message is longer than the connection's maximum.
         TooLarge {
             /// Bytes that were to be sent.
             len: usize,
             /// The most that this call can send, in bytes.
             max: usize
-        } => InvalidInput, "a message of {len} bytes is too large: the limit is {max}";
+        } => InvalidInput, "a message of {len} bytes is too large: this call takes at most {max}";
         /// This direction has carried its 2^63 - 1 messages: make a new connection.
         Exhausted => Other, "this direction has carried all the messages that it can: make a new connection";
     }
@@ -150,7 +162,7 @@ ending_error! {
 
 ending_error! {
     /// Why a send that never blocks failed.
-    TrySendError {
+    TrySendError, gone: BrokenPipe {
         /// There is no room for the whole message now, or another thread holds the shared sender.
         Full => WouldBlock, "there is no room for the message now";
         /// The message could never fit at once, however empty the ring: use a blocking send.
@@ -164,7 +176,7 @@ ending_error! {
             len: usize,
             /// The most that this call can send, in bytes.
             max: usize
-        } => InvalidInput, "a message of {len} bytes is too large: the limit is {max}";
+        } => InvalidInput, "a message of {len} bytes is too large: this call takes at most {max}";
         /// This direction has carried its 2^63 - 1 messages: make a new connection.
         Exhausted => Other, "this direction has carried all the messages that it can: make a new connection";
     }
@@ -172,7 +184,7 @@ ending_error! {
 
 ending_error! {
     /// Why a send with a deadline failed.
-    SendTimeoutError {
+    SendTimeoutError, gone: BrokenPipe {
         /// The deadline passed; nothing of the message will be delivered.
         Timeout => TimedOut, "the deadline passed: the message was not delivered";
         /// The message is longer than the connection's maximum.
@@ -181,7 +193,7 @@ ending_error! {
             len: usize,
             /// The most that this call can send, in bytes.
             max: usize
-        } => InvalidInput, "a message of {len} bytes is too large: the limit is {max}";
+        } => InvalidInput, "a message of {len} bytes is too large: this call takes at most {max}";
         /// This direction has carried its 2^63 - 1 messages: make a new connection.
         Exhausted => Other, "this direction has carried all the messages that it can: make a new connection";
     }
@@ -189,38 +201,38 @@ ending_error! {
 
 ending_error! {
     /// Why a blocking receive failed.
-    RecvError {
+    RecvError, gone: UnexpectedEof {
         /// The message is longer than the buffer; it stays, and the next call can receive it.
         BufferTooSmall {
             /// Bytes that the message has.
             needed: usize
-        } => InvalidInput, "the message has {needed} bytes, more than the buffer holds: it was kept";
+        } => InvalidInput, "the message has {needed} bytes, more than the buffer holds: it was kept for a larger one";
     }
 }
 
 ending_error! {
     /// Why a receive that never blocks failed.
-    TryRecvError {
+    TryRecvError, gone: UnexpectedEof {
         /// No whole message is there yet.
         Empty => WouldBlock, "there is no message now";
         /// The message is longer than the buffer; it stays, and the next call can receive it.
         BufferTooSmall {
             /// Bytes that the message has.
             needed: usize
-        } => InvalidInput, "the message has {needed} bytes, more than the buffer holds: it was kept";
+        } => InvalidInput, "the message has {needed} bytes, more than the buffer holds: it was kept for a larger one";
     }
 }
 
 ending_error! {
     /// Why a receive with a deadline failed.
-    RecvTimeoutError {
+    RecvTimeoutError, gone: UnexpectedEof {
         /// The deadline passed; what had come of a message stays for the next call.
         Timeout => TimedOut, "the deadline passed before a message came";
         /// The message is longer than the buffer; it stays, and the next call can receive it.
         BufferTooSmall {
             /// Bytes that the message has.
             needed: usize
-        } => InvalidInput, "the message has {needed} bytes, more than the buffer holds: it was kept";
+        } => InvalidInput, "the message has {needed} bytes, more than the buffer holds: it was kept for a larger one";
     }
 }
 

@@ -222,7 +222,7 @@ pub struct ListenerCloser {
 
 impl ListenerCloser {
     /// Makes every call of `accept`, now blocked or later, return [`AcceptError::Closed`]. The path
-    /// stays until the listener is dropped. Does nothing in a forked child.
+    /// stays until the listener is dropped, and who connects there waits until then: drop it soon. Does nothing in a forked child.
     pub fn close(&self) {
         if self.door.canary.same_process() {
             self.door.closed.store(true, Ordering::Release);

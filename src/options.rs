@@ -95,6 +95,10 @@ impl Options {
 
     /// Whether all memory is touched when the connection is made, so that no later call pays for
     /// it, and a lack of it is an error then. Default no.
+    ///
+    /// It takes a second or two for each GiB, inside `accept`, `connect`, `pair` or `spawn`, and no
+    /// deadline cuts it short: a listener that sets it should keep its arenas small, since other
+    /// clients wait meanwhile.
     #[must_use]
     pub fn prefault(mut self, prefault: bool) -> Self {
         self.prefault = prefault;

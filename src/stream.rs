@@ -1,6 +1,7 @@
 //! A connection as one object: both halves, and the ways to make it.
 
 use std::borrow::BorrowMut;
+use std::fmt;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -48,7 +49,6 @@ use crate::sys::socket::PeerCred;
 /// assert_eq!(client.join().unwrap()?, b"ping");
 /// # Ok::<(), std::io::Error>(())
 /// ```
-#[derive(Debug)]
 pub struct SharedMemoryStream {
     sender: Sender,
     receiver: Receiver,
@@ -212,8 +212,9 @@ impl SharedMemoryStream {
     ///
     /// # Errors
     ///
-    /// Never if the connection has ended: both are ready then, and the next call tells how.
-    /// [`SendTimeoutError::Forked`] in a forked child.
+    /// Never if the connection has ended: a direction that has ended is ready, and the next call in
+    /// it tells how. When the peer drops its stream, one direction may be seen to end a moment before
+    /// the other. [`SendTimeoutError::Forked`] in a forked child.
     pub fn wait_either(&mut self, len: usize) -> Result<Ready, SendTimeoutError> {
         self.wait_until(len, None)
     }
@@ -286,13 +287,13 @@ impl SharedMemoryStream {
         let len = len.min(self.sender.max_in_place());
         let mut tries = 0_u32;
         loop {
+            let message = self.receiver.inb().ready();
             let needs = match self.sender.out().needs(len) {
                 Ok(needs) => needs,
                 // The peer may have dropped its receiving half alone, and still send.
                 Err(SendFault::Ended(_)) => None,
                 Err(_) => None, // The next send says why.
             };
-            let message = self.receiver.inb().ready();
             if message || needs.is_none() {
                 return Ok(Ready { message, space: needs.is_none() });
             }
@@ -379,6 +380,12 @@ impl Options {
 impl AsFd for SharedMemoryStream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.sender.link().as_fd()
+    }
+}
+
+impl fmt::Debug for SharedMemoryStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedMemoryStream").field("peer", &self.peer_cred()).finish_non_exhaustive()
     }
 }
 

@@ -10,7 +10,7 @@ use crate::mem::Until;
 /// Reads the bytes of all messages as one stream; made by [`Receiver::into_reader`].
 ///
 /// What a read leaves of a message stays for the next read. Once the peer has closed and everything
-/// is read, reads return 0; if it died or lied, an error.
+/// is read, or once this end was closed, reads return 0; if the peer died or lied, an error.
 ///
 /// ```
 /// use std::io::{Read, Write};
@@ -83,8 +83,9 @@ fn expired(until: Until) -> bool {
 
 fn is_clean_end(error: &io::Error) -> bool {
     let Some(inner) = error.get_ref() else { return false };
-    inner.downcast_ref() == Some(&RecvError::Disconnected)
-        || inner.downcast_ref() == Some(&RecvTimeoutError::Disconnected)
+    let blocking = [RecvError::Disconnected, RecvError::Closed].map(Some);
+    let timed = [RecvTimeoutError::Disconnected, RecvTimeoutError::Closed].map(Some);
+    blocking.contains(&inner.downcast_ref().copied()) || timed.contains(&inner.downcast_ref().copied())
 }
 
 impl Read for ByteReader {

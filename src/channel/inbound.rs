@@ -71,6 +71,8 @@ pub struct Inbound<M, P> {
     at_hand: Option<Arrival>,
     /// What is at hand or complete was lent.
     lent: bool,
+    /// What the first call said that found the end: no later one says otherwise.
+    over: Option<Ended>,
 }
 
 /// What a look at the ring found.
@@ -97,6 +99,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
             partial: Partial::default(),
             at_hand: None,
             lent: false,
+            over: None,
         }
     }
 
@@ -114,6 +117,9 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     pub fn next(&mut self, wait: Wait) -> Result<Incoming, RecvFault> {
         if self.lent {
             self.give_back_lent()?;
+        }
+        if let Some(over) = self.over {
+            return Err(RecvFault::Ended(over));
         }
         let mut tries = 0_u32;
         loop {
@@ -343,7 +349,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     fn end(&mut self, ended: Ended) -> RecvFault {
         self.partial.discard();
         (self.at_hand, self.lent) = (None, false);
-        RecvFault::Ended(ended)
+        RecvFault::Ended(*self.over.get_or_insert(ended))
     }
 
     /// The peer lied: the connection is over for good.

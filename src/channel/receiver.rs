@@ -1,6 +1,7 @@
 //! The receiving half of a connection, as users hold it.
 
 use std::cell::Cell;
+use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use crate::error::{Ended, RecvError, RecvTimeoutError, TryRecvError};
 use crate::ring::Fate;
 use crate::sys::link::Link;
 use crate::sys::mapping::{Mapping, Role};
+use crate::sys::socket::PeerCred;
 
 /// Length and tag of a message that was received.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,7 +34,6 @@ pub struct Received {
 /// fn shared<T: Sync>() {}
 /// shared::<narrows::Receiver>();
 /// ```
-#[derive(Debug)]
 pub struct Receiver {
     inb: Inbound<Mapping, Waiting>,
     messages: u64,
@@ -87,7 +88,8 @@ impl Receiver {
         Iter { receiver: self, over: false }
     }
 
-    /// Messages that are there now; never blocks, and ends at the first that is not.
+    /// Messages that are there now; never blocks, and ends at the first that is not, or with the
+    /// connection: the next receive tells which.
     pub fn try_iter(&mut self) -> TryIter<'_> {
         TryIter { receiver: self }
     }
@@ -112,6 +114,13 @@ impl Receiver {
             wakes,
             ..Stats::default()
         }
+    }
+
+    /// The kernel's word about the peer; see [`SharedMemoryStream::peer_cred`].
+    ///
+    /// [`SharedMemoryStream::peer_cred`]: crate::SharedMemoryStream::peer_cred
+    pub fn peer_cred(&self) -> PeerCred {
+        self.link().cred()
     }
 
     pub(crate) fn link(&self) -> &Arc<Link> {
@@ -168,6 +177,12 @@ impl Receiver {
         let message = self.settle(message)?;
         self.count(&message);
         Ok(RecvGuard::new(self, message))
+    }
+}
+
+impl fmt::Debug for Receiver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Receiver").field("peer", &self.peer_cred()).finish_non_exhaustive()
     }
 }
 

@@ -1,6 +1,7 @@
 //! The sending half of a connection, as users hold it.
 
 use std::cell::Cell;
+use std::fmt;
 use std::io::IoSlice;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use crate::error::{Ended, SendError, SendTimeoutError, TrySendError};
 use crate::ring::Fate;
 use crate::sys::link::Link;
 use crate::sys::mapping::{Mapping, Role};
+use crate::sys::socket::PeerCred;
 
 /// Sends messages to the peer; one half of a [`SharedMemoryStream`](crate::SharedMemoryStream).
 ///
@@ -35,7 +37,6 @@ use crate::sys::mapping::{Mapping, Role};
 /// fn shared<T: Sync>() {}
 /// shared::<narrows::Sender>();
 /// ```
-#[derive(Debug)]
 pub struct Sender {
     out: Outbound<Mapping, Waiting>,
     sent: Arc<Sent>,
@@ -123,6 +124,13 @@ impl Sender {
         &self.sent
     }
 
+    /// The kernel's word about the peer; see [`SharedMemoryStream::peer_cred`].
+    ///
+    /// [`SharedMemoryStream::peer_cred`]: crate::SharedMemoryStream::peer_cred
+    pub fn peer_cred(&self) -> PeerCred {
+        self.link().cred()
+    }
+
     pub(crate) fn link(&self) -> &Arc<Link> {
         self.out.ring().mem().link()
     }
@@ -186,6 +194,12 @@ impl Sender {
             Ok(claim) => Ok(Reservation::new(self, claim)),
             Err(fault) => Err((fault, len)),
         }
+    }
+}
+
+impl fmt::Debug for Sender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sender").field("peer", &self.peer_cred()).finish_non_exhaustive()
     }
 }
 

@@ -14,8 +14,10 @@ use super::sender::{Failed, blocking, stats, timing, trying};
 use super::stats::Sent;
 use super::{Closer, Sender, Stats, Wait};
 use crate::error::{Ended, SendError, SendTimeoutError, TrySendError};
-use crate::mem::Until;
+use crate::mem::{Until, Word};
+use crate::ring::ended;
 use crate::sys::link::Link;
+use crate::sys::mapping::Mapping;
 
 /// A lock around a value, as the layers that block this process's own threads need it.
 pub trait Monitor<T> {
@@ -110,6 +112,17 @@ impl SharedSender {
     /// A handle that closes the whole connection from any thread.
     pub fn closer(&self) -> Closer {
         Closer::new(&self.link)
+    }
+
+    /// The longest message, in bytes, as agreed with the peer.
+    pub fn max_message(&self) -> usize {
+        self.link.max_message()
+    }
+
+    /// Whether the connection has ended: no later send can succeed.
+    pub fn is_disconnected(&self) -> bool {
+        let outgoing = || Mapping::new(Arc::clone(&self.link), self.link.side().outgoing());
+        !self.link.same_process() || ended(&outgoing(), Word::ConsumerMark).is_some()
     }
 
     /// What all threads have sent. Never blocks, not even while one of them does.

@@ -9,7 +9,6 @@ use std::process::ExitStatus;
 use super::{HandshakeError, RejectCode};
 
 /// Why a connection could not be made.
-#[derive(Debug)]
 #[non_exhaustive]
 pub enum ConnectError {
     /// The options are not legal; the text says which and what their range is.
@@ -21,6 +20,8 @@ pub enum ConnectError {
         /// What the system said.
         source: io::Error,
     },
+    /// What stands at the path is not a socket.
+    NotASocket,
     /// The deadline passed before the handshake was complete.
     Timeout,
     /// The server refused.
@@ -70,6 +71,7 @@ impl ConnectError {
         match self {
             Self::BadOptions(_) => io::ErrorKind::InvalidInput,
             Self::Io { source, .. } => source.kind(),
+            Self::NotASocket => io::ErrorKind::ConnectionRefused,
             Self::Timeout => io::ErrorKind::TimedOut,
             Self::Rejected { code: RejectCode::NotAuthorized, .. } | Self::NotAuthorized { .. } => {
                 io::ErrorKind::PermissionDenied
@@ -90,7 +92,10 @@ impl fmt::Display for ConnectError {
         match self {
             Self::BadOptions(text) => write!(f, "illegal options: {text}"),
             Self::Io { doing, source } => write!(f, "{doing}: {source}{}", advice(source)),
-            Self::Timeout => f.write_str("the server did not answer in time: is it calling accept?"),
+            Self::NotASocket => f.write_str("what stands at the path is not a socket: check the path"),
+            Self::Timeout => {
+                f.write_str("the server did not answer in time: is it calling accept, and is it a narrows server?")
+            }
             Self::Rejected { code, text } => write!(f, "the server refused ({code}): {text}"),
             Self::NotAuthorized { uid } => {
                 write!(f, "the server runs as user {uid}, which is not trusted: see Options::authorize")
@@ -102,11 +107,11 @@ impl fmt::Display for ConnectError {
                 f.write_str("descriptors were cut off: raise the limit of open files (RLIMIT_NOFILE)")
             }
             Self::PeerClosed => {
-                f.write_str("the server closed the connection in mid-handshake: did it crash?")
+                f.write_str("the server closed the connection in mid-handshake: did it crash, or is it not a narrows server?")
             }
             Self::BadAnswer(error) => write!(f, "the server's answer makes no sense: {error}"),
             Self::NoParent => {
-                f.write_str("no parent handed a connection over: start this program with Options::spawn")
+                f.write_str("no parent handed a connection over: start this program with SharedMemoryStream::spawn")
             }
             Self::ParentTaken => f.write_str("the parent's connection was taken before in this process"),
             Self::BadParent(text) => write!(f, "the parent's connection is not here: {text}"),
@@ -125,7 +130,6 @@ impl std::error::Error for ConnectError {
 }
 
 /// Why a listener could not be bound.
-#[derive(Debug)]
 #[non_exhaustive]
 pub enum BindError {
     /// The options are not legal; the text says which and what their range is.
@@ -186,7 +190,6 @@ impl std::error::Error for BindError {
 }
 
 /// Why accept returned without a connection. A failed handshake is never among the reasons.
-#[derive(Debug)]
 #[non_exhaustive]
 pub enum AcceptError {
     /// The deadline passed before a client was there.
@@ -239,7 +242,6 @@ impl std::error::Error for AcceptError {
 }
 
 /// Why a child process with a connection could not be had. No child is left behind.
-#[derive(Debug)]
 #[non_exhaustive]
 pub enum SpawnError {
     /// The options are not legal; the text says which and what their range is.
@@ -286,7 +288,9 @@ impl fmt::Display for SpawnError {
             Self::Timeout => {
                 f.write_str("the child did not take its connection in time: does it call SharedMemoryStream::from_parent?")
             }
-            Self::ChildExited(status) => write!(f, "the child ended before it took its connection: {status}"),
+            Self::ChildExited(status) => {
+                write!(f, "the child ended before it took its connection ({status}): does it call SharedMemoryStream::from_parent?")
+            },
             Self::ChildClosed => f.write_str("the child closed its connection in mid-handshake"),
             Self::Handshake(error) => write!(f, "the child's handshake makes no sense: {error}"),
         }
@@ -308,6 +312,13 @@ macro_rules! into_io_error {
         impl From<$name> for io::Error {
             fn from(error: $name) -> Self {
                 Self::new(error.kind(), error)
+            }
+        }
+
+        // The text, since a `main` that returns an error prints this: it says what to do.
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
             }
         }
     )* };

@@ -12,7 +12,10 @@
 //! `tests/handshake.rs`: hostile servers with no, two, unsealed, short, regular-file descriptors.
 
 use std::fmt;
+use std::fs;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -175,10 +178,7 @@ const KNOCK: (Duration, Duration) = (Duration::from_millis(1), Duration::from_mi
 fn reach(path: &Path, until: Option<Instant>) -> Result<OwnedFd, ConnectError> {
     let mut pause = KNOCK.0;
     loop {
-        let connecting = socket::connect(path).map_err(|source| ConnectError::Io {
-            doing: format!("connecting to {}", path.display()),
-            source,
-        })?;
+        let connecting = socket::connect(path).map_err(|source| failed(path, source))?;
         match connecting {
             Connecting::Connected(socket) => return Ok(socket),
             Connecting::BacklogFull if expired(until) => return Err(ConnectError::Timeout),
@@ -188,6 +188,15 @@ fn reach(path: &Path, until: Option<Instant>) -> Result<OwnedFd, ConnectError> {
                 pause = (pause * 2).min(KNOCK.1);
             }
         }
+    }
+}
+
+/// The kernel refuses a path that is no socket as it refuses one that nobody serves.
+fn failed(path: &Path, source: io::Error) -> ConnectError {
+    let no_socket = fs::metadata(path).is_ok_and(|it| !it.file_type().is_socket());
+    match source.kind() {
+        io::ErrorKind::ConnectionRefused if no_socket => ConnectError::NotASocket,
+        _ => ConnectError::Io { doing: format!("connecting to {}", path.display()), source },
     }
 }
 

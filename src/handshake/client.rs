@@ -11,6 +11,7 @@
 use crate::error::HandshakeError;
 use crate::layout::Geometry;
 
+use super::codec::{ANSWER_MAGIC, begins};
 use super::{ANSWER_LEN, Agreement, Answer, HELLO_LEN, Hello, Reject, VERSION_MAX, VERSION_MIN};
 
 /// Where the client's handshake stands.
@@ -73,6 +74,8 @@ impl ClientHandshake {
         self.filled += bytes.len();
         match self.missing() {
             0 => self.judge(),
+            // Another program's words are told from ours by the first that differs, not by their length.
+            _ if !begins(&self.answer, self.filled, ANSWER_MAGIC) => Err(HandshakeError::BadMagic),
             missing => Ok(ClientStep::NeedMore(missing)),
         }
     }

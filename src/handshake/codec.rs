@@ -146,8 +146,14 @@ impl From<HandshakeError> for Reject {
     }
 }
 
-const HELLO_MAGIC: [u8; 8] = *b"narrows?";
-const ANSWER_MAGIC: [u8; 8] = *b"narrows!";
+pub(super) const HELLO_MAGIC: [u8; 8] = *b"narrows?";
+pub(super) const ANSWER_MAGIC: [u8; 8] = *b"narrows!";
+
+/// Whether the first `filled` bytes can be the beginning of a message of this kind.
+pub(super) fn begins(bytes: &[u8], filled: usize, magic: [u8; 8]) -> bool {
+    bytes.iter().zip(magic).take(filled).all(|(is, should)| *is == should)
+}
+
 const WELCOME: u16 = 1;
 const REJECT: u16 = 2;
 

@@ -12,6 +12,7 @@
 use crate::error::HandshakeError;
 use crate::layout::Geometry;
 
+use super::codec::{HELLO_MAGIC, begins};
 use super::{Agreement, HELLO_LEN, Hello, VERSION_MAX};
 
 /// What a server allows at most.
@@ -78,6 +79,9 @@ impl ServerHandshake {
             *to = *byte;
         }
         self.filled += bytes.len();
+        if !begins(&self.hello, self.filled, HELLO_MAGIC) {
+            return Err(HandshakeError::BadMagic);
+        }
         if self.missing() > 0 {
             return Ok(None);
         }

@@ -43,7 +43,7 @@ impl<'a> RawSpan<'a> {
         self.at.as_ptr()
     }
 
-    /// Borrows the bytes.
+    /// Borrows the bytes, for as long as this span is borrowed: bind it to a name first.
     ///
     /// # Safety
     ///
