@@ -3,21 +3,31 @@
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("narrows runs on 64-bit Linux only: it is built on memfd seals and shared futexes");
 
+#[forbid(unsafe_code)]
 mod channel;
+#[forbid(unsafe_code)]
 mod error;
+#[forbid(unsafe_code)]
 mod establish;
 #[doc(hidden)]
+#[forbid(unsafe_code)]
 pub mod handshake;
 #[doc(hidden)]
+#[forbid(unsafe_code)]
 pub mod layout;
+#[forbid(unsafe_code)]
 mod listener;
 #[doc(hidden)]
+#[forbid(unsafe_code)]
 pub mod mem;
+#[forbid(unsafe_code)]
 mod options;
 #[doc(hidden)]
+#[forbid(unsafe_code)]
 pub mod ring;
+#[forbid(unsafe_code)]
 mod stream;
-#[allow(unsafe_code)]
+#[allow(unsafe_code)] // The only place.
 mod sys;
 
 pub use channel::{

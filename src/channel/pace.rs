@@ -22,6 +22,10 @@ const BUDGET: Duration = Duration::from_micros(50);
 /// Looks without a pause at first: the answer is often there at once.
 const EAGER: u32 = 32;
 
+/// How long a spin goes on before it lets others run for the first time, and between times.
+const FIRST_ASIDE: Duration = Duration::from_micros(2);
+const NEXT_ASIDE: Duration = Duration::from_micros(10);
+
 /// Pauses between two looks at the clock.
 const STRIDE: u32 = 8;
 
@@ -148,13 +152,18 @@ impl Pace for Waiting {
     }
 }
 
-/// Looks until found or until `end`.
+/// Looks until found or until `end`; now and then it lets others run, once the answer is not just
+/// about to come.
+///
+/// Where the peer was last seen is not where its next wake puts it: that may be behind us on our own
+/// CPU, where it can only run if we step aside.
 fn spin(end: Instant, look: impl Fn() -> bool) -> bool {
     for _ in 0..EAGER {
         if look() {
             return true;
         }
     }
+    let mut aside = Instant::now() + FIRST_ASIDE;
     loop {
         for _ in 0..STRIDE {
             hint::spin_loop();
@@ -162,8 +171,13 @@ fn spin(end: Instant, look: impl Fn() -> bool) -> bool {
                 return true;
             }
         }
-        if Instant::now() >= end {
+        let now = Instant::now();
+        if now >= end {
             return false;
+        }
+        if now >= aside {
+            cpu::step_aside();
+            aside = now + NEXT_ASIDE;
         }
     }
 }
