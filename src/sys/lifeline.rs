@@ -173,7 +173,7 @@ impl Lifeline {
     fn start(&'static self) -> io::Result<()> {
         // The thread inherits the mask, so there is no moment in which it takes a signal.
         let _blocked = signals::block_all()?;
-        let thread = thread::Builder::new().name("narrows-lifeline".into()).stack_size(STACK);
+        let thread = thread::Builder::new().name("narrows-watch".into()).stack_size(STACK);
         thread.spawn(move || self.run()).map(drop)
     }
 
