@@ -92,8 +92,8 @@ impl Guest {
     }
 
     /// A child process that was handed its end, and proves it by the nonce.
-    pub(super) fn of_child(socket: OwnedFd, cred: PeerCred, peer: Pidfd, nonce: u64) -> Self {
-        Self { peer: Some(peer.shared()), ..Self::of_pair(socket, cred, nonce) }
+    pub(super) fn of_child(socket: OwnedFd, cred: PeerCred, peer: Option<Pidfd>, nonce: u64) -> Self {
+        Self { peer: peer.map(Pidfd::shared), ..Self::of_pair(socket, cred, nonce) }
     }
 
     /// Does all that can be done without waiting.
