@@ -365,7 +365,10 @@ fn a_wait_for_either_ends_with_the_peer() {
             }
             blocked.join().expect("joins")
         });
-        assert!(ready.is_ok_and(|it| it.message && it.space), "{end}: {ready:?}");
+        // A peer that drops its stream may be seen to end one direction before the other.
+        let ended = ready
+            .is_ok_and(|it| if end == "close" { it.message || it.space } else { it.message && it.space });
+        assert!(ended, "{end}: {ready:?}");
         let fate = stream.recv_timeout(&mut [0; 8], LONG);
         let expected =
             if end == "kill" { RecvTimeoutError::PeerDied } else { RecvTimeoutError::Disconnected };
