@@ -1,15 +1,15 @@
 //! Payload copies between shared pages and private memory: one routine each way.
 //!
 //! The peer may write to these bytes at any time, so they are only ever touched by relaxed accesses
-//! of whole 64-bit words or, on x86-64 and from [`STRING_MOVE`] bytes on, by inline assembly, which
-//! the compiler cannot assume anything about: `rep movsb`, or moves of 16 bytes where that is slow.
+//! of whole 64-bit words or, on x86-64 and from [`BULK`] bytes on, by inline assembly, which
+//! the compiler cannot assume anything about: moves of 16 bytes, or `rep movsb` where that is quicker.
 //!
 //! # Invariants
 //!
 //! 1. No reference to shared bytes exists but `&AtomicU64` of one word at a time.
 //! 2. Both functions take the range as judged by their caller; they never look at a length in
 //!    shared memory.
-//! 3. The string move runs on bytes that the ring's protocol gives to this side alone: between the
+//! 3. The bulk move runs on bytes that the ring's protocol gives to this side alone: between the
 //!    Release that published them and the Acquire that saw it. A peer that writes all the same
 //!    garbles its own message and nothing else.
 
@@ -18,8 +18,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::mem::Tail;
 
-/// From this many bytes on, the CPU's string move beats a loop over words.
-const STRING_MOVE: usize = 512;
+/// From this many bytes on, moves of 16 bytes beat a loop over words.
+const BULK: usize = 128;
+
+/// From this many bytes on, the CPU's string move beats both, where it is not slow.
+#[cfg(target_arch = "x86_64")]
+const STRING_MOVE: usize = 2048;
 
 const WORD: usize = size_of::<u64>();
 
@@ -43,9 +47,9 @@ pub(super) unsafe fn copy_in(base: NonNull<u8>, at: usize, bytes: &[u8], tail: T
     }
     let whole = rest.len() / WORD * WORD;
     let (body, last) = rest.split_at(whole);
-    if whole >= STRING_MOVE && cfg!(target_arch = "x86_64") {
+    if whole >= BULK && cfg!(target_arch = "x86_64") {
         // SAFETY: `index * 8 + whole` is at most `at + bytes.len()`; `body` is private memory.
-        unsafe { string_move(base.add(index * WORD).as_ptr(), body.as_ptr(), whole) };
+        unsafe { bulk_move(base.add(index * WORD).as_ptr(), body.as_ptr(), whole) };
     } else {
         for (i, chunk) in body.chunks_exact(WORD).enumerate() {
             word(index + i).store(from_chunk(chunk), Ordering::Relaxed);
@@ -75,9 +79,9 @@ pub(super) unsafe fn copy_out(base: NonNull<u8>, at: usize, bytes: &mut [u8]) {
     }
     let whole = rest.len() / WORD * WORD;
     let (body, last) = rest.split_at_mut(whole);
-    if whole >= STRING_MOVE && cfg!(target_arch = "x86_64") {
+    if whole >= BULK && cfg!(target_arch = "x86_64") {
         // SAFETY: `index * 8 + whole` is at most `at + bytes.len()`; `body` is private memory.
-        unsafe { string_move(body.as_mut_ptr(), base.add(index * WORD).as_ptr(), whole) };
+        unsafe { bulk_move(body.as_mut_ptr(), base.add(index * WORD).as_ptr(), whole) };
     } else {
         for (i, chunk) in body.chunks_exact_mut(WORD).enumerate() {
             chunk.copy_from_slice(&word(index + i));
@@ -118,15 +122,15 @@ fn from_chunk(chunk: &[u8]) -> u64 {
     u64::from_le_bytes(value)
 }
 
-/// Copies `len` bytes, a multiple of 8 and at least [`STRING_MOVE`].
+/// Copies `len` bytes, a multiple of 8 and at least [`BULK`].
 ///
 /// # Safety
 ///
 /// Both ranges of `len` bytes are mapped for the call and do not overlap.
 #[cfg(target_arch = "x86_64")]
 #[inline]
-unsafe fn string_move(to: *mut u8, from: *const u8, len: usize) {
-    if near_alias(to, from) {
+unsafe fn bulk_move(to: *mut u8, from: *const u8, len: usize) {
+    if len < STRING_MOVE || near_alias(to, from) {
         let blocks = len / BLOCK * BLOCK;
         // SAFETY: parts of the two ranges; the second covers the end once more, in the same direction.
         unsafe {
@@ -206,7 +210,7 @@ unsafe fn byte_move(to: *mut u8, from: *const u8, len: usize) {
 ///
 /// None is needed: it does nothing.
 #[cfg(not(target_arch = "x86_64"))]
-unsafe fn string_move(_to: *mut u8, _from: *const u8, _len: usize) {}
+unsafe fn bulk_move(_to: *mut u8, _from: *const u8, _len: usize) {}
 
 #[cfg(test)]
 mod tests {
@@ -216,7 +220,7 @@ mod tests {
     #[cfg(target_arch = "x86_64")]
     fn both_moves_copy_every_length() {
         let from: Vec<u8> = (0..=255).cycle().take(3000).collect();
-        for len in (512..2100).step_by(8) {
+        for len in (BULK..2100).step_by(8) {
             for skew in [0, 1, 8, 63] {
                 let (mut by_vector, mut by_byte) = (vec![0; 3000], vec![0; 3000]);
                 let blocks = len / BLOCK * BLOCK;
