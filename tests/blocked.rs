@@ -49,7 +49,7 @@ fn disturbed<R: Send>(call: impl FnOnce() -> R + Send, disturb: impl FnOnce()) -
 
 #[test]
 fn a_receiver_ends_on_data_and_every_close() {
-    let _watchdog = Watchdog::new("a_receiver_ends_on_data_and_every_close", 120);
+    let _watchdog = Watchdog::new("a_receiver_ends_on_data_and_every_close");
     for strategy in STRATEGIES {
         let (mut a, mut b) = pair(strategy);
         let got = disturbed(|| b.recv(&mut [0; 8]).map(|it| it.len), || a.send(b"data").expect("sends"));
@@ -74,7 +74,7 @@ fn a_receiver_ends_on_data_and_every_close() {
 
 #[test]
 fn a_sender_that_waits_for_space_ends_on_space_and_every_close() {
-    let _watchdog = Watchdog::new("a_sender_that_waits_for_space_ends_on_space_and_every_close", 120);
+    let _watchdog = Watchdog::new("a_sender_that_waits_for_space_ends_on_space_and_every_close");
     for strategy in STRATEGIES {
         for len in [1, 200, 5000] {
             let full = || {
@@ -108,7 +108,7 @@ fn a_sender_that_waits_for_space_ends_on_space_and_every_close() {
 
 #[test]
 fn the_shared_sender_and_all_behind_it_end() {
-    let _watchdog = Watchdog::new("the_shared_sender_and_all_behind_it_end", 120);
+    let _watchdog = Watchdog::new("the_shared_sender_and_all_behind_it_end");
     let (mut a, b) = pair(WaitStrategy::Park);
     stuff(&mut a);
     let closer = a.closer();
@@ -131,7 +131,7 @@ fn the_shared_sender_and_all_behind_it_end() {
 
 #[test]
 fn a_wait_for_either_ends_on_each() {
-    let _watchdog = Watchdog::new("a_wait_for_either_ends_on_each", 120);
+    let _watchdog = Watchdog::new("a_wait_for_either_ends_on_each");
     for strategy in STRATEGIES {
         let (mut a, mut b) = pair(strategy);
         stuff(&mut a);
@@ -157,7 +157,7 @@ fn a_wait_for_either_ends_on_each() {
 
 #[test]
 fn every_deadline_is_kept() {
-    let _watchdog = Watchdog::new("every_deadline_is_kept", 120);
+    let _watchdog = Watchdog::new("every_deadline_is_kept");
     for strategy in STRATEGIES {
         let (mut a, mut b) = pair(strategy);
         let timed = |act: &mut dyn FnMut(Duration) -> bool| {
@@ -186,7 +186,7 @@ fn every_deadline_is_kept() {
 
 #[test]
 fn absurd_durations_mean_for_ever() {
-    let _watchdog = Watchdog::new("absurd_durations_mean_for_ever", 120);
+    let _watchdog = Watchdog::new("absurd_durations_mean_for_ever");
     let folder = tempfile::tempdir().expect("directory");
     let centuries = [Duration::MAX, Duration::from_secs(1 << 62), Duration::from_secs(1 << 34)];
     for (at, absurd) in centuries.into_iter().enumerate() {
@@ -212,7 +212,7 @@ fn absurd_durations_mean_for_ever() {
 
 #[test]
 fn accept_ends_on_a_client_its_deadline_and_its_closer() {
-    let _watchdog = Watchdog::new("accept_ends_on_a_client_its_deadline_and_its_closer", 120);
+    let _watchdog = Watchdog::new("accept_ends_on_a_client_its_deadline_and_its_closer");
     let folder = tempfile::tempdir().expect("directory");
     let listener = SharedMemoryListener::bind(folder.path().join("socket")).expect("binds");
     for timeout in [Duration::ZERO, SHORT] {
@@ -247,7 +247,7 @@ fn accept_ends_on_a_client_its_deadline_and_its_closer() {
 
 #[test]
 fn connect_ends_when_nobody_answers() {
-    let _watchdog = Watchdog::new("connect_ends_when_nobody_answers", 120);
+    let _watchdog = Watchdog::new("connect_ends_when_nobody_answers");
     let folder = tempfile::tempdir().expect("directory");
     let mute = folder.path().join("mute");
     let server = UnixListener::bind(&mute).expect("binds");
@@ -310,7 +310,7 @@ fn both_kinds_of_sleepers_end_with_the_peer() {
     if let Some(end) = role() {
         return be_stuck(&end);
     }
-    let _watchdog = Watchdog::new(NAME, 120);
+    let _watchdog = Watchdog::new(NAME);
     for (end, fate) in [
         ("kill", RecvTimeoutError::PeerDied),
         ("exec", RecvTimeoutError::Disconnected),
@@ -349,7 +349,7 @@ fn a_wait_for_either_ends_with_the_peer() {
     if let Some(end) = role() {
         return be_stuck(&end);
     }
-    let _watchdog = Watchdog::new(NAME, 120);
+    let _watchdog = Watchdog::new(NAME);
     for end in ["kill", "exec", "close"] {
         let (child, mut stream) = stuck_child(NAME, end);
         let pid = i32::try_from(child.pid()).expect("a pid");
@@ -385,7 +385,7 @@ fn a_client_ends_when_its_server_is_killed_in_mid_handshake() {
         std::thread::sleep(LONG);
         return;
     }
-    let _watchdog = Watchdog::new(NAME, 90);
+    let _watchdog = Watchdog::new(NAME);
     let folder = tempfile::tempdir().expect("directory");
     let path = folder.path().join("socket");
     let server = Kept::start(&mut me(NAME, "server", path.to_str().expect("plain")));

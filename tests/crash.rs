@@ -63,7 +63,7 @@ fn survivors_of_a_kill_keep_an_intact_prefix_and_are_told() {
         return nursery(Path::new(&told()));
     }
     let kills: u64 = std::env::var("NARROWS_KILLS").ok().and_then(|it| it.parse().ok()).unwrap_or(2000);
-    let _watchdog = Watchdog::new("crash", 120 + kills / 10);
+    let _watchdog = Watchdog::within("crash", Duration::from_secs(120 + kills / 10));
     let folder = tempfile::tempdir().expect("directory");
     let (before, after) = (folder.path().join("survivor"), folder.path().join("victim"));
     let listener = SharedMemoryListener::bind(&before).expect("binds");
@@ -298,7 +298,7 @@ fn closed_and_died_are_told_apart() {
         }
         return;
     }
-    let _watchdog = Watchdog::new(NAME, 90);
+    let _watchdog = Watchdog::new(NAME);
     for (role, clean) in [
         ("drop", Some(true)),
         ("panic", Some(true)),
@@ -349,7 +349,7 @@ fn the_child_is_told_of_its_parents_death() {
             report.send(format!("{second:?}").as_bytes()).expect("sends");
         }
         None => {
-            let _watchdog = Watchdog::new(NAME, 90);
+            let _watchdog = Watchdog::new(NAME);
             let folder = tempfile::tempdir().expect("directory");
             let path = folder.path().join("report");
             let listener = SharedMemoryListener::bind(&path).expect("binds");
@@ -367,7 +367,7 @@ fn the_child_is_told_of_its_parents_death() {
 
 #[test]
 fn a_long_message_that_arrived_was_sent() {
-    let _watchdog = Watchdog::new("a_long_message_that_arrived_was_sent", 90);
+    let _watchdog = Watchdog::new("a_long_message_that_arrived_was_sent");
     for _ in 0..300 {
         let (mut a, mut b) = SharedMemoryStream::pair().expect("pair");
         let sent = std::thread::scope(|s| {

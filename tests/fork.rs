@@ -88,7 +88,7 @@ fn assert_alive(a: &mut SharedMemoryStream, b: &mut SharedMemoryStream) {
 
 #[test]
 fn an_idle_stream_survives_a_fork() {
-    let _watchdog = Watchdog::new("an_idle_stream_survives_a_fork", 120);
+    let _watchdog = Watchdog::new("an_idle_stream_survives_a_fork");
     for leave in LEAVES {
         let mut pair = Some(SharedMemoryStream::pair().expect("pair"));
         in_fork(leave, &mut pair, |(a, b)| {
@@ -106,7 +106,7 @@ fn an_idle_stream_survives_a_fork() {
 
 #[test]
 fn messages_under_way_survive_a_fork() {
-    let _watchdog = Watchdog::new("messages_under_way_survive_a_fork", 120);
+    let _watchdog = Watchdog::new("messages_under_way_survive_a_fork");
     for leave in LEAVES {
         let (mut a, b) = SharedMemoryStream::pair().expect("pair");
         a.send(b"one").expect("sends");
@@ -128,7 +128,7 @@ fn messages_under_way_survive_a_fork() {
 
 #[test]
 fn a_receiver_asleep_in_another_thread_sleeps_on() {
-    let _watchdog = Watchdog::new("a_receiver_asleep_in_another_thread_sleeps_on", 120);
+    let _watchdog = Watchdog::new("a_receiver_asleep_in_another_thread_sleeps_on");
     for leave in LEAVES {
         let (a, mut b) = SharedMemoryStream::pair().expect("pair");
         let (tell, told) = mpsc::channel();
@@ -153,7 +153,7 @@ fn a_receiver_asleep_in_another_thread_sleeps_on() {
 
 #[test]
 fn guards_and_reservations_survive_a_fork() {
-    let _watchdog = Watchdog::new("guards_and_reservations_survive_a_fork", 120);
+    let _watchdog = Watchdog::new("guards_and_reservations_survive_a_fork");
     for leave in LEAVES {
         for len in [10, 5000, 400_000] {
             let (a, mut b) = SharedMemoryStream::pair().expect("pair");
@@ -189,7 +189,7 @@ fn guards_and_reservations_survive_a_fork() {
 
 #[test]
 fn a_locked_shared_sender_survives_a_fork() {
-    let _watchdog = Watchdog::new("a_locked_shared_sender_survives_a_fork", 120);
+    let _watchdog = Watchdog::new("a_locked_shared_sender_survives_a_fork");
     for leave in LEAVES {
         let (a, mut b) = narrows::Options::new().slots(2).arena(128).pair().expect("pair");
         let (sender, _receiver) = a.split();
@@ -218,7 +218,7 @@ fn a_locked_shared_sender_survives_a_fork() {
 
 #[test]
 fn byte_streams_and_listeners_fail_cleanly_in_a_fork() {
-    let _watchdog = Watchdog::new("byte_streams_and_listeners_fail_cleanly_in_a_fork", 120);
+    let _watchdog = Watchdog::new("byte_streams_and_listeners_fail_cleanly_in_a_fork");
     let folder = tempfile::tempdir().expect("directory");
     for leave in LEAVES {
         let path = folder.path().join("socket");
@@ -248,7 +248,7 @@ fn byte_streams_and_listeners_fail_cleanly_in_a_fork() {
 
 #[test]
 fn a_fork_makes_its_own_connections() {
-    let _watchdog = Watchdog::new("a_fork_makes_its_own_connections", 120);
+    let _watchdog = Watchdog::new("a_fork_makes_its_own_connections");
     let folder = tempfile::tempdir().expect("directory");
     let path = folder.path().join("socket");
     let listener = SharedMemoryListener::bind(&path).expect("binds");
@@ -293,7 +293,7 @@ fn a_fork_makes_its_own_connections() {
 
 #[test]
 fn a_fork_detects_the_death_of_its_peer() {
-    let _watchdog = Watchdog::new("a_fork_detects_the_death_of_its_peer", 120);
+    let _watchdog = Watchdog::new("a_fork_detects_the_death_of_its_peer");
     let folder = tempfile::tempdir().expect("directory");
     let path = folder.path().join("socket");
     let (mut a, mut b) = SharedMemoryStream::pair().expect("pair");

@@ -39,7 +39,7 @@ fn run(test: &'static str, attack: impl Fn(&ByHand, &mut fastrand::Rng), victim:
         Some("victim") => be_victim(test, victim),
         Some(_) => be_attacker(Path::new(&told()), attack),
         None => {
-            let _watchdog = Watchdog::new(test, 120);
+            let _watchdog = Watchdog::new(test);
             let folder = tempfile::tempdir().expect("directory");
             let path = folder.path().join("socket");
             let mut victim = Kept::start(&mut me(test, "victim", path.to_str().expect("plain")));

@@ -93,7 +93,7 @@ fn bad_memory(folder: &Path) {
 
 #[test]
 fn nothing_is_left() {
-    let _watchdog = Watchdog::new("nothing_is_left", 240);
+    let _watchdog = Watchdog::within("nothing_is_left", Duration::from_secs(240));
     let began = Instant::now();
     let folder = tempfile::tempdir().expect("directory");
     let path = folder.path().join("socket");

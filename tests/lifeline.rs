@@ -23,7 +23,7 @@ fn a_spawned_child_that_is_killed_has_died() {
     if role().is_some() {
         return echo(SharedMemoryStream::from_parent().expect("handed over"));
     }
-    let _watchdog = Watchdog::new(NAME, 90);
+    let _watchdog = Watchdog::new(NAME);
     let (child, mut stream) = SharedMemoryStream::spawn(me(NAME, "child", "")).expect("spawns");
     let mut child = Kept(child);
     round_trip(&mut stream, 1);
@@ -52,7 +52,7 @@ fn a_peer_with_many_open_files_that_is_killed_has_died() {
         drop(files);
         return;
     }
-    let _watchdog = Watchdog::new(NAME, 90);
+    let _watchdog = Watchdog::new(NAME);
     let folder = tempfile::tempdir().expect("directory");
     let path = folder.path().join("socket");
     let listener = SharedMemoryListener::bind(&path).expect("binds");
@@ -74,7 +74,7 @@ fn a_peer_with_many_open_files_that_is_killed_has_died() {
 /// A fork of the peer keeps its socket open: only the pidfd tells.
 #[test]
 fn a_dead_peer_whose_fork_keeps_the_socket_has_died() {
-    let _watchdog = Watchdog::new("a_dead_peer_whose_fork_keeps_the_socket_has_died", 90);
+    let _watchdog = Watchdog::new("a_dead_peer_whose_fork_keeps_the_socket_has_died");
     let folder = tempfile::tempdir().expect("directory");
     for serves in [false, true] {
         let path = folder.path().join(serves.to_string());
@@ -117,7 +117,7 @@ fn a_peer_that_execs_has_hung_up() {
         stream.send(b"before").expect("sends");
         panic!("{}", Command::new("sleep").arg("60").exec());
     }
-    let _watchdog = Watchdog::new(NAME, 90);
+    let _watchdog = Watchdog::new(NAME);
     let (child, mut stream) = SharedMemoryStream::spawn(me(NAME, "child", "")).expect("spawns");
     let mut child = Kept(child);
     assert_eq!(verdict(&mut stream), Ok(6));
@@ -140,7 +140,7 @@ fn a_stopped_peer_is_alive() {
     if role().is_some() {
         return echo(SharedMemoryStream::from_parent().expect("handed over"));
     }
-    let _watchdog = Watchdog::new(NAME, 90);
+    let _watchdog = Watchdog::new(NAME);
     let (child, mut stream) = SharedMemoryStream::spawn(me(NAME, "child", "")).expect("spawns");
     let child = Kept(child);
     let pid = i32::try_from(child.pid()).expect("a pid");
@@ -169,7 +169,7 @@ fn nobody_who_lives_is_called_dead() {
     if role().is_some() {
         return churn_client(Path::new(&told()));
     }
-    let _watchdog = Watchdog::new(NAME, 120);
+    let _watchdog = Watchdog::new(NAME);
     let folder = tempfile::tempdir().expect("directory");
     let path = folder.path().join("socket");
     let listener = Options::new().slots(8).arena(4096).bind(&path).expect("binds");

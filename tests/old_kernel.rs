@@ -88,7 +88,7 @@ fn on_an_old_kernel(test: &str) {
 fn connections_are_made_and_carry_messages() {
     const NAME: &str = "connections_are_made_and_carry_messages";
     if role().is_none() {
-        let _watchdog = Watchdog::new(NAME, 90);
+        let _watchdog = Watchdog::new(NAME);
         return on_an_old_kernel(NAME);
     }
     refuse(&what_is_new());
@@ -115,7 +115,7 @@ fn a_kill_is_a_hang_up_where_processes_cannot_be_watched() {
     const NAME: &str = "a_kill_is_a_hang_up_where_processes_cannot_be_watched";
     match role().as_deref() {
         None => {
-            let _watchdog = Watchdog::new(NAME, 90);
+            let _watchdog = Watchdog::new(NAME);
             on_an_old_kernel(NAME);
         }
         Some("server") => {
@@ -147,7 +147,7 @@ fn a_kill_is_a_death_where_the_pidfd_tells_late() {
     const NAME: &str = "a_kill_is_a_death_where_the_pidfd_tells_late";
     match role().as_deref() {
         None => {
-            let _watchdog = Watchdog::new(NAME, 90);
+            let _watchdog = Watchdog::new(NAME);
             on_an_old_kernel(NAME);
         }
         Some("child") => echo(SharedMemoryStream::from_parent().expect("handed over")),
@@ -166,7 +166,7 @@ fn a_kill_is_a_death_where_the_pidfd_tells_late() {
 fn what_cannot_be_done_without_is_named() {
     const NAME: &str = "what_cannot_be_done_without_is_named";
     if role().is_none() {
-        let _watchdog = Watchdog::new(NAME, 90);
+        let _watchdog = Watchdog::new(NAME);
         return on_an_old_kernel(NAME);
     }
     let text = |options: &Options| match options.pair() {

@@ -10,7 +10,7 @@ use std::cell::Cell;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use faults::{Kept, LONG, Watchdog, me, role, say, told};
+use faults::{Kept, LONG, Watchdog, echo, me, role, say, told};
 use narrows::{Options, SharedMemoryListener, SharedMemoryStream, WaitStrategy};
 
 /// Counts what the calling thread asks for.
@@ -81,7 +81,7 @@ fn traffic(a: &mut SharedMemoryStream, b: &mut SharedMemoryStream, into: &mut Ve
 
 #[test]
 fn the_steady_state_allocates_nothing_and_calls_nobody() {
-    let _watchdog = Watchdog::new("the_steady_state_allocates_nothing_and_calls_nobody", 90);
+    let _watchdog = Watchdog::new("the_steady_state_allocates_nothing_and_calls_nobody");
     for strategy in [WaitStrategy::Park, WaitStrategy::Adaptive, WaitStrategy::Spin] {
         let (mut a, mut b) = Options::new().wait(strategy).pair().expect("pair");
         let (mut into, long) = (Vec::with_capacity(2_000_000), vec![5; 900_000]);
@@ -103,7 +103,7 @@ fn the_steady_state_allocates_nothing_and_calls_nobody() {
 
 #[test]
 fn long_messages_reuse_their_memory() {
-    let _watchdog = Watchdog::new("long_messages_reuse_their_memory", 90);
+    let _watchdog = Watchdog::new("long_messages_reuse_their_memory");
     let (mut a, mut b) = SharedMemoryStream::pair().expect("pair");
     let long = vec![5; 900_000];
     let mut into = Vec::new();
@@ -127,7 +127,7 @@ fn long_messages_reuse_their_memory() {
 
 #[test]
 fn two_threads_that_spin_make_no_sleeps() {
-    let _watchdog = Watchdog::new("two_threads_that_spin_make_no_sleeps", 90);
+    let _watchdog = Watchdog::new("two_threads_that_spin_make_no_sleeps");
     let (mut a, mut b) = Options::new().wait(WaitStrategy::Spin).pair().expect("pair");
     let before = (a.stats(), b.stats());
     std::thread::scope(|s| {
@@ -160,7 +160,7 @@ fn the_kernel_sees_nothing_of_the_steady_state() {
         }
         return;
     }
-    let _watchdog = Watchdog::new(NAME, 90);
+    let _watchdog = Watchdog::new(NAME);
     let strace = Command::new("strace").arg("-V").stdout(Stdio::null()).status();
     if !strace.is_ok_and(|status| status.success()) {
         return say("strace is not here: the count of system calls is skipped");
@@ -204,25 +204,17 @@ fn touched() -> u64 {
 #[test]
 fn memory_is_touched_only_as_needed() {
     const NAME: &str = "memory_is_touched_only_as_needed";
-    if role().is_some() {
-        let mut stream = SharedMemoryStream::connect(told()).expect("connects");
-        let mut buffer = Vec::new();
-        while stream.recv_into(&mut buffer).is_ok() && stream.send(&buffer).is_ok() {}
-        return;
-    }
-    if std::env::var_os("NARROWS_ALONE").is_none() {
+    match role().as_deref() {
         // Other tests' connections would count: once more, alone in a process.
-        let mut alone = me(NAME, "", "");
-        alone.env_remove("NARROWS_ROLE").env("NARROWS_ALONE", "1");
-        assert!(Kept::start(&mut alone).wait().success());
-        return;
+        None => return assert!(Kept::start(&mut me(NAME, "alone", "")).wait().success()),
+        Some("echo") => return echo(SharedMemoryStream::connect(told()).expect("connects")),
+        Some(_) => {}
     }
-    let _watchdog = Watchdog::new(NAME, 90);
+    let _watchdog = Watchdog::new(NAME);
     let folder = tempfile::tempdir().expect("directory");
     let path = folder.path().join("socket");
     let listener = SharedMemoryListener::bind(&path).expect("binds");
-    let mut client = me(NAME, "echo", path.to_str().expect("plain"));
-    let _client = Kept::start(client.env_remove("NARROWS_ALONE"));
+    let _client = Kept::start(&mut me(NAME, "echo", path.to_str().expect("plain")));
     let mut stream = listener.accept_timeout(LONG).expect("accepts");
     std::thread::sleep(Duration::from_millis(20));
     let idle = touched();

@@ -34,7 +34,7 @@ fn introduced(stream: &mut SharedMemoryStream) -> i32 {
 /// The double fork of a daemon, which binds before it forks, or at its end.
 #[test]
 fn a_daemon_that_is_killed_has_died() {
-    let _watchdog = Watchdog::new("a_daemon_that_is_killed_has_died", 90);
+    let _watchdog = Watchdog::new("a_daemon_that_is_killed_has_died");
     for bound_by_the_starter in [false, true] {
         daemon(bound_by_the_starter);
     }
@@ -73,7 +73,7 @@ fn daemon(bound_by_the_starter: bool) {
 /// Workers that accept from one inherited listener: each client knows its own.
 #[test]
 fn a_worker_that_is_killed_has_died_and_the_others_serve_on() {
-    let _watchdog = Watchdog::new("a_worker_that_is_killed_has_died_and_the_others_serve_on", 90);
+    let _watchdog = Watchdog::new("a_worker_that_is_killed_has_died_and_the_others_serve_on");
     let folder = tempfile::tempdir().expect("directory");
     let path = folder.path().join("socket");
     let mut listener = ManuallyDrop::new(SharedMemoryListener::bind(&path).expect("binds"));
@@ -121,7 +121,7 @@ fn serve_by_hand(listener: &UnixListener) {
 /// socket that was activated. What counts is who sent the Welcome.
 #[test]
 fn a_worker_that_serves_anothers_socket_has_died_when_it_was_killed() {
-    let _watchdog = Watchdog::new("a_worker_that_serves_anothers_socket", 90);
+    let _watchdog = Watchdog::new("a_worker_that_serves_anothers_socket");
     let folder = tempfile::tempdir().expect("directory");
     let path = folder.path().join("socket");
     // First with the one who listened alive, then with it dead before anybody connects.

@@ -6,52 +6,20 @@
 //!     Partner::start(options, test, role) ──▶ Options::from_parent()
 //!     partner.finish(): it must succeed
 //! ```
-#![allow(dead_code, unreachable_pub)] // Each test file uses a part of it, as its own module.
+#![allow(dead_code, unreachable_pub, unused_imports)] // Each test file uses a part of it, as its own module.
 
+pub mod process;
 pub mod rings;
 pub mod spied;
 
-use std::env;
 use std::io::Write;
-use std::process::{Child, Command, ExitStatus, Stdio, abort};
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::thread::{self, sleep};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use narrows::{Options, SharedMemoryStream};
 
-/// How long a test may take before it counts as hung: far more than any busy machine needs.
-pub const PATIENCE: Duration = Duration::from_secs(120);
-
-const ROLE: &str = "NARROWS_TEST_ROLE";
-
-/// The part that this process plays in a test of two; nothing in the process that was started by hand.
-pub fn role() -> Option<String> {
-    env::var(ROLE).ok()
-}
-
-/// Ends the process with a clear message if it is not dropped within [`PATIENCE`].
-pub struct Watchdog {
-    _alive: Sender<()>,
-}
-
-impl Watchdog {
-    pub fn new(what: &str) -> Self {
-        Self::within(what, PATIENCE)
-    }
-
-    pub fn within(what: &str, patience: Duration) -> Self {
-        let (alive, dropped) = channel::<()>();
-        let what = what.to_owned();
-        thread::spawn(move || {
-            if dropped.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
-                eprintln!("HUNG: {what} did not end within {patience:?} ({:?})", role());
-                abort();
-            }
-        });
-        Self { _alive: alive }
-    }
-}
+pub use process::{PATIENCE, Watchdog, comes_true, rerun, role};
 
 /// The second process of a test; killed and reaped if the test fails before it has finished.
 pub struct Partner {
@@ -116,8 +84,7 @@ impl Drop for Partner {
 
 /// This test binary again, with only `test` in it and a role for it to play.
 pub fn command(test: &str, role: &str) -> Command {
-    let mut command = Command::new(env::current_exe().expect("a path"));
-    command.args(["--exact", test, "--nocapture", "--test-threads", "1"]).env(ROLE, role);
+    let mut command = rerun(test, role);
     command.stdout(Stdio::null()); // What goes wrong is said on standard error.
     command
 }
@@ -152,12 +119,8 @@ pub fn check(seed: u64, len: usize, bytes: &[u8]) {
 
 /// Waits until `holds`, for as long as any machine may take.
 #[track_caller]
-pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE / 2;
-    while !holds() {
-        assert!(Instant::now() < end, "never: {what}");
-        sleep(Duration::from_millis(1));
-    }
+pub fn eventually(what: &str, holds: impl FnMut() -> bool) {
+    assert!(comes_true(holds), "never: {what}");
 }
 
 #[inline]

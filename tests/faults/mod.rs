@@ -1,25 +1,22 @@
 //! Children, clocks and counts for the tests about faults.
 
-#![allow(dead_code)] // Each test binary uses its own part.
+#![allow(dead_code, unused_imports)] // Each test binary uses its own part.
 
 pub(crate) mod byhand;
+#[path = "../common/process.rs"]
+pub(crate) mod process;
 pub(crate) mod sys;
 
-use std::io::Write;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use narrows::{RecvTimeoutError, SharedMemoryStream};
 
+pub(crate) use process::{Watchdog, comes_true as eventually, rerun, role, say};
+
 /// Longer than anything here takes on a busy machine; only what hangs meets it.
 pub(crate) const LONG: Duration = Duration::from_secs(30);
-
-/// What this process is to do, if a test started it.
-pub(crate) fn role() -> Option<String> {
-    std::env::var("NARROWS_ROLE").ok()
-}
 
 /// What the test told this process beside its role.
 pub(crate) fn told() -> String {
@@ -28,9 +25,8 @@ pub(crate) fn told() -> String {
 
 /// This very binary, which runs the test again in another role.
 pub(crate) fn me(test: &str, role: &str, told: &str) -> Command {
-    let mut command = Command::new(std::env::current_exe().expect("has a path"));
-    command.args(["--exact", test, "--nocapture", "--test-threads=1"]);
-    command.env("NARROWS_ROLE", role).env("NARROWS_TOLD", told).stdout(Stdio::null());
+    let mut command = rerun(test, role);
+    command.env("NARROWS_TOLD", told).stdout(Stdio::null());
     command
 }
 
@@ -66,36 +62,6 @@ impl Drop for Kept {
     }
 }
 
-/// Ends the whole process, loudly, if it is not dropped in time.
-#[derive(Debug)]
-pub(crate) struct Watchdog {
-    over: Arc<AtomicBool>,
-}
-
-impl Watchdog {
-    pub(crate) fn new(name: &'static str, seconds: u64) -> Self {
-        let over = Arc::new(AtomicBool::new(false));
-        let seen = Arc::clone(&over);
-        let until = Instant::now() + Duration::from_secs(seconds);
-        std::thread::spawn(move || {
-            while !seen.load(Ordering::Relaxed) {
-                if Instant::now() >= until {
-                    say(&format!("{name} hangs: not done after {seconds} s"));
-                    std::process::abort();
-                }
-                std::thread::sleep(Duration::from_millis(50));
-            }
-        });
-        Self { over }
-    }
-}
-
-impl Drop for Watchdog {
-    fn drop(&mut self) {
-        self.over.store(true, Ordering::Relaxed);
-    }
-}
-
 pub(crate) type Verdict = Result<usize, RecvTimeoutError>;
 
 pub(crate) fn verdict(stream: &mut SharedMemoryStream) -> Verdict {
@@ -124,23 +90,6 @@ pub(crate) fn reach(path: &std::path::Path) -> SharedMemoryStream {
         reached.is_some()
     }));
     reached.expect("reached")
-}
-
-/// Prints where the test runner does not catch it.
-pub(crate) fn say(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
-}
-
-/// Whether the condition comes true in time.
-pub(crate) fn eventually(mut condition: impl FnMut() -> bool) -> bool {
-    let until = Instant::now() + LONG;
-    while Instant::now() < until {
-        if condition() {
-            return true;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    condition()
 }
 
 /// A process that was forked from this one, with no exec.

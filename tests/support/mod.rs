@@ -1,6 +1,9 @@
 //! What the tests of the handshake share: raw sockets, raw descriptors, and other processes.
 
-#![allow(dead_code, unreachable_pub)] // Each test file uses a part of it, as its own module.
+#![allow(dead_code, unreachable_pub, unused_imports)] // Each test file uses a part of it, as its own module.
+
+#[path = "../common/process.rs"]
+mod process;
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -8,15 +11,17 @@ use std::mem::zeroed;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use narrows::internal::handshake::{ANSWER_LEN, Answer, ClientHandshake, HELLO_LEN};
 use narrows::internal::layout::Geometry;
 use narrows::{ListenerCloser, Options, SharedMemoryListener};
+
+use process::comes_true;
+pub use process::{rerun, role};
 
 /// What `narrows::Options::new()` asks for.
 pub fn hello() -> [u8; HELLO_LEN] {
@@ -95,12 +100,9 @@ pub fn ask(stream: &UnixStream, bytes: &[u8]) -> Answer {
     answer(stream)
 }
 
-pub fn eventually(mut holds: impl FnMut() -> bool) {
-    let until = Instant::now() + Duration::from_secs(60);
-    while !holds() {
-        assert!(Instant::now() < until, "it never came true");
-        thread::sleep(Duration::from_millis(1));
-    }
+#[track_caller]
+pub fn eventually(holds: impl FnMut() -> bool) {
+    assert!(comes_true(holds), "it never came true");
 }
 
 /// Sends bytes with descriptors beside them.
@@ -155,18 +157,6 @@ pub fn descriptors() -> usize {
     fs::read_dir("/proc/self/fd").expect("proc").count()
 }
 
-/// This test binary again, to run one test in a process of its own and in this role.
-pub fn rerun(test: &str, role: &str) -> Command {
-    let mut command = Command::new(std::env::current_exe().expect("our path"));
-    command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(ROLE, role);
-    command
-}
-
-/// The role that [`rerun`] gave this process.
-pub fn role() -> Option<String> {
-    std::env::var(ROLE).ok()
-}
-
 /// Whether this process runs this test alone; if not, runs it so in another, and checks how it ends.
 pub fn alone(test: &str) -> bool {
     if role().as_deref() == Some("alone") {
@@ -180,5 +170,3 @@ pub fn alone(test: &str) -> bool {
 pub fn exists(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
-
-const ROLE: &str = "NARROWS_TEST_ROLE";
