@@ -137,10 +137,7 @@ impl Pace for Waiting {
     }
 
     fn slept(&mut self) {
-        if self.strategy != WaitStrategy::Adaptive {
-            return;
-        }
-        if self.misses < MISSES {
+        if self.strategy != WaitStrategy::Adaptive || self.misses < MISSES {
             return;
         }
         // The peer's account of when it woke us, clamped: a lie costs one wrong guess.
