@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::channel::{
-    Batch, ByteReader, ByteWriter, Closer, Iter, Received, Receiver, RecvGuard, Reservation, SendFault,
-    Sender, Stats, TryIter,
+    Batch, ByteReader, ByteWriter, Closer, Iter, Received, Receiver, RecvGuard, Reservation, Sender, Stats,
+    TryIter, may_wait_on,
 };
 use crate::error::{
     ConnectError, Ended, RecvError, RecvTimeoutError, SendError, SendTimeoutError, SpawnError, TryRecvError,
@@ -288,19 +288,15 @@ impl SharedMemoryStream {
         let mut tries = 0_u32;
         loop {
             let message = self.receiver.inb().ready();
-            let needs = match self.sender.out().needs(len) {
-                Ok(needs) => needs,
-                // The peer may have dropped its receiving half alone, and still send.
-                Err(SendFault::Ended(_)) => None,
-                Err(_) => None, // The next send says why.
-            };
-            if message || needs.is_none() {
+            // Whatever is wrong with sending alone, the next send says it at once.
+            let needs = self.sender.out().needs(len).unwrap_or(None);
+            let Some(needs) = needs.filter(|_| !message) else {
                 return Ok(Ready { message, space: needs.is_none() });
-            }
-            if tries > 0 && self.sender.out().ring().mem().expired(until) {
+            };
+            if !may_wait_on(self.sender.out().ring().mem(), until, tries) {
                 return Err(SendTimeoutError::Timeout);
             }
-            self.sleep_for_either(needs.unwrap_or(0), until);
+            self.sleep_for_either(needs, until);
             tries = tries.saturating_add(1);
         }
     }

@@ -3,9 +3,9 @@
 //! A message is *lent* from the moment a call returns it in place until it is given back; whatever
 //! the caller does with the guard, the next call gives it back first, so nothing comes twice.
 
-use super::Wait;
 use super::pace::Pace;
 use super::partial::Partial;
+use super::{Wait, may_wait_on};
 use crate::error::{Ended, Violation};
 use crate::layout::Kind;
 use crate::mem::{Memory, OutOfBounds, Until, Word};
@@ -85,9 +85,6 @@ enum Lap {
     /// A whole lap of pieces, and maybe more behind.
     Busy,
 }
-
-/// Waits that came to nothing, in a row, after which the peer is taken for one that plays with us.
-const PLAYED: u32 = 64;
 
 impl<M: Memory, P: Pace> Inbound<M, P> {
     /// The receiver of a fresh ring.
@@ -325,18 +322,14 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
         Ok(())
     }
 
-    /// Passes the time until there may be more; a peer that keeps us busy with what comes to nothing
-    /// outlives neither the deadline nor our patience.
+    /// Passes the time until there may be more.
     #[cold]
     fn linger(&mut self, lap: &Lap, until: Until, tries: u32) -> Result<(), RecvFault> {
         let Self { ring, pace, .. } = self;
-        if tries > 0 && ring.mem().expired(until) {
+        if !may_wait_on(ring.mem(), until, tries) {
             return Err(RecvFault::Empty);
         }
         if matches!(lap, Lap::Busy) || pace.pass(until, || ring.stirred()) {
-            if tries > PLAYED && matches!(lap, Lap::Dry) {
-                ring.mem().doze(until);
-            }
             return Ok(());
         }
         let found = sleep(&Bed::consumer(ring.mem()), until, || ring.stirred().then_some(()));

@@ -42,7 +42,22 @@ pub use sender::Sender;
 pub use shared::{Monitor, SharedSender, in_turn};
 pub use stats::Stats;
 
-use crate::mem::Until;
+use crate::mem::{Memory, Until};
+
+/// Waits that came to nothing, in a row, after which the peer is taken for one that plays with us.
+const PLAYED: u32 = 64;
+
+/// Whether a call may wait again after so many waits that came to nothing: a peer whose words flicker
+/// outlives no deadline, and costs bounded CPU.
+pub(crate) fn may_wait_on<M: Memory>(mem: &M, until: Until, tries: u32) -> bool {
+    if tries > 0 && mem.expired(until) {
+        return false;
+    }
+    if tries > PLAYED {
+        mem.doze(until);
+    }
+    true
+}
 
 /// How long an operation may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

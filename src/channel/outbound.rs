@@ -7,8 +7,8 @@
 
 use std::io::IoSlice;
 
-use super::Wait;
 use super::pace::Pace;
+use super::{Wait, may_wait_on};
 use crate::error::{Ended, Violation};
 use crate::layout::Kind;
 use crate::mem::{GRAIN, INLINE, Memory, Tail, Until, Word};
@@ -20,9 +20,6 @@ const LONGEST_WHOLE: usize = 256 << 10;
 
 /// The longest piece of a cut message, in bytes.
 const LONGEST_PIECE: usize = 64 << 10;
-
-/// Waits that came to nothing, in a row, after which the peer is taken for one that plays with us.
-const PLAYED: u32 = 64;
 
 /// Why a send failed; the public enums are made of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -282,16 +279,12 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
         }
     }
 
-    /// Passes the time until a release; a peer whose head plays with us outlives neither the
-    /// deadline nor our patience.
+    /// Passes the time until a release.
     #[cold]
     fn linger(&mut self, needs: u64, until: Until, tries: u32) -> Result<(), SendFault> {
         let Self { ring, pace, .. } = self;
-        if tries > 0 && ring.mem().expired(until) {
+        if !may_wait_on(ring.mem(), until, tries) {
             return Err(SendFault::Full);
-        }
-        if tries > PLAYED {
-            ring.mem().doze(until);
         }
         if !pace.pass(until, || ring.released(needs)) {
             ring.want(needs);

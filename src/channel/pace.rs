@@ -45,7 +45,8 @@ pub enum WaitStrategy {
     /// Spins for some 50 us where that has paid lately, then sleeps. The default.
     #[default]
     Adaptive,
-    /// Never sleeps: a waiting call keeps its CPU busy until its end or its deadline.
+    /// Never sleeps: a waiting call keeps its CPU busy until its end or its deadline, but for letting
+    /// others run there now and then.
     Spin,
 }
 

@@ -57,11 +57,6 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    pub(crate) fn io(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
-        let doing = doing.into();
-        |source| Self::Io { doing, source }
-    }
-
     /// Whether the deadline passed.
     pub fn is_timeout(&self) -> bool {
         matches!(self, Self::Timeout)
@@ -150,11 +145,6 @@ pub enum BindError {
 }
 
 impl BindError {
-    pub(crate) fn io(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
-        let doing = doing.into();
-        |source| Self::Io { doing, source }
-    }
-
     fn kind(&self) -> io::ErrorKind {
         match self {
             Self::BadOptions(_) => io::ErrorKind::InvalidInput,
@@ -264,11 +254,6 @@ pub enum SpawnError {
 }
 
 impl SpawnError {
-    pub(crate) fn io(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
-        let doing = doing.into();
-        |source| Self::Io { doing, source }
-    }
-
     fn kind(&self) -> io::ErrorKind {
         match self {
             Self::BadOptions(_) => io::ErrorKind::InvalidInput,
@@ -324,6 +309,18 @@ macro_rules! into_io_error {
     )* };
 }
 
+macro_rules! names_what_was_tried {
+    ($($name:ident)*) => { $(
+        impl $name {
+            pub(crate) fn io(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+                let doing = doing.into();
+                |source| Self::Io { doing, source }
+            }
+        }
+    )* };
+}
+
+names_what_was_tried!(ConnectError BindError SpawnError);
 into_io_error!(ConnectError BindError AcceptError SpawnError);
 
 /// What a person can do about an error of the system, where that is not plain.
