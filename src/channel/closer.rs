@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, Weak};
 
-use crate::mem::{Flag, Memory, Store, Word};
-use crate::ring::{Fate, alarm, rouse};
-use crate::sys::link::{Link, Verdicts};
+use crate::ring::{self, Fate};
+use crate::sys::lifeline::Gone;
+use crate::sys::link::Link;
 use crate::sys::mapping::Mapping;
 
 /// Closes a connection from any thread, and ends the calls that are blocked on it.
@@ -42,8 +42,13 @@ impl Closer {
 }
 
 /// What the lifeline does to a connection whose peer is gone.
-pub(crate) const VERDICTS: Verdicts =
-    Verdicts { disconnected: Fate::Disconnected as u64, died: Fate::Died as u64, rouse: alarm::<Mapping> };
+pub(crate) fn bury(outgoing: &Mapping, incoming: &Mapping, how: Gone) {
+    let fate = match how {
+        Gone::Disconnected => Fate::Disconnected,
+        Gone::Died => Fate::Died,
+    };
+    ring::bury(outgoing, incoming, fate);
+}
 
 /// Gives a connection its fate if it has none, marks both directions and wakes all four sleepers.
 pub(crate) fn shut(link: &Arc<Link>, fate: Fate) {
@@ -53,13 +58,5 @@ pub(crate) fn shut(link: &Arc<Link>, fate: Fate) {
     let out = link.side().outgoing();
     let outgoing = Mapping::new(Arc::clone(link), out);
     let incoming = Mapping::new(Arc::clone(link), 1 - out);
-    outgoing.settle(fate as u64);
-    // Both pair with the Acquire load in `ring::ended`.
-    outgoing.store(Word::ProducerMark, 1, Store::Release);
-    incoming.store(Word::ConsumerMark, 1, Store::Release);
-    // This side's two sleepers, then the peer's.
-    alarm(&incoming, Flag::Consumer);
-    alarm(&outgoing, Flag::Producer);
-    rouse(&outgoing, Flag::Consumer);
-    rouse(&incoming, Flag::Producer);
+    ring::shut(&outgoing, &incoming, fate);
 }

@@ -31,7 +31,7 @@ mod stats;
 pub use batch::Batch;
 pub use bytes::{ByteReader, ByteWriter};
 pub use closer::Closer;
-pub(crate) use closer::{VERDICTS, shut};
+pub(crate) use closer::{bury, shut};
 pub use inbound::{Inbound, Incoming, RecvFault};
 pub use outbound::{Gather, Outbound, SendFault};
 pub use pace::{NoPace, Pace, WaitStrategy};

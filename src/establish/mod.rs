@@ -33,7 +33,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::channel::VERDICTS;
+use crate::channel::bury;
 use crate::error::ConnectError;
 use crate::handshake::Limits;
 use crate::options::Options;
@@ -113,7 +113,7 @@ pub(crate) fn expired(until: Option<Instant>) -> bool {
 
 /// Makes the link: the one place where the driver meets the layers above it.
 fn link(parts: LinkParts) -> io::Result<Established> {
-    Ok(Established { link: Link::establish(parts, VERDICTS)? })
+    Ok(Established { link: Link::establish(parts, bury)? })
 }
 
 /// Steps a client until it is ready.

@@ -13,7 +13,7 @@
 use crate::error::Ended;
 use crate::mem::{Flag, Load, Memory, Store, Word};
 
-use super::park::rouse;
+use super::park::{alarm, rouse};
 
 /// What became of a connection: the values of [`Word::Fate`] but 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,4 +65,20 @@ pub fn close<M: Memory>(mem: &M, own: Word, theirs: Flag) {
     // pairs with the Acquire load in `ended`.
     mem.store(own, 1, Store::Release);
     rouse(mem, theirs);
+}
+
+/// This process closes a connection: its fate, its marks, and a wake for all four sleepers.
+pub fn shut<M: Memory>(outgoing: &M, incoming: &M, fate: Fate) {
+    bury(outgoing, incoming, fate);
+    close(outgoing, Word::ProducerMark, Flag::Consumer);
+    close(incoming, Word::ConsumerMark, Flag::Producer);
+}
+
+/// The lifeline found the peer gone: the connection gets its fate if it has none, and this side's two
+/// sleepers are woken.
+pub fn bury<M: Memory>(outgoing: &M, incoming: &M, fate: Fate) {
+    // Release, within; pairs with the Acquire load in `ended`.
+    outgoing.settle(fate as u64);
+    alarm(incoming, Flag::Consumer);
+    alarm(outgoing, Flag::Producer);
 }

@@ -57,7 +57,7 @@ mod producer;
 mod urgent;
 
 pub use consumer::{Arrival, Consumer};
-pub use end::{Fate, close, ended};
+pub use end::{Fate, bury, close, ended, shut};
 pub use park::{Bed, alarm, rouse, sleep};
 pub use producer::{Claim, Cursor, Producer, Refusal};
 pub use urgent::{Poster, bell, urgent};

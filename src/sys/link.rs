@@ -23,7 +23,7 @@ use super::pidfd::Pidfd;
 use super::region::Region;
 use super::socket::PeerCred;
 use crate::layout::{Geometry, words};
-use crate::mem::{Flag, Load, Memory, Word};
+use crate::mem::{Load, Memory, Word};
 
 /// Which end of a connection this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,16 +57,8 @@ pub(crate) struct LinkParts {
     pub(crate) max_message: u64,
 }
 
-/// What the layer above says and does when the lifeline reports the end.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Verdicts {
-    /// The fate of a connection whose peer hung up.
-    pub(crate) disconnected: u64,
-    /// The fate of a connection whose peer died.
-    pub(crate) died: u64,
-    /// Fences, and wakes this side's sleeper on the flag.
-    pub(crate) rouse: fn(&Mapping, Flag),
-}
+/// What the layer above does to a connection, outgoing and incoming, whose peer is gone.
+pub(crate) type Bury = fn(&Mapping, &Mapping, Gone);
 
 /// One connection.
 pub(crate) struct Link {
@@ -81,7 +73,7 @@ pub(crate) struct Link {
     sleeps: AtomicU64,
     wakes: AtomicU64,
     watch: OnceLock<Watch>,
-    verdicts: Verdicts,
+    bury: Bury,
     this: Weak<Self>,
 }
 
@@ -103,7 +95,7 @@ impl Link {
     /// # Errors
     ///
     /// `InvalidInput` if the region is smaller than the geometry; what the lifeline says.
-    pub(crate) fn establish(parts: LinkParts, verdicts: Verdicts) -> io::Result<Arc<Self>> {
+    pub(crate) fn establish(parts: LinkParts, bury: Bury) -> io::Result<Arc<Self>> {
         let LinkParts { region, socket, geometry, side, cred, peer, first_ticket, max_message } = parts;
         if region.len() < geometry.region_len() {
             return Err(io::Error::new(
@@ -124,7 +116,7 @@ impl Link {
             sleeps: AtomicU64::new(0),
             wakes: AtomicU64::new(0),
             watch: OnceLock::new(),
-            verdicts,
+            bury,
             this: this.clone(),
         });
         let watched: Weak<dyn Watched> = link.this.clone();
@@ -207,12 +199,7 @@ impl Watched for Link {
         let (Some(outgoing), Some(incoming)) = (self.ring(out), self.ring(into)) else {
             return;
         };
-        outgoing.settle(match how {
-            Gone::Disconnected => self.verdicts.disconnected,
-            Gone::Died => self.verdicts.died,
-        });
-        (self.verdicts.rouse)(&incoming, Flag::Consumer);
-        (self.verdicts.rouse)(&outgoing, Flag::Producer);
+        (self.bury)(&outgoing, &incoming, how);
     }
 }
 
