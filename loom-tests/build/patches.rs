@@ -1,0 +1,86 @@
+//! Mutants that change an order of steps, which no single step shows.
+//!
+//! In a replacement, `ON` stands for whether this mutant is the one that runs, and `as_is!` for what
+//! is not to be weakened any further.
+
+use crate::weaken::Mutant;
+
+struct Patch {
+    file: &'static str,
+    change: &'static str,
+    /// Each stands in the file exactly once.
+    edits: &'static [(&'static str, &'static str)],
+}
+
+const PATCHES: [Patch; 6] = [
+    Patch {
+        file: "ring/park.rs",
+        change: "looks before it raises the flag, and not behind it",
+        edits: &[
+            ("bed.raise();", "let before = ON.then(&look); bed.raise();"),
+            ("let found = look();", "let found = before.unwrap_or_else(&look);"),
+        ],
+    },
+    Patch {
+        file: "ring/park.rs",
+        change: "wakes the sleeper before it clears the flag",
+        edits: &[(
+            "match mem.take_flag(flag) {",
+            "as_is! { if ON { mem.wake(flag); mem.take_flag(flag); return; } } match mem.take_flag(flag) {",
+        )],
+    },
+    Patch {
+        file: "channel/inbound.rs",
+        change: "looks for the end behind the stamps",
+        edits: &[(
+            "match (self.lap()?, ended, wait) {",
+            "match (self.lap()?, if ON { self.ring.ended() } else { ended }, wait) {",
+        )],
+    },
+    Patch {
+        file: "ring/consumer.rs",
+        change: "looks for the end behind the stamp",
+        edits: &[(
+            "ended || !self.waiting(stamp)",
+            "!self.waiting(stamp) || if ON { self.ended().is_some() } else { ended }",
+        )],
+    },
+    Patch {
+        file: "channel/inbound.rs",
+        change: "releases at the next call, and not before this one returns",
+        edits: &[(
+            "let taken = self.copy(&message, 0, buffer).and_then(|()| self.give_back(&message));",
+            "let taken = self.copy(&message, 0, buffer).and_then(|()| if ON { self.lent = true; Ok(()) } else { self.give_back(&message) });",
+        )],
+    },
+    Patch {
+        file: "ring/producer.rs",
+        change: "publishes the last ticket of a batch first",
+        edits: &[(
+            "for ticket in self.next.ticket..to.ticket {",
+            "for ticket in self.next.ticket..to.ticket { let ticket = if ON { to.ticket - 1 - (ticket - self.next.ticket) } else { ticket };",
+        )],
+    },
+];
+
+/// The text with all its patches, each on the line that it replaces; they are listed as mutants.
+pub(crate) fn apply(file: &str, text: &str, mutants: &mut Vec<Mutant>) -> String {
+    let mut patched = text.to_owned();
+    for patch in PATCHES.iter().filter(|patch| patch.file == file) {
+        let on = format!("crate::weak::on({})", mutants.len());
+        for (from, to) in patch.edits {
+            assert_eq!(patched.matches(from).count(), 1, "{file}: {from:?} does not stand there once");
+            patched = patched.replace(from, &to.replace("ON", &on).replace("as_is!", "crate::weak::as_is!"));
+        }
+        let (first, _) = patch.edits[0];
+        let line = 1 + text.lines().position(|line| line.contains(first)).expect("just found");
+        mutants.push(Mutant {
+            file: file.to_owned(),
+            line,
+            function: String::new(),
+            change: patch.change.to_owned(),
+            text: first.to_owned(),
+        });
+    }
+    patched
+}

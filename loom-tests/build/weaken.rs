@@ -1,0 +1,162 @@
+//! Finds every step that matters in a source, and makes it one that can be weakened at run time.
+//!
+//! | in the source | mutants |
+//! |---|---|
+//! | `Load::Acquire`, `Store::Release` | relaxed |
+//! | a fence, a store, a flag raised or cleared, a wake, a close | left out |
+//! | `take_flag` | in two steps; not cleared |
+//! | a check that may refuse | never refuses |
+//! | a comparison | always true; always false |
+
+use proc_macro2::Span;
+use quote::quote;
+use syn::spanned::Spanned;
+use syn::visit_mut::{self, VisitMut};
+use syn::{BinOp, Expr, ExprCall, ExprMethodCall, File, ImplItemFn, ItemFn};
+
+/// One weakened step.
+pub(crate) struct Mutant {
+    pub(crate) file: String,
+    pub(crate) line: usize,
+    pub(crate) function: String,
+    pub(crate) change: String,
+    pub(crate) text: String,
+}
+
+/// Methods and functions that return nothing, and may be left out.
+const STEPS: [&str; 11] = [
+    "fence",
+    "store",
+    "store_slot",
+    "store_flag",
+    "raise",
+    "lower",
+    "wake",
+    "rouse",
+    "alarm",
+    "close",
+    "bury",
+];
+
+/// Those that may refuse.
+const CHECKS: [&str; 3] = ["verify", "judge", "check"];
+
+/// Functions that compare for what is not the protocol: how things are written down and counted.
+const PLAIN: [&str; 6] = ["of", "new", "default", "fmt", "encode", "direction"];
+
+pub(crate) struct Weaken<'a> {
+    file: &'a str,
+    lines: Vec<&'a str>,
+    function: String,
+    mutants: &'a mut Vec<Mutant>,
+}
+
+impl<'a> Weaken<'a> {
+    pub(crate) fn new(file: &'a str, text: &'a str, mutants: &'a mut Vec<Mutant>) -> Self {
+        Self { file, lines: text.lines().collect(), function: String::new(), mutants }
+    }
+
+    pub(crate) fn walk(mut self, file: &mut File) {
+        self.visit_file_mut(file);
+    }
+
+    /// Lists a mutant and returns its number.
+    fn mutant(&mut self, at: Span, change: &str) -> usize {
+        let line = at.start().line;
+        self.mutants.push(Mutant {
+            file: self.file.to_owned(),
+            line,
+            function: self.function.clone(),
+            change: change.to_owned(),
+            text: self.lines.get(line - 1).map_or("", |line| line.trim()).to_owned(),
+        });
+        self.mutants.len() - 1
+    }
+
+    fn within(&mut self, name: &syn::Ident, walk: impl FnOnce(&mut Self)) {
+        let outer = std::mem::replace(&mut self.function, name.to_string());
+        if !PLAIN.contains(&self.function.as_str()) {
+            walk(self);
+        }
+        self.function = outer;
+    }
+
+    /// What an expression becomes, if it is a step that matters.
+    fn weakened(&mut self, expr: &Expr) -> Option<proc_macro2::TokenStream> {
+        let at = expr.span();
+        match expr {
+            Expr::Path(path) => self.ordering(&quote!(#path).to_string(), at),
+            Expr::Binary(binary) if compares(&binary.op) => {
+                let always = self.mutant(at, "always");
+                self.mutant(at, "never");
+                Some(quote!(crate::weak::compare(#always, #expr)))
+            }
+            Expr::MethodCall(ExprMethodCall { method, receiver, args, .. }) => {
+                let name = method.to_string();
+                if name == "take_flag" {
+                    let two = self.mutant(at, "loads and stores, in two steps");
+                    self.mutant(at, "does not clear");
+                    return Some(quote!(crate::weak::take_flag(#two, #receiver, #args)));
+                }
+                self.step(&name, at, expr)
+            }
+            Expr::Call(ExprCall { func, .. }) => match &**func {
+                Expr::Path(path) => self.step(&path.path.segments.last()?.ident.to_string(), at, expr),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    fn ordering(&mut self, path: &str, at: Span) -> Option<proc_macro2::TokenStream> {
+        match path {
+            "Load :: Acquire" => {
+                let number = self.mutant(at, "relaxed load");
+                Some(quote!(crate::weak::acquire(#number)))
+            }
+            "Store :: Release" => {
+                let number = self.mutant(at, "relaxed store");
+                Some(quote!(crate::weak::release(#number)))
+            }
+            _ => None,
+        }
+    }
+
+    fn step(&mut self, name: &str, at: Span, expr: &Expr) -> Option<proc_macro2::TokenStream> {
+        if STEPS.contains(&name) {
+            let number = self.mutant(at, "left out");
+            return Some(quote!({ if !crate::weak::on(#number) { #expr } }));
+        }
+        if CHECKS.contains(&name) {
+            let number = self.mutant(at, "never refuses");
+            return Some(quote!((if crate::weak::on(#number) { Ok(()) } else { #expr })));
+        }
+        None
+    }
+}
+
+impl VisitMut for Weaken<'_> {
+    fn visit_expr_mut(&mut self, expr: &mut Expr) {
+        visit_mut::visit_expr_mut(self, expr);
+        if let Some(weakened) = self.weakened(expr) {
+            *expr = Expr::Verbatim(weakened);
+        }
+    }
+
+    /// What is computed at compile time cannot be switched, and is none of the protocol.
+    fn visit_item_const_mut(&mut self, _item: &mut syn::ItemConst) {}
+
+    fn visit_item_fn_mut(&mut self, item: &mut ItemFn) {
+        let name = item.sig.ident.clone();
+        self.within(&name, |this| visit_mut::visit_item_fn_mut(this, item));
+    }
+
+    fn visit_impl_item_fn_mut(&mut self, item: &mut ImplItemFn) {
+        let name = item.sig.ident.clone();
+        self.within(&name, |this| visit_mut::visit_impl_item_fn_mut(this, item));
+    }
+}
+
+fn compares(op: &BinOp) -> bool {
+    matches!(op, BinOp::Lt(_) | BinOp::Le(_) | BinOp::Gt(_) | BinOp::Ge(_) | BinOp::Eq(_) | BinOp::Ne(_))
+}

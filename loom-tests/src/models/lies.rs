@@ -1,0 +1,113 @@
+//! Words that no honest peer writes: each is refused, and nothing is read or written for it.
+
+use narrows::internal::mem::{Field, Flag, Load, Memory, Span, Store, Tail, Word};
+
+use super::super::code::layout::{Control, Kind};
+use super::super::code::{Ended, RecvFault, SendFault, Wait};
+use super::{MAX_MESSAGE, Named, named, receiver, recv_within, sender, try_send};
+use crate::machine::{Cells, Side, connection};
+
+pub(super) const ALL: &[Named] =
+    named![a_head_that_lies_is_refused, stamps_that_lie_are_refused, words_that_lie_are_refused];
+
+const VIOLATED: Ended = Ended::ProtocolViolated;
+
+fn a_head_that_lies_is_refused() {
+    for head in [2, 3, 1 << 40, u64::MAX] {
+        let (a, b) = connection::<Cells>(1, 64);
+        let mut out = sender(&a);
+        try_send(&mut out, &[0]).unwrap();
+        b.into.store(Word::Head, head, Store::Release);
+        assert!(out.ring().released(0));
+        assert_eq!(try_send(&mut out, &[1]), Err(SendFault::Ended(VIOLATED)), "{head}");
+    }
+    let (a, b) = connection::<Cells>(1, 64);
+    let mut out = sender(&a);
+    for head in 1..=2 {
+        try_send(&mut out, &[0]).unwrap();
+        assert_eq!(try_send(&mut out, &[0]), Err(SendFault::Full));
+        b.into.store(Word::Head, head, Store::Release);
+    }
+    try_send(&mut out, &[0]).unwrap();
+    b.into.store(Word::Head, 1, Store::Release); // It goes backwards.
+    assert!(out.ring().released(2));
+    assert_eq!(try_send(&mut out, &[0]), Err(SendFault::Ended(VIOLATED)));
+}
+
+/// Writes one ticket as no honest producer would, and receives it.
+fn receive(side: &Side<Cells>, stamp: u64, control: u64, total: u64) -> Result<Vec<u8>, RecvFault> {
+    side.into.copy_in(Span::Slot(0), 0, &total.to_le_bytes(), Tail::Zero).unwrap();
+    side.into.store_slot(0, Field::Control, control, Store::Relaxed);
+    side.into.store_slot(0, Field::Stamp, stamp, Store::Release);
+    let mut inb = receiver(side);
+    let found = recv_within(&mut inb, Wait::Never);
+    if let Err(RecvFault::Ended(end)) = found {
+        // It stays so, and the peer is told.
+        assert_eq!(recv_within(&mut inb, Wait::FOREVER), Err(RecvFault::Ended(end)));
+        assert_ne!(side.into.load(Word::ConsumerMark, Load::Relaxed), 0);
+    }
+    found
+}
+
+fn control(kind: Kind, abort: bool, len: u32, place: u32) -> u64 {
+    Control { kind, abort, len, place }.encode()
+}
+
+fn stamps_that_lie_are_refused() {
+    for (stamp, legal) in [(0, true), (1, true), (2, true), (3, false), (4, false), (u64::MAX, false)] {
+        let (_a, b) = connection::<Cells>(2, 64);
+        let found = receive(&b, stamp, control(Kind::Inline, false, 8, 0), 0);
+        match (stamp, legal) {
+            (2, _) => assert_eq!(found, Ok(vec![0; 8])),
+            (_, true) => assert_eq!(found, Err(RecvFault::Empty)),
+            (_, false) => assert_eq!(found, Err(RecvFault::Ended(VIOLATED)), "{stamp}"),
+        }
+    }
+    let (a, b) = connection::<Cells>(1, 64);
+    let (mut out, mut inb) = (sender(&a), receiver(&b));
+    for i in 0..3 {
+        // The stamp of the ticket before it in the slot is legal until the next is written.
+        assert_eq!(recv_within(&mut inb, Wait::Never), Err(RecvFault::Empty));
+        assert!(!inb.stirred());
+        try_send(&mut out, &[i]).unwrap();
+        assert!(inb.stirred());
+        assert_eq!(recv_within(&mut inb, Wait::Never), Ok(vec![i]));
+    }
+}
+
+fn words_that_lie_are_refused() {
+    let long = u32::try_from(MAX_MESSAGE + 1).unwrap();
+    for (word, total) in [
+        (0, 0),
+        (control(Kind::Inline, false, 105, 0), 0),
+        (control(Kind::Inline, false, 8, 1), 0),
+        (control(Kind::Inline, true, 8, 0), 0),
+        (control(Kind::Whole, false, 0, 0), 0),
+        (control(Kind::Whole, false, 129, 0), 0),
+        (control(Kind::Whole, false, 65, 1), 0),
+        (control(Kind::Whole, false, 1, 2), 0),
+        (control(Kind::Whole, false, u32::MAX, 0), 0),
+        (control(Kind::First, false, 8, 0), 8),
+        (control(Kind::First, false, 8, 0), 0),
+        (control(Kind::First, false, 8, 0), u64::from(long)),
+        (control(Kind::First, true, 8, 0), 16),
+        (control(Kind::Middle, false, 8, 0), 0),
+        (control(Kind::Last, false, 8, 0), 0),
+        (control(Kind::Last, true, 8, 0), 0),
+    ] {
+        let (_a, b) = connection::<Cells>(2, 128);
+        assert_eq!(receive(&b, 2, word, total), Err(RecvFault::Ended(VIOLATED)), "{word:#x} {total}");
+        assert_eq!(b.into.load_flag(Flag::Consumer), 0);
+    }
+    for (word, total, len) in [
+        (control(Kind::Inline, false, 104, 0), 0, Some(104)),
+        (control(Kind::Whole, false, 128, 0), 0, Some(128)),
+        (control(Kind::Whole, false, 64, 1), 0, Some(64)),
+        (control(Kind::First, false, 8, 0), 9, None),
+        (control(Kind::First, false, 8, 0), MAX_MESSAGE as u64, None),
+    ] {
+        let (_a, b) = connection::<Cells>(2, 128);
+        let found = receive(&b, 2, word, total).map(|message| message.len());
+        assert_eq!(found, len.ok_or(RecvFault::Empty), "{word:#x} {total}");
+    }
+}

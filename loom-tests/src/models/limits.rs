@@ -1,0 +1,185 @@
+//! What a single thread can see: limits, what is hidden and for how long, and what costs a wake.
+
+use narrows::internal::mem::{Flag, Load, Memory, OutOfBounds, Store, Word};
+
+use super::super::code::layout::LAST_TICKET;
+use super::super::code::ring::{Fate, Refusal, bury};
+use super::super::code::{Ended, RecvFault, SendFault, Wait};
+use super::{Named, named, receiver, recv, recv_within, ring_from, send, sender, try_send};
+use crate::machine::{Cells, connection};
+
+pub(super) const ALL: &[Named] = named![
+    the_last_ticket_is_the_last,
+    a_stamp_behind_the_last_ticket_is_refused,
+    a_head_is_hidden_for_a_quarter_of_the_slots_at_most,
+    a_head_is_hidden_for_a_quarter_of_the_arena_at_most,
+    a_message_is_released_but_once,
+    nothing_is_read_or_written_outside_of_a_message,
+    nobody_is_woken_who_does_not_sleep,
+    a_sender_is_woken_for_what_it_wants_and_not_before,
+    a_release_that_lies_ends_a_wait,
+    every_fate_has_its_name,
+    a_batch_is_refused_where_the_ring_is_full,
+    light_traffic_stays_at_the_front_of_the_arena,
+];
+
+fn the_last_ticket_is_the_last() {
+    for slots in [1, 2] {
+        let (mut out, mut inb) = ring_from(LAST_TICKET - 1, slots, 64);
+        for i in 0..2 {
+            try_send(&mut out, &[i]).unwrap();
+            assert_eq!(recv(&mut inb).unwrap(), [i]);
+        }
+        assert_eq!(out.ring().left(), 0);
+        assert_eq!(try_send(&mut out, &[2]), Err(SendFault::Exhausted));
+        assert_eq!(recv_within(&mut inb, Wait::Never), Err(RecvFault::Empty));
+    }
+    // A message in pieces needs as many tickets, or it could never be told as abandoned.
+    let (mut out, _inb) = ring_from(LAST_TICKET, 2, 128);
+    assert_eq!(send(&mut out, &[0; 129]), Err(SendFault::Exhausted));
+}
+
+fn a_stamp_behind_the_last_ticket_is_refused() {
+    use narrows::internal::mem::Field;
+    let (mut out, mut inb) = ring_from(LAST_TICKET, 1, 64);
+    try_send(&mut out, &[0]).unwrap();
+    let message = inb.lend(Wait::Never).unwrap();
+    let ready = 2_u64.wrapping_mul(LAST_TICKET + 1).wrapping_add(2);
+    inb.ring().mem().store_slot(0, Field::Stamp, ready, Store::Relaxed);
+    let _torn = inb.give_back(&message);
+    let found = recv_within(&mut inb, Wait::Never);
+    assert!(matches!(found, Err(RecvFault::Empty | RecvFault::Ended(Ended::ProtocolViolated))), "{found:?}");
+}
+
+fn a_head_is_hidden_for_a_quarter_of_the_slots_at_most() {
+    let (mut out, mut inb) = ring_from(0, 8, 64);
+    for i in 0..8 {
+        try_send(&mut out, &[i]).unwrap();
+    }
+    let heads: Vec<_> = (0..8).map(|_| head_behind_a_receive(&mut inb)).collect();
+    // Two may be hidden, and none once the ring is dry.
+    assert_eq!(heads, [0, 0, 3, 3, 3, 6, 6, 8]);
+}
+
+fn a_head_is_hidden_for_a_quarter_of_the_arena_at_most() {
+    let (mut out, mut inb) = ring_from(0, 16, 1024);
+    for len in [128, 65, 8, 105, 105, 8] {
+        try_send(&mut out, &vec![0; len]).unwrap();
+    }
+    let heads: Vec<_> = (0..6).map(|_| head_behind_a_receive(&mut inb)).collect();
+    // 128 and, since 65 to 105 bytes of a slot take no place, 128 twice: together more than 256.
+    assert_eq!(heads, [0, 0, 0, 0, 5, 6]);
+}
+
+fn head_behind_a_receive(inb: &mut super::Inbound<crate::machine::Model, super::NoPace>) -> u64 {
+    recv_within(inb, Wait::Never).unwrap();
+    inb.ring().mem().load(Word::Head, Load::Relaxed)
+}
+
+fn a_message_is_released_but_once() {
+    let (mut out, mut inb) = ring_from(0, 2, 64);
+    try_send(&mut out, &[0]).unwrap();
+    let message = inb.next(Wait::Never).unwrap();
+    inb.give_back(&message).unwrap();
+    let _again = inb.give_back(&message);
+    assert_eq!(inb.ring().ticket(), 1);
+    try_send(&mut out, &[1]).unwrap();
+    assert_eq!(recv(&mut inb).unwrap(), [1]);
+}
+
+fn nothing_is_read_or_written_outside_of_a_message() {
+    use narrows::internal::mem::Tail;
+    let (mut out, mut inb) = ring_from(0, 2, 128);
+    let claim = out.claim(9, Wait::Never).unwrap();
+    out.ring().open(&claim);
+    assert_eq!(out.ring().write(&claim, 1, &[0; 9], Tail::Zero), Err(OutOfBounds));
+    assert_eq!(out.ring().write(&claim, 10, &[], Tail::Zero), Err(OutOfBounds));
+    assert_eq!(out.ring().write(&claim, 0, &[1; 9], Tail::Zero), Ok(()));
+    out.commit(&claim, 9, 0);
+    let message = inb.lend(Wait::Never).unwrap();
+    assert_eq!(inb.read_at(&message, 1, &mut [0; 9]), Err(OutOfBounds));
+    assert_eq!(inb.read_at(&message, 10, &mut []), Err(OutOfBounds));
+    assert_eq!(inb.read_at(&message, 8, &mut [0; 1]), Ok(()));
+}
+
+fn nobody_is_woken_who_does_not_sleep() {
+    let (mut out, mut inb) = ring_from(0, 2, 64);
+    for i in 0..4 {
+        try_send(&mut out, &[i]).unwrap();
+        assert_eq!(recv(&mut inb).unwrap(), [i]);
+    }
+    assert_eq!(out.ring().mem().wakes(), 0);
+}
+
+fn a_sender_is_woken_for_what_it_wants_and_not_before() {
+    let (mut out, mut inb) = ring_from(0, 8, 64);
+    for i in 0..8 {
+        try_send(&mut out, &[i]).unwrap();
+    }
+    // What a sender does that waits for the release of ticket 4.
+    out.ring().want(4);
+    out.ring().mem().store_flag(Flag::Producer, 1);
+    let woken: Vec<_> = (0..8).map(|_| wakes_behind_a_receive(&mut inb)).collect();
+    // The head is published at 3, which is too early, at 6 and at the end.
+    assert_eq!(woken, [0, 0, 0, 0, 0, 1, 1, 1]);
+}
+
+fn wakes_behind_a_receive(inb: &mut super::Inbound<crate::machine::Model, super::NoPace>) -> u32 {
+    head_behind_a_receive(inb);
+    inb.ring().mem().wakes()
+}
+
+fn a_release_that_lies_ends_a_wait() {
+    let (mut out, _inb) = ring_from(5, 1, 64);
+    assert!(!out.ring().released(5));
+    out.ring().mem().store(Word::Head, 4, Store::Relaxed);
+    assert!(out.ring().released(5), "the next claim finds the lie");
+    try_send(&mut out, &[0]).unwrap();
+    assert_eq!(try_send(&mut out, &[0]), Err(SendFault::Ended(Ended::ProtocolViolated)));
+}
+
+fn every_fate_has_its_name() {
+    for (fate, end) in [
+        (Fate::Closed, Ended::Closed),
+        (Fate::Disconnected, Ended::Disconnected),
+        (Fate::Died, Ended::PeerDied),
+        (Fate::Violated, Ended::ProtocolViolated),
+    ] {
+        let (a, _b) = connection::<Cells>(1, 64);
+        assert_eq!(sender(&a).check(), Ok(()));
+        bury(&a.out, &a.into, fate);
+        bury(&a.out, &a.into, Fate::Closed); // The first verdict stays.
+        assert_eq!(sender(&a).check(), Err(end));
+        assert!(receiver(&a).stirred());
+        assert_eq!(recv_within(&mut receiver(&a), Wait::Never), Err(RecvFault::Ended(end)));
+    }
+    // Who said good-bye did not die.
+    let (a, b) = connection::<Cells>(1, 64);
+    sender(&b).ring().close();
+    bury(&a.out, &a.into, Fate::Died);
+    assert_eq!(recv_within(&mut receiver(&a), Wait::Never), Err(RecvFault::Ended(Ended::Disconnected)));
+}
+
+fn a_batch_is_refused_where_the_ring_is_full() {
+    let (mut out, mut inb) = ring_from(0, 2, 128);
+    let start = out.ring().next();
+    let first = out.stage(start, 128).unwrap();
+    // There is a slot, and no place.
+    assert!(matches!(out.stage(first.after(), 105), Err(SendFault::Full)));
+    let second = out.stage(first.after(), 8).unwrap();
+    assert!(matches!(out.stage(second.after(), 8), Err(SendFault::Full)));
+    assert!(matches!(out.ring_mut().claim(start, 129), Err(Refusal::TooLarge)));
+    assert_eq!(recv_within(&mut inb, Wait::Never), Err(RecvFault::Empty));
+}
+
+fn light_traffic_stays_at_the_front_of_the_arena() {
+    use narrows::internal::mem::Span;
+    let (mut out, mut inb) = ring_from(0, 4, 1024);
+    for _ in 0..20 {
+        let claim = out.claim(200, Wait::Never).unwrap();
+        assert!(matches!(claim.span(), Span::Arena(0..=4)), "{claim:?}");
+        out.ring().open(&claim);
+        out.commit(&claim, 200, 0);
+        recv_within(&mut inb, Wait::Never).unwrap();
+    }
+}

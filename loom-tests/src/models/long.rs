@@ -1,0 +1,41 @@
+//! Messages in pieces: through a small ring, and abandoned between two pieces.
+
+use std::io::IoSlice;
+use std::time::Instant;
+
+use loom::thread;
+
+use super::super::code::{SendFault, Wait};
+use super::sleeping::carries;
+use super::{Named, named, receiver, recv, send, sender};
+use crate::machine::{Cells, connection};
+
+pub(super) const ALL: &[Named] =
+    named![a_long_message_goes_through_a_small_ring, an_abandoned_message_is_dropped_whole];
+
+fn a_long_message_goes_through_a_small_ring() {
+    carries(1, 64, &[130]);
+}
+
+fn an_abandoned_message_is_dropped_whole() {
+    let (a, b) = connection::<Cells>(1, 64);
+    let clock = a.clock();
+    let thread = thread::spawn(move || {
+        let mut out = sender(&a);
+        let soon = Wait::Until(Some(Instant::now()));
+        // In two pieces; it may find that the time is over before them, between them or not.
+        let first = out.send(&[IoSlice::new(&[7; 105])], 0, soon);
+        assert!(matches!(first, Ok(105) | Err(SendFault::Full)));
+        send(&mut out, &[1]).unwrap();
+        first.is_ok()
+    });
+    clock.strike();
+    let mut inb = receiver(&b);
+    let mut message = recv(&mut inb).unwrap();
+    let whole = message == [7; 105];
+    if whole {
+        message = recv(&mut inb).unwrap();
+    }
+    assert_eq!(message, [1]);
+    assert_eq!(thread.join().unwrap(), whole);
+}

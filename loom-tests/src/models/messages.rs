@@ -1,0 +1,130 @@
+//! Payload: in the slot, in the arena and its reuse, in batches, empty, lent.
+
+use loom::thread;
+use narrows::internal::mem::Tail;
+
+use super::super::code::{RecvFault, Wait};
+use super::sleeping::carries;
+use super::{Named, named, receiver, recv, send, sender, try_send};
+use crate::machine::{Cells, connection};
+
+pub(super) const ALL: &[Named] = named![
+    a_ring_of_two_slots_wraps,
+    arena_payload_and_its_reuse,
+    the_arena_is_written_again_only_when_it_is_read,
+    a_head_is_never_hidden_from_a_sender_once_the_ring_is_dry,
+    a_batch_larger_than_the_space_is_carried,
+    a_batch_is_never_seen_with_a_hole,
+    a_sender_that_never_blocks_overwrites_nothing,
+    a_lent_message_is_not_overwritten,
+];
+
+fn a_ring_of_two_slots_wraps() {
+    carries(2, 64, &[8, 1, 8]);
+}
+
+fn arena_payload_and_its_reuse() {
+    carries(2, 128, &[105, 128]);
+}
+
+fn the_arena_is_written_again_only_when_it_is_read() {
+    carries(4, 256, &[128, 105, 128]);
+}
+
+fn a_head_is_never_hidden_from_a_sender_once_the_ring_is_dry() {
+    // The second message needs the whole arena, and the first is small enough to stay hidden.
+    carries(4, 512, &[105, 512]);
+}
+
+fn a_batch_larger_than_the_space_is_carried() {
+    let (a, b) = connection::<Cells>(2, 64);
+    let thread = thread::spawn(move || {
+        let mut out = sender(&a);
+        let mut to = out.ring().next();
+        for i in 0..2 {
+            let claim = out.stage(to, 1).unwrap();
+            out.ring().open(&claim);
+            out.ring().write(&claim, 0, &[i], Tail::Zero).unwrap();
+            out.describe_whole(&claim, 1, 0);
+            to = claim.after();
+        }
+        assert!(out.stage(to, 1).is_err(), "the ring is full");
+        out.publish(to, false);
+        send(&mut out, &[2]).unwrap();
+    });
+    let mut inb = receiver(&b);
+    for i in 0..3 {
+        assert_eq!(recv(&mut inb).unwrap(), [i]);
+    }
+    thread.join().unwrap();
+}
+
+fn a_batch_is_never_seen_with_a_hole() {
+    let (a, b) = connection::<Cells>(2, 64);
+    let mut out = sender(&a);
+    let mut to = out.ring().next();
+    for i in 0..2 {
+        let claim = out.stage(to, 1).unwrap();
+        out.ring().open(&claim);
+        out.ring().write(&claim, 0, &[i], Tail::Zero).unwrap();
+        out.describe_whole(&claim, 1, 0);
+        to = claim.after();
+    }
+    let thread = thread::spawn(move || {
+        out.publish(to, false);
+        out.ring().close();
+    });
+    let mut inb = receiver(&b);
+    let second = b.into.clone();
+    // Whoever sees the second sees the first: none is committed before those in front of it.
+    let seen = narrows::internal::mem::Memory::load_slot(
+        &second,
+        1,
+        narrows::internal::mem::Field::Stamp,
+        narrows::internal::mem::Load::Acquire,
+    );
+    let first = super::recv_within(&mut inb, Wait::Never);
+    assert!(seen != 4 || first == Ok(vec![0]), "{first:?}");
+    let left = if first.is_ok() { 1 } else { 2 };
+    assert!(first.is_ok() || first == Err(RecvFault::Empty));
+    (0..left).for_each(|_| drop(recv(&mut inb).unwrap()));
+    thread.join().unwrap();
+}
+
+fn a_sender_that_never_blocks_overwrites_nothing() {
+    let (a, b) = connection::<Cells>(1, 64);
+    let thread = thread::spawn(move || {
+        let mut out = sender(&a);
+        let sent = (0..3).filter(|i| try_send(&mut out, &[*i; 9]).is_ok()).count();
+        out.ring().close();
+        sent
+    });
+    let mut inb = receiver(&b);
+    let mut got = 0;
+    while let Ok(message) = recv(&mut inb) {
+        assert!(message.len() == 9 && message.iter().all(|byte| *byte == message[0]));
+        got += 1;
+    }
+    assert_eq!(thread.join().unwrap(), got);
+}
+
+fn a_lent_message_is_not_overwritten() {
+    let (a, b) = connection::<Cells>(1, 64);
+    let thread = thread::spawn(move || {
+        let mut out = sender(&a);
+        send(&mut out, &[1; 8]).unwrap();
+        send(&mut out, &[2; 8]).unwrap();
+    });
+    let mut inb = receiver(&b);
+    for i in 1..=2 {
+        let message = inb.lend(Wait::FOREVER).unwrap();
+        let mut bytes = [0; 8];
+        inb.read_at(&message, 0, &mut bytes[..4]).unwrap();
+        inb.read_at(&message, 4, &mut bytes[4..]).unwrap();
+        assert_eq!(bytes, [i; 8]);
+        if i == 2 {
+            inb.give_back(&message).unwrap(); // The first is given back by the next call.
+        }
+    }
+    thread.join().unwrap();
+}

@@ -1,0 +1,101 @@
+//! The models: each small, and named after what it proves.
+//!
+//! They run twice: over the code that ships, and over its weakened copy (`super::code` is either).
+
+use std::io::IoSlice;
+
+use narrows::internal::mem::{Flag, Memory, Until};
+
+use super::code::ring::{Bed, Producer, sleep};
+use super::code::{Inbound, NoPace, Outbound, RecvFault, SendFault, Wait};
+use crate::machine::{Cells, Model, Side, Spans, View, connection};
+
+mod either;
+mod ends;
+mod lies;
+mod limits;
+mod long;
+mod messages;
+mod races;
+mod shared;
+mod sleeping;
+mod time;
+mod urgent;
+
+/// A model: its name and its body, which runs once for each execution.
+pub type Named = (&'static str, fn());
+
+/// Lists functions under their names.
+macro_rules! named {
+    ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name as fn())),*] };
+}
+use named;
+
+/// All models, the quickest first.
+pub fn all() -> Vec<Named> {
+    [
+        lies::ALL,
+        limits::ALL,
+        urgent::ALL,
+        either::ALL,
+        sleeping::ALL,
+        messages::ALL,
+        races::ALL,
+        ends::ALL,
+        shared::ALL,
+        long::ALL,
+        time::ALL,
+    ]
+    .concat()
+}
+
+const MAX_MESSAGE: usize = 1 << 20;
+
+fn sender<S: Spans>(side: &Side<S>) -> Outbound<View<S>, NoPace> {
+    Outbound::new(side.out.clone(), NoPace, 0, MAX_MESSAGE)
+}
+
+/// A sender and a receiver of a ring whose first ticket is `first`.
+fn ring_from(first: u64, slots: usize, arena: usize) -> (Outbound<Model, NoPace>, Inbound<Model, NoPace>) {
+    let (a, b) = connection::<Cells>(slots, arena);
+    Producer::format(&a.out, first);
+    let sender = Outbound::new(a.out, NoPace, first, MAX_MESSAGE);
+    (sender, Inbound::new(b.into, NoPace, first, MAX_MESSAGE))
+}
+
+fn receiver<S: Spans>(side: &Side<S>) -> Inbound<View<S>, NoPace> {
+    Inbound::new(side.into.clone(), NoPace, 0, MAX_MESSAGE)
+}
+
+fn send<M: Memory>(out: &mut Outbound<M, NoPace>, message: &[u8]) -> Result<usize, SendFault> {
+    out.send(&[IoSlice::new(message)], 0, Wait::FOREVER)
+}
+
+fn try_send<M: Memory>(out: &mut Outbound<M, NoPace>, message: &[u8]) -> Result<usize, SendFault> {
+    out.send(&[IoSlice::new(message)], 0, Wait::Never)
+}
+
+fn recv<M: Memory>(inb: &mut Inbound<M, NoPace>) -> Result<Vec<u8>, RecvFault> {
+    recv_within(inb, Wait::FOREVER)
+}
+
+fn recv_within<M: Memory>(inb: &mut Inbound<M, NoPace>, wait: Wait) -> Result<Vec<u8>, RecvFault> {
+    let mut buffer = Vec::new();
+    inb.recv_into(&mut buffer, wait).map(|_| buffer)
+}
+
+/// Waits for a message, or the release of a ticket.
+fn wait_for_either(side: &Side<Cells>, found: impl Fn() -> bool) {
+    let look = || found().then_some(());
+    assert_eq!(sleep(&Bed::either(&side.into, &side.out), None, look), Some(()));
+}
+
+/// Sleeps as the consumer until it is so.
+fn sleep_until(view: &Model, until: Until, found: impl Fn() -> bool) -> bool {
+    sleep(&Bed::consumer(view), until, || found().then_some(())).is_some()
+}
+
+/// The peer dies after it took our flag, and before its wake.
+fn takes_the_flag_and_dies(view: &Model, flag: Flag) {
+    let _taken = view.take_flag(flag);
+}

@@ -1,0 +1,91 @@
+//! A producer that laps its reader: what is torn is never taken for a message.
+
+use std::io::IoSlice;
+
+use loom::thread;
+use narrows::internal::mem::Tail;
+
+use super::super::code::layout::Kind;
+use super::super::code::ring::Cursor;
+use super::super::code::{Ended, Inbound, NoPace, Outbound, RecvFault, Wait};
+use super::{MAX_MESSAGE, Named, named, receiver, recv_within};
+use crate::machine::{Blind, RacyModel, Side, Words, connection};
+
+pub(super) const ALL: &[Named] = named![
+    a_message_that_is_lapped_is_no_message,
+    a_lent_message_that_is_lapped_is_found_out,
+    a_piece_that_is_lapped_is_no_piece,
+];
+
+type Liar = Outbound<Blind, NoPace>;
+
+fn liar(side: Side<Words>) -> Liar {
+    Outbound::new(Blind::new(side.out), NoPace, 0, MAX_MESSAGE)
+}
+
+fn lap(out: &mut Liar, message: &[u8]) {
+    out.send(&[IoSlice::new(message)], 0, Wait::Never).unwrap();
+}
+
+/// One of the messages that were sent, or the lie is found out.
+fn judge(found: Result<Vec<u8>, RecvFault>) {
+    match found {
+        Ok(message) => assert!(message == [1; 16] || message == [2; 16], "torn: {message:?}"),
+        Err(fault) => assert!(matches!(fault, RecvFault::Empty | RecvFault::Ended(Ended::ProtocolViolated))),
+    }
+}
+
+fn a_message_that_is_lapped_is_no_message() {
+    let (a, b) = connection::<Words>(1, 64);
+    let mut out = liar(a);
+    lap(&mut out, &[1; 16]);
+    let peer = thread::spawn(move || lap(&mut out, &[2; 16]));
+    judge(recv_within(&mut receiver(&b), Wait::Never));
+    peer.join().unwrap();
+}
+
+fn a_lent_message_that_is_lapped_is_found_out() {
+    let (a, b) = connection::<Words>(1, 64);
+    let mut out = liar(a);
+    lap(&mut out, &[1; 16]);
+    let peer = thread::spawn(move || lap(&mut out, &[2; 16]));
+    let mut inb: Inbound<RacyModel, NoPace> = receiver(&b);
+    if let Ok(message) = inb.lend(Wait::Never) {
+        let mut bytes = vec![0; message.len()];
+        let read = inb.read_at(&message, 0, &mut bytes);
+        judge(inb.give_back(&message).and(read.map_err(|_| RecvFault::Empty)).map(|()| bytes));
+    }
+    peer.join().unwrap();
+}
+
+fn a_piece_that_is_lapped_is_no_piece() {
+    let (a, b) = connection::<Words>(2, 128);
+    let mut out = liar(a);
+    let start = out.ring().next();
+    let first = write(&mut out, start, [1; 16], Kind::First);
+    let last = write(&mut out, first, [1; 16], Kind::Last);
+    out.publish(last, false);
+    // It takes the slot of the first piece and, since it believes that all was read, its place.
+    let peer = thread::spawn(move || {
+        let lap = write(&mut out, last, [2; 16], Kind::First);
+        out.publish(lap, true);
+    });
+    match recv_within(&mut receiver(&b), Wait::Never) {
+        Ok(message) => assert_eq!(message, [1; 32]),
+        fault => judge(fault),
+    }
+    peer.join().unwrap();
+}
+
+/// Writes one piece of a message of two; returns the cursor behind it.
+fn write(out: &mut Liar, from: Cursor, bytes: [u8; 16], kind: Kind) -> Cursor {
+    let ring = out.ring_mut();
+    let claim = ring.claim_piece(from, bytes.len()).unwrap();
+    ring.open(&claim);
+    ring.write(&claim, 0, &bytes, Tail::Zero).unwrap();
+    if kind == Kind::First {
+        ring.write_total(&claim, 32);
+    }
+    ring.describe(&claim, kind, bytes.len(), 0);
+    claim.after()
+}

@@ -1,0 +1,56 @@
+//! Checks each model over the shipped code, in a process of its own.
+//!
+//! `NARROWS_PREEMPTIONS=3 cargo test -p loom-tests --test models` goes deeper than the 2 of every
+//! run, and `none` as deep as there is.
+
+use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use libtest_mimic::{Arguments, Trial};
+use loom_tests::{EXECUTIONS, Preemptions, check, shipped};
+
+/// Names the model that this process checks.
+const MODEL: &str = "NARROWS_MODEL";
+
+static EXPLORED: AtomicU64 = AtomicU64::new(0);
+
+fn main() {
+    let models = shipped::models::all();
+    if let Ok(name) = std::env::var(MODEL) {
+        let (_, body) = models.iter().find(|(model, _)| *model == name).expect("a model");
+        check(*body, preemptions());
+        return println!("{}", EXECUTIONS.load(Ordering::Relaxed));
+    }
+    let (count, began) = (models.len(), Instant::now());
+    let trials = models.into_iter().map(|(name, _)| Trial::test(name, move || explore(name))).collect();
+    let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);
+    println!(
+        "{} of {count} models hold at {} preemptions: {} executions in {:.1?}\n",
+        conclusion.num_passed,
+        preemptions().map_or("any number of".to_owned(), |most| format!("at most {most}")),
+        EXPLORED.load(Ordering::Relaxed),
+        began.elapsed(),
+    );
+    conclusion.exit();
+}
+
+fn preemptions() -> Preemptions {
+    match std::env::var("NARROWS_PREEMPTIONS").as_deref() {
+        Err(_) => Some(2),
+        Ok("none") => None,
+        Ok(most) => Some(most.parse().expect("NARROWS_PREEMPTIONS is a number or none")),
+    }
+}
+
+fn explore(name: &str) -> Result<(), libtest_mimic::Failed> {
+    let child = Command::new(std::env::current_exe()?).env(MODEL, name).output()?;
+    let (said, cried) = (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
+    if !child.status.success() {
+        return Err(format!("{}\n{said}{cried}", child.status).into());
+    }
+    let executions: u64 = said.trim().parse()?;
+    EXPLORED.fetch_add(executions, Ordering::Relaxed);
+    println!("{name}: {executions} executions");
+    Ok(())
+}

@@ -1,0 +1,104 @@
+//! Weakens one step of the shipped code at a time, and demands that a model fails each time.
+//!
+//! The mutants are found in the sources (see `build/`), so an ordering, a fence, a flag, a wake or a
+//! comparison that is added there is one more mutant here. Prints which model caught which. A mutant
+//! that no model catches must stand in `tests/survivors/`, with the reason why it cannot matter; one
+//! that stands there and is caught is an error too.
+
+mod survivors;
+
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use libtest_mimic::{Arguments, Trial};
+use loom_tests::weak::{Mutant, SETTLE, WHICH};
+use loom_tests::weakened::code::MUTANTS;
+use loom_tests::{check, weakened};
+
+/// Names the model that this process checks.
+const MODEL: &str = "NARROWS_MODEL";
+
+/// Much longer than any model takes: a mutant that goes on for so long is caught as well.
+const LONGEST: Duration = Duration::from_secs(60);
+
+static SETTLING: Mutant = Mutant {
+    file: "mem.rs",
+    line: 0,
+    function: "settle",
+    change: "relaxed store",
+    text: "the first verdict stays, and is published",
+};
+
+/// What became of the mutants: number, and the model that caught it.
+static CAUGHT: Mutex<Vec<(usize, Option<&str>)>> = Mutex::new(Vec::new());
+
+fn main() {
+    let models = weakened::models::all();
+    if let Ok(name) = std::env::var(MODEL) {
+        let (_, body) = models.iter().find(|(model, _)| *model == name).expect("a model");
+        return check(*body, Some(2));
+    }
+    let names: Vec<_> = models.into_iter().map(|(name, _)| name).collect();
+    let mutants = (0..MUTANTS.len()).chain([SETTLE]);
+    let trials = mutants.map(|number| trial(number, names.clone())).collect();
+    let (began, arguments) = (Instant::now(), Arguments::from_args());
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if !arguments.list {
+        table();
+        println!("{} of {} mutants in {:.1?}\n", conclusion.num_passed, MUTANTS.len() + 1, began.elapsed());
+    }
+    conclusion.exit();
+}
+
+fn mutant(number: usize) -> &'static Mutant {
+    MUTANTS.get(number).unwrap_or(&SETTLING)
+}
+
+fn trial(number: usize, models: Vec<&'static str>) -> Trial {
+    let it = mutant(number);
+    let name = format!("{}:{}: {} ({number})", it.file, it.line, it.change);
+    Trial::test(name, move || {
+        let by = models.into_iter().find(|model| fails(model, number));
+        CAUGHT.lock().unwrap().push((number, by));
+        let excuse = survivors::why(it);
+        match (by, excuse) {
+            (Some(_), None) | (None, Some(_)) => Ok(()),
+            (None, None) => Err(format!("no model misses it: {}", it.text).into()),
+            (Some(by), Some(_)) => Err(format!("it is caught by {by} after all: {}", it.text).into()),
+        }
+    })
+}
+
+/// Whether a model fails with this mutant.
+fn fails(model: &str, number: usize) -> bool {
+    let mut child = Command::new(std::env::current_exe().expect("this test"))
+        .env(MODEL, model)
+        .env(WHICH, number.to_string())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("starts");
+    let until = Instant::now() + LONGEST;
+    loop {
+        if let Some(status) = child.try_wait().expect("a child") {
+            return !status.success();
+        }
+        if Instant::now() > until {
+            child.kill().and_then(|()| child.wait()).expect("ends");
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn table() {
+    let mut caught = CAUGHT.lock().unwrap();
+    caught.sort_unstable();
+    for (number, by) in &*caught {
+        let it = mutant(*number);
+        let place = format!("{}:{} {}", it.file, it.line, it.function);
+        let by = by.map_or_else(|| format!("-- {}", survivors::why(it).unwrap_or("NOBODY")), str::to_owned);
+        println!("{place:38} {:50} {by}\n    {}", it.change, it.text);
+    }
+}
