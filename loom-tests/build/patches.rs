@@ -12,7 +12,7 @@ struct Patch {
     edits: &'static [(&'static str, &'static str)],
 }
 
-const PATCHES: [Patch; 6] = [
+const PATCHES: [Patch; 5] = [
     Patch {
         file: "ring/park.rs",
         change: "looks before it raises the flag, and not behind it",
@@ -35,14 +35,6 @@ const PATCHES: [Patch; 6] = [
         edits: &[(
             "match (self.lap()?, ended, wait) {",
             "match (self.lap()?, if ON { self.ring.ended() } else { ended }, wait) {",
-        )],
-    },
-    Patch {
-        file: "ring/consumer.rs",
-        change: "looks for the end behind the stamp",
-        edits: &[(
-            "ended || !self.waiting(stamp)",
-            "!self.waiting(stamp) || if ON { self.ended().is_some() } else { ended }",
         )],
     },
     Patch {

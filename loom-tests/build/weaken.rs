@@ -42,7 +42,7 @@ const STEPS: [&str; 11] = [
 const CHECKS: [&str; 3] = ["verify", "judge", "check"];
 
 /// Functions that compare for what is not the protocol: how things are written down and counted.
-const PLAIN: [&str; 6] = ["of", "new", "default", "fmt", "encode", "direction"];
+const PLAIN: [&str; 7] = ["of", "new", "default", "fmt", "encode", "direction", "is_empty"];
 
 pub(crate) struct Weaken<'a> {
     file: &'a str,

@@ -124,10 +124,9 @@ impl<M: Memory> Consumer<M> {
     /// stamp is a lie that the next look will find.
     #[inline]
     pub fn stirred(&self) -> bool {
-        // The end is read before the stamp: what was committed before it is then seen.
-        let ended = self.ended().is_some();
-        let stamp = self.mem.load_slot(self.head, Field::Stamp, Load::Acquire);
-        ended || !self.waiting(stamp)
+        // Relaxed, and in no order with the end: it says no more than that there is something to look at.
+        let stamp = self.mem.load_slot(self.head, Field::Stamp, Load::Relaxed);
+        !self.waiting(stamp) || self.ended().is_some()
     }
 
     /// How this direction has ended, if it has. To be asked *before* [`arrival`](Self::arrival).

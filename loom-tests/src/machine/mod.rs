@@ -51,7 +51,7 @@ struct Ring<S> {
     consumer: Arc<Bed>,
     producer: Bed,
     /// What is counted is none of the model: loom does not see it.
-    wakes: std::sync::atomic::AtomicU32,
+    wakes: [std::sync::atomic::AtomicU32; 3],
 }
 
 #[derive(Debug)]
@@ -157,7 +157,7 @@ impl<S: Spans> Ring<S> {
             words: [zero(), zero(), zero(), zero(), zero(), zero()],
             consumer: Arc::new(Bed::new()),
             producer: Bed::new(),
-            wakes: std::sync::atomic::AtomicU32::new(0),
+            wakes: Default::default(),
         }
     }
 }
@@ -169,9 +169,9 @@ impl Bed {
 }
 
 impl<S: Spans> View<S> {
-    /// How often somebody was woken by either side.
-    pub fn wakes(&self) -> u32 {
-        self.ring.wakes.load(Ordering::Relaxed)
+    /// How often a flag's sleeper was woken by either side.
+    pub fn wakes(&self, flag: Flag) -> u32 {
+        self.ring.wakes[flag as usize].load(Ordering::Relaxed)
     }
 
     fn slot(&self, ticket: u64) -> &Slot<S> {
@@ -289,7 +289,7 @@ impl<S: Spans> Memory for View<S> {
     }
 
     fn wake(&self, flag: Flag) {
-        self.ring.wakes.fetch_add(1, Ordering::Relaxed);
+        self.ring.wakes[flag as usize].fetch_add(1, Ordering::Relaxed);
         let bed = self.bed(flag);
         let _guard = bed.lock.lock().unwrap();
         bed.woken.notify_all();

@@ -3,12 +3,17 @@
 use narrows::internal::mem::{Field, Flag, Load, Memory, Span, Store, Tail, Word};
 
 use super::super::code::layout::{Control, Kind};
+use super::super::code::ring::rouse;
 use super::super::code::{Ended, RecvFault, SendFault, Wait};
 use super::{MAX_MESSAGE, Named, named, receiver, recv_within, sender, try_send};
 use crate::machine::{Cells, Side, connection};
 
-pub(super) const ALL: &[Named] =
-    named![a_head_that_lies_is_refused, stamps_that_lie_are_refused, words_that_lie_are_refused];
+pub(super) const ALL: &[Named] = named![
+    a_head_that_lies_is_refused,
+    stamps_that_lie_are_refused,
+    words_that_lie_are_refused,
+    a_flag_of_any_value_is_raised,
+];
 
 const VIOLATED: Ended = Ended::ProtocolViolated;
 
@@ -109,5 +114,21 @@ fn words_that_lie_are_refused() {
         let (_a, b) = connection::<Cells>(2, 128);
         let found = receive(&b, 2, word, total).map(|message| message.len());
         assert_eq!(found, len.ok_or(RecvFault::Empty), "{word:#x} {total}");
+    }
+}
+
+fn a_flag_of_any_value_is_raised() {
+    for value in [0, 1, 2, 3, u32::MAX] {
+        let (a, b) = connection::<Cells>(1, 64);
+        let beds = |flag, view: &crate::machine::Model| {
+            view.store_flag(flag, value);
+            rouse(view, flag);
+            assert_eq!(view.load_flag(flag), 0);
+            [view.wakes(flag), view.wakes(Flag::Twin)]
+        };
+        let woken = u32::from(value != 0);
+        assert_eq!(beds(Flag::Consumer, &a.out), [woken, 0]);
+        // A sleeper that waits for either is on the other flag.
+        assert_eq!(beds(Flag::Producer, &b.out), if value == 2 { [0, 1] } else { [woken, 0] });
     }
 }

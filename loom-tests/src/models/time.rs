@@ -4,7 +4,9 @@ use std::io::IoSlice;
 use std::time::Instant;
 
 use loom::thread;
+use narrows::internal::mem::{Flag, Memory};
 
+use super::super::code::ring::{Bed, sleep};
 use super::super::code::{RecvFault, SendFault, Wait};
 use super::{Named, named, receiver, recv, recv_within, send, sender};
 use crate::machine::{Cells, connection};
@@ -13,6 +15,7 @@ pub(super) const ALL: &[Named] = named![
     a_receive_that_times_out_loses_nothing,
     a_send_that_times_out_sends_nothing,
     a_sleeper_that_times_out_is_told_to_nobody,
+    one_that_waited_for_either_in_vain_is_told_to_nobody,
 ];
 
 fn soon() -> Wait {
@@ -60,7 +63,15 @@ fn a_sleeper_that_times_out_is_told_to_nobody() {
     let mut inb = receiver(&b);
     assert_eq!(recv_within(&mut inb, soon()), Err(RecvFault::Empty));
     // Nobody sleeps, so nobody is to be woken.
-    use narrows::internal::mem::{Flag, Memory};
     assert_eq!(a.out.load_flag(Flag::Consumer), 0);
+    striker.join().unwrap();
+}
+
+fn one_that_waited_for_either_in_vain_is_told_to_nobody() {
+    let (a, _b) = connection::<Cells>(1, 64);
+    let clock = a.clock();
+    let striker = thread::spawn(move || clock.strike());
+    assert_eq!(sleep(&Bed::either(&a.into, &a.out), Some(Instant::now()), || None::<()>), None);
+    assert_eq!([a.into.load_flag(Flag::Consumer), a.out.load_flag(Flag::Producer)], [0, 0]);
     striker.join().unwrap();
 }
