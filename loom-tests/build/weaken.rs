@@ -63,11 +63,18 @@ impl<'a> Weaken<'a> {
     /// Lists a mutant and returns its number.
     fn mutant(&mut self, at: Span, change: &str) -> usize {
         let line = at.start().line;
+        let alike = |other: &&Mutant| {
+            other.file == self.file && other.function == self.function && other.change.starts_with(change)
+        };
+        let change = match self.mutants.iter().filter(alike).count() {
+            0 => change.to_owned(),
+            before => format!("{change} ({})", before + 1),
+        };
         self.mutants.push(Mutant {
             file: self.file.to_owned(),
             line,
             function: self.function.clone(),
-            change: change.to_owned(),
+            change,
             text: self.lines.get(line - 1).map_or("", |line| line.trim()).to_owned(),
         });
         self.mutants.len() - 1
@@ -82,13 +89,13 @@ impl<'a> Weaken<'a> {
     }
 
     /// What an expression becomes, if it is a step that matters.
-    fn weakened(&mut self, expr: &Expr) -> Option<proc_macro2::TokenStream> {
+    fn weakened(&mut self, expr: &Expr, text: &str) -> Option<proc_macro2::TokenStream> {
         let at = expr.span();
         match expr {
             Expr::Path(path) => self.ordering(&quote!(#path).to_string(), at),
             Expr::Binary(binary) if compares(&binary.op) => {
-                let always = self.mutant(at, "always");
-                self.mutant(at, "never");
+                let always = self.mutant(at, &format!("always {text}"));
+                self.mutant(at, &format!("never {text}"));
                 Some(quote!(crate::weak::compare(#always, #expr)))
             }
             Expr::MethodCall(ExprMethodCall { method, receiver, args, .. }) => {
@@ -137,8 +144,9 @@ impl<'a> Weaken<'a> {
 
 impl VisitMut for Weaken<'_> {
     fn visit_expr_mut(&mut self, expr: &mut Expr) {
+        let text = readable(&quote!(#expr).to_string());
         visit_mut::visit_expr_mut(self, expr);
-        if let Some(weakened) = self.weakened(expr) {
+        if let Some(weakened) = self.weakened(expr, &text) {
             *expr = Expr::Verbatim(weakened);
         }
     }
@@ -159,4 +167,11 @@ impl VisitMut for Weaken<'_> {
 
 fn compares(op: &BinOp) -> bool {
     matches!(op, BinOp::Lt(_) | BinOp::Le(_) | BinOp::Gt(_) | BinOp::Ge(_) | BinOp::Eq(_) | BinOp::Ne(_))
+}
+
+/// Tokens as a person would write them.
+fn readable(tokens: &str) -> String {
+    [(" . ", "."), (" (", "("), ("( ", "("), (" )", ")"), (" ,", ","), (" :: ", "::"), ("* self", "*self")]
+        .iter()
+        .fold(tokens.to_owned(), |text, (from, to)| text.replace(from, to))
 }

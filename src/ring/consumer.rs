@@ -161,7 +161,7 @@ impl<M: Memory> Consumer<M> {
     /// the ring, only if it is the release that it waits for.
     fn publish_head(&mut self, unread: bool) {
         (self.published, self.hidden) = (self.head, 0);
-        // pairs with the Acquire loads in `Producer::refresh` and `Producer::released`.
+        // pairs with the Acquire load in `Producer::refresh`.
         self.mem.store(Word::Head, self.head, Store::Release);
         // pairs with the fence in `park::sleep`.
         self.mem.fence(Fence::Full);

@@ -216,8 +216,8 @@ impl<M: Memory> Producer<M> {
         if self.ended().is_some() {
             return true;
         }
-        // pairs with the Release store in `Consumer::publish_head`.
-        let head = self.mem.load(Word::Head, Load::Acquire);
+        // Relaxed: the claim that follows loads it again, and acquires what was released.
+        let head = self.mem.load(Word::Head, Load::Relaxed);
         head > needs || head < self.head
     }
 
@@ -241,7 +241,7 @@ impl<M: Memory> Producer<M> {
         if self.arena.far(end) || !self.arena.free(end) {
             self.refresh().map_err(Refusal::Violated)?;
             self.arena.look(from.place);
-            if self.head == from.ticket && from == self.next {
+            if self.head == self.next.ticket && from == self.next {
                 self.next.place = self.arena.restart(from.place);
                 from = self.next;
             }

@@ -4,7 +4,8 @@
 //!   Side ── out, into: View<S> ──┬── words       loom atomics
 //!                                ├── beds        a loom mutex and condition variable for each flag
 //!                                └── spans: S ───┬── Cells   loom cells: any race fails the model
-//!                                                └── Words   relaxed words: a liar may race
+//!                                                ├── Words   relaxed words: a liar may race
+//!                                                └── Plain   a single thread's
 //! ```
 //!
 //! # Invariants
@@ -26,7 +27,7 @@ mod spans;
 
 pub use blind::Blind;
 pub use lock::Lock;
-pub use spans::{Cells, Spans, Words};
+pub use spans::{Cells, Plain, Spans, Words};
 
 use crate::weak;
 

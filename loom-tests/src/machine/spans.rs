@@ -32,6 +32,10 @@ unsafe impl Sync for Cells {}
 #[derive(Debug)]
 pub struct Words(Vec<AtomicU64>);
 
+/// Bytes for a single thread, as many as one likes: loom does not see them.
+#[derive(Debug)]
+pub struct Plain(std::sync::Mutex<Vec<u8>>);
+
 /// Does something with each block of `size` bytes that a range touches: its index, the range in it,
 /// and where that stands in the whole.
 fn blocks(size: usize, at: usize, len: usize, mut act: impl FnMut(usize, Range<usize>, Range<usize>)) {
@@ -82,5 +86,19 @@ impl Spans for Words {
             bytes[inside].copy_from_slice(&from[whole]);
             self.0[word].store(u64::from_le_bytes(bytes), Ordering::Relaxed);
         });
+    }
+}
+
+impl Spans for Plain {
+    fn new(len: usize) -> Self {
+        Self(std::sync::Mutex::new(vec![0; len]))
+    }
+
+    fn read(&self, at: usize, into: &mut [u8]) {
+        into.copy_from_slice(&self.0.lock().unwrap()[at..at + into.len()]);
+    }
+
+    fn write(&self, at: usize, from: &[u8]) {
+        self.0.lock().unwrap()[at..at + from.len()].copy_from_slice(from);
     }
 }

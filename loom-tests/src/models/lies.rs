@@ -12,6 +12,7 @@ pub(super) const ALL: &[Named] = named![
     a_head_that_lies_is_refused,
     stamps_that_lie_are_refused,
     words_that_lie_are_refused,
+    pieces_that_do_not_fit_are_refused,
     a_flag_of_any_value_is_raised,
 ];
 
@@ -114,6 +115,33 @@ fn words_that_lie_are_refused() {
         let (_a, b) = connection::<Cells>(2, 128);
         let found = receive(&b, 2, word, total).map(|message| message.len());
         assert_eq!(found, len.ok_or(RecvFault::Empty), "{word:#x} {total}");
+    }
+}
+
+fn pieces_that_do_not_fit_are_refused() {
+    use Kind::{First, Inline, Last, Middle, Whole};
+    let fine = Err(RecvFault::Empty);
+    let lie = Err(RecvFault::Ended(VIOLATED));
+    for (kind, abort, len, found) in [
+        (Middle, false, 11, fine.clone()),
+        (Middle, false, 12, lie.clone()),
+        (Middle, false, 13, lie.clone()),
+        (Last, false, 11, lie.clone()),
+        (Last, false, 12, Ok(vec![0; 20])),
+        (Last, false, 13, lie.clone()),
+        (Inline, false, 3, lie.clone()),
+        (Inline, true, 3, Ok(vec![0; 3])),
+        (Whole, false, 3, lie.clone()),
+        (Whole, true, 3, Ok(vec![0; 3])),
+        (First, false, 3, lie.clone()),
+        (First, true, 3, fine.clone()),
+    ] {
+        let (_a, b) = connection::<Cells>(2, 128);
+        // Of 20 bytes 8 come first; what follows is the second ticket.
+        b.into.store_slot(1, Field::Control, control(kind, abort, len, 0), Store::Relaxed);
+        b.into.copy_in(Span::Slot(1), 0, &[if kind == First { 20 } else { 0 }], Tail::Zero).unwrap();
+        b.into.store_slot(1, Field::Stamp, 4, Store::Release);
+        assert_eq!(receive(&b, 2, control(First, false, 8, 0), 20), found, "{kind:?} {abort} {len}");
     }
 }
 

@@ -6,7 +6,7 @@ use super::super::code::layout::LAST_TICKET;
 use super::super::code::ring::{Fate, Refusal, bury};
 use super::super::code::{Ended, RecvFault, SendFault, Wait};
 use super::{Named, named, receiver, recv, recv_within, ring_from, send, sender, try_send};
-use crate::machine::{Cells, connection};
+use crate::machine::{Cells, Plain, connection};
 
 pub(super) const ALL: &[Named] = named![
     the_last_ticket_is_the_last,
@@ -25,6 +25,10 @@ pub(super) const ALL: &[Named] = named![
     what_is_waited_for_is_the_first_release_that_suffices,
     a_committed_message_may_be_empty_or_short,
     an_abandoned_message_is_told_once,
+    the_messages_of_a_batch_stand_apart,
+    a_message_longer_than_agreed_is_refused,
+    an_end_is_told_before_anything_is_sent,
+    a_message_in_pieces_is_tried_whole_or_not_at_all,
 ];
 
 fn the_last_ticket_is_the_last() {
@@ -39,8 +43,9 @@ fn the_last_ticket_is_the_last() {
         assert_eq!(recv_within(&mut inb, Wait::Never), Err(RecvFault::Empty));
     }
     // A message in pieces needs as many tickets, or it could never be told as abandoned.
-    let (mut out, _inb) = ring_from(LAST_TICKET, 2, 128);
+    let (mut out, inb) = ring_from(LAST_TICKET, 2, 128);
     assert_eq!(send(&mut out, &[0; 129]), Err(SendFault::Exhausted));
+    assert!(!inb.stirred(), "nothing of it was sent");
 }
 
 fn a_stamp_behind_the_last_ticket_is_refused() {
@@ -248,9 +253,74 @@ fn an_abandoned_message_is_told_once() {
         out.describe_whole(&claim, 1, 0);
         to = claim.after();
     }
+    out.publish(out.ring().next(), false); // Of nothing.
     out.publish(to, false);
     try_send(&mut out, &[2]).unwrap();
     for i in 0..3 {
         assert_eq!(recv(&mut inb).unwrap(), [i]);
     }
+}
+
+fn the_messages_of_a_batch_stand_apart() {
+    let (mut out, mut inb) = ring_from(0, 4, 512);
+    try_send(&mut out, &[0; 128]).unwrap();
+    assert_eq!(recv(&mut inb).unwrap(), [0; 128]);
+    let mut to = out.ring().next();
+    for i in 1..=3 {
+        let claim = out.stage(to, 128).unwrap();
+        out.ring().open(&claim);
+        out.ring().write(&claim, 0, &[i; 128], narrows::internal::mem::Tail::Zero).unwrap();
+        out.describe_whole(&claim, 128, 0);
+        to = claim.after();
+    }
+    out.publish(to, false);
+    for i in 1..=3 {
+        assert_eq!(recv(&mut inb).unwrap(), [i; 128]);
+    }
+}
+
+fn a_message_longer_than_agreed_is_refused() {
+    let (a, b) = connection::<Cells>(4, 512);
+    let mut out: super::Outbound<_, super::NoPace> = super::Outbound::new(a.out, super::NoPace, 0, 600);
+    assert_eq!(out.claim(600, Wait::Never).unwrap_err(), SendFault::TooLarge(512));
+    assert_eq!(send(&mut out, &[0; 601]), Err(SendFault::TooLarge(600)));
+    let mut small: super::Outbound<_, super::NoPace> = super::Outbound::new(b.out, super::NoPace, 0, 300);
+    assert_eq!(small.claim(301, Wait::Never).unwrap_err(), SendFault::TooLarge(300));
+    assert_eq!(send(&mut small, &[0; 301]), Err(SendFault::TooLarge(300)));
+    assert_eq!(send(&mut small, &[0; 300]), Ok(300));
+}
+
+fn an_end_is_told_before_anything_is_sent() {
+    let (a, b) = connection::<Cells>(4, 128);
+    receiver(&b).ring().close();
+    let mut out = sender(&a);
+    let ended = SendFault::Ended(Ended::Disconnected);
+    for len in [0, 1, 105, 129] {
+        assert_eq!(out.needs(len), Err(ended), "{len}");
+        assert_eq!(try_send(&mut out, &vec![0; len]), Err(ended), "{len}");
+        assert_eq!(send(&mut out, &vec![0; len]), Err(ended), "{len}");
+        assert_eq!(out.claim(len.min(128), Wait::Never).unwrap_err(), ended);
+    }
+    assert!(!receiver(&b).stirred(), "nothing of it was sent");
+}
+
+fn a_message_in_pieces_is_tried_whole_or_not_at_all() {
+    const K: usize = 1 << 10;
+    let (a, b) = connection::<Plain>(8, 512 * K);
+    let (mut out, mut inb) = (sender(&a), receiver(&b));
+    let five_pieces = vec![3; 300 * K];
+    for _ in 0..2 {
+        try_send(&mut out, &five_pieces).unwrap();
+        let next = out.ring().next();
+        assert_eq!(try_send(&mut out, &five_pieces), Err(SendFault::Full));
+        assert_eq!(out.ring().next(), next, "nothing of it was sent");
+        assert_eq!(recv(&mut inb).unwrap(), five_pieces);
+        assert_eq!(inb.ring().ticket() % 5, 0);
+    }
+    assert_eq!(try_send(&mut out, &vec![0; 512 * K + 1]), Err(SendFault::TooLargeToTry));
+    // Four slots never hold five pieces.
+    let (a, _b) = connection::<Plain>(4, 512 * K);
+    assert_eq!(try_send(&mut sender(&a), &five_pieces), Err(SendFault::TooLargeToTry));
+    let (a, _b) = connection::<Plain>(4, 512 * K);
+    assert_eq!(try_send(&mut sender(&a), &vec![0; 256 * K]), Ok(256 * K));
 }

@@ -10,11 +10,23 @@ use super::sleeping::carries;
 use super::{Named, named, receiver, recv, send, sender};
 use crate::machine::{Cells, connection};
 
-pub(super) const ALL: &[Named] =
-    named![a_long_message_goes_through_a_small_ring, an_abandoned_message_is_dropped_whole];
+pub(super) const ALL: &[Named] = named![
+    a_long_message_that_arrived_was_sent,
+    a_long_message_goes_through_a_small_ring,
+    an_abandoned_message_is_dropped_whole
+];
 
 fn a_long_message_goes_through_a_small_ring() {
     carries(1, 64, &[130]);
+}
+
+fn a_long_message_that_arrived_was_sent() {
+    let (a, b) = connection::<Cells>(2, 64);
+    let thread = thread::spawn(move || send(&mut sender(&a), &[7; 105]));
+    let mut inb = receiver(&b);
+    assert_eq!(recv(&mut inb).unwrap(), [7; 105]);
+    inb.ring().close();
+    assert_eq!(thread.join().unwrap(), Ok(105));
 }
 
 fn an_abandoned_message_is_dropped_whole() {
