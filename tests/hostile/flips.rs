@@ -30,27 +30,26 @@ fn next(hand: &ByHand) -> Option<u64> {
     (head..head + u64::from(hand.geometry.slots())).find(free)
 }
 
-/// Commits what is free, then flips the control word of every slot through these values.
-fn flip(hand: &ByHand, first: u64, values: &[u64]) {
+/// Commits what is free with the first of these control words, then flips every slot through them all.
+fn flip(hand: &ByHand, random: &mut fastrand::Rng, values: &[u64]) {
     let slots = u64::from(hand.geometry.slots());
     while let Some(ticket) = next(hand) {
         hand.payload(ticket, &[u64::from_ne_bytes([SLOT_BYTES[0]; 8]); 13]);
-        hand.pages.word(hand.slot(ticket) + 8).store(first, Ordering::Relaxed);
+        hand.pages.word(hand.slot(ticket) + 8).store(values[0], Ordering::Relaxed);
         hand.pages.word(hand.slot(ticket)).store(2 * ticket + 2, Ordering::Release);
     }
-    let arena = hand.outgoing().arena;
-    for round in 0..200 {
-        for ticket in 0..slots {
-            let at = hand.slot(ticket) + 8;
-            values.iter().for_each(|value| hand.pages.word(at).store(*value, Ordering::Relaxed));
-        }
-        (0..slots)
-            .for_each(|ticket| hand.payload(ticket, &[u64::from_ne_bytes([SLOT_BYTES[round % 2]; 8]); 13]));
-        // A part of the arena each time: it is much longer than all slots.
-        for at in (arena + round % 32 * 512..).step_by(8).take(64) {
-            let bytes = [ARENA_BYTES[round / 32 % 2]; 8];
-            hand.pages.word(at).store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
-        }
+    // What stands there while the payload is written is another value each time.
+    let turn = random.usize(..values.len());
+    let (early, late) = values.split_at(turn);
+    for ticket in (0..slots).cycle().take(512) {
+        let at = hand.slot(ticket) + 8;
+        late.iter().chain(early).for_each(|value| hand.pages.word(at).store(*value, Ordering::Relaxed));
+    }
+    let which = random.usize(..2);
+    (0..slots).for_each(|ticket| hand.payload(ticket, &[u64::from_ne_bytes([SLOT_BYTES[which]; 8]); 13]));
+    // A part of the arena: it is much longer than all slots.
+    for at in (hand.outgoing().arena + random.usize(..32) * 512..).step_by(8).take(64) {
+        hand.pages.word(at).store(u64::from_ne_bytes([ARENA_BYTES[which]; 8]), Ordering::Relaxed);
     }
 }
 
@@ -118,7 +117,7 @@ fn legal() -> [u64; 4] {
 
 #[test]
 fn a_control_word_that_flips_between_legal_values() {
-    let attack = |hand: &ByHand, _: &mut fastrand::Rng| flip(hand, legal()[0], &legal());
+    let attack = |hand: &ByHand, random: &mut fastrand::Rng| flip(hand, random, &legal());
     let victim = |path: &Path| receive_all(path, &LENS, false);
     run("flips::a_control_word_that_flips_between_legal_values", Plays::Client, attack, victim);
 }
@@ -137,7 +136,8 @@ fn a_control_word_that_flips_to_a_lie_and_back() {
         ];
         let [a, b, c, d] = legal();
         // Mostly legal, so that the victim gets into a message often enough.
-        flip(hand, a, &[a, b, c, d, a, b, lies[random.usize(..lies.len())], c, d]);
+        let lie = lies[random.usize(..lies.len())];
+        flip(hand, random, &[a, b, c, d, a, b, lie, c, d]);
     };
     let victim = |path: &Path| receive_all(path, &LENS, true);
     run("flips::a_control_word_that_flips_to_a_lie_and_back", Plays::Client, attack, victim);
@@ -174,7 +174,7 @@ fn a_total_that_flips_between_two_values() {
 /// What is lent flips while it is read: each reading is one of the values, and in the message.
 #[test]
 fn a_lent_payload_that_flips() {
-    let attack = |hand: &ByHand, _: &mut fastrand::Rng| flip(hand, legal()[3], &[legal()[3]]);
+    let attack = |hand: &ByHand, random: &mut fastrand::Rng| flip(hand, random, &[legal()[3]]);
     let victim = |path: &Path| {
         let (listener, until) = (serve(path), Instant::now() + TIME);
         let mut stream = listener.accept_timeout(LONG).expect("the attacker comes");
