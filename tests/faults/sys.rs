@@ -161,6 +161,13 @@ pub(crate) fn futex_requeue(from: &AtomicU32, to: &AtomicU32) -> i64 {
     unsafe { libc::syscall(libc::SYS_futex, from.as_ptr(), libc::FUTEX_REQUEUE, 0_i64, all, to.as_ptr()) }
 }
 
+/// The same, if the word has this value.
+pub(crate) fn futex_compare_and_requeue(from: &AtomicU32, value: u32, to: &AtomicU32) -> i64 {
+    let (op, all) = (libc::FUTEX_CMP_REQUEUE, i64::from(i32::MAX));
+    // SAFETY: the kernel reads a live word, and uses the addresses of two as keys.
+    unsafe { libc::syscall(libc::SYS_futex, from.as_ptr(), op, 0_i64, all, to.as_ptr(), value) }
+}
+
 /// Reads at most `into`, and the descriptor that came with it.
 pub(crate) fn receive_with_fd(
     socket: BorrowedFd<'_>,

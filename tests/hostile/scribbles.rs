@@ -1,18 +1,21 @@
 //! A peer that writes anything anywhere: at random, plausibly, almost honestly, and by making holes.
 
+use std::path::Path;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use narrows::layout::{Control, Kind, SLOT, words};
 
+use super::faults::LONG;
 use super::faults::byhand::ByHand;
-use super::victim::{MAX_MESSAGE, Plays, run, work};
+use super::victim::{MAX_MESSAGE, Plays, options, run, work, work_as_client};
 
 /// The words of both directions.
 fn pages(hand: &ByHand) -> [usize; 2] {
     [hand.geometry.direction(0).words, hand.geometry.direction(1).words]
 }
 
-pub(super) const WORDS: [usize; 10] = [
+const WORDS: [usize; 10] = [
     words::HEAD,
     words::CONSUMER_FLAG,
     words::PRODUCER_FLAG,
@@ -42,6 +45,15 @@ fn random_words_everywhere() {
         hand.pages.word(at).store(value(random), Ordering::Relaxed);
     };
     run("scribbles::random_words_everywhere", Plays::Client, attack, work);
+}
+
+#[test]
+fn random_words_everywhere_from_a_server() {
+    let attack = |hand: &ByHand, random: &mut fastrand::Rng| {
+        let at = random.usize(0..hand.pages.len() / 8) * 8;
+        hand.pages.word(at).store(value(random), Ordering::Relaxed);
+    };
+    run("scribbles::random_words_everywhere_from_a_server", Plays::Server, attack, work_as_client);
 }
 
 #[test]
@@ -128,4 +140,38 @@ fn holes_in_the_memory() {
 fn only_holes_in_the_memory() {
     let attack = |hand: &ByHand, _random: &mut fastrand::Rng| hand.pages.punch(0, hand.pages.len());
     run("scribbles::only_holes_in_the_memory", Plays::Client, attack, work);
+}
+
+/// Announces the longest message that any connection can carry, and sends a few bytes of it.
+#[test]
+fn a_giant_of_which_little_comes() {
+    let attack = |hand: &ByHand, _: &mut fastrand::Rng| {
+        hand.payload(0, &[u64::from(u32::MAX)]);
+        hand.commit(0, Control { kind: Kind::First, abort: false, len: 4000, place: 0 });
+        hand.commit(1, Control { kind: Kind::Middle, abort: false, len: 4000, place: 64 });
+    };
+    let victim = |path: &Path| {
+        let listener = options().max_message(u32::MAX as usize).bind(path).expect("binds");
+        let before = address_space();
+        for _ in 0..8 {
+            let mut stream = listener.accept_timeout(LONG).expect("the attacker comes");
+            assert_eq!(stream.max_message(), u32::MAX as usize);
+            for _ in 0..2 {
+                let end = stream.recv_into_timeout(&mut Vec::new(), Duration::from_millis(20));
+                assert!(end.expect_err("the rest never comes").is_timeout());
+            }
+        }
+        let grown = address_space() - before;
+        // Room for what threads and allocators reserve, a quarter of what one message announced.
+        assert!(grown < 1 << 20, "{grown} KiB were reserved for 8000 bytes");
+        format!("{grown} KiB of address space at most")
+    };
+    run("scribbles::a_giant_of_which_little_comes", Plays::Client, attack, victim);
+}
+
+/// The most that this process ever had mapped, in KiB.
+fn address_space() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("reads");
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmPeak:")).expect("listed");
+    peak.trim().trim_end_matches(" kB").parse().expect("a number")
 }

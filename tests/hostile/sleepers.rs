@@ -6,14 +6,14 @@
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use narrows::layout::{Control, Kind, words};
 use narrows::{SharedMemoryStream, WaitStrategy};
 
 use super::faults::byhand::ByHand;
 use super::faults::{LONG, sys};
-use super::victim::{Plays, frugal, options, run};
+use super::victim::{Plays, frugal, options, reach, run};
 
 const SLEEP: Duration = Duration::from_millis(400);
 
@@ -30,8 +30,7 @@ fn sleep(path: &Path) -> String {
         for call in [receive, send, either] {
             let mut stream = listener.accept_timeout(LONG).expect("the attacker comes");
             while stream.try_send(&[1; 1000]).is_ok() {}
-            let ((), told) = frugal(&format!("{strategy:?}"), || assert!(!call(&mut stream, SLEEP)));
-            tally += &told;
+            tally += &sleep_once(&format!("{strategy:?}"), &mut stream, call);
         }
         for call in [receive, send, either] {
             let mut stream = listener.accept_timeout(LONG).expect("the attacker comes");
@@ -47,6 +46,20 @@ fn sleep(path: &Path) -> String {
         }
     }
     tally
+}
+
+/// One call that sleeps to its deadline. A busy machine changes CPU time little and a count not at all:
+/// behind 64 rounds that came to nothing there is half a millisecond between any two.
+fn sleep_once(
+    what: &str,
+    stream: &mut SharedMemoryStream,
+    call: fn(&mut SharedMemoryStream, Duration) -> bool,
+) -> String {
+    let (began, before) = (Instant::now(), stream.stats().sleeps);
+    let ((), told) = frugal(what, || assert!(!call(stream, SLEEP)));
+    let (took, rounds) = (began.elapsed(), stream.stats().sleeps - before);
+    assert!(u128::from(rounds) <= 70 + took.as_micros() / 500, "{what}: {rounds} rounds in {took:?}");
+    format!("{rounds} rounds: {told}")
 }
 
 /// Each waits for what never comes; whether the connection's end ended it.
@@ -101,25 +114,18 @@ fn sleep_as_client(path: &Path) -> String {
     for call in [receive, send, either] {
         let mut stream = reach(path);
         while stream.try_send(&[1; 1000]).is_ok() {}
-        tally += &frugal("client", || assert!(!call(&mut stream, SLEEP))).1;
+        tally += &sleep_once("client", &mut stream, call);
     }
     tally
-}
-
-fn reach(path: &Path) -> SharedMemoryStream {
-    loop {
-        match options().slots(8).arena(16 << 10).connect(path) {
-            Ok(stream) => return stream,
-            Err(_not_there_yet) => std::thread::sleep(Duration::from_millis(1)),
-        }
-    }
 }
 
 #[test]
 fn sleepers_moved_to_another_word() {
     let attack = |hand: &ByHand, _: &mut fastrand::Rng| {
         for at in flags(hand) {
-            sys::futex_requeue(hand.pages.flag(at), hand.pages.flag(hand.outgoing().words + 0x700));
+            let (flag, grave) = (hand.pages.flag(at), hand.pages.flag(hand.outgoing().words + 0x700));
+            sys::futex_requeue(flag, grave);
+            sys::futex_compare_and_requeue(flag, 1, grave);
         }
     };
     run("sleepers::sleepers_moved_to_another_word", Plays::Client, attack, sleep);

@@ -16,7 +16,7 @@ use narrows::{ConnectError, SharedMemoryListener, SharedMemoryStream};
 
 use super::faults::byhand::ByHand;
 use super::faults::{Kept, LONG, Watchdog, descriptors, eventually, me, role, say, sys, told};
-use super::victim::{MAX_MESSAGE, Plays, TIME, frugal, geometry, options, run, serve};
+use super::victim::{MAX_MESSAGE, Plays, TIME, frugal, geometry, options, reach, run, serve};
 
 /// Sends one inline message of so many bytes, by hand.
 fn say_by_hand(hand: &ByHand, ticket: u64, len: u32) {
@@ -57,15 +57,6 @@ fn a_flood_behind_the_hello() {
 fn a_flood_behind_the_welcome() {
     let victim = |path: &Path| flooded(reach(path));
     run("sockets::a_flood_behind_the_welcome", Plays::Server, flood, victim);
-}
-
-fn reach(path: &Path) -> SharedMemoryStream {
-    let mut stream = None;
-    assert!(eventually(|| {
-        stream = options().slots(8).arena(16 << 10).connect(path).ok();
-        stream.is_some()
-    }));
-    stream.expect("connected")
 }
 
 fn hello() -> [u8; HELLO_LEN] {

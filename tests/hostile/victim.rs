@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use narrows::layout::Geometry;
-use narrows::{AcceptError, Options, SharedMemoryListener, SharedMemoryStream};
+use narrows::{Options, SharedMemoryListener, SharedMemoryStream};
 
 use super::faults::byhand::ByHand;
-use super::faults::{Kept, LONG, Watchdog, fill, index_of, me, role, say, sys, told};
+use super::faults::{Kept, LONG, Watchdog, eventually, fill, index_of, me, role, say, sys, told};
 
 pub(super) const MAX_MESSAGE: usize = 100_000;
 /// How long an attack goes on.
@@ -66,7 +66,7 @@ fn be_attacker(path: &Path, plays: Plays, attack: impl Fn(&ByHand, &mut fastrand
     while Instant::now() < until {
         let hand = match &listener {
             Some(listener) => ByHand::serve(listener),
-            None => ByHand::connect(path, geometry(), MAX_MESSAGE as u64),
+            None => ByHand::connect(path, geometry(), u64::from(u32::MAX)),
         };
         let Ok(hand) = hand else {
             std::thread::sleep(Duration::from_millis(1));
@@ -86,17 +86,26 @@ fn be_victim(test: &'static str, victim: impl FnOnce(&Path) -> String) {
     let over = AtomicBool::new(false);
     std::thread::scope(|s| {
         s.spawn(|| undisturbed(&over));
+        let _ends_with_us = AtTheEnd(&over); // Also if the victim panics.
         let before = BESIDE.load(Ordering::Relaxed);
         let tally = victim(Path::new(&path));
         // Something must have got through since the attack began.
         while BESIDE.load(Ordering::Relaxed) < before + 10 {
             std::thread::sleep(Duration::from_millis(1));
         }
-        over.store(true, Ordering::Relaxed);
         say(&format!("{test}: {tally}"));
     });
     say(&format!("{test}: {} round trips beside it", BESIDE.load(Ordering::Relaxed)));
     drop(attacker);
+}
+
+/// Sets it when it is dropped.
+struct AtTheEnd<'a>(&'a AtomicBool);
+
+impl Drop for AtTheEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Round trips of the honest connection, and its thread's CPU time in us.
@@ -132,15 +141,35 @@ pub(super) fn frugal<R>(what: &str, act: impl FnOnce() -> R) -> (R, String) {
     let (began, before) = (Instant::now(), spent());
     let result = act();
     let (took, cpu) = (began.elapsed(), spent().saturating_sub(before));
-    // The first 64 rounds are free, and the kernel counts in ticks on some machines.
-    let most = took / 4 + Duration::from_millis(50);
+    // The first 64 rounds are free, and some kernels count in ticks.
+    let most = took / 4 + Duration::from_millis(20);
     assert!(cpu < most, "{what}: {cpu:?} of CPU in {took:?}");
     (result, format!("{what} {took:.0?} with {cpu:.1?} of CPU; "))
 }
 
 /// Everything, quickly, on every connection that comes.
 pub(super) fn work(path: &Path) -> String {
-    let (listener, until) = (serve(path), Instant::now() + TIME);
+    let listener = serve(path);
+    work_on(|| listener.accept_timeout(LONG).expect("the attacker comes"))
+}
+
+/// The same, on connections to an attacker that serves.
+pub(super) fn work_as_client(path: &Path) -> String {
+    work_on(|| reach(path))
+}
+
+/// Connects as soon as the attacker is there.
+pub(super) fn reach(path: &Path) -> SharedMemoryStream {
+    let mut stream = None;
+    assert!(eventually(|| {
+        stream = options().slots(8).arena(16 << 10).connect(path).ok();
+        stream.is_some()
+    }));
+    stream.expect("connected")
+}
+
+fn work_on(mut next: impl FnMut() -> SharedMemoryStream) -> String {
+    let until = Instant::now() + TIME;
     let (mut connections, mut calls, mut fine) = (0, 0, 0);
     let (mut random, mut most) = (fastrand::Rng::with_seed(3), Duration::ZERO);
     let mut timed = |stream: &mut SharedMemoryStream| {
@@ -152,11 +181,7 @@ pub(super) fn work(path: &Path) -> String {
         calls += 1;
     };
     while connections == 0 || Instant::now() < until {
-        let mut stream = match listener.accept_timeout(LONG) {
-            Ok(stream) => stream,
-            Err(AcceptError::Timeout) => panic!("the attacker does not come"),
-            Err(error) => panic!("{error}"),
-        };
+        let mut stream = next();
         connections += 1;
         let enough = (Instant::now() + TIME / 8).min(until);
         while Instant::now() < enough && !stream.is_disconnected() {

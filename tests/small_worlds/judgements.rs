@@ -21,9 +21,9 @@ const MAX: u64 = 100;
 const LIE: RecvFault = RecvFault::Ended(Ended::ProtocolViolated);
 
 fn ring(slots: u64, first: u64) -> (Out, In, Arc<Heap>) {
-    let heap = Arc::new(Heap::new(usize::try_from(slots).expect("few"), ARENA, 1));
+    let heap = Arc::new(Heap::new(count(slots), ARENA, 1));
     Producer::format(&heap, first);
-    let max = usize::try_from(MAX).expect("small");
+    let max = count(MAX);
     (Outbound::new(heap.clone(), NoPace, first, max), Inbound::new(heap.clone(), NoPace, first, max), heap)
 }
 
@@ -103,9 +103,9 @@ impl Slot {
     fn bytes(self) -> Option<Vec<u8>> {
         let slot: Vec<u8> = self.total.to_le_bytes().into_iter().chain([0; 96]).collect();
         let memory = if self.code & 31 == 1 { slot } else { arena() };
-        let from = if self.code & 31 == 1 && self.place > 0 { usize::MAX } else { self.place as usize * 64 };
+        let from = if self.code & 31 == 1 && self.place > 0 { usize::MAX } else { count(self.place) * 64 };
         let empty = self.len == 0 && self.code & 31 != 1;
-        if empty { None } else { Some(memory.get(from..)?.get(..self.len as usize)?.to_vec()) }
+        if empty { None } else { Some(memory.get(from..)?.get(..count(self.len))?.to_vec()) }
     }
 
     /// A message, nothing yet, or a lie.
@@ -134,6 +134,10 @@ impl Slot {
     }
 }
 
+fn count(number: u64) -> usize {
+    usize::try_from(number).expect("a usize has 64 bits")
+}
+
 fn arena() -> Vec<u8> {
     (100..).take(ARENA).collect()
 }
@@ -156,15 +160,27 @@ fn states() -> Vec<Vec<Slot>> {
     ]
 }
 
+/// The next message, copied out at once, or lent first: then nothing but the judgement stands between
+/// the word and the caller.
+fn receive(inb: &mut In, lends: bool) -> Result<Vec<u8>, RecvFault> {
+    if !lends {
+        return try_take(inb).map(|(message, _)| message);
+    }
+    let message = inb.lend(Wait::Never)?;
+    let mut bytes = vec![0; message.len().min(1000)];
+    inb.read_at(&message, 0, &mut bytes).expect("what is lent is there");
+    inb.give_back(&message).map(|()| bytes)
+}
+
 /// One slot behind the honest ones; whether it is a lie.
-fn judge_slot(slots: u64, before: &[Slot], last: Slot) -> bool {
+fn judge_slot(slots: u64, before: &[Slot], last: Slot, lends: bool) -> bool {
     let (_out, mut inb, heap) = ring(slots, 1);
     heap.copy_in(Span::Arena(0), 0, &arena(), Tail::Keep).expect("the arena");
     let mut filling = None;
     for (ticket, slot) in (1..).zip(before.iter().chain([&last])) {
         forge(&heap, ticket, 2 * ticket + 2, slot.word(), slot.total);
         let right = slot.verdict(&mut filling);
-        let is = try_take(&mut inb).map(|(message, _)| message);
+        let is = receive(&mut inb, lends);
         match &right {
             Ok(Some(message)) => assert_eq!(is.as_ref(), Ok(message), "{slot:?} behind {before:?}"),
             Ok(None) => assert_eq!(is, Err(RecvFault::Empty), "{slot:?} behind {before:?}"),
@@ -184,8 +200,10 @@ fn every_control_word_in_every_state() {
     let places = [0, 1, 2, 1 << 25, (1 << 26) - 1];
     let (mut cases, mut lies) = (0, 0);
     let mut judge = |slots, before: &[Slot], slot| {
-        cases += 1;
-        lies += u64::from(judge_slot(slots, before, slot));
+        for lends in [false, true] {
+            cases += 1;
+            lies += u64::from(judge_slot(slots, before, slot, lends));
+        }
     };
     for before in states() {
         for code in 0..64 {
