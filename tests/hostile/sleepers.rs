@@ -15,7 +15,7 @@ use super::faults::byhand::ByHand;
 use super::faults::{LONG, sys};
 use super::victim::{Plays, frugal, options, reach, run};
 
-const SLEEP: Duration = Duration::from_millis(400);
+const SLEEP: Duration = Duration::from_millis(300);
 
 /// The flags that the victim sleeps on: of the direction in which it receives, and of the other.
 fn flags(hand: &ByHand) -> [usize; 2] {

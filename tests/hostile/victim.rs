@@ -45,6 +45,9 @@ pub(super) fn run(
     attack: impl Fn(&ByHand, &mut fastrand::Rng),
     victim: impl FnOnce(&Path) -> String,
 ) {
+    if role().is_some() {
+        sys::alarm(150); // Nobody may outlive a test that fails.
+    }
     match role().as_deref() {
         Some("victim") => be_victim(test, victim),
         Some(_) => be_attacker(Path::new(&told()), plays, attack),
@@ -85,12 +88,12 @@ fn be_victim(test: &'static str, victim: impl FnOnce(&Path) -> String) {
     let attacker = Kept::start(&mut me(test, "attacker", &path));
     let over = AtomicBool::new(false);
     std::thread::scope(|s| {
-        s.spawn(|| undisturbed(&over));
+        let beside = s.spawn(|| undisturbed(&over));
         let _ends_with_us = AtTheEnd(&over); // Also if the victim panics.
         let before = BESIDE.load(Ordering::Relaxed);
         let tally = victim(Path::new(&path));
         // Something must have got through since the attack began.
-        while BESIDE.load(Ordering::Relaxed) < before + 10 {
+        while BESIDE.load(Ordering::Relaxed) < before + 10 && !beside.is_finished() {
             std::thread::sleep(Duration::from_millis(1));
         }
         say(&format!("{test}: {tally}"));

@@ -19,7 +19,7 @@ use narrows::layout::{Control, Direction, Geometry, Kind, SLOT, words};
 use narrows::{SharedMemoryListener, SharedMemoryStream, TryRecvError, TrySendError};
 
 use super::faults::byhand::ByHand;
-use super::faults::{Kept, LONG, Watchdog, me, role, say, told};
+use super::faults::{Kept, LONG, Watchdog, me, role, say, sys, told};
 use super::victim::options;
 
 const NAME: &str = "words::each_value_of_each_word";
@@ -112,6 +112,7 @@ fn each_value_of_each_word() {
 
 /// Does what the lines on its standard input say.
 fn be_attacker(path: &Path) {
+    sys::alarm(150);
     let mut hand = None;
     for line in std::io::stdin().lines() {
         let line = line.expect("reads");
@@ -154,6 +155,7 @@ impl Tool {
 }
 
 fn be_victim(path: &Path) {
+    sys::alarm(150);
     let listener = options().slots(2).arena(64).urgent(1).bind(path).expect("binds");
     let (mut honest, mut partner) = SharedMemoryStream::pair().expect("pair");
     let (mut tool, mut cases, mut lies) = (Tool::start(path), 0, 0);

@@ -15,3 +15,4 @@ mod judgements;
 mod orders;
 mod quiet;
 mod rings;
+mod world;
