@@ -9,7 +9,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::rings::{In, MAX, at_once, over, put, ring, send, take, try_take};
+use common::rings::{In, MAX, Out, at_once, over, put, ring, send, take, try_take};
 use common::spied::{Did, Spied};
 use common::{Watchdog, bytes};
 use narrows::internal::layout::{Control, Kind, LAST_TICKET};
@@ -17,6 +17,7 @@ use narrows::internal::mem::{Field, Flag, Heap, Load, Memory, Span, Store, Tail,
 use narrows::internal::ring::{Producer, alarm, rouse};
 use narrows::internal::{Ended, RecvFault, SendFault, Wait};
 
+const SOON: Duration = Duration::from_millis(200);
 const VIOLATED: Result<(Vec<u8>, u64), RecvFault> = Err(RecvFault::Ended(Ended::ProtocolViolated));
 
 /// The receiver says that the peer lied, and goes on saying so; the peer sees the end.
@@ -303,6 +304,37 @@ fn a_peer_that_clears_our_flag_for_ever_makes_us_nap() {
         over.send(()).expect("there");
     });
     assert!(naps.load(Ordering::Relaxed) > 0);
+}
+
+/// Whenever we sleep there is something, and whenever we look for it there is nothing.
+fn flickers(flag: Flag, flicker: fn(&Heap, bool), call: fn(&mut Out<Arc<Spied>>, &mut In<Arc<Spied>>)) {
+    let counts = Arc::new([AtomicU32::new(0), AtomicU32::new(0)]);
+    let counted = Arc::clone(&counts);
+    let mem = Spied::new(Heap::new(1, 64, 1), move |heap, did| match did {
+        Did::StoreFlag(stored, value) if stored == flag => {
+            flicker(heap, value == 1);
+            counted[0].fetch_add(value, Ordering::Relaxed);
+        }
+        Did::Doze => _ = counted[1].fetch_add(1, Ordering::Relaxed),
+        _ => {}
+    });
+    let (mut out, mut inb) = over(&mem, 0);
+    call(&mut out, &mut inb);
+    let [rounds, naps] = [0, 1].map(|which| counts[which].load(Ordering::Relaxed));
+    assert!(rounds > 64 && naps + 66 >= rounds, "{rounds} rounds with {naps} naps");
+}
+
+#[test]
+fn words_that_flicker_make_us_nap() {
+    let stamp = |heap: &Heap, there| heap.store_slot(0, Field::Stamp, 2 * u64::from(there), Store::Release);
+    flickers(Flag::Consumer, stamp, |_, inb| {
+        assert_eq!(inb.recv(&mut [], Wait::for_duration(SOON)).map(|_| ()), Err(RecvFault::Empty));
+    });
+    let head = |heap: &Heap, there| heap.store(Word::Head, u64::from(there), Store::Release);
+    flickers(Flag::Producer, head, |out, _| {
+        put(out, b"all there is room for", 0);
+        assert_eq!(send(out, b"", 0, Wait::for_duration(SOON)), Err(SendFault::Full));
+    });
 }
 
 /// The sleeper moves from one bed to the other between a waker's look at the flag and its wake.

@@ -11,6 +11,7 @@ use narrows::internal::mem::{
 pub enum Did {
     StoreSlot(u64, Field, u64),
     LoadFlag(Flag),
+    StoreFlag(Flag, u32),
     CopyOut(Span),
     Doze,
     Wake(Flag),
@@ -71,6 +72,7 @@ impl Memory for Spied {
 
     fn store_flag(&self, flag: Flag, value: u32) {
         self.heap.store_flag(flag, value);
+        self.tell(Did::StoreFlag(flag, value), ());
     }
 
     fn take_flag(&self, flag: Flag) -> u32 {

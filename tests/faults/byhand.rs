@@ -1,15 +1,16 @@
-//! A client that does the handshake by itself and then has the bare pages in its hands.
+//! A peer that does the handshake by itself and then has the bare pages in its hands.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use narrows::handshake::{ANSWER_LEN, ClientHandshake, ClientStep};
-use narrows::layout::Geometry;
+use narrows::handshake::{ANSWER_LEN, Agreement, Answer, ClientHandshake, ClientStep, HELLO_LEN, Hello};
+use narrows::layout::{Control, Direction, Geometry, SLOT, SLOT_PAYLOAD};
 
-use super::sys::{Pages, receive_with_fd};
+use super::sys::{Pages, receive_with_fd, sealed_memory, send_with_fd};
 
 /// A connection made by hand; dropping it hangs up.
 #[derive(Debug)]
@@ -17,6 +18,8 @@ pub(crate) struct ByHand {
     pub(crate) socket: UnixStream,
     pub(crate) pages: Pages,
     pub(crate) geometry: Geometry,
+    /// The direction in which this side sends: 0 of a client, 1 of a server.
+    pub(crate) sends: usize,
 }
 
 impl ByHand {
@@ -40,9 +43,52 @@ impl ByHand {
                 ClientStep::Agreed(agreed) => {
                     let memory = memory.ok_or(io::ErrorKind::InvalidData)?;
                     let pages = Pages::map(memory, agreed.geometry.region_len())?;
-                    return Ok(Self { socket, pages, geometry: agreed.geometry });
+                    return Ok(Self { socket, pages, geometry: agreed.geometry, sends: 0 });
                 }
             }
+        }
+    }
+
+    /// Takes one client as a server that grants whatever it wants.
+    pub(crate) fn serve(listener: &UnixListener) -> io::Result<Self> {
+        let (mut socket, _) = listener.accept()?;
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        let mut hello = [0; HELLO_LEN];
+        socket.read_exact(&mut hello)?;
+        let Hello { wanted: geometry, max_message, .. } = Hello::decode(&hello).map_err(io::Error::other)?;
+        let agreed = Agreement { version: 1, features: 0, geometry, max_message, first_ticket: 0 };
+        let memory = sealed_memory(geometry.region_len());
+        send_with_fd(socket.as_fd(), &Answer::Welcome(agreed).encode(), memory.as_fd())?;
+        Ok(Self { socket, pages: Pages::map(memory, geometry.region_len())?, geometry, sends: 1 })
+    }
+
+    /// Where this side sends.
+    pub(crate) fn outgoing(&self) -> Direction {
+        self.geometry.direction(self.sends)
+    }
+
+    /// Where this side receives.
+    pub(crate) fn incoming(&self) -> Direction {
+        self.geometry.direction(1 - self.sends)
+    }
+
+    /// Where the slot of a ticket stands that this side sends.
+    pub(crate) fn slot(&self, ticket: u64) -> usize {
+        let slot = ticket % u64::from(self.geometry.slots());
+        self.outgoing().slots + usize::try_from(slot).expect("few") * SLOT
+    }
+
+    /// Commits a ticket whose payload stands there already.
+    pub(crate) fn commit(&self, ticket: u64, control: Control) {
+        let slot = self.slot(ticket);
+        self.pages.word(slot + 8).store(control.encode(), Ordering::Relaxed);
+        self.pages.word(slot).store(2 * ticket + 2, Ordering::Release);
+    }
+
+    /// Writes the first words of a slot's payload.
+    pub(crate) fn payload(&self, ticket: u64, words: &[u64]) {
+        for (word, at) in words.iter().zip((self.slot(ticket) + SLOT_PAYLOAD..).step_by(8)) {
+            self.pages.word(at).store(*word, Ordering::Relaxed);
         }
     }
 

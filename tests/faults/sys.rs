@@ -103,6 +103,10 @@ impl Pages {
         self.len
     }
 
+    pub(crate) fn file(&self) -> &OwnedFd {
+        &self.file
+    }
+
     pub(crate) fn word(&self, at: usize) -> &AtomicU64 {
         assert!(at % 8 == 0 && at + 8 <= self.len);
         // SAFETY: aligned, inside the mapping, which lives as long as `self`.
@@ -137,11 +141,31 @@ pub(crate) fn futex_wake(word: &AtomicU32) {
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
 }
 
+/// Sleeps on the word while it has this value, for some milliseconds at most.
+pub(crate) fn futex_wait(word: &AtomicU32, value: u32, millis: i64) {
+    let time = libc::timespec { tv_sec: 0, tv_nsec: millis * 1_000_000 };
+    // SAFETY: the kernel reads a live word and a local.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, value, &time) };
+}
+
+/// Stops this process until somebody continues it.
+pub(crate) fn stop_myself() {
+    // SAFETY: takes a number; the signal goes to this process.
+    unsafe { libc::raise(libc::SIGSTOP) };
+}
+
 /// Moves all who sleep on one word to another, where nobody wakes them; returns how many.
 pub(crate) fn futex_requeue(from: &AtomicU32, to: &AtomicU32) -> i64 {
     let all = i64::from(i32::MAX);
     // SAFETY: the kernel uses the addresses of two live words as keys.
     unsafe { libc::syscall(libc::SYS_futex, from.as_ptr(), libc::FUTEX_REQUEUE, 0_i64, all, to.as_ptr()) }
+}
+
+/// The same, if the word has this value.
+pub(crate) fn futex_compare_and_requeue(from: &AtomicU32, value: u32, to: &AtomicU32) -> i64 {
+    let (op, all) = (libc::FUTEX_CMP_REQUEUE, i64::from(i32::MAX));
+    // SAFETY: the kernel reads a live word, and uses the addresses of two as keys.
+    unsafe { libc::syscall(libc::SYS_futex, from.as_ptr(), op, 0_i64, all, to.as_ptr(), value) }
 }
 
 /// Reads at most `into`, and the descriptor that came with it.
@@ -198,6 +222,29 @@ pub(crate) fn send_with_fd(socket: BorrowedFd<'_>, bytes: &[u8], fd: BorrowedFd<
     // SAFETY: the message names locals that outlive the call.
     let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &message, libc::MSG_NOSIGNAL) };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+/// Adds seals to a memfd.
+pub(crate) fn add_seals(fd: BorrowedFd<'_>, seals: i32) -> io::Result<()> {
+    // SAFETY: takes a live descriptor and a number.
+    done(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) })
+}
+
+/// Allocates a page behind the end of a file.
+pub(crate) fn grow(fd: BorrowedFd<'_>, len: u64) -> io::Result<()> {
+    let len = libc::off_t::try_from(len).expect("small");
+    // SAFETY: takes a live descriptor and numbers.
+    done(unsafe { libc::fallocate(fd.as_raw_fd(), 0, len, 4096) })
+}
+
+/// Takes the first page out of a file, so that it gets shorter.
+pub(crate) fn collapse(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: takes a live descriptor and numbers.
+    done(unsafe { libc::fallocate(fd.as_raw_fd(), libc::FALLOC_FL_COLLAPSE_RANGE, 0, 4096) })
+}
+
+fn done(result: i32) -> io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// A sealed memfd of zeros.

@@ -21,7 +21,7 @@ use narrows::internal::layout::Geometry;
 use narrows::{ListenerCloser, Options, SharedMemoryListener};
 
 use process::comes_true;
-pub use process::{rerun, role};
+pub use process::{Watchdog, rerun, role};
 
 /// What `narrows::Options::new()` asks for.
 pub fn hello() -> [u8; HELLO_LEN] {
@@ -142,6 +142,16 @@ pub fn memfd(len: usize, seals: i32) -> OwnedFd {
         assert_eq!(libc::ftruncate(fd.as_raw_fd(), len.try_into().expect("small")), 0);
         assert_eq!(libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals), 0);
         fd
+    }
+}
+
+/// Both ends of a pipe.
+pub fn pipe() -> (OwnedFd, OwnedFd) {
+    let mut ends = [0; 2];
+    // SAFETY: fills the local with two descriptors that nobody else owns.
+    unsafe {
+        assert_eq!(libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC), 0, "pipe2");
+        (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1]))
     }
 }
 
