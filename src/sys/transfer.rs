@@ -142,6 +142,7 @@ fn control_len(message: &libc::msghdr) -> usize {
 fn outcome(call: &'static str, wanted: usize, mut attempt: impl FnMut() -> isize) -> io::Result<Transfer> {
     for _ in 0..INTERRUPTS {
         if let Ok(done) = usize::try_from(attempt()) {
+            step!(call);
             let ended = done == 0 && wanted > 0;
             return Ok(if ended { Transfer::Closed } else { Transfer::Bytes(done) });
         }
