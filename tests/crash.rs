@@ -73,8 +73,8 @@ fn survivors_of_a_kill_keep_an_intact_prefix_and_are_told() {
     let began = Instant::now();
     let counts = Counts::default();
     std::thread::scope(|s| {
-        for lane in 0..LANES {
-            let seeds = (first + lane..first + kills).step_by(LANES as usize);
+        for (lane, _) in (first..first + kills).zip(0..LANES) {
+            let seeds = (lane..first + kills).step_by(LANES);
             let counts = &counts;
             s.spawn(move || one_after_the_other(seeds, counts));
         }
@@ -85,7 +85,7 @@ fn survivors_of_a_kill_keep_an_intact_prefix_and_are_told() {
 }
 
 /// Kills that go on at once: most of a round is waiting.
-const LANES: u64 = 3;
+const LANES: usize = 3;
 /// The kill comes within so many microseconds of the connection.
 const LATEST: u64 = 3000;
 
