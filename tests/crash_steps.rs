@@ -12,36 +12,42 @@
 #![allow(unsafe_code)]
 
 mod faults;
+#[path = "crash_steps/scenario.rs"]
+mod scenario;
 
-use std::collections::BTreeMap;
-use std::io::Write;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::mpsc::Receiver as Reports;
+use std::sync::{Arc, Mutex};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use faults::nursery::{self, Nursery, Report};
-use faults::{LONG, Watchdog, descriptors, eventually, fill, index_of, role, say, sys, told};
-use narrows::internal::Peek;
+use faults::{LONG, Watchdog, descriptors, eventually, role, say, sys, told};
 use narrows::internal::failpoint::{self, Act};
-use narrows::{
-    Options, RecvTimeoutError, SendTimeoutError, SharedMemoryListener, SharedMemoryStream, WaitStrategy,
-};
+use narrows::{RecvTimeoutError, SendTimeoutError, SharedMemoryListener, SharedMemoryStream};
+use scenario::{FROM_VICTIM, SLICE, Seen, options, suffer, survive};
 
 const NAME: &str = "a_survivor_is_told_whatever_the_step";
 /// What a victim returns that came to its end.
 const THROUGH: i32 = 9;
-/// Messages of the scenario, from the victim.
-const FROM_VICTIM: u64 = 10;
 /// How often the scenario is recorded: what it passes each time can be counted on.
 const RECORDINGS: usize = 4;
-/// A receive of the survivor's lasts so long at most, so that it can be seen to time out.
-const SLICE: Duration = Duration::from_millis(1);
 
-fn options() -> Options {
-    Options::new().slots(2).arena(1024).wait(WaitStrategy::Park)
-}
+/// What the scenario passes on any kernel, in one lane or another: at the door, in the handshake, in the
+/// ring, in bed, in the end.
+const STEPS: [&str; 5] = [
+    "socket|fchmod|bind|setsockopt|listen|connect|accept4|getsockopt|open the directory|flock|fstatat|\
+     eventfd|epoll_create1|epoll_ctl|epoll_wait|epoll_ctl(DEL)|unlinkat",
+    "send|recv|getrlimit|memfd_create|ftruncate|mmap|madvise|format|fcntl(F_ADD_SEALS)|\
+     fcntl(F_GET_SEALS)|sendmsg|recvmsg|start the lifeline|watch",
+    "store stamp|copy in|copy in, half done|store control|store tag|load stamp|load control|load tag|\
+     copy out|store head|load head|load fate|load producer mark|load consumer mark",
+    "fence|load flag|store flag|take flag|store wanted|load wanted|wait|woken|wake consumer|\
+     wake producer|wake twin",
+    "settle|mark producer|mark consumer|unwatch|close the socket|munmap",
+];
 
 /// One lane: who is the victim, and how its connection ends.
 #[derive(Clone, Copy, Debug)]
@@ -72,11 +78,16 @@ fn a_survivor_is_told_whatever_the_step() {
     });
     let left = || descriptors() == before;
     assert!(eventually(left), "{before} descriptors before, {} now", descriptors());
-    for (lane, tally) in LANES.iter().zip(&tallies) {
+    for (lane, (tally, _)) in LANES.iter().zip(&tallies) {
         say(&format!("{lane:?}: {} steps, {tally:?}", tally.steps));
     }
-    let ends: u64 = tallies.iter().map(Tally::ends).sum();
-    say(&format!("{ends} ends at steps, in {:.1?}", began.elapsed()));
+    let ends: u64 = tallies.iter().map(|(tally, _)| tally.ends()).sum();
+    let steps: BTreeSet<_> = tallies.iter().flat_map(|(_, steps)| steps.clone()).collect();
+    say(&format!("{ends} ends at {} steps, in {:.1?}", steps.len(), began.elapsed()));
+    // Were a failpoint lost, nothing else would miss it.
+    let forgotten: Vec<_> =
+        STEPS.iter().flat_map(|part| part.split('|')).filter(|step| !steps.contains(*step)).collect();
+    assert!(forgotten.is_empty(), "{forgotten:?}");
 }
 
 /// What a lane has seen.
@@ -111,7 +122,9 @@ struct News {
     felt: AtomicU64,
     timeouts: AtomicU64,
     connected: AtomicU64,
-    passed: std::sync::Mutex<BTreeMap<String, u64>>,
+    passed: Mutex<BTreeMap<String, u64>>,
+    /// Steps that any of them passed.
+    ever: Mutex<BTreeSet<String>>,
 }
 
 const ALIVE: i64 = i64::MAX;
@@ -127,6 +140,7 @@ impl News {
                 Report::Said(text) => {
                     let (step, count) = text.split_once('=').expect("a count");
                     let count = count.parse().expect("a number");
+                    self.ever.lock().expect("whole").insert(step.into());
                     self.passed.lock().expect("whole").insert(step.into(), count);
                 }
             }
@@ -139,7 +153,7 @@ impl News {
         let until = Instant::now() + SLICE * 20;
         let felt = || self.timeouts.load(Ordering::SeqCst) >= enough;
         while !felt() && Instant::now() < until {
-            std::thread::sleep(SLICE / 4);
+            sleep(SLICE / 4);
         }
         self.felt.fetch_add(felt().into(), Ordering::SeqCst);
         self.stops.fetch_add(1, Ordering::SeqCst);
@@ -167,7 +181,8 @@ struct Survivor {
     news: Arc<News>,
 }
 
-fn each_step(lane: Lane) -> Tally {
+/// All that one lane is about: what was seen, and the steps.
+fn each_step(lane: Lane) -> (Tally, BTreeSet<String>) {
     let folder = tempfile::tempdir().expect("directory");
     let listener = options().bind(folder.path().join("survivor")).expect("binds");
     let mut nursery = Nursery::start(NAME, folder.path().to_str().expect("plain"));
@@ -185,9 +200,10 @@ fn each_step(lane: Lane) -> Tally {
         }
     }
     assert!(tally.felt > 0 && tally.early > 0 && tally.torn > 0, "{lane:?}: {tally:?}");
+    let ever = survivor.news.ever.lock().expect("whole").clone();
     survivor.nursery.end();
     hearing.join().expect("heard all");
-    tally
+    (tally, ever)
 }
 
 /// All passings if they are few, or if it is asked for; else some at the ends and in the middle.
@@ -204,7 +220,7 @@ impl Survivor {
         let mut steps: Option<BTreeMap<String, u64>> = None;
         for _ in 0..RECORDINGS {
             let (seen, _) = self.run("record");
-            assert_eq!(seen.expect("connects").0, FROM_VICTIM, "{:?}", self.lane);
+            assert_eq!(seen.expect("connects").received, FROM_VICTIM, "{:?}", self.lane);
             let passed = self.news.passed.lock().expect("whole").clone();
             let least = |(step, count): (String, u64)| Some((step.clone(), count.min(*passed.get(&step)?)));
             steps = Some(match steps {
@@ -249,7 +265,7 @@ impl Survivor {
         self.news.reset();
         self.nursery.order(&format!("{}\t{}\t{order}", self.lane.serves, self.lane.closes));
         let stream = if self.lane.serves { self.reach() } else { self.take() };
-        let seen = stream.map(|stream| survive(stream, &self.news));
+        let seen = stream.map(|stream| survive(stream, &self.news.timeouts));
         assert!(eventually(|| self.news.is_over()), "{order}: the victim hangs");
         (seen, self.news.over.load(Ordering::SeqCst))
     }
@@ -272,7 +288,7 @@ impl Survivor {
             match options().connect_timeout(&path, LONG) {
                 Ok(stream) => return Some(stream),
                 Err(_) if last => return None,
-                Err(_) => std::thread::sleep(SLICE / 5),
+                Err(_) => sleep(SLICE / 5),
             }
         }
     }
@@ -289,13 +305,10 @@ impl Tally {
     }
 }
 
-/// Messages received, the ends of both directions, the incoming pages at the end, and whether the
-/// victim has marked the outgoing direction.
-struct Seen(u64, RecvTimeoutError, SendTimeoutError, Peek, bool);
-
 /// Whether the ends are those that the marks and the act ask for; returns the torn slots.
-fn judge(&Seen(received, incoming, outgoing, pages, consumer_closed): &Seen, act: Act, what: &str) -> u64 {
-    let all = format!("{what}: {received} received, {incoming:?}, {outgoing:?}, {pages:?}");
+fn judge(seen: &Seen, act: Act, what: &str) -> u64 {
+    let &Seen { received, incoming, outgoing, pages, consumer_closed } = seen;
+    let all = format!("{what}: {seen:?}");
     assert_eq!(pages.unread, 0, "{all}");
     let through = act == Act::Stop;
     assert!(!through || received == FROM_VICTIM, "{all}");
@@ -310,60 +323,6 @@ fn judge(&Seen(received, incoming, outgoing, pages, consumer_closed): &Seen, act
         _ => panic!("{all}"),
     }
     pages.torn
-}
-
-/// The survivor's part. It sleeps where the victim is to find it asleep, or late.
-fn survive(mut stream: SharedMemoryStream, news: &News) -> Seen {
-    let mut received = 0;
-    let played = play_along(&mut stream, &mut received, news);
-    // Whatever ended it, each direction now says how it ended, and says it again.
-    let (sender, receiver) = stream.halves();
-    let incoming = loop {
-        match next(receiver, &mut received, news) {
-            Ok(()) => {}
-            Err(end) => break end,
-        }
-    };
-    let mut message = Vec::new();
-    fill(&mut message, 0, 700);
-    let outgoing = (0..).find_map(|_| sender.send_timeout(&message, LONG).err()).expect("an end");
-    assert!(played.is_err() || received == FROM_VICTIM);
-    assert_eq!(receiver.recv_timeout(&mut [0; 8], LONG), Err(incoming));
-    assert!(sender.is_disconnected());
-    Seen(received, incoming, outgoing, receiver.peek(), sender.peek().consumer_closed)
-}
-
-type Played = Result<(), Box<dyn std::error::Error>>;
-
-fn play_along(stream: &mut SharedMemoryStream, received: &mut u64, news: &News) -> Played {
-    let (sender, receiver) = stream.halves();
-    next(receiver, received, news)?; // It is asleep when this comes.
-    std::thread::sleep(SLICE); // The victim finds no room.
-    (0..5).try_for_each(|_| next(receiver, received, news))?;
-    std::thread::sleep(SLICE); // The victim sleeps.
-    send_all_kinds(sender)?;
-    std::thread::sleep(SLICE); // The victim waits for either.
-    (0..3).try_for_each(|_| next(receiver, received, news))?;
-    send(sender, 6, 30)?;
-    next(receiver, received, news)?;
-    send(sender, 7, 30)
-}
-
-/// The next message, which must be the next, and whole; in slices, so that waiting can be felt.
-fn next(receiver: &mut narrows::Receiver, received: &mut u64, news: &News) -> Result<(), RecvTimeoutError> {
-    let mut message = Vec::new();
-    let until = Instant::now() + LONG;
-    loop {
-        match receiver.recv_into_timeout(&mut message, SLICE) {
-            Ok(_) => break,
-            Err(RecvTimeoutError::Timeout) => news.timeouts.fetch_add(1, Ordering::SeqCst),
-            Err(end) => return Err(end),
-        };
-        assert!(Instant::now() < until, "neither a message nor an end after {received}");
-    }
-    assert_eq!(index_of(&message), Some(*received), "a torn message, or one out of turn");
-    *received += 1;
-    Ok(())
 }
 
 /// The victim's part: an order is "serves, closes, act, passing, step".
@@ -381,7 +340,7 @@ fn victim(order: &str, folder: &Path) -> i32 {
         options().connect_timeout(folder.join("survivor"), LONG).expect("connects")
     };
     nursery::report("connected");
-    scenario(stream, lane);
+    suffer(stream, lane.closes);
     failpoint::disarm();
     if words.len() == 3 {
         failpoint::counts().iter().for_each(|(step, count)| nursery::report(&format!("{step}={count}")));
@@ -391,64 +350,4 @@ fn victim(order: &str, folder: &Path) -> i32 {
 
 fn act_of(word: &str) -> Act {
     [Act::Kill, Act::Stop, Act::Exit].into_iter().find(|act| format!("{act:?}") == word).expect("an act")
-}
-
-fn scenario(mut stream: SharedMemoryStream, lane: Lane) {
-    std::thread::sleep(SLICE / 2); // The survivor sleeps when the first comes.
-    let (sender, receiver) = stream.halves();
-    send_all_kinds(sender).expect("sends");
-    let mut message = Vec::new();
-    for index in 0..6 {
-        if index == 1 {
-            let guard = receiver.recv_ref_timeout(LONG).expect("lent");
-            message = guard.to_vec().expect("whole");
-        } else {
-            receiver.recv_into_timeout(&mut message, LONG).expect("receives");
-        }
-        assert_eq!(index_of(&message), Some(index));
-    }
-    (6..8).for_each(|index| send(sender, index, 20).expect("sends"));
-    let ready = stream.wait_either_timeout(20, LONG).expect("either");
-    assert!(ready.space && !ready.message);
-    let (sender, receiver) = stream.halves();
-    (8..10).for_each(|index| send(sender, index, 20).expect("sends"));
-    for index in 6..8 {
-        receiver.recv_into_timeout(&mut message, LONG).expect("receives");
-        assert_eq!(index_of(&message), Some(index));
-    }
-    if lane.closes {
-        stream.close();
-    } else {
-        let (sender, receiver) = stream.split();
-        drop(sender);
-        drop(receiver);
-    }
-}
-
-fn send(sender: &mut narrows::Sender, index: u64, len: usize) -> Played {
-    let mut message = Vec::new();
-    fill(&mut message, index, len);
-    Ok(sender.send_timeout(&message, LONG)?)
-}
-
-/// Six messages: in a slot, in the arena, reserved, two in a batch, and in pieces.
-fn send_all_kinds(sender: &mut narrows::Sender) -> Played {
-    let mut message = Vec::new();
-    send(sender, 0, 20)?;
-    send(sender, 1, 300)?;
-    let mut lost = sender.reserve_timeout(64, LONG)?;
-    lost.write_all(&[0xee; 64]).expect("fits");
-    drop(lost);
-    fill(&mut message, 2, 40);
-    let mut room = sender.reserve_timeout(message.len(), LONG)?;
-    room.write_all(&message).expect("fits");
-    room.commit()?;
-    let mut batch = sender.batch();
-    for (index, len) in [(3, 50), (4, 200)] {
-        fill(&mut message, index, len);
-        batch.push_timeout(&message, LONG)?;
-    }
-    batch.flush()?;
-    drop(batch);
-    send(sender, 5, 3000)
 }
