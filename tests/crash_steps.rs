@@ -24,7 +24,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use faults::nursery::{self, Nursery, Report};
-use faults::{LONG, Watchdog, descriptors, eventually, role, say, sys, told};
+use faults::{LONG, Watchdog, descriptors, eventually, mappings, role, say, sys, threads, told};
 use narrows::internal::failpoint::{self, Act};
 use narrows::{RecvTimeoutError, SendTimeoutError, SharedMemoryListener, SharedMemoryStream};
 use scenario::{FROM_VICTIM, SLICE, Seen, options, suffer, survive};
@@ -45,7 +45,7 @@ const STEPS: [&str; 5] = [
     "store stamp|copy in|copy in, half done|store control|store tag|load stamp|load control|load tag|\
      copy out|store head|load head|load fate|load producer mark|load consumer mark",
     "fence|load flag|store flag|take flag|store wanted|load wanted|wait|woken|wake consumer|\
-     wake producer|wake twin",
+     wake producer|wake twin|futex wake",
     "settle|mark producer|mark consumer|unwatch|close the socket|munmap",
 ];
 
@@ -71,13 +71,14 @@ fn a_survivor_is_told_whatever_the_step() {
     let _watchdog = Watchdog::within(NAME, Duration::from_secs(300));
     let began = Instant::now();
     drop(SharedMemoryStream::pair().expect("pair")); // The lifeline and its descriptors stay.
-    let before = descriptors();
+    let held = || (descriptors(), mappings("memfd:"), threads());
+    let before = held();
     let tallies = std::thread::scope(|s| {
         let lanes = LANES.map(|lane| s.spawn(move || each_step(lane)));
         lanes.map(|it| it.join().expect("a lane"))
     });
-    let left = || descriptors() == before;
-    assert!(eventually(left), "{before} descriptors before, {} now", descriptors());
+    let same = || held() == before;
+    assert!(eventually(same), "descriptors, mappings, threads: {before:?} before, {:?} now", held());
     for (lane, (tally, _)) in LANES.iter().zip(&tallies) {
         say(&format!("{lane:?}: {} steps, {tally:?}", tally.steps));
     }

@@ -323,6 +323,7 @@ impl Memory for Mapping {
             Flag::Producer => self.at(words::PRODUCER_WOKEN).store(now, Ordering::Relaxed),
             Flag::Twin => {}
         }
+        step!("futex wake");
         // The peer has one sleeper, and what else it puts to sleep there would cost us time at each
         // wake. Beside a sleeper of our own the peer may have put others, in front of it.
         futex::wake(self.flag(flag), if self.is_ours(flag) { i32::MAX } else { 1 });
