@@ -1,4 +1,12 @@
 //! `kill -9` at random moments: the survivor keeps what was committed, whole and in order, and is told.
+//!
+//! ```text
+//! NARROWS_KILLS=200000 NARROWS_SEED=7 cargo test --features testing --test crash
+//! ```
+//!
+//! Without the feature the slots that the dead left torn are neither counted nor looked at. How soon a
+//! death is told is printed and not judged: a process that was killed needs a CPU to die, and on a busy
+//! machine waits for it as all do.
 
 #![allow(unsafe_code)]
 
@@ -114,11 +122,13 @@ impl fmt::Display for Counts {
             [&self.received, &self.sent, &self.died, &self.torn].map(|it| it.load(Ordering::Relaxed));
         let mut delays = self.delays.lock().expect("whole").clone();
         delays.sort_unstable();
+        let slow = delays.iter().filter(|delay| **delay > 100_000).count();
         let at = |part: usize| delays.get((delays.len() * part / 1000).min(delays.len() - 1)).unwrap_or(&0);
         write!(
             f,
             "{torn} slots left torn, {received} messages received whole, {sent} sent, {died} ends as \
-             PeerDied; from the kill to the error: half within {} us, 99.9 % within {} us, all within {} us",
+             PeerDied; from the kill to the error: half within {} us, 99.9 % within {} us, all within {} us, \
+             {slow} over 100 ms",
             at(500),
             at(999),
             at(1000),
@@ -311,11 +321,6 @@ fn closed_and_died_are_told_apart() {
                     panic!("on purpose");
                 });
             }
-            "reserved" => {
-                let mut room = stream.reserve(100).expect("room");
-                room.write_all(&[9; 100]).expect("fits");
-                sys::kill(i32::try_from(std::process::id()).expect("a pid"), libc::SIGKILL);
-            }
             _ => sys::kill(i32::try_from(std::process::id()).expect("a pid"), libc::SIGKILL),
         }
         return;
@@ -326,7 +331,6 @@ fn closed_and_died_are_told_apart() {
         ("panic", Some(true)),
         ("exit", None),
         ("abort", Some(false)),
-        ("reserved", Some(false)),
         ("kill", Some(false)),
     ] {
         let (mut child, mut stream) = child(NAME, role);
