@@ -25,6 +25,12 @@ pub fn watch() {
     ON.store(true, Ordering::Relaxed);
 }
 
+/// No more of it.
+#[cfg(test)]
+pub(super) fn unwatch() {
+    ON.store(false, Ordering::Relaxed);
+}
+
 /// What was seen in this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
