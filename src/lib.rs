@@ -51,5 +51,7 @@ pub mod internal {
         Gather, Inbound, Incoming, Monitor, NoPace, Outbound, Pace, RecvFault, SendFault, Wait, in_turn,
     };
     pub use crate::error::{Ended, Violation};
+    #[cfg(feature = "testing")]
+    pub use crate::sys::{failpoint, mapping::testing::Peek, sentinel};
     pub use crate::{handshake, layout, mem, ring};
 }

@@ -242,6 +242,11 @@ pub trait Memory {
 
     /// Whether the deadline has passed.
     fn expired(&self, until: Until) -> bool;
+
+    /// All before ticket `upto` is published, and its sleeper on `flag` has been looked for. For tests
+    /// that look for lost wake-ups.
+    #[cfg(feature = "testing")]
+    fn checked(&self, _flag: Flag, _upto: u64) {}
 }
 
 impl<M: Memory> Memory for Arc<M> {
@@ -328,5 +333,10 @@ impl<M: Memory> Memory for Arc<M> {
     #[inline]
     fn expired(&self, until: Until) -> bool {
         (**self).expired(until)
+    }
+
+    #[cfg(feature = "testing")]
+    fn checked(&self, flag: Flag, upto: u64) {
+        (**self).checked(flag, upto)
     }
 }

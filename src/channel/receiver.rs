@@ -104,6 +104,14 @@ impl Receiver {
         Closer::new(self.link())
     }
 
+    /// How the pages of this direction look. For tests.
+    #[cfg(feature = "testing")]
+    #[doc(hidden)]
+    pub fn peek(&self) -> crate::sys::mapping::testing::Peek {
+        let ring = self.inb_ref().ring();
+        ring.mem().peek(ring.ticket())
+    }
+
     /// What this half has received; the system calls are those of the whole connection.
     pub fn stats(&self) -> Stats {
         let (sleeps, wakes) = self.link().system_calls();

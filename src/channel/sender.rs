@@ -110,6 +110,13 @@ impl Sender {
         Closer::new(self.link())
     }
 
+    /// How the pages of this direction look. For tests.
+    #[cfg(feature = "testing")]
+    #[doc(hidden)]
+    pub fn peek(&mut self) -> crate::sys::mapping::testing::Peek {
+        self.out().ring().mem().peek(0)
+    }
+
     /// Whether the connection has ended: no later send can succeed.
     pub fn is_disconnected(&self) -> bool {
         !self.link().same_process() || self.out.check().is_err()

@@ -5,7 +5,7 @@
 //! 1. The kernel is asked for the sender's pidfd before Hello leaves, so the Welcome carries it.
 //! 2. Exactly one descriptor is accepted, whichever byte it came with; its seals and its size are
 //!    verified before it is mapped, and it is closed once it is.
-//! 3. A pidfd that has already exited when the Welcome is here is not believed.
+//! 3. Who sent the Welcome is the peer, also if it has ended since: the connection then ends as a death.
 //!
 //! # Proof
 //!
@@ -102,7 +102,7 @@ impl Caller {
             geometry: agreed.geometry,
             side: Side::Client,
             cred: self.cred,
-            peer: self.pidfd.filter(|pidfd| !pidfd.exited()).map(Pidfd::shared),
+            peer: self.pidfd.map(Pidfd::shared),
             first_ticket: agreed.first_ticket,
             max_message: agreed.max_message,
         };

@@ -117,6 +117,8 @@ impl<M: Memory> Consumer<M> {
         let few = self.head - self.published <= self.mem.slots() / 4 && self.hidden <= self.mem.arena() / 4;
         if !(unread && few) {
             self.publish_head(unread);
+            #[cfg(feature = "testing")]
+            self.mem.checked(Flag::Producer, self.head);
         }
     }
 

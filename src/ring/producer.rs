@@ -201,6 +201,8 @@ impl<M: Memory> Producer<M> {
         }
         self.next = to;
         rouse(&self.mem, Flag::Consumer);
+        #[cfg(feature = "testing")]
+        self.mem.checked(Flag::Consumer, to.ticket);
     }
 
     /// How this direction has ended, if it has.

@@ -22,7 +22,12 @@ pub(super) fn wait(word: &AtomicU32, until: Until, slice: Duration) -> Woke {
         _ => (slice, Woke::Slice),
     };
     let at = monotonic_now() + sleep;
-    match wait_until(word, at) {
+    let woken = wait_until(word, at);
+    #[cfg(feature = "testing")]
+    if matches!(woken, Ok(()) | Err(libc::ETIMEDOUT)) {
+        super::sentinel::slept();
+    }
+    match woken {
         Err(libc::ETIMEDOUT) => ending,
         _ => Woke::Early, // Woken, EAGAIN (not 1 any more) or EINTR: only the ring decides.
     }

@@ -96,6 +96,7 @@ pub(crate) fn watch(
     let lifeline = per_process(Lifeline::new)?;
     let canary = Canary::new()?;
     let id = lifeline.add(&socket, peer.as_ref(), watched)?;
+    step!("watch");
     Ok(Watch { canary, lifeline, id, socket, peer })
 }
 
@@ -116,7 +117,9 @@ impl AsFd for Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         if self.canary.same_process() {
+            step!("unwatch");
             self.lifeline.remove(self.id);
+            step!("close the socket");
         }
     }
 }
@@ -174,6 +177,7 @@ impl Lifeline {
         // The thread inherits the mask, so there is no moment in which it takes a signal.
         let _blocked = signals::block_all()?;
         let thread = thread::Builder::new().name("narrows-watch".into()).stack_size(STACK);
+        step!("start the lifeline");
         thread.spawn(move || self.run()).map(drop)
     }
 

@@ -81,6 +81,7 @@ impl Link {
     /// Writes the initial words of a fresh region, before anybody else can see it.
     pub(crate) fn format(region: &Region, geometry: &Geometry, first_ticket: u64) {
         for direction in [0, 1] {
+            step!("format");
             let head = geometry.direction(direction).words + words::HEAD;
             if head + size_of::<u64>() <= region.len() {
                 // SAFETY: in the region by the check, 8-aligned by the layout's const asserts.

@@ -86,6 +86,7 @@ impl Mapping {
 
     /// Says on which CPU this side is; a hint for the peer.
     pub(crate) fn publish_cpu(&self, me: Role, cpu: u64) {
+        step!("store cpu");
         self.at(cpu_word(me)).store(cpu, Ordering::Relaxed);
     }
 
@@ -219,25 +220,30 @@ impl Memory for Mapping {
 
     #[inline]
     fn load_slot(&self, ticket: u64, field: Field, order: Load) -> u64 {
+        step!(testing::load_slot(field));
         self.field(ticket, field).load(order.into())
     }
 
     #[inline]
     fn store_slot(&self, ticket: u64, field: Field, value: u64, order: Store) {
+        step!(testing::store_slot(field));
         self.field(ticket, field).store(value, order.into());
     }
 
     #[inline]
     fn load(&self, word: Word, order: Load) -> u64 {
+        step!(testing::load(word));
         self.word(word).load(order.into())
     }
 
     #[inline]
     fn store(&self, word: Word, value: u64, order: Store) {
+        step!(testing::store(word));
         self.word(word).store(value, order.into());
     }
 
     fn settle(&self, fate: u64) -> u64 {
+        step!("settle");
         // pairs with the Acquire loads of Fate in `ring/`.
         match self.link.fate().compare_exchange(0, fate, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => fate,
@@ -247,26 +253,33 @@ impl Memory for Mapping {
 
     #[inline]
     fn load_flag(&self, flag: Flag) -> u32 {
+        step!("load flag");
         self.flag(flag).load(Ordering::Relaxed)
     }
 
     #[inline]
     fn store_flag(&self, flag: Flag, value: u32) {
+        step!("store flag");
         self.flag(flag).store(value, Ordering::Relaxed);
     }
 
     fn take_flag(&self, flag: Flag) -> u32 {
+        step!("take flag");
         self.flag(flag).swap(0, Ordering::Relaxed)
     }
 
     #[inline]
     fn fence(&self, kind: Fence) {
+        step!("fence");
         fence(kind.into());
     }
 
     #[inline]
     fn copy_in(&self, to: Span, at: usize, bytes: &[u8], tail: Tail) -> Result<(), OutOfBounds> {
         let base = self.judge(to, at, bytes.len())?;
+        step!("copy in");
+        #[cfg(feature = "testing")]
+        self.begin_copy(base, at, bytes);
         // SAFETY: judged; spans start at multiples of 8 and have a multiple of 8 bytes.
         unsafe { copy::copy_in(base, at, bytes, tail) };
         Ok(())
@@ -275,6 +288,7 @@ impl Memory for Mapping {
     #[inline]
     fn copy_out(&self, from: Span, at: usize, bytes: &mut [u8]) -> Result<(), OutOfBounds> {
         let base = self.judge(from, at, bytes.len())?;
+        step!("copy out");
         // SAFETY: judged; spans start at multiples of 8 and have a multiple of 8 bytes.
         unsafe { copy::copy_out(base, at, bytes) };
         Ok(())
@@ -282,7 +296,17 @@ impl Memory for Mapping {
 
     fn wait(&self, flag: Flag, until: Until, patience: u32) -> Woke {
         self.link.count_sleep();
-        futex::wait(self.flag(flag), until, FIRST_SLICE * (1 << patience.min(LONGEST_DOUBLING)))
+        let slice = FIRST_SLICE * (1 << patience.min(LONGEST_DOUBLING));
+        step!("wait");
+        #[cfg(feature = "testing")]
+        let began = futex::monotonic_now();
+        let woke = futex::wait(self.flag(flag), until, slice);
+        step!("woken");
+        #[cfg(feature = "testing")]
+        if woke == Woke::Slice {
+            self.slept_through(flag, began, slice);
+        }
+        woke
     }
 
     fn doze(&self, until: Until) {
@@ -291,6 +315,7 @@ impl Memory for Mapping {
     }
 
     fn wake(&self, flag: Flag) {
+        step!(testing::wake(flag));
         self.link.count_wake();
         let now = u64::try_from(futex::monotonic_now().as_nanos()).unwrap_or(0);
         match flag {
@@ -298,9 +323,15 @@ impl Memory for Mapping {
             Flag::Producer => self.at(words::PRODUCER_WOKEN).store(now, Ordering::Relaxed),
             Flag::Twin => {}
         }
+        step!("futex wake");
         // The peer has one sleeper, and what else it puts to sleep there would cost us time at each
         // wake. Beside a sleeper of our own the peer may have put others, in front of it.
         futex::wake(self.flag(flag), if self.is_ours(flag) { i32::MAX } else { 1 });
+    }
+
+    #[cfg(feature = "testing")]
+    fn checked(&self, flag: Flag, upto: u64) {
+        self.note(flag, upto);
     }
 
     fn expired(&self, until: Until) -> bool {
@@ -314,5 +345,7 @@ impl fmt::Debug for Mapping {
     }
 }
 
+#[cfg(feature = "testing")]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

@@ -20,12 +20,22 @@
 //!
 //! Real kernel, real forks: the tests at the bottom of each file.
 
+/// A step at which a test may end this process: see `failpoint`. Without the feature it is nothing.
+macro_rules! step {
+    ($name:expr) => {
+        #[cfg(feature = "testing")]
+        crate::sys::failpoint::pass($name);
+    };
+}
+
 pub(crate) mod borrow;
 pub(crate) mod call;
 pub(crate) mod cmsg;
 mod copy;
 pub(crate) mod cpu;
 pub(crate) mod epoll;
+#[cfg(feature = "testing")]
+pub mod failpoint;
 pub(crate) mod fork;
 mod futex;
 pub(crate) mod lifeline;
@@ -35,6 +45,8 @@ pub(crate) mod memfd;
 pub(crate) mod path;
 pub(crate) mod pidfd;
 pub(crate) mod region;
+#[cfg(feature = "testing")]
+pub mod sentinel;
 pub(crate) mod signals;
 pub(crate) mod socket;
 pub(crate) mod spawn;

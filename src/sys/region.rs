@@ -44,7 +44,9 @@ impl Region {
     pub(crate) fn map(fd: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
         let len = not_empty(len)?;
         let map = MmapOptions::new().len(len).map_raw(&fd);
-        Self::of(map.map_err(|e| call::named("mmap", e))?)
+        let map = map.map_err(|e| call::named("mmap", e))?;
+        step!("mmap");
+        Self::of(map)
     }
 
     /// Maps `len` zero bytes of this process's own.
@@ -92,6 +94,7 @@ impl Region {
         map.advise(Advice::DontFork).map_err(|e| call::named("madvise(MADV_DONTFORK)", e))?;
         // Messages do not belong into a core dump, but nothing depends on that.
         let _ = map.advise(Advice::DontDump);
+        step!("madvise");
         Ok(Self { canary: Canary::new()?, map: ManuallyDrop::new(map) })
     }
 }
@@ -101,6 +104,7 @@ impl Drop for Region {
         if self.canary.same_process() {
             // SAFETY: dropped here only, and `self.map` is not used afterwards.
             unsafe { ManuallyDrop::drop(&mut self.map) };
+            step!("munmap");
         }
     }
 }

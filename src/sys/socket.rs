@@ -224,6 +224,7 @@ fn option<T: Copy + PlainOption>(fd: BorrowedFd<'_>, name: i32, initial: T) -> i
     if result != 0 {
         return Err(io::Error::last_os_error());
     }
+    step!("getsockopt");
     // SAFETY: initialised above, and any bytes are a `T`.
     Ok(unsafe { value.assume_init() })
 }
@@ -235,6 +236,7 @@ fn set_option(fd: BorrowedFd<'_>, name: i32, value: i32) {
     unsafe {
         libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, place, len_of::<i32>());
     }
+    step!("setsockopt");
 }
 
 /// A type of which any bytes are a value.

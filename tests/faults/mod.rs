@@ -3,6 +3,7 @@
 #![allow(dead_code, unused_imports)] // Each test binary uses its own part.
 
 pub(crate) mod byhand;
+pub(crate) mod nursery;
 #[path = "../common/process.rs"]
 pub(crate) mod process;
 pub(crate) mod sys;

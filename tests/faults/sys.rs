@@ -30,17 +30,38 @@ pub(crate) fn kill(pid: i32, signal: i32) {
 
 /// The exit code, or the number of the signal, negative.
 pub(crate) fn wait_for(pid: i32) -> i32 {
+    loop {
+        if let Change::Over(code) = wait_for_change(pid) {
+            return code;
+        }
+    }
+}
+
+/// What became of a child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// A signal stopped it.
+    Stopped,
+    /// The exit code, or the number of the signal, negative.
+    Over(i32),
+}
+
+/// Waits until a child is stopped or over.
+pub(crate) fn wait_for_change(pid: i32) -> Change {
     let mut status = 0;
     loop {
         // SAFETY: fills the local.
-        let waited = unsafe { libc::waitpid(pid, &mut status, 0) };
+        let waited = unsafe { libc::waitpid(pid, &mut status, libc::WUNTRACED) };
         if waited == pid {
             break;
         }
         let error = io::Error::last_os_error();
         assert_eq!(error.kind(), io::ErrorKind::Interrupted, "waitpid: {error}");
     }
-    if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { -libc::WTERMSIG(status) }
+    if libc::WIFSTOPPED(status) {
+        return Change::Stopped;
+    }
+    Change::Over(if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { -libc::WTERMSIG(status) })
 }
 
 /// As many descriptors as this process may have.

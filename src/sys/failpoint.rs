@@ -1,0 +1,147 @@
+//! Steps at which a test makes its own process die, stop or end. Behind the feature `testing` alone.
+//!
+//! ```text
+//!   step!("store head");  ── off: one relaxed load
+//!                         ── counting: how often each step was passed
+//!                         ── armed: at the n-th passing of that step, kill -9, SIGSTOP or _exit
+//! ```
+//!
+//! A step stands *before* each access to shared words, and *behind* each system call that succeeded:
+//! between two steps nothing happens that another process could see. So who dies once at each passing
+//! of each step has died at every moment that matters. The one thing that takes longer is a copy: it is
+//! made in two halves while a step is armed, with a step between them.
+//!
+//! # What it does not show
+//!
+//! Which passing is the n-th depends on the scheduler where a scenario waits: a test must bear that
+//! a step is not reached.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// What becomes of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// `kill -9`.
+    Kill,
+    /// SIGSTOP: it goes on when somebody sends SIGCONT.
+    Stop,
+    /// `_exit(0)`: no destructor runs.
+    Exit,
+}
+
+/// From now on counts the passings of each step, from 0, and acts at none.
+pub fn record() {
+    let mut state = state();
+    *state = State { passed: BTreeMap::new(), armed: None };
+    ON.store(true, Ordering::Relaxed);
+}
+
+/// As [`record`], and acts at the `nth` passing of `step`, the first being 1.
+pub fn arm(step: &str, nth: u64, act: Act) {
+    let mut state = state();
+    *state = State { passed: BTreeMap::new(), armed: Some(Armed { step: step.into(), nth, act }) };
+    ON.store(true, Ordering::Relaxed);
+}
+
+/// How often each step was passed since the last [`record`] or [`arm`].
+pub fn counts() -> Vec<(&'static str, u64)> {
+    state().passed.iter().map(|(step, count)| (*step, *count)).collect()
+}
+
+/// Counts and acts no more.
+pub fn disarm() {
+    ON.store(false, Ordering::Relaxed);
+    state().armed = None;
+}
+
+/// Whether steps count.
+#[inline]
+pub(super) fn is_on() -> bool {
+    ON.load(Ordering::Relaxed)
+}
+
+/// This process is about to do the step, or has just made the system call of that name.
+#[inline]
+pub(super) fn pass(step: &'static str) {
+    if is_on() {
+        passed(step);
+    }
+}
+
+static ON: AtomicBool = AtomicBool::new(false);
+static STATE: Mutex<State> = Mutex::new(State { passed: BTreeMap::new(), armed: None });
+
+struct State {
+    passed: BTreeMap<&'static str, u64>,
+    armed: Option<Armed>,
+}
+
+struct Armed {
+    step: String,
+    nth: u64,
+    act: Act,
+}
+
+fn state() -> MutexGuard<'static, State> {
+    STATE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cold]
+fn passed(step: &'static str) {
+    let mut state = state();
+    let count = state.passed.entry(step).or_default();
+    *count += 1;
+    let now = *count;
+    let due = state.armed.take_if(|armed| armed.step == step && armed.nth == now);
+    drop(state); // Who is stopped must not hold up its other threads once it goes on.
+    match due.map(|armed| armed.act) {
+        None => {}
+        Some(Act::Kill) => signal_here(libc::SIGKILL),
+        Some(Act::Stop) => signal_here(libc::SIGSTOP),
+        // SAFETY: ends the process at once and runs nothing.
+        Some(Act::Exit) => unsafe { libc::_exit(0) },
+    }
+}
+
+/// Sent to this very thread, so that it takes effect before the call returns.
+fn signal_here(signal: i32) {
+    // SAFETY: takes numbers: this process, this thread, and a signal.
+    unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), libc::gettid(), signal) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::testing::fork;
+
+    #[test]
+    fn the_nth_passing_acts_and_the_others_count() {
+        let ends = |act, nth| {
+            let child = fork(move || {
+                arm("here", nth, act);
+                (0..3).for_each(|_| pass("here"));
+                pass("there");
+                i32::from(counts() != [("here", 3), ("there", 1)]) + 7
+            });
+            child.wait()
+        };
+        assert_eq!(ends(Act::Kill, 3), -libc::SIGKILL);
+        assert_eq!(ends(Act::Kill, 4), 7);
+        assert_eq!(ends(Act::Exit, 1), 0);
+    }
+
+    #[test]
+    fn nothing_counts_when_off() {
+        let child = fork(|| {
+            pass("here");
+            record();
+            pass("here");
+            disarm();
+            pass("here");
+            i32::from(counts() != [("here", 1)])
+        });
+        assert_eq!(child.wait(), 0);
+    }
+}

@@ -1,0 +1,106 @@
+//! A process that forks victims and tells how they end: hundreds a second, since nothing is exec'ed.
+//!
+//! ```text
+//!   test ── orders, a line each ──▶ nursery ── fork ──▶ victim: does what the line says
+//!     ▲                               │ waitpid            │
+//!     └── "@stopped", "@over", ... ───┴────────────────────┘ "@" and what it says
+//! ```
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{ChildStdin, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+
+use super::{Kept, me, say, sys};
+
+/// What a nursery reports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Report {
+    /// The victim, by its number, was stopped by a signal.
+    Stopped(i32),
+    /// The victim is over and reaped: its exit code, or the number of the signal, negative.
+    Over(i32),
+    /// What the victim said.
+    Said(String),
+}
+
+/// The test's end of a nursery.
+#[derive(Debug)]
+pub(crate) struct Nursery {
+    child: Kept,
+    orders: Option<ChildStdin>,
+    reports: Option<Receiver<Report>>,
+}
+
+impl Nursery {
+    /// Starts the test again, in the role "nursery"; there it calls [`serve`].
+    pub(crate) fn start(test: &str, told: &str) -> Self {
+        let mut command = me(test, "nursery", told);
+        let mut child = Kept::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
+        let orders = child.0.stdin.take();
+        let output = BufReader::new(child.0.stdout.take().expect("a pipe"));
+        let (tell, reports) = channel();
+        thread::spawn(move || {
+            // The test runner's own output comes before the mark, on the same line at times.
+            let lines = output.lines().map_while(Result::ok);
+            let marked = lines.filter_map(|line| line.rsplit_once('@').map(|(_, text)| text.to_owned()));
+            marked.map(|text| parse(&text)).all(|report| tell.send(report).is_ok())
+        });
+        Self { child, orders, reports: Some(reports) }
+    }
+
+    /// The reports, for whoever is to hear them.
+    pub(crate) fn reports(&mut self) -> Receiver<Report> {
+        self.reports.take().expect("taken once")
+    }
+
+    /// Has a victim forked that does what the line says.
+    pub(crate) fn order(&self, line: &str) {
+        let mut orders = self.orders.as_ref().expect("open");
+        writeln!(orders, "{line}").expect("the nursery lives");
+    }
+
+    /// No more victims.
+    pub(crate) fn end(mut self) {
+        self.orders = None;
+        assert!(self.child.wait().success(), "a victim did not end as it should");
+    }
+}
+
+/// In the nursery: forks a victim for each order, one after the other. What it returns is its exit
+/// code, and a panic is 101.
+pub(crate) fn serve(victim: impl Fn(&str) -> i32) {
+    for line in BufReader::new(std::io::stdin()).lines() {
+        let line = line.expect("reads");
+        let pid = sys::fork();
+        if pid == 0 {
+            sys::alarm(60);
+            let order = line.clone();
+            std::panic::set_hook(Box::new(move |info| say(&format!("victim of {order:?}: {info}"))));
+            let act = std::panic::AssertUnwindSafe(|| victim(&line));
+            sys::exit_now(std::panic::catch_unwind(act).unwrap_or(101));
+        }
+        loop {
+            match sys::wait_for_change(pid) {
+                sys::Change::Stopped => report(&format!("stopped {pid}")),
+                sys::Change::Over(code) => break report(&format!("over {code}")),
+            }
+        }
+    }
+}
+
+/// Tells the test; from the nursery or from a victim.
+pub(crate) fn report(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let told = writeln!(out, "@{text}").and_then(|()| out.flush());
+    told.expect("the test listens");
+}
+
+fn parse(text: &str) -> Report {
+    let number = |text: &str| text.parse().expect("a number");
+    match text.split_once(' ') {
+        Some(("stopped", pid)) => Report::Stopped(number(pid)),
+        Some(("over", code)) => Report::Over(number(code)),
+        _ => Report::Said(text.to_owned()),
+    }
+}
