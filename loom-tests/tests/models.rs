@@ -28,7 +28,7 @@ fn main() {
     println!(
         "{} of {count} models hold at {} preemptions: {} executions in {:.1?}\n",
         conclusion.num_passed,
-        preemptions().map_or("any number of".to_owned(), |most| format!("at most {most}")),
+        preemptions().map_or_else(|| "any number of".to_owned(), |most| format!("at most {most}")),
         EXPLORED.load(Ordering::Relaxed),
         began.elapsed(),
     );

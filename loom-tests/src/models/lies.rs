@@ -26,6 +26,10 @@ fn a_head_that_lies_is_refused() {
         b.into.store(Word::Head, head, Store::Release);
         assert!(out.ring().released(0));
         assert_eq!(try_send(&mut out, &[1]), Err(SendFault::Ended(VIOLATED)), "{head}");
+        // It stays so, whatever the head says now, and the peer is told.
+        b.into.store(Word::Head, 1, Store::Release);
+        assert_eq!(try_send(&mut out, &[1]), Err(SendFault::Ended(VIOLATED)), "{head}");
+        assert_ne!(b.into.load(Word::ProducerMark, Load::Relaxed), 0);
     }
     let (a, b) = connection::<Cells>(1, 64);
     let mut out = sender(&a);

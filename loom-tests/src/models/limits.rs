@@ -29,6 +29,7 @@ pub(super) const ALL: &[Named] = named![
     a_message_longer_than_agreed_is_refused,
     an_end_is_told_before_anything_is_sent,
     a_message_in_pieces_is_tried_whole_or_not_at_all,
+    pieces_of_an_earlier_call_are_kept,
 ];
 
 fn the_last_ticket_is_the_last() {
@@ -245,6 +246,7 @@ fn an_abandoned_message_is_told_once() {
     ring.write_total(&first, 16);
     ring.describe(&first, super::super::code::layout::Kind::First, 8, 0);
     ring.publish(first.after(), true);
+    ring.publish(ring.next(), false); // Of nothing: it changes nothing.
     let mut to = out.ring().next();
     for i in 0..2 {
         let claim = out.stage(to, 1).unwrap();
@@ -253,7 +255,6 @@ fn an_abandoned_message_is_told_once() {
         out.describe_whole(&claim, 1, 0);
         to = claim.after();
     }
-    out.publish(out.ring().next(), false); // Of nothing.
     out.publish(to, false);
     try_send(&mut out, &[2]).unwrap();
     for i in 0..3 {
@@ -317,10 +318,30 @@ fn a_message_in_pieces_is_tried_whole_or_not_at_all() {
         assert_eq!(recv(&mut inb).unwrap(), five_pieces);
         assert_eq!(inb.ring().ticket() % 5, 0);
     }
-    assert_eq!(try_send(&mut out, &vec![0; 512 * K + 1]), Err(SendFault::TooLargeToTry));
+    let (a, _b) = connection::<Plain>(16, 512 * K);
+    assert_eq!(try_send(&mut sender(&a), &vec![0; 512 * K + 1]), Err(SendFault::TooLargeToTry));
     // Four slots never hold five pieces.
     let (a, _b) = connection::<Plain>(4, 512 * K);
     assert_eq!(try_send(&mut sender(&a), &five_pieces), Err(SendFault::TooLargeToTry));
     let (a, _b) = connection::<Plain>(4, 512 * K);
     assert_eq!(try_send(&mut sender(&a), &vec![0; 256 * K]), Ok(256 * K));
+}
+
+fn pieces_of_an_earlier_call_are_kept() {
+    use super::super::code::layout::Kind;
+    let (mut out, mut inb) = ring_from(0, 4, 512);
+    for (kind, byte) in [(Kind::First, 1), (Kind::Middle, 2), (Kind::Last, 3)] {
+        let ring = out.ring_mut();
+        let claim = ring.claim_piece(ring.next(), 8).unwrap();
+        ring.open(&claim);
+        ring.write(&claim, 0, &[byte; 8], narrows::internal::mem::Tail::Zero).unwrap();
+        ring.write_total(&claim, 24);
+        ring.describe(&claim, kind, 8, 0);
+        ring.publish(claim.after(), kind != Kind::Last);
+        if kind != Kind::Last {
+            let mut buffer = vec![9; 3];
+            assert_eq!(inb.recv_into(&mut buffer, Wait::Never).unwrap_err(), RecvFault::Empty);
+        }
+    }
+    assert_eq!(recv(&mut inb).unwrap(), [[1; 8], [2; 8], [3; 8]].concat());
 }

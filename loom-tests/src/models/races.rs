@@ -52,8 +52,9 @@ fn a_lent_message_that_is_lapped_is_found_out() {
     let mut inb: Inbound<RacyModel, NoPace> = receiver(&b);
     if let Ok(message) = inb.lend(Wait::Never) {
         let mut bytes = vec![0; message.len()];
-        let read = inb.read_at(&message, 0, &mut bytes);
-        judge(inb.give_back(&message).and(read.map_err(|_| RecvFault::Empty)).map(|()| bytes));
+        // What is torn may be a lie about the length as well.
+        let _refused = inb.read_at(&message, 0, &mut bytes);
+        judge(inb.give_back(&message).map(|()| bytes));
     }
     peer.join().unwrap();
 }

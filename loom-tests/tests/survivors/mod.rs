@@ -15,6 +15,10 @@ const SURVIVORS: &[(&str, &str, &str, &str)] = &[
     ("channel/inbound.rs", "next", "never self.ring.ticket() == ticket", PATIENCE),
     ("channel/outbound.rs", "send_cut", "never left > 0 (2)", EARLY),
     ("channel/outbound.rs", "send_cut", "never refuses (2)", EARLY),
+    ("channel/partial.rs", "room", "always self.buffer.len() < end", MEMORY),
+    ("channel/partial.rs", "trade", "never self.state == State::Idle", MEMORY),
+    ("channel/mod.rs", "may_wait_on", "always tries > 0", PATIENCE),
+    ("channel/mod.rs", "may_wait_on", "never tries > 0", PATIENCE),
     ("channel/mod.rs", "may_wait_on", "always tries > PLAYED", PATIENCE),
     ("channel/mod.rs", "may_wait_on", "never tries > PLAYED", PATIENCE),
 ];
@@ -27,6 +31,7 @@ const PATIENCE: &str =
     "counts a liar's flickers, to doze: tests/ring_hostile.rs, a_peer_that_sends_pieces_for_ever";
 const EARLY: &str =
     "leaves early once the end is known: a send that has room may be in time or not, and waits for none";
+const MEMORY: &str = "costs memory that could be used again, or one more copy: the bytes are the same";
 const LOOKS: &str = "loads a head more often than needed, and finds the same";
 
 /// Why a mutant may survive.
