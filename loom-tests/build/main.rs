@@ -82,6 +82,8 @@ fn main() {
         write!(code, "pub mod {module} {{ {body} }}").unwrap();
     }
     println!("cargo::rerun-if-changed=build");
+    let files: Vec<_> = MODULES.iter().flat_map(|(_, files)| files.iter().map(|(_, file)| file)).collect();
+    write!(code, "/// What was copied, below `src/`.\npub const SOURCES: &[&str] = &{files:?};").unwrap();
     write!(code, "{}", list(&mutants)).unwrap();
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap());
     fs::write(out.join("weakened.rs"), code).unwrap();

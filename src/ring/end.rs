@@ -53,7 +53,7 @@ pub fn ended<M: Memory>(mem: &M, peer: Word) -> Option<Ended> {
         Some(Fate::Violated) => return Some(Ended::ProtocolViolated),
         _ => {}
     }
-    // pairs with the fence before the store in `close`.
+    // pairs with the Release store in `close`.
     if mem.load(peer, Load::Acquire) != 0 {
         return Some(Ended::Disconnected);
     }
@@ -62,9 +62,8 @@ pub fn ended<M: Memory>(mem: &M, peer: Word) -> Option<Ended> {
 
 /// Marks this side's end of a direction as closed, and wakes the other side's sleeper.
 pub fn close<M: Memory>(mem: &M, own: Word, theirs: Flag) {
-    // Relaxed: whoever committed made a full fence behind it (`rouse`), which is what pairs with the
-    // Acquire load in `ended`.
-    mem.store(own, 1, Store::Relaxed);
+    // pairs with the Acquire load in `ended`: who closes may be another thread than who committed.
+    mem.store(own, 1, Store::Release);
     rouse(mem, theirs);
 }
 

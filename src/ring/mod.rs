@@ -38,7 +38,7 @@
 //! |---|---|---|
 //! | stamp 2n+2, Release (`producer: publish`) | stamp, Acquire (`consumer: arrival`) | payload, control, tag |
 //! | head, Release (`consumer: publish_head`) | head, Acquire (`producer: refresh`) | the end of the reads |
-//! | commit, fence Full (`park: rouse`), mark (`end: close`) | marks, Acquire (`end: ended`) | everything committed before |
+//! | marks, Release (`end: close`) | marks, Acquire (`end: ended`) | everything committed before |
 //! | fate, Release (`Memory::settle`) | fate, Acquire (`end: ended`) | the peer's last stores, by the kernel |
 //! | urgent and bell, Release (`urgent: post`) | Acquire (`urgent: read`, `bell`) | the word before the bell |
 //! | stamp 2n+1, then fence Release (`producer: open`) | fence Acquire, then stamp (`consumer: verify`) | a lap by a liar |

@@ -13,6 +13,7 @@ use crate::machine::{Cells, Side, connection};
 
 pub(super) const ALL: &[Named] = named![
     the_producers_close_ends_a_receiver_which_drains_first,
+    a_sender_that_moved_to_another_thread_closes_behind_its_messages,
     the_consumers_close_ends_a_sender_that_waits_for_space,
     a_close_ends_one_that_waits_for_either,
     a_mark_set_after_a_message_never_hides_it,
@@ -44,6 +45,20 @@ fn the_producers_close_ends_a_receiver_which_drains_first() {
     assert_eq!(recv(&mut inb).unwrap(), [1]);
     assert_eq!(recv(&mut inb), Err(DISCONNECTED));
     thread.join().unwrap();
+}
+
+fn a_sender_that_moved_to_another_thread_closes_behind_its_messages() {
+    let (a, b) = connection::<Cells>(1, 64);
+    let first = thread::spawn(move || {
+        let mut out = sender(&a);
+        send(&mut out, &[1]).unwrap();
+        out
+    });
+    let second = thread::spawn(move || first.join().unwrap().ring().close());
+    let mut inb = receiver(&b);
+    assert_eq!(recv(&mut inb).unwrap(), [1]);
+    assert_eq!(recv(&mut inb), Err(DISCONNECTED));
+    second.join().unwrap();
 }
 
 fn the_consumers_close_ends_a_sender_that_waits_for_space() {
@@ -148,15 +163,16 @@ fn a_death_between_the_flag_and_the_wake_is_told_to_a_sender() {
 fn what_was_committed_before_a_death_is_received_first() {
     let (a, b) = connection::<Cells>(2, 64);
     let other = b.clone();
-    let peer = thread::spawn(move || {
-        send(&mut sender(&a), &[1]).unwrap();
-        // The kernel reports a death after everything that the peer did.
+    let peer = thread::spawn(move || drop(send(&mut sender(&a), &[1])));
+    // The kernel reports a death after everything that the peer did.
+    let lifeline = thread::spawn(move || {
+        peer.join().unwrap();
         bury_for(&other);
     });
     let mut inb = receiver(&b);
     assert_eq!(recv(&mut inb).unwrap(), [1]);
     assert_eq!(recv(&mut inb), Err(DIED));
-    peer.join().unwrap();
+    lifeline.join().unwrap();
 }
 
 fn local_close_ends_both_sleepers_of_a_side() {

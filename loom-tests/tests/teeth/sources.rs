@@ -1,0 +1,48 @@
+//! Whether the protocol's orderings all stand where mutants are made of them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use libtest_mimic::Failed;
+use loom_tests::weakened::code::SOURCES;
+
+/// Files that name the machine's orderings and are none of the protocol.
+const OTHERS: [(&str, &str); 5] = [
+    ("mem.rs", "names the orderings"),
+    ("mem/heap.rs", "is a machine; the models have their own"),
+    ("sys/mapping.rs", "is a machine; the models have their own"),
+    ("sys/mapping/testing.rs", "looks at a machine for tests"),
+    ("sys/link.rs", "asks for marks, to know what to say of a hang-up; the ring asks again"),
+];
+
+const ORDERINGS: [&str; 3] = ["Load::Acquire", "Store::Release", "mem.fence("];
+
+/// Fails for each file that has an ordering, and is neither copied nor known to be another.
+pub(crate) fn are_complete() -> Result<(), Failed> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src");
+    let mut unknown = Vec::new();
+    visit(&root, &mut |path| {
+        let text = fs::read_to_string(path).expect("a source");
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+        let name = path.strip_prefix(&root).expect("below it").to_str().expect("plain").to_owned();
+        let known = SOURCES.contains(&&*name) || OTHERS.iter().any(|(other, _)| *other == name);
+        if !known && !name.starts_with("fuzz/") && ORDERINGS.iter().any(|it| code.contains(it)) {
+            unknown.push(name);
+        }
+    });
+    match &unknown[..] {
+        [] => Ok(()),
+        unknown => Err(format!("no mutants are made of {unknown:?}: see build/main.rs").into()),
+    }
+}
+
+fn visit(folder: &Path, act: &mut impl FnMut(&PathBuf)) {
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        match path.is_dir() {
+            true => visit(&path, act),
+            false if path.extension().is_some_and(|end| end == "rs") => act(&path),
+            false => {}
+        }
+    }
+}
