@@ -1,0 +1,85 @@
+//! A connection whose pages can be looked at and overwritten, for the fuzzers.
+//!
+//! It is made as a real one is: a sealed memfd, verified and mapped, a socketpair, the lifeline. It is
+//! then used again for each run, since making it takes longer than most runs.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::link::{Link, LinkParts, Side, Verdicts};
+use super::memfd;
+use super::region::Region;
+use super::socket::{self, PeerCred};
+use crate::layout::Geometry;
+
+/// One end of a connection, its pages, and the socket of a peer that does nothing.
+#[derive(Debug)]
+pub(crate) struct Pages {
+    link: Arc<Link>,
+    _theirs: OwnedFd,
+}
+
+impl Pages {
+    /// Fresh pages, all zero.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub(crate) fn new(
+        geometry: Geometry,
+        side: Side,
+        (first_ticket, max_message): (u64, u64),
+        verdicts: Verdicts,
+    ) -> io::Result<Self> {
+        let len = geometry.region_len();
+        let memfd = memfd::create(len)?;
+        memfd::seal(&memfd)?;
+        memfd::verify(memfd.as_fd(), len).map_err(io::Error::other)?;
+        let region = Region::map(memfd.as_fd(), len)?;
+        let (socket, theirs) = socket::pair()?;
+        let cred = PeerCred::own();
+        let parts = LinkParts { region, socket, geometry, side, cred, peer: None, first_ticket, max_message };
+        Ok(Self { link: Link::establish(parts, verdicts)?, _theirs: theirs })
+    }
+
+    /// The connection.
+    pub(crate) fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    /// What became of the connection, in private memory.
+    pub(crate) fn fate(&self) -> u64 {
+        self.link.fate().load(Ordering::Relaxed)
+    }
+
+    /// Zeroes all pages, and the connection lives again.
+    pub(crate) fn reset(&self) {
+        self.words().for_each(|word| word.store(0, Ordering::Relaxed));
+        self.link.fate().store(0, Ordering::Relaxed);
+    }
+
+    /// Formats the pages as for a new connection.
+    pub(crate) fn format(&self) {
+        Link::format(self.link.region(), &self.link.geometry(), self.link.first_ticket());
+    }
+
+    /// Overwrites the word that this byte is in, if there is one.
+    pub(crate) fn put(&self, at: usize, value: u64) {
+        if let Some(word) = self.words().nth(at / size_of::<u64>()) {
+            word.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// The words of all pages.
+    pub(crate) fn words(&self) -> impl ExactSizeIterator<Item = &AtomicU64> {
+        let region = self.link.region();
+        (0..region.len() / size_of::<u64>()).map(|index| {
+            // SAFETY: in the region, which the link keeps, and aligned, since a mapping begins at a
+            // page; all that reads or writes the pages of this connection is atomic or a copy that the
+            // runs of one thread make one after the other.
+            unsafe { AtomicU64::from_ptr(region.base().as_ptr().cast::<u64>().add(index)) }
+        })
+    }
+}
