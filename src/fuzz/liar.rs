@@ -14,6 +14,9 @@ use crate::mem::{
 };
 use crate::ring::Fate;
 
+/// Questions about the time after the deadline that no bounded wait asks.
+const ENDLESS: u64 = 10_000;
+
 /// What was loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Read {
@@ -51,6 +54,12 @@ pub(super) struct Liar<'a> {
     reads: RefCell<Vec<Read>>,
     /// Whether the reads are kept.
     traced: Cell<bool>,
+    /// The stamp that was loaded last, and its ticket.
+    stamped: Cell<(u64, u64)>,
+    /// The ticket that was ready when a payload was copied out last.
+    reading: Cell<Option<u64>>,
+    /// Its stamp was seen to have moved since.
+    torn: Cell<bool>,
 }
 
 impl<'a> Liar<'a> {
@@ -65,6 +74,9 @@ impl<'a> Liar<'a> {
             work: Cell::default(),
             reads: RefCell::default(),
             traced: Cell::new(false),
+            stamped: Cell::default(),
+            reading: Cell::default(),
+            torn: Cell::default(),
         }
     }
 
@@ -81,6 +93,17 @@ impl<'a> Liar<'a> {
 
     pub(super) fn work(&self) -> Work {
         self.work.get()
+    }
+
+    /// Whether the stamp that was loaded last said that its ticket is ready.
+    pub(super) fn was_ready(&self) -> bool {
+        let (ticket, stamp) = self.stamped.get();
+        stamp == ready(ticket)
+    }
+
+    /// Whether the reader of a payload has seen that it was overwritten.
+    pub(super) fn is_torn(&self) -> bool {
+        self.torn.get()
     }
 
     pub(super) fn fate(&self) -> u64 {
@@ -116,20 +139,20 @@ impl<'a> Liar<'a> {
         let mut bytes = self.bytes.borrow_mut();
         match bytes.u8() {
             _ if bytes.is_empty() => 0,
-            0..=7 => bytes.u64(),
-            8..=15 => bytes.number(),
+            0..=1 => bytes.u64(),
+            2..=4 => bytes.number(),
             _ => plausible(&mut bytes),
         }
     }
 
     fn stamp(&self, ticket: u64, bytes: &mut Bytes<'a>) -> u64 {
-        let ready = ticket.wrapping_mul(2).wrapping_add(2);
-        match bytes.below(16) {
-            0 => 0,
-            1 => ready.wrapping_sub(1),
-            2 => ready.wrapping_sub(2 * self.slots),
-            3 => ready.wrapping_add(2 * self.slots),
-            4 => ready.wrapping_add_signed(i64::from(bytes.u8()) - 128),
+        let ready = ready(ticket);
+        match bytes.u8() {
+            0..=15 => 0,
+            16..=31 => ready.wrapping_sub(1),
+            32..=39 => ready.wrapping_sub(2 * self.slots),
+            40 => ready.wrapping_add(2 * self.slots),
+            41..=43 => ready.wrapping_add_signed(i64::from(bytes.u8()) - 128),
             _ => ready,
         }
     }
@@ -137,15 +160,15 @@ impl<'a> Liar<'a> {
     fn control(&self, bytes: &mut Bytes<'a>) -> u64 {
         let (choice, small) = (bytes.u8(), u64::from(bytes.u8()));
         let kind = u64::from(choice % 5) + 1;
-        let abort = u64::from(choice & 0x80 != 0 && choice & 0x40 != 0) << 5;
+        let abort = u64::from(bytes.rarely(16)) << 5;
         let room = if kind == 1 { INLINE as u64 } else { self.arena };
-        let (len, place) = match choice >> 3 & 7 {
-            0 => (room, 0),
-            1 => (room + 1, 0),
-            2 => (room.saturating_sub(small), small / GRAIN as u64),
-            3 => (small, room / GRAIN as u64),
-            4 => (small * GRAIN as u64 % (room + 1), 0),
-            _ => (small % (room + 1), 0),
+        let (len, place) = match choice / 5 {
+            0 => (room + 1, 0),
+            1 => (small, room / GRAIN as u64),
+            2..=5 => (room, 0),
+            6..=9 if kind > 1 => (room.saturating_sub(small).max(1), small / GRAIN as u64),
+            10..=14 => (small * GRAIN as u64 % (room + 1), 0),
+            _ => (1 + small % room, 0),
         };
         len << 32 | place << 6 | abort | kind
     }
@@ -155,6 +178,7 @@ impl<'a> Liar<'a> {
         self.did(|work| work.ticks += 1);
         let passed = self.work.get().ticks > self.deadline.get();
         self.did(|work| work.late += u64::from(passed));
+        assert!(self.work.get().late < ENDLESS, "a wait that does not end");
         if passed && until.is_none() {
             self.settle(Fate::Closed as u64);
         }
@@ -172,6 +196,10 @@ impl<'a> Liar<'a> {
     }
 }
 
+fn ready(ticket: u64) -> u64 {
+    ticket.wrapping_mul(2).wrapping_add(2)
+}
+
 impl Memory for &Liar<'_> {
     fn slots(&self) -> u64 {
         self.slots
@@ -182,11 +210,18 @@ impl Memory for &Liar<'_> {
     }
 
     fn load_slot(&self, ticket: u64, field: Field, _order: Load) -> u64 {
-        self.lie(Read::Slot(ticket % self.slots, field), |bytes| match field {
+        let value = self.lie(Read::Slot(ticket % self.slots, field), |bytes| match field {
             Field::Stamp => self.stamp(ticket, bytes),
             Field::Control => self.control(bytes),
             Field::Tag => bytes.u8().into(),
-        })
+        });
+        if field == Field::Stamp {
+            self.stamped.set((ticket, value));
+            if self.reading.get() == Some(ticket) && value != ready(ticket) {
+                self.torn.set(true);
+            }
+        }
+        value
     }
 
     fn store_slot(&self, ticket: u64, field: Field, value: u64, _order: Store) {
@@ -248,6 +283,7 @@ impl Memory for &Liar<'_> {
     fn copy_out(&self, from: Span, at: usize, into: &mut [u8]) -> Result<(), OutOfBounds> {
         self.judge(from, at, into.len());
         self.did(|work| work.copied_out += into.len());
+        self.reading.set(self.was_ready().then_some(self.stamped.get().0));
         if into.len() == 8 {
             // Perhaps the total length of a first piece.
             let total = self.lie(Read::Payload(from), |bytes| u64::from(bytes.u16() % 1024));

@@ -11,7 +11,6 @@
 use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::bytes::Bytes;
@@ -48,8 +47,15 @@ const STEPS: usize = 400;
 const GUARD: usize = 64;
 const BLANK: u8 = 0xA5;
 
+/// What runs use again.
+#[derive(Default)]
+struct Bench {
+    pages: [Option<Pages>; SIZES.len()],
+    found: Vec<u8>,
+}
+
 thread_local! {
-    static PAGES: RefCell<[Option<Pages>; SIZES.len()]> = RefCell::default();
+    static BENCH: RefCell<Bench> = RefCell::default();
 }
 
 /// Calls a memory with whatever the bytes say; every answer and every byte is as in the image.
@@ -59,21 +65,21 @@ pub fn memory(data: &[u8]) {
     let (slots, arena, urgent) = SIZES[index];
     let geometry = Geometry::new(slots, arena, urgent).expect("legal");
 
-    let heap = Heap::new(slots as usize, to_usize(arena), urgent as usize);
     let mut image = Image::new(geometry, direction);
-    run(&heap, &mut image, bytes);
-    image.compare(&heap);
-
-    PAGES.with_borrow_mut(|all| {
-        let pages = all[index]
+    if bytes.rarely(4) {
+        let heap = Heap::new(slots as usize, to_usize(arena), urgent as usize);
+        run(&heap, &mut image, bytes);
+        return image.compare(&heap);
+    }
+    BENCH.with_borrow_mut(|Bench { pages, found }| {
+        let pages = pages[index]
             .get_or_insert_with(|| Pages::new(geometry, Side::Client, (0, 1), VERDICTS).expect("pages"));
         pages.reset();
         let mapping = Mapping::new(Arc::clone(pages.link()), direction);
-        let mut image = Image::new(geometry, direction);
         run(&mapping, &mut image, bytes);
         image.lend(&mapping, bytes);
         image.compare(&mapping);
-        image.compare_pages(pages);
+        image.compare_pages(pages, found);
     });
 }
 
@@ -199,14 +205,15 @@ impl Image {
     }
 
     /// Wants every byte of the pages to be as here.
-    fn compare_pages(&self, pages: &Pages) {
+    fn compare_pages(&mut self, pages: &Pages, found: &mut Vec<u8>) {
         assert_eq!(pages.fate(), self.fate);
-        for ((at, word), expected) in (0..).step_by(8).zip(pages.words()).zip(self.region.chunks_exact(8)) {
-            let found = word.load(Ordering::Relaxed).to_ne_bytes();
-            assert!(
-                found == expected || self.times.contains(&at),
-                "byte {at:#x}: {found:x?}, not {expected:x?}"
-            );
+        pages.read(found);
+        for at in &self.times {
+            self.region[*at..at + 8].copy_from_slice(&found[*at..at + 8]);
+        }
+        if *found != self.region {
+            let at = found.iter().zip(&self.region).position(|(is, should)| is != should);
+            panic!("the byte at {at:x?} of the region was changed, and nobody named it");
         }
     }
 }

@@ -204,6 +204,7 @@ impl<'l, 'd> Halves<'l, 'd> {
         let (work, slots) = (self.liar.work(), self.liar.slots());
         assert!(wait != Wait::Never || work.ticks == 0, "{work:?} of a call that never blocks");
         assert!(work.late <= 4, "{work:?} after the deadline");
+        assert!(!self.liar.is_torn() || self.liar.fate() != 0, "torn bytes were taken for a message");
         let rounds = work.ticks + 3;
         assert!(work.loads <= rounds * (10 * slots + 16), "{work:?} with {slots} slots");
         assert!(work.stores <= rounds * (3 * slots + 8), "{work:?} with {slots} slots");
@@ -269,7 +270,7 @@ struct Parts<'l, 'd> {
     liar: &'l Liar<'d>,
     producer: Producer<&'l Liar<'d>>,
     consumer: Consumer<&'l Liar<'d>>,
-    arrived: Vec<Arrival>,
+    arrived: Vec<(u64, Arrival)>,
     to: Cursor,
 }
 
@@ -326,12 +327,13 @@ impl<'l, 'd> Parts<'l, 'd> {
 
     fn arrive(&mut self) {
         let Ok(Some(arrival)) = self.liar.once("arrival", None, || self.consumer.arrival()) else { return };
+        let ticket = self.consumer.ticket();
         let room = if arrival.kind == Kind::Inline { INLINE as u64 } else { self.liar.arena() };
         assert!(arrival.len as u64 <= room && arrival.total >= arrival.len as u64, "{arrival:?}");
         self.consumer.read(&arrival, 0, &mut vec![0; arrival.len]).expect("what was judged is there");
         assert!(self.consumer.read(&arrival, arrival.len, &mut [0]).is_err());
         assert!(self.consumer.read(&arrival, usize::MAX, &mut [0]).is_err());
-        self.arrived.push(arrival);
+        self.arrived.push((ticket, arrival));
     }
 
     /// Releases any arrival, perhaps one that was released long ago.
@@ -340,10 +342,11 @@ impl<'l, 'd> Parts<'l, 'd> {
             return;
         }
         let index = self.liar.choose(|bytes| bytes.below(self.arrived.len()));
-        let (arrival, before) = (self.arrived[index], self.consumer.ticket());
-        let _still = self.liar.once("verify", None, || self.consumer.verify(&arrival));
+        let ((ticket, arrival), before) = (self.arrived[index], self.consumer.ticket());
+        let still = self.liar.once("verify", None, || self.consumer.verify(&arrival));
+        assert_eq!(still.is_ok(), self.liar.was_ready(), "{ticket}");
         self.liar.once("release", None, || self.consumer.release(&arrival));
-        assert!(self.consumer.ticket() - before <= 1);
+        assert_eq!(self.consumer.ticket() - before, u64::from(ticket == before), "each ticket once");
     }
 
     fn look(&mut self) {

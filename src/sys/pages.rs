@@ -3,7 +3,9 @@
 //! It is made as a real one is: a sealed memfd, verified and mapped, a socketpair, the lifeline. It is
 //! then used again for each run, since making it takes longer than most runs.
 
+use std::cell::Cell;
 use std::io;
+use std::marker::PhantomData;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,6 +21,7 @@ use crate::layout::Geometry;
 pub(crate) struct Pages {
     link: Arc<Link>,
     _theirs: OwnedFd,
+    one_thread: PhantomData<Cell<()>>,
 }
 
 impl Pages {
@@ -41,7 +44,7 @@ impl Pages {
         let (socket, theirs) = socket::pair()?;
         let cred = PeerCred::own();
         let parts = LinkParts { region, socket, geometry, side, cred, peer: None, first_ticket, max_message };
-        Ok(Self { link: Link::establish(parts, verdicts)?, _theirs: theirs })
+        Ok(Self { link: Link::establish(parts, verdicts)?, _theirs: theirs, one_thread: PhantomData })
     }
 
     /// The connection.
@@ -56,7 +59,10 @@ impl Pages {
 
     /// Zeroes all pages, and the connection lives again.
     pub(crate) fn reset(&self) {
-        self.words().for_each(|word| word.store(0, Ordering::Relaxed));
+        let region = self.link.region();
+        // SAFETY: the whole region, which the link keeps; the peer does nothing, and the runs of one
+        // thread, whose alone this is (it is not `Sync`), come one after the other.
+        unsafe { region.base().as_ptr().write_bytes(0, region.len()) };
         self.link.fate().store(0, Ordering::Relaxed);
     }
 
@@ -67,19 +73,21 @@ impl Pages {
 
     /// Overwrites the word that this byte is in, if there is one.
     pub(crate) fn put(&self, at: usize, value: u64) {
-        if let Some(word) = self.words().nth(at / size_of::<u64>()) {
+        let (region, at) = (self.link.region(), at / 8 * 8);
+        if at < region.len() {
+            // SAFETY: inside, since the region has whole pages, and 8-aligned.
+            let word = unsafe { AtomicU64::from_ptr(region.base().add(at).cast().as_ptr()) };
             word.store(value, Ordering::Relaxed);
         }
     }
 
-    /// The words of all pages.
-    pub(crate) fn words(&self) -> impl ExactSizeIterator<Item = &AtomicU64> {
+    /// Copies all pages.
+    pub(crate) fn read(&self, into: &mut Vec<u8>) {
         let region = self.link.region();
-        (0..region.len() / size_of::<u64>()).map(|index| {
-            // SAFETY: in the region, which the link keeps, and aligned, since a mapping begins at a
-            // page; all that reads or writes the pages of this connection is atomic or a copy that the
-            // runs of one thread make one after the other.
-            unsafe { AtomicU64::from_ptr(region.base().as_ptr().cast::<u64>().add(index)) }
-        })
+        into.resize(region.len(), 0);
+        // SAFETY: as for `reset`; `into` is private and has as many bytes.
+        unsafe { region.base().as_ptr().copy_to_nonoverlapping(into.as_mut_ptr(), region.len()) };
     }
 }
+
+static_assertions::assert_not_impl_any!(Pages: Sync);
