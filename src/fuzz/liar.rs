@@ -56,10 +56,12 @@ pub(super) struct Liar<'a> {
     traced: Cell<bool>,
     /// The stamp that was loaded last, and its ticket.
     stamped: Cell<(u64, u64)>,
-    /// The ticket that was ready when a payload was copied out last.
+    /// The ticket that was ready when a payload was copied out, until its stamp is looked at again.
     reading: Cell<Option<u64>>,
-    /// Its stamp was seen to have moved since.
+    /// The stamp had moved then.
     torn: Cell<bool>,
+    /// Every head that was loaded since `begin`.
+    heads: RefCell<Vec<u64>>,
 }
 
 impl<'a> Liar<'a> {
@@ -77,6 +79,7 @@ impl<'a> Liar<'a> {
             stamped: Cell::default(),
             reading: Cell::default(),
             torn: Cell::default(),
+            heads: RefCell::default(),
         }
     }
 
@@ -89,6 +92,7 @@ impl<'a> Liar<'a> {
     pub(super) fn begin(&self, ticks: u64) {
         self.deadline.set(ticks);
         self.work.set(Work::default());
+        self.heads.borrow_mut().clear();
     }
 
     pub(super) fn work(&self) -> Work {
@@ -104,6 +108,21 @@ impl<'a> Liar<'a> {
     /// Whether the reader of a payload has seen that it was overwritten.
     pub(super) fn is_torn(&self) -> bool {
         self.torn.get()
+    }
+
+    /// Whether a payload was copied out, and nobody has looked yet whether it stood still.
+    pub(super) fn is_unverified(&self) -> bool {
+        self.reading.get().is_some()
+    }
+
+    /// Behind the last ticket that was committed.
+    pub(super) fn tail(&self) -> u64 {
+        self.tail.get()
+    }
+
+    /// The heads that were loaded since [`begin`](Self::begin).
+    pub(super) fn heads(&self) -> Vec<u64> {
+        self.heads.borrow().clone()
     }
 
     pub(super) fn fate(&self) -> u64 {
@@ -217,8 +236,9 @@ impl Memory for &Liar<'_> {
         });
         if field == Field::Stamp {
             self.stamped.set((ticket, value));
-            if self.reading.get() == Some(ticket) && value != ready(ticket) {
-                self.torn.set(true);
+            if self.reading.get() == Some(ticket) {
+                self.reading.set(None);
+                self.torn.set(self.torn.get() || value != ready(ticket));
             }
         }
         value
@@ -238,12 +258,16 @@ impl Memory for &Liar<'_> {
             return self.fate.get();
         }
         let tail = self.tail.get();
-        self.lie(Read::Word(word), |bytes| match word {
+        let value = self.lie(Read::Word(word), |bytes| match word {
             Word::Head => tail.wrapping_sub(u64::from(bytes.u8() % 16)),
             Word::Wanted => tail.wrapping_add_signed(i64::from(bytes.u8()) - 128),
             Word::ProducerMark | Word::ConsumerMark => u64::from(bytes.rarely(64)),
             _ => bytes.u8().into(),
-        })
+        });
+        if word == Word::Head {
+            self.heads.borrow_mut().push(value);
+        }
+        value
     }
 
     fn store(&self, _word: Word, _value: u64, _order: Store) {

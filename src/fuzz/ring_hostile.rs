@@ -17,7 +17,7 @@ use crate::error::Ended;
 use crate::layout::{Kind, LAST_TICKET};
 use crate::mem::{Flag, GRAIN, INLINE, Memory, Tail, Word};
 use crate::ring::{
-    Arrival, Bed, Consumer, Cursor, Fate, Poster, Producer, alarm, bell, ended, rouse, sleep, urgent,
+    Arrival, Bed, Consumer, Cursor, Fate, Poster, Producer, Refusal, alarm, bell, ended, rouse, sleep, urgent,
 };
 
 /// Operations after which a run has seen enough.
@@ -173,6 +173,8 @@ impl<'l, 'd> Halves<'l, 'd> {
             self.lent = None; // The call has given it back.
         }
         self.judge_receive(wait);
+        let unverified = op != 8 && self.liar.is_unverified() && self.liar.fate() == 0;
+        assert!(!unverified, "a message that may have moved under its reader: {said:?}");
         match said {
             Err(RecvFault::Ended(end)) => self.ended(1, end),
             Err(RecvFault::Empty) => assert_ne!(wait, Wait::FOREVER),
@@ -272,13 +274,15 @@ struct Parts<'l, 'd> {
     consumer: Consumer<&'l Liar<'d>>,
     arrived: Vec<(u64, Arrival)>,
     to: Cursor,
+    /// The highest head that was no lie.
+    known: u64,
 }
 
 impl<'l, 'd> Parts<'l, 'd> {
     fn new(liar: &'l Liar<'d>, first: u64) -> Self {
         let producer = Producer::new(liar, first);
         let to = producer.next();
-        Self { liar, producer, consumer: Consumer::new(liar, first), arrived: Vec::new(), to }
+        Self { liar, producer, consumer: Consumer::new(liar, first), arrived: Vec::new(), to, known: first }
     }
 
     fn run(&mut self) {
@@ -314,6 +318,11 @@ impl<'l, 'd> Parts<'l, 'd> {
             false => self.producer.claim(from, len),
         });
         assert!(self.liar.work().loads <= 2);
+        for head in self.liar.heads() {
+            let lies = head < self.known || head > self.liar.tail();
+            assert!(!lies || matches!(claim, Err(Refusal::Violated(_))), "{head} after {}", self.known);
+            self.known = if lies { self.known } else { head };
+        }
         let Ok(claim) = claim else { return };
         assert_eq!(claim.len(), len);
         self.producer.open(&claim);
