@@ -10,6 +10,10 @@ mod error;
 #[forbid(unsafe_code)]
 mod establish;
 #[doc(hidden)]
+#[cfg(feature = "testing")]
+#[forbid(unsafe_code)]
+pub mod fuzz;
+#[doc(hidden)]
 #[forbid(unsafe_code)]
 pub mod handshake;
 #[doc(hidden)]

@@ -105,6 +105,12 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
         &self.ring
     }
 
+    /// Bytes of private memory that pieces have taken.
+    #[cfg(feature = "testing")]
+    pub fn memory(&self) -> usize {
+        self.partial.memory()
+    }
+
     /// The next whole message, which stays until it is [given back](Self::give_back).
     ///
     /// # Errors

@@ -24,6 +24,12 @@ enum State {
 }
 
 impl Partial {
+    /// Bytes of memory taken, of this message and of earlier ones.
+    #[cfg(feature = "testing")]
+    pub(super) fn memory(&self) -> usize {
+        self.buffer.capacity()
+    }
+
     /// Judges the next arrival against what came before it; the abort bit is obeyed here.
     pub(super) fn judge(&mut self, arrival: &Arrival, max: usize) -> Result<(), Violation> {
         let filling = self.state == State::Filling;

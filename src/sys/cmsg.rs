@@ -94,6 +94,12 @@ impl Control {
     }
 }
 
+/// The records in these bytes: the type of each, and the descriptors that it names.
+#[cfg(any(test, feature = "testing"))]
+pub(crate) fn decoded(bytes: &[u8]) -> Vec<(i32, Vec<RawFd>)> {
+    Records(bytes).map(|record| (record.kind, numbers(record.data).collect())).collect()
+}
+
 const HEADER: usize = 16;
 const ALIGN: usize = 8;
 const FD: usize = size_of::<RawFd>();
@@ -158,31 +164,27 @@ mod tests {
         bytes
     }
 
-    fn decode(bytes: &[u8]) -> Vec<(i32, Vec<i32>)> {
-        Records(bytes).map(|r| (r.kind, numbers(r.data).collect())).collect()
-    }
-
     #[test]
     fn records_follow_each_other() {
         let mut bytes = record(16 + 12, RIGHTS, &[3, 4, 5]);
         bytes.extend(record(16 + 4, PIDFD, &[6]));
         bytes.extend(record(16 + 4, PIDFD, &[-3]));
         let all = vec![(RIGHTS, vec![3, 4, 5]), (PIDFD, vec![6]), (PIDFD, vec![])];
-        assert_eq!(decode(&bytes), all);
+        assert_eq!(decoded(&bytes), all);
     }
 
     #[test]
     fn wrong_lengths_end_the_records() {
         for len in [0, 1, 15, 16 + 5, usize::MAX, usize::MAX - 7] {
             let bytes = record(len, RIGHTS, &[3]);
-            let whole = decode(&bytes[..20]);
+            let whole = decoded(&bytes[..20]);
             assert!(whole.is_empty(), "{len}: {whole:?}");
         }
-        assert_eq!(decode(&record(16, RIGHTS, &[])), [(RIGHTS, vec![])]);
-        assert_eq!(decode(&record(16 + 7, RIGHTS, &[3, 9])), [(RIGHTS, vec![3])]);
+        assert_eq!(decoded(&record(16, RIGHTS, &[])), [(RIGHTS, vec![])]);
+        assert_eq!(decoded(&record(16 + 7, RIGHTS, &[3, 9])), [(RIGHTS, vec![3])]);
         let whole = record(16 + 4, RIGHTS, &[3]);
         for cut in 0..20 {
-            assert!(decode(&whole[..cut]).is_empty());
+            assert!(decoded(&whole[..cut]).is_empty());
         }
     }
 
@@ -193,7 +195,7 @@ mod tests {
             let mut control = Control::new();
             let used = control.put_rights(&vec![file.as_fd(); count]).expect("fits");
             let numbers = vec![file.as_raw_fd(); count];
-            assert_eq!(decode(&control.bytes[..used]), [(RIGHTS, numbers)]);
+            assert_eq!(decoded(&control.bytes[..used]), [(RIGHTS, numbers)]);
         }
         let many = vec![file.as_fd(); MOST_FDS + 1];
         assert!(Control::new().put_rights(&many).is_err());

@@ -42,6 +42,8 @@ pub(crate) mod lifeline;
 pub(crate) mod link;
 pub(crate) mod mapping;
 pub(crate) mod memfd;
+#[cfg(feature = "testing")]
+pub(crate) mod pages;
 pub(crate) mod path;
 pub(crate) mod pidfd;
 pub(crate) mod region;

@@ -1,0 +1,236 @@
+//! The handshake without its socket, fed with anything: both messages, both machines, control records.
+//!
+//! What decodes encodes into the bytes that it came from; a machine says the same however its bytes
+//! were split; what is agreed on is never more than what either side wanted.
+
+use super::bytes::Bytes;
+use crate::error::HandshakeError;
+use crate::error::RejectCode;
+use crate::handshake::{
+    ANSWER_LEN, Agreement, Answer, ClientHandshake, ClientStep, HELLO_LEN, Hello, Limits, MAX_MESSAGE,
+    Reject, ServerHandshake, VERSION_MAX,
+};
+use crate::layout::{Geometry, LAST_TICKET};
+use crate::sys::cmsg;
+
+/// Feeds the handshake with whatever the bytes say.
+pub fn handshake(data: &[u8]) {
+    let mut bytes = Bytes::new(data);
+    match bytes.below(6) {
+        0 => judge_hello(&hello(&mut bytes)),
+        1 => judge_answer(&answer(&mut bytes)),
+        2 => feed_server(&mut bytes),
+        3 => feed_client(&mut bytes),
+        4 => talk(&mut bytes),
+        _ => records(bytes.take(usize::MAX)),
+    }
+}
+
+fn geometry(bytes: &mut Bytes<'_>) -> Geometry {
+    let (slots, arena, urgent) = (bytes.below(17), bytes.below(25), bytes.below(9));
+    Geometry::new(1 << slots, 64 << arena, 1 << urgent).expect("legal")
+}
+
+fn limits(bytes: &mut Bytes<'_>) -> Limits {
+    Limits {
+        geometry: geometry(bytes),
+        max_message: bytes.number().clamp(1, MAX_MESSAGE),
+        first_ticket: bytes.number().min(LAST_TICKET),
+    }
+}
+
+/// Changes some bytes of a message, or all of it.
+fn garble<const N: usize>(message: [u8; N], bytes: &mut Bytes<'_>) -> [u8; N] {
+    let mut message = message;
+    match bytes.below(4) {
+        0 => {}
+        1 => message = bytes.array(),
+        count => {
+            for _ in 1..count {
+                message[bytes.below(N)] = bytes.u8();
+            }
+        }
+    }
+    message
+}
+
+fn hello(bytes: &mut Bytes<'_>) -> [u8; HELLO_LEN] {
+    let (limits, nonce) = (limits(bytes), bytes.number());
+    garble(ClientHandshake::new(limits.geometry, limits.max_message, nonce).hello(), bytes)
+}
+
+fn answer(bytes: &mut Bytes<'_>) -> [u8; ANSWER_LEN] {
+    let honest = if bytes.bool() {
+        let text = String::from_utf8_lossy(bytes.take(80)).into_owned();
+        Answer::Reject(Reject::new(RejectCode::from_number(bytes.u16()), &text))
+    } else {
+        let Limits { geometry, max_message, first_ticket } = limits(bytes);
+        Answer::Welcome(Agreement { version: VERSION_MAX, features: 0, geometry, max_message, first_ticket })
+    };
+    assert_eq!(Answer::decode(&honest.encode()), Ok(honest.clone()));
+    garble(honest.encode(), bytes)
+}
+
+fn judge_hello(bytes: &[u8; HELLO_LEN]) {
+    if let Ok(hello) = Hello::decode(bytes) {
+        assert_eq!(hello.encode(), *bytes);
+    }
+}
+
+fn judge_answer(bytes: &[u8; ANSWER_LEN]) {
+    let Ok(answer) = Answer::decode(bytes) else { return };
+    let mut again = answer.encode();
+    if matches!(answer, Answer::Reject(_)) {
+        again[10..16].copy_from_slice(&bytes[10..16]); // Version and features of a refusal are not judged.
+    }
+    assert_eq!(again, *bytes);
+}
+
+/// What came of a message so far, and what a machine must say to the next part.
+struct Fed<const N: usize> {
+    message: [u8; N],
+    filled: usize,
+}
+
+enum Part<const N: usize> {
+    Surplus,
+    Unfinished,
+    Whole([u8; N]),
+}
+
+impl<const N: usize> Fed<N> {
+    fn new() -> Self {
+        Self { message: [0; N], filled: 0 }
+    }
+
+    fn add(&mut self, part: &[u8]) -> Part<N> {
+        match self.message.get_mut(self.filled..self.filled + part.len()) {
+            Some(to) if self.filled < N => to.copy_from_slice(part),
+            _ => return Part::Surplus,
+        }
+        self.filled += part.len();
+        if self.filled == N { Part::Whole(self.message) } else { Part::Unfinished }
+    }
+
+    /// Whether it can become a message that begins so.
+    fn begins(&self, magic: &[u8; 8]) -> bool {
+        let seen = self.filled.min(8);
+        self.message[..seen] == magic[..seen]
+    }
+}
+
+/// Hands out a message in parts of all sizes, then whatever the bytes say, a bounded number of times.
+fn in_parts(message: &[u8], bytes: &mut Bytes<'_>, mut feed: impl FnMut(&[u8])) {
+    let mut rest = message;
+    for _ in 0..2 * ANSWER_LEN {
+        let most = bytes.below(message.len() + 2);
+        if rest.is_empty() {
+            feed(bytes.take(most));
+            if bytes.is_empty() {
+                return;
+            }
+            continue;
+        }
+        let (part, after) = rest.split_at(most.min(rest.len()));
+        feed(part);
+        // Who has no more bytes sends the rest in one piece.
+        rest = if bytes.is_empty() && part.is_empty() { feed_all(after, &mut feed) } else { after };
+    }
+}
+
+fn feed_all<'a>(rest: &'a [u8], feed: &mut impl FnMut(&[u8])) -> &'a [u8] {
+    feed(rest);
+    &[]
+}
+
+fn feed_server(bytes: &mut Bytes<'_>) {
+    let (message, nonce) = (hello(bytes), bytes.number());
+    let nonce = if bytes.bool() { nonce } else { Hello::decode(&message).map_or(nonce, |it| it.nonce) };
+    let (mut server, mut fed) = (ServerHandshake::new(nonce), Fed::<HELLO_LEN>::new());
+    let mut greeted = 0;
+    in_parts(&message, bytes, |part| {
+        let expected = match fed.add(part) {
+            Part::Surplus => Err(HandshakeError::Surplus),
+            _ if !fed.begins(b"narrows?") => Err(HandshakeError::BadMagic),
+            Part::Unfinished => Ok(None),
+            Part::Whole(message) => Hello::decode(&message).and_then(|hello| {
+                if hello.nonce == nonce { Ok(Some(hello)) } else { Err(HandshakeError::WrongNonce) }
+            }),
+        };
+        let said = server.feed(part);
+        assert_eq!(said, expected);
+        assert_eq!(server.missing(), HELLO_LEN - fed.filled);
+        greeted += u32::from(matches!(said, Ok(Some(_))));
+        if let Err(error) = said {
+            judge_answer(&Answer::Reject(error.into()).encode());
+        }
+    });
+    assert!(greeted <= 1, "one Hello");
+}
+
+fn feed_client(bytes: &mut Bytes<'_>) {
+    let (wanted, message) = (limits(bytes), answer(bytes));
+    let mut client = ClientHandshake::new(wanted.geometry, wanted.max_message, bytes.number());
+    let (mut fed, mut agreed) = (Fed::<ANSWER_LEN>::new(), 0);
+    in_parts(&message, bytes, |part| {
+        let expected = match fed.add(part) {
+            Part::Surplus => Err(HandshakeError::Surplus),
+            Part::Unfinished if !fed.begins(b"narrows!") => Err(HandshakeError::BadMagic),
+            Part::Unfinished => Ok(ClientStep::NeedMore(ANSWER_LEN - fed.filled)),
+            Part::Whole(message) => match Answer::decode(&message) {
+                Ok(Answer::Reject(reject)) => Ok(ClientStep::Rejected(reject)),
+                Ok(Answer::Welcome(it)) if within(&it, &wanted) => Ok(ClientStep::Agreed(it)),
+                Ok(Answer::Welcome(_)) => Err(HandshakeError::MoreThanWanted),
+                Err(error) => Err(error),
+            },
+        };
+        let said = client.feed(part);
+        assert_eq!(said, expected);
+        assert_eq!(client.missing(), ANSWER_LEN - fed.filled);
+        agreed += u32::from(matches!(said, Ok(ClientStep::Agreed(_))));
+    });
+    assert!(agreed <= 1, "one agreement");
+}
+
+/// Whether an agreement exceeds nothing that one side wanted.
+fn within(agreed: &Agreement, most: &Limits) -> bool {
+    agreed.geometry.slots() <= most.geometry.slots()
+        && agreed.geometry.arena() <= most.geometry.arena()
+        && agreed.geometry.urgent() <= most.geometry.urgent()
+        && agreed.geometry.region_len() <= most.geometry.region_len()
+        && agreed.max_message <= most.max_message
+}
+
+/// Both machines with each other, and somebody between them who may change bytes.
+fn talk(bytes: &mut Bytes<'_>) {
+    let (wanted, most, nonce) = (limits(bytes), limits(bytes), bytes.number());
+    let mut client = ClientHandshake::new(wanted.geometry, wanted.max_message, nonce);
+    let said = client.hello();
+    let heard = garble(said, bytes);
+    let Ok(Some(hello)) = ServerHandshake::new(nonce).feed(&heard) else {
+        assert_ne!(said, heard, "an honest Hello is heard");
+        return;
+    };
+    let agreed = most.agree(&hello);
+    let asked = Limits { geometry: hello.wanted, max_message: hello.max_message, first_ticket: 0 };
+    assert!(within(&agreed, &most) && within(&agreed, &asked), "{agreed:?} of {most:?} and {asked:?}");
+    assert_eq!(agreed.first_ticket, most.first_ticket);
+    let answer = Answer::Welcome(agreed).encode();
+    let answered = garble(answer, bytes);
+    match client.feed(&answered) {
+        Ok(ClientStep::Agreed(it)) => {
+            assert!(within(&it, &wanted), "{it:?} is more than {wanted:?}");
+            assert_eq!(Answer::Welcome(it).encode(), answered);
+        }
+        Ok(ClientStep::NeedMore(_)) => panic!("it was whole"),
+        _ => assert!(said != heard || answer != answered, "honest sides agree"),
+    }
+}
+
+/// Control data as the kernel might never write it: the records end, and name only what is there.
+fn records(control: &[u8]) {
+    let found = cmsg::decoded(control);
+    let numbers: usize = found.iter().map(|(_, numbers)| numbers.len()).sum();
+    assert!(16 * found.len() + 4 * numbers <= control.len(), "{found:?} in {} bytes", control.len());
+    assert!(found.iter().all(|(_, numbers)| numbers.iter().all(|number| *number >= 0)));
+}

@@ -1,0 +1,369 @@
+//! The trait `Memory`, called directly with anything at all, on private memory and on a mapped memfd.
+//!
+//! ```text
+//!   bytes ──▶ program ──┬──▶ Heap          every answer, and all of it at the end, as in the image
+//!                       └──▶ sys::Mapping  the same, and every byte of the region as in the image
+//! ```
+//!
+//! The image is made from `layout` alone, so it does not know how either memory finds its words. What it
+//! does not show: order between threads, and real sleep (`tests/memory.rs`, `loom-tests`).
+
+use std::cell::RefCell;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::bytes::Bytes;
+use crate::channel::bury;
+use crate::layout::{Direction, Geometry, SLOT, SLOT_PAYLOAD, words};
+use crate::mem::{
+    Fence, Field, Flag, GRAIN, Heap, INLINE, Load, Memory, OutOfBounds, Span, Store, Tail, Woke, Word,
+};
+use crate::sys::link::Side;
+use crate::sys::mapping::Mapping;
+use crate::sys::pages::Pages;
+
+/// Slots, arena and urgent words of the memories that are tried.
+const SIZES: [(u32, u64, u32); 8] = [
+    (1, 64, 1),
+    (2, 128, 1),
+    (4, 1024, 4),
+    (8, 4096, 4),
+    (1, 4096, 2),
+    (16, 64, 256),
+    (2, 8192, 1),
+    (8, 256, 64),
+];
+
+const FIELDS: [Field; 3] = [Field::Stamp, Field::Control, Field::Tag];
+const FLAGS: [Flag; 3] = [Flag::Consumer, Flag::Producer, Flag::Twin];
+const WORDS: [Word; 6] =
+    [Word::Head, Word::Wanted, Word::ProducerMark, Word::ConsumerMark, Word::Bell, Word::Fate];
+
+/// Steps after which a run has seen enough.
+const STEPS: usize = 400;
+
+/// What stands around a buffer that is copied to.
+const GUARD: usize = 64;
+const BLANK: u8 = 0xA5;
+
+/// What runs use again.
+#[derive(Default)]
+struct Bench {
+    pages: [Option<Pages>; SIZES.len()],
+    found: Vec<u8>,
+}
+
+thread_local! {
+    static BENCH: RefCell<Bench> = RefCell::default();
+}
+
+/// Calls a memory with whatever the bytes say; every answer and every byte is as in the image.
+pub fn memory(data: &[u8]) {
+    let mut bytes = Bytes::new(data);
+    let (index, direction) = (bytes.below(SIZES.len()), usize::from(bytes.bool()));
+    let (slots, arena, urgent) = SIZES[index];
+    let geometry = Geometry::new(slots, arena, urgent).expect("legal");
+
+    let mut image = Image::new(geometry, direction);
+    if bytes.rarely(4) {
+        let heap = Heap::new(slots as usize, to_usize(arena), urgent as usize);
+        run(&heap, &mut image, bytes);
+        return image.compare(&heap);
+    }
+    BENCH.with_borrow_mut(|Bench { pages, found }| {
+        let pages = pages[index]
+            .get_or_insert_with(|| Pages::new(geometry, Side::Client, (0, 1), bury).expect("pages"));
+        pages.reset();
+        let mapping = Mapping::new(Arc::clone(pages.link()), direction);
+        run(&mapping, &mut image, bytes);
+        image.lend(&mapping, bytes);
+        image.compare(&mapping);
+        image.compare_pages(pages, found);
+    });
+}
+
+/// Every byte that a region should hold.
+struct Image {
+    region: Vec<u8>,
+    geometry: Geometry,
+    at: Direction,
+    twin: usize,
+    fate: u64,
+    /// Places of hints that are written with the time of day.
+    times: Vec<usize>,
+}
+
+impl Image {
+    fn new(geometry: Geometry, direction: usize) -> Self {
+        let (at, other) = (geometry.direction(direction), geometry.direction(1 - direction));
+        let twin = other.words + words::CONSUMER_FLAG;
+        Self { region: vec![0; geometry.region_len()], geometry, at, twin, fate: 0, times: Vec::new() }
+    }
+
+    fn get(&self, at: usize) -> u64 {
+        u64::from_ne_bytes(*self.region[at..].first_chunk().expect("inside"))
+    }
+
+    fn set(&mut self, at: usize, value: u64) {
+        self.region[at..at + 8].copy_from_slice(&value.to_ne_bytes());
+    }
+
+    fn slot(&self, ticket: u64) -> usize {
+        self.at.slots + to_usize(ticket % u64::from(self.geometry.slots())) * SLOT
+    }
+
+    fn field(&self, ticket: u64, field: Field) -> usize {
+        self.slot(ticket) + FIELDS.iter().position(|it| *it == field).expect("listed") * 8
+    }
+
+    /// Where a word stands; nowhere in the region if it is private.
+    fn word(&self, word: Word) -> Option<usize> {
+        let at = match word {
+            Word::Head => words::HEAD,
+            Word::Wanted => words::WANTED,
+            Word::ProducerMark => words::PRODUCER_MARK,
+            Word::ConsumerMark => words::CONSUMER_MARK,
+            Word::Bell => words::BELL,
+            Word::Urgent(index) => words::URGENT + (index % self.geometry.urgent()) as usize * 8,
+            Word::Fate => return None,
+        };
+        Some(self.at.words + at)
+    }
+
+    fn load(&self, word: Word) -> u64 {
+        self.word(word).map_or(self.fate, |at| self.get(at))
+    }
+
+    fn store(&mut self, word: Word, value: u64) {
+        match self.word(word) {
+            Some(at) => self.set(at, value),
+            None => self.fate = value,
+        }
+    }
+
+    fn flag(&mut self, flag: Flag) -> &mut [u8] {
+        let at = match flag {
+            Flag::Consumer => self.at.words + words::CONSUMER_FLAG,
+            Flag::Producer => self.at.words + words::PRODUCER_FLAG,
+            Flag::Twin => self.twin,
+        };
+        &mut self.region[at..at + 4]
+    }
+
+    fn load_flag(&mut self, flag: Flag) -> u32 {
+        u32::from_ne_bytes(*self.flag(flag).first_chunk().expect("four"))
+    }
+
+    /// The bytes of a range, if it is in the memory.
+    fn range(&self, span: Span, at: usize, len: usize) -> Result<Range<usize>, OutOfBounds> {
+        let (start, room) = match span {
+            Span::Slot(ticket) => (self.slot(ticket) + SLOT_PAYLOAD, INLINE),
+            Span::Arena(place) => {
+                let arena = to_usize(self.geometry.arena());
+                let skipped = place as usize * GRAIN;
+                (self.at.arena + skipped, arena.checked_sub(skipped).ok_or(OutOfBounds)?)
+            }
+        };
+        let end = at.checked_add(len).filter(|end| *end <= room).ok_or(OutOfBounds)?;
+        Ok(start + at..start + end)
+    }
+
+    /// What is lent in place is what is in the memory.
+    fn lend(&self, mapping: &Mapping, mut bytes: Bytes<'_>) {
+        for _ in 0..4 {
+            let (span, _, len) = range(&mut bytes, &self.geometry);
+            let lent = mapping.raw(span, len).map(|raw| raw.len());
+            assert_eq!(lent, self.range(span, 0, len).ok().map(|_| len), "{len} bytes of {span:?}");
+        }
+    }
+
+    /// Wants all that can be asked of the memory to be as here.
+    fn compare<M: Memory>(&mut self, mem: &M) {
+        assert_eq!((mem.slots(), mem.arena()), (self.geometry.slots().into(), self.geometry.arena()));
+        for ticket in 0..mem.slots() {
+            let found = FIELDS.map(|field| mem.load_slot(ticket, field, Load::Acquire));
+            let expected = FIELDS.map(|field| self.get(self.field(ticket, field)));
+            assert_eq!(found, expected, "the words of slot {ticket}");
+            self.compare_range(mem, Span::Slot(ticket), INLINE);
+        }
+        self.compare_range(mem, Span::Arena(0), to_usize(mem.arena()));
+        let urgent = (0..self.geometry.urgent()).map(Word::Urgent);
+        for word in WORDS.into_iter().chain(urgent) {
+            assert_eq!(mem.load(word, Load::Relaxed), self.load(word), "{word:?}");
+        }
+        for flag in FLAGS {
+            assert_eq!(mem.load_flag(flag), self.load_flag(flag), "{flag:?}");
+        }
+    }
+
+    fn compare_range<M: Memory>(&self, mem: &M, span: Span, len: usize) {
+        let mut found = vec![0; len];
+        assert_eq!(mem.copy_out(span, 0, &mut found), Ok(()));
+        let range = self.range(span, 0, len).expect("all of it");
+        assert!(found == self.region[range], "{span:?} holds other bytes");
+    }
+
+    /// Wants every byte of the pages to be as here.
+    fn compare_pages(&mut self, pages: &Pages, found: &mut Vec<u8>) {
+        assert_eq!(pages.fate(), self.fate);
+        pages.read(found);
+        for at in &self.times {
+            self.region[*at..at + 8].copy_from_slice(&found[*at..at + 8]);
+        }
+        if *found != self.region {
+            let at = found.iter().zip(&self.region).position(|(is, should)| is != should);
+            panic!("the byte at {at:x?} of the region was changed, and nobody named it");
+        }
+    }
+}
+
+fn run<M: Memory>(mem: &M, image: &mut Image, mut bytes: Bytes<'_>) {
+    let past = Instant::now();
+    for _ in 0..STEPS {
+        if bytes.is_empty() {
+            break;
+        }
+        match bytes.below(16) {
+            0..=2 => touch_slot(mem, image, &mut bytes),
+            3..=5 => touch_word(mem, image, &mut bytes),
+            6..=7 => touch_flag(mem, image, &mut bytes),
+            8..=10 => copy_in(mem, image, &mut bytes),
+            11..=13 => copy_out(mem, image, &mut bytes),
+            14 => sleep_or_not(mem, image, &mut bytes, past),
+            _ => mem.fence(bytes.pick(&[Fence::Acquire, Fence::Release, Fence::Full])),
+        }
+    }
+}
+
+fn touch_slot<M: Memory>(mem: &M, image: &mut Image, bytes: &mut Bytes<'_>) {
+    let (ticket, field) = (bytes.number(), bytes.pick(&FIELDS));
+    let at = image.field(ticket, field);
+    if bytes.bool() {
+        let value = bytes.number();
+        mem.store_slot(ticket, field, value, bytes.pick(&[Store::Relaxed, Store::Release]));
+        image.set(at, value);
+    }
+    let found = mem.load_slot(ticket, field, bytes.pick(&[Load::Relaxed, Load::Acquire]));
+    assert_eq!(found, image.get(at), "{field:?} of {ticket:#x}");
+}
+
+fn touch_word<M: Memory>(mem: &M, image: &mut Image, bytes: &mut Bytes<'_>) {
+    let word = match bytes.below(8) {
+        index @ 0..=5 => WORDS[index],
+        _ => Word::Urgent(bytes.u32()),
+    };
+    let value = bytes.number();
+    match bytes.below(3) {
+        0 => {
+            mem.store(word, value, bytes.pick(&[Store::Relaxed, Store::Release]));
+            image.store(word, value);
+        }
+        1 => {
+            image.fate = if image.fate == 0 { value } else { image.fate };
+            assert_eq!(mem.settle(value), image.fate, "the first verdict stays");
+        }
+        _ => {}
+    }
+    assert_eq!(mem.load(word, bytes.pick(&[Load::Relaxed, Load::Acquire])), image.load(word), "{word:?}");
+}
+
+fn touch_flag<M: Memory>(mem: &M, image: &mut Image, bytes: &mut Bytes<'_>) {
+    let flag = bytes.pick(&FLAGS);
+    match bytes.below(3) {
+        0 => {
+            let value = if bytes.bool() { bytes.u32() } else { bytes.u8().into() };
+            mem.store_flag(flag, value);
+            image.flag(flag).copy_from_slice(&value.to_ne_bytes());
+        }
+        1 => {
+            assert_eq!(mem.take_flag(flag), image.load_flag(flag), "{flag:?}");
+            image.flag(flag).fill(0);
+        }
+        _ => {}
+    }
+    assert_eq!(mem.load_flag(flag), image.load_flag(flag), "{flag:?}");
+}
+
+fn copy_in<M: Memory>(mem: &M, image: &mut Image, bytes: &mut Bytes<'_>) {
+    let (span, at, len) = range(bytes, &image.geometry);
+    let (seed, tail) = (bytes.u8(), bytes.pick(&[Tail::Zero, Tail::Keep]));
+    let from: Vec<u8> = std::iter::successors(Some(seed | 1), |b| Some(b.wrapping_mul(5).wrapping_add(2)))
+        .take(len)
+        .collect();
+    let expected = image.range(span, at, len);
+    assert_eq!(
+        mem.copy_in(span, at, &from, tail),
+        expected.clone().map(drop),
+        "{len} bytes at {at} of {span:?}"
+    );
+    if let Ok(range) = expected {
+        let end = range.end;
+        image.region[range].copy_from_slice(&from);
+        if tail == Tail::Zero && len > 0 {
+            image.region[end..end.next_multiple_of(8)].fill(0);
+        }
+    }
+}
+
+fn copy_out<M: Memory>(mem: &M, image: &mut Image, bytes: &mut Bytes<'_>) {
+    let (span, at, len) = range(bytes, &image.geometry);
+    // The copies are made by instructions that no sanitizer sees: the guards stand in for it.
+    let mut buffer = vec![BLANK; len + 2 * GUARD];
+    let copied = mem.copy_out(span, at, &mut buffer[GUARD..GUARD + len]);
+    let expected = image.range(span, at, len);
+    assert_eq!(copied, expected.clone().map(drop), "{len} bytes at {at} of {span:?}");
+    let (before, rest) = buffer.split_at(GUARD);
+    let (found, after) = rest.split_at(len);
+    assert!(before.iter().chain(after).all(|byte| *byte == BLANK), "bytes beside the buffer");
+    match expected {
+        Ok(range) => assert!(found == &image.region[range], "{len} bytes at {at} of {span:?}"),
+        Err(OutOfBounds) => assert!(found.iter().all(|byte| *byte == BLANK), "nothing is copied then"),
+    }
+}
+
+fn sleep_or_not<M: Memory>(mem: &M, image: &mut Image, bytes: &mut Bytes<'_>, past: Instant) {
+    let (flag, patience) = (bytes.pick(&FLAGS), bytes.u32());
+    if image.load_flag(flag) != 1 {
+        assert_eq!(mem.wait(flag, None, patience), Woke::Early, "nobody sleeps on a flag that is not 1");
+    }
+    assert_ne!(mem.wait(flag, Some(past), patience), Woke::Slice, "no sleep goes past its deadline");
+    assert!(mem.expired(Some(past)) && !mem.expired(None));
+    mem.wake(flag);
+    match flag {
+        Flag::Consumer => image.times.push(image.at.words + words::CONSUMER_WOKEN),
+        Flag::Producer => image.times.push(image.at.words + words::PRODUCER_WOKEN),
+        Flag::Twin => {}
+    }
+}
+
+/// Ranges from everywhere, most of them near the end of what they are in.
+fn range(bytes: &mut Bytes<'_>, geometry: &Geometry) -> (Span, usize, usize) {
+    let arena = to_usize(geometry.arena());
+    let (span, room) = match bytes.below(4) {
+        0 => (Span::Slot(bytes.number()), INLINE),
+        1 | 2 => {
+            let place = bytes.below(arena / GRAIN + 2);
+            (Span::Arena(u32::try_from(place).expect("small")), arena.saturating_sub(place * GRAIN))
+        }
+        _ => (Span::Arena(bytes.u32()), 0),
+    };
+    let at = match bytes.below(8) {
+        0 => to_usize(bytes.number()),
+        1..=3 => bytes.below(room + 9),
+        4 => 0,
+        _ => room.saturating_sub(bytes.below(24)),
+    };
+    let left = room.saturating_sub(at);
+    let len = match bytes.below(4) {
+        0 => bytes.below(9),
+        1 => left,
+        2 => bytes.below(left + 1),
+        _ => (left + bytes.below(9)).saturating_sub(4),
+    };
+    (span, at, len)
+}
+
+fn to_usize(number: u64) -> usize {
+    usize::try_from(number).expect("64 bits")
+}

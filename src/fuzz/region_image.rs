@@ -1,0 +1,260 @@
+//! Pages full of anything, under the public halves of a connection: no panic, no hang, errors that stay.
+//!
+//! The pages are those of a real connection (a sealed memfd, mapped, with a socket and a lifeline). The
+//! bytes say what stands in them, what a scribbling peer writes between two calls, and the calls. None
+//! of them blocks: they never do, or their deadline is now.
+
+use std::cell::RefCell;
+use std::io::{IoSlice, Read, Write};
+use std::time::Duration;
+
+use super::bytes::Bytes;
+use crate::channel::{Receiver, Sender, WaitStrategy, bury};
+use crate::error::{TryRecvError, TrySendError};
+use crate::layout::{Control, Direction, Geometry, Kind, LAST_TICKET, SLOT, words};
+use crate::sys::link::Side;
+use crate::sys::pages::Pages;
+
+/// Slots, arena, first ticket and longest message of the connections that are tried.
+const CONNECTIONS: [(u32, u64, u64, u64); 8] = [
+    (1, 64, 0, 100),
+    (2, 256, 5, 1000),
+    (4, 1024, (1 << 32) - 2, 4096),
+    (8, 4096, 0, 1 << 16),
+    (8, 512, LAST_TICKET - 4, 700),
+    (16, 256, 1 << 62, 50),
+    (2, 8192, 1, 1 << 14),
+    (1, 4096, LAST_TICKET, 9000),
+];
+
+const WORDS: [usize; 11] = [
+    words::HEAD,
+    words::CONSUMER_FLAG,
+    words::PRODUCER_FLAG,
+    words::WANTED,
+    words::PRODUCER_MARK,
+    words::CONSUMER_MARK,
+    words::PRODUCER_CPU,
+    words::CONSUMER_CPU,
+    words::CONSUMER_WOKEN,
+    words::PRODUCER_WOKEN,
+    words::BELL,
+];
+
+/// Calls after which a run has seen enough.
+const STEPS: usize = 64;
+
+thread_local! {
+    static PAGES: RefCell<[Option<Pages>; 2 * CONNECTIONS.len()]> = RefCell::default();
+}
+
+/// Fills the pages by the bytes, and uses the connection as they say.
+pub fn region_image(data: &[u8]) {
+    let mut bytes = Bytes::new(data);
+    let index = bytes.below(2 * CONNECTIONS.len());
+    let (slots, arena, first, max) = CONNECTIONS[index / 2];
+    let geometry = Geometry::new(slots, arena, 4).expect("legal");
+    PAGES.with_borrow_mut(|all| {
+        let side = if index % 2 == 0 { Side::Client } else { Side::Server };
+        let pages =
+            all[index].get_or_insert_with(|| Pages::new(geometry, side, (first, max), bury).expect("pages"));
+        pages.reset();
+        if !bytes.rarely(16) {
+            pages.format();
+        }
+        Scene::new(pages).run(bytes);
+    });
+}
+
+struct Scene<'p> {
+    pages: &'p Pages,
+    sender: Option<Sender>,
+    receiver: Option<Receiver>,
+    buffer: Vec<u8>,
+    message: Vec<u8>,
+    /// The next ticket of the peer's that a forger would write.
+    forged: u64,
+    /// The receiver has found the end.
+    over: Option<TryRecvError>,
+}
+
+impl<'p> Scene<'p> {
+    fn new(pages: &'p Pages) -> Self {
+        let message = vec![9; pages.link().max_message().min(1 << 14) + 1];
+        let forged = pages.link().first_ticket();
+        Self { pages, sender: None, receiver: None, buffer: Vec::new(), message, forged, over: None }
+    }
+
+    fn run(&mut self, mut bytes: Bytes<'_>) {
+        let strategy =
+            bytes.pick(&[WaitStrategy::Park, WaitStrategy::Park, WaitStrategy::Adaptive, WaitStrategy::Spin]);
+        self.sender = Some(Sender::new(self.pages.link(), strategy));
+        self.receiver = Some(Receiver::new(self.pages.link(), strategy));
+        for _ in 0..STEPS {
+            if bytes.is_empty() {
+                break;
+            }
+            match bytes.below(8) {
+                0..=3 => self.scribble(&mut bytes),
+                4..=5 => self.send(&mut bytes),
+                _ => self.receive(&mut bytes),
+            }
+        }
+        self.receive(&mut bytes);
+    }
+
+    /// What a peer may write at any time.
+    fn scribble(&mut self, bytes: &mut Bytes<'_>) {
+        let link = self.pages.link();
+        let incoming = 1 - link.side().outgoing();
+        let direction = usize::from(bytes.bool());
+        let at = link.geometry().direction(direction);
+        match bytes.below(8) {
+            0..=3 => self.forge(bytes, link.geometry().direction(incoming)),
+            4 => self.pages.put(at.words + bytes.pick(&WORDS), bytes.number()),
+            5 => {
+                let head = link.first_ticket().wrapping_add_signed(i64::from(bytes.u8() % 32) - 8);
+                self.pages.put(at.words + words::HEAD, head);
+            }
+            6 => {
+                let slot = bytes.below(link.geometry().slots() as usize) * SLOT;
+                self.pages.put(at.slots + slot + bytes.below(16) * 8, bytes.number());
+            }
+            _ => self.pages.put(usize::from(bytes.u16()), bytes.u64()),
+        }
+    }
+
+    /// A whole ticket, as a producer would write it that is not quite honest.
+    fn forge(&mut self, bytes: &mut Bytes<'_>, at: Direction) {
+        let geometry = self.pages.link().geometry();
+        let slot = at.slots + usize::try_from(self.forged % u64::from(geometry.slots())).expect("few") * SLOT;
+        let kind = bytes.pick(&[Kind::Inline, Kind::Whole, Kind::First, Kind::Middle, Kind::Last]);
+        let len = [u32::from(bytes.u8()), bytes.u32(), bytes.u32() % 5][bytes.below(3)];
+        let place = if bytes.rarely(4) { bytes.u32() } else { 0 };
+        let control = Control { kind, abort: bytes.rarely(4), len, place };
+        let total = [bytes.u16().into(), bytes.u64()][usize::from(bytes.rarely(8))];
+        self.pages.put(slot + 8, control.encode());
+        self.pages.put(slot + 24, total);
+        self.pages.put(slot, self.forged.wrapping_mul(2).wrapping_add(2));
+        self.forged = self.forged.wrapping_add(u64::from(!bytes.rarely(8)));
+    }
+
+    fn send(&mut self, bytes: &mut Bytes<'_>) {
+        let Some(mut sender) = self.sender.take() else { return };
+        let len = bytes.below(self.message.len() + 1);
+        let message = &self.message[..len];
+        let ended = sender.is_disconnected();
+        let said = match bytes.below(10) {
+            0..=1 => sender.try_send(message),
+            2 => sender.try_send_vectored(&[IoSlice::new(message), IoSlice::new(&[])], 4),
+            3 => {
+                let _late = sender.send_timeout(message, Duration::ZERO);
+                Err(TrySendError::Full)
+            }
+            4 => reserve(&mut sender, message, bytes),
+            5 => batch(&mut sender, message, bytes),
+            6 => {
+                let _sent = sender.into_shared().try_send(message);
+                return; // Dropped: the peer sees the end.
+            }
+            7 if bytes.rarely(4) => {
+                let written = sender.into_writer().write(&[]);
+                return assert!(matches!(written, Ok(0)));
+            }
+            8 if bytes.rarely(4) => {
+                sender.closer().close();
+                Err(TrySendError::Closed)
+            }
+            _ => {
+                let _counted = sender.stats();
+                Err(TrySendError::Full)
+            }
+        };
+        assert!(!(ended && said.is_ok()), "a send into a connection that had ended");
+        self.sender = Some(sender);
+    }
+
+    fn receive(&mut self, bytes: &mut Bytes<'_>) {
+        let Some(mut receiver) = self.receiver.take() else { return };
+        let room = bytes.below(300);
+        let most = self.pages.link().max_message();
+        let said = match bytes.below(9) {
+            0..=2 => receiver.try_recv_into(&mut self.buffer).map(|it| assert_eq!(it.len, self.buffer.len())),
+            3 => receiver.try_recv(&mut vec![0; room]).map(|it| assert!(it.len <= room)),
+            4 => {
+                let _late = receiver.recv_into_timeout(&mut self.buffer, Duration::ZERO);
+                Err(TryRecvError::Empty)
+            }
+            5..=6 => lend(&mut receiver, bytes, most),
+            7 => {
+                let slots = self.pages.link().geometry().slots() as usize;
+                let count = receiver.try_iter().take(slots + 2).count();
+                assert!(count <= slots, "{count} messages in {slots} slots");
+                Err(TryRecvError::Empty)
+            }
+            _ if bytes.rarely(4) => {
+                let mut reader = receiver.into_reader();
+                reader.set_read_timeout(Some(Duration::ZERO));
+                let _read = reader.read(&mut [0; 64]);
+                return; // Dropped: the peer sees the end.
+            }
+            _ => {
+                let _counted = receiver.stats();
+                Err(TryRecvError::Empty)
+            }
+        };
+        assert!(self.buffer.len() <= most);
+        if let Err(error) = said {
+            let ended = error.is_disconnected();
+            assert!(
+                !ended || self.over.is_none_or(|over| over == error),
+                "{:?}, and then {error}",
+                self.over
+            );
+            self.over = if ended { Some(error) } else { self.over };
+        } else {
+            assert_eq!(self.over, None, "a message behind the end");
+        }
+        self.receiver = Some(receiver);
+    }
+}
+
+fn reserve(sender: &mut Sender, message: &[u8], bytes: &mut Bytes<'_>) -> Result<(), TrySendError> {
+    let mut room = sender.try_reserve(message.len())?;
+    assert_eq!(room.len(), message.len());
+    room.set_tag(bytes.u64());
+    room.write_at(0, message).expect("it fits");
+    assert!(room.write_at(message.len(), &[1]).is_err());
+    assert_eq!(room.raw().map(|raw| raw.len()), Ok(message.len()));
+    let _committed = match bytes.below(4) {
+        0 => room.commit(),
+        1 => room.commit_len(bytes.below(message.len() + 2)),
+        2 => room.commit_written(),
+        _ => return Err(TrySendError::Full), // Forgotten.
+    };
+    Err(TrySendError::Full)
+}
+
+fn batch(sender: &mut Sender, message: &[u8], bytes: &mut Bytes<'_>) -> Result<(), TrySendError> {
+    let mut batch = sender.batch();
+    for _ in 0..bytes.below(20) {
+        batch.try_push_tagged(message, 5)?;
+    }
+    let _flushed = batch.flush();
+    Err(TrySendError::Full)
+}
+
+fn lend(receiver: &mut Receiver, bytes: &mut Bytes<'_>, most: usize) -> Result<(), TryRecvError> {
+    let mut guard = receiver.try_recv_ref()?;
+    let len = guard.len();
+    assert!(len <= most);
+    assert!(guard.read_at(len, &mut [0]).is_err() && guard.read_at(usize::MAX, &mut [0; 9]).is_err());
+    assert_eq!(guard.to_vec().map(|copy| copy.len()).ok(), Some(len));
+    assert_eq!(guard.raw().map(|raw| raw.len()), Ok(len));
+    match bytes.below(3) {
+        0 => drop(guard.finish()),
+        1 => drop(guard),
+        _ => std::mem::forget(guard),
+    }
+    Ok(())
+}

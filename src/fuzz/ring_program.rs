@@ -1,0 +1,323 @@
+//! Any program of operations on a tiny ring in private memory behaves like a `VecDeque` of messages.
+//!
+//! ```text
+//!   bytes ──▶ send, reserve, batch, receive, lend, close ──┬──▶ Outbound ─ Heap ─ Inbound
+//!                                                          └──▶ VecDeque<(bytes, tag)>
+//! ```
+//!
+//! One thread: what it does not show is what two do at once (`loom-tests`), nor real sleep.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::bytes::Bytes;
+use crate::channel::{Inbound, NoPace, Outbound, RecvFault, SendFault, Wait};
+use crate::error::Ended;
+use crate::layout::LAST_TICKET;
+use crate::mem::{Heap, INLINE, Load, Memory, Tail, Word};
+use crate::ring::{Fate, Producer};
+
+/// Messages longer than this are not sent, in arenas.
+const LONGEST: usize = 5;
+
+/// What a program did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Messages that were sent.
+    pub sent: u64,
+    /// Messages that were received.
+    pub received: u64,
+    /// Long messages that were left in the middle.
+    pub abandoned: u64,
+    /// Whether the last ticket was used.
+    pub exhausted: bool,
+    /// Whether one side closed.
+    pub closed: bool,
+}
+
+/// Runs the program that the bytes are.
+pub fn ring_program(data: &[u8]) {
+    tally(data);
+}
+
+/// Runs the program that the bytes are, and says what it did.
+pub fn tally(data: &[u8]) -> Tally {
+    let mut bytes = Bytes::new(data);
+    let mut pair = Pair::new(&mut bytes);
+    while !bytes.is_empty() {
+        pair.step(&mut bytes);
+    }
+    while pair.over.is_none() && (!pair.queue.is_empty() || pair.lent) {
+        pair.receive();
+    }
+    pair.receive();
+    pair.tally
+}
+
+/// A ring, and what should be in it.
+struct Pair {
+    out: Outbound<Arc<Heap>, NoPace>,
+    inb: Inbound<Arc<Heap>, NoPace>,
+    heap: Arc<Heap>,
+    queue: VecDeque<(Vec<u8>, u64)>,
+    buffer: Vec<u8>,
+    /// The front message was lent and not given back.
+    lent: bool,
+    /// The receiver found nothing, and nothing was sent since.
+    dry: bool,
+    /// Where the receiver last found nothing.
+    quiet: u64,
+    /// The sender closed; what it had committed is received first.
+    closed: bool,
+    /// What receives must say once the queue is empty, or at once; what sends must say.
+    over: Option<Ended>,
+    refused: Option<Ended>,
+    count: u64,
+    past: Instant,
+    tally: Tally,
+}
+
+impl Pair {
+    fn new(bytes: &mut Bytes<'_>) -> Self {
+        let (slots, arena) = (1 << bytes.below(4), 64 << bytes.below(7));
+        let first = match bytes.below(4) {
+            0 => 0,
+            1 => (1 << 32) - u64::from(bytes.u8()),
+            2 => LAST_TICKET - u64::from(bytes.u8()),
+            _ => bytes.number().min(LAST_TICKET),
+        };
+        let heap = Arc::new(Heap::new(slots, arena, 1));
+        Producer::format(&heap, first);
+        let max = LONGEST * arena + INLINE;
+        Self {
+            out: Outbound::new(Arc::clone(&heap), NoPace, first, max),
+            inb: Inbound::new(Arc::clone(&heap), NoPace, first, max),
+            heap,
+            queue: VecDeque::new(),
+            buffer: Vec::new(),
+            lent: false,
+            dry: true,
+            quiet: first,
+            closed: false,
+            over: None,
+            refused: None,
+            count: 0,
+            past: Instant::now(),
+            tally: Tally::default(),
+        }
+    }
+
+    fn step(&mut self, bytes: &mut Bytes<'_>) {
+        match bytes.below(32) {
+            0..=9 => self.send(bytes, Wait::Never),
+            // A wait that is over when it begins may leave a long message half sent.
+            10..=12 => self.send(bytes, Wait::Until(Some(self.past))),
+            13..=14 => self.reserve(bytes),
+            15..=16 => self.batch(bytes),
+            17..=23 => self.receive(),
+            24..=25 => self.receive_short(bytes),
+            26..=27 => self.receive_slice(),
+            28..=29 => self.lend(bytes),
+            30 => (0..self.heap.slots()).for_each(|_| self.receive()),
+            _ => self.close(bytes),
+        }
+    }
+
+    fn arena(&self) -> usize {
+        usize::try_from(self.heap.arena()).expect("64 bits")
+    }
+
+    fn message(&mut self, bytes: &mut Bytes<'_>) -> Vec<u8> {
+        let arena = self.arena();
+        self.count += 1;
+        let len = match bytes.below(8) {
+            0..=2 => bytes.below(INLINE + 1),
+            3..=4 => bytes.below(arena + 1),
+            5..=6 => bytes.pick(&[0, 1, 8, INLINE, INLINE + 1, arena / 4, arena / 2, arena]),
+            _ => bytes.below(LONGEST * arena + INLINE + 2),
+        };
+        let seed = self.count.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes();
+        (0_u8..251).cycle().zip(seed.into_iter().cycle()).map(|(a, b)| a ^ b).take(len).collect()
+    }
+
+    fn sent(&mut self, message: Vec<u8>) {
+        assert_eq!(self.refused, None, "a send into a direction that has ended");
+        self.queue.push_back((message, self.count));
+        self.dry = false;
+        self.tally.sent += 1;
+    }
+
+    fn send(&mut self, bytes: &mut Bytes<'_>, wait: Wait) {
+        let message = self.message(bytes);
+        let (before, len) = (self.out.ring().next(), message.len());
+        let whole = len <= self.arena().max(INLINE);
+        match self.out.send(&[IoSlice::new(&message)], self.count, wait) {
+            Ok(sent) => {
+                assert_eq!(sent, len);
+                self.sent(message);
+            }
+            Err(SendFault::Full) => {
+                assert!(!(self.dry && whole), "an empty ring has room for {len} bytes");
+                if self.out.ring().next() != before && wait != Wait::Never {
+                    self.tally.abandoned += 1;
+                }
+                self.dry = false; // Pieces may stand there, abandoned.
+            }
+            Err(SendFault::TooLargeToTry) => assert!(wait == Wait::Never && !whole),
+            Err(SendFault::TooLarge(max)) => assert!(len > max),
+            Err(SendFault::Exhausted) => {
+                assert!(self.out.ring().left() <= len as u64);
+                self.tally.exhausted = true;
+            }
+            Err(SendFault::Ended(end)) => assert_eq!(Some(end), self.refused),
+        }
+    }
+
+    /// Reserves, writes, and commits all of it, some of it, or nothing.
+    fn reserve(&mut self, bytes: &mut Bytes<'_>) {
+        let message = self.message(bytes);
+        let Ok(claim) = self.out.claim(message.len(), Wait::Never) else { return };
+        self.out.ring().open(&claim);
+        self.out.ring().write(&claim, 0, &message, Tail::Keep).expect("fits");
+        if bytes.bool() {
+            let len = bytes.below(message.len() + 1);
+            self.out.commit(&claim, len, self.count);
+            self.sent(message[..len].to_vec());
+        }
+    }
+
+    /// Stages as many as fit, and publishes or forgets them.
+    fn batch(&mut self, bytes: &mut Bytes<'_>) {
+        let (mut to, mut staged) = (self.out.ring().next(), Vec::new());
+        for _ in 0..bytes.below(10) {
+            let message = self.message(bytes);
+            if message.len() > self.out.in_place() || self.refused.is_some() {
+                continue;
+            }
+            let Ok(claim) = self.out.stage(to, message.len()) else { break };
+            self.out.ring().open(&claim);
+            self.out.ring().write(&claim, 0, &message, Tail::Zero).expect("fits");
+            self.out.describe_whole(&claim, message.len(), self.count);
+            to = claim.after();
+            staged.push((message, self.count));
+        }
+        if bytes.bool() {
+            self.out.publish(to, false);
+            for (message, tag) in staged {
+                self.count = tag;
+                self.sent(message);
+            }
+        }
+    }
+
+    /// The next call gives back what was lent.
+    fn give_back(&mut self) {
+        if std::mem::take(&mut self.lent) {
+            self.queue.pop_front();
+            self.tally.received += 1;
+        }
+    }
+
+    /// The message that must come now.
+    fn front(&mut self) -> Option<(Vec<u8>, u64)> {
+        assert_eq!(self.over, None, "a message behind the end");
+        self.tally.received += 1;
+        self.queue.pop_front()
+    }
+
+    fn receive(&mut self) {
+        self.give_back();
+        let mut buffer = std::mem::take(&mut self.buffer);
+        match self.inb.recv_into(&mut buffer, Wait::Never) {
+            Ok(message) => assert_eq!(Some((buffer.clone(), message.tag())), self.front()),
+            Err(fault) => self.nothing(fault),
+        }
+        self.buffer = buffer;
+    }
+
+    fn nothing(&mut self, fault: RecvFault) {
+        match fault {
+            RecvFault::Empty => {
+                // A whole lap of abandoned pieces: the end may stand behind it, and the next call tells.
+                let moved = self.inb.ring().ticket() != self.quiet;
+                assert!(self.over.is_none() && (!self.closed || moved));
+                self.quiet = self.inb.ring().ticket();
+            }
+            RecvFault::Ended(end) => {
+                assert!(self.over == Some(end) || self.closed && end == Ended::Disconnected);
+                self.over = Some(end);
+            }
+            fault => panic!("{fault:?}"),
+        }
+        assert!(self.queue.is_empty(), "{} messages are there", self.queue.len());
+        self.dry = true;
+        let head = self.heap.load(Word::Head, Load::Relaxed);
+        let hidden = self.over.is_none() && head != self.inb.ring().ticket();
+        assert!(!hidden, "nothing is hidden when the ring is dry");
+    }
+
+    fn receive_short(&mut self, bytes: &mut Bytes<'_>) {
+        self.give_back();
+        let Some((front, _)) = self.queue.front().filter(|(front, _)| !front.is_empty()) else { return };
+        let mut buffer = vec![0; bytes.below(front.len())];
+        let fault = self.inb.recv(&mut buffer, Wait::Never).map(|_| ());
+        assert_eq!(fault, Err(RecvFault::BufferTooSmall(front.len())));
+    }
+
+    fn receive_slice(&mut self) {
+        self.give_back();
+        let mut buffer = vec![0; self.out.max_message()];
+        match self.inb.recv(&mut buffer, Wait::Until(Some(self.past))) {
+            Ok(message) => {
+                buffer.truncate(message.len());
+                assert_eq!(Some((buffer, message.tag())), self.front());
+            }
+            Err(fault) => self.nothing(fault),
+        }
+    }
+
+    fn lend(&mut self, bytes: &mut Bytes<'_>) {
+        self.give_back();
+        match self.inb.lend(Wait::Never) {
+            Ok(message) => {
+                let mut buffer = vec![0; message.len()];
+                self.inb.read_at(&message, 0, &mut buffer).expect("inside");
+                assert_eq!(Some(&(buffer, message.tag())), self.queue.front());
+                self.lent = bytes.bool();
+                if !self.lent {
+                    self.inb.give_back(&message).expect("honest");
+                    self.front();
+                }
+            }
+            Err(fault) => self.nothing(fault),
+        }
+    }
+
+    /// One side closes its end, or this process closes all of it; not in most programs.
+    fn close(&mut self, bytes: &mut Bytes<'_>) {
+        match bytes.below(16) {
+            0 => {
+                self.out.ring().close();
+                self.closed = true;
+                // Who has closed sends no more.
+                self.refused = self.refused.or(Some(Ended::Disconnected));
+                self.inb.ring().close();
+            }
+            1 => {
+                self.inb.ring().close();
+                self.refused = self.refused.or(Some(Ended::Disconnected));
+            }
+            2 => {
+                self.heap.settle(Fate::Closed as u64);
+                self.refused = Some(Ended::Closed);
+                self.over = self.over.or(Some(Ended::Closed));
+                (self.lent, self.dry) = (false, false);
+                self.queue.clear();
+            }
+            _ => return,
+        }
+        self.tally.closed = true;
+    }
+}

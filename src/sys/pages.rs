@@ -1,0 +1,93 @@
+//! A connection whose pages can be looked at and overwritten, for the fuzzers.
+//!
+//! It is made as a real one is: a sealed memfd, verified and mapped, a socketpair, the lifeline. It is
+//! then used again for each run, since making it takes longer than most runs.
+
+use std::cell::Cell;
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::link::{Bury, Link, LinkParts, Side};
+use super::memfd;
+use super::region::Region;
+use super::socket::{self, PeerCred};
+use crate::layout::Geometry;
+
+/// One end of a connection, its pages, and the socket of a peer that does nothing.
+#[derive(Debug)]
+pub(crate) struct Pages {
+    link: Arc<Link>,
+    _theirs: OwnedFd,
+    one_thread: PhantomData<Cell<()>>,
+}
+
+impl Pages {
+    /// Fresh pages, all zero.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub(crate) fn new(
+        geometry: Geometry,
+        side: Side,
+        (first_ticket, max_message): (u64, u64),
+        bury: Bury,
+    ) -> io::Result<Self> {
+        let len = geometry.region_len();
+        let memfd = memfd::create(len)?;
+        memfd::seal(&memfd)?;
+        memfd::verify(memfd.as_fd(), len).map_err(io::Error::other)?;
+        let region = Region::map(memfd.as_fd(), len)?;
+        let (socket, theirs) = socket::pair()?;
+        let cred = PeerCred::own();
+        let parts = LinkParts { region, socket, geometry, side, cred, peer: None, first_ticket, max_message };
+        Ok(Self { link: Link::establish(parts, bury)?, _theirs: theirs, one_thread: PhantomData })
+    }
+
+    /// The connection.
+    pub(crate) fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    /// What became of the connection, in private memory.
+    pub(crate) fn fate(&self) -> u64 {
+        self.link.fate().load(Ordering::Relaxed)
+    }
+
+    /// Zeroes all pages, and the connection lives again.
+    pub(crate) fn reset(&self) {
+        let region = self.link.region();
+        // SAFETY: the whole region, which the link keeps; the peer does nothing, and the runs of one
+        // thread, whose alone this is (it is not `Sync`), come one after the other.
+        unsafe { region.base().as_ptr().write_bytes(0, region.len()) };
+        self.link.fate().store(0, Ordering::Relaxed);
+    }
+
+    /// Formats the pages as for a new connection.
+    pub(crate) fn format(&self) {
+        Link::format(self.link.region(), &self.link.geometry(), self.link.first_ticket());
+    }
+
+    /// Overwrites the word that this byte is in, if there is one.
+    pub(crate) fn put(&self, at: usize, value: u64) {
+        let (region, at) = (self.link.region(), at / 8 * 8);
+        if at < region.len() {
+            // SAFETY: inside, since the region has whole pages, and 8-aligned.
+            let word = unsafe { AtomicU64::from_ptr(region.base().add(at).cast().as_ptr()) };
+            word.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// Copies all pages.
+    pub(crate) fn read(&self, into: &mut Vec<u8>) {
+        let region = self.link.region();
+        into.resize(region.len(), 0);
+        // SAFETY: as for `reset`; `into` is private and has as many bytes.
+        unsafe { region.base().as_ptr().copy_to_nonoverlapping(into.as_mut_ptr(), region.len()) };
+    }
+}
+
+static_assertions::assert_not_impl_any!(Pages: Sync);
