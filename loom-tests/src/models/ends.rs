@@ -163,10 +163,10 @@ fn a_death_between_the_flag_and_the_wake_is_told_to_a_sender() {
 fn what_was_committed_before_a_death_is_received_first() {
     let (a, b) = connection::<Cells>(2, 64);
     let other = b.clone();
-    let peer = thread::spawn(move || drop(send(&mut sender(&a), &[1])));
+    let peer = thread::spawn(move || send(&mut sender(&a), &[1]));
     // The kernel reports a death after everything that the peer did.
     let lifeline = thread::spawn(move || {
-        peer.join().unwrap();
+        peer.join().unwrap().unwrap();
         bury_for(&other);
     });
     let mut inb = receiver(&b);
