@@ -7,12 +7,12 @@
 //!
 //! | body | drives | against |
 //! |---|---|---|
-//! | [`memory`] | `mem::Memory`: `Heap` and the real mapping | an image of every byte |
-//! | [`handshake`] | codec, both machines, control records | what was wanted; the same bytes again |
-//! | [`frame`] | control words, pieces, reassembly | a table, and what really came |
-//! | [`ring_hostile`] | both ends over a memory that lies | bounds on work and on memory |
-//! | [`ring_program`] | both ends over an honest memory | a `VecDeque` of messages |
-//! | [`region_image`] | the public halves over real pages | no panic, no hang, errors that stay |
+//! | [`memory()`] | `mem::Memory`: `Heap` and the real mapping | an image of every byte |
+//! | [`handshake()`] | codec, both machines, control records, a client's descriptors | what was wanted; the same bytes again |
+//! | [`frame()`] | control words, pieces, reassembly | a table, and what really came |
+//! | [`ring_hostile()`] | both ends over a memory that lies | bounds on work and on memory |
+//! | [`ring_program()`] | both ends over an honest memory | a `VecDeque` of messages |
+//! | [`region_image()`] | the public halves over real pages | no panic, no hang, errors that stay |
 //!
 //! # Invariants
 //!
