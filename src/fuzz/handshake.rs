@@ -1,38 +1,26 @@
-//! The handshake fed with anything: both messages, both machines, control records; and now and then a
-//! real client whose server sends any descriptors.
+//! The handshake without its socket, fed with anything: both messages, both machines, control records.
 //!
 //! What decodes encodes into the bytes that it came from; a machine says the same however its bytes
 //! were split; what is agreed on is never more than what either side wanted.
 
-use std::fs::File;
-use std::os::fd::OwnedFd;
-
 use super::bytes::Bytes;
-use crate::error::{ConnectError, HandshakeError, RejectCode};
-use crate::establish::answered;
+use crate::error::{HandshakeError, RejectCode};
 use crate::handshake::{
     ANSWER_LEN, Agreement, Answer, ClientHandshake, ClientStep, HELLO_LEN, Hello, Limits, MAX_MESSAGE,
     Reject, ServerHandshake, VERSION_MAX,
 };
 use crate::layout::{Geometry, LAST_TICKET};
-use crate::sys::{cmsg, memfd};
+use crate::sys::cmsg;
 
 /// Feeds the handshake with whatever the bytes say.
 pub fn handshake(data: &[u8]) {
     let mut bytes = Bytes::new(data);
-    match bytes.u8() {
-        255 => descriptors(&mut bytes), // System calls: not in every sixth run.
-        choice => talk_or_judge(choice % 6, &mut bytes),
-    }
-}
-
-fn talk_or_judge(choice: u8, bytes: &mut Bytes<'_>) {
-    match choice {
-        0 => judge_hello(&hello(bytes)),
-        1 => judge_answer(&answer(bytes)),
-        2 => feed_server(bytes),
-        3 => feed_client(bytes),
-        4 => talk(bytes),
+    match bytes.below(6) {
+        0 => judge_hello(&hello(&mut bytes)),
+        1 => judge_answer(&answer(&mut bytes)),
+        2 => feed_server(&mut bytes),
+        3 => feed_client(&mut bytes),
+        4 => talk(&mut bytes),
         _ => records(bytes.take(usize::MAX)),
     }
 }
@@ -42,7 +30,7 @@ fn geometry(bytes: &mut Bytes<'_>) -> Geometry {
     Geometry::new(1 << slots, 64 << arena, 1 << urgent).expect("legal")
 }
 
-fn limits(bytes: &mut Bytes<'_>) -> Limits {
+pub(super) fn limits(bytes: &mut Bytes<'_>) -> Limits {
     Limits {
         geometry: geometry(bytes),
         max_message: bytes.number().clamp(1, MAX_MESSAGE),
@@ -51,7 +39,7 @@ fn limits(bytes: &mut Bytes<'_>) -> Limits {
 }
 
 /// Changes some bytes of a message, or all of it.
-fn garble<const N: usize>(message: [u8; N], bytes: &mut Bytes<'_>) -> [u8; N] {
+pub(super) fn garble<const N: usize>(message: [u8; N], bytes: &mut Bytes<'_>) -> [u8; N] {
     let mut message = message;
     match bytes.below(4) {
         0 => {}
@@ -204,7 +192,7 @@ fn feed_client(bytes: &mut Bytes<'_>) {
 }
 
 /// Whether an agreement exceeds nothing that one side wanted.
-fn within(agreed: &Agreement, most: &Limits) -> bool {
+pub(super) fn within(agreed: &Agreement, most: &Limits) -> bool {
     agreed.geometry.slots() <= most.geometry.slots()
         && agreed.geometry.arena() <= most.geometry.arena()
         && agreed.geometry.urgent() <= most.geometry.urgent()
@@ -244,71 +232,4 @@ fn records(control: &[u8]) {
     let numbers: usize = found.iter().map(|(_, numbers)| numbers.len()).sum();
     assert!(16 * found.len() + 4 * numbers <= control.len(), "{found:?} in {} bytes", control.len());
     assert!(found.iter().all(|(_, numbers)| numbers.iter().all(|number| *number >= 0)));
-}
-
-/// A real client, and a server that answers in parts with any descriptors beside them: exactly one that
-/// is memory of the size agreed on is taken.
-fn descriptors(bytes: &mut Bytes<'_>) {
-    let mut limits = limits(bytes);
-    limits.geometry = Geometry::new(1 << bytes.below(4), 64 << bytes.below(7), 1).expect("legal");
-    let Limits { geometry, max_message, first_ticket } = limits;
-    let agreed = Agreement { version: VERSION_MAX, features: 0, geometry, max_message, first_ticket };
-    let honest = Answer::Welcome(agreed).encode();
-    let answer = garble(honest, bytes);
-    let (mut rest, mut parts, mut kinds) = (&answer[..], Vec::new(), Vec::new());
-    while !rest.is_empty() {
-        let len = if bytes.is_empty() { rest.len() } else { 1 + bytes.below(rest.len()) };
-        let (part, after) = rest.split_at(len);
-        let beside: Vec<Beside> = (0..bytes.pick(&[0, 0, 1, 1, 2, 5])).map(|_| bytes.pick(&KINDS)).collect();
-        kinds.extend(&beside);
-        parts.push((part, beside.iter().map(|kind| kind.make(geometry.region_len())).collect()));
-        rest = after;
-    }
-    let said = answered(&limits, parts);
-    match (kinds.as_slice(), &said) {
-        _ if answer != honest => assert!(said.is_err() || within_answer(&answer, &limits), "{said:?}"),
-        ([Beside::Memory], Ok(())) => {}
-        ([], Err(ConnectError::NoDescriptor)) => {}
-        ([Beside::Long | Beside::Open | Beside::Device], Err(ConnectError::BadMemfd(_))) => {}
-        ([_, _, ..], Err(ConnectError::SurplusDescriptors)) => {}
-        _ => panic!("{said:?} of {kinds:?}"),
-    }
-}
-
-fn within_answer(answer: &[u8; ANSWER_LEN], most: &Limits) -> bool {
-    matches!(Answer::decode(answer), Ok(Answer::Welcome(agreed)) if within(&agreed, most))
-}
-
-/// A descriptor beside an answer.
-#[derive(Clone, Copy, Debug)]
-enum Beside {
-    /// What should come.
-    Memory,
-    /// Sealed, and a page too long.
-    Long,
-    /// Not sealed.
-    Open,
-    /// No memory at all.
-    Device,
-}
-
-const KINDS: [Beside; 6] =
-    [Beside::Memory, Beside::Memory, Beside::Memory, Beside::Long, Beside::Open, Beside::Device];
-
-impl Beside {
-    fn make(self, len: usize) -> OwnedFd {
-        let memory = |len, seal| {
-            let memory = memfd::create(len).expect("memory");
-            if seal {
-                memfd::seal(&memory).expect("seals");
-            }
-            memory
-        };
-        match self {
-            Self::Memory => memory(len, true),
-            Self::Long => memory(len + 4096, true),
-            Self::Open => memory(len, false),
-            Self::Device => File::open("/dev/null").expect("a device").into(),
-        }
-    }
 }
