@@ -28,6 +28,8 @@ use crate::sys::memfd;
 use crate::sys::pidfd::Pidfd;
 use crate::sys::region::Region;
 use crate::sys::socket::{self, Connecting, PeerCred};
+#[cfg(feature = "testing")]
+use crate::sys::transfer::send_with_fds;
 use crate::sys::transfer::{Transfer, receive_with_fds, write};
 use crate::sys::wait::Readiness;
 
@@ -48,6 +50,23 @@ pub(crate) fn connect(
     }
     socket::want_pidfd(socket.as_fd());
     drive(Caller::new(socket, cred, &limits, 0), until, options.is_prefault())
+}
+
+/// What a client makes of an answer that comes in these parts, each with descriptors beside it.
+#[cfg(feature = "testing")]
+pub(crate) fn answered(limits: &Limits, parts: Vec<(&[u8], Vec<OwnedFd>)>) -> Result<(), ConnectError> {
+    let (ours, theirs) = socket::pair().map_err(ConnectError::io("making a pair of sockets"))?;
+    let mut caller = Caller::new(ours, PeerCred::own(), limits, 0);
+    caller.advance()?;
+    for (bytes, fds) in parts {
+        let beside: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        let sent = send_with_fds(theirs.as_fd(), bytes, &beside);
+        sent.map_err(ConnectError::io("sending the answer"))?;
+        if matches!(caller.advance()?, Step::Ready) {
+            break;
+        }
+    }
+    caller.finish(false).map(drop)
 }
 
 /// A client in mid-handshake.

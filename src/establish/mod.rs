@@ -42,6 +42,8 @@ use crate::sys::socket;
 use crate::sys::wait::{Readiness, wait_ready};
 
 pub(crate) use child::{from_parent, spawn};
+#[cfg(feature = "testing")]
+pub(crate) use client::answered;
 pub(crate) use client::connect;
 pub(crate) use server::{Failure, Guest};
 

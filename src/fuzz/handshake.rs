@@ -4,8 +4,7 @@
 //! were split; what is agreed on is never more than what either side wanted.
 
 use super::bytes::Bytes;
-use crate::error::HandshakeError;
-use crate::error::RejectCode;
+use crate::error::{HandshakeError, RejectCode};
 use crate::handshake::{
     ANSWER_LEN, Agreement, Answer, ClientHandshake, ClientStep, HELLO_LEN, Hello, Limits, MAX_MESSAGE,
     Reject, ServerHandshake, VERSION_MAX,
@@ -31,7 +30,7 @@ fn geometry(bytes: &mut Bytes<'_>) -> Geometry {
     Geometry::new(1 << slots, 64 << arena, 1 << urgent).expect("legal")
 }
 
-fn limits(bytes: &mut Bytes<'_>) -> Limits {
+pub(super) fn limits(bytes: &mut Bytes<'_>) -> Limits {
     Limits {
         geometry: geometry(bytes),
         max_message: bytes.number().clamp(1, MAX_MESSAGE),
@@ -40,7 +39,7 @@ fn limits(bytes: &mut Bytes<'_>) -> Limits {
 }
 
 /// Changes some bytes of a message, or all of it.
-fn garble<const N: usize>(message: [u8; N], bytes: &mut Bytes<'_>) -> [u8; N] {
+pub(super) fn garble<const N: usize>(message: [u8; N], bytes: &mut Bytes<'_>) -> [u8; N] {
     let mut message = message;
     match bytes.below(4) {
         0 => {}
@@ -193,7 +192,7 @@ fn feed_client(bytes: &mut Bytes<'_>) {
 }
 
 /// Whether an agreement exceeds nothing that one side wanted.
-fn within(agreed: &Agreement, most: &Limits) -> bool {
+pub(super) fn within(agreed: &Agreement, most: &Limits) -> bool {
     agreed.geometry.slots() <= most.geometry.slots()
         && agreed.geometry.arena() <= most.geometry.arena()
         && agreed.geometry.urgent() <= most.geometry.urgent()

@@ -7,12 +7,13 @@
 //!
 //! | body | drives | against |
 //! |---|---|---|
-//! | [`memory`] | `mem::Memory`: `Heap` and the real mapping | an image of every byte |
-//! | [`handshake`] | codec, both machines, control records | what was wanted; the same bytes again |
-//! | [`frame`] | control words, pieces, reassembly | a table, and what really came |
-//! | [`ring_hostile`] | both ends over a memory that lies | bounds on work and on memory |
-//! | [`ring_program`] | both ends over an honest memory | a `VecDeque` of messages |
-//! | [`region_image`] | the public halves over real pages | no panic, no hang, errors that stay |
+//! | [`memory()`] | `mem::Memory`: `Heap` and the real mapping | an image of every byte |
+//! | [`handshake()`] | codec, both machines, control records | what was wanted; the same bytes again |
+//! | [`descriptors()`] | a real client on a socket | exactly one sealed memory of the right size |
+//! | [`frame()`] | control words, pieces, reassembly | a table, and what really came |
+//! | [`ring_hostile()`] | both ends over a memory that lies | bounds on work and on memory |
+//! | [`ring_program()`] | both ends over an honest memory | a `VecDeque` of messages |
+//! | [`region_image()`] | the public halves over real pages | no panic, no hang, errors that stay |
 //!
 //! # Invariants
 //!
@@ -20,6 +21,7 @@
 //! 2. A body takes bounded time for any bytes.
 
 mod bytes;
+mod descriptors;
 mod frame;
 mod handshake;
 mod liar;
@@ -28,6 +30,7 @@ mod region_image;
 mod ring_hostile;
 mod ring_program;
 
+pub use descriptors::descriptors;
 pub use frame::frame;
 pub use handshake::handshake;
 pub use memory::memory;
@@ -39,9 +42,10 @@ pub use ring_program::{Tally, ring_program, tally};
 pub type Body = fn(&[u8]);
 
 /// Every body by its name.
-pub const BODIES: [(&str, Body); 6] = [
+pub const BODIES: [(&str, Body); 7] = [
     ("memory", memory),
     ("handshake", handshake),
+    ("descriptors", descriptors),
     ("frame", frame),
     ("ring_hostile", ring_hostile),
     ("ring_program", ring_program),

@@ -101,7 +101,16 @@ pub(crate) fn receive_with_fds(fd: BorrowedFd<'_>, into: &mut [u8]) -> io::Resul
     })
 }
 
-fn send_with_fds(fd: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<Transfer> {
+/// Writes as much as there is room for, and passes all these descriptors with the first byte.
+///
+/// # Errors
+///
+/// As for [`send_with_fd`]; there are too many.
+pub(crate) fn send_with_fds(
+    fd: BorrowedFd<'_>,
+    bytes: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<Transfer> {
     if bytes.is_empty() {
         let text = "descriptors travel with bytes, and there are none";
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
