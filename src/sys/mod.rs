@@ -44,3 +44,5 @@ pub(crate) mod wait;
 
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
