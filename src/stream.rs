@@ -296,12 +296,12 @@ impl SharedMemoryStream {
             if !may_wait_on(self.sender.out().ring().mem(), until, tries) {
                 return Err(SendTimeoutError::Timeout);
             }
-            self.sleep_for_either(needs, until);
+            self.sleep_for_either(needs, until, tries);
             tries = tries.saturating_add(1);
         }
     }
 
-    fn sleep_for_either(&mut self, needs: u64, until: Until) {
+    fn sleep_for_either(&mut self, needs: u64, until: Until, tries: u32) {
         if !Arc::ptr_eq(self.sender.link(), self.receiver.link()) {
             // Halves of two connections, exchanged through `halves`: no peer would wake us for both.
             return self.sender.out().ring().mem().doze(until);
@@ -310,7 +310,8 @@ impl SharedMemoryStream {
         let outgoing = self.sender.out().ring();
         outgoing.want(needs);
         let bed = Bed::either(inbound.ring().mem(), outgoing.mem());
-        let _found = sleep(&bed, until, || (inbound.stirred() || outgoing.released(needs)).then_some(()));
+        let look = || (inbound.stirred() || outgoing.released(needs)).then_some(());
+        let _found = sleep(&bed, until, tries, look);
     }
 }
 

@@ -345,9 +345,9 @@ fn a_bed_is_raised_while_its_sleeper_looks_and_lowered_when_it_is_up() {
         (Bed::producer(&one), [[0, 1], [0, 0]]),
         (Bed::either(&one, &two), [[1, 0], [0, 2]]),
     ] {
-        assert_eq!(sleep(&bed, None, || Some(flags())), Some(raised));
+        assert_eq!(sleep(&bed, None, 0, || Some(flags())), Some(raised));
         assert_eq!(flags(), [[0; 2]; 2], "up, as it found something");
-        assert_eq!(sleep(&bed, Some(Instant::now()), || None::<()>), None);
+        assert_eq!(sleep(&bed, Some(Instant::now()), 0, || None::<()>), None);
         assert_eq!(flags(), [[0; 2]; 2], "up, as its time was over");
     }
 }
@@ -360,7 +360,7 @@ fn a_sleeper_whose_flag_is_cleared_for_nothing_naps_from_the_65th_time_on() {
         count.fetch_add(u32::from(did == Did::Doze), Ordering::Relaxed);
     });
     let looks = AtomicU32::new(0);
-    let looked = sleep(&Bed::consumer(&mem), None, || {
+    let looked = sleep(&Bed::consumer(&mem), None, 0, || {
         mem.heap.store_flag(Flag::Consumer, 0);
         (looks.fetch_add(1, Ordering::Relaxed) == 100).then_some(())
     });

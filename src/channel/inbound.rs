@@ -338,7 +338,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
         if matches!(lap, Lap::Busy) || pace.pass(until, || ring.stirred()) {
             return Ok(());
         }
-        let found = sleep(&Bed::consumer(ring.mem()), until, || ring.stirred().then_some(()));
+        let found = sleep(&Bed::consumer(ring.mem()), until, tries, || ring.stirred().then_some(()));
         pace.slept();
         found.ok_or(RecvFault::Empty)
     }

@@ -288,7 +288,8 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
         }
         if !pace.pass(until, || ring.released(needs)) {
             ring.want(needs);
-            let found = sleep(&Bed::producer(ring.mem()), until, || ring.released(needs).then_some(()));
+            let found =
+                sleep(&Bed::producer(ring.mem()), until, tries, || ring.released(needs).then_some(()));
             pace.slept();
             if found.is_none() {
                 return Err(SendFault::Full);

@@ -239,7 +239,7 @@ impl<'l, 'd> Halves<'l, 'd> {
             _ => Bed::either(&mem, &mem),
         };
         let until = if let Wait::Until(until) = wait { until } else { Some(self.past) };
-        let found = sleep(&bed, until, || ended(&mem, Word::ProducerMark));
+        let found = sleep(&bed, until, 0, || ended(&mem, Word::ProducerMark));
         let work = mem.work();
         assert!(found.is_some() || until.is_some(), "a sleep for ever ends with the connection");
         assert!(work.late <= 3, "{work:?} after the deadline");

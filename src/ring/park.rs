@@ -117,8 +117,15 @@ impl<'a, M: Memory> Bed<'a, M> {
 }
 
 /// Sleeps until `look` finds something, or until the deadline: `None`.
-pub fn sleep<M: Memory, T>(bed: &Bed<'_, M>, until: Until, look: impl Fn() -> Option<T>) -> Option<T> {
-    let (mut patience, mut empty) = (0_u32, 0_u32);
+///
+/// `tries` sleeps of the same call came to nothing before: so much sooner the flag is not trusted.
+pub fn sleep<M: Memory, T>(
+    bed: &Bed<'_, M>,
+    until: Until,
+    tries: u32,
+    look: impl Fn() -> Option<T>,
+) -> Option<T> {
+    let (mut patience, mut empty) = (0_u32, tries);
     loop {
         bed.raise();
         // pairs with the fence in `rouse`.
@@ -134,7 +141,7 @@ pub fn sleep<M: Memory, T>(bed: &Bed<'_, M>, until: Until, look: impl Fn() -> Op
         }
         match woke {
             Woke::Deadline => return look(),
-            Woke::Slice => (patience, empty) = (patience.saturating_add(1), 0),
+            Woke::Slice => (patience, empty) = (patience.saturating_add(1), tries),
             Woke::Early => empty = empty.saturating_add(1),
         }
         if empty > EMPTY {

@@ -87,12 +87,12 @@ fn recv_within<M: Memory>(inb: &mut Inbound<M, NoPace>, wait: Wait) -> Result<Ve
 /// Waits for a message, or the release of a ticket.
 fn wait_for_either(side: &Side<Cells>, found: impl Fn() -> bool) {
     let look = || found().then_some(());
-    assert_eq!(sleep(&Bed::either(&side.into, &side.out), None, look), Some(()));
+    assert_eq!(sleep(&Bed::either(&side.into, &side.out), None, 0, look), Some(()));
 }
 
 /// Sleeps as the consumer until it is so.
 fn sleep_until(view: &Model, until: Until, found: impl Fn() -> bool) -> bool {
-    sleep(&Bed::consumer(view), until, || found().then_some(())).is_some()
+    sleep(&Bed::consumer(view), until, 0, || found().then_some(())).is_some()
 }
 
 /// The peer dies after it took our flag, and before its wake.

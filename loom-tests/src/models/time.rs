@@ -71,7 +71,7 @@ fn one_that_waited_for_either_in_vain_is_told_to_nobody() {
     let (a, _b) = connection::<Cells>(1, 64);
     let clock = a.clock();
     let striker = thread::spawn(move || clock.strike());
-    assert_eq!(sleep(&Bed::either(&a.into, &a.out), Some(Instant::now()), || None::<()>), None);
+    assert_eq!(sleep(&Bed::either(&a.into, &a.out), Some(Instant::now()), 0, || None::<()>), None);
     assert_eq!([a.into.load_flag(Flag::Consumer), a.out.load_flag(Flag::Producer)], [0, 0]);
     striker.join().unwrap();
 }

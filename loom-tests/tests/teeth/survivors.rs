@@ -25,8 +25,7 @@ const SURVIVORS: &[(&str, &str, &str, &str)] = &[
 
 const AGAIN: &str = "the memory judges every copy again, with the same end: two bounds stand here";
 const TWICE: &str = "the flag is taken in one step and found 0: a look before it saves that step, no more";
-const NAPS: &str =
-    "bounds the CPU that a liar can cost: tests/ring_hostile.rs, a_peer_that_clears_our_flag_for_ever";
+const NAPS: &str = "bounds the CPU that a liar can cost: tests/naps.rs, a_peer_that_clears_our_flag_for_ever";
 const PATIENCE: &str =
     "counts a liar's flickers, to doze: tests/ring_hostile.rs, a_peer_that_sends_pieces_for_ever";
 const EARLY: &str =
