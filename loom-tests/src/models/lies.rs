@@ -6,7 +6,7 @@ use super::super::code::layout::{Control, Kind};
 use super::super::code::ring::rouse;
 use super::super::code::{Ended, RecvFault, SendFault, Wait};
 use super::{MAX_MESSAGE, Named, named, receiver, recv_within, sender, try_send};
-use crate::machine::{Cells, Side, connection};
+use crate::machine::{Cells, Model, Side, connection};
 
 pub(super) const ALL: &[Named] = named![
     a_head_that_lies_is_refused,
@@ -152,7 +152,7 @@ fn pieces_that_do_not_fit_are_refused() {
 fn a_flag_of_any_value_is_raised() {
     for value in [0, 1, 2, 3, u32::MAX] {
         let (a, b) = connection::<Cells>(1, 64);
-        let beds = |flag, view: &crate::machine::Model| {
+        let beds = |flag, view: &Model| {
             view.store_flag(flag, value);
             rouse(view, flag);
             assert_eq!(view.load_flag(flag), 0);

@@ -1,12 +1,12 @@
 //! What a single thread can see: limits, what is hidden and for how long, and what costs a wake.
 
-use narrows::internal::mem::{Flag, Load, Memory, OutOfBounds, Store, Word};
+use narrows::internal::mem::{Field, Flag, Load, Memory, OutOfBounds, Span, Store, Tail, Word};
 
-use super::super::code::layout::LAST_TICKET;
+use super::super::code::layout::{Kind, LAST_TICKET};
 use super::super::code::ring::{Fate, Refusal, bury};
-use super::super::code::{Ended, RecvFault, SendFault, Wait};
-use super::{Named, named, receiver, recv, recv_within, ring_from, send, sender, try_send};
-use crate::machine::{Cells, Plain, connection};
+use super::super::code::{Ended, Inbound, NoPace, Outbound, RecvFault, SendFault, Wait};
+use super::{Named, named, receiver, recv, recv_within, ring_from, send, sender, stage, try_send};
+use crate::machine::{Cells, Model, Plain, connection};
 
 pub(super) const ALL: &[Named] = named![
     the_last_ticket_is_the_last,
@@ -50,7 +50,6 @@ fn the_last_ticket_is_the_last() {
 }
 
 fn a_stamp_behind_the_last_ticket_is_refused() {
-    use narrows::internal::mem::Field;
     let (mut out, mut inb) = ring_from(LAST_TICKET, 1, 64);
     try_send(&mut out, &[0]).unwrap();
     assert_eq!(recv(&mut inb).unwrap(), [0]);
@@ -84,7 +83,7 @@ fn a_head_is_hidden_for_a_quarter_of_the_arena_at_most() {
     assert_eq!(heads, [0, 0, 0, 0, 5, 6]);
 }
 
-fn head_behind_a_receive(inb: &mut super::Inbound<crate::machine::Model, super::NoPace>) -> u64 {
+fn head_behind_a_receive(inb: &mut Inbound<Model, NoPace>) -> u64 {
     recv_within(inb, Wait::Never).unwrap();
     inb.ring().mem().load(Word::Head, Load::Relaxed)
 }
@@ -101,7 +100,6 @@ fn a_message_is_released_but_once() {
 }
 
 fn nothing_is_read_or_written_outside_of_a_message() {
-    use narrows::internal::mem::Tail;
     let (mut out, mut inb) = ring_from(0, 2, 128);
     let claim = out.claim(9, Wait::Never).unwrap();
     out.ring().open(&claim);
@@ -138,7 +136,7 @@ fn a_sender_is_woken_for_what_it_wants_and_not_before() {
     assert_eq!(woken, [0, 0, 0, 0, 0, 1, 1, 1]);
 }
 
-fn wakes_behind_a_receive(inb: &mut super::Inbound<crate::machine::Model, super::NoPace>) -> u32 {
+fn wakes_behind_a_receive(inb: &mut Inbound<Model, NoPace>) -> u32 {
     head_behind_a_receive(inb);
     inb.ring().mem().wakes(Flag::Producer)
 }
@@ -187,7 +185,6 @@ fn a_batch_is_refused_where_the_ring_is_full() {
 }
 
 fn light_traffic_stays_at_the_front_of_the_arena() {
-    use narrows::internal::mem::Span;
     let (mut out, mut inb) = ring_from(0, 4, 1024);
     for _ in 0..20 {
         let claim = out.claim(200, Wait::Never).unwrap();
@@ -230,7 +227,7 @@ fn a_committed_message_may_be_empty_or_short() {
     for (room, len) in [(200, 0), (200, 1), (9, 0), (9, 8), (0, 0)] {
         let claim = out.claim(room, Wait::Never).unwrap();
         out.ring().open(&claim);
-        out.ring().write(&claim, 0, &[7; 8][..len], narrows::internal::mem::Tail::Zero).unwrap();
+        out.ring().write(&claim, 0, &[7; 8][..len], Tail::Zero).unwrap();
         out.commit(&claim, len, 99);
         let message = inb.next(Wait::Never).unwrap();
         assert_eq!((message.len(), message.tag()), (len, 99));
@@ -244,16 +241,12 @@ fn an_abandoned_message_is_told_once() {
     let first = ring.claim_piece(ring.next(), 8).unwrap();
     ring.open(&first);
     ring.write_total(&first, 16);
-    ring.describe(&first, super::super::code::layout::Kind::First, 8, 0);
+    ring.describe(&first, Kind::First, 8, 0);
     ring.publish(first.after(), true);
     ring.publish(ring.next(), false); // Of nothing: it changes nothing.
     let mut to = out.ring().next();
     for i in 0..2 {
-        let claim = out.stage(to, 1).unwrap();
-        out.ring().open(&claim);
-        out.ring().write(&claim, 0, &[i], narrows::internal::mem::Tail::Zero).unwrap();
-        out.describe_whole(&claim, 1, 0);
-        to = claim.after();
+        to = stage(&mut out, to, &[i]);
     }
     out.publish(to, false);
     try_send(&mut out, &[2]).unwrap();
@@ -268,11 +261,7 @@ fn the_messages_of_a_batch_stand_apart() {
     assert_eq!(recv(&mut inb).unwrap(), [0; 128]);
     let mut to = out.ring().next();
     for i in 1..=3 {
-        let claim = out.stage(to, 128).unwrap();
-        out.ring().open(&claim);
-        out.ring().write(&claim, 0, &[i; 128], narrows::internal::mem::Tail::Zero).unwrap();
-        out.describe_whole(&claim, 128, 0);
-        to = claim.after();
+        to = stage(&mut out, to, &[i; 128]);
     }
     out.publish(to, false);
     for i in 1..=3 {
@@ -282,10 +271,10 @@ fn the_messages_of_a_batch_stand_apart() {
 
 fn a_message_longer_than_agreed_is_refused() {
     let (a, b) = connection::<Cells>(4, 512);
-    let mut out: super::Outbound<_, super::NoPace> = super::Outbound::new(a.out, super::NoPace, 0, 600);
+    let mut out: Outbound<_, NoPace> = Outbound::new(a.out, NoPace, 0, 600);
     assert_eq!(out.claim(600, Wait::Never).unwrap_err(), SendFault::TooLarge(512));
     assert_eq!(send(&mut out, &[0; 601]), Err(SendFault::TooLarge(600)));
-    let mut small: super::Outbound<_, super::NoPace> = super::Outbound::new(b.out, super::NoPace, 0, 300);
+    let mut small: Outbound<_, NoPace> = Outbound::new(b.out, NoPace, 0, 300);
     assert_eq!(small.claim(301, Wait::Never).unwrap_err(), SendFault::TooLarge(300));
     assert_eq!(send(&mut small, &[0; 301]), Err(SendFault::TooLarge(300)));
     assert_eq!(send(&mut small, &[0; 300]), Ok(300));
@@ -328,13 +317,12 @@ fn a_message_in_pieces_is_tried_whole_or_not_at_all() {
 }
 
 fn pieces_of_an_earlier_call_are_kept() {
-    use super::super::code::layout::Kind;
     let (mut out, mut inb) = ring_from(0, 4, 512);
     for (kind, byte) in [(Kind::First, 1), (Kind::Middle, 2), (Kind::Last, 3)] {
         let ring = out.ring_mut();
         let claim = ring.claim_piece(ring.next(), 8).unwrap();
         ring.open(&claim);
-        ring.write(&claim, 0, &[byte; 8], narrows::internal::mem::Tail::Zero).unwrap();
+        ring.write(&claim, 0, &[byte; 8], Tail::Zero).unwrap();
         ring.write_total(&claim, 24);
         ring.describe(&claim, kind, 8, 0);
         ring.publish(claim.after(), kind != Kind::Last);

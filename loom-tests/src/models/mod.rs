@@ -4,9 +4,9 @@
 
 use std::io::IoSlice;
 
-use narrows::internal::mem::{Flag, Memory, Until};
+use narrows::internal::mem::{Flag, Memory, Tail, Until};
 
-use super::code::ring::{Bed, Producer, sleep};
+use super::code::ring::{Bed, Cursor, Producer, sleep};
 use super::code::{Inbound, NoPace, Outbound, RecvFault, SendFault, Wait};
 use crate::machine::{Cells, Model, Side, Spans, View, connection};
 
@@ -69,6 +69,15 @@ fn receiver<S: Spans>(side: &Side<S>) -> Inbound<View<S>, NoPace> {
 
 fn send<M: Memory>(out: &mut Outbound<M, NoPace>, message: &[u8]) -> Result<usize, SendFault> {
     out.send(&[IoSlice::new(message)], 0, Wait::FOREVER)
+}
+
+/// Writes a message behind what is staged already; returns the cursor behind it.
+fn stage<M: Memory>(out: &mut Outbound<M, NoPace>, from: Cursor, message: &[u8]) -> Cursor {
+    let claim = out.stage(from, message.len()).unwrap();
+    out.ring().open(&claim);
+    out.ring().write(&claim, 0, message, Tail::Zero).unwrap();
+    out.describe_whole(&claim, message.len(), 0);
+    claim.after()
 }
 
 fn try_send<M: Memory>(out: &mut Outbound<M, NoPace>, message: &[u8]) -> Result<usize, SendFault> {

@@ -1,6 +1,7 @@
 //! Words that overtake everything.
 
 use loom::thread;
+use narrows::internal::mem::{Memory, Span, Tail};
 
 use super::super::code::ring::{Poster, bell, urgent};
 use super::{Named, named, sleep_until};
@@ -18,7 +19,6 @@ fn an_urgent_word_wakes_and_is_seen() {
 }
 
 fn what_was_done_before_an_urgent_word_is_seen_behind_it() {
-    use narrows::internal::mem::{Memory, Span, Tail};
     let (a, b) = connection::<Cells>(1, 64);
     let peer = thread::spawn(move || {
         a.out.copy_in(Span::Slot(0), 0, &[5], Tail::Zero).unwrap();
