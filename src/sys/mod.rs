@@ -58,3 +58,5 @@ pub(crate) mod wait;
 
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;

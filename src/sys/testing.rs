@@ -100,6 +100,28 @@ impl Drop for Forked {
     }
 }
 
+/// Makes the kernel refuse a system call to this process from now on. For good: in a forked child.
+pub(crate) fn refuse(call: libc::c_long, error: i32) {
+    let step = |code: u32, jf: u8, k: u32| libc::sock_filter {
+        code: u16::try_from(code).expect("16 bits"),
+        jt: 0,
+        jf,
+        k,
+    };
+    let mut program = [
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
+        step(libc::BPF_JMP | libc::BPF_JEQ, 1, u32::try_from(call).expect("small")),
+        step(libc::BPF_RET, 0, libc::SECCOMP_RET_ERRNO | error.unsigned_abs()),
+        step(libc::BPF_RET, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: 4, filter: program.as_mut_ptr() };
+    // SAFETY: the calls read the program, which outlives them, and change only what this process may do.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program), 0);
+    }
+}
+
 /// How many descriptors this process has open. Other threads change it: count in a forked child.
 pub(crate) fn open_descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").expect("listable").count()

@@ -10,9 +10,11 @@
 
 use std::io;
 use std::mem::zeroed;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::null_mut;
 use std::time::{Duration, Instant};
+
+use super::call;
 
 /// A descriptor that becomes readable at a moment, and stays so until the next is set.
 #[derive(Debug)]
@@ -24,15 +26,10 @@ pub(crate) struct Timer {
 impl Timer {
     /// A timer that never rings.
     pub(crate) fn new() -> io::Result<Self> {
-        // SAFETY: the call takes two numbers and touches no memory.
-        let fd =
-            unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the call above just made this descriptor, and nothing else owns it.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Self { fd, moment: None })
+        let flags = libc::TFD_CLOEXEC | libc::TFD_NONBLOCK;
+        // SAFETY: the call makes a new descriptor, which is ours alone.
+        let fd = unsafe { call::owned("timerfd_create", libc::timerfd_create(libc::CLOCK_MONOTONIC, flags)) };
+        Ok(Self { fd: fd?, moment: None })
     }
 
     /// Rings at this moment, at once if it has passed, and not before; `None` is never.
@@ -50,9 +47,7 @@ impl Timer {
         // SAFETY: the descriptor is open while self lives, the spec is a live local that the kernel
         // only reads, and a null pointer asks for no old value.
         let result = unsafe { libc::timerfd_settime(self.fd.as_raw_fd(), 0, &spec, null_mut()) };
-        if result < 0 {
-            return Err(io::Error::last_os_error());
-        }
+        call::check("timerfd_settime", result)?;
         self.moment = moment;
         Ok(())
     }
