@@ -1,11 +1,14 @@
 //! The mapped memory under the same absurd arguments as the private one, and its neighbours' silence.
 
+use std::sync::mpsc::channel;
+
 use super::*;
 use crate::layout::Geometry;
 use crate::mem;
 use crate::sys::link::{LinkParts, Side};
 use crate::sys::region::Region;
 use crate::sys::socket::{self, PeerCred};
+use crate::sys::testing::{PATIENCE, eventually};
 
 #[path = "../../../tests/common/absurd.rs"]
 #[allow(clippy::cast_possible_truncation, unreachable_pub)]
@@ -111,20 +114,30 @@ fn a_crowd_of_the_peers_does_not_cost_us_its_waking_and_hides_no_sleeper_of_ours
         (1, Flag::Twin, false),
     ] {
         let mappings = directions(1, 64);
-        let (mapping, woken) = (&mappings[direction], AtomicU64::new(0));
+        let (mapping, woken) = (&mappings[direction], &AtomicU64::new(0));
+        let expected = if ours { CROWD as u64 } else { 1 };
+        let (tell, told) = channel();
         mapping.store_flag(flag, 1);
-        std::thread::scope(|scope| {
+        let counted = std::thread::scope(|scope| {
             for _ in 0..CROWD {
-                scope.spawn(|| {
-                    let slept = futex::wait(mapping.flag(flag), None, Duration::from_secs(1));
-                    woken.fetch_add(u64::from(slept == Woke::Early), Ordering::Relaxed);
+                let tell = tell.clone();
+                scope.spawn(move || {
+                    // SAFETY: takes nothing and cannot fail.
+                    tell.send(unsafe { libc::gettid() }).expect("there");
+                    futex::wait(mapping.flag(flag), None, PATIENCE);
+                    woken.fetch_add(1, Ordering::Relaxed);
                 });
             }
-            std::thread::sleep(Duration::from_millis(300)); // For all of them to fall asleep.
+            let crowd: Vec<i32> = told.iter().take(CROWD).collect();
+            assert!(eventually(|| crowd.iter().all(|thread| in_a_futex(*thread))));
             mapping.wake(flag);
+            assert!(eventually(|| woken.load(Ordering::Relaxed) >= expected));
+            std::thread::sleep(Duration::from_millis(50)); // For those who should not be.
+            let counted = woken.load(Ordering::Relaxed);
+            futex::wake(mapping.flag(flag), i32::MAX);
+            counted
         });
-        let expected = if ours { CROWD as u64 } else { 1 };
-        assert_eq!(woken.into_inner(), expected, "{flag:?} of direction {direction}");
+        assert_eq!(counted, expected, "{flag:?} of direction {direction}");
     }
 }
 
@@ -152,4 +165,10 @@ fn the_sentinel_tells_a_lost_wake_from_a_late_one() {
             sentinel::unwatch();
         }
     });
+}
+
+/// Whether the kernel has this thread of ours asleep in a futex.
+fn in_a_futex(thread: i32) -> bool {
+    let call = std::fs::read_to_string(format!("/proc/self/task/{thread}/syscall"));
+    call.is_ok_and(|call| call.starts_with(&format!("{} ", libc::SYS_futex)))
 }
