@@ -102,7 +102,8 @@ const _: () = {
     }
     assert!(WANTED / LINE == PRODUCER_FLAG / LINE && WANTED >= PRODUCER_FLAG + 4);
     assert!(URGENT + MAX_URGENT as usize * WORD <= PAGE);
-    assert!(INLINE == SLOT - 3 * WORD);
+    assert!(SLOT_PAYLOAD % WORD == 0 && SLOT_PAYLOAD + INLINE == SLOT);
+    assert!(LAST_TICKET * 2 + 2 == u64::MAX - 1);
     assert!(MAX_ARENA / (GRAIN as u64) <= 1 << 26);
 };
 

@@ -2,13 +2,17 @@
 
 mod common;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
+use std::time::Instant;
 
-use common::rings::{at_once, head, put, ring, send, take, try_take};
+use common::rings::{at_once, head, over, put, ring, send, take, try_take};
+use common::spied::{Did, Spied};
 use common::{Watchdog, bytes, check};
 use narrows::internal::layout::{Kind, LAST_TICKET};
-use narrows::internal::mem::{Field, GRAIN, INLINE, Load, Memory, Span, Store};
-use narrows::internal::ring::{Poster, Producer, bell, urgent};
+use narrows::internal::mem::{Field, Flag, GRAIN, Heap, INLINE, Load, Memory, Span, Store, Word};
+use narrows::internal::ring::{Bed, Fate, Poster, Producer, bell, close, ended, sleep, urgent};
 use narrows::internal::{Ended, RecvFault, SendFault, Wait};
 
 const SIZES: [usize; 22] =
@@ -175,12 +179,33 @@ fn at_most_a_quarter_of_the_arena_stays_hidden() {
     let (mut out, mut inb, heap) = ring(256, 4096, 0);
     for _ in 0..4 {
         (0..16).for_each(|seed| put(&mut out, &bytes(seed, 200), seed));
-        let base = head(&heap);
+        let (base, mut most) = (head(&heap), 0);
         for done in 1..=16 {
             take(&mut inb);
-            assert!((base + done - head(&heap)) * 256 <= 1024, "too much of the arena is hidden");
+            most = most.max(base + done - head(&heap));
         }
+        assert_eq!(most * 256, 1024, "a quarter of the arena is hidden, and no more");
         assert_eq!(head(&heap), base + 16);
+    }
+}
+
+#[test]
+fn a_producer_is_woken_by_the_release_that_it_needs_or_by_the_last() {
+    for wanted in 0..10 {
+        let wakes = Arc::new(AtomicU32::new(0));
+        let count = Arc::clone(&wakes);
+        let mem = Spied::new(Heap::new(8, 64, 1), move |_, did| {
+            count.fetch_add(u32::from(did == Did::Wake(Flag::Producer)), Ordering::Relaxed);
+        });
+        let (mut out, mut inb) = over(&mem, 0);
+        (0..8).for_each(|seed| put(&mut out, b"", seed));
+        out.ring().want(wanted);
+        for done in 1..=8 {
+            mem.heap.store_flag(Flag::Producer, 1);
+            take(&mut inb);
+            let must = head(&mem.heap) == done && (done > wanted || done == 8);
+            assert_eq!(wakes.swap(0, Ordering::Relaxed), u32::from(must), "{done} of 8, for {wanted}");
+        }
     }
 }
 
@@ -283,4 +308,59 @@ fn a_fresh_ring_has_its_first_head() {
     assert_eq!(head(&heap), 77);
     Producer::format(&heap, 78);
     assert_eq!(head(&heap), 78);
+}
+
+#[test]
+fn a_mark_counts_before_a_hang_up_and_a_death_but_not_before_our_own_verdicts() {
+    use Ended::{Closed, Disconnected, PeerDied, ProtocolViolated};
+    for (fate, alone, marked) in [
+        (0, None, Disconnected),
+        (Fate::Closed as u64, Some(Closed), Closed),
+        (Fate::Disconnected as u64, Some(Disconnected), Disconnected),
+        (Fate::Died as u64, Some(PeerDied), Disconnected),
+        (Fate::Violated as u64, Some(ProtocolViolated), ProtocolViolated),
+        (u64::MAX, Some(ProtocolViolated), ProtocolViolated),
+    ] {
+        let heap = Heap::new(1, 64, 1);
+        assert_eq!(heap.settle(fate), fate);
+        assert_eq!(ended(&heap, Word::ProducerMark), alone, "{fate}");
+        close(&heap, Word::ConsumerMark, Flag::Producer);
+        assert_eq!(ended(&heap, Word::ProducerMark), alone, "{fate}: the mark of the other side");
+        close(&heap, Word::ProducerMark, Flag::Consumer);
+        assert_eq!(ended(&heap, Word::ProducerMark), Some(marked), "{fate}, marked");
+    }
+}
+
+#[test]
+fn a_bed_is_raised_while_its_sleeper_looks_and_lowered_when_it_is_up() {
+    let (one, two) = (Heap::new(1, 64, 1), Heap::new(1, 64, 1));
+    let flags = || {
+        let of = |heap: &Heap| [heap.load_flag(Flag::Consumer), heap.load_flag(Flag::Producer)];
+        [of(&one), of(&two)]
+    };
+    for (bed, raised) in [
+        (Bed::consumer(&one), [[1, 0], [0, 0]]),
+        (Bed::producer(&one), [[0, 1], [0, 0]]),
+        (Bed::either(&one, &two), [[1, 0], [0, 2]]),
+    ] {
+        assert_eq!(sleep(&bed, None, || Some(flags())), Some(raised));
+        assert_eq!(flags(), [[0; 2]; 2], "up, as it found something");
+        assert_eq!(sleep(&bed, Some(Instant::now()), || None::<()>), None);
+        assert_eq!(flags(), [[0; 2]; 2], "up, as its time was over");
+    }
+}
+
+#[test]
+fn a_sleeper_whose_flag_is_cleared_for_nothing_naps_from_the_65th_time_on() {
+    let naps = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&naps);
+    let mem = Spied::new(Heap::new(1, 64, 1), move |_, did| {
+        count.fetch_add(u32::from(did == Did::Doze), Ordering::Relaxed);
+    });
+    let looks = AtomicU32::new(0);
+    let looked = sleep(&Bed::consumer(&mem), None, || {
+        mem.heap.store_flag(Flag::Consumer, 0);
+        (looks.fetch_add(1, Ordering::Relaxed) == 100).then_some(())
+    });
+    assert_eq!((looked, naps.load(Ordering::Relaxed)), (Some(()), 100 - 64));
 }

@@ -362,6 +362,34 @@ fn a_sleeper_that_moves_to_the_other_bed_is_woken_there() {
 }
 
 #[test]
+fn a_flag_of_any_value_is_a_sleeper() {
+    for (flag, value) in
+        [(Flag::Consumer, 1), (Flag::Consumer, 2), (Flag::Producer, 3), (Flag::Producer, u32::MAX)]
+    {
+        let (woken, seen) = channel();
+        let mem = Spied::new(Heap::new(1, 64, 1), move |_, did| {
+            if let Did::Wake(flag) = did {
+                woken.send(flag).expect("there");
+            }
+        });
+        mem.heap.store_flag(flag, value);
+        rouse(&mem, flag);
+        assert_eq!(seen.try_iter().collect::<Vec<_>>(), [flag], "{value}");
+    }
+}
+
+#[test]
+fn a_flag_that_another_waker_took_meanwhile_costs_no_wake() {
+    let mem = Spied::new(Heap::new(1, 64, 1), |heap, did| match did {
+        Did::LoadFlag(flag) => heap.store_flag(flag, 0),
+        Did::Wake(flag) => panic!("{flag:?} was woken once more"),
+        _ => {}
+    });
+    mem.heap.store_flag(Flag::Consumer, 1);
+    rouse(&mem, Flag::Consumer);
+}
+
+#[test]
 fn a_peer_that_died_between_the_flag_and_the_wake_hides_no_end() {
     for (flag, value) in [(Flag::Consumer, 0), (Flag::Producer, 0), (Flag::Producer, 2)] {
         let (woken, seen) = channel();

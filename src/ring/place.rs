@@ -121,4 +121,14 @@ mod tests {
         assert_eq!(arena.restart(1024), 1024);
         assert_eq!(arena.restart(1025), 2048);
     }
+
+    #[test]
+    fn the_front_is_looked_for_after_a_quarter_of_a_small_arena_and_32_kib_of_a_large_one() {
+        let (mut small, large) = (Arena::new(1024, 4), Arena::new(1 << 20, 4));
+        assert!(!small.far(256) && small.far(257));
+        assert!(!large.far(32 << 10) && large.far((32 << 10) + 1));
+        small.look(256);
+        assert!(!small.far(512) && small.far(513));
+        assert!(small.far(128), "the last look was taken for claims that were never published");
+    }
 }
