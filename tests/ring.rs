@@ -11,8 +11,12 @@ use common::rings::{at_once, head, over, put, ring, send, take, try_take};
 use common::spied::{Did, Spied};
 use common::{Watchdog, bytes, check};
 use narrows::internal::layout::{Kind, LAST_TICKET};
-use narrows::internal::mem::{Field, Flag, GRAIN, Heap, INLINE, Load, Memory, Span, Store, Word};
-use narrows::internal::ring::{Bed, Fate, Poster, Producer, bell, close, ended, sleep, urgent};
+use narrows::internal::mem::{
+    Field, Flag, GRAIN, Heap, INLINE, Load, Memory, OutOfBounds, Store, Tail, Word,
+};
+use narrows::internal::ring::{
+    Bed, Consumer, Fate, Poster, Producer, Refusal, bell, close, ended, sleep, urgent,
+};
 use narrows::internal::{Ended, RecvFault, SendFault, Wait};
 
 const SIZES: [usize; 22] =
@@ -214,8 +218,10 @@ fn a_claim_is_private_until_it_is_published() {
     let (mut out, mut inb, heap) = ring(2, 256, 0);
     for len in [0, 50, 200] {
         let claim = out.claim(len, Wait::Never).expect("room");
+        assert_eq!(claim.is_empty(), len == 0);
         out.ring().open(&claim);
-        out.ring().write(&claim, 0, &bytes(1, len), narrows::internal::mem::Tail::Zero).expect("fits");
+        assert_eq!(heap.load_slot(0, Field::Stamp, Load::Relaxed), 1, "being written");
+        out.ring().write(&claim, 0, &bytes(1, len), Tail::Zero).expect("fits");
         out.describe_whole(&claim, len, 4);
         assert_eq!(try_take(&mut inb), Err(RecvFault::Empty));
         assert!(!inb.stirred());
@@ -233,9 +239,7 @@ fn a_batch_is_published_together_and_a_forgotten_one_not_at_all() {
         for seed in 0..8 {
             let claim = out.stage(to, 40_000).expect("room");
             out.ring().open(&claim);
-            out.ring()
-                .write(&claim, 0, &bytes(seed, 40_000), narrows::internal::mem::Tail::Zero)
-                .expect("fits");
+            out.ring().write(&claim, 0, &bytes(seed, 40_000), Tail::Zero).expect("fits");
             out.ring_mut().describe(&claim, Kind::Whole, 40_000, seed);
             to = claim.after();
         }
@@ -254,8 +258,7 @@ fn a_batch_is_published_together_and_a_forgotten_one_not_at_all() {
 
 #[test]
 fn writes_and_reads_outside_a_claim_are_refused() {
-    use narrows::internal::mem::{OutOfBounds, Tail};
-    let (mut out, inb, heap) = ring(2, 256, 0);
+    let (mut out, inb, _heap) = ring(2, 256, 0);
     for len in [0, 30, 200] {
         let claim = out.claim(len, Wait::Never).expect("room");
         for at in [len + 1, usize::MAX] {
@@ -269,7 +272,6 @@ fn writes_and_reads_outside_a_claim_are_refused() {
     for (at, len) in [(0, 5), (4, 1), (5, 0), (usize::MAX, 1), (usize::MAX, 0)] {
         assert_eq!(inb.ring().read(&arrival, at, &mut vec![0; len]), Err(OutOfBounds), "{len} at {at}");
     }
-    heap.copy_out(Span::Slot(0), 4, &mut [0; 4]).expect("a slot has more");
 }
 
 #[test]
@@ -363,4 +365,36 @@ fn a_sleeper_whose_flag_is_cleared_for_nothing_naps_from_the_65th_time_on() {
         (looks.fetch_add(1, Ordering::Relaxed) == 100).then_some(())
     });
     assert_eq!((looked, naps.load(Ordering::Relaxed)), (Some(()), 100 - 64));
+}
+
+#[test]
+fn a_wait_for_space_is_over_when_it_is_there_or_will_never_be() {
+    let (mut out, _inb, heap) = ring(2, 64, 5);
+    let mut consumer = Consumer::new(heap.clone(), 5);
+    (0..2).for_each(|seed| put(&mut out, b"", seed));
+    assert!(!out.ring().released(5));
+    let first = consumer.arrival().expect("honest").expect("there");
+    (0..2).for_each(|_| consumer.release(&first));
+    assert_eq!((consumer.ticket(), head(&heap)), (6, 6), "nothing is released twice");
+    assert!(out.ring().released(5) && !out.ring().released(6));
+    heap.store(Word::Head, 4, Store::Relaxed);
+    assert!(out.ring().released(6), "a lie, which the next claim finds");
+    heap.store(Word::Head, 6, Store::Relaxed);
+    consumer.close();
+    assert!(out.ring().released(6));
+}
+
+#[test]
+fn what_never_fits_is_refused_and_the_tickets_that_are_left_are_counted() {
+    let (_out, _inb, heap) = ring(4, 128, LAST_TICKET - 1);
+    let mut producer = Producer::new(heap, LAST_TICKET - 1);
+    for left in [2, 1] {
+        assert_eq!(producer.left(), left);
+        assert_eq!(producer.claim(producer.next(), 129).map(|_| ()), Err(Refusal::TooLarge));
+        let claim = producer.claim_piece(producer.next(), 64).expect("room");
+        producer.describe(&claim, Kind::Whole, 64, 0);
+        producer.publish(claim.after(), false);
+    }
+    assert_eq!(producer.left(), 0);
+    assert_eq!(producer.claim(producer.next(), 0).map(|_| ()), Err(Refusal::Exhausted));
 }

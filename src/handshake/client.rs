@@ -113,6 +113,16 @@ mod tests {
     }
 
     #[test]
+    fn another_program_is_told_by_its_first_words() {
+        let wanted = Geometry::new(8, 4096, 64).expect("legal");
+        for words in [&b"HTTP/1.1"[..], b"n", b"\0"] {
+            let mut client = ClientHandshake::new(wanted, 9, 0);
+            let known = words == &ANSWER_MAGIC[..words.len()];
+            assert_eq!(client.feed(words) == Err(HandshakeError::BadMagic), !known, "{words:?}");
+        }
+    }
+
+    #[test]
     fn every_split_of_a_welcome_agrees() {
         let bytes = welcome(8, 100);
         for split in 0..ANSWER_LEN {

@@ -358,6 +358,7 @@ mod tests {
         assert_eq!(with(welcome(), 8, &[7]), Err(HandshakeError::UnknownKind(7)));
         assert!(matches!(with(welcome(), 10, &[9]), Err(HandshakeError::NoCommonVersion { .. })));
         assert_eq!(with(welcome(), 40, &[255; 8]), Err(HandshakeError::BadTicket(u64::MAX)));
+        assert!(with(welcome(), 40, &LAST_TICKET.to_le_bytes()).is_ok());
         assert!(matches!(with(welcome(), 48, &[1]), Err(HandshakeError::BadRegionLen { .. })));
         assert_eq!(with(welcome(), 56, &[1]), Err(HandshakeError::ReservedNotZero));
         let reject = || Answer::Reject(Reject::new(RejectCode::Geometry, "no"));

@@ -7,7 +7,7 @@
 //!
 //! # Proof
 //!
-//! The tests of `codec.rs`.
+//! The test below, and those of `codec.rs`.
 
 use crate::error::HandshakeError;
 use crate::layout::Geometry;
@@ -99,5 +99,21 @@ impl<'a> Fields<'a> {
     pub(super) fn rest_is_zero(&self) -> Result<(), HandshakeError> {
         let zero = self.0.iter().all(|&byte| byte == 0);
         if zero { Ok(()) } else { Err(HandshakeError::ReservedNotZero) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn behind_the_end_there_is_nothing_to_write_and_zeros_to_read() {
+        let mut writer = Writer::<4>::new();
+        writer.put([1; 3]);
+        writer.put([2; 3]);
+        writer.put([3; 3]);
+        assert_eq!(writer.done(), [1, 1, 1, 2]);
+        let mut fields = Fields::new(&[1, 0, 2]);
+        assert_eq!((fields.u16(), fields.u32(), fields.u64()), (1, 0, 0));
     }
 }
