@@ -51,7 +51,8 @@ struct Line {
 fn ours(path: &Path) -> Option<String> {
     let here = env::current_dir().ok()?;
     let path = path.strip_prefix(here).unwrap_or(path).to_str()?;
-    let test = path.ends_with("/tests.rs") || path.ends_with("/testing.rs") || path.contains("..");
+    let test = path.contains("..") || ["/tests.rs", "/testing.rs"].iter().any(|end| path.ends_with(end));
+    let test = test || path.starts_with("src/fuzz/");
     (path.starts_with("src/") && !test).then(|| path.to_owned())
 }
 
