@@ -14,7 +14,7 @@ use common::spied::{Did, Spied};
 use common::{Watchdog, bytes};
 use narrows::internal::layout::{Control, Kind, LAST_TICKET};
 use narrows::internal::mem::{Field, Flag, Heap, Load, Memory, Span, Store, Tail, Word};
-use narrows::internal::ring::{Producer, alarm, rouse};
+use narrows::internal::ring::{Fate, Producer, alarm, rouse};
 use narrows::internal::{Ended, RecvFault, SendFault, Wait};
 
 const VIOLATED: Result<(Vec<u8>, u64), RecvFault> = Err(RecvFault::Ended(Ended::ProtocolViolated));
@@ -256,6 +256,29 @@ fn a_peer_that_sends_pieces_for_ever_does_not_outlive_a_deadline() {
         assert_eq!(fault, Err(RecvFault::Empty));
         assert!(Instant::now() >= until);
     });
+}
+
+#[test]
+fn a_peer_that_hung_up_and_sends_on_does_not_keep_a_receive_from_ending() {
+    let _watch = Watchdog::new("pieces behind the end");
+    for fate in [Fate::Disconnected, Fate::Died] {
+        let piece = |heap: &Heap, ticket, abort| {
+            let control = Control { kind: Kind::First, abort, len: 1, place: 0 };
+            forge(heap, ticket, control.encode(), 9);
+        };
+        // While one is looked at the next is written.
+        let mem = Spied::new(Heap::new(2, 128, 1), move |heap, did| {
+            if let Did::CopyOut(Span::Slot(ticket)) = did {
+                piece(heap, ticket + 1, true);
+            }
+        });
+        let (_out, mut inb) = over(&mem, 0);
+        piece(&mem.heap, 0, false);
+        mem.settle(fate as u64);
+        let ended = RecvFault::Ended(if fate == Fate::Died { Ended::PeerDied } else { Ended::Disconnected });
+        assert_eq!(inb.recv(&mut [], Wait::FOREVER).map(|_| ()), Err(ended));
+        assert!(inb.ring().ticket() <= 2, "what was committed before the end, and no more");
+    }
 }
 
 #[test]

@@ -133,7 +133,8 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
             }
             match (self.lap()?, ended, wait) {
                 (Lap::Whole(message), _, _) => return Ok(message),
-                (Lap::Dry, Some(end), _) => return Err(self.end(end)),
+                // A lap is all that can have been committed before the end.
+                (Lap::Dry | Lap::Busy, Some(end), _) => return Err(self.end(end)),
                 (_, _, Wait::Never) => return Err(RecvFault::Empty),
                 (lap, _, Wait::Until(until)) => {
                     // Who sends pieces does not play with us.
