@@ -102,6 +102,7 @@ mod tests {
                 let (start, end) = arena.fit(place, len);
                 assert!(start >= place && end - start >= len && end - start < len + 64);
                 assert!(start % 1024 + len <= 1024, "{len} at {place} wraps");
+                assert!(start - place < 1024, "{len} at {place}: a lap is skipped");
             }
         }
     }
