@@ -287,7 +287,11 @@ impl SharedMemoryStream {
         let len = len.min(self.sender.max_in_place());
         let mut tries = 0_u32;
         loop {
+            let ticket = self.receiver.inb_ref().ring().ticket();
             let message = self.receiver.inb().ready();
+            if self.receiver.inb_ref().ring().ticket() != ticket {
+                tries = tries.min(1); // Who sends pieces does not play with us.
+            }
             // Whatever is wrong with sending alone, the next send says it at once.
             let needs = self.sender.out().needs(len).unwrap_or(None);
             let Some(needs) = needs.filter(|_| !message) else {
