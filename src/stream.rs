@@ -289,9 +289,8 @@ impl SharedMemoryStream {
         loop {
             let ticket = self.receiver.inb_ref().ring().ticket();
             let message = self.receiver.inb().ready();
-            if self.receiver.inb_ref().ring().ticket() != ticket {
-                tries = tries.min(1); // Who sends pieces does not play with us.
-            }
+            // Who sends pieces does not play with us.
+            tries = tries.min(if self.receiver.inb_ref().ring().ticket() == ticket { tries } else { 1 });
             // Whatever is wrong with sending alone, the next send says it at once.
             let needs = self.sender.out().needs(len).unwrap_or(None);
             let Some(needs) = needs.filter(|_| !message) else {
