@@ -25,6 +25,10 @@ const MODEL: &str = "NARROWS_MODEL";
 /// Much longer than any model takes: a mutant that goes on for so long is caught as well.
 const LONGEST: Duration = Duration::from_secs(60);
 
+/// What a person can do.
+const ADVICE: &str = "write a model that fails with it (src/models), or do without it in the source, \
+    or say in tests/teeth/survivors.rs why it cannot matter";
+
 /// So many models come first and take but a moment.
 const QUICK: usize = 20;
 
@@ -81,8 +85,11 @@ fn trial(number: usize, models: Vec<&'static str>) -> Trial {
         CAUGHT.lock().unwrap().push((number, by));
         match (by, excuse) {
             (Some(_), None) | (None, Some(_)) => Ok(()),
-            (None, None) => Err(format!("no model misses it: {}", it.text).into()),
-            (Some(by), Some(_)) => Err(format!("it is caught by {by} after all: {}", it.text).into()),
+            (None, None) => Err(format!("no model misses it: {}\n{ADVICE}", it.text).into()),
+            (Some(by), Some(_)) => {
+                Err(format!("{by} catches it after all: {}\ntake it out of teeth/survivors.rs", it.text)
+                    .into())
+            }
         }
     })
 }
