@@ -289,8 +289,6 @@ impl SharedMemoryStream {
         loop {
             let ticket = self.receiver.inb_ref().ring().ticket();
             let message = self.receiver.inb().ready();
-            // Who sends pieces does not play with us.
-            tries = tries.min(if self.receiver.inb_ref().ring().ticket() == ticket { tries } else { 1 });
             // Whatever is wrong with sending alone, the next send says it at once.
             let needs = self.sender.out().needs(len).unwrap_or(None);
             let Some(needs) = needs.filter(|_| !message) else {
@@ -300,7 +298,9 @@ impl SharedMemoryStream {
                 return Err(SendTimeoutError::Timeout);
             }
             self.sleep_for_either(needs, until, tries);
-            tries = tries.saturating_add(1);
+            // Who sends pieces does not play with us.
+            let same = self.receiver.inb_ref().ring().ticket() == ticket;
+            tries = if same { tries.saturating_add(1) } else { 1 };
         }
     }
 

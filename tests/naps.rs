@@ -1,4 +1,5 @@
-//! A peer that plays with our flags and words: it costs us naps, and no more CPU than they leave.
+//! A peer that plays with our flags and words: it costs us naps, and no more CPU than they leave. Who is
+//! honest costs none.
 
 mod common;
 
@@ -8,11 +9,13 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::Watchdog;
 use common::rings::{In, Out, over, put, send};
 use common::spied::{Did, Spied};
 use narrows::internal::mem::{Field, Flag, Heap, Memory, Store, Word};
 use narrows::internal::ring::Fate;
 use narrows::internal::{Ended, RecvFault, SendFault, Wait};
+use narrows::{Options, SharedMemoryStream};
 
 const SOON: Duration = Duration::from_millis(200);
 
@@ -102,4 +105,23 @@ fn cleared_flags_between_flickers_make_us_nap() {
     assert_eq!(end, Err(RecvFault::Ended(Ended::Closed)));
     let [rounds, naps] = [0, 1].map(|which| counts[which].load(Ordering::Relaxed));
     assert!(rounds > ROUNDS && naps + ROUNDS / 2 >= rounds, "{rounds} rounds with {naps} naps");
+}
+
+#[test]
+fn pieces_of_a_long_message_are_no_play() {
+    const PIECES: usize = 2000;
+    let _watch = Watchdog::new("pieces for one that waits for either");
+    let wait = |a: &mut SharedMemoryStream, b: &mut SharedMemoryStream| {
+        thread::scope(|scope| {
+            scope.spawn(|| b.send(&vec![7; PIECES << 10]).expect("sends"));
+            let began = Instant::now();
+            assert!(a.wait_either(30).expect("either").message);
+            a.recv_into(&mut Vec::new()).expect("receives");
+            began.elapsed()
+        })
+    };
+    let (mut a, mut b) = Options::new().slots(2).arena(1 << 10).pair().expect("pair");
+    while a.try_send(&[1; 30]).is_ok() {} // It waits for space as well.
+    // A nap for each piece would take a second. The machine may be busy: as many tries as it needs.
+    while wait(&mut a, &mut b) > Duration::from_micros(250 * PIECES as u64) {}
 }

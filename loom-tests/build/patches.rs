@@ -12,7 +12,7 @@ struct Patch {
     edits: &'static [(&'static str, &'static str)],
 }
 
-const PATCHES: [Patch; 5] = [
+const PATCHES: [Patch; 12] = [
     Patch {
         file: "ring/park.rs",
         change: "looks before it raises the flag, and not behind it",
@@ -51,6 +51,65 @@ const PATCHES: [Patch; 5] = [
         edits: &[(
             "for ticket in self.next.ticket..to.ticket {",
             "for ticket in self.next.ticket..to.ticket { let ticket = if ON { to.ticket - 1 - (ticket - self.next.ticket) } else { ticket };",
+        )],
+    },
+    Patch {
+        file: "ring/park.rs",
+        change: "alarms the sleeper before it clears the flag",
+        edits: &[(
+            "mem.store_flag(flag, 0);",
+            "as_is! { if ON { mem.wake(flag); mem.store_flag(flag, 0); return; } } mem.store_flag(flag, 0);",
+        )],
+    },
+    Patch {
+        file: "ring/park.rs",
+        change: "wakes who waits for either before it clears the twin",
+        edits: &[(
+            "mem.store_flag(Flag::Twin, 0);",
+            "as_is! { if ON { mem.wake(Flag::Twin); mem.store_flag(Flag::Twin, 0); return; } } mem.store_flag(Flag::Twin, 0);",
+        )],
+    },
+    Patch {
+        file: "ring/end.rs",
+        change: "looks for the sleeper before it marks the end",
+        edits: &[(
+            "mem.store(own, 1, Store::Release);",
+            "as_is! { if ON { rouse(mem, theirs); mem.store(own, 1, Store::Release); return; } } mem.store(own, 1, Store::Release);",
+        )],
+    },
+    Patch {
+        file: "ring/end.rs",
+        change: "alarms the sleepers before it settles the fate",
+        edits: &[(
+            "outgoing.settle(fate as u64);",
+            "as_is! { if ON { alarm(incoming, Flag::Consumer); alarm(outgoing, Flag::Producer); outgoing.settle(fate as u64); return; } } outgoing.settle(fate as u64);",
+        )],
+    },
+    Patch {
+        file: "ring/producer.rs",
+        change: "looks for the sleeper before it commits",
+        edits: &[
+            (
+                "for ticket in self.next.ticket..to.ticket {",
+                "as_is! { if ON { rouse(&self.mem, Flag::Consumer); } } for ticket in self.next.ticket..to.ticket {",
+            ),
+            ("self.next = to;", "self.next = to; if ON { return; }"),
+        ],
+    },
+    Patch {
+        file: "ring/urgent.rs",
+        change: "rings before it stores the word",
+        edits: &[(
+            "self.mem.store(Word::Urgent(index), value, Store::Release);",
+            "as_is! { if ON { self.mem.store(Word::Bell, self.bell + 1, Store::Release); } } self.mem.store(Word::Urgent(index), value, Store::Release);",
+        )],
+    },
+    Patch {
+        file: "channel/inbound.rs",
+        change: "gives a piece back before it is copied",
+        edits: &[(
+            "let read = self.ring.read(arrival, 0, self.partial.room(arrival)).is_ok();",
+            "if ON { self.release(arrival); } let read = self.ring.read(arrival, 0, self.partial.room(arrival)).is_ok();",
         )],
     },
 ];

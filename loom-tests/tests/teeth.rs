@@ -3,7 +3,8 @@
 //! The mutants are found in the sources (see `build/`), so an ordering, a fence, a flag, a wake or a
 //! comparison that is added there is one more mutant here. Prints which model caught which. A mutant
 //! that no model catches must stand in `survivors.rs`, with the reason why it cannot matter; one
-//! that stands there and is caught is an error too. `NARROWS_TEETH=0` leaves all this out.
+//! that stands there and is caught is an error too, for which the quick models alone are run
+//! (`NARROWS_TEETH=all`: all models). `NARROWS_TEETH=0` leaves all this out.
 
 #[path = "teeth/sources.rs"]
 mod sources;
@@ -43,6 +44,9 @@ static SETTLING: Mutant = Mutant {
 /// What became of the mutants: number, and the model that caught it.
 static CAUGHT: Mutex<Vec<(usize, Option<&str>)>> = Mutex::new(Vec::new());
 
+/// Those that a model caught by going on for too long, and by nothing else.
+static LATE: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+
 fn main() {
     let models = weakened::models::all();
     if let Ok(name) = std::env::var(MODEL) {
@@ -55,14 +59,16 @@ fn main() {
     }
     let mutants = (0..MUTANTS.len()).chain([SETTLE]);
     let all_orderings = Trial::test("no ordering stands outside of what is weakened", sources::are_complete);
-    let trials = mutants.map(|number| trial(number, names.clone())).chain([all_orderings]).collect();
+    let all_excuses = Trial::test("no excuse is for what is not there", survivors::are_there);
+    let trials = mutants.map(|number| trial(number, names.clone()));
+    let trials = trials.chain([all_orderings, all_excuses]).collect();
     let (began, arguments) = (Instant::now(), Arguments::from_args());
     let conclusion = libtest_mimic::run(&arguments, trials);
     if !arguments.list {
         table();
         println!(
             "{} of {} mutants in {:.1?}\n",
-            conclusion.num_passed.saturating_sub(1),
+            conclusion.num_passed.saturating_sub(2),
             MUTANTS.len() + 1,
             began.elapsed()
         );
@@ -79,8 +85,9 @@ fn trial(number: usize, models: Vec<&'static str>) -> Trial {
     let name = format!("{}:{}: {} ({number})", it.file, it.line, it.change);
     Trial::test(name, move || {
         let excuse = survivors::why(it);
-        // Who is excused is tried by the quick models alone.
-        let tried = if excuse.is_some() { QUICK } else { models.len() };
+        // Who is excused is tried by the quick models alone, unless asked otherwise.
+        let few = excuse.is_some() && std::env::var("NARROWS_TEETH").as_deref() != Ok("all");
+        let tried = if few { QUICK } else { models.len() };
         let by = models.into_iter().take(tried).find(|model| fails(model, number));
         CAUGHT.lock().unwrap().push((number, by));
         match (by, excuse) {
@@ -110,6 +117,7 @@ fn fails(model: &str, number: usize) -> bool {
         }
         if Instant::now() > until {
             child.kill().and_then(|()| child.wait()).expect("ends");
+            LATE.lock().unwrap().push(number);
             return true;
         }
         std::thread::sleep(Duration::from_millis(2));
@@ -123,6 +131,7 @@ fn table() {
         let it = mutant(*number);
         let place = format!("{}:{} {}", it.file, it.line, it.function);
         let by = by.map_or_else(|| format!("-- {}", survivors::why(it).unwrap_or("NOBODY")), str::to_owned);
-        println!("{place:38} {:50} {by}\n    {}", it.change, it.text);
+        let late = if LATE.lock().unwrap().contains(number) { " (went on for too long)" } else { "" };
+        println!("{place:38} {:50} {by}{late}\n    {}", it.change, it.text);
     }
 }

@@ -19,7 +19,14 @@ pub fn role() -> Option<String> {
 }
 
 /// This test binary again, with only `test` in it and a role for it to play.
+///
+/// # Panics
+///
+/// If another test asks: a name that no test has would run none, and that counts as a success.
 pub fn rerun(test: &str, role: &str) -> Command {
+    let here = thread::current();
+    let known = here.name().filter(|name| *name != "main"); // Only the runner's threads have names.
+    assert!(known.is_none_or(|name| name == test), "{test} is not the name of the test {known:?}");
     let mut command = Command::new(env::current_exe().expect("a path"));
     command.args(["--exact", test, "--nocapture", "--test-threads", "1"]).env(ROLE, role);
     command

@@ -1,4 +1,5 @@
-//! Each word of the region, one at a time, gets each value of a list, from a connection that worked.
+//! Each word of the region that means something, and one in each line of the rest, gets each value of a list, one at a
+//! time, from a connection that worked.
 //!
 //! ```text
 //!  victim                                            attacker
@@ -66,7 +67,7 @@ enum Meaning {
     Payload,
 }
 
-/// Every word of the region with its meaning.
+/// Every word that has a meaning, and one of each 64 bytes of the pages of words that has none.
 fn region() -> Vec<(usize, Meaning)> {
     let mut all = Vec::new();
     for index in [0, 1] {

@@ -1,6 +1,8 @@
 //! The mutants that no model catches, and why they cannot matter.
 
+use libtest_mimic::Failed;
 use loom_tests::weak::Mutant;
+use loom_tests::weakened::code::MUTANTS;
 
 /// File, function, what is changed (of several alike in a function, which), and the reason.
 const SURVIVORS: &[(&str, &str, &str, &str)] = &[
@@ -39,4 +41,16 @@ pub(crate) fn why(mutant: &Mutant) -> Option<&'static str> {
         (mutant.file, mutant.function, mutant.change) == (*file, *function, *change)
     };
     SURVIVORS.iter().find(fits).map(|(.., why)| *why)
+}
+
+/// Fails for each excuse that no mutant has any more.
+pub(crate) fn are_there() -> Result<(), Failed> {
+    let fits = |row: &(&str, &str, &str, &str)| {
+        let of = |it: &&Mutant| (it.file, it.function, it.change) == (row.0, row.1, row.2);
+        MUTANTS.iter().filter(of).count() == 1
+    };
+    match SURVIVORS.iter().find(|row| !fits(row)) {
+        None => Ok(()),
+        Some(row) => Err(format!("not one mutant: {row:?}").into()),
+    }
 }
