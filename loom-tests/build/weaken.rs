@@ -7,6 +7,9 @@
 //! | `take_flag` | in two steps; not cleared |
 //! | a check that may refuse | never refuses |
 //! | a comparison | always true; always false |
+//!
+//! Not weakened: what stands in macros, in constants, and in functions that write things down or make
+//! them ([`PLAIN`]). For those, and for the handshake, there are the mutation tests of the whole crate.
 
 use proc_macro2::Span;
 use quote::quote;

@@ -15,7 +15,8 @@
 //! # What it does not show
 //!
 //! A lost wake-up that the next publication makes up for before the slice is over: a test for it must
-//! leave pauses, or wait for each answer.
+//! leave pauses, or wait for each answer. Nor a lost wake-up for space of one that waits for either: on
+//! its bed only messages are noted.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
