@@ -16,6 +16,7 @@ mod faults;
 mod scenario;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::mpsc::Receiver as Reports;
@@ -80,7 +81,7 @@ fn a_survivor_is_told_whatever_the_step() {
     let same = || held() == before;
     assert!(eventually(same), "descriptors, mappings, threads: {before:?} before, {:?} now", held());
     for (lane, (tally, _)) in LANES.iter().zip(&tallies) {
-        say(&format!("{lane:?}: {} steps, {tally:?}", tally.steps));
+        say(&format!("{lane:?}: {tally}"));
     }
     let ends: u64 = tallies.iter().map(|(tally, _)| tally.ends()).sum();
     let steps: BTreeSet<_> = tallies.iter().flat_map(|(_, steps)| steps.clone()).collect();
@@ -106,6 +107,18 @@ struct Tally {
     torn: u64,
     /// Passings that did not come, since the scheduler chose another way.
     missed: u64,
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { steps, kills, exits, stops, felt, early, torn, missed } = self;
+        write!(
+            f,
+            "{steps} steps, {kills} kills, {exits} exits, {stops} stops, of which {felt} made a wait of ours time out; {early} \
+             ends before there was a connection, {torn} in the middle of writing a slot, which nobody saw; {missed} passings \
+             did not come"
+        )
+    }
 }
 
 impl Tally {

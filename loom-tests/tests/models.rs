@@ -25,12 +25,11 @@ fn main() {
     let (count, began) = (models.len(), Instant::now());
     let trials = models.into_iter().map(|(name, _)| Trial::test(name, move || explore(name))).collect();
     let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);
+    let bound = preemptions().map_or_else(|| "any number of".to_owned(), |most| format!("{most}"));
+    let (held, failed) = (conclusion.num_passed, conclusion.num_failed);
+    let (executions, took) = (EXPLORED.load(Ordering::Relaxed), began.elapsed());
     println!(
-        "{} of {count} models hold at {} preemptions: {} executions in {:.1?}\n",
-        conclusion.num_passed,
-        preemptions().map_or_else(|| "any number of".to_owned(), |most| format!("at most {most}")),
-        EXPLORED.load(Ordering::Relaxed),
-        began.elapsed(),
+        "{held} models hold and {failed} fail, of {count}, up to {bound} preemptions: {executions} executions in {took:.1?}\n"
     );
     conclusion.exit();
 }

@@ -66,12 +66,7 @@ fn main() {
     let conclusion = libtest_mimic::run(&arguments, trials);
     if !arguments.list {
         table();
-        println!(
-            "{} of {} mutants in {:.1?}\n",
-            conclusion.num_passed.saturating_sub(2),
-            MUTANTS.len() + 1,
-            began.elapsed()
-        );
+        println!("{}, in {:.1?}\n", summary(), began.elapsed());
     }
     conclusion.exit();
 }
@@ -122,6 +117,19 @@ fn fails(model: &str, number: usize) -> bool {
         }
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+fn summary() -> String {
+    let tried = CAUGHT.lock().unwrap();
+    let caught = tried.iter().filter(|(_, by)| by.is_some()).count();
+    let excused =
+        tried.iter().filter(|(number, by)| by.is_none() && survivors::why(mutant(*number)).is_some());
+    let (all, excused) = (tried.len(), excused.count());
+    let open = all - caught - excused;
+    format!(
+        "{all} of {} mutants tried: {caught} caught, {excused} let pass with a reason, {open} open",
+        MUTANTS.len() + 1
+    )
 }
 
 fn table() {

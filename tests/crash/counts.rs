@@ -42,7 +42,7 @@ impl fmt::Display for Counts {
         };
         write!(
             f,
-            "{torn} slots left torn, {received} messages received whole, {sent} sent, {died} ends as \
+            "{torn} died in the middle of writing a slot, which nobody saw; {received} messages received whole, {sent} sent, {died} ends as \
              PeerDied; from the kill to the error: half within {} us, 99.9 % within {} us, all within {} us, \
              {slow} over 100 ms",
             at(500),
