@@ -24,7 +24,7 @@ use loom_tests::{check, weakened};
 const MODEL: &str = "NARROWS_MODEL";
 
 /// Much longer than any model takes: a mutant that goes on for so long is caught as well.
-const LONGEST: Duration = Duration::from_secs(60);
+const LONGEST: Duration = Duration::from_secs(30);
 
 /// What a person can do.
 const ADVICE: &str = "write a model that fails with it (src/models), or do without it in the source, \
