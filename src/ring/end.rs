@@ -82,3 +82,31 @@ pub fn bury<M: Memory>(outgoing: &M, incoming: &M, fate: Fate) {
     alarm(incoming, Flag::Consumer);
     alarm(outgoing, Flag::Producer);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mem::Heap;
+
+    #[test]
+    fn what_closes_and_what_buries_settle_mark_and_lower() {
+        for (close, fate) in [(true, Fate::Closed), (false, Fate::Died)] {
+            let rings = [Heap::new(1, 64, 1), Heap::new(1, 64, 1)];
+            let [outgoing, incoming] = &rings;
+            outgoing.store_flag(Flag::Producer, 1);
+            incoming.store_flag(Flag::Consumer, 1);
+            if close {
+                shut(outgoing, incoming, fate)
+            } else {
+                bury(outgoing, incoming, fate)
+            }
+            assert_eq!(outgoing.load(Word::Fate, Load::Relaxed), fate as u64);
+            assert_eq!([outgoing.load_flag(Flag::Producer), incoming.load_flag(Flag::Consumer)], [0, 0]);
+            let marks = [
+                outgoing.load(Word::ProducerMark, Load::Relaxed),
+                incoming.load(Word::ConsumerMark, Load::Relaxed),
+            ];
+            assert_eq!(marks, [u64::from(close); 2], "who died said nothing");
+        }
+    }
+}
