@@ -67,11 +67,16 @@ pub fn close<M: Memory>(mem: &M, own: Word, theirs: Flag) {
     rouse(mem, theirs);
 }
 
-/// This process closes a connection: its fate, its marks, and a wake for all four sleepers.
+/// This process closes a connection: its marks, its fate, and a wake for all four sleepers.
+///
+/// The marks come first: whoever is told `Closed` may end the process at once, and has said good-bye.
 pub fn shut<M: Memory>(outgoing: &M, incoming: &M, fate: Fate) {
+    // pairs with the Acquire load in `ended`; the other mark carries nothing.
+    outgoing.store(Word::ProducerMark, 1, Store::Release);
+    incoming.store(Word::ConsumerMark, 1, Store::Relaxed);
     bury(outgoing, incoming, fate);
-    close(outgoing, Word::ProducerMark, Flag::Consumer);
-    close(incoming, Word::ConsumerMark, Flag::Producer);
+    rouse(outgoing, Flag::Consumer);
+    rouse(incoming, Flag::Producer);
 }
 
 /// The lifeline found the peer gone: the connection gets its fate if it has none, and this side's two

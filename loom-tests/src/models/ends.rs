@@ -2,7 +2,7 @@
 //! the peer's close, its death seen by a third thread, this side's close from another thread.
 
 use loom::thread;
-use narrows::internal::mem::{Flag, Word};
+use narrows::internal::mem::{Flag, Load, Memory, Word};
 
 use super::super::code::ring::{self, Fate, bury, shut};
 use super::super::code::{Ended, RecvFault, SendFault, Wait};
@@ -22,6 +22,7 @@ pub(super) const ALL: &[Named] = named![
     a_death_between_the_flag_and_the_wake_is_told,
     a_death_between_the_flag_and_the_wake_is_told_to_a_sender,
     what_was_committed_before_a_death_is_received_first,
+    a_close_by_another_thread_comes_behind_the_messages,
     local_close_ends_both_sleepers_of_a_side,
     local_close_ends_the_peers_sleepers_which_drain_first,
 ];
@@ -175,13 +176,33 @@ fn what_was_committed_before_a_death_is_received_first() {
     lifeline.join().unwrap();
 }
 
+fn a_close_by_another_thread_comes_behind_the_messages() {
+    let (a, b) = connection::<Cells>(1, 64);
+    let closing = a.clone();
+    let first = thread::spawn(move || send(&mut sender(&a), &[1]));
+    let second = thread::spawn(move || {
+        first.join().unwrap().unwrap();
+        shut(&closing.out, &closing.into, Fate::Closed);
+    });
+    let mut inb = receiver(&b);
+    assert_eq!(recv(&mut inb).unwrap(), [1]);
+    assert_eq!(recv(&mut inb), Err(DISCONNECTED));
+    second.join().unwrap();
+}
+
 fn local_close_ends_both_sleepers_of_a_side() {
     let (a, _b) = connection::<Cells>(1, 64);
     let mut out = sender(&a);
     send(&mut out, &[0]).unwrap();
     let receiving = a.clone();
     let first = thread::spawn(move || send(&mut out, &[1]));
-    let second = thread::spawn(move || recv(&mut receiver(&receiving)));
+    let second = thread::spawn(move || {
+        let end = recv(&mut receiver(&receiving));
+        // Whoever is told may end the process at once: good-bye is said.
+        assert_ne!(receiving.out.load(Word::ProducerMark, Load::Relaxed), 0);
+        assert_ne!(receiving.into.load(Word::ConsumerMark, Load::Relaxed), 0);
+        end
+    });
     shut(&a.out, &a.into, Fate::Closed);
     assert_eq!(first.join().unwrap(), Err(SendFault::Ended(Ended::Closed)));
     assert_eq!(second.join().unwrap(), Err(RecvFault::Ended(Ended::Closed)));
