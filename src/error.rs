@@ -14,12 +14,14 @@
 //! | `Timeout` | `TimedOut` |
 //! | `TooLarge`, `TooLargeToTry`, `BufferTooSmall` | `InvalidInput` |
 
+mod calls;
 mod handshake;
 mod setup;
 
 use std::fmt;
 use std::io;
 
+pub use calls::{CallError, HandlerError};
 pub use handshake::{HandshakeError, RejectCode};
 pub use setup::{AcceptError, BindError, ConnectError, SpawnError};
 

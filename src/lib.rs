@@ -29,6 +29,9 @@ mod options;
 #[doc(hidden)]
 #[forbid(unsafe_code)]
 pub mod ring;
+#[doc(hidden)]
+#[forbid(unsafe_code)]
+pub mod rpc;
 #[forbid(unsafe_code)]
 mod stream;
 #[allow(unsafe_code)] // The only place.
@@ -39,20 +42,28 @@ pub use channel::{
     SharedSender, Stats, TryIter, WaitStrategy,
 };
 pub use error::{
-    AcceptError, BindError, ConnectError, HandshakeError, RecvError, RecvTimeoutError, RejectCode, SendError,
-    SendTimeoutError, SpawnError, TryRecvError, TrySendError,
+    AcceptError, BindError, CallError, ConnectError, HandlerError, HandshakeError, RecvError,
+    RecvTimeoutError, RejectCode, SendError, SendTimeoutError, SpawnError, TryRecvError, TrySendError,
 };
 pub use listener::{Incoming, ListenerCloser, SharedMemoryListener};
 pub use options::Options;
+pub use rpc::client::{
+    ClientBuilder, ClientStats, Lost, LostCall, PendingCall, Pushes, Reconnect, Reply, ReplyStream,
+    SharedMemoryClient, UploadCall, UploadStream,
+};
+pub use rpc::server::{
+    ChunkReader, ChunkWriter, Connection, Drained, Request, ServerHandle, ServerStats, SharedMemoryServer,
+};
 pub use stream::{Ready, SharedMemoryStream};
-pub use sys::borrow::RawSpan;
+pub use sys::borrow::{RawBytes, RawSpan};
 pub use sys::socket::PeerCred;
 
 /// What the models, the fuzzers and the tests of the parts see. Not part of the interface.
 #[doc(hidden)]
 pub mod internal {
     pub use crate::channel::{
-        Gather, Inbound, Incoming, Monitor, NoPace, Outbound, Pace, RecvFault, SendFault, Wait, in_turn,
+        Ear, Gather, Inbound, Incoming, Latch, Monitor, NoPace, Outbound, Pace, Poster, RealThreads,
+        RecvFault, SendFault, Threads, Wait, Wanted, in_turn,
     };
     pub use crate::error::{Ended, Violation};
     #[cfg(feature = "testing")]

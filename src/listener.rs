@@ -146,6 +146,14 @@ impl SharedMemoryListener {
         Ok(self)
     }
 
+    /// Takes other options for the clients that come from now on.
+    pub(crate) fn amend(&mut self, options: &Options) -> Result<(), String> {
+        let limits = options.limits()?;
+        self.options = options.clone();
+        self.reception.get_mut().amend(limits, options);
+        Ok(())
+    }
+
     /// How many handshakes came to nothing: refused, garbled, given up or too slow.
     pub fn failed_handshakes(&self) -> u64 {
         self.door.failed.load(Ordering::Relaxed)

@@ -30,6 +30,8 @@ pub struct Options {
     slots: u32,
     arena: u64,
     urgent: u32,
+    stream_window: u32,
+    push_window: u32,
     max_message: usize,
     wait: WaitStrategy,
     prefault: bool,
@@ -46,6 +48,8 @@ impl Options {
             slots: 256,
             arena: 1 << 20,
             urgent: 64,
+            stream_window: 1 << 20,
+            push_window: 1 << 20,
             max_message: 64 << 20,
             wait: WaitStrategy::default(),
             prefault: false,
@@ -71,11 +75,29 @@ impl Options {
         self
     }
 
-    /// Urgent words of each direction: a power of two from 1 to 256. Default 64.
-    #[doc(hidden)]
+    /// Calls of one connection that may be under way at once: a power of two from 1 to 256. Default 64.
+    ///
+    /// One more waits until another has ended. For [`SharedMemoryClient`](crate::SharedMemoryClient) and
+    /// [`SharedMemoryServer`](crate::SharedMemoryServer) alone.
     #[must_use]
-    pub fn urgent(mut self, words: u32) -> Self {
-        self.urgent = words;
+    pub fn max_calls_in_flight(mut self, calls: u32) -> Self {
+        self.urgent = calls;
+        self
+    }
+
+    /// How many bytes of one stream of chunks may be under way towards this side, each chunk counting 64
+    /// more; also the longest chunk. From 1 KiB up. Default 1 MiB. For calls alone.
+    #[must_use]
+    pub fn stream_window(mut self, bytes: u32) -> Self {
+        self.stream_window = bytes;
+        self
+    }
+
+    /// How many bytes of pushes a client may hold that nobody took yet, each push counting 64 more; also the
+    /// longest push. From 1 KiB up. Default 1 MiB. For calls alone.
+    #[must_use]
+    pub fn push_window(mut self, bytes: u32) -> Self {
+        self.push_window = bytes;
         self
     }
 
@@ -147,6 +169,9 @@ impl Options {
                 "the longest message must have from 1 to {MAX_MESSAGE} bytes, not {max_message}"
             ));
         }
+        if self.stream_window < MIN_WINDOW || self.push_window < MIN_WINDOW {
+            return Err(format!("a window must have at least {MIN_WINDOW} bytes"));
+        }
         if self.backlog == 0 {
             return Err("the backlog must be at least 1".into());
         }
@@ -180,6 +205,11 @@ impl Options {
         i32::try_from(self.backlog).unwrap_or(i32::MAX)
     }
 
+    /// The windows of streams and of pushes.
+    pub(crate) fn windows(&self) -> (u32, u32) {
+        (self.stream_window, self.push_window)
+    }
+
     /// How blocked calls wait.
     pub(crate) fn strategy(&self) -> WaitStrategy {
         self.wait
@@ -207,6 +237,9 @@ impl fmt::Debug for Options {
     }
 }
 
+/// The smallest window of a stream.
+const MIN_WINDOW: u32 = 1024;
+
 type Policy = dyn Fn(&PeerCred) -> bool + Send + Sync;
 
 #[cfg(test)]
@@ -222,7 +255,9 @@ mod tests {
         assert!(Options::new().limits().is_ok());
         bad(Options::new().slots(3), "slots");
         bad(Options::new().arena(0), "arena");
-        bad(Options::new().urgent(512), "urgent");
+        bad(Options::new().max_calls_in_flight(512), "urgent");
+        bad(Options::new().stream_window(1023), "window");
+        bad(Options::new().push_window(0), "window");
         bad(Options::new().max_message(0), "longest message");
         bad(Options::new().max_message(usize::MAX), "longest message");
         bad(Options::new().backlog(0), "backlog");

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::channel::{
-    Batch, ByteReader, ByteWriter, Closer, Iter, Received, Receiver, RecvGuard, Reservation, Sender, Stats,
-    TryIter, may_wait_on,
+    Batch, ByteReader, ByteWriter, Closer, Ends, Iter, Line, Received, Receiver, RecvGuard, Reservation,
+    Sender, Stats, TryIter,
 };
 use crate::error::{
     ConnectError, Ended, RecvError, RecvTimeoutError, SendError, SendTimeoutError, SpawnError, TryRecvError,
@@ -20,14 +20,12 @@ use crate::error::{
 use crate::establish::{self, Established, deadline};
 use crate::mem::{Memory, Until};
 use crate::options::Options;
-use crate::ring::{Bed, sleep};
 use crate::sys::socket::PeerCred;
 
 /// A connection between two processes: sends and receives messages through shared memory.
 ///
-/// It belongs to one thread at a time (`Send`, not `Sync`); [`split`](Self::split) makes two halves
-/// for two threads. Dropping it closes both directions: the peer receives what was committed, then
-/// `Disconnected`. A process that ends without dropping it (`std::process::exit`, a return from `main`
+/// It belongs to one thread at a time (`Send`, not `Sync`); [`split`](Self::split) makes two halves.
+/// Dropping it closes both directions: the peer receives what was committed, then `Disconnected`. A process that ends without dropping it (`std::process::exit`, a return from `main`
 /// while another thread holds it) has not said good-bye: the peer gets `PeerDied`.
 ///
 /// ```
@@ -140,7 +138,7 @@ impl SharedMemoryStream {
         (self.sender, self.receiver)
     }
 
-    /// The halves, to use both at once without giving up the stream.
+    /// The halves, to use both at once.
     pub fn halves(&mut self) -> (&mut Sender, &mut Receiver) {
         (&mut self.sender, &mut self.receiver)
     }
@@ -199,7 +197,7 @@ impl SharedMemoryStream {
         self.sender.max_message()
     }
 
-    /// The longest message, in bytes, that one reservation may hold.
+    /// The longest message of one reservation, in bytes.
     pub fn max_in_place(&self) -> usize {
         self.sender.max_in_place()
     }
@@ -239,17 +237,15 @@ impl SharedMemoryStream {
 
     /// The kernel's word about the peer when the connection was made.
     ///
-    /// On a client that is the process that called `listen`, which may be another one than serves (a
-    /// daemon's starter, the parent of workers); its user is the same. After a hand-over it is the
-    /// child, with this process's user, or the parent.
+    /// On a client that is the process that called `listen`, which may be another one than serves (a daemon's
+    /// starter, the parent of workers); its user is the same. After a hand-over it is the child or the parent.
     pub fn peer_cred(&self) -> PeerCred {
         self.sender.link().cred()
     }
 
     /// What this end has done so far.
     pub fn stats(&self) -> Stats {
-        let Stats { messages_received, bytes_received, .. } = self.receiver.stats();
-        Stats { messages_received, bytes_received, ..self.sender.stats() }
+        self.sender.stats().and_received(self.receiver.stats())
     }
 
     /// Whether the connection has ended: no later send can succeed.
@@ -270,6 +266,12 @@ impl SharedMemoryStream {
     /// Makes a byte stream of each half, for code that reads and writes and knows of no messages.
     pub fn into_bytes(self) -> (ByteReader, ByteWriter) {
         (self.receiver.into_reader(), self.sender.into_writer())
+    }
+
+    /// The connection taken apart, for the layer of calls.
+    pub(crate) fn into_ends(self) -> Ends {
+        let line = Line::new(self.sender.link());
+        Ends { outbound: self.sender.into_outbound(), inbound: self.receiver.into_inbound(), line }
     }
 
     pub(crate) fn new(established: Established, options: &Options) -> Self {
@@ -294,27 +296,25 @@ impl SharedMemoryStream {
             let Some(needs) = needs.filter(|_| !message) else {
                 return Ok(Ready { message, space: needs.is_none() });
             };
-            if !may_wait_on(self.sender.out().ring().mem(), until, tries) {
+            if !self.sleep_for_either(needs, until, tries) {
                 return Err(SendTimeoutError::Timeout);
             }
-            self.sleep_for_either(needs, until, tries);
             // Who sends pieces does not play with us.
             let same = self.receiver.inb_ref().ring().ticket() == ticket;
             tries = if same { tries.saturating_add(1) } else { 1 };
         }
     }
 
-    fn sleep_for_either(&mut self, needs: u64, until: Until, tries: u32) {
-        if !Arc::ptr_eq(self.sender.link(), self.receiver.link()) {
-            // Halves of two connections, exchanged through `halves`: no peer would wake us for both.
-            return self.sender.out().ring().mem().doze(until);
-        }
-        let inbound = self.receiver.inb_ref();
+    fn sleep_for_either(&mut self, needs: u64, until: Until, tries: u32) -> bool {
+        let same = Arc::ptr_eq(self.sender.link(), self.receiver.link());
         let outgoing = self.sender.out().ring();
-        outgoing.want(needs);
-        let bed = Bed::either(inbound.ring().mem(), outgoing.mem());
-        let look = || (inbound.stirred() || outgoing.released(needs)).then_some(());
-        let _found = sleep(&bed, until, tries, look);
+        if !same {
+            // Halves of two connections, exchanged through `halves`: no peer would wake us for both.
+            outgoing.mem().doze(until);
+            return !outgoing.mem().expired(until);
+        }
+        let wanted = outgoing.wanted(needs);
+        self.receiver.inb().idle(Some((outgoing.mem(), wanted)), until, tries, || false)
     }
 }
 

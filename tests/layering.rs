@@ -17,9 +17,9 @@ const MAY_IMPORT: [(&str, &[&str]); 13] = [
     ("channel", &["ring", "sys", "error", "mem", "layout"]),
     ("options", &["channel", "handshake", "layout", "sys", "error"]),
     ("establish", &["handshake", "channel", "options", "sys", "layout", "error"]),
-    ("stream", &["channel", "ring", "establish", "options", "sys", "mem", "error"]),
+    ("stream", &["channel", "establish", "options", "sys", "mem", "error"]),
     ("listener", &["handshake", "establish", "stream", "options", "sys", "error"]),
-    ("rpc", &["stream", "listener", "channel", "options", "handshake", "error", "mem"]),
+    ("rpc", &["stream", "listener", "channel", "options", "error", "mem"]),
     ("fuzz", &["channel", "error", "establish", "handshake", "layout", "mem", "ring", "stream", "sys"]), // Nobody imports it.
 ];
 

@@ -30,7 +30,12 @@ fn small() -> Geometry {
 }
 
 fn options() -> Options {
-    Options::new().slots(2).arena(64).urgent(1).max_message(100).handshake_timeout(Duration::from_secs(60))
+    Options::new()
+        .slots(2)
+        .arena(64)
+        .max_calls_in_flight(1)
+        .max_message(100)
+        .handshake_timeout(Duration::from_secs(60))
 }
 
 fn hello() -> [u8; HELLO_LEN] {

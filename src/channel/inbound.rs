@@ -9,7 +9,7 @@ use super::{Wait, may_wait_on};
 use crate::error::{Ended, Violation};
 use crate::layout::Kind;
 use crate::mem::{Memory, OutOfBounds, Until, Word};
-use crate::ring::{Arrival, Bed, Consumer, Fate, ended, sleep};
+use crate::ring::{Arrival, Bed, Consumer, Fate, Wanted, ended, sleep};
 
 /// Why a receive failed; the public enums are made of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,11 +180,10 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
         if traded && !self.partial.trade(buffer) {
             buffer.clear(); // Its memory stays with the pieces.
         }
-        let message = message.inspect_err(|fault| {
-            if matches!(fault, RecvFault::Ended(_)) {
-                buffer.clear(); // It may hold pieces of what will never be whole.
-            }
-        })?;
+        if matches!(message, Err(RecvFault::Ended(_))) {
+            buffer.clear(); // It may hold pieces of what will never be whole.
+        }
+        let message = message?;
         buffer.resize(message.len(), 0);
         let taken = self.copy(&message, 0, buffer).and_then(|()| self.give_back(&message));
         if taken.is_err() {
@@ -256,6 +255,52 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     #[inline]
     pub fn stirred(&self) -> bool {
         self.at_hand().is_some() || self.ring.stirred()
+    }
+
+    /// Waits until there is something to look at, or `also` says so, or what is wanted of an outgoing
+    /// ring is released; a wait for either never spins. False if the deadline passed first.
+    ///
+    /// `tries` waits of the same call came to nothing before: after many of them it naps.
+    pub fn idle(
+        &mut self,
+        outgoing: Option<(&M, Wanted)>,
+        until: Until,
+        tries: u32,
+        also: impl Fn() -> bool,
+    ) -> bool {
+        if self.at_hand().is_some() {
+            return true;
+        }
+        let Self { ring, pace, .. } = self;
+        if !may_wait_on(ring.mem(), until, tries) {
+            return false;
+        }
+        let either = || outgoing.is_some_and(|(mem, wanted)| wanted.released(mem));
+        let look = || ring.stirred() || also() || either();
+        if outgoing.is_none() && pace.pass(until, look) {
+            return true;
+        }
+        let bed = match outgoing {
+            None => Bed::consumer(ring.mem()),
+            Some((mem, wanted)) => {
+                wanted.ask(mem);
+                Bed::either(ring.mem(), mem)
+            }
+        };
+        let found = sleep(&bed, until, tries, || look().then_some(()));
+        if outgoing.is_none() {
+            pace.slept();
+        }
+        found.is_some()
+    }
+
+    /// The peer broke a rule of the layer above: the connection is over for good.
+    #[cold]
+    pub fn violated(&mut self, violation: Violation) -> Ended {
+        match self.condemn(violation) {
+            RecvFault::Ended(ended) => ended,
+            _ => Ended::ProtocolViolated,
+        }
     }
 
     /// Gives back what a guard that was forgotten still holds.
@@ -332,16 +377,8 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     /// Passes the time until there may be more.
     #[cold]
     fn linger(&mut self, lap: &Lap, until: Until, tries: u32) -> Result<(), RecvFault> {
-        let Self { ring, pace, .. } = self;
-        if !may_wait_on(ring.mem(), until, tries) {
-            return Err(RecvFault::Empty);
-        }
-        if matches!(lap, Lap::Busy) || pace.pass(until, || ring.stirred()) {
-            return Ok(());
-        }
-        let found = sleep(&Bed::consumer(ring.mem()), until, tries, || ring.stirred().then_some(()));
-        pace.slept();
-        found.ok_or(RecvFault::Empty)
+        let busy = matches!(lap, Lap::Busy) && may_wait_on(self.ring.mem(), until, tries);
+        if busy || self.idle(None, until, tries, || false) { Ok(()) } else { Err(RecvFault::Empty) }
     }
 
     /// The connection has ended: pieces of what will never be whole are dropped.

@@ -17,7 +17,10 @@ mod family;
 mod batch;
 mod bytes;
 mod closer;
+mod ear;
+mod ends;
 mod inbound;
+mod monitor;
 mod outbound;
 mod pace;
 mod partial;
@@ -32,15 +35,22 @@ pub use batch::Batch;
 pub use bytes::{ByteReader, ByteWriter};
 pub use closer::Closer;
 pub(crate) use closer::{bury, shut};
+pub use ear::Ear;
+pub(crate) use ends::{Ends, Line};
 pub use inbound::{Inbound, Incoming, RecvFault};
+pub use monitor::{Latch, Monitor, RealThreads, Threads, in_turn};
 pub use outbound::{Gather, Outbound, SendFault};
+pub(crate) use pace::Waiting;
 pub use pace::{NoPace, Pace, WaitStrategy};
 pub use receiver::{Iter, Received, Receiver, TryIter};
 pub use recv_guard::RecvGuard;
 pub use reservation::Reservation;
 pub use sender::Sender;
-pub use shared::{Monitor, SharedSender, in_turn};
+pub use shared::SharedSender;
 pub use stats::Stats;
+
+pub use crate::ring::{Poster, Wanted};
+pub(crate) use crate::sys::{borrow::RawBytes, mapping::Mapping, socket::PeerCred};
 
 use crate::mem::{Memory, Until};
 

@@ -38,15 +38,14 @@ pub struct Receiver {
     inb: Inbound<Mapping, Waiting>,
     messages: u64,
     bytes: u64,
+    taken: bool,
     one_thread: PhantomData<Cell<()>>,
 }
 
 impl Receiver {
     pub(crate) fn new(link: &Arc<Link>, strategy: WaitStrategy) -> Self {
-        let mapping = || Mapping::new(Arc::clone(link), 1 - link.side().outgoing());
-        let pace = Waiting::new(strategy, mapping(), Role::Consumer);
-        let inb = Inbound::new(mapping(), pace, link.first_ticket(), link.max_message());
-        Self { inb, messages: 0, bytes: 0, one_thread: PhantomData }
+        let inb = inbound(link, strategy);
+        Self { inb, messages: 0, bytes: 0, taken: false, one_thread: PhantomData }
     }
 
     recv_family! {
@@ -135,6 +134,13 @@ impl Receiver {
         self.inb.ring().mem().link()
     }
 
+    /// The half itself; whoever takes it closes the direction.
+    pub(crate) fn into_inbound(mut self) -> Inbound<Mapping, Waiting> {
+        self.taken = true;
+        let rest = inbound(self.link(), WaitStrategy::Park); // Never used.
+        std::mem::replace(&mut self.inb, rest)
+    }
+
     pub(crate) fn inb(&mut self) -> &mut Inbound<Mapping, Waiting> {
         &mut self.inb
     }
@@ -188,6 +194,12 @@ impl Receiver {
     }
 }
 
+fn inbound(link: &Arc<Link>, strategy: WaitStrategy) -> Inbound<Mapping, Waiting> {
+    let mapping = || Mapping::new(Arc::clone(link), 1 - link.side().outgoing());
+    let pace = Waiting::new(strategy, mapping(), Role::Consumer);
+    Inbound::new(mapping(), pace, link.first_ticket(), link.max_message())
+}
+
 impl fmt::Debug for Receiver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Receiver").field("peer", &self.peer_cred()).finish_non_exhaustive()
@@ -196,7 +208,7 @@ impl fmt::Debug for Receiver {
 
 impl Drop for Receiver {
     fn drop(&mut self) {
-        if self.link().same_process() {
+        if !self.taken && self.link().same_process() {
             self.inb.ring().close();
         }
     }

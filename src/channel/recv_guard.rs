@@ -95,7 +95,7 @@ impl<'a> RecvGuard<'a> {
             Incoming::Assembled(..) => Ok(RawSpan::private(self.receiver.inb().assembled())),
             Incoming::Placed(arrival) => {
                 let (span, len): (Span, usize) = (arrival.span, arrival.len);
-                let raw = self.receiver.inb_ref().ring().mem().raw(span, len);
+                let raw = self.receiver.inb_ref().ring().mem().raw(span, 0, len);
                 raw.ok_or(RecvError::ProtocolViolated)
             }
         }

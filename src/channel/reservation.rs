@@ -91,7 +91,7 @@ impl<'a> Reservation<'a> {
     pub fn raw(&mut self) -> Result<RawSpan<'_>, SendError> {
         self.enter()?;
         let (span, len) = (self.claim.span(), self.claim.len());
-        self.sender.out().ring().mem().raw(span, len).ok_or(SendError::ProtocolViolated)
+        self.sender.out().ring().mem().raw(span, 0, len).ok_or(SendError::ProtocolViolated)
     }
 
     /// Commits all bytes reserved.

@@ -40,6 +40,7 @@ use crate::sys::socket::PeerCred;
 pub struct Sender {
     out: Outbound<Mapping, Waiting>,
     sent: Arc<Sent>,
+    taken: bool,
     one_thread: PhantomData<Cell<()>>,
 }
 
@@ -48,10 +49,8 @@ pub(super) type Failed = (SendFault, usize);
 
 impl Sender {
     pub(crate) fn new(link: &Arc<Link>, strategy: WaitStrategy) -> Self {
-        let mapping = || Mapping::new(Arc::clone(link), link.side().outgoing());
-        let pace = Waiting::new(strategy, mapping(), Role::Producer);
-        let out = Outbound::new(mapping(), pace, link.first_ticket(), link.max_message());
-        Self { out, sent: Arc::default(), one_thread: PhantomData }
+        let out = outbound(link, strategy);
+        Self { out, sent: Arc::default(), taken: false, one_thread: PhantomData }
     }
 
     send_family! {
@@ -146,6 +145,13 @@ impl Sender {
         &mut self.out
     }
 
+    /// The half itself; whoever takes it closes the direction.
+    pub(crate) fn into_outbound(mut self) -> Outbound<Mapping, Waiting> {
+        self.taken = true;
+        let rest = outbound(self.link(), WaitStrategy::Park); // Never used.
+        std::mem::replace(&mut self.out, rest)
+    }
+
     /// Whether this process may touch the connection.
     #[inline(always)]
     pub(super) fn enter(&self) -> Result<(), SendFault> {
@@ -204,6 +210,12 @@ impl Sender {
     }
 }
 
+fn outbound(link: &Arc<Link>, strategy: WaitStrategy) -> Outbound<Mapping, Waiting> {
+    let mapping = || Mapping::new(Arc::clone(link), link.side().outgoing());
+    let pace = Waiting::new(strategy, mapping(), Role::Producer);
+    Outbound::new(mapping(), pace, link.first_ticket(), link.max_message())
+}
+
 impl fmt::Debug for Sender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Sender").field("peer", &self.peer_cred()).finish_non_exhaustive()
@@ -212,7 +224,7 @@ impl fmt::Debug for Sender {
 
 impl Drop for Sender {
     fn drop(&mut self) {
-        if self.link().same_process() {
+        if !self.taken && self.link().same_process() {
             self.out.ring().close();
         }
     }

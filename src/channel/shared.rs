@@ -1,62 +1,23 @@
 //! A sender for many threads: one sender behind a lock, with the same promises about time.
 //!
-//! The lock is a [`Monitor`], so that a model checker can stand in for it.
+//! The lock is a [`Monitor`](super::Monitor), so that a model checker can stand in for it.
 
 use std::io::IoSlice;
-use std::ops::DerefMut;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
+use super::monitor::in_turn;
 use super::outbound::SendFault;
 use super::sender::{Failed, blocking, stats, timing, trying};
 use super::stats::Sent;
 use super::{Closer, Sender, Stats, Wait};
 use crate::error::{Ended, SendError, SendTimeoutError, TrySendError};
-use crate::mem::{Until, Word};
+use crate::mem::Word;
 use crate::ring::ended;
 use crate::sys::link::Link;
 use crate::sys::mapping::Mapping;
-
-/// A lock around a value, as the layers that block this process's own threads need it.
-pub trait Monitor<T> {
-    /// The right to use the value.
-    type Guard<'a>: DerefMut<Target = T>
-    where
-        Self: 'a;
-
-    /// Makes the lock.
-    fn new(value: T) -> Self;
-
-    /// Takes the lock if nobody has it.
-    fn try_lock(&self) -> Option<Self::Guard<'_>>;
-
-    /// Takes the lock, waiting until the deadline at most.
-    fn lock_until(&self, until: Until) -> Option<Self::Guard<'_>>;
-}
-
-impl<T> Monitor<T> for Mutex<T> {
-    type Guard<'a>
-        = MutexGuard<'a, T>
-    where
-        Self: 'a;
-
-    fn new(value: T) -> Self {
-        Self::new(value)
-    }
-
-    fn try_lock(&self) -> Option<Self::Guard<'_>> {
-        self.try_lock()
-    }
-
-    fn lock_until(&self, until: Until) -> Option<Self::Guard<'_>> {
-        match until {
-            None => Some(self.lock()),
-            Some(deadline) => self.try_lock_until(deadline),
-        }
-    }
-}
 
 /// Sends messages to the peer from many threads; made by [`Sender::into_shared`].
 ///
@@ -146,15 +107,6 @@ impl SharedSender {
         in_turn(&*self.sender, wait, |sender: &mut Sender| sender.send_parts(parts, tag, wait))
             .unwrap_or(Err((SendFault::Full, 0)))
     }
-}
-
-/// Does something with the value in this thread's turn, or nothing if the time is over first.
-pub fn in_turn<T, R, L: Monitor<T>>(lock: &L, wait: Wait, act: impl FnOnce(&mut T) -> R) -> Option<R> {
-    let mut guard = match wait {
-        Wait::Never => lock.try_lock(),
-        Wait::Until(until) => lock.lock_until(until),
-    }?;
-    Some(act(&mut guard))
 }
 
 static_assertions::assert_impl_all!(SharedSender: Send, Sync, Clone);

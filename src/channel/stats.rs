@@ -41,3 +41,11 @@ pub struct Stats {
     /// System calls to wake the peer, by both halves of this end.
     pub wakes: u64,
 }
+
+impl Stats {
+    /// With what the other half received.
+    pub(crate) fn and_received(self, receiver: Self) -> Self {
+        let Self { messages_received, bytes_received, .. } = receiver;
+        Self { messages_received, bytes_received, ..self }
+    }
+}

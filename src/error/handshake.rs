@@ -116,6 +116,8 @@ pub enum RejectCode {
     Unavailable,
     /// The hello is not from the process that the connection was handed to.
     WrongNonce,
+    /// The server has as many clients as it takes, or is about to end.
+    Busy,
     /// A code of a newer version.
     Other(u16),
 }
@@ -132,6 +134,7 @@ impl RejectCode {
             Self::NotAuthorized => 6,
             Self::Unavailable => 7,
             Self::WrongNonce => 8,
+            Self::Busy => 9,
             Self::Other(number) => number,
         }
     }
@@ -147,6 +150,7 @@ impl RejectCode {
             6 => Self::NotAuthorized,
             7 => Self::Unavailable,
             8 => Self::WrongNonce,
+            9 => Self::Busy,
             other => Self::Other(other),
         }
     }
@@ -175,6 +179,7 @@ impl fmt::Display for RejectCode {
             Self::NotAuthorized => f.write_str("this user is not let in"),
             Self::Unavailable => f.write_str("out of memory or descriptors"),
             Self::WrongNonce => f.write_str("wrong nonce"),
+            Self::Busy => f.write_str("the server takes no more clients now"),
             Self::Other(number) => write!(f, "code {number}"),
         }
     }

@@ -54,6 +54,8 @@ pub enum ConnectError {
     ParentTaken,
     /// What the environment says about the parent's connection is not true in this process.
     BadParent(String),
+    /// The peer speaks narrows, but serves no calls.
+    NoCalls,
 }
 
 impl ConnectError {
@@ -75,7 +77,7 @@ impl ConnectError {
             Self::BadMemfd(_) | Self::NoDescriptor | Self::SurplusDescriptors => io::ErrorKind::InvalidData,
             Self::Truncated => io::ErrorKind::Other,
             Self::PeerClosed => io::ErrorKind::ConnectionAborted,
-            Self::BadAnswer(_) | Self::BadParent(_) => io::ErrorKind::InvalidData,
+            Self::BadAnswer(_) | Self::BadParent(_) | Self::NoCalls => io::ErrorKind::InvalidData,
             Self::NoParent => io::ErrorKind::NotFound,
             Self::ParentTaken => io::ErrorKind::AlreadyExists,
         }
@@ -110,6 +112,9 @@ impl fmt::Display for ConnectError {
             }
             Self::ParentTaken => f.write_str("the parent's connection was taken before in this process"),
             Self::BadParent(text) => write!(f, "the parent's connection is not here: {text}"),
+            Self::NoCalls => f.write_str(
+                "the peer serves no calls: it must be a SharedMemoryServer, not a plain listener or stream",
+            ),
         }
     }
 }

@@ -173,7 +173,7 @@ impl Image {
     fn lend(&self, mapping: &Mapping, mut bytes: Bytes<'_>) {
         for _ in 0..4 {
             let (span, _, len) = range(&mut bytes, &self.geometry);
-            let lent = mapping.raw(span, len).map(|raw| raw.len());
+            let lent = mapping.raw(span, 0, len).map(|raw| raw.len());
             assert_eq!(lent, self.range(span, 0, len).ok().map(|_| len), "{len} bytes of {span:?}");
         }
     }

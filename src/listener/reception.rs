@@ -76,6 +76,12 @@ impl Reception {
         Ok(Self { socket, listening: true, guests, epoll, events, timer, timeout, limits, options })
     }
 
+    /// Takes other options for the clients that come from now on.
+    pub(super) fn amend(&mut self, limits: Limits, options: &Options) {
+        (self.limits, self.options) = (limits, options.clone());
+        self.timeout = options.accept_timeout_or_default();
+    }
+
     /// The descriptor that tells when there is work.
     pub(super) fn epoll(&self) -> Arc<Epoll> {
         Arc::clone(&self.epoll)

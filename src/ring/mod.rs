@@ -59,7 +59,7 @@ mod urgent;
 pub use consumer::{Arrival, Consumer};
 pub use end::{Fate, bury, close, ended, shut};
 pub use park::{Bed, alarm, rouse, sleep};
-pub use producer::{Claim, Cursor, Producer, Refusal};
+pub use producer::{Claim, Cursor, Producer, Refusal, Wanted};
 pub use urgent::{Poster, bell, urgent};
 
 /// The stamp of a ready ticket.

@@ -75,6 +75,31 @@ pub struct Producer<M> {
     unfinished: bool,
 }
 
+/// A release that somebody waits for, and the head that was known when it was found wanting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    ticket: u64,
+    head: u64,
+}
+
+impl Wanted {
+    /// See [`Producer::released`].
+    #[inline]
+    pub fn released<M: Memory>(self, mem: &M) -> bool {
+        if ended(mem, Word::ConsumerMark).is_some() {
+            return true;
+        }
+        // Relaxed: the claim that follows loads it again, and acquires what was released.
+        let head = mem.load(Word::Head, Load::Relaxed);
+        head > self.ticket || head < self.head
+    }
+
+    /// See [`Producer::want`].
+    pub fn ask<M: Memory>(self, mem: &M) {
+        mem.store(Word::Wanted, self.ticket, Store::Relaxed);
+    }
+}
+
 impl<M: Memory> Producer<M> {
     /// The producer of a fresh ring whose first ticket is `first`.
     pub fn new(mem: M, first: u64) -> Self {
@@ -215,17 +240,18 @@ impl<M: Memory> Producer<M> {
     /// or the head is a lie that the next claim will find.
     #[inline]
     pub fn released(&self, needs: u64) -> bool {
-        if self.ended().is_some() {
-            return true;
-        }
-        // Relaxed: the claim that follows loads it again, and acquires what was released.
-        let head = self.mem.load(Word::Head, Load::Relaxed);
-        head > needs || head < self.head
+        self.wanted(needs).released(&self.mem)
     }
 
     /// Tells the consumer which release is waited for. Comes before the flag is raised.
     pub fn want(&self, needs: u64) {
-        self.mem.store(Word::Wanted, needs, Store::Relaxed);
+        self.wanted(needs).ask(&self.mem);
+    }
+
+    /// The release of a ticket, to be waited for without the producer itself.
+    #[inline]
+    pub fn wanted(&self, ticket: u64) -> Wanted {
+        Wanted { ticket, head: self.head }
     }
 
     /// Closes this side of the ring.

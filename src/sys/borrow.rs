@@ -67,6 +67,49 @@ impl<'a> RawSpan<'a> {
     }
 }
 
+/// The bytes of one message, lent in place to be read.
+///
+/// As [`RawSpan`], but there may be several of the same bytes, so nobody writes through it.
+pub struct RawBytes<'a>(RawSpan<'a>);
+
+impl<'a> RawBytes<'a> {
+    pub(crate) fn new(span: RawSpan<'a>) -> Self {
+        Self(span)
+    }
+
+    /// Bytes in the span.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether the span has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// A pointer to the first byte, for those who copy by other means.
+    pub fn as_ptr(&self) -> *const u8 {
+        self.0.as_ptr()
+    }
+
+    /// Borrows the bytes, for as long as this span is borrowed: bind it to a name first.
+    ///
+    /// # Safety
+    ///
+    /// The peer does not write to a message that it has committed, and this process is not a fork of
+    /// the one that made the span.
+    pub unsafe fn as_slice(&self) -> &[u8] {
+        // SAFETY: by the caller's promise, which is the same.
+        unsafe { self.0.as_slice() }
+    }
+}
+
+impl fmt::Debug for RawBytes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RawBytes").field("len", &self.len()).finish_non_exhaustive()
+    }
+}
+
 impl fmt::Debug for RawSpan<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RawSpan").field("len", &self.len).finish_non_exhaustive()

@@ -105,12 +105,12 @@ impl Mapping {
         futex::monotonic_now().checked_sub(at)
     }
 
-    /// The bytes of a span in place, or nothing if they are not in this memory.
-    pub(crate) fn raw(&self, span: Span, len: usize) -> Option<RawSpan<'_>> {
-        let base = self.judge(span, 0, len).ok()?;
+    /// Bytes of a span in place, or nothing if they are not in this memory.
+    pub(crate) fn raw(&self, span: Span, at: usize, len: usize) -> Option<RawSpan<'_>> {
+        let base = self.judge(span, at, len).ok()?;
         // SAFETY: judged; the mapping lives as long as `self`, and nobody makes references to
         // payload but through the span that is made here.
-        Some(unsafe { RawSpan::new(base, len) })
+        Some(unsafe { RawSpan::new(base.add(at), len) })
     }
 
     /// The word at an offset of the words' page; every caller passes a constant of `layout::words`.

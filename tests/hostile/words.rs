@@ -157,7 +157,7 @@ impl Tool {
 
 fn be_victim(path: &Path) {
     sys::alarm(150);
-    let listener = options().slots(2).arena(64).urgent(1).bind(path).expect("binds");
+    let listener = options().slots(2).arena(64).max_calls_in_flight(1).bind(path).expect("binds");
     let (mut honest, mut partner) = SharedMemoryStream::pair().expect("pair");
     let (mut tool, mut cases, mut lies) = (Tool::start(path), 0, 0);
     for (at, meaning) in region() {

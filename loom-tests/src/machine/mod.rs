@@ -26,7 +26,7 @@ mod lock;
 mod spans;
 
 pub use blind::Blind;
-pub use lock::Lock;
+pub use lock::{Lock, Signal};
 pub use spans::{Cells, Plain, Spans, Words};
 
 use crate::weak;

@@ -96,7 +96,7 @@ fn every_sleep_ends() {
 #[test]
 fn a_span_is_lent_only_if_it_is_here() {
     let [mapping, _] = directions(2, 128);
-    let lent = |span, len| mapping.raw(span, len).is_some();
+    let lent = |span, len| mapping.raw(span, 0, len).is_some();
     assert!(lent(Span::Slot(u64::MAX), INLINE) && !lent(Span::Slot(0), INLINE + 1));
     assert!(lent(Span::Arena(1), 64) && !lent(Span::Arena(1), 65));
     assert!(lent(Span::Arena(2), 0) && !lent(Span::Arena(3), 0));

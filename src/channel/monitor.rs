@@ -1,0 +1,150 @@
+//! How the threads of this process wait for each other: locks, signals, latches.
+//!
+//! Behind traits, so that a model checker can stand in for them: it runs the layers that block
+//! threads as users link them.
+
+use std::ops::DerefMut;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use super::Wait;
+use crate::mem::Until;
+
+/// A lock around a value, as the layers that block this process's own threads need it.
+pub trait Monitor<T> {
+    /// The right to use the value.
+    type Guard<'a>: DerefMut<Target = T>
+    where
+        Self: 'a;
+
+    /// What a thread waits for that gave up the lock.
+    type Signal: Default;
+
+    /// Makes the lock.
+    fn new(value: T) -> Self;
+
+    /// Takes the lock if nobody has it.
+    fn try_lock(&self) -> Option<Self::Guard<'_>>;
+
+    /// Takes the lock, waiting until the deadline at most.
+    fn lock_until(&self, until: Until) -> Option<Self::Guard<'_>>;
+
+    /// Takes a lock that nobody holds for long.
+    fn lock(&self) -> Self::Guard<'_>;
+
+    /// Gives up the lock, waits for the signal, and takes the lock again. False if the deadline passed.
+    /// It may return early.
+    fn wait<'a>(
+        &'a self,
+        guard: Self::Guard<'a>,
+        signal: &Self::Signal,
+        until: Until,
+    ) -> (Self::Guard<'a>, bool);
+
+    /// Wakes all who wait for the signal.
+    fn notify(signal: &Self::Signal);
+}
+
+/// One bit that threads of this process share, without any order: the locks around it order what it
+/// tells of.
+pub trait Latch: Default {
+    /// Raises or lowers it.
+    fn set(&self, up: bool);
+
+    /// Whether it is up.
+    fn is_up(&self) -> bool;
+}
+
+/// The locks, signals and latches of one kind.
+pub trait Threads {
+    /// A lock around a value.
+    type Monitor<T: Send>: Monitor<T, Signal = Self::Signal>;
+    /// What waits for a change of it.
+    type Signal: Default;
+    /// One bit.
+    type Latch: Latch;
+}
+
+/// The threads of a real process.
+#[derive(Debug)]
+pub struct RealThreads;
+
+impl Threads for RealThreads {
+    type Monitor<T: Send> = Mutex<T>;
+    type Signal = Condvar;
+    type Latch = AtomicBool;
+}
+
+impl<T> Monitor<T> for Mutex<T> {
+    type Guard<'a>
+        = MutexGuard<'a, T>
+    where
+        Self: 'a;
+
+    type Signal = Condvar;
+
+    fn new(value: T) -> Self {
+        Self::new(value)
+    }
+
+    #[inline]
+    fn try_lock(&self) -> Option<Self::Guard<'_>> {
+        self.try_lock()
+    }
+
+    #[inline]
+    fn lock_until(&self, until: Until) -> Option<Self::Guard<'_>> {
+        match until {
+            None => Some(self.lock()),
+            Some(deadline) => self.try_lock_until(deadline),
+        }
+    }
+
+    #[inline]
+    fn lock(&self) -> Self::Guard<'_> {
+        self.lock()
+    }
+
+    fn wait<'a>(
+        &'a self,
+        mut guard: Self::Guard<'a>,
+        signal: &Condvar,
+        until: Until,
+    ) -> (Self::Guard<'a>, bool) {
+        let in_time = match until {
+            None => {
+                signal.wait(&mut guard);
+                true
+            }
+            Some(deadline) => !signal.wait_until(&mut guard, deadline).timed_out(),
+        };
+        (guard, in_time)
+    }
+
+    #[inline]
+    fn notify(signal: &Condvar) {
+        signal.notify_all();
+    }
+}
+
+impl Latch for AtomicBool {
+    #[inline]
+    fn set(&self, up: bool) {
+        self.store(up, Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn is_up(&self) -> bool {
+        self.load(Ordering::Relaxed)
+    }
+}
+
+/// Does something with the value in this thread's turn, or nothing if the time is over first.
+pub fn in_turn<T, R, L: Monitor<T>>(lock: &L, wait: Wait, act: impl FnOnce(&mut T) -> R) -> Option<R> {
+    let mut guard = match wait {
+        Wait::Never => lock.try_lock(),
+        Wait::Until(until) => lock.lock_until(until),
+    }?;
+    Some(act(&mut guard))
+}

@@ -1,0 +1,227 @@
+//! The errors of calls.
+
+use std::fmt;
+use std::io;
+
+use super::{ConnectError, Ended};
+
+/// Why a call did not bring what was asked for.
+///
+/// The first group is the server's answer, and the connection lives on. The second is the caller's own doing. The
+/// third is the end of the connection: whether the server has done what was asked is not known then, and
+/// nothing is ever sent twice.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum CallError {
+    /// The server has no such method.
+    UnknownMethod,
+    /// The method is not one of this kind (whole, streaming, upload): the text says which call to use.
+    WrongKind(String),
+    /// The method's own error.
+    Failed(HandlerError),
+    /// The method panicked; the server lives on.
+    Panicked(String),
+    /// The reply is longer than the connection's maximum.
+    ReplyTooLarge(String),
+    /// The server is at its limit: try again later.
+    Busy(String),
+    /// The server is about to end, and takes no more calls.
+    ShuttingDown,
+    /// The request or chunk is longer than this connection takes.
+    TooLarge {
+        /// Bytes that were to be sent.
+        len: usize,
+        /// The most that it takes, in bytes.
+        max: usize,
+    },
+    /// The deadline passed; the server was told, and a late reply is dropped.
+    Timeout,
+    /// The call was cancelled.
+    Cancelled,
+    /// It would wait for something that only this thread can bring: an inline method must not wait for its own
+    /// connection.
+    WouldDeadlock,
+    /// The reply was taken before.
+    Taken,
+    /// The value could not be encoded or decoded (feature `serde`).
+    Codec(String),
+    /// The server closed the connection.
+    Disconnected,
+    /// The server's process ended without closing.
+    PeerDied,
+    /// This end was closed by this process.
+    Closed,
+    /// The peer broke the protocol; the connection is closed for good.
+    ProtocolViolated,
+    /// This process is a fork of the one that owns the connection.
+    Forked,
+    /// The connection has carried all the messages that it can: make a new one.
+    Exhausted,
+    /// The connection was lost, and a new one could not be made in time.
+    Unreachable(Box<ConnectError>),
+}
+
+impl CallError {
+    /// Whether the deadline passed.
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, Self::Timeout)
+    }
+
+    /// Whether the connection has ended: without a policy to reconnect, no later call on it can succeed.
+    pub fn is_disconnected(&self) -> bool {
+        matches!(
+            self,
+            Self::Disconnected
+                | Self::PeerDied
+                | Self::Closed
+                | Self::ProtocolViolated
+                | Self::Forked
+                | Self::Exhausted
+                | Self::Unreachable(_)
+        )
+    }
+
+    fn kind(&self) -> io::ErrorKind {
+        match self {
+            Self::UnknownMethod | Self::WrongKind(_) => io::ErrorKind::Unsupported,
+            Self::Failed(_) | Self::Panicked(_) | Self::Taken | Self::Exhausted => io::ErrorKind::Other,
+            Self::ReplyTooLarge(_) | Self::Codec(_) => io::ErrorKind::InvalidData,
+            Self::Busy(_) => io::ErrorKind::WouldBlock,
+            Self::ShuttingDown => io::ErrorKind::ConnectionRefused,
+            Self::TooLarge { .. } => io::ErrorKind::InvalidInput,
+            Self::Timeout => io::ErrorKind::TimedOut,
+            Self::Cancelled => io::ErrorKind::Interrupted,
+            Self::WouldDeadlock => io::ErrorKind::Deadlock,
+            Self::Disconnected => Ended::Disconnected.describe().1,
+            Self::PeerDied => Ended::PeerDied.describe().1,
+            Self::Closed => Ended::Closed.describe().1,
+            Self::ProtocolViolated => Ended::ProtocolViolated.describe().1,
+            Self::Forked => Ended::Forked.describe().1,
+            Self::Unreachable(_) => io::ErrorKind::NotConnected,
+        }
+    }
+}
+
+impl From<Ended> for CallError {
+    fn from(ended: Ended) -> Self {
+        match ended {
+            Ended::Disconnected => Self::Disconnected,
+            Ended::PeerDied => Self::PeerDied,
+            Ended::Closed => Self::Closed,
+            Ended::ProtocolViolated => Self::ProtocolViolated,
+            Ended::Forked => Self::Forked,
+        }
+    }
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnknownMethod => f.write_str("the server has no such method"),
+            Self::WrongKind(text) => write!(f, "the method is not called this way: {text}"),
+            Self::Failed(error) => write!(f, "the method failed: {error}"),
+            Self::Panicked(text) => write!(f, "the method panicked: {text}"),
+            Self::ReplyTooLarge(text) => write!(f, "the reply is too large: {text}"),
+            Self::Busy(text) => write!(f, "the server is busy, try again later: {text}"),
+            Self::ShuttingDown => f.write_str("the server is about to end"),
+            Self::TooLarge { len, max } => {
+                write!(f, "{len} bytes are too large: this connection takes at most {max}")
+            }
+            Self::Timeout => f.write_str("the deadline passed before the reply came"),
+            Self::Cancelled => f.write_str("the call was cancelled"),
+            Self::WouldDeadlock => f.write_str(
+                "an inline method must not wait for its own connection: register it with `method` instead",
+            ),
+            Self::Taken => f.write_str("the reply was taken before"),
+            Self::Codec(text) => write!(f, "the value does not fit the bytes: {text}"),
+            Self::Disconnected => f.write_str(Ended::Disconnected.describe().0),
+            Self::PeerDied => f.write_str(Ended::PeerDied.describe().0),
+            Self::Closed => f.write_str(Ended::Closed.describe().0),
+            Self::ProtocolViolated => f.write_str(Ended::ProtocolViolated.describe().0),
+            Self::Forked => f.write_str(Ended::Forked.describe().0),
+            Self::Exhausted => {
+                f.write_str("the connection has carried all the messages that it can: make a new one")
+            }
+            Self::Unreachable(error) => {
+                write!(f, "the connection was lost, and there is no new one: {error}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for CallError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Failed(error) => Some(error),
+            Self::Unreachable(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<CallError> for io::Error {
+    fn from(error: CallError) -> Self {
+        Self::new(error.kind(), error)
+    }
+}
+
+/// A method's own error: what it answers instead of a reply.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HandlerError {
+    code: u32,
+    text: String,
+}
+
+impl HandlerError {
+    /// An error with a code and a text for people. Of the text the first 1 024 bytes reach the caller, or
+    /// as many as one frame of a tiny ring holds.
+    pub fn new(code: u32, text: impl Into<String>) -> Self {
+        Self { code, text: text.into() }
+    }
+
+    /// Why, for programs: the method's own number.
+    pub fn code(&self) -> u32 {
+        self.code
+    }
+
+    /// Why, for people.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+}
+
+impl From<&str> for HandlerError {
+    fn from(text: &str) -> Self {
+        Self::new(0, text)
+    }
+}
+
+impl From<String> for HandlerError {
+    fn from(text: String) -> Self {
+        Self::new(0, text)
+    }
+}
+
+/// Whatever else fails in a method: `?` on an I/O error, on the end of the connection.
+impl From<io::Error> for HandlerError {
+    fn from(error: io::Error) -> Self {
+        Self::new(0, error.to_string())
+    }
+}
+
+impl From<CallError> for HandlerError {
+    fn from(error: CallError) -> Self {
+        Self::new(0, error.to_string())
+    }
+}
+
+impl fmt::Display for HandlerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.code {
+            0 => f.write_str(&self.text),
+            code => write!(f, "{} (code {code})", self.text),
+        }
+    }
+}
+
+impl std::error::Error for HandlerError {}

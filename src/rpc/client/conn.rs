@@ -1,0 +1,223 @@
+//! One connection of a client: the desk, and what a call is made of.
+//!
+//! # Invariants
+//!
+//! 1. A call that failed before its first frame was sent costs the server nothing and its place is free at
+//!    once; one that failed later is cancelled, and its place is free when the server has said so.
+//! 2. Nobody blocks here without the caller's deadline.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::desk::{Desk, Parts, Stop};
+use super::table::{Final, Table};
+use crate::channel::{Ends, Line, Mapping, RealThreads, Wait, Waiting};
+use crate::error::{CallError, ConnectError, HandlerError};
+use crate::options::Options;
+use crate::rpc::greeting::{self, MAX_FRAME_HEAD};
+use crate::rpc::pieces::Cut;
+use crate::rpc::wire::{DEADLINE, Head, Kind, Status};
+use crate::stream::SharedMemoryStream;
+
+/// One connection.
+pub(crate) struct Conn {
+    pub(super) desk: Desk<Mapping, Waiting, RealThreads>,
+    pub(super) line: Line,
+    max: usize,
+    upload_window: u32,
+}
+
+/// A call that was begun.
+#[derive(Debug)]
+pub(super) struct Begun {
+    pub(super) id: u64,
+    pub(super) seq: u16,
+}
+
+impl Conn {
+    /// Exchanges greetings over a fresh stream, until the deadline.
+    pub(super) fn greet(
+        stream: SharedMemoryStream,
+        options: &Options,
+        until: Option<Instant>,
+    ) -> Result<Arc<Self>, ConnectError> {
+        let Ends { mut outbound, mut inbound, line } = stream.into_ends();
+        let (stream_window, push_window) = options.windows();
+        let theirs = greeting::say(&mut outbound, &mut inbound, stream_window, push_window, until)?;
+        let (places, max) = (line.urgent_words(), line.max_message());
+        let table = Table::new(places, max, stream_window, push_window, theirs.stream_window);
+        let piece = line.handy().saturating_sub(MAX_FRAME_HEAD);
+        let parts = Parts { inbound, outbound, poster: line.poster(), table, places, piece };
+        Ok(Arc::new(Self { desk: Desk::new(parts), line, max, upload_window: theirs.stream_window }))
+    }
+
+    /// The longest chunk that an upload takes.
+    pub(super) fn max_chunk(&self) -> usize {
+        greeting::longest_chunk(self.upload_window, self.max)
+    }
+
+    /// Calls, and waits for the reply, which replaces what is in `buffer`.
+    #[inline]
+    pub(super) fn call(
+        &self,
+        method: u32,
+        request: &[u8],
+        buffer: &mut Vec<u8>,
+        wait: Wait,
+    ) -> Result<(), CallError> {
+        buffer.clear();
+        self.enter(request)?;
+        let left = time_left(wait);
+        let (head, parts) = frame(method, 0, &left, request);
+        if parts[0].len() + request.len() <= self.desk.piece() {
+            if let Some((id, end)) = self.desk.call_at_once(head, &parts, buffer, wait) {
+                return self.settle(id, end, buffer);
+            }
+        }
+        let begun = self.begin(method, 0, request, buffer, wait)?;
+        let end = self.end(begun.id, buffer, wait);
+        self.settle(begun.id, end, buffer)
+    }
+
+    /// Opens a call and sends its request.
+    pub(super) fn begin(
+        &self,
+        method: u32,
+        flags: u8,
+        request: &[u8],
+        buffer: &mut Vec<u8>,
+        wait: Wait,
+    ) -> Result<Begun, CallError> {
+        self.enter(request)?;
+        let opened = self.desk.wait(self.desk.freed(), wait, |table| table.open(method, flags, buffer));
+        let id = opened.map_err(|stop| self.stopped(stop))?;
+        let left = time_left(wait);
+        let (head, parts) = frame(method, flags, &left, request);
+        let mut cut = Cut::new(head, parts[0].len() + request.len());
+        let mut seq = 0;
+        let sent = self.desk.send_item(&mut cut, &parts, &mut seq, id, wait);
+        match sent {
+            Ok(()) | Err(Stop::Over) => Ok(Begun { id, seq }),
+            Err(stop) => {
+                if cut.is_whole() {
+                    self.desk.unsend(id, buffer);
+                } else {
+                    self.abandon(id);
+                    self.desk.cancel(id); // Of a notification too.
+                }
+                Err(self.stopped(stop))
+            }
+        }
+    }
+
+    /// Waits for the end of a call, whose reply comes into `buffer`.
+    pub(super) fn end(&self, id: u64, buffer: &mut Vec<u8>, wait: Wait) -> Result<Final, Stop> {
+        self.desk.wait(self.desk.signal_of(id), wait, |table| table.finish(id, buffer))
+    }
+
+    /// What the end of a call means; nobody waits for it any more if there was none.
+    pub(super) fn settle(
+        &self,
+        id: u64,
+        end: Result<Final, Stop>,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), CallError> {
+        match end {
+            Ok(Final::Reply) => Ok(()),
+            Ok(end) => {
+                buffer.clear();
+                outcome(end)
+            }
+            Err(stop) => {
+                self.abandon(id);
+                Err(self.stopped(stop))
+            }
+        }
+    }
+
+    /// Nobody waits for the call any more: the server is told.
+    pub(super) fn abandon(&self, id: u64) {
+        if self.line.same_process() {
+            self.desk.abandon(id);
+        }
+    }
+
+    /// As `abandon`, but for a call that the server has ended: its end is still to be taken.
+    pub(super) fn abandon_unless(&self, id: u64, stop: Stop) {
+        if stop != Stop::Over {
+            self.abandon(id);
+        }
+    }
+
+    /// Gives credit back to the server; what cannot be sent now is given with the next.
+    pub(super) fn give_credit(&self, id: u64, amount: u32, wait: Wait) -> Result<(), Stop> {
+        let mut cut = Cut::new(Head::new(Kind::Credit, amount), 0);
+        let sent = self.desk.send_item(&mut cut, &[], &mut 0, id, wait);
+        if sent == Err(Stop::Timeout) {
+            self.desk.books().table.take_back(id, amount);
+            return Ok(());
+        }
+        sent
+    }
+
+    /// Why a wait came to nothing, as callers see it. A liar's connection is closed in both directions.
+    pub(super) fn stopped(&self, stop: Stop) -> CallError {
+        match stop {
+            Stop::Timeout => CallError::Timeout,
+            Stop::Over => CallError::Cancelled,
+            Stop::Exhausted => CallError::Exhausted,
+            Stop::Ended(ended) => {
+                let error = ended.into();
+                if matches!(error, CallError::ProtocolViolated) {
+                    self.line.condemn();
+                }
+                error
+            }
+        }
+    }
+
+    /// Whether this process may use the connection, and the connection takes so much.
+    #[inline]
+    pub(super) fn enter(&self, request: &[u8]) -> Result<(), CallError> {
+        if !self.line.same_process() {
+            return Err(CallError::Forked);
+        }
+        if request.len() > self.max {
+            return Err(CallError::TooLarge { len: request.len(), max: self.max });
+        }
+        Ok(())
+    }
+}
+
+/// The first frame of a call, and the two parts of its body.
+#[inline]
+fn frame<'a>(method: u32, flags: u8, left: &'a Option<[u8; 8]>, request: &'a [u8]) -> (Head, [&'a [u8]; 2]) {
+    let head = Head::new(Kind::Call, method).with(flags);
+    match left {
+        None => (head, [&[], request]),
+        Some(left) => (head.with(DEADLINE), [left, request]),
+    }
+}
+
+/// The caller's time left, for the server; none if it waits for ever.
+#[inline]
+fn time_left(wait: Wait) -> Option<[u8; 8]> {
+    let Wait::Until(Some(until)) = wait else { return None };
+    let left = until.saturating_duration_since(Instant::now());
+    Some(u64::try_from(left.as_nanos()).unwrap_or(u64::MAX).to_le_bytes())
+}
+
+/// What the server's last word means for the caller.
+pub(super) fn outcome(end: Final) -> Result<(), CallError> {
+    let Final::Failed(status, code, text) = end else { return Ok(()) };
+    Err(match status {
+        Status::UnknownMethod => CallError::UnknownMethod,
+        Status::WrongKind => CallError::WrongKind(text),
+        Status::Failed => CallError::Failed(HandlerError::new(code, text)),
+        Status::Panicked => CallError::Panicked(text),
+        Status::ReplyTooLarge => CallError::ReplyTooLarge(text),
+        Status::Busy => CallError::Busy(text),
+        Status::ShuttingDown => CallError::ShuttingDown,
+        Status::Cancelled => CallError::Cancelled,
+    })
+}

@@ -1,0 +1,332 @@
+//! One connection of a client, as all its threads share it: who reads, who sends, who waits.
+//!
+//! ```text
+//!   thread A ── has the reader: takes frames off the ring, for itself and for all others
+//!   thread B ── waits for the signal of its call's place
+//!   thread C ── sends, a piece at a time, in turn with others
+//!
+//!   books (one lock)   the table of calls, the reader while nobody reads, who waits
+//!   out   (one lock)   the sending half
+//!   bell  (one lock)   the urgent words: a cancel waits for neither of the others
+//! ```
+//!
+//! No thread but those that call takes part. Who needs a reply and finds the reader free takes it, and gives
+//! it back when its own reply has come, its time is over, or it unwinds.
+//!
+//! # Invariants
+//!
+//! 1. The reader is in the books, or one thread has it: no two threads receive, or sleep on its flag.
+//! 2. Whoever leaves while the reader is in the books and others wait has woken one of them since: there is
+//!    no moment at which all wait and nobody reads.
+//! 3. A place's change is signalled under the lock under which it was made.
+//! 4. No lock is held while a thread sleeps on the ring, but `out` while it waits for space, and then only
+//!    up to that call's own deadline; the server always reads, so space always comes or the end does.
+//! 5. The first verdict about the end stays, and every call that waits gets it.
+//!
+//! # Proof
+//!
+//! `loom-tests/src/models/calls.rs` runs this code: two callers and a server in every order, leaving by reply,
+//! deadline and end.
+
+use std::fmt;
+use std::io::IoSlice;
+use std::ops::DerefMut;
+
+use super::seat::Seat;
+use super::table::{Final, LostCall, Table};
+use crate::channel::{Inbound, Monitor, Outbound, Pace, Poster, SendFault, Threads, Wait, in_turn};
+use crate::error::Ended;
+use crate::mem::Memory;
+use crate::rpc::pieces::Cut;
+use crate::rpc::wire::Head;
+
+/// Why a wait came to nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// Its time is over.
+    Timeout,
+    /// The connection has ended.
+    Ended(Ended),
+    /// The call is over already: what was still to be sent is of no use.
+    Over,
+    /// The direction has carried all its messages.
+    Exhausted,
+}
+
+/// What the books hold.
+#[derive(Debug)]
+pub struct Books<M, P> {
+    /// The calls.
+    pub table: Table,
+    /// The receiving half, while nobody reads.
+    pub(super) reader: Option<Box<Inbound<M, P>>>,
+    /// How many wait for each signal.
+    pub(super) waiting: Vec<u32>,
+    /// How many wait at all.
+    pub(super) waiters: u32,
+    pub(super) over: Option<Ended>,
+    lost: Option<(Vec<LostCall>, usize)>,
+}
+
+/// One connection.
+pub struct Desk<M: Memory + Send, P: Pace + Send, T: Threads> {
+    pub(super) books: T::Monitor<Books<M, P>>,
+    out: T::Monitor<Outbound<M, P>>,
+    bell: T::Monitor<Poster<M>>,
+    pub(super) signals: Box<[T::Signal]>,
+    places: usize,
+    piece: usize,
+}
+
+/// What two halves and a table make.
+#[derive(Debug)]
+pub struct Parts<M, P> {
+    /// Receives.
+    pub inbound: Inbound<M, P>,
+    /// Sends.
+    pub outbound: Outbound<M, P>,
+    /// Stores urgent words.
+    pub poster: Poster<M>,
+    /// The calls.
+    pub table: Table,
+    /// How many places it has.
+    pub places: usize,
+    /// The longest body of a frame.
+    pub piece: usize,
+}
+
+pub(super) type BooksOf<'a, M, P, T> =
+    <<T as Threads>::Monitor<Books<M, P>> as Monitor<Books<M, P>>>::Guard<'a>;
+
+impl<M: Memory + Send, P: Pace + Send, T: Threads> Desk<M, P, T> {
+    /// A connection whose greetings were exchanged.
+    pub fn new(parts: Parts<M, P>) -> Self {
+        let signals = parts.places + 2;
+        let books = Books {
+            table: parts.table,
+            reader: Some(Box::new(parts.inbound)),
+            waiting: vec![0; signals],
+            waiters: 0,
+            over: None,
+            lost: None,
+        };
+        Self {
+            books: Monitor::new(books),
+            out: Monitor::new(parts.outbound),
+            bell: Monitor::new(parts.poster),
+            signals: (0..signals).map(|_| T::Signal::default()).collect(),
+            places: parts.places,
+            piece: parts.piece,
+        }
+    }
+
+    /// The books, for what takes no time.
+    pub fn books(&self) -> impl DerefMut<Target = Books<M, P>> + '_ {
+        self.books.lock()
+    }
+
+    /// The signal of a call.
+    pub fn signal_of(&self, id: u64) -> usize {
+        usize::try_from(id % self.places as u64).unwrap_or(0)
+    }
+
+    /// The signal of free places.
+    pub fn freed(&self) -> usize {
+        self.places
+    }
+
+    /// The signal of pushes.
+    pub fn pushed(&self) -> usize {
+        self.places + 1
+    }
+
+    /// Waits until `done` finds what it looks for in the books, reading for everybody while nobody does.
+    ///
+    /// # Errors
+    ///
+    /// [`Stop::Timeout`], or [`Stop::Ended`] if nothing was found and nothing can come any more.
+    #[inline]
+    pub fn wait<R>(
+        &self,
+        signal: usize,
+        wait: Wait,
+        mut done: impl FnMut(&mut Table) -> Option<R>,
+    ) -> Result<R, Stop> {
+        let mut seat = Seat::take(self);
+        let mut late = false;
+        loop {
+            let books = seat.books();
+            if let Some(found) = done(&mut books.table) {
+                return Ok(found);
+            }
+            if let Some(ended) = books.over {
+                return Err(Stop::Ended(ended));
+            }
+            if late {
+                return Err(Stop::Timeout);
+            }
+            late = !if seat.sit() { seat.read(wait) } else { seat.stand_by(signal, wait) };
+        }
+    }
+
+    /// Opens a call, sends its only frame without waiting, and waits for its end, in one sitting; the reply
+    /// comes into `buffer`. `None` if that cannot be done now: nothing was sent then.
+    #[inline]
+    pub fn call_at_once(
+        &self,
+        head: Head,
+        parts: &[&[u8]],
+        buffer: &mut Vec<u8>,
+        wait: Wait,
+    ) -> Option<(u64, Result<Final, Stop>)> {
+        let mut seat = Seat::take(self);
+        if seat.books().over.is_some() || !seat.sit() {
+            return None;
+        }
+        let id = seat.books().table.open(head.word, head.flags, buffer)?;
+        seat.leave_books();
+        let sent = in_turn(&self.out, Wait::Never, |out| send(out, head, parts, id, Wait::Never));
+        if !matches!(sent, Some(Ok(()))) {
+            seat.books().table.unsend(id, buffer);
+            return None;
+        }
+        let mut late = false;
+        loop {
+            if !late {
+                late = !seat.read(wait);
+            }
+            let books = seat.books();
+            if let Some(end) = books.table.finish(id, buffer) {
+                return Some((id, Ok(end)));
+            }
+            if let Some(ended) = books.over {
+                return Some((id, Err(Stop::Ended(ended))));
+            }
+            if late {
+                return Some((id, Err(Stop::Timeout)));
+            }
+        }
+    }
+
+    /// Sends an item of a call, a piece at a time, in turn with other threads.
+    ///
+    /// # Errors
+    ///
+    /// [`Stop`]; how much was sent is in `cut`.
+    pub fn send_item(
+        &self,
+        cut: &mut Cut,
+        parts: &[&[u8]],
+        seq: &mut u16,
+        id: u64,
+        wait: Wait,
+    ) -> Result<(), Stop> {
+        loop {
+            let (head, range) = cut.frame(self.piece, *seq);
+            if !cut.is_whole() && id != 0 && self.books.lock().table.is_over(id) {
+                return Err(Stop::Over);
+            }
+            let (first, second) = two(parts, &range);
+            let sent = in_turn(&self.out, wait, |out| send(out, head, &[first, second], id, wait));
+            self.judge(sent.unwrap_or(Err(SendFault::Full)))?;
+            *seq = seq.wrapping_add(u16::from(head.kind.counted()));
+            if cut.advance(&range) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Tells the server that nobody waits for the call any more; takes no time, whatever is under way.
+    pub fn cancel(&self, id: u64) {
+        let index = u32::try_from(self.signal_of(id)).unwrap_or(0);
+        self.bell.lock().post(index, id);
+    }
+
+    /// How the connection has ended, if a call has found out.
+    pub fn over(&self) -> Option<Ended> {
+        self.books.lock().over
+    }
+
+    /// What was under way when the connection ended; once.
+    pub fn lost(&self) -> Option<(Vec<LostCall>, usize)> {
+        self.books.lock().lost.take()
+    }
+
+    /// Forgets a call of which nothing was sent; its buffer goes back, and whoever waits for a place gets it.
+    pub fn unsend(&self, id: u64, buffer: &mut Vec<u8>) {
+        Seat::take(self).books().table.unsend(id, buffer);
+    }
+
+    /// Nobody waits for the call any more: the server is told, unless it has said its last word.
+    pub fn abandon(&self, id: u64) {
+        let tell = Seat::take(self).books().table.abandon(id);
+        if tell {
+            self.cancel(id);
+        }
+    }
+
+    /// The longest body of a frame.
+    #[inline]
+    pub fn piece(&self) -> usize {
+        self.piece
+    }
+
+    /// The connection has ended: all who wait are told.
+    pub fn end(&self, ended: Ended) {
+        self.books.lock().end(&self.signals, ended, T::Monitor::<Books<M, P>>::notify);
+    }
+
+    fn judge(&self, sent: Result<(), SendFault>) -> Result<(), Stop> {
+        match sent {
+            Ok(()) => Ok(()),
+            // What the server has sent before may still be received: the verdict is the reader's.
+            Err(SendFault::Ended(ended)) => Err(Stop::Ended(ended)),
+            Err(SendFault::Exhausted) => Err(Stop::Exhausted),
+            Err(SendFault::Full | SendFault::TooLarge(_) | SendFault::TooLargeToTry) => Err(Stop::Timeout),
+        }
+    }
+}
+
+impl<M, P> Books<M, P> {
+    /// The connection has ended: the first verdict stays.
+    pub(super) fn end<S>(&mut self, signals: &[S], ended: Ended, notify: impl Fn(&S)) {
+        if self.over.is_none() {
+            (self.over, self.lost) = (Some(ended), Some(self.table.lost()));
+        }
+        signals.iter().for_each(notify);
+    }
+}
+
+/// Sends one frame.
+#[inline]
+fn send<M: Memory, P: Pace>(
+    out: &mut Outbound<M, P>,
+    head: Head,
+    parts: &[&[u8]],
+    id: u64,
+    wait: Wait,
+) -> Result<(), SendFault> {
+    let head = head.encode();
+    let mut slices = [IoSlice::new(&head), IoSlice::new(&[]), IoSlice::new(&[])];
+    for (slice, part) in slices[1..].iter_mut().zip(parts) {
+        *slice = IoSlice::new(part);
+    }
+    out.send(&slices, id, wait).map(drop)
+}
+
+/// The range of two parts taken as one.
+fn two<'a>(parts: &[&'a [u8]], range: &std::ops::Range<usize>) -> (&'a [u8], &'a [u8]) {
+    let (first, second) =
+        (parts.first().copied().unwrap_or_default(), parts.get(1).copied().unwrap_or_default());
+    let split = first.len();
+    let one = first.get(range.start.min(split)..range.end.min(split)).unwrap_or_default();
+    let other =
+        second.get(range.start.saturating_sub(split)..range.end.saturating_sub(split)).unwrap_or_default();
+    (one, other)
+}
+
+impl<M: Memory + Send, P: Pace + Send, T: Threads> fmt::Debug for Desk<M, P, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Desk").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,336 @@
+//! The calling side: `SharedMemoryClient`, calls under way, streams, uploads, pushes.
+//!
+//! ```text
+//!   SharedMemoryClient ─▶ Conn (conn.rs) ─▶ Desk (desk.rs) ─▶ Table (table.rs)
+//!   clone, call, …        one connection     who reads,        places, ids,
+//!      │                                     sends, waits      what frames do
+//!      └── Renewal (renewal.rs): a new Conn when one was lost
+//! ```
+
+mod conn;
+mod desk;
+mod pending;
+mod place;
+mod pushes;
+mod renewal;
+mod seat;
+mod streams;
+mod table;
+
+use std::fmt;
+use std::ops::Deref;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::channel::{PeerCred, Wait};
+use crate::error::{CallError, ConnectError};
+use crate::options::Options;
+use crate::stream::SharedMemoryStream;
+
+use self::renewal::Current;
+use super::wire::NOTIFY;
+
+pub(super) use conn::Conn;
+#[doc(hidden)]
+pub use desk::{Books, Desk, Parts, Stop};
+pub use pending::{PendingCall, Reply};
+pub use pushes::Pushes;
+pub use renewal::{ClientBuilder, Lost, Reconnect};
+pub use streams::{ReplyStream, UploadCall, UploadStream};
+pub use table::LostCall;
+#[doc(hidden)]
+pub use table::{Change, Final, Table};
+
+/// Calls functions in another process: a connection to a [`SharedMemoryServer`](crate::SharedMemoryServer) that
+/// all threads of this one share.
+///
+/// Cloning it is cheap and makes another handle of the same connection; the connection is closed when the last
+/// handle, and the last call under way, is dropped. A thread that waits for its reply reads the ring itself:
+/// with one caller no other thread takes part, with several one reads for all.
+///
+/// ```
+/// use narrows::{SharedMemoryClient, SharedMemoryServer};
+/// let folder = tempfile::tempdir()?;
+/// let server = SharedMemoryServer::bind(folder.path().join("socket"))?
+///     .method(1, |request, reply| {
+///         reply.extend(request.bytes().iter().rev());
+///         Ok(())
+///     })
+///     .spawn()?;
+/// let client = SharedMemoryClient::connect(server.local_path().unwrap())?;
+/// assert_eq!(*client.call(1, b"desserts")?, *b"stressed");
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct SharedMemoryClient {
+    current: Arc<Current>,
+}
+
+/// What a client has done so far, on the connection that it has now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ClientStats {
+    /// Calls whose request was sent whole, of all kinds.
+    pub calls: u64,
+    /// Calls under way; those whose end nobody waits for any more count until the server has said it.
+    pub in_flight: usize,
+    /// Replies that came after their call was cancelled or timed out, and were dropped.
+    pub dropped_replies: u64,
+    /// Connections that were made after the first, because one was lost.
+    pub reconnects: u64,
+    /// System calls to sleep.
+    pub sleeps: u64,
+    /// System calls to wake the server.
+    pub wakes: u64,
+}
+
+impl SharedMemoryClient {
+    /// Connects to the server at `path`, with the default [`Options`]; within 5 s. It does not reconnect.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`]; [`Rejected`](ConnectError::Rejected) with the code `Busy` if the server has as many
+    /// clients as it takes, [`NoCalls`](ConnectError::NoCalls) if it serves streams.
+    pub fn connect(path: impl AsRef<Path>) -> Result<Self, ConnectError> {
+        Self::builder(path).connect()
+    }
+
+    /// Chooses options and what happens when the connection is lost, and connects then.
+    pub fn builder(path: impl AsRef<Path>) -> ClientBuilder {
+        ClientBuilder::new(path.as_ref())
+    }
+
+    /// Calls over a stream that is there: one end of a `pair()`, of a spawned child, or of the parent; the
+    /// other end serves it with [`serve_stream`](crate::SharedMemoryServer::serve_stream). Within 5 s.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`].
+    pub fn over(stream: SharedMemoryStream) -> Result<Self, ConnectError> {
+        Self::over_with(stream, &Options::new())
+    }
+
+    /// As [`over`](Self::over), with the windows and the handshake's time of these options.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`].
+    pub fn over_with(stream: SharedMemoryStream, options: &Options) -> Result<Self, ConnectError> {
+        options.limits().map_err(ConnectError::BadOptions)?;
+        let until = Instant::now().checked_add(options.connect_timeout_or_default());
+        let conn = Conn::greet(stream, options, until)?;
+        Ok(Self { current: Arc::new(Current::fixed(conn)) })
+    }
+
+    /// Calls a method, and waits for its reply.
+    ///
+    /// Blocks until the reply comes, or the connection ends. The reply allocates; see
+    /// [`call_into`](Self::call_into).
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`]: the server's answer, or the end of the connection.
+    pub fn call(&self, method: u32, request: &[u8]) -> Result<Reply, CallError> {
+        self.call_until(method, request, Wait::FOREVER)
+    }
+
+    /// As [`call`](Self::call), for at most `timeout`; one too long for the clock is for ever. The server sees
+    /// the deadline, and that nobody waits any more.
+    ///
+    /// # Errors
+    ///
+    /// As `call`, and [`CallError::Timeout`].
+    pub fn call_timeout(&self, method: u32, request: &[u8], timeout: Duration) -> Result<Reply, CallError> {
+        self.call_until(method, request, Wait::for_duration(timeout))
+    }
+
+    /// As [`call`](Self::call), until `deadline` at most.
+    ///
+    /// # Errors
+    ///
+    /// As `call`, and [`CallError::Timeout`].
+    pub fn call_deadline(&self, method: u32, request: &[u8], deadline: Instant) -> Result<Reply, CallError> {
+        self.call_until(method, request, Wait::Until(Some(deadline)))
+    }
+
+    /// As [`call`](Self::call); the reply replaces what is in `buffer`, whose memory is used again: the steady
+    /// state allocates nothing. After an error the buffer is empty.
+    ///
+    /// # Errors
+    ///
+    /// As `call`.
+    #[inline]
+    pub fn call_into(&self, method: u32, request: &[u8], buffer: &mut Vec<u8>) -> Result<(), CallError> {
+        self.current.get(Wait::FOREVER)?.call(method, request, buffer, Wait::FOREVER)
+    }
+
+    /// As [`call_into`](Self::call_into), until `deadline` at most.
+    ///
+    /// # Errors
+    ///
+    /// As `call`, and [`CallError::Timeout`].
+    pub fn call_into_deadline(
+        &self,
+        method: u32,
+        request: &[u8],
+        buffer: &mut Vec<u8>,
+        deadline: Instant,
+    ) -> Result<(), CallError> {
+        let wait = Wait::Until(Some(deadline));
+        self.current.get(wait)?.call(method, request, buffer, wait)
+    }
+
+    /// Sends a request and returns at once, so that one thread may have many calls under way.
+    ///
+    /// Blocks only while the ring has no room for the request, or as many calls are under way as the connection
+    /// takes ([`Options::max_calls_in_flight`]).
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`]: the request was not sent.
+    pub fn start_call(&self, method: u32, request: &[u8]) -> Result<PendingCall, CallError> {
+        let (conn, wait) = (self.current.get(Wait::FOREVER)?, Wait::FOREVER);
+        let begun = conn.begin(method, 0, request, &mut Vec::new(), wait)?;
+        Ok(PendingCall::new(conn.share(), begun.id))
+    }
+
+    /// Calls a method whose reply is a stream of chunks.
+    ///
+    /// ```
+    /// # use narrows::{Options, SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+    /// # let (a, b) = SharedMemoryStream::pair()?;
+    /// # std::thread::spawn(move || SharedMemoryServer::new()
+    /// .streaming(7, |request, chunks| {
+    ///     for word in request.bytes().split(|byte| *byte == b' ') {
+    ///         chunks.write_chunk(word)?;
+    ///     }
+    ///     Ok(())
+    /// })
+    /// # .serve_stream(a));
+    /// # let client = SharedMemoryClient::over(b)?;
+    /// let words: Vec<Vec<u8>> = client.call_streaming(7, b"mind the tide")?.collect::<Result<_, _>>()?;
+    /// assert_eq!(words, [&b"mind"[..], b"the", b"tide"]);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`]: the request was not sent. What the method says comes with the stream.
+    pub fn call_streaming(&self, method: u32, request: &[u8]) -> Result<ReplyStream, CallError> {
+        let conn = self.current.get(Wait::FOREVER)?;
+        ReplyStream::begin(conn.share(), method, request)
+    }
+
+    /// Calls a method that takes a stream of chunks and gives one reply.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`]: the request was not sent.
+    pub fn start_upload(&self, method: u32, request: &[u8]) -> Result<UploadCall, CallError> {
+        let conn = self.current.get(Wait::FOREVER)?;
+        UploadCall::begin(conn.share(), method, request)
+    }
+
+    /// Calls a method that takes a stream of chunks and gives one: both ways at once, for two threads or one.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`]: the request was not sent.
+    pub fn start_duplex(
+        &self,
+        method: u32,
+        request: &[u8],
+    ) -> Result<(UploadStream, ReplyStream), CallError> {
+        let conn = self.current.get(Wait::FOREVER)?;
+        streams::begin_duplex(&conn.share(), method, request)
+    }
+
+    /// Sends a request whose reply nobody waits for.
+    ///
+    /// That it was sent does not say that it was served: nothing tells if the method fails. Blocks as
+    /// [`start_call`](Self::start_call) does.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`]: the request was not sent.
+    pub fn notify(&self, method: u32, request: &[u8]) -> Result<(), CallError> {
+        let conn = self.current.get(Wait::FOREVER)?;
+        conn.begin(method, NOTIFY, request, &mut Vec::new(), Wait::FOREVER).map(drop)
+    }
+
+    /// What the kernel said about the server when the connection was made.
+    pub fn peer_cred(&self) -> PeerCred {
+        self.current.any().line.cred()
+    }
+
+    /// The longest request or reply, in bytes, as agreed with the server.
+    pub fn max_message(&self) -> usize {
+        self.current.any().line.max_message()
+    }
+
+    /// What was done so far.
+    pub fn stats(&self) -> ClientStats {
+        let conn = self.current.any();
+        let (sleeps, wakes) = conn.line.system_calls();
+        let reconnects = self.current.reconnects();
+        if !conn.line.same_process() {
+            return ClientStats::default();
+        }
+        let books = conn.desk.books();
+        ClientStats {
+            calls: books.table.opened,
+            in_flight: books.table.in_flight(),
+            dropped_replies: books.table.dropped,
+            reconnects,
+            sleeps,
+            wakes,
+        }
+    }
+
+    /// Closes the connection, for all handles: calls under way end with `Closed`, and no later one reconnects.
+    pub fn close(&self) {
+        self.current.close();
+    }
+
+    fn call_until(&self, method: u32, request: &[u8], wait: Wait) -> Result<Reply, CallError> {
+        let mut buffer = Vec::new();
+        self.current.get(wait)?.call(method, request, &mut buffer, wait)?;
+        Ok(Reply::new(buffer))
+    }
+}
+
+impl fmt::Debug for SharedMemoryClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedMemoryClient").field("peer", &self.peer_cred()).finish_non_exhaustive()
+    }
+}
+
+/// The connection of now: lent where there is but one, shared where it may be renewed.
+pub(super) enum Held<'a> {
+    Lent(&'a Arc<Conn>),
+    Shared(Arc<Conn>),
+}
+
+impl Held<'_> {
+    fn share(self) -> Arc<Conn> {
+        match self {
+            Held::Lent(conn) => Arc::clone(conn),
+            Held::Shared(conn) => conn,
+        }
+    }
+}
+
+impl Deref for Held<'_> {
+    type Target = Conn;
+
+    #[inline]
+    fn deref(&self) -> &Conn {
+        match self {
+            Held::Lent(conn) => conn,
+            Held::Shared(conn) => conn,
+        }
+    }
+}
+
+static_assertions::assert_impl_all!(SharedMemoryClient: Clone, Send, Sync);

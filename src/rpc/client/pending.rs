@@ -1,0 +1,138 @@
+//! A call under way, and a reply.
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Conn;
+use super::desk::Stop;
+use super::table::Final;
+use crate::channel::Wait;
+use crate::error::CallError;
+
+/// A call whose request was sent; made by [`SharedMemoryClient::start_call`](crate::SharedMemoryClient::start_call).
+///
+/// Dropping it before the reply was taken cancels the call: the server's method is told, and what it answers is
+/// dropped.
+#[must_use = "a call that is dropped is cancelled"]
+pub struct PendingCall {
+    conn: Arc<Conn>,
+    id: u64,
+    taken: bool,
+}
+
+impl PendingCall {
+    pub(super) fn new(conn: Arc<Conn>, id: u64) -> Self {
+        Self { conn, id, taken: false }
+    }
+
+    /// The call's number, which no other call of the connection has.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Waits for the reply.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`].
+    pub fn wait(mut self) -> Result<Reply, CallError> {
+        self.take(Wait::FOREVER)
+    }
+
+    /// Waits for the reply, for at most `timeout`; after [`CallError::Timeout`] the call is still under way.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`]; [`CallError::Taken`] after the reply was taken.
+    pub fn wait_timeout(&mut self, timeout: Duration) -> Result<Reply, CallError> {
+        self.take(Wait::for_duration(timeout))
+    }
+
+    /// Waits for the reply, until `deadline` at most; after [`CallError::Timeout`] the call is still under way.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait_timeout`](Self::wait_timeout).
+    pub fn wait_deadline(&mut self, deadline: Instant) -> Result<Reply, CallError> {
+        self.take(Wait::Until(Some(deadline)))
+    }
+
+    /// The reply, if it has come; never blocks. It receives what is there, for other calls too.
+    pub fn try_wait(&mut self) -> Option<Result<Reply, CallError>> {
+        match self.take(Wait::Never) {
+            Err(CallError::Timeout) => None,
+            result => Some(result),
+        }
+    }
+
+    /// Cancels the call, as dropping it does.
+    pub fn cancel(self) {}
+
+    fn take(&mut self, wait: Wait) -> Result<Reply, CallError> {
+        self.conn.enter(&[])?;
+        if self.taken {
+            return Err(CallError::Taken);
+        }
+        let mut buffer = Vec::new();
+        match self.conn.end(self.id, &mut buffer, wait) {
+            Err(Stop::Timeout) => Err(CallError::Timeout),
+            end => {
+                self.taken = matches!(end, Ok(Final::Reply | Final::End | Final::Failed(..)));
+                self.conn.settle(self.id, end, &mut buffer).map(|()| Reply::new(buffer))
+            }
+        }
+    }
+}
+
+impl Drop for PendingCall {
+    fn drop(&mut self) {
+        if !self.taken {
+            self.conn.abandon(self.id);
+        }
+    }
+}
+
+impl fmt::Debug for PendingCall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PendingCall").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// What a method replied: bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reply(Vec<u8>);
+
+impl Reply {
+    pub(super) fn new(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes, to keep.
+    pub fn into_vec(self) -> Vec<u8> {
+        self.0
+    }
+}
+
+impl Deref for Reply {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl AsRef<[u8]> for Reply {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl From<Reply> for Vec<u8> {
+    fn from(reply: Reply) -> Self {
+        reply.0
+    }
+}
+
+static_assertions::assert_impl_all!(PendingCall: Send);

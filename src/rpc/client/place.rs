@@ -1,0 +1,79 @@
+//! A place for one call of a client: whether somebody waits for it, and what has come of its reply.
+
+use std::collections::VecDeque;
+
+use super::table::Final;
+use crate::error::Violation;
+use crate::rpc::pieces::Assembly;
+use crate::rpc::wire::{ERROR_LEN, Head, Kind, STREAM, Status, cost};
+
+/// Who waits for the call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum State {
+    #[default]
+    Free,
+    Waited,
+    Abandoned,
+}
+
+/// A place for a call.
+#[derive(Debug, Default)]
+pub(super) struct Place {
+    pub(super) id: u64,
+    pub(super) state: State,
+    pub(super) method: u32,
+    pub(super) flags: u8,
+    pub(super) item: Assembly,
+    pub(super) chunks: VecDeque<Vec<u8>>,
+    /// What the server may still send, and what was consumed and not yet told.
+    pub(super) window: u32,
+    pub(super) owed: u32,
+    /// What the server lets us send of an upload.
+    pub(super) credit: u32,
+    pub(super) end: Option<Final>,
+}
+
+impl Place {
+    /// Takes a piece of a reply or chunk; the first head if the item is whole.
+    pub(super) fn take_item(
+        &mut self,
+        head: Head,
+        len: usize,
+        max: usize,
+        read: impl FnOnce(&mut [u8]),
+    ) -> Result<Option<Head>, Violation> {
+        let streams = self.flags & STREAM != 0;
+        let fits = match head.kind {
+            Kind::Reply => !streams,
+            Kind::Chunk => streams,
+            _ => true,
+        };
+        if !fits {
+            return Err(Violation("a reply of the wrong kind"));
+        }
+        if streams {
+            let price =
+                if head.kind == Kind::Chunk { cost(len) } else { u32::try_from(len).unwrap_or(u32::MAX) };
+            self.window =
+                self.window.checked_sub(price).ok_or(Violation("more of a stream than its window"))?;
+        }
+        self.item.take(head, len, max, read)
+    }
+}
+
+/// Reads an error's body: a code and a text.
+pub(super) fn failure(
+    head: Head,
+    len: usize,
+    read: impl FnOnce(&mut [u8]),
+) -> Result<(Status, u32, String), Violation> {
+    let status = Status::of(head.word).ok_or(Violation("an error of an unknown kind"))?;
+    if !(4..=ERROR_LEN).contains(&len) {
+        return Err(Violation("an error without its code, or with too long a text"));
+    }
+    let mut body = vec![0; len];
+    read(&mut body);
+    let (code, text) = body.split_at(4);
+    let code = u32::from_le_bytes([code[0], code[1], code[2], code[3]]);
+    Ok((status, code, String::from_utf8_lossy(text).into_owned()))
+}

@@ -1,0 +1,102 @@
+//! What the server sends unasked.
+
+use std::time::{Duration, Instant};
+
+use super::desk::Stop;
+use super::{Conn, SharedMemoryClient};
+use crate::channel::Wait;
+use crate::error::CallError;
+
+impl SharedMemoryClient {
+    /// Waits for the next push of the server. Each push goes to one of those who wait.
+    ///
+    /// While nobody takes pushes, [`Options::push_window`](crate::Options::push_window) bytes of them are kept;
+    /// then the server has to wait.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`]: the connection has ended, and all pushes were taken.
+    pub fn next_push(&self) -> Result<Vec<u8>, CallError> {
+        self.push_until(Wait::FOREVER)
+    }
+
+    /// As [`next_push`](Self::next_push), for at most `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// As there, and [`CallError::Timeout`].
+    pub fn next_push_timeout(&self, timeout: Duration) -> Result<Vec<u8>, CallError> {
+        self.push_until(Wait::for_duration(timeout))
+    }
+
+    /// As [`next_push`](Self::next_push), until `deadline` at most.
+    ///
+    /// # Errors
+    ///
+    /// As there, and [`CallError::Timeout`].
+    pub fn next_push_deadline(&self, deadline: Instant) -> Result<Vec<u8>, CallError> {
+        self.push_until(Wait::Until(Some(deadline)))
+    }
+
+    /// The next push if one is there; never blocks. It receives what is there, for calls too.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`]: the connection has ended, and all pushes were taken.
+    pub fn try_next_push(&self) -> Result<Option<Vec<u8>>, CallError> {
+        match self.push_until(Wait::Never) {
+            Ok(push) => Ok(Some(push)),
+            Err(CallError::Timeout) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Pushes until the connection ends; blocks between them. A clean end ends the iteration, the server's
+    /// death or lie comes once as an error.
+    pub fn pushes(&self) -> Pushes<'_> {
+        Pushes { client: self, over: false }
+    }
+
+    fn push_until(&self, wait: Wait) -> Result<Vec<u8>, CallError> {
+        let conn = self.current.get_for_pushes(wait)?;
+        next(&conn, wait)
+    }
+}
+
+fn next(conn: &Conn, wait: Wait) -> Result<Vec<u8>, CallError> {
+    conn.enter(&[])?;
+    let taken = conn
+        .desk
+        .wait(conn.desk.pushed(), wait, |table| table.next_push().map(|push| (push, table.push_owed())));
+    let (push, owed) = taken.map_err(|stop| conn.stopped(stop))?;
+    if let Some(owed) = owed {
+        // A push is a push, whether the server hears of it or is gone.
+        let _given: Result<(), Stop> = conn.give_credit(0, owed, wait);
+    }
+    Ok(push)
+}
+
+/// Pushes until the connection ends; see [`SharedMemoryClient::pushes`].
+#[derive(Debug)]
+pub struct Pushes<'a> {
+    client: &'a SharedMemoryClient,
+    over: bool,
+}
+
+impl Iterator for Pushes<'_> {
+    type Item = Result<Vec<u8>, CallError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.over {
+            return None;
+        }
+        match self.client.next_push() {
+            Ok(push) => Some(Ok(push)),
+            Err(error) => {
+                self.over = true;
+                let clean = matches!(error, CallError::Disconnected | CallError::Closed);
+                (!clean).then_some(Err(error))
+            }
+        }
+    }
+}

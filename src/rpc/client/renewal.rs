@@ -1,0 +1,315 @@
+//! A client's connection over time: the first, and with a policy to reconnect the ones after it.
+//!
+//! # Invariants
+//!
+//! 1. A new connection is new memory; nothing of an old one is sent again.
+//! 2. One thread connects; the others wait for it, until their own deadlines.
+//! 3. What was lost is reported once for each connection, before the next is made.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::table::LostCall;
+use super::{Conn, Held, SharedMemoryClient};
+use crate::channel::Wait;
+use crate::error::{CallError, ConnectError};
+use crate::options::Options;
+
+/// Makes a client: options, and what happens when the connection is lost.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use narrows::{Options, Reconnect, SharedMemoryClient};
+/// let client = SharedMemoryClient::builder("/run/engine.sock")
+///     .options(Options::new().max_message(1 << 20))
+///     .reconnect(Reconnect::new().on_loss(|lost| eprintln!("{} calls were lost", lost.calls.len())))
+///     .connect()?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct ClientBuilder {
+    path: PathBuf,
+    options: Options,
+    reconnect: Option<Reconnect>,
+}
+
+impl ClientBuilder {
+    pub(super) fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), options: Options::new(), reconnect: None }
+    }
+
+    /// Sizes, limits, waiting, trust.
+    #[must_use]
+    pub fn options(mut self, options: Options) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// Makes a new connection when one was lost. Default: never.
+    #[must_use]
+    pub fn reconnect(mut self, policy: Reconnect) -> Self {
+        self.reconnect = Some(policy);
+        self
+    }
+
+    /// Connects, within the handshake's time (5 s unless set).
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`]; the first connection is tried once, whatever the policy.
+    pub fn connect(self) -> Result<SharedMemoryClient, ConnectError> {
+        let conn = connect(&self.path, &self.options, None)?;
+        let Some(policy) = self.reconnect else {
+            return Ok(SharedMemoryClient { current: Arc::new(Current::fixed(conn)) });
+        };
+        let line = Mutex::new(conn);
+        let renewal = Renewal {
+            line,
+            turn: Mutex::new(()),
+            path: self.path,
+            options: self.options,
+            policy,
+            closed: AtomicBool::new(false),
+            made: AtomicU64::new(0),
+        };
+        Ok(SharedMemoryClient { current: Arc::new(Current::Renewed(Box::new(renewal))) })
+    }
+}
+
+/// What to do when a connection is lost: the next call makes a new one, at once and then backing off.
+///
+/// Nothing is replayed: calls that were under way have failed, and only the caller knows which of them may be
+/// made again. No thread reconnects by itself.
+#[derive(Clone)]
+pub struct Reconnect {
+    first: Duration,
+    cap: Duration,
+    patience: Duration,
+    on_loss: Option<Arc<Report>>,
+}
+
+type Report = dyn Fn(&Lost) + Send + Sync;
+
+/// What was lost with a connection.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Lost {
+    /// How the connection ended.
+    pub reason: CallError,
+    /// The calls that somebody waited for: whether the server has done them is not known.
+    pub calls: Vec<LostCall>,
+    /// Pushes that had come and that nobody took.
+    pub pushes: usize,
+}
+
+impl Reconnect {
+    /// At once, then after 10 ms and twice as long each time, up to 1 s; a call gives up after 5 s, or at its own
+    /// deadline if that is sooner.
+    pub fn new() -> Self {
+        Self {
+            first: Duration::from_millis(10),
+            cap: Duration::from_secs(1),
+            patience: Duration::from_secs(5),
+            on_loss: None,
+        }
+    }
+
+    /// The pause after the first attempt that failed, and the longest pause.
+    #[must_use]
+    pub fn backoff(mut self, first: Duration, cap: Duration) -> Self {
+        (self.first, self.cap) = (first.max(Duration::from_millis(1)), cap.max(first));
+        self
+    }
+
+    /// How long one call tries, if its own deadline is not sooner; it fails with
+    /// [`CallError::Unreachable`] then, and the next call tries again.
+    #[must_use]
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// Is told what was lost, once for each lost connection, by the thread that makes the next one. It must not
+    /// call through this client.
+    #[must_use]
+    pub fn on_loss(mut self, report: impl Fn(&Lost) + Send + Sync + 'static) -> Self {
+        self.on_loss = Some(Arc::new(report));
+        self
+    }
+}
+
+impl Default for Reconnect {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Reconnect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reconnect")
+            .field("first", &self.first)
+            .field("cap", &self.cap)
+            .field("patience", &self.patience)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The connection of now.
+pub(super) enum Current {
+    Fixed(Arc<Conn>),
+    Renewed(Box<Renewal>),
+}
+
+/// What a new connection is made of.
+pub(super) struct Renewal {
+    line: Mutex<Arc<Conn>>,
+    turn: Mutex<()>,
+    path: PathBuf,
+    options: Options,
+    policy: Reconnect,
+    closed: AtomicBool,
+    made: AtomicU64,
+}
+
+impl Current {
+    pub(super) fn fixed(conn: Arc<Conn>) -> Self {
+        Self::Fixed(conn)
+    }
+
+    /// A connection to call through.
+    #[inline]
+    pub(super) fn get(&self, wait: Wait) -> Result<Held<'_>, CallError> {
+        match self {
+            Self::Fixed(conn) => Ok(Held::Lent(conn)),
+            Self::Renewed(renewal) => renewal.get(wait).map(Held::Shared),
+        }
+    }
+
+    /// A connection to take pushes from: one that has ended may have some left.
+    pub(super) fn get_for_pushes(&self, wait: Wait) -> Result<Held<'_>, CallError> {
+        match self {
+            Self::Fixed(conn) => Ok(Held::Lent(conn)),
+            Self::Renewed(renewal) => {
+                let conn = renewal.now();
+                if conn.desk.over().is_none() { Ok(Held::Shared(conn)) } else { self.get(wait) }
+            }
+        }
+    }
+
+    /// The connection of now, whatever became of it.
+    pub(super) fn any(&self) -> Held<'_> {
+        match self {
+            Self::Fixed(conn) => Held::Lent(conn),
+            Self::Renewed(renewal) => Held::Shared(renewal.now()),
+        }
+    }
+
+    pub(super) fn reconnects(&self) -> u64 {
+        match self {
+            Self::Fixed(_) => 0,
+            Self::Renewed(renewal) => renewal.made.load(Ordering::Relaxed),
+        }
+    }
+
+    pub(super) fn close(&self) {
+        if let Self::Renewed(renewal) = self {
+            renewal.closed.store(true, Ordering::Relaxed);
+        }
+        self.any().line.closer().close();
+    }
+}
+
+impl Renewal {
+    fn now(&self) -> Arc<Conn> {
+        Arc::clone(&self.line.lock())
+    }
+
+    fn get(&self, wait: Wait) -> Result<Arc<Conn>, CallError> {
+        let conn = self.now();
+        if !conn.line.same_process() {
+            return Err(CallError::Forked);
+        }
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(CallError::Closed);
+        }
+        match (conn.line.ended(), wait) {
+            (None, _) => Ok(conn),
+            (Some(ended), Wait::Never) => Err(ended.into()),
+            (Some(_), Wait::Until(until)) => self.renew(until),
+        }
+    }
+
+    #[cold]
+    fn renew(&self, until: Option<Instant>) -> Result<Arc<Conn>, CallError> {
+        let patience = Instant::now().checked_add(self.policy.patience);
+        let give_up = match (patience, until) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        let _turn = match give_up {
+            None => self.turn.lock(),
+            Some(at) => self.turn.try_lock_until(at).ok_or(CallError::Timeout)?,
+        };
+        let old = self.now();
+        let Some(ended) = old.line.ended() else { return Ok(old) };
+        // What the server sent before its end comes first, to those who wait for it.
+        let _at_its_end = old.desk.wait(old.desk.pushed(), Wait::Until(give_up), |_| None::<()>);
+        old.desk.end(ended);
+        self.report(&old, ended.into());
+        let new = self.persist(give_up)?;
+        *self.line.lock() = Arc::clone(&new);
+        self.made.fetch_add(1, Ordering::Relaxed);
+        if self.closed.load(Ordering::Relaxed) {
+            new.line.closer().close();
+        }
+        Ok(new)
+    }
+
+    /// Tries until it succeeds or the time is over.
+    fn persist(&self, give_up: Option<Instant>) -> Result<Arc<Conn>, CallError> {
+        let mut pause = self.policy.first;
+        loop {
+            let error = match connect(&self.path, &self.options, give_up) {
+                Ok(conn) => return Ok(conn),
+                Err(error) => error,
+            };
+            let next = Instant::now() + pause;
+            if give_up.is_some_and(|at| next >= at) {
+                return Err(CallError::Unreachable(Box::new(error)));
+            }
+            while Instant::now() < next {
+                if self.closed.load(Ordering::Relaxed) {
+                    return Err(CallError::Closed);
+                }
+                std::thread::sleep(next.saturating_duration_since(Instant::now()).min(SLICE));
+            }
+            pause = (pause * 2).min(self.policy.cap);
+        }
+    }
+
+    fn report(&self, old: &Conn, reason: CallError) {
+        if let Some((calls, pushes)) = old.desk.lost() {
+            if let Some(report) = &self.policy.on_loss {
+                report(&Lost { reason, calls, pushes });
+            }
+        }
+    }
+}
+
+/// How long a pause goes on before it is looked whether the client was closed.
+const SLICE: Duration = Duration::from_millis(20);
+
+fn connect(path: &Path, options: &Options, limit: Option<Instant>) -> Result<Arc<Conn>, ConnectError> {
+    let until = Instant::now().checked_add(options.connect_timeout_or_default());
+    let until = match (until, limit) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    };
+    let left = until.map_or(Duration::MAX, |until| until.saturating_duration_since(Instant::now()));
+    Conn::greet(options.connect_timeout(path, left)?, options, until)
+}

@@ -1,0 +1,165 @@
+//! A thread's part in a client's connection while it waits: it reads for everybody, or stands by.
+//!
+//! Its invariants are those of `desk.rs`.
+
+use std::time::Instant;
+
+use super::desk::{Books, BooksOf, Desk};
+use super::table::{Change, Table};
+use crate::channel::{Inbound, Incoming, Monitor, Pace, RecvFault, Threads, Wait};
+use crate::error::{Ended, Violation};
+use crate::mem::Memory;
+use crate::rpc::wire::{HEAD, Head};
+
+/// Frames after which a reader looks at the clock: one that always finds another never waits, and must
+/// leave at its deadline all the same.
+const FRAMES: u32 = 32;
+
+/// A thread's part in a connection: the lock of the books, and the reader if it has that. Leaving it in any way
+/// puts the reader back, and wakes somebody who may take it.
+pub(super) struct Seat<'a, M: Memory + Send + 'a, P: Pace + Send + 'a, T: Threads> {
+    desk: &'a Desk<M, P, T>,
+    books: Option<BooksOf<'a, M, P, T>>,
+    reader: Option<Box<Inbound<M, P>>>,
+    frames: u32,
+}
+
+impl<'a, M: Memory + Send, P: Pace + Send, T: Threads> Seat<'a, M, P, T> {
+    /// A thread that begins, with the books.
+    #[inline]
+    pub(super) fn take(desk: &'a Desk<M, P, T>) -> Self {
+        Self { desk, books: Some(desk.books.lock()), reader: None, frames: 0 }
+    }
+
+    /// The books, locked until it waits.
+    #[inline]
+    pub(super) fn books(&mut self) -> &mut Books<M, P> {
+        self.books.get_or_insert_with(|| self.desk.books.lock())
+    }
+
+    /// Unlocks the books.
+    pub(super) fn leave_books(&mut self) {
+        self.books = None;
+    }
+
+    /// Takes the reader, if nobody has it.
+    #[inline]
+    pub(super) fn sit(&mut self) -> bool {
+        if self.reader.is_none() {
+            self.reader = self.books().reader.take();
+        }
+        self.reader.is_some()
+    }
+
+    /// Receives one frame, and enters it in the books. False if the time is over.
+    #[inline]
+    pub(super) fn read(&mut self, wait: Wait) -> bool {
+        self.books = None;
+        let desk = self.desk;
+        let Some(reader) = self.reader.as_mut() else { return true };
+        match reader.next(wait) {
+            Err(RecvFault::Ended(ended)) => self.over(ended),
+            Err(_) => return false,
+            Ok(message) => {
+                let mut books = desk.books.lock();
+                let change = enter(&mut books.table, reader, &message);
+                if change.is_err() {
+                    books.table.spoil();
+                }
+                self.books = Some(books);
+                match change {
+                    Ok(change) => self.tell(change),
+                    Err(ended) => self.over(ended),
+                }
+            }
+        }
+        self.frames = self.frames.wrapping_add(1);
+        self.frames % FRAMES != 0 || !passed(wait)
+    }
+
+    /// Waits for a signal while another thread reads. False if the time is over.
+    pub(super) fn stand_by(&mut self, signal: usize, wait: Wait) -> bool {
+        let Wait::Until(until) = wait else { return false };
+        let desk = self.desk;
+        let mut books = self.books.take().unwrap_or_else(|| desk.books.lock());
+        books.waiting[signal] += 1;
+        books.waiters += 1;
+        let (mut books, in_time) = desk.books.wait(books, &desk.signals[signal], until);
+        books.waiting[signal] -= 1;
+        books.waiters -= 1;
+        self.books = Some(books);
+        in_time
+    }
+
+    #[inline]
+    fn tell(&mut self, change: Change) {
+        let signal = match change {
+            Change::None => return,
+            Change::Call(at) => at,
+            Change::Freed => self.desk.freed(),
+            Change::Push => self.desk.pushed(),
+        };
+        let desk = self.desk;
+        if self.books().waiting[signal] > 0 {
+            T::Monitor::<Books<M, P>>::notify(&desk.signals[signal]);
+        }
+    }
+
+    #[cold]
+    fn over(&mut self, ended: Ended) {
+        let desk = self.desk;
+        self.books().end(&desk.signals, ended, T::Monitor::<Books<M, P>>::notify);
+    }
+}
+
+impl<M: Memory + Send, P: Pace + Send, T: Threads> Drop for Seat<'_, M, P, T> {
+    #[inline]
+    fn drop(&mut self) {
+        let (desk, reader) = (self.desk, self.reader.take());
+        let books = self.books();
+        if reader.is_some() {
+            books.reader = reader;
+        }
+        if books.waiters > 0 && books.waiting[desk.freed()] > 0 && books.table.has_room() {
+            T::Monitor::<Books<M, P>>::notify(&desk.signals[desk.freed()]);
+        }
+        if books.reader.is_none() || books.over.is_some() {
+            return;
+        }
+        if books.waiters == 0 {
+            return;
+        }
+        if let Some(next) = books.waiting.iter().position(|&waiting| waiting > 0) {
+            T::Monitor::<Books<M, P>>::notify(&desk.signals[next]);
+        }
+    }
+}
+
+/// Enters a frame in the table, and gives its message back; how the connection ended if either is a lie.
+#[inline]
+fn enter<M: Memory, P: Pace>(
+    table: &mut Table,
+    reader: &mut Inbound<M, P>,
+    message: &Incoming,
+) -> Result<Change, Ended> {
+    let mut head = [0; HEAD];
+    let change = match reader.read_at(message, 0, &mut head) {
+        Ok(()) => Head::decode(head).and_then(|head| {
+            let read = |into: &mut [u8]| {
+                let _in_the_message = reader.read_at(message, HEAD, into);
+            };
+            table.take(message.tag(), head, message.len() - HEAD, read)
+        }),
+        Err(_) => Err(Violation("a message without a head")),
+    };
+    match (change, reader.give_back(message)) {
+        (Ok(change), Ok(())) => Ok(change),
+        (_, Err(RecvFault::Ended(ended))) => Err(ended),
+        (Err(violation), _) => Err(reader.violated(violation)),
+        (Ok(_), Err(_)) => Err(reader.violated(Violation("a message that cannot be given back"))),
+    }
+}
+
+fn passed(wait: Wait) -> bool {
+    matches!(wait, Wait::Until(Some(until)) if Instant::now() >= until)
+}

@@ -1,0 +1,346 @@
+//! Streams of chunks: replies, uploads, and both at once.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::conn::{Begun, outcome};
+use super::desk::Stop;
+use super::table::Final;
+use super::{Conn, Reply};
+use crate::channel::Wait;
+use crate::error::CallError;
+use crate::rpc::Over;
+use crate::rpc::pieces::Cut;
+use crate::rpc::wire::{Head, Kind, STREAM, UPLOAD, cost};
+
+/// The chunks of a reply, until its end or an error; made by
+/// [`SharedMemoryClient::call_streaming`](crate::SharedMemoryClient::call_streaming).
+///
+/// As an iterator it blocks for each chunk, ends after the last, and gives an error once. Chunks that nobody takes
+/// hold up this stream alone: the server's method waits once
+/// [`Options::stream_window`](crate::Options::stream_window) bytes are under way. Dropping it before its end
+/// cancels the call.
+#[must_use = "a stream that is dropped is cancelled"]
+pub struct ReplyStream {
+    conn: Arc<Conn>,
+    id: u64,
+    over: bool,
+}
+
+/// A chunk, with the credit to give back for it; or the end.
+enum Next {
+    Chunk(Vec<u8>, Option<u32>),
+    End(Final),
+}
+
+impl ReplyStream {
+    pub(super) fn begin(conn: Arc<Conn>, method: u32, request: &[u8]) -> Result<Self, CallError> {
+        let id = conn.begin(method, STREAM, request, &mut Vec::new(), Wait::FOREVER)?.id;
+        Ok(Self { conn, id, over: false })
+    }
+
+    /// The call's number, which no other call of the connection has.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Waits for the next chunk; `None` after the last.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`]: the stream has ended with it, and is at its end from then on.
+    pub fn next_chunk(&mut self) -> Result<Option<Vec<u8>>, CallError> {
+        self.next_until(Wait::FOREVER)
+    }
+
+    /// Waits for the next chunk, for at most `timeout`; after [`CallError::Timeout`] the stream goes on.
+    ///
+    /// # Errors
+    ///
+    /// As [`next_chunk`](Self::next_chunk), and `Timeout`.
+    pub fn next_chunk_timeout(&mut self, timeout: Duration) -> Result<Option<Vec<u8>>, CallError> {
+        self.next_until(Wait::for_duration(timeout))
+    }
+
+    /// Waits for the next chunk, until `deadline` at most; after [`CallError::Timeout`] the stream goes on.
+    ///
+    /// # Errors
+    ///
+    /// As [`next_chunk`](Self::next_chunk), and `Timeout`.
+    pub fn next_chunk_deadline(&mut self, deadline: Instant) -> Result<Option<Vec<u8>>, CallError> {
+        self.next_until(Wait::Until(Some(deadline)))
+    }
+
+    /// The next chunk if it has come; never blocks. [`CallError::Timeout`] says that it has not.
+    ///
+    /// # Errors
+    ///
+    /// As [`next_chunk`](Self::next_chunk), and `Timeout`.
+    pub fn try_next_chunk(&mut self) -> Result<Option<Vec<u8>>, CallError> {
+        self.next_until(Wait::Never)
+    }
+
+    /// Cancels the call, as dropping it does.
+    pub fn cancel(self) {}
+
+    fn next_until(&mut self, wait: Wait) -> Result<Option<Vec<u8>>, CallError> {
+        self.conn.enter(&[])?;
+        if self.over {
+            return Ok(None);
+        }
+        let (conn, id) = (&self.conn, self.id);
+        let next = conn.desk.wait(conn.desk.signal_of(id), wait, |table| match table.chunk(id) {
+            Some(chunk) => Some(Next::Chunk(chunk, table.owed(id))),
+            None => table.finish(id, &mut Vec::new()).map(Next::End),
+        });
+        match next {
+            Ok(Next::Chunk(chunk, owed)) => {
+                if let Some(owed) = owed {
+                    // A chunk is a chunk, whether the server hears of it or is gone.
+                    let _given: Result<(), Stop> = conn.give_credit(id, owed, wait);
+                }
+                Ok(Some(chunk))
+            }
+            Ok(Next::End(end)) => {
+                self.over = true;
+                outcome(end).map(|()| None)
+            }
+            Err(Stop::Timeout) => Err(CallError::Timeout),
+            Err(stop) => {
+                self.over = true;
+                Err(conn.stopped(stop))
+            }
+        }
+    }
+}
+
+impl Iterator for ReplyStream {
+    type Item = Result<Vec<u8>, CallError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.next_chunk().transpose()
+    }
+}
+
+impl Drop for ReplyStream {
+    fn drop(&mut self) {
+        if !self.over {
+            self.conn.abandon(self.id);
+        }
+    }
+}
+
+impl fmt::Debug for ReplyStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReplyStream").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// Sends the chunks of an upload. Dropping it before [`end`](Self::end) cancels the call.
+#[must_use = "an upload that is dropped is cancelled"]
+pub struct UploadStream {
+    conn: Arc<Conn>,
+    id: u64,
+    seq: u16,
+    over: bool,
+}
+
+impl UploadStream {
+    fn new(conn: Arc<Conn>, begun: &Begun) -> Self {
+        Self { conn, id: begun.id, seq: begun.seq, over: false }
+    }
+
+    /// The longest chunk, in bytes: what the server's window takes.
+    pub fn max_chunk(&self) -> usize {
+        self.conn.max_chunk()
+    }
+
+    /// Sends a chunk; blocks while the server's window for this stream is full.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`]; [`Cancelled`](CallError::Cancelled) if the server has ended the call already: its reply,
+    /// or its stream, tells how.
+    pub fn write_chunk(&mut self, chunk: &[u8]) -> Result<(), CallError> {
+        self.write_until(chunk, Wait::FOREVER)
+    }
+
+    /// As [`write_chunk`](Self::write_chunk), for at most `timeout`. After [`CallError::Timeout`] nothing of
+    /// the chunk was sent, or the call is cancelled.
+    ///
+    /// # Errors
+    ///
+    /// As there, and `Timeout`.
+    pub fn write_chunk_timeout(&mut self, chunk: &[u8], timeout: Duration) -> Result<(), CallError> {
+        self.write_until(chunk, Wait::for_duration(timeout))
+    }
+
+    /// Says that no chunk follows.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`].
+    pub fn end(mut self) -> Result<(), CallError> {
+        self.send_end(Wait::FOREVER)
+    }
+
+    fn send_end(&mut self, wait: Wait) -> Result<(), CallError> {
+        self.conn.enter(&[])?;
+        let mut cut = Cut::new(Head::new(Kind::End, 0), 0);
+        match self.conn.desk.send_item(&mut cut, &[], &mut self.seq, self.id, wait) {
+            Ok(()) | Err(Stop::Over) => {
+                self.over = true;
+                Ok(())
+            }
+            Err(stop) => Err(self.conn.stopped(stop)),
+        }
+    }
+
+    fn write_until(&mut self, chunk: &[u8], wait: Wait) -> Result<(), CallError> {
+        let (conn, id) = (&self.conn, self.id);
+        conn.enter(&[])?;
+        if self.over {
+            return Err(CallError::Cancelled);
+        }
+        if chunk.len() > conn.max_chunk() {
+            return Err(CallError::TooLarge { len: chunk.len(), max: conn.max_chunk() });
+        }
+        let price = cost(chunk.len());
+        let room = conn.desk.wait(conn.desk.signal_of(id), wait, |table| match table.spend(id, price) {
+            Ok(false) => None,
+            Ok(true) => Some(true),
+            Err(Over) => Some(false),
+        });
+        match room {
+            Ok(true) => {}
+            Ok(false) => {
+                self.over = true;
+                return Err(CallError::Cancelled);
+            }
+            Err(stop) => return Err(conn.stopped(stop)),
+        }
+        let mut cut = Cut::new(Head::new(Kind::Chunk, 0), chunk.len());
+        match conn.desk.send_item(&mut cut, &[chunk], &mut self.seq, id, wait) {
+            Ok(()) => Ok(()),
+            Err(stop) => {
+                if stop == Stop::Timeout && cut.is_whole() {
+                    conn.desk.books().table.refund(id, price);
+                } else {
+                    self.over = true;
+                    conn.abandon_unless(id, stop);
+                }
+                Err(conn.stopped(stop))
+            }
+        }
+    }
+}
+
+impl Drop for UploadStream {
+    fn drop(&mut self) {
+        if !self.over {
+            self.conn.abandon(self.id);
+        }
+    }
+}
+
+impl fmt::Debug for UploadStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UploadStream").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// An upload with one reply; made by [`SharedMemoryClient::start_upload`](crate::SharedMemoryClient::start_upload).
+/// Dropping it before [`finish`](Self::finish) cancels the call.
+#[derive(Debug)]
+#[must_use = "an upload that is dropped is cancelled"]
+pub struct UploadCall {
+    upload: UploadStream,
+    taken: bool,
+}
+
+impl UploadCall {
+    pub(super) fn begin(conn: Arc<Conn>, method: u32, request: &[u8]) -> Result<Self, CallError> {
+        let begun = conn.begin(method, UPLOAD, request, &mut Vec::new(), Wait::FOREVER)?;
+        Ok(Self { upload: UploadStream::new(conn, &begun), taken: false })
+    }
+
+    /// The longest chunk, in bytes: what the server's window takes.
+    pub fn max_chunk(&self) -> usize {
+        self.upload.max_chunk()
+    }
+
+    /// Sends a chunk; blocks while the server's window for this stream is full.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`]; [`Cancelled`](CallError::Cancelled) if the server has ended the call already:
+    /// [`finish`](Self::finish) tells how.
+    pub fn write_chunk(&mut self, chunk: &[u8]) -> Result<(), CallError> {
+        self.upload.write_chunk(chunk)
+    }
+
+    /// As [`write_chunk`](Self::write_chunk), for at most `timeout`. After [`CallError::Timeout`] nothing of
+    /// the chunk was sent, or the call is cancelled.
+    ///
+    /// # Errors
+    ///
+    /// As there, and `Timeout`.
+    pub fn write_chunk_timeout(&mut self, chunk: &[u8], timeout: Duration) -> Result<(), CallError> {
+        self.upload.write_chunk_timeout(chunk, timeout)
+    }
+
+    /// Says that no chunk follows, and waits for the reply.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`].
+    pub fn finish(self) -> Result<Reply, CallError> {
+        self.finish_until(Wait::FOREVER)
+    }
+
+    /// As [`finish`](Self::finish), for at most `timeout`; the call is cancelled then.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`].
+    pub fn finish_timeout(self, timeout: Duration) -> Result<Reply, CallError> {
+        self.finish_until(Wait::for_duration(timeout))
+    }
+
+    /// Cancels the call, as dropping it does.
+    pub fn cancel(self) {}
+
+    fn finish_until(mut self, wait: Wait) -> Result<Reply, CallError> {
+        if !self.upload.over {
+            self.upload.send_end(wait)?;
+        }
+        let mut buffer = Vec::new();
+        let end = self.upload.conn.end(self.upload.id, &mut buffer, wait);
+        self.taken = true;
+        self.upload.conn.settle(self.upload.id, end, &mut buffer)?;
+        Ok(Reply::new(buffer))
+    }
+}
+
+impl Drop for UploadCall {
+    fn drop(&mut self) {
+        if !self.taken {
+            self.upload.conn.abandon(self.upload.id);
+        }
+    }
+}
+
+/// Begins a call with chunks in both directions.
+pub(super) fn begin_duplex(
+    conn: &Arc<Conn>,
+    method: u32,
+    request: &[u8],
+) -> Result<(UploadStream, ReplyStream), CallError> {
+    let begun = conn.begin(method, UPLOAD | STREAM, request, &mut Vec::new(), Wait::FOREVER)?;
+    let upload = UploadStream::new(Arc::clone(conn), &begun);
+    Ok((upload, ReplyStream { conn: Arc::clone(conn), id: begun.id, over: false }))
+}
+
+static_assertions::assert_impl_all!(ReplyStream: Send);
+static_assertions::assert_impl_all!(UploadStream: Send);

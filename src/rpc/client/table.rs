@@ -1,0 +1,376 @@
+//! The client's places for calls under way, and what each frame of the server does to them. Pure.
+//!
+//! ```text
+//!             open                final frame              taken
+//!   Free ────────────▶ Waited ────────────────▶ Over ────────────────▶ Free
+//!                        │ abandon                │ abandon               ▲
+//!                        ▼                        └───────────────────────┤
+//!                     Abandoned ── final frame: dropped, counted ─────────┘
+//! ```
+//!
+//! The id of a call is `generation * places + place`: it says where the call stands, and a place's next call
+//! has another. So no id is used twice, and a frame finds its call without a search.
+//!
+//! # Invariants
+//!
+//! 1. A place is free only when the server has sent the final frame of its last call, or never heard of it.
+//! 2. What the server may send unasked is bounded: one reply for each place, a window for each stream, a
+//!    window for all pushes. More is a violation.
+//! 3. Nothing of an item is handed out before it is whole.
+//!
+//! # Proof
+//!
+//! `tests/call_tables.rs` against a reference; fuzz `calls`.
+
+use std::collections::VecDeque;
+use std::mem;
+
+use super::place::{Place, State, failure};
+use crate::error::Violation;
+use crate::rpc::Over;
+use crate::rpc::pieces::{self, Assembly};
+use crate::rpc::wire::{Head, Kind, NOTIFY, STREAM, Status, UPLOAD, cost};
+
+/// How a call ended, as the server's last frame of it said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Final {
+    /// The reply is whole.
+    Reply,
+    /// The stream is at its end.
+    End,
+    /// There is none: why, the handler's own code, a text.
+    Failed(Status, u32, String),
+}
+
+/// What a frame changed, for those who wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing that anybody waits for.
+    None,
+    /// The call in this place.
+    Call(usize),
+    /// A place is free.
+    Freed,
+    /// A push has come.
+    Push,
+}
+
+/// What is left of a call that was lost with its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LostCall {
+    /// Its number.
+    pub id: u64,
+    /// What was called.
+    pub method: u32,
+}
+
+/// All places of a connection.
+#[derive(Debug)]
+pub struct Table {
+    places: Vec<Place>,
+    free: Vec<usize>,
+    max: usize,
+    stream_window: u32,
+    upload_window: u32,
+    push_window: u32,
+    push: Assembly,
+    pushes: VecDeque<Vec<u8>>,
+    push_left: u32,
+    push_owed: u32,
+    /// Replies that came for calls that nobody waited for any more.
+    pub dropped: u64,
+    /// Calls that were opened.
+    pub opened: u64,
+}
+
+impl Table {
+    /// For so many calls under way, of at most `max` bytes each way; with our windows and the server's.
+    pub fn new(places: usize, max: usize, stream_window: u32, push_window: u32, upload_window: u32) -> Self {
+        let place = |at| Place { id: at as u64, ..Place::default() };
+        Self {
+            places: (0..places).map(place).collect(),
+            free: (0..places).rev().collect(),
+            max,
+            stream_window,
+            upload_window,
+            push_window,
+            push: Assembly::default(),
+            pushes: VecDeque::new(),
+            push_left: push_window,
+            push_owed: 0,
+            dropped: 0,
+            opened: 0,
+        }
+    }
+
+    /// Whether a place is free.
+    pub fn has_room(&self) -> bool {
+        !self.free.is_empty()
+    }
+
+    /// Where the call with this id stands.
+    #[inline]
+    pub fn at(&self, id: u64) -> usize {
+        // At most 256 places: what is left of the division fits.
+        usize::try_from(id % self.places.len() as u64).unwrap_or(0)
+    }
+
+    /// Takes a free place for a call, and with it an id; `buffer` takes the reply.
+    #[inline]
+    pub fn open(&mut self, method: u32, flags: u8, buffer: &mut Vec<u8>) -> Option<u64> {
+        let at = self.free.pop()?;
+        self.opened += 1;
+        let places = self.places.len() as u64;
+        let (window, credit) = (self.stream_window, self.upload_window);
+        let place = &mut self.places[at];
+        place.id += places;
+        (place.state, place.method, place.flags) = (State::Waited, method, flags);
+        (place.window, place.owed, place.credit) = (window, 0, credit);
+        place.item.reset();
+        mem::swap(&mut place.item.bytes, buffer);
+        if flags & NOTIFY != 0 {
+            place.state = State::Abandoned;
+        }
+        Some(place.id)
+    }
+
+    /// Takes how the call has ended, if it has, and the reply; its place is free then.
+    #[inline]
+    pub fn finish(&mut self, id: u64, buffer: &mut Vec<u8>) -> Option<Final> {
+        let at = self.at(id);
+        let place = self.place(id)?;
+        if !place.chunks.is_empty() {
+            return None;
+        }
+        let end = place.end.take()?;
+        mem::swap(&mut place.item.bytes, buffer);
+        self.release(at);
+        Some(end)
+    }
+
+    /// Nobody waits for the call any more. True if the server has to be told.
+    pub fn abandon(&mut self, id: u64) -> bool {
+        let at = self.at(id);
+        let Some(place) = self.place(id).filter(|place| place.state == State::Waited) else { return false };
+        place.state = State::Abandoned;
+        place.chunks.clear();
+        pieces::clear(&mut place.item.bytes);
+        let over = place.end.is_some();
+        if over {
+            self.dropped += 1;
+            self.release(at);
+        }
+        !over
+    }
+
+    /// Forgets a call of which nothing was sent; its buffer goes back.
+    pub fn unsend(&mut self, id: u64, buffer: &mut Vec<u8>) {
+        let at = self.at(id);
+        if let Some(place) = self.place(id) {
+            mem::swap(&mut place.item.bytes, buffer);
+            self.release(at);
+            self.opened -= 1;
+        }
+    }
+
+    /// The next chunk of a reply stream; what of the window it gives back is owed to the server.
+    pub fn chunk(&mut self, id: u64) -> Option<Vec<u8>> {
+        let place = self.place(id)?;
+        let chunk = place.chunks.pop_front()?;
+        place.owed = place.owed.saturating_add(cost(chunk.len()));
+        Some(chunk)
+    }
+
+    /// The credit to give back, once it is a quarter of the window.
+    pub fn owed(&mut self, id: u64) -> Option<u32> {
+        let window = self.stream_window;
+        let place = self.place(id).filter(|place| place.end.is_none())?;
+        if place.owed < quarter(window) {
+            return None;
+        }
+        let owed = mem::take(&mut place.owed);
+        place.window = place.window.saturating_add(owed);
+        Some(owed)
+    }
+
+    /// Takes `cost` of what the server lets us upload, if there is enough; `Err` once the call is over.
+    pub fn spend(&mut self, id: u64, cost: u32) -> Result<bool, Over> {
+        let place = self.place(id).filter(|place| place.end.is_none()).ok_or(Over)?;
+        let left = place.credit.checked_sub(cost);
+        place.credit = left.unwrap_or(place.credit);
+        Ok(left.is_some())
+    }
+
+    /// Gives back what was spent on a chunk of which nothing was sent.
+    pub fn refund(&mut self, id: u64, cost: u32) {
+        if let Some(place) = self.place(id) {
+            place.credit = place.credit.saturating_add(cost);
+        }
+    }
+
+    /// Credit that could not be sent is owed again.
+    pub fn take_back(&mut self, id: u64, amount: u32) {
+        if id == 0 {
+            self.push_left = self.push_left.saturating_sub(amount);
+            self.push_owed = self.push_owed.saturating_add(amount);
+        } else if let Some(place) = self.place(id) {
+            place.window = place.window.saturating_sub(amount);
+            place.owed = place.owed.saturating_add(amount);
+        }
+    }
+
+    /// Whether the final frame of a call has come.
+    pub fn is_over(&self, id: u64) -> bool {
+        let place = &self.places[self.at(id)];
+        place.id != id || place.state == State::Free || place.end.is_some()
+    }
+
+    /// The oldest push.
+    pub fn next_push(&mut self) -> Option<Vec<u8>> {
+        let push = self.pushes.pop_front()?;
+        self.push_owed = self.push_owed.saturating_add(cost(push.len()));
+        Some(push)
+    }
+
+    /// The credit to give back for pushes, once it is a quarter of the window.
+    pub fn push_owed(&mut self) -> Option<u32> {
+        if self.push_owed < quarter(self.push_window) {
+            return None;
+        }
+        let owed = mem::take(&mut self.push_owed);
+        self.push_left = self.push_left.saturating_add(owed);
+        Some(owed)
+    }
+
+    /// What has come is worth nothing: the server wrote over it while it was read.
+    pub fn spoil(&mut self) {
+        for place in &mut self.places {
+            place.end = None;
+            place.chunks.clear();
+        }
+        self.pushes.clear();
+    }
+
+    /// The connection has ended: the calls that were under way, and how many pushes nobody took.
+    pub fn lost(&self) -> (Vec<LostCall>, usize) {
+        let open = self.places.iter().filter(|place| place.state == State::Waited && place.end.is_none());
+        (open.map(|place| LostCall { id: place.id, method: place.method }).collect(), self.pushes.len())
+    }
+
+    /// Calls under way, those that nobody waits for included.
+    pub fn in_flight(&self) -> usize {
+        self.places.len() - self.free.len()
+    }
+
+    /// Takes a frame of the server, whose body of `len` bytes `read` copies.
+    ///
+    /// # Errors
+    ///
+    /// [`Violation`] for what no honest server sends now.
+    #[inline]
+    pub fn take(
+        &mut self,
+        id: u64,
+        head: Head,
+        len: usize,
+        read: impl FnOnce(&mut [u8]),
+    ) -> Result<Change, Violation> {
+        if id == 0 {
+            return self.take_push(head, len, read);
+        }
+        let at = self.at(id);
+        let max = self.max;
+        let place = &mut self.places[at];
+        if place.id != id || place.state == State::Free || place.end.is_some() {
+            return Err(Violation("a frame for a call that is not under way"));
+        }
+        match head.kind {
+            Kind::Reply | Kind::Chunk | Kind::Rest => {
+                if let Some(first) = place.take_item(head, len, max, read)? {
+                    return Ok(self.whole(at, first));
+                }
+                Ok(Change::None)
+            }
+            Kind::End if place.flags & STREAM != 0 && len == 0 => {
+                place.item.take(head, 0, 0, |_| ())?;
+                Ok(self.end(at, Final::End))
+            }
+            Kind::Error => {
+                let (status, code, text) = failure(head, len, read)?;
+                Ok(self.end(at, Final::Failed(status, code, text)))
+            }
+            Kind::Credit if place.flags & UPLOAD != 0 && len == 0 => {
+                let credit = place.credit.checked_add(head.word).filter(|sum| *sum <= self.upload_window);
+                place.credit = credit.ok_or(Violation("more credit than the window"))?;
+                Ok(Change::Call(at))
+            }
+            _ => Err(Violation("a frame that no server sends for this call")),
+        }
+    }
+
+    fn take_push(
+        &mut self,
+        head: Head,
+        len: usize,
+        read: impl FnOnce(&mut [u8]),
+    ) -> Result<Change, Violation> {
+        if !matches!(head.kind, Kind::Push | Kind::Rest) {
+            return Err(Violation("a frame of no call"));
+        }
+        let price = if head.kind == Kind::Push { cost(len) } else { u32::try_from(len).unwrap_or(u32::MAX) };
+        self.push_left = self.push_left.checked_sub(price).ok_or(Violation("more pushes than the window"))?;
+        if self.push.take(head, len, self.max, read)?.is_none() {
+            return Ok(Change::None);
+        }
+        self.pushes.push_back(mem::take(&mut self.push.bytes));
+        Ok(Change::Push)
+    }
+
+    /// An item is whole.
+    fn whole(&mut self, at: usize, first: Head) -> Change {
+        if first.kind == Kind::Reply {
+            return self.end(at, Final::Reply);
+        }
+        let place = &mut self.places[at];
+        if place.state == State::Abandoned {
+            pieces::clear(&mut place.item.bytes);
+            return Change::None;
+        }
+        place.chunks.push_back(mem::take(&mut place.item.bytes));
+        Change::Call(at)
+    }
+
+    fn end(&mut self, at: usize, end: Final) -> Change {
+        let place = &mut self.places[at];
+        if end != Final::Reply {
+            pieces::clear(&mut place.item.bytes);
+        }
+        if place.state == State::Abandoned {
+            if place.flags & NOTIFY == 0 {
+                self.dropped += u64::from(!matches!(end, Final::Failed(Status::Cancelled, ..)));
+            }
+            self.release(at);
+            return Change::Freed;
+        }
+        place.end = Some(end);
+        Change::Call(at)
+    }
+
+    fn release(&mut self, at: usize) {
+        let place = &mut self.places[at];
+        (place.state, place.end) = (State::Free, None);
+        place.chunks.clear();
+        pieces::clear(&mut place.item.bytes);
+        self.free.push(at);
+    }
+
+    fn place(&mut self, id: u64) -> Option<&mut Place> {
+        let at = self.at(id);
+        self.places.get_mut(at).filter(|place| place.id == id && place.state != State::Free)
+    }
+}
+
+fn quarter(window: u32) -> u32 {
+    (window / 4).max(1)
+}

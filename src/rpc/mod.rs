@@ -1,0 +1,35 @@
+//! Calls: request and response over a stream, for threads.
+//!
+//! ```text
+//!   SharedMemoryClient (client/)                     SharedMemoryServer (server/)
+//!     callers share a Desk: one reads for all          an Attendant per connection always reads
+//!     Table: places, ids, windows                      Table: places, outboxes, windows
+//!        │                                                 │
+//!        └── frames (wire.rs, pieces.rs), greeting.rs ─────┘
+//!                 over channel::{Outbound, Inbound}, urgent words for cancels
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. **No hop**: a caller reads its own reply off the ring, and an inline method answers from the thread that read
+//!    the request.
+//! 2. **Never mixed up**: an id is never used twice; a frame for what is not under way is dropped where an honest
+//!    peer may send it, and a violation elsewhere.
+//! 3. **Never deadlocked**: the server always reads, so a client's send always ends. What the server has to say is
+//!    left with the connection, never waited for by a worker, and bounded by the client's windows and places.
+//! 4. **Cancel and control overtake bulk**: cancels go by urgent words; items are sent a piece each in turn.
+//!
+//! # Proof
+//!
+//! `loom-tests/src/models/calls.rs` runs `client/desk.rs` and `server/hall.rs` under loom; fuzz `calls`, and
+//! `tests/call_*.rs` between processes.
+
+pub mod client;
+mod greeting;
+pub mod pieces;
+pub mod server;
+pub mod wire;
+
+/// Nobody waits for the call any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Over;

@@ -1,0 +1,196 @@
+//! Items in pieces: how they are cut, and how they become whole again.
+//!
+//! # Invariants
+//!
+//! 1. Memory grows with the bytes that came, never with a length that was announced.
+//! 2. At most one item of an id and direction is under way; nothing of it is seen before it is whole.
+//!
+//! # Proof
+//!
+//! The tests below; fuzz `calls`.
+
+use std::ops::Range;
+
+use super::wire::{Head, Kind, MORE};
+use crate::error::Violation;
+
+/// What capacity a buffer keeps that is used again: one huge item must not cost its memory for ever.
+const KEPT: usize = 256 << 10;
+
+/// An item on its way out: what has been sent of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Cut {
+    first: Head,
+    len: usize,
+    at: usize,
+}
+
+impl Cut {
+    /// An item of `len` bytes, whose first frame has this head.
+    pub fn new(first: Head, len: usize) -> Self {
+        Self { first, len, at: 0 }
+    }
+
+    /// Whether nothing of it was sent.
+    pub fn is_whole(&self) -> bool {
+        self.at == 0
+    }
+
+    /// The next frame: its head, and which bytes it carries, at most `piece` of them.
+    #[inline]
+    pub fn frame(&self, piece: usize, seq: u16) -> (Head, Range<usize>) {
+        let end = self.at.saturating_add(piece.max(1)).min(self.len);
+        let more = if end < self.len { MORE } else { 0 };
+        let head = if self.at == 0 { self.first } else { Head::new(Kind::Rest, 0) };
+        let seq = if head.kind.counted() { seq } else { 0 };
+        (Head { seq, ..head.with(more) }, self.at..end)
+    }
+
+    /// The frame was sent. True if it was the last.
+    #[inline]
+    pub fn advance(&mut self, sent: &Range<usize>) -> bool {
+        self.at = sent.end;
+        self.at >= self.len
+    }
+}
+
+/// Items on their way in, of one id and direction.
+#[derive(Debug, Default)]
+pub struct Assembly {
+    /// The item so far, and the whole one until it is taken.
+    pub bytes: Vec<u8>,
+    first: Option<Head>,
+    seq: u16,
+}
+
+impl Assembly {
+    /// Begins anew; keeps memory for use again.
+    pub fn reset(&mut self) {
+        (self.first, self.seq) = (None, 0);
+        self.clear();
+    }
+
+    /// Drops the bytes; keeps the count.
+    pub fn clear(&mut self) {
+        self.first = None;
+        clear(&mut self.bytes);
+    }
+
+    /// Takes the body of a counted frame, which `read` copies. The first head of the item if it is whole now.
+    ///
+    /// # Errors
+    ///
+    /// [`Violation`] if it is not the next frame, does not fit what began, or exceeds `max` bytes.
+    #[inline]
+    pub fn take(
+        &mut self,
+        head: Head,
+        len: usize,
+        max: usize,
+        read: impl FnOnce(&mut [u8]),
+    ) -> Result<Option<Head>, Violation> {
+        if head.seq != self.seq {
+            return Err(Violation("a gap in the sequence of a call"));
+        }
+        let first = match (self.first, head.kind) {
+            (Some(first), Kind::Rest) => first,
+            (None, Kind::Rest) => return Err(Violation("the rest of nothing")),
+            (Some(_), _) => return Err(Violation("an item inside an item")),
+            (None, _) => {
+                self.bytes.clear();
+                head
+            }
+        };
+        let from = self.bytes.len();
+        let to = from.checked_add(len).filter(|to| *to <= max);
+        let to = to.ok_or(Violation("an item longer than agreed"))?;
+        if len == 0 && (head.has(MORE) || head.kind == Kind::Rest) {
+            return Err(Violation("an empty piece of a longer item"));
+        }
+        self.bytes.resize(to, 0);
+        read(self.bytes.get_mut(from..).unwrap_or(&mut []));
+        self.seq = self.seq.wrapping_add(1);
+        self.first = head.has(MORE).then_some(first);
+        Ok((!head.has(MORE)).then_some(first))
+    }
+}
+
+/// Empties a buffer that is used again, and gives back memory that is out of the ordinary.
+pub fn clear(buffer: &mut Vec<u8>) {
+    buffer.clear();
+    if buffer.capacity() > KEPT {
+        *buffer = Vec::new();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cut(bytes: &[u8], piece: usize) -> Vec<(Head, Vec<u8>)> {
+        let (mut cut, mut frames) = (Cut::new(Head::new(Kind::Reply, 0), bytes.len()), Vec::new());
+        loop {
+            let (head, range) = cut.frame(piece, u16::try_from(frames.len()).expect("few"));
+            frames.push((head, bytes[range.clone()].to_vec()));
+            if cut.advance(&range) {
+                return frames;
+            }
+        }
+    }
+
+    fn put(
+        into: &mut Assembly,
+        (head, body): &(Head, Vec<u8>),
+        max: usize,
+    ) -> Result<Option<Head>, Violation> {
+        into.take(*head, body.len(), max, |to| to.copy_from_slice(body))
+    }
+
+    #[test]
+    fn what_is_cut_becomes_whole_again() {
+        for len in [0_usize, 1, 15, 26, 40, 41, 63, 64, 65, 104, 105, 1000] {
+            for piece in [1, 2, 63, 64, 65, 999, 1000, 2000] {
+                let bytes: Vec<u8> = (0..=u8::MAX).cycle().take(len).collect();
+                let frames = cut(&bytes, piece);
+                assert_eq!(frames.len(), len.div_ceil(piece).max(1));
+                let mut assembly = Assembly::default();
+                let last = frames.len() - 1;
+                for (i, frame) in frames.iter().enumerate() {
+                    let whole = put(&mut assembly, frame, len).expect("honest");
+                    assert_eq!(whole.map(|head| head.kind), (i == last).then_some(Kind::Reply));
+                }
+                assert_eq!(assembly.bytes, bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let frames = cut(&[7; 10], 4);
+        let try_all = |order: &[usize], max| {
+            let mut assembly = Assembly::default();
+            order.iter().try_for_each(|&i| put(&mut assembly, &frames[i], max).map(drop))
+        };
+        assert!(try_all(&[0, 1, 2], 10).is_ok());
+        for bad in [&[1][..], &[0, 2], &[0, 0], &[0, 1, 1], &[0, 1, 2, 2]] {
+            assert!(try_all(bad, 10).is_err(), "{bad:?}");
+        }
+        assert!(try_all(&[0, 1, 2], 9).is_err());
+        let head = Head::new(Kind::Reply, 0);
+        assert!(put(&mut Assembly::default(), &(head.with(MORE), vec![]), 9).is_err());
+        let mut assembly = Assembly::default();
+        put(&mut assembly, &frames[0], 10).expect("honest");
+        let again = Head { seq: 1, ..head };
+        assert_eq!(put(&mut assembly, &(again, vec![1]), 10), Err(Violation("an item inside an item")));
+    }
+
+    #[test]
+    fn a_giant_gives_its_memory_back() {
+        let mut buffer = Vec::with_capacity(KEPT + 1);
+        clear(&mut buffer);
+        assert_eq!(buffer.capacity(), 0);
+        let mut buffer = Vec::with_capacity(KEPT);
+        clear(&mut buffer);
+        assert_eq!(buffer.capacity(), KEPT);
+    }
+}

@@ -1,0 +1,275 @@
+//! One connection of a server: its own thread reads, any thread answers, nobody waits for room but that thread.
+//!
+//! ```text
+//!   client ══ ring ══▶ Attendant (the connection's thread: always reads)
+//!                          │ inline methods run here; others are handed on
+//!                          ▼
+//!                        Hall ── post (one lock): the calls, what is to be sent, the sending half
+//!                          ▲
+//!   workers, streams ──────┘ answer: what fits is sent at once, the rest is left; then a nudge
+//!   client ◀══ ring ══ sent by whoever has something, or by the attendant once there is room
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. The attendant never waits for a worker, and no worker for the ring: what does not fit is left in the
+//!    outbox, whose size the client's own windows bound.
+//! 2. Whoever left something behind raises the latch before it nudges: the attendant, asleep or about to be, sees
+//!    it or is woken (the fence in `park::rouse` pairs with the one in `park::sleep`).
+//! 3. The attendant lowers the latch before it looks at the outbox.
+//! 4. Only the attendant sleeps on the flags of this side.
+//! 5. A cancel is seen whether its word or its call comes first: both are looked at after the other was.
+//!
+//! # Proof
+//!
+//! `loom-tests/src/models/calls.rs` runs this code: a worker that leaves an answer, a client that makes room, a
+//! cancel, an end, in every order.
+
+use std::fmt;
+
+use super::post::{Body, Post};
+use super::table::{Failure, Table, Upload};
+use crate::channel::{Ear, Latch, Monitor, Outbound, Pace, Threads, Wait};
+use crate::error::Ended;
+use crate::mem::{Memory, Until};
+use crate::rpc::Over;
+use crate::rpc::wire::{Head, Kind, cost};
+
+/// A connection, as all threads of the server share it.
+pub struct Hall<M: Memory + Send, P: Pace + Send, T: Threads> {
+    pub(super) post: T::Monitor<Post<M, P>>,
+    pub(super) signals: Box<[T::Signal]>,
+    pub(super) left: T::Latch,
+    pub(super) ear: Ear<M>,
+    pub(super) outgoing: M,
+}
+
+/// Why an answer was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gone {
+    /// The caller has cancelled, or its time was over.
+    Cancelled,
+    /// The connection has ended.
+    Ended(Ended),
+    /// The time that this wait had is over.
+    Timeout,
+}
+
+/// The halves of a connection, apart.
+#[derive(Debug)]
+pub struct Parts<M, P> {
+    /// Sends.
+    pub outbound: Outbound<M, P>,
+    /// The outgoing direction.
+    pub outgoing: M,
+    /// The incoming direction.
+    pub ear: Ear<M>,
+    /// The calls.
+    pub table: Table,
+    /// The longest body of a frame.
+    pub piece: usize,
+}
+
+impl<M: Memory + Send, P: Pace + Send, T: Threads> Hall<M, P, T> {
+    /// A connection whose greetings were exchanged.
+    pub fn new(parts: Parts<M, P>) -> Self {
+        let Parts { outbound, outgoing, ear, table, piece } = parts;
+        let signals = table.places() + 1;
+        Self {
+            post: Monitor::new(Post::new(table, outbound, piece)),
+            signals: (0..signals).map(|_| T::Signal::default()).collect(),
+            left: T::Latch::default(),
+            ear,
+            outgoing,
+        }
+    }
+
+    /// Answers the client's greeting; what was pushed before goes out behind it.
+    pub fn open<R>(&self, answer: impl FnOnce(&mut Outbound<M, P>) -> R) -> R {
+        let mut post = self.post.lock();
+        post.open = true;
+        self.left.set(true);
+        answer(&mut post.out)
+    }
+
+    /// Whether the caller has said that it waits no more, or the connection has ended.
+    pub fn is_cancelled(&self, id: u64) -> bool {
+        self.ear.ended().is_some() || self.is_called_off(id)
+    }
+
+    /// Gives a call its last word. Dropped if nobody waits for it any more.
+    #[inline]
+    pub fn finish(&self, id: u64, head: Head, body: Body<'_>) {
+        let mut post = self.post.lock();
+        if post.over.is_some() || self.is_called_off(id) {
+            return; // The attendant answers it.
+        }
+        if let Some(at) = post.table.answering(id, true) {
+            post.say(at, id, head, body, true);
+            self.leave(post);
+        }
+    }
+
+    /// Ends a call with an error.
+    pub fn fail(&self, id: u64, failure: Failure) {
+        let mut post = self.post.lock();
+        if post.over.is_none() && post.table.runs(id) {
+            let at = post.table.at(id);
+            post.table.fail(at, failure);
+            drop(post);
+            self.nudge();
+        }
+    }
+
+    /// Sends a chunk of a reply stream, once the client's window has room for it.
+    ///
+    /// # Errors
+    ///
+    /// [`Gone`]; nothing of the chunk was sent.
+    pub fn write_chunk(&self, id: u64, chunk: &[u8], until: Until) -> Result<(), Gone> {
+        let price = cost(chunk.len());
+        let signal = self.signal_of(id);
+        let mut post = self.wait(signal, until, |post| match self.is_called_off(id) {
+            true => Some(Err(Gone::Cancelled)),
+            false => match post.table.spend(id, price) {
+                Ok(true) => Some(Ok(())),
+                Ok(false) => None,
+                Err(Over) => Some(Err(Gone::Cancelled)),
+            },
+        })?;
+        let Some(at) = post.table.answering(id, false) else { return Err(Gone::Cancelled) };
+        post.say(at, id, Head::new(Kind::Chunk, 0), Body::Lent(chunk), false);
+        self.leave(post);
+        Ok(())
+    }
+
+    /// Sends a push, once the client's window has room for it.
+    ///
+    /// # Errors
+    ///
+    /// [`Gone`]; nothing of the push was sent. `Timeout` at once if `wait` is never.
+    pub fn push(&self, bytes: &[u8], wait: Wait) -> Result<(), Gone> {
+        let price = cost(bytes.len());
+        let signal = self.signals.len() - 1;
+        let mut post = match wait {
+            Wait::Until(until) => {
+                self.wait(signal, until, |post| post.table.spend_push(price).then_some(Ok(())))?
+            }
+            Wait::Never => {
+                let mut post = self.post.lock();
+                if let Some(ended) = post.over {
+                    return Err(Gone::Ended(ended));
+                }
+                if !post.table.spend_push(price) {
+                    return Err(Gone::Timeout);
+                }
+                post
+            }
+        };
+        let at = post.table.pushing();
+        post.say(at, 0, Head::new(Kind::Push, 0), Body::Lent(bytes), false);
+        self.leave(post);
+        Ok(())
+    }
+
+    /// The next chunk of an upload.
+    ///
+    /// # Errors
+    ///
+    /// [`Gone`].
+    pub fn next_chunk(&self, id: u64, until: Until) -> Result<Upload, Gone> {
+        let signal = self.signal_of(id);
+        let mut found = None;
+        let mut post = self.wait(signal, until, |post| match self.is_called_off(id) {
+            true => Some(Err(Gone::Cancelled)),
+            false => match post.table.upload(id) {
+                Ok(None) => None,
+                Ok(upload) => {
+                    found = upload;
+                    Some(Ok(()))
+                }
+                Err(Over) => Some(Err(Gone::Cancelled)),
+            },
+        })?;
+        post.flush_credit();
+        self.leave(post);
+        found.ok_or(Gone::Cancelled)
+    }
+
+    /// The calls, for what takes no time.
+    pub fn with<R>(&self, act: impl FnOnce(&mut Table) -> R) -> R {
+        act(&mut self.post.lock().table)
+    }
+
+    /// How many calls may be under way.
+    pub fn places(&self) -> usize {
+        self.signals.len() - 1
+    }
+
+    /// Whether no call is under way, and nothing is left to be sent.
+    pub fn is_quiet(&self) -> bool {
+        let post = self.post.lock();
+        post.table.in_flight() == 0 && !post.is_left()
+    }
+
+    /// Makes the attendant look up.
+    pub fn nudge(&self) {
+        self.left.set(true);
+        self.ear.nudge();
+    }
+
+    /// The connection has ended: all who wait for it are told, and what was still to be sent is dropped.
+    pub(super) fn end(&self, ended: Ended) {
+        self.post.lock().over.get_or_insert(ended);
+        self.signals.iter().for_each(T::Monitor::<Post<M, P>>::notify);
+    }
+
+    pub(super) fn signal_of(&self, id: u64) -> usize {
+        usize::try_from(id % (self.signals.len() as u64 - 1)).unwrap_or(0)
+    }
+
+    #[inline]
+    pub(super) fn is_called_off(&self, id: u64) -> bool {
+        self.ear.urgent(u32::try_from(self.signal_of(id)).unwrap_or(0)) == id
+    }
+
+    /// Waits until `done` says so; the lock is held then.
+    fn wait(
+        &self,
+        signal: usize,
+        until: Until,
+        mut done: impl FnMut(&mut Post<M, P>) -> Option<Result<(), Gone>>,
+    ) -> Result<PostOf<'_, M, P, T>, Gone> {
+        let mut post = self.post.lock();
+        let mut in_time = true;
+        loop {
+            if let Some(ended) = post.over {
+                return Err(Gone::Ended(ended));
+            }
+            if let Some(result) = done(&mut post) {
+                return result.map(|()| post);
+            }
+            if !in_time {
+                return Err(Gone::Timeout);
+            }
+            (post, in_time) = self.post.wait(post, &self.signals[signal], until);
+        }
+    }
+
+    /// Unlocks, and tells the attendant if something is left to be sent.
+    fn leave(&self, post: PostOf<'_, M, P, T>) {
+        let left = post.is_left();
+        drop(post);
+        if left {
+            self.nudge();
+        }
+    }
+}
+
+type PostOf<'a, M, P, T> = <<T as Threads>::Monitor<Post<M, P>> as Monitor<Post<M, P>>>::Guard<'a>;
+
+impl<M: Memory + Send, P: Pace + Send, T: Threads> fmt::Debug for Hall<M, P, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hall").finish_non_exhaustive()
+    }
+}

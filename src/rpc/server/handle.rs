@@ -1,0 +1,118 @@
+//! A server that runs: what it does, and how it ends.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::peer::Connection;
+use super::service::{Shared, accept_all};
+use super::stats::ServerStats;
+use crate::error::{BindError, CallError};
+use crate::listener::{ListenerCloser, SharedMemoryListener};
+use crate::stream::SharedMemoryStream;
+
+/// A server that runs on threads of its own; made by
+/// [`SharedMemoryServer::spawn`](crate::SharedMemoryServer::spawn).
+///
+/// Dropping it ends the server at once: use [`shutdown`](Self::shutdown) to let calls come to their end.
+#[must_use = "a server whose handle is dropped ends"]
+pub struct ServerHandle {
+    shared: Arc<Shared>,
+    closer: Option<ListenerCloser>,
+    path: Option<PathBuf>,
+    acceptor: Option<JoinHandle<()>>,
+}
+
+/// What a shutdown found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Drained {
+    /// Calls that were cut off, because their time was over: their callers get `Disconnected`.
+    pub cut_off: usize,
+    /// Methods that still run, whose answers nobody will get; their threads end when they return.
+    pub running: usize,
+}
+
+impl ServerHandle {
+    pub(super) fn start(
+        shared: Arc<Shared>,
+        listener: Option<SharedMemoryListener>,
+    ) -> Result<Self, BindError> {
+        let closer = listener.as_ref().map(SharedMemoryListener::closer);
+        let path = listener.as_ref().map(|listener| listener.local_path().to_owned());
+        let mut handle = Self { shared, closer, path, acceptor: None };
+        if let Some(listener) = listener {
+            let shared = Arc::clone(&handle.shared);
+            let acceptor = thread::Builder::new()
+                .name("narrows-accept".into())
+                .spawn(move || accept_all(&shared, &listener))
+                .map_err(BindError::io("starting the accepting thread"))?;
+            handle.acceptor = Some(acceptor);
+        }
+        Ok(handle)
+    }
+
+    /// The path, as it was given; none of a server that has none.
+    pub fn local_path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// Serves one more connection, on a thread of its own: one end of a `pair()`, of a spawned child, or of the
+    /// parent.
+    pub fn adopt(&self, stream: SharedMemoryStream) {
+        super::service::admit(&self.shared, stream);
+    }
+
+    /// The clients that are connected.
+    pub fn connections(&self) -> Vec<Connection> {
+        self.shared.connections()
+    }
+
+    /// What was done so far.
+    pub fn stats(&self) -> ServerStats {
+        self.shared.stats()
+    }
+
+    /// Sends a push to every client that has room for it, without waiting; how many had.
+    pub fn broadcast(&self, bytes: &[u8]) -> Result<usize, CallError> {
+        Ok(self.connections().iter().filter(|connection| connection.try_push(bytes).is_ok()).count())
+    }
+
+    /// Ends the server: accepts nobody any more and removes the path, answers new calls with `ShuttingDown`, lets
+    /// those under way come to their end for at most `timeout`, then closes all connections.
+    ///
+    /// Blocks for at most `timeout`. It never waits for a method that does not return.
+    pub fn shutdown(mut self, timeout: Duration) -> Drained {
+        self.close_door();
+        self.shared.drain();
+        self.shared.wait_until_idle(Instant::now().checked_add(timeout));
+        let cut_off = self.shared.in_flight();
+        self.shared.stop();
+        // The connections' threads leave now; what runs on is the methods' own.
+        Drained { cut_off, running: self.shared.stats().running }
+    }
+
+    fn close_door(&mut self) {
+        if let Some(closer) = self.closer.take() {
+            closer.close();
+        }
+        if let Some(acceptor) = self.acceptor.take() {
+            let _ended = acceptor.join();
+        }
+    }
+}
+
+impl Drop for ServerHandle {
+    fn drop(&mut self) {
+        self.close_door();
+        self.shared.stop();
+    }
+}
+
+impl fmt::Debug for ServerHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerHandle").field("path", &self.path).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,146 @@
+//! What a server can do: its methods by number, and how each is run.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use super::attendant::Started;
+use super::peer::Peer;
+use super::post::Body;
+use super::request::{ChunkReader, ChunkWriter, Request};
+use super::stats::Counts;
+use super::table::Failure;
+use crate::error::HandlerError;
+use crate::rpc::wire::{Head, Kind, STREAM, Status, UPLOAD};
+
+/// What a method says: nothing, or its own error.
+pub(super) type Outcome = Result<(), HandlerError>;
+
+type Whole = dyn Fn(&Request<'_>, &mut Vec<u8>) -> Outcome + Send + Sync;
+type Streaming = dyn Fn(&Request<'_>, &mut ChunkWriter<'_>) -> Outcome + Send + Sync;
+type Uploading = dyn Fn(&Request<'_>, &mut ChunkReader<'_>, &mut Vec<u8>) -> Outcome + Send + Sync;
+type Duplex = dyn Fn(&Request<'_>, &mut ChunkReader<'_>, &mut ChunkWriter<'_>) -> Outcome + Send + Sync;
+
+/// A method.
+#[derive(Clone)]
+pub(super) enum Method {
+    /// On the connection's thread.
+    Inline(Arc<Whole>),
+    /// In the pool.
+    Pooled(Arc<Whole>),
+    /// These have threads of their own.
+    Streaming(Arc<Streaming>),
+    Upload(Arc<Uploading>),
+    Duplex(Arc<Duplex>),
+}
+
+impl Method {
+    /// The flags with which it is called.
+    fn flags(&self) -> u8 {
+        match self {
+            Self::Inline(_) | Self::Pooled(_) => 0,
+            Self::Streaming(_) => STREAM,
+            Self::Upload(_) => UPLOAD,
+            Self::Duplex(_) => UPLOAD | STREAM,
+        }
+    }
+
+    /// How it is called.
+    fn call(&self) -> &'static str {
+        match self {
+            Self::Inline(_) | Self::Pooled(_) => "it is called by `call`",
+            Self::Streaming(_) => "it streams its reply: use `call_streaming`",
+            Self::Upload(_) => "it takes an upload: use `start_upload`",
+            Self::Duplex(_) => "it streams both ways: use `start_duplex`",
+        }
+    }
+
+    pub(super) fn is_inline(&self) -> bool {
+        matches!(self, Self::Inline(_))
+    }
+
+    /// Whether it needs a thread of its own.
+    pub(super) fn streams(&self) -> bool {
+        self.flags() != 0
+    }
+}
+
+/// All methods of a server, by number.
+#[derive(Default)]
+pub(super) struct Methods {
+    sorted: Vec<(u32, Method)>,
+    pub(super) fallback: Option<Method>,
+}
+
+impl Methods {
+    /// Registers a method; the last of a number counts.
+    pub(super) fn put(&mut self, id: u32, method: Method) {
+        match self.sorted.binary_search_by_key(&id, |(id, _)| *id) {
+            Ok(at) => self.sorted[at].1 = method,
+            Err(at) => self.sorted.insert(at, (id, method)),
+        }
+    }
+
+    /// The method that answers such a call.
+    #[inline]
+    pub(super) fn find(&self, id: u32, flags: u8) -> Result<&Method, Failure> {
+        let found = self.sorted.binary_search_by_key(&id, |(id, _)| *id);
+        let method = match found {
+            Ok(at) => self.sorted.get(at).map(|(_, method)| method),
+            Err(_) => self.fallback.as_ref(),
+        };
+        let method = method.ok_or((Status::UnknownMethod, 0, String::new()))?;
+        if method.flags() == flags & (UPLOAD | STREAM) {
+            return Ok(method);
+        }
+        let status = if found.is_ok() { Status::WrongKind } else { Status::UnknownMethod };
+        Err((status, 0, method.call().into()))
+    }
+}
+
+/// Runs a method and gives its answer. `reply` is memory that is used again.
+#[inline]
+pub(super) fn run(
+    method: &Method,
+    peer: &Arc<Peer>,
+    started: Started,
+    request: &Request<'_>,
+    reply: &mut Vec<u8>,
+    counts: &Counts,
+) {
+    reply.clear();
+    let id = started.id;
+    let ran = catch_unwind(AssertUnwindSafe(|| match method {
+        Method::Inline(whole) | Method::Pooled(whole) => whole(request, reply),
+        Method::Streaming(stream) => stream(request, &mut ChunkWriter::new(peer, id)),
+        Method::Upload(upload) => upload(request, &mut ChunkReader::new(peer, id), reply),
+        Method::Duplex(duplex) => {
+            duplex(request, &mut ChunkReader::new(peer, id), &mut ChunkWriter::new(peer, id))
+        }
+    }));
+    match ran {
+        Ok(Ok(())) if started.flags & STREAM != 0 => {
+            peer.hall.finish(id, Head::new(Kind::End, 0), Body::Lent(&[]));
+        }
+        Ok(Ok(())) if reply.len() > peer.line.max_message() => {
+            let text = format!("{} bytes, of at most {}", reply.len(), peer.line.max_message());
+            peer.hall.fail(id, (Status::ReplyTooLarge, 0, text));
+        }
+        Ok(Ok(())) => peer.hall.finish(id, Head::new(Kind::Reply, 0), Body::Own(reply)),
+        Ok(Err(error)) => {
+            counts.failed.add();
+            peer.hall.fail(id, (Status::Failed, error.code(), error.text().to_owned()));
+        }
+        Err(panic) => {
+            counts.panicked.add();
+            peer.hall.fail(id, (Status::Panicked, 0, said(&*panic)));
+        }
+    }
+    counts.calls.add();
+}
+
+/// What a panic said.
+fn said(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
+}

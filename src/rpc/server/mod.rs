@@ -1,0 +1,303 @@
+//! The serving side: `SharedMemoryServer`, its methods, connections and threads.
+//!
+//! ```text
+//!   SharedMemoryServer ── builder: methods, limits, callbacks
+//!     └─▶ Shared (service.rs) ── accept thread ── one thread per connection (serve.rs, attendant.rs)
+//!            │                                       inline methods run there
+//!            ├── workers (pool): other methods
+//!            ├── a thread per stream: streaming, upload and duplex methods
+//!            └── ServerHandle (handle.rs): stats, connections, shutdown
+//! ```
+
+mod attendant;
+mod hall;
+mod handle;
+mod methods;
+mod peer;
+mod place;
+mod pool;
+mod post;
+mod request;
+mod serve;
+mod service;
+mod stats;
+mod table;
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+
+use crate::error::{BindError, CallError, HandlerError};
+use crate::listener::SharedMemoryListener;
+use crate::options::Options;
+use crate::stream::SharedMemoryStream;
+
+use methods::{Method, Methods, Outcome};
+use service::{Callbacks, Shared, Sizes};
+
+#[doc(hidden)]
+pub use attendant::{Attendant, Given, Service, Started};
+#[doc(hidden)]
+pub use hall::{Gone, Hall, Parts};
+pub use handle::{Drained, ServerHandle};
+pub use peer::Connection;
+#[doc(hidden)]
+pub use place::Limits;
+#[doc(hidden)]
+pub use post::Body;
+pub use request::{ChunkReader, ChunkWriter, Request};
+pub use stats::ServerStats;
+#[doc(hidden)]
+pub use table::{Event, Failure, Table, Upload};
+
+/// Serves calls of other processes: methods by number, run by a pool of workers, inline, or as streams.
+///
+/// ```no_run
+/// use narrows::SharedMemoryServer;
+/// SharedMemoryServer::bind("/run/user/1000/shout.sock")?
+///     .method(1, |request, reply| {
+///         reply.extend(request.bytes().to_ascii_uppercase());
+///         Ok(())
+///     })
+///     .serve()?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
+///
+/// Each connection has a thread that reads and never waits for a method; a method's panic is caught and answered.
+/// One slow or stuck client delays no other.
+pub struct SharedMemoryServer {
+    listener: Option<SharedMemoryListener>,
+    options: Options,
+    methods: Methods,
+    callbacks: Callbacks,
+    sizes: Sizes,
+}
+
+impl SharedMemoryServer {
+    /// A server without a path, for [`serve_stream`](Self::serve_stream) alone.
+    pub fn new() -> Self {
+        Self::with(None, Options::new())
+    }
+
+    /// Binds a path, with the default [`Options`]. Clients that connect wait until it serves.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError`].
+    pub fn bind(path: impl AsRef<Path>) -> Result<Self, BindError> {
+        Self::bind_with(path, &Options::new())
+    }
+
+    /// Binds a path, with these options.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError`].
+    pub fn bind_with(path: impl AsRef<Path>, options: &Options) -> Result<Self, BindError> {
+        Ok(Self::with(Some(options.bind(path)?), options.clone()))
+    }
+
+    fn with(listener: Option<SharedMemoryListener>, options: Options) -> Self {
+        let (methods, callbacks, sizes) = Default::default();
+        Self { listener, options, methods, callbacks, sizes }
+    }
+
+    /// A method that runs in the pool of workers: it reads the request and writes the reply.
+    ///
+    /// It may take its time, and may wait for anything, its own connection included; only the other workers
+    /// serve meanwhile.
+    #[must_use]
+    pub fn method<F>(mut self, id: u32, method: F) -> Self
+    where
+        F: Fn(&Request<'_>, &mut Vec<u8>) -> Result<(), HandlerError> + Send + Sync + 'static,
+    {
+        self.methods.put(id, Method::Pooled(Arc::new(method)));
+        self
+    }
+
+    /// A method that runs on the connection's own thread, with the lowest latency.
+    ///
+    /// Its connection is not served meanwhile, so it must be short, and it must not wait for its own connection:
+    /// what would is refused as [`CallError::WouldDeadlock`].
+    #[must_use]
+    pub fn inline<F>(mut self, id: u32, method: F) -> Self
+    where
+        F: Fn(&Request<'_>, &mut Vec<u8>) -> Result<(), HandlerError> + Send + Sync + 'static,
+    {
+        self.methods.put(id, Method::Inline(Arc::new(method)));
+        self
+    }
+
+    /// A method that replies with a stream of chunks, on a thread of its own.
+    #[must_use]
+    pub fn streaming<F>(mut self, id: u32, method: F) -> Self
+    where
+        F: Fn(&Request<'_>, &mut ChunkWriter<'_>) -> Result<(), HandlerError> + Send + Sync + 'static,
+    {
+        self.methods.put(id, Method::Streaming(Arc::new(method)));
+        self
+    }
+
+    /// A method that takes a stream of chunks and gives one reply, on a thread of its own.
+    #[must_use]
+    pub fn upload<F>(mut self, id: u32, method: F) -> Self
+    where
+        F: Fn(&Request<'_>, &mut ChunkReader<'_>, &mut Vec<u8>) -> Result<(), HandlerError>
+            + Send
+            + Sync
+            + 'static,
+    {
+        self.methods.put(id, Method::Upload(Arc::new(method)));
+        self
+    }
+
+    /// A method that takes a stream of chunks and gives one, on a thread of its own.
+    #[must_use]
+    pub fn duplex<F>(mut self, id: u32, method: F) -> Self
+    where
+        F: Fn(&Request<'_>, &mut ChunkReader<'_>, &mut ChunkWriter<'_>) -> Result<(), HandlerError>
+            + Send
+            + Sync
+            + 'static,
+    {
+        self.methods.put(id, Method::Duplex(Arc::new(method)));
+        self
+    }
+
+    /// What answers calls of numbers that no method has, in the pool. Default: `UnknownMethod`.
+    #[must_use]
+    pub fn fallback<F>(mut self, method: F) -> Self
+    where
+        F: Fn(&Request<'_>, &mut Vec<u8>) -> Outcome + Send + Sync + 'static,
+    {
+        self.methods.fallback = Some(Method::Pooled(Arc::new(method)));
+        self
+    }
+
+    /// Decides about each client, by its credentials, before its first call; may attach state to its connection.
+    /// The text of an error reaches the client, up to 64 bytes.
+    #[must_use]
+    pub fn on_connect(
+        mut self,
+        judge: impl Fn(&Connection) -> Result<(), HandlerError> + Send + Sync + 'static,
+    ) -> Self {
+        self.callbacks.connect = Some(Arc::new(judge));
+        self
+    }
+
+    /// Is told when a connection that was let in has ended, and how.
+    #[must_use]
+    pub fn on_disconnect(mut self, tell: impl Fn(&Connection, CallError) + Send + Sync + 'static) -> Self {
+        self.callbacks.disconnect = Some(Arc::new(tell));
+        self
+    }
+
+    /// Workers of the pool, at least 1. Default: one for each CPU, and 4 at least.
+    #[must_use]
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.sizes.workers = workers.max(1);
+        self
+    }
+
+    /// Calls that may wait for a worker, of all connections together, at least 1; one more is `Busy`.
+    /// Default 1024.
+    #[must_use]
+    pub fn queue(mut self, calls: usize) -> Self {
+        self.sizes.queue = calls.max(1);
+        self
+    }
+
+    /// Connections at once; one more is refused with the code `Busy`. Default 1024.
+    #[must_use]
+    pub fn max_connections(mut self, connections: usize) -> Self {
+        self.sizes.connections = connections;
+        self
+    }
+
+    /// Calls of one connection that may be under way at once: a power of two from 1 to 256. Default 64, or what
+    /// the options say. A client waits before it begins one more.
+    ///
+    /// # Panics
+    ///
+    /// If it is not such a number.
+    #[must_use]
+    pub fn max_calls_in_flight(mut self, calls: u32) -> Self {
+        assert!(
+            calls.is_power_of_two() && calls <= 256,
+            "calls in flight must be a power of two from 1 to 256"
+        );
+        self.options = self.options.max_calls_in_flight(calls);
+        self
+    }
+
+    /// Streaming, upload and duplex methods of one connection that may run at once; one more is `Busy`.
+    /// Default 32.
+    #[must_use]
+    pub fn max_streams(mut self, streams: usize) -> Self {
+        self.sizes.streams = streams;
+        self
+    }
+
+    /// Serves on this thread until another closes it through [`ServerHandle`], or the path cannot be served any
+    /// more. Use [`spawn`](Self::spawn) to have a handle.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError`], for want of threads, or without a path.
+    pub fn serve(self) -> Result<(), BindError> {
+        let (shared, listener) = self.start()?;
+        let listener = listener.ok_or_else(no_path)?;
+        service::accept_all(&shared, &listener);
+        Ok(())
+    }
+
+    /// Serves on threads of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError`], for want of threads.
+    pub fn spawn(self) -> Result<ServerHandle, BindError> {
+        let (shared, listener) = self.start()?;
+        ServerHandle::start(shared, listener)
+    }
+
+    /// Serves one connection on this thread until it ends: one end of a `pair()`, or of the parent.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`]: how the connection ended, if not by the client's hang-up.
+    pub fn serve_stream(self, stream: SharedMemoryStream) -> Result<(), CallError> {
+        let (shared, _) = self.start().map_err(|error| CallError::Busy(error.to_string()))?;
+        let served = serve::serve(&shared, stream, thread::current().id());
+        shared.stop();
+        served
+    }
+
+    fn start(self) -> Result<(Arc<Shared>, Option<SharedMemoryListener>), BindError> {
+        let mut listener = self.listener;
+        if let Some(listener) = &mut listener {
+            listener.amend(&self.options).map_err(BindError::BadOptions)?;
+        }
+        self.options.limits().map_err(BindError::BadOptions)?;
+        let shared = Shared::new(self.options, self.methods, self.callbacks, self.sizes);
+        let shared = shared.map_err(BindError::io("starting the workers"))?;
+        Ok((shared, listener))
+    }
+}
+
+fn no_path() -> BindError {
+    BindError::BadOptions("a server without a path: use `bind`, or `serve_stream`".into())
+}
+
+impl Default for SharedMemoryServer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for SharedMemoryServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedMemoryServer").field("listener", &self.listener).finish_non_exhaustive()
+    }
+}

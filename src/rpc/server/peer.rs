@@ -1,0 +1,153 @@
+//! A client, as the server knows it: its connection, its state, and the handle that methods keep.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::thread::{self, ThreadId};
+use std::time::{Duration, Instant};
+
+use super::hall::{Gone, Hall};
+use super::request::gone;
+use crate::channel::{Line, Mapping, PeerCred, RealThreads, Wait, Waiting};
+use crate::error::CallError;
+
+pub(super) type RealHall = Hall<Mapping, Waiting, RealThreads>;
+
+/// A client and what belongs to it.
+pub(crate) struct Peer {
+    pub(super) id: u64,
+    pub(super) hall: Arc<RealHall>,
+    pub(super) line: Line,
+    pub(super) state: OnceLock<Box<dyn Any + Send + Sync>>,
+    /// The thread that reads for this client.
+    pub(super) attendant: ThreadId,
+    pub(super) max_chunk: usize,
+    pub(super) max_push: usize,
+    /// Methods that run for it, those that nobody waits for included; and those with a thread of their own.
+    pub(super) running: AtomicUsize,
+    pub(super) streams: AtomicUsize,
+}
+
+/// A method that runs, counted while it does.
+pub(super) struct Running<'a>(pub(super) &'a AtomicUsize);
+
+impl<'a> Running<'a> {
+    /// Counts one more.
+    pub(super) fn one(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A client's connection: who it is, and a way to send it what it did not ask for.
+///
+/// It may be kept, cloned and used from any thread, and does not keep the connection open.
+#[derive(Clone)]
+pub struct Connection {
+    id: u64,
+    cred: PeerCred,
+    peer: Weak<Peer>,
+}
+
+impl Connection {
+    pub(super) fn new(peer: &Arc<Peer>) -> Self {
+        Self { id: peer.id, cred: peer.line.cred(), peer: Arc::downgrade(peer) }
+    }
+
+    /// Its number, which no other connection of the server has.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// What the kernel said about the client's process when it connected.
+    pub fn peer_cred(&self) -> PeerCred {
+        self.cred
+    }
+
+    /// Whether the connection is there: a push may succeed.
+    pub fn is_connected(&self) -> bool {
+        self.peer.upgrade().is_some_and(|peer| peer.line.ended().is_none())
+    }
+
+    /// Attaches state to the connection, for its methods to use; works once, in
+    /// [`on_connect`](crate::SharedMemoryServer::on_connect) best. False if there is some already.
+    pub fn set_state<T: Send + Sync + 'static>(&self, state: T) -> bool {
+        self.peer.upgrade().is_some_and(|peer| peer.state.set(Box::new(state)).is_ok())
+    }
+
+    /// Looks at the state that was attached, if it is of this type and the connection is there.
+    pub fn with_state<T: Send + Sync + 'static, R>(&self, look: impl FnOnce(&T) -> R) -> Option<R> {
+        let peer = self.peer.upgrade()?;
+        peer.state.get()?.downcast_ref().map(look)
+    }
+
+    /// Sends the client what it did not ask for; blocks while the client's window for pushes is full, that is
+    /// while it does not take them. That it was sent does not say that it was taken.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::TooLarge`], the end of the connection, or [`CallError::WouldDeadlock`] if it had to wait in an
+    /// inline method.
+    pub fn push(&self, bytes: &[u8]) -> Result<(), CallError> {
+        self.push_until(bytes, Wait::FOREVER)
+    }
+
+    /// As [`push`](Self::push), for at most `timeout`; nothing of it was sent then.
+    ///
+    /// # Errors
+    ///
+    /// As there, and [`CallError::Timeout`].
+    pub fn push_timeout(&self, bytes: &[u8], timeout: Duration) -> Result<(), CallError> {
+        self.push_until(bytes, Wait::Until(Instant::now().checked_add(timeout)))
+    }
+
+    /// As [`push`](Self::push), but never waits.
+    ///
+    /// # Errors
+    ///
+    /// As there, and [`CallError::Busy`] while the window is full.
+    pub fn try_push(&self, bytes: &[u8]) -> Result<(), CallError> {
+        match self.push_until(bytes, Wait::Never) {
+            Err(CallError::Timeout) => Err(CallError::Busy("the client does not take its pushes".into())),
+            result => result,
+        }
+    }
+
+    /// Closes the connection: the client's calls fail with `Disconnected`.
+    pub fn close(&self) {
+        if let Some(peer) = self.peer.upgrade() {
+            peer.line.closer().close();
+        }
+    }
+
+    fn push_until(&self, bytes: &[u8], wait: Wait) -> Result<(), CallError> {
+        let peer = self.peer.upgrade().ok_or(CallError::Disconnected)?;
+        if !peer.line.same_process() {
+            return Err(CallError::Forked);
+        }
+        if bytes.len() > peer.max_push {
+            return Err(CallError::TooLarge { len: bytes.len(), max: peer.max_push });
+        }
+        let attendant = thread::current().id() == peer.attendant;
+        let pushed = peer.hall.push(bytes, if attendant { Wait::Never } else { wait });
+        if attendant && pushed == Err(Gone::Timeout) && wait != Wait::Never {
+            return Err(CallError::WouldDeadlock);
+        }
+        pushed.map_err(gone)
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("id", &self.id).field("peer", &self.cred).finish_non_exhaustive()
+    }
+}
+
+static_assertions::assert_impl_all!(Connection: Clone, Send, Sync);

@@ -1,0 +1,92 @@
+//! A place for one call of a client: where it is in its life, its request, its uploads, its outbox.
+
+use std::collections::VecDeque;
+
+use super::table::Failure;
+use crate::error::Violation;
+use crate::rpc::greeting::clipped;
+use crate::rpc::pieces::{Assembly, Cut};
+use crate::rpc::wire::{Head, Kind, UPLOAD};
+
+/// What bounds the calls of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Calls under way.
+    pub places: usize,
+    /// Bytes of a request or reply.
+    pub max: usize,
+    /// The longest body of a frame, in bytes.
+    pub piece: usize,
+    /// Our window for each upload.
+    pub upload_window: u32,
+    /// The client's for each reply stream.
+    pub stream_window: u32,
+    /// The client's for pushes.
+    pub push_window: u32,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Phase {
+    #[default]
+    Idle,
+    Receiving,
+    Running,
+    Closing,
+}
+
+/// What is to be sent of one item.
+#[derive(Debug)]
+pub(super) struct Item {
+    pub(super) cut: Cut,
+    pub(super) bytes: Vec<u8>,
+    /// The last of its call.
+    pub(super) last: bool,
+}
+
+/// A place for one call.
+#[derive(Debug, Default)]
+pub(super) struct Place {
+    pub(super) id: u64,
+    pub(super) phase: Phase,
+    pub(super) method: u32,
+    pub(super) flags: u8,
+    pub(super) item: Assembly,
+    pub(super) chunks: VecDeque<Vec<u8>>,
+    /// No chunk follows.
+    pub(super) ended: bool,
+    /// What the client may still upload, and what was consumed and not yet told.
+    pub(super) window: u32,
+    pub(super) owed: u32,
+    /// What the client lets us send of a stream.
+    pub(super) credit: u32,
+    pub(super) seq: u16,
+    pub(super) outbox: VecDeque<Item>,
+}
+
+impl Place {
+    /// Whether chunks may still come.
+    pub(super) fn uploads(&self) -> bool {
+        self.flags & UPLOAD != 0 && !self.ended
+    }
+}
+
+/// The first frame and the body of an error, in at most so many bytes.
+pub(super) fn error((status, code, text): &Failure, most: usize) -> (Head, Vec<u8>) {
+    let mut bytes = code.to_le_bytes().to_vec();
+    bytes.extend_from_slice(clipped(text, most.saturating_sub(4)).as_bytes());
+    (Head::new(Kind::Error, *status as u32), bytes)
+}
+
+/// Adds credit, which never exceeds its window.
+pub(super) fn add_credit(credit: &mut u32, more: u32, window: u32) -> Result<(), Violation> {
+    let sum = credit.checked_add(more).filter(|sum| *sum <= window);
+    *credit = sum.ok_or(Violation("more credit than the window"))?;
+    Ok(())
+}
+
+/// Takes so much credit, if there is enough.
+pub(super) fn spend(credit: &mut u32, cost: u32) -> bool {
+    let left = credit.checked_sub(cost);
+    *credit = left.unwrap_or(*credit);
+    left.is_some()
+}

@@ -1,0 +1,140 @@
+//! What is behind the lock of a connection: the calls, what is to be sent of them, and the sending half.
+//!
+//! # Invariants
+//!
+//! 1. Nothing here waits: what has no room is left in the table's outboxes.
+//! 2. What is left goes out in turn, a piece of each item; credit goes first.
+
+use std::io::IoSlice;
+
+use super::place::Item;
+use super::table::Table;
+use crate::channel::{Outbound, Pace, SendFault, Wait, Wanted};
+use crate::error::Ended;
+use crate::mem::Memory;
+use crate::rpc::pieces::Cut;
+use crate::rpc::wire::{HEAD, Head, Kind};
+
+/// Pieces of one answer that its own thread sends; the rest is the attendant's, so that other calls get
+/// their turn.
+const AT_ONCE: usize = 4;
+
+/// What is behind the lock.
+#[derive(Debug)]
+pub(super) struct Post<M, P> {
+    /// The calls.
+    pub(super) table: Table,
+    pub(super) out: Outbound<M, P>,
+    piece: usize,
+    /// The client was welcomed; until then everything is left.
+    pub(super) open: bool,
+    /// How the connection has ended, if its thread has found out.
+    pub(super) over: Option<Ended>,
+}
+
+/// What a method has to say: chunks, or the last word.
+#[derive(Debug)]
+pub enum Body<'a> {
+    /// Bytes of another; what cannot be sent at once is copied.
+    Lent(&'a [u8]),
+    /// A buffer; what cannot be sent at once is taken.
+    Own(&'a mut Vec<u8>),
+}
+
+impl<M: Memory, P: Pace> Post<M, P> {
+    /// With nothing to be sent, of a client that is not welcomed yet.
+    pub(super) fn new(table: Table, out: Outbound<M, P>, piece: usize) -> Self {
+        Self { table, out, piece, open: false, over: None }
+    }
+
+    /// Sends an item as far as there is room and nobody else's turn, and leaves the rest.
+    #[inline]
+    pub(super) fn say(&mut self, at: usize, id: u64, head: Head, body: Body<'_>, last: bool) {
+        let bytes = match &body {
+            Body::Lent(bytes) => bytes,
+            Body::Own(bytes) => bytes.as_slice(),
+        };
+        let mut cut = Cut::new(head, bytes.len());
+        if self.open && self.table.is_idle() {
+            for _ in 0..AT_ONCE {
+                let (head, range) = cut.frame(self.piece, *self.table.seq(at));
+                let piece = bytes.get(range.clone()).unwrap_or_default();
+                if send(&mut self.out, head, piece, id).is_err() {
+                    break; // There is no room, or an end that the attendant will find.
+                }
+                *self.table.seq(at) = head.seq.wrapping_add(u16::from(head.kind.counted()));
+                if cut.advance(&range) {
+                    if last {
+                        self.table.closed(at);
+                    }
+                    return;
+                }
+            }
+        }
+        let bytes = match body {
+            Body::Lent(bytes) => bytes.to_vec(),
+            Body::Own(bytes) => std::mem::take(bytes),
+        };
+        self.table.put(at, Item { cut, bytes, last });
+    }
+
+    pub(super) fn is_left(&self) -> bool {
+        !self.table.is_idle()
+    }
+
+    /// Sends the credit that is owed, as far as there is room. False if there is none.
+    pub(super) fn flush_credit(&mut self) -> bool {
+        while let Some((id, amount)) = self.table.next_control() {
+            if send(&mut self.out, Head::new(Kind::Credit, amount), &[], id).is_err() {
+                self.table.put_control_back((id, amount));
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Sends what is left, a piece of each item in turn, at most `most` pieces.
+    ///
+    /// # Errors
+    ///
+    /// [`SendFault::Full`] if there is no room, or how the connection has ended.
+    pub(super) fn flush(&mut self, most: u32) -> Result<(), SendFault> {
+        if !self.flush_credit() {
+            return Err(SendFault::Full);
+        }
+        for _ in 0..most {
+            let Some((at, id, seq, mut item)) = self.table.next_item() else { return Ok(()) };
+            let (head, range) = item.cut.frame(self.piece, seq);
+            let piece = item.bytes.get(range.clone()).unwrap_or_default();
+            let sent = send(&mut self.out, head, piece, id);
+            if let Err(fault) = sent {
+                self.table.turn(at, Some(item), false);
+                return Err(fault);
+            }
+            *self.table.seq(at) = seq.wrapping_add(u16::from(head.kind.counted()));
+            let done = item.cut.advance(&range);
+            if done && item.last {
+                self.table.closed(at);
+            }
+            self.table.turn(at, (!done).then_some(item), true);
+        }
+        Ok(())
+    }
+
+    /// What has to be released before the next frame has room; none if there is room.
+    pub(super) fn wanted(&mut self) -> Option<Wanted> {
+        let needs = self.out.needs(HEAD + self.piece).ok().flatten();
+        needs.map(|needs| self.out.ring().wanted(needs))
+    }
+}
+
+#[inline]
+fn send<M: Memory, P: Pace>(
+    out: &mut Outbound<M, P>,
+    head: Head,
+    body: &[u8],
+    id: u64,
+) -> Result<(), SendFault> {
+    let head = head.encode();
+    out.send(&[IoSlice::new(&head), IoSlice::new(body)], id, Wait::Never).map(drop)
+}

@@ -1,0 +1,293 @@
+//! What a method gets: the request, and the two ends of its streams.
+
+use std::cell::{Cell, OnceCell};
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::attendant::{Given, Started};
+use super::hall::Gone;
+use super::peer::{Connection, Peer};
+use super::table::{TIME, Upload};
+use crate::channel::{Inbound, Incoming, Mapping, PeerCred, RawBytes, Waiting};
+use crate::error::CallError;
+use crate::mem::{Span, Until};
+use crate::rpc::wire::DEADLINE;
+
+/// A call, as its method sees it.
+pub struct Request<'a> {
+    peer: &'a Arc<Peer>,
+    started: Started,
+    deadline: Option<Instant>,
+    body: Body<'a>,
+}
+
+/// Where the bytes of a request stand.
+enum Body<'a> {
+    Private(&'a [u8]),
+    Placed { inbound: &'a Inbound<Mapping, Waiting>, message: Incoming, skip: usize, copy: Copy<'a> },
+}
+
+/// A copy that is made when it is asked for, in memory that is used again.
+struct Copy<'a> {
+    scratch: Cell<Option<&'a mut Vec<u8>>>,
+    made: OnceCell<&'a [u8]>,
+}
+
+impl<'a> Request<'a> {
+    /// Of bytes in private memory.
+    pub(super) fn private(peer: &'a Arc<Peer>, started: Started, bytes: &'a [u8]) -> Self {
+        let (left, bytes) = match started.flags & DEADLINE {
+            0 => (None, bytes),
+            _ => bytes.split_at_checked(TIME).map_or((None, bytes), |(left, rest)| (Some(left), rest)),
+        };
+        Self { peer, started, deadline: left.and_then(deadline), body: Body::Private(bytes) }
+    }
+
+    /// Of bytes that stand in the ring.
+    pub(super) fn placed(
+        peer: &'a Arc<Peer>,
+        started: Started,
+        given: Given<'a, Mapping, Waiting>,
+        scratch: &'a mut Vec<u8>,
+    ) -> Self {
+        let Given { inbound, message, mut skip } = given;
+        let (inbound, mut limit) = (&*inbound, None);
+        if started.flags & DEADLINE != 0 {
+            let mut left = [0; TIME];
+            let _in_the_message = inbound.read_at(&message, skip, &mut left);
+            limit = deadline(&left);
+            skip += TIME;
+        }
+        let copy = Copy { scratch: Cell::new(Some(scratch)), made: OnceCell::new() };
+        Self { peer, started, deadline: limit, body: Body::Placed { inbound, message, skip, copy } }
+    }
+
+    /// What was called.
+    pub fn method(&self) -> u32 {
+        self.started.method
+    }
+
+    /// The call's number, which no other call of its connection has.
+    pub fn id(&self) -> u64 {
+        self.started.id
+    }
+
+    /// Bytes of the request.
+    pub fn len(&self) -> usize {
+        match &self.body {
+            Body::Private(bytes) => bytes.len(),
+            Body::Placed { message, skip, .. } => message.len().saturating_sub(*skip),
+        }
+    }
+
+    /// Whether the request has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The request.
+    ///
+    /// An inline method's request stands in the ring: the first call copies it, into memory that is used again.
+    pub fn bytes(&self) -> &[u8] {
+        match &self.body {
+            Body::Private(bytes) => bytes,
+            Body::Placed { inbound, message, skip, copy } => copy.made.get_or_init(|| {
+                let Some(scratch) = copy.scratch.take() else { return &[] };
+                scratch.resize(message.len().saturating_sub(*skip), 0);
+                let _in_the_message = inbound.read_at(message, *skip, scratch);
+                &*scratch
+            }),
+        }
+    }
+
+    /// Copies the bytes from `offset` on into all of `into`.
+    ///
+    /// # Errors
+    ///
+    /// `UnexpectedEof` if the request has fewer; nothing is copied then.
+    pub fn read_at(&self, offset: usize, into: &mut [u8]) -> io::Result<()> {
+        let short = || io::Error::new(io::ErrorKind::UnexpectedEof, "the request is shorter");
+        match &self.body {
+            Body::Private(bytes) => {
+                let end = offset.checked_add(into.len()).ok_or_else(short)?;
+                into.copy_from_slice(bytes.get(offset..end).ok_or_else(short)?);
+                Ok(())
+            }
+            Body::Placed { inbound, message, skip, .. } => {
+                let at = offset.checked_add(*skip).ok_or_else(short)?;
+                inbound.read_at(message, at, into).map_err(|_| short())
+            }
+        }
+    }
+
+    /// The bytes in place, for the `unsafe` borrow that spares a copy, on the terms of
+    /// [`RecvGuard::raw`](crate::RecvGuard::raw). Only of an inline method whose request stands in one place;
+    /// otherwise nothing, and [`bytes`](Self::bytes) is private memory already.
+    pub fn raw(&self) -> Option<RawBytes<'_>> {
+        match &self.body {
+            Body::Placed { inbound, message: Incoming::Placed(arrival), skip, .. } => {
+                let (span, len): (Span, usize) = (arrival.span, self.len());
+                inbound.ring().mem().raw(span, *skip, len).map(RawBytes::new)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether the caller waits no more: it cancelled, its deadline passed, or it is gone.
+    pub fn is_cancelled(&self) -> bool {
+        self.peer.hall.is_cancelled(self.started.id)
+    }
+
+    /// When the caller will wait no more, if it said so.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// What the kernel said about the caller's process.
+    pub fn peer_cred(&self) -> PeerCred {
+        self.peer.line.cred()
+    }
+
+    /// The caller's connection: to keep, and to push through from any thread.
+    pub fn connection(&self) -> Connection {
+        Connection::new(self.peer)
+    }
+
+    /// What [`on_connect`](crate::SharedMemoryServer::on_connect) attached to the connection.
+    pub fn state<T: Send + Sync + 'static>(&self) -> Option<&T> {
+        self.peer.state.get()?.downcast_ref()
+    }
+}
+
+impl fmt::Debug for Request<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request")
+            .field("method", &self.method())
+            .field("id", &self.id())
+            .field("len", &self.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// When the time that a caller has left is over; too long for the clock is never.
+fn deadline(left: &[u8]) -> Option<Instant> {
+    let left = left.try_into().map(u64::from_le_bytes).ok()?;
+    Instant::now().checked_add(Duration::from_nanos(left))
+}
+
+/// Writes the chunks of a reply stream.
+pub struct ChunkWriter<'a> {
+    peer: &'a Arc<Peer>,
+    id: u64,
+}
+
+impl<'a> ChunkWriter<'a> {
+    pub(super) fn new(peer: &'a Arc<Peer>, id: u64) -> Self {
+        Self { peer, id }
+    }
+
+    /// The longest chunk, in bytes: what the client's window takes.
+    pub fn max_chunk(&self) -> usize {
+        self.peer.max_chunk
+    }
+
+    /// Sends a chunk; blocks while the client's window for this stream is full, and ends at once when the caller
+    /// cancels or is gone.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::TooLarge`], [`CallError::Cancelled`], or the end of the connection.
+    pub fn write_chunk(&mut self, chunk: &[u8]) -> Result<(), CallError> {
+        self.write_until(chunk, None)
+    }
+
+    /// As [`write_chunk`](Self::write_chunk), for at most `timeout`; nothing of the chunk was sent then.
+    ///
+    /// # Errors
+    ///
+    /// As there, and [`CallError::Timeout`].
+    pub fn write_chunk_timeout(&mut self, chunk: &[u8], timeout: Duration) -> Result<(), CallError> {
+        self.write_until(chunk, Instant::now().checked_add(timeout))
+    }
+
+    fn write_until(&mut self, chunk: &[u8], until: Until) -> Result<(), CallError> {
+        if chunk.len() > self.peer.max_chunk {
+            return Err(CallError::TooLarge { len: chunk.len(), max: self.peer.max_chunk });
+        }
+        self.peer.hall.write_chunk(self.id, chunk, until).map_err(gone)
+    }
+}
+
+impl fmt::Debug for ChunkWriter<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChunkWriter").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// Reads the chunks of an upload; an iterator too, which gives an error once.
+pub struct ChunkReader<'a> {
+    peer: &'a Arc<Peer>,
+    id: u64,
+    over: bool,
+}
+
+impl<'a> ChunkReader<'a> {
+    pub(super) fn new(peer: &'a Arc<Peer>, id: u64) -> Self {
+        Self { peer, id, over: false }
+    }
+
+    /// Waits for the next chunk; `None` after the last. Ends at once when the caller cancels or is gone.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Cancelled`], or the end of the connection.
+    pub fn next_chunk(&mut self) -> Result<Option<Vec<u8>>, CallError> {
+        self.next_until(None)
+    }
+
+    /// As [`next_chunk`](Self::next_chunk), for at most `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// As there, and [`CallError::Timeout`].
+    pub fn next_chunk_timeout(&mut self, timeout: Duration) -> Result<Option<Vec<u8>>, CallError> {
+        self.next_until(Instant::now().checked_add(timeout))
+    }
+
+    fn next_until(&mut self, until: Until) -> Result<Option<Vec<u8>>, CallError> {
+        match self.peer.hall.next_chunk(self.id, until).map_err(gone)? {
+            Upload::Chunk(chunk) => Ok(Some(chunk)),
+            Upload::End => Ok(None),
+        }
+    }
+}
+
+impl Iterator for ChunkReader<'_> {
+    type Item = Result<Vec<u8>, CallError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.over {
+            return None;
+        }
+        let next = self.next_chunk().transpose();
+        self.over = !matches!(next, Some(Ok(_)));
+        next
+    }
+}
+
+impl fmt::Debug for ChunkReader<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChunkReader").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// Why nobody takes it, as methods see it.
+pub(super) fn gone(gone: Gone) -> CallError {
+    match gone {
+        Gone::Cancelled => CallError::Cancelled,
+        Gone::Timeout => CallError::Timeout,
+        Gone::Ended(ended) => ended.into(),
+    }
+}

@@ -1,0 +1,226 @@
+//! The thread of one connection: the greeting, then calls until the end.
+
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::{self, ThreadId};
+use std::time::Instant;
+
+use super::attendant::{Attendant, Given, Service, Started};
+use super::hall::{Hall, Parts};
+use super::methods::{self, Method};
+use super::peer::{Connection, Peer, Running};
+use super::place::Limits;
+use super::pool::{Job, Queue};
+use super::request::Request;
+use super::service::Shared;
+use super::table::{Failure, Table};
+use crate::channel::{Ends, Mapping, RealThreads, Waiting};
+use crate::error::{CallError, Ended, RejectCode};
+use crate::rpc::greeting::{self, MAX_FRAME_HEAD};
+use crate::rpc::wire::{STREAM, Status, UPLOAD};
+use crate::stream::SharedMemoryStream;
+
+/// Serves one connection on this thread until it ends.
+pub(super) fn serve(
+    shared: &Arc<Shared>,
+    stream: SharedMemoryStream,
+    thread: ThreadId,
+) -> Result<(), CallError> {
+    shared.open.fetch_add(1, Ordering::Relaxed);
+    serve_counted(shared, stream, thread)
+}
+
+/// As [`serve`], of a connection that was counted as open already.
+pub(super) fn serve_counted(
+    shared: &Arc<Shared>,
+    stream: SharedMemoryStream,
+    thread: ThreadId,
+) -> Result<(), CallError> {
+    let id = shared.next.fetch_add(1, Ordering::Relaxed);
+    let open = Open { shared, id };
+    let (peer, mut attendant) = greet(shared, stream, thread, id).inspect_err(|_| {
+        shared.counts.refused.add();
+    })?;
+    shared.counts.accepted.add();
+    shared.enter(&peer);
+    let queue = shared.queue.lock().clone();
+    let mut desk = Desk { shared, peer: &peer, queue, reply: Vec::new(), copy: Vec::new() };
+    let ended = attendant.attend(&mut desk);
+    peer.line.closer().close();
+    drop(open);
+    told(shared, &peer, ended);
+    match ended {
+        Ended::Disconnected => Ok(()),
+        ended => Err(ended.into()),
+    }
+}
+
+/// A connection that counts as open while this lives.
+struct Open<'a> {
+    shared: &'a Shared,
+    id: u64,
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.shared.leave(self.id);
+    }
+}
+
+fn told(shared: &Shared, peer: &Arc<Peer>, ended: Ended) {
+    match ended {
+        Ended::ProtocolViolated => shared.counts.violated.add(),
+        Ended::PeerDied => shared.counts.died.add(),
+        _ => {}
+    }
+    if let Some(tell) = &shared.callbacks.disconnect {
+        tell(&Connection::new(peer), ended.into());
+    }
+}
+
+type Greeted = (Arc<Peer>, Attendant<Mapping, Waiting, RealThreads>);
+
+/// Exchanges greetings with a fresh client, and lets it in.
+fn greet(
+    shared: &Shared,
+    stream: SharedMemoryStream,
+    thread: ThreadId,
+    id: u64,
+) -> Result<Greeted, CallError> {
+    let Ends { outbound, mut inbound, line } = stream.into_ends();
+    let until = Instant::now().checked_add(shared.options.accept_timeout_or_default());
+    let theirs = greeting::hear(&mut inbound, until).map_err(|_| CallError::ProtocolViolated)?;
+    let ((upload_window, push_window), max) = (shared.options.windows(), line.max_message());
+    let piece = line.handy().saturating_sub(MAX_FRAME_HEAD);
+    let table = Table::new(Limits {
+        places: line.urgent_words(),
+        max,
+        piece,
+        upload_window,
+        stream_window: theirs.stream_window,
+        push_window: theirs.push_window,
+    });
+    let hall = Hall::new(Parts { outbound, outgoing: line.outgoing(), ear: line.ear(), table, piece });
+    let hall = Arc::new(hall);
+    let peer = Arc::new(Peer {
+        id,
+        hall: Arc::clone(&hall),
+        line,
+        state: OnceLock::new(),
+        attendant: thread,
+        max_chunk: greeting::longest_chunk(theirs.stream_window, max),
+        max_push: greeting::longest_chunk(theirs.push_window, max),
+        running: AtomicUsize::new(0),
+        streams: AtomicUsize::new(0),
+    });
+    if let Some(judge) = &shared.callbacks.connect {
+        if let Err(refusal) = judge(&Connection::new(&peer)) {
+            let text = refusal.text();
+            let _gone = hall.open(|out| greeting::refuse(out, RejectCode::NotAuthorized, text));
+            return Err(CallError::Closed);
+        }
+    }
+    let answered = hall.open(|out| greeting::answer(out, upload_window, push_window));
+    answered.map_err(|_| CallError::Disconnected)?;
+    Ok((peer, Attendant::new(hall, inbound)))
+}
+
+/// What one connection's thread does with calls.
+struct Desk<'a> {
+    shared: &'a Arc<Shared>,
+    peer: &'a Arc<Peer>,
+    queue: Option<Queue>,
+    reply: Vec<u8>,
+    copy: Vec<u8>,
+}
+
+impl Desk<'_> {
+    /// Runs a method on a thread of its own.
+    fn spawn(&self, method: Method, started: Started, request: Vec<u8>) {
+        let (shared, peer) = (Arc::clone(self.shared), Arc::clone(self.peer));
+        self.peer.streams.fetch_add(1, Ordering::Relaxed);
+        let thread = thread::Builder::new().name("narrows-stream".into()).spawn(move || {
+            let _counted =
+                (Running::one(&shared.running), Running::one(&peer.running), Running(&peer.streams));
+            let asked = Request::private(&peer, started, &request);
+            methods::run(&method, &peer, started, &asked, &mut Vec::new(), &shared.counts);
+        });
+        if thread.is_err() {
+            self.peer.streams.fetch_sub(1, Ordering::Relaxed);
+            self.busy(started, "no thread is to be had");
+        }
+    }
+
+    fn queue(&self, method: Method, started: Started, request: Vec<u8>) {
+        let (peer, running) = (Arc::clone(self.peer), &self.peer.running);
+        running.fetch_add(1, Ordering::Relaxed);
+        let job = Job { peer, method, started, request };
+        if self.queue.as_ref().is_none_or(|queue| queue.put(job).is_err()) {
+            running.fetch_sub(1, Ordering::Relaxed);
+            self.busy(started, "too many calls wait for a worker");
+        }
+    }
+
+    #[cold]
+    fn busy(&self, started: Started, text: &str) {
+        self.shared.counts.busy.add();
+        self.peer.hall.fail(started.id, (Status::Busy, 0, text.into()));
+    }
+
+    /// Whether one more may run for this client.
+    fn room(&self, method: &Method) -> Result<(), Failure> {
+        let streams =
+            method.streams() && self.peer.streams.load(Ordering::Relaxed) >= self.shared.sizes.streams;
+        // Those that nobody waits for any more count as well: a client must not pile them up.
+        let places = self.peer.hall.places();
+        let running = self.peer.running.load(Ordering::Relaxed) >= 2 * places;
+        if !(streams || running) {
+            return Ok(());
+        }
+        self.shared.counts.busy.add();
+        Err((Status::Busy, 0, "too many methods run for this client".into()))
+    }
+}
+
+impl Service<Mapping, Waiting> for Desk<'_> {
+    #[inline]
+    fn admit(&mut self, method: u32, flags: u8) -> Result<bool, Failure> {
+        if self.shared.draining.load(Ordering::Relaxed) {
+            return Err((Status::ShuttingDown, 0, String::new()));
+        }
+        let method = self.shared.methods.find(method, flags & (STREAM | UPLOAD))?;
+        if method.is_inline() {
+            return Ok(true);
+        }
+        self.room(method).map(|()| false)
+    }
+
+    fn run(&mut self, call: Started, request: Vec<u8>) {
+        let method = match self.shared.methods.find(call.method, call.flags) {
+            Ok(method) => method,
+            Err(failure) => return self.peer.hall.fail(call.id, failure),
+        };
+        if method.is_inline() {
+            let asked = Request::private(self.peer, call, &request);
+            methods::run(method, self.peer, call, &asked, &mut self.reply, &self.shared.counts);
+            self.peer.hall.with(|table| table.recycle(call.id, request));
+        } else if method.streams() {
+            self.spawn(method.clone(), call, request);
+        } else {
+            self.queue(method.clone(), call, request);
+        }
+    }
+
+    #[inline]
+    fn run_in_place(&mut self, call: Started, given: Given<'_, Mapping, Waiting>) {
+        let Self { shared, peer, reply, copy, .. } = self;
+        let Ok(method) = shared.methods.find(call.method, call.flags) else { return };
+        let asked = Request::placed(peer, call, given, copy);
+        methods::run(method, peer, call, &asked, reply, &shared.counts);
+    }
+
+    fn is_over(&self) -> bool {
+        self.shared.draining.load(Ordering::Relaxed) && self.peer.hall.is_quiet()
+    }
+}

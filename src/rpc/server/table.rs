@@ -1,0 +1,395 @@
+//! The server's places for the calls of one client, and what each frame does to them. Pure.
+//!
+//! ```text
+//!           Call            whole             final queued          final sent
+//!   Idle ─────────▶ Receiving ──▶ Running ──────────────▶ Closing ──────────────▶ Idle
+//!                      │             │                       ▲
+//!                      └─ refused ───┴── cancelled ──────────┘
+//! ```
+//!
+//! What is to be sent stands in the place's outbox, an item behind the other; places with something to send take
+//! turns, a piece each. Credit goes before everything.
+//!
+//! # Invariants
+//!
+//! 1. Each admitted call gets exactly one final frame, and nothing after it.
+//! 2. A place takes a new call only when the final frame of its last was sent.
+//! 3. What a client can make us keep is bounded: a request for each place, a window for each upload; and of what
+//!    we owe it, a reply or a window for each place and a window of pushes.
+//! 4. Frames for a call that is over are dropped: the client may have sent them before it knew.
+//!
+//! # Proof
+//!
+//! `tests/call_tables.rs` against a reference; fuzz `calls`.
+
+use std::collections::VecDeque;
+use std::mem;
+
+use super::place::{Item, Limits, Phase, Place, add_credit, error, spend};
+use crate::error::Violation;
+use crate::rpc::Over;
+use crate::rpc::pieces::{self, Cut};
+use crate::rpc::wire::{DEADLINE, ERROR_LEN, Head, Kind, STREAM, Status, cost};
+
+/// Bytes of the time left, in front of a request.
+pub(super) const TIME: usize = 8;
+
+/// What a frame asks of the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Nothing.
+    None,
+    /// A request is whole: its method is to be run.
+    Run(usize),
+    /// Somebody who waits for this call may look again.
+    Call(usize),
+    /// There is credit for pushes.
+    Push,
+}
+
+/// Why a call is not admitted, or failed: a status, the method's own code, a text.
+pub type Failure = (Status, u32, String);
+
+/// An upload, as its method sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Upload {
+    /// The next chunk.
+    Chunk(Vec<u8>),
+    /// There are no more.
+    End,
+}
+
+/// All places of a connection, and its pushes.
+#[derive(Debug)]
+pub struct Table {
+    /// The last one is for pushes.
+    places: Vec<Place>,
+    turns: VecDeque<usize>,
+    control: VecDeque<(u64, u32)>,
+    limits: Limits,
+    longest_error: usize,
+}
+
+impl Table {
+    /// With nothing under way.
+    pub fn new(limits: Limits) -> Self {
+        let place = |at| Place { id: at as u64, ..Place::default() };
+        let mut places: Vec<_> = (0..limits.places).map(place).collect();
+        places.push(Place { credit: limits.push_window, ..Place::default() });
+        let longest_error = limits.piece.min(ERROR_LEN);
+        Self { places, turns: VecDeque::new(), control: VecDeque::new(), limits, longest_error }
+    }
+
+    /// How many calls may be under way.
+    pub fn places(&self) -> usize {
+        self.places.len() - 1
+    }
+
+    /// Where the call with this id stands.
+    #[inline]
+    pub fn at(&self, id: u64) -> usize {
+        usize::try_from(id % self.places() as u64).unwrap_or(0)
+    }
+
+    /// Takes a frame of the client, whose body of `len` bytes `read` copies. `admit` judges a call by its
+    /// method and flags before anything of it is kept.
+    ///
+    /// # Errors
+    ///
+    /// [`Violation`] for what no honest client sends.
+    #[inline]
+    pub fn take(
+        &mut self,
+        id: u64,
+        head: Head,
+        len: usize,
+        read: impl FnOnce(&mut [u8]),
+        admit: impl FnOnce(u32, u8) -> Result<(), Failure>,
+    ) -> Result<Event, Violation> {
+        if id == 0 {
+            return self.take_push_credit(head, len);
+        }
+        let at = self.at(id);
+        if head.kind == Kind::Call {
+            self.begin(id, head)?;
+            if let Err(failure) = admit(head.word, head.flags) {
+                self.fail(at, failure);
+                return Ok(Event::None);
+            }
+        }
+        let max = self.limits.max;
+        let place = &mut self.places[at];
+        if id > place.id {
+            return Err(Violation("a frame of a call that was not begun"));
+        }
+        if id < place.id || !matches!(place.phase, Phase::Receiving | Phase::Running) {
+            return Ok(Event::None);
+        }
+        match head.kind {
+            Kind::Call | Kind::Rest if place.phase == Phase::Receiving => {
+                let spare = if place.flags & DEADLINE != 0 { TIME } else { 0 };
+                if place.item.take(head, len, max.saturating_add(spare), read)?.is_none() {
+                    return Ok(Event::None);
+                }
+                self.whole(at)
+            }
+            Kind::Chunk | Kind::Rest => self.take_chunk(at, head, len, read),
+            Kind::End if len == 0 && place.uploads() => {
+                place.item.take(head, 0, 0, |_| ())?;
+                place.ended = true;
+                Ok(Event::Call(at))
+            }
+            Kind::Credit if len == 0 && place.flags & STREAM != 0 => {
+                add_credit(&mut place.credit, head.word, self.limits.stream_window)?;
+                Ok(Event::Call(at))
+            }
+            _ => Err(Violation("a frame that no client sends for this call")),
+        }
+    }
+
+    /// Begins a call that is whole in one frame, without keeping its bytes. It runs from now on.
+    ///
+    /// # Errors
+    ///
+    /// As for [`take`](Self::take).
+    #[inline]
+    pub fn begin_whole(&mut self, id: u64, head: Head, len: usize) -> Result<usize, Violation> {
+        let spare = if head.has(DEADLINE) { TIME } else { 0 };
+        self.begin(id, head)?;
+        if len < spare || len - spare > self.limits.max || head.seq != 0 {
+            return Err(Violation("a request longer than agreed"));
+        }
+        let at = self.at(id);
+        self.places[at].phase = Phase::Running;
+        Ok(at)
+    }
+
+    /// The id, method and flags of a place.
+    pub fn call(&self, at: usize) -> (u64, u32, u8) {
+        let place = &self.places[at];
+        (place.id, place.method, place.flags)
+    }
+
+    /// Takes the request of a call that is to be run.
+    pub fn request(&mut self, at: usize) -> Vec<u8> {
+        mem::take(&mut self.places[at].item.bytes)
+    }
+
+    /// Gives the memory of a request back for the next one in this place.
+    pub fn recycle(&mut self, id: u64, mut buffer: Vec<u8>) {
+        let at = self.at(id);
+        let place = &mut self.places[at];
+        if place.item.bytes.capacity() == 0 && place.phase != Phase::Receiving {
+            pieces::clear(&mut buffer);
+            place.item.bytes = buffer;
+        }
+    }
+
+    /// Whether the call runs and somebody waits for what it answers.
+    #[inline]
+    pub fn runs(&self, id: u64) -> bool {
+        let place = &self.places[self.at(id)];
+        place.id == id && place.phase == Phase::Running
+    }
+
+    /// Takes `cost` of what the client lets us stream, if there is enough; `Err` if nobody waits any more.
+    pub fn spend(&mut self, id: u64, cost: u32) -> Result<bool, Over> {
+        if !self.runs(id) {
+            return Err(Over);
+        }
+        let at = self.at(id);
+        Ok(spend(&mut self.places[at].credit, cost))
+    }
+
+    /// As [`spend`](Self::spend), of what the client lets us push.
+    pub fn spend_push(&mut self, cost: u32) -> bool {
+        self.places.last_mut().is_some_and(|place| spend(&mut place.credit, cost))
+    }
+
+    /// The next chunk of an upload, if it has come; `Err` if nobody waits any more. Credit for it is queued.
+    pub fn upload(&mut self, id: u64) -> Result<Option<Upload>, Over> {
+        if !self.runs(id) {
+            return Err(Over);
+        }
+        let (at, window) = (self.at(id), self.limits.upload_window);
+        let place = &mut self.places[at];
+        let Some(chunk) = place.chunks.pop_front() else {
+            return Ok((place.ended || !place.uploads()).then_some(Upload::End));
+        };
+        place.owed = place.owed.saturating_add(cost(chunk.len()));
+        if place.owed >= (window / 4).max(1) && !place.ended {
+            let owed = mem::take(&mut place.owed);
+            place.window = place.window.saturating_add(owed);
+            self.control.push_back((id, owed));
+        }
+        Ok(Some(Upload::Chunk(chunk)))
+    }
+
+    /// Where an item of a call that runs is to be put; `None` if nobody waits any more. A last one ends the call.
+    pub(super) fn answering(&mut self, id: u64, last: bool) -> Option<usize> {
+        if !self.runs(id) {
+            return None;
+        }
+        let at = self.at(id);
+        if last {
+            self.close(at);
+        }
+        Some(at)
+    }
+
+    /// Where pushes are put.
+    pub(super) fn pushing(&self) -> usize {
+        self.places()
+    }
+
+    /// Whether nothing waits to be sent.
+    #[inline]
+    pub fn is_idle(&self) -> bool {
+        self.turns.is_empty() && self.control.is_empty()
+    }
+
+    /// Leaves an item to be sent when there is room.
+    pub(super) fn put(&mut self, at: usize, item: Item) {
+        let place = &mut self.places[at];
+        if place.outbox.is_empty() {
+            self.turns.push_back(at);
+        }
+        place.outbox.push_back(item);
+    }
+
+    /// The count of the next frame of a place.
+    #[inline]
+    pub(super) fn seq(&mut self, at: usize) -> &mut u16 {
+        &mut self.places[at].seq
+    }
+
+    /// The last frame of a call was sent.
+    #[inline]
+    pub(super) fn closed(&mut self, at: usize) {
+        self.places[at].phase = Phase::Idle;
+    }
+
+    /// Credit that is to be sent first.
+    pub(super) fn next_control(&mut self) -> Option<(u64, u32)> {
+        self.control.pop_front()
+    }
+
+    /// The credit could not be sent now.
+    pub(super) fn put_control_back(&mut self, credit: (u64, u32)) {
+        self.control.push_front(credit);
+    }
+
+    /// The next item in turn, with its place's id and count.
+    pub(super) fn next_item(&mut self) -> Option<(usize, u64, u16, Item)> {
+        let at = *self.turns.front()?;
+        let place = self.places.get_mut(at)?;
+        let item = place.outbox.pop_front()?;
+        Some((at, place.id, place.seq, item)) // The place of pushes has the id 0.
+    }
+
+    /// A frame of the item was sent, or none if there was no room: what is left of it stays first in its place.
+    pub(super) fn turn(&mut self, at: usize, rest: Option<Item>, sent: bool) {
+        let place = &mut self.places[at];
+        if let Some(item) = rest {
+            place.outbox.push_front(item);
+        }
+        if sent {
+            self.turns.pop_front();
+            if !self.places[at].outbox.is_empty() {
+                self.turns.push_back(at);
+            }
+        }
+    }
+
+    /// Nobody waits for the call any more. True if it was still to be answered: it is, with `Cancelled`.
+    pub fn cancel(&mut self, id: u64) -> Option<usize> {
+        let at = self.at(id);
+        let place = &self.places[at];
+        if place.id != id || place.phase == Phase::Idle {
+            return None;
+        }
+        let short = |item: &Item| item.last && item.bytes.len() <= self.longest_error;
+        if place.outbox.front().is_some_and(short) {
+            return None; // It is over, and nothing long holds up its end.
+        }
+        self.fail(at, (Status::Cancelled, 0, String::new()));
+        Some(at)
+    }
+
+    /// Ends a call with an error, whatever was still to be sent for it.
+    pub fn fail(&mut self, at: usize, failure: Failure) {
+        let place = &mut self.places[at];
+        if !place.outbox.is_empty() {
+            place.outbox.clear();
+            self.turns.retain(|it| *it != at);
+        }
+        self.close(at);
+        let (head, bytes) = error(&failure, self.longest_error);
+        self.put(at, Item { cut: Cut::new(head, bytes.len()), bytes, last: true });
+    }
+
+    /// Calls that are not over.
+    pub fn in_flight(&self) -> usize {
+        self.places[..self.places()].iter().filter(|place| place.phase != Phase::Idle).count()
+    }
+
+    fn begin(&mut self, id: u64, head: Head) -> Result<(), Violation> {
+        let at = self.at(id);
+        let (upload, stream) = (self.limits.upload_window, self.limits.stream_window);
+        let place = &mut self.places[at];
+        if id <= place.id || place.phase != Phase::Idle {
+            return Err(Violation("a call in a place that is not free"));
+        }
+        (place.id, place.phase, place.method, place.flags) = (id, Phase::Receiving, head.word, head.flags);
+        (place.window, place.owed, place.credit, place.seq) = (upload, 0, stream, 0);
+        place.ended = false;
+        place.item.reset();
+        Ok(())
+    }
+
+    fn whole(&mut self, at: usize) -> Result<Event, Violation> {
+        let place = &mut self.places[at];
+        if place.flags & DEADLINE != 0 && place.item.bytes.len() < TIME {
+            return Err(Violation("a deadline that is not there"));
+        }
+        place.phase = Phase::Running;
+        Ok(Event::Run(at))
+    }
+
+    fn take_chunk(
+        &mut self,
+        at: usize,
+        head: Head,
+        len: usize,
+        read: impl FnOnce(&mut [u8]),
+    ) -> Result<Event, Violation> {
+        let max = self.limits.max;
+        let place = &mut self.places[at];
+        if !place.uploads() || place.phase != Phase::Running {
+            return Err(Violation("a chunk that nobody takes"));
+        }
+        let price = if head.kind == Kind::Chunk { cost(len) } else { u32::try_from(len).unwrap_or(u32::MAX) };
+        place.window =
+            place.window.checked_sub(price).ok_or(Violation("more of an upload than its window"))?;
+        if place.item.take(head, len, max, read)?.is_none() {
+            return Ok(Event::None);
+        }
+        place.chunks.push_back(mem::take(&mut place.item.bytes));
+        Ok(Event::Call(at))
+    }
+
+    fn take_push_credit(&mut self, head: Head, len: usize) -> Result<Event, Violation> {
+        let place = self.places.last_mut().filter(|_| head.kind == Kind::Credit && len == 0);
+        let place = place.ok_or(Violation("a frame of no call"))?;
+        add_credit(&mut place.credit, head.word, self.limits.push_window)?;
+        Ok(Event::Push)
+    }
+
+    /// The last item of a call is about to be put: nothing more is taken for it.
+    fn close(&mut self, at: usize) {
+        let place = &mut self.places[at];
+        place.phase = Phase::Closing;
+        place.chunks.clear();
+        place.item.clear();
+    }
+}

@@ -1,0 +1,94 @@
+//! Calls between two processes: each kind of call, each error, each size.
+
+use std::time::Duration;
+
+use narrows::{CallError, HandlerError, Options, SharedMemoryClient, SharedMemoryServer};
+
+const ECHO: u32 = 1;
+
+fn serve() -> SharedMemoryServer {
+    SharedMemoryServer::new()
+        .inline(ECHO, |request, reply| {
+            reply.extend_from_slice(request.bytes());
+            Ok(())
+        })
+        .method(2, |request, reply| {
+            reply.extend_from_slice(request.bytes());
+            Ok(())
+        })
+        .method(3, |_, _| Err(HandlerError::new(7, "no")))
+        .method(4, |_, _| panic!("oh"))
+        .streaming(5, |request, chunks| {
+            for i in 0..request.bytes()[0] {
+                chunks.write_chunk(&vec![i; usize::from(i) * 1000])?;
+            }
+            Ok(())
+        })
+        .upload(6, |_, chunks, reply| {
+            let mut sum = 0_usize;
+            while let Some(chunk) = chunks.next_chunk()? {
+                sum += chunk.len();
+            }
+            reply.extend_from_slice(&sum.to_le_bytes());
+            Ok(())
+        })
+        .duplex(7, |_, chunks, out| {
+            while let Some(chunk) = chunks.next_chunk()? {
+                out.write_chunk(&chunk)?;
+            }
+            Ok(())
+        })
+        .inline(8, |request, _| Ok(request.connection().push(request.bytes())?))
+}
+
+fn pair(options: &Options) -> (SharedMemoryClient, std::thread::JoinHandle<Result<(), CallError>>) {
+    let (a, b) = options.pair().expect("a pair");
+    let server = std::thread::spawn(move || serve().serve_stream(b));
+    (SharedMemoryClient::over_with(a, options).expect("greets"), server)
+}
+
+#[test]
+fn every_kind_of_call_in_every_ring() {
+    let tiny = Options::new().slots(1).arena(64).max_calls_in_flight(1);
+    let small = Options::new().slots(2).arena(1024).max_calls_in_flight(2);
+    for options in [tiny, small, Options::new()] {
+        let (client, server) = pair(&options);
+        for len in [0, 1, 15, 26, 40, 41, 63, 64, 65, 104, 105, 1000, 65_528, 65_529, 300_000] {
+            let bytes: Vec<u8> = (0..=u8::MAX).cycle().take(len).collect();
+            for method in [ECHO, 2] {
+                assert_eq!(*client.call(method, &bytes).expect("answers"), *bytes, "{len}");
+                let timed = client.call_timeout(method, &bytes, Duration::from_secs(60));
+                assert_eq!(*timed.expect("answers"), *bytes, "{len}");
+            }
+        }
+        let chunks: Vec<_> =
+            client.call_streaming(5, &[9]).expect("sends").map(|c| c.expect("comes")).collect();
+        assert_eq!(chunks, (0..9).map(|i| vec![i; usize::from(i) * 1000]).collect::<Vec<_>>());
+        let mut upload = client.start_upload(6, &[]).expect("sends");
+        for len in [0, 1, 1000, 20_000] {
+            upload.write_chunk(&vec![1; len]).expect("sends");
+        }
+        assert_eq!(*upload.finish().expect("answers"), 21_001_usize.to_le_bytes());
+        let (mut up, mut down) = client.start_duplex(7, &[]).expect("sends");
+        for i in 0..50_u8 {
+            up.write_chunk(&[i; 100]).expect("sends");
+            assert_eq!(down.next_chunk().expect("comes"), Some(vec![i; 100]));
+        }
+        up.end().expect("sends");
+        assert_eq!(down.next_chunk().expect("comes"), None);
+        for i in 0..100_u8 {
+            client.call(8, &[i]).expect("answers");
+            assert_eq!(client.next_push().expect("comes"), [i]);
+        }
+        assert!(matches!(client.call(3, &[]), Err(CallError::Failed(error)) if error.code() == 7));
+        assert!(matches!(client.call(4, &[]), Err(CallError::Panicked(text)) if text == "oh"));
+        assert!(matches!(client.call(99, &[]), Err(CallError::UnknownMethod)));
+        assert!(matches!(client.call(5, &[]), Err(CallError::WrongKind(_))));
+        for i in 0..300_u32 {
+            client.notify(2, &i.to_le_bytes()).expect("sends");
+        }
+        client.call(ECHO, &[]).expect("answers");
+        drop((client, down));
+        assert!(server.join().expect("no panic").is_ok());
+    }
+}
