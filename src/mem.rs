@@ -21,7 +21,8 @@
 //!
 //! # Proof
 //!
-//! `tests/memory.rs` calls every method with absurd arguments on both implementations.
+//! The fuzz body `memory` (`src/fuzz/memory.rs`) calls every method with absurd arguments on both implementations, and
+//! `tests/fuzz.rs` runs it; `tests/memory.rs` has them sleep.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
