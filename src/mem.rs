@@ -21,7 +21,8 @@
 //!
 //! # Proof
 //!
-//! `tests/memory.rs` calls every method with absurd arguments on both implementations.
+//! The fuzz body `memory` (`src/fuzz/memory.rs`) calls every method with absurd arguments on both implementations, and
+//! `tests/fuzz.rs` runs it; `tests/memory.rs` has them sleep.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -249,90 +250,97 @@ pub trait Memory {
     fn checked(&self, _flag: Flag, _upto: u64) {}
 }
 
+/// Methods of a [`Memory`] that pass the call on to another: `forward_memory!(self => self.heap; slots, arena)`.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! forward_memory {
+    ($this:ident => $to:expr; $($method:ident),+ $(,)?) => {
+        $($crate::mem::forward_memory! { @$method ($this $to) })+
+    };
+    (@fn ($this:ident $to:expr) $method:ident($($name:ident: $of:ty),*) $(-> $result:ty)?) => {
+        #[inline]
+        fn $method(&$this $(, $name: $of)*) $(-> $result)? {
+            $to.$method($($name),*)
+        }
+    };
+    (@slots $at:tt) => {
+        $crate::mem::forward_memory! { @fn $at slots() -> u64 }
+    };
+    (@arena $at:tt) => {
+        $crate::mem::forward_memory! { @fn $at arena() -> u64 }
+    };
+    (@load_slot $at:tt) => {
+        $crate::mem::forward_memory! {
+            @fn $at load_slot(ticket: u64, field: $crate::mem::Field, order: $crate::mem::Load) -> u64
+        }
+    };
+    (@store_slot $at:tt) => {
+        $crate::mem::forward_memory! {
+            @fn $at store_slot(ticket: u64, field: $crate::mem::Field, value: u64, order: $crate::mem::Store)
+        }
+    };
+    (@load $at:tt) => {
+        $crate::mem::forward_memory! { @fn $at load(word: $crate::mem::Word, order: $crate::mem::Load) -> u64 }
+    };
+    (@store $at:tt) => {
+        $crate::mem::forward_memory! {
+            @fn $at store(word: $crate::mem::Word, value: u64, order: $crate::mem::Store)
+        }
+    };
+    (@settle $at:tt) => {
+        $crate::mem::forward_memory! { @fn $at settle(fate: u64) -> u64 }
+    };
+    (@load_flag $at:tt) => {
+        $crate::mem::forward_memory! { @fn $at load_flag(flag: $crate::mem::Flag) -> u32 }
+    };
+    (@store_flag $at:tt) => {
+        $crate::mem::forward_memory! { @fn $at store_flag(flag: $crate::mem::Flag, value: u32) }
+    };
+    (@take_flag $at:tt) => {
+        $crate::mem::forward_memory! { @fn $at take_flag(flag: $crate::mem::Flag) -> u32 }
+    };
+    (@fence $at:tt) => {
+        $crate::mem::forward_memory! { @fn $at fence(fence: $crate::mem::Fence) }
+    };
+    (@copy_in $at:tt) => {
+        $crate::mem::forward_memory! {
+            @fn $at copy_in(
+                to: $crate::mem::Span, at: usize, bytes: &[u8], tail: $crate::mem::Tail
+            ) -> Result<(), $crate::mem::OutOfBounds>
+        }
+    };
+    (@copy_out $at:tt) => {
+        $crate::mem::forward_memory! {
+            @fn $at copy_out(
+                from: $crate::mem::Span, at: usize, bytes: &mut [u8]
+            ) -> Result<(), $crate::mem::OutOfBounds>
+        }
+    };
+    (@wait $at:tt) => {
+        $crate::mem::forward_memory! {
+            @fn $at wait(
+                flag: $crate::mem::Flag, until: $crate::mem::Until, patience: u32
+            ) -> $crate::mem::Woke
+        }
+    };
+    (@doze $at:tt) => {
+        $crate::mem::forward_memory! { @fn $at doze(until: $crate::mem::Until) }
+    };
+    (@wake $at:tt) => {
+        $crate::mem::forward_memory! { @fn $at wake(flag: $crate::mem::Flag) }
+    };
+    (@expired $at:tt) => {
+        $crate::mem::forward_memory! { @fn $at expired(until: $crate::mem::Until) -> bool }
+    };
+}
+#[doc(hidden)]
+pub use forward_memory;
+
 impl<M: Memory> Memory for Arc<M> {
-    #[inline]
-    fn slots(&self) -> u64 {
-        (**self).slots()
-    }
-
-    #[inline]
-    fn arena(&self) -> u64 {
-        (**self).arena()
-    }
-
-    #[inline]
-    fn load_slot(&self, ticket: u64, field: Field, order: Load) -> u64 {
-        (**self).load_slot(ticket, field, order)
-    }
-
-    #[inline]
-    fn store_slot(&self, ticket: u64, field: Field, value: u64, order: Store) {
-        (**self).store_slot(ticket, field, value, order)
-    }
-
-    #[inline]
-    fn load(&self, word: Word, order: Load) -> u64 {
-        (**self).load(word, order)
-    }
-
-    #[inline]
-    fn store(&self, word: Word, value: u64, order: Store) {
-        (**self).store(word, value, order)
-    }
-
-    #[inline]
-    fn settle(&self, fate: u64) -> u64 {
-        (**self).settle(fate)
-    }
-
-    #[inline]
-    fn load_flag(&self, flag: Flag) -> u32 {
-        (**self).load_flag(flag)
-    }
-
-    #[inline]
-    fn store_flag(&self, flag: Flag, value: u32) {
-        (**self).store_flag(flag, value)
-    }
-
-    #[inline]
-    fn take_flag(&self, flag: Flag) -> u32 {
-        (**self).take_flag(flag)
-    }
-
-    #[inline]
-    fn fence(&self, fence: Fence) {
-        (**self).fence(fence)
-    }
-
-    #[inline]
-    fn copy_in(&self, to: Span, at: usize, bytes: &[u8], tail: Tail) -> Result<(), OutOfBounds> {
-        (**self).copy_in(to, at, bytes, tail)
-    }
-
-    #[inline]
-    fn copy_out(&self, from: Span, at: usize, bytes: &mut [u8]) -> Result<(), OutOfBounds> {
-        (**self).copy_out(from, at, bytes)
-    }
-
-    #[inline]
-    fn wait(&self, flag: Flag, until: Until, patience: u32) -> Woke {
-        (**self).wait(flag, until, patience)
-    }
-
-    #[inline]
-    fn doze(&self, until: Until) {
-        (**self).doze(until)
-    }
-
-    #[inline]
-    fn wake(&self, flag: Flag) {
-        (**self).wake(flag)
-    }
-
-    #[inline]
-    fn expired(&self, until: Until) -> bool {
-        (**self).expired(until)
+    forward_memory! {
+        self => (**self);
+        slots, arena, load_slot, store_slot, load, store, settle, load_flag, store_flag, take_flag, fence,
+        copy_in, copy_out, wait, doze, wake, expired,
     }
 
     #[cfg(feature = "testing")]

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use counts::Counts;
 use faults::nursery::{self, Nursery, Report};
-use faults::{Kept, LONG, Watchdog, fill, index_of, me, role, say, sys, told};
+use faults::{Kept, LONG, Watchdog, fill, index_of, me, reach, role, say, sys, told};
 use narrows::{
     Options, Receiver, RecvError, RecvTimeoutError, SendTimeoutError, Sender, SharedMemoryListener,
     SharedMemoryStream,
@@ -115,7 +115,7 @@ fn one_after_the_other(seeds: impl Iterator<Item = u64>, counts: &Counts) {
         let round = Round::new(seed);
         nursery.order(&seed.to_string());
         let stream = if round.victim_serves {
-            reach(&after.with_extension(seed.to_string()))
+            reach(&after.with_extension(seed.to_string()), &Options::new())
         } else {
             take(&listener)
         };
@@ -127,17 +127,6 @@ fn one_after_the_other(seeds: impl Iterator<Item = u64>, counts: &Counts) {
 
 fn take(listener: &SharedMemoryListener) -> SharedMemoryStream {
     listener.accept_timeout(LONG).expect("the victim connects")
-}
-
-fn reach(path: &Path) -> SharedMemoryStream {
-    let until = Instant::now() + LONG;
-    loop {
-        match SharedMemoryStream::connect(path) {
-            Ok(stream) => return stream,
-            Err(error) => assert!(Instant::now() < until, "{error}"),
-        }
-        std::thread::sleep(Duration::from_micros(100));
-    }
 }
 
 fn survive(round: Round, stream: SharedMemoryStream, counts: &Counts) {

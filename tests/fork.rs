@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use faults::{Fork, LONG, Watchdog, sys};
 use narrows::{
-    AcceptError, RecvError, RecvTimeoutError, SendError, SendTimeoutError, SharedMemoryListener,
+    AcceptError, Options, RecvError, RecvTimeoutError, SendError, SendTimeoutError, SharedMemoryListener,
     SharedMemoryStream, TryRecvError, TrySendError,
 };
 
@@ -191,7 +191,7 @@ fn guards_and_reservations_survive_a_fork() {
 fn a_locked_shared_sender_survives_a_fork() {
     let _watchdog = Watchdog::new("a_locked_shared_sender_survives_a_fork");
     for leave in LEAVES {
-        let (a, mut b) = narrows::Options::new().slots(2).arena(128).pair().expect("pair");
+        let (a, mut b) = Options::new().slots(2).arena(128).pair().expect("pair");
         let (sender, _receiver) = a.split();
         let shared = sender.into_shared();
         let blocked = shared.clone();
@@ -305,7 +305,7 @@ fn a_fork_detects_the_death_of_its_peer() {
         0
     });
     let client = Fork::run(|| {
-        let mut stream = faults::reach(&path);
+        let mut stream = faults::reach(&path, &Options::new());
         assert_eq!(stream.recv_timeout(&mut [0; 8], LONG).expect("receives").len, 5);
         sys::kill(i32::try_from(stream.peer_cred().pid()).expect("a pid"), libc::SIGKILL);
         i32::from(stream.recv_timeout(&mut [0; 8], LONG) != Err(RecvTimeoutError::PeerDied))

@@ -98,7 +98,7 @@ fn a_dead_peer_whose_fork_keeps_the_socket_has_died() {
         });
         let mut stream = match &ours {
             Some(listener) => listener.accept_timeout(LONG).expect("accepts"),
-            None => reach(&path),
+            None => reach(&path, &Options::new()),
         };
         assert_eq!(verdict(&mut stream), Ok(6));
         let mut pid = [0; 4];

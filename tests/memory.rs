@@ -1,33 +1,12 @@
-//! Every method of a memory with absurd arguments: nothing leaves it, nothing beside the range changes.
-//!
-//! The same checks run on the mapped memory in `src/sys/mapping/tests.rs`, which alone can reach it.
-#![allow(clippy::cast_possible_truncation)]
+//! Private memory by itself: sizes, and sleep. What its methods do with absurd arguments is tried by the fuzz body `memory`.
 
-#[path = "common/absurd.rs"]
-#[allow(dead_code, unreachable_pub)]
-mod absurd;
+#[path = "common/sleeps.rs"]
+#[allow(unreachable_pub)]
+mod sleeps;
 
-use std::sync::Arc;
-
-use absurd::{program, sleeps_end};
-use mem::{Flag, Heap, Memory};
+use mem::{Heap, Memory};
 use narrows::internal::mem;
-
-#[test]
-fn absurd_arguments_change_what_they_name_and_nothing_else() {
-    for seed in 0..40 {
-        for (slots, arena) in [(1, 64), (2, 128), (4, 1024), (8, 4096)] {
-            program(&Heap::new(slots, arena, 4), (slots, arena, 4), seed, 400);
-        }
-    }
-}
-
-#[test]
-fn a_shared_memory_is_the_same_memory() {
-    let (heap, sizes) = (Arc::new(Heap::new(4, 256, 2)), (4, 256, 2));
-    let reference = program(&heap, sizes, 7, 500);
-    reference.compare(&*heap, &[Flag::Consumer, Flag::Producer, Flag::Twin]);
-}
+use sleeps::sleeps_end;
 
 #[test]
 fn sizes_are_rounded_to_what_a_ring_can_have() {
@@ -39,5 +18,5 @@ fn sizes_are_rounded_to_what_a_ring_can_have() {
 
 #[test]
 fn every_sleep_ends() {
-    sleeps_end(&Heap::new(1, 64, 1));
+    sleeps_end(&std::sync::Arc::new(Heap::new(1, 64, 1)));
 }

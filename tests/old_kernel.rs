@@ -128,7 +128,7 @@ fn a_kill_is_a_hang_up_where_processes_cannot_be_watched() {
             let folder = tempfile::tempdir().expect("directory");
             let path = folder.path().join("socket");
             let mut server = Kept::start(&mut me(NAME, "server", path.to_str().expect("plain")));
-            let mut stream = reach(&path);
+            let mut stream = reach(&path, &Options::new());
             round_trip(&mut stream, 1);
             server.0.kill().expect("kills");
             assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::Disconnected));

@@ -16,7 +16,7 @@ use common::rings::over;
 use common::{Watchdog, bytes, check};
 use narrows::internal::Wait;
 use narrows::internal::mem::{
-    Fence, Field, Flag, GRAIN, Heap, INLINE, Load, Memory, OutOfBounds, Span, Store, Tail, Until, Woke, Word,
+    Flag, GRAIN, Heap, INLINE, Memory, OutOfBounds, Span, Tail, Until, Woke, forward_memory,
 };
 
 struct Plain {
@@ -49,48 +49,10 @@ impl Plain {
 }
 
 impl Memory for Plain {
-    fn slots(&self) -> u64 {
-        self.heap.slots()
-    }
-
-    fn arena(&self) -> u64 {
-        self.heap.arena()
-    }
-
-    fn load_slot(&self, ticket: u64, field: Field, order: Load) -> u64 {
-        self.heap.load_slot(ticket, field, order)
-    }
-
-    fn store_slot(&self, ticket: u64, field: Field, value: u64, order: Store) {
-        self.heap.store_slot(ticket, field, value, order);
-    }
-
-    fn load(&self, word: Word, order: Load) -> u64 {
-        self.heap.load(word, order)
-    }
-
-    fn store(&self, word: Word, value: u64, order: Store) {
-        self.heap.store(word, value, order);
-    }
-
-    fn settle(&self, fate: u64) -> u64 {
-        self.heap.settle(fate)
-    }
-
-    fn load_flag(&self, flag: Flag) -> u32 {
-        self.heap.load_flag(flag)
-    }
-
-    fn store_flag(&self, flag: Flag, value: u32) {
-        self.heap.store_flag(flag, value);
-    }
-
-    fn take_flag(&self, flag: Flag) -> u32 {
-        self.heap.take_flag(flag)
-    }
-
-    fn fence(&self, fence: Fence) {
-        self.heap.fence(fence);
+    forward_memory! {
+        self => self.heap;
+        slots, arena, load_slot, store_slot, load, store, settle, load_flag, store_flag, take_flag, fence,
+        expired,
     }
 
     fn copy_in(&self, to: Span, at: usize, bytes: &[u8], _tail: Tail) -> Result<(), OutOfBounds> {
@@ -118,10 +80,6 @@ impl Memory for Plain {
     }
 
     fn wake(&self, _flag: Flag) {}
-
-    fn expired(&self, until: Until) -> bool {
-        self.heap.expired(until)
-    }
 }
 
 #[test]

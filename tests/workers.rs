@@ -13,7 +13,7 @@ use std::time::Duration;
 use faults::{Fork, LONG, Watchdog, echo, reach, round_trip, sys, verdict};
 use narrows::handshake::{Answer, HELLO_LEN, Limits, ServerHandshake};
 use narrows::layout::Geometry;
-use narrows::{AcceptError, RecvTimeoutError, SharedMemoryListener, SharedMemoryStream};
+use narrows::{AcceptError, Options, RecvTimeoutError, SharedMemoryListener, SharedMemoryStream};
 
 fn pid_of(stream: &SharedMemoryStream) -> i32 {
     i32::try_from(stream.peer_cred().pid()).expect("a pid")
@@ -62,7 +62,7 @@ fn daemon(bound_by_the_starter: bool) {
         0
     });
     assert_eq!(starter.wait(), 0);
-    let mut stream = reach(&path);
+    let mut stream = reach(&path, &Options::new());
     let daemon = introduced(&mut stream);
     round_trip(&mut stream, 1);
     assert_ne!(daemon, starter.pid());
@@ -87,7 +87,7 @@ fn a_worker_that_is_killed_has_died_and_the_others_serve_on() {
             })
         })
         .collect();
-    let mut streams: Vec<_> = workers.iter().map(|_| reach(&path)).collect();
+    let mut streams: Vec<_> = workers.iter().map(|_| reach(&path, &Options::new())).collect();
     let pids: Vec<_> = streams.iter_mut().map(introduced).collect();
     (1..).zip(&mut streams).for_each(|(i, stream)| round_trip(stream, i));
     let killed = pids[0];

@@ -12,7 +12,7 @@ struct Patch {
     edits: &'static [(&'static str, &'static str)],
 }
 
-const PATCHES: [Patch; 12] = [
+const PATCHES: [Patch; 13] = [
     Patch {
         file: "ring/park.rs",
         change: "looks before it raises the flag, and not behind it",
@@ -84,6 +84,17 @@ const PATCHES: [Patch; 12] = [
             "outgoing.settle(fate as u64);",
             "as_is! { if ON { alarm(incoming, Flag::Consumer); alarm(outgoing, Flag::Producer); outgoing.settle(fate as u64); return; } } outgoing.settle(fate as u64);",
         )],
+    },
+    Patch {
+        file: "ring/end.rs",
+        change: "buries before it marks",
+        edits: &[
+            ("bury(outgoing, incoming, fate);", "if !ON { bury(outgoing, incoming, fate); }"),
+            (
+                "outgoing.store(Word::ProducerMark, 1, Store::Release);",
+                "as_is! { if ON { bury(outgoing, incoming, fate) } } outgoing.store(Word::ProducerMark, 1, Store::Release);",
+            ),
+        ],
     },
     Patch {
         file: "ring/producer.rs",

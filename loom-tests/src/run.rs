@@ -1,19 +1,41 @@
-//! Running one model.
+//! Running one model, in a process of its own.
 
+use std::env::{current_exe, var};
+use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Executions of the model that was checked in this process.
-pub static EXECUTIONS: AtomicU64 = AtomicU64::new(0);
+/// Names the model that a process checks.
+const MODEL: &str = "NARROWS_MODEL";
 
 /// How often a thread may be interrupted where it need not be; `None` is as often as can be.
 pub type Preemptions = Option<usize>;
 
-/// Checks a model in all its executions.
+/// This program again, to check one model: its `main` begins with [`check_mine`].
+///
+/// # Panics
+///
+/// If this program cannot be found any more.
+pub fn alone(model: &str) -> Command {
+    let mut command = Command::new(current_exe().expect("this program"));
+    command.env(MODEL, model);
+    command
+}
+
+/// Checks the model that this process was started for, and prints its executions; otherwise false.
 ///
 /// # Panics
 ///
 /// If one of them fails. Loom may then abort the process: each model has one of its own.
-pub fn check(body: fn(), preemptions: Preemptions) {
+pub fn check_mine(models: &[(&str, fn())], preemptions: Preemptions) -> bool {
+    let Ok(mine) = var(MODEL) else { return false };
+    let (_, body) = models.iter().find(|(name, _)| *name == mine).expect("a model");
+    println!("{}", check(*body, preemptions));
+    true
+}
+
+/// Checks a model in all its executions; how many there are.
+fn check(body: fn(), preemptions: Preemptions) -> u64 {
+    static EXECUTIONS: AtomicU64 = AtomicU64::new(0);
     let mut builder = loom::model::Builder::new();
     builder.max_branches = 20_000;
     builder.preemption_bound = preemptions;
@@ -21,4 +43,5 @@ pub fn check(body: fn(), preemptions: Preemptions) {
         EXECUTIONS.fetch_add(1, Ordering::Relaxed);
         body();
     });
+    EXECUTIONS.load(Ordering::Relaxed)
 }

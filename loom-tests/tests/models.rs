@@ -3,24 +3,18 @@
 //! `NARROWS_PREEMPTIONS=3 cargo test -p loom-tests --test models` goes deeper than the 2 of every
 //! run, and `none` as deep as there is.
 
-use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use libtest_mimic::{Arguments, Trial};
-use loom_tests::{EXECUTIONS, Preemptions, check, shipped};
-
-/// Names the model that this process checks.
-const MODEL: &str = "NARROWS_MODEL";
+use loom_tests::{Preemptions, alone, check_mine, shipped};
 
 static EXPLORED: AtomicU64 = AtomicU64::new(0);
 
 fn main() {
     let models = shipped::models::all();
-    if let Ok(name) = std::env::var(MODEL) {
-        let (_, body) = models.iter().find(|(model, _)| *model == name).expect("a model");
-        check(*body, preemptions());
-        return println!("{}", EXECUTIONS.load(Ordering::Relaxed));
+    if check_mine(&models, preemptions()) {
+        return;
     }
     let (count, began) = (models.len(), Instant::now());
     let trials = models.into_iter().map(|(name, _)| Trial::test(name, move || explore(name))).collect();
@@ -43,7 +37,7 @@ fn preemptions() -> Preemptions {
 }
 
 fn explore(name: &str) -> Result<(), libtest_mimic::Failed> {
-    let child = Command::new(std::env::current_exe()?).env(MODEL, name).output()?;
+    let child = alone(name).output()?;
     let (said, cried) = (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
     if !child.status.success() {
         return Err(format!("{}\n{said}{cried}", child.status).into());

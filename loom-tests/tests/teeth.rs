@@ -11,17 +11,14 @@ mod sources;
 #[path = "teeth/survivors.rs"]
 mod survivors;
 
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Trial};
 use loom_tests::weak::{Mutant, SETTLE, WHICH};
 use loom_tests::weakened::code::MUTANTS;
-use loom_tests::{check, weakened};
-
-/// Names the model that this process checks.
-const MODEL: &str = "NARROWS_MODEL";
+use loom_tests::{alone, check_mine, weakened};
 
 /// Much longer than any model takes: a mutant that goes on for so long is caught as well.
 const LONGEST: Duration = Duration::from_secs(30);
@@ -41,17 +38,25 @@ static SETTLING: Mutant = Mutant {
     text: "the first verdict stays, and is published",
 };
 
-/// What became of the mutants: number, and the model that caught it.
-static CAUGHT: Mutex<Vec<(usize, Option<&str>)>> = Mutex::new(Vec::new());
+/// What became of a mutant.
+struct Outcome {
+    number: usize,
+    by: Option<Catch>,
+}
 
-/// Those that a model caught by going on for too long, and by nothing else.
-static LATE: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+/// The model that caught it.
+struct Catch {
+    model: &'static str,
+    /// It went on for too long, and nothing else.
+    late: bool,
+}
+
+static OUTCOMES: Mutex<Vec<Outcome>> = Mutex::new(Vec::new());
 
 fn main() {
     let models = weakened::models::all();
-    if let Ok(name) = std::env::var(MODEL) {
-        let (_, body) = models.iter().find(|(model, _)| *model == name).expect("a model");
-        return check(*body, Some(2));
+    if check_mine(&models, Some(2)) {
+        return;
     }
     let names: Vec<_> = models.into_iter().map(|(name, _)| name).collect();
     if std::env::var("NARROWS_TEETH").as_deref() == Ok("0") {
@@ -83,23 +88,23 @@ fn trial(number: usize, models: Vec<&'static str>) -> Trial {
         // Who is excused is tried by the quick models alone, unless asked otherwise.
         let few = excuse.is_some() && std::env::var("NARROWS_TEETH").as_deref() != Ok("all");
         let tried = if few { QUICK } else { models.len() };
-        let by = models.into_iter().take(tried).find(|model| fails(model, number));
-        CAUGHT.lock().unwrap().push((number, by));
-        match (by, excuse) {
+        let by = models.into_iter().take(tried).find_map(|model| caught(model, number));
+        let model = by.as_ref().map(|by| by.model);
+        OUTCOMES.lock().unwrap().push(Outcome { number, by });
+        match (model, excuse) {
             (Some(_), None) | (None, Some(_)) => Ok(()),
             (None, None) => Err(format!("no model misses it: {}\n{ADVICE}", it.text).into()),
-            (Some(by), Some(_)) => {
-                Err(format!("{by} catches it after all: {}\ntake it out of teeth/survivors.rs", it.text)
+            (Some(model), Some(_)) => {
+                Err(format!("{model} catches it after all: {}\ntake it out of teeth/survivors.rs", it.text)
                     .into())
             }
         }
     })
 }
 
-/// Whether a model fails with this mutant.
-fn fails(model: &str, number: usize) -> bool {
-    let mut child = Command::new(std::env::current_exe().expect("this test"))
-        .env(MODEL, model)
+/// The model, if it fails with this mutant.
+fn caught(model: &'static str, number: usize) -> Option<Catch> {
+    let mut child = alone(model)
         .env(WHICH, number.to_string())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -108,38 +113,40 @@ fn fails(model: &str, number: usize) -> bool {
     let until = Instant::now() + LONGEST;
     loop {
         if let Some(status) = child.try_wait().expect("a child") {
-            return !status.success();
+            return (!status.success()).then_some(Catch { model, late: false });
         }
         if Instant::now() > until {
             child.kill().and_then(|()| child.wait()).expect("ends");
-            LATE.lock().unwrap().push(number);
-            return true;
+            return Some(Catch { model, late: true });
         }
         std::thread::sleep(Duration::from_millis(2));
     }
 }
 
 fn summary() -> String {
-    let tried = CAUGHT.lock().unwrap();
-    let caught = tried.iter().filter(|(_, by)| by.is_some()).count();
-    let excused =
-        tried.iter().filter(|(number, by)| by.is_none() && survivors::why(mutant(*number)).is_some());
-    let (all, excused) = (tried.len(), excused.count());
-    let open = all - caught - excused;
+    let tried = OUTCOMES.lock().unwrap();
+    let (caught, passed): (Vec<_>, Vec<_>) = tried.iter().partition(|it| it.by.is_some());
+    let excused = passed.iter().filter(|it| survivors::why(mutant(it.number)).is_some()).count();
     format!(
-        "{all} of {} mutants tried: {caught} caught, {excused} let pass with a reason, {open} open",
-        MUTANTS.len() + 1
+        "{} of {} mutants tried: {} caught, {excused} let pass with a reason, {} open",
+        tried.len(),
+        MUTANTS.len() + 1,
+        caught.len(),
+        passed.len() - excused,
     )
 }
 
 fn table() {
-    let mut caught = CAUGHT.lock().unwrap();
-    caught.sort_unstable();
-    for (number, by) in &*caught {
+    let mut tried = OUTCOMES.lock().unwrap();
+    tried.sort_unstable_by_key(|it| it.number);
+    for Outcome { number, by } in &*tried {
         let it = mutant(*number);
         let place = format!("{}:{} {}", it.file, it.line, it.function);
-        let by = by.map_or_else(|| format!("-- {}", survivors::why(it).unwrap_or("NOBODY")), str::to_owned);
-        let late = if LATE.lock().unwrap().contains(number) { " (went on for too long)" } else { "" };
-        println!("{place:38} {:50} {by}{late}\n    {}", it.change, it.text);
+        let by = match by {
+            Some(Catch { model, late: false }) => (*model).to_owned(),
+            Some(Catch { model, late: true }) => format!("{model} (went on for too long)"),
+            None => format!("-- {}", survivors::why(it).unwrap_or("NOBODY")),
+        };
+        println!("{place:38} {:50} {by}\n    {}", it.change, it.text);
     }
 }

@@ -1,7 +1,7 @@
 //! The trait `Memory`, called directly with anything at all, on private memory and on a mapped memfd.
 //!
 //! ```text
-//!   bytes ──▶ program ──┬──▶ Heap          every answer, and all of it at the end, as in the image
+//!   bytes ──▶ program ──┬──▶ Arc<Heap>     every answer, and all of it now and then, as in the image
 //!                       └──▶ sys::Mapping  the same, and every byte of the region as in the image
 //! ```
 //!
@@ -43,6 +43,9 @@ const WORDS: [Word; 6] =
 /// Steps after which a run has seen enough.
 const STEPS: usize = 400;
 
+/// Steps after which all that can be asked is compared.
+const COMPARED: usize = 32;
+
 /// What stands around a buffer that is copied to.
 const GUARD: usize = 64;
 const BLANK: u8 = 0xA5;
@@ -67,7 +70,8 @@ pub fn memory(data: &[u8]) {
 
     let mut image = Image::new(geometry, direction);
     if bytes.rarely(4) {
-        let heap = Heap::new(slots as usize, to_usize(arena), urgent as usize);
+        // As the ring holds it: shared, which passes every call on.
+        let heap = Arc::new(Heap::new(slots as usize, to_usize(arena), urgent as usize));
         run(&heap, &mut image, bytes);
         return image.compare(&heap);
     }
@@ -220,9 +224,12 @@ impl Image {
 
 fn run<M: Memory>(mem: &M, image: &mut Image, mut bytes: Bytes<'_>) {
     let past = Instant::now();
-    for _ in 0..STEPS {
+    for step in 1..=STEPS {
         if bytes.is_empty() {
             break;
+        }
+        if step % COMPARED == 0 {
+            image.compare(mem);
         }
         match bytes.below(16) {
             0..=2 => touch_slot(mem, image, &mut bytes),

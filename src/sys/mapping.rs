@@ -10,8 +10,8 @@
 //!
 //! # Proof
 //!
-//! `mapping/tests.rs` calls everything with absurd arguments, as `tests/memory.rs` does with private
-//! memory, and looks at the bytes between the parts.
+//! The fuzz body `memory` (`src/fuzz/memory.rs`) calls everything with absurd arguments, and compares every byte of the
+//! region; `mapping/tests.rs` sleeps and wakes.
 
 use std::fmt;
 use std::ptr::NonNull;

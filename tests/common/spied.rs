@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use narrows::internal::mem::{
-    Fence, Field, Flag, Heap, Load, Memory, OutOfBounds, Span, Store, Tail, Until, Woke, Word,
-};
+use narrows::internal::mem::{Field, Flag, Heap, Memory, OutOfBounds, Span, Store, Until, forward_memory};
 
 /// What the ring has just done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,33 +34,14 @@ impl Spied {
 }
 
 impl Memory for Spied {
-    fn slots(&self) -> u64 {
-        self.heap.slots()
-    }
-
-    fn arena(&self) -> u64 {
-        self.heap.arena()
-    }
-
-    fn load_slot(&self, ticket: u64, field: Field, order: Load) -> u64 {
-        self.heap.load_slot(ticket, field, order)
+    forward_memory! {
+        self => self.heap;
+        slots, arena, load_slot, load, store, settle, take_flag, fence, copy_in, wait, expired,
     }
 
     fn store_slot(&self, ticket: u64, field: Field, value: u64, order: Store) {
         self.heap.store_slot(ticket, field, value, order);
         self.tell(Did::StoreSlot(ticket, field, value), ());
-    }
-
-    fn load(&self, word: Word, order: Load) -> u64 {
-        self.heap.load(word, order)
-    }
-
-    fn store(&self, word: Word, value: u64, order: Store) {
-        self.heap.store(word, value, order);
-    }
-
-    fn settle(&self, fate: u64) -> u64 {
-        self.heap.settle(fate)
     }
 
     fn load_flag(&self, flag: Flag) -> u32 {
@@ -75,25 +54,9 @@ impl Memory for Spied {
         self.tell(Did::StoreFlag(flag, value), ());
     }
 
-    fn take_flag(&self, flag: Flag) -> u32 {
-        self.heap.take_flag(flag)
-    }
-
-    fn fence(&self, fence: Fence) {
-        self.heap.fence(fence);
-    }
-
-    fn copy_in(&self, to: Span, at: usize, bytes: &[u8], tail: Tail) -> Result<(), OutOfBounds> {
-        self.heap.copy_in(to, at, bytes, tail)
-    }
-
     fn copy_out(&self, from: Span, at: usize, bytes: &mut [u8]) -> Result<(), OutOfBounds> {
         let copied = self.heap.copy_out(from, at, bytes);
         self.tell(Did::CopyOut(from), copied)
-    }
-
-    fn wait(&self, flag: Flag, until: Until, patience: u32) -> Woke {
-        self.heap.wait(flag, until, patience)
     }
 
     fn doze(&self, until: Until) {
@@ -104,9 +67,5 @@ impl Memory for Spied {
     fn wake(&self, flag: Flag) {
         self.heap.wake(flag);
         self.tell(Did::Wake(flag), ());
-    }
-
-    fn expired(&self, until: Until) -> bool {
-        self.heap.expired(until)
     }
 }

@@ -8,11 +8,12 @@ pub(crate) mod nursery;
 pub(crate) mod process;
 pub(crate) mod sys;
 
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use narrows::{RecvTimeoutError, SharedMemoryStream};
+use narrows::{Options, RecvTimeoutError, SharedMemoryStream};
 
 pub(crate) use process::{Watchdog, comes_true as eventually, rerun, role, say};
 
@@ -84,13 +85,24 @@ pub(crate) fn round_trip(stream: &mut SharedMemoryStream, index: u64) {
 }
 
 /// Connects as soon as somebody listens there: a path exists a little before its server does.
-pub(crate) fn reach(path: &std::path::Path) -> SharedMemoryStream {
-    let mut reached = None;
-    assert!(eventually(|| {
-        reached = SharedMemoryStream::connect(path).ok();
-        reached.is_some()
-    }));
-    reached.expect("reached")
+pub(crate) fn reach(path: &Path, options: &Options) -> SharedMemoryStream {
+    let mut last = None;
+    eventually(|| last.insert(options.connect(path)).is_ok());
+    last.expect("tried").expect("reached")
+}
+
+/// Forks a process that runs the closure, for a minute and a half at most; what it returns is the exit code,
+/// and a panic, which is told as of `whom`, is 101.
+fn forked(whom: &str, act: impl FnOnce() -> i32) -> i32 {
+    let pid = sys::fork();
+    if pid == 0 {
+        sys::alarm(90);
+        let whom = whom.to_owned();
+        std::panic::set_hook(Box::new(move |info| say(&format!("{whom}: {info}"))));
+        let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act)).unwrap_or(101);
+        sys::exit_now(code);
+    }
+    pid
 }
 
 /// A process that was forked from this one, with no exec.
@@ -103,14 +115,7 @@ pub(crate) struct Fork {
 impl Fork {
     /// Runs the closure in a fork; what it returns is the exit code, and a panic is 101.
     pub(crate) fn run(act: impl FnOnce() -> i32) -> Self {
-        let pid = sys::fork();
-        if pid == 0 {
-            sys::alarm(90);
-            std::panic::set_hook(Box::new(|info| say(&format!("in a fork: {info}"))));
-            let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act)).unwrap_or(101);
-            sys::exit_now(code);
-        }
-        Self { pid, over: OnceLock::new() }
+        Self { pid: forked("in a fork", act), over: OnceLock::new() }
     }
 
     pub(crate) fn pid(&self) -> i32 {

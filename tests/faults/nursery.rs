@@ -11,7 +11,7 @@ use std::process::{ChildStdin, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
-use super::{Kept, me, say, sys};
+use super::{Kept, forked, me, sys};
 
 /// What a nursery reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,14 +72,7 @@ impl Nursery {
 pub(crate) fn serve(victim: impl Fn(&str) -> i32) {
     for line in BufReader::new(std::io::stdin()).lines() {
         let line = line.expect("reads");
-        let pid = sys::fork();
-        if pid == 0 {
-            sys::alarm(60);
-            let order = line.clone();
-            std::panic::set_hook(Box::new(move |info| say(&format!("victim of {order:?}: {info}"))));
-            let act = std::panic::AssertUnwindSafe(|| victim(&line));
-            sys::exit_now(std::panic::catch_unwind(act).unwrap_or(101));
-        }
+        let pid = forked(&format!("victim of {line:?}"), || victim(&line));
         loop {
             match sys::wait_for_change(pid) {
                 sys::Change::Stopped => report(&format!("stopped {pid}")),

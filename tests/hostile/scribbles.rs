@@ -38,22 +38,19 @@ fn value(random: &mut fastrand::Rng) -> u64 {
     }
 }
 
+fn anything_anywhere(hand: &ByHand, random: &mut fastrand::Rng) {
+    let at = random.usize(0..hand.pages.len() / 8) * 8;
+    hand.pages.word(at).store(value(random), Ordering::Relaxed);
+}
+
 #[test]
 fn random_words_everywhere() {
-    let attack = |hand: &ByHand, random: &mut fastrand::Rng| {
-        let at = random.usize(0..hand.pages.len() / 8) * 8;
-        hand.pages.word(at).store(value(random), Ordering::Relaxed);
-    };
-    run("scribbles::random_words_everywhere", Plays::Client, attack, work);
+    run("scribbles::random_words_everywhere", Plays::Client, anything_anywhere, work);
 }
 
 #[test]
 fn random_words_everywhere_from_a_server() {
-    let attack = |hand: &ByHand, random: &mut fastrand::Rng| {
-        let at = random.usize(0..hand.pages.len() / 8) * 8;
-        hand.pages.word(at).store(value(random), Ordering::Relaxed);
-    };
-    run("scribbles::random_words_everywhere_from_a_server", Plays::Server, attack, work_as_client);
+    run("scribbles::random_words_everywhere_from_a_server", Plays::Server, anything_anywhere, work_as_client);
 }
 
 #[test]
@@ -130,8 +127,7 @@ fn holes_in_the_memory() {
     let attack = |hand: &ByHand, random: &mut fastrand::Rng| {
         let page = random.usize(0..hand.pages.len() / 4096);
         hand.pages.punch(page * 4096, 4096 * random.usize(1..4));
-        let at = random.usize(0..hand.pages.len() / 8) * 8;
-        hand.pages.word(at).store(value(random), Ordering::Relaxed);
+        anything_anywhere(hand, random);
     };
     run("scribbles::holes_in_the_memory", Plays::Client, attack, work);
 }

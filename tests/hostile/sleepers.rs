@@ -12,8 +12,8 @@ use narrows::layout::{Control, Kind, words};
 use narrows::{SharedMemoryStream, WaitStrategy};
 
 use super::faults::byhand::ByHand;
-use super::faults::{LONG, sys};
-use super::victim::{Plays, frugal, options, reach, run};
+use super::faults::{LONG, reach, sys};
+use super::victim::{Plays, frugal, options, run, wishes};
 
 const SLEEP: Duration = Duration::from_millis(300);
 
@@ -112,7 +112,7 @@ fn flags_cleared_and_woken_for_ever() {
 fn sleep_as_client(path: &Path) -> String {
     let mut tally = String::new();
     for call in [receive, send, either] {
-        let mut stream = reach(path);
+        let mut stream = reach(path, &wishes());
         while stream.try_send(&[1; 1000]).is_ok() {}
         tally += &sleep_once("client", &mut stream, call);
     }

@@ -14,8 +14,8 @@ use narrows::layout::{Control, Kind};
 use narrows::{ConnectError, SharedMemoryListener, SharedMemoryStream};
 
 use super::faults::byhand::ByHand;
-use super::faults::{Kept, LONG, Watchdog, descriptors, eventually, me, role, say, sys, told};
-use super::victim::{MAX_MESSAGE, Plays, TIME, frugal, geometry, options, reach, run, serve};
+use super::faults::{Kept, LONG, Watchdog, descriptors, eventually, me, reach, role, say, sys, told};
+use super::victim::{MAX_MESSAGE, Plays, TIME, frugal, geometry, options, run, serve, wishes};
 
 /// Sends one inline message of so many bytes, by hand.
 fn say_by_hand(hand: &ByHand, ticket: u64, len: u32) {
@@ -54,7 +54,7 @@ fn a_flood_behind_the_hello() {
 
 #[test]
 fn a_flood_behind_the_welcome() {
-    let victim = |path: &Path| flooded(reach(path));
+    let victim = |path: &Path| flooded(reach(path, &wishes()));
     run("sockets::a_flood_behind_the_welcome", Plays::Server, flood, victim);
 }
 

@@ -10,7 +10,7 @@ use narrows::layout::Geometry;
 use narrows::{Options, SharedMemoryListener, SharedMemoryStream};
 
 use super::faults::byhand::ByHand;
-use super::faults::{Kept, LONG, Watchdog, eventually, fill, index_of, me, role, say, sys, told};
+use super::faults::{Kept, LONG, Watchdog, fill, index_of, me, reach, role, say, sys, told};
 
 pub(super) const MAX_MESSAGE: usize = 100_000;
 /// How long an attack goes on.
@@ -24,6 +24,11 @@ pub(super) fn geometry() -> Geometry {
 
 pub(super) fn options() -> Options {
     Options::new().max_message(MAX_MESSAGE)
+}
+
+/// What a victim wants of an attacker that serves: the sizes of [`geometry`].
+pub(super) fn wishes() -> Options {
+    options().slots(8).arena(16 << 10)
 }
 
 pub(super) fn serve(path: &Path) -> SharedMemoryListener {
@@ -51,15 +56,18 @@ pub(super) fn run(
     match role().as_deref() {
         Some("victim") => be_victim(test, victim),
         Some(_) => be_attacker(Path::new(&told()), plays, attack),
-        None => {
-            let _watchdog = Watchdog::new(test);
-            let folder = tempfile::tempdir().expect("directory");
-            let path = folder.path().join("socket");
-            let mut victim = Kept::start(&mut me(test, "victim", path.to_str().expect("plain")));
-            let status = victim.wait();
-            assert!(status.success(), "the victim: {status}");
-        }
+        None => hold(test),
     }
+}
+
+/// Starts the victim of a test, and wants it to end well.
+pub(super) fn hold(test: &'static str) {
+    let _watchdog = Watchdog::new(test);
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    let mut victim = Kept::start(&mut me(test, "victim", path.to_str().expect("plain")));
+    let status = victim.wait();
+    assert!(status.success(), "the victim: {status}");
 }
 
 fn be_attacker(path: &Path, plays: Plays, attack: impl Fn(&ByHand, &mut fastrand::Rng)) {
@@ -158,17 +166,7 @@ pub(super) fn work(path: &Path) -> String {
 
 /// The same, on connections to an attacker that serves.
 pub(super) fn work_as_client(path: &Path) -> String {
-    work_on(|| reach(path))
-}
-
-/// Connects as soon as the attacker is there.
-pub(super) fn reach(path: &Path) -> SharedMemoryStream {
-    let mut stream = None;
-    assert!(eventually(|| {
-        stream = options().slots(8).arena(16 << 10).connect(path).ok();
-        stream.is_some()
-    }));
-    stream.expect("connected")
+    work_on(|| reach(path, &wishes()))
 }
 
 fn work_on(mut next: impl FnMut() -> SharedMemoryStream) -> String {

@@ -20,8 +20,8 @@ use narrows::layout::{Control, Direction, Geometry, Kind, SLOT, words};
 use narrows::{SharedMemoryListener, SharedMemoryStream, TryRecvError, TrySendError};
 
 use super::faults::byhand::ByHand;
-use super::faults::{Kept, LONG, Watchdog, me, role, say, sys, told};
-use super::victim::options;
+use super::faults::{Kept, LONG, me, role, say, sys, told};
+use super::victim::{hold, options};
 
 const NAME: &str = "words::each_value_of_each_word";
 const SLOTS: u64 = 2;
@@ -100,14 +100,7 @@ fn each_value_of_each_word() {
     match role().as_deref() {
         Some("victim") => be_victim(Path::new(&told())),
         Some(_) => be_attacker(Path::new(&told())),
-        None => {
-            let _watchdog = Watchdog::new(NAME);
-            let folder = tempfile::tempdir().expect("directory");
-            let path = folder.path().join("socket");
-            let mut victim = Kept::start(&mut me(NAME, "victim", path.to_str().expect("plain")));
-            let status = victim.wait();
-            assert!(status.success(), "the victim: {status}");
-        }
+        None => hold(NAME),
     }
 }
 

@@ -2,9 +2,7 @@
 
 use std::cell::Cell;
 
-use narrows::internal::mem::{
-    Fence, Field, Flag, Load, Memory, OutOfBounds, Span, Store, Tail, Until, Woke, Word,
-};
+use narrows::internal::mem::{Field, Load, Memory, Store, Word, forward_memory};
 
 use super::{RacyModel, View, Words};
 
@@ -23,16 +21,10 @@ impl Blind {
 }
 
 impl Memory for Blind {
-    fn slots(&self) -> u64 {
-        self.view.slots()
-    }
-
-    fn arena(&self) -> u64 {
-        self.view.arena()
-    }
-
-    fn load_slot(&self, ticket: u64, field: Field, order: Load) -> u64 {
-        self.view.load_slot(ticket, field, order)
+    forward_memory! {
+        self => self.view;
+        slots, arena, load_slot, store, settle, load_flag, store_flag, take_flag, fence, copy_in, copy_out,
+        wait, doze, wake, expired,
     }
 
     fn store_slot(&self, ticket: u64, field: Field, value: u64, order: Store) {
@@ -44,53 +36,5 @@ impl Memory for Blind {
 
     fn load(&self, word: Word, order: Load) -> u64 {
         if word == Word::Head { self.head.get() } else { self.view.load(word, order) }
-    }
-
-    fn store(&self, word: Word, value: u64, order: Store) {
-        self.view.store(word, value, order);
-    }
-
-    fn settle(&self, fate: u64) -> u64 {
-        self.view.settle(fate)
-    }
-
-    fn load_flag(&self, flag: Flag) -> u32 {
-        self.view.load_flag(flag)
-    }
-
-    fn store_flag(&self, flag: Flag, value: u32) {
-        self.view.store_flag(flag, value);
-    }
-
-    fn take_flag(&self, flag: Flag) -> u32 {
-        self.view.take_flag(flag)
-    }
-
-    fn fence(&self, fence: Fence) {
-        self.view.fence(fence);
-    }
-
-    fn copy_in(&self, to: Span, at: usize, bytes: &[u8], tail: Tail) -> Result<(), OutOfBounds> {
-        self.view.copy_in(to, at, bytes, tail)
-    }
-
-    fn copy_out(&self, from: Span, at: usize, bytes: &mut [u8]) -> Result<(), OutOfBounds> {
-        self.view.copy_out(from, at, bytes)
-    }
-
-    fn wait(&self, flag: Flag, until: Until, patience: u32) -> Woke {
-        self.view.wait(flag, until, patience)
-    }
-
-    fn doze(&self, until: Until) {
-        self.view.doze(until);
-    }
-
-    fn wake(&self, flag: Flag) {
-        self.view.wake(flag);
-    }
-
-    fn expired(&self, until: Until) -> bool {
-        self.view.expired(until)
     }
 }

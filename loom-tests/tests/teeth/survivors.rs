@@ -5,7 +5,9 @@ use loom_tests::weak::Mutant;
 use loom_tests::weakened::code::MUTANTS;
 
 /// File, function, what is changed (of several alike in a function, which), and the reason.
-const SURVIVORS: &[(&str, &str, &str, &str)] = &[
+type Row = (&'static str, &'static str, &'static str, &'static str);
+
+const SURVIVORS: &[Row] = &[
     ("layout.rs", "decode", "always len <= INLINE as u64", AGAIN),
     ("layout.rs", "decode", "always place * GRAIN as u64 <= arena - len", AGAIN),
     ("ring/consumer.rs", "publish_head", "never self.mem.load_flag(Flag::Producer) == 0", TWICE),
@@ -37,20 +39,18 @@ const LOOKS: &str = "loads a head more often than needed, and finds the same";
 
 /// Why a mutant may survive.
 pub(crate) fn why(mutant: &Mutant) -> Option<&'static str> {
-    let fits = |(file, function, change, _): &&(&str, &str, &str, &str)| {
-        (mutant.file, mutant.function, mutant.change) == (*file, *function, *change)
-    };
-    SURVIVORS.iter().find(fits).map(|(.., why)| *why)
+    SURVIVORS.iter().find(|row| is_of(row, mutant)).map(|row| row.3)
 }
 
 /// Fails for each excuse that no mutant has any more.
 pub(crate) fn are_there() -> Result<(), Failed> {
-    let fits = |row: &(&str, &str, &str, &str)| {
-        let of = |it: &&Mutant| (it.file, it.function, it.change) == (row.0, row.1, row.2);
-        MUTANTS.iter().filter(of).count() == 1
-    };
-    match SURVIVORS.iter().find(|row| !fits(row)) {
+    match SURVIVORS.iter().find(|row| MUTANTS.iter().filter(|it| is_of(row, it)).count() != 1) {
         None => Ok(()),
         Some(row) => Err(format!("not one mutant: {row:?}").into()),
     }
+}
+
+/// Whether a row is about this mutant.
+fn is_of((file, function, change, _): &Row, mutant: &Mutant) -> bool {
+    (mutant.file, mutant.function, mutant.change) == (*file, *function, *change)
 }

@@ -1,4 +1,5 @@
-//! The mapped memory under the same absurd arguments as the private one, and its neighbours' silence.
+//! The mapped memory: its sleep and its wakes, what it lends, and what the sentinel sees. What its methods do with absurd
+//! arguments is tried by the fuzz body `memory`.
 
 use std::sync::mpsc::channel;
 
@@ -10,11 +11,11 @@ use crate::sys::region::Region;
 use crate::sys::socket::{self, PeerCred};
 use crate::sys::testing::{PATIENCE, eventually};
 
-#[path = "../../../tests/common/absurd.rs"]
-#[allow(clippy::cast_possible_truncation, unreachable_pub)]
-mod absurd;
+#[path = "../../../tests/common/sleeps.rs"]
+#[allow(unreachable_pub)]
+mod sleeps;
 
-use absurd::{Reference, program, sleeps_end};
+use sleeps::sleeps_end;
 
 /// Both directions of a fresh connection.
 fn directions(slots: usize, arena: usize) -> [Mapping; 2] {
@@ -34,58 +35,6 @@ fn directions(slots: usize, arena: usize) -> [Mapping; 2] {
     };
     let link = Link::establish(parts, |_, _, _| {}).unwrap();
     [0, 1].map(|direction| Mapping::new(Arc::clone(&link), direction))
-}
-
-/// Every byte of the region, word by word.
-fn bytes(mapping: &Mapping) -> Vec<u64> {
-    let region = mapping.link.region();
-    let word = |at: usize| {
-        // SAFETY: in the region, which the link keeps, and 8-aligned; only atomics touch it.
-        unsafe { AtomicU64::from_ptr(region.base().add(at).cast().as_ptr()) }.load(Ordering::Relaxed)
-    };
-    (0..region.len()).step_by(8).map(word).collect()
-}
-
-#[test]
-fn absurd_arguments_change_what_they_name_and_nothing_else() {
-    for (slots, arena) in [(1, 64), (2, 128), (4, 1024), (8, 4096)] {
-        for direction in [0, 1] {
-            let mappings = directions(slots, arena);
-            program(&mappings[direction], (slots, arena, 4), 1 + direction as u64, 1500);
-            let other = &mappings[1 - direction];
-            assert_eq!(other.load_flag(Flag::Consumer), mappings[direction].load_flag(Flag::Twin));
-            // The fate is of the whole connection; the twin flag is the other's consumer flag.
-            other.link.fate().store(0, Ordering::Relaxed);
-            Reference::new(slots, arena, 4).compare(other, &[Flag::Producer]);
-        }
-    }
-}
-
-#[test]
-fn the_bytes_between_the_parts_stay_zero() {
-    let (slots, arena) = (2, 128);
-    let mappings = directions(slots, arena);
-    for (seed, mapping) in (9..).zip(&mappings) {
-        // The only two that the directions share.
-        mapping.link.fate().store(0, Ordering::Relaxed);
-        [Flag::Consumer, Flag::Twin].iter().for_each(|flag| mapping.store_flag(*flag, 0));
-        program(mapping, (slots, arena, 4), seed, 1500);
-    }
-    let geometry = mappings[0].link.geometry();
-    let mut bytes = bytes(&mappings[0]);
-    for direction in [0, 1].map(|direction| geometry.direction(direction)) {
-        use crate::layout::words::{BELL, URGENT};
-        let parts = [
-            (direction.words, BELL + 8),
-            (direction.words + URGENT, 4 * 8),
-            (direction.slots, slots * SLOT),
-            (direction.arena, arena),
-        ];
-        for (from, len) in parts {
-            bytes[from / 8..(from + len) / 8].fill(0);
-        }
-    }
-    assert!(bytes.iter().all(|word| *word == 0), "something was written between the parts");
 }
 
 #[test]
