@@ -1,7 +1,7 @@
 //! The receiving half of a direction, over any memory: blocking, reassembly, what is lent.
 //!
-//! A message is *lent* from the moment a call returns it in place until it is given back; whatever
-//! the caller does with the guard, the next call gives it back first, so nothing comes twice.
+//! A message is *lent* from the moment a call returns it in place until it is given back; whatever the caller
+//! does with the guard, the next call gives it back first, so nothing comes twice.
 
 use super::pace::Pace;
 use super::partial::Partial;
@@ -288,9 +288,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
             }
         };
         let found = sleep(&bed, until, tries, || look().then_some(()));
-        if outgoing.is_none() {
-            pace.slept();
-        }
+        pace.slept();
         found.is_some()
     }
 
