@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::frame::send;
 use super::wire::{HEAD, Head, Kind, SETTINGS, Settings, VERSION, cost};
 use crate::channel::{Inbound, Outbound, Pace, RecvFault, SendFault, Wait};
 use crate::error::{ConnectError, Ended, RejectCode, Violation};
@@ -28,7 +29,7 @@ pub(super) fn say<M: Memory, P: Pace>(
 ) -> Result<Settings, ConnectError> {
     let wait = Wait::Until(until);
     let mine = Settings { version: VERSION, stream_window, push_window };
-    match send(out, Head::new(Kind::Hello, 0), &mine.encode(), wait) {
+    match send(out, Head::new(Kind::Hello, 0), [&mine.encode(), &[]], 0, wait) {
         Ok(()) | Err(SendFault::Ended(_)) => {} // Who refuses us and closes may have said why.
         Err(SendFault::Full) => return Err(ConnectError::Timeout),
         Err(_) => return Err(ConnectError::NoCalls),
@@ -67,7 +68,7 @@ pub(super) fn answer<M: Memory, P: Pace>(
     push_window: u32,
 ) -> Result<(), SendFault> {
     let mine = Settings { version: VERSION, stream_window, push_window };
-    send(out, Head::new(Kind::Welcome, 0), &mine.encode(), Wait::Never)
+    send(out, Head::new(Kind::Welcome, 0), [&mine.encode(), &[]], 0, Wait::Never)
 }
 
 /// The server's refusal; there is room for it in a fresh ring.
@@ -78,7 +79,7 @@ pub(super) fn refuse<M: Memory, P: Pace>(
 ) -> Result<(), SendFault> {
     let text: String = text.chars().filter(|c| !c.is_control()).collect();
     let text = clipped(&text, TEXT);
-    send(out, Head::new(Kind::Refuse, code.number().into()), text.as_bytes(), Wait::Never)
+    send(out, Head::new(Kind::Refuse, code.number().into()), [text.as_bytes(), &[]], 0, Wait::Never)
 }
 
 /// The beginning of a text that has at most so many bytes.
@@ -98,16 +99,6 @@ fn refused(code: u32, text: &[u8]) -> ConnectError {
 fn settings(body: Option<&[u8]>) -> Result<Settings, Violation> {
     let body: Option<&[u8; SETTINGS]> = body.and_then(|body| body.try_into().ok());
     Settings::decode(body.ok_or(Violation("a greeting of the wrong length"))?)
-}
-
-fn send<M: Memory, P: Pace>(
-    out: &mut Outbound<M, P>,
-    head: Head,
-    body: &[u8],
-    wait: Wait,
-) -> Result<(), SendFault> {
-    let head = head.encode();
-    out.send(&[std::io::IoSlice::new(&head), std::io::IoSlice::new(body)], 0, wait).map(drop)
 }
 
 /// Receives one frame with a short body.

@@ -5,7 +5,7 @@
 //!     callers share a Desk: one reads for all          an Attendant per connection always reads
 //!     Table: places, ids, windows                      Table: places, outboxes, windows
 //!        │                                                 │
-//!        └── frames (wire.rs, pieces.rs), greeting.rs ─────┘
+//!        └── frame.rs, wire.rs, pieces.rs, greeting.rs ────┘
 //!                 over channel::{Outbound, Inbound}, urgent words for cancels
 //! ```
 //!
@@ -25,10 +25,18 @@
 //! `tests/call_*.rs` between processes.
 
 pub mod client;
+pub mod frame;
 mod greeting;
 pub mod pieces;
 pub mod server;
 pub mod wire;
+
+/// The place of a call among so many, a power of two.
+#[inline]
+fn place_of(id: u64, places: usize) -> usize {
+    // At most 256 places: what the mask leaves fits.
+    usize::try_from(id & (places as u64).wrapping_sub(1)).unwrap_or(0)
+}
 
 /// Nobody waits for the call any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -138,8 +138,9 @@ impl Head {
     /// Writes it down.
     #[inline]
     pub fn encode(&self) -> [u8; HEAD] {
-        let (seq, word) = (self.seq.to_le_bytes(), self.word.to_le_bytes());
-        [self.kind as u8, self.flags, seq[0], seq[1], word[0], word[1], word[2], word[3]]
+        // As one number: bytes that are stored one by one and loaded together wait for each other.
+        let low = u64::from(self.kind as u8) | u64::from(self.flags) << 8 | u64::from(self.seq) << 16;
+        (low | u64::from(self.word) << 32).to_le_bytes()
     }
 
     /// Reads and judges it.
@@ -149,9 +150,10 @@ impl Head {
     /// [`Violation`] for all that no peer of this version writes.
     #[inline]
     pub fn decode(bytes: [u8; HEAD]) -> Result<Self, Violation> {
-        let [kind, flags, s0, s1, w0, w1, w2, w3] = bytes;
+        let all = u64::from_le_bytes(bytes);
+        #[expect(clippy::cast_possible_truncation, reason = "the parts of a word")]
+        let (kind, flags, seq, word) = (all as u8, (all >> 8) as u8, (all >> 16) as u16, (all >> 32) as u32);
         let kind = Kind::of(kind).ok_or(Violation("a frame of an unknown kind"))?;
-        let (seq, word) = (u16::from_le_bytes([s0, s1]), u32::from_le_bytes([w0, w1, w2, w3]));
         let head = Self { kind, flags, seq, word };
         if flags & !kind.flags() != 0 || (head.has(NOTIFY) && head.has(STREAM | UPLOAD)) {
             return Err(Violation("a frame with flags that it cannot have"));

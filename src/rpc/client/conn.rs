@@ -70,7 +70,7 @@ impl Conn {
         let left = time_left(wait);
         let (head, parts) = frame(method, 0, &left, request);
         if parts[0].len() + request.len() <= self.desk.piece() {
-            if let Some((id, end)) = self.desk.call_at_once(head, &parts, buffer, wait) {
+            if let Some((id, end)) = self.desk.call_at_once(head, parts, buffer, wait) {
                 return self.settle(id, end, buffer);
             }
         }
@@ -95,7 +95,7 @@ impl Conn {
         let (head, parts) = frame(method, flags, &left, request);
         let mut cut = Cut::new(head, parts[0].len() + request.len());
         let mut seq = 0;
-        let sent = self.desk.send_item(&mut cut, &parts, &mut seq, id, wait);
+        let sent = self.desk.send_item(&mut cut, parts, &mut seq, id, wait);
         match sent {
             Ok(()) | Err(Stop::Over) => Ok(Begun { id, seq }),
             Err(stop) => {
@@ -152,7 +152,7 @@ impl Conn {
     /// Gives credit back to the server; what cannot be sent now is given with the next.
     pub(super) fn give_credit(&self, id: u64, amount: u32, wait: Wait) -> Result<(), Stop> {
         let mut cut = Cut::new(Head::new(Kind::Credit, amount), 0);
-        let sent = self.desk.send_item(&mut cut, &[], &mut 0, id, wait);
+        let sent = self.desk.send_item(&mut cut, [&[], &[]], &mut 0, id, wait);
         if sent == Err(Stop::Timeout) {
             self.desk.books().table.take_back(id, amount);
             return Ok(());

@@ -5,9 +5,9 @@
 //!   thread B ── waits for the signal of its call's place
 //!   thread C ── sends, a piece at a time, in turn with others
 //!
-//!   books (one lock)   the table of calls, the reader while nobody reads, who waits
-//!   out   (one lock)   the sending half
-//!   bell  (one lock)   the urgent words: a cancel waits for neither of the others
+//!   books (one lock)   the table of calls, who waits, and while nobody has them:
+//!                      the reader (the receiving half) and the pen (the sending half)
+//!   bell  (one lock)   the urgent words: a cancel waits for nothing
 //! ```
 //!
 //! No thread but those that call takes part. Who needs a reply and finds the reader free takes it, and gives
@@ -15,12 +15,13 @@
 //!
 //! # Invariants
 //!
-//! 1. The reader is in the books, or one thread has it: no two threads receive, or sleep on its flag.
+//! 1. The reader is in the books, or one thread has it: no two threads receive, or sleep on its flag. So it is with
+//!    the pen.
 //! 2. Whoever leaves while the reader is in the books and others wait has woken one of them since: there is
 //!    no moment at which all wait and nobody reads.
 //! 3. A place's change is signalled under the lock under which it was made.
-//! 4. No lock is held while a thread sleeps on the ring, but `out` while it waits for space, and then only
-//!    up to that call's own deadline; the server always reads, so space always comes or the end does.
+//! 4. No lock is held while a thread sleeps on the ring. Who waits for space has the pen, and no longer than until
+//!    its own deadline; the server always reads, so space always comes or the end does.
 //! 5. The first verdict about the end stays, and every call that waits gets it.
 //!
 //! # Proof
@@ -29,15 +30,16 @@
 //! deadline and end.
 
 use std::fmt;
-use std::io::IoSlice;
-use std::ops::DerefMut;
+use std::ops::{DerefMut, Range};
 
 use super::seat::Seat;
 use super::table::{Final, LostCall, Table};
-use crate::channel::{Inbound, Monitor, Outbound, Pace, Poster, SendFault, Threads, Wait, in_turn};
+use crate::channel::{Inbound, Monitor, Outbound, Pace, Poster, SendFault, Threads, Wait};
 use crate::error::Ended;
 use crate::mem::Memory;
+use crate::rpc::frame::send;
 use crate::rpc::pieces::Cut;
+use crate::rpc::place_of;
 use crate::rpc::wire::Head;
 
 /// Why a wait came to nothing.
@@ -60,6 +62,8 @@ pub struct Books<M, P> {
     pub table: Table,
     /// The receiving half, while nobody reads.
     pub(super) reader: Option<Box<Inbound<M, P>>>,
+    /// The sending half, while nobody sends something long.
+    pub(super) pen: Option<Box<Outbound<M, P>>>,
     /// How many wait for each signal.
     pub(super) waiting: Vec<u32>,
     /// How many wait at all.
@@ -71,7 +75,6 @@ pub struct Books<M, P> {
 /// One connection.
 pub struct Desk<M: Memory + Send, P: Pace + Send, T: Threads> {
     pub(super) books: T::Monitor<Books<M, P>>,
-    out: T::Monitor<Outbound<M, P>>,
     bell: T::Monitor<Poster<M>>,
     pub(super) signals: Box<[T::Signal]>,
     places: usize,
@@ -101,10 +104,11 @@ pub(super) type BooksOf<'a, M, P, T> =
 impl<M: Memory + Send, P: Pace + Send, T: Threads> Desk<M, P, T> {
     /// A connection whose greetings were exchanged.
     pub fn new(parts: Parts<M, P>) -> Self {
-        let signals = parts.places + 2;
+        let signals = parts.places + 3;
         let books = Books {
             table: parts.table,
             reader: Some(Box::new(parts.inbound)),
+            pen: Some(Box::new(parts.outbound)),
             waiting: vec![0; signals],
             waiters: 0,
             over: None,
@@ -112,7 +116,6 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Desk<M, P, T> {
         };
         Self {
             books: Monitor::new(books),
-            out: Monitor::new(parts.outbound),
             bell: Monitor::new(parts.poster),
             signals: (0..signals).map(|_| T::Signal::default()).collect(),
             places: parts.places,
@@ -127,7 +130,7 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Desk<M, P, T> {
 
     /// The signal of a call.
     pub fn signal_of(&self, id: u64) -> usize {
-        usize::try_from(id % self.places as u64).unwrap_or(0)
+        place_of(id, self.places)
     }
 
     /// The signal of free places.
@@ -138,6 +141,11 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Desk<M, P, T> {
     /// The signal of pushes.
     pub fn pushed(&self) -> usize {
         self.places + 1
+    }
+
+    /// The signal of the pen.
+    pub(super) fn pen(&self) -> usize {
+        self.places + 2
     }
 
     /// Waits until `done` finds what it looks for in the books, reading for everybody while nobody does.
@@ -175,7 +183,7 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Desk<M, P, T> {
     pub fn call_at_once(
         &self,
         head: Head,
-        parts: &[&[u8]],
+        parts: [&[u8]; 2],
         buffer: &mut Vec<u8>,
         wait: Wait,
     ) -> Option<(u64, Result<Final, Stop>)> {
@@ -183,11 +191,11 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Desk<M, P, T> {
         if seat.books().over.is_some() || !seat.sit() {
             return None;
         }
-        let id = seat.books().table.open(head.word, head.flags, buffer)?;
-        seat.leave_books();
-        let sent = in_turn(&self.out, Wait::Never, |out| send(out, head, parts, id, Wait::Never));
-        if !matches!(sent, Some(Ok(()))) {
-            seat.books().table.unsend(id, buffer);
+        let books = seat.books();
+        let pen = books.pen.as_mut()?;
+        let id = books.table.open(head.word, head.flags, buffer)?;
+        if send(pen, head, parts, id, Wait::Never).is_err() {
+            books.table.unsend(id, buffer);
             return None;
         }
         let mut late = false;
@@ -216,19 +224,20 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Desk<M, P, T> {
     pub fn send_item(
         &self,
         cut: &mut Cut,
-        parts: &[&[u8]],
+        parts: [&[u8]; 2],
         seq: &mut u16,
         id: u64,
         wait: Wait,
     ) -> Result<(), Stop> {
         loop {
             let (head, range) = cut.frame(self.piece, *seq);
-            if !cut.is_whole() && id != 0 && self.books.lock().table.is_over(id) {
+            let mut seat = Seat::take(self);
+            if !cut.is_whole() && id != 0 && seat.books().table.is_over(id) {
                 return Err(Stop::Over);
             }
-            let (first, second) = two(parts, &range);
-            let sent = in_turn(&self.out, wait, |out| send(out, head, &[first, second], id, wait));
-            self.judge(sent.unwrap_or(Err(SendFault::Full)))?;
+            let Some(out) = seat.write(wait) else { return Err(Stop::Timeout) };
+            self.judge(send(out, head, two(parts, &range), id, wait))?;
+            drop(seat);
             *seq = seq.wrapping_add(u16::from(head.kind.counted()));
             if cut.advance(&range) {
                 return Ok(());
@@ -297,32 +306,13 @@ impl<M, P> Books<M, P> {
     }
 }
 
-/// Sends one frame.
-#[inline]
-fn send<M: Memory, P: Pace>(
-    out: &mut Outbound<M, P>,
-    head: Head,
-    parts: &[&[u8]],
-    id: u64,
-    wait: Wait,
-) -> Result<(), SendFault> {
-    let head = head.encode();
-    let mut slices = [IoSlice::new(&head), IoSlice::new(&[]), IoSlice::new(&[])];
-    for (slice, part) in slices[1..].iter_mut().zip(parts) {
-        *slice = IoSlice::new(part);
-    }
-    out.send(&slices, id, wait).map(drop)
-}
-
 /// The range of two parts taken as one.
-fn two<'a>(parts: &[&'a [u8]], range: &std::ops::Range<usize>) -> (&'a [u8], &'a [u8]) {
-    let (first, second) =
-        (parts.first().copied().unwrap_or_default(), parts.get(1).copied().unwrap_or_default());
+fn two<'a>([first, second]: [&'a [u8]; 2], range: &Range<usize>) -> [&'a [u8]; 2] {
     let split = first.len();
     let one = first.get(range.start.min(split)..range.end.min(split)).unwrap_or_default();
     let other =
         second.get(range.start.saturating_sub(split)..range.end.saturating_sub(split)).unwrap_or_default();
-    (one, other)
+    [one, other]
 }
 
 impl<M: Memory + Send, P: Pace + Send, T: Threads> fmt::Debug for Desk<M, P, T> {

@@ -6,21 +6,22 @@ use std::time::Instant;
 
 use super::desk::{Books, BooksOf, Desk};
 use super::table::{Change, Table};
-use crate::channel::{Inbound, Incoming, Monitor, Pace, RecvFault, Threads, Wait};
+use crate::channel::{Inbound, Incoming, Monitor, Outbound, Pace, RecvFault, Threads, Wait};
 use crate::error::{Ended, Violation};
 use crate::mem::Memory;
-use crate::rpc::wire::{HEAD, Head};
+use crate::rpc::frame::Frame;
 
 /// Frames after which a reader looks at the clock: one that always finds another never waits, and must
 /// leave at its deadline all the same.
 const FRAMES: u32 = 32;
 
-/// A thread's part in a connection: the lock of the books, and the reader if it has that. Leaving it in any way
-/// puts the reader back, and wakes somebody who may take it.
+/// A thread's part in a connection: the lock of the books, and the reader and the pen if it has them. Leaving it in
+/// any way puts both back, and wakes somebody who may take them.
 pub(super) struct Seat<'a, M: Memory + Send + 'a, P: Pace + Send + 'a, T: Threads> {
     desk: &'a Desk<M, P, T>,
     books: Option<BooksOf<'a, M, P, T>>,
     reader: Option<Box<Inbound<M, P>>>,
+    pen: Option<Box<Outbound<M, P>>>,
     frames: u32,
 }
 
@@ -28,18 +29,13 @@ impl<'a, M: Memory + Send, P: Pace + Send, T: Threads> Seat<'a, M, P, T> {
     /// A thread that begins, with the books.
     #[inline]
     pub(super) fn take(desk: &'a Desk<M, P, T>) -> Self {
-        Self { desk, books: Some(desk.books.lock()), reader: None, frames: 0 }
+        Self { desk, books: Some(desk.books.lock()), reader: None, pen: None, frames: 0 }
     }
 
     /// The books, locked until it waits.
     #[inline]
     pub(super) fn books(&mut self) -> &mut Books<M, P> {
         self.books.get_or_insert_with(|| self.desk.books.lock())
-    }
-
-    /// Unlocks the books.
-    pub(super) fn leave_books(&mut self) {
-        self.books = None;
     }
 
     /// Takes the reader, if nobody has it.
@@ -49,6 +45,23 @@ impl<'a, M: Memory + Send, P: Pace + Send, T: Threads> Seat<'a, M, P, T> {
             self.reader = self.books().reader.take();
         }
         self.reader.is_some()
+    }
+
+    /// Takes the pen, when it is this thread's turn, and unlocks the books. `None` if the time is over first.
+    pub(super) fn write(&mut self, wait: Wait) -> Option<&mut Outbound<M, P>> {
+        let pen = self.desk.pen();
+        loop {
+            if let Some(taken) = self.books().pen.take() {
+                self.books = None;
+                return Some(self.pen.insert(taken));
+            }
+            if !self.stand_by(pen, wait) {
+                // It may have come at the last moment.
+                let taken = self.books().pen.take()?;
+                self.books = None;
+                return Some(self.pen.insert(taken));
+            }
+        }
     }
 
     /// Receives one frame, and enters it in the books. False if the time is over.
@@ -61,8 +74,9 @@ impl<'a, M: Memory + Send, P: Pace + Send, T: Threads> Seat<'a, M, P, T> {
             Err(RecvFault::Ended(ended)) => self.over(ended),
             Err(_) => return false,
             Ok(message) => {
+                let frame = Frame::open(reader, &message);
                 let mut books = desk.books.lock();
-                let change = enter(&mut books.table, reader, &message);
+                let change = enter(&mut books.table, reader, &message, frame);
                 if change.is_err() {
                     books.table.spoil();
                 }
@@ -115,22 +129,35 @@ impl<'a, M: Memory + Send, P: Pace + Send, T: Threads> Seat<'a, M, P, T> {
 impl<M: Memory + Send, P: Pace + Send, T: Threads> Drop for Seat<'_, M, P, T> {
     #[inline]
     fn drop(&mut self) {
-        let (desk, reader) = (self.desk, self.reader.take());
+        let (desk, reader, pen) = (self.desk, self.reader.take(), self.pen.take());
         let books = self.books();
         if reader.is_some() {
             books.reader = reader;
         }
-        if books.waiters > 0 && books.waiting[desk.freed()] > 0 && books.table.has_room() {
-            T::Monitor::<Books<M, P>>::notify(&desk.signals[desk.freed()]);
+        if pen.is_some() {
+            books.pen = pen;
         }
-        if books.reader.is_none() || books.over.is_some() {
-            return;
+        if books.waiters > 0 {
+            books.pass_on(desk);
         }
-        if books.waiters == 0 {
-            return;
+    }
+}
+
+impl<M: Memory + Send, P: Pace + Send> Books<M, P> {
+    /// A thread leaves while others wait: wakes who may go on.
+    fn pass_on<T: Threads>(&self, desk: &Desk<M, P, T>) {
+        let notify = |signal: usize| T::Monitor::<Self>::notify(&desk.signals[signal]);
+        let waits = |signal: usize| self.waiting[signal] > 0;
+        if self.pen.is_some() && waits(desk.pen()) {
+            notify(desk.pen());
         }
-        if let Some(next) = books.waiting.iter().position(|&waiting| waiting > 0) {
-            T::Monitor::<Books<M, P>>::notify(&desk.signals[next]);
+        if self.table.has_room() && waits(desk.freed()) {
+            notify(desk.freed());
+        }
+        // Who waits for the pen reads nothing.
+        let next = (0..desk.pen()).find(|signal| waits(*signal));
+        if let Some(next) = next.filter(|_| self.reader.is_some() && self.over.is_none()) {
+            notify(next);
         }
     }
 }
@@ -141,17 +168,14 @@ fn enter<M: Memory, P: Pace>(
     table: &mut Table,
     reader: &mut Inbound<M, P>,
     message: &Incoming,
+    frame: Result<Frame, Violation>,
 ) -> Result<Change, Ended> {
-    let mut head = [0; HEAD];
-    let change = match reader.read_at(message, 0, &mut head) {
-        Ok(()) => Head::decode(head).and_then(|head| {
-            let read = |into: &mut [u8]| {
-                let _in_the_message = reader.read_at(message, HEAD, into);
-            };
-            table.take(message.tag(), head, message.len() - HEAD, read)
-        }),
-        Err(_) => Err(Violation("a message without a head")),
-    };
+    let change = frame.and_then(|frame| {
+        let read = |into: &mut [u8]| {
+            let _in_the_message = frame.read(reader, 0, into);
+        };
+        table.take(frame.id, frame.head, frame.len(), read)
+    });
     match (change, reader.give_back(message)) {
         (Ok(change), Ok(())) => Ok(change),
         (_, Err(RecvFault::Ended(ended))) => Err(ended),

@@ -188,7 +188,7 @@ impl UploadStream {
     fn send_end(&mut self, wait: Wait) -> Result<(), CallError> {
         self.conn.enter(&[])?;
         let mut cut = Cut::new(Head::new(Kind::End, 0), 0);
-        match self.conn.desk.send_item(&mut cut, &[], &mut self.seq, self.id, wait) {
+        match self.conn.desk.send_item(&mut cut, [&[], &[]], &mut self.seq, self.id, wait) {
             Ok(()) | Err(Stop::Over) => {
                 self.over = true;
                 Ok(())
@@ -221,7 +221,7 @@ impl UploadStream {
             Err(stop) => return Err(conn.stopped(stop)),
         }
         let mut cut = Cut::new(Head::new(Kind::Chunk, 0), chunk.len());
-        match conn.desk.send_item(&mut cut, &[chunk], &mut self.seq, id, wait) {
+        match conn.desk.send_item(&mut cut, [chunk, &[]], &mut self.seq, id, wait) {
             Ok(()) => Ok(()),
             Err(stop) => {
                 if stop == Stop::Timeout && cut.is_whole() {

@@ -27,9 +27,9 @@ use std::mem;
 
 use super::place::{Place, State, failure};
 use crate::error::Violation;
-use crate::rpc::Over;
 use crate::rpc::pieces::{self, Assembly};
 use crate::rpc::wire::{Head, Kind, NOTIFY, STREAM, Status, UPLOAD, cost};
+use crate::rpc::{Over, place_of};
 
 /// How a call ended, as the server's last frame of it said.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,8 +112,7 @@ impl Table {
     /// Where the call with this id stands.
     #[inline]
     pub fn at(&self, id: u64) -> usize {
-        // At most 256 places: what is left of the division fits.
-        usize::try_from(id % self.places.len() as u64).unwrap_or(0)
+        place_of(id, self.places.len())
     }
 
     /// Takes a free place for a call, and with it an id; `buffer` takes the reply.
@@ -360,7 +359,9 @@ impl Table {
     fn release(&mut self, at: usize) {
         let place = &mut self.places[at];
         (place.state, place.end) = (State::Free, None);
-        place.chunks.clear();
+        if !place.chunks.is_empty() {
+            place.chunks.clear();
+        }
         pieces::clear(&mut place.item.bytes);
         self.free.push(at);
     }

@@ -11,7 +11,8 @@ use super::table::{Event, Failure};
 use crate::channel::{Inbound, Incoming, Latch, Monitor, Pace, RecvFault, SendFault, Threads, Wait, Wanted};
 use crate::error::{Ended, Violation};
 use crate::mem::Memory;
-use crate::rpc::wire::{HEAD, Head, Kind, MORE};
+use crate::rpc::frame::Frame;
+use crate::rpc::wire::{Kind, MORE, Status};
 
 /// Frames after which the attendant looks at cancels and at what is to be sent, however many follow.
 const ROUND: u32 = 32;
@@ -28,8 +29,12 @@ pub trait Service<M, P> {
     /// Hands a call on, or runs it if its method is inline; its request is whole.
     fn run(&mut self, call: Started, request: Vec<u8>);
 
-    /// Runs an inline method, whose request stands in the ring.
-    fn run_in_place(&mut self, call: Started, request: Given<'_, M, P>);
+    /// Runs an inline method, whose request stands in the ring; its reply, or why there is none.
+    ///
+    /// # Errors
+    ///
+    /// The answer to a call that has no reply.
+    fn run_in_place(&mut self, call: Started, request: Given<'_, M, P>) -> Result<&mut Vec<u8>, Failure>;
 
     /// Asks the attendant to leave.
     fn is_over(&self) -> bool;
@@ -49,9 +54,8 @@ pub struct Started {
 /// A request where it stands.
 #[derive(Debug)]
 pub struct Given<'a, M, P> {
-    pub(super) inbound: &'a mut Inbound<M, P>,
-    pub(super) message: Incoming,
-    pub(super) skip: usize,
+    pub(super) inbound: &'a Inbound<M, P>,
+    pub(super) frame: &'a Frame,
 }
 
 /// The connection's own thread.
@@ -121,27 +125,22 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Attendant<M, P, T> {
 
     #[inline]
     fn frame(&mut self, message: &Incoming, service: &mut impl Service<M, P>) -> Result<(), Ended> {
-        let mut head = [0; HEAD];
-        let read = self.inbound.read_at(message, 0, &mut head);
-        let head = match read {
-            Ok(()) => Head::decode(head),
-            Err(_) => Err(Violation("a message without a head")),
-        };
-        let head = head.map_err(|violation| self.inbound.violated(violation))?;
-        let id = message.tag();
-        let whole = head.kind == Kind::Call && !head.has(MORE) && id != 0;
-        if whole && service.admit(head.word, head.flags) == Ok(true) {
-            return self.in_place(id, head, message, service);
+        let frame = Frame::open(&self.inbound, message);
+        let frame = frame.map_err(|violation| self.inbound.violated(violation))?;
+        let (head, id) = (frame.head, frame.id);
+        let begins = head.kind == Kind::Call;
+        if begins && !head.has(MORE) && id != 0 && service.admit(head.word, head.flags) == Ok(true) {
+            return self.in_place(&frame, service);
         }
-        let event = self.take(id, head, message, service)?;
+        let event = self.take(&frame, service)?;
         let hall = &self.hall;
-        if head.kind == Kind::Call && hall.is_called_off(id) {
+        if begins && hall.is_called_off(id) {
             hall.with(|table| table.cancel(id));
             hall.left.set(true);
             return Ok(());
         }
         match event {
-            Event::None if head.kind == Kind::Call => hall.left.set(true), // Maybe it was not admitted.
+            Event::None if begins => hall.left.set(true), // Maybe it was not admitted.
             Event::None => {}
             Event::Run(at) => {
                 let (started, request) = hall.with(|table| {
@@ -157,43 +156,31 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Attendant<M, P, T> {
     }
 
     /// Enters a frame in the table, and gives its message back.
-    fn take(
-        &mut self,
-        id: u64,
-        head: Head,
-        message: &Incoming,
-        service: &mut impl Service<M, P>,
-    ) -> Result<Event, Ended> {
+    fn take(&mut self, frame: &Frame, service: &mut impl Service<M, P>) -> Result<Event, Ended> {
         let Self { hall, inbound, .. } = self;
         let read = |into: &mut [u8]| {
-            let _in_the_message = inbound.read_at(message, HEAD, into);
+            let _in_the_message = frame.read(inbound, 0, into);
         };
         let admit = |method, flags| service.admit(method, flags).map(drop);
-        let event = hall.with(|table| table.take(id, head, message.len() - HEAD, read, admit));
-        self.give_back(message)?;
+        let event = hall.with(|table| table.take(frame.id, frame.head, frame.len(), read, admit));
+        self.give_back(frame.message())?;
         event.map_err(|violation| self.inbound.violated(violation))
     }
 
-    /// Runs an inline method while its request stands in the ring.
+    /// Runs an inline method while its request stands in the ring. It is entered when it has run: nobody else
+    /// looks at its place meanwhile, and a liar's call is one that it might have made elsewhere.
     #[inline]
-    fn in_place(
-        &mut self,
-        id: u64,
-        head: Head,
-        message: &Incoming,
-        service: &mut impl Service<M, P>,
-    ) -> Result<(), Ended> {
-        let begun = self.hall.with(|table| table.begin_whole(id, head, message.len() - HEAD));
-        begun.map_err(|violation| self.inbound.violated(violation))?;
-        if self.hall.is_called_off(id) {
-            self.hall.with(|table| table.cancel(id));
-            self.hall.left.set(true);
-            return self.give_back(message);
-        }
-        let started = Started { id, method: head.word, flags: head.flags };
-        let given = Given { inbound: &mut self.inbound, message: *message, skip: HEAD };
-        service.run_in_place(started, given);
-        self.give_back(message)
+    fn in_place(&mut self, frame: &Frame, service: &mut impl Service<M, P>) -> Result<(), Ended> {
+        let Self { hall, inbound, .. } = self;
+        let (id, head) = (frame.id, frame.head);
+        let answered = if hall.is_called_off(id) {
+            hall.answer_whole(frame, Err((Status::Cancelled, 0, String::new())))
+        } else {
+            let started = Started { id, method: head.word, flags: head.flags };
+            hall.answer_whole(frame, service.run_in_place(started, Given { inbound, frame }))
+        };
+        answered.map_err(|violation| self.inbound.violated(violation))?;
+        self.give_back(frame.message())
     }
 
     #[inline]

@@ -30,10 +30,11 @@ use std::fmt;
 use super::post::{Body, Post};
 use super::table::{Failure, Table, Upload};
 use crate::channel::{Ear, Latch, Monitor, Outbound, Pace, Threads, Wait};
-use crate::error::Ended;
+use crate::error::{Ended, Violation};
 use crate::mem::{Memory, Until};
-use crate::rpc::Over;
+use crate::rpc::frame::Frame;
 use crate::rpc::wire::{Head, Kind, cost};
+use crate::rpc::{Over, place_of};
 
 /// A connection, as all threads of the server share it.
 pub struct Hall<M: Memory + Send, P: Pace + Send, T: Threads> {
@@ -108,6 +109,38 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Hall<M, P, T> {
             post.say(at, id, head, body, true);
             self.leave(post);
         }
+    }
+
+    /// Enters a call that was whole in one frame, and answers it at once.
+    ///
+    /// # Errors
+    ///
+    /// [`Violation`] if it is not one that an honest client makes now.
+    #[inline]
+    pub(super) fn answer_whole(
+        &self,
+        frame: &Frame,
+        answer: Result<&mut Vec<u8>, Failure>,
+    ) -> Result<(), Violation> {
+        let mut post = self.post.lock();
+        let at = post.table.begin_whole(frame.id, frame.head, frame.len())?;
+        post.answered += 1;
+        match answer {
+            Ok(reply) => {
+                post.table.close(at);
+                post.say(at, frame.id, Head::new(Kind::Reply, 0), Body::Own(reply), true);
+            }
+            Err(failure) => post.table.fail(at, failure),
+        }
+        if post.is_left() {
+            self.left.set(true); // Its own thread is the one that sends it.
+        }
+        Ok(())
+    }
+
+    /// Inline calls that were answered.
+    pub fn answered(&self) -> u64 {
+        self.post.lock().answered
     }
 
     /// Ends a call with an error.
@@ -225,7 +258,7 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Hall<M, P, T> {
     }
 
     pub(super) fn signal_of(&self, id: u64) -> usize {
-        usize::try_from(id % (self.signals.len() as u64 - 1)).unwrap_or(0)
+        place_of(id, self.places())
     }
 
     #[inline]

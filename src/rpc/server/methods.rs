@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::thread;
 
 use super::attendant::Started;
 use super::peer::Peer;
@@ -11,6 +12,7 @@ use super::request::{ChunkReader, ChunkWriter, Request};
 use super::stats::Counts;
 use super::table::Failure;
 use crate::error::HandlerError;
+use crate::rpc::pieces;
 use crate::rpc::wire::{Head, Kind, STREAM, Status, UPLOAD};
 
 /// What a method says: nothing, or its own error.
@@ -98,18 +100,21 @@ impl Methods {
     }
 }
 
-/// Runs a method and gives its answer. `reply` is memory that is used again.
+/// Runs a method: what it says goes into `reply`, which is memory that is used again.
+///
+/// # Errors
+///
+/// Why it has no reply.
 #[inline]
 pub(super) fn run(
     method: &Method,
     peer: &Arc<Peer>,
-    started: Started,
     request: &Request<'_>,
     reply: &mut Vec<u8>,
     counts: &Counts,
-) {
-    reply.clear();
-    let id = started.id;
+) -> Result<(), Failure> {
+    pieces::clear(reply);
+    let id = request.id();
     let ran = catch_unwind(AssertUnwindSafe(|| match method {
         Method::Inline(whole) | Method::Pooled(whole) => whole(request, reply),
         Method::Streaming(stream) => stream(request, &mut ChunkWriter::new(peer, id)),
@@ -119,24 +124,34 @@ pub(super) fn run(
         }
     }));
     match ran {
-        Ok(Ok(())) if started.flags & STREAM != 0 => {
-            peer.hall.finish(id, Head::new(Kind::End, 0), Body::Lent(&[]));
-        }
-        Ok(Ok(())) if reply.len() > peer.line.max_message() => {
-            let text = format!("{} bytes, of at most {}", reply.len(), peer.line.max_message());
-            peer.hall.fail(id, (Status::ReplyTooLarge, 0, text));
-        }
-        Ok(Ok(())) => peer.hall.finish(id, Head::new(Kind::Reply, 0), Body::Own(reply)),
+        Ok(Ok(())) if reply.len() <= peer.max_reply => Ok(()),
+        failed => Err(failure(failed, reply.len(), peer.max_reply, counts)),
+    }
+}
+
+/// Gives the answer of a method that ran.
+pub(super) fn answer(peer: &Arc<Peer>, started: Started, ran: Result<(), Failure>, reply: &mut Vec<u8>) {
+    let streams = started.flags & STREAM != 0;
+    match ran {
+        Ok(()) if streams => peer.hall.finish(started.id, Head::new(Kind::End, 0), Body::Lent(&[])),
+        Ok(()) => peer.hall.finish(started.id, Head::new(Kind::Reply, 0), Body::Own(reply)),
+        Err(failure) => peer.hall.fail(started.id, failure),
+    }
+}
+
+#[cold]
+fn failure(ran: thread::Result<Outcome>, len: usize, max: usize, counts: &Counts) -> Failure {
+    match ran {
+        Ok(Ok(())) => (Status::ReplyTooLarge, 0, format!("{len} bytes, of at most {max}")),
         Ok(Err(error)) => {
             counts.failed.add();
-            peer.hall.fail(id, (Status::Failed, error.code(), error.text().to_owned()));
+            (Status::Failed, error.code(), error.text().to_owned())
         }
         Err(panic) => {
             counts.panicked.add();
-            peer.hall.fail(id, (Status::Panicked, 0, said(&*panic)));
+            (Status::Panicked, 0, said(&*panic))
         }
     }
-    counts.calls.add();
 }
 
 /// What a panic said.

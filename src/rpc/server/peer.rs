@@ -24,6 +24,7 @@ pub(crate) struct Peer {
     pub(super) attendant: ThreadId,
     pub(super) max_chunk: usize,
     pub(super) max_push: usize,
+    pub(super) max_reply: usize,
     /// Methods that run for it, those that nobody waits for included; and those with a thread of their own.
     pub(super) running: AtomicUsize,
     pub(super) streams: AtomicUsize,

@@ -56,7 +56,9 @@ fn work(jobs: &Receiver<Job>, shared: &Weak<Shared>) {
         let _running = (Running::one(&shared.running), Running(&peer.running));
         if !peer.hall.is_cancelled(started.id) {
             let asked = Request::private(&peer, started, &request);
-            methods::run(&method, &peer, started, &asked, &mut reply, &shared.counts);
+            let ran = methods::run(&method, &peer, &asked, &mut reply, &shared.counts);
+            methods::answer(&peer, started, ran, &mut reply);
+            shared.counts.calls.add();
             crate::rpc::pieces::clear(&mut reply);
         }
         peer.hall.with(|table| table.recycle(started.id, request));

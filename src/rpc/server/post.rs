@@ -5,13 +5,12 @@
 //! 1. Nothing here waits: what has no room is left in the table's outboxes.
 //! 2. What is left goes out in turn, a piece of each item; credit goes first.
 
-use std::io::IoSlice;
-
 use super::place::Item;
 use super::table::Table;
 use crate::channel::{Outbound, Pace, SendFault, Wait, Wanted};
 use crate::error::Ended;
 use crate::mem::Memory;
+use crate::rpc::frame::send;
 use crate::rpc::pieces::Cut;
 use crate::rpc::wire::{HEAD, Head, Kind};
 
@@ -26,6 +25,8 @@ pub(super) struct Post<M, P> {
     pub(super) table: Table,
     pub(super) out: Outbound<M, P>,
     piece: usize,
+    /// Inline calls that were answered.
+    pub(super) answered: u64,
     /// The client was welcomed; until then everything is left.
     pub(super) open: bool,
     /// How the connection has ended, if its thread has found out.
@@ -44,7 +45,7 @@ pub enum Body<'a> {
 impl<M: Memory, P: Pace> Post<M, P> {
     /// With nothing to be sent, of a client that is not welcomed yet.
     pub(super) fn new(table: Table, out: Outbound<M, P>, piece: usize) -> Self {
-        Self { table, out, piece, open: false, over: None }
+        Self { table, out, piece, answered: 0, open: false, over: None }
     }
 
     /// Sends an item as far as there is room and nobody else's turn, and leaves the rest.
@@ -54,28 +55,47 @@ impl<M: Memory, P: Pace> Post<M, P> {
             Body::Lent(bytes) => bytes,
             Body::Own(bytes) => bytes.as_slice(),
         };
-        let mut cut = Cut::new(head, bytes.len());
-        if self.open && self.table.is_idle() {
-            for _ in 0..AT_ONCE {
-                let (head, range) = cut.frame(self.piece, *self.table.seq(at));
-                let piece = bytes.get(range.clone()).unwrap_or_default();
-                if send(&mut self.out, head, piece, id).is_err() {
-                    break; // There is no room, or an end that the attendant will find.
+        let direct = self.open && self.table.is_idle();
+        let seq = *self.table.seq(at);
+        if direct && bytes.len() <= self.piece {
+            let counted = u16::from(head.kind.counted());
+            let head = Head { seq: seq * counted, ..head };
+            if send(&mut self.out, head, [bytes, &[]], id, Wait::Never).is_ok() {
+                *self.table.seq(at) = seq.wrapping_add(counted);
+                if last {
+                    self.table.closed(at);
                 }
-                *self.table.seq(at) = head.seq.wrapping_add(u16::from(head.kind.counted()));
-                if cut.advance(&range) {
-                    if last {
-                        self.table.closed(at);
-                    }
-                    return;
-                }
+                return;
             }
+        }
+        let mut cut = Cut::new(head, bytes.len());
+        if direct && bytes.len() > self.piece && self.begin(at, id, &mut cut, bytes) {
+            if last {
+                self.table.closed(at);
+            }
+            return;
         }
         let bytes = match body {
             Body::Lent(bytes) => bytes.to_vec(),
             Body::Own(bytes) => std::mem::take(bytes),
         };
         self.table.put(at, Item { cut, bytes, last });
+    }
+
+    /// Sends the first pieces of a long item, as far as there is room. Whether that was all.
+    fn begin(&mut self, at: usize, id: u64, cut: &mut Cut, bytes: &[u8]) -> bool {
+        for _ in 0..AT_ONCE {
+            let (head, range) = cut.frame(self.piece, *self.table.seq(at));
+            let piece = bytes.get(range.clone()).unwrap_or_default();
+            if send(&mut self.out, head, [piece, &[]], id, Wait::Never).is_err() {
+                return false; // There is no room, or an end that the attendant will find.
+            }
+            *self.table.seq(at) = head.seq.wrapping_add(u16::from(head.kind.counted()));
+            if cut.advance(&range) {
+                return true;
+            }
+        }
+        false
     }
 
     pub(super) fn is_left(&self) -> bool {
@@ -85,7 +105,7 @@ impl<M: Memory, P: Pace> Post<M, P> {
     /// Sends the credit that is owed, as far as there is room. False if there is none.
     pub(super) fn flush_credit(&mut self) -> bool {
         while let Some((id, amount)) = self.table.next_control() {
-            if send(&mut self.out, Head::new(Kind::Credit, amount), &[], id).is_err() {
+            if send(&mut self.out, Head::new(Kind::Credit, amount), [&[], &[]], id, Wait::Never).is_err() {
                 self.table.put_control_back((id, amount));
                 return false;
             }
@@ -106,7 +126,7 @@ impl<M: Memory, P: Pace> Post<M, P> {
             let Some((at, id, seq, mut item)) = self.table.next_item() else { return Ok(()) };
             let (head, range) = item.cut.frame(self.piece, seq);
             let piece = item.bytes.get(range.clone()).unwrap_or_default();
-            let sent = send(&mut self.out, head, piece, id);
+            let sent = send(&mut self.out, head, [piece, &[]], id, Wait::Never);
             if let Err(fault) = sent {
                 self.table.turn(at, Some(item), false);
                 return Err(fault);
@@ -126,15 +146,4 @@ impl<M: Memory, P: Pace> Post<M, P> {
         let needs = self.out.needs(HEAD + self.piece).ok().flatten();
         needs.map(|needs| self.out.ring().wanted(needs))
     }
-}
-
-#[inline]
-fn send<M: Memory, P: Pace>(
-    out: &mut Outbound<M, P>,
-    head: Head,
-    body: &[u8],
-    id: u64,
-) -> Result<(), SendFault> {
-    let head = head.encode();
-    out.send(&[IoSlice::new(&head), IoSlice::new(body)], id, Wait::Never).map(drop)
 }

@@ -10,10 +10,10 @@ use super::attendant::{Given, Started};
 use super::hall::Gone;
 use super::peer::{Connection, Peer};
 use super::table::{TIME, Upload};
-use crate::channel::{Inbound, Incoming, Mapping, PeerCred, RawBytes, Waiting};
+use crate::channel::{Incoming, Mapping, PeerCred, RawBytes, Waiting};
 use crate::error::CallError;
 use crate::mem::{Span, Until};
-use crate::rpc::wire::DEADLINE;
+use crate::rpc::wire::{DEADLINE, HEAD};
 
 /// A call, as its method sees it.
 pub struct Request<'a> {
@@ -26,7 +26,7 @@ pub struct Request<'a> {
 /// Where the bytes of a request stand.
 enum Body<'a> {
     Private(&'a [u8]),
-    Placed { inbound: &'a Inbound<Mapping, Waiting>, message: Incoming, skip: usize, copy: Copy<'a> },
+    Placed { given: Given<'a, Mapping, Waiting>, skip: usize, copy: Copy<'a> },
 }
 
 /// A copy that is made when it is asked for, in memory that is used again.
@@ -52,16 +52,14 @@ impl<'a> Request<'a> {
         given: Given<'a, Mapping, Waiting>,
         scratch: &'a mut Vec<u8>,
     ) -> Self {
-        let Given { inbound, message, mut skip } = given;
-        let (inbound, mut limit) = (&*inbound, None);
+        let (mut skip, mut limit) = (0, None);
         if started.flags & DEADLINE != 0 {
             let mut left = [0; TIME];
-            let _in_the_message = inbound.read_at(&message, skip, &mut left);
-            limit = deadline(&left);
-            skip += TIME;
+            limit = given.frame.read(given.inbound, 0, &mut left).and_then(|()| deadline(&left));
+            skip = TIME;
         }
         let copy = Copy { scratch: Cell::new(Some(scratch)), made: OnceCell::new() };
-        Self { peer, started, deadline: limit, body: Body::Placed { inbound, message, skip, copy } }
+        Self { peer, started, deadline: limit, body: Body::Placed { given, skip, copy } }
     }
 
     /// What was called.
@@ -78,7 +76,7 @@ impl<'a> Request<'a> {
     pub fn len(&self) -> usize {
         match &self.body {
             Body::Private(bytes) => bytes.len(),
-            Body::Placed { message, skip, .. } => message.len().saturating_sub(*skip),
+            Body::Placed { given, skip, .. } => given.frame.len().saturating_sub(*skip),
         }
     }
 
@@ -93,10 +91,10 @@ impl<'a> Request<'a> {
     pub fn bytes(&self) -> &[u8] {
         match &self.body {
             Body::Private(bytes) => bytes,
-            Body::Placed { inbound, message, skip, copy } => copy.made.get_or_init(|| {
+            Body::Placed { given, skip, copy } => copy.made.get_or_init(|| {
                 let Some(scratch) = copy.scratch.take() else { return &[] };
-                scratch.resize(message.len().saturating_sub(*skip), 0);
-                let _in_the_message = inbound.read_at(message, *skip, scratch);
+                scratch.resize(given.frame.len().saturating_sub(*skip), 0);
+                let _in_the_request = given.frame.read(given.inbound, *skip, scratch);
                 &*scratch
             }),
         }
@@ -115,9 +113,9 @@ impl<'a> Request<'a> {
                 into.copy_from_slice(bytes.get(offset..end).ok_or_else(short)?);
                 Ok(())
             }
-            Body::Placed { inbound, message, skip, .. } => {
+            Body::Placed { given, skip, .. } => {
                 let at = offset.checked_add(*skip).ok_or_else(short)?;
-                inbound.read_at(message, at, into).map_err(|_| short())
+                given.frame.read(given.inbound, at, into).ok_or_else(short)
             }
         }
     }
@@ -127,11 +125,12 @@ impl<'a> Request<'a> {
     /// otherwise nothing, and [`bytes`](Self::bytes) is private memory already.
     pub fn raw(&self) -> Option<RawBytes<'_>> {
         match &self.body {
-            Body::Placed { inbound, message: Incoming::Placed(arrival), skip, .. } => {
+            Body::Placed { given, skip, .. } => {
+                let Incoming::Placed(arrival) = given.frame.message() else { return None };
                 let (span, len): (Span, usize) = (arrival.span, self.len());
-                inbound.ring().mem().raw(span, *skip, len).map(RawBytes::new)
+                given.inbound.ring().mem().raw(span, HEAD + skip, len).map(RawBytes::new)
             }
-            _ => None,
+            Body::Private(_) => None,
         }
     }
 

@@ -111,6 +111,7 @@ fn greet(
         attendant: thread,
         max_chunk: greeting::longest_chunk(theirs.stream_window, max),
         max_push: greeting::longest_chunk(theirs.push_window, max),
+        max_reply: max,
         running: AtomicUsize::new(0),
         streams: AtomicUsize::new(0),
     });
@@ -144,7 +145,10 @@ impl Desk<'_> {
             let _counted =
                 (Running::one(&shared.running), Running::one(&peer.running), Running(&peer.streams));
             let asked = Request::private(&peer, started, &request);
-            methods::run(&method, &peer, started, &asked, &mut Vec::new(), &shared.counts);
+            let mut reply = Vec::new();
+            let ran = methods::run(&method, &peer, &asked, &mut reply, &shared.counts);
+            methods::answer(&peer, started, ran, &mut reply);
+            shared.counts.calls.add();
         });
         if thread.is_err() {
             self.peer.streams.fetch_sub(1, Ordering::Relaxed);
@@ -203,7 +207,9 @@ impl Service<Mapping, Waiting> for Desk<'_> {
         };
         if method.is_inline() {
             let asked = Request::private(self.peer, call, &request);
-            methods::run(method, self.peer, call, &asked, &mut self.reply, &self.shared.counts);
+            let ran = methods::run(method, self.peer, &asked, &mut self.reply, &self.shared.counts);
+            methods::answer(self.peer, call, ran, &mut self.reply);
+            self.shared.counts.calls.add();
             self.peer.hall.with(|table| table.recycle(call.id, request));
         } else if method.streams() {
             self.spawn(method.clone(), call, request);
@@ -213,11 +219,15 @@ impl Service<Mapping, Waiting> for Desk<'_> {
     }
 
     #[inline]
-    fn run_in_place(&mut self, call: Started, given: Given<'_, Mapping, Waiting>) {
+    fn run_in_place(
+        &mut self,
+        call: Started,
+        given: Given<'_, Mapping, Waiting>,
+    ) -> Result<&mut Vec<u8>, Failure> {
         let Self { shared, peer, reply, copy, .. } = self;
-        let Ok(method) = shared.methods.find(call.method, call.flags) else { return };
+        let method = shared.methods.find(call.method, call.flags)?;
         let asked = Request::placed(peer, call, given, copy);
-        methods::run(method, peer, call, &asked, reply, &shared.counts);
+        methods::run(method, peer, &asked, reply, &shared.counts).map(|()| reply)
     }
 
     fn is_over(&self) -> bool {

@@ -126,14 +126,15 @@ impl Shared {
     }
 
     pub(super) fn stats(&self) -> ServerStats {
-        let counts = &self.counts;
+        let (counts, peers) = (&self.counts, self.peers.lock());
+        let inline: u64 = peers.values().map(|peer| peer.hall.answered()).sum();
         ServerStats {
-            connections: self.peers.lock().len(),
+            connections: peers.len(),
             accepted: counts.accepted.get(),
             refused: counts.refused.get(),
             violated: counts.violated.get(),
             died: counts.died.get(),
-            calls: counts.calls.get(),
+            calls: counts.calls.get() + inline,
             failed: counts.failed.get(),
             panicked: counts.panicked.get(),
             busy: counts.busy.get(),
@@ -149,7 +150,9 @@ impl Shared {
     /// A connection has ended, or came to nothing.
     pub(super) fn leave(&self, id: u64) {
         let mut peers = self.peers.lock();
-        peers.remove(&id);
+        if let Some(peer) = peers.remove(&id) {
+            self.counts.calls.add_many(peer.hall.answered());
+        }
         self.open.fetch_sub(1, Ordering::Relaxed);
         self.gone.notify_all();
     }

@@ -27,9 +27,9 @@ use std::mem;
 
 use super::place::{Item, Limits, Phase, Place, add_credit, error, spend};
 use crate::error::Violation;
-use crate::rpc::Over;
 use crate::rpc::pieces::{self, Cut};
 use crate::rpc::wire::{DEADLINE, ERROR_LEN, Head, Kind, STREAM, Status, cost};
+use crate::rpc::{Over, place_of};
 
 /// Bytes of the time left, in front of a request.
 pub(super) const TIME: usize = 8;
@@ -88,7 +88,7 @@ impl Table {
     /// Where the call with this id stands.
     #[inline]
     pub fn at(&self, id: u64) -> usize {
-        usize::try_from(id % self.places() as u64).unwrap_or(0)
+        place_of(id, self.places())
     }
 
     /// Takes a frame of the client, whose body of `len` bytes `read` copies. `admit` judges a call by its
@@ -386,7 +386,8 @@ impl Table {
     }
 
     /// The last item of a call is about to be put: nothing more is taken for it.
-    fn close(&mut self, at: usize) {
+    #[inline]
+    pub(super) fn close(&mut self, at: usize) {
         let place = &mut self.places[at];
         place.phase = Phase::Closing;
         place.chunks.clear();
