@@ -89,7 +89,11 @@ impl Conn {
         wait: Wait,
     ) -> Result<Begun, CallError> {
         self.enter(request)?;
-        let opened = self.desk.wait(self.desk.freed(), wait, |table| table.open(method, flags, buffer));
+        let opened = self.desk.wait(self.desk.freed(), wait, |table| {
+            let id = table.open(method, flags)?;
+            table.lend(id, buffer);
+            Some(id)
+        });
         let id = opened.map_err(|stop| self.stopped(stop))?;
         let left = time_left(wait);
         let (head, parts) = frame(method, flags, &left, request);
@@ -100,7 +104,7 @@ impl Conn {
             Ok(()) | Err(Stop::Over) => Ok(Begun { id, seq }),
             Err(stop) => {
                 if cut.is_whole() {
-                    self.desk.unsend(id, buffer);
+                    self.desk.unsend(id);
                 } else {
                     self.abandon(id);
                     self.desk.cancel(id); // Of a notification too.

@@ -32,7 +32,7 @@
 use std::fmt;
 use std::ops::{DerefMut, Range};
 
-use super::seat::Seat;
+use super::seat::{Own, Read, Seat};
 use super::table::{Final, LostCall, Table};
 use crate::channel::{Inbound, Monitor, Outbound, Pace, Poster, SendFault, Threads, Wait};
 use crate::error::Ended;
@@ -173,7 +173,8 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Desk<M, P, T> {
             if late {
                 return Err(Stop::Timeout);
             }
-            late = !if seat.sit() { seat.read(wait) } else { seat.stand_by(signal, wait) };
+            late =
+                if seat.sit() { seat.read(wait, None) == Read::Late } else { !seat.stand_by(signal, wait) };
         }
     }
 
@@ -193,24 +194,25 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Desk<M, P, T> {
         }
         let books = seat.books();
         let pen = books.pen.as_mut()?;
-        let id = books.table.open(head.word, head.flags, buffer)?;
+        let id = books.table.open(head.word, head.flags)?;
         if send(pen, head, parts, id, Wait::Never).is_err() {
-            books.table.unsend(id, buffer);
+            books.table.unsend(id);
             return None;
         }
-        let mut late = false;
+        let mut own = Own { id, buffer, lent: false };
         loop {
-            if !late {
-                late = !seat.read(wait);
+            let read = seat.read(wait, Some(&mut own));
+            if read == Read::Own {
+                return Some((id, Ok(Final::Reply)));
             }
             let books = seat.books();
-            if let Some(end) = books.table.finish(id, buffer) {
+            if let Some(end) = books.table.finish(id, own.buffer) {
                 return Some((id, Ok(end)));
             }
             if let Some(ended) = books.over {
                 return Some((id, Err(Stop::Ended(ended))));
             }
-            if late {
+            if read == Read::Late {
                 return Some((id, Err(Stop::Timeout)));
             }
         }
@@ -261,9 +263,9 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Desk<M, P, T> {
         self.books.lock().lost.take()
     }
 
-    /// Forgets a call of which nothing was sent; its buffer goes back, and whoever waits for a place gets it.
-    pub fn unsend(&self, id: u64, buffer: &mut Vec<u8>) {
-        Seat::take(self).books().table.unsend(id, buffer);
+    /// Forgets a call of which nothing was sent; whoever waits for a place gets it.
+    pub fn unsend(&self, id: u64) {
+        Seat::take(self).books().table.unsend(id);
     }
 
     /// Nobody waits for the call any more: the server is told, unless it has said its last word.

@@ -10,10 +10,39 @@ use crate::channel::{Inbound, Incoming, Monitor, Outbound, Pace, RecvFault, Thre
 use crate::error::{Ended, Violation};
 use crate::mem::Memory;
 use crate::rpc::frame::Frame;
+use crate::rpc::wire::{HEAD, Head, Kind};
 
 /// Frames after which a reader looks at the clock: one that always finds another never waits, and must
 /// leave at its deadline all the same.
 const FRAMES: u32 = 32;
+
+/// What a read has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Read {
+    /// The reader's own reply is where it was wanted.
+    Own,
+    /// Something was entered in the books: look there.
+    Entered,
+    /// The time is over.
+    Late,
+}
+
+/// The call of a reader that waits for nothing else.
+pub(super) struct Own<'a> {
+    pub(super) id: u64,
+    pub(super) buffer: &'a mut Vec<u8>,
+    /// The buffer is in the books, for a reply in pieces; it may be there for what was another's frame.
+    pub(super) lent: bool,
+}
+
+impl Own<'_> {
+    /// Whether the frame is the whole reply, of which nothing came before.
+    #[inline]
+    fn is_whole(&self, frame: &Result<Frame, Violation>) -> bool {
+        let reply = Head::new(Kind::Reply, 0);
+        frame.as_ref().is_ok_and(|frame| frame.id == self.id && frame.head == reply && !self.lent)
+    }
+}
 
 /// A thread's part in a connection: the lock of the books, and the reader and the pen if it has them. Leaving it in
 /// any way puts both back, and wakes somebody who may take them.
@@ -64,31 +93,67 @@ impl<'a, M: Memory + Send, P: Pace + Send, T: Threads> Seat<'a, M, P, T> {
         }
     }
 
-    /// Receives one frame, and enters it in the books. False if the time is over.
+    /// Receives one frame, and enters it in the books, unless it is the reader's own whole reply.
     #[inline]
-    pub(super) fn read(&mut self, wait: Wait) -> bool {
+    pub(super) fn read(&mut self, wait: Wait, own: Option<&mut Own<'_>>) -> Read {
         self.books = None;
-        let desk = self.desk;
-        let Some(reader) = self.reader.as_mut() else { return true };
+        let Some(reader) = self.reader.as_mut() else { return Read::Entered };
         match reader.next(wait) {
             Err(RecvFault::Ended(ended)) => self.over(ended),
-            Err(_) => return false,
+            Err(_) => return Read::Late,
             Ok(message) => {
                 let frame = Frame::open(reader, &message);
-                let mut books = desk.books.lock();
-                let change = enter(&mut books.table, reader, &message, frame);
-                if change.is_err() {
-                    books.table.spoil();
-                }
-                self.books = Some(books);
-                match change {
-                    Ok(change) => self.tell(change),
-                    Err(ended) => self.over(ended),
+                match own {
+                    Some(own) if own.is_whole(&frame) => {
+                        if self.take_own(&message, own) {
+                            return Read::Own;
+                        }
+                    }
+                    own => self.enter(&message, frame, own),
                 }
             }
         }
         self.frames = self.frames.wrapping_add(1);
-        self.frames % FRAMES != 0 || !passed(wait)
+        if self.frames % FRAMES == 0 && passed(wait) { Read::Late } else { Read::Entered }
+    }
+
+    /// Copies the reader's own reply to where it is wanted; its place is free then. False if it is worth nothing.
+    #[inline]
+    fn take_own(&mut self, message: &Incoming, own: &mut Own<'_>) -> bool {
+        let desk = self.desk;
+        let Some(reader) = self.reader.as_mut() else { return false };
+        own.buffer.resize(message.len() - HEAD, 0);
+        let _in_the_message = reader.read_at(message, HEAD, own.buffer);
+        let given = reader.give_back(message);
+        let mut books = desk.books.lock();
+        books.table.close(own.id);
+        self.books = Some(books);
+        match given {
+            Ok(()) => return true,
+            Err(RecvFault::Ended(ended)) => self.over(ended),
+            Err(_) => self.over(Ended::ProtocolViolated),
+        }
+        own.buffer.clear();
+        false
+    }
+
+    fn enter(&mut self, message: &Incoming, frame: Result<Frame, Violation>, own: Option<&mut Own<'_>>) {
+        let mut books = self.desk.books.lock();
+        let Some(reader) = self.reader.as_mut() else { return };
+        if let Some(own) = own.filter(|own| !own.lent) {
+            // Its pieces go to where they are wanted.
+            own.lent = true;
+            books.table.lend(own.id, own.buffer);
+        }
+        let change = enter(&mut books.table, reader, message, frame);
+        if change.is_err() {
+            books.table.spoil();
+        }
+        self.books = Some(books);
+        match change {
+            Ok(change) => self.tell(change),
+            Err(ended) => self.over(ended),
+        }
     }
 
     /// Waits for a signal while another thread reads. False if the time is over.

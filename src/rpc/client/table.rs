@@ -115,9 +115,9 @@ impl Table {
         place_of(id, self.places.len())
     }
 
-    /// Takes a free place for a call, and with it an id; `buffer` takes the reply.
+    /// Takes a free place for a call, and with it an id.
     #[inline]
-    pub fn open(&mut self, method: u32, flags: u8, buffer: &mut Vec<u8>) -> Option<u64> {
+    pub fn open(&mut self, method: u32, flags: u8) -> Option<u64> {
         let at = self.free.pop()?;
         self.opened += 1;
         let places = self.places.len() as u64;
@@ -127,11 +127,24 @@ impl Table {
         (place.state, place.method, place.flags) = (State::Waited, method, flags);
         (place.window, place.owed, place.credit) = (window, 0, credit);
         place.item.reset();
-        mem::swap(&mut place.item.bytes, buffer);
         if flags & NOTIFY != 0 {
             place.state = State::Abandoned;
         }
         Some(place.id)
+    }
+
+    /// Lends a call the memory for its reply, which it has until it is finished or given up.
+    pub fn lend(&mut self, id: u64, buffer: &mut Vec<u8>) {
+        if let Some(place) = self.place(id) {
+            mem::swap(&mut place.item.bytes, buffer);
+        }
+    }
+
+    /// The whole reply of a call went elsewhere: its place is free.
+    #[inline]
+    pub fn close(&mut self, id: u64) {
+        let at = self.at(id);
+        self.release(at);
     }
 
     /// Takes how the call has ended, if it has, and the reply; its place is free then.
@@ -163,11 +176,10 @@ impl Table {
         !over
     }
 
-    /// Forgets a call of which nothing was sent; its buffer goes back.
-    pub fn unsend(&mut self, id: u64, buffer: &mut Vec<u8>) {
+    /// Forgets a call of which nothing was sent.
+    pub fn unsend(&mut self, id: u64) {
         let at = self.at(id);
-        if let Some(place) = self.place(id) {
-            mem::swap(&mut place.item.bytes, buffer);
+        if self.place(id).is_some() {
             self.release(at);
             self.opened -= 1;
         }
@@ -255,6 +267,12 @@ impl Table {
     pub fn lost(&self) -> (Vec<LostCall>, usize) {
         let open = self.places.iter().filter(|place| place.state == State::Waited && place.end.is_none());
         (open.map(|place| LostCall { id: place.id, method: place.method }).collect(), self.pushes.len())
+    }
+
+    /// The longest request or reply, in bytes.
+    #[inline]
+    pub fn max(&self) -> usize {
+        self.max
     }
 
     /// Calls under way, those that nobody waits for included.

@@ -123,8 +123,13 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Hall<M, P, T> {
         answer: Result<&mut Vec<u8>, Failure>,
     ) -> Result<(), Violation> {
         let mut post = self.post.lock();
-        let at = post.table.begin_whole(frame.id, frame.head, frame.len())?;
         post.answered += 1;
+        if let Ok(reply) = &answer {
+            if post.answer_now(frame, reply) {
+                return Ok(());
+            }
+        }
+        let at = post.table.begin_whole(frame.id, frame.head, frame.len())?;
         match answer {
             Ok(reply) => {
                 post.table.close(at);

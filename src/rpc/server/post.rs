@@ -10,7 +10,7 @@ use super::table::Table;
 use crate::channel::{Outbound, Pace, SendFault, Wait, Wanted};
 use crate::error::Ended;
 use crate::mem::Memory;
-use crate::rpc::frame::send;
+use crate::rpc::frame::{Frame, send};
 use crate::rpc::pieces::Cut;
 use crate::rpc::wire::{HEAD, Head, Kind};
 
@@ -46,6 +46,22 @@ impl<M: Memory, P: Pace> Post<M, P> {
     /// With nothing to be sent, of a client that is not welcomed yet.
     pub(super) fn new(table: Table, out: Outbound<M, P>, piece: usize) -> Self {
         Self { table, out, piece, answered: 0, open: false, over: None }
+    }
+
+    /// Answers a call that was whole in one frame, and that an honest client may make now, with a reply of one
+    /// frame, if nothing else is to be sent and there is room.
+    #[inline]
+    pub(super) fn answer_now(&mut self, frame: &Frame, reply: &[u8]) -> bool {
+        let able = self.open && self.table.is_idle() && reply.len() <= self.piece;
+        if !able || !self.table.may_begin(frame.id, frame.head, frame.len()) {
+            return false;
+        }
+        let sent =
+            send(&mut self.out, Head::new(Kind::Reply, 0), [reply, &[]], frame.id, Wait::Never).is_ok();
+        if sent {
+            self.table.pass(frame.id);
+        }
+        sent
     }
 
     /// Sends an item as far as there is room and nobody else's turn, and leaves the rest.

@@ -45,7 +45,7 @@ pub(super) fn serve_counted(
     shared.counts.accepted.add();
     shared.enter(&peer);
     let queue = shared.queue.lock().clone();
-    let mut desk = Desk { shared, peer: &peer, queue, reply: Vec::new(), copy: Vec::new() };
+    let mut desk = Desk { shared, peer: &peer, queue, admitted: None, reply: Vec::new(), copy: Vec::new() };
     let ended = attendant.attend(&mut desk);
     peer.line.closer().close();
     drop(open);
@@ -132,6 +132,8 @@ struct Desk<'a> {
     shared: &'a Arc<Shared>,
     peer: &'a Arc<Peer>,
     queue: Option<Queue>,
+    /// The inline method that was just admitted.
+    admitted: Option<&'a Method>,
     reply: Vec<u8>,
     copy: Vec<u8>,
 }
@@ -195,6 +197,7 @@ impl Service<Mapping, Waiting> for Desk<'_> {
         }
         let method = self.shared.methods.find(method, flags & (STREAM | UPLOAD))?;
         if method.is_inline() {
+            self.admitted = Some(method);
             return Ok(true);
         }
         self.room(method).map(|()| false)
@@ -224,8 +227,8 @@ impl Service<Mapping, Waiting> for Desk<'_> {
         call: Started,
         given: Given<'_, Mapping, Waiting>,
     ) -> Result<&mut Vec<u8>, Failure> {
-        let Self { shared, peer, reply, copy, .. } = self;
-        let method = shared.methods.find(call.method, call.flags)?;
+        let Self { shared, peer, reply, copy, admitted, .. } = self;
+        let method = admitted.take().map_or_else(|| shared.methods.find(call.method, call.flags), Ok)?;
         let asked = Request::placed(peer, call, given, copy);
         methods::run(method, peer, &asked, reply, &shared.counts).map(|()| reply)
     }

@@ -152,16 +152,30 @@ impl Table {
     /// # Errors
     ///
     /// As for [`take`](Self::take).
-    #[inline]
     pub fn begin_whole(&mut self, id: u64, head: Head, len: usize) -> Result<usize, Violation> {
-        let spare = if head.has(DEADLINE) { TIME } else { 0 };
-        self.begin(id, head)?;
-        if len < spare || len - spare > self.limits.max || head.seq != 0 {
-            return Err(Violation("a request longer than agreed"));
+        if !self.may_begin(id, head, len) {
+            return Err(Violation("a call that cannot begin here"));
         }
+        self.begin(id, head)?;
         let at = self.at(id);
         self.places[at].phase = Phase::Running;
         Ok(at)
+    }
+
+    /// Whether a call that is whole in one frame is one that an honest client may make now.
+    #[inline]
+    pub fn may_begin(&self, id: u64, head: Head, len: usize) -> bool {
+        let spare = if head.has(DEADLINE) { TIME } else { 0 };
+        let place = &self.places[self.at(id)];
+        let free = id > place.id && place.phase == Phase::Idle && head.seq == 0;
+        free && len >= spare && len - spare <= self.limits.max
+    }
+
+    /// A call has begun and ended.
+    #[inline]
+    pub(super) fn pass(&mut self, id: u64) {
+        let at = self.at(id);
+        self.places[at].id = id;
     }
 
     /// The id, method and flags of a place.
