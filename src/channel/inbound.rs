@@ -292,6 +292,13 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
         found.is_some()
     }
 
+    /// Looks a few times, without the clock, if the answer is expected at once; whether there is something to
+    /// look at.
+    #[inline]
+    pub fn glance(&mut self) -> bool {
+        (0..self.pace.glances()).any(|_| self.ring.stirred())
+    }
+
     /// The peer broke a rule of the layer above: the connection is over for good.
     #[cold]
     pub fn violated(&mut self, violation: Violation) -> Ended {

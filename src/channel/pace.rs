@@ -22,6 +22,9 @@ const BUDGET: Duration = Duration::from_micros(50);
 /// Looks without a pause at first: the answer is often there at once.
 const EAGER: u32 = 32;
 
+/// Looks without a pause or a clock, some 200 ns of them, by who has reason to expect the answer just now.
+const GLANCES: u32 = 128;
+
 /// How long a spin goes on before it lets others run for the first time, and between times.
 const FIRST_ASIDE: Duration = Duration::from_micros(2);
 const NEXT_ASIDE: Duration = Duration::from_micros(10);
@@ -60,6 +63,11 @@ pub trait Pace {
 
     /// A sleep that followed [`pass`](Self::pass) is over.
     fn slept(&mut self);
+
+    /// How many bare looks may come before [`pass`](Self::pass): some where the answer is expected at once.
+    fn glances(&mut self) -> u32 {
+        0
+    }
 }
 
 /// Sleeps at once.
@@ -135,6 +143,19 @@ impl Pace for Waiting {
             WaitStrategy::Adaptive => self.adapt(until, look),
             WaitStrategy::Spin => spin_on(until, look),
         }
+    }
+
+    #[inline]
+    fn glances(&mut self) -> u32 {
+        let quick = match self.strategy {
+            WaitStrategy::Park => false,
+            WaitStrategy::Adaptive => {
+                let here = self.tell_cpu();
+                self.misses == 0 && cpu::many() && self.mapping.peer_cpu(self.role) != here
+            }
+            WaitStrategy::Spin => true,
+        };
+        if quick { GLANCES } else { 0 }
     }
 
     fn slept(&mut self) {

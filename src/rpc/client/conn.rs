@@ -57,7 +57,6 @@ impl Conn {
     }
 
     /// Calls, and waits for the reply, which replaces what is in `buffer`.
-    #[inline]
     pub(super) fn call(
         &self,
         method: u32,

@@ -160,7 +160,6 @@ impl SharedMemoryClient {
     /// # Errors
     ///
     /// As `call`.
-    #[inline]
     pub fn call_into(&self, method: u32, request: &[u8], buffer: &mut Vec<u8>) -> Result<(), CallError> {
         self.current.get(Wait::FOREVER)?.call(method, request, buffer, Wait::FOREVER)
     }

@@ -144,7 +144,8 @@ impl Table {
     #[inline]
     pub fn close(&mut self, id: u64) {
         let at = self.at(id);
-        self.release(at);
+        self.places[at].state = State::Free;
+        self.free.push(at);
     }
 
     /// Takes how the call has ended, if it has, and the reply; its place is free then.
