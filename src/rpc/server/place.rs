@@ -2,11 +2,35 @@
 
 use std::collections::VecDeque;
 
-use super::table::Failure;
 use crate::error::Violation;
 use crate::rpc::greeting::clipped;
 use crate::rpc::pieces::{Assembly, Cut};
-use crate::rpc::wire::{Head, Kind, UPLOAD};
+use crate::rpc::wire::{Head, Kind, Status, UPLOAD};
+
+/// What a frame asks of the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Nothing.
+    None,
+    /// A request is whole: its method is to be run.
+    Run(usize),
+    /// Somebody who waits for this call may look again.
+    Call(usize),
+    /// There is credit for pushes.
+    Push,
+}
+
+/// Why a call is not admitted, or failed: a status, the method's own code, a text.
+pub type Failure = (Status, u32, String);
+
+/// An upload, as its method sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Upload {
+    /// The next chunk.
+    Chunk(Vec<u8>),
+    /// There are no more.
+    End,
+}
 
 /// What bounds the calls of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -25,6 +25,7 @@
 use std::collections::VecDeque;
 use std::mem;
 
+pub use super::place::{Event, Failure, Upload};
 use super::place::{Item, Limits, Phase, Place, add_credit, error, spend};
 use crate::error::Violation;
 use crate::rpc::pieces::{self, Cut};
@@ -33,31 +34,6 @@ use crate::rpc::{Over, place_of};
 
 /// Bytes of the time left, in front of a request.
 pub(super) const TIME: usize = 8;
-
-/// What a frame asks of the connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// Nothing.
-    None,
-    /// A request is whole: its method is to be run.
-    Run(usize),
-    /// Somebody who waits for this call may look again.
-    Call(usize),
-    /// There is credit for pushes.
-    Push,
-}
-
-/// Why a call is not admitted, or failed: a status, the method's own code, a text.
-pub type Failure = (Status, u32, String);
-
-/// An upload, as its method sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Upload {
-    /// The next chunk.
-    Chunk(Vec<u8>),
-    /// There are no more.
-    End,
-}
 
 /// All places of a connection, and its pushes.
 #[derive(Debug)]
