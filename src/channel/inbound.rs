@@ -292,8 +292,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
         found.is_some()
     }
 
-    /// Looks a few times, without the clock, if the answer is expected at once; whether there is something to
-    /// look at.
+    /// Looks a few times, without the clock, if the answer is expected at once; whether there is something.
     #[inline]
     pub fn glance(&mut self) -> bool {
         (0..self.pace.glances()).any(|_| self.ring.stirred())
@@ -322,8 +321,8 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
 
     /// Takes what is ready, at most one lap of the ring: a whole message, or pieces of one.
     ///
-    /// Pieces that stand in the ring together have room in the arena together; a liar's may overlap,
-    /// and would keep us copying a whole arena for each slot.
+    /// Pieces that stand in the ring together have room in the arena together; a liar's may overlap, and would keep
+    /// us copying a whole arena for each slot.
     #[inline(always)]
     fn lap(&mut self) -> Result<Lap, RecvFault> {
         if let Some(message) = self.at_hand() {
