@@ -170,8 +170,9 @@ impl<'a, M: Memory + Send, P: Pace + Send, T: Threads> Seat<'a, M, P, T> {
         in_time
     }
 
+    /// Wakes who waits for this change.
     #[inline]
-    fn tell(&mut self, change: Change) {
+    pub(super) fn tell(&mut self, change: Change) {
         let signal = match change {
             Change::None => return,
             Change::Call(at) => at,

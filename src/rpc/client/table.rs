@@ -147,11 +147,14 @@ impl Table {
         self.release(at);
     }
 
-    /// Takes how the call has ended, if it has, and the reply; its place is free then.
+    /// Takes how the call has ended, if it has, and the reply; its place is free then. One that was abandoned, by
+    /// the other half of its streams, is cancelled.
     #[inline]
     pub fn finish(&mut self, id: u64, buffer: &mut Vec<u8>) -> Option<Final> {
         let at = self.at(id);
-        let place = self.place(id)?;
+        let Some(place) = self.place(id).filter(|place| place.state == State::Waited) else {
+            return Some(Final::Failed(Status::Cancelled, 0, String::new()));
+        };
         if !place.chunks.is_empty() {
             return None;
         }
@@ -207,7 +210,8 @@ impl Table {
 
     /// Takes `cost` of what the server lets us upload, if there is enough; `Err` once the call is over.
     pub fn spend(&mut self, id: u64, cost: u32) -> Result<bool, Over> {
-        let place = self.place(id).filter(|place| place.end.is_none()).ok_or(Over)?;
+        let open = |place: &&mut Place| place.state == State::Waited && place.end.is_none();
+        let place = self.place(id).filter(open).ok_or(Over)?;
         let left = place.credit.checked_sub(cost);
         place.credit = left.unwrap_or(place.credit);
         Ok(left.is_some())
