@@ -58,7 +58,7 @@ fn work(jobs: &Receiver<Job>, shared: &Weak<Shared>) {
             let asked = Request::private(&peer, started, &request);
             let ran = methods::run(&method, &peer, &asked, &mut reply, &shared.counts);
             methods::answer(&peer, started, ran, &mut reply);
-            shared.counts.calls.add();
+            shared.answered(&peer);
             crate::rpc::pieces::clear(&mut reply);
         }
         peer.hall.with(|table| table.recycle(started.id, request));

@@ -150,7 +150,7 @@ impl Desk<'_> {
             let mut reply = Vec::new();
             let ran = methods::run(&method, &peer, &asked, &mut reply, &shared.counts);
             methods::answer(&peer, started, ran, &mut reply);
-            shared.counts.calls.add();
+            shared.answered(&peer);
         });
         if thread.is_err() {
             self.peer.streams.fetch_sub(1, Ordering::Relaxed);
