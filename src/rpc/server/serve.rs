@@ -144,11 +144,12 @@ impl Desk<'_> {
         let (shared, peer) = (Arc::clone(self.shared), Arc::clone(self.peer));
         self.peer.streams.fetch_add(1, Ordering::Relaxed);
         let thread = thread::Builder::new().name("narrows-stream".into()).spawn(move || {
-            let _counted =
+            let running =
                 (Running::one(&shared.running), Running::one(&peer.running), Running(&peer.streams));
             let asked = Request::private(&peer, started, &request);
             let mut reply = Vec::new();
             let ran = methods::run(&method, &peer, &asked, &mut reply, &shared.counts);
+            drop(running); // Who has the answer may call again, and has all its room then.
             methods::answer(&peer, started, ran, &mut reply);
             shared.answered(&peer);
         });
