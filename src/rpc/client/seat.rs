@@ -179,9 +179,13 @@ impl<'a, M: Memory + Send, P: Pace + Send, T: Threads> Seat<'a, M, P, T> {
             Change::Freed => self.desk.freed(),
             Change::Push => self.desk.pushed(),
         };
-        let desk = self.desk;
-        if self.books().waiting[signal] > 0 {
+        let (desk, books) = (self.desk, self.books());
+        if books.waiting[signal] > 0 {
             T::Monitor::<Books<M, P>>::notify(&desk.signals[signal]);
+        }
+        // A call that has ended makes room for one that waits for a place.
+        if books.waiting[desk.freed()] > 0 && signal < desk.freed() && books.table.has_room() {
+            T::Monitor::<Books<M, P>>::notify(&desk.signals[desk.freed()]);
         }
     }
 
