@@ -172,7 +172,7 @@ impl Desk<'_> {
     #[cold]
     fn busy(&self, started: Started, text: &str) {
         self.shared.counts.busy.add();
-        self.peer.hall.fail(started.id, (Status::Busy, 0, text.into()));
+        self.peer.hall.fail(started.id, &(Status::Busy, 0, text.into()));
     }
 
     /// Whether one more may run for this client.
@@ -207,7 +207,7 @@ impl Service<Mapping, Waiting> for Desk<'_> {
     fn run(&mut self, call: Started, request: Vec<u8>) {
         let method = match self.shared.methods.find(call.method, call.flags) {
             Ok(method) => method,
-            Err(failure) => return self.peer.hall.fail(call.id, failure),
+            Err(failure) => return self.peer.hall.fail(call.id, &failure),
         };
         if method.is_inline() {
             let asked = Request::private(self.peer, call, &request);
