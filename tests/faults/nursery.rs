@@ -7,7 +7,7 @@
 //! ```
 
 use std::io::{BufRead, BufReader, Write};
-use std::process::{ChildStdin, Stdio};
+use std::process::{ChildStdin, ChildStdout, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
@@ -38,14 +38,7 @@ impl Nursery {
         let mut command = me(test, "nursery", told);
         let mut child = Kept::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
         let orders = child.0.stdin.take();
-        let output = BufReader::new(child.0.stdout.take().expect("a pipe"));
-        let (tell, reports) = channel();
-        thread::spawn(move || {
-            // The test runner's own output comes before the mark, on the same line at times.
-            let lines = output.lines().map_while(Result::ok);
-            let marked = lines.filter_map(|line| line.rsplit_once('@').map(|(_, text)| text.to_owned()));
-            marked.map(|text| parse(&text)).all(|report| tell.send(report).is_ok())
-        });
+        let reports = hear(child.0.stdout.take().expect("a pipe"));
         Self { child, orders, reports: Some(reports) }
     }
 
@@ -80,6 +73,18 @@ pub(crate) fn serve(victim: impl Fn(&str) -> i32) {
             }
         }
     }
+}
+
+/// What a process reports on its standard output.
+pub(crate) fn hear(output: ChildStdout) -> Receiver<Report> {
+    let (tell, reports) = channel();
+    thread::spawn(move || {
+        // The test runner's own output comes before the mark, on the same line at times.
+        let lines = BufReader::new(output).lines().map_while(Result::ok);
+        let marked = lines.filter_map(|line| line.rsplit_once('@').map(|(_, text)| text.to_owned()));
+        marked.map(|text| parse(&text)).all(|report| tell.send(report).is_ok())
+    });
+    reports
 }
 
 /// Tells the test; from the nursery or from a victim.

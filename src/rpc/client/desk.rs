@@ -33,7 +33,7 @@ use std::fmt;
 use std::ops::{DerefMut, Range};
 
 use super::seat::{Own, Read, Seat};
-use super::table::{Final, LostCall, Table};
+use super::table::{Change, Final, LostCall, Table};
 use crate::channel::{Inbound, Monitor, Outbound, Pace, Poster, SendFault, Threads, Wait};
 use crate::error::Ended;
 use crate::mem::Memory;
@@ -270,7 +270,10 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Desk<M, P, T> {
 
     /// Nobody waits for the call any more: the server is told, unless it has said its last word.
     pub fn abandon(&self, id: u64) {
-        let tell = Seat::take(self).books().table.abandon(id);
+        let mut seat = Seat::take(self);
+        let tell = seat.books().table.abandon(id);
+        seat.tell(Change::Call(self.signal_of(id))); // The other half of its streams may wait.
+        drop(seat);
         if tell {
             self.cancel(id);
         }

@@ -2,10 +2,43 @@
 
 use std::collections::VecDeque;
 
-use super::table::Final;
 use crate::error::Violation;
 use crate::rpc::pieces::Assembly;
 use crate::rpc::wire::{ERROR_LEN, Head, Kind, STREAM, Status, cost};
+
+/// How a call ended, as the server's last frame of it said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Final {
+    /// The reply is whole.
+    Reply,
+    /// The stream is at its end.
+    End,
+    /// There is none: why, the handler's own code, a text.
+    Failed(Status, u32, String),
+}
+
+/// What a frame changed, for those who wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing that anybody waits for.
+    None,
+    /// The call in this place.
+    Call(usize),
+    /// A place is free.
+    Freed,
+    /// A push has come.
+    Push,
+}
+
+/// What is left of a call that was lost with its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LostCall {
+    /// Its number.
+    pub id: u64,
+    /// What was called.
+    pub method: u32,
+}
 
 /// Who waits for the call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,6 +67,11 @@ pub(super) struct Place {
 }
 
 impl Place {
+    /// Whether the call is over, and its end is still to be taken.
+    pub(super) fn has_ended(&self) -> bool {
+        self.state == State::Waited && self.end.is_some()
+    }
+
     /// Takes a piece of a reply or chunk; the first head if the item is whole.
     pub(super) fn take_item(
         &mut self,

@@ -181,17 +181,22 @@ impl<'a, M: Memory + Send, P: Pace + Send, T: Threads> Seat<'a, M, P, T> {
         in_time
     }
 
+    /// Wakes who waits for this change.
     #[inline]
-    fn tell(&mut self, change: Change) {
+    pub(super) fn tell(&mut self, change: Change) {
         let signal = match change {
             Change::None => return,
             Change::Call(at) => at,
             Change::Freed => self.desk.freed(),
             Change::Push => self.desk.pushed(),
         };
-        let desk = self.desk;
-        if self.books().waiting[signal] > 0 {
+        let (desk, books) = (self.desk, self.books());
+        if books.waiting[signal] > 0 {
             T::Monitor::<Books<M, P>>::notify(&desk.signals[signal]);
+        }
+        // A call that has ended makes room for one that waits for a place.
+        if books.waiting[desk.freed()] > 0 && signal < desk.freed() && books.table.has_room() {
+            T::Monitor::<Books<M, P>>::notify(&desk.signals[desk.freed()]);
         }
     }
 

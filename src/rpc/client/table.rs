@@ -9,7 +9,8 @@
 //! ```
 //!
 //! The id of a call is `generation * places + place`: it says where the call stands, and a place's next call
-//! has another. So no id is used twice, and a frame finds its call without a search.
+//! has another. So no id is used twice, and a frame finds its call without a search. A call that is over gives its
+//! place to another that needs it, and waits aside until its end is taken.
 //!
 //! # Invariants
 //!
@@ -22,54 +23,23 @@
 //!
 //! `tests/call_tables.rs` against a reference; fuzz `calls`.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::mem;
 
+pub use super::place::{Change, Final, LostCall};
 use super::place::{Place, State, failure};
 use crate::error::Violation;
 use crate::rpc::pieces::{self, Assembly};
 use crate::rpc::wire::{Head, Kind, NOTIFY, STREAM, Status, UPLOAD, cost};
 use crate::rpc::{Over, place_of};
 
-/// How a call ended, as the server's last frame of it said.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Final {
-    /// The reply is whole.
-    Reply,
-    /// The stream is at its end.
-    End,
-    /// There is none: why, the handler's own code, a text.
-    Failed(Status, u32, String),
-}
-
-/// What a frame changed, for those who wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// Nothing that anybody waits for.
-    None,
-    /// The call in this place.
-    Call(usize),
-    /// A place is free.
-    Freed,
-    /// A push has come.
-    Push,
-}
-
-/// What is left of a call that was lost with its connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct LostCall {
-    /// Its number.
-    pub id: u64,
-    /// What was called.
-    pub method: u32,
-}
-
 /// All places of a connection.
 #[derive(Debug)]
 pub struct Table {
     places: Vec<Place>,
     free: Vec<usize>,
+    /// Calls that have ended, whose end nobody has taken yet, and whose places others needed.
+    ended: HashMap<u64, Place>,
     max: usize,
     stream_window: u32,
     upload_window: u32,
@@ -91,6 +61,7 @@ impl Table {
         Self {
             places: (0..places).map(place).collect(),
             free: (0..places).rev().collect(),
+            ended: HashMap::new(),
             max,
             stream_window,
             upload_window,
@@ -104,9 +75,9 @@ impl Table {
         }
     }
 
-    /// Whether a place is free.
+    /// Whether a place is free, or can be.
     pub fn has_room(&self) -> bool {
-        !self.free.is_empty()
+        !self.free.is_empty() || self.places.iter().any(Place::has_ended)
     }
 
     /// Where the call with this id stands.
@@ -115,10 +86,10 @@ impl Table {
         place_of(id, self.places.len())
     }
 
-    /// Takes a free place for a call, and with it an id.
+    /// Takes a free place for a call, and with it an id. That of a call which has ended is free for another.
     #[inline]
     pub fn open(&mut self, method: u32, flags: u8) -> Option<u64> {
-        let at = self.free.pop()?;
+        let at = self.free.pop().or_else(|| self.vacate())?;
         self.opened += 1;
         let places = self.places.len() as u64;
         let (window, credit) = (self.stream_window, self.upload_window);
@@ -148,23 +119,24 @@ impl Table {
         self.free.push(at);
     }
 
-    /// Takes how the call has ended, if it has, and the reply; its place is free then.
+    /// Takes how the call has ended, if it has, and the reply; its place is free then. One that was abandoned, by
+    /// the other half of its streams, is cancelled.
     #[inline]
     pub fn finish(&mut self, id: u64, buffer: &mut Vec<u8>) -> Option<Final> {
-        let at = self.at(id);
-        let place = self.place(id)?;
+        let Some(place) = self.place(id).filter(|place| place.state == State::Waited) else {
+            return Some(Final::Failed(Status::Cancelled, 0, String::new()));
+        };
         if !place.chunks.is_empty() {
             return None;
         }
         let end = place.end.take()?;
         mem::swap(&mut place.item.bytes, buffer);
-        self.release(at);
+        self.leave(id);
         Some(end)
     }
 
     /// Nobody waits for the call any more. True if the server has to be told.
     pub fn abandon(&mut self, id: u64) -> bool {
-        let at = self.at(id);
         let Some(place) = self.place(id).filter(|place| place.state == State::Waited) else { return false };
         place.state = State::Abandoned;
         place.chunks.clear();
@@ -172,7 +144,7 @@ impl Table {
         let over = place.end.is_some();
         if over {
             self.dropped += 1;
-            self.release(at);
+            self.leave(id);
         }
         !over
     }
@@ -208,7 +180,8 @@ impl Table {
 
     /// Takes `cost` of what the server lets us upload, if there is enough; `Err` once the call is over.
     pub fn spend(&mut self, id: u64, cost: u32) -> Result<bool, Over> {
-        let place = self.place(id).filter(|place| place.end.is_none()).ok_or(Over)?;
+        let open = |place: &&mut Place| place.state == State::Waited && place.end.is_none();
+        let place = self.place(id).filter(open).ok_or(Over)?;
         let left = place.credit.checked_sub(cost);
         place.credit = left.unwrap_or(place.credit);
         Ok(left.is_some())
@@ -257,7 +230,7 @@ impl Table {
 
     /// What has come is worth nothing: the server wrote over it while it was read.
     pub fn spoil(&mut self) {
-        for place in &mut self.places {
+        for place in self.places.iter_mut().chain(self.ended.values_mut()) {
             place.end = None;
             place.chunks.clear();
         }
@@ -385,9 +358,31 @@ impl Table {
         self.free.push(at);
     }
 
+    /// The end of a call was taken.
+    #[inline]
+    fn leave(&mut self, id: u64) {
+        if self.ended.is_empty() || self.ended.remove(&id).is_none() {
+            self.release(self.at(id));
+        }
+    }
+
+    /// Puts a call aside that has ended: its place is free for another.
+    #[cold]
+    fn vacate(&mut self) -> Option<usize> {
+        let at = self.places.iter().position(Place::has_ended)?;
+        let id = self.places[at].id;
+        let place = mem::replace(&mut self.places[at], Place { id, ..Place::default() });
+        self.ended.insert(id, place);
+        Some(at)
+    }
+
+    #[inline]
     fn place(&mut self, id: u64) -> Option<&mut Place> {
         let at = self.at(id);
-        self.places.get_mut(at).filter(|place| place.id == id && place.state != State::Free)
+        if self.places[at].id == id && self.places[at].state != State::Free {
+            return self.places.get_mut(at);
+        }
+        self.ended.get_mut(&id)
     }
 }
 

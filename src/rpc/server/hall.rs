@@ -148,12 +148,12 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Hall<M, P, T> {
         self.post.lock().answered
     }
 
-    /// Ends a call with an error.
-    pub fn fail(&self, id: u64, failure: Failure) {
+    /// Ends a call with an error, behind the chunks that its method has written.
+    pub fn fail(&self, id: u64, failure: &Failure) {
         let mut post = self.post.lock();
         if post.over.is_none() && post.table.runs(id) {
             let at = post.table.at(id);
-            post.table.fail(at, failure);
+            post.table.conclude(at, failure);
             drop(post);
             self.nudge();
         }

@@ -135,7 +135,7 @@ pub(super) fn answer(peer: &Arc<Peer>, started: Started, ran: Result<(), Failure
     match ran {
         Ok(()) if streams => peer.hall.finish(started.id, Head::new(Kind::End, 0), Body::Lent(&[])),
         Ok(()) => peer.hall.finish(started.id, Head::new(Kind::Reply, 0), Body::Own(reply)),
-        Err(failure) => peer.hall.fail(started.id, failure),
+        Err(failure) => peer.hall.fail(started.id, &failure),
     }
 }
 

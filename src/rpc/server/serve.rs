@@ -144,13 +144,14 @@ impl Desk<'_> {
         let (shared, peer) = (Arc::clone(self.shared), Arc::clone(self.peer));
         self.peer.streams.fetch_add(1, Ordering::Relaxed);
         let thread = thread::Builder::new().name("narrows-stream".into()).spawn(move || {
-            let _counted =
+            let running =
                 (Running::one(&shared.running), Running::one(&peer.running), Running(&peer.streams));
             let asked = Request::private(&peer, started, &request);
             let mut reply = Vec::new();
             let ran = methods::run(&method, &peer, &asked, &mut reply, &shared.counts);
+            drop(running); // Who has the answer may call again, and has all its room then.
             methods::answer(&peer, started, ran, &mut reply);
-            shared.counts.calls.add();
+            shared.answered(&peer);
         });
         if thread.is_err() {
             self.peer.streams.fetch_sub(1, Ordering::Relaxed);
@@ -171,7 +172,7 @@ impl Desk<'_> {
     #[cold]
     fn busy(&self, started: Started, text: &str) {
         self.shared.counts.busy.add();
-        self.peer.hall.fail(started.id, (Status::Busy, 0, text.into()));
+        self.peer.hall.fail(started.id, &(Status::Busy, 0, text.into()));
     }
 
     /// Whether one more may run for this client.
@@ -206,7 +207,7 @@ impl Service<Mapping, Waiting> for Desk<'_> {
     fn run(&mut self, call: Started, request: Vec<u8>) {
         let method = match self.shared.methods.find(call.method, call.flags) {
             Ok(method) => method,
-            Err(failure) => return self.peer.hall.fail(call.id, failure),
+            Err(failure) => return self.peer.hall.fail(call.id, &failure),
         };
         if method.is_inline() {
             let asked = Request::private(self.peer, call, &request);

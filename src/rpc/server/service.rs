@@ -116,6 +116,15 @@ impl Shared {
         self.peers.lock().values().for_each(|peer| peer.line.closer().close());
     }
 
+    /// A method's answer was given: a connection that waits for it to end, and sleeps, looks up.
+    #[inline]
+    pub(super) fn answered(&self, peer: &Peer) {
+        self.counts.calls.add();
+        if self.draining.load(Ordering::Relaxed) {
+            peer.hall.nudge();
+        }
+    }
+
     /// Calls that are not over, of all connections.
     pub(super) fn in_flight(&self) -> usize {
         self.peers.lock().values().map(|peer| peer.hall.with(|table| table.in_flight())).sum()

@@ -313,8 +313,13 @@ impl Table {
             place.outbox.clear();
             self.turns.retain(|it| *it != at);
         }
+        self.conclude(at, &failure);
+    }
+
+    /// Ends a call with an error, behind what is still to be sent for it.
+    pub(super) fn conclude(&mut self, at: usize, failure: &Failure) {
         self.close(at);
-        let (head, bytes) = error(&failure, self.longest_error);
+        let (head, bytes) = error(failure, self.longest_error);
         self.put(at, Item { cut: Cut::new(head, bytes.len()), bytes, last: true });
     }
 
