@@ -40,6 +40,7 @@ const MODULES: [(&str, &[(&str, &str)]); 3] = [
         "channel",
         &[
             ("inbound", "channel/inbound.rs"),
+            ("incoming", "channel/incoming.rs"),
             ("outbound", "channel/outbound.rs"),
             ("partial", "channel/partial.rs"),
             ("", "channel/mod.rs"),

@@ -3,6 +3,7 @@
 //! A message is *lent* from the moment a call returns it in place until it is given back; whatever the caller
 //! does with the guard, the next call gives it back first, so nothing comes twice.
 
+pub use super::incoming::{Incoming, RecvFault};
 use super::pace::Pace;
 use super::partial::Partial;
 use super::{Wait, may_wait_on};
@@ -10,55 +11,6 @@ use crate::error::{Ended, Violation};
 use crate::layout::Kind;
 use crate::mem::{Memory, OutOfBounds, Until, Word};
 use crate::ring::{Arrival, Bed, Consumer, Fate, Wanted, ended, sleep};
-
-/// Why a receive failed; the public enums are made of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RecvFault {
-    /// No whole message is there, or the deadline passed.
-    Empty,
-    /// The message has so many bytes; it was kept.
-    BufferTooSmall(usize),
-    /// The connection has ended.
-    Ended(Ended),
-}
-
-impl From<Ended> for RecvFault {
-    fn from(ended: Ended) -> Self {
-        Self::Ended(ended)
-    }
-}
-
-/// A whole message that is there.
-#[derive(Clone, Copy, Debug)]
-pub enum Incoming {
-    /// It stands in the ring.
-    Placed(Arrival),
-    /// It was reassembled in private memory: length and tag.
-    Assembled(usize, u64),
-}
-
-impl Incoming {
-    /// Bytes of the message.
-    pub fn len(&self) -> usize {
-        match self {
-            Self::Placed(arrival) => arrival.len,
-            Self::Assembled(len, _) => *len,
-        }
-    }
-
-    /// Whether the message has no bytes.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Its tag.
-    pub fn tag(&self) -> u64 {
-        match self {
-            Self::Placed(arrival) => arrival.tag,
-            Self::Assembled(_, tag) => *tag,
-        }
-    }
-}
 
 /// The receiving half of a direction.
 #[derive(Debug)]

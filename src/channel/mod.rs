@@ -20,6 +20,7 @@ mod closer;
 mod ear;
 mod ends;
 mod inbound;
+mod incoming;
 mod monitor;
 mod outbound;
 mod pace;
