@@ -26,6 +26,9 @@ pub(super) const ALL: &[Named] = named![
     a_late_reply_is_dropped_and_its_place_is_free,
     a_follower_that_was_too_late_passes_the_role_on,
     who_waits_for_a_push_and_who_waits_for_a_reply_both_get_it,
+    who_reads_while_it_waits_for_a_place_is_told_of_one,
+    who_reads_while_it_waits_for_a_place_gets_one_that_was_given_up,
+    who_stands_by_for_a_place_gets_one_that_a_reply_frees,
     two_callers_get_their_own_replies,
     who_is_too_late_leaves_the_other_its_reply,
     death_is_told_to_the_reader_and_to_who_stands_by,
@@ -50,9 +53,9 @@ fn parts<P>(
     outbound: Outbound<Model, P>,
     places: usize,
 ) -> Parts<Model, P> {
-    let (poster, window) = (Poster::new(side.out.clone()), cost(1));
+    let (poster, ear, window) = (Poster::new(side.out.clone()), Ear::new(side.into.clone()), cost(1));
     let table = Table::new(places, MAX_MESSAGE, window, 64 * window, window);
-    Parts { inbound, outbound, poster, table, places, piece: 64 }
+    Parts { inbound, outbound, poster, ear, table, places, piece: 64 }
 }
 
 fn soon() -> Wait {
@@ -213,6 +216,46 @@ fn who_waits_for_a_push_and_who_waits_for_a_reply_both_get_it() {
     assert_eq!(end(&desk, id, Wait::FOREVER), Ok(reply_to(id)));
     pushed.join().unwrap();
     server.join().unwrap();
+}
+
+fn who_reads_while_it_waits_for_a_place_is_told_of_one() {
+    let (a, b) = connection::<Cells>(1, 64);
+    let desk = desk(&a, 1);
+    let id = open(&desk, 0, Wait::Never).unwrap();
+    reply(&b, &[id]);
+    let other = waits(&desk, id);
+    assert_ne!(open(&desk, 0, Wait::FOREVER), Ok(id));
+    other.join().unwrap();
+}
+
+fn who_reads_while_it_waits_for_a_place_gets_one_that_was_given_up() {
+    let (a, b) = connection::<Cells>(1, 64);
+    let desk = desk(&a, 1);
+    let id = open(&desk, 0, Wait::Never).unwrap();
+    reply(&b, &[id]);
+    let other = desk.clone();
+    let other = thread::spawn(move || other.abandon(id));
+    assert_ne!(open(&desk, 0, Wait::FOREVER), Ok(id));
+    other.join().unwrap();
+}
+
+fn who_stands_by_for_a_place_gets_one_that_a_reply_frees() {
+    let (a, b) = connection::<Cells>(1, 64);
+    let desk = desk(&a, PLACES);
+    let [slow, quick] = [0; 2].map(|_| open(&desk, 0, Wait::Never).unwrap());
+    let mut out = sender(&b);
+    say(&mut out, quick, Head::new(Kind::Reply, 0), &reply_to(quick));
+    let other = desk.clone();
+    let other = thread::spawn(move || {
+        assert_eq!(end(&other, quick, Wait::FOREVER), Ok(reply_to(quick)));
+        hear(&mut receiver(&b)).unwrap();
+        say(&mut out, slow, Head::new(Kind::Reply, 0), &reply_to(slow));
+    });
+    let third = desk.clone();
+    let third = thread::spawn(move || begin(&third, 0));
+    assert_eq!(end(&desk, slow, Wait::FOREVER), Ok(reply_to(slow)));
+    other.join().unwrap();
+    assert_ne!(third.join().unwrap(), quick);
 }
 
 fn two_callers_get_their_own_replies() {
