@@ -71,7 +71,7 @@ fn open(desk: &Shared, flags: u8, wait: Wait) -> Result<u64, Stop> {
 fn begin(desk: &Shared, flags: u8) -> u64 {
     let id = open(desk, flags, Wait::FOREVER).unwrap();
     let mut cut = Cut::new(Head::new(Kind::Call, 7).with(flags), 1);
-    desk.send_item(&mut cut, &[&[9]], &mut 0, id, Wait::FOREVER).unwrap();
+    desk.send_item(&mut cut, [&[9], &[]], &mut 0, id, Wait::FOREVER).unwrap();
     id
 }
 
@@ -105,7 +105,7 @@ fn a_call_that_finds_no_room_sends_nothing() {
     let first = begin(&desk, 0);
     let mut buffer = vec![3; 5];
     let head = Head::new(Kind::Call, 7);
-    assert!(desk.call_at_once(head, &[&[1]], &mut buffer, Wait::FOREVER).is_none());
+    assert!(desk.call_at_once(head, [&[1], &[]], &mut buffer, Wait::FOREVER).is_none());
     assert_eq!((buffer.len(), desk.books().table.in_flight()), (5, 1));
     let mut inb = receiver(&b);
     assert_eq!(hear(&mut inb).unwrap().0, first);
@@ -114,7 +114,7 @@ fn a_call_that_finds_no_room_sends_nothing() {
     assert_eq!(end(&desk, first, Wait::FOREVER), Ok(reply_to(first)));
     let (second, third) = (begin(&desk, 0), open(&desk, 0, Wait::Never).unwrap());
     assert_eq!(hear(&mut inb).unwrap().0, second);
-    assert!(desk.call_at_once(head, &[&[1]], &mut buffer, Wait::FOREVER).is_none(), "no place is free");
+    assert!(desk.call_at_once(head, [&[1], &[]], &mut buffer, Wait::FOREVER).is_none(), "no place is free");
     desk.unsend(third, &mut buffer);
     assert_eq!(desk.books().table.in_flight(), 1);
 }
@@ -185,7 +185,7 @@ fn a_late_reply_is_dropped_and_its_place_is_free() {
 
 fn a_follower_that_was_too_late_passes_the_role_on() {
     let (a, b) = connection::<Cells>(2, 64);
-    let desk = desk(&a, 3);
+    let desk = desk(&a, 4);
     let [late, first, last] = [0; 3].map(|_| open(&desk, 0, Wait::Never).unwrap());
     a.clock().strike();
     reply(&b, &[first, last]);
@@ -299,7 +299,9 @@ fn both_are_told(ended: Ended, end_it: impl FnOnce(Side<Cells>, Side<Cells>) + S
     assert!(desk.lost().is_none());
     desk.end(Ended::Closed);
     assert_eq!(desk.over(), Some(ended));
-    assert!(desk.call_at_once(Head::new(Kind::Call, 7), &[], &mut Vec::new(), Wait::FOREVER).is_none());
+    assert!(
+        desk.call_at_once(Head::new(Kind::Call, 7), [&[], &[]], &mut Vec::new(), Wait::FOREVER).is_none()
+    );
 }
 
 fn death_is_told_to_the_reader_and_to_who_stands_by() {
@@ -339,7 +341,7 @@ fn credit_that_another_reads_lets_a_writer_go_on() {
         let spend = |table: &mut Table| table.spend(upload, cost(1)).unwrap().then_some(());
         writer.wait(writer.signal_of(upload), Wait::FOREVER, spend).unwrap();
         let mut cut = Cut::new(Head::new(Kind::Chunk, 0), 1);
-        writer.send_item(&mut cut, &[&[1]], &mut 1, upload, Wait::FOREVER).unwrap();
+        writer.send_item(&mut cut, [&[1], &[]], &mut 1, upload, Wait::FOREVER).unwrap();
     });
     let server = thread::spawn(move || {
         let mut out = sender(&b);
@@ -365,12 +367,12 @@ fn two_threads_call_at_once() {
     let call = |desk: &Shared, mine: u8| {
         let mut buffer = Vec::new();
         let head = Head::new(Kind::Call, 7);
-        match desk.call_at_once(head, &[&[mine]], &mut buffer, Wait::FOREVER) {
+        match desk.call_at_once(head, [&[mine], &[]], &mut buffer, Wait::FOREVER) {
             Some((_, end)) => assert_eq!((end, buffer), (Ok(Final::Reply), vec![mine])),
             None => {
                 let id = open(desk, 0, Wait::FOREVER).unwrap();
                 let mut cut = Cut::new(head, 1);
-                desk.send_item(&mut cut, &[&[mine]], &mut 0, id, Wait::FOREVER).unwrap();
+                desk.send_item(&mut cut, [&[mine], &[]], &mut 0, id, Wait::FOREVER).unwrap();
                 assert_eq!(end(desk, id, Wait::FOREVER), Ok(vec![mine]));
             }
         }
