@@ -68,5 +68,5 @@ pub mod internal {
     pub use crate::error::{Ended, Violation};
     #[cfg(feature = "testing")]
     pub use crate::sys::{failpoint, mapping::testing::Peek, sentinel};
-    pub use crate::{handshake, layout, mem, ring};
+    pub use crate::{handshake, layout, mem, ring, rpc};
 }

@@ -26,7 +26,7 @@ mod lock;
 mod spans;
 
 pub use blind::Blind;
-pub use lock::{Lock, Signal};
+pub use lock::{Bit, Lock, LoomThreads, Signal};
 pub use spans::{Cells, Plain, Spans, Words};
 
 use crate::weak;
@@ -48,7 +48,7 @@ pub type RacyModel = View<Words>;
 struct Ring<S> {
     slots: Vec<Slot<S>>,
     arena: S,
-    words: [AtomicU64; 6],
+    words: [AtomicU64; 7],
     consumer: Arc<Bed>,
     producer: Bed,
     /// What is counted is none of the model: loom does not see it.
@@ -155,7 +155,7 @@ impl<S: Spans> Ring<S> {
         Self {
             slots: (0..slots).map(|_| slot()).collect(),
             arena: S::new(arena),
-            words: [zero(), zero(), zero(), zero(), zero(), zero()],
+            words: [zero(), zero(), zero(), zero(), zero(), zero(), zero()],
             consumer: Arc::new(Bed::new()),
             producer: Bed::new(),
             wakes: Default::default(),
@@ -187,7 +187,7 @@ impl<S: Spans> View<S> {
             Word::ProducerMark => &self.ring.words[2],
             Word::ConsumerMark => &self.ring.words[3],
             Word::Bell => &self.ring.words[4],
-            Word::Urgent(_) => &self.ring.words[5],
+            Word::Urgent(index) => &self.ring.words[5 + index as usize % 2],
             Word::Fate => &self.fate,
         }
     }

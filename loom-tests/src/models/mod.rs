@@ -10,8 +10,10 @@ use super::code::ring::{Bed, Cursor, Producer, sleep};
 use super::code::{Inbound, NoPace, Outbound, RecvFault, SendFault, Wait};
 use crate::machine::{Cells, Model, Side, Spans, View, connection};
 
+mod calls;
 mod either;
 mod ends;
+mod frames;
 mod lies;
 mod limits;
 mod long;
@@ -45,6 +47,7 @@ pub fn all() -> Vec<Named> {
         shared::ALL,
         long::ALL,
         time::ALL,
+        calls::ALL,
     ]
     .concat()
 }

@@ -47,7 +47,8 @@ impl Conn {
         let (places, max) = (line.urgent_words(), line.max_message());
         let table = Table::new(places, max, stream_window, push_window, theirs.stream_window);
         let piece = line.handy().saturating_sub(MAX_FRAME_HEAD);
-        let parts = Parts { inbound, outbound, poster: line.poster(), table, places, piece };
+        let (poster, ear) = (line.poster(), line.ear());
+        let parts = Parts { inbound, outbound, poster, ear, table, places, piece };
         Ok(Arc::new(Self { desk: Desk::new(parts), line, max, upload_window: theirs.stream_window }))
     }
 

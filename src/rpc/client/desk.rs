@@ -23,6 +23,7 @@
 //! 4. No lock is held while a thread sleeps on the ring. Who waits for space has the pen, and no longer than until
 //!    its own deadline; the server always reads, so space always comes or the end does.
 //! 5. The first verdict about the end stays, and every call that waits gets it.
+//! 6. Who reads while it waits for a place is made to look up when another thread frees one: no frame tells of that.
 //!
 //! # Proof
 //!
@@ -34,7 +35,7 @@ use std::ops::{DerefMut, Range};
 
 use super::seat::{Own, Read, Seat};
 use super::table::{Change, Final, LostCall, Table};
-use crate::channel::{Inbound, Monitor, Outbound, Pace, Poster, SendFault, Threads, Wait};
+use crate::channel::{Ear, Inbound, Monitor, Outbound, Pace, Poster, SendFault, Threads, Wait};
 use crate::error::Ended;
 use crate::mem::Memory;
 use crate::rpc::frame::send;
@@ -68,6 +69,8 @@ pub struct Books<M, P> {
     pub(super) waiting: Vec<u32>,
     /// How many wait at all.
     pub(super) waiters: u32,
+    /// Whoever has the reader waits for a place.
+    pub(super) seeks: bool,
     pub(super) over: Option<Ended>,
     lost: Option<(Vec<LostCall>, usize)>,
 }
@@ -77,6 +80,9 @@ pub struct Desk<M: Memory + Send, P: Pace + Send, T: Threads> {
     pub(super) books: T::Monitor<Books<M, P>>,
     bell: T::Monitor<Poster<M>>,
     pub(super) signals: Box<[T::Signal]>,
+    /// A place was freed, for a reader that waits for one.
+    pub(super) room: T::Latch,
+    pub(super) ear: Ear<M>,
     places: usize,
     piece: usize,
 }
@@ -90,6 +96,8 @@ pub struct Parts<M, P> {
     pub outbound: Outbound<M, P>,
     /// Stores urgent words.
     pub poster: Poster<M>,
+    /// The incoming direction.
+    pub ear: Ear<M>,
     /// The calls.
     pub table: Table,
     /// How many places it has.
@@ -111,6 +119,7 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Desk<M, P, T> {
             pen: Some(Box::new(parts.outbound)),
             waiting: vec![0; signals],
             waiters: 0,
+            seeks: false,
             over: None,
             lost: None,
         };
@@ -118,6 +127,8 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Desk<M, P, T> {
             books: Monitor::new(books),
             bell: Monitor::new(parts.poster),
             signals: (0..signals).map(|_| T::Signal::default()).collect(),
+            room: T::Latch::default(),
+            ear: parts.ear,
             places: parts.places,
             piece: parts.piece,
         }
@@ -173,8 +184,11 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Desk<M, P, T> {
             if late {
                 return Err(Stop::Timeout);
             }
-            late =
-                if seat.sit() { seat.read(wait, None) == Read::Late } else { !seat.stand_by(signal, wait) };
+            late = match seat.sit() {
+                true if signal == self.freed() => seat.seek(wait) == Read::Late,
+                true => seat.read(wait, None) == Read::Late,
+                false => !seat.stand_by(signal, wait),
+            };
         }
     }
 

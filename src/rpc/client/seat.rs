@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::desk::{Books, BooksOf, Desk};
 use super::table::{Change, Table};
-use crate::channel::{Inbound, Incoming, Monitor, Outbound, Pace, RecvFault, Threads, Wait};
+use crate::channel::{Inbound, Incoming, Latch, Monitor, Outbound, Pace, RecvFault, Threads, Wait};
 use crate::error::{Ended, Violation};
 use crate::mem::Memory;
 use crate::rpc::frame::Frame;
@@ -167,6 +167,29 @@ impl<'a, M: Memory + Send, P: Pace + Send, T: Threads> Seat<'a, M, P, T> {
         }
     }
 
+    /// Reads as [`read`](Self::read) does, for one who waits for a place: it also looks up when another thread frees
+    /// one.
+    pub(super) fn seek(&mut self, wait: Wait) -> Read {
+        let desk = self.desk;
+        self.books().seeks = true;
+        desk.room.set(false);
+        self.books = None;
+        let (Some(reader), Wait::Until(until)) = (self.reader.as_mut(), wait) else {
+            return self.read(wait, None);
+        };
+        let mut tries = 0_u32;
+        while !reader.ready() {
+            if !reader.idle(None, until, tries, || desk.room.is_up()) {
+                return Read::Late;
+            }
+            if desk.room.is_up() {
+                return Read::Entered;
+            }
+            tries = tries.saturating_add(1);
+        }
+        self.read(wait, None)
+    }
+
     /// Waits for a signal while another thread reads. False if the time is over.
     pub(super) fn stand_by(&mut self, signal: usize, wait: Wait) -> bool {
         let Wait::Until(until) = wait else { return false };
@@ -213,7 +236,11 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Drop for Seat<'_, M, P, T> {
         let (desk, reader, pen) = (self.desk, self.reader.take(), self.pen.take());
         let books = self.books();
         if reader.is_some() {
-            books.reader = reader;
+            (books.reader, books.seeks) = (reader, false);
+        }
+        if books.seeks && books.table.has_room() {
+            desk.room.set(true);
+            desk.ear.nudge();
         }
         if pen.is_some() {
             books.pen = pen;
