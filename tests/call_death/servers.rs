@@ -12,10 +12,10 @@ use super::faults::{LONG, Watchdog, eventually, role, sys, told};
 use super::house::{ECHO, FLOOD, HOLD, IGNORE, ONE_CHUNK, POOLED, SWALLOW};
 use super::house::{begun, reach, serve, small, start};
 
-type Outcome = Result<(), CallError>;
+pub(crate) type Outcome = Result<(), CallError>;
 
 /// Calls of every kind that no server ends, a thread each.
-const KINDS: [fn(&SharedMemoryClient) -> Outcome; 9] = [
+pub(crate) const KINDS: [fn(&SharedMemoryClient) -> Outcome; 9] = [
     |client| client.call(HOLD, &[1; 40]).map(drop),
     |client| client.call_timeout(HOLD, &vec![2; 200_000], LONG * 10).map(drop),
     |client| client.start_call(HOLD, &[])?.wait().map(drop),
@@ -44,7 +44,7 @@ const KINDS: [fn(&SharedMemoryClient) -> Outcome; 9] = [
 ];
 
 /// Those of the above that the server begins.
-const BEGIN: u32 = 8;
+pub(crate) const BEGIN: u32 = 8;
 
 fn begin_all<'s>(
     scope: &'s thread::Scope<'s, '_>,
