@@ -53,12 +53,14 @@ fn work(jobs: &Receiver<Job>, shared: &Weak<Shared>) {
     for job in jobs {
         let Some(shared) = shared.upgrade() else { return };
         let Job { peer, method, started, request } = job;
-        let _running = (Running::one(&shared.running), Running(&peer.running));
+        let running = (Running::one(&shared.running), Running(&peer.running));
         if !peer.hall.is_cancelled(started.id) {
             let asked = Request::private(&peer, started, &request);
             let ran = methods::run(&method, &peer, &asked, &mut reply, &shared.counts);
-            methods::answer(&peer, started, ran, &mut reply);
             shared.counts.calls.add();
+            drop(running); // Who has its answer finds that it does not run any more.
+            methods::answer(&peer, started, ran, &mut reply);
+            shared.answered(&peer);
             crate::rpc::pieces::clear(&mut reply);
         }
         peer.hall.with(|table| table.recycle(started.id, request));

@@ -144,13 +144,15 @@ impl Desk<'_> {
         let (shared, peer) = (Arc::clone(self.shared), Arc::clone(self.peer));
         self.peer.streams.fetch_add(1, Ordering::Relaxed);
         let thread = thread::Builder::new().name("narrows-stream".into()).spawn(move || {
-            let _counted =
+            let counted =
                 (Running::one(&shared.running), Running::one(&peer.running), Running(&peer.streams));
             let asked = Request::private(&peer, started, &request);
             let mut reply = Vec::new();
             let ran = methods::run(&method, &peer, &asked, &mut reply, &shared.counts);
-            methods::answer(&peer, started, ran, &mut reply);
             shared.counts.calls.add();
+            drop(counted); // Who has its answer finds that it does not run any more.
+            methods::answer(&peer, started, ran, &mut reply);
+            shared.answered(&peer);
         });
         if thread.is_err() {
             self.peer.streams.fetch_sub(1, Ordering::Relaxed);
