@@ -57,7 +57,8 @@ fn work(jobs: &Receiver<Job>, shared: &Weak<Shared>) {
         if !peer.hall.is_cancelled(started.id) {
             let asked = Request::private(&peer, started, &request);
             let ran = methods::run(&method, &peer, &asked, &mut reply, &shared.counts);
-            drop(running); // Who has the answer may call again, and has all its room then.
+            shared.counts.calls.add();
+            drop(running); // Who has its answer finds that it does not run any more.
             methods::answer(&peer, started, ran, &mut reply);
             shared.answered(&peer);
             crate::rpc::pieces::clear(&mut reply);

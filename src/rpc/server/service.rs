@@ -96,6 +96,13 @@ impl Shared {
         self.peers.lock().values().for_each(|peer| peer.hall.nudge());
     }
 
+    /// A method has answered, off its connection's thread: while the server drains, that one may leave now.
+    pub(super) fn answered(&self, peer: &Peer) {
+        if self.draining.load(Ordering::Relaxed) {
+            peer.hall.nudge(); // It sleeps, and an answer that went straight out does not wake it.
+        }
+    }
+
     /// Waits until no connection is open, until the deadline at most.
     pub(super) fn wait_until_idle(&self, until: Option<Instant>) -> bool {
         let mut peers = self.peers.lock();
@@ -114,15 +121,6 @@ impl Shared {
         self.draining.store(true, Ordering::Relaxed);
         *self.queue.lock() = None;
         self.peers.lock().values().for_each(|peer| peer.line.closer().close());
-    }
-
-    /// A method's answer was given: a connection that waits for it to end, and sleeps, looks up.
-    #[inline]
-    pub(super) fn answered(&self, peer: &Peer) {
-        self.counts.calls.add();
-        if self.draining.load(Ordering::Relaxed) {
-            peer.hall.nudge();
-        }
     }
 
     /// Calls that are not over, of all connections.

@@ -3,22 +3,19 @@
 //! `cargo test` builds the examples beside the tests. `cargo test --test examples` alone does not: then
 //! they are built here if they are missing, and are as old as they are if not.
 
+mod calls;
+mod run;
+
 use std::ffi::OsStr;
-use std::fs::{self, File, Permissions};
+use std::fs::{self, Permissions};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Once;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::process::Command;
 
 use narrows::{RecvError, SharedMemoryStream};
+use run::{Ending, PATIENCE, Run, child_of, example, is_running, signal, within_patience};
 use tempfile::TempDir;
-
-const NAMES: [&str; 4] = ["ping_pong", "copy_tree", "echo_server", "echo_client"];
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
 fn ping_pong_prints_a_row_for_each_size() {
@@ -188,28 +185,6 @@ fn echo_server_learns_how_its_client_went() {
     }
 }
 
-fn example(name: &str) -> Command {
-    let own = std::env::current_exe().expect("own path");
-    let folder = own.parent().and_then(Path::parent).expect("target folder");
-    let path = folder.join("examples").join(name);
-    static BUILT: Once = Once::new();
-    BUILT.call_once(|| {
-        if !NAMES.iter().all(|name| folder.join("examples").join(name).exists()) {
-            build_examples(folder);
-        }
-    });
-    Command::new(path)
-}
-
-fn build_examples(folder: &Path) {
-    let profile = if folder.ends_with("release") { "release" } else { "dev" };
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "--examples", "--profile", profile, "--manifest-path"]);
-    cargo.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"));
-    cargo.arg("--target-dir").arg(folder.parent().expect("target folder"));
-    assert!(cargo.status().expect("cargo").success(), "the examples cannot be built");
-}
-
 fn ping_pong(args: &[&str]) -> Command {
     let mut command = example("ping_pong");
     command.args(args);
@@ -284,60 +259,6 @@ fn contents(root: &Path) -> Vec<String> {
     lines
 }
 
-/// A process that does not outlive the test.
-struct Ending(Child);
-
-impl Drop for Ending {
-    fn drop(&mut self) {
-        let _gone = self.0.kill();
-        let _reaped = self.0.wait();
-    }
-}
-
-/// A process whose words go into a file, and which does not outlive the test.
-struct Run {
-    child: Child,
-    words: PathBuf,
-    _folder: TempDir,
-}
-
-impl Run {
-    fn start(mut command: Command) -> Self {
-        let folder = TempDir::new().expect("folder");
-        let words = folder.path().join("words");
-        let file = File::create(&words).expect("creates");
-        let other = file.try_clone().expect("clones");
-        let child = command.stdin(Stdio::piped()).stdout(file).stderr(other).spawn().expect("starts");
-        Self { child, words, _folder: folder }
-    }
-
-    fn said(&self) -> String {
-        String::from_utf8_lossy(&fs::read(&self.words).expect("reads")).into_owned()
-    }
-
-    fn wait_for(&self, word: &str) {
-        let start = Instant::now();
-        while !self.said().contains(word) {
-            assert!(start.elapsed() < PATIENCE, "no {word:?} in {:?}", self.said());
-            thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    /// Ends its input, and waits for its end.
-    fn end(mut self) -> (ExitStatus, String) {
-        drop(self.child.stdin.take());
-        let status = within_patience("the end", || self.child.try_wait().expect("waits"));
-        (status, self.said())
-    }
-}
-
-impl Drop for Run {
-    fn drop(&mut self) {
-        let _gone = self.child.kill();
-        let _reaped = self.child.wait();
-    }
-}
-
 /// A server and a client that has had its first echo.
 struct Echo {
     server: Run,
@@ -362,41 +283,4 @@ impl Echo {
         server.wait_for("came");
         Self { server, client, folder }
     }
-}
-
-/// Tries until there is an answer.
-fn within_patience<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(answer) = ask() {
-            return answer;
-        }
-        assert!(start.elapsed() < PATIENCE, "waited in vain for {what}");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// The first child that a process has.
-fn child_of(parent: u32) -> Option<u32> {
-    let ours = |pid: &u32| parent_of(*pid) == Some(parent);
-    let entries = fs::read_dir("/proc").expect("proc").flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(ours)
-}
-
-/// The parent of a process that runs: the second field after the name in its status line.
-fn parent_of(pid: u32) -> Option<u32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, fields) = stat.rsplit_once(") ")?;
-    let mut fields = fields.split(' ');
-    (fields.next()? != "Z").then_some(())?;
-    fields.next()?.parse().ok()
-}
-
-fn is_running(pid: u32) -> bool {
-    parent_of(pid).is_some()
-}
-
-fn signal(name: &str, pid: u32) {
-    let sent = Command::new("kill").arg(name).arg(pid.to_string()).status().expect("kill");
-    assert!(sent.success());
 }

@@ -1,0 +1,201 @@
+//! Calls functions in another process: a short one, a longer one, and one whose reply is a stream.
+//!
+//! ```sh
+//! cargo run --example calls                      # starts its own server process
+//! cargo run --example calls -- serve /tmp/calls  # or: the server ...
+//! cargo run --example calls -- /tmp/calls        # ... and a client, as often as you like
+//! ```
+//!
+//! The server ends with Ctrl-C: calls under way come to their end, new ones are told `ShuttingDown`, and the path
+//! is removed. The client checks every reply, and fails if one is wrong.
+
+use std::env;
+use std::error::Error;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use clap::{Parser, Subcommand};
+use narrows::{CallError, ConnectError, HandlerError, SharedMemoryClient, SharedMemoryServer};
+
+/// Answers with the request in capitals, from the thread that reads the connection.
+const SHOUT: u32 = 1;
+
+/// Answers with the CRC-32 of the request, from a pool of workers.
+const CHECKSUM: u32 = 2;
+
+/// Answers with the words of the request, one chunk each.
+const WORDS: u32 = 3;
+
+/// Calls functions in another process
+#[derive(Parser)]
+#[command(args_conflicts_with_subcommands = true)]
+struct Args {
+    #[command(subcommand)]
+    role: Option<Role>,
+    /// Where the server is; without it, one is started
+    path: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    /// Serves calls until Ctrl-C
+    Serve {
+        /// Where clients find it
+        path: PathBuf,
+        /// End with the standard input too
+        #[arg(long, hide = true)]
+        while_fed: bool,
+    },
+}
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let done = match (args.role, args.path) {
+        (Some(Role::Serve { path, while_fed }), _) => serve(&path, while_fed),
+        (None, Some(path)) => connect(&path).and_then(|client| call(&client)),
+        (None, None) => both(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The server: three methods, until it is told to end.
+fn serve(path: &Path, while_fed: bool) -> Outcome<()> {
+    let server = SharedMemoryServer::bind(path)?
+        .inline(SHOUT, |request, reply| {
+            reply.extend(request.bytes().to_ascii_uppercase());
+            Ok(())
+        })
+        .method(CHECKSUM, |request, reply| {
+            if request.is_empty() {
+                return Err(HandlerError::new(1, "nothing to sum up"));
+            }
+            reply.extend(crc32fast::hash(request.bytes()).to_le_bytes());
+            Ok(())
+        })
+        .streaming(WORDS, |request, chunks| {
+            for word in request.bytes().split(|byte| *byte == b' ') {
+                chunks.write_chunk(word)?;
+            }
+            Ok(())
+        })
+        .spawn()?;
+    println!("server: serving at {}; Ctrl-C ends", path.display());
+    let (tell, told) = channel();
+    if while_fed {
+        end_with_input(tell.clone());
+    }
+    ctrlc::set_handler(move || _ = tell.send(()))?;
+    told.recv()?;
+    let stats = server.stats();
+    let drained = server.shutdown(Duration::from_secs(5));
+    println!("server: {} methods ran for {} clients; {drained:?}", stats.calls, stats.accepted);
+    Ok(())
+}
+
+/// Tells when nothing more comes on the standard input: whoever started this process is gone.
+fn end_with_input(tell: Sender<()>) {
+    thread::spawn(move || {
+        let _until_the_end = io::stdin().read_to_end(&mut Vec::new());
+        tell.send(())
+    });
+}
+
+/// Starts a server process, calls it, and ends it.
+fn both() -> Outcome<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("calls");
+    let mut command = Command::new(env::current_exe()?);
+    let mut server = command.arg("serve").arg(&path).arg("--while-fed").stdin(Stdio::piped()).spawn()?;
+    let called = connect(&path).and_then(|client| call(&client));
+    finish(&mut server)?;
+    called
+}
+
+/// Closes the server's input, which ends it, and looks how it ended.
+fn finish(server: &mut Child) -> Outcome<()> {
+    drop(server.stdin.take());
+    match server.wait()? {
+        status if status.success() => Ok(()),
+        status => Err(format!("the server failed: {status}").into()),
+    }
+}
+
+/// Connects as soon as the server listens: it may be about to start.
+fn connect(path: &Path) -> Outcome<SharedMemoryClient> {
+    let until = Instant::now() + Duration::from_secs(5);
+    loop {
+        match SharedMemoryClient::connect(path) {
+            Err(ConnectError::Io { .. }) if Instant::now() < until => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            result => return Ok(result?),
+        }
+    }
+}
+
+/// Calls each method, and checks what it answers.
+fn call(client: &SharedMemoryClient) -> Outcome<()> {
+    println!("client: connected to process {}", client.peer_cred().pid());
+
+    let reply = client.call(SHOUT, b"mind the tide")?;
+    println!("client: shout said {:?}", String::from_utf8_lossy(&reply));
+    verify(*reply == *b"MIND THE TIDE", "shout")?;
+
+    let payload = vec![7; 10_000_000]; // Cut into pieces on its way; small calls pass it.
+    let reply = client.call_timeout(CHECKSUM, &payload, Duration::from_secs(60))?;
+    println!("client: the checksum of {} bytes is {:02x?}", payload.len(), &*reply);
+    verify(*reply == crc32fast::hash(&payload).to_le_bytes(), "checksum")?;
+
+    let mut words = Vec::new();
+    for chunk in client.call_streaming(WORDS, b"one chunk for each word")? {
+        let word = String::from_utf8(chunk?)?;
+        println!("client: a chunk: {word:?}");
+        words.push(word);
+    }
+    verify(words.join(" ") == "one chunk for each word", "words")?;
+
+    let refused = client.call(CHECKSUM, b"");
+    println!("client: a method's own error: {refused:?}");
+    verify(matches!(refused, Err(CallError::Failed(error)) if error.code() == 1), "the error")?;
+
+    at_once(client)?;
+    println!("client: all replies are right");
+    Ok(())
+}
+
+/// Many calls under way from one thread, and many threads on one connection.
+fn at_once(client: &SharedMemoryClient) -> Outcome<()> {
+    let texts: Vec<String> = (0..50).map(|number| format!("number {number}")).collect();
+    let pending: Result<Vec<_>, _> =
+        texts.iter().map(|text| client.start_call(SHOUT, text.as_bytes())).collect();
+    for (call, text) in pending?.into_iter().zip(&texts) {
+        verify(*call.wait()? == *text.to_uppercase().as_bytes(), text)?;
+    }
+    println!("client: 50 calls under way at once");
+    thread::scope(|scope| {
+        let each = |text| move || client.call(SHOUT, str::as_bytes(text)).map(|reply| (reply, text));
+        let threads: Vec<_> = texts.iter().take(8).map(|text| scope.spawn(each(text))).collect();
+        for thread in threads {
+            let (reply, text) = thread.join().map_err(|_| "a thread panicked")??;
+            verify(*reply == *text.to_uppercase().as_bytes(), text)?;
+        }
+        println!("client: 8 threads on one connection");
+        Ok(())
+    })
+}
+
+fn verify(right: bool, what: &str) -> Outcome<()> {
+    if right { Ok(()) } else { Err(format!("{what} is not what was to come").into()) }
+}
