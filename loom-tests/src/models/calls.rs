@@ -64,7 +64,7 @@ fn soon() -> Wait {
 
 /// Takes a place for a call.
 fn open(desk: &Shared, flags: u8, wait: Wait) -> Result<u64, Stop> {
-    desk.wait(desk.freed(), wait, |table| table.open(7, flags, &mut Vec::new()))
+    desk.wait(desk.freed(), wait, |table| table.open(7, flags))
 }
 
 /// Opens a call and sends it.
@@ -115,7 +115,7 @@ fn a_call_that_finds_no_room_sends_nothing() {
     let (second, third) = (begin(&desk, 0), open(&desk, 0, Wait::Never).unwrap());
     assert_eq!(hear(&mut inb).unwrap().0, second);
     assert!(desk.call_at_once(head, [&[1], &[]], &mut buffer, Wait::FOREVER).is_none(), "no place is free");
-    desk.unsend(third, &mut buffer);
+    desk.unsend(third);
     assert_eq!(desk.books().table.in_flight(), 1);
 }
 
