@@ -29,6 +29,8 @@ pub mod frame;
 mod greeting;
 pub mod pieces;
 pub mod server;
+#[cfg(feature = "serde")]
+mod typed;
 pub mod wire;
 
 /// The place of a call among so many, a power of two.

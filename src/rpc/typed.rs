@@ -1,0 +1,123 @@
+//! Values instead of bytes, by serde and postcard (feature `serde`).
+
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::client::{Reply, SharedMemoryClient};
+use super::server::{Request, SharedMemoryServer};
+use crate::error::{CallError, HandlerError};
+
+/// The code of a request that does not fit the method's type, in a [`HandlerError`].
+const BAD_REQUEST: u32 = u32::MAX;
+
+impl SharedMemoryClient {
+    /// As [`call`](Self::call), with values: both are encoded by postcard. Needs the feature `serde`.
+    ///
+    /// ```
+    /// # use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+    /// # let (a, b) = SharedMemoryStream::pair()?;
+    /// # std::thread::spawn(move || {
+    /// SharedMemoryServer::new()
+    ///     .method_typed(1, |_, (a, b): (u32, u32)| Ok(a + b))
+    /// # .serve_stream(b) });
+    /// # let client = SharedMemoryClient::over(a)?;
+    /// let sum: u32 = client.call_typed(1, &(20_u32, 22_u32))?;
+    /// assert_eq!(sum, 42);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As `call`, and [`CallError::Codec`] if the request cannot be encoded, or the reply is not such a value.
+    pub fn call_typed<A, R>(&self, method: u32, request: &A) -> Result<R, CallError>
+    where
+        A: Serialize + ?Sized,
+        R: DeserializeOwned,
+    {
+        decoded(&self.call(method, &encoded(request)?)?)
+    }
+
+    /// As [`call_typed`](Self::call_typed), for at most `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// As there, and [`CallError::Timeout`].
+    pub fn call_typed_timeout<A, R>(
+        &self,
+        method: u32,
+        request: &A,
+        timeout: Duration,
+    ) -> Result<R, CallError>
+    where
+        A: Serialize + ?Sized,
+        R: DeserializeOwned,
+    {
+        decoded(&self.call_timeout(method, &encoded(request)?, timeout)?)
+    }
+}
+
+impl Reply {
+    /// The value that it is, by postcard. Needs the feature `serde`.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Codec`] if it is not such a value.
+    pub fn decode<R: DeserializeOwned>(&self) -> Result<R, CallError> {
+        decoded(self)
+    }
+}
+
+impl SharedMemoryServer {
+    /// As [`method`](Self::method), with values: both are encoded by postcard. Needs the feature `serde`.
+    ///
+    /// A request that is not such a value is answered with [`CallError::Failed`], and the method does not run.
+    #[must_use]
+    pub fn method_typed<A, R, F>(self, id: u32, method: F) -> Self
+    where
+        A: DeserializeOwned,
+        R: Serialize,
+        F: Fn(&Request<'_>, A) -> Result<R, HandlerError> + Send + Sync + 'static,
+    {
+        self.method(id, move |request, reply| answer(&method, request, reply))
+    }
+
+    /// As [`inline`](Self::inline), with values: both are encoded by postcard. Needs the feature `serde`.
+    #[must_use]
+    pub fn inline_typed<A, R, F>(self, id: u32, method: F) -> Self
+    where
+        A: DeserializeOwned,
+        R: Serialize,
+        F: Fn(&Request<'_>, A) -> Result<R, HandlerError> + Send + Sync + 'static,
+    {
+        self.inline(id, move |request, reply| answer(&method, request, reply))
+    }
+}
+
+fn answer<A, R, F>(method: &F, request: &Request<'_>, reply: &mut Vec<u8>) -> Result<(), HandlerError>
+where
+    A: DeserializeOwned,
+    R: Serialize,
+    F: Fn(&Request<'_>, A) -> Result<R, HandlerError>,
+{
+    let asked =
+        decoded(request.bytes()).map_err(|error| HandlerError::new(BAD_REQUEST, error.to_string()))?;
+    let answered = method(request, asked)?;
+    let buffer = postcard::to_extend(&answered, std::mem::take(reply));
+    *reply = buffer.map_err(|error| HandlerError::new(BAD_REQUEST, error.to_string()))?;
+    Ok(())
+}
+
+fn encoded<A: Serialize + ?Sized>(value: &A) -> Result<Vec<u8>, CallError> {
+    postcard::to_extend(value, Vec::new()).map_err(|error| CallError::Codec(error.to_string()))
+}
+
+/// A value of all of the bytes: what is left over is a mistake.
+fn decoded<R: DeserializeOwned>(bytes: &[u8]) -> Result<R, CallError> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((value, [])) => Ok(value),
+        Ok((_, rest)) => Err(CallError::Codec(format!("{} bytes are left over", rest.len()))),
+        Err(error) => Err(CallError::Codec(error.to_string())),
+    }
+}
