@@ -76,6 +76,9 @@ impl Line {
 
     /// How the outgoing direction has ended, if it has.
     pub(crate) fn ended(&self) -> Option<Ended> {
+        if !self.same_process() {
+            return Some(Ended::Forked);
+        }
         ended(&self.outgoing, Word::ConsumerMark)
     }
 

@@ -7,6 +7,7 @@ use super::wire::{HEAD, Head, Kind, SETTINGS, Settings, VERSION, cost};
 use crate::channel::{Inbound, Outbound, Pace, RecvFault, SendFault, Wait};
 use crate::error::{ConnectError, Ended, RejectCode, Violation};
 use crate::mem::Memory;
+use crate::options::Options;
 
 /// Bytes of each frame that are no body.
 pub(super) const MAX_FRAME_HEAD: usize = HEAD;
@@ -17,6 +18,12 @@ const TEXT: usize = 64;
 /// The longest chunk of a stream with this window, in bytes.
 pub(super) fn longest_chunk(window: u32, max: usize) -> usize {
     (window.saturating_sub(cost(0)) as usize).min(max)
+}
+
+/// The windows of streams and of pushes that hold: the smaller of both sides' wishes.
+pub(super) fn agree(options: &Options, theirs: &Settings) -> (u32, u32) {
+    let (stream_window, push_window) = options.windows();
+    (stream_window.min(theirs.stream_window), push_window.min(theirs.push_window))
 }
 
 /// The client's part.

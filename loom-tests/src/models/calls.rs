@@ -54,7 +54,7 @@ fn parts<P>(
     places: usize,
 ) -> Parts<Model, P> {
     let (poster, ear, window) = (Poster::new(side.out.clone()), Ear::new(side.into.clone()), cost(1));
-    let table = Table::new(places, MAX_MESSAGE, window, 64 * window, window);
+    let table = Table::new(places, MAX_MESSAGE, window, 64 * window);
     Parts { inbound, outbound, poster, ear, table, places, piece: 64 }
 }
 

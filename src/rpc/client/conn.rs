@@ -24,7 +24,7 @@ pub(crate) struct Conn {
     pub(super) desk: Desk<Mapping, Waiting, RealThreads>,
     pub(super) line: Line,
     max: usize,
-    upload_window: u32,
+    window: u32,
 }
 
 /// A call that was begun.
@@ -44,17 +44,18 @@ impl Conn {
         let Ends { mut outbound, mut inbound, line } = stream.into_ends();
         let (stream_window, push_window) = options.windows();
         let theirs = greeting::say(&mut outbound, &mut inbound, stream_window, push_window, until)?;
+        let (window, push_window) = greeting::agree(options, &theirs);
         let (places, max) = (line.urgent_words(), line.max_message());
-        let table = Table::new(places, max, stream_window, push_window, theirs.stream_window);
+        let table = Table::new(places, max, window, push_window);
         let piece = line.handy().saturating_sub(MAX_FRAME_HEAD);
         let (poster, ear) = (line.poster(), line.ear());
         let parts = Parts { inbound, outbound, poster, ear, table, places, piece };
-        Ok(Arc::new(Self { desk: Desk::new(parts), line, max, upload_window: theirs.stream_window }))
+        Ok(Arc::new(Self { desk: Desk::new(parts), line, max, window }))
     }
 
-    /// The longest chunk that an upload takes.
+    /// The longest chunk of a stream.
     pub(super) fn max_chunk(&self) -> usize {
-        greeting::longest_chunk(self.upload_window, self.max)
+        greeting::longest_chunk(self.window, self.max)
     }
 
     /// Calls, and waits for the reply, which replaces what is in `buffer`.
@@ -74,12 +75,12 @@ impl Conn {
                 return self.settle(id, end, buffer);
             }
         }
-        let begun = self.begin(method, 0, request, buffer, wait)?;
+        let begun = self.begin(method, DEADLINE, request, buffer, wait)?;
         let end = self.end(begun.id, buffer, wait);
         self.settle(begun.id, end, buffer)
     }
 
-    /// Opens a call and sends its request.
+    /// Opens a call and sends its request; with the flag `DEADLINE` it tells the server when its time is over.
     pub(super) fn begin(
         &self,
         method: u32,
@@ -95,8 +96,8 @@ impl Conn {
             Some(id)
         });
         let id = opened.map_err(|stop| self.stopped(stop))?;
-        let left = time_left(wait);
-        let (head, parts) = frame(method, flags, &left, request);
+        let left = time_left(wait).filter(|_| flags & DEADLINE != 0);
+        let (head, parts) = frame(method, flags & !DEADLINE, &left, request);
         let mut cut = Cut::new(head, parts[0].len() + request.len());
         let mut seq = 0;
         let sent = self.desk.send_item(&mut cut, parts, &mut seq, id, wait);

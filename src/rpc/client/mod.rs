@@ -189,9 +189,21 @@ impl SharedMemoryClient {
     ///
     /// [`CallError`]: the request was not sent.
     pub fn start_call(&self, method: u32, request: &[u8]) -> Result<PendingCall, CallError> {
-        let (conn, wait) = (self.current.get(Wait::FOREVER)?, Wait::FOREVER);
-        let begun = conn.begin(method, 0, request, &mut Vec::new(), wait)?;
-        Ok(PendingCall::new(conn.share(), begun.id))
+        self.start_until(method, request, Wait::FOREVER)
+    }
+
+    /// As [`start_call`](Self::start_call), blocking for at most `timeout`. The call itself may take longer.
+    ///
+    /// # Errors
+    ///
+    /// As there, and [`CallError::Timeout`].
+    pub fn start_call_timeout(
+        &self,
+        method: u32,
+        request: &[u8],
+        timeout: Duration,
+    ) -> Result<PendingCall, CallError> {
+        self.start_until(method, request, Wait::for_duration(timeout))
     }
 
     /// Calls a method whose reply is a stream of chunks.
@@ -290,6 +302,12 @@ impl SharedMemoryClient {
     /// Closes the connection, for all handles: calls under way end with `Closed`, and no later one reconnects.
     pub fn close(&self) {
         self.current.close();
+    }
+
+    fn start_until(&self, method: u32, request: &[u8], wait: Wait) -> Result<PendingCall, CallError> {
+        let conn = self.current.get(wait)?;
+        let begun = conn.begin(method, 0, request, &mut Vec::new(), wait)?;
+        Ok(PendingCall::new(conn.share(), begun.id))
     }
 
     fn call_until(&self, method: u32, request: &[u8], wait: Wait) -> Result<Reply, CallError> {

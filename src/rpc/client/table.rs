@@ -41,8 +41,7 @@ pub struct Table {
     /// Calls that have ended, whose end nobody has taken yet, and whose places others needed.
     ended: HashMap<u64, Place>,
     max: usize,
-    stream_window: u32,
-    upload_window: u32,
+    window: u32,
     push_window: u32,
     push: Assembly,
     pushes: VecDeque<Vec<u8>>,
@@ -56,15 +55,14 @@ pub struct Table {
 
 impl Table {
     /// For so many calls under way, of at most `max` bytes each way; with our windows and the server's.
-    pub fn new(places: usize, max: usize, stream_window: u32, push_window: u32, upload_window: u32) -> Self {
+    pub fn new(places: usize, max: usize, window: u32, push_window: u32) -> Self {
         let place = |at| Place { id: at as u64, ..Place::default() };
         Self {
             places: (0..places).map(place).collect(),
             free: (0..places).rev().collect(),
             ended: HashMap::new(),
             max,
-            stream_window,
-            upload_window,
+            window,
             push_window,
             push: Assembly::default(),
             pushes: VecDeque::new(),
@@ -92,7 +90,7 @@ impl Table {
         let at = self.free.pop().or_else(|| self.vacate())?;
         self.opened += 1;
         let places = self.places.len() as u64;
-        let (window, credit) = (self.stream_window, self.upload_window);
+        let (window, credit) = (self.window, self.window);
         let place = &mut self.places[at];
         place.id += places;
         (place.state, place.method, place.flags) = (State::Waited, method, flags);
@@ -168,7 +166,7 @@ impl Table {
 
     /// The credit to give back, once it is a quarter of the window.
     pub fn owed(&mut self, id: u64) -> Option<u32> {
-        let window = self.stream_window;
+        let window = self.window;
         let place = self.place(id).filter(|place| place.end.is_none())?;
         if place.owed < quarter(window) {
             return None;
@@ -292,7 +290,7 @@ impl Table {
                 Ok(self.end(at, Final::Failed(status, code, text)))
             }
             Kind::Credit if place.flags & UPLOAD != 0 && len == 0 => {
-                let credit = place.credit.checked_add(head.word).filter(|sum| *sum <= self.upload_window);
+                let credit = place.credit.checked_add(head.word).filter(|sum| *sum <= self.window);
                 place.credit = credit.ok_or(Violation("more credit than the window"))?;
                 Ok(Change::Call(at))
             }

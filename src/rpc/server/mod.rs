@@ -239,8 +239,7 @@ impl SharedMemoryServer {
         self
     }
 
-    /// Serves on this thread until another closes it through [`ServerHandle`], or the path cannot be served any
-    /// more. Use [`spawn`](Self::spawn) to have a handle.
+    /// Serves on this thread for ever. Use [`spawn`](Self::spawn) to have a handle that ends it.
     ///
     /// # Errors
     ///

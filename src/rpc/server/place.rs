@@ -41,11 +41,9 @@ pub struct Limits {
     pub max: usize,
     /// The longest body of a frame, in bytes.
     pub piece: usize,
-    /// Our window for each upload.
-    pub upload_window: u32,
-    /// The client's for each reply stream.
-    pub stream_window: u32,
-    /// The client's for pushes.
+    /// The window of each stream, in both directions.
+    pub window: u32,
+    /// The window of pushes.
     pub push_window: u32,
 }
 

@@ -136,7 +136,7 @@ impl<'a> Request<'a> {
 
     /// Whether the caller waits no more: it cancelled, its deadline passed, or it is gone.
     pub fn is_cancelled(&self) -> bool {
-        self.peer.hall.is_cancelled(self.started.id)
+        !self.peer.line.same_process() || self.peer.hall.is_cancelled(self.started.id)
     }
 
     /// When the caller will wait no more, if it said so.
@@ -212,6 +212,9 @@ impl<'a> ChunkWriter<'a> {
     }
 
     fn write_until(&mut self, chunk: &[u8], until: Until) -> Result<(), CallError> {
+        if !self.peer.line.same_process() {
+            return Err(CallError::Forked);
+        }
         if chunk.len() > self.peer.max_chunk {
             return Err(CallError::TooLarge { len: chunk.len(), max: self.peer.max_chunk });
         }
@@ -256,6 +259,9 @@ impl<'a> ChunkReader<'a> {
     }
 
     fn next_until(&mut self, until: Until) -> Result<Option<Vec<u8>>, CallError> {
+        if !self.peer.line.same_process() {
+            return Err(CallError::Forked);
+        }
         match self.peer.hall.next_chunk(self.id, until).map_err(gone)? {
             Upload::Chunk(chunk) => Ok(Some(chunk)),
             Upload::End => Ok(None),

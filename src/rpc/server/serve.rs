@@ -91,16 +91,10 @@ fn greet(
     let Ends { outbound, mut inbound, line } = stream.into_ends();
     let until = Instant::now().checked_add(shared.options.accept_timeout_or_default());
     let theirs = greeting::hear(&mut inbound, until).map_err(|_| CallError::ProtocolViolated)?;
-    let ((upload_window, push_window), max) = (shared.options.windows(), line.max_message());
+    let (window, push_window) = greeting::agree(&shared.options, &theirs);
+    let max = line.max_message();
     let piece = line.handy().saturating_sub(MAX_FRAME_HEAD);
-    let table = Table::new(Limits {
-        places: line.urgent_words(),
-        max,
-        piece,
-        upload_window,
-        stream_window: theirs.stream_window,
-        push_window: theirs.push_window,
-    });
+    let table = Table::new(Limits { places: line.urgent_words(), max, piece, window, push_window });
     let hall = Hall::new(Parts { outbound, outgoing: line.outgoing(), ear: line.ear(), table, piece });
     let hall = Arc::new(hall);
     let peer = Arc::new(Peer {
@@ -109,8 +103,8 @@ fn greet(
         line,
         state: OnceLock::new(),
         attendant: thread,
-        max_chunk: greeting::longest_chunk(theirs.stream_window, max),
-        max_push: greeting::longest_chunk(theirs.push_window, max),
+        max_chunk: greeting::longest_chunk(window, max),
+        max_push: greeting::longest_chunk(push_window, max),
         max_reply: max,
         running: AtomicUsize::new(0),
         streams: AtomicUsize::new(0),
@@ -122,7 +116,8 @@ fn greet(
             return Err(CallError::Closed);
         }
     }
-    let answered = hall.open(|out| greeting::answer(out, upload_window, push_window));
+    let (stream_window, push_window) = shared.options.windows();
+    let answered = hall.open(|out| greeting::answer(out, stream_window, push_window));
     answered.map_err(|_| CallError::Disconnected)?;
     Ok((peer, Attendant::new(hall, inbound)))
 }

@@ -116,7 +116,7 @@ impl Table {
                 Ok(Event::Call(at))
             }
             Kind::Credit if len == 0 && place.flags & STREAM != 0 => {
-                add_credit(&mut place.credit, head.word, self.limits.stream_window)?;
+                add_credit(&mut place.credit, head.word, self.limits.window)?;
                 Ok(Event::Call(at))
             }
             _ => Err(Violation("a frame that no client sends for this call")),
@@ -201,7 +201,7 @@ impl Table {
         if !self.runs(id) {
             return Err(Over);
         }
-        let (at, window) = (self.at(id), self.limits.upload_window);
+        let (at, window) = (self.at(id), self.limits.window);
         let place = &mut self.places[at];
         let Some(chunk) = place.chunks.pop_front() else {
             return Ok((place.ended || !place.uploads()).then_some(Upload::End));
@@ -330,7 +330,7 @@ impl Table {
 
     fn begin(&mut self, id: u64, head: Head) -> Result<(), Violation> {
         let at = self.at(id);
-        let (upload, stream) = (self.limits.upload_window, self.limits.stream_window);
+        let (upload, stream) = (self.limits.window, self.limits.window);
         let place = &mut self.places[at];
         if id <= place.id || place.phase != Phase::Idle {
             return Err(Violation("a call in a place that is not free"));
