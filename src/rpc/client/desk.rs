@@ -72,7 +72,7 @@ pub struct Books<M, P> {
     /// Whoever has the reader waits for a place.
     pub(super) seeks: bool,
     pub(super) over: Option<Ended>,
-    lost: Option<(Vec<LostCall>, usize)>,
+    lost: Option<Vec<LostCall>>,
 }
 
 /// One connection.
@@ -274,7 +274,9 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Desk<M, P, T> {
 
     /// What was under way when the connection ended; once.
     pub fn lost(&self) -> Option<(Vec<LostCall>, usize)> {
-        self.books.lock().lost.take()
+        let mut books = self.books.lock();
+        let pushes = books.table.pushes();
+        books.lost.take().map(|calls| (calls, pushes))
     }
 
     /// Forgets a call of which nothing was sent; whoever waits for a place gets it.

@@ -196,7 +196,12 @@ impl Current {
             Self::Fixed(conn) => Ok(Held::Lent(conn)),
             Self::Renewed(renewal) => {
                 let conn = renewal.now();
-                if conn.desk.over().is_none() { Ok(Held::Shared(conn)) } else { self.get(wait) }
+                let over = conn.line.same_process() && conn.desk.over().is_some();
+                if over && conn.desk.books().table.pushes() == 0 {
+                    self.get(wait)
+                } else {
+                    Ok(Held::Shared(conn))
+                }
             }
         }
     }

@@ -235,10 +235,15 @@ impl Table {
         self.pushes.clear();
     }
 
-    /// The connection has ended: the calls that were under way, and how many pushes nobody took.
-    pub fn lost(&self) -> (Vec<LostCall>, usize) {
+    /// The connection has ended: the calls that were under way.
+    pub fn lost(&self) -> Vec<LostCall> {
         let open = self.places.iter().filter(|place| place.state == State::Waited && place.end.is_none());
-        (open.map(|place| LostCall { id: place.id, method: place.method }).collect(), self.pushes.len())
+        open.map(|place| LostCall { id: place.id, method: place.method }).collect()
+    }
+
+    /// Pushes that nobody took yet.
+    pub fn pushes(&self) -> usize {
+        self.pushes.len()
     }
 
     /// The longest request or reply, in bytes.
