@@ -35,8 +35,13 @@ pub(crate) fn settings(window: u32) -> [u8; SETTINGS] {
 impl Raw {
     /// Connects as a client, and says a good Hello; the Welcome was read.
     pub(crate) fn connect(path: &Path, options: &Options) -> Self {
+        Self::connect_with(path, options, 1 << 20)
+    }
+
+    /// The same, with these windows.
+    pub(crate) fn connect_with(path: &Path, options: &Options, window: u32) -> Self {
         let mut raw = Self { stream: crate::faults::reach(path, options) };
-        raw.send(0, head(Kind::Hello, 0, 0, 0), &settings(1 << 20)).expect("sends");
+        raw.send(0, head(Kind::Hello, 0, 0, 0), &settings(window)).expect("sends");
         assert_eq!(raw.receive().expect("comes").head.kind, Kind::Welcome);
         raw
     }
