@@ -1,0 +1,289 @@
+//! Nothing hangs, however full the rings are: in the smallest rings, in small ones, and in the usual ones.
+//!
+//! ```text
+//!   client ══ full of requests, of 1 MiB ══▶ server
+//!   client ◀══ full of replies, streams, pushes ══ server     and somebody does not read, or not all of it
+//! ```
+//!
+//! Each test has a watchdog: what hangs ends with a message. They show that these orders of events end; that all
+//! do is what `loom-tests` looks for, with less of everything.
+
+#![allow(unsafe_code)] // The system calls of `faults`.
+
+#[path = "call_kit/mod.rs"]
+mod call_kit;
+#[path = "faults/mod.rs"]
+mod faults;
+
+use std::thread;
+use std::time::Duration;
+
+use narrows::rpc::wire::{Kind, STREAM as STREAMS};
+use narrows::{CallError, Options, SharedMemoryClient, SharedMemoryServer};
+
+use call_kit::raw::{Raw, head};
+use call_kit::*;
+use faults::{Fork, eventually};
+
+/// Pushes of this length: two do not fit a window of 1 KiB.
+const PUSHED: usize = 500;
+
+/// With the smallest window for pushes.
+fn narrow(options: &Options) -> Options {
+    options.clone().push_window(1024)
+}
+
+/// Calls, and wants the same bytes back.
+fn echo(client: &SharedMemoryClient, method: u32, seed: u8, len: usize) {
+    let request: Vec<u8> = (0..len).map(|i| seed.wrapping_add(i.to_le_bytes()[0])).collect();
+    assert!(*client.call(method, &request).expect("answers") == *request, "{len} bytes differ");
+}
+
+/// A stream of so many chunks of so many bytes.
+fn stream(count: u32, len: u32) -> Vec<u8> {
+    [count.to_le_bytes(), len.to_le_bytes()].concat()
+}
+
+#[test]
+fn both_rings_are_full_in_both_directions() {
+    let host = host!(options());
+    for (options, len) in rings().iter().zip([5_000, 20_000, 300_000]) {
+        let client = host.client_with(&narrow(options));
+        thread::scope(|scope| {
+            let callers = (0..8_u8).map(|i| {
+                let client = &client;
+                scope.spawn(move || {
+                    for round in 0..6_u8 {
+                        echo(client, [ECHO, POOLED][usize::from(round % 2)], i, len);
+                        client.call(PUSH_PATIENTLY, &[i; PUSHED]).expect("answers");
+                    }
+                })
+            });
+            let callers: Vec<_> = callers.collect();
+            for _ in 0..48 {
+                assert_eq!(client.next_push().expect("comes").len(), PUSHED);
+            }
+            callers.into_iter().for_each(|caller| caller.join().expect("ends well"));
+        });
+        assert_eq!(client.stats().in_flight, 0);
+    }
+    host.end();
+}
+
+#[test]
+fn a_mebibyte_each_way_from_every_thread() {
+    let host = host!(options());
+    for (options, rounds) in rings().iter().zip([1, 1, 8]) {
+        let client = host.client_with(options);
+        thread::scope(|scope| {
+            for i in 0..4_u8 {
+                let client = &client;
+                scope.spawn(move || (0..rounds).for_each(|_| echo(client, POOLED, i, 1 << 20)));
+            }
+        });
+    }
+    host.end();
+}
+
+#[test]
+fn a_stream_that_nobody_reads_holds_up_nothing_else() {
+    let host = host!(options());
+    let [_, small, usual] = rings();
+    for (options, others) in [(small, 1), (usual, 6)] {
+        let client = host.client_with(&options.stream_window(8000));
+        let before = host.seen("chunks");
+        let mut unread = client.call_streaming(STREAM, &stream(100, 3000)).expect("sends");
+        assert!(unread.next_chunk().expect("comes").is_some());
+        thread::scope(|scope| {
+            for _ in 0..others {
+                scope.spawn(|| {
+                    let chunks = client.call_streaming(STREAM, &stream(100, 3000)).expect("sends");
+                    assert_eq!(chunks.map(|chunk| chunk.expect("comes").len()).sum::<usize>(), 300_000);
+                });
+            }
+        });
+        echo(&client, POOLED, 1, 10_000);
+        let held_up = host.seen("chunks") - before - others * 100;
+        assert!(held_up < 10, "{held_up} chunks, though its window holds two");
+        assert_eq!(unread.map(|chunk| chunk.expect("comes").len()).sum::<usize>(), 99 * 3000);
+    }
+    host.end();
+}
+
+#[test]
+fn an_upload_that_nobody_reads_holds_up_nothing_else() {
+    let host = host!(options());
+    let [_, small, usual] = rings();
+    let (one, two) = (host.client_with(&small), host.client_with(&usual));
+    thread::scope(|scope| {
+        let uploads = [&one, &two].map(|client| {
+            let mut upload = client.start_upload(GATED_UPLOAD, &[]).expect("sends");
+            scope.spawn(move || {
+                (0..60).for_each(|_| upload.write_chunk(&[1; 50_000]).expect("sends"));
+                upload.finish().expect("answers")
+            })
+        });
+        host.sees("gated upload in", 2);
+        for client in [&one, &two] {
+            (0..20).for_each(|i| echo(client, POOLED, i, 10_000));
+        }
+        assert_eq!(host.seen("gated upload out"), 0);
+        two.call(OPEN, &[]).expect("answers");
+        for upload in uploads {
+            assert_eq!(*upload.join().expect("ends"), 3_000_000_u64.to_le_bytes());
+        }
+    });
+    host.end();
+}
+
+#[test]
+fn a_client_that_never_reads_holds_up_no_other() {
+    let host = host!(options(), |server: SharedMemoryServer| server.workers(2));
+    let (mut deaf, client) = (Raw::connect(&host.path, &options()), host.client());
+    let big = (1_usize << 20).to_le_bytes();
+    for id in 64..112 {
+        deaf.send(id, head(Kind::Call, 0, 0, BIG), &big).expect("the server reads");
+    }
+    for id in 112..128 {
+        deaf.send(id, head(Kind::Call, STREAMS, 0, STREAM), &stream(100, 50_000)).expect("the server reads");
+    }
+    host.sees("big", 48); // Each worker has had an answer for it, again and again.
+    (0..50).for_each(|i| echo(&client, POOLED, i, 100_000));
+    let chunks = client.call_streaming(STREAM, &stream(100, 50_000)).expect("sends");
+    assert_eq!(chunks.count(), 100);
+    assert_eq!(host.stat("running"), 16, "its streams wait, its other methods have returned");
+    drop(deaf);
+    host.sees("gone Disconnected", 1);
+    assert!(eventually(|| host.stat("running") == 0));
+    host.end();
+}
+
+#[test]
+fn a_client_that_is_stopped_holds_up_no_other_and_goes_on() {
+    let host = host!(options(), |server: SharedMemoryServer| server.workers(2));
+    let (client, path) = (host.client(), host.path.clone());
+    let sleeper = Fork::run(move || {
+        let client = SharedMemoryClient::builder(&path).options(options()).connect().expect("connects");
+        let big = |_| client.start_call(BIG, &(1_usize << 20).to_le_bytes()).expect("sends");
+        let calls: Vec<_> = (0..32).map(big).collect();
+        client.notify(PUSH, b"ready").expect("sends");
+        let unread = client.call_streaming(STREAM, &stream(100, 50_000)).expect("sends");
+        client.next_push().expect("comes");
+        faults::sys::stop_myself();
+        let all = calls.into_iter().all(|call| call.wait().is_ok_and(|reply| reply.len() == 1 << 20));
+        i32::from(!(all && unread.count() == 100))
+    });
+    assert_eq!(faults::sys::wait_for_change(sleeper.pid()), faults::sys::Change::Stopped);
+    (0..50).for_each(|i| echo(&client, POOLED, i, 100_000));
+    faults::sys::kill(sleeper.pid(), libc::SIGCONT);
+    assert_eq!(sleeper.wait(), 0);
+    host.end();
+}
+
+#[test]
+fn a_method_of_the_pool_may_wait_for_what_comes_over_its_own_connection() {
+    let host = host!(options(), |server: SharedMemoryServer| server.workers(3));
+    let [tiny, small, usual] = rings().map(|options| host.client_with(&narrow(&options)));
+    // For another call of the same client.
+    let calls = [&small, &usual].map(|client| client.start_call(GATE, &[1; 9000]).expect("sends"));
+    host.sees("gate in", 2);
+    small.call(OPEN, &[]).expect("passes");
+    for call in calls {
+        assert_eq!(*call.wait().expect("answers"), [1; 9000]);
+    }
+    // For the same client to take its pushes.
+    for client in [&tiny, &small, &usual] {
+        thread::scope(|scope| {
+            let caller = scope.spawn(|| {
+                (0..20).for_each(|_| {
+                    assert_eq!(*client.call(PUSH_PATIENTLY, &[1; PUSHED]).expect("ends"), *b"Ok(())")
+                });
+            });
+            (0..20).for_each(|_| assert_eq!(client.next_push().expect("comes"), [1; PUSHED]));
+            caller.join().expect("ends");
+        });
+    }
+    host.end();
+}
+
+#[test]
+fn an_inline_method_that_would_wait_for_its_own_connection_is_told_so() {
+    let host = host!(options());
+    for options in rings() {
+        let client = host.client_with(&narrow(&options));
+        for _ in 0..10 {
+            assert_eq!(*client.call(PUSH, &[1; PUSHED]).expect("answers"), *b"Ok(())");
+            assert_eq!(*client.call(PUSH, &[2; PUSHED]).expect("answers"), *b"Err(WouldDeadlock)");
+            assert_eq!(client.next_push().expect("comes"), [1; PUSHED]);
+        }
+    }
+    host.end();
+}
+
+#[test]
+fn pushes_that_nobody_takes_hold_up_those_who_push_and_nobody_else() {
+    let host = host!(options(), |server: SharedMemoryServer| server.workers(5));
+    let [_, small, usual] = rings().map(|options| narrow(&options));
+    for options in [small.max_calls_in_flight(4), usual] {
+        let (client, other) = (host.client_with(&options), host.client_with(&options));
+        let before = host.seen("patient");
+        let waiting = [0, 1, 2].map(|_| client.start_call(PUSH_PATIENTLY, &[1; PUSHED]).expect("sends"));
+        host.sees("patient", before + 3);
+        for i in 0..10 {
+            assert_eq!(*client.call(PUSH_BRIEFLY, &[2; PUSHED]).expect("answers"), *b"Err(Timeout)");
+            echo(&client, POOLED, i, 5000);
+            assert_eq!(*other.call(PUSH, &[3; PUSHED]).expect("answers"), *b"Ok(())");
+            assert_eq!(other.next_push().expect("comes"), [3; PUSHED]);
+        }
+        for call in waiting {
+            assert_eq!(client.next_push().expect("comes"), [1; PUSHED]);
+            assert_eq!(*call.wait().expect("ends"), *b"Ok(())");
+        }
+        assert_eq!(client.try_next_push().expect("lives"), None);
+    }
+    host.end();
+}
+
+/// Threads that come and go as readers: by a reply, a deadline, a cancel, the end of a stream.
+#[test]
+fn whoever_leaves_hands_the_reading_over() {
+    let host = host!(options());
+    for options in rings() {
+        let client = host.client_with(&options);
+        thread::scope(|scope| {
+            for seed in 0..6 {
+                let client = &client;
+                scope.spawn(move || come_and_go(client, seed));
+            }
+        });
+        assert!(eventually(|| {
+            echo(&client, ECHO, 0, 10);
+            client.stats().in_flight == 0
+        }));
+    }
+    host.end();
+}
+
+fn come_and_go(client: &SharedMemoryClient, seed: u64) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    for _ in 0..150 {
+        let time = Duration::from_micros(random.u64(0..300));
+        let request = vec![1; random.usize(0..2000)];
+        let end = match random.u8(0..5) {
+            0 => {
+                client.call([ECHO, POOLED][random.usize(0..2)], &request).map(|it| assert_eq!(*it, *request))
+            }
+            1 => client.call_timeout(POOLED, &request, time).map(|it| assert_eq!(*it, *request)),
+            2 => client.start_call(POOLED, &request).map(drop),
+            3 => {
+                let mut chunks = client.call_streaming(STREAM, &stream(4, 700)).expect("sends");
+                let taken = chunks.by_ref().take(random.usize(0..6));
+                taken.map(|chunk| chunk.map(|chunk| assert_eq!(chunk.len(), 700))).collect()
+            }
+            _ => client.next_push_timeout(time).map(|_| panic!("nobody pushes")),
+        };
+        // Methods whose calls were dropped may still run: too many of them are as many as may be.
+        let expected = matches!(end, Ok(()) | Err(CallError::Timeout | CallError::Busy(_)));
+        assert!(expected, "{end:?}");
+    }
+}
