@@ -108,7 +108,7 @@ fn a_failure_is_told() {
     runs(&hall, FIRST, 0);
     let worker = hall.clone();
     serve(&hall, (a, b), &mut Methods::default(), move |client| {
-        worker.fail(FIRST, (Status::Failed, 1, String::new()));
+        worker.fail(FIRST, &(Status::Failed, 1, String::new()));
         assert_eq!(client.hears().1, Head::new(Kind::Error, Status::Failed as u32));
     });
 }
