@@ -1,5 +1,8 @@
 //! Windows, ends and shutdown, as a server's workers and its connection's thread see them.
 
+use std::sync::Arc;
+
+use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
 
 use super::super::code::ring::{Fate, bury};
@@ -16,6 +19,8 @@ pub(super) const ALL: &[Named] = named![
     credit_reaches_a_push_that_waits_for_it,
     an_upload_reaches_who_waits_for_it,
     the_end_of_a_connection_reaches_all_who_wait,
+    one_that_is_asked_to_leave_looks_up,
+    one_that_is_asked_to_leave_does_when_the_last_call_is_over,
 ];
 
 /// A stream whose window is full.
@@ -98,4 +103,41 @@ fn the_end_of_a_connection_reaches_all_who_wait() {
     assert_eq!(hall.push(&[1], Wait::Never), Err(Gone::Ended(Ended::PeerDied)));
     hall.finish(FIRST, Head::new(Kind::End, 0), Body::Lent(&[]));
     assert!(hall.is_cancelled(SECOND));
+}
+
+fn one_that_is_asked_to_leave_looks_up() {
+    let (_a, b) = connection::<Cells>(1, 64);
+    let hall = hall(&b);
+    let over = Arc::new(AtomicBool::new(false));
+    let mut methods = Methods { over: Some(over.clone()), hall: Some(hall.clone()), ..Methods::default() };
+    let asks = hall.clone();
+    let asks = thread::spawn(move || {
+        over.store(true, Ordering::Relaxed);
+        asks.nudge();
+    });
+    assert_eq!(attend(&hall, &b, &mut methods), Ended::Closed);
+    asks.join().unwrap();
+}
+
+fn one_that_is_asked_to_leave_does_when_the_last_call_is_over() {
+    let (_a, b) = connection::<Cells>(1, 64);
+    let hall = hall(&b);
+    runs(&hall, FIRST, 0);
+    let over = Arc::new(AtomicBool::new(false));
+    let mut methods = Methods { over: Some(over.clone()), hall: Some(hall.clone()), ..Methods::default() };
+    let (worker, draining) = (hall.clone(), over.clone());
+    let worker = thread::spawn(move || {
+        reply(&worker, FIRST);
+        if draining.load(Ordering::Relaxed) {
+            worker.nudge();
+        }
+    });
+    let asks = hall.clone();
+    let asks = thread::spawn(move || {
+        over.store(true, Ordering::Relaxed);
+        asks.nudge();
+    });
+    assert_eq!(attend(&hall, &b, &mut methods), Ended::Closed);
+    asks.join().unwrap();
+    worker.join().unwrap();
 }
