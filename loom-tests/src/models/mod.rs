@@ -11,6 +11,7 @@ use super::code::{Inbound, NoPace, Outbound, RecvFault, SendFault, Wait};
 use crate::machine::{Cells, Model, Side, Spans, View, connection};
 
 mod calls;
+mod client;
 mod either;
 mod ends;
 mod frames;
@@ -19,8 +20,12 @@ mod limits;
 mod long;
 mod messages;
 mod races;
+mod roles;
+mod served;
+mod server;
 mod shared;
 mod sleeping;
+mod streamed;
 mod time;
 mod urgent;
 
@@ -48,6 +53,9 @@ pub fn all() -> Vec<Named> {
         long::ALL,
         time::ALL,
         calls::ALL,
+        roles::ALL,
+        served::ALL,
+        streamed::ALL,
     ]
     .concat()
 }

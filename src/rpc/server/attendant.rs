@@ -82,7 +82,7 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Attendant<M, P, T> {
             match self.round(service) {
                 Ok(true) => tries = 0,
                 Ok(false) => {
-                    self.rest(tries);
+                    self.rest(service, tries);
                     tries = tries.saturating_add(1);
                 }
                 Err(ended) => break ended,
@@ -115,11 +115,12 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Attendant<M, P, T> {
         Ok(busy)
     }
 
-    /// Waits for a frame, a cancel, something left behind, or room for what is.
-    fn rest(&mut self, tries: u32) {
+    /// Waits for a frame, a cancel, something left behind, room for what is, or to be asked to leave: that nudge may
+    /// have come when the last look was over.
+    fn rest(&mut self, service: &impl Service<M, P>, tries: u32) {
         let Self { hall, inbound, bell, wanted } = self;
         let outgoing = wanted.map(|wanted| (&hall.outgoing, wanted));
-        let also = || hall.left.is_up() || hall.ear.bell() != *bell;
+        let also = || hall.left.is_up() || hall.ear.bell() != *bell || service.is_over();
         let _something = inbound.idle(outgoing, None, tries, also);
     }
 

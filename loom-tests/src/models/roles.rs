@@ -1,0 +1,188 @@
+//! A client's desk: who reads for all, how that is handed on, and who is told of the end.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use loom::thread;
+use narrows::internal::Pace;
+use narrows::internal::mem::Until;
+
+use super::super::code::ring::{Fate, bury, shut};
+use super::super::code::rpc::client::{Desk, Final, Stop};
+use super::super::code::rpc::pieces::Cut;
+use super::super::code::rpc::wire::{Head, Kind, NOTIFY};
+use super::super::code::{Ended, Inbound, Outbound, Wait};
+use super::client::{PLACES, Shared, begin, desk, end, open, parts, reply, reply_to, soon, waits};
+use super::frames::{hear, say};
+use super::{MAX_MESSAGE, Named, named, receiver, sender};
+use crate::machine::{Cells, LoomThreads, Model, Side, connection};
+
+pub(super) const ALL: &[Named] = named![
+    a_reader_that_always_finds_more_leaves_at_its_deadline,
+    a_reader_that_unwinds_gives_the_reader_back,
+    a_follower_that_was_too_late_passes_the_role_on,
+    who_waits_for_a_push_and_who_waits_for_a_reply_both_get_it,
+    two_callers_get_their_own_replies,
+    who_is_too_late_leaves_the_other_its_reply,
+    death_is_told_to_the_reader_and_to_who_stands_by,
+    a_close_is_told_to_the_reader_and_to_who_stands_by,
+    two_threads_call_at_once,
+];
+
+fn a_reader_that_always_finds_more_leaves_at_its_deadline() {
+    let (a, b) = connection::<Cells>(64, 64);
+    let desk = desk(&a, PLACES);
+    let id = open(&desk, 0, Wait::Never).unwrap();
+    let mut out = sender(&b);
+    for seq in 0..40 {
+        say(&mut out, 0, Head { seq, ..Head::new(Kind::Push, 0) }, &[1]);
+    }
+    assert_eq!(end(&desk, id, soon()), Err(Stop::Timeout));
+    let mut read = 0;
+    while desk.books().table.next_push().is_some() {
+        read += 1;
+    }
+    assert_eq!(read, 32);
+}
+
+/// It panics where it would go to sleep.
+#[derive(Debug)]
+struct Panics;
+
+impl Pace for Panics {
+    fn active(&mut self) {}
+
+    fn pass(&mut self, _until: Until, _look: impl Fn() -> bool) -> bool {
+        resume_unwind(Box::new(()))
+    }
+
+    fn slept(&mut self) {}
+}
+
+fn a_reader_that_unwinds_gives_the_reader_back() {
+    let (a, b) = connection::<Cells>(1, 64);
+    let inbound = Inbound::new(a.into.clone(), Panics, 0, MAX_MESSAGE);
+    let outbound = Outbound::new(a.out.clone(), Panics, 0, MAX_MESSAGE);
+    let desk: Desk<Model, Panics, LoomThreads> = Desk::new(parts(&a, inbound, outbound, PLACES));
+    let mut take = || desk.wait(desk.pushed(), Wait::FOREVER, |table| table.next_push());
+    assert!(catch_unwind(AssertUnwindSafe(&mut take)).is_err());
+    say(&mut sender(&b), 0, Head::new(Kind::Push, 0), &[1]);
+    assert_eq!(take(), Ok(vec![1]));
+}
+
+fn a_follower_that_was_too_late_passes_the_role_on() {
+    let (a, b) = connection::<Cells>(2, 64);
+    let desk = desk(&a, 4);
+    let [late, first, last] = [0; 3].map(|_| open(&desk, 0, Wait::Never).unwrap());
+    a.clock().strike();
+    reply(&b, &[first, last]);
+    let follower = desk.clone();
+    let follower = thread::spawn(move || assert_eq!(end(&follower, late, soon()), Err(Stop::Timeout)));
+    let other = waits(&desk, last);
+    assert_eq!(end(&desk, first, Wait::FOREVER), Ok(reply_to(first)));
+    follower.join().unwrap();
+    other.join().unwrap();
+}
+
+fn who_waits_for_a_push_and_who_waits_for_a_reply_both_get_it() {
+    let (a, b) = connection::<Cells>(1, 64);
+    let desk = desk(&a, PLACES);
+    let id = open(&desk, 0, Wait::Never).unwrap();
+    let pushed = desk.clone();
+    let pushed = thread::spawn(move || {
+        let push = pushed.wait(pushed.pushed(), Wait::FOREVER, |table| table.next_push());
+        assert_eq!(push, Ok(vec![5]));
+        begin(&pushed, NOTIFY);
+    });
+    let server = thread::spawn(move || {
+        let mut out = sender(&b);
+        say(&mut out, 0, Head::new(Kind::Push, 0), &[5]);
+        hear(&mut receiver(&b)).unwrap();
+        say(&mut out, id, Head::new(Kind::Reply, 0), &reply_to(id));
+    });
+    assert_eq!(end(&desk, id, Wait::FOREVER), Ok(reply_to(id)));
+    pushed.join().unwrap();
+    server.join().unwrap();
+}
+
+fn two_callers_get_their_own_replies() {
+    let (a, b) = connection::<Cells>(2, 64);
+    let desk = desk(&a, PLACES);
+    let [one, two] = [0; 2].map(|_| open(&desk, 0, Wait::Never).unwrap());
+    let server = thread::spawn(move || reply(&b, &[one, two]));
+    let other = waits(&desk, two);
+    assert_eq!(end(&desk, one, Wait::FOREVER), Ok(reply_to(one)));
+    other.join().unwrap();
+    server.join().unwrap();
+}
+
+fn who_is_too_late_leaves_the_other_its_reply() {
+    let (a, b) = connection::<Cells>(1, 64);
+    let desk = desk(&a, PLACES);
+    let [late, id] = [0; 2].map(|_| open(&desk, 0, Wait::Never).unwrap());
+    let clock = a.clock();
+    let server = thread::spawn(move || {
+        clock.strike();
+        reply(&b, &[id]);
+    });
+    let other = waits(&desk, id);
+    assert_eq!(end(&desk, late, soon()), Err(Stop::Timeout));
+    other.join().unwrap();
+    server.join().unwrap();
+}
+
+fn both_are_told(ended: Ended, end_it: impl FnOnce(Side<Cells>, Side<Cells>) + Send + 'static) {
+    let (a, b) = connection::<Cells>(1, 64);
+    let desk = desk(&a, PLACES);
+    let [one, two] = [0; 2].map(|_| open(&desk, 0, Wait::Never).unwrap());
+    let third = thread::spawn(move || end_it(a, b));
+    let other = desk.clone();
+    let other = thread::spawn(move || end(&other, two, Wait::FOREVER));
+    let told = Err(Stop::Ended(ended));
+    assert_eq!([end(&desk, one, Wait::FOREVER), other.join().unwrap()], [told.clone(), told.clone()]);
+    third.join().unwrap();
+    assert_eq!((desk.over(), desk.lost().map(|lost| lost.0.len())), (Some(ended), Some(2)));
+    assert!(desk.lost().is_none());
+    desk.end(Ended::Closed);
+    assert_eq!(desk.over(), Some(ended));
+    assert!(
+        desk.call_at_once(Head::new(Kind::Call, 7), [&[], &[]], &mut Vec::new(), Wait::FOREVER).is_none()
+    );
+}
+
+fn death_is_told_to_the_reader_and_to_who_stands_by() {
+    both_are_told(Ended::PeerDied, |a, _| bury(&a.out, &a.into, Fate::Died));
+}
+
+fn a_close_is_told_to_the_reader_and_to_who_stands_by() {
+    both_are_told(Ended::Disconnected, |_, b| shut(&b.out, &b.into, Fate::Closed));
+}
+
+fn two_threads_call_at_once() {
+    let (a, b) = connection::<Cells>(2, 64);
+    let desk = desk(&a, PLACES);
+    let server = thread::spawn(move || {
+        let (mut inb, mut out) = (receiver(&b), sender(&b));
+        for _ in 0..2 {
+            let (id, _, body) = hear(&mut inb).unwrap();
+            say(&mut out, id, Head::new(Kind::Reply, 0), &body);
+        }
+    });
+    let call = |desk: &Shared, mine: u8| {
+        let mut buffer = Vec::new();
+        let head = Head::new(Kind::Call, 7);
+        match desk.call_at_once(head, [&[mine], &[]], &mut buffer, Wait::FOREVER) {
+            Some((_, end)) => assert_eq!((end, buffer), (Ok(Final::Reply), vec![mine])),
+            None => {
+                let id = open(desk, 0, Wait::FOREVER).unwrap();
+                let mut cut = Cut::new(head, 1);
+                desk.send_item(&mut cut, [&[mine], &[]], &mut 0, id, Wait::FOREVER).unwrap();
+                assert_eq!(end(desk, id, Wait::FOREVER), Ok(vec![mine]));
+            }
+        }
+    };
+    let other = desk.clone();
+    let other = thread::spawn(move || call(&other, 1));
+    call(&desk, 2);
+    other.join().unwrap();
+    server.join().unwrap();
+}

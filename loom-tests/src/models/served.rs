@@ -1,0 +1,198 @@
+//! Answers: workers leave them, the connection's own thread sends what had no room, and obeys cancels.
+//!
+//! The client is a thread written by hand. The calls that run when the threads start were entered in the table.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use loom::sync::Notify;
+use loom::sync::atomic::AtomicBool;
+use loom::thread;
+
+use super::super::code::rpc::server::{Body, Gone, Started, Upload};
+use super::super::code::rpc::wire::{Head, Kind, STREAM, Status};
+use super::super::code::{Ended, Wait};
+use super::frames::say;
+use super::server::{
+    Client, FIRST, INLINE, Methods, POOLED, SECOND, attend, closed_hall, hall, kind, reply, runs, serve,
+};
+use super::{Named, named};
+use crate::machine::{Cells, connection};
+
+pub(super) const ALL: &[Named] = named![
+    a_long_answer_goes_out_in_pieces_and_lets_others_pass,
+    a_chunk_that_is_too_late_is_not_sent,
+    what_is_pushed_before_the_greeting_comes_behind_it,
+    two_workers_answer_at_once,
+    a_call_that_is_not_admitted_is_told,
+    a_failure_is_told,
+    what_a_worker_leaves_goes_out_when_there_is_room,
+    what_is_left_of_a_stream_is_not_overtaken,
+    one_that_waits_for_room_hears_a_call,
+    a_cancel_ends_a_call_that_it_overtook_or_not,
+    a_call_that_is_cancelled_has_one_end,
+    a_cancel_and_an_answer_are_one_end,
+];
+
+fn both(act: impl Fn(u64)) {
+    [FIRST, SECOND].into_iter().for_each(act);
+}
+
+fn a_long_answer_goes_out_in_pieces_and_lets_others_pass() {
+    let (a, b) = connection::<Cells>(64, 64);
+    let hall = hall(&b);
+    both(|id| runs(&hall, id, 0));
+    hall.finish(FIRST, Head::new(Kind::Reply, 0), Body::Lent(&[5; 64 * 40]));
+    reply(&hall, SECOND);
+    let over = Some(Arc::new(AtomicBool::new(true)));
+    let mut methods = Methods { over, hall: Some(hall.clone()), ..Methods::default() };
+    assert_eq!(attend(&hall, &b, &mut methods), Ended::Closed);
+    let mut client = Client::new(&a);
+    let frames: Vec<_> = (0..41).map(|_| client.hears()).collect();
+    assert_eq!(frames.iter().position(|(id, ..)| *id == SECOND), Some(5));
+    let long = frames.iter().filter(|(id, ..)| *id == FIRST);
+    assert!(long.enumerate().all(|(at, (_, head, body))| usize::from(head.seq) == at && body.len() == 64));
+}
+
+fn a_chunk_that_is_too_late_is_not_sent() {
+    let (a, b) = connection::<Cells>(2, 64);
+    let hall = hall(&b);
+    runs(&hall, FIRST, STREAM);
+    assert_eq!(hall.write_chunk(FIRST, &[1], None), Ok(()));
+    assert_eq!(hall.write_chunk(FIRST, &[2], Some(Instant::now())), Err(Gone::Timeout));
+    assert_eq!(hall.next_chunk(FIRST, Some(Instant::now())), Ok(Upload::End));
+    assert_eq!(hall.write_chunk(SECOND, &[2], None), Err(Gone::Cancelled));
+    assert_eq!(hall.push(&[3], Wait::Never), Ok(()));
+    assert_eq!(hall.push(&[4], Wait::Never), Err(Gone::Timeout));
+    let mut client = Client::new(&a);
+    assert_eq!([client.hears(), client.hears()].map(|frame| frame.2), [[1], [3]]);
+}
+
+fn what_is_pushed_before_the_greeting_comes_behind_it() {
+    let (a, b) = connection::<Cells>(2, 64);
+    let hall = closed_hall(&b);
+    assert_eq!(hall.push(&[3], Wait::Never), Ok(()));
+    hall.open(|out| say(out, 0, Head::new(Kind::Welcome, 0), &[]));
+    serve(&hall, (a, b), &mut Methods::default(), |client| {
+        assert_eq!([client.hears(), client.hears()].map(|frame| kind(&frame)), [Kind::Welcome, Kind::Push]);
+    });
+}
+
+fn two_workers_answer_at_once() {
+    let (a, b) = connection::<Cells>(2, 64);
+    let hall = hall(&b);
+    both(|id| runs(&hall, id, 0));
+    let other = hall.clone();
+    let other = thread::spawn(move || reply(&other, SECOND));
+    reply(&hall, FIRST);
+    other.join().unwrap();
+    let mut client = Client::new(&a);
+    let mut ids = [client.hears(), client.hears()].map(|(id, _, body)| (id, body));
+    ids.sort_unstable();
+    assert_eq!(ids, [(FIRST, vec![2]), (SECOND, vec![3])]);
+    assert!(hall.is_quiet());
+}
+
+fn a_call_that_is_not_admitted_is_told() {
+    let (a, b) = connection::<Cells>(1, 64);
+    let hall = hall(&b);
+    serve(&hall, (a, b), &mut Methods::default(), |client| {
+        client.calls(FIRST, 9);
+        assert_eq!(client.hears().1, Head::new(Kind::Error, Status::UnknownMethod as u32));
+    });
+}
+
+fn a_failure_is_told() {
+    let (a, b) = connection::<Cells>(1, 64);
+    let hall = hall(&b);
+    runs(&hall, FIRST, 0);
+    let worker = hall.clone();
+    serve(&hall, (a, b), &mut Methods::default(), move |client| {
+        worker.fail(FIRST, &(Status::Failed, 1, String::new()));
+        assert_eq!(client.hears().1, Head::new(Kind::Error, Status::Failed as u32));
+    });
+}
+
+fn what_a_worker_leaves_goes_out_when_there_is_room() {
+    let (a, b) = connection::<Cells>(1, 64);
+    let hall = hall(&b);
+    both(|id| runs(&hall, id, 0));
+    let worker = hall.clone();
+    serve(&hall, (a, b), &mut Methods::default(), move |client| {
+        both(|id| reply(&worker, id));
+        assert_eq!([client.hears(), client.hears()].map(|(id, ..)| id), [FIRST, SECOND]);
+    });
+}
+
+fn what_is_left_of_a_stream_is_not_overtaken() {
+    let (a, b) = connection::<Cells>(1, 64);
+    let hall = hall(&b);
+    runs(&hall, FIRST, STREAM);
+    runs(&hall, SECOND, 0);
+    reply(&hall, SECOND);
+    let worker = hall.clone();
+    let worker = thread::spawn(move || {
+        assert_eq!(worker.write_chunk(FIRST, &[1], None), Ok(()));
+        worker.finish(FIRST, Head::new(Kind::End, 0), Body::Lent(&[]));
+    });
+    serve(&hall, (a, b), &mut Methods::default(), |client| {
+        let kinds = [client.hears(), client.hears(), client.hears()].map(|frame| kind(&frame));
+        assert_eq!(kinds, [Kind::Reply, Kind::Chunk, Kind::End]);
+    });
+    worker.join().unwrap();
+}
+
+fn one_that_waits_for_room_hears_a_call() {
+    let (a, b) = connection::<Cells>(1, 64);
+    let hall = hall(&b);
+    both(|id| runs(&hall, id, 0));
+    both(|id| reply(&hall, id));
+    let begun = Arc::new(Notify::new());
+    let mut methods = Methods { begun: Some(begun.clone()), ..Methods::default() };
+    serve(&hall, (a, b), &mut methods, move |client| {
+        client.calls(FIRST + 2, POOLED);
+        begun.wait(); // Until then it reads nothing.
+        assert_eq!([client.hears(), client.hears()].map(|(id, ..)| id), [FIRST, SECOND]);
+    });
+    assert_eq!(methods.started, [Started { id: FIRST + 2, method: POOLED, flags: 0 }]);
+}
+
+const CANCELLED: Head = Head { kind: Kind::Error, flags: 0, seq: 0, word: Status::Cancelled as u32 };
+
+fn a_cancel_ends_a_call_that_it_overtook_or_not() {
+    let (a, b) = connection::<Cells>(1, 64);
+    let hall = hall(&b);
+    serve(&hall, (a, b), &mut Methods::default(), |client| {
+        client.calls(FIRST, POOLED); // Nobody ever answers it.
+        client.cancels(FIRST);
+        assert_eq!(client.hears().1, CANCELLED);
+    });
+}
+
+fn a_call_that_is_cancelled_has_one_end() {
+    let (a, b) = connection::<Cells>(1, 64);
+    let hall = hall(&b);
+    serve(&hall, (a, b), &mut Methods::default(), |client| {
+        client.calls(FIRST, INLINE);
+        client.cancels(FIRST);
+        let end = client.hears().1;
+        assert!(end == Head::new(Kind::Reply, 0) || end == CANCELLED);
+        client.calls(FIRST + 2, INLINE);
+        assert_eq!(client.hears(), (FIRST + 2, Head::new(Kind::Reply, 0), vec![7]));
+    });
+}
+
+fn a_cancel_and_an_answer_are_one_end() {
+    let (a, b) = connection::<Cells>(1, 64);
+    let hall = hall(&b);
+    runs(&hall, FIRST, 0);
+    let worker = hall.clone();
+    let worker = thread::spawn(move || reply(&worker, FIRST));
+    serve(&hall, (a, b), &mut Methods::default(), |client| {
+        client.cancels(FIRST);
+        let end = client.hears().1;
+        assert!(end == Head::new(Kind::Reply, 0) || end == CANCELLED);
+    });
+    worker.join().unwrap();
+    assert!(hall.is_cancelled(FIRST));
+}
