@@ -12,6 +12,7 @@
 
 mod faults;
 
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Condvar, Mutex};
@@ -276,10 +277,15 @@ fn accepting_recovers_when_descriptors_were_exhausted() {
             assert!(clients.len() < 64, "it has no descriptors for so many");
         }
         let full = clients.len();
+        // The last descriptors go to guests that say nothing: now even accepting fails.
+        let mute: Vec<_> = (0..3).map(|_| UnixStream::connect(&path).expect("connects")).collect();
+        let nobody = SharedMemoryClient::builder(&path).options(options.clone()).connect();
+        assert!(nobody.is_err());
         assert!(full > 20, "only {full} were let in");
         for client in &clients {
             assert_eq!(*client.call_timeout(ECHO, &[1; 100], LONG).expect("undisturbed"), [1; 100]);
         }
+        drop(mute);
         clients.truncate(full / 2);
         clients.extend((full / 2..full - 5).map(|_| reach(&path)));
         for client in &clients {
