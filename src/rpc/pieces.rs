@@ -14,8 +14,9 @@ use std::ops::Range;
 use super::wire::{Head, Kind, MORE};
 use crate::error::Violation;
 
-/// What capacity a buffer keeps that is used again: one huge item must not cost its memory for ever.
-const KEPT: usize = 256 << 10;
+/// What capacity a buffer keeps that is used again: one huge item must not cost its memory for ever. An item of
+/// 256 KiB, with a deadline before it, is not huge.
+const KEPT: usize = (256 << 10) + 64;
 
 /// An item on its way out: what has been sent of it.
 #[derive(Clone, Copy, Debug)]
@@ -113,6 +114,10 @@ impl Assembly {
         let to = to.ok_or(Violation("an item longer than agreed"))?;
         if len == 0 && (head.has(MORE) || head.kind == Kind::Rest) {
             return Err(Violation("an empty piece of a longer item"));
+        }
+        let room = self.bytes.capacity();
+        if room < to && to <= KEPT {
+            self.bytes.reserve_exact((2 * room).clamp(to, KEPT) - from); // More would not be kept.
         }
         self.bytes.resize(to, 0);
         read(self.bytes.get_mut(from..).unwrap_or(&mut []));

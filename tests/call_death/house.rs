@@ -62,9 +62,18 @@ impl Seen {
 pub(crate) fn furnish(server: SharedMemoryServer, seen: &Arc<Seen>) -> SharedMemoryServer {
     let [hold, one, flood, swallow, ignore, push, count, ended] = [(); 8].map(|()| Arc::clone(seen));
     let server = server
-        .inline(ECHO, |request, reply| Ok(reply.extend_from_slice(request.bytes())))
-        .method(POOLED, |request, reply| Ok(reply.extend_from_slice(request.bytes())))
-        .inline(BEGUN, move |_, reply| Ok(reply.extend(count.begun.load(Ordering::SeqCst).to_le_bytes())))
+        .inline(ECHO, |request, reply| {
+            reply.extend_from_slice(request.bytes());
+            Ok(())
+        })
+        .method(POOLED, |request, reply| {
+            reply.extend_from_slice(request.bytes());
+            Ok(())
+        })
+        .inline(BEGUN, move |_, reply| {
+            reply.extend(count.begun.load(Ordering::SeqCst).to_le_bytes());
+            Ok(())
+        })
         .on_disconnect(move |_, how| {
             let counter = if matches!(how, CallError::PeerDied) { &ended.died } else { &ended.other };
             counter.fetch_add(1, Ordering::SeqCst);

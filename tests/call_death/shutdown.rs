@@ -46,10 +46,14 @@ fn gated(path: &Path) -> (ServerHandle, Gate) {
     let (stream, upload) = (pass.clone(), pass.clone());
     let server = SharedMemoryServer::bind(path)
         .expect("binds")
-        .inline(ECHO, |request, reply| Ok(reply.extend_from_slice(request.bytes())))
+        .inline(ECHO, |request, reply| {
+            reply.extend_from_slice(request.bytes());
+            Ok(())
+        })
         .method(GATED, move |_, reply| {
             pass();
-            Ok(reply.extend([7; 1000]))
+            reply.extend([7; 1000]);
+            Ok(())
         })
         .streaming(STREAM, move |_, chunks| {
             chunks.write_chunk(b"before")?;
@@ -59,7 +63,8 @@ fn gated(path: &Path) -> (ServerHandle, Gate) {
         .upload(UPLOAD, move |_, chunks, reply| {
             upload();
             let sum: usize = chunks.map(|chunk| chunk.expect("comes").len()).sum();
-            Ok(reply.extend(sum.to_le_bytes()))
+            reply.extend(sum.to_le_bytes());
+            Ok(())
         })
         .spawn();
     (server.expect("serves"), Gate { begun, open })

@@ -75,6 +75,13 @@ pub(crate) fn raise_descriptor_limit() {
     }
 }
 
+/// At most so many descriptors for this process.
+pub(crate) fn limit_descriptors(descriptors: u64) {
+    let limit = libc::rlimit { rlim_cur: descriptors, rlim_max: descriptors };
+    // SAFETY: reads the local.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0, "setrlimit");
+}
+
 /// CPU time of the calling thread.
 pub(crate) fn thread_time() -> Duration {
     usage(libc::RUSAGE_THREAD)

@@ -54,15 +54,17 @@ fn work(jobs: &Receiver<Job>, shared: &Weak<Shared>) {
         let Some(shared) = shared.upgrade() else { return };
         let Job { peer, method, started, request } = job;
         let running = (Running::one(&shared.running), Running(&peer.running));
-        if !peer.hall.is_cancelled(started.id) {
+        let ran = (!peer.hall.is_cancelled(started.id)).then(|| {
             let asked = Request::private(&peer, started, &request);
-            let ran = methods::run(&method, &peer, &asked, &mut reply, &shared.counts);
-            shared.counts.calls.add();
-            drop(running); // Who has its answer finds that it does not run any more.
-            methods::answer(&peer, started, ran, &mut reply);
-            shared.answered(&peer);
-            crate::rpc::pieces::clear(&mut reply);
-        }
+            methods::run(&method, &peer, &asked, &mut reply, &shared.counts)
+        });
+        // Before the answer: once the caller has that, its next request may come into this place.
         peer.hall.with(|table| table.recycle(started.id, request));
+        let Some(ran) = ran else { continue };
+        shared.counts.calls.add();
+        drop(running); // Who has its answer finds that it does not run any more.
+        methods::answer(&peer, started, ran, &mut reply);
+        shared.answered(&peer);
+        crate::rpc::pieces::clear(&mut reply);
     }
 }

@@ -14,9 +14,9 @@ use crate::rpc::frame::{Frame, send};
 use crate::rpc::pieces::Cut;
 use crate::rpc::wire::{HEAD, Head, Kind};
 
-/// Pieces of one answer that its own thread sends; the rest is the attendant's, so that other calls get
-/// their turn.
-const AT_ONCE: usize = 4;
+/// Pieces of one answer that its own thread sends, enough for 256 KiB; the rest is the attendant's, so that other
+/// calls get their turn.
+const AT_ONCE: usize = 5;
 
 /// What is behind the lock.
 #[derive(Debug)]
