@@ -47,6 +47,36 @@ fn pair(options: &Options) -> (SharedMemoryClient, std::thread::JoinHandle<Resul
     (SharedMemoryClient::over_with(a, options).expect("greets"), server)
 }
 
+/// A window of which the other side takes a small part is given back all the same.
+#[test]
+fn windows_of_different_sizes_flow() {
+    let (large, small) = (Options::new(), Options::new().stream_window(1024).push_window(1024));
+    for [ours, theirs] in [[&large, &small], [&small, &large]] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("socket");
+        let server = SharedMemoryServer::bind_with(&path, theirs).expect("binds");
+        let server = server.duplex(1, |_, chunks, out| {
+            while let Some(chunk) = chunks.next_chunk()? {
+                out.write_chunk(&chunk)?;
+            }
+            Ok(())
+        });
+        let server = server.method(2, |request, _| Ok(request.connection().push(request.bytes())?));
+        let handle = server.spawn().expect("serves");
+        let client = SharedMemoryClient::builder(&path).options(ours.clone()).connect().expect("connects");
+        let (mut up, mut down) = client.start_duplex(1, &[]).expect("sends");
+        for i in 0..200_u8 {
+            up.write_chunk(&[i; 900]).expect("sends");
+            assert_eq!(down.next_chunk().expect("comes"), Some(vec![i; 900]));
+            client.call(2, &[i; 900]).expect("answers");
+            assert_eq!(client.next_push().expect("comes"), [i; 900]);
+        }
+        up.end().expect("sends");
+        assert_eq!(down.next_chunk().expect("comes"), None);
+        assert_eq!(handle.shutdown(Duration::from_secs(60)).cut_off, 0);
+    }
+}
+
 #[test]
 fn every_kind_of_call_in_every_ring() {
     let tiny = Options::new().slots(1).arena(64).max_calls_in_flight(1);

@@ -44,9 +44,9 @@ fn a_chunk_or_push_is_at_most_a_window() {
     assert!(matches!(&chunks[..], [Ok(chunk)] if chunk.len() == 1024 - COST), "{chunks:?}");
     host.sees("Err(TooLarge { len: 961, max: 960 })", 1);
     let mut upload = client.start_upload(UPLOAD, &[]).expect("sends");
-    assert_eq!(upload.max_chunk(), 2000 - COST);
-    assert!(matches!(upload.write_chunk(&[1; 1937]), Err(CallError::TooLarge { len: 1937, max: 1936 })));
-    upload.write_chunk(&[1; 1936]).expect("fits");
+    assert_eq!(upload.max_chunk(), 1024 - COST, "the smaller wish holds in both directions");
+    assert!(matches!(upload.write_chunk(&[1; 961]), Err(CallError::TooLarge { len: 961, max: 960 })));
+    upload.write_chunk(&[1; 960]).expect("fits");
     upload.finish().expect("ends");
     let push = |len: usize| client.call(PUSH_LONG, &len.to_le_bytes()).expect("answers").into_vec();
     assert_eq!(push(1437), b"Err(TooLarge { len: 1437, max: 1436 })");
