@@ -277,8 +277,8 @@ fn come_and_go(client: &SharedMemoryClient, seed: u64) {
             2 => client.start_call(POOLED, &request).map(drop),
             3 => {
                 let mut chunks = client.call_streaming(STREAM, &stream(4, 700)).expect("sends");
-                let taken = chunks.by_ref().take(random.usize(0..6));
-                taken.map(|chunk| chunk.map(|chunk| assert_eq!(chunk.len(), 700))).collect()
+                let mut taken = chunks.by_ref().take(random.usize(0..6));
+                taken.try_for_each(|chunk| chunk.map(|chunk| assert_eq!(chunk.len(), 700)))
             }
             _ => client.next_push_timeout(time).map(|_| panic!("nobody pushes")),
         };

@@ -38,10 +38,12 @@ fn long(raw: &mut Raw, method: u32) {
 
 /// More frames, with no end, until the server has had enough.
 fn endless(raw: &mut Raw, id: u64, kind: Kind, flags: u8, from: u16, body: &[u8]) {
-    for seq in u32::from(from)..200_000 {
-        if raw.send(id, head(kind, flags, seq as u16, 0), body).is_err() {
+    let mut seq = from;
+    for _ in 0..200_000 {
+        if raw.send(id, head(kind, flags, seq, 0), body).is_err() {
             return;
         }
+        seq = seq.wrapping_add(1);
     }
     panic!("nobody has stopped it");
 }

@@ -42,20 +42,17 @@ fn error(raw: &mut Raw, id: u64, status: u32, body: &[u8]) {
 /// The first piece of an item, and many more: for ever, if nobody stops it.
 fn endless(raw: &mut Raw, id: u64, kind: Kind, piece: &[u8]) {
     lie(raw, id, head(kind, MORE, 0, 0), piece);
-    for seq in 1..200_000_u32 {
-        if raw.send(id, head(Kind::Rest, MORE, seq as u16, 0), piece).is_err() {
-            return;
-        }
-    }
-    panic!("nobody has stopped it");
+    flood(raw, id, Kind::Rest, MORE, 1, piece);
 }
 
-/// Whole items without end.
-fn flood(raw: &mut Raw, id: u64, kind: Kind, body: &[u8]) {
-    for seq in 0..200_000_u32 {
-        if raw.send(id, head(kind, 0, seq as u16, 0), body).is_err() {
+/// More and more frames.
+fn flood(raw: &mut Raw, id: u64, kind: Kind, flags: u8, from: u16, body: &[u8]) {
+    let mut seq = from;
+    for _ in 0..200_000 {
+        if raw.send(id, head(kind, flags, seq, 0), body).is_err() {
             return;
         }
+        seq = seq.wrapping_add(1);
     }
     panic!("nobody has stopped it");
 }
@@ -131,9 +128,9 @@ const WINDOWS: [(&str, Lie); 17] = [
     ("a reply without end", |raw| endless(raw, WHOLE, Kind::Reply, &[7; 10_000])),
     ("a reply without end, a byte at a time", |raw| endless(raw, WHOLE, Kind::Reply, &[7])),
     ("a chunk without end", |raw| endless(raw, STREAMED, Kind::Chunk, &[7])),
-    ("chunks beyond the window", |raw| flood(raw, STREAMED, Kind::Chunk, &[7; 10_000])),
-    ("empty chunks beyond the window", |raw| flood(raw, STREAMED, Kind::Chunk, &[])),
-    ("empty pushes beyond the window", |raw| flood(raw, 0, Kind::Push, &[])),
+    ("chunks beyond the window", |raw| flood(raw, STREAMED, Kind::Chunk, 0, 0, &[7; 10_000])),
+    ("empty chunks beyond the window", |raw| flood(raw, STREAMED, Kind::Chunk, 0, 0, &[])),
+    ("empty pushes beyond the window", |raw| flood(raw, 0, Kind::Push, 0, 0, &[])),
 ];
 
 fn lies() -> impl Iterator<Item = (&'static str, Lie)> {

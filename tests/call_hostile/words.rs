@@ -126,8 +126,8 @@ fn half_calls_and_silence_cost_their_own_connection_alone() {
     let host = host!(options());
     let mut silent: Vec<_> = (0..8).map(|_| Raw::connect(&host.path, &options())).collect();
     for raw in &mut silent {
-        for id in 64..128_u64 {
-            let (method, flags) = [(POOLED, 0), (STREAMING, STREAM), (UPLOADING, UPLOAD)][id as usize % 3];
+        let methods = [(POOLED, 0), (STREAMING, STREAM), (UPLOADING, UPLOAD)];
+        for (id, (method, flags)) in (64..128).zip(methods.into_iter().cycle()) {
             raw.send(id, head(Kind::Call, MORE | flags, 0, method), &[1; 1000]).expect("sends");
         }
     }
