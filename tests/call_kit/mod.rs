@@ -137,6 +137,10 @@ impl Host {
         writeln!(input, "{order}").expect("it lives");
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
     /// Kills the second process.
     pub(crate) fn kill(&mut self) {
         self.child.0.kill().expect("kills");
@@ -176,13 +180,4 @@ pub(crate) fn obey(mut order: impl FnMut(&str)) {
     for line in BufReader::new(std::io::stdin()).lines().map_while(Result::ok) {
         order(&line);
     }
-}
-
-/// Runs each closure on a thread of its own, until all are done.
-pub(crate) fn together<'env>(acts: impl IntoIterator<Item = Box<dyn FnOnce() + Send + 'env>>) {
-    std::thread::scope(|scope| {
-        for act in acts {
-            scope.spawn(act);
-        }
-    });
 }
