@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use narrows::{ServerHandle, SharedMemoryClient};
 
 use super::faults::{
-    Kept, LONG, Watchdog, descriptors, eventually, mappings, me, role, say, sys, threads, told,
+    Kept, LONG, Watchdog, descriptors, eventually, mappings, me, role, runs, say, sys, threads, told,
 };
 use super::house::{FLOOD, HOLD, PUSH, SWALLOW, Seen, bind, reach, small};
 use super::servers::{BEGIN, KINDS};
@@ -39,18 +39,11 @@ pub(crate) fn settles(server: &ServerHandle, first: Counts) {
     assert!(eventually(|| counts(server) == first), "{first:?} at first, {:?} now", counts(server));
 }
 
-/// Whether a thread of a connection is there, and with it what the connection has.
-fn serving() -> bool {
-    let tasks = std::fs::read_dir("/proc/self/task").expect("lists");
-    let names = tasks.flatten().map(|task| std::fs::read_to_string(task.path().join("comm")));
-    names.flatten().any(|name| name.trim_end() == "narrows-serve")
-}
-
 /// A server in this process, and its counts once a client has come and gone.
 pub(crate) fn open(path: &Path, seen: &Arc<Seen>) -> (ServerHandle, Counts) {
     let server = bind(path, seen).max_connections(300).spawn().expect("serves");
     drop(SharedMemoryClient::connect(path).expect("connects")); // The lifeline and its descriptors stay.
-    assert!(eventually(|| seen.other.load(Ordering::SeqCst) == 1 && !serving()));
+    assert!(eventually(|| seen.other.load(Ordering::SeqCst) == 1 && !runs("narrows-serve")));
     let first = counts(&server);
     (server, first)
 }

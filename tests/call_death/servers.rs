@@ -224,3 +224,38 @@ fn close_ends_a_client_that_reconnects() {
     assert_eq!(losses.list().len(), 1);
     drop(server);
 }
+
+/// The server is stopped first: the writer waits for room in the ring, and so learns of the death before any reader.
+#[test]
+fn an_upload_that_waits_for_room_is_reported_as_lost() {
+    const NAME: &str = "servers::an_upload_that_waits_for_room_is_reported_as_lost";
+    if role().is_some() {
+        return serve(&told());
+    }
+    let _watchdog = Watchdog::new(NAME);
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    let losses = Arc::<Losses>::default();
+    let server = start(NAME, &path);
+    let client = client_with(losses.policy(), &path);
+    let mut upload = client.start_upload(SWALLOW, &[]).expect("sends");
+    assert!(eventually(|| begun(&client) == 1));
+    let pid = i32::try_from(server.pid()).expect("a pid");
+    sys::kill(pid, libc::SIGSTOP);
+    assert_eq!(sys::wait_for_change(pid), sys::Change::Stopped);
+    let chunk = [1; 1000];
+    let filled = client.call_timeout(ECHO, &[2; 300_000], Duration::from_millis(20));
+    assert!(matches!(filled, Err(CallError::Timeout)), "the ring is full: {filled:?}");
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| upload.write_chunk(&chunk));
+        thread::sleep(Duration::from_millis(20)); // It waits by now; if not, the test shows less.
+        sys::kill(pid, libc::SIGKILL);
+        let outcome = writer.join().expect("no panic");
+        assert!(matches!(outcome, Err(CallError::PeerDied)), "{outcome:?}");
+    });
+    drop(upload);
+    drop(server);
+    let _server = start(NAME, &path);
+    client.call_timeout(ECHO, &[], LONG).expect("a new connection");
+    assert_eq!(*losses.list(), [(true, vec![SWALLOW])], "whether the server has done it is not known");
+}

@@ -151,6 +151,13 @@ pub(crate) fn threads() -> usize {
     std::fs::read_dir("/proc/self/task").expect("lists").count()
 }
 
+/// Whether this process has a thread of this name.
+pub(crate) fn runs(name: &str) -> bool {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("lists");
+    let names = tasks.flatten().map(|task| std::fs::read_to_string(task.path().join("comm")));
+    names.flatten().any(|it| it.trim_end() == name)
+}
+
 /// Lines of this process's mappings with this word.
 pub(crate) fn mappings(word: &str) -> usize {
     let maps = std::fs::read_to_string("/proc/self/maps").expect("reads");

@@ -147,6 +147,14 @@ impl Conn {
         }
     }
 
+    /// A send of this call has failed. If it found the end, what the server sent before that is taken first: only then
+    /// is it known what was lost, this call among it.
+    pub(super) fn unsent(&self, id: u64, stop: Stop, wait: Wait) {
+        if matches!(stop, Stop::Ended(_)) {
+            let _at_its_end = self.desk.wait(self.desk.signal_of(id), wait, |_| None::<()>);
+        }
+    }
+
     /// As `abandon`, but for a call that the server has ended: its end is still to be taken.
     pub(super) fn abandon_unless(&self, id: u64, stop: Stop) {
         if stop != Stop::Over {

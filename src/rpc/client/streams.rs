@@ -193,7 +193,10 @@ impl UploadStream {
                 self.over = true;
                 Ok(())
             }
-            Err(stop) => Err(self.conn.stopped(stop)),
+            Err(stop) => {
+                self.conn.unsent(self.id, stop, wait);
+                Err(self.conn.stopped(stop))
+            }
         }
     }
 
@@ -228,6 +231,7 @@ impl UploadStream {
                     conn.desk.books().table.refund(id, price);
                 } else {
                     self.over = true;
+                    conn.unsent(id, stop, wait);
                     conn.abandon_unless(id, stop);
                 }
                 Err(conn.stopped(stop))
