@@ -48,8 +48,8 @@ pub use error::{
 pub use listener::{Incoming, ListenerCloser, SharedMemoryListener};
 pub use options::Options;
 pub use rpc::client::{
-    ClientBuilder, ClientStats, Lost, LostCall, PendingCall, Pushes, Reconnect, Reply, ReplyStream,
-    SharedMemoryClient, UploadCall, UploadStream,
+    Canceller, ClientBuilder, ClientStats, Lost, LostCall, PendingCall, Pushes, Reconnect, Reply,
+    ReplyStream, SharedMemoryClient, UploadCall, UploadStream,
 };
 pub use rpc::server::{
     ChunkReader, ChunkWriter, Connection, Drained, Request, ServerHandle, ServerStats, SharedMemoryServer,

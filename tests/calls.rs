@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use narrows::{CallError, HandlerError, Options, SharedMemoryClient, SharedMemoryServer};
+use narrows::{CallError, HandlerError, Options, SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
 
 const ECHO: u32 = 1;
 
@@ -45,6 +45,43 @@ fn pair(options: &Options) -> (SharedMemoryClient, std::thread::JoinHandle<Resul
     let (a, b) = options.pair().expect("a pair");
     let server = std::thread::spawn(move || serve().serve_stream(b));
     (SharedMemoryClient::over_with(a, options).expect("greets"), server)
+}
+
+/// Who waits for a call is told when another thread cancels it.
+#[test]
+fn another_thread_cancels() {
+    let (a, b) = SharedMemoryStream::pair().expect("a pair");
+    let server = std::thread::spawn(move || {
+        let server = SharedMemoryServer::new().streaming(1, |_, chunks| {
+            loop {
+                chunks.write_chunk(&[1])?;
+                chunks.write_chunk_timeout(&[2; 300_000], Duration::from_secs(3600))?;
+            }
+        });
+        let server = server.method(2, |request, _| {
+            while !request.is_cancelled() {
+                std::thread::yield_now();
+            }
+            Ok(())
+        });
+        server.serve_stream(b)
+    });
+    let client = SharedMemoryClient::over(a).expect("greets");
+    for round in 0..50 {
+        let mut stream = client.call_streaming(1, &[]).expect("sends");
+        let pending = client.start_call(2, &[]).expect("sends");
+        let cancellers = [stream.canceller(), pending.canceller()];
+        assert_eq!(stream.next_chunk().expect("comes"), Some(vec![1]));
+        std::thread::scope(|scope| {
+            scope.spawn(|| cancellers.iter().for_each(|canceller| canceller.cancel()));
+            let end = stream.find_map(Result::err).expect("ends");
+            assert!(matches!(end, CallError::Cancelled), "{round}: {end:?}");
+            assert!(matches!(pending.wait(), Err(CallError::Cancelled)), "{round}");
+        });
+        cancellers.iter().for_each(|canceller| canceller.cancel());
+    }
+    drop(client);
+    assert!(server.join().expect("no panic").is_ok());
 }
 
 /// A window of which the other side takes a small part is given back all the same.

@@ -34,7 +34,7 @@ use super::wire::NOTIFY;
 pub(super) use conn::Conn;
 #[doc(hidden)]
 pub use desk::{Books, Desk, Parts, Stop};
-pub use pending::{PendingCall, Reply};
+pub use pending::{Canceller, PendingCall, Reply};
 pub use pushes::Pushes;
 pub use renewal::{ClientBuilder, Lost, Reconnect};
 pub use streams::{ReplyStream, UploadCall, UploadStream};

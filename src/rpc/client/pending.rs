@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::Conn;
@@ -70,6 +70,11 @@ impl PendingCall {
     /// Cancels the call, as dropping it does.
     pub fn cancel(self) {}
 
+    /// A handle that cancels the call from any thread, also while this one waits for the reply.
+    pub fn canceller(&self) -> Canceller {
+        Canceller::new(&self.conn, self.id)
+    }
+
     fn take(&mut self, wait: Wait) -> Result<Reply, CallError> {
         self.conn.enter(&[])?;
         if self.taken {
@@ -97,6 +102,37 @@ impl Drop for PendingCall {
 impl fmt::Debug for PendingCall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PendingCall").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// Cancels a call from any thread; made by [`PendingCall::canceller`] and [`ReplyStream::canceller`].
+///
+/// It may be cloned, outlives the call harmlessly, and does not keep the connection open.
+///
+/// [`ReplyStream::canceller`]: crate::ReplyStream::canceller
+#[derive(Clone)]
+pub struct Canceller {
+    conn: Weak<Conn>,
+    id: u64,
+}
+
+impl Canceller {
+    pub(super) fn new(conn: &Arc<Conn>, id: u64) -> Self {
+        Self { conn: Arc::downgrade(conn), id }
+    }
+
+    /// Cancels the call; never blocks, whatever is under way. Who waits for it gets [`CallError::Cancelled`] as soon
+    /// as the server has heard of it. Nothing happens if the call is over.
+    pub fn cancel(&self) {
+        if let Some(conn) = self.conn.upgrade() {
+            conn.abandon(self.id);
+        }
+    }
+}
+
+impl fmt::Debug for Canceller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Canceller").field("id", &self.id).finish_non_exhaustive()
     }
 }
 
@@ -136,3 +172,4 @@ impl From<Reply> for Vec<u8> {
 }
 
 static_assertions::assert_impl_all!(PendingCall: Send);
+static_assertions::assert_impl_all!(Canceller: Clone, Send, Sync);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::conn::{Begun, outcome};
 use super::desk::Stop;
 use super::table::Final;
-use super::{Conn, Reply};
+use super::{Canceller, Conn, Reply};
 use crate::channel::Wait;
 use crate::error::CallError;
 use crate::rpc::Over;
@@ -83,6 +83,11 @@ impl ReplyStream {
 
     /// Cancels the call, as dropping it does.
     pub fn cancel(self) {}
+
+    /// A handle that cancels the call from any thread, also while this one waits for a chunk.
+    pub fn canceller(&self) -> Canceller {
+        Canceller::new(&self.conn, self.id)
+    }
 
     fn next_until(&mut self, wait: Wait) -> Result<Option<Vec<u8>>, CallError> {
         self.conn.enter(&[])?;
