@@ -36,6 +36,13 @@ fn long(raw: &mut Raw, method: u32) {
     lie(raw, 64, Kind::Rest, 1, 0, &[1; MAX / 2 + 1]);
 }
 
+/// Two calls, the second when the first was answered.
+fn one_after_the_other(raw: &mut Raw, ids: [u64; 2], method: u32) {
+    call(raw, ids[0], method, 0, &[]);
+    assert_eq!(raw.receive().expect("answers").head.kind, Kind::Reply);
+    call(raw, ids[1], method, 0, &[]);
+}
+
 /// More frames, with no end, until the server has had enough.
 fn endless(raw: &mut Raw, id: u64, kind: Kind, flags: u8, from: u16, body: &[u8]) {
     let mut seq = from;
@@ -69,22 +76,17 @@ const FRAMES: [(&str, Lie); 18] = [
     ("a call that begins with the second frame", |raw| lie(raw, 64, Kind::Call, 1, POOLED, &[])),
 ];
 
-const CALLS: [(&str, Lie); 15] = [
+const CALLS: [(&str, Lie); 18] = [
     ("the same call in pieces that begins with the second frame", |raw| {
         lie(raw, 64, Kind::Call, 1, ECHO, &[])
     }),
     ("an id of the first round", |raw| call(raw, 5, ECHO, 0, &[])),
     ("an id twice", |raw| (0..2).for_each(|_| call(raw, 64, GATE, 0, &[]))),
-    ("an id twice, though the first is over", |raw| {
-        call(raw, 64, ECHO, 0, &[]);
-        assert_eq!(raw.receive().expect("answers").head.kind, Kind::Reply);
-        call(raw, 64, ECHO, 0, &[]);
-    }),
-    ("an id that goes back", |raw| {
-        call(raw, 128, ECHO, 0, &[]);
-        assert_eq!(raw.receive().expect("answers").head.kind, Kind::Reply);
-        call(raw, 64, ECHO, 0, &[]);
-    }),
+    ("an id of the first round, pooled", |raw| call(raw, 5, POOLED, 0, &[])),
+    ("an id twice, though the first is over", |raw| one_after_the_other(raw, [64, 64], ECHO)),
+    ("an id twice, though the first is over, pooled", |raw| one_after_the_other(raw, [64, 64], POOLED)),
+    ("an id that goes back", |raw| one_after_the_other(raw, [128, 64], ECHO)),
+    ("an id that goes back, pooled", |raw| one_after_the_other(raw, [128, 64], POOLED)),
     ("a place that is not free", |raw| {
         call(raw, 64, GATE, 0, &[]);
         call(raw, 128, ECHO, 0, &[]);
