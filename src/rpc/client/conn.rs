@@ -162,15 +162,15 @@ impl Conn {
         }
     }
 
-    /// Gives credit back to the server; what cannot be sent now is given with the next.
-    pub(super) fn give_credit(&self, id: u64, amount: u32, wait: Wait) -> Result<(), Stop> {
-        let mut cut = Cut::new(Head::new(Kind::Credit, amount), 0);
-        let sent = self.desk.send_item(&mut cut, [&[], &[]], &mut 0, id, wait);
-        if sent == Err(Stop::Timeout) {
-            self.desk.books().table.take_back(id, amount);
-            return Ok(());
+    /// Gives credit back to the server, if it is owed enough; what cannot be sent in time is given with the next.
+    pub(super) fn give_owed(&self, wait: Wait, owed: impl FnOnce(&mut Table) -> Option<(u64, u32)>) {
+        let owed = owed(&mut self.desk.books().table);
+        if let Some((id, amount)) = owed {
+            let mut cut = Cut::new(Head::new(Kind::Credit, amount), 0);
+            if self.desk.send_item(&mut cut, [&[], &[]], &mut 0, id, wait).is_err() {
+                self.desk.books().table.take_back(id, amount);
+            }
         }
-        sent
     }
 
     /// Why a wait came to nothing, as callers see it. A liar's connection is closed in both directions.

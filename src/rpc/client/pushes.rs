@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::desk::Stop;
+use super::table::Table;
 use super::{Conn, SharedMemoryClient};
 use crate::channel::Wait;
 use crate::error::CallError;
@@ -65,15 +65,11 @@ impl SharedMemoryClient {
 
 fn next(conn: &Conn, wait: Wait) -> Result<Vec<u8>, CallError> {
     conn.enter(&[])?;
-    let taken = conn
-        .desk
-        .wait(conn.desk.pushed(), wait, |table| table.next_push().map(|push| (push, table.push_owed())));
-    let (push, owed) = taken.map_err(|stop| conn.stopped(stop))?;
-    if let Some(owed) = owed {
-        // A push is a push, whether the server hears of it or is gone.
-        let _given: Result<(), Stop> = conn.give_credit(0, owed, wait);
-    }
-    Ok(push)
+    conn.give_owed(wait, |table| table.push_owed().map(|owed| (0, owed)));
+    let push = conn.desk.wait(conn.desk.pushed(), wait, Table::next_push);
+    // A push is a push: nobody waits here for a server that does not read.
+    conn.give_owed(Wait::Never, |table| table.push_owed().map(|owed| (0, owed)));
+    push.map_err(|stop| conn.stopped(stop))
 }
 
 /// Pushes until the connection ends; see [`SharedMemoryClient::pushes`].

@@ -28,9 +28,9 @@ pub struct ReplyStream {
     over: bool,
 }
 
-/// A chunk, with the credit to give back for it; or the end.
+/// A chunk, or the end.
 enum Next {
-    Chunk(Vec<u8>, Option<u32>),
+    Chunk(Vec<u8>),
     End(Final),
 }
 
@@ -95,16 +95,15 @@ impl ReplyStream {
             return Ok(None);
         }
         let (conn, id) = (&self.conn, self.id);
+        conn.give_owed(wait, |table| table.owed(id).map(|owed| (id, owed)));
         let next = conn.desk.wait(conn.desk.signal_of(id), wait, |table| match table.chunk(id) {
-            Some(chunk) => Some(Next::Chunk(chunk, table.owed(id))),
+            Some(chunk) => Some(Next::Chunk(chunk)),
             None => table.finish(id, &mut Vec::new()).map(Next::End),
         });
         match next {
-            Ok(Next::Chunk(chunk, owed)) => {
-                if let Some(owed) = owed {
-                    // A chunk is a chunk, whether the server hears of it or is gone.
-                    let _given: Result<(), Stop> = conn.give_credit(id, owed, wait);
-                }
+            Ok(Next::Chunk(chunk)) => {
+                // A chunk is a chunk: nobody waits here for a server that does not read.
+                conn.give_owed(Wait::Never, |table| table.owed(id).map(|owed| (id, owed)));
                 Ok(Some(chunk))
             }
             Ok(Next::End(end)) => {
