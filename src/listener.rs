@@ -232,10 +232,15 @@ impl ListenerCloser {
     /// Makes every call of `accept`, now blocked or later, return [`AcceptError::Closed`]. The path
     /// stays until the listener is dropped, and who connects there waits until then: drop it soon. Does nothing in a forked child.
     pub fn close(&self) {
-        if self.door.canary.same_process() {
+        if self.same_process() {
             self.door.closed.store(true, Ordering::Release);
             self.door.bell.signal();
         }
+    }
+
+    /// Whether this is no fork of the process that made the listener.
+    pub(crate) fn same_process(&self) -> bool {
+        self.door.canary.same_process()
     }
 }
 

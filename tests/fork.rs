@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use faults::{Fork, LONG, Watchdog, sys};
 use narrows::{
-    AcceptError, Options, RecvError, RecvTimeoutError, SendError, SendTimeoutError, SharedMemoryListener,
-    SharedMemoryStream, TryRecvError, TrySendError,
+    AcceptError, CallError, Options, RecvError, RecvTimeoutError, SendError, SendTimeoutError,
+    SharedMemoryClient, SharedMemoryListener, SharedMemoryServer, SharedMemoryStream, TryRecvError,
+    TrySendError,
 };
 
 /// How a forked child leaves.
@@ -243,6 +244,24 @@ fn byte_streams_and_listeners_fail_cleanly_in_a_fork() {
         let client = std::thread::spawn(move || SharedMemoryStream::connect(path).expect("connects"));
         let mut server = listener.accept_timeout(LONG).expect("accepts");
         assert_alive(&mut server, &mut client.join().expect("joins"));
+    }
+}
+
+#[test]
+fn a_server_of_calls_survives_a_fork_that_leaves() {
+    let _watchdog = Watchdog::new("a_server_of_calls_survives_a_fork_that_leaves");
+    let folder = tempfile::tempdir().expect("directory");
+    for leave in LEAVES {
+        let path = folder.path().join(format!("{leave:?}"));
+        let server = SharedMemoryServer::bind(&path).expect("binds").inline(1, |_, _| Ok(()));
+        let handle = server.spawn().expect("starts");
+        let client = SharedMemoryClient::connect(&path).expect("connects");
+        let mut both = Some((handle, client));
+        in_fork(leave, &mut both, |(_, client)| {
+            assert!(matches!(client.call(1, b""), Err(CallError::Forked)));
+        });
+        let (_handle, client) = both.expect("the child had its own");
+        client.call(1, b"").expect("the parent's goes on");
     }
 }
 

@@ -260,6 +260,9 @@ impl Renewal {
             None => self.turn.lock(),
             Some(at) => self.turn.try_lock_until(at).ok_or(CallError::Timeout)?,
         };
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(CallError::Closed);
+        }
         let old = self.now();
         let Some(ended) = old.line.ended() else { return Ok(old) };
         // What the server sent before its end comes first, to those who wait for it.
@@ -283,17 +286,15 @@ impl Renewal {
                 Ok(conn) => return Ok(conn),
                 Err(error) => error,
             };
-            let next = Instant::now() + pause;
-            if give_up.is_some_and(|at| next >= at) {
-                return Err(CallError::Unreachable(Box::new(error)));
-            }
+            let next = Instant::now().checked_add(pause).filter(|next| give_up.is_none_or(|at| *next < at));
+            let Some(next) = next else { return Err(CallError::Unreachable(Box::new(error))) };
             while Instant::now() < next {
                 if self.closed.load(Ordering::Relaxed) {
                     return Err(CallError::Closed);
                 }
                 std::thread::sleep(next.saturating_duration_since(Instant::now()).min(SLICE));
             }
-            pause = (pause * 2).min(self.policy.cap);
+            pause = pause.saturating_mul(2).min(self.policy.cap);
         }
     }
 

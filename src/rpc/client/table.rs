@@ -149,9 +149,8 @@ impl Table {
 
     /// Forgets a call of which nothing was sent.
     pub fn unsend(&mut self, id: u64) {
-        let at = self.at(id);
         if self.place(id).is_some() {
-            self.release(at);
+            self.leave(id); // A liar may have ended it, and another have its place.
             self.opened -= 1;
         }
     }

@@ -130,10 +130,12 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Attendant<M, P, T> {
         let frame = frame.map_err(|violation| self.inbound.violated(violation))?;
         let (head, id) = (frame.head, frame.id);
         let begins = head.kind == Kind::Call;
-        if begins && !head.has(MORE) && id != 0 && service.admit(head.word, head.flags) == Ok(true) {
+        let whole = begins && !head.has(MORE) && id != 0;
+        let verdict = whole.then(|| service.admit(head.word, head.flags));
+        if verdict == Some(Ok(true)) {
             return self.in_place(&frame, service);
         }
-        let event = self.take(&frame, service)?;
+        let event = self.take(&frame, service, verdict)?;
         let hall = &self.hall;
         if begins && hall.is_called_off(id) {
             hall.with(|table| table.cancel(id));
@@ -156,13 +158,18 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Attendant<M, P, T> {
         Ok(())
     }
 
-    /// Enters a frame in the table, and gives its message back.
-    fn take(&mut self, frame: &Frame, service: &mut impl Service<M, P>) -> Result<Event, Ended> {
+    /// Enters a frame in the table, and gives its message back. A call is judged once.
+    fn take(
+        &mut self,
+        frame: &Frame,
+        service: &mut impl Service<M, P>,
+        verdict: Option<Result<bool, Failure>>,
+    ) -> Result<Event, Ended> {
         let Self { hall, inbound, .. } = self;
         let read = |into: &mut [u8]| {
             let _in_the_message = frame.read(inbound, 0, into);
         };
-        let admit = |method, flags| service.admit(method, flags).map(drop);
+        let admit = |method, flags| verdict.unwrap_or_else(|| service.admit(method, flags)).map(drop);
         let event = hall.with(|table| table.take(frame.id, frame.head, frame.len(), read, admit));
         self.give_back(frame.message())?;
         event.map_err(|violation| self.inbound.violated(violation))

@@ -95,10 +95,11 @@ impl ServerHandle {
     }
 
     fn close_door(&mut self) {
-        if let Some(closer) = self.closer.take() {
-            closer.close();
-        }
-        if let Some(acceptor) = self.acceptor.take() {
+        let Some(closer) = self.closer.take() else { return };
+        closer.close();
+        // A fork has no such thread, and a rule about who may connect is asked on that thread itself.
+        let other = |acceptor: &JoinHandle<()>| acceptor.thread().id() != thread::current().id();
+        if let Some(acceptor) = self.acceptor.take().filter(other).filter(|_| closer.same_process()) {
             let _ended = acceptor.join();
         }
     }

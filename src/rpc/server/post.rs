@@ -125,6 +125,7 @@ impl<M: Memory, P: Pace> Post<M, P> {
                 self.table.put_control_back((id, amount));
                 return false;
             }
+            self.table.credited((id, amount));
         }
         true
     }

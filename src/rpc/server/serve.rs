@@ -45,6 +45,9 @@ pub(super) fn serve_counted(
     shared.counts.accepted.add();
     shared.enter(&peer);
     let queue = shared.queue.lock().clone();
+    if queue.is_none() {
+        peer.line.closer().close(); // The server has stopped, maybe before this one was listed.
+    }
     let mut desk = Desk { shared, peer: &peer, queue, admitted: None, reply: Vec::new(), copy: Vec::new() };
     let ended = attendant.attend(&mut desk);
     peer.line.closer().close();
@@ -109,6 +112,7 @@ fn greet(
         running: AtomicUsize::new(0),
         streams: AtomicUsize::new(0),
     });
+    let mut door = Door { peer: &peer, passed: false };
     if let Some(judge) = &shared.callbacks.connect {
         if let Err(refusal) = judge(&Connection::new(&peer)) {
             let text = refusal.text();
@@ -119,7 +123,24 @@ fn greet(
     let (stream_window, push_window) = shared.options.windows();
     let answered = hall.open(|out| greeting::answer(out, stream_window, push_window));
     answered.map_err(|_| CallError::Disconnected)?;
+    door.passed = true;
+    drop(door);
     Ok((peer, Attendant::new(hall, inbound)))
+}
+
+/// A client that is not let in yet: if it never is, those are told who push to it already.
+struct Door<'a> {
+    peer: &'a Peer,
+    passed: bool,
+}
+
+impl Drop for Door<'_> {
+    fn drop(&mut self) {
+        if !self.passed {
+            self.peer.hall.end(Ended::Closed);
+            self.peer.line.closer().close();
+        }
+    }
 }
 
 /// What one connection's thread does with calls.
@@ -211,6 +232,8 @@ impl Service<Mapping, Waiting> for Desk<'_> {
             methods::answer(self.peer, call, ran, &mut self.reply);
             self.shared.counts.calls.add();
             self.peer.hall.with(|table| table.recycle(call.id, request));
+        } else if let Err(failure) = self.room(method) {
+            self.peer.hall.fail(call.id, &failure); // Others began to run while its request came.
         } else if method.streams() {
             self.spawn(method.clone(), call, request);
         } else {

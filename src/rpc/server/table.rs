@@ -208,9 +208,7 @@ impl Table {
         };
         place.owed = place.owed.saturating_add(cost(chunk.len()));
         if place.owed >= (window / 4).max(1) && !place.ended {
-            let owed = mem::take(&mut place.owed);
-            place.window = place.window.saturating_add(owed);
-            self.control.push_back((id, owed));
+            self.control.push_back((id, mem::take(&mut place.owed)));
         }
         Ok(Some(Upload::Chunk(chunk)))
     }
@@ -267,6 +265,15 @@ impl Table {
     /// The credit could not be sent now.
     pub(super) fn put_control_back(&mut self, credit: (u64, u32)) {
         self.control.push_front(credit);
+    }
+
+    /// The credit was sent: only now may the client upload more, or what a liar leaves untaken would grow.
+    pub(super) fn credited(&mut self, (id, amount): (u64, u32)) {
+        let at = self.at(id);
+        let place = &mut self.places[at];
+        if place.id == id {
+            place.window = place.window.saturating_add(amount);
+        }
     }
 
     /// The next item in turn, with its place's id and count.

@@ -1,0 +1,169 @@
+//! What bounds calls: limits that hold however requests come, waits that end, and books that a liar cannot unbalance.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use narrows::internal::rpc::client;
+use narrows::internal::rpc::server::{Event, Limits, Table, Upload};
+use narrows::internal::rpc::wire::{Head, Kind, Status, UPLOAD};
+use narrows::{
+    CallError, Connection, HandlerError, Options, Reconnect, SharedMemoryClient, SharedMemoryServer,
+    SharedMemoryStream,
+};
+
+/// Longer than anything here takes on a busy machine; only what hangs meets it.
+const LONG: Duration = Duration::from_secs(60);
+
+fn comes<T>(from: &Receiver<T>, what: &str) -> T {
+    from.recv_timeout(LONG).unwrap_or_else(|_| panic!("never came: {what}"))
+}
+
+/// A client may upload no more than its window before it was told of credit: what it is owed and does not take
+/// must not pile up.
+#[test]
+fn an_upload_goes_no_further_than_the_credit_that_was_sent() {
+    let limits = Limits { places: 4, max: 1 << 20, piece: 1000, window: 1024, push_window: 1024 };
+    let mut table = Table::new(limits);
+    let call = Head::new(Kind::Call, 1).with(UPLOAD);
+    let begun = table.take(4, call, 0, |_| (), |_, _| Ok(()));
+    assert_eq!(begun, Ok(Event::Run(0)));
+    let taken = (1..1000_u16).take_while(|seq| {
+        let chunk = Head { seq: *seq, ..Head::new(Kind::Chunk, 0) };
+        let came = table.take(4, chunk, 0, |_| (), |_, _| Ok(()));
+        came.is_ok() && table.upload(4) == Ok(Some(Upload::Chunk(Vec::new())))
+    });
+    assert_eq!(taken.count(), 1024 / 64, "chunks of 64 each of a window of 1024");
+}
+
+/// A server that answers what was not sent yet unbalances nothing, though the place was given to another.
+#[test]
+fn a_call_that_was_answered_unsent_and_put_aside_is_forgotten_alone() {
+    let mut table = client::Table::new(1, 100, 1024, 1024);
+    let first = table.open(1, 0).expect("a place");
+    let answer = Head::new(Kind::Error, Status::Busy as u32);
+    table.take(first, answer, 4, |into| into.fill(0)).expect("an answer");
+    let second = table.open(1, 0).expect("the place of the first");
+    table.unsend(first);
+    assert_eq!(table.open(1, 0), None, "the second has the only place");
+    table.take(second, Head::new(Kind::Reply, 0), 0, |_| ()).expect("is under way");
+    assert_eq!(table.finish(second, &mut Vec::new()), Some(client::Final::Reply));
+}
+
+/// Streaming methods are counted when they run, not when their requests begin to come.
+#[test]
+fn long_requests_do_not_pass_the_limit_of_streams() {
+    let (now, most) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
+    let seen = Arc::clone(&most);
+    let server = SharedMemoryServer::new().max_streams(1).streaming(1, move |_, _| {
+        seen.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        thread::sleep(Duration::from_millis(50));
+        now.fetch_sub(1, Ordering::SeqCst);
+        Ok(())
+    });
+    let options = Options::new().arena(1 << 12);
+    let (a, b) = options.pair().expect("a pair");
+    let serving = thread::spawn(move || server.serve_stream(b));
+    let client = SharedMemoryClient::over_with(a, &options).expect("greets");
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let chunks = client.call_streaming(1, &vec![1; 1 << 20]).expect("sends");
+                for end in chunks {
+                    assert!(matches!(end, Err(CallError::Busy(_))), "{end:?}");
+                }
+            });
+        }
+    });
+    drop(client);
+    serving.join().expect("no panic").expect("a hang-up");
+    assert_eq!(most.load(Ordering::SeqCst), 1);
+}
+
+/// A call that is not admitted counts once.
+#[test]
+fn a_busy_call_counts_once() {
+    let server = SharedMemoryServer::new().max_streams(0).streaming(1, |_, _| Ok(()));
+    let handle = server.spawn().expect("starts");
+    let (a, b) = SharedMemoryStream::pair().expect("a pair");
+    handle.adopt(b);
+    let client = SharedMemoryClient::over(a).expect("greets");
+    let end = client.call_streaming(1, b"").expect("sends").next();
+    assert!(matches!(end, Some(Err(CallError::Busy(_)))), "{end:?}");
+    assert_eq!(handle.stats().busy, 1);
+}
+
+/// Who waits to push to a client that is then refused is told.
+#[test]
+fn a_push_to_a_client_that_is_refused_ends() {
+    let (to_pusher, connections) = mpsc::channel::<Connection>();
+    let (fills, full) = mpsc::channel::<()>();
+    let (told, result) = mpsc::channel();
+    let full = Mutex::new(full);
+    let handle = SharedMemoryServer::new()
+        .on_connect(move |connection| {
+            to_pusher.send(connection.clone()).expect("the pusher lives");
+            comes(&full.lock().expect("no panic"), "a full window");
+            thread::sleep(Duration::from_millis(50)); // It waits by now, most times.
+            Err(HandlerError::new(1, "no"))
+        })
+        .spawn()
+        .expect("starts");
+    thread::spawn(move || {
+        let connection = comes(&connections, "a client");
+        while connection.try_push(&[1; 1000]).is_ok() {}
+        fills.send(()).expect("the judge lives");
+        let _ignored = told.send(connection.push(&[1; 1000]));
+    });
+    let (a, b) = SharedMemoryStream::pair().expect("a pair");
+    handle.adopt(b);
+    assert!(SharedMemoryClient::over(a).is_err());
+    assert!(comes(&result, "the end of the push").is_err());
+}
+
+/// A client that was let in while the server stopped is sent away, though there is something left for it that it
+/// does not take.
+#[test]
+fn who_comes_in_while_the_server_stops_does_not_stay() {
+    let (asks, asked) = mpsc::channel::<()>();
+    let (lets, goes) = mpsc::channel::<()>();
+    let (ends, ended) = mpsc::channel();
+    let goes = Mutex::new(goes);
+    let options = Options::new().arena(1 << 12);
+    let handle = SharedMemoryServer::new()
+        .on_connect(move |connection| {
+            while connection.try_push(&[1; 1000]).is_ok() {}
+            asks.send(()).expect("the test lives");
+            comes(&goes.lock().expect("no panic"), "the end of the shutdown");
+            Ok(())
+        })
+        .on_disconnect(move |_, _| {
+            let _ignored = ends.send(());
+        })
+        .spawn()
+        .expect("starts");
+    let (a, b) = options.pair().expect("a pair");
+    handle.adopt(b);
+    let client = thread::spawn(move || SharedMemoryClient::over_with(a, &options));
+    comes(&asked, "the client");
+    handle.shutdown(Duration::ZERO);
+    lets.send(()).expect("the judge lives");
+    let client = client.join().expect("no panic");
+    comes(&ended, "the end of the connection");
+    drop(client);
+}
+
+/// A pause that the clock cannot count is longer than anybody waits.
+#[test]
+fn an_endless_pause_between_attempts_is_none() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("socket");
+    let server = SharedMemoryServer::bind(&path).expect("binds").spawn().expect("starts");
+    let policy = Reconnect::new().backoff(Duration::MAX, Duration::MAX).patience(Duration::MAX);
+    let client = SharedMemoryClient::builder(&path).reconnect(policy).connect().expect("connects");
+    drop(server);
+    let ends = || client.call(1, b"").expect_err("nobody serves");
+    assert!((0..3).any(|_| matches!(ends(), CallError::Unreachable(_))));
+}
