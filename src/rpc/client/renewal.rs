@@ -258,7 +258,7 @@ impl Renewal {
         };
         let _turn = match give_up {
             None => self.turn.lock(),
-            Some(at) => self.turn.try_lock_until(at).ok_or(CallError::Timeout)?,
+            Some(at) => self.turn.try_lock_until(at).ok_or_else(|| late(until))?,
         };
         if self.closed.load(Ordering::Relaxed) {
             return Err(CallError::Closed);
@@ -304,6 +304,14 @@ impl Renewal {
                 report(&Lost { reason, calls, pushes });
             }
         }
+    }
+}
+
+/// Another thread tried to connect until this one's time was over, or its patience.
+fn late(until: Option<Instant>) -> CallError {
+    match until {
+        Some(until) if Instant::now() >= until => CallError::Timeout,
+        _ => CallError::Unreachable(Box::new(ConnectError::Timeout)),
     }
 }
 

@@ -26,7 +26,6 @@ mod table;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use std::thread;
 
 use crate::error::{BindError, CallError, HandlerError};
 use crate::listener::SharedMemoryListener;
@@ -118,8 +117,9 @@ impl SharedMemoryServer {
 
     /// A method that runs on the connection's own thread, with the lowest latency.
     ///
-    /// Its connection is not served meanwhile, so it must be short, and it must not wait for its own connection:
-    /// what would is refused as [`CallError::WouldDeadlock`].
+    /// Its connection is not served meanwhile, so it must be short, and must not wait for anything that comes over a
+    /// connection: a push that would have to wait is refused as [`CallError::WouldDeadlock`]. It must not call
+    /// through a client whose server is this one either; no library can see that.
     #[must_use]
     pub fn inline<F>(mut self, id: u32, method: F) -> Self
     where
@@ -268,7 +268,7 @@ impl SharedMemoryServer {
     /// [`CallError`]: how the connection ended, if not by the client's hang-up.
     pub fn serve_stream(self, stream: SharedMemoryStream) -> Result<(), CallError> {
         let (shared, _) = self.start().map_err(|error| CallError::Busy(error.to_string()))?;
-        let served = serve::serve(&shared, stream, thread::current().id());
+        let served = serve::serve(&shared, stream);
         shared.stop();
         served
     }

@@ -1,10 +1,10 @@
 //! A client, as the server knows it: its connection, its state, and the handle that methods keep.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use super::hall::{Gone, Hall};
@@ -14,14 +14,34 @@ use crate::error::CallError;
 
 pub(super) type RealHall = Hall<Mapping, Waiting, RealThreads>;
 
+thread_local! {
+    /// Whether this thread reads for a connection. What it waited for on one, another such thread might have to read,
+    /// which waits for this one.
+    static ATTENDS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// This thread reads for a connection until this is dropped.
+pub(super) struct Attends;
+
+impl Attends {
+    pub(super) fn here() -> Self {
+        ATTENDS.set(true);
+        Self
+    }
+}
+
+impl Drop for Attends {
+    fn drop(&mut self) {
+        ATTENDS.set(false);
+    }
+}
+
 /// A client and what belongs to it.
 pub(crate) struct Peer {
     pub(super) id: u64,
     pub(super) hall: Arc<RealHall>,
     pub(super) line: Line,
     pub(super) state: OnceLock<Box<dyn Any + Send + Sync>>,
-    /// The thread that reads for this client.
-    pub(super) attendant: ThreadId,
     pub(super) max_chunk: usize,
     pub(super) max_push: usize,
     pub(super) max_reply: usize,
@@ -95,7 +115,7 @@ impl Connection {
     /// # Errors
     ///
     /// [`CallError::TooLarge`], the end of the connection, or [`CallError::WouldDeadlock`] if it had to wait in an
-    /// inline method.
+    /// inline method, of this connection or another.
     pub fn push(&self, bytes: &[u8]) -> Result<(), CallError> {
         self.push_until(bytes, Wait::FOREVER)
     }
@@ -136,7 +156,7 @@ impl Connection {
         if bytes.len() > peer.max_push {
             return Err(CallError::TooLarge { len: bytes.len(), max: peer.max_push });
         }
-        let attendant = thread::current().id() == peer.attendant;
+        let attendant = ATTENDS.get();
         let pushed = peer.hall.push(bytes, if attendant { Wait::Never } else { wait });
         if attendant && pushed == Err(Gone::Timeout) && wait != Wait::Never {
             return Err(CallError::WouldDeadlock);

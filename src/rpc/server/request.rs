@@ -134,7 +134,7 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Whether the caller waits no more: it cancelled, its deadline passed, or it is gone.
+    /// Whether the caller waits no more: it cancelled, which a call does when its deadline passes, or it is gone.
     pub fn is_cancelled(&self) -> bool {
         !self.peer.line.same_process() || self.peer.hall.is_cancelled(self.started.id)
     }

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::{self, ThreadId};
+use std::thread;
 use std::time::Instant;
 
 use super::attendant::{Attendant, Given, Service, Started};
 use super::hall::{Hall, Parts};
 use super::methods::{self, Method};
-use super::peer::{Connection, Peer, Running};
+use super::peer::{Attends, Connection, Peer, Running};
 use super::place::Limits;
 use super::pool::{Job, Queue};
 use super::request::Request;
@@ -22,24 +22,17 @@ use crate::rpc::wire::{STREAM, Status, UPLOAD};
 use crate::stream::SharedMemoryStream;
 
 /// Serves one connection on this thread until it ends.
-pub(super) fn serve(
-    shared: &Arc<Shared>,
-    stream: SharedMemoryStream,
-    thread: ThreadId,
-) -> Result<(), CallError> {
+pub(super) fn serve(shared: &Arc<Shared>, stream: SharedMemoryStream) -> Result<(), CallError> {
     shared.open.fetch_add(1, Ordering::Relaxed);
-    serve_counted(shared, stream, thread)
+    serve_counted(shared, stream)
 }
 
 /// As [`serve`], of a connection that was counted as open already.
-pub(super) fn serve_counted(
-    shared: &Arc<Shared>,
-    stream: SharedMemoryStream,
-    thread: ThreadId,
-) -> Result<(), CallError> {
+pub(super) fn serve_counted(shared: &Arc<Shared>, stream: SharedMemoryStream) -> Result<(), CallError> {
     let id = shared.next.fetch_add(1, Ordering::Relaxed);
     let open = Open { shared, id };
-    let (peer, mut attendant) = greet(shared, stream, thread, id).inspect_err(|_| {
+    let _attends = Attends::here();
+    let (peer, mut attendant) = greet(shared, stream, id).inspect_err(|_| {
         shared.counts.refused.add();
     })?;
     shared.counts.accepted.add();
@@ -85,12 +78,7 @@ fn told(shared: &Shared, peer: &Arc<Peer>, ended: Ended) {
 type Greeted = (Arc<Peer>, Attendant<Mapping, Waiting, RealThreads>);
 
 /// Exchanges greetings with a fresh client, and lets it in.
-fn greet(
-    shared: &Shared,
-    stream: SharedMemoryStream,
-    thread: ThreadId,
-    id: u64,
-) -> Result<Greeted, CallError> {
+fn greet(shared: &Shared, stream: SharedMemoryStream, id: u64) -> Result<Greeted, CallError> {
     let Ends { outbound, mut inbound, line } = stream.into_ends();
     let until = Instant::now().checked_add(shared.options.accept_timeout_or_default());
     let theirs = greeting::hear(&mut inbound, until).map_err(|_| CallError::ProtocolViolated)?;
@@ -105,7 +93,6 @@ fn greet(
         hall: Arc::clone(&hall),
         line,
         state: OnceLock::new(),
-        attendant: thread,
         max_chunk: greeting::longest_chunk(window, max),
         max_push: greeting::longest_chunk(push_window, max),
         max_reply: max,

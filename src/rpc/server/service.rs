@@ -192,7 +192,7 @@ pub(super) fn admit(shared: &Arc<Shared>, stream: SharedMemoryStream) {
     let taken = Arc::clone(&seat);
     let thread = thread::Builder::new().name("narrows-serve".into()).spawn(move || {
         if let Some(stream) = taken.lock().take() {
-            let _told_by_on_disconnect = serve_counted(&served, stream, thread::current().id());
+            let _told_by_on_disconnect = serve_counted(&served, stream);
         }
     });
     if thread.is_err() {
