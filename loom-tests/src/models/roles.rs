@@ -7,14 +7,15 @@ use narrows::internal::Pace;
 use narrows::internal::mem::Until;
 
 use super::super::code::ring::{Fate, bury, shut};
-use super::super::code::rpc::client::{Desk, Final, Stop};
+use super::super::code::rpc::client::{Desk, Final, Parts, Stop, Table};
+use super::super::code::rpc::frame::send;
 use super::super::code::rpc::pieces::Cut;
 use super::super::code::rpc::wire::{Head, Kind, NOTIFY};
-use super::super::code::{Ended, Inbound, Outbound, Wait};
+use super::super::code::{Ear, Ended, Inbound, NoPace, Outbound, Poster, Wait};
 use super::client::{PLACES, Shared, begin, desk, end, open, parts, reply, reply_to, soon, waits};
 use super::frames::{hear, say};
 use super::{MAX_MESSAGE, Named, named, receiver, sender};
-use crate::machine::{Cells, LoomThreads, Model, Side, connection};
+use crate::machine::{Blind, Cells, LoomThreads, Model, RacyModel, Side, Words, connection};
 
 pub(super) const ALL: &[Named] = named![
     a_reader_that_always_finds_more_leaves_at_its_deadline,
@@ -25,6 +26,7 @@ pub(super) const ALL: &[Named] = named![
     who_is_too_late_leaves_the_other_its_reply,
     death_is_told_to_the_reader_and_to_who_stands_by,
     a_close_is_told_to_the_reader_and_to_who_stands_by,
+    a_reply_that_is_lapped_is_no_reply,
     two_threads_call_at_once,
 ];
 
@@ -155,6 +157,31 @@ fn death_is_told_to_the_reader_and_to_who_stands_by() {
 
 fn a_close_is_told_to_the_reader_and_to_who_stands_by() {
     both_are_told(Ended::Disconnected, |_, b| shut(&b.out, &b.into, Fate::Closed));
+}
+
+fn a_reply_that_is_lapped_is_no_reply() {
+    let (a, b) = connection::<Words>(1, 64);
+    let poster = Poster::new(a.out.clone());
+    let ear = Ear::new(a.into.clone());
+    let (inbound, outbound) = (receiver(&a), sender(&a));
+    let table = Table::new(1, MAX_MESSAGE, 100, 100);
+    let parts = Parts { inbound, outbound, poster, ear, table, places: 1, piece: 64 };
+    let desk: Desk<RacyModel, NoPace, LoomThreads> = Desk::new(parts);
+    let mut out = Outbound::new(Blind::new(b.out), NoPace, 0, MAX_MESSAGE);
+    let mut lap = move |byte| {
+        send(&mut out, Head::new(Kind::Reply, 0), [&[byte; 16], &[]], 1, Wait::Never).unwrap();
+    };
+    lap(1);
+    let liar = thread::spawn(move || lap(2));
+    let mut buffer = Vec::new();
+    let (id, end) =
+        desk.call_at_once(Head::new(Kind::Call, 7), [&[], &[]], &mut buffer, Wait::FOREVER).unwrap();
+    match end {
+        Ok(Final::Reply) => assert!(buffer == [1; 16] || buffer == [2; 16], "torn: {buffer:?}"),
+        end => assert_eq!(end, Err(Stop::Ended(Ended::ProtocolViolated))),
+    }
+    assert_eq!(id, 1);
+    liar.join().unwrap();
 }
 
 fn two_threads_call_at_once() {

@@ -49,7 +49,7 @@ fn a_long_answer_goes_out_in_pieces_and_lets_others_pass() {
     assert_eq!(attend(&hall, &b, &mut methods), Ended::Closed);
     let mut client = Client::new(&a);
     let frames: Vec<_> = (0..41).map(|_| client.hears()).collect();
-    assert_eq!(frames.iter().position(|(id, ..)| *id == SECOND), Some(6));
+    assert!(frames[..40].iter().any(|(id, ..)| *id == SECOND));
     let long = frames.iter().filter(|(id, ..)| *id == FIRST);
     assert!(long.enumerate().all(|(at, (_, head, body))| usize::from(head.seq) == at && body.len() == 64));
 }

@@ -138,9 +138,11 @@ impl<'a, M: Memory + Send, P: Pace + Send, T: Threads> Seat<'a, M, P, T> {
         let _in_the_message = reader.read_at(message, HEAD, own.buffer);
         let given = reader.give_back(message);
         let books = self.books.get_or_insert_with(|| desk.books.lock());
-        books.table.close(own.id);
         match given {
-            Ok(()) => return true,
+            Ok(()) => {
+                books.table.close(own.id);
+                return true;
+            }
             Err(RecvFault::Ended(ended)) => self.over(ended),
             Err(_) => self.over(Ended::ProtocolViolated),
         }
