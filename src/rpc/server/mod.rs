@@ -22,6 +22,8 @@ mod serve;
 mod service;
 mod stats;
 mod table;
+#[cfg(feature = "testing")]
+mod testing;
 
 use std::fmt;
 use std::path::Path;

@@ -7,6 +7,9 @@ use crate::rpc::greeting::clipped;
 use crate::rpc::pieces::{Assembly, Cut};
 use crate::rpc::wire::{Head, Kind, Status, UPLOAD};
 
+/// Bytes of the time left, in front of a request.
+pub(super) const TIME: usize = 8;
+
 /// What a frame asks of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {

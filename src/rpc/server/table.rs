@@ -26,23 +26,20 @@ use std::collections::VecDeque;
 use std::mem;
 
 pub use super::place::{Event, Failure, Upload};
-use super::place::{Item, Limits, Phase, Place, add_credit, error, spend};
+use super::place::{Item, Limits, Phase, Place, TIME, add_credit, error, spend};
 use crate::error::Violation;
 use crate::rpc::pieces::{self, Cut};
 use crate::rpc::wire::{DEADLINE, ERROR_LEN, Head, Kind, STREAM, Status, cost};
 use crate::rpc::{Over, place_of};
 
-/// Bytes of the time left, in front of a request.
-pub(super) const TIME: usize = 8;
-
 /// All places of a connection, and its pushes.
 #[derive(Debug)]
 pub struct Table {
     /// The last one is for pushes.
-    places: Vec<Place>,
-    turns: VecDeque<usize>,
-    control: VecDeque<(u64, u32)>,
-    limits: Limits,
+    pub(super) places: Vec<Place>,
+    pub(super) turns: VecDeque<usize>,
+    pub(super) control: VecDeque<(u64, u32)>,
+    pub(super) limits: Limits,
     longest_error: usize,
 }
 
