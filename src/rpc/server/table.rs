@@ -207,7 +207,11 @@ impl Table {
         if place.owed >= (window / 4).max(1) && !place.ended {
             let owed = mem::take(&mut place.owed);
             place.window = place.window.saturating_add(owed);
-            self.control.push_back((id, owed));
+            // A client that takes none of it must not make it grow: one for each call.
+            match self.control.iter_mut().find(|(it, _)| *it == id) {
+                Some((_, sum)) => *sum = sum.saturating_add(owed),
+                None => self.control.push_back((id, owed)),
+            }
         }
         Ok(Some(Upload::Chunk(chunk)))
     }
