@@ -26,7 +26,7 @@ use std::collections::VecDeque;
 use std::mem;
 
 pub use super::place::{Event, Failure, Upload};
-use super::place::{Item, Limits, Phase, Place, TIME, add_credit, error, spend};
+use super::place::{Item, Limits, Phase, Place, TIME, add_credit, error, price, spend};
 use crate::error::Violation;
 use crate::rpc::pieces::{self, Cut};
 use crate::rpc::wire::{DEADLINE, ERROR_LEN, Head, Kind, STREAM, Status, cost};
@@ -113,7 +113,7 @@ impl Table {
                 Ok(Event::Call(at))
             }
             Kind::Credit if len == 0 && place.flags & STREAM != 0 => {
-                add_credit(&mut place.credit, head.word, self.limits.stream_window)?;
+                add_credit(place, head.word, self.limits.stream_window)?;
                 Ok(Event::Call(at))
             }
             _ => Err(Violation("a frame that no client sends for this call")),
@@ -245,7 +245,7 @@ impl Table {
         if place.outbox.is_empty() {
             self.turns.push_back(at);
         }
-        place.outbox.push_back(item);
+        place.put(item);
     }
 
     /// The count of the next frame of a place.
@@ -258,6 +258,11 @@ impl Table {
     #[inline]
     pub(super) fn closed(&mut self, at: usize) {
         self.places[at].phase = Phase::Idle;
+    }
+
+    /// The last frame of an item that had waited was sent.
+    pub(super) fn done(&mut self, at: usize, item: &Item) {
+        if item.last { self.closed(at) } else { self.places[at].sent(item) }
     }
 
     /// Credit that is to be sent first.
@@ -311,7 +316,7 @@ impl Table {
     pub fn fail(&mut self, at: usize, failure: Failure) {
         let place = &mut self.places[at];
         if !place.outbox.is_empty() {
-            place.outbox.clear();
+            place.drop_all();
             self.turns.retain(|it| *it != at);
         }
         self.conclude(at, &failure);
@@ -364,7 +369,7 @@ impl Table {
         if !place.uploads() || place.phase != Phase::Running {
             return Err(Violation("a chunk that nobody takes"));
         }
-        let price = if head.kind == Kind::Chunk { cost(len) } else { u32::try_from(len).unwrap_or(u32::MAX) };
+        let price = price(head, len);
         place.window =
             place.window.checked_sub(price).ok_or(Violation("more of an upload than its window"))?;
         if place.item.take(head, len, max, read)?.is_none() {
@@ -377,7 +382,7 @@ impl Table {
     fn take_push_credit(&mut self, head: Head, len: usize) -> Result<Event, Violation> {
         let place = self.places.last_mut().filter(|_| head.kind == Kind::Credit && len == 0);
         let place = place.ok_or(Violation("a frame of no call"))?;
-        add_credit(&mut place.credit, head.word, self.limits.push_window)?;
+        add_credit(place, head.word, self.limits.push_window)?;
         Ok(Event::Push)
     }
 
