@@ -132,4 +132,4 @@ macro_rules! campaigns {
     };
 }
 
-campaigns! { memory handshake descriptors frame ring_hostile ring_program region_image }
+campaigns! { memory handshake descriptors frame ring_hostile ring_program region_image calls }

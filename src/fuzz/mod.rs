@@ -14,6 +14,7 @@
 //! | [`ring_hostile()`] | both ends over a memory that lies | bounds on work and on memory |
 //! | [`ring_program()`] | both ends over an honest memory | a `VecDeque` of messages |
 //! | [`region_image()`] | the public halves over real pages | no panic, no hang, errors that stay |
+//! | [`calls()`] | the call layer: codec, both tables, desk and attendant | a liar; what was said |
 //!
 //! # Invariants
 //!
@@ -21,6 +22,7 @@
 //! 2. A body takes bounded time for any bytes.
 
 mod bytes;
+mod calls;
 mod descriptors;
 mod frame;
 mod handshake;
@@ -30,6 +32,7 @@ mod region_image;
 mod ring_hostile;
 mod ring_program;
 
+pub use calls::{CallTally, call_tally, calls};
 pub use descriptors::descriptors;
 pub use frame::frame;
 pub use handshake::handshake;
@@ -42,7 +45,7 @@ pub use ring_program::{Tally, ring_program, tally};
 pub type Body = fn(&[u8]);
 
 /// Every body by its name.
-pub const BODIES: [(&str, Body); 7] = [
+pub const BODIES: [(&str, Body); 8] = [
     ("memory", memory),
     ("handshake", handshake),
     ("descriptors", descriptors),
@@ -50,4 +53,5 @@ pub const BODIES: [(&str, Body); 7] = [
     ("ring_hostile", ring_hostile),
     ("ring_program", ring_program),
     ("region_image", region_image),
+    ("calls", calls),
 ];

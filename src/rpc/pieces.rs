@@ -60,7 +60,7 @@ impl Cut {
 pub struct Assembly {
     /// The item so far, and the whole one until it is taken.
     pub bytes: Vec<u8>,
-    first: Option<Head>,
+    pub(super) first: Option<Head>,
     seq: u16,
 }
 

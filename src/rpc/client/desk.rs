@@ -75,10 +75,18 @@ pub struct Books<M, P> {
     lost: Option<Vec<LostCall>>,
 }
 
+/// The urgent words.
+#[derive(Debug)]
+struct Bell<M> {
+    poster: Poster<M>,
+    /// The last that was stored, of each place.
+    last: Box<[u64]>,
+}
+
 /// One connection.
 pub struct Desk<M: Memory + Send, P: Pace + Send, T: Threads> {
     pub(super) books: T::Monitor<Books<M, P>>,
-    bell: T::Monitor<Poster<M>>,
+    bell: T::Monitor<Bell<M>>,
     pub(super) signals: Box<[T::Signal]>,
     /// A place was freed, for a reader that waits for one.
     pub(super) room: T::Latch,
@@ -125,7 +133,7 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Desk<M, P, T> {
         };
         Self {
             books: Monitor::new(books),
-            bell: Monitor::new(parts.poster),
+            bell: Monitor::new(Bell { poster: parts.poster, last: vec![0; parts.places].into() }),
             signals: (0..signals).map(|_| T::Signal::default()).collect(),
             room: T::Latch::default(),
             ear: parts.ear,
@@ -263,8 +271,13 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Desk<M, P, T> {
 
     /// Tells the server that nobody waits for the call any more; takes no time, whatever is under way.
     pub fn cancel(&self, id: u64) {
-        let index = u32::try_from(self.signal_of(id)).unwrap_or(0);
-        self.bell.lock().post(index, id);
+        let at = self.signal_of(id);
+        let mut bell = self.bell.lock();
+        // A call that is over may have given its place to one that was cancelled since: its word stays.
+        if bell.last[at] < id {
+            bell.last[at] = id;
+            bell.poster.post(u32::try_from(at).unwrap_or(0), id);
+        }
     }
 
     /// How the connection has ended, if a call has found out.

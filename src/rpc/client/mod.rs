@@ -16,6 +16,8 @@ mod renewal;
 mod seat;
 mod streams;
 mod table;
+#[cfg(feature = "testing")]
+mod testing;
 
 use std::fmt;
 use std::ops::Deref;

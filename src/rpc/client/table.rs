@@ -36,17 +36,17 @@ use crate::rpc::{Over, place_of};
 /// All places of a connection.
 #[derive(Debug)]
 pub struct Table {
-    places: Vec<Place>,
-    free: Vec<usize>,
+    pub(super) places: Vec<Place>,
+    pub(super) free: Vec<usize>,
     /// Calls that have ended, whose end nobody has taken yet, and whose places others needed.
-    ended: HashMap<u64, Place>,
-    max: usize,
-    window: u32,
-    push_window: u32,
-    push: Assembly,
-    pushes: VecDeque<Vec<u8>>,
-    push_left: u32,
-    push_owed: u32,
+    pub(super) ended: HashMap<u64, Place>,
+    pub(super) max: usize,
+    pub(super) window: u32,
+    pub(super) push_window: u32,
+    pub(super) push: Assembly,
+    pub(super) pushes: VecDeque<Vec<u8>>,
+    pub(super) push_left: u32,
+    pub(super) push_owed: u32,
     /// Replies that came for calls that nobody waited for any more.
     pub dropped: u64,
     /// Calls that were opened.

@@ -60,7 +60,7 @@ pub struct Given<'a, M, P> {
 
 /// The connection's own thread.
 pub struct Attendant<M: Memory + Send, P: Pace + Send, T: Threads> {
-    hall: Arc<Hall<M, P, T>>,
+    pub(super) hall: Arc<Hall<M, P, T>>,
     inbound: Inbound<M, P>,
     bell: u64,
     wanted: Option<Wanted>,
@@ -94,7 +94,7 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Attendant<M, P, T> {
 
     /// Takes what is there, obeys cancels, sends what is left. Whether there was anything.
     #[inline]
-    fn round(&mut self, service: &mut impl Service<M, P>) -> Result<bool, Ended> {
+    pub(super) fn round(&mut self, service: &mut impl Service<M, P>) -> Result<bool, Ended> {
         let mut busy = false;
         for _ in 0..ROUND {
             match self.inbound.next(Wait::Never) {

@@ -13,6 +13,7 @@ mod attendant;
 mod hall;
 mod handle;
 mod methods;
+mod outgoing;
 mod peer;
 mod place;
 mod pool;
@@ -22,6 +23,8 @@ mod serve;
 mod service;
 mod stats;
 mod table;
+#[cfg(feature = "testing")]
+mod testing;
 
 use std::fmt;
 use std::path::Path;

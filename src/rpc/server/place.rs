@@ -5,7 +5,10 @@ use std::collections::VecDeque;
 use crate::error::Violation;
 use crate::rpc::greeting::clipped;
 use crate::rpc::pieces::{Assembly, Cut};
-use crate::rpc::wire::{Head, Kind, Status, UPLOAD};
+use crate::rpc::wire::{Head, Kind, Status, UPLOAD, cost};
+
+/// Bytes of the time left, in front of a request.
+pub(super) const TIME: usize = 8;
 
 /// What a frame asks of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +84,8 @@ pub(super) struct Place {
     pub(super) owed: u32,
     /// What the client lets us send of a stream.
     pub(super) credit: u32,
+    /// What of the stream waits in the outbox, at its price.
+    pub(super) unsent: u32,
     pub(super) seq: u16,
     pub(super) outbox: VecDeque<Item>,
 }
@@ -89,6 +94,25 @@ impl Place {
     /// Whether chunks may still come.
     pub(super) fn uploads(&self) -> bool {
         self.flags & UPLOAD != 0 && !self.ended
+    }
+
+    /// Leaves an item behind what is to be sent already.
+    pub(super) fn put(&mut self, item: Item) {
+        if !item.last {
+            self.unsent = self.unsent.saturating_add(cost(item.bytes.len()));
+        }
+        self.outbox.push_back(item);
+    }
+
+    /// An item of a stream that was left has gone out.
+    pub(super) fn sent(&mut self, item: &Item) {
+        self.unsent = self.unsent.saturating_sub(cost(item.bytes.len()));
+    }
+
+    /// Sends nothing of what was left.
+    pub(super) fn drop_all(&mut self) {
+        self.outbox.clear();
+        self.unsent = 0;
     }
 }
 
@@ -99,11 +123,20 @@ pub(super) fn error((status, code, text): &Failure, most: usize) -> (Head, Vec<u
     (Head::new(Kind::Error, *status as u32), bytes)
 }
 
-/// Adds credit, which never exceeds its window.
-pub(super) fn add_credit(credit: &mut u32, more: u32, window: u32) -> Result<(), Violation> {
-    let sum = credit.checked_add(more).filter(|sum| *sum <= window);
-    *credit = sum.ok_or(Violation("more credit than the window"))?;
+/// Adds credit, which never exceeds its window, with what is still to be sent: none is due for that, and who gave it
+/// all the same would have us keep more and more.
+pub(super) fn add_credit(place: &mut Place, more: u32, window: u32) -> Result<(), Violation> {
+    let sum = place
+        .credit
+        .checked_add(more)
+        .filter(|sum| sum.checked_add(place.unsent).is_some_and(|all| all <= window));
+    place.credit = sum.ok_or(Violation("more credit than the window"))?;
     Ok(())
+}
+
+/// What a frame of an upload takes of its window.
+pub(super) fn price(head: Head, len: usize) -> u32 {
+    if head.kind == Kind::Chunk { cost(len) } else { u32::try_from(len).unwrap_or(u32::MAX) }
 }
 
 /// Takes so much credit, if there is enough.

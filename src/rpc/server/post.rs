@@ -150,8 +150,8 @@ impl<M: Memory, P: Pace> Post<M, P> {
             }
             *self.table.seq(at) = seq.wrapping_add(u16::from(head.kind.counted()));
             let done = item.cut.advance(&range);
-            if done && item.last {
-                self.table.closed(at);
+            if done {
+                self.table.done(at, &item);
             }
             self.table.turn(at, (!done).then_some(item), true);
         }

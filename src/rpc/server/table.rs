@@ -26,23 +26,20 @@ use std::collections::VecDeque;
 use std::mem;
 
 pub use super::place::{Event, Failure, Upload};
-use super::place::{Item, Limits, Phase, Place, add_credit, error, spend};
+use super::place::{Item, Limits, Phase, Place, TIME, add_credit, error, price, spend};
 use crate::error::Violation;
 use crate::rpc::pieces::{self, Cut};
 use crate::rpc::wire::{DEADLINE, ERROR_LEN, Head, Kind, STREAM, Status, cost};
 use crate::rpc::{Over, place_of};
 
-/// Bytes of the time left, in front of a request.
-pub(super) const TIME: usize = 8;
-
 /// All places of a connection, and its pushes.
 #[derive(Debug)]
 pub struct Table {
     /// The last one is for pushes.
-    places: Vec<Place>,
-    turns: VecDeque<usize>,
-    control: VecDeque<(u64, u32)>,
-    limits: Limits,
+    pub(super) places: Vec<Place>,
+    pub(super) turns: VecDeque<usize>,
+    pub(super) control: VecDeque<(u64, u32)>,
+    pub(super) limits: Limits,
     longest_error: usize,
 }
 
@@ -116,7 +113,7 @@ impl Table {
                 Ok(Event::Call(at))
             }
             Kind::Credit if len == 0 && place.flags & STREAM != 0 => {
-                add_credit(&mut place.credit, head.word, self.limits.window)?;
+                add_credit(place, head.word, self.limits.window)?;
                 Ok(Event::Call(at))
             }
             _ => Err(Violation("a frame that no client sends for this call")),
@@ -208,7 +205,12 @@ impl Table {
         };
         place.owed = place.owed.saturating_add(cost(chunk.len()));
         if place.owed >= (window / 4).max(1) && !place.ended {
-            self.control.push_back((id, mem::take(&mut place.owed)));
+            let owed = mem::take(&mut place.owed);
+            // A client that takes none of it must not make it grow: one for each call.
+            match self.control.iter_mut().find(|(it, _)| *it == id) {
+                Some((_, sum)) => *sum = sum.saturating_add(owed),
+                None => self.control.push_back((id, owed)),
+            }
         }
         Ok(Some(Upload::Chunk(chunk)))
     }
@@ -223,79 +225,6 @@ impl Table {
             self.close(at);
         }
         Some(at)
-    }
-
-    /// Where pushes are put.
-    pub(super) fn pushing(&self) -> usize {
-        self.places()
-    }
-
-    /// Whether nothing waits to be sent.
-    #[inline]
-    pub fn is_idle(&self) -> bool {
-        self.turns.is_empty() && self.control.is_empty()
-    }
-
-    /// Leaves an item to be sent when there is room.
-    pub(super) fn put(&mut self, at: usize, item: Item) {
-        let place = &mut self.places[at];
-        if place.outbox.is_empty() {
-            self.turns.push_back(at);
-        }
-        place.outbox.push_back(item);
-    }
-
-    /// The count of the next frame of a place.
-    #[inline]
-    pub(super) fn seq(&mut self, at: usize) -> &mut u16 {
-        &mut self.places[at].seq
-    }
-
-    /// The last frame of a call was sent.
-    #[inline]
-    pub(super) fn closed(&mut self, at: usize) {
-        self.places[at].phase = Phase::Idle;
-    }
-
-    /// Credit that is to be sent first.
-    pub(super) fn next_control(&mut self) -> Option<(u64, u32)> {
-        self.control.pop_front()
-    }
-
-    /// The credit could not be sent now.
-    pub(super) fn put_control_back(&mut self, credit: (u64, u32)) {
-        self.control.push_front(credit);
-    }
-
-    /// The credit was sent: only now may the client upload more, or what a liar leaves untaken would grow.
-    pub(super) fn credited(&mut self, (id, amount): (u64, u32)) {
-        let at = self.at(id);
-        let place = &mut self.places[at];
-        if place.id == id {
-            place.window = place.window.saturating_add(amount);
-        }
-    }
-
-    /// The next item in turn, with its place's id and count.
-    pub(super) fn next_item(&mut self) -> Option<(usize, u64, u16, Item)> {
-        let at = *self.turns.front()?;
-        let place = self.places.get_mut(at)?;
-        let item = place.outbox.pop_front()?;
-        Some((at, place.id, place.seq, item)) // The place of pushes has the id 0.
-    }
-
-    /// A frame of the item was sent, or none if there was no room: what is left of it stays first in its place.
-    pub(super) fn turn(&mut self, at: usize, rest: Option<Item>, sent: bool) {
-        let place = &mut self.places[at];
-        if let Some(item) = rest {
-            place.outbox.push_front(item);
-        }
-        if sent {
-            self.turns.pop_front();
-            if !self.places[at].outbox.is_empty() {
-                self.turns.push_back(at);
-            }
-        }
     }
 
     /// Nobody waits for the call any more. True if it was still to be answered: it is, with `Cancelled`.
@@ -317,7 +246,7 @@ impl Table {
     pub fn fail(&mut self, at: usize, failure: Failure) {
         let place = &mut self.places[at];
         if !place.outbox.is_empty() {
-            place.outbox.clear();
+            place.drop_all();
             self.turns.retain(|it| *it != at);
         }
         self.conclude(at, &failure);
@@ -370,7 +299,7 @@ impl Table {
         if !place.uploads() || place.phase != Phase::Running {
             return Err(Violation("a chunk that nobody takes"));
         }
-        let price = if head.kind == Kind::Chunk { cost(len) } else { u32::try_from(len).unwrap_or(u32::MAX) };
+        let price = price(head, len);
         place.window =
             place.window.checked_sub(price).ok_or(Violation("more of an upload than its window"))?;
         if place.item.take(head, len, max, read)?.is_none() {
@@ -383,7 +312,7 @@ impl Table {
     fn take_push_credit(&mut self, head: Head, len: usize) -> Result<Event, Violation> {
         let place = self.places.last_mut().filter(|_| head.kind == Kind::Credit && len == 0);
         let place = place.ok_or(Violation("a frame of no call"))?;
-        add_credit(&mut place.credit, head.word, self.limits.push_window)?;
+        add_credit(place, head.word, self.limits.push_window)?;
         Ok(Event::Push)
     }
 

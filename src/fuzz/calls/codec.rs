@@ -1,0 +1,130 @@
+//! Heads, settings, and pieces of items in any order.
+
+use std::ops::Range;
+
+use super::super::bytes::Bytes;
+use super::text;
+use crate::rpc::pieces::{Assembly, Cut};
+use crate::rpc::wire::{HEAD, Head, Kind, MORE, SETTINGS, Settings, VERSION};
+
+pub(super) fn codec(bytes: &mut Bytes<'_>) {
+    match bytes.below(4) {
+        0 => heads(bytes),
+        1 => settings(bytes),
+        _ => pieces(bytes),
+    }
+}
+
+fn heads(bytes: &mut Bytes<'_>) {
+    while !bytes.is_empty() {
+        let mut raw: [u8; HEAD] = bytes.array();
+        raw[0] &= if bytes.rarely(4) { u8::MAX } else { 15 };
+        if let Ok(head) = Head::decode(raw) {
+            assert_eq!(head.encode(), raw);
+        }
+    }
+}
+
+fn settings(bytes: &mut Bytes<'_>) {
+    let good = Settings { version: VERSION, stream_window: bytes.u32(), push_window: bytes.u32() };
+    let mut raw = good.encode();
+    let possible = good.stream_window > 0 && good.push_window > 0;
+    assert_eq!(Settings::decode(&raw).ok(), Some(good).filter(|_| possible));
+    while !bytes.is_empty() {
+        raw[bytes.below(SETTINGS)] = bytes.u8();
+        let decoded = Settings::decode(&raw);
+        assert!(decoded.is_err() || &raw[..8] == b"narrows#");
+        if let Ok(it) = decoded {
+            assert!(it.version != VERSION || it.encode() == raw);
+        }
+    }
+}
+
+/// One frame with a body.
+type Piece = (Head, Vec<u8>);
+
+/// Cuts items as a sender does, then plays tricks with the frames.
+fn pieces(bytes: &mut Bytes<'_>) {
+    let (max, mut frames, mut seq) = (bytes.below(200), Vec::new(), 0);
+    for number in 0..bytes.below(5) {
+        let kind = bytes.pick(&[Kind::Reply, Kind::Chunk, Kind::Push, Kind::Call]);
+        let item = text(number as u64, bytes.below(max + 2));
+        frames.extend(cut(&item, kind, bytes.below(70), &mut seq));
+    }
+    let honest: Vec<Piece> = frames.clone();
+    while !bytes.is_empty() && !frames.is_empty() {
+        let at = bytes.below(frames.len());
+        match bytes.below(6) {
+            0 => drop(frames.remove(at)),
+            1 => frames.insert(at, frames[at].clone()),
+            2 => {
+                let to = bytes.below(frames.len());
+                frames.swap(at, to);
+            }
+            3 => frames[at].0.flags ^= MORE,
+            4 => frames[at].0.kind = bytes.pick(&[Kind::Rest, Kind::Chunk, Kind::End]),
+            _ => frames[at].1.truncate(bytes.below(3)),
+        }
+    }
+    let (mut assembly, mut story) = (Assembly::default(), Story { max, ..Story::default() });
+    for (head, body) in &frames {
+        let whole = assembly.take(*head, body.len(), max, |to| to.copy_from_slice(body));
+        let expected = story.take(head, body);
+        assert_eq!(whole.as_ref().ok().copied().flatten(), expected.ok().flatten(), "{head:?}");
+        assert_eq!(whole.is_ok(), expected.is_ok(), "{whole:?} {head:?} in {frames:?}");
+        if expected.is_err() {
+            assert!(frames != honest || honest.iter().any(|(_, body)| body.len() > max));
+            return;
+        }
+        assert_eq!(assembly.bytes, story.bytes);
+    }
+}
+
+/// The frames of an item; together they are the item again.
+fn cut(item: &[u8], kind: Kind, piece: usize, seq: &mut u16) -> Vec<Piece> {
+    let (mut cut, mut frames) = (Cut::new(Head::new(kind, 0), item.len()), Vec::new());
+    let mut next = 0;
+    loop {
+        let (head, range): (Head, Range<usize>) = cut.frame(piece, *seq);
+        assert!(range.start == next && range.len() <= piece.max(1) && head.seq == *seq);
+        assert_eq!(head.kind, if next == 0 { kind } else { Kind::Rest });
+        *seq = seq.wrapping_add(1);
+        next = range.end;
+        frames.push((head, item[range.clone()].to_vec()));
+        let done = cut.advance(&range);
+        assert_eq!((done, head.has(MORE)), (next == item.len(), next != item.len()));
+        if done {
+            return frames;
+        }
+    }
+}
+
+/// What frames are worth, said simply.
+#[derive(Default)]
+struct Story {
+    max: usize,
+    count: u16,
+    first: Option<Head>,
+    bytes: Vec<u8>,
+}
+
+impl Story {
+    fn take(&mut self, head: &Head, body: &[u8]) -> Result<Option<Head>, ()> {
+        let (goes_on, more) = (head.kind == Kind::Rest, head.has(MORE));
+        let empty = body.is_empty() && (goes_on || more);
+        if head.seq != self.count || goes_on != self.first.is_some() || empty {
+            return Err(());
+        }
+        let first = self.first.take().unwrap_or_else(|| {
+            self.bytes.clear();
+            *head
+        });
+        self.bytes.extend_from_slice(body);
+        self.count = self.count.wrapping_add(1);
+        if self.bytes.len() > self.max {
+            return Err(());
+        }
+        self.first = Some(first).filter(|_| more);
+        Ok(Some(first).filter(|_| !more))
+    }
+}

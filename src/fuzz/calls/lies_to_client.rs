@@ -1,0 +1,245 @@
+//! A server that lies: any frames, whose sequence is sometimes right, while the client does any of its operations.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::super::bytes::Bytes;
+use super::{Mem, World, length, text};
+use crate::channel::{Ear, Inbound, NoPace, Outbound, Poster, RealThreads, Wait};
+use crate::error::Ended;
+use crate::rpc::client::{Desk, Final, Parts, Stop, Table};
+use crate::rpc::frame::send;
+use crate::rpc::pieces::Cut;
+use crate::rpc::server::Limits;
+use crate::rpc::wire::{HEAD, Head, Kind, MORE, NOTIFY, STREAM, UPLOAD, cost};
+
+struct Lies {
+    out: Outbound<Mem, NoPace>,
+    inb: Inbound<Mem, NoPace>,
+    desk: Desk<Mem, NoPace, RealThreads>,
+    /// Calls that somebody waits for.
+    open: Vec<u64>,
+    /// The sequence of each call's next frame.
+    seqs: BTreeMap<u64, u16>,
+    seen: BTreeSet<u64>,
+    last: u64,
+    limits: Limits,
+    count: u64,
+    past: std::time::Instant,
+}
+
+pub(super) fn run(bytes: &mut Bytes<'_>) {
+    let world = World::new(bytes);
+    let (out, inb) = World::liar(&world.down, &world.up);
+    let limits = world.limits;
+    let Limits { places, max, piece, window, push_window } = limits;
+    let desk = Desk::new(Parts {
+        inbound: World::receiver(&world.down, NoPace),
+        outbound: World::sender(&world.up, NoPace),
+        poster: Poster::new(world.up.clone()),
+        ear: Ear::new(world.down.clone()),
+        table: Table::new(places, max, window, push_window),
+        places,
+        piece,
+    });
+    let (open, seqs, past) = (Vec::new(), BTreeMap::new(), std::time::Instant::now());
+    let mut lies =
+        Lies { out, inb, desk, open, seqs, seen: BTreeSet::new(), last: 0, limits, count: 0, past };
+    while !bytes.is_empty() {
+        lies.act(bytes);
+        lies.judge();
+        if lies.desk.over().is_some() && bytes.rarely(4) {
+            break;
+        }
+    }
+    lies.finish();
+}
+
+impl Lies {
+    fn act(&mut self, bytes: &mut Bytes<'_>) {
+        match bytes.below(16) {
+            0..=2 => self.open(bytes),
+            3..=6 => self.plausible(bytes),
+            7 => self.anything(bytes),
+            8 => drop(self.desk.wait(self.desk.freed(), Wait::Never, |_| None::<()>)),
+            9 => self.finish_one(bytes),
+            10 => self.take_chunk(bytes),
+            11 => self.upload(bytes),
+            12 => self.give_up(bytes),
+            13 => self.take_push(bytes),
+            14 => self.at_once(bytes),
+            _ => while self.inb.recv_into(&mut Vec::new(), Wait::Never).is_ok() {},
+        }
+    }
+
+    /// The books balance until they were found to be false; a lie closes, and does nothing else.
+    fn judge(&self) {
+        match self.desk.over() {
+            None => self.desk.books().table.audit(),
+            Some(over) => assert_eq!(over, Ended::ProtocolViolated),
+        }
+    }
+
+    fn pick(&self, bytes: &mut Bytes<'_>) -> Option<u64> {
+        (!self.open.is_empty()).then(|| bytes.pick(&self.open))
+    }
+
+    fn open(&mut self, bytes: &mut Bytes<'_>) {
+        let flags = bytes.pick(&[0, STREAM, UPLOAD, STREAM | UPLOAD, NOTIFY]);
+        let opened = self.desk.wait(self.desk.freed(), Wait::Never, |table| table.open(1, flags));
+        let Ok(id) = opened else { return };
+        assert!(self.seen.insert(id), "an id twice");
+        self.last = self.last.max(id);
+        if bytes.rarely(8) {
+            return self.desk.unsend(id);
+        }
+        if flags & NOTIFY == 0 {
+            self.open.push(id);
+        }
+    }
+
+    fn say(&mut self, id: u64, head: Head, len: usize) {
+        self.count += 1;
+        if send(&mut self.out, head, [&text(self.count, len), &[]], id, Wait::Never).is_ok() {
+            let seq = self.seqs.entry(id).or_default();
+            *seq = seq.wrapping_add(u16::from(head.kind.counted()));
+        }
+    }
+
+    /// A frame that may be right.
+    fn plausible(&mut self, bytes: &mut Bytes<'_>) {
+        let id = match bytes.below(8) {
+            0..=4 => self.pick(bytes).unwrap_or(0),
+            5 => self.last.saturating_sub(bytes.below(6) as u64),
+            _ => 0,
+        };
+        let (kind, word) = match bytes.below(8) {
+            _ if id == 0 && bytes.rarely(4) => (Kind::Rest, 0),
+            _ if id == 0 => (Kind::Push, 0),
+            0 | 1 => (Kind::Reply, 0),
+            2 | 3 => (Kind::Chunk, 0),
+            4 => (Kind::Rest, 0),
+            5 => (Kind::End, 0),
+            6 => (Kind::Error, 1 + u32::from(bytes.u8() % 8)),
+            _ => (Kind::Credit, bytes.pick(&[1, 64, 65, 100, 200, self.limits.window])),
+        };
+        let piece = self.limits.piece;
+        let len = match kind {
+            Kind::End | Kind::Credit => 0,
+            Kind::Error => 4 + length(bytes, piece, piece - 4),
+            _ => length(bytes, piece, piece),
+        };
+        let more = if kind.counted() && kind != Kind::End && bytes.rarely(4) { MORE } else { 0 };
+        let seq = self.seqs.get(&id).copied().unwrap_or(0);
+        let seq = if bytes.rarely(16) { bytes.u16() } else { seq };
+        let head = Head { seq: if kind.counted() { seq } else { 0 }, ..Head::new(kind, word).with(more) };
+        self.say(id, head, len);
+    }
+
+    /// Whatever a message can be, in whatever call.
+    fn anything(&mut self, bytes: &mut Bytes<'_>) {
+        let id = if bytes.bool() { bytes.number() } else { self.last };
+        let mut raw = bytes.take(HEAD + 2).to_vec();
+        raw.resize(raw.len() + bytes.below(3), 0);
+        if let Some(kind) = raw.first_mut() {
+            *kind %= 13;
+        }
+        let _full = self.out.send(&[std::io::IoSlice::new(&raw)], id, Wait::Never);
+    }
+
+    fn end(&self, id: u64, buffer: &mut Vec<u8>) -> Result<Final, Stop> {
+        self.desk.wait(self.desk.signal_of(id), Wait::Never, |table| table.finish(id, buffer))
+    }
+
+    fn finish_one(&mut self, bytes: &mut Bytes<'_>) {
+        let Some(id) = self.pick(bytes) else { return };
+        let mut buffer = Vec::new();
+        match self.end(id, &mut buffer) {
+            Ok(end) => {
+                assert!(buffer.len() <= self.limits.max || end != Final::Reply);
+                self.open.retain(|it| *it != id);
+            }
+            Err(Stop::Timeout) => assert!(self.desk.over().is_none()),
+            Err(stop) => assert_eq!(stop, Stop::Ended(Ended::ProtocolViolated)),
+        }
+    }
+
+    fn take_chunk(&mut self, bytes: &mut Bytes<'_>) {
+        let Some(id) = self.pick(bytes) else { return };
+        let chunk = self.desk.wait(self.desk.signal_of(id), Wait::Never, |table| {
+            table.chunk(id).map(|chunk| (chunk, table.owed(id)))
+        });
+        let Ok((chunk, owed)) = chunk else { return };
+        assert!(cost(chunk.len()) <= self.limits.window && chunk.len() <= self.limits.max);
+        self.give_credit(id, owed);
+    }
+
+    fn give_credit(&self, id: u64, owed: Option<u32>) {
+        let Some(owed) = owed else { return };
+        let mut cut = Cut::new(Head::new(Kind::Credit, owed), 0);
+        let sent = self.desk.send_item(&mut cut, [&[], &[]], &mut 0, id, Wait::Never);
+        if sent == Err(Stop::Timeout) {
+            self.desk.books().table.take_back(id, owed);
+        }
+    }
+
+    fn upload(&mut self, bytes: &mut Bytes<'_>) {
+        let Some(id) = self.pick(bytes) else { return };
+        let price = cost(bytes.below(self.limits.window as usize));
+        let mut books = self.desk.books();
+        if books.table.spend(id, price) == Ok(true) && bytes.bool() {
+            books.table.refund(id, price);
+        }
+    }
+
+    fn give_up(&mut self, bytes: &mut Bytes<'_>) {
+        let Some(id) = self.pick(bytes) else { return };
+        self.open.retain(|it| *it != id);
+        self.desk.abandon(id);
+    }
+
+    fn take_push(&mut self, _bytes: &mut Bytes<'_>) {
+        let taken = self.desk.wait(self.desk.pushed(), Wait::Never, |table| {
+            table.next_push().map(|push| (push, table.push_owed()))
+        });
+        let Ok((push, owed)) = taken else { return };
+        assert!(cost(push.len()) <= self.limits.push_window && push.len() <= self.limits.max);
+        self.give_credit(0, owed);
+    }
+
+    /// A call in one sitting, which may meet its reply, or lies about it, at once.
+    fn at_once(&mut self, bytes: &mut Bytes<'_>) {
+        let mut buffer = vec![7; bytes.below(3)];
+        buffer.clear();
+        if bytes.bool() {
+            // The answer to the next call that takes the first place which is free.
+            let id = self.last + bytes.below(self.limits.places + 1) as u64;
+            let len = length(bytes, self.limits.piece, self.limits.piece);
+            self.say(id, Head::new(Kind::Reply, 0), len);
+        }
+        let head = Head::new(Kind::Call, 1);
+        let wait = Wait::Until(Some(self.past));
+        let Some((id, end)) = self.desk.call_at_once(head, [&[], &[1]], &mut buffer, wait) else { return };
+        assert!(self.seen.insert(id), "an id twice");
+        self.last = self.last.max(id);
+        if end == Err(Stop::Timeout) {
+            self.open.push(id);
+        }
+    }
+
+    /// Whoever waits when the connection is over is told, and nobody gets what a liar said last.
+    fn finish(&mut self) {
+        let over = self.desk.wait(self.desk.freed(), Wait::Never, |_| None::<()>);
+        self.judge();
+        self.desk.end(Ended::Closed);
+        let told = match over {
+            Err(Stop::Ended(ended)) => ended,
+            _ => Ended::Closed,
+        };
+        for id in std::mem::take(&mut self.open) {
+            match self.end(id, &mut Vec::new()) {
+                Err(stop) => assert_eq!(stop, Stop::Ended(told)),
+                Ok(_) => assert_eq!(told, Ended::Closed, "what a liar said"),
+            }
+        }
+    }
+}

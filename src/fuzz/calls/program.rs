@@ -1,0 +1,178 @@
+//! Any program of an honest client and an honest server: each call gets its own answer, and all is free in the end.
+
+use super::super::bytes::Bytes;
+use super::client::Client;
+use super::server::{Server, refused};
+use super::{World, length};
+use crate::rpc::wire::{DEADLINE, MORE, NOTIFY, STREAM, UPLOAD};
+
+/// Rounds after which a program that does not come to rest never does.
+const ROUNDS: usize = 20_000;
+
+/// What a program did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CallTally {
+    /// Calls that were begun.
+    pub calls: u64,
+    /// Those whose end was taken.
+    pub ends: u64,
+    /// Those that were answered while the caller waited.
+    pub at_once: u64,
+    /// Those that were cancelled.
+    pub cancelled: u64,
+    /// Chunks of replies.
+    pub chunks: u64,
+    /// Chunks of uploads.
+    pub uploads: u64,
+    /// Pushes.
+    pub pushes: u64,
+}
+
+/// Runs the program that the bytes are, and says what it did.
+pub fn call_tally(data: &[u8]) -> CallTally {
+    run(&mut Bytes::new(data))
+}
+
+pub(super) fn run(bytes: &mut Bytes<'_>) -> CallTally {
+    let world = World::new(bytes);
+    let mut server = Server::new(&world, true);
+    if bytes.rarely(4) {
+        server.act(bytes); // A push before the greeting.
+        server.step();
+    }
+    server.hall.open(|_| ());
+    let mut client = Client::new(&world, server);
+    let mut tally = CallTally::default();
+    while !bytes.is_empty() {
+        act(&mut client, bytes, &mut tally);
+        judge(&client);
+    }
+    settle(&mut client);
+    judge_rest(&client);
+    let server = client.turn.server();
+    let runs = || server.book.runs.values();
+    CallTally {
+        calls: client.calls.len() as u64,
+        ends: client.ends,
+        cancelled: client.calls.values().filter(|call| call.cancelled).count() as u64,
+        chunks: runs().map(|run| run.written.len() as u64).sum(),
+        uploads: runs().map(|run| run.read.len() as u64).sum(),
+        pushes: client.pushes as u64,
+        ..tally
+    }
+}
+
+fn act(client: &mut Client, bytes: &mut Bytes<'_>, tally: &mut CallTally) {
+    let (piece, max) = (client.limits.piece, client.limits.max);
+    let some = |client: &Client, bytes: &mut Bytes<'_>, unsent: bool| {
+        let live = client.calls.iter().filter(|(_, call)| call.waited || (unsent && call.cut.is_some()));
+        let live: Vec<u64> = live.map(|(id, _)| *id).collect();
+        (!live.is_empty()).then(|| bytes.pick(&live))
+    };
+    match bytes.below(32) {
+        0..=5 => {
+            let kinds = [0, STREAM, UPLOAD, STREAM | UPLOAD, NOTIFY, DEADLINE, DEADLINE | STREAM];
+            let (method, flags) = (bytes.u8().into(), bytes.pick(&kinds));
+            let begun = client.begin(method, flags, length(bytes, piece, max));
+            if let Some(id) = begun.filter(|_| !bytes.rarely(4)) {
+                client.send(id);
+            }
+        }
+        6 => {
+            let (method, flags) = (bytes.u8().into(), bytes.pick(&[0, DEADLINE]));
+            tally.at_once += u64::from(client.at_once(method, flags, length(bytes, piece, max)));
+        }
+        7..=15 => {
+            let Some(id) = some(client, bytes, true) else { return };
+            let waited = client.calls[&id].waited;
+            match bytes.below(8) {
+                0..=1 => drop(client.send(id)),
+                2 if bytes.rarely(4) => client.stop_sending(id),
+                3..=4 if waited => drop(client.upload(id, length(bytes, piece, max))),
+                5 if waited => drop(client.end_upload(id)),
+                6 if waited && client.calls[&id].asked && bytes.rarely(4) => client.give_up(id),
+                _ => drop(client.send(id)),
+            }
+        }
+        16..=19 => drop(some(client, bytes, false).map(|id| client.take(id))),
+        20 => drop(client.take_push()),
+        21 => client.read_one(),
+        22..=27 => client.turn.server().act(bytes),
+        _ => drop(client.turn.server().step()),
+    }
+}
+
+/// At any time: nobody was found to lie, what runs is what was asked, the books balance.
+fn judge(client: &Client) {
+    assert_eq!(client.desk.over(), None);
+    client.desk.books().table.audit();
+    let server = client.turn.server();
+    assert_eq!(server.over, None);
+    server.hall.with(|table| table.audit());
+    for (id, run) in &server.book.runs {
+        let call = client.calls.get(id).expect("a call that was made");
+        assert_eq!((run.method, run.flags), (call.method, call.flags & !MORE));
+        assert!(call.asked || call.cancelled, "a call runs whose request is not whole");
+        assert_eq!(run.request, call.body.concat(), "another's request");
+        assert_eq!(Some(&run.read[..]), call.chunks.get(..run.read.len()), "the chunks of an upload");
+        let all = call.ended && run.read.len() == call.chunks.len();
+        assert!(!run.read_all || all || call.flags & UPLOAD == 0, "an end before its time");
+        assert!(!run.gone || call.cancelled, "a call was cut off that nobody cancelled");
+    }
+}
+
+/// Everybody does what is left to be done, until nothing is.
+fn settle(client: &mut Client) {
+    for _ in 0..ROUNDS {
+        let mut busy = false;
+        let live: Vec<u64> = client
+            .calls
+            .iter()
+            .filter(|(_, call)| call.waited || call.cut.is_some())
+            .map(|it| *it.0)
+            .collect();
+        for id in live {
+            busy |= client.send(id) && client.calls[&id].waited && client.end_upload(id);
+            busy |= client.calls[&id].waited && client.take(id);
+        }
+        while client.take_push() {}
+        client.read_one();
+        let mut server = client.turn.server();
+        for id in server.open() {
+            while server.read(id) {}
+            let run = &server.book.runs[&id];
+            if run.read_all || run.gone || run.flags & UPLOAD == 0 {
+                server.finish(id, 1, false);
+                busy = true;
+            }
+        }
+        busy |= server.step();
+        let quiet = server.hall.is_quiet();
+        drop(server);
+        judge(client);
+        let waits = client.calls.values().any(|call| call.waited || call.cut.is_some());
+        if !busy && !waits && quiet && client.desk.books().table.in_flight() == 0 {
+            return;
+        }
+    }
+    let open: Vec<_> = client.calls.iter().filter(|(_, call)| call.waited || call.cut.is_some()).collect();
+    let server = client.turn.server();
+    let (table, runs) = (server.hall.with(|table| format!("{table:?}")), server.open());
+    panic!(
+        "calls that never end: {open:?}, run: {runs:?}, client: {:?}, server: {table}",
+        client.desk.books().table
+    );
+}
+
+/// All places are free, all windows are full, and nothing was lost.
+fn judge_rest(client: &Client) {
+    let server = client.turn.server();
+    let credit = server.hall.with(|table| table.push_credit());
+    let owed = client.desk.books().table.owed_for_pushes();
+    assert_eq!(credit + owed, client.limits.push_window, "the window of pushes");
+    assert_eq!(client.pushes, server.pushed.len());
+    for (id, call) in &client.calls {
+        let runs = server.book.runs.contains_key(id);
+        assert!(runs || call.cancelled || refused(call.method), "call {id} never ran");
+    }
+}
