@@ -296,7 +296,7 @@ fn explore(places: usize, events: &[Event], prefix: &mut Vec<Event>, depth: usiz
     let mut played = 0;
     for &event in events {
         let mut world = World::new(places);
-        for &event in prefix {
+        for event in prefix.iter().copied() {
             let _came = world.act(event);
         }
         let came = world.act(event);
