@@ -12,7 +12,7 @@ struct Patch {
     edits: &'static [(&'static str, &'static str)],
 }
 
-const PATCHES: [Patch; 13] = [
+const PATCHES: [Patch; 16] = [
     Patch {
         file: "ring/park.rs",
         change: "looks before it raises the flag, and not behind it",
@@ -122,6 +122,36 @@ const PATCHES: [Patch; 13] = [
             "let read = self.ring.read(arrival, 0, self.partial.room(arrival)).is_ok();",
             "if ON { self.release(arrival); } let read = self.ring.read(arrival, 0, self.partial.room(arrival)).is_ok();",
         )],
+    },
+    Patch {
+        file: "rpc/client/seat.rs",
+        change: "passes the role on only if it was the reader",
+        edits: &[
+            (
+                "let (desk, reader, pen) = (self.desk, self.reader.take(), self.pen.take());",
+                "let (desk, reader, pen) = (self.desk, self.reader.take(), self.pen.take()); let led = as_is! { reader.is_some() };",
+            ),
+            ("if books.waiters > 0 {", "if books.waiters > 0 && (led || !ON) {"),
+        ],
+    },
+    Patch {
+        file: "rpc/server/hall.rs",
+        change: "nudges before it raises the latch",
+        edits: &[(
+            "pub fn nudge(&self) {",
+            "pub fn nudge(&self) { as_is! { if ON { self.ear.nudge(); self.left.set(true); return; } }",
+        )],
+    },
+    Patch {
+        file: "rpc/server/attendant.rs",
+        change: "lowers the latch when it has looked",
+        edits: &[
+            ("self.hall.left.set(false);", "if !ON { self.hall.left.set(false); }"),
+            (
+                "Ok(post.out.ring().next() != before)",
+                "as_is! { if ON && !post.is_left() { let sent = post.out.ring().next() != before; drop(post); self.hall.left.set(false); return Ok(sent); } } Ok(post.out.ring().next() != before)",
+            ),
+        ],
     },
 ];
 

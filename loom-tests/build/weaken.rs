@@ -6,7 +6,12 @@
 //! | a fence, a store, a flag raised or cleared, a wake, a close | left out |
 //! | `take_flag` | in two steps; not cleared |
 //! | a check that may refuse | never refuses |
+//! | in `rpc/`: a notification, a nudge, a latch, a count, what is given back | left out |
+//! | in `rpc/`: a comparison, a question to what a lock holds | always no |
 //! | a comparison | always true; always false |
+//!
+//! A question of `rpc/` that is always answered with yes costs a look or a wake-up that is not needed, as a rule: it is
+//! no mutant.
 //!
 //! Not weakened: what stands in macros, in constants, and in functions that write things down or make
 //! them ([`PLAIN`]). For those, and for the handshake, there are the mutation tests of the whole crate.
@@ -40,6 +45,15 @@ const STEPS: [&str; 11] = [
     "close",
     "bury",
 ];
+
+/// As [`STEPS`], of the layer above.
+const CALLS: [&str; 12] = [
+    "notify", "nudge", "set", "leave", "tell", "over", "end", "obey", "pass_on", "post", "for_each", "spoil",
+];
+
+/// Questions of the layer above, which are answered by what a lock holds or a latch shows.
+const QUESTIONS: [&str; 9] =
+    ["is_up", "is_some", "is_none", "is_left", "is_idle", "is_over", "is_called_off", "has_room", "is_quiet"];
 
 /// Those that may refuse.
 const CHECKS: [&str; 3] = ["verify", "judge", "check"];
@@ -96,13 +110,21 @@ impl<'a> Weaken<'a> {
         let at = expr.span();
         match expr {
             Expr::Path(path) => self.ordering(&quote!(#path).to_string(), at),
+            Expr::Binary(binary) if self.is_of_calls() && compares(&binary.op) => {
+                Some(self.never(at, text, expr))
+            }
             Expr::Binary(binary) if compares(&binary.op) => {
                 let always = self.mutant(at, &format!("always {text}"));
                 self.mutant(at, &format!("never {text}"));
                 Some(quote!(crate::weak::compare(#always, #expr)))
             }
+            Expr::Assign(_) if self.is_of_calls() => Some(self.left_out(at, expr)),
+            Expr::Binary(binary) if self.is_of_calls() && counts(&binary.op) => Some(self.left_out(at, expr)),
             Expr::MethodCall(ExprMethodCall { method, receiver, args, .. }) => {
                 let name = method.to_string();
+                if self.is_of_calls() && QUESTIONS.contains(&name.as_str()) {
+                    return Some(self.never(at, text, expr));
+                }
                 if name == "take_flag" {
                     let two = self.mutant(at, "loads and stores, in two steps");
                     self.mutant(at, "does not clear");
@@ -116,6 +138,10 @@ impl<'a> Weaken<'a> {
             },
             _ => None,
         }
+    }
+
+    fn is_of_calls(&self) -> bool {
+        self.file.starts_with("rpc/") || self.file == "channel/ear.rs"
     }
 
     fn ordering(&mut self, path: &str, at: Span) -> Option<proc_macro2::TokenStream> {
@@ -132,10 +158,19 @@ impl<'a> Weaken<'a> {
         }
     }
 
+    fn never(&mut self, at: Span, text: &str, expr: &Expr) -> proc_macro2::TokenStream {
+        let number = self.mutant(at, &format!("never {text}"));
+        quote!((#expr && !crate::weak::on(#number)))
+    }
+
+    fn left_out(&mut self, at: Span, expr: &Expr) -> proc_macro2::TokenStream {
+        let number = self.mutant(at, "left out");
+        quote!({ if !crate::weak::on(#number) { #expr } })
+    }
+
     fn step(&mut self, name: &str, at: Span, expr: &Expr) -> Option<proc_macro2::TokenStream> {
-        if STEPS.contains(&name) {
-            let number = self.mutant(at, "left out");
-            return Some(quote!({ if !crate::weak::on(#number) { #expr } }));
+        if STEPS.contains(&name) || (self.is_of_calls() && CALLS.contains(&name)) {
+            return Some(self.left_out(at, expr));
         }
         if CHECKS.contains(&name) {
             let number = self.mutant(at, "never refuses");
@@ -170,6 +205,10 @@ impl VisitMut for Weaken<'_> {
 
 fn compares(op: &BinOp) -> bool {
     matches!(op, BinOp::Lt(_) | BinOp::Le(_) | BinOp::Gt(_) | BinOp::Ge(_) | BinOp::Eq(_) | BinOp::Ne(_))
+}
+
+fn counts(op: &BinOp) -> bool {
+    matches!(op, BinOp::AddAssign(_) | BinOp::SubAssign(_) | BinOp::BitOrAssign(_))
 }
 
 /// Tokens as a person would write them.

@@ -6,7 +6,7 @@ use loom::thread;
 
 use super::super::code::rpc::client::{Stop, Table};
 use super::super::code::rpc::pieces::Cut;
-use super::super::code::rpc::wire::{Head, Kind, UPLOAD, cost};
+use super::super::code::rpc::wire::{Head, Kind, Status, UPLOAD, cost};
 use super::super::code::{Ear, Wait};
 use super::client::{PLACES, Shared, begin, desk, end, open, reply, reply_to, soon, waits};
 use super::frames::{hear, say};
@@ -18,8 +18,14 @@ pub(super) const ALL: &[Named] = named![
     a_late_reply_is_dropped_and_its_place_is_free,
     who_reads_while_it_waits_for_a_place_is_told_of_one,
     who_reads_while_it_waits_for_a_place_gets_one_that_was_given_up,
+    who_reads_while_it_waits_for_a_place_gets_one_that_was_not_used,
     who_stands_by_for_a_place_gets_one_that_a_reply_frees,
     a_late_reply_gives_its_place_to_who_stands_by,
+    a_reply_that_nobody_takes_gives_its_place_to_who_stands_by,
+    a_place_that_was_not_used_goes_to_who_stands_by,
+    who_waits_for_a_place_in_vain_leaves_at_its_deadline,
+    who_waits_for_room_holds_up_no_reader,
+    who_writes_an_upload_is_told_when_its_call_is_given_up,
     credit_that_another_reads_lets_a_writer_go_on,
     long_items_are_sent_a_piece_each_in_turn,
     who_is_too_late_to_send_lets_the_next_one_send,
@@ -90,6 +96,20 @@ fn who_reads_while_it_waits_for_a_place_gets_one_that_was_given_up() {
     other.join().unwrap();
 }
 
+fn who_reads_while_it_waits_for_a_place_gets_one_that_was_not_used() {
+    let (a, _b) = connection::<Cells>(1, 64);
+    let desk = desk(&a, 1);
+    let id = open(&desk, 0, Wait::Never).unwrap();
+    let other = desk.clone();
+    let other = thread::spawn(move || {
+        other.unsend(id);
+        // Maybe it is quicker, once.
+        open(&other, 0, Wait::Never).into_iter().for_each(|id| other.unsend(id));
+    });
+    assert_ne!(open(&desk, 0, Wait::FOREVER), Ok(id));
+    other.join().unwrap();
+}
+
 fn who_stands_by_for_a_place_gets_one_that_a_reply_frees() {
     let (a, b) = connection::<Cells>(1, 64);
     let desk = desk(&a, PLACES);
@@ -124,6 +144,84 @@ fn a_late_reply_gives_its_place_to_who_stands_by() {
     });
     assert_eq!(end(&desk, slow, Wait::FOREVER), Ok(reply_to(slow)));
     assert_ne!(third.join().unwrap(), late);
+    server.join().unwrap();
+}
+
+fn a_reply_that_nobody_takes_gives_its_place_to_who_stands_by() {
+    let (a, b) = connection::<Cells>(1, 64);
+    let desk = desk(&a, PLACES);
+    let [slow, quick] = [0; 2].map(|_| open(&desk, 0, Wait::Never).unwrap());
+    let mut out = sender(&b);
+    say(&mut out, quick, Head::new(Kind::Reply, 0), &reply_to(quick));
+    let third = desk.clone();
+    let third = thread::spawn(move || {
+        begin(&third, 0);
+        say(&mut out, slow, Head::new(Kind::Reply, 0), &reply_to(slow));
+    });
+    assert_eq!(end(&desk, slow, Wait::FOREVER), Ok(reply_to(slow)));
+    third.join().unwrap();
+    assert_eq!(end(&desk, quick, Wait::Never), Ok(reply_to(quick)));
+}
+
+fn a_place_that_was_not_used_goes_to_who_stands_by() {
+    let (a, b) = connection::<Cells>(1, 64);
+    let desk = desk(&a, PLACES);
+    let [slow, unused] = [0; 2].map(|_| open(&desk, 0, Wait::Never).unwrap());
+    let other = desk.clone();
+    let other = thread::spawn(move || other.unsend(unused));
+    let third = desk.clone();
+    let third = thread::spawn(move || {
+        begin(&third, 0);
+        reply(&b, &[slow]);
+    });
+    assert_eq!(end(&desk, slow, Wait::FOREVER), Ok(reply_to(slow)));
+    other.join().unwrap();
+    third.join().unwrap();
+}
+
+fn who_waits_for_a_place_in_vain_leaves_at_its_deadline() {
+    let (a, _b) = connection::<Cells>(1, 64);
+    let desk = desk(&a, 1);
+    open(&desk, 0, Wait::Never).unwrap();
+    a.clock().strike();
+    assert_eq!(open(&desk, 0, soon()), Err(Stop::Timeout));
+}
+
+fn who_waits_for_room_holds_up_no_reader() {
+    let (a, b) = connection::<Cells>(1, 64);
+    let desk = desk(&a, PLACES);
+    let id = begin(&desk, 0); // The ring is full.
+    reply(&b, &[id]);
+    let other = desk.clone();
+    let other = thread::spawn(move || begin(&other, 0));
+    assert_eq!(end(&desk, id, Wait::FOREVER), Ok(reply_to(id)));
+    let mut inb = receiver(&b);
+    let ids = [(); 2].map(|()| hear(&mut inb).unwrap().0);
+    assert_eq!(ids, [id, other.join().unwrap()]);
+}
+
+fn who_writes_an_upload_is_told_when_its_call_is_given_up() {
+    let (a, b) = connection::<Cells>(2, 64);
+    let desk = desk(&a, PLACES);
+    let id = open(&desk, 0, Wait::Never).unwrap();
+    let upload = open(&desk, UPLOAD, Wait::Never).unwrap();
+    assert_eq!(desk.books().table.spend(upload, cost(1)), Ok(true));
+    let writer = desk.clone();
+    let writer = thread::spawn(move || {
+        let spend =
+            |table: &mut Table| table.spend(upload, cost(1)).map_or(Some(false), |paid| paid.then_some(true));
+        assert_eq!(writer.wait(writer.signal_of(upload), Wait::FOREVER, spend), Ok(false));
+    });
+    let server = desk.clone();
+    let server = thread::spawn(move || {
+        server.abandon(upload);
+        // Whoever reads hears of it, and nobody else.
+        let mut out = sender(&b);
+        say(&mut out, upload, Head::new(Kind::Error, Status::Cancelled as u32), &[0; 4]);
+        writer.join().unwrap();
+        say(&mut out, id, Head::new(Kind::Reply, 0), &reply_to(id));
+    });
+    assert_eq!(end(&desk, id, Wait::FOREVER), Ok(reply_to(id)));
     server.join().unwrap();
 }
 

@@ -40,6 +40,11 @@ use named;
 
 /// All models, the quickest first.
 pub fn all() -> Vec<Named> {
+    [of_streams(), of_clients(), of_servers()].concat()
+}
+
+/// Those of the ring and the channel.
+fn of_streams() -> Vec<Named> {
     [
         lies::ALL,
         limits::ALL,
@@ -52,12 +57,18 @@ pub fn all() -> Vec<Named> {
         shared::ALL,
         long::ALL,
         time::ALL,
-        calls::ALL,
-        roles::ALL,
-        served::ALL,
-        streamed::ALL,
     ]
     .concat()
+}
+
+/// Those of a client's calls.
+pub fn of_clients() -> Vec<Named> {
+    [calls::ALL, roles::ALL].concat()
+}
+
+/// Those of a server's.
+pub fn of_servers() -> Vec<Named> {
+    [served::ALL, streamed::ALL].concat()
 }
 
 const MAX_MESSAGE: usize = 1 << 20;

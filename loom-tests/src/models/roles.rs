@@ -10,14 +10,19 @@ use super::super::code::ring::{Fate, bury, shut};
 use super::super::code::rpc::client::{Desk, Final, Parts, Stop, Table};
 use super::super::code::rpc::frame::send;
 use super::super::code::rpc::pieces::Cut;
-use super::super::code::rpc::wire::{Head, Kind, NOTIFY};
+use super::super::code::rpc::wire::{Head, Kind, MORE, NOTIFY};
 use super::super::code::{Ear, Ended, Inbound, NoPace, Outbound, Poster, Wait};
 use super::client::{PLACES, Shared, begin, desk, end, open, parts, reply, reply_to, soon, waits};
 use super::frames::{hear, say};
-use super::{MAX_MESSAGE, Named, named, receiver, sender};
+use super::{MAX_MESSAGE, Named, client, named, receiver, sender};
 use crate::machine::{Blind, Cells, LoomThreads, Model, RacyModel, Side, Words, connection};
 
 pub(super) const ALL: &[Named] = named![
+    a_glance_finds_a_reply_that_is_there,
+    a_caller_enters_what_is_anothers_and_takes_its_own,
+    a_caller_is_told_of_the_end,
+    what_a_liar_has_said_before_is_worth_nothing,
+    a_reply_that_is_lapped_is_no_reply,
     a_reader_that_always_finds_more_leaves_at_its_deadline,
     a_reader_that_unwinds_gives_the_reader_back,
     a_follower_that_was_too_late_passes_the_role_on,
@@ -26,7 +31,6 @@ pub(super) const ALL: &[Named] = named![
     who_is_too_late_leaves_the_other_its_reply,
     death_is_told_to_the_reader_and_to_who_stands_by,
     a_close_is_told_to_the_reader_and_to_who_stands_by,
-    a_reply_that_is_lapped_is_no_reply,
     two_threads_call_at_once,
 ];
 
@@ -157,6 +161,82 @@ fn death_is_told_to_the_reader_and_to_who_stands_by() {
 
 fn a_close_is_told_to_the_reader_and_to_who_stands_by() {
     both_are_told(Ended::Disconnected, |_, b| shut(&b.out, &b.into, Fate::Closed));
+}
+
+/// It glances before it sleeps.
+#[derive(Debug)]
+struct Glances;
+
+impl Pace for Glances {
+    fn active(&mut self) {}
+
+    fn glances(&mut self) -> u32 {
+        2
+    }
+
+    fn pass(&mut self, _until: Until, _look: impl Fn() -> bool) -> bool {
+        false
+    }
+
+    fn slept(&mut self) {}
+}
+
+/// A call whose reply has come, and all that came before it.
+fn at_once<P: Pace + Send>(desk: &Desk<Model, P, LoomThreads>, wait: Wait) -> Result<Vec<u8>, Stop> {
+    let mut buffer = Vec::new();
+    let call = desk.call_at_once(Head::new(Kind::Call, 7), [&[], &[]], &mut buffer, wait);
+    assert_eq!(call.unwrap().1?, Final::Reply);
+    Ok(buffer)
+}
+
+fn a_glance_finds_a_reply_that_is_there() {
+    let (a, b) = connection::<Cells>(1, 64);
+    let inbound = Inbound::new(a.into.clone(), Glances, 0, MAX_MESSAGE);
+    let outbound = Outbound::new(a.out.clone(), Glances, 0, MAX_MESSAGE);
+    let desk: Desk<Model, Glances, LoomThreads> = Desk::new(parts(&a, inbound, outbound, 1));
+    let server = thread::spawn(move || reply(&b, &[1]));
+    assert_eq!(at_once(&desk, Wait::FOREVER), Ok(reply_to(1)));
+    server.join().unwrap();
+}
+
+fn a_caller_enters_what_is_anothers_and_takes_its_own() {
+    let (a, b) = connection::<Cells>(4, 64);
+    let desk = desk(&a, PLACES);
+    let other = open(&desk, 0, Wait::Never).unwrap();
+    let own = other + 1;
+    let mut out = sender(&b);
+    say(&mut out, other, Head::new(Kind::Reply, 0), &reply_to(other));
+    say(&mut out, own, Head::new(Kind::Reply, 0).with(MORE), &[1]);
+    say(&mut out, own, Head { seq: 1, ..Head::new(Kind::Rest, 0) }, &[2]);
+    assert_eq!(at_once(&desk, Wait::FOREVER), Ok(vec![1, 2]));
+    assert_eq!(end(&desk, other, Wait::Never), Ok(reply_to(other)));
+    say(&mut out, other + 2, Head::new(Kind::Reply, 0), &[3]);
+    assert_eq!(at_once(&desk, Wait::FOREVER), Ok(vec![3]));
+    a.clock().strike();
+    assert_eq!(at_once(&desk, soon()), Err(Stop::Timeout));
+    assert_eq!(desk.books().table.in_flight(), 1);
+}
+
+fn a_caller_is_told_of_the_end() {
+    let (a, b) = connection::<Cells>(1, 64);
+    let desk = desk(&a, PLACES);
+    sender(&b).ring().close();
+    assert_eq!(at_once(&desk, Wait::FOREVER), Err(Stop::Ended(Ended::Disconnected)));
+    let unread = client::desk(&a, PLACES);
+    unread.end(Ended::Closed);
+    assert_eq!(unread.over(), Some(Ended::Closed));
+}
+
+fn what_a_liar_has_said_before_is_worth_nothing() {
+    let (a, b) = connection::<Cells>(2, 64);
+    let desk = desk(&a, PLACES);
+    let id = open(&desk, 0, Wait::Never).unwrap();
+    let mut out = sender(&b);
+    say(&mut out, id, Head::new(Kind::Reply, 0), &reply_to(id));
+    say(&mut out, id, Head::new(Kind::Reply, 0), &reply_to(id));
+    let violated = Err(Stop::Ended(Ended::ProtocolViolated));
+    assert_eq!(desk.wait(desk.pushed(), Wait::FOREVER, |table| table.next_push()), violated);
+    assert_eq!(end(&desk, id, Wait::Never).map(drop), Err(Stop::Ended(Ended::ProtocolViolated)));
 }
 
 fn a_reply_that_is_lapped_is_no_reply() {

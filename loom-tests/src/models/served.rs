@@ -10,11 +10,12 @@ use loom::sync::atomic::AtomicBool;
 use loom::thread;
 
 use super::super::code::rpc::server::{Body, Gone, Started, Upload};
-use super::super::code::rpc::wire::{Head, Kind, STREAM, Status};
+use super::super::code::rpc::wire::{Head, Kind, STREAM, Status, UPLOAD};
 use super::super::code::{Ended, Wait};
 use super::frames::say;
 use super::server::{
-    Client, FIRST, INLINE, Methods, POOLED, SECOND, attend, closed_hall, hall, kind, reply, runs, serve,
+    Client, FIRST, INLINE, Methods, POOLED, SECOND, Shared, attend, closed_hall, hall, kind, reply, runs,
+    serve,
 };
 use super::{Named, named};
 use crate::machine::{Cells, connection};
@@ -27,6 +28,10 @@ pub(super) const ALL: &[Named] = named![
     a_call_that_is_not_admitted_is_told,
     a_failure_is_told,
     what_a_worker_leaves_goes_out_when_there_is_room,
+    a_chunk_without_room_is_sent_later,
+    a_push_without_room_is_sent_later,
+    credit_without_room_is_sent_later,
+    an_inline_answer_without_room_is_sent_later,
     what_is_left_of_a_stream_is_not_overtaken,
     one_that_waits_for_room_hears_a_call,
     a_cancel_ends_a_call_that_it_overtook_or_not,
@@ -124,6 +129,48 @@ fn what_a_worker_leaves_goes_out_when_there_is_room() {
     });
 }
 
+/// The ring is full when the worker says what is left then, and nothing more.
+fn left_alone(kind_of_it: Kind, flags: u8, says: impl FnOnce(&Shared) + Send + 'static) {
+    let (a, b) = connection::<Cells>(1, 64);
+    let hall = hall(&b);
+    runs(&hall, FIRST, flags);
+    runs(&hall, SECOND, 0);
+    reply(&hall, SECOND);
+    let worker = hall.clone();
+    serve(&hall, (a, b), &mut Methods::default(), move |client| {
+        says(&worker);
+        let kinds = [client.hears(), client.hears()].map(|frame| kind(&frame));
+        assert_eq!(kinds, [Kind::Reply, kind_of_it]);
+    });
+}
+
+fn a_chunk_without_room_is_sent_later() {
+    left_alone(Kind::Chunk, STREAM, |hall| assert_eq!(hall.write_chunk(FIRST, &[1], None), Ok(())));
+}
+
+fn a_push_without_room_is_sent_later() {
+    left_alone(Kind::Push, 0, |hall| assert_eq!(hall.push(&[1], Wait::Never), Ok(())));
+}
+
+fn credit_without_room_is_sent_later() {
+    left_alone(Kind::Credit, UPLOAD, |hall| {
+        let chunk = Head { seq: 1, ..Head::new(Kind::Chunk, 0) };
+        hall.with(|table| table.take(FIRST, chunk, 0, |_| (), |_, _| Ok(()))).unwrap();
+        assert_eq!(hall.next_chunk(FIRST, None), Ok(Upload::Chunk(vec![])));
+    });
+}
+
+fn an_inline_answer_without_room_is_sent_later() {
+    let (a, b) = connection::<Cells>(1, 64);
+    let hall = hall(&b);
+    runs(&hall, FIRST, 0);
+    reply(&hall, FIRST);
+    serve(&hall, (a, b), &mut Methods::default(), |client| {
+        client.calls(SECOND, INLINE);
+        assert_eq!([client.hears(), client.hears()].map(|(id, ..)| id), [FIRST, SECOND]);
+    });
+}
+
 fn what_is_left_of_a_stream_is_not_overtaken() {
     let (a, b) = connection::<Cells>(1, 64);
     let hall = hall(&b);
@@ -180,6 +227,7 @@ fn a_call_that_is_cancelled_has_one_end() {
         client.calls(FIRST + 2, INLINE);
         assert_eq!(client.hears(), (FIRST + 2, Head::new(Kind::Reply, 0), vec![7]));
     });
+    assert_eq!(hall.answered(), 2);
 }
 
 fn a_cancel_and_an_answer_are_one_end() {

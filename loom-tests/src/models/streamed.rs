@@ -9,7 +9,7 @@ use super::super::code::ring::{Fate, bury};
 use super::super::code::rpc::server::{Body, Gone, Upload};
 use super::super::code::rpc::wire::{Head, Kind, STREAM, UPLOAD, cost};
 use super::super::code::{Ended, Wait};
-use super::server::{FIRST, Methods, SECOND, Shared, attend, hall, kind, reply, runs, serve};
+use super::server::{Client, FIRST, Methods, SECOND, Shared, attend, hall, kind, reply, runs, serve};
 use super::{Named, named};
 use crate::machine::{Cells, connection};
 
@@ -21,6 +21,7 @@ pub(super) const ALL: &[Named] = named![
     the_end_of_a_connection_reaches_all_who_wait,
     one_that_is_asked_to_leave_looks_up,
     one_that_is_asked_to_leave_does_when_the_last_call_is_over,
+    one_that_is_asked_to_leave_says_first_what_is_left,
 ];
 
 /// A stream whose window is full.
@@ -34,7 +35,11 @@ fn a_cancel_reaches_a_stream_that_waits_for_its_window() {
     let hall = hall(&b);
     full_stream(&hall);
     let worker = hall.clone();
-    let worker = thread::spawn(move || worker.write_chunk(FIRST, &[2], None));
+    let worker = thread::spawn(move || {
+        let written = worker.write_chunk(FIRST, &[2], None);
+        assert!(worker.is_cancelled(FIRST));
+        written
+    });
     serve(&hall, (a, b), &mut Methods::default(), |client| {
         client.cancels(FIRST);
         assert_eq!(worker.join().unwrap(), Err(Gone::Cancelled));
@@ -51,7 +56,8 @@ fn credit_reaches_a_stream_that_waits_for_it() {
     serve(&hall, (a, b), &mut Methods::default(), |client| {
         assert_eq!(client.hears().2, [1]);
         client.says(FIRST, Head::new(Kind::Credit, cost(1)));
-        assert_eq!(client.hears().2, [2]);
+        let (_, head, body) = client.hears();
+        assert_eq!((head.seq, &*body), (1, &[2][..]));
     });
     assert_eq!(worker.join().unwrap(), Ok(()));
 }
@@ -140,4 +146,20 @@ fn one_that_is_asked_to_leave_does_when_the_last_call_is_over() {
     assert_eq!(attend(&hall, &b, &mut methods), Ended::Closed);
     asks.join().unwrap();
     worker.join().unwrap();
+}
+
+fn one_that_is_asked_to_leave_says_first_what_is_left() {
+    let (a, b) = connection::<Cells>(1, 64);
+    let hall = hall(&b);
+    runs(&hall, FIRST, 0);
+    reply(&hall, FIRST);
+    assert_eq!(hall.push(&[1], Wait::Never), Ok(()));
+    let over = Some(Arc::new(AtomicBool::new(true)));
+    let mut methods = Methods { over, hall: Some(hall.clone()), ..Methods::default() };
+    let client = thread::spawn(move || {
+        let mut client = Client::new(&a);
+        assert_eq!([client.hears(), client.hears()].map(|frame| kind(&frame)), [Kind::Reply, Kind::Push]);
+    });
+    assert_eq!(attend(&hall, &b, &mut methods), Ended::Closed);
+    client.join().unwrap();
 }

@@ -7,7 +7,7 @@ use libtest_mimic::Failed;
 use loom_tests::weakened::code::SOURCES;
 
 /// Files that name the machine's orderings and are none of the protocol.
-const OTHERS: [(&str, &str); 10] = [
+const OTHERS: [(&str, &str); 11] = [
     ("mem.rs", "names the orderings"),
     ("mem/heap.rs", "is a machine; the models have their own"),
     ("sys/mapping.rs", "is a machine; the models have their own"),
@@ -18,10 +18,11 @@ const OTHERS: [(&str, &str); 10] = [
     ("sys/testing.rs", "ends children of tests by a clock"),
     ("establish/child.rs", "a token that is taken once; no page of a connection"),
     ("listener.rs", "a listener that is closed; no page of a connection"),
+    ("rpc/server/service.rs", "nudges when a server drains, as the models of `streamed.rs` do"),
 ];
 
 /// Orderings, of the ring's machine or any other, and steps that sleep and wake.
-const ORDERINGS: [&str; 14] = [
+const ORDERINGS: [&str; 15] = [
     "Load::Acquire",
     "Store::Release",
     "Ordering::Acquire",
@@ -36,6 +37,7 @@ const ORDERINGS: [&str; 14] = [
     "take_flag(",
     "store_flag(",
     "settle(Fate",
+    ".nudge()",
 ];
 
 /// Fails for each file that has an ordering, and is neither copied nor known to be another.

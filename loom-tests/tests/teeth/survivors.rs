@@ -25,6 +25,31 @@ const SURVIVORS: &[Row] = &[
     ("channel/mod.rs", "may_wait_on", "never tries > 0", PATIENCE),
     ("channel/mod.rs", "may_wait_on", "always tries > PLAYED", PATIENCE),
     ("channel/mod.rs", "may_wait_on", "never tries > PLAYED", PATIENCE),
+    ("rpc/client/desk.rs", "call_at_once", "never seat.books().over.is_some()", LATER),
+    ("rpc/client/seat.rs", "is_whole", "never frame.id == self.id", QUICKER),
+    ("rpc/client/seat.rs", "is_whole", "never frame.head == reply", QUICKER),
+    ("rpc/client/seat.rs", "write", "left out (2)", NO_ROOM),
+    ("rpc/client/seat.rs", "read", "never own.is_some()", QUICKER),
+    ("rpc/client/seat.rs", "read", "never books.waiters == 0", QUICKER),
+    ("rpc/client/seat.rs", "take_own", "left out (2)", LATER),
+    ("rpc/client/seat.rs", "take_own", "left out (3)", LATER),
+    ("rpc/client/seat.rs", "enter", "left out (4)", LATER),
+    ("rpc/client/seat.rs", "seek", "left out (4)", NAPS_OF_CALLS),
+    ("rpc/client/seat.rs", "stand_by", "left out (4)", QUICKER),
+    ("rpc/client/seat.rs", "stand_by", "left out (5)", QUICKER),
+    ("rpc/server/attendant.rs", "attend", "left out", NAPS_OF_CALLS),
+    ("rpc/server/attendant.rs", "attend", "left out (2)", NAPS_OF_CALLS),
+    ("rpc/server/attendant.rs", "round", "left out", QUICKER),
+    ("rpc/server/attendant.rs", "in_place", "never hall.is_called_off(id)", CALLED_OFF),
+    ("rpc/server/attendant.rs", "flush", "never post.out.ring().next() != before", QUICKER),
+    ("rpc/server/hall.rs", "finish", "never post.over.is_some()", LATER),
+    ("rpc/server/hall.rs", "finish", "never self.is_called_off(id)", CALLED_OFF),
+    ("rpc/server/hall.rs", "answer_whole", "left out (2)", ANSWERED),
+    ("rpc/server/hall.rs", "write_chunk", "never self.is_called_off(id)", OBEYED),
+    ("rpc/server/hall.rs", "next_chunk", "never self.is_called_off(id)", OBEYED),
+    ("rpc/server/post.rs", "answer_now", "never self.table.is_idle()", QUICKER),
+    ("rpc/server/post.rs", "answer_now", "never reply.len() <= self.piece", QUICKER),
+    ("rpc/server/post.rs", "say", "never bytes.len() > self.piece", QUICKER),
 ];
 
 const AGAIN: &str = "the memory judges every copy again, with the same end: two bounds stand here";
@@ -36,6 +61,15 @@ const EARLY: &str =
     "leaves early once the end is known: a send that has room may be in time or not, and waits for none";
 const MEMORY: &str = "costs memory that could be used again, or one more copy: the bytes are the same";
 const LOOKS: &str = "loads a head more often than needed, and finds the same";
+
+const LATER: &str = "the end is found by the next step as well, and nothing is sent or received before it";
+const QUICKER: &str = "a shorter way to the same: the longer one is taken";
+const NO_ROOM: &str = "its time is over, so that the send behind it waits for nothing";
+const NAPS_OF_CALLS: &str =
+    "counts looks in vain, to nap: bounds the CPU that a liar can cost, as tests/naps.rs does";
+const CALLED_OFF: &str = "nobody waits for the answer: one end is as good as another, and there is but one";
+const OBEYED: &str = "the attendant ends the call in the table, and that is asked next";
+const ANSWERED: &str = "its answer is sent, or the first in its outbox: what else comes for it is a liar's";
 
 /// Why a mutant may survive.
 pub(crate) fn why(mutant: &Mutant) -> Option<&'static str> {

@@ -89,7 +89,6 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Hall<M, P, T> {
     pub fn open<R>(&self, answer: impl FnOnce(&mut Outbound<M, P>) -> R) -> R {
         let mut post = self.post.lock();
         post.open = true;
-        self.left.set(true);
         answer(&mut post.out)
     }
 
