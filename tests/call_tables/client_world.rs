@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::common::Watchdog;
+use crate::{Came, Plays, explore};
 use narrows::internal::rpc::client::{Change, Final, Table};
 use narrows::internal::rpc::wire::{Head, Kind, MORE, NOTIFY, STREAM, Status, UPLOAD, cost};
 
@@ -74,30 +75,13 @@ struct World {
     push_left: u32,
 }
 
-/// What came of an event.
-#[derive(PartialEq)]
-enum Came {
-    On,
-    /// The connection is over.
-    Over,
-    /// It cannot happen now.
-    Never,
-}
+impl Plays for World {
+    type Event = Event;
 
-impl World {
     fn new(places: usize) -> Self {
         let table = Table::new(places, MAX, STREAM_WINDOW, WINDOW);
         let (calls, places) = (BTreeMap::new(), places as u64);
         Self { table, places, calls, used: 0, stale: None, pushes: 0, push_seq: 0, push_left: WINDOW }
-    }
-
-    fn live(&self) -> u64 {
-        self.calls.values().filter(|call| call.live).count() as u64
-    }
-
-    fn id(&self, at: usize) -> Option<u64> {
-        // A call that was given up stays, and gets frames, until its last has come.
-        self.calls.keys().copied().nth(at)
     }
 
     fn act(&mut self, event: Event) -> Came {
@@ -126,6 +110,17 @@ impl World {
             assert_eq!(self.table.has_room(), self.live() < self.places);
         }
         came
+    }
+}
+
+impl World {
+    fn live(&self) -> u64 {
+        self.calls.values().filter(|call| call.live).count() as u64
+    }
+
+    fn id(&self, at: usize) -> Option<u64> {
+        // A call that was given up stays, and gets frames, until its last has come.
+        self.calls.keys().copied().nth(at)
     }
 
     fn open(&mut self, flags: u8) -> Came {
@@ -291,31 +286,12 @@ impl Call {
     }
 }
 
-/// Plays a sequence, and every one that begins with it; how many there are.
-fn explore(places: usize, events: &[Event], prefix: &mut Vec<Event>, depth: usize) -> u64 {
-    let mut played = 0;
-    for &event in events {
-        let mut world = World::new(places);
-        for event in prefix.iter().copied() {
-            let _came = world.act(event);
-        }
-        let came = world.act(event);
-        played += u64::from(came != Came::Never);
-        if came == Came::On && depth > 1 {
-            prefix.push(event);
-            played += explore(places, events, prefix, depth - 1);
-            prefix.pop();
-        }
-    }
-    played
-}
-
 #[test]
 fn every_short_life_of_a_clients_places() {
     let _watch = Watchdog::new("a client's places");
     let events = events();
     for (places, depth, least) in [(1, 7, 200_000), (2, 6, 200_000)] {
-        let played = explore(places, &events, &mut Vec::new(), depth);
+        let played = explore::<World>(places, &events, depth);
         println!("{played} lives of {places} places");
         assert!(played > least, "{played}");
     }

@@ -27,6 +27,53 @@ use narrows::internal::{Ear, Inbound, NoPace, Outbound, Poster, RealThreads, Vio
 
 type Mem = Arc<Heap>;
 
+/// What came of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Came {
+    On,
+    /// The connection is over.
+    Over,
+    /// It cannot happen now.
+    Never,
+}
+
+/// A world, and what one would note of it on paper.
+trait Plays {
+    type Event: Copy;
+
+    fn new(places: usize) -> Self;
+
+    /// Lets it happen, in both, and compares.
+    fn act(&mut self, event: Self::Event) -> Came;
+
+    /// What is under way comes to its end.
+    fn end(&mut self) {}
+}
+
+/// Plays every sequence of so many events; how many there are, with the shorter ones.
+fn explore<W: Plays>(places: usize, events: &[W::Event], depth: usize) -> u64 {
+    fn from<W: Plays>(places: usize, events: &[W::Event], prefix: &mut Vec<W::Event>, depth: usize) -> u64 {
+        let mut played = 0;
+        for &event in events {
+            let mut world = W::new(places);
+            prefix.iter().for_each(|&event| assert!(world.act(event) == Came::On));
+            match world.act(event) {
+                Came::Never => continue,
+                Came::On if depth > 1 => {
+                    prefix.push(event);
+                    played += from::<W>(places, events, prefix, depth - 1);
+                    prefix.pop();
+                }
+                Came::On => world.end(),
+                Came::Over => {}
+            }
+            played += 1;
+        }
+        played
+    }
+    from::<W>(places, events, &mut Vec::new(), depth)
+}
+
 fn ring(slots: usize, places: usize) -> Mem {
     Arc::new(Heap::new(slots, 128, places))
 }

@@ -6,18 +6,21 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::common::Watchdog;
-use crate::{Mem, hall, inbound, outbound, ring};
+use crate::{Came, Mem, Plays, explore, hall, inbound, outbound, ring};
 use narrows::internal::rpc::frame::{Frame, send};
 use narrows::internal::rpc::server::{Attendant, Body, Failure, Given, Gone, Hall, Service, Started, Upload};
-use narrows::internal::rpc::wire::{Head, Kind, MORE, STREAM, Status, UPLOAD, cost};
+use narrows::internal::rpc::wire::{CHUNK_COST, Head, Kind, MORE, STREAM, Status, UPLOAD};
 use narrows::internal::{Inbound, NoPace, Outbound, Poster, RealThreads, Wait};
+
+/// What a chunk of one byte costs.
+const PRICE: u32 = CHUNK_COST + 1;
 
 const REFUSED: u32 = 1;
 const INLINE: u32 = 2;
 const POOLED: u32 = 3;
 
 /// What may happen, in which place.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 enum Event {
     Call(usize, u32, u8),
     /// Of the call that is there: once more, one before it, one behind it, a sequence that is ahead.
@@ -104,23 +107,12 @@ struct World {
     wire: Option<(u64, Kind, u16)>,
     control: Vec<u64>,
     turns: VecDeque<usize>,
-    past: Option<Instant>,
 }
 
-const PRICE: u32 = 65;
+impl Plays for World {
+    type Event = Event;
 
-#[derive(PartialEq)]
-enum Came {
-    On,
-    /// The connection is over.
-    Over,
-    /// It cannot happen now.
-    Never,
-}
-
-impl World {
     fn new(count: usize) -> Self {
-        assert_eq!(cost(1), PRICE);
         let (up, down) = (ring(4, count), ring(1, count));
         let hall = hall(&up, &down, count);
         let mut places: Vec<_> = (0..count).map(|at| Place { id: at as u64, ..Place::default() }).collect();
@@ -135,7 +127,6 @@ impl World {
             wire: None,
             control: Vec::new(),
             turns: VecDeque::new(),
-            past: Some(Instant::now()),
         }
     }
 
@@ -153,8 +144,7 @@ impl World {
             Event::Gap(at) => self.known(at, Kind::Chunk, 1),
             Event::Frame(at, kind) => self.known(at, kind, 0),
             Event::PushCredit => {
-                let last = self.places.len() - 1;
-                let legal = self.grant(last);
+                let legal = self.grant(self.places.len() - 1);
                 self.frame(0, Head::new(Kind::Credit, PRICE), 0, legal)
             }
             Event::Cancel(at) => self.cancel(at),
@@ -174,6 +164,12 @@ impl World {
         came
     }
 
+    fn end(&mut self) {
+        while self.act(Event::Drain) == Came::On {}
+    }
+}
+
+impl World {
     fn count(&self) -> u64 {
         self.places.len() as u64 - 1
     }
@@ -190,7 +186,7 @@ impl World {
     }
 
     fn call(&mut self, at: usize, method: u32, flags: u8) -> Came {
-        let (id, count) = (self.places[at].id + self.count(), self.count());
+        let id = self.places[at].id + self.count();
         let legal = self.places[at].phase == Phase::Idle;
         if legal {
             let phase = if flags & MORE != 0 { Phase::Receiving } else { Phase::Running };
@@ -202,7 +198,6 @@ impl World {
                 _ => {}
             }
         }
-        assert!(id >= count);
         self.frame(id, Head::new(Kind::Call, method).with(flags), 1, legal)
     }
 
@@ -263,10 +258,9 @@ impl World {
 
     fn put_on_wire(&mut self, at: usize, kind: Kind) {
         let place = &mut self.places[at];
-        let id = if at as u64 + 1 == self.hall.places() as u64 + 1 { 0 } else { place.id };
         let seq = if kind.counted() { place.said } else { 0 };
         place.said += u16::from(kind.counted());
-        self.wire = Some((id, kind, seq));
+        self.wire = Some((place.id, kind, seq));
         if !matches!(kind, Kind::Chunk | Kind::Push | Kind::Credit) {
             (place.phase, place.chunks) = (Phase::Idle, 0);
         }
@@ -323,10 +317,10 @@ impl World {
         if !open {
             return Came::Never;
         }
-        let (id, room) = (place.id, place.credit >= PRICE);
+        let room = place.credit >= PRICE;
         let said = match kind {
             Kind::Push => self.hall.push(&[5], Wait::Never),
-            _ => self.hall.write_chunk(id, &[5], self.past),
+            _ => self.hall.write_chunk(place.id, &[5], Some(Instant::now())),
         };
         assert_eq!(said, if room { Ok(()) } else { Err(Gone::Timeout) });
         if !room {
@@ -343,7 +337,7 @@ impl World {
             return Came::Never;
         }
         let id = place.id;
-        let read = self.hall.next_chunk(id, self.past);
+        let read = self.hall.next_chunk(id, Some(Instant::now()));
         if place.chunks == 0 {
             assert_eq!(read, if place.ended { Ok(Upload::End) } else { Err(Gone::Timeout) });
             return Came::Never;
@@ -374,9 +368,8 @@ impl World {
     }
 
     fn fail(&mut self, at: usize) -> Came {
-        let (id, runs) = (self.places[at].id, self.places[at].phase == Phase::Running);
-        self.hall.fail(id, &(Status::Failed, 0, String::new()));
-        if !runs {
+        self.hall.fail(self.places[at].id, &(Status::Failed, 0, String::new()));
+        if self.places[at].phase != Phase::Running {
             return Came::Never;
         }
         self.leave(at, Kind::Error);
@@ -394,32 +387,11 @@ impl World {
     }
 }
 
-/// Plays a sequence, and every one that begins with it; how many there are.
-fn explore(places: usize, events: &[Event], prefix: &mut Vec<Event>, depth: usize) -> u64 {
-    let mut played = 0;
-    for &event in events {
-        let mut world = World::new(places);
-        for event in prefix.iter().copied() {
-            let _came = world.act(event);
-        }
-        prefix.push(event);
-        let came = world.act(event);
-        played += u64::from(came != Came::Never);
-        if came == Came::On && depth > 1 {
-            played += explore(places, events, prefix, depth - 1);
-        } else if came == Came::On {
-            while world.act(Event::Drain) == Came::On {}
-        }
-        prefix.pop();
-    }
-    played
-}
-
 #[test]
 fn every_short_life_of_a_servers_places() {
     let _watch = Watchdog::new("a server's places");
     for (places, depth, least) in [(1, 5, 5_000), (2, 4, 5_000)] {
-        let played = explore(places, &events(places), &mut Vec::new(), depth);
+        let played = explore::<World>(places, &events(places), depth);
         println!("{played} lives of {places} places");
         assert!(played > least, "{played}");
     }
