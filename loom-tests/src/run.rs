@@ -37,7 +37,7 @@ pub fn check_mine(models: &[(&str, fn())], preemptions: Preemptions) -> bool {
 fn check(body: fn(), preemptions: Preemptions) -> u64 {
     static EXECUTIONS: AtomicU64 = AtomicU64::new(0);
     let mut builder = loom::model::Builder::new();
-    builder.max_branches = 20_000;
+    builder.max_branches = 4_000;
     builder.preemption_bound = preemptions;
     builder.check(move || {
         EXECUTIONS.fetch_add(1, Ordering::Relaxed);

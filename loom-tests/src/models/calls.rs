@@ -15,21 +15,22 @@ use crate::machine::{Cells, connection};
 
 pub(super) const ALL: &[Named] = named![
     a_call_that_finds_no_room_sends_nothing,
-    a_late_reply_is_dropped_and_its_place_is_free,
+    an_old_cancel_hides_no_newer_one,
+    who_waits_for_a_place_in_vain_leaves_at_its_deadline,
+    what_is_over_is_not_sent_on,
     who_reads_while_it_waits_for_a_place_is_told_of_one,
     who_reads_while_it_waits_for_a_place_gets_one_that_was_given_up,
+    long_items_are_sent_a_piece_each_in_turn,
+    a_reply_that_nobody_takes_gives_its_place_to_who_stands_by,
     who_reads_while_it_waits_for_a_place_gets_one_that_was_not_used,
+    who_waits_for_room_holds_up_no_reader,
+    a_place_that_was_not_used_goes_to_who_stands_by,
+    a_late_reply_is_dropped_and_its_place_is_free,
     who_stands_by_for_a_place_gets_one_that_a_reply_frees,
     a_late_reply_gives_its_place_to_who_stands_by,
-    a_reply_that_nobody_takes_gives_its_place_to_who_stands_by,
-    a_place_that_was_not_used_goes_to_who_stands_by,
-    who_waits_for_a_place_in_vain_leaves_at_its_deadline,
-    who_waits_for_room_holds_up_no_reader,
-    who_writes_an_upload_is_told_when_its_call_is_given_up,
     credit_that_another_reads_lets_a_writer_go_on,
-    long_items_are_sent_a_piece_each_in_turn,
+    who_writes_an_upload_is_told_when_its_call_is_given_up,
     who_is_too_late_to_send_lets_the_next_one_send,
-    what_is_over_is_not_sent_on,
 ];
 
 fn a_call_that_finds_no_room_sends_nothing() {
@@ -50,6 +51,21 @@ fn a_call_that_finds_no_room_sends_nothing() {
     assert!(desk.call_at_once(head, [&[1], &[]], &mut buffer, Wait::FOREVER).is_none(), "no place is free");
     desk.unsend(third);
     assert_eq!(desk.books().table.in_flight(), 1);
+}
+
+fn an_old_cancel_hides_no_newer_one() {
+    let (a, b) = connection::<Cells>(1, 64);
+    let desk = desk(&a, 1);
+    let [old, new] = [0; 2].map(|_| {
+        let id = open(&desk, 0, Wait::Never).unwrap();
+        desk.unsend(id); // Its place goes to the next.
+        id
+    });
+    let other = desk.clone();
+    let other = thread::spawn(move || other.cancel(old));
+    desk.cancel(new);
+    other.join().unwrap();
+    assert_eq!(Ear::new(b.into).urgent(0), new);
 }
 
 fn a_late_reply_is_dropped_and_its_place_is_free() {

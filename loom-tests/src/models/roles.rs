@@ -18,19 +18,19 @@ use super::{MAX_MESSAGE, Named, client, named, receiver, sender};
 use crate::machine::{Blind, Cells, LoomThreads, Model, RacyModel, Side, Words, connection};
 
 pub(super) const ALL: &[Named] = named![
-    a_glance_finds_a_reply_that_is_there,
     a_caller_enters_what_is_anothers_and_takes_its_own,
     a_caller_is_told_of_the_end,
     what_a_liar_has_said_before_is_worth_nothing,
-    a_reply_that_is_lapped_is_no_reply,
     a_reader_that_always_finds_more_leaves_at_its_deadline,
     a_reader_that_unwinds_gives_the_reader_back,
     a_follower_that_was_too_late_passes_the_role_on,
-    who_waits_for_a_push_and_who_waits_for_a_reply_both_get_it,
-    two_callers_get_their_own_replies,
-    who_is_too_late_leaves_the_other_its_reply,
-    death_is_told_to_the_reader_and_to_who_stands_by,
+    a_glance_finds_a_reply_that_is_there,
     a_close_is_told_to_the_reader_and_to_who_stands_by,
+    death_is_told_to_the_reader_and_to_who_stands_by,
+    a_reply_that_is_lapped_is_no_reply,
+    two_callers_get_their_own_replies,
+    who_waits_for_a_push_and_who_waits_for_a_reply_both_get_it,
+    who_is_too_late_leaves_the_other_its_reply,
     two_threads_call_at_once,
 ];
 

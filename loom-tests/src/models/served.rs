@@ -23,20 +23,20 @@ use crate::machine::{Cells, connection};
 pub(super) const ALL: &[Named] = named![
     a_long_answer_goes_out_in_pieces_and_lets_others_pass,
     a_chunk_that_is_too_late_is_not_sent,
-    what_is_pushed_before_the_greeting_comes_behind_it,
     two_workers_answer_at_once,
-    a_call_that_is_not_admitted_is_told,
+    what_is_pushed_before_the_greeting_comes_behind_it,
     a_failure_is_told,
+    a_call_that_is_not_admitted_is_told,
     what_a_worker_leaves_goes_out_when_there_is_room,
     a_chunk_without_room_is_sent_later,
     a_push_without_room_is_sent_later,
     credit_without_room_is_sent_later,
     an_inline_answer_without_room_is_sent_later,
-    what_is_left_of_a_stream_is_not_overtaken,
-    one_that_waits_for_room_hears_a_call,
     a_cancel_ends_a_call_that_it_overtook_or_not,
     a_call_that_is_cancelled_has_one_end,
+    one_that_waits_for_room_hears_a_call,
     a_cancel_and_an_answer_are_one_end,
+    what_is_left_of_a_stream_is_not_overtaken,
 ];
 
 fn both(act: impl Fn(u64)) {

@@ -14,14 +14,14 @@ use super::{Named, named};
 use crate::machine::{Cells, connection};
 
 pub(super) const ALL: &[Named] = named![
-    a_cancel_reaches_a_stream_that_waits_for_its_window,
+    one_that_is_asked_to_leave_looks_up,
+    one_that_is_asked_to_leave_says_first_what_is_left,
+    the_end_of_a_connection_reaches_all_who_wait,
+    one_that_is_asked_to_leave_does_when_the_last_call_is_over,
     credit_reaches_a_stream_that_waits_for_it,
     credit_reaches_a_push_that_waits_for_it,
+    a_cancel_reaches_a_stream_that_waits_for_its_window,
     an_upload_reaches_who_waits_for_it,
-    the_end_of_a_connection_reaches_all_who_wait,
-    one_that_is_asked_to_leave_looks_up,
-    one_that_is_asked_to_leave_does_when_the_last_call_is_over,
-    one_that_is_asked_to_leave_says_first_what_is_left,
 ];
 
 /// A stream whose window is full.
