@@ -223,6 +223,7 @@ impl Kind {
         matches!(self, Self::Inline | Self::Whole | Self::First)
     }
 
+    #[inline]
     fn code(self) -> u64 {
         match self {
             Self::Inline => 1,
@@ -256,6 +257,13 @@ impl Control {
     pub fn encode(self) -> u64 {
         let abort = if self.abort { ABORT } else { 0 };
         u64::from(self.len) << 32 | (u64::from(self.place) % PLACES) << 6 | abort | self.kind.code()
+    }
+
+    /// The length, if it is that of a whole message in its slot of at most `longest` bytes, which abandons nothing.
+    #[inline(always)]
+    pub fn short(word: u64, longest: usize) -> Option<usize> {
+        let len = usize::try_from(word >> 32).unwrap_or(usize::MAX);
+        (word & 0xFFFF_FFFF == Kind::Inline.code() && len <= longest).then_some(len)
     }
 
     /// Unpacks and judges it: what it describes lies in an arena of `arena` bytes.

@@ -180,6 +180,15 @@ pub enum Woke {
 /// Every method may be called at any time with any argument. What a load returns may be anything
 /// at all if the peer lies; what a store reaches is only ever the word that it names.
 pub trait Memory {
+    /// The same memory for a few steps on end: a form whose addresses stay in registers.
+    #[inline(always)]
+    fn near(&self) -> impl Memory
+    where
+        Self: Sized,
+    {
+        self
+    }
+
     /// Slots in the index, a power of two from 1 up. A private copy: it never changes.
     fn slots(&self) -> u64;
 
@@ -258,7 +267,7 @@ macro_rules! forward_memory {
         $($crate::mem::forward_memory! { @$method ($this $to) })+
     };
     (@fn ($this:ident $to:expr) $method:ident($($name:ident: $of:ty),*) $(-> $result:ty)?) => {
-        #[inline]
+        #[inline(always)]
         fn $method(&$this $(, $name: $of)*) $(-> $result)? {
             $to.$method($($name),*)
         }
@@ -335,6 +344,19 @@ macro_rules! forward_memory {
 }
 #[doc(hidden)]
 pub use forward_memory;
+
+impl<M: Memory> Memory for &M {
+    forward_memory! {
+        self => (**self);
+        slots, arena, load_slot, store_slot, load, store, settle, load_flag, store_flag, take_flag, fence,
+        copy_in, copy_out, wait, doze, wake, expired,
+    }
+
+    #[cfg(feature = "testing")]
+    fn checked(&self, flag: Flag, upto: u64) {
+        (**self).checked(flag, upto)
+    }
+}
 
 impl<M: Memory> Memory for Arc<M> {
     forward_memory! {

@@ -108,7 +108,7 @@ fn abandon(slots: usize, arena: usize, pieces: u64, drained: bool, next: usize) 
             assert_eq!(short, Err(RecvFault::BufferTooSmall(next)), "it carried the abort and is kept");
             let mut buffer = Vec::new();
             let came = inb.recv_into(&mut buffer, Wait::FOREVER).expect("comes");
-            assert_eq!((came.tag(), came.len()), (77, next));
+            assert_eq!((came.tag, came.len), (77, next));
             assert_eq!(buffer, message);
         });
     }
@@ -146,7 +146,7 @@ fn a_deadline_in_the_middle_loses_nothing_for_the_receiver() {
                 }
                 turns += 1;
             };
-            assert_eq!((came.len(), came.tag()), (message.len(), 4));
+            assert_eq!((came.len, came.tag), (message.len(), 4));
             assert_eq!(buffer, message);
         });
     }

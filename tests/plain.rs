@@ -96,7 +96,7 @@ fn payload_is_ordered_by_the_ring_alone() {
         });
         let mut buffer = Vec::new();
         for seed in 0..3000 {
-            assert_eq!(inb.recv_into(&mut buffer, Wait::FOREVER).expect("comes").tag(), seed);
+            assert_eq!(inb.recv_into(&mut buffer, Wait::FOREVER).expect("comes").tag, seed);
             check(seed, len(seed), &buffer);
         }
         sender.join().expect("ends");

@@ -46,7 +46,7 @@ fn flow(slots: usize, arena: usize, first: u64) -> u64 {
         loop {
             match inb.recv_into(&mut buffer, Wait::FOREVER) {
                 Ok(message) => {
-                    assert_eq!(message.tag(), received);
+                    assert_eq!(message.tag, received);
                     check(received, SIZES[usize::try_from(received).expect("few")], &buffer);
                     received += 1;
                 }

@@ -40,6 +40,7 @@ const MODULES: [(&str, &[(&str, &str)]); 4] = [
     (
         "channel",
         &[
+            ("at_once", "channel/at_once.rs"),
             ("ear", "channel/ear.rs"),
             ("inbound", "channel/inbound.rs"),
             ("incoming", "channel/incoming.rs"),
@@ -102,7 +103,7 @@ const EXPORTS: [(&str, &str); 3] = [
         pub use narrows::internal::{Latch, Monitor, Pace, Threads, Wait, in_turn};
         pub use super::ring::{Poster, Wanted};
         pub use ear::Ear;
-        pub use inbound::{Inbound, Incoming, RecvFault};
+        pub use inbound::{Inbound, Incoming, RecvFault, Received};
         pub use outbound::{Outbound, SendFault};
         use super::mem::{Memory, Until};
         ",

@@ -3,8 +3,8 @@
 use std::io::IoSlice;
 use std::time::{Duration, Instant};
 
+use super::manner::{Blocking, Manner, Timing, Trying};
 use super::outbound::{Gather, SendFault};
-use super::sender::{Failed, blocking, timing, trying};
 use super::{Sender, Wait};
 use crate::error::{Ended, SendError, SendTimeoutError, TrySendError};
 use crate::ring::Cursor;
@@ -71,12 +71,12 @@ impl<'a> Batch<'a> {
         self.sender.out().check().map_err(SendError::from)
     }
 
-    fn push_one(&mut self, message: &[u8], wait: Wait) -> Result<(), Failed> {
-        self.push_with_tag(message, 0, wait)
+    fn push_one<H: Manner>(&mut self, message: &[u8], how: H) -> Result<(), H::Send> {
+        self.push_with_tag(message, 0, how)
     }
 
-    fn push_with_tag(&mut self, message: &[u8], tag: u64, wait: Wait) -> Result<(), Failed> {
-        let fail = |fault| (fault, message.len());
+    fn push_with_tag<H: Manner>(&mut self, message: &[u8], tag: u64, how: H) -> Result<(), H::Send> {
+        let fail = |fault| H::send_error((fault, message.len()));
         self.sender.enter().map_err(fail)?;
         self.sender.out().check().map_err(|ended| fail(ended.into()))?;
         let max = self.sender.max_in_place();
@@ -85,7 +85,7 @@ impl<'a> Batch<'a> {
             false => Err(SendFault::Full),
         };
         match self.sender.settle(staged) {
-            Err(SendFault::Full) => self.send_alone(message, tag, wait),
+            Err(SendFault::Full) => self.send_alone(message, tag, how),
             staged => staged.map_err(fail),
         }
     }
@@ -103,9 +103,9 @@ impl<'a> Batch<'a> {
     }
 
     /// What has no room beside what is staged goes by itself, behind it.
-    fn send_alone(&mut self, message: &[u8], tag: u64, wait: Wait) -> Result<(), Failed> {
+    fn send_alone<H: Manner>(&mut self, message: &[u8], tag: u64, how: H) -> Result<(), H::Send> {
         self.publish();
-        let sent = self.sender.send_one(message, tag, wait);
+        let sent = self.sender.send_one(message, tag, how);
         self.to = self.sender.out().ring().next();
         sent
     }

@@ -1,8 +1,8 @@
 //! The families of methods: each operation as it blocks, as it never blocks, with a timeout and
 //! with a deadline. One macro each, so that all of them say and do the same.
 
-/// `send`, `try_send`, `send_timeout`, `send_deadline`, over an inner method that takes a `Wait` and
-/// fails with a fault and the length that was to be sent.
+/// `send`, `try_send`, `send_timeout`, `send_deadline`, over an inner method that takes a
+/// `Manner`.
 macro_rules! send_family {
     (
         $(#[$doc:meta])*
@@ -17,8 +17,9 @@ macro_rules! send_family {
         /// # Errors
         ///
         /// [`SendError`]: nothing of the message will be delivered.
+        #[inline]
         pub fn $name($($this)+, $($arg: $ty),*) -> Result<$ok, SendError> {
-            send_family!(@self $($this)+).$inner($($arg,)* Wait::FOREVER).map_err(blocking)
+            send_family!(@self $($this)+).$inner($($arg,)* Blocking)
         }
 
         $(#[$doc])*
@@ -28,8 +29,9 @@ macro_rules! send_family {
         /// # Errors
         ///
         /// [`TrySendError`]: nothing of the message will be delivered.
+        #[inline]
         pub fn $try_name($($this)+, $($arg: $ty),*) -> Result<$ok, TrySendError> {
-            send_family!(@self $($this)+).$inner($($arg,)* Wait::Never).map_err(trying)
+            send_family!(@self $($this)+).$inner($($arg,)* Trying)
         }
 
         $(#[$doc])*
@@ -40,8 +42,9 @@ macro_rules! send_family {
         /// # Errors
         ///
         /// [`SendTimeoutError`]: nothing of the message will be delivered.
+        #[inline]
         pub fn $timeout_name($($this)+, $($arg: $ty,)* timeout: Duration) -> Result<$ok, SendTimeoutError> {
-            send_family!(@self $($this)+).$inner($($arg,)* Wait::for_duration(timeout)).map_err(timing)
+            send_family!(@self $($this)+).$inner($($arg,)* Timing(Wait::for_duration(timeout)))
         }
 
         $(#[$doc])*
@@ -51,15 +54,16 @@ macro_rules! send_family {
         /// # Errors
         ///
         /// [`SendTimeoutError`]: nothing of the message will be delivered.
+        #[inline]
         pub fn $deadline_name($($this)+, $($arg: $ty,)* deadline: Instant) -> Result<$ok, SendTimeoutError> {
-            send_family!(@self $($this)+).$inner($($arg,)* Wait::Until(Some(deadline))).map_err(timing)
+            send_family!(@self $($this)+).$inner($($arg,)* Timing(Wait::Until(Some(deadline))))
         }
     };
     (@self &mut $this:ident) => { $this };
     (@self & $this:ident) => { $this };
 }
 
-/// `recv`, `try_recv`, `recv_timeout`, `recv_deadline`, over an inner method that takes a `Wait`.
+/// `recv`, `try_recv`, `recv_timeout`, `recv_deadline`, over an inner method that takes a `Manner`.
 macro_rules! recv_family {
     (
         $(#[$doc:meta])*
@@ -73,8 +77,9 @@ macro_rules! recv_family {
         /// # Errors
         ///
         /// [`RecvError`]. What the peer had committed before it closed or died is received first.
+        #[inline]
         pub fn $name(&mut $this, $($arg: $ty),*) -> Result<$ok, RecvError> {
-            $this.$inner($($arg,)* Wait::FOREVER).map_err(blocking)
+            $this.$inner($($arg,)* Blocking)
         }
 
         $(#[$doc])*
@@ -84,8 +89,9 @@ macro_rules! recv_family {
         /// # Errors
         ///
         /// [`TryRecvError`]. What the peer had committed before it closed or died is received first.
+        #[inline]
         pub fn $try_name(&mut $this, $($arg: $ty),*) -> Result<$ok, TryRecvError> {
-            $this.$inner($($arg,)* Wait::Never).map_err(trying)
+            $this.$inner($($arg,)* Trying)
         }
 
         $(#[$doc])*
@@ -96,8 +102,9 @@ macro_rules! recv_family {
         /// # Errors
         ///
         /// [`RecvTimeoutError`]; a deadline in the middle of a long message loses nothing.
+        #[inline]
         pub fn $timeout_name(&mut $this, $($arg: $ty,)* timeout: Duration) -> Result<$ok, RecvTimeoutError> {
-            $this.$inner($($arg,)* Wait::for_duration(timeout)).map_err(timing)
+            $this.$inner($($arg,)* Timing(Wait::for_duration(timeout)))
         }
 
         $(#[$doc])*
@@ -107,8 +114,9 @@ macro_rules! recv_family {
         /// # Errors
         ///
         /// [`RecvTimeoutError`]; a deadline in the middle of a long message loses nothing.
+        #[inline]
         pub fn $deadline_name(&mut $this, $($arg: $ty,)* deadline: Instant) -> Result<$ok, RecvTimeoutError> {
-            $this.$inner($($arg,)* Wait::Until(Some(deadline))).map_err(timing)
+            $this.$inner($($arg,)* Timing(Wait::Until(Some(deadline))))
         }
     };
 }

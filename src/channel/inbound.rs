@@ -3,20 +3,20 @@
 //! A message is *lent* from the moment a call returns it in place until it is given back; whatever the caller
 //! does with the guard, the next call gives it back first, so nothing comes twice.
 
-pub use super::incoming::{Incoming, RecvFault};
+pub use super::incoming::{Incoming, Received, RecvFault};
 use super::pace::Pace;
 use super::partial::Partial;
 use super::{Wait, may_wait_on};
 use crate::error::{Ended, Violation};
 use crate::layout::Kind;
-use crate::mem::{Memory, OutOfBounds, Until, Word};
+use crate::mem::{INLINE, Memory, OutOfBounds, Until, Word};
 use crate::ring::{Arrival, Bed, Consumer, Fate, Wanted, ended, sleep};
 
 /// The receiving half of a direction.
 #[derive(Debug)]
 pub struct Inbound<M, P> {
-    ring: Consumer<M>,
-    pace: P,
+    pub(super) ring: Consumer<M>,
+    pub(super) pace: P,
     max_message: usize,
     partial: Partial,
     /// A whole message in the ring, judged, and not yet given back.
@@ -25,6 +25,10 @@ pub struct Inbound<M, P> {
     lent: bool,
     /// What the first call said that found the end: no later one says otherwise.
     over: Option<Ended>,
+    /// Nothing is lent, at hand, in pieces or over.
+    pub(super) plain: bool,
+    /// The longest message that may stand in a slot.
+    pub(super) short: usize,
 }
 
 /// What a look at the ring found.
@@ -49,6 +53,8 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
             at_hand: None,
             lent: false,
             over: None,
+            plain: true,
+            short: INLINE.min(max_message),
         }
     }
 
@@ -73,6 +79,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
         if self.lent {
             self.give_back_lent()?;
         }
+        self.plain = false;
         if let Some(over) = self.over {
             return Err(RecvFault::Ended(over));
         }
@@ -104,14 +111,17 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     ///
     /// [`RecvFault`].
     #[inline(always)]
-    pub fn recv(&mut self, buffer: &mut [u8], wait: Wait) -> Result<Incoming, RecvFault> {
+    pub fn recv(&mut self, buffer: &mut [u8], wait: Wait) -> Result<Received, RecvFault> {
+        if let Some(message) = self.take(buffer) {
+            return Ok(message);
+        }
         let message = self.next(wait)?;
         let Some(into) = buffer.get_mut(..message.len()) else {
             return Err(RecvFault::BufferTooSmall(message.len()));
         };
         self.copy(&message, 0, into)?;
         self.give_back(&message)?;
-        Ok(message)
+        Ok(Received::from(&message))
     }
 
     /// Replaces what is in `buffer` by the next message. A message that comes in pieces is
@@ -121,13 +131,16 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     ///
     /// [`RecvFault`], but never `BufferTooSmall`.
     #[inline(always)]
-    pub fn recv_into(&mut self, buffer: &mut Vec<u8>, wait: Wait) -> Result<Incoming, RecvFault> {
+    pub fn recv_into(&mut self, buffer: &mut Vec<u8>, wait: Wait) -> Result<Received, RecvFault> {
+        if let Some(message) = self.take(buffer) {
+            return Ok(message);
+        }
         // Pieces that come during this call go where they are wanted; those of an earlier one stay.
         let traded = self.partial.trade(buffer);
         let message = self.next(wait);
         if let Ok(message @ Incoming::Assembled(..)) = message {
             self.partial.swap_into(buffer);
-            return Ok(message);
+            return Ok(Received::from(&message));
         }
         if traded && !self.partial.trade(buffer) {
             buffer.clear(); // Its memory stays with the pieces.
@@ -141,7 +154,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
         if taken.is_err() {
             buffer.clear(); // Torn bytes are no message.
         }
-        taken.map(|()| message)
+        taken.map(|()| Received::from(&message))
     }
 
     /// Lends the next message in place: the next call gives it back, whatever happens.
@@ -194,6 +207,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
                 still.map_err(|violation| self.condemn(violation))?;
             }
         }
+        self.plain = true;
         Ok(())
     }
 
@@ -340,6 +354,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     /// The connection has ended: pieces of what will never be whole are dropped.
     #[cold]
     fn end(&mut self, ended: Ended) -> RecvFault {
+        self.plain = false;
         self.partial.discard();
         (self.at_hand, self.lent) = (None, false);
         RecvFault::Ended(*self.over.get_or_insert(ended))
@@ -347,7 +362,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
 
     /// The peer lied: the connection is over for good.
     #[cold]
-    fn condemn(&mut self, _violation: Violation) -> RecvFault {
+    pub(super) fn condemn(&mut self, _violation: Violation) -> RecvFault {
         self.ring.mem().settle(Fate::Violated as u64);
         self.ring.close();
         let end = ended(self.ring.mem(), Word::ProducerMark).unwrap_or(Ended::ProtocolViolated);

@@ -1,6 +1,8 @@
 //! What a receive gives: a message that is there, or why there is none.
 
+use super::{Inbound, Pace, Wait};
 use crate::error::Ended;
+use crate::mem::Memory;
 use crate::ring::Arrival;
 
 /// Why a receive failed; the public enums are made of it.
@@ -17,6 +19,71 @@ pub enum RecvFault {
 impl From<Ended> for RecvFault {
     fn from(ended: Ended) -> Self {
         Self::Ended(ended)
+    }
+}
+
+/// Length and tag of a message that was received.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Received {
+    /// Bytes of the message.
+    pub len: usize,
+    /// The tag that the sender gave it; 0 if none.
+    pub tag: u64,
+}
+
+impl From<&Incoming> for Received {
+    #[inline(always)]
+    fn from(message: &Incoming) -> Self {
+        Self { len: message.len(), tag: message.tag() }
+    }
+}
+
+/// What a message is copied into.
+pub(crate) trait Buffer {
+    /// Room for exactly so many bytes, if it has or gets it.
+    fn room(&mut self, len: usize) -> Option<&mut [u8]>;
+
+    /// The next message, into this.
+    ///
+    /// # Errors
+    ///
+    /// [`RecvFault`].
+    fn receive<M: Memory, P: Pace>(
+        &mut self,
+        from: &mut Inbound<M, P>,
+        wait: Wait,
+    ) -> Result<Received, RecvFault>;
+}
+
+impl Buffer for [u8] {
+    #[inline(always)]
+    fn room(&mut self, len: usize) -> Option<&mut [u8]> {
+        self.get_mut(..len)
+    }
+
+    fn receive<M: Memory, P: Pace>(
+        &mut self,
+        from: &mut Inbound<M, P>,
+        wait: Wait,
+    ) -> Result<Received, RecvFault> {
+        from.recv(self, wait)
+    }
+}
+
+impl Buffer for Vec<u8> {
+    #[inline(always)]
+    fn room(&mut self, len: usize) -> Option<&mut [u8]> {
+        self.resize(len, 0);
+        Some(self)
+    }
+
+    fn receive<M: Memory, P: Pace>(
+        &mut self,
+        from: &mut Inbound<M, P>,
+        wait: Wait,
+    ) -> Result<Received, RecvFault> {
+        from.recv_into(self, wait)
     }
 }
 

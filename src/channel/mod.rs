@@ -14,6 +14,7 @@
 #[macro_use]
 mod family;
 
+mod at_once;
 mod batch;
 mod bytes;
 mod closer;
@@ -21,6 +22,7 @@ mod ear;
 mod ends;
 mod inbound;
 mod incoming;
+mod manner;
 mod monitor;
 mod outbound;
 mod pace;
@@ -38,12 +40,12 @@ pub use closer::Closer;
 pub(crate) use closer::{bury, shut};
 pub use ear::Ear;
 pub(crate) use ends::{Ends, Line};
-pub use inbound::{Inbound, Incoming, RecvFault};
+pub use inbound::{Inbound, Incoming, Received, RecvFault};
 pub use monitor::{Latch, Monitor, RealThreads, Threads, in_turn};
 pub use outbound::{Gather, Outbound, SendFault};
 pub(crate) use pace::Waiting;
 pub use pace::{NoPace, Pace, WaitStrategy};
-pub use receiver::{Iter, Received, Receiver, TryIter};
+pub use receiver::{Iter, Receiver, TryIter};
 pub use recv_guard::RecvGuard;
 pub use reservation::Reservation;
 pub use sender::Sender;

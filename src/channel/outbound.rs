@@ -12,7 +12,7 @@ use super::{Wait, may_wait_on};
 use crate::error::{Ended, Violation};
 use crate::layout::Kind;
 use crate::mem::{GRAIN, INLINE, Memory, Tail, Until, Word};
-use crate::ring::{Bed, Claim, Cursor, Fate, Producer, Refusal, sleep};
+use crate::ring::{Bed, Claim, Cursor, Fate, Posted, Producer, Refusal, sleep};
 
 /// The longest message that stands in one place, in bytes; beyond it, overlapping the two copies
 /// pays. Also limited by the arena, but never below what a slot holds.
@@ -48,6 +48,8 @@ pub struct Outbound<M, P> {
     ring: Producer<M>,
     pace: P,
     max_message: usize,
+    /// The longest message that stands in a slot.
+    short: usize,
     whole: usize,
     piece: usize,
 }
@@ -62,6 +64,7 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
             pace,
             max_message,
             whole: arena.clamp(INLINE, LONGEST_WHOLE),
+            short: INLINE.min(max_message),
             piece: share.min(LONGEST_PIECE),
         }
     }
@@ -102,6 +105,43 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
         self.fill(&claim, &mut Gather::new(parts))?;
         self.commit(&claim, len, tag);
         Ok(len)
+    }
+
+    /// Sends one message.
+    ///
+    /// # Errors
+    ///
+    /// As for [`send`](Self::send).
+    #[inline(always)]
+    pub fn send_one(&mut self, message: &[u8], tag: u64, wait: Wait) -> Result<usize, SendFault> {
+        match self.send_at_once(message, tag) {
+            (true, rest) => {
+                if rest {
+                    self.after();
+                }
+                Ok(message.len())
+            }
+            (false, _) => self.send(&[IoSlice::new(message)], tag, wait),
+        }
+    }
+
+    /// Sends one message at once if it is short, there is room, and nothing is in the way; whether it did.
+    ///
+    /// What is left to do then is [`after`](Self::after), if the other value says so.
+    #[inline(always)]
+    pub fn send_at_once(&mut self, message: &[u8], tag: u64) -> (bool, bool) {
+        if message.len() > self.short {
+            return (false, false);
+        }
+        let posted = self.ring.post(message, tag);
+        (posted != Posted::Nothing, posted == Posted::Asleep || self.pace.is_due())
+    }
+
+    /// Does what is left after a message: wakes the receiver, says where this side is.
+    #[cold]
+    pub fn after(&mut self) {
+        self.ring.wake();
+        self.pace.tell();
     }
 
     /// Claims a ticket and a place for a whole message of `len` bytes.

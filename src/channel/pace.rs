@@ -39,6 +39,9 @@ const MISSES: u32 = 3;
 /// would wait for each other's wake-ups for ever, and never see that they need not.
 const PROBE: u32 = 16;
 
+/// Messages after which the CPU is asked for again: it costs as much as a short message.
+const TELL: u32 = 16;
+
 /// What a call does when it has to wait.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -55,8 +58,22 @@ pub enum WaitStrategy {
 
 /// How to pass the time before sleeping.
 pub trait Pace {
+    /// This side has just sent or released something: whether it should [`tell`](Self::tell) where it is.
+    #[inline(always)]
+    fn is_due(&mut self) -> bool {
+        false
+    }
+
+    /// Says where this side is.
+    fn tell(&mut self) {}
+
     /// This side has just sent or released something; a chance to say where it is.
-    fn active(&mut self);
+    #[inline(always)]
+    fn active(&mut self) {
+        if self.is_due() {
+            self.tell();
+        }
+    }
 
     /// Looks for a while; whether the look found something. May return `false` at any time.
     fn pass(&mut self, until: Until, look: impl Fn() -> bool) -> bool;
@@ -75,8 +92,6 @@ pub trait Pace {
 pub struct NoPace;
 
 impl Pace for NoPace {
-    fn active(&mut self) {}
-
     fn pass(&mut self, _until: Until, _look: impl Fn() -> bool) -> bool {
         false
     }
@@ -91,20 +106,23 @@ pub(crate) struct Waiting {
     mapping: Mapping,
     role: Role,
     cpu: u64,
+    /// So many more messages until the CPU is asked for again.
+    due: u32,
     misses: u32,
     began: Instant,
 }
 
 impl Waiting {
     pub(crate) fn new(strategy: WaitStrategy, mapping: Mapping, role: Role) -> Self {
-        Self { strategy, mapping, role, cpu: 0, misses: 0, began: Instant::now() }
+        Self { strategy, mapping, role, cpu: 0, due: 1, misses: 0, began: Instant::now() }
     }
 
     /// Tells the peer on which CPU this side is, if that has changed. It must be fresh: a peer that
     /// takes us to be on its own CPU does not spin, and one that should and does not know it keeps us
     /// from answering.
-    #[inline(always)]
+    #[inline(never)]
     fn tell_cpu(&mut self) -> u64 {
+        self.due = TELL;
         let here = cpu::current();
         if here != self.cpu {
             self.cpu = here;
@@ -133,7 +151,13 @@ impl Waiting {
 
 impl Pace for Waiting {
     #[inline(always)]
-    fn active(&mut self) {
+    fn is_due(&mut self) -> bool {
+        self.due = self.due.wrapping_sub(1);
+        self.due == 0
+    }
+
+    #[cold]
+    fn tell(&mut self) {
         self.tell_cpu();
     }
 
@@ -159,6 +183,7 @@ impl Pace for Waiting {
     }
 
     fn slept(&mut self) {
+        self.due = 1; // Who is woken may be elsewhere.
         if self.strategy != WaitStrategy::Adaptive || self.misses < MISSES {
             return;
         }

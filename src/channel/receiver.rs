@@ -6,24 +6,20 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::inbound::{Inbound, Incoming, RecvFault};
+use super::inbound::{Inbound, Received, RecvFault};
+use super::incoming::Buffer;
+use super::manner::{Blocking, Manner, Timing, Trying};
 use super::pace::{WaitStrategy, Waiting};
 use super::{ByteReader, Closer, RecvGuard, Stats, Wait, shut};
 use crate::error::{Ended, RecvError, RecvTimeoutError, TryRecvError};
 use crate::ring::Fate;
+use crate::sys::fork::Canary;
 use crate::sys::link::Link;
 use crate::sys::mapping::{Mapping, Role};
 use crate::sys::socket::PeerCred;
 
-/// Length and tag of a message that was received.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Received {
-    /// Bytes of the message.
-    pub len: usize,
-    /// The tag that the sender gave it; 0 if none.
-    pub tag: u64,
-}
+/// More bytes than any message has.
+const NOTHING: usize = usize::MAX;
 
 /// Receives messages from the peer; one half of a [`SharedMemoryStream`](crate::SharedMemoryStream).
 ///
@@ -36,6 +32,7 @@ pub struct Received {
 /// ```
 pub struct Receiver {
     inb: Inbound<Mapping, Waiting>,
+    canary: Canary,
     messages: u64,
     bytes: u64,
     taken: bool,
@@ -45,7 +42,7 @@ pub struct Receiver {
 impl Receiver {
     pub(crate) fn new(link: &Arc<Link>, strategy: WaitStrategy) -> Self {
         let inb = inbound(link, strategy);
-        Self { inb, messages: 0, bytes: 0, taken: false, one_thread: PhantomData }
+        Self { inb, canary: link.canary(), messages: 0, bytes: 0, taken: false, one_thread: PhantomData }
     }
 
     recv_family! {
@@ -156,10 +153,10 @@ impl Receiver {
     }
 
     #[inline(always)]
-    pub(super) fn count(&mut self, message: &Incoming) -> Received {
+    fn count(&mut self, message: Received) -> Received {
         self.messages += 1;
-        self.bytes += message.len() as u64;
-        Received { len: message.len(), tag: message.tag() }
+        self.bytes += message.len as u64;
+        message
     }
 
     /// Makes sure that a liar's connection is closed in both directions.
@@ -172,24 +169,62 @@ impl Receiver {
     }
 
     #[inline(always)]
-    fn recv_slice(&mut self, buffer: &mut [u8], wait: Wait) -> Result<Received, RecvFault> {
-        self.enter()?;
-        let message = self.inb.recv(buffer, wait);
-        self.settle(message).map(|message| self.count(&message))
+    fn recv_slice<H: Manner>(&mut self, buffer: &mut [u8], how: H) -> Result<Received, H::Recv> {
+        self.recv_one(buffer, how)
     }
 
     #[inline(always)]
-    fn recv_vec(&mut self, buffer: &mut Vec<u8>, wait: Wait) -> Result<Received, RecvFault> {
-        self.enter()?;
-        let message = self.inb.recv_into(buffer, wait);
-        self.settle(message).map(|message| self.count(&message))
+    fn recv_vec<H: Manner>(&mut self, buffer: &mut Vec<u8>, how: H) -> Result<Received, H::Recv> {
+        self.recv_one(buffer, how)
     }
 
-    fn recv_lent(&mut self, wait: Wait) -> Result<RecvGuard<'_>, RecvFault> {
-        self.enter()?;
-        let message = self.inb.lend(wait);
-        let message = self.settle(message)?;
-        self.count(&message);
+    #[inline(always)]
+    fn recv_one<B: Buffer + ?Sized, H: Manner>(
+        &mut self,
+        buffer: &mut B,
+        how: H,
+    ) -> Result<Received, H::Recv> {
+        let message = self.recv_at_once(buffer);
+        if message.len == NOTHING { self.recv_in_time(buffer, how) } else { Ok(message) }
+    }
+
+    /// What nearly every message takes that is there already; it returns in registers ([`NOTHING`] bytes: none), and
+    /// calls nothing but as its last step.
+    #[inline(never)]
+    fn recv_at_once<B: Buffer + ?Sized>(&mut self, buffer: &mut B) -> Received {
+        let nothing = Received { len: NOTHING, tag: 0 };
+        if !self.canary.same_process() {
+            return nothing;
+        }
+        match self.inb.recv_at_once(buffer) {
+            Some((message, false)) => self.count(message),
+            Some((message, true)) => self.recv_rest(message),
+            None => nothing,
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn recv_rest(&mut self, message: Received) -> Received {
+        self.inb.after();
+        self.count(message)
+    }
+
+    #[inline(never)]
+    fn recv_in_time<B: Buffer + ?Sized, H: Manner>(
+        &mut self,
+        buffer: &mut B,
+        how: H,
+    ) -> Result<Received, H::Recv> {
+        let message = self.enter().and_then(|()| buffer.receive(&mut self.inb, how.wait()));
+        let message = self.settle(message).map_err(H::recv_error)?;
+        Ok(self.count(message))
+    }
+
+    fn recv_lent<H: Manner>(&mut self, how: H) -> Result<RecvGuard<'_>, H::Recv> {
+        let message = self.enter().and_then(|()| self.inb.lend(how.wait()));
+        let message = self.settle(message).map_err(H::recv_error)?;
+        self.count(Received::from(&message));
         Ok(RecvGuard::new(self, message))
     }
 }
@@ -252,31 +287,6 @@ impl Iterator for TryIter<'_> {
     fn next(&mut self) -> Option<Self::Item> {
         let mut buffer = Vec::new();
         self.receiver.try_recv_into(&mut buffer).ok().map(|_| buffer)
-    }
-}
-
-pub(super) fn blocking(fault: RecvFault) -> RecvError {
-    match fault {
-        RecvFault::BufferTooSmall(needed) => RecvError::BufferTooSmall { needed },
-        RecvFault::Ended(ended) => ended.into(),
-        // A wait without a deadline ends with a message or with the connection.
-        RecvFault::Empty => RecvError::Closed,
-    }
-}
-
-pub(super) fn trying(fault: RecvFault) -> TryRecvError {
-    match fault {
-        RecvFault::Empty => TryRecvError::Empty,
-        RecvFault::BufferTooSmall(needed) => TryRecvError::BufferTooSmall { needed },
-        RecvFault::Ended(ended) => ended.into(),
-    }
-}
-
-pub(super) fn timing(fault: RecvFault) -> RecvTimeoutError {
-    match fault {
-        RecvFault::Empty => RecvTimeoutError::Timeout,
-        RecvFault::BufferTooSmall(needed) => RecvTimeoutError::BufferTooSmall { needed },
-        RecvFault::Ended(ended) => ended.into(),
     }
 }
 

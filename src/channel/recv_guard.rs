@@ -4,7 +4,7 @@ use std::io;
 
 use super::Receiver;
 use super::inbound::Incoming;
-use super::receiver::blocking;
+use super::manner::{Blocking, Manner};
 use crate::error::RecvError;
 use crate::mem::Span;
 use crate::sys::borrow::RawSpan;
@@ -68,7 +68,7 @@ impl<'a> RecvGuard<'a> {
     /// `UnexpectedEof` if the message has fewer; nothing is copied then. `Unsupported` in a forked
     /// child.
     pub fn read_at(&self, offset: usize, into: &mut [u8]) -> io::Result<()> {
-        self.receiver.enter().map_err(blocking)?;
+        self.receiver.enter().map_err(Blocking::recv_error)?;
         let read = self.receiver.inb_ref().read_at(&self.message, offset, into);
         read.map_err(|_| io::Error::new(io::ErrorKind::UnexpectedEof, "the message is shorter"))
     }
@@ -90,7 +90,7 @@ impl<'a> RecvGuard<'a> {
     ///
     /// [`RecvError::Forked`] in a forked child, where they are not mapped.
     pub fn raw(&mut self) -> Result<RawSpan<'_>, RecvError> {
-        self.receiver.enter().map_err(blocking)?;
+        self.receiver.enter().map_err(Blocking::recv_error)?;
         match &self.message {
             Incoming::Assembled(..) => Ok(RawSpan::private(self.receiver.inb().assembled())),
             Incoming::Placed(arrival) => {
@@ -116,9 +116,9 @@ impl<'a> RecvGuard<'a> {
             return Ok(());
         }
         self.over = true;
-        self.receiver.enter().map_err(blocking)?;
+        self.receiver.enter().map_err(Blocking::recv_error)?;
         let given = self.receiver.inb().give_back(&self.message);
-        self.receiver.settle(given).map_err(blocking)
+        self.receiver.settle(given).map_err(Blocking::recv_error)
     }
 }
 

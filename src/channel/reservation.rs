@@ -3,8 +3,8 @@
 use std::io;
 
 use super::Sender;
+use super::manner::{Blocking, Manner};
 use super::outbound::SendFault;
-use super::sender::blocking;
 use crate::error::{Ended, SendError};
 use crate::mem::Tail;
 use crate::ring::Claim;
@@ -121,7 +121,7 @@ impl<'a> Reservation<'a> {
     /// As for [`commit`](Self::commit); [`SendError::TooLarge`] if fewer are reserved.
     pub fn commit_len(self, len: usize) -> Result<(), SendError> {
         if len > self.claim.len() {
-            return Err(blocking((SendFault::TooLarge(self.claim.len()), len)));
+            return Err(Blocking::send_error((SendFault::TooLarge(self.claim.len()), len)));
         }
         self.enter()?;
         self.sender.out().check().map_err(SendError::from)?;

@@ -7,12 +7,13 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::manner::{Blocking, Manner, Timing, Trying};
 use super::outbound::{Outbound, SendFault};
 use super::pace::{WaitStrategy, Waiting};
-use super::stats::Sent;
 use super::{Batch, ByteWriter, Closer, Reservation, SharedSender, Stats, Wait, shut};
 use crate::error::{Ended, SendError, SendTimeoutError, TrySendError};
 use crate::ring::Fate;
+use crate::sys::fork::Canary;
 use crate::sys::link::Link;
 use crate::sys::mapping::{Mapping, Role};
 use crate::sys::socket::PeerCred;
@@ -39,18 +40,17 @@ use crate::sys::socket::PeerCred;
 /// ```
 pub struct Sender {
     out: Outbound<Mapping, Waiting>,
-    sent: Arc<Sent>,
+    canary: Canary,
+    messages: u64,
+    bytes: u64,
     taken: bool,
     one_thread: PhantomData<Cell<()>>,
 }
 
-/// A fault, and the length of the message that met it.
-pub(super) type Failed = (SendFault, usize);
-
 impl Sender {
     pub(crate) fn new(link: &Arc<Link>, strategy: WaitStrategy) -> Self {
         let out = outbound(link, strategy);
-        Self { out, sent: Arc::default(), taken: false, one_thread: PhantomData }
+        Self { out, canary: link.canary(), messages: 0, bytes: 0, taken: false, one_thread: PhantomData }
     }
 
     send_family! {
@@ -123,11 +123,12 @@ impl Sender {
 
     /// What this half has sent; the system calls are those of the whole connection.
     pub fn stats(&self) -> Stats {
-        stats(&self.sent, self.link())
+        stats(self.counts(), self.link())
     }
 
-    pub(super) fn sent(&self) -> &Arc<Sent> {
-        &self.sent
+    /// Messages and bytes sent so far.
+    pub(super) fn counts(&self) -> (u64, u64) {
+        (self.messages, self.bytes)
     }
 
     /// The kernel's word about the peer; see [`SharedMemoryStream::peer_cred`].
@@ -158,14 +159,15 @@ impl Sender {
         if self.link().same_process() { Ok(()) } else { Err(SendFault::Ended(Ended::Forked)) }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn count(&mut self, bytes: usize) {
         self.add(1, bytes as u64);
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn add(&mut self, messages: u64, bytes: u64) {
-        self.sent.add(messages, bytes);
+        self.messages += messages;
+        self.bytes += bytes;
     }
 
     /// Makes sure that a liar's connection is closed in both directions.
@@ -178,36 +180,65 @@ impl Sender {
     }
 
     #[inline(always)]
-    pub(super) fn send_parts(&mut self, parts: &[IoSlice<'_>], tag: u64, wait: Wait) -> Result<(), Failed> {
-        let sent = self.enter().and_then(|()| self.out.send(parts, tag, wait));
-        match self.settle(sent) {
-            Ok(len) => {
-                self.count(len);
-                Ok(())
-            }
-            Err(fault) => {
-                Err((fault, parts.iter().fold(0, |sum: usize, part| sum.saturating_add(part.len()))))
-            }
+    pub(super) fn send_plain<H: Manner>(&mut self, message: &[u8], how: H) -> Result<(), H::Send> {
+        self.send_one(message, 0, how)
+    }
+
+    #[inline(always)]
+    pub(super) fn send_one<H: Manner>(&mut self, message: &[u8], tag: u64, how: H) -> Result<(), H::Send> {
+        if self.send_at_once(message, tag) { Ok(()) } else { self.send_in_time(message, tag, how) }
+    }
+
+    /// What nearly every message takes; it returns in a register, and calls nothing but as its last step.
+    #[inline(never)]
+    fn send_at_once(&mut self, message: &[u8], tag: u64) -> bool {
+        if !self.canary.same_process() {
+            return false;
         }
+        match self.out.send_at_once(message, tag) {
+            (true, false) => self.count(message.len()),
+            (true, true) => return self.send_rest(message.len()),
+            (false, _) => return false,
+        }
+        true
     }
 
-    #[inline(always)]
-    pub(super) fn send_one(&mut self, message: &[u8], tag: u64, wait: Wait) -> Result<(), Failed> {
-        self.send_parts(&[IoSlice::new(message)], tag, wait)
+    #[cold]
+    #[inline(never)]
+    fn send_rest(&mut self, len: usize) -> bool {
+        self.count(len);
+        self.out.after();
+        true
     }
 
-    #[inline(always)]
-    pub(super) fn send_plain(&mut self, message: &[u8], wait: Wait) -> Result<(), Failed> {
-        self.send_one(message, 0, wait)
+    #[inline(never)]
+    fn send_in_time<H: Manner>(&mut self, message: &[u8], tag: u64, how: H) -> Result<(), H::Send> {
+        self.send_parts(&[IoSlice::new(message)], tag, how)
     }
 
-    fn reserve_room(&mut self, len: usize, wait: Wait) -> Result<Reservation<'_>, Failed> {
-        let claim = self.enter().and_then(|()| self.out.claim(len, wait));
+    pub(super) fn send_parts<H: Manner>(
+        &mut self,
+        parts: &[IoSlice<'_>],
+        tag: u64,
+        how: H,
+    ) -> Result<(), H::Send> {
+        let sent = self.enter().and_then(|()| self.out.send(parts, tag, how.wait()));
+        let len = self.settle(sent).map_err(|fault| H::send_error((fault, total(parts))))?;
+        self.count(len);
+        Ok(())
+    }
+
+    fn reserve_room<H: Manner>(&mut self, len: usize, how: H) -> Result<Reservation<'_>, H::Send> {
+        let claim = self.enter().and_then(|()| self.out.claim(len, how.wait()));
         match self.settle(claim) {
             Ok(claim) => Ok(Reservation::new(self, claim)),
-            Err(fault) => Err((fault, len)),
+            Err(fault) => Err(H::send_error((fault, len))),
         }
     }
+}
+
+fn total(parts: &[IoSlice<'_>]) -> usize {
+    parts.iter().fold(0, |sum: usize, part| sum.saturating_add(part.len()))
 }
 
 fn outbound(link: &Arc<Link>, strategy: WaitStrategy) -> Outbound<Mapping, Waiting> {
@@ -231,38 +262,9 @@ impl Drop for Sender {
 }
 
 /// What was sent, and the system calls of the whole connection.
-pub(super) fn stats(sent: &Sent, link: &Link) -> Stats {
-    let ((messages_sent, bytes_sent), (sleeps, wakes)) = (sent.counts(), link.system_calls());
+pub(super) fn stats((messages_sent, bytes_sent): (u64, u64), link: &Link) -> Stats {
+    let (sleeps, wakes) = link.system_calls();
     Stats { messages_sent, bytes_sent, sleeps, wakes, ..Stats::default() }
-}
-
-pub(super) fn blocking((fault, len): Failed) -> SendError {
-    match fault {
-        SendFault::TooLarge(max) => SendError::TooLarge { len, max },
-        SendFault::Exhausted => SendError::Exhausted,
-        SendFault::Ended(ended) => ended.into(),
-        // A wait without a deadline ends with room or with the connection.
-        SendFault::Full | SendFault::TooLargeToTry => SendError::Closed,
-    }
-}
-
-pub(super) fn trying((fault, len): Failed) -> TrySendError {
-    match fault {
-        SendFault::Full => TrySendError::Full,
-        SendFault::TooLargeToTry => TrySendError::TooLargeToTry { len },
-        SendFault::TooLarge(max) => TrySendError::TooLarge { len, max },
-        SendFault::Exhausted => TrySendError::Exhausted,
-        SendFault::Ended(ended) => ended.into(),
-    }
-}
-
-pub(super) fn timing((fault, len): Failed) -> SendTimeoutError {
-    match fault {
-        SendFault::Full | SendFault::TooLargeToTry => SendTimeoutError::Timeout,
-        SendFault::TooLarge(max) => SendTimeoutError::TooLarge { len, max },
-        SendFault::Exhausted => SendTimeoutError::Exhausted,
-        SendFault::Ended(ended) => ended.into(),
-    }
 }
 
 static_assertions::assert_impl_all!(Sender: Send);

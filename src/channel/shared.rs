@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::manner::{Blocking, Manner, Timing, Trying};
 use super::monitor::in_turn;
 use super::outbound::SendFault;
-use super::sender::{Failed, blocking, stats, timing, trying};
+use super::sender::stats;
 use super::stats::Sent;
 use super::{Closer, Sender, Stats, Wait};
 use crate::error::{Ended, SendError, SendTimeoutError, TrySendError};
@@ -48,7 +49,8 @@ pub struct SharedSender {
 
 impl SharedSender {
     pub(super) fn new(sender: Sender) -> Self {
-        let (sent, link) = (Arc::clone(sender.sent()), Arc::clone(sender.link()));
+        let (sent, link) = (Arc::<Sent>::default(), Arc::clone(sender.link()));
+        sent.set(sender.counts());
         Self { sender: Arc::new(Mutex::new(sender)), sent, link }
     }
 
@@ -88,24 +90,29 @@ impl SharedSender {
 
     /// What all threads have sent. Never blocks, not even while one of them does.
     pub fn stats(&self) -> Stats {
-        stats(&self.sent, &self.link)
+        stats(self.sent.counts(), &self.link)
     }
 
-    fn send_plain(&self, message: &[u8], wait: Wait) -> Result<(), Failed> {
-        self.send_one(message, 0, wait)
+    fn send_plain<H: Manner>(&self, message: &[u8], how: H) -> Result<(), H::Send> {
+        self.send_one(message, 0, how)
     }
 
-    fn send_one(&self, message: &[u8], tag: u64, wait: Wait) -> Result<(), Failed> {
-        self.send_parts(&[IoSlice::new(message)], tag, wait)
+    fn send_one<H: Manner>(&self, message: &[u8], tag: u64, how: H) -> Result<(), H::Send> {
+        self.send_parts(&[IoSlice::new(message)], tag, how)
     }
 
-    fn send_parts(&self, parts: &[IoSlice<'_>], tag: u64, wait: Wait) -> Result<(), Failed> {
+    fn send_parts<H: Manner>(&self, parts: &[IoSlice<'_>], tag: u64, how: H) -> Result<(), H::Send> {
+        let fail = |fault| Err(H::send_error((fault, 0)));
         // Asked before the lock: a fork may have left it locked for ever.
         if !self.link.same_process() {
-            return Err((SendFault::Ended(Ended::Forked), 0));
+            return fail(SendFault::Ended(Ended::Forked));
         }
-        in_turn(&*self.sender, wait, |sender: &mut Sender| sender.send_parts(parts, tag, wait))
-            .unwrap_or(Err((SendFault::Full, 0)))
+        let send = |sender: &mut Sender| {
+            let sent = sender.send_parts(parts, tag, how);
+            self.sent.set(sender.counts());
+            sent
+        };
+        in_turn(&*self.sender, how.wait(), send).unwrap_or_else(|| fail(SendFault::Full))
     }
 }
 

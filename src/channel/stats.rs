@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What a sender has sent: written by the one who sends, read by anybody at any time.
+/// What a shared sender has sent: written by the one who sends, read by anybody at any time.
 #[derive(Debug, Default)]
 pub(super) struct Sent {
     messages: AtomicU64,
@@ -10,12 +10,10 @@ pub(super) struct Sent {
 }
 
 impl Sent {
-    /// Counts; there is one writer at a time, so a load and a store do.
-    #[inline(always)]
-    pub(super) fn add(&self, messages: u64, bytes: u64) {
-        for (count, more) in [(&self.messages, messages), (&self.bytes, bytes)] {
-            count.store(count.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
-        }
+    /// Notes what has been sent so far.
+    pub(super) fn set(&self, (messages, bytes): (u64, u64)) {
+        self.messages.store(messages, Ordering::Relaxed);
+        self.bytes.store(bytes, Ordering::Relaxed);
     }
 
     /// Messages and bytes so far.

@@ -243,7 +243,7 @@ impl Scene {
         let found = match way {
             0..=1 => {
                 let message = self.inb.recv_into(&mut self.buffer, Wait::Never);
-                message.map(|it| Some((self.buffer.clone(), it.tag())))
+                message.map(|it| Some((self.buffer.clone(), it.tag)))
             }
             2 => self.recv(self.story.max),
             3 => self.recv(room),
@@ -265,8 +265,8 @@ impl Scene {
     fn recv(&mut self, room: usize) -> Result<Option<(Vec<u8>, u64)>, RecvFault> {
         let mut buffer = vec![0; room];
         let message = self.inb.recv(&mut buffer, Wait::Never)?;
-        buffer.truncate(message.len());
-        Ok(Some((buffer, message.tag())))
+        buffer.truncate(message.len);
+        Ok(Some((buffer, message.tag)))
     }
 
     fn look(&mut self, before: u64) {

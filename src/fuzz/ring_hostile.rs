@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use super::bytes::Bytes;
 use super::liar::{Liar, Read};
-use crate::channel::{Inbound, Incoming, NoPace, Outbound, RecvFault, SendFault, Wait};
+use crate::channel::{Inbound, Incoming, NoPace, Outbound, Received, RecvFault, SendFault, Wait};
 use crate::error::Ended;
 use crate::layout::{Kind, LAST_TICKET};
 use crate::mem::{Flag, GRAIN, INLINE, Memory, Tail, Word};
@@ -162,8 +162,8 @@ impl<'l, 'd> Halves<'l, 'd> {
         let said = match (op, given) {
             (5..=6, _) => self.inb.recv_into(&mut self.buffer, wait),
             (7, _) => self.inb.recv(&mut vec![0; room], wait),
-            (8, _) => self.lend(wait),
-            (10, Some(message)) => self.inb.give_back(&message).map(|()| message),
+            (8, _) => self.lend(wait).map(|message| Received::from(&message)),
+            (10, Some(message)) => self.inb.give_back(&message).map(|()| Received::from(&message)),
             _ => {
                 let _there = self.inb.ready();
                 return self.judge_receive(Wait::Never);
@@ -179,7 +179,7 @@ impl<'l, 'd> Halves<'l, 'd> {
             Err(RecvFault::Ended(end)) => self.ended(1, end),
             Err(RecvFault::Empty) => assert_ne!(wait, Wait::FOREVER),
             Err(RecvFault::BufferTooSmall(needed)) => assert!(op == 7 && needed > room),
-            Ok(message) => assert!(message.len() <= self.buffer.len().max(self.most()), "{message:?}"),
+            Ok(message) => assert!(message.len <= self.buffer.len().max(self.most()), "{message:?}"),
         }
     }
 

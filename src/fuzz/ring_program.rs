@@ -229,7 +229,7 @@ impl Pair {
         self.give_back();
         let mut buffer = std::mem::take(&mut self.buffer);
         match self.inb.recv_into(&mut buffer, Wait::Never) {
-            Ok(message) => assert_eq!(Some((buffer.clone(), message.tag())), self.front()),
+            Ok(message) => assert_eq!(Some((buffer.clone(), message.tag)), self.front()),
             Err(fault) => self.nothing(fault),
         }
         self.buffer = buffer;
@@ -264,8 +264,8 @@ impl Pair {
         let mut buffer = vec![0; self.out.max_message()];
         match self.inb.recv(&mut buffer, Wait::Until(Some(self.past))) {
             Ok(message) => {
-                buffer.truncate(message.len());
-                assert_eq!(Some((buffer, message.tag())), self.front());
+                buffer.truncate(message.len);
+                assert_eq!(Some((buffer, message.tag)), self.front());
             }
             Err(fault) => self.nothing(fault),
         }

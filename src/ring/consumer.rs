@@ -1,8 +1,8 @@
 //! The reading side of a ring: look, judge, copy out, release. Never blocks.
 
-use super::{ended, park, ready, writing};
+use super::{ended, is_ready, park, ready, writing};
 use crate::error::{Ended, Violation};
-use crate::layout::{Control, Kind, LAST_TICKET};
+use crate::layout::{Control, Kind};
 use crate::mem::{Fence, Field, Flag, GRAIN, Load, Memory, OutOfBounds, Span, Store, Word};
 
 /// A ready ticket, judged: everything that decides has been loaded once and stands here.
@@ -28,14 +28,35 @@ pub struct Arrival {
 pub struct Consumer<M> {
     mem: M,
     head: u64,
-    published: u64,
+    /// Beyond this head it is published, whatever is unread.
+    due: u64,
+    /// Bytes of the arena that are released, and not published.
     hidden: u64,
+}
+
+/// A message that was taken at once, or why not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Took {
+    /// Something was in the way: nothing has happened.
+    Nothing,
+    /// It moved while it was copied: a lie.
+    Torn,
+    /// It was copied, and released.
+    Message {
+        /// Its bytes.
+        len: usize,
+        /// Its tag.
+        tag: u64,
+        /// The producer may sleep: [`Consumer::rouse`] comes next.
+        asleep: bool,
+    },
 }
 
 impl<M: Memory> Consumer<M> {
     /// The consumer of a fresh ring whose first ticket is `first`.
     pub fn new(mem: M, first: u64) -> Self {
-        Self { mem, head: first, published: first, hidden: 0 }
+        let due = due(first, mem.slots());
+        Self { mem, head: first, due, hidden: 0 }
     }
 
     /// The memory.
@@ -56,9 +77,8 @@ impl<M: Memory> Consumer<M> {
     /// [`Violation`] if the stamp or the control word is none that an honest producer writes here.
     #[inline(always)]
     pub fn arrival(&self) -> Result<Option<Arrival>, Violation> {
-        // pairs with the Release store in `Producer::publish`.
-        let stamp = self.mem.load_slot(self.head, Field::Stamp, Load::Acquire);
-        if stamp != ready(self.head) || self.head > LAST_TICKET {
+        let stamp = stamp(&self.mem, self.head);
+        if !is_ready(stamp, self.head) {
             return if self.waiting(stamp) { Ok(None) } else { Err(Violation("a stamp of no ticket here")) };
         }
         let word = self.mem.load_slot(self.head, Field::Control, Load::Relaxed);
@@ -68,6 +88,36 @@ impl<M: Memory> Consumer<M> {
         let len = len as usize;
         let total = if kind == Kind::First { self.total(len)? } else { len as u64 };
         Ok(Some(Arrival { ticket: self.head, kind, abort, len, total, tag, span }))
+    }
+
+    /// Takes the next message, if it is ready, has at most `longest` bytes, stands in its slot, has room in the buffer,
+    /// and nothing at all is in the way: look, copy, verify, release.
+    #[inline(always)]
+    pub fn take<'b>(&mut self, longest: usize, room: impl FnOnce(usize) -> Option<&'b mut [u8]>) -> Took {
+        let (mem, head) = (self.mem.near(), self.head);
+        if ended(&mem, Word::ProducerMark).is_some() {
+            return Took::Nothing;
+        }
+        if !is_ready(stamp(&mem, head), head) {
+            return Took::Nothing;
+        }
+        let word = mem.load_slot(head, Field::Control, Load::Relaxed);
+        let Some(len) = Control::short(word, longest) else { return Took::Nothing };
+        let tag = mem.load_slot(head, Field::Tag, Load::Relaxed);
+        let Some(into) = room(len) else { return Took::Nothing };
+        let read = mem.copy_out(Span::Slot(head), 0, into);
+        if read.is_err() || !still(&mem, head) {
+            return Took::Torn;
+        }
+        self.head = head + 1;
+        let unread = is_ready(mem.load_slot(head + 1, Field::Stamp, Load::Relaxed), head + 1);
+        let asleep = if unread && head < self.due {
+            false
+        } else {
+            (self.due, self.hidden) = (due(head + 1, mem.slots()), 0);
+            publish(&mem, head + 1)
+        };
+        Took::Message { len, tag, asleep }
     }
 
     /// Copies out of an arrival's payload, from `at` on.
@@ -90,13 +140,9 @@ impl<M: Memory> Consumer<M> {
     /// [`Violation`] if its stamp moved: the producer overwrote what it had committed.
     #[inline(always)]
     pub fn verify(&self, arrival: &Arrival) -> Result<(), Violation> {
-        // pairs with the fence in `Producer::open`.
-        self.mem.fence(Fence::Acquire);
-        let stamp = self.mem.load_slot(arrival.ticket, Field::Stamp, Load::Relaxed);
-        if stamp == ready(arrival.ticket) {
-            Ok(())
-        } else {
-            Err(Violation("a stamp that moved under a reader"))
+        match still(&self.mem, arrival.ticket) {
+            true => Ok(()),
+            false => Err(Violation("a stamp that moved under a reader")),
         }
     }
 
@@ -109,12 +155,12 @@ impl<M: Memory> Consumer<M> {
             return;
         }
         self.head += 1;
+        let mut few = self.head <= self.due;
         if arrival.kind != Kind::Inline {
             self.hidden += (arrival.len as u64).next_multiple_of(GRAIN as u64);
+            few &= self.hidden <= self.mem.arena() / 4;
         }
-        let next = self.mem.load_slot(self.head, Field::Stamp, Load::Relaxed);
-        let unread = next == ready(self.head) && self.head <= LAST_TICKET;
-        let few = self.head - self.published <= self.mem.slots() / 4 && self.hidden <= self.mem.arena() / 4;
+        let unread = is_ready(self.mem.load_slot(self.head, Field::Stamp, Load::Relaxed), self.head);
         if !(unread && few) {
             self.publish_head(unread);
             #[cfg(feature = "testing")]
@@ -159,20 +205,56 @@ impl<M: Memory> Consumer<M> {
         Ok(total)
     }
 
-    /// Publishes the head and wakes a producer that waits for space; while an unread message is in
-    /// the ring, only if it is the release that it waits for.
+    /// Publishes the head and wakes a producer that waits for space.
+    #[inline(always)]
     fn publish_head(&mut self, unread: bool) {
-        (self.published, self.hidden) = (self.head, 0);
-        // pairs with the Acquire load in `Producer::refresh`.
-        self.mem.store(Word::Head, self.head, Store::Release);
-        // pairs with the fence in `park::sleep`.
-        self.mem.fence(Fence::Full);
-        if self.mem.load_flag(Flag::Producer) == 0 {
-            return;
+        (self.due, self.hidden) = (due(self.head, self.mem.slots()), 0);
+        if publish(&self.mem, self.head) {
+            self.wake_producer(unread);
         }
+    }
+
+    /// Wakes the producer after a [`Took::Message`] that says so.
+    #[cold]
+    pub fn rouse(&self) {
+        let next = self.mem.load_slot(self.head, Field::Stamp, Load::Relaxed);
+        self.wake_producer(is_ready(next, self.head));
+    }
+
+    /// While an unread message is in the ring, only if its release is the one that is waited for.
+    #[cold]
+    fn wake_producer(&self, unread: bool) {
         let wanted = self.mem.load(Word::Wanted, Load::Relaxed);
         if !(unread && wanted >= self.head) {
             park::wake(&self.mem, Flag::Producer);
         }
     }
+}
+
+#[inline(always)]
+fn stamp<M: Memory>(mem: &M, ticket: u64) -> u64 {
+    // pairs with the Release store in `producer::commit`.
+    mem.load_slot(ticket, Field::Stamp, Load::Acquire)
+}
+
+/// Whether a ticket's slot has not been written since it was ready.
+#[inline(always)]
+fn still<M: Memory>(mem: &M, ticket: u64) -> bool {
+    // pairs with the fence in `producer::open`.
+    mem.fence(Fence::Acquire);
+    mem.load_slot(ticket, Field::Stamp, Load::Relaxed) == ready(ticket)
+}
+
+/// Publishes a head; whether the producer sleeps.
+#[inline(always)]
+fn publish<M: Memory>(mem: &M, head: u64) -> bool {
+    // pairs with the Acquire load in `Producer::refresh`.
+    mem.store(Word::Head, head, Store::Release);
+    park::asleep(mem, Flag::Producer)
+}
+
+/// The last head that need not be published while messages are unread, once this one is.
+#[inline(always)]
+fn due(head: u64, slots: u64) -> u64 {
+    head + slots / 4
 }

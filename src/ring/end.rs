@@ -47,17 +47,20 @@ impl Fate {
 #[inline(always)]
 pub fn ended<M: Memory>(mem: &M, peer: Word) -> Option<Ended> {
     // pairs with `Memory::settle`.
-    let fate = Fate::of(mem.load(Word::Fate, Load::Acquire));
-    match fate {
-        Some(Fate::Closed) => return Some(Ended::Closed),
-        Some(Fate::Violated) => return Some(Ended::ProtocolViolated),
-        _ => {}
-    }
+    let fate = mem.load(Word::Fate, Load::Acquire);
     // pairs with the Release store in `close`.
-    if mem.load(peer, Load::Acquire) != 0 {
-        return Some(Ended::Disconnected);
+    let mark = mem.load(peer, Load::Acquire);
+    if fate | mark == 0 { None } else { Some(told(fate, mark)) }
+}
+
+#[cold]
+fn told(fate: u64, mark: u64) -> Ended {
+    match Fate::of(fate) {
+        Some(Fate::Closed) => Ended::Closed,
+        Some(Fate::Violated) => Ended::ProtocolViolated,
+        Some(Fate::Died) if mark == 0 => Ended::PeerDied,
+        _ => Ended::Disconnected,
     }
-    fate.map(|fate| if fate == Fate::Died { Ended::PeerDied } else { Ended::Disconnected })
 }
 
 /// Marks this side's end of a direction as closed, and wakes the other side's sleeper.

@@ -56,16 +56,23 @@ mod place;
 mod producer;
 mod urgent;
 
-pub use consumer::{Arrival, Consumer};
+pub use consumer::{Arrival, Consumer, Took};
 pub use end::{Fate, bury, close, ended, shut};
 pub use park::{Bed, alarm, rouse, sleep};
-pub use producer::{Claim, Cursor, Producer, Refusal, Wanted};
+pub use producer::{Claim, Cursor, Posted, Producer, Refusal, Wanted};
 pub use urgent::{Poster, bell, urgent};
 
 /// The stamp of a ready ticket.
 #[inline]
 fn ready(ticket: u64) -> u64 {
     ticket.wrapping_mul(2).wrapping_add(2)
+}
+
+/// Whether a stamp says that a ticket is ready. Behind [`LAST_TICKET`](crate::layout::LAST_TICKET) it would be 0,
+/// which is the stamp of a slot that was never written.
+#[inline(always)]
+fn is_ready(stamp: u64, ticket: u64) -> bool {
+    stamp == ready(ticket) && stamp != 0
 }
 
 /// The stamp of a ticket that is being written.

@@ -43,13 +43,19 @@ const ELSEWHERE: u32 = 2;
 const EMPTY: u32 = 64;
 
 /// Fences, and wakes the sleeper on `flag` if there is one. Follows every publication.
-#[inline]
+#[inline(always)]
 pub fn rouse<M: Memory>(mem: &M, flag: Flag) {
-    // pairs with the fence in `sleep`.
-    mem.fence(Fence::Full);
-    if mem.load_flag(flag) != 0 {
+    if asleep(mem, flag) {
         wake(mem, flag);
     }
+}
+
+/// Fences; whether a sleeper on `flag` must be woken now.
+#[inline(always)]
+pub(super) fn asleep<M: Memory>(mem: &M, flag: Flag) -> bool {
+    // pairs with the fence in `sleep`.
+    mem.fence(Fence::Full);
+    mem.load_flag(flag) != 0
 }
 
 /// Fences, and wakes whoever sleeps on `flag` whatever the flag says; for the end of a connection.

@@ -66,7 +66,11 @@ impl Arena {
     /// Remembers the place behind a ticket.
     #[inline(always)]
     pub(super) fn set_end(&mut self, ticket: u64, place: u64) {
-        *self.end_mut(ticket) = place;
+        let mask = self.ends.len().wrapping_sub(1);
+        #[expect(clippy::cast_possible_truncation, reason = "masked by the number of slots")]
+        if let Some(end) = self.ends.get_mut(ticket as usize & mask) {
+            *end = place;
+        }
     }
 
     /// The ticket and all before it were released.

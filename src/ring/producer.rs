@@ -3,7 +3,7 @@
 //! A claim is private: until [`publish`](Producer::publish) nothing of it is visible, a forgotten
 //! one costs nothing, and the next claim takes the same ticket.
 
-use super::park::rouse;
+use super::park::{asleep, rouse, wake};
 use super::place::Arena;
 use super::{ended, ready, writing};
 use crate::error::{Ended, Violation};
@@ -64,12 +64,25 @@ pub enum Refusal {
     Violated(Violation),
 }
 
+/// What became of a message that was to be sent at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Posted {
+    /// Something was in the way: nothing has happened.
+    Nothing,
+    /// It is sent.
+    Done,
+    /// It is sent, and the consumer may sleep: [`Producer::wake`] comes next.
+    Asleep,
+}
+
 /// The writing side.
 #[derive(Debug)]
 pub struct Producer<M> {
     mem: M,
     next: Cursor,
     head: u64,
+    /// The first ticket that may not be claimed without a look at the head.
+    limit: u64,
     arena: Arena,
     /// A message stands unfinished in the ring: its next piece follows, or it is abandoned.
     unfinished: bool,
@@ -104,7 +117,8 @@ impl<M: Memory> Producer<M> {
     /// The producer of a fresh ring whose first ticket is `first`.
     pub fn new(mem: M, first: u64) -> Self {
         let arena = Arena::new(mem.arena(), mem.slots());
-        Self { mem, next: Cursor { ticket: first, place: 0 }, head: first, arena, unfinished: false }
+        let limit = limit(first, mem.slots());
+        Self { mem, next: Cursor { ticket: first, place: 0 }, head: first, limit, arena, unfinished: false }
     }
 
     /// Writes the initial words of a fresh ring in private memory.
@@ -141,8 +155,43 @@ impl<M: Memory> Producer<M> {
         if len > INLINE {
             return self.claim_place(from, len);
         }
-        let after = Cursor { ticket: from.ticket + 1, place: from.place };
-        Ok(Claim { ticket: from.ticket, span: Span::Slot(from.ticket), len, after })
+        Ok(slot_claim(from, len))
+    }
+
+    /// Sends a message that stands in its slot, if nothing at all is in the way: claim, write, commit.
+    #[inline(always)]
+    pub fn post(&mut self, message: &[u8], tag: u64) -> Posted {
+        let mem = self.mem.near();
+        let free = self.next.ticket < self.limit && !self.unfinished;
+        if !free || message.len() > INLINE || ended(&mem, Word::ConsumerMark).is_some() {
+            return Posted::Nothing;
+        }
+        let claim = slot_claim(self.next, message.len());
+        open(&mem, claim.ticket);
+        if mem.copy_in(claim.span, 0, message, Tail::Zero).is_err() {
+            return Posted::Nothing; // Never: the claim is for so many bytes.
+        }
+        let control = Control { kind: Kind::Inline, abort: false, len: short(claim.len), place: 0 };
+        describe(&mem, claim.ticket, control, tag);
+        self.arena.set_end(claim.ticket, claim.after.place);
+        commit(&mem, claim.ticket);
+        self.next = claim.after;
+        match asleep(&mem, Flag::Consumer) {
+            true => Posted::Asleep,
+            false => {
+                #[cfg(feature = "testing")]
+                mem.checked(Flag::Consumer, claim.after.ticket);
+                Posted::Done
+            }
+        }
+    }
+
+    /// Wakes the consumer after [`Posted::Asleep`].
+    #[cold]
+    pub fn wake(&self) {
+        wake(&self.mem, Flag::Consumer);
+        #[cfg(feature = "testing")]
+        self.mem.checked(Flag::Consumer, self.next.ticket);
     }
 
     /// Claims a ticket and a place for a piece of a long message, which always stands in the arena.
@@ -160,9 +209,9 @@ impl<M: Memory> Producer<M> {
         if from.ticket > LAST_TICKET {
             return Err(Refusal::Exhausted);
         }
-        if from.ticket - self.head >= self.mem.slots() {
+        if from.ticket >= self.limit {
             self.refresh().map_err(Refusal::Violated)?;
-            if from.ticket - self.head >= self.mem.slots() {
+            if from.ticket >= self.limit {
                 return Err(Refusal::Full { needs: from.ticket - self.mem.slots() });
             }
         }
@@ -172,9 +221,7 @@ impl<M: Memory> Producer<M> {
     /// Marks a claim's slot as being written. Comes before the first write to it.
     #[inline(always)]
     pub fn open(&self, claim: &Claim) {
-        self.mem.store_slot(claim.ticket, Field::Stamp, writing(claim.ticket), Store::Relaxed);
-        // pairs with the fence in `Consumer::verify`.
-        self.mem.fence(Fence::Release);
+        open(&self.mem, claim.ticket);
     }
 
     /// Writes bytes of a claim's payload.
@@ -205,10 +252,8 @@ impl<M: Memory> Producer<M> {
         // An empty payload needs no place: an arena kind of length 0 does not exist.
         let (kind, place) = if len == 0 { (Kind::Inline, 0) } else { (kind, place) };
         let abort = self.unfinished && kind.begins() && claim.ticket == self.next.ticket;
-        let len = u32::try_from(len.min(claim.len)).unwrap_or(u32::MAX);
-        let control = Control { kind, abort, len, place }.encode();
-        self.mem.store_slot(claim.ticket, Field::Control, control, Store::Relaxed);
-        self.mem.store_slot(claim.ticket, Field::Tag, tag, Store::Relaxed);
+        let control = Control { kind, abort, len: short(len.min(claim.len)), place };
+        describe(&self.mem, claim.ticket, control, tag);
         self.arena.set_end(claim.ticket, claim.after.place);
     }
 
@@ -218,8 +263,7 @@ impl<M: Memory> Producer<M> {
     #[inline(always)]
     pub fn publish(&mut self, to: Cursor, unfinished: bool) {
         for ticket in self.next.ticket..to.ticket {
-            // pairs with the Acquire load in `Consumer::arrival`.
-            self.mem.store_slot(ticket, Field::Stamp, ready(ticket), Store::Release);
+            commit(&self.mem, ticket);
         }
         if to.ticket > self.next.ticket {
             self.unfinished = unfinished;
@@ -294,8 +338,44 @@ impl<M: Memory> Producer<M> {
         }
         if head > self.head {
             self.arena.release(head - 1);
-            self.head = head;
+            (self.head, self.limit) = (head, limit(head, self.mem.slots()));
         }
         Ok(())
     }
+}
+
+#[inline(always)]
+fn open<M: Memory>(mem: &M, ticket: u64) {
+    mem.store_slot(ticket, Field::Stamp, writing(ticket), Store::Relaxed);
+    // pairs with the fence in `consumer::still`.
+    mem.fence(Fence::Release);
+}
+
+#[inline(always)]
+fn describe<M: Memory>(mem: &M, ticket: u64, control: Control, tag: u64) {
+    mem.store_slot(ticket, Field::Control, control.encode(), Store::Relaxed);
+    mem.store_slot(ticket, Field::Tag, tag, Store::Relaxed);
+}
+
+#[inline(always)]
+fn commit<M: Memory>(mem: &M, ticket: u64) {
+    // pairs with the Acquire load in `consumer::stamp`.
+    mem.store_slot(ticket, Field::Stamp, ready(ticket), Store::Release);
+}
+
+/// A length of at most an arena.
+#[inline(always)]
+fn short(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
+}
+
+/// The first ticket that is not free while this is the head.
+fn limit(head: u64, slots: u64) -> u64 {
+    head.saturating_add(slots).min(LAST_TICKET + 1)
+}
+
+#[inline(always)]
+fn slot_claim(from: Cursor, len: usize) -> Claim {
+    let after = Cursor { ticket: from.ticket + 1, place: from.place };
+    Claim { ticket: from.ticket, span: Span::Slot(from.ticket), len, after }
 }

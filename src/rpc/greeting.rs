@@ -125,9 +125,9 @@ fn receive<M: Memory, P: Pace>(
     let mut head = [0; HEAD];
     head.copy_from_slice(&bytes[..HEAD]);
     body.copy_from_slice(&bytes[HEAD..]);
-    let len = message.len().checked_sub(HEAD);
+    let len = message.len.checked_sub(HEAD);
     match (Head::decode(head), len) {
-        (Ok(head), Some(len)) if message.tag() == 0 => Ok((head, len)),
+        (Ok(head), Some(len)) if message.tag == 0 => Ok((head, len)),
         _ => Err(RecvFault::Ended(inb.violated(Violation("a first frame that is no greeting")))),
     }
 }

@@ -33,8 +33,39 @@ const WORD: usize = size_of::<u64>();
 ///
 /// `base` is 8-aligned, and `base .. base + at + bytes.len()` rounded up to 8 lies in a mapping that
 /// outlives the call and is accessed by nobody but through atomics and these functions.
-#[inline]
+#[inline(always)]
 pub(super) unsafe fn copy_in(base: NonNull<u8>, at: usize, bytes: &[u8], tail: Tail) {
+    #[cfg(target_arch = "x86_64")]
+    if let SHORT..=LONGEST_SHORT = bytes.len() {
+        let end = at + bytes.len();
+        if end % WORD != 0 && tail == Tail::Zero {
+            // SAFETY: the caller gives the whole range, rounded up to words.
+            unsafe { word_at(base, end / WORD) }.store(0, Ordering::Relaxed);
+        }
+        // SAFETY: the caller gives the range; `bytes` is private memory.
+        return unsafe { short_move(base.as_ptr().add(at), bytes.as_ptr(), bytes.len()) };
+    }
+    if at == 0 && bytes.len() < SHORT && tail == Tail::Zero {
+        let (first, second) = pack(bytes);
+        if !bytes.is_empty() {
+            // SAFETY: the caller gives the whole range, rounded up to words.
+            unsafe { word_at(base, 0) }.store(first, Ordering::Relaxed);
+        }
+        if bytes.len() > WORD {
+            // SAFETY: as above.
+            unsafe { word_at(base, 1) }.store(second, Ordering::Relaxed);
+        }
+        return;
+    }
+    // SAFETY: the caller's promise.
+    unsafe { copy_in_words(base, at, bytes, tail) }
+}
+
+/// # Safety
+///
+/// As for [`copy_in`].
+#[inline(never)]
+unsafe fn copy_in_words(base: NonNull<u8>, at: usize, bytes: &[u8], tail: Tail) {
     // SAFETY: the caller gives the whole range, rounded up to words.
     let word = |index: usize| unsafe { word_at(base, index) };
     let mut index = at / WORD;
@@ -65,8 +96,78 @@ pub(super) unsafe fn copy_in(base: NonNull<u8>, at: usize, bytes: &[u8], tail: T
 /// # Safety
 ///
 /// As for [`copy_in`].
-#[inline]
+#[inline(always)]
 pub(super) unsafe fn copy_out(base: NonNull<u8>, at: usize, bytes: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    if let SHORT..=LONGEST_SHORT = bytes.len() {
+        // SAFETY: the caller gives the range; `bytes` is private memory.
+        return unsafe { short_move(bytes.as_mut_ptr(), base.as_ptr().add(at), bytes.len()) };
+    }
+    if at == 0 && bytes.len() < SHORT {
+        // SAFETY: the caller gives the whole range, rounded up to words.
+        let word = |index: usize| unsafe { word_at(base, index) }.load(Ordering::Relaxed);
+        let first = if bytes.is_empty() { 0 } else { word(0) };
+        let second = if bytes.len() > WORD { word(1) } else { 0 };
+        return unpack(bytes, first, second);
+    }
+    // SAFETY: the caller's promise.
+    unsafe { copy_out_words(base, at, bytes) }
+}
+
+/// Fewer than [`SHORT`] bytes as two words, with zeros behind.
+#[inline(always)]
+fn pack(bytes: &[u8]) -> (u64, u64) {
+    let len = bytes.len();
+    if let (Some(first), Some(last)) = (bytes.first_chunk(), bytes.last_chunk()) {
+        // What the last eight bytes have in common with the first word is shifted out of the second.
+        let second = u64::from_le_bytes(*last) >> 1 >> (8 * (SHORT - 1 - len) + 7);
+        return (u64::from_le_bytes(*first), second);
+    }
+    if let (Some(first), Some(last)) = (bytes.first_chunk(), bytes.last_chunk()) {
+        let (first, last) = (u32::from_le_bytes(*first), u32::from_le_bytes(*last));
+        return (u64::from(first) | u64::from(last) << (8 * (len - 4)), 0);
+    }
+    let (Some(first), Some(middle), Some(last)) = (bytes.first(), bytes.get(len / 2), bytes.last()) else {
+        return (0, 0);
+    };
+    let at = |byte: u8, index: usize| u64::from(byte) << (8 * index);
+    (at(*first, 0) | at(*middle, len / 2) | at(*last, len - 1), 0)
+}
+
+/// The reverse of [`pack`].
+#[inline(always)]
+fn unpack(bytes: &mut [u8], first: u64, second: u64) {
+    let len = bytes.len();
+    let both = u128::from(first) | u128::from(second) << 64;
+    if let Some(front) = bytes.first_chunk_mut() {
+        *front = first.to_le_bytes();
+        if let Some(back) = bytes.last_chunk_mut() {
+            *back = low_half(both >> (8 * (len - WORD))).to_le_bytes();
+        }
+    } else if let Some(front) = bytes.first_chunk_mut::<4>() {
+        front.copy_from_slice(&first.to_le_bytes()[..4]);
+        if let Some(back) = bytes.last_chunk_mut::<4>() {
+            back.copy_from_slice(&(first >> (8 * (len - 4))).to_le_bytes()[..4]);
+        }
+    } else {
+        for (index, byte) in bytes.iter_mut().enumerate().take(3) {
+            *byte = first.to_le_bytes()[index];
+        }
+    }
+}
+
+#[inline(always)]
+fn low_half(value: u128) -> u64 {
+    #[expect(clippy::cast_possible_truncation, reason = "it is the low half that is wanted")]
+    let low = value as u64;
+    low
+}
+
+/// # Safety
+///
+/// As for [`copy_in`].
+#[inline(never)]
+unsafe fn copy_out_words(base: NonNull<u8>, at: usize, bytes: &mut [u8]) {
     // SAFETY: the caller gives the whole range, rounded up to words.
     let word = |index: usize| unsafe { word_at(base, index) }.load(Ordering::Relaxed).to_le_bytes();
     let mut index = at / WORD;
@@ -120,6 +221,60 @@ fn from_chunk(chunk: &[u8]) -> u64 {
     let mut value = [0; WORD];
     value.copy_from_slice(chunk);
     u64::from_le_bytes(value)
+}
+
+/// From this many bytes on, a few moves of 16 bytes that overlap copy any length.
+const SHORT: usize = 16;
+/// The longest that they copy.
+#[cfg(target_arch = "x86_64")]
+const LONGEST_SHORT: usize = 128;
+
+/// Copies from [`SHORT`] to [`LONGEST_SHORT`] bytes.
+///
+/// # Safety
+///
+/// Both ranges of `len` bytes are mapped for the call and do not overlap.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn short_move(to: *mut u8, from: *const u8, len: usize) {
+    // SAFETY: each pair touches the 16 bytes from `at` on, and the 16 that end `at` before the end: both lie in the
+    // ranges, since `at + 16 <= len` in each branch.
+    let pair = |at: usize| unsafe { pair_move(to, from, at, len - SHORT - at) };
+    pair(0);
+    if len > 32 {
+        pair(16);
+        if len > 64 {
+            pair(32);
+            pair(48);
+        }
+    }
+}
+
+/// Copies 16 bytes at `front`, and 16 at `back`.
+///
+/// # Safety
+///
+/// These bytes of both ranges are mapped for the call; the ranges do not overlap.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn pair_move(to: *mut u8, from: *const u8, front: usize, back: usize) {
+    // SAFETY: the instructions touch exactly these bytes.
+    unsafe {
+        std::arch::asm!(
+            "movups {a}, [{from_front}]",
+            "movups {b}, [{from} + {back}]",
+            "movups [{to_front}], {a}",
+            "movups [{to} + {back}], {b}",
+            a = out(xmm_reg) _,
+            b = out(xmm_reg) _,
+            from = in(reg) from,
+            to = in(reg) to,
+            from_front = in(reg) from.add(front),
+            to_front = in(reg) to.add(front),
+            back = in(reg) back,
+            options(nostack, preserves_flags)
+        );
+    }
 }
 
 /// Copies `len` bytes, a multiple of 8 and at least [`BULK`].
@@ -213,61 +368,4 @@ unsafe fn byte_move(to: *mut u8, from: *const u8, len: usize) {
 unsafe fn bulk_move(_to: *mut u8, _from: *const u8, _len: usize) {}
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    #[cfg(target_arch = "x86_64")]
-    fn both_moves_copy_every_length() {
-        let from: Vec<u8> = (0..=255).cycle().take(3000).collect();
-        for len in (BULK..2100).step_by(8) {
-            for skew in [0, 1, 8, 63] {
-                let (mut by_vector, mut by_byte) = (vec![0; 3000], vec![0; 3000]);
-                let blocks = len / BLOCK * BLOCK;
-                // SAFETY: all three have 3000 bytes, more than `skew + len`.
-                unsafe {
-                    vector_move(by_vector.as_mut_ptr().add(skew), from.as_ptr(), blocks);
-                    let last = len - BLOCK;
-                    vector_move(by_vector.as_mut_ptr().add(skew + last), from.as_ptr().add(last), BLOCK);
-                    byte_move(by_byte.as_mut_ptr().add(skew), from.as_ptr(), len);
-                }
-                assert_eq!(by_vector, by_byte, "{len}");
-                assert_eq!(by_byte[skew..skew + len], from[..len], "{len}");
-                assert!(by_byte[..skew].iter().chain(&by_byte[skew + len..]).all(|b| *b == 0));
-            }
-        }
-    }
-
-    fn shared(words: usize) -> Vec<AtomicU64> {
-        (0..words).map(|_| AtomicU64::new(u64::MAX)).collect()
-    }
-
-    #[test]
-    fn every_size_at_every_offset_comes_back_and_touches_nothing_else() {
-        let mut sizes: Vec<usize> = (0..=300).collect();
-        sizes.extend([511, 512, 513, 519, 520, 1023, 1024, 1025, 4095, 4097]);
-        for len in sizes {
-            for at in 0..=17 {
-                for tail in [Tail::Zero, Tail::Keep] {
-                    let pages = shared((at + len) / 8 + 3);
-                    let base = NonNull::from(&pages[0]).cast::<u8>();
-                    let bytes: Vec<u8> =
-                        (0..len).map(|i| u8::try_from((i * 7 + at) % 256).unwrap()).collect();
-                    let mut back = vec![0; len];
-                    // SAFETY: `pages` has more than `at + len` bytes and lives on.
-                    unsafe { copy_in(base, at, &bytes, tail) };
-                    // SAFETY: as above.
-                    unsafe { copy_out(base, at, &mut back) };
-                    assert_eq!(back, bytes, "{len} at {at}");
-                    let all: Vec<u8> =
-                        pages.iter().flat_map(|w| w.load(Ordering::Relaxed).to_le_bytes()).collect();
-                    let end = at + len;
-                    let zeroed = if len > 0 && tail == Tail::Zero { end.next_multiple_of(8) } else { end };
-                    assert!(all[..at].iter().all(|b| *b == 255), "before {len} at {at}");
-                    assert!(all[end..zeroed].iter().all(|b| *b == 0), "rest {len} at {at}");
-                    assert!(all[zeroed..].iter().all(|b| *b == 255), "behind {len} at {at}");
-                }
-            }
-        }
-    }
-}
+mod tests;

@@ -126,6 +126,11 @@ impl Link {
         Ok(link)
     }
 
+    /// What knows the process that made the connection.
+    pub(crate) fn canary(&self) -> Canary {
+        self.canary
+    }
+
     /// Whether this is still the process that made the connection, not a fork of it.
     #[inline]
     pub(crate) fn same_process(&self) -> bool {

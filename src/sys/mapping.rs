@@ -16,16 +16,15 @@
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::borrow::RawSpan;
+use super::futex;
 use super::link::Link;
-use super::{copy, futex};
-use crate::layout::{SLOT, SLOT_PAYLOAD, words};
-use crate::mem::{
-    Fence, Field, Flag, GRAIN, INLINE, Load, Memory, OutOfBounds, Span, Store, Tail, Until, Woke, Word,
-};
+use crate::layout::words;
+use crate::mem::{Flag, Memory, Span, Until, Woke, forward_memory};
+use view::View;
 
 const FIRST_SLICE: Duration = Duration::from_millis(100);
 const LONGEST_DOUBLING: u32 = 5;
@@ -107,89 +106,29 @@ impl Mapping {
 
     /// Bytes of a span in place, or nothing if they are not in this memory.
     pub(crate) fn raw(&self, span: Span, at: usize, len: usize) -> Option<RawSpan<'_>> {
-        let base = self.judge(span, at, len).ok()?;
+        let base = self.view().judge(span, at, len).ok()?;
         // SAFETY: judged; the mapping lives as long as `self`, and nobody makes references to
         // payload but through the span that is made here.
         Some(unsafe { RawSpan::new(base.add(at), len) })
     }
 
-    /// The word at an offset of the words' page; every caller passes a constant of `layout::words`.
-    #[inline]
+    #[inline(always)]
+    fn view(&self) -> View<'_> {
+        let Self { words, slots, arena, twin, mask, arena_len, urgent_mask, .. } = *self;
+        View { words, slots, arena, twin, mask, arena_len, urgent_mask, fate: self.link.fate(), whole: self }
+    }
+
     fn at(&self, offset: usize) -> &AtomicU64 {
-        debug_assert!(offset + 8 <= 4096);
-        // SAFETY: `words` is the start of a whole mapped page and all offsets in use are 8-aligned
-        // and less than a page.
-        unsafe { AtomicU64::from_ptr(self.words.add(offset).cast().as_ptr()) }
+        self.view().at(offset)
     }
 
-    #[inline]
-    fn slot(&self, ticket: u64) -> NonNull<u8> {
-        let index = usize::try_from(ticket & self.mask).unwrap_or(0);
-        // SAFETY: masked by the number of slots, each of `SLOT` bytes, all mapped.
-        unsafe { self.slots.add(index * SLOT) }
-    }
-
-    #[inline]
-    fn field(&self, ticket: u64, field: Field) -> &AtomicU64 {
-        let offset = match field {
-            Field::Stamp => 0,
-            Field::Control => 8,
-            Field::Tag => 16,
-        };
-        // SAFETY: the first three words of a mapped slot, which is 128-aligned.
-        unsafe { AtomicU64::from_ptr(self.slot(ticket).add(offset).cast().as_ptr()) }
-    }
-
-    #[inline]
-    fn word(&self, word: Word) -> &AtomicU64 {
-        match word {
-            Word::Head => self.at(words::HEAD),
-            Word::Wanted => self.at(words::WANTED),
-            Word::ProducerMark => self.at(words::PRODUCER_MARK),
-            Word::ConsumerMark => self.at(words::CONSUMER_MARK),
-            Word::Bell => self.at(words::BELL),
-            Word::Urgent(index) => self.at(words::URGENT + (index & self.urgent_mask) as usize * 8),
-            Word::Fate => self.link.fate(),
-        }
-    }
-
-    #[inline]
     fn flag(&self, flag: Flag) -> &AtomicU32 {
-        let at = match flag {
-            // SAFETY: the offset is in the words' page, which is mapped whole.
-            Flag::Consumer => unsafe { self.words.add(words::CONSUMER_FLAG) },
-            // SAFETY: as above.
-            Flag::Producer => unsafe { self.words.add(words::PRODUCER_FLAG) },
-            Flag::Twin => self.twin,
-        };
-        // SAFETY: mapped, 128-aligned by the layout, and only ever accessed as these 32 bits.
-        unsafe { AtomicU32::from_ptr(at.cast().as_ptr()) }
+        self.view().flag(flag)
     }
 
     /// Whether this side sleeps on the flag, not the peer.
     fn is_ours(&self, flag: Flag) -> bool {
         self.outgoing == matches!(flag, Flag::Producer | Flag::Twin)
-    }
-
-    /// Where a span starts, if `at + len` bytes of it are in this memory.
-    #[inline]
-    fn judge(&self, span: Span, at: usize, len: usize) -> Result<NonNull<u8>, OutOfBounds> {
-        let end = at.checked_add(len).ok_or(OutOfBounds)?;
-        match span {
-            Span::Slot(ticket) if end <= INLINE => {
-                // SAFETY: the payload of a mapped slot.
-                Ok(unsafe { self.slot(ticket).add(SLOT_PAYLOAD) })
-            }
-            Span::Arena(place) => {
-                let start = place as usize * GRAIN;
-                if end > self.arena_len || start > self.arena_len - end {
-                    return Err(OutOfBounds);
-                }
-                // SAFETY: `start + end` is at most the arena's length.
-                Ok(unsafe { self.arena.add(start) })
-            }
-            Span::Slot(_) => Err(OutOfBounds),
-        }
     }
 }
 
@@ -208,38 +147,14 @@ fn woken_word(role: Role) -> usize {
 }
 
 impl Memory for Mapping {
-    #[inline]
-    fn slots(&self) -> u64 {
-        self.mask + 1
+    #[inline(always)]
+    fn near(&self) -> impl Memory {
+        self.view()
     }
 
-    #[inline]
-    fn arena(&self) -> u64 {
-        self.arena_len as u64
-    }
-
-    #[inline]
-    fn load_slot(&self, ticket: u64, field: Field, order: Load) -> u64 {
-        step!(testing::load_slot(field));
-        self.field(ticket, field).load(order.into())
-    }
-
-    #[inline]
-    fn store_slot(&self, ticket: u64, field: Field, value: u64, order: Store) {
-        step!(testing::store_slot(field));
-        self.field(ticket, field).store(value, order.into());
-    }
-
-    #[inline]
-    fn load(&self, word: Word, order: Load) -> u64 {
-        step!(testing::load(word));
-        self.word(word).load(order.into())
-    }
-
-    #[inline]
-    fn store(&self, word: Word, value: u64, order: Store) {
-        step!(testing::store(word));
-        self.word(word).store(value, order.into());
+    forward_memory! {
+        self => self.view();
+        slots, arena, load_slot, store_slot, load, store, load_flag, fence, copy_in, copy_out,
     }
 
     fn settle(&self, fate: u64) -> u64 {
@@ -251,13 +166,7 @@ impl Memory for Mapping {
         }
     }
 
-    #[inline]
-    fn load_flag(&self, flag: Flag) -> u32 {
-        step!("load flag");
-        self.flag(flag).load(Ordering::Relaxed)
-    }
-
-    #[inline]
+    #[inline(always)]
     fn store_flag(&self, flag: Flag, value: u32) {
         step!("store flag");
         self.flag(flag).store(value, Ordering::Relaxed);
@@ -266,32 +175,6 @@ impl Memory for Mapping {
     fn take_flag(&self, flag: Flag) -> u32 {
         step!("take flag");
         self.flag(flag).swap(0, Ordering::Relaxed)
-    }
-
-    #[inline]
-    fn fence(&self, kind: Fence) {
-        step!("fence");
-        fence(kind.into());
-    }
-
-    #[inline]
-    fn copy_in(&self, to: Span, at: usize, bytes: &[u8], tail: Tail) -> Result<(), OutOfBounds> {
-        let base = self.judge(to, at, bytes.len())?;
-        step!("copy in");
-        #[cfg(feature = "testing")]
-        self.begin_copy(base, at, bytes);
-        // SAFETY: judged; spans start at multiples of 8 and have a multiple of 8 bytes.
-        unsafe { copy::copy_in(base, at, bytes, tail) };
-        Ok(())
-    }
-
-    #[inline]
-    fn copy_out(&self, from: Span, at: usize, bytes: &mut [u8]) -> Result<(), OutOfBounds> {
-        let base = self.judge(from, at, bytes.len())?;
-        step!("copy out");
-        // SAFETY: judged; spans start at multiples of 8 and have a multiple of 8 bytes.
-        unsafe { copy::copy_out(base, at, bytes) };
-        Ok(())
     }
 
     fn wait(&self, flag: Flag, until: Until, patience: u32) -> Woke {
@@ -349,3 +232,4 @@ impl fmt::Debug for Mapping {
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod view;

@@ -47,14 +47,14 @@ pub fn put<M: Memory>(out: &mut Out<M>, message: &[u8], tag: u64) {
 pub fn take<M: Memory>(inb: &mut In<M>) -> (Vec<u8>, u64) {
     let mut buffer = Vec::new();
     let message = inb.recv_into(&mut buffer, Wait::Never).expect("a message is there");
-    assert_eq!(message.len(), buffer.len());
-    (buffer, message.tag())
+    assert_eq!(message.len, buffer.len());
+    (buffer, message.tag)
 }
 
 pub fn try_take<M: Memory>(inb: &mut In<M>) -> Result<(Vec<u8>, u64), RecvFault> {
     let mut buffer = Vec::new();
     let message = inb.recv_into(&mut buffer, Wait::Never)?;
-    Ok((buffer, message.tag()))
+    Ok((buffer, message.tag))
 }
 
 /// The head that the consumer has published.

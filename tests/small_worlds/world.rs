@@ -242,12 +242,12 @@ impl World {
     pub(super) fn key(&self) -> u64 {
         let mut key = DefaultHasher::new();
         let (ring, producer) = (numbers(self.inb.ring()), numbers(self.out.ring()));
-        let ([ticket, published, hidden], [tail, place, known, _size, freed, looked, ends @ ..]) =
+        let ([ticket, due, hidden], [tail, place, known, _limit, _size, freed, looked, ends @ ..]) =
             (&ring[..], &producer[..])
         else {
             panic!("the ring prints itself otherwise: {ring:?} {producer:?}")
         };
-        (ticket % self.slots, ticket - published, hidden, tail - ticket, tail - known).hash(&mut key);
+        (ticket % self.slots, due - ticket, hidden, tail - ticket, tail - known).hash(&mut key);
         (tail - self.first).min(self.slots).hash(&mut key);
         (place % self.arena as u64, place - freed, place.wrapping_sub(*looked)).hash(&mut key);
         let slot = |ticket: u64| usize::try_from(ticket % self.slots).expect("few");

@@ -26,6 +26,7 @@ pub(super) const ALL: &[Named] = named![
     a_committed_message_may_be_empty_or_short,
     an_abandoned_message_is_told_once,
     the_messages_of_a_batch_stand_apart,
+    a_short_message_longer_than_agreed_is_refused,
     a_message_longer_than_agreed_is_refused,
     an_end_is_told_before_anything_is_sent,
     a_message_in_pieces_is_tried_whole_or_not_at_all,
@@ -60,13 +61,15 @@ fn a_stamp_behind_the_last_ticket_is_refused() {
 }
 
 fn a_head_is_hidden_for_a_quarter_of_the_slots_at_most() {
-    let (mut out, mut inb) = ring_from(0, 8, 64);
-    for i in 0..8 {
-        try_send(&mut out, &[i]).unwrap();
+    for head_behind in [head_behind_a_receive, head_behind_a_loan] {
+        let (mut out, mut inb) = ring_from(0, 8, 64);
+        for i in 0..8 {
+            try_send(&mut out, &[i]).unwrap();
+        }
+        let heads: Vec<_> = (0..8).map(|_| head_behind(&mut inb)).collect();
+        // Two may be hidden, and none once the ring is dry.
+        assert_eq!(heads, [0, 0, 3, 3, 3, 6, 6, 8]);
     }
-    let heads: Vec<_> = (0..8).map(|_| head_behind_a_receive(&mut inb)).collect();
-    // Two may be hidden, and none once the ring is dry.
-    assert_eq!(heads, [0, 0, 3, 3, 3, 6, 6, 8]);
     // Behind the last ticket there is none: the slot's zero is not its stamp.
     let (mut out, mut inb) = ring_from(LAST_TICKET, 8, 64);
     try_send(&mut out, &[0]).unwrap();
@@ -74,13 +77,21 @@ fn a_head_is_hidden_for_a_quarter_of_the_slots_at_most() {
 }
 
 fn a_head_is_hidden_for_a_quarter_of_the_arena_at_most() {
-    let (mut out, mut inb) = ring_from(0, 32, 1024);
-    for len in [128, 65, 8, 105, 105, 8] {
-        try_send(&mut out, &vec![0; len]).unwrap();
+    for head_behind in [head_behind_a_receive, head_behind_a_loan] {
+        let (mut out, mut inb) = ring_from(0, 32, 1024);
+        for len in [128, 65, 8, 105, 105, 8] {
+            try_send(&mut out, &vec![0; len]).unwrap();
+        }
+        let heads: Vec<_> = (0..6).map(|_| head_behind(&mut inb)).collect();
+        // 128 and, since 65 to 105 bytes of a slot take no place, 128 twice: together more than 256.
+        assert_eq!(heads, [0, 0, 0, 0, 5, 6]);
     }
-    let heads: Vec<_> = (0..6).map(|_| head_behind_a_receive(&mut inb)).collect();
-    // 128 and, since 65 to 105 bytes of a slot take no place, 128 twice: together more than 256.
-    assert_eq!(heads, [0, 0, 0, 0, 5, 6]);
+}
+
+fn head_behind_a_loan(inb: &mut Inbound<Model, NoPace>) -> u64 {
+    let message = inb.lend(Wait::Never).unwrap();
+    inb.give_back(&message).unwrap();
+    inb.ring().mem().load(Word::Head, Load::Relaxed)
 }
 
 fn head_behind_a_receive(inb: &mut Inbound<Model, NoPace>) -> u64 {
@@ -278,6 +289,19 @@ fn a_message_longer_than_agreed_is_refused() {
     assert_eq!(small.claim(301, Wait::Never).unwrap_err(), SendFault::TooLarge(300));
     assert_eq!(send(&mut small, &[0; 301]), Err(SendFault::TooLarge(300)));
     assert_eq!(send(&mut small, &[0; 300]), Ok(300));
+}
+
+fn a_short_message_longer_than_agreed_is_refused() {
+    for (len, agreed) in [(17, true), (18, false)] {
+        let (a, b) = connection::<Cells>(4, 512);
+        assert_eq!(try_send(&mut sender(&a), &[3; 18][..len]), Ok(len));
+        let mut small: Inbound<_, NoPace> = Inbound::new(b.into, NoPace, 0, 17);
+        let mut out: Outbound<_, NoPace> = Outbound::new(b.out, NoPace, 0, 17);
+        let sent = if agreed { Ok(17) } else { Err(SendFault::TooLarge(17)) };
+        assert_eq!(try_send(&mut out, &[3; 18][..len]), sent);
+        let refused = Err(RecvFault::Ended(Ended::ProtocolViolated));
+        assert_eq!(recv(&mut small), if agreed { Ok(vec![3; 17]) } else { refused });
+    }
 }
 
 fn an_end_is_told_before_anything_is_sent() {

@@ -2,8 +2,6 @@
 //!
 //! They run twice: over the code that ships, and over its weakened copy (`super::code` is either).
 
-use std::io::IoSlice;
-
 use narrows::internal::mem::{Flag, Memory, Tail, Until};
 
 use super::code::ring::{Bed, Cursor, Producer, sleep};
@@ -90,7 +88,7 @@ fn receiver<S: Spans>(side: &Side<S>) -> Inbound<View<S>, NoPace> {
 }
 
 fn send<M: Memory>(out: &mut Outbound<M, NoPace>, message: &[u8]) -> Result<usize, SendFault> {
-    out.send(&[IoSlice::new(message)], 0, Wait::FOREVER)
+    out.send_one(message, 0, Wait::FOREVER)
 }
 
 /// Writes a message behind what is staged already; returns the cursor behind it.
@@ -103,7 +101,7 @@ fn stage<M: Memory>(out: &mut Outbound<M, NoPace>, from: Cursor, message: &[u8])
 }
 
 fn try_send<M: Memory>(out: &mut Outbound<M, NoPace>, message: &[u8]) -> Result<usize, SendFault> {
-    out.send(&[IoSlice::new(message)], 0, Wait::Never)
+    out.send_one(message, 0, Wait::Never)
 }
 
 fn recv<M: Memory>(inb: &mut Inbound<M, NoPace>) -> Result<Vec<u8>, RecvFault> {

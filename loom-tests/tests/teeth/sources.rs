@@ -7,10 +7,11 @@ use libtest_mimic::Failed;
 use loom_tests::weakened::code::SOURCES;
 
 /// Files that name the machine's orderings and are none of the protocol.
-const OTHERS: [(&str, &str); 11] = [
+const OTHERS: [(&str, &str); 12] = [
     ("mem.rs", "names the orderings"),
     ("mem/heap.rs", "is a machine; the models have their own"),
     ("sys/mapping.rs", "is a machine; the models have their own"),
+    ("sys/mapping/view.rs", "is a machine; the models have their own"),
     ("sys/mapping/testing.rs", "looks at a machine for tests"),
     ("sys/link.rs", "asks for marks, to know what to say of a hang-up; the ring asks again"),
     ("sys/fork.rs", "publishes what exists once in a process; no page of a connection"),

@@ -66,8 +66,8 @@ impl Mapping {
         }
         // Both words are this side's own. The head is published whenever its consumer goes to sleep.
         let awaited = match flag {
-            Flag::Consumer => self.word(Word::Head).load(Ordering::Relaxed),
-            Flag::Producer => self.word(Word::Wanted).load(Ordering::Relaxed),
+            Flag::Consumer => self.view().word(Word::Head).load(Ordering::Relaxed),
+            Flag::Producer => self.view().word(Word::Wanted).load(Ordering::Relaxed),
             Flag::Twin => return,
         };
         // pairs with the Release store in `note`.

@@ -4,8 +4,9 @@
 use std::sync::mpsc::channel;
 
 use super::*;
+
 use crate::layout::Geometry;
-use crate::mem;
+use crate::mem::{self, INLINE, Store, Word};
 use crate::sys::link::{LinkParts, Side};
 use crate::sys::region::Region;
 use crate::sys::socket::{self, PeerCred};

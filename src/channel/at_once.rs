@@ -1,0 +1,56 @@
+//! What nearly every message takes: it is there, it stands in its slot, and nothing is in the way.
+//!
+//! # Invariants
+//!
+//! 1. It does what the longer way would do, or nothing: a message that it leaves is found by the next look.
+//! 2. It runs only while nothing is lent, at hand, in pieces or over (`plain`): so no message comes twice.
+//!
+//! # Proof
+//!
+//! Everything that receives short messages: the models, `tests/small_worlds`, the fuzz bodies `frame` and `ring_hostile`.
+
+use super::incoming::Buffer;
+use super::{Inbound, Pace, Received};
+use crate::error::Violation;
+use crate::mem::Memory;
+use crate::ring::Took;
+
+impl<M: Memory, P: Pace> Inbound<M, P> {
+    /// Copies the next message if it is there, stands in its slot, and nothing is in the way.
+    ///
+    /// What is left to do then is [`after`](Self::after), if the other value says so.
+    #[inline(always)]
+    pub(crate) fn recv_at_once<B: Buffer + ?Sized>(&mut self, buffer: &mut B) -> Option<(Received, bool)> {
+        if !self.plain {
+            return None;
+        }
+        match self.ring.take(self.short, |len| buffer.room(len)) {
+            Took::Message { len, tag, asleep } => Some((Received { len, tag }, asleep || self.pace.is_due())),
+            Took::Nothing => None,
+            Took::Torn => self.torn(),
+        }
+    }
+
+    pub(super) fn take<B: Buffer + ?Sized>(&mut self, buffer: &mut B) -> Option<Received> {
+        let (message, rest) = self.recv_at_once(buffer)?;
+        if rest {
+            self.after();
+        }
+        Some(message)
+    }
+
+    /// Does what is left after a message: wakes the sender, says where this side is.
+    #[cold]
+    pub(crate) fn after(&mut self) {
+        self.ring.rouse();
+        self.pace.tell();
+    }
+
+    /// A message moved while it was copied: the next look finds the connection condemned.
+    #[cold]
+    #[inline(never)]
+    fn torn<T>(&mut self) -> Option<T> {
+        let _told_by_the_next_look = self.condemn(Violation("a stamp that moved under a reader"));
+        None
+    }
+}
