@@ -1,0 +1,117 @@
+//! narrows as it comes: default options but for the way to wait.
+//!
+//! `Copy` is `send` and `recv_into`. `InPlace` writes into a reservation and reads the lent message through the two
+//! `unsafe` borrows; what is too long for one reservation is sent by `send`, which `recv_ref` lends reassembled.
+
+#[allow(unsafe_code)] // The two borrows.
+mod sys;
+
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bench_kit::{Access, Check, Receive, Result, Send_, Side, Source, System, Wait, Work};
+use narrows::{ConnectError, Options, SharedMemoryStream, WaitStrategy};
+
+/// See the module.
+pub(crate) struct Narrows;
+
+impl System for Narrows {
+    const NAME: &'static str = "narrows";
+    const VERSION: &'static str = "0.1.0";
+    type Sender = Sender;
+    type Receiver = Receiver;
+
+    fn supports(work: &Work) -> bool {
+        work.access == Access::Copy || work.batch == 1
+    }
+
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Sender, Receiver)> {
+        let (sender, receiver) = open(side, folder, work.wait)?.split();
+        let in_place = work.access == Access::InPlace;
+        let sender = Sender { sender, in_place };
+        Ok((sender, Receiver { receiver, in_place, buffer: Vec::new() }))
+    }
+}
+
+/// How narrows calls a way to wait.
+pub(crate) fn options(wait: Wait) -> Options {
+    Options::new().wait(match wait {
+        Wait::Spin => WaitStrategy::Spin,
+        Wait::Adaptive => WaitStrategy::Adaptive,
+        Wait::Park => WaitStrategy::Park,
+    })
+}
+
+fn open(side: Side, folder: &Path, wait: Wait) -> Result<SharedMemoryStream> {
+    let path = folder.join("socket");
+    if side == Side::B {
+        return Ok(options(wait).bind(path)?.accept()?);
+    }
+    Ok(reach(|| options(wait).connect(&path))?)
+}
+
+/// Tries until the other side listens.
+pub(crate) fn reach<T>(mut connect: impl FnMut() -> Result<T, ConnectError>) -> Result<T, ConnectError> {
+    let limit = Instant::now() + Duration::from_secs(10);
+    loop {
+        match connect() {
+            Err(_) if Instant::now() < limit => thread::sleep(Duration::from_millis(1)),
+            reached => return reached,
+        }
+    }
+}
+
+/// See the module.
+pub(crate) struct Sender {
+    sender: narrows::Sender,
+    in_place: bool,
+}
+
+impl Send_ for Sender {
+    #[inline]
+    fn send(&mut self, message: &[u8]) -> Result<()> {
+        if self.in_place && message.len() <= self.sender.max_in_place() {
+            let mut room = self.sender.reserve(message.len())?;
+            sys::fill(&mut room.raw()?, message);
+            room.commit()?;
+        } else {
+            self.sender.send(message)?;
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn send_batch(&mut self, source: &mut Source, messages: usize) -> Result<()> {
+        if messages == 1 {
+            return self.send(source.message());
+        }
+        let mut batch = self.sender.batch();
+        for _ in 0..messages {
+            batch.push(source.message())?;
+        }
+        Ok(batch.flush()?)
+    }
+}
+
+/// See the module.
+pub(crate) struct Receiver {
+    receiver: narrows::Receiver,
+    in_place: bool,
+    buffer: Vec<u8>,
+}
+
+impl Receive for Receiver {
+    #[inline]
+    fn receive(&mut self, check: &mut Check) -> Result<()> {
+        if self.in_place {
+            let mut lent = self.receiver.recv_ref()?;
+            sys::with(&lent.raw()?, |bytes| check.bytes(bytes));
+            lent.finish()?;
+        } else {
+            self.receiver.recv_into(&mut self.buffer)?;
+            check.bytes(&self.buffer);
+        }
+        Ok(())
+    }
+}
