@@ -10,7 +10,7 @@ use clap::Parser;
 use crate::drive::{Job, Subject};
 use crate::record::{Record, Row};
 use crate::run::{self, Plan};
-use crate::{Result, ensure, report, sys};
+use crate::{Result, ensure, report, sys, targets};
 
 /// What a benchmark is run with: `cargo bench --bench NAME -- …`.
 #[derive(Parser, Debug)]
@@ -30,6 +30,9 @@ struct Arguments {
     /// Only these placements: two, one, free, busy.
     #[arg(long, value_delimiter = ',')]
     place: Vec<String>,
+    /// Only the rows that these targets need, comma between them.
+    #[arg(long, value_delimiter = ',')]
+    target: Vec<u8>,
     /// How often each row is measured.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -105,7 +108,9 @@ impl Arguments {
         let part = |at: usize, of: &[String]| {
             of.is_empty() || of.iter().any(|it| name.split('/').nth(at) == Some(it))
         };
-        (self.only.is_empty() || self.only.iter().any(only))
+        let targeted = || self.target.iter().any(|target| targets::needed(*target).contains(row));
+        (self.target.is_empty() || targeted())
+            && (self.only.is_empty() || self.only.iter().any(only))
             && (self.size.is_empty() || self.size.contains(&row.work.size))
             && part(1, &self.what)
             && part(3, &self.wait)

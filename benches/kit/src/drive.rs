@@ -9,7 +9,7 @@
 //! The mark is answered, so both sides begin to measure with nothing under way; the stop is answered too, so a
 //! rate counts what has arrived.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,9 +18,8 @@ use serde::{Deserialize, Serialize};
 use crate::record::SideReport;
 use crate::sample::{Meter, Samples};
 use crate::source::{Check, Seen, Source};
-use crate::sys;
 use crate::system::{Receive, Send_, Side, System, What, Work};
-use crate::{Result, bail};
+use crate::{Result, bail, crowd, sys};
 
 /// What one side of one row has to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -86,16 +85,17 @@ impl Subject {
 
 fn run<S: System>(job: &Job) -> Result<SideReport> {
     match (job.work.what, job.side) {
-        (What::RoundTrip, Side::A) => Link::<S>::open(job, &job.folder)?.round_trips(),
-        (What::OneWay, Side::A) => Link::<S>::open(job, &job.folder)?.flood(),
-        (What::Wake, Side::A) => Link::<S>::open(job, &job.folder)?.wakes(),
-        (What::RoundTrip | What::OneWay | What::Wake, Side::B) => Link::<S>::open(job, &job.folder)?.serve(),
-        (other, _) => bail!("no drive for {other:?}"),
+        (What::RoundTrip, Side::A) => Link::<S>::open(job)?.round_trips(),
+        (What::OneWay, Side::A) => Link::<S>::open(job)?.flood(),
+        (What::Wake, Side::A) => Link::<S>::open(job)?.wakes(),
+        (What::RoundTrip | What::OneWay | What::Wake, Side::B) => Link::<S>::open(job)?.serve(),
+        (What::Idle | What::Memory, _) => crowd::run::<S>(job),
+        (What::Connect, _) => bail!("a system has no drive for connects"),
     }
 }
 
 /// One side of a connection at work.
-struct Link<'a, S: System> {
+pub(crate) struct Link<'a, S: System> {
     sender: S::Sender,
     receiver: S::Receiver,
     source: Source,
@@ -104,8 +104,8 @@ struct Link<'a, S: System> {
 }
 
 impl<'a, S: System> Link<'a, S> {
-    fn open(job: &'a Job, folder: &Path) -> Result<Self> {
-        let (sender, receiver) = S::open(job.side, folder, &job.work)?;
+    pub(crate) fn open(job: &'a Job) -> Result<Self> {
+        let (sender, receiver) = S::open(job.side, &job.folder, &job.work)?;
         let (source, check) = (Source::new(job.work.size), Check::new(job.work.size));
         Ok(Self { sender, receiver, source, check, job })
     }
@@ -122,7 +122,7 @@ impl<'a, S: System> Link<'a, S> {
     }
 
     #[inline]
-    fn round(&mut self) -> Result<()> {
+    pub(crate) fn round(&mut self) -> Result<()> {
         self.send_batch()?;
         for _ in 0..self.job.work.batch {
             if self.receive()? != Seen::Message {
@@ -139,13 +139,28 @@ impl<'a, S: System> Link<'a, S> {
     }
 
     /// Sends a signal and waits for its answer.
-    fn agree(&mut self, seen: Seen) -> Result<()> {
+    pub(crate) fn agree(&mut self, seen: Seen) -> Result<()> {
         self.signal(seen)?;
         let answer = self.receive()?;
         if answer != seen {
             bail!("{answer:?} instead of {seen:?}");
         }
         Ok(())
+    }
+
+    /// Side B: waits for a signal and answers it.
+    pub(crate) fn answer_signal(&mut self) -> Result<Seen> {
+        let seen = self.receive()?;
+        self.signal(seen)?;
+        Ok(seen)
+    }
+
+    /// Side B: one round trip.
+    pub(crate) fn echo(&mut self) -> Result<()> {
+        match self.receive()? {
+            Seen::Message => self.send_batch(),
+            seen => bail!("{seen:?} instead of a message"),
+        }
     }
 
     /// Does it for the time of the warm-up, three times at least; the length of a tick comes out.

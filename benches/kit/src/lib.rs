@@ -3,7 +3,7 @@
 //! ```text
 //!  system     what an adaptor implements: System, Send_, Receive; the Work it is given
 //!  source     the messages, and how each is judged
-//!  drive      both sides of one piece of work          ─▶ SideReport
+//!  drive      both sides of one piece of work          ─▶ SideReport;  crowd: of many connections
 //!  run        rows, rounds, processes, watchdog        ─▶ Trial, Record (JSON)
 //!  probe      is the machine the same before and after?
 //!  report     medians and spread, tables; plot: pictures; targets: what was promised and what is held
@@ -18,6 +18,7 @@
 //! it at the other end. What it does not: a program that does other work in between, whose caches are colder.
 
 mod command;
+mod crowd;
 mod drive;
 pub mod limits;
 mod probe;
@@ -29,6 +30,7 @@ mod source;
 #[allow(unsafe_code)] // The only place.
 mod sys;
 mod system;
+pub mod targets;
 
 pub use anyhow::{Error, Result, anyhow, bail, ensure};
 

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use crate::record::{Record, Row, Trial};
+use crate::record::{Record, Row, SideReport, Trial};
 use crate::system::What;
+use crate::targets;
 
 /// One figure over the rounds.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +36,7 @@ pub(crate) fn p50(trial: &Trial) -> Option<f64> {
     Some(trial.a.as_ref()?.latency.as_ref()?.p50)
 }
 
-fn p99(trial: &Trial) -> Option<f64> {
+pub(crate) fn p99(trial: &Trial) -> Option<f64> {
     Some(trial.a.as_ref()?.latency.as_ref()?.p99)
 }
 
@@ -68,9 +69,29 @@ pub(crate) fn cpu(trial: &Trial) -> Option<f64> {
 
 /// Sleeps of both sides for each message or round trip.
 #[allow(clippy::cast_precision_loss)]
-fn sleeps(trial: &Trial) -> Option<f64> {
+pub(crate) fn sleeps(trial: &Trial) -> Option<f64> {
     let (a, b) = (trial.a.as_ref()?, trial.b.as_ref()?);
     Some((a.sleeps + b.sleeps) as f64 / a.count.max(1) as f64)
+}
+
+fn idle_cpu(trial: &Trial) -> Option<f64> {
+    Some(cpu(trial)? / trial.b.as_ref()?.seconds)
+}
+
+fn idle_sleeps(trial: &Trial) -> Option<f64> {
+    Some(sleeps(trial)? / trial.b.as_ref()?.seconds)
+}
+
+/// KiB of private memory for each connection, of the side that has more.
+pub(crate) fn private(trial: &Trial) -> Option<f64> {
+    let of = |side: &Option<SideReport>| side.as_ref()?.more.get("private KiB").copied();
+    Some(of(&trial.a)?.max(of(&trial.b)?))
+}
+
+/// KiB of shared memory for each connection, as the kernel splits it among those who map it.
+fn shared(trial: &Trial) -> Option<f64> {
+    let of = |side: &Option<SideReport>| side.as_ref()?.more.get("shared KiB").copied();
+    Some(of(&trial.a)? + of(&trial.b)?)
 }
 
 /// The rows of a run, with what counts of each.
@@ -96,7 +117,7 @@ impl<'a> Ledger<'a> {
     }
 }
 
-fn cell(trials: &[&Trial], figure: Figure) -> Option<Cell> {
+pub(crate) fn cell(trials: &[&Trial], figure: Figure) -> Option<Cell> {
     Cell::of(trials.iter().filter_map(|trial| figure(trial)).collect())
 }
 
@@ -124,7 +145,7 @@ pub(crate) fn tables(record: &Record) -> String {
             let _to_a_string = writeln!(text, "| {row} | {} | {} |", cells.join(" | "), trials.len());
         }
     }
-    text
+    text + &targets::table(record)
 }
 
 type Column = (&'static str, f64, Figure);
@@ -156,6 +177,21 @@ const TABLES: &[(What, &str, &[Column])] = &[
         What::Wake,
         "The sending call, to a sleeper",
         &[("p50 us", 1e-3, p50), ("p99 us", 1e-3, p99), ("CPU us a message, both", 1e6, cpu)],
+    ),
+    (
+        What::Idle,
+        "Idle connections",
+        &[("CPU us a second, each", 1e6, idle_cpu), ("wake-ups a second, each", 1.0, idle_sleeps)],
+    ),
+    (
+        What::Memory,
+        "Memory of each connection",
+        &[("private KiB, the larger side", 1.0, private), ("shared KiB", 1.0, shared)],
+    ),
+    (
+        What::Connect,
+        "From connect to the first reply",
+        &[("p50 us", 1e-3, p50), ("p99 us", 1e-3, p99), ("max us", 1e-3, max), ("CPU us, both", 1e6, cpu)],
     ),
 ];
 

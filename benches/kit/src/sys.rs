@@ -4,6 +4,7 @@
 //! to what the other does not read at the time. So bytes may be borrowed and copied as if they were private.
 
 use std::fs::File;
+use std::os::fd::{FromRawFd, RawFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -77,6 +78,12 @@ pub(crate) fn cpus() -> Vec<usize> {
 pub(crate) fn die_with_parent() {
     // SAFETY: sets a signal number, nothing else.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+}
+
+/// Takes what came through a socket.
+pub(crate) fn adopt(descriptor: RawFd) -> File {
+    // SAFETY: the kernel has just made it for us, and nobody else knows it.
+    unsafe { File::from_raw_fd(descriptor) }
 }
 
 /// Memory shared by the two sides.

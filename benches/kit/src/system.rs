@@ -26,6 +26,13 @@ pub enum Side {
     B,
 }
 
+impl Side {
+    /// The one at the other end.
+    pub fn other(self) -> Self {
+        if self == Self::A { Self::B } else { Self::A }
+    }
+}
+
 /// How a side waits for a message, or for room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Wait {
@@ -85,6 +92,11 @@ impl Work {
     /// Dense work of one message at a time, adaptive, copied.
     pub fn new(what: What, size: usize) -> Self {
         Self { what, size, batch: 1, wait: Wait::Adaptive, access: Access::Copy, gap: Duration::ZERO }
+    }
+
+    /// Whether messages flow: what every system can be asked for.
+    pub fn is_stream(&self) -> bool {
+        matches!(self.what, What::RoundTrip | What::OneWay)
     }
 
     /// The same, waiting so.

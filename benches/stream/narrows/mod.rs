@@ -10,8 +10,9 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bench_kit::{Access, Check, Receive, Result, Send_, Side, Source, System, Wait, Work};
-use narrows::{ConnectError, Options, SharedMemoryStream, WaitStrategy};
+use bench_kit::limits::Dial;
+use bench_kit::{Access, Check, Receive, Result, Send_, Side, Source, System, Wait, What, Work};
+use narrows::{ConnectError, Options, SharedMemoryListener, SharedMemoryStream, WaitStrategy};
 
 /// See the module.
 pub(crate) struct Narrows;
@@ -23,7 +24,8 @@ impl System for Narrows {
     type Receiver = Receiver;
 
     fn supports(work: &Work) -> bool {
-        work.access == Access::Copy || work.batch == 1
+        let in_place = work.batch == 1 && work.is_stream(); // A batch is of messages that are copied in.
+        work.what != What::Connect && (work.access == Access::Copy || in_place)
     }
 
     fn open(side: Side, folder: &Path, work: &Work) -> Result<(Sender, Receiver)> {
@@ -31,6 +33,79 @@ impl System for Narrows {
         let in_place = work.access == Access::InPlace;
         let sender = Sender { sender, in_place };
         Ok((sender, Receiver { receiver, in_place, buffer: Vec::new() }))
+    }
+}
+
+/// Reserves, writes the number alone, commits; lends, reads the number alone, gives back: what lending itself costs.
+pub(crate) struct NarrowsLend;
+
+impl System for NarrowsLend {
+    const NAME: &'static str = "narrows-lend";
+    const VERSION: &'static str = "0.1.0";
+    type Sender = Lender;
+    type Receiver = Borrower;
+
+    fn supports(work: &Work) -> bool {
+        work.access == Access::InPlace && work.batch == 1 && work.is_stream()
+    }
+
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Lender, Borrower)> {
+        let (sender, receiver) = open(side, folder, work.wait)?.split();
+        Ok((Lender(sender), Borrower(receiver)))
+    }
+}
+
+/// See there.
+pub(crate) struct Lender(narrows::Sender);
+
+impl Send_ for Lender {
+    #[inline]
+    fn send(&mut self, message: &[u8]) -> Result<()> {
+        let mut room = self.0.reserve(message.len())?;
+        room.write_at(0, &message[..8.min(message.len())])?;
+        Ok(room.commit()?)
+    }
+}
+
+/// See there.
+pub(crate) struct Borrower(narrows::Receiver);
+
+impl Receive for Borrower {
+    #[inline]
+    fn receive(&mut self, check: &mut Check) -> Result<()> {
+        let mut lent = self.0.recv_ref()?;
+        sys::with(&lent.raw()?, |bytes| check.number_of(bytes));
+        Ok(lent.finish()?)
+    }
+}
+
+/// From nothing to the first reply.
+pub(crate) struct NarrowsDial;
+
+impl Dial for NarrowsDial {
+    const NAME: &'static str = "narrows-connect";
+    type Listener = SharedMemoryListener;
+    type Stream = SharedMemoryStream;
+
+    fn listen(path: &Path) -> Result<SharedMemoryListener> {
+        Ok(SharedMemoryListener::bind(path)?)
+    }
+
+    fn accept(listener: &SharedMemoryListener) -> Result<SharedMemoryStream> {
+        Ok(listener.accept()?)
+    }
+
+    fn connect(path: &Path) -> Result<SharedMemoryStream> {
+        Ok(SharedMemoryStream::connect(path)?)
+    }
+
+    fn send(stream: &mut SharedMemoryStream, message: &[u8]) -> Result<()> {
+        Ok(stream.send(message)?)
+    }
+
+    fn receive(stream: &mut SharedMemoryStream, buffer: &mut Vec<u8>) -> Result<()> {
+        stream.recv_into(buffer)?;
+        Ok(())
     }
 }
 

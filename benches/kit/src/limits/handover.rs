@@ -35,9 +35,8 @@ impl System for HandOver {
     fn open(side: Side, folder: &Path, work: &Work) -> Result<(Giver, Taker)> {
         let boxes = Boxes::open(side, folder, work.size)?;
         let giver = Giver { boxes: boxes.clone(), at: boxes.at(side), turn: 0 };
-        let other = if side == Side::A { Side::B } else { Side::A };
         let copy = if work.access == Access::Copy { vec![1; work.size] } else { Vec::new() };
-        let taker = Taker { at: boxes.at(other), boxes, turn: 0, copy };
+        let taker = Taker { at: boxes.at(side.other()), boxes, turn: 0, copy };
         Ok((giver, taker))
     }
 }

@@ -21,7 +21,8 @@ impl System for UnixStreams {
     type Receiver = Reader;
 
     fn supports(work: &Work) -> bool {
-        work.wait != Wait::Spin && work.access == Access::Copy && work.what != What::Connect
+        let what = !matches!(work.what, What::Memory | What::Connect);
+        what && work.wait != Wait::Spin && work.access == Access::Copy
     }
 
     fn open(side: Side, folder: &Path, work: &Work) -> Result<(Writer, Reader)> {
