@@ -134,7 +134,7 @@ impl<'a, S: System> Link<'a, S> {
 
     fn signal(&mut self, seen: Seen) -> Result<()> {
         let message = if seen == Seen::Mark { self.source.mark() } else { self.source.stop() };
-        self.sender.send(message)?;
+        self.sender.send(&message)?;
         self.sender.flush()
     }
 

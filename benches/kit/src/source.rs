@@ -6,12 +6,18 @@
 
 use anyhow::bail;
 
-use crate::Result;
+use crate::{Result, sys};
 
-/// Makes messages in a private buffer.
+/// Makes messages in private memory.
+///
+/// Small ones are numbered some messages before they are sent, each in a buffer of its own: a copy that begins while the
+/// processor still holds the number in its store buffer stalls, and no program writes its message at the last instant.
 #[derive(Debug)]
 pub struct Source {
-    buffer: Vec<u8>,
+    buffers: Vec<u8>,
+    size: usize,
+    stride: usize,
+    at: usize,
     next: u64,
     numbers: Numbers,
 }
@@ -19,37 +25,64 @@ pub struct Source {
 impl Source {
     /// Messages of so many bytes, at least 1.
     pub fn new(size: usize) -> Self {
-        Self { buffer: noise(size), next: 0, numbers: Numbers::of(size) }
+        let stride = size.next_multiple_of(64);
+        let ahead = if size <= SMALL { AHEAD } else { 1 };
+        let mut buffers = vec![0; stride * ahead];
+        buffers.chunks_mut(stride).for_each(|buffer| buffer[..size].copy_from_slice(&noise(size)));
+        let mut source = Self { buffers, size, stride, at: 0, next: 0, numbers: Numbers::of(size) };
+        (1..ahead).for_each(|_| source.number_next());
+        source
     }
 
     /// The next message.
     #[inline]
     pub fn message(&mut self) -> &[u8] {
-        let number = self.next;
-        self.next = self.numbers.after(number);
-        self.numbered(number)
+        self.number_next();
+        // The buffer after the one just numbered is the oldest; it is the same if there is one only.
+        &self.buffers[self.at..self.at + self.size]
     }
 
     /// The signal that what follows is measured.
-    pub fn mark(&mut self) -> &[u8] {
-        self.numbered(self.numbers.mark())
+    pub fn mark(&mut self) -> Vec<u8> {
+        self.signal(self.numbers.mark())
     }
 
     /// The signal that nothing follows.
-    pub fn stop(&mut self) -> &[u8] {
-        self.numbered(self.numbers.stop)
+    pub fn stop(&mut self) -> Vec<u8> {
+        self.signal(self.numbers.stop)
+    }
+
+    fn signal(&self, number: u64) -> Vec<u8> {
+        let mut message = noise(self.size);
+        write_number(&mut message, number);
+        message
     }
 
     #[inline]
-    fn numbered(&mut self, number: u64) -> &[u8] {
-        match self.buffer.first_chunk_mut() {
-            Some(first) => *first = number.to_le_bytes(),
-            None => {
-                let len = self.buffer.len();
-                self.buffer.copy_from_slice(&number.to_le_bytes()[..len]);
-            }
+    fn number_next(&mut self) {
+        write_number(&mut self.buffers[self.at..self.at + self.size], self.next);
+        self.next = self.numbers.after(self.next);
+        self.at += self.stride;
+        if self.at >= self.buffers.len() {
+            self.at = 0;
         }
-        &self.buffer
+    }
+}
+
+/// How many buffers small messages have.
+const AHEAD: usize = 16;
+
+/// What is small: numbered ahead, and added up word by word.
+const SMALL: usize = 256;
+
+#[inline]
+fn write_number(message: &mut [u8], number: u64) {
+    match message.first_chunk_mut() {
+        Some(first) => *first = number.to_le_bytes(),
+        None => {
+            let len = message.len();
+            message.copy_from_slice(&number.to_le_bytes()[..len]);
+        }
     }
 }
 
@@ -165,9 +198,14 @@ fn head(message: &[u8]) -> u64 {
     }
 }
 
-/// All words, added up: eight sums side by side, which the compiler makes vectors of.
+/// All words, added up: small messages one by one, as a program that decodes them reads; others as eight sums side by
+/// side, which the compiler makes vectors of.
 #[inline]
 fn sum(message: &[u8]) -> u64 {
+    if message.len() <= SMALL {
+        let (sum, rest) = sys::sum_words(message);
+        return sum.wrapping_add(partial(rest));
+    }
     let blocks = message.chunks_exact(64);
     let words = blocks.remainder().chunks_exact(8);
     let rest = words.clone().map(word).fold(partial(words.remainder()), u64::wrapping_add);
@@ -214,9 +252,9 @@ mod tests {
                 check.bytes(source.message());
                 assert_eq!(check.seen()?, Seen::Message, "{size}");
             }
-            check.bytes(source.mark());
+            check.bytes(&source.mark());
             assert_eq!(check.seen()?, Seen::Mark, "{size}");
-            check.bytes(source.stop());
+            check.bytes(&source.stop());
             assert_eq!(check.seen()?, Seen::Stop, "{size}");
             assert_eq!(check.count(), 600);
         }

@@ -32,6 +32,22 @@ pub(crate) fn ticks() -> u64 {
     }
 }
 
+/// Adds up whole words, each by a load of its own; what is left behind them comes too. A compiler's wide loads of bytes
+/// that were just stored word by word would stall, and measure the compiler.
+#[inline]
+pub(crate) fn sum_words(bytes: &[u8]) -> (u64, &[u8]) {
+    #[repr(C, packed)]
+    struct Word(u64);
+    let words = bytes.len() / 8;
+    let first: *const Word = bytes.as_ptr().cast();
+    let mut sum = 0_u64;
+    for index in 0..words {
+        // SAFETY: within the slice; packed, so at any address.
+        sum = sum.wrapping_add(unsafe { first.add(index).read_volatile() }.0);
+    }
+    (sum, &bytes[words * 8..])
+}
+
 /// What was used up so far.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Usage {

@@ -108,7 +108,7 @@ fn call<D: Dial>(job: &Job, path: &Path) -> Result<SideReport> {
         drop(watch.time(|| once(message))?);
     }
     let report = watch.stop(job.work.size);
-    drop(once(source.stop())?);
+    drop(once(&source.stop())?);
     Ok(report)
 }
 
