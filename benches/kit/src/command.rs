@@ -10,7 +10,7 @@ use clap::Parser;
 use crate::drive::{Job, Subject};
 use crate::record::{Record, Row};
 use crate::run::{self, Plan};
-use crate::{Result, ensure, report, sys, targets};
+use crate::{Result, ensure, plot, report, sys, targets};
 
 /// What a benchmark is run with: `cargo bench --bench NAME -- …`.
 #[derive(Parser, Debug)]
@@ -148,6 +148,9 @@ fn publish(name: &str, out: &Path, record: &Record) -> Result<()> {
     let tables = report::tables(record);
     fs::write(out.join(format!("{name}.md")), &tables)?;
     println!("{tables}\nResults: {}", out.join(format!("{name}.{{json,md}}")).display());
+    for file in plot::draw(record, out, name)? {
+        println!("Plot: {}", file.display());
+    }
     Ok(())
 }
 

@@ -55,7 +55,7 @@ pub(crate) fn rate(trial: &Trial) -> Option<f64> {
     Some(a.count as f64 / a.seconds)
 }
 
-fn bytes_rate(trial: &Trial) -> Option<f64> {
+pub(crate) fn bytes_rate(trial: &Trial) -> Option<f64> {
     let size = u32::try_from(trial.row.work.size).ok()?;
     Some(rate(trial)? * f64::from(size))
 }
@@ -129,7 +129,8 @@ pub(crate) fn tables(record: &Record) -> String {
     }
     let ledger = Ledger::of(record);
     for (what, title, columns) in TABLES {
-        let rows: Vec<_> = ledger.rows.iter().filter(|(row, _)| row.work.what == *what).collect();
+        let rows: Vec<_> =
+            ledger.rows.iter().filter(|(row, trials)| row.work.what == *what && !trials.is_empty()).collect();
         if rows.is_empty() {
             continue;
         }
@@ -145,7 +146,23 @@ pub(crate) fn tables(record: &Record) -> String {
             let _to_a_string = writeln!(text, "| {row} | {} | {} |", cells.join(" | "), trials.len());
         }
     }
-    text + &targets::table(record)
+    text + &targets::table(record) + &left_out(&ledger, record)
+}
+
+/// Rows that failed, and rows that were disturbed in every round.
+fn left_out(ledger: &Ledger<'_>, record: &Record) -> String {
+    let disturbed = record.trials.iter().filter(|trial| !trial.clean && trial.error.is_none()).count();
+    let mut text = match disturbed {
+        0 => String::new(),
+        some => format!("\n{some} of {} trials were disturbed and do not count.\n", record.trials.len()),
+    };
+    for (row, _) in ledger.rows.iter().filter(|(_, trials)| trials.is_empty()) {
+        let mut errors =
+            record.trials.iter().filter(|trial| trial.row == **row).filter_map(|it| it.error.as_ref());
+        let why = errors.next().map_or("disturbed in every round", String::as_str);
+        let _to_a_string = writeln!(text, "- no figure for {row}: {why}");
+    }
+    text
 }
 
 type Column = (&'static str, f64, Figure);
@@ -197,12 +214,14 @@ const TABLES: &[(What, &str, &[Column])] = &[
 
 /// Three digits that say something.
 fn short(value: f64) -> String {
-    match value.abs() {
-        0.0 => "0".into(),
-        it if it < 0.01 => format!("{value:.4}"),
-        it if it < 1.0 => format!("{value:.3}"),
-        it if it < 10.0 => format!("{value:.2}"),
-        it if it < 100.0 => format!("{value:.1}"),
-        _ => format!("{value:.0}"),
-    }
+    let digits = match value.abs() {
+        it if it >= 100.0 || it < 1e-9 => 0,
+        it if it >= 10.0 => 1,
+        it if it >= 1.0 => 2,
+        it if it >= 0.1 => 3,
+        it if it >= 0.01 => 4,
+        it if it >= 0.001 => 5,
+        _ => return format!("{value:.1e}"),
+    };
+    format!("{value:.digits$}")
 }

@@ -49,7 +49,7 @@ pub(crate) fn run(plan: &Plan, subjects: &[Subject], rows: &[Row]) -> Vec<Trial>
             bar.set_message(row.to_string());
             let trial = settled(plan, subjects, row, round);
             if let Some(error) = &trial.error {
-                bar.println(format!("{row}: {error}"));
+                bar.suspend(|| eprintln!("{row}: {error}"));
             }
             trials.push(trial);
             bar.inc(1);

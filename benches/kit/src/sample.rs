@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::Result;
+use crate::drive::Job;
 use crate::record::{Latency, SideReport};
 use crate::sys::{self, Usage};
 
@@ -149,6 +151,38 @@ impl Stopwatch {
         report.latency = self.samples.latency(self.meter.nanos_per_tick());
         report
     }
+}
+
+/// Does `one` without a pause: warms up, gives the mark, then times each with one reading of the counter.
+///
+/// # Errors
+///
+/// Those of `mark` and `one`.
+pub fn dense(
+    job: &Job,
+    mark: impl FnOnce() -> Result<()>,
+    mut one: impl FnMut() -> Result<()>,
+) -> Result<SideReport> {
+    let began = Instant::now();
+    while began.elapsed() < job.warm {
+        one()?;
+    }
+    let mut samples = Samples::for_time(job.time, Duration::ZERO);
+    mark()?;
+    let meter = Meter::start(false);
+    let (began, mut before) = (Instant::now(), sys::ticks());
+    let mut count = 0_u64;
+    // The clock is dearer than the counter: it is looked at now and then.
+    while count % 16 != 0 || began.elapsed() < job.time {
+        one()?;
+        let now = sys::ticks();
+        samples.keep(now.wrapping_sub(before));
+        before = now;
+        count += 1;
+    }
+    let mut report = meter.stop(count, job.work.size);
+    report.latency = samples.latency(meter.nanos_per_tick());
+    Ok(report)
 }
 
 #[cfg(test)]

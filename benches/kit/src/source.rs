@@ -142,6 +142,19 @@ impl Check {
         self.count
     }
 
+    /// Whether what came since the last call of this was the message that was due.
+    ///
+    /// # Errors
+    ///
+    /// It was not.
+    #[inline]
+    pub fn one_message(&mut self) -> Result<()> {
+        match self.seen()? {
+            Seen::Message => Ok(()),
+            seen => bail!("{seen:?} instead of a message"),
+        }
+    }
+
     /// What came since the last call of this, which must have been one message.
     #[inline]
     pub(crate) fn seen(&mut self) -> Result<Seen> {

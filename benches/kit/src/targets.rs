@@ -332,7 +332,8 @@ fn against_peers(ledger: &Ledger<'_>) -> Vec<Verdict> {
     for ((one_way, size, batch), best) in groups {
         let Some(own) = best.get("narrows") else { continue };
         for (peer, cost) in &best {
-            if peer != "narrows" && peer != "call" && !limits::NAMES.contains(&peer.as_str()) {
+            let own_too = peer.starts_with("narrows") || peer.starts_with("call");
+            if !own_too && !limits::NAMES.contains(&peer.as_str()) {
                 let kind = if one_way { "one way" } else { "round trip" };
                 let what = format!("{kind}, {}, batch of {batch}: cost to that of {peer}", bytes(size));
                 verdicts.push(Verdict { target: 10, what, measured: Some(own / cost), bound: AtMost(1.0) });

@@ -46,7 +46,8 @@ impl System for NarrowsLend {
     type Receiver = Borrower;
 
     fn supports(work: &Work) -> bool {
-        work.access == Access::InPlace && work.batch == 1 && work.is_stream()
+        let one_reservation = work.size <= 256 << 10;
+        work.access == Access::InPlace && work.batch == 1 && work.is_stream() && one_reservation
     }
 
     fn open(side: Side, folder: &Path, work: &Work) -> Result<(Lender, Borrower)> {

@@ -19,15 +19,6 @@ pub use self::handover::HandOver;
 pub use self::rtrb::Rtrb;
 pub use self::unix::UnixStreams;
 
-/// Their names: who is among them is no peer.
-pub(crate) const NAMES: [&str; 9] = [
-    "hand-over",
-    "futex",
-    "futex-sliced",
-    "eventfd",
-    "copy-in-out",
-    "rtrb",
-    "crossbeam",
-    "unix-connect",
-    "narrows-lend",
-];
+/// Their names, and those of in-process bounds that others add: who is among them is no peer.
+pub(crate) const NAMES: [&str; 7] =
+    ["hand-over", "futex", "futex-sliced", "eventfd", "copy-in-out", "rtrb", "crossbeam-channel"];
