@@ -91,5 +91,6 @@ fn placed() -> Vec<(Work, Place)> {
     let bare = Work::new(What::RoundTrip, 64).wait(Wait::Park).in_place();
     works.extend([(bare, Place::One), (bare, Place::Two)]);
     works.push((Work::new(What::Connect, 64), Place::Two));
+    works.push((Work::new(What::Memory, 64).wait(Wait::Park), Place::Free));
     works
 }

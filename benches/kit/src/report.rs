@@ -215,12 +215,13 @@ const TABLES: &[(What, &str, &[Column])] = &[
 /// Three digits that say something.
 fn short(value: f64) -> String {
     let digits = match value.abs() {
-        it if it >= 100.0 || it < 1e-9 => 0,
+        it if it >= 100.0 => 0,
         it if it >= 10.0 => 1,
         it if it >= 1.0 => 2,
         it if it >= 0.1 => 3,
         it if it >= 0.01 => 4,
         it if it >= 0.001 => 5,
+        0.0 => 0,
         _ => return format!("{value:.1e}"),
     };
     format!("{value:.digits$}")

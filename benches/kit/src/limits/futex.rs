@@ -1,7 +1,8 @@
 //! The bare futex: write the bytes, store a word, FUTEX_WAKE; the other side sleeps on that word.
 //!
-//! `futex` wakes after every message and sleeps whenever the word has not changed. `futex-sliced` is for idle rows
-//! alone: it sleeps in slices of 100 ms that double up to 3.2 s, as narrows does.
+//! `futex` wakes after every message and sleeps whenever the word has not changed. `futex-sliced` sleeps
+//! in slices of 100 ms that double up to 3.2 s, as narrows does: for idle rows, and for what the bench itself needs
+//! of memory.
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -44,7 +45,8 @@ impl System for FutexSliced {
     type Receiver = Sleeper;
 
     fn supports(work: &Work) -> bool {
-        work.what == What::Idle && work.wait == Wait::Park && work.access == Access::Copy
+        let what = matches!(work.what, What::Idle | What::Memory);
+        what && work.wait == Wait::Park && work.access == Access::Copy
     }
 
     fn open(side: Side, folder: &Path, work: &Work) -> Result<(Waker, Sleeper)> {
