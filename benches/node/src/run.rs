@@ -66,11 +66,16 @@ pub fn run(wanted: &Wanted) -> Result<()> {
         for pin in &pins {
             for size in &wanted.sizes {
                 one_of_each(wanted, &rows, (round, pin, *size), &mut results, &bar)?;
+                write(wanted, &results)?; // It takes long: who stops it has what there is.
             }
         }
     }
     bar.finish_and_clear();
-    publish(wanted, &results)
+    println!("{}\nwritten: {}/node.json and node.md", report::markdown(&results), folder(wanted).display());
+    match results.failures.len() {
+        0 => Ok(()),
+        failed => Err(format!("{failed} measurements did not come to their end").into()),
+    }
 }
 
 /// No pinning.
@@ -208,19 +213,15 @@ fn progress(steps: u64) -> Result<ProgressBar> {
     Ok(bar)
 }
 
-/// Writes the raw results and the tables, and prints the tables.
-fn publish(wanted: &Wanted, results: &Results) -> Result<()> {
-    let folder = match &wanted.out {
-        Some(folder) => folder.clone(),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("results"),
-    };
+/// Writes the raw results and the tables.
+fn write(wanted: &Wanted, results: &Results) -> Result<()> {
+    let folder = folder(wanted);
     fs::create_dir_all(&folder)?;
-    let tables = report::markdown(results);
     fs::write(folder.join("node.json"), serde_json::to_string(results)?)?;
-    fs::write(folder.join("node.md"), &tables)?;
-    println!("{tables}\nwritten: {}/node.json and node.md", folder.display());
-    match results.failures.len() {
-        0 => Ok(()),
-        failed => Err(format!("{failed} measurements did not come to their end").into()),
-    }
+    Ok(fs::write(folder.join("node.md"), report::markdown(results))?)
+}
+
+fn folder(wanted: &Wanted) -> PathBuf {
+    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("results");
+    wanted.out.clone().unwrap_or_else(beside)
 }
