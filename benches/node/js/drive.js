@@ -10,6 +10,7 @@ const { fork, spawn } = require('node:child_process');
 const net = require('node:net');
 const path = require('node:path');
 const { Worker } = require('node:worker_threads');
+const { Objects } = require('./message.js');
 const { ipc, port } = require('./channel.js');
 const { Framed } = require('./socket.js');
 const { Shared, allocate } = require('./shared.js');
@@ -19,7 +20,10 @@ const ECHO = path.join(__dirname, 'echo.js');
 
 async function main() {
   const results = [];
-  if (config.system.startsWith('shared')) {
+  if (config.system === 'alone-node') {
+    for (const phase of config.phases) results.push(alone(phase));
+    finish(results);
+  } else if (config.system.startsWith('shared')) {
     const memory = allocate(config.largest);
     const end = new Shared(config, memory, 0);
     const worker = new Worker(ECHO, { workerData: { config, memory } });
@@ -129,6 +133,27 @@ function blocking(end, { what, size, count }) {
   const { cpu } = end.told();
   if (took === undefined) clock.stop();
   return clock.result({ what, size, count }, took, cpu);
+}
+
+// What serialising, parsing and verifying take when nothing is sent. A round trip is both, twice; the rate is that of the slower of
+// making and checking, since two processes do both at once.
+function alone({ what, size, count }) {
+  const work = new Objects(config.folder, size);
+  const trips = what === 'trips';
+  const took = new Float64Array(count);
+  const clock = new Clock();
+  let making = 0;
+  for (let number = 0; number < count; number++) {
+    const start = performance.now();
+    const text = Buffer.from(JSON.stringify(work.make(number)));
+    making += performance.now() - start;
+    work.check(JSON.parse(text), number);
+    if (trips) work.check(JSON.parse(Buffer.from(JSON.stringify(work.make(number)))), number);
+    took[number] = performance.now() - start;
+  }
+  clock.stop();
+  if (!trips) clock.seconds = Math.max(making / 1e3, clock.seconds - making / 1e3);
+  return clock.result({ what, size, count }, trips ? took : undefined, 0);
 }
 
 // Wall and CPU time of a phase.

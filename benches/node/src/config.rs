@@ -32,6 +32,10 @@ pub enum System {
     SharedWait,
     /// The same, looking again and again.
     SharedSpin,
+    /// No transport: Node serialises and parses what it would send, in one thread.
+    AloneNode,
+    /// The same in Rust.
+    AloneRust,
     /// narrows; the default waiting.
     NarrowsAdaptive,
     /// narrows; always asleep in the kernel while it waits.
@@ -44,9 +48,19 @@ impl System {
         matches!(self, Self::NarrowsAdaptive | Self::NarrowsPark)
     }
 
+    /// Whether nothing is sent at all.
+    pub fn is_alone(self) -> bool {
+        matches!(self, Self::AloneNode | Self::AloneRust)
+    }
+
+    /// Whether side A is this program.
+    pub fn is_rust(self) -> bool {
+        self.is_narrows() || self == Self::AloneRust
+    }
+
     /// Whether both sides are threads of one process.
     pub fn is_one_process(self) -> bool {
-        matches!(self, Self::Worker | Self::SharedWait | Self::SharedSpin)
+        matches!(self, Self::Worker | Self::SharedWait | Self::SharedSpin | Self::AloneNode | Self::AloneRust)
     }
 }
 

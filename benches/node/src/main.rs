@@ -22,7 +22,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::Config;
+use crate::config::{Config, System};
 use crate::message::Result;
 
 /// Measures narrows and Node.js doing the same work, and writes tables and raw results
@@ -73,7 +73,10 @@ enum Side {
 fn main() -> ExitCode {
     let args = Args::parse();
     let done = match args.side {
-        Some(Side::Drive { config }) => parsed(&config).and_then(|config| side::drive(&config)),
+        Some(Side::Drive { config }) => parsed(&config).and_then(|config| match config.system {
+            System::AloneRust => side::alone(&config),
+            _ => side::drive(&config),
+        }),
         Some(Side::Echo { config }) => parsed(&config).and_then(|config| side::echo(&config)),
         None => run::run(&args.wanted),
     };

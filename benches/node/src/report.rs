@@ -66,7 +66,8 @@ fn heading(results: &Results) -> String {
          {}, {} CPUs, Linux {}, Node {}, {}; {}. Medians of {} rounds, (least..most); the longest of all rounds. CPU: \
          user and system seconds of both sides together. A round trip waits for a reply of the same size; one way is many \
          messages under way and one acknowledgement at the end. Both sides verify every message. *One process*: both sides \
-         are threads of one process, which is a bound and no way between processes.\n",
+         are threads of one process, which is a bound and no way between processes. *Bound*: nothing is sent; the round \
+         trip is serialising and parsing twice, the rate that of the slower of the two.\n",
         machine.cpu, machine.cpus, machine.kernel, machine.node, machine.rustc, machine.date, results.rounds
     )
 }
@@ -134,7 +135,11 @@ fn table(kind: Kind, size: usize, lines: &[Line]) -> String {
     let mut text =
         format!("\n### {what}, {}\n\n| system | {columns} |\n|---{}|\n", human(size), "|---:".repeat(7));
     for line in lines {
-        let bound = if line.row.system.is_one_process() { " (*one process*)" } else { "" };
+        let bound = match line.row.system {
+            system if system.is_alone() => " (*bound*)",
+            system if system.is_one_process() => " (*one process*)",
+            _ => "",
+        };
         let strong = if line.row.system.is_narrows() { "**" } else { "" };
         let _ = write!(text, "| {strong}{}{strong}{bound} |", line.name);
         for (column, cell) in line.cells.iter().enumerate() {
@@ -159,7 +164,7 @@ fn target(kind: Kind, size: usize, lines: &[Line]) -> String {
     );
     for (who, threads) in [("between processes", false), ("worker threads", true)] {
         let nodes = |line: &&Line| is_node(line) && line.row.system.is_one_process() == threads;
-        for line in lines.iter().filter(|line| !is_node(line)) {
+        for line in lines.iter().filter(|line| is_ours(line)) {
             let compared = [TRIP, RATE].map(|column| {
                 let node = best(lines.iter().filter(nodes), column)?;
                 let (theirs, ours) = (node.cells[column].median, line.cells[column].median);
@@ -189,7 +194,7 @@ fn node_ahead(lines: &[Line]) -> String {
         for (column, (name, _)) in COLUMNS.iter().enumerate() {
             let Some(node) = best(lines.iter().filter(nodes), column) else { continue };
             let told = |line: &Line| format!("{} {}", line.name, short(line.cells[column].median));
-            let behind = lines.iter().filter(|line| !is_node(line) && better(node, line, column));
+            let behind = lines.iter().filter(|line| is_ours(line) && better(node, line, column));
             let behind: Vec<String> = behind.map(told).collect();
             if !behind.is_empty() {
                 let _ = writeln!(text, "- {name}: {}{bound}; behind it: {}", told(node), behind.join("; "));
@@ -200,7 +205,11 @@ fn node_ahead(lines: &[Line]) -> String {
 }
 
 fn is_node(line: &Line) -> bool {
-    !line.row.system.is_narrows()
+    !line.row.system.is_narrows() && !line.row.system.is_alone()
+}
+
+fn is_ours(line: &Line) -> bool {
+    line.row.system.is_narrows()
 }
 
 fn best<'a>(lines: impl Iterator<Item = &'a Line>, column: usize) -> Option<&'a Line> {

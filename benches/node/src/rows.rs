@@ -29,6 +29,8 @@ impl Row {
         let mut rows: Vec<Self> = nodes.map(row(Kind::Objects, Codec::Typed)).into();
         rows.extend(ours.map(row(Kind::Objects, Codec::Typed)));
         rows.extend(ours.map(row(Kind::Objects, Codec::Value)));
+        rows.extend([System::AloneNode, System::AloneRust].map(row(Kind::Objects, Codec::Typed)));
+        rows.push(row(Kind::Objects, Codec::Value)(System::AloneRust));
         rows.extend(nodes.map(row(Kind::Bytes, Codec::Typed)));
         rows.extend(ours.map(row(Kind::Bytes, Codec::Typed)));
         rows
@@ -57,6 +59,8 @@ impl Row {
                 of("Node worker thread, shared memory, spin, JSON", "Node worker thread, shared memory, spin")
                     .into()
             }
+            System::AloneNode => "No transport, Node's JSON".into(),
+            System::AloneRust => format!("No transport{codec}"),
             System::NarrowsAdaptive => format!("narrows, Adaptive{codec}"),
             System::NarrowsPark => format!("narrows, Park{codec}"),
         }

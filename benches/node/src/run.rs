@@ -153,9 +153,9 @@ fn measure(wanted: &Wanted, row: Row, pin: &str, size: usize) -> Result<(Outcome
 
 /// Starts side A and waits for its line; stops it if none comes.
 fn side_a(config: &Config, pin: &[String]) -> Result<Vec<Outcome>> {
-    let program = if config.system.is_narrows() { &config.rust } else { &config.node };
+    let program = if config.system.is_rust() { &config.rust } else { &config.node };
     let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("js/drive.js");
-    let first = if config.system.is_narrows() { "drive".into() } else { script.display().to_string() };
+    let first = if config.system.is_rust() { "drive".into() } else { script.display().to_string() };
     let words = [program.display().to_string(), first, serde_json::to_string(config)?];
     let mut words = pin.iter().chain(&words);
     let mut command = Command::new(words.next().ok_or("no command")?);

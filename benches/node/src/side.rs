@@ -14,6 +14,14 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::config::{Config, Outcome, Phase, System, Told, What};
 use crate::message::{Result, Work, work};
 
+/// Side A without a side B: what serialising, parsing and verifying take when nothing is sent.
+pub fn alone(config: &Config) -> Result<()> {
+    let outcomes: Result<Vec<Outcome>> =
+        config.phases.iter().map(|phase| measure_alone(config, *phase)).collect();
+    println!("{}", serde_json::to_string(&outcomes?)?);
+    Ok(())
+}
+
 /// Side A of narrows: starts side B, and writes what the phases came to as one line of JSON.
 pub fn drive(config: &Config) -> Result<()> {
     let words = [config.rust.display().to_string(), "echo".into(), serde_json::to_string(config)?];
@@ -118,6 +126,29 @@ fn measure(pipe: &mut impl Pipe, config: &Config, phase: Phase) -> Result<Outcom
     let told: Told = serde_json::from_slice(&buffer)?;
     let quantiles = quantiles(took, &config.points);
     Ok(Outcome { phase, seconds, cpu_a, cpu_b: told.cpu, quantiles })
+}
+
+/// A round trip is making and checking, twice; the rate is that of the slower of making and checking, since two
+/// processes do both at once.
+fn measure_alone(config: &Config, phase: Phase) -> Result<Outcome> {
+    let mut work = work(config, phase.size)?;
+    let (mut took, mut making) = (Vec::with_capacity(phase.count), 0.0);
+    let (began, cpu) = (Instant::now(), cpu_seconds());
+    for number in 0..phase.count as u64 {
+        let start = Instant::now();
+        let message = work.make(number)?.to_vec();
+        making += start.elapsed().as_secs_f64();
+        work.check(&message, number)?;
+        if phase.what == What::Trips {
+            let message = work.make(number)?.to_vec();
+            work.check(&message, number)?;
+        }
+        took.push(start.elapsed().as_secs_f64() * 1e6);
+    }
+    let (all, cpu_a) = (began.elapsed().as_secs_f64(), cpu_seconds() - cpu);
+    let seconds = if phase.what == What::Rate { making.max(all - making) } else { all };
+    let quantiles = if phase.what == What::Rate { vec![] } else { quantiles(took, &config.points) };
+    Ok(Outcome { phase, seconds, cpu_a, cpu_b: 0.0, quantiles })
 }
 
 /// One look at the clock for each round trip.
