@@ -1,183 +1,247 @@
-//! What a call costs beside the stream beneath it, between two real processes: `cargo bench --bench calls`.
+//! What a call costs beside the stream beneath it, between two processes: `cargo bench --bench calls`.
 //!
-//! One process serves a plain stream that echoes and a call server with an inline method that replies nothing and one
-//! that echoes; the other takes turns between them, a batch each, and checks every reply. The median of the batches is
-//! told, with the middle half of them, and the ratio to the stream. `Adaptive` spins while the other side is quick;
-//! `Park` sleeps before each message.
+//! ```text
+//!   narrows      the raw round trip, as in the bench `stream`
+//!   call         an inline method that echoes: one caller (round trips), k callers (`ow …/xk`: calls a second)
+//!   call-pooled  the same from the pool of workers: one hop more
+//!   call-empty   an inline method that replies nothing
+//!   call-chunks  one call whose reply is a stream of chunks (`ow`: chunks a second)
+//! ```
+//!
+//! Requests are made and replies checked as the messages of every bench are. Not shown: methods that do any work.
 
-use std::io::{self, Read};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+#[allow(dead_code)] // What the bench `stream` uses besides.
+#[path = "stream/narrows/mod.rs"]
+mod narrows;
+
+use std::marker::PhantomData;
+use std::sync::mpsc::{self, Sender};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use clap::Parser;
-use narrows::{Options, SharedMemoryClient, SharedMemoryServer, SharedMemoryStream, WaitStrategy};
+use ::narrows::{SharedMemoryClient, SharedMemoryServer};
+use bench_kit::{
+    Access, Check, Job, Measure, Meter, Place, Result, Row, Side, SideReport, Source, Subject, Wait, What,
+    Work, dense, systems, targets,
+};
+use narrows::{Narrows, options, reach};
 
-const NOTHING: u32 = 1;
-const ECHO: u32 = 2;
-
-#[derive(Parser)]
-struct Arguments {
-    /// Bytes of a request.
-    #[arg(long, default_value_t = 32)]
-    bytes: usize,
-    /// Milliseconds for each way of waiting.
-    #[arg(long, default_value_t = 3000)]
-    millis: u64,
-    /// The CPUs of the two processes, such as 0,1 or 0,0 (needs the command `taskset`): where the kernel puts a
-    /// thread that it wakes decides more than anything here, so only pinned runs that sleep can be compared.
-    #[arg(long, value_delimiter = ',', num_args = 1)]
-    pin: Vec<u32>,
-    /// What cargo says to a benchmark.
-    #[arg(long, hide = true)]
-    bench: bool,
-    #[arg(long, hide = true)]
-    serve: Option<String>,
-    #[arg(long, hide = true)]
-    park: bool,
+fn main() -> Result<()> {
+    let mut subjects = systems![Narrows];
+    subjects.push(Subject::measure::<Calls<Echo>>());
+    subjects.push(Subject::measure::<Calls<Pooled>>());
+    subjects.push(Subject::measure::<Calls<Empty>>());
+    subjects.push(Subject::measure::<Calls<Chunks>>());
+    bench_kit::main("calls", &subjects, rows(&subjects))
 }
 
-fn main() -> io::Result<()> {
-    let arguments = Arguments::parse();
-    if let Some(folder) = &arguments.serve {
-        return serve(Path::new(folder), &options(arguments.park));
-    }
-    if let Some(cpu) = arguments.pin.first() {
-        pin_this_process(*cpu)?;
-    }
-    println!(
-        "{} B, two processes; nanoseconds a round trip: median (middle half), ratio to the stream",
-        arguments.bytes
-    );
-    for park in [false, true] {
-        let folder = tempfile::tempdir()?;
-        let mut server = start(folder.path(), park, arguments.pin.get(1))?;
-        let measured = measure(folder.path(), park, &arguments);
-        server.kill()?;
-        server.wait()?;
-        measured?;
-    }
-    Ok(())
-}
-
-fn options(park: bool) -> Options {
-    Options::new().wait(if park { WaitStrategy::Park } else { WaitStrategy::Adaptive })
-}
-
-/// Starts the serving process, which ends with its standard input.
-fn start(folder: &Path, park: bool, cpu: Option<&u32>) -> io::Result<Child> {
-    let own = std::env::current_exe()?;
-    let mut command = match cpu {
-        None => Command::new(own),
-        Some(cpu) => {
-            let mut command = Command::new("taskset");
-            command.arg("-c").arg(cpu.to_string()).arg(own);
-            command
+fn rows(subjects: &[Subject]) -> Vec<Row> {
+    let mut works = Vec::new();
+    for wait in [Wait::Adaptive, Wait::Park, Wait::Spin] {
+        for size in [32, 1 << 10, 64 << 10, 1 << 20] {
+            works.push((Work::new(What::RoundTrip, size).wait(wait), Place::Two));
         }
-    };
-    command.arg("--serve").arg(folder).stdin(Stdio::piped());
-    if park {
-        command.arg("--park");
     }
-    command.spawn()
+    works.extend([Place::One, Place::Free].map(|place| (Work::new(What::RoundTrip, 32), place)));
+    for callers in [1, 2, 4, 16] {
+        works.push((Work::new(What::OneWay, 32).batch(callers), Place::Two));
+    }
+    for size in [32, 1 << 10, 16 << 10] {
+        works.push((Work::new(What::OneWay, size), Place::Two));
+    }
+    let mut rows: Vec<Row> = targets::needed(14);
+    for (work, place) in works {
+        for subject in subjects.iter().filter(|it| (it.supports)(&work)) {
+            let row = Row { system: subject.name.into(), work, place };
+            let other_bench = subject.name == "narrows" && work.what == What::OneWay;
+            if !other_bench && !rows.contains(&row) {
+                rows.push(row);
+            }
+        }
+    }
+    rows
 }
 
-fn pin_this_process(cpu: u32) -> io::Result<()> {
-    let own = std::process::id().to_string();
-    let pinned = Command::new("taskset").args(["-c", "-p", &cpu.to_string(), &own]).output()?;
-    if pinned.status.success() { Ok(()) } else { Err(io::Error::other("taskset has refused the CPU")) }
+/// Which method is called, and how.
+trait Kind {
+    const NAME: &'static str;
+    const METHOD: u32;
+    /// What it does besides round trips of one caller: many callers, or a stream of chunks.
+    const BESIDES: Besides = Besides::Nothing;
 }
 
-fn serve(folder: &Path, options: &Options) -> io::Result<()> {
-    let listener = options.bind(folder.join("stream"))?;
-    let server = SharedMemoryServer::bind_with(folder.join("calls"), options)?
-        .inline(NOTHING, |_, _| Ok(()))
+#[derive(PartialEq)]
+enum Besides {
+    Nothing,
+    Callers,
+    ChunksAlone,
+}
+
+struct Echo;
+struct Pooled;
+struct Empty;
+struct Chunks;
+
+impl Kind for Echo {
+    const NAME: &'static str = "call";
+    const METHOD: u32 = ECHO;
+    const BESIDES: Besides = Besides::Callers;
+}
+
+impl Kind for Pooled {
+    const NAME: &'static str = "call-pooled";
+    const METHOD: u32 = POOLED;
+    const BESIDES: Besides = Besides::Callers;
+}
+
+impl Kind for Empty {
+    const NAME: &'static str = "call-empty";
+    const METHOD: u32 = EMPTY;
+}
+
+impl Kind for Chunks {
+    const NAME: &'static str = "call-chunks";
+    const METHOD: u32 = CHUNKS;
+    const BESIDES: Besides = Besides::ChunksAlone;
+}
+
+const ECHO: u32 = 1;
+const POOLED: u32 = 2;
+const EMPTY: u32 = 3;
+const CHUNKS: u32 = 4;
+/// Signals to the serving side, not measured: begin to count; end.
+const MARK: u32 = 5;
+const STOP: u32 = 6;
+
+struct Calls<K>(PhantomData<K>);
+
+impl<K: Kind> Measure for Calls<K> {
+    const NAME: &'static str = K::NAME;
+    const VERSION: &'static str = "0.1.0";
+
+    fn supports(work: &Work) -> bool {
+        let what = match work.what {
+            What::RoundTrip => work.batch == 1 && K::BESIDES != Besides::ChunksAlone,
+            What::OneWay if work.batch == 1 => K::BESIDES != Besides::Nothing,
+            What::OneWay => K::BESIDES == Besides::Callers,
+            _ => false,
+        };
+        what && work.access == Access::Copy
+    }
+
+    fn run(job: &Job) -> Result<SideReport> {
+        let path = job.folder.join("calls");
+        if job.side == Side::B {
+            return serve(job);
+        }
+        let own = options(job.work.wait);
+        let client = reach(|| SharedMemoryClient::builder(&path).options(own.clone()).connect())?;
+        let report = match job.work.what {
+            What::RoundTrip => one_caller::<K>(job, &client),
+            _ if K::METHOD == CHUNKS => chunks(job, &client),
+            _ => many_callers::<K>(job, &client),
+        }?;
+        client.call(STOP, &[])?;
+        Ok(report)
+    }
+}
+
+/// Makes the request, calls, checks the reply; the calls come one after the other.
+struct Caller<'a> {
+    client: &'a SharedMemoryClient,
+    method: u32,
+    source: Source,
+    check: Check,
+    reply: Vec<u8>,
+}
+
+impl<'a> Caller<'a> {
+    fn new(client: &'a SharedMemoryClient, method: u32, size: usize) -> Self {
+        Self { client, method, source: Source::new(size), check: Check::new(size), reply: Vec::new() }
+    }
+
+    #[inline]
+    fn call(&mut self) -> Result<()> {
+        self.client.call_into(self.method, self.source.message(), &mut self.reply)?;
+        if self.method == EMPTY {
+            bench_kit::ensure!(self.reply.is_empty(), "a reply");
+            return Ok(());
+        }
+        self.check.bytes(&self.reply);
+        self.check.one_message()
+    }
+}
+
+fn one_caller<K: Kind>(job: &Job, client: &SharedMemoryClient) -> Result<SideReport> {
+    let mut caller = Caller::new(client, K::METHOD, job.work.size);
+    dense(job, || Ok(client.call(MARK, &[]).map(drop)?), || caller.call())
+}
+
+/// Each thread for the whole time; the marks are those of the first.
+fn many_callers<K: Kind>(job: &Job, client: &SharedMemoryClient) -> Result<SideReport> {
+    let one = |mark: bool| {
+        let mut caller = Caller::new(client, K::METHOD, job.work.size);
+        let mark = || if mark { Ok(client.call(MARK, &[]).map(drop)?) } else { Ok(()) };
+        dense(job, mark, || caller.call())
+    };
+    thread::scope(|scope| {
+        let others: Vec<_> = (1..job.work.batch).map(|_| scope.spawn(|| one(false))).collect();
+        let mut report = one(true)?;
+        for other in others {
+            let other = other.join().map_err(|_| bench_kit::anyhow!("a caller panicked"))??;
+            report.count += other.count;
+            report.bytes += other.bytes;
+        }
+        report.latency = None; // Of one thread of many, and what counts here is all of them.
+        Ok(report)
+    })
+}
+
+fn chunks(job: &Job, client: &SharedMemoryClient) -> Result<SideReport> {
+    let mut check = Check::new(job.work.size);
+    let mut stream = client.call_streaming(CHUNKS, &(job.work.size as u64).to_le_bytes())?;
+    let report = dense(
+        job,
+        || Ok(client.call(MARK, &[]).map(drop)?),
+        || {
+            let chunk = stream.next_chunk()?;
+            check.bytes(&chunk.unwrap_or_default());
+            check.one_message()
+        },
+    );
+    stream.cancel();
+    report.map(|it| SideReport { latency: None, ..it })
+}
+
+fn serve(job: &Job) -> Result<SideReport> {
+    let (tell, signals) = mpsc::channel();
+    let mark = tell.clone();
+    let signal = |tell: Sender<u32>, what| move || tell.send(what).map_err(|error| error.to_string());
+    let (mark, stop) = (signal(mark, MARK), signal(tell, STOP));
+    let _server = SharedMemoryServer::bind_with(job.folder.join("calls"), &options(job.work.wait))?
         .inline(ECHO, |request, reply| {
             reply.extend_from_slice(request.bytes());
             Ok(())
         })
+        .method(POOLED, |request, reply| {
+            reply.extend_from_slice(request.bytes());
+            Ok(())
+        })
+        .inline(EMPTY, |_, _| Ok(()))
+        .streaming(CHUNKS, |request, chunks| {
+            let size = request.bytes().first_chunk().map_or(8, |it| u64::from_le_bytes(*it));
+            let mut source = Source::new(usize::try_from(size).unwrap_or(8));
+            while chunks.write_chunk(source.message()).is_ok() {}
+            Ok(())
+        })
+        .inline(MARK, move |_, _| Ok(mark()?))
+        .inline(STOP, move |_, _| Ok(stop()?))
         .spawn()?;
-    thread::spawn(move || -> io::Result<()> {
-        let mut stream = listener.accept()?;
-        let mut message = Vec::new();
-        while stream.recv_into(&mut message).is_ok() {
-            stream.send(&message)?;
-        }
-        Ok(())
-    });
-    io::stdin().read_to_end(&mut Vec::new())?;
-    drop(server);
-    Ok(())
-}
-
-fn measure(folder: &Path, park: bool, arguments: &Arguments) -> io::Result<()> {
-    let mut stream = reach(|| options(park).connect(folder.join("stream")))?;
-    let path = folder.join("calls");
-    let client = reach(|| SharedMemoryClient::builder(&path).options(options(park)).connect())?;
-    let (request, mut reply) = (vec![0xA7; arguments.bytes], Vec::new());
-    let batch = if park { 20 } else { 500 };
-    let mut times = [const { Vec::new() }; 3];
-    let end = Instant::now() + Duration::from_millis(arguments.millis);
-    while Instant::now() < end {
-        times[0].push(time(batch, || echo(&mut stream, &request, &mut reply))?);
-        times[1].push(time(batch, || call(&client, NOTHING, &request, &[], &mut reply))?);
-        times[2].push(time(batch, || call(&client, ECHO, &request, &request, &mut reply))?);
+    let mut meter = Meter::start(false);
+    while signals.recv()? == MARK {
+        meter = Meter::start(false);
     }
-    println!("{}", if park { "Park" } else { "Adaptive" });
-    let base = quartiles(&mut times[0])[1];
-    for (name, times) in ["stream", "call, nothing back", "call, echo"].iter().zip(&mut times) {
-        let [low, median, high] = quartiles(times);
-        println!("  {name:20} {median:8.0} ({low:.0} to {high:.0})  {:.2}", median / base);
-    }
-    Ok(())
-}
-
-fn echo(stream: &mut SharedMemoryStream, request: &[u8], reply: &mut Vec<u8>) -> io::Result<()> {
-    stream.send(request)?;
-    stream.recv_into(reply)?;
-    check(reply == request)
-}
-
-fn call(
-    client: &SharedMemoryClient,
-    method: u32,
-    request: &[u8],
-    expected: &[u8],
-    reply: &mut Vec<u8>,
-) -> io::Result<()> {
-    client.call_into(method, request, reply)?;
-    check(reply == expected)
-}
-
-fn check(right: bool) -> io::Result<()> {
-    if right { Ok(()) } else { Err(io::Error::other("a reply is wrong")) }
-}
-
-/// Nanoseconds that one of so many takes, once the other side's thread is at it.
-fn time(batch: u32, mut one: impl FnMut() -> io::Result<()>) -> io::Result<f64> {
-    for _ in 0..batch / 4 {
-        one()?;
-    }
-    let began = Instant::now();
-    for _ in 0..batch {
-        one()?;
-    }
-    Ok(began.elapsed().as_secs_f64() * 1e9 / f64::from(batch))
-}
-
-fn quartiles(times: &mut [f64]) -> [f64; 3] {
-    times.sort_by(f64::total_cmp);
-    [1, 2, 3].map(|quarter| times[(times.len() - 1) * quarter / 4])
-}
-
-/// Tries until the server is there.
-fn reach<T, E>(mut connect: impl FnMut() -> Result<T, E>) -> Result<T, E> {
-    for _ in 0..500 {
-        if let Ok(reached) = connect() {
-            return Ok(reached);
-        }
-        thread::sleep(Duration::from_millis(10));
-    }
-    connect()
+    let report = meter.stop(0, job.work.size);
+    thread::sleep(Duration::from_millis(20)); // The reply to the stop is read before the server ends.
+    Ok(report)
 }

@@ -1,0 +1,127 @@
+//! Calls of 32 bytes, each side counted alone, in one thread.
+//!
+//! The other side is a bare stream that has said everything beforehand: the replies that the client will need lie in
+//! the ring when it calls, and the requests that the server will get when it begins to serve. So nobody waits, and what
+//! is counted is the call layer and the stream beneath it: `client` and `server` together are one call.
+
+use std::hint::black_box;
+
+use gungraun::prelude::*;
+use gungraun::{Callgrind, EntryPoint};
+use narrows::internal::rpc::wire::{Head, Kind, Settings, VERSION};
+use narrows::{Options, SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+
+use crate::TIMES;
+
+const ECHO: u32 = 1;
+const END: u32 = 2;
+/// Calls that may be under way. One caller uses the same place each time, so its ids are multiples of this.
+const PLACES: u32 = 64;
+const WARM: usize = 64;
+
+struct Calling {
+    client: SharedMemoryClient,
+    server: SharedMemoryStream,
+    request: Vec<u8>,
+    reply: Vec<u8>,
+}
+
+struct Serving {
+    server: Option<SharedMemoryServer>,
+    stream: Option<SharedMemoryStream>,
+    client: SharedMemoryStream,
+}
+
+fn options() -> Options {
+    Options::new().slots(2048).arena(4 << 20).max_calls_in_flight(PLACES)
+}
+
+fn id(call: usize) -> u64 {
+    (call as u64 + 1) * u64::from(PLACES)
+}
+
+fn greeting(kind: Kind) -> Vec<u8> {
+    let settings = Settings { version: VERSION, stream_window: 1 << 20, push_window: 1 << 20 };
+    [&Head::new(kind, 0).encode()[..], &settings.encode()].concat()
+}
+
+/// A client that has made some calls, and has the replies of the others in its ring.
+fn calling(size: usize) -> Box<Calling> {
+    let (client, mut server) = options().pair().expect("a pair");
+    server.send(&greeting(Kind::Welcome)).expect("room");
+    let client = SharedMemoryClient::over_with(client, &options()).expect("a greeting");
+    server.recv_into(&mut Vec::new()).expect("a greeting");
+    let reply = [&Head::new(Kind::Reply, 0).encode()[..], &vec![7; size]].concat();
+    for call in 0..WARM + TIMES {
+        server.send_tagged(&reply, id(call)).expect("room");
+    }
+    let mut calling = Box::new(Calling { client, server, request: vec![7; size], reply: Vec::new() });
+    for _ in 0..WARM {
+        let Calling { client, request, reply, .. } = &mut *calling;
+        client.call_into(ECHO, request, reply).expect("a reply");
+    }
+    calling
+}
+
+fn called(mut calling: Box<Calling>) {
+    let mut last = (Vec::new(), 0);
+    for _ in 0..WARM + TIMES {
+        last.1 = calling.server.recv_into(&mut last.0).expect("a request").tag;
+    }
+    assert_eq!(calling.reply, calling.request);
+    assert_eq!(last.1, id(WARM + TIMES - 1), "the ids are other ones than the replies were made for");
+}
+
+#[library_benchmark]
+#[bench::x32(args = (32), setup = calling, teardown = called)]
+fn client(mut calling: Box<Calling>) -> Box<Calling> {
+    for _ in 0..TIMES {
+        let Calling { client, request, reply, .. } = &mut *calling;
+        client.call_into(ECHO, black_box(request), black_box(reply)).expect("a reply");
+    }
+    calling
+}
+
+/// A server with all requests in its ring, the last of which has the client hang up.
+fn serving(size: usize) -> Box<Serving> {
+    let (mut client, stream) = options().pair().expect("a pair");
+    client.send(&greeting(Kind::Hello)).expect("room");
+    let frame = |method| [&Head::new(Kind::Call, method).encode()[..], &vec![7; size]].concat();
+    for call in 0..TIMES {
+        client.send_tagged(&frame(ECHO), id(call)).expect("room");
+    }
+    client.send_tagged(&frame(END), id(TIMES)).expect("room");
+    let closer = client.closer();
+    let server = SharedMemoryServer::new()
+        .inline(ECHO, |request, reply| {
+            reply.extend_from_slice(request.bytes());
+            Ok(())
+        })
+        .inline(END, move |_, _| {
+            closer.close();
+            Ok(())
+        });
+    Box::new(Serving { server: Some(server), stream: Some(stream), client })
+}
+
+fn served(mut serving: Box<Serving>) {
+    let sent = serving.client.stats().messages_sent;
+    assert_eq!(sent, TIMES as u64 + 2);
+    drop(serving.stream.take());
+}
+
+// The loop of the connection's thread, from the first request to the hang-up; an inline method.
+#[library_benchmark(
+    config = LibraryBenchmarkConfig::default().tool(
+        Callgrind::with_args(["--cache-sim=no"]).entry_point(EntryPoint::Custom("*Attendant*::attend".into()))
+    )
+)]
+#[bench::x32(args = (32), setup = serving, teardown = served)]
+fn server(mut serving: Box<Serving>) -> Box<Serving> {
+    if let (Some(server), Some(stream)) = (serving.server.take(), serving.stream.take()) {
+        server.serve_stream(stream).expect("an end by hang-up");
+    }
+    serving
+}
+
+library_benchmark_group!(name = one_call, benchmarks = [client, server]);

@@ -1,0 +1,38 @@
+//! Instructions of the hot paths, counted by callgrind: `cargo bench --bench instructions`.
+//!
+//! Each benchmark does its operation [`TIMES`] times after a warm-up, in one thread and with nobody asleep unless its
+//! name says so; what is counted is the loop, in user space. A count does not wobble, so a change of a few instructions
+//! is seen where no clock shows it. `.ci/instructions` compares the counts with `table.txt` beside this file; there
+//! stand counts of one operation, the loop's own included, which the row `alone` shows.
+//!
+//! # What it does not show
+//!
+//! Time: a fence counts as one instruction, and a cache line that comes from another CPU as none. System calls: only
+//! their user side counts. Under valgrind there is neither vDSO nor restartable sequences, so `sched_getcpu` and the
+//! clock take some twenty instructions more than they do outside.
+//!
+//! It needs valgrind, and the runner of the harness in the version of Cargo.toml: `.ci/instructions` installs both.
+
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    reason = "the harness writes public items of its own"
+)]
+
+mod calls;
+mod seam;
+mod stream;
+
+use calls::one_call;
+use gungraun::prelude::*;
+use seam::one_ring;
+use stream::messages;
+
+/// How often each benchmark does its operation; `.ci/instructions` divides by it.
+const TIMES: usize = 1024;
+
+main!(
+    config = LibraryBenchmarkConfig::default().tool(gungraun::Callgrind::with_args(["--cache-sim=no"])),
+    library_benchmark_groups = [messages, one_call, one_ring]
+);

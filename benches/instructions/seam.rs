@@ -1,0 +1,76 @@
+//! What the trait between ring and memory costs: nothing.
+//!
+//! The ring runs over the private memory, once as it is and once through one more implementation of the trait that
+//! does nothing but pass each call on. If the seam cost an instruction, a second one would cost it again: both rows are
+//! equal to the last instruction, and `.ci/instructions` says so. It also looks into the profile of `send_recv` for any
+//! function of the trait: all are part of their callers there.
+
+use std::hint::black_box;
+use std::sync::Arc;
+
+use gungraun::prelude::*;
+use narrows::internal::layout::Kind;
+use narrows::internal::mem::{Heap, Memory, Tail, forward_memory};
+use narrows::internal::ring::{Consumer, Producer};
+
+use crate::TIMES;
+
+type Shared = Arc<Heap>;
+
+/// One more seam.
+struct Again(Shared);
+
+impl Memory for Again {
+    forward_memory! {
+        self => self.0;
+        slots, arena, load_slot, store_slot, load, store, settle, load_flag, store_flag, take_flag, fence,
+        copy_in, copy_out, wait, doze, wake, expired,
+    }
+}
+
+struct Ring<M> {
+    producer: Producer<M>,
+    consumer: Consumer<M>,
+    message: [u8; 40],
+}
+
+fn ring<M: Memory>(over: impl Fn(Shared) -> M) -> Box<Ring<M>> {
+    let heap = Arc::new(Heap::new(256, 1 << 16, 64));
+    let (producer, consumer) = (Producer::new(over(Arc::clone(&heap)), 0), Consumer::new(over(heap), 0));
+    Box::new(Ring { producer, consumer, message: [7; 40] })
+}
+
+/// One message through the ring, as `send` and `recv` take it.
+#[inline(always)]
+fn pass<M: Memory>(ring: &mut Ring<M>) {
+    let Ring { producer, consumer, message } = ring;
+    let claim = producer.claim(producer.next(), message.len()).expect("room");
+    producer.open(&claim);
+    producer.write(&claim, 0, black_box(message), Tail::Zero).expect("in the claim");
+    producer.describe(&claim, Kind::Inline, message.len(), 0);
+    producer.publish(claim.after(), false);
+    let arrival = consumer.arrival().expect("no lie").expect("a message");
+    consumer.read(&arrival, 0, black_box(message)).expect("in the message");
+    consumer.verify(&arrival).expect("nobody writes");
+    consumer.release(&arrival);
+}
+
+#[library_benchmark]
+#[bench::x40(args = (|heap| heap), setup = ring)]
+fn one_seam(mut ring: Box<Ring<Shared>>) -> Box<Ring<Shared>> {
+    for _ in 0..TIMES {
+        pass(&mut ring);
+    }
+    ring
+}
+
+#[library_benchmark]
+#[bench::x40(args = (Again), setup = ring)]
+fn two_seams(mut ring: Box<Ring<Again>>) -> Box<Ring<Again>> {
+    for _ in 0..TIMES {
+        pass(&mut ring);
+    }
+    ring
+}
+
+library_benchmark_group!(name = one_ring, benchmarks = [one_seam, two_seams]);

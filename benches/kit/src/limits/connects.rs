@@ -1,0 +1,160 @@
+//! From nothing to the first reply: side B accepts and echoes, side A connects, sends, receives, and begins anew.
+//!
+//! What is timed is connect, send and the wait for the reply; the end of the connection is not. [`Dial`] is what a
+//! system brings, so that narrows is measured by the same loop as the bare Unix socket.
+
+use std::fmt;
+use std::io::{Read, Write};
+use std::marker::PhantomData;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::drive::{Job, Measure};
+use crate::record::SideReport;
+use crate::sample::{Meter, Stopwatch};
+use crate::source::{Check, Seen, Source};
+use crate::system::{Side, What, Work};
+use crate::{Result, ensure};
+
+/// How a system makes and takes connections.
+pub trait Dial {
+    /// As the tables name it.
+    const NAME: &'static str;
+    /// What accepts.
+    type Listener;
+    /// A connection.
+    type Stream;
+    /// Listens there.
+    ///
+    /// # Errors
+    ///
+    /// The row fails then.
+    fn listen(path: &Path) -> Result<Self::Listener>;
+    /// Waits for the next one.
+    ///
+    /// # Errors
+    ///
+    /// The row fails then.
+    fn accept(listener: &Self::Listener) -> Result<Self::Stream>;
+    /// Connects, at the first try.
+    ///
+    /// # Errors
+    ///
+    /// If nobody listens.
+    fn connect(path: &Path) -> Result<Self::Stream>;
+    /// Sends a message.
+    ///
+    /// # Errors
+    ///
+    /// The row fails then.
+    fn send(stream: &mut Self::Stream, message: &[u8]) -> Result<()>;
+    /// Fills the buffer with a message of its length.
+    ///
+    /// # Errors
+    ///
+    /// The row fails then.
+    fn receive(stream: &mut Self::Stream, buffer: &mut Vec<u8>) -> Result<()>;
+}
+
+/// The measurement of it.
+pub struct Connects<D>(PhantomData<D>);
+
+impl<D> fmt::Debug for Connects<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Connects")
+    }
+}
+
+impl<D: Dial> Measure for Connects<D> {
+    const NAME: &'static str = D::NAME;
+    const VERSION: &'static str = "";
+
+    fn supports(work: &Work) -> bool {
+        work.what == What::Connect
+    }
+
+    fn run(job: &Job) -> Result<SideReport> {
+        let path = job.folder.join("server");
+        if job.side == Side::A { call::<D>(job, &path) } else { serve::<D>(job, &path) }
+    }
+}
+
+fn call<D: Dial>(job: &Job, path: &Path) -> Result<SideReport> {
+    let (mut source, mut check) = (Source::new(job.work.size), Check::new(job.work.size));
+    let mut buffer = vec![0; job.work.size];
+    let mut once = |message: &[u8]| -> Result<D::Stream> {
+        let mut stream = D::connect(path)?;
+        D::send(&mut stream, message)?;
+        D::receive(&mut stream, &mut buffer)?;
+        check.bytes(&buffer);
+        check.seen()?;
+        Ok(stream)
+    };
+    let limit = Instant::now() + Duration::from_secs(10);
+    while !path.exists() {
+        ensure!(Instant::now() < limit, "the other side is not there");
+        thread::sleep(Duration::from_millis(1));
+    }
+    thread::sleep(Duration::from_millis(5)); // It may be bound and not yet listen.
+    let warm = Instant::now() + job.warm;
+    while Instant::now() < warm {
+        drop(once(source.message())?);
+    }
+    let mut watch = Stopwatch::start(job.time, Duration::ZERO);
+    while watch.elapsed() < job.time {
+        let message = source.message();
+        drop(watch.time(|| once(message))?);
+    }
+    let report = watch.stop(job.work.size);
+    drop(once(&source.stop())?);
+    Ok(report)
+}
+
+fn serve<D: Dial>(job: &Job, path: &Path) -> Result<SideReport> {
+    let listener = D::listen(path)?;
+    let (meter, mut check) = (Meter::start(false), Check::new(job.work.size));
+    let mut buffer = vec![0; job.work.size];
+    loop {
+        let mut stream = D::accept(&listener)?;
+        D::receive(&mut stream, &mut buffer)?;
+        check.bytes(&buffer);
+        D::send(&mut stream, &buffer)?;
+        if check.seen()? == Seen::Stop {
+            // The reply is read before this process and the connection end.
+            thread::sleep(Duration::from_millis(20));
+            return Ok(meter.stop(check.count(), job.work.size));
+        }
+    }
+}
+
+/// The bare Unix socket.
+#[derive(Debug)]
+pub struct UnixDial;
+
+impl Dial for UnixDial {
+    const NAME: &'static str = "unix-connect";
+    type Listener = UnixListener;
+    type Stream = UnixStream;
+
+    fn listen(path: &Path) -> Result<UnixListener> {
+        Ok(UnixListener::bind(path)?)
+    }
+
+    fn accept(listener: &UnixListener) -> Result<UnixStream> {
+        Ok(listener.accept()?.0)
+    }
+
+    fn connect(path: &Path) -> Result<UnixStream> {
+        Ok(UnixStream::connect(path)?)
+    }
+
+    fn send(stream: &mut UnixStream, message: &[u8]) -> Result<()> {
+        Ok(stream.write_all(message)?)
+    }
+
+    fn receive(stream: &mut UnixStream, buffer: &mut Vec<u8>) -> Result<()> {
+        Ok(stream.read_exact(buffer)?)
+    }
+}

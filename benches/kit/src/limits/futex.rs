@@ -1,0 +1,106 @@
+//! The bare futex: write the bytes, store a word, FUTEX_WAKE; the other side sleeps on that word.
+//!
+//! `futex` wakes after every message and sleeps whenever the word has not changed. `futex-sliced` sleeps
+//! in slices of 100 ms that double up to 3.2 s, as narrows does: for idle rows, and for what the bench itself needs
+//! of memory.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::handover::Boxes;
+use crate::Result;
+use crate::source::Check;
+use crate::sys;
+use crate::system::{Access, Receive, Send_, Side, System, Wait, What, Work};
+
+/// See the module.
+#[derive(Debug)]
+pub struct Futex;
+
+/// See the module.
+#[derive(Debug)]
+pub struct FutexSliced;
+
+impl System for Futex {
+    const NAME: &'static str = "futex";
+    const VERSION: &'static str = "";
+    type Sender = Waker;
+    type Receiver = Sleeper;
+
+    fn supports(work: &Work) -> bool {
+        let what = matches!(work.what, What::RoundTrip | What::Wake);
+        what && work.wait == Wait::Park && work.batch == 1 && work.access == Access::InPlace
+    }
+
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Waker, Sleeper)> {
+        open(side, folder, work, false)
+    }
+}
+
+impl System for FutexSliced {
+    const NAME: &'static str = "futex-sliced";
+    const VERSION: &'static str = "";
+    type Sender = Waker;
+    type Receiver = Sleeper;
+
+    fn supports(work: &Work) -> bool {
+        let what = matches!(work.what, What::Idle | What::Memory);
+        what && work.wait == Wait::Park && work.access == Access::Copy
+    }
+
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Waker, Sleeper)> {
+        open(side, folder, work, true)
+    }
+}
+
+fn open(side: Side, folder: &Path, work: &Work, sliced: bool) -> Result<(Waker, Sleeper)> {
+    let boxes = Boxes::open(side, folder, work.size)?;
+    let (own, other) = (boxes.at(side), boxes.at(side.other()));
+    Ok((Waker { boxes: boxes.clone(), at: own, turn: 0 }, Sleeper { boxes, at: other, turn: 0, sliced }))
+}
+
+/// Writes, stores, wakes.
+#[derive(Debug)]
+pub struct Waker {
+    boxes: Boxes,
+    at: usize,
+    turn: u32,
+}
+
+impl Send_ for Waker {
+    #[inline]
+    fn send(&mut self, message: &[u8]) -> Result<()> {
+        self.boxes.bytes.write(self.boxes.payload(self.at), message);
+        self.turn = self.turn.wrapping_add(1);
+        let word = self.boxes.bytes.futex(self.at);
+        word.store(self.turn, Ordering::Release);
+        sys::futex_wake(word);
+        Ok(())
+    }
+}
+
+/// Sleeps and reads.
+#[derive(Debug)]
+pub struct Sleeper {
+    boxes: Boxes,
+    at: usize,
+    turn: u32,
+    sliced: bool,
+}
+
+impl Receive for Sleeper {
+    #[inline]
+    fn receive(&mut self, check: &mut Check) -> Result<()> {
+        let word = self.boxes.bytes.futex(self.at);
+        let mut naps = 0;
+        while word.load(Ordering::Acquire) == self.turn {
+            let slice = self.sliced.then(|| Duration::from_millis(100) * (1 << naps.min(5)));
+            sys::futex_wait(word, self.turn, slice);
+            naps += 1;
+        }
+        self.turn = self.turn.wrapping_add(1);
+        check.bytes(self.boxes.bytes.lend(self.boxes.payload(self.at), check.size()));
+        Ok(())
+    }
+}

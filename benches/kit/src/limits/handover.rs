@@ -1,0 +1,128 @@
+//! The bare hand-over by cache line: write the bytes, store a word; the other side spins on that word.
+//!
+//! ```text
+//!   one box for each direction:   | turn word | 56 bytes | payload, if it is longer … |
+//! ```
+//!
+//! With 8 B in place this is the bare cache-line ping-pong. `Copy` copies the bytes out before it reads them.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::source::Check;
+use crate::sys::{self, SharedBytes};
+use crate::system::{Access, Receive, Send_, Side, System, Wait, What, Work};
+use crate::{Result, ensure};
+
+/// See the module.
+#[derive(Debug)]
+pub struct HandOver;
+
+impl System for HandOver {
+    const NAME: &'static str = "hand-over";
+    const VERSION: &'static str = "";
+    type Sender = Giver;
+    type Receiver = Taker;
+
+    fn supports(work: &Work) -> bool {
+        work.what == What::RoundTrip && work.wait == Wait::Spin && work.batch == 1
+    }
+
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Giver, Taker)> {
+        let boxes = Boxes::open(side, folder, work.size)?;
+        let giver = Giver { boxes: boxes.clone(), at: boxes.at(side), turn: 0 };
+        let copy = if work.access == Access::Copy { vec![1; work.size] } else { Vec::new() };
+        let taker = Taker { at: boxes.at(side.other()), boxes, turn: 0, copy };
+        Ok((giver, taker))
+    }
+}
+
+/// The two boxes, in a file that both sides map.
+#[derive(Clone, Debug)]
+pub(super) struct Boxes {
+    pub(super) bytes: Rc<SharedBytes>,
+    size: usize,
+}
+
+/// Nothing of one direction stands near what the other uses.
+const APART: usize = 4096;
+
+impl Boxes {
+    /// Side A makes the file, side B waits for it.
+    pub(super) fn open(side: Side, folder: &Path, size: usize) -> Result<Self> {
+        let (path, hidden) = (folder.join("boxes"), folder.join("hidden"));
+        if side == Side::A {
+            let file = File::options().read(true).write(true).create_new(true).open(&hidden)?;
+            file.set_len((2 * Self::length(size)) as u64)?;
+            fs::rename(hidden, &path)?;
+        }
+        let limit = Instant::now() + Duration::from_secs(10);
+        while !path.exists() {
+            ensure!(Instant::now() < limit, "the other side is not there");
+            thread::sleep(Duration::from_millis(1));
+        }
+        let bytes = SharedBytes::of(&File::options().read(true).write(true).open(path)?)?;
+        Ok(Self { bytes: Rc::new(bytes), size })
+    }
+
+    fn length(size: usize) -> usize {
+        (64 + size).next_multiple_of(APART) + APART
+    }
+
+    /// Where this side's outgoing box begins.
+    pub(super) fn at(&self, side: Side) -> usize {
+        if side == Side::A { 0 } else { Self::length(self.size) }
+    }
+
+    /// Where the payload of the box stands: on the line of its turn word, if it fits there.
+    pub(super) fn payload(&self, at: usize) -> usize {
+        if self.size <= 56 { at + 8 } else { at + 64 }
+    }
+}
+
+/// Writes and stores.
+#[derive(Debug)]
+pub struct Giver {
+    boxes: Boxes,
+    at: usize,
+    turn: u64,
+}
+
+impl Send_ for Giver {
+    #[inline]
+    fn send(&mut self, message: &[u8]) -> Result<()> {
+        self.boxes.bytes.write(self.boxes.payload(self.at), message);
+        self.turn += 1;
+        self.boxes.bytes.word(self.at).store(self.turn, Ordering::Release);
+        Ok(())
+    }
+}
+
+/// Spins and reads.
+#[derive(Debug)]
+pub struct Taker {
+    boxes: Boxes,
+    at: usize,
+    turn: u64,
+    copy: Vec<u8>,
+}
+
+impl Receive for Taker {
+    #[inline]
+    fn receive(&mut self, check: &mut Check) -> Result<()> {
+        self.turn += 1;
+        sys::spin_until(self.boxes.bytes.word(self.at), self.turn);
+        let message = self.boxes.bytes.lend(self.boxes.payload(self.at), check.size());
+        if self.copy.is_empty() {
+            check.bytes(message);
+        } else {
+            self.copy.copy_from_slice(message);
+            check.bytes(&self.copy);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,91 @@
+//! A Unix stream socket, as a program would use it: each message written whole, read until it is whole.
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::Result;
+use crate::source::Check;
+use crate::system::{Access, Receive, Send_, Side, System, Wait, What, Work};
+
+/// See the module.
+#[derive(Debug)]
+pub struct UnixStreams;
+
+impl System for UnixStreams {
+    const NAME: &'static str = "unix-stream";
+    const VERSION: &'static str = "";
+    type Sender = Writer;
+    type Receiver = Reader;
+
+    fn supports(work: &Work) -> bool {
+        let what = !matches!(work.what, What::Memory | What::Connect);
+        what && work.wait != Wait::Spin && work.access == Access::Copy
+    }
+
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Writer, Reader)> {
+        let path = folder.join("socket");
+        let stream = match side {
+            Side::A => connect(&path)?,
+            Side::B => UnixListener::bind(&path)?.accept()?.0,
+        };
+        let batch = if work.batch > 1 { work.batch * work.size } else { 0 };
+        let writer = Writer { stream: stream.try_clone()?, batch, held: Vec::with_capacity(batch) };
+        Ok((writer, Reader { stream, buffer: vec![0; work.size] }))
+    }
+}
+
+/// Tries until the other side listens.
+pub(super) fn connect(path: &Path) -> Result<UnixStream> {
+    let limit = Instant::now() + Duration::from_secs(10);
+    loop {
+        match UnixStream::connect(path) {
+            Err(error) if Instant::now() > limit => return Err(error.into()),
+            Err(_) => thread::sleep(Duration::from_millis(1)),
+            Ok(stream) => return Ok(stream),
+        }
+    }
+}
+
+/// Writes; a batch is put together in memory first.
+#[derive(Debug)]
+pub struct Writer {
+    stream: UnixStream,
+    batch: usize,
+    held: Vec<u8>,
+}
+
+impl Send_ for Writer {
+    fn send(&mut self, message: &[u8]) -> Result<()> {
+        if self.batch == 0 {
+            return Ok(self.stream.write_all(message)?);
+        }
+        self.held.extend_from_slice(message);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        if self.batch > 0 {
+            self.stream.write_all(&self.held)?;
+            self.held.clear();
+        }
+        Ok(())
+    }
+}
+
+/// Reads.
+#[derive(Debug)]
+pub struct Reader {
+    stream: UnixStream,
+    buffer: Vec<u8>,
+}
+
+impl Receive for Reader {
+    fn receive(&mut self, check: &mut Check) -> Result<()> {
+        self.stream.read_exact(&mut self.buffer)?;
+        check.bytes(&self.buffer);
+        Ok(())
+    }
+}

@@ -1,0 +1,216 @@
+//! What a way to send messages must do to be measured, and what work it is given.
+//!
+//! ```text
+//!   A ── send, send, … flush ──▶ B        side A drives and times; B checks, and echoes or counts
+//!   A ◀─────────────── receive ── B
+//! ```
+//!
+//! Whoever writes an adaptor: use the system as its own documents say is best for this work; what it cannot
+//! do, [`System::supports`] refuses, and the row is left out instead of faked.
+
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+use crate::source::{Check, Source};
+
+/// Which of the two processes this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Side {
+    /// Drives and times.
+    A,
+    /// Echoes, or counts what arrives.
+    B,
+}
+
+impl Side {
+    /// The one at the other end.
+    pub fn other(self) -> Self {
+        if self == Self::A { Self::B } else { Self::A }
+    }
+}
+
+/// How a side waits for a message, or for room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Wait {
+    /// Polls without ever sleeping.
+    Spin,
+    /// The system's own default, or its best documented mode that may sleep.
+    Adaptive,
+    /// Always sleeps in the kernel.
+    Park,
+}
+
+/// Whether the bytes are copied at the far end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Access {
+    /// The receiver copies each message into memory of its own, and checks it there.
+    Copy,
+    /// The message is written to and checked where the transport keeps it.
+    InPlace,
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum What {
+    /// A sends a batch, B sends as many back; each round trip is timed.
+    RoundTrip,
+    /// A sends as fast as it can; the rate counts.
+    OneWay,
+    /// A sends one message after each gap, to a B that sleeps; the time of the sending call counts.
+    Wake,
+    /// `batch` connections on which nothing is sent; CPU and wake-ups count.
+    Idle,
+    /// `batch` connections of which each carried some messages; private and shared memory count.
+    Memory,
+    /// B serves; A connects, sends, and has the reply; each time it begins anew.
+    Connect,
+}
+
+/// One piece of work, the same for every system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Work {
+    /// What is measured.
+    pub what: What,
+    /// Bytes of each message.
+    pub size: usize,
+    /// Messages before each flush; connections, for [`What::Idle`] and [`What::Memory`].
+    pub batch: usize,
+    /// How both sides wait.
+    pub wait: Wait,
+    /// Whether the receiver copies.
+    pub access: Access,
+    /// Pause between round trips; 0 is none.
+    pub gap: Duration,
+}
+
+impl Work {
+    /// Dense work of one message at a time, adaptive, copied.
+    pub fn new(what: What, size: usize) -> Self {
+        Self { what, size, batch: 1, wait: Wait::Adaptive, access: Access::Copy, gap: Duration::ZERO }
+    }
+
+    /// Whether messages flow: what every system can be asked for.
+    pub fn is_stream(&self) -> bool {
+        matches!(self.what, What::RoundTrip | What::OneWay)
+    }
+
+    /// The same, waiting so.
+    #[must_use]
+    pub fn wait(self, wait: Wait) -> Self {
+        Self { wait, ..self }
+    }
+
+    /// The same, in batches.
+    #[must_use]
+    pub fn batch(self, batch: usize) -> Self {
+        Self { batch, ..self }
+    }
+
+    /// The same, read and written in place.
+    #[must_use]
+    pub fn in_place(self) -> Self {
+        Self { access: Access::InPlace, ..self }
+    }
+
+    /// The same with pauses.
+    #[must_use]
+    pub fn gap(self, gap: Duration) -> Self {
+        Self { gap, ..self }
+    }
+}
+
+impl fmt::Display for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.what {
+            What::RoundTrip => "rt",
+            What::OneWay => "ow",
+            What::Wake => "wake",
+            What::Idle => "idle",
+            What::Memory => "memory",
+            What::Connect => "connect",
+        };
+        let wait = format!("{:?}", self.wait).to_lowercase();
+        write!(f, "{what}/{}/{wait}", self.size)?;
+        if self.access == Access::InPlace {
+            write!(f, "/inplace")?;
+        }
+        if self.batch > 1 {
+            write!(f, "/x{}", self.batch)?;
+        }
+        if !self.gap.is_zero() {
+            write!(f, "/gap{}us", self.gap.as_micros())?;
+        }
+        Ok(())
+    }
+}
+
+/// A way to send messages from one process to another and back.
+pub trait System {
+    /// As the tables name it.
+    const NAME: &'static str;
+    /// Of the crate or library.
+    const VERSION: &'static str;
+    /// Whether both sides are threads of one process: a bound, not a peer.
+    const THREADS: bool = false;
+    /// One side's sending half.
+    type Sender: Send_;
+    /// One side's receiving half.
+    type Receiver: Receive;
+
+    /// Whether it can do this work, in this mode.
+    fn supports(work: &Work) -> bool;
+
+    /// Connects; both sides call it at about the same time, with the same folder, empty before.
+    ///
+    /// # Errors
+    ///
+    /// Whatever it hits; the row fails then.
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Self::Sender, Self::Receiver)>;
+}
+
+/// A sending half.
+pub trait Send_ {
+    /// Sends one message; waits for room if there is none.
+    ///
+    /// # Errors
+    ///
+    /// The row fails then.
+    fn send(&mut self, message: &[u8]) -> Result<()>;
+
+    /// Makes visible what was sent since the last flush: a batch is that many sends and a flush.
+    ///
+    /// # Errors
+    ///
+    /// The row fails then.
+    fn flush(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Sends so many messages and a flush. Only for systems whose batch is an object that borrows the sender.
+    ///
+    /// # Errors
+    ///
+    /// The row fails then.
+    #[inline]
+    fn send_batch(&mut self, source: &mut Source, messages: usize) -> Result<()> {
+        for _ in 0..messages {
+            self.send(source.message())?;
+        }
+        self.flush()
+    }
+}
+
+/// A receiving half.
+pub trait Receive {
+    /// Waits for one message and hands its bytes to [`Check::bytes`], once; in place where it can.
+    ///
+    /// # Errors
+    ///
+    /// The row fails then.
+    fn receive(&mut self, check: &mut Check) -> Result<()>;
+}

@@ -1,0 +1,133 @@
+//! What one measurement is: told to both of its sides, Node or Rust, as one word of JSON.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// What travels.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Objects, serialised and parsed on both sides.
+    Objects,
+    /// Raw bytes.
+    Bytes,
+}
+
+/// By what it travels. The names without `narrows` are Node's, in `js/`.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum System {
+    /// `child_process` with JSON.
+    IpcJson,
+    /// `child_process` with `serialization: 'advanced'`.
+    IpcAdvanced,
+    /// A Unix socket, Node at both ends.
+    Socket,
+    /// A Unix socket, Node at side A and Rust at side B.
+    SocketRust,
+    /// `postMessage` between two threads.
+    Worker,
+    /// A `SharedArrayBuffer` between two threads, `Atomics.wait` and `notify`.
+    SharedWait,
+    /// The same, looking again and again.
+    SharedSpin,
+    /// No transport: Node serialises and parses what it would send, in one thread.
+    AloneNode,
+    /// The same in Rust.
+    AloneRust,
+    /// narrows; the default waiting.
+    NarrowsAdaptive,
+    /// narrows; always asleep in the kernel while it waits.
+    NarrowsPark,
+}
+
+impl System {
+    /// Whether this is ours.
+    pub fn is_narrows(self) -> bool {
+        matches!(self, Self::NarrowsAdaptive | Self::NarrowsPark)
+    }
+
+    /// Whether nothing is sent at all.
+    pub fn is_alone(self) -> bool {
+        matches!(self, Self::AloneNode | Self::AloneRust)
+    }
+
+    /// Whether side A is this program.
+    pub fn is_rust(self) -> bool {
+        self.is_narrows() || self == Self::AloneRust
+    }
+
+    /// Whether both sides are threads of one process.
+    pub fn is_one_process(self) -> bool {
+        matches!(self, Self::Worker | Self::SharedWait | Self::SharedSpin | Self::AloneNode | Self::AloneRust)
+    }
+}
+
+/// How Rust holds an object.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Codec {
+    /// A struct that owns its strings.
+    Typed,
+    /// `serde_json::Value`.
+    Value,
+}
+
+/// What a phase does.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum What {
+    /// Send, wait for the reply.
+    Trips,
+    /// Send all, then wait for one word.
+    Rate,
+}
+
+/// A part of a measurement; side A tells it to side B.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub struct Phase {
+    pub what: What,
+    pub size: usize,
+    pub count: usize,
+}
+
+/// All that the two sides need to know.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Config {
+    pub system: System,
+    pub kind: Kind,
+    pub codec: Codec,
+    /// Temporary: the socket, and the objects of each size.
+    pub folder: PathBuf,
+    /// The largest size of the phases.
+    pub largest: usize,
+    pub phases: Vec<Phase>,
+    /// Where in the distribution of the round trips to look, from 0 to 1.
+    pub points: Vec<f64>,
+    /// What stands before side B's command to pin it; empty if it is not.
+    pub pin_b: Vec<String>,
+    /// The programs.
+    pub node: PathBuf,
+    pub rust: PathBuf,
+}
+
+/// What a phase came to.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Outcome {
+    #[serde(flatten)]
+    pub phase: Phase,
+    pub seconds: f64,
+    /// CPU seconds of each side; side B's are in side A's if both are one process.
+    pub cpu_a: f64,
+    pub cpu_b: f64,
+    /// Microseconds, at the points of the [`Config`]; none of a rate.
+    pub quantiles: Vec<f64>,
+}
+
+/// What side B answers.
+#[derive(Debug, Default, Deserialize, Serialize)]
+pub struct Told {
+    #[serde(default)]
+    pub cpu: f64,
+}

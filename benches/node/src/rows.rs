@@ -1,0 +1,102 @@
+//! What is measured: the systems, how many messages of each size, and how each measurement warms up.
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Codec, Kind, Phase, System, What};
+
+/// One system doing one kind of work.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub struct Row {
+    pub kind: Kind,
+    pub system: System,
+    pub codec: Codec,
+}
+
+impl Row {
+    /// All of them, in the order of a round.
+    pub fn all() -> Vec<Self> {
+        let nodes = [
+            System::IpcJson,
+            System::IpcAdvanced,
+            System::Socket,
+            System::SocketRust,
+            System::Worker,
+            System::SharedWait,
+            System::SharedSpin,
+        ];
+        let ours = [System::NarrowsAdaptive, System::NarrowsPark];
+        let row = |kind, codec| move |system| Self { kind, system, codec };
+        let mut rows: Vec<Self> = nodes.map(row(Kind::Objects, Codec::Typed)).into();
+        rows.extend(ours.map(row(Kind::Objects, Codec::Typed)));
+        rows.extend(ours.map(row(Kind::Objects, Codec::Value)));
+        rows.extend([System::AloneNode, System::AloneRust].map(row(Kind::Objects, Codec::Typed)));
+        rows.push(row(Kind::Objects, Codec::Value)(System::AloneRust));
+        rows.extend(nodes.map(row(Kind::Bytes, Codec::Typed)));
+        rows.extend(ours.map(row(Kind::Bytes, Codec::Typed)));
+        rows
+    }
+
+    /// As the tables have it.
+    pub fn name(&self) -> String {
+        let objects = self.kind == Kind::Objects;
+        let of = |objects_by, bytes_by| if objects { objects_by } else { bytes_by };
+        let codec = match (self.kind, self.codec) {
+            (Kind::Bytes, _) => "",
+            (Kind::Objects, Codec::Typed) => ", serde_json, struct",
+            (Kind::Objects, Codec::Value) => ", serde_json, Value",
+        };
+        match self.system {
+            System::IpcJson => of("Node child_process, JSON", "Node child_process, JSON (base64)").into(),
+            System::IpcAdvanced => "Node child_process, advanced".into(),
+            System::Socket => of("Node Unix socket, JSON", "Node Unix socket").into(),
+            System::SocketRust => of("Node Unix socket to Rust, JSON", "Node Unix socket to Rust").into(),
+            System::Worker => "Node worker thread, postMessage".into(),
+            System::SharedWait => {
+                of("Node worker thread, shared memory, wait, JSON", "Node worker thread, shared memory, wait")
+                    .into()
+            }
+            System::SharedSpin => {
+                of("Node worker thread, shared memory, spin, JSON", "Node worker thread, shared memory, spin")
+                    .into()
+            }
+            System::AloneNode => "No transport, Node's JSON".into(),
+            System::AloneRust => format!("No transport{codec}"),
+            System::NarrowsAdaptive => format!("narrows, Adaptive{codec}"),
+            System::NarrowsPark => format!("narrows, Park{codec}"),
+        }
+    }
+}
+
+/// The phases of a measurement: the compilers first, then memory and caches, then what counts.
+///
+/// The last two count: round trips and rate of `size`.
+pub fn phases(size: usize, percent: f64) -> Vec<Phase> {
+    let (trips, rate) = full(size);
+    let part = |count: usize| portion(count, percent);
+    let phase = |what, size, count| Phase { what, size, count };
+    vec![
+        phase(What::Trips, SMALL, part(10_000)),
+        phase(What::Rate, SMALL, part(30_000)),
+        phase(What::Trips, size, part(trips / 10)),
+        phase(What::Rate, size, part(rate / 10)),
+        phase(What::Trips, size, part(trips)),
+        phase(What::Rate, size, part(rate)),
+    ]
+}
+
+/// Bytes of a warm-up message.
+pub const SMALL: usize = 64;
+
+/// Round trips and one-way messages of a size.
+fn full(size: usize) -> (usize, usize) {
+    match size {
+        0..=4096 => (100_000, 300_000),
+        4097..=65_536 => (3000, 3000),
+        _ => (200, 200),
+    }
+}
+
+#[expect(clippy::cast_precision_loss, clippy::cast_sign_loss, clippy::cast_possible_truncation)]
+fn portion(count: usize, percent: f64) -> usize {
+    ((count as f64 * percent / 100.0) as usize).max(10)
+}

@@ -1,0 +1,193 @@
+//! narrows as it comes: default options but for the way to wait.
+//!
+//! `Copy` is `send` and `recv_into`. `InPlace` writes into a reservation and reads the lent message through the two
+//! `unsafe` borrows; what is too long for one reservation is sent by `send`, which `recv_ref` lends reassembled.
+
+#[allow(unsafe_code)] // The two borrows.
+mod sys;
+
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bench_kit::limits::Dial;
+use bench_kit::{Access, Check, Receive, Result, Send_, Side, Source, System, Wait, What, Work};
+use narrows::{ConnectError, Options, SharedMemoryListener, SharedMemoryStream, WaitStrategy};
+
+/// See the module.
+pub(crate) struct Narrows;
+
+impl System for Narrows {
+    const NAME: &'static str = "narrows";
+    const VERSION: &'static str = "0.1.0";
+    type Sender = Sender;
+    type Receiver = Receiver;
+
+    fn supports(work: &Work) -> bool {
+        let in_place = work.batch == 1 && work.is_stream(); // A batch is of messages that are copied in.
+        work.what != What::Connect && (work.access == Access::Copy || in_place)
+    }
+
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Sender, Receiver)> {
+        let (sender, receiver) = open(side, folder, work.wait)?.split();
+        let in_place = work.access == Access::InPlace;
+        let sender = Sender { sender, in_place };
+        Ok((sender, Receiver { receiver, in_place, buffer: Vec::new() }))
+    }
+}
+
+/// Reserves, writes the number alone, commits; lends, reads the number alone, gives back: what lending itself costs.
+pub(crate) struct NarrowsLend;
+
+impl System for NarrowsLend {
+    const NAME: &'static str = "narrows-lend";
+    const VERSION: &'static str = "0.1.0";
+    type Sender = Lender;
+    type Receiver = Borrower;
+
+    fn supports(work: &Work) -> bool {
+        let one_reservation = work.size <= 256 << 10;
+        work.access == Access::InPlace && work.batch == 1 && work.is_stream() && one_reservation
+    }
+
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Lender, Borrower)> {
+        let (sender, receiver) = open(side, folder, work.wait)?.split();
+        Ok((Lender(sender), Borrower(receiver)))
+    }
+}
+
+/// See there.
+pub(crate) struct Lender(narrows::Sender);
+
+impl Send_ for Lender {
+    #[inline]
+    fn send(&mut self, message: &[u8]) -> Result<()> {
+        let mut room = self.0.reserve(message.len())?;
+        room.write_at(0, &message[..8.min(message.len())])?;
+        Ok(room.commit()?)
+    }
+}
+
+/// See there.
+pub(crate) struct Borrower(narrows::Receiver);
+
+impl Receive for Borrower {
+    #[inline]
+    fn receive(&mut self, check: &mut Check) -> Result<()> {
+        let mut lent = self.0.recv_ref()?;
+        sys::with(&lent.raw()?, |bytes| check.number_of(bytes));
+        Ok(lent.finish()?)
+    }
+}
+
+/// From nothing to the first reply.
+pub(crate) struct NarrowsDial;
+
+impl Dial for NarrowsDial {
+    const NAME: &'static str = "narrows-connect";
+    type Listener = SharedMemoryListener;
+    type Stream = SharedMemoryStream;
+
+    fn listen(path: &Path) -> Result<SharedMemoryListener> {
+        Ok(SharedMemoryListener::bind(path)?)
+    }
+
+    fn accept(listener: &SharedMemoryListener) -> Result<SharedMemoryStream> {
+        Ok(listener.accept()?)
+    }
+
+    fn connect(path: &Path) -> Result<SharedMemoryStream> {
+        Ok(SharedMemoryStream::connect(path)?)
+    }
+
+    fn send(stream: &mut SharedMemoryStream, message: &[u8]) -> Result<()> {
+        Ok(stream.send(message)?)
+    }
+
+    fn receive(stream: &mut SharedMemoryStream, buffer: &mut Vec<u8>) -> Result<()> {
+        stream.recv_into(buffer)?;
+        Ok(())
+    }
+}
+
+/// How narrows calls a way to wait.
+pub(crate) fn options(wait: Wait) -> Options {
+    Options::new().wait(match wait {
+        Wait::Spin => WaitStrategy::Spin,
+        Wait::Adaptive => WaitStrategy::Adaptive,
+        Wait::Park => WaitStrategy::Park,
+    })
+}
+
+fn open(side: Side, folder: &Path, wait: Wait) -> Result<SharedMemoryStream> {
+    let path = folder.join("socket");
+    if side == Side::B {
+        return Ok(options(wait).bind(path)?.accept()?);
+    }
+    Ok(reach(|| options(wait).connect(&path))?)
+}
+
+/// Tries until the other side listens.
+pub(crate) fn reach<T>(mut connect: impl FnMut() -> Result<T, ConnectError>) -> Result<T, ConnectError> {
+    let limit = Instant::now() + Duration::from_secs(10);
+    loop {
+        match connect() {
+            Err(_) if Instant::now() < limit => thread::sleep(Duration::from_millis(1)),
+            reached => return reached,
+        }
+    }
+}
+
+/// See the module.
+pub(crate) struct Sender {
+    sender: narrows::Sender,
+    in_place: bool,
+}
+
+impl Send_ for Sender {
+    #[inline]
+    fn send(&mut self, message: &[u8]) -> Result<()> {
+        if self.in_place && message.len() <= self.sender.max_in_place() {
+            let mut room = self.sender.reserve(message.len())?;
+            sys::fill(&mut room.raw()?, message);
+            room.commit()?;
+        } else {
+            self.sender.send(message)?;
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn send_batch(&mut self, source: &mut Source, messages: usize) -> Result<()> {
+        if messages == 1 {
+            return self.send(source.message());
+        }
+        let mut batch = self.sender.batch();
+        for _ in 0..messages {
+            batch.push(source.message())?;
+        }
+        Ok(batch.flush()?)
+    }
+}
+
+/// See the module.
+pub(crate) struct Receiver {
+    receiver: narrows::Receiver,
+    in_place: bool,
+    buffer: Vec<u8>,
+}
+
+impl Receive for Receiver {
+    #[inline]
+    fn receive(&mut self, check: &mut Check) -> Result<()> {
+        if self.in_place {
+            let mut lent = self.receiver.recv_ref()?;
+            sys::with(&lent.raw()?, |bytes| check.bytes(bytes));
+            lent.finish()?;
+        } else {
+            self.receiver.recv_into(&mut self.buffer)?;
+            check.bytes(&self.buffer);
+        }
+        Ok(())
+    }
+}
