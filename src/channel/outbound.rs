@@ -158,6 +158,15 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
         self.claim_or_wait(wait, |ring| ring.claim(ring.next(), len))
     }
 
+    /// Writes a short message behind what is staged already, if nothing is in the way.
+    #[inline(always)]
+    pub fn stage_at_once(&mut self, from: Cursor, message: &[u8], tag: u64) -> Option<Cursor> {
+        if message.len() > self.short || self.check().is_err() {
+            return None;
+        }
+        self.ring.stage(from, message, tag)
+    }
+
     /// Claims behind what is staged already; never blocks.
     ///
     /// # Errors

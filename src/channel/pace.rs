@@ -134,17 +134,20 @@ impl Waiting {
     fn adapt(&mut self, until: Until, look: impl Fn() -> bool) -> bool {
         self.began = Instant::now();
         let here = self.tell_cpu();
-        if !cpu::many() || (here != 0 && self.mapping.peer_cpu(self.role) == here) {
-            cpu::step_aside();
-            return look();
-        }
         if self.misses >= MISSES && self.misses % PROBE != 0 {
             self.misses = self.misses.saturating_add(1);
             return false;
         }
-        let end = self.began + BUDGET;
-        let found = spin(until.map_or(end, |until| until.min(end)), look);
-        self.misses = if found { 0 } else { self.misses.saturating_add(1) };
+        let found = if !cpu::many() || (here != 0 && self.mapping.peer_cpu(self.role) == here) {
+            cpu::step_aside();
+            look()
+        } else {
+            let end = self.began + BUDGET;
+            spin(until.map_or(end, |until| until.min(end)), look)
+        };
+        // Who stepped aside for a busy neighbour has lost a slice of time, which a sleeper would not have.
+        let paid = found && self.began.elapsed() <= BUDGET;
+        self.misses = if paid { 0 } else { self.misses.saturating_add(1) };
         found
     }
 }
@@ -174,8 +177,7 @@ impl Pace for Waiting {
         let quick = match self.strategy {
             WaitStrategy::Park => false,
             WaitStrategy::Adaptive => {
-                let here = self.tell_cpu();
-                self.misses == 0 && cpu::many() && self.mapping.peer_cpu(self.role) != here
+                self.misses == 0 && cpu::many() && self.mapping.peer_cpu(self.role) != self.cpu
             }
             WaitStrategy::Spin => true,
         };

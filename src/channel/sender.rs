@@ -192,7 +192,7 @@ impl Sender {
     /// What nearly every message takes; it returns in a register, and calls nothing but as its last step.
     #[inline(never)]
     fn send_at_once(&mut self, message: &[u8], tag: u64) -> bool {
-        if !self.canary.same_process() {
+        if !self.is_ours() {
             return false;
         }
         match self.out.send_at_once(message, tag) {
@@ -201,6 +201,11 @@ impl Sender {
             (false, _) => return false,
         }
         true
+    }
+
+    #[inline(always)]
+    pub(super) fn is_ours(&self) -> bool {
+        self.canary.same_process()
     }
 
     #[cold]

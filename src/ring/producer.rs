@@ -167,12 +167,7 @@ impl<M: Memory> Producer<M> {
             return Posted::Nothing;
         }
         let claim = slot_claim(self.next, message.len());
-        open(&mem, claim.ticket);
-        if mem.copy_in(claim.span, 0, message, Tail::Zero).is_err() {
-            return Posted::Nothing; // Never: the claim is for so many bytes.
-        }
-        let control = Control { kind: Kind::Inline, abort: false, len: short(claim.len), place: 0 };
-        describe(&mem, claim.ticket, control, tag);
+        write_short(&mem, &claim, message, tag);
         self.arena.set_end(claim.ticket, claim.after.place);
         commit(&mem, claim.ticket);
         self.next = claim.after;
@@ -184,6 +179,19 @@ impl<M: Memory> Producer<M> {
                 Posted::Done
             }
         }
+    }
+
+    /// Writes a message behind what is staged already, as [`post`](Self::post) does; the cursor behind it.
+    #[inline(always)]
+    pub fn stage(&mut self, from: Cursor, message: &[u8], tag: u64) -> Option<Cursor> {
+        let mem = self.mem.near();
+        if from.ticket >= self.limit || self.unfinished || message.len() > INLINE {
+            return None;
+        }
+        let claim = slot_claim(from, message.len());
+        write_short(&mem, &claim, message, tag);
+        self.arena.set_end(claim.ticket, claim.after.place);
+        Some(claim.after)
     }
 
     /// Wakes the consumer after [`Posted::Asleep`].
@@ -361,6 +369,15 @@ fn describe<M: Memory>(mem: &M, ticket: u64, control: Control, tag: u64) {
 fn commit<M: Memory>(mem: &M, ticket: u64) {
     // pairs with the Acquire load in `consumer::stamp`.
     mem.store_slot(ticket, Field::Stamp, ready(ticket), Store::Release);
+}
+
+/// Opens, writes and describes a message that stands in its slot and abandons nothing.
+#[inline(always)]
+fn write_short<M: Memory>(mem: &M, claim: &Claim, message: &[u8], tag: u64) {
+    open(mem, claim.ticket);
+    let _of_that_length = mem.copy_in(claim.span, 0, message, Tail::Zero);
+    let control = Control { kind: Kind::Inline, abort: false, len: short(claim.len), place: 0 };
+    describe(mem, claim.ticket, control, tag);
 }
 
 /// A length of at most an arena.
