@@ -1,0 +1,74 @@
+//! narrows beside what others use to send messages between two processes of one machine: README.md.
+
+#![forbid(unsafe_op_in_unsafe_fn)]
+
+mod meet;
+#[path = "../../stream/narrows/mod.rs"]
+mod narrows;
+mod peers;
+mod sized;
+#[allow(unsafe_code)] // See there.
+mod sys;
+
+use std::time::Duration;
+
+use bench_kit::limits::HandOver;
+use bench_kit::{Place, Result, Row, Subject, Wait, What, Work, systems};
+use peers::inproc::{Rtrb, crossbeam};
+use peers::ringfire::Ringfire;
+use peers::shmem_ipc::ShmemIpc;
+use peers::{bytes, iceoryx2, ipc_channel, ipmpsc, mqueue, seqpacket};
+use sized::{SIZES, sized};
+
+fn main() -> Result<()> {
+    let subjects = subjects();
+    bench_kit::main("compare", &subjects, rows(&subjects))
+}
+
+fn subjects() -> Vec<Subject> {
+    let mut all = systems![narrows::Narrows, HandOver];
+    all.extend([sized!(Rtrb), crossbeam()]);
+    #[cfg(feature = "shaq")]
+    all.push({
+        use peers::shaq::Shaq;
+        sized!(Shaq)
+    });
+    all.extend([sized!(Ringfire), sized!(ShmemIpc)]);
+    all.extend(systems![iceoryx2::Iceoryx2, ipmpsc::Ipmpsc, ipc_channel::IpcChannel]);
+    all.extend(systems![bytes::UnixStreams, bytes::Interprocess, seqpacket::SeqPacket, bytes::Pipe, bytes::Tcp]);
+    all.extend(systems![mqueue::MessageQueue]);
+    #[cfg(feature = "zeromq")]
+    all.extend(systems![peers::zeromq::ZeroMq]);
+    #[cfg(feature = "nng")]
+    all.extend(systems![peers::nng::Nng]);
+    #[cfg(feature = "boost")]
+    all.extend(systems![peers::boost::MessageQueue]);
+    #[cfg(feature = "aeron")]
+    all.extend(systems![peers::aeron::Aeron]);
+    all
+}
+
+/// What each can do of: every size and way to wait on two CPUs; batches of small messages; both on one CPU; pauses.
+fn rows(subjects: &[Subject]) -> Vec<Row> {
+    let mut works = Vec::new();
+    for wait in [Wait::Adaptive, Wait::Spin, Wait::Park] {
+        for what in [What::RoundTrip, What::OneWay] {
+            for size in SIZES {
+                let work = Work::new(what, size).wait(wait);
+                works.extend([(work, Place::Two), (work.in_place(), Place::Two)]);
+            }
+            works.push((Work::new(what, 64).wait(wait), Place::One));
+        }
+        for size in [8, 40, 64] {
+            let work = Work::new(What::OneWay, size).wait(wait).batch(64);
+            works.extend([(work, Place::Two), (work.in_place(), Place::Two)]);
+        }
+        let sparse = Work::new(What::RoundTrip, 64).wait(wait);
+        works.push((sparse.gap(Duration::from_micros(200)), Place::Two));
+    }
+    let can = |(work, place): &(Work, Place)| {
+        let able = subjects.iter().filter(|subject| (subject.supports)(work));
+        able.map(|subject| Row { system: subject.name.into(), work: *work, place: *place }).collect::<Vec<_>>()
+    };
+    works.iter().flat_map(can).collect()
+}

@@ -1,0 +1,255 @@
+//! Streams of bytes: Unix stream socket, TCP loopback, pipe, and `interprocess` on top of the first.
+//!
+//! Used as by a program that cares: `TCP_NODELAY`; 1 MiB of pipe for large messages; a batch is put together in memory
+//! and written by one call, as `BufWriter` does; the reader takes all that there is, up to 64 KiB, by one call, as
+//! `BufReader` does, but checks the messages in that buffer. All messages of a row have one size, so there is no
+//! length before each, which favours these.
+//!
+//! Better at than narrows: TCP spans machines; all work between any two programs of any language, need no shared
+//! memory, and wake the receiver for less than a futex across CPUs costs here (the kernel does both in one call).
+//! Cannot: lend a message in place. `Park` blocks in the kernel; `Spin` is `O_NONBLOCK` and polling.
+
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::rc::Rc;
+
+use bench_kit::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work, ensure};
+use interprocess::local_socket::prelude::*;
+use interprocess::local_socket::{GenericFilePath, ListenerOptions, Stream};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::stat::Mode;
+
+use crate::meet;
+
+fn can(work: &Work) -> bool {
+    work.wait != Wait::Adaptive && work.access == Access::Copy
+}
+
+/// `std::os::unix::net::UnixStream`.
+pub(crate) struct UnixStreams;
+
+impl System for UnixStreams {
+    const NAME: &'static str = "unix-stream";
+    const VERSION: &'static str = "the kernel's";
+    type Sender = Writer<UnixStream>;
+    type Receiver = Reader<UnixStream>;
+
+    fn supports(work: &Work) -> bool {
+        can(work)
+    }
+
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Self::Sender, Self::Receiver)> {
+        let path = folder.join("socket");
+        let stream = match side {
+            Side::A => meet::patiently(|| UnixStream::connect(&path))?,
+            Side::B => UnixListener::bind(&path)?.accept()?.0,
+        };
+        stream.set_nonblocking(work.wait == Wait::Spin)?;
+        Ok((Writer::new(stream.try_clone()?, work), Reader::new(stream, work)))
+    }
+}
+
+/// `std::net::TcpStream`.
+pub(crate) struct Tcp;
+
+impl System for Tcp {
+    const NAME: &'static str = "tcp";
+    const VERSION: &'static str = "the kernel's";
+    type Sender = Writer<TcpStream>;
+    type Receiver = Reader<TcpStream>;
+
+    fn supports(work: &Work) -> bool {
+        can(work)
+    }
+
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Self::Sender, Self::Receiver)> {
+        let path = folder.join("port");
+        let stream = match side {
+            Side::A => TcpStream::connect((Ipv4Addr::LOCALHOST, meet::hear(&path)?.parse()?))?,
+            Side::B => {
+                let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+                meet::tell(&path, &listener.local_addr()?.port().to_string())?;
+                listener.accept()?.0
+            }
+        };
+        stream.set_nodelay(true)?;
+        stream.set_nonblocking(work.wait == Wait::Spin)?;
+        Ok((Writer::new(stream.try_clone()?, work), Reader::new(stream, work)))
+    }
+}
+
+/// A named pipe for each direction: what `pipe` makes, found by name.
+pub(crate) struct Pipe;
+
+impl System for Pipe {
+    const NAME: &'static str = "pipe";
+    const VERSION: &'static str = "the kernel's";
+    type Sender = Writer<File>;
+    type Receiver = Reader<File>;
+
+    fn supports(work: &Work) -> bool {
+        can(work)
+    }
+
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Self::Sender, Self::Receiver)> {
+        let [out, into] = meet::ways(side, folder);
+        if side == Side::B {
+            nix::unistd::mkfifo(&out, Mode::S_IRWXU)?;
+            nix::unistd::mkfifo(&into, Mode::S_IRWXU)?;
+        }
+        // Read and write: opening does not wait for the other side then.
+        let open = |path| OpenOptions::new().read(true).write(true).open(path);
+        let [out, into] = [meet::patiently(|| open(&out))?, meet::patiently(|| open(&into))?];
+        for pipe in [&out, &into] {
+            if work.size >= 64 << 10 {
+                fcntl(pipe, FcntlArg::F_SETPIPE_SZ(1 << 20))?;
+            }
+            if work.wait == Wait::Spin {
+                fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+            }
+        }
+        Ok((Writer::new(out, work), Reader::new(into, work)))
+    }
+}
+
+/// `interprocess::local_socket`, as in its example `local_socket/sync`.
+pub(crate) struct Interprocess;
+
+impl System for Interprocess {
+    const NAME: &'static str = "interprocess";
+    const VERSION: &'static str = "2.4.7";
+    type Sender = Writer<Shared>;
+    type Receiver = Reader<Shared>;
+
+    fn supports(work: &Work) -> bool {
+        can(work)
+    }
+
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Self::Sender, Self::Receiver)> {
+        let path = folder.join("socket");
+        let name = path.as_path().to_fs_name::<GenericFilePath>()?;
+        let stream = match side {
+            Side::A => meet::patiently(|| Stream::connect(name.clone()))?,
+            Side::B => ListenerOptions::new().name(name).create_sync()?.accept()?,
+        };
+        stream.set_nonblocking(work.wait == Wait::Spin)?;
+        let stream = Rc::new(stream);
+        Ok((Writer::new(Shared(stream.clone()), work), Reader::new(Shared(stream), work)))
+    }
+}
+
+/// Both halves of a stream: what its documents recommend instead of splitting it.
+pub(crate) struct Shared(Rc<Stream>);
+
+impl Read for Shared {
+    fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
+        (&*self.0).read(bytes)
+    }
+}
+
+impl Write for Shared {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        (&*self.0).write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        (&*self.0).flush()
+    }
+}
+
+/// What one call writes at most, of a batch, and reads at most, of small messages.
+const BUFFER: usize = 64 << 10;
+
+/// Writes.
+pub(crate) struct Writer<W> {
+    inner: W,
+    batched: bool,
+    held: Vec<u8>,
+}
+
+impl<W: Write> Writer<W> {
+    fn new(inner: W, work: &Work) -> Self {
+        Self { inner, batched: work.batch > 1, held: Vec::with_capacity(BUFFER) }
+    }
+}
+
+impl<W: Write> Send_ for Writer<W> {
+    #[inline]
+    fn send(&mut self, message: &[u8]) -> Result<()> {
+        if !self.batched {
+            return write_all(&mut self.inner, message);
+        }
+        if self.held.len() + message.len() > BUFFER {
+            self.flush()?;
+        }
+        self.held.extend_from_slice(message);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        write_all(&mut self.inner, &self.held)?;
+        self.held.clear();
+        Ok(())
+    }
+}
+
+/// As `Write::write_all`, which gives up where it would block.
+#[inline]
+fn write_all(to: &mut impl Write, mut bytes: &[u8]) -> Result<()> {
+    while !bytes.is_empty() {
+        match to.write(bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) if error.kind() == ErrorKind::WouldBlock => std::hint::spin_loop(),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Reads.
+pub(crate) struct Reader<R> {
+    inner: R,
+    size: usize,
+    buffer: Vec<u8>,
+    /// What was read and not yet checked.
+    ahead: std::ops::Range<usize>,
+}
+
+impl<R: Read> Reader<R> {
+    fn new(inner: R, work: &Work) -> Self {
+        Self { inner, size: work.size, buffer: vec![0; BUFFER.max(work.size)], ahead: 0..0 }
+    }
+
+    /// Reads until there is a whole message.
+    fn more(&mut self) -> Result<()> {
+        self.buffer.copy_within(self.ahead.clone(), 0);
+        self.ahead = 0..self.ahead.len();
+        while self.ahead.len() < self.size {
+            match self.inner.read(&mut self.buffer[self.ahead.end..]) {
+                Ok(read) => {
+                    ensure!(read > 0, "the other side has gone");
+                    self.ahead.end += read;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => std::hint::spin_loop(),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<R: Read> Receive for Reader<R> {
+    #[inline]
+    fn receive(&mut self, check: &mut Check) -> Result<()> {
+        if self.ahead.len() < self.size {
+            self.more()?;
+        }
+        let start = self.ahead.start;
+        self.ahead.start += self.size;
+        check.bytes(&self.buffer[start..self.ahead.start]);
+        Ok(())
+    }
+}

@@ -1,0 +1,138 @@
+//! iceoryx2: zero-copy publish-subscribe over pools in shared memory.
+//!
+//! Configuration: as its benchmark `publish-subscribe`: one publisher and one subscriber of slices for each direction,
+//! history of 0, `loan_slice_uninit` and `receive`; but without overflow and with `RetryUntilDelivered`, since no message
+//! may be lost, and with room for as many messages as the others get. `Spin` polls `receive`, as that benchmark does.
+//! `Park` is an event service beside it, as in its example `event_based_communication`: the sender notifies after each
+//! message, the receiver waits for the event when there is nothing to receive.
+//! Better at than narrows: many publishers and subscribers, discovery by name, the payload never moves, other languages.
+//! Cannot: spin before it sleeps, batches, sleep for room (it backs off), tell a sleeper that its peer died.
+
+use std::path::Path as FilePath;
+
+use ::iceoryx2::port::listener::Listener;
+use ::iceoryx2::port::notifier::Notifier;
+use ::iceoryx2::port::publisher::Publisher;
+use ::iceoryx2::port::subscriber::Subscriber;
+use ::iceoryx2::prelude::*;
+use bench_kit::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work};
+
+use crate::meet;
+
+/// See the module.
+pub(crate) struct Iceoryx2;
+
+impl System for Iceoryx2 {
+    const NAME: &'static str = "iceoryx2";
+    const VERSION: &'static str = "0.10.0";
+    type Sender = Sender;
+    type Receiver = Receiver;
+
+    fn supports(work: &Work) -> bool {
+        work.wait != Wait::Adaptive && work.batch == 1
+    }
+
+    fn open(side: Side, folder: &FilePath, work: &Work) -> Result<(Sender, Receiver)> {
+        set_log_level(LogLevel::Error);
+        let mut config = Config::default();
+        config.global.set_root_path(&Path::new(folder.to_string_lossy().as_bytes())?);
+        let node = NodeBuilder::new().config(&config).create::<ipc::Service>()?;
+        let [out, into] = meet::ways(side, folder);
+        let wakes = work.wait == Wait::Park;
+        let sender = Sender::open(&node, &out, work, wakes)?;
+        let receiver = Receiver::open(&node, &into, work, wakes)?;
+        meet::announce(&out)?; // Our subscriber is there as well: nothing is sent before both are.
+        meet::await_announced(&into)?;
+        Ok((sender, receiver))
+    }
+}
+
+type Directions = ::iceoryx2::service::port_factory::publish_subscribe::PortFactory<ipc::Service, [u8], ()>;
+type Events = ::iceoryx2::service::port_factory::event::PortFactory<ipc::Service>;
+
+fn service(node: &Node<ipc::Service>, way: &FilePath, work: &Work) -> Result<Directions> {
+    let name = ServiceName::new(&way.to_string_lossy())?;
+    let service = node
+        .service_builder(&name)
+        .publish_subscribe::<[u8]>()
+        .max_publishers(1)
+        .max_subscribers(1)
+        .history_size(0)
+        .subscriber_max_buffer_size(meet::slots(work.size))
+        .subscriber_max_borrowed_samples(1)
+        .enable_safe_overflow(false)
+        .open_or_create()?;
+    Ok(service)
+}
+
+fn events(node: &Node<ipc::Service>, way: &FilePath) -> Result<Events> {
+    Ok(node.service_builder(&ServiceName::new(&way.to_string_lossy())?).event().open_or_create()?)
+}
+
+/// See the module.
+pub(crate) struct Sender {
+    publisher: Publisher<ipc::Service, [u8], ()>,
+    notifier: Option<Notifier<ipc::Service>>,
+}
+
+impl Sender {
+    fn open(node: &Node<ipc::Service>, way: &FilePath, work: &Work, wakes: bool) -> Result<Self> {
+        let publisher = service(node, way, work)?
+            .publisher_builder()
+            .initial_max_slice_len(work.size)
+            .max_loaned_samples(1)
+            .backpressure_strategy(BackpressureStrategy::RetryUntilDelivered)
+            .create()?;
+        let notifier = if wakes { Some(events(node, way)?.notifier_builder().create()?) } else { None };
+        Ok(Self { publisher, notifier })
+    }
+}
+
+impl Send_ for Sender {
+    #[inline]
+    fn send(&mut self, message: &[u8]) -> Result<()> {
+        self.publisher.loan_slice_uninit(message.len())?.write_from_slice(message).send()?;
+        if let Some(notifier) = &self.notifier {
+            notifier.notify()?;
+        }
+        Ok(())
+    }
+}
+
+/// See the module.
+pub(crate) struct Receiver {
+    subscriber: Subscriber<ipc::Service, [u8], ()>,
+    listener: Option<Listener<ipc::Service>>,
+    /// Empty if messages are checked in place.
+    buffer: Vec<u8>,
+}
+
+impl Receiver {
+    fn open(node: &Node<ipc::Service>, way: &FilePath, work: &Work, wakes: bool) -> Result<Self> {
+        let subscriber = service(node, way, work)?.subscriber_builder().create()?;
+        let listener = if wakes { Some(events(node, way)?.listener_builder().create()?) } else { None };
+        let buffer = vec![0; if work.access == Access::Copy { work.size } else { 0 }];
+        Ok(Self { subscriber, listener, buffer })
+    }
+}
+
+impl Receive for Receiver {
+    #[inline]
+    fn receive(&mut self, check: &mut Check) -> Result<()> {
+        loop {
+            if let Some(sample) = self.subscriber.receive()? {
+                if self.buffer.is_empty() {
+                    check.bytes(&sample);
+                } else {
+                    self.buffer.copy_from_slice(&sample);
+                    check.bytes(&self.buffer);
+                }
+                return Ok(());
+            }
+            match &self.listener {
+                Some(listener) => _ = listener.blocking_wait(|_| ())?,
+                None => std::hint::spin_loop(),
+            }
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! ipmpsc: a ring of serialised messages in a file, with a shared mutex and condition variable.
+//!
+//! Configuration: as in its examples `ipmpsc-send` and `ipmpsc-receive`; bytes by serde_bytes, received through a
+//! `ZeroCopyContext`, which its documents name for large byte fields; files on /dev/shm. `Park` is `recv`, `Spin`
+//! `try_recv`; both lock the mutex once for each message.
+//! Better at than narrows: any serde type, many senders in one ring, Windows.
+//! Cannot: batches, spin before it sleeps, poll for room, tell that the peer died.
+
+use std::path::Path;
+
+use ::ipmpsc::SharedRingBuffer;
+use bench_kit::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work};
+use serde_bytes::Bytes;
+
+use crate::meet;
+
+/// See the module.
+pub(crate) struct Ipmpsc;
+
+impl System for Ipmpsc {
+    const NAME: &'static str = "ipmpsc";
+    const VERSION: &'static str = "0.5.1";
+    type Sender = Sender;
+    type Receiver = Receiver;
+
+    fn supports(work: &Work) -> bool {
+        work.wait != Wait::Adaptive && work.batch == 1
+    }
+
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Sender, Receiver)> {
+        let [out, into] = meet::ways(side, folder);
+        let bytes = u32::try_from(meet::slots(work.size) * (work.size + 16))?;
+        let ring = SharedRingBuffer::create(&into.to_string_lossy(), bytes)?;
+        meet::announce(&into)?;
+        meet::await_announced(&out)?;
+        let sender = Sender(::ipmpsc::Sender::new(SharedRingBuffer::open(&out.to_string_lossy())?));
+        let buffer = vec![0; if work.access == Access::Copy { work.size } else { 0 }];
+        let spin = work.wait == Wait::Spin;
+        Ok((sender, Receiver { receiver: ::ipmpsc::Receiver::new(ring), spin, buffer }))
+    }
+}
+
+/// See the module.
+pub(crate) struct Sender(::ipmpsc::Sender);
+
+impl Send_ for Sender {
+    #[inline]
+    fn send(&mut self, message: &[u8]) -> Result<()> {
+        Ok(self.0.send(&Bytes::new(message))?)
+    }
+}
+
+/// See the module.
+pub(crate) struct Receiver {
+    receiver: ::ipmpsc::Receiver,
+    spin: bool,
+    /// Empty if messages are checked in place.
+    buffer: Vec<u8>,
+}
+
+impl Receive for Receiver {
+    #[inline]
+    fn receive(&mut self, check: &mut Check) -> Result<()> {
+        let mut context = self.receiver.zero_copy_context();
+        let message: &Bytes = if self.spin {
+            loop {
+                match context.try_recv()? {
+                    Some(message) => break message,
+                    None => std::hint::spin_loop(),
+                }
+            }
+        } else {
+            context.recv()?
+        };
+        if self.buffer.is_empty() {
+            check.bytes(message);
+        } else {
+            self.buffer.copy_from_slice(message);
+            check.bytes(&self.buffer);
+        }
+        Ok(())
+    }
+}

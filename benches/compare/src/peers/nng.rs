@@ -1,0 +1,94 @@
+//! NNG (nanomsg next generation): `pair0` sockets over `ipc://`.
+//!
+//! Configuration: as in the README of `nng-c` (dial, listen, `send`, `recv_msg`), with `pair0` instead of its request and
+//! reply, which would forbid one-way traffic; `recv_msg` (`Park`) or `try_recv_msg` (`Spin`). `InPlace` reads the
+//! message it lends, `Copy` copies it.
+//! Better at than narrows: as ZeroMQ. Cannot: batches; do without its threads; send without copying by this crate.
+
+use std::path::Path;
+use std::rc::Rc;
+use std::thread;
+use std::time::Duration;
+
+use bench_kit::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work, anyhow};
+use nng_c::{ErrorCode, Socket};
+
+use crate::meet;
+
+/// See the module.
+pub(crate) struct Nng;
+
+impl System for Nng {
+    const NAME: &'static str = "nng";
+    const VERSION: &'static str = "1.12.4";
+    type Sender = Sender;
+    type Receiver = Receiver;
+
+    fn supports(work: &Work) -> bool {
+        work.wait != Wait::Adaptive && work.batch == 1
+    }
+
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Sender, Receiver)> {
+        let socket = Socket::pair0().map_err(told)?;
+        let address = format!("ipc://{}\0", folder.join("socket").display());
+        match side {
+            Side::A => meet::patiently(|| socket.connect(address.as_str().into()))?,
+            Side::B => socket.listen(address.as_str().into()).map_err(told)?,
+        }
+        let (socket, spin) = (Rc::new(socket), work.wait == Wait::Spin);
+        let buffer = vec![0; if work.access == Access::Copy { work.size } else { 0 }];
+        Ok((Sender(socket.clone()), Receiver { socket, spin, buffer }))
+    }
+}
+
+fn told(error: ErrorCode) -> bench_kit::Error {
+    anyhow!("{error}")
+}
+
+/// See the module.
+pub(crate) struct Sender(Rc<Socket>);
+
+impl Send_ for Sender {
+    #[inline]
+    fn send(&mut self, message: &[u8]) -> Result<()> {
+        self.0.send(message.into()).map_err(told)
+    }
+}
+
+impl Drop for Sender {
+    /// Closing throws away what its threads have not yet written.
+    fn drop(&mut self) {
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// See the module.
+pub(crate) struct Receiver {
+    socket: Rc<Socket>,
+    spin: bool,
+    /// Empty if messages are checked in place.
+    buffer: Vec<u8>,
+}
+
+impl Receive for Receiver {
+    #[inline]
+    fn receive(&mut self, check: &mut Check) -> Result<()> {
+        let message = if self.spin {
+            loop {
+                match self.socket.try_recv_msg().map_err(told)? {
+                    Some(message) => break message,
+                    None => std::hint::spin_loop(),
+                }
+            }
+        } else {
+            self.socket.recv_msg().map_err(told)?
+        };
+        if self.buffer.is_empty() {
+            check.bytes(message.body());
+        } else {
+            self.buffer.copy_from_slice(message.body());
+            check.bytes(&self.buffer);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,141 @@
+//! ringfire: a ring of slots with sequence numbers in a file on /dev/shm, for one writer and many readers.
+//!
+//! Configuration: `RingProducer` with `FlowControl::LosslessBackpressure` (else it overwrites what was not read), `push`
+//! and `recv_blocking`, `push_batch` and `recv_batch` for batches; `BusySpin`, `FutexWait::default()` (`Adaptive`) and
+//! `FutexWait::new(0, None)` (`Park`), as in its benchmark `ipc_compare`. A full ring has no wait: it spins and yields.
+//! `InPlace` is its `BlobProducer`/`BlobConsumer::view`, which knows no flow control and no wait: polled round trips.
+//! Better at than narrows: many readers of one stream; overwriting; a reader costs the writer next to nothing; a file
+//! that tools can look into. Cannot: sleep for room, tell that the peer died, requests and replies, several sizes in a
+//! lossless ring. Received values go by the stack, so rows of 16 MiB exist in place only.
+
+use std::path::Path;
+
+use bench_kit::{Access, Check, Receive, Result, Send_, Side, System, Wait, What, Work, bail};
+use ringfire::{
+    BlobConsumer, BlobProducer, BlobProducerBuilder, BusySpin, ConsumerStartMode, FlowControl, FutexWait,
+    RingConsumer, RingProducer, RingProducerBuilder,
+};
+
+use crate::meet;
+
+/// See the module.
+pub(crate) struct Ringfire<const N: usize>;
+
+impl<const N: usize> System for Ringfire<N> {
+    const NAME: &'static str = "ringfire";
+    const VERSION: &'static str = "0.5.2";
+    type Sender = Sender<N>;
+    type Receiver = Receiver<N>;
+
+    fn supports(work: &Work) -> bool {
+        match work.access {
+            Access::Copy => N <= 1 << 20,
+            Access::InPlace => work.what == What::RoundTrip && work.wait == Wait::Spin && work.batch == 1,
+        }
+    }
+
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Sender<N>, Receiver<N>)> {
+        let [out, into] = meet::ways(side, folder);
+        let slots = meet::slots(N);
+        if work.access == Access::InPlace {
+            let arena = (slots * N).next_power_of_two();
+            let sender = Sender::Blobs(BlobProducerBuilder::new(slots as u64, arena).build(&out)?);
+            meet::announce(&out)?;
+            meet::await_announced(&into)?;
+            return Ok((sender, Receiver::Blobs(BlobConsumer::attach(&into)?)));
+        }
+        let lossless = RingProducerBuilder::new(slots as u64).flow_control(FlowControl::LosslessBackpressure);
+        let producer = lossless.build(&out)?;
+        meet::announce(&out)?;
+        meet::await_announced(&into)?;
+        let start = RingConsumer::builder().start_mode(ConsumerStartMode::Oldest);
+        let consumer = start.attach(&into)?;
+        let batch = if work.batch > 1 { Batch::of(work.batch) } else { Batch::of(0) };
+        Ok((Sender::Ring(producer, Vec::new(), work.batch > 1), Receiver::Ring(consumer, work.wait, batch)))
+    }
+}
+
+/// See the module.
+pub(crate) enum Sender<const N: usize> {
+    /// With the messages of a batch, and whether there are batches.
+    Ring(RingProducer<[u8; N]>, Vec<[u8; N]>, bool),
+    Blobs(BlobProducer<()>),
+}
+
+impl<const N: usize> Send_ for Sender<N> {
+    #[inline]
+    fn send(&mut self, message: &[u8]) -> Result<()> {
+        match self {
+            Self::Ring(_, held, true) => held.push(message.try_into()?),
+            Self::Ring(producer, ..) => producer.push(message.try_into()?),
+            Self::Blobs(producer) => _ = producer.push_payload(message)?,
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn flush(&mut self) -> Result<()> {
+        if let Self::Ring(producer, held, true) = self {
+            producer.push_batch(held);
+            held.clear();
+        }
+        Ok(())
+    }
+}
+
+/// See the module.
+pub(crate) enum Receiver<const N: usize> {
+    Ring(RingConsumer<[u8; N]>, Wait, Batch<N>),
+    Blobs(BlobConsumer<()>),
+}
+
+/// Messages that came together.
+pub(crate) struct Batch<const N: usize> {
+    items: Vec<[u8; N]>,
+    ahead: std::ops::Range<usize>,
+}
+
+impl<const N: usize> Batch<N> {
+    fn of(most: usize) -> Self {
+        Self { items: vec![[0; N]; most], ahead: 0..0 }
+    }
+
+    /// The next one, if there is any.
+    #[inline]
+    fn next(&mut self, consumer: &mut RingConsumer<[u8; N]>) -> Option<[u8; N]> {
+        if self.ahead.is_empty() {
+            self.ahead = 0..consumer.recv_batch(&mut self.items);
+        }
+        self.ahead.next().map(|at| self.items[at])
+    }
+}
+
+impl<const N: usize> Receive for Receiver<N> {
+    #[inline]
+    fn receive(&mut self, check: &mut Check) -> Result<()> {
+        match self {
+            Self::Ring(consumer, wait, batch) => {
+                if !batch.items.is_empty() {
+                    if let Some(message) = batch.next(consumer) {
+                        check.bytes(&message);
+                        return Ok(());
+                    }
+                }
+                check.bytes(&match wait {
+                    Wait::Spin => consumer.recv_blocking(&mut BusySpin),
+                    Wait::Adaptive => consumer.recv_blocking(&mut FutexWait::default()),
+                    Wait::Park => consumer.recv_blocking(&mut FutexWait::new(0, None)),
+                });
+            }
+            Self::Blobs(consumer) => {
+                while consumer.view(|(), bytes| check.bytes(bytes))?.is_none() {
+                    std::hint::spin_loop();
+                }
+                if consumer.lapped_count() > 0 {
+                    bail!("overwritten");
+                }
+            }
+        }
+        Ok(())
+    }
+}
