@@ -68,5 +68,7 @@ pub(crate) fn unique(folder: &Path) -> String {
 }
 
 fn sign(path: &Path) -> PathBuf {
-    path.with_extension("ready")
+    let mut name = path.as_os_str().to_owned();
+    name.push("-ready");
+    name.into()
 }

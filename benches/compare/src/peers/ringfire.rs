@@ -37,21 +37,26 @@ impl<const N: usize> System for Ringfire<N> {
     fn open(side: Side, folder: &Path, work: &Work) -> Result<(Sender<N>, Receiver<N>)> {
         let [out, into] = meet::ways(side, folder);
         let slots = meet::slots(N);
-        if work.access == Access::InPlace {
+        let sender = if work.access == Access::InPlace {
             let arena = (slots * N).next_power_of_two();
-            let sender = Sender::Blobs(BlobProducerBuilder::new(slots as u64, arena).build(&out)?);
-            meet::announce(&out)?;
-            meet::await_announced(&into)?;
-            return Ok((sender, Receiver::Blobs(BlobConsumer::attach(&into)?)));
-        }
-        let lossless = RingProducerBuilder::new(slots as u64).flow_control(FlowControl::LosslessBackpressure);
-        let producer = lossless.build(&out)?;
+            Sender::Blobs(BlobProducerBuilder::new(slots as u64, arena).build(&out)?)
+        } else {
+            let ring = RingProducerBuilder::new(slots as u64).flow_control(FlowControl::LosslessBackpressure);
+            Sender::Ring(ring.build(&out)?, Vec::new(), work.batch > 1)
+        };
         meet::announce(&out)?;
         meet::await_announced(&into)?;
-        let start = RingConsumer::builder().start_mode(ConsumerStartMode::Oldest);
-        let consumer = start.attach(&into)?;
-        let batch = if work.batch > 1 { Batch::of(work.batch) } else { Batch::of(0) };
-        Ok((Sender::Ring(producer, Vec::new(), work.batch > 1), Receiver::Ring(consumer, work.wait, batch)))
+        let receiver = if work.access == Access::InPlace {
+            Receiver::Blobs(BlobConsumer::attach(&into)?)
+        } else {
+            let consumer = RingConsumer::builder().start_mode(ConsumerStartMode::Oldest).attach(&into)?;
+            let batch = Batch::of(if work.batch > 1 { work.batch } else { 0 });
+            Receiver::Ring(consumer, work.wait, batch)
+        };
+        // A ring waits for those readers alone that it knows of.
+        meet::announce(&into.with_extension("read"))?;
+        meet::await_announced(&out.with_extension("read"))?;
+        Ok((sender, receiver))
     }
 }
 
