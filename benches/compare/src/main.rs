@@ -3,6 +3,7 @@
 #![forbid(unsafe_op_in_unsafe_fn)]
 
 mod meet;
+#[allow(dead_code)] // What the benchmark `stream` measures beside.
 #[path = "../../stream/narrows/mod.rs"]
 mod narrows;
 mod peers;
@@ -42,7 +43,7 @@ fn subjects() -> Vec<Subject> {
     #[cfg(feature = "nng")]
     all.extend(systems![peers::nng::Nng]);
     #[cfg(feature = "boost")]
-    all.extend(systems![peers::boost::MessageQueue]);
+    all.push(peers::boost::subject());
     #[cfg(feature = "aeron")]
     all.extend(systems![peers::aeron::Aeron]);
     all
