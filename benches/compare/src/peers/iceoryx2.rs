@@ -9,15 +9,19 @@
 //! Cannot: spin before it sleeps, batches, sleep for room (it backs off), tell a sleeper that its peer died.
 
 use std::path::Path as FilePath;
+use std::time::Duration;
 
 use ::iceoryx2::port::listener::Listener;
 use ::iceoryx2::port::notifier::Notifier;
 use ::iceoryx2::port::publisher::Publisher;
 use ::iceoryx2::port::subscriber::Subscriber;
 use ::iceoryx2::prelude::*;
-use bench_kit::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work};
+use bench_kit::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work, ensure};
 
 use crate::meet;
+
+/// Longest sleep: once in some hundred short rows the wait without a bound was not woken, and the row hung.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// See the module.
 pub(crate) struct Iceoryx2;
@@ -41,8 +45,12 @@ impl System for Iceoryx2 {
         let wakes = work.wait == Wait::Park;
         let sender = Sender::open(&node, &out, work, wakes)?;
         let receiver = Receiver::open(&node, &into, work, wakes)?;
-        meet::announce(&out)?; // Our subscriber is there as well: nothing is sent before both are.
+        meet::announce(&out)?;
         meet::await_announced(&into)?;
+        // A subscriber finds its publisher when it looks; without, the publisher drops what its buffer cannot hold.
+        _ = receiver.subscriber.has_samples()?;
+        meet::announce(&into.with_extension("found"))?;
+        meet::await_announced(&out.with_extension("found"))?;
         Ok((sender, receiver))
     }
 }
@@ -91,7 +99,8 @@ impl Sender {
 impl Send_ for Sender {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
-        self.publisher.loan_slice_uninit(message.len())?.write_from_slice(message).send()?;
+        let recipients = self.publisher.loan_slice_uninit(message.len())?.write_from_slice(message).send()?;
+        ensure!(recipients == 1, "nobody received it");
         if let Some(notifier) = &self.notifier {
             notifier.notify()?;
         }
@@ -130,7 +139,7 @@ impl Receive for Receiver {
                 return Ok(());
             }
             match &self.listener {
-                Some(listener) => _ = listener.blocking_wait(|_| ())?,
+                Some(listener) => _ = listener.timed_wait(|_| (), PATIENCE)?,
                 None => std::hint::spin_loop(),
             }
         }

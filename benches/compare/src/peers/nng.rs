@@ -37,7 +37,7 @@ impl System for Nng {
         }
         let (socket, spin) = (Rc::new(socket), work.wait == Wait::Spin);
         let buffer = vec![0; if work.access == Access::Copy { work.size } else { 0 }];
-        Ok((Sender(socket.clone()), Receiver { socket, spin, buffer }))
+        Ok((Sender { socket: socket.clone(), size: work.size }, Receiver { socket, spin, buffer }))
     }
 }
 
@@ -46,19 +46,23 @@ fn told(error: ErrorCode) -> bench_kit::Error {
 }
 
 /// See the module.
-pub(crate) struct Sender(Rc<Socket>);
+pub(crate) struct Sender {
+    socket: Rc<Socket>,
+    size: usize,
+}
 
 impl Send_ for Sender {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
-        self.0.send(message.into()).map_err(told)
+        self.socket.send(message.into()).map_err(told)
     }
 }
 
 impl Drop for Sender {
     /// Closing throws away what its threads have not yet written.
     fn drop(&mut self) {
-        thread::sleep(Duration::from_millis(50));
+        let megabytes = u64::try_from(self.size >> 20).unwrap_or(0);
+        thread::sleep(Duration::from_millis(50 + 20 * megabytes));
     }
 }
 

@@ -102,7 +102,9 @@ pub(crate) struct Batch<const N: usize> {
 
 impl<const N: usize> Batch<N> {
     fn of(most: usize) -> Self {
-        Self { items: vec![[0; N]; most], ahead: 0..0 }
+        // `vec!` makes one on the stack first.
+        let items = if N <= 1 << 20 { vec![[0; N]; most] } else { Vec::new() };
+        Self { items, ahead: 0..0 }
     }
 
     /// The next one, if there is any.
@@ -119,7 +121,8 @@ impl<const N: usize> Receive for Receiver<N> {
     #[inline]
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         match self {
-            Self::Ring(consumer, wait, batch) => {
+            // Longer values do not fit on the stack, and `supports` has none.
+            Self::Ring(consumer, wait, batch) if N <= 1 << 20 => {
                 if !batch.items.is_empty() {
                     if let Some(message) = batch.next(consumer) {
                         check.bytes(&message);
@@ -140,6 +143,7 @@ impl<const N: usize> Receive for Receiver<N> {
                     bail!("overwritten");
                 }
             }
+            Self::Ring(..) => bail!("too long for the stack"),
         }
         Ok(())
     }
