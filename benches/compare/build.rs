@@ -3,7 +3,12 @@
 fn main() {
     println!("cargo:rerun-if-changed=src/peers/boost.cpp");
     #[cfg(feature = "boost")]
-    cc::Build::new().cpp(true).std("c++17").warnings(false).file("src/peers/boost.cpp").compile("boost_queue");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .warnings(false)
+        .file("src/peers/boost.cpp")
+        .compile("boost_queue");
     #[cfg(feature = "boost")]
     println!("cargo:rustc-link-lib=rt");
 }

@@ -36,7 +36,13 @@ fn subjects() -> Vec<Subject> {
     });
     all.extend([sized!(Ringfire), sized!(ShmemIpc)]);
     all.extend(systems![iceoryx2::Iceoryx2, ipmpsc::Ipmpsc, ipc_channel::IpcChannel]);
-    all.extend(systems![bytes::UnixStreams, bytes::Interprocess, seqpacket::SeqPacket, bytes::Pipe, bytes::Tcp]);
+    all.extend(systems![
+        bytes::UnixStreams,
+        bytes::Interprocess,
+        seqpacket::SeqPacket,
+        bytes::Pipe,
+        bytes::Tcp
+    ]);
     all.extend(systems![mqueue::MessageQueue]);
     #[cfg(feature = "zeromq")]
     all.extend(systems![peers::zeromq::ZeroMq]);
@@ -69,7 +75,8 @@ fn rows(subjects: &[Subject]) -> Vec<Row> {
     }
     let can = |(work, place): &(Work, Place)| {
         let able = subjects.iter().filter(|subject| (subject.supports)(work));
-        able.map(|subject| Row { system: subject.name.into(), work: *work, place: *place }).collect::<Vec<_>>()
+        able.map(|subject| Row { system: subject.name.into(), work: *work, place: *place })
+            .collect::<Vec<_>>()
     };
     works.iter().flat_map(can).collect()
 }

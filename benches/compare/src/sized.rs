@@ -8,7 +8,12 @@ macro_rules! sized {
     ($system:ident) => {{
         use bench_kit::{Job, Result, SideReport, Subject, System, Work, bail};
         fn run(job: &Job) -> Result<SideReport> {
-            $crate::sized::with_size!(job.work.size, N, (Subject::of::<$system<N>>().run)(job), bail!("no such size"))
+            $crate::sized::with_size!(
+                job.work.size,
+                N,
+                (Subject::of::<$system<N>>().run)(job),
+                bail!("no such size")
+            )
         }
         fn supports(work: &Work) -> bool {
             $crate::sized::with_size!(work.size, N, <$system<N>>::supports(work), false)

@@ -20,9 +20,7 @@ pub(crate) fn accept(listener: BorrowedFd<'_>) -> bench_kit::Result<OwnedFd> {
 pub(crate) fn send_many(socket: BorrowedFd<'_>, bytes: &mut [u8], size: usize) -> Result<usize> {
     many(bytes, size, |headers, count| {
         // SAFETY: the headers point to bytes that live until the end of this call.
-        unsafe {
-            libc::sendmmsg(socket.as_raw_fd(), headers, count, 0)
-        }
+        unsafe { libc::sendmmsg(socket.as_raw_fd(), headers, count, 0) }
     })
 }
 

@@ -123,11 +123,11 @@ impl<const N: usize> Receive for Receiver<N> {
         match self {
             // Longer values do not fit on the stack, and `supports` has none.
             Self::Ring(consumer, wait, batch) if N <= 1 << 20 => {
-                if !batch.items.is_empty() {
-                    if let Some(message) = batch.next(consumer) {
-                        check.bytes(&message);
-                        return Ok(());
-                    }
+                if !batch.items.is_empty()
+                    && let Some(message) = batch.next(consumer)
+                {
+                    check.bytes(&message);
+                    return Ok(());
                 }
                 check.bytes(&match wait {
                     Wait::Spin => consumer.recv_blocking(&mut BusySpin),

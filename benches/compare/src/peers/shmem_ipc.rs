@@ -36,11 +36,10 @@ impl<const N: usize> System for ShmemIpc<N> {
         let (spin, capacity) = (work.wait == Wait::Spin, meet::slots(N));
         let stream = meet(side, &folder.join("socket"))?;
         let ring = sharedring::Receiver::<[u8; N]>::new(capacity)?;
-        pass(&stream, &[
-            ring.memfd().as_raw_fd(),
-            ring.empty_signal().as_raw_fd(),
-            ring.full_signal().as_raw_fd(),
-        ])?;
+        pass(
+            &stream,
+            &[ring.memfd().as_raw_fd(), ring.empty_signal().as_raw_fd(), ring.full_signal().as_raw_fd()],
+        )?;
         let [memory, empty, full] = take(&stream)?;
         let sender = Sender { ring: sharedring::Sender::open(capacity, memory, empty, full)?, spin };
         let buffer = vec![0; if work.access == Access::Copy { N } else { 0 }];
