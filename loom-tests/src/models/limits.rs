@@ -27,6 +27,7 @@ pub(super) const ALL: &[Named] = named![
     an_abandoned_message_is_told_once,
     the_messages_of_a_batch_stand_apart,
     a_short_message_longer_than_agreed_is_refused,
+    a_batch_takes_the_short_way_only_where_nothing_is_in_the_way,
     a_message_longer_than_agreed_is_refused,
     an_end_is_told_before_anything_is_sent,
     a_message_in_pieces_is_tried_whole_or_not_at_all,
@@ -278,6 +279,19 @@ fn the_messages_of_a_batch_stand_apart() {
     for i in 1..=3 {
         assert_eq!(recv(&mut inb).unwrap(), [i; 128]);
     }
+}
+
+fn a_batch_takes_the_short_way_only_where_nothing_is_in_the_way() {
+    let (a, b) = connection::<Cells>(2, 512);
+    let mut short: Outbound<_, NoPace> = Outbound::new(a.out.clone(), NoPace, 0, 17);
+    let next = short.ring().next();
+    assert!(short.stage_at_once(next, &[3; 18], 0).is_none());
+    let first = short.stage_at_once(next, &[3; 17], 0).unwrap();
+    let second = short.stage_at_once(first, &[4], 0).unwrap();
+    assert!(short.stage_at_once(second, &[5], 0).is_none(), "there are two slots");
+    assert_eq!(receiver(&b).ring().arrival(), Ok(None), "nothing of it is published");
+    receiver(&b).ring().close();
+    assert!(short.stage_at_once(next, &[3], 0).is_none());
 }
 
 fn a_message_longer_than_agreed_is_refused() {

@@ -93,6 +93,9 @@ fn send<M: Memory>(out: &mut Outbound<M, NoPace>, message: &[u8]) -> Result<usiz
 
 /// Writes a message behind what is staged already; returns the cursor behind it.
 fn stage<M: Memory>(out: &mut Outbound<M, NoPace>, from: Cursor, message: &[u8]) -> Cursor {
+    if let Some(to) = out.stage_at_once(from, message, 0) {
+        return to;
+    }
     let claim = out.stage(from, message.len()).unwrap();
     out.ring().open(&claim);
     out.ring().write(&claim, 0, message, Tail::Zero).unwrap();
