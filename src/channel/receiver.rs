@@ -216,7 +216,8 @@ impl Receiver {
         buffer: &mut B,
         how: H,
     ) -> Result<Received, H::Recv> {
-        if how.wait() != Wait::Never && self.canary.same_process() && self.inb.glance() {
+        let dry = self.canary.same_process() && !self.inb.stirred();
+        if dry && how.wait() != Wait::Never && self.inb.glance() {
             let message = self.recv_at_once(buffer);
             if message.len != NOTHING {
                 return Ok(message);

@@ -36,13 +36,13 @@
 //!
 //! | store | load that pairs with it | carries |
 //! |---|---|---|
-//! | stamp 2n+2, Release (`producer: publish`) | stamp, Acquire (`consumer: arrival`) | payload, control, tag |
-//! | head, Release (`consumer: publish_head`) | head, Acquire (`producer: refresh`) | the end of the reads |
+//! | stamp 2n+2, Release (`producer: commit`) | stamp, Acquire (`consumer: stamp`) | payload, control, tag |
+//! | head, Release (`consumer: publish`) | head, Acquire (`producer: refresh`) | the end of the reads |
 //! | marks, Release (`end: close`) | marks, Acquire (`end: ended`) | everything committed before |
 //! | fate, Release (`Memory::settle`) | fate, Acquire (`end: ended`) | the peer's last stores, by the kernel |
 //! | urgent and bell, Release (`urgent: post`) | Acquire (`urgent: read`, `bell`) | the word before the bell |
-//! | stamp 2n+1, then fence Release (`producer: open`) | fence Acquire, then stamp (`consumer: verify`) | a lap by a liar |
-//! | publish, fence Full, flag (`park: rouse`) | flag, fence Full, look (`park: sleep`) | no lost wake-up |
+//! | stamp 2n+1, then fence Release (`producer: open`) | fence Acquire, then stamp (`consumer: still`) | a lap by a liar |
+//! | publish, fence Full, flag (`park: asleep`) | flag, fence Full, look (`park: sleep`) | no lost wake-up |
 //!
 //! # Proof
 //!
