@@ -6,7 +6,9 @@ use std::sync::mpsc::channel;
 use super::*;
 
 use crate::layout::Geometry;
-use crate::mem::{self, INLINE, Store, Word};
+use crate::mem::{self, INLINE};
+#[cfg(feature = "testing")]
+use crate::mem::{Store, Word};
 use crate::sys::link::{LinkParts, Side};
 use crate::sys::region::Region;
 use crate::sys::socket::{self, PeerCred};
