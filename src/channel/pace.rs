@@ -99,6 +99,18 @@ impl Pace for NoPace {
     fn slept(&mut self) {}
 }
 
+/// So many more messages until the CPU is asked for again; once it is over it stays so, until it is begun anew.
+#[derive(Debug)]
+struct Countdown(u32);
+
+impl Countdown {
+    #[inline(always)]
+    fn is_over(&mut self) -> bool {
+        self.0 = self.0.saturating_sub(1);
+        self.0 == 0
+    }
+}
+
 /// One waiting place of one end of a connection.
 #[derive(Debug)]
 pub(crate) struct Waiting {
@@ -106,15 +118,14 @@ pub(crate) struct Waiting {
     mapping: Mapping,
     role: Role,
     cpu: u64,
-    /// So many more messages until the CPU is asked for again.
-    due: u32,
+    due: Countdown,
     misses: u32,
     began: Instant,
 }
 
 impl Waiting {
     pub(crate) fn new(strategy: WaitStrategy, mapping: Mapping, role: Role) -> Self {
-        Self { strategy, mapping, role, cpu: 0, due: 1, misses: 0, began: Instant::now() }
+        Self { strategy, mapping, role, cpu: 0, due: Countdown(1), misses: 0, began: Instant::now() }
     }
 
     /// Tells the peer on which CPU this side is, if that has changed. It must be fresh: a peer that
@@ -122,7 +133,7 @@ impl Waiting {
     /// from answering.
     #[inline(never)]
     fn tell_cpu(&mut self) -> u64 {
-        self.due = TELL;
+        self.due = Countdown(TELL);
         let here = cpu::current();
         if here != self.cpu {
             self.cpu = here;
@@ -155,8 +166,7 @@ impl Waiting {
 impl Pace for Waiting {
     #[inline(always)]
     fn is_due(&mut self) -> bool {
-        self.due = self.due.wrapping_sub(1);
-        self.due == 0
+        self.due.is_over()
     }
 
     #[cold]
@@ -185,7 +195,7 @@ impl Pace for Waiting {
     }
 
     fn slept(&mut self) {
-        self.due = 1; // Who is woken may be elsewhere.
+        self.due = Countdown(1); // Who is woken may be elsewhere.
         if self.strategy != WaitStrategy::Adaptive || self.misses < MISSES {
             return;
         }
@@ -240,5 +250,16 @@ fn spin_on(until: Until, look: impl Fn() -> bool) -> bool {
         if spin(until.map_or(end, |until| until.min(end)), &look) {
             return true;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_countdown_whose_end_nobody_heeded_is_still_over() {
+        let mut due = Countdown(3);
+        assert_eq!([(); 6].map(|()| due.is_over()), [false, false, true, true, true, true]);
     }
 }

@@ -115,7 +115,12 @@ impl<M: Memory> Consumer<M> {
             false
         } else {
             (self.due, self.hidden) = (due(head + 1, mem.slots()), 0);
-            publish(&mem, head + 1)
+            let asleep = publish(&mem, head + 1);
+            #[cfg(feature = "testing")]
+            if !asleep {
+                mem.checked(Flag::Producer, head + 1);
+            }
+            asleep
         };
         Took::Message { len, tag, asleep }
     }
@@ -214,11 +219,17 @@ impl<M: Memory> Consumer<M> {
         }
     }
 
-    /// Wakes the producer after a [`Took::Message`] that says so.
+    /// Wakes the producer after a [`Took::Message`] that says so; with a head that is not published there is nothing to
+    /// wake it for.
     #[cold]
     pub fn rouse(&self) {
+        if self.due != due(self.head, self.mem.slots()) {
+            return;
+        }
         let next = self.mem.load_slot(self.head, Field::Stamp, Load::Relaxed);
         self.wake_producer(is_ready(next, self.head));
+        #[cfg(feature = "testing")]
+        self.mem.checked(Flag::Producer, self.head);
     }
 
     /// While an unread message is in the ring, only if its release is the one that is waited for.

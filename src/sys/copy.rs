@@ -1,7 +1,7 @@
 //! Payload copies between shared pages and private memory: one routine each way.
 //!
 //! The peer may write to these bytes at any time, so they are only ever touched by relaxed accesses
-//! of whole 64-bit words or, on x86-64 and from [`BULK`] bytes on, by inline assembly, which
+//! of whole 64-bit words or, on x86-64 and from [`SHORT`] bytes on, by inline assembly, which
 //! the compiler cannot assume anything about: moves of 16 bytes, or `rep movsb` where that is quicker.
 //!
 //! # Invariants

@@ -16,6 +16,7 @@ const SURVIVORS: &[Row] = &[
     ("ring/producer.rs", "post", "always message.len() > INLINE", QUICKER),
     ("ring/producer.rs", "post", "never message.len() > INLINE", AGAIN),
     ("ring/producer.rs", "claim_ticket", "always from.ticket >= self.limit", LOOKS),
+    ("ring/consumer.rs", "rouse", "never self.due != due(self.head, self.mem.slots())", FUTILE),
     ("ring/producer.rs", "stage", "always from.ticket >= self.limit", QUICKER),
     ("ring/producer.rs", "stage", "always message.len() > INLINE", QUICKER),
     ("ring/producer.rs", "stage", "never message.len() > INLINE", AGAIN),
@@ -64,6 +65,7 @@ const SURVIVORS: &[Row] = &[
 ];
 
 const AGAIN: &str = "the memory judges every copy again, with the same end: two bounds stand here";
+const FUTILE: &str = "wakes a producer that finds no more room, and sleeps again: a system call, no more";
 const TWICE: &str = "the flag is taken in one step and found 0: a look before it saves that step, no more";
 const NAPS: &str = "bounds the CPU that a liar can cost: tests/naps.rs, a_peer_that_clears_our_flag_for_ever";
 const PATIENCE: &str =
