@@ -133,8 +133,11 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
         if message.len() > self.short {
             return (false, false);
         }
-        let posted = self.ring.post(message, tag);
-        (posted != Posted::Nothing, posted == Posted::Asleep || self.pace.is_due())
+        match self.ring.post(message, tag) {
+            Posted::Nothing => (false, false),
+            Posted::Done => (true, self.pace.is_due()),
+            Posted::Asleep => (true, true),
+        }
     }
 
     /// Does what is left after a message: wakes the receiver, says where this side is.

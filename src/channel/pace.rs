@@ -40,7 +40,7 @@ const MISSES: u32 = 3;
 const PROBE: u32 = 16;
 
 /// Messages after which the CPU is asked for again: it costs as much as a short message.
-const TELL: u32 = 16;
+const TELL: i32 = 16;
 
 /// What a call does when it has to wait.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -101,13 +101,13 @@ impl Pace for NoPace {
 
 /// So many more messages until the CPU is asked for again; once it is over it stays so, until it is begun anew.
 #[derive(Debug)]
-struct Countdown(u32);
+struct Countdown(i32);
 
 impl Countdown {
     #[inline(always)]
     fn is_over(&mut self) -> bool {
-        self.0 = self.0.saturating_sub(1);
-        self.0 == 0
+        self.0 = self.0.wrapping_sub(1); // From 16: nobody leaves it unheeded 2^31 times.
+        self.0 <= 0
     }
 }
 

@@ -22,7 +22,6 @@ const SURVIVORS: &[Row] = &[
     ("ring/producer.rs", "stage", "never message.len() > INLINE", AGAIN),
     ("channel/outbound.rs", "stage_at_once", "always message.len() > self.short", QUICKER),
     ("channel/outbound.rs", "send_at_once", "always message.len() > self.short", QUICKER),
-    ("channel/outbound.rs", "send_at_once", "always posted == Posted::Asleep", TWICE),
     ("ring/park.rs", "asleep", "always mem.load_flag(flag) != 0", TWICE),
     ("ring/park.rs", "sleep", "always empty > EMPTY", NAPS),
     ("ring/park.rs", "sleep", "never empty > EMPTY", NAPS),
