@@ -11,7 +11,7 @@ use super::pace::Pace;
 use super::{Wait, may_wait_on};
 use crate::error::{Ended, Violation};
 use crate::layout::Kind;
-use crate::mem::{GRAIN, INLINE, Memory, Tail, Until, Word};
+use crate::mem::{GRAIN, INLINE, Memory, Span, Tail, Until, Word};
 use crate::ring::{Bed, Claim, Cursor, Fate, Posted, Producer, Refusal, sleep};
 
 /// The longest message that stands in one place, in bytes; beyond it, overlapping the two copies
@@ -115,14 +115,11 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
     #[inline(always)]
     pub fn send_one(&mut self, message: &[u8], tag: u64, wait: Wait) -> Result<usize, SendFault> {
         match self.send_at_once(message, tag) {
-            (true, rest) => {
-                if rest {
-                    self.after();
-                }
-                Ok(message.len())
-            }
-            (false, _) => self.send(&[IoSlice::new(message)], tag, wait),
+            (true, true) => self.after(),
+            (true, false) => {}
+            (false, _) => return self.send(&[IoSlice::new(message)], tag, wait),
         }
+        Ok(message.len())
     }
 
     /// Sends one message at once if it is short, there is room, and nothing is in the way; whether it did.
@@ -200,10 +197,7 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
     /// Describes a written claim as a whole message, still private.
     #[inline(always)]
     pub fn describe_whole(&mut self, claim: &Claim, len: usize, tag: u64) {
-        let kind = match claim.span() {
-            crate::mem::Span::Slot(_) => Kind::Inline,
-            crate::mem::Span::Arena(_) => Kind::Whole,
-        };
+        let kind = if matches!(claim.span(), Span::Slot(_)) { Kind::Inline } else { Kind::Whole };
         self.ring.describe(claim, kind, len, tag);
     }
 
