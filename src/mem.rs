@@ -345,28 +345,22 @@ macro_rules! forward_memory {
 #[doc(hidden)]
 pub use forward_memory;
 
-impl<M: Memory> Memory for &M {
-    forward_memory! {
-        self => (**self);
-        slots, arena, load_slot, store_slot, load, store, settle, load_flag, store_flag, take_flag, fence,
-        copy_in, copy_out, wait, doze, wake, expired,
-    }
+/// What leads to a memory is that memory.
+macro_rules! led_to {
+    ($($pointer:ty),+) => {$(
+        impl<M: Memory> Memory for $pointer {
+            forward_memory! {
+                self => (**self);
+                slots, arena, load_slot, store_slot, load, store, settle, load_flag, store_flag, take_flag, fence,
+                copy_in, copy_out, wait, doze, wake, expired,
+            }
 
-    #[cfg(feature = "testing")]
-    fn checked(&self, flag: Flag, upto: u64) {
-        (**self).checked(flag, upto)
-    }
+            #[cfg(feature = "testing")]
+            fn checked(&self, flag: Flag, upto: u64) {
+                (**self).checked(flag, upto)
+            }
+        }
+    )+};
 }
 
-impl<M: Memory> Memory for Arc<M> {
-    forward_memory! {
-        self => (**self);
-        slots, arena, load_slot, store_slot, load, store, settle, load_flag, store_flag, take_flag, fence,
-        copy_in, copy_out, wait, doze, wake, expired,
-    }
-
-    #[cfg(feature = "testing")]
-    fn checked(&self, flag: Flag, upto: u64) {
-        (**self).checked(flag, upto)
-    }
-}
+led_to!(&M, Arc<M>);
