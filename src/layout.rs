@@ -266,6 +266,18 @@ impl Control {
         (word & 0xFFFF_FFFF == Kind::Inline.code() && len <= longest).then_some(len)
     }
 
+    /// Length and place, if they are those of a whole message in an arena of `arena` bytes, of at most `longest` bytes,
+    /// which abandons nothing.
+    #[inline(always)]
+    pub fn placed(word: u64, arena: u64, longest: usize) -> Option<(usize, u32)> {
+        match Self::decode(word, arena) {
+            Ok(Self { kind: Kind::Whole, abort: false, len, place }) if len as usize <= longest => {
+                Some((len as usize, place))
+            }
+            _ => None,
+        }
+    }
+
     /// Unpacks and judges it: what it describes lies in an arena of `arena` bytes.
     ///
     /// # Errors

@@ -173,7 +173,8 @@ fn at_most_a_quarter_of_the_slots_stays_hidden_and_nothing_when_the_ring_is_dry(
                 assert!(base + done - head(&heap) <= slots / 4, "too much is hidden");
             }
             assert_eq!(most, slots / 4, "a head that is not lazy costs much of the rate");
-            assert_eq!(head(&heap), base + slots, "nothing is hidden when the ring is dry");
+            assert!(try_take(&mut inb).is_err());
+            assert_eq!(head(&heap), base + slots, "nothing is hidden once the ring was found dry");
         }
     }
 }

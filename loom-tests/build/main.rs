@@ -32,6 +32,7 @@ const MODULES: [(&str, &[(&str, &str)]); 4] = [
             ("end", "ring/end.rs"),
             ("park", "ring/park.rs"),
             ("place", "ring/place.rs"),
+            ("post", "ring/post.rs"),
             ("producer", "ring/producer.rs"),
             ("urgent", "ring/urgent.rs"),
             ("", "ring/mod.rs"),
@@ -42,6 +43,7 @@ const MODULES: [(&str, &[(&str, &str)]); 4] = [
         &[
             ("at_once", "channel/at_once.rs"),
             ("ear", "channel/ear.rs"),
+            ("gather", "channel/gather.rs"),
             ("inbound", "channel/inbound.rs"),
             ("incoming", "channel/incoming.rs"),
             ("outbound", "channel/outbound.rs"),
@@ -73,7 +75,8 @@ const MODULES: [(&str, &[(&str, &str)]); 4] = [
 
 /// Copied as they are: one thread's work, behind a lock. A fuzzer and a reference judge them, in far more states than
 /// a model has.
-const PURE: [&str; 9] = [
+const PURE: [&str; 10] = [
+    "channel/gather.rs",
     "rpc/frame.rs",
     "rpc/greeting.rs",
     "rpc/pieces.rs",

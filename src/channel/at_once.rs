@@ -1,4 +1,4 @@
-//! What nearly every message takes: it is there, it stands in its slot, and nothing is in the way.
+//! What nearly every message takes: it is there, whole, and nothing is in the way.
 //!
 //! # Invariants
 //!
@@ -7,7 +7,7 @@
 //!
 //! # Proof
 //!
-//! Everything that receives short messages: the models, `tests/small_worlds`, the fuzz bodies `frame` and `ring_hostile`.
+//! Everything that receives whole messages: the models, `tests/small_worlds`, the fuzz bodies `frame` and `ring_hostile`.
 
 use super::incoming::Buffer;
 use super::{Inbound, Pace, Received};
@@ -24,7 +24,23 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
         if !self.plain {
             return None;
         }
-        match self.ring.take(self.short, |len| buffer.room(len)) {
+        let took = self.ring.take(self.short, |len| buffer.room(len));
+        self.what_is_left(took)
+    }
+
+    /// The same for one that stands in the arena.
+    #[inline(always)]
+    pub(crate) fn recv_placed<B: Buffer + ?Sized>(&mut self, buffer: &mut B) -> Option<(Received, bool)> {
+        if !self.plain {
+            return None;
+        }
+        let took = self.ring.take_placed(self.max_message, |len| buffer.room(len));
+        self.what_is_left(took)
+    }
+
+    #[inline(always)]
+    fn what_is_left(&mut self, took: Took) -> Option<(Received, bool)> {
+        match took {
             Took::Message { len, tag, asleep } => Some((Received { len, tag }, asleep || self.pace.is_due())),
             Took::Nothing => None,
             Took::Torn => self.torn(),
@@ -32,7 +48,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     }
 
     pub(super) fn take<B: Buffer + ?Sized>(&mut self, buffer: &mut B) -> Option<Received> {
-        let (message, rest) = self.recv_at_once(buffer)?;
+        let (message, rest) = self.recv_at_once(buffer).or_else(|| self.recv_placed(buffer))?;
         if rest {
             self.after();
         }

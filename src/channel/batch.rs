@@ -3,8 +3,9 @@
 use std::io::IoSlice;
 use std::time::{Duration, Instant};
 
+use super::gather::Gather;
 use super::manner::{Blocking, Manner, Timing, Trying};
-use super::outbound::{Gather, SendFault};
+use super::outbound::SendFault;
 use super::{Sender, Wait};
 use crate::error::{Ended, SendError, SendTimeoutError, TrySendError};
 use crate::ring::Cursor;

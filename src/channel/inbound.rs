@@ -17,7 +17,7 @@ use crate::ring::{Arrival, Bed, Consumer, Fate, Wanted, ended, sleep};
 pub struct Inbound<M, P> {
     pub(super) ring: Consumer<M>,
     pub(super) pace: P,
-    max_message: usize,
+    pub(super) max_message: usize,
     partial: Partial,
     /// A whole message in the ring, judged, and not yet given back.
     at_hand: Option<Arrival>,
@@ -297,7 +297,10 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
         let mut room = self.ring.mem().arena();
         for _ in 0..self.ring.mem().slots() {
             let arrival = match self.ring.arrival() {
-                Ok(None) => return Ok(Lap::Dry),
+                Ok(None) => {
+                    self.ring.settle();
+                    return Ok(Lap::Dry);
+                }
                 Ok(Some(arrival)) => arrival,
                 Err(violation) => return Err(self.condemn(violation)),
             };

@@ -7,6 +7,7 @@
 
 use std::io::IoSlice;
 
+use super::gather::Gather;
 use super::pace::Pace;
 use super::{Wait, may_wait_on};
 use crate::error::{Ended, Violation};
@@ -114,7 +115,11 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
     /// As for [`send`](Self::send).
     #[inline(always)]
     pub fn send_one(&mut self, message: &[u8], tag: u64, wait: Wait) -> Result<usize, SendFault> {
-        match self.send_at_once(message, tag) {
+        let sent = match self.send_at_once(message, tag) {
+            (false, _) => self.send_placed(message, tag),
+            sent => sent,
+        };
+        match sent {
             (true, true) => self.after(),
             (true, false) => {}
             (false, _) => return self.send(&[IoSlice::new(message)], tag, wait),
@@ -130,7 +135,23 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
         if message.len() > self.short {
             return (false, false);
         }
-        match self.ring.post(message, tag) {
+        let posted = self.ring.post(message, tag);
+        self.what_is_left(posted)
+    }
+
+    /// The same for one that stands in the arena.
+    #[inline(always)]
+    pub fn send_placed(&mut self, message: &[u8], tag: u64) -> (bool, bool) {
+        if message.len() > self.in_place() {
+            return (false, false);
+        }
+        let posted = self.ring.post_placed(message, tag);
+        self.what_is_left(posted)
+    }
+
+    #[inline(always)]
+    fn what_is_left(&mut self, posted: Posted) -> (bool, bool) {
+        match posted {
             Posted::Nothing => (false, false),
             Posted::Done => (true, self.pace.is_due()),
             Posted::Asleep => (true, true),
@@ -359,37 +380,6 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
                     .unwrap_or(Ended::ProtocolViolated)
                     .into()
             }
-        }
-    }
-}
-
-/// Takes bytes from several slices as if they were one.
-#[derive(Debug)]
-pub struct Gather<'a> {
-    parts: &'a [IoSlice<'a>],
-    at: usize,
-}
-
-impl<'a> Gather<'a> {
-    /// From the start of the first slice.
-    #[inline]
-    pub fn new(parts: &'a [IoSlice<'a>]) -> Self {
-        Self { parts, at: 0 }
-    }
-
-    /// The next bytes that stand together, at most `most`; nothing at the end.
-    #[inline(always)]
-    fn take(&mut self, most: usize) -> Option<&'a [u8]> {
-        loop {
-            let (first, rest) = self.parts.split_first()?;
-            let left = first.get(self.at..).unwrap_or(&[]);
-            if left.is_empty() {
-                (self.parts, self.at) = (rest, 0);
-                continue;
-            }
-            let taken = left.get(..most).unwrap_or(left);
-            self.at += taken.len();
-            return Some(taken);
         }
     }
 }

@@ -203,6 +203,13 @@ impl Receiver {
         }
     }
 
+    /// The same for one that stands in the arena.
+    #[inline(never)]
+    fn recv_placed<B: Buffer + ?Sized>(&mut self, buffer: &mut B) -> Option<Received> {
+        let (message, rest) = self.inb.recv_placed(buffer)?;
+        Some(if rest { self.recv_rest(message) } else { self.count(message) })
+    }
+
     #[cold]
     #[inline(never)]
     fn recv_rest(&mut self, message: Received) -> Received {
@@ -216,16 +223,29 @@ impl Receiver {
         buffer: &mut B,
         how: H,
     ) -> Result<Received, H::Recv> {
-        let dry = self.canary.same_process() && !self.inb.stirred();
-        if dry && how.wait() != Wait::Never && self.inb.glance() {
-            let message = self.recv_at_once(buffer);
-            if message.len != NOTHING {
+        if self.canary.same_process() {
+            if let Some(message) = self.recv_soon(buffer, how.wait()) {
                 return Ok(message);
             }
         }
         let message = self.enter().and_then(|()| buffer.receive(&mut self.inb, how.wait()));
         let message = self.settle(message).map_err(H::recv_error)?;
         Ok(self.count(message))
+    }
+
+    /// A message that comes while it is glanced for, or stands in the arena.
+    #[inline(always)]
+    fn recv_soon<B: Buffer + ?Sized>(&mut self, buffer: &mut B, wait: Wait) -> Option<Received> {
+        if !self.inb.stirred() {
+            if wait == Wait::Never || !self.inb.glance() {
+                return None;
+            }
+            let message = self.recv_at_once(buffer);
+            if message.len != NOTHING {
+                return Some(message);
+            }
+        }
+        self.recv_placed(buffer)
     }
 
     fn recv_lent<H: Manner>(&mut self, how: H) -> Result<RecvGuard<'_>, H::Recv> {

@@ -12,6 +12,7 @@ use super::outbound::{Outbound, SendFault};
 use super::pace::{WaitStrategy, Waiting};
 use super::{Batch, ByteWriter, Closer, Reservation, SharedSender, Stats, Wait, shut};
 use crate::error::{Ended, SendError, SendTimeoutError, TrySendError};
+use crate::mem::INLINE;
 use crate::ring::Fate;
 use crate::sys::fork::Canary;
 use crate::sys::link::Link;
@@ -186,7 +187,11 @@ impl Sender {
 
     #[inline(always)]
     pub(super) fn send_one<H: Manner>(&mut self, message: &[u8], tag: u64, how: H) -> Result<(), H::Send> {
-        if self.send_at_once(message, tag) { Ok(()) } else { self.send_in_time(message, tag, how) }
+        let sent = match message.len() <= INLINE {
+            true => self.send_at_once(message, tag),
+            false => self.send_placed(message, tag),
+        };
+        if sent { Ok(()) } else { self.send_in_time(message, tag, how) }
     }
 
     /// What nearly every message takes; it returns in a register, and calls nothing but as its last step.
@@ -195,9 +200,25 @@ impl Sender {
         if !self.is_ours() {
             return false;
         }
-        match self.out.send_at_once(message, tag) {
-            (true, false) => self.count(message.len()),
-            (true, true) => return self.send_rest(message.len()),
+        let sent = self.out.send_at_once(message, tag);
+        self.what_is_left(sent, message.len())
+    }
+
+    /// The same for a message that stands in the arena.
+    #[inline(never)]
+    fn send_placed(&mut self, message: &[u8], tag: u64) -> bool {
+        if !self.is_ours() {
+            return false;
+        }
+        let sent = self.out.send_placed(message, tag);
+        self.what_is_left(sent, message.len())
+    }
+
+    #[inline(always)]
+    fn what_is_left(&mut self, (sent, rest): (bool, bool), len: usize) -> bool {
+        match (sent, rest) {
+            (true, false) => self.count(len),
+            (true, true) => return self.send_rest(len),
             (false, _) => return false,
         }
         true

@@ -15,7 +15,7 @@ use super::liar::{Liar, Read};
 use crate::channel::{Inbound, Incoming, NoPace, Outbound, Received, RecvFault, SendFault, Wait};
 use crate::error::Ended;
 use crate::layout::{Kind, LAST_TICKET};
-use crate::mem::{Flag, GRAIN, INLINE, Memory, Tail, Word};
+use crate::mem::{Field, Flag, GRAIN, INLINE, Memory, Tail, Word};
 use crate::ring::{
     Arrival, Bed, Consumer, Cursor, Fate, Poster, Producer, Refusal, alarm, bell, ended, rouse, sleep, urgent,
 };
@@ -354,7 +354,9 @@ impl<'l, 'd> Parts<'l, 'd> {
         let ((ticket, arrival), before) = (self.arrived[index], self.consumer.ticket());
         let still = self.liar.once("verify", None, || self.consumer.verify(&arrival));
         assert_eq!(still.is_ok(), self.liar.was_ready(), "{ticket}");
-        self.liar.once("release", None, || self.consumer.release(&arrival));
+        // Whether to publish is one decision and whom to wake another, and both ask whether a message waits.
+        let twice = Some(Read::Slot((before + 1) & (self.liar.slots() - 1), Field::Stamp));
+        self.liar.once("release", twice, || self.consumer.release(&arrival));
         assert_eq!(self.consumer.ticket() - before, u64::from(ticket == before), "each ticket once");
     }
 

@@ -94,34 +94,54 @@ impl<M: Memory> Consumer<M> {
     /// and nothing at all is in the way: look, copy, verify, release.
     #[inline(always)]
     pub fn take<'b>(&mut self, longest: usize, room: impl FnOnce(usize) -> Option<&'b mut [u8]>) -> Took {
+        let head = self.head;
+        let place = |word| Control::short(word, longest).map(|len| (Span::Slot(head), len));
+        self.take_from(place, room)
+    }
+
+    /// The same for one that stands in the arena.
+    #[inline(always)]
+    pub fn take_placed<'b>(
+        &mut self,
+        longest: usize,
+        room: impl FnOnce(usize) -> Option<&'b mut [u8]>,
+    ) -> Took {
+        let arena = self.mem.arena();
+        let place = |word| Control::placed(word, arena, longest).map(|(len, at)| (Span::Arena(at), len));
+        self.take_from(place, room)
+    }
+
+    #[inline(always)]
+    fn take_from<'b>(
+        &mut self,
+        place: impl FnOnce(u64) -> Option<(Span, usize)>,
+        room: impl FnOnce(usize) -> Option<&'b mut [u8]>,
+    ) -> Took {
         let (mem, head) = (self.mem.near(), self.head);
-        if ended(&mem, Word::ProducerMark).is_some() {
-            return Took::Nothing;
-        }
-        if !is_ready(stamp(&mem, head), head) {
+        if ended(&mem, Word::ProducerMark).is_some() || !is_ready(stamp(&mem, head), head) {
             return Took::Nothing;
         }
         let word = mem.load_slot(head, Field::Control, Load::Relaxed);
-        let Some(len) = Control::short(word, longest) else { return Took::Nothing };
+        let Some((span, len)) = place(word) else { return Took::Nothing };
         let tag = mem.load_slot(head, Field::Tag, Load::Relaxed);
         let Some(into) = room(len) else { return Took::Nothing };
-        let read = mem.copy_out(Span::Slot(head), 0, into);
+        let read = mem.copy_out(span, 0, into);
         if read.is_err() || !still(&mem, head) {
             return Took::Torn;
         }
         self.head = head + 1;
-        let unread = is_ready(mem.load_slot(head + 1, Field::Stamp, Load::Relaxed), head + 1);
-        let asleep = if unread && head < self.due {
-            false
-        } else {
-            (self.due, self.hidden) = (due(head + 1, mem.slots()), 0);
-            let asleep = publish(&mem, head + 1);
-            #[cfg(feature = "testing")]
-            if !asleep {
-                mem.checked(Flag::Producer, head + 1);
-            }
-            asleep
-        };
+        if let Span::Arena(_) = span {
+            self.hidden += (len as u64).next_multiple_of(GRAIN as u64);
+        }
+        if holds_back(&mem, self.head, self.due, self.hidden) {
+            return Took::Message { len, tag, asleep: false };
+        }
+        (self.due, self.hidden) = (due(self.head, mem.slots()), 0);
+        let asleep = publish(&mem, self.head);
+        #[cfg(feature = "testing")]
+        if !asleep {
+            mem.checked(Flag::Producer, self.head);
+        }
         Took::Message { len, tag, asleep }
     }
 
@@ -160,16 +180,19 @@ impl<M: Memory> Consumer<M> {
             return;
         }
         self.head += 1;
-        let mut few = self.head <= self.due;
         if arrival.kind != Kind::Inline {
             self.hidden += (arrival.len as u64).next_multiple_of(GRAIN as u64);
-            few &= self.hidden <= self.mem.arena() / 4;
         }
-        let unread = is_ready(self.mem.load_slot(self.head, Field::Stamp, Load::Relaxed), self.head);
-        if !(unread && few) {
-            self.publish_head(unread);
-            #[cfg(feature = "testing")]
-            self.mem.checked(Flag::Producer, self.head);
+        if !holds_back(&self.mem, self.head, self.due, self.hidden) {
+            self.publish_head();
+        }
+    }
+
+    /// Publishes the head if it was held back: a look has found nothing more.
+    #[inline]
+    pub fn settle(&mut self) {
+        if self.due != due(self.head, self.mem.slots()) {
+            self.publish_head();
         }
     }
 
@@ -212,11 +235,13 @@ impl<M: Memory> Consumer<M> {
 
     /// Publishes the head and wakes a producer that waits for space.
     #[inline(always)]
-    fn publish_head(&mut self, unread: bool) {
+    fn publish_head(&mut self) {
         (self.due, self.hidden) = (due(self.head, self.mem.slots()), 0);
         if publish(&self.mem, self.head) {
-            self.wake_producer(unread);
+            self.wake_producer();
         }
+        #[cfg(feature = "testing")]
+        self.mem.checked(Flag::Producer, self.head);
     }
 
     /// Wakes the producer after a [`Took::Message`] that says so; with a head that is not published there is nothing to
@@ -226,20 +251,31 @@ impl<M: Memory> Consumer<M> {
         if self.due != due(self.head, self.mem.slots()) {
             return;
         }
-        let next = self.mem.load_slot(self.head, Field::Stamp, Load::Relaxed);
-        self.wake_producer(is_ready(next, self.head));
+        self.wake_producer();
         #[cfg(feature = "testing")]
         self.mem.checked(Flag::Producer, self.head);
     }
 
     /// While an unread message is in the ring, only if its release is the one that is waited for.
     #[cold]
-    fn wake_producer(&self, unread: bool) {
+    fn wake_producer(&self) {
         let wanted = self.mem.load(Word::Wanted, Load::Relaxed);
-        if !(unread && wanted >= self.head) {
+        if !(unread(&self.mem, self.head) && wanted >= self.head) {
             park::wake(&self.mem, Flag::Producer);
         }
     }
+}
+
+/// Whether a head need not be published yet: nobody waits for what it would release (invariant 5 of the ring).
+#[inline(always)]
+fn holds_back<M: Memory>(mem: &M, head: u64, due: u64, hidden: u64) -> bool {
+    head <= due && (hidden == 0 || (hidden <= mem.arena() / 4 && unread(mem, head)))
+}
+
+/// Whether the message at this head is there already.
+#[inline(always)]
+fn unread<M: Memory>(mem: &M, head: u64) -> bool {
+    is_ready(mem.load_slot(head, Field::Stamp, Load::Relaxed), head)
 }
 
 #[inline(always)]

@@ -29,7 +29,9 @@
 //! 3. Nobody reads its own position back from shared memory.
 //! 4. Whoever published makes a full fence and looks at the other side's flag before the call
 //!    returns: publish and look stand in one straight line, with nothing between that can panic.
-//! 5. Head may stay unpublished only while an unread message is in the ring.
+//! 5. Head may stay unpublished for at most a quarter of the slots, and for at most a quarter of the arena, that only
+//!    while an unread message is in the ring; a look that finds nothing publishes it. So no producer waits for what an
+//!    idle consumer holds back: to fill the ring it must send more than that, which the consumer then finds.
 //! 6. Each word is loaded once, judged, and the local is used.
 //!
 //! # Orderings
@@ -53,13 +55,15 @@ mod consumer;
 mod end;
 mod park;
 mod place;
+mod post;
 mod producer;
 mod urgent;
 
 pub use consumer::{Arrival, Consumer, Took};
 pub use end::{Fate, bury, close, ended, shut};
 pub use park::{Bed, alarm, rouse, sleep};
-pub use producer::{Claim, Cursor, Posted, Producer, Refusal, Wanted};
+pub use post::Posted;
+pub use producer::{Claim, Cursor, Producer, Refusal, Wanted};
 pub use urgent::{Poster, bell, urgent};
 
 /// The stamp of a ready ticket.

@@ -3,27 +3,28 @@
 //! A claim is private: until [`publish`](Producer::publish) nothing of it is visible, a forgotten
 //! one costs nothing, and the next claim takes the same ticket.
 
-use super::park::{asleep, rouse, wake};
+use super::park::rouse;
 use super::place::Arena;
 use super::{ended, ready, writing};
 use crate::error::{Ended, Violation};
 use crate::layout::{Control, Kind, LAST_TICKET};
 use crate::mem::{Fence, Field, Flag, GRAIN, INLINE, Load, Memory, OutOfBounds, Span, Store, Tail, Word};
+use std::ops::Range;
 
 /// The next ticket and the place behind the last payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor {
-    ticket: u64,
-    place: u64,
+    pub(super) ticket: u64,
+    pub(super) place: u64,
 }
 
 /// A ticket and a place that the producer may write to.
 #[derive(Debug)]
 pub struct Claim {
-    ticket: u64,
-    span: Span,
-    len: usize,
-    after: Cursor,
+    pub(super) ticket: u64,
+    pub(super) span: Span,
+    pub(super) len: usize,
+    pub(super) after: Cursor,
 }
 
 impl Claim {
@@ -64,28 +65,17 @@ pub enum Refusal {
     Violated(Violation),
 }
 
-/// What became of a message that was to be sent at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Posted {
-    /// Something was in the way: nothing has happened.
-    Nothing,
-    /// It is sent.
-    Done,
-    /// It is sent, and the consumer may sleep: [`Producer::wake`] comes next.
-    Asleep,
-}
-
 /// The writing side.
 #[derive(Debug)]
 pub struct Producer<M> {
-    mem: M,
-    next: Cursor,
+    pub(super) mem: M,
+    pub(super) next: Cursor,
     head: u64,
     /// The first ticket that may not be claimed without a look at the head.
-    limit: u64,
-    arena: Arena,
+    pub(super) limit: u64,
+    pub(super) arena: Arena,
     /// A message stands unfinished in the ring: its next piece follows, or it is abandoned.
-    unfinished: bool,
+    pub(super) unfinished: bool,
 }
 
 /// A release that somebody waits for, and the head that was known when it was found wanting.
@@ -156,50 +146,6 @@ impl<M: Memory> Producer<M> {
             return self.claim_place(from, len);
         }
         Ok(slot_claim(from, len))
-    }
-
-    /// Sends a message that stands in its slot, if nothing at all is in the way: claim, write, commit.
-    #[inline(always)]
-    pub fn post(&mut self, message: &[u8], tag: u64) -> Posted {
-        let mem = self.mem.near();
-        let free = self.next.ticket < self.limit && !self.unfinished;
-        if !free || message.len() > INLINE || ended(&mem, Word::ConsumerMark).is_some() {
-            return Posted::Nothing;
-        }
-        let claim = slot_claim(self.next, message.len());
-        write_short(&mem, &claim, message, tag);
-        self.arena.set_end(claim.ticket, claim.after.place);
-        commit(&mem, claim.ticket);
-        self.next = claim.after;
-        match asleep(&mem, Flag::Consumer) {
-            true => Posted::Asleep,
-            false => {
-                #[cfg(feature = "testing")]
-                mem.checked(Flag::Consumer, claim.after.ticket);
-                Posted::Done
-            }
-        }
-    }
-
-    /// Writes a message behind what is staged already, as [`post`](Self::post) does; the cursor behind it.
-    #[inline(always)]
-    pub fn stage(&mut self, from: Cursor, message: &[u8], tag: u64) -> Option<Cursor> {
-        let mem = self.mem.near();
-        if from.ticket >= self.limit || self.unfinished || message.len() > INLINE {
-            return None;
-        }
-        let claim = slot_claim(from, message.len());
-        write_short(&mem, &claim, message, tag);
-        self.arena.set_end(claim.ticket, claim.after.place);
-        Some(claim.after)
-    }
-
-    /// Wakes the consumer after [`Posted::Asleep`].
-    #[cold]
-    pub fn wake(&self) {
-        wake(&self.mem, Flag::Consumer);
-        #[cfg(feature = "testing")]
-        self.mem.checked(Flag::Consumer, self.next.ticket);
     }
 
     /// Claims a ticket and a place for a piece of a long message, which always stands in the arena.
@@ -312,7 +258,7 @@ impl<M: Memory> Producer<M> {
     }
 
     #[inline(never)]
-    fn claim_place(&mut self, mut from: Cursor, len: usize) -> Result<Claim, Refusal> {
+    pub(super) fn claim_place(&mut self, mut from: Cursor, len: usize) -> Result<Claim, Refusal> {
         let bytes = len as u64;
         if bytes > self.mem.arena() {
             return Err(Refusal::TooLarge);
@@ -321,7 +267,7 @@ impl<M: Memory> Producer<M> {
         if self.arena.far(end) || !self.arena.free(end) {
             self.refresh().map_err(Refusal::Violated)?;
             self.arena.look(from.place);
-            if self.head == self.next.ticket && from == self.next {
+            if from == self.next && self.arena.is_free(from.place) {
                 self.next.place = self.arena.restart(from.place);
                 from = self.next;
             }
@@ -331,10 +277,7 @@ impl<M: Memory> Producer<M> {
             let needs = self.arena.needed(self.head..self.next.ticket, end);
             return Err(Refusal::Full { needs });
         }
-        let offset = start & (self.mem.arena() - 1);
-        let place = u32::try_from(offset / GRAIN as u64).map_err(|_| Refusal::TooLarge)?;
-        let after = Cursor { ticket: from.ticket + 1, place: end };
-        Ok(Claim { ticket: from.ticket, span: Span::Arena(place), len, after })
+        Ok(place_claim(from, start..end, self.mem.arena(), len))
     }
 
     /// Reads the peer's head and judges it.
@@ -353,36 +296,27 @@ impl<M: Memory> Producer<M> {
 }
 
 #[inline(always)]
-fn open<M: Memory>(mem: &M, ticket: u64) {
+pub(super) fn open<M: Memory>(mem: &M, ticket: u64) {
     mem.store_slot(ticket, Field::Stamp, writing(ticket), Store::Relaxed);
     // pairs with the fence in `consumer::still`.
     mem.fence(Fence::Release);
 }
 
 #[inline(always)]
-fn describe<M: Memory>(mem: &M, ticket: u64, control: Control, tag: u64) {
+pub(super) fn describe<M: Memory>(mem: &M, ticket: u64, control: Control, tag: u64) {
     mem.store_slot(ticket, Field::Control, control.encode(), Store::Relaxed);
     mem.store_slot(ticket, Field::Tag, tag, Store::Relaxed);
 }
 
 #[inline(always)]
-fn commit<M: Memory>(mem: &M, ticket: u64) {
+pub(super) fn commit<M: Memory>(mem: &M, ticket: u64) {
     // pairs with the Acquire load in `consumer::stamp`.
     mem.store_slot(ticket, Field::Stamp, ready(ticket), Store::Release);
 }
 
-/// Opens, writes and describes a message that stands in its slot and abandons nothing.
-#[inline(always)]
-fn write_short<M: Memory>(mem: &M, claim: &Claim, message: &[u8], tag: u64) {
-    open(mem, claim.ticket);
-    let _of_that_length = mem.copy_in(claim.span, 0, message, Tail::Zero);
-    let control = Control { kind: Kind::Inline, abort: false, len: short(claim.len), place: 0 };
-    describe(mem, claim.ticket, control, tag);
-}
-
 /// A length of at most an arena.
 #[inline(always)]
-fn short(len: usize) -> u32 {
+pub(super) fn short(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
 }
 
@@ -392,7 +326,16 @@ fn limit(head: u64, slots: u64) -> u64 {
 }
 
 #[inline(always)]
-fn slot_claim(from: Cursor, len: usize) -> Claim {
+pub(super) fn slot_claim(from: Cursor, len: usize) -> Claim {
     let after = Cursor { ticket: from.ticket + 1, place: from.place };
     Claim { ticket: from.ticket, span: Span::Slot(from.ticket), len, after }
+}
+
+/// A claim of bytes that stand in an arena of this size.
+#[inline(always)]
+fn place_claim(from: Cursor, places: Range<u64>, arena: u64, len: usize) -> Claim {
+    let place = (places.start & (arena - 1)) / GRAIN as u64;
+    let place = u32::try_from(place).unwrap_or(u32::MAX); // Which no memory has.
+    let after = Cursor { ticket: from.ticket + 1, place: places.end };
+    Claim { ticket: from.ticket, span: Span::Arena(place), len, after }
 }

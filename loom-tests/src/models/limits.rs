@@ -26,6 +26,7 @@ pub(super) const ALL: &[Named] = named![
     a_committed_message_may_be_empty_or_short,
     an_abandoned_message_is_told_once,
     the_messages_of_a_batch_stand_apart,
+    no_message_is_written_over_one_that_is_unread,
     a_short_message_longer_than_agreed_is_refused,
     a_batch_takes_the_short_way_only_where_nothing_is_in_the_way,
     a_message_longer_than_agreed_is_refused,
@@ -68,12 +69,14 @@ fn a_head_is_hidden_for_a_quarter_of_the_slots_at_most() {
             try_send(&mut out, &[i]).unwrap();
         }
         let heads: Vec<_> = (0..8).map(|_| head_behind(&mut inb)).collect();
-        // Two may be hidden, and none once the ring is dry.
-        assert_eq!(heads, [0, 0, 3, 3, 3, 6, 6, 8]);
+        // Two may be hidden, and none once the ring was found dry.
+        assert_eq!(heads, [0, 0, 3, 3, 3, 6, 6, 6]);
+        assert_eq!(recv_within(&mut inb, Wait::Never), Err(RecvFault::Empty));
+        assert_eq!(inb.ring().mem().load(Word::Head, Load::Relaxed), 8);
     }
     // Behind the last ticket there is none: the slot's zero is not its stamp.
-    let (mut out, mut inb) = ring_from(LAST_TICKET, 8, 64);
-    try_send(&mut out, &[0]).unwrap();
+    let (mut out, mut inb) = ring_from(LAST_TICKET, 8, 512);
+    try_send(&mut out, &[0; 105]).unwrap();
     assert_eq!(head_behind_a_receive(&mut inb), LAST_TICKET + 1);
 }
 
@@ -84,8 +87,8 @@ fn a_head_is_hidden_for_a_quarter_of_the_arena_at_most() {
             try_send(&mut out, &vec![0; len]).unwrap();
         }
         let heads: Vec<_> = (0..6).map(|_| head_behind(&mut inb)).collect();
-        // 128 and, since 65 to 105 bytes of a slot take no place, 128 twice: together more than 256.
-        assert_eq!(heads, [0, 0, 0, 0, 5, 6]);
+        // 128 and, since 65 to 105 bytes of a slot take no place, 128 twice: together more than 256. The last has none.
+        assert_eq!(heads, [0, 0, 0, 0, 5, 5]);
     }
 }
 
@@ -279,6 +282,26 @@ fn the_messages_of_a_batch_stand_apart() {
     for i in 1..=3 {
         assert_eq!(recv(&mut inb).unwrap(), [i; 128]);
     }
+    // The arena is free, and yet the second is not where the first is.
+    let start = out.ring().next();
+    let first = stage(&mut out, start, &[4]);
+    let second = stage(&mut out, first, &[5; 256]);
+    out.publish(second, false);
+    assert_eq!(recv(&mut inb).unwrap(), [4]);
+    assert_eq!(recv(&mut inb).unwrap(), [5; 256]);
+}
+
+fn no_message_is_written_over_one_that_is_unread() {
+    for len in [1, 105] {
+        let (mut out, mut inb) = ring_from(0, 2, 512);
+        for i in 0..2 {
+            try_send(&mut out, &vec![i; len]).unwrap();
+        }
+        assert_eq!(try_send(&mut out, &vec![2; len]), Err(SendFault::Full));
+        for i in 0..2 {
+            assert_eq!(recv(&mut inb).unwrap(), vec![i; len]);
+        }
+    }
 }
 
 fn a_batch_takes_the_short_way_only_where_nothing_is_in_the_way() {
@@ -306,15 +329,16 @@ fn a_message_longer_than_agreed_is_refused() {
 }
 
 fn a_short_message_longer_than_agreed_is_refused() {
-    for (len, agreed) in [(17, true), (18, false)] {
+    for (most, longer) in [(17, false), (17, true), (105, false), (105, true)] {
         let (a, b) = connection::<Cells>(4, 512);
-        assert_eq!(try_send(&mut sender(&a), &[3; 18][..len]), Ok(len));
-        let mut small: Inbound<_, NoPace> = Inbound::new(b.into, NoPace, 0, 17);
-        let mut out: Outbound<_, NoPace> = Outbound::new(b.out, NoPace, 0, 17);
-        let sent = if agreed { Ok(17) } else { Err(SendFault::TooLarge(17)) };
-        assert_eq!(try_send(&mut out, &[3; 18][..len]), sent);
+        let message = vec![3; most + usize::from(longer)];
+        try_send(&mut sender(&a), &message).unwrap();
+        let mut small: Inbound<_, NoPace> = Inbound::new(b.into, NoPace, 0, most);
+        let mut out: Outbound<_, NoPace> = Outbound::new(b.out, NoPace, 0, most);
+        let sent = if longer { Err(SendFault::TooLarge(most)) } else { Ok(most) };
+        assert_eq!(try_send(&mut out, &message), sent);
         let refused = Err(RecvFault::Ended(Ended::ProtocolViolated));
-        assert_eq!(recv(&mut small), if agreed { Ok(vec![3; 17]) } else { refused });
+        assert_eq!(recv(&mut small), if longer { refused } else { Ok(message) });
     }
 }
 

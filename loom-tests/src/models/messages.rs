@@ -13,6 +13,7 @@ pub(super) const ALL: &[Named] = named![
     arena_payload_and_its_reuse,
     the_arena_is_written_again_only_when_it_is_read,
     a_head_is_never_hidden_from_a_sender_once_the_ring_is_dry,
+    what_is_held_back_is_never_what_a_sender_waits_for,
     a_batch_larger_than_the_space_is_carried,
     a_batch_is_never_seen_with_a_hole,
     a_sender_that_never_blocks_overwrites_nothing,
@@ -34,6 +35,22 @@ fn the_arena_is_written_again_only_when_it_is_read() {
 fn a_head_is_never_hidden_from_a_sender_once_the_ring_is_dry() {
     // The second message needs the whole arena, and the first is small enough to stay hidden.
     carries(4, 512, &[105, 512]);
+}
+
+fn what_is_held_back_is_never_what_a_sender_waits_for() {
+    let (a, b) = connection::<Cells>(8, 256);
+    let thread = thread::spawn(move || {
+        let mut out = sender(&a);
+        // The last needs the whole arena; the release of the second, in a slot, may never be told.
+        for message in [&[0; 105][..], &[1], &[2; 256]] {
+            send(&mut out, message).unwrap();
+        }
+    });
+    let mut inb = receiver(&b);
+    assert_eq!(recv(&mut inb).unwrap(), [0; 105]);
+    assert_eq!(recv(&mut inb).unwrap(), [1]);
+    thread.join().unwrap();
+    assert_eq!(recv(&mut inb).unwrap(), [2; 256]);
 }
 
 fn a_batch_larger_than_the_space_is_carried() {

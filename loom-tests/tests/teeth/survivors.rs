@@ -12,20 +12,26 @@ const SURVIVORS: &[Row] = &[
     ("layout.rs", "decode", "always place * GRAIN as u64 <= arena - len", AGAIN),
     ("layout.rs", "short", "never word & 0xFFFF_FFFF == Kind::Inline.code()", QUICKER),
     ("layout.rs", "short", "never len <= longest", QUICKER),
-    ("ring/producer.rs", "post", "never self.next.ticket < self.limit", QUICKER),
-    ("ring/producer.rs", "post", "always message.len() > INLINE", QUICKER),
-    ("ring/producer.rs", "post", "never message.len() > INLINE", AGAIN),
+    ("layout.rs", "placed", "never len as usize <= longest", QUICKER),
+    ("ring/post.rs", "post", "never next.ticket < self.limit", QUICKER),
+    ("ring/post.rs", "post", "always message.len() > INLINE", QUICKER),
+    ("ring/post.rs", "post", "never message.len() > INLINE", AGAIN),
+    ("ring/post.rs", "post_placed", "never self.next.ticket < self.limit", QUICKER),
+    ("ring/post.rs", "post_placed", "always message.len() <= INLINE", QUICKER),
+    ("ring/post.rs", "post_placed", "never message.len() <= INLINE", AGAIN),
+    ("ring/consumer.rs", "settle", "always self.due != due(self.head, self.mem.slots())", AT_REST),
+    ("channel/outbound.rs", "send_placed", "always message.len() > self.in_place()", QUICKER),
     ("ring/producer.rs", "claim_ticket", "always from.ticket >= self.limit", LOOKS),
     ("ring/consumer.rs", "rouse", "never self.due != due(self.head, self.mem.slots())", FUTILE),
-    ("ring/producer.rs", "stage", "always from.ticket >= self.limit", QUICKER),
-    ("ring/producer.rs", "stage", "always message.len() > INLINE", QUICKER),
-    ("ring/producer.rs", "stage", "never message.len() > INLINE", AGAIN),
+    ("ring/post.rs", "stage", "always from.ticket >= self.limit", QUICKER),
+    ("ring/post.rs", "stage", "always message.len() > INLINE", QUICKER),
+    ("ring/post.rs", "stage", "never message.len() > INLINE", AGAIN),
     ("channel/outbound.rs", "stage_at_once", "always message.len() > self.short", QUICKER),
     ("channel/outbound.rs", "send_at_once", "always message.len() > self.short", QUICKER),
     ("ring/park.rs", "asleep", "always mem.load_flag(flag) != 0", TWICE),
     ("ring/park.rs", "sleep", "always empty > EMPTY", NAPS),
     ("ring/park.rs", "sleep", "never empty > EMPTY", NAPS),
-    ("ring/place.rs", "far", "always end.wrapping_sub(self.looked) > FRONT.min(self.size / 4)", LOOKS),
+    ("ring/place.rs", "far", "always end.wrapping_sub(self.looked) > self.reach.min(self.size / 4)", LOOKS),
     ("channel/inbound.rs", "next", "always self.ring.ticket() == ticket", PATIENCE),
     ("channel/inbound.rs", "next", "never self.ring.ticket() == ticket", PATIENCE),
     ("channel/outbound.rs", "send_cut", "never left > 0 (2)", EARLY),
@@ -65,6 +71,7 @@ const SURVIVORS: &[Row] = &[
 
 const AGAIN: &str = "the memory judges every copy again, with the same end: two bounds stand here";
 const FUTILE: &str = "wakes a producer that finds no more room, and sleeps again: a system call, no more";
+const AT_REST: &str = "tells a head once more that is told already, before a wait";
 const TWICE: &str = "the flag is taken in one step and found 0: a look before it saves that step, no more";
 const NAPS: &str = "bounds the CPU that a liar can cost: tests/naps.rs, a_peer_that_clears_our_flag_for_ever";
 const PATIENCE: &str =
