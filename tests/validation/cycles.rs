@@ -35,12 +35,22 @@ pub(crate) fn run(stage: &Stage<'_>) -> Vec<Row> {
     let column = |of: &[Vec<u64>], at: usize| median(of.iter().map(|it| it[at]).collect());
     let (third, mut figures) = ((behind.len() / 3).max(1).min(behind.len()), Vec::new());
     let (first, last) = (&behind[..third], &behind[behind.len() - third..]);
-    let names = ["private KiB", "shared KiB", "threads", "descriptors", "mappings", "regions", "files"];
+    let names = [
+        "private KiB",
+        "shared KiB",
+        "threads",
+        "descriptors",
+        "mappings",
+        "regions",
+        "files",
+        "allocated bytes",
+    ];
     for (at, what) in names.into_iter().enumerate() {
         let (first, last) = (column(first, at), column(last, at));
         let grew = match what {
             "private KiB" => grown(first, last, 10, 2 << 10),
             "mappings" => grown(first, last, 20, 4),
+            "allocated bytes" => grown(first, last, 1 << 40, 1024),
             _ => last != first || behind.iter().any(|it| it[at] != first),
         };
         row.wants(!grew, || format!("{what} went from {first} to {last}"));
@@ -68,7 +78,8 @@ pub(crate) fn hunter(told: &Told) {
         }
         let files = std::fs::read_dir(folder).expect("lists").count();
         let Sample { private, shared, threads, descriptors, mappings, regions } = here();
-        let numbers = [private, shared, threads, descriptors, mappings, regions, files as u64];
+        let allocated = crate::heap::live() as u64;
+        let numbers = [private, shared, threads, descriptors, mappings, regions, files as u64, allocated];
         tell(&numbers.map(|it| it.to_string()).join(" "));
     }
 }

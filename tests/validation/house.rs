@@ -118,6 +118,18 @@ impl Actor {
         sys::kill(i32::try_from(self.pid()).expect("a number"), signal);
     }
 
+    /// Stops it, all of its threads.
+    pub(crate) fn stop(&self) {
+        self.signal(libc::SIGSTOP);
+        let stopped = |task: std::fs::DirEntry| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with('T'))
+        };
+        let tasks = format!("/proc/{}/task", self.pid());
+        let all = || std::fs::read_dir(&tasks).expect("it lives").flatten().all(stopped);
+        assert!(eventually(all), "{} does not stop", self.role);
+    }
+
     /// Kills it, and waits until it is gone.
     pub(crate) fn kill(&mut self) {
         let _may_be_over = self.child.0.kill();

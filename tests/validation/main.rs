@@ -29,6 +29,7 @@ mod clients;
 mod cycles;
 #[path = "../faults/mod.rs"]
 mod faults;
+mod heap;
 mod house;
 mod neighbours;
 mod serve;

@@ -177,8 +177,8 @@ fn stop(scene: &Scene<'_>, _: u64) -> Told {
     while worker.numbers("count")[0] == 0 {
         sleep(Duration::from_millis(2));
     }
-    server.signal(libc::SIGSTOP);
-    worker.signal(libc::SIGSTOP);
+    server.stop();
+    worker.stop();
     let mut message = Vec::new();
     fill(&mut message, 0, 1000);
     let stopped = error_of(caller.client.call_timeout(ECHO, &message, Duration::from_millis(300)));
