@@ -231,10 +231,9 @@ pub(crate) fn connect_name(error: &ConnectError) -> String {
         ConnectError::PeerClosed => "PeerClosed".into(),
         ConnectError::Truncated => "Truncated".into(),
         ConnectError::Rejected { code, .. } => format!("Rejected({code:?})"),
-        ConnectError::Io { source, .. } => match source.raw_os_error() {
-            Some(libc::EMFILE) => "Io(EMFILE)".into(),
-            _ => format!("Io({source})"),
-        },
+        // The kernel's number is not kept by all, its text is.
+        ConnectError::Io { source, .. } if source.to_string().contains("os error 24") => "Io(EMFILE)".into(),
+        ConnectError::Io { source, .. } => format!("Io({source})"),
         other => other.to_string(),
     }
 }
