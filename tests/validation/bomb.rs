@@ -12,16 +12,14 @@ const PROCESSES: usize = 8;
 /// Descriptors that a server needs beside those of its connections.
 const BESIDE: usize = 64;
 
-pub(crate) fn run(stage: &Stage<'_>) -> Vec<Row> {
+pub(crate) fn run(stage: &Stage) -> Vec<Row> {
     let limit = most_descriptors();
     let mut rows = Vec::new();
     for wanted in STEPS {
         let connections = wanted.min(limit.saturating_sub(BESIDE)).max(1);
         let mut row = step(stage, connections, stage.time / u32::try_from(STEPS.len()).expect("few"));
         if connections < wanted {
-            let note = format!("; not {wanted}: the hard limit is {limit} descriptors");
-            stage.tell(&note);
-            row.figures.push_str(&note);
+            row.figures.push_str(&format!("; **not {wanted}**: the hard limit is {limit} descriptors"));
         }
         rows.push(row);
         if crate::watch::interrupted() {
@@ -31,7 +29,7 @@ pub(crate) fn run(stage: &Stage<'_>) -> Vec<Row> {
     rows
 }
 
-fn step(stage: &Stage<'_>, connections: usize, share: Duration) -> Row {
+fn step(stage: &Stage, connections: usize, share: Duration) -> Row {
     let mut row = Row::new("connection bomb", format!("{connections} at once"));
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("calls");

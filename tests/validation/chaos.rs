@@ -28,7 +28,7 @@ const DESCRIPTORS: usize = 128;
 /// What became of whom, and how often.
 type Fates = BTreeMap<(usize, String), BTreeMap<String, usize>>;
 
-pub(crate) fn run(stage: &Stage<'_>) -> Vec<Row> {
+pub(crate) fn run(stage: &Stage) -> Vec<Row> {
     let folder = tempfile::tempdir().expect("a folder");
     let (path, control_path) = (folder.path().join("calls"), folder.path().join("control"));
     let mut server = Actor::server(&path, &format!("descriptors={DESCRIPTORS};handshake=2000"));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::faults::eventually;
 use crate::house::Actor;
 use crate::table::Row;
-use crate::watch::{Sample, Stage, change};
+use crate::watch::{Sample, Stage, change, grown};
 
 /// Guests at once.
 const AT_ONCE: u64 = 3;
@@ -15,7 +15,7 @@ const AT_ONCE: u64 = 3;
 const LEAST: u64 = 5;
 const MANNERS: [&str; 3] = ["leave", "exit", "wait"];
 
-pub(crate) fn run(stage: &Stage<'_>) -> Vec<Row> {
+pub(crate) fn run(stage: &Stage) -> Vec<Row> {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("calls");
     let mut server = Actor::server(&path, "");
@@ -81,15 +81,21 @@ pub(crate) fn run(stage: &Stage<'_>) -> Vec<Row> {
         format!("{died} calls' connections and {broken} streams of {vanished} were told as deaths")
     });
     row.wants(stats[..2] == [0, 0] && stats[4] == 0, || format!("{stats:?}"));
+    // Each worker of the pool keeps a buffer of at most 256 KiB, and not all had one before.
+    let workers = thread::available_parallelism().map_or(1, usize::from).max(4) as u64;
+    row.wants(!grown(before[6], stats[6], 1 << 40, (64 << 10) + workers * (256 << 10)), || {
+        format!("{} bytes are allocated, {} before", stats[6], before[6])
+    });
     let now = Sample::of(server.pid());
     row = row.figures(format!(
         "{left} left, {exited} exited in mid-call, {killed} were killed in mid-call; of these {died} and {broken} streams told as \
          deaths; the survivor's {survived} calls verified; server before and after: descriptors {}, threads {}, regions {}, \
-         private {} KiB",
+         private {} KiB, allocated {} KiB",
         change(base.descriptors, now.descriptors),
         change(base.threads, now.threads),
         change(base.regions, now.regions),
         change(base.private, now.private),
+        change(before[6] >> 10, stats[6] >> 10),
     ));
     server.end();
 

@@ -90,9 +90,8 @@ impl Caller {
         self.call(ECHO, len)?;
         self.call(WORK, len)?;
         self.echo(len)?;
-        let chunk = len.min(60_000);
-        self.chunks(2, chunk)?;
-        self.upload(2, chunk)
+        self.chunks(2, len.min(1_000_000))?; // A window is longer than that.
+        self.upload(2, len)
     }
 
     fn next(&mut self, len: usize) {
@@ -252,17 +251,8 @@ pub(crate) fn steady(told: &Told) {
             if counts.over.load(Ordering::Relaxed) {
                 return;
             }
-            let steps: [&mut dyn FnMut(&mut Caller) -> Result<(), String>; 5] = [
-                &mut |it| it.call(ECHO, len),
-                &mut |it| it.call(WORK, len),
-                &mut |it| it.echo(len),
-                &mut |it| it.chunks(2, len.min(1_000_000)),
-                &mut |it| it.upload(2, len),
-            ];
-            for step in steps {
-                or_fault(step(&mut caller));
-                counts.calls.fetch_add(1, Ordering::Relaxed);
-            }
+            or_fault(caller.round(len));
+            counts.calls.fetch_add(5, Ordering::Relaxed);
             counts.bytes.fetch_add(std::mem::take(&mut caller.bytes), Ordering::Relaxed);
         }
     });

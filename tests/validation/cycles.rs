@@ -17,7 +17,7 @@ use crate::watch::{Sample, Stage, change, grown};
 const LEAST: usize = 120;
 const WARM: usize = 16;
 
-pub(crate) fn run(stage: &Stage<'_>) -> Vec<Row> {
+pub(crate) fn run(stage: &Stage) -> Vec<Row> {
     let folder = tempfile::tempdir().expect("a folder");
     let mut hunter = Actor::start("hunter", &format!("path={}", folder.path().display()));
     let began = Instant::now();

@@ -98,7 +98,7 @@ impl Actor {
     /// If that is a fault, or nothing.
     pub(crate) fn hear(&self) -> String {
         let line = self.lines.recv_timeout(PATIENCE);
-        let line = line.unwrap_or_else(|error| panic!("{} {}: {error}", self.role, self.pid()));
+        let line = line.unwrap_or_else(|_| panic!("{} {} has ended, or says nothing", self.role, self.pid()));
         assert!(!line.starts_with("fault"), "{}: {line}", self.role);
         line
     }
@@ -246,7 +246,11 @@ pub(crate) fn most_descriptors() -> usize {
     usize::try_from(limit.rlim_max).unwrap_or(usize::MAX)
 }
 
+/// Who started it ends it, in good order or by its own end; not the Ctrl-C that is meant for that one.
 fn die_with_parent() {
-    // SAFETY: sets the signal that this process gets when the thread that started it ends.
-    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    // SAFETY: sets the signal that this process gets when the thread that started it ends, and ignores one.
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        libc::signal(libc::SIGINT, libc::SIG_IGN);
+    }
 }

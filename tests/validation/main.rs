@@ -50,7 +50,7 @@ use table::{About, Row};
 use watch::Stage;
 
 /// What a check is run with.
-type Check = fn(&Stage<'_>) -> Vec<Row>;
+type Check = fn(&Stage) -> Vec<Row>;
 
 /// All checks, and which share of the time each has, in hundredths.
 const CHECKS: [(&str, u32, Check); 6] = [

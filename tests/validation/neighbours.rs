@@ -6,13 +6,13 @@ use crate::house::Actor;
 use crate::table::Row;
 use crate::watch::Stage;
 
-pub(crate) fn run(stage: &Stage<'_>) -> Vec<Row> {
+pub(crate) fn run(stage: &Stage) -> Vec<Row> {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let crowds = [0, 1, (2 * cpus).max(4)];
     crowds.map(|neighbours| beside(stage, neighbours, stage.time / 3)).into()
 }
 
-fn beside(stage: &Stage<'_>, neighbours: usize, time: Duration) -> Row {
+fn beside(stage: &Stage, neighbours: usize, time: Duration) -> Row {
     let mut row = Row::new("latency beside neighbours", format!("{neighbours} busy"));
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("calls");

@@ -1,6 +1,6 @@
 //! The server: calls at the path, streams beside it. It judges each message before it answers.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -12,6 +12,7 @@ use narrows::{
 };
 
 use crate::faults::{fill, index_of, sys};
+use crate::heap;
 use crate::house::{MAX_MESSAGE, PATIENCE, Told, name, options, orders, tell};
 
 /// Inline: the same message again.
@@ -38,18 +39,24 @@ const SLOW: Duration = Duration::from_millis(200);
 pub(crate) const FLOOD_LEN: usize = 60_000;
 
 static STATE: Mutex<State> = Mutex::new(State {
-    calls: BTreeMap::new(),
-    streams: BTreeMap::new(),
+    calls: VecDeque::new(),
+    streams: VecDeque::new(),
     open_streams: 0,
     broken_streams: 0,
     disconnected: 0,
 });
 static HANDLE: Mutex<Option<ServerHandle>> = Mutex::new(None);
 
-/// What became of whom, by the id of the process; who left with a good-bye is only counted.
+/// What became of the last few, by the id of the process.
+type Fates = VecDeque<(u32, String)>;
+
+/// How many of them: what is kept must not look like a leak.
+const KEPT: usize = 256;
+
+/// What became of whom; who left with a good-bye is only counted.
 struct State {
-    calls: BTreeMap<u32, String>,
-    streams: BTreeMap<u32, String>,
+    calls: Fates,
+    streams: Fates,
     open_streams: u64,
     broken_streams: u64,
     disconnected: u64,
@@ -61,6 +68,13 @@ fn handle() -> MutexGuard<'static, Option<ServerHandle>> {
 
 fn state() -> MutexGuard<'static, State> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn note(fates: &mut Fates, pid: u32, fate: String) {
+    if fates.len() == KEPT {
+        fates.pop_front();
+    }
+    fates.push_back((pid, fate));
 }
 
 /// Where streams are served, beside the calls.
@@ -91,12 +105,15 @@ pub(crate) fn serve(told: &Told) {
 /// How the calls' connection of the process with this id ended, and its stream.
 fn fate(pid: u32) -> String {
     let state = state();
-    let of = |fates: &BTreeMap<u32, String>| fates.get(&pid).cloned().unwrap_or_else(|| "-".into());
+    let of = |fates: &Fates| {
+        let fate = fates.iter().rev().find(|(of, _)| *of == pid);
+        fate.map_or_else(|| "-".to_owned(), |(_, fate)| fate.clone())
+    };
     format!("{} {}", of(&state.calls), of(&state.streams))
 }
 
 /// Connections, streams; calls' connections that died, said good-bye, were violated; streams that ended otherwise than by a
-/// good-bye.
+/// good-bye; bytes that are allocated.
 fn stats() -> String {
     let stats = handle().as_ref().map(ServerHandle::stats).unwrap_or_default();
     let state = state();
@@ -107,6 +124,7 @@ fn stats() -> String {
         state.disconnected,
         stats.violated,
         state.broken_streams,
+        heap::live() as u64,
     ];
     numbers.map(|it| it.to_string()).join(" ")
 }
@@ -144,8 +162,8 @@ impl Served {
         self.listener.closer().close();
         self.acceptor.join().expect("no panic");
         let mut state = state();
-        state.calls = BTreeMap::new(); // So that what is kept here is not taken for a leak.
-        state.streams = BTreeMap::new();
+        state.calls = Fates::new();
+        state.streams = Fates::new();
     }
 }
 
@@ -191,7 +209,7 @@ fn methods(server: SharedMemoryServer) -> SharedMemoryServer {
             let mut state = state();
             match error {
                 CallError::Disconnected => state.disconnected += 1,
-                error => drop(state.calls.insert(connection.peer_cred().pid(), name(&error))),
+                error => note(&mut state.calls, connection.peer_cred().pid(), name(&error)),
             }
         })
 }
@@ -254,7 +272,7 @@ fn accept(listener: &Arc<SharedMemoryListener>) {
                     state.open_streams -= 1;
                     if end != "Disconnected" {
                         state.broken_streams += 1;
-                        state.streams.insert(pid, end);
+                        note(&mut state.streams, pid, end);
                     }
                 });
                 if thread.is_err() {

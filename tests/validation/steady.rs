@@ -15,7 +15,7 @@ const PRIVATE: u64 = 24 << 10;
 /// Of a process, whatever it does.
 const BASE: u64 = 32 << 10;
 
-pub(crate) fn run(stage: &Stage<'_>) -> Vec<Row> {
+pub(crate) fn run(stage: &Stage) -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
     let mut peaks = Vec::new();
     for connections in CONNECTIONS {
@@ -38,7 +38,7 @@ pub(crate) fn run(stage: &Stage<'_>) -> Vec<Row> {
 }
 
 /// So many connections for so long: a row for each process, and what each had in the end.
-fn load(stage: &Stage<'_>, connections: u64, time: Duration) -> (Vec<Row>, [Sample; 2]) {
+fn load(stage: &Stage, connections: u64, time: Duration) -> (Vec<Row>, [Sample; 2]) {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("calls");
     let server = Actor::server(&path, "");

@@ -25,8 +25,8 @@ pub(crate) fn interrupted() -> bool {
 
 /// A check that runs.
 #[derive(Debug)]
-pub(crate) struct Stage<'a> {
-    pub(crate) name: &'a str,
+pub(crate) struct Stage {
+    pub(crate) name: &'static str,
     pub(crate) time: Duration,
     pub(crate) seed: u64,
     began: Instant,
@@ -35,8 +35,8 @@ pub(crate) struct Stage<'a> {
     told: Mutex<Instant>,
 }
 
-impl<'a> Stage<'a> {
-    pub(crate) fn begin(name: &'a str, (at, of): (usize, usize), time: Duration, seed: u64) -> Self {
+impl Stage {
+    pub(crate) fn begin(name: &'static str, (at, of): (usize, usize), time: Duration, seed: u64) -> Self {
         println!("[{at}/{of}] {name}, some {:.0?}", time.max(Duration::from_secs(1)));
         let bar = ProgressBar::new(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
         let style = ProgressStyle::with_template("  {bar:24} {elapsed} {wide_msg}");
@@ -68,11 +68,11 @@ impl<'a> Stage<'a> {
     }
 
     /// Runs a check; its panic is a fault.
-    pub(crate) fn guarded(&self, check: fn(&Stage<'_>) -> Vec<Row>) -> Vec<Row> {
+    pub(crate) fn guarded(&self, check: fn(&Stage) -> Vec<Row>) -> Vec<Row> {
         catch_unwind(AssertUnwindSafe(|| check(self))).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().cloned();
             let text = text.or_else(|| panic.downcast_ref::<&str>().map(|it| (*it).to_owned()));
-            let mut row = Row::new("all", self.name);
+            let mut row = Row::new(self.name, "all of it");
             row.faults.push(text.unwrap_or_else(|| "a panic".into()));
             vec![row]
         })
