@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use narrows::{CallError, ConnectError, Options, SharedMemoryClient, SharedMemoryStream};
 
 use crate::faults::{descriptors, fill, index_of, sys};
+use crate::heap;
 use crate::house::{PATIENCE, Told, connect_name, fault, name, options, orders, tell};
 use crate::serve::{CHUNKS, ECHO, FLOOD, FLOOD_LEN, PLEASE_FLOOD, PUSHES, STALL, UPLOAD, WORK, stream_path};
 
@@ -242,7 +243,7 @@ impl Calls {
     }
 }
 
-/// Connections that do everything in every size, as fast as they can. `count`: calls and KiB so far.
+/// Connections that do everything in every size, as fast as they can. `count`: calls and KiB so far, and allocated bytes.
 pub(crate) fn steady(told: &Told) {
     let connections = told.number("connections").expect("told");
     at_work(connections, |_, counts| {
@@ -258,7 +259,7 @@ pub(crate) fn steady(told: &Told) {
     });
 }
 
-/// One client that goes on whatever happens to others. `count`: calls and KiB so far.
+/// One client that goes on whatever happens to others. `count`: calls and KiB so far, and allocated bytes.
 pub(crate) fn worker(told: &Told) {
     at_work(1, |_, counts| {
         let mut caller = Caller::connect(told.path());
@@ -274,7 +275,7 @@ pub(crate) fn worker(told: &Told) {
     });
 }
 
-/// One client that keeps the server busy. `count`: calls and KiB so far.
+/// One client that keeps the server busy. `count`: calls and KiB so far, and allocated bytes.
 pub(crate) fn neighbour(told: &Told) {
     at_work(1, |_, counts| {
         let mut caller = Caller::connect(told.path());
@@ -306,7 +307,7 @@ fn at_work(threads: u64, work: impl Fn(u64, &Counts) + Sync) {
         }
         for _ in orders() {
             let (calls, bytes) = (counts.calls.load(Ordering::Relaxed), counts.bytes.load(Ordering::Relaxed));
-            tell(&format!("{calls} {}", bytes >> 10));
+            tell(&joined(&[calls, bytes >> 10, heap::live() as u64]));
         }
         counts.over.store(true, Ordering::Relaxed);
     });

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::house::Actor;
-use crate::table::{Row, kib};
+use crate::table::{Row, kib, median};
 use crate::watch::{Sample, Stage, change, grown};
 
 /// Few connections, and more: what they cost is the difference.
@@ -41,7 +41,7 @@ pub(crate) fn run(stage: &Stage) -> Vec<Row> {
 fn load(stage: &Stage, connections: u64, time: Duration) -> (Vec<Row>, [Sample; 2]) {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("calls");
-    let server = Actor::server(&path, "");
+    let mut server = Actor::server(&path, "");
     let mut client = Actor::start("steady", &format!("path={};connections={connections}", path.display()));
     let pids = [server.pid(), client.pid()];
     while client.numbers("count")[0] < 1000 * connections && !crate::watch::interrupted() {
@@ -49,12 +49,16 @@ fn load(stage: &Stage, connections: u64, time: Duration) -> (Vec<Row>, [Sample; 
     }
     let (began, before) = (Instant::now(), client.numbers("count"));
     let mut samples: [Vec<Sample>; 2] = Default::default();
+    let mut allocated: [Vec<u64>; 2] = Default::default();
     while (samples[0].len() < 30 || began.elapsed() < time) && !crate::watch::interrupted() {
         stage.rest((time / 200).clamp(Duration::from_millis(20), Duration::from_millis(500)));
         for (samples, pid) in samples.iter_mut().zip(pids) {
             samples.push(Sample::of(pid));
         }
-        let (now, last) = (client.numbers("count"), samples.each_ref().map(|it| it[it.len() - 1]));
+        let now = client.numbers("count");
+        allocated[0].push(server.numbers("stats")[6] >> 10);
+        allocated[1].push(now[2] >> 10);
+        let last = samples.each_ref().map(|it| it[it.len() - 1]);
         stage.tell(&format!(
             "{connections} connections: {} calls, {} MiB; private {} and {}, shared {}",
             now[0] - before[0],
@@ -69,22 +73,30 @@ fn load(stage: &Stage, connections: u64, time: Duration) -> (Vec<Row>, [Sample; 
     client.end();
     server.end();
     let done = format!("{} calls, {} MiB in {took:.0?}", after[0] - before[0], (after[1] - before[1]) >> 10);
-    let rows = ["server", "client"].into_iter().zip(&samples).map(|(who, samples)| {
-        judge(
-            Row::new("memory under load", format!("{who}, {connections} connections and streams")),
-            samples,
-            connections,
-        )
-        .figures_behind(&done)
-    });
+    let rows = ["server", "client"].into_iter().zip(samples.iter().zip(&allocated)).map(
+        |(who, (samples, allocated))| {
+            judge(
+                Row::new("memory under load", format!("{who}, {connections} connections and streams")),
+                samples,
+                allocated,
+                connections,
+            )
+            .figures_behind(&done)
+        },
+    );
     let rows = rows.collect();
     (rows, samples.map(|it| Sample::thirds(&it).1))
 }
 
-fn judge(mut row: Row, samples: &[Sample], connections: u64) -> Row {
+fn judge(mut row: Row, samples: &[Sample], allocated: &[u64], connections: u64) -> Row {
     let (first, last) = Sample::thirds(samples);
+    let of_third = |of: &[u64]| median(of.to_vec());
+    let warm = &allocated[allocated.len() / 10..];
+    let third = (warm.len() / 3).max(1);
+    let allocated = (of_third(&warm[..third]), of_third(&warm[warm.len() - third..]));
     let flat = [
         ("private KiB", first.private, last.private, grown(first.private, last.private, 8, 8 << 10)),
+        ("allocated KiB", allocated.0, allocated.1, grown(allocated.0, allocated.1, 8, 2 << 10)),
         ("shared KiB", first.shared, last.shared, grown(first.shared, last.shared, 20, 256)),
         ("threads", first.threads, last.threads, grown(first.threads, last.threads, 1 << 40, connections)),
         ("descriptors", first.descriptors, last.descriptors, last.descriptors != first.descriptors),
@@ -103,8 +115,9 @@ fn judge(mut row: Row, samples: &[Sample], connections: u64) -> Row {
     });
     row.wants(private <= BASE + connections * PRIVATE, || format!("{} are too much", kib(private)));
     row.figures(format!(
-        "first and last third: private {} KiB, shared {} KiB, threads {}, descriptors {}, mappings {}; most private {}",
+        "first and last third: private {} KiB, of that allocated {} KiB, shared {} KiB, threads {}, descriptors {}, mappings {}; most private {}",
         change(first.private, last.private),
+        change(allocated.0, allocated.1),
         change(first.shared, last.shared),
         change(first.threads, last.threads),
         change(first.descriptors, last.descriptors),

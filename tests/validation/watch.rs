@@ -68,7 +68,7 @@ impl Stage {
     }
 
     /// Runs a check; its panic is a fault.
-    pub(crate) fn guarded(&self, check: fn(&Stage) -> Vec<Row>) -> Vec<Row> {
+    pub(crate) fn guarded(&self, check: fn(&Self) -> Vec<Row>) -> Vec<Row> {
         catch_unwind(AssertUnwindSafe(|| check(self))).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().cloned();
             let text = text.or_else(|| panic.downcast_ref::<&str>().map(|it| (*it).to_owned()));
