@@ -5,6 +5,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::channel;
 use std::thread::{self, sleep};
 use std::time::Duration;
 
@@ -236,8 +237,10 @@ fn truncate(scene: &Scene<'_>, seed: u64) -> Told {
 
     let path = scene.fresh();
     let listener = UnixListener::bind(&path).expect("binds");
+    let (tell, told) = channel::<()>();
     let (cut, mute) = thread::scope(|s| {
         s.spawn(|| {
+            let told = told;
             let (mut socket, _) = listener.accept().expect("comes");
             let mut bytes = [0; HELLO_LEN];
             socket.read_exact(&mut bytes).expect("a Hello");
@@ -247,11 +250,13 @@ fn truncate(scene: &Scene<'_>, seed: u64) -> Told {
             socket.write_all(&welcome[..half(ANSWER_LEN)]).expect("sends");
             drop(socket);
             let (socket, _) = listener.accept().expect("comes");
-            sleep(Duration::from_millis(500));
+            let _until_it_has_given_up = told.recv();
             drop(socket);
         });
         let brief = options().handshake_timeout(Duration::from_millis(200));
-        (connected(&path, &options()), connected(&path, &brief))
+        let ends = (connected(&path, &options()), connected(&path, &brief));
+        drop(tell);
+        ends
     });
     forget(&path);
     let hung_up = matches!(silent.read(&mut [0; 64]), Ok(0));
