@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use narrows::{CallError, ServerHandle, SharedMemoryClient, SharedMemoryServer};
+use narrows::{CallError, Options, ServerHandle, SharedMemoryClient, SharedMemoryServer, WaitStrategy};
 
 use super::faults::{LONG, Watchdog, eventually, say};
 
@@ -148,4 +148,22 @@ fn a_handle_that_is_dropped_ends_the_server_at_once() {
     assert!(matches!(call.wait(), Err(CallError::Disconnected)));
     assert!(eventually(|| !path.exists()));
     gate.let_go(1);
+}
+
+/// Who was welcomed is known to the server: when the handle is gone, so is every connection, and the program may end. Else
+/// a client is told that the server died.
+#[test]
+fn who_was_welcomed_is_told_before_the_handle_is_gone() {
+    let _watchdog = Watchdog::new("who_was_welcomed_is_told_before_the_handle_is_gone");
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    // It sleeps for the Welcome, and who wakes it is often interrupted by it.
+    let options = Options::new().wait(WaitStrategy::Park).handshake_timeout(LONG);
+    for round in 0..3000 {
+        let server = SharedMemoryServer::bind(&path).expect("binds").workers(1).spawn().expect("serves");
+        let client = SharedMemoryClient::builder(&path).options(options.clone()).connect().expect("connects");
+        drop(server);
+        let end = client.next_push_timeout(Duration::ZERO);
+        assert!(matches!(end, Err(CallError::Disconnected)), "round {round}: {end:?}");
+    }
 }

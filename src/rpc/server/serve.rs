@@ -36,11 +36,7 @@ pub(super) fn serve_counted(shared: &Arc<Shared>, stream: SharedMemoryStream) ->
         shared.counts.refused.add();
     })?;
     shared.counts.accepted.add();
-    shared.enter(&peer);
     let queue = shared.queue.lock().clone();
-    if queue.is_none() {
-        peer.line.closer().close(); // The server has stopped, maybe before this one was listed.
-    }
     let mut desk = Desk { shared, peer: &peer, queue, admitted: None, reply: Vec::new(), copy: Vec::new() };
     let ended = attendant.attend(&mut desk);
     peer.line.closer().close();
@@ -106,6 +102,11 @@ fn greet(shared: &Shared, stream: SharedMemoryStream, id: u64) -> Result<Greeted
             let _gone = hall.open(|out| greeting::refuse(out, RejectCode::NotAuthorized, text));
             return Err(CallError::Closed);
         }
+    }
+    // Listed before it is welcomed: who stops the server closes it then, or is seen here.
+    shared.enter(&peer);
+    if shared.queue.lock().is_none() {
+        return Err(CallError::Closed);
     }
     let (stream_window, push_window) = shared.options.windows();
     let answered = hall.open(|out| greeting::answer(out, stream_window, push_window));

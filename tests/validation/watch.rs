@@ -1,0 +1,154 @@
+//! The time of a check, its progress, what a process has, and being interrupted.
+
+use std::fs;
+use std::io::IsTerminal;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::table::{Row, median};
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Ctrl-C ends the check that runs, so that all that it started is ended and removed.
+pub(crate) fn heed_interrupts() {
+    let _ = ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed));
+}
+
+pub(crate) fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// A check that runs.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    pub(crate) name: &'static str,
+    pub(crate) time: Duration,
+    pub(crate) seed: u64,
+    began: Instant,
+    bar: ProgressBar,
+    /// When a line was printed last, where there is no terminal.
+    told: Mutex<Instant>,
+}
+
+impl Stage {
+    pub(crate) fn begin(name: &'static str, (at, of): (usize, usize), time: Duration, seed: u64) -> Self {
+        println!("[{at}/{of}] {name}, some {:.0?}", time.max(Duration::from_secs(1)));
+        let bar = ProgressBar::new(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        let style = ProgressStyle::with_template("  {bar:24} {elapsed} {wide_msg}");
+        bar.set_style(style.expect("a template").progress_chars("=> "));
+        Self { name, time, seed, began: Instant::now(), bar, told: Mutex::new(Instant::now()) }
+    }
+
+    /// What is going on.
+    pub(crate) fn tell(&self, text: &str) {
+        self.bar.set_position(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX));
+        self.bar.set_message(text.to_owned());
+        let mut told = self.told.lock().expect("no panic");
+        if !std::io::stderr().is_terminal() && told.elapsed() > Duration::from_secs(10) {
+            *told = Instant::now();
+            println!("  {:.0?}: {text}", self.began.elapsed());
+        }
+    }
+
+    /// Sleeps, unless interrupted.
+    pub(crate) fn rest(&self, time: Duration) {
+        let until = Instant::now() + time;
+        while Instant::now() < until && !interrupted() {
+            sleep(time.min(Duration::from_millis(50)));
+        }
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        interrupted() || self.began.elapsed() >= self.time
+    }
+
+    /// Runs a check; its panic is a fault.
+    pub(crate) fn guarded(&self, check: fn(&Self) -> Vec<Row>) -> Vec<Row> {
+        catch_unwind(AssertUnwindSafe(|| check(self))).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|it| (*it).to_owned()));
+            let mut row = Row::new(self.name, "all of it");
+            row.faults.push(text.unwrap_or_else(|| "a panic".into()));
+            vec![row]
+        })
+    }
+
+    pub(crate) fn end(&self, rows: &[Row]) {
+        self.bar.finish_and_clear();
+        rows.iter().for_each(|row| println!("{}", row.line()));
+    }
+}
+
+/// What a process has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sample {
+    /// Memory of its own, in KiB, and memory that others may have too: that of the connections.
+    pub(crate) private: u64,
+    pub(crate) shared: u64,
+    pub(crate) threads: u64,
+    pub(crate) descriptors: u64,
+    pub(crate) mappings: u64,
+    /// Of these, those of connections.
+    pub(crate) regions: u64,
+}
+
+impl Sample {
+    /// Of a process by its id.
+    pub(crate) fn of(pid: u32) -> Self {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
+        let number = |key: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key)).expect("listed");
+            line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number")
+        };
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("it lives");
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).expect("it lives").count();
+        Self {
+            private: number("RssAnon:"),
+            shared: number("RssShmem:"),
+            threads: number("Threads:"),
+            descriptors: descriptors as u64,
+            mappings: maps.lines().count() as u64,
+            regions: maps.lines().filter(|line| line.contains("memfd:")).count() as u64,
+        }
+    }
+
+    /// What comes and goes with connections alone, and nothing else.
+    pub(crate) fn exact(&self) -> [u64; 3] {
+        [self.threads, self.descriptors, self.regions]
+    }
+
+    /// The medians of these, each by itself.
+    pub(crate) fn median(samples: &[Self]) -> Self {
+        let of = |figure: fn(&Self) -> u64| median(samples.iter().map(figure).collect());
+        Self {
+            private: of(|it| it.private),
+            shared: of(|it| it.shared),
+            threads: of(|it| it.threads),
+            descriptors: of(|it| it.descriptors),
+            mappings: of(|it| it.mappings),
+            regions: of(|it| it.regions),
+        }
+    }
+
+    /// The medians of the first and of the last third, behind a tenth for warming up.
+    pub(crate) fn thirds(samples: &[Self]) -> (Self, Self) {
+        let warm = &samples[samples.len() / 10..];
+        let third = (warm.len() / 3).max(1);
+        (Self::median(&warm[..third]), Self::median(&warm[warm.len() - third..]))
+    }
+}
+
+/// More than before, beyond what an allocator may keep or give back.
+pub(crate) fn grown(first: u64, last: u64, share: u64, slack: u64) -> bool {
+    last > first + first / share + slack
+}
+
+/// A number and its end, the same or not.
+pub(crate) fn change(first: u64, last: u64) -> String {
+    if first == last { first.to_string() } else { format!("{first} to {last}") }
+}
