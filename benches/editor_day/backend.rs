@@ -15,6 +15,7 @@ use crate::item::{HEAD, Item, Kind, Text, stream};
 use crate::lines::{self, Line};
 use crate::meter::{Meter, Time};
 use crate::plan::{PACE, Plan, THINKS, Which};
+use crate::spoil::{Spoil, Spoiled};
 use crate::transport::{self, Link, Out, Served, Style};
 
 /// Says who the client is: its process, and whether it is a light one.
@@ -55,6 +56,7 @@ pub(crate) const METHODS: [(u32, Style); 12] = [
 /// What all its methods share.
 pub(crate) struct Backend {
     plan: Plan,
+    spoil: Option<Spoil>,
     text: Text,
     meter: Mutex<Meter>,
     clients: Mutex<HashMap<u64, Client>>,
@@ -86,11 +88,11 @@ struct Question {
 
 /// The process of the backend: serves until its input ends.
 pub(crate) fn run(config: &Config) -> Result<()> {
-    let backend = Arc::new(Backend::new(config.plan));
+    let backend = Arc::new(Backend::new(config.plan, config.spoil));
     let server = transport::serve(config.transport, &config.path, &backend)?;
+    let input = lines::until_input_ends();
     let before = held();
     lines::say(&Line::Ready);
-    let input = lines::until_input_ends();
     for tick in 0.. {
         if input.load(Ordering::Relaxed) {
             break;
@@ -122,9 +124,10 @@ pub(crate) fn run(config: &Config) -> Result<()> {
 }
 
 impl Backend {
-    fn new(plan: Plan) -> Self {
+    fn new(plan: Plan, spoil: Option<Spoil>) -> Self {
         Self {
             plan,
+            spoil,
             text: Text::new(plan.seed),
             meter: Mutex::default(),
             clients: Mutex::default(),
@@ -196,8 +199,9 @@ impl Backend {
                 self.text.write(reply, item.stream, 1, &[low, high], HEAD);
             }
             QUIET => {
+                let questions = lock(&self.questions);
                 self.quiet.store(true, Ordering::Relaxed);
-                let open = u32::try_from(lock(&self.questions).len())?;
+                let open = u32::try_from(questions.len())?;
                 self.text.write(reply, item.stream, 1, &[open], HEAD);
             }
             other => bail!("method {other}"),
@@ -216,7 +220,10 @@ impl Backend {
         let item = self.judge(request)?;
         let mut chunk = Vec::new();
         match method {
-            CHAT => self.chat(&item, request.len(), served, out),
+            CHAT => match self.spoil {
+                Some(spoil) => self.chat(&item, request.len(), served, &mut Spoiled::new(out, spoil)),
+                None => self.chat(&item, request.len(), served, out),
+            },
             TOOL => self.tool(&item, request.len(), served, out),
             TERMINAL => {
                 for (seq, len) in (0..).zip(self.plan.terminal(item.number(0))) {
@@ -304,7 +311,12 @@ impl Backend {
     ) -> Result<()> {
         let mut question = Vec::new();
         let thinks = u64::from(micros) * 1000;
-        lock(&self.questions).insert((stream, seq), Question { asked: monotonic(), thinks, waits });
+        let mut questions = lock(&self.questions);
+        if waits.is_none() && self.quiet.load(Ordering::Relaxed) {
+            return Ok(()); // The editor has counted what it has to answer.
+        }
+        questions.insert((stream, seq), Question { asked: monotonic(), thinks, waits });
+        drop(questions);
         self.asked.fetch_add(1, Ordering::Relaxed);
         self.text.write(&mut question, stream, seq, &[micros], 201);
         link.push(&question)
@@ -367,7 +379,7 @@ impl Backend {
 /// A result in pieces of at most 64 KiB.
 pub(crate) fn pieces(len: usize) -> impl Iterator<Item = usize> {
     const PIECE: usize = (64 << 10) - 37;
-    (0..len.div_ceil(PIECE)).map(move |at| (len - at * PIECE).min(PIECE).max(HEAD))
+    (0..len.div_ceil(PIECE)).map(move |at| (len - at * PIECE).clamp(HEAD, PIECE))
 }
 
 /// Open descriptors, and threads.

@@ -162,17 +162,17 @@ impl Track {
         Self { stream, next: 0, missing: BTreeSet::new() }
     }
 
-    /// Judges what came; `len` is what it must have, if that is known.
+    /// Judges what came; `len` tells what an item must have, if that is known.
     pub(crate) fn take<'a>(
         &mut self,
         bytes: &'a [u8],
-        len: Option<usize>,
+        len: impl FnOnce(usize) -> Option<usize>,
         tally: &mut Tally,
     ) -> Option<Item<'a>> {
         tally.items += 1;
         tally.bytes += bytes.len() as u64;
         let item = Item::read(bytes).filter(|it| it.stream == self.stream);
-        let Some(item) = item.filter(|_| len.is_none_or(|len| len == bytes.len())) else {
+        let Some(item) = item.filter(|it| len(it.seq as usize).is_none_or(|len| len == bytes.len())) else {
             tally.corrupt += 1;
             return None;
         };
@@ -190,6 +190,7 @@ impl Track {
     /// The stream is at its end, after so many items.
     pub(crate) fn end(mut self, items: u32, tally: &mut Tally) {
         self.missing.extend(self.next..items);
+        tally.duplicated += u64::from(self.next.saturating_sub(items)); // More than there are.
         tally.lost += self.missing.len() as u64;
     }
 

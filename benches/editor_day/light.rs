@@ -76,8 +76,7 @@ fn take(client: &Arc<dyn Client>, end: &AtomicBool) -> Result<()> {
     let mut told = Instant::now();
     while let Some(push) = client.next_push()? {
         let now = monotonic();
-        let len = 301 + track.next() as usize % 64;
-        if let Some(item) = track.take(&push, Some(len), &mut meter.tally) {
+        if let Some(item) = track.take(&push, |at| Some(301 + at % 64), &mut meter.tally) {
             meter.time(Time::Push, now.saturating_sub(item.sent));
         }
         if told.elapsed() > TELL || end.load(Ordering::Relaxed) {

@@ -26,6 +26,7 @@ mod plan;
 mod process;
 mod report;
 mod run;
+mod spoil;
 mod transport;
 mod unix;
 
@@ -37,6 +38,7 @@ use clap::{Parser, Subcommand};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::Plan;
+use crate::spoil::Spoil;
 use crate::transport::Transport;
 
 /// An editor's traffic over narrows, a Unix socket and Node.js, one after the other
@@ -60,6 +62,9 @@ struct Arguments {
     /// Where the results go
     #[arg(long, default_value = "target/benches/editor_day")]
     out: PathBuf,
+    /// Has the backend spoil each chat: the run must fail
+    #[arg(long)]
+    spoil: Option<Spoil>,
     /// What cargo says to a benchmark
     #[arg(long, hide = true)]
     bench: bool,
@@ -89,6 +94,7 @@ struct Config {
     plan: Plan,
     /// Of the socket.
     path: PathBuf,
+    spoil: Option<Spoil>,
 }
 
 /// All of the day, or the chats alone, with their tools, approvals and cancels.

@@ -35,8 +35,8 @@ pub(crate) struct Leg {
     tally: Tally,
     counts: BTreeMap<String, u64>,
     faults: Vec<String>,
-    /// Seconds: the backend's, the editor's, all light clients'.
-    cpu: [f64; 3],
+    /// Seconds: the backend's, the editor's, all light clients', everybody else's on the machine.
+    cpu: [f64; 4],
     /// The backend's and the editor's.
     memory: [Memory; 2],
 }
@@ -47,7 +47,7 @@ impl Leg {
         part: Part,
         plan: Plan,
         told: Told,
-        cpu: [f64; 3],
+        cpu: [f64; 4],
         memory: [Memory; 2],
     ) -> Self {
         let spread = |(time, values): (&Time, &Vec<(u64, u64)>)| Some((*time, Spread::of(values)?));
@@ -134,7 +134,7 @@ fn times(text: &mut String, legs: &[&Leg]) {
     for time in all {
         row(text, time.name(), legs, |leg| {
             let spread = leg.times.get(&time)?;
-            let marks = spread.marks.map(|nanos| micros(nanos));
+            let marks = spread.marks.map(micros);
             Some(format!("{} ({})", marks.join(" / "), spread.count))
         });
     }
@@ -143,7 +143,7 @@ fn times(text: &mut String, legs: &[&Leg]) {
 
 fn costs(text: &mut String, legs: &[&Leg]) {
     head(text, "", legs);
-    row(text, "CPU seconds: backend / editor / light clients", legs, |leg| {
+    row(text, "CPU seconds: backend / editor / light clients / others on the machine", legs, |leg| {
         Some(leg.cpu.map(|seconds| format!("{seconds:.2}")).join(" / "))
     });
     let pair = |memory: [u64; 2]| Some(memory.map(|kib| kib.to_string()).join(" / "));

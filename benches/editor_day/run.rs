@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use bench_kit::{Result, anyhow, bail, cpu_seconds_of_children, ensure};
+use bench_kit::{Result, anyhow, bail, cpu_seconds_of_children, cpu_seconds_of_others, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::lines::Line;
@@ -82,7 +82,8 @@ impl<'a> Day<'a> {
     ) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let (tell, heard) = channel();
-        let config = Config { transport, part, plan, path: folder.path().join("day") };
+        let config =
+            Config { transport, part, plan, path: folder.path().join("day"), spoil: arguments.spoil };
         let bar = ProgressBar::new((plan.paced + plan.unpaced).as_secs());
         let style = "{prefix:16} {bar:24} {pos:>3}/{len} s  {wide_msg}";
         bar.set_style(ProgressStyle::with_template(style)?);
@@ -92,12 +93,13 @@ impl<'a> Day<'a> {
     }
 
     fn run(mut self) -> Result<Leg> {
-        let others = cpu_seconds_of_children();
+        let (before, others) = (cpu_seconds_of_children(), cpu_seconds_of_others());
         let done = self.processes();
         self.bar.finish_and_clear();
         let (backend, editor) =
             done.map_err(|error| error.context(report::name(self.config.transport, self.config.part)))?;
-        let lights = cpu_seconds_of_children() - others - backend.cpu - editor.cpu;
+        let others = cpu_seconds_of_others() - others;
+        let lights = cpu_seconds_of_children() - before - backend.cpu - editor.cpu;
         for told in [&backend, &editor] {
             self.meter.merge_told(told);
         }
@@ -108,7 +110,7 @@ impl<'a> Day<'a> {
         }
         self.meter.count("light clients killed", self.killed.len() as u64);
         let Config { transport, part, plan, .. } = self.config;
-        let cpu = [backend.cpu, editor.cpu, lights];
+        let cpu = [backend.cpu, editor.cpu, lights, others];
         eprintln!("{}: done", report::name(transport, part));
         self.folder.close()?;
         Ok(Leg::new(transport, part, plan, self.meter.tell(), cpu, self.memory))

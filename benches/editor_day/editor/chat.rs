@@ -50,8 +50,8 @@ impl Editor {
         let mut before = None;
         while let Some(chunk) = reply.next()? {
             let now = monotonic();
-            let at = track.next() as usize;
-            let item = track.take(&chunk, chat.chunks.get(at).copied(), &mut meter.tally);
+            let item = track.take(&chunk, |at| chat.chunks.get(at).copied(), &mut meter.tally);
+            let at = item.map_or_else(|| track.next(), |it| it.seq) as usize;
             if let Some(item) = item {
                 meter.time(delivery, now.saturating_sub(item.sent));
             }
@@ -81,9 +81,8 @@ impl Editor {
         let mut reply = self.client.stream(TOOL, &request)?;
         let lengths: Vec<usize> = tool.progress.into_iter().chain(pieces(tool.result)).collect();
         while let Some(chunk) = reply.next()? {
-            let length = lengths.get(track.next() as usize).copied();
-            ensure!(length.is_some(), "more of a tool's result than there is");
-            track.take(&chunk, length, &mut meter.tally);
+            ensure!((track.next() as usize) < lengths.len(), "more of a tool's result than there is");
+            track.take(&chunk, |at| lengths.get(at).copied(), &mut meter.tally);
         }
         let took = monotonic() - asked;
         track.end(u32::try_from(lengths.len())?, &mut meter.tally);

@@ -27,9 +27,8 @@ impl Editor {
             let mut reply = self.client.stream(TERMINAL, &request)?;
             while let Some(chunk) = reply.next()? {
                 let now = monotonic();
-                let length = lengths.get(track.next() as usize).copied();
-                ensure!(length.is_some(), "more output than there is");
-                if let Some(item) = track.take(&chunk, length, &mut meter.tally) {
+                ensure!((track.next() as usize) < lengths.len(), "more output than there is");
+                if let Some(item) = track.take(&chunk, |at| lengths.get(at).copied(), &mut meter.tally) {
                     meter.time(Time::Terminal, now.saturating_sub(item.sent));
                 }
             }
@@ -106,7 +105,7 @@ impl Editor {
             for _ in 0..rng.u32(20..=200) {
                 let chunk = reply.next()?;
                 ensure!(chunk.is_some(), "a flood has ended");
-                track.take(&chunk.unwrap_or_default(), Some(101), &mut meter.tally);
+                track.take(&chunk.unwrap_or_default(), |_| Some(101), &mut meter.tally);
             }
             let cancelled = monotonic();
             reply.cancel();

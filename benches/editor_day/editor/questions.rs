@@ -38,9 +38,9 @@ impl Editor {
         while let Some(push) = self.client.next_push()? {
             let item = match Item::read(&push) {
                 Some(item) if item.stream != questions => {
-                    Track::new(item.stream).take(&push, None, &mut meter.tally)
+                    Track::new(item.stream).take(&push, |_| None, &mut meter.tally)
                 }
-                _ => track.take(&push, None, &mut meter.tally),
+                _ => track.take(&push, |_| None, &mut meter.tally),
             };
             if let Some(item) = item {
                 tell((item.sent + u64::from(item.number(0)) * 1000, item.stream, item.seq));

@@ -81,7 +81,7 @@ impl Writer {
             head[5] = u8::from(!behind.is_empty());
             head[8..12].copy_from_slice(&call.to_le_bytes());
             head[12..].copy_from_slice(&word.to_le_bytes());
-            write_both(&mut *lock(&self.0), &head, piece)?;
+            write_both(&mut lock(&self.0), &head, piece)?;
             if behind.is_empty() {
                 return Ok(());
             }

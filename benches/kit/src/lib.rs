@@ -38,6 +38,7 @@ pub use anyhow::{Error, Result, anyhow, bail, ensure};
 pub use command::{machine, main};
 pub use drive::{Job, Measure, Subject};
 pub use plot::Chart;
+pub use probe::cpu_seconds_of_others;
 pub use record::{Latency, Place, Record, Row, SideReport, Trial};
 pub use sample::{Meter, Stopwatch, dense};
 pub use source::{Check, Seen, Source};
