@@ -39,6 +39,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             eprintln!("Node.js is left out: {error:#}");
         }
     }
+    ensure!(!transports.is_empty(), "there is nothing to measure");
     let mut legs = Vec::new();
     for (transport, part) in wanted(&transports) {
         // The chats alone need less time to show what they show.

@@ -17,6 +17,7 @@ const server = net.createServer((socket) => {
   const asks = setInterval(() => {
     if (!quiet) ask(socket, stream(kind.QUESTION, 0), asked, plan.questions[asked++ % plan.questions.length]);
   }, 400);
+  socket.setMaxListeners(0); // Whoever waits for room has one.
   socket.on('error', () => {});
   socket.on('close', () => {
     clearInterval(asks);

@@ -13,6 +13,7 @@ const live = { chunks: 0, tools: 0, calls: 0 };
 
 const questions = new Track(stream(kind.QUESTION, 0));
 const socket = net.connect(plan.path);
+socket.setMaxListeners(0); // Whoever waits for room has one.
 socket.on('error', fail);
 socket.on('close', () => over || fail(new Error('the backend is gone')));
 receive(socket, (message) => {
