@@ -166,7 +166,8 @@ fn read_all(paths: &[PathBuf]) -> Result<Record> {
     Ok(all)
 }
 
-fn about(arguments: &Arguments) -> BTreeMap<String, String> {
+/// What a table says of the machine: CPU, kernel, time.
+pub fn machine() -> BTreeMap<String, String> {
     let read = |path| fs::read_to_string(path).unwrap_or_default();
     let cpu = read("/proc/cpuinfo");
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown");
@@ -176,7 +177,12 @@ fn about(arguments: &Arguments) -> BTreeMap<String, String> {
         ("cpus".into(), sys::cpus().len().to_string()),
         ("kernel".into(), read("/proc/sys/kernel/osrelease").trim().into()),
         ("unix time".into(), since.to_string()),
-        ("rounds".into(), arguments.rounds.to_string()),
-        ("milliseconds of each measurement".into(), arguments.millis.to_string()),
     ])
+}
+
+fn about(arguments: &Arguments) -> BTreeMap<String, String> {
+    let mut about = machine();
+    about.insert("rounds".into(), arguments.rounds.to_string());
+    about.insert("milliseconds of each measurement".into(), arguments.millis.to_string());
+    about
 }

@@ -35,12 +35,14 @@ pub mod targets;
 
 pub use anyhow::{Error, Result, anyhow, bail, ensure};
 
-pub use command::main;
+pub use command::{machine, main};
 pub use drive::{Job, Measure, Subject};
+pub use plot::Chart;
+pub use probe::cpu_seconds_of_others;
 pub use record::{Latency, Place, Record, Row, SideReport, Trial};
 pub use sample::{Meter, Stopwatch, dense};
 pub use source::{Check, Seen, Source};
-pub use sys::SharedBytes;
+pub use sys::{SharedBytes, cpu_seconds, cpu_seconds_of_children, die_with_parent, monotonic};
 pub use system::{Access, Receive, Send_, Side, System, Wait, What, Work};
 
 /// Lists the systems of a binary: `systems![Narrows, UnixStream]`.

@@ -67,3 +67,9 @@ pub(crate) fn busy_seconds() -> f64 {
 pub(crate) fn own_seconds() -> f64 {
     sys::usage(false).cpu + sys::usage_of_children().cpu
 }
+
+/// CPU seconds that everybody else on the machine has used so far, in hundredths; a child counts as one once it has
+/// ended.
+pub fn cpu_seconds_of_others() -> f64 {
+    busy_seconds() - own_seconds()
+}

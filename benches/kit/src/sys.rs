@@ -12,6 +12,7 @@ use memmap2::{MmapOptions, MmapRaw};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
 use crate::Result;
@@ -90,8 +91,25 @@ pub(crate) fn cpus() -> Vec<usize> {
     (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect()
 }
 
-/// The calling process shall not outlive its parent.
-pub(crate) fn die_with_parent() {
+/// CPU seconds of this process so far, all threads.
+pub fn cpu_seconds() -> f64 {
+    usage(false).cpu
+}
+
+/// CPU seconds of the children that have ended and were waited for.
+pub fn cpu_seconds_of_children() -> f64 {
+    usage_of_children().cpu
+}
+
+/// Nanoseconds of the clock that all processes of the machine share.
+#[inline]
+pub fn monotonic() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |it| it.num_nanoseconds());
+    u64::try_from(now).unwrap_or(0)
+}
+
+/// The calling process shall not outlive the thread that started it.
+pub fn die_with_parent() {
     // SAFETY: sets a signal number, nothing else.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
 }

@@ -1,0 +1,202 @@
+//! The calling side: one thread reads, and hands on what comes to those who wait.
+
+use std::collections::HashMap;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use bench_kit::{Result, anyhow, bail};
+
+use super::wire::{Kind, Reader, WINDOW, Writer, cost};
+use crate::backend::lock;
+use crate::transport;
+
+/// What a call may be told.
+enum Event {
+    /// A chunk, or a reply.
+    Item(Vec<u8>),
+    End,
+    Failed(String),
+}
+
+/// A call under way: who waits, and what came of an item.
+struct Entry {
+    tell: Sender<Event>,
+    part: Vec<u8>,
+}
+
+struct Shared {
+    socket: UnixStream,
+    writer: Writer,
+    calls: Mutex<HashMap<u32, Entry>>,
+    next: AtomicU32,
+    closed: AtomicBool,
+}
+
+pub(crate) struct Client {
+    shared: Arc<Shared>,
+    pushes: Mutex<Receiver<Vec<u8>>>,
+}
+
+impl Client {
+    pub(crate) fn connect(path: &Path) -> Result<Self> {
+        let socket = UnixStream::connect(path)?;
+        let shared = Arc::new(Shared {
+            writer: Writer::new(socket.try_clone()?),
+            calls: Mutex::default(),
+            next: AtomicU32::new(1),
+            closed: AtomicBool::new(false),
+            socket,
+        });
+        let (tell, pushes) = channel();
+        let reads = Arc::clone(&shared);
+        let mut reader = Reader::new(reads.socket.try_clone()?);
+        thread::spawn(move || {
+            let _ended = reads.read(&mut reader, &tell);
+            // Nobody is told any more: whoever waits learns of the end.
+            reads.closed.store(true, Ordering::Relaxed);
+            lock(&reads.calls).clear();
+        });
+        Ok(Self { shared, pushes: Mutex::new(pushes) })
+    }
+
+    fn begin(&self, kind: Kind, method: u32, request: &[u8]) -> Result<Call> {
+        let (tell, told) = channel();
+        let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
+        lock(&self.shared.calls).insert(number, Entry { tell, part: Vec::new() });
+        let call = Call { shared: Arc::clone(&self.shared), number, told, owed: 0, over: false };
+        if self.shared.closed.load(Ordering::Relaxed) {
+            bail!("the connection has ended");
+        }
+        self.shared.writer.send(kind, number, method, request)?;
+        Ok(call)
+    }
+}
+
+impl Shared {
+    fn read(&self, reader: &mut Reader, pushes: &Sender<Vec<u8>>) -> Result<()> {
+        let (mut push, mut late) = (Vec::new(), Vec::new());
+        while let Some((head, length)) = reader.next()? {
+            if head.kind == Kind::Push {
+                reader.piece(length, &mut push)?;
+                if !head.more {
+                    pushes.send(std::mem::take(&mut push))?;
+                }
+                continue;
+            }
+            let part = lock(&self.calls).get_mut(&head.call).map(|entry| std::mem::take(&mut entry.part));
+            let Some(mut part) = part else {
+                late.clear(); // The call was cancelled.
+                reader.piece(length, &mut late)?;
+                continue;
+            };
+            reader.piece(length, &mut part)?;
+            let mut calls = lock(&self.calls);
+            let Some(entry) = calls.get_mut(&head.call) else { continue };
+            if head.more {
+                entry.part = part;
+                continue;
+            }
+            let event = match head.kind {
+                Kind::Chunk | Kind::Reply => Event::Item(part),
+                Kind::Failed => Event::Failed(String::from_utf8_lossy(&part).into()),
+                _ => Event::End,
+            };
+            let _nobody_waits = entry.tell.send(event);
+            if head.kind != Kind::Chunk {
+                calls.remove(&head.call);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A call under way.
+struct Call {
+    shared: Arc<Shared>,
+    number: u32,
+    told: Receiver<Event>,
+    owed: u32,
+    over: bool,
+}
+
+impl Call {
+    fn event(&mut self) -> Result<Option<Vec<u8>>> {
+        match self.told.recv() {
+            Ok(Event::Item(item)) => Ok(Some(item)),
+            other => {
+                self.over = true;
+                match other {
+                    Ok(Event::Failed(text)) => Err(anyhow!("the method failed: {text}")),
+                    Ok(_) => Ok(None),
+                    Err(_) => Err(anyhow!("the connection has ended")),
+                }
+            }
+        }
+    }
+
+    fn reply(mut self) -> Result<Vec<u8>> {
+        let reply = self.event()?;
+        self.over = true;
+        reply.ok_or_else(|| anyhow!("an end instead of a reply"))
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if !self.over && lock(&self.shared.calls).remove(&self.number).is_some() {
+            let _gone = self.shared.writer.send(Kind::Cancel, self.number, 0, &[]);
+        }
+    }
+}
+
+impl transport::Client for Client {
+    fn call(&self, method: u32, request: &[u8]) -> Result<Vec<u8>> {
+        self.begin(Kind::Call, method, request)?.reply()
+    }
+
+    fn start(&self, method: u32, request: &[u8]) -> Result<Box<dyn transport::Pending>> {
+        Ok(Box::new(self.begin(Kind::Call, method, request)?))
+    }
+
+    fn stream(&self, method: u32, request: &[u8]) -> Result<Box<dyn transport::Stream>> {
+        Ok(Box::new(self.begin(Kind::Stream, method, request)?))
+    }
+
+    fn next_push(&self) -> Result<Option<Vec<u8>>> {
+        Ok(lock(&self.pushes).recv().ok())
+    }
+
+    fn close(&self) {
+        self.shared.writer.shut(&self.shared.socket);
+    }
+}
+
+impl transport::Pending for Call {
+    fn wait(self: Box<Self>) -> Result<Vec<u8>> {
+        self.reply()
+    }
+
+    fn cancel(self: Box<Self>) {}
+}
+
+impl transport::Stream for Call {
+    fn next(&mut self) -> Result<Option<Vec<u8>>> {
+        if self.over {
+            return Ok(None);
+        }
+        let chunk = self.event()?;
+        if let Some(chunk) = &chunk {
+            self.owed += cost(chunk.len());
+            if self.owed >= WINDOW / 4 {
+                self.shared.writer.send(Kind::Credit, self.number, std::mem::take(&mut self.owed), &[])?;
+            }
+        }
+        Ok(chunk)
+    }
+
+    fn cancel(self: Box<Self>) {}
+}
