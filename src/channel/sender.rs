@@ -121,7 +121,7 @@ impl Sender {
         !self.link().same_process() || self.out.check().is_err()
     }
 
-    /// What this half has sent; the system calls are those of the whole connection.
+    /// What this half has sent; how it waited is told of the whole connection.
     pub fn stats(&self) -> Stats {
         stats(self.counts(), self.link())
     }
@@ -266,10 +266,9 @@ impl Drop for Sender {
     }
 }
 
-/// What was sent, and the system calls of the whole connection.
+/// What was sent, and how the whole connection waited.
 pub(super) fn stats((messages_sent, bytes_sent): (u64, u64), link: &Link) -> Stats {
-    let (sleeps, wakes) = link.system_calls();
-    Stats { messages_sent, bytes_sent, sleeps, wakes, ..Stats::default() }
+    Stats { messages_sent, bytes_sent, ..Stats::of(link) }
 }
 
 static_assertions::assert_impl_all!(Sender: Send);

@@ -44,6 +44,11 @@ impl Arena {
         end - self.freed <= self.size
     }
 
+    /// Bytes that are taken, with what is left before the end of a lap.
+    pub(super) fn taken(&self, place: u64) -> u64 {
+        place.saturating_sub(self.freed)
+    }
+
     /// Whether it is time to look if the arena can be started from the front: also if the last look
     /// was taken further on, for claims that were never published.
     #[inline]

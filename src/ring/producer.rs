@@ -348,6 +348,7 @@ impl<M: Memory> Producer<M> {
             self.arena.release(head - 1);
             (self.head, self.limit) = (head, limit(head, self.mem.slots()));
         }
+        self.mem.filled(self.next.ticket - head, self.arena.taken(self.next.place));
         Ok(())
     }
 }

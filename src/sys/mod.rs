@@ -28,6 +28,7 @@ macro_rules! step {
     };
 }
 
+pub(crate) mod activity;
 pub(crate) mod borrow;
 pub(crate) mod call;
 pub(crate) mod cmsg;
