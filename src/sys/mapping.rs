@@ -110,6 +110,14 @@ impl Mapping {
         self.link.activity(self.outgoing)
     }
 
+    /// What looks at the head stays as short as it was.
+    #[inline(never)]
+    fn note_fill(&self, slots: u64, bytes: u64) {
+        let part = |taken: u64, of: u64| taken.saturating_mul(FULL.into()) / of.max(1);
+        let most = part(slots, self.slots()).max(part(bytes, self.arena()));
+        self.activity().note_fill(u32::try_from(most).unwrap_or(FULL));
+    }
+
     /// Bytes of a span in place, or nothing if they are not in this memory.
     pub(crate) fn raw(&self, span: Span, at: usize, len: usize) -> Option<RawSpan<'_>> {
         let base = self.view().judge(span, at, len).ok()?;
@@ -227,10 +235,9 @@ impl Memory for Mapping {
         until.is_some_and(|t| Instant::now() >= t)
     }
 
+    #[inline(always)]
     fn filled(&self, slots: u64, bytes: u64) {
-        let part = |taken: u64, of: u64| taken.saturating_mul(FULL.into()) / of.max(1);
-        let most = part(slots, self.slots()).max(part(bytes, self.arena()));
-        self.activity().note_fill(u32::try_from(most).unwrap_or(FULL));
+        self.note_fill(slots, bytes);
     }
 }
 
