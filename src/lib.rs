@@ -71,6 +71,7 @@ pub mod internal {
         RecvFault, SendFault, Threads, Wait, Wanted, in_turn,
     };
     pub use crate::error::{Ended, Violation};
+    pub use crate::sys::probe;
     #[cfg(feature = "testing")]
     pub use crate::sys::{failpoint, mapping::testing::Peek, sentinel};
     pub use crate::{handshake, layout, mem, ring, rpc};

@@ -47,6 +47,7 @@ pub(crate) mod memfd;
 pub(crate) mod pages;
 pub(crate) mod path;
 pub(crate) mod pidfd;
+pub mod probe;
 pub(crate) mod region;
 #[cfg(feature = "testing")]
 pub mod sentinel;
