@@ -72,7 +72,8 @@ fn show(wait: Wait, size: usize, row: &Row) {
     let bytes = words::three(row.rate * size as f64 / 1e9);
     let rate = match row.rate {
         rate if rate >= 1e6 => format!("{} M", words::three(rate / 1e6)),
-        rate => format!("{} k", words::three(rate / 1e3)),
+        rate if rate >= 1e3 => format!("{} k", words::three(rate / 1e3)),
+        rate => format!("{rate:.0}  "),
     };
     let sleeps = words::three(row.sleeps as f64 / row.times.len().max(1) as f64);
     println!(

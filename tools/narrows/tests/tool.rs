@@ -1,10 +1,16 @@
 //! The tool as people run it: what it says and how it ends, not how fast anything is.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
+use std::thread;
 
 use rustix::process::{Pid, Signal, kill_process};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch,
+};
 use tempfile::TempDir;
 
 const NARROWS: &str = env!("CARGO_BIN_EXE_narrows");
@@ -119,6 +125,63 @@ fn the_doctor_notes_what_may_come_to_hurt() {
     assert_eq!(output.status.code(), Some(0), "{out}");
     assert!(out.contains("note  open files") && out.contains("-> a server with many clients"), "{out}");
     assert!(out.contains("narrows works here; ") && out.contains("note"), "{out}");
+}
+
+/// The doctor behind a filter that answers some calls with an error: their number, and of these those only that have
+/// this argument with these bits.
+fn filtered(refused: &[(i64, Option<(u8, u64)>)], error: i32) -> (Option<i32>, String) {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    for (call, when) in refused {
+        let rules = rules.entry(*call).or_default();
+        rules.extend(when.map(|(at, bits)| {
+            let is = SeccompCmpOp::MaskedEq(bits);
+            let condition =
+                SeccompCondition::new(at, SeccompCmpArgLen::Dword, is, bits).expect("a condition");
+            SeccompRule::new(vec![condition]).expect("a rule")
+        }));
+    }
+    let action = SeccompAction::Errno(error.unsigned_abs());
+    let arch = TargetArch::try_from(std::env::consts::ARCH).expect("known");
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, action, arch).expect("a filter");
+    let program: BpfProgram = filter.try_into().expect("a program");
+    // In a thread of its own, which this process and its other tests are not behind.
+    let doctor = thread::spawn(move || {
+        seccompiler::apply_filter(&program).expect("a filter");
+        Command::new(NARROWS).arg("doctor").output().expect("runs")
+    });
+    let output = doctor.join().expect("runs");
+    (output.status.code(), String::from_utf8(output.stdout).expect("text"))
+}
+
+#[test]
+fn the_doctor_says_what_an_old_kernel_is_done_without() {
+    const PASSPIDFD: u64 = 76;
+    const PEERPIDFD: u64 = 77;
+    let missing = [
+        (libc::SYS_pidfd_open, None),
+        (libc::SYS_process_mrelease, None),
+        (libc::SYS_setsockopt, Some((2, PASSPIDFD))),
+        (libc::SYS_getsockopt, Some((2, PEERPIDFD))),
+    ];
+    let (code, out) = filtered(&missing, libc::ENOSYS);
+    assert_eq!(code, Some(0), "{out}");
+    for what in ["pidfd_open", "SO_PEERPIDFD", "SO_PASSPIDFD", "process_mrelease"] {
+        let note = out.lines().find(|line| line.contains(what));
+        assert!(
+            note.is_some_and(|line| line.starts_with("  note") && line.contains("missing")),
+            "{what}: {out}"
+        );
+    }
+    assert_eq!(out.matches("told as `Disconnected`").count(), 2, "{out}");
+    assert!(out.contains("a filter is in force") && out.contains("narrows works here; "), "{out}");
+}
+
+#[test]
+fn the_doctor_names_the_call_that_a_filter_takes_away() {
+    let (code, out) = filtered(&[(libc::SYS_memfd_create, None)], libc::EPERM);
+    assert_eq!(code, Some(1), "{out}");
+    assert!(out.contains("FAIL  memory               memfd_create: Operation not permitted"), "{out}");
+    assert!(out.contains("a seccomp filter must let memfd_create"), "{out}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use narrows::{Options, RecvTimeoutError, SharedMemoryStream, WaitStrategy};
+use narrows::{ConnectError, Options, RecvTimeoutError, SharedMemoryStream, WaitStrategy};
 
 use super::{Finding, system};
 use crate::child::pattern;
@@ -108,6 +108,7 @@ fn reach(path: &Path, server: &mut Kept) -> anyhow::Result<SharedMemoryStream> {
     loop {
         match options().connect(path) {
             Ok(stream) => return Ok(stream),
+            Err(error @ ConnectError::Rejected { .. }) => return Err(error.into()),
             Err(error) if Instant::now() >= until => return Err(error.into()),
             Err(_) => {}
         }
