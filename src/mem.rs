@@ -253,9 +253,6 @@ pub trait Memory {
     /// Whether the deadline has passed.
     fn expired(&self, until: Until) -> bool;
 
-    /// So many slots, and so many bytes of the arena, are taken, as the producer has just seen. For statistics alone.
-    fn filled(&self, _slots: u64, _bytes: u64) {}
-
     /// All before ticket `upto` is published, and its sleeper on `flag` has been looked for. For tests
     /// that look for lost wake-ups.
     #[cfg(feature = "testing")]
@@ -344,9 +341,6 @@ macro_rules! forward_memory {
     (@expired $at:tt) => {
         $crate::mem::forward_memory! { @fn $at expired(until: $crate::mem::Until) -> bool }
     };
-    (@filled $at:tt) => {
-        $crate::mem::forward_memory! { @fn $at filled(slots: u64, bytes: u64) }
-    };
 }
 #[doc(hidden)]
 pub use forward_memory;
@@ -358,7 +352,7 @@ macro_rules! led_to {
             forward_memory! {
                 self => (**self);
                 slots, arena, load_slot, store_slot, load, store, settle, load_flag, store_flag, take_flag, fence,
-                copy_in, copy_out, wait, doze, wake, expired, filled,
+                copy_in, copy_out, wait, doze, wake, expired,
             }
 
             #[cfg(feature = "testing")]

@@ -82,9 +82,9 @@ impl Line {
         ended(&self.outgoing, Word::ConsumerMark)
     }
 
-    /// How both halves waited; messages are not counted here.
-    pub(crate) fn stats(&self) -> Stats {
-        Stats::of(&self.link)
+    /// How both halves waited, of which the sending one has seen its direction so full; messages are not counted here.
+    pub(crate) fn stats(&self, fullest: Option<u32>) -> Stats {
+        Stats::of(&self.link, fullest)
     }
 
     /// The peer lied: both directions are closed.

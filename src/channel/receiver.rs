@@ -110,7 +110,7 @@ impl Receiver {
 
     /// What this half has received; how it waited is told of the whole connection.
     pub fn stats(&self) -> Stats {
-        Stats { messages_received: self.messages, bytes_received: self.bytes, ..Stats::of(self.link()) }
+        Stats { messages_received: self.messages, bytes_received: self.bytes, ..Stats::of(self.link(), None) }
     }
 
     /// The kernel's word about the peer; see [`SharedMemoryStream::peer_cred`].

@@ -123,7 +123,12 @@ impl Sender {
 
     /// What this half has sent; how it waited is told of the whole connection.
     pub fn stats(&self) -> Stats {
-        stats(self.counts(), self.link())
+        stats(self.counts(), self.fullest(), self.link())
+    }
+
+    /// How full this direction was at most, as far as it was looked at.
+    pub(super) fn fullest(&self) -> u32 {
+        self.out.ring().fullest()
     }
 
     /// Messages and bytes sent so far.
@@ -267,8 +272,8 @@ impl Drop for Sender {
 }
 
 /// What was sent, and how the whole connection waited.
-pub(super) fn stats((messages_sent, bytes_sent): (u64, u64), link: &Link) -> Stats {
-    Stats { messages_sent, bytes_sent, ..Stats::of(link) }
+pub(super) fn stats((messages_sent, bytes_sent): (u64, u64), fullest: u32, link: &Link) -> Stats {
+    Stats { messages_sent, bytes_sent, ..Stats::of(link, Some(fullest)) }
 }
 
 static_assertions::assert_impl_all!(Sender: Send);

@@ -1,6 +1,6 @@
 //! What a connection has done so far.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::prometheus::{Family, Prometheus, Value};
 use crate::sys::activity::Counts;
@@ -11,18 +11,25 @@ use crate::sys::link::Link;
 pub(super) struct Sent {
     messages: AtomicU64,
     bytes: AtomicU64,
+    fullest: AtomicU32,
 }
 
 impl Sent {
     /// Notes what has been sent so far.
-    pub(super) fn set(&self, (messages, bytes): (u64, u64)) {
+    pub(super) fn set(&self, (messages, bytes): (u64, u64), fullest: u32) {
         self.messages.store(messages, Ordering::Relaxed);
         self.bytes.store(bytes, Ordering::Relaxed);
+        self.fullest.store(fullest, Ordering::Relaxed);
     }
 
     /// Messages and bytes so far.
     pub(super) fn counts(&self) -> (u64, u64) {
         (self.messages.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+    }
+
+    /// How full its sender has seen the direction at most, in thousandths.
+    pub(super) fn fullest(&self) -> u32 {
+        self.fullest.load(Ordering::Relaxed)
     }
 }
 
@@ -72,8 +79,9 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// What both halves did beside sending and receiving.
-    pub(crate) fn of(link: &Link) -> Self {
+    /// What both halves did beside sending and receiving; the sender, if it is at hand, has seen its direction so full.
+    pub(crate) fn of(link: &Link, fullest: Option<u32>) -> Self {
+        link.activity(true).note_fill(fullest.unwrap_or(0));
         let (sending, receiving) = (link.activity(true).counts(), link.activity(false).counts());
         Self {
             sleeps: sending.sleeps + receiving.sleeps,

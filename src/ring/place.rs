@@ -22,11 +22,13 @@ pub(super) struct Arena {
     looked: u64,
     /// The place behind each ticket, by slot.
     ends: Box<[u64]>,
+    /// The most slots and bytes that were found taken.
+    most: (u64, u64),
 }
 
 impl Arena {
     pub(super) fn new(size: u64, slots: u64) -> Self {
-        Self { size, freed: 0, looked: 0, ends: (0..slots).map(|_| 0).collect() }
+        Self { size, freed: 0, looked: 0, ends: (0..slots).map(|_| 0).collect(), most: (0, 0) }
     }
 
     /// Where `len` bytes would stand, from `place` on: start and end.
@@ -44,9 +46,15 @@ impl Arena {
         end - self.freed <= self.size
     }
 
-    /// Bytes that are taken, with what is left before the end of a lap.
-    pub(super) fn taken(&self, place: u64) -> u64 {
-        place.saturating_sub(self.freed)
+    /// The head was looked at: so many slots are taken, and all before this place that is not free.
+    #[inline(always)]
+    pub(super) fn note(&mut self, slots: u64, place: u64) {
+        self.most = (self.most.0.max(slots), self.most.1.max(place.saturating_sub(self.freed)));
+    }
+
+    /// The most slots and bytes that were found taken.
+    pub(super) fn most(&self) -> (u64, u64) {
+        self.most
     }
 
     /// Whether it is time to look if the arena can be started from the front: also if the last look

@@ -83,7 +83,7 @@ pub struct Producer<M> {
     head: u64,
     /// The first ticket that may not be claimed without a look at the head.
     limit: u64,
-    arena: Arena,
+    pub(super) arena: Arena,
     /// A message stands unfinished in the ring: its next piece follows, or it is abandoned.
     unfinished: bool,
 }
@@ -348,7 +348,7 @@ impl<M: Memory> Producer<M> {
             self.arena.release(head - 1);
             (self.head, self.limit) = (head, limit(head, self.mem.slots()));
         }
-        self.mem.filled(self.next.ticket - head, self.arena.taken(self.next.place));
+        self.arena.note(self.next.ticket - head, self.next.place);
         Ok(())
     }
 }

@@ -28,7 +28,7 @@ pub(crate) struct Counts {
 }
 
 /// Of a direction without room.
-pub(crate) const FULL: u32 = 1000;
+const FULL: u32 = 1000;
 
 impl Activity {
     /// A thread asked the kernel to sleep.
@@ -52,7 +52,7 @@ impl Activity {
         self.note_fill(FULL);
     }
 
-    /// The sender has looked, and found so many thousandths taken.
+    /// The sender has found so many thousandths taken.
     pub(crate) fn note_fill(&self, permille: u32) {
         if permille > self.peak.load(Ordering::Relaxed) {
             self.peak.fetch_max(permille.min(FULL), Ordering::Relaxed);

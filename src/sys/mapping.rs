@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::activity::{Activity, FULL};
+use super::activity::Activity;
 use super::borrow::RawSpan;
 use super::futex;
 use super::link::Link;
@@ -108,14 +108,6 @@ impl Mapping {
     /// What this process has done at this direction.
     pub(crate) fn activity(&self) -> &Activity {
         self.link.activity(self.outgoing)
-    }
-
-    /// What looks at the head stays as short as it was.
-    #[inline(never)]
-    fn note_fill(&self, slots: u64, bytes: u64) {
-        let part = |taken: u64, of: u64| taken.saturating_mul(FULL.into()) / of.max(1);
-        let most = part(slots, self.slots()).max(part(bytes, self.arena()));
-        self.activity().note_fill(u32::try_from(most).unwrap_or(FULL));
     }
 
     /// Bytes of a span in place, or nothing if they are not in this memory.
@@ -233,11 +225,6 @@ impl Memory for Mapping {
 
     fn expired(&self, until: Until) -> bool {
         until.is_some_and(|t| Instant::now() >= t)
-    }
-
-    #[inline(always)]
-    fn filled(&self, slots: u64, bytes: u64) {
-        self.note_fill(slots, bytes);
     }
 }
 

@@ -269,12 +269,14 @@ impl SharedMemoryClient {
     /// What was done so far.
     pub fn stats(&self) -> ClientStats {
         let conn = self.current.any();
-        let Stats { sleeps, wakes, sending, receiving, full_stalls, peak_fill, .. } = conn.line.stats();
         let reconnects = self.current.reconnects();
         if !conn.line.same_process() {
             return ClientStats::default();
         }
         let books = conn.desk.books();
+        let fullest = books.pen.as_ref().map(|pen| pen.ring().fullest());
+        let Stats { sleeps, wakes, sending, receiving, full_stalls, peak_fill, .. } =
+            conn.line.stats(fullest);
         ClientStats {
             calls: books.table.opened,
             in_flight: books.table.in_flight(),

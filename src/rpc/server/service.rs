@@ -137,7 +137,7 @@ impl Shared {
         let (counts, peers) = (&self.counts, self.peers.lock());
         let inline: u64 = peers.values().map(|peer| peer.hall.answered()).sum();
         let gone = *counts.waits.lock();
-        let waits = peers.values().fold(gone, |sum, peer| sum.and_waits(peer.line.stats()));
+        let waits = peers.values().fold(gone, |sum, peer| sum.and_waits(peer.stats()));
         ServerStats {
             connections: peers.len(),
             accepted: counts.accepted.get(),
@@ -167,7 +167,7 @@ impl Shared {
         if let Some(peer) = peers.remove(&id) {
             self.counts.calls.add_many(peer.hall.answered());
             let mut waits = self.counts.waits.lock();
-            *waits = waits.and_waits(peer.line.stats());
+            *waits = waits.and_waits(peer.stats());
         }
         self.open.fetch_sub(1, Ordering::Relaxed);
         self.gone.notify_all();

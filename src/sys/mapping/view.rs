@@ -174,7 +174,7 @@ impl Memory for View<'_> {
         Ok(())
     }
 
-    forward_memory! { self => self.whole; settle, store_flag, take_flag, wait, doze, wake, expired, filled }
+    forward_memory! { self => self.whole; settle, store_flag, take_flag, wait, doze, wake, expired }
 
     #[cfg(feature = "testing")]
     fn checked(&self, flag: Flag, upto: u64) {
