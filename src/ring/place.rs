@@ -46,10 +46,10 @@ impl Arena {
         end - self.freed <= self.size
     }
 
-    /// The head was looked at: so many slots are taken, and all before this place that is not free.
+    /// The head was looked at: so many slots are taken.
     #[inline(always)]
-    pub(super) fn note(&mut self, slots: u64, place: u64) {
-        self.most = (self.most.0.max(slots), self.most.1.max(place.saturating_sub(self.freed)));
+    pub(super) fn note(&mut self, slots: u64) {
+        self.most.0 = self.most.0.max(slots);
     }
 
     /// The most slots and bytes that were found taken.
@@ -64,9 +64,10 @@ impl Arena {
         end.wrapping_sub(self.looked) > FRONT.min(self.size / 4)
     }
 
-    /// Notes that a look was taken at this place.
+    /// Notes that a look was taken at this place: all before it is taken that is not free.
     pub(super) fn look(&mut self, place: u64) {
         self.looked = place;
+        self.most.1 = self.most.1.max(place.saturating_sub(self.freed));
     }
 
     /// Everything is consumed: the next place is the front, and all is free.
