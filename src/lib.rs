@@ -9,6 +9,8 @@ mod channel;
 mod error;
 #[forbid(unsafe_code)]
 mod establish;
+#[forbid(unsafe_code)]
+mod events;
 #[doc(hidden)]
 #[cfg(feature = "testing")]
 #[forbid(unsafe_code)]
@@ -26,6 +28,8 @@ mod listener;
 pub mod mem;
 #[forbid(unsafe_code)]
 mod options;
+#[forbid(unsafe_code)]
+mod prometheus;
 #[doc(hidden)]
 #[forbid(unsafe_code)]
 pub mod ring;
@@ -39,7 +43,7 @@ mod sys;
 
 pub use channel::{
     Batch, ByteReader, ByteWriter, Closer, Iter, Received, Receiver, RecvGuard, Reservation, Sender,
-    SharedSender, Stats, TryIter, WaitStrategy,
+    SharedSender, Stats, TryIter, WaitStrategy, Waits,
 };
 pub use error::{
     AcceptError, BindError, CallError, ConnectError, HandlerError, HandshakeError, RecvError,
@@ -47,6 +51,7 @@ pub use error::{
 };
 pub use listener::{Incoming, ListenerCloser, SharedMemoryListener};
 pub use options::Options;
+pub use prometheus::Prometheus;
 pub use rpc::client::{
     Canceller, ClientBuilder, ClientStats, Lost, LostCall, PendingCall, Pushes, Reconnect, Reply,
     ReplyStream, SharedMemoryClient, UploadCall, UploadStream,
@@ -66,6 +71,7 @@ pub mod internal {
         RecvFault, SendFault, Threads, Wait, Wanted, in_turn,
     };
     pub use crate::error::{Ended, Violation};
+    pub use crate::sys::probe;
     #[cfg(feature = "testing")]
     pub use crate::sys::{failpoint, mapping::testing::Peek, sentinel};
     pub use crate::{handshake, layout, mem, ring, rpc};

@@ -48,6 +48,7 @@ pub(crate) fn bury(outgoing: &Mapping, incoming: &Mapping, how: Gone) {
         Gone::Died => Fate::Died,
     };
     ring::bury(outgoing, incoming, fate);
+    outgoing.link().tell_end();
 }
 
 /// Gives a connection its fate if it has none, marks both directions and wakes all four sleepers.
@@ -59,4 +60,5 @@ pub(crate) fn shut(link: &Arc<Link>, fate: Fate) {
     let outgoing = Mapping::new(Arc::clone(link), out);
     let incoming = Mapping::new(Arc::clone(link), 1 - out);
     ring::shut(&outgoing, &incoming, fate);
+    link.tell_end();
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Closer, Ear, Inbound, Outbound, Poster, Waiting, shut};
+use super::{Closer, Ear, Inbound, Outbound, Poster, Stats, Waiting, shut};
 use crate::error::Ended;
 use crate::mem::Word;
 use crate::ring::{Fate, ended};
@@ -82,9 +82,9 @@ impl Line {
         ended(&self.outgoing, Word::ConsumerMark)
     }
 
-    /// System calls to sleep, and to wake the peer.
-    pub(crate) fn system_calls(&self) -> (u64, u64) {
-        self.link.system_calls()
+    /// How both halves waited, of which the sending one has seen its direction so full; messages are not counted here.
+    pub(crate) fn stats(&self, fullest: Option<u32>) -> Stats {
+        Stats::of(&self.link, fullest)
     }
 
     /// The peer lied: both directions are closed.

@@ -249,6 +249,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
         let bed = match outgoing {
             None => Bed::consumer(ring.mem()),
             Some((mem, wanted)) => {
+                pace.stalled(tries);
                 wanted.ask(mem);
                 Bed::either(ring.mem(), mem)
             }

@@ -52,7 +52,7 @@ pub use recv_guard::RecvGuard;
 pub use reservation::Reservation;
 pub use sender::Sender;
 pub use shared::SharedSender;
-pub use stats::Stats;
+pub use stats::{Stats, Waits};
 
 pub use crate::ring::{Poster, Wanted};
 pub(crate) use crate::sys::{borrow::RawBytes, mapping::Mapping, socket::PeerCred};

@@ -353,6 +353,7 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
         if !may_wait_on(ring.mem(), until, tries) {
             return Err(SendFault::Full);
         }
+        pace.stalled(tries);
         if !pace.pass(until, || ring.released(needs)) {
             ring.want(needs);
             let found =

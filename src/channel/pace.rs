@@ -81,6 +81,9 @@ pub trait Pace {
     /// A sleep that followed [`pass`](Self::pass) is over.
     fn slept(&mut self);
 
+    /// A thread of this side finds no room to send, and waits; `tries` of its waits came to nothing before.
+    fn stalled(&mut self, _tries: u32) {}
+
     /// How many bare looks may come before [`pass`](Self::pass): some where the answer is expected at once.
     fn glances(&mut self) -> u32 {
         0
@@ -153,6 +156,7 @@ impl Waiting {
             cpu::step_aside();
             look()
         } else {
+            self.mapping.activity().count_spin();
             let end = self.began + BUDGET;
             spin(until.map_or(end, |until| until.min(end)), look)
         };
@@ -178,7 +182,16 @@ impl Pace for Waiting {
         match self.strategy {
             WaitStrategy::Park => false,
             WaitStrategy::Adaptive => self.adapt(until, look),
-            WaitStrategy::Spin => spin_on(until, look),
+            WaitStrategy::Spin => {
+                self.mapping.activity().count_spin();
+                spin_on(until, look)
+            }
+        }
+    }
+
+    fn stalled(&mut self, tries: u32) {
+        if tries == 0 {
+            self.mapping.link().activity(true).count_stall();
         }
     }
 

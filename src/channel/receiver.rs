@@ -108,16 +108,9 @@ impl Receiver {
         ring.mem().peek(ring.ticket())
     }
 
-    /// What this half has received; the system calls are those of the whole connection.
+    /// What this half has received; how it waited is told of the whole connection.
     pub fn stats(&self) -> Stats {
-        let (sleeps, wakes) = self.link().system_calls();
-        Stats {
-            messages_received: self.messages,
-            bytes_received: self.bytes,
-            sleeps,
-            wakes,
-            ..Stats::default()
-        }
+        Stats { messages_received: self.messages, bytes_received: self.bytes, ..Stats::of(self.link(), None) }
     }
 
     /// The kernel's word about the peer; see [`SharedMemoryStream::peer_cred`].

@@ -122,9 +122,14 @@ impl Sender {
         !self.link().same_process() || self.out.check().is_err()
     }
 
-    /// What this half has sent; the system calls are those of the whole connection.
+    /// What this half has sent; how it waited is told of the whole connection.
     pub fn stats(&self) -> Stats {
-        stats(self.counts(), self.link())
+        stats(self.counts(), self.fullest(), self.link())
+    }
+
+    /// How full this direction was at most, as far as it was looked at.
+    pub(super) fn fullest(&self) -> u32 {
+        self.out.ring().fullest()
     }
 
     /// Messages and bytes sent so far.
@@ -287,10 +292,9 @@ impl Drop for Sender {
     }
 }
 
-/// What was sent, and the system calls of the whole connection.
-pub(super) fn stats((messages_sent, bytes_sent): (u64, u64), link: &Link) -> Stats {
-    let (sleeps, wakes) = link.system_calls();
-    Stats { messages_sent, bytes_sent, sleeps, wakes, ..Stats::default() }
+/// What was sent, and how the whole connection waited.
+pub(super) fn stats((messages_sent, bytes_sent): (u64, u64), fullest: u32, link: &Link) -> Stats {
+    Stats { messages_sent, bytes_sent, ..Stats::of(link, Some(fullest)) }
 }
 
 static_assertions::assert_impl_all!(Sender: Send);

@@ -50,7 +50,7 @@ pub struct SharedSender {
 impl SharedSender {
     pub(super) fn new(sender: Sender) -> Self {
         let (sent, link) = (Arc::<Sent>::default(), Arc::clone(sender.link()));
-        sent.set(sender.counts());
+        sent.set(sender.counts(), sender.fullest());
         Self { sender: Arc::new(Mutex::new(sender)), sent, link }
     }
 
@@ -90,7 +90,7 @@ impl SharedSender {
 
     /// What all threads have sent. Never blocks, not even while one of them does.
     pub fn stats(&self) -> Stats {
-        stats(self.sent.counts(), &self.link)
+        stats(self.sent.counts(), self.sent.fullest(), &self.link)
     }
 
     fn send_plain<H: Manner>(&self, message: &[u8], how: H) -> Result<(), H::Send> {
@@ -109,7 +109,7 @@ impl SharedSender {
         }
         let send = |sender: &mut Sender| {
             let sent = sender.send_parts(parts, tag, how);
-            self.sent.set(sender.counts());
+            self.sent.set(sender.counts(), sender.fullest());
             sent
         };
         in_turn(&*self.sender, how.wait(), send).unwrap_or_else(|| fail(SendFault::Full))

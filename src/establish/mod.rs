@@ -35,9 +35,10 @@ use std::time::{Duration, Instant};
 
 use crate::channel::bury;
 use crate::error::ConnectError;
+use crate::events;
 use crate::handshake::Limits;
 use crate::options::Options;
-use crate::sys::link::{Link, LinkParts};
+use crate::sys::link::{Link, LinkParts, Side};
 use crate::sys::socket;
 use crate::sys::wait::{Readiness, wait_ready};
 
@@ -115,7 +116,13 @@ pub(crate) fn expired(until: Option<Instant>) -> bool {
 
 /// Makes the link: the one place where the driver meets the layers above it.
 fn link(parts: LinkParts) -> io::Result<Established> {
-    Ok(Established { link: Link::establish(parts, bury)? })
+    let (side, cred) = (parts.side, parts.cred);
+    let link = Link::establish(parts, bury)?;
+    match side {
+        Side::Client => events::connected(cred.pid(), cred.uid()),
+        Side::Server => events::accepted(cred.pid(), cred.uid()),
+    }
+    Ok(Established { link })
 }
 
 /// Steps a client until it is ready.

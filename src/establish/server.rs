@@ -22,6 +22,7 @@ use std::process;
 use std::sync::Arc;
 
 use crate::error::{HandshakeError, RejectCode};
+use crate::events;
 use crate::handshake::{ANSWER_LEN, Agreement, Answer, HELLO_LEN, Hello, Limits, Reject, ServerHandshake};
 use crate::options::Options;
 use crate::sys::link::{Link, LinkParts, Side};
@@ -45,6 +46,17 @@ pub(crate) enum Failure {
     Refused,
     /// A system call failed.
     Io(io::Error),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Handshake(error) => error.fmt(f),
+            Self::Closed => f.write_str("it closed the socket"),
+            Self::Refused => f.write_str("its user may not connect, see Options::authorize"),
+            Self::Io(error) => error.fmt(f),
+        }
+    }
 }
 
 impl From<io::Error> for Failure {
@@ -79,6 +91,7 @@ impl Guest {
                 socket.as_fd(),
                 Reject::new(RejectCode::NotAuthorized, "see the server's Options::authorize"),
             );
+            events::rejected(cred.pid(), cred.uid(), &Failure::Refused);
             return Err(Failure::Refused);
         }
         let ourselves = cred.pid() == process::id();
@@ -98,6 +111,23 @@ impl Guest {
 
     /// Does all that can be done without waiting.
     pub(crate) fn advance(&mut self, limits: &Limits, prefault: bool) -> Result<Step, Failure> {
+        let step = self.step(limits, prefault);
+        step.inspect_err(|failure| match failure {
+            Failure::Closed => events::left(self.cred.pid(), self.cred.uid()),
+            failure => self.tell_rejected(failure),
+        })
+    }
+
+    /// Its time is over.
+    pub(crate) fn give_up(self) {
+        self.tell_rejected(&"its handshake took too long");
+    }
+
+    fn tell_rejected(&self, why: &dyn fmt::Display) {
+        events::rejected(self.cred.pid(), self.cred.uid(), why);
+    }
+
+    fn step(&mut self, limits: &Limits, prefault: bool) -> Result<Step, Failure> {
         while self.answer.is_none() {
             let Some(hello) = self.listen()? else {
                 return Ok(Step::Wants(Readiness::Readable));
@@ -124,7 +154,8 @@ impl Guest {
             first_ticket: agreed.first_ticket,
             max_message: agreed.max_message,
         };
-        Ok(link(parts)?)
+        let (pid, uid) = (self.cred.pid(), self.cred.uid());
+        Ok(link(parts).inspect_err(|error| events::rejected(pid, uid, error))?)
     }
 
     /// Reads once: `None` if nothing is there, else the Hello if it is whole.

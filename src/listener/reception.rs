@@ -181,7 +181,9 @@ impl Reception {
         for at in 0..self.guests.len() {
             let until = self.guests.get(at).and_then(Option::as_ref).and_then(|seat| seat.until);
             if until.is_some_and(|until| until <= now) {
-                drop(self.vacate(at));
+                if let Some(guest) = self.vacate(at) {
+                    guest.give_up();
+                }
                 failed.fetch_add(1, Ordering::Relaxed);
             }
         }

@@ -27,11 +27,14 @@ pub(super) struct Arena {
     reach: u64,
     /// The place behind each ticket, by slot.
     ends: Box<[u64]>,
+    /// The most slots and bytes that were found taken.
+    most: (u64, u64),
 }
 
 impl Arena {
     pub(super) fn new(size: u64, slots: u64) -> Self {
-        Self { size, freed: 0, looked: 0, reach: FRONT, ends: (0..slots).map(|_| 0).collect() }
+        let ends = (0..slots).map(|_| 0).collect();
+        Self { size, freed: 0, looked: 0, reach: FRONT, ends, most: (0, 0) }
     }
 
     /// Where `len` bytes would stand, from `place` on: start and end.
@@ -49,6 +52,17 @@ impl Arena {
         end - self.freed <= self.size
     }
 
+    /// The head was looked at: so many slots are taken.
+    #[inline(always)]
+    pub(super) fn note(&mut self, slots: u64) {
+        self.most.0 = self.most.0.max(slots);
+    }
+
+    /// The most slots and bytes that were found taken.
+    pub(super) fn most(&self) -> (u64, u64) {
+        self.most
+    }
+
     /// Whether it is time to look if the arena can be started from the front: also if the last look
     /// was taken further on, for claims that were never published.
     #[inline]
@@ -56,9 +70,10 @@ impl Arena {
         end.wrapping_sub(self.looked) > self.reach.min(self.size / 4)
     }
 
-    /// Notes that a look was taken at this place.
+    /// Notes that a look was taken at this place: all before it is taken that is not free.
     pub(super) fn look(&mut self, place: u64) {
         (self.looked, self.reach) = (place, FLOW);
+        self.most.1 = self.most.1.max(place.saturating_sub(self.freed));
     }
 
     /// Everything is [free](Self::is_free): the next place is the front, and all is free.

@@ -291,6 +291,7 @@ impl<M: Memory> Producer<M> {
             self.arena.release(head - 1);
             (self.head, self.limit) = (head, limit(head, self.mem.slots()));
         }
+        self.arena.note(self.next.ticket - head);
         Ok(())
     }
 }

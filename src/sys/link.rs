@@ -13,15 +13,17 @@
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
+use super::activity::Activity;
 use super::fork::Canary;
 use super::lifeline::{self, Gone, Watch, Watched};
 use super::mapping::Mapping;
 use super::pidfd::Pidfd;
 use super::region::Region;
 use super::socket::PeerCred;
+use crate::events;
 use crate::layout::{Geometry, words};
 use crate::mem::{Load, Memory, Word};
 
@@ -70,8 +72,10 @@ pub(crate) struct Link {
     max_message: u64,
     canary: Canary,
     fate: AtomicU64,
-    sleeps: AtomicU64,
-    wakes: AtomicU64,
+    /// Sending, and receiving.
+    activities: [Activity; 2],
+    /// The log has been told of the end.
+    told: AtomicBool,
     watch: OnceLock<Watch>,
     bury: Bury,
     this: Weak<Self>,
@@ -114,8 +118,8 @@ impl Link {
             max_message,
             canary,
             fate: AtomicU64::new(0),
-            sleeps: AtomicU64::new(0),
-            wakes: AtomicU64::new(0),
+            activities: Default::default(),
+            told: AtomicBool::new(false),
             watch: OnceLock::new(),
             bury,
             this: this.clone(),
@@ -172,17 +176,29 @@ impl Link {
         usize::try_from(self.max_message).unwrap_or(usize::MAX)
     }
 
-    /// How often a thread of this side asked the kernel to sleep, and to wake the peer.
-    pub(crate) fn system_calls(&self) -> (u64, u64) {
-        (self.sleeps.load(Ordering::Relaxed), self.wakes.load(Ordering::Relaxed))
+    /// What this process has done at one direction, the outgoing one or the other.
+    pub(crate) fn activity(&self, outgoing: bool) -> &Activity {
+        let [sending, receiving] = &self.activities;
+        if outgoing { sending } else { receiving }
     }
 
-    pub(super) fn count_sleep(&self) {
-        self.sleeps.fetch_add(1, Ordering::Relaxed);
+    /// Tells the log how the connection has ended, once. What it ends has been told before: a logger may take its time.
+    pub(crate) fn tell_end(&self) {
+        if cfg!(feature = "log") && self.same_process() && !self.told.swap(true, Ordering::Relaxed) {
+            let (out, into) = (self.side.outgoing(), 1 - self.side.outgoing());
+            let by_peer =
+                self.is_marked(out, words::CONSUMER_MARK) && self.is_marked(into, words::PRODUCER_MARK);
+            events::ended(self.cred.pid(), self.fate.load(Ordering::Acquire), by_peer);
+        }
     }
 
-    pub(super) fn count_wake(&self) {
-        self.wakes.fetch_add(1, Ordering::Relaxed);
+    /// Whether the peer has marked its end of a direction, for one that may be the last to hold the link.
+    fn is_marked(&self, direction: usize, mark: usize) -> bool {
+        let at = self.geometry.direction(direction).words + mark;
+        // SAFETY: in the region, whose size `establish` has checked, 8-aligned by the layout's const asserts, and
+        // mapped as long as the link; this is no fork, by the caller.
+        let word = unsafe { AtomicU64::from_ptr(self.region.base().add(at).cast().as_ptr()) };
+        word.load(Ordering::Acquire) != 0
     }
 
     fn ring(&self, direction: usize) -> Option<Mapping> {
@@ -206,6 +222,12 @@ impl Watched for Link {
             return;
         };
         (self.bury)(&outgoing, &incoming, how);
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.tell_end();
     }
 }
 

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::activity::Activity;
 use super::borrow::RawSpan;
 use super::futex;
 use super::link::Link;
@@ -104,6 +105,11 @@ impl Mapping {
         futex::monotonic_now().checked_sub(at)
     }
 
+    /// What this process has done at this direction.
+    pub(crate) fn activity(&self) -> &Activity {
+        self.link.activity(self.outgoing)
+    }
+
     /// Bytes of a span in place, or nothing if they are not in this memory.
     pub(crate) fn raw(&self, span: Span, at: usize, len: usize) -> Option<RawSpan<'_>> {
         let base = self.view().judge(span, at, len).ok()?;
@@ -178,7 +184,7 @@ impl Memory for Mapping {
     }
 
     fn wait(&self, flag: Flag, until: Until, patience: u32) -> Woke {
-        self.link.count_sleep();
+        self.activity().count_sleep();
         let slice = FIRST_SLICE * (1 << patience.min(LONGEST_DOUBLING));
         step!("wait");
         #[cfg(feature = "testing")]
@@ -199,7 +205,7 @@ impl Memory for Mapping {
 
     fn wake(&self, flag: Flag) {
         step!(testing::wake(flag));
-        self.link.count_wake();
+        self.activity().count_wake();
         let now = u64::try_from(futex::monotonic_now().as_nanos()).unwrap_or(0);
         match flag {
             Flag::Consumer => self.at(words::CONSUMER_WOKEN).store(now, Ordering::Relaxed),

@@ -28,6 +28,7 @@ macro_rules! step {
     };
 }
 
+pub(crate) mod activity;
 pub(crate) mod borrow;
 pub(crate) mod call;
 pub(crate) mod cmsg;
@@ -46,6 +47,7 @@ pub(crate) mod memfd;
 pub(crate) mod pages;
 pub(crate) mod path;
 pub(crate) mod pidfd;
+pub mod probe;
 pub(crate) mod region;
 #[cfg(feature = "testing")]
 pub mod sentinel;

@@ -60,10 +60,21 @@ impl Pidfd {
     /// finds nothing to release (`ESRCH`) once no thread of it has memory; an exec never gets there.
     /// Where the call is not to be had (before Linux 5.15) only the end itself counts.
     pub(crate) fn finished(&self) -> bool {
+        self.release() == Some(libc::ESRCH) || self.exited()
+    }
+
+    /// Whether the kernel answers the question of [`finished`](Self::finished), of a process that lives.
+    pub(super) fn asks(&self) -> io::Result<()> {
+        match self.release() {
+            Some(libc::EINVAL) | None => Ok(()),
+            Some(error) => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+
+    fn release(&self) -> Option<i32> {
         // SAFETY: takes two numbers. It frees private memory only of a process that was killed.
         let released = unsafe { libc::syscall(libc::SYS_process_mrelease, self.fd.as_raw_fd(), 0) };
-        let gone = released < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH);
-        gone || self.exited()
+        if released < 0 { io::Error::last_os_error().raw_os_error() } else { None }
     }
 
     /// The one `Pidfd` of this process that all its users share.

@@ -175,20 +175,20 @@ pub(crate) fn peer_pidfd(fd: BorrowedFd<'_>) -> Option<Pidfd> {
 ///
 /// For connected sockets only: connecting with this option would make an abstract name.
 pub(crate) fn want_pidfd(fd: BorrowedFd<'_>) {
-    set_option(fd, SO_PASSPIDFD, 1);
+    let _a_help = set_option(fd, SO_PASSPIDFD, 1);
 }
 
 /// Makes the peer's attempts to pass descriptors fail, where the kernel can (Linux 6.16). On a
 /// listening socket it holds for all that it accepts.
 pub(crate) fn refuse_descriptors(fd: BorrowedFd<'_>) {
-    set_option(fd, SO_PASSRIGHTS, 0);
+    let _a_help = set_option(fd, SO_PASSRIGHTS, 0);
 }
 
 const FLAGS: i32 = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
 // Newer than the C library's headers for Rust. The numbers are those of `asm-generic/socket.h`.
-const SO_PASSPIDFD: i32 = 76;
+pub(super) const SO_PASSPIDFD: i32 = 76;
 const SO_PEERPIDFD: i32 = 77;
-const SO_PASSRIGHTS: i32 = 83;
+pub(super) const SO_PASSRIGHTS: i32 = 83;
 
 fn stream_socket() -> io::Result<OwnedFd> {
     // SAFETY: the call makes a new descriptor, which is ours alone.
@@ -229,14 +229,12 @@ fn option<T: Copy + PlainOption>(fd: BorrowedFd<'_>, name: i32, initial: T) -> i
     Ok(unsafe { value.assume_init() })
 }
 
-/// Sets an option that is only a help: a kernel that does not have it does without.
-fn set_option(fd: BorrowedFd<'_>, name: i32, value: i32) {
+/// Sets an option. Those here are only a help: with a kernel that does not have them it goes without.
+pub(super) fn set_option(fd: BorrowedFd<'_>, name: i32, value: i32) -> io::Result<()> {
     let place = (&raw const value).cast();
     // SAFETY: the kernel reads the local of this length.
-    unsafe {
-        libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, place, len_of::<i32>());
-    }
-    step!("setsockopt");
+    let set = unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, place, len_of::<i32>()) };
+    call::check("setsockopt", set).map(drop)
 }
 
 /// A type of which any bytes are a value.

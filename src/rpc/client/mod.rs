@@ -14,6 +14,7 @@ mod place;
 mod pushes;
 mod renewal;
 mod seat;
+mod stats;
 mod streams;
 mod table;
 #[cfg(feature = "testing")]
@@ -25,7 +26,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::channel::{PeerCred, Wait};
+use crate::channel::{PeerCred, Stats, Wait};
 use crate::error::{CallError, ConnectError};
 use crate::options::Options;
 use crate::stream::SharedMemoryStream;
@@ -39,6 +40,7 @@ pub use desk::{Books, Desk, Parts, Stop};
 pub use pending::{Canceller, PendingCall, Reply};
 pub use pushes::Pushes;
 pub use renewal::{ClientBuilder, Lost, Reconnect};
+pub use stats::ClientStats;
 pub use streams::{ReplyStream, UploadCall, UploadStream};
 pub use table::LostCall;
 #[doc(hidden)]
@@ -67,24 +69,6 @@ pub use table::{Change, Final, Table};
 #[derive(Clone)]
 pub struct SharedMemoryClient {
     current: Arc<Current>,
-}
-
-/// What a client has done so far, on the connection that it has now.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ClientStats {
-    /// Calls whose request was sent whole, of all kinds.
-    pub calls: u64,
-    /// Calls under way; those whose end nobody waits for any more count until the server has said it.
-    pub in_flight: usize,
-    /// Replies that came after their call was cancelled or timed out, and were dropped.
-    pub dropped_replies: u64,
-    /// Connections that were made after the first, because one was lost.
-    pub reconnects: u64,
-    /// System calls to sleep.
-    pub sleeps: u64,
-    /// System calls to wake the server.
-    pub wakes: u64,
 }
 
 impl SharedMemoryClient {
@@ -285,12 +269,14 @@ impl SharedMemoryClient {
     /// What was done so far.
     pub fn stats(&self) -> ClientStats {
         let conn = self.current.any();
-        let (sleeps, wakes) = conn.line.system_calls();
         let reconnects = self.current.reconnects();
         if !conn.line.same_process() {
             return ClientStats::default();
         }
         let books = conn.desk.books();
+        let fullest = books.pen.as_ref().map(|pen| pen.ring().fullest());
+        let Stats { sleeps, wakes, sending, receiving, full_stalls, peak_fill, .. } =
+            conn.line.stats(fullest);
         ClientStats {
             calls: books.table.opened,
             in_flight: books.table.in_flight(),
@@ -298,6 +284,10 @@ impl SharedMemoryClient {
             reconnects,
             sleeps,
             wakes,
+            sending,
+            receiving,
+            full_stalls,
+            peak_fill,
         }
     }
 

@@ -142,6 +142,11 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Hall<M, P, T> {
         Ok(())
     }
 
+    /// How full the way to the client was at most, as far as it was looked at.
+    pub fn fullest(&self) -> u32 {
+        self.post.lock().out.ring().fullest()
+    }
+
     /// Inline calls that were answered.
     pub fn answered(&self) -> u64 {
         self.post.lock().answered

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::hall::{Gone, Hall};
 use super::request::gone;
-use crate::channel::{Line, Mapping, PeerCred, RealThreads, Wait, Waiting};
+use crate::channel::{Line, Mapping, PeerCred, RealThreads, Stats, Wait, Waiting};
 use crate::error::CallError;
 
 pub(super) type RealHall = Hall<Mapping, Waiting, RealThreads>;
@@ -48,6 +48,13 @@ pub(crate) struct Peer {
     /// Methods that run for it, those that nobody waits for included; and those with a thread of their own.
     pub(super) running: AtomicUsize,
     pub(super) streams: AtomicUsize,
+}
+
+impl Peer {
+    /// How the connection waited.
+    pub(super) fn stats(&self) -> Stats {
+        self.line.stats(Some(self.hall.fullest()))
+    }
 }
 
 /// A method that runs, counted while it does.

@@ -17,6 +17,7 @@ use super::service::Shared;
 use super::table::{Failure, Table};
 use crate::channel::{Ends, Mapping, RealThreads, Waiting};
 use crate::error::{CallError, Ended, RejectCode};
+use crate::events;
 use crate::rpc::greeting::{self, MAX_FRAME_HEAD};
 use crate::rpc::wire::{STREAM, Status, UPLOAD};
 use crate::stream::SharedMemoryStream;
@@ -77,7 +78,11 @@ type Greeted = (Arc<Peer>, Attendant<Mapping, Waiting, RealThreads>);
 fn greet(shared: &Shared, stream: SharedMemoryStream, id: u64) -> Result<Greeted, CallError> {
     let Ends { outbound, mut inbound, line } = stream.into_ends();
     let until = Instant::now().checked_add(shared.options.accept_timeout_or_default());
-    let theirs = greeting::hear(&mut inbound, until).map_err(|_| CallError::ProtocolViolated)?;
+    let cred = line.cred();
+    let theirs = greeting::hear(&mut inbound, until).map_err(|_| {
+        events::rejected(cred.pid(), cred.uid(), &"it did not greet as a client of calls does");
+        CallError::ProtocolViolated
+    })?;
     let (window, push_window) = greeting::agree(&shared.options, &theirs);
     let max = line.max_message();
     let piece = line.handy().saturating_sub(MAX_FRAME_HEAD);
@@ -99,6 +104,7 @@ fn greet(shared: &Shared, stream: SharedMemoryStream, id: u64) -> Result<Greeted
     if let Some(judge) = &shared.callbacks.connect {
         if let Err(refusal) = judge(&Connection::new(&peer)) {
             let text = refusal.text();
+            events::rejected(cred.pid(), cred.uid(), &format_args!("by on_connect: {text}"));
             let _gone = hall.open(|out| greeting::refuse(out, RejectCode::NotAuthorized, text));
             return Err(CallError::Closed);
         }

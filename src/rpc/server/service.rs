@@ -15,6 +15,7 @@ use super::pool::{self, Queue};
 use super::serve::serve_counted;
 use super::stats::{Counts, ServerStats};
 use crate::error::{AcceptError, CallError, HandlerError, RejectCode};
+use crate::events;
 use crate::listener::SharedMemoryListener;
 use crate::options::Options;
 use crate::rpc::greeting;
@@ -135,6 +136,8 @@ impl Shared {
     pub(super) fn stats(&self) -> ServerStats {
         let (counts, peers) = (&self.counts, self.peers.lock());
         let inline: u64 = peers.values().map(|peer| peer.hall.answered()).sum();
+        let gone = *counts.waits.lock();
+        let waits = peers.values().fold(gone, |sum, peer| sum.and_waits(peer.stats()));
         ServerStats {
             connections: peers.len(),
             accepted: counts.accepted.get(),
@@ -146,6 +149,10 @@ impl Shared {
             panicked: counts.panicked.get(),
             busy: counts.busy.get(),
             running: self.running.load(Ordering::Relaxed),
+            sending: waits.sending,
+            receiving: waits.receiving,
+            full_stalls: waits.full_stalls,
+            peak_fill: waits.peak_fill,
         }
     }
 
@@ -159,6 +166,8 @@ impl Shared {
         let mut peers = self.peers.lock();
         if let Some(peer) = peers.remove(&id) {
             self.counts.calls.add_many(peer.hall.answered());
+            let mut waits = self.counts.waits.lock();
+            *waits = waits.and_waits(peer.stats());
         }
         self.open.fetch_sub(1, Ordering::Relaxed);
         self.gone.notify_all();
@@ -205,6 +214,8 @@ pub(super) fn admit(shared: &Arc<Shared>, stream: SharedMemoryStream) {
 
 fn refuse(shared: &Shared, stream: SharedMemoryStream) {
     shared.counts.refused.add();
+    let (pid, uid) = (stream.peer_cred().pid(), stream.peer_cred().uid());
+    events::rejected(pid, uid, &"the server has as many clients as it takes, or is about to end");
     let mut ends = stream.into_ends();
     let _gone = greeting::refuse(&mut ends.outbound, RejectCode::Busy, "try again later");
 }

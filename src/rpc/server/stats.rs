@@ -2,6 +2,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
+
+use crate::channel::{Stats, Waits};
+use crate::prometheus::{Family, Prometheus, Value};
+
 /// A counter that any thread adds to.
 #[derive(Debug, Default)]
 pub(super) struct Count(AtomicU64);
@@ -31,6 +36,8 @@ pub(super) struct Counts {
     pub(super) failed: Count,
     pub(super) panicked: Count,
     pub(super) busy: Count,
+    /// How the connections waited that have ended.
+    pub(super) waits: Mutex<Stats>,
 }
 
 /// What a server has done since it was started.
@@ -57,4 +64,51 @@ pub struct ServerStats {
     pub busy: u64,
     /// Methods that run now.
     pub running: usize,
+    /// Of all sending halves: waits for room, and wakes of clients. A server's threads leave what has no room to the
+    /// connection's own thread, whose sleeps count as those of the receiving half.
+    pub sending: Waits,
+    /// Of all receiving halves: waits for requests or for room, and wakes of clients that wait for room.
+    pub receiving: Waits,
+    /// How often a connection's thread waited for room to send: clients that read too slowly.
+    pub full_stalls: u64,
+    /// How full the way to any client was at most, in thousandths; see [`Stats::peak_fill`](crate::Stats::peak_fill).
+    pub peak_fill: u32,
 }
+
+impl ServerStats {
+    /// As [Prometheus](https://prometheus.io) scrapes them, with these labels: names and values.
+    pub fn prometheus(&self, labels: &[(&str, &str)]) -> Prometheus {
+        let mut page = Prometheus::default();
+        for (family, value) in [
+            (&CONNECTIONS, self.connections as u64),
+            (&ACCEPTED, self.accepted),
+            (&REFUSED, self.refused),
+            (&VIOLATED, self.violated),
+            (&DIED, self.died),
+            (&CALLS, self.calls),
+            (&FAILED, self.failed),
+            (&PANICKED, self.panicked),
+            (&BUSY, self.busy),
+            (&RUNNING, self.running as u64),
+        ] {
+            page.add(family, None, labels, Value::Count(value));
+        }
+        let Self { sending, receiving, full_stalls, peak_fill, .. } = *self;
+        let waits = Stats { sending, receiving, full_stalls, peak_fill, ..Stats::default() };
+        waits.waits_to(&mut page, labels);
+        page
+    }
+}
+
+static CONNECTIONS: Family = Family::gauge("narrows_server_connections", "Connections that are open.");
+static ACCEPTED: Family = Family::counter("narrows_server_accepted_total", "Clients that were let in.");
+static REFUSED: Family = Family::counter("narrows_server_refused_total", "Clients that were sent away.");
+static VIOLATED: Family =
+    Family::counter("narrows_server_violated_total", "Connections whose client broke the protocol.");
+static DIED: Family = Family::counter("narrows_server_died_total", "Connections whose client died.");
+static CALLS: Family = Family::counter("narrows_server_calls_total", "Methods that ran to their end.");
+static FAILED: Family = Family::counter("narrows_server_failed_total", "Methods that ended with an error.");
+static PANICKED: Family = Family::counter("narrows_server_panicked_total", "Methods that panicked.");
+static BUSY: Family =
+    Family::counter("narrows_server_busy_total", "Calls that were not admitted: the server was at a limit.");
+static RUNNING: Family = Family::gauge("narrows_server_running", "Methods that run now.");

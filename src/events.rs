@@ -1,0 +1,72 @@
+//! What becomes of connections, for the program's log: with the feature `log`, and else nothing at all.
+//!
+//! | event | level |
+//! |---|---|
+//! | a connection was made, to a server or of a client | debug |
+//! | a client was sent away, and why | warn; debug if it left by itself |
+//! | a connection was closed, by which side | debug |
+//! | the peer's process died | warn |
+//! | the peer broke the protocol | error |
+//!
+//! # Invariants
+//!
+//! 1. No message's way leads here.
+//! 2. Each connection's end is told once, after all who sleep on it were woken: by the thread that closes it, by the
+//!    lifeline's, or by the one that drops it.
+//!
+//! # Proof
+//!
+//! `tests/events.rs`.
+
+use std::fmt::Display;
+
+/// By which a program's logger knows them.
+#[cfg(feature = "log")]
+const TARGET: &str = "narrows";
+
+macro_rules! tell {
+    ($level:ident, $($text:tt)+) => {
+        #[cfg(feature = "log")]
+        log::$level!(target: TARGET, $($text)+);
+        #[cfg(not(feature = "log"))]
+        let _nobody_listens = format_args!($($text)+);
+    };
+}
+
+/// A client reached its server, or a child its parent.
+pub(crate) fn connected(pid: u32, uid: u32) {
+    tell!(debug, "connected to process {pid} of user {uid}");
+}
+
+/// A server let a client in, or a parent its child.
+pub(crate) fn accepted(pid: u32, uid: u32) {
+    tell!(debug, "accepted process {pid} of user {uid}");
+}
+
+/// A server sent a client away.
+pub(crate) fn rejected(pid: u32, uid: u32, why: &dyn Display) {
+    tell!(warn, "rejected process {pid} of user {uid}: {why}");
+}
+
+/// A client went before it was let in.
+pub(crate) fn left(pid: u32, uid: u32) {
+    tell!(debug, "process {pid} of user {uid} left before its handshake was over");
+}
+
+/// A connection has ended: its fate as `ring::Fate` has it, and whether the peer has said good-bye.
+pub(crate) fn ended(pid: u32, fate: u64, by_peer: bool) {
+    match fate {
+        0 | 1 if !by_peer => {
+            tell!(debug, "closed the connection with process {pid}");
+        }
+        0..=2 => {
+            tell!(debug, "process {pid} closed the connection");
+        }
+        3 => {
+            tell!(warn, "process {pid} died, and with it the connection");
+        }
+        _ => {
+            tell!(error, "process {pid} broke the protocol: the connection is closed");
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Whether this kernel, and what filters its calls, has what is done without where it is missing.
+//!
+//! For tools that tell people. Each asks exactly as the code that uses it does, and changes nothing that lasts.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use super::memfd;
+use super::pidfd::Pidfd;
+use super::region::Region;
+use super::socket;
+
+/// Memory whose size is sealed, mapped so that a fork does not have it; what every connection needs.
+///
+/// # Errors
+///
+/// The call that failed, by its name.
+pub fn memory(len: usize) -> io::Result<()> {
+    let memfd = memfd::create(len)?;
+    memfd::seal(&memfd)?;
+    memfd::verify(memfd.as_fd(), len).map_err(io::Error::other)?;
+    Region::map(memfd.as_fd(), len).map(drop)
+}
+
+/// Memory that is taken at once (Linux 5.14), for `Options::prefault`.
+///
+/// # Errors
+///
+/// The call that failed, by its name.
+pub fn prefault() -> io::Result<()> {
+    let len = 1 << 16;
+    Region::map(memfd::create(len)?.as_fd(), len)?.prefault()
+}
+
+/// The watch over a process whose number is known (Linux 5.3).
+///
+/// # Errors
+///
+/// Why it cannot be opened.
+pub fn pidfd() -> io::Result<()> {
+    Pidfd::open(std::process::id()).map(drop)
+}
+
+/// The watch over a client, by its socket (Linux 6.5).
+///
+/// # Errors
+///
+/// Why the kernel does not give it.
+pub fn pidfd_of_a_client() -> io::Result<()> {
+    let (ours, _theirs) = socket::pair()?;
+    socket::peer_pidfd(ours.as_fd()).map(drop).ok_or_else(|| io::ErrorKind::Unsupported.into())
+}
+
+/// The watch over a server, beside what it sends (Linux 6.5).
+///
+/// # Errors
+///
+/// Why the kernel does not give it.
+pub fn pidfd_of_a_server() -> io::Result<()> {
+    socket::set_option(socket::pair()?.0.as_fd(), socket::SO_PASSPIDFD, 1)
+}
+
+/// Refusing descriptors that a client sends (Linux 6.16).
+///
+/// # Errors
+///
+/// Why the kernel does not do it.
+pub fn refuse_descriptors() -> io::Result<()> {
+    socket::set_option(socket::pair()?.0.as_fd(), socket::SO_PASSRIGHTS, 0)
+}
+
+/// Telling a death from a hang-up at once (`process_mrelease`, Linux 5.15).
+///
+/// # Errors
+///
+/// Why it cannot be asked.
+pub fn process_mrelease() -> io::Result<()> {
+    Pidfd::open(std::process::id())?.asks()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_of_the_tests_has_what_it_says() {
+        memory(1 << 20).expect("sealed memory");
+        prefault().expect("Linux 5.14");
+        pidfd().expect("Linux 5.3");
+        // Newer: either answer is one, and nothing panics.
+        let _newer = (pidfd_of_a_client(), pidfd_of_a_server(), refuse_descriptors(), process_mrelease());
+        assert!(memory(usize::MAX).is_err());
+    }
+}

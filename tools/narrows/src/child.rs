@@ -1,0 +1,67 @@
+//! The other process of `doctor` and `bench`: an echo that can also swallow, and count what it swallowed.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use narrows::{Options, RecvError, SharedMemoryStream};
+
+use crate::Wait;
+
+/// Tags: what becomes of a message, which is sent back otherwise. The rest of this one's is the message's number: it
+/// is swallowed, verified and counted.
+pub(crate) const SWALLOW: u64 = 1;
+/// Answered with what was swallowed since the last one: messages, and how many of them were not what was sent.
+pub(crate) const COUNT: u64 = 2;
+/// The kinds are in the lowest bits.
+pub(crate) const KINDS: u32 = 2;
+
+/// Serves the parent, or one client at a path, until it closes.
+pub(crate) fn run(path: Option<&Path>, wait: Wait) -> anyhow::Result<ExitCode> {
+    let options = Options::new().wait(wait.strategy());
+    let stream = match path {
+        None => options.from_parent().context("this command is for `narrows doctor` and `narrows bench`")?,
+        Some(path) => options.bind(path)?.accept()?,
+    };
+    serve(stream)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What a message of this number and length is made of: as `memcmp` compares it, and no two neighbours alike.
+pub(crate) fn payload(number: u64, buffer: &mut [u8]) {
+    let stamp = number.to_le_bytes();
+    let len = stamp.len().min(buffer.len());
+    buffer[..len].copy_from_slice(&stamp[..len]);
+}
+
+/// What stands behind the stamp of each payload.
+pub(crate) fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|at| u8::try_from(at * 31 % 251).unwrap_or(0)).collect()
+}
+
+fn serve(mut stream: SharedMemoryStream) -> anyhow::Result<()> {
+    let (mut message, mut expected) = (Vec::new(), Vec::new());
+    let (mut count, mut wrong) = (0_u64, 0_u64);
+    loop {
+        let received = match stream.recv_into(&mut message) {
+            Ok(received) => received,
+            Err(RecvError::Disconnected) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        match received.tag & ((1 << KINDS) - 1) {
+            SWALLOW => {
+                if expected.len() != message.len() {
+                    expected = pattern(message.len());
+                }
+                payload(received.tag >> KINDS, &mut expected);
+                wrong += u64::from(message != expected || received.tag >> KINDS != count);
+                count += 1;
+            }
+            COUNT => {
+                stream.send(&[count.to_le_bytes(), wrong.to_le_bytes()].concat())?;
+                (count, wrong) = (0, 0);
+            }
+            _ => stream.send_tagged(&message, received.tag)?,
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Really two processes: a message each way, and a death.
+
+use std::path::Path;
+use std::process::{Child, Command};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use narrows::{ConnectError, Options, RecvTimeoutError, SharedMemoryStream, WaitStrategy};
+
+use super::{Finding, system};
+use crate::child::pattern;
+use crate::words;
+
+/// Longer than any of this takes.
+const LONG: Duration = Duration::from_secs(10);
+/// Nothing, what stands in a slot, what stands in the arena, what goes through it in pieces.
+const SIZES: [usize; 4] = [0, 100, 100_000, 3 << 20];
+
+pub(super) fn check() -> Vec<Finding> {
+    let parent =
+        ("by hand-over", "a child was started, and answered messages of 0 B to 3 MiB", handed_over as Trial);
+    let path = (
+        "by a path",
+        "a server was reached at its path, and answered messages of 0 B to 3 MiB",
+        by_path as Trial,
+    );
+    [parent, path].into_iter().flat_map(|(what, is, trial)| outcome(what, is, trial)).collect()
+}
+
+type Trial = fn() -> anyhow::Result<Other>;
+
+/// The other process, and what leads to it.
+struct Other {
+    child: Kept,
+    stream: SharedMemoryStream,
+    slept: u64,
+}
+
+/// A process that does not outlive this one's interest.
+struct Kept(Child);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let _gone = self.0.kill();
+        let _reaped = self.0.wait();
+    }
+}
+
+fn outcome(what: &'static str, is: &str, trial: Trial) -> Vec<Finding> {
+    let other = match trial() {
+        Ok(other) => other,
+        Err(error) => {
+            let advice = "this is what programs will meet. If all above is fine, tell us: it is a bug, or a check is missing";
+            return vec![Finding::broken(what, format!("{error:#}"), advice)];
+        }
+    };
+    let slept = match other.slept {
+        0 => "; nobody had to be woken",
+        _ => "; each side slept and was woken",
+    };
+    vec![Finding::fine(what, format!("{is}{slept}")), death(other)]
+}
+
+/// What the other's death is told as.
+fn death(mut other: Other) -> Finding {
+    let at = Instant::now();
+    if let Err(error) = other.child.0.kill() {
+        return Finding::broken("  its death", error.to_string(), "a process could not be killed");
+    }
+    let told = other.stream.recv_timeout(&mut [0; 8], LONG);
+    let took = words::time(at.elapsed());
+    match told {
+        Err(RecvTimeoutError::PeerDied) => {
+            Finding::fine("  its death", format!("told as `PeerDied` after {took}"))
+        }
+        Err(RecvTimeoutError::Disconnected) => Finding::without(
+            "  its death",
+            format!("told as `Disconnected` after {took}"),
+            "connections end all the same; see above for what is missing to know a death as one",
+        ),
+        other => Finding::broken("  its death", format!("not told: {other:?}"), "tell us: this is a bug"),
+    }
+}
+
+fn options() -> Options {
+    Options::new().wait(WaitStrategy::Park) // So that both sides sleep, and are woken.
+}
+
+fn handed_over() -> anyhow::Result<Other> {
+    let command = system::this_program("child", &["--wait", "park"])?;
+    let (child, stream) = options().spawn(command)?;
+    talk(Kept(child), stream)
+}
+
+fn by_path() -> anyhow::Result<Other> {
+    let folder = tempfile::tempdir().context("a directory for the socket")?;
+    let path = folder.path().join("doctor.sock");
+    let mut command: Command = system::this_program("child", &["--wait", "park", "--path"])?;
+    let mut child = Kept(command.arg(&path).spawn().context("starting the other process")?);
+    let stream = reach(&path, &mut child)?;
+    talk(child, stream)
+}
+
+/// Connects once the server listens.
+fn reach(path: &Path, server: &mut Kept) -> anyhow::Result<SharedMemoryStream> {
+    let until = Instant::now() + LONG;
+    loop {
+        match options().connect(path) {
+            Ok(stream) => return Ok(stream),
+            Err(error @ ConnectError::Rejected { .. }) => return Err(error.into()),
+            Err(error) if Instant::now() >= until => return Err(error.into()),
+            Err(_) => {}
+        }
+        if let Some(status) = server.0.try_wait()? {
+            anyhow::bail!("the server could not listen at {}: it ended with {status}", path.display());
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn talk(child: Kept, mut stream: SharedMemoryStream) -> anyhow::Result<Other> {
+    let mut answer = Vec::new();
+    for size in SIZES {
+        let message = pattern(size);
+        // For longer than a ring holds: the other reads while this one waits for room.
+        let (sender, receiver) = stream.halves();
+        thread::scope(|scope| -> anyhow::Result<()> {
+            let sent = scope.spawn(|| sender.send_timeout(&message, LONG));
+            receiver.recv_into_timeout(&mut answer, LONG)?;
+            sent.join().map_err(|_| anyhow::anyhow!("the sending thread panicked"))??;
+            Ok(())
+        })
+        .with_context(|| format!("a message of {size} bytes"))?;
+        ensure!(answer == message, "a message of {size} bytes came back changed");
+        thread::sleep(Duration::from_millis(5)); // The other falls asleep.
+    }
+    let slept = stream.stats().sleeps;
+    Ok(Other { child, stream, slept })
+}

@@ -1,0 +1,105 @@
+//! `narrows serve-echo`: sends back whatever comes.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use clap::Args;
+use narrows::{Closer, Options, RecvError, SendError, SharedMemoryServer, SharedMemoryStream, Stats};
+
+use crate::{Wait, end, words};
+
+/// What and where to serve.
+#[derive(Debug, Args)]
+pub(crate) struct Echo {
+    /// Where clients connect.
+    path: PathBuf,
+    /// Serves calls: method 0 gives its request back.
+    #[arg(long)]
+    calls: bool,
+    /// How its calls wait.
+    #[arg(long, value_enum, default_value_t = Wait::Adaptive)]
+    wait: Wait,
+}
+
+/// The method that gives its request back.
+pub(crate) const METHOD: u32 = 0;
+
+impl Echo {
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let options = Options::new().wait(self.wait.strategy());
+        if self.calls { self.calls(&options) } else { self.streams(&options) }
+    }
+
+    fn calls(&self, options: &Options) -> anyhow::Result<ExitCode> {
+        let server = SharedMemoryServer::bind_with(&self.path, options)
+            .map_err(|error| words::unbindable(&self.path, &error))?
+            .inline(METHOD, |request, reply| {
+                reply.extend_from_slice(request.bytes());
+                Ok(())
+            })
+            .spawn()
+            .map_err(|error| words::unbindable(&self.path, &error))?;
+        let (asked, end) = mpsc::channel();
+        end::on_signal(move || {
+            let _ended_already = asked.send(());
+        })?;
+        println!("serving calls at {}; Ctrl-C ends", self.path.display());
+        let _ended = end.recv();
+        println!("{} calls of {} clients", server.stats().calls, server.stats().accepted);
+        let _drained = server.shutdown(Duration::from_secs(1));
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn streams(&self, options: &Options) -> anyhow::Result<ExitCode> {
+        let listener = options.bind(&self.path).map_err(|error| words::unbindable(&self.path, &error))?;
+        let closer = listener.closer();
+        end::on_signal(move || closer.close())?;
+        println!("listening at {}; Ctrl-C ends", self.path.display());
+        let mut clients: Vec<(JoinHandle<()>, Closer)> = Vec::new();
+        for accepted in listener.incoming() {
+            clients.retain(|(thread, _)| !thread.is_finished());
+            match accepted {
+                Ok(stream) => {
+                    let closer = stream.closer();
+                    clients.push((thread::spawn(move || serve(stream)), closer));
+                }
+                Err(error) => {
+                    eprintln!("narrows: cannot accept: {error}");
+                    thread::sleep(Duration::from_millis(100));
+                }
+            }
+        }
+        // A process that just exits looks to its clients like a crash.
+        clients.iter().for_each(|(_, closer)| closer.close());
+        clients.into_iter().for_each(|(thread, _)| drop(thread.join()));
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn serve(mut stream: SharedMemoryStream) {
+    let (pid, uid) = (stream.peer_cred().pid(), stream.peer_cred().uid());
+    println!("process {pid} of user {uid} came");
+    let ended = echo(&mut stream);
+    let Stats { messages_received: messages, bytes_received: bytes, .. } = stream.stats();
+    println!("process {pid}: {ended}; {messages} messages, {bytes} B");
+}
+
+/// Echoes until the connection ends, and tells how.
+fn echo(stream: &mut SharedMemoryStream) -> String {
+    let mut message = Vec::new();
+    loop {
+        let received = match stream.recv_into(&mut message) {
+            Ok(received) => received,
+            Err(RecvError::Disconnected) => return "it closed".into(),
+            Err(error) => return error.to_string(),
+        };
+        match stream.send_tagged(&message, received.tag) {
+            Ok(()) => {}
+            Err(SendError::Disconnected) => return "it closed before its answer came".into(),
+            Err(error) => return error.to_string(),
+        }
+    }
+}

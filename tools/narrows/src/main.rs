@@ -1,0 +1,99 @@
+//! `narrows`: for who runs programs that talk through narrows, and for who wants to see what it does here.
+//!
+//! ```text
+//! narrows doctor            what this machine has, what is done without, what to change
+//! narrows serve-echo PATH   a server that sends back whatever comes
+//! narrows ping PATH         round trips to such a server, as ping(8) shows them
+//! narrows bench             round trips and rates between two processes of this machine
+//! ```
+
+mod bench;
+mod child;
+mod doctor;
+mod echo;
+mod end;
+mod ping;
+mod words;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Checks, pings and measures messages through shared memory.
+#[derive(Debug, Parser)]
+#[command(name = "narrows", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Checks what narrows needs of this machine: what works, what is done without, what to change.
+    ///
+    /// Ends with 0 if connections work here, and with 1 if they do not.
+    Doctor,
+    /// Sends messages to an echo server and shows how long they were under way.
+    ///
+    /// Ends with 0 if all came back, with 1 if one did not, and with 2 if nothing could be sent.
+    Ping(ping::Ping),
+    /// Serves at PATH, and sends back whatever comes; until Ctrl-C.
+    ServeEcho(echo::Echo),
+    /// Measures round trips and rates between two processes, payloads verified; takes some twenty seconds.
+    Bench(bench::Bench),
+    /// The other process of `doctor` and `bench`.
+    #[command(hide = true)]
+    Child {
+        /// Serves one client here, and not its parent.
+        #[arg(long)]
+        path: Option<PathBuf>,
+        /// How its calls wait.
+        #[arg(long, value_enum, default_value_t = Wait::Adaptive)]
+        wait: Wait,
+    },
+}
+
+/// How a call that has to wait does so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Wait {
+    /// Never sleeps: a CPU for each side that waits.
+    Spin,
+    /// Spins for some 50 us where that paid lately, then sleeps; the library's default.
+    Adaptive,
+    /// Sleeps at once.
+    Park,
+}
+
+impl Wait {
+    /// Its name on the command line.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Spin => "spin",
+            Self::Adaptive => "adaptive",
+            Self::Park => "park",
+        }
+    }
+
+    fn strategy(self) -> narrows::WaitStrategy {
+        match self {
+            Self::Spin => narrows::WaitStrategy::Spin,
+            Self::Adaptive => narrows::WaitStrategy::Adaptive,
+            Self::Park => narrows::WaitStrategy::Park,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Doctor => doctor::run(),
+        Command::Ping(ping) => ping.run(),
+        Command::ServeEcho(echo) => echo.run(),
+        Command::Bench(bench) => bench.run(),
+        Command::Child { path, wait } => child::run(path.as_deref(), wait),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("narrows: {error:#}");
+        ExitCode::from(2)
+    })
+}
