@@ -23,6 +23,16 @@ impl Sent {
 }
 
 /// Counters of one end of a connection, since it was made.
+///
+/// ```
+/// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?;
+/// a.send(b"hello")?;
+/// b.recv(&mut [0; 8])?;
+/// assert_eq!((a.stats().messages_sent, a.stats().bytes_sent), (1, 5));
+/// assert_eq!((b.stats().messages_received, b.stats().bytes_received), (1, 5));
+/// assert_eq!(b.stats().sleeps, 0); // It was there already.
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
