@@ -12,7 +12,8 @@
 //!     prints tokens ◀───────────────────────────────────    │
 //!     next_push() ◀──────────── push: "2 read main.rs" ──── wants a tool, waits
 //!     call(RESULT, "2 ...") ────────────────────────────▶ a worker hands it over; it goes on
-//!     drops the stream ── cancel, past everything ──────▶ write_chunk fails, is_cancelled()
+//!     Canceller::cancel ──── past everything ───────────▶ write_chunk fails, is_cancelled()
+//!     next_chunk: Cancelled
 //! ```
 
 use std::collections::HashMap;
@@ -20,13 +21,13 @@ use std::env;
 use std::error::Error;
 use std::io::{self, BufRead, Write};
 use std::process::{Command, ExitCode};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use clap::Parser;
-use narrows::{CallError, ChunkWriter, HandlerError, ReplyStream, Request};
+use narrows::{CallError, Canceller, ChunkWriter, HandlerError, ReplyStream, Request};
 use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
 
 /// Answers a prompt, as a stream of tokens.
@@ -81,9 +82,9 @@ fn editor(script: bool) -> Outcome<()> {
 
 /// Asks twice: the first answer comes to its end, the second is cancelled in its middle.
 fn scripted(client: &SharedMemoryClient) -> Outcome<()> {
-    let first = show(client.call_streaming(ANSWER, b"short")?, |_| false)?;
+    let first = show(client.call_streaming(ANSWER, b"short")?, None)?;
     println!("[{first:?}]");
-    let second = show(client.call_streaming(ANSWER, b"for ever")?, |tokens| tokens == 20)?;
+    let second = show(client.call_streaming(ANSWER, b"for ever")?, Some(20))?;
     println!("[{second:?}]");
     // The backend's thread learns of it at its next token, in its own time.
     while *client.call(CANCELLED, &[])? != *b"1" {
@@ -99,26 +100,59 @@ fn scripted(client: &SharedMemoryClient) -> Outcome<()> {
 /// Asks at each line that is typed; `c` cancels.
 fn typed(client: &SharedMemoryClient) -> Outcome<()> {
     println!("[Enter asks, `c` and Enter cancels, Ctrl-D ends]");
-    let keys = keys();
-    while let Ok(line) = keys.recv() {
+    let now = Arc::new(Mutex::new(Now::default()));
+    let prompts = keys(&now);
+    while let Ok(line) = prompts.recv() {
         let prompt = if line.is_empty() { "for ever" } else { line.as_str() };
         let stream = client.call_streaming(ANSWER, prompt.as_bytes())?;
-        let shown = show(stream, |_| match keys.try_recv() {
-            Ok(key) => key == "c",
-            Err(end) => end == TryRecvError::Disconnected,
-        })?;
+        lock(&now).begin(stream.canceller());
+        let shown = show(stream, None)?;
+        lock(&now).answer = None;
         println!("\n[{shown:?}]");
     }
     Ok(())
 }
 
-/// Lines that are typed, until the input ends. Nothing ends a read from the terminal: nobody waits for the thread.
-fn keys() -> Receiver<String> {
-    let (tell, keys) = channel();
+/// What the keys mean just now.
+#[derive(Default)]
+struct Now {
+    answer: Option<Canceller>,
+    /// The input has ended.
+    over: bool,
+}
+
+impl Now {
+    fn begin(&mut self, answer: Canceller) {
+        if self.over {
+            answer.cancel();
+        }
+        self.answer = Some(answer);
+    }
+
+    /// Cancels the answer that comes in on the other thread, which waits for its next token.
+    fn cancel(&self) {
+        self.answer.iter().for_each(Canceller::cancel);
+    }
+}
+
+/// Prompts that are typed, until the input ends; `c` during an answer cancels it. Nothing ends a read from the terminal:
+/// nobody waits for the thread.
+fn keys(now: &Arc<Mutex<Now>>) -> Receiver<String> {
+    let ((tell, prompts), now) = (channel(), Arc::clone(now));
     thread::spawn(move || {
-        io::stdin().lock().lines().map_while(Result::ok).all(|line| tell.send(line).is_ok());
+        for line in io::stdin().lock().lines().map_while(Result::ok) {
+            let now = lock(&now);
+            match line.as_str() {
+                "c" => now.cancel(),
+                _ if now.answer.is_some() => {}
+                _ => _ = tell.send(line),
+            }
+        }
+        let mut now = lock(&now);
+        now.over = true;
+        now.cancel();
     });
-    keys
+    prompts
 }
 
 /// How an answer ended, after so many tokens.
@@ -128,25 +162,23 @@ enum Shown {
     Cancelled(usize),
 }
 
-/// Prints tokens as they come; looks for the key after each, and while none comes.
-fn show(mut stream: ReplyStream, mut cancelled: impl FnMut(usize) -> bool) -> Outcome<Shown> {
+/// Prints tokens as they come, and cancels after so many by itself.
+fn show(mut stream: ReplyStream, most: Option<usize>) -> Outcome<Shown> {
     let mut tokens = 0;
-    loop {
-        match stream.next_chunk_timeout(Duration::from_millis(20)) {
+    while Some(tokens) != most {
+        match stream.next_chunk() {
             Ok(Some(token)) => {
                 tokens += 1;
                 io::stdout().write_all(&token)?;
                 io::stdout().flush()?;
             }
             Ok(None) => return Ok(Shown::Whole(tokens)),
-            Err(CallError::Timeout) => {}
+            Err(CallError::Cancelled) => return Ok(Shown::Cancelled(tokens)),
             Err(error) => return Err(error.into()),
         }
-        if cancelled(tokens) {
-            stream.cancel(); // The backend is told at once, whatever else is under way.
-            return Ok(Shown::Cancelled(tokens));
-        }
     }
+    stream.cancel(); // As dropping it does. The backend is told at once, whatever else is under way.
+    Ok(Shown::Cancelled(tokens))
 }
 
 /// Runs the tools that the backend asks for, while answers stream in on another thread.

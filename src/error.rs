@@ -149,6 +149,19 @@ macro_rules! ending_error {
 
 ending_error! {
     /// Why a blocking send failed.
+    ///
+    /// ```
+    /// use narrows::{SendError, SharedMemoryStream};
+    /// let (mut a, b) = SharedMemoryStream::pair()?;
+    /// drop(b);
+    /// match a.send(b"hello") {
+    ///     Ok(()) => println!("sent"),
+    ///     Err(SendError::PeerDied) => println!("it crashed: start another"),
+    ///     Err(error) if error.is_disconnected() => println!("over: {error}"),
+    ///     Err(error) => return Err(error.into()), // `TooLarge`: the connection goes on.
+    /// }
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     SendError, gone: BrokenPipe {
         /// The message is longer than the connection's maximum.
         TooLarge {
@@ -164,6 +177,20 @@ ending_error! {
 
 ending_error! {
     /// Why a send that never blocks failed.
+    ///
+    /// ```
+    /// use narrows::{Options, TrySendError};
+    /// let (mut a, _b) = Options::new().slots(1).pair()?;
+    /// a.try_send(b"first")?;
+    /// match a.try_send(b"second") {
+    ///     Ok(()) => unreachable!("there is room for one"),
+    ///     Err(error) if error.is_full() => println!("later"),
+    ///     Err(TrySendError::TooLargeToTry { len }) => println!("{len} bytes go by a blocking send alone"),
+    ///     Err(error) if error.is_disconnected() => println!("over: {error}"),
+    ///     Err(error) => return Err(error.into()),
+    /// }
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     TrySendError, gone: BrokenPipe {
         /// There is no room for the whole message now, or another thread holds the shared sender.
         Full => WouldBlock, "there is no room for the message now";
@@ -186,6 +213,20 @@ ending_error! {
 
 ending_error! {
     /// Why a send with a deadline failed.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use narrows::Options;
+    /// let (mut a, _b) = Options::new().slots(1).pair()?;
+    /// a.send(b"first")?;
+    /// match a.send_timeout(b"second", Duration::from_millis(1)) {
+    ///     Ok(()) => unreachable!("there is room for one"),
+    ///     Err(error) if error.is_timeout() => println!("nothing of it will be seen"),
+    ///     Err(error) if error.is_disconnected() => println!("over: {error}"),
+    ///     Err(error) => return Err(error.into()),
+    /// }
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     SendTimeoutError, gone: BrokenPipe {
         /// The deadline passed; nothing of the message will be delivered.
         Timeout => TimedOut, "the deadline passed: the message was not delivered";
@@ -203,6 +244,21 @@ ending_error! {
 
 ending_error! {
     /// Why a blocking receive failed.
+    ///
+    /// ```
+    /// use narrows::{RecvError, SharedMemoryStream};
+    /// let (mut a, mut b) = SharedMemoryStream::pair()?;
+    /// a.send(b"some bytes")?;
+    /// let mut buffer = [0; 4];
+    /// match b.recv(&mut buffer) {
+    ///     Ok(received) => println!("{:?}", &buffer[..received.len]),
+    ///     Err(RecvError::BufferTooSmall { needed }) => assert_eq!(needed, 10), // It waits for the next call.
+    ///     Err(RecvError::Disconnected) => println!("the peer is done"),
+    ///     Err(error) if error.is_disconnected() => println!("over: {error}"), // `PeerDied`, ...
+    ///     Err(error) => return Err(error.into()),
+    /// }
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     RecvError, gone: UnexpectedEof {
         /// The message is longer than the buffer; it stays, and the next call can receive it.
         BufferTooSmall {
@@ -214,6 +270,18 @@ ending_error! {
 
 ending_error! {
     /// Why a receive that never blocks failed.
+    ///
+    /// ```
+    /// use narrows::SharedMemoryStream;
+    /// let (_a, mut b) = SharedMemoryStream::pair()?;
+    /// match b.try_recv_into(&mut Vec::new()) {
+    ///     Ok(received) => println!("{} bytes", received.len),
+    ///     Err(error) if error.is_empty() => println!("nothing now"),
+    ///     Err(error) if error.is_disconnected() => println!("nothing any more: {error}"),
+    ///     Err(error) => return Err(error.into()),
+    /// }
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     TryRecvError, gone: UnexpectedEof {
         /// No whole message is there yet.
         Empty => WouldBlock, "there is no message now";
@@ -227,6 +295,19 @@ ending_error! {
 
 ending_error! {
     /// Why a receive with a deadline failed.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use narrows::SharedMemoryStream;
+    /// let (_a, mut b) = SharedMemoryStream::pair()?;
+    /// match b.recv_into_timeout(&mut Vec::new(), Duration::from_millis(1)) {
+    ///     Ok(received) => println!("{} bytes", received.len),
+    ///     Err(error) if error.is_timeout() => println!("nothing in time"),
+    ///     Err(error) if error.is_disconnected() => println!("nothing any more: {error}"),
+    ///     Err(error) => return Err(error.into()),
+    /// }
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     RecvTimeoutError, gone: UnexpectedEof {
         /// The deadline passed; what had come of a message stays for the next call.
         Timeout => TimedOut, "the deadline passed before a message came";

@@ -1,4 +1,100 @@
-#![doc = include_str!("../README.md")]
+//! Two processes on one Linux machine exchange messages through shared memory, with plain blocking calls: no async, no
+//! runtime, no daemon, and no shared memory left behind.
+//!
+//! - No message costs a system call while nobody sleeps, and nobody who waits costs CPU for long.
+//! - Nobody hangs, whatever the other process does: each blocking call ends, and its error says why.
+//! - Nothing that the other process writes can make this one crash.
+//!
+//! # Streams of messages
+//!
+//! ```
+//! use narrows::{SharedMemoryListener, SharedMemoryStream};
+//!
+//! let folder = tempfile::tempdir()?;
+//! let path = folder.path().join("shout.sock");
+//! let listener = SharedMemoryListener::bind(&path)?;
+//! let server = std::thread::spawn(move || -> std::io::Result<()> { // In real life: another process.
+//!     let mut stream = listener.accept()?;
+//!     let mut message = Vec::new();
+//!     while stream.recv_into(&mut message).is_ok() {
+//!         message.make_ascii_uppercase();
+//!         stream.send(&message)?;
+//!     }
+//!     Ok(())
+//! });
+//!
+//! let mut stream = SharedMemoryStream::connect(&path)?;
+//! stream.send(b"mind the tide")?;
+//! let mut reply = Vec::new();
+//! stream.recv_into(&mut reply)?;
+//! assert_eq!(reply, b"MIND THE TIDE");
+//! drop(stream);
+//! server.join().unwrap()?;
+//! # Ok::<(), std::io::Error>(())
+//! ```
+//!
+//! # Calls
+//!
+//! ```
+//! use narrows::{SharedMemoryClient, SharedMemoryServer};
+//!
+//! let folder = tempfile::tempdir()?;
+//! let path = folder.path().join("words.sock");
+//! let server = SharedMemoryServer::bind(&path)?
+//!     .inline(1, |request, reply| {
+//!         reply.extend(request.bytes().to_ascii_uppercase());
+//!         Ok(())
+//!     })
+//!     .streaming(2, |request, chunks| {
+//!         for word in request.bytes().split(|byte| *byte == b' ') {
+//!             chunks.write_chunk(word)?;
+//!         }
+//!         Ok(())
+//!     })
+//!     .spawn()?; // `serve()` serves for ever.
+//!
+//! let client = SharedMemoryClient::connect(&path)?; // In real life: in another process.
+//! assert_eq!(*client.call(1, b"mind the tide")?, *b"MIND THE TIDE");
+//! let words = client.call_streaming(2, b"mind the tide")?.collect::<Result<Vec<_>, _>>()?;
+//! assert_eq!(words.len(), 3);
+//! # Ok::<(), std::io::Error>(())
+//! ```
+//!
+//! # Which when
+//!
+//! | you want to | streams | calls |
+//! |---|---|---|
+//! | serve at a path | [`SharedMemoryListener`] | [`SharedMemoryServer`] |
+//! | connect to one | [`SharedMemoryStream::connect`] | [`SharedMemoryClient::connect`] |
+//! | give a child process one end | [`SharedMemoryStream::spawn`], [`from_parent`](SharedMemoryStream::from_parent) | [`SharedMemoryClient::over`], [`SharedMemoryServer::serve_stream`] |
+//! | choose sizes, waiting, trust | [`Options`] | [`SharedMemoryServer::bind_with`], [`ClientBuilder`] |
+//! | use many threads | [`SharedMemoryStream::split`], [`SharedSender`] | clone the client |
+//! | have many requests under way | tags: [`Sender::send_tagged`] | [`SharedMemoryClient::start_call`] |
+//! | send many small messages | [`Batch`] | [`ReplyStream`], [`UploadCall`] |
+//! | spare a copy | [`Reservation`], [`RecvGuard`] | [`Request::read_at`] |
+//! | send what nobody asked for | [`Sender::send`] | [`Connection::push`], [`SharedMemoryClient::next_push`] |
+//! | cancel | | drop what you wait for, or [`Canceller`] |
+//! | come back after the server died | connect again | [`Reconnect`] |
+//! | use `io::Read` and `io::Write` | [`ByteReader`], [`ByteWriter`] | |
+//! | end it from another thread | [`Closer`], [`ListenerCloser`] | [`ServerHandle::shutdown`] |
+//!
+//! Streams, if messages go one way, or you have a protocol of your own, or want the last tenth of a microsecond. Calls,
+//! if replies must find their requests, many at once, and cancels must overtake bulk data.
+//!
+//! The [`guide`] has patterns with examples; the repository's README the limits, the figures, and what to do about each
+//! error.
+//!
+//! # What holds
+//!
+//! What was committed before the peer closed or died is received first; then the error says which. No message is lost,
+//! torn, doubled or reordered; what was abandoned at a deadline is never seen. A peer that writes nonsense into the
+//! shared pages gets its connection closed, with `ProtocolViolated` here. A connection belongs to the process that made
+//! it: in a fork its calls return `Forked`. Not promised are service by a hostile peer, and delivery to one that died:
+//! what was sent may not have been read.
+//!
+//! # Features
+//!
+//! `serde`: values instead of bytes in calls (`SharedMemoryClient::call_typed`), by postcard. None is on by default.
 
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("narrows runs on 64-bit Linux only: it is built on memfd seals and shared futexes");
@@ -15,6 +111,9 @@ mod events;
 #[cfg(feature = "testing")]
 #[forbid(unsafe_code)]
 pub mod fuzz;
+#[cfg(any(doc, doctest))]
+#[forbid(unsafe_code)]
+pub mod guide;
 #[doc(hidden)]
 #[forbid(unsafe_code)]
 pub mod handshake;
@@ -76,3 +175,9 @@ pub mod internal {
     pub use crate::sys::{failpoint, mapping::testing::Peek, sentinel};
     pub use crate::{handshake, layout, mem, ring, rpc};
 }
+
+/// The examples of the README, to be tested.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+#[derive(Debug)]
+pub struct Readme;

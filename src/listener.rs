@@ -51,6 +51,28 @@ use reception::{Outcome, Reception};
 ///
 /// All methods take `&self`: several threads may accept from one listener; one of them at a time
 /// drives the handshakes.
+///
+/// ```
+/// use std::time::Duration;
+/// use narrows::{SharedMemoryListener, SharedMemoryStream};
+/// let folder = tempfile::tempdir()?;
+/// let listener = SharedMemoryListener::bind(folder.path().join("socket"))?;
+/// assert!(listener.try_accept()?.is_none());
+///
+/// # let path = listener.local_path().to_owned();
+/// let client = std::thread::spawn(move || SharedMemoryStream::connect(path)?.send(b"hello").map_err(std::io::Error::from));
+/// let mut stream = listener.accept_timeout(Duration::from_secs(5))?; // `accept` waits for ever.
+/// let mut message = Vec::new();
+/// stream.recv_into(&mut message)?;
+/// assert_eq!(message, b"hello");
+/// assert_eq!(listener.failed_handshakes(), 0);
+/// client.join().unwrap()?;
+///
+/// let path = listener.local_path().to_owned();
+/// drop(listener);
+/// assert!(!path.exists());
+/// # Ok::<(), std::io::Error>(())
+/// ```
 pub struct SharedMemoryListener {
     reception: Mutex<Reception>,
     epoll: Arc<Epoll>,
@@ -114,6 +136,18 @@ impl SharedMemoryListener {
     }
 
     /// Accepts for ever; ends when the listener is closed, or in a forked child.
+    ///
+    /// ```
+    /// use narrows::{SharedMemoryListener, SharedMemoryStream};
+    /// let folder = tempfile::tempdir()?;
+    /// let listener = SharedMemoryListener::bind(folder.path().join("socket"))?;
+    /// let (path, closer) = (listener.local_path().to_owned(), listener.closer());
+    /// let server = std::thread::spawn(move || listener.incoming().filter(Result::is_ok).count());
+    /// SharedMemoryStream::connect(path)?;
+    /// closer.close();
+    /// assert!(server.join().unwrap() <= 1);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn incoming(&self) -> Incoming<'_> {
         Incoming { listener: self }
     }
@@ -129,6 +163,15 @@ impl SharedMemoryListener {
     /// Without this call everything in the child says [`AcceptError::Forked`]. The path stays the
     /// business of the process that bound it: only that one removes it. Clients in mid-handshake
     /// stay with the parent. In the process that bound it, it returns the listener as it is.
+    ///
+    /// ```no_run
+    /// # fn fork() -> bool { true }
+    /// let mut listener = narrows::SharedMemoryListener::bind("/run/user/1000/socket")?;
+    /// if fork() {
+    ///     listener = listener.after_fork()?; // In the child, which goes on accepting.
+    /// }
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -194,6 +237,13 @@ impl SharedMemoryListener {
 impl Options {
     /// Binds a listener at the path, with these options.
     ///
+    /// ```
+    /// use narrows::Options;
+    /// let folder = tempfile::tempdir()?;
+    /// let listener = Options::new().max_message(1 << 20).bind(folder.path().join("socket"))?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// See [`BindError`]; nothing is left behind then.
@@ -223,6 +273,17 @@ impl fmt::Debug for SharedMemoryListener {
 }
 
 /// Ends every `accept` of a listener. Cloneable; outlives the listener harmlessly.
+///
+/// ```
+/// use narrows::{AcceptError, SharedMemoryListener};
+/// let folder = tempfile::tempdir()?;
+/// let listener = SharedMemoryListener::bind(folder.path().join("socket"))?;
+/// let closer = listener.closer();
+/// let server = std::thread::spawn(move || listener.accept().map(drop));
+/// closer.close();
+/// assert!(matches!(server.join().unwrap(), Err(AcceptError::Closed)));
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct ListenerCloser {
     door: Arc<Door>,
@@ -251,6 +312,15 @@ impl fmt::Debug for ListenerCloser {
 }
 
 /// An iterator of connections; see [`SharedMemoryListener::incoming`].
+///
+/// ```no_run
+/// let listener = narrows::SharedMemoryListener::bind("/run/user/1000/socket")?;
+/// for stream in listener.incoming() {
+///     let mut stream = stream?;
+///     std::thread::spawn(move || stream.send(b"welcome"));
+/// }
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Incoming<'a> {
     listener: &'a SharedMemoryListener,

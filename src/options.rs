@@ -25,6 +25,27 @@ use crate::sys::socket::PeerCred;
 ///
 /// Defaults: 256 slots and a 1 MiB arena each way, messages of up to 64 MiB, adaptive waiting, no
 /// prefault, the same user (or root) as the peer.
+///
+/// ```
+/// use std::time::Duration;
+/// use narrows::{Options, WaitStrategy};
+/// let options = Options::new()
+///     .slots(1024) // Messages in each direction.
+///     .arena(4 << 20) // Bytes in each direction.
+///     .max_message(16 << 20)
+///     .wait(WaitStrategy::Park)
+///     .prefault(true)
+///     .handshake_timeout(Duration::from_secs(1))
+///     .backlog(16)
+///     .authorize(|peer| peer.uid() == 0 || peer.uid() == 1000);
+/// let (a, b) = options.pair()?;
+/// assert_eq!((a.max_message(), b.max_message()), (16 << 20, 16 << 20));
+///
+/// // For calls besides:
+/// let options = options.max_calls_in_flight(16).stream_window(64 << 10).push_window(64 << 10);
+/// let (a, b) = options.pair()?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Options {
     slots: u32,

@@ -28,6 +28,13 @@ pub struct Prometheus {
 
 impl Prometheus {
     /// One page of two.
+    ///
+    /// ```
+    /// let (a, b) = narrows::SharedMemoryStream::pair()?;
+    /// let page = a.stats().prometheus(&[("end", "near")]).and(b.stats().prometheus(&[("end", "far")]));
+    /// assert!(page.to_string().contains("end=\"far\""));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn and(mut self, other: Self) -> Self {
         self.samples.extend(other.samples);
         self

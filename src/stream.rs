@@ -47,12 +47,41 @@ use crate::sys::socket::PeerCred;
 /// assert_eq!(client.join().unwrap()?, b"ping");
 /// # Ok::<(), std::io::Error>(())
 /// ```
+///
+/// Both ends in one process; what was committed before a close is received:
+///
+/// ```
+/// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?; // Both ends in one process, as for tests.
+/// assert_eq!(a.peer_cred().pid(), std::process::id());
+/// assert_eq!((a.max_message(), a.max_in_place()), (64 << 20, 256 << 10));
+/// let mut batch = a.batch();
+/// batch.push(b"ebb")?;
+/// batch.push(b"flow")?;
+/// drop(batch); // Sends both.
+/// assert_eq!(b.try_iter().collect::<Vec<_>>(), [&b"ebb"[..], b"flow"]);
+/// assert_eq!(a.stats().messages_sent, 2);
+/// a.send(b"last")?;
+/// let closer = a.closer(); // For another thread; `close` does the same here.
+/// a.close();
+/// assert_eq!(b.iter().collect::<Result<Vec<_>, _>>()?, [b"last"]);
+/// assert!(b.is_disconnected());
+/// # Ok::<(), std::io::Error>(())
+/// ```
 pub struct SharedMemoryStream {
     sender: Sender,
     receiver: Receiver,
 }
 
 /// What a wait for either found.
+///
+/// ```
+/// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?;
+/// let ready = a.wait_either(64)?;
+/// assert!(ready.space && !ready.message);
+/// b.send(b"news")?;
+/// assert!(a.wait_either(64)?.message);
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Ready {
@@ -126,6 +155,13 @@ impl SharedMemoryStream {
 
     /// Takes the connection with which the parent started this process; works once.
     ///
+    /// ```no_run
+    /// // In the program that the parent started, first thing in `main`:
+    /// let mut stream = narrows::SharedMemoryStream::from_parent()?;
+    /// stream.send(b"here I am")?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`ConnectError`]; `NoParent` if there is none to take.
@@ -134,11 +170,41 @@ impl SharedMemoryStream {
     }
 
     /// The two halves, for two threads. The connection lives until both are dropped.
+    ///
+    /// ```
+    /// let (a, b) = narrows::SharedMemoryStream::pair()?;
+    /// let (mut sender, mut receiver) = a.split();
+    /// let echo = std::thread::spawn(move || -> std::io::Result<()> {
+    ///     let (mut sender, mut receiver) = b.split();
+    ///     for message in receiver.iter() {
+    ///         sender.send(&message?)?;
+    ///     }
+    ///     Ok(())
+    /// });
+    /// let sending = std::thread::spawn(move || sender.send(b"hello")); // And is dropped: nothing more will come.
+    /// assert_eq!(receiver.iter().collect::<Result<Vec<_>, _>>()?, [b"hello"]);
+    /// sending.join().unwrap()?;
+    /// echo.join().unwrap()?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn split(self) -> (Sender, Receiver) {
         (self.sender, self.receiver)
     }
 
     /// The halves, to use both at once.
+    ///
+    /// ```
+    /// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?;
+    /// b.send(b"tide")?;
+    /// let (sender, receiver) = a.halves();
+    /// let message = receiver.recv_ref()?; // Lent by one half, ...
+    /// let mut room = sender.reserve(message.len())?; // ... answered by the other.
+    /// std::io::copy(&mut &*message.to_vec()?, &mut room)?;
+    /// room.commit()?;
+    /// drop(message);
+    /// assert_eq!(b.recv_ref()?.to_vec()?, b"tide");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn halves(&mut self) -> (&mut Sender, &mut Receiver) {
         (&mut self.sender, &mut self.receiver)
     }
@@ -208,6 +274,15 @@ impl SharedMemoryStream {
     /// [`max_in_place`](Self::max_in_place) it waits for room for its beginning. Once one direction has
     /// ended that one is always ready: use the other's own blocking calls from then on.
     ///
+    /// ```
+    /// let (mut a, mut b) = narrows::Options::new().slots(1).pair()?;
+    /// a.send(b"question")?; // The ring is full now: another send would wait.
+    /// b.send(b"answer")?;
+    /// let ready = a.wait_either(8)?;
+    /// assert!(ready.message && !ready.space); // So receive first.
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// Never if the connection has ended: a direction that has ended is ready, and the next call in
@@ -264,6 +339,17 @@ impl SharedMemoryStream {
     }
 
     /// Makes a byte stream of each half, for code that reads and writes and knows of no messages.
+    ///
+    /// ```
+    /// use std::io::{BufRead, Write};
+    /// let (a, b) = narrows::SharedMemoryStream::pair()?;
+    /// let ((_, mut writer), (mut reader, _)) = (a.into_bytes(), b.into_bytes());
+    /// writeln!(writer, "mind the tide")?;
+    /// let mut line = String::new();
+    /// reader.read_line(&mut line)?;
+    /// assert_eq!(line, "mind the tide\n");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn into_bytes(self) -> (ByteReader, ByteWriter) {
         (self.receiver.into_reader(), self.sender.into_writer())
     }
@@ -321,6 +407,12 @@ impl SharedMemoryStream {
 impl Options {
     /// Connects to the listener at `path`, within the handshake timeout (5 s unless set).
     ///
+    /// ```no_run
+    /// use narrows::{Options, WaitStrategy};
+    /// let mut stream = Options::new().wait(WaitStrategy::Spin).connect("/run/user/1000/socket")?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`ConnectError`].
@@ -354,6 +446,13 @@ impl Options {
 
     /// Starts `command` with one end of a new connection, and waits until the child has taken it.
     ///
+    /// ```no_run
+    /// use std::process::Command;
+    /// let options = narrows::Options::new().arena(8 << 20);
+    /// let (child, stream) = options.spawn(Command::new("backend"))?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`SpawnError`]; the child was killed and reaped then.
@@ -366,6 +465,11 @@ impl Options {
     }
 
     /// Takes the connection with which the parent started this process; works once.
+    ///
+    /// ```no_run
+    /// let stream = narrows::Options::new().arena(8 << 20).from_parent()?; // The smaller wish of both holds.
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     ///
     /// # Errors
     ///

@@ -53,7 +53,7 @@ fn every_test_that_holds_a_promise_is_there() {
 
 #[test]
 fn every_file_that_a_document_names_is_there() {
-    for document in ["README.md", "DESIGN.md", "SECURITY.md"] {
+    for document in ["README.md", "DESIGN.md", "SECURITY.md", "CONTRIBUTING.md"] {
         for name in quoted(&read(document)) {
             let tops = ["src/", "tests/", "examples/", "fuzz/", "loom-tests/", "benches/", ".ci/"];
             let path = name.split(' ').next().unwrap_or_default();

@@ -57,6 +57,16 @@ impl<'a> Batch<'a> {
     }
 
     /// Messages added and not yet flushed.
+    ///
+    /// ```
+    /// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?;
+    /// let mut batch = a.batch();
+    /// batch.push_tagged(b"ebb", 1)?;
+    /// assert_eq!(batch.pending(), 1);
+    /// batch.flush()?;
+    /// assert_eq!(batch.pending(), 0);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn pending(&self) -> u64 {
         self.messages
     }

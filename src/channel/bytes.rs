@@ -37,11 +37,33 @@ impl ByteReader {
     }
 
     /// Lets each later read fail with `TimedOut` after so long; `None`, the default, is never.
+    ///
+    /// ```
+    /// use std::io::{self, Read};
+    /// use std::time::Duration;
+    /// let (a, _b) = narrows::SharedMemoryStream::pair()?;
+    /// let (mut reader, _writer) = a.into_bytes();
+    /// reader.set_read_timeout(Some(Duration::from_millis(1)));
+    /// assert_eq!(reader.read(&mut [0; 8]).unwrap_err().kind(), io::ErrorKind::TimedOut);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn set_read_timeout(&mut self, timeout: Option<Duration>) {
         self.timeout = timeout;
     }
 
     /// The receiver, and the bytes of its last message that were not read.
+    ///
+    /// ```
+    /// use std::io::BufRead;
+    /// let (mut a, b) = narrows::SharedMemoryStream::pair()?;
+    /// a.send(b"HELLO\nand more")?;
+    /// let (mut reader, _writer) = b.into_bytes();
+    /// let mut line = String::new();
+    /// reader.read_line(&mut line)?;
+    /// let (receiver, rest) = reader.into_parts(); // Messages again, from the next one on.
+    /// assert_eq!((&*line, &*rest), ("HELLO\n", &b"and more"[..]));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn into_parts(mut self) -> (Receiver, Vec<u8>) {
         self.buffer.drain(..self.at);
         (self.receiver, self.buffer)
@@ -116,6 +138,18 @@ impl BufRead for ByteReader {
 ///
 /// Each write is one message, at most as long as the connection's longest; an empty write is none.
 /// There is nothing to flush. Wrap it in a [`std::io::BufWriter`] for many small writes.
+///
+/// ```
+/// use std::io::{BufWriter, Write};
+/// let (a, mut b) = narrows::SharedMemoryStream::pair()?;
+/// let mut writer = BufWriter::new(a.into_bytes().1);
+/// for number in 0..10 {
+///     writeln!(writer, "line {number}")?;
+/// }
+/// writer.flush()?; // One message.
+/// assert_eq!(b.recv_ref()?.len(), 70);
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct ByteWriter {
     sender: Sender,
@@ -129,6 +163,18 @@ impl ByteWriter {
 
     /// Lets each later write fail with `TimedOut` after so long; `None`, the default, is never. A
     /// write that fails has written nothing.
+    ///
+    /// ```
+    /// use std::io::{self, Write};
+    /// use std::time::Duration;
+    /// let (a, _b) = narrows::Options::new().slots(1).pair()?;
+    /// let (_reader, mut writer) = a.into_bytes();
+    /// writer.set_write_timeout(Some(Duration::from_millis(1)));
+    /// writer.write_all(b"first")?;
+    /// assert_eq!(writer.write_all(b"second").unwrap_err().kind(), io::ErrorKind::TimedOut);
+    /// let mut sender = writer.into_inner(); // Messages again.
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn set_write_timeout(&mut self, timeout: Option<Duration>) {
         self.timeout = timeout;
     }

@@ -1,5 +1,6 @@
 //! The families of methods: each operation as it blocks, as it never blocks, with a timeout and
-//! with a deadline. One macro each, so that all of them say and do the same.
+//! with a deadline. One macro each, so that all of them say and do the same. What stands behind the
+//! names is the example of the first.
 
 /// `send`, `try_send`, `send_timeout`, `send_deadline`, over an inner method that takes a
 /// `Manner`.
@@ -8,8 +9,10 @@ macro_rules! send_family {
         $(#[$doc:meta])*
         $inner:ident [$($this:tt)+] ($($arg:ident: $ty:ty),*) -> $ok:ty;
         $name:ident, $try_name:ident, $timeout_name:ident, $deadline_name:ident
+        $(; $(#[$example:meta])+)?
     ) => {
         $(#[$doc])*
+        $($(#[$example])+)?
         ///
         /// Blocks while there is no room, until the peer makes some, closes or dies, or until this
         /// end is closed.
@@ -69,8 +72,10 @@ macro_rules! recv_family {
         $(#[$doc:meta])*
         $inner:ident [&mut $this:ident] ($($arg:ident: $ty:ty),*) -> $ok:ty;
         $name:ident, $try_name:ident, $timeout_name:ident, $deadline_name:ident
+        $(; $(#[$example:meta])+)?
     ) => {
         $(#[$doc])*
+        $($(#[$example])+)?
         ///
         /// Blocks until a message comes, until the peer closes or dies, or until this end is closed.
         ///

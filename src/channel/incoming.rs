@@ -23,6 +23,15 @@ impl From<Ended> for RecvFault {
 }
 
 /// Length and tag of a message that was received.
+///
+/// ```
+/// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?;
+/// a.send_tagged(b"hello", 7)?;
+/// let mut buffer = [0; 64];
+/// let received = b.recv(&mut buffer)?;
+/// assert_eq!((&buffer[..received.len], received.tag), (&b"hello"[..], 7));
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Received {

@@ -43,6 +43,13 @@ const PROBE: u32 = 16;
 const TELL: i32 = 16;
 
 /// What a call does when it has to wait.
+///
+/// ```
+/// use narrows::{Options, WaitStrategy};
+/// let frugal = Options::new().wait(WaitStrategy::Park); // For busy machines, and batteries.
+/// let greedy = Options::new().wait(WaitStrategy::Spin); // For processes with a CPU each to themselves.
+/// assert_eq!(WaitStrategy::default(), WaitStrategy::Adaptive);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WaitStrategy {

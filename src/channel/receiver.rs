@@ -30,6 +30,22 @@ const NOTHING: usize = usize::MAX;
 /// fn shared<T: Sync>() {}
 /// shared::<narrows::Receiver>();
 /// ```
+///
+/// ```
+/// use std::time::Duration;
+/// let (mut a, b) = narrows::SharedMemoryStream::pair()?;
+/// let (_tx, mut rx) = b.split();
+/// let mut buffer = Vec::new();
+/// assert!(rx.try_recv_into(&mut buffer).is_err_and(|error| error.is_empty()));
+/// a.send(b"hello")?;
+/// rx.recv_into_timeout(&mut buffer, Duration::from_secs(1))?;
+/// assert_eq!(buffer, b"hello");
+/// assert_eq!((rx.stats().messages_received, rx.stats().bytes_received), (1, 5));
+/// assert_eq!(rx.peer_cred().pid(), std::process::id());
+/// rx.closer().close(); // From any thread.
+/// assert_eq!(rx.recv(&mut [0; 8]), Err(narrows::RecvError::Closed));
+/// # Ok::<(), std::io::Error>(())
+/// ```
 pub struct Receiver {
     inb: Inbound<Mapping, Waiting>,
     canary: Canary,
@@ -49,7 +65,17 @@ impl Receiver {
         /// Copies the next message into `buffer`. If it is longer than the buffer, it is kept and
         /// the error tells its length.
         recv_slice [&mut self] (buffer: &mut [u8]) -> Received;
-        recv, try_recv, recv_timeout, recv_deadline
+        recv, try_recv, recv_timeout, recv_deadline;
+        ///
+        /// ```
+        /// let (mut a, b) = narrows::SharedMemoryStream::pair()?;
+        /// let (_sender, mut receiver) = b.split();
+        /// a.send(b"hello")?;
+        /// let mut buffer = [0; 64];
+        /// let received = receiver.recv(&mut buffer)?;
+        /// assert_eq!(&buffer[..received.len], b"hello");
+        /// # Ok::<(), std::io::Error>(())
+        /// ```
     }
 
     recv_family! {
@@ -60,13 +86,36 @@ impl Receiver {
         /// it, the pieces stay for the next call and the buffer is left empty. The buffer is empty too
         /// once the connection has ended.
         recv_vec [&mut self] (buffer: &mut Vec<u8>) -> Received;
-        recv_into, try_recv_into, recv_into_timeout, recv_into_deadline
+        recv_into, try_recv_into, recv_into_timeout, recv_into_deadline;
+        ///
+        /// ```
+        /// let (mut a, b) = narrows::SharedMemoryStream::pair()?;
+        /// let (_sender, mut receiver) = b.split();
+        /// let mut buffer = Vec::new();
+        /// for message in [b"ebb".as_slice(), b"flow"] {
+        ///     a.send(message)?;
+        ///     receiver.recv_into(&mut buffer)?;
+        ///     assert_eq!(buffer, message);
+        /// }
+        /// # Ok::<(), std::io::Error>(())
+        /// ```
     }
 
     recv_family! {
         /// Lends the next message where it stands; dropping the guard gives it back.
         recv_lent [&mut self] () -> RecvGuard<'_>;
-        recv_ref, try_recv_ref, recv_ref_timeout, recv_ref_deadline
+        recv_ref, try_recv_ref, recv_ref_timeout, recv_ref_deadline;
+        ///
+        /// ```
+        /// let (mut a, b) = narrows::SharedMemoryStream::pair()?;
+        /// let (_sender, mut receiver) = b.split();
+        /// a.send(b"0123456789")?;
+        /// let message = receiver.recv_ref()?;
+        /// let mut middle = [0; 2];
+        /// message.read_at(4, &mut middle)?;
+        /// assert_eq!(&middle, b"45");
+        /// # Ok::<(), std::io::Error>(())
+        /// ```
     }
 
     /// Messages until the connection ends; blocks between them.
@@ -91,6 +140,19 @@ impl Receiver {
     }
 
     /// Makes a byte stream of it, which loses no byte between messages.
+    ///
+    /// ```
+    /// use std::io::Read;
+    /// let (mut a, b) = narrows::SharedMemoryStream::pair()?;
+    /// let (_sender, receiver) = b.split();
+    /// a.send(b"ebb and ")?;
+    /// a.send(b"flow")?;
+    /// drop(a);
+    /// let mut text = String::new();
+    /// receiver.into_reader().read_to_string(&mut text)?;
+    /// assert_eq!(text, "ebb and flow");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn into_reader(self) -> ByteReader {
         ByteReader::new(self)
     }
@@ -270,6 +332,17 @@ impl Drop for Receiver {
 }
 
 /// Messages until the connection ends; see [`Receiver::iter`].
+///
+/// ```
+/// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?;
+/// a.send(b"one")?;
+/// a.send(b"two")?;
+/// drop(a);
+/// for message in b.iter() {
+///     println!("{} bytes", message?.len()); // An error: the peer died, or lied.
+/// }
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Iter<'a> {
     receiver: &'a mut Receiver,
@@ -296,6 +369,15 @@ impl Iterator for Iter<'_> {
 }
 
 /// Messages that are there now; see [`Receiver::try_iter`].
+///
+/// ```
+/// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?;
+/// a.send(b"one")?;
+/// a.send(b"two")?;
+/// assert_eq!(b.try_iter().collect::<Vec<_>>(), [b"one", b"two"]);
+/// assert_eq!(b.try_iter().next(), None); // Nothing now; the next receive tells whether more can come.
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct TryIter<'a> {
     receiver: &'a mut Receiver,

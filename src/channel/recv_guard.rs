@@ -75,6 +75,13 @@ impl<'a> RecvGuard<'a> {
 
     /// Copies the whole message.
     ///
+    /// ```
+    /// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?;
+    /// a.send(b"hello")?;
+    /// assert_eq!(b.recv_ref()?.to_vec()?, b"hello");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// `Unsupported` in a forked child.
@@ -85,6 +92,17 @@ impl<'a> RecvGuard<'a> {
     }
 
     /// The bytes in place, for the `unsafe` borrow that spares a copy.
+    ///
+    /// ```
+    /// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?;
+    /// a.send(b"in place")?;
+    /// let mut guard = b.recv_ref()?;
+    /// assert!((guard.len(), guard.tag(), guard.is_empty()) == (8, 0, false));
+    /// let span = guard.raw()?;
+    /// // SAFETY: the peer is this program, which does not write to what it has committed.
+    /// assert_eq!(unsafe { span.as_slice() }, b"in place");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     ///
     /// # Errors
     ///

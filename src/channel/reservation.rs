@@ -33,6 +33,22 @@ use crate::sys::borrow::RawSpan;
 /// a.send(b"meanwhile").unwrap();
 /// room.commit().unwrap();
 /// ```
+///
+/// In any order, and less of it than was reserved:
+///
+/// ```
+/// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?;
+/// let mut room = a.reserve(64)?;
+/// assert!(room.len() == 64 && !room.is_empty());
+/// room.write_at(8, b"payload")?;
+/// room.write_at(0, &7_u64.to_le_bytes())?; // The head, once the rest is known.
+/// assert_eq!(room.written(), 0); // That counts `io::Write` alone.
+/// room.set_tag(7);
+/// room.commit_len(15)?;
+/// let message = b.recv_ref()?;
+/// assert_eq!((message.len(), message.tag()), (15, 7));
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Debug)]
 #[must_use = "a reservation must be committed to be sent"]
 pub struct Reservation<'a> {
@@ -84,6 +100,17 @@ impl<'a> Reservation<'a> {
     }
 
     /// The reserved bytes in place, for the `unsafe` borrow that spares a copy.
+    ///
+    /// ```
+    /// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?;
+    /// let mut room = a.reserve(3)?;
+    /// let mut span = room.raw()?;
+    /// // SAFETY: the peer is this program, which leaves alone what was not committed to it.
+    /// unsafe { span.as_mut_slice() }.copy_from_slice(b"ebb");
+    /// room.commit()?;
+    /// assert_eq!(b.recv_ref()?.to_vec()?, b"ebb");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     ///
     /// # Errors
     ///

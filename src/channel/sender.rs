@@ -39,6 +39,22 @@ use crate::sys::socket::PeerCred;
 /// fn shared<T: Sync>() {}
 /// shared::<narrows::Sender>();
 /// ```
+///
+/// What it says of itself and of the connection:
+///
+/// ```
+/// use std::time::Duration;
+/// let (a, b) = narrows::SharedMemoryStream::pair()?;
+/// let (mut tx, _rx) = a.split();
+/// tx.send_timeout(b"in time or never", Duration::from_secs(1))?;
+/// tx.try_send(b"now or never")?;
+/// assert_eq!((tx.stats().messages_sent, tx.stats().bytes_sent), (2, 28));
+/// assert_eq!((tx.max_message(), tx.max_in_place()), (64 << 20, 256 << 10));
+/// assert_eq!(tx.peer_cred().pid(), std::process::id());
+/// tx.closer().close();
+/// assert!(tx.is_disconnected());
+/// # Ok::<(), std::io::Error>(())
+/// ```
 pub struct Sender {
     out: Outbound<Mapping, Waiting>,
     canary: Canary,
@@ -57,19 +73,46 @@ impl Sender {
     send_family! {
         /// Sends one message of any size from 0 bytes to [`max_message`](Self::max_message).
         send_plain [&mut self] (message: &[u8]) -> ();
-        send, try_send, send_timeout, send_deadline
+        send, try_send, send_timeout, send_deadline;
+        ///
+        /// ```
+        /// let (a, mut b) = narrows::SharedMemoryStream::pair()?;
+        /// let (mut sender, _receiver) = a.split();
+        /// sender.send(b"hello")?;
+        /// sender.send(&[])?; // An empty message is one, too.
+        /// assert_eq!(b.recv_ref()?.to_vec()?, b"hello");
+        /// assert_eq!(b.recv_ref()?.len(), 0);
+        /// # Ok::<(), std::io::Error>(())
+        /// ```
     }
 
     send_family! {
         /// Sends one message with a tag: 64 bits that travel beside the payload.
         send_one [&mut self] (message: &[u8], tag: u64) -> ();
-        send_tagged, try_send_tagged, send_tagged_timeout, send_tagged_deadline
+        send_tagged, try_send_tagged, send_tagged_timeout, send_tagged_deadline;
+        ///
+        /// ```
+        /// let (a, mut b) = narrows::SharedMemoryStream::pair()?;
+        /// let (mut sender, _receiver) = a.split();
+        /// sender.send_tagged(b"hello", 7)?;
+        /// assert_eq!(b.recv_ref()?.tag(), 7);
+        /// # Ok::<(), std::io::Error>(())
+        /// ```
     }
 
     send_family! {
         /// Sends one message that is the parts one behind the other, with a tag.
         send_parts [&mut self] (parts: &[IoSlice<'_>], tag: u64) -> ();
-        send_vectored, try_send_vectored, send_vectored_timeout, send_vectored_deadline
+        send_vectored, try_send_vectored, send_vectored_timeout, send_vectored_deadline;
+        ///
+        /// ```
+        /// use std::io::IoSlice;
+        /// let (a, mut b) = narrows::SharedMemoryStream::pair()?;
+        /// let (mut sender, _receiver) = a.split();
+        /// sender.send_vectored(&[IoSlice::new(b"head"), IoSlice::new(b" and body")], 0)?;
+        /// assert_eq!(b.recv_ref()?.to_vec()?, b"head and body");
+        /// # Ok::<(), std::io::Error>(())
+        /// ```
     }
 
     send_family! {
@@ -77,10 +120,34 @@ impl Sender {
         ///
         /// `len` is at most [`max_in_place`](Self::max_in_place).
         reserve_room [&mut self] (len: usize) -> Reservation<'_>;
-        reserve, try_reserve, reserve_timeout, reserve_deadline
+        reserve, try_reserve, reserve_timeout, reserve_deadline;
+        ///
+        /// ```
+        /// use std::io::Write;
+        /// let (a, mut b) = narrows::SharedMemoryStream::pair()?;
+        /// let (mut sender, _receiver) = a.split();
+        /// let mut room = sender.reserve(64)?;
+        /// write!(room, "{} m above zero", 4.2)?;
+        /// room.commit_written()?;
+        /// assert_eq!(b.recv_ref()?.to_vec()?, b"4.2 m above zero");
+        /// # Ok::<(), std::io::Error>(())
+        /// ```
     }
 
     /// Collects messages and commits them together: one fence, and at most one wake.
+    ///
+    /// ```
+    /// let (a, mut b) = narrows::SharedMemoryStream::pair()?;
+    /// let (mut sender, _receiver) = a.split();
+    /// let mut batch = sender.batch();
+    /// for number in 0..100_u8 {
+    ///     batch.push(&[number])?;
+    /// }
+    /// batch.flush()?; // Dropping it does as well, but tells no error.
+    /// drop(batch);
+    /// assert_eq!(b.try_iter().count(), 100);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn batch(&mut self) -> Batch<'_> {
         Batch::new(self)
     }
@@ -96,11 +163,31 @@ impl Sender {
     }
 
     /// Makes a sender that many threads may share.
+    ///
+    /// ```
+    /// let (a, mut b) = narrows::SharedMemoryStream::pair()?;
+    /// let (sender, _receiver) = a.split();
+    /// let sender = sender.into_shared();
+    /// let other = sender.clone();
+    /// std::thread::spawn(move || other.send(b"from there")).join().unwrap()?;
+    /// sender.send(b"from here")?;
+    /// assert_eq!(b.try_iter().count(), 2);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn into_shared(self) -> SharedSender {
         SharedSender::new(self)
     }
 
     /// Makes a byte stream of it: each write is a message.
+    ///
+    /// ```
+    /// use std::io::Write;
+    /// let (a, mut b) = narrows::SharedMemoryStream::pair()?;
+    /// let (sender, _receiver) = a.split();
+    /// sender.into_writer().write_all(b"a message for each write")?;
+    /// assert_eq!(b.recv_ref()?.len(), 24);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn into_writer(self) -> ByteWriter {
         ByteWriter::new(self)
     }

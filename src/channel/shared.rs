@@ -40,6 +40,20 @@ use crate::sys::mapping::Mapping;
 /// assert_eq!(b.iter().count(), 4);
 /// # Ok::<(), std::io::Error>(())
 /// ```
+///
+/// It does what a [`Sender`] does, but for reservations and batches:
+///
+/// ```
+/// let (a, mut b) = narrows::SharedMemoryStream::pair()?;
+/// let (tx, _rx) = a.split();
+/// let shared = tx.into_shared();
+/// shared.send_tagged(b"with a tag", 7)?;
+/// shared.send_vectored(&[b"in ".as_slice(), b"parts"].map(std::io::IoSlice::new), 8)?;
+/// assert_eq!((shared.stats().messages_sent, shared.max_message()), (2, 64 << 20));
+/// shared.closer().close();
+/// assert!(shared.is_disconnected());
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct SharedSender {
     sender: Arc<Mutex<Sender>>,

@@ -34,6 +34,14 @@ impl Sent {
 }
 
 /// What one half of a connection did when it could not go on at once. All zero: it never had to wait, or to wake.
+///
+/// ```
+/// let (mut a, _b) = narrows::SharedMemoryStream::pair()?;
+/// a.send(b"nobody waits for it")?;
+/// let narrows::Waits { sleeps, wakes, .. } = a.stats().sending;
+/// assert_eq!((sleeps, wakes), (0, 0));
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Waits {
@@ -50,6 +58,16 @@ pub struct Waits {
 ///
 /// They cost a message that is sent or received at once nothing but its count: all else is counted where a thread
 /// waits. They are of this process; the peer has its own.
+///
+/// ```
+/// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?;
+/// a.send(b"hello")?;
+/// b.recv(&mut [0; 8])?;
+/// assert_eq!((a.stats().messages_sent, a.stats().bytes_sent), (1, 5));
+/// assert_eq!((b.stats().messages_received, b.stats().bytes_received), (1, 5));
+/// assert_eq!(b.stats().sleeps, 0); // It was there already.
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {

@@ -10,6 +10,23 @@ use super::{ConnectError, Ended};
 /// The first group is the server's answer, and the connection lives on. The second is the caller's own doing. The
 /// third is the end of the connection: whether the server has done what was asked is not known then, and
 /// nothing is ever sent twice.
+///
+/// ```
+/// use narrows::{CallError, SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+/// let (a, b) = SharedMemoryStream::pair()?;
+/// let server = SharedMemoryServer::new().method(1, |_, _| Err("not today".into())).spawn()?;
+/// server.adopt(b);
+/// let client = SharedMemoryClient::over(a)?;
+/// match client.call(1, b"please") {
+///     Ok(reply) => println!("{} bytes", reply.len()),
+///     Err(CallError::Failed(error)) => assert_eq!(error.text(), "not today"), // The connection lives.
+///     Err(CallError::Busy(_)) => println!("try again later"),
+///     Err(error) if error.is_timeout() => println!("too late"),
+///     Err(error) if error.is_disconnected() => println!("over, and whether it was done is not known: {error}"),
+///     Err(error) => return Err(error.into()),
+/// }
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum CallError {
@@ -166,6 +183,15 @@ impl From<CallError> for io::Error {
 }
 
 /// A method's own error: what it answers instead of a reply.
+///
+/// ```
+/// use narrows::HandlerError;
+/// const NO_SUCH_FILE: u32 = 2;
+/// let error = HandlerError::new(NO_SUCH_FILE, "there is no main.rs");
+/// assert_eq!((error.code(), error.text()), (2, "there is no main.rs"));
+/// let error: HandlerError = "of a text alone, the code is 0".into();
+/// assert_eq!(error.code(), 0);
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HandlerError {
     code: u32,

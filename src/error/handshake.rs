@@ -6,6 +6,26 @@ use std::fmt;
 use std::io;
 
 /// A handshake message that no honest peer of this version sends.
+///
+/// ```
+/// use std::io::{Read, Write};
+/// use std::os::unix::net::UnixListener;
+/// use narrows::{ConnectError, HandshakeError, SharedMemoryStream};
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("socket");
+/// let other = UnixListener::bind(&path)?; // It speaks something else.
+/// let other = std::thread::spawn(move || -> std::io::Result<_> {
+///     let (mut client, _) = other.accept()?;
+///     client.write_all(&[7; 4096])?;
+///     client.read_to_end(&mut Vec::new())
+/// });
+/// match SharedMemoryStream::connect(&path) {
+///     Err(ConnectError::BadAnswer(HandshakeError::BadMagic)) => println!("not a server of ours"),
+///     other => panic!("{other:?}"),
+/// }
+/// # let _ended = other.join();
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HandshakeError {
@@ -97,6 +117,23 @@ impl From<HandshakeError> for io::Error {
 }
 
 /// Why a server refuses a client.
+///
+/// ```
+/// use narrows::{ConnectError, HandshakeError, Options, RejectCode, SharedMemoryStream};
+/// let folder = tempfile::tempdir()?;
+/// let listener = Options::new().authorize(|_| false).bind(folder.path().join("socket"))?;
+/// # let (path, closer) = (listener.local_path().to_owned(), listener.closer());
+/// let server = std::thread::spawn(move || listener.accept());
+/// match SharedMemoryStream::connect(path) {
+///     Err(ConnectError::Rejected { code: RejectCode::NotAuthorized, text }) => println!("{text}"),
+///     other => panic!("{other:?}"),
+/// }
+/// assert_eq!(RejectCode::from_number(RejectCode::Busy.number()), RejectCode::Busy);
+/// assert_eq!(RejectCode::of(HandshakeError::BadMagic), RejectCode::BadHello);
+/// # closer.close();
+/// # let _ended = server.join();
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RejectCode {

@@ -9,6 +9,20 @@ use std::process::ExitStatus;
 use super::{HandshakeError, RejectCode};
 
 /// Why a connection could not be made.
+///
+/// ```
+/// use std::io;
+/// use narrows::{ConnectError, RejectCode, SharedMemoryStream};
+/// match SharedMemoryStream::connect("/nonexistent/socket") {
+///     Ok(_) => unreachable!(),
+///     Err(ConnectError::Rejected { code: RejectCode::Busy, .. }) => println!("try again later"),
+///     Err(ConnectError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+///         println!("no server there: start it");
+///     }
+///     Err(error) if error.is_timeout() => println!("it does not answer"),
+///     Err(error) => panic!("{error}"), // The text says what to do.
+/// }
+/// ```
 #[non_exhaustive]
 pub enum ConnectError {
     /// The options are not legal; the text says which and what their range is.
@@ -130,6 +144,19 @@ impl std::error::Error for ConnectError {
 }
 
 /// Why a listener could not be bound.
+///
+/// ```
+/// use narrows::{BindError, SharedMemoryListener};
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("socket");
+/// let _first = SharedMemoryListener::bind(&path)?;
+/// match SharedMemoryListener::bind(&path) {
+///     Ok(_) => unreachable!("the first lives"),
+///     Err(BindError::InUse) => println!("a server runs already"),
+///     Err(error) => return Err(error.into()),
+/// }
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[non_exhaustive]
 pub enum BindError {
     /// The options are not legal; the text says which and what their range is.
@@ -185,6 +212,20 @@ impl std::error::Error for BindError {
 }
 
 /// Why accept returned without a connection. A failed handshake is never among the reasons.
+///
+/// ```
+/// use std::time::Duration;
+/// use narrows::{AcceptError, SharedMemoryListener};
+/// let folder = tempfile::tempdir()?;
+/// let listener = SharedMemoryListener::bind(folder.path().join("socket"))?;
+/// match listener.accept_timeout(Duration::from_millis(1)) {
+///     Ok(stream) => println!("{:?} came", stream.peer_cred()),
+///     Err(error) if error.is_timeout() => println!("nobody came"),
+///     Err(AcceptError::Closed) => println!("the listener was closed"),
+///     Err(error) => return Err(error.into()), // Too many open files: the client still waits.
+/// }
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[non_exhaustive]
 pub enum AcceptError {
     /// The deadline passed before a client was there.
@@ -237,6 +278,16 @@ impl std::error::Error for AcceptError {
 }
 
 /// Why a child process with a connection could not be had. No child is left behind.
+///
+/// ```
+/// use std::process::Command;
+/// use narrows::{SharedMemoryStream, SpawnError};
+/// match SharedMemoryStream::spawn(Command::new("true")) {
+///     Ok(_) => unreachable!("it knows nothing of us"),
+///     Err(SpawnError::ChildExited(status)) => println!("it ended with {status}, and never called from_parent"),
+///     Err(error) => println!("{error}"), // No child is left behind.
+/// }
+/// ```
 #[non_exhaustive]
 pub enum SpawnError {
     /// The options are not legal; the text says which and what their range is.

@@ -61,6 +61,19 @@ impl SharedMemoryClient {
 impl Reply {
     /// The value that it is, by postcard. Needs the feature `serde`.
     ///
+    /// ```
+    /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+    /// let (a, b) = SharedMemoryStream::pair()?;
+    /// let server = SharedMemoryServer::new()
+    ///     .method_typed(1, |_, words: Vec<String>| Ok(words.join(" ")))
+    ///     .spawn()?;
+    /// server.adopt(b);
+    /// let client = SharedMemoryClient::over(a)?;
+    /// let pending = client.start_call(1, &[2, 1, b'a', 1, b'b'])?; // As postcard encodes ["a", "b"].
+    /// assert_eq!(pending.wait()?.decode::<String>()?, "a b");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`CallError::Codec`] if it is not such a value.
@@ -73,6 +86,19 @@ impl SharedMemoryServer {
     /// As [`method`](Self::method), with values: both are encoded by postcard. Needs the feature `serde`.
     ///
     /// A request that is not such a value is answered with [`CallError::Failed`], and the method does not run.
+    ///
+    /// ```
+    /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+    /// let (a, b) = SharedMemoryStream::pair()?;
+    /// let server = SharedMemoryServer::new()
+    ///     .method_typed(1, |_, words: Vec<String>| Ok(words.join(" ")))
+    ///     .spawn()?;
+    /// server.adopt(b);
+    /// let client = SharedMemoryClient::over(a)?;
+    /// let line: String = client.call_typed(1, &["ebb", "flow"].as_slice())?;
+    /// assert_eq!(line, "ebb flow");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     #[must_use]
     pub fn method_typed<A, R, F>(self, id: u32, method: F) -> Self
     where
@@ -84,6 +110,19 @@ impl SharedMemoryServer {
     }
 
     /// As [`inline`](Self::inline), with values: both are encoded by postcard. Needs the feature `serde`.
+    ///
+    /// ```
+    /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+    /// let (a, b) = SharedMemoryStream::pair()?;
+    /// let server = SharedMemoryServer::new()
+    ///     .inline_typed(1, |_, (a, b): (u32, u32)| Ok(a.checked_add(b)))
+    ///     .spawn()?;
+    /// server.adopt(b);
+    /// let client = SharedMemoryClient::over(a)?;
+    /// let sum: Option<u32> = client.call_typed(1, &(20_u32, 22_u32))?;
+    /// assert_eq!(sum, Some(42));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     #[must_use]
     pub fn inline_typed<A, R, F>(self, id: u32, method: F) -> Self
     where

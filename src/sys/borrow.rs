@@ -8,6 +8,21 @@ use std::ptr::NonNull;
 ///
 /// Copying reads and writes need none of this; it is for those who want to spare the copy and trust
 /// the peer.
+///
+/// ```
+/// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?;
+/// let mut room = a.reserve(3)?;
+/// let mut span = room.raw()?;
+/// assert!(span.len() == 3 && !span.is_empty() && !span.as_ptr().is_null());
+/// // SAFETY: the peer is this program, which leaves alone what was not committed to it.
+/// unsafe { span.as_mut_slice() }.copy_from_slice(b"ebb");
+/// room.commit()?;
+/// let mut message = b.recv_ref()?;
+/// let span = message.raw()?;
+/// // SAFETY: nor does it write to what it has committed.
+/// assert_eq!(unsafe { span.as_slice() }, b"ebb");
+/// # Ok::<(), std::io::Error>(())
+/// ```
 pub struct RawSpan<'a> {
     at: NonNull<u8>,
     len: usize,
@@ -70,6 +85,27 @@ impl<'a> RawSpan<'a> {
 /// The bytes of one message, lent in place to be read.
 ///
 /// As [`RawSpan`], but there may be several of the same bytes, so nobody writes through it.
+///
+/// ```
+/// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+/// let (a, b) = SharedMemoryStream::pair()?;
+/// let server = SharedMemoryServer::new()
+///     .inline(1, |request, reply| {
+///         match request.raw() {
+///             Some(bytes) => {
+///                 assert!(bytes.len() == 3 && !bytes.is_empty() && !bytes.as_ptr().is_null());
+///                 // SAFETY: the client is our own program, which does not write to what it has committed.
+///                 reply.extend(unsafe { bytes.as_slice() });
+///             }
+///             None => reply.extend(request.bytes()), // It came in pieces.
+///         }
+///         Ok(())
+///     })
+///     .spawn()?;
+/// server.adopt(b);
+/// assert_eq!(*SharedMemoryClient::over(a)?.call(1, b"ebb")?, *b"ebb");
+/// # Ok::<(), std::io::Error>(())
+/// ```
 pub struct RawBytes<'a>(RawSpan<'a>);
 
 impl<'a> RawBytes<'a> {

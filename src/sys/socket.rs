@@ -29,6 +29,14 @@ pub(crate) const MAX_PATH: usize = 107;
 /// process that called `listen`. All numbers are those of that moment, translated into this
 /// process's namespaces: the process may have ended or changed its user since, and its number may
 /// name another process by now.
+///
+/// ```
+/// let (a, _b) = narrows::SharedMemoryStream::pair()?;
+/// let peer = a.peer_cred();
+/// assert_eq!(peer.pid(), std::process::id());
+/// println!("user {}, group {}", peer.uid(), peer.gid());
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PeerCred {
     pid: u32,

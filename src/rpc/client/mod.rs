@@ -66,6 +66,32 @@ pub use table::{Change, Final, Table};
 /// assert_eq!(*client.call(1, b"desserts")?, *b"stressed");
 /// # Ok::<(), std::io::Error>(())
 /// ```
+///
+/// Over a stream that is there already, as of [`SharedMemoryStream::spawn`]:
+///
+/// ```
+/// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+/// let (a, b) = SharedMemoryStream::pair()?;
+/// let server = SharedMemoryServer::new()
+///     .inline(1, |request, reply| {
+///         reply.extend(request.bytes());
+///         Ok(())
+///     })
+///     .spawn()?;
+/// server.adopt(b);
+/// let client = SharedMemoryClient::over(a)?;
+///
+/// let mut reply = Vec::new();
+/// client.call_into(1, b"used again", &mut reply)?; // The steady state allocates nothing.
+/// client.notify(1, b"nobody waits for the reply")?;
+/// assert_eq!(client.max_message(), 64 << 20);
+/// assert_eq!(client.peer_cred().pid(), std::process::id());
+/// assert_eq!(client.stats().dropped_replies, 0);
+/// let other = client.clone(); // For another thread, over the same connection.
+/// client.close(); // For all of them.
+/// assert!(other.call(1, b"late").is_err());
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct SharedMemoryClient {
     current: Arc<Current>,
@@ -83,6 +109,15 @@ impl SharedMemoryClient {
     }
 
     /// Chooses options and what happens when the connection is lost, and connects then.
+    ///
+    /// ```no_run
+    /// use narrows::{Options, Reconnect, SharedMemoryClient};
+    /// let client = SharedMemoryClient::builder("/run/user/1000/socket")
+    ///     .options(Options::new().max_message(1 << 20))
+    ///     .reconnect(Reconnect::new())
+    ///     .connect()?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn builder(path: impl AsRef<Path>) -> ClientBuilder {
         ClientBuilder::new(path.as_ref())
     }
@@ -98,6 +133,15 @@ impl SharedMemoryClient {
     }
 
     /// As [`over`](Self::over), with the windows and the handshake's time of these options.
+    ///
+    /// ```
+    /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+    /// let (a, b) = SharedMemoryStream::pair()?;
+    /// let server = SharedMemoryServer::new().spawn()?;
+    /// server.adopt(b);
+    /// let client = SharedMemoryClient::over_with(a, &narrows::Options::new().push_window(4096))?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -123,6 +167,26 @@ impl SharedMemoryClient {
 
     /// As [`call`](Self::call), for at most `timeout`; one too long for the clock is for ever. The server sees
     /// the deadline, and that nobody waits any more.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use narrows::CallError;
+    /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+    /// let (a, b) = SharedMemoryStream::pair()?;
+    /// let server = SharedMemoryServer::new()
+    ///     .method(1, |request, _| {
+    ///         while !request.is_cancelled() { // It looks up the tide.
+    ///             std::thread::yield_now();
+    ///         }
+    ///         Ok(())
+    ///     })
+    ///     .spawn()?;
+    /// server.adopt(b);
+    /// let client = SharedMemoryClient::over(a)?;
+    /// let late = client.call_timeout(1, b"when?", Duration::from_millis(5));
+    /// assert!(matches!(late, Err(CallError::Timeout)));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -170,6 +234,24 @@ impl SharedMemoryClient {
     ///
     /// Blocks only while the ring has no room for the request, or as many calls are under way as the connection
     /// takes ([`Options::max_calls_in_flight`]).
+    ///
+    /// ```
+    /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+    /// let (a, b) = SharedMemoryStream::pair()?;
+    /// let server = SharedMemoryServer::new()
+    ///     .inline(1, |request, reply| {
+    ///         reply.extend(request.bytes());
+    ///         Ok(())
+    ///     })
+    ///     .spawn()?;
+    /// server.adopt(b);
+    /// let client = SharedMemoryClient::over(a)?;
+    /// let pending = (0..8_u8).map(|number| client.start_call(1, &[number])).collect::<Result<Vec<_>, _>>()?;
+    /// for (number, pending) in (0..8).zip(pending) {
+    ///     assert_eq!(*pending.wait()?, [number]);
+    /// }
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -221,6 +303,26 @@ impl SharedMemoryClient {
 
     /// Calls a method that takes a stream of chunks and gives one reply.
     ///
+    /// ```
+    /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+    /// let (a, b) = SharedMemoryStream::pair()?;
+    /// let server = SharedMemoryServer::new()
+    ///     .upload(1, |_, chunks, reply| {
+    ///         for chunk in chunks {
+    ///             reply.extend(chunk?);
+    ///         }
+    ///         Ok(())
+    ///     })
+    ///     .spawn()?;
+    /// server.adopt(b);
+    /// let client = SharedMemoryClient::over(a)?;
+    /// let mut upload = client.start_upload(1, b"")?;
+    /// upload.write_chunk(b"ebb and ")?;
+    /// upload.write_chunk(b"flow")?;
+    /// assert_eq!(*upload.finish()?, *b"ebb and flow");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`CallError`]: the request was not sent.
@@ -230,6 +332,29 @@ impl SharedMemoryClient {
     }
 
     /// Calls a method that takes a stream of chunks and gives one: both ways at once, for two threads or one.
+    ///
+    /// ```
+    /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+    /// let (a, b) = SharedMemoryStream::pair()?;
+    /// let server = SharedMemoryServer::new()
+    ///     .duplex(1, |_, chunks, out| {
+    ///         for chunk in chunks {
+    ///             out.write_chunk(&chunk?.to_ascii_uppercase())?;
+    ///         }
+    ///         Ok(())
+    ///     })
+    ///     .spawn()?;
+    /// server.adopt(b);
+    /// let client = SharedMemoryClient::over(a)?;
+    /// let (mut upload, mut replies) = client.start_duplex(1, b"")?;
+    /// for word in [b"ebb", b"low"] {
+    ///     upload.write_chunk(word)?;
+    ///     assert_eq!(replies.next_chunk()?, Some(word.to_ascii_uppercase()));
+    /// }
+    /// upload.end()?;
+    /// assert_eq!(replies.next_chunk()?, None);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     ///
     /// # Errors
     ///

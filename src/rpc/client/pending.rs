@@ -15,6 +15,28 @@ use crate::error::CallError;
 ///
 /// Dropping it before the reply was taken cancels the call: the server's method is told, and what it answers is
 /// dropped.
+///
+/// ```
+/// use std::time::Duration;
+/// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+/// let (a, b) = SharedMemoryStream::pair()?;
+/// let server = SharedMemoryServer::new()
+///     .inline(1, |request, reply| {
+///         reply.extend(request.bytes());
+///         Ok(())
+///     })
+///     .spawn()?;
+/// server.adopt(b);
+/// let client = SharedMemoryClient::over(a)?;
+/// let mut pending = client.start_call(1, b"hello")?;
+/// println!("call {} is under way", pending.id());
+/// let reply = pending.wait_timeout(Duration::from_secs(5))?; // `wait` takes as long as it takes.
+/// assert_eq!(*reply, *b"hello");
+/// let pending = client.start_call(1, b"never mind")?;
+/// let canceller = pending.canceller(); // For another thread; here:
+/// pending.cancel();
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[must_use = "a call that is dropped is cancelled"]
 pub struct PendingCall {
     conn: Arc<Conn>,
@@ -110,6 +132,29 @@ impl fmt::Debug for PendingCall {
 /// It may be cloned, outlives the call harmlessly, and does not keep the connection open.
 ///
 /// [`ReplyStream::canceller`]: crate::ReplyStream::canceller
+///
+/// ```
+/// use narrows::CallError;
+/// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+/// let (a, b) = SharedMemoryStream::pair()?;
+/// let server = SharedMemoryServer::new()
+///     .streaming(1, |_, chunks| {
+///         loop {
+///             chunks.write_chunk(b"tick")?; // Fails once the caller has cancelled.
+///             std::thread::sleep(std::time::Duration::from_millis(1));
+///         }
+///     })
+///     .spawn()?;
+/// server.adopt(b);
+/// let client = SharedMemoryClient::over(a)?;
+/// let stream = client.call_streaming(1, b"")?;
+/// let canceller = stream.canceller();
+/// let key = std::thread::spawn(move || canceller.cancel());
+/// let end = stream.into_iter().find_map(Result::err); // Waits for chunks meanwhile.
+/// assert!(matches!(end, Some(CallError::Cancelled)));
+/// key.join().unwrap();
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Canceller {
     conn: Weak<Conn>,
@@ -137,6 +182,24 @@ impl fmt::Debug for Canceller {
 }
 
 /// What a method replied: bytes.
+///
+/// ```
+/// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+/// let (a, b) = SharedMemoryStream::pair()?;
+/// let server = SharedMemoryServer::new()
+///     .inline(1, |request, reply| {
+///         reply.extend(request.bytes());
+///         Ok(())
+///     })
+///     .spawn()?;
+/// server.adopt(b);
+/// let client = SharedMemoryClient::over(a)?;
+/// let reply = client.call(1, b"some bytes")?;
+/// assert_eq!(&reply[..4], b"some"); // It is a slice of bytes, ...
+/// let bytes: Vec<u8> = reply.into_vec(); // ... and gives them away.
+/// assert_eq!(bytes, b"some bytes");
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reply(Vec<u8>);
 

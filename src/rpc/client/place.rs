@@ -31,6 +31,14 @@ pub enum Change {
 }
 
 /// What is left of a call that was lost with its connection.
+///
+/// ```
+/// use narrows::{LostCall, Reconnect};
+/// fn told(call: &LostCall) -> String {
+///     format!("call {} of method {}", call.id, call.method)
+/// }
+/// let policy = Reconnect::new().on_loss(|lost| lost.calls.iter().for_each(|call| eprintln!("{}", told(call))));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LostCall {

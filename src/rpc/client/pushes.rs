@@ -13,6 +13,25 @@ impl SharedMemoryClient {
     /// While nobody takes pushes, [`Options::push_window`](crate::Options::push_window) bytes of them are kept;
     /// then the server has to wait.
     ///
+    /// ```
+    /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+    /// let (a, b) = SharedMemoryStream::pair()?;
+    /// let server = SharedMemoryServer::new()
+    ///     .inline(1, |request, _| {
+    ///         request.connection().try_push(b"you called")?;
+    ///         Ok(())
+    ///     })
+    ///     .spawn()?;
+    /// server.adopt(b);
+    /// let client = SharedMemoryClient::over(a)?;
+    /// client.call(1, b"")?;
+    /// assert_eq!(client.next_push()?, b"you called");
+    /// assert_eq!(client.try_next_push()?, None);
+    /// client.close();
+    /// assert_eq!(client.pushes().count(), 0); // All there are until the end.
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`CallError`]: the connection has ended, and all pushes were taken.
@@ -73,6 +92,25 @@ fn next(conn: &Conn, wait: Wait) -> Result<Vec<u8>, CallError> {
 }
 
 /// Pushes until the connection ends; see [`SharedMemoryClient::pushes`].
+///
+/// ```
+/// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+/// let (a, b) = SharedMemoryStream::pair()?;
+/// let server = SharedMemoryServer::new()
+///     .inline(1, |request, _| {
+///         request.connection().try_push(b"you called")?;
+///         Ok(())
+///     })
+///     .spawn()?;
+/// server.adopt(b);
+/// let client = SharedMemoryClient::over(a)?;
+/// let listener = client.clone();
+/// let listener = std::thread::spawn(move || listener.pushes().take(2).count());
+/// client.call(1, b"")?;
+/// client.call(1, b"")?;
+/// assert_eq!(listener.join().unwrap(), 2);
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Pushes<'a> {
     client: &'a SharedMemoryClient,

@@ -85,6 +85,15 @@ impl ClientBuilder {
 ///
 /// Nothing is replayed: calls that were under way have failed, and only the caller knows which of them may be
 /// made again. No thread reconnects by itself.
+///
+/// ```
+/// use std::time::Duration;
+/// use narrows::Reconnect;
+/// let policy = Reconnect::new()
+///     .backoff(Duration::from_millis(50), Duration::from_secs(1))
+///     .patience(Duration::from_secs(10))
+///     .on_loss(|lost| eprintln!("{}: {} calls", lost.reason, lost.calls.len()));
+/// ```
 #[derive(Clone)]
 pub struct Reconnect {
     first: Duration,
@@ -96,6 +105,18 @@ pub struct Reconnect {
 type Report = dyn Fn(&Lost) + Send + Sync;
 
 /// What was lost with a connection.
+///
+/// ```
+/// use std::sync::mpsc;
+/// use narrows::Reconnect;
+/// let (tell, told) = mpsc::channel();
+/// let policy = Reconnect::new().on_loss(move |lost| {
+///     // Which of them may be made again, only the program knows.
+///     let methods: Vec<u32> = lost.calls.iter().map(|call| call.method).collect();
+///     let _nobody_listens = tell.send((lost.reason.to_string(), methods, lost.pushes));
+/// });
+/// # drop((policy, told));
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Lost {

@@ -4,6 +4,24 @@ use crate::channel::{Stats, Waits};
 use crate::prometheus::{Family, Prometheus, Value};
 
 /// What a client has done so far, on the connection that it has now.
+///
+/// ```
+/// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+/// let (a, b) = SharedMemoryStream::pair()?;
+/// let server = SharedMemoryServer::new()
+///     .inline(1, |request, reply| {
+///         reply.extend(request.bytes());
+///         Ok(())
+///     })
+///     .spawn()?;
+/// server.adopt(b);
+/// let client = SharedMemoryClient::over(a)?;
+/// client.call(1, b"hello")?;
+/// let stats = client.stats();
+/// assert_eq!((stats.calls, stats.in_flight, stats.reconnects), (1, 0, 0));
+/// println!("{}", stats.prometheus(&[("server", "echo")]));
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ClientStats {

@@ -21,6 +21,28 @@ use crate::rpc::wire::{Head, Kind, STREAM, UPLOAD, cost};
 /// hold up this stream alone: the server's method waits once
 /// [`Options::stream_window`](crate::Options::stream_window) bytes are under way. Dropping it before its end
 /// cancels the call.
+///
+/// ```
+/// use std::time::Duration;
+/// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+/// let (a, b) = SharedMemoryStream::pair()?;
+/// let server = SharedMemoryServer::new()
+///     .streaming(1, |request, chunks| {
+///         request.bytes().chunks(4).try_for_each(|chunk| chunks.write_chunk(chunk))?;
+///         Ok(())
+///     })
+///     .spawn()?;
+/// server.adopt(b);
+/// let client = SharedMemoryClient::over(a)?;
+/// let mut stream = client.call_streaming(1, b"ebb flow")?;
+/// println!("call {}", stream.id());
+/// assert_eq!(stream.next_chunk()?, Some(b"ebb ".to_vec()));
+/// assert_eq!(stream.next_chunk_timeout(Duration::from_secs(5))?, Some(b"flow".to_vec()));
+/// assert_eq!(stream.next_chunk()?, None);
+/// client.call_streaming(1, b"never mind")?.cancel();
+/// let canceller = client.call_streaming(1, b"for another thread")?.canceller();
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[must_use = "a stream that is dropped is cancelled"]
 pub struct ReplyStream {
     conn: Arc<Conn>,
@@ -142,6 +164,25 @@ impl fmt::Debug for ReplyStream {
 }
 
 /// Sends the chunks of an upload. Dropping it before [`end`](Self::end) cancels the call.
+///
+/// ```
+/// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+/// let (a, b) = SharedMemoryStream::pair()?;
+/// let server = SharedMemoryServer::new()
+///     .duplex(1, |_, chunks, out| {
+///         let bytes = chunks.try_fold(0, |sum, chunk| chunk.map(|chunk| sum + chunk.len()))?;
+///         Ok(out.write_chunk(bytes.to_string().as_bytes())?)
+///     })
+///     .spawn()?;
+/// server.adopt(b);
+/// let client = SharedMemoryClient::over(a)?;
+/// let (mut upload, mut replies) = client.start_duplex(1, b"")?;
+/// upload.write_chunk(&vec![7; upload.max_chunk()])?; // No chunk is longer than the window.
+/// upload.write_chunk(b"more")?; // Waits while the window is full.
+/// upload.end()?;
+/// assert_eq!(replies.next_chunk()?, Some(b"1048516".to_vec()));
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[must_use = "an upload that is dropped is cancelled"]
 pub struct UploadStream {
     conn: Arc<Conn>,
@@ -260,6 +301,29 @@ impl fmt::Debug for UploadStream {
 
 /// An upload with one reply; made by [`SharedMemoryClient::start_upload`](crate::SharedMemoryClient::start_upload).
 /// Dropping it before [`finish`](Self::finish) cancels the call.
+///
+/// ```
+/// use std::time::Duration;
+/// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+/// let (a, b) = SharedMemoryStream::pair()?;
+/// let server = SharedMemoryServer::new()
+///     .upload(1, |_, chunks, reply| {
+///         for chunk in chunks {
+///             reply.extend(chunk?);
+///         }
+///         Ok(())
+///     })
+///     .spawn()?;
+/// server.adopt(b);
+/// let client = SharedMemoryClient::over(a)?;
+/// let mut upload = client.start_upload(1, b"")?;
+/// assert!(upload.max_chunk() >= 4);
+/// upload.write_chunk(b"ebb ")?;
+/// upload.write_chunk_timeout(b"and flow", Duration::from_secs(5))?;
+/// assert_eq!(*upload.finish()?, *b"ebb and flow");
+/// client.start_upload(1, b"never mind")?.cancel();
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Debug)]
 #[must_use = "an upload that is dropped is cancelled"]
 pub struct UploadCall {

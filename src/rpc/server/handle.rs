@@ -17,6 +17,25 @@ use crate::stream::SharedMemoryStream;
 /// [`SharedMemoryServer::spawn`](crate::SharedMemoryServer::spawn).
 ///
 /// Dropping it ends the server at once: use [`shutdown`](Self::shutdown) to let calls come to their end.
+///
+/// ```
+/// use std::time::Duration;
+/// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+/// let folder = tempfile::tempdir()?;
+/// let server = SharedMemoryServer::bind(folder.path().join("socket"))?.inline(1, |_, _| Ok(())).spawn()?;
+/// let client = SharedMemoryClient::connect(server.local_path().expect("bound"))?;
+/// client.call(1, b"")?;
+/// assert_eq!((server.connections().len(), server.stats().calls), (1, 1));
+/// assert_eq!(server.broadcast(b"to everybody")?, 1);
+///
+/// let (a, b) = SharedMemoryStream::pair()?;
+/// server.adopt(b); // One more connection, without the path.
+/// SharedMemoryClient::over(a)?.call(1, b"")?;
+///
+/// let drained = server.shutdown(Duration::from_secs(1));
+/// assert_eq!(drained.cut_off, 0);
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[must_use = "a server whose handle is dropped ends"]
 pub struct ServerHandle {
     shared: Arc<Shared>,
@@ -26,6 +45,16 @@ pub struct ServerHandle {
 }
 
 /// What a shutdown found.
+///
+/// ```
+/// use std::time::Duration;
+/// let server = narrows::SharedMemoryServer::new().spawn()?;
+/// let drained = server.shutdown(Duration::from_secs(5));
+/// if drained.cut_off + drained.running > 0 {
+///     eprintln!("{} calls were cut off, {} methods still run", drained.cut_off, drained.running);
+/// }
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Drained {

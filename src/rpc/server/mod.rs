@@ -68,6 +68,26 @@ pub use table::{Event, Failure, Table, Upload};
 ///
 /// Each connection has a thread that reads and never waits for a method; a method's panic is caught and answered.
 /// One slow or stuck client delays no other.
+///
+/// All that can be chosen:
+///
+/// ```
+/// use narrows::{HandlerError, SharedMemoryServer};
+/// let server = SharedMemoryServer::new() // Without a path: for streams that are there.
+///     .workers(4) // Of the pool, ...
+///     .queue(100) // ... and calls that may wait for one.
+///     .max_connections(10)
+///     .max_calls_in_flight(16)
+///     .max_streams(8)
+///     .on_connect(|connection| match connection.peer_cred().uid() {
+///         0 => Err(HandlerError::from("not for root")),
+///         _ => Ok(()),
+///     })
+///     .on_disconnect(|connection, how| eprintln!("client {} has gone: {how}", connection.id()))
+///     .fallback(|request, _| Err(HandlerError::new(404, format!("no method {}", request.method()))))
+///     .spawn()?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
 pub struct SharedMemoryServer {
     listener: Option<SharedMemoryListener>,
     options: Options,
@@ -93,6 +113,14 @@ impl SharedMemoryServer {
 
     /// Binds a path, with these options.
     ///
+    /// ```
+    /// use narrows::{Options, SharedMemoryServer};
+    /// let folder = tempfile::tempdir()?;
+    /// let options = Options::new().arena(4 << 20).stream_window(4 << 20);
+    /// let server = SharedMemoryServer::bind_with(folder.path().join("socket"), &options)?.spawn()?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`BindError`].
@@ -109,6 +137,23 @@ impl SharedMemoryServer {
     ///
     /// It may take its time, and may wait for anything, its own connection included; only the other workers
     /// serve meanwhile.
+    ///
+    /// ```
+    /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+    /// let (a, b) = SharedMemoryStream::pair()?;
+    /// let server = SharedMemoryServer::new()
+    ///     .method(1, |request, reply| {
+    ///         let path = std::str::from_utf8(request.bytes()).map_err(|_| "no path")?;
+    ///         reply.extend(std::fs::read(path)?); // What fails is the caller's `CallError::Failed`.
+    ///         Ok(())
+    ///     })
+    ///     .spawn()?;
+    /// server.adopt(b);
+    /// let client = SharedMemoryClient::over(a)?;
+    /// assert!(client.call(1, b"/proc/self/status").is_ok());
+    /// assert!(client.call(1, b"/nonexistent").is_err());
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     #[must_use]
     pub fn method<F>(mut self, id: u32, method: F) -> Self
     where
@@ -123,6 +168,21 @@ impl SharedMemoryServer {
     /// Its connection is not served meanwhile, so it must be short, and must not wait for anything that comes over a
     /// connection: a push that would have to wait is refused as [`CallError::WouldDeadlock`]. It must not call
     /// through a client whose server is this one either; no library can see that.
+    ///
+    /// ```
+    /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+    /// let (a, b) = SharedMemoryStream::pair()?;
+    /// let server = SharedMemoryServer::new()
+    ///     .inline(1, |request, reply| {
+    ///         reply.extend(request.bytes());
+    ///         Ok(())
+    ///     })
+    ///     .spawn()?;
+    /// server.adopt(b);
+    /// let client = SharedMemoryClient::over(a)?;
+    /// assert_eq!(*client.call(1, b"ebb")?, *b"ebb");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     #[must_use]
     pub fn inline<F>(mut self, id: u32, method: F) -> Self
     where
@@ -133,6 +193,23 @@ impl SharedMemoryServer {
     }
 
     /// A method that replies with a stream of chunks, on a thread of its own.
+    ///
+    /// ```
+    /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+    /// let (a, b) = SharedMemoryStream::pair()?;
+    /// let server = SharedMemoryServer::new()
+    ///     .streaming(1, |request, chunks| {
+    ///         for word in request.bytes().split(|byte| *byte == b' ') {
+    ///             chunks.write_chunk(word)?;
+    ///         }
+    ///         Ok(())
+    ///     })
+    ///     .spawn()?;
+    /// server.adopt(b);
+    /// let client = SharedMemoryClient::over(a)?;
+    /// assert_eq!(client.call_streaming(1, b"mind the tide")?.count(), 3);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     #[must_use]
     pub fn streaming<F>(mut self, id: u32, method: F) -> Self
     where
@@ -143,6 +220,25 @@ impl SharedMemoryServer {
     }
 
     /// A method that takes a stream of chunks and gives one reply, on a thread of its own.
+    ///
+    /// ```
+    /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+    /// let (a, b) = SharedMemoryStream::pair()?;
+    /// let server = SharedMemoryServer::new()
+    ///     .upload(1, |_, chunks, reply| {
+    ///         for chunk in chunks {
+    ///             reply.extend(chunk?);
+    ///         }
+    ///         Ok(())
+    ///     })
+    ///     .spawn()?;
+    /// server.adopt(b);
+    /// let client = SharedMemoryClient::over(a)?;
+    /// let mut upload = client.start_upload(1, b"")?;
+    /// upload.write_chunk(b"ebb")?;
+    /// assert_eq!(*upload.finish()?, *b"ebb");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     #[must_use]
     pub fn upload<F>(mut self, id: u32, method: F) -> Self
     where
@@ -156,6 +252,25 @@ impl SharedMemoryServer {
     }
 
     /// A method that takes a stream of chunks and gives one, on a thread of its own.
+    ///
+    /// ```
+    /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+    /// let (a, b) = SharedMemoryStream::pair()?;
+    /// let server = SharedMemoryServer::new()
+    ///     .duplex(1, |_, chunks, out| {
+    ///         for chunk in chunks {
+    ///             out.write_chunk(&chunk?)?;
+    ///         }
+    ///         Ok(())
+    ///     })
+    ///     .spawn()?;
+    /// server.adopt(b);
+    /// let client = SharedMemoryClient::over(a)?;
+    /// let (mut upload, mut replies) = client.start_duplex(1, b"")?;
+    /// upload.write_chunk(b"ebb")?;
+    /// assert_eq!(replies.next_chunk()?, Some(b"ebb".to_vec()));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     #[must_use]
     pub fn duplex<F>(mut self, id: u32, method: F) -> Self
     where
@@ -265,6 +380,17 @@ impl SharedMemoryServer {
     }
 
     /// Serves one connection on this thread until it ends: one end of a `pair()`, or of the parent.
+    ///
+    /// ```
+    /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+    /// let (a, b) = SharedMemoryStream::pair()?;
+    /// let server = std::thread::spawn(move || SharedMemoryServer::new().inline(1, |_, _| Ok(())).serve_stream(b));
+    /// let client = SharedMemoryClient::over(a)?;
+    /// client.call(1, b"")?;
+    /// drop(client);
+    /// server.join().unwrap()?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     ///
     /// # Errors
     ///

@@ -77,6 +77,32 @@ impl Drop for Running<'_> {
 /// A client's connection: who it is, and a way to send it what it did not ask for.
 ///
 /// It may be kept, cloned and used from any thread, and does not keep the connection open.
+///
+/// ```
+/// use std::sync::atomic::{AtomicU32, Ordering};
+/// use std::time::Duration;
+/// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+/// let (a, b) = SharedMemoryStream::pair()?;
+/// let server = SharedMemoryServer::new()
+///     .on_connect(|connection| {
+///         connection.set_state(AtomicU32::new(0));
+///         Ok(())
+///     })
+///     .spawn()?;
+/// server.adopt(b);
+/// let client = SharedMemoryClient::over(a)?;
+/// client.notify(0, b"")?; // It has been greeted by now.
+/// let connection = server.connections().pop().expect("one");
+/// println!("client {} is process {}", connection.id(), connection.peer_cred().pid());
+/// assert_eq!(connection.with_state(|count: &AtomicU32| count.fetch_add(1, Ordering::Relaxed)), Some(0));
+/// connection.push(b"first")?; // Waits while the client's window is full.
+/// connection.push_timeout(b"second", Duration::from_secs(1))?;
+/// connection.try_push(b"third")?;
+/// assert_eq!(client.pushes().take(3).count(), 3);
+/// connection.close();
+/// assert!(!connection.is_connected());
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Connection {
     id: u64,

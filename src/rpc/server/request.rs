@@ -17,6 +17,37 @@ use crate::mem::{Span, Until};
 use crate::rpc::wire::{DEADLINE, HEAD};
 
 /// A call, as its method sees it.
+///
+/// ```
+/// use std::time::Duration;
+/// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+/// let (a, b) = SharedMemoryStream::pair()?;
+/// let server = SharedMemoryServer::new()
+///     .on_connect(|connection| match connection.set_state(String::from("a state of its own")) {
+///         true => Ok(()),
+///         false => Err("it has one".into()),
+///     })
+///     .inline(1, |request, reply| {
+///         assert!(request.method() == 1 && request.len() == 8 && !request.is_empty());
+///         assert!(request.deadline().is_some() && !request.is_cancelled());
+///         let state = request.state::<String>().ok_or("no state")?;
+///         println!("call {} of {:?}: {state}", request.id(), request.peer_cred());
+///         let mut head = [0; 3];
+///         request.read_at(0, &mut head)?; // A part of it, without a copy of the rest.
+///         request.connection().try_push(b"what nobody asked for")?;
+///         match request.raw() {
+///             Some(bytes) => assert_eq!(bytes.len(), 8), // In place: see `RawBytes`.
+///             None => assert_eq!(request.bytes(), b"ebb flow"), // What a pooled method has.
+///         }
+///         reply.extend(head);
+///         Ok(())
+///     })
+///     .spawn()?;
+/// server.adopt(b);
+/// let client = SharedMemoryClient::over(a)?;
+/// assert_eq!(*client.call_timeout(1, b"ebb flow", Duration::from_secs(5))?, *b"ebb");
+/// # Ok::<(), std::io::Error>(())
+/// ```
 pub struct Request<'a> {
     peer: &'a Arc<Peer>,
     started: Started,
@@ -178,6 +209,26 @@ fn deadline(left: &[u8]) -> Option<Instant> {
 }
 
 /// Writes the chunks of a reply stream.
+///
+/// ```
+/// use std::time::Duration;
+/// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+/// let (a, b) = SharedMemoryStream::pair()?;
+/// let server = SharedMemoryServer::new()
+///     .streaming(1, |request, chunks| {
+///         let (head, rest) = request.bytes().split_at(4);
+///         chunks.write_chunk(head)?;
+///         for chunk in rest.chunks(chunks.max_chunk()) {
+///             chunks.write_chunk_timeout(chunk, Duration::from_secs(5))?;
+///         }
+///         Ok(())
+///     })
+///     .spawn()?;
+/// server.adopt(b);
+/// let client = SharedMemoryClient::over(a)?;
+/// assert_eq!(client.call_streaming(1, b"ebb flow")?.count(), 2);
+/// # Ok::<(), std::io::Error>(())
+/// ```
 pub struct ChunkWriter<'a> {
     peer: &'a Arc<Peer>,
     id: u64,
@@ -230,6 +281,25 @@ impl fmt::Debug for ChunkWriter<'_> {
 }
 
 /// Reads the chunks of an upload; an iterator too, which gives an error once.
+///
+/// ```
+/// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+/// let (a, b) = SharedMemoryStream::pair()?;
+/// let server = SharedMemoryServer::new()
+///     .upload(1, |_, chunks, reply| {
+///         while let Some(chunk) = chunks.next_chunk()? { // Or as an iterator.
+///             reply.extend(chunk);
+///         }
+///         Ok(())
+///     })
+///     .spawn()?;
+/// server.adopt(b);
+/// let client = SharedMemoryClient::over(a)?;
+/// let mut upload = client.start_upload(1, b"")?;
+/// upload.write_chunk(b"ebb")?;
+/// assert_eq!(*upload.finish()?, *b"ebb");
+/// # Ok::<(), std::io::Error>(())
+/// ```
 pub struct ChunkReader<'a> {
     peer: &'a Arc<Peer>,
     id: u64,

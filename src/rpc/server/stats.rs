@@ -41,6 +41,24 @@ pub(super) struct Counts {
 }
 
 /// What a server has done since it was started.
+///
+/// ```
+/// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+/// let (a, b) = SharedMemoryStream::pair()?;
+/// let server = SharedMemoryServer::new()
+///     .inline(1, |request, reply| {
+///         reply.extend(request.bytes());
+///         Ok(())
+///     })
+///     .spawn()?;
+/// server.adopt(b);
+/// let client = SharedMemoryClient::over(a)?;
+/// client.call(1, b"")?;
+/// let stats = server.stats();
+/// assert_eq!((stats.connections, stats.calls, stats.failed), (1, 1, 0));
+/// println!("{}", stats.prometheus(&[("server", "echo")]));
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ServerStats {
