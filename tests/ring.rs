@@ -173,8 +173,7 @@ fn at_most_a_quarter_of_the_slots_stays_hidden_and_nothing_when_the_ring_is_dry(
                 assert!(base + done - head(&heap) <= slots / 4, "too much is hidden");
             }
             assert_eq!(most, slots / 4, "a head that is not lazy costs much of the rate");
-            assert!(try_take(&mut inb).is_err());
-            assert_eq!(head(&heap), base + slots, "nothing is hidden once the ring was found dry");
+            assert_eq!(head(&heap), base + slots, "nothing is hidden when the ring is dry");
         }
     }
 }
@@ -195,7 +194,7 @@ fn at_most_a_quarter_of_the_arena_stays_hidden() {
 }
 
 #[test]
-fn a_producer_is_woken_by_the_release_that_it_needs_or_by_the_last() {
+fn a_producer_is_woken_by_the_release_that_it_needs_once_in_a_quarter_of_the_slots() {
     for wanted in 0..10 {
         let wakes = Arc::new(AtomicU32::new(0));
         let count = Arc::clone(&wakes);
@@ -208,7 +207,7 @@ fn a_producer_is_woken_by_the_release_that_it_needs_or_by_the_last() {
         for done in 1..=8 {
             mem.heap.store_flag(Flag::Producer, 1);
             take(&mut inb);
-            let must = head(&mem.heap) == done && (done > wanted || done == 8);
+            let must = matches!(done, 3 | 6) && done > wanted;
             assert_eq!(wakes.swap(0, Ordering::Relaxed), u32::from(must), "{done} of 8, for {wanted}");
         }
     }

@@ -21,7 +21,7 @@ use loom_tests::weakened::code::MUTANTS;
 use loom_tests::{alone, check_mine, weakened};
 
 /// Much longer than any model takes: a mutant that goes on for so long is caught as well.
-const LONGEST: Duration = Duration::from_secs(12);
+const LONGEST: Duration = Duration::from_secs(16);
 
 /// What a person can do.
 const ADVICE: &str = "write a model that fails with it (src/models), or do without it in the source, \

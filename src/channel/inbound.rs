@@ -298,10 +298,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
         let mut room = self.ring.mem().arena();
         for _ in 0..self.ring.mem().slots() {
             let arrival = match self.ring.arrival() {
-                Ok(None) => {
-                    self.ring.settle();
-                    return Ok(Lap::Dry);
-                }
+                Ok(None) => return Ok(Lap::Dry),
                 Ok(Some(arrival)) => arrival,
                 Err(violation) => return Err(self.condemn(violation)),
             };

@@ -204,7 +204,8 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
     /// Commits a written claim as a whole message.
     #[inline(always)]
     pub fn commit(&mut self, claim: &Claim, len: usize, tag: u64) {
-        self.describe_whole(claim, len, tag);
+        let claim = self.ring.cut(claim, len);
+        self.describe_whole(&claim, len, tag);
         self.publish(claim.after(), false);
     }
 

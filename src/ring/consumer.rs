@@ -28,9 +28,9 @@ pub struct Arrival {
 pub struct Consumer<M> {
     mem: M,
     head: u64,
-    /// Beyond this head it is published, whatever is unread.
+    /// Beyond this head it is published, and a sleeper looked for, whatever is unread.
     due: u64,
-    /// Bytes of the arena that are released, and not published.
+    /// Bytes of the arena that were released since.
     hidden: u64,
 }
 
@@ -133,7 +133,7 @@ impl<M: Memory> Consumer<M> {
         if let Span::Arena(_) = span {
             self.hidden += (len as u64).next_multiple_of(GRAIN as u64);
         }
-        if holds_back(&mem, self.head, self.due, self.hidden) {
+        if nobody_waits(&mem, self.head, self.due, self.hidden) {
             return Took::Message { len, tag, asleep: false };
         }
         (self.due, self.hidden) = (due(self.head, mem.slots()), 0);
@@ -183,15 +183,7 @@ impl<M: Memory> Consumer<M> {
         if arrival.kind != Kind::Inline {
             self.hidden += (arrival.len as u64).next_multiple_of(GRAIN as u64);
         }
-        if !holds_back(&self.mem, self.head, self.due, self.hidden) {
-            self.publish_head();
-        }
-    }
-
-    /// Publishes the head if it was held back: a look has found nothing more.
-    #[inline]
-    pub fn settle(&mut self) {
-        if self.due != due(self.head, self.mem.slots()) {
+        if !nobody_waits(&self.mem, self.head, self.due, self.hidden) {
             self.publish_head();
         }
     }
@@ -260,16 +252,28 @@ impl<M: Memory> Consumer<M> {
     #[cold]
     fn wake_producer(&self) {
         let wanted = self.mem.load(Word::Wanted, Load::Relaxed);
-        if !(unread(&self.mem, self.head) && wanted >= self.head) {
+        if wanted < self.head || !unread(&self.mem, self.head) {
             park::wake(&self.mem, Flag::Producer);
         }
     }
 }
 
-/// Whether a head need not be published yet: nobody waits for what it would release (invariant 5 of the ring).
+/// Whether no producer can be waiting for what this head releases, so that none must be looked for (invariant 5 of the
+/// ring). While a message is unread the head is not even told, as a producer in full flow would fetch it each time.
 #[inline(always)]
-fn holds_back<M: Memory>(mem: &M, head: u64, due: u64, hidden: u64) -> bool {
-    head <= due && (hidden == 0 || (hidden <= mem.arena() / 4 && unread(mem, head)))
+fn nobody_waits<M: Memory>(mem: &M, head: u64, due: u64, hidden: u64) -> bool {
+    if head > due {
+        return false;
+    }
+    if unread(mem, head) {
+        return hidden <= mem.arena() / 4;
+    }
+    if hidden > 0 {
+        return false;
+    }
+    // pairs with the Acquire load in `Producer::refresh`.
+    mem.store(Word::Head, head, Store::Release);
+    true
 }
 
 /// Whether the message at this head is there already.

@@ -27,11 +27,12 @@
 //! 2. The consumer reads them only after it has read (Acquire) the stamp 2n+2, and publishes
 //!    (Release) a head past n only when it has done with them.
 //! 3. Nobody reads its own position back from shared memory.
-//! 4. Whoever published makes a full fence and looks at the other side's flag before the call
+//! 4. Whoever published a message or an end makes a full fence and looks at the other side's flag before the call
 //!    returns: publish and look stand in one straight line, with nothing between that can panic.
-//! 5. Head may stay unpublished for at most a quarter of the slots, and for at most a quarter of the arena, that only
-//!    while an unread message is in the ring; a look that finds nothing publishes it. So no producer waits for what an
-//!    idle consumer holds back: to fill the ring it must send more than that, which the consumer then finds.
+//! 5. Head may stay unpublished only while an unread message is in the ring. The consumer makes the fence and the look at least
+//!    once in a quarter of the slots and in a quarter of the arena, and when the ring is dry if anything of the arena was released
+//!    since. So nobody sleeps on: who waits for a slot has filled the ring, and it is not dry before that look; who waits
+//!    for the arena names a ticket with a payload there.
 //! 6. Each word is loaded once, judged, and the local is used.
 //!
 //! # Orderings

@@ -17,6 +17,9 @@ const FRONT: u64 = 4 << 10;
 /// The same after a look in vain: in a flow, each costs a line that the consumer has just written.
 const FLOW: u64 = 32 << 10;
 
+/// The last place that a restart leads to: it adds up to a whole arena, each time.
+const LAST: u64 = 1 << 62;
+
 /// The producer's view of the arena.
 #[derive(Debug)]
 pub(super) struct Arena {
@@ -78,7 +81,12 @@ impl Arena {
 
     /// Everything is [free](Self::is_free): the next place is the front, and all is free.
     pub(super) fn restart(&mut self, place: u64) -> u64 {
-        let front = place.next_multiple_of(self.size);
+        let mut front = place.next_multiple_of(self.size);
+        if front > LAST {
+            // From the start again. What is still in flight has no payload here, and so ends before the first.
+            self.ends.fill(0);
+            front = 0;
+        }
         (self.freed, self.looked, self.reach) = (front, front, FRONT);
         front
     }
@@ -158,6 +166,12 @@ mod tests {
         assert_eq!(arena.restart(768), 1024);
         arena.release(3);
         assert!(arena.is_free(1024), "a release from before the restart undoes it");
+        arena.set_end(0, LAST + 64);
+        arena.release(0);
+        arena.set_end(1, LAST + 64);
+        assert_eq!(arena.restart(LAST + 64), 0);
+        arena.release(1);
+        assert!(arena.is_free(0), "the places have begun again");
         assert_eq!(arena.restart(1025), 2048);
     }
 

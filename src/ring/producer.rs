@@ -196,6 +196,24 @@ impl<M: Memory> Producer<M> {
         let _in_a_slot = self.mem.copy_in(Span::Slot(claim.ticket), 0, &total.to_le_bytes(), Tail::Zero);
     }
 
+    /// The claim with only what its first `len` bytes take of the arena: what the consumer will count.
+    #[inline(always)]
+    pub fn cut(&self, claim: &Claim, len: usize) -> Claim {
+        let (len, all) = (len.min(claim.len), claim.len);
+        let grains = |len: usize| (len as u64).next_multiple_of(GRAIN as u64);
+        let place = match claim.span {
+            Span::Arena(_) if len == 0 => self.next.place,
+            Span::Arena(_) => claim.after.place - grains(all) + grains(len),
+            Span::Slot(_) => claim.after.place,
+        };
+        Claim {
+            ticket: claim.ticket,
+            span: claim.span,
+            len,
+            after: Cursor { ticket: claim.after.ticket, place },
+        }
+    }
+
     /// Describes a written claim: its kind, its final length, its tag. Still private.
     #[inline(always)]
     pub fn describe(&mut self, claim: &Claim, kind: Kind, len: usize, tag: u64) {

@@ -31,7 +31,7 @@ pub fn send<M: Memory, P: Pace>(
         short[HEAD..middle].copy_from_slice(first);
     }
     short[middle..end].copy_from_slice(second);
-    out.send(&[IoSlice::new(&short[..end])], id, wait).map(drop)
+    out.send_one(&short[..end], id, wait).map(drop)
 }
 
 /// A frame that has come, whose body stands where it came.

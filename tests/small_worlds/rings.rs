@@ -1,7 +1,7 @@
 //! Every state that short programs reach in tiny rings, against a queue.
 //!
 //! ```text
-//!   state ──each of 14 steps──▶ state      visited once: known again by what the ring prints of
+//!   state ──each of 16 steps──▶ state      visited once: known again by what the ring prints of
 //!     │                           │        itself, relative to its head and its place, with what
 //!     └── replayed from the start ┘        stands in the slots
 //! ```

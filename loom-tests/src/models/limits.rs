@@ -69,10 +69,8 @@ fn a_head_is_hidden_for_a_quarter_of_the_slots_at_most() {
             try_send(&mut out, &[i]).unwrap();
         }
         let heads: Vec<_> = (0..8).map(|_| head_behind(&mut inb)).collect();
-        // Two may be hidden, and none once the ring was found dry.
-        assert_eq!(heads, [0, 0, 3, 3, 3, 6, 6, 6]);
-        assert_eq!(recv_within(&mut inb, Wait::Never), Err(RecvFault::Empty));
-        assert_eq!(inb.ring().mem().load(Word::Head, Load::Relaxed), 8);
+        // Two may be hidden, and none once the ring is dry.
+        assert_eq!(heads, [0, 0, 3, 3, 3, 6, 6, 8]);
     }
     // Behind the last ticket there is none: the slot's zero is not its stamp.
     let (mut out, mut inb) = ring_from(LAST_TICKET, 8, 512);
@@ -87,8 +85,8 @@ fn a_head_is_hidden_for_a_quarter_of_the_arena_at_most() {
             try_send(&mut out, &vec![0; len]).unwrap();
         }
         let heads: Vec<_> = (0..6).map(|_| head_behind(&mut inb)).collect();
-        // 128 and, since 65 to 105 bytes of a slot take no place, 128 twice: together more than 256. The last has none.
-        assert_eq!(heads, [0, 0, 0, 0, 5, 5]);
+        // 128 and, since 65 to 105 bytes of a slot take no place, 128 twice: together more than 256.
+        assert_eq!(heads, [0, 0, 0, 0, 5, 6]);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Payload: in the slot, in the arena and its reuse, in batches, empty, lent.
 
 use loom::thread;
-use narrows::internal::mem::{Field, Load, Memory};
+use narrows::internal::mem::{Field, Load, Memory, Tail};
 
 use super::super::code::{RecvFault, Wait};
 use super::sleeping::carries;
@@ -14,6 +14,8 @@ pub(super) const ALL: &[Named] = named![
     the_arena_is_written_again_only_when_it_is_read,
     a_head_is_never_hidden_from_a_sender_once_the_ring_is_dry,
     what_is_held_back_is_never_what_a_sender_waits_for,
+    a_place_that_was_not_needed_is_given_back,
+    a_head_that_is_told_without_a_look_is_told_behind_the_reading,
     a_batch_larger_than_the_space_is_carried,
     a_batch_is_never_seen_with_a_hole,
     a_sender_that_never_blocks_overwrites_nothing,
@@ -51,6 +53,55 @@ fn what_is_held_back_is_never_what_a_sender_waits_for() {
     assert_eq!(recv(&mut inb).unwrap(), [1]);
     thread.join().unwrap();
     assert_eq!(recv(&mut inb).unwrap(), [2; 256]);
+}
+
+fn a_head_that_is_told_without_a_look_is_told_behind_the_reading() {
+    let (a, b) = connection::<Cells>(4, 64);
+    let (mut out, mut inb) = (sender(&a), receiver(&b));
+    for i in 0..2 {
+        send(&mut out, &[i]).unwrap();
+        assert_eq!(recv(&mut inb).unwrap(), [i]);
+    }
+    send(&mut out, &[2]).unwrap();
+    let thread = thread::spawn(move || {
+        let mut to = out.ring().next();
+        for i in 3..6 {
+            to = stage(&mut out, to, &[i]);
+        }
+        out.publish(to, false);
+        // Where the third is being read, or was.
+        let _full_or_not = try_send(&mut out, &[6]);
+    });
+    assert_eq!(recv(&mut inb).unwrap(), [2]);
+    thread.join().unwrap();
+}
+
+fn a_place_that_was_not_needed_is_given_back() {
+    let (a, b) = connection::<Cells>(8, 512);
+    let (mut out, mut inb) = (sender(&a), receiver(&b));
+    for message in [&[0; 256][..], &[1; 105]] {
+        send(&mut out, message).unwrap();
+    }
+    assert_eq!(recv(&mut inb).unwrap(), [0; 256]);
+    // In the next lap, since the rest of this one is too short.
+    let claim = out.claim(200, Wait::Never).unwrap();
+    assert_eq!(recv(&mut inb).unwrap(), [1; 105]);
+    out.ring().open(&claim);
+    out.commit(&claim, 0, 0);
+    let thread = thread::spawn(move || {
+        send(&mut out, &[2; 512]).unwrap();
+        out
+    });
+    assert_eq!(recv(&mut inb).unwrap(), []);
+    let mut out = thread.join().unwrap();
+    assert_eq!(recv(&mut inb).unwrap(), [2; 512]);
+    let claim = out.claim(256, Wait::Never).unwrap();
+    out.ring().open(&claim);
+    out.ring().write(&claim, 0, &[3; 105], Tail::Zero).unwrap();
+    out.commit(&claim, 105, 0);
+    send(&mut out, &[4; 105]).unwrap();
+    assert_eq!(recv(&mut inb).unwrap(), [3; 105]);
+    assert_eq!(recv(&mut inb).unwrap(), [4; 105]);
 }
 
 fn a_batch_larger_than_the_space_is_carried() {

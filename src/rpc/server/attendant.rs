@@ -82,7 +82,10 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Attendant<M, P, T> {
             match self.round(service) {
                 Ok(true) => tries = 0,
                 Ok(false) => {
-                    self.rest(service, tries);
+                    // Once: a client whose words flicker must not keep us from resting.
+                    if tries > 0 || !self.inbound.glance() {
+                        self.rest(service, tries);
+                    }
                     tries = tries.saturating_add(1);
                 }
                 Err(ended) => break ended,

@@ -15,7 +15,7 @@ use super::pool::{Job, Queue};
 use super::request::Request;
 use super::service::Shared;
 use super::table::{Failure, Table};
-use crate::channel::{Ends, Mapping, RealThreads, Waiting};
+use crate::channel::{Ends, Mapping, RealThreads, RecvFault, Waiting};
 use crate::error::{CallError, Ended, RejectCode};
 use crate::events;
 use crate::rpc::greeting::{self, MAX_FRAME_HEAD};
@@ -36,10 +36,20 @@ pub(super) fn serve_counted(shared: &Arc<Shared>, stream: SharedMemoryStream) ->
     let (peer, mut attendant) = greet(shared, stream, id).inspect_err(|_| {
         shared.counts.refused.add();
     })?;
-    shared.counts.accepted.add();
-    let queue = shared.queue.lock().clone();
-    let mut desk = Desk { shared, peer: &peer, queue, admitted: None, reply: Vec::new(), copy: Vec::new() };
-    let ended = attendant.attend(&mut desk);
+    let ended = match welcome(shared, &peer) {
+        Some(queue) => {
+            shared.counts.accepted.add();
+            let queue = Some(queue);
+            let mut desk =
+                Desk { shared, peer: &peer, queue, admitted: None, reply: Vec::new(), copy: Vec::new() };
+            attendant.attend(&mut desk)
+        }
+        None => {
+            shared.counts.refused.add();
+            peer.hall.end(Ended::Closed);
+            Ended::Closed
+        }
+    };
     peer.line.closer().close();
     drop(open);
     told(shared, &peer, ended);
@@ -47,6 +57,18 @@ pub(super) fn serve_counted(shared: &Arc<Shared>, stream: SharedMemoryStream) ->
         Ended::Disconnected => Ok(()),
         ended => Err(ended.into()),
     }
+}
+
+/// Answers a client that was judged, unless the server has stopped or it has gone.
+///
+/// It is listed first: who stops the server closes it then, or is seen here. Else a client that was welcomed might
+/// outlive the server, and be told that it died.
+fn welcome(shared: &Shared, peer: &Arc<Peer>) -> Option<Queue> {
+    shared.enter(peer);
+    let queue = shared.queue.lock().clone()?;
+    let (stream_window, push_window) = shared.options.windows();
+    let answered = peer.hall.open(|out| greeting::answer(out, stream_window, push_window));
+    answered.ok().map(|_| queue)
 }
 
 /// A connection that counts as open while this lives.
@@ -74,13 +96,16 @@ fn told(shared: &Shared, peer: &Arc<Peer>, ended: Ended) {
 
 type Greeted = (Arc<Peer>, Attendant<Mapping, Waiting, RealThreads>);
 
-/// Exchanges greetings with a fresh client, and lets it in.
+/// Hears a fresh client's greeting, and judges it.
 fn greet(shared: &Shared, stream: SharedMemoryStream, id: u64) -> Result<Greeted, CallError> {
     let Ends { outbound, mut inbound, line } = stream.into_ends();
     let until = Instant::now().checked_add(shared.options.accept_timeout_or_default());
     let cred = line.cred();
-    let theirs = greeting::hear(&mut inbound, until).map_err(|_| {
-        events::rejected(cred.pid(), cred.uid(), &"it did not greet as a client of calls does");
+    let theirs = greeting::hear(&mut inbound, until).map_err(|fault| {
+        match fault {
+            RecvFault::Ended(Ended::Disconnected | Ended::PeerDied) => events::left(cred.pid(), cred.uid()),
+            _ => events::rejected(cred.pid(), cred.uid(), &"it did not greet as a client of calls does"),
+        }
         CallError::ProtocolViolated
     })?;
     let (window, push_window) = greeting::agree(&shared.options, &theirs);
@@ -109,20 +134,12 @@ fn greet(shared: &Shared, stream: SharedMemoryStream, id: u64) -> Result<Greeted
             return Err(CallError::Closed);
         }
     }
-    // Listed before it is welcomed: who stops the server closes it then, or is seen here.
-    shared.enter(&peer);
-    if shared.queue.lock().is_none() {
-        return Err(CallError::Closed);
-    }
-    let (stream_window, push_window) = shared.options.windows();
-    let answered = hall.open(|out| greeting::answer(out, stream_window, push_window));
-    answered.map_err(|_| CallError::Disconnected)?;
     door.passed = true;
     drop(door);
     Ok((peer, Attendant::new(hall, inbound)))
 }
 
-/// A client that is not let in yet: if it never is, those are told who push to it already.
+/// A client that is not judged yet: if it is refused, those are told who push to it already.
 struct Door<'a> {
     peer: &'a Peer,
     passed: bool,

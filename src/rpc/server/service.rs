@@ -14,6 +14,7 @@ use super::peer::{Connection, Peer};
 use super::pool::{self, Queue};
 use super::serve::serve_counted;
 use super::stats::{Counts, ServerStats};
+use crate::channel::Closer;
 use crate::error::{AcceptError, CallError, HandlerError, RejectCode};
 use crate::events;
 use crate::listener::SharedMemoryListener;
@@ -121,7 +122,9 @@ impl Shared {
     pub(super) fn stop(&self) {
         self.draining.store(true, Ordering::Relaxed);
         *self.queue.lock() = None;
-        self.peers.lock().values().for_each(|peer| peer.line.closer().close());
+        // A close may tell the program's log, which may ask for our statistics.
+        let closers: Vec<_> = self.peers.lock().values().map(|peer| peer.line.closer()).collect();
+        closers.iter().for_each(Closer::close);
     }
 
     /// Calls that are not over, of all connections.
@@ -163,8 +166,10 @@ impl Shared {
 
     /// A connection has ended, or came to nothing.
     pub(super) fn leave(&self, id: u64) {
+        let gone; // Dropped when the list is free again: it may hold a state of the user's.
         let mut peers = self.peers.lock();
-        if let Some(peer) = peers.remove(&id) {
+        gone = peers.remove(&id);
+        if let Some(peer) = &gone {
             self.counts.calls.add_many(peer.hall.answered());
             let mut waits = self.counts.waits.lock();
             *waits = waits.and_waits(peer.stats());
