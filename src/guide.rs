@@ -8,6 +8,7 @@
 //! | [`large_messages`] | sends files, images, whole histories |
 //! | [`zero_copy`] | wants to write and read a message where it stands |
 //! | [`backpressure`] | must not wait, or must not be flooded |
+//! | [`stopping`] | wants to end a program, or a call that takes too long |
 //! | [`from_unix_stream`] | has a program over `UnixStream` |
 //! | [`from_ipc_channel`] | has a program over the crate `ipc-channel` |
 //!
@@ -30,6 +31,9 @@ pub mod zero_copy {}
 
 #[doc = include_str!("guide/backpressure.md")]
 pub mod backpressure {}
+
+#[doc = include_str!("guide/stopping.md")]
+pub mod stopping {}
 
 #[doc = include_str!("guide/from_unix_stream.md")]
 pub mod from_unix_stream {}

@@ -1,8 +1,9 @@
 //! Two processes on one Linux machine exchange messages through shared memory, with plain blocking calls: no async, no
 //! runtime, no daemon, and no shared memory left behind.
 //!
-//! - No message costs a system call while nobody sleeps, and nobody who waits costs CPU for long.
-//! - Nobody hangs, whatever the other process does: each blocking call ends, and its error says why.
+//! - No message costs a system call while nobody sleeps, and who waits for long costs hardly any CPU (but with `Spin`).
+//! - Nobody waits for the dead: each blocking call ends when the peer closes or dies, or at its deadline, and its error says
+//!   which. A peer that is stopped, slow or silent is alive: give a deadline.
 //! - Nothing that the other process writes can make this one crash.
 //!
 //! # Streams of messages
@@ -94,7 +95,10 @@
 //!
 //! # Features
 //!
-//! `serde`: values instead of bytes in calls (`SharedMemoryClient::call_typed`), by postcard. None is on by default.
+//! - `serde`: values instead of bytes in calls (`SharedMemoryClient::call_typed`), by postcard.
+//! - `log`: connections tell the `log` crate's logger where they begin and end, and why.
+//!
+//! Neither is on by default.
 
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("narrows runs on 64-bit Linux only: it is built on memfd seals and shared futexes");

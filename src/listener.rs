@@ -315,9 +315,14 @@ impl fmt::Debug for ListenerCloser {
 ///
 /// ```no_run
 /// let listener = narrows::SharedMemoryListener::bind("/run/user/1000/socket")?;
-/// for stream in listener.incoming() {
-///     let mut stream = stream?;
-///     std::thread::spawn(move || stream.send(b"welcome"));
+/// for accepted in listener.incoming() {
+///     match accepted {
+///         Ok(mut stream) => drop(std::thread::spawn(move || stream.send(b"welcome"))),
+///         Err(error) => {
+///             eprintln!("{error}"); // Too many open files, mostly: the client still waits.
+///             std::thread::sleep(std::time::Duration::from_millis(100));
+///         }
+///     }
 /// }
 /// # Ok::<(), std::io::Error>(())
 /// ```

@@ -143,15 +143,17 @@ impl SharedMemoryServer {
     /// let (a, b) = SharedMemoryStream::pair()?;
     /// let server = SharedMemoryServer::new()
     ///     .method(1, |request, reply| {
-    ///         let path = std::str::from_utf8(request.bytes()).map_err(|_| "no path")?;
-    ///         reply.extend(std::fs::read(path)?); // What fails is the caller's `CallError::Failed`.
+    ///         let text = std::str::from_utf8(request.bytes()).map_err(|_| "no text")?;
+    ///         let number: u64 = text.parse().map_err(|_| "no number")?; // The caller's `CallError::Failed`.
+    ///         let doubled = number.checked_mul(2).ok_or("too large")?;
+    ///         reply.extend(doubled.to_string().bytes());
     ///         Ok(())
     ///     })
     ///     .spawn()?;
     /// server.adopt(b);
     /// let client = SharedMemoryClient::over(a)?;
-    /// assert!(client.call(1, b"/proc/self/status").is_ok());
-    /// assert!(client.call(1, b"/nonexistent").is_err());
+    /// assert_eq!(*client.call(1, b"21")?, *b"42");
+    /// assert!(client.call(1, b"ebb").is_err());
     /// # Ok::<(), std::io::Error>(())
     /// ```
     #[must_use]
@@ -304,7 +306,8 @@ impl SharedMemoryServer {
         self
     }
 
-    /// Is told when a connection that was let in has ended, and how.
+    /// Is told when a connection that [`on_connect`](Self::on_connect) let in has ended, and how; also if it was never
+    /// welcomed because the server stopped.
     #[must_use]
     pub fn on_disconnect(mut self, tell: impl Fn(&Connection, CallError) + Send + Sync + 'static) -> Self {
         self.callbacks.disconnect = Some(Arc::new(tell));

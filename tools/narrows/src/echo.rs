@@ -19,7 +19,7 @@ pub(crate) struct Echo {
     /// Serves calls: method 0 gives its request back.
     #[arg(long)]
     calls: bool,
-    /// How its calls wait.
+    /// How this side waits.
     #[arg(long, value_enum, default_value_t = Wait::Adaptive)]
     wait: Wait,
 }

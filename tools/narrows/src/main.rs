@@ -32,15 +32,15 @@ struct Cli {
 enum Command {
     /// Checks what narrows needs of this machine: what works, what is done without, what to change.
     ///
-    /// Ends with 0 if connections work here, and with 1 if they do not.
+    /// The exit status is 0 if connections work here, and 1 if they do not.
     Doctor,
     /// Sends messages to an echo server and shows how long they were under way.
     ///
-    /// Ends with 0 if all came back, with 1 if one did not, and with 2 if nothing could be sent.
+    /// The exit status is 0 if every message was answered, 1 if one was not, and 2 if there was no connection.
     Ping(ping::Ping),
     /// Serves at PATH, and sends back whatever comes; until Ctrl-C.
     ServeEcho(echo::Echo),
-    /// Measures round trips and rates between two processes, payloads verified; takes some twenty seconds.
+    /// Measures round trips and rates between two processes, payloads verified; takes under a minute.
     Bench(bench::Bench),
     /// The other process of `doctor` and `bench`.
     #[command(hide = true)]
@@ -48,7 +48,7 @@ enum Command {
         /// Serves one client here, and not its parent.
         #[arg(long)]
         path: Option<PathBuf>,
-        /// How its calls wait.
+        /// How this side waits.
         #[arg(long, value_enum, default_value_t = Wait::Adaptive)]
         wait: Wait,
     },

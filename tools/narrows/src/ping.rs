@@ -18,26 +18,26 @@ use crate::{Wait, echo, end, words};
 pub(crate) struct Ping {
     /// Where the server listens.
     path: PathBuf,
-    /// Ends after so many; without it, at Ctrl-C.
+    /// Stops after this many; without it, at Ctrl-C.
     #[arg(short, long, value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// Seconds between two.
+    /// Seconds between two messages.
     #[arg(short, long, default_value = "1", value_parser = seconds)]
     interval: Duration,
-    /// Bytes of each.
+    /// Bytes of each message.
     #[arg(short, long, default_value_t = 56)]
     size: usize,
-    /// Seconds after which one counts as lost.
+    /// Seconds after which a message counts as lost.
     #[arg(short = 'W', long, default_value = "5", value_parser = seconds)]
     timeout: Duration,
-    /// The server serves calls: calls a method of it. One that gives the request back is verified; the answer that
-    /// there is no such method is an answer, too.
+    /// For a server of calls: calls its method 0, whose reply must be the request, or another one (`--method`). That there
+    /// is no such method is an answer, too.
     #[arg(long)]
     calls: bool,
-    /// The method.
+    /// The number of the method; its reply may be anything.
     #[arg(long, default_value_t = echo::METHOD, requires = "calls")]
     method: u32,
-    /// How its calls wait.
+    /// How this side waits.
     #[arg(long, value_enum, default_value_t = Wait::Adaptive)]
     wait: Wait,
     /// Shows the statistics alone.

@@ -39,7 +39,7 @@ pub(crate) fn unreachable(path: &Path, error: &ConnectError) -> anyhow::Error {
         ConnectError::PeerClosed | ConnectError::BadAnswer(_) => {
             "what listens there does not speak narrows, or another version of it"
         }
-        ConnectError::NoCalls => "the server serves streams, not calls: leave `--calls` away",
+        ConnectError::NoCalls => "the server serves streams, not calls: leave out `--calls`",
         ConnectError::Truncated => "this process has too many files open: raise `ulimit -n`",
         _ => "",
     };

@@ -234,7 +234,7 @@ fn calls_to_a_server_of_streams_are_told_what_to_leave_away() {
     let _server = Running::serving(&[text(&path)]);
     let (code, _, err) = narrows(&["ping", text(&path), "--calls", "-c", "1"]);
     assert_eq!(code, Some(2), "{err}");
-    assert!(err.contains("leave `--calls` away"), "{err}");
+    assert!(err.contains("leave out `--calls`"), "{err}");
 }
 
 #[test]
