@@ -50,10 +50,19 @@ impl Watchdog {
         thread::spawn(move || {
             if dropped.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
                 say(&format!("HUNG: {what} did not end within {patience:?} ({:?})", role()));
+                say_threads();
                 abort();
             }
         });
         Self { _alive: alive }
+    }
+}
+
+/// Prints what each thread waits in: its name, and the number and arguments of its system call.
+fn say_threads() {
+    for thread in std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
+        let read = |file| std::fs::read_to_string(thread.path().join(file)).unwrap_or_default();
+        say(&format!("  {:?}: {} {}", thread.file_name(), read("comm").trim(), read("syscall").trim()));
     }
 }
 
