@@ -130,7 +130,7 @@ fn all_ends_of_the_tickets() {
     let _watch = Watchdog::within("the last tickets", PATIENCE);
     for left in 1..=4 {
         for (slots, arena) in [(1, 64), (1, 256), (2, 64), (2, 256), (4, 64), (8, 128)] {
-            let seen = explore(slots, arena, LAST_TICKET + 1 - left, 6000);
+            let seen = explore(slots, arena, LAST_TICKET + 1 - left, 60_000);
             assert!(seen.all, "{} states", seen.states.len());
             report(slots, arena, &(seen, 1));
         }
