@@ -16,6 +16,7 @@ pub(crate) type Outcome = Result<(), CallError>;
 
 /// Calls of every kind that no server ends, a thread each.
 pub(crate) const KINDS: [fn(&SharedMemoryClient) -> Outcome; 9] = [
+    |client| client.next_push().map(drop),
     |client| client.call(HOLD, &[1; 40]).map(drop),
     |client| client.call_timeout(HOLD, &vec![2; 200_000], LONG * 10).map(drop),
     |client| client.start_call(HOLD, &[])?.wait().map(drop),
@@ -40,7 +41,6 @@ pub(crate) const KINDS: [fn(&SharedMemoryClient) -> Outcome; 9] = [
         let mut pending = client.start_call(HOLD, &[])?;
         pending.wait_deadline(Instant::now() + LONG * 10).map(drop)
     },
-    |client| client.next_push().map(drop),
 ];
 
 /// Those of the above that the server begins.
@@ -50,7 +50,17 @@ fn begin_all<'s>(
     scope: &'s thread::Scope<'s, '_>,
     client: &'s SharedMemoryClient,
 ) -> Vec<ScopedJoinHandle<'s, Outcome>> {
-    KINDS.iter().map(|kind| scope.spawn(move || kind(client))).collect()
+    // First who only listens, until it does: one that comes too late would make a new connection, and wait for that.
+    let waited = || {
+        let waits = client.stats().receiving;
+        waits.spins + waits.sleeps
+    };
+    let before = waited();
+    let begin = |kind: &'s fn(&SharedMemoryClient) -> Outcome| scope.spawn(move || kind(client));
+    let (listener, calls) = KINDS.split_first().expect("a listener");
+    let listener = begin(listener);
+    eventually(|| waited() > before);
+    std::iter::once(listener).chain(calls.iter().map(begin)).collect()
 }
 
 fn all_died(threads: Vec<ScopedJoinHandle<'_, Outcome>>) {

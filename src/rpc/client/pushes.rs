@@ -34,7 +34,8 @@ impl SharedMemoryClient {
     ///
     /// # Errors
     ///
-    /// [`CallError`]: the connection has ended, and all pushes were taken.
+    /// [`CallError`]: the connection has ended, and all pushes were taken. One who listens while it ends is told so;
+    /// one who comes later makes a new connection, if there is a policy to [`Reconnect`](crate::Reconnect).
     pub fn next_push(&self) -> Result<Vec<u8>, CallError> {
         self.push_until(Wait::FOREVER)
     }
