@@ -52,6 +52,7 @@ pub use recv_guard::RecvGuard;
 pub use reservation::Reservation;
 pub use sender::Sender;
 pub use shared::SharedSender;
+pub(crate) use stats::waits_to;
 pub use stats::{Stats, Waits};
 
 pub use crate::ring::{Poster, Wanted};

@@ -56,8 +56,7 @@ pub struct Waits {
 
 /// Counters of one end of a connection, since it was made.
 ///
-/// They cost a message that is sent or received at once nothing but its count: all else is counted where a thread
-/// waits. They are of this process; the peer has its own.
+/// A message that is sent or received at once costs no more than its count: all else is counted where a thread waits. They are of this process; the peer has its own.
 ///
 /// ```
 /// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?;
@@ -131,19 +130,8 @@ impl Stats {
             page.add(&MESSAGES, Some(direction), labels, Value::Count(messages));
             page.add(&BYTES, Some(direction), labels, Value::Count(bytes));
         }
-        self.waits_to(&mut page, labels);
+        waits_to(&mut page, labels, [self.sending, self.receiving], self.full_stalls, self.peak_fill);
         page
-    }
-
-    /// The part that is counted below the messages.
-    pub(crate) fn waits_to(&self, page: &mut Prometheus, labels: &[(&str, &str)]) {
-        for (direction, waits) in [(SENT, self.sending), (RECEIVED, self.receiving)] {
-            page.add(&SLEEPS, Some(direction), labels, Value::Count(waits.sleeps));
-            page.add(&WAKES, Some(direction), labels, Value::Count(waits.wakes));
-            page.add(&SPINS, Some(direction), labels, Value::Count(waits.spins));
-        }
-        page.add(&STALLS, Some(SENT), labels, Value::Count(self.full_stalls));
-        page.add(&PEAK, Some(SENT), labels, Value::Thousandths(self.peak_fill));
     }
 
     /// With those of another connection: sums, and the fuller of both. Messages and bytes are not counted there.
@@ -164,6 +152,23 @@ impl Stats {
         let Self { messages_received, bytes_received, .. } = receiver;
         Self { messages_received, bytes_received, ..self }
     }
+}
+
+/// The part that is counted below the messages: of the sending half and of the receiving half.
+pub(crate) fn waits_to(
+    page: &mut Prometheus,
+    labels: &[(&str, &str)],
+    waits: [Waits; 2],
+    full_stalls: u64,
+    peak_fill: u32,
+) {
+    for (direction, waits) in [SENT, RECEIVED].into_iter().zip(waits) {
+        page.add(&SLEEPS, Some(direction), labels, Value::Count(waits.sleeps));
+        page.add(&WAKES, Some(direction), labels, Value::Count(waits.wakes));
+        page.add(&SPINS, Some(direction), labels, Value::Count(waits.spins));
+    }
+    page.add(&STALLS, Some(SENT), labels, Value::Count(full_stalls));
+    page.add(&PEAK, Some(SENT), labels, Value::Thousandths(peak_fill));
 }
 
 impl Waits {

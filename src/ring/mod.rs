@@ -40,7 +40,7 @@
 //! | store | load that pairs with it | carries |
 //! |---|---|---|
 //! | stamp 2n+2, Release (`producer: commit`) | stamp, Acquire (`consumer: stamp`) | payload, control, tag |
-//! | head, Release (`consumer: publish`) | head, Acquire (`producer: refresh`) | the end of the reads |
+//! | head, Release (`consumer: publish`, `nobody_waits`) | head, Acquire (`producer: refresh`) | the end of the reads |
 //! | marks, Release (`end: close`) | marks, Acquire (`end: ended`) | everything committed before |
 //! | fate, Release (`Memory::settle`) | fate, Acquire (`end: ended`) | the peer's last stores, by the kernel |
 //! | urgent and bell, Release (`urgent: post`) | Acquire (`urgent: read`, `bell`) | the word before the bell |

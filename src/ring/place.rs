@@ -116,7 +116,7 @@ impl Arena {
     /// The first ticket in the range whose release makes everything before `end` writable; the last with a payload here
     /// if none does alone.
     ///
-    /// Never one without a payload here, whose release the consumer may hold back for ever.
+    /// Never one without a payload here, whose release makes nobody look for a sleeper here.
     pub(super) fn needed(&mut self, mut tickets: std::ops::Range<u64>, end: u64) -> u64 {
         let last = tickets.end.saturating_sub(1);
         let wanted = end.saturating_sub(self.size).min(*self.end_mut(last));

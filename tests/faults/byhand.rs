@@ -8,9 +8,23 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use narrows::handshake::{ANSWER_LEN, Agreement, Answer, ClientHandshake, ClientStep, HELLO_LEN, Hello};
-use narrows::layout::{Control, Direction, Geometry, SLOT, SLOT_PAYLOAD};
+use narrows::layout::{Control, Direction, Geometry, SLOT, SLOT_PAYLOAD, words};
 
 use super::sys::{Pages, receive_with_fd, sealed_memory, send_with_fd};
+
+/// The words of a direction's page that an honest peer writes too, but for the marks: those would be a good-bye.
+pub(crate) const WORDS: [usize; 10] = [
+    words::HEAD,
+    words::CONSUMER_FLAG,
+    words::PRODUCER_FLAG,
+    words::WANTED,
+    words::PRODUCER_CPU,
+    words::CONSUMER_CPU,
+    words::CONSUMER_WOKEN,
+    words::PRODUCER_WOKEN,
+    words::BELL,
+    words::URGENT,
+];
 
 /// A connection made by hand; dropping it hangs up.
 #[derive(Debug)]

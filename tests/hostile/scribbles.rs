@@ -7,26 +7,13 @@ use std::time::Duration;
 use narrows::layout::{Control, Kind, SLOT, words};
 
 use super::faults::LONG;
-use super::faults::byhand::ByHand;
+use super::faults::byhand::{ByHand, WORDS};
 use super::victim::{MAX_MESSAGE, Plays, options, run, work, work_as_client};
 
 /// The words of both directions.
 fn pages(hand: &ByHand) -> [usize; 2] {
     [hand.geometry.direction(0).words, hand.geometry.direction(1).words]
 }
-
-const WORDS: [usize; 10] = [
-    words::HEAD,
-    words::CONSUMER_FLAG,
-    words::PRODUCER_FLAG,
-    words::WANTED,
-    words::PRODUCER_CPU,
-    words::CONSUMER_CPU,
-    words::CONSUMER_WOKEN,
-    words::PRODUCER_WOKEN,
-    words::BELL,
-    words::URGENT,
-];
 
 fn value(random: &mut fastrand::Rng) -> u64 {
     match random.u8(0..5) {

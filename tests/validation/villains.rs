@@ -8,23 +8,10 @@ use std::time::Instant;
 use narrows::layout::{Control, Geometry, Kind as Carried, SLOT, words};
 use narrows::rpc::wire::{HEAD, Head, Kind, Settings, VERSION};
 
-use crate::faults::byhand::ByHand;
+use crate::faults::byhand::{ByHand, WORDS};
 use crate::faults::sys::futex_wake;
 use crate::house::{MAX_MESSAGE, PATIENCE, Told, fault, orders, tell};
 use crate::serve::stream_path;
-
-/// Words of a direction's page that an honest peer writes too, but for the marks: those would be a good-bye.
-const WORDS: [usize; 9] = [
-    words::HEAD,
-    words::CONSUMER_FLAG,
-    words::PRODUCER_FLAG,
-    words::WANTED,
-    words::PRODUCER_CPU,
-    words::CONSUMER_CPU,
-    words::CONSUMER_WOKEN,
-    words::PRODUCER_WOKEN,
-    words::BELL,
-];
 
 fn hand(path: &Path) -> ByHand {
     let geometry = Geometry::new(256, 1 << 20, 64).expect("legal");

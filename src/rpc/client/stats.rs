@@ -1,6 +1,6 @@
 //! What a client has done so far.
 
-use crate::channel::{Stats, Waits};
+use crate::channel::{Waits, waits_to};
 use crate::prometheus::{Family, Prometheus, Value};
 
 /// What a client has done so far, on the connection that it has now.
@@ -60,9 +60,7 @@ impl ClientStats {
         ] {
             page.add(family, None, labels, Value::Count(value));
         }
-        let Self { sending, receiving, full_stalls, peak_fill, .. } = *self;
-        let waits = Stats { sending, receiving, full_stalls, peak_fill, ..Stats::default() };
-        waits.waits_to(&mut page, labels);
+        waits_to(&mut page, labels, [self.sending, self.receiving], self.full_stalls, self.peak_fill);
         page
     }
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::channel::{Stats, Waits};
+use crate::channel::{Stats, Waits, waits_to};
 use crate::prometheus::{Family, Prometheus, Value};
 
 /// A counter that any thread adds to.
@@ -111,9 +111,7 @@ impl ServerStats {
         ] {
             page.add(family, None, labels, Value::Count(value));
         }
-        let Self { sending, receiving, full_stalls, peak_fill, .. } = *self;
-        let waits = Stats { sending, receiving, full_stalls, peak_fill, ..Stats::default() };
-        waits.waits_to(&mut page, labels);
+        waits_to(&mut page, labels, [self.sending, self.receiving], self.full_stalls, self.peak_fill);
         page
     }
 }
