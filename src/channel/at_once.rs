@@ -10,7 +10,7 @@
 //! Everything that receives whole messages: the models, `tests/small_worlds`, the fuzz bodies `frame` and `ring_hostile`.
 
 use super::incoming::Buffer;
-use super::{Inbound, Pace, Received};
+use super::{Inbound, Incoming, Pace, Received, RecvFault, Wait};
 use crate::error::Violation;
 use crate::mem::Memory;
 use crate::ring::Took;
@@ -45,6 +45,27 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
             Took::Nothing => None,
             Took::Torn => self.torn(),
         }
+    }
+
+    /// As [`next`](Self::next), but a short message leaves the ring at once: its bytes are there until the next call,
+    /// and nobody gets it again.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    #[inline(always)]
+    pub fn fetch(&mut self, wait: Wait) -> Result<Incoming, RecvFault> {
+        if self.plain {
+            let Self { ring, short, taken, .. } = self;
+            let took = ring.take(*short, |len| taken.get_mut(..len));
+            if let Some((message, rest)) = self.what_is_left(took) {
+                if rest {
+                    self.after();
+                }
+                return Ok(Incoming::Taken(message.len, message.tag));
+            }
+        }
+        self.next(wait)
     }
 
     pub(super) fn take<B: Buffer + ?Sized>(&mut self, buffer: &mut B) -> Option<Received> {

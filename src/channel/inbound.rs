@@ -9,7 +9,7 @@ use super::partial::Partial;
 use super::{Wait, may_wait_on};
 use crate::error::{Ended, Violation};
 use crate::layout::Kind;
-use crate::mem::{INLINE, Memory, OutOfBounds, Until, Word};
+use crate::mem::{INLINE, Memory, Until, Word};
 use crate::ring::{Arrival, Bed, Consumer, Fate, Wanted, ended, sleep};
 
 /// The receiving half of a direction.
@@ -18,7 +18,7 @@ pub struct Inbound<M, P> {
     pub(super) ring: Consumer<M>,
     pub(super) pace: P,
     pub(super) max_message: usize,
-    partial: Partial,
+    pub(super) partial: Partial,
     /// A whole message in the ring, judged, and not yet given back.
     at_hand: Option<Arrival>,
     /// What is at hand or complete was lent.
@@ -29,6 +29,8 @@ pub struct Inbound<M, P> {
     pub(super) plain: bool,
     /// The longest message that may stand in a slot.
     pub(super) short: usize,
+    /// The last that was [taken](Incoming::Taken).
+    pub(super) taken: [u8; INLINE],
 }
 
 /// What a look at the ring found.
@@ -55,6 +57,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
             over: None,
             plain: true,
             short: INLINE.min(max_message),
+            taken: [0; INLINE],
         }
     }
 
@@ -94,7 +97,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
                 (Lap::Whole(message), _, _) => return Ok(message),
                 // A lap is all that can have been committed before the end.
                 (Lap::Dry | Lap::Busy, Some(end), _) => return Err(self.end(end)),
-                (_, _, Wait::Never) => return Err(RecvFault::Empty),
+                (_, _, Wait::Never) => return Err(self.nothing()),
                 (lap, _, Wait::Until(until)) => {
                     // Who sends pieces does not play with us.
                     tries = if self.ring.ticket() == ticket { tries } else { tries.min(1) };
@@ -168,28 +171,6 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
         Ok(message)
     }
 
-    /// Copies a range of a message that is there.
-    ///
-    /// # Errors
-    ///
-    /// Only if the range is not in the message.
-    #[inline(always)]
-    pub fn read_at(&self, message: &Incoming, at: usize, into: &mut [u8]) -> Result<(), OutOfBounds> {
-        match message {
-            Incoming::Placed(arrival) => self.ring.read(arrival, at, into),
-            Incoming::Assembled(..) => {
-                let end = at.checked_add(into.len()).ok_or(OutOfBounds)?;
-                into.copy_from_slice(self.partial.bytes().get(at..end).ok_or(OutOfBounds)?);
-                Ok(())
-            }
-        }
-    }
-
-    /// The private bytes of a reassembled message.
-    pub fn assembled(&mut self) -> &mut [u8] {
-        self.partial.bytes_mut()
-    }
-
     /// Gives a message back, having judged that it stood still while it was read.
     ///
     /// # Errors
@@ -199,6 +180,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     pub fn give_back(&mut self, message: &Incoming) -> Result<(), RecvFault> {
         self.lent = false;
         match message {
+            Incoming::Taken(..) => return Ok(()),
             Incoming::Assembled(..) => self.partial.discard(),
             Incoming::Placed(arrival) => {
                 self.at_hand = None;
@@ -349,7 +331,13 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     #[cold]
     fn linger(&mut self, lap: &Lap, until: Until, tries: u32) -> Result<(), RecvFault> {
         let busy = matches!(lap, Lap::Busy) && may_wait_on(self.ring.mem(), until, tries);
-        if busy || self.idle(None, until, tries, || false) { Ok(()) } else { Err(RecvFault::Empty) }
+        if busy || self.idle(None, until, tries, || false) { Ok(()) } else { Err(self.nothing()) }
+    }
+
+    /// No whole message is there, and none at hand.
+    fn nothing(&mut self) -> RecvFault {
+        self.plain = self.partial.is_idle();
+        RecvFault::Empty
     }
 
     /// The connection has ended: pieces of what will never be whole are dropped.

@@ -2,7 +2,7 @@
 
 use super::{Inbound, Pace, Wait};
 use crate::error::Ended;
-use crate::mem::Memory;
+use crate::mem::{Memory, OutOfBounds};
 use crate::ring::Arrival;
 
 /// Why a receive failed; the public enums are made of it.
@@ -103,6 +103,8 @@ pub enum Incoming {
     Placed(Arrival),
     /// It was reassembled in private memory: length and tag.
     Assembled(usize, u64),
+    /// It was short, was copied into private memory, and has left the ring: length and tag.
+    Taken(usize, u64),
 }
 
 impl Incoming {
@@ -110,7 +112,7 @@ impl Incoming {
     pub fn len(&self) -> usize {
         match self {
             Self::Placed(arrival) => arrival.len,
-            Self::Assembled(len, _) => *len,
+            Self::Assembled(len, _) | Self::Taken(len, _) => *len,
         }
     }
 
@@ -123,7 +125,55 @@ impl Incoming {
     pub fn tag(&self) -> u64 {
         match self {
             Self::Placed(arrival) => arrival.tag,
-            Self::Assembled(_, tag) => *tag,
+            Self::Assembled(_, tag) | Self::Taken(_, tag) => *tag,
         }
+    }
+}
+
+impl<M: Memory, P: Pace> Inbound<M, P> {
+    /// Copies a range of a message that is there.
+    ///
+    /// # Errors
+    ///
+    /// Only if the range is not in the message.
+    #[inline(always)]
+    pub fn read_at(&self, message: &Incoming, at: usize, into: &mut [u8]) -> Result<(), OutOfBounds> {
+        if let Incoming::Placed(arrival) = message {
+            return self.ring.read(arrival, at, into);
+        }
+        let end = at.checked_add(into.len()).ok_or(OutOfBounds)?;
+        let bytes = self.private(message).and_then(|bytes| bytes.get(at..end)).ok_or(OutOfBounds)?;
+        into.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Replaces what is in `buffer` by what the message has from `at` on.
+    #[inline(always)]
+    pub fn read_on(&self, message: &Incoming, at: usize, buffer: &mut Vec<u8>) {
+        match self.private(message) {
+            Some(bytes) => {
+                buffer.clear();
+                buffer.extend_from_slice(bytes.get(at..).unwrap_or_default());
+            }
+            None => {
+                buffer.resize(message.len().saturating_sub(at), 0);
+                let _in_the_message = self.read_at(message, at, buffer);
+            }
+        }
+    }
+
+    /// The bytes of a message that stands in private memory.
+    #[inline]
+    pub fn private(&self, message: &Incoming) -> Option<&[u8]> {
+        match message {
+            Incoming::Taken(len, _) => self.taken.get(..*len),
+            Incoming::Assembled(..) => Some(self.partial.bytes()),
+            Incoming::Placed(_) => None,
+        }
+    }
+
+    /// The bytes of a reassembled message.
+    pub(super) fn assembled(&mut self) -> &mut [u8] {
+        self.partial.bytes_mut()
     }
 }

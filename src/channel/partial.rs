@@ -74,6 +74,11 @@ impl Partial {
         }
     }
 
+    /// Whether there is nothing of any message.
+    pub(super) fn is_idle(&self) -> bool {
+        self.state == State::Idle
+    }
+
     /// Length and tag of a complete message.
     pub(super) fn complete(&self) -> Option<(usize, u64)> {
         (self.state == State::Complete).then_some((self.filled, self.tag))
@@ -93,7 +98,7 @@ impl Partial {
     /// it did.
     #[inline(always)]
     pub(super) fn trade(&mut self, buffer: &mut Vec<u8>) -> bool {
-        let idle = self.state == State::Idle;
+        let idle = self.is_idle();
         if idle {
             std::mem::swap(&mut self.buffer, buffer);
         }

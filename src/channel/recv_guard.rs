@@ -110,7 +110,10 @@ impl<'a> RecvGuard<'a> {
     pub fn raw(&mut self) -> Result<RawSpan<'_>, RecvError> {
         self.receiver.enter().map_err(Blocking::recv_error)?;
         match &self.message {
-            Incoming::Assembled(..) => Ok(RawSpan::private(self.receiver.inb().assembled())),
+            // Taken is none that was lent.
+            Incoming::Assembled(..) | Incoming::Taken(..) => {
+                Ok(RawSpan::private(self.receiver.inb().assembled()))
+            }
             Incoming::Placed(arrival) => {
                 let (span, len): (Span, usize) = (arrival.span, arrival.len);
                 let raw = self.receiver.inb_ref().ring().mem().raw(span, 0, len);

@@ -37,11 +37,12 @@ pub(super) struct Own<'a> {
 }
 
 impl Own<'_> {
-    /// Whether the frame is the whole reply, of which nothing came before.
+    /// Whether the message is the whole reply, of which nothing came before.
     #[inline]
-    fn is_whole(&self, frame: &Result<Frame, Violation>) -> bool {
-        let reply = Head::new(Kind::Reply, 0);
-        frame.as_ref().is_ok_and(|frame| frame.id == self.id && frame.head == reply && !self.lent)
+    fn is_whole<M: Memory, P: Pace>(&self, reader: &Inbound<M, P>, message: &Incoming) -> bool {
+        let mut head = [0; HEAD];
+        let own = message.tag() == self.id && !self.lent;
+        own && reader.read_at(message, 0, &mut head).is_ok() && head == Head::new(Kind::Reply, 0).encode()
     }
 }
 
@@ -109,21 +110,18 @@ impl<'a, M: Memory + Send, P: Pace + Send, T: Threads> Seat<'a, M, P, T> {
         if !held {
             self.books = None;
         }
-        match reader.next(if held { Wait::Never } else { wait }) {
+        match reader.fetch(if held { Wait::Never } else { wait }) {
             Err(RecvFault::Ended(ended)) => self.over(ended),
             Err(_) if held => return Read::Entered, // The glance was mistaken.
             Err(_) => return Read::Late,
-            Ok(message) => {
-                let frame = Frame::open(reader, &message);
-                match own {
-                    Some(own) if own.is_whole(&frame) => {
-                        if self.take_own(&message, own) {
-                            return Read::Own;
-                        }
+            Ok(message) => match own {
+                Some(own) if own.is_whole(reader, &message) => {
+                    if self.take_own(&message, own) {
+                        return Read::Own;
                     }
-                    own => self.enter(&message, frame, own),
                 }
-            }
+                own => self.enter(&message, own),
+            },
         }
         self.frames = self.frames.wrapping_add(1);
         if self.frames % FRAMES == 0 && passed(wait) { Read::Late } else { Read::Entered }
@@ -134,8 +132,7 @@ impl<'a, M: Memory + Send, P: Pace + Send, T: Threads> Seat<'a, M, P, T> {
     fn take_own(&mut self, message: &Incoming, own: &mut Own<'_>) -> bool {
         let desk = self.desk;
         let Some(reader) = self.reader.as_mut() else { return false };
-        own.buffer.resize(message.len() - HEAD, 0);
-        let _in_the_message = reader.read_at(message, HEAD, own.buffer);
+        reader.read_on(message, HEAD, own.buffer);
         let given = reader.give_back(message);
         let books = self.books.get_or_insert_with(|| desk.books.lock());
         match given {
@@ -150,7 +147,7 @@ impl<'a, M: Memory + Send, P: Pace + Send, T: Threads> Seat<'a, M, P, T> {
         false
     }
 
-    fn enter(&mut self, message: &Incoming, frame: Result<Frame, Violation>, own: Option<&mut Own<'_>>) {
+    fn enter(&mut self, message: &Incoming, own: Option<&mut Own<'_>>) {
         let desk = self.desk;
         let books = self.books.get_or_insert_with(|| desk.books.lock());
         let Some(reader) = self.reader.as_mut() else { return };
@@ -159,7 +156,7 @@ impl<'a, M: Memory + Send, P: Pace + Send, T: Threads> Seat<'a, M, P, T> {
             own.lent = true;
             books.table.lend(own.id, own.buffer);
         }
-        let change = enter(&mut books.table, reader, message, frame);
+        let change = enter(&mut books.table, reader, message);
         if change.is_err() {
             books.table.spoil();
         }
@@ -278,9 +275,8 @@ fn enter<M: Memory, P: Pace>(
     table: &mut Table,
     reader: &mut Inbound<M, P>,
     message: &Incoming,
-    frame: Result<Frame, Violation>,
 ) -> Result<Change, Ended> {
-    let change = frame.and_then(|frame| {
+    let change = Frame::open(reader, message).and_then(|frame| {
         let read = |into: &mut [u8]| {
             let _in_the_message = frame.read(reader, 0, into);
         };

@@ -12,7 +12,7 @@ use crate::channel::{Inbound, Incoming, Latch, Monitor, Pace, RecvFault, SendFau
 use crate::error::{Ended, Violation};
 use crate::mem::Memory;
 use crate::rpc::frame::Frame;
-use crate::rpc::wire::{Kind, MORE, Status};
+use crate::rpc::wire::{HEAD, Kind, MORE, Status};
 
 /// Frames after which the attendant looks at cancels and at what is to be sent, however many follow.
 const ROUND: u32 = 32;
@@ -29,7 +29,7 @@ pub trait Service<M, P> {
     /// Hands a call on, or runs it if its method is inline; its request is whole.
     fn run(&mut self, call: Started, request: Vec<u8>);
 
-    /// Runs an inline method, whose request stands in the ring; its reply, or why there is none.
+    /// Runs an inline method, whose request is where it came; its reply, or why there is none.
     ///
     /// # Errors
     ///
@@ -51,11 +51,19 @@ pub struct Started {
     pub flags: u8,
 }
 
-/// A request where it stands.
+/// A request where it came: in the ring, or in private memory.
 #[derive(Debug)]
 pub struct Given<'a, M, P> {
     pub(super) inbound: &'a Inbound<M, P>,
     pub(super) frame: &'a Frame,
+}
+
+impl<'a, M: Memory, P: Pace> Given<'a, M, P> {
+    /// The request, if it stands in private memory.
+    #[inline]
+    pub(super) fn private(&self) -> Option<&'a [u8]> {
+        self.inbound.private(self.frame.message())?.get(HEAD..)
+    }
 }
 
 /// The connection's own thread.
@@ -100,7 +108,7 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Attendant<M, P, T> {
     pub(super) fn round(&mut self, service: &mut impl Service<M, P>) -> Result<bool, Ended> {
         let mut busy = false;
         for _ in 0..ROUND {
-            match self.inbound.next(Wait::Never) {
+            match self.inbound.fetch(Wait::Never) {
                 Ok(message) => self.frame(&message, service)?,
                 Err(RecvFault::Ended(ended)) => return Err(ended),
                 Err(_) => break,
@@ -178,7 +186,7 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Attendant<M, P, T> {
         event.map_err(|violation| self.inbound.violated(violation))
     }
 
-    /// Runs an inline method while its request stands in the ring. It is entered when it has run: nobody else
+    /// Runs an inline method while its request is where it came. It is entered when it has run: nobody else
     /// looks at its place meanwhile, and a liar's call is one that it might have made elsewhere.
     #[inline]
     fn in_place(&mut self, frame: &Frame, service: &mut impl Service<M, P>) -> Result<(), Ended> {

@@ -119,7 +119,8 @@ impl<'a> Request<'a> {
 
     /// The request.
     ///
-    /// An inline method's request stands in the ring: the first call copies it, into memory that is used again.
+    /// An inline method's request that is longer than a slot stands in the ring: the first call copies it, into memory
+    /// that is used again.
     pub fn bytes(&self) -> &[u8] {
         match &self.body {
             Body::Private(bytes) => bytes,
@@ -153,7 +154,7 @@ impl<'a> Request<'a> {
     }
 
     /// The bytes in place, for the `unsafe` borrow that spares a copy, on the terms of
-    /// [`RecvGuard::raw`](crate::RecvGuard::raw). Only of an inline method whose request stands in one place;
+    /// [`RecvGuard::raw`](crate::RecvGuard::raw). Only of an inline method whose request stands in one place in the ring;
     /// otherwise nothing, and [`bytes`](Self::bytes) is private memory already.
     pub fn raw(&self) -> Option<RawBytes<'_>> {
         match &self.body {

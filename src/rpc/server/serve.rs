@@ -260,7 +260,10 @@ impl Service<Mapping, Waiting> for Desk<'_> {
     ) -> Result<&mut Vec<u8>, Failure> {
         let Self { shared, peer, reply, copy, admitted, .. } = self;
         let method = admitted.take().map_or_else(|| shared.methods.find(call.method, call.flags), Ok)?;
-        let asked = Request::placed(peer, call, given, copy);
+        let asked = match given.private() {
+            Some(bytes) => Request::private(peer, call, bytes),
+            None => Request::placed(peer, call, given, copy),
+        };
         methods::run(method, peer, &asked, reply, &shared.counts).map(|()| reply)
     }
 
