@@ -5,6 +5,7 @@ use std::time::Duration;
 use narrows::{CallError, HandlerError, Options, SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
 
 const ECHO: u32 = 1;
+const LONG: Duration = Duration::from_secs(60);
 
 fn serve() -> SharedMemoryServer {
     SharedMemoryServer::new()
@@ -45,6 +46,47 @@ fn pair(options: &Options) -> (SharedMemoryClient, std::thread::JoinHandle<Resul
     let (a, b) = options.pair().expect("a pair");
     let server = std::thread::spawn(move || serve().serve_stream(b));
     (SharedMemoryClient::over_with(a, options).expect("greets"), server)
+}
+
+/// An inline method finds the same bytes in every way of reading its request, wherever that stands.
+#[test]
+#[expect(unsafe_code, reason = "it reads what is lent in place")]
+fn a_request_is_read_where_it_came() {
+    let (a, b) = SharedMemoryStream::pair().expect("a pair");
+    let placed = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let seen = std::sync::Arc::clone(&placed);
+    let server = SharedMemoryServer::new().inline(ECHO, move |request, reply| {
+        let bytes = request.bytes();
+        let mut part = vec![0; bytes.len() / 2];
+        request.read_at(bytes.len() - part.len(), &mut part)?;
+        assert!(bytes.ends_with(&part) && request.len() == bytes.len());
+        assert!(request.read_at(bytes.len(), &mut [0]).is_err());
+        assert!(request.read_at(usize::MAX, &mut [0; 2]).is_err());
+        if let Some(raw) = request.raw() {
+            assert_eq!(raw.len(), bytes.len());
+            // SAFETY: the client waits for the reply, and leaves alone what it has committed.
+            assert_eq!(unsafe { raw.as_slice() }, bytes);
+            seen.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+        reply.extend_from_slice(bytes);
+        Ok(())
+    });
+    let handle = server.spawn().expect("a thread");
+    handle.adopt(b);
+    let client = SharedMemoryClient::over(a).expect("greets");
+    let mut in_the_ring = 0;
+    for size in [0, 1, 15, 26, 40, 63, 64, 65, 87, 88, 89, 95, 96, 97, 104, 105, 5000, 200_000] {
+        let request: Vec<u8> = (0..size).map(|at: u32| at.to_le_bytes()[0]).collect();
+        let before = placed.load(std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(*client.call(ECHO, &request).expect("answers"), request);
+        assert_eq!(*client.call_timeout(ECHO, &request, LONG).expect("answers"), request);
+        let came = placed.load(std::sync::atomic::Ordering::Relaxed) - before;
+        if (97..=5000).contains(&size) {
+            assert_eq!(came, 2, "{size} bytes");
+        }
+        in_the_ring += came;
+    }
+    assert!(in_the_ring >= 8);
 }
 
 /// Who waits for a call is told when another thread cancels it.

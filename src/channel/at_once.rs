@@ -7,7 +7,8 @@
 //!
 //! # Proof
 //!
-//! Everything that receives whole messages: the models, `tests/small_worlds`, the fuzz bodies `frame` and `ring_hostile`.
+//! Everything that receives whole messages: the models, `tests/small_worlds`, the fuzz bodies `frame` and `ring_hostile`;
+//! `fetch` has the models of calls, and the fuzz bodies `calls` and `ring_hostile`.
 
 use super::incoming::Buffer;
 use super::{Inbound, Incoming, Pace, Received, RecvFault, Wait};
@@ -47,8 +48,8 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
         }
     }
 
-    /// As [`next`](Self::next), but a short message leaves the ring at once: its bytes are there until the next call,
-    /// and nobody gets it again.
+    /// As [`next`](Self::next), but a short message that is there already leaves the ring at once: its bytes stay until
+    /// the next call, and nobody gets it again.
     ///
     /// # Errors
     ///

@@ -165,6 +165,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     /// # Errors
     ///
     /// [`RecvFault`], but never `BufferTooSmall`.
+    #[inline(always)]
     pub fn lend(&mut self, wait: Wait) -> Result<Incoming, RecvFault> {
         let message = self.next(wait)?;
         self.lent = true;
@@ -256,9 +257,8 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
         }
     }
 
-    /// Gives back what a guard that was forgotten still holds.
-    #[cold]
-    fn give_back_lent(&mut self) -> Result<(), RecvFault> {
+    /// Gives back what was lent: the guard's end, or the next call if the guard was forgotten.
+    pub(super) fn give_back_lent(&mut self) -> Result<(), RecvFault> {
         self.lent = false;
         self.at_hand().map_or(Ok(()), |message| self.give_back(&message))
     }
@@ -301,7 +301,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
 
     /// The whole message that was found already, if there is one.
     #[inline(always)]
-    fn at_hand(&self) -> Option<Incoming> {
+    pub(super) fn at_hand(&self) -> Option<Incoming> {
         match self.at_hand {
             Some(arrival) => Some(Incoming::Placed(arrival)),
             None => self.partial.complete().map(|(len, tag)| Incoming::Assembled(len, tag)),

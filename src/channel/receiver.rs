@@ -303,11 +303,17 @@ impl Receiver {
         self.recv_placed(buffer)
     }
 
+    #[inline(always)]
     fn recv_lent<H: Manner>(&mut self, how: H) -> Result<RecvGuard<'_>, H::Recv> {
-        let message = self.enter().and_then(|()| self.inb.lend(how.wait()));
-        let message = self.settle(message).map_err(H::recv_error)?;
-        self.count(Received::from(&message));
+        let message = self.lend(how.wait()).map_err(H::recv_error)?;
         Ok(RecvGuard::new(self, message))
+    }
+
+    #[inline(never)]
+    fn lend(&mut self, wait: Wait) -> Result<Received, RecvFault> {
+        let message = self.enter().and_then(|()| self.inb.lend(wait));
+        let message = self.settle(message)?;
+        Ok(self.count(Received::from(&message)))
     }
 }
 

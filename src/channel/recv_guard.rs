@@ -3,10 +3,10 @@
 use std::io;
 
 use super::Receiver;
-use super::inbound::Incoming;
+use super::inbound::{Incoming, Received};
 use super::manner::{Blocking, Manner};
 use crate::error::RecvError;
-use crate::mem::Span;
+use crate::mem::{OutOfBounds, Span};
 use crate::sys::borrow::RawSpan;
 
 /// A message where it stands, until the guard is dropped.
@@ -36,29 +36,29 @@ use crate::sys::borrow::RawSpan;
 #[derive(Debug)]
 pub struct RecvGuard<'a> {
     receiver: &'a mut Receiver,
-    message: Incoming,
+    message: Received,
     read: usize,
     over: bool,
 }
 
 impl<'a> RecvGuard<'a> {
-    pub(super) fn new(receiver: &'a mut Receiver, message: Incoming) -> Self {
+    pub(super) fn new(receiver: &'a mut Receiver, message: Received) -> Self {
         Self { receiver, message, read: 0, over: false }
     }
 
     /// Bytes of the message.
     pub fn len(&self) -> usize {
-        self.message.len()
+        self.message.len
     }
 
     /// Whether the message has no bytes.
     pub fn is_empty(&self) -> bool {
-        self.message.is_empty()
+        self.message.len == 0
     }
 
     /// The tag that the sender gave it; 0 if none.
     pub fn tag(&self) -> u64 {
-        self.message.tag()
+        self.message.tag
     }
 
     /// Copies the bytes from `offset` on into all of `into`.
@@ -69,7 +69,8 @@ impl<'a> RecvGuard<'a> {
     /// child.
     pub fn read_at(&self, offset: usize, into: &mut [u8]) -> io::Result<()> {
         self.receiver.enter().map_err(Blocking::recv_error)?;
-        let read = self.receiver.inb_ref().read_at(&self.message, offset, into);
+        let inb = self.receiver.inb_ref();
+        let read = inb.at_hand().ok_or(OutOfBounds).and_then(|message| inb.read_at(&message, offset, into));
         read.map_err(|_| io::Error::new(io::ErrorKind::UnexpectedEof, "the message is shorter"))
     }
 
@@ -109,16 +110,14 @@ impl<'a> RecvGuard<'a> {
     /// [`RecvError::Forked`] in a forked child, where they are not mapped.
     pub fn raw(&mut self) -> Result<RawSpan<'_>, RecvError> {
         self.receiver.enter().map_err(Blocking::recv_error)?;
-        match &self.message {
-            // Taken is none that was lent.
-            Incoming::Assembled(..) | Incoming::Taken(..) => {
-                Ok(RawSpan::private(self.receiver.inb().assembled()))
-            }
-            Incoming::Placed(arrival) => {
+        let inb = self.receiver.inb();
+        match inb.at_hand() {
+            Some(Incoming::Placed(arrival)) => {
                 let (span, len): (Span, usize) = (arrival.span, arrival.len);
-                let raw = self.receiver.inb_ref().ring().mem().raw(span, 0, len);
-                raw.ok_or(RecvError::ProtocolViolated)
+                inb.ring().mem().raw(span, 0, len).ok_or(RecvError::ProtocolViolated)
             }
+            Some(Incoming::Assembled(..)) => Ok(RawSpan::private(inb.assembled())),
+            Some(Incoming::Taken(..)) | None => Err(RecvError::ProtocolViolated), // Neither is ever lent.
         }
     }
 
@@ -138,7 +137,7 @@ impl<'a> RecvGuard<'a> {
         }
         self.over = true;
         self.receiver.enter().map_err(Blocking::recv_error)?;
-        let given = self.receiver.inb().give_back(&self.message);
+        let given = self.receiver.inb().give_back_lent();
         self.receiver.settle(given).map_err(Blocking::recv_error)
     }
 }

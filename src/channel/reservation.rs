@@ -2,12 +2,12 @@
 
 use std::io;
 
-use super::Sender;
 use super::manner::{Blocking, Manner};
 use super::outbound::SendFault;
-use crate::error::{Ended, SendError};
+use super::{Mapping, Sender, Wait};
+use crate::error::SendError;
 use crate::mem::Tail;
-use crate::ring::Claim;
+use crate::ring::{Claim, Producer};
 use crate::sys::borrow::RawSpan;
 
 /// Room in the ring for one message, which nobody sees until it is committed.
@@ -53,28 +53,24 @@ use crate::sys::borrow::RawSpan;
 #[must_use = "a reservation must be committed to be sent"]
 pub struct Reservation<'a> {
     sender: &'a mut Sender,
-    claim: Claim,
+    len: usize,
     written: usize,
     tag: u64,
 }
 
 impl<'a> Reservation<'a> {
-    pub(super) fn new(sender: &'a mut Sender, claim: Claim) -> Self {
-        sender.out().ring().open(&claim);
-        let rest = claim.len() % size_of::<u64>();
-        // The last word's rest never holds old bytes; the claim's own length is always in bounds.
-        let _in_claim = sender.out().ring().write(&claim, claim.len() - rest, &[0; 8][..rest], Tail::Zero);
-        Self { sender, claim, written: 0, tag: 0 }
+    pub(super) fn new(sender: &'a mut Sender, len: usize) -> Self {
+        Self { sender, len, written: 0, tag: 0 }
     }
 
     /// Bytes reserved.
     pub fn len(&self) -> usize {
-        self.claim.len()
+        self.len
     }
 
     /// Whether no bytes are reserved.
     pub fn is_empty(&self) -> bool {
-        self.claim.is_empty()
+        self.len == 0
     }
 
     /// Bytes written through [`io::Write`].
@@ -94,8 +90,8 @@ impl<'a> Reservation<'a> {
     /// `WriteZero` if they do not fit into the reservation; nothing is written then. `Unsupported`
     /// in a forked child.
     pub fn write_at(&mut self, offset: usize, bytes: &[u8]) -> io::Result<()> {
-        self.enter()?;
-        let write = self.sender.out().ring().write(&self.claim, offset, bytes, Tail::Keep);
+        let (ring, claim) = self.sender.reserved()?;
+        let write = ring.write(claim, offset, bytes, Tail::Keep);
         write.map_err(|_| io::Error::new(io::ErrorKind::WriteZero, "more bytes than were reserved"))
     }
 
@@ -116,9 +112,8 @@ impl<'a> Reservation<'a> {
     ///
     /// [`SendError::Forked`] in a forked child, where they are not mapped.
     pub fn raw(&mut self) -> Result<RawSpan<'_>, SendError> {
-        self.enter()?;
-        let (span, len) = (self.claim.span(), self.claim.len());
-        self.sender.out().ring().mem().raw(span, 0, len).ok_or(SendError::ProtocolViolated)
+        let (ring, claim) = self.sender.reserved()?;
+        ring.mem().raw(claim.span(), 0, self.len).ok_or(SendError::ProtocolViolated)
     }
 
     /// Commits all bytes reserved.
@@ -127,7 +122,7 @@ impl<'a> Reservation<'a> {
     ///
     /// [`SendError`] if the connection has ended; nothing was sent then.
     pub fn commit(self) -> Result<(), SendError> {
-        let len = self.claim.len();
+        let len = self.len;
         self.commit_len(len)
     }
 
@@ -147,24 +142,60 @@ impl<'a> Reservation<'a> {
     ///
     /// As for [`commit`](Self::commit); [`SendError::TooLarge`] if fewer are reserved.
     pub fn commit_len(self, len: usize) -> Result<(), SendError> {
-        if len > self.claim.len() {
-            return Err(Blocking::send_error((SendFault::TooLarge(self.claim.len()), len)));
+        if len > self.len {
+            return Err(Blocking::send_error((SendFault::TooLarge(self.len), len)));
         }
-        self.enter()?;
-        self.sender.out().check().map_err(SendError::from)?;
-        self.sender.out().commit(&self.claim, len, self.tag);
-        self.sender.count(len);
+        self.sender.commit_reserved(len, self.tag)
+    }
+}
+
+impl Sender {
+    #[inline(always)]
+    pub(super) fn reserve_room<H: Manner>(&mut self, len: usize, how: H) -> Result<Reservation<'_>, H::Send> {
+        match self.claim(len, how.wait()) {
+            Ok(()) => Ok(Reservation::new(self, len)),
+            Err(fault) => Err(H::send_error((fault, len))),
+        }
+    }
+
+    #[inline(never)]
+    fn claim(&mut self, len: usize, wait: Wait) -> Result<(), SendFault> {
+        let claim = self.enter().and_then(|()| self.out().claim(len, wait));
+        let claim = self.settle(claim)?;
+        let (ring, rest) = (self.out().ring(), len % size_of::<u64>());
+        ring.open(&claim);
+        // The last word's rest never holds old bytes; the claim's own length is always in bounds.
+        let _in_claim = ring.write(&claim, len - rest, &[0; 8][..rest], Tail::Zero);
+        self.reserved = Some(claim);
         Ok(())
     }
 
-    fn enter(&self) -> Result<(), SendError> {
-        self.sender.enter().map_err(|_| SendError::from(Ended::Forked))
+    /// The ring, and what was reserved in it.
+    fn reserved(&mut self) -> Result<(&Producer<Mapping>, &Claim), SendError> {
+        self.enter().map_err(forked)?;
+        let Self { out, reserved, .. } = self;
+        reserved.as_ref().map(|claim| (out.ring(), claim)).ok_or(SendError::Closed) // A reservation has one.
     }
+
+    fn commit_reserved(&mut self, len: usize, tag: u64) -> Result<(), SendError> {
+        self.enter().map_err(forked)?;
+        let Self { out, reserved, .. } = self;
+        out.check()?;
+        if let Some(claim) = reserved {
+            out.commit(claim, len, tag);
+            self.count(len);
+        }
+        Ok(())
+    }
+}
+
+fn forked(fault: SendFault) -> SendError {
+    Blocking::send_error((fault, 0))
 }
 
 impl io::Write for Reservation<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let room = self.claim.len() - self.written;
+        let room = self.len - self.written;
         let bytes = bytes.get(..room).unwrap_or(bytes);
         self.write_at(self.written, bytes)?;
         self.written += bytes.len();

@@ -13,7 +13,7 @@ use super::pace::{WaitStrategy, Waiting};
 use super::{Batch, ByteWriter, Closer, Reservation, SharedSender, Stats, Wait, shut};
 use crate::error::{Ended, SendError, SendTimeoutError, TrySendError};
 use crate::mem::INLINE;
-use crate::ring::Fate;
+use crate::ring::{Claim, Fate};
 use crate::sys::fork::Canary;
 use crate::sys::link::Link;
 use crate::sys::mapping::{Mapping, Role};
@@ -56,7 +56,9 @@ use crate::sys::socket::PeerCred;
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub struct Sender {
-    out: Outbound<Mapping, Waiting>,
+    pub(super) out: Outbound<Mapping, Waiting>,
+    /// What was reserved last: it stays where it is, since moving it just after it was written costs more than the rest.
+    pub(super) reserved: Option<Claim>,
     canary: Canary,
     messages: u64,
     bytes: u64,
@@ -66,8 +68,8 @@ pub struct Sender {
 
 impl Sender {
     pub(crate) fn new(link: &Arc<Link>, strategy: WaitStrategy) -> Self {
-        let out = outbound(link, strategy);
-        Self { out, canary: link.canary(), messages: 0, bytes: 0, taken: false, one_thread: PhantomData }
+        let (out, canary) = (outbound(link, strategy), link.canary());
+        Self { out, reserved: None, canary, messages: 0, bytes: 0, taken: false, one_thread: PhantomData }
     }
 
     send_family! {
@@ -344,14 +346,6 @@ impl Sender {
         let len = self.settle(sent).map_err(|fault| H::send_error((fault, total(parts))))?;
         self.count(len);
         Ok(())
-    }
-
-    fn reserve_room<H: Manner>(&mut self, len: usize, how: H) -> Result<Reservation<'_>, H::Send> {
-        let claim = self.enter().and_then(|()| self.out.claim(len, how.wait()));
-        match self.settle(claim) {
-            Ok(claim) => Ok(Reservation::new(self, claim)),
-            Err(fault) => Err(H::send_error((fault, len))),
-        }
     }
 }
 

@@ -163,6 +163,7 @@ impl<'l, 'd> Halves<'l, 'd> {
             (5..=6, _) => self.inb.recv_into(&mut self.buffer, wait),
             (7, _) => self.inb.recv(&mut vec![0; room], wait),
             (8, _) => self.lend(wait).map(|message| Received::from(&message)),
+            (9, _) => self.fetch(wait),
             (10, Some(message)) => self.inb.give_back(&message).map(|()| Received::from(&message)),
             _ => {
                 let _there = self.inb.ready();
@@ -195,6 +196,15 @@ impl<'l, 'd> Halves<'l, 'd> {
         }
         self.lent = Some(message);
         Ok(message)
+    }
+
+    fn fetch(&mut self, wait: Wait) -> Result<Received, RecvFault> {
+        let message = self.inb.fetch(wait)?;
+        let mut bytes = vec![0; message.len()];
+        self.inb.read_at(&message, 0, &mut bytes).expect("what was judged is there");
+        assert!(self.inb.private(&message).is_none_or(|private| private == bytes));
+        self.inb.give_back(&message)?;
+        Ok(Received::from(&message))
     }
 
     /// The longest message that may come.

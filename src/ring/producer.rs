@@ -275,22 +275,28 @@ impl<M: Memory> Producer<M> {
         super::close(&self.mem, Word::ProducerMark, Flag::Consumer);
     }
 
+    #[inline(always)]
+    pub(super) fn claim_place(&mut self, from: Cursor, len: usize) -> Result<Claim, Refusal> {
+        let (start, end) = self.arena.fit(from.place, len as u64);
+        if self.arena.far(end) || !self.arena.free(end) {
+            return self.claim_after_a_look(from, len);
+        }
+        Ok(place_claim(from, start..end, self.mem.arena(), len))
+    }
+
+    #[cold]
     #[inline(never)]
-    pub(super) fn claim_place(&mut self, mut from: Cursor, len: usize) -> Result<Claim, Refusal> {
-        let bytes = len as u64;
-        if bytes > self.mem.arena() {
+    fn claim_after_a_look(&mut self, mut from: Cursor, len: usize) -> Result<Claim, Refusal> {
+        if len as u64 > self.mem.arena() {
             return Err(Refusal::TooLarge);
         }
-        let (_, end) = self.arena.fit(from.place, bytes);
-        if self.arena.far(end) || !self.arena.free(end) {
-            self.refresh().map_err(Refusal::Violated)?;
-            self.arena.look(from.place);
-            if from == self.next && self.arena.is_free(from.place) {
-                self.next.place = self.arena.restart(from.place);
-                from = self.next;
-            }
+        self.refresh().map_err(Refusal::Violated)?;
+        self.arena.look(from.place);
+        if from == self.next && self.arena.is_free(from.place) {
+            self.next.place = self.arena.restart(from.place);
+            from = self.next;
         }
-        let (start, end) = self.arena.fit(from.place, bytes);
+        let (start, end) = self.arena.fit(from.place, len as u64);
         if !self.arena.free(end) {
             let needs = self.arena.needed(self.head..self.next.ticket, end);
             return Err(Refusal::Full { needs });

@@ -93,17 +93,17 @@ impl<'a> RawSpan<'a> {
 ///     .inline(1, |request, reply| {
 ///         match request.raw() {
 ///             Some(bytes) => {
-///                 assert!(bytes.len() == 3 && !bytes.is_empty() && !bytes.as_ptr().is_null());
+///                 assert!(bytes.len() == 300 && !bytes.is_empty() && !bytes.as_ptr().is_null());
 ///                 // SAFETY: the client is our own program, which does not write to what it has committed.
 ///                 reply.extend(unsafe { bytes.as_slice() });
 ///             }
-///             None => reply.extend(request.bytes()), // It came in pieces.
+///             None => reply.extend(request.bytes()), // It stands in private memory.
 ///         }
 ///         Ok(())
 ///     })
 ///     .spawn()?;
 /// server.adopt(b);
-/// assert_eq!(*SharedMemoryClient::over(a)?.call(1, b"ebb")?, *b"ebb");
+/// assert_eq!(*SharedMemoryClient::over(a)?.call(1, &[7; 300])?, [7; 300]);
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub struct RawBytes<'a>(RawSpan<'a>);

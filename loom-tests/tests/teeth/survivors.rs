@@ -39,7 +39,7 @@ const SURVIVORS: &[Row] = &[
     ("channel/outbound.rs", "send_cut", "never left > 0 (2)", EARLY),
     ("channel/outbound.rs", "send_cut", "never refuses (2)", EARLY),
     ("channel/partial.rs", "room", "always self.buffer.len() < end", MEMORY),
-    ("channel/partial.rs", "trade", "never self.state == State::Idle", MEMORY),
+    ("channel/partial.rs", "is_idle", "never self.state == State::Idle", MEMORY),
     ("channel/mod.rs", "may_wait_on", "always tries > 0", PATIENCE),
     ("channel/mod.rs", "may_wait_on", "never tries > 0", PATIENCE),
     ("channel/mod.rs", "may_wait_on", "always tries > PLAYED", PATIENCE),

@@ -36,8 +36,8 @@ use crate::rpc::wire::{DEADLINE, HEAD};
 ///         request.read_at(0, &mut head)?; // A part of it, without a copy of the rest.
 ///         request.connection().try_push(b"what nobody asked for")?;
 ///         match request.raw() {
-///             Some(bytes) => assert_eq!(bytes.len(), 8), // In place: see `RawBytes`.
-///             None => assert_eq!(request.bytes(), b"ebb flow"), // What a pooled method has.
+///             Some(bytes) => assert_eq!(bytes.len(), 8), // In the ring: see `RawBytes`.
+///             None => assert_eq!(request.bytes(), b"ebb flow"), // In private memory.
 ///         }
 ///         reply.extend(head);
 ///         Ok(())
@@ -72,7 +72,9 @@ impl<'a> Request<'a> {
     pub(super) fn private(peer: &'a Arc<Peer>, started: Started, bytes: &'a [u8]) -> Self {
         let (left, bytes) = match started.flags & DEADLINE {
             0 => (None, bytes),
-            _ => bytes.split_at_checked(TIME).map_or((None, bytes), |(left, rest)| (Some(left), rest)),
+            _ => {
+                bytes.split_at_checked(TIME).map_or((None, [].as_slice()), |(left, rest)| (Some(left), rest))
+            }
         };
         Self { peer, started, deadline: left.and_then(deadline), body: Body::Private(bytes) }
     }
@@ -119,8 +121,8 @@ impl<'a> Request<'a> {
 
     /// The request.
     ///
-    /// An inline method's request that is longer than a slot stands in the ring: the first call copies it, into memory
-    /// that is used again.
+    /// Where an inline method's request stands in the ring, which short ones seldom do, the first call copies it, into
+    /// memory that is used again.
     pub fn bytes(&self) -> &[u8] {
         match &self.body {
             Body::Private(bytes) => bytes,
@@ -154,8 +156,9 @@ impl<'a> Request<'a> {
     }
 
     /// The bytes in place, for the `unsafe` borrow that spares a copy, on the terms of
-    /// [`RecvGuard::raw`](crate::RecvGuard::raw). Only of an inline method whose request stands in one place in the ring;
-    /// otherwise nothing, and [`bytes`](Self::bytes) is private memory already.
+    /// [`RecvGuard::raw`](crate::RecvGuard::raw). Only of an inline method whose request stands in one place in the
+    /// ring: a short one seldom does, one in pieces never. Otherwise nothing, and [`bytes`](Self::bytes) is private memory
+    /// already.
     pub fn raw(&self) -> Option<RawBytes<'_>> {
         match &self.body {
             Body::Placed { given, skip, .. } => {
