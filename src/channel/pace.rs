@@ -39,6 +39,13 @@ const MISSES: u32 = 3;
 /// would wait for each other's wake-ups for ever, and never see that they need not.
 const PROBE: u32 = 16;
 
+/// A wait that should have ended within the budget and took this long has lost its CPU to others.
+const LOST: Duration = Duration::from_micros(200);
+
+/// Misses from here on say that others want the CPUs: that the budget would have covered a wait that slept proves nothing
+/// then, for who spins gives a slice of time away that a sleeper keeps. Only a probe that pays does.
+const CROWDED: u32 = 1 << 20;
+
 /// Messages after which the CPU is asked for again: it costs as much as a short message.
 const TELL: i32 = 16;
 
@@ -168,8 +175,8 @@ impl Waiting {
             spin(until.map_or(end, |until| until.min(end)), look)
         };
         // Who stepped aside for a busy neighbour has lost a slice of time, which a sleeper would not have.
-        let paid = found && self.began.elapsed() <= BUDGET;
-        self.misses = if paid { 0 } else { self.misses.saturating_add(1) };
+        let took = self.began.elapsed();
+        self.misses = learn(self.misses, found && took <= BUDGET, took >= LOST);
         found
     }
 }
@@ -216,7 +223,7 @@ impl Pace for Waiting {
 
     fn slept(&mut self) {
         self.due = Countdown(1); // Who is woken may be elsewhere.
-        if self.strategy != WaitStrategy::Adaptive || self.misses < MISSES {
+        if self.strategy != WaitStrategy::Adaptive || !(MISSES..CROWDED).contains(&self.misses) {
             return;
         }
         // The peer's account of when it woke us, clamped: a lie costs one wrong guess.
@@ -225,6 +232,16 @@ impl Pace for Waiting {
         if woken.is_some() && waited <= BUDGET {
             self.misses = 0;
         }
+    }
+}
+
+/// The misses in a row after one more wait that spun: it has paid or not, and it may have lost its CPU. Once may be
+/// anything; twice in a row, others want it.
+fn learn(misses: u32, paid: bool, lost: bool) -> u32 {
+    match (paid, lost && misses > 0) {
+        (true, _) => 0,
+        (false, true) => misses.max(CROWDED).saturating_add(1),
+        (false, false) => misses.saturating_add(1),
     }
 }
 
@@ -276,6 +293,18 @@ fn spin_on(until: Until, look: impl Fn() -> bool) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_loses_its_cpu_twice_in_a_row_is_not_misled_by_sleeps() {
+        let once = learn(0, false, true);
+        assert!((1..MISSES).contains(&once) && learn(once, true, false) == 0);
+        let crowded = learn(once, false, true);
+        assert!(crowded > CROWDED && learn(crowded, false, true) > crowded);
+        assert!(learn(learn(0, false, false), false, false) < MISSES);
+        assert!((crowded..crowded + PROBE).any(|misses| misses % PROBE == 0), "it goes on probing");
+        assert_eq!(learn(crowded, true, true), 0);
+        assert_eq!(learn(u32::MAX, false, true), u32::MAX);
+    }
 
     #[test]
     fn a_countdown_whose_end_nobody_heeded_is_still_over() {
