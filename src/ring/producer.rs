@@ -278,7 +278,7 @@ impl<M: Memory> Producer<M> {
     #[inline(always)]
     pub(super) fn claim_place(&mut self, from: Cursor, len: usize) -> Result<Claim, Refusal> {
         let (start, end) = self.arena.fit(from.place, len as u64);
-        if self.arena.far(end) || !self.arena.free(end) {
+        if self.arena.far(end, len as u64) || !self.arena.free(end) {
             return self.claim_after_a_look(from, len);
         }
         Ok(place_claim(from, start..end, self.mem.arena(), len))

@@ -232,7 +232,9 @@ fn watches_leave_no_descriptor_behind() {
             }
             connection.unwatch();
         }
-        assert_eq!((open_descriptors(), registrations()), (before, 0));
+        // The thread may be about to tell of the last one, and still have its descriptors.
+        let back = || open_descriptors() <= before && registrations() == 0;
+        assert!(eventually(back), "{} descriptors of {before}", open_descriptors());
     });
 }
 
