@@ -398,3 +398,23 @@ fn what_never_fits_is_refused_and_the_tickets_that_are_left_are_counted() {
     assert_eq!(producer.left(), 0);
     assert_eq!(producer.claim(producer.next(), 0).map(|_| ()), Err(Refusal::Exhausted));
 }
+
+/// What is written again and again at the front stays in both CPUs' caches, which long payloads are slower for.
+#[test]
+fn short_payloads_come_back_to_the_front_and_long_ones_go_round() {
+    let places = |len: usize| {
+        let (mut out, mut inb, _heap) = ring(16, 256 << 10, 0);
+        let mut place = |seed| {
+            let claim = out.claim(len, Wait::Never).expect("room");
+            let narrows::internal::mem::Span::Arena(place) = claim.span() else { panic!("in a slot") };
+            put(&mut out, &bytes(seed, len), seed);
+            assert_eq!(take(&mut inb), (bytes(seed, len), seed));
+            place as usize * GRAIN
+        };
+        [place(0), place(1), place(2)]
+    };
+    assert_eq!(places(8 << 10), [0, 0, 0]);
+    assert_eq!(places((8 << 10) + 1), [0, (8 << 10) + 64, (16 << 10) + 128]);
+    assert_eq!(places(128 << 10), [0, 128 << 10, 0]);
+    assert_eq!(places(200 << 10), [0, 0, 0], "no other place has room");
+}

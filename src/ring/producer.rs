@@ -4,7 +4,7 @@
 //! one costs nothing, and the next claim takes the same ticket.
 
 use super::park::rouse;
-use super::place::Arena;
+use super::place::{Arena, LARGE};
 use super::{ended, ready, writing};
 use crate::error::{Ended, Violation};
 use crate::layout::{Control, Kind, LAST_TICKET};
@@ -155,7 +155,7 @@ impl<M: Memory> Producer<M> {
     /// As for [`claim`](Self::claim).
     pub fn claim_piece(&mut self, from: Cursor, len: usize) -> Result<Claim, Refusal> {
         self.claim_ticket(from)?;
-        self.claim_place(from, len)
+        self.claim_in_arena(from, len, true)
     }
 
     #[inline(always)]
@@ -277,8 +277,14 @@ impl<M: Memory> Producer<M> {
 
     #[inline(always)]
     pub(super) fn claim_place(&mut self, from: Cursor, len: usize) -> Result<Claim, Refusal> {
+        self.claim_in_arena(from, len, len <= LARGE)
+    }
+
+    /// Whether it looks for the front again is up to the caller; where there is no room it does.
+    #[inline(always)]
+    fn claim_in_arena(&mut self, from: Cursor, len: usize, returns: bool) -> Result<Claim, Refusal> {
         let (start, end) = self.arena.fit(from.place, len as u64);
-        if self.arena.far(end, len as u64) || !self.arena.free(end) {
+        if (returns && self.arena.far(end)) || !self.arena.free(end) {
             return self.claim_after_a_look(from, len);
         }
         Ok(place_claim(from, start..end, self.mem.arena(), len))

@@ -33,7 +33,7 @@ const SURVIVORS: &[Row] = &[
     ("ring/park.rs", "asleep", "always mem.load_flag(flag) != 0", TWICE),
     ("ring/park.rs", "sleep", "always empty > EMPTY", NAPS),
     ("ring/park.rs", "sleep", "never empty > EMPTY", NAPS),
-    ("ring/place.rs", "far", "always len <= LARGE", LOOKS),
+    ("ring/producer.rs", "claim_place", "always len <= LARGE", LOOKS),
     ("ring/place.rs", "far", "always end.wrapping_sub(self.looked) > self.reach.min(self.size / 4)", LOOKS),
     ("channel/inbound.rs", "next", "always self.ring.ticket() == ticket", PATIENCE),
     ("channel/inbound.rs", "next", "never self.ring.ticket() == ticket", PATIENCE),
