@@ -42,9 +42,8 @@ const PROBE: u32 = 16;
 /// A wait that should have ended within the budget and took this long has lost its CPU to others.
 const LOST: Duration = Duration::from_micros(200);
 
-/// Misses from here on say that others want the CPUs: that the budget would have covered a wait that slept proves nothing
-/// then, for who spins gives a slice of time away that a sleeper keeps. Only a probe that pays does.
-const CROWDED: u32 = 1 << 20;
+/// Where the count of them begins anew.
+const MOST_MISSES: u32 = 1 << 16;
 
 /// Messages after which the CPU is asked for again: it costs as much as a short message.
 const TELL: i32 = 16;
@@ -136,13 +135,56 @@ pub(crate) struct Waiting {
     role: Role,
     cpu: u64,
     due: Countdown,
-    misses: u32,
+    luck: Luck,
     began: Instant,
+}
+
+/// What waits have shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Luck {
+    /// Waits in a row without one that spun and paid.
+    misses: u32,
+    /// The last wait that spun lost its CPU.
+    lost: bool,
+    /// Two that spun did, one after the other: others want the CPUs. That the budget would have covered a wait that slept
+    /// proves nothing then, for who spins gives a slice of time away that a sleeper keeps. Only a probe that pays does.
+    crowded: bool,
+}
+
+impl Luck {
+    /// Whether this wait is better not begun by spinning.
+    fn is_out(self) -> bool {
+        self.misses >= MISSES && self.misses % PROBE != 0
+    }
+
+    /// One more wait that did not spin, or did and was not answered in time. It never stays where nothing is a probe.
+    fn miss(&mut self) {
+        self.misses = if self.misses < MOST_MISSES { self.misses + 1 } else { PROBE };
+    }
+
+    /// A wait that spun has paid or not, and may have lost its CPU.
+    fn learn(&mut self, paid: bool, lost: bool) {
+        if paid {
+            *self = Self::default();
+            return;
+        }
+        self.crowded |= lost && self.lost;
+        self.lost = lost;
+        self.miss();
+    }
+
+    /// A wait that slept would have been covered.
+    fn would_have_paid(&mut self) {
+        if self.misses >= MISSES && !self.crowded {
+            self.misses = 0;
+        }
+    }
 }
 
 impl Waiting {
     pub(crate) fn new(strategy: WaitStrategy, mapping: Mapping, role: Role) -> Self {
-        Self { strategy, mapping, role, cpu: 0, due: Countdown(1), misses: 0, began: Instant::now() }
+        let luck = Luck::default();
+        Self { strategy, mapping, role, cpu: 0, due: Countdown(1), luck, began: Instant::now() }
     }
 
     /// Tells the peer on which CPU this side is, if that has changed. It must be fresh: a peer that
@@ -162,8 +204,8 @@ impl Waiting {
     fn adapt(&mut self, until: Until, look: impl Fn() -> bool) -> bool {
         self.began = Instant::now();
         let here = self.tell_cpu();
-        if self.misses >= MISSES && self.misses % PROBE != 0 {
-            self.misses = self.misses.saturating_add(1);
+        if self.luck.is_out() {
+            self.luck.miss();
             return false;
         }
         let found = if !cpu::many() || (here != 0 && self.mapping.peer_cpu(self.role) == here) {
@@ -176,7 +218,7 @@ impl Waiting {
         };
         // Who stepped aside for a busy neighbour has lost a slice of time, which a sleeper would not have.
         let took = self.began.elapsed();
-        self.misses = learn(self.misses, found && took <= BUDGET, took >= LOST);
+        self.luck.learn(found && took <= BUDGET, took >= LOST);
         found
     }
 }
@@ -214,7 +256,7 @@ impl Pace for Waiting {
         let quick = match self.strategy {
             WaitStrategy::Park => false,
             WaitStrategy::Adaptive => {
-                self.misses == 0 && cpu::many() && self.mapping.peer_cpu(self.role) != self.cpu
+                self.luck.misses == 0 && cpu::many() && self.mapping.peer_cpu(self.role) != self.cpu
             }
             WaitStrategy::Spin => true,
         };
@@ -223,25 +265,15 @@ impl Pace for Waiting {
 
     fn slept(&mut self) {
         self.due = Countdown(1); // Who is woken may be elsewhere.
-        if self.strategy != WaitStrategy::Adaptive || !(MISSES..CROWDED).contains(&self.misses) {
+        if self.strategy != WaitStrategy::Adaptive || self.luck.misses < MISSES {
             return;
         }
         // The peer's account of when it woke us, clamped: a lie costs one wrong guess.
         let woken = self.mapping.woken_for(self.role);
         let waited = self.began.elapsed().saturating_sub(woken.unwrap_or_default());
         if woken.is_some() && waited <= BUDGET {
-            self.misses = 0;
+            self.luck.would_have_paid();
         }
-    }
-}
-
-/// The misses in a row after one more wait that spun: it has paid or not, and it may have lost its CPU. Once may be
-/// anything; twice in a row, others want it.
-fn learn(misses: u32, paid: bool, lost: bool) -> u32 {
-    match (paid, lost && misses > 0) {
-        (true, _) => 0,
-        (false, true) => misses.max(CROWDED).saturating_add(1),
-        (false, false) => misses.saturating_add(1),
     }
 }
 
@@ -296,14 +328,29 @@ mod tests {
 
     #[test]
     fn who_loses_its_cpu_twice_in_a_row_is_not_misled_by_sleeps() {
-        let once = learn(0, false, true);
-        assert!((1..MISSES).contains(&once) && learn(once, true, false) == 0);
-        let crowded = learn(once, false, true);
-        assert!(crowded > CROWDED && learn(crowded, false, true) > crowded);
-        assert!(learn(learn(0, false, false), false, false) < MISSES);
-        assert!((crowded..crowded + PROBE).any(|misses| misses % PROBE == 0), "it goes on probing");
-        assert_eq!(learn(crowded, true, true), 0);
-        assert_eq!(learn(u32::MAX, false, true), u32::MAX);
+        let after = |waits: &[(bool, bool)]| {
+            let mut luck = Luck::default();
+            waits.iter().for_each(|&(paid, lost)| luck.learn(paid, lost));
+            luck
+        };
+        let (plain, lost, paid) = ((false, false), (false, true), (true, false));
+        assert!(!after(&[plain, lost]).crowded && !after(&[lost, plain, lost]).crowded);
+        assert!(after(&[lost, lost]).crowded && after(&[lost, lost, plain]).crowded);
+        assert_eq!(after(&[lost, lost, paid]), Luck::default());
+        for (mut luck, misled) in [(after(&[plain; 4]), true), (after(&[lost; 4]), false)] {
+            luck.would_have_paid();
+            assert_eq!(luck.misses == 0, misled);
+        }
+    }
+
+    #[test]
+    fn however_many_waits_were_in_vain_one_in_sixteen_is_a_probe() {
+        let mut luck = Luck::default();
+        let probes = (0..1 << 18).filter(|_| {
+            luck.miss();
+            !luck.is_out()
+        });
+        assert!(((1 << 14)..(1 << 14) + 32).contains(&probes.count()));
     }
 
     #[test]
