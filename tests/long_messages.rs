@@ -33,6 +33,24 @@ fn trying_takes_all_that_ever_fits_at_once() {
     }
 }
 
+/// Wherever the last messages stood.
+#[test]
+fn trying_takes_a_whole_arena_of_a_ring_that_is_empty() {
+    for (count, len) in [(4, 230_000), (3, 40_000), (1, 105), (7, 100_000)] {
+        let (mut out, mut inb, _heap) = ring(32, 1 << 20, 0);
+        for seed in 0..count {
+            put(&mut out, &bytes(seed, len), seed);
+        }
+        let long = bytes(9, 1 << 20);
+        assert_eq!(send(&mut out, &long, 9, Wait::Never), Err(SendFault::Full));
+        for seed in 0..count {
+            assert_eq!(take(&mut inb), (bytes(seed, len), seed));
+        }
+        put(&mut out, &long, 9);
+        assert_eq!(take(&mut inb), (long, 9));
+    }
+}
+
 #[test]
 fn trying_what_never_fits_says_so_and_sends_nothing() {
     let (mut out, mut inb, _heap) = ring(2, 256, 0);

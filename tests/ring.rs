@@ -413,8 +413,8 @@ fn short_payloads_come_back_to_the_front_and_long_ones_go_round() {
         };
         [place(0), place(1), place(2)]
     };
-    assert_eq!(places(8 << 10), [0, 0, 0]);
-    assert_eq!(places((8 << 10) + 1), [0, (8 << 10) + 64, (16 << 10) + 128]);
+    assert_eq!(places(32 << 10), [0, 0, 0]);
+    assert_eq!(places((32 << 10) + 1), [0, (32 << 10) + 64, (64 << 10) + 128]);
     assert_eq!(places(128 << 10), [0, 128 << 10, 0]);
     assert_eq!(places(200 << 10), [0, 0, 0], "no other place has room");
 }

@@ -316,6 +316,9 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
         if pieces > self.ring.mem().slots() || len as u64 > self.ring.mem().arena() {
             return Err(SendFault::TooLargeToTry);
         }
+        if let Err(refusal) = self.ring.return_to_the_front() {
+            return Err(self.refuse(refusal));
+        }
         let (mut at, mut left) = (self.ring.next(), len);
         while left > 0 {
             let size = left.min(self.piece);

@@ -181,10 +181,9 @@ impl Sender {
         self.enter().map_err(forked)?;
         let Self { out, reserved, .. } = self;
         out.check()?;
-        if let Some(claim) = reserved {
-            out.commit(claim, len, tag);
-            self.count(len);
-        }
+        let Some(claim) = reserved else { return Err(SendError::Closed) }; // A reservation has one.
+        out.commit(claim, len, tag);
+        self.count(len);
         Ok(())
     }
 }

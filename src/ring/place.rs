@@ -17,10 +17,13 @@ const FRONT: u64 = 4 << 10;
 /// The same after a look in vain: in a flow, each costs a line that the consumer has just written.
 const FLOW: u64 = 32 << 10;
 
-/// Whole messages longer than this go round the whole arena: two CPUs that write and read the same lines again and again
-/// wait for each other at each of them, and those of a lap ago have left their caches. Pieces do not: a message of a whole
-/// arena fits at once only from the front.
-pub(super) const LARGE: usize = 8 << 10;
+/// Payloads longer than this go round [`ROUND`] bytes: two CPUs that write and read
+/// the same lines again and again wait for each other at each of them, and those of a lap ago have left their caches.
+/// Shorter ones keep the memory small that light traffic touches.
+const LARGE: u64 = 32 << 10;
+
+/// Where those return to the front, if the arena is larger.
+const ROUND: u64 = 1 << 20;
 
 /// The last place that a restart leads to: it adds up to a whole arena, each time.
 const LAST: u64 = 1 << 62;
@@ -71,11 +74,12 @@ impl Arena {
         self.most
     }
 
-    /// Whether it is time to look if the arena can be started from the front: also if the last look
+    /// Whether it is time to look if the arena can be started from the front with so many bytes: also if the last look
     /// was taken further on, for claims that were never published.
     #[inline]
-    pub(super) fn far(&self, end: u64) -> bool {
-        end.wrapping_sub(self.looked) > self.reach.min(self.size / 4)
+    pub(super) fn far(&self, end: u64, len: u64) -> bool {
+        let reach = if len > LARGE { ROUND } else { self.reach.min(self.size / 4) };
+        end.wrapping_sub(self.looked) > reach
     }
 
     /// Notes that a look was taken at this place: all before it is taken that is not free.
@@ -183,14 +187,17 @@ mod tests {
     #[test]
     fn the_front_is_looked_for_soon_in_light_traffic_and_seldom_in_a_flow() {
         let (mut small, mut large) = (Arena::new(1024, 4), Arena::new(1 << 20, 4));
-        assert!(!small.far(256) && small.far(257));
-        assert!(!large.far(FRONT) && large.far(FRONT + 1));
+        assert!(!small.far(256, 64) && small.far(257, 64));
+        assert!(!large.far(FRONT, 64) && large.far(FRONT + 1, 64));
         large.look(FRONT);
-        assert!(!large.far(FRONT + FLOW) && large.far(FRONT + FLOW + 1));
+        assert!(!large.far(FRONT + FLOW, 64) && large.far(FRONT + FLOW + 1, 64));
         let front = large.restart(FRONT + FLOW);
-        assert!(!large.far(front + FRONT) && large.far(front + FRONT + 1));
+        assert!(!large.far(front + FRONT, 64) && large.far(front + FRONT + 1, 64));
         small.look(256);
-        assert!(!small.far(512) && small.far(513));
-        assert!(small.far(128), "the last look was taken for claims that were never published");
+        assert!(!small.far(512, 64) && small.far(513, 64));
+        assert!(small.far(128, 64), "the last look was taken for claims that were never published");
+        let far = front + (1 << 19);
+        assert!(large.far(far, LARGE) && !large.far(far, LARGE + 1), "that goes round");
+        assert!(large.far(front + ROUND + FLOW, LARGE + 1), "so far and no further");
     }
 }

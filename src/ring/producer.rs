@@ -4,7 +4,7 @@
 //! one costs nothing, and the next claim takes the same ticket.
 
 use super::park::rouse;
-use super::place::{Arena, LARGE};
+use super::place::Arena;
 use super::{ended, ready, writing};
 use crate::error::{Ended, Violation};
 use crate::layout::{Control, Kind, LAST_TICKET};
@@ -155,7 +155,7 @@ impl<M: Memory> Producer<M> {
     /// As for [`claim`](Self::claim).
     pub fn claim_piece(&mut self, from: Cursor, len: usize) -> Result<Claim, Refusal> {
         self.claim_ticket(from)?;
-        self.claim_in_arena(from, len, true)
+        self.claim_place(from, len)
     }
 
     #[inline(always)]
@@ -277,30 +277,40 @@ impl<M: Memory> Producer<M> {
 
     #[inline(always)]
     pub(super) fn claim_place(&mut self, from: Cursor, len: usize) -> Result<Claim, Refusal> {
-        self.claim_in_arena(from, len, len <= LARGE)
-    }
-
-    /// Whether it looks for the front again is up to the caller; where there is no room it does.
-    #[inline(always)]
-    fn claim_in_arena(&mut self, from: Cursor, len: usize, returns: bool) -> Result<Claim, Refusal> {
-        let (start, end) = self.arena.fit(from.place, len as u64);
-        if (returns && self.arena.far(end)) || !self.arena.free(end) {
+        let bytes = len as u64;
+        if bytes > self.mem.arena() {
+            return Err(Refusal::TooLarge);
+        }
+        let (start, end) = self.arena.fit(from.place, bytes);
+        if self.arena.far(end, bytes) || !self.arena.free(end) {
             return self.claim_after_a_look(from, len);
         }
         Ok(place_claim(from, start..end, self.mem.arena(), len))
     }
 
+    /// Starts at the front again, if everything was released: all of the arena is in one piece then.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Violated`].
+    pub fn return_to_the_front(&mut self) -> Result<(), Refusal> {
+        self.refresh().map_err(Refusal::Violated)?;
+        self.arena.look(self.next.place);
+        if self.arena.is_free(self.next.place) {
+            self.next.place = self.arena.restart(self.next.place);
+        }
+        Ok(())
+    }
+
     #[cold]
     #[inline(never)]
     fn claim_after_a_look(&mut self, mut from: Cursor, len: usize) -> Result<Claim, Refusal> {
-        if len as u64 > self.mem.arena() {
-            return Err(Refusal::TooLarge);
-        }
-        self.refresh().map_err(Refusal::Violated)?;
-        self.arena.look(from.place);
-        if from == self.next && self.arena.is_free(from.place) {
-            self.next.place = self.arena.restart(from.place);
+        if from == self.next {
+            self.return_to_the_front()?;
             from = self.next;
+        } else {
+            self.refresh().map_err(Refusal::Violated)?;
+            self.arena.look(from.place);
         }
         let (start, end) = self.arena.fit(from.place, len as u64);
         if !self.arena.free(end) {
