@@ -90,6 +90,9 @@ impl Options {
 
     /// Bytes of the arena of each direction, which holds messages of more than 104 bytes: a power
     /// of two from 64 to 1 GiB. Default 1 MiB.
+    ///
+    /// Memory is taken for what was written to once: some 32 KiB of it by light traffic, 1 MiB by messages of more than
+    /// 32 KiB, all of it by a sender that is that far ahead of its receiver.
     #[must_use]
     pub fn arena(mut self, bytes: u64) -> Self {
         self.arena = bytes;
