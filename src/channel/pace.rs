@@ -173,11 +173,9 @@ impl Luck {
         self.miss();
     }
 
-    /// A wait that slept would have been covered.
-    fn would_have_paid(&mut self) {
-        if self.misses >= MISSES && !self.crowded {
-            self.misses = 0;
-        }
+    /// Whether a wait that slept, and that the budget would have covered, is a reason to spin again.
+    fn heeds_sleeps(self) -> bool {
+        self.misses >= MISSES && !self.crowded
     }
 }
 
@@ -265,14 +263,14 @@ impl Pace for Waiting {
 
     fn slept(&mut self) {
         self.due = Countdown(1); // Who is woken may be elsewhere.
-        if self.strategy != WaitStrategy::Adaptive || self.luck.misses < MISSES {
+        if self.strategy != WaitStrategy::Adaptive || !self.luck.heeds_sleeps() {
             return;
         }
         // The peer's account of when it woke us, clamped: a lie costs one wrong guess.
         let woken = self.mapping.woken_for(self.role);
         let waited = self.began.elapsed().saturating_sub(woken.unwrap_or_default());
         if woken.is_some() && waited <= BUDGET {
-            self.luck.would_have_paid();
+            self.luck.misses = 0;
         }
     }
 }
@@ -337,10 +335,8 @@ mod tests {
         assert!(!after(&[plain, lost]).crowded && !after(&[lost, plain, lost]).crowded);
         assert!(after(&[lost, lost]).crowded && after(&[lost, lost, plain]).crowded);
         assert_eq!(after(&[lost, lost, paid]), Luck::default());
-        for (mut luck, misled) in [(after(&[plain; 4]), true), (after(&[lost; 4]), false)] {
-            luck.would_have_paid();
-            assert_eq!(luck.misses == 0, misled);
-        }
+        assert!(after(&[plain; 4]).heeds_sleeps() && !after(&[lost; 4]).heeds_sleeps());
+        assert!(!after(&[plain]).heeds_sleeps(), "it still spins");
     }
 
     #[test]

@@ -56,7 +56,8 @@ pub struct Waits {
 
 /// Counters of one end of a connection, since it was made.
 ///
-/// A message that is sent or received at once costs no more than its count: all else is counted where a thread waits. They are of this process; the peer has its own.
+/// A message that is sent or received at once costs no more than its count: all else is counted where a thread waits.
+/// They are of this process; the peer has its own.
 ///
 /// ```
 /// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?;

@@ -17,9 +17,9 @@ const FRONT: u64 = 4 << 10;
 /// The same after a look in vain: in a flow, each costs a line that the consumer has just written.
 const FLOW: u64 = 32 << 10;
 
-/// Payloads longer than this go round [`ROUND`] bytes: two CPUs that write and read
-/// the same lines again and again wait for each other at each of them, and those of a lap ago have left their caches.
-/// Shorter ones keep the memory small that light traffic touches.
+/// Payloads longer than this go round [`ROUND`] bytes: two CPUs that write and read the same lines again and again wait
+/// for each other at each of them, and those of a lap ago have left their caches. Shorter ones keep the memory small that
+/// light traffic touches.
 const LARGE: u64 = 32 << 10;
 
 /// Where those return to the front, if the arena is larger.
@@ -125,7 +125,7 @@ impl Arena {
     /// The first ticket in the range whose release makes everything before `end` writable; the last with a payload here
     /// if none does alone.
     ///
-    /// Never one without a payload here, whose release makes nobody look for a sleeper here.
+    /// Never one without a payload here: its release need not make the consumer look for a sleeper.
     pub(super) fn needed(&mut self, mut tickets: std::ops::Range<u64>, end: u64) -> u64 {
         let last = tickets.end.saturating_sub(1);
         let wanted = end.saturating_sub(self.size).min(*self.end_mut(last));
