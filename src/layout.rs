@@ -270,12 +270,18 @@ impl Control {
     /// which abandons nothing.
     #[inline(always)]
     pub fn placed(word: u64, arena: u64, longest: usize) -> Option<(usize, u32)> {
-        match Self::decode(word, arena) {
-            Ok(Self { kind: Kind::Whole, abort: false, len, place }) if len as usize <= longest => {
-                Some((len as usize, place))
-            }
-            _ => None,
-        }
+        let (len, place) = (word >> 32, word >> 6 & (PLACES - 1));
+        let whole = word & (ABORT | (ABORT - 1)) == Kind::Whole.code();
+        let inside = in_arena(len, place, arena);
+        #[expect(clippy::cast_possible_truncation, reason = "of 32 and 26 bits")]
+        let (len, place) = (len as usize, place as u32);
+        (whole && inside && len <= longest).then_some((len, place))
+    }
+
+    /// Whether it seems to be of a message in the arena; judges nothing.
+    #[inline(always)]
+    pub fn seems_placed(word: u64) -> bool {
+        word & (ABORT - 1) == Kind::Whole.code()
     }
 
     /// Unpacks and judges it: what it describes lies in an arena of `arena` bytes.
@@ -300,7 +306,7 @@ impl Control {
         }
         let fits = match kind {
             Kind::Inline => len <= INLINE as u64 && place == 0,
-            _ => len > 0 && len <= arena && place * GRAIN as u64 <= arena - len,
+            _ => in_arena(len, place, arena),
         };
         if !fits {
             return Err(Violation("a length or a place outside the arena"));
@@ -310,9 +316,42 @@ impl Control {
     }
 }
 
+/// Whether some bytes lie in an arena.
+#[inline(always)]
+fn in_arena(len: u64, place: u64, arena: u64) -> bool {
+    len > 0 && len <= arena && place * GRAIN as u64 <= arena - len
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_read_the_short_way_is_what_is_decoded() {
+        let lens = [0, 1, 15, 103, 104, 105, 4032, 4033, 4096, 4097, u32::MAX];
+        for word in lens.map(|len| u64::from(len) << 32) {
+            for low in
+                (0..128).chain([1 << 6 | 1, 62 << 6 | 2, 63 << 6 | 2, 64 << 6 | 2, (PLACES - 1) << 6 | 2])
+            {
+                let word = word | low;
+                let whole = match Control::decode(word, 4096) {
+                    Ok(Control { kind: Kind::Whole, abort: false, len, place }) => {
+                        Some((len as usize, place))
+                    }
+                    _ => None,
+                };
+                assert_eq!(Control::placed(word, 4096, 4096), whole, "{word:x}");
+                let short = |len: &(usize, u32)| len.0 <= 104;
+                assert_eq!(Control::placed(word, 4096, 104), whole.filter(short), "{word:x}");
+                assert!(whole.is_none() || Control::seems_placed(word), "{word:x}");
+                let inline = match Control::decode(word, 4096) {
+                    Ok(Control { kind: Kind::Inline, abort: false, len, .. }) => Some(len as usize),
+                    _ => None,
+                };
+                assert_eq!(Control::short(word, 104), inline, "{word:x}");
+            }
+        }
+    }
 
     #[test]
     fn control_survives_packing() {

@@ -48,6 +48,7 @@ const MODULES: [(&str, &[(&str, &str)]); 4] = [
             ("incoming", "channel/incoming.rs"),
             ("outbound", "channel/outbound.rs"),
             ("partial", "channel/partial.rs"),
+            ("room", "channel/room.rs"),
             ("", "channel/mod.rs"),
         ],
     ),

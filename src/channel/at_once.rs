@@ -69,6 +69,29 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
         self.next(wait)
     }
 
+    /// Lends the next message in place: the next call gives it back, whatever happens.
+    ///
+    /// # Errors
+    ///
+    /// [`RecvFault`], but never `BufferTooSmall`.
+    #[inline(always)]
+    pub fn lend(&mut self, wait: Wait) -> Result<Incoming, RecvFault> {
+        if self.plain {
+            if let Some(arrival) = self.ring.whole(self.short, self.max_message) {
+                (self.plain, self.lent, self.at_hand) = (false, true, Some(arrival));
+                return Ok(Incoming::Placed(arrival));
+            }
+        }
+        self.lend_in_time(wait)
+    }
+
+    #[inline(never)]
+    fn lend_in_time(&mut self, wait: Wait) -> Result<Incoming, RecvFault> {
+        let message = self.next(wait)?;
+        self.lent = true;
+        Ok(message)
+    }
+
     pub(super) fn take<B: Buffer + ?Sized>(&mut self, buffer: &mut B) -> Option<Received> {
         let (message, rest) = self.recv_at_once(buffer).or_else(|| self.recv_placed(buffer))?;
         if rest {

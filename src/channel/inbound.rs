@@ -20,9 +20,9 @@ pub struct Inbound<M, P> {
     pub(super) max_message: usize,
     pub(super) partial: Partial,
     /// A whole message in the ring, judged, and not yet given back.
-    at_hand: Option<Arrival>,
+    pub(super) at_hand: Option<Arrival>,
     /// What is at hand or complete was lent.
-    lent: bool,
+    pub(super) lent: bool,
     /// What the first call said that found the end: no later one says otherwise.
     over: Option<Ended>,
     /// Nothing is lent, at hand, in pieces or over.
@@ -158,18 +158,6 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
             buffer.clear(); // Torn bytes are no message.
         }
         taken.map(|()| Received::from(&message))
-    }
-
-    /// Lends the next message in place: the next call gives it back, whatever happens.
-    ///
-    /// # Errors
-    ///
-    /// [`RecvFault`], but never `BufferTooSmall`.
-    #[inline(always)]
-    pub fn lend(&mut self, wait: Wait) -> Result<Incoming, RecvFault> {
-        let message = self.next(wait)?;
-        self.lent = true;
-        Ok(message)
     }
 
     /// Gives a message back, having judged that it stood still while it was read.

@@ -31,6 +31,7 @@ mod partial;
 mod receiver;
 mod recv_guard;
 mod reservation;
+mod room;
 mod sender;
 mod shared;
 mod stats;

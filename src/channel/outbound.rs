@@ -7,13 +7,13 @@
 
 use std::io::IoSlice;
 
+use super::Wait;
 use super::gather::Gather;
 use super::pace::Pace;
-use super::{Wait, may_wait_on};
 use crate::error::{Ended, Violation};
 use crate::layout::Kind;
-use crate::mem::{GRAIN, INLINE, Memory, Span, Tail, Until, Word};
-use crate::ring::{Bed, Claim, Cursor, Fate, Posted, Producer, Refusal, sleep};
+use crate::mem::{GRAIN, INLINE, Memory, Span, Tail, Word};
+use crate::ring::{Claim, Cursor, Fate, Posted, Producer, Refusal};
 
 /// The longest message that stands in one place, in bytes; beyond it, overlapping the two copies
 /// pays. Also limited by the arena, but never below what a slot holds.
@@ -46,8 +46,8 @@ impl From<Ended> for SendFault {
 /// The sending half of a direction.
 #[derive(Debug)]
 pub struct Outbound<M, P> {
-    ring: Producer<M>,
-    pace: P,
+    pub(super) ring: Producer<M>,
+    pub(super) pace: P,
     max_message: usize,
     /// The longest message that stands in a slot.
     short: usize,
@@ -331,48 +331,9 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
         Ok(())
     }
 
-    /// Claims, waiting for space between tries.
-    #[inline(always)]
-    fn claim_or_wait(
-        &mut self,
-        wait: Wait,
-        mut claim: impl FnMut(&mut Producer<M>) -> Result<Claim, Refusal>,
-    ) -> Result<Claim, SendFault> {
-        let mut tries = 0_u32;
-        loop {
-            match (claim(&mut self.ring), wait) {
-                (Ok(claim), _) => return Ok(claim),
-                (Err(Refusal::Full { .. }), Wait::Never) => return Err(SendFault::Full),
-                (Err(Refusal::Full { needs }), Wait::Until(until)) => self.linger(needs, until, tries)?,
-                (Err(refusal), _) => return Err(self.refuse(refusal)),
-            }
-            tries = tries.saturating_add(1);
-        }
-    }
-
-    /// Passes the time until a release.
-    #[cold]
-    fn linger(&mut self, needs: u64, until: Until, tries: u32) -> Result<(), SendFault> {
-        let Self { ring, pace, .. } = self;
-        if !may_wait_on(ring.mem(), until, tries) {
-            return Err(SendFault::Full);
-        }
-        pace.stalled(tries);
-        if !pace.pass(until, || ring.released(needs)) {
-            ring.want(needs);
-            let found =
-                sleep(&Bed::producer(ring.mem()), until, tries, || ring.released(needs).then_some(()));
-            pace.slept();
-            if found.is_none() {
-                return Err(SendFault::Full);
-            }
-        }
-        self.check().map_err(SendFault::Ended)
-    }
-
     /// Turns a refusal into a fault; a lie condemns the connection.
     #[cold]
-    fn refuse(&mut self, refusal: Refusal) -> SendFault {
+    pub(super) fn refuse(&mut self, refusal: Refusal) -> SendFault {
         match refusal {
             Refusal::Full { .. } => SendFault::Full,
             Refusal::TooLarge => SendFault::TooLarge(self.in_place()),

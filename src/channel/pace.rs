@@ -23,7 +23,7 @@ const BUDGET: Duration = Duration::from_micros(50);
 const EAGER: u32 = 32;
 
 /// Looks without a pause or a clock, some 200 ns of them, by who has reason to expect the answer just now.
-const GLANCES: u32 = 128;
+const GLANCES: u32 = 640;
 
 /// How long a spin goes on before it lets others run for the first time, and between times.
 const FIRST_ASIDE: Duration = Duration::from_micros(2);

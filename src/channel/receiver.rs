@@ -260,9 +260,13 @@ impl Receiver {
 
     /// The same for one that stands in the arena.
     #[inline(never)]
-    fn recv_placed<B: Buffer + ?Sized>(&mut self, buffer: &mut B) -> Option<Received> {
-        let (message, rest) = self.inb.recv_placed(buffer)?;
-        Some(if rest { self.recv_rest(message) } else { self.count(message) })
+    fn recv_placed<B: Buffer + ?Sized>(&mut self, buffer: &mut B) -> Received {
+        let nothing = Received { len: NOTHING, tag: 0 };
+        match self.inb.recv_placed(buffer) {
+            Some((message, false)) => self.count(message),
+            Some((message, true)) => self.recv_rest(message),
+            None => nothing,
+        }
     }
 
     #[cold]
@@ -278,8 +282,10 @@ impl Receiver {
         buffer: &mut B,
         how: H,
     ) -> Result<Received, H::Recv> {
-        if self.canary.same_process() {
-            if let Some(message) = self.recv_soon(buffer, how.wait()) {
+        if self.canary.same_process() && self.comes(how.wait()) {
+            let placed = self.inb.ring().seems_placed();
+            let message = if placed { self.recv_placed(buffer) } else { self.recv_at_once(buffer) };
+            if message.len != NOTHING {
                 return Ok(message);
             }
         }
@@ -288,19 +294,10 @@ impl Receiver {
         Ok(self.count(message))
     }
 
-    /// A message that comes while it is glanced for, or stands in the arena.
+    /// Whether there is something to look at, now or within a glance.
     #[inline(always)]
-    fn recv_soon<B: Buffer + ?Sized>(&mut self, buffer: &mut B, wait: Wait) -> Option<Received> {
-        if !self.inb.stirred() {
-            if wait == Wait::Never || !self.inb.glance() {
-                return None;
-            }
-            let message = self.recv_at_once(buffer);
-            if message.len != NOTHING {
-                return Some(message);
-            }
-        }
-        self.recv_placed(buffer)
+    fn comes(&mut self, wait: Wait) -> bool {
+        self.inb.stirred() || (wait != Wait::Never && self.inb.glance())
     }
 
     #[inline(always)]
@@ -311,7 +308,9 @@ impl Receiver {
 
     #[inline(never)]
     fn lend(&mut self, wait: Wait) -> Result<Received, RecvFault> {
-        let message = self.enter().and_then(|()| self.inb.lend(wait));
+        self.enter()?;
+        self.comes(wait);
+        let message = self.inb.lend(wait);
         let message = self.settle(message)?;
         Ok(self.count(Received::from(&message)))
     }

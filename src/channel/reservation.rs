@@ -160,12 +160,14 @@ impl Sender {
 
     #[inline(never)]
     fn claim(&mut self, len: usize, wait: Wait) -> Result<(), SendFault> {
-        let claim = self.enter().and_then(|()| self.out().claim(len, wait));
+        self.enter()?;
+        let claim = self.out.claim(len, wait);
         let claim = self.settle(claim)?;
-        let (ring, rest) = (self.out().ring(), len % size_of::<u64>());
-        ring.open(&claim);
-        // The last word's rest never holds old bytes; the claim's own length is always in bounds.
-        let _in_claim = ring.write(&claim, len - rest, &[0; 8][..rest], Tail::Zero);
+        let rest = len % size_of::<u64>();
+        if rest > 0 {
+            // The last word's rest never holds old bytes; the claim's own length is always in bounds.
+            let _in_claim = self.out.ring().write(&claim, len - rest, &[0; 8][..rest], Tail::Zero);
+        }
         self.reserved = Some(claim);
         Ok(())
     }
@@ -182,6 +184,7 @@ impl Sender {
         let Self { out, reserved, .. } = self;
         out.check()?;
         let Some(claim) = reserved else { return Err(SendError::Closed) }; // A reservation has one.
+        out.ring().open(claim);
         out.commit(claim, len, tag);
         self.count(len);
         Ok(())

@@ -90,6 +90,26 @@ impl<M: Memory> Consumer<M> {
         Ok(Some(Arrival { ticket: self.head, kind, abort, len, total, tag, span }))
     }
 
+    /// What [`arrival`](Self::arrival) finds, if it is a whole message of at most `longest` bytes (`short`, in its slot)
+    /// and nothing at all is in the way.
+    #[inline(always)]
+    pub fn whole(&self, short: usize, longest: usize) -> Option<Arrival> {
+        let (mem, head) = (self.mem.near(), self.head);
+        if ended(&mem, Word::ProducerMark).is_some() || !is_ready(stamp(&mem, head), head) {
+            return None;
+        }
+        let word = mem.load_slot(head, Field::Control, Load::Relaxed);
+        let tag = mem.load_slot(head, Field::Tag, Load::Relaxed);
+        let (kind, span, len) = match Control::short(word, short) {
+            Some(len) => (Kind::Inline, Span::Slot(head), len),
+            None => {
+                let (len, place) = Control::placed(word, mem.arena(), longest)?;
+                (Kind::Whole, Span::Arena(place), len)
+            }
+        };
+        Some(Arrival { ticket: head, kind, abort: false, len, total: len as u64, tag, span })
+    }
+
     /// Takes the next message, if it is ready, has at most `longest` bytes, stands in its slot, has room in the buffer,
     /// and nothing at all is in the way: look, copy, verify, release.
     #[inline(always)]
@@ -109,6 +129,12 @@ impl<M: Memory> Consumer<M> {
         let arena = self.mem.arena();
         let place = |word| Control::placed(word, arena, longest).map(|(len, at)| (Span::Arena(at), len));
         self.take_from(place, room)
+    }
+
+    /// A guess at where the next message stands, once it is ready: whoever takes it judges for itself.
+    #[inline(always)]
+    pub fn seems_placed(&self) -> bool {
+        Control::seems_placed(self.mem.load_slot(self.head, Field::Control, Load::Relaxed))
     }
 
     #[inline(always)]

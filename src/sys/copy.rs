@@ -2,7 +2,7 @@
 //!
 //! The peer may write to these bytes at any time, so they are only ever touched by relaxed accesses
 //! of whole 64-bit words or, on x86-64 and from [`SHORT`] bytes on, by inline assembly, which
-//! the compiler cannot assume anything about: moves of 16 bytes, or `rep movsb` where that is quicker.
+//! the compiler cannot assume anything about: moves of 16 or 32 bytes, or `rep movsb` where that is quicker.
 //!
 //! # Invariants
 //!
@@ -18,14 +18,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::mem::Tail;
 
-/// From this many bytes on, moves of 16 bytes beat a loop over words.
-const BULK: usize = 128;
-
-/// From this many bytes on, the CPU's string move beats both, where it is not slow.
 #[cfg(target_arch = "x86_64")]
-const STRING_MOVE: usize = 2048;
+mod moves;
+#[cfg(target_arch = "x86_64")]
+use moves::move_bytes;
 
 const WORD: usize = size_of::<u64>();
+
+/// Fewer bytes than these are two words at most.
+const SHORT: usize = 2 * WORD;
 
 /// Copies `bytes` to `base + at`.
 ///
@@ -36,14 +37,14 @@ const WORD: usize = size_of::<u64>();
 #[inline(always)]
 pub(super) unsafe fn copy_in(base: NonNull<u8>, at: usize, bytes: &[u8], tail: Tail) {
     #[cfg(target_arch = "x86_64")]
-    if let SHORT..=LONGEST_SHORT = bytes.len() {
+    if bytes.len() >= SHORT {
         let end = at + bytes.len();
         if end % WORD != 0 && tail == Tail::Zero {
             // SAFETY: the caller gives the whole range, rounded up to words.
             unsafe { word_at(base, end / WORD) }.store(0, Ordering::Relaxed);
         }
         // SAFETY: the caller gives the range; `bytes` is private memory.
-        return unsafe { short_move(base.as_ptr().add(at), bytes.as_ptr(), bytes.len()) };
+        return unsafe { move_bytes(base.as_ptr().add(at), bytes.as_ptr(), bytes.len()) };
     }
     if at == 0 && bytes.len() < SHORT && tail == Tail::Zero {
         let (first, second) = pack(bytes);
@@ -78,13 +79,8 @@ unsafe fn copy_in_words(base: NonNull<u8>, at: usize, bytes: &[u8], tail: Tail) 
     }
     let whole = rest.len() / WORD * WORD;
     let (body, last) = rest.split_at(whole);
-    if whole >= BULK && cfg!(target_arch = "x86_64") {
-        // SAFETY: `index * 8 + whole` is at most `at + bytes.len()`; `body` is private memory.
-        unsafe { bulk_move(base.add(index * WORD).as_ptr(), body.as_ptr(), whole) };
-    } else {
-        for (i, chunk) in body.chunks_exact(WORD).enumerate() {
-            word(index + i).store(from_chunk(chunk), Ordering::Relaxed);
-        }
+    for (i, chunk) in body.chunks_exact(WORD).enumerate() {
+        word(index + i).store(from_chunk(chunk), Ordering::Relaxed);
     }
     if !last.is_empty() {
         patch(word(index + whole / WORD), 0, last, tail == Tail::Zero);
@@ -99,9 +95,9 @@ unsafe fn copy_in_words(base: NonNull<u8>, at: usize, bytes: &[u8], tail: Tail) 
 #[inline(always)]
 pub(super) unsafe fn copy_out(base: NonNull<u8>, at: usize, bytes: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
-    if let SHORT..=LONGEST_SHORT = bytes.len() {
+    if bytes.len() >= SHORT {
         // SAFETY: the caller gives the range; `bytes` is private memory.
-        return unsafe { short_move(bytes.as_mut_ptr(), base.as_ptr().add(at), bytes.len()) };
+        return unsafe { move_bytes(bytes.as_mut_ptr(), base.as_ptr().add(at), bytes.len()) };
     }
     if at == 0 && bytes.len() < SHORT {
         // SAFETY: the caller gives the whole range, rounded up to words.
@@ -180,13 +176,8 @@ unsafe fn copy_out_words(base: NonNull<u8>, at: usize, bytes: &mut [u8]) {
     }
     let whole = rest.len() / WORD * WORD;
     let (body, last) = rest.split_at_mut(whole);
-    if whole >= BULK && cfg!(target_arch = "x86_64") {
-        // SAFETY: `index * 8 + whole` is at most `at + bytes.len()`; `body` is private memory.
-        unsafe { bulk_move(body.as_mut_ptr(), base.add(index * WORD).as_ptr(), whole) };
-    } else {
-        for (i, chunk) in body.chunks_exact_mut(WORD).enumerate() {
-            chunk.copy_from_slice(&word(index + i));
-        }
+    for (i, chunk) in body.chunks_exact_mut(WORD).enumerate() {
+        chunk.copy_from_slice(&word(index + i));
     }
     if !last.is_empty() {
         last.copy_from_slice(&word(index + whole / WORD)[..last.len()]);
@@ -222,150 +213,6 @@ fn from_chunk(chunk: &[u8]) -> u64 {
     value.copy_from_slice(chunk);
     u64::from_le_bytes(value)
 }
-
-/// From this many bytes on, a few moves of 16 bytes that overlap copy any length.
-const SHORT: usize = 16;
-/// The longest that they copy.
-#[cfg(target_arch = "x86_64")]
-const LONGEST_SHORT: usize = 128;
-
-/// Copies from [`SHORT`] to [`LONGEST_SHORT`] bytes.
-///
-/// # Safety
-///
-/// Both ranges of `len` bytes are mapped for the call and do not overlap.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-unsafe fn short_move(to: *mut u8, from: *const u8, len: usize) {
-    // SAFETY: each pair touches the 16 bytes from `at` on, and the 16 that end `at` before the end: both lie in the
-    // ranges, since `at + 16 <= len` in each branch.
-    let pair = |at: usize| unsafe { pair_move(to, from, at, len - SHORT - at) };
-    pair(0);
-    if len > 32 {
-        pair(16);
-        if len > 64 {
-            pair(32);
-            pair(48);
-        }
-    }
-}
-
-/// Copies 16 bytes at `front`, and 16 at `back`.
-///
-/// # Safety
-///
-/// These bytes of both ranges are mapped for the call; the ranges do not overlap.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-unsafe fn pair_move(to: *mut u8, from: *const u8, front: usize, back: usize) {
-    // SAFETY: the instructions touch exactly these bytes.
-    unsafe {
-        std::arch::asm!(
-            "movups {a}, [{from_front}]",
-            "movups {b}, [{from} + {back}]",
-            "movups [{to_front}], {a}",
-            "movups [{to} + {back}], {b}",
-            a = out(xmm_reg) _,
-            b = out(xmm_reg) _,
-            from = in(reg) from,
-            to = in(reg) to,
-            from_front = in(reg) from.add(front),
-            to_front = in(reg) to.add(front),
-            back = in(reg) back,
-            options(nostack, preserves_flags)
-        );
-    }
-}
-
-/// Copies `len` bytes, a multiple of 8 and at least [`BULK`].
-///
-/// # Safety
-///
-/// Both ranges of `len` bytes are mapped for the call and do not overlap.
-#[cfg(target_arch = "x86_64")]
-#[inline]
-unsafe fn bulk_move(to: *mut u8, from: *const u8, len: usize) {
-    if len < STRING_MOVE || near_alias(to, from) {
-        let blocks = len / BLOCK * BLOCK;
-        // SAFETY: parts of the two ranges; the second covers the end once more, in the same direction.
-        unsafe {
-            vector_move(to, from, blocks);
-            vector_move(to.add(len - BLOCK), from.add(len - BLOCK), BLOCK);
-        }
-    } else {
-        // SAFETY: the caller's promise.
-        unsafe { byte_move(to, from, len) };
-    }
-}
-
-/// Whether a load of the string move would look to the CPU like the store shortly before it, which
-/// makes it many times slower: addresses that differ by less than a line, but for multiples of 4096.
-#[cfg(target_arch = "x86_64")]
-fn near_alias(to: *mut u8, from: *const u8) -> bool {
-    let distance = to.addr().wrapping_sub(from.addr()) % 4096;
-    distance != 0 && distance < 64
-}
-
-/// What [`vector_move`] moves at once.
-#[cfg(target_arch = "x86_64")]
-const BLOCK: usize = 64;
-
-/// # Safety
-///
-/// Both ranges of `len` bytes, a positive multiple of [`BLOCK`], are mapped and do not overlap.
-#[cfg(target_arch = "x86_64")]
-unsafe fn vector_move(to: *mut u8, from: *const u8, len: usize) {
-    // SAFETY: the instructions touch exactly the two ranges, from their ends counted back to zero.
-    unsafe {
-        std::arch::asm!(
-            "2:",
-            "movups {a}, [{from} + {at}]",
-            "movups {b}, [{from} + {at} + 16]",
-            "movups {c}, [{from} + {at} + 32]",
-            "movups {d}, [{from} + {at} + 48]",
-            "movups [{to} + {at}], {a}",
-            "movups [{to} + {at} + 16], {b}",
-            "movups [{to} + {at} + 32], {c}",
-            "movups [{to} + {at} + 48], {d}",
-            "add {at}, 64",
-            "jnz 2b",
-            a = out(xmm_reg) _,
-            b = out(xmm_reg) _,
-            c = out(xmm_reg) _,
-            d = out(xmm_reg) _,
-            from = in(reg) from.add(len),
-            to = in(reg) to.add(len),
-            at = inout(reg) len.wrapping_neg() => _,
-            options(nostack)
-        );
-    }
-}
-
-/// # Safety
-///
-/// Both ranges of `len` bytes are mapped for the call and do not overlap.
-#[cfg(target_arch = "x86_64")]
-#[inline]
-unsafe fn byte_move(to: *mut u8, from: *const u8, len: usize) {
-    // SAFETY: the instruction touches exactly the two ranges; the direction flag is clear by the ABI.
-    unsafe {
-        std::arch::asm!(
-            "rep movsb",
-            inout("rcx") len => _,
-            inout("rdi") to => _,
-            inout("rsi") from => _,
-            options(nostack, preserves_flags)
-        );
-    }
-}
-
-/// Other CPUs stay with words, and never come here.
-///
-/// # Safety
-///
-/// None is needed: it does nothing.
-#[cfg(not(target_arch = "x86_64"))]
-unsafe fn bulk_move(_to: *mut u8, _from: *const u8, _len: usize) {}
 
 #[cfg(test)]
 mod tests;

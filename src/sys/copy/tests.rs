@@ -1,25 +1,34 @@
-//! Every size at every offset, and both bulk moves.
+//! Every size at every offset, and each of the moves.
 
+#[cfg(target_arch = "x86_64")]
+use super::moves::*;
 use super::*;
 
 #[test]
 #[cfg(target_arch = "x86_64")]
-fn both_moves_copy_every_length() {
+fn all_moves_copy_every_length() {
     let from: Vec<u8> = (0..=255).cycle().take(3000).collect();
-    for len in (BULK..2100).step_by(8) {
+    for len in LONGEST_SHORT..2100 {
         for skew in [0, 1, 8, 63] {
-            let (mut by_vector, mut by_byte) = (vec![0; 3000], vec![0; 3000]);
-            let blocks = len / BLOCK * BLOCK;
-            // SAFETY: all three have 3000 bytes, more than `skew + len`.
-            unsafe {
-                vector_move(by_vector.as_mut_ptr().add(skew), from.as_ptr(), blocks);
-                let last = len - BLOCK;
-                vector_move(by_vector.as_mut_ptr().add(skew + last), from.as_ptr().add(last), BLOCK);
-                byte_move(by_byte.as_mut_ptr().add(skew), from.as_ptr(), len);
-            }
-            assert_eq!(by_vector, by_byte, "{len}");
+            let copied = |by: &dyn Fn(*mut u8, *const u8)| {
+                let mut to = vec![0; 3000]; // More than `skew + len`.
+                by(to[skew..].as_mut_ptr(), from.as_ptr());
+                to
+            };
+            // SAFETY: both have as many bytes.
+            let by_vector = copied(&|to, from| unsafe { in_blocks(to, from, len, vector_move) });
+            // SAFETY: as above.
+            let by_byte = copied(&|to, from| unsafe { byte_move(to, from, len) });
+            // SAFETY: as above.
+            let chosen = copied(&|to, from| unsafe { long_move(to, from, len) });
+            assert!(by_vector == by_byte && by_vector == chosen, "{len}");
             assert_eq!(by_byte[skew..skew + len], from[..len], "{len}");
             assert!(by_byte[..skew].iter().chain(&by_byte[skew + len..]).all(|b| *b == 0));
+            if std::arch::is_x86_feature_detected!("avx") {
+                // SAFETY: as above, and the CPU has what it needs.
+                let by_wide = copied(&|to, from| unsafe { in_blocks(to, from, len, wide_move) });
+                assert_eq!(by_wide, by_byte, "{len}");
+            }
         }
     }
 }
