@@ -53,7 +53,7 @@ use crate::sys::socket::PeerCred;
 /// ```
 /// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?; // Both ends in one process, as for tests.
 /// assert_eq!(a.peer_cred().pid(), std::process::id());
-/// assert_eq!((a.max_message(), a.max_in_place()), (64 << 20, 256 << 10));
+/// assert_eq!((a.max_message(), a.max_in_place()), (64 << 20, 1 << 20));
 /// let mut batch = a.batch();
 /// batch.push(b"ebb")?;
 /// batch.push(b"flow")?;

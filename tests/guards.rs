@@ -92,8 +92,12 @@ fn a_reservation_that_is_not_committed_is_nothing() {
             room.write_all(&bytes(4, len)).expect("fits");
             drop(room);
             assert_eq!(b.try_recv(&mut []), Err(TryRecvError::Empty));
-            a.try_send(&bytes(5, len)).expect("the room is still there");
+            let mut room = a.try_reserve(len).expect("the room is still there");
+            room.write_all(&bytes(5, len)).expect("fits");
+            room.commit().expect("alive");
             check(5, len, &next(&mut b));
+            a.try_send(&bytes(6, len.min(256 << 10))).expect("and behind it");
+            check(6, len.min(256 << 10), &next(&mut b));
         }
     }
 }

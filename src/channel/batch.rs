@@ -119,8 +119,8 @@ impl<'a> Batch<'a> {
         let fail = |fault| H::send_error((fault, message.len()));
         self.sender.enter().map_err(fail)?;
         self.sender.out().check().map_err(|ended| fail(ended.into()))?;
-        let max = self.sender.max_in_place();
-        let staged = match message.len() <= max {
+        let whole = self.sender.out().whole();
+        let staged = match message.len() <= whole {
             true => self.stage(message, tag),
             false => Err(SendFault::Full),
         };

@@ -1,6 +1,7 @@
 //! The sending half of a direction, over any memory: blocking, cutting, abandoning.
 //!
-//! A message of at most [`in_place`](Outbound::in_place) bytes takes one ticket. A longer one is cut
+//! A message of at most [`whole`](Outbound::whole) bytes takes one ticket, and a longer one if it is written
+//! [in place](Outbound::in_place). Else a longer one is cut
 //! into pieces, each published (and its reader woken) before the next is waited for, so it flows
 //! through a ring of any size. Whoever leaves between two pieces has abandoned the message: the
 //! ticket of the next message says so.
@@ -15,7 +16,7 @@ use crate::layout::Kind;
 use crate::mem::{GRAIN, INLINE, Memory, Span, Tail, Word};
 use crate::ring::{Claim, Cursor, Fate, Posted, Producer, Refusal};
 
-/// The longest message that stands in one place, in bytes; beyond it, overlapping the two copies
+/// The longest message that is copied to one place, in bytes; beyond it, overlapping the two copies
 /// pays. Also limited by the arena, but never below what a slot holds.
 const LONGEST_WHOLE: usize = 256 << 10;
 
@@ -52,6 +53,7 @@ pub struct Outbound<M, P> {
     /// The longest message that stands in a slot.
     short: usize,
     whole: usize,
+    in_place: usize,
     piece: usize,
 }
 
@@ -59,12 +61,14 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
     /// The sender of a fresh ring.
     pub fn new(mem: M, pace: P, first: u64, max_message: usize) -> Self {
         let arena = usize::try_from(mem.arena()).unwrap_or(LONGEST_WHOLE);
+        let in_place = arena.max(INLINE).min(max_message);
         let share = if mem.slots() < 4 { arena } else { (arena / 4).max(GRAIN) };
         Self {
             ring: Producer::new(mem, first),
             pace,
             max_message,
-            whole: arena.clamp(INLINE, LONGEST_WHOLE),
+            whole: in_place.min(LONGEST_WHOLE),
+            in_place,
             short: INLINE.min(max_message),
             piece: share.min(LONGEST_PIECE),
         }
@@ -85,9 +89,14 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
         self.max_message
     }
 
-    /// The longest message that stands in one place, in bytes.
+    /// The longest message that may be written in place, in bytes.
     pub fn in_place(&self) -> usize {
-        self.whole.min(self.max_message)
+        self.in_place
+    }
+
+    /// The longest message that is copied to one place, in bytes.
+    pub fn whole(&self) -> usize {
+        self.whole
     }
 
     /// Sends one message, which is the parts one behind the other.
@@ -142,7 +151,7 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
     /// The same for one that stands in the arena.
     #[inline(always)]
     pub fn send_placed(&mut self, message: &[u8], tag: u64) -> (bool, bool) {
-        if message.len() > self.in_place() {
+        if message.len() > self.whole {
             return (false, false);
         }
         let posted = self.ring.post_placed(message, tag);

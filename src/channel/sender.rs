@@ -49,7 +49,7 @@ use crate::sys::socket::PeerCred;
 /// tx.send_timeout(b"in time or never", Duration::from_secs(1))?;
 /// tx.try_send(b"now or never")?;
 /// assert_eq!((tx.stats().messages_sent, tx.stats().bytes_sent), (2, 28));
-/// assert_eq!((tx.max_message(), tx.max_in_place()), (64 << 20, 256 << 10));
+/// assert_eq!((tx.max_message(), tx.max_in_place()), (64 << 20, 1 << 20));
 /// assert_eq!(tx.peer_cred().pid(), std::process::id());
 /// tx.closer().close();
 /// assert!(tx.is_disconnected());

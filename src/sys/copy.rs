@@ -2,7 +2,7 @@
 //!
 //! The peer may write to these bytes at any time, so they are only ever touched by relaxed accesses
 //! of whole 64-bit words or, on x86-64 and from [`SHORT`] bytes on, by inline assembly, which
-//! the compiler cannot assume anything about: moves of 16 or 32 bytes, or `rep movsb` where that is quicker.
+//! the compiler cannot assume anything about: moves of 16 or 32 bytes.
 //!
 //! # Invariants
 //!

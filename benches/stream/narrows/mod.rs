@@ -46,7 +46,7 @@ impl System for NarrowsLend {
     type Receiver = Borrower;
 
     fn supports(work: &Work) -> bool {
-        let one_reservation = work.size <= 256 << 10;
+        let one_reservation = work.size <= 1 << 20;
         work.access == Access::InPlace && work.batch == 1 && work.is_stream() && one_reservation
     }
 

@@ -19,7 +19,7 @@ const SURVIVORS: &[Row] = &[
     ("ring/post.rs", "post_placed", "never self.next.ticket < self.limit", QUICKER),
     ("ring/post.rs", "post_placed", "always message.len() <= INLINE", QUICKER),
     ("ring/post.rs", "post_placed", "never message.len() <= INLINE", AGAIN),
-    ("channel/outbound.rs", "send_placed", "always message.len() > self.in_place()", QUICKER),
+    ("channel/outbound.rs", "send_placed", "always message.len() > self.whole", QUICKER),
     ("ring/producer.rs", "claim_ticket", "always from.ticket >= self.limit", LOOKS),
     ("ring/consumer.rs", "nobody_waits", "always hidden > 0", QUICKER),
     ("ring/place.rs", "restart", "never front > LAST", LATE),

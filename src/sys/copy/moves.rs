@@ -3,8 +3,7 @@
 //! | bytes | |
 //! |---|---|
 //! | 16 to 128 | a few moves of 16 bytes that overlap |
-//! | fewer than 2048 | blocks of 64, by moves of 32 bytes where the CPU has AVX, and of 16 where not |
-//! | more | `rep movsb`, but where it is slow |
+//! | more | blocks of 64, by moves of 32 bytes where the CPU has AVX, and of 16 where not |
 //!
 //! # Proof
 //!
@@ -14,9 +13,6 @@ use super::SHORT;
 
 /// The longest that a few moves of 16 bytes copy.
 pub(super) const LONGEST_SHORT: usize = 128;
-
-/// From this many bytes on, the CPU's string move beats all others, where it is not slow.
-const STRING_MOVE: usize = 2048;
 
 /// Copies [`SHORT`] bytes or more.
 ///
@@ -82,10 +78,6 @@ unsafe fn pair_move(to: *mut u8, from: *const u8, front: usize, back: usize) {
 /// Both ranges of `len` bytes are mapped for the call and do not overlap.
 #[inline(never)]
 pub(super) unsafe fn long_move(to: *mut u8, from: *const u8, len: usize) {
-    if len >= STRING_MOVE && !near_alias(to, from) {
-        // SAFETY: the caller's promise.
-        return unsafe { byte_move(to, from, len) };
-    }
     // SAFETY: the caller's promise, and `avx` says what the CPU has.
     unsafe {
         if std::arch::is_x86_feature_detected!("avx") {
@@ -114,13 +106,6 @@ pub(super) unsafe fn in_blocks(
         blocks(to, from, len / BLOCK * BLOCK);
         blocks(to.add(last), from.add(last), BLOCK);
     }
-}
-
-/// Whether a load of the string move would look to the CPU like the store shortly before it, which
-/// makes it many times slower: addresses that differ by less than a line, but for multiples of 4096.
-fn near_alias(to: *mut u8, from: *const u8) -> bool {
-    let distance = to.addr().wrapping_sub(from.addr()) % 4096;
-    distance != 0 && distance < 64
 }
 
 /// What [`vector_move`] moves at once.
@@ -178,23 +163,6 @@ pub(super) unsafe fn wide_move(to: *mut u8, from: *const u8, len: usize) {
             to = in(reg) to.add(len),
             at = inout(reg) len.wrapping_neg() => _,
             options(nostack)
-        );
-    }
-}
-
-/// # Safety
-///
-/// Both ranges of `len` bytes are mapped for the call and do not overlap.
-#[inline]
-pub(super) unsafe fn byte_move(to: *mut u8, from: *const u8, len: usize) {
-    // SAFETY: the instruction touches exactly the two ranges; the direction flag is clear by the ABI.
-    unsafe {
-        std::arch::asm!(
-            "rep movsb",
-            inout("rcx") len => _,
-            inout("rdi") to => _,
-            inout("rsi") from => _,
-            options(nostack, preserves_flags)
         );
     }
 }
