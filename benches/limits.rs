@@ -6,12 +6,12 @@
 use std::time::Duration;
 
 use bench_kit::limits::{
-    Connects, CopyInOut, EventFd, Futex, FutexSliced, HandOver, Rtrb, UnixDial, UnixStreams,
+    BareRing, Connects, CopyInOut, EventFd, Futex, FutexSliced, HandOver, Rtrb, UnixDial, UnixStreams,
 };
 use bench_kit::{Place, Result, Row, Subject, Wait, What, Work, systems};
 
 fn main() -> Result<()> {
-    let mut subjects = systems![HandOver, Futex, FutexSliced, EventFd, Rtrb, UnixStreams];
+    let mut subjects = systems![HandOver, BareRing, Futex, FutexSliced, EventFd, Rtrb, UnixStreams];
     subjects.push(Subject::measure::<CopyInOut>());
     subjects.push(Subject::measure::<Connects<UnixDial>>());
     bench_kit::main("limits", &subjects, rows(&subjects))

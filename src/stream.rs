@@ -372,7 +372,6 @@ impl SharedMemoryStream {
         if !(self.sender.link().same_process() && self.receiver.link().same_process()) {
             return Err(SendTimeoutError::Forked);
         }
-        let len = len.min(self.sender.max_in_place());
         let mut tries = 0_u32;
         loop {
             let ticket = self.receiver.inb_ref().ring().ticket();

@@ -207,6 +207,24 @@ fn what_exceeds_the_ring_flows_to_a_receiver_that_sleeps() {
 }
 
 #[test]
+fn room_for_the_beginning_is_room_for_a_long_message() {
+    let _watch = Watchdog::new("room for a beginning");
+    let (mut a, mut b) = SharedMemoryStream::pair().expect("a pair");
+    a.send(&[1; 200]).expect("there is room");
+    for len in [a.max_in_place() + 1, a.max_message(), usize::MAX] {
+        let ready =
+            a.wait_either_timeout(len, MOMENT).expect("its first piece fits beside the other message");
+        assert!(ready.space && !ready.message);
+    }
+    // One that may be reserved needs all of the arena.
+    assert_eq!(a.wait_either_timeout(a.max_in_place(), MOMENT), Err(SendTimeoutError::Timeout));
+    assert!(a.try_reserve(a.max_in_place()).is_err());
+    drop(b.recv_ref().expect("there"));
+    assert!(a.wait_either(a.max_in_place()).expect("room").space);
+    a.try_reserve(a.max_in_place()).expect("all is free").commit().expect("ours");
+}
+
+#[test]
 fn waiting_for_either_ends_with_whichever_comes() {
     let _watch = Watchdog::new("either");
     for len in [0, 5, 500, 4096, 9999] {

@@ -9,14 +9,14 @@ mod narrows;
 use std::time::Duration;
 
 use bench_kit::limits::{
-    Connects, CopyInOut, EventFd, Futex, FutexSliced, HandOver, Rtrb, UnixDial, UnixStreams,
+    BareRing, Connects, CopyInOut, EventFd, Futex, FutexSliced, HandOver, Rtrb, UnixDial, UnixStreams,
 };
 use bench_kit::{Place, Result, Row, Subject, Wait, What, Work, systems, targets};
 use narrows::{Narrows, NarrowsDial, NarrowsLend};
 
 fn main() -> Result<()> {
     let mut subjects =
-        systems![Narrows, NarrowsLend, HandOver, Futex, FutexSliced, EventFd, Rtrb, UnixStreams];
+        systems![Narrows, NarrowsLend, HandOver, BareRing, Futex, FutexSliced, EventFd, Rtrb, UnixStreams];
     subjects.push(Subject::measure::<CopyInOut>());
     subjects.push(Subject::measure::<Connects<NarrowsDial>>());
     subjects.push(Subject::measure::<Connects<UnixDial>>());
@@ -73,6 +73,7 @@ fn batches() -> Vec<(Work, Place)> {
         for batch in [8, 64] {
             works.push((Work::new(What::OneWay, size).batch(batch), Place::Two));
         }
+        works.push((Work::new(What::OneWay, size).wait(Wait::Spin).batch(64), Place::Two));
     }
     works
 }

@@ -17,4 +17,4 @@ pub mod weak;
 #[allow(clippy::duplicate_mod, reason = "the same models, over other code")]
 pub mod weakened;
 
-pub use run::{Preemptions, alone, check_mine};
+pub use run::{MOST, Preemptions, TOO_MANY, alone, check_mine};

@@ -48,6 +48,25 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
         }
     }
 
+    /// Copies what stands behind the first word of a short message that is there into the room that its tag, that word and
+    /// its length get, if nothing is in the way; it has left the ring then. Else the room holds nothing of worth.
+    #[inline(always)]
+    pub fn take_framed<'b>(
+        &mut self,
+        room: impl FnOnce(u64, [u8; 8], usize) -> Option<&'b mut [u8]>,
+    ) -> bool {
+        if !self.plain {
+            return false;
+        }
+        let took = self.ring.take_framed(self.short, room);
+        match self.what_is_left(took) {
+            Some((_, true)) => self.after(),
+            Some((_, false)) => {}
+            None => return false,
+        }
+        true
+    }
+
     /// As [`next`](Self::next), but a short message that is there already leaves the ring at once: its bytes stay until
     /// the next call, and nobody gets it again.
     ///

@@ -136,6 +136,37 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
         Ok(message.len())
     }
 
+    /// Sends one message that is a word and two parts.
+    ///
+    /// # Errors
+    ///
+    /// As for [`send`](Self::send).
+    #[inline(always)]
+    pub fn send_framed(
+        &mut self,
+        head: [u8; 8],
+        [first, second]: [&[u8]; 2],
+        tag: u64,
+        wait: Wait,
+    ) -> Result<usize, SendFault> {
+        let len = head.len().saturating_add(first.len()).saturating_add(second.len());
+        if len <= self.short {
+            let posted = self.ring.post_parts(&[&head, first, second], len, tag);
+            match self.what_is_left(posted) {
+                (true, true) => self.after(),
+                (true, false) => {}
+                (false, _) => return self.send_parts([&head, first, second], tag, wait),
+            }
+            return Ok(len);
+        }
+        self.send_parts([&head, first, second], tag, wait)
+    }
+
+    #[inline(never)]
+    fn send_parts(&mut self, parts: [&[u8]; 3], tag: u64, wait: Wait) -> Result<usize, SendFault> {
+        self.send(&parts.map(IoSlice::new), tag, wait)
+    }
+
     /// Sends one message at once if it is short, there is room, and nothing is in the way; whether it did.
     ///
     /// What is left to do then is [`after`](Self::after), if the other value says so.
@@ -263,14 +294,20 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
         Ok(())
     }
 
-    /// The ticket whose release a message of `len` bytes needs, or nothing if there is room.
+    /// The ticket whose release a message of `len` bytes needs, or nothing if there is room: for the first piece of one
+    /// that does not fit the arena, for all of any other.
     ///
     /// # Errors
     ///
     /// [`SendFault`], never `Full`.
     pub fn needs(&mut self, len: usize) -> Result<Option<u64>, SendFault> {
         self.check()?;
-        match self.ring.claim(self.ring.next(), len) {
+        let from = self.ring.next();
+        let claimed = match len > self.in_place {
+            true => self.ring.claim_piece(from, self.piece),
+            false => self.ring.claim(from, len),
+        };
+        match claimed {
             Ok(_) => Ok(None),
             Err(Refusal::Full { needs }) => Ok(Some(needs)),
             Err(refusal) => Err(self.refuse(refusal)),

@@ -22,7 +22,7 @@ const BUDGET: Duration = Duration::from_micros(50);
 /// Looks without a pause at first: the answer is often there at once.
 const EAGER: u32 = 32;
 
-/// Looks without a pause or a clock, some 200 ns of them, by who has reason to expect the answer just now.
+/// Looks without a pause or a clock, 1 us of them at most, by who has reason to expect the answer just now.
 const GLANCES: u32 = 640;
 
 /// How long a spin goes on before it lets others run for the first time, and between times.

@@ -49,7 +49,7 @@ pub struct Waits {
     pub sleeps: u64,
     /// System calls to wake a sleeper: the peer's, and at the end of the connection this side's own.
     pub wakes: u64,
-    /// Waits that began with spinning. Far more of them than `sleeps`: spinning pays here. The looks of some 200 ns
+    /// Waits that began with spinning. Far more of them than `sleeps`: spinning pays here. The looks of up to 1 us
     /// that a receive takes before it waits are none.
     pub spins: u64,
 }

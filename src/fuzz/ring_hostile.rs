@@ -103,12 +103,11 @@ impl<'l, 'd> Halves<'l, 'd> {
             bytes.below(most + 1)
         });
         let message = vec![7; len];
+        let (first, second) = message.split_at(len / 3);
+        let len = if op == 1 { len + 8 } else { len };
         let said = match op {
-            0..=1 => self.out.send(
-                &[IoSlice::new(&message[..len / 3]), IoSlice::new(&message[len / 3..])],
-                1,
-                wait,
-            ),
+            0 => self.out.send(&[IoSlice::new(first), IoSlice::new(second)], 1, wait),
+            1 => self.out.send_framed([7; 8], [first, second], 1, wait),
             2 => self.reserve(&message, wait),
             3 => self.stage(&message),
             _ => self.out.needs(len).map(|_| len),
@@ -132,8 +131,8 @@ impl<'l, 'd> Halves<'l, 'd> {
     fn reserve(&mut self, message: &[u8], wait: Wait) -> Result<usize, SendFault> {
         let claim = self.out.claim(message.len(), wait)?;
         assert!(self.out.ring().write(&claim, 1, message, Tail::Keep).is_err() || message.is_empty());
-        self.out.ring().open(&claim);
         self.out.ring().write(&claim, 0, message, Tail::Keep).expect("it fits");
+        self.out.ring().open(&claim);
         if self.liar.choose(|bytes| !bytes.rarely(4)) {
             let len = self.liar.choose(|bytes| bytes.below(message.len() + 3));
             self.out.commit(&claim, len, 2);
@@ -199,6 +198,16 @@ impl<'l, 'd> Halves<'l, 'd> {
     }
 
     fn fetch(&mut self, wait: Wait) -> Result<Received, RecvFault> {
+        if self.liar.choose(Bytes::bool) {
+            let (mut body, mut came) = ([0; INLINE], Received::default());
+            let took = self.inb.take_framed(|tag, _, len| {
+                came = Received { len: 8 + len, tag };
+                body.get_mut(..len)
+            });
+            if took {
+                return Ok(came);
+            }
+        }
         let message = self.inb.fetch(wait)?;
         let mut bytes = vec![0; message.len()];
         self.inb.read_at(&message, 0, &mut bytes).expect("what was judged is there");

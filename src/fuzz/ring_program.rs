@@ -177,9 +177,9 @@ impl Pair {
     fn reserve(&mut self, bytes: &mut Bytes<'_>) {
         let message = self.message(bytes);
         let Ok(claim) = self.out.claim(message.len(), Wait::Never) else { return };
-        self.out.ring().open(&claim);
         self.out.ring().write(&claim, 0, &message, Tail::Keep).expect("fits");
         if bytes.bool() {
+            self.out.ring().open(&claim);
             let len = bytes.below(message.len() + 1);
             self.out.commit(&claim, len, self.count);
             self.sent(message[..len].to_vec());

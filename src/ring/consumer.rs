@@ -110,16 +110,29 @@ impl<M: Memory> Consumer<M> {
         Some(Arrival { ticket: head, kind, abort: false, len, total: len as u64, tag, span })
     }
 
-    /// Takes the next message, if it is ready, has at most `longest` bytes, stands in its slot, has room in the buffer,
-    /// and nothing at all is in the way: look, copy, verify, release.
+    /// Takes the next message, if it is ready, has at most `longest` bytes, stands in its slot, has room of exactly its
+    /// length, and nothing at all is in the way: look, copy, verify, release.
     #[inline(always)]
     pub fn take<'b>(&mut self, longest: usize, room: impl FnOnce(usize) -> Option<&'b mut [u8]>) -> Took {
+        let head = self.head;
+        let place = |word| Control::short(word, longest).map(|len| (Span::Slot(head), len));
+        self.take_from(place, |_, [], len| room(len))
+    }
+
+    /// The same for one that begins with a word, which is not copied to the room: it decides, with the tag and the number
+    /// of bytes behind it, whether there is any.
+    #[inline(always)]
+    pub fn take_framed<'b>(
+        &mut self,
+        longest: usize,
+        room: impl FnOnce(u64, [u8; 8], usize) -> Option<&'b mut [u8]>,
+    ) -> Took {
         let head = self.head;
         let place = |word| Control::short(word, longest).map(|len| (Span::Slot(head), len));
         self.take_from(place, room)
     }
 
-    /// The same for one that stands in the arena.
+    /// As [`take`](Self::take), for one that stands in the arena.
     #[inline(always)]
     pub fn take_placed<'b>(
         &mut self,
@@ -128,7 +141,7 @@ impl<M: Memory> Consumer<M> {
     ) -> Took {
         let arena = self.mem.arena();
         let place = |word| Control::placed(word, arena, longest).map(|(len, at)| (Span::Arena(at), len));
-        self.take_from(place, room)
+        self.take_from(place, |_, [], len| room(len))
     }
 
     /// A guess at where the next message stands, once it is ready: whoever takes it judges for itself.
@@ -138,10 +151,10 @@ impl<M: Memory> Consumer<M> {
     }
 
     #[inline(always)]
-    fn take_from<'b>(
+    fn take_from<'b, const FRONT: usize>(
         &mut self,
         place: impl FnOnce(u64) -> Option<(Span, usize)>,
-        room: impl FnOnce(usize) -> Option<&'b mut [u8]>,
+        room: impl FnOnce(u64, [u8; FRONT], usize) -> Option<&'b mut [u8]>,
     ) -> Took {
         let (mem, head) = (self.mem.near(), self.head);
         if ended(&mem, Word::ProducerMark).is_some() || !is_ready(stamp(&mem, head), head) {
@@ -150,8 +163,13 @@ impl<M: Memory> Consumer<M> {
         let word = mem.load_slot(head, Field::Control, Load::Relaxed);
         let Some((span, len)) = place(word) else { return Took::Nothing };
         let tag = mem.load_slot(head, Field::Tag, Load::Relaxed);
-        let Some(into) = room(len) else { return Took::Nothing };
-        let read = mem.copy_out(span, 0, into);
+        let (mut front, Some(rest)) = ([0; FRONT], len.checked_sub(FRONT)) else { return Took::Nothing };
+        if FRONT > 0 && (mem.copy_out(span, 0, &mut front).is_err() || !still(&mem, head)) {
+            return Took::Torn;
+        }
+        let Some(into) = room(tag, front, rest) else { return Took::Nothing };
+        debug_assert_eq!(into.len(), rest, "what is asked for is what is filled");
+        let read = mem.copy_out(span, FRONT, into);
         if read.is_err() || !still(&mem, head) {
             return Took::Torn;
         }

@@ -39,11 +39,25 @@ impl<M: Memory> Producer<M> {
             return Posted::Nothing;
         }
         let claim = slot_claim(*next, message.len());
-        write(&mem, arena, &claim, message, tag);
+        write(&mem, arena, &claim, &[message], tag);
         publish(&mem, next, &claim)
     }
 
-    /// The same for a message that stands in the arena.
+    /// The same for a message that is some parts one behind the other, of `len` bytes together.
+    #[inline(always)]
+    pub fn post_parts(&mut self, parts: &[&[u8]; 3], len: usize, tag: u64) -> Posted {
+        let Self { mem, arena, next, .. } = self;
+        let mem = mem.near();
+        let free = next.ticket < self.limit && !self.unfinished;
+        if !free || len > INLINE || ended(&mem, Word::ConsumerMark).is_some() {
+            return Posted::Nothing;
+        }
+        let claim = slot_claim(*next, len);
+        write(&mem, arena, &claim, parts, tag);
+        publish(&mem, next, &claim)
+    }
+
+    /// As [`post`](Self::post), for a message that stands in the arena.
     #[inline(always)]
     pub fn post_placed(&mut self, message: &[u8], tag: u64) -> Posted {
         let free = self.next.ticket < self.limit && !self.unfinished;
@@ -53,7 +67,7 @@ impl<M: Memory> Producer<M> {
         let Ok(claim) = self.claim_place(self.next, message.len()) else { return Posted::Nothing };
         let Self { mem, arena, next, .. } = self;
         let mem = mem.near();
-        write(&mem, arena, &claim, message, tag);
+        write(&mem, arena, &claim, &[message], tag);
         publish(&mem, next, &claim)
     }
 
@@ -65,7 +79,7 @@ impl<M: Memory> Producer<M> {
             return None;
         }
         let claim = slot_claim(from, message.len());
-        write(&mem, &mut self.arena, &claim, message, tag);
+        write(&mem, &mut self.arena, &claim, &[message], tag);
         Some(claim.after)
     }
 
@@ -80,9 +94,13 @@ impl<M: Memory> Producer<M> {
 
 /// Opens, writes and describes a whole message that abandons nothing.
 #[inline(always)]
-fn write<M: Memory>(mem: &M, arena: &mut Arena, claim: &Claim, message: &[u8], tag: u64) {
+fn write<M: Memory>(mem: &M, arena: &mut Arena, claim: &Claim, parts: &[&[u8]], tag: u64) {
     open(mem, claim.ticket);
-    let _of_that_length = mem.copy_in(claim.span, 0, message, Tail::Zero);
+    let mut at = 0;
+    for part in parts {
+        let _of_that_length = mem.copy_in(claim.span, at, part, Tail::Zero);
+        at += part.len();
+    }
     let (kind, place) = match claim.span {
         Span::Slot(_) => (Kind::Inline, 0),
         Span::Arena(place) => (Kind::Whole, place),

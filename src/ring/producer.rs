@@ -172,7 +172,7 @@ impl<M: Memory> Producer<M> {
         Ok(())
     }
 
-    /// Marks a claim's slot as being written. Comes before the first write to it.
+    /// Marks a claim's slot as being written: before the first write to it, or, of a reservation, as it is committed.
     #[inline(always)]
     pub fn open(&self, claim: &Claim) {
         open(&self.mem, claim.ticket);

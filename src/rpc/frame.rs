@@ -1,37 +1,20 @@
 //! One frame on its way: a head and a body in one message.
-//!
-//! What fits a slot is put together in private memory, and then copied once.
-
-use std::io::IoSlice;
 
 use super::wire::{HEAD, Head};
 use crate::channel::{Inbound, Incoming, Outbound, Pace, SendFault, Wait};
 use crate::error::Violation;
-use crate::mem::{INLINE, Memory};
+use crate::mem::Memory;
 
 /// Sends one frame, whose body is two parts, one behind the other.
 #[inline]
 pub fn send<M: Memory, P: Pace>(
     out: &mut Outbound<M, P>,
     head: Head,
-    [first, second]: [&[u8]; 2],
+    body: [&[u8]; 2],
     id: u64,
     wait: Wait,
 ) -> Result<(), SendFault> {
-    let head = head.encode();
-    let middle = HEAD + first.len();
-    let end = middle.saturating_add(second.len());
-    if end > INLINE {
-        let parts = [IoSlice::new(&head), IoSlice::new(first), IoSlice::new(second)];
-        return out.send(&parts, id, wait).map(drop);
-    }
-    let mut short = [0; INLINE];
-    short[..HEAD].copy_from_slice(&head);
-    if !first.is_empty() {
-        short[HEAD..middle].copy_from_slice(first);
-    }
-    short[middle..end].copy_from_slice(second);
-    out.send_one(&short[..end], id, wait).map(drop)
+    out.send_framed(head.encode(), body, id, wait).map(drop)
 }
 
 /// A frame that has come, whose body stands where it came.

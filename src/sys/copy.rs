@@ -9,7 +9,7 @@
 //! 1. No reference to shared bytes exists but `&AtomicU64` of one word at a time.
 //! 2. Both functions take the range as judged by their caller; they never look at a length in
 //!    shared memory.
-//! 3. The bulk move runs on bytes that the ring's protocol gives to this side alone: between the
+//! 3. The moves run on bytes that the ring's protocol gives to this side alone: between the
 //!    Release that published them and the Acquire that saw it. A peer that writes all the same
 //!    garbles its own message and nothing else.
 
@@ -46,15 +46,15 @@ pub(super) unsafe fn copy_in(base: NonNull<u8>, at: usize, bytes: &[u8], tail: T
         // SAFETY: the caller gives the range; `bytes` is private memory.
         return unsafe { move_bytes(base.as_ptr().add(at), bytes.as_ptr(), bytes.len()) };
     }
-    if at == 0 && bytes.len() < SHORT && tail == Tail::Zero {
+    if at % WORD == 0 && bytes.len() < SHORT && tail == Tail::Zero {
         let (first, second) = pack(bytes);
         if !bytes.is_empty() {
             // SAFETY: the caller gives the whole range, rounded up to words.
-            unsafe { word_at(base, 0) }.store(first, Ordering::Relaxed);
+            unsafe { word_at(base, at / WORD) }.store(first, Ordering::Relaxed);
         }
         if bytes.len() > WORD {
             // SAFETY: as above.
-            unsafe { word_at(base, 1) }.store(second, Ordering::Relaxed);
+            unsafe { word_at(base, at / WORD + 1) }.store(second, Ordering::Relaxed);
         }
         return;
     }

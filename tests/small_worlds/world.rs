@@ -130,7 +130,6 @@ impl World {
     fn abandon(&mut self, kind: usize) {
         let message = self.message(kind);
         if let Ok(claim) = self.out.claim(message.len(), Wait::Never) {
-            self.out.ring().open(&claim);
             self.out.ring().write(&claim, 0, &message, Tail::Keep).expect("fits");
         }
     }
@@ -139,8 +138,8 @@ impl World {
         let mut message = self.message(3);
         if let Ok(claim) = self.out.claim(message.len(), Wait::Never) {
             message.truncate(len);
-            self.out.ring().open(&claim);
             self.out.ring().write(&claim, 0, &message, Tail::Zero).expect("fits");
+            self.out.ring().open(&claim);
             self.out.commit(&claim, len, 3);
             self.queue.push_back(message);
         }

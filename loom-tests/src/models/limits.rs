@@ -335,6 +335,8 @@ fn a_short_message_longer_than_agreed_is_refused() {
         let mut out: Outbound<_, NoPace> = Outbound::new(b.out, NoPace, 0, most);
         let sent = if longer { Err(SendFault::TooLarge(most)) } else { Ok(most) };
         assert_eq!(try_send(&mut out, &message), sent);
+        let (head, body) = message.split_first_chunk().unwrap();
+        assert_eq!(out.send_framed(*head, [body, &[]], 0, Wait::Never), sent);
         let refused = Err(RecvFault::Ended(Ended::ProtocolViolated));
         assert_eq!(recv(&mut small), if longer { refused } else { Ok(message) });
     }
@@ -368,7 +370,11 @@ fn a_message_in_pieces_is_tried_whole_or_not_at_all() {
         assert_eq!(inb.ring().ticket() % 5, 0);
     }
     let (a, _b) = connection::<Plain>(16, 512 * K);
-    assert_eq!(try_send(&mut sender(&a), &vec![0; 512 * K + 1]), Err(SendFault::TooLargeToTry));
+    let mut out = sender(&a);
+    assert_eq!(try_send(&mut out, &vec![0; 512 * K + 1]), Err(SendFault::TooLargeToTry));
+    try_send(&mut out, &[0; 105]).unwrap();
+    assert_eq!(out.needs(512 * K), Ok(Some(0)), "it may be reserved, and needs all of the arena");
+    assert_eq!(out.needs(512 * K + 1), Ok(None), "its first piece fits");
     // Four slots never hold five pieces.
     let (a, _b) = connection::<Plain>(4, 512 * K);
     assert_eq!(try_send(&mut sender(&a), &five_pieces), Err(SendFault::TooLargeToTry));

@@ -96,8 +96,8 @@ fn a_place_that_was_not_needed_is_given_back() {
     let mut out = thread.join().unwrap();
     assert_eq!(recv(&mut inb).unwrap(), [2; 512]);
     let claim = out.claim(256, Wait::Never).unwrap();
-    out.ring().open(&claim);
     out.ring().write(&claim, 0, &[3; 105], Tail::Zero).unwrap();
+    out.ring().open(&claim); // As a reservation is: when it is committed.
     out.commit(&claim, 105, 0);
     send(&mut out, &[4; 105]).unwrap();
     assert_eq!(recv(&mut inb).unwrap(), [3; 105]);

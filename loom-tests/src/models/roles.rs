@@ -10,10 +10,9 @@ use super::super::code::layout::Kind as Carried;
 use super::super::code::ring::{Fate, bury, shut};
 use super::super::code::rpc::client::{Desk, Final, Parts, Stop, Table};
 use super::super::code::rpc::frame::send;
-use super::super::code::rpc::pieces::Cut;
 use super::super::code::rpc::wire::{HEAD, Head, Kind, MORE, NOTIFY};
 use super::super::code::{Ear, Ended, Inbound, NoPace, Outbound, Poster, Wait};
-use super::client::{PLACES, Shared, begin, desk, end, open, parts, reply, reply_to, soon, waits};
+use super::client::{PLACES, begin, desk, end, open, parts, reply, reply_to, soon, waits};
 use super::frames::{hear, say};
 use super::{MAX_MESSAGE, Named, client, named, receiver, sender};
 use crate::machine::{Blind, Cells, LoomThreads, Model, RacyModel, Side, Words, connection};
@@ -191,31 +190,47 @@ fn at_once<P: Pace + Send>(desk: &Desk<Model, P, LoomThreads>, wait: Wait) -> Re
     Ok(buffer)
 }
 
-fn a_glance_finds_a_reply_that_is_there() {
-    let (a, b) = connection::<Cells>(1, 64);
+/// A desk whose callers look before they sleep.
+fn glancing(a: &Side<Cells>, places: usize) -> Desk<Model, Glances, LoomThreads> {
     let inbound = Inbound::new(a.into.clone(), Glances, 0, MAX_MESSAGE);
     let outbound = Outbound::new(a.out.clone(), Glances, 0, MAX_MESSAGE);
-    let desk: Desk<Model, Glances, LoomThreads> = Desk::new(parts(&a, inbound, outbound, 1));
+    Desk::new(parts(a, inbound, outbound, places))
+}
+
+fn a_glance_finds_a_reply_that_is_there() {
+    let (a, b) = connection::<Cells>(1, 64);
+    let desk = glancing(&a, 1);
     let server = thread::spawn(move || reply(&b, &[1]));
     assert_eq!(at_once(&desk, Wait::FOREVER), Ok(reply_to(1)));
+    assert_eq!(desk.books().table.in_flight(), 0);
     server.join().unwrap();
 }
 
 fn a_caller_enters_what_is_anothers_and_takes_its_own() {
     let (a, b) = connection::<Cells>(4, 64);
-    let desk = desk(&a, PLACES);
-    let other = open(&desk, 0, Wait::Never).unwrap();
+    enters_and_takes(&a, &b, &desk(&a, PLACES));
+    let (a, b) = connection::<Cells>(4, 64);
+    enters_and_takes(&a, &b, &glancing(&a, PLACES));
+}
+
+fn enters_and_takes<P: Pace + Send>(a: &Side<Cells>, b: &Side<Cells>, desk: &Desk<Model, P, LoomThreads>) {
+    let other = desk.books().table.open(7, 0).unwrap();
     let own = other + 1;
-    let mut out = sender(&b);
+    let mut out = sender(b);
     say(&mut out, other, Head::new(Kind::Reply, 0), &reply_to(other));
     say(&mut out, own, Head::new(Kind::Reply, 0).with(MORE), &[1]);
     say(&mut out, own, Head { seq: 1, ..Head::new(Kind::Rest, 0) }, &[2]);
-    assert_eq!(at_once(&desk, Wait::FOREVER), Ok(vec![1, 2]));
-    assert_eq!(end(&desk, other, Wait::Never), Ok(reply_to(other)));
-    say(&mut out, other + 2, Head::new(Kind::Reply, 0), &[3]);
-    assert_eq!(at_once(&desk, Wait::FOREVER), Ok(vec![3]));
+    assert_eq!(at_once(desk, Wait::FOREVER), Ok(vec![1, 2]));
+    let mut buffer = Vec::new();
+    assert_eq!(desk.books().table.finish(other, &mut buffer), Some(Final::Reply));
+    assert_eq!(buffer, reply_to(other));
+    say(&mut out, other + 2, Head::new(Kind::Reply, 0).with(MORE), &[3]);
+    say(&mut out, other + 2, Head { seq: 1, ..Head::new(Kind::Rest, 0) }, &[4]);
+    assert_eq!(at_once(desk, Wait::FOREVER), Ok(vec![3, 4]));
+    say(&mut out, other + 4, Head::new(Kind::Reply, 0), &[5]);
+    assert_eq!(at_once(desk, Wait::FOREVER), Ok(vec![5]));
     a.clock().strike();
-    assert_eq!(at_once(&desk, soon()), Err(Stop::Timeout));
+    assert_eq!(at_once(desk, soon()), Err(Stop::Timeout));
     assert_eq!(desk.books().table.in_flight(), 1);
 }
 
@@ -282,32 +297,28 @@ fn lapped(lap: fn(&mut Outbound<Blind, NoPace>, u8)) {
     liar.join().unwrap();
 }
 
+/// One waits for an answer that is there, and is then the server of the other.
 fn two_threads_call_at_once() {
     let (a, b) = connection::<Cells>(2, 64);
-    let desk = desk(&a, PLACES);
-    let server = thread::spawn(move || {
-        let (mut inb, mut out) = (receiver(&b), sender(&b));
-        for _ in 0..2 {
-            let (id, _, body) = hear(&mut inb).unwrap();
-            say(&mut out, id, Head::new(Kind::Reply, 0), &body);
-        }
-    });
-    let call = |desk: &Shared, mine: u8| {
-        let mut buffer = Vec::new();
-        let head = Head::new(Kind::Call, 7);
-        match desk.call_at_once(head, [&[mine], &[]], &mut buffer, Wait::FOREVER) {
-            Some((_, end)) => assert_eq!((end, buffer), (Ok(Final::Reply), vec![mine])),
+    let (desk, mut inb, mut out) = (desk(&a, PLACES), receiver(&b), sender(&b));
+    let mut answer = || {
+        let (id, _, body) = hear(&mut inb).unwrap();
+        say(&mut out, id, Head::new(Kind::Reply, 0), &body);
+    };
+    let first = begin(&desk, 0);
+    answer();
+    let other = desk.clone();
+    let other = thread::spawn(move || {
+        let (mut buffer, head) = (Vec::new(), Head::new(Kind::Call, 7));
+        match other.call_at_once(head, [&[1], &[]], &mut buffer, Wait::FOREVER) {
+            Some((_, end)) => assert_eq!((end, buffer), (Ok(Final::Reply), vec![1])),
             None => {
-                let id = open(desk, 0, Wait::FOREVER).unwrap();
-                let mut cut = Cut::new(head, 1);
-                desk.send_item(&mut cut, [&[mine], &[]], &mut 0, id, Wait::FOREVER).unwrap();
-                assert_eq!(end(desk, id, Wait::FOREVER), Ok(vec![mine]));
+                let id = begin(&other, 0);
+                assert_eq!(end(&other, id, Wait::FOREVER), Ok(vec![9]));
             }
         }
-    };
-    let other = desk.clone();
-    let other = thread::spawn(move || call(&other, 1));
-    call(&desk, 2);
+    });
+    assert_eq!(end(&desk, first, Wait::FOREVER), Ok(vec![9]));
+    answer();
     other.join().unwrap();
-    server.join().unwrap();
 }

@@ -44,6 +44,23 @@ impl Own<'_> {
         let own = message.tag() == self.id && !self.lent;
         own && reader.read_at(message, 0, &mut head).is_ok() && head == Head::new(Kind::Reply, 0).encode()
     }
+
+    /// Copies the reply to where it is wanted, if it is there, whole and short.
+    #[inline]
+    fn take<M: Memory, P: Pace>(&mut self, reader: &mut Inbound<M, P>) -> bool {
+        let Self { id, buffer, lent: false } = self else { return false };
+        let took = reader.take_framed(|tag, head, len| {
+            if tag != *id || head != Head::new(Kind::Reply, 0).encode() {
+                return None;
+            }
+            buffer.resize(len, 0);
+            Some(buffer)
+        });
+        if !took {
+            buffer.clear(); // Torn bytes are no reply.
+        }
+        took
+    }
 }
 
 /// A thread's part in a connection: the lock of the books, and the reader and the pen if it has them. Leaving it in
@@ -102,13 +119,18 @@ impl<'a, M: Memory + Send, P: Pace + Send, T: Threads> Seat<'a, M, P, T> {
     /// The books are locked while it sleeps by nobody; but for a glance a single caller keeps them, which spares two
     /// locks where the answer comes at once.
     #[inline]
-    pub(super) fn read(&mut self, wait: Wait, own: Option<&mut Own<'_>>) -> Read {
+    pub(super) fn read(&mut self, wait: Wait, mut own: Option<&mut Own<'_>>) -> Read {
         let Some(reader) = self.reader.as_mut() else { return Read::Entered };
         // Once: a peer whose words flicker must not keep us here.
         let alone = own.is_some() && mem::take(&mut self.fresh);
         let held = alone && self.books.as_ref().is_some_and(|books| books.waiters == 0) && reader.glance();
         if !held {
             self.books = None;
+        } else if let (Some(own), Some(books)) = (&mut own, &mut self.books) {
+            if own.take(reader) {
+                books.table.close(own.id);
+                return Read::Own;
+            }
         }
         match reader.fetch(if held { Wait::Never } else { wait }) {
             Err(RecvFault::Ended(ended)) => self.over(ended),

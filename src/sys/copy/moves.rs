@@ -157,8 +157,11 @@ pub(super) unsafe fn wide_move(to: *mut u8, from: *const u8, len: usize) {
             "add {at}, 64",
             "jnz 2b",
             "vzeroupper",
-            out("xmm0") _,
-            out("xmm1") _,
+            // Their upper halves are zeroed, all of them.
+            out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
+            out("xmm4") _, out("xmm5") _, out("xmm6") _, out("xmm7") _,
+            out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
+            out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
             from = in(reg) from.add(len),
             to = in(reg) to.add(len),
             at = inout(reg) len.wrapping_neg() => _,

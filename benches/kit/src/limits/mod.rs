@@ -8,6 +8,7 @@ pub mod copies;
 pub mod eventfd;
 pub mod futex;
 pub mod handover;
+pub mod ring;
 pub mod rtrb;
 pub mod unix;
 
@@ -16,9 +17,18 @@ pub use self::copies::CopyInOut;
 pub use self::eventfd::EventFd;
 pub use self::futex::{Futex, FutexSliced};
 pub use self::handover::HandOver;
+pub use self::ring::BareRing;
 pub use self::rtrb::Rtrb;
 pub use self::unix::UnixStreams;
 
 /// Their names, and those of in-process bounds that others add: who is among them is no peer.
-pub(crate) const NAMES: [&str; 7] =
-    ["hand-over", "futex", "futex-sliced", "eventfd", "copy-in-out", "rtrb", "crossbeam-channel"];
+pub(crate) const NAMES: [&str; 8] = [
+    "hand-over",
+    "bare-ring",
+    "futex",
+    "futex-sliced",
+    "eventfd",
+    "copy-in-out",
+    "rtrb",
+    "crossbeam-channel",
+];
