@@ -30,7 +30,7 @@ const PAYLOAD: usize = 24;
 const FLAG: usize = 128;
 const RING: usize = 4096;
 const ARENA: usize = RING + SLOTS as usize * SLOT;
-const PLACES: usize = 1 << 18;
+const PLACES: usize = 1 << 16;
 
 impl System for BareRing {
     const NAME: &'static str = "bare-ring";
@@ -39,7 +39,7 @@ impl System for BareRing {
     type Receiver = Popper;
 
     fn supports(work: &Work) -> bool {
-        work.is_stream() && work.wait == Wait::Spin && work.size <= 4096
+        work.is_stream() && work.wait == Wait::Spin && work.size <= 4096 && work.gap.is_zero()
     }
 
     fn open(side: Side, folder: &Path, work: &Work) -> Result<(Pusher, Popper)> {
