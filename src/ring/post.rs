@@ -39,6 +39,7 @@ impl<M: Memory> Producer<M> {
             return Posted::Nothing;
         }
         let claim = slot_claim(*next, message.len());
+        open(&mem, claim.ticket);
         write(&mem, arena, &claim, &[message], tag);
         publish(&mem, next, &claim)
     }
@@ -53,6 +54,7 @@ impl<M: Memory> Producer<M> {
             return Posted::Nothing;
         }
         let claim = slot_claim(*next, len);
+        open(&mem, claim.ticket);
         write(&mem, arena, &claim, parts, tag);
         publish(&mem, next, &claim)
     }
@@ -68,6 +70,7 @@ impl<M: Memory> Producer<M> {
         let Self { mem, arena, next, .. } = self;
         let mem = mem.near();
         write(&mem, arena, &claim, &[message], tag);
+        open(&mem, claim.ticket); // Not before: who spins on the slot fetches its line between a mark and the commit.
         publish(&mem, next, &claim)
     }
 
@@ -79,6 +82,7 @@ impl<M: Memory> Producer<M> {
             return None;
         }
         let claim = slot_claim(from, message.len());
+        open(&mem, claim.ticket);
         write(&mem, &mut self.arena, &claim, &[message], tag);
         Some(claim.after)
     }
@@ -92,10 +96,9 @@ impl<M: Memory> Producer<M> {
     }
 }
 
-/// Opens, writes and describes a whole message that abandons nothing.
+/// Writes and describes a whole message that abandons nothing.
 #[inline(always)]
 fn write<M: Memory>(mem: &M, arena: &mut Arena, claim: &Claim, parts: &[&[u8]], tag: u64) {
-    open(mem, claim.ticket);
     let mut at = 0;
     for part in parts {
         let _of_that_length = mem.copy_in(claim.span, at, part, Tail::Zero);
