@@ -18,7 +18,8 @@
 //! | 2n+1 | n is being written, or was left by a writer that failed | the producer |
 //! | 2n+2 | n is ready | the producer, by the one Release store that commits |
 //!
-//! A reservation is marked 2n+1 as it is committed. Anything else is a lie, as is a head that goes backwards or past the tail.
+//! A reservation, and what takes the short way into the arena, is marked 2n+1 as it is committed. Anything else is a lie, as
+//! is a head that goes backwards or past the tail.
 //!
 //! # Invariants
 //!

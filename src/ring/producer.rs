@@ -172,7 +172,7 @@ impl<M: Memory> Producer<M> {
         Ok(())
     }
 
-    /// Marks a claim's slot as being written: before the first write to it, or, of a reservation, as it is committed.
+    /// Marks a claim's slot as being written: before the first write, or as it is committed (see the module above).
     #[inline(always)]
     pub fn open(&self, claim: &Claim) {
         open(&self.mem, claim.ticket);
