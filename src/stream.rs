@@ -271,8 +271,9 @@ impl SharedMemoryStream {
     /// Waits until a message has come, or there is room to send `len` bytes, whichever is first.
     ///
     /// So one thread can go on draining replies while it waits to send. For a message longer than
-    /// [`max_in_place`](Self::max_in_place) it waits for room for its beginning. Once one direction has
-    /// ended that one is always ready: use the other's own blocking calls from then on.
+    /// [`max_in_place`](Self::max_in_place) it waits for room for its beginning, also if it is longer than any may be:
+    /// that is for the send to tell. Once one direction has ended that one is always ready, and the next call in it
+    /// tells how: use the other's own blocking calls from then on.
     ///
     /// ```
     /// let (mut a, mut b) = narrows::Options::new().slots(1).pair()?;
