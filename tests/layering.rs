@@ -1,4 +1,4 @@
-//! Who may import whom, where `unsafe` and the system may stand, and how long a file may be.
+//! Who may import whom, and where `unsafe` and the system may stand.
 //!
 //! Reads the sources as tokens: comments, strings and character literals do not count.
 
@@ -38,21 +38,6 @@ const RESERVED: [(&str, &[&str]); 6] = [
     ("parking_lot", &["channel", "options", "establish", "stream", "listener", "rpc"]),
     ("crossbeam_channel", &["channel", "options", "establish", "stream", "listener", "rpc"]),
 ];
-
-/// Examples in the documentation do not count.
-const LONGEST_FILE: usize = 400;
-
-fn lines_without_examples(text: &str) -> usize {
-    let mut inside = false;
-    let counts = |line: &&str| {
-        let documents = line.trim_start().starts_with("///") || line.starts_with("//!");
-        let fence = documents && line.contains("```");
-        let counts = !(documents && (inside || fence));
-        inside ^= fence;
-        counts
-    };
-    text.lines().filter(counts).count()
-}
 
 /// The sources: path, top module (empty for the root), and text.
 fn sources() -> Vec<(String, String, String)> {
@@ -170,9 +155,6 @@ fn faults(top: &str, text: &str) -> Vec<String> {
             found.push(format!("`{word}` may not stand here"));
         }
     }
-    if lines_without_examples(text) >= LONGEST_FILE {
-        found.push(format!("{LONGEST_FILE} lines or more"));
-    }
     if top.is_empty() {
         return found; // The root declares and exports everything.
     }
@@ -227,10 +209,6 @@ fn a_bad_source_is_found_out() {
         assert_eq!(faults("sys", word).len(), 0, "{word}");
     }
     assert_eq!(faults("ring", "use parking_lot::Mutex;").len(), 1);
-    assert_eq!(faults("", &"\n".repeat(LONGEST_FILE)).len(), 1);
-    assert_eq!(faults("", &"\n".repeat(LONGEST_FILE - 1)).len(), 0);
-    let example = format!("/// ```\n{}/// ```\n", "/// x\n".repeat(LONGEST_FILE));
-    assert_eq!(faults("", &example).len(), 0);
 }
 
 #[test]
