@@ -7,6 +7,8 @@
 //! | a connection was closed, by which side | debug |
 //! | the peer's process died | warn |
 //! | the peer broke the protocol | error |
+//! | the peer monitor was lost, and with it all connections | error |
+//! | the peer monitor's thread was killed, or keeps a scheduling that delays it | warn |
 //!
 //! # Invariants
 //!
@@ -51,6 +53,21 @@ pub(crate) fn rejected(pid: u32, uid: u32, why: &dyn Display) {
 /// A client went before it was let in.
 pub(crate) fn left(pid: u32, uid: u32) {
     tell!(debug, "process {pid} of user {uid} left before its handshake was over");
+}
+
+/// The program closed the descriptors of the peer monitor, or its thread could not be started again.
+pub(crate) fn monitor_lost(connections: usize) {
+    tell!(error, "the peer monitor has lost its thread or its descriptors: {connections} connections end");
+}
+
+/// The peer monitor's thread was killed.
+pub(crate) fn monitor_restarted() {
+    tell!(warn, "the peer monitor's thread was killed, perhaps by a seccomp filter: it is started again");
+}
+
+/// The peer monitor's thread is scheduled as the thread that started it.
+pub(crate) fn monitor_not_reset(why: &dyn Display) {
+    tell!(warn, "the peer monitor keeps the scheduling of the thread that made the first connection: {why}");
 }
 
 /// A connection has ended: its fate as `ring::Fate` has it, and whether the peer has said good-bye.

@@ -152,6 +152,7 @@ pub use error::{
     AcceptError, BindError, CallError, ConnectError, HandlerError, HandshakeError, RecvError,
     RecvTimeoutError, RejectCode, SendError, SendTimeoutError, SpawnError, TryRecvError, TrySendError,
 };
+pub use establish::start_peer_monitor;
 pub use listener::{Incoming, ListenerCloser, SharedMemoryListener};
 pub use options::Options;
 pub use prometheus::Prometheus;

@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 use crate::error::{ConnectError, SpawnError};
 use crate::handshake::Limits;
 use crate::options::Options;
+use crate::sys::lifeline;
 use crate::sys::pidfd::Pidfd;
 use crate::sys::socket::{self, PeerCred};
 use crate::sys::spawn as hand;
@@ -40,6 +41,7 @@ use super::{Established, Step, deadline, drive, expired, wanted};
 /// Starts the command with one end of a new connection, and completes the handshake with it.
 pub(crate) fn spawn(command: &mut Command, options: &Options) -> Result<(Child, Established), SpawnError> {
     let limits = options.limits().map_err(SpawnError::BadOptions)?;
+    lifeline::start().map_err(SpawnError::io("watching for the child's end"))?;
     let until = deadline(options.connect_timeout_or_default());
     let (ours, theirs) = socket::pair().map_err(SpawnError::io("making a pair of sockets"))?;
     socket::refuse_descriptors(ours.as_fd());

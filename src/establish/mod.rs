@@ -38,6 +38,7 @@ use crate::error::ConnectError;
 use crate::events;
 use crate::handshake::Limits;
 use crate::options::Options;
+use crate::sys::lifeline;
 use crate::sys::link::{Link, LinkParts, Side};
 use crate::sys::socket;
 use crate::sys::wait::{Readiness, wait_ready};
@@ -46,7 +47,7 @@ pub(crate) use child::{from_parent, spawn};
 #[cfg(feature = "testing")]
 pub(crate) use client::answered;
 pub(crate) use client::connect;
-pub(crate) use server::{Failure, Guest};
+pub(crate) use server::{Failure, Guest, refuse_unwatched};
 
 use client::Caller;
 
@@ -71,12 +72,37 @@ pub(crate) enum Step {
     Ready,
 }
 
+/// Starts this process's peer monitor, the thread that notices the end of every peer; does nothing if it runs.
+///
+/// No program needs this: the first listener or connection starts it. It is of use to a program that has threads with
+/// special scheduling, or that gives up rights:
+///
+/// - The thread inherits CPUs, policy and nice value from the thread that starts it, and then takes those of the main
+///   thread where the kernel permits it (`narrows doctor` says whether). Called from an ordinary thread, this makes sure that
+///   deaths are reported in time even if a pinned or real-time thread makes the connections.
+/// - Some calls that a sandbox makes need a process of one thread: `unshare(CLONE_NEWUSER)`, `setns` of a user namespace.
+///   They must come *before* the first listener, connection or call of this function: sandbox first, then connect.
+/// - A seccomp filter that counts threads, or a limit on them, may come behind it.
+///
+/// ```
+/// narrows::start_peer_monitor()?; // In `main`, before any thread is pinned.
+/// # Ok::<(), std::io::Error>(())
+/// ```
+///
+/// # Errors
+///
+/// There is no thread or no descriptor to be had; the text names the limit.
+pub fn start_peer_monitor() -> io::Result<()> {
+    lifeline::start()
+}
+
 /// Both ends of a connection within this process: the client's, then the server's.
 ///
 /// A socketpair takes a whole message at once and delivers it at once, so both sides are stepped in
 /// turn without waiting.
 pub(crate) fn pair(options: &Options) -> Result<(Established, Established), ConnectError> {
     let limits = options.limits().map_err(ConnectError::BadOptions)?;
+    lifeline::start().map_err(ConnectError::io("watching for the peer's end"))?;
     let (ours, theirs) = socket::pair().map_err(ConnectError::io("making a pair of sockets"))?;
     let cred = socket::peer_cred(ours.as_fd()).map_err(ConnectError::io("reading credentials"))?;
     let mut caller = Caller::new(ours, cred, &limits, 0);
@@ -146,7 +172,10 @@ fn wait(socket: BorrowedFd<'_>, readiness: Readiness, until: Option<Instant>) ->
     }
 }
 
-/// The limits of the options, for a client.
+/// The limits of the options, for a client whose peer monitor runs.
 fn wanted(options: &Options) -> Result<Limits, ConnectError> {
-    options.limits().map_err(ConnectError::BadOptions)
+    let limits = options.limits().map_err(ConnectError::BadOptions)?;
+    // Before the server learns of us: a connection that nothing watches would never end.
+    lifeline::start().map_err(ConnectError::io("watching for the server's end"))?;
+    Ok(limits)
 }

@@ -84,6 +84,8 @@ struct Outgoing {
 
 impl Guest {
     /// A client whose connection was just accepted, if the policy lets it in.
+    ///
+    /// Its end must be noticed, so the peer monitor runs; it was started with the listener, and may have been lost since.
     pub(crate) fn admit(socket: OwnedFd, options: &Options) -> Result<Self, Failure> {
         let cred = socket::peer_cred(socket.as_fd())?;
         if !options.allows(&cred) {
@@ -228,6 +230,11 @@ fn make_memory(agreed: &Agreement, prefault: bool) -> io::Result<Outgoing> {
     memfd::seal(&memfd)?;
     let bytes = Answer::Welcome(*agreed).encode();
     Ok(Outgoing { bytes, sent: 0, agreed: *agreed, region, memfd })
+}
+
+/// Sends a client away whose end could not be noticed.
+pub(crate) fn refuse_unwatched(socket: BorrowedFd<'_>, why: &io::Error) {
+    refuse(socket, Reject::new(RejectCode::Unavailable, &why.to_string()));
 }
 
 /// Tells the client why, if it can be told at once. Its own failure to listen is its loss.

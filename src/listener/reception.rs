@@ -22,10 +22,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::establish::{Established, Failure, Guest, Step, deadline};
+use crate::establish::{Established, Failure, Guest, Step, deadline, refuse_unwatched};
 use crate::handshake::Limits;
 use crate::options::Options;
 use crate::sys::epoll::{Epoll, Eventfd, Events, Interest};
+use crate::sys::lifeline;
 use crate::sys::socket;
 use crate::sys::timer::Timer;
 use crate::sys::wait::Readiness;
@@ -66,6 +67,7 @@ impl Reception {
         limits: Limits,
         options: Options,
     ) -> io::Result<Self> {
+        lifeline::start()?;
         let (epoll, timer) = (Arc::new(Epoll::new()?), Timer::new()?);
         epoll.add(bell.as_fd(), BELL, Interest::Readable)?;
         epoll.add(timer.as_fd(), TIMER, Interest::Readable)?;
@@ -126,6 +128,12 @@ impl Reception {
         let Some(socket) = socket::accept(self.socket.as_fd())? else {
             return Ok(Outcome::Nothing);
         };
+        // Started with the listener, but the thread may have been killed since, and there may be no other.
+        if let Err(error) = lifeline::start() {
+            refuse_unwatched(socket.as_fd(), &error);
+            failed.fetch_add(1, Ordering::Relaxed);
+            return Err(error);
+        }
         let admitted = Guest::admit(socket, &self.options).and_then(|mut guest| {
             let step = guest.advance(&self.limits, self.options.is_prefault())?;
             Ok((guest, step))

@@ -12,17 +12,18 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr;
 use std::time::Instant;
 
 use super::call;
+use super::descriptor::Descriptor;
 use super::wait::remaining;
 
 /// A set of descriptors to wait for.
 #[derive(Debug)]
 pub(crate) struct Epoll {
-    fd: OwnedFd,
+    fd: Descriptor,
 }
 
 /// What to wait for on one descriptor. Its failure is always waited for, too.
@@ -60,7 +61,7 @@ impl Epoll {
     pub(crate) fn new() -> io::Result<Self> {
         // SAFETY: the call makes a new descriptor, which is ours alone.
         let fd = unsafe { call::owned("epoll_create1", libc::epoll_create1(libc::EPOLL_CLOEXEC)) };
-        Ok(Self { fd: fd? })
+        Ok(Self { fd: fd?.into() })
     }
 
     /// Adds a descriptor under a number that its events will carry.
@@ -171,7 +172,7 @@ const ENDED: u32 = PEER_ENDED | libc::EPOLLHUP as u32 | libc::EPOLLERR as u32;
 /// A descriptor that is readable once it was signalled.
 #[derive(Debug)]
 pub(crate) struct Eventfd {
-    fd: OwnedFd,
+    fd: Descriptor,
 }
 
 impl Eventfd {
@@ -180,7 +181,7 @@ impl Eventfd {
         let flags = libc::EFD_CLOEXEC | libc::EFD_NONBLOCK;
         // SAFETY: the call makes a new descriptor, which is ours alone.
         let fd = unsafe { call::owned("eventfd", libc::eventfd(0, flags)) };
-        Ok(Self { fd: fd? })
+        Ok(Self { fd: fd?.into() })
     }
 
     /// Makes it readable until it is drained.

@@ -6,6 +6,9 @@
 //!   Canary { epoch } ───'  equal: the process that made the canary; else: a fork of it
 //! ```
 //!
+//! Where the kernel only pretends to wipe the page, as emulators of system calls do, a handler that the C library runs in
+//! the child wipes it.
+//!
 //! A fork copies memory and descriptors but not threads, so what a forked child inherits of a
 //! connection must not be used there, and a lock may have been copied while it was held. The
 //! kernel zeroes the page in the child before it runs, so the child finds no epoch and none of the
@@ -21,7 +24,8 @@
 //!
 //! # Proof
 //!
-//! Real forks in the tests below. Not covered: `vfork` and `CLONE_VM`, which share the page.
+//! Real forks in the tests below, by either means alone. Not covered: `vfork` and `CLONE_VM`, which share the page, and a
+//! `clone` system call past the C library under such an emulator.
 
 use std::ffi::c_void;
 use std::io;
@@ -94,6 +98,20 @@ pub(crate) fn per_process<T: PerProcess>(make: impl FnOnce() -> io::Result<T>) -
     Ok(unsafe { &*known.cast::<T>() })
 }
 
+/// Gives up this process's `T`: the next [`per_process`] makes another. The old one is not freed.
+pub(crate) fn forget<T: PerProcess>(known: &'static T) {
+    if let Ok(page) = page() {
+        let known: *const T = known;
+        let slot = &page.slots[T::SLOT as usize];
+        let _another = slot.compare_exchange(
+            known.cast_mut().cast(),
+            ptr::null_mut(),
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
+    }
+}
+
 const SLOTS: usize = 8;
 const LEN: usize = 4096;
 
@@ -147,11 +165,45 @@ fn publish_page() -> io::Result<*mut Page> {
     let fresh = wiped_page()?;
     let swap = PAGE.compare_exchange(ptr::null_mut(), fresh, Ordering::AcqRel, Ordering::Acquire);
     match swap {
-        Ok(_) => Ok(fresh),
+        Ok(_) => {
+            // SAFETY: `wipe_in_child` makes no calls, so it may run in a child of a process with threads. The C library forgets
+            // it when the shared object that holds it is unloaded.
+            let code = unsafe { libc::pthread_atfork(None, None, Some(wipe_in_child)) };
+            if code != 0 {
+                return Err(call::named("pthread_atfork", io::Error::from_raw_os_error(code)));
+            }
+            Ok(fresh)
+        }
         Err(first) => {
             unmap(fresh);
             Ok(first)
         }
+    }
+}
+
+/// Wipes the page in a forked child, before `fork` returns there.
+extern "C" fn wipe_in_child() {
+    let page = PAGE.load(Ordering::Acquire);
+    if !page.is_null() {
+        // SAFETY: `PAGE` holds a mapping of at least a `Page` that is never unmapped, of atomics.
+        let page = unsafe { &*page };
+        page.epoch.store(0, Ordering::Relaxed);
+        page.slots.iter().for_each(|slot| slot.store(ptr::null_mut(), Ordering::Relaxed));
+    }
+}
+
+/// Whether the kernel knows `MADV_WIPEONFORK`: it refuses it for shared memory, where one that ignores unknown advice does not.
+pub(super) fn kernel_wipes_on_fork() -> io::Result<bool> {
+    let (protection, flags) = (libc::PROT_READ, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping at a place that the kernel chooses, advised and unmapped before anything refers to it.
+    unsafe {
+        let page = libc::mmap(ptr::null_mut(), LEN, protection, flags, -1, 0);
+        if page == libc::MAP_FAILED {
+            return Err(call::last("mmap"));
+        }
+        let advised = libc::madvise(page, LEN, libc::MADV_WIPEONFORK);
+        libc::munmap(page, LEN);
+        Ok(advised != 0)
     }
 }
 
@@ -163,6 +215,10 @@ fn wiped_page() -> io::Result<*mut Page> {
     let page = unsafe { libc::mmap(ptr::null_mut(), LEN, protection, flags, -1, 0) };
     if page == libc::MAP_FAILED {
         return Err(call::last("mmap"));
+    }
+    #[cfg(test)]
+    if tests::KERNEL_ONLY_PRETENDS.load(Ordering::Relaxed) {
+        return Ok(page.cast());
     }
     // SAFETY: the range is the mapping just made, which nothing refers to yet.
     let advised = unsafe { libc::madvise(page, LEN, libc::MADV_WIPEONFORK) };
@@ -181,8 +237,36 @@ fn unmap(page: *mut Page) {
 mod tests {
     use super::*;
     use crate::sys::testing::in_child;
+    use std::sync::atomic::AtomicBool;
+
+    /// As under an emulator that accepts the advice and does nothing.
+    pub(super) static KERNEL_ONLY_PRETENDS: AtomicBool = AtomicBool::new(false);
 
     struct Once(AtomicU64);
+
+    #[test]
+    fn a_fork_is_another_process_where_the_kernel_only_pretends_to_wipe() {
+        in_child(|| {
+            // As if nothing had been made in this process: the page of the tests' own process is really wiped.
+            PAGE.store(ptr::null_mut(), Ordering::Release);
+            KERNEL_ONLY_PRETENDS.store(true, Ordering::Relaxed);
+            let canary = Canary::new().expect("canary");
+            let make = || Ok(Once(AtomicU64::new(0)));
+            per_process(make).expect("made").0.store(7, Ordering::Relaxed);
+            in_child(move || {
+                assert!(!canary.same_process());
+                assert_eq!(per_process(make).expect("anew").0.load(Ordering::Relaxed), 0);
+                let own = Canary::new().expect("canary");
+                in_child(move || assert!(!own.same_process() && !canary.same_process()));
+            });
+            assert!(canary.same_process());
+        });
+    }
+
+    #[test]
+    fn this_kernel_wipes_on_fork() {
+        assert!(kernel_wipes_on_fork().expect("asks"));
+    }
 
     // SAFETY: the only type with this slot.
     unsafe impl PerProcess for Once {

@@ -130,6 +130,13 @@ impl Link {
         Ok(link)
     }
 
+    /// Makes sure that the end of the peer would be noticed; for a thread that sleeps on the connection, from time to time.
+    pub(super) fn check_monitor(&self) {
+        if let Some(watch) = self.watch.get() {
+            watch.check();
+        }
+    }
+
     /// What knows the process that made the connection.
     pub(crate) fn canary(&self) -> Canary {
         self.canary

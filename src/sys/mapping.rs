@@ -191,8 +191,9 @@ impl Memory for Mapping {
         let began = futex::monotonic_now();
         let woke = futex::wait(self.flag(flag), until, slice);
         step!("woken");
-        #[cfg(feature = "testing")]
         if woke == Woke::Slice {
+            self.link.check_monitor();
+            #[cfg(feature = "testing")]
             self.slept_through(flag, began, slice);
         }
         woke

@@ -34,6 +34,7 @@ pub(crate) mod call;
 pub(crate) mod cmsg;
 mod copy;
 pub(crate) mod cpu;
+pub(crate) mod descriptor;
 pub(crate) mod epoll;
 #[cfg(feature = "testing")]
 pub mod failpoint;
@@ -49,6 +50,8 @@ pub(crate) mod path;
 pub(crate) mod pidfd;
 pub mod probe;
 pub(crate) mod region;
+pub(crate) mod scheduling;
+pub(crate) mod seccomp;
 #[cfg(feature = "testing")]
 pub mod sentinel;
 pub(crate) mod signals;

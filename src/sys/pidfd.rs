@@ -18,13 +18,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::call;
+use super::descriptor::Descriptor;
 use super::fork::{PerProcess, Slot, per_process};
 use super::wait::is_readable;
 
 /// A process.
 #[derive(Debug)]
 pub(crate) struct Pidfd {
-    fd: OwnedFd,
+    fd: Descriptor,
 }
 
 impl Pidfd {
@@ -40,41 +41,17 @@ impl Pidfd {
             let made = libc::syscall(libc::SYS_pidfd_open, libc::c_long::from(pid), 0);
             call::owned("pidfd_open", i32::try_from(made).unwrap_or(-1))
         };
-        Ok(Self { fd: fd? })
+        Ok(Self { fd: fd?.into() })
     }
 
     /// Takes over a descriptor that the kernel made as a pidfd.
     pub(crate) fn from_owned(fd: OwnedFd) -> Self {
-        Self { fd }
+        Self { fd: fd.into() }
     }
 
     /// Whether the process has ended (it may still be waiting for its parent to reap it).
     pub(crate) fn exited(&self) -> bool {
         is_readable(self.fd.as_fd()).unwrap_or(false)
-    }
-
-    /// Whether the process has ended, or is past running: the kernel takes its memory first, then
-    /// closes its files, and tells its end last, which can be long after. Both are final.
-    ///
-    /// Asked of the kernel by `process_mrelease`, which refuses a process that lives (`EINVAL`) and
-    /// finds nothing to release (`ESRCH`) once no thread of it has memory; an exec never gets there.
-    /// Where the call is not to be had (before Linux 5.15) only the end itself counts.
-    pub(crate) fn finished(&self) -> bool {
-        self.release() == Some(libc::ESRCH) || self.exited()
-    }
-
-    /// Whether the kernel answers the question of [`finished`](Self::finished), of a process that lives.
-    pub(super) fn asks(&self) -> io::Result<()> {
-        match self.release() {
-            Some(libc::EINVAL) | None => Ok(()),
-            Some(error) => Err(io::Error::from_raw_os_error(error)),
-        }
-    }
-
-    fn release(&self) -> Option<i32> {
-        // SAFETY: takes two numbers. It frees private memory only of a process that was killed.
-        let released = unsafe { libc::syscall(libc::SYS_process_mrelease, self.fd.as_raw_fd(), 0) };
-        if released < 0 { io::Error::last_os_error().raw_os_error() } else { None }
     }
 
     /// The one `Pidfd` of this process that all its users share.
@@ -156,12 +133,11 @@ mod tests {
             }
         });
         let pidfd = Pidfd::open(child.pid()).expect("opens");
-        assert!(!pidfd.exited() && !pidfd.finished());
+        assert!(!pidfd.exited());
         child.kill();
         assert!(eventually(|| pidfd.exited()));
-        assert!(pidfd.finished());
         assert_eq!(child.wait(), -libc::SIGKILL);
-        assert!(pidfd.exited() && pidfd.finished());
+        assert!(pidfd.exited());
     }
 
     #[test]

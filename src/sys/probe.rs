@@ -69,13 +69,23 @@ pub fn refuse_descriptors() -> io::Result<()> {
     socket::set_option(socket::pair()?.0.as_fd(), socket::SO_PASSRIGHTS, 0)
 }
 
-/// Telling a death from a hang-up at once (`process_mrelease`, Linux 5.15).
+/// Whether the kernel really wipes a page on fork, as the fork guard asks it to (an emulator may accept the advice and do
+/// nothing; a handler of the C library stands in for it then).
 ///
 /// # Errors
 ///
-/// Why it cannot be asked.
-pub fn process_mrelease() -> io::Result<()> {
-    Pidfd::open(std::process::id())?.asks()
+/// Why it cannot be found out.
+pub fn wipe_on_fork() -> io::Result<bool> {
+    super::fork::kernel_wipes_on_fork()
+}
+
+/// Why the peer monitor's thread is not scheduled as the main thread is, if it is not. Starts the monitor.
+///
+/// # Errors
+///
+/// Why the monitor cannot be started.
+pub fn monitor_scheduling() -> io::Result<Option<String>> {
+    Ok(super::lifeline::not_reset()?.map(|reason| reason.to_string()))
 }
 
 #[cfg(test)]
@@ -88,7 +98,7 @@ mod tests {
         prefault().expect("Linux 5.14");
         pidfd().expect("Linux 5.3");
         // Newer: either answer is one, and nothing panics.
-        let _newer = (pidfd_of_a_client(), pidfd_of_a_server(), refuse_descriptors(), process_mrelease());
+        let _newer = (pidfd_of_a_client(), pidfd_of_a_server(), refuse_descriptors());
         assert!(memory(usize::MAX).is_err());
     }
 }

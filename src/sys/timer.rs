@@ -10,16 +10,17 @@
 
 use std::io;
 use std::mem::zeroed;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr::null_mut;
 use std::time::{Duration, Instant};
 
 use super::call;
+use super::descriptor::Descriptor;
 
 /// A descriptor that becomes readable at a moment, and stays so until the next is set.
 #[derive(Debug)]
 pub(crate) struct Timer {
-    fd: OwnedFd,
+    fd: Descriptor,
     moment: Option<Instant>,
 }
 
@@ -29,7 +30,7 @@ impl Timer {
         let flags = libc::TFD_CLOEXEC | libc::TFD_NONBLOCK;
         // SAFETY: the call makes a new descriptor, which is ours alone.
         let fd = unsafe { call::owned("timerfd_create", libc::timerfd_create(libc::CLOCK_MONOTONIC, flags)) };
-        Ok(Self { fd: fd?, moment: None })
+        Ok(Self { fd: fd?.into(), moment: None })
     }
 
     /// Rings at this moment, at once if it has passed, and not before; `None` is never.

@@ -8,12 +8,12 @@ use std::time::Instant;
 
 use super::super::epoll::{Epoll, Event, Interest};
 use super::super::pidfd::Pidfd;
-use super::{GRACE, Watched};
+use super::{GRACE, HEARTBEAT, OWN, Watched};
 
 /// All connections that are watched.
 #[derive(Default)]
 pub(super) struct Table {
-    pub(super) thread_started: bool,
+    lost: bool,
     last_id: u64,
     lines: HashMap<u64, Line>,
     /// Who watches a pidfd, by its number: it is in epoll once, for all of them.
@@ -74,9 +74,27 @@ impl Table {
         Some(line)
     }
 
-    /// When the next grace ends.
-    pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.in_grace.front().map(|(end, _)| *end)
+    /// When the thread has to look again without an event: at the end of a grace, or for its heartbeat while there are
+    /// connections.
+    pub(super) fn next_wakeup(&self, now: Instant) -> Option<Instant> {
+        let heartbeat = if self.lines.is_empty() { None } else { now.checked_add(HEARTBEAT) };
+        let grace = self.in_grace.front().map(|(end, _)| *end);
+        [heartbeat, grace].into_iter().flatten().min()
+    }
+
+    /// Whether the monitor can notice nothing any more.
+    pub(super) fn is_lost(&self) -> bool {
+        self.lost
+    }
+
+    /// Takes all connections out, and no more in; `None` if that was done before.
+    pub(super) fn lose(&mut self) -> Option<Vec<Weak<dyn Watched>>> {
+        if std::mem::replace(&mut self.lost, true) {
+            return None;
+        }
+        self.peers.clear();
+        self.in_grace.clear();
+        Some(std::mem::take(&mut self.lines).into_values().map(|line| line.watched).collect())
     }
 
     /// The connections that these events and the time put under suspicion.
@@ -84,6 +102,7 @@ impl Table {
         let mut ids = BTreeSet::new();
         for event in events {
             match peer_of(event.token) {
+                None if event.token == OWN => {}
                 Some(peer) => ids.extend(self.peers.get(&peer).into_iter().flatten()),
                 None => {
                     self.hang_up(epoll, event.token, now);

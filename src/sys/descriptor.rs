@@ -1,0 +1,127 @@
+//! A descriptor that lives as long as a connection, and is closed only while its number still names our file.
+//!
+//! A program may close descriptors that are not its own (`closefrom`, `close_range`, as daemonizing code does). The kernel
+//! gives the numbers to the next files that are opened, and to close them again would close files of the program.
+//!
+//! # Invariants
+//!
+//! 1. The file's device and inode are noted when it is taken over; drop compares them and closes only what is the same.
+//! 2. Where a kernel gives several files one inode (epoll, eventfd, timerfd, pidfds before Linux 6.9), another file *of that
+//!    kind* is taken for ours. A regular file, a directory, a pipe, a socket never is.
+//!
+//! # Proof
+//!
+//! The tests below; `tests/peer_monitor.rs` closes every descriptor under a live connection.
+
+use std::io;
+use std::mem::{ManuallyDrop, MaybeUninit};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+/// A descriptor, and which file it names.
+#[derive(Debug)]
+pub(crate) struct Descriptor {
+    fd: ManuallyDrop<OwnedFd>,
+    file: Option<FileId>,
+}
+
+/// What distinguishes open files: device and inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+impl Descriptor {
+    /// Takes over a descriptor.
+    pub(crate) fn new(fd: OwnedFd) -> Self {
+        let file = file_id(fd.as_raw_fd()).ok();
+        Self { fd: ManuallyDrop::new(fd), file }
+    }
+
+    /// Returns whether the number still names the file that was taken over.
+    pub(crate) fn is_ours(&self) -> bool {
+        match self.file {
+            Some(file) => file_id(self.fd.as_raw_fd()).is_ok_and(|now| now == file),
+            None => true, // The kernel did not say which file it is; it has always been closed.
+        }
+    }
+}
+
+impl Drop for Descriptor {
+    fn drop(&mut self) {
+        if self.is_ours() {
+            // SAFETY: this is the only place that drops it, and `self` is not used afterwards.
+            unsafe { ManuallyDrop::drop(&mut self.fd) };
+        }
+    }
+}
+
+impl From<OwnedFd> for Descriptor {
+    fn from(fd: OwnedFd) -> Self {
+        Self::new(fd)
+    }
+}
+
+impl AsFd for Descriptor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl AsRawFd for Descriptor {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+#[allow(clippy::unnecessary_cast, reason = "the types of both fields differ between C libraries")]
+fn file_id(fd: RawFd) -> io::Result<FileId> {
+    let mut stat = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: fills the local struct; fails if `fd` is not open.
+    if unsafe { libc::fstat(fd, stat.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `fstat` succeeded, so it filled the struct.
+    let stat = unsafe { stat.assume_init() };
+    Ok(FileId { device: stat.st_dev as u64, inode: stat.st_ino as u64 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::socket::pair;
+    use crate::sys::testing::in_child;
+    use std::fs::File;
+
+    #[test]
+    fn what_is_still_ours_is_closed() {
+        in_child(|| {
+            let (ours, _theirs) = pair().expect("pair");
+            let number = ours.as_raw_fd();
+            let descriptor = Descriptor::new(ours);
+            assert!(descriptor.is_ours());
+            drop(descriptor);
+            assert!(file_id(number).is_err());
+        });
+    }
+
+    #[test]
+    fn a_number_that_was_given_to_another_file_is_left_alone() {
+        in_child(|| {
+            let (ours, theirs) = pair().expect("pair");
+            for (fd, reused) in [(ours, true), (theirs, false)] {
+                let number = fd.as_raw_fd();
+                let descriptor = Descriptor::new(fd);
+                // SAFETY: what the program does behind the library's back; `descriptor` does not close it again.
+                assert_eq!(unsafe { libc::close(number) }, 0);
+                let file = reused.then(|| File::open("/dev/null").expect("opens"));
+                assert!(file.as_ref().is_none_or(|file| file.as_raw_fd() == number));
+                assert!(!descriptor.is_ours());
+                drop(descriptor);
+                if let Some(file) = file {
+                    file.metadata().expect("still open");
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,151 @@
+//! How a thread of the library is scheduled, which it inherits from the thread that started it.
+//!
+//! The program's first connection may be made by a thread that is pinned to a CPU, has a real-time policy or gives way to all
+//! others. The peer monitor serves all connections of the process, so it is scheduled as the main thread is, and never by
+//! a real-time policy: what `taskset` and `nice` gave the process stays.
+//!
+//! # Invariants
+//!
+//! 1. What differs is read from `/proc`; the calls that change it are made only where something differs and no seccomp
+//!    filter, which might kill for them, is in force.
+//!
+//! # Proof
+//!
+//! The tests below, `tests/peer_monitor.rs`.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::mem::MaybeUninit;
+
+use super::call;
+use super::seccomp;
+
+/// Why the thread goes on as it was started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum NotReset {
+    /// `/proc` does not say how the threads are scheduled.
+    Unknown,
+    /// It differs from the main thread, and a seccomp filter might kill for changing that.
+    Filtered,
+    /// The kernel refused the call.
+    Refused(&'static str),
+}
+
+impl fmt::Display for NotReset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown => f.write_str("/proc does not say how this process is scheduled"),
+            Self::Filtered => f.write_str("a seccomp filter might kill the process for changing it"),
+            Self::Refused(call) => write!(f, "the kernel refused {call}"),
+        }
+    }
+}
+
+/// What one thread is scheduled by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Schedule {
+    policy: i32,
+    nice: i32,
+    cpus: String,
+}
+
+/// Makes the calling thread be scheduled as the main thread is, but never by a real-time or idle policy.
+pub(crate) fn follow_main_thread() -> Result<(), NotReset> {
+    let (Some(own), Some(main)) = (Schedule::of("thread-self"), Schedule::of("self")) else {
+        return Err(NotReset::Unknown);
+    };
+    let wanted = Schedule { policy: libc::SCHED_OTHER, ..main };
+    if own == wanted {
+        return Ok(());
+    }
+    if seccomp::filter_in_force() {
+        return Err(NotReset::Filtered);
+    }
+    if own.policy != wanted.policy {
+        let ordinary = libc::sched_param { sched_priority: 0 };
+        // SAFETY: reads a live local; 0 is the calling thread.
+        let set = unsafe { libc::sched_setscheduler(0, wanted.policy, &ordinary) };
+        call::check("sched_setscheduler", set).map_err(|_| NotReset::Refused("sched_setscheduler"))?;
+    }
+    if own.nice != wanted.nice {
+        // SAFETY: takes numbers; 0 is the calling thread.
+        let set = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, wanted.nice) };
+        call::check("setpriority", set).map_err(|_| NotReset::Refused("setpriority"))?;
+    }
+    if own.cpus != wanted.cpus {
+        take_cpus_of_main_thread().map_err(|_| NotReset::Refused("sched_setaffinity"))?;
+    }
+    Ok(())
+}
+
+fn take_cpus_of_main_thread() -> io::Result<()> {
+    let main = i32::try_from(std::process::id()).unwrap_or(0);
+    let mut cpus = MaybeUninit::<libc::cpu_set_t>::zeroed();
+    // SAFETY: fills the local set, of which zeros are a value, so it may be read whatever the first call said; the second
+    // reads it. 0 is the calling thread.
+    unsafe {
+        let len = size_of::<libc::cpu_set_t>();
+        call::check("sched_getaffinity", libc::sched_getaffinity(main, len, cpus.as_mut_ptr()))?;
+        call::check("sched_setaffinity", libc::sched_setaffinity(0, len, cpus.as_ptr()))?;
+    }
+    Ok(())
+}
+
+impl Schedule {
+    /// The schedule of a thread by its name in `/proc`: `self` is the main thread.
+    fn of(thread: &str) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{thread}/stat")).ok()?;
+        let status = fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
+        Self::parse(&stat, &status)
+    }
+
+    fn parse(stat: &str, status: &str) -> Option<Self> {
+        // The name of the program stands in parentheses and may hold anything; the state, field 3, follows.
+        let (_, fields) = stat.rsplit_once(')')?;
+        let field = |number: usize| fields.split_ascii_whitespace().nth(number - 3)?.parse().ok();
+        let cpus = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+        Some(Self { nice: field(19)?, policy: field(41)?, cpus: cpus.trim().into() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::testing::in_child;
+
+    #[test]
+    fn a_program_name_of_parentheses_and_spaces_does_not_move_the_fields() {
+        let fields: Vec<String> = (3..=52).map(|number| number.to_string()).collect();
+        let stat = format!("7 (a) b ( c) {}", fields.join(" "));
+        let schedule = Schedule::parse(&stat, "Name:\tx\nCpus_allowed_list:\t0-1\n").expect("whole");
+        assert_eq!(schedule, Schedule { policy: 41, nice: 19, cpus: "0-1".into() });
+        assert_eq!(Schedule::parse("7 (a) S 1", "Cpus_allowed_list:\t0"), None);
+        assert_eq!(Schedule::parse(&stat, "Name:\tx\n"), None);
+    }
+
+    #[test]
+    fn a_thread_of_a_pinned_and_idle_thread_follows_the_main_thread() {
+        in_child(|| {
+            let main = Schedule::of("self").expect("known");
+            let thread = std::thread::spawn(move || {
+                // SAFETY: changes this thread alone; the set and the parameter are live locals.
+                unsafe {
+                    let mut first: libc::cpu_set_t = std::mem::zeroed();
+                    let allowed = (0..1024).find(|cpu| main.cpus.starts_with(&cpu.to_string())).unwrap_or(0);
+                    libc::CPU_SET(allowed, &mut first);
+                    assert_eq!(libc::sched_setaffinity(0, size_of_val(&first), &first), 0);
+                    let ordinary = libc::sched_param { sched_priority: 0 };
+                    assert_eq!(libc::sched_setscheduler(0, libc::SCHED_BATCH, &ordinary), 0);
+                }
+                assert_eq!(Schedule::of("thread-self").expect("known").policy, libc::SCHED_BATCH);
+                std::thread::spawn(|| (follow_main_thread(), Schedule::of("thread-self"))).join()
+            });
+            let (result, schedule) = thread.join().expect("ends").expect("ends");
+            match result {
+                Ok(()) => assert_eq!(schedule, Schedule::of("self")),
+                Err(reason) => assert_eq!(reason, NotReset::Filtered),
+            }
+        });
+    }
+}
