@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::BindError;
 use crate::sys::call::errno;
+use crate::sys::descriptor::Descriptor;
 use crate::sys::fork::Canary;
 use crate::sys::path::{DirLock, Inode};
 use crate::sys::socket;
@@ -40,7 +41,7 @@ pub(super) struct Place {
     name: OsString,
     inode: Inode,
     canary: Canary,
-    socket: Arc<OwnedFd>,
+    socket: Arc<Descriptor>,
 }
 
 impl Place {
@@ -55,7 +56,7 @@ impl Place {
         clear(&directory, name, path)?;
         let (socket, inode) = occupy(&directory, name, path, backlog)?;
         drop(guard);
-        let (path, name, socket) = (path.into(), name.into(), Arc::new(socket));
+        let (path, name, socket) = (path.into(), name.into(), Arc::new(Descriptor::new(socket)));
         Ok(Self { path, directory, name, inode, canary, socket })
     }
 
@@ -65,7 +66,7 @@ impl Place {
     }
 
     /// The listening socket.
-    pub(super) fn socket(&self) -> Arc<OwnedFd> {
+    pub(super) fn socket(&self) -> Arc<Descriptor> {
         Arc::clone(&self.socket)
     }
 

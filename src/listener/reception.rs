@@ -17,7 +17,7 @@
 use std::fmt;
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 use crate::establish::{Established, Failure, Guest, Step, deadline, refuse_unwatched};
 use crate::handshake::Limits;
 use crate::options::Options;
+use crate::sys::descriptor::Descriptor;
 use crate::sys::epoll::{Epoll, Eventfd, Events, Interest};
 use crate::sys::lifeline;
 use crate::sys::socket;
@@ -42,7 +43,7 @@ pub(super) enum Outcome {
 
 /// The listening socket and the clients that are not through yet.
 pub(super) struct Reception {
-    socket: Arc<OwnedFd>,
+    socket: Arc<Descriptor>,
     listening: bool,
     guests: Vec<Option<Seat>>,
     epoll: Arc<Epoll>,
@@ -62,7 +63,7 @@ struct Seat {
 impl Reception {
     /// Begins to listen for clients, and for the bell.
     pub(super) fn open(
-        socket: Arc<OwnedFd>,
+        socket: Arc<Descriptor>,
         bell: &Eventfd,
         limits: Limits,
         options: Options,

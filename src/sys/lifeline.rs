@@ -192,7 +192,7 @@ const STACK: usize = 256 << 10;
 /// How long a new thread may take until it runs.
 const START: Duration = Duration::from_secs(5);
 /// How often a thread that is killed again and again is started.
-const STARTS: u32 = 8;
+const STARTS: u32 = 4;
 /// How often a monitor is made anew whose descriptors are closed meanwhile.
 const ATTEMPTS: u32 = 3;
 /// The token of the descriptor by which the monitor recognizes its epoll set; connections count from 1.

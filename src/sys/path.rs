@@ -14,18 +14,19 @@
 use std::ffi::{CString, OsStr};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::call;
+use super::descriptor::Descriptor;
 
 /// An open directory.
 #[derive(Debug)]
 pub(crate) struct DirLock {
-    fd: OwnedFd,
+    fd: Descriptor,
 }
 
 /// The directory is locked against all others that lock it, until this is dropped.
@@ -70,7 +71,7 @@ impl DirLock {
         let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
         // SAFETY: the path is a C string; the call makes a new descriptor, which is ours alone.
         let fd = unsafe { call::owned("open the directory", libc::open(path.as_ptr(), flags)) };
-        Ok(Self { fd: fd? })
+        Ok(Self { fd: fd?.into() })
     }
 
     /// Waits for the lock, at the longest until the deadline.

@@ -17,6 +17,12 @@ pub(crate) fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+/// The effective user of this process.
+pub(crate) fn effective_user() -> u32 {
+    // SAFETY: takes nothing and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
 pub(crate) fn alarm(seconds: u32) {
     // SAFETY: takes a number.
     unsafe { libc::alarm(seconds) };

@@ -74,12 +74,10 @@ impl Table {
         Some(line)
     }
 
-    /// When the thread has to look again without an event: at the end of a grace, or for its heartbeat while there are
-    /// connections.
+    /// When the thread has to look again without an event: at the end of a grace, or for its heartbeat.
     pub(super) fn next_wakeup(&self, now: Instant) -> Option<Instant> {
-        let heartbeat = if self.lines.is_empty() { None } else { now.checked_add(HEARTBEAT) };
         let grace = self.in_grace.front().map(|(end, _)| *end);
-        [heartbeat, grace].into_iter().flatten().min()
+        [now.checked_add(HEARTBEAT), grace].into_iter().flatten().min()
     }
 
     /// Whether the monitor can notice nothing any more.

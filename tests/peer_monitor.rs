@@ -1,0 +1,391 @@
+//! The peer monitor reports each death in time, whatever filters, schedulers, plugins and programs do around it.
+
+#![allow(unsafe_code)]
+
+mod faults;
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread::{self, sleep};
+use std::time::{Duration, Instant};
+
+use faults::{Fork, Kept, LONG, Watchdog, echo, eventually, me, role, round_trip, say, sys, told, verdict};
+use narrows::{ConnectError, RecvTimeoutError, SharedMemoryListener, SharedMemoryStream};
+
+/// `pidfd_open` and `process_mrelease`: calls that filters do not know.
+const UNKNOWN_TO_FILTERS: [libc::c_long; 2] = [libc::SYS_pidfd_open, libc::SYS_process_mrelease];
+
+/// Kills the process, or the thread, for these calls, in all threads from now on.
+fn kill_for(calls: &[libc::c_long], action: u32) {
+    let step = |code: u32, skip: u8, k: u32| libc::sock_filter {
+        code: code.try_into().expect("16 bits"),
+        jt: 0,
+        jf: skip,
+        k,
+    };
+    let mut program = vec![step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0)];
+    for call in calls {
+        program.push(step(libc::BPF_JMP | libc::BPF_JEQ, 1, (*call).try_into().expect("small")));
+        program.push(step(libc::BPF_RET, 0, action));
+    }
+    program.push(step(libc::BPF_RET, 0, libc::SECCOMP_RET_ALLOW));
+    let len = program.len().try_into().expect("few");
+    let program = libc::sock_fprog { len, filter: program.as_mut_ptr() };
+    // SAFETY: the calls read the program, which outlives them, and change only this process.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        let (mode, all) = (libc::SECCOMP_SET_MODE_FILTER, libc::SECCOMP_FILTER_FLAG_TSYNC);
+        assert_eq!(libc::syscall(libc::SYS_seccomp, mode, all, &raw const program), 0);
+    }
+}
+
+/// Runs the test again in a process of its own, which must succeed.
+fn alone(test: &str, role: &str) {
+    let folder = tempfile::tempdir().expect("directory");
+    let open_to_all = fs::Permissions::from_mode(0o777);
+    fs::set_permissions(folder.path(), open_to_all).expect("changes the mode");
+    let status = Kept::start(&mut me(test, role, folder.path().to_str().expect("plain"))).wait();
+    assert!(status.success(), "{role}: {status}");
+}
+
+/// Where [`alone`] said that a socket may stand.
+fn socket_path() -> PathBuf {
+    Path::new(&told()).join("socket")
+}
+
+#[test]
+fn a_filter_that_kills_for_unknown_calls_hides_no_death() {
+    const NAME: &str = "a_filter_that_kills_for_unknown_calls_hides_no_death";
+    let actions = [("process", libc::SECCOMP_RET_KILL_PROCESS), ("thread", libc::SECCOMP_RET_KILL_THREAD)];
+    match role().as_deref() {
+        None => {
+            let _watchdog = Watchdog::new(NAME);
+            actions.iter().for_each(|(who, _)| alone(NAME, who));
+        }
+        Some("closes") => drop(SharedMemoryStream::connect(told()).expect("connects")),
+        Some("dies") => {
+            let mut stream = SharedMemoryStream::connect(told()).expect("connects");
+            stream.send(b"x").expect("sends");
+            sleep(LONG * 2);
+        }
+        Some("child") => echo(SharedMemoryStream::from_parent().expect("handed over")),
+        Some(action) => {
+            kill_for(&UNKNOWN_TO_FILTERS, actions.iter().find(|it| it.0 == action).expect("known").1);
+            let path = socket_path();
+            let listener = SharedMemoryListener::bind(&path).expect("binds");
+            let path = path.to_str().expect("plain");
+            for _ in 0..3 {
+                let _client = Kept::start(&mut me(NAME, "closes", path));
+                let mut stream = listener.accept_timeout(LONG).expect("accepts");
+                assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::Disconnected));
+                let mut client = Kept::start(&mut me(NAME, "dies", path));
+                let mut stream = listener.accept_timeout(LONG).expect("accepts");
+                assert_eq!(verdict(&mut stream), Ok(1));
+                client.0.kill().expect("kills");
+                assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::PeerDied));
+                let (child, mut stream) = SharedMemoryStream::spawn(me(NAME, "child", "")).expect("spawns");
+                let mut child = Kept(child);
+                round_trip(&mut stream, 1);
+                child.0.kill().expect("kills");
+                let end = verdict(&mut stream).expect_err("it has ended");
+                assert!(
+                    matches!(end, RecvTimeoutError::PeerDied | RecvTimeoutError::Disconnected),
+                    "{end:?}"
+                );
+            }
+        }
+    }
+}
+
+/// Hangs up while its own fork holds its memory locked: nothing that waits for that lock may hold up the others.
+fn die_with_locked_memory(path: &str) {
+    let mut stream = SharedMemoryStream::connect(path).expect("connects");
+    stream.send(b"x").expect("sends");
+    let socket = fs::read_dir("/proc/self/fd").expect("lists").flatten().find_map(|entry| {
+        let is_socket = fs::metadata(entry.path()).is_ok_and(|it| it.file_type().is_socket());
+        is_socket.then(|| entry.file_name().to_str().and_then(|name| name.parse().ok())).flatten()
+    });
+    let socket: i32 = socket.expect("the connection's");
+    let (mut start, begin) = UnixStream::pair().expect("pair");
+    let whole = std::process::id().try_into().expect("small");
+    let _helper = Fork::run(|| {
+        std::io::Read::read_exact(&mut &begin, &mut [0; 1]).expect("told");
+        sleep(Duration::from_millis(30));
+        sys::kill(whole, libc::SIGKILL);
+        // SAFETY: takes numbers; the socket is a copy of the parent's.
+        unsafe { libc::shutdown(socket, libc::SHUT_RDWR) };
+        0
+    });
+    let len = 48_usize << 30;
+    // SAFETY: a new mapping, of which one byte is read in each 2 MiB, so that there are many page tables to copy.
+    unsafe {
+        let (protection, flags) =
+            (libc::PROT_READ, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
+        let map = libc::mmap(std::ptr::null_mut(), len, protection | libc::PROT_WRITE, flags, -1, 0);
+        assert_ne!(map, libc::MAP_FAILED);
+        libc::madvise(map, len, libc::MADV_NOHUGEPAGE);
+        map.cast::<u8>().write(1);
+        (0..len).step_by(2 << 20).for_each(|at| assert!(map.cast::<u8>().add(at).read_volatile() < 2));
+    }
+    start.write_all(b"x").expect("tells");
+    let _copy = Fork::run(|| 0); // Killed in the middle of it.
+    sleep(LONG);
+}
+
+#[test]
+fn a_death_is_reported_while_another_peer_dies_with_its_memory_locked() {
+    const NAME: &str = "a_death_is_reported_while_another_peer_dies_with_its_memory_locked";
+    match role().as_deref() {
+        Some("locked") => return die_with_locked_memory(&told()),
+        Some(_) => {
+            let mut stream = SharedMemoryStream::connect(told()).expect("connects");
+            stream.send(b"x").expect("sends");
+            return sleep(LONG);
+        }
+        None => {}
+    }
+    let _watchdog = Watchdog::new(NAME);
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    let listener = SharedMemoryListener::bind(&path).expect("binds");
+    let path = path.to_str().expect("plain");
+    let mut other = Kept::start(&mut me(NAME, "other", path));
+    let mut to_other = listener.accept_timeout(LONG).expect("accepts");
+    assert_eq!(verdict(&mut to_other), Ok(1));
+    let mut locked = Kept::start(&mut me(NAME, "locked", path));
+    let mut to_locked = listener.accept_timeout(LONG).expect("accepts");
+    assert_eq!(verdict(&mut to_locked), Ok(1));
+    // Its socket hangs up long before its process can end.
+    thread::scope(|scope| {
+        let first = scope.spawn(|| verdict(&mut to_locked));
+        sleep(Duration::from_millis(500));
+        let began = Instant::now();
+        other.0.kill().expect("kills");
+        assert_eq!(verdict(&mut to_other), Err(RecvTimeoutError::PeerDied));
+        let reported = began.elapsed();
+        let end = first.join().expect("ends");
+        say(&format!("the other's death was reported after {reported:.1?}; the locked one: {end:?}"));
+        assert!(end.is_err());
+    });
+    let _ = locked.wait();
+}
+
+#[test]
+fn a_monitor_whose_threads_are_killed_ends_its_connections() {
+    const NAME: &str = "a_monitor_whose_threads_are_killed_ends_its_connections";
+    if role().is_none() {
+        let _watchdog = Watchdog::new(NAME);
+        return alone(NAME, "filtered");
+    }
+    let (mut a, mut b) = SharedMemoryStream::pair().expect("pairs");
+    a.send(b"x").expect("sends");
+    assert_eq!(verdict(&mut b), Ok(1));
+    // Each thread of the monitor is killed in its first wait; nothing of it is unwound.
+    kill_for(&[libc::SYS_epoll_wait, libc::SYS_epoll_pwait], libc::SECCOMP_RET_KILL_THREAD);
+    assert_eq!(verdict(&mut b), Err(RecvTimeoutError::Disconnected));
+}
+
+#[test]
+fn a_program_that_closes_all_descriptors_is_told_and_keeps_its_files() {
+    const NAME: &str = "a_program_that_closes_all_descriptors_is_told_and_keeps_its_files";
+    match role().as_deref() {
+        None => {
+            let _watchdog = Watchdog::new(NAME);
+            alone(NAME, "blocked");
+            alone(NAME, "polls");
+        }
+        Some("child") => echo(SharedMemoryStream::from_parent().expect("handed over")),
+        Some(how) => {
+            let listener = SharedMemoryListener::bind(socket_path()).expect("binds");
+            let (child, mut stream) = SharedMemoryStream::spawn(me(NAME, "child", "")).expect("spawns");
+            let mut child = Kept(child);
+            round_trip(&mut stream, 1);
+            // SAFETY: takes numbers; nothing that the standard library holds is above them.
+            unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
+            let files: Vec<_> = (0..64).map(|_| File::open("/dev/null").expect("opens")).collect();
+            child.0.kill().expect("kills");
+            if how == "blocked" {
+                let end = verdict(&mut stream).expect_err("it has ended");
+                assert!(matches!(end, RecvTimeoutError::Disconnected), "{end:?}");
+            } else {
+                assert!(eventually(|| stream
+                    .try_recv(&mut [0; 8])
+                    .is_err_and(|error| error.is_disconnected())));
+            }
+            let (mut a, mut b) =
+                SharedMemoryStream::pair().expect("a new connection has a monitor of its own");
+            a.send(b"x").expect("sends");
+            assert_eq!(verdict(&mut b), Ok(1));
+            drop((stream, listener, a, b));
+            assert!(files.iter().all(|file| file.metadata().is_ok()), "a file of the program was closed");
+        }
+    }
+}
+
+#[test]
+fn a_lack_of_threads_is_an_error_of_whoever_needs_the_monitor_first() {
+    const NAME: &str = "a_lack_of_threads_is_an_error_of_whoever_needs_the_monitor_first";
+    match role().as_deref() {
+        None => {
+            let _watchdog = Watchdog::new(NAME);
+            if sys::effective_user() != 0 {
+                return say("skipped: only root can become a user with no other threads");
+            }
+            alone(NAME, "early");
+            alone(NAME, "late");
+        }
+        Some("client") => {
+            let mut stream = SharedMemoryStream::connect(told()).expect("connects");
+            stream.send(b"x").expect("sends");
+        }
+        Some(when) => {
+            become_user_without_threads();
+            let path = socket_path();
+            if when == "early" {
+                limit_threads();
+                let bound = SharedMemoryListener::bind(&path).map(drop).expect_err("no thread").to_string();
+                assert!(bound.contains("RLIMIT_NPROC"), "{bound}");
+                let paired: ConnectError = SharedMemoryStream::pair().map(drop).expect_err("no thread");
+                assert!(paired.to_string().contains("RLIMIT_NPROC"), "{paired}");
+                assert_ne!(std::io::Error::from(paired).kind(), std::io::ErrorKind::WouldBlock);
+                assert!(!path.exists(), "nothing is left behind");
+                return;
+            }
+            let listener = SharedMemoryListener::bind(&path).expect("binds");
+            let _client = Kept::start(&mut me(NAME, "client", path.to_str().expect("plain")));
+            sleep(Duration::from_millis(100));
+            limit_threads();
+            let mut stream = listener.accept_timeout(LONG).expect("the monitor runs since the bind");
+            assert_eq!(verdict(&mut stream), Ok(1));
+            assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::Disconnected));
+        }
+    }
+}
+
+fn become_user_without_threads() {
+    // SAFETY: the calls take numbers, and change this process alone.
+    unsafe {
+        assert_eq!(libc::setgroups(0, std::ptr::null()), 0);
+        assert_eq!(libc::setgid(23_416), 0);
+        assert_eq!(libc::setuid(23_416), 0);
+    }
+}
+
+fn limit_threads() {
+    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: reads a live local.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NPROC, &none) }, 0);
+}
+
+/// Policy, nice value and CPUs of a thread.
+fn schedule(task: &Path) -> (String, String, String) {
+    let stat = fs::read_to_string(task.join("stat")).expect("readable");
+    let fields: Vec<&str> = stat.rsplit_once(')').expect("a name").1.split_whitespace().collect();
+    let status = fs::read_to_string(task.join("status")).expect("readable");
+    let cpus = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).expect("listed");
+    (fields[38].into(), fields[16].into(), cpus.trim().into())
+}
+
+#[test]
+fn a_monitor_started_by_a_pinned_idle_thread_is_scheduled_as_the_main_thread() {
+    const NAME: &str = "a_monitor_started_by_a_pinned_idle_thread_is_scheduled_as_the_main_thread";
+    if role().is_none() {
+        let _watchdog = Watchdog::new(NAME);
+        if sys::effective_user() != 0 {
+            return say("skipped: only root can take a thread out of SCHED_IDLE");
+        }
+        return alone(NAME, "pinned");
+    }
+    let main = schedule(Path::new("/proc/self"));
+    let first = main.2.split(['-', ',']).next().expect("one").parse().expect("a number");
+    let pinned = move || {
+        // SAFETY: changes this thread alone; the set and the parameter are live locals.
+        unsafe {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            libc::CPU_SET(first, &mut set);
+            assert_eq!(libc::sched_setaffinity(0, size_of_val(&set), &set), 0);
+            assert_eq!(libc::setpriority(libc::PRIO_PROCESS, 0, 19), 0);
+            let parameter = libc::sched_param { sched_priority: 0 };
+            assert_eq!(libc::sched_setscheduler(0, libc::SCHED_IDLE, &parameter), 0);
+        }
+        SharedMemoryStream::pair().map(drop).expect("pairs");
+    };
+    thread::spawn(pinned).join().expect("ends");
+    let monitor = fs::read_dir("/proc/self/task").expect("lists").flatten().find(|task| {
+        fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == "narrows-watch")
+    });
+    assert_eq!(schedule(&monitor.expect("runs").path()), main);
+}
+
+#[test]
+fn a_plugin_may_be_unloaded_right_after_its_connection() {
+    const NAME: &str = "a_plugin_may_be_unloaded_right_after_its_connection";
+    if role().is_none() {
+        let _watchdog = Watchdog::new(NAME);
+        let build = Command::new(env!("CARGO"))
+            .args(["build", "-p", "narrows", "--example", "plugin"])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .output();
+        assert!(build.expect("runs").status.success());
+        (0..20).for_each(|_| alone(NAME, "host"));
+        return;
+    }
+    let binary = std::env::current_exe().expect("a path");
+    let target = binary.ancestors().nth(3).expect("the folder of all that is built");
+    let built = target.join("debug/examples/libplugin.so");
+    let path = std::ffi::CString::new(built.to_str().expect("plain")).expect("no zero");
+    // SAFETY: the plugin's one function has this type, and is called before it is unloaded.
+    unsafe {
+        let plugin = libc::dlopen(path.as_ptr(), libc::RTLD_NOW);
+        assert!(!plugin.is_null(), "{}", built.display());
+        let run = libc::dlsym(plugin, c"narrows_plugin_run".as_ptr());
+        assert!(!run.is_null());
+        let run: extern "C" fn() -> i32 = std::mem::transmute(run);
+        assert_eq!(thread::spawn(move || run()).join().expect("ends"), 0);
+        assert_eq!(libc::dlclose(plugin), 0);
+    }
+    sleep(Duration::from_millis(200)); // A thread that lost its code would crash in the meantime.
+}
+
+/// The figures are printed, not asserted: a busy machine may take as long as it likes.
+#[test]
+fn deaths_are_reported_as_soon_as_the_kernel_reports_the_exit() {
+    const NAME: &str = "deaths_are_reported_as_soon_as_the_kernel_reports_the_exit";
+    if role().is_some() {
+        return echo(SharedMemoryStream::from_parent().expect("handed over"));
+    }
+    let _watchdog = Watchdog::new(NAME);
+    let mut took: Vec<Duration> = (0..30)
+        .map(|index| {
+            let (child, mut stream) = SharedMemoryStream::spawn(me(NAME, "child", "")).expect("spawns");
+            let mut child = Kept(child);
+            round_trip(&mut stream, index);
+            child.0.kill().expect("kills");
+            child.0.wait().expect("reaps"); // The kernel has reported the exit by now.
+            let began = Instant::now();
+            assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::PeerDied));
+            began.elapsed()
+        })
+        .collect();
+    took.sort_unstable();
+    say(&format!("behind the exit: median {:.1?}, at most {:.1?}", took[15], took[29]));
+}
+
+#[test]
+fn the_monitor_can_be_started_before_any_connection() {
+    const NAME: &str = "the_monitor_can_be_started_before_any_connection";
+    if role().is_none() {
+        let _watchdog = Watchdog::new(NAME);
+        return alone(NAME, "early");
+    }
+    narrows::start_peer_monitor().expect("starts");
+    narrows::start_peer_monitor().expect("runs");
+    let threads = || fs::read_dir("/proc/self/task").expect("lists").count();
+    let before = threads();
+    drop(SharedMemoryStream::pair().expect("pairs"));
+    assert_eq!(threads(), before, "the connection has started no other");
+}
