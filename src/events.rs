@@ -7,6 +7,7 @@
 //! | a connection was closed, by which side | debug |
 //! | the peer's process died | warn |
 //! | the peer broke the protocol | error |
+//! | a descriptor of a peer could not be closed | warn |
 //!
 //! # Invariants
 //!
@@ -51,6 +52,11 @@ pub(crate) fn rejected(pid: u32, uid: u32, why: &dyn Display) {
 /// A client went before it was let in.
 pub(crate) fn left(pid: u32, uid: u32) {
     tell!(debug, "process {pid} of user {uid} left before its handshake was over");
+}
+
+/// A descriptor that came from a peer stays open: no thread can be had to close it.
+pub(crate) fn descriptor_lost() {
+    tell!(warn, "a descriptor of a peer stays open: its close may block, and no thread is free to do it");
 }
 
 /// A connection has ended: its fate as `ring::Fate` has it, and whether the peer has said good-bye.

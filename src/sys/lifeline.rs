@@ -29,7 +29,7 @@
 //! The verdicts as a table, and real processes, in `tests.rs`.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
@@ -37,6 +37,7 @@ use std::time::{Duration, Instant};
 
 use self::table::{Suspect, Table};
 use super::epoll::{Epoll, Event, Events};
+use super::foreign::PeerSocket;
 use super::fork::{Canary, PerProcess, Slot, per_process};
 use super::pidfd::Pidfd;
 use super::signals;
@@ -71,7 +72,7 @@ pub(crate) struct Watch {
     lifeline: &'static Lifeline,
     id: u64,
     // Closed after `drop` has removed them from epoll.
-    socket: OwnedFd,
+    socket: PeerSocket,
     #[cfg_attr(not(test), expect(dead_code, reason = "the lifeline's table names its descriptor"))]
     peer: Option<Arc<Pidfd>>,
 }
@@ -85,17 +86,18 @@ pub(crate) struct Watch {
 ///
 /// A lack of descriptors or threads, or `watched` does not exist; the socket is closed then.
 pub(crate) fn watch(
-    socket: OwnedFd,
+    socket: impl Into<PeerSocket>,
     peer: Option<Arc<Pidfd>>,
     watched: Weak<dyn Watched>,
 ) -> io::Result<Watch> {
+    let socket = socket.into();
     if watched.strong_count() == 0 {
         // It would be taken for gone: an end that came now would be told to nobody.
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "nothing to watch for"));
     }
     let lifeline = per_process(Lifeline::new)?;
     let canary = Canary::new()?;
-    let id = lifeline.add(&socket, peer.as_ref(), watched)?;
+    let id = lifeline.add(socket.as_fd(), peer.as_ref(), watched)?;
     step!("watch");
     Ok(Watch { canary, lifeline, id, socket, peer })
 }
@@ -154,7 +156,7 @@ impl Lifeline {
 
     fn add(
         &'static self,
-        socket: &OwnedFd,
+        socket: BorrowedFd<'_>,
         peer: Option<&Arc<Pidfd>>,
         watched: Weak<dyn Watched>,
     ) -> io::Result<u64> {
@@ -163,7 +165,7 @@ impl Lifeline {
             self.start()?;
             table.thread_started = true;
         }
-        table.add(&self.epoll, socket.as_fd(), peer, watched)
+        table.add(&self.epoll, socket, peer, watched)
     }
 
     /// Removes a connection. False if it is not there: removed already, or told its end.

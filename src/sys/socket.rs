@@ -187,9 +187,24 @@ pub(crate) fn want_pidfd(fd: BorrowedFd<'_>) {
 }
 
 /// Makes the peer's attempts to pass descriptors fail, where the kernel can (Linux 6.16). On a
-/// listening socket it holds for all that it accepts.
+/// listening socket it holds for all that it accepts. Descriptors that wait in the queue stay there.
 pub(crate) fn refuse_descriptors(fd: BorrowedFd<'_>) {
     let _a_help = set_option(fd, SO_PASSRIGHTS, 0);
+}
+
+/// Ends the connection in both directions: the peer is told, and the kernel accepts nothing for this socket any more.
+pub(crate) fn shut_down(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: takes two numbers.
+    call::check("shutdown", unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_RDWR) }).map(drop)
+}
+
+/// How many bytes were received and not read yet.
+pub(crate) fn queued(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the kernel fills the local number.
+    let asked = unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
+    call::check("ioctl(FIONREAD)", asked)?;
+    Ok(usize::try_from(bytes).unwrap_or(usize::MAX))
 }
 
 const FLAGS: i32 = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
