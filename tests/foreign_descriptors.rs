@@ -341,6 +341,21 @@ fn accept_goes_on_whatever_a_client_sends() {
 }
 
 #[test]
+fn dropping_a_listener_returns_in_time_whatever_waits_to_be_accepted() {
+    on_new_and_old_kernels("dropping_a_listener_returns_in_time_whatever_waits_to_be_accepted", || {
+        let folder = tempfile::tempdir().expect("directory");
+        let path = folder.path().join("socket");
+        let listener = Options::new().bind(&path).expect("binds");
+        let client = UnixStream::connect(&path).expect("connects");
+        let _ends = send_lingering(&client, &hello(), 2);
+        in_time("drop", || drop(listener));
+        client.set_read_timeout(Some(LATE)).expect("set");
+        let told = in_time("the hang-up", || (&client).read(&mut [0]));
+        assert!(matches!(told, Ok(0)) || told.is_err_and(|it| it.raw_os_error() == Some(libc::ECONNRESET)));
+    });
+}
+
+#[test]
 fn a_client_that_does_not_seal_or_confirm_is_refused() {
     let timeout = Duration::from_millis(300);
     let server = Server::start(&Options::new().handshake_timeout(timeout));

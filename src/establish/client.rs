@@ -123,7 +123,7 @@ impl Caller {
             return Err(ConnectError::Timeout);
         };
         // From now on the server may pass no more descriptors, where the kernel can forbid it.
-        socket::refuse_descriptors(self.socket.as_fd());
+        let _a_help = socket::refuse_descriptors(self.socket.as_fd());
         let region = adopt(self.memory, agreed.geometry.region_len(), sealing)?;
         let queued = socket::queued(self.socket.as_fd());
         if queued.map_err(ConnectError::io("looking for what the server sent"))? > 0 {

@@ -17,7 +17,7 @@
 use std::fmt;
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -26,6 +26,7 @@ use crate::establish::{Established, Failure, Guest, Step, deadline};
 use crate::handshake::Limits;
 use crate::options::Options;
 use crate::sys::epoll::{Epoll, Eventfd, Events, Interest};
+use crate::sys::foreign::Listening;
 use crate::sys::socket;
 use crate::sys::timer::Timer;
 use crate::sys::wait::Readiness;
@@ -41,7 +42,7 @@ pub(super) enum Outcome {
 
 /// The listening socket and the clients that are not through yet.
 pub(super) struct Reception {
-    socket: Arc<OwnedFd>,
+    socket: Arc<Listening>,
     listening: bool,
     guests: Vec<Option<Seat>>,
     epoll: Arc<Epoll>,
@@ -61,7 +62,7 @@ struct Seat {
 impl Reception {
     /// Begins to listen for clients, and for the bell.
     pub(super) fn open(
-        socket: Arc<OwnedFd>,
+        socket: Arc<Listening>,
         bell: &Eventfd,
         limits: Limits,
         options: Options,

@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //!
-//! 1. Dropping a [`Foreign`] or a [`PeerSocket`] never blocks.
+//! 1. Dropping a [`Foreign`], a [`PeerSocket`] or a [`Listening`] never blocks.
 //! 2. A socket is closed by the dropping thread only if its queue is empty and stays empty: it is shut down first,
 //!    and the kernel accepts nothing for a socket that is shut down. Each message takes at
 //!    least one byte, so a queue without bytes holds no descriptor.
@@ -86,6 +86,37 @@ impl Drop for PeerSocket {
         let empty = socket::queued(fd.as_fd()).is_ok_and(|bytes| bytes == 0);
         if !(shut && empty) {
             offload::close(fd);
+        }
+    }
+}
+
+/// A socket that listens. Clients that were never accepted may have filled their ends of it.
+#[derive(Debug)]
+pub(crate) struct Listening {
+    // Only `None` while it is dropped.
+    fd: Option<OwnedFd>,
+    refuses: bool,
+}
+
+impl Listening {
+    /// A bound socket, before it listens: from then on its clients pass no descriptors, where the kernel can forbid it.
+    pub(crate) fn new(fd: OwnedFd) -> Self {
+        let refuses = socket::refuse_descriptors(fd.as_fd()).is_ok();
+        Self { fd: Some(fd), refuses }
+    }
+}
+
+impl AsFd for Listening {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_ref().expect("there until it is dropped").as_fd()
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        match self.fd.take() {
+            Some(fd) if !self.refuses => offload::close(fd),
+            _ => {}
         }
     }
 }
