@@ -22,6 +22,7 @@ use std::fmt;
 use std::io;
 
 pub use calls::{CallError, HandlerError};
+pub(crate) use handshake::SPOKEN;
 pub use handshake::{HandshakeError, RejectCode};
 pub use setup::{AcceptError, BindError, ConnectError, SpawnError};
 

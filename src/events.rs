@@ -9,6 +9,7 @@
 //! | the peer broke the protocol | error |
 //! | the peer monitor was lost, and with it all connections | error |
 //! | the peer monitor's thread was killed, or keeps a scheduling that delays it | warn |
+//! | a descriptor of a peer could not be closed | warn |
 //!
 //! # Invariants
 //!
@@ -68,6 +69,11 @@ pub(crate) fn monitor_restarted() {
 /// The peer monitor's thread is scheduled as the thread that started it.
 pub(crate) fn monitor_not_reset(why: &dyn Display) {
     tell!(warn, "the peer monitor keeps the scheduling of the thread that made the first connection: {why}");
+}
+
+/// A descriptor that came from a peer stays open: no thread can be had to close it.
+pub(crate) fn descriptor_lost() {
+    tell!(warn, "a descriptor of a peer stays open: its close may block, and no thread is free to do it");
 }
 
 /// A connection has ended: its fate as `ring::Fate` has it, and whether the peer has said good-bye.

@@ -12,10 +12,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use narrows::internal::handshake::{ANSWER_LEN, Agreement, Answer, ClientHandshake, HELLO_LEN, Reject};
+use narrows::internal::handshake::{
+    ACKNOWLEDGE, ANSWER_LEN, Agreement, Answer, ClientHandshake, HELLO_LEN, Reject, VERSION_MAX,
+};
 use narrows::internal::layout::Geometry;
 use narrows::{ConnectError, HandshakeError, RejectCode};
 use narrows::{Options, SharedMemoryStream};
@@ -39,14 +42,15 @@ fn each_mistake_of_a_client_is_answered_and_hurts_nobody_else() {
     assert_eq!(with(0, b"GET / HT"), Some(RejectCode::BadHello));
     assert_eq!(with(8, &[9, 0, 10, 0]), Some(RejectCode::Version));
     assert_eq!(with(8, &[1, 0, 0, 0]), Some(RejectCode::Version));
+    assert_eq!(with(8, &[1, 0, 1, 0]), Some(RejectCode::Version), "version 1 was never published");
     assert_eq!(with(12, &[1]), Some(RejectCode::Features));
     assert_eq!(with(16, &[0, 0, 2, 0]), Some(RejectCode::Geometry));
     assert_eq!(with(16, &[3, 0, 0, 0]), Some(RejectCode::Geometry));
     assert_eq!(with(24, &[255; 8]), Some(RejectCode::Geometry));
     assert_eq!(with(32, &[0; 8]), Some(RejectCode::MaxMessage));
     assert_eq!(with(40, &[1]), Some(RejectCode::WrongNonce));
-    assert_eq!(with(48, &[1]), Some(RejectCode::BadHello));
-    server.failures_reach(10);
+    assert_eq!(with(52, &[1]), Some(RejectCode::BadHello));
+    server.failures_reach(11);
     server.honest_client_gets_in();
 }
 
@@ -58,9 +62,14 @@ fn a_hello_in_pieces_is_welcome_and_more_is_never_read() {
         (&dripping).write_all(&[byte]).expect("sends");
         thread::sleep(Duration::from_millis(1));
     }
-    assert_eq!(code(answer(&dripping)), None);
-    let talkative = [&hello()[..], &[7; 1000]].concat();
-    assert_eq!(code(ask(&server.raw(), &talkative)), None);
+    assert_eq!(code(confirm(&dripping).0), None);
+    let talkative = server.raw();
+    (&talkative).write_all(&hello()).expect("sends");
+    let (welcome, memory) = answer_with_memory(&talkative);
+    assert_eq!(code(welcome), None);
+    seal(memory.as_fd(), LAST_SEALS).expect("seals");
+    (&talkative).write_all(&[&[ACKNOWLEDGE][..], &[7; 1000]].concat()).expect("sends");
+    eventually(|| server.accepted.load(Ordering::SeqCst) == 2);
     server.honest_client_gets_in();
     assert_eq!(server.listener.failed_handshakes(), 0);
 }
@@ -209,7 +218,13 @@ fn answering(
 }
 
 fn welcome() -> [u8; ANSWER_LEN] {
-    let agreed = Agreement { version: 1, features: 0, geometry: geometry(), max_message: 1, first_ticket: 0 };
+    let agreed = Agreement {
+        version: VERSION_MAX,
+        features: 0,
+        geometry: geometry(),
+        max_message: 1,
+        first_ticket: 0,
+    };
     Answer::Welcome(agreed).encode()
 }
 
@@ -227,6 +242,8 @@ fn each_lie_about_the_memory_is_found() {
     bad(memfd(len, SEALS & !libc::F_SEAL_SHRINK));
     bad(memfd(len, SEALS & !libc::F_SEAL_GROW));
     bad(memfd(len, SEALS | libc::F_SEAL_FUTURE_WRITE));
+    bad(memfd(len, SEALS | libc::F_SEAL_WRITE));
+    bad(memfd(len, SEALS | libc::F_SEAL_SEAL));
     bad(memfd(len - 4096, SEALS));
     bad(memfd(len + 4096, SEALS));
     bad(memfd(0, SEALS));
@@ -245,8 +262,32 @@ fn a_flood_of_descriptors_is_closed() {
         let fds = (0..count).map(|_| File::open("/dev/null").expect("opens").into()).collect();
         let error = answering(welcome(), fds).expect_err("a flood");
         assert!(matches!(error, ConnectError::SurplusDescriptors | ConnectError::Truncated), "{error:?}");
-        assert_eq!(descriptors(), before);
+        eventually(|| descriptors() == before); // Another thread closes them.
     }
+}
+
+#[test]
+fn without_room_for_the_memory_the_error_names_the_limit() {
+    if !alone("without_room_for_the_memory_the_error_names_the_limit") {
+        return;
+    }
+    let (memory, folder) = (memfd(geometry().region_len(), SEALS), tempfile::tempdir().expect("dir"));
+    let path = folder.path().join("door");
+    let listener = UnixListener::bind(&path).expect("binds");
+    let limit = libc::rlimit { rlim_cur: 64, rlim_max: 64 };
+    // SAFETY: reads the local struct.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
+    let mut hoard: Vec<_> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
+    hoard.truncate(hoard.len() - 2); // Room for both ends of the connection.
+    let server = thread::spawn(move || {
+        let mut client = listener.accept().expect("accepts").0;
+        client.read_exact(&mut [0; HELLO_LEN]).expect("a hello");
+        send_with(&client, &welcome(), &[memory.as_fd()]).expect("sends");
+        let _ = client.read(&mut [0]); // Until the client hangs up.
+    });
+    let error = SharedMemoryStream::connect(&path).expect_err("no room");
+    assert!(error.to_string().contains("RLIMIT_NOFILE"), "{error}");
+    server.join().expect("the play ends well");
 }
 
 #[test]
@@ -261,13 +302,14 @@ fn each_lie_of_an_answer_is_found() {
     };
     assert_eq!(with(0, b"HTTP/1.1"), HandshakeError::BadMagic);
     assert_eq!(with(8, &[3]), HandshakeError::UnknownKind(3));
-    assert!(matches!(with(10, &[2]), HandshakeError::NoCommonVersion { .. }));
+    assert_eq!(with(10, &[1]), HandshakeError::NoCommonVersion { min: 1, max: 1 });
+    assert_eq!(with(12, &[1]), HandshakeError::UnknownFeatures(1));
     assert!(matches!(with(16, &[3, 0]), HandshakeError::BadGeometry { .. }));
     assert!(matches!(with(48, &[1]), HandshakeError::BadRegionLen { .. }));
     assert_eq!(with(40, &[255; 8]), HandshakeError::BadTicket(u64::MAX));
     assert_eq!(with(127, &[1]), HandshakeError::ReservedNotZero);
     let geometry = Geometry::new(512, 1 << 20, 64).expect("legal");
-    let agreed = Agreement { version: 1, features: 0, geometry, max_message: 1, first_ticket: 0 };
+    let agreed = Agreement { version: VERSION_MAX, features: 0, geometry, max_message: 1, first_ticket: 0 };
     let greedy = answering(Answer::Welcome(agreed).encode(), vec![memfd(geometry.region_len(), SEALS)]);
     assert!(matches!(greedy, Err(ConnectError::BadAnswer(HandshakeError::MoreThanWanted))));
     let reject = Answer::Reject(Reject::new(RejectCode::Other(999), "come back tomorrow")).encode();
@@ -310,6 +352,9 @@ fn a_welcome_in_pieces_is_taken() {
         for byte in &welcome()[9..] {
             client.write_all(&[*byte]).expect("sends");
         }
+        let mut last = [0];
+        client.read_exact(&mut last).expect("the acknowledgement");
+        assert_eq!((last, seal(memory.as_fd(), 0).is_err()), ([ACKNOWLEDGE], true), "sealed against seals");
     };
     against(play, &Options::new()).expect("connects");
 }

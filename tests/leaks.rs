@@ -72,7 +72,7 @@ fn bad_memory(folder: &Path) {
             let (socket, _) = server.accept().expect("accepts");
             let geometry = Geometry::new(8, 4096, 8).expect("legal");
             let agreed = narrows::handshake::Agreement {
-                version: 1,
+                version: narrows::handshake::VERSION_MAX,
                 features: 0,
                 geometry,
                 max_message: 1000,

@@ -19,11 +19,15 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use narrows::internal::handshake::{ANSWER_LEN, Agreement, Answer, ClientHandshake, HELLO_LEN, Reject};
+use narrows::internal::handshake::{
+    ANSWER_LEN, Agreement, Answer, ClientHandshake, HELLO_LEN, Reject, VERSION_MAX,
+};
 use narrows::internal::layout::Geometry;
 use narrows::{ConnectError, HandshakeError, Options, RejectCode};
 
-use support::{SEALS, Server, Watchdog, alone, answer, descriptors, eventually, memfd, pipe, send_with};
+use support::{
+    SEALS, Server, Watchdog, alone, answer, confirm, descriptors, eventually, memfd, pipe, send_with,
+};
 
 fn small() -> Geometry {
     Geometry::new(2, 64, 1).expect("legal")
@@ -43,7 +47,8 @@ fn hello() -> [u8; HELLO_LEN] {
 }
 
 fn welcome() -> [u8; ANSWER_LEN] {
-    let agreed = Agreement { version: 1, features: 0, geometry: small(), max_message: 1, first_ticket: 0 };
+    let agreed =
+        Agreement { version: VERSION_MAX, features: 0, geometry: small(), max_message: 1, first_ticket: 0 };
     Answer::Welcome(agreed).encode()
 }
 
@@ -123,6 +128,9 @@ impl Liar {
                     // The client may have gone at the part before.
                     let _ = send_with(&client, &bytes, &fds);
                 }
+                // That was all; and it is not gone before the client is.
+                let _ = client.shutdown(Shutdown::Write);
+                let _ = client.read_to_end(&mut Vec::new());
             }
         });
         Self { path, parts: Some(parts), thread: Some(thread), _folder: folder }
@@ -194,21 +202,28 @@ fn every_number_and_kind_of_descriptors_for_the_client() {
 fn every_number_and_kind_of_descriptors_for_the_server() {
     counted("every_number_and_kind_of_descriptors_for_the_server", || {
         let server = Server::start(&options());
-        let mut cases = 0;
+        let (mut cases, mut failures) = (0, 0);
         for kinds in lists(&KINDS, 3) {
             for cut in [0, 1, 63] {
                 let (client, fds) = (server.raw(), kinds.iter().map(|kind| make(*kind)).collect::<Vec<_>>());
                 let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
                 (&client).write_all(&hello()[..cut]).expect("sends");
-                // Refused by the kernel from Linux 6.16 on; before that the server's kernel drops them.
-                if send_with(&client, &hello()[cut..], &fds).is_err() {
+                cases += 1;
+                let refused = send_with(&client, &hello()[cut..], &fds).is_err();
+                if refused {
+                    // By the kernel, from Linux 6.16 on: nothing of it went over.
                     (&client).write_all(&hello()[cut..]).expect("sends");
                 }
-                assert!(matches!(answer(&client), Answer::Welcome(_)), "{kinds:?}");
-                cases += 1;
+                if refused || kinds.is_empty() {
+                    assert!(matches!(confirm(&client).0, Answer::Welcome(_)), "{kinds:?}");
+                    continue;
+                }
+                let Answer::Reject(reject) = answer(&client) else { panic!("let in with {kinds:?}") };
+                assert_eq!(reject.code(), RejectCode::BadHello, "{kinds:?}");
+                failures += 1;
             }
         }
-        assert_eq!(server.listener.failed_handshakes(), 0);
+        server.failures_reach(failures);
         cases
     });
 }
@@ -237,7 +252,7 @@ fn every_short_order_for_the_server() {
     counted("every_short_order_for_the_server", || {
         let (server, hello) = (Server::start(&options()), hello());
         let tokens: [&[u8]; 6] = [&hello, &hello[..32], &hello[32..], b"GET / HT", &welcome(), &[0; 8]];
-        let (mut cases, mut failures) = (0, 0);
+        let mut cases = 0;
         for order in lists(&tokens, 3) {
             let (mut client, all) = (server.raw(), order.concat());
             for token in order {
@@ -248,10 +263,9 @@ fn every_short_order_for_the_server() {
             let is = heard(&mut client);
             let right = said(&all, &hello);
             assert_eq!(is, right, "{all:?}");
-            failures += u64::from(right != Some(None));
             cases += 1;
         }
-        server.failures_reach(failures);
+        server.failures_reach(cases); // None of them ends with an acknowledgement.
         cases
     });
 }
@@ -296,7 +310,12 @@ fn every_short_order_for_the_client() {
             };
             let is = liar.answer(order.iter().map(part).collect());
             let right = understood(&order, &welcome, &reject);
-            assert_eq!(End::of(&is), right, "{order:?}");
+            let is = End::of(&is);
+            // What comes behind the Welcome is too much if it is there in time, and is never read if it is late. A
+            // second descriptor may be noticed one part early.
+            let late = right == End::Connected && is == End::Bad(HandshakeError::Surplus);
+            let early = order.iter().map(|part| part.1).sum::<usize>() > 1 && is == End::Surplus;
+            assert!(is == right || late || early, "{order:?}: {is:?}");
             cases += 1;
         }
         cases

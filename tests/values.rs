@@ -46,8 +46,8 @@ fn errors_of_connecting_tell_what_to_do() {
     is(E::BadMemfd("holes".into()), ErrorKind::InvalidData, "holes");
     is(E::NoDescriptor, ErrorKind::InvalidData, "no memory");
     is(E::SurplusDescriptors, ErrorKind::InvalidData, "more than one");
-    is(E::Truncated, ErrorKind::Other, "RLIMIT_NOFILE");
-    is(E::PeerClosed, ErrorKind::ConnectionAborted, "mid-handshake");
+    is(E::Truncated, ErrorKind::Other, "security module");
+    is(E::PeerClosed, ErrorKind::ConnectionAborted, "handshake_timeout");
     is(E::BadAnswer(HandshakeError::BadText), ErrorKind::InvalidData, "text");
     is(E::NoParent, ErrorKind::NotFound, "spawn");
     is(E::ParentTaken, ErrorKind::AlreadyExists, "before");

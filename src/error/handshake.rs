@@ -45,8 +45,10 @@ pub enum HandshakeError {
         /// The highest version that the peer speaks.
         max: u16,
     },
-    /// The peer needs features that this side does not know, as bits.
+    /// The peer needs, or uses, features that this side does not know, as bits.
     UnknownFeatures(u32),
+    /// The client needs features that it does not offer, as bits.
+    FeaturesNotOffered(u32),
     /// The geometry is outside the legal ranges, or a number in it is no power of two.
     BadGeometry {
         /// Slots of each ring.
@@ -79,6 +81,12 @@ pub enum HandshakeError {
     WrongNonce,
     /// Bytes came after the end of the message.
     Surplus,
+    /// A descriptor came beside bytes that carry none.
+    UnexpectedDescriptor,
+    /// The byte by which the client confirms the memory has another value.
+    BadAcknowledgement(u8),
+    /// The client confirmed the memory, but has not sealed it.
+    NotSealed,
 }
 
 impl fmt::Display for HandshakeError {
@@ -87,9 +95,17 @@ impl fmt::Display for HandshakeError {
             Self::BadMagic => f.write_str("the peer does not speak this protocol"),
             Self::BadVersions { min, max } => write!(f, "versions from {min} to {max} make no sense"),
             Self::NoCommonVersion { min, max } => {
-                write!(f, "the peer speaks versions {min} to {max} only: use the same release on both sides")
+                let range =
+                    if min == max { format!("version {min}") } else { format!("versions {min} to {max}") };
+                write!(
+                    f,
+                    "the peer speaks protocol {range}, this side {SPOKEN}: use the same release on both sides"
+                )
             }
             Self::UnknownFeatures(bits) => write!(f, "the peer needs unknown features {bits:#x}"),
+            Self::FeaturesNotOffered(bits) => {
+                write!(f, "the peer needs features that it does not offer: {bits:#x}")
+            }
             Self::BadGeometry { slots, arena, urgent } => {
                 write!(f, "{slots} slots, {arena} bytes, {urgent} urgent words: no legal geometry")
             }
@@ -104,11 +120,19 @@ impl fmt::Display for HandshakeError {
             Self::MoreThanWanted => f.write_str("the server grants more than was asked for"),
             Self::WrongNonce => f.write_str("the nonce is not the one that was handed over"),
             Self::Surplus => f.write_str("bytes came after the end of the message"),
+            Self::UnexpectedDescriptor => f.write_str("a descriptor came where none belongs"),
+            Self::BadAcknowledgement(byte) => {
+                write!(f, "the memory was acknowledged by {byte:#04x}, which means nothing")
+            }
+            Self::NotSealed => f.write_str("the memory was acknowledged without being sealed"),
         }
     }
 }
 
 impl std::error::Error for HandshakeError {}
+
+/// The version of the protocol that this library speaks; `handshake` asserts that it is the one there.
+pub(crate) const SPOKEN: u16 = 2;
 
 impl From<HandshakeError> for io::Error {
     fn from(error: HandshakeError) -> Self {

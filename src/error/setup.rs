@@ -56,9 +56,11 @@ pub enum ConnectError {
     NoDescriptor,
     /// The server sent more than one descriptor; all were closed.
     SurplusDescriptors,
-    /// The kernel cut off descriptors, for example since this process has too many open files.
+    /// The memory that the server sent did not arrive, and not for want of room for descriptors: that is
+    /// [`Io`](Self::Io).
     Truncated,
-    /// The server closed the socket in mid-handshake.
+    /// The server closed the socket in mid-handshake. It may have ended, or this process took longer for the handshake
+    /// than the server allows.
     PeerClosed,
     /// The server's answer makes no sense.
     BadAnswer(HandshakeError),
@@ -115,10 +117,10 @@ impl fmt::Display for ConnectError {
             Self::NoDescriptor => f.write_str("the server sent no memory with its welcome"),
             Self::SurplusDescriptors => f.write_str("the server sent more than one descriptor"),
             Self::Truncated => {
-                f.write_str("descriptors were cut off: raise the limit of open files (RLIMIT_NOFILE)")
+                f.write_str("the memory did not arrive: a security module (SELinux, AppArmor) or a filter may have removed its descriptor")
             }
             Self::PeerClosed => {
-                f.write_str("the server closed the connection in mid-handshake: did it crash, or is it not a narrows server?")
+                f.write_str("the server closed the connection in mid-handshake: it ended, it allows less time for a handshake than this process took (Options::handshake_timeout of the server), or it is not a narrows server")
             }
             Self::BadAnswer(error) => write!(f, "the server's answer makes no sense: {error}"),
             Self::NoParent => {

@@ -44,7 +44,7 @@ pub(crate) fn spawn(command: &mut Command, options: &Options) -> Result<(Child, 
     lifeline::start().map_err(SpawnError::io("watching for the child's end"))?;
     let until = deadline(options.connect_timeout_or_default());
     let (ours, theirs) = socket::pair().map_err(SpawnError::io("making a pair of sockets"))?;
-    socket::refuse_descriptors(ours.as_fd());
+    let _a_help = socket::refuse_descriptors(ours.as_fd());
     let nonce = announce(command, &theirs).map_err(SpawnError::io("preparing the hand-over"))?;
     let mut child = command.spawn().map_err(SpawnError::io("starting the child"))?;
     drop(theirs);

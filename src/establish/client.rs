@@ -1,15 +1,23 @@
-//! The client's end: connects, says Hello, and judges what comes with the Welcome.
+//! The client's end: connects, sends its Hello, validates what comes with the Welcome, seals and confirms it.
+//!
+//! ```text
+//!  Caller ──advance──▶ Hello sent ──▶ Welcome whole, one descriptor
+//!    └──confirm──▶ verify, map, seal (never past the deadline), nothing more queued, one byte ──▶ Confirmed
+//! ```
 //!
 //! # Invariants
 //!
 //! 1. The kernel is asked for the sender's pidfd before Hello leaves, so the Welcome carries it.
 //! 2. Exactly one descriptor is accepted, whichever byte it came with; its seals and its size are
-//!    verified before it is mapped, and it is closed once it is.
-//! 3. Who sent the Welcome is the peer, also if it has ended since: the connection then ends as a death.
+//!    verified before it is mapped, and it is closed once it is sealed.
+//! 3. The process that sent the Welcome is the peer, also if it has ended since: the connection then ends as a death.
+//! 4. A server that punches holes meanwhile, and so holds the lock of the file that sealing needs, costs the client no
+//!    more than its deadline: a thread of its own waits for that lock.
 //!
 //! # Proof
 //!
 //! `tests/handshake.rs`: hostile servers with no, two, unsealed, short, regular-file descriptors.
+//! `tests/foreign_descriptors.rs`: descriptors whose close blocks, and a server that punches holes.
 
 use std::fmt;
 use std::fs;
@@ -17,20 +25,23 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::error::ConnectError;
-use crate::handshake::{ANSWER_LEN, Agreement, ClientHandshake, ClientStep, HELLO_LEN, Limits};
+use crate::error::{ConnectError, HandshakeError};
+use crate::handshake::{ACKNOWLEDGE, ANSWER_LEN, Agreement, ClientHandshake, ClientStep, HELLO_LEN, Limits};
 use crate::options::Options;
+use crate::sys::foreign::{Foreign, PeerSocket};
 use crate::sys::link::{LinkParts, Side};
 use crate::sys::memfd;
+use crate::sys::offload;
 use crate::sys::pidfd::Pidfd;
 use crate::sys::region::Region;
 use crate::sys::socket::{self, Connecting, PeerCred};
 #[cfg(feature = "testing")]
 use crate::sys::transfer::send_with_fds;
-use crate::sys::transfer::{Transfer, receive_with_fds, write};
+use crate::sys::transfer::{Beside, Transfer, receive_with_fds, write};
 use crate::sys::wait::Readiness;
 
 use super::{Established, Step, drive, expired, link, wanted};
@@ -66,16 +77,16 @@ pub(crate) fn answered(limits: &Limits, parts: Vec<(&[u8], Vec<OwnedFd>)>) -> Re
             break;
         }
     }
-    caller.finish(false).map(drop)
+    caller.confirm(Sealing::Here)?.finish(false).map(drop)
 }
 
 /// A client in mid-handshake.
 pub(super) struct Caller {
-    socket: OwnedFd,
+    socket: PeerSocket,
     cred: PeerCred,
     machine: ClientHandshake,
     sent: usize,
-    descriptors: Vec<OwnedFd>,
+    memory: Option<Foreign>,
     pidfd: Option<Pidfd>,
     agreed: Option<Agreement>,
 }
@@ -83,17 +94,17 @@ pub(super) struct Caller {
 impl Caller {
     pub(super) fn new(socket: OwnedFd, cred: PeerCred, limits: &Limits, nonce: u64) -> Self {
         Self {
-            socket,
+            socket: socket.into(),
             cred,
             machine: ClientHandshake::new(limits.geometry, limits.max_message, nonce),
             sent: 0,
-            descriptors: Vec::new(),
+            memory: None,
             pidfd: None,
             agreed: None,
         }
     }
 
-    /// Does all that can be done without waiting.
+    /// Does all that can be done without waiting; `Ready` once the Welcome is there.
     pub(super) fn advance(&mut self) -> Result<Step, ConnectError> {
         if !self.say_hello()? {
             return Ok(Step::Wants(Readiness::Writable));
@@ -106,16 +117,24 @@ impl Caller {
         Ok(Step::Ready)
     }
 
-    /// Makes the link of what came.
-    pub(super) fn finish(self, prefault: bool) -> Result<Established, ConnectError> {
+    /// Maps and seals the memory that came, and tells the server.
+    pub(super) fn confirm(self, sealing: Sealing) -> Result<Confirmed, ConnectError> {
         let Some(agreed) = self.agreed else {
             return Err(ConnectError::Timeout);
         };
-        let region = adopt(self.descriptors, agreed.geometry.region_len())?;
-        if prefault {
-            region.prefault().map_err(ConnectError::io("touching the memory"))?;
+        // From now on the server may pass no more descriptors, where the kernel can forbid it.
+        let _a_help = socket::refuse_descriptors(self.socket.as_fd());
+        let region = adopt(self.memory, agreed.geometry.region_len(), sealing)?;
+        let queued = socket::queued(self.socket.as_fd());
+        if queued.map_err(ConnectError::io("looking for what the server sent"))? > 0 {
+            return Err(ConnectError::BadAnswer(HandshakeError::Surplus));
         }
-        let parts = LinkParts {
+        match write(self.socket.as_fd(), &[ACKNOWLEDGE]).map_err(ConnectError::io("confirming the memory"))? {
+            Transfer::Bytes(_) => {}
+            Transfer::WouldBlock => return Err(ConnectError::Timeout), // There is room behind one Hello.
+            Transfer::Closed => return Err(ConnectError::PeerClosed),
+        }
+        Ok(Confirmed(LinkParts {
             region,
             socket: self.socket,
             geometry: agreed.geometry,
@@ -124,8 +143,7 @@ impl Caller {
             peer: self.pidfd.map(Pidfd::shared),
             first_ticket: agreed.first_ticket,
             max_message: agreed.max_message,
-        };
-        link(parts).map_err(ConnectError::io("setting up the connection"))
+        }))
     }
 
     /// Whether Hello is out. A server that refuses at once may have closed already, and its answer
@@ -149,18 +167,26 @@ impl Caller {
         let (room, _) = bytes.split_at_mut(missing);
         let received =
             receive_with_fds(self.socket.as_fd(), room).map_err(ConnectError::io("receiving the answer"))?;
-        self.descriptors.extend(received.fds);
+        match (received.beside, &self.memory) {
+            (Beside::Nothing, _) => {}
+            (Beside::One(fd), None) => self.memory = Some(fd),
+            (Beside::One(_), Some(_)) | (Beside::Several, _) => return Err(ConnectError::SurplusDescriptors),
+            (Beside::Missing, _) => return Err(self.missing()),
+        }
         self.pidfd = self.pidfd.take().or(received.pidfd);
-        if received.truncated {
-            return Err(ConnectError::Truncated);
-        }
-        if self.descriptors.len() > 1 {
-            return Err(ConnectError::SurplusDescriptors);
-        }
         match received.transfer {
             Transfer::Bytes(count) => self.judge(room.get(..count).unwrap_or_default()).map(|()| true),
             Transfer::WouldBlock => Ok(false),
             Transfer::Closed => Err(ConnectError::PeerClosed),
+        }
+    }
+
+    /// Why a descriptor did not arrive: for want of room, which the kernel says of another one too, or for a reason that
+    /// it does not tell.
+    fn missing(&self) -> ConnectError {
+        match self.socket.as_fd().try_clone_to_owned() {
+            Err(full) => ConnectError::io("receiving the memory")(full),
+            Ok(_) => ConnectError::Truncated,
         }
     }
 
@@ -187,6 +213,29 @@ impl AsFd for Caller {
 impl fmt::Debug for Caller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Caller").field("sent", &self.sent).finish_non_exhaustive()
+    }
+}
+
+/// How the memory is sealed.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Sealing {
+    /// By this thread: the server is this process, or a test.
+    Here,
+    /// By another thread, so that this one can leave at the deadline.
+    Before(Option<Instant>),
+}
+
+/// A client whose server was told that the memory is sealed.
+pub(super) struct Confirmed(LinkParts);
+
+impl Confirmed {
+    /// Makes the link.
+    pub(super) fn finish(self, prefault: bool) -> Result<Established, ConnectError> {
+        let Self(parts) = self;
+        if prefault {
+            parts.region.prefault().map_err(ConnectError::io("touching the memory"))?;
+        }
+        link(parts).map_err(ConnectError::io("setting up the connection"))
     }
 }
 
@@ -219,14 +268,27 @@ fn failed(path: &Path, source: io::Error) -> ConnectError {
     }
 }
 
-/// Verifies and maps the one descriptor.
-fn adopt(descriptors: Vec<OwnedFd>, len: usize) -> Result<Region, ConnectError> {
-    let mut descriptors = descriptors.into_iter();
-    let memfd = match (descriptors.next(), descriptors.next()) {
-        (Some(memfd), None) => memfd,
-        (None, _) => return Err(ConnectError::NoDescriptor),
-        (Some(_), Some(_)) => return Err(ConnectError::SurplusDescriptors),
-    };
-    memfd::verify(memfd.as_fd(), len).map_err(|bad| ConnectError::BadMemfd(bad.to_string()))?;
-    Region::map(memfd.as_fd(), len).map_err(ConnectError::io("mapping the memory"))
+/// Verifies, maps and seals the one descriptor.
+fn adopt(memory: Option<Foreign>, len: usize, sealing: Sealing) -> Result<Region, ConnectError> {
+    let memory = memory.ok_or(ConnectError::NoDescriptor)?;
+    let verified = memory.as_fd().map(|fd| memfd::verify(fd, len)).transpose();
+    verified.map_err(|bad| ConnectError::BadMemfd(bad.to_string()))?;
+    // Plain memory: its close does not block.
+    let memfd = Arc::new(memory.verified().ok_or(ConnectError::NoDescriptor)?);
+    let region = Region::map(memfd.as_fd(), len).map_err(ConnectError::io("mapping the memory"))?;
+    seal(&memfd, sealing)?.map_err(ConnectError::io("sealing the memory"))?;
+    Ok(region)
+}
+
+fn seal(memfd: &Arc<OwnedFd>, sealing: Sealing) -> Result<io::Result<()>, ConnectError> {
+    if let Sealing::Before(deadline) = sealing {
+        let memfd = Arc::clone(memfd);
+        match offload::within(deadline, move || memfd::seal_mappings(memfd.as_fd())) {
+            Ok(Some(sealed)) => return Ok(sealed),
+            Ok(None) => return Err(ConnectError::Timeout),
+            // Without a thread the deadline holds for a well-formed server alone, which is better than no connection.
+            Err(_) => {}
+        }
+    }
+    Ok(memfd::seal_mappings(memfd.as_fd()))
 }

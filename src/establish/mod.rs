@@ -4,24 +4,31 @@
 //!  connect / from_parent          pair               accept / spawn
 //!        │                          │                      │
 //!     Caller (client.rs) ◀──────────┴──────────────▶ Guest (server.rs)
-//!        │  advance() until Ready; finish()                │
+//!        │  advance() until Ready                          │  advance() until Ready
+//!        │  confirm(): map, seal, one byte ──────────────▶ │
+//!     Confirmed: finish()                                  │  finish()
 //!        └────────────── Established { link } ─────────────┘
 //! ```
 //!
 //! Both sides are nonblocking steppers: `advance` does all that can be done now and says what the
-//! socket must be ready for. Who calls it decides how to wait: one socket, many, or not at all.
+//! socket must be ready for. The caller decides how to wait: for one socket, for many, or not at all. Sealing the memory
+//! can block on a hostile server, so `confirm` is given the way to do it.
 //!
 //! # Invariants
 //!
 //! 1. One absolute deadline covers the whole exchange; no wait here goes past it.
-//! 2. A server allocates only after a valid Hello from an allowed peer, and never receives a
-//!    descriptor. A client owns every descriptor that came before it judges any.
-//! 3. Nothing is read from a socket behind the last byte of the handshake.
-//! 4. Whatever goes wrong, every descriptor is closed by its owner's drop.
+//! 2. A server allocates only after a valid Hello from an allowed peer, and takes no
+//!    descriptor. A client takes at most one, and owns it before it validates it.
+//! 3. Nothing is read from a socket behind the last byte of the handshake, which is the client's: the
+//!    acknowledgement. A server sends nothing between its Welcome and that byte.
+//! 4. Whatever goes wrong, every descriptor is closed by its owner's drop, which never blocks: see `sys::foreign`.
+//! 5. No page of the memory is touched while a peer can punch a hole into it. The server writes the first words
+//!    before anybody else has the descriptor, and nothing more until it has seen all seals; the client seals first.
 //!
 //! # Proof
 //!
 //! `tests/handshake.rs`: hostile clients and servers, a second process, another user, leaks.
+//! `tests/foreign_descriptors.rs`: descriptors whose close blocks, and servers that punch holes.
 
 mod child;
 mod client;
@@ -49,7 +56,7 @@ pub(crate) use client::answered;
 pub(crate) use client::connect;
 pub(crate) use server::{Failure, Guest, refuse_unwatched};
 
-use client::Caller;
+use client::{Caller, Sealing};
 
 /// What a handshake makes.
 pub(crate) struct Established {
@@ -99,7 +106,7 @@ pub fn start_peer_monitor() -> io::Result<()> {
 /// Both ends of a connection within this process: the client's, then the server's.
 ///
 /// A socketpair takes a whole message at once and delivers it at once, so both sides are stepped in
-/// turn without waiting.
+/// turn without waiting. No peer can punch holes here, so the memory is sealed in place.
 pub(crate) fn pair(options: &Options) -> Result<(Established, Established), ConnectError> {
     let limits = options.limits().map_err(ConnectError::BadOptions)?;
     lifeline::start().map_err(ConnectError::io("watching for the peer's end"))?;
@@ -107,19 +114,18 @@ pub(crate) fn pair(options: &Options) -> Result<(Established, Established), Conn
     let cred = socket::peer_cred(ours.as_fd()).map_err(ConnectError::io("reading credentials"))?;
     let mut caller = Caller::new(ours, cred, &limits, 0);
     let mut guest = Guest::of_pair(theirs, cred, 0);
-    for _ in 0..TURNS {
-        let called = caller.advance()?;
-        let served = guest.advance(&limits, options.is_prefault()).map_err(in_pair)?;
-        if matches!((called, served), (Step::Ready, Step::Ready)) {
-            let client = caller.finish(false)?; // The server's prefault filled the same pages.
-            return Ok((client, guest.finish().map_err(in_pair)?));
-        }
-    }
-    Err(ConnectError::Timeout)
+    caller.advance()?; // The Hello.
+    guest.advance(&limits, options.is_prefault()).map_err(in_pair)?; // The Welcome.
+    let Step::Ready = caller.advance()? else {
+        return Err(ConnectError::Timeout);
+    };
+    let confirmed = caller.confirm(Sealing::Here)?;
+    let Step::Ready = guest.advance(&limits, options.is_prefault()).map_err(in_pair)? else {
+        return Err(ConnectError::Timeout);
+    };
+    let client = confirmed.finish(false)?; // The server's prefault filled the same pages.
+    Ok((client, guest.finish().map_err(in_pair)?))
 }
-
-/// Turns within which a pair is done: Hello, Welcome, and the reading of it; with room to spare.
-const TURNS: usize = 8;
 
 fn in_pair(failure: Failure) -> ConnectError {
     match failure {
@@ -155,7 +161,7 @@ fn link(parts: LinkParts) -> io::Result<Established> {
 fn drive(mut caller: Caller, until: Option<Instant>, prefault: bool) -> Result<Established, ConnectError> {
     loop {
         match caller.advance()? {
-            Step::Ready => return caller.finish(prefault),
+            Step::Ready => return caller.confirm(Sealing::Before(until))?.finish(prefault),
             Step::Wants(readiness) => wait(caller.as_fd(), readiness, until)?,
         }
     }

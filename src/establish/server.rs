@@ -1,36 +1,46 @@
-//! The server's end: reads one Hello, allocates, and sends the Welcome with the memory.
+//! The server's end: reads one Hello, allocates, sends the Welcome with the memory, and waits until it is sealed.
 //!
 //! ```text
-//!  Reading ──valid Hello──▶ memory made, formatted, sealed ──▶ Answering ──all sent──▶ Ready
-//!     └──anything else──▶ one Reject, best effort ──▶ Failure
+//!  Hello ──valid──▶ memory made, formatted, its size sealed ──▶ Welcome ──▶ Answered ──one byte, all seals──▶ Ready
+//!    └──anything else──▶ one Reject, best effort ──▶ Failure                  └──anything else──▶ Failure
 //! ```
 //!
 //! # Invariants
 //!
-//! 1. Nothing is allocated before the Hello was judged whole; then exactly what was agreed on.
-//! 2. The memory is sealed before its descriptor leaves, and the descriptor leaves once.
+//! 1. Nothing is allocated before the Hello was validated whole; then exactly what was agreed on.
+//! 2. The size is sealed before the descriptor leaves, and the descriptor leaves once. It is kept until the client
+//!    has confirmed the memory, to read the seals, and no longer.
 //! 3. A refusal is written once without waiting: a peer that does not read costs nothing.
+//! 4. The server never adds a seal to memory that a client has: the kernel would make it wait for a client that punches
+//!    holes. It reads the seals, which never waits, and touches no page before all are there.
+//! 5. A descriptor from a client is never taken. Such a client is refused, and its socket is closed by a
+//!    thread that may block: see `sys::foreign`.
 //!
 //! # Proof
 //!
 //! `tests/handshake.rs`: hostile and silent clients, thousands of failures without a leak.
+//! `tests/foreign_descriptors.rs`: descriptors whose close blocks, clients that confirm without sealing.
 
 use std::fmt;
 use std::io;
+use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process;
 use std::sync::Arc;
 
 use crate::error::{HandshakeError, RejectCode};
 use crate::events;
-use crate::handshake::{ANSWER_LEN, Agreement, Answer, HELLO_LEN, Hello, Limits, Reject, ServerHandshake};
+use crate::handshake::{
+    ACKNOWLEDGE, ANSWER_LEN, Agreement, Answer, HELLO_LEN, Hello, Limits, Reject, ServerHandshake,
+};
 use crate::options::Options;
+use crate::sys::foreign::PeerSocket;
 use crate::sys::link::{Link, LinkParts, Side};
 use crate::sys::memfd;
 use crate::sys::pidfd::Pidfd;
 use crate::sys::region::Region;
 use crate::sys::socket::{self, PeerCred};
-use crate::sys::transfer::{Transfer, read, send_with_fd, write};
+use crate::sys::transfer::{Beside, Transfer, receive_with_fds, send_with_fd, write};
 use crate::sys::wait::Readiness;
 
 use super::{Established, Step, link};
@@ -67,16 +77,27 @@ impl From<io::Error> for Failure {
 
 /// A client in mid-handshake, as its server sees it.
 pub(crate) struct Guest {
-    socket: OwnedFd,
+    socket: PeerSocket,
     cred: PeerCred,
     peer: Option<Arc<Pidfd>>,
     machine: ServerHandshake,
-    answer: Option<Outgoing>,
+    progress: Progress,
 }
 
-struct Outgoing {
-    bytes: [u8; ANSWER_LEN],
-    sent: usize,
+/// How far the handshake is.
+enum Progress {
+    /// The Hello is not whole.
+    Hello,
+    /// So many bytes of the Welcome are out.
+    Welcome { bytes: [u8; ANSWER_LEN], sent: usize, memory: Memory },
+    /// The client has everything, and is to confirm it.
+    Answered(Memory),
+    /// The client has sealed the memory.
+    Confirmed(Agreement, Region),
+}
+
+/// What the client was, or is to be, sent.
+struct Memory {
     agreed: Agreement,
     region: Region,
     memfd: OwnedFd,
@@ -87,6 +108,7 @@ impl Guest {
     ///
     /// Its end must be noticed, so the peer monitor runs; it was started with the listener, and may have been lost since.
     pub(crate) fn admit(socket: OwnedFd, options: &Options) -> Result<Self, Failure> {
+        let socket = PeerSocket::from(socket);
         let cred = socket::peer_cred(socket.as_fd())?;
         if !options.allows(&cred) {
             refuse(
@@ -102,8 +124,9 @@ impl Guest {
     }
 
     /// The other end of a socketpair within this process.
-    pub(super) fn of_pair(socket: OwnedFd, cred: PeerCred, nonce: u64) -> Self {
-        Self { socket, cred, peer: None, machine: ServerHandshake::new(nonce), answer: None }
+    pub(super) fn of_pair(socket: impl Into<PeerSocket>, cred: PeerCred, nonce: u64) -> Self {
+        let (socket, machine) = (socket.into(), ServerHandshake::new(nonce));
+        Self { socket, cred, peer: None, machine, progress: Progress::Hello }
     }
 
     /// A child process that was handed its end, and proves it by the nonce.
@@ -130,20 +153,39 @@ impl Guest {
     }
 
     fn step(&mut self, limits: &Limits, prefault: bool) -> Result<Step, Failure> {
-        while self.answer.is_none() {
-            let Some(hello) = self.listen()? else {
-                return Ok(Step::Wants(Readiness::Readable));
+        loop {
+            self.progress = match mem::replace(&mut self.progress, Progress::Hello) {
+                Progress::Hello => match self.listen()? {
+                    None => return Ok(Step::Wants(Readiness::Readable)),
+                    Some(None) => Progress::Hello,
+                    Some(Some(hello)) => self.prepare(limits.agree(&hello), prefault)?,
+                },
+                Progress::Welcome { bytes, mut sent, memory } => {
+                    let whole = self.send(&bytes, &mut sent, &memory)?;
+                    if !whole {
+                        self.progress = Progress::Welcome { bytes, sent, memory };
+                        return Ok(Step::Wants(Readiness::Writable));
+                    }
+                    Progress::Answered(memory)
+                }
+                Progress::Answered(memory) => {
+                    if !self.is_confirmed(&memory)? {
+                        self.progress = Progress::Answered(memory);
+                        return Ok(Step::Wants(Readiness::Readable));
+                    }
+                    Progress::Confirmed(memory.agreed, memory.region) // The memfd is closed here.
+                }
+                confirmed @ Progress::Confirmed(..) => {
+                    self.progress = confirmed;
+                    return Ok(Step::Ready);
+                }
             };
-            if let Some(hello) = hello {
-                self.answer = Some(self.prepare(limits.agree(&hello), prefault)?);
-            }
         }
-        if self.reply()? { Ok(Step::Ready) } else { Ok(Step::Wants(Readiness::Writable)) }
     }
 
     /// Makes the link of what was agreed on.
     pub(crate) fn finish(self) -> Result<Established, Failure> {
-        let Some(Outgoing { agreed, region, .. }) = self.answer else {
+        let Progress::Confirmed(agreed, region) = self.progress else {
             return Err(Failure::Closed);
         };
         let parts = LinkParts {
@@ -164,40 +206,64 @@ impl Guest {
     fn listen(&mut self) -> Result<Option<Option<Hello>>, Failure> {
         let mut bytes = [0; HELLO_LEN];
         let (room, _) = bytes.split_at_mut(self.machine.missing().min(HELLO_LEN));
-        let count = match read(self.socket.as_fd(), room)? {
-            Transfer::Bytes(count) => count,
-            Transfer::WouldBlock => return Ok(None),
-            Transfer::Closed => return Err(Failure::Closed),
+        let heard = match self.receive(room) {
+            Ok(None) => return Ok(None),
+            Ok(Some(count)) => {
+                self.machine.feed(room.get(..count).unwrap_or_default()).map_err(Failure::Handshake)
+            }
+            Err(failure) => Err(failure),
         };
-        match self.machine.feed(room.get(..count).unwrap_or_default()) {
-            Ok(hello) => Ok(Some(hello)),
-            Err(error) => {
-                refuse(self.socket.as_fd(), error.into());
-                Err(Failure::Handshake(error))
+        if let Err(Failure::Handshake(error)) = heard {
+            refuse(self.socket.as_fd(), error.into());
+        }
+        heard.map(Some)
+    }
+
+    /// Whether the client has confirmed that the memory is sealed, and it is. The one byte that says so is the last
+    /// that is read here.
+    fn is_confirmed(&self, memory: &Memory) -> Result<bool, Failure> {
+        let mut byte = [0];
+        if self.receive(&mut byte)?.is_none() {
+            return Ok(false);
+        }
+        match byte {
+            [ACKNOWLEDGE] if memfd::has_all_seals(memory.memfd.as_fd())? => Ok(true),
+            [ACKNOWLEDGE] => Err(Failure::Handshake(HandshakeError::NotSealed)),
+            [other] => Err(Failure::Handshake(HandshakeError::BadAcknowledgement(other))),
+        }
+    }
+
+    /// Reads what is there: how many bytes, or `None` for now. A client passes no descriptors.
+    fn receive(&self, into: &mut [u8]) -> Result<Option<usize>, Failure> {
+        let received = receive_with_fds(self.socket.as_fd(), into)?;
+        match (received.beside, received.transfer) {
+            (Beside::Nothing, Transfer::Bytes(count)) => Ok(Some(count)),
+            (Beside::Nothing, Transfer::WouldBlock) => Ok(None),
+            (Beside::Nothing, Transfer::Closed) => Err(Failure::Closed),
+            (Beside::One(_) | Beside::Several | Beside::Missing, _) => {
+                Err(Failure::Handshake(HandshakeError::UnexpectedDescriptor))
             }
         }
     }
 
-    fn prepare(&self, agreed: Agreement, prefault: bool) -> Result<Outgoing, Failure> {
-        make_memory(&agreed, prefault).map_err(|error| {
+    fn prepare(&self, agreed: Agreement, prefault: bool) -> Result<Progress, Failure> {
+        let memory = make_memory(&agreed, prefault).map_err(|error| {
             refuse(self.socket.as_fd(), Reject::new(RejectCode::Unavailable, &error.to_string()));
             Failure::Io(error)
-        })
+        })?;
+        Ok(Progress::Welcome { bytes: Answer::Welcome(agreed).encode(), sent: 0, memory })
     }
 
-    /// Whether the whole answer is out. The descriptor goes with the first byte.
-    fn reply(&mut self) -> Result<bool, Failure> {
-        let Some(out) = &mut self.answer else {
-            return Ok(false);
-        };
-        while let Some(rest @ [_, ..]) = out.bytes.get(out.sent..) {
-            let transfer = if out.sent == 0 {
-                send_with_fd(self.socket.as_fd(), rest, out.memfd.as_fd())?
+    /// Whether the whole Welcome is out. The descriptor goes with the first byte.
+    fn send(&self, bytes: &[u8], sent: &mut usize, memory: &Memory) -> Result<bool, Failure> {
+        while let Some(rest @ [_, ..]) = bytes.get(*sent..) {
+            let transfer = if *sent == 0 {
+                send_with_fd(self.socket.as_fd(), rest, memory.memfd.as_fd())?
             } else {
                 write(self.socket.as_fd(), rest)?
             };
             match transfer {
-                Transfer::Bytes(count) => out.sent += count,
+                Transfer::Bytes(count) => *sent += count,
                 Transfer::WouldBlock => return Ok(false),
                 Transfer::Closed => return Err(Failure::Closed),
             }
@@ -218,18 +284,17 @@ impl fmt::Debug for Guest {
     }
 }
 
-/// Fresh memory with its first words, sealed.
-fn make_memory(agreed: &Agreement, prefault: bool) -> io::Result<Outgoing> {
+/// Fresh memory with its first words, of a size that is sealed.
+fn make_memory(agreed: &Agreement, prefault: bool) -> io::Result<Memory> {
     let len = agreed.geometry.region_len();
     let memfd = memfd::create(len)?;
+    memfd::seal_size(memfd.as_fd())?;
     let region = Region::map(memfd.as_fd(), len)?;
     Link::format(&region, &agreed.geometry, agreed.first_ticket);
     if prefault {
         region.prefault()?;
     }
-    memfd::seal(&memfd)?;
-    let bytes = Answer::Welcome(*agreed).encode();
-    Ok(Outgoing { bytes, sent: 0, agreed: *agreed, region, memfd })
+    Ok(Memory { agreed: *agreed, region, memfd })
 }
 
 /// Sends a client away whose end could not be noticed.

@@ -4,7 +4,7 @@
 //! number and kind has its own error.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use super::bytes::Bytes;
 use super::handshake::{garble, limits, within};
@@ -68,7 +68,7 @@ impl Beside {
         let memory = |len, seal| {
             let memory = memfd::create(len).expect("memory");
             if seal {
-                memfd::seal(&memory).expect("seals");
+                memfd::seal_size(memory.as_fd()).expect("seals");
             }
             memory
         };

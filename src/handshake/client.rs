@@ -12,7 +12,7 @@ use crate::error::HandshakeError;
 use crate::layout::Geometry;
 
 use super::codec::{ANSWER_MAGIC, begins};
-use super::{ANSWER_LEN, Agreement, Answer, HELLO_LEN, Hello, Reject, VERSION_MAX, VERSION_MIN};
+use super::{ANSWER_LEN, Agreement, Answer, FEATURES, HELLO_LEN, Hello, Reject, VERSION_MAX, VERSION_MIN};
 
 /// Where the client's handshake stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +40,7 @@ impl ClientHandshake {
             version_min: VERSION_MIN,
             version_max: VERSION_MAX,
             features: 0,
+            offered: FEATURES,
             wanted,
             max_message,
             nonce,
@@ -94,6 +95,7 @@ impl ClientHandshake {
             && is.arena() <= most.arena()
             && is.urgent() <= most.urgent()
             && agreed.max_message <= self.hello.max_message
+            && agreed.features & !self.hello.offered == 0
     }
 }
 
@@ -108,8 +110,14 @@ mod tests {
 
     fn welcome(slots: u32, max_message: u64) -> [u8; ANSWER_LEN] {
         let geometry = geometry(slots);
-        Answer::Welcome(Agreement { version: 1, features: 0, geometry, max_message, first_ticket: 7 })
-            .encode()
+        Answer::Welcome(Agreement {
+            version: VERSION_MAX,
+            features: 0,
+            geometry,
+            max_message,
+            first_ticket: 7,
+        })
+        .encode()
     }
 
     #[test]

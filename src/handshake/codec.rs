@@ -1,9 +1,10 @@
-//! The two fixed messages, little-endian, each field at one place for ever.
+//! The two fixed messages, little-endian, each field at one place in all versions from 2 on.
 //!
 //! ```text
 //!  Hello     0 magic "narrows?"   8 version min   10 max   12 features needed
-//!           16 slots  20 urgent  24 arena  32 max message  40 nonce  48 zero            64
-//!  Welcome   0 magic "narrows!"   8 kind 1        10 version  12 features
+//!           16 slots  20 urgent  24 arena  32 max message  40 nonce
+//!           48 features offered  52 zero                                                64
+//!  Welcome   0 magic "narrows!"   8 kind 1        10 version  12 features in use
 //!           16 slots  20 urgent  24 arena  32 max message  40 first ticket
 //!           48 region length     56 zero                                               128
 //!  Reject    0 magic "narrows!"   8 kind 2        10 version  12 features known
@@ -32,8 +33,10 @@ pub struct Hello {
     pub version_min: u16,
     /// The newest version that the client speaks.
     pub version_max: u16,
-    /// Features that the client cannot do without, as bits.
+    /// Features that the client cannot do without, as bits. Each is offered, too.
     pub features: u32,
+    /// Features that the client can use, as bits; the server may not know all of them.
+    pub offered: u32,
     /// The sizes that it wants at most.
     pub wanted: Geometry,
     /// The longest message that it wants, in bytes, from 1 to [`MAX_MESSAGE`](super::MAX_MESSAGE).
@@ -69,6 +72,7 @@ impl Hello {
         to.geometry(&self.wanted);
         to.put(self.max_message.to_le_bytes());
         to.put(self.nonce.to_le_bytes());
+        to.put(self.offered.to_le_bytes());
         to.done()
     }
 
@@ -86,8 +90,10 @@ impl Hello {
         let wanted = from.geometry()?;
         let max_message = from.max_message()?;
         let nonce = from.u64();
+        let offered = from.u32();
         from.rest_is_zero()?;
-        Ok(Self { version_min, version_max, features, wanted, max_message, nonce })
+        judge_offer(features, offered)?;
+        Ok(Self { version_min, version_max, features, offered, wanted, max_message, nonce })
     }
 }
 
@@ -142,7 +148,15 @@ impl Reject {
 
 impl From<HandshakeError> for Reject {
     fn from(error: HandshakeError) -> Self {
-        Self::new(RejectCode::of(error), &error.to_string())
+        let code = RejectCode::of(error);
+        match code {
+            // What the client's user must know is this side's version, in at most TEXT_LEN bytes.
+            RejectCode::Version => Self::new(
+                code,
+                &format!("this server speaks version {VERSION_MAX}: use the same release on both sides"),
+            ),
+            _ => Self::new(code, &error.to_string()),
+        }
     }
 }
 
@@ -165,6 +179,14 @@ fn judge_versions(min: u16, max: u16) -> Result<(), HandshakeError> {
         return Err(HandshakeError::NoCommonVersion { min, max });
     }
     Ok(())
+}
+
+/// What a client cannot do without it can use.
+fn judge_offer(needed: u32, offered: u32) -> Result<(), HandshakeError> {
+    match needed & !offered {
+        0 => Ok(()),
+        missing => Err(HandshakeError::FeaturesNotOffered(missing)),
+    }
 }
 
 fn encode_welcome(agreement: &Agreement) -> [u8; ANSWER_LEN] {
@@ -237,13 +259,14 @@ fn decode_reject(mut from: Fields<'_>) -> Result<Reject, HandshakeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::handshake::MAX_MESSAGE;
+    use crate::handshake::{FEATURE_DOORBELL, FEATURE_PACKS, MAX_MESSAGE};
 
     fn hello(seed: &mut fastrand::Rng) -> Hello {
         Hello {
             version_min: seed.u16(0..=VERSION_MAX),
             version_max: seed.u16(VERSION_MAX..),
             features: 0,
+            offered: seed.u32(..),
             wanted: geometry(seed),
             max_message: seed.u64(1..=MAX_MESSAGE),
             nonce: seed.u64(..),
@@ -322,9 +345,10 @@ mod tests {
     #[test]
     fn each_mistake_has_its_error() {
         let good = Hello {
-            version_min: 1,
-            version_max: 1,
+            version_min: VERSION_MIN,
+            version_max: VERSION_MAX,
             features: 0,
+            offered: 0,
             wanted: Geometry::new(256, 1 << 20, 64).expect("legal"),
             max_message: 1,
             nonce: 0,
@@ -336,9 +360,17 @@ mod tests {
         };
         assert_eq!(with(0, b"x"), Err(HandshakeError::BadMagic));
         assert_eq!(with(8, &[2, 0, 1, 0]), Err(HandshakeError::BadVersions { min: 2, max: 1 }));
-        assert_eq!(with(8, &[2, 0, 9, 0]), Err(HandshakeError::NoCommonVersion { min: 2, max: 9 }));
+        assert_eq!(with(8, &[3, 0, 9, 0]), Err(HandshakeError::NoCommonVersion { min: 3, max: 9 }));
         assert_eq!(with(8, &[0, 0, 0, 0]), Err(HandshakeError::NoCommonVersion { min: 0, max: 0 }));
-        assert_eq!(with(12, &[4]), Err(HandshakeError::UnknownFeatures(4)));
+        assert_eq!(with(8, &[1, 0, 1, 0]), Err(HandshakeError::NoCommonVersion { min: 1, max: 1 }));
+        assert!(with(8, &[1, 0, 9, 0]).is_ok(), "a client that speaks this version among others");
+        for needed in [FEATURE_DOORBELL, FEATURE_PACKS, 1 << 31] {
+            assert_eq!(with(12, &needed.to_le_bytes()), Err(HandshakeError::UnknownFeatures(needed)));
+        }
+        assert!(
+            matches!(with(48, &[255; 4]), Ok(hello) if hello.offered == u32::MAX),
+            "ignored, not refused"
+        );
         assert!(matches!(with(16, &[3, 0, 0, 0]), Err(HandshakeError::BadGeometry { slots: 3, .. })));
         assert_eq!(with(32, &[0; 8]), Err(HandshakeError::BadMaxMessage(0)));
         assert!(matches!(with(32, &[255; 8]), Err(HandshakeError::BadMaxMessage(_))));
@@ -346,9 +378,24 @@ mod tests {
     }
 
     #[test]
+    fn what_a_client_needs_it_offers() {
+        assert_eq!(judge_offer(0, 0), Ok(()));
+        assert_eq!(judge_offer(2, 3), Ok(()));
+        assert_eq!(judge_offer(3, 2), Err(HandshakeError::FeaturesNotOffered(1)));
+    }
+
+    #[test]
+    fn a_refusal_of_a_version_names_ours_in_whole() {
+        let reject = Reject::from(HandshakeError::NoCommonVersion { min: 1, max: 1 });
+        assert_eq!(reject.code(), RejectCode::Version);
+        assert_eq!(reject.text(), "this server speaks version 2: use the same release on both sides");
+    }
+
+    #[test]
     fn each_mistake_in_an_answer_has_its_error() {
         let geometry = Geometry::new(256, 1 << 20, 64).expect("legal");
-        let agreed = Agreement { version: 1, features: 0, geometry, max_message: 1, first_ticket: 0 };
+        let agreed =
+            Agreement { version: VERSION_MAX, features: 0, geometry, max_message: 1, first_ticket: 0 };
         let with = |answer: Answer, at: usize, field: &[u8]| {
             let mut bytes = answer.encode();
             bytes[at..at + field.len()].copy_from_slice(field);
@@ -357,6 +404,8 @@ mod tests {
         let welcome = || Answer::Welcome(agreed);
         assert_eq!(with(welcome(), 8, &[7]), Err(HandshakeError::UnknownKind(7)));
         assert!(matches!(with(welcome(), 10, &[9]), Err(HandshakeError::NoCommonVersion { .. })));
+        assert!(matches!(with(welcome(), 10, &[1]), Err(HandshakeError::NoCommonVersion { min: 1, max: 1 })));
+        assert_eq!(with(welcome(), 12, &[1]), Err(HandshakeError::UnknownFeatures(FEATURE_DOORBELL)));
         assert_eq!(with(welcome(), 40, &[255; 8]), Err(HandshakeError::BadTicket(u64::MAX)));
         assert!(with(welcome(), 40, &LAST_TICKET.to_le_bytes()).is_ok());
         assert!(matches!(with(welcome(), 48, &[1]), Err(HandshakeError::BadRegionLen { .. })));

@@ -6,7 +6,18 @@
 //!                                                          │ Limits::agree
 //!     feed()    ◀── Welcome (128 bytes) + a memfd ─────  answer: Agreement
 //!               ◀── Reject  (128 bytes) ───────────────  or Reject
+//!    ACKNOWLEDGE ── 1 byte, once the memfd is sealed ─▶  the last byte of the handshake
 //! ```
+//!
+//! `docs/protocol.md` is the specification. This is version 2 of the protocol; version 1 was never published
+//! and is refused.
+//!
+//! # Features
+//!
+//! A Hello has two words of feature bits. *Needed* bits that the server does not know are refused. *Offered* bits
+//! that the server does not know are ignored: the Welcome names those that the connection uses, which are offered
+//! bits that the server knows. A later release thus adds a feature without a new version. No feature
+//! exists yet, so both sides offer none; the bits of the next two are reserved below.
 //!
 //! # Invariants
 //!
@@ -32,11 +43,19 @@ pub use server::{Limits, ServerHandshake};
 use crate::layout::Geometry;
 
 /// The oldest version of the protocol that this library speaks.
-pub const VERSION_MIN: u16 = 1;
+pub const VERSION_MIN: u16 = 2;
 /// The newest version of the protocol that this library speaks.
-pub const VERSION_MAX: u16 = 1;
-/// Every feature that this library knows, as bits.
+pub const VERSION_MAX: u16 = 2;
+static_assertions::const_assert_eq!(VERSION_MAX, crate::error::SPOKEN);
+
+/// Every feature that this library implements, as bits.
 pub const FEATURES: u32 = 0;
+/// Reserved: a side may sleep on the socket instead of a futex (flag value 3 asks for one byte on the socket).
+pub const FEATURE_DOORBELL: u32 = 1 << 0;
+/// Reserved: one slot may carry many small messages (slot kind 6).
+pub const FEATURE_PACKS: u32 = 1 << 1;
+/// The byte by which a client confirms that it has mapped and sealed the memory; the last of the handshake.
+pub const ACKNOWLEDGE: u8 = 0x06;
 /// Bytes of a Hello.
 pub const HELLO_LEN: usize = 64;
 /// Bytes of an answer, be it Welcome or Reject.
@@ -51,7 +70,7 @@ pub const MAX_MESSAGE: u64 = u32::MAX as u64;
 pub struct Agreement {
     /// The version of the protocol.
     pub version: u16,
-    /// The features in use, as bits.
+    /// The features in use, as bits: offered by the client and known to the server.
     pub features: u32,
     /// The sizes of the region.
     pub geometry: Geometry,

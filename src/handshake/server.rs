@@ -13,7 +13,7 @@ use crate::error::HandshakeError;
 use crate::layout::Geometry;
 
 use super::codec::{HELLO_MAGIC, begins};
-use super::{Agreement, HELLO_LEN, Hello, VERSION_MAX};
+use super::{Agreement, FEATURES, HELLO_LEN, Hello, VERSION_MAX};
 
 /// What a server allows at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Per field the smaller of what the client wants and what the server allows.
+    /// Per field the smaller of what the client wants and what the server allows, and the features that both know.
     pub fn agree(&self, hello: &Hello) -> Agreement {
         let (wanted, most) = (&hello.wanted, &self.geometry);
         let geometry = Geometry::new(
@@ -37,7 +37,7 @@ impl Limits {
         );
         Agreement {
             version: hello.version_max.min(VERSION_MAX),
-            features: hello.features,
+            features: hello.offered & FEATURES,
             geometry: geometry.unwrap_or(*most), // Each number is one of two legal ones.
             max_message: hello.max_message.min(self.max_message),
             first_ticket: self.first_ticket,
@@ -133,6 +133,16 @@ mod tests {
                 assert_eq!(step, Ok(ClientStep::Agreed(agreed)));
             }
         }
+    }
+
+    #[test]
+    fn features_that_only_the_client_knows_are_not_used() {
+        let mut bytes = ClientHandshake::new(geometry(8, 4096, 64), 9, 0).hello();
+        bytes[48..52].fill(0xff);
+        let hello = ServerHandshake::new(0).feed(&bytes).expect("well formed").expect("whole");
+        assert_eq!(hello.offered, u32::MAX);
+        let limits = Limits { geometry: geometry(8, 4096, 64), max_message: 50, first_ticket: 3 };
+        assert_eq!(limits.agree(&hello).features, FEATURES);
     }
 
     #[test]

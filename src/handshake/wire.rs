@@ -76,6 +76,7 @@ impl<'a> Fields<'a> {
         if self.take() == expected { Ok(()) } else { Err(HandshakeError::BadMagic) }
     }
 
+    /// Feature bits of which this library must know each.
     pub(super) fn features(&mut self) -> Result<u32, HandshakeError> {
         let features = self.u32();
         match features & !FEATURES {

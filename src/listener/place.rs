@@ -22,14 +22,14 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::BindError;
 use crate::sys::call::errno;
-use crate::sys::descriptor::Descriptor;
+use crate::sys::foreign::Listening;
 use crate::sys::fork::Canary;
 use crate::sys::path::{DirLock, Inode};
 use crate::sys::socket;
@@ -41,7 +41,7 @@ pub(super) struct Place {
     name: OsString,
     inode: Inode,
     canary: Canary,
-    socket: Arc<Descriptor>,
+    socket: Arc<Listening>,
 }
 
 impl Place {
@@ -56,7 +56,7 @@ impl Place {
         clear(&directory, name, path)?;
         let (socket, inode) = occupy(&directory, name, path, backlog)?;
         drop(guard);
-        let (path, name, socket) = (path.into(), name.into(), Arc::new(Descriptor::new(socket)));
+        let (path, name, socket) = (path.into(), name.into(), Arc::new(socket));
         Ok(Self { path, directory, name, inode, canary, socket })
     }
 
@@ -66,7 +66,7 @@ impl Place {
     }
 
     /// The listening socket.
-    pub(super) fn socket(&self) -> Arc<Descriptor> {
+    pub(super) fn socket(&self) -> Arc<Listening> {
         Arc::clone(&self.socket)
     }
 
@@ -127,12 +127,12 @@ fn occupy(
     name: &OsStr,
     path: &Path,
     backlog: i32,
-) -> Result<(OwnedFd, Inode), BindError> {
+) -> Result<(Listening, Inode), BindError> {
     let socket = socket::bind_private(path).map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => BindError::InUse,
         _ => doing("binding", path)(error),
     })?;
-    socket::refuse_descriptors(socket.as_fd());
+    let socket = Listening::new(socket);
     let listening = socket::start_listening(socket.as_fd(), backlog).and_then(|()| directory.inode_of(name));
     match listening {
         Ok(Some(inode)) => Ok((socket, inode)),

@@ -25,8 +25,8 @@ use std::time::{Duration, Instant};
 use crate::establish::{Established, Failure, Guest, Step, deadline, refuse_unwatched};
 use crate::handshake::Limits;
 use crate::options::Options;
-use crate::sys::descriptor::Descriptor;
 use crate::sys::epoll::{Epoll, Eventfd, Events, Interest};
+use crate::sys::foreign::Listening;
 use crate::sys::lifeline;
 use crate::sys::socket;
 use crate::sys::timer::Timer;
@@ -43,7 +43,7 @@ pub(super) enum Outcome {
 
 /// The listening socket and the clients that are not through yet.
 pub(super) struct Reception {
-    socket: Arc<Descriptor>,
+    socket: Arc<Listening>,
     listening: bool,
     guests: Vec<Option<Seat>>,
     epoll: Arc<Epoll>,
@@ -63,7 +63,7 @@ struct Seat {
 impl Reception {
     /// Begins to listen for clients, and for the bell.
     pub(super) fn open(
-        socket: Arc<Descriptor>,
+        socket: Arc<Listening>,
         bell: &Eventfd,
         limits: Limits,
         options: Options,

@@ -9,8 +9,8 @@
 //! 1. The buffer is read and written as bytes, each access checked: no pointer into it is made.
 //! 2. Every descriptor in it becomes an [`OwnedFd`] before anything is judged, so whatever is
 //!    refused later is closed.
-//! 3. The buffer has room for all that one message can carry: 253 descriptors, a pidfd and the
-//!    credentials.
+//! 3. For sending, the buffer has room for all that one message can carry: 253 descriptors. For receiving it offers
+//!    room for one descriptor, a pidfd and the credentials: what else a peer sends stays out of the table of descriptors.
 //!
 //! # Proof
 //!
@@ -46,6 +46,12 @@ impl Control {
     /// For the kernel: where it stands and how large it is.
     pub(crate) fn as_mut_bytes(&mut self) -> &mut [u8] {
         &mut self.bytes
+    }
+
+    /// For the kernel, to receive: as much of it as one descriptor, a pidfd and the credentials take. Without
+    /// credentials more descriptors fit, but no more than 16.
+    pub(crate) fn for_one(&mut self) -> &mut [u8] {
+        self.bytes.get_mut(..RECEIVED).unwrap_or_default()
     }
 
     /// Makes it one record that passes these descriptors, and returns the length in use.
@@ -107,11 +113,13 @@ const SOCKET: i32 = libc::SOL_SOCKET;
 const RIGHTS: i32 = libc::SCM_RIGHTS;
 /// The C library's headers for Rust do not have it yet; it is the same on all machines.
 const PIDFD: i32 = 4;
-/// More than the 1088 bytes of 253 descriptors, a pidfd and credentials.
+/// More than the 1028 bytes of 253 descriptors.
 const ROOM: usize = 2048;
+/// The records of one descriptor, a pidfd and credentials, each with its padding.
+const RECEIVED: usize = 24 + 24 + 32;
 
 static_assertions::const_assert_eq!(size_of::<usize>() + 2 * size_of::<i32>(), HEADER);
-static_assertions::const_assert!(HEADER + MOST_FDS * FD + 2 * HEADER + 32 <= ROOM);
+static_assertions::const_assert!(HEADER + MOST_FDS * FD + ALIGN <= ROOM && RECEIVED <= ROOM);
 
 struct Record<'a> {
     level: i32,

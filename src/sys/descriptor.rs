@@ -38,6 +38,16 @@ impl Descriptor {
         Self { fd: ManuallyDrop::new(fd), file }
     }
 
+    /// Returns the descriptor if its number still names the file that was taken over.
+    pub(crate) fn into_owned(self) -> Option<OwnedFd> {
+        if !self.is_ours() {
+            return None;
+        }
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: `this` is never dropped or used again, so the descriptor has one owner.
+        Some(unsafe { ManuallyDrop::take(&mut this.fd) })
+    }
+
     /// Returns whether the number still names the file that was taken over.
     pub(crate) fn is_ours(&self) -> bool {
         match self.file {

@@ -67,6 +67,8 @@ pub(crate) enum Slot {
     Lifeline = 0,
     /// The pidfds that connections share.
     Pidfds = 1,
+    /// The threads that close what came from peers.
+    Offload = 7,
     /// For the tests below.
     #[cfg(test)]
     Test = 2,

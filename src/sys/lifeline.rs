@@ -34,7 +34,7 @@
 //! `tests/peer_monitor.rs`.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -44,8 +44,8 @@ use std::time::{Duration, Instant};
 use self::table::{Suspect, Table};
 use self::worker::Worker;
 use super::call;
-use super::descriptor::Descriptor;
 use super::epoll::{Epoll, Event, Eventfd, Events, Interest};
+use super::foreign::PeerSocket;
 use super::fork::{self, Canary, PerProcess, Slot, per_process};
 use super::pidfd::Pidfd;
 use super::scheduling::{self, NotReset};
@@ -83,7 +83,7 @@ pub(crate) struct Watch {
     lifeline: &'static Lifeline,
     id: u64,
     // Closed after `drop` has removed them from epoll.
-    socket: Descriptor,
+    socket: PeerSocket,
     #[cfg_attr(not(test), expect(dead_code, reason = "the lifeline's table names its descriptor"))]
     peer: Option<Arc<Pidfd>>,
 }
@@ -97,19 +97,19 @@ pub(crate) struct Watch {
 ///
 /// A lack of descriptors or threads, or `watched` does not exist; the socket is closed then.
 pub(crate) fn watch(
-    socket: OwnedFd,
+    socket: impl Into<PeerSocket>,
     peer: Option<Arc<Pidfd>>,
     watched: Weak<dyn Watched>,
 ) -> io::Result<Watch> {
+    let socket = socket.into();
     if watched.strong_count() == 0 {
         // It would be taken for gone: an end that came now would be told to nobody.
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "nothing to watch for"));
     }
     let canary = Canary::new()?;
-    let socket = Descriptor::new(socket);
     for _ in 0..ATTEMPTS {
         let lifeline = running()?;
-        if let Some(id) = lifeline.add(&socket, peer.as_ref(), &watched)? {
+        if let Some(id) = lifeline.add(socket.as_fd(), peer.as_ref(), &watched)? {
             step!("watch");
             return Ok(Watch { canary, lifeline, id, socket, peer });
         }
@@ -229,7 +229,7 @@ impl Lifeline {
     /// Adds a connection; `None` if the monitor was lost meanwhile.
     fn add(
         &'static self,
-        socket: &Descriptor,
+        socket: BorrowedFd<'_>,
         peer: Option<&Arc<Pidfd>>,
         watched: &Weak<dyn Watched>,
     ) -> io::Result<Option<u64>> {
@@ -237,7 +237,7 @@ impl Lifeline {
         if table.is_lost() {
             return Ok(None);
         }
-        table.add(&self.epoll, socket.as_fd(), peer, watched.clone()).map(Some)
+        table.add(&self.epoll, socket, peer, watched.clone()).map(Some)
     }
 
     /// Whether the epoll descriptor still names the set that was made. Its number may name another set of the program.

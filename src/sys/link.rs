@@ -12,11 +12,12 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use super::activity::Activity;
+use super::foreign::PeerSocket;
 use super::fork::Canary;
 use super::lifeline::{self, Gone, Watch, Watched};
 use super::mapping::Mapping;
@@ -50,7 +51,7 @@ impl Side {
 #[derive(Debug)]
 pub(crate) struct LinkParts {
     pub(crate) region: Region,
-    pub(crate) socket: OwnedFd,
+    pub(crate) socket: PeerSocket,
     pub(crate) geometry: Geometry,
     pub(crate) side: Side,
     pub(crate) cred: PeerCred,

@@ -1,8 +1,14 @@
-//! The memory of a connection: an unnamed file of a size that nobody can change any more.
+//! The memory of a connection: an unnamed file of fixed size, which nobody can map or punch any more.
 //!
 //! ```text
-//!   create(len) ──> fill ──> seal ──> send to the peer ──> verify(len) ──> map
-//!   \______ the side that accepts ______/                 \__ the side that connects __/
+//!   server                                  client
+//!   create(len)
+//!   seal_size     SHRINK | GROW
+//!   map, fill ─────── descriptor ─────────▶ verify(len)
+//!                                           map
+//!                                           seal_mappings   FUTURE_WRITE | SEAL
+//!   has_all_seals ◀── one byte ──────────── close
+//!   close
 //! ```
 //!
 //! # Invariants
@@ -11,18 +17,25 @@
 //!    shrink nor grow, and its size is the one that is mapped.
 //! 2. [`verify`] reads the seals *before* the size: in the other order the peer could shrink the
 //!    file in between and seal it then.
-//! 3. Seals are judged bit by bit: the kernel adds some of its own (`F_SEAL_EXEC`).
+//! 3. Seals are validated bit by bit: the kernel adds some of its own (`F_SEAL_EXEC`).
 //! 4. [`create`] never gets the process killed by SIGXFSZ: the limit is read first.
+//! 5. Once [`has_all_seals`] holds, a peer that kept a descriptor or a mapping can make no access to the memory
+//!    wait. Punching a hole (`fallocate`, `MADV_REMOVE`) makes whoever touches the range wait until it is done, which a
+//!    peer could draw out by doing it on a thread that seldom runs. The kernel refuses it under
+//!    `F_SEAL_FUTURE_WRITE`, and looks at the seals under the lock of the file, under which they are also added: so
+//!    a punch has either ended before the seal was there, or is refused.
+//! 6. Only [`seal_mappings`] takes that lock, and so may block on a peer that punches. The server never does: it
+//!    reads the seals, which takes no lock. Adding them itself would let a client hold up `accept`.
 //!
 //! # Proof
 //!
-//! The table of all kinds of descriptor below.
+//! The table of all kinds of descriptor, and of what is refused under the seals, below.
 
 use std::ffi::CStr;
 use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use super::call;
 
@@ -46,14 +59,34 @@ pub(crate) fn create(len: usize) -> io::Result<OwnedFd> {
 /// # Errors
 ///
 /// The system call that the error names failed, or the seals did not hold.
-pub(crate) fn seal(fd: &OwnedFd) -> io::Result<()> {
-    // SAFETY: adds seals to a file that we hold.
-    let added = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, FIXED) };
-    call::check("fcntl(F_ADD_SEALS)", added)?;
-    if seals(fd.as_fd())? & FIXED != FIXED {
-        return Err(io::Error::other("the kernel accepted the seals but did not keep them"));
-    }
-    Ok(())
+pub(crate) fn seal_size(fd: BorrowedFd<'_>) -> io::Result<()> {
+    add_seals(fd, SIZE)
+}
+
+/// Forbids new writable mappings, writes, holes and further seals for good. Mappings that exist go on working.
+/// Blocks while a peer punches a hole.
+///
+/// # Errors
+///
+/// The system call that the error names failed, or the seals did not hold.
+pub(crate) fn seal_mappings(fd: BorrowedFd<'_>) -> io::Result<()> {
+    add_seals(fd, MAPPINGS).map_err(|error| match call::errno(&error) {
+        Some(libc::EINVAL) => {
+            let text = "the memory cannot be sealed: F_SEAL_FUTURE_WRITE needs Linux 5.1";
+            io::Error::new(io::ErrorKind::Unsupported, text)
+        }
+        _ => error,
+    })
+}
+
+/// Whether size and mappings are sealed. Never blocks.
+///
+/// # Errors
+///
+/// The system call that the error names failed.
+pub(crate) fn has_all_seals(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let all = SIZE | MAPPINGS;
+    Ok(seals(fd)? & all == all)
 }
 
 /// Why a descriptor that came from a peer is not mapped.
@@ -65,6 +98,8 @@ pub(crate) enum BadMemfd {
     MissingSeals,
     /// It cannot be written.
     WriteSealed,
+    /// No seals can be added.
+    Final,
     /// The size is not the negotiated one.
     WrongSize {
         /// Bytes that it has.
@@ -86,6 +121,7 @@ impl fmt::Display for BadMemfd {
             Self::NotSealable => f.write_str("the descriptor is not one that can be sealed"),
             Self::MissingSeals => f.write_str("the size of the memory is not sealed"),
             Self::WriteSealed => f.write_str("the memory is sealed against writing"),
+            Self::Final => f.write_str("the memory is sealed against further seals"),
             Self::WrongSize { is, should } => {
                 write!(f, "the memory has {is} bytes instead of {should}")
             }
@@ -100,7 +136,7 @@ impl fmt::Display for BadMemfd {
 
 impl std::error::Error for BadMemfd {}
 
-/// Judges whether the descriptor can be mapped for `len` bytes without any risk.
+/// Validates that the descriptor can be mapped for `len` bytes and sealed. Never blocks, whatever it is.
 ///
 /// # Errors
 ///
@@ -122,7 +158,8 @@ pub(crate) fn verify(fd: BorrowedFd<'_>, len: usize) -> Result<(), BadMemfd> {
 const NAME: &CStr = c"narrows";
 /// The C libraries differ in the type, so it is compared as 64 bits.
 const TMPFS_MAGIC: u64 = 0x0102_1994;
-const FIXED: i32 = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+const SIZE: i32 = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW;
+const MAPPINGS: i32 = libc::F_SEAL_FUTURE_WRITE | libc::F_SEAL_SEAL;
 const READ_ONLY: i32 = libc::F_SEAL_WRITE | libc::F_SEAL_FUTURE_WRITE;
 
 fn within_file_limit(len: usize) -> io::Result<()> {
@@ -154,17 +191,30 @@ fn memfd_create(flags: libc::c_uint) -> io::Result<OwnedFd> {
     unsafe { call::owned("memfd_create", libc::memfd_create(NAME.as_ptr(), flags)) }
 }
 
+fn add_seals(fd: BorrowedFd<'_>, wanted: i32) -> io::Result<()> {
+    // SAFETY: takes two numbers, and adds seals to the file.
+    let added = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, wanted) };
+    call::check("fcntl(F_ADD_SEALS)", added)?;
+    if seals(fd)? & wanted != wanted {
+        return Err(io::Error::other("the kernel accepted the seals but did not keep them"));
+    }
+    Ok(())
+}
+
 fn seals(fd: BorrowedFd<'_>) -> io::Result<i32> {
     // SAFETY: only asks.
     call::check("fcntl(F_GET_SEALS)", unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) })
 }
 
 fn judge_seals(seals: i32) -> Result<(), BadMemfd> {
-    if seals & FIXED != FIXED {
+    if seals & SIZE != SIZE {
         return Err(BadMemfd::MissingSeals);
     }
     if seals & READ_ONLY != 0 {
         return Err(BadMemfd::WriteSealed);
+    }
+    if seals & libc::F_SEAL_SEAL != 0 {
+        return Err(BadMemfd::Final);
     }
     Ok(())
 }
@@ -209,6 +259,7 @@ mod tests {
     use super::*;
     use crate::sys::testing::in_child;
     use std::fs::File;
+    use std::os::fd::AsFd;
 
     const LEN: usize = 8192;
 
@@ -230,27 +281,33 @@ mod tests {
     fn what_we_make_passes() {
         let fd = create(LEN).expect("memfd");
         assert_eq!(judge(&fd), Err(BadMemfd::MissingSeals));
-        seal(&fd).expect("seals");
+        seal_size(fd.as_fd()).expect("seals");
         assert_eq!(judge(&fd), Ok(()));
-        assert!(seal(&fd).is_err(), "sealed against seals");
+        assert!(!has_all_seals(fd.as_fd()).expect("asks"));
+        seal_mappings(fd.as_fd()).expect("seals");
+        assert!(has_all_seals(fd.as_fd()).expect("asks"));
+        assert_eq!(judge(&fd), Err(BadMemfd::WriteSealed));
+        assert!(seal_size(fd.as_fd()).is_err() && seal_mappings(fd.as_fd()).is_err(), "sealed against seals");
     }
 
     #[test]
     fn every_other_kind_of_descriptor_is_refused() {
         const SEALABLE: libc::c_uint = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
-        let some = libc::F_SEAL_SHRINK | libc::F_SEAL_SEAL;
+        let some = libc::F_SEAL_SHRINK;
         let wrong = |is| BadMemfd::WrongSize { is, should: LEN as u64 };
         let (reader, _writer) = std::os::unix::net::UnixStream::pair().expect("pair");
-        let table: [(OwnedFd, BadMemfd); 9] = [
+        let table: [(OwnedFd, BadMemfd); 11] = [
             (File::open("/proc/self/exe").expect("open").into(), BadMemfd::NotSealable),
             (File::open("/dev/null").expect("open").into(), BadMemfd::NotSealable),
             (reader.into(), BadMemfd::NotSealable),
             (memfd(libc::MFD_CLOEXEC, 8192, 0), BadMemfd::MissingSeals),
             (memfd(SEALABLE, 8192, some), BadMemfd::MissingSeals),
-            (memfd(SEALABLE, 8192, FIXED | libc::F_SEAL_WRITE), BadMemfd::WriteSealed),
-            (memfd(SEALABLE, 8192, FIXED | libc::F_SEAL_FUTURE_WRITE), BadMemfd::WriteSealed),
-            (memfd(SEALABLE, 4096, FIXED), wrong(4096)),
-            (memfd(SEALABLE, 1 << 60, FIXED), wrong(1 << 60)),
+            (memfd(SEALABLE, 8192, libc::F_SEAL_GROW), BadMemfd::MissingSeals),
+            (memfd(SEALABLE, 8192, SIZE | libc::F_SEAL_WRITE), BadMemfd::WriteSealed),
+            (memfd(SEALABLE, 8192, SIZE | libc::F_SEAL_FUTURE_WRITE), BadMemfd::WriteSealed),
+            (memfd(SEALABLE, 8192, SIZE | libc::F_SEAL_SEAL), BadMemfd::Final),
+            (memfd(SEALABLE, 4096, SIZE), wrong(4096)),
+            (memfd(SEALABLE, 1 << 60, SIZE), wrong(1 << 60)),
         ];
         for (fd, reason) in &table {
             assert_eq!(judge(fd), Err(*reason), "{reason}");
@@ -259,8 +316,8 @@ mod tests {
 
     #[test]
     fn seals_and_kinds_are_judged_by_bits() {
-        assert_eq!(judge_seals(FIXED | 0x20), Ok(()));
-        assert_eq!(judge_seals(FIXED & !libc::F_SEAL_SEAL), Err(BadMemfd::MissingSeals));
+        assert_eq!(judge_seals(SIZE | 0x20), Ok(()));
+        assert_eq!(judge_seals(SIZE & !libc::F_SEAL_GROW), Err(BadMemfd::MissingSeals));
         let directory = File::open("/").expect("open");
         let stat = stat(directory.as_fd()).expect("stat");
         assert_eq!(judge_file(&stat, LEN), Err(BadMemfd::NotRegular));
@@ -275,7 +332,7 @@ mod tests {
             if libc::ftruncate(fd.as_raw_fd(), 2 << 20) != 0 {
                 return;
             }
-            assert_eq!(libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, FIXED), 0);
+            assert_eq!(libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, SIZE), 0);
         }
         assert_eq!(verify(fd.as_fd(), 2 << 20), Err(BadMemfd::NotTmpfs));
     }
@@ -283,13 +340,81 @@ mod tests {
     #[test]
     fn a_sealed_file_keeps_its_size() {
         let fd = create(LEN).expect("memfd");
-        seal(&fd).expect("seals");
+        seal_size(fd.as_fd()).expect("seals");
         for len in [0, 4096, 8191, 8193, 1 << 20] {
             // SAFETY: the kernel refuses.
             assert_eq!(unsafe { libc::ftruncate(fd.as_raw_fd(), len) }, -1);
             assert_eq!(io::Error::last_os_error().raw_os_error(), Some(libc::EPERM));
         }
         assert_eq!(judge(&fd), Ok(()));
+    }
+
+    /// The error number of a call that returns -1, or 0.
+    fn number(result: i32) -> i32 {
+        if result == -1 { io::Error::last_os_error().raw_os_error().unwrap_or(0) } else { 0 }
+    }
+
+    #[test]
+    fn under_all_seals_nothing_can_be_punched_written_or_mapped() {
+        let fd = create(LEN).expect("memfd");
+        seal_size(fd.as_fd()).expect("seals");
+        let shared = |protection| {
+            // SAFETY: a new mapping at a place that the kernel chooses touches no other memory.
+            let at = unsafe {
+                let at =
+                    libc::mmap(std::ptr::null_mut(), LEN, protection, libc::MAP_SHARED, fd.as_raw_fd(), 0);
+                at.cast::<u64>()
+            };
+            if at.cast() == libc::MAP_FAILED { Err(number(-1)) } else { Ok(at) }
+        };
+        let both = libc::PROT_READ | libc::PROT_WRITE;
+        let (one, two) = (shared(both).expect("maps"), shared(both).expect("maps"));
+        // What a peer could do that kept a descriptor and a mapping.
+        let attempts = || {
+            let raw = fd.as_raw_fd();
+            let (hole, len) = (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, 4096);
+            // SAFETY: a file and a mapping of this test alone, which are read as atomics or not at all.
+            unsafe {
+                [
+                    number(libc::fallocate(raw, hole, 0, len)),
+                    number(libc::madvise(one.cast(), 4096, libc::MADV_REMOVE)),
+                    number(libc::pwrite(raw, (&raw const len).cast(), 8, 0).try_into().expect("few")),
+                ]
+            }
+        };
+        assert_eq!(attempts(), [0, 0, 0], "before");
+        seal_mappings(fd.as_fd()).expect("seals");
+        assert_eq!(attempts(), [libc::EPERM; 3]);
+        assert_eq!(shared(both), Err(libc::EPERM));
+        for len in [0, 4096, 1 << 20] {
+            // SAFETY: the kernel refuses.
+            assert_eq!(number(unsafe { libc::ftruncate(fd.as_raw_fd(), len) }), libc::EPERM);
+        }
+        let again = File::options().read(true).write(true).open(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+        let again = again.expect("opens");
+        // SAFETY: the kernel refuses.
+        let punched = unsafe {
+            libc::fallocate(
+                again.as_raw_fd(),
+                libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+                0,
+                4096,
+            )
+        };
+        assert_eq!(number(punched), libc::EPERM, "also through another descriptor");
+        let readable = shared(libc::PROT_READ).expect("reading is no harm");
+        // SAFETY: inside of a mapping that only reads; the call can only fail.
+        let upgraded = unsafe { libc::mprotect(readable.cast(), LEN, both) };
+        assert_eq!(number(upgraded), libc::EACCES);
+        // SAFETY: aligned and inside of mappings that stay; the only accesses to this word.
+        let (one, two) = unsafe {
+            (
+                std::sync::atomic::AtomicU64::from_ptr(one.add(64)),
+                std::sync::atomic::AtomicU64::from_ptr(two.add(64)),
+            )
+        };
+        one.store(7, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(two.load(std::sync::atomic::Ordering::Relaxed), 7, "mappings that exist go on working");
     }
 
     #[test]

@@ -12,7 +12,7 @@
 //!
 //! 1. Every descriptor is close-on-exec from the system call that makes it on, and owned from
 //!    there on: there is no path on which one leaks.
-//! 2. No function here blocks, but for those that take a deadline.
+//! 2. No function here blocks, but for those that take a deadline; what a peer could make block runs in [`offload`].
 //! 3. An object that a fork copied changes nothing of its parent's: see [`fork`].
 //! 4. Errors name the call that failed; [`call::errno`] gives the number back.
 //!
@@ -38,12 +38,14 @@ pub(crate) mod descriptor;
 pub(crate) mod epoll;
 #[cfg(feature = "testing")]
 pub mod failpoint;
+pub(crate) mod foreign;
 pub(crate) mod fork;
 mod futex;
 pub(crate) mod lifeline;
 pub(crate) mod link;
 pub(crate) mod mapping;
 pub(crate) mod memfd;
+pub(crate) mod offload;
 #[cfg(feature = "testing")]
 pub(crate) mod pages;
 pub(crate) mod path;

@@ -38,12 +38,22 @@ impl Pages {
     ) -> io::Result<Self> {
         let len = geometry.region_len();
         let memfd = memfd::create(len)?;
-        memfd::seal(&memfd)?;
+        memfd::seal_size(memfd.as_fd())?;
         memfd::verify(memfd.as_fd(), len).map_err(io::Error::other)?;
         let region = Region::map(memfd.as_fd(), len)?;
+        memfd::seal_mappings(memfd.as_fd())?;
         let (socket, theirs) = socket::pair()?;
         let cred = PeerCred::own();
-        let parts = LinkParts { region, socket, geometry, side, cred, peer: None, first_ticket, max_message };
+        let parts = LinkParts {
+            region,
+            socket: socket.into(),
+            geometry,
+            side,
+            cred,
+            peer: None,
+            first_ticket,
+            max_message,
+        };
         Ok(Self { link: Link::establish(parts, bury)?, _theirs: theirs, one_thread: PhantomData })
     }
 

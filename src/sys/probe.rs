@@ -10,16 +10,19 @@ use super::pidfd::Pidfd;
 use super::region::Region;
 use super::socket;
 
-/// Memory whose size is sealed, mapped so that a fork does not have it; what every connection needs.
+/// Memory whose size and mappings are sealed, mapped so that a fork does not have it; what every connection needs.
 ///
 /// # Errors
 ///
 /// The call that failed, by its name.
 pub fn memory(len: usize) -> io::Result<()> {
     let memfd = memfd::create(len)?;
-    memfd::seal(&memfd)?;
+    memfd::seal_size(memfd.as_fd())?;
     memfd::verify(memfd.as_fd(), len).map_err(io::Error::other)?;
-    Region::map(memfd.as_fd(), len).map(drop)
+    let region = Region::map(memfd.as_fd(), len)?;
+    memfd::seal_mappings(memfd.as_fd())?;
+    drop(region);
+    Ok(())
 }
 
 /// Memory that is taken at once (Linux 5.14), for `Options::prefault`.

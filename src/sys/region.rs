@@ -136,7 +136,7 @@ mod tests {
 
     fn shared() -> (std::os::fd::OwnedFd, Region) {
         let fd = memfd::create(LEN).expect("memfd");
-        memfd::seal(&fd).expect("seals");
+        memfd::seal_size(fd.as_fd()).expect("seals");
         let region = Region::map(fd.as_fd(), LEN).expect("maps");
         (fd, region)
     }

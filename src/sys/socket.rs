@@ -187,9 +187,28 @@ pub(crate) fn want_pidfd(fd: BorrowedFd<'_>) {
 }
 
 /// Makes the peer's attempts to pass descriptors fail, where the kernel can (Linux 6.16). On a
-/// listening socket it holds for all that it accepts.
-pub(crate) fn refuse_descriptors(fd: BorrowedFd<'_>) {
-    let _a_help = set_option(fd, SO_PASSRIGHTS, 0);
+/// listening socket it holds for all that it accepts. Descriptors that wait in the queue stay there.
+///
+/// # Errors
+///
+/// It cannot.
+pub(crate) fn refuse_descriptors(fd: BorrowedFd<'_>) -> io::Result<()> {
+    set_option(fd, SO_PASSRIGHTS, 0)
+}
+
+/// Ends the connection in both directions: the peer is told, and the kernel accepts nothing for this socket any more.
+pub(crate) fn shut_down(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: takes two numbers.
+    call::check("shutdown", unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_RDWR) }).map(drop)
+}
+
+/// How many bytes were received and not read yet.
+pub(crate) fn queued(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the kernel fills the local number.
+    let asked = unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
+    call::check("ioctl(FIONREAD)", asked)?;
+    Ok(usize::try_from(bytes).unwrap_or(usize::MAX))
 }
 
 const FLAGS: i32 = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
@@ -356,7 +375,7 @@ mod tests {
     fn a_listening_socket_can_refuse_descriptors_for_all_that_it_accepts() {
         let dir = tempfile::tempdir().expect("directory");
         let listener = bind_private(&place(&dir)).expect("binds");
-        refuse_descriptors(listener.as_fd());
+        let _a_help = refuse_descriptors(listener.as_fd());
         start_listening(listener.as_fd(), 4).expect("listens");
         let a = connected(&place(&dir));
         let b = accept(listener.as_fd()).expect("accepts").expect("one");

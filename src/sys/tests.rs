@@ -55,7 +55,7 @@ const ON_A_DESCRIPTOR: [(libc::c_long, &str, Row); 13] = [
     (libc::SYS_fcntl, "fcntl(F_ADD_SEALS)", |now| {
         let file = memfd::create(4096).expect("file");
         now();
-        error(memfd::seal(&file))
+        error(memfd::seal_size(file.as_fd()))
     }),
     (libc::SYS_mmap, "mmap", |now| {
         let file = memfd::create(4096).expect("file");

@@ -3,9 +3,12 @@
 //! # Invariants
 //!
 //! 1. No call blocks and none raises SIGPIPE.
-//! 2. Every descriptor that arrives is owned before anything is judged, and is close-on-exec from
-//!    the kernel on.
-//! 3. The peer's end is [`Transfer::Closed`] however the kernel words it; it is no error.
+//! 2. Every descriptor that arrives is owned before anything is validated, is close-on-exec from
+//!    the kernel on, and is dropped as a [`Foreign`], which never blocks.
+//! 3. The kernel closes no descriptor of a peer on the thread that receives. [`receive_with_fds`] looks before it
+//!    takes, and what carries more than one descriptor, or one that did not arrive, stays in the queue of
+//!    the socket, with which it is closed: see [`super::foreign`].
+//! 4. The peer's end is [`Transfer::Closed`] however the kernel words it; it is no error.
 //!
 //! # Proof
 //!
@@ -13,10 +16,11 @@
 
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::call::{self, INTERRUPTS};
 use super::cmsg::Control;
+use super::foreign::Foreign;
 use super::pidfd::Pidfd;
 
 /// How far a read or a write got.
@@ -35,16 +39,29 @@ pub(crate) enum Transfer {
 pub(crate) struct Received {
     /// How far it got.
     pub(crate) transfer: Transfer,
-    /// Every descriptor that came with the bytes.
-    pub(crate) fds: Vec<OwnedFd>,
+    /// What came with the bytes.
+    pub(crate) beside: Beside,
     /// The process that sent the bytes, if the socket asks for it and the kernel can tell. It may have
     /// ended since.
     pub(crate) pidfd: Option<Pidfd>,
-    /// Not all that was sent could be taken: descriptors are missing.
-    pub(crate) truncated: bool,
 }
 
-/// Reads what is there. Descriptors that came with it are closed by the kernel.
+/// The descriptors that came with bytes.
+#[derive(Debug)]
+pub(crate) enum Beside {
+    /// None.
+    Nothing,
+    /// One, as it should be with the memory.
+    One(Foreign),
+    /// Several. The bytes were not taken out of the queue.
+    Several,
+    /// At least one, of which not all arrived: the table of descriptors is full, or a security module or a filter
+    /// has removed it. The bytes were not taken out of the queue.
+    Missing,
+}
+
+/// Reads what is there. Descriptors that came with it are closed by the kernel, which may block: only for bytes that
+/// are known to carry none, or one that is held.
 pub(crate) fn read(fd: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<Transfer> {
     let room = into.len();
     outcome("recv", room, || {
@@ -75,14 +92,30 @@ pub(crate) fn send_with_fd(
     send_with_fds(fd, bytes, &[descriptor])
 }
 
-/// Reads what is there, with what was passed beside it.
+/// Reads what is there, with what was passed beside it. The room for that is small, so that a peer cannot fill the
+/// table of descriptors.
+///
+/// If the bytes fill `into`, a descriptor beside the byte behind them counts too: the kernel looks that far. So it is
+/// for messages behind which no descriptor may come.
 pub(crate) fn receive_with_fds(fd: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<Received> {
+    let mut received = look(fd, into)?;
+    if let (Transfer::Bytes(count), Beside::Nothing | Beside::One(_)) = (received.transfer, &received.beside)
+    {
+        // The same bytes: others only come behind them, and this end has one reader. The kernel drops its own
+        // reference to the descriptor, which is not the last while `received` holds one.
+        received.transfer = read(fd, into.get_mut(..count).unwrap_or_default())?;
+    }
+    Ok(received)
+}
+
+/// As [`receive_with_fds`], but all stays in the queue.
+fn look(fd: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<Received> {
     let mut control = Control::new();
     let mut part = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
     let mut message = empty_message(&mut part);
-    let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
+    let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT | libc::MSG_PEEK;
     let transfer = outcome("recvmsg", into.len(), || {
-        set_control(&mut message, control.as_mut_bytes());
+        set_control(&mut message, control.for_one());
         // SAFETY: the message names `into` and `control`, which both outlive the call.
         let got = unsafe { libc::recvmsg(fd.as_raw_fd(), &mut message, flags) };
         if got < 0 {
@@ -93,12 +126,15 @@ pub(crate) fn receive_with_fds(fd: BorrowedFd<'_>, into: &mut [u8]) -> io::Resul
     // SAFETY: `recvmsg` has just filled the buffer up to this length, which is 0 if it failed; and
     // this is the only take.
     let taken = unsafe { control.take(control_len(&message)) };
-    Ok(Received {
-        transfer,
-        fds: taken.fds,
-        pidfd: taken.pidfd.map(Pidfd::from_owned),
-        truncated: message.msg_flags & libc::MSG_CTRUNC != 0,
-    })
+    let mut fds = taken.fds.into_iter().map(Foreign::from);
+    let truncated = message.msg_flags & libc::MSG_CTRUNC != 0;
+    let beside = match (fds.next(), fds.next()) {
+        (Some(_), Some(_)) => Beside::Several,
+        _ if truncated => Beside::Missing,
+        (Some(fd), None) => Beside::One(fd),
+        (None, _) => Beside::Nothing,
+    };
+    Ok(Received { transfer, beside, pidfd: taken.pidfd.map(Pidfd::from_owned) })
 }
 
 /// Writes as much as there is room for, and passes all these descriptors with the first byte.
@@ -190,34 +226,40 @@ mod tests {
             assert_eq!(write(b.as_fd(), b"abc").expect("told"), Transfer::Closed);
             assert_eq!(read(b.as_fd(), &mut buffer).expect("told"), Transfer::Closed);
             let end = receive_with_fds(b.as_fd(), &mut buffer).expect("told");
-            assert!(end.transfer == Transfer::Closed && end.fds.is_empty() && !end.truncated);
+            assert!(end.transfer == Transfer::Closed && matches!(end.beside, Beside::Nothing));
         });
     }
 
     #[test]
-    fn every_descriptor_arrives_close_on_exec_and_none_leaks() {
+    fn one_descriptor_arrives_close_on_exec_and_more_stay_outside() {
         in_child(|| {
             let before = open_descriptors();
-            let (a, b) = pair().expect("pair");
             let memory = memfd::create(4096).expect("memfd");
             for count in [0, 1, 2, 5, 253] {
+                let (a, b) = pair().expect("pair");
                 let descriptors = vec![memory.as_fd(); count];
                 let sent = send_with_fds(a.as_fd(), b"hello", &descriptors).expect("sends");
                 assert_eq!(sent, Transfer::Bytes(5));
                 let mut buffer = [0; 16];
                 let received = receive_with_fds(b.as_fd(), &mut buffer).expect("receives");
                 assert_eq!(received.transfer, Transfer::Bytes(5));
-                assert_eq!((received.fds.len(), received.truncated), (count, false));
                 assert_eq!(&buffer[..5], b"hello");
-                assert_eq!(open_descriptors(), before + 3 + count);
-                for fd in &received.fds {
-                    // SAFETY: only asks.
-                    let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFD) };
-                    assert_eq!(flags, libc::FD_CLOEXEC);
+                match (count, &received.beside) {
+                    (0, Beside::Nothing) => {}
+                    (1, Beside::One(fd)) => {
+                        let fd = fd.as_fd().expect("there").as_raw_fd();
+                        // SAFETY: only asks.
+                        assert_eq!(unsafe { libc::fcntl(fd, libc::F_GETFD) }, libc::FD_CLOEXEC);
+                    }
+                    (2.., Beside::Several) => {}
+                    other => panic!("{other:?}"),
                 }
-                drop(received);
-                assert_eq!(open_descriptors(), before + 3);
+                let queued = crate::sys::socket::queued(b.as_fd()).expect("asks");
+                assert_eq!(queued, if count > 1 { 5 } else { 0 });
+                drop((a, received));
+                assert!(eventually(|| open_descriptors() == before + 2));
             }
+            let (a, b) = pair().expect("pair");
             assert!(send_with_fds(a.as_fd(), b"x", &[memory.as_fd(); 254]).is_err());
             assert!(send_with_fd(a.as_fd(), b"", memory.as_fd()).is_err());
             drop((a, b, memory));
@@ -238,10 +280,35 @@ mod tests {
             // SAFETY: lowers a limit of this child.
             assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
             let received = receive_with_fds(b.as_fd(), &mut [0; 8]).expect("receives");
-            assert!(received.truncated);
-            assert!(received.fds.len() < 5);
+            assert!(matches!(received.beside, Beside::Several), "two fit");
             drop(received);
-            assert_eq!(open_descriptors(), before);
+            assert!(eventually(|| open_descriptors() == before));
+            let one_less = libc::rlimit { rlim_cur: highest + 1, rlim_max: highest + 1 };
+            // SAFETY: lowers a limit of this child.
+            assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &one_less) }, 0);
+            let received = receive_with_fds(b.as_fd(), &mut [0; 8]).expect("receives");
+            assert!(matches!(received.beside, Beside::Missing), "{received:?}");
+            assert_eq!(crate::sys::socket::queued(b.as_fd()).expect("asks"), 1);
+        });
+    }
+
+    #[test]
+    fn parts_are_taken_one_by_one_as_they_were_sent() {
+        in_child(|| {
+            let (a, b) = pair().expect("pair");
+            let memory = memfd::create(4096).expect("memfd");
+            write(a.as_fd(), b"ab").expect("writes");
+            send_with_fd(a.as_fd(), b"cd", memory.as_fd()).expect("sends");
+            write(a.as_fd(), b"ef").expect("writes");
+            let (mut bytes, mut descriptors) = (Vec::new(), 0);
+            while bytes.len() < 6 {
+                let mut buffer = [0; 8];
+                let received = receive_with_fds(b.as_fd(), &mut buffer).expect("receives");
+                let Transfer::Bytes(count) = received.transfer else { panic!("{received:?}") };
+                bytes.extend(&buffer[..count]);
+                descriptors += u32::from(matches!(received.beside, Beside::One(_)));
+            }
+            assert_eq!((&bytes[..], descriptors), (&b"abcdef"[..], 1));
         });
     }
 
@@ -268,7 +335,7 @@ mod tests {
             let Some(pidfd) = received.pidfd.take() else {
                 return;
             };
-            assert!(!pidfd.exited() && received.fds.is_empty());
+            assert!(!pidfd.exited() && matches!(received.beside, Beside::Nothing));
             let child = fork(|| i32::from(write(a.as_fd(), b"y").is_err()));
             assert_eq!(child.wait(), 0);
             assert!(eventually(|| crate::sys::wait::is_readable(b.as_fd()).expect("polls")));

@@ -7,10 +7,12 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use narrows::handshake::{ANSWER_LEN, Agreement, Answer, ClientHandshake, ClientStep, HELLO_LEN, Hello};
+use narrows::handshake::{
+    ACKNOWLEDGE, ANSWER_LEN, Agreement, Answer, ClientHandshake, ClientStep, HELLO_LEN, Hello, VERSION_MAX,
+};
 use narrows::layout::{Control, Direction, Geometry, SLOT, SLOT_PAYLOAD, words};
 
-use super::sys::{Pages, receive_with_fd, sealed_memory, send_with_fd};
+use super::sys::{Pages, add_seals, receive_with_fd, sealed_memory, send_with_fd};
 
 /// The words of a direction's page that an honest peer writes too, but for the marks: those would be a good-bye.
 pub(crate) const WORDS: [usize; 10] = [
@@ -57,6 +59,8 @@ impl ByHand {
                 ClientStep::Agreed(agreed) => {
                     let memory = memory.ok_or(io::ErrorKind::InvalidData)?;
                     let pages = Pages::map(memory, agreed.geometry.region_len())?;
+                    add_seals(pages.file().as_fd(), libc::F_SEAL_FUTURE_WRITE | libc::F_SEAL_SEAL)?;
+                    socket.write_all(&[ACKNOWLEDGE])?;
                     return Ok(Self { socket, pages, geometry: agreed.geometry, sends: 0 });
                 }
             }
@@ -70,10 +74,12 @@ impl ByHand {
         let mut hello = [0; HELLO_LEN];
         socket.read_exact(&mut hello)?;
         let Hello { wanted: geometry, max_message, .. } = Hello::decode(&hello).map_err(io::Error::other)?;
-        let agreed = Agreement { version: 1, features: 0, geometry, max_message, first_ticket: 0 };
+        let agreed = Agreement { version: VERSION_MAX, features: 0, geometry, max_message, first_ticket: 0 };
         let memory = sealed_memory(geometry.region_len());
-        send_with_fd(socket.as_fd(), &Answer::Welcome(agreed).encode(), memory.as_fd())?;
-        Ok(Self { socket, pages: Pages::map(memory, geometry.region_len())?, geometry, sends: 1 })
+        let pages = Pages::map(memory, geometry.region_len())?;
+        send_with_fd(socket.as_fd(), &Answer::Welcome(agreed).encode(), pages.file().as_fd())?;
+        socket.read_exact(&mut [0])?; // The client has sealed it.
+        Ok(Self { socket, pages, geometry, sends: 1 })
     }
 
     /// Where this side sends.

@@ -277,14 +277,33 @@ pub(crate) fn collapse(fd: BorrowedFd<'_>) -> io::Result<()> {
     done(unsafe { libc::fallocate(fd.as_raw_fd(), libc::FALLOC_FL_COLLAPSE_RANGE, 0, 4096) })
 }
 
+/// Takes the memory of the first page out of a file; it keeps its size.
+pub(crate) fn punch(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: takes a live descriptor and numbers.
+    done(unsafe {
+        libc::fallocate(fd.as_raw_fd(), libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, 0, 4096)
+    })
+}
+
+/// The same, by a mapping of it.
+pub(crate) fn remove(pages: &Pages) -> io::Result<()> {
+    // SAFETY: the first page of a mapping that is only accessed by atomics, and stays one.
+    done(unsafe { libc::madvise(pages.base.cast(), 4096, libc::MADV_REMOVE) })
+}
+
+/// A second mapping of a file that can be written.
+pub(crate) fn map_again(fd: BorrowedFd<'_>) -> io::Result<Pages> {
+    Pages::map(fd.try_clone_to_owned()?, 4096)
+}
+
 fn done(result: i32) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// A sealed memfd of zeros.
+/// A memfd of zeros whose size is sealed.
 pub(crate) fn sealed_memory(len: usize) -> OwnedFd {
     let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
-    let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+    let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW;
     // SAFETY: a C string and flags; a new descriptor, which is ours; sizes and seals it.
     unsafe {
         let fd = libc::memfd_create(c"test".as_ptr(), flags);

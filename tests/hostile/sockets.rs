@@ -108,7 +108,7 @@ fn beside(listener: &SharedMemoryListener, path: &Path) -> (SharedMemoryStream, 
     })
 }
 
-/// Every way to change the size of the memory, or its seals; how many were refused.
+/// Every way to change the size of the memory, its pages or its seals; how many were refused.
 fn resize(hand: &ByHand) -> u32 {
     let (file, len) = (hand.pages.file(), hand.pages.len() as u64);
     let own = std::fs::File::from(file.try_clone().expect("a copy"));
@@ -125,6 +125,10 @@ fn resize(hand: &ByHand) -> u32 {
         sys::add_seals(file.as_fd(), libc::F_SEAL_FUTURE_WRITE),
         sys::grow(file.as_fd(), len),
         sys::collapse(file.as_fd()),
+        sys::punch(file.as_fd()),
+        sys::remove(&hand.pages),
+        sys::map_again(file.as_fd()).map(drop),
+        own.write_all_at(&[1], 0),
     ];
     let count = refused.iter().filter(|it| it.is_err()).count();
     u32::try_from(count).expect("few")
@@ -140,8 +144,8 @@ fn the_memory_keeps_its_size_and_its_seals() {
         let listener = serve(path);
         let mut stream = listener.accept_timeout(LONG).expect("the attacker comes");
         let refused = stream.recv_timeout(&mut [0; 104], LONG).expect("it says how many").len;
-        assert_eq!(refused, 11, "each of them is refused");
-        "11 ways refused".into()
+        assert_eq!(refused, 15, "each of them is refused");
+        "15 ways refused".into()
     };
     run("sockets::the_memory_keeps_its_size_and_its_seals", Plays::Client, attack, victim);
 }

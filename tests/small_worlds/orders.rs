@@ -5,6 +5,7 @@
 
 use narrows::internal::handshake::{
     ANSWER_LEN, Agreement, Answer, ClientHandshake, ClientStep, HELLO_LEN, Hello, Reject, ServerHandshake,
+    VERSION_MAX,
 };
 use narrows::internal::layout::Geometry;
 use narrows::{HandshakeError, RejectCode};
@@ -19,7 +20,7 @@ fn client() -> ClientHandshake {
 
 fn welcome() -> Vec<u8> {
     let geometry = Geometry::new(4, 4096, 64).expect("legal");
-    let agreed = Agreement { version: 1, features: 0, geometry, max_message: 9, first_ticket: 3 };
+    let agreed = Agreement { version: VERSION_MAX, features: 0, geometry, max_message: 9, first_ticket: 3 };
     Answer::Welcome(agreed).encode().to_vec()
 }
 
@@ -120,7 +121,7 @@ fn mixed(answer: &[u8]) -> Option<HandshakeError> {
 #[test]
 fn every_order_for_the_server() {
     let (right, other) = (hello_with(0, b""), hello_with(40, &[6]));
-    let (odd, late) = (hello_with(16, &[3]), hello_with(8, &[2, 0, 2, 0]));
+    let (odd, late) = (hello_with(16, &[3]), hello_with(8, &[3, 0, 3, 0]));
     let (welcome, reject) = (welcome(), reject());
     let tokens: [&[u8]; 11] = [
         &right,
@@ -168,13 +169,14 @@ fn orders_for_server(
 /// What a whole hello means to a server that wants the nonce 5.
 fn whole(hello: &[u8]) -> Result<Option<u64>, HandshakeError> {
     let field = |at: usize| u64::from_le_bytes(hello[at..at + 8].try_into().expect("eight bytes"));
-    if hello[8..12] != [1, 0, 1, 0] {
-        return Err(HandshakeError::NoCommonVersion { min: 2, max: 2 });
+    if hello[8..12] != [2, 0, 2, 0] {
+        return Err(HandshakeError::NoCommonVersion { min: 3, max: 3 });
     }
     if hello[16] != 8 {
         return Err(HandshakeError::BadGeometry { slots: 3, arena: 4096, urgent: 64 });
     }
-    match (field(32), field(40), field(48) | field(56)) {
+    // What a client offers and no server knows is ignored: the first four of the eight bytes at 48.
+    match (field(32), field(40), field(48) >> 32 | field(56)) {
         (1000, 5, 0) => Ok(Some(5)),
         (1000, 6, 0) => Err(HandshakeError::WrongNonce),
         (1000, _, _) => Err(HandshakeError::ReservedNotZero),
@@ -194,7 +196,7 @@ fn every_value_of_the_first_twelve_bytes_of_a_hello() {
                 0..8 if same => Ok(true),
                 0..8 => Err(HandshakeError::BadMagic),
                 _ if min > max => Err(HandshakeError::BadVersions { min, max }),
-                _ if min > 1 || max < 1 => Err(HandshakeError::NoCommonVersion { min, max }),
+                _ if min > 2 || max < 2 => Err(HandshakeError::NoCommonVersion { min, max }),
                 _ => Ok(true),
             };
             let mut machine = ServerHandshake::new(5);

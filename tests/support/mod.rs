@@ -8,7 +8,7 @@ mod process;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::mem::zeroed;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use narrows::internal::handshake::{ANSWER_LEN, Answer, ClientHandshake, HELLO_LEN};
+use narrows::internal::handshake::{ACKNOWLEDGE, ANSWER_LEN, Answer, ClientHandshake, HELLO_LEN};
 use narrows::internal::layout::Geometry;
 use narrows::{ListenerCloser, Options, SharedMemoryListener};
 
@@ -100,6 +100,36 @@ pub fn ask(stream: &UnixStream, bytes: &[u8]) -> Answer {
     answer(stream)
 }
 
+/// The answer that comes on a raw client's socket, with the descriptor beside it.
+pub fn answer_with_memory(stream: &UnixStream) -> (Answer, OwnedFd) {
+    let mut bytes = [0; ANSWER_LEN];
+    let mut control = [0_u64; 8];
+    let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    // SAFETY: the message names locals that outlive the call; a record of rights that came holds one descriptor at
+    // least, which is ours from here on.
+    let memory = unsafe {
+        let mut message: libc::msghdr = zeroed();
+        message.msg_iov = &mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = size_of_val(&control);
+        let got = libc::recvmsg(stream.as_raw_fd(), &mut message, libc::MSG_CMSG_CLOEXEC | libc::MSG_WAITALL);
+        assert_eq!(got, isize::try_from(ANSWER_LEN).expect("few"), "{}", io::Error::last_os_error());
+        let header = libc::CMSG_FIRSTHDR(&message);
+        assert!(!header.is_null() && (*header).cmsg_type == libc::SCM_RIGHTS, "a descriptor beside it");
+        OwnedFd::from_raw_fd(libc::CMSG_DATA(header).cast::<i32>().read_unaligned())
+    };
+    (Answer::decode(&bytes).expect("an answer that makes sense"), memory)
+}
+
+/// Seals the memory and says so: the last byte of the handshake. Returns the answer and the memory.
+pub fn confirm(mut stream: &UnixStream) -> (Answer, OwnedFd) {
+    let (answer, memory) = answer_with_memory(stream);
+    seal(memory.as_fd(), LAST_SEALS).expect("seals");
+    stream.write_all(&[ACKNOWLEDGE]).expect("sends");
+    (answer, memory)
+}
+
 #[track_caller]
 pub fn eventually(holds: impl FnMut() -> bool) {
     assert!(comes_true(holds), "it never came true");
@@ -155,7 +185,17 @@ pub fn pipe() -> (OwnedFd, OwnedFd) {
     }
 }
 
-pub const SEALS: i32 = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+/// What a server seals before it sends the memory, and what a client adds.
+pub const SEALS: i32 = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW;
+pub const LAST_SEALS: i32 = libc::F_SEAL_FUTURE_WRITE | libc::F_SEAL_SEAL;
+
+pub fn seal(memory: BorrowedFd<'_>, seals: i32) -> io::Result<()> {
+    // SAFETY: takes numbers.
+    match unsafe { libc::fcntl(memory.as_raw_fd(), libc::F_ADD_SEALS, seals) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
 
 pub fn is_root() -> bool {
     // SAFETY: takes nothing and cannot fail.

@@ -245,7 +245,13 @@ fn truncate(scene: &Scene<'_>, seed: u64) -> Told {
             let mut bytes = [0; HELLO_LEN];
             socket.read_exact(&mut bytes).expect("a Hello");
             let Hello { wanted: geometry, max_message, .. } = Hello::decode(&bytes).expect("a good one");
-            let agreed = Agreement { version: 1, features: 0, geometry, max_message, first_ticket: 0 };
+            let agreed = Agreement {
+                version: narrows::handshake::VERSION_MAX,
+                features: 0,
+                geometry,
+                max_message,
+                first_ticket: 0,
+            };
             let welcome = Answer::Welcome(agreed).encode();
             socket.write_all(&welcome[..half(ANSWER_LEN)]).expect("sends");
             drop(socket);

@@ -1,6 +1,7 @@
 //! Each test runs in a forked child of its own: there, nobody else's fork holds a copy of a
 //! socket, and descriptors can be counted.
 
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::*;

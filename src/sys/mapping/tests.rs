@@ -28,7 +28,7 @@ fn directions(slots: usize, arena: usize) -> [Mapping; 2] {
     let (socket, _theirs) = socket::pair().unwrap();
     let parts = LinkParts {
         region,
-        socket,
+        socket: socket.into(),
         geometry,
         side: Side::Client,
         cred: PeerCred::own(),

@@ -1,0 +1,184 @@
+//! Descriptors whose close may block, since a peer made them or filled them.
+//!
+//! # Invariants
+//!
+//! 1. Dropping a [`Foreign`], a [`PeerSocket`] or a [`Listening`] never blocks.
+//! 2. A socket is closed by the dropping thread only if its queue is empty and stays empty: it is shut down first,
+//!    and the kernel accepts nothing for a socket that is shut down. Each message takes at
+//!    least one byte, so a queue without bytes holds no descriptor.
+//! 3. A forked child shuts nothing down: the socket is its parent's. It only closes its copy.
+//!
+//! # What it does not cover
+//!
+//! In a forked child whose parent has ended, a peer that sends a descriptor between the look at the queue and the
+//! close makes the child's drop block.
+//!
+//! # Proof
+//!
+//! Tests below, and `tests/foreign_descriptors.rs`.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use super::descriptor::Descriptor;
+use super::fork::Canary;
+use super::{offload, socket};
+
+/// A descriptor that came from a peer and was not verified.
+#[derive(Debug)]
+pub(crate) struct Foreign {
+    // Only `None` once it was taken.
+    fd: Option<OwnedFd>,
+}
+
+impl Foreign {
+    /// The descriptor, after its owner has found out that its close does not block.
+    pub(crate) fn verified(mut self) -> Option<OwnedFd> {
+        self.fd.take()
+    }
+
+    /// The descriptor, to look at it.
+    pub(crate) fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.fd.as_ref().map(AsFd::as_fd)
+    }
+}
+
+impl From<OwnedFd> for Foreign {
+    fn from(fd: OwnedFd) -> Self {
+        Self { fd: Some(fd) }
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        if let Some(fd) = self.fd.take() {
+            offload::close(fd);
+        }
+    }
+}
+
+/// A socket with a peer at its other end. Dropping it tells the peer at once.
+#[derive(Debug)]
+pub(crate) struct PeerSocket {
+    // Only `None` while it is dropped.
+    fd: Option<Descriptor>,
+    /// `None` where the kernel has no page for it: then forks are not told apart, as nowhere else.
+    canary: Option<Canary>,
+}
+
+impl From<OwnedFd> for PeerSocket {
+    fn from(fd: OwnedFd) -> Self {
+        Self { fd: Some(fd.into()), canary: Canary::new().ok() }
+    }
+}
+
+impl AsFd for PeerSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_ref().expect("there until it is dropped").as_fd()
+    }
+}
+
+impl Drop for PeerSocket {
+    fn drop(&mut self) {
+        // The program may have closed it, and the number may name a file of its own by now.
+        let Some(fd) = self.fd.take().and_then(Descriptor::into_owned) else {
+            return;
+        };
+        let ours = self.canary.is_none_or(|canary| canary.same_process());
+        let shut = !ours || socket::shut_down(fd.as_fd()).is_ok();
+        let empty = socket::queued(fd.as_fd()).is_ok_and(|bytes| bytes == 0);
+        if !(shut && empty) {
+            offload::close(fd);
+        }
+    }
+}
+
+/// A socket that listens. Clients that were never accepted may have filled their ends of it.
+#[derive(Debug)]
+pub(crate) struct Listening {
+    // Only `None` while it is dropped.
+    fd: Option<Descriptor>,
+    refuses: bool,
+}
+
+impl Listening {
+    /// A bound socket, before it listens: from then on its clients pass no descriptors, where the kernel can forbid it.
+    pub(crate) fn new(fd: OwnedFd) -> Self {
+        let refuses = socket::refuse_descriptors(fd.as_fd()).is_ok();
+        Self { fd: Some(fd.into()), refuses }
+    }
+}
+
+impl AsFd for Listening {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_ref().expect("there until it is dropped").as_fd()
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        match self.fd.take() {
+            Some(fd) if !self.refuses => fd.into_owned().into_iter().for_each(offload::close),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::socket::pair;
+    use crate::sys::testing::{eventually, fork, in_child, open_descriptors, refuse};
+    use crate::sys::transfer::{Transfer, read, write};
+
+    fn threads() -> usize {
+        std::fs::read_dir("/proc/self/task").expect("listable").count()
+    }
+
+    #[test]
+    fn an_empty_socket_is_closed_here_and_a_full_one_elsewhere() {
+        in_child(|| {
+            let before = open_descriptors();
+            let (ours, theirs) = pair().expect("pair");
+            drop(PeerSocket::from(ours));
+            assert_eq!((open_descriptors(), threads()), (before + 1, 1));
+            assert_eq!(read(theirs.as_fd(), &mut [0; 8]).expect("told"), Transfer::Closed);
+            let (ours, theirs) = pair().expect("pair");
+            write(theirs.as_fd(), b"bytes").expect("room");
+            drop(PeerSocket::from(ours));
+            // The hang-up is there at once, whenever the close comes.
+            assert_eq!(write(theirs.as_fd(), b"more").expect("told"), Transfer::Closed);
+            drop(theirs);
+            assert!(eventually(|| open_descriptors() == before + 1));
+        });
+    }
+
+    #[test]
+    fn where_a_filter_forbids_the_look_another_thread_closes() {
+        for call in [libc::SYS_ioctl, libc::SYS_shutdown] {
+            in_child(|| {
+                let before = open_descriptors();
+                let (ours, theirs) = pair().expect("pair");
+                let socket = PeerSocket::from(ours);
+                refuse(call, libc::EPERM);
+                drop(socket);
+                drop(theirs);
+                assert!(eventually(|| open_descriptors() == before));
+            });
+        }
+    }
+
+    #[test]
+    fn a_fork_that_drops_its_copy_ends_nothing() {
+        in_child(|| {
+            let (ours, theirs) = pair().expect("pair");
+            let mut socket = Some(PeerSocket::from(ours));
+            let child = fork(|| {
+                drop(socket.take());
+                0
+            });
+            assert_eq!(child.wait(), 0);
+            assert_eq!(write(theirs.as_fd(), b"x").expect("alive"), Transfer::Bytes(1));
+            assert_eq!(read(theirs.as_fd(), &mut [0; 8]).expect("alive"), Transfer::WouldBlock);
+        });
+    }
+}
