@@ -108,7 +108,7 @@ fn what_is_under_way_comes_to_its_end() {
         let drained = ending.join().expect("no panic");
         longest = longest.max(started.elapsed());
         assert_eq!((drained.cut_off, drained.running), (0, 0));
-        assert!(matches!(client.call(ECHO, &[]), Err(CallError::Disconnected)));
+        assert!(matches!(client.call(ECHO, &[]), Err(CallError::ShuttingDown)), "it was never begun");
     }
     say(&format!("drained at most {longest:.1?} after the last call was let go"));
 }

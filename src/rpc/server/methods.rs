@@ -12,6 +12,7 @@ use super::request::{ChunkReader, ChunkWriter, Request};
 use super::stats::Counts;
 use super::table::Failure;
 use crate::error::HandlerError;
+use crate::mem::has_room;
 use crate::rpc::pieces;
 use crate::rpc::wire::{Head, Kind, STREAM, Status, UPLOAD};
 
@@ -57,6 +58,10 @@ impl Method {
         }
     }
 
+    pub(super) fn is_pooled(&self) -> bool {
+        matches!(self, Self::Pooled(_))
+    }
+
     pub(super) fn is_inline(&self) -> bool {
         matches!(self, Self::Inline(_))
     }
@@ -71,14 +76,16 @@ impl Method {
 #[derive(Default)]
 pub(super) struct Methods {
     sorted: Vec<(u32, Method)>,
+    /// A number that was registered more than once.
+    pub(super) twice: Option<u32>,
     pub(super) fallback: Option<Method>,
 }
 
 impl Methods {
-    /// Registers a method; the last of a number counts.
+    /// Registers a method.
     pub(super) fn put(&mut self, id: u32, method: Method) {
         match self.sorted.binary_search_by_key(&id, |(id, _)| *id) {
-            Ok(at) => self.sorted[at].1 = method,
+            Ok(_) => self.twice = Some(id),
             Err(at) => self.sorted.insert(at, (id, method)),
         }
     }
@@ -98,6 +105,19 @@ impl Methods {
         let status = if found.is_ok() { Status::WrongKind } else { Status::UnknownMethod };
         Err((status, 0, method.call().into()))
     }
+}
+
+/// Whether there is memory for a method to do something with its request, such as to copy it: method code that finds none
+/// aborts the process. Only what is out of the ordinary is looked at.
+///
+/// # Errors
+///
+/// The answer to a call whose method is not run.
+pub(super) fn has_room_for(request: &[u8]) -> Result<(), Failure> {
+    if request.len() <= pieces::KEPT || has_room(request.len().saturating_mul(2)) {
+        return Ok(());
+    }
+    Err((Status::Busy, 0, "there is no memory to run the method".into()))
 }
 
 /// Runs a method: what it says goes into `reply`, which is memory that is used again.
