@@ -2,8 +2,9 @@
 //!
 //! # Invariants
 //!
-//! 1. What a peer sends never takes the last memory: [`MARGIN`] bytes stay for small allocations, which would abort.
-//! 2. Between two looks at what is left, at most [`STEP`] bytes are taken.
+//! 1. What a peer sends never takes the last memory: a margin stays for small allocations, which would abort. It is
+//!    larger for what is large, so that short messages still come where long ones find no room.
+//! 2. Between two looks at what is left, at most a step is taken.
 //! 3. A look counts what other threads are about to take.
 //!
 //! # Proof
@@ -13,14 +14,21 @@
 use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// What stays free for small allocations, in bytes.
-const MARGIN: usize = 4 << 20;
+/// Buffers of one size or another, and what of the memory is left to others.
+struct Class {
+    /// What stays free, in bytes.
+    margin: usize,
+    /// Bytes that are taken without another look at what is left.
+    step: usize,
+    /// Bytes that may be taken before the next look.
+    budget: AtomicUsize,
+}
 
-/// Bytes that are taken without another look at what is left.
-const STEP: usize = 1 << 20;
+/// The most bytes of a small buffer.
+const SMALL_BUFFER: usize = 4 << 10;
 
-/// Bytes that may be taken before the next look.
-static BUDGET: AtomicUsize = AtomicUsize::new(0);
+static SMALL: Class = Class { margin: 1 << 20, step: 128 << 10, budget: AtomicUsize::new(0) };
+static LARGE: Class = Class { margin: 4 << 20, step: 1 << 20, budget: AtomicUsize::new(0) };
 
 /// Bytes that threads are about to take after a look.
 static PENDING: AtomicUsize = AtomicUsize::new(0);
@@ -55,7 +63,7 @@ pub fn try_reserve(buffer: &mut Vec<u8>, len: usize) -> Result<(), OutOfMemory> 
 
 /// Whether so many bytes can be had now, and the margin beside them.
 pub fn has_room(bytes: usize) -> bool {
-    look(bytes).is_ok()
+    LARGE.look(bytes).is_ok()
 }
 
 #[cold]
@@ -65,25 +73,29 @@ fn grow(buffer: &mut Vec<u8>, len: usize, most: usize) -> Result<(), OutOfMemory
 }
 
 fn reserve(buffer: &mut Vec<u8>, capacity: usize) -> Result<(), OutOfMemory> {
-    let paid = BUDGET.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(capacity));
+    let class = if capacity <= SMALL_BUFFER { &SMALL } else { &LARGE };
     let mut take = || {
         let more = capacity.saturating_sub(buffer.len());
         buffer.try_reserve_exact(more).map_err(|_| OutOfMemory)
     };
-    if paid.is_ok() {
+    let spend = |left: usize| left.checked_sub(capacity);
+    if class.budget.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend).is_ok() {
         return take();
     }
     let pending = PENDING.fetch_add(capacity, Ordering::Relaxed).saturating_add(capacity);
-    let taken = look(pending).and_then(|()| take());
+    let taken = class.look(pending).and_then(|()| take());
     PENDING.fetch_sub(capacity, Ordering::Relaxed);
     taken
 }
 
-/// Looks whether so many bytes can be had, and the margin beside them.
-fn look(bytes: usize) -> Result<(), OutOfMemory> {
-    let mut probe = Vec::<u8>::new();
-    probe.try_reserve_exact(bytes.saturating_add(MARGIN + STEP)).map_err(|_| OutOfMemory)?;
-    drop(black_box(probe)); // Else it is optimized away.
-    BUDGET.store(STEP, Ordering::Relaxed);
-    Ok(())
+impl Class {
+    /// Looks whether so many bytes can be had, and the margin beside them.
+    fn look(&self, bytes: usize) -> Result<(), OutOfMemory> {
+        let mut probe = Vec::<u8>::new();
+        let wanted = bytes.saturating_add(self.margin + self.step);
+        probe.try_reserve_exact(wanted).map_err(|_| OutOfMemory)?;
+        drop(black_box(probe)); // Else it is optimized away.
+        self.budget.store(self.step, Ordering::Relaxed);
+        Ok(())
+    }
 }

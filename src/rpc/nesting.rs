@@ -16,7 +16,7 @@
 //!
 //! # Proof
 //!
-//! `tests/call_nesting.rs`.
+//! `tests/call_deadlocks.rs`.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Weak;

@@ -12,7 +12,7 @@ use super::request::{ChunkReader, ChunkWriter, Request};
 use super::stats::Counts;
 use super::table::Failure;
 use crate::error::HandlerError;
-use crate::mem::has_room;
+use crate::mem::try_reserve;
 use crate::rpc::pieces;
 use crate::rpc::wire::{Head, Kind, STREAM, Status, UPLOAD};
 
@@ -107,17 +107,26 @@ impl Methods {
     }
 }
 
-/// Whether there is memory for a method to do something with its request, such as to copy it: method code that finds none
-/// aborts the process. Only what is out of the ordinary is looked at.
+/// As [`run`], for a request that may be long. There is memory for a reply that is as long then: a method that finds none
+/// aborts the process.
 ///
 /// # Errors
 ///
-/// The answer to a call whose method is not run.
-pub(super) fn has_room_for(request: &[u8]) -> Result<(), Failure> {
-    if request.len() <= pieces::KEPT || has_room(request.len().saturating_mul(2)) {
-        return Ok(());
+/// As there; `Busy` if there is no such memory, and the method was not run.
+pub(super) fn run_long(
+    method: &Method,
+    peer: &Arc<Peer>,
+    request: &Request<'_>,
+    reply: &mut Vec<u8>,
+    counts: &Counts,
+) -> Result<(), Failure> {
+    if request.len() <= pieces::KEPT {
+        return run(method, peer, request, reply, counts);
     }
-    Err((Status::Busy, 0, "there is no memory to run the method".into()))
+    pieces::clear(reply);
+    try_reserve(reply, request.len())
+        .map_err(|_| (Status::Busy, 0, "there is no memory to run the method".into()))?;
+    invoke(method, peer, request, reply, counts)
 }
 
 /// Runs a method: what it says goes into `reply`, which is memory that is used again.
@@ -134,6 +143,17 @@ pub(super) fn run(
     counts: &Counts,
 ) -> Result<(), Failure> {
     pieces::clear(reply);
+    invoke(method, peer, request, reply, counts)
+}
+
+#[inline]
+fn invoke(
+    method: &Method,
+    peer: &Arc<Peer>,
+    request: &Request<'_>,
+    reply: &mut Vec<u8>,
+    counts: &Counts,
+) -> Result<(), Failure> {
     let id = request.id();
     let ran = catch_unwind(AssertUnwindSafe(|| match method {
         Method::Inline(whole) | Method::Pooled(whole) => whole(request, reply),

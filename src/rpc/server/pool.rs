@@ -17,7 +17,7 @@
 //!
 //! # Proof
 //!
-//! `tests/call_fairness.rs`.
+//! `tests/call_bounds.rs`.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -287,10 +287,9 @@ fn run(job: Job, reply: &mut Vec<u8>) {
     let Job { shared, peer, method, started, request } = job;
     let running = (Running::one(&shared.running), Running(&peer.running));
     let ran = peer.is_wanted(started).then(|| {
-        methods::has_room_for(&request)?;
         let asked = Request::private(&peer, started, &request);
         let _deadline = nesting::Deadline::set(asked.deadline());
-        methods::run(&method, &peer, &asked, reply, &shared.counts)
+        methods::run_long(&method, &peer, &asked, reply, &shared.counts)
     });
     // Before the answer: once the caller has that, its next request may come into this place.
     peer.hall.with(|table| table.recycle(started.id, request));

@@ -178,8 +178,7 @@ impl Desk<'_> {
             let asked = Request::private(&peer, started, &request);
             let _deadline = nesting::Deadline::set(asked.deadline());
             let mut reply = Vec::new();
-            let ran = methods::has_room_for(&request)
-                .and_then(|()| methods::run(&method, &peer, &asked, &mut reply, &shared.counts));
+            let ran = methods::run_long(&method, &peer, &asked, &mut reply, &shared.counts);
             shared.counts.calls.add();
             drop(running); // Who has its answer finds that it does not run any more.
             methods::answer(&peer, started, ran, &mut reply);
@@ -244,8 +243,7 @@ impl Service<Mapping, Waiting> for Desk<'_> {
         if method.is_inline() {
             let asked = Request::private(self.peer, call, &request);
             let deadline = nesting::Deadline::set(asked.deadline());
-            let ran = methods::has_room_for(&request)
-                .and_then(|()| methods::run(method, self.peer, &asked, &mut self.reply, &self.shared.counts));
+            let ran = methods::run_long(method, self.peer, &asked, &mut self.reply, &self.shared.counts);
             drop(deadline);
             methods::answer(self.peer, call, ran, &mut self.reply);
             self.shared.counts.calls.add();
