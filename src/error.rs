@@ -13,6 +13,7 @@
 //! | `Full`, `Empty` | `WouldBlock` |
 //! | `Timeout` | `TimedOut` |
 //! | `TooLarge`, `TooLargeToTry`, `BufferTooSmall` | `InvalidInput` |
+//! | `OutOfMemory` | `OutOfMemory` |
 
 mod calls;
 mod handshake;
@@ -266,6 +267,12 @@ ending_error! {
             /// Bytes that the message has.
             needed: usize
         } => InvalidInput, "the message has {needed} bytes, more than the buffer holds: it was kept for a larger one";
+        /// There is no memory for the message; it stays, and a later call can receive it. Until then nothing behind it
+        /// is received, and its sender waits for room.
+        OutOfMemory {
+            /// Bytes that the message has.
+            needed: usize
+        } => OutOfMemory, "there is no memory for the message of {needed} bytes: it was kept, receive it when there is";
     }
 }
 
@@ -291,6 +298,12 @@ ending_error! {
             /// Bytes that the message has.
             needed: usize
         } => InvalidInput, "the message has {needed} bytes, more than the buffer holds: it was kept for a larger one";
+        /// There is no memory for the message; it stays, and a later call can receive it. Until then nothing behind it
+        /// is received, and its sender waits for room.
+        OutOfMemory {
+            /// Bytes that the message has.
+            needed: usize
+        } => OutOfMemory, "there is no memory for the message of {needed} bytes: it was kept, receive it when there is";
     }
 }
 
@@ -317,6 +330,12 @@ ending_error! {
             /// Bytes that the message has.
             needed: usize
         } => InvalidInput, "the message has {needed} bytes, more than the buffer holds: it was kept for a larger one";
+        /// There is no memory for the message; it stays, and a later call can receive it. Until then nothing behind it
+        /// is received, and its sender waits for room.
+        OutOfMemory {
+            /// Bytes that the message has.
+            needed: usize
+        } => OutOfMemory, "there is no memory for the message of {needed} bytes: it was kept, receive it when there is";
     }
 }
 

@@ -28,7 +28,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+mod growth;
 mod heap;
+pub use growth::{OutOfMemory, has_room, try_reserve, try_resize};
 pub use heap::Heap;
 
 /// Bytes of payload that stand in a slot itself.

@@ -261,8 +261,8 @@ impl fmt::Debug for Options {
     }
 }
 
-/// The smallest window of a stream.
-const MIN_WINDOW: u32 = 1024;
+/// The smallest window of a stream, and of pushes; `rpc::wire` has the same.
+pub(crate) const MIN_WINDOW: u32 = 1024;
 
 type Policy = dyn Fn(&PeerCred) -> bool + Send + Sync;
 

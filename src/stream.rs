@@ -355,6 +355,11 @@ impl SharedMemoryStream {
         (self.receiver.into_reader(), self.sender.into_writer())
     }
 
+    /// What tells this connection from others of this process.
+    pub(crate) fn id(&self) -> Option<crate::channel::ConnectionId> {
+        crate::channel::ConnectionId::of(self.sender.link())
+    }
+
     /// The connection taken apart, for the layer of calls.
     pub(crate) fn into_ends(self) -> Ends {
         let line = Line::new(self.sender.link());

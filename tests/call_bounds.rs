@@ -167,3 +167,82 @@ fn an_endless_pause_between_attempts_is_none() {
     let ends = || client.call(1, b"").expect_err("nobody serves");
     assert!((0..3).any(|_| matches!(ends(), CallError::Unreachable(_))));
 }
+
+/// One client has many calls of the pool under way; another's single one is served in its turn, not behind them all.
+#[test]
+fn connections_take_turns_at_the_workers() {
+    let (gate, order) = (Arc::new(Mutex::new(())), Arc::new(Mutex::new(Vec::new())));
+    let (passes, served) = (Arc::clone(&gate), Arc::clone(&order));
+    let handle = SharedMemoryServer::new()
+        .workers(1)
+        .inline(1, |_, _| Ok(()))
+        .method(2, move |request, _| {
+            drop(passes.lock().expect("no panic"));
+            served.lock().expect("no panic").push(request.bytes()[0]);
+            Ok(())
+        })
+        .spawn()
+        .expect("starts");
+    let connect = || {
+        let (a, b) = SharedMemoryStream::pair().expect("a pair");
+        handle.adopt(b);
+        SharedMemoryClient::over(a).expect("greets")
+    };
+    let clients = [connect(), connect(), connect()];
+    let closed = gate.lock().expect("no panic");
+    let mut calls = Vec::new();
+    for (client, (name, count)) in clients.iter().zip([(b'a', 40), (b'b', 1), (b'c', 10)]) {
+        calls.extend((0..count).map(|_| client.start_call(2, &[name]).expect("sends")));
+        client.call(1, &[]).expect("answers, so all before it have come");
+    }
+    drop(closed);
+    for call in calls {
+        call.wait().expect("answers");
+    }
+    let order = order.lock().expect("no panic");
+    let last = |name: u8| order.iter().rposition(|it| *it == name).expect("was served");
+    assert!(last(b'b') <= 4, "{order:?}");
+    assert!(last(b'c') <= 24, "two take turns until the shorter line ends: {order:?}");
+}
+
+/// Said explicitly, a bound of workers holds for this process as well.
+#[test]
+fn a_process_occupies_no_more_workers_than_it_may() {
+    let (now, most) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
+    let seen = Arc::clone(&most);
+    let server = SharedMemoryServer::new().workers(4).max_workers_per_process(2).method(1, move |_, _| {
+        seen.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        thread::sleep(Duration::from_millis(5));
+        now.fetch_sub(1, Ordering::SeqCst);
+        Ok(())
+    });
+    let handle = server.spawn().expect("starts");
+    let clients = [0; 4].map(|_| {
+        let (a, b) = SharedMemoryStream::pair().expect("a pair");
+        handle.adopt(b);
+        SharedMemoryClient::over(a).expect("greets")
+    });
+    let start = |client: &SharedMemoryClient| client.start_call(1, &[]).expect("sends");
+    let calls: Vec<_> = (0..10).flat_map(|_| clients.iter().map(start)).collect();
+    for call in calls {
+        call.wait().expect("answers");
+    }
+    assert_eq!(most.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn a_number_that_is_registered_twice_is_refused() {
+    let twice = || {
+        SharedMemoryServer::new().inline(7, |_, _| Ok(())).inline(8, |_, _| Ok(())).method(7, |_, _| Ok(()))
+    };
+    let error = twice().spawn().expect_err("is refused");
+    assert!(matches!(&error, narrows::BindError::BadOptions(text) if text.contains("method 7")), "{error:?}");
+    let folder = tempfile::tempdir().expect("a folder");
+    let bound = SharedMemoryServer::bind(folder.path().join("socket")).expect("binds");
+    let error =
+        bound.streaming(1, |_, _| Ok(())).upload(1, |_, _, _| Ok(())).serve().expect_err("is refused");
+    assert!(error.to_string().contains("method 1 "), "{error}");
+    let (_a, b) = SharedMemoryStream::pair().expect("a pair");
+    let error = twice().serve_stream(b).expect_err("is refused");
+    assert!(error.to_string().contains("method 7 "), "{error}");
+}

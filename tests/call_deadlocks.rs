@@ -15,15 +15,20 @@ mod call_kit;
 #[path = "faults/mod.rs"]
 mod faults;
 
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use narrows::rpc::wire::{Kind, STREAM as STREAMS};
-use narrows::{CallError, Options, SharedMemoryClient, SharedMemoryServer};
+use narrows::{
+    CallError, HandlerError, Options, Request, ServerHandle, SharedMemoryClient, SharedMemoryServer,
+    SharedMemoryStream,
+};
 
 use call_kit::raw::{Raw, head};
 use call_kit::*;
-use faults::{Fork, eventually};
+use faults::{Fork, LONG, Watchdog, eventually};
 
 /// Pushes of this length: two do not fit a window of 1 KiB.
 const PUSHED: usize = 500;
@@ -286,4 +291,218 @@ fn come_and_go(client: &SharedMemoryClient, seed: u64) {
         let expected = matches!(end, Ok(()) | Err(CallError::Timeout | CallError::Busy(_)));
         assert!(expected, "{end:?}");
     }
+}
+
+/// A client whose server may have methods that call through it.
+type Later = Arc<OnceLock<SharedMemoryClient>>;
+
+/// Serves in this process, and has a client.
+fn connected(server: SharedMemoryServer) -> (ServerHandle, SharedMemoryClient) {
+    let server = server.spawn().expect("serves");
+    let client = over_pair(&server);
+    (server, client)
+}
+
+fn over_pair(server: &ServerHandle) -> SharedMemoryClient {
+    let (a, b) = SharedMemoryStream::pair().expect("a pair");
+    server.adopt(b);
+    SharedMemoryClient::over(a).expect("greets")
+}
+
+/// Everything that waits for a connection, over this client: what came of each.
+fn all_waits(client: &SharedMemoryClient) -> [CallError; 7] {
+    [
+        client.call(ECHO, &[]).expect_err("waits"),
+        client.call_timeout(ECHO, &[], LONG).expect_err("waits, if not indefinitely"),
+        client.start_call(ECHO, &[]).expect("is sent").wait().expect_err("waits"),
+        client.call_streaming(STREAM, &[]).expect("is sent").next_chunk().expect_err("waits"),
+        client.start_upload(UPLOAD, &[]).expect("is sent").finish().expect_err("waits"),
+        client.next_push().expect_err("waits"),
+        client.next_push_timeout(LONG).expect_err("waits, if not indefinitely"),
+    ]
+}
+
+/// The thread that would read the call is the one that makes it, in the method or in a callback.
+#[test]
+fn a_call_over_its_own_connection_would_deadlock_on_its_thread() {
+    let _watchdog = Watchdog::new("a_call_over_its_own_connection_would_deadlock_on_its_thread");
+    let folder = tempfile::tempdir().expect("a folder");
+    for bound in [false, true] {
+        let own = Later::default();
+        let (in_method, in_end) = (Arc::clone(&own), Arc::clone(&own));
+        let path = folder.path().join("socket");
+        let server =
+            if bound { SharedMemoryServer::bind(&path).expect("binds") } else { SharedMemoryServer::new() };
+        let server = server.inline(ECHO, |_, _| Ok(())).inline(POOLED, move |_, reply| {
+            let client = in_method.get().expect("is set");
+            client.notify(ECHO, &[]).expect("a notification is not waited for");
+            for error in all_waits(client) {
+                assert!(matches!(error, CallError::WouldDeadlock), "{error:?}");
+            }
+            assert!(client.try_next_push().is_ok_and(|push| push.is_none()), "does not wait");
+            reply.push(1);
+            Ok(())
+        });
+        let server =
+            server.on_disconnect(move |_, _| assert!(in_end.get().is_some())).spawn().expect("serves");
+        let client =
+            if bound { SharedMemoryClient::connect(&path).expect("connects") } else { over_pair(&server) };
+        assert!(own.set(client.clone()).is_ok());
+        for _ in 0..2 {
+            assert_eq!(*client.call(POOLED, &[]).expect("answers"), [1]);
+        }
+        // Over another connection of the same server nothing is in the way.
+        let other = over_pair(&server);
+        assert_eq!(*other.call_timeout(ECHO, &[], LONG).expect("answers"), []);
+    }
+}
+
+#[test]
+fn the_only_worker_does_not_wait_for_a_method_of_its_own_pool() {
+    let _watchdog = Watchdog::new("the_only_worker_does_not_wait_for_a_method_of_its_own_pool");
+    let own = Later::default();
+    let in_method = Arc::clone(&own);
+    let server = SharedMemoryServer::new().workers(1).inline(ECHO, |_, _| Ok(()));
+    let server = server.streaming(STREAM, |_, _| Ok(())).method(POOLED, move |request, reply| {
+        let client = in_method.get().expect("is set");
+        if request.is_empty() {
+            let waits = [
+                client.call(POOLED, b"!").expect_err("waits"),
+                client.call_timeout(POOLED, b"!", LONG).expect_err("waits, if not indefinitely"),
+                client.start_call(POOLED, b"!").expect("is sent").wait().expect_err("waits"),
+            ];
+            assert!(waits.iter().all(|error| matches!(error, CallError::WouldDeadlock)), "{waits:?}");
+            client.notify(POOLED, b"!").expect("is not waited for");
+            client.call(ECHO, &[])?;
+            assert!(client.call_streaming(STREAM, &[])?.next().is_none());
+        }
+        reply.push(1);
+        Ok(())
+    });
+    let (server, client) = connected(server);
+    assert!(own.set(over_pair(&server)).is_ok(), "over another connection it is the same");
+    for _ in 0..2 {
+        assert_eq!(*client.call(POOLED, &[]).expect("answers"), [1]);
+    }
+}
+
+/// Calls on, as often as the first byte says.
+fn bounce(to: &Later, request: &Request<'_>, reply: &mut Vec<u8>) -> Result<(), HandlerError> {
+    let left = request.bytes()[0];
+    if left > 0 {
+        reply.extend(to.get().expect("is set").call(ECHO, &[left - 1])?.iter());
+    }
+    Ok(())
+}
+
+type Register = fn(SharedMemoryServer, Later) -> SharedMemoryServer;
+
+/// Two servers, each the other's client, whose methods call each other.
+fn mutual(register: Register) -> ([ServerHandle; 2], SharedMemoryClient) {
+    let (to_a, to_b) = (Later::default(), Later::default());
+    let a = register(SharedMemoryServer::new(), Arc::clone(&to_b)).spawn().expect("serves");
+    let b = register(SharedMemoryServer::new(), Arc::clone(&to_a)).spawn().expect("serves");
+    assert!(to_a.set(over_pair(&a)).is_ok() && to_b.set(over_pair(&b)).is_ok());
+    let client = to_b.get().expect("was set").clone();
+    ([a, b], client)
+}
+
+#[test]
+fn servers_that_wait_for_each_other_come_free_at_the_deadline_of_the_first_call() {
+    let _watchdog =
+        Watchdog::new("servers_that_wait_for_each_other_come_free_at_the_deadline_of_the_first_call");
+    let inline: Register =
+        |server, to| server.inline(ECHO, move |request, reply| bounce(&to, request, reply));
+    let pooled: Register =
+        |server, to| server.workers(2).method(ECHO, move |request, reply| bounce(&to, request, reply));
+    for (register, callers, depth) in [(inline, 1, 2), (pooled, 6, 3)] {
+        let (servers, client) = mutual(register);
+        thread::scope(|scope| {
+            for _ in 0..callers {
+                scope.spawn(|| client.call_timeout(ECHO, &[depth], Duration::from_millis(300)).map(drop));
+            }
+        });
+        client.call_timeout(ECHO, &[0], LONG).expect("it is free again");
+        assert!(eventually(|| servers.iter().all(|server| server.stats().running == 0)));
+    }
+}
+
+#[test]
+fn servers_that_wait_for_each_other_without_a_deadline_come_free_in_time() {
+    let _watchdog = Watchdog::new("servers_that_wait_for_each_other_without_a_deadline_come_free_in_time");
+    let (_servers, client) = mutual(|server, to| {
+        let server = server.nested_call_timeout(Duration::from_millis(100));
+        server.inline(ECHO, move |request, reply| bounce(&to, request, reply))
+    });
+    let end = client.call(ECHO, &[2]);
+    assert!(matches!(end, Err(CallError::Failed(_))), "its own calls had no deadline: {end:?}");
+    client.call(ECHO, &[0]).expect("it is free again");
+}
+
+/// What a method sees of the call that another method makes.
+fn innermost(sees: Sender<Option<Instant>>) -> (ServerHandle, SharedMemoryClient) {
+    let sees = Mutex::new(sees);
+    connected(SharedMemoryServer::new().inline(ECHO, move |request, _| {
+        sees.lock().expect("no panic").send(request.deadline()).expect("the test lives");
+        Ok(())
+    }))
+}
+
+#[test]
+fn a_call_that_a_method_makes_ends_with_the_call_of_the_method() {
+    let _watchdog = Watchdog::new("a_call_that_a_method_makes_ends_with_the_call_of_the_method");
+    let (sees, seen) = channel();
+    let (_inner, to_inner) = innermost(sees);
+    let from_pool = to_inner.clone();
+    let from_stream = to_inner.clone();
+    let from_thread = to_inner.clone();
+    let server = SharedMemoryServer::new()
+        .inline(ECHO, move |_, _| Ok(drop(to_inner.call(ECHO, &[])?)))
+        .method(POOLED, move |_, _| Ok(drop(from_pool.call_timeout(ECHO, &[], LONG * 100)?)))
+        .method(FAIL, move |_, _| {
+            let other = from_thread.clone();
+            Ok(drop(thread::spawn(move || other.call(ECHO, &[])).join().expect("no panic")?))
+        })
+        .upload(UPLOAD, move |_, _, _| Ok(drop(from_stream.call(ECHO, &[])?)));
+    let (_server, client) = connected(server);
+    let outer = Instant::now() + LONG;
+    for method in [ECHO, POOLED] {
+        client.call_deadline(method, &[], outer).expect("answers");
+        let inner = seen.recv().expect("was called").expect("has a deadline");
+        assert!(inner <= outer + Duration::from_secs(5), "what is left of it travels as a duration");
+    }
+    // A thread that a method starts has its own.
+    client.call_deadline(FAIL, &[], outer).expect("answers");
+    assert_eq!(seen.recv().expect("was called"), None);
+    // Without a deadline outside a worker's call has none, and an inline method's has that of the option.
+    client.start_upload(UPLOAD, &[]).expect("sends").finish().expect("answers");
+    assert_eq!(seen.recv().expect("was called"), None);
+    client.call(ECHO, &[]).expect("answers");
+    assert!(
+        seen.recv().expect("was called").is_some(),
+        "the thread of a connection waits for nothing indefinitely"
+    );
+}
+
+/// Through two other processes and back: they serve each other's calls while a method waits.
+#[test]
+fn an_inline_method_may_call_another_process() {
+    let host = host!(options());
+    let through = host.client();
+    let server = SharedMemoryServer::new().inline(ECHO, move |request, reply| {
+        reply.extend(through.call(POOLED, request.bytes())?.iter());
+        let chunks = through.call_streaming(STREAM, &stream(3, 10))?;
+        assert_eq!(chunks.map(|chunk| chunk.map(|it| it.len())).sum::<Result<usize, _>>()?, 30);
+        let mut upload = through.start_upload(UPLOAD, &[])?;
+        upload.write_chunk(&[1; 3000])?;
+        assert_eq!(*upload.finish()?, 3000_u64.to_le_bytes());
+        through.notify(PUSH, b"pushed")?;
+        assert_eq!(through.next_push()?, b"pushed");
+        Ok(())
+    });
+    let (_server, client) = connected(server);
+    for _ in 0..3 {
+        assert_eq!(*client.call(ECHO, b"through").expect("answers"), *b"through");
+    }
+    host.end();
 }

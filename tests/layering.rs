@@ -30,13 +30,12 @@ const MAY_IMPORT: [(&str, &[&str]); 16] = [
 ];
 
 /// Words that stand in some top modules only.
-const RESERVED: [(&str, &[&str]); 6] = [
+const RESERVED: [(&str, &[&str]); 5] = [
     ("unsafe", &["sys"]),
     ("libc", &["sys"]),
     ("memmap2", &["sys"]),
     ("log", &["events"]),
     ("parking_lot", &["channel", "options", "establish", "stream", "listener", "rpc"]),
-    ("crossbeam_channel", &["channel", "options", "establish", "stream", "listener", "rpc"]),
 ];
 
 /// The sources: path, top module (empty for the root), and text.

@@ -119,8 +119,8 @@ const PATCHES: [Patch; 16] = [
         file: "channel/inbound.rs",
         change: "gives a piece back before it is copied",
         edits: &[(
-            "let read = self.ring.read(arrival, 0, self.partial.room(arrival)).is_ok();",
-            "if ON { self.release(arrival); } let read = self.ring.read(arrival, 0, self.partial.room(arrival)).is_ok();",
+            "let room = self.partial.room(arrival).map_err(RecvFault::OutOfMemory)?;",
+            "if ON { self.release(arrival); } let room = self.partial.room(arrival).map_err(RecvFault::OutOfMemory)?;",
         )],
     },
     Patch {

@@ -24,6 +24,16 @@ pub(crate) struct Line {
     outgoing: Mapping,
 }
 
+/// What both ends of a connection have in common, and no other connection has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ConnectionId(u64);
+
+impl ConnectionId {
+    pub(crate) fn of(link: &Link) -> Option<Self> {
+        link.region().inode().map(Self)
+    }
+}
+
 impl Line {
     pub(crate) fn new(link: &Arc<Link>) -> Self {
         let outgoing = Mapping::new(Arc::clone(link), link.side().outgoing());
@@ -58,6 +68,11 @@ impl Line {
 
     pub(crate) fn cred(&self) -> PeerCred {
         self.link.cred()
+    }
+
+    /// What tells this connection from others of this process.
+    pub(crate) fn id(&self) -> Option<ConnectionId> {
+        ConnectionId::of(&self.link)
     }
 
     pub(crate) fn max_message(&self) -> usize {

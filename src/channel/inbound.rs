@@ -9,7 +9,7 @@ use super::partial::Partial;
 use super::{Wait, may_wait_on};
 use crate::error::{Ended, Violation};
 use crate::layout::Kind;
-use crate::mem::{INLINE, Memory, Until, Word};
+use crate::mem::{INLINE, Memory, Until, Word, try_resize};
 use crate::ring::{Arrival, Bed, Consumer, Fate, Wanted, ended, sleep};
 
 /// The receiving half of a direction.
@@ -152,7 +152,10 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
             buffer.clear(); // It may hold pieces of what will never be whole.
         }
         let message = message?;
-        buffer.resize(message.len(), 0);
+        if try_resize(buffer, message.len(), message.len()).is_err() {
+            buffer.clear();
+            return Err(RecvFault::OutOfMemory(message.len()));
+        }
         let taken = self.copy(&message, 0, buffer).and_then(|()| self.give_back(&message));
         if taken.is_err() {
             buffer.clear(); // Torn bytes are no message.
@@ -274,6 +277,7 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
             };
             self.partial.judge(&arrival, self.max_message).map_err(|v| self.condemn(v))?;
             if matches!(arrival.kind, Kind::Inline | Kind::Whole) {
+                self.partial.discard();
                 self.at_hand = Some(arrival);
                 return Ok(Lap::Whole(Incoming::Placed(arrival)));
             }
@@ -304,7 +308,8 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
 
     #[inline(never)]
     fn take_piece(&mut self, arrival: &Arrival) -> Result<(), RecvFault> {
-        let read = self.ring.read(arrival, 0, self.partial.room(arrival)).is_ok();
+        let room = self.partial.room(arrival).map_err(RecvFault::OutOfMemory)?;
+        let read = self.ring.read(arrival, 0, room).is_ok();
         let still = self.ring.verify(arrival);
         self.release(arrival);
         still.map_err(|violation| self.condemn(violation))?;

@@ -2,7 +2,7 @@
 
 use super::{Inbound, Pace, Wait};
 use crate::error::Ended;
-use crate::mem::{Memory, OutOfBounds};
+use crate::mem::{Memory, OutOfBounds, OutOfMemory, try_resize};
 use crate::ring::Arrival;
 
 /// Why a receive failed; the public enums are made of it.
@@ -12,6 +12,8 @@ pub enum RecvFault {
     Empty,
     /// The message has so many bytes; it was kept.
     BufferTooSmall(usize),
+    /// There is no memory for the message, which has so many bytes; it was kept.
+    OutOfMemory(usize),
     /// The connection has ended.
     Ended(Ended),
 }
@@ -83,6 +85,10 @@ impl Buffer for [u8] {
 impl Buffer for Vec<u8> {
     #[inline(always)]
     fn room(&mut self, len: usize) -> Option<&mut [u8]> {
+        // Written as `resize` has it, which then does not look again. Without room the longer way grows the buffer.
+        if len > self.len() && len - self.len() > self.capacity() - self.len() {
+            return None;
+        }
         self.resize(len, 0);
         Some(self)
     }
@@ -148,18 +154,28 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     }
 
     /// Replaces what is in `buffer` by what the message has from `at` on.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`]; the buffer is empty.
     #[inline(always)]
-    pub fn read_on(&self, message: &Incoming, at: usize, buffer: &mut Vec<u8>) {
+    pub fn read_on(&self, message: &Incoming, at: usize, buffer: &mut Vec<u8>) -> Result<(), OutOfMemory> {
+        let len = message.len().saturating_sub(at);
+        if len > buffer.capacity() {
+            buffer.clear();
+            try_resize(buffer, len, len)?;
+        }
         match self.private(message) {
             Some(bytes) => {
                 buffer.clear();
                 buffer.extend_from_slice(bytes.get(at..).unwrap_or_default());
             }
             None => {
-                buffer.resize(message.len().saturating_sub(at), 0);
+                buffer.resize(len, 0);
                 let _in_the_message = self.read_at(message, at, buffer);
             }
         }
+        Ok(())
     }
 
     /// The bytes of a message that stands in private memory.

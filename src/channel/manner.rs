@@ -58,6 +58,7 @@ impl Manner for Blocking {
     fn recv_error(fault: RecvFault) -> RecvError {
         match fault {
             RecvFault::BufferTooSmall(needed) => RecvError::BufferTooSmall { needed },
+            RecvFault::OutOfMemory(needed) => RecvError::OutOfMemory { needed },
             RecvFault::Ended(ended) => ended.into(),
             // A wait without a deadline ends with a message or with the connection.
             RecvFault::Empty => RecvError::Closed,
@@ -87,6 +88,7 @@ impl Manner for Trying {
         match fault {
             RecvFault::Empty => TryRecvError::Empty,
             RecvFault::BufferTooSmall(needed) => TryRecvError::BufferTooSmall { needed },
+            RecvFault::OutOfMemory(needed) => TryRecvError::OutOfMemory { needed },
             RecvFault::Ended(ended) => ended.into(),
         }
     }
@@ -113,6 +115,7 @@ impl Manner for Timing {
         match fault {
             RecvFault::Empty => RecvTimeoutError::Timeout,
             RecvFault::BufferTooSmall(needed) => RecvTimeoutError::BufferTooSmall { needed },
+            RecvFault::OutOfMemory(needed) => RecvTimeoutError::OutOfMemory { needed },
             RecvFault::Ended(ended) => ended.into(),
         }
     }

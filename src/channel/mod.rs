@@ -41,7 +41,7 @@ pub use bytes::{ByteReader, ByteWriter};
 pub use closer::Closer;
 pub(crate) use closer::{bury, shut};
 pub use ear::Ear;
-pub(crate) use ends::{Ends, Line};
+pub(crate) use ends::{ConnectionId, Ends, Line};
 pub use gather::Gather;
 pub use inbound::{Inbound, Incoming, Received, RecvFault};
 pub use monitor::{Latch, Monitor, RealThreads, Threads, in_turn};
@@ -57,7 +57,7 @@ pub(crate) use stats::waits_to;
 pub use stats::{Stats, Waits};
 
 pub use crate::ring::{Poster, Wanted};
-pub(crate) use crate::sys::{borrow::RawBytes, mapping::Mapping, socket::PeerCred};
+pub(crate) use crate::sys::{borrow::RawBytes, mapping::Mapping, socket::PeerCred, threads};
 
 use crate::mem::{Memory, Until};
 

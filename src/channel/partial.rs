@@ -2,6 +2,7 @@
 
 use crate::error::Violation;
 use crate::layout::Kind;
+use crate::mem::{OutOfMemory, try_resize};
 use crate::ring::Arrival;
 
 /// The reassembly of one message.
@@ -30,8 +31,8 @@ impl Partial {
         self.buffer.capacity()
     }
 
-    /// Judges the next arrival against what came before it; the abort bit is obeyed here.
-    pub(super) fn judge(&mut self, arrival: &Arrival, max: usize) -> Result<(), Violation> {
+    /// Validates the next arrival against what came before it. An arrival that is left in the ring may be validated again.
+    pub(super) fn judge(&self, arrival: &Arrival, max: usize) -> Result<(), Violation> {
         let filling = self.state == State::Filling;
         if arrival.kind.begins() {
             if filling != arrival.abort {
@@ -41,7 +42,6 @@ impl Partial {
                     "an abort of nothing"
                 }));
             }
-            self.discard();
             return match arrival.total <= max as u64 {
                 true => Ok(()),
                 false => Err(Violation("a message longer than agreed")),
@@ -52,18 +52,23 @@ impl Partial {
         if filling && fits { Ok(()) } else { Err(Violation("a piece that does not fit its message")) }
     }
 
-    /// Room for the arrival's bytes, behind those that came before. Grows by what came.
-    pub(super) fn room(&mut self, arrival: &Arrival) -> &mut [u8] {
-        if arrival.kind == Kind::First {
-            self.total = usize::try_from(arrival.total).unwrap_or(usize::MAX);
-            self.tag = arrival.tag;
-            self.state = State::Filling;
-        }
-        let end = self.filled + arrival.len;
+    /// Room for the arrival's bytes, behind those that came before; a first one takes the place of a message that was
+    /// aborted. Grows with what came.
+    ///
+    /// # Errors
+    ///
+    /// How many bytes the message has, if there is no memory for so much of it; nothing has changed.
+    pub(super) fn room(&mut self, arrival: &Arrival) -> Result<&mut [u8], usize> {
+        let first = arrival.kind == Kind::First;
+        let total = if first { usize::try_from(arrival.total).unwrap_or(usize::MAX) } else { self.total };
+        let end = if first { arrival.len } else { self.filled + arrival.len };
         if self.buffer.len() < end {
-            self.buffer.resize(end, 0);
+            try_resize(&mut self.buffer, end, total).map_err(|OutOfMemory| total)?;
         }
-        &mut self.buffer[self.filled..end]
+        if first {
+            (self.filled, self.total, self.tag, self.state) = (0, total, arrival.tag, State::Filling);
+        }
+        Ok(&mut self.buffer[self.filled..end])
     }
 
     /// The arrival's bytes are in.

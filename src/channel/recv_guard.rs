@@ -6,7 +6,7 @@ use super::Receiver;
 use super::inbound::{Incoming, Received};
 use super::manner::{Blocking, Manner};
 use crate::error::RecvError;
-use crate::mem::{OutOfBounds, Span};
+use crate::mem::{OutOfBounds, OutOfMemory, Span, try_resize};
 use crate::sys::borrow::RawSpan;
 
 /// A message where it stands, until the guard is dropped.
@@ -85,9 +85,10 @@ impl<'a> RecvGuard<'a> {
     ///
     /// # Errors
     ///
-    /// `Unsupported` in a forked child.
+    /// `Unsupported` in a forked child; `OutOfMemory` if there is no memory for the copy.
     pub fn to_vec(&self) -> io::Result<Vec<u8>> {
-        let mut bytes = vec![0; self.len()];
+        let mut bytes = Vec::new();
+        try_resize(&mut bytes, self.len(), self.len()).map_err(|OutOfMemory| io::ErrorKind::OutOfMemory)?;
         self.read_at(0, &mut bytes)?;
         Ok(bytes)
     }

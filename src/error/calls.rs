@@ -58,6 +58,10 @@ pub enum CallError {
     /// It would wait for something that only this thread can bring: an inline method must not wait for its own
     /// connection.
     WouldDeadlock,
+    /// There is no memory for the reply or a chunk, in this process or in the server's; the connection goes on. Whether
+    /// the server has done what was asked is not known. A request for which the server has no memory is `Busy` instead:
+    /// its method did not run.
+    OutOfMemory,
     /// The reply was taken before.
     Taken,
     /// The value could not be encoded or decoded (feature `serde`).
@@ -104,6 +108,7 @@ impl CallError {
             Self::Failed(_) | Self::Panicked(_) | Self::Taken | Self::Exhausted => io::ErrorKind::Other,
             Self::ReplyTooLarge(_) | Self::Codec(_) => io::ErrorKind::InvalidData,
             Self::Busy(_) => io::ErrorKind::WouldBlock,
+            Self::OutOfMemory => io::ErrorKind::OutOfMemory,
             Self::ShuttingDown => io::ErrorKind::ConnectionRefused,
             Self::TooLarge { .. } => io::ErrorKind::InvalidInput,
             Self::Timeout => io::ErrorKind::TimedOut,
@@ -149,6 +154,9 @@ impl fmt::Display for CallError {
             Self::WouldDeadlock => f.write_str(
                 "an inline method must not wait for its own connection: register it with `method` instead",
             ),
+            Self::OutOfMemory => {
+                f.write_str("there is no memory for the reply or a chunk: ask for less at once")
+            }
             Self::Taken => f.write_str("the reply was taken before"),
             Self::Codec(text) => write!(f, "the value does not fit the bytes: {text}"),
             Self::Disconnected => f.write_str(Ended::Disconnected.describe().0),

@@ -178,6 +178,7 @@ impl<'l, 'd> Halves<'l, 'd> {
         match said {
             Err(RecvFault::Ended(end)) => self.ended(1, end),
             Err(RecvFault::Empty) => assert_ne!(wait, Wait::FOREVER),
+            Err(RecvFault::OutOfMemory(needed)) => panic!("no memory for {needed} bytes"),
             Err(RecvFault::BufferTooSmall(needed)) => assert!(op == 7 && needed > room),
             Ok(message) => assert!(message.len <= self.buffer.len().max(self.most()), "{message:?}"),
         }

@@ -17,6 +17,7 @@
 //!    peer may send it, and a violation elsewhere.
 //! 3. **Never deadlocked**: the server always reads, so a client's send always ends. What the server has to say is
 //!    left with the connection, never waited for by a worker, and bounded by the client's windows and places.
+//!    A method's own calls end with the call that it serves, and a wait for oneself is found: `nesting.rs`.
 //! 4. **Cancel and control overtake bulk**: cancels go by urgent words; items are sent a piece each in turn.
 //!
 //! # Proof
@@ -27,6 +28,7 @@
 pub mod client;
 pub mod frame;
 mod greeting;
+mod nesting;
 pub mod pieces;
 pub mod server;
 #[cfg(feature = "serde")]

@@ -4,6 +4,7 @@
 //!
 //! 1. Memory grows with the bytes that came, never with a length that was announced.
 //! 2. At most one item of an id and direction is under way; nothing of it is seen before it is whole.
+//! 3. An item for which there is no memory is counted to its end as any other, and marked as lost.
 //!
 //! # Proof
 //!
@@ -13,10 +14,11 @@ use std::ops::Range;
 
 use super::wire::{Head, Kind, MORE};
 use crate::error::Violation;
+use crate::mem::try_resize;
 
 /// What capacity a buffer keeps that is used again: one huge item must not cost its memory for ever. An item of
 /// 256 KiB, with a deadline before it, is not huge.
-const KEPT: usize = (256 << 10) + 64;
+pub(super) const KEPT: usize = (256 << 10) + 64;
 
 /// An item on its way out: what has been sent of it.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +63,8 @@ pub struct Assembly {
     /// The item so far, and the whole one until it is taken.
     pub bytes: Vec<u8>,
     pub(super) first: Option<Head>,
+    /// There is no memory for the item: how many bytes have come of it, none of which was kept.
+    pub(super) lost: Option<usize>,
     seq: u16,
 }
 
@@ -73,7 +77,7 @@ impl Assembly {
 
     /// Drops the bytes; keeps the count.
     pub fn clear(&mut self) {
-        self.first = None;
+        (self.first, self.lost) = (None, None);
         clear(&mut self.bytes);
     }
 
@@ -96,8 +100,10 @@ impl Assembly {
         if self.first.is_none() && !head.has(MORE) && head.kind != Kind::Rest && len <= max {
             self.seq = self.seq.wrapping_add(1);
             self.bytes.clear();
-            self.bytes.resize(len, 0);
-            read(&mut self.bytes);
+            match try_resize(&mut self.bytes, len, len) {
+                Ok(()) => read(&mut self.bytes),
+                Err(_) => self.lost = Some(len),
+            }
             return Ok(Some(head));
         }
         let first = match (self.first, head.kind) {
@@ -109,18 +115,18 @@ impl Assembly {
                 head
             }
         };
-        let from = self.bytes.len();
+        let from = self.lost.unwrap_or(self.bytes.len());
         let to = from.checked_add(len).filter(|to| *to <= max);
         let to = to.ok_or(Violation("an item longer than agreed"))?;
         if len == 0 && (head.has(MORE) || head.kind == Kind::Rest) {
             return Err(Violation("an empty piece of a longer item"));
         }
-        let room = self.bytes.capacity();
-        if room < to && to <= KEPT {
-            self.bytes.reserve_exact((2 * room).clamp(to, KEPT) - from); // More would not be kept.
+        let most = if to <= KEPT { KEPT } else { max }; // More than the former would not be kept.
+        if self.lost.is_none() && try_resize(&mut self.bytes, to, most).is_ok() {
+            read(self.bytes.get_mut(from..).unwrap_or(&mut []));
+        } else {
+            (self.bytes, self.lost) = (Vec::new(), Some(to));
         }
-        self.bytes.resize(to, 0);
-        read(self.bytes.get_mut(from..).unwrap_or(&mut []));
         self.seq = self.seq.wrapping_add(1);
         self.first = head.has(MORE).then_some(first);
         Ok((!head.has(MORE)).then_some(first))

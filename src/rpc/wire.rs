@@ -16,10 +16,13 @@
 //!  Error     server   status    code of 4 bytes, text          its call
 //!  Push      server   0         what nobody asked for          0
 //!  Rest      both     0         the next piece of what began   as it began
+//!  Goodbye   server   0         none                           0
 //! ```
 //!
 //! A Call, Chunk, Reply or Push that exceeds a piece goes on in Rest frames; each but the last has the flag
-//! More. The sequence counts the frames with a body of one id in one direction, from 0, and wraps.
+//! More. The sequence counts the Call, Chunk, End, Reply, Push and Rest frames of one id in one direction, from 0, and
+//! wraps; the others have 0 there. Behind a Goodbye the server begins no call: what it has not answered by then, it never
+//! began. `docs/protocol-calls.md` has all that another implementation needs.
 //!
 //! # Invariants
 //!
@@ -40,6 +43,9 @@ pub const SETTINGS: usize = 32;
 
 /// What a chunk or push costs of a window beside its bytes, so that empty ones are not free.
 pub const CHUNK_COST: u32 = 64;
+
+/// The smallest window, in bytes.
+pub const MIN_WINDOW: u32 = 1024;
 
 /// Bytes of the longest error: its code and its text.
 pub const ERROR_LEN: usize = 4 + 1024;
@@ -71,11 +77,12 @@ pub enum Kind {
     Error = 9,
     Push = 10,
     Rest = 11,
+    Goodbye = 12,
 }
 
 impl Kind {
     fn of(byte: u8) -> Option<Self> {
-        const ALL: [Kind; 11] = [
+        const ALL: [Kind; 12] = [
             Kind::Hello,
             Kind::Welcome,
             Kind::Refuse,
@@ -87,6 +94,7 @@ impl Kind {
             Kind::Error,
             Kind::Push,
             Kind::Rest,
+            Kind::Goodbye,
         ];
         ALL.get(usize::from(byte).wrapping_sub(1)).copied()
     }
@@ -102,7 +110,7 @@ impl Kind {
 
     /// Whether frames of it are counted by the sequence.
     pub fn counted(self) -> bool {
-        !matches!(self, Self::Hello | Self::Welcome | Self::Refuse | Self::Credit | Self::Error)
+        matches!(self, Self::Call | Self::Chunk | Self::End | Self::Reply | Self::Push | Self::Rest)
     }
 }
 
@@ -185,12 +193,13 @@ pub enum Status {
     Busy = 6,
     ShuttingDown = 7,
     Cancelled = 8,
+    OutOfMemory = 9,
 }
 
 impl Status {
     /// The status of a word.
     pub fn of(word: u32) -> Option<Self> {
-        const ALL: [Status; 8] = [
+        const ALL: [Status; 9] = [
             Status::UnknownMethod,
             Status::WrongKind,
             Status::Failed,
@@ -199,6 +208,7 @@ impl Status {
             Status::Busy,
             Status::ShuttingDown,
             Status::Cancelled,
+            Status::OutOfMemory,
         ];
         ALL.get(usize::try_from(word).ok()?.wrapping_sub(1)).copied()
     }
@@ -244,7 +254,8 @@ impl Settings {
         }
         let settings = Self { version, stream_window: word(12), push_window: word(16) };
         let zero = bytes[10..12].iter().chain(&bytes[20..]).all(|&byte| byte == 0);
-        if version == VERSION && !(zero && settings.stream_window > 0 && settings.push_window > 0) {
+        let least = settings.stream_window.min(settings.push_window);
+        if version == VERSION && !(zero && least >= MIN_WINDOW) {
             return Err(Violation("a greeting with settings that cannot be"));
         }
         Ok(settings)
@@ -279,15 +290,15 @@ mod tests {
                 }
             }
         }
-        // Hello and Welcome, Error (1 is a status), Refuse, Credit: sequence 0; calls: 20 sets of flags.
-        let words = 2 + 1 + 4 + 5;
+        // Hello, Welcome and Goodbye, Error (1 is a status), Refuse, Credit: sequence 0; calls: 20 sets of flags.
+        let words = 3 + 1 + 4 + 5;
         let counted = 20 * 6 * 3 + (4 * 2 + 1) * 3;
         assert_eq!(legal, words + counted);
     }
 
     #[test]
     fn every_value_of_every_byte_of_the_settings() {
-        let good = Settings { version: VERSION, stream_window: 1 << 20, push_window: 77 };
+        let good = Settings { version: VERSION, stream_window: 1 << 20, push_window: MIN_WINDOW };
         assert_eq!(Settings::decode(&good.encode()), Ok(good));
         for at in 0..SETTINGS {
             for byte in 0..=u8::MAX {

@@ -155,7 +155,7 @@ impl Link {
         &self.fate
     }
 
-    pub(super) fn region(&self) -> &Region {
+    pub(crate) fn region(&self) -> &Region {
         &self.region
     }
 

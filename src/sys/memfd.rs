@@ -230,6 +230,11 @@ fn judge_file(stat: &libc::stat, len: usize) -> Result<(), BadMemfd> {
     Ok(())
 }
 
+/// The number of the file, which no other such file of this machine has while it lives.
+pub(crate) fn inode(fd: BorrowedFd<'_>) -> Option<u64> {
+    stat(fd).ok().map(|stat| stat.st_ino)
+}
+
 fn stat(fd: BorrowedFd<'_>) -> Result<libc::stat, BadMemfd> {
     let mut stat = MaybeUninit::uninit();
     // SAFETY: fills the local struct.

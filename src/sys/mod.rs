@@ -59,6 +59,7 @@ pub mod sentinel;
 pub(crate) mod signals;
 pub(crate) mod socket;
 pub(crate) mod spawn;
+pub(crate) mod threads;
 pub(crate) mod timer;
 pub(crate) mod transfer;
 pub(crate) mod wait;

@@ -24,11 +24,14 @@ use memmap2::{Advice, MmapOptions, MmapRaw};
 
 use super::call;
 use super::fork::Canary;
+use super::memfd;
 
 /// A range of mapped memory, readable and writable.
 #[derive(Debug)]
 pub(crate) struct Region {
     map: ManuallyDrop<MmapRaw>,
+    /// The number of the file, if there is one.
+    inode: Option<u64>,
     canary: Canary,
 }
 
@@ -46,7 +49,14 @@ impl Region {
         let map = MmapOptions::new().len(len).map_raw(&fd);
         let map = map.map_err(|e| call::named("mmap", e))?;
         step!("mmap");
-        Self::of(map)
+        let mut region = Self::of(map)?;
+        region.inode = memfd::inode(fd);
+        Ok(region)
+    }
+
+    /// The number of the mapped file: both ends of a connection have the same.
+    pub(crate) fn inode(&self) -> Option<u64> {
+        self.inode
     }
 
     /// Maps `len` zero bytes of this process's own.
@@ -95,7 +105,7 @@ impl Region {
         // Messages do not belong into a core dump, but nothing depends on that.
         let _ = map.advise(Advice::DontDump);
         step!("madvise");
-        Ok(Self { canary: Canary::new()?, map: ManuallyDrop::new(map) })
+        Ok(Self { inode: None, canary: Canary::new()?, map: ManuallyDrop::new(map) })
     }
 }
 

@@ -118,7 +118,9 @@ pub(crate) fn furnish(server: SharedMemoryServer, seen: &Arc<Seen>) -> SharedMem
 
 /// A furnished server at a path.
 pub(crate) fn bind(path: &Path, seen: &Arc<Seen>) -> SharedMemoryServer {
-    furnish(SharedMemoryServer::bind_with(path, &small()).expect("binds"), seen).workers(8)
+    furnish(SharedMemoryServer::bind_with(path, &small()).expect("binds"), seen)
+        .workers(8)
+        .max_workers_per_process(8)
 }
 
 /// Rings and windows that fill up soon.

@@ -1,14 +1,18 @@
 //! The orderly end: what is under way comes to its end, what begins is refused, what never ends is cut off.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use narrows::{CallError, Options, ServerHandle, SharedMemoryClient, SharedMemoryServer, WaitStrategy};
+use narrows::{
+    CallError, Options, Request, ServerHandle, SharedMemoryClient, SharedMemoryServer, SharedMemoryStream,
+    WaitStrategy,
+};
 
-use super::faults::{LONG, Watchdog, eventually, say};
+use super::faults::{Kept, LONG, Watchdog, eventually, me, role, say, sys, told};
 
 /// Says that it began, and ends when it is told to.
 const GATED: u32 = 1;
@@ -108,7 +112,7 @@ fn what_is_under_way_comes_to_its_end() {
         let drained = ending.join().expect("no panic");
         longest = longest.max(started.elapsed());
         assert_eq!((drained.cut_off, drained.running), (0, 0));
-        assert!(matches!(client.call(ECHO, &[]), Err(CallError::Disconnected)));
+        assert!(matches!(client.call(ECHO, &[]), Err(CallError::ShuttingDown)), "it was never begun");
     }
     say(&format!("drained at most {longest:.1?} after the last call was let go"));
 }
@@ -166,4 +170,102 @@ fn who_was_welcomed_is_told_before_the_handle_is_gone() {
         let end = client.next_push_timeout(Duration::ZERO);
         assert!(matches!(end, Err(CallError::Disconnected)), "round {round}: {end:?}");
     }
+}
+
+/// Whatever comes too late for a server that ends in good order was never begun, and its caller is told so.
+#[test]
+fn who_calls_while_the_server_ends_in_good_order_knows_that_the_call_was_never_begun() {
+    let _watchdog = Watchdog::new("who_calls_while_the_server_ends");
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    for round in 0..50 {
+        let ran = Arc::new(AtomicU64::new(0));
+        let counts = Arc::clone(&ran);
+        let work = move |_: &Request<'_>, _: &mut Vec<u8>| {
+            counts.fetch_add(1, Ordering::SeqCst);
+            thread::sleep(Duration::from_micros(300));
+            Ok(())
+        };
+        let server = SharedMemoryServer::bind(&path).expect("binds");
+        let server = if round % 2 == 0 { server.method(ECHO, work) } else { server.inline(ECHO, work) };
+        let server = server.spawn().expect("serves");
+        // The smallest ring has no room for a goodbye before its reply was taken.
+        let options = if round % 3 == 0 { Options::new() } else { Options::new().slots(1).arena(64) };
+        let client = SharedMemoryClient::builder(&path).options(options).connect().expect("connects");
+        let answered = thread::scope(|scope| {
+            let callers = (0..4).map(|_| {
+                scope.spawn(|| {
+                    let mut answered = 0;
+                    loop {
+                        match client.call(ECHO, &[]) {
+                            Ok(_) => answered += 1,
+                            Err(error) => return (answered, error),
+                        }
+                    }
+                })
+            });
+            let callers: Vec<_> = callers.collect();
+            thread::sleep(Duration::from_millis(3));
+            assert_eq!(server.shutdown(LONG).cut_off, 0);
+            let ends = callers.into_iter().map(|caller| caller.join().expect("no panic"));
+            ends.fold(0, |sum, (answered, error)| {
+                assert!(matches!(error, CallError::ShuttingDown), "round {round}: {error:?}");
+                sum + answered
+            })
+        });
+        assert_eq!(ran.load(Ordering::SeqCst), answered, "what ran was answered");
+        let late = client.call_streaming(STREAM, &[]).map(|mut chunks| chunks.next_chunk().map(drop));
+        assert!(matches!(late, Err(CallError::ShuttingDown)), "{late:?}");
+        assert!(matches!(client.next_push(), Err(CallError::Disconnected)), "a push is no call");
+    }
+}
+
+/// Notifications that were sent are served though the client is gone when their turn comes.
+#[test]
+fn notifications_are_served_when_their_client_has_left() {
+    const NAME: &str = "shutdown::notifications_are_served_when_their_client_has_left";
+    const NOTIFICATIONS: u64 = 300;
+    let notify = |client: &SharedMemoryClient| {
+        (0..NOTIFICATIONS).for_each(|_| client.notify(GATED, &[]).expect("sends"));
+    };
+    if role().is_some() {
+        let client = SharedMemoryClient::connect(told()).expect("connects");
+        notify(&client);
+        sys::exit_now(0); // Not a good end: `PeerDied`.
+    }
+    let _watchdog = Watchdog::new(NAME);
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    let served = Arc::new(AtomicU64::new(0));
+    let serve = |server: SharedMemoryServer| {
+        let counts = Arc::clone(&served);
+        server.workers(2).method(GATED, move |request, _| {
+            thread::sleep(Duration::from_micros(50));
+            assert!(!request.is_cancelled(), "nobody has called it off");
+            counts.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        })
+    };
+    let all = |times: u64| eventually(|| served.load(Ordering::SeqCst) == times * NOTIFICATIONS);
+    let server = serve(SharedMemoryServer::bind(&path).expect("binds")).spawn().expect("serves");
+    let client = SharedMemoryClient::connect(&path).expect("connects");
+    notify(&client);
+    drop(client);
+    assert!(all(1), "{served:?} of a client that was closed");
+    assert!(Kept::start(&mut me(NAME, "client", path.to_str().expect("plain"))).wait().success());
+    assert!(all(2), "{served:?} with those of a process that has ended");
+    let client = SharedMemoryClient::connect(&path).expect("connects");
+    notify(&client);
+    drop(client);
+    assert_eq!(server.shutdown(LONG).cut_off, 0);
+    assert_eq!(served.load(Ordering::SeqCst), 3 * NOTIFICATIONS, "a shutdown waits for them");
+    // Of a single connection: it returns when they have been served.
+    let (a, b) = SharedMemoryStream::pair().expect("a pair");
+    let server = serve(SharedMemoryServer::new());
+    let server = thread::spawn(move || server.serve_stream(b));
+    let client = SharedMemoryClient::over(a).expect("greets");
+    notify(&client);
+    drop(client);
+    server.join().expect("no panic").expect("a good end");
+    assert_eq!(served.load(Ordering::SeqCst), 4 * NOTIFICATIONS);
 }

@@ -202,7 +202,7 @@ fn a_server_that_shuts_down_drains_and_takes_nothing_new() {
     assert_eq!(*call.wait().expect("comes to its end"), *b"under way");
     assert_eq!(reports.recv(), Ok(Report::Said("Drained { cut_off: 0, running: 0 }".into())));
     let end = client.call(ECHO, &[]);
-    assert!(matches!(end, Err(CallError::Disconnected)), "{end:?}");
+    assert!(matches!(end, Err(CallError::ShuttingDown)), "it was never begun: {end:?}");
     assert!(!host.path.exists(), "the path is removed");
     host.end();
 }

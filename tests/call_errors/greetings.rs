@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use narrows::rpc::wire::{Kind, SETTINGS};
+use narrows::rpc::wire::{Kind, SETTINGS, Settings, VERSION};
 use narrows::{
     CallError, ConnectError, HandlerError, Options, RejectCode, SharedMemoryClient, SharedMemoryServer,
 };
@@ -176,5 +176,21 @@ fn a_client_that_speaks_no_calls_is_not_let_in() {
     assert_eq!((host.stat("refused"), host.stat("violated")), (5, 0));
     let reply: Result<_, CallError> = good.call(ECHO, b"in");
     assert_eq!(*reply.expect("is served"), *b"in");
+    host.end();
+}
+
+/// A window that holds no chunk would be one in which a method can send nothing.
+#[test]
+fn a_greeting_with_less_than_the_least_window_is_refused() {
+    let host = host!(options());
+    let good = host.client();
+    for (stream_window, push_window) in [(1, 1 << 20), (63, 1 << 20), (64, 64), (1023, 1024), (1024, 1023)] {
+        let mut raw = Raw { stream: crate::faults::reach(&host.path, &options()) };
+        let settings = Settings { version: VERSION, stream_window, push_window };
+        raw.send(0, head(Kind::Hello, 0, 0, 0), &settings.encode()).expect("sends");
+        assert!(raw.receive().is_err(), "windows of {stream_window} and {push_window}");
+    }
+    drop(Raw::connect_with(&host.path, &options(), 1024));
+    assert_eq!(*good.call(ECHO, b"goes on").expect("answers"), *b"goes on");
     host.end();
 }

@@ -1,12 +1,12 @@
 //! What is too long, too much at once, or would wait for itself.
 
-use narrows::{CallError, ConnectError, RejectCode, SharedMemoryServer};
+use narrows::{CallError, ConnectError, RejectCode, SharedMemoryClient, SharedMemoryServer};
 
 use crate::call_kit::{
-    ECHO, GATE, GATED_STREAM, LONG_CHUNKS, POOLED, PUSH, PUSH_BRIEFLY, PUSH_LONG, STUBBORN, TRY_PUSH, UPLOAD,
-    host, options,
+    ECHO, GATE, GATED_STREAM, LONG_CHUNKS, OPEN, POOLED, PUSH, PUSH_BRIEFLY, PUSH_LONG, STUBBORN, TRY_PUSH,
+    UPLOAD, host, options,
 };
-use crate::faults::eventually;
+use crate::faults::{Fork, LONG, eventually};
 
 /// What a chunk or push costs beside its bytes.
 const COST: usize = 64;
@@ -157,5 +157,61 @@ fn an_inline_method_does_not_wait_for_its_own_connection() {
     assert_eq!(call(PUSH).as_deref(), Ok("Ok(())"), "there is room again");
     assert_eq!(client.next_push().expect("comes"), [1; 500]);
     assert_eq!(client.try_next_push().expect("lives"), None, "what did not fit was not sent");
+    host.end();
+}
+
+/// What this process takes by its twenty connections leaves a worker to another process.
+#[test]
+fn one_process_does_not_occupy_all_workers() {
+    let host = host!(options(), |server: SharedMemoryServer| server.workers(4).max_connections(100));
+    let clients: Vec<_> = (0..20).map(|_| host.client()).collect();
+    let start = |client: &SharedMemoryClient| client.start_call(STUBBORN, b"held").expect("sends");
+    let held: Vec<_> = clients.iter().flat_map(|client| (0..40).map(move |_| start(client))).collect();
+    host.sees("stubborn in", 3);
+    let path = host.path.clone();
+    let other = Fork::run(move || {
+        let client = SharedMemoryClient::builder(&path).options(options()).connect().expect("connects");
+        let answers = |_| client.call_timeout(POOLED, b"quick", LONG).is_ok_and(|reply| *reply == *b"quick");
+        i32::from(!(0..50).all(answers))
+    });
+    assert_eq!(other.wait(), 0, "the other process is served");
+    assert_eq!(host.seen("stubborn in"), 3, "one worker is left to others");
+    host.client().call(OPEN, &[]).expect("answers");
+    // Half of the queue is this process's; the others were refused, and were told why.
+    let (mut served, mut busy) = (0, 0);
+    for call in held {
+        match call.wait() {
+            Ok(_) => served += 1,
+            Err(CallError::Busy(text)) => {
+                assert!(text.contains("process"), "{text}");
+                busy += 1;
+            }
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+    assert!(served >= 512 && busy > 0, "{served} were served, {busy} were refused");
+    host.end();
+}
+
+#[test]
+fn one_process_does_not_have_all_connections() {
+    let host = host!(options(), |server: SharedMemoryServer| server.max_connections(8));
+    let mut clients: Vec<_> = (0..4).map(|_| host.client()).collect();
+    let connect = || SharedMemoryClient::builder(&host.path).options(options()).connect();
+    match connect() {
+        Err(ConnectError::Rejected { code: RejectCode::Busy, text }) => {
+            assert!(text.contains("process"), "{text}");
+        }
+        other => panic!("{other:?}"),
+    }
+    let path = host.path.clone();
+    let other = Fork::run(move || {
+        let client = SharedMemoryClient::builder(&path).options(options()).connect().expect("connects");
+        i32::from(client.call_timeout(ECHO, &[], LONG).is_err())
+    });
+    assert_eq!(other.wait(), 0, "another process is let in");
+    clients.pop();
+    assert!(eventually(|| connect().is_ok()), "one that has ended makes room for another");
+    drop(clients);
     host.end();
 }

@@ -57,10 +57,10 @@ fn flood(raw: &mut Raw, id: u64, kind: Kind, flags: u8, from: u16, body: &[u8]) 
     panic!("nobody has stopped it");
 }
 
-const FRAMES: [(&str, Lie); 17] = [
+const FRAMES: [(&str, Lie); 19] = [
     ("no bytes", |raw| bytes(raw, WHOLE, &[])),
     ("half a head", |raw| bytes(raw, WHOLE, &[8, 0, 0, 0, 0, 0, 0])),
-    ("an unknown kind", |raw| bytes(raw, WHOLE, &[12, 0, 0, 0, 0, 0, 0, 0])),
+    ("an unknown kind", |raw| bytes(raw, WHOLE, &[13, 0, 0, 0, 0, 0, 0, 0])),
     ("kind 0", |raw| bytes(raw, WHOLE, &[0; 8])),
     ("an unknown flag", |raw| bytes(raw, WHOLE, &[8, 128, 0, 0, 0, 0, 0, 0])),
     ("a flag of a call", |raw| bytes(raw, WHOLE, &[8, 2, 0, 0, 0, 0, 0, 0])),
@@ -69,9 +69,11 @@ const FRAMES: [(&str, Lie); 17] = [
     ("a call", |raw| plain(raw, WHOLE, Kind::Call, b"me?")),
     ("a greeting", |raw| plain(raw, 0, Kind::Hello, &[0; 32])),
     ("another welcome", |raw| plain(raw, 0, Kind::Welcome, &[0; 32])),
+    ("a goodbye to one call", |raw| plain(raw, WHOLE, Kind::Goodbye, &[])),
+    ("a goodbye with bytes", |raw| plain(raw, 0, Kind::Goodbye, b"!")),
     ("a refusal", |raw| lie(raw, 0, head(Kind::Refuse, 0, 0, 9), b"late")),
     ("status 0", |raw| bytes(raw, WHOLE, &[9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])),
-    ("an unknown status", |raw| bytes(raw, WHOLE, &[9, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0])),
+    ("an unknown status", |raw| bytes(raw, WHOLE, &[9, 0, 0, 0, 10, 0, 0, 0, 0, 0, 0, 0])),
     ("an error without a code", |raw| error(raw, WHOLE, 3, &[0; 3])),
     ("an error with too much text", |raw| error(raw, WHOLE, 3, &[0; 4 + 1025])),
     ("an error of no call", |raw| error(raw, 0, 3, &[0; 4])),

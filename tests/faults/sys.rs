@@ -88,6 +88,36 @@ pub(crate) fn limit_descriptors(descriptors: u64) {
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0, "setrlimit");
 }
 
+/// At most so many bytes of address space more than this process has now; none says that there is no limit any more.
+pub(crate) fn limit_memory(more: Option<u64>) {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let taken = std::fs::read_to_string("/proc/self/statm").expect("reads");
+    let pages: u64 = taken.split(' ').next().and_then(|it| it.parse().ok()).expect("a number");
+    // SAFETY: takes a number; fills the local, and gives it back with the one changed.
+    unsafe {
+        let page = u64::try_from(libc::sysconf(libc::_SC_PAGESIZE)).expect("positive");
+        libc::getrlimit(libc::RLIMIT_AS, &mut limit);
+        limit.rlim_cur = more.map_or(limit.rlim_max, |more| pages * page + more);
+        assert_eq!(libc::setrlimit(libc::RLIMIT_AS, &limit), 0, "setrlimit");
+    }
+}
+
+/// Makes mappings until this process has so many.
+pub(crate) fn fill_mappings(count: usize) {
+    let lines = std::fs::read_to_string("/proc/self/maps").expect("reads").lines().count();
+    let (page, more) = (4096 * 16, count - lines); // Of whatever size pages are.
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a new mapping that nothing refers to, and the protection of parts of it.
+    unsafe {
+        let base = libc::mmap(std::ptr::null_mut(), more * page, libc::PROT_NONE, flags, -1, 0);
+        assert_ne!(base, libc::MAP_FAILED, "mmap");
+        for at in (1..more).step_by(2) {
+            let part = base.cast::<u8>().add(at * page).cast();
+            assert_eq!(libc::mprotect(part, page, libc::PROT_READ), 0, "mprotect");
+        }
+    }
+}
+
 /// CPU time of the calling thread.
 pub(crate) fn thread_time() -> Duration {
     usage(libc::RUSAGE_THREAD)

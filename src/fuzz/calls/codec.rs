@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::super::bytes::Bytes;
 use super::text;
 use crate::rpc::pieces::{Assembly, Cut};
-use crate::rpc::wire::{HEAD, Head, Kind, MORE, SETTINGS, Settings, VERSION};
+use crate::rpc::wire::{HEAD, Head, Kind, MIN_WINDOW, MORE, SETTINGS, Settings, VERSION};
 
 pub(super) fn codec(bytes: &mut Bytes<'_>) {
     match bytes.below(4) {
@@ -28,7 +28,7 @@ fn heads(bytes: &mut Bytes<'_>) {
 fn settings(bytes: &mut Bytes<'_>) {
     let good = Settings { version: VERSION, stream_window: bytes.u32(), push_window: bytes.u32() };
     let mut raw = good.encode();
-    let possible = good.stream_window > 0 && good.push_window > 0;
+    let possible = good.stream_window.min(good.push_window) >= MIN_WINDOW;
     assert_eq!(Settings::decode(&raw).ok(), Some(good).filter(|_| possible));
     while !bytes.is_empty() {
         raw[bytes.below(SETTINGS)] = bytes.u8();

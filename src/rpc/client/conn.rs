@@ -11,10 +11,11 @@ use std::time::Instant;
 
 use super::desk::{Desk, Parts, Stop};
 use super::table::{Final, Table};
-use crate::channel::{Ends, Line, Mapping, RealThreads, Wait, Waiting};
-use crate::error::{CallError, ConnectError, HandlerError};
+use crate::channel::{ConnectionId, Ends, Line, Mapping, RealThreads, Wait, Waiting};
+use crate::error::{CallError, ConnectError, Ended, HandlerError};
 use crate::options::Options;
 use crate::rpc::greeting::{self, MAX_FRAME_HEAD};
+use crate::rpc::nesting;
 use crate::rpc::pieces::Cut;
 use crate::rpc::wire::{DEADLINE, Head, Kind, Status};
 use crate::stream::SharedMemoryStream;
@@ -23,6 +24,8 @@ use crate::stream::SharedMemoryStream;
 pub(crate) struct Conn {
     pub(super) desk: Desk<Mapping, Waiting, RealThreads>,
     pub(super) line: Line,
+    /// Which connection this is, if the server is in this process.
+    own: Option<ConnectionId>,
     max: usize,
     window: u32,
 }
@@ -50,7 +53,8 @@ impl Conn {
         let piece = line.handy().saturating_sub(MAX_FRAME_HEAD);
         let (poster, ear) = (line.poster(), line.ear());
         let parts = Parts { inbound, outbound, poster, ear, table, places, piece };
-        Ok(Arc::new(Self { desk: Desk::new(parts), line, max, window }))
+        let own = line.id().filter(|_| line.cred().pid() == std::process::id());
+        Ok(Arc::new(Self { desk: Desk::new(parts), line, own, max, window }))
     }
 
     /// The longest chunk of a stream.
@@ -67,7 +71,7 @@ impl Conn {
         wait: Wait,
     ) -> Result<(), CallError> {
         buffer.clear();
-        self.enter(request)?;
+        let wait = self.enter(request, wait, Some(method))?;
         let left = time_left(wait);
         let (head, parts) = frame(method, 0, &left, request);
         if parts[0].len() + request.len() <= self.desk.piece() {
@@ -89,13 +93,14 @@ impl Conn {
         buffer: &mut Vec<u8>,
         wait: Wait,
     ) -> Result<Begun, CallError> {
-        self.enter(request)?;
+        let asked = wait;
+        let wait = self.enter_to_send(request, wait)?;
         let opened = self.desk.wait(self.desk.freed(), wait, |table| {
             let id = table.open(method, flags)?;
             table.lend(id, buffer);
             Some(id)
         });
-        let id = opened.map_err(|stop| self.stopped(stop))?;
+        let id = opened.map_err(|stop| self.unable_to_send(stop, asked, wait))?;
         let left = time_left(wait).filter(|_| flags & DEADLINE != 0);
         let (head, parts) = frame(method, flags & !DEADLINE, &left, request);
         let mut cut = Cut::new(head, parts[0].len() + request.len());
@@ -110,8 +115,17 @@ impl Conn {
                     self.abandon(id);
                     self.desk.cancel(id); // Of a notification too.
                 }
-                Err(self.stopped(stop))
+                self.unsent(id, stop, wait);
+                Err(self.unable_to_send(stop, asked, wait))
             }
+        }
+    }
+
+    /// Why a send has failed that was to take as long as `asked`, and was given `wait`.
+    fn unable_to_send(&self, stop: Stop, asked: Wait, wait: Wait) -> CallError {
+        match stop {
+            Stop::Timeout if wait == Wait::Never && asked != Wait::Never => CallError::WouldDeadlock,
+            stop => self.stopped(stop),
         }
     }
 
@@ -148,7 +162,7 @@ impl Conn {
     }
 
     /// A send of this call has failed. If it found the end, what the server sent before that is taken first: only then
-    /// is it known what was lost, this call among it.
+    /// is it known what was lost, this call among it, and whether the server has refused what it had not begun.
     pub(super) fn unsent(&self, id: u64, stop: Stop, wait: Wait) {
         if matches!(stop, Stop::Ended(_)) {
             let _at_its_end = self.desk.wait(self.desk.signal_of(id), wait, |_| None::<()>);
@@ -179,6 +193,7 @@ impl Conn {
             Stop::Timeout => CallError::Timeout,
             Stop::Over => CallError::Cancelled,
             Stop::Exhausted => CallError::Exhausted,
+            Stop::Ended(Ended::Disconnected) if self.desk.books().table.goodbye => CallError::ShuttingDown,
             Stop::Ended(ended) => {
                 let error = ended.into();
                 if matches!(error, CallError::ProtocolViolated) {
@@ -189,9 +204,36 @@ impl Conn {
         }
     }
 
+    /// As [`admit`](Self::admit), for what waits for the server: how long it may, in a method that this thread runs. A
+    /// call says its method.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::WouldDeadlock`] if only this thread could end the wait.
+    #[inline]
+    pub(super) fn enter(&self, request: &[u8], wait: Wait, method: Option<u32>) -> Result<Wait, CallError> {
+        self.admit(request)?;
+        if !nesting::is_nested() || wait == Wait::Never {
+            return Ok(wait);
+        }
+        match nesting::waits_for_itself(self.own, method) {
+            true => Err(CallError::WouldDeadlock),
+            false => Ok(nesting::limit(wait)),
+        }
+    }
+
+    /// As [`enter`](Self::enter), for a request that is sent and not waited for: where only this thread could make room,
+    /// it does not wait for that.
+    fn enter_to_send(&self, request: &[u8], wait: Wait) -> Result<Wait, CallError> {
+        match self.enter(request, wait, None) {
+            Err(CallError::WouldDeadlock) => Ok(Wait::Never),
+            wait => wait,
+        }
+    }
+
     /// Whether this process may use the connection, and the connection takes so much.
     #[inline]
-    pub(super) fn enter(&self, request: &[u8]) -> Result<(), CallError> {
+    fn admit(&self, request: &[u8]) -> Result<(), CallError> {
         if !self.line.same_process() {
             return Err(CallError::Forked);
         }
@@ -222,7 +264,11 @@ fn time_left(wait: Wait) -> Option<[u8; 8]> {
 
 /// What the server's last word means for the caller.
 pub(super) fn outcome(end: Final) -> Result<(), CallError> {
-    let Final::Failed(status, code, text) = end else { return Ok(()) };
+    let (status, code, text) = match end {
+        Final::Reply | Final::End => return Ok(()),
+        Final::OutOfMemory => return Err(CallError::OutOfMemory),
+        Final::Failed(status, code, text) => (status, code, text),
+    };
     Err(match status {
         Status::UnknownMethod => CallError::UnknownMethod,
         Status::WrongKind => CallError::WrongKind(text),
@@ -232,5 +278,6 @@ pub(super) fn outcome(end: Final) -> Result<(), CallError> {
         Status::Busy => CallError::Busy(text),
         Status::ShuttingDown => CallError::ShuttingDown,
         Status::Cancelled => CallError::Cancelled,
+        Status::OutOfMemory => CallError::OutOfMemory,
     })
 }

@@ -424,7 +424,7 @@ impl SharedMemoryClient {
     fn start_until(&self, method: u32, request: &[u8], wait: Wait) -> Result<PendingCall, CallError> {
         let conn = self.current.get(wait)?;
         let begun = conn.begin(method, 0, request, &mut Vec::new(), wait)?;
-        Ok(PendingCall::new(conn.share(), begun.id))
+        Ok(PendingCall::new(conn.share(), begun.id, method))
     }
 
     fn call_until(&self, method: u32, request: &[u8], wait: Wait) -> Result<Reply, CallError> {

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use super::Conn;
 use super::desk::Stop;
-use super::table::Final;
 use crate::channel::Wait;
 use crate::error::CallError;
 
@@ -41,12 +40,13 @@ use crate::error::CallError;
 pub struct PendingCall {
     conn: Arc<Conn>,
     id: u64,
+    method: u32,
     taken: bool,
 }
 
 impl PendingCall {
-    pub(super) fn new(conn: Arc<Conn>, id: u64) -> Self {
-        Self { conn, id, taken: false }
+    pub(super) fn new(conn: Arc<Conn>, id: u64, method: u32) -> Self {
+        Self { conn, id, method, taken: false }
     }
 
     /// The call's number, which no other call of the connection has.
@@ -98,7 +98,7 @@ impl PendingCall {
     }
 
     fn take(&mut self, wait: Wait) -> Result<Reply, CallError> {
-        self.conn.enter(&[])?;
+        let wait = self.conn.enter(&[], wait, Some(self.method))?;
         if self.taken {
             return Err(CallError::Taken);
         }
@@ -106,7 +106,7 @@ impl PendingCall {
         match self.conn.end(self.id, &mut buffer, wait) {
             Err(Stop::Timeout) => Err(CallError::Timeout),
             end => {
-                self.taken = matches!(end, Ok(Final::Reply | Final::End | Final::Failed(..)));
+                self.taken = end.is_ok();
                 self.conn.settle(self.id, end, &mut buffer).map(|()| Reply::new(buffer))
             }
         }

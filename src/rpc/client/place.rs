@@ -15,6 +15,8 @@ pub enum Final {
     End,
     /// There is none: why, the handler's own code, a text.
     Failed(Status, u32, String),
+    /// This process had no memory for the reply or a chunk. If it was a chunk, the server has to be told.
+    OutOfMemory,
 }
 
 /// What a frame changed, for those who wait.
@@ -66,6 +68,8 @@ pub(super) struct Place {
     pub(super) flags: u8,
     pub(super) item: Assembly,
     pub(super) chunks: VecDeque<Vec<u8>>,
+    /// There was no memory for a chunk: no later one is kept.
+    pub(super) starved: bool,
     /// What the server may still send, and what was consumed and not yet told.
     pub(super) window: u32,
     pub(super) owed: u32,

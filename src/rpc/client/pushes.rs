@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::table::Table;
+use super::desk::Stop;
 use super::{Conn, SharedMemoryClient};
 use crate::channel::Wait;
-use crate::error::CallError;
+use crate::error::{CallError, Ended};
 
 impl SharedMemoryClient {
     /// Waits for the next push of the server. Each push goes to one of those who wait.
@@ -36,6 +36,7 @@ impl SharedMemoryClient {
     ///
     /// [`CallError`]: the connection has ended, and all pushes were taken. One who listens while it ends is told so;
     /// one who comes later makes a new connection, if there is a policy to [`Reconnect`](crate::Reconnect).
+    /// [`CallError::OutOfMemory`] says that pushes were lost for want of memory; the connection goes on.
     pub fn next_push(&self) -> Result<Vec<u8>, CallError> {
         self.push_until(Wait::FOREVER)
     }
@@ -84,12 +85,18 @@ impl SharedMemoryClient {
 }
 
 fn next(conn: &Conn, wait: Wait) -> Result<Vec<u8>, CallError> {
-    conn.enter(&[])?;
+    let wait = conn.enter(&[], wait, None)?;
     conn.give_owed(wait, |table| table.push_owed().map(|owed| (0, owed)));
-    let push = conn.desk.wait(conn.desk.pushed(), wait, Table::next_push);
+    let push = conn.desk.wait(conn.desk.pushed(), wait, |table| match table.take_push_lost() {
+        true => Some(Err(CallError::OutOfMemory)),
+        false => table.next_push().map(Ok),
+    });
     // A push is a push: nobody waits here for a server that does not read.
     conn.give_owed(Wait::Never, |table| table.push_owed().map(|owed| (0, owed)));
-    push.map_err(|stop| conn.stopped(stop))
+    push.map_err(|stop| match stop {
+        Stop::Ended(Ended::Disconnected) => CallError::Disconnected, // No call was refused.
+        stop => conn.stopped(stop),
+    })?
 }
 
 /// Pushes until the connection ends; see [`SharedMemoryClient::pushes`].
@@ -127,6 +134,7 @@ impl Iterator for Pushes<'_> {
         }
         match self.client.next_push() {
             Ok(push) => Some(Ok(push)),
+            Err(CallError::OutOfMemory) => Some(Err(CallError::OutOfMemory)),
             Err(error) => {
                 self.over = true;
                 let clean = matches!(error, CallError::Disconnected | CallError::Closed);

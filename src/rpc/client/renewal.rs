@@ -19,6 +19,7 @@ use super::{Conn, Held, SharedMemoryClient};
 use crate::channel::Wait;
 use crate::error::{CallError, ConnectError};
 use crate::options::Options;
+use crate::rpc::nesting;
 
 /// Makes a client: options, and what happens when the connection is lost.
 ///
@@ -266,7 +267,10 @@ impl Renewal {
         match (conn.line.ended(), wait) {
             (None, _) => Ok(conn),
             (Some(ended), Wait::Never) => Err(ended.into()),
-            (Some(_), Wait::Until(until)) => self.renew(until),
+            (Some(_), wait) => match nesting::limit(wait) {
+                Wait::Never => Err(CallError::Timeout),
+                Wait::Until(until) => self.renew(until),
+            },
         }
     }
 

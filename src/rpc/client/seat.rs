@@ -134,6 +134,10 @@ impl<'a, M: Memory + Send, P: Pace + Send, T: Threads> Seat<'a, M, P, T> {
         }
         match reader.fetch(if held { Wait::Never } else { wait }) {
             Err(RecvFault::Ended(ended)) => self.over(ended),
+            Err(RecvFault::OutOfMemory(_)) => {
+                let ended = reader.violated(Violation("a frame in fragments"));
+                self.over(ended);
+            }
             Err(_) if held => return Read::Entered, // The glance was mistaken.
             Err(_) => return Read::Late,
             Ok(message) => match own {
@@ -154,13 +158,17 @@ impl<'a, M: Memory + Send, P: Pace + Send, T: Threads> Seat<'a, M, P, T> {
     fn take_own(&mut self, message: &Incoming, own: &mut Own<'_>) -> bool {
         let desk = self.desk;
         let Some(reader) = self.reader.as_mut() else { return false };
-        reader.read_on(message, HEAD, own.buffer);
+        let copied = reader.read_on(message, HEAD, own.buffer);
         let given = reader.give_back(message);
         let books = self.books.get_or_insert_with(|| desk.books.lock());
         match given {
-            Ok(()) => {
+            Ok(()) if copied.is_ok() => {
                 books.table.close(own.id);
                 return true;
+            }
+            Ok(()) => {
+                let change = books.table.lose_reply(own.id);
+                self.tell(change);
             }
             Err(RecvFault::Ended(ended)) => self.over(ended),
             Err(_) => self.over(Ended::ProtocolViolated),

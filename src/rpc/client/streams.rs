@@ -112,7 +112,7 @@ impl ReplyStream {
     }
 
     fn next_until(&mut self, wait: Wait) -> Result<Option<Vec<u8>>, CallError> {
-        self.conn.enter(&[])?;
+        let wait = self.conn.enter(&[], wait, None)?;
         if self.over {
             return Ok(None);
         }
@@ -130,6 +130,9 @@ impl ReplyStream {
             }
             Ok(Next::End(end)) => {
                 self.over = true;
+                if end == Final::OutOfMemory {
+                    conn.abandon(id); // The server's method goes on else.
+                }
                 outcome(end).map(|()| None)
             }
             Err(Stop::Timeout) => Err(CallError::Timeout),
@@ -231,7 +234,7 @@ impl UploadStream {
     }
 
     fn send_end(&mut self, wait: Wait) -> Result<(), CallError> {
-        self.conn.enter(&[])?;
+        let wait = self.conn.enter(&[], wait, None)?;
         let mut cut = Cut::new(Head::new(Kind::End, 0), 0);
         match self.conn.desk.send_item(&mut cut, [&[], &[]], &mut self.seq, self.id, wait) {
             Ok(()) | Err(Stop::Over) => {
@@ -247,7 +250,7 @@ impl UploadStream {
 
     fn write_until(&mut self, chunk: &[u8], wait: Wait) -> Result<(), CallError> {
         let (conn, id) = (&self.conn, self.id);
-        conn.enter(&[])?;
+        let wait = conn.enter(&[], wait, None)?;
         if self.over {
             return Err(CallError::Cancelled);
         }
@@ -387,6 +390,7 @@ impl UploadCall {
         if !self.upload.over {
             self.upload.send_end(wait)?;
         }
+        let wait = self.upload.conn.enter(&[], wait, None)?;
         let mut buffer = Vec::new();
         let end = self.upload.conn.end(self.upload.id, &mut buffer, wait);
         self.taken = true;

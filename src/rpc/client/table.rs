@@ -45,8 +45,12 @@ pub struct Table {
     pub(super) push_window: u32,
     pub(super) push: Assembly,
     pub(super) pushes: VecDeque<Vec<u8>>,
+    /// There was no memory for a push.
+    pub(super) push_lost: bool,
     pub(super) push_left: u32,
     pub(super) push_owed: u32,
+    /// The server begins no call any more: what it has not answered it never began.
+    pub goodbye: bool,
     /// Replies that came for calls that nobody waited for any more.
     pub dropped: u64,
     /// Calls that were opened.
@@ -66,8 +70,10 @@ impl Table {
             push_window,
             push: Assembly::default(),
             pushes: VecDeque::new(),
+            push_lost: false,
             push_left: push_window,
             push_owed: 0,
+            goodbye: false,
             dropped: 0,
             opened: 0,
         }
@@ -94,7 +100,7 @@ impl Table {
         let place = &mut self.places[at];
         place.id += places;
         (place.state, place.method, place.flags) = (State::Waited, method, flags);
-        (place.window, place.owed, place.credit) = (window, 0, credit);
+        (place.window, place.owed, place.credit, place.starved) = (window, 0, credit, false);
         place.item.reset();
         if flags & NOTIFY != 0 {
             place.state = State::Abandoned;
@@ -127,10 +133,19 @@ impl Table {
         if !place.chunks.is_empty() {
             return None;
         }
-        let end = place.end.take()?;
+        let end = match place.end.take() {
+            None if place.starved => return Some(Final::OutOfMemory),
+            end => end?,
+        };
+        let starved = place.starved;
         mem::swap(&mut place.item.bytes, buffer);
         self.leave(id);
-        Some(end)
+        Some(if starved { Final::OutOfMemory } else { end })
+    }
+
+    /// There was no memory for the whole reply of a call, which came in one frame.
+    pub fn lose_reply(&mut self, id: u64) -> Change {
+        self.end(self.at(id), Final::OutOfMemory)
     }
 
     /// Nobody waits for the call any more. True if the server has to be told.
@@ -208,6 +223,11 @@ impl Table {
         place.id != id || place.state == State::Free || place.end.is_some()
     }
 
+    /// Whether pushes were lost for want of memory since this was asked.
+    pub fn take_push_lost(&mut self) -> bool {
+        mem::take(&mut self.push_lost)
+    }
+
     /// The oldest push.
     pub fn next_push(&mut self) -> Option<Vec<u8>> {
         let push = self.pushes.pop_front()?;
@@ -269,6 +289,10 @@ impl Table {
         len: usize,
         read: impl FnOnce(&mut [u8]),
     ) -> Result<Change, Violation> {
+        if id == 0 && head.kind == Kind::Goodbye && len == 0 {
+            self.goodbye = true;
+            return Ok(Change::None);
+        }
         if id == 0 {
             return self.take_push(head, len, read);
         }
@@ -316,21 +340,34 @@ impl Table {
         if self.push.take(head, len, self.max, read)?.is_none() {
             return Ok(Change::None);
         }
-        self.pushes.push_back(mem::take(&mut self.push.bytes));
+        let push = mem::take(&mut self.push.bytes);
+        let lost = self.push.lost.take();
+        if lost.is_some() || self.pushes.try_reserve(1).is_err() {
+            self.push_lost = true;
+            self.push_owed = self.push_owed.saturating_add(cost(lost.unwrap_or(push.len())));
+        } else {
+            self.pushes.push_back(push);
+        }
         Ok(Change::Push)
     }
 
     /// An item is whole.
     fn whole(&mut self, at: usize, first: Head) -> Change {
-        if first.kind == Kind::Reply {
-            return self.end(at, Final::Reply);
-        }
         let place = &mut self.places[at];
-        if place.state == State::Abandoned {
+        let lost = place.item.lost.take().is_some();
+        if first.kind == Kind::Reply {
+            return self.end(at, if lost { Final::OutOfMemory } else { Final::Reply });
+        }
+        if place.state == State::Abandoned || place.starved {
             pieces::clear(&mut place.item.bytes);
             return Change::None;
         }
-        place.chunks.push_back(mem::take(&mut place.item.bytes));
+        place.starved = lost || place.chunks.try_reserve(1).is_err();
+        if place.starved {
+            pieces::clear(&mut place.item.bytes);
+        } else {
+            place.chunks.push_back(mem::take(&mut place.item.bytes));
+        }
         Change::Call(at)
     }
 

@@ -72,19 +72,21 @@ pub struct Attendant<M: Memory + Send, P: Pace + Send, T: Threads> {
     inbound: Inbound<M, P>,
     bell: u64,
     wanted: Option<Wanted>,
+    /// What has to be released before the client can be sent a goodbye.
+    goodbye: Option<Wanted>,
 }
 
 impl<M: Memory + Send, P: Pace + Send, T: Threads> Attendant<M, P, T> {
     /// Of a connection whose greetings were exchanged.
     pub fn new(hall: Arc<Hall<M, P, T>>, inbound: Inbound<M, P>) -> Self {
-        Self { hall, inbound, bell: 0, wanted: None }
+        Self { hall, inbound, bell: 0, wanted: None, goodbye: None }
     }
 
     /// Serves until the connection ends, or the service is over: how it ended.
     pub fn attend(&mut self, service: &mut impl Service<M, P>) -> Ended {
         let mut tries = 0_u32;
         let ended = loop {
-            if service.is_over() {
+            if service.is_over() && self.say_goodbye() {
                 break Ended::Closed;
             }
             match self.round(service) {
@@ -111,6 +113,9 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Attendant<M, P, T> {
             match self.inbound.fetch(Wait::Never) {
                 Ok(message) => self.frame(&message, service)?,
                 Err(RecvFault::Ended(ended)) => return Err(ended),
+                Err(RecvFault::OutOfMemory(_)) => {
+                    return Err(self.inbound.violated(Violation("a frame in fragments")));
+                }
                 Err(_) => break,
             }
             busy = true;
@@ -126,12 +131,22 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Attendant<M, P, T> {
         Ok(busy)
     }
 
+    /// Says to the client that no call is begun any more, and nothing of those that were is left to be sent: what it has
+    /// not been answered by then was never begun. False if there is no room for that now.
+    fn say_goodbye(&mut self) -> bool {
+        let mut post = self.hall.post.lock();
+        let said = post.say_goodbye();
+        self.goodbye = if said { None } else { post.wanted() };
+        said
+    }
+
     /// Waits for a frame, a cancel, something left behind, room for what is, or to be asked to leave: that nudge may
     /// have come when the last look was over.
     fn rest(&mut self, service: &impl Service<M, P>, tries: u32) {
-        let Self { hall, inbound, bell, wanted } = self;
-        let outgoing = wanted.map(|wanted| (&hall.outgoing, wanted));
-        let also = || hall.left.is_up() || hall.ear.bell() != *bell || service.is_over();
+        let Self { hall, inbound, bell, wanted, goodbye } = self;
+        let outgoing = wanted.or(*goodbye).map(|wanted| (&hall.outgoing, wanted));
+        let is_over = || goodbye.is_none() && service.is_over();
+        let also = || hall.left.is_up() || hall.ear.bell() != *bell || is_over();
         let _something = inbound.idle(outgoing, None, tries, also);
     }
 
@@ -162,6 +177,10 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Attendant<M, P, T> {
                     (Started { id, method, flags }, table.request(at))
                 });
                 service.run(started, request);
+            }
+            Event::Failed(at) => {
+                hall.left.set(true);
+                T::Monitor::<Post<M, P>>::notify(&hall.signals[at]);
             }
             Event::Call(at) => T::Monitor::<Post<M, P>>::notify(&hall.signals[at]),
             Event::Push => T::Monitor::<Post<M, P>>::notify(&hall.signals[hall.signals.len() - 1]),

@@ -33,7 +33,7 @@ use crate::channel::{Ear, Latch, Monitor, Outbound, Pace, Threads, Wait};
 use crate::error::{Ended, Violation};
 use crate::mem::{Memory, Until};
 use crate::rpc::frame::Frame;
-use crate::rpc::wire::{Head, Kind, cost};
+use crate::rpc::wire::{Head, Kind, Status, cost};
 use crate::rpc::{Over, place_of};
 
 /// A connection, as all threads of the server share it.
@@ -54,6 +54,8 @@ pub enum Gone {
     Ended(Ended),
     /// The time that this wait had is over.
     Timeout,
+    /// There is no memory to keep it until it can be sent.
+    OutOfMemory,
 }
 
 /// The halves of a connection, apart.
@@ -97,6 +99,15 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Hall<M, P, T> {
         self.ear.ended().is_some() || self.is_called_off(id)
     }
 
+    /// Whether a notification is to be served: it was not called off, and the connection goes on or the client has ended
+    /// it.
+    pub(super) fn is_notification_wanted(&self, id: u64) -> bool {
+        let over = self.post.lock().over;
+        let by_client =
+            matches!(over.or_else(|| self.ear.ended()), None | Some(Ended::Disconnected | Ended::PeerDied));
+        by_client && !self.is_called_off(id)
+    }
+
     /// Gives a call its last word. Dropped if nobody waits for it any more.
     #[inline]
     pub fn finish(&self, id: u64, head: Head, body: Body<'_>) {
@@ -105,7 +116,9 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Hall<M, P, T> {
             return; // The attendant answers it.
         }
         if let Some(at) = post.table.answering(id, true) {
-            post.say(at, id, head, body, true);
+            if post.say(at, id, head, body, true).is_err() {
+                post.table.fail(at, (Status::OutOfMemory, 0, String::new()));
+            }
             self.leave(post);
         }
     }
@@ -132,7 +145,8 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Hall<M, P, T> {
         match answer {
             Ok(reply) => {
                 post.table.close(at);
-                post.say(at, frame.id, Head::new(Kind::Reply, 0), Body::Own(reply), true);
+                let said = post.say(at, frame.id, Head::new(Kind::Reply, 0), Body::Own(reply), true);
+                debug_assert!(said.is_ok(), "a buffer of its own is kept as it is");
             }
             Err(failure) => post.table.fail(at, failure),
         }
@@ -180,9 +194,12 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Hall<M, P, T> {
             },
         })?;
         let Some(at) = post.table.answering(id, false) else { return Err(Gone::Cancelled) };
-        post.say(at, id, Head::new(Kind::Chunk, 0), Body::Lent(chunk), false);
+        let said = post.say(at, id, Head::new(Kind::Chunk, 0), Body::Lent(chunk), false);
+        if said.is_err() {
+            post.table.refund(id, price);
+        }
         self.leave(post);
-        Ok(())
+        said.map_err(|_| Gone::OutOfMemory)
     }
 
     /// Sends a push, once the client's window has room for it.
@@ -209,9 +226,12 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Hall<M, P, T> {
             }
         };
         let at = post.table.pushing();
-        post.say(at, 0, Head::new(Kind::Push, 0), Body::Lent(bytes), false);
+        let said = post.say(at, 0, Head::new(Kind::Push, 0), Body::Lent(bytes), false);
+        if said.is_err() {
+            post.table.refund(0, price);
+        }
         self.leave(post);
-        Ok(())
+        said.map_err(|_| Gone::OutOfMemory)
     }
 
     /// The next chunk of an upload.

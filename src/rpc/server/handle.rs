@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::peer::Connection;
 use super::service::{Shared, accept_all};
 use super::stats::ServerStats;
+use crate::channel::threads;
 use crate::error::{BindError, CallError};
 use crate::listener::{ListenerCloser, SharedMemoryListener};
 use crate::stream::SharedMemoryStream;
@@ -74,9 +75,7 @@ impl ServerHandle {
         let mut handle = Self { shared, closer, path, acceptor: None };
         if let Some(listener) = listener {
             let shared = Arc::clone(&handle.shared);
-            let acceptor = thread::Builder::new()
-                .name("narrows-accept".into())
-                .spawn(move || accept_all(&shared, &listener))
+            let acceptor = threads::spawn("narrows-accept", move || accept_all(&shared, &listener))
                 .map_err(BindError::io("starting the accepting thread"))?;
             handle.acceptor = Some(acceptor);
         }
@@ -109,8 +108,12 @@ impl ServerHandle {
         Ok(self.connections().iter().filter(|connection| connection.try_push(bytes).is_ok()).count())
     }
 
-    /// Ends the server: accepts nobody any more and removes the path, answers new calls with `ShuttingDown`, lets
+    /// Ends the server: accepts no connection any more and removes the path, answers new calls with `ShuttingDown`, lets
     /// those under way come to their end for at most `timeout`, then closes all connections.
+    ///
+    /// A connection that has nothing under way is closed at once. Its client is sent word that no further call is begun:
+    /// calls that come too late for an answer fail with `ShuttingDown` as well, and were never begun. Notifications that
+    /// have come are served, those of clients that have gone included.
     ///
     /// Blocks for at most `timeout`. It never waits for a method that does not return.
     pub fn shutdown(mut self, timeout: Duration) -> Drained {

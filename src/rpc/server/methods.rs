@@ -12,6 +12,7 @@ use super::request::{ChunkReader, ChunkWriter, Request};
 use super::stats::Counts;
 use super::table::Failure;
 use crate::error::HandlerError;
+use crate::mem::try_reserve;
 use crate::rpc::pieces;
 use crate::rpc::wire::{Head, Kind, STREAM, Status, UPLOAD};
 
@@ -57,6 +58,10 @@ impl Method {
         }
     }
 
+    pub(super) fn is_pooled(&self) -> bool {
+        matches!(self, Self::Pooled(_))
+    }
+
     pub(super) fn is_inline(&self) -> bool {
         matches!(self, Self::Inline(_))
     }
@@ -71,14 +76,16 @@ impl Method {
 #[derive(Default)]
 pub(super) struct Methods {
     sorted: Vec<(u32, Method)>,
+    /// A number that was registered more than once.
+    pub(super) twice: Option<u32>,
     pub(super) fallback: Option<Method>,
 }
 
 impl Methods {
-    /// Registers a method; the last of a number counts.
+    /// Registers a method.
     pub(super) fn put(&mut self, id: u32, method: Method) {
         match self.sorted.binary_search_by_key(&id, |(id, _)| *id) {
-            Ok(at) => self.sorted[at].1 = method,
+            Ok(_) => self.twice = Some(id),
             Err(at) => self.sorted.insert(at, (id, method)),
         }
     }
@@ -100,6 +107,28 @@ impl Methods {
     }
 }
 
+/// As [`run`], for a request that may be long. There is memory for a reply that is as long then: a method that finds none
+/// aborts the process.
+///
+/// # Errors
+///
+/// As there; `Busy` if there is no such memory, and the method was not run.
+pub(super) fn run_long(
+    method: &Method,
+    peer: &Arc<Peer>,
+    request: &Request<'_>,
+    reply: &mut Vec<u8>,
+    counts: &Counts,
+) -> Result<(), Failure> {
+    if request.len() <= pieces::KEPT {
+        return run(method, peer, request, reply, counts);
+    }
+    pieces::clear(reply);
+    try_reserve(reply, request.len())
+        .map_err(|_| (Status::Busy, 0, "there is no memory to run the method".into()))?;
+    invoke(method, peer, request, reply, counts)
+}
+
 /// Runs a method: what it says goes into `reply`, which is memory that is used again.
 ///
 /// # Errors
@@ -114,6 +143,17 @@ pub(super) fn run(
     counts: &Counts,
 ) -> Result<(), Failure> {
     pieces::clear(reply);
+    invoke(method, peer, request, reply, counts)
+}
+
+#[inline]
+fn invoke(
+    method: &Method,
+    peer: &Arc<Peer>,
+    request: &Request<'_>,
+    reply: &mut Vec<u8>,
+    counts: &Counts,
+) -> Result<(), Failure> {
     let id = request.id();
     let ran = catch_unwind(AssertUnwindSafe(|| match method {
         Method::Inline(whole) | Method::Pooled(whole) => whole(request, reply),

@@ -29,6 +29,7 @@ mod testing;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::{BindError, CallError, HandlerError};
 use crate::listener::SharedMemoryListener;
@@ -72,11 +73,15 @@ pub use table::{Event, Failure, Table, Upload};
 /// All that can be chosen:
 ///
 /// ```
+/// use std::time::Duration;
 /// use narrows::{HandlerError, SharedMemoryServer};
 /// let server = SharedMemoryServer::new() // Without a path: for streams that are there.
 ///     .workers(4) // Of the pool, ...
 ///     .queue(100) // ... and calls that may wait for one.
+///     .max_workers_per_process(3)
 ///     .max_connections(10)
+///     .max_connections_per_process(5)
+///     .nested_call_timeout(Duration::from_secs(10))
 ///     .max_calls_in_flight(16)
 ///     .max_streams(8)
 ///     .on_connect(|connection| match connection.peer_cred().uid() {
@@ -136,7 +141,11 @@ impl SharedMemoryServer {
     /// A method that runs in the pool of workers: it reads the request and writes the reply.
     ///
     /// It may take its time, and may wait for anything, its own connection included; only the other workers
-    /// serve meanwhile.
+    /// serve meanwhile. So a method that calls a method of the pool of this same server needs another worker for that:
+    /// with only one the call is refused as [`CallError::WouldDeadlock`]. Servers whose pools call each other need more
+    /// [`workers`](Self::workers) each than calls of that kind are ever under way, or those calls a deadline.
+    ///
+    /// What it calls itself ends no later than [`Request::deadline`]: a call on its thread fails with `Timeout` then.
     ///
     /// ```
     /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
@@ -167,9 +176,11 @@ impl SharedMemoryServer {
 
     /// A method that runs on the connection's own thread, with the lowest latency.
     ///
-    /// Its connection is not served meanwhile, so it must be short, and must not wait for anything that comes over a
-    /// connection: a push that would have to wait is refused as [`CallError::WouldDeadlock`]. It must not call
-    /// through a client whose server is this one either; no library can see that.
+    /// Its connection is not served meanwhile, so it must be short. What would wait for its own connection is refused as
+    /// [`CallError::WouldDeadlock`]: a push that finds no room, and a call over the other end of the connection, if that is
+    /// in this process. It may call another process, and its calls end no later than [`Request::deadline`]; one
+    /// without any deadline fails with `Timeout` after [`nested_call_timeout`](Self::nested_call_timeout), since processes
+    /// whose inline methods call each other might wait for each other.
     ///
     /// ```
     /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
@@ -315,14 +326,26 @@ impl SharedMemoryServer {
     }
 
     /// Workers of the pool, at least 1. Default: one for each CPU, and 4 at least.
+    ///
+    /// Connections with calls that wait take turns, and so do processes: a client that has many calls under way delays
+    /// another one's call until one of the workers is free.
     #[must_use]
     pub fn workers(mut self, workers: usize) -> Self {
         self.sizes.workers = workers.max(1);
         self
     }
 
-    /// Calls that may wait for a worker, of all connections together, at least 1; one more is `Busy`.
-    /// Default 1024.
+    /// Workers that the connections of one process may occupy at once, at least 1; its other calls wait. Default: one
+    /// less than there are [`workers`](Self::workers), if there are several; calls of this process itself are not bounded
+    /// then. Processes that this process's namespace does not show count as one for each user.
+    #[must_use]
+    pub fn max_workers_per_process(mut self, workers: usize) -> Self {
+        self.sizes.workers_per_process = Some(workers);
+        self
+    }
+
+    /// Calls that may wait for a worker, of all connections together, at least 1; one more is `Busy`. Those of one
+    /// other process may be half of them. Default 1024.
     #[must_use]
     pub fn queue(mut self, calls: usize) -> Self {
         self.sizes.queue = calls.max(1);
@@ -333,6 +356,25 @@ impl SharedMemoryServer {
     #[must_use]
     pub fn max_connections(mut self, connections: usize) -> Self {
         self.sizes.connections = connections;
+        self
+    }
+
+    /// Connections of one process at once; one more is refused with the code `Busy`. Default: half of
+    /// [`max_connections`](Self::max_connections); those of this process itself are not bounded then. Processes that
+    /// this process's namespace does not show count as one for each user.
+    #[must_use]
+    pub fn max_connections_per_process(mut self, connections: usize) -> Self {
+        self.sizes.connections_per_process = Some(connections);
+        self
+    }
+
+    /// How long a call may take that an inline method makes, or a callback, if neither the call nor the one that the method
+    /// was called with has a deadline. Default 30 s.
+    ///
+    /// Such a thread serves a connection, and a cycle of calls over several processes comes to an end by this alone.
+    #[must_use]
+    pub fn nested_call_timeout(mut self, timeout: Duration) -> Self {
+        self.sizes.nested_timeout = timeout;
         self
     }
 
@@ -364,7 +406,7 @@ impl SharedMemoryServer {
     ///
     /// # Errors
     ///
-    /// [`BindError`], for want of threads, or without a path.
+    /// [`BindError`], for want of threads, without a path, or if a method's number was registered twice.
     pub fn serve(self) -> Result<(), BindError> {
         let (shared, listener) = self.start()?;
         let listener = listener.ok_or_else(no_path)?;
@@ -376,13 +418,14 @@ impl SharedMemoryServer {
     ///
     /// # Errors
     ///
-    /// [`BindError`], for want of threads.
+    /// [`BindError`], for want of threads, or if a method's number was registered twice.
     pub fn spawn(self) -> Result<ServerHandle, BindError> {
         let (shared, listener) = self.start()?;
         ServerHandle::start(shared, listener)
     }
 
-    /// Serves one connection on this thread until it ends: one end of a `pair()`, or of the parent.
+    /// Serves one connection on this thread until it ends: one end of a `pair()`, or of the parent. Blocks until the
+    /// notifications that the client had sent have been served, too.
     ///
     /// ```
     /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
@@ -397,10 +440,12 @@ impl SharedMemoryServer {
     ///
     /// # Errors
     ///
-    /// [`CallError`]: how the connection ended, if not by the client's hang-up.
+    /// [`CallError`]: how the connection ended, if not by the client's hang-up; `Busy`, with the reason, if it could not
+    /// be served.
     pub fn serve_stream(self, stream: SharedMemoryStream) -> Result<(), CallError> {
         let (shared, _) = self.start().map_err(|error| CallError::Busy(error.to_string()))?;
         let served = serve::serve(&shared, stream);
+        shared.queue.wait_until_notified(None);
         shared.stop();
         served
     }
@@ -411,6 +456,11 @@ impl SharedMemoryServer {
             listener.amend(&self.options).map_err(BindError::BadOptions)?;
         }
         self.options.limits().map_err(BindError::BadOptions)?;
+        if let Some(id) = self.methods.twice {
+            return Err(BindError::BadOptions(format!(
+                "the method {id} is registered twice: use another number"
+            )));
+        }
         let shared = Shared::new(self.options, self.methods, self.callbacks, self.sizes);
         let shared = shared.map_err(BindError::io("starting the workers"))?;
         Ok((shared, listener))

@@ -2,6 +2,7 @@
 
 use super::place::{Item, Phase};
 use super::table::Table;
+use crate::mem::OutOfMemory;
 
 impl Table {
     /// Where pushes are put.
@@ -13,6 +14,11 @@ impl Table {
     #[inline]
     pub fn is_idle(&self) -> bool {
         self.turns.is_empty() && self.control.is_empty()
+    }
+
+    /// Makes room for one more item of a place.
+    pub(super) fn reserve(&mut self, at: usize) -> Result<(), OutOfMemory> {
+        self.places[at].outbox.try_reserve(1).map_err(|_| OutOfMemory)
     }
 
     /// Leaves an item to be sent when there is room.

@@ -1,44 +1,44 @@
 //! A client, as the server knows it: its connection, its state, and the handle that methods keep.
 
 use std::any::Any;
-use std::cell::Cell;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
+use super::attendant::Started;
 use super::hall::{Gone, Hall};
 use super::request::gone;
 use crate::channel::{Line, Mapping, PeerCred, RealThreads, Stats, Wait, Waiting};
 use crate::error::CallError;
+use crate::rpc::nesting;
+use crate::rpc::wire::NOTIFY;
 
 pub(super) type RealHall = Hall<Mapping, Waiting, RealThreads>;
 
-thread_local! {
-    /// Whether this thread reads for a connection. What it waited for on one, another such thread might have to read,
-    /// which waits for this one.
-    static ATTENDS: Cell<bool> = const { Cell::new(false) };
+/// A client's process, as bounds count it. Those that this process's namespace does not show are one for each user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct ProcessId {
+    pid: u32,
+    uid: u32,
+    own: bool,
 }
 
-/// This thread reads for a connection until this is dropped.
-pub(super) struct Attends;
-
-impl Attends {
-    pub(super) fn here() -> Self {
-        ATTENDS.set(true);
-        Self
+impl ProcessId {
+    pub(super) fn of(cred: PeerCred) -> Self {
+        Self { pid: cred.pid(), uid: cred.uid(), own: cred.pid() == std::process::id() }
     }
-}
 
-impl Drop for Attends {
-    fn drop(&mut self) {
-        ATTENDS.set(false);
+    /// Whether it is this process itself.
+    pub(super) fn is_own(self) -> bool {
+        self.own
     }
 }
 
 /// A client and what belongs to it.
 pub(crate) struct Peer {
     pub(super) id: u64,
+    pub(super) process: ProcessId,
     pub(super) hall: Arc<RealHall>,
     pub(super) line: Line,
     pub(super) state: OnceLock<Box<dyn Any + Send + Sync>>,
@@ -51,6 +51,18 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
+    /// Whether somebody is interested in what the method of this call does. For a notification that is so until it is
+    /// called off, or this side ends the connection: who sent it may have gone meanwhile.
+    pub(super) fn is_wanted(&self, call: Started) -> bool {
+        if !self.line.same_process() {
+            return false;
+        }
+        match call.flags & NOTIFY {
+            0 => !self.hall.is_cancelled(call.id),
+            _ => self.hall.is_notification_wanted(call.id),
+        }
+    }
+
     /// How the connection waited.
     pub(super) fn stats(&self) -> Stats {
         self.line.stats(Some(self.hall.fullest()))
@@ -189,9 +201,9 @@ impl Connection {
         if bytes.len() > peer.max_push {
             return Err(CallError::TooLarge { len: bytes.len(), max: peer.max_push });
         }
-        let attendant = ATTENDS.get();
-        let pushed = peer.hall.push(bytes, if attendant { Wait::Never } else { wait });
-        if attendant && pushed == Err(Gone::Timeout) && wait != Wait::Never {
+        let driver = nesting::is_driver();
+        let pushed = peer.hall.push(bytes, if driver { Wait::Never } else { nesting::limit(wait) });
+        if driver && pushed == Err(Gone::Timeout) && wait != Wait::Never {
             return Err(CallError::WouldDeadlock);
         }
         pushed.map_err(gone)

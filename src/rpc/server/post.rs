@@ -9,7 +9,7 @@ use super::place::Item;
 use super::table::Table;
 use crate::channel::{Outbound, Pace, SendFault, Wait, Wanted};
 use crate::error::Ended;
-use crate::mem::Memory;
+use crate::mem::{Memory, OutOfMemory, try_reserve};
 use crate::rpc::frame::{Frame, send};
 use crate::rpc::pieces::Cut;
 use crate::rpc::wire::{HEAD, Head, Kind};
@@ -65,8 +65,19 @@ impl<M: Memory, P: Pace> Post<M, P> {
     }
 
     /// Sends an item as far as there is room and nobody else's turn, and leaves the rest.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`] if lent bytes cannot be kept; nothing was sent.
     #[inline]
-    pub(super) fn say(&mut self, at: usize, id: u64, head: Head, body: Body<'_>, last: bool) {
+    pub(super) fn say(
+        &mut self,
+        at: usize,
+        id: u64,
+        head: Head,
+        body: Body<'_>,
+        last: bool,
+    ) -> Result<(), OutOfMemory> {
         let bytes = match &body {
             Body::Lent(bytes) => bytes,
             Body::Own(bytes) => bytes.as_slice(),
@@ -81,21 +92,33 @@ impl<M: Memory, P: Pace> Post<M, P> {
                 if last {
                     self.table.closed(at);
                 }
-                return;
+                return Ok(());
             }
+        }
+        // Before the first fragment is sent: what began cannot be taken back.
+        let mut copy = Vec::new();
+        if let Body::Lent(bytes) = &body {
+            try_reserve(&mut copy, bytes.len())?;
+        }
+        if !last {
+            self.table.reserve(at)?;
         }
         let mut cut = Cut::new(head, bytes.len());
         if direct && bytes.len() > self.piece && self.begin(at, id, &mut cut, bytes) {
             if last {
                 self.table.closed(at);
             }
-            return;
+            return Ok(());
         }
         let bytes = match body {
-            Body::Lent(bytes) => bytes.to_vec(),
+            Body::Lent(bytes) => {
+                copy.extend_from_slice(bytes);
+                copy
+            }
             Body::Own(bytes) => std::mem::take(bytes),
         };
         self.table.put(at, Item { cut, bytes, last });
+        Ok(())
     }
 
     /// Sends the first pieces of a long item, as far as there is room. Whether that was all.
@@ -156,6 +179,12 @@ impl<M: Memory, P: Pace> Post<M, P> {
             self.table.turn(at, (!done).then_some(item), true);
         }
         Ok(())
+    }
+
+    /// Says that no call is begun any more. False if there is no room for that now.
+    pub(super) fn say_goodbye(&mut self) -> bool {
+        let said = send(&mut self.out, Head::new(Kind::Goodbye, 0), [&[], &[]], 0, Wait::Never);
+        !matches!(said, Err(SendFault::Full))
     }
 
     /// What has to be released before the next frame has room; none if there is room.

@@ -170,9 +170,10 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Whether the caller waits no more: it cancelled, which a call does when its deadline passes, or it is gone.
+    /// Whether the caller waits no more: it cancelled, which a call does when its deadline passes, or it is gone. A
+    /// notification is served all the same when its sender is gone.
     pub fn is_cancelled(&self) -> bool {
-        !self.peer.line.same_process() || self.peer.hall.is_cancelled(self.started.id)
+        !self.peer.is_wanted(self.started)
     }
 
     /// When the caller will wait no more, if it said so.
@@ -368,6 +369,7 @@ pub(super) fn gone(gone: Gone) -> CallError {
     match gone {
         Gone::Cancelled => CallError::Cancelled,
         Gone::Timeout => CallError::Timeout,
+        Gone::OutOfMemory => CallError::OutOfMemory,
         Gone::Ended(ended) => ended.into(),
     }
 }

@@ -3,22 +3,23 @@
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 use std::time::Instant;
 
 use super::attendant::{Attendant, Given, Service, Started};
 use super::hall::{Hall, Parts};
 use super::methods::{self, Method};
-use super::peer::{Attends, Connection, Peer, Running};
+use super::peer::{Connection, Peer, ProcessId, Running};
 use super::place::Limits;
-use super::pool::{Job, Queue};
+use super::pool::Job;
 use super::request::Request;
 use super::service::Shared;
 use super::table::{Failure, Table};
-use crate::channel::{Ends, Mapping, RealThreads, RecvFault, Waiting};
+use crate::channel::{Ends, Mapping, RealThreads, RecvFault, Waiting, threads};
 use crate::error::{CallError, Ended, RejectCode};
 use crate::events;
+use crate::mem::try_reserve;
 use crate::rpc::greeting::{self, MAX_FRAME_HEAD};
+use crate::rpc::nesting;
 use crate::rpc::wire::{STREAM, Status, UPLOAD};
 use crate::stream::SharedMemoryStream;
 
@@ -31,20 +32,19 @@ pub(super) fn serve(shared: &Arc<Shared>, stream: SharedMemoryStream) -> Result<
 /// As [`serve`], of a connection that was counted as open already.
 pub(super) fn serve_counted(shared: &Arc<Shared>, stream: SharedMemoryStream) -> Result<(), CallError> {
     let id = shared.next.fetch_add(1, Ordering::Relaxed);
-    let open = Open { shared, id };
-    let _attends = Attends::here();
+    let (process, connection) = (ProcessId::of(stream.peer_cred()), stream.id());
+    let open = Open { shared, id, process };
+    let _driver = nesting::Role::driver(connection, shared.sizes.nested_timeout);
     let (peer, mut attendant) = greet(shared, stream, id).inspect_err(|_| {
         shared.counts.refused.add();
     })?;
     let ended = match welcome(shared, &peer) {
-        Some(queue) => {
+        true => {
             shared.counts.accepted.add();
-            let queue = Some(queue);
-            let mut desk =
-                Desk { shared, peer: &peer, queue, admitted: None, reply: Vec::new(), copy: Vec::new() };
+            let mut desk = Desk { shared, peer: &peer, admitted: None, reply: Vec::new(), copy: Vec::new() };
             attendant.attend(&mut desk)
         }
-        None => {
+        false => {
             shared.counts.refused.add();
             peer.hall.end(Ended::Closed);
             Ended::Closed
@@ -63,23 +63,25 @@ pub(super) fn serve_counted(shared: &Arc<Shared>, stream: SharedMemoryStream) ->
 ///
 /// It is listed first: who stops the server closes it then, or is seen here. Else a client that was welcomed might
 /// outlive the server, and be told that it died.
-fn welcome(shared: &Shared, peer: &Arc<Peer>) -> Option<Queue> {
+fn welcome(shared: &Shared, peer: &Arc<Peer>) -> bool {
     shared.enter(peer);
-    let queue = shared.queue.lock().clone()?;
+    if shared.stopped.load(Ordering::Relaxed) {
+        return false;
+    }
     let (stream_window, push_window) = shared.options.windows();
-    let answered = peer.hall.open(|out| greeting::answer(out, stream_window, push_window));
-    answered.ok().map(|_| queue)
+    peer.hall.open(|out| greeting::answer(out, stream_window, push_window)).is_ok()
 }
 
 /// A connection that counts as open while this lives.
 struct Open<'a> {
     shared: &'a Shared,
     id: u64,
+    process: ProcessId,
 }
 
 impl Drop for Open<'_> {
     fn drop(&mut self) {
-        self.shared.leave(self.id);
+        self.shared.leave(self.id, self.process);
     }
 }
 
@@ -116,6 +118,7 @@ fn greet(shared: &Shared, stream: SharedMemoryStream, id: u64) -> Result<Greeted
     let hall = Arc::new(hall);
     let peer = Arc::new(Peer {
         id,
+        process: ProcessId::of(cred),
         hall: Arc::clone(&hall),
         line,
         state: OnceLock::new(),
@@ -158,7 +161,6 @@ impl Drop for Door<'_> {
 struct Desk<'a> {
     shared: &'a Arc<Shared>,
     peer: &'a Arc<Peer>,
-    queue: Option<Queue>,
     /// The inline method that was just admitted.
     admitted: Option<&'a Method>,
     reply: Vec<u8>,
@@ -170,30 +172,31 @@ impl Desk<'_> {
     fn spawn(&self, method: Method, started: Started, request: Vec<u8>) {
         let (shared, peer) = (Arc::clone(self.shared), Arc::clone(self.peer));
         self.peer.streams.fetch_add(1, Ordering::Relaxed);
-        let thread = thread::Builder::new().name("narrows-stream".into()).spawn(move || {
+        let thread = threads::spawn("narrows-stream", move || {
             let running =
                 (Running::one(&shared.running), Running::one(&peer.running), Running(&peer.streams));
             let asked = Request::private(&peer, started, &request);
+            let _deadline = nesting::Deadline::set(asked.deadline());
             let mut reply = Vec::new();
-            let ran = methods::run(&method, &peer, &asked, &mut reply, &shared.counts);
+            let ran = methods::run_long(&method, &peer, &asked, &mut reply, &shared.counts);
             shared.counts.calls.add();
             drop(running); // Who has its answer finds that it does not run any more.
             methods::answer(&peer, started, ran, &mut reply);
             shared.answered(&peer);
         });
-        if thread.is_err() {
+        if let Err(error) = thread {
             self.peer.streams.fetch_sub(1, Ordering::Relaxed);
-            self.busy(started, "no thread is to be had");
+            self.busy(started, &format!("no thread for the method: {error}"));
         }
     }
 
     fn queue(&self, method: Method, started: Started, request: Vec<u8>) {
         let (peer, running) = (Arc::clone(self.peer), &self.peer.running);
         running.fetch_add(1, Ordering::Relaxed);
-        let job = Job { peer, method, started, request };
-        if self.queue.as_ref().is_none_or(|queue| queue.put(job).is_err()) {
+        let job = Job { shared: Arc::clone(self.shared), peer, method, started, request };
+        if let Err(reason) = self.shared.queue.put(job) {
             running.fetch_sub(1, Ordering::Relaxed);
-            self.busy(started, "too many calls wait for a worker");
+            self.busy(started, reason);
         }
     }
 
@@ -239,7 +242,9 @@ impl Service<Mapping, Waiting> for Desk<'_> {
         };
         if method.is_inline() {
             let asked = Request::private(self.peer, call, &request);
-            let ran = methods::run(method, self.peer, &asked, &mut self.reply, &self.shared.counts);
+            let deadline = nesting::Deadline::set(asked.deadline());
+            let ran = methods::run_long(method, self.peer, &asked, &mut self.reply, &self.shared.counts);
+            drop(deadline);
             methods::answer(self.peer, call, ran, &mut self.reply);
             self.shared.counts.calls.add();
             self.peer.hall.with(|table| table.recycle(call.id, request));
@@ -262,8 +267,13 @@ impl Service<Mapping, Waiting> for Desk<'_> {
         let method = admitted.take().map_or_else(|| shared.methods.find(call.method, call.flags), Ok)?;
         let asked = match given.private() {
             Some(bytes) => Request::private(peer, call, bytes),
-            None => Request::placed(peer, call, given, copy),
+            None => {
+                let room = try_reserve(copy, given.frame.len());
+                room.map_err(|_| (Status::Busy, 0, "there is no memory for the request".into()))?;
+                Request::placed(peer, call, given, copy)
+            }
         };
+        let _deadline = nesting::Deadline::set(asked.deadline());
         methods::run(method, peer, &asked, reply, &shared.counts).map(|()| reply)
     }
 

@@ -9,17 +9,17 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::methods::Methods;
-use super::peer::{Connection, Peer};
-use super::pool::{self, Queue};
+use super::methods::{Method, Methods};
+use super::peer::{Connection, Peer, ProcessId};
+use super::pool::{self, Bounds, Queue};
 use super::serve::serve_counted;
 use super::stats::{Counts, ServerStats};
-use crate::channel::Closer;
+use crate::channel::{Closer, ConnectionId, threads};
 use crate::error::{AcceptError, CallError, HandlerError, RejectCode};
 use crate::events;
 use crate::listener::SharedMemoryListener;
 use crate::options::Options;
-use crate::rpc::greeting;
+use crate::rpc::{greeting, nesting};
 use crate::stream::SharedMemoryStream;
 
 pub(super) type OnConnect = dyn Fn(&Connection) -> Result<(), HandlerError> + Send + Sync;
@@ -32,19 +32,52 @@ pub(super) struct Callbacks {
     pub(super) disconnect: Option<Arc<OnDisconnect>>,
 }
 
-/// How many of what.
+/// How many of what. What is not said of a process follows from the whole, and does not bound this process itself.
 #[derive(Clone, Copy)]
 pub(super) struct Sizes {
     pub(super) workers: usize,
+    pub(super) workers_per_process: Option<usize>,
     pub(super) queue: usize,
     pub(super) connections: usize,
+    pub(super) connections_per_process: Option<usize>,
     pub(super) streams: usize,
+    /// How long a call takes that a method makes on its connection's thread, without any deadline.
+    pub(super) nested_timeout: Duration,
+}
+
+impl Sizes {
+    fn bounds(&self) -> Bounds {
+        let workers_per_process = self.workers_per_process.unwrap_or_else(|| self.workers.saturating_sub(1));
+        Bounds {
+            queue: self.queue,
+            queue_per_process: (self.queue / 2).max(1),
+            workers_per_process: workers_per_process.clamp(1, self.workers),
+            own_workers: self.workers_per_process.map_or(usize::MAX, |workers| workers.max(1)),
+        }
+    }
+
+    /// How many connections a process may have.
+    fn connections_of(&self, process: ProcessId) -> usize {
+        match self.connections_per_process {
+            Some(connections) => connections,
+            None if process.is_own() => usize::MAX,
+            None => self.connections.div_ceil(2),
+        }
+    }
 }
 
 impl Default for Sizes {
     fn default() -> Self {
         let cpus = thread::available_parallelism().map_or(1, usize::from);
-        Self { workers: cpus.max(4), queue: 1024, connections: 1024, streams: 32 }
+        Self {
+            workers: cpus.max(4),
+            workers_per_process: None,
+            queue: 1024,
+            connections: 1024,
+            connections_per_process: None,
+            streams: 32,
+            nested_timeout: Duration::from_secs(30),
+        }
     }
 }
 
@@ -54,7 +87,11 @@ pub(super) struct Shared {
     pub(super) methods: Methods,
     pub(super) callbacks: Callbacks,
     pub(super) sizes: Sizes,
-    pub(super) queue: Mutex<Option<Queue>>,
+    pub(super) queue: Arc<Queue>,
+    /// The server has stopped: no connection is welcomed.
+    pub(super) stopped: AtomicBool,
+    /// Connections with a thread, by process.
+    processes: Mutex<HashMap<ProcessId, usize>>,
     peers: Mutex<HashMap<u64, Arc<Peer>>>,
     /// Connections with a thread, those in mid-greeting included.
     pub(super) open: AtomicUsize,
@@ -73,13 +110,14 @@ impl Shared {
         callbacks: Callbacks,
         sizes: Sizes,
     ) -> io::Result<Arc<Self>> {
-        let (queue, jobs) = Queue::new(sizes.queue);
         let shared = Arc::new(Self {
             options,
             methods,
             callbacks,
             sizes,
-            queue: Mutex::new(Some(queue)),
+            queue: Arc::new(Queue::new(sizes.bounds())),
+            stopped: AtomicBool::new(false),
+            processes: Mutex::default(),
             peers: Mutex::default(),
             open: AtomicUsize::new(0),
             gone: Condvar::new(),
@@ -88,7 +126,7 @@ impl Shared {
             running: AtomicUsize::new(0),
             counts: Counts::default(),
         });
-        pool::start(sizes.workers, &jobs, &Arc::downgrade(&shared))?;
+        pool::start(sizes.workers, &shared)?;
         Ok(shared)
     }
 
@@ -105,8 +143,14 @@ impl Shared {
         }
     }
 
-    /// Waits until no connection is open, until the deadline at most.
-    pub(super) fn wait_until_idle(&self, until: Option<Instant>) -> bool {
+    /// Waits until no connection is open and no notification of one that was is left, until the deadline at most.
+    pub(super) fn wait_until_idle(&self, until: Option<Instant>) {
+        if self.wait_until_closed(until) {
+            self.queue.wait_until_notified(until);
+        }
+    }
+
+    fn wait_until_closed(&self, until: Option<Instant>) -> bool {
         let mut peers = self.peers.lock();
         while self.open.load(Ordering::Relaxed) > 0 {
             match until {
@@ -118,10 +162,11 @@ impl Shared {
         true
     }
 
-    /// Closes every connection, and lets the workers go when they have nothing to do.
+    /// Closes every connection, and lets the workers go.
     pub(super) fn stop(&self) {
         self.draining.store(true, Ordering::Relaxed);
-        *self.queue.lock() = None;
+        self.stopped.store(true, Ordering::Relaxed); // Before the list is read: who comes into it later, finds this.
+        self.queue.close();
         // A close may tell the program's log, which may ask for our statistics.
         let closers: Vec<_> = self.peers.lock().values().map(|peer| peer.line.closer()).collect();
         closers.iter().for_each(Closer::close);
@@ -164,8 +209,37 @@ impl Shared {
         self.peers.lock().insert(peer.id, Arc::clone(peer));
     }
 
+    /// Counts one more connection of a process; false if it has as many as it may.
+    pub(super) fn open_one(&self, process: ProcessId) -> bool {
+        let mut processes = self.processes.lock();
+        let count = processes.entry(process).or_default();
+        let fits = *count < self.sizes.connections_of(process);
+        *count += usize::from(fits);
+        fits
+    }
+
+    /// A connection that was counted has ended.
+    fn close_one(&self, process: ProcessId) {
+        let mut processes = self.processes.lock();
+        if let Some(count) = processes.get_mut(&process) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                processes.remove(&process);
+            }
+        }
+    }
+
+    /// A connection that was opened came to nothing.
+    fn close_uncounted(&self) {
+        let _peers = self.peers.lock();
+        self.open.fetch_sub(1, Ordering::Relaxed);
+        self.gone.notify_all();
+    }
+
     /// A connection has ended, or came to nothing.
-    pub(super) fn leave(&self, id: u64) {
+    pub(super) fn leave(&self, id: u64, process: ProcessId) {
+        self.close_one(process);
+        self.queue.leave(process, id);
         let gone; // Dropped when the list is free again: it may hold a state of the user's.
         let mut peers = self.peers.lock();
         gone = peers.remove(&id);
@@ -176,6 +250,15 @@ impl Shared {
         }
         self.open.fetch_sub(1, Ordering::Relaxed);
         self.gone.notify_all();
+    }
+}
+
+impl nesting::Pool for Shared {
+    /// With one worker that is so if the method is one of the pool. With more of them no single call can know.
+    fn waits_for_itself(&self, connection: ConnectionId, method: u32) -> bool {
+        let pooled = self.methods.find(method, 0).is_ok_and(Method::is_pooled);
+        let own = || self.peers.lock().values().any(|peer| peer.line.id() == Some(connection));
+        self.sizes.workers == 1 && pooled && own()
     }
 }
 
@@ -196,31 +279,46 @@ pub(super) fn accept_all(shared: &Arc<Shared>, listener: &SharedMemoryListener) 
 
 /// Gives a fresh connection a thread, or sends it away.
 pub(super) fn admit(shared: &Arc<Shared>, stream: SharedMemoryStream) {
+    let process = ProcessId::of(stream.peer_cred());
     let open = shared.open.fetch_add(1, Ordering::Relaxed);
     if open >= shared.sizes.connections || shared.draining.load(Ordering::Relaxed) {
-        shared.leave(0);
-        return refuse(shared, stream);
+        shared.close_uncounted();
+        return refuse(shared, stream, FULL);
+    }
+    if !shared.open_one(process) {
+        shared.close_uncounted();
+        return refuse(shared, stream, TOO_MANY);
     }
     let served = Arc::clone(shared);
     let seat = Arc::new(Mutex::new(Some(stream)));
     let taken = Arc::clone(&seat);
-    let thread = thread::Builder::new().name("narrows-serve".into()).spawn(move || {
+    let thread = threads::spawn("narrows-serve", move || {
         if let Some(stream) = taken.lock().take() {
             let _told_by_on_disconnect = serve_counted(&served, stream);
         }
     });
-    if thread.is_err() {
-        shared.leave(0);
+    if let Err(error) = thread {
+        shared.close_one(process);
+        shared.close_uncounted();
         if let Some(stream) = seat.lock().take() {
-            refuse(shared, stream);
+            let reason = ("the server has no thread for it: try again later", format!("no thread: {error}"));
+            refuse(shared, stream, (reason.0, &reason.1));
         }
     }
 }
 
-fn refuse(shared: &Shared, stream: SharedMemoryStream) {
+/// Why a client is refused: what it is sent, and what is logged.
+type Reason<'a> = (&'a str, &'a str);
+
+const FULL: Reason<'_> =
+    ("try again later", "the server has as many clients as it takes, or is about to end");
+const TOO_MANY: Reason<'_> =
+    ("this process has as many connections as it may", "its process has as many connections as it may");
+
+fn refuse(shared: &Shared, stream: SharedMemoryStream, (text, logged): Reason<'_>) {
     shared.counts.refused.add();
     let (pid, uid) = (stream.peer_cred().pid(), stream.peer_cred().uid());
-    events::rejected(pid, uid, &"the server has as many clients as it takes, or is about to end");
+    events::rejected(pid, uid, &logged);
     let mut ends = stream.into_ends();
-    let _gone = greeting::refuse(&mut ends.outbound, RejectCode::Busy, "try again later");
+    let _gone = greeting::refuse(&mut ends.outbound, RejectCode::Busy, text);
 }

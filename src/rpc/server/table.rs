@@ -101,10 +101,12 @@ impl Table {
         match head.kind {
             Kind::Call | Kind::Rest if place.phase == Phase::Receiving => {
                 let spare = if place.flags & DEADLINE != 0 { TIME } else { 0 };
-                if place.item.take(head, len, max.saturating_add(spare), read)?.is_none() {
-                    return Ok(Event::None);
+                let whole = place.item.take(head, len, max.saturating_add(spare), read)?.is_some();
+                if place.item.lost.is_some() {
+                    self.fail(at, (Status::Busy, 0, "there is no memory for the request".into()));
+                    return Ok(Event::Failed(at));
                 }
-                self.whole(at)
+                if whole { self.whole(at) } else { Ok(Event::None) }
             }
             Kind::Chunk | Kind::Rest => self.take_chunk(at, head, len, read),
             Kind::End if len == 0 && place.uploads() => {
@@ -191,6 +193,15 @@ impl Table {
     /// As [`spend`](Self::spend), of what the client lets us push.
     pub fn spend_push(&mut self, cost: u32) -> bool {
         self.places.last_mut().is_some_and(|place| spend(&mut place.credit, cost))
+    }
+
+    /// Gives back what was spent on a chunk, or on a push with the id 0, of which nothing was sent.
+    pub(super) fn refund(&mut self, id: u64, cost: u32) {
+        let at = if id == 0 { self.places() } else { self.at(id) };
+        let place = &mut self.places[at];
+        if place.id == id {
+            place.credit = place.credit.saturating_add(cost);
+        }
     }
 
     /// The next chunk of an upload, if it has come; `Err` if nobody waits any more. Credit for it is queued.
@@ -302,7 +313,12 @@ impl Table {
         let price = price(head, len);
         place.window =
             place.window.checked_sub(price).ok_or(Violation("more of an upload than its window"))?;
-        if place.item.take(head, len, max, read)?.is_none() {
+        let whole = place.item.take(head, len, max, read)?.is_some();
+        if place.item.lost.is_some() || (whole && place.chunks.try_reserve(1).is_err()) {
+            self.fail(at, (Status::OutOfMemory, 0, String::new()));
+            return Ok(Event::Failed(at));
+        }
+        if !whole {
             return Ok(Event::None);
         }
         place.chunks.push_back(mem::take(&mut place.item.bytes));
