@@ -121,13 +121,16 @@ pub fn seal_against_holes() -> io::Result<()> {
     }
 }
 
-/// The user that the kernel takes this process for: what a peer sees (SO_PEERCRED).
+/// The user that the kernel takes this process for, which a peer sees (SO_PEERCRED), and the one that the C library says,
+/// which fakeroot and its like replace.
 ///
 /// # Errors
 ///
 /// The call that failed, by its name.
-pub fn own_user() -> io::Result<u32> {
-    Ok(socket::peer_cred(socket::pair()?.0.as_fd())?.uid())
+pub fn own_user() -> io::Result<(u32, u32)> {
+    // SAFETY: takes nothing and cannot fail.
+    let says = unsafe { libc::geteuid() };
+    Ok((socket::peer_cred(socket::pair()?.0.as_fd())?.uid(), says))
 }
 
 #[cfg(test)]
@@ -159,8 +162,8 @@ mod tests {
 
     #[test]
     fn the_kernel_knows_the_own_user_and_seals_against_holes() {
-        // SAFETY: takes nothing and cannot fail.
-        assert_eq!(own_user().expect("a socket"), unsafe { libc::geteuid() });
+        let (is, says) = own_user().expect("a socket");
+        assert!(is == says || std::env::var_os("LD_PRELOAD").is_some(), "{is} {says}");
         seal_against_holes().expect("Linux 5.1");
     }
 }
