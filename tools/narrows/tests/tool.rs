@@ -468,7 +468,7 @@ fn who_cannot_be_reached_is_told_with_what_to_do() {
     server.signal(Signal::KILL);
     drop(server);
     let (code, _, err) = narrows(&["ping", text(&path)]);
-    assert!(code == Some(2) && err.contains("nobody listens there any more"), "{err}");
+    assert!(code == Some(2) && err.contains("no server listens there any more"), "{err}");
     let (code, _, err) = narrows(&["serve-echo", text(&folder.path().join("no/such/place"))]);
     assert!(code == Some(2) && err.contains("make the directory first"), "{err}");
 }

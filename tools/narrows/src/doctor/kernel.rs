@@ -67,7 +67,7 @@ fn seal() -> Vec<Finding> {
         "no process takes pages away from memory that is mapped",
         probe::seal_against_holes(),
         Verdict::Note,
-        "Linux 5.1. A hostile peer can delay this process by punching holes into the memory: connect to peers that are trusted",
+        "Linux 5.1, or a sandbox. A hostile peer can take pages away, and hold up this process so: connect to peers that are trusted",
     )
 }
 
