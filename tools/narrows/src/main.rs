@@ -97,7 +97,7 @@ fn main() -> ExitCode {
         Command::Child { path, wait } => child::run(path.as_deref(), wait),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("narrows: {error:#}");
+        eprintln!("narrows: {}", words::causes(&error));
         ExitCode::from(2)
     })
 }

@@ -37,9 +37,7 @@ pub(crate) fn unreachable(path: &Path, error: &ConnectError) -> anyhow::Error {
         ConnectError::Timeout => {
             "something listens there and does not answer: stopped, overloaded, or no narrows server"
         }
-        ConnectError::PeerClosed | ConnectError::BadAnswer(_) => {
-            "what listens there does not speak narrows, or another version of it"
-        }
+        ConnectError::BadAnswer(_) => "what listens there does not speak narrows, or another version of it",
         ConnectError::NoCalls => "the server serves streams, not calls: leave out `--calls`",
         _ => "",
     };
@@ -67,6 +65,15 @@ pub(crate) fn unbindable(path: &Path, error: &BindError) -> anyhow::Error {
         "" => anyhow::anyhow!("cannot serve at {path}: {error}"),
         advice => anyhow::anyhow!("cannot serve at {path}: {error}\n  {advice}"),
     }
+}
+
+/// An error with all its causes, each once: those whose text has their cause already do not get it again.
+pub(crate) fn causes(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.as_str() {
+        "" => cause,
+        known if known.contains(&cause) => text,
+        known => format!("{known}: {cause}"),
+    })
 }
 
 /// A time with three digits and its unit.
@@ -103,6 +110,13 @@ pub(crate) fn three(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_cause_is_shown_twice() {
+        let source = std::io::Error::from_raw_os_error(11);
+        let error = anyhow::Error::from(ConnectError::Io { doing: "x".into(), source }).context("trying");
+        assert_eq!(causes(&error), "trying: x: Resource temporarily unavailable (os error 11)");
+    }
 
     #[test]
     fn advice_about_a_path_is_given_where_the_path_was_refused() {

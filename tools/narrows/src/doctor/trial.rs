@@ -56,7 +56,7 @@ fn outcome(what: &str, is: &str, trial: Trial) -> Vec<Finding> {
         Ok(other) => other,
         Err(error) => {
             let advice = format!("this is what programs will meet. If all above is fine, {REPORT}");
-            return vec![Finding::problem(what, format!("{error:#}"), advice)];
+            return vec![Finding::problem(what, words::causes(&error), advice)];
         }
     };
     let slept = match other.slept {
@@ -120,7 +120,9 @@ fn reach(path: &Path, server: &mut Kept) -> anyhow::Result<SharedMemoryStream> {
     loop {
         match options().connect(path) {
             Ok(stream) => return Ok(stream),
-            Err(error @ ConnectError::Rejected { .. }) => return Err(error.into()),
+            Err(error @ (ConnectError::Rejected { .. } | ConnectError::NotAuthorized { .. })) => {
+                return Err(error.into());
+            }
             Err(error) if Instant::now() >= until => return Err(error.into()),
             Err(_) => {}
         }
