@@ -1,6 +1,6 @@
 //! Whether this kernel, and what filters its calls, has what is done without where it is missing.
 //!
-//! For tools that tell people. Each asks exactly as the code that uses it does, and changes nothing that lasts.
+//! For tools that report it. Each asks exactly as the code that uses it does, and changes nothing that lasts.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};

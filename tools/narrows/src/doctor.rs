@@ -98,7 +98,7 @@ impl Check {
 /// What belongs together, with its title.
 const GROUPS: [(&str, &[Check]); 5] = [
     ("what this process runs in", sandbox::CHECKS),
-    ("the kernel, and what filters its calls", kernel::CHECKS),
+    ("the kernel, or what stands before it", kernel::CHECKS),
     ("limits", limits::CHECKS),
     ("memory", memory::CHECKS),
     ("two processes, tried", trial::CHECKS),
@@ -110,6 +110,8 @@ pub(crate) fn run(check: Option<&str>) -> anyhow::Result<ExitCode> {
         return isolate::answer(name);
     }
     println!("narrows {} on {}", env!("CARGO_PKG_VERSION"), system::machine());
+    println!("\nfilters of system calls");
+    sandbox::filter().show();
     let (mut notes, mut problems) = (0, 0);
     for (title, checks) in GROUPS {
         println!("\n{title}");

@@ -32,7 +32,7 @@ fn idle() -> Vec<Finding> {
     let pair = Options::new().pair();
     let (Some(before), Some(after), Ok(_)) = (before, shared(), &pair) else {
         let why =
-            pair.err().map_or_else(|| "this kernel does not tell".to_owned(), |error| error.to_string());
+            pair.err().map_or_else(|| "this kernel does not count it".to_owned(), |error| error.to_string());
         return vec![Finding::fine("idle connection", format!("not measured: {why}"))];
     };
     let huge = system::read("/sys/kernel/mm/transparent_hugepage/shmem_enabled").unwrap_or_default();

@@ -10,7 +10,6 @@ use super::cgroups::Mount;
 use super::{Check, Finding, isolate, system};
 
 pub(super) const CHECKS: &[Check] = &[
-    Check::of("seccomp", filter),
     Check::of("user", user),
     Check::of("user namespace", users),
     Check::of("PID namespace", processes),
@@ -19,16 +18,17 @@ pub(super) const CHECKS: &[Check] = &[
     Check::of("directory", directory),
 ];
 
-/// The first check: whether others may end what asks.
-fn filter() -> Vec<Finding> {
-    vec![match system::value("/proc/self/status", "Seccomp").as_deref() {
+/// Whether a filter may end what asks: looked at before any other process is started, for which a filter may end this one.
+pub(super) fn filter() -> Finding {
+    match system::value("/proc/self/status", "Seccomp").as_deref() {
         Some("0") => Finding::fine("seccomp", "no filter"),
         Some(_) => Finding::fine(
             "seccomp",
-            "a filter is in force: what it refuses is shown as missing, and where it kills, the check is what it kills",
+            "a filter is in force: below is what it refuses, and for what it kills; if this is the last line, it kills programs \
+             that start others",
         ),
-        None => Finding::fine("seccomp", "not known: no /proc, or a kernel that does not tell"),
-    }]
+        None => Finding::fine("seccomp", "not known: no /proc, or a kernel without filters"),
+    }
 }
 
 /// Peers see the kernel's user of this process, whatever a library in it says.

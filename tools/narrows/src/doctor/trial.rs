@@ -116,14 +116,14 @@ fn by_path() -> anyhow::Result<Other> {
 
 /// Connects once the server listens.
 fn reach(path: &Path, server: &mut Kept) -> anyhow::Result<SharedMemoryStream> {
-    let until = Instant::now() + LONG;
+    let deadline = Instant::now() + LONG;
     loop {
         match options().connect(path) {
             Ok(stream) => return Ok(stream),
             Err(error @ (ConnectError::Rejected { .. } | ConnectError::NotAuthorized { .. })) => {
                 return Err(error.into());
             }
-            Err(error) if Instant::now() >= until => return Err(error.into()),
+            Err(error) if Instant::now() >= deadline => return Err(error.into()),
             Err(_) => {}
         }
         if let Some(status) = server.0.try_wait()? {
