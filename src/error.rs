@@ -17,6 +17,8 @@
 mod calls;
 mod handshake;
 mod setup;
+#[cfg(test)]
+mod texts;
 
 use std::fmt;
 use std::io;
