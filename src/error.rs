@@ -18,6 +18,8 @@
 mod calls;
 mod handshake;
 mod setup;
+#[cfg(test)]
+mod texts;
 
 use std::fmt;
 use std::io;

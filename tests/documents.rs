@@ -53,13 +53,78 @@ fn every_test_that_holds_a_promise_is_there() {
 
 #[test]
 fn every_file_that_a_document_names_is_there() {
-    for document in ["README.md", "DESIGN.md", "SECURITY.md", "CONTRIBUTING.md"] {
+    for document in ["README.md", "DESIGN.md", "SECURITY.md", "CONTRIBUTING.md", "docs/operations.md"] {
         for name in quoted(&read(document)) {
-            let tops = ["src/", "tests/", "examples/", "fuzz/", "loom-tests/", "benches/", ".ci/"];
+            let tops = ["src/", "tests/", "docs/", "examples/", "fuzz/", "loom-tests/", "benches/", ".ci/"];
             let path = name.split(' ').next().unwrap_or_default();
             if tops.iter().any(|top| path.starts_with(top)) {
                 assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(path).exists(), "{document} names {name}");
             }
         }
     }
+}
+
+/// The system calls that a source of `src/sys` makes, as a filter knows them, without its tests.
+fn system_calls(source: &str) -> BTreeSet<&str> {
+    let code = source.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+    let code = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let ends = |c: char| !(c.is_alphanumeric() || c == '_');
+    let mut found = BTreeSet::new();
+    for line in code {
+        for (at, _) in line.match_indices("libc::") {
+            let rest = &line[at + "libc::".len()..];
+            let name = &rest[..rest.find(ends).unwrap_or(rest.len())];
+            match (name.strip_prefix("SYS_"), rest[name.len()..].starts_with('(')) {
+                (Some(call), _) => found.insert(call),
+                (None, true) => found.insert(match name {
+                    "eventfd" => "eventfd2",
+                    "fstatat" => "newfstatat",
+                    "getrlimit" => "prlimit64",
+                    "open" => "openat",
+                    "pthread_sigmask" => "rt_sigprocmask",
+                    "recv" => "recvfrom",
+                    "sched_getcpu" => "getcpu",
+                    "send" => "sendto",
+                    same => same,
+                }),
+                _ => false,
+            };
+        }
+    }
+    found
+}
+
+/// What the C library does by itself, or by a call that is found under its own name.
+const NO_CALLS: [&str; 5] = ["pthread_atfork", "sigaddset", "sigfillset", "syscall", "sysconf"];
+
+#[test]
+fn every_system_call_of_the_library_is_in_the_operations_guide() {
+    let guide = read("docs/operations.md");
+    let section =
+        guide.split("## Seccomp filters").nth(1).and_then(|it| it.split("\n## ").next()).expect("a section");
+    let listed: BTreeSet<_> = quoted(section).into_iter().collect();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/sys");
+    // What tests and tools alone call.
+    let others = ["failpoint", "pages", "probe", "sentinel", "testing", "tests"];
+    let (mut count, mut missing) = (0, Vec::new());
+    for path in walkdir::WalkDir::new(root).into_iter().map(|entry| entry.expect("readable").into_path()) {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        if path.extension().is_none_or(|end| end != "rs") || others.contains(&name.as_str()) {
+            continue;
+        }
+        for call in system_calls(&fs::read_to_string(&path).expect("a source")) {
+            if !listed.contains(call) && !NO_CALLS.contains(&call) {
+                missing.push(format!("{call} of src/sys/{name}.rs"));
+            }
+            count += 1;
+        }
+    }
+    assert!(count > 30, "the sources are not where they were");
+    assert!(missing.is_empty(), "not listed: {missing:?}");
+}
+
+#[test]
+fn system_calls_are_found_under_the_kernels_names() {
+    let source = "// libc::kill(1)\nlet a = libc::open(x) + libc::EINVAL; libc::syscall(libc::SYS_futex, 1);\n#[cfg(test)]\nmod tests { libc::fork() }";
+    assert_eq!(system_calls(source).into_iter().collect::<Vec<_>>(), ["futex", "openat", "syscall"]);
 }

@@ -36,7 +36,7 @@ pub enum CallError {
     WrongKind(String),
     /// The method's own error.
     Failed(HandlerError),
-    /// The method panicked; the server lives on.
+    /// The method panicked; the server lives on. With `panic = "abort"` in the server's profile it does not: `PeerDied`.
     Panicked(String),
     /// The reply is longer than the connection's maximum.
     ReplyTooLarge(String),

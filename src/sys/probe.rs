@@ -1,10 +1,11 @@
 //! Whether this kernel, and what filters its calls, has what is done without where it is missing.
 //!
-//! For tools that tell people. Each asks exactly as the code that uses it does, and changes nothing that lasts.
+//! For tools that report it. Each asks exactly as the code that uses it does, and changes nothing that lasts.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 
+use super::call;
 use super::memfd;
 use super::pidfd::Pidfd;
 use super::region::Region;
@@ -91,6 +92,58 @@ pub fn monitor_scheduling() -> io::Result<Option<String>> {
     Ok(super::lifeline::not_reset()?.map(|reason| reason.to_string()))
 }
 
+/// As [`memory`], step by step: `before` gets the system calls of each step before they are made, so that a program that a
+/// filter kills has named the call.
+///
+/// # Errors
+///
+/// The call that failed, by its name.
+pub fn memory_in_steps(len: usize, mut before: impl FnMut(&'static str)) -> io::Result<()> {
+    before("memfd_create or ftruncate");
+    let memfd = memfd::create(len)?;
+    before("mmap or madvise");
+    drop(Region::map(memfd.as_fd(), len)?);
+    before("fcntl (F_ADD_SEALS, F_GET_SEALS), fstat or fstatfs");
+    memory(len)
+}
+
+/// Whether memory that is mapped can be sealed against holes (`F_SEAL_FUTURE_WRITE`, Linux 5.1): the peer's mapping still
+/// writes, and nothing takes pages away from it.
+///
+/// # Errors
+///
+/// Why the kernel does not do it.
+pub fn seal_against_holes() -> io::Result<()> {
+    let len = 1 << 16;
+    let memfd = memfd::create(len)?;
+    let mapped = Region::map(memfd.as_fd(), len)?;
+    // SAFETY: adds a seal to a file of ours.
+    let sealed = unsafe { libc::fcntl(memfd.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_FUTURE_WRITE) };
+    call::check("fcntl(F_SEAL_FUTURE_WRITE)", sealed)?;
+    // SAFETY: the first byte of a mapping of ours that lives.
+    unsafe { mapped.base().as_ptr().write_volatile(1) };
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: takes numbers; the file is ours and the mapping is only ever written by us.
+    let punched = unsafe { libc::fallocate(memfd.as_raw_fd(), mode, 0, 4096) };
+    match (punched, io::Error::last_os_error().raw_os_error()) {
+        (-1, Some(libc::EPERM)) => Ok(()),
+        (-1, _) => Err(call::last("fallocate(FALLOC_FL_PUNCH_HOLE)")),
+        _ => Err(io::Error::other("the kernel took the seal, and punched a hole all the same")),
+    }
+}
+
+/// The user that the kernel takes this process for, which a peer sees (SO_PEERCRED), and the one that the C library says,
+/// which fakeroot and its like replace.
+///
+/// # Errors
+///
+/// The call that failed, by its name.
+pub fn own_user() -> io::Result<(u32, u32)> {
+    // SAFETY: takes nothing and cannot fail.
+    let says = unsafe { libc::geteuid() };
+    Ok((socket::peer_cred(socket::pair()?.0.as_fd())?.uid(), says))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,5 +156,25 @@ mod tests {
         // Newer: either answer is one, and nothing panics.
         let _newer = (pidfd_of_a_client(), pidfd_of_a_server(), refuse_descriptors());
         assert!(memory(usize::MAX).is_err());
+    }
+
+    #[test]
+    fn steps_are_named_before_they_are_made() {
+        let mut steps = Vec::new();
+        memory_in_steps(1 << 20, |calls| steps.push(calls)).expect("sealed memory");
+        assert!(
+            steps[0].contains("memfd_create") && steps.last().expect("some").contains("F_ADD_SEALS"),
+            "{steps:?}"
+        );
+        steps.clear();
+        assert!(memory_in_steps(usize::MAX, |calls| steps.push(calls)).is_err());
+        assert_eq!(steps.len(), 1);
+    }
+
+    #[test]
+    fn the_kernel_knows_the_own_user_and_seals_against_holes() {
+        let (is, says) = own_user().expect("a socket");
+        assert!(is == says || std::env::var_os("LD_PRELOAD").is_some(), "{is} {says}");
+        seal_against_holes().expect("Linux 5.1");
     }
 }

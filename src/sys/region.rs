@@ -104,6 +104,9 @@ impl Region {
         map.advise(Advice::DontFork).map_err(|e| call::named("madvise(MADV_DONTFORK)", e))?;
         // Messages do not belong into a core dump, but nothing depends on that.
         let _ = map.advise(Advice::DontDump);
+        // Where huge pages for shared memory are switched on for all (`shmem_enabled` = always, within_size or force), the
+        // first byte that is written would take 2 MiB. A kernel built without huge pages answers EINVAL: fine as well.
+        let _ = map.advise(Advice::NoHugePage);
         step!("madvise");
         Ok(Self { inode: None, canary: Canary::new()?, map: ManuallyDrop::new(map) })
     }
@@ -176,6 +179,25 @@ mod tests {
         let (fd, _region) = shared();
         assert!(Region::map(fd.as_fd(), 0).is_err());
         assert!(Region::anonymous(0).is_err());
+    }
+
+    /// What the kernel notes of the mapping that begins at this address, as `VmFlags` of `/proc/self/smaps` lists it.
+    fn flags_of(base: usize) -> Vec<String> {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").expect("smaps");
+        let mut lines = smaps.lines().skip_while(|line| !line.starts_with(&format!("{base:x}-")));
+        let flags = lines.find_map(|line| line.strip_prefix("VmFlags:")).expect("the mapping");
+        flags.split_whitespace().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_region_is_never_backed_by_huge_pages() {
+        if !std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+            println!("skipped: this kernel has no transparent huge pages");
+            return;
+        }
+        let (_fd, region) = shared();
+        let flags = flags_of(region.base().as_ptr() as usize);
+        assert!(flags.iter().any(|flag| flag == "nh"), "{flags:?}");
     }
 
     #[test]

@@ -70,6 +70,9 @@ pub use table::{Event, Failure, Table, Upload};
 /// Each connection has a thread that reads and never waits for a method; a method's panic is caught and answered.
 /// One slow or stuck client delays no other.
 ///
+/// A panic can be caught only in a program that is built with `panic = "unwind"`, the default. With `panic = "abort"` a
+/// method's panic ends the process, and every client gets [`PeerDied`](crate::CallError::PeerDied).
+///
 /// All that can be chosen:
 ///
 /// ```

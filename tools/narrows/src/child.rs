@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use narrows::{Options, RecvError, SharedMemoryStream};
@@ -21,7 +22,8 @@ pub(crate) fn run(path: Option<&Path>, wait: Wait) -> anyhow::Result<ExitCode> {
     let options = Options::new().wait(wait.strategy());
     let stream = match path {
         None => options.from_parent().context("this command is for `narrows doctor` and `narrows bench`")?,
-        Some(path) => options.bind(path)?.accept()?,
+        // A client that was ended before it came leaves this process to end by itself.
+        Some(path) => options.bind(path)?.accept_timeout(Duration::from_secs(60))?,
     };
     serve(stream)?;
     Ok(ExitCode::SUCCESS)

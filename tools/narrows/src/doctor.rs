@@ -1,11 +1,19 @@
 //! `narrows doctor`: what narrows needs of a machine, what is there, what is done without, what to change.
+//!
+//! Each check runs in a process of its own ([`isolate`]), so that a filter that kills what calls something, or a file that
+//! never answers, ends that check alone.
 
+mod cgroups;
+mod isolate;
 mod kernel;
 mod limits;
+mod memory;
+mod sandbox;
 pub(crate) mod system;
 mod trial;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// How one thing stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,73 +21,117 @@ enum Verdict {
     /// It is as it should be.
     Fine,
     /// It is done without, or may come to hurt.
-    Without,
+    Note,
     /// Connections do not work like this.
-    Broken,
+    Problem,
 }
 
 /// What was found of one thing.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Finding {
     verdict: Verdict,
-    what: &'static str,
+    what: String,
     is: String,
     /// What follows, and what to change.
-    advice: Option<String>,
+    advice: String,
 }
 
 impl Finding {
-    fn fine(what: &'static str, is: impl Into<String>) -> Self {
-        Self { verdict: Verdict::Fine, what, is: is.into(), advice: None }
+    fn new(verdict: Verdict, what: &str, is: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { verdict, what: what.to_owned(), is: is.into(), advice: advice.into() }
     }
 
-    fn without(what: &'static str, is: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { verdict: Verdict::Without, what, is: is.into(), advice: Some(advice.into()) }
+    fn fine(what: &str, is: impl Into<String>) -> Self {
+        Self::new(Verdict::Fine, what, is, "")
     }
 
-    fn broken(what: &'static str, is: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { verdict: Verdict::Broken, what, is: is.into(), advice: Some(advice.into()) }
+    fn note(what: &str, is: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self::new(Verdict::Note, what, is, advice)
+    }
+
+    fn problem(what: &str, is: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self::new(Verdict::Problem, what, is, advice)
     }
 
     fn show(&self) {
         let mark = match self.verdict {
             Verdict::Fine => "ok",
-            Verdict::Without => "note",
-            Verdict::Broken => "FAIL",
+            Verdict::Note => "note",
+            Verdict::Problem => "PROBLEM",
         };
-        println!("  {mark:<5} {:<20} {}", self.what, self.is);
-        for line in self.advice.iter().flat_map(|advice| advice.lines()) {
-            println!("        {:<20} -> {}", "", line.trim());
+        println!("  {mark:<8} {:<20} {}", self.what, self.is);
+        if !self.advice.is_empty() {
+            println!("           {:<20} -> {}", "", self.advice);
         }
     }
 }
 
-/// Checks everything, and says it.
-pub(crate) fn run() -> anyhow::Result<ExitCode> {
+/// One thing to look at.
+#[derive(Clone, Copy, Debug)]
+struct Check {
+    /// Its name, also for `--check`.
+    name: &'static str,
+    run: fn() -> Vec<Finding>,
+    /// What it is if a filter kills the program that asks.
+    if_killed: Verdict,
+    /// How long it may take on a busy machine.
+    patience: Duration,
+}
+
+impl Check {
+    /// Something that is done without where it is missing.
+    const fn of(name: &'static str, run: fn() -> Vec<Finding>) -> Self {
+        Self { name, run, if_killed: Verdict::Note, patience: Duration::from_secs(20) }
+    }
+
+    /// Something without which no connection works.
+    const fn vital(name: &'static str, run: fn() -> Vec<Finding>) -> Self {
+        Self { if_killed: Verdict::Problem, ..Self::of(name, run) }
+    }
+
+    /// Something that waits for another process, several times.
+    const fn long(self) -> Self {
+        Self { patience: Duration::from_secs(120), ..self }
+    }
+}
+
+/// What belongs together, with its title.
+const GROUPS: [(&str, &[Check]); 5] = [
+    ("what this process runs in", sandbox::CHECKS),
+    ("the kernel, or what stands before it", kernel::CHECKS),
+    ("limits", limits::CHECKS),
+    ("memory", memory::CHECKS),
+    ("two processes, tried", trial::CHECKS),
+];
+
+/// Makes all checks and shows what they found; or makes this one, for the process that asked for it.
+pub(crate) fn run(check: Option<&str>) -> anyhow::Result<ExitCode> {
+    if let Some(name) = check {
+        return isolate::answer(name);
+    }
     println!("narrows {} on {}", env!("CARGO_PKG_VERSION"), system::machine());
-    type Check = fn() -> Vec<Finding>;
-    let parts: [(&str, Check); 3] = [
-        ("the kernel, and what filters its calls", kernel::check),
-        ("limits and settings", limits::check),
-        ("two processes, tried", trial::check),
-    ];
-    let (mut without, mut broken) = (0, 0);
-    for (title, check) in parts {
+    println!("\nfilters of system calls");
+    sandbox::filter().show();
+    let (mut notes, mut problems) = (0, 0);
+    for (title, checks) in GROUPS {
         println!("\n{title}");
-        for finding in check() {
-            finding.show();
-            without += usize::from(finding.verdict == Verdict::Without);
-            broken += usize::from(finding.verdict == Verdict::Broken);
+        for check in checks {
+            for finding in isolate::ask(check) {
+                finding.show();
+                notes += usize::from(finding.verdict == Verdict::Note);
+                problems += usize::from(finding.verdict == Verdict::Problem);
+            }
         }
     }
     println!();
-    let notes = match without {
+    let counted = |count, what: &str| match count {
         0 => String::new(),
-        1 => "; 1 note".into(),
-        many => format!("; {many} notes"),
+        1 => format!("; 1 {what}"),
+        many => format!("; {many} {what}s"),
     };
-    if broken > 0 {
-        println!("narrows does not work here as it is: {broken} failed{notes}");
+    let notes = counted(notes, "note");
+    if problems > 0 {
+        println!("narrows does not work here as it is{}{notes}", counted(problems, "problem"));
         return Ok(ExitCode::from(1));
     }
     println!("narrows works here{notes}");

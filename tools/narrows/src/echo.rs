@@ -19,6 +19,9 @@ pub(crate) struct Echo {
     /// Serves calls: method 0 gives its request back.
     #[arg(long)]
     calls: bool,
+    /// Bytes of the longest message that is taken.
+    #[arg(long, value_name = "BYTES")]
+    max_message: Option<usize>,
     /// How this side waits.
     #[arg(long, value_enum, default_value_t = Wait::Adaptive)]
     wait: Wait,
@@ -29,7 +32,10 @@ pub(crate) const METHOD: u32 = 0;
 
 impl Echo {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        let options = Options::new().wait(self.wait.strategy());
+        let mut options = Options::new().wait(self.wait.strategy());
+        if let Some(bytes) = self.max_message {
+            options = options.max_message(bytes);
+        }
         if self.calls { self.calls(&options) } else { self.streams(&options) }
     }
 

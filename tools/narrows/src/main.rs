@@ -33,7 +33,11 @@ enum Command {
     /// Checks what narrows needs of this machine: what works, what is done without, what to change.
     ///
     /// The exit status is 0 if connections work here, and 1 if they do not.
-    Doctor,
+    Doctor {
+        /// Makes this check alone, for the `doctor` that asked for it.
+        #[arg(long, hide = true)]
+        check: Option<String>,
+    },
     /// Sends messages to an echo server and shows how long they were under way.
     ///
     /// The exit status is 0 if every message was answered, 1 if one was not, and 2 if there was no connection.
@@ -86,14 +90,14 @@ impl Wait {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Doctor => doctor::run(),
+        Command::Doctor { check } => doctor::run(check.as_deref()),
         Command::Ping(ping) => ping.run(),
         Command::ServeEcho(echo) => echo.run(),
         Command::Bench(bench) => bench.run(),
         Command::Child { path, wait } => child::run(path.as_deref(), wait),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("narrows: {error:#}");
+        eprintln!("narrows: {}", words::causes(&error));
         ExitCode::from(2)
     })
 }

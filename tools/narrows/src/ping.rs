@@ -25,7 +25,7 @@ pub(crate) struct Ping {
     #[arg(short, long, default_value = "1", value_parser = seconds)]
     interval: Duration,
     /// Bytes of each message.
-    #[arg(short, long, default_value_t = 56)]
+    #[arg(short, long, default_value_t = 56, value_parser = size)]
     size: usize,
     /// Seconds after which a message counts as lost.
     #[arg(short = 'W', long, default_value = "5", value_parser = seconds)]
@@ -43,6 +43,19 @@ pub(crate) struct Ping {
     /// Shows the statistics alone.
     #[arg(short, long)]
     quiet: bool,
+}
+
+/// No connection carries a longer message: its length is a number of 32 bits.
+const LONGEST: usize = u32::MAX as usize;
+/// What this side agrees to at least: a reply of another method may be longer than the request.
+const AGREED: usize = 64 << 20;
+
+fn size(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(size) if size <= LONGEST => Ok(size),
+        Ok(_) => Err(format!("no narrows connection carries more than {LONGEST} bytes in a message")),
+        Err(_) => Err("a number of bytes".to_owned()),
+    }
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -121,7 +134,8 @@ impl Ping {
     }
 
     fn connect(&self) -> anyhow::Result<Line> {
-        let options = Options::new().wait(self.wait.strategy());
+        // So that only the server's limit counts.
+        let options = Options::new().wait(self.wait.strategy()).max_message(self.size.max(AGREED));
         let line = if self.calls {
             let client = SharedMemoryClient::builder(&self.path).options(options).connect();
             Line::Calls(client.map_err(|error| words::unreachable(&self.path, &error))?, self.method)
@@ -132,7 +146,7 @@ impl Ping {
         let max = line.max();
         ensure!(
             self.size <= max,
-            "the server takes messages of at most {max} bytes: see its Options::max_message"
+            "the server takes messages of at most {max} bytes: see its Options::max_message (`serve-echo --max-message`)"
         );
         Ok(line)
     }

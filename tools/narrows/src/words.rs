@@ -10,13 +10,14 @@ use narrows::{BindError, ConnectError, RejectCode};
 pub(crate) fn unreachable(path: &Path, error: &ConnectError) -> anyhow::Error {
     let path = path.display();
     let advice = match error {
-        ConnectError::Io { source, .. } => match source.kind() {
+        // Of the call that asks for the path: others fail for other reasons.
+        ConnectError::Io { doing, source } if doing.starts_with("connecting") => match source.kind() {
             ErrorKind::NotFound => {
                 "nothing stands there. Is the path right, and the server started? \
                  (`narrows serve-echo PATH` starts one to try with)"
             }
             ErrorKind::ConnectionRefused => {
-                "nobody listens there any more: the server ended without removing its path. Start it again"
+                "no server listens there any more: it ended without removing its path. Start it again"
             }
             ErrorKind::PermissionDenied => {
                 "the socket or a directory above it is not open to this user. Run as the server's user"
@@ -36,11 +37,8 @@ pub(crate) fn unreachable(path: &Path, error: &ConnectError) -> anyhow::Error {
         ConnectError::Timeout => {
             "something listens there and does not answer: stopped, overloaded, or no narrows server"
         }
-        ConnectError::PeerClosed | ConnectError::BadAnswer(_) => {
-            "what listens there does not speak narrows, or another version of it"
-        }
+        ConnectError::BadAnswer(_) => "what listens there does not speak narrows, or another version of it",
         ConnectError::NoCalls => "the server serves streams, not calls: leave out `--calls`",
-        ConnectError::Truncated => "this process has too many files open: raise `ulimit -n`",
         _ => "",
     };
     match advice {
@@ -67,6 +65,15 @@ pub(crate) fn unbindable(path: &Path, error: &BindError) -> anyhow::Error {
         "" => anyhow::anyhow!("cannot serve at {path}: {error}"),
         advice => anyhow::anyhow!("cannot serve at {path}: {error}\n  {advice}"),
     }
+}
+
+/// An error with all its causes, each once: those whose text has their cause already do not get it again.
+pub(crate) fn causes(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.as_str() {
+        "" => cause,
+        known if known.contains(&cause) => text,
+        known => format!("{known}: {cause}"),
+    })
 }
 
 /// A time with three digits and its unit.
@@ -103,6 +110,25 @@ pub(crate) fn three(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_cause_is_shown_twice() {
+        let source = std::io::Error::from_raw_os_error(11);
+        let error = anyhow::Error::from(ConnectError::Io { doing: "x".into(), source }).context("trying");
+        assert_eq!(causes(&error), "trying: x: Resource temporarily unavailable (os error 11)");
+    }
+
+    #[test]
+    fn advice_about_a_path_is_given_where_the_path_was_refused() {
+        let text = |doing: &str, kind: ErrorKind| {
+            let error = ConnectError::Io { doing: doing.into(), source: kind.into() };
+            unreachable(Path::new("x"), &error).to_string()
+        };
+        assert!(text("connecting to x", ErrorKind::PermissionDenied).contains("not open to this user"));
+        // A filter, or a security module.
+        assert!(!text("mapping the memory", ErrorKind::PermissionDenied).contains("not open to this user"));
+        assert!(!text("mapping the memory", ErrorKind::NotFound).contains("is the path right"));
+    }
 
     #[test]
     fn numbers_are_written_with_three_digits_and_a_unit() {

@@ -1,7 +1,7 @@
 //! The tool as people run it: what it says and how it ends, not how fast anything is.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::thread;
@@ -85,24 +85,63 @@ fn limited(limit: &str, arguments: &str) -> Output {
     Command::new("sh").args(["-c", &command, NARROWS]).output().expect("a shell")
 }
 
+/// The doctor's line about something: how it stands, and the line.
+fn finding<'a>(out: &'a str, what: &str) -> (&'a str, &'a str) {
+    let line = out.lines().find(|line| line.get(11..).is_some_and(|rest| rest.starts_with(what)));
+    let line = line.unwrap_or_else(|| panic!("{what} is missing in\n{out}"));
+    (line[..11].trim(), line)
+}
+
+/// Runs the doctor through other programs; nothing if they are not to be had here, or may not do their part.
+fn doctor_through(wrapper: &[&str]) -> Option<(Option<i32>, String)> {
+    doctor_of(NARROWS, wrapper)
+}
+
+fn doctor_of(program: &str, wrapper: &[&str]) -> Option<(Option<i32>, String)> {
+    let tried = Command::new(wrapper[0]).args(&wrapper[1..]).arg("true").output();
+    if !tried.is_ok_and(|tried| tried.status.success()) {
+        println!("skipped: {wrapper:?} does not work here");
+        return None;
+    }
+    let output =
+        Command::new(wrapper[0]).args(&wrapper[1..]).args([program, "doctor"]).output().expect("ran before");
+    Some((output.status.code(), String::from_utf8(output.stdout).expect("text")))
+}
+
 #[test]
 fn the_doctor_finds_that_connections_work_here() {
     let (code, out, err) = narrows(&["doctor"]);
     assert_eq!((code, err.as_str()), (Some(0), ""), "{out}");
     for what in [
-        "memory",
+        "seccomp",
+        "user ",
+        "user namespace",
+        "PID namespace",
+        "/tmp",
+        "memory ",
         "futex",
         "pidfd_open",
         "MADV_POPULATE_WRITE",
+        "CPU quota",
         "open files",
-        "Yama",
+        "mappings",
+        "threads",
+        "idle connection",
+        "overcommit",
+        "locked memory",
         "by hand-over",
         "by a path",
     ] {
-        assert!(out.lines().any(|line| line.contains(what)), "{what} is missing in\n{out}");
+        let (mark, line) = finding(&out, what);
+        assert!(["ok", "note"].contains(&mark), "{line}");
     }
-    assert!(out.contains("narrows works here") && !out.contains("FAIL"), "{out}");
-    assert!(out.contains("told as `PeerDied`") || out.contains("told as `Disconnected`"), "{out}");
+    assert!(out.contains("narrows works here") && !out.contains("PROBLEM"), "{out}");
+    assert!(out.contains("reported as `PeerDied`") || out.contains("reported as `Disconnected`"), "{out}");
+    let room = finding(&out, "mappings").1;
+    assert!(
+        !room.contains("max_map_count is") || room.contains("connections of a server of calls"),
+        "{room}"
+    );
 }
 
 #[test]
@@ -110,28 +149,60 @@ fn the_doctor_says_what_does_not_work_and_what_to_change() {
     let output = limited("-f 16", "doctor");
     let out = String::from_utf8(output.stdout).expect("text");
     assert_eq!(output.status.code(), Some(1), "{out}");
-    assert!(out.contains("FAIL  file size") && out.contains("raise `ulimit -f`"), "{out}");
-    assert!(
-        out.contains("FAIL  memory") && out.contains("FAIL  by hand-over"),
-        "it was tried all the same: {out}"
-    );
-    assert!(out.contains("narrows does not work here"), "{out}");
+    assert_eq!(finding(&out, "file size").0, "PROBLEM");
+    assert!(out.contains("raise `ulimit -f`"), "{out}");
+    for tried_all_the_same in ["memory ", "by hand-over"] {
+        assert_eq!(finding(&out, tried_all_the_same).0, "PROBLEM", "{out}");
+    }
+    assert!(out.contains("narrows does not work here as it is; ") && out.contains(" problems"), "{out}");
 }
 
 #[test]
 fn the_doctor_notes_what_may_come_to_hurt() {
-    let output = limited("-n 64", "doctor");
-    let out = String::from_utf8(output.stdout).expect("text");
-    assert_eq!(output.status.code(), Some(0), "{out}");
-    assert!(out.contains("note  open files") && out.contains("-> a server with many clients"), "{out}");
-    assert!(out.contains("narrows works here; ") && out.contains("note"), "{out}");
+    for (limit, what, advice) in [
+        ("--nofile=64", "open files", "-> a server with many clients"),
+        ("--as=400000000", "address space", "-> raise `ulimit -v`"),
+        ("--nproc=199", "threads", "LimitNPROC"),
+    ] {
+        let Some((code, out)) = doctor_through(&["prlimit", limit]) else { continue };
+        assert_eq!(finding(&out, what).0, "note", "{out}");
+        assert!(out.contains(advice), "{out}");
+        // The user of the tests may have more threads than that already.
+        let works = code == Some(0) && out.contains("narrows works here; ") && out.contains(" note");
+        assert!(works || what == "threads", "{out}");
+    }
 }
 
-/// The doctor behind a filter that answers some calls with an error: their number, and of these those only that have
-/// this argument with these bits.
-fn filtered(refused: &[(i64, Option<(u8, u64)>)], error: i32) -> (Option<i32>, String) {
+/// A user that may have no more processes: then the doctor makes its checks itself.
+#[test]
+fn the_doctor_says_which_limit_keeps_threads_from_being_started() {
+    let root = rustix::process::geteuid().is_root();
+    let user = ["setpriv", "--reuid=1234567", "--clear-groups", "prlimit", "--nproc=1"];
+    let Some((code, out)) = doctor_through(if root { &user } else { &user[3..] }) else { return };
+    let (mark, line) = finding(&out, "threads");
+    assert!(code == Some(1) && mark == "PROBLEM" && line.contains("none can be started"), "{out}");
+    assert!(out.contains("`ulimit -u` (LimitNPROC)") && out.contains("narrows does not work here"), "{out}");
+}
+
+#[test]
+fn the_doctor_says_what_a_program_that_locks_its_memory_has_room_for() {
+    let limit = "ulimit -l 64 && exec \"$0\" \"$@\"";
+    // Root is not bound by the limit, unless it gives that up.
+    let root = ["setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock", "sh", "-c", limit];
+    let wrapper = if rustix::process::geteuid().is_root() { &root[..] } else { &root[3..] };
+    let Some((code, out)) = doctor_through(wrapper) else { return };
+    let (mark, line) = finding(&out, "locked memory");
+    assert_eq!((code, mark), (Some(0), "note"), "{out}");
+    assert!(line.contains("mlockall(MCL_FUTURE)") && out.contains("mmap fails with EAGAIN"), "{out}");
+}
+
+/// What a filter does with calls: all of one number, or those only that have this argument with these bits.
+type Filtered = (i64, Option<(u8, u64)>);
+
+/// The doctor behind a filter.
+fn filtered(calls: &[Filtered], action: SeccompAction) -> (Option<i32>, String) {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    for (call, when) in refused {
+    for (call, when) in calls {
         let rules = rules.entry(*call).or_default();
         rules.extend(when.map(|(at, bits)| {
             let is = SeccompCmpOp::MaskedEq(bits);
@@ -140,7 +211,6 @@ fn filtered(refused: &[(i64, Option<(u8, u64)>)], error: i32) -> (Option<i32>, S
             SeccompRule::new(vec![condition]).expect("a rule")
         }));
     }
-    let action = SeccompAction::Errno(error.unsigned_abs());
     let arch = TargetArch::try_from(std::env::consts::ARCH).expect("known");
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, action, arch).expect("a filter");
     let program: BpfProgram = filter.try_into().expect("a program");
@@ -153,6 +223,10 @@ fn filtered(refused: &[(i64, Option<(u8, u64)>)], error: i32) -> (Option<i32>, S
     (output.status.code(), String::from_utf8(output.stdout).expect("text"))
 }
 
+fn refused(error: i32) -> SeccompAction {
+    SeccompAction::Errno(error.unsigned_abs())
+}
+
 #[test]
 fn the_doctor_says_what_an_old_kernel_is_done_without() {
     const PASSPIDFD: u64 = 76;
@@ -163,25 +237,162 @@ fn the_doctor_says_what_an_old_kernel_is_done_without() {
         (libc::SYS_setsockopt, Some((2, PASSPIDFD))),
         (libc::SYS_getsockopt, Some((2, PEERPIDFD))),
     ];
-    let (code, out) = filtered(&missing, libc::ENOSYS);
+    let (code, out) = filtered(&missing, refused(libc::ENOSYS));
     assert_eq!(code, Some(0), "{out}");
-    for what in ["pidfd_open", "SO_PEERPIDFD", "SO_PASSPIDFD", "process_mrelease"] {
-        let note = out.lines().find(|line| line.contains(what));
-        assert!(
-            note.is_some_and(|line| line.starts_with("  note") && line.contains("missing")),
-            "{what}: {out}"
-        );
+    for what in ["pidfd_open", "SO_PEERPIDFD", "SO_PASSPIDFD"] {
+        let (mark, line) = finding(&out, what);
+        assert!(mark == "note" && line.contains("missing"), "{line}");
     }
-    assert_eq!(out.matches("told as `Disconnected`").count(), 2, "{out}");
+    assert_eq!(out.matches("reported as `Disconnected`").count(), 2, "{out}");
     assert!(out.contains("a filter is in force") && out.contains("narrows works here; "), "{out}");
 }
 
 #[test]
 fn the_doctor_names_the_call_that_a_filter_takes_away() {
-    let (code, out) = filtered(&[(libc::SYS_memfd_create, None)], libc::EPERM);
+    let (code, out) = filtered(&[(libc::SYS_memfd_create, None)], refused(libc::EPERM));
     assert_eq!(code, Some(1), "{out}");
-    assert!(out.contains("FAIL  memory               memfd_create: Operation not permitted"), "{out}");
+    let (mark, line) = finding(&out, "memory ");
+    assert!(mark == "PROBLEM" && line.contains("memfd_create: Operation not permitted"), "{line}");
     assert!(out.contains("a seccomp filter must let memfd_create"), "{out}");
+}
+
+#[test]
+fn the_doctor_outlives_a_filter_that_kills_and_names_the_call() {
+    for action in [SeccompAction::KillProcess, SeccompAction::KillThread, SeccompAction::Trap] {
+        let (code, out) = filtered(&[(libc::SYS_memfd_create, None)], action.clone());
+        assert_eq!(code, Some(1), "{action:?}: {out}");
+        let (mark, line) = finding(&out, "memory ");
+        assert!(mark == "PROBLEM" && line.contains("kills the program that calls memfd_create"), "{line}");
+        assert!(out.contains("SystemCallFilter=") && out.contains("narrows does not work here"), "{out}");
+
+        // Those that are not vital, every kind of call that is asked for alone.
+        let calls =
+            [libc::SYS_pidfd_open, libc::SYS_process_mrelease, libc::SYS_fallocate, libc::SYS_mlockall];
+        let (code, out) = filtered(&calls.map(|call| (call, None)), action.clone());
+        assert!(code.is_some(), "{action:?}: it died:\n{out}");
+        for (what, calls) in [
+            ("pidfd_open", "pidfd_open"),
+            ("F_SEAL_FUTURE_WRITE", "fcntl (F_SEAL_FUTURE_WRITE) or fallocate"),
+            ("locked memory", "mlockall"),
+        ] {
+            let (mark, line) = finding(&out, what);
+            assert!(
+                mark == "note" && line.contains(&format!("kills the program that calls {calls}")),
+                "{line}"
+            );
+        }
+        assert!(
+            out.contains("\nnarrows works here") || out.contains("\nnarrows does not work here"),
+            "{out}"
+        );
+    }
+}
+
+#[test]
+fn the_doctor_neither_dies_nor_hangs_without_proc_and_sys() {
+    let hide = "mount -t tmpfs none /sys && mount -t tmpfs none /proc && exec \"$0\" \"$@\"";
+    let Some((code, out)) = doctor_through(&["unshare", "--mount", "sh", "-c", hide]) else { return };
+    assert_eq!(code, Some(0), "{out}");
+    for what in ["seccomp", "user namespace", "mappings", "CPU quota"] {
+        assert_eq!(finding(&out, what).0, "ok", "{out}");
+    }
+    assert_eq!(finding(&out, "by a path").0, "ok", "{out}");
+}
+
+#[test]
+fn the_doctor_notes_a_private_tmp() {
+    // Beside /tmp, where the program may stand as well.
+    let Ok(beside) = tempfile::tempdir_in("/var/tmp") else { return println!("skipped: no /var/tmp") };
+    let (program, private) = (beside.path().join("narrows"), beside.path().join("systemd-private-test-tmp"));
+    std::fs::copy(NARROWS, &program).expect("copies");
+    std::fs::create_dir(&private).expect("a directory");
+    let hide = format!("mount --bind {} /tmp && exec \"$0\" \"$@\"", text(&private));
+    let Some((_, out)) = doctor_of(text(&program), &["unshare", "--mount", "sh", "-c", &hide]) else {
+        return;
+    };
+    let (mark, line) = finding(&out, "/tmp");
+    assert!(mark == "note" && line.contains("PrivateTmp") && out.contains("RuntimeDirectory"), "{out}");
+}
+
+#[test]
+fn the_doctor_notes_which_users_a_namespace_does_not_map() {
+    let Some((_, out)) = doctor_through(&["unshare", "--user"]) else { return };
+    let (mark, line) = finding(&out, "user namespace");
+    assert!(
+        mark == "note" && line.contains("0 users are mapped") && line.contains("that user itself"),
+        "{line}"
+    );
+    let Some((code, out)) = doctor_through(&["unshare", "--user", "--map-root-user", "--pid", "--fork"])
+    else {
+        return;
+    };
+    let (mark, line) = finding(&out, "user namespace");
+    assert!(code == Some(0) && mark == "ok" && line.contains("1 users are mapped"), "{out}");
+}
+
+#[test]
+fn the_doctor_goes_by_the_kernels_user_and_not_by_fakeroots() {
+    let root = rustix::process::geteuid().is_root();
+    let wrapper = ["setpriv", "--reuid=65534", "--clear-groups", "fakeroot"];
+    let Some((_, out)) = doctor_through(if root { &wrapper } else { &wrapper[3..] }) else { return };
+    let (mark, line) = finding(&out, "user ");
+    assert!(mark == "note" && line.contains("to the kernel and to peers, 0 to this process"), "{line}");
+}
+
+/// A control group of version 1 or 2 that this test made; it goes with it.
+struct Group(PathBuf);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _still_used = std::fs::remove_dir(&self.0);
+    }
+}
+
+/// A group with one of these limits, the first that is to be had: a folder of a controller, then file and value.
+fn group(limits: &[(&str, &str, &str)]) -> Option<Group> {
+    limits.iter().find_map(|(folder, file, value)| {
+        let group =
+            Group(Path::new(folder).join(format!("narrows-tool-{}-{}", std::process::id(), random())));
+        std::fs::create_dir(&group.0).ok()?;
+        // The kernel makes the files of a group; elsewhere there is none.
+        let mut limit = std::fs::OpenOptions::new().write(true).open(group.0.join(file)).ok()?;
+        limit.write_all(value.as_bytes()).ok()?;
+        Some(group)
+    })
+}
+
+/// Not the same twice.
+fn random() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::hash::RandomState::new().build_hasher().finish()
+}
+
+#[test]
+fn the_doctor_shows_the_quotas_of_control_groups() {
+    let v2 = "/sys/fs/cgroup";
+    for (what, shown, places) in [
+        (
+            "CPU quota",
+            "0.50 CPUs",
+            [(v2, "cpu.max", "50000 100000"), ("/sys/fs/cgroup/cpu", "cpu.cfs_quota_us", "50000")],
+        ),
+        (
+            "memory limit",
+            " of 256 MiB",
+            [(v2, "memory.max", "256M"), ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "256M")],
+        ),
+        ("threads", " of 60 left", [(v2, "pids.max", "60"), ("/sys/fs/cgroup/pids", "pids.max", "60")]),
+    ] {
+        let Some(group) = group(&places) else {
+            println!("skipped: no control group for {what} can be made here");
+            continue;
+        };
+        let enter = format!("echo $$ > {}/cgroup.procs && exec \"$0\" \"$@\"", text(&group.0));
+        let Some((code, out)) = doctor_through(&["sh", "-c", &enter]) else { continue };
+        let (mark, line) = finding(&out, what);
+        assert!(code == Some(0) && line.contains(shown), "{out}");
+        assert_eq!(mark, if what == "memory limit" { "ok" } else { "note" }, "{line}");
+    }
 }
 
 #[test]
@@ -257,7 +468,7 @@ fn who_cannot_be_reached_is_told_with_what_to_do() {
     server.signal(Signal::KILL);
     drop(server);
     let (code, _, err) = narrows(&["ping", text(&path)]);
-    assert!(code == Some(2) && err.contains("nobody listens there any more"), "{err}");
+    assert!(code == Some(2) && err.contains("no server listens there any more"), "{err}");
     let (code, _, err) = narrows(&["serve-echo", text(&folder.path().join("no/such/place"))]);
     assert!(code == Some(2) && err.contains("make the directory first"), "{err}");
 }
@@ -276,10 +487,30 @@ fn arguments_that_make_no_sense_are_refused() {
         assert_eq!((code, out.as_str()), (Some(2), ""), "{arguments:?}");
         assert!(err.contains("Usage") || err.contains("error:"), "{arguments:?}: {err}");
     }
-    let (_folder, path) = folder();
-    let _server = Running::serving(&[text(&path)]);
-    let (code, _, err) = narrows(&["ping", text(&path), "--size", "5000000000"]);
-    assert!(code == Some(2) && err.contains("at most"), "{err}");
+    let (code, _, err) = narrows(&["ping", "x", "--size", "5000000000"]);
+    assert!(
+        code == Some(2) && err.contains("no narrows connection carries more than 4294967295 bytes"),
+        "{err}"
+    );
+}
+
+/// A limit of the tool's own is not blamed on the server: there is none below what the server takes.
+#[test]
+fn a_ping_is_as_large_as_the_server_takes() {
+    for calls in [&[][..], &["--calls"]] {
+        let (_folder, path) = folder();
+        let _server = Running::serving(&[&[text(&path), "--max-message", "70000000"], calls].concat());
+        let ping =
+            |size| narrows(&[&["ping", text(&path), "-c", "1", "-W", "60", "--size", size], calls].concat());
+        let (code, out, err) = ping("70000000");
+        assert_eq!((code, err.as_str()), (Some(0), ""), "{out}");
+        assert!(out.contains("70000000 bytes from process"), "{out}");
+        let (code, _, err) = ping("70000001");
+        assert!(
+            code == Some(2) && err.contains("the server takes messages of at most 70000000 bytes"),
+            "{err}"
+        );
+    }
 }
 
 #[test]

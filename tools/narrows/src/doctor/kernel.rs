@@ -7,33 +7,28 @@ use narrows::internal::probe;
 use rustix::io::Errno;
 use rustix::thread::futex;
 
-use super::{Finding, system};
+use super::memory::DEFAULT_MEMORY;
+use super::{Check, Finding, Verdict, isolate, system};
 
-/// What `Options::new()` makes for a connection: two pages of words, 2 x 256 slots, two arenas.
-pub(super) const DEFAULT_MEMORY: usize = 2 * (4096 + 256 * 128 + (1 << 20));
+pub(super) const CHECKS: &[Check] = &[
+    Check::of("release", release),
+    Check::vital("memory", memory),
+    Check::of("F_SEAL_FUTURE_WRITE", seal),
+    Check::vital("futex", waits),
+    Check::of("pidfd_open", death_of_a_child),
+    Check::of("SO_PEERPIDFD", death_of_a_client),
+    Check::of("SO_PASSPIDFD", death_of_a_server),
+    Check::of("MADV_POPULATE_WRITE", prefault),
+    Check::of("SO_PASSRIGHTS", descriptors),
+];
 
-pub(super) fn check() -> Vec<Finding> {
-    vec![
-        release(),
-        filter(),
-        memory(),
-        waits(),
-        death_of_a_child(),
-        death_of_a_client(),
-        death_of_a_server(),
-        quick_death(),
-        prefault(),
-        descriptors(),
-    ]
-}
-
-fn release() -> Finding {
+fn release() -> Vec<Finding> {
     let release = system::release();
-    match system::version() {
-        version if version < (5, 3) => Finding::without(
+    vec![match system::version() {
+        version if version < (5, 3) => Finding::note(
             "release",
             format!("{release}, older than what narrows is tested with (5.3)"),
-            "what is missing is told below; an upgrade to 6.5 or later makes every death known as one",
+            "what is missing is named below; with 6.5 or later every death is known as one: upgrade",
         ),
         version if version < (6, 9) => Finding::fine(
             "release",
@@ -42,45 +37,42 @@ fn release() -> Finding {
             ),
         ),
         _ => Finding::fine("release", release),
-    }
+    }]
 }
 
-fn filter() -> Finding {
-    match system::status("Seccomp").as_deref() {
-        Some("0") => Finding::fine("seccomp", "no filter"),
-        Some(_) => Finding::fine("seccomp", "a filter is in force; what it refuses is told here as missing"),
-        None => Finding::fine("seccomp", "this kernel does not tell"),
-    }
+/// What a call came to that narrows cannot do without, or can.
+fn outcome(what: &str, is: &str, result: io::Result<()>, if_missing: Verdict, advice: &str) -> Vec<Finding> {
+    vec![match (result, if_missing) {
+        (Ok(()), _) => Finding::fine(what, is),
+        (Err(error), Verdict::Problem) => Finding::problem(what, error.to_string(), advice),
+        (Err(error), verdict) => Finding::new(verdict, what, format!("missing: {error}"), advice),
+    }]
 }
 
-/// What a call came to that narrows cannot do without.
-fn needed(what: &'static str, is: &str, result: io::Result<()>, advice: &str) -> Finding {
-    match result {
-        Ok(()) => Finding::fine(what, is),
-        Err(error) => Finding::broken(what, error.to_string(), advice),
-    }
-}
-
-/// What a call came to that narrows does without.
-fn helpful(what: &'static str, is: &str, result: io::Result<()>, without: &str) -> Finding {
-    match result {
-        Ok(()) => Finding::fine(what, is),
-        Err(error) => Finding::without(what, format!("missing: {error}"), without),
-    }
-}
-
-fn memory() -> Finding {
-    needed(
+fn memory() -> Vec<Finding> {
+    outcome(
         "memory",
         "memfd_create, sealed against any change of its size, mapped, not inherited by forks",
-        probe::memory(DEFAULT_MEMORY),
-        "every connection needs it: Linux 4.14; a seccomp filter must let memfd_create, fcntl (F_ADD_SEALS), \
-         mmap and madvise (MADV_DONTFORK, MADV_WIPEONFORK) pass; a limit on file sizes must allow for it",
+        probe::memory_in_steps(DEFAULT_MEMORY, isolate::about_to_call),
+        Verdict::Problem,
+        "every connection needs it: Linux 4.14; a seccomp filter must let memfd_create, fcntl (F_ADD_SEALS), mmap and madvise \
+         (MADV_DONTFORK, MADV_WIPEONFORK) pass; a limit on file sizes, address space or locked memory must leave room",
     )
 }
 
-/// Shared waits: the very flags that two processes use; a sleep ends by its deadline, and a wake finds nobody.
-fn waits() -> Finding {
+fn seal() -> Vec<Finding> {
+    isolate::about_to_call("fcntl (F_SEAL_FUTURE_WRITE) or fallocate");
+    outcome(
+        "F_SEAL_FUTURE_WRITE",
+        "no process takes pages away from memory that is mapped",
+        probe::seal_against_holes(),
+        Verdict::Note,
+        "Linux 5.1, or a sandbox. A hostile peer can take pages away, and hold up this process so: connect to peers that are trusted",
+    )
+}
+
+/// Shared waits: the very flags that two processes use; a sleep ends by its deadline, and a wake finds no sleeper.
+fn waits() -> Vec<Finding> {
     let word = AtomicU32::new(1);
     let soon = futex::Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
     let slept = futex::wait(&word, futex::Flags::empty(), 1, Some(&soon));
@@ -88,69 +80,68 @@ fn waits() -> Finding {
     let result = match (slept, woken) {
         (Err(Errno::TIMEDOUT), Ok(0)) => Ok(()),
         (Err(error), Ok(_)) | (_, Err(error)) => Err(error.into()),
-        (Ok(()), Ok(_)) => Err(io::Error::other("a sleep that nobody ended was over at once")),
+        (Ok(()), Ok(_)) => Err(io::Error::other("a sleep without a wake was over at once")),
     };
-    needed(
+    outcome(
         "futex",
         "shared waits, with deadlines, and wakes",
         result,
+        Verdict::Problem,
         "every wait that does not spin needs it: a seccomp filter must let futex pass",
     )
 }
 
-fn death_of_a_child() -> Finding {
-    helpful(
+fn death_of_a_child() -> Vec<Finding> {
+    outcome(
         "pidfd_open",
         "the death of a child or parent is known, also where a fork of it keeps the socket open",
         probe::pidfd(),
-        "Linux 5.3, or a filter. A death counts as `Disconnected`, told by the socket alone",
+        Verdict::Note,
+        "Linux 5.3, or a filter. A death counts as `Disconnected`, reported by the socket alone",
     )
 }
 
-fn death_of_a_client() -> Finding {
-    helpful(
+fn death_of_a_client() -> Vec<Finding> {
+    isolate::about_to_call("getsockopt (SO_PEERPIDFD)");
+    outcome(
         "SO_PEERPIDFD",
-        "a server tells a client's death from its hang-up",
+        "a server distinguishes a client's death from its hang-up",
         probe::pidfd_of_a_client(),
+        Verdict::Note,
         "Linux 6.5, or a filter. To a server a client that was killed is `Disconnected`, not `PeerDied`",
     )
 }
 
-fn death_of_a_server() -> Finding {
-    helpful(
+fn death_of_a_server() -> Vec<Finding> {
+    isolate::about_to_call("setsockopt (SO_PASSPIDFD)");
+    outcome(
         "SO_PASSPIDFD",
-        "a client tells a server's death from its hang-up",
+        "a client distinguishes a server's death from its hang-up",
         probe::pidfd_of_a_server(),
+        Verdict::Note,
         "Linux 6.5, or a filter. To a client a server that was killed is `Disconnected`, not `PeerDied`",
     )
 }
 
-fn quick_death() -> Finding {
-    helpful(
-        "process_mrelease",
-        "a death is told as one at once, however much the process has to close",
-        probe::process_mrelease(),
-        "Linux 5.15, or a filter. A process that needs more than 100 ms to close its files when it is killed is \
-         `Disconnected`, not `PeerDied`",
-    )
-}
-
-fn prefault() -> Finding {
-    helpful(
+fn prefault() -> Vec<Finding> {
+    isolate::about_to_call("madvise (MADV_POPULATE_WRITE)");
+    outcome(
         "MADV_POPULATE_WRITE",
         "Options::prefault takes all memory when a connection is made",
         probe::prefault(),
+        Verdict::Note,
         "Linux 5.14, or a filter. Leave Options::prefault unset: connections with it are refused",
     )
 }
 
-fn descriptors() -> Finding {
-    match probe::refuse_descriptors() {
+fn descriptors() -> Vec<Finding> {
+    isolate::about_to_call("setsockopt (SO_PASSRIGHTS)");
+    vec![match probe::refuse_descriptors() {
         Ok(()) => Finding::fine("SO_PASSRIGHTS", "clients cannot send descriptors to a server"),
-        // Old, and of no weight: a server never receives any.
+        // Not worth a note: a server never receives any.
         Err(_) => Finding::fine(
             "SO_PASSRIGHTS",
             "missing (Linux 6.16): descriptors that a client sends are never received",
         ),
-    }
+    }]
 }

@@ -1,6 +1,7 @@
 //! What the machine says of itself.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
 
@@ -38,17 +39,34 @@ fn parse(release: &str) -> (u32, u32) {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
-/// The value of a line `Key: value` in `/proc/self/status`.
-pub(crate) fn status(key: &str) -> Option<String> {
-    let text = fs::read_to_string("/proc/self/status").ok()?;
+/// The text of a file without its last line break, if it can be read.
+pub(crate) fn read(path: impl AsRef<std::path::Path>) -> Option<String> {
+    fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+}
+
+/// The value of a line `Key: value` of such a file as `/proc/self/status` or `/proc/meminfo`.
+pub(crate) fn value(path: &str, key: &str) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
     Some(line.trim().to_owned())
 }
 
+/// As [`value`], of a number of KiB, in bytes.
+pub(crate) fn bytes(path: &str, key: &str) -> Option<u64> {
+    let kib: u64 = value(path, key)?.strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+/// Whether a seccomp filter is in force, or may be: without `/proc` nothing is known.
+pub(crate) fn is_filtered() -> bool {
+    value("/proc/self/status", "Seccomp").as_deref() != Some("0")
+}
+
 /// This program again, as its own other process; its words are not shown.
 pub(crate) fn this_program(command: &str, arguments: &[&str]) -> anyhow::Result<Command> {
-    let path = std::env::current_exe().context("cannot find this program: is /proc mounted?")?;
-    let mut again = Command::new(path);
+    // Without /proc by the name that it was started by.
+    let path = std::env::current_exe().ok().or_else(|| std::env::args_os().next().map(PathBuf::from));
+    let mut again = Command::new(path.context("cannot find this program: is /proc mounted?")?);
     again.arg(command).args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     Ok(again)
 }
@@ -65,6 +83,7 @@ mod tests {
             assert_eq!(parse(text), is, "{text}");
         }
         assert!(version() > (3, 0));
-        assert!(status("Seccomp").is_some_and(|it| it.parse::<u32>().is_ok()));
+        assert!(value("/proc/self/status", "Seccomp").is_some_and(|it| it.parse::<u32>().is_ok()));
+        assert!(bytes("/proc/meminfo", "MemTotal").is_some_and(|it| it > 1 << 20));
     }
 }

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use narrows::{ConnectError, Options, RecvTimeoutError, SharedMemoryStream, WaitStrategy};
 
-use super::{Finding, system};
+use super::isolate::{self, REPORT};
+use super::{Check, Finding, system};
 use crate::child::pattern;
 use crate::words;
 
@@ -17,15 +18,17 @@ const LONG: Duration = Duration::from_secs(10);
 /// Nothing, what stands in a slot, what stands in the arena, what goes through it in pieces.
 const SIZES: [usize; 4] = [0, 100, 100_000, 3 << 20];
 
-pub(super) fn check() -> Vec<Finding> {
-    let parent =
-        ("by hand-over", "a child was started, and answered messages of 0 B to 3 MiB", handed_over as Trial);
-    let path = (
-        "by a path",
-        "a server was reached at its path, and answered messages of 0 B to 3 MiB",
-        by_path as Trial,
-    );
-    [parent, path].into_iter().flat_map(|(what, is, trial)| outcome(what, is, trial)).collect()
+pub(super) const CHECKS: &[Check] = &[
+    Check::vital("by hand-over", parent_and_child).long(),
+    Check::vital("by a path", client_and_server).long(),
+];
+
+fn parent_and_child() -> Vec<Finding> {
+    outcome("by hand-over", "a child was started, and answered messages of 0 B to 3 MiB", handed_over)
+}
+
+fn client_and_server() -> Vec<Finding> {
+    outcome("by a path", "a server was reached at its path, and answered messages of 0 B to 3 MiB", by_path)
 }
 
 type Trial = fn() -> anyhow::Result<Other>;
@@ -47,39 +50,48 @@ impl Drop for Kept {
     }
 }
 
-fn outcome(what: &'static str, is: &str, trial: Trial) -> Vec<Finding> {
+fn outcome(what: &str, is: &str, trial: Trial) -> Vec<Finding> {
+    isolate::about_to("makes, uses or watches a connection");
     let other = match trial() {
         Ok(other) => other,
         Err(error) => {
-            let advice = "this is what programs will meet. If all above is fine, tell us: it is a bug, or a check is missing";
-            return vec![Finding::broken(what, format!("{error:#}"), advice)];
+            let advice = format!("this is what programs will meet. If all above is fine, {REPORT}");
+            return vec![Finding::problem(what, words::causes(&error), advice)];
         }
     };
     let slept = match other.slept {
-        0 => "; nobody had to be woken",
+        0 => "; no wake-up was needed",
         _ => "; each side slept and was woken",
     };
     vec![Finding::fine(what, format!("{is}{slept}")), death(other)]
 }
 
-/// What the other's death is told as.
+/// What the other's death is reported as.
 fn death(mut other: Other) -> Finding {
+    let what = "  its death";
     let at = Instant::now();
     if let Err(error) = other.child.0.kill() {
-        return Finding::broken("  its death", error.to_string(), "a process could not be killed");
+        return Finding::problem(what, error.to_string(), "a process could not be killed");
     }
-    let told = other.stream.recv_timeout(&mut [0; 8], LONG);
+    let reported = other.stream.recv_timeout(&mut [0; 8], LONG);
     let took = words::time(at.elapsed());
-    match told {
+    match reported {
         Err(RecvTimeoutError::PeerDied) => {
-            Finding::fine("  its death", format!("told as `PeerDied` after {took}"))
+            Finding::fine(what, format!("reported as `PeerDied` after {took}"))
         }
-        Err(RecvTimeoutError::Disconnected) => Finding::without(
-            "  its death",
-            format!("told as `Disconnected` after {took}"),
+        Err(RecvTimeoutError::Disconnected) => Finding::note(
+            what,
+            format!("reported as `Disconnected` after {took}"),
             "connections end all the same; see above for what is missing to know a death as one",
         ),
-        other => Finding::broken("  its death", format!("not told: {other:?}"), "tell us: this is a bug"),
+        Err(RecvTimeoutError::Timeout) => Finding::problem(
+            what,
+            format!("not reported within {took}"),
+            format!(
+                "calls without a deadline hang on a dead peer: does a filter kill threads? If not, {REPORT}"
+            ),
+        ),
+        other => Finding::problem(what, format!("reported as {other:?}"), REPORT),
     }
 }
 
@@ -104,12 +116,14 @@ fn by_path() -> anyhow::Result<Other> {
 
 /// Connects once the server listens.
 fn reach(path: &Path, server: &mut Kept) -> anyhow::Result<SharedMemoryStream> {
-    let until = Instant::now() + LONG;
+    let deadline = Instant::now() + LONG;
     loop {
         match options().connect(path) {
             Ok(stream) => return Ok(stream),
-            Err(error @ ConnectError::Rejected { .. }) => return Err(error.into()),
-            Err(error) if Instant::now() >= until => return Err(error.into()),
+            Err(error @ (ConnectError::Rejected { .. } | ConnectError::NotAuthorized { .. })) => {
+                return Err(error.into());
+            }
+            Err(error) if Instant::now() >= deadline => return Err(error.into()),
             Err(_) => {}
         }
         if let Some(status) = server.0.try_wait()? {
