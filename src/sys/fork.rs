@@ -67,11 +67,13 @@ pub(crate) enum Slot {
     Lifeline = 0,
     /// The pidfds that connections share.
     Pidfds = 1,
+    /// The turn to start a child.
+    Spawning = 2,
     /// The threads that close what came from peers.
     Offload = 7,
     /// For the tests below.
     #[cfg(test)]
-    Test = 2,
+    Test = 3,
 }
 
 /// What exists once in a process and anew in each fork of it.
