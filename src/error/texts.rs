@@ -86,8 +86,8 @@ fn setup() -> Vec<Row> {
         BadMemfd ConnectError::BadMemfd("x".into()), "the server's memory cannot be trusted: x", "a hostile server";
         NoDescriptor ConnectError::NoDescriptor, "the server sent no memory with its welcome", "a hostile server";
         SurplusDescriptors ConnectError::SurplusDescriptors, "the server sent more than one descriptor", "a hostile server";
-        Truncated ConnectError::Truncated, "descriptors were cut off: raise the limit of open files (RLIMIT_NOFILE)", "no descriptor left for the memory";
-        PeerClosed ConnectError::PeerClosed, "the server closed the connection in mid-handshake: did it crash, or is it not a narrows server?", "a server that ended, or of another kind";
+        Truncated ConnectError::Truncated, "the memory did not arrive: a security module (SELinux, AppArmor) or a filter may have removed its descriptor", "a security module";
+        PeerClosed ConnectError::PeerClosed, "the server closed the connection in mid-handshake: it ended, it allows less time for a handshake than this process took (Options::handshake_timeout of the server), or it is not a narrows server", "a server that ended, or of another kind";
         BadAnswer ConnectError::BadAnswer(HandshakeError::BadMagic), "the server's answer makes no sense: the peer does not speak this protocol", "another program at the path";
         NoParent ConnectError::NoParent, "no parent handed a connection over: start this program with SharedMemoryStream::spawn", "started by hand";
         ParentTaken ConnectError::ParentTaken, "the parent's connection was taken before in this process", "from_parent called twice";
@@ -122,8 +122,12 @@ fn handshake() -> Vec<Row> {
     let mut rows = rows! { HandshakeError:
         BadMagic HandshakeError::BadMagic, "the peer does not speak this protocol", "another program";
         BadVersions HandshakeError::BadVersions { min: 2, max: 1 }, "versions from 2 to 1 make no sense", "a hostile peer";
-        NoCommonVersion HandshakeError::NoCommonVersion { min: 8, max: 9 }, "the peer speaks versions 8 to 9 only: use the same release on both sides", "another release";
+        NoCommonVersion HandshakeError::NoCommonVersion { min: 8, max: 9 }, "the peer speaks protocol versions 8 to 9, this side 2: use the same release on both sides", "another release";
         UnknownFeatures HandshakeError::UnknownFeatures(6), "the peer needs unknown features 0x6", "another release";
+        FeaturesNotOffered HandshakeError::FeaturesNotOffered(6), "the peer needs features that it does not offer: 0x6", "a hostile peer";
+        UnexpectedDescriptor HandshakeError::UnexpectedDescriptor, "a descriptor came where none belongs", "a hostile peer";
+        BadAcknowledgement HandshakeError::BadAcknowledgement(3), "the memory was acknowledged by 0x03, which means nothing", "a hostile peer";
+        NotSealed HandshakeError::NotSealed, "the memory was acknowledged without being sealed", "a hostile peer";
         BadGeometry HandshakeError::BadGeometry { slots: 3, arena: 5, urgent: 7 }, "3 slots, 5 bytes, 7 urgent words: no legal geometry", "a hostile peer";
         BadMaxMessage HandshakeError::BadMaxMessage(0), "a longest message of 0 bytes is not legal", "a hostile peer";
         BadTicket HandshakeError::BadTicket(u64::MAX), "a first ticket of 18446744073709551615 is not legal", "a hostile peer";
@@ -175,6 +179,7 @@ macro_rules! ending_rows {
 
 const EXHAUSTED: &str = "this direction has carried all the messages that it can: make a new connection";
 const TOO_LARGE: &str = "a message of 9 bytes is too large: this call takes at most 8";
+const NO_MEMORY: &str = "there is no memory for the message of 9 bytes: it was kept, receive it when there is";
 const TOO_SMALL: &str = "the message has 9 bytes, more than the buffer holds: it was kept for a larger one";
 
 fn messages() -> Vec<Row> {
@@ -194,14 +199,17 @@ fn messages() -> Vec<Row> {
         Exhausted SendTimeoutError::Exhausted, EXHAUSTED, "2^63 messages";
     });
     rows.extend(ending_rows! { RecvError:
+        OutOfMemory RecvError::OutOfMemory { needed: 9 }, NO_MEMORY, "an address space that is used up";
         BufferTooSmall RecvError::BufferTooSmall { needed: 9 }, TOO_SMALL, "a buffer of fewer bytes";
     });
     rows.extend(ending_rows! { TryRecvError:
         Empty TryRecvError::Empty, "there is no message now", "a sender that has sent nothing";
+        OutOfMemory TryRecvError::OutOfMemory { needed: 9 }, NO_MEMORY, "an address space that is used up";
         BufferTooSmall TryRecvError::BufferTooSmall { needed: 9 }, TOO_SMALL, "a buffer of fewer bytes";
     });
     rows.extend(ending_rows! { RecvTimeoutError:
         Timeout RecvTimeoutError::Timeout, "the deadline passed before a message came", "a sender that has sent nothing";
+        OutOfMemory RecvTimeoutError::OutOfMemory { needed: 9 }, NO_MEMORY, "an address space that is used up";
         BufferTooSmall RecvTimeoutError::BufferTooSmall { needed: 9 }, TOO_SMALL, "a buffer of fewer bytes";
     });
     rows
@@ -221,6 +229,7 @@ fn calls() -> Vec<Row> {
         Timeout CallError::Timeout, "the deadline passed before the reply came", "a method that takes long";
         Cancelled CallError::Cancelled, "the call was cancelled", "a canceller";
         WouldDeadlock CallError::WouldDeadlock, "an inline method must not wait for its own connection: register it with `method` instead", "a call to oneself";
+        OutOfMemory CallError::OutOfMemory, "there is no memory for the reply or a chunk: ask for less at once", "an address space that is used up";
         Taken CallError::Taken, "the reply was taken before", "wait called twice";
         Codec CallError::Codec("x".into()), "the value does not fit the bytes: x", "different types on both sides";
         Exhausted CallError::Exhausted, "the connection has carried all the messages that it can: make a new one", "2^63 messages";
