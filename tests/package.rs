@@ -40,6 +40,7 @@ fn the_package_has_what_users_need_and_nothing_else() {
     let packaged = packaged();
     let mut expected = on_disk("src");
     expected.extend(on_disk("examples"));
+    expected.extend(on_disk("docs"));
     let optional = [".cargo_vcs_info.json"]; // Only where there is a repository.
     expected.extend(TOPS.map(str::to_owned));
     expected.retain(|path| packaged.contains(path) || !optional.contains(&path.as_str()));
