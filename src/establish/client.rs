@@ -93,7 +93,7 @@ pub(super) struct Caller {
 }
 
 impl Caller {
-    pub(super) fn new(socket: OwnedFd, cred: PeerCred, limits: &Limits, nonce: u64) -> Self {
+    pub(super) fn new(socket: impl Into<PeerSocket>, cred: PeerCred, limits: &Limits, nonce: u64) -> Self {
         Self {
             socket: socket.into(),
             cred,
@@ -244,7 +244,7 @@ impl Confirmed {
 const KNOCK: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
 
 /// A connected socket. A full backlog means a live server, so it is tried until the deadline.
-fn reach(path: &Path, until: Option<Instant>) -> Result<OwnedFd, ConnectError> {
+fn reach(path: &Path, until: Option<Instant>) -> Result<PeerSocket, ConnectError> {
     let mut pause = KNOCK.0;
     loop {
         let connecting = socket::connect(path).map_err(|source| failed(path, source))?;

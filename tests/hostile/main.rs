@@ -11,7 +11,7 @@
 //!
 //! | module | the peer |
 //! |---|---|
-//! | `scribbles` | writes anything anywhere, punches holes |
+//! | `scribbles` | writes anything anywhere, zeroes whole pages |
 //! | `words` | writes each value of a list to each word of the region, one at a time |
 //! | `flips` | changes what is being read between two values, as fast as it can |
 //! | `sleepers` | clears our flags, wakes, moves and crowds our sleepers |

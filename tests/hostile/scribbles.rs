@@ -113,7 +113,7 @@ fn an_endless_message_of_tiny_pieces_and_aborts() {
 fn holes_in_the_memory() {
     let attack = |hand: &ByHand, random: &mut fastrand::Rng| {
         let page = random.usize(0..hand.pages.len() / 4096);
-        hand.pages.punch(page * 4096, 4096 * random.usize(1..4));
+        hand.pages.zero(page * 4096, 4096 * random.usize(1..4));
         anything_anywhere(hand, random);
     };
     run("scribbles::holes_in_the_memory", Plays::Client, attack, work);
@@ -121,7 +121,7 @@ fn holes_in_the_memory() {
 
 #[test]
 fn only_holes_in_the_memory() {
-    let attack = |hand: &ByHand, _random: &mut fastrand::Rng| hand.pages.punch(0, hand.pages.len());
+    let attack = |hand: &ByHand, _random: &mut fastrand::Rng| hand.pages.zero(0, hand.pages.len());
     run("scribbles::only_holes_in_the_memory", Plays::Client, attack, work);
 }
 
