@@ -457,13 +457,13 @@ fn a_call_that_a_method_makes_ends_with_the_call_of_the_method() {
     let from_stream = to_inner.clone();
     let from_thread = to_inner.clone();
     let server = SharedMemoryServer::new()
-        .inline(ECHO, move |_, _| Ok(drop(to_inner.call(ECHO, &[])?)))
-        .method(POOLED, move |_, _| Ok(drop(from_pool.call_timeout(ECHO, &[], LONG * 100)?)))
+        .inline(ECHO, move |_, _| Ok(to_inner.call(ECHO, &[]).map(drop)?))
+        .method(POOLED, move |_, _| Ok(from_pool.call_timeout(ECHO, &[], LONG * 100).map(drop)?))
         .method(FAIL, move |_, _| {
             let other = from_thread.clone();
-            Ok(drop(thread::spawn(move || other.call(ECHO, &[])).join().expect("no panic")?))
+            Ok(thread::spawn(move || other.call(ECHO, &[])).join().expect("no panic").map(drop)?)
         })
-        .upload(UPLOAD, move |_, _, _| Ok(drop(from_stream.call(ECHO, &[])?)));
+        .upload(UPLOAD, move |_, _, _| Ok(from_stream.call(ECHO, &[]).map(drop)?));
     let (_server, client) = connected(server);
     let outer = Instant::now() + LONG;
     for method in [ECHO, POOLED] {

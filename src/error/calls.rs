@@ -42,7 +42,8 @@ pub enum CallError {
     ReplyTooLarge(String),
     /// The server is at its limit: try again later.
     Busy(String),
-    /// The server is about to end, and takes no more calls.
+    /// The server is about to end, and takes no more calls: this one was never begun. So it is for all later calls of this
+    /// connection.
     ShuttingDown,
     /// The request or chunk is longer than this connection takes.
     TooLarge {
@@ -56,7 +57,7 @@ pub enum CallError {
     /// The call was cancelled.
     Cancelled,
     /// It would wait for something that only this thread can bring: an inline method must not wait for its own
-    /// connection.
+    /// connection, nor the only worker of a pool for a method of that pool.
     WouldDeadlock,
     /// There is no memory for the reply or a chunk, in this process or in the server's; the connection goes on. Whether
     /// the server has done what was asked is not known. A request for which the server has no memory is `Busy` instead:
@@ -152,7 +153,7 @@ impl fmt::Display for CallError {
             Self::Timeout => f.write_str("the deadline passed before the reply came"),
             Self::Cancelled => f.write_str("the call was cancelled"),
             Self::WouldDeadlock => f.write_str(
-                "an inline method must not wait for its own connection: register it with `method` instead",
+                "only this thread could end the wait: use `method` instead of `inline`, or more workers",
             ),
             Self::OutOfMemory => {
                 f.write_str("there is no memory for the reply or a chunk: ask for less at once")

@@ -130,7 +130,7 @@ fn one_connection_too_many_is_refused_as_busy() {
     let host = host!(options(), |server: SharedMemoryServer| server.max_connections(1));
     let only = host.client();
     for _ in 0..3 {
-        match narrows::SharedMemoryClient::builder(&host.path).options(options()).connect() {
+        match SharedMemoryClient::builder(&host.path).options(options()).connect() {
             Err(ConnectError::Rejected { code: RejectCode::Busy, text }) => {
                 assert_eq!(text, "try again later")
             }
