@@ -110,7 +110,7 @@ fn setup() -> Vec<Row> {
     rows.extend(rows! { SpawnError:
         BadOptions SpawnError::BadOptions("x".into()), "illegal options: x", "a number out of its range";
         Io SpawnError::Io { doing: "starting the child".into(), source: system(ENOENT) }, "starting the child: No such file or directory (os error 2)", "no such program";
-        Timeout SpawnError::Timeout, "the child did not take its connection in time: does it call SharedMemoryStream::from_parent?", "another program";
+        Timeout SpawnError::Timeout, "the child did not take its connection in time: does it call SharedMemoryStream::from_parent, and does what stands in between pass its descriptors on (sudo, docker and Python's subprocess close them by default)?", "another program";
         ChildExited SpawnError::ChildExited(ExitStatus::from_raw(256)), "the child ended before it took its connection (exit status: 1): does it call SharedMemoryStream::from_parent?", "another program";
         ChildClosed SpawnError::ChildClosed, "the child closed its connection in mid-handshake", "a child that failed";
         Handshake SpawnError::Handshake(HandshakeError::BadMagic), "the child's handshake makes no sense: the peer does not speak this protocol", "a child that writes to the descriptor";
@@ -229,7 +229,7 @@ fn calls() -> Vec<Row> {
         TooLarge CallError::TooLarge { len: 9, max: 8 }, "9 bytes are too large: this connection takes at most 8", "above max_message";
         Timeout CallError::Timeout, "the deadline passed before the reply came", "a method that takes long";
         Cancelled CallError::Cancelled, "the call was cancelled", "a canceller";
-        WouldDeadlock CallError::WouldDeadlock, "an inline method must not wait for its own connection: register it with `method` instead", "a call to oneself";
+        WouldDeadlock CallError::WouldDeadlock, "only this thread could end the wait: use `method` instead of `inline`, or more workers", "a call to oneself";
         OutOfMemory CallError::OutOfMemory, "there is no memory for the reply or a chunk: ask for less at once", "an address space that is used up";
         Taken CallError::Taken, "the reply was taken before", "wait called twice";
         Codec CallError::Codec("x".into()), "the value does not fit the bytes: x", "different types on both sides";
