@@ -76,9 +76,9 @@ fn a_message_without_memory_is_kept_until_there_is_some() {
     const SIZES: [(usize, u64); 3] = [(60 << 20, 32 << 20), (3 << 20, 4 << 20), (200 << 10, 2 << 20)];
     let _watchdog = Watchdog::new(NAME);
     if role().is_none() {
-        for which in 0..SIZES.len() {
+        for (which, size) in SIZES.iter().enumerate() {
             let status = Kept::start(me(NAME, "receiver", &which.to_string()).env(ARENAS.0, ARENAS.1)).wait();
-            assert!(status.success(), "the receiver of {:?} ended: {status}", SIZES[which]);
+            assert!(status.success(), "the receiver of {size:?} ended: {status}");
         }
         return;
     }

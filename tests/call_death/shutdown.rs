@@ -172,7 +172,7 @@ fn who_was_welcomed_is_told_before_the_handle_is_gone() {
     }
 }
 
-/// Whatever comes too late for a server that ends in good order was never begun, and its caller is told so.
+/// Whatever comes too late for a server that ends in good order was never begun, and its caller's error says so.
 #[test]
 fn who_calls_while_the_server_ends_in_good_order_knows_that_the_call_was_never_begun() {
     let _watchdog = Watchdog::new("who_calls_while_the_server_ends");
@@ -241,7 +241,7 @@ fn notifications_are_served_when_their_client_has_left() {
         let counts = Arc::clone(&served);
         server.workers(2).method(GATED, move |request, _| {
             thread::sleep(Duration::from_micros(50));
-            assert!(!request.is_cancelled(), "nobody has called it off");
+            assert!(!request.is_cancelled(), "it was not called off");
             counts.fetch_add(1, Ordering::SeqCst);
             Ok(())
         })

@@ -177,7 +177,7 @@ fn one_process_does_not_occupy_all_workers() {
     assert_eq!(other.wait(), 0, "the other process is served");
     assert_eq!(host.seen("stubborn in"), 3, "one worker is left to others");
     host.client().call(OPEN, &[]).expect("answers");
-    // Half of the queue is this process's; the others were refused, and were told why.
+    // Half of the queue is this process's; the others were refused, with the reason.
     let (mut served, mut busy) = (0, 0);
     for call in held {
         match call.wait() {

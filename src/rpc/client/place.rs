@@ -15,7 +15,7 @@ pub enum Final {
     End,
     /// There is none: why, the handler's own code, a text.
     Failed(Status, u32, String),
-    /// This process had no memory for the reply or a chunk. If it was a chunk, the server has to be told.
+    /// This process had no memory for the reply or a chunk. If it was a chunk, the call is to be cancelled.
     OutOfMemory,
 }
 

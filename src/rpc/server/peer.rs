@@ -51,8 +51,8 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// Whether somebody is interested in what the method of this call does. For a notification that is so until it is
-    /// called off, or this side ends the connection: who sent it may have gone meanwhile.
+    /// Whether the method of this call is to run, and go on. For a notification that is so until it is called off, or this
+    /// side ends the connection: its sender may have gone meanwhile.
     pub(super) fn is_wanted(&self, call: Started) -> bool {
         if !self.line.same_process() {
             return false;

@@ -19,7 +19,7 @@ pub enum Event {
     Run(usize),
     /// Somebody who waits for this call may look again.
     Call(usize),
-    /// The call was answered for want of memory: its error is to be sent, and its method to be told.
+    /// The call was answered for want of memory: its error is to be sent, and its method to be notified.
     Failed(usize),
     /// There is credit for pushes.
     Push,
