@@ -49,7 +49,7 @@ use super::foreign::PeerSocket;
 use super::fork::{self, Canary, PerProcess, Slot, per_process};
 use super::pidfd::Pidfd;
 use super::scheduling::{self, NotReset};
-use super::signals;
+use super::{signals, threads};
 use crate::events;
 
 mod table;
@@ -289,6 +289,7 @@ impl Lifeline {
     fn start_thread(&'static self) -> io::Result<thread::JoinHandle<()>> {
         // The thread inherits the mask, so there is no moment in which it takes a signal.
         let _blocked = signals::block_all()?;
+        threads::check()?;
         let thread = thread::Builder::new().name("narrows-watch".into()).stack_size(STACK);
         let (running, started) = mpsc::sync_channel(1);
         step!("start the lifeline");

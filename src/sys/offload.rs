@@ -149,6 +149,7 @@ impl Offload {
 /// A thread that takes no signal: the program's handlers are not for it.
 fn start(body: impl FnOnce() + Send + 'static) -> io::Result<thread::JoinHandle<()>> {
     let _blocked = signals::block_all();
+    super::threads::check()?;
     thread::Builder::new().name("narrows-offload".into()).stack_size(STACK).spawn(body)
 }
 

@@ -20,7 +20,7 @@ use crate::events;
 use crate::mem::try_reserve;
 use crate::rpc::greeting::{self, MAX_FRAME_HEAD};
 use crate::rpc::nesting;
-use crate::rpc::wire::{STREAM, Status, UPLOAD};
+use crate::rpc::wire::{NOTIFY, STREAM, Status, UPLOAD};
 use crate::stream::SharedMemoryStream;
 
 /// Serves one connection on this thread until it ends.
@@ -200,6 +200,11 @@ impl Desk<'_> {
         }
     }
 
+    /// Whether the client has closed its end or died: the connection ends once what it had committed was received.
+    fn has_left(&self) -> bool {
+        matches!(self.peer.hall.ear.ended(), Some(Ended::Disconnected | Ended::PeerDied))
+    }
+
     #[cold]
     fn busy(&self, started: Started, text: &str) {
         self.shared.counts.busy.add();
@@ -224,7 +229,8 @@ impl Desk<'_> {
 impl Service<Mapping, Waiting> for Desk<'_> {
     #[inline]
     fn admit(&mut self, method: u32, flags: u8) -> Result<bool, Failure> {
-        if self.shared.draining.load(Ordering::Relaxed) {
+        // What a client had committed when it left is served whole; there is no more of it.
+        if self.shared.draining.load(Ordering::Relaxed) && !(flags & NOTIFY != 0 && self.has_left()) {
             return Err((Status::ShuttingDown, 0, String::new()));
         }
         let method = self.shared.methods.find(method, flags & (STREAM | UPLOAD))?;
@@ -278,6 +284,6 @@ impl Service<Mapping, Waiting> for Desk<'_> {
     }
 
     fn is_over(&self) -> bool {
-        self.shared.draining.load(Ordering::Relaxed) && self.peer.hall.is_quiet()
+        self.shared.draining.load(Ordering::Relaxed) && self.peer.hall.is_quiet() && !self.has_left()
     }
 }

@@ -20,6 +20,8 @@ pub(super) const CHECKS: &[Check] = &[
     Check::of("SO_PASSPIDFD", death_of_a_server),
     Check::of("MADV_POPULATE_WRITE", prefault),
     Check::of("SO_PASSRIGHTS", descriptors),
+    Check::of("MADV_WIPEONFORK", fork_guard),
+    Check::of("scheduling", scheduling),
 ];
 
 fn release() -> Vec<Finding> {
@@ -69,6 +71,36 @@ fn seal() -> Vec<Finding> {
         Verdict::Note,
         "Linux 5.1, or a sandbox. A hostile peer can take pages away, and hold up this process so: connect to peers that are trusted",
     )
+}
+
+fn fork_guard() -> Vec<Finding> {
+    let result = match probe::wipe_on_fork() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(io::Error::other("accepted, and nothing is done")),
+        Err(error) => Err(error),
+    };
+    outcome(
+        "MADV_WIPEONFORK",
+        "a fork finds out that it is one",
+        result,
+        Verdict::Note,
+        "an emulator or a sandbox: a handler of the C library stands in for it, but a process that was forked by the bare system \
+         call must not use connections",
+    )
+}
+
+fn scheduling() -> Vec<Finding> {
+    const WHAT: &str = "peer monitor";
+    isolate::about_to_call("sched_setaffinity, sched_setscheduler or setpriority");
+    match probe::monitor_scheduling() {
+        Ok(None) => vec![Finding::fine(WHAT, "its thread is scheduled as the main thread")],
+        Ok(Some(reason)) => vec![Finding::note(
+            WHAT,
+            format!("its thread keeps the scheduling of the thread that made the first connection: {reason}"),
+            "call narrows::start_peer_monitor from an ordinary thread, before any thread is pinned or has a real-time policy",
+        )],
+        Err(error) => vec![Finding::problem(WHAT, error.to_string(), "every connection needs its thread")],
+    }
 }
 
 /// Shared waits: the very flags that two processes use; a sleep ends by its deadline, and a wake finds no sleeper.
