@@ -127,7 +127,7 @@ fn a_command_that_cannot_start_and_failures_leak_nothing() {
         narrows::start_peer_monitor().expect("starts"); // Its descriptors stay.
         let before = descriptors();
         for _ in 0..20 {
-            let nothing = std::process::Command::new("/no/such/program");
+            let nothing = Command::new("/no/such/program");
             assert!(matches!(Options::new().spawn(nothing), Err(SpawnError::Io { .. })));
             assert!(Options::new().spawn(rerun(NAME, "child")).is_err());
         }

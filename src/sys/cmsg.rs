@@ -162,7 +162,7 @@ fn numbers(data: &[u8]) -> impl Iterator<Item = RawFd> {
 
 /// The process, user and group in a record of credentials; the process is 0 if this namespace does not have it.
 fn sender(data: &[u8]) -> Option<[u32; 3]> {
-    let number = |at| number_at(data, at).map(i32::cast_unsigned);
+    let number = |at| number_at(data, at).map(|number| u32::from_ne_bytes(number.to_ne_bytes()));
     Some([number(0)?, number(4)?, number(8)?])
 }
 
