@@ -162,9 +162,6 @@ impl Options {
     /// Decides by the kernel's word about the other process whether to talk to it: on a listener
     /// about each client, on a client about the server. Default: the same user, or root.
     ///
-    /// The user is what the kernel says of both processes. In a user namespace that does not map every user, the number
-    /// that stands for all who are not mapped (65534, `nobody`) is never the same user.
-    ///
     /// It runs inside `accept` and `connect`, so it must not block.
     #[must_use]
     pub fn authorize(mut self, policy: impl Fn(&PeerCred) -> bool + Send + Sync + 'static) -> Self {
@@ -212,7 +209,7 @@ impl Options {
     pub(crate) fn allows(&self, peer: &PeerCred) -> bool {
         match &self.authorize {
             Some(policy) => policy(peer),
-            None => peer.uid() == 0 || peer.has_own_user(),
+            None => peer.uid() == 0 || peer.uid() == PeerCred::own().uid(),
         }
     }
 

@@ -329,7 +329,7 @@ impl fmt::Display for SpawnError {
             Self::BadOptions(text) => write!(f, "illegal options: {text}"),
             Self::Io { doing, source } => write!(f, "{doing}: {source}"),
             Self::Timeout => {
-                f.write_str("the child did not take its connection in time: does it call SharedMemoryStream::from_parent, and does what stands in between pass its descriptors on (sudo, docker and Python's subprocess close them by default)?")
+                f.write_str("the child did not take its connection in time: does it call SharedMemoryStream::from_parent?")
             }
             Self::ChildExited(status) => {
                 write!(f, "the child ended before it took its connection ({status}): does it call SharedMemoryStream::from_parent?")

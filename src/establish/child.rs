@@ -4,7 +4,7 @@
 //!  parent (server)                                   child (client)
 //!    socketpair ── one end inherited ─────────────▶   NARROWS_PARENT = "fd:inode:nonce"
 //!    waits for Hello with the nonce   ◀── Hello ───   checks all three, once per process
-//!    watches the sender of the Hello  ── Welcome ──▶
+//!    watches the child's pidfd        ── Welcome ──▶
 //! ```
 //!
 //! # Invariants
@@ -12,10 +12,7 @@
 //! 1. The child's end exists in the parent only until the child was started.
 //! 2. A descriptor is believed only if it is the very socket (by inode) that the variable names, so
 //!    a grandchild that inherits the variable alone takes nothing.
-//! 3. On any failure the child is killed and reaped before the error returns, and so is a process that the child has started
-//!    if it has sent its Hello. One that has not finds its end closed.
-//! 5. The peer is the process that sent the Hello, which the kernel names beside it: the child, or one that a shell or
-//!    wrapper in between has started. The child may end before, as long as somebody still holds its end.
+//! 3. On any failure the child is killed and reaped before the error returns.
 //! 4. The environment of this process is never altered.
 //!
 //! # Proof
@@ -25,14 +22,16 @@
 use std::env;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::error::{ConnectError, SpawnError};
 use crate::handshake::Limits;
 use crate::options::Options;
 use crate::sys::lifeline;
-use crate::sys::socket;
-use crate::sys::spawn::{self as hand, Inherited};
+use crate::sys::pidfd::Pidfd;
+use crate::sys::socket::{self, PeerCred};
+use crate::sys::spawn as hand;
 use crate::sys::wait::wait_ready;
 
 use super::client::Caller;
@@ -43,21 +42,13 @@ use super::{Established, Step, deadline, drive, expired, wanted};
 pub(crate) fn spawn(command: &mut Command, options: &Options) -> Result<(Child, Established), SpawnError> {
     let limits = options.limits().map_err(SpawnError::BadOptions)?;
     lifeline::start().map_err(SpawnError::io("watching for the child's end"))?;
+    let until = deadline(options.connect_timeout_or_default());
     let (ours, theirs) = socket::pair().map_err(SpawnError::io("making a pair of sockets"))?;
     let _a_help = socket::refuse_descriptors(ours.as_fd());
-    socket::want_sender(ours.as_fd()).map_err(SpawnError::io("asking for the sender of the hello"))?;
-    let cred = socket::peer_cred(ours.as_fd()).map_err(SpawnError::io("reading credentials"))?;
     let nonce = announce(command, &theirs).map_err(SpawnError::io("preparing the hand-over"))?;
-    let mut child =
-        hand::spawn_with(command, theirs.as_fd()).map_err(SpawnError::io("starting the child"))?;
+    let mut child = command.spawn().map_err(SpawnError::io("starting the child"))?;
     drop(theirs);
-    let deadline = deadline(options.connect_timeout_or_default());
-    let mut guest = Guest::of_child(ours, cred, nonce);
-    let served = serve(&mut child, &mut guest, &limits, options.is_prefault(), deadline);
-    if served.is_err() {
-        guest.kill_peer(child.id());
-    }
-    match served.and_then(|()| guest.finish().map_err(in_child)) {
+    match serve(&mut child, ours, nonce, &limits, options.is_prefault(), until) {
         Ok(established) => Ok((child, established)),
         Err(error) => Err(end(child, error)),
     }
@@ -71,18 +62,11 @@ pub(crate) fn from_parent(options: &Options) -> Result<Established, ConnectError
     let Some((fd, inode, nonce)) = parse(&value) else {
         return Err(ConnectError::BadParent(format!("{VARIABLE} is not \"fd:inode:nonce\"")));
     };
-    let inherited =
-        hand::take_inherited(fd, inode).map_err(ConnectError::io("taking the parent's connection"))?;
-    let socket = match inherited {
-        Inherited::Taken(socket) => socket,
-        Inherited::TakenBefore => return Err(ConnectError::ParentTaken),
-        Inherited::Missing => {
-            return Err(ConnectError::BadParent(format!(
-                "descriptor {fd} is not the socket that the parent passed: a wrapper in between may have closed it, as sudo, \
-                 docker and Python's subprocess do by default"
-            )));
-        }
-    };
+    if TAKEN.swap(true, Ordering::AcqRel) {
+        return Err(ConnectError::ParentTaken);
+    }
+    let socket = hand::take_inherited(fd, inode)
+        .map_err(|error| ConnectError::BadParent(format!("descriptor {fd}: {error}")))?;
     let cred =
         socket::peer_cred(socket.as_fd()).map_err(ConnectError::io("reading the parent's credentials"))?;
     socket::want_pidfd(socket.as_fd());
@@ -92,15 +76,16 @@ pub(crate) fn from_parent(options: &Options) -> Result<Established, ConnectError
 /// The variable by which a child knows its end.
 const VARIABLE: &str = "NARROWS_PARENT";
 
-/// How long a process that an ended child has started may take to send its Hello, if there is no other deadline.
-const AFTER_EXIT: Duration = Duration::from_secs(5);
-
 /// How long the parent waits for the socket before it looks after the child again.
 const SLICE: Duration = Duration::from_millis(50);
 
-/// Tells the child of its end by a variable; returns the nonce.
+/// Whether this process took its parent's connection.
+static TAKEN: AtomicBool = AtomicBool::new(false);
+
+/// Lets the child inherit its end and tells it so; returns the nonce.
 fn announce(command: &mut Command, theirs: &OwnedFd) -> std::io::Result<u64> {
     let (fd, inode, nonce) = (theirs.as_raw_fd(), hand::socket_inode(theirs.as_fd())?, hand::nonce()?);
+    hand::inherit(command, fd, inode);
     command.env(VARIABLE, format!("{fd}:{inode}:{nonce}"));
     Ok(nonce)
 }
@@ -112,37 +97,28 @@ fn parse(value: &str) -> Option<(RawFd, u64, u64)> {
     parts.next().is_none().then_some((fd, inode, nonce))
 }
 
-/// Moves the handshake on until it is done, the deadline has passed or no process holds the child's end any more.
 fn serve(
     child: &mut Child,
-    guest: &mut Guest,
+    ours: OwnedFd,
+    nonce: u64,
     limits: &Limits,
     prefault: bool,
-    mut deadline: Option<Instant>,
-) -> Result<(), SpawnError> {
-    let mut ended = None;
+    until: Option<Instant>,
+) -> Result<Established, SpawnError> {
+    // Without it (before Linux 5.3) the socket alone tells of the child's end.
+    let pidfd = Pidfd::open(child.id()).ok();
+    let mut guest = Guest::of_child(ours, PeerCred::of_child(child.id()), pidfd, nonce);
     loop {
-        match guest.advance(limits, prefault).map_err(in_child) {
-            Ok(Step::Ready) => return Ok(()),
-            Ok(Step::Wants(_)) if expired(deadline) => {
-                return Err(ended.map_or(SpawnError::Timeout, SpawnError::ChildExited));
-            }
-            Ok(Step::Wants(readiness)) => {
-                let slice = Instant::now().checked_add(SLICE);
-                let slice = deadline.map_or(slice, |deadline| slice.map(|slice| slice.min(deadline)));
-                wait_ready(guest.as_fd(), readiness, slice)
-                    .map_err(SpawnError::io("waiting for the child"))?;
-            }
-            Err(SpawnError::ChildClosed) if ended.is_some() => {
-                return Err(ended.map_or(SpawnError::ChildClosed, SpawnError::ChildExited));
-            }
-            Err(error) => return Err(error),
-        }
-        if ended.is_none() {
-            // What the child has started may still hold its end, and take it.
-            ended = child.try_wait().map_err(SpawnError::io("looking after the child"))?;
-            if ended.is_some() {
-                deadline = deadline.or_else(|| Instant::now().checked_add(AFTER_EXIT));
+        match guest.advance(limits, prefault).map_err(in_child)? {
+            Step::Ready => return guest.finish().map_err(in_child),
+            Step::Wants(_) if expired(until) => return Err(SpawnError::Timeout),
+            Step::Wants(readiness) => {
+                let slice = deadline(SLICE);
+                let slice = until.map_or(slice, |until| slice.map(|slice| slice.min(until)));
+                let ready = wait_ready(guest.as_fd(), readiness, slice);
+                if !ready.map_err(SpawnError::io("waiting for the child"))? {
+                    still_running(child)?;
+                }
             }
         }
     }

@@ -80,8 +80,6 @@ pub(crate) struct Guest {
     socket: PeerSocket,
     cred: PeerCred,
     peer: Option<Arc<Pidfd>>,
-    /// Whether the process that sends the Hello is the peer, not the one that the kernel named when the socket was made.
-    named_by_hello: bool,
     machine: ServerHandshake,
     progress: Progress,
 }
@@ -128,20 +126,12 @@ impl Guest {
     /// The other end of a socketpair within this process.
     pub(super) fn of_pair(socket: impl Into<PeerSocket>, cred: PeerCred, nonce: u64) -> Self {
         let (socket, machine) = (socket.into(), ServerHandshake::new(nonce));
-        Self { socket, cred, peer: None, named_by_hello: false, machine, progress: Progress::Hello }
+        Self { socket, cred, peer: None, machine, progress: Progress::Hello }
     }
 
-    /// A process that inherited its end, and proves it by the nonce: the child, or one that the child has started. The
-    /// socket names its senders.
-    pub(super) fn of_child(socket: OwnedFd, cred: PeerCred, nonce: u64) -> Self {
-        Self { named_by_hello: true, ..Self::of_pair(socket, cred, nonce) }
-    }
-
-    /// Kills the process that sent the Hello, if it is known and is not this child.
-    pub(super) fn kill_peer(&self, child: u32) {
-        if let Some(peer) = self.peer.as_ref().filter(|_| self.named_by_hello && self.cred.pid() != child) {
-            peer.kill(self.cred.pid());
-        }
+    /// A child process that was handed its end, and proves it by the nonce.
+    pub(super) fn of_child(socket: OwnedFd, cred: PeerCred, peer: Option<Pidfd>, nonce: u64) -> Self {
+        Self { peer: peer.map(Pidfd::shared), ..Self::of_pair(socket, cred, nonce) }
     }
 
     /// Does all that can be done without waiting.
@@ -231,7 +221,7 @@ impl Guest {
 
     /// Whether the client has confirmed that the memory is sealed, and it is. The one byte that says so is the last
     /// that is read here.
-    fn is_confirmed(&mut self, memory: &Memory) -> Result<bool, Failure> {
+    fn is_confirmed(&self, memory: &Memory) -> Result<bool, Failure> {
         let mut byte = [0];
         if self.receive(&mut byte)?.is_none() {
             return Ok(false);
@@ -244,15 +234,8 @@ impl Guest {
     }
 
     /// Reads what is there: how many bytes, or `None` for now. A client passes no descriptors.
-    fn receive(&mut self, into: &mut [u8]) -> Result<Option<usize>, Failure> {
+    fn receive(&self, into: &mut [u8]) -> Result<Option<usize>, Failure> {
         let received = receive_with_fds(self.socket.as_fd(), into)?;
-        if let (true, Progress::Hello, Some(sender)) = (self.named_by_hello, &self.progress, received.sender)
-        {
-            self.cred = sender;
-            // Before Linux 6.5 by its number, which is still its own: it waits for the Welcome.
-            let pidfd = received.pidfd.or_else(|| Pidfd::open_unless_filtered(sender.pid()));
-            self.peer = pidfd.map(Pidfd::shared);
-        }
         match (received.beside, received.transfer) {
             (Beside::Nothing, Transfer::Bytes(count)) => Ok(Some(count)),
             (Beside::Nothing, Transfer::WouldBlock) => Ok(None),

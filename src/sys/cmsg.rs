@@ -35,8 +35,6 @@ pub(crate) struct Taken {
     pub(crate) fds: Vec<OwnedFd>,
     /// The pidfd of the sender, which the kernel itself made.
     pub(crate) pidfd: Option<OwnedFd>,
-    /// The process, user and group of the sender, which the kernel itself filled in or checked.
-    pub(crate) sender: Option<[u32; 3]>,
 }
 
 impl Control {
@@ -85,9 +83,6 @@ impl Control {
     pub(crate) unsafe fn take(&self, len: usize) -> Taken {
         let mut taken = Taken::default();
         for record in Records(self.bytes.get(..len).unwrap_or(&self.bytes)) {
-            if (record.level, record.kind) == (SOCKET, CREDENTIALS) {
-                taken.sender = sender(record.data);
-            }
             if record.level != SOCKET || !matches!(record.kind, RIGHTS | PIDFD) {
                 continue;
             }
@@ -116,7 +111,6 @@ const ALIGN: usize = 8;
 const FD: usize = size_of::<RawFd>();
 const SOCKET: i32 = libc::SOL_SOCKET;
 const RIGHTS: i32 = libc::SCM_RIGHTS;
-const CREDENTIALS: i32 = libc::SCM_CREDENTIALS;
 /// The C library's headers for Rust do not have it yet; it is the same on all machines.
 const PIDFD: i32 = 4;
 /// More than the 1028 bytes of 253 descriptors.
@@ -158,12 +152,6 @@ impl<'a> Iterator for Records<'a> {
 fn numbers(data: &[u8]) -> impl Iterator<Item = RawFd> {
     let places = (0..data.len() / FD).map(|i| i * FD);
     places.filter_map(|at| number_at(data, at)).filter(|number| *number >= 0)
-}
-
-/// The process, user and group in a record of credentials; the process is 0 if this namespace does not have it.
-fn sender(data: &[u8]) -> Option<[u32; 3]> {
-    let number = |at| number_at(data, at).map(|number| u32::from_ne_bytes(number.to_ne_bytes()));
-    Some([number(0)?, number(4)?, number(8)?])
 }
 
 fn number_at(bytes: &[u8], at: usize) -> Option<i32> {

@@ -67,13 +67,11 @@ pub(crate) enum Slot {
     Lifeline = 0,
     /// The pidfds that connections share.
     Pidfds = 1,
-    /// The turn to start a child.
-    Spawning = 2,
     /// The threads that close what came from peers.
     Offload = 7,
     /// For the tests below.
     #[cfg(test)]
-    Test = 3,
+    Test = 2,
 }
 
 /// What exists once in a process and anew in each fork of it.

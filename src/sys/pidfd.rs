@@ -20,7 +20,6 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use super::call;
 use super::descriptor::Descriptor;
 use super::fork::{PerProcess, Slot, per_process};
-use super::seccomp::filter_in_force;
 use super::wait::is_readable;
 
 /// A process.
@@ -45,11 +44,6 @@ impl Pidfd {
         Ok(Self { fd: fd?.into() })
     }
 
-    /// The process that has this number now, unless a seccomp filter might kill for the question.
-    pub(crate) fn open_unless_filtered(pid: u32) -> Option<Self> {
-        if filter_in_force() { None } else { Self::open(pid).ok() }
-    }
-
     /// Takes over a descriptor that the kernel made as a pidfd.
     pub(crate) fn from_owned(fd: OwnedFd) -> Self {
         Self { fd: fd.into() }
@@ -58,15 +52,6 @@ impl Pidfd {
     /// Whether the process has ended (it may still be waiting for its parent to reap it).
     pub(crate) fn exited(&self) -> bool {
         is_readable(self.fd.as_fd()).unwrap_or(false)
-    }
-
-    /// Kills the process, which had this number when the descriptor was made, unless it has ended.
-    pub(crate) fn kill(&self, pid: u32) {
-        let pid = i32::try_from(pid).unwrap_or(0);
-        if pid > 0 && !self.exited() {
-            // SAFETY: takes numbers. The process has not ended, so its number is not another's.
-            unsafe { libc::kill(pid, libc::SIGKILL) };
-        }
     }
 
     /// The one `Pidfd` of this process that all its users share.

@@ -9,7 +9,7 @@ use super::call;
 use super::memfd;
 use super::pidfd::Pidfd;
 use super::region::Region;
-use super::socket::{self, PeerCred};
+use super::socket;
 
 /// Memory whose size and mappings are sealed, mapped so that a fork does not have it; what every connection needs.
 ///
@@ -141,7 +141,7 @@ pub fn seal_against_holes() -> io::Result<()> {
 pub fn own_user() -> io::Result<(u32, u32)> {
     // SAFETY: takes nothing and cannot fail.
     let says = unsafe { libc::geteuid() };
-    Ok((PeerCred::own()?.uid(), says))
+    Ok((socket::peer_cred(socket::pair()?.0.as_fd())?.uid(), says))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@
 
 use std::io;
 use std::mem::{self, MaybeUninit};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
@@ -46,25 +46,16 @@ pub struct PeerCred {
 }
 
 impl PeerCred {
-    /// This process itself, as the kernel knows it. What `geteuid` says may come from a preloaded library (fakeroot).
-    ///
-    /// # Errors
-    ///
-    /// No socket is to be had.
-    pub(crate) fn own() -> io::Result<Self> {
-        peer_cred(pair()?.0.as_fd())
+    /// This process itself.
+    pub(crate) fn own() -> Self {
+        // SAFETY: the calls take nothing and cannot fail.
+        let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
+        Self { pid: std::process::id(), uid, gid }
     }
 
-    pub(super) fn from_numbers([pid, uid, gid]: [u32; 3]) -> Self {
-        Self { pid, uid, gid }
-    }
-
-    /// Whether the process has the user of this one.
-    ///
-    /// A user that is not mapped into this user namespace has the overflow uid, usually 65534 (`nobody`), as all
-    /// others that are not mapped have. So that number is only taken for one's own where every user is mapped.
-    pub(crate) fn has_own_user(&self) -> bool {
-        Self::own().is_ok_and(|own| own.uid == self.uid) && (self.uid != overflow_uid() || maps_all_users())
+    /// A child with this number that was just started: its user is taken to be ours.
+    pub(crate) fn of_child(pid: u32) -> Self {
+        Self { pid, ..Self::own() }
     }
 
     /// The process number, or 0 if the process is outside this process's pid namespace.
@@ -189,17 +180,6 @@ pub(crate) fn peer_pidfd(fd: BorrowedFd<'_>) -> Option<Pidfd> {
     pidfd.ok().map(Pidfd::from_owned)
 }
 
-/// Asks for the process of the sender beside all that is received: its credentials, and its pidfd where the kernel can
-/// (Linux 6.5).
-///
-/// # Errors
-///
-/// The system call failed.
-pub(crate) fn want_sender(fd: BorrowedFd<'_>) -> io::Result<()> {
-    want_pidfd(fd);
-    set_option(fd, libc::SO_PASSCRED, 1)
-}
-
 /// Asks for the pidfd of the sender beside all that is received, where the kernel can (Linux 6.5).
 ///
 /// For connected sockets only: connecting with this option would make an abstract name.
@@ -230,21 +210,6 @@ pub(crate) fn queued(fd: BorrowedFd<'_>) -> io::Result<usize> {
     let asked = unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
     call::check("ioctl(FIONREAD)", asked)?;
     Ok(usize::try_from(bytes).unwrap_or(usize::MAX))
-}
-
-/// What every user has who is not mapped into this user namespace.
-fn overflow_uid() -> u32 {
-    const USUAL: u32 = 65_534;
-    let text = std::fs::read_to_string("/proc/sys/kernel/overflowuid");
-    text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(USUAL)
-}
-
-/// Whether each user of the system has a number of its own in this user namespace. Unknown counts as no.
-fn maps_all_users() -> bool {
-    const ALL: u64 = u32::MAX as u64; // The last number stands for no user.
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    let lengths = map.lines().filter_map(|line| line.split_whitespace().nth(2)?.parse::<u64>().ok());
-    lengths.fold(0, u64::saturating_add) >= ALL
 }
 
 const FLAGS: i32 = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
@@ -314,6 +279,7 @@ mod tests {
     use super::*;
     use crate::sys::testing::fork;
     use crate::sys::transfer::{Transfer, read, send_with_fd, write};
+    use std::os::fd::AsFd;
     use std::os::unix::fs::{FileTypeExt, PermissionsExt};
     use std::path::PathBuf;
 

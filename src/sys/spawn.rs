@@ -2,99 +2,69 @@
 //!
 //! # Invariants
 //!
-//! 1. Nothing of ours runs between fork and exec, so that the standard library starts the child without a copy of this
-//!    process's page tables (`posix_spawn`), which costs 40 ms for each GiB and may fail for want of memory.
-//! 2. The child's end is inheritable only while the child is started. What another thread starts at that moment, by other
-//!    means, inherits a copy too. That does no harm: such a program does not know the number or the nonce, the peer is
-//!    the process that sends the nonce, and its death is reported by its pidfd. It only delays the hang-up of a child that
-//!    lives on without its end.
-//! 3. A number from outside becomes a descriptor only if it names a socket with the inode that the parent passed, and is still
-//!    inheritable: taking it makes it close-on-exec, so a second copy of this library in the process finds it taken.
+//! 1. What runs between fork and exec makes system calls only: it neither allocates nor locks.
+//! 2. A number from outside becomes a descriptor only if it names a socket with the inode that
+//!    the parent told, and once in the life of a process: nothing else can own it then.
 //!
 //! # Proof
 //!
-//! A real child in the tests below; `tests/handover.rs` counts forks.
+//! A real child in the tests below.
 
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::process::{Child, Command};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use super::call::{self, INTERRUPTS};
-use super::fork::{PerProcess, Slot, per_process};
 
-/// Starts the command; it inherits the descriptor under its number.
+/// Lets the child inherit the descriptor under its number, if it is still the socket with this
+/// inode when the child is spawned.
 ///
-/// The caller closes its own copy afterwards: as long as this process has it, the end of the child does not hang up the
-/// other end.
-///
-/// # Errors
-///
-/// Those of [`Command::spawn`]; there is no memory.
-pub(crate) fn spawn_with(command: &mut Command, fd: BorrowedFd<'_>) -> io::Result<Child> {
-    let turn = per_process(|| Ok(Spawning::default()))?;
-    // One at a time, so that no child inherits the end of another.
-    let _turn = turn.0.lock().unwrap_or_else(PoisonError::into_inner);
-    set_flags(fd.as_raw_fd(), 0)?;
-    let child = command.spawn();
-    set_flags(fd.as_raw_fd(), libc::FD_CLOEXEC)?;
-    child
-}
-
-#[derive(Default)]
-struct Spawning(Mutex<()>);
-
-// SAFETY: the only type with this slot.
-unsafe impl PerProcess for Spawning {
-    const SLOT: Slot = Slot::Spawning;
-}
-
-/// What became of an attempt to take an inherited descriptor.
-#[derive(Debug)]
-pub(crate) enum Inherited {
-    /// It is ours.
-    Taken(OwnedFd),
-    /// It was taken before, by this copy of the library or another in the process.
-    TakenBefore,
-    /// The number names something else, or nothing: what stands between the parent and this process has closed it.
-    Missing,
+/// The caller keeps it open until then and closes it afterwards: as long as this process has it
+/// too, the end of the child does not hang up the other end.
+pub(crate) fn inherit(command: &mut Command, fd: RawFd, inode: u64) {
+    let keep = move || {
+        if socket_inode_of(fd)? != inode {
+            return Err(io::Error::from_raw_os_error(libc::EBADF));
+        }
+        // SAFETY: takes numbers only. If `fd` is not open, it fails.
+        if unsafe { libc::fcntl(fd, libc::F_SETFD, 0) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    };
+    // SAFETY: `keep` makes two system calls; its errors are numbers and take no memory.
+    unsafe { command.pre_exec(keep) };
 }
 
 /// Owns a descriptor that this process inherited from its parent. Works once.
 ///
 /// # Errors
 ///
-/// Its flags cannot be changed.
-pub(crate) fn take_inherited(fd: RawFd, inode: u64) -> io::Result<Inherited> {
-    if TAKEN.load(Ordering::Acquire) {
-        return Ok(Inherited::TakenBefore);
+/// It is no socket with this inode, or one was taken already.
+pub(crate) fn take_inherited(fd: RawFd, inode: u64) -> io::Result<OwnedFd> {
+    let found = socket_inode_of(fd);
+    if found.ok() != Some(inode) {
+        let text = "the inherited descriptor is not the socket that the parent passed";
+        return Err(io::Error::new(io::ErrorKind::NotFound, text));
     }
-    if socket_inode_of(fd).ok() != Some(inode) {
-        return Ok(Inherited::Missing);
+    if TAKEN.swap(true, Ordering::AcqRel) {
+        let text = "the inherited descriptor was taken already";
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
     }
-    // SAFETY: takes numbers, and only asks.
-    let flags = call::check("fcntl(F_GETFD)", unsafe { libc::fcntl(fd, libc::F_GETFD) })?;
-    if flags & libc::FD_CLOEXEC != 0 || TAKEN.swap(true, Ordering::AcqRel) {
-        return Ok(Inherited::TakenBefore);
-    }
-    set_flags(fd, libc::FD_CLOEXEC)?;
-    // SAFETY: it is open, is the socket that the parent made for this, and was not owned before: it was not close-on-exec,
-    // which an owner makes it, and the flag above is set once.
+    // SAFETY: it is open, is the socket that the parent made for this, and no earlier call owned
+    // it: the flag above is set once.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    // SAFETY: changes the status of a socket of ours.
+    // SAFETY: changes the flags of a socket of ours.
     unsafe {
         let raw = fd.as_raw_fd();
+        call::check("fcntl(F_SETFD)", libc::fcntl(raw, libc::F_SETFD, libc::FD_CLOEXEC))?;
         let status = call::check("fcntl(F_GETFL)", libc::fcntl(raw, libc::F_GETFL))?;
         call::check("fcntl(F_SETFL)", libc::fcntl(raw, libc::F_SETFL, status | libc::O_NONBLOCK))?;
     }
-    Ok(Inherited::Taken(fd))
-}
-
-fn set_flags(fd: RawFd, flags: libc::c_int) -> io::Result<()> {
-    // SAFETY: takes numbers. If `fd` is not open, it fails.
-    call::check("fcntl(F_SETFD)", unsafe { libc::fcntl(fd, libc::F_SETFD, flags) }).map(drop)
+    Ok(fd)
 }
 
 /// The inode of a socket, which distinguishes it from all other sockets that are open.
@@ -129,6 +99,7 @@ pub(crate) fn nonce() -> io::Result<u64> {
 
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
+/// Also runs between fork and exec: no memory is taken, also not for errors.
 fn socket_inode_of(fd: RawFd) -> io::Result<u64> {
     let mut stat = MaybeUninit::<libc::stat>::uninit();
     // SAFETY: fills the local struct; fails if `fd` is not open.
@@ -164,15 +135,26 @@ mod tests {
             let (ours, theirs) = pair().expect("pair");
             let fd = theirs.as_raw_fd();
             let mut command = shell(format!("test -S /proc/self/fd/{fd} && echo hello >&{fd}"));
-            let mut child = spawn_with(&mut command, theirs.as_fd()).expect("spawns");
-            // SAFETY: only asks.
-            assert_eq!(unsafe { libc::fcntl(fd, libc::F_GETFD) }, libc::FD_CLOEXEC);
+            inherit(&mut command, fd, socket_inode(theirs.as_fd()).expect("socket"));
+            let mut child = command.spawn().expect("spawns");
             drop(theirs);
             assert!(child.wait().expect("ends").success());
             assert!(wait_ready(ours.as_fd(), Readiness::Readable, None).expect("polls"));
             let mut buffer = [0; 8];
             assert_eq!(read(ours.as_fd(), &mut buffer).expect("reads"), Transfer::Bytes(6));
             assert_eq!(read(ours.as_fd(), &mut buffer).expect("reads"), Transfer::Closed);
+        });
+    }
+
+    #[test]
+    fn a_socket_that_is_gone_fails_the_spawn() {
+        // In a child, so that no other thread reuses the number.
+        in_child(|| {
+            let (_ours, theirs) = pair().expect("pair");
+            let mut command = shell("true".into());
+            inherit(&mut command, theirs.as_raw_fd(), socket_inode(theirs.as_fd()).expect("it"));
+            drop(theirs);
+            assert!(command.spawn().is_err());
         });
     }
 
@@ -184,20 +166,17 @@ mod tests {
             let other = socket_inode(ours.as_fd()).expect("socket");
             assert_ne!(inode, other);
             let raw = std::os::fd::IntoRawFd::into_raw_fd(theirs);
-            // As another copy of the library leaves it that has taken it.
-            let before = take_inherited(raw, inode).expect("asks");
-            assert!(matches!(before, Inherited::TakenBefore), "{before:?}");
-            // As inherited: not close-on-exec, and blocking.
-            set_flags(raw, 0).expect("open");
+            // SAFETY: as inherited: not close-on-exec, and blocking.
+            unsafe { assert_eq!(libc::fcntl(raw, libc::F_SETFD, 0), 0) };
             for (fd, inode) in [(raw, other), (-1, inode), (1000, inode), (0, inode)] {
-                let missing = take_inherited(fd, inode).expect("asks");
-                assert!(matches!(missing, Inherited::Missing), "{missing:?}");
+                let error = take_inherited(fd, inode).expect_err("wrong");
+                assert_eq!(error.kind(), io::ErrorKind::NotFound);
             }
-            let Inherited::Taken(taken) = take_inherited(raw, inode).expect("right") else { panic!("ours") };
+            let taken = take_inherited(raw, inode).expect("right");
             // SAFETY: only asks.
             assert_eq!(unsafe { libc::fcntl(raw, libc::F_GETFD) }, libc::FD_CLOEXEC);
-            let again = take_inherited(raw, inode).expect("asks");
-            assert!(matches!(again, Inherited::TakenBefore), "{again:?}");
+            let again = take_inherited(raw, inode).expect_err("once");
+            assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
             drop(taken);
         });
     }

@@ -22,7 +22,6 @@ use super::call::{self, INTERRUPTS};
 use super::cmsg::Control;
 use super::foreign::Foreign;
 use super::pidfd::Pidfd;
-use super::socket::PeerCred;
 
 /// How far a read or a write got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,8 +44,6 @@ pub(crate) struct Received {
     /// The process that sent the bytes, if the socket asks for it and the kernel can tell. It may have
     /// ended since.
     pub(crate) pidfd: Option<Pidfd>,
-    /// The process, user and group of the sender, if the socket asks for them.
-    pub(crate) sender: Option<PeerCred>,
 }
 
 /// The descriptors that came with bytes.
@@ -137,8 +134,7 @@ fn look(fd: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<Received> {
         (Some(fd), None) => Beside::One(fd),
         (None, _) => Beside::Nothing,
     };
-    let sender = taken.sender.map(PeerCred::from_numbers);
-    Ok(Received { transfer, beside, pidfd: taken.pidfd.map(Pidfd::from_owned), sender })
+    Ok(Received { transfer, beside, pidfd: taken.pidfd.map(Pidfd::from_owned) })
 }
 
 /// Writes as much as there is room for, and passes all these descriptors with the first byte.
