@@ -51,6 +51,7 @@ pub(crate) mod path;
 pub(crate) mod pidfd;
 pub mod probe;
 pub(crate) mod region;
+pub(crate) mod seccomp;
 #[cfg(feature = "testing")]
 pub mod sentinel;
 pub(crate) mod signals;
