@@ -13,13 +13,14 @@
 //! The tests below, and `tests/handshake.rs`.
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::channel::WaitStrategy;
 use crate::handshake::{Limits, MAX_MESSAGE};
 use crate::layout::{Geometry, LAST_TICKET};
-use crate::sys::socket::PeerCred;
+use crate::sys::socket::{self, PeerCred};
 
 /// A builder for listeners and connections.
 ///
@@ -159,10 +160,16 @@ impl Options {
         self
     }
 
-    /// Decides by the kernel's word about the other process whether to talk to it: on a listener
-    /// about each client, on a client about the server. Default: the same user, or root.
+    /// Sets the policy that decides by the credentials of the other process whether to talk to it: on a listener
+    /// for each client, on a client for the server. Default: the same user, or root.
     ///
     /// It runs inside `accept` and `connect`, so it must not block.
+    ///
+    /// The default asks the kernel which user this process is, and not the C library, which `fakeroot` and `proot`
+    /// deceive. In a user namespace that does not map all users (most containers) it trusts no peer that is
+    /// shown as the overflow uid (65534, `nobody`), since every user that is not mapped is shown so; a policy of your own
+    /// has to know that too. Run such programs as another user of the namespace. [`spawn`](Options::spawn) and
+    /// [`pair`](Options::pair) ask no policy.
     #[must_use]
     pub fn authorize(mut self, policy: impl Fn(&PeerCred) -> bool + Send + Sync + 'static) -> Self {
         self.authorize = Some(Arc::new(policy));
@@ -205,11 +212,21 @@ impl Options {
         Ok(Limits { geometry, max_message, first_ticket: self.first_ticket })
     }
 
-    /// Whether this peer may talk to us.
-    pub(crate) fn allows(&self, peer: &PeerCred) -> bool {
-        match &self.authorize {
-            Some(policy) => policy(peer),
-            None => peer.uid() == 0 || peer.uid() == PeerCred::own().uid(),
+    /// Decides whether to talk to this peer. The user of this process is asked for each time, as it may have changed.
+    ///
+    /// # Errors
+    ///
+    /// [`Untrusted::Unknown`] if the kernel could not be asked; else the reason not to.
+    pub(crate) fn authorizes(&self, peer: &PeerCred) -> Result<(), Untrusted> {
+        let uid = peer.uid();
+        if let Some(policy) = &self.authorize {
+            return if policy(peer) { Ok(()) } else { Err(Untrusted::ByPolicy) };
+        }
+        let own = PeerCred::own().map_err(Untrusted::Unknown)?.uid();
+        match uid {
+            _ if uid != 0 && uid != own => Err(Untrusted::OtherUser { uid, own }),
+            _ if socket::is_ambiguous(uid) => Err(Untrusted::Ambiguous { uid }),
+            _ => Ok(()),
         }
     }
 
@@ -261,6 +278,50 @@ impl fmt::Debug for Options {
     }
 }
 
+/// Why a peer is not talked to.
+#[derive(Debug)]
+pub(crate) enum Untrusted {
+    /// The program's own policy refuses it.
+    ByPolicy,
+    /// It is another user than this process, and not root.
+    OtherUser { uid: u32, own: u32 },
+    /// Its number stands for all users that this process's user namespace does not map.
+    Ambiguous { uid: u32 },
+    /// The kernel could not be asked which user this process is.
+    Unknown(io::Error),
+}
+
+impl Untrusted {
+    /// Returns the reason for the peer, in the 64 bytes that a refusal holds.
+    pub(crate) fn to_peer(&self) -> String {
+        match self {
+            Self::ByPolicy => "see the server's Options::authorize".into(),
+            Self::OtherUser { uid, own } => {
+                format!("user {uid} is not the server's, {own}: Options::authorize")
+            }
+            Self::Ambiguous { uid } => format!("user {uid} is any that the server's namespace does not map"),
+            Self::Unknown(error) => error.to_string(),
+        }
+    }
+}
+
+impl fmt::Display for Untrusted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ByPolicy => f.write_str("Options::authorize refuses it"),
+            Self::OtherUser { uid, own } => {
+                write!(f, "user {uid} is neither this process's, {own}, nor root: see Options::authorize")
+            }
+            Self::Ambiguous { uid } => write!(
+                f,
+                "in this user namespace {uid} is the number of every user that it does not map, so it is not known to be this \
+                 process's: run both processes as a user that is mapped under another number, or see Options::authorize"
+            ),
+            Self::Unknown(error) => write!(f, "asking the kernel for the user of this process: {error}"),
+        }
+    }
+}
+
 /// The smallest window of a stream, and of pushes; `rpc::wire` has the same.
 pub(crate) const MIN_WINDOW: u32 = 1024;
 
@@ -269,6 +330,17 @@ type Policy = dyn Fn(&PeerCred) -> bool + Send + Sync;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_is_short_enough_for_the_peer() {
+        let (uid, own) = (u32::MAX - 1, u32::MAX - 2);
+        for why in
+            [Untrusted::ByPolicy, Untrusted::OtherUser { uid, own }, Untrusted::Ambiguous { uid: 65534 }]
+        {
+            let text = why.to_peer();
+            assert!(text.len() <= 64, "{} bytes: {text}", text.len());
+        }
+    }
 
     #[test]
     fn illegal_numbers_are_named() {

@@ -171,7 +171,7 @@ fn who_is_sent_away_is_told_with_the_reason() {
     serving(&closed, |path| {
         let refused = SharedMemoryStream::connect(path);
         assert!(matches!(refused, Err(ConnectError::Rejected { .. })), "{refused:?}");
-        let text = "its user may not connect, see Options::authorize";
+        let text = "its user may not connect: Options::authorize refuses it";
         once(Level::Warn, &format!("rejected process {me} of user {user}: {text}"));
     });
     assert_eq!(all(), 4, "{:?}", told_so_far());

@@ -8,11 +8,11 @@ use std::env;
 use std::io::{Read, Write};
 use std::os::fd::FromRawFd;
 use std::os::unix::net::UnixStream;
-use std::process::{Command, exit};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::process::exit;
 use std::time::{Duration, Instant};
 
-use narrows::{ConnectError, HandshakeError, Options, RecvTimeoutError, SharedMemoryStream, SpawnError};
+use narrows::{ConnectError, HandshakeError, SpawnError};
+use narrows::{Options, SharedMemoryStream};
 use support::*;
 
 const VARIABLE: &str = "NARROWS_PARENT";
@@ -127,116 +127,12 @@ fn a_command_that_cannot_start_and_failures_leak_nothing() {
         narrows::start_peer_monitor().expect("starts"); // Its descriptors stay.
         let before = descriptors();
         for _ in 0..20 {
-            let nothing = Command::new("/no/such/program");
+            let nothing = std::process::Command::new("/no/such/program");
             assert!(matches!(Options::new().spawn(nothing), Err(SpawnError::Io { .. })));
             assert!(Options::new().spawn(rerun(NAME, "child")).is_err());
         }
         eventually(|| descriptors() == before);
         no_child_is_left();
-    }
-}
-
-/// Starts the role in a shell, which does what stands around it.
-fn in_a_shell(test: &str, role: &str, around: &str) -> Command {
-    let inner = rerun(test, role);
-    let words = inner.get_args().map(|word| format!("'{}'", word.to_str().expect("plain")));
-    let program = inner.get_program().to_str().expect("plain").to_owned();
-    let line = [format!("'{program}'")].into_iter().chain(words).collect::<Vec<_>>().join(" ");
-    let mut shell = Command::new("sh");
-    shell.arg("-c").arg(around.replace("BACKEND", &line));
-    shell.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    shell
-}
-
-/// A backend that says which process it is, then waits until its parent closes.
-fn backend() {
-    let mut stream = SharedMemoryStream::from_parent().expect("handed over");
-    stream.send(&std::process::id().to_ne_bytes()).expect("sends");
-    let _closed = stream.recv_into(&mut Vec::new());
-}
-
-fn id_of(stream: &mut SharedMemoryStream) -> u32 {
-    let mut id = [0; 4];
-    stream.recv_timeout(&mut id, Duration::from_secs(30)).expect("says");
-    u32::from_ne_bytes(id)
-}
-
-#[test]
-fn the_death_of_a_backend_behind_a_shell_that_lives_is_reported() {
-    const NAME: &str = "the_death_of_a_backend_behind_a_shell_that_lives_is_reported";
-    if role().is_some() {
-        return backend();
-    }
-    let _watchdog = Watchdog::new(NAME);
-    let (mut shell, mut stream) =
-        Options::new().spawn(in_a_shell(NAME, "backend", "BACKEND; sleep 600")).expect("spawns");
-    let id = id_of(&mut stream);
-    assert_ne!(id, shell.id());
-    assert_eq!(stream.peer_cred().pid(), id, "the peer is the process that has sent the Hello");
-    // SAFETY: takes numbers; the process lives, since its parent, the shell, has not reaped it.
-    assert_eq!(unsafe { libc::kill(id.try_into().expect("small"), libc::SIGKILL) }, 0);
-    let end = stream.recv_into_timeout(&mut Vec::new(), Duration::from_secs(30));
-    assert_eq!(end.map(drop), Err(RecvTimeoutError::PeerDied));
-    shell.kill().expect("kills");
-    shell.wait().expect("ends");
-}
-
-#[test]
-fn a_backend_whose_shell_has_ended_is_alive() {
-    const NAME: &str = "a_backend_whose_shell_has_ended_is_alive";
-    if role().is_some() {
-        // The shell ends first, and with it the process that was spawned.
-        std::thread::sleep(Duration::from_millis(300));
-        return backend();
-    }
-    let _watchdog = Watchdog::new(NAME);
-    let (mut shell, mut stream) =
-        Options::new().spawn(in_a_shell(NAME, "backend", "BACKEND & exit 0")).expect("spawns");
-    assert!(shell.wait().expect("ends").success());
-    let id = id_of(&mut stream);
-    assert_eq!(stream.peer_cred().pid(), id);
-    let end = stream.recv_into_timeout(&mut Vec::new(), Duration::from_millis(800));
-    assert_eq!(end.map(drop), Err(RecvTimeoutError::Timeout), "it lives");
-}
-
-#[test]
-fn a_wrapper_that_closes_descriptors_is_named() {
-    const NAME: &str = "a_wrapper_that_closes_descriptors_is_named";
-    if role().is_some() {
-        let error = SharedMemoryStream::from_parent().map(drop).expect_err("it was closed");
-        assert!(error.to_string().contains("wrapper"), "{error}");
-        exit(9);
-    }
-    let _watchdog = Watchdog::new(NAME);
-    // The variable begins with the number of the descriptor.
-    let closes = format!("fd=${{{VARIABLE}%%:*}}; eval \"exec $fd>&-\"; BACKEND");
-    let error =
-        Options::new().spawn(in_a_shell(NAME, "backend", &closes)).map(drop).expect_err("its end is closed");
-    match error {
-        SpawnError::ChildExited(status) => assert_eq!(status.code(), Some(9)),
-        SpawnError::ChildClosed => {}
-        other => panic!("{other:?}"),
-    }
-}
-
-#[test]
-fn the_parent_is_not_forked() {
-    const NAME: &str = "the_parent_is_not_forked";
-    if role().as_deref() == Some("child") {
-        return backend();
-    }
-    if alone(NAME) {
-        static FORKS: AtomicU32 = AtomicU32::new(0);
-        extern "C" fn count() {
-            FORKS.fetch_add(1, Ordering::Relaxed);
-        }
-        // SAFETY: the handler changes an atomic.
-        assert_eq!(unsafe { libc::pthread_atfork(Some(count), None, None) }, 0);
-        let (mut child, mut stream) = Options::new().spawn(rerun(NAME, "child")).expect("spawns");
-        assert_eq!(id_of(&mut stream), child.id());
-        drop(stream);
-        assert!(child.wait().expect("ends").success());
-        assert_eq!(FORKS.load(Ordering::Relaxed), 0, "page tables were copied");
     }
 }
 

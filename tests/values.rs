@@ -42,7 +42,11 @@ fn errors_of_connecting_tell_what_to_do() {
     is(E::Timeout, ErrorKind::TimedOut, "");
     let (code, text) = (RejectCode::Version, "old".into());
     is(E::Rejected { code, text }, ErrorKind::ConnectionRefused, "no common version): old");
-    is(E::NotAuthorized { uid: 77 }, ErrorKind::PermissionDenied, "77");
+    is(
+        E::NotAuthorized { uid: 77, text: "not 78".into() },
+        ErrorKind::PermissionDenied,
+        "77, which is not trusted: not 78",
+    );
     is(E::BadMemfd("holes".into()), ErrorKind::InvalidData, "holes");
     is(E::NoDescriptor, ErrorKind::InvalidData, "no memory");
     is(E::SurplusDescriptors, ErrorKind::InvalidData, "more than one");

@@ -49,6 +49,8 @@ pub enum ConnectError {
     NotAuthorized {
         /// The user id of the server.
         uid: u32,
+        /// The reason: for the default policy with the user id of this process.
+        text: String,
     },
     /// The descriptor that came is not a memory file as it must be; the text says how.
     BadMemfd(String),
@@ -66,9 +68,11 @@ pub enum ConnectError {
     BadAnswer(HandshakeError),
     /// No parent handed a connection to this process.
     NoParent,
-    /// This process took its parent's connection already.
+    /// The parent's connection was taken already: by this process, perhaps by another copy of this library in it, or by
+    /// another process that inherited it.
     ParentTaken,
-    /// What the environment says about the parent's connection is not true in this process.
+    /// What the environment says about the parent's connection is not true in this process; the text says what is. A wrapper
+    /// between parent and child that closes descriptors is the common cause.
     BadParent(String),
     /// The peer speaks narrows, but serves no calls.
     NoCalls,
@@ -110,8 +114,8 @@ impl fmt::Display for ConnectError {
                 f.write_str("the server did not answer in time: is it calling accept, and is it a narrows server?")
             }
             Self::Rejected { code, text } => write!(f, "the server refused ({code}): {text}"),
-            Self::NotAuthorized { uid } => {
-                write!(f, "the server runs as user {uid}, which is not trusted: see Options::authorize")
+            Self::NotAuthorized { uid, text } => {
+                write!(f, "the server runs as user {uid}, which is not trusted: {text}")
             }
             Self::BadMemfd(text) => write!(f, "the server's memory cannot be trusted: {text}"),
             Self::NoDescriptor => f.write_str("the server sent no memory with its welcome"),
@@ -126,7 +130,9 @@ impl fmt::Display for ConnectError {
             Self::NoParent => {
                 f.write_str("no parent handed a connection over: start this program with SharedMemoryStream::spawn")
             }
-            Self::ParentTaken => f.write_str("the parent's connection was taken before in this process"),
+            Self::ParentTaken => f.write_str(
+                "the parent's connection was taken before, by this process or another one that inherited it",
+            ),
             Self::BadParent(text) => write!(f, "the parent's connection is not here: {text}"),
             Self::NoCalls => f.write_str(
                 "the peer serves no calls: it must be a SharedMemoryServer, not a plain listener or stream",
@@ -301,9 +307,9 @@ pub enum SpawnError {
         /// What the system said.
         source: io::Error,
     },
-    /// The child did not take the connection before the deadline, and was killed.
+    /// No process took the connection before the deadline; the child was killed.
     Timeout,
-    /// The child ended before it took the connection.
+    /// The child ended, and no process took the connection: none has its other end any more, or the deadline passed.
     ChildExited(ExitStatus),
     /// The child closed the connection in mid-handshake, and was killed.
     ChildClosed,
@@ -329,10 +335,10 @@ impl fmt::Display for SpawnError {
             Self::BadOptions(text) => write!(f, "illegal options: {text}"),
             Self::Io { doing, source } => write!(f, "{doing}: {source}"),
             Self::Timeout => {
-                f.write_str("the child did not take its connection in time: does it call SharedMemoryStream::from_parent?")
+                f.write_str("no process took the child's connection in time: does the child call SharedMemoryStream::from_parent, and if a wrapper starts it (sudo, docker run, Python's close_fds=True), did the wrapper pass the descriptor that NARROWS_PARENT names on?")
             }
             Self::ChildExited(status) => {
-                write!(f, "the child ended before it took its connection ({status}): does it call SharedMemoryStream::from_parent?")
+                write!(f, "the child ended ({status}), and no process took its connection: does it call SharedMemoryStream::from_parent, and if a wrapper starts it (sudo, docker run, Python's close_fds=True), did the wrapper pass the descriptor that NARROWS_PARENT names on?")
             },
             Self::ChildClosed => f.write_str("the child closed its connection in mid-handshake"),
             Self::Handshake(error) => write!(f, "the child's handshake makes no sense: {error}"),
@@ -412,7 +418,10 @@ mod tests {
         let cases: Vec<(io::Error, io::ErrorKind)> = vec![
             (missing.into(), io::ErrorKind::NotFound),
             (ConnectError::Timeout.into(), io::ErrorKind::TimedOut),
-            (ConnectError::NotAuthorized { uid: 1 }.into(), io::ErrorKind::PermissionDenied),
+            (
+                ConnectError::NotAuthorized { uid: 1, text: "other".into() }.into(),
+                io::ErrorKind::PermissionDenied,
+            ),
             (BindError::InUse.into(), io::ErrorKind::AddrInUse),
             (AcceptError::Timeout.into(), io::ErrorKind::TimedOut),
             (SpawnError::Timeout.into(), io::ErrorKind::TimedOut),

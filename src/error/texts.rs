@@ -82,7 +82,7 @@ fn setup() -> Vec<Row> {
         NotASocket ConnectError::NotASocket, "what stands at the path is not a socket: check the path", "another file at the path";
         Timeout ConnectError::Timeout, "the server did not answer in time: is it calling accept, and is it a narrows server?", "a server that does not accept";
         Rejected ConnectError::Rejected { code: RejectCode::Busy, text: "x".into() }, "the server refused (the server takes no more clients now): x", "a server at its limit";
-        NotAuthorized ConnectError::NotAuthorized { uid: 7 }, "the server runs as user 7, which is not trusted: see Options::authorize", "a server of another user";
+        NotAuthorized ConnectError::NotAuthorized { uid: 7, text: "x".into() }, "the server runs as user 7, which is not trusted: x", "a server of another user";
         BadMemfd ConnectError::BadMemfd("x".into()), "the server's memory cannot be trusted: x", "a hostile server";
         NoDescriptor ConnectError::NoDescriptor, "the server sent no memory with its welcome", "a hostile server";
         SurplusDescriptors ConnectError::SurplusDescriptors, "the server sent more than one descriptor", "a hostile server";

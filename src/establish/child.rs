@@ -1,27 +1,34 @@
 //! Hand-over: a parent spawns a child and shares a connection with it, without any path.
 //!
 //! ```text
-//!  parent (server)                                   child (client)
+//!  parent (server)                                   child, or a descendant (client)
 //!    socketpair ── one end inherited ─────────────▶   NARROWS_PARENT = "fd:inode:nonce"
-//!    waits for Hello with the nonce   ◀── Hello ───   checks all three, once per process
-//!    watches the child's pidfd        ── Welcome ──▶
+//!    waits for Hello with the nonce   ◀── Hello ───   number and inode are right, not taken: marks it as taken
+//!    watches the sender of the Hello  ── Welcome ──▶
 //! ```
+//!
+//! Between parent and peer may stand a shell or a launcher, which passes the descriptor on. It may live on when the peer
+//! dies, or end when the peer lives: neither is of weight. Until a Hello came, the spawn fails only at the deadline, or when no
+//! process has the other end any more.
 //!
 //! # Invariants
 //!
-//! 1. The child's end exists in the parent only until the child was started.
+//! 1. The child's end exists in the parent only until the child was started: see `sys::spawn`.
 //! 2. A descriptor is believed only if it is the very socket (by inode) that the variable names, so
-//!    a grandchild that inherits the variable alone takes nothing.
-//! 3. On any failure the child is killed and reaped before the error returns.
+//!    a grandchild that inherits the variable alone takes nothing; and only if it is not marked as taken.
+//! 3. On any failure the child is killed and reaped before the error returns, and the sender of the Hello is killed, if it
+//!    is another process. One that has said no Hello yet finds the parent's end closed.
 //! 4. The environment of this process is never altered.
+//! 5. The deadline begins when the child exists.
 //!
 //! # Proof
 //!
-//! `tests/handover.rs`.
+//! `tests/handover.rs`, `tests/trust.rs`.
 
 use std::env;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::process::{Child, Command};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -31,26 +38,32 @@ use crate::options::Options;
 use crate::sys::lifeline;
 use crate::sys::pidfd::Pidfd;
 use crate::sys::socket::{self, PeerCred};
-use crate::sys::spawn as hand;
+use crate::sys::spawn::{self as hand, NotTaken};
 use crate::sys::wait::wait_ready;
 
 use super::client::Caller;
-use super::server::{Failure, Guest};
+use super::server::{Failure, Guest, Names};
 use super::{Established, Step, deadline, drive, expired, wanted};
 
-/// Starts the command with one end of a new connection, and completes the handshake with it.
+/// Starts the command with one end of a new connection, and completes the handshake with the process that takes it.
 pub(crate) fn spawn(command: &mut Command, options: &Options) -> Result<(Child, Established), SpawnError> {
     let limits = options.limits().map_err(SpawnError::BadOptions)?;
     lifeline::start().map_err(SpawnError::io("watching for the child's end"))?;
-    let until = deadline(options.connect_timeout_or_default());
     let (ours, theirs) = socket::pair().map_err(SpawnError::io("making a pair of sockets"))?;
     let _a_help = socket::refuse_descriptors(ours.as_fd());
+    let names = name_senders(ours.as_fd());
+    let us = socket::peer_cred(ours.as_fd()).map_err(SpawnError::io("reading credentials"))?;
     let nonce = announce(command, &theirs).map_err(SpawnError::io("preparing the hand-over"))?;
-    let mut child = command.spawn().map_err(SpawnError::io("starting the child"))?;
-    drop(theirs);
-    match serve(&mut child, ours, nonce, &limits, options.is_prefault(), until) {
+    let started = hand::start(command, theirs);
+    command.env_remove(VARIABLE); // It was for this one child: the command may be started again.
+    let child = started.map_err(SpawnError::io("starting the child"))?;
+    let until = deadline(options.connect_timeout_or_default());
+    let mut guest = Guest::of_child(ours, us.with_pid(child.id()), names, nonce);
+    let served = serve(&mut guest, &limits, options.is_prefault(), until);
+    let backend = guest.known_peer();
+    match served.and_then(|()| guest.finish().map_err(in_child)) {
         Ok(established) => Ok((child, established)),
-        Err(error) => Err(end(child, error)),
+        Err(error) => Err(end(child, backend, error)),
     }
 }
 
@@ -62,30 +75,51 @@ pub(crate) fn from_parent(options: &Options) -> Result<Established, ConnectError
     let Some((fd, inode, nonce)) = parse(&value) else {
         return Err(ConnectError::BadParent(format!("{VARIABLE} is not \"fd:inode:nonce\"")));
     };
-    if TAKEN.swap(true, Ordering::AcqRel) {
+    if TAKEN.load(Ordering::Acquire) {
         return Err(ConnectError::ParentTaken);
     }
-    let socket = hand::take_inherited(fd, inode)
-        .map_err(|error| ConnectError::BadParent(format!("descriptor {fd}: {error}")))?;
+    let socket = hand::take_inherited(fd, inode).map_err(|why| match why {
+        NotTaken::Taken => ConnectError::ParentTaken,
+        NotTaken::Closed => ConnectError::BadParent(format!(
+            "descriptor {fd}, which {VARIABLE} names, is not open: {WRAPPED}"
+        )),
+        NotTaken::Other => ConnectError::BadParent(format!(
+            "descriptor {fd}, which {VARIABLE} names, is another file by now: {WRAPPED}"
+        )),
+        NotTaken::Io(source) => ConnectError::io("taking the parent's socket")(source),
+    })?;
+    TAKEN.store(true, Ordering::Release);
     let cred =
         socket::peer_cred(socket.as_fd()).map_err(ConnectError::io("reading the parent's credentials"))?;
-    socket::want_pidfd(socket.as_fd());
+    let _a_help = socket::want_pidfd(socket.as_fd());
     drive(Caller::new(socket, cred, &limits, nonce), until, options.is_prefault())
 }
 
 /// The variable by which a child knows its end.
 const VARIABLE: &str = "NARROWS_PARENT";
 
-/// How long the parent waits for the socket before it looks after the child again.
-const SLICE: Duration = Duration::from_millis(50);
+/// What a child is told whose end is not there.
+const WRAPPED: &str = "was it taken and closed before, or did a wrapper (sudo, docker run, Python's close_fds=True) close it? Then have it pass this descriptor on";
 
-/// Whether this process took its parent's connection.
+/// How long a child that closed its end may take to end.
+const EXIT: Duration = Duration::from_millis(500);
+
+/// Whether this copy of the library took its process's connection. Others are known by the mark on the socket.
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
-/// Lets the child inherit its end and tells it so; returns the nonce.
+/// Has the kernel name the sender of what comes, before there is one.
+fn name_senders(ours: BorrowedFd<'_>) -> Names {
+    let pidfd = socket::want_pidfd(ours);
+    match socket::want_credentials(ours) {
+        Ok(()) if pidfd => Names::Pidfd,
+        Ok(()) => Names::Number,
+        Err(_) => Names::Connection,
+    }
+}
+
+/// Tells the child its end by its environment; returns the nonce.
 fn announce(command: &mut Command, theirs: &OwnedFd) -> std::io::Result<u64> {
     let (fd, inode, nonce) = (theirs.as_raw_fd(), hand::socket_inode(theirs.as_fd())?, hand::nonce()?);
-    hand::inherit(command, fd, inode);
     command.env(VARIABLE, format!("{fd}:{inode}:{nonce}"));
     Ok(nonce)
 }
@@ -97,60 +131,54 @@ fn parse(value: &str) -> Option<(RawFd, u64, u64)> {
     parts.next().is_none().then_some((fd, inode, nonce))
 }
 
+/// Steps the parent's side until all is exchanged.
 fn serve(
-    child: &mut Child,
-    ours: OwnedFd,
-    nonce: u64,
+    guest: &mut Guest,
     limits: &Limits,
     prefault: bool,
     until: Option<Instant>,
-) -> Result<Established, SpawnError> {
-    // Without it (before Linux 5.3) the socket alone tells of the child's end.
-    let pidfd = Pidfd::open(child.id()).ok();
-    let mut guest = Guest::of_child(ours, PeerCred::of_child(child.id()), pidfd, nonce);
+) -> Result<(), SpawnError> {
     loop {
         match guest.advance(limits, prefault).map_err(in_child)? {
-            Step::Ready => return guest.finish().map_err(in_child),
+            Step::Ready => return Ok(()),
             Step::Wants(_) if expired(until) => return Err(SpawnError::Timeout),
             Step::Wants(readiness) => {
-                let slice = deadline(SLICE);
-                let slice = until.map_or(slice, |until| slice.map(|slice| slice.min(until)));
-                let ready = wait_ready(guest.as_fd(), readiness, slice);
-                if !ready.map_err(SpawnError::io("waiting for the child"))? {
-                    still_running(child)?;
-                }
+                wait_ready(guest.as_fd(), readiness, until)
+                    .map_err(SpawnError::io("waiting for the child"))?;
             }
         }
-    }
-}
-
-fn still_running(child: &mut Child) -> Result<(), SpawnError> {
-    match child.try_wait().map_err(SpawnError::io("looking after the child"))? {
-        Some(status) => Err(SpawnError::ChildExited(status)),
-        None => Ok(()),
     }
 }
 
 fn in_child(failure: Failure) -> SpawnError {
     match failure {
         Failure::Handshake(error) => SpawnError::Handshake(error),
-        Failure::Closed | Failure::Refused => SpawnError::ChildClosed,
+        Failure::Closed | Failure::Refused(_) => SpawnError::ChildClosed,
         Failure::Io(source) => SpawnError::Io { doing: "serving the child".into(), source },
     }
 }
 
-/// Kills and reaps the child. One that closed its end since it was about to exit gets a moment to do
-/// so, since its status says more.
-fn end(mut child: Child, error: SpawnError) -> SpawnError {
-    if matches!(error, SpawnError::ChildClosed) {
-        let until = Instant::now() + SLICE * 2;
-        while Instant::now() < until {
-            if let Err(exited @ SpawnError::ChildExited(_)) = still_running(&mut child) {
-                return exited;
-            }
-            std::thread::sleep(Duration::from_millis(1));
+/// Kills the process that said Hello, and kills and reaps the child, whose status says more if it has ended by itself.
+fn end(mut child: Child, backend: Option<(PeerCred, Arc<Pidfd>)>, error: SpawnError) -> SpawnError {
+    if let Some((cred, pidfd)) = backend.filter(|(cred, _)| cred.pid() != child.id()) {
+        hand::kill(&pidfd, cred.pid());
+    }
+    let moment = match error {
+        SpawnError::ChildClosed => EXIT, // Perhaps since it is about to end.
+        SpawnError::Timeout => Duration::ZERO,
+        _ => return killed(child, error),
+    };
+    let until = Instant::now() + moment;
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) => return SpawnError::ChildExited(status),
+            Ok(None) if Instant::now() < until => std::thread::sleep(Duration::from_millis(1)),
+            _ => return killed(child, error),
         }
     }
+}
+
+fn killed(mut child: Child, error: SpawnError) -> SpawnError {
     let _ = child.kill();
     let _ = child.wait();
     error

@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{ConnectError, HandshakeError};
 use crate::handshake::{ACKNOWLEDGE, ANSWER_LEN, Agreement, ClientHandshake, ClientStep, HELLO_LEN, Limits};
-use crate::options::Options;
+use crate::options::{Options, Untrusted};
 use crate::sys::foreign::{Foreign, PeerSocket};
 use crate::sys::link::{LinkParts, Side};
 use crate::sys::memfd;
@@ -56,10 +56,11 @@ pub(crate) fn connect(
     let socket = reach(path, until)?;
     let cred =
         socket::peer_cred(socket.as_fd()).map_err(ConnectError::io("reading the server's credentials"))?;
-    if !options.allows(&cred) {
-        return Err(ConnectError::NotAuthorized { uid: cred.uid() });
-    }
-    socket::want_pidfd(socket.as_fd());
+    options.authorizes(&cred).map_err(|why| match why {
+        Untrusted::Unknown(source) => ConnectError::io("asking for the user of this process")(source),
+        why => ConnectError::NotAuthorized { uid: cred.uid(), text: why.to_string() },
+    })?;
+    let _a_help = socket::want_pidfd(socket.as_fd());
     drive(Caller::new(socket, cred, &limits, 0), until, options.is_prefault())
 }
 
@@ -67,7 +68,8 @@ pub(crate) fn connect(
 #[cfg(feature = "testing")]
 pub(crate) fn answered(limits: &Limits, parts: Vec<(&[u8], Vec<OwnedFd>)>) -> Result<(), ConnectError> {
     let (ours, theirs) = socket::pair().map_err(ConnectError::io("making a pair of sockets"))?;
-    let mut caller = Caller::new(ours, PeerCred::own(), limits, 0);
+    let cred = socket::peer_cred(ours.as_fd()).map_err(ConnectError::io("reading credentials"))?;
+    let mut caller = Caller::new(ours, cred, limits, 0);
     caller.advance()?;
     for (bytes, fds) in parts {
         let beside: Vec<_> = fds.iter().map(AsFd::as_fd).collect();

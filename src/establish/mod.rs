@@ -131,7 +131,7 @@ fn in_pair(failure: Failure) -> ConnectError {
     match failure {
         Failure::Handshake(error) => ConnectError::BadAnswer(error),
         Failure::Closed => ConnectError::PeerClosed,
-        Failure::Refused => ConnectError::NotAuthorized { uid: 0 },
+        Failure::Refused(why) => ConnectError::io("serving the other end")(io::Error::other(why.to_string())),
         Failure::Io(source) => ConnectError::Io { doing: "serving the other end".into(), source },
     }
 }

@@ -13,7 +13,10 @@
 //! 3. A refusal is written once without waiting: a peer that does not read costs nothing.
 //! 4. The server never adds a seal to memory that a client has: the kernel would make it wait for a client that punches
 //!    holes. It reads the seals, which never waits, and touches no page before all are there.
-//! 5. A descriptor from a client is never taken. Such a client is refused, and its socket is closed by a
+//! 5. The peer of a spawned connection is the process that sent the Hello with the nonce: the kernel has checked its
+//!    credentials, which only a process with `CAP_SYS_ADMIN` over the process numbers can choose. It may be another one
+//!    than the child: a shell or a launcher may stand between.
+//! 6. A descriptor from a client is never taken. Such a client is refused, and its socket is closed by a
 //!    thread that may block: see `sys::foreign`.
 //!
 //! # Proof
@@ -33,12 +36,13 @@ use crate::events;
 use crate::handshake::{
     ACKNOWLEDGE, ANSWER_LEN, Agreement, Answer, HELLO_LEN, Hello, Limits, Reject, ServerHandshake,
 };
-use crate::options::Options;
+use crate::options::{Options, Untrusted};
 use crate::sys::foreign::PeerSocket;
 use crate::sys::link::{Link, LinkParts, Side};
 use crate::sys::memfd;
 use crate::sys::pidfd::Pidfd;
 use crate::sys::region::Region;
+use crate::sys::seccomp::filter_in_force;
 use crate::sys::socket::{self, PeerCred};
 use crate::sys::transfer::{Beside, Transfer, receive_with_fds, send_with_fd, write};
 use crate::sys::wait::Readiness;
@@ -53,7 +57,7 @@ pub(crate) enum Failure {
     /// The client closed the socket.
     Closed,
     /// The policy does not let it in.
-    Refused,
+    Refused(Untrusted),
     /// A system call failed.
     Io(io::Error),
 }
@@ -63,7 +67,7 @@ impl fmt::Display for Failure {
         match self {
             Self::Handshake(error) => error.fmt(f),
             Self::Closed => f.write_str("it closed the socket"),
-            Self::Refused => f.write_str("its user may not connect, see Options::authorize"),
+            Self::Refused(why) => write!(f, "its user may not connect: {why}"),
             Self::Io(error) => error.fmt(f),
         }
     }
@@ -79,9 +83,21 @@ impl From<io::Error> for Failure {
 pub(crate) struct Guest {
     socket: PeerSocket,
     cred: PeerCred,
+    names: Names,
     peer: Option<Arc<Pidfd>>,
     machine: ServerHandshake,
     progress: Progress,
+}
+
+/// What names the peer.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Names {
+    /// The process that connected.
+    Connection,
+    /// The sender of the Hello, by its credentials and a pidfd beside it.
+    Pidfd,
+    /// The sender of the Hello, by its credentials alone (before Linux 6.5).
+    Number,
 }
 
 /// How far the handshake is.
@@ -95,6 +111,9 @@ enum Progress {
     /// The client has sealed the memory.
     Confirmed(Agreement, Region),
 }
+
+/// The process that sent some bytes, as far as the socket asks for it and the kernel names it.
+struct Sender(Option<PeerCred>, Option<Pidfd>);
 
 /// What the client was, or is to be, sent.
 struct Memory {
@@ -110,13 +129,15 @@ impl Guest {
     pub(crate) fn admit(socket: OwnedFd, options: &Options) -> Result<Self, Failure> {
         let socket = PeerSocket::from(socket);
         let cred = socket::peer_cred(socket.as_fd())?;
-        if !options.allows(&cred) {
-            refuse(
-                socket.as_fd(),
-                Reject::new(RejectCode::NotAuthorized, "see the server's Options::authorize"),
-            );
-            events::rejected(cred.pid(), cred.uid(), &Failure::Refused);
-            return Err(Failure::Refused);
+        if let Err(why) = options.authorizes(&cred) {
+            let code = match why {
+                Untrusted::Unknown(_) => RejectCode::Unavailable,
+                _ => RejectCode::NotAuthorized,
+            };
+            refuse(socket.as_fd(), Reject::new(code, &why.to_peer()));
+            let failure = Failure::Refused(why);
+            events::rejected(cred.pid(), cred.uid(), &failure);
+            return Err(failure);
         }
         let ourselves = cred.pid() == process::id();
         let peer = if ourselves { None } else { socket::peer_pidfd(socket.as_fd()).map(Pidfd::shared) };
@@ -126,12 +147,18 @@ impl Guest {
     /// The other end of a socketpair within this process.
     pub(super) fn of_pair(socket: impl Into<PeerSocket>, cred: PeerCred, nonce: u64) -> Self {
         let (socket, machine) = (socket.into(), ServerHandshake::new(nonce));
-        Self { socket, cred, peer: None, machine, progress: Progress::Hello }
+        Self { socket, cred, names: Names::Connection, peer: None, machine, progress: Progress::Hello }
     }
 
-    /// A child process that was handed its end, and proves it by the nonce.
-    pub(super) fn of_child(socket: OwnedFd, cred: PeerCred, peer: Option<Pidfd>, nonce: u64) -> Self {
-        Self { peer: peer.map(Pidfd::shared), ..Self::of_pair(socket, cred, nonce) }
+    /// The process that was handed the other end, and proves it by the nonce: the child, or a descendant of it. The
+    /// sender of the Hello is the peer; `cred` stands for it before that.
+    pub(super) fn of_child(socket: OwnedFd, cred: PeerCred, names: Names, nonce: u64) -> Self {
+        Self { names, ..Self::of_pair(socket, cred, nonce) }
+    }
+
+    /// The peer, once its Hello was valid, if it can be watched.
+    pub(super) fn known_peer(&self) -> Option<(PeerCred, Arc<Pidfd>)> {
+        self.peer.clone().map(|pidfd| (self.cred, pidfd))
     }
 
     /// Does all that can be done without waiting.
@@ -208,8 +235,12 @@ impl Guest {
         let (room, _) = bytes.split_at_mut(self.machine.missing().min(HELLO_LEN));
         let heard = match self.receive(room) {
             Ok(None) => return Ok(None),
-            Ok(Some(count)) => {
-                self.machine.feed(room.get(..count).unwrap_or_default()).map_err(Failure::Handshake)
+            Ok(Some((count, sender))) => {
+                let fed = self.machine.feed(room.get(..count).unwrap_or_default());
+                if let Ok(Some(_)) = fed {
+                    self.name(sender);
+                }
+                fed.map_err(Failure::Handshake)
             }
             Err(failure) => Err(failure),
         };
@@ -233,11 +264,29 @@ impl Guest {
         }
     }
 
-    /// Reads what is there: how many bytes, or `None` for now. A client passes no descriptors.
-    fn receive(&self, into: &mut [u8]) -> Result<Option<usize>, Failure> {
+    /// Notes the sender of the last byte of a valid Hello as the peer.
+    fn name(&mut self, sender: Sender) {
+        let Sender(cred, pidfd) = sender;
+        let Some(cred) = cred.filter(|_| !matches!(self.names, Names::Connection)) else {
+            return;
+        };
+        self.cred = cred;
+        let by_number = || {
+            // A filter may kill for this call. A number could in theory be another process's by now: the sender would
+            // have had to end, and all numbers to be used up, since it sent the Hello.
+            let may = matches!(self.names, Names::Number) && !filter_in_force();
+            may.then(|| Pidfd::open(cred.pid()).ok()).flatten()
+        };
+        self.peer = pidfd.or_else(by_number).map(Pidfd::shared);
+    }
+
+    /// Reads what is there: how many bytes and from which process, or `None` for now. A client passes no descriptors.
+    fn receive(&self, into: &mut [u8]) -> Result<Option<(usize, Sender)>, Failure> {
         let received = receive_with_fds(self.socket.as_fd(), into)?;
         match (received.beside, received.transfer) {
-            (Beside::Nothing, Transfer::Bytes(count)) => Ok(Some(count)),
+            (Beside::Nothing, Transfer::Bytes(count)) => {
+                Ok(Some((count, Sender(received.cred, received.pidfd))))
+            }
             (Beside::Nothing, Transfer::WouldBlock) => Ok(None),
             (Beside::Nothing, Transfer::Closed) => Err(Failure::Closed),
             (Beside::One(_) | Beside::Several | Beside::Missing, _) => {

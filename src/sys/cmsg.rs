@@ -19,6 +19,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use super::socket::PeerCred;
+
 /// The most descriptors that the kernel accepts in one message.
 pub(crate) const MOST_FDS: usize = 253;
 
@@ -35,6 +37,8 @@ pub(crate) struct Taken {
     pub(crate) fds: Vec<OwnedFd>,
     /// The pidfd of the sender, which the kernel itself made.
     pub(crate) pidfd: Option<OwnedFd>,
+    /// The credentials of the sender, which the kernel has checked.
+    pub(crate) cred: Option<PeerCred>,
 }
 
 impl Control {
@@ -83,6 +87,9 @@ impl Control {
     pub(crate) unsafe fn take(&self, len: usize) -> Taken {
         let mut taken = Taken::default();
         for record in Records(self.bytes.get(..len).unwrap_or(&self.bytes)) {
+            if record.level == SOCKET && record.kind == CREDENTIALS {
+                taken.cred = PeerCred::from_record(record.data);
+            }
             if record.level != SOCKET || !matches!(record.kind, RIGHTS | PIDFD) {
                 continue;
             }
@@ -111,6 +118,7 @@ const ALIGN: usize = 8;
 const FD: usize = size_of::<RawFd>();
 const SOCKET: i32 = libc::SOL_SOCKET;
 const RIGHTS: i32 = libc::SCM_RIGHTS;
+const CREDENTIALS: i32 = libc::SCM_CREDENTIALS;
 /// The C library's headers for Rust do not have it yet; it is the same on all machines.
 const PIDFD: i32 = 4;
 /// More than the 1028 bytes of 253 descriptors.

@@ -67,6 +67,8 @@ pub(crate) enum Slot {
     Lifeline = 0,
     /// The pidfds that connections share.
     Pidfds = 1,
+    /// The turns of processes that are about to be started.
+    Spawns = 6,
     /// The threads that close what came from peers.
     Offload = 7,
     /// For the tests below.

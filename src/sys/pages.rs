@@ -43,7 +43,7 @@ impl Pages {
         let region = Region::map(memfd.as_fd(), len)?;
         memfd::seal_mappings(memfd.as_fd())?;
         let (socket, theirs) = socket::pair()?;
-        let cred = PeerCred::own();
+        let cred = PeerCred::own()?;
         let parts = LinkParts {
             region,
             socket: socket.into(),

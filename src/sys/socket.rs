@@ -5,14 +5,16 @@
 //! 1. Every socket is close-on-exec and non-blocking from the call that makes it on.
 //! 2. The file of a bound socket is never open to others: its mode is set before it has a name.
 //! 3. Only paths: an abstract name could be connected to by every user, and none is ever made.
+//! 4. Which user this process is, is asked of the kernel each time: by the credentials of a fresh pair of sockets.
 //!
 //! # Proof
 //!
 //! Tests below.
 
+use std::fs;
 use std::io;
 use std::mem::{self, MaybeUninit};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
@@ -27,7 +29,9 @@ pub(crate) const MAX_PATH: usize = 107;
 /// The process at the other end, as the kernel recorded it.
 ///
 /// On an accepted connection this is the process that called `connect`; on a connecting one, the
-/// process that called `listen`. All numbers are those of that moment, translated into this
+/// process that called `listen`; on one that was [`spawn`](crate::SharedMemoryStream::spawn)ed, the process that took the
+/// connection, which need not be the child if a shell or a launcher stands between; in that process, its parent.
+/// All numbers are those of that moment, translated into this
 /// process's namespaces: the process may have ended or changed its user since, and its number may
 /// name another process by now.
 ///
@@ -46,16 +50,28 @@ pub struct PeerCred {
 }
 
 impl PeerCred {
-    /// This process itself.
-    pub(crate) fn own() -> Self {
-        // SAFETY: the calls take nothing and cannot fail.
-        let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
-        Self { pid: std::process::id(), uid, gid }
+    /// Returns this process as the kernel shows it to its peers at this moment.
+    ///
+    /// The C library is not asked: `geteuid` answers what `fakeroot`, `proot` or another preloaded library wants.
+    ///
+    /// # Errors
+    ///
+    /// No pair of sockets could be made.
+    pub(crate) fn own() -> io::Result<Self> {
+        let (ours, _theirs) = pair()?;
+        peer_cred(ours.as_fd())
     }
 
-    /// A child with this number that was just started: its user is taken to be ours.
-    pub(crate) fn of_child(pid: u32) -> Self {
-        Self { pid, ..Self::own() }
+    /// The same user, in the process with this number.
+    pub(crate) fn with_pid(self, pid: u32) -> Self {
+        Self { pid, ..self }
+    }
+
+    /// Reads the data of a record of credentials (`struct ucred`).
+    pub(super) fn from_record(data: &[u8]) -> Option<Self> {
+        let mut numbers = data.chunks_exact(size_of::<u32>());
+        let mut next = || Some(u32::from_ne_bytes(*numbers.next()?.first_chunk()?));
+        Some(Self { pid: next()?, uid: next()?, gid: next()? })
     }
 
     /// The process number, or 0 if the process is outside this process's pid namespace.
@@ -63,12 +79,15 @@ impl PeerCred {
         self.pid
     }
 
-    /// The effective user.
+    /// The effective user; on a spawned connection the real one.
+    ///
+    /// In a user namespace, as rootless containers have, all users that it does not map are shown as one number, the
+    /// overflow uid (65534, `nobody`). So that number names no one user there.
     pub fn uid(&self) -> u32 {
         self.uid
     }
 
-    /// The effective group.
+    /// The effective group; on a spawned connection the real one. What is said of [`uid`](Self::uid) holds here too.
     pub fn gid(&self) -> u32 {
         self.gid
     }
@@ -180,11 +199,32 @@ pub(crate) fn peer_pidfd(fd: BorrowedFd<'_>) -> Option<Pidfd> {
     pidfd.ok().map(Pidfd::from_owned)
 }
 
-/// Asks for the pidfd of the sender beside all that is received, where the kernel can (Linux 6.5).
+/// Returns whether this number may stand for several users: it is the overflow uid, by which the kernel shows all users
+/// that this process's user namespace does not map, and there may be such users.
+pub(crate) fn is_ambiguous(uid: u32) -> bool {
+    // Without /proc the kernel's default is assumed, and that not all users are mapped.
+    let overflow = fs::read_to_string("/proc/sys/kernel/overflowuid").ok();
+    let overflow = overflow.and_then(|text| text.trim().parse().ok()).unwrap_or(OVERFLOW_UID);
+    uid == overflow && !fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| maps_all_users(&map))
+}
+
+/// Returns whether a `uid_map` (lines of inner number, outer number, count) maps all users. Its ranges do not overlap, and a
+/// namespace maps only what its parent does, so the counts decide.
+fn maps_all_users(map: &str) -> bool {
+    let count = |line: &str| line.split_whitespace().nth(2).and_then(|count| count.parse::<u64>().ok());
+    map.lines().filter_map(count).sum::<u64>() >= u64::from(u32::MAX) // The last number, -1, is no user.
+}
+
+/// Asks for the pidfd of the sender beside all that is received. Returns whether the kernel does that (Linux 6.5).
 ///
 /// For connected sockets only: connecting with this option would make an abstract name.
-pub(crate) fn want_pidfd(fd: BorrowedFd<'_>) {
-    let _a_help = set_option(fd, SO_PASSPIDFD, 1);
+pub(crate) fn want_pidfd(fd: BorrowedFd<'_>) -> bool {
+    set_option(fd, SO_PASSPIDFD, 1).is_ok()
+}
+
+/// Asks for the credentials of the sender beside all that is received. For connected sockets only, as [`want_pidfd`].
+pub(crate) fn want_credentials(fd: BorrowedFd<'_>) -> io::Result<()> {
+    set_option(fd, libc::SO_PASSCRED, 1)
 }
 
 /// Makes the peer's attempts to pass descriptors fail, where the kernel can (Linux 6.16). On a
@@ -212,6 +252,8 @@ pub(crate) fn queued(fd: BorrowedFd<'_>) -> io::Result<usize> {
     Ok(usize::try_from(bytes).unwrap_or(usize::MAX))
 }
 
+/// The kernel's default of `/proc/sys/kernel/overflowuid`.
+const OVERFLOW_UID: u32 = 65534;
 const FLAGS: i32 = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
 // Newer than the C library's headers for Rust. The numbers are those of `asm-generic/socket.h`.
 pub(super) const SO_PASSPIDFD: i32 = 76;
@@ -279,7 +321,6 @@ mod tests {
     use super::*;
     use crate::sys::testing::fork;
     use crate::sys::transfer::{Transfer, read, send_with_fd, write};
-    use std::os::fd::AsFd;
     use std::os::unix::fs::{FileTypeExt, PermissionsExt};
     use std::path::PathBuf;
 
@@ -301,7 +342,7 @@ mod tests {
         let absent = connect(&path).expect_err("nothing there");
         assert_eq!(absent.kind(), io::ErrorKind::NotFound);
         let listener = bind_private(&path).expect("binds");
-        let meta = std::fs::metadata(&path).expect("is there");
+        let meta = fs::metadata(&path).expect("is there");
         assert!(meta.file_type().is_socket());
         assert_eq!(meta.permissions().mode() & 0o777 & !0o600, 0);
         let deaf = connect(&path).expect_err("nobody listens");
@@ -373,6 +414,39 @@ mod tests {
     }
 
     #[test]
+    fn a_process_is_the_user_that_its_peers_see() {
+        let own = PeerCred::own().expect("known");
+        let (a, _b) = pair().expect("pair");
+        assert_eq!(own, peer_cred(a.as_fd()).expect("known"));
+        assert_eq!(own.pid(), std::process::id());
+        // SAFETY: changes the user of this child alone, to what root may become and others are already.
+        let changed = fork(|| unsafe {
+            let user = if libc::geteuid() == 0 { 1234 } else { libc::geteuid() };
+            i32::from(libc::seteuid(user) != 0 || PeerCred::own().ok().map(|own| own.uid()) != Some(user))
+        });
+        assert_eq!(changed.wait(), 0, "it is asked each time");
+    }
+
+    #[test]
+    fn only_a_map_of_all_users_names_the_overflow_uid() {
+        assert!(maps_all_users("         0          0 4294967295\n"));
+        assert!(maps_all_users("0 0 1000\n1000 1000 4294966295\n"));
+        for map in
+            ["", "65534 2000 1\n", "0 1000 1\n1 100000 65536\n", "0 0 4294967294\n", "0 0\n", "0 0 x\n"]
+        {
+            assert!(!maps_all_users(map), "{map:?}");
+        }
+        assert!(!is_ambiguous(0) && !is_ambiguous(1000));
+    }
+
+    #[test]
+    fn a_record_of_credentials_is_read_whole_or_not_at_all() {
+        let data: Vec<u8> = [7_u32, 8, 9].iter().flat_map(|number| number.to_ne_bytes()).collect();
+        assert_eq!(PeerCred::from_record(&data), Some(PeerCred { pid: 7, uid: 8, gid: 9 }));
+        assert!((0..data.len()).all(|len| PeerCred::from_record(&data[..len]).is_none()));
+    }
+
+    #[test]
     fn a_listening_socket_can_refuse_descriptors_for_all_that_it_accepts() {
         let dir = tempfile::tempdir().expect("directory");
         let listener = bind_private(&place(&dir)).expect("binds");
@@ -380,7 +454,7 @@ mod tests {
         start_listening(listener.as_fd(), 4).expect("listens");
         let a = connected(&place(&dir));
         let b = accept(listener.as_fd()).expect("accepts").expect("one");
-        let file = std::fs::File::open("/dev/null").expect("opens");
+        let file = fs::File::open("/dev/null").expect("opens");
         let sent = send_with_fd(a.as_fd(), b"x", file.as_fd());
         // Before Linux 6.16 the descriptor goes over and is closed by the read.
         let refused = sent.is_err_and(|e| call::errno(&e) == Some(libc::EPERM));

@@ -1,70 +1,112 @@
 //! Handing a socket to a child process, across its exec.
 //!
+//! ```text
+//!   parent: pair ── child's end loses FD_CLOEXEC ── command.spawn() ── child's end is closed
+//!                   '---------------- one spawn at a time ------------'
+//!   child:  NARROWS_PARENT names number and inode ── a socket with that inode, not taken yet ── mark it as taken
+//! ```
+//!
+//! The parent makes no `pre_exec` closure: with one the standard library forks, which copies the page tables of a large
+//! parent (about 40 ms for each GiB, or `ENOMEM`); without one it starts the child by `posix_spawn`, which copies nothing.
+//!
 //! # Invariants
 //!
-//! 1. What runs between fork and exec makes system calls only: it neither allocates nor locks.
-//! 2. A number from outside becomes a descriptor only if it names a socket with the inode that
-//!    the parent told, and once in the life of a process: nothing else can own it then.
+//! 1. The child's end is inheritable only while [`start`] runs, and closed when it returns. Two calls do not overlap, unless
+//!    one takes longer than [`LONGEST_TURN`].
+//! 2. A process that another thread of the parent starts meanwhile, by other means, may inherit a copy of the child's end.
+//!    It gains nothing: it has no nonce, the peer is the process that sent the Hello with the nonce, and that process is
+//!    watched by its pidfd. A stream that is dropped shuts its socket down for all copies. The copy only delays the
+//!    news of a child that ends, or closes its end, before it has said Hello: to the deadline of the spawn.
+//! 3. A number from outside becomes a descriptor only if it names a socket with the inode that the parent told, and that
+//!    socket is not marked as taken: nothing else can own it then.
+//! 4. The mark is `O_NONBLOCK`: the parent hands over a blocking socket, and its taker makes it non-blocking. It is a flag of
+//!    the socket and not of the descriptor, so all processes that inherited the socket see it, and so does another copy of
+//!    this library in the same process. `FD_CLOEXEC` would not do: runtimes (Node.js) set it on all that they inherit.
 //!
 //! # Proof
 //!
-//! A real child in the tests below.
+//! A real child in the tests below; `tests/trust.rs` counts forks, and takes a socket twice.
 
+use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::process::CommandExt;
-use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::process::{Child, Command};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use super::call::{self, INTERRUPTS};
+use super::fork::{PerProcess, Slot, per_process};
+use super::pidfd::Pidfd;
 
-/// Lets the child inherit the descriptor under its number, if it is still the socket with this
-/// inode when the child is spawned.
-///
-/// The caller keeps it open until then and closes it afterwards: as long as this process has it
-/// too, the end of the child does not hang up the other end.
-pub(crate) fn inherit(command: &mut Command, fd: RawFd, inode: u64) {
-    let keep = move || {
-        if socket_inode_of(fd)? != inode {
-            return Err(io::Error::from_raw_os_error(libc::EBADF));
-        }
-        // SAFETY: takes numbers only. If `fd` is not open, it fails.
-        if unsafe { libc::fcntl(fd, libc::F_SETFD, 0) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(())
-    };
-    // SAFETY: `keep` makes two system calls; its errors are numbers and take no memory.
-    unsafe { command.pre_exec(keep) };
-}
-
-/// Owns a descriptor that this process inherited from its parent. Works once.
+/// Starts the command; the child inherits the socket under its number, blocking, and this process has it no more.
 ///
 /// # Errors
 ///
-/// It is no socket with this inode, or one was taken already.
-pub(crate) fn take_inherited(fd: RawFd, inode: u64) -> io::Result<OwnedFd> {
-    let found = socket_inode_of(fd);
-    if found.ok() != Some(inode) {
-        let text = "the inherited descriptor is not the socket that the parent passed";
-        return Err(io::Error::new(io::ErrorKind::NotFound, text));
+/// Those of the command; the flags of the socket could not be changed.
+pub(crate) fn start(command: &mut Command, socket: OwnedFd) -> io::Result<Child> {
+    let fd = socket.as_raw_fd();
+    let _turn = Turn::take()?;
+    set_status(fd, |status| status & !libc::O_NONBLOCK)?;
+    // SAFETY: changes the flags of a socket of ours.
+    call::check("fcntl(F_SETFD)", unsafe { libc::fcntl(fd, libc::F_SETFD, 0) })?;
+    let started = command.spawn();
+    drop(socket); // Before the turn ends. The child has its copy, since it runs its program by now.
+    started
+}
+
+/// Why a descriptor could not be taken. It was left alone.
+#[derive(Debug)]
+pub(crate) enum NotTaken {
+    /// It is taken.
+    Taken,
+    /// The number is not open.
+    Closed,
+    /// The number is that of something else.
+    Other,
+    /// A system call failed.
+    Io(io::Error),
+}
+
+/// Owns a descriptor that this process inherited from its parent.
+pub(crate) fn take_inherited(fd: RawFd, inode: u64) -> Result<OwnedFd, NotTaken> {
+    let verify = || match socket_inode_of(fd) {
+        Ok(found) if found == inode => Ok(()),
+        Err(error) if error.raw_os_error() == Some(libc::EBADF) => Err(NotTaken::Closed),
+        _ => Err(NotTaken::Other),
+    };
+    verify()?; // Before the file of the lock can get the number.
+    let _exclusive = exclusive();
+    verify()?;
+    let mut free = false;
+    set_status(fd, |status| {
+        free = status & libc::O_NONBLOCK == 0;
+        status | libc::O_NONBLOCK
+    })
+    .map_err(NotTaken::Io)?;
+    if !free {
+        return Err(NotTaken::Taken);
     }
-    if TAKEN.swap(true, Ordering::AcqRel) {
-        let text = "the inherited descriptor was taken already";
-        return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
-    }
-    // SAFETY: it is open, is the socket that the parent made for this, and no earlier call owned
-    // it: the flag above is set once.
+    // SAFETY: it is open and the socket that the parent made for this, by its inode. Nothing else owns it: every copy of
+    // this library sets the mark before it owns the socket, and it was not set.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     // SAFETY: changes the flags of a socket of ours.
-    unsafe {
-        let raw = fd.as_raw_fd();
-        call::check("fcntl(F_SETFD)", libc::fcntl(raw, libc::F_SETFD, libc::FD_CLOEXEC))?;
-        let status = call::check("fcntl(F_GETFL)", libc::fcntl(raw, libc::F_GETFL))?;
-        call::check("fcntl(F_SETFL)", libc::fcntl(raw, libc::F_SETFL, status | libc::O_NONBLOCK))?;
-    }
+    let closes = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) };
+    call::check("fcntl(F_SETFD)", closes).map_err(NotTaken::Io)?;
     Ok(fd)
+}
+
+/// Kills the process of this pidfd, whose number was `pid`, unless it has ended.
+pub(crate) fn kill(process: &Pidfd, pid: u32) {
+    let Some(pid) = i32::try_from(pid).ok().filter(|&pid| pid > 1) else {
+        return; // A process outside of our namespace has the number 0, which would mean our own group.
+    };
+    if !process.exited() {
+        // By number, which every filter lets pass: the process has not been reaped, so the number is still its own.
+        // SAFETY: takes two numbers.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+    }
 }
 
 /// The inode of a socket, which distinguishes it from all other sockets that are open.
@@ -97,9 +139,69 @@ pub(crate) fn nonce() -> io::Result<u64> {
     Err(io::Error::other("the kernel gives no random numbers"))
 }
 
-static TAKEN: AtomicBool = AtomicBool::new(false);
+/// How long one call of [`start`] waits for another. A `pre_exec` closure of the program, or an exec from a slow file
+/// system, may take any time; then the calls overlap, which invariant 2 makes harmless.
+const LONGEST_TURN: Duration = Duration::from_secs(1);
 
-/// Also runs between fork and exec: no memory is taken, also not for errors.
+/// The turns of a process. A fork begins with its own: the parent's may be taken at that moment.
+#[derive(Debug, Default)]
+struct Turns {
+    taken: Mutex<bool>,
+    ended: Condvar,
+}
+
+// SAFETY: the only type with this slot.
+unsafe impl PerProcess for Turns {
+    const SLOT: Slot = Slot::Spawns;
+}
+
+/// The right to have an inheritable descriptor.
+#[derive(Debug)]
+struct Turn(&'static Turns);
+
+impl Turn {
+    fn take() -> io::Result<Self> {
+        let turns = per_process(|| Ok(Turns::default()))?;
+        let taken = turns.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = turns.ended.wait_timeout_while(taken, LONGEST_TURN, |taken| *taken);
+        *waited.unwrap_or_else(PoisonError::into_inner).0 = true;
+        Ok(Self(turns))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *self.0.taken.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        self.0.ended.notify_one();
+    }
+}
+
+/// How often, a millisecond apart, another copy of this library is waited for.
+const ATTEMPTS: u32 = 1000;
+
+/// Keeps other copies of this library in this process from taking a descriptor at the same moment, since a flag cannot be
+/// looked at and set in one step. They share no memory; but each `open` of a file of this process has a lock of its own on
+/// it. The lock ends with the file. Without /proc there is none, and two copies have to be exact to the microsecond to meet.
+fn exclusive() -> Option<File> {
+    let file = File::open("/proc/self/stat").ok()?;
+    for _ in 0..ATTEMPTS {
+        // SAFETY: takes two numbers.
+        if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+            return Some(file);
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    None
+}
+
+/// Changes the status flags of an open file.
+fn set_status(fd: RawFd, change: impl FnOnce(i32) -> i32) -> io::Result<()> {
+    // SAFETY: takes numbers only; fails if `fd` is not open.
+    let status = call::check("fcntl(F_GETFL)", unsafe { libc::fcntl(fd, libc::F_GETFL) })?;
+    // SAFETY: as above.
+    call::check("fcntl(F_SETFL)", unsafe { libc::fcntl(fd, libc::F_SETFL, change(status)) }).map(drop)
+}
+
 fn socket_inode_of(fd: RawFd) -> io::Result<u64> {
     let mut stat = MaybeUninit::<libc::stat>::uninit();
     // SAFETY: fills the local struct; fails if `fd` is not open.
@@ -118,10 +220,11 @@ fn socket_inode_of(fd: RawFd) -> io::Result<u64> {
 mod tests {
     use super::*;
     use crate::sys::socket::pair;
-    use crate::sys::testing::in_child;
+    use crate::sys::testing::{fork, in_child};
     use crate::sys::transfer::{Transfer, read};
     use crate::sys::wait::{Readiness, wait_ready};
-    use std::os::fd::AsFd;
+    use std::os::fd::{AsFd, IntoRawFd};
+    use std::os::unix::process::CommandExt;
 
     fn shell(script: String) -> Command {
         let mut command = Command::new("sh");
@@ -129,32 +232,61 @@ mod tests {
         command
     }
 
+    /// A socket as a child inherits it: blocking, and not close-on-exec.
+    fn inherited(socket: OwnedFd) -> RawFd {
+        set_status(socket.as_raw_fd(), |status| status & !libc::O_NONBLOCK).expect("set");
+        let fd = socket.into_raw_fd();
+        // SAFETY: changes the flags of a descriptor that this test made.
+        unsafe { assert_eq!(libc::fcntl(fd, libc::F_SETFD, 0), 0) };
+        fd
+    }
+
     #[test]
     fn a_child_inherits_the_one_socket() {
         in_child(|| {
-            let (ours, theirs) = pair().expect("pair");
-            let fd = theirs.as_raw_fd();
-            let mut command = shell(format!("test -S /proc/self/fd/{fd} && echo hello >&{fd}"));
-            inherit(&mut command, fd, socket_inode(theirs.as_fd()).expect("socket"));
-            let mut child = command.spawn().expect("spawns");
-            drop(theirs);
-            assert!(child.wait().expect("ends").success());
-            assert!(wait_ready(ours.as_fd(), Readiness::Readable, None).expect("polls"));
-            let mut buffer = [0; 8];
-            assert_eq!(read(ours.as_fd(), &mut buffer).expect("reads"), Transfer::Bytes(6));
-            assert_eq!(read(ours.as_fd(), &mut buffer).expect("reads"), Transfer::Closed);
+            for own_closure in [false, true] {
+                let (ours, theirs) = pair().expect("pair");
+                let fd = theirs.as_raw_fd();
+                let mut command = shell(format!("test -S /proc/self/fd/{fd} && echo hello >&{fd}"));
+                if own_closure {
+                    // SAFETY: does nothing. With it the standard library forks.
+                    unsafe { command.pre_exec(|| Ok(())) };
+                }
+                let mut child = start(&mut command, theirs).expect("spawns");
+                assert!(child.wait().expect("ends").success());
+                assert!(wait_ready(ours.as_fd(), Readiness::Readable, None).expect("polls"));
+                let mut buffer = [0; 8];
+                assert_eq!(read(ours.as_fd(), &mut buffer).expect("reads"), Transfer::Bytes(6));
+                assert_eq!(read(ours.as_fd(), &mut buffer).expect("reads"), Transfer::Closed);
+            }
         });
     }
 
     #[test]
-    fn a_socket_that_is_gone_fails_the_spawn() {
-        // In a child, so that no other thread reuses the number.
+    fn a_command_that_does_not_start_ends_the_socket_and_the_turn() {
         in_child(|| {
-            let (_ours, theirs) = pair().expect("pair");
-            let mut command = shell("true".into());
-            inherit(&mut command, theirs.as_raw_fd(), socket_inode(theirs.as_fd()).expect("it"));
-            drop(theirs);
-            assert!(command.spawn().is_err());
+            let (ours, theirs) = pair().expect("pair");
+            assert!(start(&mut Command::new("/no/such/program"), theirs).is_err());
+            assert_eq!(read(ours.as_fd(), &mut [0; 8]).expect("reads"), Transfer::Closed);
+            let turns = per_process(|| Ok(Turns::default())).expect("known");
+            assert!(!*turns.taken.lock().expect("unlocked"), "the turn is over");
+        });
+    }
+
+    #[test]
+    fn one_command_is_started_at_a_time_and_a_fork_does_not_wait_for_its_parents() {
+        let first = Turn::take().expect("free");
+        let other = fork(|| {
+            let begun = std::time::Instant::now();
+            let _own = Turn::take().expect("free");
+            i32::from(begun.elapsed() >= LONGEST_TURN)
+        });
+        assert_eq!(other.wait(), 0, "a turn of its own");
+        thread::scope(|scope| {
+            let second = scope.spawn(|| drop(Turn::take().expect("its turn")));
+            thread::sleep(Duration::from_millis(50));
+            assert!(!second.is_finished());
+            drop(first);
         });
     }
 
@@ -165,19 +297,51 @@ mod tests {
             let inode = socket_inode(theirs.as_fd()).expect("socket");
             let other = socket_inode(ours.as_fd()).expect("socket");
             assert_ne!(inode, other);
-            let raw = std::os::fd::IntoRawFd::into_raw_fd(theirs);
-            // SAFETY: as inherited: not close-on-exec, and blocking.
-            unsafe { assert_eq!(libc::fcntl(raw, libc::F_SETFD, 0), 0) };
-            for (fd, inode) in [(raw, other), (-1, inode), (1000, inode), (0, inode)] {
-                let error = take_inherited(fd, inode).expect_err("wrong");
-                assert_eq!(error.kind(), io::ErrorKind::NotFound);
+            let raw = inherited(theirs);
+            assert!(matches!(take_inherited(raw, other), Err(NotTaken::Other)));
+            for fd in [-1, 1000] {
+                assert!(matches!(take_inherited(fd, inode), Err(NotTaken::Closed)));
             }
+            assert!(matches!(take_inherited(0, inode), Err(NotTaken::Other)));
             let taken = take_inherited(raw, inode).expect("right");
             // SAFETY: only asks.
             assert_eq!(unsafe { libc::fcntl(raw, libc::F_GETFD) }, libc::FD_CLOEXEC);
-            let again = take_inherited(raw, inode).expect_err("once");
-            assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
+            assert!(matches!(take_inherited(raw, inode), Err(NotTaken::Taken)));
             drop(taken);
+            assert!(matches!(take_inherited(raw, inode), Err(NotTaken::Closed)));
+        });
+    }
+
+    #[test]
+    fn a_runtime_that_marks_all_descriptors_takes_nothing() {
+        in_child(|| {
+            let (_ours, theirs) = pair().expect("pair");
+            let inode = socket_inode(theirs.as_fd()).expect("socket");
+            let raw = inherited(theirs);
+            // SAFETY: changes the flags of a descriptor that this test made, as Node.js does when it begins.
+            unsafe { assert_eq!(libc::fcntl(raw, libc::F_SETFD, libc::FD_CLOEXEC), 0) };
+            take_inherited(raw, inode).expect("free");
+        });
+    }
+
+    #[test]
+    fn of_many_that_take_at_once_one_succeeds() {
+        in_child(|| {
+            for _ in 0..50 {
+                let (_ours, theirs) = pair().expect("pair");
+                let inode = socket_inode(theirs.as_fd()).expect("socket");
+                let raw = inherited(theirs);
+                let start = std::sync::Barrier::new(4);
+                let takers: Vec<_> = thread::scope(|scope| {
+                    let take = || {
+                        start.wait();
+                        take_inherited(raw, inode)
+                    };
+                    let all: Vec<_> = (0..4).map(|_| scope.spawn(take)).collect();
+                    all.into_iter().map(|taker| taker.join().expect("no panic")).collect()
+                });
+                assert_eq!(takers.iter().filter(|taken| taken.is_ok()).count(), 1, "{takers:?}");
+            }
         });
     }
 
@@ -189,7 +353,7 @@ mod tests {
 
     #[test]
     fn a_file_has_no_socket_inode() {
-        let file = std::fs::File::open("/dev/null").expect("opens");
+        let file = File::open("/dev/null").expect("opens");
         let error = socket_inode(file.as_fd()).expect_err("no socket");
         assert_eq!(error.raw_os_error(), Some(libc::ENOTSOCK));
     }

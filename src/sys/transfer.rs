@@ -22,6 +22,7 @@ use super::call::{self, INTERRUPTS};
 use super::cmsg::Control;
 use super::foreign::Foreign;
 use super::pidfd::Pidfd;
+use super::socket::PeerCred;
 
 /// How far a read or a write got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +45,8 @@ pub(crate) struct Received {
     /// The process that sent the bytes, if the socket asks for it and the kernel can tell. It may have
     /// ended since.
     pub(crate) pidfd: Option<Pidfd>,
+    /// The credentials of that process, if the socket asks for them.
+    pub(crate) cred: Option<PeerCred>,
 }
 
 /// The descriptors that came with bytes.
@@ -134,7 +137,7 @@ fn look(fd: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<Received> {
         (Some(fd), None) => Beside::One(fd),
         (None, _) => Beside::Nothing,
     };
-    Ok(Received { transfer, beside, pidfd: taken.pidfd.map(Pidfd::from_owned) })
+    Ok(Received { transfer, beside, pidfd: taken.pidfd.map(Pidfd::from_owned), cred: taken.cred })
 }
 
 /// Writes as much as there is room for, and passes all these descriptors with the first byte.

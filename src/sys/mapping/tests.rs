@@ -31,7 +31,7 @@ fn directions(slots: usize, arena: usize) -> [Mapping; 2] {
         socket: socket.into(),
         geometry,
         side: Side::Client,
-        cred: PeerCred::own(),
+        cred: PeerCred::own().expect("known"),
         peer: None,
         first_ticket: 0,
         max_message: 1,
