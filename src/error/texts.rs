@@ -179,7 +179,8 @@ macro_rules! ending_rows {
 
 const EXHAUSTED: &str = "this direction has carried all the messages that it can: make a new connection";
 const TOO_LARGE: &str = "a message of 9 bytes is too large: this call takes at most 8";
-const NO_MEMORY: &str = "there is no memory for the message of 9 bytes: it was kept, receive it when there is";
+const NO_MEMORY: &str =
+    "there is no memory for the message of 9 bytes: it was kept, receive it when there is";
 const TOO_SMALL: &str = "the message has 9 bytes, more than the buffer holds: it was kept for a larger one";
 
 fn messages() -> Vec<Row> {
