@@ -7,7 +7,7 @@
 //! | a connection was closed, by which side | debug |
 //! | the peer's process died | warn |
 //! | the peer broke the protocol | error |
-//! | the peer monitor was lost, and with it all connections | error |
+//! | the program closed descriptors of the library, or the peer monitor cannot run: connections end | error |
 //! | the peer monitor's thread was killed, or keeps a scheduling that delays it | warn |
 //! | a descriptor of a peer could not be closed | warn |
 //!
@@ -56,9 +56,14 @@ pub(crate) fn left(pid: u32, uid: u32) {
     tell!(debug, "process {pid} of user {uid} left before its handshake was over");
 }
 
-/// The program closed the descriptors of the peer monitor, or its thread could not be started again.
-pub(crate) fn monitor_lost(connections: usize) {
-    tell!(error, "the peer monitor has lost its thread or its descriptors: {connections} connections end");
+/// The program closed descriptors of the peer monitor or of connections.
+pub(crate) fn monitor_closed(connections: usize) {
+    tell!(error, "the program has closed descriptors that belong to narrows: {connections} connections end");
+}
+
+/// The peer monitor's thread was killed and could not be started again.
+pub(crate) fn monitor_killed(connections: usize) {
+    tell!(error, "the peer monitor has lost its thread: {connections} connections end");
 }
 
 /// The peer monitor's thread was killed.

@@ -8,13 +8,16 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use faults::{Fork, Kept, LONG, Watchdog, echo, eventually, me, role, round_trip, say, sys, told, verdict};
-use narrows::{ConnectError, RecvTimeoutError, SharedMemoryListener, SharedMemoryStream};
+use narrows::{
+    ConnectError, Options, RecvTimeoutError, SharedMemoryListener, SharedMemoryStream, WaitStrategy,
+};
 
 /// `pidfd_open` and `process_mrelease`: calls that filters do not know.
 const UNKNOWN_TO_FILTERS: [libc::c_long; 2] = [libc::SYS_pidfd_open, libc::SYS_process_mrelease];
@@ -224,6 +227,186 @@ fn a_program_that_closes_all_descriptors_is_told_and_keeps_its_files() {
             assert!(files.iter().all(|file| file.metadata().is_ok()), "a file of the program was closed");
         }
     }
+}
+
+/// What an event loop of the program does right after it has closed all descriptors: its first ones get the monitor's numbers.
+#[test]
+fn an_event_loop_that_got_the_numbers_of_the_monitor_is_left_alone() {
+    const NAME: &str = "an_event_loop_that_got_the_numbers_of_the_monitor_is_left_alone";
+    match role().as_deref() {
+        None => {
+            let _watchdog = Watchdog::new(NAME);
+            return alone(NAME, "loop");
+        }
+        Some("child") => return echo(SharedMemoryStream::from_parent().expect("handed over")),
+        Some(_) => {}
+    }
+    narrows::start_peer_monitor().expect("starts");
+    let (child, mut stream) = SharedMemoryStream::spawn(me(NAME, "child", "")).expect("spawns");
+    let mut child = Kept(child);
+    round_trip(&mut stream, 1);
+    close_all_but_standard();
+    const TOKEN: u64 = 0x5eed;
+    // As long as each might be the monitor's: first an epoll set, then what wakes it.
+    // SAFETY: the calls make descriptors of this process, and read a live local.
+    let (set, wake) = unsafe {
+        let set = libc::epoll_create1(libc::EPOLL_CLOEXEC);
+        let wake = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
+        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: TOKEN };
+        assert_eq!(libc::epoll_ctl(set, libc::EPOLL_CTL_ADD, wake, &mut event), 0);
+        (set, wake)
+    };
+    let _others: Vec<_> = (0..32).map(|_| File::open("/dev/null").expect("opens")).collect();
+    child.0.kill().expect("kills");
+    assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::Disconnected));
+    drop(stream);
+    // SAFETY: writes 8 bytes of a local, and fills one event.
+    unsafe {
+        let one = 1_u64;
+        assert_eq!(libc::write(wake, (&raw const one).cast(), 8), 8);
+        let mut event = libc::epoll_event { events: 0, u64: 0 };
+        assert_eq!(
+            libc::epoll_wait(set, &mut event, 1, 10_000),
+            1,
+            "the loop's own registration was changed"
+        );
+        assert_eq!({ event.u64 }, TOKEN);
+    }
+}
+
+/// Closes what names no file of the standard streams, as daemonizing code does.
+fn close_all_but_standard() {
+    // SAFETY: takes numbers; nothing that the standard library holds is above them.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
+}
+
+/// The descriptors of this process, but not the one that lists them.
+fn numbers() -> Vec<i32> {
+    let listed = fs::read_dir("/proc/self/fd").expect("lists").flatten();
+    let numbers = listed.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbers.filter(|number| Path::new(&format!("/proc/self/fd/{number}")).exists()).collect()
+}
+
+/// The monitor keeps its own descriptors; only those of one connection are gone, and its peer cannot end it any more.
+#[test]
+fn a_connection_whose_descriptors_alone_are_closed_ends_and_the_others_go_on() {
+    const NAME: &str = "a_connection_whose_descriptors_alone_are_closed_ends_and_the_others_go_on";
+    match role().as_deref() {
+        None => {
+            let _watchdog = Watchdog::new(NAME);
+            alone(NAME, "blocked");
+            alone(NAME, "spins");
+            return alone(NAME, "polls");
+        }
+        Some("child") => return echo(SharedMemoryStream::from_parent().expect("handed over")),
+        Some(_) => {}
+    }
+    let spawn = |options: &Options| options.spawn(me(NAME, "child", "")).expect("spawns");
+    let (other, mut to_other) = spawn(&Options::new());
+    let mut other = Kept(other);
+    round_trip(&mut to_other, 1);
+    let before = numbers();
+    let spins = role().as_deref() == Some("spins");
+    let (child, mut stream) =
+        spawn(&Options::new().wait(if spins { WaitStrategy::Spin } else { WaitStrategy::Adaptive }));
+    let mut child = Kept(child);
+    round_trip(&mut stream, 2);
+    let pid = child.pid().try_into().expect("small");
+    sys::kill(pid, libc::SIGSTOP); // It must not notice that its connection was closed, and say goodbye.
+    for number in numbers().iter().filter(|number| !before.contains(number)) {
+        // SAFETY: closes what the program has no right to close; the library must bear it.
+        unsafe { libc::close(*number) };
+    }
+    let files: Vec<_> = (0..8).map(|_| File::open("/dev/null").expect("opens")).collect();
+    child.0.kill().expect("kills");
+    match role().as_deref() {
+        Some("polls") => {
+            let poll = Duration::from_millis(20);
+            let ended = || {
+                let result = stream.recv_timeout(&mut [0; 8], poll);
+                result.is_err_and(|error| error != RecvTimeoutError::Timeout)
+            };
+            assert!(eventually(ended));
+        }
+        _ => assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::Disconnected)),
+    }
+    round_trip(&mut to_other, 3);
+    drop(stream);
+    assert!(files.iter().all(|file| file.metadata().is_ok()), "a file of the program was closed");
+    other.0.kill().expect("kills");
+    let end = verdict(&mut to_other).expect_err("it has ended");
+    assert!(matches!(end, RecvTimeoutError::PeerDied), "{end:?}");
+}
+
+/// The thread is killed in the middle of what it does for one connection, and the next one goes on with it.
+#[test]
+fn an_end_that_killed_the_monitor_is_not_forgotten() {
+    const NAME: &str = "an_end_that_killed_the_monitor_is_not_forgotten";
+    match role().as_deref() {
+        None => {
+            let _watchdog = Watchdog::new(NAME);
+            return alone(NAME, "filtered");
+        }
+        Some("child") => {
+            let mut stream = SharedMemoryStream::from_parent().expect("handed over");
+            stream.send(b"before").expect("sends");
+            let mut byte = [0];
+            let _told = std::io::Read::read(&mut std::io::stdin(), &mut byte);
+            panic!("{}", Command::new("sleep").arg("60").exec());
+        }
+        Some(_) => {}
+    }
+    let mut command = me(NAME, "child", "");
+    command.stdin(std::process::Stdio::piped());
+    let (child, mut stream) = SharedMemoryStream::spawn(command).expect("spawns");
+    let mut child = Kept(child);
+    assert_eq!(verdict(&mut stream), Ok(6));
+    // How the thread asks whether the process has ended.
+    kill_for(&[libc::SYS_ppoll], libc::SECCOMP_RET_KILL_THREAD);
+    child.0.stdin.take().expect("piped").write_all(b"x").expect("tells");
+    assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::Disconnected));
+}
+
+/// Nothing connects with a monitor that cannot live, however often it is tried, and nothing is left behind.
+#[test]
+fn a_filter_that_kills_the_monitor_as_it_starts_makes_connecting_an_error() {
+    const NAME: &str = "a_filter_that_kills_the_monitor_as_it_starts_makes_connecting_an_error";
+    if role().is_none() {
+        let _watchdog = Watchdog::new(NAME);
+        return alone(NAME, "filtered");
+    }
+    kill_for(&[libc::SYS_epoll_wait, libc::SYS_epoll_pwait], libc::SECCOMP_RET_KILL_THREAD);
+    let refused =
+        || SharedMemoryStream::pair().map(drop).expect_err("its end would not be noticed").to_string();
+    let said = refused();
+    assert!(said.contains("epoll_wait") && said.contains("seccomp"), "{said}");
+    (0..8).for_each(|_| drop(refused()));
+    let before = numbers().len();
+    (0..50).for_each(|_| drop(refused()));
+    assert_eq!(numbers().len(), before, "refusals leak descriptors");
+    let bound =
+        SharedMemoryListener::bind(socket_path()).map(drop).expect_err("nor its clients'").to_string();
+    assert!(bound.contains("seccomp"), "{bound}");
+}
+
+#[test]
+fn who_never_sleeps_a_whole_slice_learns_of_a_lost_thread_as_well() {
+    const NAME: &str = "who_never_sleeps_a_whole_slice_learns_of_a_lost_thread_as_well";
+    if role().is_none() {
+        let _watchdog = Watchdog::new(NAME);
+        alone(NAME, "short timeouts");
+        return alone(NAME, "spins");
+    }
+    let spins = role().as_deref() == Some("spins");
+    let options = Options::new().wait(if spins { WaitStrategy::Spin } else { WaitStrategy::Adaptive });
+    let (_a, mut b) = options.pair().expect("pairs");
+    kill_for(&[libc::SYS_epoll_wait, libc::SYS_epoll_pwait], libc::SECCOMP_RET_KILL_THREAD);
+    if spins {
+        return assert_eq!(verdict(&mut b), Err(RecvTimeoutError::Disconnected));
+    }
+    let ended =
+        || b.recv_timeout(&mut [0; 8], Duration::from_millis(20)) == Err(RecvTimeoutError::Disconnected);
+    assert!(eventually(ended));
 }
 
 #[test]

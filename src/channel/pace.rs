@@ -238,7 +238,7 @@ impl Pace for Waiting {
             WaitStrategy::Adaptive => self.adapt(until, look),
             WaitStrategy::Spin => {
                 self.mapping.activity().count_spin();
-                spin_on(until, look)
+                spin_on(until, look, || self.mapping.link().check_monitor())
             }
         }
     }
@@ -305,8 +305,8 @@ fn spin(end: Instant, look: impl Fn() -> bool) -> bool {
     }
 }
 
-/// Looks until found or until the deadline, however long that is.
-fn spin_on(until: Until, look: impl Fn() -> bool) -> bool {
+/// Looks until found or until the deadline, however long that is; calls `check` ten times a second.
+fn spin_on(until: Until, look: impl Fn() -> bool, check: impl Fn()) -> bool {
     let slice = Duration::from_millis(100);
     loop {
         let now = Instant::now();
@@ -317,6 +317,7 @@ fn spin_on(until: Until, look: impl Fn() -> bool) -> bool {
         if spin(until.map_or(end, |until| until.min(end)), &look) {
             return true;
         }
+        check();
     }
 }
 

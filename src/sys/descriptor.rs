@@ -26,9 +26,16 @@ pub(crate) struct Descriptor {
 
 /// What distinguishes open files: device and inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct FileId {
+pub(crate) struct FileId {
     device: u64,
     inode: u64,
+}
+
+impl FileId {
+    /// Returns which file a number names now, if it names any.
+    pub(crate) fn of(number: RawFd) -> Option<Self> {
+        file_id(number).ok()
+    }
 }
 
 impl Descriptor {

@@ -33,8 +33,10 @@ pub(crate) enum Interest {
     Readable,
     /// There is room to write.
     Writable,
-    /// The other side has ended. Unread bytes do not count.
+    /// The other side has ended. Unread bytes do not count. Reported once, until the interest is set again.
     HangUp,
+    /// A process has ended, by its pidfd. Reported once, until the interest is set again.
+    Exit,
 }
 
 /// What happened to one descriptor.
@@ -133,7 +135,8 @@ impl Interest {
         match self {
             Self::Readable => READABLE,
             Self::Writable => WRITABLE,
-            Self::HangUp => PEER_ENDED,
+            Self::HangUp => PEER_ENDED | ONCE,
+            Self::Exit => READABLE | ONCE,
         }
     }
 }
@@ -167,6 +170,7 @@ impl fmt::Debug for Events {
 const READABLE: u32 = libc::EPOLLIN as u32;
 const WRITABLE: u32 = libc::EPOLLOUT as u32;
 const PEER_ENDED: u32 = libc::EPOLLRDHUP as u32;
+const ONCE: u32 = libc::EPOLLONESHOT as u32;
 const ENDED: u32 = PEER_ENDED | libc::EPOLLHUP as u32 | libc::EPOLLERR as u32;
 
 /// A descriptor that is readable once it was signalled.

@@ -65,6 +65,13 @@ pub(crate) struct PeerSocket {
     canary: Option<Canary>,
 }
 
+impl PeerSocket {
+    /// Returns whether the number still names the socket: a program may have closed it.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.fd.as_ref().is_some_and(Descriptor::is_ours)
+    }
+}
+
 impl From<OwnedFd> for PeerSocket {
     fn from(fd: OwnedFd) -> Self {
         Self { fd: Some(fd.into()), canary: Canary::new().ok() }

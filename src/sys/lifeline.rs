@@ -18,15 +18,27 @@
 //! 2. The mark is read after the event, so a mark that was set before the end is always seen.
 //! 3. `marked` and `gone` run without the lock: they may drop anything, also the `Watch`.
 //! 4. The table names descriptors by number. Each belongs to a `Watch`, which removes itself from
-//!    the table, and from epoll, before it closes them: under the lock the numbers are right.
-//! 5. Only hang-ups are waited for: bytes that nobody reads wake nothing. What reported its end leaves
-//!    epoll at once, so the loop never spins.
+//!    the table, and from epoll, before it closes them: under the lock the numbers are right, unless the program has closed
+//!    them behind the library's back. So a number counts only while it names the file that it was given for.
+//! 5. Only hang-ups are waited for: bytes that nobody reads wake nothing. Epoll reports each end once,
+//!    so the loop never spins.
 //! 6. A forked child reads and changes nothing of its parent's monitor: its page of per-process
 //!    objects is empty, and a `Watch` of the parent only closes its copies of descriptors there.
-//! 7. The thread runs before a connection relies on it. A thread that was killed is started again, at the end of a slice of a
-//!    blocked call or with the next connection. If the program closed the epoll descriptor, all connections end as
-//!    disconnected within [`HEARTBEAT`], and the next connection gets a monitor of its own.
-//! 8. The thread makes no system call that waits for a peer: it polls descriptors and reads private memory and marks.
+//! 7. The thread runs before a connection relies on it, and has made each of its system calls once by then: one that a filter
+//!    kills for them makes connecting an error.
+//! 8. A thread that was killed later is started again, [`STARTS`] times in all, by a call that waits (at the end of a slice of its
+//!    sleep or spin, or of its timeout) or with the next connection; if that fails, all connections end as disconnected.
+//! 9. If the program has closed the epoll descriptor, all connections end as disconnected, and the next connection gets a
+//!    monitor of its own; if it has closed the descriptors of one connection, that one does. The thread looks for both once in
+//!    [`HEARTBEAT`], a call that waits at the end of each slice. Numbers that name other files by then are not touched.
+//! 10. The thread makes no system call that waits for a peer: it polls descriptors and reads private memory and marks. What
+//!     it calls under the lock it has called without the lock just before, so a filter that kills for it leaves no lock held.
+//!
+//! # What it does not cover
+//!
+//! A program that never waits (`try_recv` alone) under a filter that it has set after its first connection, and that kills the
+//! thread: nothing looks whether the thread lives then. And a pidfd that the program has closed, whose number is another pidfd
+//! by now, before Linux 6.9.
 //!
 //! # Proof
 //!
@@ -36,6 +48,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread;
@@ -44,12 +57,16 @@ use std::time::{Duration, Instant};
 use self::table::{Suspect, Table};
 use self::worker::Worker;
 use super::call;
-use super::epoll::{Epoll, Event, Eventfd, Events, Interest};
+use super::descriptor::Descriptor;
+use super::epoll::{Epoll, Event, Events, Interest};
 use super::foreign::PeerSocket;
 use super::fork::{self, Canary, PerProcess, Slot, per_process};
 use super::pidfd::Pidfd;
 use super::scheduling::{self, NotReset};
-use super::{signals, threads};
+use super::signals;
+use super::socket;
+use super::threads;
+use super::wait::is_readable;
 use crate::events;
 
 mod table;
@@ -84,7 +101,6 @@ pub(crate) struct Watch {
     id: u64,
     // Closed after `drop` has removed them from epoll.
     socket: PeerSocket,
-    #[cfg_attr(not(test), expect(dead_code, reason = "the lifeline's table names its descriptor"))]
     peer: Option<Arc<Pidfd>>,
 }
 
@@ -139,8 +155,13 @@ fn running() -> io::Result<&'static Lifeline> {
     for _ in 0..ATTEMPTS {
         let lifeline = per_process(Lifeline::new)?;
         if lifeline.has_its_epoll() {
-            lifeline.ensure_thread()?;
-            return Ok(lifeline);
+            return match lifeline.ensure_thread() {
+                Ok(()) => Ok(lifeline),
+                Err(error) => {
+                    lifeline.end_all(); // Whatever relied on the thread.
+                    Err(error)
+                }
+            };
         }
         lifeline.lose();
     }
@@ -154,13 +175,25 @@ impl Watch {
         self.peer.as_ref()
     }
 
-    /// Starts the monitor's thread again if it was killed; ends all connections if that is not possible.
-    ///
-    /// For a thread that sleeps on the connection, from time to time.
+    /// Makes sure that the end of the peer would be noticed, or ends the connection. For a thread that waits on it, from time
+    /// to time.
     pub(crate) fn check(&self) {
-        if self.canary.same_process() && self.lifeline.ensure_thread().is_err() {
-            self.lifeline.lose();
+        self.check_thread();
+        if self.canary.same_process() && !self.has_its_files() {
+            self.lifeline.end_if_closed(self.id);
         }
+    }
+
+    /// Starts the monitor's thread again if it was killed; ends all connections if that is not possible.
+    pub(crate) fn check_thread(&self) {
+        if self.canary.same_process() && self.lifeline.ensure_thread().is_err() {
+            self.lifeline.end_all();
+        }
+    }
+
+    fn has_its_files(&self) -> bool {
+        let has_peer = self.peer.as_ref().is_none_or(|peer| peer.is_ours());
+        self.lifeline.has_its_epoll() && self.socket.is_ours() && has_peer
     }
 }
 
@@ -183,14 +216,17 @@ impl Drop for Watch {
 /// How long the pidfd may take to report a death after the socket has hung up. A killed process with 20 000 open files
 /// needs about 100 ms in between; a process that lives on without its socket is reported this much later.
 const GRACE: Duration = Duration::from_millis(500);
-/// How often the thread looks whether the program has closed its epoll descriptor, which no event reports.
+/// How often the thread looks whether the program has closed descriptors of the library, which no event reports: about as
+/// often as one blocked call wakes up. Without connections there is nothing to miss.
 const HEARTBEAT: Duration = Duration::from_secs(3);
+const IDLE_HEARTBEAT: Duration = Duration::from_secs(30);
 /// Events that one wait fetches.
 const BATCH: usize = 64;
 /// The thread calls `marked` and `gone`, which set words and wake; and what they drop.
 const STACK: usize = 256 << 10;
-/// How long a new thread may take until it runs.
+/// How long a new thread may take until it runs, and how often its starter looks whether it was killed meanwhile.
 const START: Duration = Duration::from_secs(5);
+const START_SLICE: Duration = Duration::from_millis(5);
 /// How often a thread that is killed again and again is started.
 const STARTS: u32 = 4;
 /// How often a monitor is made anew whose descriptors are closed meanwhile.
@@ -201,8 +237,11 @@ const OWN: u64 = 0;
 #[derive(Debug)]
 struct Lifeline {
     epoll: Epoll,
-    /// Never signalled. While it can be changed in the set, the set is ours.
-    own: Eventfd,
+    /// In the set. While its number names it, and it can be changed in the set, the set is ours.
+    own: Descriptor,
+    /// The thread must look when to wake up next. If two threads set and take it at once, that may come to nothing; the thread
+    /// then finds a first connection one [`IDLE_HEARTBEAT`] later, and its events at once all the same.
+    wake: AtomicBool,
     table: Mutex<Table>,
     worker: Mutex<Worker>,
     scheduling: OnceLock<Option<NotReset>>,
@@ -215,10 +254,11 @@ unsafe impl PerProcess for Lifeline {
 
 impl Lifeline {
     fn new() -> io::Result<Self> {
-        let (epoll, own) = (Epoll::new()?, Eventfd::new()?);
+        let (epoll, own) = (Epoll::new()?, Descriptor::new(socket::idle()?));
         epoll.add(own.as_fd(), OWN, Interest::HangUp)?;
         let (table, worker) = (Mutex::default(), Mutex::default());
-        Ok(Self { epoll, own, table, worker, scheduling: OnceLock::new() })
+        let wake = AtomicBool::new(false);
+        Ok(Self { epoll, own, wake, table, worker, scheduling: OnceLock::new() })
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -237,27 +277,53 @@ impl Lifeline {
         if table.is_lost() {
             return Ok(None);
         }
-        table.add(&self.epoll, socket, peer, watched.clone()).map(Some)
+        let first = table.is_empty();
+        let id = table.add(&self.epoll, socket, peer, watched.clone())?;
+        if first {
+            // The thread sleeps longer without connections.
+            self.wake.store(true, Ordering::Relaxed);
+            self.has_its_epoll();
+        }
+        Ok(Some(id))
     }
 
-    /// Whether the epoll descriptor still names the set that was made. Its number may name another set of the program.
+    /// Whether the epoll descriptor still names the set that was made. Both numbers may name files of the program by now,
+    /// even another set and what wakes it, so the inode is compared first.
     fn has_its_epoll(&self) -> bool {
-        self.epoll.modify(self.own.as_fd(), OWN, Interest::HangUp).is_ok()
+        // Nothing is ever in the way of writing, so this wakes the thread.
+        let wake = self.wake.load(Ordering::Relaxed);
+        let interest = if wake { Interest::Writable } else { Interest::HangUp };
+        self.own.is_ours() && self.epoll.modify(self.own.as_fd(), OWN, interest).is_ok()
     }
 
-    /// Ends all connections as disconnected, since no end of a peer can be noticed any more, and makes room for another
-    /// monitor. The thread, if it is there, leaves or stays asleep for good.
+    /// Ends all connections, since the set is not ours any more, and makes room for another monitor. The thread, if it is
+    /// there, leaves or stays asleep for good.
     #[cold]
     fn lose(&'static self) {
         fork::forget(self);
-        let Some(lost) = self.table().lose() else {
-            return; // Another thread was first.
-        };
-        events::monitor_lost(lost.len());
-        for watched in lost.iter().filter_map(Weak::upgrade) {
-            // A panic of one connection must not keep the others from being told.
-            let _ = catch_unwind(AssertUnwindSafe(|| watched.gone(Gone::Disconnected)));
+        if let Some(lost) = self.table().lose() {
+            end(&lost, events::monitor_closed);
         }
+    }
+
+    /// Ends all connections, since no thread is left that would notice the end of a peer.
+    #[cold]
+    fn end_all(&'static self) {
+        if !self.has_its_epoll() {
+            return self.lose();
+        }
+        let lost = self.table().remove_all(&self.epoll);
+        end(&lost, events::monitor_killed);
+    }
+
+    /// Ends the connection if its descriptors, or the monitor's, were closed by the program.
+    #[cold]
+    fn end_if_closed(&'static self, id: u64) {
+        if !self.has_its_epoll() {
+            return self.lose();
+        }
+        let lost: Vec<_> = self.table().remove_if_closed(&self.epoll, id).into_iter().collect();
+        end(&lost, events::monitor_closed);
     }
 
     fn ensure_thread(&'static self) -> io::Result<()> {
@@ -266,14 +332,18 @@ impl Lifeline {
             return Ok(());
         }
         if worker.starts() >= STARTS {
-            return Err(io::Error::other("the peer monitor's thread was killed again and again"));
+            return Err(killed());
         }
-        if worker.starts() > 0 {
+        let again = worker.starts() > 0;
+        if again {
+            self.table().begin_again(&self.epoll);
+        }
+        let started = self.start_thread(&mut worker);
+        drop(worker); // A logger may make a connection.
+        if again {
             events::monitor_restarted();
         }
-        let handle = self.start_thread().map_err(no_thread)?;
-        worker.started(handle);
-        Ok(())
+        started
     }
 
     /// Removes a connection. False if it is not there: removed already, or told its end.
@@ -286,44 +356,66 @@ impl Lifeline {
         known.is_some()
     }
 
-    fn start_thread(&'static self) -> io::Result<thread::JoinHandle<()>> {
-        // The thread inherits the mask, so there is no moment in which it takes a signal.
-        let _blocked = signals::block_all()?;
-        threads::check()?;
+    /// Starts the thread. Returns once it has made each of its system calls once, so that a plugin which is unloaded at once
+    /// does not take the code away from a thread that is about to run it, and a thread that a filter kills is not relied on.
+    fn start_thread(&'static self, worker: &mut Worker) -> io::Result<()> {
         let thread = thread::Builder::new().name("narrows-watch".into()).stack_size(STACK);
         let (running, started) = mpsc::sync_channel(1);
+        threads::check()?;
         step!("start the lifeline");
-        let handle = thread.spawn(move || {
-            worker::keep_code_mapped();
-            let _first = self.scheduling.set(scheduling::follow_main_thread().err());
-            let _ = running.send(()); // Fails if the starter has waited long enough.
-            if let Some(Some(reason)) = self.scheduling.get() {
-                events::monitor_not_reset(reason);
+        let handle = {
+            // The thread inherits the mask, so there is no moment in which it takes a signal.
+            let _blocked = signals::block_all()?;
+            thread.spawn(move || self.run(running)).map_err(no_thread)?
+        };
+        worker.started(handle);
+        let deadline = Instant::now() + START;
+        while Instant::now() < deadline {
+            match started.recv_timeout(START_SLICE) {
+                Ok(()) => return Ok(()),
+                Err(_) if !worker.is_running() => return Err(killed()),
+                Err(_) => {}
             }
-            self.run();
-        })?;
-        // Else a plugin that is unloaded at once would take the code away from a thread that is about to run it.
-        let _late = started.recv_timeout(START);
-        Ok(handle)
+        }
+        Ok(()) // The machine is busy; nothing speaks against the thread.
     }
 
-    fn run(&'static self) {
+    fn run(&'static self, running: mpsc::SyncSender<()>) {
+        let mut running = Some(running);
+        worker::keep_code_mapped();
+        let not_reset = self.scheduling.get_or_init(|| scheduling::follow_main_thread().err());
         let mut events = Events::with_room(BATCH);
         let mut batch = Vec::with_capacity(BATCH);
+        // The first round is a rehearsal: it waits for nothing.
+        let _never = is_readable(self.own.as_fd());
+        let mut deadline = Some(Instant::now());
+        let mut next_look = Instant::now();
         while self.has_its_epoll() {
-            let deadline = self.table().next_wakeup(Instant::now());
             batch.clear();
             match self.epoll.wait(&mut events, deadline) {
                 Ok(happened) => batch.extend(happened),
                 Err(_) => break, // The number names something else by now.
             }
+            self.wake.store(false, Ordering::Relaxed);
             self.handle(&batch);
+            if let Some(running) = running.take() {
+                let _late = running.send(()); // The starter may have waited long enough.
+                not_reset.iter().for_each(|reason| events::monitor_not_reset(reason));
+            }
+            if Instant::now() >= next_look {
+                let lost = self.table().remove_closed(&self.epoll);
+                end(&lost, events::monitor_closed);
+                next_look = Instant::now() + HEARTBEAT;
+            }
+            let table = self.table();
+            let heartbeat = if table.is_empty() { next_look + IDLE_HEARTBEAT } else { next_look };
+            deadline = Some(table.next_deadline().map_or(heartbeat, |grace| grace.min(heartbeat)));
         }
         self.lose();
     }
 
     fn handle(&'static self, batch: &[Event]) {
-        let suspects = self.table().suspects(&self.epoll, batch, Instant::now());
+        let suspects = self.table().suspects(batch, Instant::now());
         for suspect in suspects {
             // What panics is one connection's affair, and the others need this thread.
             let _ = catch_unwind(AssertUnwindSafe(|| self.judge(&suspect)));
@@ -355,6 +447,24 @@ fn verdict(exited: Option<bool>, marked: bool, hung_up: bool, out_of_grace: bool
     }
     let nothing_to_wait_for = marked || exited.is_none() || out_of_grace;
     (hung_up && nothing_to_wait_for).then_some(Gone::Disconnected)
+}
+
+/// Ends connections that are out of the table, as disconnected, and reports how many they are.
+fn end(lost: &[Weak<dyn Watched>], report: fn(usize)) {
+    if lost.is_empty() {
+        return;
+    }
+    for watched in lost.iter().filter_map(Weak::upgrade) {
+        // A panic of one connection must not keep the others from being told.
+        let _ = catch_unwind(AssertUnwindSafe(|| watched.gone(Gone::Disconnected)));
+    }
+    report(lost.len());
+}
+
+fn killed() -> io::Error {
+    io::Error::other(
+        "the peer monitor's thread was killed: a seccomp filter must allow epoll_wait, epoll_ctl, ppoll, fstat and futex",
+    )
 }
 
 /// A lack of threads, with the limits that cause it: the kernel's word for it is that of a call to try again.

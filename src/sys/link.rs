@@ -131,10 +131,20 @@ impl Link {
         Ok(link)
     }
 
-    /// Makes sure that the end of the peer would be noticed; for a thread that sleeps on the connection, from time to time.
-    pub(super) fn check_monitor(&self) {
+    /// Makes sure that the end of the peer would be noticed; for a thread that waits on the connection, a few times a second
+    /// at most.
+    #[cold]
+    pub(crate) fn check_monitor(&self) {
         if let Some(watch) = self.watch.get() {
             watch.check();
+        }
+    }
+
+    /// As [`check_monitor`](Self::check_monitor), but only whether the monitor's thread lives, which costs no system call.
+    #[cold]
+    pub(super) fn check_monitor_thread(&self) {
+        if let Some(watch) = self.watch.get() {
+            watch.check_thread();
         }
     }
 

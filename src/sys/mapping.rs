@@ -191,10 +191,15 @@ impl Memory for Mapping {
         let began = futex::monotonic_now();
         let woke = futex::wait(self.flag(flag), until, slice);
         step!("woken");
-        if woke == Woke::Slice {
-            self.link.check_monitor();
-            #[cfg(feature = "testing")]
-            self.slept_through(flag, began, slice);
+        match woke {
+            Woke::Early => {}
+            // A caller with a short timeout may never sleep through a slice.
+            Woke::Deadline => self.link.check_monitor_thread(),
+            Woke::Slice => {
+                self.link.check_monitor();
+                #[cfg(feature = "testing")]
+                self.slept_through(flag, began, slice);
+            }
         }
         woke
     }

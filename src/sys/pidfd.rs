@@ -51,7 +51,12 @@ impl Pidfd {
 
     /// Whether the process has ended (it may still be waiting for its parent to reap it).
     pub(crate) fn exited(&self) -> bool {
-        is_readable(self.fd.as_fd()).unwrap_or(false)
+        self.is_ours() && is_readable(self.fd.as_fd()).unwrap_or(false)
+    }
+
+    /// Returns whether the number still names the process: a program may have closed it.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.fd.is_ours()
     }
 
     /// The one `Pidfd` of this process that all its users share.
@@ -109,8 +114,8 @@ impl Registry {
     fn share(&self, id: u64, fresh: Pidfd) -> Arc<Pidfd> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|(_, pidfd)| pidfd.strong_count() > 0);
-        let same = known.iter().find(|(other, _)| *other == id);
-        if let Some(shared) = same.and_then(|(_, pidfd)| pidfd.upgrade()) {
+        let same = known.iter().filter(|(other, _)| *other == id);
+        if let Some(shared) = same.filter_map(|(_, pidfd)| pidfd.upgrade()).find(|pidfd| pidfd.is_ours()) {
             return shared;
         }
         let shared = Arc::new(fresh);

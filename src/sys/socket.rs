@@ -173,6 +173,13 @@ pub(crate) fn connect(path: &Path) -> io::Result<Connecting> {
     Ok(Connecting::BacklogFull)
 }
 
+/// A socket without a name or a peer, which nothing ever happens to. Unlike an epoll set or an eventfd it has an inode of its
+/// own, so its owner can find out whether a number still names it.
+pub(crate) fn idle() -> io::Result<OwnedFd> {
+    // SAFETY: takes numbers and makes a new descriptor, which is ours alone.
+    unsafe { call::owned("socket", libc::socket(libc::AF_UNIX, libc::SOCK_DGRAM | FLAGS, 0)) }
+}
+
 /// Two connected sockets without a name.
 pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let mut fds = [-1; 2];

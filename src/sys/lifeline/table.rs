@@ -2,21 +2,25 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
+use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
+use super::super::call;
+use super::super::descriptor::FileId;
 use super::super::epoll::{Epoll, Event, Interest};
 use super::super::pidfd::Pidfd;
-use super::{GRACE, HEARTBEAT, OWN, Watched};
+use super::{GRACE, OWN, Watched};
 
 /// All connections that are watched.
 #[derive(Default)]
 pub(super) struct Table {
+    /// Its epoll set is not ours any more.
     lost: bool,
     last_id: u64,
     lines: HashMap<u64, Line>,
-    /// Who watches a pidfd, by its number: it is in epoll once, for all of them.
+    /// The connections to each process, by the number of its pidfd: it is in epoll once, for all of them.
     peers: HashMap<RawFd, BTreeSet<u64>>,
     /// Sockets that hung up while the process was alive, in the order of their deadlines.
     in_grace: VecDeque<(Instant, u64)>,
@@ -34,10 +38,25 @@ pub(super) struct Suspect {
 /// What is known of one connection.
 pub(super) struct Line {
     socket: RawFd,
+    /// Which file the number named when the connection was added.
+    file: Option<FileId>,
     peer: Option<(RawFd, Weak<Pidfd>)>,
     watched: Weak<dyn Watched>,
-    /// When the grace ends, once the socket has hung up. It is not in epoll then.
+    /// When the grace ends, once the socket has hung up.
     grace: Option<Instant>,
+}
+
+impl Line {
+    /// Whether the numbers still name the files of the connection: a program may have closed them.
+    fn has_its_files(&self) -> bool {
+        let has_peer =
+            self.peer.as_ref().and_then(|(_, peer)| peer.upgrade()).is_none_or(|peer| peer.is_ours());
+        self.has_its_socket() && has_peer
+    }
+
+    fn has_its_socket(&self) -> bool {
+        self.file.is_none() || self.file == FileId::of(self.socket)
+    }
 }
 
 impl Table {
@@ -57,15 +76,16 @@ impl Table {
             })?;
         }
         let peer = peer.map(|peer| (peer.as_fd().as_raw_fd(), Arc::downgrade(peer)));
+        let socket = socket.as_raw_fd();
         self.last_id = id;
-        self.lines.insert(id, Line { socket: socket.as_raw_fd(), peer, watched, grace: None });
+        self.lines.insert(id, Line { socket, file: FileId::of(socket), peer, watched, grace: None });
         Ok(id)
     }
 
     /// Takes a connection out, and its descriptors out of epoll.
     pub(super) fn remove(&mut self, epoll: &Epoll, id: u64) -> Option<Line> {
         let line = self.lines.remove(&id)?;
-        if line.grace.is_none() {
+        if line.has_its_socket() {
             delete(epoll, line.socket);
         }
         if let Some((peer, _)) = &line.peer {
@@ -74,10 +94,45 @@ impl Table {
         Some(line)
     }
 
-    /// When the thread has to look again without an event: at the end of a grace, or for its heartbeat.
-    pub(super) fn next_wakeup(&self, now: Instant) -> Option<Instant> {
-        let grace = self.in_grace.front().map(|(end, _)| *end);
-        [now.checked_add(HEARTBEAT), grace].into_iter().flatten().min()
+    /// When the next grace ends.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.in_grace.front().map(|(end, _)| *end)
+    }
+
+    /// Whether there is no connection.
+    pub(super) fn is_empty(&self) -> bool {
+        self.lines.is_empty()
+    }
+
+    /// Takes out this connection if the program has closed its descriptors: nothing would report the end of its peer.
+    pub(super) fn remove_if_closed(&mut self, epoll: &Epoll, id: u64) -> Option<Weak<dyn Watched>> {
+        let closed = self.lines.get(&id).is_some_and(|line| !line.has_its_files());
+        closed.then(|| self.remove(epoll, id)).flatten().map(|line| line.watched)
+    }
+
+    /// As [`remove_if_closed`](Self::remove_if_closed), for all.
+    pub(super) fn remove_closed(&mut self, epoll: &Epoll) -> Vec<Weak<dyn Watched>> {
+        let closed: Vec<u64> =
+            self.lines.iter().filter(|(_, line)| !line.has_its_files()).map(|(id, _)| *id).collect();
+        closed.into_iter().filter_map(|id| self.remove(epoll, id)).map(|line| line.watched).collect()
+    }
+
+    /// Takes all connections out.
+    pub(super) fn remove_all(&mut self, epoll: &Epoll) -> Vec<Weak<dyn Watched>> {
+        let all: Vec<u64> = self.lines.keys().copied().collect();
+        all.into_iter().filter_map(|id| self.remove(epoll, id)).map(|line| line.watched).collect()
+    }
+
+    /// For a new thread: whatever its predecessor was killed over is reported again.
+    pub(super) fn begin_again(&mut self, epoll: &Epoll) {
+        self.in_grace = self.lines.iter().filter_map(|(id, line)| Some((line.grace?, *id))).collect();
+        self.in_grace.make_contiguous().sort_unstable();
+        for (id, line) in self.lines.iter().filter(|(_, line)| line.has_its_files()) {
+            set(epoll, line.socket, *id, Interest::HangUp);
+            if let Some((peer, _)) = line.peer {
+                set(epoll, peer, token_of(peer), Interest::Exit);
+            }
+        }
     }
 
     /// Whether the monitor can notice nothing any more.
@@ -87,23 +142,23 @@ impl Table {
 
     /// Takes all connections out, and no more in; `None` if that was done before.
     pub(super) fn lose(&mut self) -> Option<Vec<Weak<dyn Watched>>> {
-        if std::mem::replace(&mut self.lost, true) {
+        if mem::replace(&mut self.lost, true) {
             return None;
         }
         self.peers.clear();
         self.in_grace.clear();
-        Some(std::mem::take(&mut self.lines).into_values().map(|line| line.watched).collect())
+        Some(mem::take(&mut self.lines).into_values().map(|line| line.watched).collect())
     }
 
     /// The connections that these events and the time put under suspicion.
-    pub(super) fn suspects(&mut self, epoll: &Epoll, events: &[Event], now: Instant) -> Vec<Suspect> {
+    pub(super) fn suspects(&mut self, events: &[Event], now: Instant) -> Vec<Suspect> {
         let mut ids = BTreeSet::new();
         for event in events {
             match peer_of(event.token) {
                 None if event.token == OWN => {}
                 Some(peer) => ids.extend(self.peers.get(&peer).into_iter().flatten()),
                 None => {
-                    self.hang_up(epoll, event.token, now);
+                    self.hang_up(event.token, now);
                     ids.insert(event.token);
                 }
             }
@@ -123,13 +178,12 @@ impl Table {
         })
     }
 
-    /// Notes that a socket has hung up, and takes it out of epoll, which would tell it for ever.
-    fn hang_up(&mut self, epoll: &Epoll, id: u64, now: Instant) {
+    /// Notes that a socket has hung up. Epoll reports it once.
+    fn hang_up(&mut self, id: u64, now: Instant) {
         let Some(line) = self.lines.get_mut(&id) else {
             return;
         };
         if line.grace.is_none() {
-            delete(epoll, line.socket);
             let end = now + GRACE;
             line.grace = Some(end);
             self.in_grace.push_back((end, id));
@@ -143,8 +197,12 @@ impl Table {
 
     fn add_peer(&mut self, epoll: &Epoll, peer: BorrowedFd<'_>, id: u64) -> io::Result<()> {
         let number = peer.as_raw_fd();
-        if !self.peers.contains_key(&number) {
-            epoll.add(peer, token_of(number), Interest::Readable)?;
+        match epoll.add(peer, token_of(number), Interest::Exit) {
+            // It may have been reported already.
+            Err(error) if call::errno(&error) == Some(libc::EEXIST) => {
+                epoll.modify(peer, token_of(number), Interest::Exit)?;
+            }
+            result => result?,
         }
         self.peers.entry(number).or_default().insert(id);
         Ok(())
@@ -180,9 +238,15 @@ fn peer_of(token: u64) -> Option<RawFd> {
     (token & PEER != 0).then(|| RawFd::try_from(token & !PEER).ok()).flatten()
 }
 
-/// It cannot fail, since the number is in epoll; and if it did, there would be nothing to do.
+/// It fails only if the program has closed the number, and then there is nothing to do.
 fn delete(epoll: &Epoll, number: RawFd) {
     // SAFETY: the table holds the number, so its `Watch` has not closed it: it removes itself from
-    // the table first, under the lock that this thread holds.
+    // the table first, under the lock that this thread holds. If the program has closed it, epoll refuses it.
     let _ = epoll.delete(unsafe { BorrowedFd::borrow_raw(number) });
+}
+
+/// It fails only if the program has closed the number, which the next look at all connections finds out.
+fn set(epoll: &Epoll, number: RawFd, token: u64, interest: Interest) {
+    // SAFETY: as for `delete`.
+    let _ = epoll.modify(unsafe { BorrowedFd::borrow_raw(number) }, token, interest);
 }
