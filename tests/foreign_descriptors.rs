@@ -224,6 +224,22 @@ fn connect_returns_in_time_whatever_comes_with_the_welcome() {
     });
 }
 
+#[test]
+fn connect_returns_in_time_from_a_server_that_it_does_not_trust() {
+    on_new_and_old_kernels("connect_returns_in_time_from_a_server_that_it_does_not_trust", || {
+        let (path, server, _folder) = by_hand(|client| {
+            let ends = send_lingering(&client, b"first", 1);
+            HELD.store(false, Ordering::SeqCst);
+            (ends, client)
+        });
+        HELD.store(true, Ordering::SeqCst);
+        let wary = Options::new().authorize(|_| !passes());
+        let error = in_time("connect", || wary.connect_timeout(&path, DEADLINE)).expect_err("not trusted");
+        assert!(matches!(error, ConnectError::NotAuthorized { .. }), "{error}");
+        server.join().expect("plays");
+    });
+}
+
 /// A connection whose server sends a lingering descriptor once the client has confirmed the memory.
 fn with_a_late_descriptor(
     out_of_band: bool,

@@ -94,7 +94,7 @@ pub(super) struct Caller {
 }
 
 impl Caller {
-    pub(super) fn new(socket: OwnedFd, cred: PeerCred, limits: &Limits, nonce: u64) -> Self {
+    pub(super) fn new(socket: impl Into<PeerSocket>, cred: PeerCred, limits: &Limits, nonce: u64) -> Self {
         Self {
             socket: socket.into(),
             cred,
@@ -127,8 +127,8 @@ impl Caller {
         // From now on the server may pass no more descriptors, where the kernel can forbid it.
         let _a_help = socket::refuse_descriptors(self.socket.as_fd());
         let region = adopt(self.memory, agreed.geometry.region_len(), sealing)?;
-        let queued = socket::queued(self.socket.as_fd());
-        if queued.map_err(ConnectError::io("looking for what the server sent"))? > 0 {
+        // Where a filter refuses the question it goes without: what is queued is never read.
+        if socket::queued(self.socket.as_fd()).is_ok_and(|bytes| bytes > 0) {
             return Err(ConnectError::BadAnswer(HandshakeError::Surplus));
         }
         match write(self.socket.as_fd(), &[ACKNOWLEDGE]).map_err(ConnectError::io("confirming the memory"))? {
@@ -245,7 +245,7 @@ impl Confirmed {
 const KNOCK: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
 
 /// A connected socket. A full backlog means a live server, so it is tried until the deadline.
-fn reach(path: &Path, until: Option<Instant>) -> Result<OwnedFd, ConnectError> {
+fn reach(path: &Path, until: Option<Instant>) -> Result<PeerSocket, ConnectError> {
     let mut pause = KNOCK.0;
     loop {
         let connecting = socket::connect(path).map_err(|source| failed(path, source))?;

@@ -1,4 +1,4 @@
-//! The memory of a connection: an unnamed file of fixed size, which nobody can map or punch any more.
+//! The memory of a connection: an unnamed file of fixed size, which no process can map or punch any more.
 //!
 //! ```text
 //!   server                                  client
@@ -20,7 +20,7 @@
 //! 3. Seals are validated bit by bit: the kernel adds some of its own (`F_SEAL_EXEC`).
 //! 4. [`create`] never gets the process killed by SIGXFSZ: the limit is read first.
 //! 5. Once [`has_all_seals`] holds, a peer that kept a descriptor or a mapping can make no access to the memory
-//!    wait. Punching a hole (`fallocate`, `MADV_REMOVE`) makes whoever touches the range wait until it is done, which a
+//!    wait. Punching a hole (`fallocate`, `MADV_REMOVE`) makes a process that touches the range wait until it is done, which a
 //!    peer could draw out by doing it on a thread that seldom runs. The kernel refuses it under
 //!    `F_SEAL_FUTURE_WRITE`, and looks at the seals under the lock of the file, under which they are also added: so
 //!    a punch has either ended before the seal was there, or is refused.

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! The last close of a descriptor can block for as long as the one who made it wants: a TCP socket with unsent
-//! data lingers, a file of FUSE waits for its server. Adding a seal waits for the lock of the file, which whoever
-//! punches a hole into it holds. Neither can be interrupted.
+//! data lingers, a file of FUSE waits for its server. Adding a seal waits for the lock of the file, which a
+//! process that punches a hole into it holds. Neither can be interrupted.
 //!
 //! # Invariants
 //!

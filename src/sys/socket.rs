@@ -20,6 +20,7 @@ use std::path::Path;
 use std::ptr;
 
 use super::call::{self, INTERRUPTS};
+use super::foreign::PeerSocket;
 use super::pidfd::Pidfd;
 
 /// The longest path of a socket, in bytes.
@@ -95,8 +96,8 @@ impl PeerCred {
 /// What became of an attempt to connect.
 #[derive(Debug)]
 pub(crate) enum Connecting {
-    /// It is connected.
-    Connected(OwnedFd),
+    /// It is connected. The server may have sent something already.
+    Connected(PeerSocket),
     /// A server is there and has no room now: try again.
     BacklogFull,
 }
@@ -161,7 +162,7 @@ pub(crate) fn connect(path: &Path) -> io::Result<Connecting> {
         // SAFETY: the address is a local of this length.
         let result = unsafe { libc::connect(fd.as_raw_fd(), (&raw const address).cast(), len) };
         let Err(error) = call::check("connect", result) else {
-            return Ok(Connecting::Connected(fd));
+            return Ok(Connecting::Connected(fd.into()));
         };
         match call::errno(&error) {
             Some(libc::EINTR) => {}
@@ -327,7 +328,7 @@ mod tests {
         dir.path().join("socket")
     }
 
-    fn connected(path: &Path) -> OwnedFd {
+    fn connected(path: &Path) -> PeerSocket {
         match connect(path).expect("connects") {
             Connecting::Connected(fd) => fd,
             Connecting::BacklogFull => panic!("there is room"),
