@@ -222,12 +222,13 @@ impl Options {
         if let Some(policy) = &self.authorize {
             return if policy(peer) { Ok(()) } else { Err(Untrusted::ByPolicy) };
         }
-        let own = PeerCred::own().map_err(Untrusted::Unknown)?.uid();
-        match uid {
-            _ if uid != 0 && uid != own => Err(Untrusted::OtherUser { uid, own }),
-            _ if socket::is_ambiguous(uid) => Err(Untrusted::Ambiguous { uid }),
-            _ => Ok(()),
+        if uid != 0 {
+            let own = PeerCred::own().map_err(Untrusted::Unknown)?.uid();
+            if uid != own {
+                return Err(Untrusted::OtherUser { uid, own });
+            }
         }
+        if socket::is_ambiguous(uid) { Err(Untrusted::Ambiguous { uid }) } else { Ok(()) }
     }
 
     pub(crate) fn connect_timeout_or_default(&self) -> Duration {
@@ -297,7 +298,7 @@ impl Untrusted {
         match self {
             Self::ByPolicy => "see the server's Options::authorize".into(),
             Self::OtherUser { uid, own } => {
-                format!("user {uid} is not the server's, {own}: Options::authorize")
+                format!("user {uid} is not {own}, the server's: see authorize")
             }
             Self::Ambiguous { uid } => format!("user {uid} is any that the server's namespace does not map"),
             Self::Unknown(error) => error.to_string(),

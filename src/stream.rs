@@ -138,7 +138,12 @@ impl SharedMemoryStream {
     }
 
     /// Starts `command` with one end of a new connection, and waits until the child has taken it by
-    /// [`from_parent`](Self::from_parent); within 5 s. A command serves once.
+    /// [`from_parent`](Self::from_parent); within 5 s from when the child exists.
+    ///
+    /// A shell or a launcher may stand between, if it passes the descriptor on: the peer, whose death is reported and which
+    /// [`peer_cred`](Self::peer_cred) names, is the process that takes the connection. The child inherits the descriptor
+    /// without a `pre_exec` closure, so a parent with much memory is not copied; a closure of yours must neither close
+    /// that descriptor nor mark it as close-on-exec.
     ///
     /// ```no_run
     /// use std::process::Command;
@@ -148,12 +153,13 @@ impl SharedMemoryStream {
     ///
     /// # Errors
     ///
-    /// [`SpawnError`]; the child was killed and reaped then.
+    /// [`SpawnError`]; the child was killed and reaped then, and the process that was taking the connection was killed.
     pub fn spawn(command: impl BorrowMut<Command>) -> Result<(Child, Self), SpawnError> {
         Options::new().spawn(command)
     }
 
-    /// Takes the connection with which the parent started this process; works once.
+    /// Takes the connection with which the parent started this process; works once, also if the process has several copies of
+    /// this library.
     ///
     /// ```no_run
     /// // In the program that the parent started, first thing in `main`:
@@ -164,7 +170,8 @@ impl SharedMemoryStream {
     ///
     /// # Errors
     ///
-    /// [`ConnectError`]; `NoParent` if there is none to take.
+    /// [`ConnectError`]; `NoParent` if there is none to take, `ParentTaken` if it was taken, `BadParent` if it is not in this
+    /// process: mostly since a wrapper has closed it.
     pub fn from_parent() -> Result<Self, ConnectError> {
         Options::new().from_parent()
     }
@@ -449,7 +456,8 @@ impl Options {
         Ok((SharedMemoryStream::new(client, self), SharedMemoryStream::new(server, self)))
     }
 
-    /// Starts `command` with one end of a new connection, and waits until the child has taken it.
+    /// Starts `command` with one end of a new connection, and waits until the child has taken it. See
+    /// [`SharedMemoryStream::spawn`].
     ///
     /// ```no_run
     /// use std::process::Command;
@@ -460,7 +468,7 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// [`SpawnError`]; the child was killed and reaped then.
+    /// [`SpawnError`]; as for [`SharedMemoryStream::spawn`].
     pub fn spawn(
         &self,
         mut command: impl BorrowMut<Command>,

@@ -11,7 +11,7 @@
 mod faults;
 
 use std::path::Path;
-use std::process::exit;
+use std::process::{Command, Stdio, exit};
 use std::thread;
 
 use faults::{Kept, LONG, Watchdog, descriptors, eventually, mappings, me, role, runs, sys, threads, told};
@@ -109,6 +109,35 @@ fn a_spawned_child_serves() {
     use_it(&client);
     child.0.kill().expect("kills");
     assert!(matches!(pending.wait(), Err(CallError::PeerDied)));
+}
+
+/// A shell stands between: the server's death is reported, and not the shell's.
+#[test]
+fn a_server_behind_a_shell_is_the_peer() {
+    const NAME: &str = "a_server_behind_a_shell_is_the_peer";
+    if role().is_some() {
+        sys::alarm(90);
+        let stream = SharedMemoryStream::from_parent().expect("taken");
+        exit(if server().serve_stream(stream).is_ok() { 7 } else { 8 });
+    }
+    let _watchdog = Watchdog::new(NAME);
+    for (script, lives) in [("\"$@\"; read line", true), ("\"$@\" & exit 0", false)] {
+        let inner = me(NAME, "child", "");
+        let mut command = Command::new("sh");
+        command.args(["-c", script, "sh"]).arg(inner.get_program()).args(inner.get_args());
+        command.envs(inner.get_envs().filter_map(|(key, value)| Some((key, value?))));
+        command.stdin(Stdio::piped()).stdout(Stdio::null());
+        let (child, stream) = SharedMemoryStream::spawn(command).expect("spawns");
+        let mut shell = Kept(child);
+        let client = SharedMemoryClient::over(stream).expect("greets");
+        let backend = client.peer_cred().pid();
+        assert_ne!(backend, shell.pid());
+        assert!(lives || shell.wait().success());
+        use_it(&client);
+        let pending = client.start_call(HOLD, &[]).expect("sends");
+        sys::kill(i32::try_from(backend).expect("a pid"), 9);
+        assert!(matches!(pending.wait(), Err(CallError::PeerDied)), "{script}");
+    }
 }
 
 #[test]

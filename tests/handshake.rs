@@ -287,7 +287,7 @@ fn without_room_for_the_memory_the_error_names_the_limit() {
         send_with(&client, &welcome(), &[memory.as_fd()]).expect("sends");
         let _ = client.read(&mut [0]); // Until the client hangs up.
     });
-    // The default policy needs room for a pair of sockets.
+    // The default policy of a user other than root needs room of its own.
     let error = Options::new().authorize(|_| true).connect(&path).expect_err("no room");
     assert!(error.to_string().contains("RLIMIT_NOFILE"), "{error}");
     server.join().expect("the play ends well");

@@ -187,6 +187,41 @@ fn killed(mut child: Child, error: SpawnError) -> SpawnError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::seccomp::filter_in_force;
+
+    /// As before Linux 6.5: the credentials name the sender, whose pidfd is opened by its number.
+    #[test]
+    fn the_sender_of_the_hello_is_watched_by_its_number_where_no_pidfd_comes() {
+        let limits = Options::new().limits().expect("legal");
+        let (ours, theirs) = socket::pair().expect("pair");
+        let us = socket::peer_cred(ours.as_fd()).expect("known");
+        socket::want_credentials(ours.as_fd()).expect("set");
+        let mut guest = Guest::of_child(ours, us.with_pid(1), Names::Number, 7);
+        assert!(guest.known_peer().is_none(), "no Hello yet");
+        let mut caller = Caller::new(theirs, us, &limits, 7);
+        caller.advance().expect("a Hello");
+        guest.advance(&limits, false).expect("a Welcome");
+        match guest.known_peer() {
+            Some((cred, pidfd)) => {
+                assert_eq!(cred, us);
+                assert!(!pidfd.exited());
+            }
+            None => assert!(filter_in_force(), "only a filter keeps it from being asked for"),
+        }
+    }
+
+    #[test]
+    fn the_sender_of_a_wrong_nonce_is_no_peer() {
+        let limits = Options::new().limits().expect("legal");
+        let (ours, theirs) = socket::pair().expect("pair");
+        let names = name_senders(ours.as_fd());
+        let us = socket::peer_cred(ours.as_fd()).expect("known");
+        let mut guest = Guest::of_child(ours, us.with_pid(1), names, 7);
+        let mut caller = Caller::new(theirs, us, &limits, 8);
+        caller.advance().expect("a Hello");
+        assert!(guest.advance(&limits, false).is_err());
+        assert!(guest.known_peer().is_none(), "nothing to kill");
+    }
 
     #[test]
     fn only_three_numbers_are_a_hand_over() {
