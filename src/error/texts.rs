@@ -80,6 +80,7 @@ fn setup() -> Vec<Row> {
         Io io(EACCES), "connecting: Permission denied (os error 13) (the socket belongs to another user)", "a socket or directory that is closed to this user";
         Io io(EMFILE), "connecting: Too many open files (os error 24) (raise the limit of open files, RLIMIT_NOFILE)", "no descriptor left";
         NotASocket ConnectError::NotASocket, "what stands at the path is not a socket: check the path", "another file at the path";
+        ServerEnded ConnectError::ServerEnded { pid: 7 }, "the server does not answer: process 7, which listened there, has ended, but a process that it forked holds its socket: stop that one (`ss -xlp` names it), then start the server", "a fork that keeps the socket of a killed server";
         Timeout ConnectError::Timeout, "the server did not answer in time: is it calling accept, and is it a narrows server?", "a server that does not accept";
         Rejected ConnectError::Rejected { code: RejectCode::Busy, text: "x".into() }, "the server refused (the server takes no more clients now): x", "a server at its limit";
         NotAuthorized ConnectError::NotAuthorized { uid: 7, text: "x".into() }, "the server runs as user 7, which is not trusted: x", "a server of another user";
@@ -98,7 +99,8 @@ fn setup() -> Vec<Row> {
         BadOptions BindError::BadOptions("x".into()), "illegal options: x", "a number out of its range";
         NotASocket BindError::NotASocket, "something that is not a socket stands at the path: move it away", "another file at the path";
         InUse BindError::InUse, "a live server listens at the path: stop it, or choose another path", "a second server";
-        Locked BindError::Locked, "another process holds the lock of the socket's directory", "a program that locks the directory";
+        HeldByFork BindError::HeldByFork { pid: 7 }, "process 7, which listened at the path, has ended, but a process that it forked still holds its socket: stop that one (`ss -xlp` names it)", "a fork that keeps the socket of a killed server";
+        Locked BindError::Locked, "another process holds the lock file beside the path: is it about to bind there, or stopped?", "a process that was stopped while it bound the path";
         Io BindError::Io { doing: "binding".into(), source: system(EACCES) }, "binding: Permission denied (os error 13)", "a directory that is closed to this user";
     });
     rows.extend(rows! { AcceptError:
