@@ -61,7 +61,8 @@ impl Place {
     /// Binds the path, and listens there.
     pub(super) fn take(path: &Path, options: &Options) -> Result<Self, BindError> {
         let canary = Canary::new().map_err(BindError::io("making the listener"))?;
-        let (directory, name) = Directory::of(path).map_err(doing("opening the directory of", path))?;
+        let (directory, name) = Directory::of(path)
+            .map_err(|error| doing("opening the directory of", path)(why_not_bound(error, path)))?;
         let guard = directory.lock(name, Instant::now() + LOCK).map_err(|error| match error.kind() {
             io::ErrorKind::TimedOut => BindError::Locked,
             // Nobody can bind here; that somebody does already says more.

@@ -157,10 +157,10 @@ pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
 ///
 /// `InvalidInput`: it is something else; or a system call failed.
 pub(crate) fn listening_path(fd: BorrowedFd<'_>) -> io::Result<PathBuf> {
-    let is = |name, value: i32| option(fd, name, -1).map(|found: i32| found == value);
-    if !(is(libc::SO_DOMAIN, libc::AF_UNIX)?
-        && is(libc::SO_TYPE, libc::SOCK_STREAM)?
-        && is(libc::SO_ACCEPTCONN, 1)?)
+    let is = |name, value: i32| option(fd, name, -1).is_ok_and(|found: i32| found == value);
+    if !(is(libc::SO_DOMAIN, libc::AF_UNIX)
+        && is(libc::SO_TYPE, libc::SOCK_STREAM)
+        && is(libc::SO_ACCEPTCONN, 1))
     {
         let text = "the descriptor is not a Unix stream socket that listens";
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
