@@ -92,7 +92,8 @@ pub(crate) fn furnish(server: SharedMemoryServer, seen: &Arc<Seen>) -> SharedMem
         })
         .streaming(ONE_CHUNK, move |request, chunks| {
             one.begin();
-            chunks.write_chunk(request.bytes())?;
+            // The client may be killed in between.
+            chunks.write_chunk(request.bytes()).inspect_err(|error| one.refused(error))?;
             one.hold(request);
             Ok(())
         });
