@@ -344,6 +344,20 @@ impl Options {
         (self.stream_window, self.push_window)
     }
 
+    /// Finds a size that was chosen here and that a connection which is there already does not have.
+    pub(crate) fn contradiction(&self, is: &Geometry, max_message: usize) -> Option<String> {
+        let default = Self::new();
+        let chosen = [
+            ("slots", u64::from(self.slots), u64::from(default.slots), u64::from(is.slots())),
+            ("arena", self.arena, default.arena, is.arena()),
+            ("max_calls_in_flight", self.urgent.into(), default.urgent.into(), is.urgent().into()),
+            ("max_message", self.max_message as u64, default.max_message as u64, max_message as u64),
+        ];
+        chosen.into_iter().find(|(_, wanted, default, is)| wanted != default && wanted != is).map(|(name, wanted, _, is)| {
+            format!("{name} is {wanted}, but the connection was made with {is}: choose it on both sides where it is made")
+        })
+    }
+
     /// How blocked calls wait.
     pub(crate) fn strategy(&self) -> WaitStrategy {
         self.wait

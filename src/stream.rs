@@ -270,6 +270,11 @@ impl SharedMemoryStream {
         self.sender.max_message()
     }
 
+    /// Finds a size that was chosen in these options and that the connection does not have.
+    pub(crate) fn contradiction(&self, options: &Options) -> Option<String> {
+        options.contradiction(&self.sender.link().geometry(), self.max_message())
+    }
+
     /// The longest message of one reservation, in bytes.
     pub fn max_in_place(&self) -> usize {
         self.sender.max_in_place()

@@ -41,7 +41,7 @@ fn a_lock_on_the_directory_delays_neither_bind_nor_drop() {
         let _held = lock(folder.path(), kind);
         let began = Instant::now();
         let listener = SharedMemoryListener::bind(&path).expect("binds");
-        assert_eq!(entries(folder.path()), [path.clone()], "no lock file is left");
+        assert_eq!(entries(folder.path()), std::slice::from_ref(&path), "no lock file is left");
         drop(listener);
         assert!(entries(folder.path()).is_empty(), "nothing is left");
         assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());

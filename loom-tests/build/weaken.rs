@@ -47,8 +47,20 @@ const STEPS: [&str; 11] = [
 ];
 
 /// As [`STEPS`], of the layer above.
-const CALLS: [&str; 12] = [
-    "notify", "nudge", "set", "leave", "tell", "over", "end", "obey", "pass_on", "post", "for_each", "spoil",
+const CALLS: [&str; 13] = [
+    "notify",
+    "notify_one",
+    "nudge",
+    "set",
+    "leave",
+    "tell",
+    "over",
+    "end",
+    "obey",
+    "pass_on",
+    "post",
+    "for_each",
+    "spoil",
 ];
 
 /// Questions of the layer above, which are answered by what a lock holds or a latch shows.

@@ -42,8 +42,11 @@ pub trait Monitor<T> {
         until: Until,
     ) -> (Self::Guard<'a>, bool);
 
-    /// Wakes all who wait for the signal.
+    /// Wakes all threads that wait for the signal.
     fn notify(signal: &Self::Signal);
+
+    /// Wakes one thread that waits for the signal, if there is one.
+    fn notify_one(signal: &Self::Signal);
 }
 
 /// One bit that threads of this process share, without any order: the locks around it order what it
@@ -125,6 +128,11 @@ impl<T> Monitor<T> for Mutex<T> {
     #[inline]
     fn notify(signal: &Condvar) {
         signal.notify_all();
+    }
+
+    #[inline]
+    fn notify_one(signal: &Condvar) {
+        signal.notify_one();
     }
 }
 

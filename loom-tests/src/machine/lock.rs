@@ -90,4 +90,8 @@ impl<T> Monitor<T> for Lock<T> {
     fn notify(signal: &Signal) {
         signal.0.notify_all();
     }
+
+    fn notify_one(signal: &Signal) {
+        signal.0.notify_one();
+    }
 }

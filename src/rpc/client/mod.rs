@@ -134,6 +134,10 @@ impl SharedMemoryClient {
 
     /// As [`over`](Self::over), with the windows and the handshake's time of these options.
     ///
+    /// Sizes belong to the connection: `slots`, `arena`, `max_message` and `max_calls_in_flight` have to be those that it was
+    /// made with, or left at their defaults. What concerns making a connection (`authorize`, `backlog`, …) is over and does
+    /// not matter.
+    ///
     /// ```
     /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
     /// let (a, b) = SharedMemoryStream::pair()?;
@@ -145,9 +149,12 @@ impl SharedMemoryClient {
     ///
     /// # Errors
     ///
-    /// [`ConnectError`].
+    /// [`ConnectError`]; [`BadOptions`](ConnectError::BadOptions) names a size that the connection does not have.
     pub fn over_with(stream: SharedMemoryStream, options: &Options) -> Result<Self, ConnectError> {
         options.limits().map_err(ConnectError::BadOptions)?;
+        if let Some(text) = stream.contradiction(options) {
+            return Err(ConnectError::BadOptions(text));
+        }
         let until = Instant::now().checked_add(options.connect_timeout_or_default());
         let conn = Conn::greet(stream, options, until)?;
         Ok(Self { current: Arc::new(Current::fixed(conn)) })
@@ -211,7 +218,7 @@ impl SharedMemoryClient {
     ///
     /// As `call`.
     pub fn call_into(&self, method: u32, request: &[u8], buffer: &mut Vec<u8>) -> Result<(), CallError> {
-        self.current.get(Wait::FOREVER)?.call(method, request, buffer, Wait::FOREVER)
+        self.call_into_until(method, request, buffer, Wait::FOREVER)
     }
 
     /// As [`call_into`](Self::call_into), until `deadline` at most.
@@ -226,8 +233,7 @@ impl SharedMemoryClient {
         buffer: &mut Vec<u8>,
         deadline: Instant,
     ) -> Result<(), CallError> {
-        let wait = Wait::Until(Some(deadline));
-        self.current.get(wait)?.call(method, request, buffer, wait)
+        self.call_into_until(method, request, buffer, Wait::Until(Some(deadline)))
     }
 
     /// Sends a request and returns at once, so that one thread may have many calls under way.
@@ -272,6 +278,16 @@ impl SharedMemoryClient {
         timeout: Duration,
     ) -> Result<PendingCall, CallError> {
         self.start_until(method, request, Wait::for_duration(timeout))
+    }
+
+    /// As [`start_call`](Self::start_call), but never blocks: for a thread that may not, such as that of a user interface.
+    ///
+    /// # Errors
+    ///
+    /// As there, and [`CallError::Timeout`] if it would have to wait for room. Where the connection is lost, the error is how
+    /// it ended: with a policy to [`Reconnect`] a thread in the background makes a new one meanwhile, and a later call succeeds.
+    pub fn try_start_call(&self, method: u32, request: &[u8]) -> Result<PendingCall, CallError> {
+        self.start_until(method, request, Wait::Never)
     }
 
     /// Calls a method whose reply is a stream of chunks.
@@ -386,6 +402,12 @@ impl SharedMemoryClient {
         self.current.any().line.cred()
     }
 
+    /// Whether the connection is there: its end was not noticed, and it was not closed. A client that reconnects may have
+    /// lost it and make another with the next call.
+    pub fn is_connected(&self) -> bool {
+        self.current.any().line.ended().is_none()
+    }
+
     /// The longest request or reply, in bytes, as agreed with the server.
     pub fn max_message(&self) -> usize {
         self.current.any().line.max_message()
@@ -429,8 +451,22 @@ impl SharedMemoryClient {
 
     fn call_until(&self, method: u32, request: &[u8], wait: Wait) -> Result<Reply, CallError> {
         let mut buffer = Vec::new();
-        self.current.get(wait)?.call(method, request, &mut buffer, wait)?;
+        self.call_into_until(method, request, &mut buffer, wait)?;
         Ok(Reply::new(buffer))
+    }
+
+    #[inline]
+    fn call_into_until(
+        &self,
+        method: u32,
+        request: &[u8],
+        buffer: &mut Vec<u8>,
+        wait: Wait,
+    ) -> Result<(), CallError> {
+        match self.current.get(wait)?.call(method, request, buffer, wait) {
+            Err(CallError::ShuttingDown) => self.current.call_again(method, request, buffer, wait),
+            result => result,
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the server sends unasked.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::desk::Stop;
@@ -73,7 +74,10 @@ impl SharedMemoryClient {
     }
 
     /// Pushes until the connection ends; blocks between them. A clean end ends the iteration, the server's
-    /// death or lie comes once as an error.
+    /// death or violation of the protocol comes once as an error.
+    ///
+    /// With a policy to [`Reconnect`](crate::Reconnect) it goes on over the next connections, blocking while there is no
+    /// server, until the client is closed: what was pushed in between is lost, as `on_loss` reports.
     pub fn pushes(&self) -> Pushes<'_> {
         Pushes { client: self, over: false }
     }
@@ -132,14 +136,32 @@ impl Iterator for Pushes<'_> {
         if self.over {
             return None;
         }
-        match self.client.next_push() {
-            Ok(push) => Some(Ok(push)),
-            Err(CallError::OutOfMemory) => Some(Err(CallError::OutOfMemory)),
-            Err(error) => {
-                self.over = true;
-                let clean = matches!(error, CallError::Disconnected | CallError::Closed);
-                (!clean).then_some(Err(error))
+        loop {
+            match self.client.next_push() {
+                Ok(push) => return Some(Ok(push)),
+                Err(CallError::OutOfMemory) => return Some(Err(CallError::OutOfMemory)),
+                Err(error) if self.client.current.renews() && is_loss(&error) => thread::sleep(PAUSE),
+                Err(error) => {
+                    self.over = true;
+                    let clean = matches!(error, CallError::Disconnected | CallError::Closed);
+                    return (!clean).then_some(Err(error));
+                }
             }
         }
     }
 }
+
+/// Whether another connection may be had.
+fn is_loss(error: &CallError) -> bool {
+    matches!(
+        error,
+        CallError::Disconnected
+            | CallError::PeerDied
+            | CallError::ProtocolViolated
+            | CallError::ShuttingDown
+            | CallError::Unreachable(_)
+    )
+}
+
+/// Before the next connection, so that a server that ends each at once does not keep this thread busy.
+const PAUSE: Duration = Duration::from_millis(10);

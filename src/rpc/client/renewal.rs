@@ -10,13 +10,14 @@ use std::fmt;
 use std::path::{self, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
 use super::table::LostCall;
 use super::{Conn, Held, SharedMemoryClient};
-use crate::channel::Wait;
+use crate::channel::{Wait, threads};
 use crate::error::{CallError, ConnectError};
 use crate::options::Options;
 use crate::rpc::nesting;
@@ -78,16 +79,21 @@ impl ClientBuilder {
             options: self.options,
             policy,
             closed: AtomicBool::new(false),
+            background: AtomicBool::new(false),
             made: AtomicU64::new(0),
         };
-        Ok(SharedMemoryClient { current: Arc::new(Current::Renewed(Box::new(renewal))) })
+        Ok(SharedMemoryClient { current: Arc::new(Current::Renewed(Arc::new(renewal))) })
     }
 }
 
 /// What to do when a connection is lost: the next call makes a new one, at once and then backing off.
 ///
 /// Nothing is replayed: calls that were under way have failed, and only the caller knows which of them may be
-/// made again. No thread reconnects by itself.
+/// made again. What a server has answered as never begun may be sent again by the client:
+/// [`retry_unserved`](Self::retry_unserved).
+///
+/// A call that waits reconnects on its own thread. One that does not (`try_start_call`, `try_next_push`, or with a timeout that
+/// is too short) fails, and a thread in the background tries for as long as [`patience`](Self::patience) says.
 ///
 /// ```
 /// use std::time::Duration;
@@ -102,9 +108,12 @@ pub struct Reconnect {
     first: Duration,
     cap: Duration,
     patience: Duration,
+    unserved: Option<Duration>,
     on_loss: Option<Arc<Report>>,
+    on_connected: Option<Arc<Notice>>,
 }
 
+type Notice = dyn Fn() + Send + Sync;
 type Report = dyn Fn(&Lost) + Send + Sync;
 
 /// What was lost with a connection.
@@ -139,7 +148,9 @@ impl Reconnect {
             first: Duration::from_millis(10),
             cap: Duration::from_secs(1),
             patience: Duration::from_secs(5),
+            unserved: None,
             on_loss: None,
+            on_connected: None,
         }
     }
 
@@ -155,6 +166,32 @@ impl Reconnect {
     #[must_use]
     pub fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
+        self
+    }
+
+    /// Sends a call again that the server has answered as never begun, since it was about to end
+    /// ([`CallError::ShuttingDown`]): for at most so long, and no longer than until the call's own deadline, with growing
+    /// pauses. Default: never.
+    ///
+    /// So calls go through a server that is restarted in good order, and each runs once. A call that may have run is never sent
+    /// again: not after `PeerDied` or `Disconnected`. It holds for `call` and its kin; what returns before the answer
+    /// (`start_call`, streams, uploads, notifications) is the caller's to repeat.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use narrows::Reconnect;
+    /// let policy = Reconnect::new().retry_unserved(Duration::from_secs(10));
+    /// ```
+    #[must_use]
+    pub fn retry_unserved(mut self, limit: Duration) -> Self {
+        self.unserved = Some(limit);
+        self
+    }
+
+    /// Is called after each new connection, by the thread that made it. It must not call through this client.
+    #[must_use]
+    pub fn on_connected(mut self, notice: impl Fn() + Send + Sync + 'static) -> Self {
+        self.on_connected = Some(Arc::new(notice));
         self
     }
 
@@ -186,7 +223,7 @@ impl fmt::Debug for Reconnect {
 /// The connection of now.
 pub(super) enum Current {
     Fixed(Arc<Conn>),
-    Renewed(Box<Renewal>),
+    Renewed(Arc<Renewal>),
 }
 
 /// What a new connection is made of.
@@ -197,6 +234,8 @@ pub(super) struct Renewal {
     options: Options,
     policy: Reconnect,
     closed: AtomicBool,
+    /// A thread in the background reconnects.
+    background: AtomicBool,
     made: AtomicU64,
 }
 
@@ -212,6 +251,39 @@ impl Current {
             Self::Fixed(conn) => Ok(Held::Lent(conn)),
             Self::Renewed(renewal) => renewal.get(wait).map(Held::Shared),
         }
+    }
+
+    /// Calls again what the server has answered as never begun, if the policy says so.
+    #[cold]
+    pub(super) fn call_again(
+        &self,
+        method: u32,
+        request: &[u8],
+        buffer: &mut Vec<u8>,
+        wait: Wait,
+    ) -> Result<(), CallError> {
+        let Self::Renewed(renewal) = self else { return Err(CallError::ShuttingDown) };
+        let Some(limit) = renewal.policy.unserved else { return Err(CallError::ShuttingDown) };
+        let Wait::Until(deadline) = nesting::limit(wait) else { return Err(CallError::ShuttingDown) };
+        let last = Instant::now().checked_add(limit);
+        let last = [last, deadline].into_iter().flatten().min();
+        let mut pause = renewal.policy.first;
+        loop {
+            // Not in step with other callers that were sent away at the same moment.
+            let step = pause / 2 + pause.mul_f64(jitter() / 2.0);
+            let next = Instant::now().checked_add(step).filter(|next| last.is_none_or(|last| *next < last));
+            let Some(next) = next else { return Err(CallError::ShuttingDown) };
+            renewal.pause_until(next)?;
+            match self.get(wait).and_then(|conn| conn.call(method, request, buffer, wait)) {
+                Err(CallError::ShuttingDown) => pause = pause.saturating_mul(2).min(renewal.policy.cap),
+                result => return result,
+            }
+        }
+    }
+
+    /// Whether a lost connection is made anew.
+    pub(super) fn renews(&self) -> bool {
+        matches!(self, Self::Renewed(_))
     }
 
     /// A connection to take pushes from: one that has ended may have some left.
@@ -258,7 +330,7 @@ impl Renewal {
         Arc::clone(&self.line.lock())
     }
 
-    fn get(&self, wait: Wait) -> Result<Arc<Conn>, CallError> {
+    fn get(self: &Arc<Self>, wait: Wait) -> Result<Arc<Conn>, CallError> {
         let conn = self.now();
         if !conn.line.same_process() {
             return Err(CallError::Forked);
@@ -268,11 +340,41 @@ impl Renewal {
         }
         match (conn.line.ended(), wait) {
             (None, _) => Ok(conn),
-            (Some(ended), Wait::Never) => Err(ended.into()),
+            (Some(ended), Wait::Never) => {
+                self.renew_in_background();
+                Err(ended.into())
+            }
             (Some(_), wait) => match nesting::limit(wait) {
                 Wait::Never => Err(CallError::Timeout),
-                Wait::Until(until) => self.renew(until),
+                // Its time may have been too short for a handshake; the next call's may be as well.
+                Wait::Until(until) => self.renew(until).inspect_err(|_| self.renew_in_background()),
             },
+        }
+    }
+
+    /// Starts a thread that reconnects, unless there is one.
+    #[cold]
+    fn renew_in_background(self: &Arc<Self>) {
+        if self.closed.load(Ordering::Relaxed) || self.background.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let renewal = Arc::downgrade(self);
+        let patience = Instant::now().checked_add(self.policy.patience);
+        let started = threads::spawn("narrows-reconnect", move || {
+            // In steps, so that a client that was dropped does not live on for long.
+            while let Some(renewal) = renewal.upgrade() {
+                let step = Instant::now() + BACKGROUND_STEP.max(renewal.policy.cap.saturating_mul(2));
+                let until = patience.map_or(step, |patience| patience.min(step));
+                let over =
+                    renewal.renew(Some(until)).is_ok() || patience.is_some_and(|end| Instant::now() >= end);
+                if over || renewal.closed.load(Ordering::Relaxed) {
+                    renewal.background.store(false, Ordering::Release);
+                    return;
+                }
+            }
+        });
+        if started.is_err() {
+            self.background.store(false, Ordering::Release); // A call that waits reconnects by itself.
         }
     }
 
@@ -301,6 +403,8 @@ impl Renewal {
         self.made.fetch_add(1, Ordering::Relaxed);
         if self.closed.load(Ordering::Relaxed) {
             new.line.closer().close();
+        } else if let Some(notice) = &self.policy.on_connected {
+            notice();
         }
         Ok(new)
     }
@@ -315,14 +419,20 @@ impl Renewal {
             };
             let next = Instant::now().checked_add(pause).filter(|next| give_up.is_none_or(|at| *next < at));
             let Some(next) = next else { return Err(CallError::Unreachable(Box::new(error))) };
-            while Instant::now() < next {
-                if self.closed.load(Ordering::Relaxed) {
-                    return Err(CallError::Closed);
-                }
-                std::thread::sleep(next.saturating_duration_since(Instant::now()).min(SLICE));
-            }
+            self.pause_until(next)?;
             pause = pause.saturating_mul(2).min(self.policy.cap);
         }
+    }
+
+    /// Sleeps, unless the client is closed meanwhile.
+    pub(super) fn pause_until(&self, next: Instant) -> Result<(), CallError> {
+        while Instant::now() < next {
+            if self.closed.load(Ordering::Relaxed) {
+                return Err(CallError::Closed);
+            }
+            thread::sleep(next.saturating_duration_since(Instant::now()).min(SLICE));
+        }
+        Ok(())
     }
 
     fn report(&self, old: &Conn, reason: CallError) {
@@ -341,6 +451,15 @@ fn late(until: Option<Instant>) -> CallError {
         _ => CallError::Unreachable(Box::new(ConnectError::Timeout)),
     }
 }
+
+/// A number from 0 to 1 that differs from call to call.
+fn jitter() -> f64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    f64::from(now.subsec_nanos() % 1000) / 1000.0
+}
+
+/// How long the thread in the background tries before it looks whether the client is still there.
+const BACKGROUND_STEP: Duration = Duration::from_secs(1);
 
 /// How long a pause goes on before it is looked whether the client was closed.
 const SLICE: Duration = Duration::from_millis(20);

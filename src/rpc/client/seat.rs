@@ -243,12 +243,13 @@ impl<'a, M: Memory + Send, P: Pace + Send, T: Threads> Seat<'a, M, P, T> {
             Change::Push => self.desk.pushed(),
         };
         let (desk, books) = (self.desk, self.books());
-        if books.waiting[signal] > 0 {
+        if books.waiting[signal] > 0 && signal != desk.freed() {
             T::Monitor::<Books<M, P>>::notify(&desk.signals[signal]);
         }
-        // A call that has ended makes room for one that waits for a place.
-        if books.waiting[desk.freed()] > 0 && signal < desk.freed() && books.table.has_room() {
-            T::Monitor::<Books<M, P>>::notify(&desk.signals[desk.freed()]);
+        // A call that has ended makes room for one that waits for a place. One thread is woken for each: if it does not take
+        // the place, since its time is over, it wakes the next as it leaves.
+        if books.waiting[desk.freed()] > 0 && signal <= desk.freed() && books.table.has_room() {
+            T::Monitor::<Books<M, P>>::notify_one(&desk.signals[desk.freed()]);
         }
     }
 
@@ -281,20 +282,21 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Drop for Seat<'_, M, P, T> {
 }
 
 impl<M: Memory + Send, P: Pace + Send> Books<M, P> {
-    /// A thread leaves while others wait: wakes who may go on.
+    /// A thread leaves while others wait: wakes one that may send, one that may take a place, and one that may read. Each
+    /// of them does so in its turn when it leaves, also if its time was over.
     fn pass_on<T: Threads>(&self, desk: &Desk<M, P, T>) {
-        let notify = |signal: usize| T::Monitor::<Self>::notify(&desk.signals[signal]);
+        let notify_one = |signal: usize| T::Monitor::<Self>::notify_one(&desk.signals[signal]);
         let waits = |signal: usize| self.waiting[signal] > 0;
         if self.pen.is_some() && waits(desk.pen()) {
-            notify(desk.pen());
+            notify_one(desk.pen());
         }
         if self.table.has_room() && waits(desk.freed()) {
-            notify(desk.freed());
+            notify_one(desk.freed());
         }
-        // Who waits for the pen reads nothing.
+        // A thread that waits to send reads nothing.
         let next = (0..desk.pen()).find(|signal| waits(*signal));
         if let Some(next) = next.filter(|_| self.reader.is_some() && self.over.is_none()) {
-            notify(next);
+            notify_one(next);
         }
     }
 }
