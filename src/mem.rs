@@ -30,7 +30,7 @@ use std::time::Instant;
 
 mod growth;
 mod heap;
-pub use growth::{OutOfMemory, has_room, try_reserve, try_resize};
+pub use growth::{OutOfMemory, try_reserve, try_resize};
 pub use heap::Heap;
 
 /// Bytes of payload that stand in a slot itself.

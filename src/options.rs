@@ -196,6 +196,13 @@ impl Options {
     /// While all places are taken by clients that are silent for 100 ms or more, the next one takes the place of the oldest of
     /// the process that holds the most. So a process that opens connections and says nothing keeps others out for
     /// no longer than that, and one that is alone may take up to the handshake's timeout.
+    ///
+    /// ```
+    /// let folder = tempfile::tempdir()?;
+    /// let options = narrows::Options::new().max_handshakes(256).backlog(1024);
+    /// let listener = options.bind(folder.path().join("socket"))?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     #[must_use]
     pub fn max_handshakes(mut self, clients: u32) -> Self {
         self.handshakes = clients;
@@ -227,6 +234,16 @@ impl Options {
     /// Sets the group of the socket's file: one that this process is a member of, or any for root. Default: the process's own.
     ///
     /// The socket has it before a client can connect; `bind` fails if the process may not give it.
+    ///
+    /// ```
+    /// use std::os::unix::fs::MetadataExt;
+    /// let folder = tempfile::tempdir()?;
+    /// let gid = std::fs::metadata(folder.path())?.gid(); // One that this process may give.
+    /// let options = narrows::Options::new().socket_mode(0o660).socket_group(gid);
+    /// let listener = options.bind(folder.path().join("socket"))?;
+    /// assert_eq!(std::fs::metadata(listener.local_path())?.gid(), gid);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     #[must_use]
     pub fn socket_group(mut self, gid: u32) -> Self {
         self.socket_group = Some(gid);

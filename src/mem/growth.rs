@@ -61,11 +61,6 @@ pub fn try_reserve(buffer: &mut Vec<u8>, len: usize) -> Result<(), OutOfMemory> 
     if len > buffer.capacity() { grow(buffer, len, len) } else { Ok(()) }
 }
 
-/// Whether so many bytes can be had now, and the margin beside them.
-pub fn has_room(bytes: usize) -> bool {
-    LARGE.look(bytes).is_ok()
-}
-
 #[cold]
 fn grow(buffer: &mut Vec<u8>, len: usize, most: usize) -> Result<(), OutOfMemory> {
     let doubled = buffer.capacity().saturating_mul(2).min(most).max(len);
@@ -83,7 +78,10 @@ fn reserve(buffer: &mut Vec<u8>, capacity: usize) -> Result<(), OutOfMemory> {
         return take();
     }
     let pending = PENDING.fetch_add(capacity, Ordering::Relaxed).saturating_add(capacity);
-    let taken = class.look(pending).and_then(|()| take());
+    let taken = class.look(pending).and_then(|()| {
+        class.budget.store(class.step, Ordering::Relaxed);
+        take()
+    });
     PENDING.fetch_sub(capacity, Ordering::Relaxed);
     taken
 }
@@ -95,7 +93,6 @@ impl Class {
         let wanted = bytes.saturating_add(self.margin + self.step);
         probe.try_reserve_exact(wanted).map_err(|_| OutOfMemory)?;
         drop(black_box(probe)); // Else it is optimized away.
-        self.budget.store(self.step, Ordering::Relaxed);
         Ok(())
     }
 }

@@ -19,7 +19,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{Builder, JoinHandle};
 
 use super::call;
-use crate::mem::has_room;
 
 /// Mappings that have to be possible, so that the program's own do not fail because of the library's.
 const MAPPINGS: usize = 512;
@@ -29,6 +28,9 @@ const EACH: usize = 8;
 
 /// Bytes that a thread takes beside its stack.
 const BESIDE: usize = 1 << 20;
+
+/// Bytes that stay for what the program allocates meanwhile.
+const MARGIN: usize = 5 << 20;
 
 /// What a stack takes by default, in bytes.
 const STACK: usize = 2 << 20;
@@ -55,7 +57,7 @@ pub(crate) fn spawn<T: Send + 'static>(
 ///
 /// `OutOfMemory`, with what is short.
 pub(crate) fn check() -> io::Result<()> {
-    if !has_room(STACK + BESIDE) {
+    if !has_room(STACK + BESIDE + MARGIN) {
         let text = "no memory for one more thread: raise the limit of the address space (RLIMIT_AS)";
         return Err(io::Error::new(io::ErrorKind::OutOfMemory, text));
     }
@@ -69,6 +71,16 @@ pub(crate) fn check() -> io::Result<()> {
     }
     BUDGET.store(MAPPINGS / 2 / EACH, Ordering::Relaxed);
     Ok(())
+}
+
+/// Whether so many bytes can be mapped now, as a stack is. Not by the allocator, which would keep them.
+fn has_room(len: usize) -> bool {
+    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping at a place that the kernel chooses, which nothing refers to; it is removed whole.
+    unsafe {
+        let base = libc::mmap(ptr::null_mut(), len, protection, flags, -1, 0);
+        base != libc::MAP_FAILED && libc::munmap(base, len) == 0
+    }
 }
 
 /// Whether so many further mappings are possible now: makes them, of untouched pages, and removes them.

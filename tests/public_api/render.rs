@@ -79,6 +79,9 @@ impl Crate {
 
     fn declare(&self, name: &str, item: &Value, lines: &mut Vec<String>) {
         let (what, inner) = kind(item);
+        if what == "function" {
+            return lines.push(self.function("narrows", item));
+        }
         let generics = self.generics(&inner["generics"]);
         lines.push(format!("{}{what} {name}{generics}", attributes(item)));
         let fields = match what {

@@ -286,6 +286,18 @@ impl SharedMemoryClient {
     ///
     /// As there, and [`CallError::Timeout`] if it would have to wait for room. Where the connection is lost, the error is how
     /// it ended: with a policy to [`Reconnect`] a thread in the background makes a new one meanwhile, and a later call succeeds.
+    ///
+    /// ```
+    /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+    /// let (a, b) = SharedMemoryStream::pair()?;
+    /// let server = SharedMemoryServer::new().inline(1, |_, _| Ok(())).spawn()?;
+    /// server.adopt(b);
+    /// let client = SharedMemoryClient::over(a)?;
+    /// assert!(client.is_connected());
+    /// let pending = client.try_start_call(1, b"")?; // And `pending.try_wait()` once a frame.
+    /// pending.wait()?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn try_start_call(&self, method: u32, request: &[u8]) -> Result<PendingCall, CallError> {
         self.start_until(method, request, Wait::Never)
     }

@@ -189,6 +189,10 @@ impl Reconnect {
     }
 
     /// Is called after each new connection, by the thread that made it. It must not call through this client.
+    ///
+    /// ```
+    /// let policy = narrows::Reconnect::new().on_connected(|| eprintln!("the engine is back"));
+    /// ```
     #[must_use]
     pub fn on_connected(mut self, notice: impl Fn() + Send + Sync + 'static) -> Self {
         self.on_connected = Some(Arc::new(notice));

@@ -140,6 +140,16 @@ impl SharedMemoryServer {
     /// Serves on a listening socket that was passed to this process, with these options, as
     /// [`Options::listen_on`] takes it over.
     ///
+    /// ```
+    /// use narrows::{Options, SharedMemoryClient, SharedMemoryListener, SharedMemoryServer};
+    /// let folder = tempfile::tempdir()?;
+    /// let bound = SharedMemoryListener::bind(folder.path().join("socket"))?; // Or a service manager has.
+    /// let socket = bound.try_clone_socket()?;
+    /// let server = SharedMemoryServer::listen_on(socket, &Options::new())?.inline(1, |_, _| Ok(())).spawn()?;
+    /// SharedMemoryClient::connect(bound.local_path())?.call(1, b"")?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`BindError`].
