@@ -274,6 +274,43 @@ fn an_event_loop_that_got_the_numbers_of_the_monitor_is_left_alone() {
     }
 }
 
+/// Neither the drop of a listener nor its closer touches what has its numbers by then.
+#[test]
+fn a_listener_whose_descriptors_were_closed_leaves_the_files_of_an_event_loop_alone() {
+    const NAME: &str = "a_listener_whose_descriptors_were_closed_leaves_the_files_of_an_event_loop_alone";
+    if role().is_none() {
+        let _watchdog = Watchdog::new(NAME);
+        return alone(NAME, "loop");
+    }
+    let listener = SharedMemoryListener::bind(socket_path()).expect("binds");
+    let closer = listener.closer();
+    close_all_but_standard();
+    // SAFETY: the calls make descriptors of this process.
+    let made: Vec<i32> = (0..24)
+        .map(|index| unsafe {
+            match index % 3 {
+                0 => libc::eventfd(0, libc::EFD_NONBLOCK),
+                1 => libc::epoll_create1(0),
+                _ => libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_NONBLOCK),
+            }
+        })
+        .collect();
+    closer.close();
+    drop(listener);
+    for (index, number) in made.iter().enumerate() {
+        // SAFETY: asks, and fills 8 bytes of a local.
+        unsafe {
+            assert!(
+                libc::fcntl(*number, libc::F_GETFD) >= 0,
+                "descriptor {number} of the program was closed"
+            );
+            let mut count = 0_u64;
+            let read = libc::read(*number, (&raw mut count).cast(), 8);
+            assert!(index % 3 != 0 || read == -1, "eventfd {number} of the program was signalled");
+        }
+    }
+}
+
 /// Closes what names no file of the standard streams, as daemonizing code does.
 fn close_all_but_standard() {
     // SAFETY: takes numbers; nothing that the standard library holds is above them.
