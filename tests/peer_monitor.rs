@@ -220,8 +220,7 @@ fn a_program_that_closes_all_descriptors_is_told_and_keeps_its_files() {
             let (child, mut stream) = SharedMemoryStream::spawn(me(NAME, "child", "")).expect("spawns");
             let mut child = Kept(child);
             round_trip(&mut stream, 1);
-            // SAFETY: takes numbers; nothing that the standard library holds is above them.
-            unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
+            sys::close_all_but_standard();
             let files: Vec<_> = (0..64).map(|_| File::open("/dev/null").expect("opens")).collect();
             child.0.kill().expect("kills");
             if how == "blocked" {
@@ -258,7 +257,7 @@ fn an_event_loop_that_got_the_numbers_of_the_monitor_is_left_alone() {
     let (child, mut stream) = SharedMemoryStream::spawn(me(NAME, "child", "")).expect("spawns");
     let mut child = Kept(child);
     round_trip(&mut stream, 1);
-    close_all_but_standard();
+    sys::close_all_but_standard();
     const TOKEN: u64 = 0x5eed;
     // As long as each might be the monitor's: first an epoll set, then what wakes it.
     // SAFETY: the calls make descriptors of this process, and read a live local.
@@ -297,7 +296,7 @@ fn a_listener_whose_descriptors_were_closed_leaves_the_files_of_an_event_loop_al
     }
     let listener = SharedMemoryListener::bind(socket_path()).expect("binds");
     let closer = listener.closer();
-    close_all_but_standard();
+    sys::close_all_but_standard();
     // SAFETY: the calls make descriptors of this process.
     let made: Vec<i32> = (0..24)
         .map(|index| unsafe {
@@ -322,12 +321,6 @@ fn a_listener_whose_descriptors_were_closed_leaves_the_files_of_an_event_loop_al
             assert!(index % 3 != 0 || read == -1, "eventfd {number} of the program was signalled");
         }
     }
-}
-
-/// Closes what names no file of the standard streams, as daemonizing code does.
-fn close_all_but_standard() {
-    // SAFETY: takes numbers; nothing that the standard library holds is above them.
-    unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
 }
 
 /// The descriptors of this process, but not the one that lists them.
@@ -635,7 +628,7 @@ fn deaths_are_reported_as_soon_as_the_kernel_reports_the_exit() {
         "a filter that kills threads" => kill_for(&UNKNOWN_TO_FILTERS, libc::SECCOMP_RET_KILL_THREAD),
         "a new monitor" => {
             let (_a, mut b) = SharedMemoryStream::pair().expect("pairs");
-            close_all_but_standard();
+            sys::close_all_but_standard();
             assert_eq!(verdict(&mut b), Err(RecvTimeoutError::Disconnected));
         }
         _ => {}
