@@ -29,6 +29,25 @@ pub(crate) use handshake::SPOKEN;
 pub use handshake::{HandshakeError, RejectCode};
 pub use setup::{AcceptError, BindError, ConnectError, SpawnError};
 
+/// A system call that failed, by its name.
+#[derive(Debug)]
+pub(crate) struct FailedCall {
+    pub(crate) call: &'static str,
+    pub(crate) source: io::Error,
+}
+
+impl fmt::Display for FailedCall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.call, self.source)
+    }
+}
+
+impl std::error::Error for FailedCall {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
 /// How a connection ended, as the layers below the public errors tell it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -3,7 +3,7 @@
 //! ```text
 //!   accept ─▶ Reception (listener/reception.rs)      one epoll, driven by whoever calls accept
 //!               ├── listening socket ── new client ─▶ Guest     up to 64 at once,
-//!               ├── guests ── their Hello ─▶ Established         1 s for each
+//!               ├── guests ── their Hello ─▶ Established         1 s for each, 100 ms if others wait
 //!               ├── timer ── a guest's time is over
 //!               └── eventfd ── closed by another thread
 //!   drop   ─▶ Place (listener/place.rs)              the path, removed if it is still ours
@@ -11,8 +11,8 @@
 //!
 //! # Invariants
 //!
-//! 1. A client that fails, lies or stays silent is never an error of `accept` and never delays the
-//!    next client; it costs one of 64 places for at most the handshake's timeout.
+//! 1. A client that fails, breaks the protocol or stays silent is never an error of `accept` and never delays the
+//!    next client; it costs one of 64 places for at most the handshake's timeout, and for 100 ms if others want it.
 //! 2. A forked child drops its copy, which closes descriptors and does nothing else, or makes a
 //!    listener with an epoll set of its own of it: the parent's set is never changed there.
 //! 3. Only a socket that refuses connections is ever replaced, and only our own is ever removed.
@@ -26,7 +26,7 @@ mod reception;
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -40,6 +40,7 @@ use crate::options::Options;
 use crate::stream::SharedMemoryStream;
 use crate::sys::epoll::{Epoll, Eventfd};
 use crate::sys::fork::Canary;
+use crate::sys::lifeline;
 
 use place::Place;
 use reception::{Outcome, Reception};
@@ -152,6 +153,48 @@ impl SharedMemoryListener {
         Incoming { listener: self }
     }
 
+    /// Whether the path still names this listener's socket: nobody has removed or replaced it.
+    ///
+    /// If not, no client finds the listener any more: bind anew. Always false for a socket that was taken over by
+    /// [`Options::listen_on`]: its path is the business of the process that bound it.
+    ///
+    /// ```
+    /// let folder = tempfile::tempdir()?;
+    /// let listener = narrows::SharedMemoryListener::bind(folder.path().join("socket"))?;
+    /// assert!(listener.owns_path());
+    /// std::fs::remove_file(listener.local_path())?; // What cleans up `/tmp` may do.
+    /// assert!(!listener.owns_path());
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn owns_path(&self) -> bool {
+        self.place.is_named()
+    }
+
+    /// Returns a copy of the listening socket, to hand over to another process: to a successor of this program, which
+    /// takes it over by [`Options::listen_on`] and accepts from then on, so that no client is refused in between.
+    ///
+    /// The copy is close-on-exec. The path stays the business of this process: dropping the listener removes it, so end without
+    /// dropping it, or let the successor bind the path anew.
+    ///
+    /// ```
+    /// use narrows::{Options, SharedMemoryListener, SharedMemoryStream};
+    /// let folder = tempfile::tempdir()?;
+    /// let first = SharedMemoryListener::bind(folder.path().join("socket"))?;
+    /// let second = Options::new().listen_on(first.try_clone_socket()?)?;
+    /// let path = first.local_path().to_owned();
+    /// let client = std::thread::spawn(move || SharedMemoryStream::connect(path).map(drop));
+    /// second.accept()?;
+    /// client.join().unwrap()?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Too many open files.
+    pub fn try_clone_socket(&self) -> io::Result<OwnedFd> {
+        self.place.socket().as_fd().try_clone_to_owned()
+    }
+
     /// The path, as it was given.
     pub fn local_path(&self) -> &Path {
         self.place.path()
@@ -235,7 +278,39 @@ impl SharedMemoryListener {
 }
 
 impl Options {
+    /// Takes over a Unix stream socket that listens already, with these options: one that a service manager has passed
+    /// (socket activation), or that a predecessor of this program has handed over.
+    ///
+    /// The path, the backlog and the mode stay as they are, and dropping the listener does not remove the path.
+    ///
+    /// ```no_run
+    /// use std::os::fd::{FromRawFd, OwnedFd};
+    /// use narrows::Options;
+    /// // systemd passes the first socket of its `.socket` unit as descriptor 3, and sets LISTEN_FDS and LISTEN_PID.
+    /// let activated = std::env::var("LISTEN_PID").is_ok_and(|pid| pid == std::process::id().to_string());
+    /// let listener = match activated {
+    ///     // SAFETY: the service manager has passed this descriptor to this process, and nothing else here owns it.
+    ///     true => Options::new().listen_on(unsafe { OwnedFd::from_raw_fd(3) })?,
+    ///     false => Options::new().bind("/run/backend/socket")?,
+    /// };
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`BindError::Io`] of kind `InvalidInput` if it is something else than such a socket; it is closed then. Else as
+    /// [`bind`](Self::bind).
+    pub fn listen_on(&self, socket: OwnedFd) -> Result<SharedMemoryListener, BindError> {
+        self.listener(|_| Place::adopt(socket))
+    }
+
     /// Binds a listener at the path, with these options.
+    ///
+    /// A path whose server is gone is taken over: at which a socket stands that refuses connections. A lock file beside it (`.NAME.lock`)
+    /// keeps others from doing so at the same time, and is removed before this returns. Through another view of
+    /// the same directory (a FUSE or overlay mount) a live server looks stale, since the kernel finds its socket by the inode:
+    /// bind one path through one view alone. The kernel's list of sockets (`/proc/net/unix`) has the absolute path without
+    /// symbolic links, by which systemd-tmpfiles knows a live socket.
     ///
     /// ```
     /// use narrows::Options;
@@ -248,9 +323,17 @@ impl Options {
     ///
     /// See [`BindError`]; nothing is left behind then.
     pub fn bind(&self, path: impl AsRef<Path>) -> Result<SharedMemoryListener, BindError> {
+        self.listener(|options| Place::take(path.as_ref(), options))
+    }
+
+    fn listener(
+        &self,
+        place: impl FnOnce(&Self) -> Result<Place, BindError>,
+    ) -> Result<SharedMemoryListener, BindError> {
         let limits = self.limits().map_err(BindError::BadOptions)?;
+        lifeline::start().map_err(BindError::io("watching for the end of clients"))?;
         let door = Arc::new(Door::new().map_err(BindError::io("making the listener"))?);
-        let place = Place::take(path.as_ref(), self.backlog_len())?;
+        let place = place(self)?;
         let reception = Reception::open(place.socket(), &door.bell, limits, self.clone())
             .map_err(BindError::io("making the listener"))?;
         let (epoll, reception) = (reception.epoll(), Mutex::new(reception));

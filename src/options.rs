@@ -60,6 +60,10 @@ pub struct Options {
     handshake_timeout: Option<Duration>,
     authorize: Option<Arc<Policy>>,
     backlog: u32,
+    handshakes: u32,
+    socket_mode: u32,
+    socket_group: Option<u32>,
+    wait_for_server: bool,
     first_ticket: u64,
 }
 
@@ -78,6 +82,10 @@ impl Options {
             handshake_timeout: None,
             authorize: None,
             backlog: 128,
+            handshakes: 64,
+            socket_mode: 0o600,
+            socket_group: None,
+            wait_for_server: false,
             first_ticket: 0,
         }
     }
@@ -183,6 +191,70 @@ impl Options {
         self
     }
 
+    /// Sets how many clients a listener serves in mid-handshake at once, from 1 to 1024. Default 64.
+    ///
+    /// While all places are taken by clients that are silent for 100 ms or more, the next one takes the place of the oldest of
+    /// the process that holds the most. So a process that opens connections and says nothing keeps others out for
+    /// no longer than that, and one that is alone may take up to the handshake's timeout.
+    #[must_use]
+    pub fn max_handshakes(mut self, clients: u32) -> Self {
+        self.handshakes = clients;
+        self
+    }
+
+    /// Sets the mode of the socket's file, whatever the umask is. Default 0600: its owner alone may connect.
+    ///
+    /// The socket has it before a client can connect. Whom it lets in must also pass [`authorize`](Self::authorize).
+    ///
+    /// ```
+    /// use std::os::unix::fs::PermissionsExt;
+    /// use narrows::Options;
+    /// let folder = tempfile::tempdir()?;
+    /// let listener = Options::new()
+    ///     .socket_mode(0o660) // With `socket_group(GID)`, the group's members may connect.
+    ///     .authorize(|peer| peer.uid() == 1000 || peer.gid() == 100)
+    ///     .bind(folder.path().join("socket"))?;
+    /// let mode = std::fs::metadata(listener.local_path())?.permissions().mode();
+    /// assert_eq!(mode & 0o777, 0o660);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    #[must_use]
+    pub fn socket_mode(mut self, mode: u32) -> Self {
+        self.socket_mode = mode;
+        self
+    }
+
+    /// Sets the group of the socket's file: one that this process is a member of, or any for root. Default: the process's own.
+    ///
+    /// The socket has it before a client can connect; `bind` fails if the process may not give it.
+    #[must_use]
+    pub fn socket_group(mut self, gid: u32) -> Self {
+        self.socket_group = Some(gid);
+        self
+    }
+
+    /// Sets whether `connect` waits for a server to appear, until its deadline. Default no: a path that is missing, or at which
+    /// nobody listens, is an error at once.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use narrows::{Options, SharedMemoryListener};
+    /// let folder = tempfile::tempdir()?;
+    /// let path = folder.path().join("socket");
+    /// let server = std::thread::spawn({
+    ///     let path = path.clone();
+    ///     move || SharedMemoryListener::bind(path)?.accept().map_err(std::io::Error::from)
+    /// });
+    /// let client = Options::new().wait_for_server(true).connect_timeout(&path, Duration::from_secs(10))?;
+    /// server.join().unwrap()?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    #[must_use]
+    pub fn wait_for_server(mut self, wait: bool) -> Self {
+        self.wait_for_server = wait;
+        self
+    }
+
     /// The ticket with which a server's connections begin.
     #[doc(hidden)]
     #[must_use]
@@ -205,6 +277,12 @@ impl Options {
         }
         if self.backlog == 0 {
             return Err("the backlog must be at least 1".into());
+        }
+        if !(1..=1024).contains(&self.handshakes) {
+            return Err(format!("from 1 to 1024 handshakes go on at once, not {}", self.handshakes));
+        }
+        if self.socket_mode > 0o777 {
+            return Err(format!("the socket's mode is one from 0 to 0777, not {:#o}", self.socket_mode));
         }
         if self.first_ticket > LAST_TICKET {
             return Err(format!("the first ticket must be at most {LAST_TICKET}, not {}", self.first_ticket));
@@ -245,6 +323,20 @@ impl Options {
 
     pub(crate) fn backlog_len(&self) -> i32 {
         i32::try_from(self.backlog).unwrap_or(i32::MAX)
+    }
+
+    pub(crate) fn handshake_places(&self) -> usize {
+        self.handshakes as usize
+    }
+
+    /// The group and the mode of the socket's file, if they are not those that it is made with.
+    pub(crate) fn sharing(&self) -> Option<(Option<u32>, u32)> {
+        let differs = self.socket_mode != 0o600 || self.socket_group.is_some();
+        differs.then_some((self.socket_group, self.socket_mode))
+    }
+
+    pub(crate) fn waits_for_server(&self) -> bool {
+        self.wait_for_server
     }
 
     /// The windows of streams and of pushes.
@@ -358,6 +450,8 @@ mod tests {
         bad(Options::new().max_message(0), "longest message");
         bad(Options::new().max_message(usize::MAX), "longest message");
         bad(Options::new().backlog(0), "backlog");
+        bad(Options::new().max_handshakes(0), "handshakes");
+        bad(Options::new().socket_mode(0o1777), "mode");
         bad(Options::new().first_ticket(u64::MAX), "ticket");
     }
 }

@@ -144,7 +144,8 @@ fn a_full_house_does_not_spin_and_opens_again() {
     let honest = thread::spawn(move || SharedMemoryStream::connect(path).map(drop));
     let (begun, busy) = (Instant::now(), thread_cpu());
     let _stream = listener.accept().expect("in the end");
-    assert!(begun.elapsed() >= Duration::from_millis(390) && begun.elapsed() < Duration::from_secs(3));
+    // Each keeps its place for 100 ms, then makes room; nothing waits for the 400 ms of the timeout.
+    assert!(begun.elapsed() >= Duration::from_millis(90), "{:?}", begun.elapsed());
     assert!(thread_cpu() - busy < Duration::from_millis(100), "{:?}", thread_cpu() - busy);
     honest.join().expect("ends").expect("connects");
     assert!(listener.failed_handshakes() >= 100 + 1 - 64, "so many had to leave first");

@@ -6,7 +6,7 @@ use std::fmt;
 use std::io;
 use std::process::ExitStatus;
 
-use super::{HandshakeError, RejectCode};
+use super::{FailedCall, HandshakeError, RejectCode};
 
 /// Why a connection could not be made.
 ///
@@ -38,6 +38,12 @@ pub enum ConnectError {
     NotASocket,
     /// The deadline passed before the handshake was complete.
     Timeout,
+    /// The server does not answer, and the process that listened at the path has ended: another one, a fork of it, still holds
+    /// its socket.
+    ServerEnded {
+        /// The process that has ended; 0 if it is outside this process's pid namespace.
+        pid: u32,
+    },
     /// The server refused.
     Rejected {
         /// Why, for programs.
@@ -89,7 +95,7 @@ impl ConnectError {
             Self::BadOptions(_) => io::ErrorKind::InvalidInput,
             Self::Io { source, .. } => source.kind(),
             Self::NotASocket => io::ErrorKind::ConnectionRefused,
-            Self::Timeout => io::ErrorKind::TimedOut,
+            Self::Timeout | Self::ServerEnded { .. } => io::ErrorKind::TimedOut,
             Self::Rejected { code: RejectCode::NotAuthorized, .. } | Self::NotAuthorized { .. } => {
                 io::ErrorKind::PermissionDenied
             }
@@ -110,6 +116,10 @@ impl fmt::Display for ConnectError {
             Self::BadOptions(text) => write!(f, "illegal options: {text}"),
             Self::Io { doing, source } => write!(f, "{doing}: {source}{}", advice(source)),
             Self::NotASocket => f.write_str("what stands at the path is not a socket: check the path"),
+            Self::ServerEnded { pid } => write!(
+                f,
+                "the server does not answer: process {pid}, which listened there, has ended, but a process that it forked holds its socket: stop that one (`ss -xlp` names it), then start the server"
+            ),
             Self::Timeout => {
                 f.write_str("the server did not answer in time: is it calling accept, and is it a narrows server?")
             }
@@ -173,7 +183,13 @@ pub enum BindError {
     NotASocket,
     /// A live server listens at the path.
     InUse,
-    /// Another process held the lock of the directory for too long.
+    /// The process that bound the path has ended, but another one, a fork of it, still holds its socket: it serves there, or
+    /// only keeps the socket.
+    HeldByFork {
+        /// The process that has ended; 0 if it is outside this process's pid namespace.
+        pid: u32,
+    },
+    /// Another process held the lock file beside the path for too long.
     Locked,
     /// A system call failed.
     Io {
@@ -189,7 +205,7 @@ impl BindError {
         match self {
             Self::BadOptions(_) => io::ErrorKind::InvalidInput,
             Self::NotASocket => io::ErrorKind::AlreadyExists,
-            Self::InUse => io::ErrorKind::AddrInUse,
+            Self::InUse | Self::HeldByFork { .. } => io::ErrorKind::AddrInUse,
             Self::Locked => io::ErrorKind::TimedOut,
             Self::Io { source, .. } => source.kind(),
         }
@@ -204,8 +220,14 @@ impl fmt::Display for BindError {
                 f.write_str("something that is not a socket stands at the path: move it away")
             }
             Self::InUse => f.write_str("a live server listens at the path: stop it, or choose another path"),
-            Self::Locked => f.write_str("another process holds the lock of the socket's directory"),
-            Self::Io { doing, source } => write!(f, "{doing}: {source}"),
+            Self::HeldByFork { pid } => write!(
+                f,
+                "process {pid}, which listened at the path, has ended, but a process that it forked still holds its socket: stop that one (`ss -xlp` names it)"
+            ),
+            Self::Locked => f.write_str(
+                "another process holds the lock file beside the path: is it about to bind there, or stopped?",
+            ),
+            Self::Io { doing, source } => write!(f, "{doing}: {source}{}", advice(source)),
         }
     }
 }
@@ -387,24 +409,49 @@ macro_rules! names_what_was_tried {
 names_what_was_tried!(ConnectError BindError SpawnError);
 into_io_error!(ConnectError BindError AcceptError SpawnError);
 
-/// What a person can do about an error of the system, where that is not plain.
+/// What a person can do about an error of the system, where that is not plain: bound to the call that failed.
 fn advice(source: &io::Error) -> &'static str {
+    const EPERM: i32 = 1;
+    const ENOENT: i32 = 2;
+    const EAGAIN: i32 = 11;
+    const ENOMEM: i32 = 12;
+    const EACCES: i32 = 13;
     const ENFILE: i32 = 23;
     const EMFILE: i32 = 24;
-    match (source.kind(), number(source)) {
-        (_, Some(EMFILE | ENFILE)) => " (raise the limit of open files, RLIMIT_NOFILE)",
-        (io::ErrorKind::NotFound, _) => " (start the server first, or check the path)",
-        (io::ErrorKind::ConnectionRefused, _) => " (no server listens there: start it)",
-        (io::ErrorKind::PermissionDenied, _) => " (the socket belongs to another user)",
+    const ETOOMANYREFS: i32 = 109;
+    const ECONNREFUSED: i32 = 111;
+    let failed = source.get_ref().and_then(|inner| inner.downcast_ref::<FailedCall>());
+    match (failed.map_or("", |failed| failed.call), number(source)) {
+        (_, Some(EMFILE)) => " (raise this process's limit of open files, RLIMIT_NOFILE)",
+        (_, Some(ENFILE)) => " (the system has too many open files: raise fs.file-max)",
+        (_, Some(ETOOMANYREFS)) => {
+            " (this user has too many descriptors on their way between processes: raise RLIMIT_NOFILE, or see who does not receive)"
+        }
+        ("connect", Some(ENOENT)) => " (start the server first, or check the path)",
+        ("connect", Some(ECONNREFUSED)) => " (no server listens there: start it)",
+        ("bind" | "open the directory", Some(ENOENT)) => " (the directory does not exist: create it first)",
+        ("mmap", Some(EAGAIN)) => {
+            " (the program locks its memory by mlockall, and may lock no more: raise RLIMIT_MEMLOCK)"
+        }
+        ("mmap", Some(ENOMEM)) => {
+            " (raise the limit of address space, RLIMIT_AS, or of mappings, vm.max_map_count)"
+        }
+        ("mmap", Some(EACCES | EPERM)) => " (a security module such as SELinux forbids to map it)",
+        ("socket" | "socketpair" | "memfd_create" | "epoll_create1" | "eventfd", Some(EACCES | EPERM)) => {
+            " (a seccomp filter or a security module forbids the call: `narrows doctor` tells)"
+        }
+        ("", _) if source.kind() == io::ErrorKind::NotFound => " (start the server first, or check the path)",
+        ("", _) if source.kind() == io::ErrorKind::ConnectionRefused => {
+            " (no server listens there: start it)"
+        }
         _ => "",
     }
 }
 
 /// The system's number, also where the error names the call around it.
 fn number(error: &io::Error) -> Option<i32> {
-    let named = error.get_ref().and_then(std::error::Error::source);
-    let inner = named.and_then(|inner| inner.downcast_ref::<io::Error>());
-    error.raw_os_error().or_else(|| inner.and_then(io::Error::raw_os_error))
+    let failed = error.get_ref().and_then(|inner| inner.downcast_ref::<FailedCall>());
+    failed.map_or_else(|| error.raw_os_error(), |failed| failed.source.raw_os_error())
 }
 
 #[cfg(test)]

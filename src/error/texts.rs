@@ -77,9 +77,10 @@ fn setup() -> Vec<Row> {
         BadOptions ConnectError::BadOptions("x".into()), "illegal options: x", "a number out of its range";
         Io io(ENOENT), "connecting: No such file or directory (os error 2) (start the server first, or check the path)", "nothing at the path";
         Io io(ECONNREFUSED), "connecting: Connection refused (os error 111) (no server listens there: start it)", "a socket that a killed server left";
-        Io io(EACCES), "connecting: Permission denied (os error 13) (the socket belongs to another user)", "a socket or directory that is closed to this user";
-        Io io(EMFILE), "connecting: Too many open files (os error 24) (raise the limit of open files, RLIMIT_NOFILE)", "no descriptor left";
+        Io io(EACCES), "connecting: Permission denied (os error 13)", "a socket or directory that is closed to this user";
+        Io io(EMFILE), "connecting: Too many open files (os error 24) (raise this process's limit of open files, RLIMIT_NOFILE)", "no descriptor left";
         NotASocket ConnectError::NotASocket, "what stands at the path is not a socket: check the path", "another file at the path";
+        ServerEnded ConnectError::ServerEnded { pid: 7 }, "the server does not answer: process 7, which listened there, has ended, but a process that it forked holds its socket: stop that one (`ss -xlp` names it), then start the server", "a fork that keeps the socket of a killed server";
         Timeout ConnectError::Timeout, "the server did not answer in time: is it calling accept, and is it a narrows server?", "a server that does not accept";
         Rejected ConnectError::Rejected { code: RejectCode::Busy, text: "x".into() }, "the server refused (the server takes no more clients now): x", "a server at its limit";
         NotAuthorized ConnectError::NotAuthorized { uid: 7, text: "x".into() }, "the server runs as user 7, which is not trusted: x", "a server of another user";
@@ -90,7 +91,7 @@ fn setup() -> Vec<Row> {
         PeerClosed ConnectError::PeerClosed, "the server closed the connection in mid-handshake: it ended, it allows less time for a handshake than this process took (Options::handshake_timeout of the server), or it is not a narrows server", "a server that ended, or of another kind";
         BadAnswer ConnectError::BadAnswer(HandshakeError::BadMagic), "the server's answer makes no sense: the peer does not speak this protocol", "another program at the path";
         NoParent ConnectError::NoParent, "no parent handed a connection over: start this program with SharedMemoryStream::spawn", "started by hand";
-        ParentTaken ConnectError::ParentTaken, "the parent's connection was taken before in this process", "from_parent called twice";
+        ParentTaken ConnectError::ParentTaken, "the parent's connection was taken before, by this process or another one that inherited it", "from_parent called twice";
         BadParent ConnectError::BadParent("x".into()), "the parent's connection is not here: x", "a wrapper that closes descriptors";
         NoCalls ConnectError::NoCalls, "the peer serves no calls: it must be a SharedMemoryServer, not a plain listener or stream", "a client of calls at a plain listener";
     };
@@ -98,20 +99,21 @@ fn setup() -> Vec<Row> {
         BadOptions BindError::BadOptions("x".into()), "illegal options: x", "a number out of its range";
         NotASocket BindError::NotASocket, "something that is not a socket stands at the path: move it away", "another file at the path";
         InUse BindError::InUse, "a live server listens at the path: stop it, or choose another path", "a second server";
-        Locked BindError::Locked, "another process holds the lock of the socket's directory", "a program that locks the directory";
+        HeldByFork BindError::HeldByFork { pid: 7 }, "process 7, which listened at the path, has ended, but a process that it forked still holds its socket: stop that one (`ss -xlp` names it)", "a fork that keeps the socket of a killed server";
+        Locked BindError::Locked, "another process holds the lock file beside the path: is it about to bind there, or stopped?", "a process that was stopped while it bound the path";
         Io BindError::Io { doing: "binding".into(), source: system(EACCES) }, "binding: Permission denied (os error 13)", "a directory that is closed to this user";
     });
     rows.extend(rows! { AcceptError:
         Timeout AcceptError::Timeout, "the deadline passed before a client connected", "no client in time";
         Closed AcceptError::Closed, "the listener was closed", "its closer";
         Forked AcceptError::Forked, "the listener belongs to the process that forked this one: bind a new one here", "a fork";
-        Io AcceptError::Io(system(EMFILE)), "accepting a client: Too many open files (os error 24) (raise the limit of open files, RLIMIT_NOFILE)", "no descriptor left";
+        Io AcceptError::Io(system(EMFILE)), "accepting a client: Too many open files (os error 24) (raise this process's limit of open files, RLIMIT_NOFILE)", "no descriptor left";
     });
     rows.extend(rows! { SpawnError:
         BadOptions SpawnError::BadOptions("x".into()), "illegal options: x", "a number out of its range";
         Io SpawnError::Io { doing: "starting the child".into(), source: system(ENOENT) }, "starting the child: No such file or directory (os error 2)", "no such program";
-        Timeout SpawnError::Timeout, "the child did not take its connection in time: does it call SharedMemoryStream::from_parent, and does what stands in between pass its descriptors on (sudo, docker and Python's subprocess close them by default)?", "another program";
-        ChildExited SpawnError::ChildExited(ExitStatus::from_raw(256)), "the child ended before it took its connection (exit status: 1): does it call SharedMemoryStream::from_parent?", "another program";
+        Timeout SpawnError::Timeout, "no process took the child's connection in time: does the child call SharedMemoryStream::from_parent, and if a wrapper starts it (sudo, docker run, Python's close_fds=True), did the wrapper pass the descriptor that NARROWS_PARENT names on?", "another program";
+        ChildExited SpawnError::ChildExited(ExitStatus::from_raw(256)), "the child ended (exit status: 1), and no process took its connection: does it call SharedMemoryStream::from_parent, and if a wrapper starts it (sudo, docker run, Python's close_fds=True), did the wrapper pass the descriptor that NARROWS_PARENT names on?", "another program";
         ChildClosed SpawnError::ChildClosed, "the child closed its connection in mid-handshake", "a child that failed";
         Handshake SpawnError::Handshake(HandshakeError::BadMagic), "the child's handshake makes no sense: the peer does not speak this protocol", "a child that writes to the descriptor";
     });

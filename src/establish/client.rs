@@ -44,7 +44,7 @@ use crate::sys::transfer::send_with_fds;
 use crate::sys::transfer::{Beside, Transfer, receive_with_fds, write};
 use crate::sys::wait::Readiness;
 
-use super::{Established, Step, drive, expired, link, wanted};
+use super::{Established, Step, drive, expired, link, wanted, why_not_connected};
 
 /// Connects to the server at the path, until the deadline.
 pub(crate) fn connect(
@@ -53,7 +53,7 @@ pub(crate) fn connect(
     until: Option<Instant>,
 ) -> Result<Established, ConnectError> {
     let limits = wanted(options)?;
-    let socket = reach(path, until)?;
+    let socket = reach(path, options, until)?;
     let cred =
         socket::peer_cred(socket.as_fd()).map_err(ConnectError::io("reading the server's credentials"))?;
     options.authorizes(&cred).map_err(|why| match why {
@@ -104,6 +104,11 @@ impl Caller {
             pidfd: None,
             agreed: None,
         }
+    }
+
+    /// The process that listened at the path.
+    pub(super) fn server(&self) -> u32 {
+        self.cred.pid()
     }
 
     /// Does all that can be done without waiting; `Ready` once the Welcome is there.
@@ -241,24 +246,32 @@ impl Confirmed {
     }
 }
 
-/// How long to wait before knocking again at a server whose backlog is full: at first, and at most.
-const KNOCK: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
+/// How long to wait before the next attempt at a server that is not ready: at first, and at most.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
 
-/// A connected socket. A full backlog means a live server, so it is tried until the deadline.
-fn reach(path: &Path, until: Option<Instant>) -> Result<PeerSocket, ConnectError> {
-    let mut pause = KNOCK.0;
+/// A connected socket. A full backlog means a live server, so it is tried until the deadline; one that is not there yet is, if
+/// the options say so.
+fn reach(path: &Path, options: &Options, deadline: Option<Instant>) -> Result<PeerSocket, ConnectError> {
+    let mut pause = PAUSE.0;
     loop {
-        let connecting = socket::connect(path).map_err(|source| failed(path, source))?;
-        match connecting {
-            Connecting::Connected(socket) => return Ok(socket),
-            Connecting::BacklogFull if expired(until) => return Err(ConnectError::Timeout),
-            Connecting::BacklogFull => {
-                let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-                thread::sleep(left.map_or(pause, |left| pause.min(left)));
-                pause = (pause * 2).min(KNOCK.1);
-            }
+        let missing = match socket::connect(path) {
+            Ok(Connecting::Connected(socket)) => return Ok(socket),
+            Ok(Connecting::BacklogFull) => ConnectError::Timeout,
+            Err(source) if options.waits_for_server() && is_missing(&source) => failed(path, source),
+            Err(source) => return Err(failed(path, source)),
+        };
+        if expired(deadline) {
+            return Err(missing);
         }
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        thread::sleep(left.map_or(pause, |left| pause.min(left)));
+        pause = (pause * 2).min(PAUSE.1);
     }
+}
+
+/// Whether a server may appear there: its directory, its path, or its listening may be missing.
+fn is_missing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
 /// The kernel refuses a path that is no socket as it refuses one that nobody serves.
@@ -266,7 +279,10 @@ fn failed(path: &Path, source: io::Error) -> ConnectError {
     let no_socket = fs::metadata(path).is_ok_and(|it| !it.file_type().is_socket());
     match source.kind() {
         io::ErrorKind::ConnectionRefused if no_socket => ConnectError::NotASocket,
-        _ => ConnectError::Io { doing: format!("connecting to {}", path.display()), source },
+        _ => ConnectError::Io {
+            doing: format!("connecting to {}", path.display()),
+            source: why_not_connected(source, path),
+        },
     }
 }
 

@@ -32,11 +32,12 @@
 
 mod child;
 mod client;
+mod permission;
 mod server;
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -54,6 +55,7 @@ pub(crate) use child::{from_parent, spawn};
 #[cfg(feature = "testing")]
 pub(crate) use client::answered;
 pub(crate) use client::connect;
+pub(crate) use permission::{why_not_bound, why_not_connected};
 pub(crate) use server::{Failure, Guest, refuse_unwatched};
 
 use client::{Caller, Sealing};
@@ -158,25 +160,40 @@ fn link(parts: LinkParts) -> io::Result<Established> {
 }
 
 /// Steps a client until it is ready.
+///
+/// The kernel keeps a server that does not answer apart from one that has ended only by its process: a fork may hold its
+/// socket. So where that process has ended the wait is bounded, also without a deadline; a fork that serves there answers.
 fn drive(mut caller: Caller, until: Option<Instant>, prefault: bool) -> Result<Established, ConnectError> {
+    let (mut deadline, mut ended) = (until, false);
     loop {
-        match caller.advance()? {
+        let readiness = match caller.advance()? {
             Step::Ready => return caller.confirm(Sealing::Before(until))?.finish(prefault),
-            Step::Wants(readiness) => wait(caller.as_fd(), readiness, until)?,
+            Step::Wants(readiness) => readiness,
+        };
+        let slice = Instant::now() + LOOK;
+        let slice = deadline.map_or(slice, |deadline| deadline.min(slice));
+        let ready = wait_ready(caller.as_fd(), readiness, Some(slice));
+        if ready.map_err(ConnectError::io("waiting for the server"))? {
+            continue;
+        }
+        if !ended && socket::peer_has_ended(caller.as_fd()) {
+            ended = true;
+            let last = Instant::now() + AFTER_END;
+            deadline = Some(deadline.map_or(last, |deadline| deadline.min(last)));
+        }
+        if expired(deadline) {
+            return Err(match ended {
+                true => ConnectError::ServerEnded { pid: caller.server() },
+                false => ConnectError::Timeout,
+            });
         }
     }
 }
 
-fn wait(socket: BorrowedFd<'_>, readiness: Readiness, until: Option<Instant>) -> Result<(), ConnectError> {
-    if expired(until) {
-        return Err(ConnectError::Timeout);
-    }
-    match wait_ready(socket, readiness, until) {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(ConnectError::Timeout),
-        Err(source) => Err(ConnectError::Io { doing: "waiting for the server".into(), source }),
-    }
-}
+/// How often a client that waits looks whether the process that listened has ended.
+const LOOK: Duration = Duration::from_millis(500);
+/// How long a fork of a server that has ended may take to answer.
+const AFTER_END: Duration = Duration::from_secs(5);
 
 /// The limits of the options, for a client whose peer monitor runs.
 fn wanted(options: &Options) -> Result<Limits, ConnectError> {

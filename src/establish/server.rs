@@ -161,6 +161,11 @@ impl Guest {
         self.peer.clone().map(|pidfd| (self.cred, pidfd))
     }
 
+    /// The process that connected; 0 for all that are outside this process's pid namespace.
+    pub(crate) fn process(&self) -> u32 {
+        self.cred.pid()
+    }
+
     /// Does all that can be done without waiting.
     pub(crate) fn advance(&mut self, limits: &Limits, prefault: bool) -> Result<Step, Failure> {
         let step = self.step(limits, prefault);

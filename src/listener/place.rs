@@ -1,63 +1,93 @@
-//! The path of a listener: taken under a lock, given back only if it is still ours.
+//! The path of a listener: bound under a lock, removed only if it is still ours.
 //!
 //! ```text
-//!  flock(parent directory) ── what stands there? ─┬─ nothing ───────────────▶ bind, listen
-//!                                                 ├─ no socket ─────────────▶ NotASocket
-//!                                                 └─ a socket: knock ─┬─ refused ─▶ unlink, bind, listen
-//!                                                                     └─ answered, or full ─▶ InUse
+//!  lock file beside it ── what stands there? ─┬─ nothing ───────────────▶ bind, set group and mode, listen
+//!                                             ├─ no socket ─────────────▶ NotASocket
+//!                                             └─ a socket: connect ─┬─ refused ─▶ unlink, bind, ..., listen
+//!                                                                   └─ connected, or full ─▶ InUse
 //! ```
 //!
 //! # Invariants
 //!
-//! 1. Between the look and the listening nobody else who takes the lock can bind or unlink here.
-//! 2. Only a socket that refused a connection is ever unlinked by a newcomer.
-//! 3. Drop unlinks only what has the device and inode that stood there after our bind. The place
-//!    shares the listening socket, which holds the inode: nobody else can have it by then.
+//! 1. Between the look and the listening no other listener of this library can bind or unlink here.
+//! 2. Only a socket that refused a connection is ever unlinked by a newcomer. A mount that shows the directory a second time
+//!    (FUSE, overlay) shows the socket's file without its server: through it, a live server looks stale.
+//! 3. Drop unlinks only what has the device and inode that stood there after our bind, and never waits: while another process
+//!    binds there, the path is left for it. The place shares the listening socket, which holds the inode.
 //! 4. In a forked child drop unlinks nothing.
+//! 5. The kernel's list of sockets has the absolute path without symbolic links, if that is short enough: systemd-tmpfiles spares
+//!    what it finds there.
+//! 6. The socket can be connected to once it listens. By then it has its group and mode, and it had less before.
 //!
 //! # Proof
 //!
-//! `tests/listener.rs`: fifty processes race for a stale path, a live path, foreign files, drops.
+//! `tests/listener.rs`: fifty processes race for a stale path, a live path, foreign files, drops; `tests/paths.rs`.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::fs;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::BindError;
+use crate::establish::{why_not_bound, why_not_connected};
+use crate::options::Options;
 use crate::sys::call::errno;
-use crate::sys::foreign::Listening;
+use crate::sys::foreign::{Listening, PeerSocket};
 use crate::sys::fork::Canary;
-use crate::sys::path::{DirLock, Inode};
-use crate::sys::socket;
+use crate::sys::path::{Directory, Inode};
+use crate::sys::socket::{self, Connecting, MAX_PATH};
 
 /// A path that this process has bound.
 pub(super) struct Place {
     path: PathBuf,
-    directory: DirLock,
-    name: OsString,
-    inode: Inode,
-    canary: Canary,
+    /// Nothing of a socket that another process has bound. Dropped first: the path goes while the socket still listens.
+    bound: Option<Bound>,
     socket: Arc<Listening>,
 }
 
+/// The name of a socket that this process has bound.
+struct Bound {
+    directory: Directory,
+    name: OsString,
+    inode: Inode,
+    canary: Canary,
+}
+
 impl Place {
-    /// Takes the path, and listens there.
-    pub(super) fn take(path: &Path, backlog: i32) -> Result<Self, BindError> {
+    /// Binds the path, and listens there.
+    pub(super) fn take(path: &Path, options: &Options) -> Result<Self, BindError> {
         let canary = Canary::new().map_err(BindError::io("making the listener"))?;
-        let (directory, name) = DirLock::of(path).map_err(doing("opening the directory of", path))?;
-        let guard = directory.lock(Instant::now() + LOCK).map_err(|error| match error.kind() {
+        let (directory, name) = Directory::of(path)
+            .map_err(|error| doing("opening the directory of", path)(why_not_bound(error, path)))?;
+        let guard = directory.lock(name, Instant::now() + LOCK).map_err(|error| match error.kind() {
             io::ErrorKind::TimedOut => BindError::Locked,
-            _ => doing("locking the directory of", path)(error),
+            // Nobody can bind here; that somebody does already says more.
+            io::ErrorKind::PermissionDenied => clear(&directory, name, path)
+                .err()
+                .unwrap_or_else(|| doing("locking", path)(why_not_bound(error, path))),
+            _ => doing("locking", path)(error),
         })?;
         clear(&directory, name, path)?;
-        let (socket, inode) = occupy(&directory, name, path, backlog)?;
+        let (socket, inode) = occupy(&directory, name, path, options)?;
         drop(guard);
         let (path, name, socket) = (path.into(), name.into(), Arc::new(socket));
-        Ok(Self { path, directory, name, inode, canary, socket })
+        Ok(Self { path, bound: Some(Bound { directory, name, inode, canary }), socket })
+    }
+
+    /// Takes over a socket that listens already. Its path stays the business of the process that bound it.
+    pub(super) fn adopt(socket: OwnedFd) -> Result<Self, BindError> {
+        let path = socket::listening_path(socket.as_fd())
+            .map_err(BindError::io("taking over a listening socket"))?;
+        Ok(Self { path, bound: None, socket: Arc::new(Listening::new(socket)) })
+    }
+
+    /// Whether the path still names the listening socket, if this process has bound it.
+    pub(super) fn is_named(&self) -> bool {
+        self.bound.as_ref().is_some_and(|bound| bound.is_current().unwrap_or(false))
     }
 
     /// The path, as it was given.
@@ -69,21 +99,27 @@ impl Place {
     pub(super) fn socket(&self) -> Arc<Listening> {
         Arc::clone(&self.socket)
     }
+}
 
-    fn give_back(&self) -> io::Result<()> {
-        // Without the lock it is left to the next server, which finds it stale.
-        let _guard = self.directory.lock(Instant::now() + LOCK)?;
-        if self.directory.inode_of(&self.name)? == Some(self.inode) {
+impl Bound {
+    fn is_current(&self) -> io::Result<bool> {
+        Ok(self.directory.inode_of(&self.name)? == Some(self.inode))
+    }
+
+    fn remove(&self) -> io::Result<()> {
+        // A process that binds here now finds our socket alive, or stale a moment later.
+        let Some(_guard) = self.directory.try_lock(&self.name)? else { return Ok(()) };
+        if self.is_current()? {
             self.directory.unlink(&self.name)?;
         }
         Ok(())
     }
 }
 
-impl Drop for Place {
+impl Drop for Bound {
     fn drop(&mut self) {
         if self.canary.same_process() {
-            let _ = self.give_back(); // What could not be removed is stale, and can be taken over.
+            let _ = self.remove(); // What could not be removed is stale, and can be taken over.
         }
     }
 }
@@ -94,7 +130,7 @@ impl fmt::Debug for Place {
     }
 }
 
-/// How long to wait for the lock of the directory; its holders need microseconds.
+/// How long to wait for the lock; its holders need microseconds.
 const LOCK: Duration = Duration::from_secs(5);
 
 fn doing(what: &str, path: &Path) -> impl FnOnce(io::Error) -> BindError {
@@ -102,38 +138,53 @@ fn doing(what: &str, path: &Path) -> impl FnOnce(io::Error) -> BindError {
 }
 
 /// Makes sure that nothing stands at the name.
-fn clear(directory: &DirLock, name: &OsStr, path: &Path) -> Result<(), BindError> {
+fn clear(directory: &Directory, name: &OsStr, path: &Path) -> Result<(), BindError> {
     match directory.inode_of(name).map_err(doing("looking at", path))? {
         None => return Ok(()),
         Some(inode) if !inode.is_socket => return Err(BindError::NotASocket),
         Some(_) => (),
     }
     match socket::connect(path) {
-        Ok(_) => Err(BindError::InUse),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            directory.unlink(name).map_err(doing("removing the stale", path))
-        }
+        Ok(Connecting::Connected(socket)) => Err(in_use(&socket)),
+        Ok(Connecting::BacklogFull) => Err(BindError::InUse),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => directory
+            .unlink(name)
+            .map_err(|error| doing("removing the stale", path)(why_not_bound(error, path))),
         Err(error) if errno(&error) == Some(WRONG_TYPE) => Err(BindError::InUse),
-        Err(error) => Err(doing("asking whether a server lives at", path)(error)),
+        Err(error) => Err(doing("asking whether a server lives at", path)(why_not_connected(error, path))),
+    }
+}
+
+/// A live server, or a fork that keeps the socket of one that has ended.
+fn in_use(socket: &PeerSocket) -> BindError {
+    match socket::peer_cred(socket.as_fd()) {
+        Ok(cred) if socket::peer_has_ended(socket.as_fd()) => BindError::HeldByFork { pid: cred.pid() },
+        _ => BindError::InUse,
     }
 }
 
 /// EPROTOTYPE: a socket of another type is bound and alive there.
 const WRONG_TYPE: i32 = 91;
 
-/// Binds and listens, for clients that pass no descriptors; what was bound without listening is removed again.
+/// Binds, sets group and mode, and listens, for clients that pass no descriptors; what was bound without listening is removed
+/// again.
 fn occupy(
-    directory: &DirLock,
+    directory: &Directory,
     name: &OsStr,
     path: &Path,
-    backlog: i32,
+    options: &Options,
 ) -> Result<(Listening, Inode), BindError> {
-    let socket = socket::bind_private(path).map_err(|error| match error.kind() {
+    let full = absolute(path, name);
+    let socket = socket::bind_private(&full).map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => BindError::InUse,
-        _ => doing("binding", path)(error),
+        _ => doing("binding", path)(why_not_bound(error, path)),
     })?;
     let socket = Listening::new(socket);
-    let listening = socket::start_listening(socket.as_fd(), backlog).and_then(|()| directory.inode_of(name));
+    let listening = options
+        .sharing()
+        .map_or(Ok(()), |(group, mode)| directory.share(name, group, mode))
+        .and_then(|()| socket::start_listening(socket.as_fd(), options.backlog_len()))
+        .and_then(|()| directory.inode_of(name));
     match listening {
         Ok(Some(inode)) => Ok((socket, inode)),
         Ok(None) => Err(doing("binding", path)(io::ErrorKind::NotFound.into())),
@@ -142,4 +193,11 @@ fn occupy(
             Err(doing("listening at", path)(error))
         }
     }
+}
+
+/// The absolute path without symbolic links, if there is one and the kernel takes it; else the path as it was given.
+fn absolute(path: &Path, name: &OsStr) -> PathBuf {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let full = fs::canonicalize(parent.unwrap_or_else(|| Path::new("."))).map(|parent| parent.join(name));
+    full.ok().filter(|full| full.as_os_str().len() <= MAX_PATH).unwrap_or_else(|| path.into())
 }

@@ -1,4 +1,4 @@
-//! Clients in mid-handshake: up to 64, one epoll, no thread.
+//! Clients in mid-handshake: up to 64 by default, one epoll, no thread.
 //!
 //! # Invariants
 //!
@@ -14,6 +14,8 @@
 //!
 //! `tests/listener.rs`: silent clients, a full house, a flood of failures without a leak.
 
+use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::mem;
@@ -57,6 +59,7 @@ pub(super) struct Reception {
 struct Seat {
     guest: Guest,
     readiness: Readiness,
+    since: Instant,
     until: Option<Instant>,
 }
 
@@ -74,8 +77,9 @@ impl Reception {
         epoll.add(timer.as_fd(), TIMER, Interest::Readable)?;
         epoll.add(socket.as_fd(), DOOR, Interest::Readable)?;
         let timeout = options.accept_timeout_or_default();
-        let guests = (0..SEATS).map(|_| None).collect();
-        let events = Events::with_room(SEATS + 3);
+        let places = options.handshake_places();
+        let guests = (0..places).map(|_| None).collect();
+        let events = Events::with_room(places + 3);
         Ok(Self { socket, listening: true, guests, epoll, events, timer, timeout, limits, options })
     }
 
@@ -117,13 +121,14 @@ impl Reception {
         match token {
             BELL | TIMER => Ok(Outcome::Nothing), // The caller looks at the bell, expire at the timer.
             DOOR => self.admit(failed),
-            seat => Ok(self.advance(usize::try_from(seat).unwrap_or(SEATS), failed)),
+            seat => Ok(self.advance(usize::try_from(seat).unwrap_or(usize::MAX), failed)),
         }
     }
 
     /// Lets one client in. Most have said Hello by now, and are through at once.
     fn admit(&mut self, failed: &AtomicU64) -> io::Result<Outcome> {
-        let Some(free) = self.guests.iter().position(Option::is_none) else {
+        let free = self.guests.iter().position(Option::is_none);
+        let Some(free) = free.or_else(|| self.evict(failed)) else {
             return Ok(Outcome::Nothing);
         };
         let Some(socket) = socket::accept(self.socket.as_fd())? else {
@@ -149,7 +154,7 @@ impl Reception {
     fn seat(&mut self, at: usize, guest: Guest, readiness: Readiness) -> Result<(), Failure> {
         self.epoll.add(guest.as_fd(), at as u64, interest(readiness))?;
         if let Some(seat) = self.guests.get_mut(at) {
-            *seat = Some(Seat { guest, readiness, until: deadline(self.timeout) });
+            *seat = Some(Seat { guest, readiness, since: Instant::now(), until: deadline(self.timeout) });
         }
         Ok(())
     }
@@ -177,6 +182,22 @@ impl Reception {
         count(came, failed)
     }
 
+    /// Frees the place of the client that has been silent longest of the process that holds the most, if that is long enough.
+    fn evict(&mut self, failed: &AtomicU64) -> Option<usize> {
+        let mut held: HashMap<u32, usize> = HashMap::new();
+        self.guests.iter().flatten().for_each(|seat| *held.entry(seat.guest.process()).or_default() += 1);
+        let silent = |seat: &&(usize, &Seat)| seat.1.since.elapsed() >= SILENCE;
+        let seats = self.guests.iter().enumerate().filter_map(|(at, seat)| Some((at, seat.as_ref()?)));
+        let all: Vec<_> = seats.collect();
+        let chosen = all.iter().filter(silent).max_by_key(|(_, seat)| {
+            (held.get(&seat.guest.process()).copied().unwrap_or(0), Reverse(seat.since))
+        });
+        let at = chosen.map(|(at, _)| *at)?;
+        self.vacate(at)?.give_up();
+        failed.fetch_add(1, Ordering::Relaxed);
+        Some(at)
+    }
+
     /// Takes a guest out of its place and out of the epoll set.
     fn vacate(&mut self, at: usize) -> Option<Guest> {
         let Seat { guest, .. } = self.guests.get_mut(at)?.take()?;
@@ -196,13 +217,20 @@ impl Reception {
                 failed.fetch_add(1, Ordering::Relaxed);
             }
         }
-        let next = self.guests.iter().flatten().filter_map(|seat| seat.until).min();
+        let over = self.guests.iter().flatten().filter_map(|seat| seat.until).min();
+        // Without a free place the next client has to wait until another one may be sent away for it.
+        let silent =
+            self.guests.iter().flatten().map(|seat| seat.since + SILENCE).filter(|end| *end > now).min();
+        let full = self.guests.iter().all(Option::is_some);
+        let next = [over, silent.filter(|_| full)].into_iter().flatten().min();
         let _ = self.timer.ring_at(next); // It can only fail on a descriptor that is no timer.
     }
 
-    /// The listening socket is in the set exactly while a place is free.
+    /// The listening socket is in the set exactly while a place is free, or can be freed.
     fn keep_door(&mut self) -> io::Result<()> {
-        let free = self.guests.iter().any(Option::is_none);
+        let now = Instant::now();
+        let open = |seat: &Option<Seat>| seat.as_ref().is_none_or(|seat| now - seat.since >= SILENCE);
+        let free = self.guests.iter().any(open);
         if free != self.listening {
             if free {
                 self.epoll.add(self.socket.as_fd(), DOOR, Interest::Readable)?;
@@ -222,8 +250,8 @@ impl fmt::Debug for Reception {
     }
 }
 
-/// Clients that may be in mid-handshake at once.
-const SEATS: usize = 64;
+/// How long a client keeps its place for sure while others wait for one.
+const SILENCE: Duration = Duration::from_millis(100);
 /// Tokens of the epoll set: a guest's is the number of its seat, and these are greater.
 const BELL: u64 = 1 << 32;
 const TIMER: u64 = BELL + 1;

@@ -9,10 +9,10 @@
 //!
 //! Unit tests below.
 
-use std::error::Error;
-use std::fmt;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+use crate::error::FailedCall;
 
 /// How often a call that a signal interrupted is tried again before we give up for now. None of
 /// the calls sleeps, so that a signal hits one at all is rare.
@@ -33,13 +33,19 @@ pub(crate) fn last(call: &'static str) -> io::Error {
 }
 
 /// The same error, with the name of the call before its text.
+///
+/// The kernel answers a lack of memory that may be locked as it answers a call that would block: it is told as what it is.
 pub(crate) fn named(call: &'static str, source: io::Error) -> io::Error {
-    io::Error::new(source.kind(), Failed { call, source })
+    let kind = match (call, source.raw_os_error()) {
+        ("mmap", Some(libc::EAGAIN)) => io::ErrorKind::OutOfMemory,
+        _ => source.kind(),
+    };
+    io::Error::new(kind, FailedCall { call, source })
 }
 
 /// The number of the system's error, also if the error names its call.
 pub(crate) fn errno(error: &io::Error) -> Option<i32> {
-    let inner = error.get_ref().and_then(|e| e.downcast_ref::<Failed>());
+    let inner = error.get_ref().and_then(|e| e.downcast_ref::<FailedCall>());
     inner.map_or_else(|| error.raw_os_error(), |failed| errno(&failed.source))
 }
 
@@ -53,24 +59,6 @@ pub(crate) unsafe fn owned(call: &'static str, result: RawFd) -> io::Result<Owne
     let fd = check(call, result)?;
     // SAFETY: not negative, so an open descriptor, and by this function's contract nobody else's.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-#[derive(Debug)]
-struct Failed {
-    call: &'static str,
-    source: io::Error,
-}
-
-impl fmt::Display for Failed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.call, self.source)
-    }
-}
-
-impl Error for Failed {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&self.source)
-    }
 }
 
 #[cfg(test)]

@@ -1,17 +1,22 @@
-//! The directory of a socket: a lock on it without a name of its own, and what stands under a name.
+//! The directory of a socket: a lock file beside a name in it, and what stands under a name.
+//!
+//! The directory itself is never locked: programs lock directories of their own, so that systemd-tmpfiles spares them, and
+//! systemd-tmpfiles does while it cleans.
 //!
 //! # Invariants
 //!
 //! 1. All names are looked up in the directory that was opened: renaming it in between does not
 //!    lead elsewhere. No name leads out of it, and no symbolic link is followed.
-//! 2. The lock is released by an explicit unlock: a fork may hold a copy of the descriptor, and
+//! 2. A lock file is removed by its holder before it is unlocked, and a lock counts only while its name still names the file that
+//!    was locked. So none is left behind, but by a process that is killed while it holds one; the next takes that one over.
+//! 3. The lock is released by an explicit unlock: a fork may hold a copy of the descriptor, and
 //!    with it a lock that only closing would release.
 //!
 //! # Proof
 //!
 //! Tests below.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::{CString, OsStr, OsString};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
@@ -25,15 +30,17 @@ use super::descriptor::Descriptor;
 
 /// An open directory.
 #[derive(Debug)]
-pub(crate) struct DirLock {
+pub(crate) struct Directory {
     fd: Descriptor,
 }
 
-/// The directory is locked against all others that lock it, until this is dropped.
+/// A name is locked against all others that lock it, until this is dropped.
 #[derive(Debug)]
-#[must_use = "dropping the guard unlocks the directory"]
+#[must_use = "dropping the guard unlocks the name"]
 pub(crate) struct Guard<'a> {
-    directory: &'a DirLock,
+    directory: &'a Directory,
+    file: Descriptor,
+    name: OsString,
 }
 
 /// What stands under a name.
@@ -47,7 +54,7 @@ pub(crate) struct Inode {
     pub(crate) is_socket: bool,
 }
 
-impl DirLock {
+impl Directory {
     /// Opens the directory that a path stands in, and returns the name in it.
     ///
     /// # Errors
@@ -74,23 +81,62 @@ impl DirLock {
         Ok(Self { fd: fd?.into() })
     }
 
-    /// Waits for the lock, at the longest until the deadline.
+    /// Waits for the lock beside this name, at the longest until the deadline.
     ///
     /// # Errors
     ///
     /// `TimedOut`: another process holds it; or the system call failed.
-    pub(crate) fn lock(&self, until: Instant) -> io::Result<Guard<'_>> {
+    pub(crate) fn lock(&self, name: &OsStr, deadline: Instant) -> io::Result<Guard<'_>> {
         loop {
-            if self.try_lock()? {
-                return Ok(Guard { directory: self });
+            if let Some(guard) = self.try_lock(name)? {
+                return Ok(guard);
             }
-            let left = until.saturating_duration_since(Instant::now());
+            let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                let text = "another process holds the lock on the directory of the socket";
+                let text = "another process holds the lock file of the socket";
                 return Err(io::Error::new(io::ErrorKind::TimedOut, text));
             }
             sleep(left.min(PAUSE));
         }
+    }
+
+    /// Takes the lock beside this name, if it is free now.
+    ///
+    /// # Errors
+    ///
+    /// The system call failed.
+    pub(crate) fn try_lock(&self, name: &OsStr) -> io::Result<Option<Guard<'_>>> {
+        let mut hidden = OsString::from(".");
+        hidden.push(name);
+        hidden.push(".lock");
+        let path = plain(&hidden)?;
+        let open = |flags: libc::c_int| {
+            let flags = flags | libc::O_RDWR | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+            // SAFETY: the path is a C string; the call makes a new descriptor, which is ours alone.
+            unsafe {
+                let made = libc::openat(self.fd.as_raw_fd(), path.as_ptr(), flags, 0o600);
+                call::owned("open the lock file", made).map(Descriptor::from)
+            }
+        };
+        // What a killed process has left behind is opened without O_CREAT: in a directory that all may write to, the kernel may
+        // refuse that for another user's file.
+        let file = match open(0).or_else(|_| open(libc::O_CREAT | libc::O_EXCL)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None), // Made meanwhile.
+            Err(error) => return Err(error),
+        };
+        // SAFETY: takes two numbers.
+        let locked = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
+        if let Err(error) = call::check("flock", locked) {
+            return match call::errno(&error) {
+                Some(libc::EWOULDBLOCK | libc::EINTR) => Ok(None),
+                _ => Err(error),
+            };
+        }
+        // From here on the guard's drop removes the file, if it is still the one that the name names.
+        let guard = Guard { directory: self, file, name: hidden };
+        let current = guard.is_current()?;
+        Ok(current.then_some(guard))
     }
 
     /// What stands under this name, if anything.
@@ -126,24 +172,77 @@ impl DirLock {
         call::check("unlinkat", result).map(drop)
     }
 
-    fn try_lock(&self) -> io::Result<bool> {
-        // SAFETY: takes two numbers.
-        let result = unsafe { libc::flock(self.fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
-        match call::check("flock", result) {
-            Ok(_) => Ok(true),
-            Err(error) => match call::errno(&error) {
-                Some(libc::EWOULDBLOCK | libc::EINTR) => Ok(false),
-                _ => Err(error),
-            },
+    /// Opens what stands under this name, to change its group and mode; neither is changed by this.
+    fn open_path(&self, name: &OsStr) -> io::Result<Descriptor> {
+        let (name, flags) = (plain(name)?, libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC);
+        // SAFETY: the name is a C string; the call makes a new descriptor, which is ours alone.
+        unsafe { call::owned("open the socket", libc::openat(self.fd.as_raw_fd(), name.as_ptr(), flags)) }
+            .map(Descriptor::from)
+    }
+
+    /// Gives what stands under this name to a group, if one is given, then sets its mode.
+    ///
+    /// # Errors
+    ///
+    /// The process may not do so; `/proc` is missing.
+    pub(crate) fn share(&self, name: &OsStr, group: Option<u32>, mode: u32) -> io::Result<()> {
+        let file = self.open_path(name)?;
+        if let Some(group) = group {
+            let keep = libc::uid_t::MAX;
+            // SAFETY: the path is an empty C string: the descriptor itself is meant.
+            let given =
+                unsafe { libc::fchownat(file.as_raw_fd(), c"".as_ptr(), keep, group, libc::AT_EMPTY_PATH) };
+            call::check("fchownat", given)?;
         }
+        // The kernel changes the mode of a descriptor without access only by this path.
+        let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+        // SAFETY: the path is a C string.
+        call::check("chmod", unsafe { libc::chmod(path.as_ptr(), mode) }).map(drop)
+    }
+}
+
+impl Guard<'_> {
+    /// Whether the name still names the file that is locked: its last holder may have removed it meanwhile.
+    fn is_current(&self) -> io::Result<bool> {
+        let mut stat = MaybeUninit::<libc::stat>::uninit();
+        // SAFETY: fills the local struct, which is read only after the call succeeded.
+        let held = unsafe {
+            call::check("fstat", libc::fstat(self.file.as_raw_fd(), stat.as_mut_ptr()))?;
+            let stat = stat.assume_init();
+            (stat.st_dev, stat.st_ino)
+        };
+        Ok(self.directory.inode_of(&self.name)?.is_some_and(|named| (named.dev, named.ino) == held))
     }
 }
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
+        if self.is_current().unwrap_or(false) {
+            let _left_behind = self.directory.unlink(&self.name); // It locks as well the next time.
+        }
         // SAFETY: takes two numbers. It cannot fail: the descriptor is open and locked.
-        unsafe { libc::flock(self.directory.fd.as_raw_fd(), libc::LOCK_UN) };
+        unsafe { libc::flock(self.file.as_raw_fd(), libc::LOCK_UN) };
     }
+}
+
+/// What a process wants to do with a file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Access {
+    /// Enter a directory.
+    Enter,
+    /// Write to a file, to connect to a socket, or to change the names in a directory.
+    Write,
+}
+
+/// Returns whether owner and mode let this process do so, with the user and the rights that it has now.
+pub(crate) fn permits(path: &Path, access: Access) -> bool {
+    let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return false };
+    let mode = match access {
+        Access::Enter => libc::X_OK,
+        Access::Write => libc::W_OK,
+    };
+    // SAFETY: the path is a C string.
+    unsafe { libc::faccessat(libc::AT_FDCWD, path.as_ptr(), mode, libc::AT_EACCESS) == 0 }
 }
 
 /// Short against the time in which a lock is held, which is a few system calls.
@@ -164,13 +263,15 @@ mod tests {
     use crate::sys::testing::{PATIENCE, fork};
 
     #[test]
-    fn one_holds_the_lock_and_the_next_gets_it() {
+    fn one_holds_the_lock_and_the_next_gets_it_and_no_file_is_left() {
         let dir = tempfile::tempdir().expect("directory");
-        let one = DirLock::open(dir.path()).expect("opens");
-        let two = DirLock::open(dir.path()).expect("opens");
-        let guard = one.lock(Instant::now()).expect("locks");
+        let name = OsStr::new("socket");
+        let one = Directory::open(dir.path()).expect("opens");
+        let two = Directory::open(dir.path()).expect("opens");
+        let guard = one.lock(name, Instant::now()).expect("locks");
+        let _another = one.lock(OsStr::new("other"), Instant::now()).expect("another name is free");
         let start = Instant::now();
-        let error = two.lock(start + Duration::from_millis(30)).expect_err("held");
+        let error = two.lock(name, start + Duration::from_millis(30)).expect_err("held");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert!(start.elapsed() >= Duration::from_millis(30));
         // A fork that keeps the descriptor does not keep the lock.
@@ -180,16 +281,38 @@ mod tests {
             }
         });
         drop(guard);
-        let guard = two.lock(Instant::now() + PATIENCE).expect("free");
-        drop(guard);
+        let guard = two.lock(name, Instant::now() + PATIENCE).expect("free");
+        drop((guard, _another));
+        assert_eq!(std::fs::read_dir(dir.path()).expect("lists").count(), 0);
         child.kill();
+    }
+
+    #[test]
+    fn many_threads_hold_the_lock_one_by_one() {
+        let dir = tempfile::tempdir().expect("directory");
+        let held = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let directory = Directory::open(dir.path()).expect("opens");
+                    for _ in 0..50 {
+                        let guard =
+                            directory.lock(OsStr::new("socket"), Instant::now() + PATIENCE).expect("locks");
+                        assert!(!held.swap(true, std::sync::atomic::Ordering::AcqRel), "two hold it");
+                        held.store(false, std::sync::atomic::Ordering::Release);
+                        drop(guard);
+                    }
+                });
+            }
+        });
+        assert_eq!(std::fs::read_dir(dir.path()).expect("lists").count(), 0);
     }
 
     #[test]
     fn names_are_looked_up_in_the_directory() {
         let dir = tempfile::tempdir().expect("directory");
         let path = dir.path().join("socket");
-        let (lock, name) = DirLock::of(&path).expect("opens");
+        let (lock, name) = Directory::of(&path).expect("opens");
         assert_eq!(lock.inode_of(name).expect("looks"), None);
         let _socket = bind_private(&path).expect("binds");
         let inode = lock.inode_of(name).expect("looks").expect("there");
@@ -208,12 +331,12 @@ mod tests {
     #[test]
     fn only_plain_names_and_directories() {
         let dir = tempfile::tempdir().expect("directory");
-        let lock = DirLock::open(dir.path()).expect("opens");
+        let lock = Directory::open(dir.path()).expect("opens");
         for name in ["", ".", "..", "a/b", "/etc", "a\0b"] {
             assert!(lock.inode_of(name.as_ref()).is_err() && lock.unlink(name.as_ref()).is_err());
         }
-        assert!(DirLock::of(Path::new("/")).is_err());
-        assert!(DirLock::of(Path::new("plain")).is_ok());
-        assert!(DirLock::open(Path::new("/dev/null")).is_err());
+        assert!(Directory::of(Path::new("/")).is_err());
+        assert!(Directory::of(Path::new("plain")).is_ok());
+        assert!(Directory::open(Path::new("/dev/null")).is_err());
     }
 }

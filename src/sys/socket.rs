@@ -11,12 +11,13 @@
 //!
 //! Tests below.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 use std::ptr;
 
 use super::call::{self, INTERRUPTS};
@@ -149,6 +150,37 @@ pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
     Ok(None)
 }
 
+/// Verifies that this is a Unix stream socket that listens, makes it non-blocking and close-on-exec, and returns its path;
+/// an empty one if it has none.
+///
+/// # Errors
+///
+/// `InvalidInput`: it is something else; or a system call failed.
+pub(crate) fn listening_path(fd: BorrowedFd<'_>) -> io::Result<PathBuf> {
+    let is = |name, value: i32| option(fd, name, -1).is_ok_and(|found: i32| found == value);
+    if !(is(libc::SO_DOMAIN, libc::AF_UNIX)
+        && is(libc::SO_TYPE, libc::SOCK_STREAM)
+        && is(libc::SO_ACCEPTCONN, 1))
+    {
+        let text = "the descriptor is not a Unix stream socket that listens";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
+    // SAFETY: changes the flags of a socket that the caller owns.
+    unsafe {
+        call::check("fcntl(F_SETFD)", libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC))?;
+        let status = call::check("fcntl(F_GETFL)", libc::fcntl(fd.as_raw_fd(), libc::F_GETFL))?;
+        call::check("fcntl(F_SETFL)", libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, status | libc::O_NONBLOCK))?;
+    }
+    // SAFETY: zeros are a valid address.
+    let mut address: libc::sockaddr_un = unsafe { mem::zeroed() };
+    let mut len = len_of::<libc::sockaddr_un>();
+    // SAFETY: the kernel fills at most `len` bytes of the local.
+    let named = unsafe { libc::getsockname(fd.as_raw_fd(), (&raw mut address).cast(), &mut len) };
+    call::check("getsockname", named)?;
+    let name = address.sun_path.iter().map(|c| c.to_ne_bytes()[0]).take_while(|byte| *byte != 0);
+    Ok(OsString::from_vec(name.collect()).into())
+}
+
 /// Connects, or finds out that it cannot, at once.
 ///
 /// # Errors
@@ -204,6 +236,19 @@ pub(crate) fn peer_pidfd(fd: BorrowedFd<'_>) -> Option<Pidfd> {
     // SAFETY: the option makes a new descriptor, which is ours alone.
     let pidfd = unsafe { call::owned("getsockopt(SO_PEERPIDFD)", number) };
     pidfd.ok().map(Pidfd::from_owned)
+}
+
+/// Returns whether the process that [`peer_cred`] names has ended, as far as the kernel can tell (Linux 6.5). Another
+/// process may hold its end all the same.
+pub(crate) fn peer_has_ended(fd: BorrowedFd<'_>) -> bool {
+    match option(fd, SO_PEERPIDFD, -1) {
+        Err(error) => error.raw_os_error() == Some(libc::ESRCH),
+        Ok(number) => {
+            // SAFETY: the option makes a new descriptor, which is ours alone.
+            let pidfd = unsafe { call::owned("getsockopt(SO_PEERPIDFD)", number) };
+            pidfd.is_ok_and(|pidfd| Pidfd::from_owned(pidfd).exited())
+        }
+    }
 }
 
 /// Returns whether this number may stand for several users: it is the overflow uid, by which the kernel shows all users

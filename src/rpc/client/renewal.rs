@@ -7,7 +7,7 @@
 //! 3. What was lost is reported once for each connection, before the next is made.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -41,7 +41,9 @@ pub struct ClientBuilder {
 
 impl ClientBuilder {
     pub(super) fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), options: Options::new(), reconnect: None }
+        // A later change of the working directory must not lead to another server.
+        let path = path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        Self { path, options: Options::new(), reconnect: None }
     }
 
     /// Sizes, limits, waiting, trust.

@@ -27,6 +27,7 @@ mod table;
 mod testing;
 
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -134,6 +135,16 @@ impl SharedMemoryServer {
     /// [`BindError`].
     pub fn bind_with(path: impl AsRef<Path>, options: &Options) -> Result<Self, BindError> {
         Ok(Self::with(Some(options.bind(path)?), options.clone()))
+    }
+
+    /// Serves on a listening socket that was passed to this process, with these options, as
+    /// [`Options::listen_on`] takes it over.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError`].
+    pub fn listen_on(socket: OwnedFd, options: &Options) -> Result<Self, BindError> {
+        Ok(Self::with(Some(options.listen_on(socket)?), options.clone()))
     }
 
     fn with(listener: Option<SharedMemoryListener>, options: Options) -> Self {
