@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, Once};
 use std::thread;
 use std::time::Duration;
 
-use faults::{Kept, LONG, Watchdog, eventually, me, reach, role, round_trip, told};
+use faults::{Kept, LONG, Watchdog, eventually, me, reach, role, round_trip, sys, told};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use narrows::{ConnectError, HandlerError, Options, SharedMemoryClient, SharedMemoryListener};
 use narrows::{SharedMemoryServer, SharedMemoryStream};
@@ -139,6 +139,21 @@ fn a_death_is_told_with_whose_while_nobody_looks() {
     drop(stream);
     thread::sleep(Duration::from_millis(20));
     assert_eq!(all(), 2, "{:?}", told_so_far());
+}
+
+/// What is lost with the descriptors is an error in the log, once.
+#[test]
+fn a_program_that_closes_all_descriptors_finds_it_in_its_log() {
+    const NAME: &str = "a_program_that_closes_all_descriptors_finds_it_in_its_log";
+    if role().is_none() {
+        let _watchdog = Watchdog::new(NAME);
+        return assert!(Kept::start(&mut me(NAME, "closes", "")).wait().success());
+    }
+    let _turn = turn();
+    let (_a, mut b) = SharedMemoryStream::pair().expect("pairs");
+    sys::close_all_but_standard();
+    assert!(b.recv_timeout(&mut [0; 8], LONG).is_err_and(|error| error.is_disconnected()));
+    once(Level::Error, "the program has closed descriptors that belong to narrows: 2 connections end");
 }
 
 fn serving(listener: &SharedMemoryListener, act: impl FnOnce(&Path)) {

@@ -42,9 +42,10 @@ fn a_peer_with_many_open_files_that_is_killed_has_died() {
         sys::raise_descriptor_limit();
         let connect = || SharedMemoryStream::connect(told()).expect("connects");
         let early = (order == "before").then(connect);
-        // Unix sockets are among the slowest to close. Ten are left for what comes.
+        // Unix sockets are among the slowest to close. Ten are left for what comes. Of 10 000 files the kernel closes all within
+        // the grace, also on a busy machine.
         let pairs = std::iter::from_fn(|| UnixStream::pair().ok());
-        let mut files: Vec<_> = pairs.collect();
+        let mut files: Vec<_> = pairs.take(5010).collect();
         files.truncate(files.len() - 10);
         let mut stream = early.unwrap_or_else(connect);
         stream.send(b"loaded").expect("sends");
@@ -184,9 +185,11 @@ fn nobody_who_lives_is_called_dead() {
     std::thread::scope(|s| {
         s.spawn(|| serve_churn(&listener, &over, &clean));
         s.spawn(|| kill_some(&path, &over, &killed));
-        let until = Instant::now() + Duration::from_secs(3);
-        let mut index = 0;
-        while Instant::now() < until {
+        // Until enough has happened: a busy machine needs longer for it.
+        let (least, most) = (Duration::from_secs(3), LONG * 2);
+        let is_enough = || clean.load(Ordering::Relaxed) > 50 && killed.load(Ordering::Relaxed) > 10;
+        let (began, mut index) = (Instant::now(), 0);
+        while began.elapsed() < least || (began.elapsed() < most && !is_enough()) {
             for (_, stream) in &mut peers {
                 assert!(!stream.is_disconnected(), "a live peer was called dead");
                 round_trip(stream, index);

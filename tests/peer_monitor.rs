@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 
 use faults::{Fork, Kept, LONG, Watchdog, echo, eventually, me, role, round_trip, say, sys, told, verdict};
 use narrows::{
-    ConnectError, Options, RecvTimeoutError, SharedMemoryListener, SharedMemoryStream, WaitStrategy,
+    ConnectError, Options, RecvTimeoutError, RejectCode, SharedMemoryListener, SharedMemoryStream,
+    WaitStrategy,
 };
 
 /// `pidfd_open` and `process_mrelease`: calls that filters do not know.
@@ -24,15 +25,27 @@ const UNKNOWN_TO_FILTERS: [libc::c_long; 2] = [libc::SYS_pidfd_open, libc::SYS_p
 
 /// Kills the process, or the thread, for these calls, in all threads from now on.
 fn kill_for(calls: &[libc::c_long], action: u32) {
+    kill_when(calls, None, action);
+}
+
+/// As [`kill_for`], where the argument of that number has that value.
+fn kill_when(calls: &[libc::c_long], argument: Option<(u32, u32)>, action: u32) {
     let step = |code: u32, skip: u8, k: u32| libc::sock_filter {
         code: code.try_into().expect("16 bits"),
         jt: 0,
         jf: skip,
         k,
     };
-    let mut program = vec![step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0)];
+    let load = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+    let mut program = Vec::new();
     for call in calls {
-        program.push(step(libc::BPF_JMP | libc::BPF_JEQ, 1, (*call).try_into().expect("small")));
+        program.push(step(load, 0, 0));
+        let rest = if argument.is_some() { 3 } else { 1 };
+        program.push(step(libc::BPF_JMP | libc::BPF_JEQ, rest, (*call).try_into().expect("small")));
+        if let Some((number, value)) = argument {
+            program.push(step(load, 0, 16 + 8 * number));
+            program.push(step(libc::BPF_JMP | libc::BPF_JEQ, 1, value));
+        }
         program.push(step(libc::BPF_RET, 0, action));
     }
     program.push(step(libc::BPF_RET, 0, libc::SECCOMP_RET_ALLOW));
@@ -207,8 +220,7 @@ fn a_program_that_closes_all_descriptors_is_told_and_keeps_its_files() {
             let (child, mut stream) = SharedMemoryStream::spawn(me(NAME, "child", "")).expect("spawns");
             let mut child = Kept(child);
             round_trip(&mut stream, 1);
-            // SAFETY: takes numbers; nothing that the standard library holds is above them.
-            unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
+            sys::close_all_but_standard();
             let files: Vec<_> = (0..64).map(|_| File::open("/dev/null").expect("opens")).collect();
             child.0.kill().expect("kills");
             if how == "blocked" {
@@ -245,7 +257,7 @@ fn an_event_loop_that_got_the_numbers_of_the_monitor_is_left_alone() {
     let (child, mut stream) = SharedMemoryStream::spawn(me(NAME, "child", "")).expect("spawns");
     let mut child = Kept(child);
     round_trip(&mut stream, 1);
-    close_all_but_standard();
+    sys::close_all_but_standard();
     const TOKEN: u64 = 0x5eed;
     // As long as each might be the monitor's: first an epoll set, then what wakes it.
     // SAFETY: the calls make descriptors of this process, and read a live local.
@@ -274,10 +286,41 @@ fn an_event_loop_that_got_the_numbers_of_the_monitor_is_left_alone() {
     }
 }
 
-/// Closes what names no file of the standard streams, as daemonizing code does.
-fn close_all_but_standard() {
-    // SAFETY: takes numbers; nothing that the standard library holds is above them.
-    unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
+/// Neither the drop of a listener nor its closer touches what has its numbers by then.
+#[test]
+fn a_listener_whose_descriptors_were_closed_leaves_the_files_of_an_event_loop_alone() {
+    const NAME: &str = "a_listener_whose_descriptors_were_closed_leaves_the_files_of_an_event_loop_alone";
+    if role().is_none() {
+        let _watchdog = Watchdog::new(NAME);
+        return alone(NAME, "loop");
+    }
+    let listener = SharedMemoryListener::bind(socket_path()).expect("binds");
+    let closer = listener.closer();
+    sys::close_all_but_standard();
+    // SAFETY: the calls make descriptors of this process.
+    let made: Vec<i32> = (0..24)
+        .map(|index| unsafe {
+            match index % 3 {
+                0 => libc::eventfd(0, libc::EFD_NONBLOCK),
+                1 => libc::epoll_create1(0),
+                _ => libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_NONBLOCK),
+            }
+        })
+        .collect();
+    closer.close();
+    drop(listener);
+    for (index, number) in made.iter().enumerate() {
+        // SAFETY: asks, and fills 8 bytes of a local.
+        unsafe {
+            assert!(
+                libc::fcntl(*number, libc::F_GETFD) >= 0,
+                "descriptor {number} of the program was closed"
+            );
+            let mut count = 0_u64;
+            let read = libc::read(*number, (&raw mut count).cast(), 8);
+            assert!(index % 3 != 0 || read == -1, "eventfd {number} of the program was signalled");
+        }
+    }
 }
 
 /// The descriptors of this process, but not the one that lists them.
@@ -420,6 +463,15 @@ fn a_lack_of_threads_is_an_error_of_whoever_needs_the_monitor_first() {
             }
             alone(NAME, "early");
             alone(NAME, "late");
+            alone(NAME, "lost");
+        }
+        Some("rejected") => {
+            let mut byte = [0];
+            std::io::Read::read_exact(&mut std::io::stdin(), &mut byte).expect("told");
+            let error = SharedMemoryStream::connect(told()).map(drop).expect_err("nobody would watch");
+            let is_unavailable =
+                matches!(error, ConnectError::Rejected { code: RejectCode::Unavailable, .. });
+            assert!(is_unavailable && error.to_string().contains("thread"), "{error}");
         }
         Some("client") => {
             let mut stream = SharedMemoryStream::connect(told()).expect("connects");
@@ -439,6 +491,12 @@ fn a_lack_of_threads_is_an_error_of_whoever_needs_the_monitor_first() {
                 return;
             }
             let listener = SharedMemoryListener::bind(&path).expect("binds");
+            if when == "lost" {
+                return accept_without_a_thread(
+                    &listener,
+                    &mut me(NAME, "rejected", path.to_str().expect("plain")),
+                );
+            }
             let _client = Kept::start(&mut me(NAME, "client", path.to_str().expect("plain")));
             sleep(Duration::from_millis(100));
             limit_threads();
@@ -447,6 +505,22 @@ fn a_lack_of_threads_is_an_error_of_whoever_needs_the_monitor_first() {
             assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::Disconnected));
         }
     }
+}
+
+/// The monitor's thread is killed behind the bind, and no other can be had.
+fn accept_without_a_thread(listener: &SharedMemoryListener, client: &mut Command) {
+    let mut client = Kept::start(client.stdin(std::process::Stdio::piped()));
+    // The monitor fetches 64 events at a time, a listener some more.
+    kill_when(&[libc::SYS_epoll_wait, libc::SYS_epoll_pwait], Some((2, 64)), libc::SECCOMP_RET_KILL_THREAD);
+    // The thread wakes up for a connection, and may be dead before the second end is watched.
+    let _either_way = SharedMemoryStream::pair().map(drop);
+    assert!(eventually(|| !faults::runs("narrows-watch")));
+    limit_threads();
+    client.0.stdin.take().expect("piped").write_all(b"x").expect("tells");
+    let error = listener.accept_timeout(LONG).map(drop).expect_err("no thread").to_string();
+    assert!(error.contains("RLIMIT_NPROC"), "{error}");
+    assert!(client.wait().success());
+    assert_eq!(listener.failed_handshakes(), 1);
 }
 
 fn become_user_without_threads() {
@@ -538,10 +612,28 @@ fn a_plugin_may_be_unloaded_right_after_its_connection() {
 #[test]
 fn deaths_are_reported_as_soon_as_the_kernel_reports_the_exit() {
     const NAME: &str = "deaths_are_reported_as_soon_as_the_kernel_reports_the_exit";
-    if role().is_some() {
-        return echo(SharedMemoryStream::from_parent().expect("handed over"));
+    let around = match role() {
+        Some(role) if role == "child" => {
+            return echo(SharedMemoryStream::from_parent().expect("handed over"));
+        }
+        Some(around) => around,
+        None => {
+            let _watchdog = Watchdog::new(NAME);
+            let around =
+                ["nothing", "a filter that kills processes", "a filter that kills threads", "a new monitor"];
+            return around.iter().for_each(|around| alone(NAME, around));
+        }
+    };
+    match around.as_str() {
+        "a filter that kills processes" => kill_for(&UNKNOWN_TO_FILTERS, libc::SECCOMP_RET_KILL_PROCESS),
+        "a filter that kills threads" => kill_for(&UNKNOWN_TO_FILTERS, libc::SECCOMP_RET_KILL_THREAD),
+        "a new monitor" => {
+            let (_a, mut b) = SharedMemoryStream::pair().expect("pairs");
+            sys::close_all_but_standard();
+            assert_eq!(verdict(&mut b), Err(RecvTimeoutError::Disconnected));
+        }
+        _ => {}
     }
-    let _watchdog = Watchdog::new(NAME);
     let mut took: Vec<Duration> = (0..30)
         .map(|index| {
             let (child, mut stream) = SharedMemoryStream::spawn(me(NAME, "child", "")).expect("spawns");
@@ -555,7 +647,7 @@ fn deaths_are_reported_as_soon_as_the_kernel_reports_the_exit() {
         })
         .collect();
     took.sort_unstable();
-    say(&format!("behind the exit: median {:.1?}, at most {:.1?}", took[15], took[29]));
+    say(&format!("behind the exit, with {around} around: median {:.1?}, at most {:.1?}", took[15], took[29]));
 }
 
 #[test]
@@ -571,4 +663,33 @@ fn the_monitor_can_be_started_before_any_connection() {
     let before = threads();
     drop(SharedMemoryStream::pair().expect("pairs"));
     assert_eq!(threads(), before, "the connection has started no other");
+}
+
+/// An emulator of system calls takes `MADV_WIPEONFORK` for granted and does nothing.
+#[test]
+fn a_fork_under_an_emulator_is_another_process() {
+    const NAME: &str = "a_fork_under_an_emulator_is_another_process";
+    if role().is_some() {
+        let (mut a, mut b) = SharedMemoryStream::pair().expect("pairs");
+        let fork = Fork::run(|| i32::from(a.send(b"from the fork") != Err(narrows::SendError::Forked)));
+        assert_eq!(fork.wait(), 0);
+        a.send(b"parent").expect("its connection is untouched");
+        assert_eq!(verdict(&mut b), Ok(6));
+        return assert!(b.recv_timeout(&mut [0; 64], Duration::from_millis(50)).is_err());
+    }
+    let _watchdog = Watchdog::new(NAME);
+    alone(NAME, "native");
+    let emulator = format!("qemu-{}", std::env::consts::ARCH);
+    let names = [format!("{emulator}-static"), emulator];
+    let Some(emulator) = names.iter().find(|name| Command::new(name).arg("--version").output().is_ok())
+    else {
+        return say("skipped: no qemu-user");
+    };
+    let native = me(NAME, "emulated", "");
+    let mut emulated = Command::new(emulator);
+    emulated.arg(native.get_program()).args(native.get_args()).stdout(std::process::Stdio::null());
+    for (name, value) in native.get_envs() {
+        emulated.env(name, value.expect("set"));
+    }
+    assert!(Kept::start(&mut emulated).wait().success());
 }

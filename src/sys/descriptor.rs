@@ -6,8 +6,13 @@
 //! # Invariants
 //!
 //! 1. The file's device and inode are noted when it is taken over; drop compares them and closes only what is the same.
-//! 2. Where a kernel gives several files one inode (epoll, eventfd, timerfd, pidfds before Linux 6.9), another file *of that
-//!    kind* is taken for ours. A regular file, a directory, a pipe, a socket never is.
+//! 2. The kernel gives all epoll sets, eventfds and timers one inode. So beside them a socket of
+//!    this process, the witness, must still be ours: a program that closes all descriptors closes the witness.
+//!
+//! # What it does not cover
+//!
+//! A program that closes such a descriptor alone, and whose next file of that number is of the same kind. Pidfds before Linux
+//! 6.9, which have one inode as well.
 //!
 //! # Proof
 //!
@@ -17,11 +22,62 @@ use std::io;
 use std::mem::{ManuallyDrop, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
+use super::fork::{self, PerProcess, Slot, per_process};
+use super::socket;
+
 /// A descriptor, and which file it names.
 #[derive(Debug)]
 pub(crate) struct Descriptor {
     fd: ManuallyDrop<OwnedFd>,
     file: Option<FileId>,
+    /// For a file without an inode of its own.
+    witness: Option<Named>,
+}
+
+/// A number and the file that it named.
+#[derive(Clone, Copy, Debug)]
+struct Named {
+    number: RawFd,
+    file: FileId,
+}
+
+impl Named {
+    fn is_unchanged(self) -> bool {
+        FileId::of(self.number) == Some(self.file)
+    }
+}
+
+/// A socket that is open as long as the process, unless the program closes what is not its own.
+#[derive(Debug)]
+struct Witness {
+    named: Named,
+    _socket: OwnedFd,
+}
+
+// SAFETY: the only type with this slot.
+unsafe impl PerProcess for Witness {
+    const SLOT: Slot = Slot::Witness;
+}
+
+impl Witness {
+    /// Returns this process's witness; `None` if there is no descriptor for it.
+    fn current() -> Option<Named> {
+        for _ in 0..2 {
+            let witness = per_process(Self::new).ok()?;
+            if witness.named.is_unchanged() {
+                return Some(witness.named);
+            }
+            fork::forget(witness); // It was closed, with what was made beside it.
+        }
+        None
+    }
+
+    fn new() -> io::Result<Self> {
+        let socket = socket::idle()?;
+        let number = socket.as_raw_fd();
+        let file = file_id(number)?;
+        Ok(Self { named: Named { number, file }, _socket: socket })
+    }
 }
 
 /// What distinguishes open files: device and inode.
@@ -41,8 +97,15 @@ impl FileId {
 impl Descriptor {
     /// Takes over a descriptor.
     pub(crate) fn new(fd: OwnedFd) -> Self {
-        let file = file_id(fd.as_raw_fd()).ok();
-        Self { fd: ManuallyDrop::new(fd), file }
+        let file = FileId::of(fd.as_raw_fd());
+        Self { fd: ManuallyDrop::new(fd), file, witness: None }
+    }
+
+    /// Takes over an epoll set, an eventfd or a timer, which all have one inode.
+    pub(crate) fn with_witness(fd: OwnedFd) -> Self {
+        let mut this = Self::new(fd);
+        this.witness = Witness::current();
+        this
     }
 
     /// Returns the descriptor if its number still names the file that was taken over.
@@ -57,10 +120,9 @@ impl Descriptor {
 
     /// Returns whether the number still names the file that was taken over.
     pub(crate) fn is_ours(&self) -> bool {
-        match self.file {
-            Some(file) => file_id(self.fd.as_raw_fd()).is_ok_and(|now| now == file),
-            None => true, // The kernel did not say which file it is; it has always been closed.
-        }
+        // Where the kernel did not say which file it is, it has always been closed.
+        let is_same = self.file.is_none_or(|file| FileId::of(self.fd.as_raw_fd()) == Some(file));
+        is_same && self.witness.is_none_or(Named::is_unchanged)
     }
 }
 
@@ -109,6 +171,7 @@ mod tests {
     use crate::sys::socket::pair;
     use crate::sys::testing::in_child;
     use std::fs::File;
+    use std::os::fd::FromRawFd;
 
     #[test]
     fn what_is_still_ours_is_closed() {
@@ -119,6 +182,24 @@ mod tests {
             assert!(descriptor.is_ours());
             drop(descriptor);
             assert!(file_id(number).is_err());
+        });
+    }
+
+    #[test]
+    fn a_file_of_the_same_kind_is_left_alone_once_all_descriptors_were_closed() {
+        in_child(|| {
+            // SAFETY: the calls make new descriptors, each of which has one owner.
+            let make = || unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, libc::EFD_CLOEXEC)) };
+            let descriptor = Descriptor::with_witness(make());
+            assert!(descriptor.is_ours());
+            // SAFETY: as above; `descriptor` does not close its number again.
+            unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
+            let all: Vec<OwnedFd> = (0..16).map(|_| make()).collect();
+            assert!(!descriptor.is_ours());
+            let fresh = Descriptor::with_witness(make());
+            assert!(fresh.is_ours(), "it has a witness of its own");
+            drop((descriptor, fresh));
+            assert!(all.iter().all(|fd| FileId::of(fd.as_raw_fd()).is_some()));
         });
     }
 

@@ -63,7 +63,7 @@ impl Epoll {
     pub(crate) fn new() -> io::Result<Self> {
         // SAFETY: the call makes a new descriptor, which is ours alone.
         let fd = unsafe { call::owned("epoll_create1", libc::epoll_create1(libc::EPOLL_CLOEXEC)) };
-        Ok(Self { fd: fd?.into() })
+        Ok(Self { fd: Descriptor::with_witness(fd?) })
     }
 
     /// Adds a descriptor under a number that its events will carry.
@@ -185,11 +185,14 @@ impl Eventfd {
         let flags = libc::EFD_CLOEXEC | libc::EFD_NONBLOCK;
         // SAFETY: the call makes a new descriptor, which is ours alone.
         let fd = unsafe { call::owned("eventfd", libc::eventfd(0, flags)) };
-        Ok(Self { fd: fd?.into() })
+        Ok(Self { fd: Descriptor::with_witness(fd?) })
     }
 
     /// Makes it readable until it is drained.
     pub(crate) fn signal(&self) {
+        if !self.fd.is_ours() {
+            return; // The program has closed it, and the bytes would go into a file of its own.
+        }
         let one = 1_u64;
         // SAFETY: writes 8 bytes of a local. It fails only if the counter is full, and then the
         // descriptor is readable as it should be.

@@ -69,6 +69,8 @@ pub(crate) enum Slot {
     Pidfds = 1,
     /// The turns of processes that are about to be started.
     Spawns = 6,
+    /// The socket that is open as long as nobody closes all descriptors.
+    Witness = 4,
     /// The threads that close what came from peers.
     Offload = 7,
     /// For the tests below.

@@ -173,6 +173,23 @@ mod tests {
     }
 
     #[test]
+    fn a_pidfd_that_the_program_has_closed_is_not_shared_and_says_nothing() {
+        in_child(|| {
+            let closed = Pidfd::open(std::process::id()).expect("opens").shared();
+            let number = closed.as_fd().as_raw_fd();
+            // SAFETY: what the program does behind the library's back; a pidfd that is not ours is not closed again.
+            assert_eq!(unsafe { libc::close(number) }, 0);
+            let readable = std::fs::File::open("/dev/null").expect("opens");
+            assert_eq!(readable.as_raw_fd(), number);
+            assert!(!closed.is_ours() && !closed.exited());
+            let fresh = Pidfd::open(std::process::id()).expect("opens").shared();
+            assert!(!Arc::ptr_eq(&closed, &fresh) && fresh.is_ours());
+            drop(closed);
+            readable.metadata().expect("still open");
+        });
+    }
+
+    #[test]
     fn a_fork_does_not_need_the_parents_lock() {
         let registry = per_process(|| Ok(Registry::default())).expect("made");
         let held = registry.known.lock().unwrap_or_else(PoisonError::into_inner);

@@ -30,7 +30,7 @@ impl Timer {
         let flags = libc::TFD_CLOEXEC | libc::TFD_NONBLOCK;
         // SAFETY: the call makes a new descriptor, which is ours alone.
         let fd = unsafe { call::owned("timerfd_create", libc::timerfd_create(libc::CLOCK_MONOTONIC, flags)) };
-        Ok(Self { fd: fd?.into(), moment: None })
+        Ok(Self { fd: Descriptor::with_witness(fd?), moment: None })
     }
 
     /// Rings at this moment, at once if it has passed, and not before; `None` is never.

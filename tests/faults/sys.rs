@@ -28,6 +28,12 @@ pub(crate) fn alarm(seconds: u32) {
     unsafe { libc::alarm(seconds) };
 }
 
+/// Closes what names no file of the standard streams, as daemonizing code does behind the library's back.
+pub(crate) fn close_all_but_standard() {
+    // SAFETY: takes numbers; nothing that the standard library holds is above them.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
+}
+
 pub(crate) fn kill(pid: i32, signal: i32) {
     assert!(pid > 1, "never a group, never init");
     // SAFETY: takes two numbers; the caller started the process and has not reaped it.

@@ -428,6 +428,9 @@ impl SharedMemoryServer {
 
     /// Serves on this thread for ever. Use [`spawn`](Self::spawn) to have a handle that ends it.
     ///
+    /// The threads that it starts, workers among them, inherit the CPU affinity, scheduling policy and nice value of the thread
+    /// that calls this: call it from one that is scheduled as the methods shall be.
+    ///
     /// # Errors
     ///
     /// [`BindError`], for want of threads, without a path, or if a method's number was registered twice.
@@ -438,7 +441,7 @@ impl SharedMemoryServer {
         Ok(())
     }
 
-    /// Serves on threads of its own.
+    /// Serves on threads of its own, which inherit the CPU affinity, scheduling policy and nice value of the calling thread.
     ///
     /// # Errors
     ///
