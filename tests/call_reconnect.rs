@@ -1,0 +1,229 @@
+//! Clients over restarts of their server: what was never begun is sent again, nothing blocks or stays dead, pushes go on.
+
+#[path = "common/process.rs"]
+mod process;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use narrows::{
+    CallError, ConnectError, Options, Reconnect, ServerHandle, SharedMemoryClient, SharedMemoryServer,
+    SharedMemoryStream,
+};
+use process::{Watchdog, comes_true};
+
+const COUNT: u32 = 1;
+const PUSH: u32 = 2;
+
+const LONG: Duration = Duration::from_secs(60);
+
+fn serve(path: &Path, ran: &Arc<AtomicU64>) -> ServerHandle {
+    let ran = Arc::clone(ran);
+    let server = SharedMemoryServer::bind(path).expect("binds");
+    let server = server.method(COUNT, move |request, reply| {
+        ran.fetch_add(1, Ordering::SeqCst);
+        reply.extend(request.bytes());
+        Ok(())
+    });
+    let server = server.inline(PUSH, |request, _| {
+        request.connection().try_push(request.bytes())?;
+        Ok(())
+    });
+    server.spawn().expect("serves")
+}
+
+#[test]
+fn calls_go_through_graceful_restarts_and_each_runs_once() {
+    let _watchdog = Watchdog::new("calls_go_through_graceful_restarts_and_each_runs_once");
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    let (ran, over) = (Arc::new(AtomicU64::new(0)), AtomicBool::new(false));
+    let mut server = serve(&path, &ran);
+    let policy = Reconnect::new().patience(LONG).retry_unserved(LONG);
+    let client = SharedMemoryClient::builder(&path).reconnect(policy).connect().expect("connects");
+    let good = AtomicU64::new(0);
+    let _last = thread::scope(|scope| {
+        for caller in 0..4_u64 {
+            let (client, good, over) = (&client, &good, &over);
+            scope.spawn(move || {
+                let mut number = 0_u64;
+                while !over.load(Ordering::Relaxed) {
+                    let request = (number * 4 + caller).to_le_bytes();
+                    let reply =
+                        client.call(COUNT, &request).expect("a graceful restart refuses nothing for good");
+                    assert_eq!(*reply, request);
+                    good.fetch_add(1, Ordering::SeqCst);
+                    number += 1;
+                }
+            });
+        }
+        for restart in 1..=5 {
+            let before = good.load(Ordering::SeqCst);
+            assert!(comes_true(|| good.load(Ordering::SeqCst) > before + 50));
+            assert_eq!(server.shutdown(LONG).cut_off, 0, "restart {restart}");
+            server = serve(&path, &ran);
+        }
+        over.store(true, Ordering::Relaxed);
+        server // It serves until the last call has its answer.
+    });
+    assert_eq!(ran.load(Ordering::SeqCst), good.load(Ordering::SeqCst), "each call ran once");
+    assert_eq!(client.stats().reconnects, 5);
+}
+
+#[test]
+fn without_the_policy_nothing_is_sent_again() {
+    let _watchdog = Watchdog::new("without_the_policy_nothing_is_sent_again");
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    let ran = Arc::new(AtomicU64::new(0));
+    let server = serve(&path, &ran);
+    let client = SharedMemoryClient::builder(&path).reconnect(Reconnect::new()).connect().expect("connects");
+    client.call(COUNT, b"").expect("answers");
+    thread::scope(|scope| {
+        let calls = scope.spawn(|| {
+            loop {
+                if let Err(error) = client.call_timeout(COUNT, b"", Duration::from_millis(500)) {
+                    break error;
+                }
+            }
+        });
+        drop(server);
+        let error = calls.join().expect("ends");
+        let expected = matches!(
+            error,
+            CallError::ShuttingDown
+                | CallError::Disconnected
+                | CallError::Unreachable(_)
+                | CallError::Timeout
+        );
+        assert!(expected, "{error:?}");
+    });
+}
+
+/// The retries end with the call's own deadline, though the server never comes back.
+#[test]
+fn retries_end_at_the_deadline_of_the_call() {
+    let _watchdog = Watchdog::new("retries_end_at_the_deadline_of_the_call");
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    let server = serve(&path, &Arc::default());
+    let policy = Reconnect::new().patience(LONG).retry_unserved(LONG);
+    let client = SharedMemoryClient::builder(&path).reconnect(policy).connect().expect("connects");
+    drop(server);
+    let began = Instant::now();
+    let error = client.call_timeout(COUNT, b"", Duration::from_millis(200)).map(drop).expect_err("no server");
+    assert!(began.elapsed() < LONG / 2, "{error:?} after {:?}", began.elapsed());
+}
+
+#[test]
+fn a_client_that_never_blocks_reconnects_too() {
+    let _watchdog = Watchdog::new("a_client_that_never_blocks_reconnects_too");
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    let ran = Arc::new(AtomicU64::new(0));
+    let server = serve(&path, &ran);
+    let connected = Arc::new(AtomicU64::new(0));
+    let told = Arc::clone(&connected);
+    let policy = Reconnect::new().on_connected(move || {
+        told.fetch_add(1, Ordering::SeqCst);
+    });
+    let client = SharedMemoryClient::builder(&path).reconnect(policy).connect().expect("connects");
+    assert!(client.is_connected());
+    drop(server);
+    assert!(comes_true(|| !client.is_connected()));
+    let began = Instant::now();
+    for _ in 0..10 {
+        client.try_start_call(COUNT, b"").map(drop).expect_err("no server");
+        let error = client.start_call_timeout(COUNT, b"", Duration::ZERO).map(drop).expect_err("no server");
+        assert!(matches!(error, CallError::Unreachable(_) | CallError::Timeout), "{error:?}");
+    }
+    assert!(began.elapsed() < LONG / 4, "it blocked: {:?}", began.elapsed());
+    let _again = serve(&path, &ran);
+    // As a loop of a user interface does: a call in each frame, none of which waits.
+    let call = || client.try_start_call(COUNT, b"frame").and_then(|pending| pending.wait());
+    assert!(comes_true(|| call().is_ok_and(|reply| *reply == *b"frame")));
+    assert_eq!(connected.load(Ordering::SeqCst), 1);
+    assert!(client.is_connected());
+}
+
+#[test]
+fn pushes_go_on_over_a_restart_and_end_when_the_client_is_closed() {
+    let _watchdog = Watchdog::new("pushes_go_on_over_a_restart_and_end_when_the_client_is_closed");
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    let server = serve(&path, &Arc::default());
+    let client = SharedMemoryClient::builder(&path).reconnect(Reconnect::new()).connect().expect("connects");
+    let taken = AtomicU64::new(0);
+    thread::scope(|scope| {
+        let listener = scope.spawn(|| {
+            for push in client.pushes() {
+                push.expect("no error comes between");
+                taken.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        client.call(PUSH, b"first").expect("answers");
+        assert!(comes_true(|| taken.load(Ordering::SeqCst) == 1));
+        drop(server);
+        thread::sleep(Duration::from_millis(100));
+        assert!(!listener.is_finished(), "it waits for the next server");
+        let _again = serve(&path, &Arc::default());
+        assert!(comes_true(|| client.call(PUSH, b"second").is_ok()));
+        assert!(comes_true(|| taken.load(Ordering::SeqCst) >= 2));
+        client.close();
+        listener.join().expect("ends");
+    });
+}
+
+#[test]
+fn a_size_that_the_connection_does_not_have_is_refused() {
+    let (a, _b) = SharedMemoryStream::pair().expect("pair");
+    let options = Options::new().max_calls_in_flight(256);
+    match SharedMemoryClient::over_with(a, &options).map(drop) {
+        Err(ConnectError::BadOptions(text)) => assert!(text.contains("max_calls_in_flight"), "{text}"),
+        other => panic!("{other:?}"),
+    }
+    let (a, b) = options.pair().expect("pair");
+    let server = SharedMemoryServer::new().spawn().expect("serves");
+    server.adopt(b);
+    SharedMemoryClient::over_with(a, &options.stream_window(4096))
+        .expect("the connection was made with them");
+}
+
+/// More callers than places: each free place goes to one of them, whatever the others' deadlines are.
+#[test]
+fn callers_that_wait_for_a_place_all_get_one() {
+    let _watchdog = Watchdog::new("callers_that_wait_for_a_place_all_get_one");
+    let options = Options::new().max_calls_in_flight(2);
+    let (a, b) = options.pair().expect("pair");
+    let server = SharedMemoryServer::new().inline(COUNT, |request, reply| {
+        reply.extend(request.bytes());
+        Ok(())
+    });
+    let server = server.spawn().expect("serves");
+    server.adopt(b);
+    let client = SharedMemoryClient::over_with(a, &options).expect("greets");
+    let answered = AtomicU64::new(0);
+    thread::scope(|scope| {
+        for caller in 0..24_u64 {
+            let (client, answered) = (&client, &answered);
+            scope.spawn(move || {
+                for number in 0..200_u64 {
+                    // Some give up while they are chosen for a place.
+                    let result = match (caller + number) % 3 {
+                        0 => client.call_timeout(COUNT, b"x", Duration::from_micros(number % 40)).map(drop),
+                        _ => client.call_timeout(COUNT, b"x", LONG).map(drop),
+                    };
+                    match result {
+                        Ok(()) => drop(answered.fetch_add(1, Ordering::Relaxed)),
+                        Err(CallError::Timeout) if (caller + number) % 3 == 0 => {}
+                        Err(error) => panic!("{error:?}"),
+                    }
+                }
+            });
+        }
+    });
+    assert!(answered.load(Ordering::Relaxed) >= 24 * 200 * 2 / 3);
+}
