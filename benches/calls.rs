@@ -1,4 +1,4 @@
-//! What a call costs beside the stream beneath it, between two processes: `cargo bench --bench calls`.
+//! What a call costs beside the stream beneath it, between two processes: `cargo bench -p narrows-benches --bench calls`.
 //!
 //! ```text
 //!   narrows      the raw round trip, as in the bench `stream`
@@ -20,7 +20,7 @@ use std::thread;
 use std::time::Duration;
 
 use ::narrows::{SharedMemoryClient, SharedMemoryServer};
-use bench_kit::{
+use harness::{
     Access, Check, Job, Measure, Meter, Place, Result, Row, Side, SideReport, Source, Subject, Wait, What,
     Work, dense, systems, targets,
 };
@@ -32,7 +32,7 @@ fn main() -> Result<()> {
     subjects.push(Subject::measure::<Calls<Pooled>>());
     subjects.push(Subject::measure::<Calls<Empty>>());
     subjects.push(Subject::measure::<Calls<Chunks>>());
-    bench_kit::main("calls", &subjects, rows(&subjects))
+    harness::main("calls", &subjects, rows(&subjects))
 }
 
 fn rows(subjects: &[Subject]) -> Vec<Row> {
@@ -164,7 +164,7 @@ impl<'a> Caller<'a> {
     fn call(&mut self) -> Result<()> {
         self.client.call_into(self.method, self.source.message(), &mut self.reply)?;
         if self.method == EMPTY {
-            bench_kit::ensure!(self.reply.is_empty(), "a reply");
+            harness::ensure!(self.reply.is_empty(), "a reply");
             return Ok(());
         }
         self.check.bytes(&self.reply);
@@ -188,7 +188,7 @@ fn many_callers<K: Kind>(job: &Job, client: &SharedMemoryClient) -> Result<SideR
         let others: Vec<_> = (1..job.work.batch).map(|_| scope.spawn(|| one(false))).collect();
         let mut report = one(true)?;
         for other in others {
-            let other = other.join().map_err(|_| bench_kit::anyhow!("a caller panicked"))??;
+            let other = other.join().map_err(|_| harness::anyhow!("a caller panicked"))??;
             report.count += other.count;
             report.bytes += other.bytes;
         }

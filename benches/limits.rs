@@ -1,20 +1,20 @@
-//! What the hardware and the kernel allow: `cargo bench --bench limits`.
+//! What the hardware and the kernel allow: `cargo bench -p narrows-benches --bench limits`.
 //!
 //! The bounds alone; `stream` runs those that its targets need beside narrows, in the same run, and only such figures
 //! can be compared on a machine whose CPUs move about.
 
 use std::time::Duration;
 
-use bench_kit::limits::{
+use harness::limits::{
     BareRing, Connects, CopyInOut, EventFd, Futex, FutexSliced, HandOver, Rtrb, UnixDial, UnixStreams,
 };
-use bench_kit::{Place, Result, Row, Subject, Wait, What, Work, systems};
+use harness::{Place, Result, Row, Subject, Wait, What, Work, systems};
 
 fn main() -> Result<()> {
     let mut subjects = systems![HandOver, BareRing, Futex, FutexSliced, EventFd, Rtrb, UnixStreams];
     subjects.push(Subject::measure::<CopyInOut>());
     subjects.push(Subject::measure::<Connects<UnixDial>>());
-    bench_kit::main("limits", &subjects, rows(&subjects))
+    harness::main("limits", &subjects, rows(&subjects))
 }
 
 const SIZES: [usize; 10] = [8, 40, 64, 104, 256, 1 << 10, 4 << 10, 64 << 10, 1 << 20, 16 << 20];

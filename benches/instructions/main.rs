@@ -1,4 +1,4 @@
-//! Instructions of the hot paths, counted by callgrind: `cargo bench --bench instructions`.
+//! Instructions of the hot paths, counted by callgrind: `cargo bench -p narrows-benches --bench instructions`.
 //!
 //! Each benchmark does its operation [`TIMES`] times after a warm-up, in one thread and with nobody asleep unless its
 //! name says so; what is counted is the loop, in user space. A count does not wobble, so a change of a few instructions

@@ -1,4 +1,4 @@
-//! Streams of messages beside what the hardware and the kernel allow: `cargo bench --bench stream`.
+//! Streams of messages beside what the hardware and the kernel allow: `cargo bench -p narrows-benches --bench stream`.
 //!
 //! Two processes for each row; every message is made in the sender's own memory, and every byte of it is read and
 //! checked by the receiver. The last table holds the figures against the targets. Useful while tuning:
@@ -8,10 +8,10 @@ mod narrows;
 
 use std::time::Duration;
 
-use bench_kit::limits::{
+use harness::limits::{
     BareRing, Connects, CopyInOut, EventFd, Futex, FutexSliced, HandOver, Rtrb, UnixDial, UnixStreams,
 };
-use bench_kit::{Place, Result, Row, Subject, Wait, What, Work, systems, targets};
+use harness::{Place, Result, Row, Subject, Wait, What, Work, systems, targets};
 use narrows::{Narrows, NarrowsDial, NarrowsLend};
 
 fn main() -> Result<()> {
@@ -20,7 +20,7 @@ fn main() -> Result<()> {
     subjects.push(Subject::measure::<CopyInOut>());
     subjects.push(Subject::measure::<Connects<NarrowsDial>>());
     subjects.push(Subject::measure::<Connects<UnixDial>>());
-    bench_kit::main("stream", &subjects, rows(&subjects))
+    harness::main("stream", &subjects, rows(&subjects))
 }
 
 const SIZES: [usize; 10] = [8, 40, 64, 104, 256, 1 << 10, 4 << 10, 64 << 10, 1 << 20, 16 << 20];

@@ -13,8 +13,8 @@ mod sys;
 
 use std::time::Duration;
 
-use bench_kit::limits::HandOver;
-use bench_kit::{Place, Result, Row, Subject, Wait, What, Work, systems};
+use harness::limits::HandOver;
+use harness::{Place, Result, Row, Subject, Wait, What, Work, systems};
 use peers::inproc::{Rtrb, crossbeam};
 use peers::ringfire::Ringfire;
 use peers::shmem_ipc::ShmemIpc;
@@ -23,7 +23,7 @@ use sized::{SIZES, sized};
 
 fn main() -> Result<()> {
     let subjects = subjects();
-    bench_kit::main("compare", &subjects, rows(&subjects))
+    harness::main("compare", &subjects, rows(&subjects))
 }
 
 fn subjects() -> Vec<Subject> {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bench_kit::{Result, Side, anyhow};
+use harness::{Result, Side, anyhow};
 
 /// Longest wait for the other side to appear.
 const PATIENCE: Duration = Duration::from_secs(10);

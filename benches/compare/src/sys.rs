@@ -12,7 +12,7 @@ pub(crate) fn own(descriptor: RawFd) -> OwnedFd {
 }
 
 /// Accepts one connection.
-pub(crate) fn accept(listener: BorrowedFd<'_>) -> bench_kit::Result<OwnedFd> {
+pub(crate) fn accept(listener: BorrowedFd<'_>) -> harness::Result<OwnedFd> {
     Ok(own(socket::accept(listener.as_raw_fd())?))
 }
 

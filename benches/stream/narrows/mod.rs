@@ -10,8 +10,8 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bench_kit::limits::Dial;
-use bench_kit::{Access, Check, Receive, Result, Send_, Side, Source, System, Wait, What, Work};
+use harness::limits::Dial;
+use harness::{Access, Check, Receive, Result, Send_, Side, Source, System, Wait, What, Work};
 use narrows::{ConnectError, Options, SharedMemoryListener, SharedMemoryStream, WaitStrategy};
 
 /// See the module.

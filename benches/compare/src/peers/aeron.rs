@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::thread;
 use std::time::Duration;
 
-use bench_kit::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work, anyhow, bail, ensure};
+use harness::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work, anyhow, bail, ensure};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use rusteron_client::{
@@ -112,7 +112,7 @@ fn connect(folder: &str) -> Result<Client, AeronCError> {
     Ok(client)
 }
 
-fn told(error: impl std::fmt::Display) -> bench_kit::Error {
+fn told(error: impl std::fmt::Display) -> harness::Error {
     anyhow!("{error}")
 }
 

@@ -9,7 +9,7 @@ use std::ffi::{CString, c_char, c_int, c_long, c_uint};
 use std::path::Path;
 use std::sync::OnceLock;
 
-use bench_kit::{Access, Check, Receive, Result, Send_, Side, Subject, System, Wait, Work, bail, ensure};
+use harness::{Access, Check, Receive, Result, Send_, Side, Subject, System, Wait, Work, bail, ensure};
 
 use crate::meet;
 

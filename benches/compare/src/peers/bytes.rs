@@ -16,7 +16,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::rc::Rc;
 
-use bench_kit::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work, ensure};
+use harness::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work, ensure};
 use interprocess::local_socket::prelude::*;
 use interprocess::local_socket::{GenericFilePath, ListenerOptions, Stream};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};

@@ -16,7 +16,7 @@ use ::iceoryx2::port::notifier::Notifier;
 use ::iceoryx2::port::publisher::Publisher;
 use ::iceoryx2::port::subscriber::Subscriber;
 use ::iceoryx2::prelude::*;
-use bench_kit::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work, ensure};
+use harness::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work, ensure};
 
 use crate::meet;
 

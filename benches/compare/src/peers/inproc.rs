@@ -11,7 +11,7 @@ use std::mem::MaybeUninit;
 use std::path::Path;
 use std::sync::Mutex;
 
-use bench_kit::{Access, Check, Receive, Result, Send_, Side, Source, Subject, System, Wait, Work, anyhow};
+use harness::{Access, Check, Receive, Result, Send_, Side, Source, Subject, System, Wait, Work, anyhow};
 use crossbeam_channel as channel;
 
 use crate::meet;
@@ -149,7 +149,7 @@ impl<const N: usize> Receive for RtrbReceiver<N> {
 
 /// `crossbeam-channel`, whichever way suits the size.
 pub(crate) fn crossbeam() -> Subject {
-    fn run(job: &bench_kit::Job) -> Result<bench_kit::SideReport> {
+    fn run(job: &harness::Job) -> Result<harness::SideReport> {
         let suits = if job.work.size <= 1 << 10 { sized!(Values) } else { Subject::of::<Vecs>() };
         (suits.run)(job)
     }

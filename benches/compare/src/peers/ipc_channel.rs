@@ -12,7 +12,7 @@ use ::ipc_channel::ipc::{
     self, IpcBytesReceiver, IpcBytesSender, IpcOneShotServer, IpcReceiver, IpcSender, IpcSharedMemory,
 };
 use ::ipc_channel::{IpcError, TryRecvError};
-use bench_kit::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work, anyhow};
+use harness::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work, anyhow};
 use serde::{Deserialize, Serialize};
 
 use crate::meet;

@@ -9,7 +9,7 @@
 use std::path::Path;
 
 use ::ipmpsc::SharedRingBuffer;
-use bench_kit::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work};
+use harness::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work};
 use serde_bytes::Bytes;
 
 use crate::meet;

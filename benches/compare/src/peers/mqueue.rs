@@ -8,7 +8,7 @@
 use std::fs;
 use std::path::Path;
 
-use bench_kit::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work};
+use harness::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work};
 use nix::errno::Errno;
 use nix::mqueue::{self, MQ_OFlag, MqAttr, MqdT};
 use nix::sys::stat::Mode;

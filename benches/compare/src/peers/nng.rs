@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::thread;
 use std::time::Duration;
 
-use bench_kit::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work, anyhow};
+use harness::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work, anyhow};
 use nng_c::{ErrorCode, Socket};
 
 use crate::meet;
@@ -41,7 +41,7 @@ impl System for Nng {
     }
 }
 
-fn told(error: ErrorCode) -> bench_kit::Error {
+fn told(error: ErrorCode) -> harness::Error {
     anyhow!("{error}")
 }
 

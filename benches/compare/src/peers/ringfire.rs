@@ -10,7 +10,7 @@
 
 use std::path::Path;
 
-use bench_kit::{Access, Check, Receive, Result, Send_, Side, System, Wait, What, Work, bail};
+use harness::{Access, Check, Receive, Result, Send_, Side, System, Wait, What, Work, bail};
 use ringfire::{
     BlobConsumer, BlobProducer, BlobProducerBuilder, BusySpin, ConsumerStartMode, FlowControl, FutexWait,
     RingConsumer, RingProducer, RingProducerBuilder,

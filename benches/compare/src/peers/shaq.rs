@@ -13,7 +13,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Duration;
 
-use bench_kit::{Access, Check, Receive, Result, Send_, Side, Source, System, Wait, Work};
+use harness::{Access, Check, Receive, Result, Send_, Side, Source, System, Wait, Work};
 use shaq::spsc::{Consumer, Producer, ReadBatch, minimum_file_size};
 
 use crate::meet;

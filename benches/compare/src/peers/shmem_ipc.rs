@@ -13,7 +13,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
-use bench_kit::{Access, Check, Receive, Result, Send_, Side, Source, System, Wait, Work, anyhow};
+use harness::{Access, Check, Receive, Result, Send_, Side, Source, System, Wait, Work, anyhow};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
 use shmem_ipc::sharedring;
 

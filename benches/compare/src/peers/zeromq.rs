@@ -8,7 +8,7 @@
 
 use std::path::Path;
 
-use bench_kit::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work};
+use harness::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work};
 use std::rc::Rc;
 
 use crate::meet;

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
-use bench_kit::{Result, anyhow, bail};
+use harness::{Result, anyhow, bail};
 
 use super::wire::{Head, Kind, Reader, WINDOW, Writer, cost};
 use crate::backend::{Backend, METHODS, lock};

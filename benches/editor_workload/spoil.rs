@@ -1,6 +1,6 @@
 //! Proof that the checks bite: a backend that loses, doubles, swaps or changes a chunk of each chat, as it is told.
 
-use bench_kit::Result;
+use harness::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::transport::Out;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bench_kit::{Result, monotonic};
+use harness::{Result, monotonic};
 
 use crate::Config;
 use crate::backend::{HELLO, PING};
@@ -42,7 +42,7 @@ pub(crate) fn run(config: &Config, again: bool) -> Result<()> {
         (calls, pushes.join())
     });
     calls?;
-    pushes.map_err(|_| bench_kit::anyhow!("it panicked"))?
+    pushes.map_err(|_| harness::anyhow!("it panicked"))?
 }
 
 fn call(client: &Arc<dyn Client>, text: &Text, end: &AtomicBool) -> Result<()> {

@@ -35,7 +35,7 @@ pub mod targets;
 
 pub use anyhow::{Error, Result, anyhow, bail, ensure};
 
-pub use command::{machine, main};
+pub use command::{enter_repository, machine, main};
 pub use drive::{Job, Measure, Subject};
 pub use plot::Chart;
 pub use probe::cpu_seconds_of_others;

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
-use bench_kit::{Result, ensure, monotonic};
+use harness::{Result, ensure, monotonic};
 
 use super::Editor;
 use crate::backend::{CHAT, RESULT, TOOL, pieces};

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bench_kit::{Result, ensure};
+use harness::{Result, ensure};
 
 use crate::backend::{HELLO, QUIET};
 use crate::item::{HEAD, Item, Kind, Text, stream};
@@ -55,7 +55,7 @@ pub(crate) fn run(config: &Config) -> Result<()> {
     editor.call(HELLO, stream(Kind::Control, 0), 0, &[std::process::id(), 0], HEAD + 8, &mut meter)?;
     editor.day(config.part, &mut meter);
     let mut told = meter.tell();
-    told.cpu = bench_kit::cpu_seconds();
+    told.cpu = harness::cpu_seconds();
     lines::say(&Line::Told(told));
     Ok(())
 }

@@ -7,9 +7,9 @@
 
 use std::collections::BTreeSet;
 
-use bench_kit::monotonic;
 use crc32fast::Hasher;
 use fastrand::Rng;
+use harness::monotonic;
 use serde::{Deserialize, Serialize};
 
 /// Bytes of the head.

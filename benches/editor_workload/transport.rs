@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use bench_kit::Result;
+use harness::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
@@ -88,7 +88,7 @@ pub(crate) fn connect(transport: Transport, path: &Path) -> Result<Arc<dyn Clien
     Ok(match transport {
         Transport::Narrows => Arc::new(over_narrows::connect(path)?),
         Transport::Unix => Arc::new(unix::client::Client::connect(path)?),
-        Transport::Node => bench_kit::bail!("Node.js has clients of its own"),
+        Transport::Node => harness::bail!("Node.js has clients of its own"),
     })
 }
 
@@ -96,6 +96,6 @@ pub(crate) fn serve(transport: Transport, path: &Path, backend: &Arc<Backend>) -
     Ok(match transport {
         Transport::Narrows => Box::new(over_narrows::serve(path, backend)?),
         Transport::Unix => Box::new(unix::server::Server::start(path, backend)?),
-        Transport::Node => bench_kit::bail!("Node.js has a server of its own"),
+        Transport::Node => harness::bail!("Node.js has a server of its own"),
     })
 }

@@ -1,5 +1,5 @@
 //! A day in the editor, in a minute: the traffic of an editor and its AI backend, over narrows, over a Unix socket, and
-//! (the chats) in Node.js: `cargo bench --bench editor_day`.
+//! (the chats) in Node.js: `cargo bench -p narrows-benches --bench editor_workload`.
 //!
 //! ```text
 //!   this program (run.rs) ──starts──▶ backend   backend.rs: serves methods, asks questions
@@ -33,8 +33,8 @@ mod unix;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use bench_kit::{Result, die_with_parent};
 use clap::{Parser, Subcommand};
+use harness::{Result, die_with_parent};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::Plan;
@@ -60,7 +60,7 @@ struct Arguments {
     #[arg(long, default_value = "node")]
     node: PathBuf,
     /// Where the results go
-    #[arg(long, default_value = "target/benches/editor_day")]
+    #[arg(long, default_value = "target/benches/editor_workload")]
     out: PathBuf,
     /// Has the backend spoil each chat: the run must fail
     #[arg(long)]
@@ -107,7 +107,7 @@ enum Part {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match &arguments.role {
-        None => run::run(&arguments),
+        None => harness::enter_repository().and_then(|()| run::run(&arguments)),
         Some(role) => child(role),
     };
     match done {

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
-use bench_kit::{Result, anyhow, monotonic};
+use harness::{Result, anyhow, monotonic};
 
 use super::Editor;
 use crate::backend::ANSWER;

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
-use bench_kit::{Chart, Result, ensure};
+use harness::{Chart, Result, ensure};
 use serde::Serialize;
 
 use crate::Part;
@@ -78,10 +78,10 @@ pub(crate) fn name(transport: Transport, part: Part) -> String {
 /// Writes all files and prints the tables; an error if anything was lost, doubled, out of order, changed, or failed.
 pub(crate) fn publish(report: &Report, out: &Path) -> Result<()> {
     fs::create_dir_all(out)?;
-    fs::write(out.join("editor_day.json"), serde_json::to_string(report)?)?;
+    fs::write(out.join("editor_workload.json"), serde_json::to_string(report)?)?;
     let text = markdown(report);
-    fs::write(out.join("editor_day.md"), &text)?;
-    println!("{text}\nResults: {}", out.join("editor_day.{json,md}").display());
+    fs::write(out.join("editor_workload.md"), &text)?;
+    println!("{text}\nResults: {}", out.join("editor_workload.{json,md}").display());
     for (time, file) in PICTURES {
         let points = |leg: &Leg| Some((name(leg.transport, leg.part), leg.times.get(&time)?.points.clone()));
         let lines: Vec<_> = report.legs.iter().filter_map(points).filter(|it| it.1.len() > 1).collect();

@@ -12,7 +12,7 @@ use crate::record::{Record, Row};
 use crate::run::{self, Plan};
 use crate::{Result, ensure, plot, report, sys, targets};
 
-/// What a benchmark is run with: `cargo bench --bench NAME -- …`.
+/// What a benchmark is run with: `cargo bench -p narrows-benches --bench NAME -- …`.
 #[derive(Parser, Debug)]
 struct Arguments {
     /// Only rows whose name has all these words (comma between them); may be given several times.
@@ -73,6 +73,7 @@ struct Arguments {
 /// What could not be read, written or started. A row that fails is told, and is no error.
 pub fn main(name: &str, subjects: &[Subject], rows: Vec<Row>) -> Result<()> {
     let arguments = Arguments::parse();
+    enter_repository()?;
     if arguments.spin {
         sys::die_with_parent();
         loop {
@@ -128,6 +129,15 @@ impl Arguments {
             keep: self.keep,
         })
     }
+}
+
+/// Relative paths are those of the repository, whichever folder cargo starts a benchmark in.
+///
+/// # Errors
+///
+/// The repository is no longer where this was built.
+pub fn enter_repository() -> Result<()> {
+    Ok(std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))?)
 }
 
 /// Runs one side and prints its line.

@@ -8,7 +8,7 @@ use std::io::{BufReader, IoSlice, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 
-use bench_kit::{Result, bail};
+use harness::{Result, bail};
 
 use crate::backend::lock;
 

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use bench_kit::{Result, anyhow, bail};
+use harness::{Result, anyhow, bail};
 
 use super::wire::{Kind, Reader, WINDOW, Writer, cost};
 use crate::backend::lock;

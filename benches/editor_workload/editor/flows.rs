@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bench_kit::{Result, ensure, monotonic};
+use harness::{Result, ensure, monotonic};
 
 use super::Editor;
 use crate::backend::{FATE, FLOOD, HISTORY, LSP, PING, TERMINAL};
@@ -128,7 +128,7 @@ impl Editor {
             }
             thread::sleep(Duration::from_millis(1));
         }
-        bench_kit::bail!("a cancelled flood writes on")
+        harness::bail!("a cancelled flood writes on")
     }
 
     /// One each second.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bench_kit::{Result, anyhow, bail, ensure, monotonic};
+use harness::{Result, anyhow, bail, ensure, monotonic};
 
 use crate::Config;
 use crate::item::{HEAD, Item, Kind, Text, stream};
@@ -117,7 +117,7 @@ pub(crate) fn run(config: &Config) -> Result<()> {
     meter.tally.lost += unanswered;
     meter.count("questions asked", backend.asked.load(Ordering::Relaxed));
     let mut told = meter.tell();
-    told.cpu = bench_kit::cpu_seconds();
+    told.cpu = harness::cpu_seconds();
     told.gone.clone_from(&lock(&backend.gone));
     lines::say(&Line::Told(told));
     Ok(())

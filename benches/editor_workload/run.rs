@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use bench_kit::{Result, anyhow, bail, cpu_seconds_of_children, cpu_seconds_of_others, ensure};
+use harness::{Result, anyhow, bail, cpu_seconds_of_children, cpu_seconds_of_others, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::lines::Line;
@@ -46,7 +46,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         let plan = Plan::new(arguments.seed, if part == Part::Day { seconds } else { seconds / 2.0 });
         legs.push(Day::new(transport, part, plan, arguments, &stop)?.run()?);
     }
-    let report = Report { seed: arguments.seed, seconds, machine: bench_kit::machine(), notes, legs };
+    let report = Report { seed: arguments.seed, seconds, machine: harness::machine(), notes, legs };
     report::publish(&report, &arguments.out)
 }
 

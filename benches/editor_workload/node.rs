@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use bench_kit::{Result, anyhow, ensure};
+use harness::{Result, anyhow, ensure};
 use serde_json::json;
 
 use crate::item::Text;
@@ -32,7 +32,7 @@ pub(crate) fn command(node: &Path, role: &str, config: &Config, folder: &Path) -
         fs::write(&file, serde_json::to_string(&plan_of(config))?)?;
         fs::write(folder.join("text"), Text::new(config.plan.seed).bytes())?;
     }
-    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/editor_day/js");
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("editor_workload/js");
     let mut command = Command::new(node);
     command.arg(scripts.join(format!("{role}.js"))).arg(folder);
     Ok(command)

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bench_kit::Result;
+use harness::Result;
 use narrows::{
     CallError, ChunkWriter, Connection, HandlerError, PendingCall, ReplyStream, Request, ServerHandle,
     SharedMemoryClient, SharedMemoryServer,
@@ -116,6 +116,6 @@ pub(crate) fn serve(path: &Path, backend: &Arc<Backend>) -> Result<ServerHandle>
     Ok(server.on_disconnect(move |connection, _| backend.gone(connection.id())).spawn()?)
 }
 
-fn failed(error: bench_kit::Error) -> HandlerError {
+fn failed(error: harness::Error) -> HandlerError {
     HandlerError::new(1, format!("{error:#}"))
 }

@@ -6,7 +6,7 @@ use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bench_kit::{Result, bail, monotonic};
+use harness::{Result, bail, monotonic};
 
 use crate::lines::Line;
 

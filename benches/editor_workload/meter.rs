@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bench_kit::monotonic;
+use harness::monotonic;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
