@@ -21,8 +21,8 @@ use std::time::Duration;
 
 use ::narrows::{SharedMemoryClient, SharedMemoryServer};
 use harness::{
-    Access, Check, Job, Measure, Meter, Place, Result, Row, Side, SideReport, Source, Subject, Wait, What,
-    Work, dense, systems, targets,
+    Access, Check, CpuPlacement, Job, Measurement, Result, Row, Side, SideReport, Source, Subject,
+    UsageMeter, Wait, Work, WorkKind, dense, systems, targets,
 };
 use narrows::{Narrows, options, reach};
 
@@ -39,21 +39,23 @@ fn rows(subjects: &[Subject]) -> Vec<Row> {
     let mut works = Vec::new();
     for wait in [Wait::Adaptive, Wait::Park, Wait::Spin] {
         for size in [32, 1 << 10, 64 << 10, 1 << 20] {
-            works.push((Work::new(What::RoundTrip, size).wait(wait), Place::Two));
+            works.push((Work::new(WorkKind::RoundTrip, size).wait(wait), CpuPlacement::Two));
         }
     }
-    works.extend([Place::One, Place::Free].map(|place| (Work::new(What::RoundTrip, 32), place)));
+    works.extend(
+        [CpuPlacement::One, CpuPlacement::Free].map(|place| (Work::new(WorkKind::RoundTrip, 32), place)),
+    );
     for callers in [1, 2, 4, 16] {
-        works.push((Work::new(What::OneWay, 32).batch(callers), Place::Two));
+        works.push((Work::new(WorkKind::OneWay, 32).batch(callers), CpuPlacement::Two));
     }
     for size in [32, 1 << 10, 16 << 10] {
-        works.push((Work::new(What::OneWay, size), Place::Two));
+        works.push((Work::new(WorkKind::OneWay, size), CpuPlacement::Two));
     }
     let mut rows: Vec<Row> = targets::needed(14);
     for (work, place) in works {
         for subject in subjects.iter().filter(|it| (it.supports)(&work)) {
             let row = Row { system: subject.name.into(), work, place };
-            let other_bench = subject.name == "narrows" && work.what == What::OneWay;
+            let other_bench = subject.name == "narrows" && work.kind == WorkKind::OneWay;
             if !other_bench && !rows.contains(&row) {
                 rows.push(row);
             }
@@ -63,15 +65,15 @@ fn rows(subjects: &[Subject]) -> Vec<Row> {
 }
 
 /// Which method is called, and how.
-trait Kind {
+trait CallKind {
     const NAME: &'static str;
     const METHOD: u32;
     /// What it does besides round trips of one caller: many callers, or a stream of chunks.
-    const BESIDES: Besides = Besides::Nothing;
+    const BESIDES: OtherWork = OtherWork::Nothing;
 }
 
 #[derive(PartialEq)]
-enum Besides {
+enum OtherWork {
     Nothing,
     Callers,
     ChunksAlone,
@@ -82,27 +84,27 @@ struct Pooled;
 struct Empty;
 struct Chunks;
 
-impl Kind for Echo {
+impl CallKind for Echo {
     const NAME: &'static str = "call";
     const METHOD: u32 = ECHO;
-    const BESIDES: Besides = Besides::Callers;
+    const BESIDES: OtherWork = OtherWork::Callers;
 }
 
-impl Kind for Pooled {
+impl CallKind for Pooled {
     const NAME: &'static str = "call-pooled";
     const METHOD: u32 = POOLED;
-    const BESIDES: Besides = Besides::Callers;
+    const BESIDES: OtherWork = OtherWork::Callers;
 }
 
-impl Kind for Empty {
+impl CallKind for Empty {
     const NAME: &'static str = "call-empty";
     const METHOD: u32 = EMPTY;
 }
 
-impl Kind for Chunks {
+impl CallKind for Chunks {
     const NAME: &'static str = "call-chunks";
     const METHOD: u32 = CHUNKS;
-    const BESIDES: Besides = Besides::ChunksAlone;
+    const BESIDES: OtherWork = OtherWork::ChunksAlone;
 }
 
 const ECHO: u32 = 1;
@@ -115,15 +117,15 @@ const STOP: u32 = 6;
 
 struct Calls<K>(PhantomData<K>);
 
-impl<K: Kind> Measure for Calls<K> {
+impl<K: CallKind> Measurement for Calls<K> {
     const NAME: &'static str = K::NAME;
     const VERSION: &'static str = "0.1.0";
 
     fn supports(work: &Work) -> bool {
-        let what = match work.what {
-            What::RoundTrip => work.batch == 1 && K::BESIDES != Besides::ChunksAlone,
-            What::OneWay if work.batch == 1 => K::BESIDES != Besides::Nothing,
-            What::OneWay => K::BESIDES == Besides::Callers,
+        let what = match work.kind {
+            WorkKind::RoundTrip => work.batch == 1 && K::BESIDES != OtherWork::ChunksAlone,
+            WorkKind::OneWay if work.batch == 1 => K::BESIDES != OtherWork::Nothing,
+            WorkKind::OneWay => K::BESIDES == OtherWork::Callers,
             _ => false,
         };
         what && work.access == Access::Copy
@@ -136,8 +138,8 @@ impl<K: Kind> Measure for Calls<K> {
         }
         let own = options(job.work.wait);
         let client = reach(|| SharedMemoryClient::builder(&path).options(own.clone()).connect())?;
-        let report = match job.work.what {
-            What::RoundTrip => one_caller::<K>(job, &client),
+        let report = match job.work.kind {
+            WorkKind::RoundTrip => one_caller::<K>(job, &client),
             _ if K::METHOD == CHUNKS => chunks(job, &client),
             _ => many_callers::<K>(job, &client),
         }?;
@@ -167,18 +169,18 @@ impl<'a> Caller<'a> {
             harness::ensure!(self.reply.is_empty(), "a reply");
             return Ok(());
         }
-        self.check.bytes(&self.reply);
+        self.check.validate(&self.reply);
         self.check.one_message()
     }
 }
 
-fn one_caller<K: Kind>(job: &Job, client: &SharedMemoryClient) -> Result<SideReport> {
+fn one_caller<K: CallKind>(job: &Job, client: &SharedMemoryClient) -> Result<SideReport> {
     let mut caller = Caller::new(client, K::METHOD, job.work.size);
     dense(job, || Ok(client.call(MARK, &[]).map(drop)?), || caller.call())
 }
 
 /// Each thread for the whole time; the marks are those of the first.
-fn many_callers<K: Kind>(job: &Job, client: &SharedMemoryClient) -> Result<SideReport> {
+fn many_callers<K: CallKind>(job: &Job, client: &SharedMemoryClient) -> Result<SideReport> {
     let one = |mark: bool| {
         let mut caller = Caller::new(client, K::METHOD, job.work.size);
         let mark = || if mark { Ok(client.call(MARK, &[]).map(drop)?) } else { Ok(()) };
@@ -205,7 +207,7 @@ fn chunks(job: &Job, client: &SharedMemoryClient) -> Result<SideReport> {
         || Ok(client.call(MARK, &[]).map(drop)?),
         || {
             let chunk = stream.next_chunk()?;
-            check.bytes(&chunk.unwrap_or_default());
+            check.validate(&chunk.unwrap_or_default());
             check.one_message()
         },
     );
@@ -237,9 +239,9 @@ fn serve(job: &Job) -> Result<SideReport> {
         .inline(MARK, move |_, _| Ok(mark()?))
         .inline(STOP, move |_, _| Ok(stop()?))
         .spawn()?;
-    let mut meter = Meter::start(false);
+    let mut meter = UsageMeter::start(false);
     while signals.recv()? == MARK {
-        meter = Meter::start(false);
+        meter = UsageMeter::start(false);
     }
     let report = meter.stop(0, job.work.size);
     thread::sleep(Duration::from_millis(20)); // The reply to the stop is read before the server ends.

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use crate::drive::{Job, Subject};
+use crate::driver::{Job, Subject};
 use crate::record::{Record, Row};
-use crate::run::{self, Plan};
+use crate::run::{self, RunPlan};
 use crate::{Result, ensure, plot, report, sys, targets};
 
 /// What a benchmark is run with: `cargo bench -p narrows-benches --bench NAME -- …`.
@@ -118,10 +118,10 @@ impl Arguments {
             && (self.place.is_empty() || self.place.contains(&row.place.to_string()))
     }
 
-    fn plan(&self) -> Result<Plan> {
+    fn plan(&self) -> Result<RunPlan> {
         let cpus = if self.cpus.is_empty() { sys::cpus() } else { self.cpus.clone() };
         ensure!(cpus.len() > 1, "the placement `two` needs two CPUs");
-        Ok(Plan {
+        Ok(RunPlan {
             rounds: self.rounds,
             time: Duration::from_millis(self.millis),
             warm: Duration::from_millis(self.warm),

@@ -1,9 +1,9 @@
 //! Runs the same work through many ways to send a message between two processes, and says what each took.
 //!
 //! ```text
-//!  system     what an adaptor implements: System, Send_, Receive; the Work it is given
+//!  system     what an adaptor implements: System, SendHalf, ReceiveHalf; the Work it is given
 //!  source     the messages, and how each is judged
-//!  drive      both sides of one piece of work          ─▶ SideReport;  crowd: of many connections
+//!  driver      both sides of one piece of work          ─▶ SideReport;  many_connections: of many connections
 //!  run        rows, rounds, processes, watchdog        ─▶ Trial, Record (JSON)
 //!  probe      is the machine the same before and after?
 //!  report     medians and spread, tables; plot: pictures; targets: what was promised and what is held
@@ -18,9 +18,9 @@
 //! it at the other end. What it does not: a program that does other work in between, whose caches are colder.
 
 mod command;
-mod crowd;
-mod drive;
+mod driver;
 pub mod limits;
+mod many_connections;
 mod plot;
 mod probe;
 mod record;
@@ -36,14 +36,14 @@ pub mod targets;
 pub use anyhow::{Error, Result, anyhow, bail, ensure};
 
 pub use command::{enter_repository, machine, main};
-pub use drive::{Job, Measure, Subject};
+pub use driver::{Job, Measurement, Subject};
 pub use plot::Chart;
 pub use probe::cpu_seconds_of_others;
-pub use record::{Latency, Place, Record, Row, SideReport, Trial};
-pub use sample::{Meter, Stopwatch, dense};
-pub use source::{Check, Seen, Source};
+pub use record::{CpuPlacement, Latency, Record, Row, SideReport, Trial};
+pub use sample::{Stopwatch, UsageMeter, dense};
+pub use source::{Check, Checked, Source};
 pub use sys::{SharedBytes, cpu_seconds, cpu_seconds_of_children, die_with_parent, monotonic};
-pub use system::{Access, Receive, Send_, Side, System, Wait, What, Work};
+pub use system::{Access, ReceiveHalf, SendHalf, Side, System, Wait, Work, WorkKind};
 
 /// Lists the systems of a binary: `systems![Narrows, UnixStream]`.
 #[macro_export]

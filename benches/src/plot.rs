@@ -5,22 +5,22 @@ use std::path::{Path, PathBuf};
 
 use plotters::prelude::*;
 
-use crate::record::{Place, Record, Row, Trial};
-use crate::report::{self, Cell, Figure, Ledger};
-use crate::system::{Access, What};
+use crate::record::{CpuPlacement, Record, Row, Trial};
+use crate::report::{self, Figure, RowResults, Summary};
+use crate::system::{Access, WorkKind};
 use crate::{Result, anyhow};
 
 /// Draws what the run has; the files come out.
 pub(crate) fn draw(record: &Record, out: &Path, name: &str) -> Result<Vec<PathBuf>> {
-    let ledger = Ledger::of(record);
+    let ledger = RowResults::of(record);
     let mut charts = vec![
-        over_size(&ledger, What::RoundTrip, "Round trip, median", "us", |trial| {
+        over_size(&ledger, WorkKind::RoundTrip, "Round trip, median", "us", |trial| {
             Some(report::p50(trial)? / 1e3)
         }),
-        over_size(&ledger, What::OneWay, "One way, rate", "GB/s", |trial| {
+        over_size(&ledger, WorkKind::OneWay, "One way, rate", "GB/s", |trial| {
             Some(report::bytes_rate(trial)? / 1e9)
         }),
-        over_size(&ledger, What::OneWay, "One way, messages", "million/s", |trial| {
+        over_size(&ledger, WorkKind::OneWay, "One way, messages", "million/s", |trial| {
             Some(report::rate(trial)? / 1e6)
         }),
     ];
@@ -49,7 +49,13 @@ pub struct Chart {
     lines: BTreeMap<String, Vec<(f64, f64)>>,
 }
 
-fn over_size(ledger: &Ledger<'_>, what: What, title: &str, up: &'static str, figure: Figure) -> Chart {
+fn over_size(
+    ledger: &RowResults<'_>,
+    what: WorkKind,
+    title: &str,
+    up: &'static str,
+    figure: Figure,
+) -> Chart {
     let mut lines: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
     for (row, trials) in dense(ledger, what) {
         let size = f64::from(u32::try_from(row.work.size).unwrap_or(u32::MAX));
@@ -69,9 +75,9 @@ fn over_size(ledger: &Ledger<'_>, what: What, title: &str, up: &'static str, fig
 }
 
 /// How many of the round trips took longer than what: the tail is on the right.
-fn distribution(ledger: &Ledger<'_>, size: usize) -> Chart {
+fn distribution(ledger: &RowResults<'_>, size: usize) -> Chart {
     let mut lines = BTreeMap::new();
-    for (row, trials) in dense(ledger, What::RoundTrip).filter(|(row, _)| row.work.size == size) {
+    for (row, trials) in dense(ledger, WorkKind::RoundTrip).filter(|(row, _)| row.work.size == size) {
         lines.insert(name_of(row), tail(trials));
     }
     thin(&mut lines);
@@ -90,7 +96,7 @@ fn tail(trials: &[&Trial]) -> Vec<(f64, f64)> {
     }
     let points = points.into_iter().filter_map(|(bits, nanos)| {
         let longer = 1.0 - f64::from_bits(bits);
-        Some((1.0 / longer, Cell::of(nanos)?.median / 1e3))
+        Some((1.0 / longer, Summary::of(nanos)?.median / 1e3))
     });
     points.collect()
 }
@@ -112,16 +118,19 @@ fn thin(lines: &mut BTreeMap<String, Vec<(f64, f64)>>) {
 /// Lines in one picture that can still be told apart.
 const MOST: usize = 14;
 
-fn dense<'a>(ledger: &'a Ledger<'a>, what: What) -> impl Iterator<Item = (&'a Row, &'a Vec<&'a Trial>)> {
+fn dense<'a>(
+    ledger: &'a RowResults<'a>,
+    what: WorkKind,
+) -> impl Iterator<Item = (&'a Row, &'a Vec<&'a Trial>)> {
     let rows = ledger.rows.iter().map(|(row, trials)| (*row, trials));
     rows.filter(move |(row, _)| {
         let work = row.work;
         // Where a message is lent without being written, there is nothing to compare.
         row.system != "narrows-lend"
-            && work.what == what
+            && work.kind == what
             && work.batch == 1
             && work.gap.is_zero()
-            && row.place == Place::Two
+            && row.place == CpuPlacement::Two
     })
 }
 

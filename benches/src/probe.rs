@@ -12,7 +12,7 @@ pub(crate) fn cache_line(cpus: [usize; 2]) -> f64 {
     if cpus[0] == cpus[1] {
         return 0.0;
     }
-    let (ball, over) = (Line(AtomicU64::new(0)), Line(AtomicU64::new(0)));
+    let (ball, over) = (CacheLine(AtomicU64::new(0)), CacheLine(AtomicU64::new(0)));
     thread::scope(|scope| {
         scope.spawn(|| {
             let _pinned = sys::pin(cpus[1]);
@@ -35,7 +35,7 @@ pub(crate) fn cache_line(cpus: [usize; 2]) -> f64 {
 
 /// Alone on its two cache lines.
 #[repr(align(128))]
-struct Line(AtomicU64);
+struct CacheLine(AtomicU64);
 
 fn serve_for(time: Duration, ball: &AtomicU64) -> f64 {
     const BATCH: u32 = 100;

@@ -9,7 +9,7 @@ use crate::system::Work;
 
 /// Where the two sides run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Place {
+pub enum CpuPlacement {
     /// Each pinned to a CPU of its own.
     Two,
     /// Both pinned to one CPU.
@@ -20,7 +20,7 @@ pub enum Place {
     Busy,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for CpuPlacement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Two => "two",
@@ -39,7 +39,7 @@ pub struct Row {
     /// The work.
     pub work: Work,
     /// The placement.
-    pub place: Place,
+    pub place: CpuPlacement,
 }
 
 impl fmt::Display for Row {

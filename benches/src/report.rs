@@ -4,18 +4,18 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use crate::record::{Record, Row, SideReport, Trial};
-use crate::system::What;
+use crate::system::WorkKind;
 use crate::targets;
 
 /// One figure over the rounds.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Cell {
+pub(crate) struct Summary {
     pub(crate) median: f64,
     least: f64,
     most: f64,
 }
 
-impl Cell {
+impl Summary {
     /// Nothing, of nothing.
     pub(crate) fn of(mut values: Vec<f64>) -> Option<Self> {
         values.sort_by(f64::total_cmp);
@@ -96,11 +96,11 @@ fn shared(trial: &Trial) -> Option<f64> {
 
 /// The rows of a run, with what counts of each.
 #[derive(Debug)]
-pub(crate) struct Ledger<'a> {
+pub(crate) struct RowResults<'a> {
     pub(crate) rows: Vec<(&'a Row, Vec<&'a Trial>)>,
 }
 
-impl<'a> Ledger<'a> {
+impl<'a> RowResults<'a> {
     pub(crate) fn of(record: &'a Record) -> Self {
         let mut rows: Vec<(&Row, Vec<&Trial>)> = Vec::new();
         let mut index: BTreeMap<String, usize> = BTreeMap::new();
@@ -117,8 +117,8 @@ impl<'a> Ledger<'a> {
     }
 }
 
-pub(crate) fn cell(trials: &[&Trial], figure: Figure) -> Option<Cell> {
-    Cell::of(trials.iter().filter_map(|trial| figure(trial)).collect())
+pub(crate) fn cell(trials: &[&Trial], figure: Figure) -> Option<Summary> {
+    Summary::of(trials.iter().filter_map(|trial| figure(trial)).collect())
 }
 
 /// All tables of a run, as Markdown.
@@ -127,10 +127,10 @@ pub(crate) fn tables(record: &Record) -> String {
     for (what, value) in &record.about {
         let _to_a_string = writeln!(text, "- {what}: {value}");
     }
-    let ledger = Ledger::of(record);
+    let ledger = RowResults::of(record);
     for (what, title, columns) in TABLES {
         let rows: Vec<_> =
-            ledger.rows.iter().filter(|(row, trials)| row.work.what == *what && !trials.is_empty()).collect();
+            ledger.rows.iter().filter(|(row, trials)| row.work.kind == *what && !trials.is_empty()).collect();
         if rows.is_empty() {
             continue;
         }
@@ -150,7 +150,7 @@ pub(crate) fn tables(record: &Record) -> String {
 }
 
 /// Rows that failed, and rows that were disturbed in every round.
-fn left_out(ledger: &Ledger<'_>, record: &Record) -> String {
+fn left_out(ledger: &RowResults<'_>, record: &Record) -> String {
     let disturbed = record.trials.iter().filter(|trial| !trial.clean && trial.error.is_none()).count();
     let mut text = match disturbed {
         0 => String::new(),
@@ -167,9 +167,9 @@ fn left_out(ledger: &Ledger<'_>, record: &Record) -> String {
 
 type Column = (&'static str, f64, Figure);
 
-const TABLES: &[(What, &str, &[Column])] = &[
+const TABLES: &[(WorkKind, &str, &[Column])] = &[
     (
-        What::RoundTrip,
+        WorkKind::RoundTrip,
         "Round trips",
         &[
             ("p50 us", 1e-3, p50),
@@ -181,7 +181,7 @@ const TABLES: &[(What, &str, &[Column])] = &[
         ],
     ),
     (
-        What::OneWay,
+        WorkKind::OneWay,
         "One way",
         &[
             ("million messages/s", 1e-6, rate),
@@ -191,22 +191,22 @@ const TABLES: &[(What, &str, &[Column])] = &[
         ],
     ),
     (
-        What::Wake,
+        WorkKind::Wake,
         "The sending call, to a sleeper",
         &[("p50 us", 1e-3, p50), ("p99 us", 1e-3, p99), ("CPU us a message, both", 1e6, cpu)],
     ),
     (
-        What::Idle,
+        WorkKind::Idle,
         "Idle connections",
         &[("CPU us a second, each", 1e6, idle_cpu), ("wake-ups a second, each", 1.0, idle_sleeps)],
     ),
     (
-        What::Memory,
+        WorkKind::Memory,
         "Memory of each connection",
         &[("private KiB, the larger side", 1.0, private), ("shared KiB", 1.0, shared)],
     ),
     (
-        What::Connect,
+        WorkKind::Connect,
         "From connect to the first reply",
         &[("p50 us", 1e-3, p50), ("p99 us", 1e-3, p99), ("max us", 1e-3, max), ("CPU us, both", 1e6, cpu)],
     ),

@@ -13,14 +13,14 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::drive::{Job, Subject};
-use crate::record::{Place, Row, SideReport, Trial};
-use crate::system::{Side, What};
+use crate::driver::{Job, Subject};
+use crate::record::{CpuPlacement, Row, SideReport, Trial};
+use crate::system::{Side, WorkKind};
 use crate::{Result, anyhow, bail, probe, sys};
 
 /// How a run is done.
 #[derive(Clone, Debug)]
-pub(crate) struct Plan {
+pub(crate) struct RunPlan {
     pub(crate) rounds: usize,
     pub(crate) time: Duration,
     pub(crate) warm: Duration,
@@ -37,7 +37,7 @@ const MOVED: f64 = 1.5;
 
 const REPEATS: usize = 3;
 
-pub(crate) fn run(plan: &Plan, subjects: &[Subject], rows: &[Row]) -> Vec<Trial> {
+pub(crate) fn run(plan: &RunPlan, subjects: &[Subject], rows: &[Row]) -> Vec<Trial> {
     let bar = ProgressBar::new((plan.rounds * rows.len()) as u64);
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} of {duration} {wide_msg}")
     {
@@ -79,7 +79,7 @@ pub(crate) fn both_sides(job: &Job, subjects: &[Subject]) -> Result<[SideReport;
 }
 
 /// Repeats what was disturbed.
-fn settled(plan: &Plan, subjects: &[Subject], row: &Row, round: usize) -> Trial {
+fn settled(plan: &RunPlan, subjects: &[Subject], row: &Row, round: usize) -> Trial {
     let mut trial = attempt(plan, subjects, row, round);
     for _ in 1..REPEATS {
         if trial.clean || trial.error.is_some() {
@@ -90,9 +90,9 @@ fn settled(plan: &Plan, subjects: &[Subject], row: &Row, round: usize) -> Trial 
     trial
 }
 
-fn attempt(plan: &Plan, subjects: &[Subject], row: &Row, round: usize) -> Trial {
+fn attempt(plan: &RunPlan, subjects: &[Subject], row: &Row, round: usize) -> Trial {
     let before = probe::cache_line(plan.cpus);
-    let neighbours = if row.place == Place::Busy { neighbours() } else { Vec::new() };
+    let neighbours = if row.place == CpuPlacement::Busy { neighbours() } else { Vec::new() };
     let (began, busy, own) = (Instant::now(), probe::busy_seconds(), probe::own_seconds());
     let outcome = sides(plan, subjects, row);
     let seconds = began.elapsed().as_secs_f64();
@@ -113,7 +113,7 @@ fn near(one: f64, other: f64) -> bool {
 }
 
 /// Rows that were measured while the CPUs stood elsewhere than most of the time do not count.
-fn drop_moved(plan: &Plan, trials: &mut [Trial]) {
+fn drop_moved(plan: &RunPlan, trials: &mut [Trial]) {
     let mut probes: Vec<f64> = trials.iter().flat_map(|trial| trial.probes).collect();
     probes.sort_by(f64::total_cmp);
     let Some(usual) = probes.get(probes.len() / 2).copied() else { return };
@@ -132,13 +132,13 @@ fn subject<'a>(subjects: &'a [Subject], name: &str) -> Result<&'a Subject> {
     subjects.iter().find(|it| it.name == name).with_context(|| format!("no system {name}"))
 }
 
-fn sides(plan: &Plan, subjects: &[Subject], row: &Row) -> Result<[SideReport; 2]> {
+fn sides(plan: &RunPlan, subjects: &[Subject], row: &Row) -> Result<[SideReport; 2]> {
     let thread = subject(subjects, &row.system)?.threads;
     let folder = folder()?;
     let cpus = match row.place {
-        Place::Two => Some(plan.cpus),
-        Place::One => Some([plan.cpus[0]; 2]),
-        Place::Free | Place::Busy => None,
+        CpuPlacement::Two => Some(plan.cpus),
+        CpuPlacement::One => Some([plan.cpus[0]; 2]),
+        CpuPlacement::Free | CpuPlacement::Busy => None,
     };
     let time = time_for(row, plan.time);
     let (system, work, path) = (row.system.clone(), row.work, folder.path().to_owned());
@@ -153,8 +153,8 @@ fn sides(plan: &Plan, subjects: &[Subject], row: &Row) -> Result<[SideReport; 2]
 
 /// What is rare needs longer, for enough samples.
 fn time_for(row: &Row, time: Duration) -> Duration {
-    match row.work.what {
-        What::Idle => 10 * time,
+    match row.work.kind {
+        WorkKind::Idle => 10 * time,
         _ => time.max(row.work.gap * 40),
     }
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::Result;
-use crate::drive::Job;
+use crate::driver::Job;
 use crate::record::{Latency, SideReport};
 use crate::sys::{self, Usage};
 
@@ -78,14 +78,14 @@ const SHARES: [f64; 24] = [
 
 /// What a side uses up from its start to its end: wall time, CPU, switches.
 #[derive(Debug)]
-pub struct Meter {
+pub struct UsageMeter {
     began: Instant,
     ticks: u64,
     usage: Usage,
     whose: bool,
 }
 
-impl Meter {
+impl UsageMeter {
     /// Starts now; `thread`: counts the calling thread alone.
     pub fn start(thread: bool) -> Self {
         Self { usage: sys::usage(thread), began: Instant::now(), ticks: sys::ticks(), whose: thread }
@@ -114,17 +114,17 @@ impl Meter {
     }
 }
 
-/// Times single operations of a row that has a drive of its own.
+/// Times single operations of a row that has a driver of its own.
 #[derive(Debug)]
 pub struct Stopwatch {
     samples: Samples,
-    meter: Meter,
+    meter: UsageMeter,
 }
 
 impl Stopwatch {
     /// For so long.
     pub fn start(time: Duration, gap: Duration) -> Self {
-        Self { samples: Samples::for_time(time, gap), meter: Meter::start(false) }
+        Self { samples: Samples::for_time(time, gap), meter: UsageMeter::start(false) }
     }
 
     /// Runs it and keeps what it took.
@@ -169,7 +169,7 @@ pub fn dense(
     }
     let mut samples = Samples::for_time(job.time, Duration::ZERO);
     mark()?;
-    let meter = Meter::start(false);
+    let meter = UsageMeter::start(false);
     let (began, mut before) = (Instant::now(), sys::ticks());
     let mut count = 0_u64;
     // The clock is dearer than the counter: it is looked at now and then.

@@ -94,12 +94,12 @@ pub struct Check {
     next: u64,
     count: u64,
     numbers: Numbers,
-    seen: Seen,
+    seen: Checked,
 }
 
 /// What the last message was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Seen {
+pub enum Checked {
     /// The one that was due.
     Message,
     /// What follows is measured.
@@ -115,21 +115,21 @@ impl Check {
     pub fn new(size: usize) -> Self {
         let bytes = noise(size);
         let rest = sum(&bytes).wrapping_sub(head(&bytes));
-        Self { size, rest, next: 0, count: 0, numbers: Numbers::of(size), seen: Seen::Wrong }
+        Self { size, rest, next: 0, count: 0, numbers: Numbers::of(size), seen: Checked::Wrong }
     }
 
     /// Reads one whole message and judges it.
     #[inline]
-    pub fn bytes(&mut self, message: &[u8]) {
+    pub fn validate(&mut self, message: &[u8]) {
         let number = head(message);
         let right = message.len() == self.size && sum(message) == self.rest.wrapping_add(number);
-        self.judge(number, right);
+        self.compare(number, right);
     }
 
     /// Judges a message by its number alone: for rows that lend memory without touching the rest of it.
     #[inline]
-    pub fn number_of(&mut self, message: &[u8]) {
-        self.judge(head(message), message.len() == self.size);
+    pub fn validate_number(&mut self, message: &[u8]) {
+        self.compare(head(message), message.len() == self.size);
     }
 
     /// Bytes of each message.
@@ -149,32 +149,32 @@ impl Check {
     /// It was not.
     #[inline]
     pub fn one_message(&mut self) -> Result<()> {
-        match self.seen()? {
-            Seen::Message => Ok(()),
+        match self.take_result()? {
+            Checked::Message => Ok(()),
             seen => bail!("{seen:?} instead of a message"),
         }
     }
 
     /// What came since the last call of this, which must have been one message.
     #[inline]
-    pub(crate) fn seen(&mut self) -> Result<Seen> {
-        match std::mem::replace(&mut self.seen, Seen::Wrong) {
-            Seen::Wrong => bail!("message {} is missing, torn or out of order", self.next),
+    pub(crate) fn take_result(&mut self) -> Result<Checked> {
+        match std::mem::replace(&mut self.seen, Checked::Wrong) {
+            Checked::Wrong => bail!("message {} is missing, torn or out of order", self.next),
             seen => Ok(seen),
         }
     }
 
     #[inline]
-    fn judge(&mut self, number: u64, right: bool) {
+    fn compare(&mut self, number: u64, right: bool) {
         if right && number == self.next {
             self.next = self.numbers.after(number);
             self.count += 1;
-            self.seen = Seen::Message;
+            self.seen = Checked::Message;
         } else {
             self.seen = match right {
-                true if number == self.numbers.stop => Seen::Stop,
-                true if number == self.numbers.mark() => Seen::Mark,
-                _ => Seen::Wrong,
+                true if number == self.numbers.stop => Checked::Stop,
+                true if number == self.numbers.mark() => Checked::Mark,
+                _ => Checked::Wrong,
             };
         }
     }
@@ -262,13 +262,13 @@ mod tests {
         for size in [1, 2, 7, 8, 9, 40, 64, 104, 4097] {
             let (mut source, mut check) = (Source::new(size), Check::new(size));
             for _ in 0..600 {
-                check.bytes(source.message());
-                assert_eq!(check.seen()?, Seen::Message, "{size}");
+                check.validate(source.message());
+                assert_eq!(check.take_result()?, Checked::Message, "{size}");
             }
-            check.bytes(&source.mark());
-            assert_eq!(check.seen()?, Seen::Mark, "{size}");
-            check.bytes(&source.stop());
-            assert_eq!(check.seen()?, Seen::Stop, "{size}");
+            check.validate(&source.mark());
+            assert_eq!(check.take_result()?, Checked::Mark, "{size}");
+            check.validate(&source.stop());
+            assert_eq!(check.take_result()?, Checked::Stop, "{size}");
             assert_eq!(check.count(), 600);
         }
         Ok(())
@@ -282,20 +282,20 @@ mod tests {
             let (mut source, mut check) = (Source::new(64), Check::new(64));
             let mut message = source.message().to_vec();
             harm(&mut message);
-            check.bytes(&message);
-            assert!(check.seen().is_err());
+            check.validate(&message);
+            assert!(check.take_result().is_err());
         }
     }
 
     #[test]
     fn a_message_that_is_lost_doubled_or_never_handed_over_is_seen() -> Result<()> {
         let (mut source, mut check) = (Source::new(64), Check::new(64));
-        check.bytes(source.message());
-        check.seen()?;
-        assert!(check.seen().is_err(), "nothing was handed over");
+        check.validate(source.message());
+        check.take_result()?;
+        assert!(check.take_result().is_err(), "nothing was handed over");
         let _lost = source.message();
-        check.bytes(source.message());
-        assert!(check.seen().is_err());
+        check.validate(source.message());
+        assert!(check.take_result().is_err());
         Ok(())
     }
 }

@@ -56,7 +56,7 @@ pub enum Access {
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
-pub enum What {
+pub enum WorkKind {
     /// A sends a batch, B sends as many back; each round trip is timed.
     RoundTrip,
     /// A sends as fast as it can; the rate counts.
@@ -75,10 +75,10 @@ pub enum What {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Work {
     /// What is measured.
-    pub what: What,
+    pub kind: WorkKind,
     /// Bytes of each message.
     pub size: usize,
-    /// Messages before each flush; connections, for [`What::Idle`] and [`What::Memory`].
+    /// Messages before each flush; connections, for [`WorkKind::Idle`] and [`WorkKind::Memory`].
     pub batch: usize,
     /// How both sides wait.
     pub wait: Wait,
@@ -90,13 +90,13 @@ pub struct Work {
 
 impl Work {
     /// Dense work of one message at a time, adaptive, copied.
-    pub fn new(what: What, size: usize) -> Self {
-        Self { what, size, batch: 1, wait: Wait::Adaptive, access: Access::Copy, gap: Duration::ZERO }
+    pub fn new(kind: WorkKind, size: usize) -> Self {
+        Self { kind, size, batch: 1, wait: Wait::Adaptive, access: Access::Copy, gap: Duration::ZERO }
     }
 
     /// Whether messages flow: what every system can be asked for.
     pub fn is_stream(&self) -> bool {
-        matches!(self.what, What::RoundTrip | What::OneWay)
+        matches!(self.kind, WorkKind::RoundTrip | WorkKind::OneWay)
     }
 
     /// The same, waiting so.
@@ -126,13 +126,13 @@ impl Work {
 
 impl fmt::Display for Work {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let what = match self.what {
-            What::RoundTrip => "rt",
-            What::OneWay => "ow",
-            What::Wake => "wake",
-            What::Idle => "idle",
-            What::Memory => "memory",
-            What::Connect => "connect",
+        let what = match self.kind {
+            WorkKind::RoundTrip => "rt",
+            WorkKind::OneWay => "ow",
+            WorkKind::Wake => "wake",
+            WorkKind::Idle => "idle",
+            WorkKind::Memory => "memory",
+            WorkKind::Connect => "connect",
         };
         let wait = format!("{:?}", self.wait).to_lowercase();
         write!(f, "{what}/{}/{wait}", self.size)?;
@@ -158,14 +158,14 @@ pub trait System {
     /// Whether both sides are threads of one process: a bound, not a peer.
     const THREADS: bool = false;
     /// One side's sending half.
-    type Sender: Send_;
+    type Sender: SendHalf;
     /// One side's receiving half.
-    type Receiver: Receive;
+    type Receiver: ReceiveHalf;
 
     /// Whether it can do this work, in this mode.
     fn supports(work: &Work) -> bool;
 
-    /// Connects; both sides call it at about the same time, with the same folder, empty before.
+    /// ConnectTimes; both sides call it at about the same time, with the same folder, empty before.
     ///
     /// # Errors
     ///
@@ -174,7 +174,7 @@ pub trait System {
 }
 
 /// A sending half.
-pub trait Send_ {
+pub trait SendHalf {
     /// Sends one message; waits for room if there is none.
     ///
     /// # Errors
@@ -206,8 +206,8 @@ pub trait Send_ {
 }
 
 /// A receiving half.
-pub trait Receive {
-    /// Waits for one message and hands its bytes to [`Check::bytes`], once; in place where it can.
+pub trait ReceiveHalf {
+    /// Waits for one message and hands its bytes to [`Check::validate`], once; in place where it can.
     ///
     /// # Errors
     ///

@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::limits;
-use crate::record::{Place, Record, Row, Trial};
-use crate::report::{self, Figure, Ledger};
-use crate::system::{Wait, What, Work};
+use crate::record::{CpuPlacement, Record, Row, Trial};
+use crate::report::{self, Figure, RowResults};
+use crate::system::{Wait, Work, WorkKind};
 
 /// The rows that a target needs; those of 10 are all of a run's.
 pub fn needed(target: u8) -> Vec<Row> {
@@ -22,25 +22,25 @@ pub fn needed(target: u8) -> Vec<Row> {
         }
         Some(1.0)
     };
-    let mut court = Court { look: &mut recorder, only: Some(target), verdicts: Vec::new() };
-    court.judge_all();
+    let mut court = Evaluation { look: &mut recorder, only: Some(target), results: Vec::new() };
+    court.evaluate_all();
     rows
 }
 
-/// All verdicts as a Markdown table; those without any row in this run are left out.
+/// All results as a Markdown table; those without any row in this run are left out.
 pub(crate) fn table(record: &Record) -> String {
-    let ledger = Ledger::of(record);
+    let ledger = RowResults::of(record);
     let known: BTreeMap<String, &Vec<&Trial>> =
         ledger.rows.iter().map(|(row, trials)| (row.to_string(), trials)).collect();
     let mut look = |row: &Row, figure: Figure| {
         let trials = known.get(&row.to_string())?;
         Some(report::cell(trials, figure)?.median)
     };
-    let mut court = Court { look: &mut look, only: None, verdicts: Vec::new() };
-    court.judge_all();
-    let mut verdicts = court.verdicts;
-    verdicts.extend(against_peers(&ledger));
-    let lines: String = verdicts.iter().filter_map(Verdict::line).collect();
+    let mut court = Evaluation { look: &mut look, only: None, results: Vec::new() };
+    court.evaluate_all();
+    let mut results = court.results;
+    results.extend(against_peers(&ledger));
+    let lines: String = results.iter().filter_map(TargetResult::line).collect();
     if lines.is_empty() {
         return lines;
     }
@@ -56,14 +56,14 @@ enum Bound {
 use Bound::{AtLeast, AtMost};
 
 #[derive(Debug)]
-struct Verdict {
+struct TargetResult {
     target: u8,
     what: String,
     measured: Option<f64>,
     bound: Bound,
 }
 
-impl Verdict {
+impl TargetResult {
     fn line(&self) -> Option<String> {
         let measured = self.measured?;
         let (wanted, held) = match self.bound {
@@ -78,21 +78,21 @@ impl Verdict {
 /// The median of a figure of a row.
 type Look<'a> = dyn FnMut(&Row, Figure) -> Option<f64> + 'a;
 
-type Rule<'a> = fn(&mut Court<'a>);
+type Rule<'a> = fn(&mut Evaluation<'a>);
 
-/// Asks for medians and collects verdicts.
-struct Court<'a> {
+/// Asks for medians and collects results.
+struct Evaluation<'a> {
     look: &'a mut Look<'a>,
     only: Option<u8>,
-    verdicts: Vec<Verdict>,
+    results: Vec<TargetResult>,
 }
 
 const SMALL: [usize; 4] = [8, 40, 64, 104];
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 
-impl<'a> Court<'a> {
-    fn judge_all(&mut self) {
+impl<'a> Evaluation<'a> {
+    fn evaluate_all(&mut self) {
         let rules: [(u8, Rule<'a>); 14] = [
             (1, Self::small_round_trips),
             (2, Self::large_round_trips),
@@ -117,28 +117,28 @@ impl<'a> Court<'a> {
         }
     }
 
-    fn median(&mut self, system: &str, work: Work, place: Place, figure: Figure) -> Option<f64> {
+    fn median(&mut self, system: &str, work: Work, place: CpuPlacement, figure: Figure) -> Option<f64> {
         (self.look)(&Row { system: system.into(), work, place }, figure)
     }
 
-    fn p50(&mut self, system: &str, work: Work, place: Place) -> Option<f64> {
+    fn p50(&mut self, system: &str, work: Work, place: CpuPlacement) -> Option<f64> {
         self.median(system, work, place, report::p50)
     }
 
     fn rate(&mut self, system: &str, work: Work) -> Option<f64> {
-        self.median(system, work, Place::Two, report::rate)
+        self.median(system, work, CpuPlacement::Two, report::rate)
     }
 
     fn ratio(&mut self, target: u8, what: String, one: Option<f64>, other: Option<f64>, bound: Bound) {
         let measured = one.zip(other).map(|(one, other)| one / other);
-        self.verdicts.push(Verdict { target, what, measured, bound });
+        self.results.push(TargetResult { target, what, measured, bound });
     }
 
     fn small_round_trips(&mut self) {
-        let bare = Work::new(What::RoundTrip, 64).wait(Wait::Spin).in_place();
-        let limit = self.p50("hand-over", bare, Place::Two);
+        let bare = Work::new(WorkKind::RoundTrip, 64).wait(Wait::Spin).in_place();
+        let limit = self.p50("hand-over", bare, CpuPlacement::Two);
         for size in SMALL {
-            let own = self.p50("narrows", Work::new(What::RoundTrip, size), Place::Two);
+            let own = self.p50("narrows", Work::new(WorkKind::RoundTrip, size), CpuPlacement::Two);
             self.ratio(
                 1,
                 format!("round trip of {size} B to the hand-over of 64 B"),
@@ -151,10 +151,10 @@ impl<'a> Court<'a> {
 
     fn large_round_trips(&mut self) {
         for (size, copied, in_place) in [(KIB, 1.25, 1.15), (64 * KIB, 1.1, 1.05), (MIB, 0.8, 1.05)] {
-            let copy = Work::new(What::RoundTrip, size);
+            let copy = Work::new(WorkKind::RoundTrip, size);
             for (work, most, how) in [(copy, copied, "copied out"), (copy.in_place(), in_place, "in place")] {
-                let own = self.p50("narrows", work, Place::Two);
-                let limit = self.p50("hand-over", work.wait(Wait::Spin), Place::Two);
+                let own = self.p50("narrows", work, CpuPlacement::Two);
+                let limit = self.p50("hand-over", work.wait(Wait::Spin), CpuPlacement::Two);
                 self.ratio(
                     2,
                     format!("round trip of {}, {how}, to the hand-over", bytes(size)),
@@ -167,8 +167,8 @@ impl<'a> Court<'a> {
     }
 
     fn sleeping(&mut self) {
-        let work = Work::new(What::RoundTrip, 64).wait(Wait::Park);
-        for place in [Place::One, Place::Two] {
+        let work = Work::new(WorkKind::RoundTrip, 64).wait(Wait::Park);
+        for place in [CpuPlacement::One, CpuPlacement::Two] {
             let own = self.p50("narrows", work, place);
             let limit = self.p50("futex", work.in_place(), place);
             self.ratio(3, format!("round trip, Park, {place}, to the futex"), own, limit, AtMost(1.1));
@@ -176,7 +176,7 @@ impl<'a> Court<'a> {
     }
 
     fn adaptive_dense(&mut self) {
-        let work = Work::new(What::RoundTrip, 64);
+        let work = Work::new(WorkKind::RoundTrip, 64);
         for place in PLACES {
             for (name, figure) in [("median", report::p50 as Figure), ("CPU", report::cpu)] {
                 let own = self.median("narrows", work, place, figure);
@@ -187,7 +187,7 @@ impl<'a> Court<'a> {
                 self.ratio(4, what, own, better, AtMost(1.3));
             }
         }
-        let spin = self.median("narrows", work.wait(Wait::Spin), Place::One, report::p99);
+        let spin = self.median("narrows", work.wait(Wait::Spin), CpuPlacement::One, report::p99);
         let what = "dense, one: p99 of Spin in ms, the peer is not starved".into();
         self.ratio(4, what, spin, Some(1e6), AtMost(4.0));
     }
@@ -195,7 +195,7 @@ impl<'a> Court<'a> {
     fn adaptive_sparse(&mut self) {
         for place in PLACES {
             for gap in [200, 5000] {
-                let work = Work::new(What::RoundTrip, 64).gap(Duration::from_micros(gap));
+                let work = Work::new(WorkKind::RoundTrip, 64).gap(Duration::from_micros(gap));
                 for (name, figure, most) in
                     [("median", report::p50 as Figure, 1.15), ("CPU", report::cpu, 1.3)]
                 {
@@ -218,7 +218,7 @@ impl<'a> Court<'a> {
         self.against_rtrb(6, KIB, 1.0);
         self.against_rtrb(6, 64 * KIB, 0.95);
         for size in [MIB, 16 * MIB] {
-            let work = Work::new(What::OneWay, size);
+            let work = Work::new(WorkKind::OneWay, size);
             let (own, limit) = (self.rate("narrows", work), self.rate("copy-in-out", work.wait(Wait::Spin)));
             let what = format!("one way, {}, to copy in plus copy out", bytes(size));
             self.ratio(6, what, own, limit, AtLeast(0.95));
@@ -226,7 +226,7 @@ impl<'a> Court<'a> {
     }
 
     fn against_rtrb(&mut self, target: u8, size: usize, least: f64) {
-        let work = Work::new(What::OneWay, size);
+        let work = Work::new(WorkKind::OneWay, size);
         let (own, limit) = (self.rate("narrows", work), self.rate("rtrb", work.wait(Wait::Spin)));
         self.ratio(
             target,
@@ -238,10 +238,10 @@ impl<'a> Court<'a> {
     }
 
     fn lent(&mut self) {
-        for what in [What::RoundTrip, What::OneWay] {
+        for what in [WorkKind::RoundTrip, WorkKind::OneWay] {
             let work = |size| Work::new(what, size).in_place();
             let cost = |court: &mut Self, size| match what {
-                What::RoundTrip => court.p50("narrows-lend", work(size), Place::Two),
+                WorkKind::RoundTrip => court.p50("narrows-lend", work(size), CpuPlacement::Two),
                 _ => court.rate("narrows-lend", work(size)).map(|rate| 1.0 / rate),
             };
             let small = cost(self, 64 * KIB);
@@ -255,16 +255,16 @@ impl<'a> Court<'a> {
 
     fn batches(&mut self) {
         for size in [8, 40, 64] {
-            let work = Work::new(What::OneWay, size);
+            let work = Work::new(WorkKind::OneWay, size);
             let (own, one) = (self.rate("narrows", work.batch(64)), self.rate("narrows", work));
             self.ratio(8, format!("batch of 64 of {size} B to one at a time"), own, one, AtLeast(1.5));
         }
     }
 
     fn waking(&mut self) {
-        let work = Work::new(What::Wake, 64).gap(Duration::from_millis(1));
-        let own = self.p50("narrows", work, Place::Two);
-        let limit = self.p50("futex", work.wait(Wait::Park).in_place(), Place::Two);
+        let work = Work::new(WorkKind::Wake, 64).gap(Duration::from_millis(1));
+        let own = self.p50("narrows", work, CpuPlacement::Two);
+        let limit = self.p50("futex", work.wait(Wait::Park).in_place(), CpuPlacement::Two);
         self.ratio(9, "the sending call to a sleeper, to FUTEX_WAKE".into(), own, limit, AtMost(1.15));
     }
 
@@ -274,53 +274,57 @@ impl<'a> Court<'a> {
             (1000, "wake-ups", report::sleeps),
             (1000, "CPU", report::cpu),
         ] {
-            let work = Work::new(What::Idle, 64).batch(connections);
-            let own = self.median("narrows", work, Place::Free, figure);
-            let limit = self.median("futex-sliced", work.wait(Wait::Park), Place::Free, figure);
+            let work = Work::new(WorkKind::Idle, 64).batch(connections);
+            let own = self.median("narrows", work, CpuPlacement::Free, figure);
+            let limit = self.median("futex-sliced", work.wait(Wait::Park), CpuPlacement::Free, figure);
             let what = format!("idle, {connections} connections: {name} to bare sleepers with slices");
             self.ratio(11, what, own, limit, AtMost(1.2));
         }
     }
 
     fn flood(&mut self) {
-        let cpu = self.median("narrows", Work::new(What::OneWay, 64), Place::Two, report::cpu);
+        let cpu = self.median("narrows", Work::new(WorkKind::OneWay, 64), CpuPlacement::Two, report::cpu);
         self.ratio(12, "flood of 64 B: CPU us a message, both sides".into(), cpu, Some(1e-6), AtMost(0.04));
     }
 
     fn calls(&mut self) {
         for wait in [Wait::Adaptive, Wait::Park] {
-            let work = Work::new(What::RoundTrip, 32).wait(wait);
-            let (own, raw) = (self.p50("call", work, Place::Two), self.p50("narrows", work, Place::Two));
+            let work = Work::new(WorkKind::RoundTrip, 32).wait(wait);
+            let (own, raw) =
+                (self.p50("call", work, CpuPlacement::Two), self.p50("narrows", work, CpuPlacement::Two));
             self.ratio(14, format!("call of 32 B, {wait:?}, to the raw round trip"), own, raw, AtMost(1.3));
         }
     }
 
     fn memory_and_connect(&mut self) {
         for connections in [1, 1000] {
-            let work = Work::new(What::Memory, 64).batch(connections);
-            let private = self.median("narrows", work, Place::Free, report::private);
+            let work = Work::new(WorkKind::Memory, 64).batch(connections);
+            let private = self.median("narrows", work, CpuPlacement::Free, report::private);
             let what = format!("{connections} connections: private KiB of each, the larger side");
             self.ratio(16, what, private, Some(1.0), AtMost(16.0));
         }
-        let work = Work::new(What::Connect, 64);
-        let (own, limit) =
-            (self.p50("narrows-connect", work, Place::Two), self.p50("unix-connect", work, Place::Two));
+        let work = Work::new(WorkKind::Connect, 64);
+        let (own, limit) = (
+            self.p50("narrows-connect", work, CpuPlacement::Two),
+            self.p50("unix-connect", work, CpuPlacement::Two),
+        );
         self.ratio(17, "connect to first reply, to the bare socket".into(), own, limit, AtMost(3.0));
     }
 }
 
-const PLACES: [Place; 4] = [Place::Two, Place::One, Place::Free, Place::Busy];
+const PLACES: [CpuPlacement; 4] =
+    [CpuPlacement::Two, CpuPlacement::One, CpuPlacement::Free, CpuPlacement::Busy];
 
 /// Target 10: the best mode of narrows against the best of each peer, at each size and batch.
-fn against_peers(ledger: &Ledger<'_>) -> Vec<Verdict> {
+fn against_peers(ledger: &RowResults<'_>) -> Vec<TargetResult> {
     type Best = BTreeMap<String, f64>;
     let mut groups: BTreeMap<(bool, usize, usize), Best> = BTreeMap::new();
     for (row, trials) in &ledger.rows {
         let work = row.work;
-        if !work.is_stream() || row.place != Place::Two || !work.gap.is_zero() {
+        if !work.is_stream() || row.place != CpuPlacement::Two || !work.gap.is_zero() {
             continue;
         }
-        let one_way = work.what == What::OneWay;
+        let one_way = work.kind == WorkKind::OneWay;
         let figure = if one_way { report::rate as Figure } else { report::p50 };
         let Some(cell) = report::cell(trials, figure) else { continue };
         // The cost of a message: less is better in both.
@@ -328,7 +332,7 @@ fn against_peers(ledger: &Ledger<'_>) -> Vec<Verdict> {
         let best = groups.entry((one_way, work.size, work.batch)).or_default();
         best.entry(row.system.clone()).and_modify(|it| *it = it.min(cost)).or_insert(cost);
     }
-    let mut verdicts = Vec::new();
+    let mut results = Vec::new();
     for ((one_way, size, batch), best) in groups {
         let Some(own) = best.get("narrows") else { continue };
         for (peer, cost) in &best {
@@ -336,11 +340,16 @@ fn against_peers(ledger: &Ledger<'_>) -> Vec<Verdict> {
             if !own_too && !limits::NAMES.contains(&peer.as_str()) {
                 let kind = if one_way { "one way" } else { "round trip" };
                 let what = format!("{kind}, {}, batch of {batch}: cost to that of {peer}", bytes(size));
-                verdicts.push(Verdict { target: 10, what, measured: Some(own / cost), bound: AtMost(1.0) });
+                results.push(TargetResult {
+                    target: 10,
+                    what,
+                    measured: Some(own / cost),
+                    bound: AtMost(1.0),
+                });
             }
         }
     }
-    verdicts
+    results
 }
 
 fn bytes(size: usize) -> String {
@@ -366,7 +375,7 @@ mod tests {
     #[test]
     fn a_bound_is_held_or_missed() {
         let line = |measured, bound| {
-            Verdict { target: 1, what: String::new(), measured: Some(measured), bound }
+            TargetResult { target: 1, what: String::new(), measured: Some(measured), bound }
                 .line()
                 .unwrap_or_default()
         };

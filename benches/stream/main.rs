@@ -9,17 +9,17 @@ mod narrows;
 use std::time::Duration;
 
 use harness::limits::{
-    BareRing, Connects, CopyInOut, EventFd, Futex, FutexSliced, HandOver, Rtrb, UnixDial, UnixStreams,
+    BareRing, ConnectTimes, CopyInOut, EventFd, Futex, FutexSliced, HandOver, Rtrb, UnixConnect, UnixStreams,
 };
-use harness::{Place, Result, Row, Subject, Wait, What, Work, systems, targets};
-use narrows::{Narrows, NarrowsDial, NarrowsLend};
+use harness::{CpuPlacement, Result, Row, Subject, Wait, Work, WorkKind, systems, targets};
+use narrows::{Narrows, NarrowsConnect, NarrowsLend};
 
 fn main() -> Result<()> {
     let mut subjects =
         systems![Narrows, NarrowsLend, HandOver, BareRing, Futex, FutexSliced, EventFd, Rtrb, UnixStreams];
     subjects.push(Subject::measure::<CopyInOut>());
-    subjects.push(Subject::measure::<Connects<NarrowsDial>>());
-    subjects.push(Subject::measure::<Connects<UnixDial>>());
+    subjects.push(Subject::measure::<ConnectTimes<NarrowsConnect>>());
+    subjects.push(Subject::measure::<ConnectTimes<UnixConnect>>());
     harness::main("stream", &subjects, rows(&subjects))
 }
 
@@ -36,7 +36,7 @@ fn rows(subjects: &[Subject]) -> Vec<Row> {
     for (work, place) in works {
         for subject in subjects.iter().filter(|it| (it.supports)(&work)) {
             // Bounds that spin say nothing where they share a CPU; a socket waits one way only.
-            let alone = work.wait == Wait::Spin && subject.name != "narrows" && place != Place::Two;
+            let alone = work.wait == Wait::Spin && subject.name != "narrows" && place != CpuPlacement::Two;
             let twice = work.wait == Wait::Park && subject.name == "unix-stream";
             if !alone && !twice {
                 push(&mut rows, Row { system: subject.name.into(), work, place });
@@ -55,43 +55,43 @@ fn push(rows: &mut Vec<Row>, row: Row) {
 }
 
 /// Every size, every way to wait, copied and in place.
-fn dense() -> Vec<(Work, Place)> {
+fn dense() -> Vec<(Work, CpuPlacement)> {
     let mut works = Vec::new();
-    for what in [What::RoundTrip, What::OneWay] {
+    for what in [WorkKind::RoundTrip, WorkKind::OneWay] {
         for size in SIZES {
             for work in WAITS.map(|wait| Work::new(what, size).wait(wait)) {
-                works.extend([(work, Place::Two), (work.in_place(), Place::Two)]);
+                works.extend([(work, CpuPlacement::Two), (work.in_place(), CpuPlacement::Two)]);
             }
         }
     }
     works
 }
 
-fn batches() -> Vec<(Work, Place)> {
+fn batches() -> Vec<(Work, CpuPlacement)> {
     let mut works = Vec::new();
     for size in [8, 40, 64, 256, 1 << 10] {
         for batch in [8, 64] {
-            works.push((Work::new(What::OneWay, size).batch(batch), Place::Two));
+            works.push((Work::new(WorkKind::OneWay, size).batch(batch), CpuPlacement::Two));
         }
-        works.push((Work::new(What::OneWay, size).wait(Wait::Spin).batch(64), Place::Two));
+        works.push((Work::new(WorkKind::OneWay, size).wait(Wait::Spin).batch(64), CpuPlacement::Two));
     }
     works
 }
 
 /// Round trips of 64 B in every placement, dense and sparse; one way where both share a CPU.
-fn placed() -> Vec<(Work, Place)> {
+fn placed() -> Vec<(Work, CpuPlacement)> {
     let mut works = Vec::new();
-    for place in [Place::Two, Place::One, Place::Free, Place::Busy] {
+    for place in [CpuPlacement::Two, CpuPlacement::One, CpuPlacement::Free, CpuPlacement::Busy] {
         for gap in [0, 200, 5000] {
-            for work in WAITS.map(|wait| Work::new(What::RoundTrip, 64).wait(wait)) {
+            for work in WAITS.map(|wait| Work::new(WorkKind::RoundTrip, 64).wait(wait)) {
                 works.push((work.gap(Duration::from_micros(gap)), place));
             }
         }
-        works.push((Work::new(What::OneWay, 64), place));
+        works.push((Work::new(WorkKind::OneWay, 64), place));
     }
-    let bare = Work::new(What::RoundTrip, 64).wait(Wait::Park).in_place();
-    works.extend([(bare, Place::One), (bare, Place::Two)]);
-    works.push((Work::new(What::Connect, 64), Place::Two));
-    works.push((Work::new(What::Memory, 64).wait(Wait::Park), Place::Free));
+    let bare = Work::new(WorkKind::RoundTrip, 64).wait(Wait::Park).in_place();
+    works.extend([(bare, CpuPlacement::One), (bare, CpuPlacement::Two)]);
+    works.push((Work::new(WorkKind::Connect, 64), CpuPlacement::Two));
+    works.push((Work::new(WorkKind::Memory, 64).wait(Wait::Park), CpuPlacement::Free));
     works
 }

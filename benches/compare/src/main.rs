@@ -14,8 +14,8 @@ mod sys;
 use std::time::Duration;
 
 use harness::limits::HandOver;
-use harness::{Place, Result, Row, Subject, Wait, What, Work, systems};
-use peers::inproc::{Rtrb, crossbeam};
+use harness::{CpuPlacement, Result, Row, Subject, Wait, Work, WorkKind, systems};
+use peers::inproc::{RtrbThreads, crossbeam};
 use peers::ringfire::Ringfire;
 use peers::shmem_ipc::ShmemIpc;
 use peers::{bytes, iceoryx2, ipc_channel, ipmpsc, mqueue, seqpacket};
@@ -28,7 +28,7 @@ fn main() -> Result<()> {
 
 fn subjects() -> Vec<Subject> {
     let mut all = systems![narrows::Narrows, HandOver];
-    all.extend([sized!(Rtrb), crossbeam()]);
+    all.extend([sized!(RtrbThreads), crossbeam()]);
     #[cfg(feature = "shaq")]
     all.push({
         use peers::shaq::Shaq;
@@ -37,13 +37,13 @@ fn subjects() -> Vec<Subject> {
     all.extend([sized!(Ringfire), sized!(ShmemIpc)]);
     all.extend(systems![iceoryx2::Iceoryx2, ipmpsc::Ipmpsc, ipc_channel::IpcChannel]);
     all.extend(systems![
-        bytes::UnixStreams,
+        bytes::UnixPeer,
         bytes::Interprocess,
         seqpacket::SeqPacket,
-        bytes::Pipe,
+        bytes::NamedPipe,
         bytes::Tcp
     ]);
-    all.extend(systems![mqueue::MessageQueue]);
+    all.extend(systems![mqueue::PosixQueue]);
     #[cfg(feature = "zeromq")]
     all.extend(systems![peers::zeromq::ZeroMq]);
     #[cfg(feature = "nng")]
@@ -59,21 +59,21 @@ fn subjects() -> Vec<Subject> {
 fn rows(subjects: &[Subject]) -> Vec<Row> {
     let mut works = Vec::new();
     for wait in [Wait::Adaptive, Wait::Spin, Wait::Park] {
-        for what in [What::RoundTrip, What::OneWay] {
+        for what in [WorkKind::RoundTrip, WorkKind::OneWay] {
             for size in SIZES {
                 let work = Work::new(what, size).wait(wait);
-                works.extend([(work, Place::Two), (work.in_place(), Place::Two)]);
+                works.extend([(work, CpuPlacement::Two), (work.in_place(), CpuPlacement::Two)]);
             }
-            works.push((Work::new(what, 64).wait(wait), Place::One));
+            works.push((Work::new(what, 64).wait(wait), CpuPlacement::One));
         }
         for size in [8, 40, 64] {
-            let work = Work::new(What::OneWay, size).wait(wait).batch(64);
-            works.extend([(work, Place::Two), (work.in_place(), Place::Two)]);
+            let work = Work::new(WorkKind::OneWay, size).wait(wait).batch(64);
+            works.extend([(work, CpuPlacement::Two), (work.in_place(), CpuPlacement::Two)]);
         }
-        let sparse = Work::new(What::RoundTrip, 64).wait(wait);
-        works.push((sparse.gap(Duration::from_micros(200)), Place::Two));
+        let sparse = Work::new(WorkKind::RoundTrip, 64).wait(wait);
+        works.push((sparse.gap(Duration::from_micros(200)), CpuPlacement::Two));
     }
-    let can = |(work, place): &(Work, Place)| {
+    let can = |(work, place): &(Work, CpuPlacement)| {
         let able = subjects.iter().filter(|subject| (subject.supports)(work));
         able.map(|subject| Row { system: subject.name.into(), work: *work, place: *place })
             .collect::<Vec<_>>()

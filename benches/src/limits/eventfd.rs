@@ -10,10 +10,10 @@ use nix::cmsg_space;
 use nix::sys::eventfd::EventFd as Event;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 
-use super::handover::Boxes;
-use super::unix::connect;
+use super::hand_over::Mailboxes;
+use super::unix_stream::connect;
 use crate::source::Check;
-use crate::system::{Access, Receive, Send_, Side, System, Wait, What, Work};
+use crate::system::{Access, ReceiveHalf, SendHalf, Side, System, Wait, Work, WorkKind};
 use crate::{Result, bail, sys};
 
 /// See the module.
@@ -23,16 +23,16 @@ pub struct EventFd;
 impl System for EventFd {
     const NAME: &'static str = "eventfd";
     const VERSION: &'static str = "";
-    type Sender = Waker;
-    type Receiver = Sleeper;
+    type Sender = EventFdSender;
+    type Receiver = EventFdReceiver;
 
     fn supports(work: &Work) -> bool {
-        let what = work.what == What::RoundTrip && work.batch == 1;
+        let what = work.kind == WorkKind::RoundTrip && work.batch == 1;
         what && work.wait == Wait::Park && work.access == Access::InPlace
     }
 
-    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Waker, Sleeper)> {
-        let boxes = Boxes::open(side, folder, work.size)?;
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(EventFdSender, EventFdReceiver)> {
+        let boxes = Mailboxes::open(side, folder, work.size)?;
         let path = folder.join("socket");
         // Side A makes both; the first is its own to write to.
         let events = match side {
@@ -42,7 +42,10 @@ impl System for EventFd {
         let [to_b, to_a] = events;
         let (out, inc) = if side == Side::A { (to_b, to_a) } else { (to_a, to_b) };
         let (own, other) = (boxes.payload(boxes.at(side)), boxes.payload(boxes.at(side.other())));
-        Ok((Waker { boxes: boxes.clone(), at: own, event: out }, Sleeper { boxes, at: other, event: inc }))
+        Ok((
+            EventFdSender { boxes: boxes.clone(), at: own, event: out },
+            EventFdReceiver { boxes, at: other, event: inc },
+        ))
     }
 }
 
@@ -70,13 +73,13 @@ fn take(socket: &UnixStream) -> Result<[File; 2]> {
 
 /// Writes, adds 1.
 #[derive(Debug)]
-pub struct Waker {
-    boxes: Boxes,
+pub struct EventFdSender {
+    boxes: Mailboxes,
     at: usize,
     event: File,
 }
 
-impl Send_ for Waker {
+impl SendHalf for EventFdSender {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
         self.boxes.bytes.write(self.at, message);
@@ -86,17 +89,17 @@ impl Send_ for Waker {
 
 /// Sleeps and reads.
 #[derive(Debug)]
-pub struct Sleeper {
-    boxes: Boxes,
+pub struct EventFdReceiver {
+    boxes: Mailboxes,
     at: usize,
     event: File,
 }
 
-impl Receive for Sleeper {
+impl ReceiveHalf for EventFdReceiver {
     #[inline]
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         self.event.read_exact(&mut [0; 8])?;
-        check.bytes(self.boxes.bytes.lend(self.at, check.size()));
+        check.validate(self.boxes.bytes.lend(self.at, check.size()));
         Ok(())
     }
 }

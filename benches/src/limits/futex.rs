@@ -8,11 +8,11 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::handover::Boxes;
+use super::hand_over::Mailboxes;
 use crate::Result;
 use crate::source::Check;
 use crate::sys;
-use crate::system::{Access, Receive, Send_, Side, System, Wait, What, Work};
+use crate::system::{Access, ReceiveHalf, SendHalf, Side, System, Wait, Work, WorkKind};
 
 /// See the module.
 #[derive(Debug)]
@@ -25,15 +25,15 @@ pub struct FutexSliced;
 impl System for Futex {
     const NAME: &'static str = "futex";
     const VERSION: &'static str = "";
-    type Sender = Waker;
-    type Receiver = Sleeper;
+    type Sender = FutexSender;
+    type Receiver = FutexReceiver;
 
     fn supports(work: &Work) -> bool {
-        let what = matches!(work.what, What::RoundTrip | What::Wake);
+        let what = matches!(work.kind, WorkKind::RoundTrip | WorkKind::Wake);
         what && work.wait == Wait::Park && work.batch == 1 && work.access == Access::InPlace
     }
 
-    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Waker, Sleeper)> {
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(FutexSender, FutexReceiver)> {
         open(side, folder, work, false)
     }
 }
@@ -41,34 +41,37 @@ impl System for Futex {
 impl System for FutexSliced {
     const NAME: &'static str = "futex-sliced";
     const VERSION: &'static str = "";
-    type Sender = Waker;
-    type Receiver = Sleeper;
+    type Sender = FutexSender;
+    type Receiver = FutexReceiver;
 
     fn supports(work: &Work) -> bool {
-        let what = matches!(work.what, What::Idle | What::Memory);
+        let what = matches!(work.kind, WorkKind::Idle | WorkKind::Memory);
         what && work.wait == Wait::Park && work.access == Access::Copy
     }
 
-    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Waker, Sleeper)> {
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(FutexSender, FutexReceiver)> {
         open(side, folder, work, true)
     }
 }
 
-fn open(side: Side, folder: &Path, work: &Work, sliced: bool) -> Result<(Waker, Sleeper)> {
-    let boxes = Boxes::open(side, folder, work.size)?;
+fn open(side: Side, folder: &Path, work: &Work, sliced: bool) -> Result<(FutexSender, FutexReceiver)> {
+    let boxes = Mailboxes::open(side, folder, work.size)?;
     let (own, other) = (boxes.at(side), boxes.at(side.other()));
-    Ok((Waker { boxes: boxes.clone(), at: own, turn: 0 }, Sleeper { boxes, at: other, turn: 0, sliced }))
+    Ok((
+        FutexSender { boxes: boxes.clone(), at: own, turn: 0 },
+        FutexReceiver { boxes, at: other, turn: 0, sliced },
+    ))
 }
 
 /// Writes, stores, wakes.
 #[derive(Debug)]
-pub struct Waker {
-    boxes: Boxes,
+pub struct FutexSender {
+    boxes: Mailboxes,
     at: usize,
     turn: u32,
 }
 
-impl Send_ for Waker {
+impl SendHalf for FutexSender {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
         self.boxes.bytes.write(self.boxes.payload(self.at), message);
@@ -82,14 +85,14 @@ impl Send_ for Waker {
 
 /// Sleeps and reads.
 #[derive(Debug)]
-pub struct Sleeper {
-    boxes: Boxes,
+pub struct FutexReceiver {
+    boxes: Mailboxes,
     at: usize,
     turn: u32,
     sliced: bool,
 }
 
-impl Receive for Sleeper {
+impl ReceiveHalf for FutexReceiver {
     #[inline]
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         let word = self.boxes.bytes.futex(self.at);
@@ -100,7 +103,7 @@ impl Receive for Sleeper {
             naps += 1;
         }
         self.turn = self.turn.wrapping_add(1);
-        check.bytes(self.boxes.bytes.lend(self.boxes.payload(self.at), check.size()));
+        check.validate(self.boxes.bytes.lend(self.boxes.payload(self.at), check.size()));
         Ok(())
     }
 }

@@ -3,23 +3,23 @@
 //! None of these but the sockets is a way to send messages that one could use: they have room for one message, no
 //! flow control, no end, and trust each other blindly. They say what a message costs at least.
 
-pub mod connects;
-pub mod copies;
+pub mod bare_ring;
+pub mod connect_times;
+pub mod copy_in_out;
 pub mod eventfd;
 pub mod futex;
-pub mod handover;
-pub mod ring;
+pub mod hand_over;
 pub mod rtrb;
-pub mod unix;
+pub mod unix_stream;
 
-pub use self::connects::{Connects, Dial, UnixDial};
-pub use self::copies::CopyInOut;
+pub use self::bare_ring::BareRing;
+pub use self::connect_times::{Connect, ConnectTimes, UnixConnect};
+pub use self::copy_in_out::CopyInOut;
 pub use self::eventfd::EventFd;
 pub use self::futex::{Futex, FutexSliced};
-pub use self::handover::HandOver;
-pub use self::ring::BareRing;
+pub use self::hand_over::HandOver;
 pub use self::rtrb::Rtrb;
-pub use self::unix::UnixStreams;
+pub use self::unix_stream::UnixStreams;
 
 /// Their names, and those of in-process bounds that others add: who is among them is no peer.
 pub(crate) const NAMES: [&str; 8] = [

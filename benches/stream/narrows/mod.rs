@@ -10,8 +10,8 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use harness::limits::Dial;
-use harness::{Access, Check, Receive, Result, Send_, Side, Source, System, Wait, What, Work};
+use harness::limits::Connect;
+use harness::{Access, Check, ReceiveHalf, Result, SendHalf, Side, Source, System, Wait, Work, WorkKind};
 use narrows::{ConnectError, Options, SharedMemoryListener, SharedMemoryStream, WaitStrategy};
 
 /// See the module.
@@ -20,19 +20,19 @@ pub(crate) struct Narrows;
 impl System for Narrows {
     const NAME: &'static str = "narrows";
     const VERSION: &'static str = "0.1.0";
-    type Sender = Sender;
-    type Receiver = Receiver;
+    type Sender = NarrowsSender;
+    type Receiver = NarrowsReceiver;
 
     fn supports(work: &Work) -> bool {
         let in_place = work.batch == 1 && work.is_stream(); // A batch is of messages that are copied in.
-        work.what != What::Connect && (work.access == Access::Copy || in_place)
+        work.kind != WorkKind::Connect && (work.access == Access::Copy || in_place)
     }
 
-    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Sender, Receiver)> {
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(NarrowsSender, NarrowsReceiver)> {
         let (sender, receiver) = open(side, folder, work.wait)?.split();
         let in_place = work.access == Access::InPlace;
-        let sender = Sender { sender, in_place };
-        Ok((sender, Receiver { receiver, in_place, buffer: Vec::new() }))
+        let sender = NarrowsSender { sender, in_place };
+        Ok((sender, NarrowsReceiver { receiver, in_place, buffer: Vec::new() }))
     }
 }
 
@@ -42,24 +42,24 @@ pub(crate) struct NarrowsLend;
 impl System for NarrowsLend {
     const NAME: &'static str = "narrows-lend";
     const VERSION: &'static str = "0.1.0";
-    type Sender = Lender;
-    type Receiver = Borrower;
+    type Sender = LendSender;
+    type Receiver = LendReceiver;
 
     fn supports(work: &Work) -> bool {
         let one_reservation = work.size <= 1 << 20;
         work.access == Access::InPlace && work.batch == 1 && work.is_stream() && one_reservation
     }
 
-    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Lender, Borrower)> {
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(LendSender, LendReceiver)> {
         let (sender, receiver) = open(side, folder, work.wait)?.split();
-        Ok((Lender(sender), Borrower(receiver)))
+        Ok((LendSender(sender), LendReceiver(receiver)))
     }
 }
 
 /// See there.
-pub(crate) struct Lender(narrows::Sender);
+pub(crate) struct LendSender(narrows::Sender);
 
-impl Send_ for Lender {
+impl SendHalf for LendSender {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
         let mut room = self.0.reserve(message.len())?;
@@ -69,21 +69,21 @@ impl Send_ for Lender {
 }
 
 /// See there.
-pub(crate) struct Borrower(narrows::Receiver);
+pub(crate) struct LendReceiver(narrows::Receiver);
 
-impl Receive for Borrower {
+impl ReceiveHalf for LendReceiver {
     #[inline]
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         let mut lent = self.0.recv_ref()?;
-        sys::with(&lent.raw()?, |bytes| check.number_of(bytes));
+        sys::with(&lent.raw()?, |bytes| check.validate_number(bytes));
         Ok(lent.finish()?)
     }
 }
 
 /// From nothing to the first reply.
-pub(crate) struct NarrowsDial;
+pub(crate) struct NarrowsConnect;
 
-impl Dial for NarrowsDial {
+impl Connect for NarrowsConnect {
     const NAME: &'static str = "narrows-connect";
     type Listener = SharedMemoryListener;
     type Stream = SharedMemoryStream;
@@ -139,12 +139,12 @@ pub(crate) fn reach<T>(mut connect: impl FnMut() -> Result<T, ConnectError>) -> 
 }
 
 /// See the module.
-pub(crate) struct Sender {
+pub(crate) struct NarrowsSender {
     sender: narrows::Sender,
     in_place: bool,
 }
 
-impl Send_ for Sender {
+impl SendHalf for NarrowsSender {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
         if self.in_place && message.len() <= self.sender.max_in_place() {
@@ -171,22 +171,22 @@ impl Send_ for Sender {
 }
 
 /// See the module.
-pub(crate) struct Receiver {
+pub(crate) struct NarrowsReceiver {
     receiver: narrows::Receiver,
     in_place: bool,
     buffer: Vec<u8>,
 }
 
-impl Receive for Receiver {
+impl ReceiveHalf for NarrowsReceiver {
     #[inline]
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         if self.in_place {
             let mut lent = self.receiver.recv_ref()?;
-            sys::with(&lent.raw()?, |bytes| check.bytes(bytes));
+            sys::with(&lent.raw()?, |bytes| check.validate(bytes));
             lent.finish()?;
         } else {
             self.receiver.recv_into(&mut self.buffer)?;
-            check.bytes(&self.buffer);
+            check.validate(&self.buffer);
         }
         Ok(())
     }

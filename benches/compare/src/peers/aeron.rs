@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::thread;
 use std::time::Duration;
 
-use harness::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work, anyhow, bail, ensure};
+use harness::{Access, Check, ReceiveHalf, Result, SendHalf, Side, System, Wait, Work, anyhow, bail, ensure};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use rusteron_client::{
@@ -42,8 +42,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 impl System for Aeron {
     const NAME: &'static str = "aeron-ipc";
     const VERSION: &'static str = "by rusteron 0.2.16";
-    type Sender = Sender;
-    type Receiver = Receiver;
+    type Sender = AeronSender;
+    type Receiver = AeronReceiver;
 
     fn supports(work: &Work) -> bool {
         let fits = match work.access {
@@ -53,9 +53,9 @@ impl System for Aeron {
         fits && work.wait != Wait::Park && work.batch == 1
     }
 
-    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Sender, Receiver)> {
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(AeronSender, AeronReceiver)> {
         let path = folder.join("driver");
-        let driver = if side == Side::B { Some(drive(folder)?) } else { None };
+        let driver = if side == Side::B { Some(driver(folder)?) } else { None };
         if let Some(driver) = &driver {
             meet::tell(&path, driver.dir())?;
         }
@@ -74,18 +74,27 @@ impl System for Aeron {
             image.ok_or("the other side is missing")
         })?;
         let in_place = work.access == Access::InPlace;
-        let wait = Idle { sleeps: work.wait == Wait::Adaptive, tries: 0 };
-        let base = Rc::new(Base { _client: client, _driver: driver });
-        let sender = Sender { publication, in_place, wait, _base: base.clone() };
+        let wait = BackoffIdle { sleeps: work.wait == Wait::Adaptive, tries: 0 };
+        let base = Rc::new(AeronBase { _client: client, _driver: driver });
+        let sender = AeronSender { publication, in_place, wait, _base: base.clone() };
         let (size, held) = (work.size, Vec::with_capacity(2 * MOST * FRAME));
         Ok((
             sender,
-            Receiver { image, _subscription: subscription, size, in_place, held, at: 0, wait, _base: base },
+            AeronReceiver {
+                image,
+                _subscription: subscription,
+                size,
+                in_place,
+                held,
+                at: 0,
+                wait,
+                _base: base,
+            },
         ))
     }
 }
 
-fn drive(folder: &Path) -> Result<EmbeddedDriver> {
+fn driver(folder: &Path) -> Result<EmbeddedDriver> {
     // Its thread inherits where this one may run; it shall not have to share the CPU of side B.
     let pinned = sched_getaffinity(THIS)?;
     let mut anywhere = CpuSet::new();
@@ -117,19 +126,19 @@ fn told(error: impl std::fmt::Display) -> harness::Error {
 }
 
 /// What both halves need, and what ends last: the client before its driver.
-struct Base {
+struct AeronBase {
     _client: Client,
     _driver: Option<EmbeddedDriver>,
 }
 
 /// Aeron's `BackoffIdleStrategy` with its defaults, or spinning.
 #[derive(Clone, Copy)]
-struct Idle {
+struct BackoffIdle {
     sleeps: bool,
     tries: u32,
 }
 
-impl Idle {
+impl BackoffIdle {
     #[inline]
     fn once(&mut self) {
         self.tries = self.tries.saturating_add(1);
@@ -144,14 +153,14 @@ impl Idle {
 }
 
 /// See the module.
-pub(crate) struct Sender {
+pub(crate) struct AeronSender {
     publication: AeronExclusivePublication,
     in_place: bool,
-    wait: Idle,
-    _base: Rc<Base>,
+    wait: BackoffIdle,
+    _base: Rc<AeronBase>,
 }
 
-impl Send_ for Sender {
+impl SendHalf for AeronSender {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
         self.wait.tries = 0;
@@ -176,7 +185,7 @@ impl Send_ for Sender {
     }
 }
 
-impl Drop for Sender {
+impl Drop for AeronSender {
     /// The other side reads the last message before the driver ends.
     fn drop(&mut self) {
         thread::sleep(Duration::from_millis(50));
@@ -184,7 +193,7 @@ impl Drop for Sender {
 }
 
 /// See the module.
-pub(crate) struct Receiver {
+pub(crate) struct AeronReceiver {
     image: AeronImage,
     _subscription: AeronSubscription,
     size: usize,
@@ -192,11 +201,11 @@ pub(crate) struct Receiver {
     /// Copied out, one message after the other; those before `at` have been checked.
     held: Vec<u8>,
     at: usize,
-    wait: Idle,
-    _base: Rc<Base>,
+    wait: BackoffIdle,
+    _base: Rc<AeronBase>,
 }
 
-impl Receiver {
+impl AeronReceiver {
     /// Polls until a whole message is there.
     fn more(&mut self) -> Result<()> {
         self.held.drain(..self.at);
@@ -214,12 +223,12 @@ impl Receiver {
     }
 }
 
-impl Receive for Receiver {
+impl ReceiveHalf for AeronReceiver {
     #[inline]
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         if self.in_place {
             self.wait.tries = 0;
-            while self.image.poll_fn(|bytes, _| check.bytes(bytes), 1).map_err(told)? == 0 {
+            while self.image.poll_fn(|bytes, _| check.validate(bytes), 1).map_err(told)? == 0 {
                 self.wait.once();
             }
             return Ok(());
@@ -229,7 +238,7 @@ impl Receive for Receiver {
         }
         let start = self.at;
         self.at += self.size;
-        check.bytes(&self.held[start..self.at]);
+        check.validate(&self.held[start..self.at]);
         Ok(())
     }
 }

@@ -16,7 +16,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::rc::Rc;
 
-use harness::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work, ensure};
+use harness::{Access, Check, ReceiveHalf, Result, SendHalf, Side, System, Wait, Work, ensure};
 use interprocess::local_socket::prelude::*;
 use interprocess::local_socket::{GenericFilePath, ListenerOptions, Stream};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -29,13 +29,13 @@ fn can(work: &Work) -> bool {
 }
 
 /// `std::os::unix::net::UnixStream`.
-pub(crate) struct UnixStreams;
+pub(crate) struct UnixPeer;
 
-impl System for UnixStreams {
+impl System for UnixPeer {
     const NAME: &'static str = "unix-stream";
     const VERSION: &'static str = "the kernel's";
-    type Sender = Writer<UnixStream>;
-    type Receiver = Reader<UnixStream>;
+    type Sender = StreamWriter<UnixStream>;
+    type Receiver = StreamReader<UnixStream>;
 
     fn supports(work: &Work) -> bool {
         can(work)
@@ -48,7 +48,7 @@ impl System for UnixStreams {
             Side::B => UnixListener::bind(&path)?.accept()?.0,
         };
         stream.set_nonblocking(work.wait == Wait::Spin)?;
-        Ok((Writer::new(stream.try_clone()?, work), Reader::new(stream, work)))
+        Ok((StreamWriter::new(stream.try_clone()?, work), StreamReader::new(stream, work)))
     }
 }
 
@@ -58,8 +58,8 @@ pub(crate) struct Tcp;
 impl System for Tcp {
     const NAME: &'static str = "tcp";
     const VERSION: &'static str = "the kernel's";
-    type Sender = Writer<TcpStream>;
-    type Receiver = Reader<TcpStream>;
+    type Sender = StreamWriter<TcpStream>;
+    type Receiver = StreamReader<TcpStream>;
 
     fn supports(work: &Work) -> bool {
         can(work)
@@ -77,18 +77,18 @@ impl System for Tcp {
         };
         stream.set_nodelay(true)?;
         stream.set_nonblocking(work.wait == Wait::Spin)?;
-        Ok((Writer::new(stream.try_clone()?, work), Reader::new(stream, work)))
+        Ok((StreamWriter::new(stream.try_clone()?, work), StreamReader::new(stream, work)))
     }
 }
 
 /// A named pipe for each direction: what `pipe` makes, found by name.
-pub(crate) struct Pipe;
+pub(crate) struct NamedPipe;
 
-impl System for Pipe {
+impl System for NamedPipe {
     const NAME: &'static str = "pipe";
     const VERSION: &'static str = "the kernel's";
-    type Sender = Writer<File>;
-    type Receiver = Reader<File>;
+    type Sender = StreamWriter<File>;
+    type Receiver = StreamReader<File>;
 
     fn supports(work: &Work) -> bool {
         can(work)
@@ -111,7 +111,7 @@ impl System for Pipe {
                 fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
             }
         }
-        Ok((Writer::new(out, work), Reader::new(into, work)))
+        Ok((StreamWriter::new(out, work), StreamReader::new(into, work)))
     }
 }
 
@@ -121,8 +121,8 @@ pub(crate) struct Interprocess;
 impl System for Interprocess {
     const NAME: &'static str = "interprocess";
     const VERSION: &'static str = "2.4.7";
-    type Sender = Writer<Shared>;
-    type Receiver = Reader<Shared>;
+    type Sender = StreamWriter<SharedStream>;
+    type Receiver = StreamReader<SharedStream>;
 
     fn supports(work: &Work) -> bool {
         can(work)
@@ -137,20 +137,23 @@ impl System for Interprocess {
         };
         stream.set_nonblocking(work.wait == Wait::Spin)?;
         let stream = Rc::new(stream);
-        Ok((Writer::new(Shared(stream.clone()), work), Reader::new(Shared(stream), work)))
+        Ok((
+            StreamWriter::new(SharedStream(stream.clone()), work),
+            StreamReader::new(SharedStream(stream), work),
+        ))
     }
 }
 
 /// Both halves of a stream: what its documents recommend instead of splitting it.
-pub(crate) struct Shared(Rc<Stream>);
+pub(crate) struct SharedStream(Rc<Stream>);
 
-impl Read for Shared {
+impl Read for SharedStream {
     fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
         (&*self.0).read(bytes)
     }
 }
 
-impl Write for Shared {
+impl Write for SharedStream {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         (&*self.0).write(bytes)
     }
@@ -164,19 +167,19 @@ impl Write for Shared {
 const BUFFER: usize = 64 << 10;
 
 /// Writes.
-pub(crate) struct Writer<W> {
+pub(crate) struct StreamWriter<W> {
     inner: W,
     batched: bool,
     held: Vec<u8>,
 }
 
-impl<W: Write> Writer<W> {
+impl<W: Write> StreamWriter<W> {
     fn new(inner: W, work: &Work) -> Self {
         Self { inner, batched: work.batch > 1, held: Vec::with_capacity(BUFFER) }
     }
 }
 
-impl<W: Write> Send_ for Writer<W> {
+impl<W: Write> SendHalf for StreamWriter<W> {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
         if !self.batched {
@@ -210,7 +213,7 @@ fn write_all(to: &mut impl Write, mut bytes: &[u8]) -> Result<()> {
 }
 
 /// Reads.
-pub(crate) struct Reader<R> {
+pub(crate) struct StreamReader<R> {
     inner: R,
     size: usize,
     buffer: Vec<u8>,
@@ -218,7 +221,7 @@ pub(crate) struct Reader<R> {
     ahead: std::ops::Range<usize>,
 }
 
-impl<R: Read> Reader<R> {
+impl<R: Read> StreamReader<R> {
     fn new(inner: R, work: &Work) -> Self {
         Self { inner, size: work.size, buffer: vec![0; BUFFER.max(work.size)], ahead: 0..0 }
     }
@@ -241,7 +244,7 @@ impl<R: Read> Reader<R> {
     }
 }
 
-impl<R: Read> Receive for Reader<R> {
+impl<R: Read> ReceiveHalf for StreamReader<R> {
     #[inline]
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         if self.ahead.len() < self.size {
@@ -249,7 +252,7 @@ impl<R: Read> Receive for Reader<R> {
         }
         let start = self.ahead.start;
         self.ahead.start += self.size;
-        check.bytes(&self.buffer[start..self.ahead.start]);
+        check.validate(&self.buffer[start..self.ahead.start]);
         Ok(())
     }
 }

@@ -16,7 +16,7 @@ use ::iceoryx2::port::notifier::Notifier;
 use ::iceoryx2::port::publisher::Publisher;
 use ::iceoryx2::port::subscriber::Subscriber;
 use ::iceoryx2::prelude::*;
-use harness::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work, ensure};
+use harness::{Access, Check, ReceiveHalf, Result, SendHalf, Side, System, Wait, Work, ensure};
 
 use crate::meet;
 
@@ -29,22 +29,22 @@ pub(crate) struct Iceoryx2;
 impl System for Iceoryx2 {
     const NAME: &'static str = "iceoryx2";
     const VERSION: &'static str = "0.10.0";
-    type Sender = Sender;
-    type Receiver = Receiver;
+    type Sender = Iceoryx2Sender;
+    type Receiver = Iceoryx2Receiver;
 
     fn supports(work: &Work) -> bool {
         work.wait != Wait::Adaptive && work.batch == 1
     }
 
-    fn open(side: Side, folder: &FilePath, work: &Work) -> Result<(Sender, Receiver)> {
+    fn open(side: Side, folder: &FilePath, work: &Work) -> Result<(Iceoryx2Sender, Iceoryx2Receiver)> {
         set_log_level(LogLevel::Error);
         let mut config = Config::default();
         config.global.set_root_path(&Path::new(folder.to_string_lossy().as_bytes())?);
         let node = NodeBuilder::new().config(&config).create::<ipc::Service>()?;
         let [out, into] = meet::ways(side, folder);
         let wakes = work.wait == Wait::Park;
-        let sender = Sender::open(&node, &out, work, wakes)?;
-        let receiver = Receiver::open(&node, &into, work, wakes)?;
+        let sender = Iceoryx2Sender::open(&node, &out, work, wakes)?;
+        let receiver = Iceoryx2Receiver::open(&node, &into, work, wakes)?;
         meet::announce(&out)?;
         meet::await_announced(&into)?;
         // A subscriber finds its publisher when it looks; without, the publisher drops what its buffer cannot hold.
@@ -78,12 +78,12 @@ fn events(node: &Node<ipc::Service>, way: &FilePath) -> Result<Events> {
 }
 
 /// See the module.
-pub(crate) struct Sender {
+pub(crate) struct Iceoryx2Sender {
     publisher: Publisher<ipc::Service, [u8], ()>,
     notifier: Option<Notifier<ipc::Service>>,
 }
 
-impl Sender {
+impl Iceoryx2Sender {
     fn open(node: &Node<ipc::Service>, way: &FilePath, work: &Work, wakes: bool) -> Result<Self> {
         let publisher = service(node, way, work)?
             .publisher_builder()
@@ -96,7 +96,7 @@ impl Sender {
     }
 }
 
-impl Send_ for Sender {
+impl SendHalf for Iceoryx2Sender {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
         let recipients = self.publisher.loan_slice_uninit(message.len())?.write_from_slice(message).send()?;
@@ -109,14 +109,14 @@ impl Send_ for Sender {
 }
 
 /// See the module.
-pub(crate) struct Receiver {
+pub(crate) struct Iceoryx2Receiver {
     subscriber: Subscriber<ipc::Service, [u8], ()>,
     listener: Option<Listener<ipc::Service>>,
     /// Empty if messages are checked in place.
     buffer: Vec<u8>,
 }
 
-impl Receiver {
+impl Iceoryx2Receiver {
     fn open(node: &Node<ipc::Service>, way: &FilePath, work: &Work, wakes: bool) -> Result<Self> {
         let subscriber = service(node, way, work)?.subscriber_builder().create()?;
         let listener = if wakes { Some(events(node, way)?.listener_builder().create()?) } else { None };
@@ -125,16 +125,16 @@ impl Receiver {
     }
 }
 
-impl Receive for Receiver {
+impl ReceiveHalf for Iceoryx2Receiver {
     #[inline]
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         loop {
             if let Some(sample) = self.subscriber.receive()? {
                 if self.buffer.is_empty() {
-                    check.bytes(&sample);
+                    check.validate(&sample);
                 } else {
                     self.buffer.copy_from_slice(&sample);
-                    check.bytes(&self.buffer);
+                    check.validate(&self.buffer);
                 }
                 return Ok(());
             }

@@ -11,8 +11,10 @@ use std::mem::MaybeUninit;
 use std::path::Path;
 use std::sync::Mutex;
 
-use harness::{Access, Check, Receive, Result, Send_, Side, Source, Subject, System, Wait, Work, anyhow};
 use crossbeam_channel as channel;
+use harness::{
+    Access, Check, ReceiveHalf, Result, SendHalf, Side, Source, Subject, System, Wait, Work, anyhow,
+};
 
 use crate::meet;
 use crate::sized::sized;
@@ -33,19 +35,19 @@ fn share<S: Send + 'static, R: Send + 'static>(side: Side, make: impl Fn() -> (S
 }
 
 /// `rtrb::RingBuffer<[u8; N]>`.
-pub(crate) struct Rtrb<const N: usize>;
+pub(crate) struct RtrbThreads<const N: usize>;
 
-impl<const N: usize> Rtrb<N> {
+impl<const N: usize> RtrbThreads<N> {
     /// Whether values of this size go by the stack.
     const SMALL: bool = N <= 1 << 10;
 }
 
-impl<const N: usize> System for Rtrb<N> {
+impl<const N: usize> System for RtrbThreads<N> {
     const NAME: &'static str = "rtrb";
     const VERSION: &'static str = "0.4.1";
     const THREADS: bool = true;
-    type Sender = RtrbSender<N>;
-    type Receiver = RtrbReceiver<N>;
+    type Sender = RtrbThreadSender<N>;
+    type Receiver = RtrbThreadReceiver<N>;
 
     fn supports(work: &Work) -> bool {
         work.wait == Wait::Spin
@@ -55,13 +57,13 @@ impl<const N: usize> System for Rtrb<N> {
         let (producer, consumer) = share(side, || rtrb::RingBuffer::<[u8; N]>::new(meet::slots(N)))?;
         let copy = work.access == Access::Copy;
         let buffer = vec![0; if copy && !Self::SMALL { N } else { 0 }];
-        Ok((RtrbSender(producer), RtrbReceiver { consumer, copy, buffer }))
+        Ok((RtrbThreadSender(producer), RtrbThreadReceiver { consumer, copy, buffer }))
     }
 }
 
-pub(crate) struct RtrbSender<const N: usize>(rtrb::Producer<[u8; N]>);
+pub(crate) struct RtrbThreadSender<const N: usize>(rtrb::Producer<[u8; N]>);
 
-impl<const N: usize> RtrbSender<N> {
+impl<const N: usize> RtrbThreadSender<N> {
     #[inline]
     fn chunk(&mut self, messages: usize) -> rtrb::chunks::WriteChunkUninit<'_, [u8; N]> {
         while self.0.slots() < messages {
@@ -71,11 +73,11 @@ impl<const N: usize> RtrbSender<N> {
     }
 }
 
-impl<const N: usize> Send_ for RtrbSender<N> {
+impl<const N: usize> SendHalf for RtrbThreadSender<N> {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
         let message: &[u8; N] = message.try_into()?;
-        if !Rtrb::<N>::SMALL {
+        if !RtrbThreads::<N>::SMALL {
             let mut chunk = self.chunk(1);
             initialize(&mut chunk.as_mut_slices().0[0], message);
             // SAFETY: its one slot has been written.
@@ -111,19 +113,19 @@ fn initialize<const N: usize>(place: &mut MaybeUninit<[u8; N]>, message: &[u8; N
     unsafe { place.as_mut_ptr().copy_from_nonoverlapping(message, 1) };
 }
 
-pub(crate) struct RtrbReceiver<const N: usize> {
+pub(crate) struct RtrbThreadReceiver<const N: usize> {
     consumer: rtrb::Consumer<[u8; N]>,
     copy: bool,
     buffer: Vec<u8>,
 }
 
-impl<const N: usize> Receive for RtrbReceiver<N> {
+impl<const N: usize> ReceiveHalf for RtrbThreadReceiver<N> {
     #[inline]
     fn receive(&mut self, check: &mut Check) -> Result<()> {
-        if Rtrb::<N>::SMALL && self.copy {
+        if RtrbThreads::<N>::SMALL && self.copy {
             loop {
                 if let Ok(message) = self.consumer.pop() {
-                    check.bytes(&message);
+                    check.validate(&message);
                     return Ok(());
                 }
                 std::hint::spin_loop();
@@ -138,9 +140,9 @@ impl<const N: usize> Receive for RtrbReceiver<N> {
         let message = &chunk.as_slices().0[0];
         if self.copy {
             self.buffer.copy_from_slice(message);
-            check.bytes(&self.buffer);
+            check.validate(&self.buffer);
         } else {
-            check.bytes(message);
+            check.validate(message);
         }
         chunk.commit_all();
         Ok(())
@@ -207,24 +209,24 @@ impl<E> Crossbeam<E> {
     }
 }
 
-impl<const N: usize> Send_ for Crossbeam<channel::Sender<[u8; N]>> {
+impl<const N: usize> SendHalf for Crossbeam<channel::Sender<[u8; N]>> {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
         put(&self.end, <[u8; N]>::try_from(message)?, self.spin)
     }
 }
 
-impl Send_ for Crossbeam<channel::Sender<Vec<u8>>> {
+impl SendHalf for Crossbeam<channel::Sender<Vec<u8>>> {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
         put(&self.end, message.to_vec(), self.spin)
     }
 }
 
-impl<M: AsRef<[u8]>> Receive for Crossbeam<channel::Receiver<M>> {
+impl<M: AsRef<[u8]>> ReceiveHalf for Crossbeam<channel::Receiver<M>> {
     #[inline]
     fn receive(&mut self, check: &mut Check) -> Result<()> {
-        check.bytes(get(&self.end, self.spin)?.as_ref());
+        check.validate(get(&self.end, self.spin)?.as_ref());
         Ok(())
     }
 }

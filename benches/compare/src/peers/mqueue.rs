@@ -8,7 +8,7 @@
 use std::fs;
 use std::path::Path;
 
-use harness::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work};
+use harness::{Access, Check, ReceiveHalf, Result, SendHalf, Side, System, Wait, Work};
 use nix::errno::Errno;
 use nix::mqueue::{self, MQ_OFlag, MqAttr, MqdT};
 use nix::sys::stat::Mode;
@@ -16,20 +16,20 @@ use nix::sys::stat::Mode;
 use crate::meet;
 
 /// See the module.
-pub(crate) struct MessageQueue;
+pub(crate) struct PosixQueue;
 
-impl System for MessageQueue {
+impl System for PosixQueue {
     const NAME: &'static str = "posix-mq";
     const VERSION: &'static str = "the kernel's";
-    type Sender = Sender;
-    type Receiver = Receiver;
+    type Sender = PosixQueueSender;
+    type Receiver = PosixQueueReceiver;
 
     fn supports(work: &Work) -> bool {
         let fits = limit("msgsize_max").is_ok_and(|most| work.size <= most);
         fits && work.wait != Wait::Adaptive && work.access == Access::Copy && work.batch == 1
     }
 
-    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Sender, Receiver)> {
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(PosixQueueSender, PosixQueueReceiver)> {
         let [out, into] = meet::ways(side, folder);
         let spin = work.wait == Wait::Spin;
         let (from, name) = open(folder, &into, MQ_OFlag::O_RDONLY, work, spin)?;
@@ -37,7 +37,7 @@ impl System for MessageQueue {
         meet::announce(&into)?;
         meet::await_announced(&out)?; // Both have opened both.
         _ = mqueue::mq_unlink(name.as_str());
-        Ok((Sender(to), Receiver { queue: from, buffer: vec![0; work.size] }))
+        Ok((PosixQueueSender(to), PosixQueueReceiver { queue: from, buffer: vec![0; work.size] }))
     }
 }
 
@@ -55,9 +55,9 @@ fn open(folder: &Path, way: &Path, access: MQ_OFlag, work: &Work, spin: bool) ->
 }
 
 /// See the module.
-pub(crate) struct Sender(MqdT);
+pub(crate) struct PosixQueueSender(MqdT);
 
-impl Send_ for Sender {
+impl SendHalf for PosixQueueSender {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
         loop {
@@ -70,12 +70,12 @@ impl Send_ for Sender {
 }
 
 /// See the module.
-pub(crate) struct Receiver {
+pub(crate) struct PosixQueueReceiver {
     queue: MqdT,
     buffer: Vec<u8>,
 }
 
-impl Receive for Receiver {
+impl ReceiveHalf for PosixQueueReceiver {
     #[inline]
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         let mut priority = 0;
@@ -83,7 +83,7 @@ impl Receive for Receiver {
             match mqueue::mq_receive(&self.queue, &mut self.buffer, &mut priority) {
                 Err(Errno::EAGAIN) => std::hint::spin_loop(),
                 came => {
-                    check.bytes(&self.buffer[..came?]);
+                    check.validate(&self.buffer[..came?]);
                     return Ok(());
                 }
             }

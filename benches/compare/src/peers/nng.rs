@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::thread;
 use std::time::Duration;
 
-use harness::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work, anyhow};
+use harness::{Access, Check, ReceiveHalf, Result, SendHalf, Side, System, Wait, Work, anyhow};
 use nng_c::{ErrorCode, Socket};
 
 use crate::meet;
@@ -21,14 +21,14 @@ pub(crate) struct Nng;
 impl System for Nng {
     const NAME: &'static str = "nng";
     const VERSION: &'static str = "1.12.4";
-    type Sender = Sender;
-    type Receiver = Receiver;
+    type Sender = NngSender;
+    type Receiver = NngReceiver;
 
     fn supports(work: &Work) -> bool {
         work.wait != Wait::Adaptive && work.batch == 1
     }
 
-    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Sender, Receiver)> {
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(NngSender, NngReceiver)> {
         let socket = Socket::pair0().map_err(told)?;
         let address = format!("ipc://{}\0", folder.join("socket").display());
         match side {
@@ -37,7 +37,7 @@ impl System for Nng {
         }
         let (socket, spin) = (Rc::new(socket), work.wait == Wait::Spin);
         let buffer = vec![0; if work.access == Access::Copy { work.size } else { 0 }];
-        Ok((Sender { socket: socket.clone(), size: work.size }, Receiver { socket, spin, buffer }))
+        Ok((NngSender { socket: socket.clone(), size: work.size }, NngReceiver { socket, spin, buffer }))
     }
 }
 
@@ -46,19 +46,19 @@ fn told(error: ErrorCode) -> harness::Error {
 }
 
 /// See the module.
-pub(crate) struct Sender {
+pub(crate) struct NngSender {
     socket: Rc<Socket>,
     size: usize,
 }
 
-impl Send_ for Sender {
+impl SendHalf for NngSender {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
         self.socket.send(message.into()).map_err(told)
     }
 }
 
-impl Drop for Sender {
+impl Drop for NngSender {
     /// Closing throws away what its threads have not yet written.
     fn drop(&mut self) {
         let megabytes = u64::try_from(self.size >> 20).unwrap_or(0);
@@ -67,14 +67,14 @@ impl Drop for Sender {
 }
 
 /// See the module.
-pub(crate) struct Receiver {
+pub(crate) struct NngReceiver {
     socket: Rc<Socket>,
     spin: bool,
     /// Empty if messages are checked in place.
     buffer: Vec<u8>,
 }
 
-impl Receive for Receiver {
+impl ReceiveHalf for NngReceiver {
     #[inline]
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         let message = if self.spin {
@@ -88,10 +88,10 @@ impl Receive for Receiver {
             self.socket.recv_msg().map_err(told)?
         };
         if self.buffer.is_empty() {
-            check.bytes(message.body());
+            check.validate(message.body());
         } else {
             self.buffer.copy_from_slice(message.body());
-            check.bytes(&self.buffer);
+            check.validate(&self.buffer);
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Duration;
 
-use harness::{Access, Check, Receive, Result, Send_, Side, Source, System, Wait, Work};
+use harness::{Access, Check, ReceiveHalf, Result, SendHalf, Side, Source, System, Wait, Work};
 use shaq::spsc::{Consumer, Producer, ReadBatch, minimum_file_size};
 
 use crate::meet;
@@ -24,14 +24,14 @@ pub(crate) struct Shaq<const N: usize>;
 impl<const N: usize> System for Shaq<N> {
     const NAME: &'static str = "shaq";
     const VERSION: &'static str = "5.1.1";
-    type Sender = Sender<N>;
-    type Receiver = Receiver<N>;
+    type Sender = ShaqSender<N>;
+    type Receiver = ShaqReceiver<N>;
 
     fn supports(work: &Work) -> bool {
         work.wait != Wait::Park
     }
 
-    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Sender<N>, Receiver<N>)> {
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(ShaqSender<N>, ShaqReceiver<N>)> {
         let [out, into] = meet::ways(side, folder);
         let spin = work.wait == Wait::Spin;
         let size = minimum_file_size::<[u8; N]>(meet::slots(N)).next_multiple_of(4096);
@@ -44,8 +44,9 @@ impl<const N: usize> System for Shaq<N> {
         let consumer = unsafe { Consumer::join(&open(&into)?) }?;
         let most = NonZeroUsize::new(work.batch).unwrap_or(NonZeroUsize::MIN);
         let buffer = vec![0; if work.access == Access::Copy { N } else { 0 }];
-        let receiver = Receiver { batch: None, next: 0, consumer: Box::new(consumer), most, spin, buffer };
-        Ok((Sender { producer, spin }, receiver))
+        let receiver =
+            ShaqReceiver { batch: None, next: 0, consumer: Box::new(consumer), most, spin, buffer };
+        Ok((ShaqSender { producer, spin }, receiver))
     }
 }
 
@@ -54,12 +55,12 @@ fn open(path: &Path) -> Result<File> {
 }
 
 /// See the module.
-pub(crate) struct Sender<const N: usize> {
+pub(crate) struct ShaqSender<const N: usize> {
     producer: Producer<[u8; N]>,
     spin: bool,
 }
 
-impl<const N: usize> Send_ for Sender<N> {
+impl<const N: usize> SendHalf for ShaqSender<N> {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
         let message: &[u8; N] = message.try_into()?;
@@ -110,7 +111,7 @@ fn pause(spin: bool) {
 }
 
 /// See the module.
-pub(crate) struct Receiver<const N: usize> {
+pub(crate) struct ShaqReceiver<const N: usize> {
     /// Borrows the consumer, so it goes first, and while it is there the consumer is left alone.
     batch: Option<ReadBatch<'static, [u8; N]>>,
     next: usize,
@@ -120,7 +121,7 @@ pub(crate) struct Receiver<const N: usize> {
     buffer: Vec<u8>,
 }
 
-impl<const N: usize> Receiver<N> {
+impl<const N: usize> ShaqReceiver<N> {
     /// Waits for messages and borrows them.
     #[inline]
     fn more(&mut self) -> Result<ReadBatch<'static, [u8; N]>> {
@@ -139,19 +140,19 @@ impl<const N: usize> Receiver<N> {
     }
 }
 
-impl<const N: usize> Receive for Receiver<N> {
+impl<const N: usize> ReceiveHalf for ShaqReceiver<N> {
     #[inline]
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         if self.most.get() == 1 {
             let batch = self.more()?;
-            judge(&batch, 0, &mut self.buffer, check);
+            check_message(&batch, 0, &mut self.buffer, check);
             return Ok(());
         }
         if self.batch.is_none() {
             (self.batch, self.next) = (Some(self.more()?), 0);
         }
         let Some(batch) = &self.batch else { return Ok(()) };
-        judge(batch, self.next, &mut self.buffer, check);
+        check_message(batch, self.next, &mut self.buffer, check);
         self.next += 1;
         if self.next == batch.len() {
             self.batch = None;
@@ -161,12 +162,17 @@ impl<const N: usize> Receive for Receiver<N> {
 }
 
 #[inline]
-fn judge<const N: usize>(batch: &ReadBatch<'_, [u8; N]>, at: usize, buffer: &mut [u8], check: &mut Check) {
+fn check_message<const N: usize>(
+    batch: &ReadBatch<'_, [u8; N]>,
+    at: usize,
+    buffer: &mut [u8],
+    check: &mut Check,
+) {
     let Some(message) = batch.get(at) else { return };
     if buffer.is_empty() {
-        check.bytes(message);
+        check.validate(message);
     } else {
         buffer.copy_from_slice(message);
-        check.bytes(buffer);
+        check.validate(buffer);
     }
 }

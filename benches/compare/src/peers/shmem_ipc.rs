@@ -13,7 +13,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
-use harness::{Access, Check, Receive, Result, Send_, Side, Source, System, Wait, Work, anyhow};
+use harness::{Access, Check, ReceiveHalf, Result, SendHalf, Side, Source, System, Wait, Work, anyhow};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
 use shmem_ipc::sharedring;
 
@@ -25,14 +25,14 @@ pub(crate) struct ShmemIpc<const N: usize>;
 impl<const N: usize> System for ShmemIpc<N> {
     const NAME: &'static str = "shmem-ipc";
     const VERSION: &'static str = "0.3.0";
-    type Sender = Sender<N>;
-    type Receiver = Receiver<N>;
+    type Sender = ShmemIpcSender<N>;
+    type Receiver = ShmemIpcReceiver<N>;
 
     fn supports(work: &Work) -> bool {
         work.wait != Wait::Adaptive
     }
 
-    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Sender<N>, Receiver<N>)> {
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(ShmemIpcSender<N>, ShmemIpcReceiver<N>)> {
         let (spin, capacity) = (work.wait == Wait::Spin, meet::slots(N));
         let stream = meet(side, &folder.join("socket"))?;
         let ring = sharedring::Receiver::<[u8; N]>::new(capacity)?;
@@ -41,10 +41,10 @@ impl<const N: usize> System for ShmemIpc<N> {
             &[ring.memfd().as_raw_fd(), ring.empty_signal().as_raw_fd(), ring.full_signal().as_raw_fd()],
         )?;
         let [memory, empty, full] = take(&stream)?;
-        let sender = Sender { ring: sharedring::Sender::open(capacity, memory, empty, full)?, spin };
+        let sender = ShmemIpcSender { ring: sharedring::Sender::open(capacity, memory, empty, full)?, spin };
         let buffer = vec![0; if work.access == Access::Copy { N } else { 0 }];
         let lent = Lent { next: std::ptr::null(), left: 0, all: 0 };
-        Ok((sender, Receiver { ring, spin, buffer, batch: work.batch, lent }))
+        Ok((sender, ShmemIpcReceiver { ring, spin, buffer, batch: work.batch, lent }))
     }
 }
 
@@ -75,12 +75,12 @@ fn take(stream: &UnixStream) -> Result<[File; 3]> {
 }
 
 /// See the module.
-pub(crate) struct Sender<const N: usize> {
+pub(crate) struct ShmemIpcSender<const N: usize> {
     ring: sharedring::Sender<[u8; N]>,
     spin: bool,
 }
 
-impl<const N: usize> Sender<N> {
+impl<const N: usize> ShmemIpcSender<N> {
     /// Waits for room, then lets `write` write some messages.
     #[inline]
     fn with_room(&mut self, write: impl FnOnce(*mut [u8; N], usize) -> usize) -> Result<()> {
@@ -97,7 +97,7 @@ impl<const N: usize> Sender<N> {
     }
 }
 
-impl<const N: usize> Send_ for Sender<N> {
+impl<const N: usize> SendHalf for ShmemIpcSender<N> {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
         let message: &[u8; N] = message.try_into()?;
@@ -129,7 +129,7 @@ impl<const N: usize> Send_ for Sender<N> {
 }
 
 /// See the module.
-pub(crate) struct Receiver<const N: usize> {
+pub(crate) struct ShmemIpcReceiver<const N: usize> {
     ring: sharedring::Receiver<[u8; N]>,
     spin: bool,
     /// Empty if messages are checked in place.
@@ -146,7 +146,7 @@ struct Lent<const N: usize> {
     all: usize,
 }
 
-impl<const N: usize> Receiver<N> {
+impl<const N: usize> ShmemIpcReceiver<N> {
     #[inline]
     fn wait(&mut self) -> Result<()> {
         if self.spin {
@@ -182,14 +182,14 @@ impl<const N: usize> Receiver<N> {
     }
 }
 
-impl<const N: usize> Receive for Receiver<N> {
+impl<const N: usize> ReceiveHalf for ShmemIpcReceiver<N> {
     #[inline]
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         if self.batch == 1 {
             self.wait()?;
             let mut buffer = std::mem::take(&mut self.buffer);
             self.with_messages(|place, _| {
-                judge(place, &mut buffer, check);
+                check_message(place, &mut buffer, check);
                 1
             })?;
             self.buffer = buffer;
@@ -198,7 +198,7 @@ impl<const N: usize> Receive for Receiver<N> {
         if self.lent.left == 0 {
             self.borrow()?;
         }
-        judge(self.lent.next, &mut self.buffer, check);
+        check_message(self.lent.next, &mut self.buffer, check);
         self.lent.next = self.lent.next.wrapping_add(1);
         self.lent.left -= 1;
         if self.lent.left == 0 {
@@ -210,13 +210,13 @@ impl<const N: usize> Receive for Receiver<N> {
 }
 
 #[inline]
-fn judge<const N: usize>(place: *const [u8; N], buffer: &mut [u8], check: &mut Check) {
+fn check_message<const N: usize>(place: *const [u8; N], buffer: &mut [u8], check: &mut Check) {
     // SAFETY: the ring lends the item until it is given back, and the other side, this same program, leaves it alone.
     let message = unsafe { &*place };
     if buffer.is_empty() {
-        check.bytes(message);
+        check.validate(message);
     } else {
         buffer.copy_from_slice(message);
-        check.bytes(buffer);
+        check.validate(buffer);
     }
 }

@@ -13,9 +13,9 @@
 use std::path::Path;
 use std::sync::atomic::{Ordering, fence};
 
-use super::handover::Boxes;
+use super::hand_over::Mailboxes;
 use crate::source::Check;
-use crate::system::{Access, Receive, Send_, Side, System, Wait, What, Work};
+use crate::system::{Access, ReceiveHalf, SendHalf, Side, System, Wait, Work, WorkKind};
 use crate::{Result, ensure, sys};
 
 /// See the module.
@@ -35,27 +35,27 @@ const PLACES: usize = 1 << 16;
 impl System for BareRing {
     const NAME: &'static str = "bare-ring";
     const VERSION: &'static str = "";
-    type Sender = Pusher;
-    type Receiver = Popper;
+    type Sender = BareRingSender;
+    type Receiver = BareRingReceiver;
 
     fn supports(work: &Work) -> bool {
         work.is_stream() && work.wait == Wait::Spin && work.size <= 4096 && work.gap.is_zero()
     }
 
-    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Pusher, Popper)> {
-        let boxes = Boxes::open(side, folder, ARENA + PLACES)?;
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(BareRingSender, BareRingReceiver)> {
+        let boxes = Mailboxes::open(side, folder, ARENA + PLACES)?;
         let (ours, theirs) = (boxes.at(side), boxes.at(side.other()));
         let copy = if work.access == Access::Copy { vec![1; work.size] } else { Vec::new() };
-        let pusher = Pusher { ring: Ring::new(boxes.clone(), ours, work), tail: 0, limit: 0 };
-        let popper = Popper { ring: Ring::new(boxes, theirs, work), head: 0, due: 0, copy };
+        let pusher = BareRingSender { ring: Direction::new(boxes.clone(), ours, work), tail: 0, limit: 0 };
+        let popper = BareRingReceiver { ring: Direction::new(boxes, theirs, work), head: 0, due: 0, copy };
         Ok((pusher, popper))
     }
 }
 
 /// One direction.
 #[derive(Debug)]
-struct Ring {
-    boxes: Boxes,
+struct Direction {
+    boxes: Mailboxes,
     at: usize,
     /// From one payload of the arena to the next; none for those in slots.
     stride: usize,
@@ -63,12 +63,12 @@ struct Ring {
     room: u64,
 }
 
-impl Ring {
-    fn new(boxes: Boxes, at: usize, work: &Work) -> Self {
+impl Direction {
+    fn new(boxes: Mailboxes, at: usize, work: &Work) -> Self {
         let stride = if work.size > INLINE { work.size.next_multiple_of(64) } else { 0 };
-        let room = match (stride, work.what) {
+        let room = match (stride, work.kind) {
             (0, _) => SLOTS,
-            (_, What::RoundTrip) => 4, // What is written again at once is still in the caches.
+            (_, WorkKind::RoundTrip) => 4, // What is written again at once is still in the caches.
             _ => SLOTS.min((PLACES / stride) as u64),
         };
         Self { boxes, at, stride, room }
@@ -98,13 +98,13 @@ impl Ring {
 
 /// Writes and stamps.
 #[derive(Debug)]
-pub struct Pusher {
-    ring: Ring,
+pub struct BareRingSender {
+    ring: Direction,
     tail: u64,
     limit: u64,
 }
 
-impl Send_ for Pusher {
+impl SendHalf for BareRingSender {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
         let (ring, tail) = (&self.ring, self.tail);
@@ -131,14 +131,14 @@ impl Send_ for Pusher {
 
 /// Copies, and looks again.
 #[derive(Debug)]
-pub struct Popper {
-    ring: Ring,
+pub struct BareRingReceiver {
+    ring: Direction,
     head: u64,
     due: u64,
     copy: Vec<u8>,
 }
 
-impl Receive for Popper {
+impl ReceiveHalf for BareRingReceiver {
     #[inline]
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         let ring = &self.ring;
@@ -147,7 +147,7 @@ impl Receive for Popper {
         let len = bytes.word(slot + 8).load(Ordering::Relaxed) as usize;
         let message = bytes.lend(bytes.word(slot + 16).load(Ordering::Relaxed) as usize, len);
         if self.copy.is_empty() {
-            check.bytes(message);
+            check.validate(message);
         } else {
             self.copy.copy_from_slice(message);
         }
@@ -159,7 +159,7 @@ impl Receive for Popper {
             ring.nobody_sleeps(FLAG + 8)?;
         }
         if !self.copy.is_empty() {
-            check.bytes(&self.copy);
+            check.validate(&self.copy);
         }
         Ok(())
     }

@@ -9,20 +9,20 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::drive::{Job, Link};
+use crate::driver::{Job, Link};
 use crate::record::SideReport;
-use crate::sample::Meter;
-use crate::source::Seen;
-use crate::system::{Side, System, What, Work};
+use crate::sample::UsageMeter;
+use crate::source::Checked;
+use crate::system::{Side, System, Work, WorkKind};
 use crate::{Result, anyhow, ensure};
 
 const REST: Duration = Duration::from_secs(1);
 const TRIPS: usize = 300;
 
 pub(crate) fn run<S: System>(job: &Job) -> Result<SideReport> {
-    match (job.work.what, job.side) {
-        (What::Idle, Side::A) => hold::<S>(job),
-        (What::Idle, Side::B) => wait_in_all::<S>(job),
+    match (job.work.kind, job.side) {
+        (WorkKind::Idle, Side::A) => hold::<S>(job),
+        (WorkKind::Idle, Side::B) => wait_in_all::<S>(job),
         _ => grow::<S>(job),
     }
 }
@@ -37,13 +37,13 @@ fn one_of(job: &Job, index: usize) -> Result<Job> {
 fn hold<S: System>(job: &Job) -> Result<SideReport> {
     let jobs = (0..job.work.batch).map(|index| one_of(job, index)).collect::<Result<Vec<_>>>()?;
     let mut links = jobs.iter().map(Link::<S>::open).collect::<Result<Vec<_>>>()?;
-    links.iter_mut().try_for_each(|link| link.agree(Seen::Mark))?;
+    links.iter_mut().try_for_each(|link| link.agree(Checked::Mark))?;
     thread::sleep(REST);
-    let meter = Meter::start(false);
+    let meter = UsageMeter::start(false);
     thread::sleep(job.time);
     let report = meter.stop(job.work.batch as u64, 0);
     thread::sleep(REST / 4); // Side B has begun a little later.
-    links.iter_mut().try_for_each(|link| link.agree(Seen::Stop))?;
+    links.iter_mut().try_for_each(|link| link.agree(Checked::Stop))?;
     Ok(report)
 }
 
@@ -53,7 +53,7 @@ fn wait_in_all<S: System>(job: &Job) -> Result<SideReport> {
         let wait = move |index| -> Result<()> {
             let job = one_of(job, index)?;
             let mut link = Link::<S>::open(&job)?;
-            while link.answer_signal()? != Seen::Stop {
+            while link.answer_signal()? != Checked::Stop {
                 ready.fetch_add(1, Ordering::Relaxed);
             }
             Ok(())
@@ -65,7 +65,7 @@ fn wait_in_all<S: System>(job: &Job) -> Result<SideReport> {
             thread::sleep(Duration::from_millis(1));
         }
         thread::sleep(REST);
-        let meter = Meter::start(false);
+        let meter = UsageMeter::start(false);
         thread::sleep(job.time);
         let report = meter.stop(job.work.batch as u64, 0);
         for thread in threads {
@@ -78,7 +78,7 @@ fn wait_in_all<S: System>(job: &Job) -> Result<SideReport> {
 #[allow(clippy::cast_precision_loss)]
 fn grow<S: System>(job: &Job) -> Result<SideReport> {
     let jobs = (0..job.work.batch).map(|index| one_of(job, index)).collect::<Result<Vec<_>>>()?;
-    let (meter, before) = (Meter::start(false), memory()?);
+    let (meter, before) = (UsageMeter::start(false), memory()?);
     let mut links = Vec::with_capacity(jobs.len());
     for job in &jobs {
         links.push(Link::<S>::open(job)?);
@@ -91,7 +91,7 @@ fn grow<S: System>(job: &Job) -> Result<SideReport> {
     let after = memory()?;
     // Nobody ends before the other has looked.
     for link in &mut links {
-        if job.side == Side::A { link.agree(Seen::Stop)? } else { link.answer_signal().map(drop)? }
+        if job.side == Side::A { link.agree(Checked::Stop)? } else { link.answer_signal().map(drop)? }
     }
     let mut report = meter.stop(job.work.batch as u64, 0);
     let each = |after: u64, before: u64| (after as f64 - before as f64) / job.work.batch as f64;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::Result;
 use crate::source::Check;
-use crate::system::{Access, Receive, Send_, Side, System, Wait, What, Work};
+use crate::system::{Access, ReceiveHalf, SendHalf, Side, System, Wait, Work, WorkKind};
 
 /// See the module.
 #[derive(Debug)]
@@ -17,23 +17,23 @@ pub struct UnixStreams;
 impl System for UnixStreams {
     const NAME: &'static str = "unix-stream";
     const VERSION: &'static str = "";
-    type Sender = Writer;
-    type Receiver = Reader;
+    type Sender = UnixWriter;
+    type Receiver = UnixReader;
 
     fn supports(work: &Work) -> bool {
-        let what = !matches!(work.what, What::Memory | What::Connect);
+        let what = !matches!(work.kind, WorkKind::Memory | WorkKind::Connect);
         what && work.wait != Wait::Spin && work.access == Access::Copy
     }
 
-    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Writer, Reader)> {
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(UnixWriter, UnixReader)> {
         let path = folder.join("socket");
         let stream = match side {
             Side::A => connect(&path)?,
             Side::B => UnixListener::bind(&path)?.accept()?.0,
         };
         let batch = if work.batch > 1 { work.batch * work.size } else { 0 };
-        let writer = Writer { stream: stream.try_clone()?, batch, held: Vec::with_capacity(batch) };
-        Ok((writer, Reader { stream, buffer: vec![0; work.size] }))
+        let writer = UnixWriter { stream: stream.try_clone()?, batch, held: Vec::with_capacity(batch) };
+        Ok((writer, UnixReader { stream, buffer: vec![0; work.size] }))
     }
 }
 
@@ -51,13 +51,13 @@ pub(super) fn connect(path: &Path) -> Result<UnixStream> {
 
 /// Writes; a batch is put together in memory first.
 #[derive(Debug)]
-pub struct Writer {
+pub struct UnixWriter {
     stream: UnixStream,
     batch: usize,
     held: Vec<u8>,
 }
 
-impl Send_ for Writer {
+impl SendHalf for UnixWriter {
     fn send(&mut self, message: &[u8]) -> Result<()> {
         if self.batch == 0 {
             return Ok(self.stream.write_all(message)?);
@@ -77,15 +77,15 @@ impl Send_ for Writer {
 
 /// Reads.
 #[derive(Debug)]
-pub struct Reader {
+pub struct UnixReader {
     stream: UnixStream,
     buffer: Vec<u8>,
 }
 
-impl Receive for Reader {
+impl ReceiveHalf for UnixReader {
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         self.stream.read_exact(&mut self.buffer)?;
-        check.bytes(&self.buffer);
+        check.validate(&self.buffer);
         Ok(())
     }
 }

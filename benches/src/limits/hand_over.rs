@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use crate::source::Check;
 use crate::sys::{self, SharedBytes};
-use crate::system::{Access, Receive, Send_, Side, System, Wait, What, Work};
+use crate::system::{Access, ReceiveHalf, SendHalf, Side, System, Wait, Work, WorkKind};
 use crate::{Result, ensure};
 
 /// See the module.
@@ -25,25 +25,25 @@ pub struct HandOver;
 impl System for HandOver {
     const NAME: &'static str = "hand-over";
     const VERSION: &'static str = "";
-    type Sender = Giver;
-    type Receiver = Taker;
+    type Sender = HandOverSender;
+    type Receiver = HandOverReceiver;
 
     fn supports(work: &Work) -> bool {
-        work.what == What::RoundTrip && work.wait == Wait::Spin && work.batch == 1
+        work.kind == WorkKind::RoundTrip && work.wait == Wait::Spin && work.batch == 1
     }
 
-    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Giver, Taker)> {
-        let boxes = Boxes::open(side, folder, work.size)?;
-        let giver = Giver { boxes: boxes.clone(), at: boxes.at(side), turn: 0 };
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(HandOverSender, HandOverReceiver)> {
+        let boxes = Mailboxes::open(side, folder, work.size)?;
+        let giver = HandOverSender { boxes: boxes.clone(), at: boxes.at(side), turn: 0 };
         let copy = if work.access == Access::Copy { vec![1; work.size] } else { Vec::new() };
-        let taker = Taker { at: boxes.at(side.other()), boxes, turn: 0, copy };
+        let taker = HandOverReceiver { at: boxes.at(side.other()), boxes, turn: 0, copy };
         Ok((giver, taker))
     }
 }
 
 /// The two boxes, in a file that both sides map.
 #[derive(Clone, Debug)]
-pub(super) struct Boxes {
+pub(super) struct Mailboxes {
     pub(super) bytes: Rc<SharedBytes>,
     size: usize,
 }
@@ -51,7 +51,7 @@ pub(super) struct Boxes {
 /// Nothing of one direction stands near what the other uses.
 const APART: usize = 4096;
 
-impl Boxes {
+impl Mailboxes {
     /// Side A makes the file, side B waits for it.
     pub(super) fn open(side: Side, folder: &Path, size: usize) -> Result<Self> {
         let (path, hidden) = (folder.join("boxes"), folder.join("hidden"));
@@ -86,13 +86,13 @@ impl Boxes {
 
 /// Writes and stores.
 #[derive(Debug)]
-pub struct Giver {
-    boxes: Boxes,
+pub struct HandOverSender {
+    boxes: Mailboxes,
     at: usize,
     turn: u64,
 }
 
-impl Send_ for Giver {
+impl SendHalf for HandOverSender {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
         self.boxes.bytes.write(self.boxes.payload(self.at), message);
@@ -104,24 +104,24 @@ impl Send_ for Giver {
 
 /// Spins and reads.
 #[derive(Debug)]
-pub struct Taker {
-    boxes: Boxes,
+pub struct HandOverReceiver {
+    boxes: Mailboxes,
     at: usize,
     turn: u64,
     copy: Vec<u8>,
 }
 
-impl Receive for Taker {
+impl ReceiveHalf for HandOverReceiver {
     #[inline]
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         self.turn += 1;
         sys::spin_until(self.boxes.bytes.word(self.at), self.turn);
         let message = self.boxes.bytes.lend(self.boxes.payload(self.at), check.size());
         if self.copy.is_empty() {
-            check.bytes(message);
+            check.validate(message);
         } else {
             self.copy.copy_from_slice(message);
-            check.bytes(&self.copy);
+            check.validate(&self.copy);
         }
         Ok(())
     }

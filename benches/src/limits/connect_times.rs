@@ -1,6 +1,6 @@
 //! From nothing to the first reply: side B accepts and echoes, side A connects, sends, receives, and begins anew.
 //!
-//! What is timed is connect, send and the wait for the reply; the end of the connection is not. [`Dial`] is what a
+//! What is timed is connect, send and the wait for the reply; the end of the connection is not. [`Connect`] is what a
 //! system brings, so that narrows is measured by the same loop as the bare Unix socket.
 
 use std::fmt;
@@ -11,15 +11,15 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::drive::{Job, Measure};
+use crate::driver::{Job, Measurement};
 use crate::record::SideReport;
-use crate::sample::{Meter, Stopwatch};
-use crate::source::{Check, Seen, Source};
-use crate::system::{Side, What, Work};
+use crate::sample::{Stopwatch, UsageMeter};
+use crate::source::{Check, Checked, Source};
+use crate::system::{Side, Work, WorkKind};
 use crate::{Result, ensure};
 
 /// How a system makes and takes connections.
-pub trait Dial {
+pub trait Connect {
     /// As the tables name it.
     const NAME: &'static str;
     /// What accepts.
@@ -38,7 +38,7 @@ pub trait Dial {
     ///
     /// The row fails then.
     fn accept(listener: &Self::Listener) -> Result<Self::Stream>;
-    /// Connects, at the first try.
+    /// ConnectTimes, at the first try.
     ///
     /// # Errors
     ///
@@ -59,20 +59,20 @@ pub trait Dial {
 }
 
 /// The measurement of it.
-pub struct Connects<D>(PhantomData<D>);
+pub struct ConnectTimes<D>(PhantomData<D>);
 
-impl<D> fmt::Debug for Connects<D> {
+impl<D> fmt::Debug for ConnectTimes<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Connects")
+        f.write_str("ConnectTimes")
     }
 }
 
-impl<D: Dial> Measure for Connects<D> {
+impl<D: Connect> Measurement for ConnectTimes<D> {
     const NAME: &'static str = D::NAME;
     const VERSION: &'static str = "";
 
     fn supports(work: &Work) -> bool {
-        work.what == What::Connect
+        work.kind == WorkKind::Connect
     }
 
     fn run(job: &Job) -> Result<SideReport> {
@@ -81,15 +81,15 @@ impl<D: Dial> Measure for Connects<D> {
     }
 }
 
-fn call<D: Dial>(job: &Job, path: &Path) -> Result<SideReport> {
+fn call<D: Connect>(job: &Job, path: &Path) -> Result<SideReport> {
     let (mut source, mut check) = (Source::new(job.work.size), Check::new(job.work.size));
     let mut buffer = vec![0; job.work.size];
     let mut once = |message: &[u8]| -> Result<D::Stream> {
         let mut stream = D::connect(path)?;
         D::send(&mut stream, message)?;
         D::receive(&mut stream, &mut buffer)?;
-        check.bytes(&buffer);
-        check.seen()?;
+        check.validate(&buffer);
+        check.take_result()?;
         Ok(stream)
     };
     let limit = Instant::now() + Duration::from_secs(10);
@@ -112,16 +112,16 @@ fn call<D: Dial>(job: &Job, path: &Path) -> Result<SideReport> {
     Ok(report)
 }
 
-fn serve<D: Dial>(job: &Job, path: &Path) -> Result<SideReport> {
+fn serve<D: Connect>(job: &Job, path: &Path) -> Result<SideReport> {
     let listener = D::listen(path)?;
-    let (meter, mut check) = (Meter::start(false), Check::new(job.work.size));
+    let (meter, mut check) = (UsageMeter::start(false), Check::new(job.work.size));
     let mut buffer = vec![0; job.work.size];
     loop {
         let mut stream = D::accept(&listener)?;
         D::receive(&mut stream, &mut buffer)?;
-        check.bytes(&buffer);
+        check.validate(&buffer);
         D::send(&mut stream, &buffer)?;
-        if check.seen()? == Seen::Stop {
+        if check.take_result()? == Checked::Stop {
             // The reply is read before this process and the connection end.
             thread::sleep(Duration::from_millis(20));
             return Ok(meter.stop(check.count(), job.work.size));
@@ -131,9 +131,9 @@ fn serve<D: Dial>(job: &Job, path: &Path) -> Result<SideReport> {
 
 /// The bare Unix socket.
 #[derive(Debug)]
-pub struct UnixDial;
+pub struct UnixConnect;
 
-impl Dial for UnixDial {
+impl Connect for UnixConnect {
     const NAME: &'static str = "unix-connect";
     type Listener = UnixListener;
     type Stream = UnixStream;

@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::record::SideReport;
-use crate::sample::{Meter, Samples};
-use crate::source::{Check, Seen, Source};
-use crate::system::{Receive, Send_, Side, System, What, Work};
-use crate::{Result, bail, crowd, sys};
+use crate::sample::{Samples, UsageMeter};
+use crate::source::{Check, Checked, Source};
+use crate::system::{ReceiveHalf, SendHalf, Side, System, Work, WorkKind};
+use crate::{Result, bail, many_connections, sys};
 
 /// What one side of one row has to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -42,8 +42,8 @@ pub struct Job {
     pub thread: bool,
 }
 
-/// A measurement with a drive of its own.
-pub trait Measure {
+/// A measurement with a driver of its own.
+pub trait Measurement {
     /// As the tables name it.
     const NAME: &'static str;
     /// Of the crate or library.
@@ -77,20 +77,20 @@ impl Subject {
         Self { name: S::NAME, version: S::VERSION, threads: S::THREADS, supports: S::supports, run: run::<S> }
     }
 
-    /// A measurement with a drive of its own.
-    pub fn measure<M: Measure>() -> Self {
+    /// A measurement with a driver of its own.
+    pub fn measure<M: Measurement>() -> Self {
         Self { name: M::NAME, version: M::VERSION, threads: false, supports: M::supports, run: M::run }
     }
 }
 
 fn run<S: System>(job: &Job) -> Result<SideReport> {
-    match (job.work.what, job.side) {
-        (What::RoundTrip, Side::A) => Link::<S>::open(job)?.round_trips(),
-        (What::OneWay, Side::A) => Link::<S>::open(job)?.flood(),
-        (What::Wake, Side::A) => Link::<S>::open(job)?.wakes(),
-        (What::RoundTrip | What::OneWay | What::Wake, Side::B) => Link::<S>::open(job)?.serve(),
-        (What::Idle | What::Memory, _) => crowd::run::<S>(job),
-        (What::Connect, _) => bail!("a system has no drive for connects"),
+    match (job.work.kind, job.side) {
+        (WorkKind::RoundTrip, Side::A) => Link::<S>::open(job)?.round_trips(),
+        (WorkKind::OneWay, Side::A) => Link::<S>::open(job)?.flood(),
+        (WorkKind::Wake, Side::A) => Link::<S>::open(job)?.wakes(),
+        (WorkKind::RoundTrip | WorkKind::OneWay | WorkKind::Wake, Side::B) => Link::<S>::open(job)?.serve(),
+        (WorkKind::Idle | WorkKind::Memory, _) => many_connections::run::<S>(job),
+        (WorkKind::Connect, _) => bail!("a system has no driver for connects"),
     }
 }
 
@@ -111,9 +111,9 @@ impl<'a, S: System> Link<'a, S> {
     }
 
     #[inline]
-    fn receive(&mut self) -> Result<Seen> {
+    fn receive(&mut self) -> Result<Checked> {
         self.receiver.receive(&mut self.check)?;
-        self.check.seen()
+        self.check.take_result()
     }
 
     #[inline]
@@ -125,21 +125,21 @@ impl<'a, S: System> Link<'a, S> {
     pub(crate) fn round(&mut self) -> Result<()> {
         self.send_batch()?;
         for _ in 0..self.job.work.batch {
-            if self.receive()? != Seen::Message {
+            if self.receive()? != Checked::Message {
                 bail!("a signal instead of a reply");
             }
         }
         Ok(())
     }
 
-    fn signal(&mut self, seen: Seen) -> Result<()> {
-        let message = if seen == Seen::Mark { self.source.mark() } else { self.source.stop() };
+    fn signal(&mut self, seen: Checked) -> Result<()> {
+        let message = if seen == Checked::Mark { self.source.mark() } else { self.source.stop() };
         self.sender.send(&message)?;
         self.sender.flush()
     }
 
     /// Sends a signal and waits for its answer.
-    pub(crate) fn agree(&mut self, seen: Seen) -> Result<()> {
+    pub(crate) fn agree(&mut self, seen: Checked) -> Result<()> {
         self.signal(seen)?;
         let answer = self.receive()?;
         if answer != seen {
@@ -149,7 +149,7 @@ impl<'a, S: System> Link<'a, S> {
     }
 
     /// Side B: waits for a signal and answers it.
-    pub(crate) fn answer_signal(&mut self) -> Result<Seen> {
+    pub(crate) fn answer_signal(&mut self) -> Result<Checked> {
         let seen = self.receive()?;
         self.signal(seen)?;
         Ok(seen)
@@ -158,14 +158,14 @@ impl<'a, S: System> Link<'a, S> {
     /// Side B: one round trip.
     pub(crate) fn echo(&mut self) -> Result<()> {
         match self.receive()? {
-            Seen::Message => self.send_batch(),
+            Checked::Message => self.send_batch(),
             seen => bail!("{seen:?} instead of a message"),
         }
     }
 
     /// Does it for the time of the warm-up, three times at least; the length of a tick comes out.
     fn warm_up(&mut self, mut one: impl FnMut(&mut Self) -> Result<()>) -> Result<f64> {
-        let (meter, began) = (Meter::start(true), Instant::now());
+        let (meter, began) = (UsageMeter::start(true), Instant::now());
         let mut done = 0;
         while done < 3 || began.elapsed() < self.job.warm {
             one(self)?;
@@ -182,8 +182,8 @@ impl<'a, S: System> Link<'a, S> {
             link.round()
         })?;
         let mut samples = Samples::for_time(self.job.time, gap);
-        self.agree(Seen::Mark)?;
-        let meter = Meter::start(self.job.thread);
+        self.agree(Checked::Mark)?;
+        let meter = UsageMeter::start(self.job.thread);
         let mut before = sys::ticks();
         let end = before + in_ticks(self.job.time, tick);
         let mut count = 0;
@@ -202,8 +202,8 @@ impl<'a, S: System> Link<'a, S> {
         let stride = (65_536 / self.job.work.size.max(1)).clamp(1, 1024) / self.job.work.batch;
         let burst = |link: &mut Self| (0..stride.max(1)).try_for_each(|_| link.send_batch());
         let tick = self.warm_up(burst)?;
-        self.agree(Seen::Mark)?;
-        let meter = Meter::start(self.job.thread);
+        self.agree(Checked::Mark)?;
+        let meter = UsageMeter::start(self.job.thread);
         let end = sys::ticks() + in_ticks(self.job.time, tick);
         let mut count = 0;
         while sys::ticks() < end {
@@ -216,8 +216,8 @@ impl<'a, S: System> Link<'a, S> {
     fn wakes(mut self) -> Result<SideReport> {
         let gap = self.job.work.gap;
         let mut samples = Samples::for_time(self.job.time, gap);
-        self.agree(Seen::Mark)?;
-        let (meter, began) = (Meter::start(self.job.thread), Instant::now());
+        self.agree(Checked::Mark)?;
+        let (meter, began) = (UsageMeter::start(self.job.thread), Instant::now());
         while began.elapsed() < self.job.time {
             thread::sleep(gap);
             let before = sys::ticks();
@@ -229,8 +229,8 @@ impl<'a, S: System> Link<'a, S> {
         self.finish(&meter, u64::try_from(count)?, Some(samples))
     }
 
-    fn finish(mut self, meter: &Meter, count: u64, samples: Option<Samples>) -> Result<SideReport> {
-        self.agree(Seen::Stop)?;
+    fn finish(mut self, meter: &UsageMeter, count: u64, samples: Option<Samples>) -> Result<SideReport> {
+        self.agree(Checked::Stop)?;
         let mut report = meter.stop(count, self.job.work.size);
         let tick = meter.nanos_per_tick();
         report.latency = samples.and_then(|it| it.latency(tick));
@@ -239,28 +239,28 @@ impl<'a, S: System> Link<'a, S> {
 
     /// Side B: echoes batch by batch, or counts, until the stop.
     fn serve(mut self) -> Result<SideReport> {
-        let echo = self.job.work.what == What::RoundTrip;
-        let mut meter = Meter::start(self.job.thread);
+        let echo = self.job.work.kind == WorkKind::RoundTrip;
+        let mut meter = UsageMeter::start(self.job.thread);
         let (mut pending, mut before) = (0, 0);
         loop {
             match self.receive()? {
-                Seen::Message if echo => {
+                Checked::Message if echo => {
                     pending += 1;
                     if pending == self.job.work.batch {
                         pending = 0;
                         self.send_batch()?;
                     }
                 }
-                Seen::Message => {}
-                Seen::Mark => {
-                    (meter, before) = (Meter::start(self.job.thread), self.check.count());
-                    self.signal(Seen::Mark)?;
+                Checked::Message => {}
+                Checked::Mark => {
+                    (meter, before) = (UsageMeter::start(self.job.thread), self.check.count());
+                    self.signal(Checked::Mark)?;
                 }
                 _ => break,
             }
         }
         let report = meter.stop(self.check.count() - before, self.job.work.size);
-        self.signal(Seen::Stop)?;
+        self.signal(Checked::Stop)?;
         Ok(report)
     }
 }

@@ -5,24 +5,24 @@
 
 use std::time::Instant;
 
-use super::handover::Boxes;
+use super::hand_over::Mailboxes;
 use crate::Result;
-use crate::drive::{Job, Measure};
+use crate::driver::{Job, Measurement};
 use crate::record::SideReport;
-use crate::sample::Meter;
+use crate::sample::UsageMeter;
 use crate::source::{Check, Source};
-use crate::system::{Access, Side, Wait, What, Work};
+use crate::system::{Access, Side, Wait, Work, WorkKind};
 
 /// See the module.
 #[derive(Debug)]
 pub struct CopyInOut;
 
-impl Measure for CopyInOut {
+impl Measurement for CopyInOut {
     const NAME: &'static str = "copy-in-out";
     const VERSION: &'static str = "";
 
     fn supports(work: &Work) -> bool {
-        let what = work.what == What::OneWay && work.batch == 1;
+        let what = work.kind == WorkKind::OneWay && work.batch == 1;
         what && work.wait == Wait::Spin && work.access == Access::Copy
     }
 
@@ -31,7 +31,7 @@ impl Measure for CopyInOut {
             return Ok(SideReport::default());
         }
         let size = job.work.size;
-        let (boxes, mut out) = (Boxes::open(Side::A, &job.folder, size)?, vec![1; size]);
+        let (boxes, mut out) = (Mailboxes::open(Side::A, &job.folder, size)?, vec![1; size]);
         let at = boxes.payload(0);
         let (mut source, mut check) = (Source::new(size), Check::new(size));
         let stride = (65_536 / size.max(1)).clamp(1, 1024);
@@ -39,8 +39,8 @@ impl Measure for CopyInOut {
             for _ in 0..stride {
                 boxes.bytes.write(at, source.message());
                 out.copy_from_slice(boxes.bytes.lend(at, size));
-                check.bytes(&out);
-                check.seen()?;
+                check.validate(&out);
+                check.take_result()?;
             }
             Ok(())
         };
@@ -48,7 +48,7 @@ impl Measure for CopyInOut {
         while began.elapsed() < job.warm {
             burst()?;
         }
-        let (meter, began, mut count) = (Meter::start(false), Instant::now(), 0);
+        let (meter, began, mut count) = (UsageMeter::start(false), Instant::now(), 0);
         while began.elapsed() < job.time {
             burst()?;
             count += stride as u64;
