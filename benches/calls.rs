@@ -10,21 +10,17 @@
 //!
 //! Requests are made and replies checked as the messages of every bench are. Not shown: methods that do any work.
 
-#[allow(dead_code)] // What the bench `stream` uses besides.
-#[path = "stream/narrows/mod.rs"]
-mod narrows;
-
 use std::marker::PhantomData;
 use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::Duration;
 
-use ::narrows::{SharedMemoryClient, SharedMemoryServer};
+use harness::narrows_streams::{Narrows, options};
 use harness::{
     Access, Check, CpuPlacement, Job, Measurement, Result, Row, Side, SideReport, Source, Subject,
-    UsageMeter, Wait, Work, WorkKind, dense, systems, targets,
+    UsageMeter, Wait, Work, WorkKind, dense, retry, systems, targets,
 };
-use narrows::{Narrows, options, reach};
+use narrows::{SharedMemoryClient, SharedMemoryServer};
 
 fn main() -> Result<()> {
     let mut subjects = systems![Narrows];
@@ -137,7 +133,7 @@ impl<K: CallKind> Measurement for Calls<K> {
             return serve(job);
         }
         let own = options(job.work.wait);
-        let client = reach(|| SharedMemoryClient::builder(&path).options(own.clone()).connect())?;
+        let client = retry(|| SharedMemoryClient::builder(&path).options(own.clone()).connect())?;
         let report = match job.work.kind {
             WorkKind::RoundTrip => one_caller::<K>(job, &client),
             _ if K::METHOD == CHUNKS => chunks(job, &client),

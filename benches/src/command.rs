@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use crate::driver::{Job, Subject};
+use crate::driver::Subject;
 use crate::record::{Record, Row};
 use crate::run::{self, RunPlan};
-use crate::{Result, ensure, plot, report, sys, targets};
+use crate::system::Job;
+use crate::{Result, ensure, plot, probe, report, sys, targets};
 
 /// What a benchmark is run with: `cargo bench -p narrows-benches --bench NAME -- …`.
 #[derive(Parser, Debug)]
@@ -176,22 +177,8 @@ fn read_all(paths: &[PathBuf]) -> Result<Record> {
     Ok(all)
 }
 
-/// What a table says of the machine: CPU, kernel, time.
-pub fn machine() -> BTreeMap<String, String> {
-    let read = |path| fs::read_to_string(path).unwrap_or_default();
-    let cpu = read("/proc/cpuinfo");
-    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown");
-    let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
-    BTreeMap::from([
-        ("cpu".into(), model.trim_start_matches([' ', '\t', ':']).into()),
-        ("cpus".into(), sys::cpus().len().to_string()),
-        ("kernel".into(), read("/proc/sys/kernel/osrelease").trim().into()),
-        ("unix time".into(), since.to_string()),
-    ])
-}
-
 fn about(arguments: &Arguments) -> BTreeMap<String, String> {
-    let mut about = machine();
+    let mut about = probe::machine();
     about.insert("rounds".into(), arguments.rounds.to_string());
     about.insert("milliseconds of each measurement".into(), arguments.millis.to_string());
     about

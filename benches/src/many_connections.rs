@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::driver::{Job, Link};
+use crate::endpoint::Endpoint;
 use crate::record::SideReport;
-use crate::sample::UsageMeter;
 use crate::source::Checked;
-use crate::system::{Side, System, Work, WorkKind};
+use crate::system::{Job, Side, System, Work, WorkKind};
+use crate::timing::UsageMeter;
 use crate::{Result, anyhow, ensure};
 
 const REST: Duration = Duration::from_secs(1);
@@ -36,14 +36,14 @@ fn one_of(job: &Job, index: usize) -> Result<Job> {
 
 fn hold<S: System>(job: &Job) -> Result<SideReport> {
     let jobs = (0..job.work.batch).map(|index| one_of(job, index)).collect::<Result<Vec<_>>>()?;
-    let mut links = jobs.iter().map(Link::<S>::open).collect::<Result<Vec<_>>>()?;
-    links.iter_mut().try_for_each(|link| link.agree(Checked::Mark))?;
+    let mut endpoints = jobs.iter().map(Endpoint::<S>::open).collect::<Result<Vec<_>>>()?;
+    endpoints.iter_mut().try_for_each(|endpoint| endpoint.agree(Checked::Mark))?;
     thread::sleep(REST);
     let meter = UsageMeter::start(false);
     thread::sleep(job.time);
     let report = meter.stop(job.work.batch as u64, 0);
     thread::sleep(REST / 4); // Side B has begun a little later.
-    links.iter_mut().try_for_each(|link| link.agree(Checked::Stop))?;
+    endpoints.iter_mut().try_for_each(|endpoint| endpoint.agree(Checked::Stop))?;
     Ok(report)
 }
 
@@ -52,8 +52,8 @@ fn wait_in_all<S: System>(job: &Job) -> Result<SideReport> {
     thread::scope(|scope| {
         let wait = move |index| -> Result<()> {
             let job = one_of(job, index)?;
-            let mut link = Link::<S>::open(&job)?;
-            while link.answer_signal()? != Checked::Stop {
+            let mut endpoint = Endpoint::<S>::open(&job)?;
+            while endpoint.answer_signal()? != Checked::Stop {
                 ready.fetch_add(1, Ordering::Relaxed);
             }
             Ok(())
@@ -79,19 +79,23 @@ fn wait_in_all<S: System>(job: &Job) -> Result<SideReport> {
 fn grow<S: System>(job: &Job) -> Result<SideReport> {
     let jobs = (0..job.work.batch).map(|index| one_of(job, index)).collect::<Result<Vec<_>>>()?;
     let (meter, before) = (UsageMeter::start(false), memory()?);
-    let mut links = Vec::with_capacity(jobs.len());
+    let mut endpoints = Vec::with_capacity(jobs.len());
     for job in &jobs {
-        links.push(Link::<S>::open(job)?);
+        endpoints.push(Endpoint::<S>::open(job)?);
     }
-    for link in &mut links {
+    for endpoint in &mut endpoints {
         for _ in 0..TRIPS {
-            if job.side == Side::A { link.round()? } else { link.echo()? }
+            if job.side == Side::A { endpoint.round_trip()? } else { endpoint.echo()? }
         }
     }
     let after = memory()?;
     // Nobody ends before the other has looked.
-    for link in &mut links {
-        if job.side == Side::A { link.agree(Checked::Stop)? } else { link.answer_signal().map(drop)? }
+    for endpoint in &mut endpoints {
+        if job.side == Side::A {
+            endpoint.agree(Checked::Stop)?
+        } else {
+            endpoint.answer_signal().map(drop)?
+        }
     }
     let mut report = meter.stop(job.work.batch as u64, 0);
     let each = |after: u64, before: u64| (after as f64 - before as f64) / job.work.batch as f64;

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use plotters::prelude::*;
 
+use crate::figures::{self, Figure, RowResults, Summary};
 use crate::record::{CpuPlacement, Record, Row, Trial};
-use crate::report::{self, Figure, RowResults, Summary};
 use crate::system::{Access, WorkKind};
 use crate::{Result, anyhow};
 
@@ -15,13 +15,13 @@ pub(crate) fn draw(record: &Record, out: &Path, name: &str) -> Result<Vec<PathBu
     let ledger = RowResults::of(record);
     let mut charts = vec![
         over_size(&ledger, WorkKind::RoundTrip, "Round trip, median", "us", |trial| {
-            Some(report::p50(trial)? / 1e3)
+            Some(figures::p50(trial)? / 1e3)
         }),
         over_size(&ledger, WorkKind::OneWay, "One way, rate", "GB/s", |trial| {
-            Some(report::bytes_rate(trial)? / 1e9)
+            Some(figures::bytes_rate(trial)? / 1e9)
         }),
         over_size(&ledger, WorkKind::OneWay, "One way, messages", "million/s", |trial| {
-            Some(report::rate(trial)? / 1e6)
+            Some(figures::rate(trial)? / 1e6)
         }),
     ];
     charts.extend(SIZES.map(|size| distribution(&ledger, size)));
@@ -59,7 +59,7 @@ fn over_size(
     let mut lines: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
     for (row, trials) in dense(ledger, what) {
         let size = f64::from(u32::try_from(row.work.size).unwrap_or(u32::MAX));
-        if let Some(cell) = report::cell(trials, figure) {
+        if let Some(cell) = figures::cell(trials, figure) {
             lines.entry(name_of(row)).or_default().push((size, cell.median));
         }
     }

@@ -1,5 +1,6 @@
 //! Is the machine the same before and after a row? The host may move the virtual CPUs, and others may work.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -53,8 +54,8 @@ fn serve_for(time: Duration, ball: &AtomicU64) -> f64 {
     times[times.len() / 2]
 }
 
-/// What all CPUs together have worked so far, and what the host took from them, in seconds.
-pub(crate) fn busy_seconds() -> f64 {
+/// Returns the CPU seconds that all processes have used so far, and those that the host took, in steps of 0.01.
+pub fn busy_seconds() -> f64 {
     let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
     let fields = stat.lines().next().unwrap_or_default().split_whitespace().skip(1);
     let hundredths = fields.map(|it| it.parse().unwrap_or(0.0));
@@ -63,13 +64,21 @@ pub(crate) fn busy_seconds() -> f64 {
     hundredths.zip(counts).map(|(it, counts): (f64, f64)| it * counts).sum::<f64>() / 100.0
 }
 
-/// What this process and its children that have ended used.
-pub(crate) fn own_seconds() -> f64 {
-    sys::usage(false).cpu + sys::usage_of_children().cpu
+/// Returns the CPU seconds that all other processes have used so far; a child counts as one of them while it runs.
+pub fn cpu_seconds_of_others() -> f64 {
+    busy_seconds() - sys::cpu_seconds() - sys::cpu_seconds_of_children()
 }
 
-/// CPU seconds that everybody else on the machine has used so far, in hundredths; a child counts as one once it has
-/// ended.
-pub fn cpu_seconds_of_others() -> f64 {
-    busy_seconds() - own_seconds()
+/// Returns a description of the machine: CPU, kernel, time.
+pub fn machine() -> BTreeMap<String, String> {
+    let read = |path| fs::read_to_string(path).unwrap_or_default();
+    let cpu = read("/proc/cpuinfo");
+    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown");
+    let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+    BTreeMap::from([
+        ("cpu".into(), model.trim_start_matches([' ', '\t', ':']).into()),
+        ("cpus".into(), sys::cpus().len().to_string()),
+        ("kernel".into(), read("/proc/sys/kernel/osrelease").trim().into()),
+        ("unix time".into(), since.to_string()),
+    ])
 }

@@ -3,9 +3,9 @@
 //! Rows are interleaved: all of round 0, all of round 1, …, so that what changes slowly hits all alike. A row that
 //! was disturbed (the CPUs moved, or others worked) is repeated twice at most, and kept, but not counted, if it still is.
 
-use std::io::{BufRead, BufReader};
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::driver::{Job, Subject};
+use crate::driver::Subject;
+use crate::process::{Output, Process};
 use crate::record::{CpuPlacement, Row, SideReport, Trial};
-use crate::system::{Side, WorkKind};
+use crate::system::{Job, Side, WorkKind};
 use crate::{Result, anyhow, bail, probe, sys};
 
 /// How a run is done.
@@ -93,11 +94,11 @@ fn settled(plan: &RunPlan, subjects: &[Subject], row: &Row, round: usize) -> Tri
 fn attempt(plan: &RunPlan, subjects: &[Subject], row: &Row, round: usize) -> Trial {
     let before = probe::cache_line(plan.cpus);
     let neighbours = if row.place == CpuPlacement::Busy { neighbours() } else { Vec::new() };
-    let (began, busy, own) = (Instant::now(), probe::busy_seconds(), probe::own_seconds());
+    let (began, others) = (Instant::now(), probe::cpu_seconds_of_others());
     let outcome = sides(plan, subjects, row);
     let seconds = began.elapsed().as_secs_f64();
-    drop(neighbours); // Reaped, so that their time is known.
-    let others = (probe::busy_seconds() - busy - (probe::own_seconds() - own)) / seconds;
+    drop(neighbours); // Reaped, so that their CPU time is known.
+    let others = (probe::cpu_seconds_of_others() - others) / seconds;
     let probes = [before, probe::cache_line(plan.cpus)];
     let clean = plan.keep || (others < OTHERS && near(probes[0], probes[1]));
     let (sides, error) = match outcome {
@@ -125,7 +126,8 @@ fn drop_moved(plan: &RunPlan, trials: &mut [Trial]) {
 /// As many busy processes as there are CPUs, at most two.
 fn neighbours() -> Vec<Process> {
     let spins = sys::cpus().len().min(2);
-    (0..spins).filter_map(|_| Process::start(&["--spin"]).ok()).collect()
+    let (output, _nothing) = mpsc::channel();
+    (0..spins).filter_map(|_| start(&["--spin"], &output).ok()).collect()
 }
 
 fn subject<'a>(subjects: &'a [Subject], name: &str) -> Result<&'a Subject> {
@@ -167,65 +169,44 @@ fn folder() -> Result<tempfile::TempDir> {
     Ok(made?)
 }
 
-/// Starts the processes and returns the line that each prints: B first, since some systems listen there.
-fn in_processes(job: &Job, limit: Instant) -> Result<Vec<String>> {
-    let sides = if job.thread { vec![Side::A] } else { vec![Side::B, Side::A] };
-    let (sender, lines) = mpsc::channel();
-    let mut processes = Vec::new();
-    for side in &sides {
+/// Starts the processes and returns the line that each prints, side A's first.
+fn in_processes(job: &Job, deadline: Instant) -> Result<Vec<String>> {
+    let sides: &[Side] = if job.thread { &[Side::A] } else { &[Side::B, Side::A] }; // Some systems listen at B.
+    let (sender, output) = mpsc::channel();
+    let (mut processes, mut lines) = (Vec::new(), BTreeMap::new());
+    for side in sides {
         let text = serde_json::to_string(&Job { side: *side, ..job.clone() })?;
-        let mut process = Process::start(&["--job", &text])?;
-        let (output, sender, side) = (process.0.stdout.take(), sender.clone(), *side);
-        processes.push(process);
-        thread::spawn(move || {
-            let mut line = String::new();
-            let _none_is_an_error_below = output.map(|it| BufReader::new(it).read_line(&mut line));
-            sender.send((side, line))
-        });
+        processes.push((*side, start(&["--job", &text], &sender)?));
     }
-    let mut told = Vec::new();
-    for _ in &sides {
-        let Ok((side, line)) = lines.recv_timeout(limit.saturating_duration_since(Instant::now())) else {
-            bail!("hangs; was killed");
+    while lines.len() < sides.len() {
+        let Ok((id, line)) = output.recv_timeout(deadline.saturating_duration_since(Instant::now())) else {
+            bail!("the row hung, and was killed");
         };
-        if let Some(error) = line.strip_prefix(FAILED) {
-            bail!("{}", error.trim());
+        match line {
+            Some(line) => match line.strip_prefix(FAILED) {
+                Some(error) => bail!("{}", error.trim()),
+                None => _ = lines.insert(id, line),
+            },
+            None if lines.contains_key(&id) => {}
+            None => {
+                let side = processes.iter().find(|(_, process)| process.id() == id).map(|(side, _)| *side);
+                bail!("side {side:?} died");
+            }
         }
-        if line.is_empty() {
-            bail!("side {side:?} died");
-        }
-        told.push((side, line));
     }
-    told.sort_by_key(|(side, _)| *side == Side::B);
-    for process in processes {
-        process.end(limit);
+    for (_, process) in &mut processes {
+        // Some systems clean up.
+        let _killed_if_late = process.wait(deadline.saturating_duration_since(Instant::now()));
     }
-    Ok(told.into_iter().map(|(_, line)| line).collect())
+    Ok(processes.iter().rev().filter_map(|(_, process)| lines.remove(&process.id())).collect())
 }
 
 /// How a side begins its line if it failed.
 pub(crate) const FAILED: &str = "FAILED ";
 
-/// A process of this binary, which ends with this.
-struct Process(Child);
-
-impl Process {
-    fn start(arguments: &[&str]) -> Result<Self> {
-        let own = std::env::current_exe()?;
-        Ok(Self(Command::new(own).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?))
-    }
-
-    /// Lets it end by itself for a while, for systems that clean up.
-    fn end(mut self, limit: Instant) {
-        while Instant::now() < limit && matches!(self.0.try_wait(), Ok(None)) {
-            thread::sleep(Duration::from_millis(1));
-        }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _has_ended = self.0.kill();
-        let _reaped = self.0.wait();
-    }
+/// Starts this program once more.
+fn start(arguments: &[&str], output: &mpsc::Sender<Output>) -> Result<Process> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(arguments);
+    Process::start("side", command, output)
 }

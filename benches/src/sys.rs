@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use memmap2::{MmapOptions, MmapRaw};
+use narrows::RawSpan;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
@@ -57,14 +58,19 @@ pub(crate) struct Usage {
     pub(crate) preempted: u64,
 }
 
-/// By this process, or by this thread alone.
+/// Returns the usage of this process, or of the calling thread alone.
 pub(crate) fn usage(thread: bool) -> Usage {
     usage_of(if thread { UsageWho::RUSAGE_THREAD } else { UsageWho::RUSAGE_SELF })
 }
 
-/// By the children that have ended.
-pub(crate) fn usage_of_children() -> Usage {
-    usage_of(UsageWho::RUSAGE_CHILDREN)
+/// Returns the CPU seconds of this process so far, all threads.
+pub fn cpu_seconds() -> f64 {
+    usage(false).cpu
+}
+
+/// Returns the CPU seconds of the children that have exited and were waited for.
+pub fn cpu_seconds_of_children() -> f64 {
+    usage_of(UsageWho::RUSAGE_CHILDREN).cpu
 }
 
 #[allow(clippy::cast_precision_loss)]
@@ -89,16 +95,6 @@ pub(crate) fn pin(cpu: usize) -> Result<()> {
 pub(crate) fn cpus() -> Vec<usize> {
     let Ok(set) = sched_getaffinity(Pid::from_raw(0)) else { return Vec::new() };
     (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect()
-}
-
-/// CPU seconds of this process so far, all threads.
-pub fn cpu_seconds() -> f64 {
-    usage(false).cpu
-}
-
-/// CPU seconds of the children that have ended and were waited for.
-pub fn cpu_seconds_of_children() -> f64 {
-    usage_of_children().cpu
 }
 
 /// Nanoseconds of the clock that all processes of the machine share.
@@ -183,6 +179,21 @@ impl SharedBytes {
         // SAFETY: in bounds, just checked; the other side does not write until it is told.
         unsafe { std::slice::from_raw_parts(self.map.as_ptr().add(at), len) }
     }
+}
+
+/// Writes a reservation of narrows.
+#[inline]
+pub(crate) fn fill(span: &mut RawSpan<'_>, bytes: &[u8]) {
+    // SAFETY: the other side is this same program. It accesses a message once that is committed, and writes to none of
+    // this direction.
+    unsafe { span.as_mut_slice() }.copy_from_slice(bytes);
+}
+
+/// Reads a message that narrows lends.
+#[inline]
+pub(crate) fn with_bytes(span: &RawSpan<'_>, read: impl FnOnce(&[u8])) {
+    // SAFETY: the other side is this same program, and writes to no message that it has committed.
+    read(unsafe { span.as_slice() });
 }
 
 /// Sleeps until woken if the word is still `value`, or for so long.

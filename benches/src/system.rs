@@ -9,7 +9,7 @@
 //! do, [`System::supports`] refuses, and the row is left out instead of faked.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -147,6 +147,27 @@ impl fmt::Display for Work {
         }
         Ok(())
     }
+}
+
+/// The task of one side of one row.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Job {
+    /// The side.
+    pub side: Side,
+    /// The system's name.
+    pub system: String,
+    /// The work.
+    pub work: Work,
+    /// An empty folder that both sides know.
+    pub folder: PathBuf,
+    /// The CPUs of A and of B, if they are pinned.
+    pub cpus: Option<[usize; 2]>,
+    /// How long to warm up.
+    pub warm: Duration,
+    /// How long to measure.
+    pub time: Duration,
+    /// Whether the sides are threads of one process.
+    pub thread: bool,
 }
 
 /// A way to send messages from one process to another and back.

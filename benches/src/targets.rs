@@ -8,9 +8,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::figures::{self, Figure, RowResults};
 use crate::limits;
 use crate::record::{CpuPlacement, Record, Row, Trial};
-use crate::report::{self, Figure, RowResults};
 use crate::system::{Wait, Work, WorkKind};
 
 /// The rows that a target needs; those of 10 are all of a run's.
@@ -34,7 +34,7 @@ pub(crate) fn table(record: &Record) -> String {
         ledger.rows.iter().map(|(row, trials)| (row.to_string(), trials)).collect();
     let mut look = |row: &Row, figure: Figure| {
         let trials = known.get(&row.to_string())?;
-        Some(report::cell(trials, figure)?.median)
+        Some(figures::cell(trials, figure)?.median)
     };
     let mut court = Evaluation { look: &mut look, only: None, results: Vec::new() };
     court.evaluate_all();
@@ -122,11 +122,11 @@ impl<'a> Evaluation<'a> {
     }
 
     fn p50(&mut self, system: &str, work: Work, place: CpuPlacement) -> Option<f64> {
-        self.median(system, work, place, report::p50)
+        self.median(system, work, place, figures::p50)
     }
 
     fn rate(&mut self, system: &str, work: Work) -> Option<f64> {
-        self.median(system, work, CpuPlacement::Two, report::rate)
+        self.median(system, work, CpuPlacement::Two, figures::rate)
     }
 
     fn ratio(&mut self, target: u8, what: String, one: Option<f64>, other: Option<f64>, bound: Bound) {
@@ -178,7 +178,7 @@ impl<'a> Evaluation<'a> {
     fn adaptive_dense(&mut self) {
         let work = Work::new(WorkKind::RoundTrip, 64);
         for place in PLACES {
-            for (name, figure) in [("median", report::p50 as Figure), ("CPU", report::cpu)] {
+            for (name, figure) in [("median", figures::p50 as Figure), ("CPU", figures::cpu)] {
                 let own = self.median("narrows", work, place, figure);
                 let spin = self.median("narrows", work.wait(Wait::Spin), place, figure);
                 let park = self.median("narrows", work.wait(Wait::Park), place, figure);
@@ -187,7 +187,7 @@ impl<'a> Evaluation<'a> {
                 self.ratio(4, what, own, better, AtMost(1.3));
             }
         }
-        let spin = self.median("narrows", work.wait(Wait::Spin), CpuPlacement::One, report::p99);
+        let spin = self.median("narrows", work.wait(Wait::Spin), CpuPlacement::One, figures::p99);
         let what = "dense, one: p99 of Spin in ms, the peer is not starved".into();
         self.ratio(4, what, spin, Some(1e6), AtMost(4.0));
     }
@@ -197,7 +197,7 @@ impl<'a> Evaluation<'a> {
             for gap in [200, 5000] {
                 let work = Work::new(WorkKind::RoundTrip, 64).gap(Duration::from_micros(gap));
                 for (name, figure, most) in
-                    [("median", report::p50 as Figure, 1.15), ("CPU", report::cpu, 1.3)]
+                    [("median", figures::p50 as Figure, 1.15), ("CPU", figures::cpu, 1.3)]
                 {
                     let own = self.median("narrows", work, place, figure);
                     let park = self.median("narrows", work.wait(Wait::Park), place, figure);
@@ -270,9 +270,9 @@ impl<'a> Evaluation<'a> {
 
     fn idle(&mut self) {
         for (connections, name, figure) in [
-            (1, "wake-ups", report::sleeps as Figure),
-            (1000, "wake-ups", report::sleeps),
-            (1000, "CPU", report::cpu),
+            (1, "wake-ups", figures::sleeps as Figure),
+            (1000, "wake-ups", figures::sleeps),
+            (1000, "CPU", figures::cpu),
         ] {
             let work = Work::new(WorkKind::Idle, 64).batch(connections);
             let own = self.median("narrows", work, CpuPlacement::Free, figure);
@@ -283,7 +283,7 @@ impl<'a> Evaluation<'a> {
     }
 
     fn flood(&mut self) {
-        let cpu = self.median("narrows", Work::new(WorkKind::OneWay, 64), CpuPlacement::Two, report::cpu);
+        let cpu = self.median("narrows", Work::new(WorkKind::OneWay, 64), CpuPlacement::Two, figures::cpu);
         self.ratio(12, "flood of 64 B: CPU us a message, both sides".into(), cpu, Some(1e-6), AtMost(0.04));
     }
 
@@ -299,7 +299,7 @@ impl<'a> Evaluation<'a> {
     fn memory_and_connect(&mut self) {
         for connections in [1, 1000] {
             let work = Work::new(WorkKind::Memory, 64).batch(connections);
-            let private = self.median("narrows", work, CpuPlacement::Free, report::private);
+            let private = self.median("narrows", work, CpuPlacement::Free, figures::private);
             let what = format!("{connections} connections: private KiB of each, the larger side");
             self.ratio(16, what, private, Some(1.0), AtMost(16.0));
         }
@@ -325,8 +325,8 @@ fn against_peers(ledger: &RowResults<'_>) -> Vec<TargetResult> {
             continue;
         }
         let one_way = work.kind == WorkKind::OneWay;
-        let figure = if one_way { report::rate as Figure } else { report::p50 };
-        let Some(cell) = report::cell(trials, figure) else { continue };
+        let figure = if one_way { figures::rate as Figure } else { figures::p50 };
+        let Some(cell) = figures::cell(trials, figure) else { continue };
         // The cost of a message: less is better in both.
         let cost = if one_way { 1.0 / cell.median } else { cell.median };
         let best = groups.entry((one_way, work.size, work.batch)).or_default();

@@ -2,11 +2,8 @@
 
 #![forbid(unsafe_op_in_unsafe_fn)]
 
-mod meet;
-#[allow(dead_code)] // What the benchmark `stream` measures beside.
-#[path = "../../stream/narrows/mod.rs"]
-mod narrows;
 mod peers;
+mod rendezvous;
 mod sized;
 #[allow(unsafe_code)] // See there.
 mod sys;
@@ -14,6 +11,7 @@ mod sys;
 use std::time::Duration;
 
 use harness::limits::HandOver;
+use harness::narrows_streams::Narrows;
 use harness::{CpuPlacement, Result, Row, Subject, Wait, Work, WorkKind, systems};
 use peers::inproc::{RtrbThreads, crossbeam};
 use peers::ringfire::Ringfire;
@@ -27,7 +25,7 @@ fn main() -> Result<()> {
 }
 
 fn subjects() -> Vec<Subject> {
-    let mut all = systems![narrows::Narrows, HandOver];
+    let mut all = systems![Narrows, HandOver];
     all.extend([sized!(RtrbThreads), crossbeam()]);
     #[cfg(feature = "shaq")]
     all.push({

@@ -11,12 +11,12 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::driver::{Job, Measurement};
+use crate::driver::Measurement;
 use crate::record::SideReport;
-use crate::sample::{Stopwatch, UsageMeter};
 use crate::source::{Check, Checked, Source};
-use crate::system::{Side, Work, WorkKind};
-use crate::{Result, ensure};
+use crate::system::{Job, Side, Work, WorkKind};
+use crate::timing::{Stopwatch, UsageMeter};
+use crate::{Result, retry};
 
 /// How a system makes and takes connections.
 pub trait Connect {
@@ -92,11 +92,7 @@ fn call<D: Connect>(job: &Job, path: &Path) -> Result<SideReport> {
         check.take_result()?;
         Ok(stream)
     };
-    let limit = Instant::now() + Duration::from_secs(10);
-    while !path.exists() {
-        ensure!(Instant::now() < limit, "the other side is not there");
-        thread::sleep(Duration::from_millis(1));
-    }
+    retry(|| if path.exists() { Ok(()) } else { Err("the other side does not listen") })?;
     thread::sleep(Duration::from_millis(5)); // It may be bound and not yet listen.
     let warm = Instant::now() + job.warm;
     while Instant::now() < warm {

@@ -7,11 +7,11 @@ use std::time::Instant;
 
 use super::hand_over::Mailboxes;
 use crate::Result;
-use crate::driver::{Job, Measurement};
+use crate::driver::Measurement;
 use crate::record::SideReport;
-use crate::sample::UsageMeter;
 use crate::source::{Check, Source};
-use crate::system::{Access, Side, Wait, Work, WorkKind};
+use crate::system::{Access, Job, Side, Wait, Work, WorkKind};
+use crate::timing::UsageMeter;
 
 /// See the module.
 #[derive(Debug)]

@@ -11,10 +11,9 @@ use nix::sys::eventfd::EventFd as Event;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 
 use super::hand_over::Mailboxes;
-use super::unix_stream::connect;
 use crate::source::Check;
 use crate::system::{Access, ReceiveHalf, SendHalf, Side, System, Wait, Work, WorkKind};
-use crate::{Result, bail, sys};
+use crate::{Result, bail, retry, sys};
 
 /// See the module.
 #[derive(Debug)]
@@ -36,7 +35,7 @@ impl System for EventFd {
         let path = folder.join("socket");
         // Side A makes both; the first is its own to write to.
         let events = match side {
-            Side::A => make(&connect(&path)?)?,
+            Side::A => make(&retry(|| UnixStream::connect(&path))?)?,
             Side::B => take(&UnixListener::bind(path)?.accept()?.0)?,
         };
         let [to_b, to_a] = events;

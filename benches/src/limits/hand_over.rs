@@ -10,13 +10,11 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use crate::source::Check;
 use crate::sys::{self, SharedBytes};
 use crate::system::{Access, ReceiveHalf, SendHalf, Side, System, Wait, Work, WorkKind};
-use crate::{Result, ensure};
+use crate::{Result, retry};
 
 /// See the module.
 #[derive(Debug)]
@@ -60,12 +58,8 @@ impl Mailboxes {
             file.set_len((2 * Self::length(size)) as u64)?;
             fs::rename(hidden, &path)?;
         }
-        let limit = Instant::now() + Duration::from_secs(10);
-        while !path.exists() {
-            ensure!(Instant::now() < limit, "the other side is not there");
-            thread::sleep(Duration::from_millis(1));
-        }
-        let bytes = SharedBytes::of(&File::options().read(true).write(true).open(path)?)?;
+        let file = retry(|| File::options().read(true).write(true).open(&path))?;
+        let bytes = SharedBytes::of(&file)?;
         Ok(Self { bytes: Rc::new(bytes), size })
     }
 

@@ -3,12 +3,10 @@
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
 
-use crate::Result;
 use crate::source::Check;
 use crate::system::{Access, ReceiveHalf, SendHalf, Side, System, Wait, Work, WorkKind};
+use crate::{Result, retry};
 
 /// See the module.
 #[derive(Debug)]
@@ -28,24 +26,12 @@ impl System for UnixStreams {
     fn open(side: Side, folder: &Path, work: &Work) -> Result<(UnixWriter, UnixReader)> {
         let path = folder.join("socket");
         let stream = match side {
-            Side::A => connect(&path)?,
+            Side::A => retry(|| UnixStream::connect(&path))?,
             Side::B => UnixListener::bind(&path)?.accept()?.0,
         };
         let batch = if work.batch > 1 { work.batch * work.size } else { 0 };
         let writer = UnixWriter { stream: stream.try_clone()?, batch, held: Vec::with_capacity(batch) };
         Ok((writer, UnixReader { stream, buffer: vec![0; work.size] }))
-    }
-}
-
-/// Tries until the other side listens.
-pub(super) fn connect(path: &Path) -> Result<UnixStream> {
-    let limit = Instant::now() + Duration::from_secs(10);
-    loop {
-        match UnixStream::connect(path) {
-            Err(error) if Instant::now() > limit => return Err(error.into()),
-            Err(_) => thread::sleep(Duration::from_millis(1)),
-            Ok(stream) => return Ok(stream),
-        }
     }
 }
 

@@ -14,7 +14,9 @@ use std::rc::Rc;
 use std::thread;
 use std::time::Duration;
 
-use harness::{Access, Check, ReceiveHalf, Result, SendHalf, Side, System, Wait, Work, anyhow, bail, ensure};
+use harness::{
+    Access, Check, ReceiveHalf, Result, SendHalf, Side, System, Wait, Work, anyhow, bail, ensure, retry,
+};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use rusteron_client::{
@@ -24,7 +26,7 @@ use rusteron_client::{
 use rusteron_media_driver::bindings::aeron_threading_mode_t;
 use rusteron_media_driver::testing::EmbeddedDriver;
 
-use crate::meet;
+use crate::rendezvous;
 
 /// See the module.
 pub(crate) struct Aeron;
@@ -57,9 +59,9 @@ impl System for Aeron {
         let path = folder.join("driver");
         let driver = if side == Side::B { Some(driver(folder)?) } else { None };
         if let Some(driver) = &driver {
-            meet::tell(&path, driver.dir())?;
+            rendezvous::publish(&path, driver.dir())?;
         }
-        let client = connect(&meet::hear(&path)?).map_err(told)?;
+        let client = connect(&rendezvous::read_published(&path)?).map_err(told)?;
         let [out, into] = if side == Side::A { [1001, 1002] } else { [1002, 1001] };
         let publication = client
             .async_add_exclusive_publication(AERON_IPC_STREAM, out)
@@ -69,7 +71,7 @@ impl System for Aeron {
             .async_add_subscription(AERON_IPC_STREAM, into, Handlers::NONE, Handlers::NONE)
             .and_then(|it| it.poll_blocking(PATIENCE))
             .map_err(told)?;
-        let image = meet::patiently(|| {
+        let image = retry(|| {
             let image = subscription.image_at_index(0).filter(|_| publication.is_connected());
             image.ok_or("the other side is missing")
         })?;

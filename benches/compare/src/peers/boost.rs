@@ -13,7 +13,7 @@ use harness::{
     Access, Check, ReceiveHalf, Result, SendHalf, Side, Subject, System, Wait, Work, bail, ensure,
 };
 
-use crate::meet;
+use crate::rendezvous;
 
 #[repr(C)]
 struct RawQueue(u8);
@@ -50,11 +50,11 @@ impl System for BoostQueue {
     }
 
     fn open(side: Side, folder: &Path, work: &Work) -> Result<(BoostSender, BoostReceiver)> {
-        let [out, into] = meet::ways(side, folder);
+        let [out, into] = rendezvous::ways(side, folder);
         let spin = work.wait == Wait::Spin;
         let from = QueueHandle::open(folder, &into, work.size, true)?;
-        meet::announce(&into)?;
-        meet::await_announced(&out)?;
+        rendezvous::announce(&into)?;
+        rendezvous::await_announced(&out)?;
         let to = QueueHandle::open(folder, &out, work.size, false)?;
         Ok((BoostSender(to, spin), BoostReceiver { queue: from, spin, buffer: vec![0; work.size] }))
     }
@@ -70,9 +70,9 @@ struct QueueHandle {
 impl QueueHandle {
     fn open(folder: &Path, way: &Path, size: usize, make: bool) -> Result<Self> {
         let direction = way.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        let name = CString::new(format!("{}-{direction}", meet::unique(folder)))?;
+        let name = CString::new(format!("{}-{direction}", rendezvous::unique(folder)))?;
         // SAFETY: the name ends in a zero.
-        let raw = unsafe { boost_queue_open(name.as_ptr(), meet::slots(size), size, make) };
+        let raw = unsafe { boost_queue_open(name.as_ptr(), rendezvous::slots(size), size, make) };
         ensure!(!raw.is_null(), "boost has no queue for us");
         Ok(Self { raw, name, made: make })
     }

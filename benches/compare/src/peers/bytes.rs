@@ -16,13 +16,13 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::rc::Rc;
 
-use harness::{Access, Check, ReceiveHalf, Result, SendHalf, Side, System, Wait, Work, ensure};
+use harness::{Access, Check, ReceiveHalf, Result, SendHalf, Side, System, Wait, Work, ensure, retry};
 use interprocess::local_socket::prelude::*;
 use interprocess::local_socket::{GenericFilePath, ListenerOptions, Stream};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::Mode;
 
-use crate::meet;
+use crate::rendezvous;
 
 fn can(work: &Work) -> bool {
     work.wait != Wait::Adaptive && work.access == Access::Copy
@@ -44,7 +44,7 @@ impl System for UnixPeer {
     fn open(side: Side, folder: &Path, work: &Work) -> Result<(Self::Sender, Self::Receiver)> {
         let path = folder.join("socket");
         let stream = match side {
-            Side::A => meet::patiently(|| UnixStream::connect(&path))?,
+            Side::A => retry(|| UnixStream::connect(&path))?,
             Side::B => UnixListener::bind(&path)?.accept()?.0,
         };
         stream.set_nonblocking(work.wait == Wait::Spin)?;
@@ -68,10 +68,12 @@ impl System for Tcp {
     fn open(side: Side, folder: &Path, work: &Work) -> Result<(Self::Sender, Self::Receiver)> {
         let path = folder.join("port");
         let stream = match side {
-            Side::A => TcpStream::connect((Ipv4Addr::LOCALHOST, meet::hear(&path)?.parse()?))?,
+            Side::A => {
+                TcpStream::connect((Ipv4Addr::LOCALHOST, rendezvous::read_published(&path)?.parse()?))?
+            }
             Side::B => {
                 let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-                meet::tell(&path, &listener.local_addr()?.port().to_string())?;
+                rendezvous::publish(&path, &listener.local_addr()?.port().to_string())?;
                 listener.accept()?.0
             }
         };
@@ -95,14 +97,14 @@ impl System for NamedPipe {
     }
 
     fn open(side: Side, folder: &Path, work: &Work) -> Result<(Self::Sender, Self::Receiver)> {
-        let [out, into] = meet::ways(side, folder);
+        let [out, into] = rendezvous::ways(side, folder);
         if side == Side::B {
             nix::unistd::mkfifo(&out, Mode::S_IRWXU)?;
             nix::unistd::mkfifo(&into, Mode::S_IRWXU)?;
         }
         // Read and write: opening does not wait for the other side then.
         let open = |path| OpenOptions::new().read(true).write(true).open(path);
-        let [out, into] = [meet::patiently(|| open(&out))?, meet::patiently(|| open(&into))?];
+        let [out, into] = [retry(|| open(&out))?, retry(|| open(&into))?];
         for pipe in [&out, &into] {
             if work.size >= 64 << 10 {
                 fcntl(pipe, FcntlArg::F_SETPIPE_SZ(1 << 20))?;
@@ -132,7 +134,7 @@ impl System for Interprocess {
         let path = folder.join("socket");
         let name = path.as_path().to_fs_name::<GenericFilePath>()?;
         let stream = match side {
-            Side::A => meet::patiently(|| Stream::connect(name.clone()))?,
+            Side::A => retry(|| Stream::connect(name.clone()))?,
             Side::B => ListenerOptions::new().name(name).create_sync()?.accept()?,
         };
         stream.set_nonblocking(work.wait == Wait::Spin)?;

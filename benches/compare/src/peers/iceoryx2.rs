@@ -18,7 +18,7 @@ use ::iceoryx2::port::subscriber::Subscriber;
 use ::iceoryx2::prelude::*;
 use harness::{Access, Check, ReceiveHalf, Result, SendHalf, Side, System, Wait, Work, ensure};
 
-use crate::meet;
+use crate::rendezvous;
 
 /// Longest sleep: once in some hundred short rows the wait without a bound was not woken, and the row hung.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -41,16 +41,16 @@ impl System for Iceoryx2 {
         let mut config = Config::default();
         config.global.set_root_path(&Path::new(folder.to_string_lossy().as_bytes())?);
         let node = NodeBuilder::new().config(&config).create::<ipc::Service>()?;
-        let [out, into] = meet::ways(side, folder);
+        let [out, into] = rendezvous::ways(side, folder);
         let wakes = work.wait == Wait::Park;
         let sender = Iceoryx2Sender::open(&node, &out, work, wakes)?;
         let receiver = Iceoryx2Receiver::open(&node, &into, work, wakes)?;
-        meet::announce(&out)?;
-        meet::await_announced(&into)?;
+        rendezvous::announce(&out)?;
+        rendezvous::await_announced(&into)?;
         // A subscriber finds its publisher when it looks; without, the publisher drops what its buffer cannot hold.
         _ = receiver.subscriber.has_samples()?;
-        meet::announce(&into.with_extension("found"))?;
-        meet::await_announced(&out.with_extension("found"))?;
+        rendezvous::announce(&into.with_extension("found"))?;
+        rendezvous::await_announced(&out.with_extension("found"))?;
         Ok((sender, receiver))
     }
 }
@@ -66,7 +66,7 @@ fn service(node: &Node<ipc::Service>, way: &FilePath, work: &Work) -> Result<Dir
         .max_publishers(1)
         .max_subscribers(1)
         .history_size(0)
-        .subscriber_max_buffer_size(meet::slots(work.size))
+        .subscriber_max_buffer_size(rendezvous::slots(work.size))
         .subscriber_max_borrowed_samples(1)
         .enable_safe_overflow(false)
         .open_or_create()?;

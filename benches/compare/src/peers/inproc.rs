@@ -13,10 +13,10 @@ use std::sync::Mutex;
 
 use crossbeam_channel as channel;
 use harness::{
-    Access, Check, ReceiveHalf, Result, SendHalf, Side, Source, Subject, System, Wait, Work, anyhow,
+    Access, Check, ReceiveHalf, Result, SendHalf, Side, Source, Subject, System, Wait, Work, anyhow, retry,
 };
 
-use crate::meet;
+use crate::rendezvous;
 use crate::sized::sized;
 
 /// Side B's ends, until it takes them: a process has one row.
@@ -30,7 +30,7 @@ fn share<S: Send + 'static, R: Send + 'static>(side: Side, make: impl Fn() -> (S
         *left()? = Some(Box::new((to_a, from_a)));
         return Ok((to_b, from_b));
     }
-    let ends = meet::patiently(|| left()?.take().ok_or_else(|| anyhow!("side A is missing")))?;
+    let ends = retry(|| left()?.take().ok_or_else(|| anyhow!("side A is missing")))?;
     ends.downcast().map(|ends| *ends).map_err(|_| anyhow!("other ends than asked for"))
 }
 
@@ -54,7 +54,7 @@ impl<const N: usize> System for RtrbThreads<N> {
     }
 
     fn open(side: Side, _folder: &Path, work: &Work) -> Result<(Self::Sender, Self::Receiver)> {
-        let (producer, consumer) = share(side, || rtrb::RingBuffer::<[u8; N]>::new(meet::slots(N)))?;
+        let (producer, consumer) = share(side, || rtrb::RingBuffer::<[u8; N]>::new(rendezvous::slots(N)))?;
         let copy = work.access == Access::Copy;
         let buffer = vec![0; if copy && !Self::SMALL { N } else { 0 }];
         Ok((RtrbThreadSender(producer), RtrbThreadReceiver { consumer, copy, buffer }))
@@ -173,7 +173,7 @@ impl<const N: usize> System for Values<N> {
     }
 
     fn open(side: Side, _folder: &Path, work: &Work) -> Result<(Self::Sender, Self::Receiver)> {
-        let (sender, receiver) = share(side, || channel::bounded(meet::slots(N)))?;
+        let (sender, receiver) = share(side, || channel::bounded(rendezvous::slots(N)))?;
         Ok((Crossbeam::new(sender, work), Crossbeam::new(receiver, work)))
     }
 }
@@ -193,7 +193,7 @@ impl System for Vecs {
     }
 
     fn open(side: Side, _folder: &Path, work: &Work) -> Result<(Self::Sender, Self::Receiver)> {
-        let (sender, receiver) = share(side, || channel::bounded(meet::slots(work.size)))?;
+        let (sender, receiver) = share(side, || channel::bounded(rendezvous::slots(work.size)))?;
         Ok((Crossbeam::new(sender, work), Crossbeam::new(receiver, work)))
     }
 }

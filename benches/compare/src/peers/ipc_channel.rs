@@ -15,7 +15,7 @@ use ::ipc_channel::{IpcError, TryRecvError};
 use harness::{Access, Check, ReceiveHalf, Result, SendHalf, Side, System, Wait, Work, anyhow};
 use serde::{Deserialize, Serialize};
 
-use crate::meet;
+use crate::rendezvous;
 
 /// See the module.
 pub(crate) struct IpcChannel;
@@ -54,14 +54,14 @@ impl System for IpcChannel {
 fn ends(side: Side, path: &Path) -> Result<ChannelEnds> {
     if side == Side::A {
         let (server, name) = IpcOneShotServer::<ChannelEnds>::new()?;
-        meet::tell(path, &name)?;
+        rendezvous::publish(path, &name)?;
         return Ok(server.accept()?.1);
     }
     let (bytes_to_a, bytes_from_b) = ipc::bytes_channel()?;
     let (bytes_to_b, bytes_from_a) = ipc::bytes_channel()?;
     let (memory_to_a, memory_from_b) = ipc::channel()?;
     let (memory_to_b, memory_from_a) = ipc::channel()?;
-    IpcSender::connect(meet::hear(path)?)?
+    IpcSender::connect(rendezvous::read_published(path)?)?
         .send(ChannelEnds { bytes: (bytes_to_b, bytes_from_b), memory: (memory_to_b, memory_from_b) })?;
     Ok(ChannelEnds { bytes: (bytes_to_a, bytes_from_a), memory: (memory_to_a, memory_from_a) })
 }

@@ -12,7 +12,7 @@ use ::ipmpsc::SharedRingBuffer;
 use harness::{Access, Check, ReceiveHalf, Result, SendHalf, Side, System, Wait, Work};
 use serde_bytes::Bytes;
 
-use crate::meet;
+use crate::rendezvous;
 
 /// See the module.
 pub(crate) struct Ipmpsc;
@@ -28,11 +28,11 @@ impl System for Ipmpsc {
     }
 
     fn open(side: Side, folder: &Path, work: &Work) -> Result<(IpmpscSender, IpmpscReceiver)> {
-        let [out, into] = meet::ways(side, folder);
-        let bytes = u32::try_from(meet::slots(work.size) * (work.size + 16))?;
+        let [out, into] = rendezvous::ways(side, folder);
+        let bytes = u32::try_from(rendezvous::slots(work.size) * (work.size + 16))?;
         let ring = SharedRingBuffer::create(&into.to_string_lossy(), bytes)?;
-        meet::announce(&into)?;
-        meet::await_announced(&out)?;
+        rendezvous::announce(&into)?;
+        rendezvous::await_announced(&out)?;
         let sender = IpmpscSender(::ipmpsc::Sender::new(SharedRingBuffer::open(&out.to_string_lossy())?));
         let buffer = vec![0; if work.access == Access::Copy { work.size } else { 0 }];
         let spin = work.wait == Wait::Spin;

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::mqueue::{self, MQ_OFlag, MqAttr, MqdT};
 use nix::sys::stat::Mode;
 
-use crate::meet;
+use crate::rendezvous;
 
 /// See the module.
 pub(crate) struct PosixQueue;
@@ -30,12 +30,12 @@ impl System for PosixQueue {
     }
 
     fn open(side: Side, folder: &Path, work: &Work) -> Result<(PosixQueueSender, PosixQueueReceiver)> {
-        let [out, into] = meet::ways(side, folder);
+        let [out, into] = rendezvous::ways(side, folder);
         let spin = work.wait == Wait::Spin;
         let (from, name) = open(folder, &into, MQ_OFlag::O_RDONLY, work, spin)?;
         let (to, _) = open(folder, &out, MQ_OFlag::O_WRONLY, work, spin)?;
-        meet::announce(&into)?;
-        meet::await_announced(&out)?; // Both have opened both.
+        rendezvous::announce(&into)?;
+        rendezvous::await_announced(&out)?; // Both have opened both.
         _ = mqueue::mq_unlink(name.as_str());
         Ok((PosixQueueSender(to), PosixQueueReceiver { queue: from, buffer: vec![0; work.size] }))
     }
@@ -47,7 +47,7 @@ fn limit(name: &str) -> Result<usize> {
 
 fn open(folder: &Path, way: &Path, access: MQ_OFlag, work: &Work, spin: bool) -> Result<(MqdT, String)> {
     let direction = way.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    let name = format!("/{}-{direction}", meet::unique(folder));
+    let name = format!("/{}-{direction}", rendezvous::unique(folder));
     let room = MqAttr::new(0, i64::try_from(limit("msg_max")?)?, i64::try_from(work.size)?, 0);
     let wait = if spin { MQ_OFlag::O_NONBLOCK } else { MQ_OFlag::empty() };
     let flags = access | wait | MQ_OFlag::O_CREAT | MQ_OFlag::O_CLOEXEC;

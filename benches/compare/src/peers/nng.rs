@@ -10,10 +10,10 @@ use std::rc::Rc;
 use std::thread;
 use std::time::Duration;
 
-use harness::{Access, Check, ReceiveHalf, Result, SendHalf, Side, System, Wait, Work, anyhow};
+use harness::{Access, Check, ReceiveHalf, Result, SendHalf, Side, System, Wait, Work, anyhow, retry};
 use nng_c::{ErrorCode, Socket};
 
-use crate::meet;
+use crate::rendezvous;
 
 /// See the module.
 pub(crate) struct Nng;
@@ -32,7 +32,7 @@ impl System for Nng {
         let socket = Socket::pair0().map_err(told)?;
         let address = format!("ipc://{}\0", folder.join("socket").display());
         match side {
-            Side::A => meet::patiently(|| socket.connect(address.as_str().into()))?,
+            Side::A => retry(|| socket.connect(address.as_str().into()))?,
             Side::B => socket.listen(address.as_str().into()).map_err(told)?,
         }
         let (socket, spin) = (Rc::new(socket), work.wait == Wait::Spin);

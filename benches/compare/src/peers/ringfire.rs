@@ -16,7 +16,7 @@ use ringfire::{
     RingConsumer, RingProducer, RingProducerBuilder,
 };
 
-use crate::meet;
+use crate::rendezvous;
 
 /// See the module.
 pub(crate) struct Ringfire<const N: usize>;
@@ -35,8 +35,8 @@ impl<const N: usize> System for Ringfire<N> {
     }
 
     fn open(side: Side, folder: &Path, work: &Work) -> Result<(RingfireSender<N>, RingfireReceiver<N>)> {
-        let [out, into] = meet::ways(side, folder);
-        let slots = meet::slots(N);
+        let [out, into] = rendezvous::ways(side, folder);
+        let slots = rendezvous::slots(N);
         let sender = if work.access == Access::InPlace {
             let arena = (slots * N).next_power_of_two();
             RingfireSender::Blobs(BlobProducerBuilder::new(slots as u64, arena).build(&out)?)
@@ -44,8 +44,8 @@ impl<const N: usize> System for Ringfire<N> {
             let ring = RingProducerBuilder::new(slots as u64).flow_control(FlowControl::LosslessBackpressure);
             RingfireSender::Ring(ring.build(&out)?, Vec::new(), work.batch > 1)
         };
-        meet::announce(&out)?;
-        meet::await_announced(&into)?;
+        rendezvous::announce(&out)?;
+        rendezvous::await_announced(&into)?;
         let receiver = if work.access == Access::InPlace {
             RingfireReceiver::Blobs(BlobConsumer::attach(&into)?)
         } else {
@@ -54,8 +54,8 @@ impl<const N: usize> System for Ringfire<N> {
             RingfireReceiver::Ring(consumer, work.wait, batch)
         };
         // A ring waits for those readers alone that it knows of.
-        meet::announce(&into.with_extension("read"))?;
-        meet::await_announced(&out.with_extension("read"))?;
+        rendezvous::announce(&into.with_extension("read"))?;
+        rendezvous::await_announced(&out.with_extension("read"))?;
         Ok((sender, receiver))
     }
 }

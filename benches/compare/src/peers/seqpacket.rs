@@ -9,11 +9,11 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
 
-use harness::{Access, Check, ReceiveHalf, Result, SendHalf, Side, System, Wait, Work, ensure};
+use harness::{Access, Check, ReceiveHalf, Result, SendHalf, Side, System, Wait, Work, ensure, retry};
 use nix::errno::Errno;
 use nix::sys::socket::{self, AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, sockopt};
 
-use crate::{meet, sys};
+use crate::sys;
 
 /// See the module.
 pub(crate) struct SeqPacket;
@@ -48,7 +48,7 @@ impl System for SeqPacket {
 fn connected(side: Side, address: &UnixAddr) -> Result<OwnedFd> {
     let socket = socket::socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
     if side == Side::A {
-        meet::patiently(|| socket::connect(socket.as_raw_fd(), address))?;
+        retry(|| socket::connect(socket.as_raw_fd(), address))?;
         return Ok(socket);
     }
     socket::bind(socket.as_raw_fd(), address)?;

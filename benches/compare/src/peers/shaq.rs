@@ -16,7 +16,7 @@ use std::time::Duration;
 use harness::{Access, Check, ReceiveHalf, Result, SendHalf, Side, Source, System, Wait, Work};
 use shaq::spsc::{Consumer, Producer, ReadBatch, minimum_file_size};
 
-use crate::meet;
+use crate::rendezvous;
 
 /// See the module.
 pub(crate) struct Shaq<const N: usize>;
@@ -32,14 +32,14 @@ impl<const N: usize> System for Shaq<N> {
     }
 
     fn open(side: Side, folder: &Path, work: &Work) -> Result<(ShaqSender<N>, ShaqReceiver<N>)> {
-        let [out, into] = meet::ways(side, folder);
+        let [out, into] = rendezvous::ways(side, folder);
         let spin = work.wait == Wait::Spin;
-        let size = minimum_file_size::<[u8; N]>(meet::slots(N)).next_multiple_of(4096);
+        let size = minimum_file_size::<[u8; N]>(rendezvous::slots(N)).next_multiple_of(4096);
         let file = open(&out)?;
         // SAFETY: this side alone creates this file, and is its only producer; any bytes are a `[u8; N]`.
         let producer = unsafe { Producer::create(&file, size) }?;
-        meet::announce(&out)?;
-        meet::await_announced(&into)?;
+        rendezvous::announce(&out)?;
+        rendezvous::await_announced(&into)?;
         // SAFETY: the other side has created it, as the same type; this side is its only consumer.
         let consumer = unsafe { Consumer::join(&open(&into)?) }?;
         let most = NonZeroUsize::new(work.batch).unwrap_or(NonZeroUsize::MIN);

@@ -13,11 +13,13 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
-use harness::{Access, Check, ReceiveHalf, Result, SendHalf, Side, Source, System, Wait, Work, anyhow};
+use harness::{
+    Access, Check, ReceiveHalf, Result, SendHalf, Side, Source, System, Wait, Work, anyhow, retry,
+};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
 use shmem_ipc::sharedring;
 
-use crate::{meet, sys};
+use crate::{rendezvous, sys};
 
 /// See the module.
 pub(crate) struct ShmemIpc<const N: usize>;
@@ -33,8 +35,8 @@ impl<const N: usize> System for ShmemIpc<N> {
     }
 
     fn open(side: Side, folder: &Path, work: &Work) -> Result<(ShmemIpcSender<N>, ShmemIpcReceiver<N>)> {
-        let (spin, capacity) = (work.wait == Wait::Spin, meet::slots(N));
-        let stream = meet(side, &folder.join("socket"))?;
+        let (spin, capacity) = (work.wait == Wait::Spin, rendezvous::slots(N));
+        let stream = connect(side, &folder.join("socket"))?;
         let ring = sharedring::Receiver::<[u8; N]>::new(capacity)?;
         pass(
             &stream,
@@ -48,9 +50,9 @@ impl<const N: usize> System for ShmemIpc<N> {
     }
 }
 
-fn meet(side: Side, path: &Path) -> Result<UnixStream> {
+fn connect(side: Side, path: &Path) -> Result<UnixStream> {
     match side {
-        Side::A => meet::patiently(|| UnixStream::connect(path)),
+        Side::A => retry(|| UnixStream::connect(path)),
         Side::B => Ok(UnixListener::bind(path)?.accept()?.0),
     }
 }

@@ -11,7 +11,7 @@ use std::path::Path;
 use harness::{Access, Check, ReceiveHalf, Result, SendHalf, Side, System, Wait, Work};
 use std::rc::Rc;
 
-use crate::meet;
+use crate::rendezvous;
 
 /// See the module.
 pub(crate) struct ZeroMq;
@@ -28,7 +28,7 @@ impl System for ZeroMq {
 
     fn open(side: Side, folder: &Path, work: &Work) -> Result<(ZeroMqSender, ZeroMqReceiver)> {
         let socket = zmq::Context::new().socket(zmq::PAIR)?;
-        let most = i32::try_from(meet::slots(work.size))?;
+        let most = i32::try_from(rendezvous::slots(work.size))?;
         socket.set_sndhwm(most)?;
         socket.set_rcvhwm(most)?;
         let address = format!("ipc://{}", folder.join("socket").display());

@@ -2,13 +2,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
 
-use harness::{Result, Side, anyhow};
-
-/// Longest wait for the other side to appear.
-const PATIENCE: Duration = Duration::from_secs(10);
+use harness::{Result, Side, retry};
 
 /// Messages that one direction has room for: 1 MiB of them, but 4 at least, and 4096 at most. A power of two.
 pub(crate) const fn slots(size: usize) -> usize {
@@ -28,38 +23,26 @@ pub(crate) fn ways(side: Side, folder: &Path) -> [PathBuf; 2] {
     if side == Side::A { [ab, ba] } else { [ba, ab] }
 }
 
-/// Says that what lies at this path is complete.
+/// Marks the file at this path as complete.
 pub(crate) fn announce(path: &Path) -> Result<()> {
     Ok(fs::write(sign(path), "")?)
 }
 
-/// Waits until the other side has said so.
+/// Waits for that mark of the other side.
 pub(crate) fn await_announced(path: &Path) -> Result<()> {
-    patiently(|| if sign(path).exists() { Ok(()) } else { Err(format!("{} is missing", path.display())) })
+    retry(|| if sign(path).exists() { Ok(()) } else { Err(format!("{} is missing", path.display())) })
 }
 
-/// Leaves a line of text for the other side.
-pub(crate) fn tell(path: &Path, text: &str) -> Result<()> {
+/// Writes a line of text for the other side.
+pub(crate) fn publish(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text)?;
     announce(path)
 }
 
-/// Reads what the other side leaves.
-pub(crate) fn hear(path: &Path) -> Result<String> {
+/// Reads the line of the other side, once it is there.
+pub(crate) fn read_published(path: &Path) -> Result<String> {
     await_announced(path)?;
     Ok(fs::read_to_string(path)?)
-}
-
-/// Tries until it works, within bounds.
-pub(crate) fn patiently<T, E: std::fmt::Display>(mut attempt: impl FnMut() -> Result<T, E>) -> Result<T> {
-    let limit = Instant::now() + PATIENCE;
-    loop {
-        match attempt() {
-            Ok(done) => return Ok(done),
-            Err(error) if Instant::now() > limit => return Err(anyhow!("{error}")),
-            Err(_) => thread::sleep(Duration::from_millis(1)),
-        }
-    }
 }
 
 /// A name that no other run uses, for systems whose names are of the whole machine.

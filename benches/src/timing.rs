@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use crate::Result;
-use crate::driver::Job;
 use crate::record::{Latency, SideReport};
 use crate::sys::{self, Usage};
+use crate::system::Job;
 
 /// More samples than this are not kept; the first ones stay.
 const MOST: usize = 1 << 22;

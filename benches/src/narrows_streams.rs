@@ -1,21 +1,19 @@
-//! narrows as it comes: default options but for the way to wait.
+//! Streams of narrows, with default options except for the way to wait.
 //!
 //! `Copy` is `send` and `recv_into`. `InPlace` writes into a reservation and reads the lent message through the two
-//! `unsafe` borrows; what is too long for one reservation is sent by `send`, which `recv_ref` lends reassembled.
-
-#[allow(unsafe_code)] // The two borrows.
-mod sys;
+//! `unsafe` borrows. A message too long for one reservation is sent by `send`, and `recv_ref` lends it reassembled.
 
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
 
-use harness::limits::Connect;
-use harness::{Access, Check, ReceiveHalf, Result, SendHalf, Side, Source, System, Wait, Work, WorkKind};
-use narrows::{ConnectError, Options, SharedMemoryListener, SharedMemoryStream, WaitStrategy};
+use crate::limits::Connect;
+use crate::source::{Check, Source};
+use crate::system::{Access, ReceiveHalf, SendHalf, Side, System, Wait, Work, WorkKind};
+use crate::{Result, retry, sys};
+use narrows::{Options, SharedMemoryListener, SharedMemoryStream, WaitStrategy};
 
-/// See the module.
-pub(crate) struct Narrows;
+/// Messages copied, or in place, over one stream.
+#[derive(Debug)]
+pub struct Narrows;
 
 impl System for Narrows {
     const NAME: &'static str = "narrows";
@@ -36,8 +34,9 @@ impl System for Narrows {
     }
 }
 
-/// Reserves, writes the number alone, commits; lends, reads the number alone, gives back: what lending itself costs.
-pub(crate) struct NarrowsLend;
+/// What lending itself costs: reserves, writes the number alone, commits; borrows, reads the number alone, releases.
+#[derive(Debug)]
+pub struct NarrowsLend;
 
 impl System for NarrowsLend {
     const NAME: &'static str = "narrows-lend";
@@ -56,8 +55,9 @@ impl System for NarrowsLend {
     }
 }
 
-/// See there.
-pub(crate) struct LendSender(narrows::Sender);
+/// A half of [`NarrowsLend`].
+#[derive(Debug)]
+pub struct LendSender(narrows::Sender);
 
 impl SendHalf for LendSender {
     #[inline]
@@ -68,20 +68,22 @@ impl SendHalf for LendSender {
     }
 }
 
-/// See there.
-pub(crate) struct LendReceiver(narrows::Receiver);
+/// A half of [`NarrowsLend`].
+#[derive(Debug)]
+pub struct LendReceiver(narrows::Receiver);
 
 impl ReceiveHalf for LendReceiver {
     #[inline]
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         let mut lent = self.0.recv_ref()?;
-        sys::with(&lent.raw()?, |bytes| check.validate_number(bytes));
+        sys::with_bytes(&lent.raw()?, |bytes| check.validate_number(bytes));
         Ok(lent.finish()?)
     }
 }
 
-/// From nothing to the first reply.
-pub(crate) struct NarrowsConnect;
+/// A new stream for each message.
+#[derive(Debug)]
+pub struct NarrowsConnect;
 
 impl Connect for NarrowsConnect {
     const NAME: &'static str = "narrows-connect";
@@ -110,8 +112,8 @@ impl Connect for NarrowsConnect {
     }
 }
 
-/// How narrows calls a way to wait.
-pub(crate) fn options(wait: Wait) -> Options {
+/// Returns the default options with a way to wait.
+pub fn options(wait: Wait) -> Options {
     Options::new().wait(match wait {
         Wait::Spin => WaitStrategy::Spin,
         Wait::Adaptive => WaitStrategy::Adaptive,
@@ -124,22 +126,12 @@ fn open(side: Side, folder: &Path, wait: Wait) -> Result<SharedMemoryStream> {
     if side == Side::B {
         return Ok(options(wait).bind(path)?.accept()?);
     }
-    Ok(reach(|| options(wait).connect(&path))?)
+    retry(|| options(wait).connect(&path))
 }
 
-/// Tries until the other side listens.
-pub(crate) fn reach<T>(mut connect: impl FnMut() -> Result<T, ConnectError>) -> Result<T, ConnectError> {
-    let limit = Instant::now() + Duration::from_secs(10);
-    loop {
-        match connect() {
-            Err(_) if Instant::now() < limit => thread::sleep(Duration::from_millis(1)),
-            reached => return reached,
-        }
-    }
-}
-
-/// See the module.
-pub(crate) struct NarrowsSender {
+/// The sending half of [`Narrows`].
+#[derive(Debug)]
+pub struct NarrowsSender {
     sender: narrows::Sender,
     in_place: bool,
 }
@@ -170,8 +162,9 @@ impl SendHalf for NarrowsSender {
     }
 }
 
-/// See the module.
-pub(crate) struct NarrowsReceiver {
+/// The receiving half of [`Narrows`].
+#[derive(Debug)]
+pub struct NarrowsReceiver {
     receiver: narrows::Receiver,
     in_place: bool,
     buffer: Vec<u8>,
@@ -182,7 +175,7 @@ impl ReceiveHalf for NarrowsReceiver {
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         if self.in_place {
             let mut lent = self.receiver.recv_ref()?;
-            sys::with(&lent.raw()?, |bytes| check.validate(bytes));
+            sys::with_bytes(&lent.raw()?, |bytes| check.validate(bytes));
             lent.finish()?;
         } else {
             self.receiver.recv_into(&mut self.buffer)?;

@@ -4,15 +4,13 @@
 //! checked by the receiver. The last table holds the figures against the targets. Useful while tuning:
 //! `-- --target 1,5 --rounds 3`, `-- --only narrows,64 --wait adaptive`, `-- --list`; `--help` tells the rest.
 
-mod narrows;
-
 use std::time::Duration;
 
 use harness::limits::{
     BareRing, ConnectTimes, CopyInOut, EventFd, Futex, FutexSliced, HandOver, Rtrb, UnixConnect, UnixStreams,
 };
+use harness::narrows_streams::{Narrows, NarrowsConnect, NarrowsLend};
 use harness::{CpuPlacement, Result, Row, Subject, Wait, Work, WorkKind, systems, targets};
-use narrows::{Narrows, NarrowsConnect, NarrowsLend};
 
 fn main() -> Result<()> {
     let mut subjects =
