@@ -41,7 +41,7 @@ mod system;
 pub mod targets;
 mod timing;
 
-pub use anyhow::{Error, Result, anyhow, bail, ensure};
+pub use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 
 pub use command::{enter_repository, main};
 pub use driver::{Measurement, Subject};

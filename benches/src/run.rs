@@ -10,14 +10,13 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::driver::Subject;
 use crate::process::{Output, Process};
 use crate::record::{CpuPlacement, Row, SideReport, Trial};
 use crate::system::{Job, Side, WorkKind};
-use crate::{Result, anyhow, bail, probe, sys};
+use crate::{Context, Result, anyhow, bail, probe, sys};
 
 /// How a run is done.
 #[derive(Clone, Debug)]

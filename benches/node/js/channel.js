@@ -5,7 +5,7 @@
 
 const { Objects, Bytes } = require('./message.js');
 
-// What the drive and the echo loops see of every transport that calls back:
+// What the driver and the echo loops see of every transport that calls back:
 //   control(value), onmessage(value)   between measurements; a value is a small object
 //   prepare(size)                      makes the messages of a size
 //   send(number), check(value, number) one message
