@@ -17,7 +17,7 @@ pub(crate) const HEAD: usize = 20;
 
 /// What a stream's number begins with.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Kind {
+pub(crate) enum StreamKind {
     Chat = 1,
     Tool,
     Terminal,
@@ -32,7 +32,7 @@ pub(crate) enum Kind {
 }
 
 /// The number of a stream: kind and which.
-pub(crate) fn stream(kind: Kind, which: u32) -> u32 {
+pub(crate) fn stream(kind: StreamKind, which: u32) -> u32 {
     (kind as u32) << 28 | (which & 0x0fff_ffff)
 }
 
@@ -151,13 +151,13 @@ impl Tally {
 
 /// Follows one stream: each item must be the next.
 #[derive(Debug)]
-pub(crate) struct Track {
+pub(crate) struct SequenceCheck {
     stream: u32,
     next: u32,
     missing: BTreeSet<u32>,
 }
 
-impl Track {
+impl SequenceCheck {
     pub(crate) fn new(stream: u32) -> Self {
         Self { stream, next: 0, missing: BTreeSet::new() }
     }

@@ -1,4 +1,4 @@
-//! A light client, B to J: a small call now and then, and what the backend pushes. One of them is killed each second.
+//! A light client, B to J: a small call now and then, and pushes of the backend. One of them is killed each second.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,37 +7,38 @@ use std::time::{Duration, Instant};
 
 use harness::{Result, monotonic};
 
-use crate::Config;
+use crate::RunConfig;
 use crate::backend::{HELLO, PING};
-use crate::item::{HEAD, Item, Kind, Text, Track, stream};
-use crate::lines::{self, Line};
-use crate::meter::{Meter, Time};
-use crate::transport::{self, Client};
+use crate::connections;
+use crate::item::{HEAD, Item, SequenceCheck, StreamKind, Text, stream};
+use crate::line_protocol::{self, StatusLine};
+use crate::recorder::{Metric, Recorder};
+use crate::transport::Client;
 
 /// Between two calls.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// What was measured is told each half second: the process may be killed at any time.
-const TELL: Duration = Duration::from_millis(500);
+/// Measurements are reported at this interval, since the process may be killed at any time.
+const REPORT_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The process of a light client; `again` says that another was killed in its place.
-pub(crate) fn run(config: &Config, again: bool) -> Result<()> {
-    let input = lines::until_input_ends();
+/// Runs the process of a light client; `replaces` is true if it takes the place of one that was killed.
+pub(crate) fn run(config: &RunConfig, replaces: bool) -> Result<()> {
+    let input = line_protocol::input_closed();
     let text = Text::new(config.plan.seed);
     let process = std::process::id();
-    let (mut request, mut meter) = (Vec::new(), Meter::default());
-    text.write(&mut request, stream(Kind::Control, 3), 0, &[process, 1], HEAD + 8);
+    let (mut request, mut recorder) = (Vec::new(), Recorder::default());
+    text.write(&mut request, stream(StreamKind::Control, 3), 0, &[process, 1], HEAD + 8);
     let began = monotonic();
-    let client = transport::connect(config.transport, &config.path)?;
+    let client = connections::connect(config.transport, &config.path)?;
     let reply = client.call(HELLO, &request)?;
-    if again {
-        meter.since(Time::Reconnect, began);
+    if replaces {
+        recorder.record_since(Metric::Reconnect, began);
     }
-    judge(&reply, stream(Kind::Control, 3), &mut meter);
-    lines::say(&Line::Told(meter.tell()));
+    validate(&reply, stream(StreamKind::Control, 3), &mut recorder);
+    line_protocol::report(&StatusLine::Measured(recorder.snapshot()));
     let (calls, pushes) = thread::scope(|scope| {
-        let pushes = scope.spawn(|| take(&client, &input));
-        let calls = call(&client, &text, &input);
+        let pushes = scope.spawn(|| receive_pushes(&client, &input));
+        let calls = make_calls(&client, &text, &input);
         client.close();
         (calls, pushes.join())
     });
@@ -45,9 +46,9 @@ pub(crate) fn run(config: &Config, again: bool) -> Result<()> {
     pushes.map_err(|_| harness::anyhow!("it panicked"))?
 }
 
-fn call(client: &Arc<dyn Client>, text: &Text, end: &AtomicBool) -> Result<()> {
-    let (mut request, mut meter, mut told) = (Vec::new(), Meter::default(), Instant::now());
-    let of = stream(Kind::Ping, std::process::id());
+fn make_calls(client: &Arc<dyn Client>, text: &Text, end: &AtomicBool) -> Result<()> {
+    let (mut request, mut recorder, mut reported) = (Vec::new(), Recorder::default(), Instant::now());
+    let of = stream(StreamKind::Ping, std::process::id());
     for seq in 0.. {
         thread::sleep(PAUSE);
         if end.load(Ordering::Relaxed) {
@@ -56,44 +57,44 @@ fn call(client: &Arc<dyn Client>, text: &Text, end: &AtomicBool) -> Result<()> {
         text.write(&mut request, of, seq, &[], 41 + seq as usize % 777);
         let asked = monotonic();
         let reply = client.call(PING, &request)?;
-        meter.since(Time::Light, asked);
-        judge(&reply, of, &mut meter);
+        recorder.record_since(Metric::Light, asked);
+        validate(&reply, of, &mut recorder);
         if reply.len() != request.len() || Item::read(&reply).is_some_and(|it| it.seq != seq) {
-            meter.tally.reordered += 1;
+            recorder.tally.reordered += 1;
         }
-        if told.elapsed() > TELL {
-            lines::say(&Line::Told(std::mem::take(&mut meter).tell()));
-            told = Instant::now();
+        if reported.elapsed() > REPORT_INTERVAL {
+            line_protocol::report(&StatusLine::Measured(std::mem::take(&mut recorder).snapshot()));
+            reported = Instant::now();
         }
     }
-    lines::say(&Line::Told(meter.tell()));
+    line_protocol::report(&StatusLine::Measured(recorder.snapshot()));
     Ok(())
 }
 
-/// Takes what is pushed until the connection ends.
-fn take(client: &Arc<dyn Client>, end: &AtomicBool) -> Result<()> {
-    let (mut track, mut meter) = (Track::new(stream(Kind::Status, 0)), Meter::default());
-    let mut told = Instant::now();
+/// Receives pushes until the connection ends.
+fn receive_pushes(client: &Arc<dyn Client>, end: &AtomicBool) -> Result<()> {
+    let (mut track, mut recorder) = (SequenceCheck::new(stream(StreamKind::Status, 0)), Recorder::default());
+    let mut reported = Instant::now();
     while let Some(push) = client.next_push()? {
         let now = monotonic();
-        if let Some(item) = track.take(&push, |at| Some(301 + at % 64), &mut meter.tally) {
-            meter.time(Time::Push, now.saturating_sub(item.sent));
+        if let Some(item) = track.take(&push, |at| Some(301 + at % 64), &mut recorder.tally) {
+            recorder.record(Metric::Push, now.saturating_sub(item.sent));
         }
-        if told.elapsed() > TELL || end.load(Ordering::Relaxed) {
-            lines::say(&Line::Told(std::mem::take(&mut meter).tell()));
-            told = Instant::now();
+        if reported.elapsed() > REPORT_INTERVAL || end.load(Ordering::Relaxed) {
+            line_protocol::report(&StatusLine::Measured(std::mem::take(&mut recorder).snapshot()));
+            reported = Instant::now();
         }
     }
     let seen = track.next();
-    track.end(seen, &mut meter.tally); // What is missing in between.
-    lines::say(&Line::Told(meter.tell()));
+    track.end(seen, &mut recorder.tally); // Items that are missing in between.
+    line_protocol::report(&StatusLine::Measured(recorder.snapshot()));
     Ok(())
 }
 
-fn judge(reply: &[u8], of: u32, meter: &mut Meter) {
-    meter.tally.items += 1;
-    meter.tally.bytes += reply.len() as u64;
+fn validate(reply: &[u8], of: u32, recorder: &mut Recorder) {
+    recorder.tally.items += 1;
+    recorder.tally.bytes += reply.len() as u64;
     if Item::read(reply).is_none_or(|it| it.stream != of) {
-        meter.tally.corrupt += 1;
+        recorder.tally.corrupt += 1;
     }
 }

@@ -1,32 +1,33 @@
-//! A day in the editor, in a minute: the traffic of an editor and its AI backend, over narrows, over a Unix socket, and
-//! (the chats) in Node.js: `cargo bench -p narrows-benches --bench editor_workload`.
+//! The traffic of an editor and its AI backend, over narrows, over a Unix socket, and (the chats) in Node.js:
+//! `cargo bench -p narrows-benches --bench editor_workload`.
 //!
 //! ```text
 //!   this program (run.rs) ──starts──▶ backend   backend.rs: serves methods, asks questions
-//!      │ kills, samples               editor    editor/: connection A, everything at once
+//!      │ kills, samples               editor    editor/: connection A, all flows at once
 //!      │ ◀──── lines of JSON ─────    light × 9 light.rs: B to J, one of them killed each second
 //!      ▼
-//!   report.rs: tables, pictures       written against transport.rs; over_narrows.rs, unix/; js/ for Node.js
+//!   report.rs: tables                 written against transport.rs; narrows_calls.rs, unix/; js/ for Node.js
 //! ```
 //!
-//! All that is sent follows from a seed (plan.rs), is numbered and has a checksum (item.rs). What is lost, doubled, out of
-//! order or changed is counted, and the run fails if anything is. What it does not show: work on the data itself, other
-//! machines, other mixes.
+//! All messages follow from a seed (plan.rs), are numbered and have a checksum (item.rs). The run counts those that are
+//! lost, duplicated, out of order or changed, and fails if there are any. It does not show work on the data itself, other
+//! machines, or other mixes of traffic.
 
 mod backend;
+mod connections;
 mod editor;
+mod fault_injection;
 mod item;
 mod light;
-mod lines;
+mod line_protocol;
 mod memory;
-mod meter;
-mod node;
-mod over_narrows;
+mod narrows_calls;
+mod node_js;
 mod plan;
-mod process;
+mod recorder;
 mod report;
 mod run;
-mod spoil;
+mod sync;
 mod transport;
 mod unix;
 
@@ -37,23 +38,20 @@ use clap::{Parser, Subcommand};
 use harness::{Result, die_with_parent};
 use serde::{Deserialize, Serialize};
 
+use crate::fault_injection::Fault;
 use crate::plan::Plan;
-use crate::spoil::Spoil;
 use crate::transport::Transport;
 
 /// An editor's traffic over narrows, a Unix socket and Node.js, one after the other
 #[derive(Debug, Parser)]
-struct Arguments {
-    /// What all that is sent follows from
+struct WorkloadArguments {
+    /// The seed of all messages
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// How long the chats go on over each transport: two thirds at 50 chunks a second, the rest unpaced
     #[arg(long, default_value_t = 60.0)]
     seconds: f64,
-    /// As `--seconds 8`
-    #[arg(long)]
-    quick: bool,
-    /// Over which; Node.js carries the chats alone, and the others then do so too, beside it
+    /// The transports; Node.js has the chats alone, and the others then run the chats alone too
     #[arg(long, value_delimiter = ',', default_values = ["narrows", "unix", "node"])]
     transport: Vec<Transport>,
     /// Node.js
@@ -62,17 +60,17 @@ struct Arguments {
     /// Where the results go
     #[arg(long, default_value = "target/benches/editor_workload")]
     out: PathBuf,
-    /// Has the backend spoil each chat: the run must fail
+    /// Has the backend make a fault in each chat: the run must fail
     #[arg(long)]
-    spoil: Option<Spoil>,
-    /// What cargo says to a benchmark
+    inject: Option<Fault>,
+    /// Cargo passes this to a benchmark
     #[arg(long, hide = true)]
     bench: bool,
     #[command(subcommand)]
     role: Option<Role>,
 }
 
-/// What a process of a run is.
+/// The role of a process in a run.
 #[derive(Debug, Subcommand)]
 enum Role {
     #[command(hide = true)]
@@ -80,32 +78,34 @@ enum Role {
     #[command(hide = true)]
     Editor { config: String },
     #[command(hide = true)]
-    Light { config: String },
-    /// A light client in the place of one that was killed
-    #[command(hide = true)]
-    LightAgain { config: String },
+    Light {
+        config: String,
+        /// It takes the place of one that was killed
+        #[arg(long)]
+        replaces: bool,
+    },
 }
 
-/// What all processes of one run are told.
+/// The configuration of all processes of one run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Config {
+struct RunConfig {
     transport: Transport,
-    part: Part,
+    scope: Scope,
     plan: Plan,
-    /// Of the socket.
+    /// The path of the socket.
     path: PathBuf,
-    spoil: Option<Spoil>,
+    fault: Option<Fault>,
 }
 
-/// All of the day, or the chats alone, with their tools, approvals and cancels.
+/// All flows, or the chats alone, with their tools, approvals, questions and cancels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-enum Part {
-    Day,
+enum Scope {
+    Whole,
     Chats,
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = WorkloadArguments::parse();
     let done = match &arguments.role {
         None => harness::enter_repository().and_then(|()| run::run(&arguments)),
         Some(role) => child(role),
@@ -124,8 +124,7 @@ fn child(role: &Role) -> Result<()> {
     match role {
         Role::Backend { config } => backend::run(&serde_json::from_str(config)?),
         Role::Editor { config } => editor::run(&serde_json::from_str(config)?),
-        Role::Light { config } => light::run(&serde_json::from_str(config)?, false),
-        Role::LightAgain { config } => light::run(&serde_json::from_str(config)?, true),
+        Role::Light { config, replaces } => light::run(&serde_json::from_str(config)?, *replaces),
     }
 }
 
@@ -134,7 +133,7 @@ impl Role {
         match self {
             Self::Backend { .. } => "backend",
             Self::Editor { .. } => "editor",
-            Self::Light { .. } | Self::LightAgain { .. } => "light client",
+            Self::Light { .. } => "light client",
         }
     }
 }

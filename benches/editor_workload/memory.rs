@@ -6,14 +6,14 @@ use serde::Serialize;
 
 /// Of one process, in KiB: the most that was seen of each.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
-pub(crate) struct Memory {
+pub(crate) struct PeakMemory {
     /// Its own: heap and stacks.
     pub(crate) private: u64,
     /// Shared pages that it has touched: the rings.
     pub(crate) shared: u64,
 }
 
-impl Memory {
+impl PeakMemory {
     /// Looks again.
     pub(crate) fn sample(&mut self, process: u32) {
         let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();

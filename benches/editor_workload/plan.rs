@@ -6,7 +6,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::item::{Kind, stream};
+use crate::item::{StreamKind, stream};
 
 /// Threads of the editor that chat.
 pub(crate) const CHATS: u32 = 4;
@@ -33,9 +33,9 @@ pub(crate) struct Plan {
     pub(crate) unpaced: Duration,
 }
 
-/// Which chat: chunks without a pace, the editor's thread, and the how manieth of it.
+/// ChatId chat: chunks without a pace, the editor's thread, and the how manieth of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Which {
+pub(crate) struct ChatId {
     pub(crate) unpaced: bool,
     pub(crate) thread: u32,
     pub(crate) index: u32,
@@ -108,12 +108,12 @@ impl Plan {
     }
 
     /// How many chunks an unpaced chat has.
-    pub(crate) fn unpaced_chat(&self, which: Which) -> u32 {
+    pub(crate) fn unpaced_chat(&self, which: ChatId) -> u32 {
         self.rng(2, which.number()).u32(200..=1000)
     }
 
     /// A chat of so many chunks.
-    pub(crate) fn chat(&self, which: Which, chunks: u32) -> Chat {
+    pub(crate) fn chat(&self, which: ChatId, chunks: u32) -> Chat {
         let mut rng = self.rng(3, which.number());
         let request = rng.usize(4 << 10..=32 << 10);
         let lengths = (0..chunks).map(|_| log_normal(&mut rng)).collect();
@@ -156,7 +156,7 @@ impl Plan {
     }
 }
 
-impl Which {
+impl ChatId {
     /// For the random numbers and the items; the last bit tells a chat's tools apart.
     pub(crate) fn number(self) -> u32 {
         self.thread << 24 | u32::from(self.unpaced) << 23 | self.index << 1
@@ -164,7 +164,7 @@ impl Which {
 
     /// The stream of one of its tools.
     pub(crate) fn tool(self, tool: u32) -> u32 {
-        stream(Kind::Tool, self.number() | tool)
+        stream(StreamKind::Tool, self.number() | tool)
     }
 
     /// As it stands in a request.

@@ -1,4 +1,4 @@
-//! The runs, one after the other: starts the processes, kills light clients, listens, and keeps what is said.
+//! The runs, one after the other: starts the processes, kills light clients, and collects the measurements.
 
 use std::collections::HashMap;
 use std::env;
@@ -8,163 +8,164 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use harness::{Result, anyhow, bail, cpu_seconds_of_children, cpu_seconds_of_others, ensure};
+use harness::{
+    Output, Process, Result, anyhow, bail, cpu_seconds_of_children, cpu_seconds_of_others, ensure,
+};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::lines::Line;
-use crate::memory::Memory;
-use crate::meter::{Meter, Time, Told};
+use crate::line_protocol::StatusLine;
+use crate::memory::PeakMemory;
 use crate::plan::{LIGHTS, Plan};
-use crate::process::{Heard, Process};
-use crate::report::{self, Leg, Report};
+use crate::recorder::{Measured, Metric, Recorder};
+use crate::report::{self, Report, TransportRun};
 use crate::transport::Transport;
-use crate::{Arguments, Config, Part, node};
+use crate::{RunConfig, Scope, WorkloadArguments, node_js};
 
-/// Beyond its time, before a run is stopped.
-const PATIENCE: Duration = Duration::from_secs(90);
+/// How long a run may take beyond its time.
+const TIMEOUT: Duration = Duration::from_secs(90);
 
 /// All transports, and the report.
-pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let seconds = if arguments.quick { 8.0 } else { arguments.seconds };
+pub(crate) fn run(arguments: &WorkloadArguments) -> Result<()> {
+    let seconds = arguments.seconds;
     ensure!((2.0..=86_400.0).contains(&seconds), "from 2 seconds to a day");
     let stop = Arc::new(AtomicBool::new(false));
-    let tell = Arc::clone(&stop);
-    ctrlc::set_handler(move || tell.store(true, Ordering::Relaxed))?;
+    let flag = Arc::clone(&stop);
+    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))?;
     let mut transports = arguments.transport.clone();
     let mut notes = Vec::new();
     if transports.contains(&Transport::Node) {
-        if let Err(error) = node::look(&arguments.node) {
+        if let Err(error) = node_js::require(&arguments.node) {
             transports.retain(|it| *it != Transport::Node);
             notes.push(format!("Without Node.js: {error:#}"));
             eprintln!("Node.js is left out: {error:#}");
         }
     }
     ensure!(!transports.is_empty(), "there is nothing to measure");
-    let mut legs = Vec::new();
-    for (transport, part) in wanted(&transports) {
+    let mut runs = Vec::new();
+    for (transport, scope) in wanted(&transports) {
         // The chats alone need less time to show what they show.
-        let plan = Plan::new(arguments.seed, if part == Part::Day { seconds } else { seconds / 2.0 });
-        legs.push(Day::new(transport, part, plan, arguments, &stop)?.run()?);
+        let plan = Plan::new(arguments.seed, if scope == Scope::Whole { seconds } else { seconds / 2.0 });
+        runs.push(WorkloadRun::new(transport, scope, plan, arguments, &stop)?.run()?);
     }
-    let report = Report { seed: arguments.seed, seconds, machine: harness::machine(), notes, legs };
+    let report = Report { seed: arguments.seed, seconds, machine: harness::machine(), notes, runs };
     report::publish(&report, &arguments.out)
 }
 
-/// The whole day over those that can; where Node.js takes part, the chats alone too, side by side.
-fn wanted(transports: &[Transport]) -> Vec<(Transport, Part)> {
-    let whole = transports.iter().filter(|it| **it != Transport::Node).map(|it| (*it, Part::Day));
+/// The whole day over those that can; where Node.js takes scope, the chats alone too, side by side.
+fn wanted(transports: &[Transport]) -> Vec<(Transport, Scope)> {
+    let whole = transports.iter().filter(|it| **it != Transport::Node).map(|it| (*it, Scope::Whole));
     let node = transports.contains(&Transport::Node);
-    let chats = transports.iter().filter(|_| node).map(|it| (*it, Part::Chats));
+    let chats = transports.iter().filter(|_| node).map(|it| (*it, Scope::Chats));
     whole.chain(chats).collect()
 }
 
 /// One transport's run.
-struct Day<'a> {
-    config: Config,
-    arguments: &'a Arguments,
+struct WorkloadRun<'a> {
+    config: RunConfig,
+    arguments: &'a WorkloadArguments,
     stop: &'a AtomicBool,
     folder: tempfile::TempDir,
-    tell: Sender<Heard>,
-    heard: Receiver<Heard>,
-    meter: Meter,
+    sender: Sender<Output>,
+    output: Receiver<Output>,
+    recorder: Recorder,
     bar: ProgressBar,
-    /// When whom was killed.
+    /// When each process was killed.
     killed: HashMap<u32, u64>,
-    memory: [Memory; 2],
+    memory: [PeakMemory; 2],
 }
 
-impl<'a> Day<'a> {
+impl<'a> WorkloadRun<'a> {
     fn new(
         transport: Transport,
-        part: Part,
+        scope: Scope,
         plan: Plan,
-        arguments: &'a Arguments,
+        arguments: &'a WorkloadArguments,
         stop: &'a AtomicBool,
     ) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let (tell, heard) = channel();
+        let (sender, output) = channel();
         let config =
-            Config { transport, part, plan, path: folder.path().join("day"), spoil: arguments.spoil };
+            RunConfig { transport, scope, plan, path: folder.path().join("socket"), fault: arguments.inject };
         let bar = ProgressBar::new((plan.paced + plan.unpaced).as_secs());
         let style = "{prefix:16} {bar:24} {pos:>3}/{len} s  {wide_msg}";
         bar.set_style(ProgressStyle::with_template(style)?);
-        bar.set_prefix(report::name(transport, part));
-        let (meter, killed, memory) = (Meter::default(), HashMap::new(), [Memory::default(); 2]);
-        Ok(Self { config, arguments, stop, folder, tell, heard, meter, bar, killed, memory })
+        bar.set_prefix(report::name(transport, scope));
+        let (recorder, killed, memory) = (Recorder::default(), HashMap::new(), [PeakMemory::default(); 2]);
+        Ok(Self { config, arguments, stop, folder, sender, output, recorder, bar, killed, memory })
     }
 
-    fn run(mut self) -> Result<Leg> {
+    fn run(mut self) -> Result<TransportRun> {
         let (before, others) = (cpu_seconds_of_children(), cpu_seconds_of_others());
         let done = self.processes();
         self.bar.finish_and_clear();
         let (backend, editor) =
-            done.map_err(|error| error.context(report::name(self.config.transport, self.config.part)))?;
+            done.map_err(|error| error.context(report::name(self.config.transport, self.config.scope)))?;
         let others = cpu_seconds_of_others() - others;
         let lights = cpu_seconds_of_children() - before - backend.cpu - editor.cpu;
-        for told in [&backend, &editor] {
-            self.meter.merge_told(told);
+        for measured in [&backend, &editor] {
+            self.recorder.merge_measured(measured);
         }
-        for (process, noticed) in &backend.gone {
+        for (process, noticed) in &backend.disconnects {
             if let Some(killed) = self.killed.get(process) {
-                self.meter.time(Time::Death, noticed.saturating_sub(*killed));
+                self.recorder.record(Metric::Death, noticed.saturating_sub(*killed));
             }
         }
-        self.meter.count("light clients killed", self.killed.len() as u64);
-        let Config { transport, part, plan, .. } = self.config;
+        self.recorder.count("light clients killed", self.killed.len() as u64);
+        let RunConfig { transport, scope, plan, .. } = self.config;
         let cpu = [backend.cpu, editor.cpu, lights, others];
-        eprintln!("{}: done", report::name(transport, part));
+        eprintln!("{}: done", report::name(transport, scope));
         self.folder.close()?;
-        Ok(Leg::new(transport, part, plan, self.meter.tell(), cpu, self.memory))
+        Ok(TransportRun::new(transport, scope, plan, self.recorder.snapshot(), cpu, self.memory))
     }
 
-    /// All processes, from the first to the last.
-    fn processes(&mut self) -> Result<(Told, Told)> {
+    /// Runs all processes; returns the measurements of the backend and of the editor.
+    fn processes(&mut self) -> Result<(Measured, Measured)> {
         let began = Instant::now();
-        let end = began + self.config.plan.paced + self.config.plan.unpaced + PATIENCE;
-        let mut backend = Process::start("backend", self.command("backend")?, &self.tell)?;
-        self.until(end, &mut backend, |line| matches!(line, Line::Ready).then_some(()))?;
+        let end = began + self.config.plan.paced + self.config.plan.unpaced + TIMEOUT;
+        let mut backend = Process::start("backend", self.command("backend")?, &self.sender)?;
+        self.wait_for(end, &mut backend, |line| matches!(line, StatusLine::Ready).then_some(()))?;
         let mut lights = Vec::new();
-        if self.config.part == Part::Day {
+        if self.config.scope == Scope::Whole {
             for _ in 0..LIGHTS {
-                lights.push(Process::start("light client", self.command("light")?, &self.tell)?);
+                lights.push(Process::start("light client", self.light(false)?, &self.sender)?);
             }
         }
-        let mut editor = Process::start("editor", self.command("editor")?, &self.tell)?;
-        let told = self.watch(end, (&backend, &mut editor), &mut lights)?;
+        let mut editor = Process::start("editor", self.command("editor")?, &self.sender)?;
+        let measured = self.watch(end, (&backend, &mut editor), &mut lights)?;
         editor.wait(Duration::from_secs(10))?;
-        lights.iter_mut().for_each(Process::end_input);
+        lights.iter_mut().for_each(Process::close_input);
         for light in &mut lights {
             light.wait(Duration::from_secs(10))?;
         }
-        backend.end_input();
-        let of_backend = self.until(end, &mut backend, |line| match line {
-            Line::Told(told) => Some(told),
+        backend.close_input();
+        let of_backend = self.wait_for(end, &mut backend, |line| match line {
+            StatusLine::Measured(measured) => Some(measured),
             _ => None,
         })?;
         backend.wait(Duration::from_secs(10))?;
-        // What the light clients said last.
-        while let Some((_, line)) = self.hear(Duration::from_millis(100))? {
-            if let Some(Line::Told(told)) = line {
-                self.meter.merge_told(&told);
+        // The last lines of the light clients.
+        while let Some((_, line)) = self.next_line(Duration::from_millis(100))? {
+            if let Some(StatusLine::Measured(measured)) = line {
+                self.recorder.merge_measured(&measured);
             }
         }
-        Ok((of_backend, told))
+        Ok((of_backend, measured))
     }
 
-    /// While the editor is at work: what it says, and a light client killed each second.
+    /// Follows the editor while it is at work, and kills a light client each second.
     fn watch(
         &mut self,
         end: Instant,
         (backend, editor): (&Process, &mut Process),
         lights: &mut [Process],
-    ) -> Result<Told> {
+    ) -> Result<Measured> {
         let (began, mut looked) = (Instant::now(), Instant::now());
         let mut kill = Instant::now() + Duration::from_secs(1);
         loop {
-            self.look(end)?;
+            self.check_deadline(end)?;
             if Instant::now() > kill && !lights.is_empty() {
                 kill += Duration::from_secs(1);
-                self.replace(&mut lights[turn_of(&self.killed)])?;
+                self.replace(&mut lights[next_victim(&self.killed)])?;
             }
             if looked.elapsed() > Duration::from_millis(250) {
                 looked = Instant::now();
@@ -172,12 +173,12 @@ impl<'a> Day<'a> {
                 self.memory[1].sample(editor.id());
                 self.bar.set_position(began.elapsed().as_secs().min(self.bar.length().unwrap_or(0)));
             }
-            match self.hear(Duration::from_millis(50))? {
-                Some((of, Some(Line::Told(told)))) if of == editor.id() => return Ok(told),
-                Some((of, None)) if of == editor.id() => bail!("the editor ended without a word"),
-                Some((of, None)) if of == backend.id() => bail!("the backend ended before its time"),
-                Some((_, Some(Line::Told(told)))) => self.meter.merge_told(&told),
-                Some((_, Some(Line::Live { chunks, tools, calls }))) => {
+            match self.next_line(Duration::from_millis(50))? {
+                Some((of, Some(StatusLine::Measured(measured)))) if of == editor.id() => return Ok(measured),
+                Some((of, None)) if of == editor.id() => bail!("the editor exited without a report"),
+                Some((of, None)) if of == backend.id() => bail!("the backend exited early"),
+                Some((_, Some(StatusLine::Measured(measured)))) => self.recorder.merge_measured(&measured),
+                Some((_, Some(StatusLine::Progress { chunks, tools, calls }))) => {
                     let killed = self.killed.len();
                     let text =
                         format!("{chunks} chunks, {tools} tools, {calls} calls, {killed} clients killed");
@@ -190,50 +191,68 @@ impl<'a> Day<'a> {
 
     /// Kills it and starts another.
     fn replace(&mut self, light: &mut Process) -> Result<()> {
-        if light.has_ended() {
-            self.meter.fault("a light client ended before its time".into());
+        if light.has_exited() {
+            self.recorder.fault("a light client exited early".into());
         }
         let process = light.id();
         let now = light.kill()?;
         self.killed.insert(process, now);
-        *light = Process::start("light client", self.command("light-again")?, &self.tell)?;
+        *light = Process::start("light client", self.light(true)?, &self.sender)?;
         Ok(())
     }
 
-    /// Waits for a line of this process that is wanted.
-    fn until<T>(&mut self, end: Instant, of: &mut Process, wanted: impl Fn(Line) -> Option<T>) -> Result<T> {
+    /// Waits for the line of this process that `wanted` accepts.
+    fn wait_for<T>(
+        &mut self,
+        end: Instant,
+        of: &mut Process,
+        wanted: impl Fn(StatusLine) -> Option<T>,
+    ) -> Result<T> {
         loop {
-            self.look(end)?;
-            match self.hear(Duration::from_millis(50))? {
+            self.check_deadline(end)?;
+            match self.next_line(Duration::from_millis(50))? {
                 Some((id, Some(line))) if id == of.id() => {
                     if let Some(found) = wanted(line) {
                         return Ok(found);
                     }
                 }
-                Some((id, None)) if id == of.id() => bail!("it ended without the word that was waited for"),
-                Some((_, Some(Line::Told(told)))) => self.meter.merge_told(&told),
+                Some((id, None)) if id == of.id() => {
+                    bail!("the process exited without the line that was waited for")
+                }
+                Some((_, Some(StatusLine::Measured(measured)))) => self.recorder.merge_measured(&measured),
                 _ => {}
             }
         }
     }
 
-    fn hear(&self, patience: Duration) -> Result<Option<Heard>> {
-        match self.heard.recv_timeout(patience) {
-            Ok(heard) => Ok(Some(heard)),
+    /// Returns the next line of any process, or the end of its output.
+    fn next_line(&self, timeout: Duration) -> Result<Option<(u32, Option<StatusLine>)>> {
+        match self.output.recv_timeout(timeout) {
+            // A killed process may leave half a line.
+            Ok((id, Some(text))) => Ok(serde_json::from_str(&text).ok().map(|line| (id, Some(line)))),
+            Ok((id, None)) => Ok(Some((id, None))),
             Err(RecvTimeoutError::Timeout) => Ok(None),
-            Err(RecvTimeoutError::Disconnected) => Err(anyhow!("nobody is left")),
+            Err(RecvTimeoutError::Disconnected) => Err(anyhow!("no process is left")),
         }
     }
 
-    fn look(&self, end: Instant) -> Result<()> {
+    fn check_deadline(&self, end: Instant) -> Result<()> {
         ensure!(!self.stop.load(Ordering::Relaxed), "stopped");
-        ensure!(Instant::now() < end, "it does not come to its end");
+        ensure!(Instant::now() < end, "the run does not end");
         Ok(())
+    }
+
+    fn light(&self, replaces: bool) -> Result<Command> {
+        let mut command = self.command("light")?;
+        if replaces {
+            command.arg("--replaces");
+        }
+        Ok(command)
     }
 
     fn command(&self, role: &str) -> Result<Command> {
         if self.config.transport == Transport::Node {
-            return node::command(&self.arguments.node, role, &self.config, self.folder.path());
+            return node_js::command(&self.arguments.node, role, &self.config, self.folder.path());
         }
         let mut command = Command::new(env::current_exe()?);
         command.arg(role).arg(serde_json::to_string(&self.config)?);
@@ -241,7 +260,7 @@ impl<'a> Day<'a> {
     }
 }
 
-/// Whose turn it is to be killed: one after the other.
-fn turn_of(killed: &HashMap<u32, u64>) -> usize {
+/// Returns the light client to kill next: one after the other.
+fn next_victim(killed: &HashMap<u32, u64>) -> usize {
     killed.len() % LIGHTS
 }

@@ -1,19 +1,15 @@
-//! What the workload needs of a way to make calls. It is written against these traits, and runs the same over each.
+//! The calls that the workload makes: it is written against these traits, and runs the same over each transport.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use harness::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::backend::Backend;
-use crate::{over_narrows, unix};
-
-/// Whose calls are measured.
+/// The way to make calls that is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, Serialize, Deserialize)]
 pub(crate) enum Transport {
     Narrows,
-    /// A Unix socket with the same framing: pieces, streams, windows, cancels.
+    /// A Unix socket with the same framing: fragments, streams, windows, cancels.
     Unix,
     /// Node.js on both sides, a Unix socket and JSON: the chats alone.
     Node,
@@ -21,7 +17,7 @@ pub(crate) enum Transport {
 
 /// How a method is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Style {
+pub(crate) enum ServeMode {
     /// On the connection's own thread.
     Inline,
     /// In a pool of workers.
@@ -34,68 +30,79 @@ pub(crate) enum Style {
 pub(crate) trait Client: Send + Sync {
     fn call(&self, method: u32, request: &[u8]) -> Result<Vec<u8>>;
 
-    /// Begins a call whose reply is waited for later, or never.
-    fn start(&self, method: u32, request: &[u8]) -> Result<Box<dyn Pending>>;
+    /// Starts a call; its reply may be waited for later, or never.
+    fn start(&self, method: u32, request: &[u8]) -> Result<Box<dyn PendingReply>>;
 
-    fn stream(&self, method: u32, request: &[u8]) -> Result<Box<dyn Stream>>;
+    fn stream(&self, method: u32, request: &[u8]) -> Result<Box<dyn ReplyChunks>>;
 
-    /// Waits for what the server sends unasked; nothing once the connection was closed.
+    /// Waits for the next push; returns nothing once the connection was closed.
     fn next_push(&self) -> Result<Option<Vec<u8>>>;
 
     fn close(&self);
 }
 
-pub(crate) trait Pending {
+pub(crate) trait PendingReply {
     fn wait(self: Box<Self>) -> Result<Vec<u8>>;
 
     fn cancel(self: Box<Self>);
 }
 
-pub(crate) trait Stream {
-    /// Nothing at its end.
+pub(crate) trait ReplyChunks {
+    /// Waits for the next chunk; returns nothing at the end.
     fn next(&mut self) -> Result<Option<Vec<u8>>>;
 
     fn cancel(self: Box<Self>);
 }
 
 /// The serving end of one connection.
-pub(crate) trait Link: Send + Sync {
+pub(crate) trait ClientHandle: Send + Sync {
     fn id(&self) -> u64;
 
     fn push(&self, bytes: &[u8]) -> Result<()>;
 }
 
 /// A call that is being served.
-pub(crate) trait Served {
+pub(crate) trait RequestContext {
     fn is_cancelled(&self) -> bool;
 
-    fn link(&self) -> Arc<dyn Link>;
+    fn link(&self) -> Arc<dyn ClientHandle>;
 }
 
 /// Takes the chunks of a reply.
-pub(crate) trait Out {
-    /// An error once the caller has cancelled, or is gone.
+pub(crate) trait ChunkSink {
+    /// Fails once the caller has cancelled or disconnected.
     fn write(&mut self, chunk: &[u8]) -> Result<()>;
 }
 
 /// A server that runs until it is dropped.
-pub(crate) trait Server {
-    /// Connections that are open.
+pub(crate) trait RunningServer {
+    /// Returns the number of open connections.
     fn connections(&self) -> usize;
 }
 
-pub(crate) fn connect(transport: Transport, path: &Path) -> Result<Arc<dyn Client>> {
-    Ok(match transport {
-        Transport::Narrows => Arc::new(over_narrows::connect(path)?),
-        Transport::Unix => Arc::new(unix::client::Client::connect(path)?),
-        Transport::Node => harness::bail!("Node.js has clients of its own"),
-    })
-}
+/// What a server serves.
+pub(crate) trait Service: Send + Sync + 'static {
+    /// The methods, and how each is served.
+    const METHODS: &[(u32, ServeMode)];
 
-pub(crate) fn serve(transport: Transport, path: &Path, backend: &Arc<Backend>) -> Result<Box<dyn Server>> {
-    Ok(match transport {
-        Transport::Narrows => Box::new(over_narrows::serve(path, backend)?),
-        Transport::Unix => Box::new(unix::server::Server::start(path, backend)?),
-        Transport::Node => harness::bail!("Node.js has a server of its own"),
-    })
+    /// Serves a method that gives one reply.
+    fn call(
+        &self,
+        method: u32,
+        context: &dyn RequestContext,
+        request: &[u8],
+        reply: &mut Vec<u8>,
+    ) -> Result<()>;
+
+    /// Serves a method that gives chunks.
+    fn stream(
+        &self,
+        method: u32,
+        context: &dyn RequestContext,
+        request: &[u8],
+        out: &mut dyn ChunkSink,
+    ) -> Result<()>;
+
+    /// A connection has ended.
+    fn on_disconnect(&self, connection: u64);
 }

@@ -46,7 +46,6 @@ pub use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 pub use command::{enter_repository, main};
 pub use driver::{Measurement, Subject};
 pub use figures::Summary;
-pub use plot::Chart;
 pub use probe::{busy_seconds, cpu_seconds_of_others, machine};
 pub use process::{Output, Process};
 pub use record::{CpuPlacement, Latency, Record, Row, SideReport, Trial};

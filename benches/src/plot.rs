@@ -40,7 +40,7 @@ const SUFFIXES: [&str; 6] = ["roundtrip", "bandwidth", "rate", "latency-64", "la
 
 /// One picture of several lines; both axes are logarithmic.
 #[derive(Debug)]
-pub struct Chart {
+struct Chart {
     title: String,
     /// Title, labels, base of the scale.
     across: (&'static str, fn(f64) -> String, f64),
@@ -152,31 +152,8 @@ fn share(longer: f64) -> String {
 }
 
 impl Chart {
-    /// How long what took, up to which share of all times: of each line the points (share, time), shares below 1.
-    pub fn of_tails(
-        title: impl Into<String>,
-        up: &'static str,
-        lines: impl IntoIterator<Item = (String, Vec<(f64, f64)>)>,
-    ) -> Self {
-        let longer = |points: Vec<(f64, f64)>| {
-            points
-                .into_iter()
-                .filter(|it| it.0 < 1.0)
-                .map(|(share, time)| (1.0 / (1.0 - share), time))
-                .collect()
-        };
-        let mut lines: BTreeMap<_, Vec<_>> =
-            lines.into_iter().map(|(name, points)| (name, longer(points))).collect();
-        lines.retain(|_, points| !points.is_empty());
-        Self { title: title.into(), across: ("share of all", share, 10.0), up, lines }
-    }
-
     /// Writes it to a file, as SVG.
-    ///
-    /// # Errors
-    ///
-    /// What cannot be written.
-    pub fn draw(&self, file: &Path) -> Result<()> {
+    fn draw(&self, file: &Path) -> Result<()> {
         self.draw_with(file).map_err(|error| anyhow!("{}: {error}", file.display()))
     }
 

@@ -1,9 +1,9 @@
-//! The editor, connection A: everything at once, for as long as the chats go on.
+//! The editor, connection A: all flows at once, for as long as the chats go on.
 //!
 //! ```text
 //!   chat × 4     at 50 chunks a second, then without a pace; tools in their middle        chat.rs
-//!   questions    what the backend asks, answered late                                    questions.rs
-//!   terminal, LSP × 2, histories, cancels, heartbeats                                    flows.rs
+//!   questions    the backend's questions, answered late                                    questions.rs
+//!   terminal, LSP × 2, histories, cancels                                                flows.rs
 //! ```
 
 mod chat;
@@ -17,15 +17,16 @@ use std::time::{Duration, Instant};
 
 use harness::{Result, ensure};
 
-use crate::backend::{HELLO, QUIET};
-use crate::item::{HEAD, Item, Kind, Text, stream};
-use crate::lines::{self, Line};
-use crate::meter::Meter;
+use crate::backend::{HELLO, STOP_QUESTIONS};
+use crate::connections;
+use crate::item::{HEAD, Item, StreamKind, Text, stream};
+use crate::line_protocol::{self, StatusLine};
 use crate::plan::{CHATS, Plan};
-use crate::transport::{self, Client};
-use crate::{Config, Part};
+use crate::recorder::Recorder;
+use crate::transport::Client;
+use crate::{RunConfig, Scope};
 
-/// What its threads share.
+/// The state that its threads share.
 struct Editor {
     plan: Plan,
     text: Text,
@@ -34,58 +35,64 @@ struct Editor {
     chunks: AtomicU64,
     tools: AtomicU64,
     calls: AtomicU64,
-    /// The chats are at their end, or something failed.
+    /// The chats have ended, or a flow failed.
     over: AtomicBool,
 }
 
-/// The process of the editor.
-pub(crate) fn run(config: &Config) -> Result<()> {
-    let _input = lines::until_input_ends();
+/// Runs the process of the editor.
+pub(crate) fn run(config: &RunConfig) -> Result<()> {
+    let _input = line_protocol::input_closed();
     let editor = Editor {
         plan: config.plan,
         text: Text::new(config.plan.seed),
-        client: transport::connect(config.transport, &config.path)?,
+        client: connections::connect(config.transport, &config.path)?,
         began: Instant::now(),
         chunks: AtomicU64::new(0),
         tools: AtomicU64::new(0),
         calls: AtomicU64::new(0),
         over: AtomicBool::new(false),
     };
-    let mut meter = Meter::default();
-    editor.call(HELLO, stream(Kind::Control, 0), 0, &[std::process::id(), 0], HEAD + 8, &mut meter)?;
-    editor.day(config.part, &mut meter);
-    let mut told = meter.tell();
-    told.cpu = harness::cpu_seconds();
-    lines::say(&Line::Told(told));
+    let mut recorder = Recorder::default();
+    editor.call(
+        HELLO,
+        stream(StreamKind::Control, 0),
+        0,
+        &[std::process::id(), 0],
+        HEAD + 8,
+        &mut recorder,
+    )?;
+    editor.run_flows(config.scope, &mut recorder);
+    let mut measured = recorder.snapshot();
+    measured.cpu = harness::cpu_seconds();
+    line_protocol::report(&StatusLine::Measured(measured));
     Ok(())
 }
 
-type Work<'a> = Box<dyn Fn(&mut Meter) -> Result<()> + Send + 'a>;
+type Flow<'a> = Box<dyn Fn(&mut Recorder) -> Result<()> + Send + 'a>;
 
 impl Editor {
-    /// All threads, until the chats are over; then the rest.
-    fn day(&self, part: Part, meter: &mut Meter) {
-        let chats: Vec<Work<'_>> = (0..CHATS)
-            .map(|thread| Box::new(move |meter: &mut Meter| self.chats(thread, meter)) as _)
+    /// Runs all flows for as long as the chats go on, then answers the last questions.
+    fn run_flows(&self, part: Scope, recorder: &mut Recorder) {
+        let chats: Vec<Flow<'_>> = (0..CHATS)
+            .map(|thread| Box::new(move |recorder: &mut Recorder| self.chats(thread, recorder)) as _)
             .collect();
-        let mut others: Vec<(&str, Work<'_>)> =
-            vec![("questions", Box::new(|meter: &mut Meter| self.questions(meter)))];
-        if part == Part::Day {
-            others.push(("terminal", Box::new(|meter: &mut Meter| self.terminals(meter))));
-            others.push(("LSP", Box::new(|meter: &mut Meter| self.lsp(0, meter))));
-            others.push(("LSP", Box::new(|meter: &mut Meter| self.lsp(1, meter))));
-            others.push(("histories", Box::new(|meter: &mut Meter| self.histories(meter))));
-            others.push(("heartbeats", Box::new(|meter: &mut Meter| self.heartbeats(meter))));
+        let mut others: Vec<(&str, Flow<'_>)> =
+            vec![("questions", Box::new(|recorder: &mut Recorder| self.questions(recorder)))];
+        if part == Scope::Whole {
+            others.push(("terminal", Box::new(|recorder: &mut Recorder| self.terminals(recorder))));
+            others.push(("LSP", Box::new(|recorder: &mut Recorder| self.lsp(0, recorder))));
+            others.push(("LSP", Box::new(|recorder: &mut Recorder| self.lsp(1, recorder))));
+            others.push(("histories", Box::new(|recorder: &mut Recorder| self.histories(recorder))));
         }
-        others.push(("cancels", Box::new(|meter: &mut Meter| self.cancels(meter))));
+        others.push(("cancels", Box::new(|recorder: &mut Recorder| self.cancels(recorder))));
         thread::scope(|scope| {
-            let measured = |name: &'static str, work: Work<'_>| {
-                let mut meter = Meter::default();
-                if let Err(error) = work(&mut meter) {
-                    meter.fault(format!("{name}: {error:#}"));
+            let measured = |name: &'static str, work: Flow<'_>| {
+                let mut recorder = Recorder::default();
+                if let Err(error) = work(&mut recorder) {
+                    recorder.fault(format!("{name}: {error:#}"));
                     self.over.store(true, Ordering::Relaxed); // No more of anything.
                 }
-                meter
+                recorder
             };
             let chats: Vec<_> =
                 chats.into_iter().map(|work| scope.spawn(move || measured("chats", work))).collect();
@@ -93,39 +100,39 @@ impl Editor {
                 others.into_iter().map(|(name, work)| scope.spawn(move || measured(name, work))).collect();
             while !chats.iter().all(thread::ScopedJoinHandle::is_finished) {
                 thread::sleep(Duration::from_millis(100));
-                self.live();
+                self.report_progress();
             }
             self.over.store(true, Ordering::Relaxed);
-            if let Err(error) = self.drain(meter) {
-                meter.fault(format!("the last questions: {error:#}"));
+            if let Err(error) = self.drain(recorder) {
+                recorder.fault(format!("the last questions: {error:#}"));
             }
-            // Whoever waits for a question hears of no more.
+            // The thread of the questions waits for more of them, until the connection is closed below.
             while others.iter().skip(1).any(|it| !it.is_finished()) {
                 thread::sleep(Duration::from_millis(5));
             }
             self.client.close();
             for thread in chats.into_iter().chain(others) {
                 match thread.join() {
-                    Ok(of_thread) => meter.merge(&of_thread),
-                    Err(_) => meter.fault("a thread of the editor panicked".into()),
+                    Ok(of_thread) => recorder.merge(&of_thread),
+                    Err(_) => recorder.fault("a thread of the editor panicked".into()),
                 }
             }
         });
-        self.live();
+        self.report_progress();
     }
 
-    /// Until all questions are answered.
-    fn drain(&self, meter: &mut Meter) -> Result<()> {
-        let patience = Instant::now() + Duration::from_secs(20);
-        let control = stream(Kind::Control, 1);
-        while self.answer_number(&self.call(QUIET, control, 0, &[], HEAD, meter)?, 0)? > 0 {
-            ensure!(Instant::now() < patience, "some have no answer");
+    /// Waits for the answers to all questions.
+    fn drain(&self, recorder: &mut Recorder) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let control = stream(StreamKind::Control, 1);
+        while self.answer_number(&self.call(STOP_QUESTIONS, control, 0, &[], HEAD, recorder)?, 0)? > 0 {
+            ensure!(Instant::now() < deadline, "some have no answer");
             thread::sleep(Duration::from_millis(20));
         }
         Ok(())
     }
 
-    /// A call with an item of `len` bytes, answered by one of the same stream.
+    /// Calls with an item of `len` bytes; the reply is an item of the same stream.
     fn call(
         &self,
         method: u32,
@@ -133,23 +140,23 @@ impl Editor {
         seq: u32,
         numbers: &[u32],
         len: usize,
-        meter: &mut Meter,
+        recorder: &mut Recorder,
     ) -> Result<Vec<u8>> {
         let mut request = Vec::new();
         self.text.write(&mut request, stream, seq, numbers, len);
         let reply = self.client.call(method, &request)?;
-        self.judge(&reply, stream, None, meter);
+        self.validate(&reply, stream, None, recorder);
         self.calls.fetch_add(1, Ordering::Relaxed);
         Ok(reply)
     }
 
-    /// A reply belongs to its call, and is as it was sent.
-    fn judge(&self, reply: &[u8], stream: u32, len: Option<usize>, meter: &mut Meter) {
-        meter.tally.items += 1;
-        meter.tally.bytes += reply.len() as u64;
+    /// Checks that a reply belongs to its call and is unchanged.
+    fn validate(&self, reply: &[u8], stream: u32, len: Option<usize>, recorder: &mut Recorder) {
+        recorder.tally.items += 1;
+        recorder.tally.bytes += reply.len() as u64;
         let right = Item::read(reply).is_some_and(|it| it.stream == stream);
         if !right || len.is_some_and(|len| len != reply.len()) {
-            meter.tally.corrupt += 1;
+            recorder.tally.corrupt += 1;
         }
     }
 
@@ -163,7 +170,7 @@ impl Editor {
         self.over.load(Ordering::Relaxed)
     }
 
-    /// Sleeps, but not beyond the end.
+    /// Sleeps, at most up to the end.
     fn sleep(&self, time: Duration) {
         let end = Instant::now() + time;
         while !self.is_over() && Instant::now() < end {
@@ -171,9 +178,9 @@ impl Editor {
         }
     }
 
-    fn live(&self) {
+    fn report_progress(&self) {
         let [chunks, tools, calls] =
             [&self.chunks, &self.tools, &self.calls].map(|it| it.load(Ordering::Relaxed));
-        lines::say(&Line::Live { chunks, tools, calls });
+        line_protocol::report(&StatusLine::Progress { chunks, tools, calls });
     }
 }

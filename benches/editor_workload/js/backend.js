@@ -1,23 +1,23 @@
 'use strict';
-// The backend: chats with their tools, streams without an end, and questions; what backend.rs does of these.
+// The backend: chats with their tools, streams without an end, and questions; as in backend.rs.
 
 const fs = require('node:fs');
 const net = require('node:net');
-const { plan, stream, now, item, judge, meter, say, send, receive, pieces, pause, whenInputEnds, ...kind } =
+const { plan, stream, now, item, validate, recorder, report, send, receive, fragments, pause, whenInputCloses, ...kind } =
   require('./common.js');
 
 const questions = new Map();
 const tools = new Map();
-const fates = new Map();
-let quiet = false;
+const floodEnds = new Map();
+let stopQuestions = false;
 
 const server = net.createServer((socket) => {
   const running = new Map();
   let asked = 0;
   const asks = setInterval(() => {
-    if (!quiet) ask(socket, stream(kind.QUESTION, 0), asked, plan.questions[asked++ % plan.questions.length]);
+    if (!stopQuestions) ask(socket, stream(kind.QUESTION, 0), asked, plan.questions[asked++ % plan.questions.length]);
   }, 400);
-  socket.setMaxListeners(0); // Whoever waits for room has one.
+  socket.setMaxListeners(0); // Each send that waits for room adds one.
   socket.on('error', () => {});
   socket.on('close', () => {
     clearInterval(asks);
@@ -30,7 +30,7 @@ const server = net.createServer((socket) => {
       if (call !== undefined) call.cancelled = true;
       return;
     }
-    judge(message.item, message.item.of);
+    validate(message.item, message.item.of);
     const call = { socket, id, cancelled: false };
     running.set(id, call);
     methods[method](call, message)
@@ -74,7 +74,7 @@ const methods = {
       }
       await write(call, item(request.of, seq++, len));
     }
-    for (const len of pieces(tool.result)) await write(call, item(request.of, seq++, len));
+    for (const len of fragments(tool.result)) await write(call, item(request.of, seq++, len));
   },
 
   async result(call, { chat, tool }) {
@@ -88,29 +88,29 @@ const methods = {
     const key = `${of} ${seq}`;
     const question = questions.get(key);
     if (question === undefined) {
-      meter.tally.duplicated++;
+      recorder.tally.duplicated++;
       return;
     }
     questions.delete(key);
-    meter.time('Question', Math.max(0, now() - question.asked - question.thinks));
+    recorder.time('Question', Math.max(0, now() - question.asked - question.thinks));
     question.waits?.();
   },
 
   async flood(call, { item: request }) {
     for (let seq = 0; !call.cancelled; seq++) {
-      // The loop of events must turn, or no cancel can be read.
+      // The event loop must run, or no cancel is read.
       if (seq % 64 === 63) await new Promise(setImmediate);
       await send(call.socket, { id: call.id, item: item(request.of, seq, 81) });
     }
-    fates.set(request.of, now());
+    floodEnds.set(request.of, now());
   },
 
-  async fate(call, { of }) {
-    call.reply = { ended: fates.get(of) ?? 0 };
+  async floodEnd(call, { of }) {
+    call.reply = { ended: floodEnds.get(of) ?? 0 };
   },
 
-  async quiet(call) {
-    quiet = true;
+  async stopQuestions(call) {
+    stopQuestions = true;
     call.reply = { open: questions.size };
   },
 };
@@ -122,7 +122,7 @@ function write(call, chunk) {
 
 function ask(socket, of, seq, micros, waits) {
   questions.set(`${of} ${seq}`, { asked: now(), thinks: micros * 1000, waits });
-  meter.count('questions asked');
+  recorder.count('questions asked');
   send(socket, { push: { item: item(of, seq, 181), micros } });
 }
 
@@ -130,10 +130,10 @@ function check(right, what) {
   if (!right) throw new Error(what);
 }
 
-server.listen(plan.path, () => say('Ready'));
-whenInputEnds(() => {
-  meter.tally.lost += questions.size;
-  meter.tell();
+server.listen(plan.path, () => report('Ready'));
+whenInputCloses(() => {
+  recorder.tally.lost += questions.size;
+  recorder.reportMeasurements();
   fs.rmSync(plan.path, { force: true });
   process.exit(0);
 });

@@ -1,6 +1,6 @@
 'use strict';
-// What both sides share: frames on the socket (4 bytes of length, little endian, then JSON), items with a number and a checksum, and
-// measurements in the form that the runner reads (meter.rs).
+// Shared by both sides: frames on the socket (4 bytes of length, little endian, then JSON), items with a number and a checksum, and
+// measurements in the form that the runner reads (recorder.rs).
 
 const fs = require('node:fs');
 const path = require('node:path');
@@ -33,7 +33,7 @@ function item(of, seq, len) {
 }
 
 // Follows one stream: each item must be the next, whole, and as long as it was planned.
-class Track {
+class SequenceCheck {
   constructor(of) {
     this.of = of;
     this.next = 0;
@@ -41,27 +41,27 @@ class Track {
   }
 
   take(it, len) {
-    judge(it, this.of, len);
+    validate(it, this.of, len);
     if (it.seq >= this.next) {
       for (let seq = this.next; seq < it.seq; seq++) this.missing.add(seq);
       this.next = it.seq + 1;
-    } else if (this.missing.delete(it.seq)) meter.tally.reordered++;
-    else meter.tally.duplicated++;
+    } else if (this.missing.delete(it.seq)) recorder.tally.reordered++;
+    else recorder.tally.duplicated++;
   }
 
   end(count) {
-    meter.tally.lost += this.missing.size + Math.max(0, count - this.next);
+    recorder.tally.lost += this.missing.size + Math.max(0, count - this.next);
   }
 }
 
-function judge(it, of, len) {
-  meter.tally.items++;
-  meter.tally.bytes += it.body.length;
+function validate(it, of, len) {
+  recorder.tally.items++;
+  recorder.tally.bytes += it.body.length;
   const right = it.of === of && zlib.crc32(it.body, (it.of ^ it.seq) >>> 0) === it.crc;
-  if (!right || (len !== undefined && it.body.length !== len)) meter.tally.corrupt++;
+  if (!right || (len !== undefined && it.body.length !== len)) recorder.tally.corrupt++;
 }
 
-const meter = {
+const recorder = {
   tally: { items: 0, bytes: 0, lost: 0, duplicated: 0, reordered: 0, corrupt: 0 },
   times: {},
   counts: {},
@@ -79,16 +79,16 @@ const meter = {
     this.counts[name] = (this.counts[name] ?? 0) + more;
   },
 
-  tell() {
+  reportMeasurements() {
     const times = Object.fromEntries(Object.entries(this.times).map(([name, values]) => [name, [...values]]));
     const { user, system } = process.cpuUsage();
     const { tally, counts, faults } = this;
-    say({ Told: { times, tally, counts, faults, cpu: (user + system) / 1e6 } });
+    report({ Measured: { times, tally, counts, faults, cpu: (user + system) / 1e6 } });
   },
 };
 
 // A line for the runner; synchronous, so that it is out when the process ends.
-function say(line) {
+function report(line) {
   const bytes = Buffer.from(`${JSON.stringify(line)}\n`);
   for (let at = 0; at < bytes.length; ) {
     try {
@@ -99,7 +99,7 @@ function say(line) {
   }
 }
 
-// Sends; resolves when the socket takes more.
+// Sends; resolves when the socket accepts more.
 function send(socket, message) {
   const body = JSON.stringify(message);
   const length = Buffer.byteLength(body);
@@ -118,7 +118,7 @@ function send(socket, message) {
   });
 }
 
-// Cuts what comes into messages.
+// Splits the received bytes into messages.
 function receive(socket, deliver) {
   let begun = [];
   let have = 0;
@@ -144,8 +144,8 @@ function receive(socket, deliver) {
   });
 }
 
-// A result in pieces, as in backend.rs.
-function pieces(len) {
+// A result in fragments, as in backend.rs.
+function fragments(len) {
   const PIECE = 65536 - 37;
   const found = [];
   for (let at = 0; at < len; at += PIECE) found.push(Math.max(20, Math.min(PIECE, len - at)));
@@ -154,14 +154,14 @@ function pieces(len) {
 
 const pause = (millis) => new Promise((resolve) => setTimeout(resolve, millis));
 
-// The runner has no more to ask, or is gone.
-function whenInputEnds(act) {
+// The runner closes this process's input when it is done, or exits.
+function whenInputCloses(act) {
   process.stdin.on('end', act);
   process.stdin.on('close', act);
   process.stdin.resume();
 }
 
 module.exports = {
-  plan, stream, chatNumber, now, item, Track, judge, meter, say, send, receive, pieces, pause, whenInputEnds,
+  plan, stream, chatNumber, now, item, SequenceCheck, validate, recorder, report, send, receive, fragments, pause, whenInputCloses,
   CHAT, TOOL, FLOOD, QUESTION, APPROVAL, CONTROL,
 };

@@ -10,12 +10,12 @@ use std::thread;
 
 use harness::{Result, anyhow, bail};
 
-use super::wire::{Kind, Reader, WINDOW, Writer, cost};
-use crate::backend::lock;
+use super::wire::{FrameKind, FrameReader, FrameWriter, WINDOW, cost};
+use crate::sync::lock;
 use crate::transport;
 
 /// What a call may be told.
-enum Event {
+enum CallEvent {
     /// A chunk, or a reply.
     Item(Vec<u8>),
     End,
@@ -23,29 +23,29 @@ enum Event {
 }
 
 /// A call under way: who waits, and what came of an item.
-struct Entry {
-    tell: Sender<Event>,
+struct PendingEntry {
+    tell: Sender<CallEvent>,
     part: Vec<u8>,
 }
 
-struct Shared {
+struct ClientState {
     socket: UnixStream,
-    writer: Writer,
-    calls: Mutex<HashMap<u32, Entry>>,
+    writer: FrameWriter,
+    calls: Mutex<HashMap<u32, PendingEntry>>,
     next: AtomicU32,
     closed: AtomicBool,
 }
 
-pub(crate) struct Client {
-    shared: Arc<Shared>,
+pub(crate) struct UnixClient {
+    shared: Arc<ClientState>,
     pushes: Mutex<Receiver<Vec<u8>>>,
 }
 
-impl Client {
+impl UnixClient {
     pub(crate) fn connect(path: &Path) -> Result<Self> {
         let socket = UnixStream::connect(path)?;
-        let shared = Arc::new(Shared {
-            writer: Writer::new(socket.try_clone()?),
+        let shared = Arc::new(ClientState {
+            writer: FrameWriter::new(socket.try_clone()?),
             calls: Mutex::default(),
             next: AtomicU32::new(1),
             closed: AtomicBool::new(false),
@@ -53,7 +53,7 @@ impl Client {
         });
         let (tell, pushes) = channel();
         let reads = Arc::clone(&shared);
-        let mut reader = Reader::new(reads.socket.try_clone()?);
+        let mut reader = FrameReader::new(reads.socket.try_clone()?);
         thread::spawn(move || {
             let _ended = reads.read(&mut reader, &tell);
             // Nobody is told any more: whoever waits learns of the end.
@@ -63,11 +63,11 @@ impl Client {
         Ok(Self { shared, pushes: Mutex::new(pushes) })
     }
 
-    fn begin(&self, kind: Kind, method: u32, request: &[u8]) -> Result<Call> {
+    fn begin(&self, kind: FrameKind, method: u32, request: &[u8]) -> Result<ClientCall> {
         let (tell, told) = channel();
         let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
-        lock(&self.shared.calls).insert(number, Entry { tell, part: Vec::new() });
-        let call = Call { shared: Arc::clone(&self.shared), number, told, owed: 0, over: false };
+        lock(&self.shared.calls).insert(number, PendingEntry { tell, part: Vec::new() });
+        let call = ClientCall { shared: Arc::clone(&self.shared), number, told, owed: 0, over: false };
         if self.shared.closed.load(Ordering::Relaxed) {
             bail!("the connection has ended");
         }
@@ -76,12 +76,12 @@ impl Client {
     }
 }
 
-impl Shared {
-    fn read(&self, reader: &mut Reader, pushes: &Sender<Vec<u8>>) -> Result<()> {
+impl ClientState {
+    fn read(&self, reader: &mut FrameReader, pushes: &Sender<Vec<u8>>) -> Result<()> {
         let (mut push, mut late) = (Vec::new(), Vec::new());
         while let Some((head, length)) = reader.next()? {
-            if head.kind == Kind::Push {
-                reader.piece(length, &mut push)?;
+            if head.kind == FrameKind::Push {
+                reader.fragment(length, &mut push)?;
                 if !head.more {
                     pushes.send(std::mem::take(&mut push))?;
                 }
@@ -90,10 +90,10 @@ impl Shared {
             let part = lock(&self.calls).get_mut(&head.call).map(|entry| std::mem::take(&mut entry.part));
             let Some(mut part) = part else {
                 late.clear(); // The call was cancelled.
-                reader.piece(length, &mut late)?;
+                reader.fragment(length, &mut late)?;
                 continue;
             };
-            reader.piece(length, &mut part)?;
+            reader.fragment(length, &mut part)?;
             let mut calls = lock(&self.calls);
             let Some(entry) = calls.get_mut(&head.call) else { continue };
             if head.more {
@@ -101,12 +101,12 @@ impl Shared {
                 continue;
             }
             let event = match head.kind {
-                Kind::Chunk | Kind::Reply => Event::Item(part),
-                Kind::Failed => Event::Failed(String::from_utf8_lossy(&part).into()),
-                _ => Event::End,
+                FrameKind::Chunk | FrameKind::Reply => CallEvent::Item(part),
+                FrameKind::Failed => CallEvent::Failed(String::from_utf8_lossy(&part).into()),
+                _ => CallEvent::End,
             };
             let _nobody_waits = entry.tell.send(event);
-            if head.kind != Kind::Chunk {
+            if head.kind != FrameKind::Chunk {
                 calls.remove(&head.call);
             }
         }
@@ -115,22 +115,22 @@ impl Shared {
 }
 
 /// A call under way.
-struct Call {
-    shared: Arc<Shared>,
+struct ClientCall {
+    shared: Arc<ClientState>,
     number: u32,
-    told: Receiver<Event>,
+    told: Receiver<CallEvent>,
     owed: u32,
     over: bool,
 }
 
-impl Call {
+impl ClientCall {
     fn event(&mut self) -> Result<Option<Vec<u8>>> {
         match self.told.recv() {
-            Ok(Event::Item(item)) => Ok(Some(item)),
+            Ok(CallEvent::Item(item)) => Ok(Some(item)),
             other => {
                 self.over = true;
                 match other {
-                    Ok(Event::Failed(text)) => Err(anyhow!("the method failed: {text}")),
+                    Ok(CallEvent::Failed(text)) => Err(anyhow!("the method failed: {text}")),
                     Ok(_) => Ok(None),
                     Err(_) => Err(anyhow!("the connection has ended")),
                 }
@@ -145,25 +145,25 @@ impl Call {
     }
 }
 
-impl Drop for Call {
+impl Drop for ClientCall {
     fn drop(&mut self) {
         if !self.over && lock(&self.shared.calls).remove(&self.number).is_some() {
-            let _gone = self.shared.writer.send(Kind::Cancel, self.number, 0, &[]);
+            let _gone = self.shared.writer.send(FrameKind::Cancel, self.number, 0, &[]);
         }
     }
 }
 
-impl transport::Client for Client {
+impl transport::Client for UnixClient {
     fn call(&self, method: u32, request: &[u8]) -> Result<Vec<u8>> {
-        self.begin(Kind::Call, method, request)?.reply()
+        self.begin(FrameKind::Call, method, request)?.reply()
     }
 
-    fn start(&self, method: u32, request: &[u8]) -> Result<Box<dyn transport::Pending>> {
-        Ok(Box::new(self.begin(Kind::Call, method, request)?))
+    fn start(&self, method: u32, request: &[u8]) -> Result<Box<dyn transport::PendingReply>> {
+        Ok(Box::new(self.begin(FrameKind::Call, method, request)?))
     }
 
-    fn stream(&self, method: u32, request: &[u8]) -> Result<Box<dyn transport::Stream>> {
-        Ok(Box::new(self.begin(Kind::Stream, method, request)?))
+    fn stream(&self, method: u32, request: &[u8]) -> Result<Box<dyn transport::ReplyChunks>> {
+        Ok(Box::new(self.begin(FrameKind::Stream, method, request)?))
     }
 
     fn next_push(&self) -> Result<Option<Vec<u8>>> {
@@ -175,7 +175,7 @@ impl transport::Client for Client {
     }
 }
 
-impl transport::Pending for Call {
+impl transport::PendingReply for ClientCall {
     fn wait(self: Box<Self>) -> Result<Vec<u8>> {
         self.reply()
     }
@@ -183,7 +183,7 @@ impl transport::Pending for Call {
     fn cancel(self: Box<Self>) {}
 }
 
-impl transport::Stream for Call {
+impl transport::ReplyChunks for ClientCall {
     fn next(&mut self) -> Result<Option<Vec<u8>>> {
         if self.over {
             return Ok(None);
@@ -192,7 +192,12 @@ impl transport::Stream for Call {
         if let Some(chunk) = &chunk {
             self.owed += cost(chunk.len());
             if self.owed >= WINDOW / 4 {
-                self.shared.writer.send(Kind::Credit, self.number, std::mem::take(&mut self.owed), &[])?;
+                self.shared.writer.send(
+                    FrameKind::Credit,
+                    self.number,
+                    std::mem::take(&mut self.owed),
+                    &[],
+                )?;
             }
         }
         Ok(chunk)

@@ -10,51 +10,51 @@ use std::thread;
 
 use harness::{Result, anyhow, bail};
 
-use super::wire::{Head, Kind, Reader, WINDOW, Writer, cost};
-use crate::backend::{Backend, METHODS, lock};
-use crate::transport::{self, Link, Out, Served, Style};
+use super::wire::{FrameHeader, FrameKind, FrameReader, FrameWriter, WINDOW, cost};
+use crate::sync::lock;
+use crate::transport::{self, ChunkSink, ClientHandle, RequestContext, ServeMode, Service};
 
 /// As many as narrows has on few CPUs.
 const WORKERS: usize = 4;
 
-type Job = Box<dyn FnOnce() + Send>;
+type WorkerTask = Box<dyn FnOnce() + Send>;
 
-pub(crate) struct Server {
+pub(crate) struct UnixServer {
     connections: Arc<AtomicUsize>,
 }
 
 /// One connection.
-struct Peer {
+struct ClientPeer {
     id: u64,
-    writer: Writer,
-    calls: Mutex<HashMap<u32, Arc<Gate>>>,
+    writer: FrameWriter,
+    calls: Mutex<HashMap<u32, Arc<CallGate>>>,
 }
 
 /// A call under way: whether it was cancelled, and what it may write.
-struct Gate {
+struct CallGate {
     cancelled: AtomicBool,
     window: Mutex<u32>,
     more: Condvar,
 }
 
-impl Server {
-    pub(crate) fn start(path: &Path, backend: &Arc<Backend>) -> Result<Self> {
+impl UnixServer {
+    pub(crate) fn start<S: Service>(path: &Path, service: &Arc<S>) -> Result<Self> {
         let listener = UnixListener::bind(path)?;
         let connections = Arc::new(AtomicUsize::new(0));
-        let (jobs, work) = channel::<Job>();
+        let (jobs, work) = channel::<WorkerTask>();
         let work = Arc::new(Mutex::new(work));
         for _ in 0..WORKERS {
             let work = Arc::clone(&work);
             thread::spawn(move || worker(&work));
         }
-        let (count, backend) = (Arc::clone(&connections), Arc::clone(backend));
+        let (count, service) = (Arc::clone(&connections), Arc::clone(service));
         thread::spawn(move || {
             for (id, socket) in (1..).zip(listener.incoming().map_while(std::result::Result::ok)) {
-                let (count, backend, jobs) = (Arc::clone(&count), Arc::clone(&backend), jobs.clone());
+                let (count, service, jobs) = (Arc::clone(&count), Arc::clone(&service), jobs.clone());
                 count.fetch_add(1, Ordering::Relaxed);
                 thread::spawn(move || {
-                    let _ended = attend(id, socket, &backend, &jobs);
-                    backend.gone(id);
+                    let _ended = serve_connection(id, socket, &service, &jobs);
+                    service.on_disconnect(id);
                     count.fetch_sub(1, Ordering::Relaxed);
                 });
             }
@@ -63,13 +63,13 @@ impl Server {
     }
 }
 
-impl transport::Server for Server {
+impl transport::RunningServer for UnixServer {
     fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
     }
 }
 
-fn worker(work: &Mutex<Receiver<Job>>) {
+fn worker(work: &Mutex<Receiver<WorkerTask>>) {
     loop {
         let job = lock(work).recv();
         match job {
@@ -80,35 +80,46 @@ fn worker(work: &Mutex<Receiver<Job>>) {
 }
 
 /// Reads until the client is gone.
-fn attend(id: u64, socket: UnixStream, backend: &Arc<Backend>, jobs: &Sender<Job>) -> Result<()> {
-    let peer = Arc::new(Peer { id, writer: Writer::new(socket.try_clone()?), calls: Mutex::default() });
-    let mut reader = Reader::new(socket);
-    let read = read(&mut reader, &peer, backend, jobs);
+fn serve_connection<S: Service>(
+    id: u64,
+    socket: UnixStream,
+    service: &Arc<S>,
+    jobs: &Sender<WorkerTask>,
+) -> Result<()> {
+    let peer =
+        Arc::new(ClientPeer { id, writer: FrameWriter::new(socket.try_clone()?), calls: Mutex::default() });
+    let mut reader = FrameReader::new(socket);
+    let read = read(&mut reader, &peer, service, jobs);
     for (_, gate) in lock(&peer.calls).drain() {
         gate.cancel();
     }
     read
 }
 
-fn read(reader: &mut Reader, peer: &Arc<Peer>, backend: &Arc<Backend>, jobs: &Sender<Job>) -> Result<()> {
+fn read<S: Service>(
+    reader: &mut FrameReader,
+    peer: &Arc<ClientPeer>,
+    service: &Arc<S>,
+    jobs: &Sender<WorkerTask>,
+) -> Result<()> {
     let mut parts: HashMap<u32, Vec<u8>> = HashMap::new();
     while let Some((head, length)) = reader.next()? {
         match head.kind {
-            Kind::Call | Kind::Stream => {
+            FrameKind::Call | FrameKind::Stream => {
                 let mut request = parts.remove(&head.call).unwrap_or_default();
-                reader.piece(length, &mut request)?;
+                reader.fragment(length, &mut request)?;
                 if head.more {
                     parts.insert(head.call, request);
                 } else {
-                    serve(head, request, peer, backend, jobs)?;
+                    dispatch(head, request, peer, service, jobs)?;
                 }
             }
-            Kind::Cancel => {
+            FrameKind::Cancel => {
                 if let Some(gate) = lock(&peer.calls).remove(&head.call) {
                     gate.cancel();
                 }
             }
-            Kind::Credit => {
+            FrameKind::Credit => {
                 if let Some(gate) = lock(&peer.calls).get(&head.call) {
                     *lock(&gate.window) += head.word;
                     gate.more.notify_all();
@@ -120,67 +131,67 @@ fn read(reader: &mut Reader, peer: &Arc<Peer>, backend: &Arc<Backend>, jobs: &Se
     Ok(())
 }
 
-fn serve(
-    head: Head,
+fn dispatch<S: Service>(
+    head: FrameHeader,
     request: Vec<u8>,
-    peer: &Arc<Peer>,
-    backend: &Arc<Backend>,
-    jobs: &Sender<Job>,
+    peer: &Arc<ClientPeer>,
+    service: &Arc<S>,
+    jobs: &Sender<WorkerTask>,
 ) -> Result<()> {
-    let Some((_, style)) = METHODS.iter().find(|it| it.0 == head.word) else { bail!("no such method") };
-    let gate = Arc::new(Gate {
+    let Some((_, mode)) = S::METHODS.iter().find(|it| it.0 == head.word) else { bail!("no such method") };
+    let gate = Arc::new(CallGate {
         cancelled: AtomicBool::new(false),
         window: Mutex::new(WINDOW),
         more: Condvar::new(),
     });
     lock(&peer.calls).insert(head.call, Arc::clone(&gate));
-    let mut call = Call { peer: Arc::clone(peer), gate, number: head.call };
-    let backend = Arc::clone(backend);
+    let mut call = ServedCall { peer: Arc::clone(peer), gate, number: head.call };
+    let service = Arc::clone(service);
     let mut run = move || {
         let mut reply = Vec::new();
         let done = match head.kind {
-            Kind::Stream => backend.stream(head.word, &call.served(), &request, &mut call),
-            _ => backend.call(head.word, &call.served(), &request, &mut reply),
+            FrameKind::Stream => service.stream(head.word, &call.context(), &request, &mut call),
+            _ => service.call(head.word, &call.context(), &request, &mut reply),
         };
         call.end(head.kind, done, &reply);
     };
-    match style {
-        Style::Inline => run(),
-        Style::Pooled => jobs.send(Box::new(run)).map_err(|_| anyhow!("no workers"))?,
-        Style::Stream => drop(thread::spawn(run)),
+    match mode {
+        ServeMode::Inline => run(),
+        ServeMode::Pooled => jobs.send(Box::new(run)).map_err(|_| anyhow!("no workers"))?,
+        ServeMode::Stream => drop(thread::spawn(run)),
     }
     Ok(())
 }
 
 /// A call that is being served.
 #[derive(Clone)]
-struct Call {
-    peer: Arc<Peer>,
-    gate: Arc<Gate>,
+struct ServedCall {
+    peer: Arc<ClientPeer>,
+    gate: Arc<CallGate>,
     number: u32,
 }
 
-impl Call {
-    fn served(&self) -> Self {
+impl ServedCall {
+    fn context(&self) -> Self {
         self.clone()
     }
 
     /// The last word, unless nobody waits for it.
-    fn end(&self, kind: Kind, done: Result<()>, reply: &[u8]) {
+    fn end(&self, kind: FrameKind, done: Result<()>, reply: &[u8]) {
         let waited_for = lock(&self.peer.calls).remove(&self.number).is_some();
         if !waited_for {
             return;
         }
         let writer = &self.peer.writer;
         let _gone = match done {
-            Err(error) => writer.send(Kind::Failed, self.number, 0, format!("{error:#}").as_bytes()),
-            Ok(()) if kind == Kind::Stream => writer.send(Kind::End, self.number, 0, &[]),
-            Ok(()) => writer.send(Kind::Reply, self.number, 0, reply),
+            Err(error) => writer.send(FrameKind::Failed, self.number, 0, format!("{error:#}").as_bytes()),
+            Ok(()) if kind == FrameKind::Stream => writer.send(FrameKind::End, self.number, 0, &[]),
+            Ok(()) => writer.send(FrameKind::Reply, self.number, 0, reply),
         };
     }
 }
 
-impl Gate {
+impl CallGate {
     fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
         let _window = lock(&self.window); // Who looks at the flag holds it, or waits.
@@ -188,17 +199,17 @@ impl Gate {
     }
 }
 
-impl Served for Call {
+impl RequestContext for ServedCall {
     fn is_cancelled(&self) -> bool {
         self.gate.cancelled.load(Ordering::Relaxed)
     }
 
-    fn link(&self) -> Arc<dyn Link> {
-        Arc::new(Pusher(Arc::clone(&self.peer)))
+    fn link(&self) -> Arc<dyn ClientHandle> {
+        Arc::new(PeerHandle(Arc::clone(&self.peer)))
     }
 }
 
-impl Out for Call {
+impl ChunkSink for ServedCall {
     fn write(&mut self, chunk: &[u8]) -> Result<()> {
         let cost = cost(chunk.len());
         let mut window = lock(&self.gate.window);
@@ -210,18 +221,18 @@ impl Out for Call {
         }
         *window -= cost;
         drop(window);
-        self.peer.writer.send(Kind::Chunk, self.number, 0, chunk)
+        self.peer.writer.send(FrameKind::Chunk, self.number, 0, chunk)
     }
 }
 
-struct Pusher(Arc<Peer>);
+struct PeerHandle(Arc<ClientPeer>);
 
-impl Link for Pusher {
+impl ClientHandle for PeerHandle {
     fn id(&self) -> u64 {
         self.0.id
     }
 
     fn push(&self, bytes: &[u8]) -> Result<()> {
-        self.0.writer.send(Kind::Push, 0, 0, bytes)
+        self.0.writer.send(FrameKind::Push, 0, 0, bytes)
     }
 }

@@ -1,4 +1,4 @@
-//! Frames on the socket: a head of 16 bytes, then the piece of an item.
+//! Frames on the socket: a head of 16 bytes, then the fragment of an item.
 //!
 //! ```text
 //!   0 length u32 │ 4 kind u8 │ 5 more u8 │ 6 - │ 8 call u32 │ 12 word u32 (method, or bytes of credit)
@@ -10,10 +10,10 @@ use std::sync::Mutex;
 
 use harness::{Result, bail};
 
-use crate::backend::lock;
+use crate::sync::lock;
 
-/// An item that is longer goes in pieces.
-const PIECE: usize = 64 << 10;
+/// An item that is longer goes in fragments.
+const FRAGMENT: usize = 64 << 10;
 
 const HEAD: usize = 16;
 
@@ -21,7 +21,7 @@ const HEAD: usize = 16;
 pub(super) const WINDOW: u32 = 1 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum FrameKind {
     /// A call; its reply is whole, or a stream.
     Call,
     Stream,
@@ -35,22 +35,22 @@ pub(super) enum Kind {
     Push,
 }
 
-const KINDS: [Kind; 9] = [
-    Kind::Call,
-    Kind::Stream,
-    Kind::Cancel,
-    Kind::Credit,
-    Kind::Reply,
-    Kind::Chunk,
-    Kind::End,
-    Kind::Failed,
-    Kind::Push,
+const KINDS: [FrameKind; 9] = [
+    FrameKind::Call,
+    FrameKind::Stream,
+    FrameKind::Cancel,
+    FrameKind::Credit,
+    FrameKind::Reply,
+    FrameKind::Chunk,
+    FrameKind::End,
+    FrameKind::Failed,
+    FrameKind::Push,
 ];
 
 /// What a frame is; `more` of its item follows.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Head {
-    pub(super) kind: Kind,
+pub(super) struct FrameHeader {
+    pub(super) kind: FrameKind,
     pub(super) more: bool,
     pub(super) call: u32,
     pub(super) word: u32,
@@ -63,25 +63,25 @@ pub(super) fn cost(len: usize) -> u32 {
 
 /// The sending half, for all threads.
 #[derive(Debug)]
-pub(super) struct Writer(Mutex<UnixStream>);
+pub(super) struct FrameWriter(Mutex<UnixStream>);
 
-impl Writer {
+impl FrameWriter {
     pub(super) fn new(socket: UnixStream) -> Self {
         Self(Mutex::new(socket))
     }
 
-    /// Sends an item; between its pieces others may send.
-    pub(super) fn send(&self, kind: Kind, call: u32, word: u32, item: &[u8]) -> Result<()> {
+    /// Sends an item; between its fragments others may send.
+    pub(super) fn send(&self, kind: FrameKind, call: u32, word: u32, item: &[u8]) -> Result<()> {
         let mut rest = item;
         loop {
-            let (piece, behind) = rest.split_at(rest.len().min(PIECE));
+            let (fragment, behind) = rest.split_at(rest.len().min(FRAGMENT));
             let mut head = [0; HEAD];
-            head[..4].copy_from_slice(&u32::try_from(piece.len())?.to_le_bytes());
+            head[..4].copy_from_slice(&u32::try_from(fragment.len())?.to_le_bytes());
             head[4] = kind as u8;
             head[5] = u8::from(!behind.is_empty());
             head[8..12].copy_from_slice(&call.to_le_bytes());
             head[12..].copy_from_slice(&word.to_le_bytes());
-            write_both(&mut lock(&self.0), &head, piece)?;
+            write_both(&mut lock(&self.0), &head, fragment)?;
             if behind.is_empty() {
                 return Ok(());
             }
@@ -95,11 +95,11 @@ impl Writer {
     }
 }
 
-fn write_both(socket: &mut UnixStream, head: &[u8], piece: &[u8]) -> Result<()> {
+fn write_both(socket: &mut UnixStream, head: &[u8], fragment: &[u8]) -> Result<()> {
     let mut done = 0;
-    while done < head.len() + piece.len() {
+    while done < head.len() + fragment.len() {
         let slices =
-            [IoSlice::new(&head[done.min(HEAD)..]), IoSlice::new(&piece[done.saturating_sub(HEAD)..])];
+            [IoSlice::new(&head[done.min(HEAD)..]), IoSlice::new(&fragment[done.saturating_sub(HEAD)..])];
         match socket.write_vectored(&slices) {
             Ok(0) => bail!("the socket takes nothing"),
             Ok(some) => done += some,
@@ -112,15 +112,15 @@ fn write_both(socket: &mut UnixStream, head: &[u8], piece: &[u8]) -> Result<()> 
 
 /// The receiving half, of one thread.
 #[derive(Debug)]
-pub(super) struct Reader(BufReader<UnixStream>);
+pub(super) struct FrameReader(BufReader<UnixStream>);
 
-impl Reader {
+impl FrameReader {
     pub(super) fn new(socket: UnixStream) -> Self {
-        Self(BufReader::with_capacity(PIECE + HEAD, socket))
+        Self(BufReader::with_capacity(FRAGMENT + HEAD, socket))
     }
 
-    /// The head of the next frame and the length of its piece; nothing at the end.
-    pub(super) fn next(&mut self) -> Result<Option<(Head, usize)>> {
+    /// The head of the next frame and the length of its fragment; nothing at the end.
+    pub(super) fn next(&mut self) -> Result<Option<(FrameHeader, usize)>> {
         let mut head = [0; HEAD];
         if self.0.read(&mut head[..1])? == 0 {
             return Ok(None);
@@ -129,11 +129,11 @@ impl Reader {
         let word = |at: usize| u32::from_le_bytes(head[at..at + 4].try_into().unwrap_or_default());
         let Some(kind) = KINDS.get(usize::from(head[4])).copied() else { bail!("no such kind of frame") };
         let length = word(0) as usize;
-        Ok(Some((Head { kind, more: head[5] != 0, call: word(8), word: word(12) }, length)))
+        Ok(Some((FrameHeader { kind, more: head[5] != 0, call: word(8), word: word(12) }, length)))
     }
 
-    /// The piece of the frame whose head came last, behind what is in `into`.
-    pub(super) fn piece(&mut self, length: usize, into: &mut Vec<u8>) -> Result<()> {
+    /// The fragment of the frame whose head came last, behind what is in `into`.
+    pub(super) fn fragment(&mut self, length: usize, into: &mut Vec<u8>) -> Result<()> {
         into.reserve(length);
         if (&mut self.0).take(length as u64).read_to_end(into)? != length {
             bail!("the socket ended within a frame");

@@ -8,14 +8,14 @@ use harness::{Result, anyhow, ensure};
 use serde_json::json;
 
 use crate::item::Text;
-use crate::plan::{CHATS, Chat, PACE, Which};
-use crate::{Config, plan};
+use crate::plan::{CHATS, Chat, ChatId, PACE};
+use crate::{RunConfig, plan};
 
 /// Unpaced chats of each thread; then they begin again.
 const UNPACED: u32 = 60;
 
 /// Whether it is there, and new enough for what the scripts use.
-pub(crate) fn look(node: &Path) -> Result<()> {
+pub(crate) fn require(node: &Path) -> Result<()> {
     let output = Command::new(node).arg("--version").output();
     let output = output.map_err(|error| anyhow!("`{} --version`: {error}", node.display()))?;
     let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
@@ -26,7 +26,7 @@ pub(crate) fn look(node: &Path) -> Result<()> {
 }
 
 /// One of its two processes.
-pub(crate) fn command(node: &Path, role: &str, config: &Config, folder: &Path) -> Result<Command> {
+pub(crate) fn command(node: &Path, role: &str, config: &RunConfig, folder: &Path) -> Result<Command> {
     let file = folder.join("plan.json");
     if !file.exists() {
         fs::write(&file, serde_json::to_string(&plan_of(config))?)?;
@@ -38,14 +38,14 @@ pub(crate) fn command(node: &Path, role: &str, config: &Config, folder: &Path) -
     Ok(command)
 }
 
-fn plan_of(config: &Config) -> serde_json::Value {
+fn plan_of(config: &RunConfig) -> serde_json::Value {
     let plan = &config.plan;
     let paced = |thread: u32| -> Vec<Chat> {
         let chats = (0..).zip(plan.paced_chats(thread));
-        chats.map(|(index, chunks)| plan.chat(Which { unpaced: false, thread, index }, chunks)).collect()
+        chats.map(|(index, chunks)| plan.chat(ChatId { unpaced: false, thread, index }, chunks)).collect()
     };
     let unpaced = |thread: u32| -> Vec<Chat> {
-        let which = (0..UNPACED).map(|index| Which { unpaced: true, thread, index });
+        let which = (0..UNPACED).map(|index| ChatId { unpaced: true, thread, index });
         which.map(|which| plan.chat(which, plan.unpaced_chat(which))).collect()
     };
     let questions: Vec<u32> = (0..64).map(|tick| plan.rng(7, tick).u32(plan::THINKS)).collect();

@@ -10,8 +10,10 @@ use narrows::{
     SharedMemoryClient, SharedMemoryServer,
 };
 
-use crate::backend::{Backend, METHODS};
-use crate::transport::{Client, Link, Out, Pending, Served, Server, Stream, Style};
+use crate::transport::{
+    ChunkSink, Client, ClientHandle, PendingReply, ReplyChunks, RequestContext, RunningServer, ServeMode,
+    Service,
+};
 
 pub(crate) fn connect(path: &Path) -> Result<SharedMemoryClient> {
     Ok(SharedMemoryClient::connect(path)?)
@@ -22,11 +24,11 @@ impl Client for SharedMemoryClient {
         Ok(Self::call(self, method, request)?.into_vec())
     }
 
-    fn start(&self, method: u32, request: &[u8]) -> Result<Box<dyn Pending>> {
+    fn start(&self, method: u32, request: &[u8]) -> Result<Box<dyn PendingReply>> {
         Ok(Box::new(self.start_call(method, request)?))
     }
 
-    fn stream(&self, method: u32, request: &[u8]) -> Result<Box<dyn Stream>> {
+    fn stream(&self, method: u32, request: &[u8]) -> Result<Box<dyn ReplyChunks>> {
         Ok(Box::new(self.call_streaming(method, request)?))
     }
 
@@ -43,7 +45,7 @@ impl Client for SharedMemoryClient {
     }
 }
 
-impl Pending for PendingCall {
+impl PendingReply for PendingCall {
     fn wait(self: Box<Self>) -> Result<Vec<u8>> {
         Ok((*self).wait()?.into_vec())
     }
@@ -53,7 +55,7 @@ impl Pending for PendingCall {
     }
 }
 
-impl Stream for ReplyStream {
+impl ReplyChunks for ReplyStream {
     fn next(&mut self) -> Result<Option<Vec<u8>>> {
         Ok(self.next_chunk()?)
     }
@@ -63,7 +65,7 @@ impl Stream for ReplyStream {
     }
 }
 
-impl Link for Connection {
+impl ClientHandle for Connection {
     fn id(&self) -> u64 {
         Self::id(self)
     }
@@ -73,47 +75,47 @@ impl Link for Connection {
     }
 }
 
-impl Served for Request<'_> {
+impl RequestContext for Request<'_> {
     fn is_cancelled(&self) -> bool {
         Request::is_cancelled(self)
     }
 
-    fn link(&self) -> Arc<dyn Link> {
+    fn link(&self) -> Arc<dyn ClientHandle> {
         Arc::new(self.connection())
     }
 }
 
-impl Out for ChunkWriter<'_> {
+impl ChunkSink for ChunkWriter<'_> {
     fn write(&mut self, chunk: &[u8]) -> Result<()> {
         Ok(self.write_chunk(chunk)?)
     }
 }
 
-impl Server for ServerHandle {
+impl RunningServer for ServerHandle {
     fn connections(&self) -> usize {
         self.stats().connections
     }
 }
 
-pub(crate) fn serve(path: &Path, backend: &Arc<Backend>) -> Result<ServerHandle> {
+pub(crate) fn serve<S: Service>(path: &Path, service: &Arc<S>) -> Result<ServerHandle> {
     let mut server = SharedMemoryServer::bind(path)?;
-    for (method, style) in METHODS {
-        let own = Arc::clone(backend);
+    for &(method, mode) in S::METHODS {
+        let own = Arc::clone(service);
         let whole = move |request: &Request<'_>, reply: &mut Vec<u8>| {
             own.call(method, request, request.bytes(), reply).map_err(failed)
         };
-        let own = Arc::clone(backend);
+        let own = Arc::clone(service);
         let chunks = move |request: &Request<'_>, chunks: &mut ChunkWriter<'_>| {
             own.stream(method, request, request.bytes(), chunks).map_err(failed)
         };
-        server = match style {
-            Style::Inline => server.inline(method, whole),
-            Style::Pooled => server.method(method, whole),
-            Style::Stream => server.streaming(method, chunks),
+        server = match mode {
+            ServeMode::Inline => server.inline(method, whole),
+            ServeMode::Pooled => server.method(method, whole),
+            ServeMode::Stream => server.streaming(method, chunks),
         };
     }
-    let backend = Arc::clone(backend);
-    Ok(server.on_disconnect(move |connection, _| backend.gone(connection.id())).spawn()?)
+    let service = Arc::clone(service);
+    Ok(server.on_disconnect(move |connection, _| service.on_disconnect(connection.id())).spawn()?)
 }
 
 fn failed(error: harness::Error) -> HandlerError {
