@@ -46,7 +46,7 @@ pub(crate) struct Backend {
     fault: Option<Fault>,
     text: Text,
     recorder: Mutex<Recorder>,
-    clients: Mutex<HashMap<u64, Client>>,
+    clients: Mutex<HashMap<u64, ConnectedClient>>,
     disconnects: Mutex<Vec<(u32, u64)>>,
     questions: Mutex<HashMap<(u32, u32), Question>>,
     /// The chats that wait for a tool, by the number of the tool's stream.
@@ -57,7 +57,7 @@ pub(crate) struct Backend {
     asked: AtomicU64,
 }
 
-struct Client {
+struct ConnectedClient {
     link: Arc<dyn ClientHandle>,
     process: u32,
     light: bool,
@@ -232,8 +232,9 @@ impl Backend {
     /// Twenty times a second: now and then a question to the editor, and a status to everybody else.
     fn tick(&self, tick: u32) {
         let clients = lock(&self.clients);
-        let one =
-            |(id, client): (&u64, &Client)| (*id, Arc::clone(&client.link), client.light, client.pushed);
+        let one = |(id, client): (&u64, &ConnectedClient)| {
+            (*id, Arc::clone(&client.link), client.light, client.pushed)
+        };
         let known: Vec<_> = clients.iter().map(one).collect();
         drop(clients);
         for (id, link, light, pushed) in known {
@@ -305,7 +306,7 @@ impl Service for Backend {
         match method {
             HELLO => {
                 let (link, light) = (served.link(), item.number(1) != 0);
-                let client = Client { link, process: item.number(0), light, pushed: 0 };
+                let client = ConnectedClient { link, process: item.number(0), light, pushed: 0 };
                 lock(&self.clients).insert(client.link.id(), client);
                 self.text.write(reply, item.stream, 1, &[], HEAD);
             }

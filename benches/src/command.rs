@@ -22,12 +22,6 @@ struct Arguments {
     /// Only these sizes, comma between them.
     #[arg(long, value_delimiter = ',')]
     size: Vec<usize>,
-    /// Only these ways to wait: spin, adaptive, park.
-    #[arg(long, value_delimiter = ',')]
-    wait: Vec<String>,
-    /// Only these measurements: rt, ow, wake, idle, memory, connect.
-    #[arg(long, value_delimiter = ',')]
-    what: Vec<String>,
     /// Only these placements: two, one, free, busy.
     #[arg(long, value_delimiter = ',')]
     place: Vec<String>,
@@ -68,10 +62,6 @@ struct Arguments {
 }
 
 /// A whole benchmark: one side of a row, or all rows and what they come to. Call it from `main`.
-///
-/// # Errors
-///
-/// What could not be read, written or started. A row that fails is told, and is no error.
 pub fn main(name: &str, subjects: &[Subject], rows: Vec<Row>) -> Result<()> {
     let arguments = Arguments::parse();
     enter_repository()?;
@@ -107,15 +97,10 @@ impl Arguments {
     fn wants(&self, row: &Row) -> bool {
         let name = row.to_string();
         let only = |words: &String| words.split(',').all(|word| name.contains(word));
-        let part = |at: usize, of: &[String]| {
-            of.is_empty() || of.iter().any(|it| name.split('/').nth(at) == Some(it))
-        };
         let targeted = || self.target.iter().any(|target| targets::needed(*target).contains(row));
         (self.target.is_empty() || targeted())
             && (self.only.is_empty() || self.only.iter().any(only))
             && (self.size.is_empty() || self.size.contains(&row.work.size))
-            && part(1, &self.what)
-            && part(3, &self.wait)
             && (self.place.is_empty() || self.place.contains(&row.place.to_string()))
     }
 
@@ -133,10 +118,6 @@ impl Arguments {
 }
 
 /// Relative paths are those of the repository, whichever folder cargo starts a benchmark in.
-///
-/// # Errors
-///
-/// The repository is no longer where this was built.
 pub fn enter_repository() -> Result<()> {
     Ok(std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))?)
 }

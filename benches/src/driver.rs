@@ -30,10 +30,6 @@ pub trait Measurement {
     fn supports(work: &Work) -> bool;
 
     /// Runs one side.
-    ///
-    /// # Errors
-    ///
-    /// The row fails.
     fn run(job: &Job) -> Result<SideReport>;
 }
 

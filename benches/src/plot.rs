@@ -1,42 +1,27 @@
-//! Pictures of a run, as SVG: the distribution of round trips, and time and rate over size.
+//! Pictures of a run, as SVG: the distribution of the round trips of 64 B, and the rate over the size.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use plotters::prelude::*;
 
-use crate::figures::{self, Figure, RowResults, Summary};
+use crate::figures::{self, RowResults, Summary};
 use crate::record::{CpuPlacement, Record, Row, Trial};
 use crate::system::{Access, WorkKind};
 use crate::{Result, anyhow};
 
-/// Draws what the run has; the files come out.
+/// Draws the pictures of a run; returns their files.
 pub(crate) fn draw(record: &Record, out: &Path, name: &str) -> Result<Vec<PathBuf>> {
-    let ledger = RowResults::of(record);
-    let mut charts = vec![
-        over_size(&ledger, WorkKind::RoundTrip, "Round trip, median", "us", |trial| {
-            Some(figures::p50(trial)? / 1e3)
-        }),
-        over_size(&ledger, WorkKind::OneWay, "One way, rate", "GB/s", |trial| {
-            Some(figures::bytes_rate(trial)? / 1e9)
-        }),
-        over_size(&ledger, WorkKind::OneWay, "One way, messages", "million/s", |trial| {
-            Some(figures::rate(trial)? / 1e6)
-        }),
-    ];
-    charts.extend(SIZES.map(|size| distribution(&ledger, size)));
+    let results = RowResults::of(record);
+    let charts = [("bandwidth", bandwidth(&results)), ("latency-64", distribution(&results, 64))];
     let mut files = Vec::new();
-    for (chart, suffix) in charts.iter().zip(SUFFIXES).filter(|(chart, _)| !chart.lines.is_empty()) {
+    for (suffix, chart) in charts.iter().filter(|(_, chart)| !chart.lines.is_empty()) {
         let file = out.join(format!("{name}-{suffix}.svg"));
         chart.draw(&file)?;
         files.push(file);
     }
     Ok(files)
 }
-
-/// The sizes whose distribution is drawn.
-const SIZES: [usize; 3] = [64, 1 << 10, 64 << 10];
-const SUFFIXES: [&str; 6] = ["roundtrip", "bandwidth", "rate", "latency-64", "latency-1024", "latency-65536"];
 
 /// One picture of several lines; both axes are logarithmic.
 #[derive(Debug)]
@@ -49,35 +34,26 @@ struct Chart {
     lines: BTreeMap<String, Vec<(f64, f64)>>,
 }
 
-fn over_size(
-    ledger: &RowResults<'_>,
-    what: WorkKind,
-    title: &str,
-    up: &'static str,
-    figure: Figure,
-) -> Chart {
+/// The rate over the size of a message.
+fn bandwidth(results: &RowResults<'_>) -> Chart {
     let mut lines: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
-    for (row, trials) in dense(ledger, what) {
+    for (row, trials) in dense(results, WorkKind::OneWay) {
         let size = f64::from(u32::try_from(row.work.size).unwrap_or(u32::MAX));
-        if let Some(cell) = figures::cell(trials, figure) {
-            lines.entry(name_of(row)).or_default().push((size, cell.median));
+        if let Some(rate) = figures::cell(trials, figures::bytes_rate) {
+            lines.entry(name_of(row)).or_default().push((size, rate.median / 1e9));
         }
     }
     lines.retain(|_, points| points.len() > 1);
     thin(&mut lines);
     lines.values_mut().for_each(|points| points.sort_by(|one, other| one.0.total_cmp(&other.0)));
-    Chart {
-        title: format!("{title}; two processes on two CPUs"),
-        across: ("bytes of a message", bytes, 4.0),
-        up,
-        lines,
-    }
+    let title = "One way, rate; two processes on two CPUs".into();
+    Chart { title, across: ("bytes of a message", bytes, 4.0), up: "GB/s", lines }
 }
 
-/// How many of the round trips took longer than what: the tail is on the right.
-fn distribution(ledger: &RowResults<'_>, size: usize) -> Chart {
+/// How long the round trips took, up to which share of them: the tail is on the right.
+fn distribution(results: &RowResults<'_>, size: usize) -> Chart {
     let mut lines = BTreeMap::new();
-    for (row, trials) in dense(ledger, WorkKind::RoundTrip).filter(|(row, _)| row.work.size == size) {
+    for (row, trials) in dense(results, WorkKind::RoundTrip).filter(|(row, _)| row.work.size == size) {
         lines.insert(name_of(row), tail(trials));
     }
     thin(&mut lines);
@@ -101,7 +77,7 @@ fn tail(trials: &[&Trial]) -> Vec<(f64, f64)> {
     points.collect()
 }
 
-/// Of many lines, narrows keeps all and the others one each: adaptive if they can, else sleeping.
+/// Of many lines keeps all of narrows and one of each other system: adaptive if there is one, else sleeping.
 fn thin(lines: &mut BTreeMap<String, Vec<(f64, f64)>>) {
     let mut seen = Vec::new();
     if lines.len() > MOST {
@@ -115,17 +91,17 @@ fn thin(lines: &mut BTreeMap<String, Vec<(f64, f64)>>) {
     }
 }
 
-/// Lines in one picture that can still be told apart.
+/// Lines in one picture that can still be distinguished.
 const MOST: usize = 14;
 
 fn dense<'a>(
-    ledger: &'a RowResults<'a>,
+    results: &'a RowResults<'a>,
     what: WorkKind,
 ) -> impl Iterator<Item = (&'a Row, &'a Vec<&'a Trial>)> {
-    let rows = ledger.rows.iter().map(|(row, trials)| (*row, trials));
+    let rows = results.rows.iter().map(|(row, trials)| (*row, trials));
     rows.filter(move |(row, _)| {
         let work = row.work;
-        // Where a message is lent without being written, there is nothing to compare.
+        // Lending without writing is no transfer of a message.
         row.system != "narrows-lend"
             && work.kind == what
             && work.batch == 1
@@ -135,8 +111,8 @@ fn dense<'a>(
 }
 
 fn name_of(row: &Row) -> String {
-    let place = if row.work.access == Access::InPlace { ", in place" } else { "" };
-    format!("{} {:?}{place}", row.system, row.work.wait)
+    let access = if row.work.access == Access::InPlace { ", in place" } else { "" };
+    format!("{} {:?}{access}", row.system, row.work.wait)
 }
 
 fn bytes(size: f64) -> String {

@@ -20,10 +20,6 @@ pub type Output = (u32, Option<String>);
 
 impl Process {
     /// Starts a command, with its standard input open and each line of its output sent to `output`.
-    ///
-    /// # Errors
-    ///
-    /// The command cannot be started.
     pub fn start(name: &'static str, mut command: Command, output: &Sender<Output>) -> Result<Self> {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let (id, output) = (child.id(), output.clone());
@@ -44,10 +40,6 @@ impl Process {
     }
 
     /// Kills it; returns when that was, in nanoseconds of [`monotonic`](crate::monotonic).
-    ///
-    /// # Errors
-    ///
-    /// The kernel refuses.
     pub fn kill(&mut self) -> Result<u64> {
         let now = sys::monotonic();
         self.child.kill()?;
@@ -66,10 +58,6 @@ impl Process {
     }
 
     /// Closes its standard input and blocks until it exits.
-    ///
-    /// # Errors
-    ///
-    /// It fails, or does not exit within `timeout`.
     pub fn wait(&mut self, timeout: Duration) -> Result<()> {
         self.close_input();
         let deadline = Instant::now() + timeout;

@@ -7,10 +7,6 @@ use std::time::{Duration, Instant};
 use crate::{Result, anyhow};
 
 /// Repeats an attempt each millisecond until it succeeds.
-///
-/// # Errors
-///
-/// The last error, once attempts have failed for 10 seconds.
 pub fn retry<T, E: Display>(mut attempt: impl FnMut() -> Result<T, E>) -> Result<T> {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {

@@ -143,10 +143,6 @@ impl Check {
     }
 
     /// Whether what came since the last call of this was the message that was due.
-    ///
-    /// # Errors
-    ///
-    /// It was not.
     #[inline]
     pub fn one_message(&mut self) -> Result<()> {
         match self.take_result()? {

@@ -110,9 +110,9 @@ pub fn die_with_parent() {
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
 }
 
-/// Takes what came through a socket.
+/// Takes a descriptor that came through a socket.
 pub(crate) fn adopt(descriptor: RawFd) -> File {
-    // SAFETY: the kernel has just made it for us, and nobody else knows it.
+    // SAFETY: the kernel has just made it for us, and nothing else owns it.
     unsafe { File::from_raw_fd(descriptor) }
 }
 
@@ -124,10 +124,6 @@ pub struct SharedBytes {
 
 impl SharedBytes {
     /// All of a file.
-    ///
-    /// # Errors
-    ///
-    /// Those of mmap.
     pub fn of(file: &File) -> Result<Self> {
         Ok(Self { map: MmapOptions::new().map_raw(file)? })
     }

@@ -187,36 +187,20 @@ pub trait System {
     fn supports(work: &Work) -> bool;
 
     /// ConnectTimes; both sides call it at about the same time, with the same folder, empty before.
-    ///
-    /// # Errors
-    ///
-    /// Whatever it hits; the row fails then.
     fn open(side: Side, folder: &Path, work: &Work) -> Result<(Self::Sender, Self::Receiver)>;
 }
 
 /// A sending half.
 pub trait SendHalf {
     /// Sends one message; waits for room if there is none.
-    ///
-    /// # Errors
-    ///
-    /// The row fails then.
     fn send(&mut self, message: &[u8]) -> Result<()>;
 
     /// Makes visible what was sent since the last flush: a batch is that many sends and a flush.
-    ///
-    /// # Errors
-    ///
-    /// The row fails then.
     fn flush(&mut self) -> Result<()> {
         Ok(())
     }
 
     /// Sends so many messages and a flush. Only for systems whose batch is an object that borrows the sender.
-    ///
-    /// # Errors
-    ///
-    /// The row fails then.
     #[inline]
     fn send_batch(&mut self, source: &mut Source, messages: usize) -> Result<()> {
         for _ in 0..messages {
@@ -229,9 +213,5 @@ pub trait SendHalf {
 /// A receiving half.
 pub trait ReceiveHalf {
     /// Waits for one message and hands its bytes to [`Check::validate`], once; in place where it can.
-    ///
-    /// # Errors
-    ///
-    /// The row fails then.
     fn receive(&mut self, check: &mut Check) -> Result<()>;
 }

@@ -114,50 +114,7 @@ impl UsageMeter {
     }
 }
 
-/// Times single operations of a row that has a driver of its own.
-#[derive(Debug)]
-pub struct Stopwatch {
-    samples: Samples,
-    meter: UsageMeter,
-}
-
-impl Stopwatch {
-    /// For so long.
-    pub fn start(time: Duration, gap: Duration) -> Self {
-        Self { samples: Samples::for_time(time, gap), meter: UsageMeter::start(false) }
-    }
-
-    /// Runs it and keeps what it took.
-    ///
-    /// # Errors
-    ///
-    /// Those of `operation`.
-    #[inline]
-    pub fn time<T, E>(&mut self, operation: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
-        let before = sys::ticks();
-        let done = operation()?;
-        self.samples.keep(sys::ticks().wrapping_sub(before));
-        Ok(done)
-    }
-
-    /// How long it runs by now.
-    pub fn elapsed(&self) -> Duration {
-        self.meter.began.elapsed()
-    }
-
-    /// The report, of messages of so many bytes.
-    pub fn stop(self, size: usize) -> SideReport {
-        let mut report = self.meter.stop(self.samples.kept as u64, size);
-        report.latency = self.samples.latency(self.meter.nanos_per_tick());
-        report
-    }
-}
-
 /// Does `one` without a pause: warms up, gives the mark, then times each with one reading of the counter.
-///
-/// # Errors
-///
-/// Those of `mark` and `one`.
 pub fn dense(
     job: &Job,
     mark: impl FnOnce() -> Result<()>,

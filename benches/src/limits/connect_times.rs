@@ -15,8 +15,8 @@ use crate::driver::Measurement;
 use crate::record::SideReport;
 use crate::source::{Check, Checked, Source};
 use crate::system::{Job, Side, Work, WorkKind};
-use crate::timing::{Stopwatch, UsageMeter};
-use crate::{Result, retry};
+use crate::timing::{Samples, UsageMeter};
+use crate::{Result, retry, sys};
 
 /// How a system makes and takes connections.
 pub trait Connect {
@@ -27,34 +27,14 @@ pub trait Connect {
     /// A connection.
     type Stream;
     /// Listens there.
-    ///
-    /// # Errors
-    ///
-    /// The row fails then.
     fn listen(path: &Path) -> Result<Self::Listener>;
     /// Waits for the next one.
-    ///
-    /// # Errors
-    ///
-    /// The row fails then.
     fn accept(listener: &Self::Listener) -> Result<Self::Stream>;
     /// ConnectTimes, at the first try.
-    ///
-    /// # Errors
-    ///
-    /// If nobody listens.
     fn connect(path: &Path) -> Result<Self::Stream>;
     /// Sends a message.
-    ///
-    /// # Errors
-    ///
-    /// The row fails then.
     fn send(stream: &mut Self::Stream, message: &[u8]) -> Result<()>;
     /// Fills the buffer with a message of its length.
-    ///
-    /// # Errors
-    ///
-    /// The row fails then.
     fn receive(stream: &mut Self::Stream, buffer: &mut Vec<u8>) -> Result<()>;
 }
 
@@ -98,12 +78,18 @@ fn call<D: Connect>(job: &Job, path: &Path) -> Result<SideReport> {
     while Instant::now() < warm {
         drop(once(source.message())?);
     }
-    let mut watch = Stopwatch::start(job.time, Duration::ZERO);
-    while watch.elapsed() < job.time {
+    let (mut samples, mut count) = (Samples::for_time(job.time, Duration::ZERO), 0);
+    let (meter, end) = (UsageMeter::start(false), Instant::now() + job.time);
+    while Instant::now() < end {
         let message = source.message();
-        drop(watch.time(|| once(message))?);
+        let before = sys::ticks();
+        let stream = once(message)?;
+        samples.keep(sys::ticks().wrapping_sub(before));
+        drop(stream);
+        count += 1;
     }
-    let report = watch.stop(job.work.size);
+    let mut report = meter.stop(count, job.work.size);
+    report.latency = samples.latency(meter.nanos_per_tick());
     drop(once(&source.stop())?);
     Ok(report)
 }
