@@ -52,7 +52,7 @@ pub use record::{CpuPlacement, Latency, Record, Row, SideReport, Trial};
 pub use retry::retry;
 pub use source::{Check, Checked, Source};
 pub use sys::{SharedBytes, cpu_seconds, cpu_seconds_of_children, die_with_parent, monotonic};
-pub use system::{Access, Job, ReceiveHalf, SendHalf, Side, System, Wait, Work, WorkKind};
+pub use system::{Access, Job, ReceiveBuffer, ReceiveHalf, SendHalf, Side, System, Wait, Work, WorkKind};
 pub use timing::{UsageMeter, dense};
 
 /// Lists the systems of a binary: `systems![Narrows, UnixStream]`.

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use nix::cmsg_space;
@@ -11,9 +11,10 @@ use nix::sys::eventfd::EventFd as Event;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 
 use super::hand_over::Mailboxes;
+use super::unix_stream::connect;
 use crate::source::Check;
 use crate::system::{Access, ReceiveHalf, SendHalf, Side, System, Wait, Work, WorkKind};
-use crate::{Result, bail, retry, sys};
+use crate::{Result, bail, sys};
 
 /// See the module.
 #[derive(Debug)]
@@ -32,13 +33,9 @@ impl System for EventFd {
 
     fn open(side: Side, folder: &Path, work: &Work) -> Result<(EventFdSender, EventFdReceiver)> {
         let boxes = Mailboxes::open(side, folder, work.size)?;
-        let path = folder.join("socket");
+        let socket = connect(side, &folder.join("socket"))?;
         // Side A makes both; the first is its own to write to.
-        let events = match side {
-            Side::A => make(&retry(|| UnixStream::connect(&path))?)?,
-            Side::B => take(&UnixListener::bind(path)?.accept()?.0)?,
-        };
-        let [to_b, to_a] = events;
+        let [to_b, to_a] = if side == Side::A { make(&socket)? } else { take(&socket)? };
         let (out, inc) = if side == Side::A { (to_b, to_a) } else { (to_a, to_b) };
         let (own, other) = (boxes.payload(boxes.at(side)), boxes.payload(boxes.at(side.other())));
         Ok((

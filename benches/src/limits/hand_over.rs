@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 
 use crate::source::Check;
 use crate::sys::{self, SharedBytes};
-use crate::system::{Access, ReceiveHalf, SendHalf, Side, System, Wait, Work, WorkKind};
+use crate::system::{ReceiveBuffer, ReceiveHalf, SendHalf, Side, System, Wait, Work, WorkKind};
 use crate::{Result, retry};
 
 /// See the module.
@@ -33,8 +33,8 @@ impl System for HandOver {
     fn open(side: Side, folder: &Path, work: &Work) -> Result<(HandOverSender, HandOverReceiver)> {
         let boxes = Mailboxes::open(side, folder, work.size)?;
         let giver = HandOverSender { boxes: boxes.clone(), at: boxes.at(side), turn: 0 };
-        let copy = if work.access == Access::Copy { vec![1; work.size] } else { Vec::new() };
-        let taker = HandOverReceiver { at: boxes.at(side.other()), boxes, turn: 0, copy };
+        let taker =
+            HandOverReceiver { at: boxes.at(side.other()), boxes, turn: 0, buffer: ReceiveBuffer::new(work) };
         Ok((giver, taker))
     }
 }
@@ -102,7 +102,7 @@ pub struct HandOverReceiver {
     boxes: Mailboxes,
     at: usize,
     turn: u64,
-    copy: Vec<u8>,
+    buffer: ReceiveBuffer,
 }
 
 impl ReceiveHalf for HandOverReceiver {
@@ -111,12 +111,7 @@ impl ReceiveHalf for HandOverReceiver {
         self.turn += 1;
         sys::spin_until(self.boxes.bytes.word(self.at), self.turn);
         let message = self.boxes.bytes.lend(self.boxes.payload(self.at), check.size());
-        if self.copy.is_empty() {
-            check.validate(message);
-        } else {
-            self.copy.copy_from_slice(message);
-            check.validate(&self.copy);
-        }
+        self.buffer.validate(message, check);
         Ok(())
     }
 }

@@ -24,14 +24,18 @@ impl System for UnixStreams {
     }
 
     fn open(side: Side, folder: &Path, work: &Work) -> Result<(UnixWriter, UnixReader)> {
-        let path = folder.join("socket");
-        let stream = match side {
-            Side::A => retry(|| UnixStream::connect(&path))?,
-            Side::B => UnixListener::bind(&path)?.accept()?.0,
-        };
+        let stream = connect(side, &folder.join("socket"))?;
         let batch = if work.batch > 1 { work.batch * work.size } else { 0 };
         let writer = UnixWriter { stream: stream.try_clone()?, batch, held: Vec::with_capacity(batch) };
         Ok((writer, UnixReader { stream, buffer: vec![0; work.size] }))
+    }
+}
+
+/// Connects side A to side B.
+pub fn connect(side: Side, path: &Path) -> Result<UnixStream> {
+    match side {
+        Side::A => retry(|| UnixStream::connect(path)),
+        Side::B => Ok(UnixListener::bind(path)?.accept()?.0),
     }
 }
 

@@ -12,10 +12,11 @@
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::rc::Rc;
 
+use harness::limits::unix_stream;
 use harness::{Access, Check, ReceiveHalf, Result, SendHalf, Side, System, Wait, Work, ensure, retry};
 use interprocess::local_socket::prelude::*;
 use interprocess::local_socket::{GenericFilePath, ListenerOptions, Stream};
@@ -42,11 +43,7 @@ impl System for UnixPeer {
     }
 
     fn open(side: Side, folder: &Path, work: &Work) -> Result<(Self::Sender, Self::Receiver)> {
-        let path = folder.join("socket");
-        let stream = match side {
-            Side::A => retry(|| UnixStream::connect(&path))?,
-            Side::B => UnixListener::bind(&path)?.accept()?.0,
-        };
+        let stream = unix_stream::connect(side, &folder.join("socket"))?;
         stream.set_nonblocking(work.wait == Wait::Spin)?;
         Ok((StreamWriter::new(stream.try_clone()?, work), StreamReader::new(stream, work)))
     }

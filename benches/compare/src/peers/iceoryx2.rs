@@ -16,7 +16,7 @@ use ::iceoryx2::port::notifier::Notifier;
 use ::iceoryx2::port::publisher::Publisher;
 use ::iceoryx2::port::subscriber::Subscriber;
 use ::iceoryx2::prelude::*;
-use harness::{Access, Check, ReceiveHalf, Result, SendHalf, Side, System, Wait, Work, ensure};
+use harness::{Check, ReceiveBuffer, ReceiveHalf, Result, SendHalf, Side, System, Wait, Work, ensure};
 
 use crate::rendezvous;
 
@@ -112,15 +112,14 @@ impl SendHalf for Iceoryx2Sender {
 pub(crate) struct Iceoryx2Receiver {
     subscriber: Subscriber<ipc::Service, [u8], ()>,
     listener: Option<Listener<ipc::Service>>,
-    /// Empty if messages are checked in place.
-    buffer: Vec<u8>,
+    buffer: ReceiveBuffer,
 }
 
 impl Iceoryx2Receiver {
     fn open(node: &Node<ipc::Service>, way: &FilePath, work: &Work, wakes: bool) -> Result<Self> {
         let subscriber = service(node, way, work)?.subscriber_builder().create()?;
         let listener = if wakes { Some(events(node, way)?.listener_builder().create()?) } else { None };
-        let buffer = vec![0; if work.access == Access::Copy { work.size } else { 0 }];
+        let buffer = ReceiveBuffer::new(work);
         Ok(Self { subscriber, listener, buffer })
     }
 }
@@ -130,12 +129,7 @@ impl ReceiveHalf for Iceoryx2Receiver {
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         loop {
             if let Some(sample) = self.subscriber.receive()? {
-                if self.buffer.is_empty() {
-                    check.validate(&sample);
-                } else {
-                    self.buffer.copy_from_slice(&sample);
-                    check.validate(&self.buffer);
-                }
+                self.buffer.validate(&sample, check);
                 return Ok(());
             }
             match &self.listener {

@@ -9,7 +9,7 @@
 use std::path::Path;
 
 use ::ipmpsc::SharedRingBuffer;
-use harness::{Access, Check, ReceiveHalf, Result, SendHalf, Side, System, Wait, Work};
+use harness::{Check, ReceiveBuffer, ReceiveHalf, Result, SendHalf, Side, System, Wait, Work};
 use serde_bytes::Bytes;
 
 use crate::rendezvous;
@@ -34,7 +34,7 @@ impl System for Ipmpsc {
         rendezvous::announce(&into)?;
         rendezvous::await_announced(&out)?;
         let sender = IpmpscSender(::ipmpsc::Sender::new(SharedRingBuffer::open(&out.to_string_lossy())?));
-        let buffer = vec![0; if work.access == Access::Copy { work.size } else { 0 }];
+        let buffer = ReceiveBuffer::new(work);
         let spin = work.wait == Wait::Spin;
         Ok((sender, IpmpscReceiver { receiver: ::ipmpsc::Receiver::new(ring), spin, buffer }))
     }
@@ -54,8 +54,7 @@ impl SendHalf for IpmpscSender {
 pub(crate) struct IpmpscReceiver {
     receiver: ::ipmpsc::Receiver,
     spin: bool,
-    /// Empty if messages are checked in place.
-    buffer: Vec<u8>,
+    buffer: ReceiveBuffer,
 }
 
 impl ReceiveHalf for IpmpscReceiver {
@@ -72,12 +71,7 @@ impl ReceiveHalf for IpmpscReceiver {
         } else {
             context.recv()?
         };
-        if self.buffer.is_empty() {
-            check.validate(message);
-        } else {
-            self.buffer.copy_from_slice(message);
-            check.validate(&self.buffer);
-        }
+        self.buffer.validate(message, check);
         Ok(())
     }
 }

@@ -10,10 +10,8 @@ use std::rc::Rc;
 use std::thread;
 use std::time::Duration;
 
-use harness::{Access, Check, ReceiveHalf, Result, SendHalf, Side, System, Wait, Work, anyhow, retry};
+use harness::{Check, ReceiveBuffer, ReceiveHalf, Result, SendHalf, Side, System, Wait, Work, anyhow, retry};
 use nng_c::{ErrorCode, Socket};
-
-use crate::rendezvous;
 
 /// See the module.
 pub(crate) struct Nng;
@@ -36,7 +34,7 @@ impl System for Nng {
             Side::B => socket.listen(address.as_str().into()).map_err(told)?,
         }
         let (socket, spin) = (Rc::new(socket), work.wait == Wait::Spin);
-        let buffer = vec![0; if work.access == Access::Copy { work.size } else { 0 }];
+        let buffer = ReceiveBuffer::new(work);
         Ok((NngSender { socket: socket.clone(), size: work.size }, NngReceiver { socket, spin, buffer }))
     }
 }
@@ -70,8 +68,7 @@ impl Drop for NngSender {
 pub(crate) struct NngReceiver {
     socket: Rc<Socket>,
     spin: bool,
-    /// Empty if messages are checked in place.
-    buffer: Vec<u8>,
+    buffer: ReceiveBuffer,
 }
 
 impl ReceiveHalf for NngReceiver {
@@ -87,12 +84,7 @@ impl ReceiveHalf for NngReceiver {
         } else {
             self.socket.recv_msg().map_err(told)?
         };
-        if self.buffer.is_empty() {
-            check.validate(message.body());
-        } else {
-            self.buffer.copy_from_slice(message.body());
-            check.validate(&self.buffer);
-        }
+        self.buffer.validate(message.body(), check);
         Ok(())
     }
 }

@@ -13,7 +13,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Duration;
 
-use harness::{Access, Check, ReceiveHalf, Result, SendHalf, Side, Source, System, Wait, Work};
+use harness::{Check, ReceiveBuffer, ReceiveHalf, Result, SendHalf, Side, Source, System, Wait, Work};
 use shaq::spsc::{Consumer, Producer, ReadBatch, minimum_file_size};
 
 use crate::rendezvous;
@@ -43,7 +43,7 @@ impl<const N: usize> System for Shaq<N> {
         // SAFETY: the other side has created it, as the same type; this side is its only consumer.
         let consumer = unsafe { Consumer::join(&open(&into)?) }?;
         let most = NonZeroUsize::new(work.batch).unwrap_or(NonZeroUsize::MIN);
-        let buffer = vec![0; if work.access == Access::Copy { N } else { 0 }];
+        let buffer = ReceiveBuffer::new(work);
         let receiver =
             ShaqReceiver { batch: None, next: 0, consumer: Box::new(consumer), most, spin, buffer };
         Ok((ShaqSender { producer, spin }, receiver))
@@ -118,7 +118,7 @@ pub(crate) struct ShaqReceiver<const N: usize> {
     consumer: Box<Consumer<[u8; N]>>,
     most: NonZeroUsize,
     spin: bool,
-    buffer: Vec<u8>,
+    buffer: ReceiveBuffer,
 }
 
 impl<const N: usize> ShaqReceiver<N> {
@@ -145,34 +145,22 @@ impl<const N: usize> ReceiveHalf for ShaqReceiver<N> {
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         if self.most.get() == 1 {
             let batch = self.more()?;
-            check_message(&batch, 0, &mut self.buffer, check);
+            if let Some(message) = batch.get(0) {
+                self.buffer.validate(message, check);
+            }
             return Ok(());
         }
         if self.batch.is_none() {
             (self.batch, self.next) = (Some(self.more()?), 0);
         }
         let Some(batch) = &self.batch else { return Ok(()) };
-        check_message(batch, self.next, &mut self.buffer, check);
+        if let Some(message) = batch.get(self.next) {
+            self.buffer.validate(message, check);
+        }
         self.next += 1;
         if self.next == batch.len() {
             self.batch = None;
         }
         Ok(())
-    }
-}
-
-#[inline]
-fn check_message<const N: usize>(
-    batch: &ReadBatch<'_, [u8; N]>,
-    at: usize,
-    buffer: &mut [u8],
-    check: &mut Check,
-) {
-    let Some(message) = batch.get(at) else { return };
-    if buffer.is_empty() {
-        check.validate(message);
-    } else {
-        buffer.copy_from_slice(message);
-        check.validate(buffer);
     }
 }

@@ -10,11 +10,12 @@
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
+use harness::limits::unix_stream;
 use harness::{
-    Access, Check, ReceiveHalf, Result, SendHalf, Side, Source, System, Wait, Work, anyhow, retry,
+    Check, ReceiveBuffer, ReceiveHalf, Result, SendHalf, Side, Source, System, Wait, Work, anyhow,
 };
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
 use shmem_ipc::sharedring;
@@ -36,7 +37,7 @@ impl<const N: usize> System for ShmemIpc<N> {
 
     fn open(side: Side, folder: &Path, work: &Work) -> Result<(ShmemIpcSender<N>, ShmemIpcReceiver<N>)> {
         let (spin, capacity) = (work.wait == Wait::Spin, rendezvous::slots(N));
-        let stream = connect(side, &folder.join("socket"))?;
+        let stream = unix_stream::connect(side, &folder.join("socket"))?;
         let ring = sharedring::Receiver::<[u8; N]>::new(capacity)?;
         pass(
             &stream,
@@ -44,16 +45,9 @@ impl<const N: usize> System for ShmemIpc<N> {
         )?;
         let [memory, empty, full] = take(&stream)?;
         let sender = ShmemIpcSender { ring: sharedring::Sender::open(capacity, memory, empty, full)?, spin };
-        let buffer = vec![0; if work.access == Access::Copy { N } else { 0 }];
+        let buffer = ReceiveBuffer::new(work);
         let lent = Lent { next: std::ptr::null(), left: 0, all: 0 };
         Ok((sender, ShmemIpcReceiver { ring, spin, buffer, batch: work.batch, lent }))
-    }
-}
-
-fn connect(side: Side, path: &Path) -> Result<UnixStream> {
-    match side {
-        Side::A => retry(|| UnixStream::connect(path)),
-        Side::B => Ok(UnixListener::bind(path)?.accept()?.0),
     }
 }
 
@@ -134,8 +128,7 @@ impl<const N: usize> SendHalf for ShmemIpcSender<N> {
 pub(crate) struct ShmemIpcReceiver<const N: usize> {
     ring: sharedring::Receiver<[u8; N]>,
     spin: bool,
-    /// Empty if messages are checked in place.
-    buffer: Vec<u8>,
+    buffer: ReceiveBuffer,
     /// Messages taken from the ring at once, at most.
     batch: usize,
     lent: Lent<N>,
@@ -191,7 +184,7 @@ impl<const N: usize> ReceiveHalf for ShmemIpcReceiver<N> {
             self.wait()?;
             let mut buffer = std::mem::take(&mut self.buffer);
             self.with_messages(|place, _| {
-                check_message(place, &mut buffer, check);
+                validate(place, &mut buffer, check);
                 1
             })?;
             self.buffer = buffer;
@@ -200,7 +193,7 @@ impl<const N: usize> ReceiveHalf for ShmemIpcReceiver<N> {
         if self.lent.left == 0 {
             self.borrow()?;
         }
-        check_message(self.lent.next, &mut self.buffer, check);
+        validate(self.lent.next, &mut self.buffer, check);
         self.lent.next = self.lent.next.wrapping_add(1);
         self.lent.left -= 1;
         if self.lent.left == 0 {
@@ -212,13 +205,7 @@ impl<const N: usize> ReceiveHalf for ShmemIpcReceiver<N> {
 }
 
 #[inline]
-fn check_message<const N: usize>(place: *const [u8; N], buffer: &mut [u8], check: &mut Check) {
+fn validate<const N: usize>(place: *const [u8; N], buffer: &mut ReceiveBuffer, check: &mut Check) {
     // SAFETY: the ring lends the item until it is given back, and the other side, this same program, leaves it alone.
-    let message = unsafe { &*place };
-    if buffer.is_empty() {
-        check.validate(message);
-    } else {
-        buffer.copy_from_slice(message);
-        check.validate(buffer);
-    }
+    buffer.validate(unsafe { &*place }, check);
 }
