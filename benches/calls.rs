@@ -1,4 +1,4 @@
-//! What a call costs beside the stream beneath it, between two processes: `cargo bench -p narrows-benches --bench calls`.
+//! The cost of a call, beside that of the stream beneath it, between two processes: `cargo bench -p narrows-benches --bench calls`.
 //!
 //! ```text
 //!   narrows      the raw round trip, as in the bench `stream`
@@ -8,7 +8,7 @@
 //!   call-chunks  one call whose reply is a stream of chunks (`ow`: chunks a second)
 //! ```
 //!
-//! Requests are made and replies checked as the messages of every bench are. Not shown: methods that do any work.
+//! Requests are made and replies checked as in every benchmark. Methods that do any work are not shown.
 
 use std::marker::PhantomData;
 use std::sync::mpsc::{self, Sender};
@@ -39,7 +39,8 @@ fn rows(subjects: &[Subject]) -> Vec<Row> {
         }
     }
     works.extend(
-        [CpuPlacement::One, CpuPlacement::Free].map(|place| (Work::new(WorkKind::RoundTrip, 32), place)),
+        [CpuPlacement::One, CpuPlacement::Free]
+            .map(|placement| (Work::new(WorkKind::RoundTrip, 32), placement)),
     );
     for callers in [1, 2, 4, 16] {
         works.push((Work::new(WorkKind::OneWay, 32).batch(callers), CpuPlacement::Two));
@@ -48,9 +49,9 @@ fn rows(subjects: &[Subject]) -> Vec<Row> {
         works.push((Work::new(WorkKind::OneWay, size), CpuPlacement::Two));
     }
     let mut rows: Vec<Row> = targets::needed(14);
-    for (work, place) in works {
+    for (work, placement) in works {
         for subject in subjects.iter().filter(|it| (it.supports)(&work)) {
-            let row = Row { system: subject.name.into(), work, place };
+            let row = Row { system: subject.name.into(), work, placement };
             let other_bench = subject.name == "narrows" && work.kind == WorkKind::OneWay;
             if !other_bench && !rows.contains(&row) {
                 rows.push(row);
@@ -64,7 +65,7 @@ fn rows(subjects: &[Subject]) -> Vec<Row> {
 trait CallKind {
     const NAME: &'static str;
     const METHOD: u32;
-    /// What it does besides round trips of one caller: many callers, or a stream of chunks.
+    /// The work that it does besides round trips of one caller.
     const BESIDES: OtherWork = OtherWork::Nothing;
 }
 
@@ -212,10 +213,10 @@ fn chunks(job: &Job, client: &SharedMemoryClient) -> Result<SideReport> {
 }
 
 fn serve(job: &Job) -> Result<SideReport> {
-    let (tell, signals) = mpsc::channel();
-    let mark = tell.clone();
-    let signal = |tell: Sender<u32>, what| move || tell.send(what).map_err(|error| error.to_string());
-    let (mark, stop) = (signal(mark, MARK), signal(tell, STOP));
+    let (sender, signals) = mpsc::channel();
+    let forward =
+        |sender: Sender<u32>, signal| move || sender.send(signal).map_err(|error| error.to_string());
+    let (mark, stop) = (forward(sender.clone(), MARK), forward(sender, STOP));
     let _server = SharedMemoryServer::bind_with(job.folder.join("calls"), &options(job.work.wait))?
         .inline(ECHO, |request, reply| {
             reply.extend_from_slice(request.bytes());

@@ -1,4 +1,4 @@
-//! What the hardware and the kernel allow: `cargo bench -p narrows-benches --bench limits`.
+//! The limits of the hardware and the kernel: `cargo bench -p narrows-benches --bench limits`.
 //!
 //! The bounds alone; `stream` runs those that its targets need beside narrows, in the same run, and only such figures
 //! can be compared on a machine whose CPUs move about.
@@ -29,9 +29,9 @@ fn rows(subjects: &[Subject]) -> Vec<Row> {
         let slept = [trip, trip.wait(Wait::Park).in_place()];
         works.extend(slept.map(|work| (work, CpuPlacement::Two)));
     }
-    for place in [CpuPlacement::One, CpuPlacement::Free, CpuPlacement::Busy] {
+    for placement in [CpuPlacement::One, CpuPlacement::Free, CpuPlacement::Busy] {
         let trip = Work::new(WorkKind::RoundTrip, 64);
-        works.extend([trip, trip.wait(Wait::Park).in_place()].map(|work| (work, place)));
+        works.extend([trip, trip.wait(Wait::Park).in_place()].map(|work| (work, placement)));
     }
     for gap in [200, 5000].map(Duration::from_micros) {
         let trip = Work::new(WorkKind::RoundTrip, 64).gap(gap);
@@ -43,9 +43,9 @@ fn rows(subjects: &[Subject]) -> Vec<Row> {
     for sleepers in [1, 1000] {
         works.push((Work::new(WorkKind::Idle, 64).wait(Wait::Park).batch(sleepers), CpuPlacement::Free));
     }
-    let rows = works.into_iter().flat_map(|(work, place)| {
+    let rows = works.into_iter().flat_map(|(work, placement)| {
         let able = subjects.iter().filter(move |it| (it.supports)(&work));
-        able.map(move |it| Row { system: it.name.into(), work, place })
+        able.map(move |it| Row { system: it.name.into(), work, placement })
     });
     rows.filter(|row| row.work.kind != WorkKind::Idle || row.system == "futex-sliced").collect()
 }

@@ -1,8 +1,8 @@
-//! Streams of messages beside what the hardware and the kernel allow: `cargo bench -p narrows-benches --bench stream`.
+//! Streams of messages beside the limits of the hardware and the kernel: `cargo bench -p narrows-benches --bench stream`.
 //!
 //! Two processes for each row; every message is made in the sender's own memory, and every byte of it is read and
 //! checked by the receiver. The last table holds the figures against the targets. Useful while tuning:
-//! `-- --target 1,5 --rounds 3`, `-- --only narrows,64 --wait adaptive`, `-- --list`; `--help` tells the rest.
+//! `-- --target 1,5 --rounds 3`, `-- --only narrows,/64/,adaptive`, `-- --list`; `--help` lists the rest.
 
 use std::time::Duration;
 
@@ -31,13 +31,14 @@ fn rows(subjects: &[Subject]) -> Vec<Row> {
     works.extend(batches());
     works.extend(placed());
     let mut rows = Vec::new();
-    for (work, place) in works {
+    for (work, placement) in works {
         for subject in subjects.iter().filter(|it| (it.supports)(&work)) {
-            // Bounds that spin say nothing where they share a CPU; a socket waits one way only.
-            let alone = work.wait == Wait::Spin && subject.name != "narrows" && place != CpuPlacement::Two;
+            // Bounds that spin are meaningless where they share a CPU; a socket has one way to wait.
+            let alone =
+                work.wait == Wait::Spin && subject.name != "narrows" && placement != CpuPlacement::Two;
             let twice = work.wait == Wait::Park && subject.name == "unix-stream";
             if !alone && !twice {
-                push(&mut rows, Row { system: subject.name.into(), work, place });
+                push(&mut rows, Row { system: subject.name.into(), work, placement });
             }
         }
     }
@@ -52,7 +53,7 @@ fn push(rows: &mut Vec<Row>, row: Row) {
     }
 }
 
-/// Every size, every way to wait, copied and in place.
+/// Every size, every way to wait, copied and in placement.
 fn dense() -> Vec<(Work, CpuPlacement)> {
     let mut works = Vec::new();
     for what in [WorkKind::RoundTrip, WorkKind::OneWay] {
@@ -79,13 +80,13 @@ fn batches() -> Vec<(Work, CpuPlacement)> {
 /// Round trips of 64 B in every placement, dense and sparse; one way where both share a CPU.
 fn placed() -> Vec<(Work, CpuPlacement)> {
     let mut works = Vec::new();
-    for place in [CpuPlacement::Two, CpuPlacement::One, CpuPlacement::Free, CpuPlacement::Busy] {
+    for placement in [CpuPlacement::Two, CpuPlacement::One, CpuPlacement::Free, CpuPlacement::Busy] {
         for gap in [0, 200, 5000] {
             for work in WAITS.map(|wait| Work::new(WorkKind::RoundTrip, 64).wait(wait)) {
-                works.push((work.gap(Duration::from_micros(gap)), place));
+                works.push((work.gap(Duration::from_micros(gap)), placement));
             }
         }
-        works.push((Work::new(WorkKind::OneWay, 64), place));
+        works.push((Work::new(WorkKind::OneWay, 64), placement));
     }
     let bare = Work::new(WorkKind::RoundTrip, 64).wait(Wait::Park).in_place();
     works.extend([(bare, CpuPlacement::One), (bare, CpuPlacement::Two)]);

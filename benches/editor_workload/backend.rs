@@ -20,7 +20,7 @@ use crate::recorder::{Metric, Recorder};
 use crate::sync::lock;
 use crate::transport::{ChunkSink, ClientHandle, RequestContext, ServeMode, Service};
 
-/// Says who the client is: its process, and whether it is a light one.
+/// Introduces the client: its process, and whether it is a light one.
 pub(crate) const HELLO: u32 = 1;
 pub(crate) const PING: u32 = 2;
 pub(crate) const CHAT: u32 = 3;
@@ -40,7 +40,7 @@ pub(crate) const STOP_QUESTIONS: u32 = 11;
 /// A chat may go on: the editor has what its tool found.
 pub(crate) const TOOL_DONE: u32 = 12;
 
-/// What all its methods share.
+/// The state that all methods share.
 pub(crate) struct Backend {
     plan: Plan,
     fault: Option<Fault>,
@@ -64,12 +64,12 @@ struct ConnectedClient {
     pushed: u32,
 }
 
-/// One that has no answer yet.
+/// A question that has no answer yet.
 struct Question {
     asked: u64,
     /// Nanoseconds that the user takes.
     thinks: u64,
-    /// Who waits.
+    /// The stream that waits for the answer.
     waits: Option<Sender<()>>,
 }
 
@@ -94,7 +94,7 @@ pub(crate) fn run(config: &RunConfig) -> Result<()> {
     thread::sleep(Duration::from_millis(50)); // Threads of the connections come to their end.
     let mut recorder = lock(&backend.recorder);
     if server.connections() > 0 {
-        recorder.fault(format!("{} connections of clients that are gone", server.connections()));
+        recorder.fault(format!("{} connections of clients that have exited", server.connections()));
     }
     for (what, before, after) in
         [("descriptors", before.0, open_resources().0), ("threads", before.1, open_resources().1)]
@@ -160,7 +160,7 @@ impl Backend {
         Ok(())
     }
 
-    /// Where the chat will hear that its tool is done.
+    /// Returns the channel that reports the end of the tool to the chat.
     fn expect_tool(&self, which: ChatId, tool: usize) -> Result<Receiver<()>> {
         let (sender, receiver) = channel();
         lock(&self.tools).insert(which.tool(u32::try_from(tool)?), sender);
@@ -196,7 +196,7 @@ impl Backend {
         Ok(())
     }
 
-    /// Asks the user, who takes so long.
+    /// Sends a question to the user, with the time that the answer takes.
     fn ask(
         &self,
         link: &Arc<dyn ClientHandle>,
@@ -229,7 +229,7 @@ impl Backend {
         }
     }
 
-    /// Twenty times a second: now and then a question to the editor, and a status to everybody else.
+    /// Twenty times a second: now and then a question to the editor, and a status to every other client.
     fn tick(&self, tick: u32) {
         let clients = lock(&self.clients);
         let one = |(id, client): (&u64, &ConnectedClient)| {

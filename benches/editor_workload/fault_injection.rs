@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::transport::ChunkSink;
 
-/// What happens to the first chunk of a chat.
+/// A fault in the first chunk of a chat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 pub(crate) enum Fault {
     Drop,

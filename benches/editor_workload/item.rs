@@ -1,4 +1,4 @@
-//! What travels: each chunk, request, reply and question has a head that says which it is and when it left, and a
+//! The messages: each chunk, request, reply and question has a head with its stream, number and time of sending, and a
 //! checksum of everything but that time.
 //!
 //! ```text
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 /// Bytes of the head.
 pub(crate) const HEAD: usize = 20;
 
-/// What a stream's number begins with.
+/// The kind of a stream, with which its number begins.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum StreamKind {
     Chat = 1,
@@ -162,7 +162,7 @@ impl SequenceCheck {
         Self { stream, next: 0, missing: BTreeSet::new() }
     }
 
-    /// Judges what came; `len` tells what an item must have, if that is known.
+    /// Validates an item; `len` returns the length that it must have, if that is known.
     pub(crate) fn take<'a>(
         &mut self,
         bytes: &'a [u8],

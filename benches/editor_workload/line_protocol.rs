@@ -1,4 +1,4 @@
-//! What the processes of a run report to the process that started them: a line of JSON each.
+//! The reports of the processes of a run to the runner, which started them: lines of JSON.
 
 use std::io::{self, Read, Write};
 use std::process;

@@ -1,4 +1,4 @@
-//! What a process holds, by the kernel's word.
+//! The memory of a process, as the kernel counts it.
 
 use std::fs;
 

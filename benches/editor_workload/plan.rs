@@ -1,4 +1,4 @@
-//! What happens on the day: all of it follows from the seed, so both sides of a connection know what must come.
+//! The plan of a run: all of it follows from the seed, so both sides of a connection know what must arrive.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -33,7 +33,7 @@ pub(crate) struct Plan {
     pub(crate) unpaced: Duration,
 }
 
-/// ChatId chat: chunks without a pace, the editor's thread, and the how manieth of it.
+/// A chat: whether its chunks have no pace, the editor's thread, and its index there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ChatId {
     pub(crate) unpaced: bool,
@@ -66,7 +66,7 @@ pub(crate) struct Tool {
 pub(crate) struct Lsp {
     pub(crate) request: usize,
     pub(crate) reply: usize,
-    /// What the server has to think.
+    /// How long the server works on it.
     pub(crate) work: Duration,
     /// When it is cancelled, if it is.
     pub(crate) cancel: Option<Duration>,
@@ -118,12 +118,12 @@ impl Plan {
         let request = rng.usize(4 << 10..=32 << 10);
         let lengths = (0..chunks).map(|_| log_normal(&mut rng)).collect();
         let middle = rng.usize(1..chunks as usize / 2);
-        let places = [middle, rng.usize(middle + 1..chunks as usize)];
-        let tools = places.map(|at| Tool::new(at, &mut rng)).into();
+        let positions = [middle, rng.usize(middle + 1..chunks as usize)];
+        let tools = positions.map(|at| Tool::new(at, &mut rng)).into();
         Chat { request, chunks: lengths, tools }
     }
 
-    /// The so manieth request of the language server's kind.
+    /// Returns a request of the language server's kind, by its number.
     pub(crate) fn lsp(&self, number: u32) -> Lsp {
         let mut rng = self.rng(4, number);
         let reply = if rng.u32(..50) == 0 { rng.usize(100_000..=120_000) } else { rng.usize(200..=10 << 10) };
@@ -157,7 +157,7 @@ impl Plan {
 }
 
 impl ChatId {
-    /// For the random numbers and the items; the last bit tells a chat's tools apart.
+    /// For the random numbers and the items; the last bit distinguishes a chat's tools.
     pub(crate) fn number(self) -> u32 {
         self.thread << 24 | u32::from(self.unpaced) << 23 | self.index << 1
     }

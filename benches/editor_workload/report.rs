@@ -35,7 +35,7 @@ pub(crate) struct TransportRun {
     tally: Tally,
     counts: BTreeMap<String, u64>,
     faults: Vec<String>,
-    /// Seconds: the backend's, the editor's, all light clients', everybody else's on the machine.
+    /// Seconds: the backend's, the editor's, all light clients', all other processes'.
     cpu: [f64; 4],
     /// The backend's and the editor's.
     memory: [PeakMemory; 2],

@@ -80,7 +80,7 @@ pub(crate) trait RunningServer {
     fn connections(&self) -> usize;
 }
 
-/// What a server serves.
+/// The methods of a server.
 pub(crate) trait Service: Send + Sync + 'static {
     /// The methods, and how each is served.
     const METHODS: &[(u32, ServeMode)];

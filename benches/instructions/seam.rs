@@ -1,8 +1,8 @@
-//! What the trait between ring and memory costs: nothing.
+//! The trait between ring and memory costs nothing.
 //!
 //! The ring runs over the private memory, once as it is and once through one more implementation of the trait that
 //! does nothing but pass each call on. If the seam cost an instruction, a second one would cost it again: both rows are
-//! equal to the last instruction, and `.ci/instructions` says so. It also looks into the profile of `send_recv` for any
+//! equal to the last instruction, and `.ci/instructions` checks that. It also looks into the profile of `send_recv` for any
 //! function of the trait: all are part of their callers there.
 
 use std::hint::black_box;

@@ -179,7 +179,7 @@ fn fall_asleep(sleepy: &mut Sleepy) {
     sleepy.slept = sleepy.sleeper.stats().sleeps;
 }
 
-/// What alone is counted: see the entry point below.
+/// The only function that is counted: see the entry point below.
 #[inline(never)]
 fn wake(sleepy: &mut Sleepy) {
     sleepy.sender.send(black_box(&sleepy.message)).expect("room");

@@ -13,7 +13,7 @@ use crate::run::{self, RunPlan};
 use crate::system::Job;
 use crate::{Result, ensure, plot, probe, report, sys, targets};
 
-/// What a benchmark is run with: `cargo bench -p narrows-benches --bench NAME -- …`.
+/// The options of a benchmark: `cargo bench -p narrows-benches --bench NAME -- …`.
 #[derive(Parser, Debug)]
 struct Arguments {
     /// Only rows whose name has all these words (comma between them); may be given several times.
@@ -40,7 +40,7 @@ struct Arguments {
     /// The two CPUs of the placement `two`; the first is that of `one`. Default: the first two.
     #[arg(long, value_delimiter = ',')]
     cpus: Vec<usize>,
-    /// Count rows too during which others worked or the CPUs moved.
+    /// Count disturbed rows too: during which other processes worked, or the CPUs moved.
     #[arg(long)]
     keep: bool,
     /// Where the results go.
@@ -52,7 +52,7 @@ struct Arguments {
     /// Measure nothing, make tables and plots of these results again.
     #[arg(long, num_args = 1..)]
     report: Vec<PathBuf>,
-    /// What cargo says to a benchmark.
+    /// Cargo passes this to a benchmark.
     #[arg(long, hide = true)]
     bench: bool,
     #[arg(long, hide = true)]
@@ -101,7 +101,7 @@ impl Arguments {
         (self.target.is_empty() || targeted())
             && (self.only.is_empty() || self.only.iter().any(only))
             && (self.size.is_empty() || self.size.contains(&row.work.size))
-            && (self.place.is_empty() || self.place.contains(&row.place.to_string()))
+            && (self.place.is_empty() || self.place.contains(&row.placement.to_string()))
     }
 
     fn plan(&self) -> Result<RunPlan> {
@@ -146,7 +146,7 @@ fn publish(name: &str, out: &Path, record: &Record) -> Result<()> {
     Ok(())
 }
 
-/// Several runs as one.
+/// Joins several runs.
 fn read_all(paths: &[PathBuf]) -> Result<Record> {
     let mut all = Record { about: BTreeMap::new(), versions: BTreeMap::new(), trials: Vec::new() };
     for path in paths {

@@ -81,7 +81,7 @@ pub(crate) fn private(trial: &Trial) -> Option<f64> {
     Some(of(&trial.a)?.max(of(&trial.b)?))
 }
 
-/// KiB of shared memory for each connection, as the kernel splits it among those who map it.
+/// KiB of shared memory for each connection, as the kernel splits it among the processes that map it.
 pub(crate) fn shared(trial: &Trial) -> Option<f64> {
     let of = |side: &Option<SideReport>| side.as_ref()?.more.get("shared KiB").copied();
     Some(of(&trial.a)? + of(&trial.b)?)

@@ -89,7 +89,7 @@ fn grow<S: System>(job: &Job) -> Result<SideReport> {
         }
     }
     let after = memory()?;
-    // Nobody ends before the other has looked.
+    // Neither side closes before the other has read its memory.
     for endpoint in &mut endpoints {
         if job.side == Side::A {
             endpoint.agree(Checked::Stop)?

@@ -34,7 +34,7 @@ impl System for Narrows {
     }
 }
 
-/// What lending itself costs: reserves, writes the number alone, commits; borrows, reads the number alone, releases.
+/// The cost of lending itself: reserves, writes the number alone, commits; borrows, reads the number alone, releases.
 #[derive(Debug)]
 pub struct NarrowsLend;
 

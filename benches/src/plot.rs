@@ -106,12 +106,12 @@ fn dense<'a>(
             && work.kind == what
             && work.batch == 1
             && work.gap.is_zero()
-            && row.place == CpuPlacement::Two
+            && row.placement == CpuPlacement::Two
     })
 }
 
 fn name_of(row: &Row) -> String {
-    let access = if row.work.access == Access::InPlace { ", in place" } else { "" };
+    let access = if row.work.access == Access::InPlace { ", in placement" } else { "" };
     format!("{} {:?}{access}", row.system, row.work.wait)
 }
 

@@ -1,4 +1,4 @@
-//! What is kept of a run: each row, each round, both sides, as it stands in the JSON file.
+//! The results of a run: each row, each round, both sides, as they stand in the JSON file.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -39,16 +39,16 @@ pub struct Row {
     /// The work.
     pub work: Work,
     /// The placement.
-    pub place: CpuPlacement,
+    pub placement: CpuPlacement,
 }
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}/{}", self.system, self.work, self.place)
+        write!(f, "{}/{}/{}", self.system, self.work, self.placement)
     }
 }
 
-/// What one side has measured.
+/// The measurements of one side.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct SideReport {
     /// Messages, or round trips.
@@ -65,7 +65,7 @@ pub struct SideReport {
     pub preempted: u64,
     /// Of each round trip, or of each sending call; side A alone.
     pub latency: Option<Latency>,
-    /// What else a row has to say, by name.
+    /// Other figures of a row, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub more: BTreeMap<String, f64>,
 }
@@ -92,11 +92,11 @@ pub struct Trial {
     pub round: usize,
     /// Nanoseconds of a bare cache-line round trip before and after.
     pub probes: [f64; 2],
-    /// CPUs that others took meanwhile.
+    /// CPUs that other processes took meanwhile.
     pub others: f64,
     /// Whether placement and machine stayed as they were; else it does not count.
     pub clean: bool,
-    /// What went wrong, if so.
+    /// The error, if the row failed.
     pub error: Option<String>,
     /// The driving side.
     pub a: Option<SideReport>,

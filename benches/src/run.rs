@@ -92,7 +92,7 @@ fn settled(plan: &RunPlan, subjects: &[Subject], row: &Row, round: usize) -> Tri
 
 fn attempt(plan: &RunPlan, subjects: &[Subject], row: &Row, round: usize) -> Trial {
     let before = probe::cache_line(plan.cpus);
-    let neighbours = if row.place == CpuPlacement::Busy { neighbours() } else { Vec::new() };
+    let neighbours = if row.placement == CpuPlacement::Busy { neighbours() } else { Vec::new() };
     let (began, others) = (Instant::now(), probe::cpu_seconds_of_others());
     let outcome = sides(plan, subjects, row);
     let seconds = began.elapsed().as_secs_f64();
@@ -136,7 +136,7 @@ fn subject<'a>(subjects: &'a [Subject], name: &str) -> Result<&'a Subject> {
 fn sides(plan: &RunPlan, subjects: &[Subject], row: &Row) -> Result<[SideReport; 2]> {
     let thread = subject(subjects, &row.system)?.threads;
     let folder = folder()?;
-    let cpus = match row.place {
+    let cpus = match row.placement {
         CpuPlacement::Two => Some(plan.cpus),
         CpuPlacement::One => Some([plan.cpus[0]; 2]),
         CpuPlacement::Free | CpuPlacement::Busy => None,
@@ -152,7 +152,7 @@ fn sides(plan: &RunPlan, subjects: &[Subject], row: &Row) -> Result<[SideReport;
     Ok([serde_json::from_str(&lines[0])?, serde_json::from_str(&lines[1])?])
 }
 
-/// What is rare needs longer, for enough samples.
+/// Returns the time of a row: rare events need longer, for enough samples.
 fn time_for(row: &Row, time: Duration) -> Duration {
     match row.work.kind {
         WorkKind::Idle => 10 * time,
@@ -160,7 +160,7 @@ fn time_for(row: &Row, time: Duration) -> Duration {
     }
 }
 
-/// On memory, where there is such a place: some systems map files of it.
+/// On memory, where there is such a placement: some systems map files of it.
 fn folder() -> Result<tempfile::TempDir> {
     let named = || tempfile::Builder::new().prefix("bench").to_owned();
     let memory = Path::new("/dev/shm");

@@ -1,4 +1,4 @@
-//! The messages: how each is made and how each is judged, the same for every system.
+//! The messages: how each is made and how each is validated, the same for every system.
 //!
 //! A message is `size` bytes of noise whose first eight carry its number (fewer, if it is shorter). The receiver
 //! adds up all its words and compares the sum and the number, so that every byte is read and none may be lost,
@@ -72,7 +72,7 @@ impl Source {
 /// How many buffers small messages have.
 const AHEAD: usize = 16;
 
-/// What is small: numbered ahead, and added up word by word.
+/// The longest message that is numbered ahead, and added up word by word.
 const SMALL: usize = 256;
 
 #[inline]
@@ -86,7 +86,7 @@ fn write_number(message: &mut [u8], number: u64) {
     }
 }
 
-/// Judges messages.
+/// Validates messages.
 #[derive(Debug)]
 pub struct Check {
     size: usize,
@@ -97,12 +97,12 @@ pub struct Check {
     seen: Checked,
 }
 
-/// What the last message was.
+/// The kind of the last message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Checked {
     /// The one that was due.
     Message,
-    /// What follows is measured.
+    /// The messages after it are measured.
     Mark,
     /// Nothing follows.
     Stop,
@@ -118,7 +118,7 @@ impl Check {
         Self { size, rest, next: 0, count: 0, numbers: Numbers::of(size), seen: Checked::Wrong }
     }
 
-    /// Reads one whole message and judges it.
+    /// Reads one whole message and validates it.
     #[inline]
     pub fn validate(&mut self, message: &[u8]) {
         let number = head(message);
@@ -126,7 +126,7 @@ impl Check {
         self.compare(number, right);
     }
 
-    /// Judges a message by its number alone: for rows that lend memory without touching the rest of it.
+    /// Validates a message by its number alone: for rows that lend memory without touching the rest of it.
     #[inline]
     pub fn validate_number(&mut self, message: &[u8]) {
         self.compare(head(message), message.len() == self.size);
@@ -151,7 +151,7 @@ impl Check {
         }
     }
 
-    /// What came since the last call of this, which must have been one message.
+    /// Returns the kind of the message since the last call of this: there must have been one.
     #[inline]
     pub(crate) fn take_result(&mut self) -> Result<Checked> {
         match std::mem::replace(&mut self.seen, Checked::Wrong) {

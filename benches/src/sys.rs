@@ -1,7 +1,7 @@
 //! The only unsafe of the kit: the time stamp counter, memory shared by two processes, and the futex.
 //!
-//! Whoever shares memory here shares it with its own other half: both sides are this program, and each writes only
-//! to what the other does not read at the time. So bytes may be borrowed and copied as if they were private.
+//! Memory is shared between two sides of this same program, and each writes only to bytes that the other does not read
+//! at the time. So bytes may be borrowed and copied as if they were private.
 
 use std::fs::File;
 use std::os::fd::{FromRawFd, RawFd};
@@ -50,7 +50,7 @@ pub(crate) fn sum_words(bytes: &[u8]) -> (u64, &[u8]) {
     (sum, &bytes[words * 8..])
 }
 
-/// What was used up so far.
+/// The usage so far.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Usage {
     pub(crate) cpu: f64,
@@ -160,7 +160,7 @@ impl SharedBytes {
     #[inline]
     pub fn write(&self, at: usize, bytes: &[u8]) {
         assert!(at <= self.map.len() && bytes.len() <= self.map.len() - at);
-        // SAFETY: in bounds, just checked; the other side does not look until it is told.
+        // SAFETY: in bounds, just checked; the other side does not read before it is notified.
         unsafe { self.map.as_mut_ptr().add(at).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
     }
 
@@ -172,7 +172,7 @@ impl SharedBytes {
     #[inline]
     pub fn lend(&self, at: usize, len: usize) -> &[u8] {
         assert!(at <= self.map.len() && len <= self.map.len() - at);
-        // SAFETY: in bounds, just checked; the other side does not write until it is told.
+        // SAFETY: in bounds, just checked; the other side does not write before it is notified.
         unsafe { std::slice::from_raw_parts(self.map.as_ptr().add(at), len) }
     }
 }
@@ -211,6 +211,6 @@ pub(crate) fn futex_wake(word: &AtomicU32) {
 
 /// Spins until the word is `value`.
 #[inline]
-pub(crate) fn spin_until(word: &AtomicU64, value: u64) {
+pub(crate) fn spin_while_not(word: &AtomicU64, value: u64) {
     while word.load(Ordering::Acquire) != value {}
 }

@@ -1,12 +1,12 @@
-//! What a way to send messages must do to be measured, and what work it is given.
+//! The interface of a way to send messages, and the work that it is given.
 //!
 //! ```text
 //!   A ── send, send, … flush ──▶ B        side A drives and times; B checks, and echoes or counts
 //!   A ◀─────────────── receive ── B
 //! ```
 //!
-//! Whoever writes an adaptor: use the system as its own documents say is best for this work; what it cannot
-//! do, [`System::supports`] refuses, and the row is left out instead of faked.
+//! An adaptor uses the system as its own documents recommend for this work. [`System::supports`] refuses work that it
+//! cannot do, and the row is left out instead of faked.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -53,7 +53,7 @@ pub enum Access {
     InPlace,
 }
 
-/// What is measured.
+/// The kind of a measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum WorkKind {
@@ -74,7 +74,7 @@ pub enum WorkKind {
 /// One piece of work, the same for every system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Work {
-    /// What is measured.
+    /// The kind of measurement.
     pub kind: WorkKind,
     /// Bytes of each message.
     pub size: usize,

@@ -1,9 +1,9 @@
-//! The targets: what was promised as a ratio, and whether this run holds it.
+//! The targets: ratios that were promised, and whether a run holds them.
 //!
 //! Each rule asks for the medians that it needs, by row; a row that was not measured makes it "not measured". The same
-//! rules, asked with a recorder instead of results, tell which rows a target needs ([`needed`]).
+//! rules, asked with a recorder instead of results, list the rows that a target needs ([`needed`]).
 //!
-//! Targets 13 (instructions) and 15 (Node.js) are told elsewhere.
+//! Targets 13 (instructions) and 15 (Node.js) are reported elsewhere.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -47,7 +47,7 @@ pub(crate) fn table(record: &Record) -> String {
     format!("\n### Targets\n\n| # | what | measured | wanted | |\n|---|---|---|---|---|\n{lines}")
 }
 
-/// What a measured figure must be.
+/// The bound of a measured figure.
 #[derive(Clone, Copy, Debug)]
 enum Bound {
     AtMost(f64),
@@ -117,12 +117,12 @@ impl<'a> Evaluation<'a> {
         }
     }
 
-    fn median(&mut self, system: &str, work: Work, place: CpuPlacement, figure: Figure) -> Option<f64> {
-        (self.look)(&Row { system: system.into(), work, place }, figure)
+    fn median(&mut self, system: &str, work: Work, placement: CpuPlacement, figure: Figure) -> Option<f64> {
+        (self.look)(&Row { system: system.into(), work, placement }, figure)
     }
 
-    fn p50(&mut self, system: &str, work: Work, place: CpuPlacement) -> Option<f64> {
-        self.median(system, work, place, figures::p50)
+    fn p50(&mut self, system: &str, work: Work, placement: CpuPlacement) -> Option<f64> {
+        self.median(system, work, placement, figures::p50)
     }
 
     fn rate(&mut self, system: &str, work: Work) -> Option<f64> {
@@ -152,7 +152,9 @@ impl<'a> Evaluation<'a> {
     fn large_round_trips(&mut self) {
         for (size, copied, in_place) in [(KIB, 1.25, 1.15), (64 * KIB, 1.1, 1.05), (MIB, 0.8, 1.05)] {
             let copy = Work::new(WorkKind::RoundTrip, size);
-            for (work, most, how) in [(copy, copied, "copied out"), (copy.in_place(), in_place, "in place")] {
+            for (work, most, how) in
+                [(copy, copied, "copied out"), (copy.in_place(), in_place, "in placement")]
+            {
                 let own = self.p50("narrows", work, CpuPlacement::Two);
                 let limit = self.p50("hand-over", work.wait(Wait::Spin), CpuPlacement::Two);
                 self.ratio(
@@ -168,22 +170,22 @@ impl<'a> Evaluation<'a> {
 
     fn sleeping(&mut self) {
         let work = Work::new(WorkKind::RoundTrip, 64).wait(Wait::Park);
-        for place in [CpuPlacement::One, CpuPlacement::Two] {
-            let own = self.p50("narrows", work, place);
-            let limit = self.p50("futex", work.in_place(), place);
-            self.ratio(3, format!("round trip, Park, {place}, to the futex"), own, limit, AtMost(1.1));
+        for placement in [CpuPlacement::One, CpuPlacement::Two] {
+            let own = self.p50("narrows", work, placement);
+            let limit = self.p50("futex", work.in_place(), placement);
+            self.ratio(3, format!("round trip, Park, {placement}, to the futex"), own, limit, AtMost(1.1));
         }
     }
 
     fn adaptive_dense(&mut self) {
         let work = Work::new(WorkKind::RoundTrip, 64);
-        for place in PLACES {
+        for placement in PLACES {
             for (name, figure) in [("median", figures::p50 as Figure), ("CPU", figures::cpu)] {
-                let own = self.median("narrows", work, place, figure);
-                let spin = self.median("narrows", work.wait(Wait::Spin), place, figure);
-                let park = self.median("narrows", work.wait(Wait::Park), place, figure);
+                let own = self.median("narrows", work, placement, figure);
+                let spin = self.median("narrows", work.wait(Wait::Spin), placement, figure);
+                let park = self.median("narrows", work.wait(Wait::Park), placement, figure);
                 let better = spin.zip(park).map(|(spin, park)| spin.min(park));
-                let what = format!("dense, {place}: {name} of Adaptive to the better of Spin and Park");
+                let what = format!("dense, {placement}: {name} of Adaptive to the better of Spin and Park");
                 self.ratio(4, what, own, better, AtMost(1.3));
             }
         }
@@ -193,15 +195,15 @@ impl<'a> Evaluation<'a> {
     }
 
     fn adaptive_sparse(&mut self) {
-        for place in PLACES {
+        for placement in PLACES {
             for gap in [200, 5000] {
                 let work = Work::new(WorkKind::RoundTrip, 64).gap(Duration::from_micros(gap));
                 for (name, figure, most) in
                     [("median", figures::p50 as Figure, 1.15), ("CPU", figures::cpu, 1.3)]
                 {
-                    let own = self.median("narrows", work, place, figure);
-                    let park = self.median("narrows", work.wait(Wait::Park), place, figure);
-                    let what = format!("gaps of {gap} us, {place}: {name} of Adaptive to Park");
+                    let own = self.median("narrows", work, placement, figure);
+                    let park = self.median("narrows", work.wait(Wait::Park), placement, figure);
+                    let what = format!("gaps of {gap} us, {placement}: {name} of Adaptive to Park");
                     self.ratio(4, what, own, park, AtMost(most));
                 }
             }
@@ -321,7 +323,7 @@ fn against_peers(ledger: &RowResults<'_>) -> Vec<TargetResult> {
     let mut groups: BTreeMap<(bool, usize, usize), Best> = BTreeMap::new();
     for (row, trials) in &ledger.rows {
         let work = row.work;
-        if !work.is_stream() || row.place != CpuPlacement::Two || !work.gap.is_zero() {
+        if !work.is_stream() || row.placement != CpuPlacement::Two || !work.gap.is_zero() {
             continue;
         }
         let one_way = work.kind == WorkKind::OneWay;

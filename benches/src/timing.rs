@@ -76,7 +76,7 @@ const SHARES: [f64; 24] = [
     0.995, 0.998, 0.999, 0.9999, 1.0,
 ];
 
-/// What a side uses up from its start to its end: wall time, CPU, switches.
+/// The usage of a side from its start to its end: wall time, CPU, switches.
 #[derive(Debug)]
 pub struct UsageMeter {
     began: Instant,
@@ -91,7 +91,7 @@ impl UsageMeter {
         Self { usage: sys::usage(thread), began: Instant::now(), ticks: sys::ticks(), whose: thread }
     }
 
-    /// What was used up until now, for so many messages of so many bytes.
+    /// Returns the usage since the start, for `count` messages of `size` bytes.
     pub fn stop(&self, count: u64, size: usize) -> SideReport {
         let seconds = self.began.elapsed().as_secs_f64();
         let usage = sys::usage(self.whose);
@@ -106,7 +106,7 @@ impl UsageMeter {
         }
     }
 
-    /// How long a tick is, judged by the time since the start.
+    /// Returns the length of a tick, from the time since the start.
     #[allow(clippy::cast_precision_loss)]
     pub(crate) fn nanos_per_tick(&self) -> f64 {
         let ticks = sys::ticks().wrapping_sub(self.ticks);

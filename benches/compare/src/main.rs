@@ -53,7 +53,8 @@ fn subjects() -> Vec<Subject> {
     all
 }
 
-/// What each can do of: every size and way to wait on two CPUs; batches of small messages; both on one CPU; pauses.
+/// Every size and way to wait on two CPUs; batches of small messages; both sides on one CPU; pauses: for each system those
+/// that it supports.
 fn rows(subjects: &[Subject]) -> Vec<Row> {
     let mut works = Vec::new();
     for wait in [Wait::Adaptive, Wait::Spin, Wait::Park] {
@@ -71,9 +72,9 @@ fn rows(subjects: &[Subject]) -> Vec<Row> {
         let sparse = Work::new(WorkKind::RoundTrip, 64).wait(wait);
         works.push((sparse.gap(Duration::from_micros(200)), CpuPlacement::Two));
     }
-    let can = |(work, place): &(Work, CpuPlacement)| {
+    let can = |(work, placement): &(Work, CpuPlacement)| {
         let able = subjects.iter().filter(|subject| (subject.supports)(work));
-        able.map(|subject| Row { system: subject.name.into(), work: *work, place: *place })
+        able.map(|subject| Row { system: subject.name.into(), work: *work, placement: *placement })
             .collect::<Vec<_>>()
     };
     works.iter().flat_map(can).collect()

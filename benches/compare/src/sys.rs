@@ -7,7 +7,7 @@ use nix::sys::socket;
 
 /// Owns a descriptor that was just received.
 pub(crate) fn own(descriptor: RawFd) -> OwnedFd {
-    // SAFETY: the kernel has just made it for us, and nobody else knows it.
+    // SAFETY: the kernel has just made it for us, and nothing else owns it.
     unsafe { OwnedFd::from_raw_fd(descriptor) }
 }
 

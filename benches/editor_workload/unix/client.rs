@@ -1,4 +1,4 @@
-//! The calling side: one thread reads, and hands on what comes to those who wait.
+//! The calling side: one thread reads, and delivers each message to the call that waits for it.
 
 use std::collections::HashMap;
 use std::os::unix::net::UnixStream;
@@ -14,7 +14,7 @@ use super::wire::{FrameKind, FrameReader, FrameWriter, WINDOW, cost};
 use crate::sync::lock;
 use crate::transport;
 
-/// What a call may be told.
+/// An event of a call.
 enum CallEvent {
     /// A chunk, or a reply.
     Item(Vec<u8>),
@@ -22,9 +22,9 @@ enum CallEvent {
     Failed(String),
 }
 
-/// A call under way: who waits, and what came of an item.
+/// A call in flight: its waiter, and the fragments of an item that have arrived.
 struct PendingEntry {
-    tell: Sender<CallEvent>,
+    sender: Sender<CallEvent>,
     part: Vec<u8>,
 }
 
@@ -51,12 +51,12 @@ impl UnixClient {
             closed: AtomicBool::new(false),
             socket,
         });
-        let (tell, pushes) = channel();
+        let (sender, pushes) = channel();
         let reads = Arc::clone(&shared);
         let mut reader = FrameReader::new(reads.socket.try_clone()?);
         thread::spawn(move || {
-            let _ended = reads.read(&mut reader, &tell);
-            // Nobody is told any more: whoever waits learns of the end.
+            let _ended = reads.read(&mut reader, &sender);
+            // Dropping the senders wakes all waiting calls.
             reads.closed.store(true, Ordering::Relaxed);
             lock(&reads.calls).clear();
         });
@@ -64,10 +64,10 @@ impl UnixClient {
     }
 
     fn begin(&self, kind: FrameKind, method: u32, request: &[u8]) -> Result<ClientCall> {
-        let (tell, told) = channel();
+        let (sender, events) = channel();
         let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
-        lock(&self.shared.calls).insert(number, PendingEntry { tell, part: Vec::new() });
-        let call = ClientCall { shared: Arc::clone(&self.shared), number, told, owed: 0, over: false };
+        lock(&self.shared.calls).insert(number, PendingEntry { sender, part: Vec::new() });
+        let call = ClientCall { shared: Arc::clone(&self.shared), number, events, owed: 0, over: false };
         if self.shared.closed.load(Ordering::Relaxed) {
             bail!("the connection has ended");
         }
@@ -105,7 +105,7 @@ impl ClientState {
                 FrameKind::Failed => CallEvent::Failed(String::from_utf8_lossy(&part).into()),
                 _ => CallEvent::End,
             };
-            let _nobody_waits = entry.tell.send(event);
+            let _dropped = entry.sender.send(event);
             if head.kind != FrameKind::Chunk {
                 calls.remove(&head.call);
             }
@@ -118,14 +118,14 @@ impl ClientState {
 struct ClientCall {
     shared: Arc<ClientState>,
     number: u32,
-    told: Receiver<CallEvent>,
+    events: Receiver<CallEvent>,
     owed: u32,
     over: bool,
 }
 
 impl ClientCall {
     fn event(&mut self) -> Result<Option<Vec<u8>>> {
-        match self.told.recv() {
+        match self.events.recv() {
             Ok(CallEvent::Item(item)) => Ok(Some(item)),
             other => {
                 self.over = true;

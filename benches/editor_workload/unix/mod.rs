@@ -1,7 +1,7 @@
 //! The workload over a Unix socket, with the same framing as calls over narrows have: several calls at once, items in
 //! fragments of at most 64 KiB in turn, windows for streams, cancels by number.
 //!
-//! What it does as one would by hand: a thread that reads for all (`client.rs`), or for a connection (`server.rs`), a
+//! As in a program written by hand: a thread that reads for all calls (`client.rs`), or for a connection (`server.rs`), a
 //! lock for writing, one `writev` for each fragment (`wire.rs`). A cancel goes the way of everything else, behind what is
 //! in the socket's buffer already.
 

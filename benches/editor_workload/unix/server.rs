@@ -79,7 +79,7 @@ fn worker(work: &Mutex<Receiver<WorkerTask>>) {
     }
 }
 
-/// Reads until the client is gone.
+/// Serves a connection until the client disconnects.
 fn serve_connection<S: Service>(
     id: u64,
     socket: UnixStream,
@@ -176,7 +176,7 @@ impl ServedCall {
         self.clone()
     }
 
-    /// The last word, unless nobody waits for it.
+    /// Sends the reply or the error, unless the call was cancelled.
     fn end(&self, kind: FrameKind, done: Result<()>, reply: &[u8]) {
         let waited_for = lock(&self.peer.calls).remove(&self.number).is_some();
         if !waited_for {
@@ -194,7 +194,7 @@ impl ServedCall {
 impl CallGate {
     fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
-        let _window = lock(&self.window); // Who looks at the flag holds it, or waits.
+        let _window = lock(&self.window); // A thread that looks at the flag holds it, or waits.
         self.more.notify_all();
     }
 }

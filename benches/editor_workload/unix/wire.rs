@@ -47,7 +47,7 @@ const KINDS: [FrameKind; 9] = [
     FrameKind::Push,
 ];
 
-/// What a frame is; `more` of its item follows.
+/// The head of a frame; if `more` is set, another fragment of the item follows.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FrameHeader {
     pub(super) kind: FrameKind,
@@ -56,7 +56,7 @@ pub(super) struct FrameHeader {
     pub(super) word: u32,
 }
 
-/// What a chunk takes of its window.
+/// Returns the bytes of the window that a chunk takes.
 pub(super) fn cost(len: usize) -> u32 {
     u32::try_from(len + 64).unwrap_or(u32::MAX)
 }

@@ -2,9 +2,9 @@
 // Side A: starts side B, drives the phases that the configuration lists, times them, and prints one line of JSON.
 //
 //   trips   send, wait for the reply, verify it, `count` times; one look at the clock for each
-//   rate    `count` messages one behind the other; the time ends when side B says that it has verified all
+//   rate    `count` messages one behind the other; the time ends when side B reports that it has verified all
 //
-// Side B tells before a phase that it is ready, and after the trips, once asked, what CPU it used: neither is timed.
+// Side B reports before a phase that it is ready, and after it, for the trips once asked, its CPU time: neither is timed.
 
 const { fork, spawn } = require('node:child_process');
 const net = require('node:net');
@@ -72,11 +72,11 @@ function lost(code) {
 // One phase of a transport that calls back.
 async function calledBack(end, { what, size, count }) {
   end.prepare(size);
-  const told = () => {
+  const nextControl = () => {
     end.idle = true;
-    return new Promise((tell) => (end.onmessage = tell));
+    return new Promise((resolve) => (end.onmessage = resolve));
   };
-  const ready = told();
+  const ready = nextControl();
   end.control({ what, size, count });
   await ready;
   const took = what === 'trips' ? new Float64Array(count) : undefined;
@@ -85,7 +85,7 @@ async function calledBack(end, { what, size, count }) {
     await trips(end, took);
     clock.stop();
   }
-  const report = told();
+  const report = nextControl();
   if (took !== undefined) end.control({});
   else end.sendMany(count);
   const { cpu } = await report;
@@ -114,7 +114,7 @@ function trips(end, took) {
 function blocking(end, { what, size, count }) {
   end.prepare(size);
   end.control({ what, size, count });
-  end.told();
+  end.receiveControl();
   const took = what === 'trips' ? new Float64Array(count) : undefined;
   const clock = new Clock();
   let last = performance.now();
@@ -130,12 +130,12 @@ function blocking(end, { what, size, count }) {
     clock.stop();
     end.control({});
   }
-  const { cpu } = end.told();
+  const { cpu } = end.receiveControl();
   if (took === undefined) clock.stop();
   return clock.result({ what, size, count }, took, cpu);
 }
 
-// What serialising, parsing and verifying take when nothing is sent. A round trip is both, twice; the rate is that of the slower of
+// The cost of serialising, parsing and verifying when nothing is sent. A round trip is both, twice; the rate is that of the slower of
 // making and checking, since two processes do both at once.
 function alone({ what, size, count }) {
   const work = new Objects(config.folder, size);

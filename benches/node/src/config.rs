@@ -1,10 +1,10 @@
-//! What one measurement is: told to both of its sides, Node or Rust, as one word of JSON.
+//! The configuration of one measurement: both of its sides, Node or Rust, get it as one word of JSON.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// What travels.
+/// The kind of messages.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PayloadKind {
@@ -74,7 +74,7 @@ pub enum Codec {
     Value,
 }
 
-/// What a phase does.
+/// The work of a phase.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PhaseKind {
@@ -84,7 +84,7 @@ pub enum PhaseKind {
     Rate,
 }
 
-/// A part of a measurement; side A tells it to side B.
+/// A part of a measurement; side A sends it to side B.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub struct Phase {
     pub what: PhaseKind,
@@ -105,7 +105,7 @@ pub struct NodeConfig {
     pub phases: Vec<Phase>,
     /// [`POINTS`].
     pub points: [f64; 4],
-    /// What stands before side B's command to pin it; empty if it is not.
+    /// The words before side B's command that pin it; empty if it is not pinned.
     pub pin_b: Vec<String>,
     /// The programs.
     pub node: PathBuf,
@@ -128,7 +128,7 @@ pub struct Outcome {
     pub quantiles: Vec<f64>,
 }
 
-/// What side B answers.
+/// The answer of side B.
 #[derive(Debug, Default, Deserialize, Serialize)]
 pub struct SideUsage {
     #[serde(default)]

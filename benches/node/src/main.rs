@@ -7,7 +7,7 @@
 //!
 //! One start of both sides is one *measurement*: one system, one kind of message, one size, one placement; it warms up,
 //! then does its round trips, then its one-way rate. A round has all measurements one after the other; the tables
-//! have medians over the rounds. PhaseKind this does not show: other machines, other objects, many connections.
+//! have medians over the rounds. It does not show other machines, other objects, or many connections.
 
 mod config;
 mod machine;
@@ -35,7 +35,7 @@ struct CommandLine {
     options: RunOptions,
 }
 
-/// What to measure.
+/// The choice of measurements.
 #[derive(Debug, Parser)]
 struct RunOptions {
     /// How often all is measured
@@ -63,10 +63,10 @@ struct RunOptions {
 
 #[derive(Debug, Subcommand)]
 enum SideCommand {
-    /// SideCommand A of narrows
+    /// Side A of narrows
     #[command(hide = true)]
     Driver { config: String },
-    /// SideCommand B in Rust
+    /// Side B in Rust
     #[command(hide = true)]
     Echo { config: String },
 }

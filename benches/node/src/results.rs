@@ -1,4 +1,4 @@
-//! What a run keeps: the raw results, as they stand in `node.json`.
+//! The raw results of a run, as they stand in `node.json`.
 
 use std::collections::BTreeMap;
 

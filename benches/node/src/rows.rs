@@ -1,4 +1,4 @@
-//! What is measured: the systems, how many messages of each size, and how each measurement warms up.
+//! The rows: the systems, how many messages of each size, and how each measurement warms up.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,7 +1,7 @@
 //! The two sides of narrows, and the Rust server behind Node's socket: the same loops as `js/driver.js` and `js/echo.js`.
 //!
-//! Both sides are plain: `send` of a private buffer, `recv_into` a buffer that is kept, default options but for the
-//! waiting. SideCommand B ends when side A does, whatever it waits for.
+//! Both sides are plain: `send` of a private buffer, `recv_into` a buffer that is kept, default options except for
+//! the way to wait. Side B exits when side A does.
 
 use std::io::{BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -14,7 +14,7 @@ use narrows::{Options, SharedMemoryStream, WaitStrategy};
 use crate::config::{NodeConfig, NodeSystem, Outcome, POINTS, Phase, PhaseKind, SideUsage};
 use crate::message::{Messages, messages};
 
-/// SideCommand A without a side B: what serialising, parsing and verifying take when nothing is sent.
+/// Side A without a side B: the cost of serialising, parsing and verifying when nothing is sent.
 pub fn alone(config: &NodeConfig) -> Result<()> {
     let outcomes: Result<Vec<Outcome>> =
         config.phases.iter().map(|phase| measure_alone(config, *phase)).collect();
@@ -22,7 +22,7 @@ pub fn alone(config: &NodeConfig) -> Result<()> {
     Ok(())
 }
 
-/// SideCommand A of narrows: starts side B, and writes what the phases came to as one line of JSON.
+/// Side A of narrows: starts side B, and writes what the phases came to as one line of JSON.
 pub fn driver(config: &NodeConfig) -> Result<()> {
     let words = [config.rust.display().to_string(), "echo".into(), serde_json::to_string(config)?];
     let mut words = config.pin_b.iter().chain(&words);
@@ -37,7 +37,7 @@ pub fn driver(config: &NodeConfig) -> Result<()> {
     child.wait()?.success().then_some(()).ok_or_else(|| anyhow!("side B failed"))
 }
 
-/// SideCommand B of narrows, or of Node's socket.
+/// Side B of narrows, or of Node's socket.
 pub fn echo(config: &NodeConfig) -> Result<()> {
     if config.system == NodeSystem::SocketRust {
         return answer(&mut Framed::new(UnixStream::connect(config.folder.join("socket"))?)?, config);
@@ -123,9 +123,9 @@ fn measure(pipe: &mut impl MessagePipe, config: &NodeConfig, phase: Phase) -> Re
         pipe.send(b"{}")?;
         expect(pipe, &mut buffer)?;
     }
-    let told: SideUsage = serde_json::from_slice(&buffer)?;
+    let usage: SideUsage = serde_json::from_slice(&buffer)?;
     let quantiles = quantiles(took);
-    Ok(Outcome { phase, seconds, cpu_a, cpu_b: told.cpu, quantiles })
+    Ok(Outcome { phase, seconds, cpu_a, cpu_b: usage.cpu, quantiles })
 }
 
 /// A round trip is making and checking, twice; the rate is that of the slower of making and checking, since two
@@ -171,7 +171,7 @@ fn trips(
     Ok(())
 }
 
-/// SideCommand B.
+/// Side B.
 fn answer(pipe: &mut impl MessagePipe, config: &NodeConfig) -> Result<()> {
     let mut buffer = Vec::new();
     while pipe.receive(&mut buffer)? {

@@ -1,6 +1,6 @@
 //! From nothing to the first reply: side B accepts and echoes, side A connects, sends, receives, and begins anew.
 //!
-//! What is timed is connect, send and the wait for the reply; the end of the connection is not. [`Connect`] is what a
+//! Connect, send and the wait for the reply are timed; the end of the connection is not. [`Connect`] is the part that a
 //! system brings, so that narrows is measured by the same loop as the bare Unix socket.
 
 use std::fmt;
@@ -22,7 +22,7 @@ use crate::{Result, retry, sys};
 pub trait Connect {
     /// As the tables name it.
     const NAME: &'static str;
-    /// What accepts.
+    /// The accepting end.
     type Listener;
     /// A connection.
     type Stream;

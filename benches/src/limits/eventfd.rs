@@ -32,15 +32,16 @@ impl System for EventFd {
     }
 
     fn open(side: Side, folder: &Path, work: &Work) -> Result<(EventFdSender, EventFdReceiver)> {
-        let boxes = Mailboxes::open(side, folder, work.size)?;
+        let mailboxes = Mailboxes::open(side, folder, work.size)?;
         let socket = connect(side, &folder.join("socket"))?;
         // Side A makes both; the first is its own to write to.
         let [to_b, to_a] = if side == Side::A { make(&socket)? } else { take(&socket)? };
         let (out, inc) = if side == Side::A { (to_b, to_a) } else { (to_a, to_b) };
-        let (own, other) = (boxes.payload(boxes.at(side)), boxes.payload(boxes.at(side.other())));
+        let (own, other) =
+            (mailboxes.payload(mailboxes.at(side)), mailboxes.payload(mailboxes.at(side.other())));
         Ok((
-            EventFdSender { boxes: boxes.clone(), at: own, event: out },
-            EventFdReceiver { boxes, at: other, event: inc },
+            EventFdSender { mailboxes: mailboxes.clone(), at: own, event: out },
+            EventFdReceiver { mailboxes, at: other, event: inc },
         ))
     }
 }
@@ -70,7 +71,7 @@ fn take(socket: &UnixStream) -> Result<[File; 2]> {
 /// Writes, adds 1.
 #[derive(Debug)]
 pub struct EventFdSender {
-    boxes: Mailboxes,
+    mailboxes: Mailboxes,
     at: usize,
     event: File,
 }
@@ -78,7 +79,7 @@ pub struct EventFdSender {
 impl SendHalf for EventFdSender {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
-        self.boxes.bytes.write(self.at, message);
+        self.mailboxes.bytes.write(self.at, message);
         Ok(self.event.write_all(&1_u64.to_ne_bytes())?)
     }
 }
@@ -86,7 +87,7 @@ impl SendHalf for EventFdSender {
 /// Sleeps and reads.
 #[derive(Debug)]
 pub struct EventFdReceiver {
-    boxes: Mailboxes,
+    mailboxes: Mailboxes,
     at: usize,
     event: File,
 }
@@ -95,7 +96,7 @@ impl ReceiveHalf for EventFdReceiver {
     #[inline]
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         self.event.read_exact(&mut [0; 8])?;
-        check.validate(self.boxes.bytes.lend(self.at, check.size()));
+        check.validate(self.mailboxes.bytes.lend(self.at, check.size()));
         Ok(())
     }
 }

@@ -55,18 +55,18 @@ impl System for FutexSliced {
 }
 
 fn open(side: Side, folder: &Path, work: &Work, sliced: bool) -> Result<(FutexSender, FutexReceiver)> {
-    let boxes = Mailboxes::open(side, folder, work.size)?;
-    let (own, other) = (boxes.at(side), boxes.at(side.other()));
+    let mailboxes = Mailboxes::open(side, folder, work.size)?;
+    let (own, other) = (mailboxes.at(side), mailboxes.at(side.other()));
     Ok((
-        FutexSender { boxes: boxes.clone(), at: own, turn: 0 },
-        FutexReceiver { boxes, at: other, turn: 0, sliced },
+        FutexSender { mailboxes: mailboxes.clone(), at: own, turn: 0 },
+        FutexReceiver { mailboxes, at: other, turn: 0, sliced },
     ))
 }
 
 /// Writes, stores, wakes.
 #[derive(Debug)]
 pub struct FutexSender {
-    boxes: Mailboxes,
+    mailboxes: Mailboxes,
     at: usize,
     turn: u32,
 }
@@ -74,9 +74,9 @@ pub struct FutexSender {
 impl SendHalf for FutexSender {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
-        self.boxes.bytes.write(self.boxes.payload(self.at), message);
+        self.mailboxes.bytes.write(self.mailboxes.payload(self.at), message);
         self.turn = self.turn.wrapping_add(1);
-        let word = self.boxes.bytes.futex(self.at);
+        let word = self.mailboxes.bytes.futex(self.at);
         word.store(self.turn, Ordering::Release);
         sys::futex_wake(word);
         Ok(())
@@ -86,7 +86,7 @@ impl SendHalf for FutexSender {
 /// Sleeps and reads.
 #[derive(Debug)]
 pub struct FutexReceiver {
-    boxes: Mailboxes,
+    mailboxes: Mailboxes,
     at: usize,
     turn: u32,
     sliced: bool,
@@ -95,15 +95,15 @@ pub struct FutexReceiver {
 impl ReceiveHalf for FutexReceiver {
     #[inline]
     fn receive(&mut self, check: &mut Check) -> Result<()> {
-        let word = self.boxes.bytes.futex(self.at);
-        let mut naps = 0;
+        let word = self.mailboxes.bytes.futex(self.at);
+        let mut sleeps = 0;
         while word.load(Ordering::Acquire) == self.turn {
-            let slice = self.sliced.then(|| Duration::from_millis(100) * (1 << naps.min(5)));
+            let slice = self.sliced.then(|| Duration::from_millis(100) * (1 << sleeps.min(5)));
             sys::futex_wait(word, self.turn, slice);
-            naps += 1;
+            sleeps += 1;
         }
         self.turn = self.turn.wrapping_add(1);
-        check.validate(self.boxes.bytes.lend(self.boxes.payload(self.at), check.size()));
+        check.validate(self.mailboxes.bytes.lend(self.mailboxes.payload(self.at), check.size()));
         Ok(())
     }
 }

@@ -31,15 +31,19 @@ impl System for HandOver {
     }
 
     fn open(side: Side, folder: &Path, work: &Work) -> Result<(HandOverSender, HandOverReceiver)> {
-        let boxes = Mailboxes::open(side, folder, work.size)?;
-        let giver = HandOverSender { boxes: boxes.clone(), at: boxes.at(side), turn: 0 };
-        let taker =
-            HandOverReceiver { at: boxes.at(side.other()), boxes, turn: 0, buffer: ReceiveBuffer::new(work) };
+        let mailboxes = Mailboxes::open(side, folder, work.size)?;
+        let giver = HandOverSender { mailboxes: mailboxes.clone(), at: mailboxes.at(side), turn: 0 };
+        let taker = HandOverReceiver {
+            at: mailboxes.at(side.other()),
+            mailboxes,
+            turn: 0,
+            buffer: ReceiveBuffer::new(work),
+        };
         Ok((giver, taker))
     }
 }
 
-/// The two boxes, in a file that both sides map.
+/// The two mailboxes, in a file that both sides map.
 #[derive(Clone, Debug)]
 pub(super) struct Mailboxes {
     pub(super) bytes: Rc<SharedBytes>,
@@ -81,7 +85,7 @@ impl Mailboxes {
 /// Writes and stores.
 #[derive(Debug)]
 pub struct HandOverSender {
-    boxes: Mailboxes,
+    mailboxes: Mailboxes,
     at: usize,
     turn: u64,
 }
@@ -89,9 +93,9 @@ pub struct HandOverSender {
 impl SendHalf for HandOverSender {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
-        self.boxes.bytes.write(self.boxes.payload(self.at), message);
+        self.mailboxes.bytes.write(self.mailboxes.payload(self.at), message);
         self.turn += 1;
-        self.boxes.bytes.word(self.at).store(self.turn, Ordering::Release);
+        self.mailboxes.bytes.word(self.at).store(self.turn, Ordering::Release);
         Ok(())
     }
 }
@@ -99,7 +103,7 @@ impl SendHalf for HandOverSender {
 /// Spins and reads.
 #[derive(Debug)]
 pub struct HandOverReceiver {
-    boxes: Mailboxes,
+    mailboxes: Mailboxes,
     at: usize,
     turn: u64,
     buffer: ReceiveBuffer,
@@ -109,8 +113,8 @@ impl ReceiveHalf for HandOverReceiver {
     #[inline]
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         self.turn += 1;
-        sys::spin_until(self.boxes.bytes.word(self.at), self.turn);
-        let message = self.boxes.bytes.lend(self.boxes.payload(self.at), check.size());
+        sys::spin_while_not(self.mailboxes.bytes.word(self.at), self.turn);
+        let message = self.mailboxes.bytes.lend(self.mailboxes.payload(self.at), check.size());
         self.buffer.validate(message, check);
         Ok(())
     }

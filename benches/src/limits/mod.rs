@@ -1,7 +1,7 @@
-//! What the hardware and the kernel allow: bounds, as systems beside the others.
+//! The limits of the hardware and the kernel: bounds, as systems beside the others.
 //!
 //! None of these but the sockets is a way to send messages that one could use: they have room for one message, no
-//! flow control, no end, and trust each other blindly. They say what a message costs at least.
+//! flow control, no end, and trust each other blindly. They show the least cost of a message.
 
 pub mod bare_ring;
 pub mod connect_times;
@@ -21,7 +21,7 @@ pub use self::hand_over::HandOver;
 pub use self::rtrb::Rtrb;
 pub use self::unix_stream::UnixStreams;
 
-/// Their names, and those of in-process bounds that others add: who is among them is no peer.
+/// The names of the bounds, those within one process included: none of them is a peer.
 pub(crate) const NAMES: [&str; 8] = [
     "hand-over",
     "bare-ring",

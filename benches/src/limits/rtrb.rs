@@ -1,6 +1,6 @@
 //! rtrb between two threads of one process: bytes copied into a ring and out of it, never sleeping.
 //!
-//! The bound for one way: no process boundary, no sleepers to think of, no peer that may lie or die.
+//! The bound for one way: no process boundary, no sleepers to wake, no peer that may break the protocol or die.
 
 use std::path::Path;
 use std::sync::{Condvar, Mutex};

@@ -39,7 +39,7 @@ const FRAME: usize = 65504;
 const HEADER: usize = 32;
 /// Frames that one poll takes at most.
 const MOST: usize = 256;
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 impl System for Aeron {
     const NAME: &'static str = "aeron-ipc";
@@ -61,16 +61,16 @@ impl System for Aeron {
         if let Some(driver) = &driver {
             rendezvous::publish(&path, driver.dir())?;
         }
-        let client = connect(&rendezvous::read_published(&path)?).map_err(told)?;
+        let client = connect(&rendezvous::read_published(&path)?).map_err(to_error)?;
         let [out, into] = if side == Side::A { [1001, 1002] } else { [1002, 1001] };
         let publication = client
             .async_add_exclusive_publication(AERON_IPC_STREAM, out)
-            .and_then(|it| it.poll_blocking(PATIENCE))
-            .map_err(told)?;
+            .and_then(|it| it.poll_blocking(TIMEOUT))
+            .map_err(to_error)?;
         let subscription = client
             .async_add_subscription(AERON_IPC_STREAM, into, Handlers::NONE, Handlers::NONE)
-            .and_then(|it| it.poll_blocking(PATIENCE))
-            .map_err(told)?;
+            .and_then(|it| it.poll_blocking(TIMEOUT))
+            .map_err(to_error)?;
         let image = retry(|| {
             let image = subscription.image_at_index(0).filter(|_| publication.is_connected());
             image.ok_or("the other side is missing")
@@ -111,7 +111,7 @@ fn driver(folder: &Path) -> Result<EmbeddedDriver> {
         Ok(())
     });
     sched_setaffinity(THIS, &pinned)?;
-    driver.map_err(told)
+    driver.map_err(to_error)
 }
 
 fn connect(folder: &str) -> Result<Client, AeronCError> {
@@ -123,11 +123,11 @@ fn connect(folder: &str) -> Result<Client, AeronCError> {
     Ok(client)
 }
 
-fn told(error: impl std::fmt::Display) -> harness::Error {
+fn to_error(error: impl std::fmt::Display) -> harness::Error {
     anyhow!("{error}")
 }
 
-/// What both halves need, and what ends last: the client before its driver.
+/// The client and its driver, which both halves need: dropped last, the client before the driver.
 struct AeronBase {
     _client: Client,
     _driver: Option<EmbeddedDriver>,
@@ -171,7 +171,7 @@ impl SendHalf for AeronSender {
                 match self.publication.try_claim_owned(message.len()) {
                     Ok(mut claim) => {
                         claim.data().copy_from_slice(message);
-                        return claim.commit().map(|_| ()).map_err(told);
+                        return claim.commit().map(|_| ()).map_err(to_error);
                     }
                     Err(error) => Err(error),
                 }
@@ -215,7 +215,8 @@ impl AeronReceiver {
         self.wait.tries = 0;
         while self.held.len() < self.size {
             let held = &mut self.held;
-            let came = self.image.poll_fn(|bytes, _| held.extend_from_slice(bytes), MOST).map_err(told)?;
+            let came =
+                self.image.poll_fn(|bytes, _| held.extend_from_slice(bytes), MOST).map_err(to_error)?;
             if came == 0 {
                 ensure!(!self.image.is_closed(), "the other side has gone");
                 self.wait.once();
@@ -230,7 +231,7 @@ impl ReceiveHalf for AeronReceiver {
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         if self.in_place {
             self.wait.tries = 0;
-            while self.image.poll_fn(|bytes, _| check.validate(bytes), 1).map_err(told)? == 0 {
+            while self.image.poll_fn(|bytes, _| check.validate(bytes), 1).map_err(to_error)? == 0 {
                 self.wait.once();
             }
             return Ok(());

@@ -3,7 +3,7 @@
 //! Configuration: as in its documentation, "Message Queue": `create_only` and `open_only`, priority 0, `send` and
 //! `receive` (`Park`), `try_send` and `try_receive` (`Spin`). Through a C interface, boost.cpp.
 //! Better at than narrows: many senders and receivers of one queue; priorities; runs on other systems.
-//! Cannot: batches, lend in place, tell that the peer died (one that dies with the mutex held blocks the other).
+//! Cannot: batches, lend in place, notice that the peer died (one that dies with the mutex held blocks the other).
 
 use std::ffi::{CString, c_char, c_int, c_long, c_uint};
 use std::path::Path;

@@ -162,7 +162,7 @@ impl Write for SharedStream {
     }
 }
 
-/// What one call writes at most, of a batch, and reads at most, of small messages.
+/// The most that one call writes of a batch, and reads of small messages.
 const BUFFER: usize = 64 << 10;
 
 /// Writes.
@@ -216,7 +216,7 @@ pub(crate) struct StreamReader<R> {
     inner: R,
     size: usize,
     buffer: Vec<u8>,
-    /// What was read and not yet checked.
+    /// The bytes that were read and not yet checked.
     ahead: std::ops::Range<usize>,
 }
 

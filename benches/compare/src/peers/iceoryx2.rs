@@ -6,7 +6,7 @@
 //! `Park` is an event service beside it, as in its example `event_based_communication`: the sender notifies after each
 //! message, the receiver waits for the event when there is nothing to receive.
 //! Better at than narrows: many publishers and subscribers, discovery by name, the payload never moves, other languages.
-//! Cannot: spin before it sleeps, batches, sleep for room (it backs off), tell a sleeper that its peer died.
+//! Cannot: spin before it sleeps, batches, sleep for room (it backs off), wake a sleeper when its peer died.
 
 use std::path::Path as FilePath;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use harness::{Check, ReceiveBuffer, ReceiveHalf, Result, SendHalf, Side, System,
 use crate::rendezvous;
 
 /// Longest sleep: once in some hundred short rows the wait without a bound was not woken, and the row hung.
-const PATIENCE: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// See the module.
 pub(crate) struct Iceoryx2;
@@ -133,7 +133,7 @@ impl ReceiveHalf for Iceoryx2Receiver {
                 return Ok(());
             }
             match &self.listener {
-                Some(listener) => _ = listener.timed_wait(|_| (), PATIENCE)?,
+                Some(listener) => _ = listener.timed_wait(|_| (), TIMEOUT)?,
                 None => std::hint::spin_loop(),
             }
         }

@@ -97,8 +97,8 @@ impl<const N: usize> SendHalf for RtrbThreadSender<N> {
         }
         let mut chunk = self.chunk(messages);
         let (first, second) = chunk.as_mut_slices();
-        for place in first.iter_mut().chain(second) {
-            initialize(place, source.message().try_into()?);
+        for slot in first.iter_mut().chain(second) {
+            initialize(slot, source.message().try_into()?);
         }
         // SAFETY: all its slots have been written.
         unsafe { chunk.commit_all() };
@@ -108,9 +108,9 @@ impl<const N: usize> SendHalf for RtrbThreadSender<N> {
 
 /// Writes a message where it stays: a value of this size would go by the stack.
 #[inline]
-fn initialize<const N: usize>(place: &mut MaybeUninit<[u8; N]>, message: &[u8; N]) {
+fn initialize<const N: usize>(slot: &mut MaybeUninit<[u8; N]>, message: &[u8; N]) {
     // SAFETY: room for N bytes, which both are.
-    unsafe { place.as_mut_ptr().copy_from_nonoverlapping(message, 1) };
+    unsafe { slot.as_mut_ptr().copy_from_nonoverlapping(message, 1) };
 }
 
 pub(crate) struct RtrbThreadReceiver<const N: usize> {

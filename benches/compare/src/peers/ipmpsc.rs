@@ -4,7 +4,7 @@
 //! `ZeroCopyContext`, which its documents name for large byte fields; files on /dev/shm. `Park` is `recv`, `Spin`
 //! `try_recv`; both lock the mutex once for each message.
 //! Better at than narrows: any serde type, many senders in one ring, Windows.
-//! Cannot: batches, spin before it sleeps, poll for room, tell that the peer died.
+//! Cannot: batches, spin before it sleeps, poll for room, notice that the peer died.
 
 use std::path::Path;
 

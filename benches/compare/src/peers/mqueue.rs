@@ -1,6 +1,6 @@
 //! POSIX message queues (man 7 mq_overview).
 //!
-//! Configuration: a queue for each direction with as many messages of this size as the system lets everybody have
+//! Configuration: a queue for each direction with as many messages of this size as the system allows any user
 //! (`/proc/sys/fs/mqueue/msg_max`, 10 as a rule); `mq_send` and `mq_receive` (`Park`), or `O_NONBLOCK` (`Spin`).
 //! Better at than narrows: priorities; a queue outlives its processes; any language.
 //! Cannot: messages beyond `msgsize_max` (8 KiB as a rule), long queues, batches, lend in place.

@@ -27,11 +27,11 @@ impl System for Nng {
     }
 
     fn open(side: Side, folder: &Path, work: &Work) -> Result<(NngSender, NngReceiver)> {
-        let socket = Socket::pair0().map_err(told)?;
+        let socket = Socket::pair0().map_err(to_error)?;
         let address = format!("ipc://{}\0", folder.join("socket").display());
         match side {
             Side::A => retry(|| socket.connect(address.as_str().into()))?,
-            Side::B => socket.listen(address.as_str().into()).map_err(told)?,
+            Side::B => socket.listen(address.as_str().into()).map_err(to_error)?,
         }
         let (socket, spin) = (Rc::new(socket), work.wait == Wait::Spin);
         let buffer = ReceiveBuffer::new(work);
@@ -39,7 +39,7 @@ impl System for Nng {
     }
 }
 
-fn told(error: ErrorCode) -> harness::Error {
+fn to_error(error: ErrorCode) -> harness::Error {
     anyhow!("{error}")
 }
 
@@ -52,7 +52,7 @@ pub(crate) struct NngSender {
 impl SendHalf for NngSender {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
-        self.socket.send(message.into()).map_err(told)
+        self.socket.send(message.into()).map_err(to_error)
     }
 }
 
@@ -76,13 +76,13 @@ impl ReceiveHalf for NngReceiver {
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         let message = if self.spin {
             loop {
-                match self.socket.try_recv_msg().map_err(told)? {
+                match self.socket.try_recv_msg().map_err(to_error)? {
                     Some(message) => break message,
                     None => std::hint::spin_loop(),
                 }
             }
         } else {
-            self.socket.recv_msg().map_err(told)?
+            self.socket.recv_msg().map_err(to_error)?
         };
         self.buffer.validate(message.body(), check);
         Ok(())

@@ -5,7 +5,7 @@
 //! `FutexWait::new(0, None)` (`Park`), as in its benchmark `ipc_compare`. A full ring has no wait: it spins and yields.
 //! `InPlace` is its `BlobProducer`/`BlobConsumer::view`, which knows no flow control and no wait: polled round trips.
 //! Better at than narrows: many readers of one stream; overwriting; a reader costs the writer next to nothing; a file
-//! that tools can look into. Cannot: sleep for room, tell that the peer died, requests and replies, several sizes in a
+//! that tools can look into. Cannot: sleep for room, notice that the peer died, requests and replies, several sizes in a
 //! lossless ring. Received values go by the stack, so rows of 16 MiB exist in place only.
 
 use std::path::Path;

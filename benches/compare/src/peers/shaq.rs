@@ -67,9 +67,9 @@ impl<const N: usize> SendHalf for ShaqSender<N> {
         loop {
             let mut batch = self.producer.write_batch();
             // SAFETY: what it lends is written at once.
-            if let Some(place) = unsafe { batch.try_as_mut() } {
+            if let Some(slot) = unsafe { batch.try_as_mut() } {
                 // SAFETY: room for N bytes, which both are.
-                unsafe { place.as_mut_ptr().copy_from_nonoverlapping(message, 1) };
+                unsafe { slot.as_mut_ptr().copy_from_nonoverlapping(message, 1) };
                 return Ok(());
             }
             pause(self.spin);
@@ -84,10 +84,10 @@ impl<const N: usize> SendHalf for ShaqSender<N> {
             let before = left;
             while left > 0 {
                 // SAFETY: what it lends is written at once.
-                let Some(place) = (unsafe { batch.try_as_mut() }) else { break };
+                let Some(slot) = (unsafe { batch.try_as_mut() }) else { break };
                 if let Ok(message) = <&[u8; N]>::try_from(source.message()) {
                     // SAFETY: room for N bytes, which both are.
-                    unsafe { place.as_mut_ptr().copy_from_nonoverlapping(message, 1) };
+                    unsafe { slot.as_mut_ptr().copy_from_nonoverlapping(message, 1) };
                 }
                 left -= 1;
             }

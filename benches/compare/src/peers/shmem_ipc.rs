@@ -97,9 +97,9 @@ impl<const N: usize> SendHalf for ShmemIpcSender<N> {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
         let message: &[u8; N] = message.try_into()?;
-        self.with_room(|place, _| {
+        self.with_room(|slot, _| {
             // SAFETY: the ring lends room for one item at least, to us alone until the closure ends.
-            unsafe { *place = *message };
+            unsafe { *slot = *message };
             1
         })
     }
@@ -108,12 +108,12 @@ impl<const N: usize> SendHalf for ShmemIpcSender<N> {
     fn send_batch(&mut self, source: &mut Source, messages: usize) -> Result<()> {
         let mut left = messages;
         while left > 0 {
-            self.with_room(|place, room| {
+            self.with_room(|slot, room| {
                 let now = room.min(left);
                 for at in 0..now {
                     if let Ok(message) = <&[u8; N]>::try_from(source.message()) {
                         // SAFETY: the ring lends room for so many items.
-                        unsafe { *place.add(at) = *message };
+                        unsafe { *slot.add(at) = *message };
                     }
                 }
                 left -= now;
@@ -168,9 +168,9 @@ impl<const N: usize> ShmemIpcReceiver<N> {
     fn borrow(&mut self) -> Result<()> {
         self.wait()?;
         let (batch, lent) = (self.batch, &mut self.lent);
-        self.ring.receiver_mut().recv(|place, count| {
+        self.ring.receiver_mut().recv(|slot, count| {
             let all = count.min(batch);
-            *lent = Lent { next: place, left: all, all };
+            *lent = Lent { next: slot, left: all, all };
             0
         })?;
         Ok(())
@@ -183,8 +183,8 @@ impl<const N: usize> ReceiveHalf for ShmemIpcReceiver<N> {
         if self.batch == 1 {
             self.wait()?;
             let mut buffer = std::mem::take(&mut self.buffer);
-            self.with_messages(|place, _| {
-                validate(place, &mut buffer, check);
+            self.with_messages(|slot, _| {
+                validate(slot, &mut buffer, check);
                 1
             })?;
             self.buffer = buffer;
@@ -205,7 +205,7 @@ impl<const N: usize> ReceiveHalf for ShmemIpcReceiver<N> {
 }
 
 #[inline]
-fn validate<const N: usize>(place: *const [u8; N], buffer: &mut ReceiveBuffer, check: &mut Check) {
+fn validate<const N: usize>(slot: *const [u8; N], buffer: &mut ReceiveBuffer, check: &mut Check) {
     // SAFETY: the ring lends the item until it is given back, and the other side, this same program, leaves it alone.
-    buffer.validate(unsafe { &*place }, check);
+    buffer.validate(unsafe { &*slot }, check);
 }
