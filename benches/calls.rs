@@ -10,7 +10,6 @@
 //!
 //! Requests are made and replies checked as in every benchmark. Methods that do any work are not shown.
 
-use std::marker::PhantomData;
 use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::Duration;
@@ -24,10 +23,10 @@ use narrows::{SharedMemoryClient, SharedMemoryServer};
 
 fn main() -> Result<()> {
     let mut subjects = systems![Narrows];
-    subjects.push(Subject::measure::<Calls<Echo>>());
-    subjects.push(Subject::measure::<Calls<Pooled>>());
-    subjects.push(Subject::measure::<Calls<Empty>>());
-    subjects.push(Subject::measure::<Calls<Chunks>>());
+    subjects.push(Subject::measure::<Calls<ECHO>>());
+    subjects.push(Subject::measure::<Calls<POOLED>>());
+    subjects.push(Subject::measure::<Calls<EMPTY>>());
+    subjects.push(Subject::measure::<Calls<CHUNKS>>());
     harness::main("calls", &subjects, rows(&subjects))
 }
 
@@ -61,49 +60,6 @@ fn rows(subjects: &[Subject]) -> Vec<Row> {
     rows
 }
 
-/// Which method is called, and how.
-trait CallKind {
-    const NAME: &'static str;
-    const METHOD: u32;
-    /// The work that it does besides round trips of one caller.
-    const BESIDES: OtherWork = OtherWork::Nothing;
-}
-
-#[derive(PartialEq)]
-enum OtherWork {
-    Nothing,
-    Callers,
-    ChunksAlone,
-}
-
-struct Echo;
-struct Pooled;
-struct Empty;
-struct Chunks;
-
-impl CallKind for Echo {
-    const NAME: &'static str = "call";
-    const METHOD: u32 = ECHO;
-    const BESIDES: OtherWork = OtherWork::Callers;
-}
-
-impl CallKind for Pooled {
-    const NAME: &'static str = "call-pooled";
-    const METHOD: u32 = POOLED;
-    const BESIDES: OtherWork = OtherWork::Callers;
-}
-
-impl CallKind for Empty {
-    const NAME: &'static str = "call-empty";
-    const METHOD: u32 = EMPTY;
-}
-
-impl CallKind for Chunks {
-    const NAME: &'static str = "call-chunks";
-    const METHOD: u32 = CHUNKS;
-    const BESIDES: OtherWork = OtherWork::ChunksAlone;
-}
-
 const ECHO: u32 = 1;
 const POOLED: u32 = 2;
 const EMPTY: u32 = 3;
@@ -112,20 +68,25 @@ const CHUNKS: u32 = 4;
 const MARK: u32 = 5;
 const STOP: u32 = 6;
 
-struct Calls<K>(PhantomData<K>);
+/// Calls of one method.
+struct Calls<const METHOD: u32>;
 
-impl<K: CallKind> Measurement for Calls<K> {
-    const NAME: &'static str = K::NAME;
+impl<const METHOD: u32> Measurement for Calls<METHOD> {
+    const NAME: &'static str = match METHOD {
+        ECHO => "call",
+        POOLED => "call-pooled",
+        EMPTY => "call-empty",
+        _ => "call-chunks",
+    };
     const VERSION: &'static str = "0.1.0";
 
     fn supports(work: &Work) -> bool {
-        let what = match work.kind {
-            WorkKind::RoundTrip => work.batch == 1 && K::BESIDES != OtherWork::ChunksAlone,
-            WorkKind::OneWay if work.batch == 1 => K::BESIDES != OtherWork::Nothing,
-            WorkKind::OneWay => K::BESIDES == OtherWork::Callers,
+        let supported = match work.kind {
+            WorkKind::RoundTrip => work.batch == 1 && METHOD != CHUNKS,
+            WorkKind::OneWay => METHOD != EMPTY && (work.batch == 1 || METHOD != CHUNKS),
             _ => false,
         };
-        what && work.access == Access::Copy
+        supported && work.access == Access::Copy
     }
 
     fn run(job: &Job) -> Result<SideReport> {
@@ -136,9 +97,9 @@ impl<K: CallKind> Measurement for Calls<K> {
         let own = options(job.work.wait);
         let client = retry(|| SharedMemoryClient::builder(&path).options(own.clone()).connect())?;
         let report = match job.work.kind {
-            WorkKind::RoundTrip => one_caller::<K>(job, &client),
-            _ if K::METHOD == CHUNKS => chunks(job, &client),
-            _ => many_callers::<K>(job, &client),
+            WorkKind::RoundTrip => one_caller(METHOD, job, &client),
+            _ if METHOD == CHUNKS => chunks(job, &client),
+            _ => many_callers(METHOD, job, &client),
         }?;
         client.call(STOP, &[])?;
         Ok(report)
@@ -171,15 +132,15 @@ impl<'a> Caller<'a> {
     }
 }
 
-fn one_caller<K: CallKind>(job: &Job, client: &SharedMemoryClient) -> Result<SideReport> {
-    let mut caller = Caller::new(client, K::METHOD, job.work.size);
+fn one_caller(method: u32, job: &Job, client: &SharedMemoryClient) -> Result<SideReport> {
+    let mut caller = Caller::new(client, method, job.work.size);
     dense(job, || Ok(client.call(MARK, &[]).map(drop)?), || caller.call())
 }
 
 /// Each thread for the whole time; the marks are those of the first.
-fn many_callers<K: CallKind>(job: &Job, client: &SharedMemoryClient) -> Result<SideReport> {
+fn many_callers(method: u32, job: &Job, client: &SharedMemoryClient) -> Result<SideReport> {
     let one = |mark: bool| {
-        let mut caller = Caller::new(client, K::METHOD, job.work.size);
+        let mut caller = Caller::new(client, method, job.work.size);
         let mark = || if mark { Ok(client.call(MARK, &[]).map(drop)?) } else { Ok(()) };
         dense(job, mark, || caller.call())
     };
@@ -189,7 +150,6 @@ fn many_callers<K: CallKind>(job: &Job, client: &SharedMemoryClient) -> Result<S
         for other in others {
             let other = other.join().map_err(|_| harness::anyhow!("a caller panicked"))??;
             report.count += other.count;
-            report.bytes += other.bytes;
         }
         report.latency = None; // Of one thread of many, and what counts here is all of them.
         Ok(report)
@@ -240,7 +200,7 @@ fn serve(job: &Job) -> Result<SideReport> {
     while signals.recv()? == MARK {
         meter = UsageMeter::start(false);
     }
-    let report = meter.stop(0, job.work.size);
+    let report = meter.stop(0);
     thread::sleep(Duration::from_millis(20)); // The reply to the stop is read before the server ends.
     Ok(report)
 }

@@ -5,15 +5,11 @@
 
 use std::time::Duration;
 
-use harness::limits::{
-    BareRing, ConnectTimes, CopyInOut, EventFd, Futex, FutexSliced, HandOver, Rtrb, UnixConnect, UnixStreams,
-};
-use harness::{CpuPlacement, Result, Row, Subject, Wait, Work, WorkKind, systems};
+use harness::limits;
+use harness::{CpuPlacement, Result, Row, Subject, Wait, Work, WorkKind};
 
 fn main() -> Result<()> {
-    let mut subjects = systems![HandOver, BareRing, Futex, FutexSliced, EventFd, Rtrb, UnixStreams];
-    subjects.push(Subject::measure::<CopyInOut>());
-    subjects.push(Subject::measure::<ConnectTimes<UnixConnect>>());
+    let subjects = limits::subjects();
     harness::main("limits", &subjects, rows(&subjects))
 }
 

@@ -6,18 +6,14 @@
 
 use std::time::Duration;
 
-use harness::limits::{
-    BareRing, ConnectTimes, CopyInOut, EventFd, Futex, FutexSliced, HandOver, Rtrb, UnixConnect, UnixStreams,
-};
+use harness::limits::{self, ConnectTimes};
 use harness::narrows_streams::{Narrows, NarrowsConnect, NarrowsLend};
 use harness::{CpuPlacement, Result, Row, Subject, Wait, Work, WorkKind, systems, targets};
 
 fn main() -> Result<()> {
-    let mut subjects =
-        systems![Narrows, NarrowsLend, HandOver, BareRing, Futex, FutexSliced, EventFd, Rtrb, UnixStreams];
-    subjects.push(Subject::measure::<CopyInOut>());
+    let mut subjects = systems![Narrows, NarrowsLend];
     subjects.push(Subject::measure::<ConnectTimes<NarrowsConnect>>());
-    subjects.push(Subject::measure::<ConnectTimes<UnixConnect>>());
+    subjects.extend(limits::subjects());
     harness::main("stream", &subjects, rows(&subjects))
 }
 

@@ -130,7 +130,7 @@ fn costs(text: &mut String, runs: &[&TransportRun]) {
     let items =
         |run: &TransportRun| Some(format!("{} / {:.0}", run.tally.items, run.tally.bytes as f64 / 1e6));
     row(text, "items / MB received and checked", runs, items);
-    row(text, "lost / doubled / out of order / changed", runs, |run| {
+    row(text, "lost / duplicated / out of order / changed", runs, |run| {
         let Tally { lost, duplicated, reordered, corrupt, .. } = run.tally;
         Some([lost, duplicated, reordered, corrupt].map(|it| it.to_string()).join(" / "))
     });

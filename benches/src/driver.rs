@@ -101,7 +101,7 @@ fn round_trips<S: System>(job: &Job, mut endpoint: Endpoint<S>) -> Result<SideRe
         before = now;
         count += 1;
     }
-    finish(job, endpoint, &meter, count, Some(samples))
+    finish(endpoint, &meter, count, Some(samples))
 }
 
 fn flood<S: System>(job: &Job, mut endpoint: Endpoint<S>) -> Result<SideReport> {
@@ -116,7 +116,7 @@ fn flood<S: System>(job: &Job, mut endpoint: Endpoint<S>) -> Result<SideReport> 
         burst(&mut endpoint)?;
         count += (batches * job.work.batch) as u64;
     }
-    finish(job, endpoint, &meter, count, None)
+    finish(endpoint, &meter, count, None)
 }
 
 fn wakes<S: System>(job: &Job, mut endpoint: Endpoint<S>) -> Result<SideReport> {
@@ -132,18 +132,17 @@ fn wakes<S: System>(job: &Job, mut endpoint: Endpoint<S>) -> Result<SideReport> 
     }
     thread::sleep(gap);
     let count = began.elapsed().as_micros() / gap.as_micros().max(1);
-    finish(job, endpoint, &meter, u64::try_from(count)?, Some(samples))
+    finish(endpoint, &meter, u64::try_from(count)?, Some(samples))
 }
 
 fn finish<S: System>(
-    job: &Job,
     mut endpoint: Endpoint<S>,
     meter: &UsageMeter,
     count: u64,
     samples: Option<Samples>,
 ) -> Result<SideReport> {
     endpoint.agree(Checked::Stop)?;
-    let mut report = meter.stop(count, job.work.size);
+    let mut report = meter.stop(count);
     report.latency = samples.and_then(|it| it.latency(meter.nanos_per_tick()));
     Ok(report)
 }
@@ -170,7 +169,7 @@ fn serve<S: System>(job: &Job, mut endpoint: Endpoint<S>) -> Result<SideReport> 
             _ => break,
         }
     }
-    let report = meter.stop(endpoint.received() - before, job.work.size);
+    let report = meter.stop(endpoint.received() - before);
     endpoint.send_signal(Checked::Stop)?;
     Ok(report)
 }

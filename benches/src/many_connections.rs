@@ -41,7 +41,7 @@ fn hold<S: System>(job: &Job) -> Result<SideReport> {
     thread::sleep(REST);
     let meter = UsageMeter::start(false);
     thread::sleep(job.time);
-    let report = meter.stop(job.work.batch as u64, 0);
+    let report = meter.stop(job.work.batch as u64);
     thread::sleep(REST / 4); // Side B has begun a little later.
     endpoints.iter_mut().try_for_each(|endpoint| endpoint.agree(Checked::Stop))?;
     Ok(report)
@@ -67,7 +67,7 @@ fn wait_in_all<S: System>(job: &Job) -> Result<SideReport> {
         thread::sleep(REST);
         let meter = UsageMeter::start(false);
         thread::sleep(job.time);
-        let report = meter.stop(job.work.batch as u64, 0);
+        let report = meter.stop(job.work.batch as u64);
         for thread in threads {
             thread.join().map_err(|_| anyhow!("a waiting thread panicked"))??;
         }
@@ -97,7 +97,7 @@ fn grow<S: System>(job: &Job) -> Result<SideReport> {
             endpoint.answer_signal().map(drop)?
         }
     }
-    let mut report = meter.stop(job.work.batch as u64, 0);
+    let mut report = meter.stop(job.work.batch as u64);
     let each = |after: u64, before: u64| (after as f64 - before as f64) / job.work.batch as f64;
     report.more.insert("private KiB".into(), each(after.0, before.0));
     report.more.insert("shared KiB".into(), each(after.1, before.1));

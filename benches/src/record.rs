@@ -53,16 +53,12 @@ impl fmt::Display for Row {
 pub struct SideReport {
     /// Messages, or round trips.
     pub count: u64,
-    /// Payload bytes in the direction that counts.
-    pub bytes: u64,
     /// Wall time.
     pub seconds: f64,
     /// User and system time of the process (of the thread, for systems of threads).
     pub cpu_seconds: f64,
     /// Voluntary context switches: sleeps.
     pub sleeps: u64,
-    /// Involuntary ones.
-    pub preempted: u64,
     /// Of each round trip, or of each sending call; side A alone.
     pub latency: Option<Latency>,
     /// Other figures of a row, by name.
@@ -75,7 +71,6 @@ pub struct SideReport {
 #[allow(missing_docs)]
 pub struct Latency {
     pub p50: f64,
-    pub p90: f64,
     pub p99: f64,
     pub p999: f64,
     pub max: f64,

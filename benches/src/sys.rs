@@ -55,7 +55,6 @@ pub(crate) fn sum_words(bytes: &[u8]) -> (u64, &[u8]) {
 pub(crate) struct Usage {
     pub(crate) cpu: f64,
     pub(crate) sleeps: u64,
-    pub(crate) preempted: u64,
 }
 
 /// Returns the usage of this process, or of the calling thread alone.
@@ -77,11 +76,7 @@ pub fn cpu_seconds_of_children() -> f64 {
 fn usage_of(who: UsageWho) -> Usage {
     let Ok(usage) = getrusage(who) else { return Usage::default() };
     let micros = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
-    Usage {
-        cpu: micros as f64 / 1e6,
-        sleeps: u64::try_from(usage.voluntary_context_switches()).unwrap_or(0),
-        preempted: u64::try_from(usage.involuntary_context_switches()).unwrap_or(0),
-    }
+    Usage { cpu: micros as f64 / 1e6, sleeps: u64::try_from(usage.voluntary_context_switches()).unwrap_or(0) }
 }
 
 /// Binds the calling thread to a CPU.

@@ -40,7 +40,6 @@ impl Samples {
         let at = |share: f64| quantile(kept, share) * nanos_per_tick;
         Some(Latency {
             p50: at(0.5),
-            p90: at(0.9),
             p99: at(0.99),
             p999: at(0.999),
             max: at(1.0),
@@ -91,17 +90,15 @@ impl UsageMeter {
         Self { usage: sys::usage(thread), began: Instant::now(), ticks: sys::ticks(), whose: thread }
     }
 
-    /// Returns the usage since the start, for `count` messages of `size` bytes.
-    pub fn stop(&self, count: u64, size: usize) -> SideReport {
+    /// Returns the usage since the start, for `count` messages.
+    pub fn stop(&self, count: u64) -> SideReport {
         let seconds = self.began.elapsed().as_secs_f64();
         let usage = sys::usage(self.whose);
         SideReport {
             count,
-            bytes: count * size as u64,
             seconds,
             cpu_seconds: usage.cpu - self.usage.cpu,
             sleeps: usage.sleeps - self.usage.sleeps,
-            preempted: usage.preempted - self.usage.preempted,
             ..SideReport::default()
         }
     }
@@ -137,7 +134,7 @@ pub fn dense(
         before = now;
         count += 1;
     }
-    let mut report = meter.stop(count, job.work.size);
+    let mut report = meter.stop(count);
     report.latency = samples.latency(meter.nanos_per_tick());
     Ok(report)
 }

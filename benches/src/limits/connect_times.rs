@@ -88,7 +88,7 @@ fn call<D: Connect>(job: &Job, path: &Path) -> Result<SideReport> {
         drop(stream);
         count += 1;
     }
-    let mut report = meter.stop(count, job.work.size);
+    let mut report = meter.stop(count);
     report.latency = samples.latency(meter.nanos_per_tick());
     drop(once(&source.stop())?);
     Ok(report)
@@ -106,7 +106,7 @@ fn serve<D: Connect>(job: &Job, path: &Path) -> Result<SideReport> {
         if check.take_result()? == Checked::Stop {
             // The reply is read before this process and the connection end.
             thread::sleep(Duration::from_millis(20));
-            return Ok(meter.stop(check.count(), job.work.size));
+            return Ok(meter.stop(check.count()));
         }
     }
 }

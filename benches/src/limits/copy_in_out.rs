@@ -53,6 +53,6 @@ impl Measurement for CopyInOut {
             burst()?;
             count += stride as u64;
         }
-        Ok(meter.stop(count, size))
+        Ok(meter.stop(count))
     }
 }

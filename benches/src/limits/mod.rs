@@ -21,6 +21,16 @@ pub use self::hand_over::HandOver;
 pub use self::rtrb::Rtrb;
 pub use self::unix_stream::UnixStreams;
 
+use crate::{Subject, systems};
+
+/// Lists all of them.
+pub fn subjects() -> Vec<Subject> {
+    let mut subjects = systems![HandOver, BareRing, Futex, FutexSliced, EventFd, Rtrb, UnixStreams];
+    subjects.push(Subject::measure::<CopyInOut>());
+    subjects.push(Subject::measure::<ConnectTimes<UnixConnect>>());
+    subjects
+}
+
 /// The names of the bounds, those within one process included: none of them is a peer.
 pub(crate) const NAMES: [&str; 8] = [
     "hand-over",
