@@ -10,8 +10,6 @@ use std::time::{Duration, Instant};
 
 use harness::{Result, anyhow, bail, ensure, monotonic};
 
-use crate::RunConfig;
-use crate::connections;
 use crate::fault_injection::{Fault, FaultyChunks};
 use crate::item::{HEAD, Item, StreamKind, Text, stream};
 use crate::line_protocol::{self, StatusLine};
@@ -19,6 +17,7 @@ use crate::plan::{ChatId, PACE, Plan, THINKS};
 use crate::recorder::{Metric, Recorder};
 use crate::sync::lock;
 use crate::transport::{ChunkSink, ClientHandle, RequestContext, ServeMode, Service};
+use crate::{RunConfig, connections};
 
 /// Introduces the client: its process, and whether it is a light one.
 pub(crate) const HELLO: u32 = 1;
@@ -32,12 +31,12 @@ pub(crate) const LSP: u32 = 7;
 pub(crate) const HISTORY: u32 = 8;
 /// Chunks without an end.
 pub(crate) const FLOOD: u32 = 9;
-/// When a flood could write no more.
+/// Returns when a write of a flood first failed.
 pub(crate) const FLOOD_END: u32 = 10;
-/// Asks no more questions; how many have no answer yet.
+/// Stops the questions; returns how many have no answer yet.
 pub(crate) const STOP_QUESTIONS: u32 = 11;
 
-/// A chat may go on: the editor has what its tool found.
+/// The editor has the result of a tool, so its chat continues.
 pub(crate) const TOOL_DONE: u32 = 12;
 
 /// The state that all methods share.
@@ -51,9 +50,9 @@ pub(crate) struct Backend {
     questions: Mutex<HashMap<(u32, u32), Question>>,
     /// The chats that wait for a tool, by the number of the tool's stream.
     tools: Mutex<HashMap<u32, Sender<()>>>,
-    /// When the flood of this number could write no more; 0 while it can.
+    /// When a write of the flood of this number first failed.
     flood_ends: Mutex<HashMap<u32, u64>>,
-    quiet: AtomicBool,
+    questions_stopped: AtomicBool,
     asked: AtomicU64,
 }
 
@@ -124,7 +123,7 @@ impl Backend {
             questions: Mutex::default(),
             tools: Mutex::default(),
             flood_ends: Mutex::default(),
-            quiet: AtomicBool::new(false),
+            questions_stopped: AtomicBool::new(false),
             asked: AtomicU64::new(0),
         }
     }
@@ -207,7 +206,7 @@ impl Backend {
         let mut question = Vec::new();
         let thinks = u64::from(micros) * 1000;
         let mut questions = lock(&self.questions);
-        if waits.is_none() && self.quiet.load(Ordering::Relaxed) {
+        if waits.is_none() && self.questions_stopped.load(Ordering::Relaxed) {
             return Ok(()); // The editor has counted what it has to answer.
         }
         questions.insert((stream, seq), Question { asked: monotonic(), thinks, waits });
@@ -240,7 +239,7 @@ impl Backend {
         for (id, link, light, pushed) in known {
             let sent = if light && tick % 5 == 0 {
                 self.status(&link, pushed)
-            } else if !light && tick % 8 == 0 && !self.quiet.load(Ordering::Relaxed) {
+            } else if !light && tick % 8 == 0 && !self.questions_stopped.load(Ordering::Relaxed) {
                 let micros = self.plan.rng(7, tick).u32(THINKS);
                 self.ask(&link, (stream(StreamKind::Question, 0), pushed), micros, None)
             } else {
@@ -346,7 +345,7 @@ impl Service for Backend {
             }
             STOP_QUESTIONS => {
                 let questions = lock(&self.questions);
-                self.quiet.store(true, Ordering::Relaxed);
+                self.questions_stopped.store(true, Ordering::Relaxed);
                 let open = u32::try_from(questions.len())?;
                 self.text.write(reply, item.stream, 1, &[open], HEAD);
             }

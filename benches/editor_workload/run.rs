@@ -43,7 +43,7 @@ pub(crate) fn run(arguments: &WorkloadArguments) -> Result<()> {
     ensure!(!transports.is_empty(), "there is nothing to measure");
     let mut runs = Vec::new();
     for (transport, scope) in wanted(&transports) {
-        // The chats alone need less time to show what they show.
+        // The chats alone need less time.
         let plan = Plan::new(arguments.seed, if scope == Scope::Whole { seconds } else { seconds / 2.0 });
         runs.push(WorkloadRun::new(transport, scope, plan, arguments, &stop)?.run()?);
     }
@@ -51,7 +51,7 @@ pub(crate) fn run(arguments: &WorkloadArguments) -> Result<()> {
     report::publish(&report, &arguments.out)
 }
 
-/// The whole day over those that can; where Node.js takes scope, the chats alone too, side by side.
+/// All flows over the transports that can; where Node.js takes part, the chats alone over all of them too.
 fn wanted(transports: &[Transport]) -> Vec<(Transport, Scope)> {
     let whole = transports.iter().filter(|it| **it != Transport::Node).map(|it| (*it, Scope::Whole));
     let node = transports.contains(&Transport::Node);
