@@ -48,10 +48,10 @@ pub use driver::{Measurement, Subject};
 pub use figures::Summary;
 pub use probe::{busy_seconds, cpu_seconds_of_others, machine};
 pub use process::{Output, Process};
-pub use record::{CpuPlacement, Latency, Record, Row, SideReport, Trial};
+pub use record::{CpuPlacement, Latency, Row, SideReport};
 pub use retry::retry;
-pub use source::{Check, Checked, Source};
-pub use sys::{SharedBytes, cpu_seconds, cpu_seconds_of_children, die_with_parent, monotonic};
+pub use source::{Check, Source};
+pub use sys::{cpu_seconds, cpu_seconds_of_children, die_with_parent, monotonic};
 pub use system::{Access, Job, ReceiveBuffer, ReceiveHalf, SendHalf, Side, System, Wait, Work, WorkKind};
 pub use timing::{UsageMeter, dense};
 

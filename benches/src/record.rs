@@ -80,32 +80,32 @@ pub struct Latency {
 
 /// One row in one round.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Trial {
+pub(crate) struct Trial {
     /// Which row.
-    pub row: Row,
+    pub(crate) row: Row,
     /// Which round, from 0.
-    pub round: usize,
+    pub(crate) round: usize,
     /// Nanoseconds of a bare cache-line round trip before and after.
-    pub probes: [f64; 2],
+    pub(crate) probes: [f64; 2],
     /// CPUs that other processes took meanwhile.
-    pub others: f64,
+    pub(crate) others: f64,
     /// Whether placement and machine stayed as they were; else it does not count.
-    pub clean: bool,
+    pub(crate) clean: bool,
     /// The error, if the row failed.
-    pub error: Option<String>,
+    pub(crate) error: Option<String>,
     /// The driving side.
-    pub a: Option<SideReport>,
+    pub(crate) a: Option<SideReport>,
     /// The other.
-    pub b: Option<SideReport>,
+    pub(crate) b: Option<SideReport>,
 }
 
 /// A whole run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Record {
+pub(crate) struct Record {
     /// Machine, kernel, date, command: what a reader must know.
-    pub about: BTreeMap<String, String>,
+    pub(crate) about: BTreeMap<String, String>,
     /// Versions of the systems.
-    pub versions: BTreeMap<String, String>,
+    pub(crate) versions: BTreeMap<String, String>,
     /// All trials, those that do not count too.
-    pub trials: Vec<Trial>,
+    pub(crate) trials: Vec<Trial>,
 }

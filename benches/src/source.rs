@@ -99,7 +99,7 @@ pub struct Check {
 
 /// The kind of the last message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Checked {
+pub(crate) enum Checked {
     /// The one that was due.
     Message,
     /// The messages after it are measured.

@@ -112,60 +112,43 @@ pub(crate) fn adopt(descriptor: RawFd) -> File {
 }
 
 /// Memory shared by the two sides.
-#[derive(Debug)]
-pub struct SharedBytes {
+pub(crate) struct SharedBytes {
     map: MmapRaw,
 }
 
 impl SharedBytes {
     /// All of a file.
-    pub fn of(file: &File) -> Result<Self> {
+    pub(crate) fn of(file: &File) -> Result<Self> {
         Ok(Self { map: MmapOptions::new().map_raw(file)? })
     }
 
     /// A word that both may write.
-    ///
-    /// # Panics
-    ///
-    /// If it is not within the file, or not aligned.
     #[inline]
-    pub fn word(&self, at: usize) -> &AtomicU64 {
+    pub(crate) fn word(&self, at: usize) -> &AtomicU64 {
         assert!(at % 8 == 0 && at + 8 <= self.map.len());
         // SAFETY: in bounds and aligned, just checked; mapped as long as self; only accessed as an atomic.
         unsafe { AtomicU64::from_ptr(self.map.as_mut_ptr().add(at).cast()) }
     }
 
     /// A word to sleep on.
-    ///
-    /// # Panics
-    ///
-    /// If it is not within the file, or not aligned.
     #[inline]
-    pub fn futex(&self, at: usize) -> &AtomicU32 {
+    pub(crate) fn futex(&self, at: usize) -> &AtomicU32 {
         assert!(at % 4 == 0 && at + 4 <= self.map.len());
         // SAFETY: as for `word`.
         unsafe { AtomicU32::from_ptr(self.map.as_mut_ptr().add(at).cast()) }
     }
 
     /// Copies a message in, while it is this side's turn.
-    ///
-    /// # Panics
-    ///
-    /// If it does not fit.
     #[inline]
-    pub fn write(&self, at: usize, bytes: &[u8]) {
+    pub(crate) fn write(&self, at: usize, bytes: &[u8]) {
         assert!(at <= self.map.len() && bytes.len() <= self.map.len() - at);
         // SAFETY: in bounds, just checked; the other side does not read before it is notified.
         unsafe { self.map.as_mut_ptr().add(at).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
     }
 
     /// Lends a message, while it is this side's turn.
-    ///
-    /// # Panics
-    ///
-    /// If it is not within the file.
     #[inline]
-    pub fn lend(&self, at: usize, len: usize) -> &[u8] {
+    pub(crate) fn lend(&self, at: usize, len: usize) -> &[u8] {
         assert!(at <= self.map.len() && len <= self.map.len() - at);
         // SAFETY: in bounds, just checked; the other side does not write before it is notified.
         unsafe { std::slice::from_raw_parts(self.map.as_ptr().add(at), len) }

@@ -10,7 +10,7 @@ mod sys;
 
 use std::time::Duration;
 
-use harness::limits::HandOver;
+use harness::limits;
 use harness::narrows_streams::Narrows;
 use harness::{CpuPlacement, Result, Row, Subject, Wait, Work, WorkKind, systems};
 use peers::inproc::{RtrbThreads, crossbeam};
@@ -25,7 +25,8 @@ fn main() -> Result<()> {
 }
 
 fn subjects() -> Vec<Subject> {
-    let mut all = systems![Narrows, HandOver];
+    let mut all = systems![Narrows];
+    all.extend(limits::subjects().into_iter().filter(|limit| limit.name == "hand-over"));
     all.extend([sized!(RtrbThreads), crossbeam()]);
     #[cfg(feature = "shaq")]
     all.push({

@@ -18,9 +18,7 @@ use crate::source::Check;
 use crate::system::{Access, ReceiveHalf, SendHalf, Side, System, Wait, Work, WorkKind};
 use crate::{Result, ensure, sys};
 
-/// See the module.
-#[derive(Debug)]
-pub struct BareRing;
+pub(crate) struct BareRing;
 
 const SLOTS: u64 = 256;
 const SLOT: usize = 128;
@@ -55,7 +53,6 @@ impl System for BareRing {
 }
 
 /// One direction.
-#[derive(Debug)]
 struct Direction {
     mailboxes: Mailboxes,
     at: usize,
@@ -102,8 +99,7 @@ impl Direction {
 }
 
 /// Writes and stamps.
-#[derive(Debug)]
-pub struct BareRingSender {
+pub(crate) struct BareRingSender {
     ring: Direction,
     tail: u64,
     limit: u64,
@@ -135,8 +131,7 @@ impl SendHalf for BareRingSender {
 }
 
 /// Copies, and looks again.
-#[derive(Debug)]
-pub struct BareRingReceiver {
+pub(crate) struct BareRingReceiver {
     ring: Direction,
     head: u64,
     due: u64,

@@ -13,9 +13,7 @@ use crate::source::{Check, Source};
 use crate::system::{Access, Job, Side, Wait, Work, WorkKind};
 use crate::timing::UsageMeter;
 
-/// See the module.
-#[derive(Debug)]
-pub struct CopyInOut;
+pub(crate) struct CopyInOut;
 
 impl Measurement for CopyInOut {
     const NAME: &'static str = "copy-in-out";

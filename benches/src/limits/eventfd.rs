@@ -16,9 +16,7 @@ use crate::source::Check;
 use crate::system::{Access, ReceiveHalf, SendHalf, Side, System, Wait, Work, WorkKind};
 use crate::{Result, bail, sys};
 
-/// See the module.
-#[derive(Debug)]
-pub struct EventFd;
+pub(crate) struct EventFd;
 
 impl System for EventFd {
     const NAME: &'static str = "eventfd";
@@ -69,8 +67,7 @@ fn take(socket: &UnixStream) -> Result<[File; 2]> {
 }
 
 /// Writes, adds 1.
-#[derive(Debug)]
-pub struct EventFdSender {
+pub(crate) struct EventFdSender {
     mailboxes: Mailboxes,
     at: usize,
     event: File,
@@ -85,8 +82,7 @@ impl SendHalf for EventFdSender {
 }
 
 /// Sleeps and reads.
-#[derive(Debug)]
-pub struct EventFdReceiver {
+pub(crate) struct EventFdReceiver {
     mailboxes: Mailboxes,
     at: usize,
     event: File,

@@ -14,13 +14,9 @@ use crate::source::Check;
 use crate::sys;
 use crate::system::{Access, ReceiveHalf, SendHalf, Side, System, Wait, Work, WorkKind};
 
-/// See the module.
-#[derive(Debug)]
-pub struct Futex;
+pub(crate) struct Futex;
 
-/// See the module.
-#[derive(Debug)]
-pub struct FutexSliced;
+pub(crate) struct FutexSliced;
 
 impl System for Futex {
     const NAME: &'static str = "futex";
@@ -64,8 +60,7 @@ fn open(side: Side, folder: &Path, work: &Work, sliced: bool) -> Result<(FutexSe
 }
 
 /// Writes, stores, wakes.
-#[derive(Debug)]
-pub struct FutexSender {
+pub(crate) struct FutexSender {
     mailboxes: Mailboxes,
     at: usize,
     turn: u32,
@@ -84,8 +79,7 @@ impl SendHalf for FutexSender {
 }
 
 /// Sleeps and reads.
-#[derive(Debug)]
-pub struct FutexReceiver {
+pub(crate) struct FutexReceiver {
     mailboxes: Mailboxes,
     at: usize,
     turn: u32,

@@ -16,9 +16,7 @@ use crate::sys::{self, SharedBytes};
 use crate::system::{ReceiveBuffer, ReceiveHalf, SendHalf, Side, System, Wait, Work, WorkKind};
 use crate::{Result, retry};
 
-/// See the module.
-#[derive(Debug)]
-pub struct HandOver;
+pub(crate) struct HandOver;
 
 impl System for HandOver {
     const NAME: &'static str = "hand-over";
@@ -44,7 +42,7 @@ impl System for HandOver {
 }
 
 /// The two mailboxes, in a file that both sides map.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Mailboxes {
     pub(super) bytes: Rc<SharedBytes>,
     size: usize,
@@ -83,8 +81,7 @@ impl Mailboxes {
 }
 
 /// Writes and stores.
-#[derive(Debug)]
-pub struct HandOverSender {
+pub(crate) struct HandOverSender {
     mailboxes: Mailboxes,
     at: usize,
     turn: u64,
@@ -101,8 +98,7 @@ impl SendHalf for HandOverSender {
 }
 
 /// Spins and reads.
-#[derive(Debug)]
-pub struct HandOverReceiver {
+pub(crate) struct HandOverReceiver {
     mailboxes: Mailboxes,
     at: usize,
     turn: u64,

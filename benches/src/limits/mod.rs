@@ -3,24 +3,25 @@
 //! None of these but the sockets is a way to send messages that one could use: they have room for one message, no
 //! flow control, no end, and trust each other blindly. They show the least cost of a message.
 
-pub mod bare_ring;
+mod bare_ring;
 pub mod connect_times;
-pub mod copy_in_out;
-pub mod eventfd;
-pub mod futex;
-pub mod hand_over;
-pub mod rtrb;
+mod copy_in_out;
+mod eventfd;
+mod futex;
+mod hand_over;
+mod rtrb;
 pub mod unix_stream;
 
-pub use self::bare_ring::BareRing;
-pub use self::connect_times::{Connect, ConnectTimes, UnixConnect};
-pub use self::copy_in_out::CopyInOut;
-pub use self::eventfd::EventFd;
-pub use self::futex::{Futex, FutexSliced};
-pub use self::hand_over::HandOver;
-pub use self::rtrb::Rtrb;
-pub use self::unix_stream::UnixStreams;
+pub use self::connect_times::{Connect, ConnectTimes};
 
+use self::bare_ring::BareRing;
+use self::connect_times::UnixConnect;
+use self::copy_in_out::CopyInOut;
+use self::eventfd::EventFd;
+use self::futex::{Futex, FutexSliced};
+use self::hand_over::HandOver;
+use self::rtrb::Rtrb;
+use self::unix_stream::UnixStreams;
 use crate::{Subject, systems};
 
 /// Lists all of them.

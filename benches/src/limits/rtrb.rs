@@ -12,9 +12,7 @@ use crate::source::Check;
 use crate::system::{Access, ReceiveHalf, SendHalf, Side, System, Wait, Work};
 use crate::{Result, anyhow};
 
-/// See the module.
-#[derive(Debug)]
-pub struct Rtrb;
+pub(crate) struct Rtrb;
 
 type RtrbEnds = (Producer<u8>, Consumer<u8>);
 
@@ -55,8 +53,7 @@ fn wait() -> Result<RtrbEnds> {
 }
 
 /// Copies in.
-#[derive(Debug)]
-pub struct RtrbSender(Producer<u8>);
+pub(crate) struct RtrbSender(Producer<u8>);
 
 impl SendHalf for RtrbSender {
     #[inline]
@@ -69,8 +66,7 @@ impl SendHalf for RtrbSender {
 }
 
 /// Copies out.
-#[derive(Debug)]
-pub struct RtrbReceiver {
+pub(crate) struct RtrbReceiver {
     consumer: Consumer<u8>,
     buffer: Vec<u8>,
 }

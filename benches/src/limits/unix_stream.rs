@@ -8,9 +8,7 @@ use crate::source::Check;
 use crate::system::{Access, ReceiveHalf, SendHalf, Side, System, Wait, Work, WorkKind};
 use crate::{Result, retry};
 
-/// See the module.
-#[derive(Debug)]
-pub struct UnixStreams;
+pub(crate) struct UnixStreams;
 
 impl System for UnixStreams {
     const NAME: &'static str = "unix-stream";
@@ -40,8 +38,7 @@ pub fn connect(side: Side, path: &Path) -> Result<UnixStream> {
 }
 
 /// Writes; a batch is put together in memory first.
-#[derive(Debug)]
-pub struct UnixWriter {
+pub(crate) struct UnixWriter {
     stream: UnixStream,
     batch: usize,
     held: Vec<u8>,
@@ -66,8 +63,7 @@ impl SendHalf for UnixWriter {
 }
 
 /// Reads.
-#[derive(Debug)]
-pub struct UnixReader {
+pub(crate) struct UnixReader {
     stream: UnixStream,
     buffer: Vec<u8>,
 }
