@@ -1,4 +1,4 @@
-//! What a call costs beside the stream beneath it, between two processes: `cargo bench --bench calls`.
+//! The cost of a call, beside that of the stream beneath it, between two processes: `cargo bench -p narrows-benches --bench calls`.
 //!
 //! ```text
 //!   narrows      the raw round trip, as in the bench `stream`
@@ -8,101 +8,56 @@
 //!   call-chunks  one call whose reply is a stream of chunks (`ow`: chunks a second)
 //! ```
 //!
-//! Requests are made and replies checked as the messages of every bench are. Not shown: methods that do any work.
+//! Requests are made and replies checked as in every benchmark. Methods that do any work are not shown.
 
-#[allow(dead_code)] // What the bench `stream` uses besides.
-#[path = "stream/narrows/mod.rs"]
-mod narrows;
-
-use std::marker::PhantomData;
 use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::Duration;
 
-use ::narrows::{SharedMemoryClient, SharedMemoryServer};
-use bench_kit::{
-    Access, Check, Job, Measure, Meter, Place, Result, Row, Side, SideReport, Source, Subject, Wait, What,
-    Work, dense, systems, targets,
+use harness::narrows_streams::{Narrows, options};
+use harness::{
+    Access, Check, CpuPlacement, Job, Measurement, Result, Row, Side, SideReport, Source, Subject,
+    UsageMeter, Wait, Work, WorkKind, dense, retry, systems, targets,
 };
-use narrows::{Narrows, options, reach};
+use narrows::{SharedMemoryClient, SharedMemoryServer};
 
 fn main() -> Result<()> {
     let mut subjects = systems![Narrows];
-    subjects.push(Subject::measure::<Calls<Echo>>());
-    subjects.push(Subject::measure::<Calls<Pooled>>());
-    subjects.push(Subject::measure::<Calls<Empty>>());
-    subjects.push(Subject::measure::<Calls<Chunks>>());
-    bench_kit::main("calls", &subjects, rows(&subjects))
+    subjects.push(Subject::measure::<Calls<ECHO>>());
+    subjects.push(Subject::measure::<Calls<POOLED>>());
+    subjects.push(Subject::measure::<Calls<EMPTY>>());
+    subjects.push(Subject::measure::<Calls<CHUNKS>>());
+    harness::main("calls", &subjects, rows(&subjects))
 }
 
 fn rows(subjects: &[Subject]) -> Vec<Row> {
     let mut works = Vec::new();
     for wait in [Wait::Adaptive, Wait::Park, Wait::Spin] {
         for size in [32, 1 << 10, 64 << 10, 1 << 20] {
-            works.push((Work::new(What::RoundTrip, size).wait(wait), Place::Two));
+            works.push((Work::new(WorkKind::RoundTrip, size).wait(wait), CpuPlacement::Two));
         }
     }
-    works.extend([Place::One, Place::Free].map(|place| (Work::new(What::RoundTrip, 32), place)));
+    works.extend(
+        [CpuPlacement::One, CpuPlacement::Free]
+            .map(|placement| (Work::new(WorkKind::RoundTrip, 32), placement)),
+    );
     for callers in [1, 2, 4, 16] {
-        works.push((Work::new(What::OneWay, 32).batch(callers), Place::Two));
+        works.push((Work::new(WorkKind::OneWay, 32).batch(callers), CpuPlacement::Two));
     }
     for size in [32, 1 << 10, 16 << 10] {
-        works.push((Work::new(What::OneWay, size), Place::Two));
+        works.push((Work::new(WorkKind::OneWay, size), CpuPlacement::Two));
     }
     let mut rows: Vec<Row> = targets::needed(14);
-    for (work, place) in works {
+    for (work, placement) in works {
         for subject in subjects.iter().filter(|it| (it.supports)(&work)) {
-            let row = Row { system: subject.name.into(), work, place };
-            let other_bench = subject.name == "narrows" && work.what == What::OneWay;
+            let row = Row { system: subject.name.into(), work, placement };
+            let other_bench = subject.name == "narrows" && work.kind == WorkKind::OneWay;
             if !other_bench && !rows.contains(&row) {
                 rows.push(row);
             }
         }
     }
     rows
-}
-
-/// Which method is called, and how.
-trait Kind {
-    const NAME: &'static str;
-    const METHOD: u32;
-    /// What it does besides round trips of one caller: many callers, or a stream of chunks.
-    const BESIDES: Besides = Besides::Nothing;
-}
-
-#[derive(PartialEq)]
-enum Besides {
-    Nothing,
-    Callers,
-    ChunksAlone,
-}
-
-struct Echo;
-struct Pooled;
-struct Empty;
-struct Chunks;
-
-impl Kind for Echo {
-    const NAME: &'static str = "call";
-    const METHOD: u32 = ECHO;
-    const BESIDES: Besides = Besides::Callers;
-}
-
-impl Kind for Pooled {
-    const NAME: &'static str = "call-pooled";
-    const METHOD: u32 = POOLED;
-    const BESIDES: Besides = Besides::Callers;
-}
-
-impl Kind for Empty {
-    const NAME: &'static str = "call-empty";
-    const METHOD: u32 = EMPTY;
-}
-
-impl Kind for Chunks {
-    const NAME: &'static str = "call-chunks";
-    const METHOD: u32 = CHUNKS;
-    const BESIDES: Besides = Besides::ChunksAlone;
 }
 
 const ECHO: u32 = 1;
@@ -113,20 +68,25 @@ const CHUNKS: u32 = 4;
 const MARK: u32 = 5;
 const STOP: u32 = 6;
 
-struct Calls<K>(PhantomData<K>);
+/// Calls of one method.
+struct Calls<const METHOD: u32>;
 
-impl<K: Kind> Measure for Calls<K> {
-    const NAME: &'static str = K::NAME;
+impl<const METHOD: u32> Measurement for Calls<METHOD> {
+    const NAME: &'static str = match METHOD {
+        ECHO => "call",
+        POOLED => "call-pooled",
+        EMPTY => "call-empty",
+        _ => "call-chunks",
+    };
     const VERSION: &'static str = "0.1.0";
 
     fn supports(work: &Work) -> bool {
-        let what = match work.what {
-            What::RoundTrip => work.batch == 1 && K::BESIDES != Besides::ChunksAlone,
-            What::OneWay if work.batch == 1 => K::BESIDES != Besides::Nothing,
-            What::OneWay => K::BESIDES == Besides::Callers,
+        let supported = match work.kind {
+            WorkKind::RoundTrip => work.batch == 1 && METHOD != CHUNKS,
+            WorkKind::OneWay => METHOD != EMPTY && (work.batch == 1 || METHOD != CHUNKS),
             _ => false,
         };
-        what && work.access == Access::Copy
+        supported && work.access == Access::Copy
     }
 
     fn run(job: &Job) -> Result<SideReport> {
@@ -135,11 +95,11 @@ impl<K: Kind> Measure for Calls<K> {
             return serve(job);
         }
         let own = options(job.work.wait);
-        let client = reach(|| SharedMemoryClient::builder(&path).options(own.clone()).connect())?;
-        let report = match job.work.what {
-            What::RoundTrip => one_caller::<K>(job, &client),
-            _ if K::METHOD == CHUNKS => chunks(job, &client),
-            _ => many_callers::<K>(job, &client),
+        let client = retry(|| SharedMemoryClient::builder(&path).options(own.clone()).connect())?;
+        let report = match job.work.kind {
+            WorkKind::RoundTrip => one_caller(METHOD, job, &client),
+            _ if METHOD == CHUNKS => chunks(job, &client),
+            _ => many_callers(METHOD, job, &client),
         }?;
         client.call(STOP, &[])?;
         Ok(report)
@@ -164,23 +124,23 @@ impl<'a> Caller<'a> {
     fn call(&mut self) -> Result<()> {
         self.client.call_into(self.method, self.source.message(), &mut self.reply)?;
         if self.method == EMPTY {
-            bench_kit::ensure!(self.reply.is_empty(), "a reply");
+            harness::ensure!(self.reply.is_empty(), "a reply");
             return Ok(());
         }
-        self.check.bytes(&self.reply);
+        self.check.validate(&self.reply);
         self.check.one_message()
     }
 }
 
-fn one_caller<K: Kind>(job: &Job, client: &SharedMemoryClient) -> Result<SideReport> {
-    let mut caller = Caller::new(client, K::METHOD, job.work.size);
+fn one_caller(method: u32, job: &Job, client: &SharedMemoryClient) -> Result<SideReport> {
+    let mut caller = Caller::new(client, method, job.work.size);
     dense(job, || Ok(client.call(MARK, &[]).map(drop)?), || caller.call())
 }
 
 /// Each thread for the whole time; the marks are those of the first.
-fn many_callers<K: Kind>(job: &Job, client: &SharedMemoryClient) -> Result<SideReport> {
+fn many_callers(method: u32, job: &Job, client: &SharedMemoryClient) -> Result<SideReport> {
     let one = |mark: bool| {
-        let mut caller = Caller::new(client, K::METHOD, job.work.size);
+        let mut caller = Caller::new(client, method, job.work.size);
         let mark = || if mark { Ok(client.call(MARK, &[]).map(drop)?) } else { Ok(()) };
         dense(job, mark, || caller.call())
     };
@@ -188,9 +148,8 @@ fn many_callers<K: Kind>(job: &Job, client: &SharedMemoryClient) -> Result<SideR
         let others: Vec<_> = (1..job.work.batch).map(|_| scope.spawn(|| one(false))).collect();
         let mut report = one(true)?;
         for other in others {
-            let other = other.join().map_err(|_| bench_kit::anyhow!("a caller panicked"))??;
+            let other = other.join().map_err(|_| harness::anyhow!("a caller panicked"))??;
             report.count += other.count;
-            report.bytes += other.bytes;
         }
         report.latency = None; // Of one thread of many, and what counts here is all of them.
         Ok(report)
@@ -205,7 +164,7 @@ fn chunks(job: &Job, client: &SharedMemoryClient) -> Result<SideReport> {
         || Ok(client.call(MARK, &[]).map(drop)?),
         || {
             let chunk = stream.next_chunk()?;
-            check.bytes(&chunk.unwrap_or_default());
+            check.validate(&chunk.unwrap_or_default());
             check.one_message()
         },
     );
@@ -214,10 +173,10 @@ fn chunks(job: &Job, client: &SharedMemoryClient) -> Result<SideReport> {
 }
 
 fn serve(job: &Job) -> Result<SideReport> {
-    let (tell, signals) = mpsc::channel();
-    let mark = tell.clone();
-    let signal = |tell: Sender<u32>, what| move || tell.send(what).map_err(|error| error.to_string());
-    let (mark, stop) = (signal(mark, MARK), signal(tell, STOP));
+    let (sender, signals) = mpsc::channel();
+    let forward =
+        |sender: Sender<u32>, signal| move || sender.send(signal).map_err(|error| error.to_string());
+    let (mark, stop) = (forward(sender.clone(), MARK), forward(sender, STOP));
     let _server = SharedMemoryServer::bind_with(job.folder.join("calls"), &options(job.work.wait))?
         .inline(ECHO, |request, reply| {
             reply.extend_from_slice(request.bytes());
@@ -237,11 +196,11 @@ fn serve(job: &Job) -> Result<SideReport> {
         .inline(MARK, move |_, _| Ok(mark()?))
         .inline(STOP, move |_, _| Ok(stop()?))
         .spawn()?;
-    let mut meter = Meter::start(false);
+    let mut meter = UsageMeter::start(false);
     while signals.recv()? == MARK {
-        meter = Meter::start(false);
+        meter = UsageMeter::start(false);
     }
-    let report = meter.stop(0, job.work.size);
+    let report = meter.stop(0);
     thread::sleep(Duration::from_millis(20)); // The reply to the stop is read before the server ends.
     Ok(report)
 }

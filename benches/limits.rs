@@ -1,20 +1,16 @@
-//! What the hardware and the kernel allow: `cargo bench --bench limits`.
+//! The limits of the hardware and the kernel: `cargo bench -p narrows-benches --bench limits`.
 //!
 //! The bounds alone; `stream` runs those that its targets need beside narrows, in the same run, and only such figures
 //! can be compared on a machine whose CPUs move about.
 
 use std::time::Duration;
 
-use bench_kit::limits::{
-    BareRing, Connects, CopyInOut, EventFd, Futex, FutexSliced, HandOver, Rtrb, UnixDial, UnixStreams,
-};
-use bench_kit::{Place, Result, Row, Subject, Wait, What, Work, systems};
+use harness::limits;
+use harness::{CpuPlacement, Result, Row, Subject, Wait, Work, WorkKind};
 
 fn main() -> Result<()> {
-    let mut subjects = systems![HandOver, BareRing, Futex, FutexSliced, EventFd, Rtrb, UnixStreams];
-    subjects.push(Subject::measure::<CopyInOut>());
-    subjects.push(Subject::measure::<Connects<UnixDial>>());
-    bench_kit::main("limits", &subjects, rows(&subjects))
+    let subjects = limits::subjects();
+    harness::main("limits", &subjects, rows(&subjects))
 }
 
 const SIZES: [usize; 10] = [8, 40, 64, 104, 256, 1 << 10, 4 << 10, 64 << 10, 1 << 20, 16 << 20];
@@ -22,30 +18,30 @@ const SIZES: [usize; 10] = [8, 40, 64, 104, 256, 1 << 10, 4 << 10, 64 << 10, 1 <
 fn rows(subjects: &[Subject]) -> Vec<Row> {
     let mut works = Vec::new();
     for size in SIZES {
-        let trip = Work::new(What::RoundTrip, size);
+        let trip = Work::new(WorkKind::RoundTrip, size);
         let spun = [trip.wait(Wait::Spin), trip.wait(Wait::Spin).in_place()];
-        works.extend(spun.map(|work| (work, Place::Two)));
-        works.push((Work::new(What::OneWay, size).wait(Wait::Spin), Place::Two));
+        works.extend(spun.map(|work| (work, CpuPlacement::Two)));
+        works.push((Work::new(WorkKind::OneWay, size).wait(Wait::Spin), CpuPlacement::Two));
         let slept = [trip, trip.wait(Wait::Park).in_place()];
-        works.extend(slept.map(|work| (work, Place::Two)));
+        works.extend(slept.map(|work| (work, CpuPlacement::Two)));
     }
-    for place in [Place::One, Place::Free, Place::Busy] {
-        let trip = Work::new(What::RoundTrip, 64);
-        works.extend([trip, trip.wait(Wait::Park).in_place()].map(|work| (work, place)));
+    for placement in [CpuPlacement::One, CpuPlacement::Free, CpuPlacement::Busy] {
+        let trip = Work::new(WorkKind::RoundTrip, 64);
+        works.extend([trip, trip.wait(Wait::Park).in_place()].map(|work| (work, placement)));
     }
     for gap in [200, 5000].map(Duration::from_micros) {
-        let trip = Work::new(What::RoundTrip, 64).gap(gap);
-        works.extend([trip, trip.wait(Wait::Park).in_place()].map(|work| (work, Place::Two)));
+        let trip = Work::new(WorkKind::RoundTrip, 64).gap(gap);
+        works.extend([trip, trip.wait(Wait::Park).in_place()].map(|work| (work, CpuPlacement::Two)));
     }
-    let wake = Work::new(What::Wake, 64).gap(Duration::from_millis(1));
-    works.push((wake.wait(Wait::Park).in_place(), Place::Two));
-    works.push((Work::new(What::Connect, 64), Place::Two));
+    let wake = Work::new(WorkKind::Wake, 64).gap(Duration::from_millis(1));
+    works.push((wake.wait(Wait::Park).in_place(), CpuPlacement::Two));
+    works.push((Work::new(WorkKind::Connect, 64), CpuPlacement::Two));
     for sleepers in [1, 1000] {
-        works.push((Work::new(What::Idle, 64).wait(Wait::Park).batch(sleepers), Place::Free));
+        works.push((Work::new(WorkKind::Idle, 64).wait(Wait::Park).batch(sleepers), CpuPlacement::Free));
     }
-    let rows = works.into_iter().flat_map(|(work, place)| {
+    let rows = works.into_iter().flat_map(|(work, placement)| {
         let able = subjects.iter().filter(move |it| (it.supports)(&work));
-        able.map(move |it| Row { system: it.name.into(), work, place })
+        able.map(move |it| Row { system: it.name.into(), work, placement })
     });
-    rows.filter(|row| row.work.what != What::Idle || row.system == "futex-sliced").collect()
+    rows.filter(|row| row.work.kind != WorkKind::Idle || row.system == "futex-sliced").collect()
 }

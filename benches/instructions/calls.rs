@@ -1,8 +1,8 @@
 //! Calls of 32 bytes, each side counted alone, in one thread.
 //!
-//! The other side is a bare stream that has said everything beforehand: the replies that the client will need lie in
-//! the ring when it calls, and the requests that the server will get when it begins to serve. So nobody waits, and what
-//! is counted is the call layer and the stream beneath it: `client` and `server` together are one call.
+//! The other side is a bare stream that has sent everything beforehand: the replies that the client will need lie in
+//! the ring when it calls, and the requests that the server will get when it begins to serve. So no side waits, and the count
+//! is of the call layer and the stream beneath it: `client` and `server` together are one call.
 
 use std::hint::black_box;
 

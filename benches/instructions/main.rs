@@ -1,11 +1,11 @@
-//! Instructions of the hot paths, counted by callgrind: `cargo bench --bench instructions`.
+//! Instructions of the hot paths, counted by callgrind: `cargo bench -p narrows-benches --bench instructions`.
 //!
-//! Each benchmark does its operation [`TIMES`] times after a warm-up, in one thread and with nobody asleep unless its
-//! name says so; what is counted is the loop, in user space. A count does not wobble, so a change of a few instructions
-//! is seen where no clock shows it. `.ci/instructions` compares the counts with `table.txt` beside this file; there
+//! Each benchmark does its operation [`TIMES`] times after a warm-up, in one thread, without sleepers unless its name
+//! has one. The loop is counted, in user space. Counts do not vary, so they show a change of a few instructions that no
+//! clock shows. `.ci/instructions` compares the counts with `table.txt` beside this file; there
 //! stand counts of one operation, the loop's own included, which the row `alone` shows.
 //!
-//! # What it does not show
+//! # Limits
 //!
 //! Time: a fence counts as one instruction, and a cache line that comes from another CPU as none. System calls: only
 //! their user side counts. Under valgrind there is neither vDSO nor restartable sequences, so `sched_getcpu` and the

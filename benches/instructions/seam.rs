@@ -1,8 +1,8 @@
-//! What the trait between ring and memory costs: nothing.
+//! The trait between ring and memory costs nothing.
 //!
 //! The ring runs over the private memory, once as it is and once through one more implementation of the trait that
 //! does nothing but pass each call on. If the seam cost an instruction, a second one would cost it again: both rows are
-//! equal to the last instruction, and `.ci/instructions` says so. It also looks into the profile of `send_recv` for any
+//! equal to the last instruction, and `.ci/instructions` checks that. It also looks into the profile of `send_recv` for any
 //! function of the trait: all are part of their callers there.
 
 use std::hint::black_box;
@@ -15,10 +15,10 @@ use narrows::internal::ring::{Consumer, Producer};
 
 use crate::TIMES;
 
-type Shared = Arc<Heap>;
+type SharedHeap = Arc<Heap>;
 
 /// One more seam.
-struct Again(Shared);
+struct Again(SharedHeap);
 
 impl Memory for Again {
     forward_memory! {
@@ -28,22 +28,22 @@ impl Memory for Again {
     }
 }
 
-struct Ring<M> {
+struct RingPair<M> {
     producer: Producer<M>,
     consumer: Consumer<M>,
     message: [u8; 40],
 }
 
-fn ring<M: Memory>(over: impl Fn(Shared) -> M) -> Box<Ring<M>> {
+fn ring<M: Memory>(over: impl Fn(SharedHeap) -> M) -> Box<RingPair<M>> {
     let heap = Arc::new(Heap::new(256, 1 << 16, 64));
     let (producer, consumer) = (Producer::new(over(Arc::clone(&heap)), 0), Consumer::new(over(heap), 0));
-    Box::new(Ring { producer, consumer, message: [7; 40] })
+    Box::new(RingPair { producer, consumer, message: [7; 40] })
 }
 
 /// One message through the ring, as `send` and `recv` take it.
 #[inline(always)]
-fn pass<M: Memory>(ring: &mut Ring<M>) {
-    let Ring { producer, consumer, message } = ring;
+fn pass<M: Memory>(ring: &mut RingPair<M>) {
+    let RingPair { producer, consumer, message } = ring;
     let claim = producer.claim(producer.next(), message.len()).expect("room");
     producer.open(&claim);
     producer.write(&claim, 0, black_box(message), Tail::Zero).expect("in the claim");
@@ -57,7 +57,7 @@ fn pass<M: Memory>(ring: &mut Ring<M>) {
 
 #[library_benchmark]
 #[bench::x40(args = (|heap| heap), setup = ring)]
-fn one_seam(mut ring: Box<Ring<Shared>>) -> Box<Ring<Shared>> {
+fn one_seam(mut ring: Box<RingPair<SharedHeap>>) -> Box<RingPair<SharedHeap>> {
     for _ in 0..TIMES {
         pass(&mut ring);
     }
@@ -66,7 +66,7 @@ fn one_seam(mut ring: Box<Ring<Shared>>) -> Box<Ring<Shared>> {
 
 #[library_benchmark]
 #[bench::x40(args = (Again), setup = ring)]
-fn two_seams(mut ring: Box<Ring<Again>>) -> Box<Ring<Again>> {
+fn two_seams(mut ring: Box<RingPair<Again>>) -> Box<RingPair<Again>> {
     for _ in 0..TIMES {
         pass(&mut ring);
     }

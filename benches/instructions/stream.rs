@@ -13,17 +13,17 @@ use narrows::{Options, Receiver, Sender, SharedMemoryStream, WaitStrategy};
 use crate::TIMES;
 
 /// Two ends, a message, and memory to receive it. Boxed, so that handing it over costs one word.
-struct Ends {
+struct StreamPair {
     a: SharedMemoryStream,
     b: SharedMemoryStream,
     message: Vec<u8>,
     buffer: Vec<u8>,
 }
 
-/// Ends whose halves, buffers and pages have all been used.
-fn warm(size: usize) -> Box<Ends> {
+/// StreamPair whose halves, buffers and pages have all been used.
+fn warm(size: usize) -> Box<StreamPair> {
     let (a, b) = Options::new().slots(2048).arena(4 << 20).pair().expect("a pair");
-    let mut ends = Box::new(Ends { a, b, message: vec![7; size], buffer: vec![0; size] });
+    let mut ends = Box::new(StreamPair { a, b, message: vec![7; size], buffer: vec![0; size] });
     for _ in 0..4096 {
         ends.a.send(&ends.message).expect("room");
         ends.b.recv_into(&mut ends.buffer).expect("a message");
@@ -31,8 +31,8 @@ fn warm(size: usize) -> Box<Ends> {
     ends
 }
 
-/// Ends with all messages in the ring.
-fn full(size: usize) -> Box<Ends> {
+/// StreamPair with all messages in the ring.
+fn full(size: usize) -> Box<StreamPair> {
     let mut ends = warm(size);
     for _ in 0..TIMES {
         ends.a.send(&ends.message).expect("room");
@@ -42,7 +42,7 @@ fn full(size: usize) -> Box<Ends> {
 
 #[library_benchmark]
 #[bench::x40(args = (40), setup = warm)]
-fn alone(ends: Box<Ends>) -> Box<Ends> {
+fn alone(ends: Box<StreamPair>) -> Box<StreamPair> {
     for _ in 0..TIMES {
         black_box(&ends.message);
     }
@@ -52,7 +52,7 @@ fn alone(ends: Box<Ends>) -> Box<Ends> {
 #[library_benchmark]
 #[bench::x40(args = (40), setup = warm)]
 #[bench::x1024(args = (1024), setup = warm)]
-fn send(mut ends: Box<Ends>) -> Box<Ends> {
+fn send(mut ends: Box<StreamPair>) -> Box<StreamPair> {
     for _ in 0..TIMES {
         ends.a.send(black_box(&ends.message)).expect("room");
     }
@@ -62,7 +62,7 @@ fn send(mut ends: Box<Ends>) -> Box<Ends> {
 #[library_benchmark]
 #[bench::x40(args = (40), setup = full)]
 #[bench::x1024(args = (1024), setup = full)]
-fn recv(mut ends: Box<Ends>) -> Box<Ends> {
+fn recv(mut ends: Box<StreamPair>) -> Box<StreamPair> {
     for _ in 0..TIMES {
         black_box(ends.b.recv(black_box(&mut ends.buffer)).expect("a message"));
     }
@@ -72,7 +72,7 @@ fn recv(mut ends: Box<Ends>) -> Box<Ends> {
 #[library_benchmark]
 #[bench::x40(args = (40), setup = full)]
 #[bench::x1024(args = (1024), setup = full)]
-fn recv_into(mut ends: Box<Ends>) -> Box<Ends> {
+fn recv_into(mut ends: Box<StreamPair>) -> Box<StreamPair> {
     for _ in 0..TIMES {
         black_box(ends.b.recv_into(black_box(&mut ends.buffer)).expect("a message"));
     }
@@ -81,7 +81,7 @@ fn recv_into(mut ends: Box<Ends>) -> Box<Ends> {
 
 #[library_benchmark]
 #[bench::x40(args = (40), setup = warm)]
-fn send_recv(mut ends: Box<Ends>) -> Box<Ends> {
+fn send_recv(mut ends: Box<StreamPair>) -> Box<StreamPair> {
     for _ in 0..TIMES {
         ends.a.send(black_box(&ends.message)).expect("room");
         black_box(ends.b.recv(black_box(&mut ends.buffer)).expect("a message"));
@@ -91,7 +91,7 @@ fn send_recv(mut ends: Box<Ends>) -> Box<Ends> {
 
 #[library_benchmark]
 #[bench::x40(args = (40), setup = warm)]
-fn send_recv_into(mut ends: Box<Ends>) -> Box<Ends> {
+fn send_recv_into(mut ends: Box<StreamPair>) -> Box<StreamPair> {
     for _ in 0..TIMES {
         ends.a.send(black_box(&ends.message)).expect("room");
         black_box(ends.b.recv_into(black_box(&mut ends.buffer)).expect("a message"));
@@ -101,7 +101,7 @@ fn send_recv_into(mut ends: Box<Ends>) -> Box<Ends> {
 
 #[library_benchmark]
 #[bench::x40(args = (40), setup = warm)]
-fn try_send_try_recv(mut ends: Box<Ends>) -> Box<Ends> {
+fn try_send_try_recv(mut ends: Box<StreamPair>) -> Box<StreamPair> {
     for _ in 0..TIMES {
         ends.a.try_send(black_box(&ends.message)).expect("room");
         black_box(ends.b.try_recv(black_box(&mut ends.buffer)).expect("a message"));
@@ -113,7 +113,7 @@ fn try_send_try_recv(mut ends: Box<Ends>) -> Box<Ends> {
 #[library_benchmark]
 #[bench::x40(args = (40), setup = warm)]
 #[bench::x1024(args = (1024), setup = warm)]
-fn reserve_commit(mut ends: Box<Ends>) -> Box<Ends> {
+fn reserve_commit(mut ends: Box<StreamPair>) -> Box<StreamPair> {
     for _ in 0..TIMES {
         let room = ends.a.reserve(black_box(ends.message.len())).expect("room");
         room.commit().expect("a peer");
@@ -125,7 +125,7 @@ fn reserve_commit(mut ends: Box<Ends>) -> Box<Ends> {
 #[library_benchmark]
 #[bench::x40(args = (40), setup = full)]
 #[bench::x1024(args = (1024), setup = full)]
-fn recv_ref(mut ends: Box<Ends>) -> Box<Ends> {
+fn recv_ref(mut ends: Box<StreamPair>) -> Box<StreamPair> {
     for _ in 0..TIMES {
         black_box(ends.b.recv_ref().expect("a message").len());
     }
@@ -137,7 +137,7 @@ const BATCH: usize = 64;
 // Counted by the message.
 #[library_benchmark]
 #[bench::x40(args = (40), setup = warm)]
-fn batch_of_64(mut ends: Box<Ends>) -> Box<Ends> {
+fn batch_of_64(mut ends: Box<StreamPair>) -> Box<StreamPair> {
     for _ in 0..TIMES / BATCH {
         let mut batch = ends.a.batch();
         for _ in 0..BATCH {
@@ -179,7 +179,7 @@ fn fall_asleep(sleepy: &mut Sleepy) {
     sleepy.slept = sleepy.sleeper.stats().sleeps;
 }
 
-/// What alone is counted: see the entry point below.
+/// The only function that is counted: see the entry point below.
 #[inline(never)]
 fn wake(sleepy: &mut Sleepy) {
     sleepy.sender.send(black_box(&sleepy.message)).expect("room");

@@ -6,7 +6,7 @@ pub(crate) const SIZES: [usize; 8] = [8, 40, 64, 104, 1 << 10, 64 << 10, 1 << 20
 /// A subject for `System<N>`: the row's size picks the instance, so nothing is dispatched while it runs.
 macro_rules! sized {
     ($system:ident) => {{
-        use bench_kit::{Job, Result, SideReport, Subject, System, Work, bail};
+        use harness::{Job, Result, SideReport, Subject, System, Work, bail};
         fn run(job: &Job) -> Result<SideReport> {
             $crate::sized::with_size!(
                 job.work.size,

@@ -7,12 +7,12 @@ use nix::sys::socket;
 
 /// Owns a descriptor that was just received.
 pub(crate) fn own(descriptor: RawFd) -> OwnedFd {
-    // SAFETY: the kernel has just made it for us, and nobody else knows it.
+    // SAFETY: the kernel has just made it for us, and nothing else owns it.
     unsafe { OwnedFd::from_raw_fd(descriptor) }
 }
 
 /// Accepts one connection.
-pub(crate) fn accept(listener: BorrowedFd<'_>) -> bench_kit::Result<OwnedFd> {
+pub(crate) fn accept(listener: BorrowedFd<'_>) -> harness::Result<OwnedFd> {
     Ok(own(socket::accept(listener.as_raw_fd())?))
 }
 

@@ -5,7 +5,7 @@
 
 const { Objects, Bytes } = require('./message.js');
 
-// What the drive and the echo loops see of every transport that calls back:
+// The interface of every transport that calls back, for the loops of the driver and of the echo:
 //   control(value), onmessage(value)   between measurements; a value is a small object
 //   prepare(size)                      makes the messages of a size
 //   send(number), check(value, number) one message

@@ -1,6 +1,6 @@
 'use strict';
-// Side B: verifies each message, answers each of the `trips` with a message of its own and all of a `rate` with one word, and tells the
-// CPU that it used. It ends when side A does.
+// Side B: verifies each message, answers each of the `trips` with a message of its own and all of a `rate` with one word, and reports
+// its CPU time. It ends when side A does.
 
 const fs = require('node:fs');
 const net = require('node:net');
@@ -49,7 +49,7 @@ function calledBack(end) {
   };
 }
 
-// Side A's thread is blocked and would never hear of an error in this one: it ends both.
+// Side A's thread is blocked and would never see an error of this one: it ends both.
 function guarded() {
   try {
     blocking(new Shared(config, workerData.memory, 1));
@@ -61,7 +61,7 @@ function guarded() {
 
 function blocking(end) {
   for (;;) {
-    const { what, size, count } = end.told();
+    const { what, size, count } = end.receiveControl();
     if (what === 'end') return;
     end.prepare(size);
     end.control({});
@@ -69,7 +69,7 @@ function blocking(end) {
       end.receive(number);
       if (what === 'trips') end.send(number);
     }
-    if (what === 'trips') end.told();
+    if (what === 'trips') end.receiveControl();
     end.control({ cpu: 0 }); // A thread of side A's process, which counts both.
   }
 }

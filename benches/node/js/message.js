@@ -1,9 +1,9 @@
 'use strict';
-// What is sent, and how it is verified: the same on the Rust side (src/message.rs).
+// The messages, and how each is verified: the same on the Rust side (src/message.rs).
 //
 //   objects  the template of a size (the runner writes it as JSON, the same file for every system) with an id of its own in each
-//            message; whoever receives one visits all of it: id, lengths of the strings, sum of the numbers
-//   bytes    a pattern with the message's number in its first 8 bytes; whoever receives one compares every byte with its own copy
+//            message; the receiver visits all of it: id, lengths of the strings, sum of the numbers
+//   bytes    a pattern with the message's number in its first 8 bytes; the receiver compares every byte with its own copy
 //
 // Both sides make their messages themselves: a reply is not the request sent back.
 

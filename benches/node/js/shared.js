@@ -5,7 +5,7 @@
 //   ctl    head, tail, "someone waits at head", "someone waits at tail", each in a cache line of its own
 //   slots  the length, then the message
 //
-// No notify is sent where nobody waits: who waits says so before it looks for the last time, and who publishes looks for that after.
+// No notify is sent without a waiter: a waiter sets its flag before it looks for the last time, and a publisher reads the flag afterwards.
 
 const { Objects, Bytes } = require('./message.js');
 
@@ -15,7 +15,7 @@ const TAIL = LINE;
 const AT_HEAD = 2 * LINE;
 const AT_TAIL = 3 * LINE;
 const CTL = 4 * LINE * 4;
-const HEADER = 8; // Not 4: V8 copies into shared memory byte by byte unless both places are aligned alike.
+const HEADER = 8; // Not 4: V8 copies into shared memory byte by byte unless both addresses are aligned alike.
 
 // Rooms for a message of `size` each: as many as keep a ring within 4 MiB, from 4 to 256.
 function shape(size) {
@@ -38,7 +38,7 @@ class Ring {
     this.slot = slot;
     this.slots = slots;
     this.spin = spin;
-    this.own = 0; // Head of the one who sends, tail of the one who receives.
+    this.own = 0; // The head of the sender, the tail of the receiver.
     this.seen = 0; // The other's number when last looked at.
   }
 
@@ -104,7 +104,7 @@ class Shared {
   }
 
   // A value that was sent by `control`.
-  told() {
+  receiveControl() {
     const at = this.in.message();
     const value = JSON.parse(this.text(at));
     this.in.release();

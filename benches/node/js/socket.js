@@ -1,7 +1,7 @@
 'use strict';
 // A Unix socket with frames: 4 bytes of length (little endian), then the message. Objects travel as JSON.
 //
-// What makes it quick, as Node's documentation has it: one write for header and message, no copy of what one chunk holds whole,
+// For speed, as Node's documentation recommends: one write for header and message, no copy of what one chunk holds whole,
 // many small messages corked into one writev, and reads into one buffer kept for it (`onread`) at the side that connects.
 
 const { Objects, Bytes } = require('./message.js');
@@ -37,7 +37,7 @@ class Framed {
       this.socket.write(frame(JSON.stringify(this.objects.make(number))));
     } else {
       this.bytes.make(number);
-      this.socket.write(this.bytes.whole); // The reply says that it was read: it can be written again.
+      this.socket.write(this.bytes.whole); // The reply shows that it was read: it can be written again.
     }
   }
 
@@ -50,10 +50,10 @@ class Framed {
     let number = 0;
     const some = () => {
       while (number < count) {
-        const until = this.corked ? Math.min(number + CORKED, count) : number + 1;
+        const end = this.corked ? Math.min(number + CORKED, count) : number + 1;
         let more = true;
         if (this.corked) this.socket.cork();
-        while (number < until) more = this.sendOne(number++);
+        while (number < end) more = this.sendOne(number++);
         if (this.corked) this.socket.uncork();
         if (more || number === count) continue;
         this.socket.once('drain', some);
@@ -63,7 +63,7 @@ class Framed {
     some();
   }
 
-  // One of many: its buffer must stand until the socket has written it.
+  // One of many: its buffer must stay until the socket has written it.
   sendOne(number) {
     if (this.objects !== undefined) return this.socket.write(frame(JSON.stringify(this.objects.make(number))));
     const buffer = this.free.pop() ?? Buffer.from(this.bytes.whole);
@@ -71,7 +71,7 @@ class Framed {
     return this.socket.write(buffer, () => this.free.push(buffer));
   }
 
-  // What came: whole messages are lent where they are, parts are put together.
+  // Takes a chunk: whole messages are lent where they are, parts are put together.
   feed(chunk) {
     let at = this.have > 0 ? this.complete(chunk) : 0;
     while (this.have === 0 && chunk.length - at >= HEADER) {

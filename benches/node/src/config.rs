@@ -1,13 +1,13 @@
-//! What one measurement is: told to both of its sides, Node or Rust, as one word of JSON.
+//! The configuration of one measurement: both of its sides, Node or Rust, get it as one word of JSON.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// What travels.
+/// The kind of messages.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Kind {
+pub enum PayloadKind {
     /// Objects, serialised and parsed on both sides.
     Objects,
     /// Raw bytes.
@@ -17,7 +17,7 @@ pub enum Kind {
 /// By what it travels. The names without `narrows` are Node's, in `js/`.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum System {
+pub enum NodeSystem {
     /// `child_process` with JSON.
     IpcJson,
     /// `child_process` with `serialization: 'advanced'`.
@@ -42,7 +42,7 @@ pub enum System {
     NarrowsPark,
 }
 
-impl System {
+impl NodeSystem {
     /// Whether this is ours.
     pub fn is_narrows(self) -> bool {
         matches!(self, Self::NarrowsAdaptive | Self::NarrowsPark)
@@ -74,45 +74,48 @@ pub enum Codec {
     Value,
 }
 
-/// What a phase does.
+/// The work of a phase.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum What {
+pub enum PhaseKind {
     /// Send, wait for the reply.
     Trips,
     /// Send all, then wait for one word.
     Rate,
 }
 
-/// A part of a measurement; side A tells it to side B.
+/// A part of a measurement; side A sends it to side B.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub struct Phase {
-    pub what: What,
+    pub what: PhaseKind,
     pub size: usize,
     pub count: usize,
 }
 
 /// All that the two sides need to know.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub struct Config {
-    pub system: System,
-    pub kind: Kind,
+pub struct NodeConfig {
+    pub system: NodeSystem,
+    pub kind: PayloadKind,
     pub codec: Codec,
     /// Temporary: the socket, and the objects of each size.
     pub folder: PathBuf,
     /// The largest size of the phases.
     pub largest: usize,
     pub phases: Vec<Phase>,
-    /// Where in the distribution of the round trips to look, from 0 to 1.
-    pub points: Vec<f64>,
-    /// What stands before side B's command to pin it; empty if it is not.
+    /// [`POINTS`].
+    pub points: [f64; 4],
+    /// The words before side B's command that pin it; empty if it is not pinned.
     pub pin_b: Vec<String>,
     /// The programs.
     pub node: PathBuf,
     pub rust: PathBuf,
 }
 
-/// What a phase came to.
+/// The shares of the round trips whose longest time is kept: p50, p99, p99.9, all.
+pub const POINTS: [f64; 4] = [0.5, 0.99, 0.999, 1.0];
+
+/// The result of a phase.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Outcome {
     #[serde(flatten)]
@@ -121,13 +124,13 @@ pub struct Outcome {
     /// CPU seconds of each side; side B's are in side A's if both are one process.
     pub cpu_a: f64,
     pub cpu_b: f64,
-    /// Microseconds, at the points of the [`Config`]; none of a rate.
+    /// Microseconds of the round trips, at [`POINTS`]; empty for a rate.
     pub quantiles: Vec<f64>,
 }
 
-/// What side B answers.
+/// The answer of side B.
 #[derive(Debug, Default, Deserialize, Serialize)]
-pub struct Told {
+pub struct SideUsage {
     #[serde(default)]
     pub cpu: f64,
 }

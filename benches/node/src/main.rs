@@ -2,17 +2,18 @@
 //!
 //! ```text
 //!   this program ──starts──▶ side A ──starts──▶ side B          A sends and times, B verifies and answers
-//!                ◀─one line──       ◀─messages─▶                Node: js/drive.js and js/echo.js; ours: side.rs
+//!                ◀─one line──       ◀─messages─▶                Node: js/driver.js and js/echo.js; ours: side.rs
 //! ```
 //!
 //! One start of both sides is one *measurement*: one system, one kind of message, one size, one placement; it warms up,
 //! then does its round trips, then its one-way rate. A round has all measurements one after the other; the tables
-//! have medians over the rounds. What this does not show: other machines, other objects, many connections.
+//! have medians over the rounds. It does not show other machines, other objects, or many connections.
 
 mod config;
 mod machine;
 mod message;
 mod report;
+mod results;
 mod rows;
 mod run;
 mod side;
@@ -21,22 +22,22 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use harness::Result;
 
-use crate::config::{Config, System};
-use crate::message::Result;
+use crate::config::{NodeConfig, NodeSystem};
 
 /// Measures narrows and Node.js doing the same work, and writes tables and raw results
 #[derive(Debug, Parser)]
-struct Args {
+struct CommandLine {
     #[command(subcommand)]
-    side: Option<Side>,
+    side: Option<SideCommand>,
     #[command(flatten)]
-    wanted: Wanted,
+    options: RunOptions,
 }
 
-/// What to measure.
+/// The choice of measurements.
 #[derive(Debug, Parser)]
-struct Wanted {
+struct RunOptions {
     /// How often all is measured
     #[arg(long, default_value_t = 3)]
     rounds: usize,
@@ -61,34 +62,34 @@ struct Wanted {
 }
 
 #[derive(Debug, Subcommand)]
-enum Side {
+enum SideCommand {
     /// Side A of narrows
     #[command(hide = true)]
-    Drive { config: String },
+    Driver { config: String },
     /// Side B in Rust
     #[command(hide = true)]
     Echo { config: String },
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = CommandLine::parse();
     let done = match args.side {
-        Some(Side::Drive { config }) => parsed(&config).and_then(|config| match config.system {
-            System::AloneRust => side::alone(&config),
-            _ => side::drive(&config),
+        Some(SideCommand::Driver { config }) => parsed(&config).and_then(|config| match config.system {
+            NodeSystem::AloneRust => side::alone(&config),
+            _ => side::driver(&config),
         }),
-        Some(Side::Echo { config }) => parsed(&config).and_then(|config| side::echo(&config)),
-        None => run::run(&args.wanted),
+        Some(SideCommand::Echo { config }) => parsed(&config).and_then(|config| side::echo(&config)),
+        None => run::run(&args.options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
 }
 
-fn parsed(config: &str) -> Result<Config> {
+fn parsed(config: &str) -> Result<NodeConfig> {
     Ok(serde_json::from_str(config)?)
 }

@@ -1,22 +1,20 @@
-//! What is sent, and how it is verified: the same as `js/message.js`.
+//! The messages, and how each is verified: the same as `js/message.js`.
 //!
-//! Objects: the template of a size, the same file for every system, with an id of its own in each message; whoever
-//! receives one visits all of it. Bytes: a pattern with the message's number in front; whoever receives one compares
-//! every byte with its own copy. Both sides make their messages themselves.
+//! Objects: the template of a size, the same file for every system, with an id of its own in each message; the receiver
+//! visits all of it. Bytes: a pattern with the message's number in front; the receiver compares every byte with its own
+//! copy. Both sides make their messages themselves.
 
-use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use harness::{Error, Result, anyhow};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::config::{Codec, Config, Kind};
-
-pub type Result<T> = std::result::Result<T, Box<dyn Error>>;
+use crate::config::{Codec, NodeConfig, PayloadKind};
 
 /// Makes the messages of one size, and verifies them.
-pub trait Work {
+pub trait Messages {
     /// The message of this number, as it travels.
     fn make(&mut self, number: u64) -> Result<&[u8]>;
 
@@ -25,11 +23,11 @@ pub trait Work {
 }
 
 /// The work that the configuration asks for.
-pub fn work(config: &Config, size: usize) -> Result<Box<dyn Work>> {
+pub fn messages(config: &NodeConfig, size: usize) -> Result<Box<dyn Messages>> {
     Ok(match (config.kind, config.codec) {
-        (Kind::Bytes, _) => Box::new(Bytes::new(size)),
-        (Kind::Objects, Codec::Typed) => Box::new(Objects::<Message>::load(&config.folder, size)?),
-        (Kind::Objects, Codec::Value) => Box::new(Objects::<Value>::load(&config.folder, size)?),
+        (PayloadKind::Bytes, _) => Box::new(Bytes::new(size)),
+        (PayloadKind::Objects, Codec::Typed) => Box::new(Objects::<Message>::load(&config.folder, size)?),
+        (PayloadKind::Objects, Codec::Value) => Box::new(Objects::<Value>::load(&config.folder, size)?),
     })
 }
 
@@ -42,12 +40,13 @@ pub fn write_template(folder: &Path, size: usize) -> Result<()> {
         numbers: vec![7.5, 2.5], // No whole ones: JavaScript would write 7 and Rust 7.0.
         rows: Vec::new(),
     };
-    let row = serde_json::to_string(&Row::new(9999))?.len() + 1;
+    let row = serde_json::to_string(&Article::new(9999))?.len() + 1;
     for number in 0..size.saturating_sub(100) / row {
-        message.rows.push(Row::new(number));
+        message.rows.push(Article::new(number));
     }
-    let short =
-        size.checked_sub(serde_json::to_string(&message)?.len()).ok_or("a size too small for an object")?;
+    let short = size
+        .checked_sub(serde_json::to_string(&message)?.len())
+        .ok_or_else(|| anyhow!("a size too small for an object"))?;
     message.note = if short < 2 { "n".repeat(short) } else { format!("{}\n", "n".repeat(short - 2)) };
     fs::write(file(folder, size), serde_json::to_string(&message)?)?;
     Ok(())
@@ -63,18 +62,18 @@ struct Message {
     note: String,
     numbers: Vec<f64>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    rows: Vec<Row>,
+    rows: Vec<Article>,
 }
 
 #[derive(Deserialize, Serialize)]
-struct Row {
+struct Article {
     name: String,
     count: u32,
     price: f64,
     tags: Vec<String>,
 }
 
-impl Row {
+impl Article {
     fn new(number: usize) -> Self {
         let count = u32::try_from(number % 10_000).unwrap_or(0);
         Self {
@@ -159,7 +158,7 @@ impl<T: Object> Objects<T> {
     }
 }
 
-impl<T: Object> Work for Objects<T> {
+impl<T: Object> Messages for Objects<T> {
     fn make(&mut self, number: u64) -> Result<&[u8]> {
         self.template.set_id(FIRST_ID + number);
         self.text.clear();
@@ -188,7 +187,7 @@ impl Bytes {
     }
 }
 
-impl Work for Bytes {
+impl Messages for Bytes {
     fn make(&mut self, number: u64) -> Result<&[u8]> {
         self.mine[..NUMBER].copy_from_slice(&number.to_le_bytes());
         Ok(&self.mine)
@@ -203,8 +202,8 @@ impl Work for Bytes {
 /// Bytes of a message's number.
 const NUMBER: usize = 8;
 
-fn changed(number: u64) -> Box<dyn Error> {
-    format!("message {number} did not arrive as it was sent").into()
+fn changed(number: u64) -> Error {
+    anyhow!("message {number} did not arrive as it was sent")
 }
 
 fn file(folder: &Path, size: usize) -> PathBuf {
@@ -217,7 +216,7 @@ mod tests {
 
     const SIZES: [usize; 4] = [64, 1 << 10, 64 << 10, 1 << 20];
 
-    fn takes_its_own_and_no_other(one: &mut dyn Work, other: &mut dyn Work) {
+    fn takes_its_own_and_no_other(one: &mut dyn Messages, other: &mut dyn Messages) {
         for number in [0, 1, 99_999] {
             let message = one.make(number).unwrap().to_vec();
             other.check(&message, number).unwrap();

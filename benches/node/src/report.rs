@@ -4,16 +4,18 @@
 
 use std::fmt::Write;
 
-use crate::config::{Kind, System};
-use crate::rows::Row;
-use crate::run::{Measurement, NOT_PINNED, Results};
+use harness::Summary;
+
+use crate::config::{NodeSystem, PayloadKind};
+use crate::results::{NOT_PINNED, NodeMeasurement, NodeResults};
+use crate::rows::NodeRow;
 
 /// All of it as Markdown.
-pub fn markdown(results: &Results) -> String {
+pub fn markdown(results: &NodeResults) -> String {
     let mut text = heading(results);
     for pin in in_order(results.measurements.iter().map(|m| m.pin.clone())) {
         let _ = write!(text, "\n## {}\n", placement(&pin));
-        for kind in [Kind::Objects, Kind::Bytes] {
+        for kind in [PayloadKind::Objects, PayloadKind::Bytes] {
             for size in in_order(results.measurements.iter().map(|m| m.size)) {
                 let lines = lines(results, &pin, kind, size);
                 if !lines.is_empty() {
@@ -31,18 +33,11 @@ pub fn markdown(results: &Results) -> String {
 }
 
 /// The rounds of one row.
-struct Line {
+struct SystemRow {
     name: String,
-    row: Row,
+    row: NodeRow,
     /// By the number of the column.
-    cells: [Cell; 7],
-}
-
-#[derive(Clone, Copy)]
-struct Cell {
-    median: f64,
-    least: f64,
-    most: f64,
+    cells: [Summary; 7],
 }
 
 /// The columns: what, and whether more of it is better.
@@ -59,16 +54,17 @@ const TRIP: usize = 0;
 const LONGEST: usize = 3;
 const RATE: usize = 5;
 
-fn heading(results: &Results) -> String {
-    let machine = &results.machine;
+fn heading(results: &NodeResults) -> String {
+    let of = |name: &str| results.machine.get(name).map_or("unknown", String::as_str);
+    let [cpu, cpus, kernel, node, rustc, date] = ["cpu", "cpus", "kernel", "node", "rustc", "date"].map(of);
     format!(
         "# narrows and Node.js doing the same work\n\n\
-         {}, {} CPUs, Linux {}, Node {}, {}; {}. Medians of {} rounds, (least..most); the longest of all rounds. CPU: \
+         {cpu}, {cpus} CPUs, Linux {kernel}, Node {node}, {rustc}; {date}. Medians of {} rounds, (least..most); the longest of all rounds. CPU: \
          user and system seconds of both sides together. A round trip waits for a reply of the same size; one way is many \
          messages under way and one acknowledgement at the end. Both sides verify every message. *One process*: both sides \
          are threads of one process, which is a bound and no way between processes. *Bound*: nothing is sent; the round \
          trip is serialising and parsing twice, the rate that of the slower of the two.\n",
-        machine.cpu, machine.cpus, machine.kernel, machine.node, machine.rustc, machine.date, results.rounds
+        results.rounds
     )
 }
 
@@ -79,57 +75,42 @@ fn placement(pin: &str) -> String {
     format!("Pinned: side A and side B to the CPUs {pin} (one process: to both)")
 }
 
-fn lines(results: &Results, pin: &str, kind: Kind, size: usize) -> Vec<Line> {
-    let here = |m: &&Measurement| m.pin == pin && m.row.kind == kind && m.size == size;
-    let measured: Vec<&Measurement> = results.measurements.iter().filter(here).collect();
-    let mut lines: Vec<Line> = in_order(measured.iter().map(|m| m.name.clone()))
+fn lines(results: &NodeResults, pin: &str, kind: PayloadKind, size: usize) -> Vec<SystemRow> {
+    let here = |m: &&NodeMeasurement| m.pin == pin && m.row.kind == kind && m.size == size;
+    let measured: Vec<&NodeMeasurement> = results.measurements.iter().filter(here).collect();
+    let mut lines: Vec<SystemRow> = in_order(measured.iter().map(|m| m.name.clone()))
         .into_iter()
         .filter_map(|name| {
-            let rounds: Vec<&Measurement> = measured.iter().copied().filter(|m| m.name == name).collect();
+            let rounds: Vec<&NodeMeasurement> = measured.iter().copied().filter(|m| m.name == name).collect();
             let row = rounds.first()?.row;
-            let cells = std::array::from_fn(|column| cell(results, &rounds, column));
-            Some(Line { name, row, cells })
+            let cells: Vec<_> = (0..COLUMNS.len()).filter_map(|column| cell(&rounds, column)).collect();
+            Some(SystemRow { name, row, cells: cells.try_into().ok()? })
         })
         .collect();
     lines.sort_by(|a, b| a.cells[TRIP].median.total_cmp(&b.cells[TRIP].median));
     lines
 }
 
-fn cell(results: &Results, rounds: &[&Measurement], column: usize) -> Cell {
-    let mut values: Vec<f64> = rounds.iter().map(|m| value(results, m, column)).collect();
-    values.sort_by(f64::total_cmp);
-    let (least, most) = (values[0], values[values.len() - 1]);
-    let middle = values.len() / 2;
-    let median = if values.len() % 2 == 1 {
-        values[middle]
-    } else {
-        f64::midpoint(values[middle - 1], values[middle])
-    };
-    Cell { median: if column == LONGEST { most } else { median }, least, most }
+fn cell(rounds: &[&NodeMeasurement], column: usize) -> Option<Summary> {
+    let summary = Summary::of(rounds.iter().map(|m| value(m, column)).collect())?;
+    Some(if column == LONGEST { Summary { median: summary.most, ..summary } } else { summary })
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts of some thousands")]
-fn value(results: &Results, m: &Measurement, column: usize) -> f64 {
-    let quantile = |point: f64| {
-        let at = results.points.iter().position(|here| *here >= point);
-        at.and_then(|at| m.trips.quantiles.get(at)).copied().unwrap_or(f64::NAN)
-    };
+fn value(m: &NodeMeasurement, column: usize) -> f64 {
     let (trips, messages) = (m.trips.phase.count as f64, m.rate.phase.count as f64);
     match column {
-        0 => quantile(0.5),
-        1 => quantile(0.99),
-        2 => quantile(0.999),
-        3 => quantile(1.0),
+        0..=LONGEST => m.trips.quantiles.get(column).copied().unwrap_or(f64::NAN), // In the order of POINTS.
         4 => (m.trips.cpu_a + m.trips.cpu_b) * 1e6 / trips,
-        5 => messages / m.rate.seconds,
+        RATE => messages / m.rate.seconds,
         _ => (m.rate.cpu_a + m.rate.cpu_b) * 1e6 / messages,
     }
 }
 
-fn table(kind: Kind, size: usize, lines: &[Line]) -> String {
+fn table(kind: PayloadKind, size: usize, lines: &[SystemRow]) -> String {
     let what = match kind {
-        Kind::Objects => "Objects against objects",
-        Kind::Bytes => "Bytes against bytes",
+        PayloadKind::Objects => "Objects against objects",
+        PayloadKind::Bytes => "Bytes against bytes",
     };
     let columns = COLUMNS.map(|(name, _)| name).join(" | ");
     let mut text =
@@ -155,15 +136,15 @@ fn table(kind: Kind, size: usize, lines: &[Line]) -> String {
 }
 
 /// Target 15, at the size for which it is set.
-fn target(kind: Kind, size: usize, lines: &[Line]) -> String {
-    if kind != Kind::Objects || size != 1024 {
+fn target(kind: PayloadKind, size: usize, lines: &[SystemRow]) -> String {
+    if kind != PayloadKind::Objects || size != 1024 {
         return String::new();
     }
     let mut text = String::from(
         "\nTarget: 10 times Node's best rate, and a tenth of its best round trip, by `Adaptive`.\n\n",
     );
-    for (who, threads) in [("between processes", false), ("worker threads", true)] {
-        let nodes = |line: &&Line| is_node(line) && line.row.system.is_one_process() == threads;
+    for (nodes_best, threads) in [("between processes", false), ("worker threads", true)] {
+        let nodes = |line: &&SystemRow| is_node(line) && line.row.system.is_one_process() == threads;
         for line in lines.iter().filter(|line| is_ours(line)) {
             let compared = [TRIP, RATE].map(|column| {
                 let node = best(lines.iter().filter(nodes), column)?;
@@ -172,13 +153,13 @@ fn target(kind: Kind, size: usize, lines: &[Line]) -> String {
             });
             let [Some(trip), Some(rate)] = compared else { continue };
             let held = match (line.row.system, threads) {
-                (System::NarrowsAdaptive, false) if trip >= 10.0 && rate >= 10.0 => ": met",
-                (System::NarrowsAdaptive, false) => ": missed",
+                (NodeSystem::NarrowsAdaptive, false) if trip >= 10.0 && rate >= 10.0 => ": met",
+                (NodeSystem::NarrowsAdaptive, false) => ": missed",
                 _ => "",
             };
             let _ = writeln!(
                 text,
-                "- {} against Node's best {who}: round trip 1/{trip:.1}, rate {rate:.1} times{held}",
+                "- {} against Node's best {nodes_best}: round trip 1/{trip:.1}, rate {rate:.1} times{held}",
                 line.name
             );
         }
@@ -187,36 +168,36 @@ fn target(kind: Kind, size: usize, lines: &[Line]) -> String {
 }
 
 /// Every column in which Node's best is better than one of ours.
-fn node_ahead(lines: &[Line]) -> String {
+fn node_ahead(lines: &[SystemRow]) -> String {
     let mut text = String::new();
     for (threads, bound) in [(false, ""), (true, " (*one process*)")] {
-        let nodes = |line: &&Line| is_node(line) && line.row.system.is_one_process() == threads;
+        let nodes = |line: &&SystemRow| is_node(line) && line.row.system.is_one_process() == threads;
         for (column, (name, _)) in COLUMNS.iter().enumerate() {
             let Some(node) = best(lines.iter().filter(nodes), column) else { continue };
-            let told = |line: &Line| format!("{} {}", line.name, short(line.cells[column].median));
+            let shown = |line: &SystemRow| format!("{} {}", line.name, short(line.cells[column].median));
             let behind = lines.iter().filter(|line| is_ours(line) && better(node, line, column));
-            let behind: Vec<String> = behind.map(told).collect();
+            let behind: Vec<String> = behind.map(shown).collect();
             if !behind.is_empty() {
-                let _ = writeln!(text, "- {name}: {}{bound}; behind it: {}", told(node), behind.join("; "));
+                let _ = writeln!(text, "- {name}: {}{bound}; behind it: {}", shown(node), behind.join("; "));
             }
         }
     }
     if text.is_empty() { text } else { format!("\nNode is ahead in:\n\n{text}") }
 }
 
-fn is_node(line: &Line) -> bool {
+fn is_node(line: &SystemRow) -> bool {
     !line.row.system.is_narrows() && !line.row.system.is_alone()
 }
 
-fn is_ours(line: &Line) -> bool {
+fn is_ours(line: &SystemRow) -> bool {
     line.row.system.is_narrows()
 }
 
-fn best<'a>(lines: impl Iterator<Item = &'a Line>, column: usize) -> Option<&'a Line> {
+fn best<'a>(lines: impl Iterator<Item = &'a SystemRow>, column: usize) -> Option<&'a SystemRow> {
     lines.reduce(|one, other| if better(other, one, column) { other } else { one })
 }
 
-fn better(one: &Line, other: &Line, column: usize) -> bool {
+fn better(one: &SystemRow, other: &SystemRow, column: usize) -> bool {
     let (one, other) = (one.cells[column].median, other.cells[column].median);
     if COLUMNS[column].1 { one > other } else { one < other }
 }

@@ -1,68 +1,70 @@
-//! What is measured: the systems, how many messages of each size, and how each measurement warms up.
+//! The rows: the systems, how many messages of each size, and how each measurement warms up.
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Codec, Kind, Phase, System, What};
+use crate::config::{Codec, NodeSystem, PayloadKind, Phase, PhaseKind};
 
 /// One system doing one kind of work.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
-pub struct Row {
-    pub kind: Kind,
-    pub system: System,
+pub struct NodeRow {
+    pub kind: PayloadKind,
+    pub system: NodeSystem,
     pub codec: Codec,
 }
 
-impl Row {
+impl NodeRow {
     /// All of them, in the order of a round.
     pub fn all() -> Vec<Self> {
         let nodes = [
-            System::IpcJson,
-            System::IpcAdvanced,
-            System::Socket,
-            System::SocketRust,
-            System::Worker,
-            System::SharedWait,
-            System::SharedSpin,
+            NodeSystem::IpcJson,
+            NodeSystem::IpcAdvanced,
+            NodeSystem::Socket,
+            NodeSystem::SocketRust,
+            NodeSystem::Worker,
+            NodeSystem::SharedWait,
+            NodeSystem::SharedSpin,
         ];
-        let ours = [System::NarrowsAdaptive, System::NarrowsPark];
+        let ours = [NodeSystem::NarrowsAdaptive, NodeSystem::NarrowsPark];
         let row = |kind, codec| move |system| Self { kind, system, codec };
-        let mut rows: Vec<Self> = nodes.map(row(Kind::Objects, Codec::Typed)).into();
-        rows.extend(ours.map(row(Kind::Objects, Codec::Typed)));
-        rows.extend(ours.map(row(Kind::Objects, Codec::Value)));
-        rows.extend([System::AloneNode, System::AloneRust].map(row(Kind::Objects, Codec::Typed)));
-        rows.push(row(Kind::Objects, Codec::Value)(System::AloneRust));
-        rows.extend(nodes.map(row(Kind::Bytes, Codec::Typed)));
-        rows.extend(ours.map(row(Kind::Bytes, Codec::Typed)));
+        let mut rows: Vec<Self> = nodes.map(row(PayloadKind::Objects, Codec::Typed)).into();
+        rows.extend(ours.map(row(PayloadKind::Objects, Codec::Typed)));
+        rows.extend(ours.map(row(PayloadKind::Objects, Codec::Value)));
+        rows.extend(
+            [NodeSystem::AloneNode, NodeSystem::AloneRust].map(row(PayloadKind::Objects, Codec::Typed)),
+        );
+        rows.push(row(PayloadKind::Objects, Codec::Value)(NodeSystem::AloneRust));
+        rows.extend(nodes.map(row(PayloadKind::Bytes, Codec::Typed)));
+        rows.extend(ours.map(row(PayloadKind::Bytes, Codec::Typed)));
         rows
     }
 
     /// As the tables have it.
     pub fn name(&self) -> String {
-        let objects = self.kind == Kind::Objects;
+        let objects = self.kind == PayloadKind::Objects;
         let of = |objects_by, bytes_by| if objects { objects_by } else { bytes_by };
         let codec = match (self.kind, self.codec) {
-            (Kind::Bytes, _) => "",
-            (Kind::Objects, Codec::Typed) => ", serde_json, struct",
-            (Kind::Objects, Codec::Value) => ", serde_json, Value",
+            (PayloadKind::Bytes, _) => "",
+            (PayloadKind::Objects, Codec::Typed) => ", serde_json, struct",
+            (PayloadKind::Objects, Codec::Value) => ", serde_json, Value",
         };
         match self.system {
-            System::IpcJson => of("Node child_process, JSON", "Node child_process, JSON (base64)").into(),
-            System::IpcAdvanced => "Node child_process, advanced".into(),
-            System::Socket => of("Node Unix socket, JSON", "Node Unix socket").into(),
-            System::SocketRust => of("Node Unix socket to Rust, JSON", "Node Unix socket to Rust").into(),
-            System::Worker => "Node worker thread, postMessage".into(),
-            System::SharedWait => {
+            NodeSystem::IpcJson => of("Node child_process, JSON", "Node child_process, JSON (base64)").into(),
+            NodeSystem::IpcAdvanced => "Node child_process, advanced".into(),
+            NodeSystem::Socket => of("Node Unix socket, JSON", "Node Unix socket").into(),
+            NodeSystem::SocketRust => of("Node Unix socket to Rust, JSON", "Node Unix socket to Rust").into(),
+            NodeSystem::Worker => "Node worker thread, postMessage".into(),
+            NodeSystem::SharedWait => {
                 of("Node worker thread, shared memory, wait, JSON", "Node worker thread, shared memory, wait")
                     .into()
             }
-            System::SharedSpin => {
+            NodeSystem::SharedSpin => {
                 of("Node worker thread, shared memory, spin, JSON", "Node worker thread, shared memory, spin")
                     .into()
             }
-            System::AloneNode => "No transport, Node's JSON".into(),
-            System::AloneRust => format!("No transport{codec}"),
-            System::NarrowsAdaptive => format!("narrows, Adaptive{codec}"),
-            System::NarrowsPark => format!("narrows, Park{codec}"),
+            NodeSystem::AloneNode => "No transport, Node's JSON".into(),
+            NodeSystem::AloneRust => format!("No transport{codec}"),
+            NodeSystem::NarrowsAdaptive => format!("narrows, Adaptive{codec}"),
+            NodeSystem::NarrowsPark => format!("narrows, Park{codec}"),
         }
     }
 }
@@ -75,12 +77,12 @@ pub fn phases(size: usize, percent: f64) -> Vec<Phase> {
     let part = |count: usize| portion(count, percent);
     let phase = |what, size, count| Phase { what, size, count };
     vec![
-        phase(What::Trips, SMALL, part(10_000)),
-        phase(What::Rate, SMALL, part(30_000)),
-        phase(What::Trips, size, part(trips / 10)),
-        phase(What::Rate, size, part(rate / 10)),
-        phase(What::Trips, size, part(trips)),
-        phase(What::Rate, size, part(rate)),
+        phase(PhaseKind::Trips, SMALL, part(10_000)),
+        phase(PhaseKind::Rate, SMALL, part(30_000)),
+        phase(PhaseKind::Trips, size, part(trips / 10)),
+        phase(PhaseKind::Rate, size, part(rate / 10)),
+        phase(PhaseKind::Trips, size, part(trips)),
+        phase(PhaseKind::Rate, size, part(rate)),
     ]
 }
 

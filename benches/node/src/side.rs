@@ -1,21 +1,21 @@
-//! The two sides of narrows, and the Rust server behind Node's socket: the same loops as `js/drive.js` and `js/echo.js`.
+//! The two sides of narrows, and the Rust server behind Node's socket: the same loops as `js/driver.js` and `js/echo.js`.
 //!
-//! Both sides are plain: `send` of a private buffer, `recv_into` a buffer that is kept, default options but for the
-//! waiting. Side B ends when side A does, whatever it waits for.
+//! Both sides are plain: `send` of a private buffer, `recv_into` a buffer that is kept, default options except for
+//! the way to wait. Side B exits when side A does.
 
 use std::io::{BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::Instant;
 
+use harness::{Result, anyhow, cpu_seconds};
 use narrows::{Options, SharedMemoryStream, WaitStrategy};
-use rustix::time::{ClockId, clock_gettime};
 
-use crate::config::{Config, Outcome, Phase, System, Told, What};
-use crate::message::{Result, Work, work};
+use crate::config::{NodeConfig, NodeSystem, Outcome, POINTS, Phase, PhaseKind, SideUsage};
+use crate::message::{Messages, messages};
 
-/// Side A without a side B: what serialising, parsing and verifying take when nothing is sent.
-pub fn alone(config: &Config) -> Result<()> {
+/// Side A without a side B: the cost of serialising, parsing and verifying when nothing is sent.
+pub fn alone(config: &NodeConfig) -> Result<()> {
     let outcomes: Result<Vec<Outcome>> =
         config.phases.iter().map(|phase| measure_alone(config, *phase)).collect();
     println!("{}", serde_json::to_string(&outcomes?)?);
@@ -23,10 +23,10 @@ pub fn alone(config: &Config) -> Result<()> {
 }
 
 /// Side A of narrows: starts side B, and writes what the phases came to as one line of JSON.
-pub fn drive(config: &Config) -> Result<()> {
+pub fn driver(config: &NodeConfig) -> Result<()> {
     let words = [config.rust.display().to_string(), "echo".into(), serde_json::to_string(config)?];
     let mut words = config.pin_b.iter().chain(&words);
-    let mut command = Command::new(words.next().ok_or("no command")?);
+    let mut command = Command::new(words.next().ok_or_else(|| anyhow!("no command"))?);
     let (mut child, mut stream) = options(config.system).spawn(command.args(words))?;
     let mut outcomes = Vec::new();
     for phase in &config.phases {
@@ -34,26 +34,26 @@ pub fn drive(config: &Config) -> Result<()> {
     }
     println!("{}", serde_json::to_string(&outcomes)?);
     drop(stream);
-    child.wait()?.success().then_some(()).ok_or_else(|| "side B failed".into())
+    child.wait()?.success().then_some(()).ok_or_else(|| anyhow!("side B failed"))
 }
 
 /// Side B of narrows, or of Node's socket.
-pub fn echo(config: &Config) -> Result<()> {
-    if config.system == System::SocketRust {
+pub fn echo(config: &NodeConfig) -> Result<()> {
+    if config.system == NodeSystem::SocketRust {
         return answer(&mut Framed::new(UnixStream::connect(config.folder.join("socket"))?)?, config);
     }
     answer(&mut options(config.system).from_parent()?, config)
 }
 
 /// A way to send and to receive whole messages.
-trait Pipe {
+trait MessagePipe {
     fn send(&mut self, message: &[u8]) -> Result<()>;
 
     /// False at the end.
     fn receive(&mut self, into: &mut Vec<u8>) -> Result<bool>;
 }
 
-impl Pipe for SharedMemoryStream {
+impl MessagePipe for SharedMemoryStream {
     fn send(&mut self, message: &[u8]) -> Result<()> {
         Ok(Self::send(self, message)?)
     }
@@ -81,7 +81,7 @@ impl Framed {
     }
 }
 
-impl Pipe for Framed {
+impl MessagePipe for Framed {
     fn send(&mut self, message: &[u8]) -> Result<()> {
         self.frame.clear();
         self.frame.extend(u32::try_from(message.len())?.to_le_bytes());
@@ -102,16 +102,16 @@ impl Pipe for Framed {
 }
 
 /// One phase of side A.
-fn measure(pipe: &mut impl Pipe, config: &Config, phase: Phase) -> Result<Outcome> {
-    let mut work = work(config, phase.size)?;
+fn measure(pipe: &mut impl MessagePipe, config: &NodeConfig, phase: Phase) -> Result<Outcome> {
+    let mut work = messages(config, phase.size)?;
     let mut buffer = Vec::new();
-    let mut took = Vec::with_capacity(if phase.what == What::Trips { phase.count } else { 0 });
+    let mut took = Vec::with_capacity(if phase.what == PhaseKind::Trips { phase.count } else { 0 });
     pipe.send(&serde_json::to_vec(&phase)?)?;
     expect(pipe, &mut buffer)?;
     let (began, cpu) = (Instant::now(), cpu_seconds());
     match phase.what {
-        What::Trips => trips(pipe, work.as_mut(), phase.count, &mut took, &mut buffer)?,
-        What::Rate => {
+        PhaseKind::Trips => trips(pipe, work.as_mut(), phase.count, &mut took, &mut buffer)?,
+        PhaseKind::Rate => {
             for number in 0..phase.count as u64 {
                 pipe.send(work.make(number)?)?;
             }
@@ -119,19 +119,19 @@ fn measure(pipe: &mut impl Pipe, config: &Config, phase: Phase) -> Result<Outcom
         }
     }
     let (seconds, cpu_a) = (began.elapsed().as_secs_f64(), cpu_seconds() - cpu);
-    if phase.what == What::Trips {
+    if phase.what == PhaseKind::Trips {
         pipe.send(b"{}")?;
         expect(pipe, &mut buffer)?;
     }
-    let told: Told = serde_json::from_slice(&buffer)?;
-    let quantiles = quantiles(took, &config.points);
-    Ok(Outcome { phase, seconds, cpu_a, cpu_b: told.cpu, quantiles })
+    let usage: SideUsage = serde_json::from_slice(&buffer)?;
+    let quantiles = quantiles(took);
+    Ok(Outcome { phase, seconds, cpu_a, cpu_b: usage.cpu, quantiles })
 }
 
 /// A round trip is making and checking, twice; the rate is that of the slower of making and checking, since two
 /// processes do both at once.
-fn measure_alone(config: &Config, phase: Phase) -> Result<Outcome> {
-    let mut work = work(config, phase.size)?;
+fn measure_alone(config: &NodeConfig, phase: Phase) -> Result<Outcome> {
+    let mut work = messages(config, phase.size)?;
     let (mut took, mut making) = (Vec::with_capacity(phase.count), 0.0);
     let (began, cpu) = (Instant::now(), cpu_seconds());
     for number in 0..phase.count as u64 {
@@ -139,22 +139,22 @@ fn measure_alone(config: &Config, phase: Phase) -> Result<Outcome> {
         let message = work.make(number)?.to_vec();
         making += start.elapsed().as_secs_f64();
         work.check(&message, number)?;
-        if phase.what == What::Trips {
+        if phase.what == PhaseKind::Trips {
             let message = work.make(number)?.to_vec();
             work.check(&message, number)?;
         }
         took.push(start.elapsed().as_secs_f64() * 1e6);
     }
     let (all, cpu_a) = (began.elapsed().as_secs_f64(), cpu_seconds() - cpu);
-    let seconds = if phase.what == What::Rate { making.max(all - making) } else { all };
-    let quantiles = if phase.what == What::Rate { vec![] } else { quantiles(took, &config.points) };
+    let seconds = if phase.what == PhaseKind::Rate { making.max(all - making) } else { all };
+    let quantiles = if phase.what == PhaseKind::Rate { vec![] } else { quantiles(took) };
     Ok(Outcome { phase, seconds, cpu_a, cpu_b: 0.0, quantiles })
 }
 
 /// One look at the clock for each round trip.
 fn trips(
-    pipe: &mut impl Pipe,
-    work: &mut dyn Work,
+    pipe: &mut impl MessagePipe,
+    work: &mut dyn Messages,
     count: usize,
     took: &mut Vec<f64>,
     reply: &mut Vec<u8>,
@@ -172,50 +172,42 @@ fn trips(
 }
 
 /// Side B.
-fn answer(pipe: &mut impl Pipe, config: &Config) -> Result<()> {
+fn answer(pipe: &mut impl MessagePipe, config: &NodeConfig) -> Result<()> {
     let mut buffer = Vec::new();
     while pipe.receive(&mut buffer)? {
         let phase: Phase = serde_json::from_slice(&buffer)?;
-        let mut work = work(config, phase.size)?;
+        let mut work = messages(config, phase.size)?;
         let cpu = cpu_seconds();
         pipe.send(b"{}")?;
         for number in 0..phase.count as u64 {
             expect(pipe, &mut buffer)?;
             work.check(&buffer, number)?;
-            if phase.what == What::Trips {
+            if phase.what == PhaseKind::Trips {
                 pipe.send(work.make(number)?)?;
             }
         }
-        if phase.what == What::Trips {
+        if phase.what == PhaseKind::Trips {
             expect(pipe, &mut buffer)?;
         }
-        pipe.send(&serde_json::to_vec(&Told { cpu: cpu_seconds() - cpu })?)?;
+        pipe.send(&serde_json::to_vec(&SideUsage { cpu: cpu_seconds() - cpu })?)?;
     }
     Ok(())
 }
 
-fn expect(pipe: &mut impl Pipe, into: &mut Vec<u8>) -> Result<()> {
-    pipe.receive(into)?.then_some(()).ok_or_else(|| "the other side ended before its time".into())
+fn expect(pipe: &mut impl MessagePipe, into: &mut Vec<u8>) -> Result<()> {
+    pipe.receive(into)?.then_some(()).ok_or_else(|| anyhow!("the other side exited early"))
 }
 
-fn options(system: System) -> Options {
+fn options(system: NodeSystem) -> Options {
     Options::new().wait(match system {
-        System::NarrowsPark => WaitStrategy::Park,
+        NodeSystem::NarrowsPark => WaitStrategy::Park,
         _ => WaitStrategy::Adaptive,
     })
 }
 
-/// What this process used so far, all threads.
-fn cpu_seconds() -> f64 {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    #[expect(clippy::cast_precision_loss, reason = "seconds of a benchmark")]
-    let (seconds, nanos) = (time.tv_sec as f64, time.tv_nsec as f64);
-    seconds + nanos / 1e9
-}
-
 #[expect(clippy::cast_precision_loss, clippy::cast_sign_loss, clippy::cast_possible_truncation)]
-fn quantiles(mut took: Vec<f64>, points: &[f64]) -> Vec<f64> {
+fn quantiles(mut took: Vec<f64>) -> Vec<f64> {
     took.sort_by(f64::total_cmp);
     let at = |point: f64| took.get(((point * took.len() as f64) as usize).min(took.len().saturating_sub(1)));
-    points.iter().filter_map(|point| at(*point).copied()).collect()
+    POINTS.iter().filter_map(|point| at(*point).copied()).collect()
 }

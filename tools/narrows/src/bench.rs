@@ -1,6 +1,6 @@
 //! `narrows bench`: what this machine gives, between two real processes, with every payload verified.
 //!
-//! Quick, and so no more than a first look: the suite that compares is `cargo bench --bench stream`.
+//! Quick, and so no more than a first look: the suite that compares is `cargo bench -p narrows-benches --bench stream`.
 
 use std::process::{Child, ExitCode};
 use std::time::{Duration, Instant};

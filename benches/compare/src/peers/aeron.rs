@@ -14,7 +14,9 @@ use std::rc::Rc;
 use std::thread;
 use std::time::Duration;
 
-use bench_kit::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work, anyhow, bail, ensure};
+use harness::{
+    Access, Check, ReceiveHalf, Result, SendHalf, Side, System, Wait, Work, anyhow, bail, ensure, retry,
+};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use rusteron_client::{
@@ -24,7 +26,7 @@ use rusteron_client::{
 use rusteron_media_driver::bindings::aeron_threading_mode_t;
 use rusteron_media_driver::testing::EmbeddedDriver;
 
-use crate::meet;
+use crate::rendezvous;
 
 /// See the module.
 pub(crate) struct Aeron;
@@ -37,13 +39,13 @@ const FRAME: usize = 65504;
 const HEADER: usize = 32;
 /// Frames that one poll takes at most.
 const MOST: usize = 256;
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 impl System for Aeron {
     const NAME: &'static str = "aeron-ipc";
     const VERSION: &'static str = "by rusteron 0.2.16";
-    type Sender = Sender;
-    type Receiver = Receiver;
+    type Sender = AeronSender;
+    type Receiver = AeronReceiver;
 
     fn supports(work: &Work) -> bool {
         let fits = match work.access {
@@ -53,39 +55,48 @@ impl System for Aeron {
         fits && work.wait != Wait::Park && work.batch == 1
     }
 
-    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Sender, Receiver)> {
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(AeronSender, AeronReceiver)> {
         let path = folder.join("driver");
-        let driver = if side == Side::B { Some(drive(folder)?) } else { None };
+        let driver = if side == Side::B { Some(driver(folder)?) } else { None };
         if let Some(driver) = &driver {
-            meet::tell(&path, driver.dir())?;
+            rendezvous::publish(&path, driver.dir())?;
         }
-        let client = connect(&meet::hear(&path)?).map_err(told)?;
+        let client = connect(&rendezvous::read_published(&path)?).map_err(to_error)?;
         let [out, into] = if side == Side::A { [1001, 1002] } else { [1002, 1001] };
         let publication = client
             .async_add_exclusive_publication(AERON_IPC_STREAM, out)
-            .and_then(|it| it.poll_blocking(PATIENCE))
-            .map_err(told)?;
+            .and_then(|it| it.poll_blocking(TIMEOUT))
+            .map_err(to_error)?;
         let subscription = client
             .async_add_subscription(AERON_IPC_STREAM, into, Handlers::NONE, Handlers::NONE)
-            .and_then(|it| it.poll_blocking(PATIENCE))
-            .map_err(told)?;
-        let image = meet::patiently(|| {
+            .and_then(|it| it.poll_blocking(TIMEOUT))
+            .map_err(to_error)?;
+        let image = retry(|| {
             let image = subscription.image_at_index(0).filter(|_| publication.is_connected());
             image.ok_or("the other side is missing")
         })?;
         let in_place = work.access == Access::InPlace;
-        let wait = Idle { sleeps: work.wait == Wait::Adaptive, tries: 0 };
-        let base = Rc::new(Base { _client: client, _driver: driver });
-        let sender = Sender { publication, in_place, wait, _base: base.clone() };
+        let wait = BackoffIdle { sleeps: work.wait == Wait::Adaptive, tries: 0 };
+        let base = Rc::new(AeronBase { _client: client, _driver: driver });
+        let sender = AeronSender { publication, in_place, wait, _base: base.clone() };
         let (size, held) = (work.size, Vec::with_capacity(2 * MOST * FRAME));
         Ok((
             sender,
-            Receiver { image, _subscription: subscription, size, in_place, held, at: 0, wait, _base: base },
+            AeronReceiver {
+                image,
+                _subscription: subscription,
+                size,
+                in_place,
+                held,
+                at: 0,
+                wait,
+                _base: base,
+            },
         ))
     }
 }
 
-fn drive(folder: &Path) -> Result<EmbeddedDriver> {
+fn driver(folder: &Path) -> Result<EmbeddedDriver> {
     // Its thread inherits where this one may run; it shall not have to share the CPU of side B.
     let pinned = sched_getaffinity(THIS)?;
     let mut anywhere = CpuSet::new();
@@ -100,7 +111,7 @@ fn drive(folder: &Path) -> Result<EmbeddedDriver> {
         Ok(())
     });
     sched_setaffinity(THIS, &pinned)?;
-    driver.map_err(told)
+    driver.map_err(to_error)
 }
 
 fn connect(folder: &str) -> Result<Client, AeronCError> {
@@ -112,24 +123,24 @@ fn connect(folder: &str) -> Result<Client, AeronCError> {
     Ok(client)
 }
 
-fn told(error: impl std::fmt::Display) -> bench_kit::Error {
+fn to_error(error: impl std::fmt::Display) -> harness::Error {
     anyhow!("{error}")
 }
 
-/// What both halves need, and what ends last: the client before its driver.
-struct Base {
+/// The client and its driver, which both halves need: dropped last, the client before the driver.
+struct AeronBase {
     _client: Client,
     _driver: Option<EmbeddedDriver>,
 }
 
 /// Aeron's `BackoffIdleStrategy` with its defaults, or spinning.
 #[derive(Clone, Copy)]
-struct Idle {
+struct BackoffIdle {
     sleeps: bool,
     tries: u32,
 }
 
-impl Idle {
+impl BackoffIdle {
     #[inline]
     fn once(&mut self) {
         self.tries = self.tries.saturating_add(1);
@@ -144,14 +155,14 @@ impl Idle {
 }
 
 /// See the module.
-pub(crate) struct Sender {
+pub(crate) struct AeronSender {
     publication: AeronExclusivePublication,
     in_place: bool,
-    wait: Idle,
-    _base: Rc<Base>,
+    wait: BackoffIdle,
+    _base: Rc<AeronBase>,
 }
 
-impl Send_ for Sender {
+impl SendHalf for AeronSender {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
         self.wait.tries = 0;
@@ -160,7 +171,7 @@ impl Send_ for Sender {
                 match self.publication.try_claim_owned(message.len()) {
                     Ok(mut claim) => {
                         claim.data().copy_from_slice(message);
-                        return claim.commit().map(|_| ()).map_err(told);
+                        return claim.commit().map(|_| ()).map_err(to_error);
                     }
                     Err(error) => Err(error),
                 }
@@ -176,7 +187,7 @@ impl Send_ for Sender {
     }
 }
 
-impl Drop for Sender {
+impl Drop for AeronSender {
     /// The other side reads the last message before the driver ends.
     fn drop(&mut self) {
         thread::sleep(Duration::from_millis(50));
@@ -184,7 +195,7 @@ impl Drop for Sender {
 }
 
 /// See the module.
-pub(crate) struct Receiver {
+pub(crate) struct AeronReceiver {
     image: AeronImage,
     _subscription: AeronSubscription,
     size: usize,
@@ -192,11 +203,11 @@ pub(crate) struct Receiver {
     /// Copied out, one message after the other; those before `at` have been checked.
     held: Vec<u8>,
     at: usize,
-    wait: Idle,
-    _base: Rc<Base>,
+    wait: BackoffIdle,
+    _base: Rc<AeronBase>,
 }
 
-impl Receiver {
+impl AeronReceiver {
     /// Polls until a whole message is there.
     fn more(&mut self) -> Result<()> {
         self.held.drain(..self.at);
@@ -204,7 +215,8 @@ impl Receiver {
         self.wait.tries = 0;
         while self.held.len() < self.size {
             let held = &mut self.held;
-            let came = self.image.poll_fn(|bytes, _| held.extend_from_slice(bytes), MOST).map_err(told)?;
+            let came =
+                self.image.poll_fn(|bytes, _| held.extend_from_slice(bytes), MOST).map_err(to_error)?;
             if came == 0 {
                 ensure!(!self.image.is_closed(), "the other side has gone");
                 self.wait.once();
@@ -214,12 +226,12 @@ impl Receiver {
     }
 }
 
-impl Receive for Receiver {
+impl ReceiveHalf for AeronReceiver {
     #[inline]
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         if self.in_place {
             self.wait.tries = 0;
-            while self.image.poll_fn(|bytes, _| check.bytes(bytes), 1).map_err(told)? == 0 {
+            while self.image.poll_fn(|bytes, _| check.validate(bytes), 1).map_err(to_error)? == 0 {
                 self.wait.once();
             }
             return Ok(());
@@ -229,7 +241,7 @@ impl Receive for Receiver {
         }
         let start = self.at;
         self.at += self.size;
-        check.bytes(&self.held[start..self.at]);
+        check.validate(&self.held[start..self.at]);
         Ok(())
     }
 }

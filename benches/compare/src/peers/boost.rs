@@ -3,15 +3,17 @@
 //! Configuration: as in its documentation, "Message Queue": `create_only` and `open_only`, priority 0, `send` and
 //! `receive` (`Park`), `try_send` and `try_receive` (`Spin`). Through a C interface, boost.cpp.
 //! Better at than narrows: many senders and receivers of one queue; priorities; runs on other systems.
-//! Cannot: batches, lend in place, tell that the peer died (one that dies with the mutex held blocks the other).
+//! Cannot: batches, lend in place, notice that the peer died (one that dies with the mutex held blocks the other).
 
 use std::ffi::{CString, c_char, c_int, c_long, c_uint};
 use std::path::Path;
 use std::sync::OnceLock;
 
-use bench_kit::{Access, Check, Receive, Result, Send_, Side, Subject, System, Wait, Work, bail, ensure};
+use harness::{
+    Access, Check, ReceiveHalf, Result, SendHalf, Side, Subject, System, Wait, Work, bail, ensure,
+};
 
-use crate::meet;
+use crate::rendezvous;
 
 #[repr(C)]
 struct RawQueue(u8);
@@ -31,52 +33,52 @@ pub(crate) fn subject() -> Subject {
     static VERSION: OnceLock<String> = OnceLock::new();
     let number = boost_queue_version();
     let version = VERSION.get_or_init(|| format!("{}.{}", number / 100_000, number / 100 % 1000));
-    Subject { version, ..Subject::of::<MessageQueue>() }
+    Subject { version, ..Subject::of::<BoostQueue>() }
 }
 
 /// See the module.
-pub(crate) struct MessageQueue;
+pub(crate) struct BoostQueue;
 
-impl System for MessageQueue {
+impl System for BoostQueue {
     const NAME: &'static str = "boost-mq";
     const VERSION: &'static str = "the headers'";
-    type Sender = Sender;
-    type Receiver = Receiver;
+    type Sender = BoostSender;
+    type Receiver = BoostReceiver;
 
     fn supports(work: &Work) -> bool {
         work.wait != Wait::Adaptive && work.access == Access::Copy && work.batch == 1
     }
 
-    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Sender, Receiver)> {
-        let [out, into] = meet::ways(side, folder);
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(BoostSender, BoostReceiver)> {
+        let [out, into] = rendezvous::ways(side, folder);
         let spin = work.wait == Wait::Spin;
-        let from = Queue::open(folder, &into, work.size, true)?;
-        meet::announce(&into)?;
-        meet::await_announced(&out)?;
-        let to = Queue::open(folder, &out, work.size, false)?;
-        Ok((Sender(to, spin), Receiver { queue: from, spin, buffer: vec![0; work.size] }))
+        let from = QueueHandle::open(folder, &into, work.size, true)?;
+        rendezvous::announce(&into)?;
+        rendezvous::await_announced(&out)?;
+        let to = QueueHandle::open(folder, &out, work.size, false)?;
+        Ok((BoostSender(to, spin), BoostReceiver { queue: from, spin, buffer: vec![0; work.size] }))
     }
 }
 
 /// One direction; its receiver makes and removes it.
-struct Queue {
+struct QueueHandle {
     raw: *mut RawQueue,
     name: CString,
     made: bool,
 }
 
-impl Queue {
+impl QueueHandle {
     fn open(folder: &Path, way: &Path, size: usize, make: bool) -> Result<Self> {
         let direction = way.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        let name = CString::new(format!("{}-{direction}", meet::unique(folder)))?;
+        let name = CString::new(format!("{}-{direction}", rendezvous::unique(folder)))?;
         // SAFETY: the name ends in a zero.
-        let raw = unsafe { boost_queue_open(name.as_ptr(), meet::slots(size), size, make) };
+        let raw = unsafe { boost_queue_open(name.as_ptr(), rendezvous::slots(size), size, make) };
         ensure!(!raw.is_null(), "boost has no queue for us");
         Ok(Self { raw, name, made: make })
     }
 }
 
-impl Drop for Queue {
+impl Drop for QueueHandle {
     fn drop(&mut self) {
         // SAFETY: open until now, and used no more; the name ends in a zero.
         unsafe {
@@ -89,9 +91,9 @@ impl Drop for Queue {
 }
 
 /// See the module.
-pub(crate) struct Sender(Queue, bool);
+pub(crate) struct BoostSender(QueueHandle, bool);
 
-impl Send_ for Sender {
+impl SendHalf for BoostSender {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
         loop {
@@ -106,13 +108,13 @@ impl Send_ for Sender {
 }
 
 /// See the module.
-pub(crate) struct Receiver {
-    queue: Queue,
+pub(crate) struct BoostReceiver {
+    queue: QueueHandle,
     spin: bool,
     buffer: Vec<u8>,
 }
 
-impl Receive for Receiver {
+impl ReceiveHalf for BoostReceiver {
     #[inline]
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         loop {
@@ -121,7 +123,7 @@ impl Receive for Receiver {
             match unsafe { boost_queue_receive(self.queue.raw, self.buffer.as_mut_ptr(), room, spin) } {
                 0 => std::hint::spin_loop(),
                 size => {
-                    check.bytes(self.buffer.get(..usize::try_from(size)?).unwrap_or_default());
+                    check.validate(self.buffer.get(..usize::try_from(size)?).unwrap_or_default());
                     return Ok(());
                 }
             }

@@ -12,43 +12,40 @@
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::rc::Rc;
 
-use bench_kit::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work, ensure};
+use harness::limits::unix_stream;
+use harness::{Access, Check, ReceiveHalf, Result, SendHalf, Side, System, Wait, Work, ensure, retry};
 use interprocess::local_socket::prelude::*;
 use interprocess::local_socket::{GenericFilePath, ListenerOptions, Stream};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::Mode;
 
-use crate::meet;
+use crate::rendezvous;
 
 fn can(work: &Work) -> bool {
     work.wait != Wait::Adaptive && work.access == Access::Copy
 }
 
 /// `std::os::unix::net::UnixStream`.
-pub(crate) struct UnixStreams;
+pub(crate) struct UnixPeer;
 
-impl System for UnixStreams {
+impl System for UnixPeer {
     const NAME: &'static str = "unix-stream";
     const VERSION: &'static str = "the kernel's";
-    type Sender = Writer<UnixStream>;
-    type Receiver = Reader<UnixStream>;
+    type Sender = StreamWriter<UnixStream>;
+    type Receiver = StreamReader<UnixStream>;
 
     fn supports(work: &Work) -> bool {
         can(work)
     }
 
     fn open(side: Side, folder: &Path, work: &Work) -> Result<(Self::Sender, Self::Receiver)> {
-        let path = folder.join("socket");
-        let stream = match side {
-            Side::A => meet::patiently(|| UnixStream::connect(&path))?,
-            Side::B => UnixListener::bind(&path)?.accept()?.0,
-        };
+        let stream = unix_stream::connect(side, &folder.join("socket"))?;
         stream.set_nonblocking(work.wait == Wait::Spin)?;
-        Ok((Writer::new(stream.try_clone()?, work), Reader::new(stream, work)))
+        Ok((StreamWriter::new(stream.try_clone()?, work), StreamReader::new(stream, work)))
     }
 }
 
@@ -58,8 +55,8 @@ pub(crate) struct Tcp;
 impl System for Tcp {
     const NAME: &'static str = "tcp";
     const VERSION: &'static str = "the kernel's";
-    type Sender = Writer<TcpStream>;
-    type Receiver = Reader<TcpStream>;
+    type Sender = StreamWriter<TcpStream>;
+    type Receiver = StreamReader<TcpStream>;
 
     fn supports(work: &Work) -> bool {
         can(work)
@@ -68,41 +65,43 @@ impl System for Tcp {
     fn open(side: Side, folder: &Path, work: &Work) -> Result<(Self::Sender, Self::Receiver)> {
         let path = folder.join("port");
         let stream = match side {
-            Side::A => TcpStream::connect((Ipv4Addr::LOCALHOST, meet::hear(&path)?.parse()?))?,
+            Side::A => {
+                TcpStream::connect((Ipv4Addr::LOCALHOST, rendezvous::read_published(&path)?.parse()?))?
+            }
             Side::B => {
                 let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-                meet::tell(&path, &listener.local_addr()?.port().to_string())?;
+                rendezvous::publish(&path, &listener.local_addr()?.port().to_string())?;
                 listener.accept()?.0
             }
         };
         stream.set_nodelay(true)?;
         stream.set_nonblocking(work.wait == Wait::Spin)?;
-        Ok((Writer::new(stream.try_clone()?, work), Reader::new(stream, work)))
+        Ok((StreamWriter::new(stream.try_clone()?, work), StreamReader::new(stream, work)))
     }
 }
 
 /// A named pipe for each direction: what `pipe` makes, found by name.
-pub(crate) struct Pipe;
+pub(crate) struct NamedPipe;
 
-impl System for Pipe {
+impl System for NamedPipe {
     const NAME: &'static str = "pipe";
     const VERSION: &'static str = "the kernel's";
-    type Sender = Writer<File>;
-    type Receiver = Reader<File>;
+    type Sender = StreamWriter<File>;
+    type Receiver = StreamReader<File>;
 
     fn supports(work: &Work) -> bool {
         can(work)
     }
 
     fn open(side: Side, folder: &Path, work: &Work) -> Result<(Self::Sender, Self::Receiver)> {
-        let [out, into] = meet::ways(side, folder);
+        let [out, into] = rendezvous::ways(side, folder);
         if side == Side::B {
             nix::unistd::mkfifo(&out, Mode::S_IRWXU)?;
             nix::unistd::mkfifo(&into, Mode::S_IRWXU)?;
         }
         // Read and write: opening does not wait for the other side then.
         let open = |path| OpenOptions::new().read(true).write(true).open(path);
-        let [out, into] = [meet::patiently(|| open(&out))?, meet::patiently(|| open(&into))?];
+        let [out, into] = [retry(|| open(&out))?, retry(|| open(&into))?];
         for pipe in [&out, &into] {
             if work.size >= 64 << 10 {
                 fcntl(pipe, FcntlArg::F_SETPIPE_SZ(1 << 20))?;
@@ -111,7 +110,7 @@ impl System for Pipe {
                 fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
             }
         }
-        Ok((Writer::new(out, work), Reader::new(into, work)))
+        Ok((StreamWriter::new(out, work), StreamReader::new(into, work)))
     }
 }
 
@@ -121,8 +120,8 @@ pub(crate) struct Interprocess;
 impl System for Interprocess {
     const NAME: &'static str = "interprocess";
     const VERSION: &'static str = "2.4.7";
-    type Sender = Writer<Shared>;
-    type Receiver = Reader<Shared>;
+    type Sender = StreamWriter<SharedStream>;
+    type Receiver = StreamReader<SharedStream>;
 
     fn supports(work: &Work) -> bool {
         can(work)
@@ -132,25 +131,28 @@ impl System for Interprocess {
         let path = folder.join("socket");
         let name = path.as_path().to_fs_name::<GenericFilePath>()?;
         let stream = match side {
-            Side::A => meet::patiently(|| Stream::connect(name.clone()))?,
+            Side::A => retry(|| Stream::connect(name.clone()))?,
             Side::B => ListenerOptions::new().name(name).create_sync()?.accept()?,
         };
         stream.set_nonblocking(work.wait == Wait::Spin)?;
         let stream = Rc::new(stream);
-        Ok((Writer::new(Shared(stream.clone()), work), Reader::new(Shared(stream), work)))
+        Ok((
+            StreamWriter::new(SharedStream(stream.clone()), work),
+            StreamReader::new(SharedStream(stream), work),
+        ))
     }
 }
 
 /// Both halves of a stream: what its documents recommend instead of splitting it.
-pub(crate) struct Shared(Rc<Stream>);
+pub(crate) struct SharedStream(Rc<Stream>);
 
-impl Read for Shared {
+impl Read for SharedStream {
     fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
         (&*self.0).read(bytes)
     }
 }
 
-impl Write for Shared {
+impl Write for SharedStream {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         (&*self.0).write(bytes)
     }
@@ -160,23 +162,23 @@ impl Write for Shared {
     }
 }
 
-/// What one call writes at most, of a batch, and reads at most, of small messages.
+/// The most that one call writes of a batch, and reads of small messages.
 const BUFFER: usize = 64 << 10;
 
 /// Writes.
-pub(crate) struct Writer<W> {
+pub(crate) struct StreamWriter<W> {
     inner: W,
     batched: bool,
     held: Vec<u8>,
 }
 
-impl<W: Write> Writer<W> {
+impl<W: Write> StreamWriter<W> {
     fn new(inner: W, work: &Work) -> Self {
         Self { inner, batched: work.batch > 1, held: Vec::with_capacity(BUFFER) }
     }
 }
 
-impl<W: Write> Send_ for Writer<W> {
+impl<W: Write> SendHalf for StreamWriter<W> {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
         if !self.batched {
@@ -210,15 +212,15 @@ fn write_all(to: &mut impl Write, mut bytes: &[u8]) -> Result<()> {
 }
 
 /// Reads.
-pub(crate) struct Reader<R> {
+pub(crate) struct StreamReader<R> {
     inner: R,
     size: usize,
     buffer: Vec<u8>,
-    /// What was read and not yet checked.
+    /// The bytes that were read and not yet checked.
     ahead: std::ops::Range<usize>,
 }
 
-impl<R: Read> Reader<R> {
+impl<R: Read> StreamReader<R> {
     fn new(inner: R, work: &Work) -> Self {
         Self { inner, size: work.size, buffer: vec![0; BUFFER.max(work.size)], ahead: 0..0 }
     }
@@ -241,7 +243,7 @@ impl<R: Read> Reader<R> {
     }
 }
 
-impl<R: Read> Receive for Reader<R> {
+impl<R: Read> ReceiveHalf for StreamReader<R> {
     #[inline]
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         if self.ahead.len() < self.size {
@@ -249,7 +251,7 @@ impl<R: Read> Receive for Reader<R> {
         }
         let start = self.ahead.start;
         self.ahead.start += self.size;
-        check.bytes(&self.buffer[start..self.ahead.start]);
+        check.validate(&self.buffer[start..self.ahead.start]);
         Ok(())
     }
 }

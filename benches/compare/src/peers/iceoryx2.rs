@@ -6,7 +6,7 @@
 //! `Park` is an event service beside it, as in its example `event_based_communication`: the sender notifies after each
 //! message, the receiver waits for the event when there is nothing to receive.
 //! Better at than narrows: many publishers and subscribers, discovery by name, the payload never moves, other languages.
-//! Cannot: spin before it sleeps, batches, sleep for room (it backs off), tell a sleeper that its peer died.
+//! Cannot: spin before it sleeps, batches, sleep for room (it backs off), wake a sleeper when its peer died.
 
 use std::path::Path as FilePath;
 use std::time::Duration;
@@ -16,12 +16,12 @@ use ::iceoryx2::port::notifier::Notifier;
 use ::iceoryx2::port::publisher::Publisher;
 use ::iceoryx2::port::subscriber::Subscriber;
 use ::iceoryx2::prelude::*;
-use bench_kit::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work, ensure};
+use harness::{Check, ReceiveBuffer, ReceiveHalf, Result, SendHalf, Side, System, Wait, Work, ensure};
 
-use crate::meet;
+use crate::rendezvous;
 
 /// Longest sleep: once in some hundred short rows the wait without a bound was not woken, and the row hung.
-const PATIENCE: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// See the module.
 pub(crate) struct Iceoryx2;
@@ -29,28 +29,28 @@ pub(crate) struct Iceoryx2;
 impl System for Iceoryx2 {
     const NAME: &'static str = "iceoryx2";
     const VERSION: &'static str = "0.10.0";
-    type Sender = Sender;
-    type Receiver = Receiver;
+    type Sender = Iceoryx2Sender;
+    type Receiver = Iceoryx2Receiver;
 
     fn supports(work: &Work) -> bool {
         work.wait != Wait::Adaptive && work.batch == 1
     }
 
-    fn open(side: Side, folder: &FilePath, work: &Work) -> Result<(Sender, Receiver)> {
+    fn open(side: Side, folder: &FilePath, work: &Work) -> Result<(Iceoryx2Sender, Iceoryx2Receiver)> {
         set_log_level(LogLevel::Error);
         let mut config = Config::default();
         config.global.set_root_path(&Path::new(folder.to_string_lossy().as_bytes())?);
         let node = NodeBuilder::new().config(&config).create::<ipc::Service>()?;
-        let [out, into] = meet::ways(side, folder);
+        let [out, into] = rendezvous::ways(side, folder);
         let wakes = work.wait == Wait::Park;
-        let sender = Sender::open(&node, &out, work, wakes)?;
-        let receiver = Receiver::open(&node, &into, work, wakes)?;
-        meet::announce(&out)?;
-        meet::await_announced(&into)?;
+        let sender = Iceoryx2Sender::open(&node, &out, work, wakes)?;
+        let receiver = Iceoryx2Receiver::open(&node, &into, work, wakes)?;
+        rendezvous::announce(&out)?;
+        rendezvous::await_announced(&into)?;
         // A subscriber finds its publisher when it looks; without, the publisher drops what its buffer cannot hold.
         _ = receiver.subscriber.has_samples()?;
-        meet::announce(&into.with_extension("found"))?;
-        meet::await_announced(&out.with_extension("found"))?;
+        rendezvous::announce(&into.with_extension("found"))?;
+        rendezvous::await_announced(&out.with_extension("found"))?;
         Ok((sender, receiver))
     }
 }
@@ -66,7 +66,7 @@ fn service(node: &Node<ipc::Service>, way: &FilePath, work: &Work) -> Result<Dir
         .max_publishers(1)
         .max_subscribers(1)
         .history_size(0)
-        .subscriber_max_buffer_size(meet::slots(work.size))
+        .subscriber_max_buffer_size(rendezvous::slots(work.size))
         .subscriber_max_borrowed_samples(1)
         .enable_safe_overflow(false)
         .open_or_create()?;
@@ -78,12 +78,12 @@ fn events(node: &Node<ipc::Service>, way: &FilePath) -> Result<Events> {
 }
 
 /// See the module.
-pub(crate) struct Sender {
+pub(crate) struct Iceoryx2Sender {
     publisher: Publisher<ipc::Service, [u8], ()>,
     notifier: Option<Notifier<ipc::Service>>,
 }
 
-impl Sender {
+impl Iceoryx2Sender {
     fn open(node: &Node<ipc::Service>, way: &FilePath, work: &Work, wakes: bool) -> Result<Self> {
         let publisher = service(node, way, work)?
             .publisher_builder()
@@ -96,7 +96,7 @@ impl Sender {
     }
 }
 
-impl Send_ for Sender {
+impl SendHalf for Iceoryx2Sender {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
         let recipients = self.publisher.loan_slice_uninit(message.len())?.write_from_slice(message).send()?;
@@ -109,37 +109,31 @@ impl Send_ for Sender {
 }
 
 /// See the module.
-pub(crate) struct Receiver {
+pub(crate) struct Iceoryx2Receiver {
     subscriber: Subscriber<ipc::Service, [u8], ()>,
     listener: Option<Listener<ipc::Service>>,
-    /// Empty if messages are checked in place.
-    buffer: Vec<u8>,
+    buffer: ReceiveBuffer,
 }
 
-impl Receiver {
+impl Iceoryx2Receiver {
     fn open(node: &Node<ipc::Service>, way: &FilePath, work: &Work, wakes: bool) -> Result<Self> {
         let subscriber = service(node, way, work)?.subscriber_builder().create()?;
         let listener = if wakes { Some(events(node, way)?.listener_builder().create()?) } else { None };
-        let buffer = vec![0; if work.access == Access::Copy { work.size } else { 0 }];
+        let buffer = ReceiveBuffer::new(work);
         Ok(Self { subscriber, listener, buffer })
     }
 }
 
-impl Receive for Receiver {
+impl ReceiveHalf for Iceoryx2Receiver {
     #[inline]
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         loop {
             if let Some(sample) = self.subscriber.receive()? {
-                if self.buffer.is_empty() {
-                    check.bytes(&sample);
-                } else {
-                    self.buffer.copy_from_slice(&sample);
-                    check.bytes(&self.buffer);
-                }
+                self.buffer.validate(&sample, check);
                 return Ok(());
             }
             match &self.listener {
-                Some(listener) => _ = listener.timed_wait(|_| (), PATIENCE)?,
+                Some(listener) => _ = listener.timed_wait(|_| (), TIMEOUT)?,
                 None => std::hint::spin_loop(),
             }
         }

@@ -11,10 +11,12 @@ use std::mem::MaybeUninit;
 use std::path::Path;
 use std::sync::Mutex;
 
-use bench_kit::{Access, Check, Receive, Result, Send_, Side, Source, Subject, System, Wait, Work, anyhow};
 use crossbeam_channel as channel;
+use harness::{
+    Access, Check, ReceiveHalf, Result, SendHalf, Side, Source, Subject, System, Wait, Work, anyhow, retry,
+};
 
-use crate::meet;
+use crate::rendezvous;
 use crate::sized::sized;
 
 /// Side B's ends, until it takes them: a process has one row.
@@ -28,40 +30,40 @@ fn share<S: Send + 'static, R: Send + 'static>(side: Side, make: impl Fn() -> (S
         *left()? = Some(Box::new((to_a, from_a)));
         return Ok((to_b, from_b));
     }
-    let ends = meet::patiently(|| left()?.take().ok_or_else(|| anyhow!("side A is missing")))?;
+    let ends = retry(|| left()?.take().ok_or_else(|| anyhow!("side A is missing")))?;
     ends.downcast().map(|ends| *ends).map_err(|_| anyhow!("other ends than asked for"))
 }
 
 /// `rtrb::RingBuffer<[u8; N]>`.
-pub(crate) struct Rtrb<const N: usize>;
+pub(crate) struct RtrbThreads<const N: usize>;
 
-impl<const N: usize> Rtrb<N> {
+impl<const N: usize> RtrbThreads<N> {
     /// Whether values of this size go by the stack.
     const SMALL: bool = N <= 1 << 10;
 }
 
-impl<const N: usize> System for Rtrb<N> {
+impl<const N: usize> System for RtrbThreads<N> {
     const NAME: &'static str = "rtrb";
     const VERSION: &'static str = "0.4.1";
     const THREADS: bool = true;
-    type Sender = RtrbSender<N>;
-    type Receiver = RtrbReceiver<N>;
+    type Sender = RtrbThreadSender<N>;
+    type Receiver = RtrbThreadReceiver<N>;
 
     fn supports(work: &Work) -> bool {
         work.wait == Wait::Spin
     }
 
     fn open(side: Side, _folder: &Path, work: &Work) -> Result<(Self::Sender, Self::Receiver)> {
-        let (producer, consumer) = share(side, || rtrb::RingBuffer::<[u8; N]>::new(meet::slots(N)))?;
+        let (producer, consumer) = share(side, || rtrb::RingBuffer::<[u8; N]>::new(rendezvous::slots(N)))?;
         let copy = work.access == Access::Copy;
         let buffer = vec![0; if copy && !Self::SMALL { N } else { 0 }];
-        Ok((RtrbSender(producer), RtrbReceiver { consumer, copy, buffer }))
+        Ok((RtrbThreadSender(producer), RtrbThreadReceiver { consumer, copy, buffer }))
     }
 }
 
-pub(crate) struct RtrbSender<const N: usize>(rtrb::Producer<[u8; N]>);
+pub(crate) struct RtrbThreadSender<const N: usize>(rtrb::Producer<[u8; N]>);
 
-impl<const N: usize> RtrbSender<N> {
+impl<const N: usize> RtrbThreadSender<N> {
     #[inline]
     fn chunk(&mut self, messages: usize) -> rtrb::chunks::WriteChunkUninit<'_, [u8; N]> {
         while self.0.slots() < messages {
@@ -71,11 +73,11 @@ impl<const N: usize> RtrbSender<N> {
     }
 }
 
-impl<const N: usize> Send_ for RtrbSender<N> {
+impl<const N: usize> SendHalf for RtrbThreadSender<N> {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
         let message: &[u8; N] = message.try_into()?;
-        if !Rtrb::<N>::SMALL {
+        if !RtrbThreads::<N>::SMALL {
             let mut chunk = self.chunk(1);
             initialize(&mut chunk.as_mut_slices().0[0], message);
             // SAFETY: its one slot has been written.
@@ -95,8 +97,8 @@ impl<const N: usize> Send_ for RtrbSender<N> {
         }
         let mut chunk = self.chunk(messages);
         let (first, second) = chunk.as_mut_slices();
-        for place in first.iter_mut().chain(second) {
-            initialize(place, source.message().try_into()?);
+        for slot in first.iter_mut().chain(second) {
+            initialize(slot, source.message().try_into()?);
         }
         // SAFETY: all its slots have been written.
         unsafe { chunk.commit_all() };
@@ -106,24 +108,24 @@ impl<const N: usize> Send_ for RtrbSender<N> {
 
 /// Writes a message where it stays: a value of this size would go by the stack.
 #[inline]
-fn initialize<const N: usize>(place: &mut MaybeUninit<[u8; N]>, message: &[u8; N]) {
+fn initialize<const N: usize>(slot: &mut MaybeUninit<[u8; N]>, message: &[u8; N]) {
     // SAFETY: room for N bytes, which both are.
-    unsafe { place.as_mut_ptr().copy_from_nonoverlapping(message, 1) };
+    unsafe { slot.as_mut_ptr().copy_from_nonoverlapping(message, 1) };
 }
 
-pub(crate) struct RtrbReceiver<const N: usize> {
+pub(crate) struct RtrbThreadReceiver<const N: usize> {
     consumer: rtrb::Consumer<[u8; N]>,
     copy: bool,
     buffer: Vec<u8>,
 }
 
-impl<const N: usize> Receive for RtrbReceiver<N> {
+impl<const N: usize> ReceiveHalf for RtrbThreadReceiver<N> {
     #[inline]
     fn receive(&mut self, check: &mut Check) -> Result<()> {
-        if Rtrb::<N>::SMALL && self.copy {
+        if RtrbThreads::<N>::SMALL && self.copy {
             loop {
                 if let Ok(message) = self.consumer.pop() {
-                    check.bytes(&message);
+                    check.validate(&message);
                     return Ok(());
                 }
                 std::hint::spin_loop();
@@ -138,9 +140,9 @@ impl<const N: usize> Receive for RtrbReceiver<N> {
         let message = &chunk.as_slices().0[0];
         if self.copy {
             self.buffer.copy_from_slice(message);
-            check.bytes(&self.buffer);
+            check.validate(&self.buffer);
         } else {
-            check.bytes(message);
+            check.validate(message);
         }
         chunk.commit_all();
         Ok(())
@@ -149,7 +151,7 @@ impl<const N: usize> Receive for RtrbReceiver<N> {
 
 /// `crossbeam-channel`, whichever way suits the size.
 pub(crate) fn crossbeam() -> Subject {
-    fn run(job: &bench_kit::Job) -> Result<bench_kit::SideReport> {
+    fn run(job: &harness::Job) -> Result<harness::SideReport> {
         let suits = if job.work.size <= 1 << 10 { sized!(Values) } else { Subject::of::<Vecs>() };
         (suits.run)(job)
     }
@@ -171,7 +173,7 @@ impl<const N: usize> System for Values<N> {
     }
 
     fn open(side: Side, _folder: &Path, work: &Work) -> Result<(Self::Sender, Self::Receiver)> {
-        let (sender, receiver) = share(side, || channel::bounded(meet::slots(N)))?;
+        let (sender, receiver) = share(side, || channel::bounded(rendezvous::slots(N)))?;
         Ok((Crossbeam::new(sender, work), Crossbeam::new(receiver, work)))
     }
 }
@@ -191,7 +193,7 @@ impl System for Vecs {
     }
 
     fn open(side: Side, _folder: &Path, work: &Work) -> Result<(Self::Sender, Self::Receiver)> {
-        let (sender, receiver) = share(side, || channel::bounded(meet::slots(work.size)))?;
+        let (sender, receiver) = share(side, || channel::bounded(rendezvous::slots(work.size)))?;
         Ok((Crossbeam::new(sender, work), Crossbeam::new(receiver, work)))
     }
 }
@@ -207,24 +209,24 @@ impl<E> Crossbeam<E> {
     }
 }
 
-impl<const N: usize> Send_ for Crossbeam<channel::Sender<[u8; N]>> {
+impl<const N: usize> SendHalf for Crossbeam<channel::Sender<[u8; N]>> {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
         put(&self.end, <[u8; N]>::try_from(message)?, self.spin)
     }
 }
 
-impl Send_ for Crossbeam<channel::Sender<Vec<u8>>> {
+impl SendHalf for Crossbeam<channel::Sender<Vec<u8>>> {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
         put(&self.end, message.to_vec(), self.spin)
     }
 }
 
-impl<M: AsRef<[u8]>> Receive for Crossbeam<channel::Receiver<M>> {
+impl<M: AsRef<[u8]>> ReceiveHalf for Crossbeam<channel::Receiver<M>> {
     #[inline]
     fn receive(&mut self, check: &mut Check) -> Result<()> {
-        check.bytes(get(&self.end, self.spin)?.as_ref());
+        check.validate(get(&self.end, self.spin)?.as_ref());
         Ok(())
     }
 }

@@ -12,17 +12,17 @@ use ::ipc_channel::ipc::{
     self, IpcBytesReceiver, IpcBytesSender, IpcOneShotServer, IpcReceiver, IpcSender, IpcSharedMemory,
 };
 use ::ipc_channel::{IpcError, TryRecvError};
-use bench_kit::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work, anyhow};
+use harness::{Access, Check, ReceiveHalf, Result, SendHalf, Side, System, Wait, Work, anyhow};
 use serde::{Deserialize, Serialize};
 
-use crate::meet;
+use crate::rendezvous;
 
 /// See the module.
 pub(crate) struct IpcChannel;
 
 /// Both ends of one side.
 #[derive(Serialize, Deserialize)]
-struct Ends {
+struct ChannelEnds {
     bytes: (IpcBytesSender, IpcBytesReceiver),
     memory: (IpcSender<IpcSharedMemory>, IpcReceiver<IpcSharedMemory>),
 }
@@ -30,49 +30,49 @@ struct Ends {
 impl System for IpcChannel {
     const NAME: &'static str = "ipc-channel";
     const VERSION: &'static str = "0.23.1";
-    type Sender = Sender;
-    type Receiver = Receiver;
+    type Sender = IpcChannelSender;
+    type Receiver = IpcChannelReceiver;
 
     fn supports(work: &Work) -> bool {
         let known = work.access == Access::Copy || work.size >= 4 << 10;
         known && work.wait != Wait::Adaptive && work.batch == 1
     }
 
-    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Sender, Receiver)> {
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(IpcChannelSender, IpcChannelReceiver)> {
         let ends = ends(side, &folder.join("server"))?;
         let spin = work.wait == Wait::Spin;
         if work.access == Access::InPlace {
             let (sender, receiver) = ends.memory;
-            return Ok((Sender::Memory(sender), Receiver::Memory(receiver, spin)));
+            return Ok((IpcChannelSender::Memory(sender), IpcChannelReceiver::Memory(receiver, spin)));
         }
         let (sender, receiver) = ends.bytes;
-        Ok((Sender::Bytes(sender), Receiver::Bytes(receiver, spin)))
+        Ok((IpcChannelSender::Bytes(sender), IpcChannelReceiver::Bytes(receiver, spin)))
     }
 }
 
 /// Side B makes all ends and sends those of side A through a channel.
-fn ends(side: Side, path: &Path) -> Result<Ends> {
+fn ends(side: Side, path: &Path) -> Result<ChannelEnds> {
     if side == Side::A {
-        let (server, name) = IpcOneShotServer::<Ends>::new()?;
-        meet::tell(path, &name)?;
+        let (server, name) = IpcOneShotServer::<ChannelEnds>::new()?;
+        rendezvous::publish(path, &name)?;
         return Ok(server.accept()?.1);
     }
     let (bytes_to_a, bytes_from_b) = ipc::bytes_channel()?;
     let (bytes_to_b, bytes_from_a) = ipc::bytes_channel()?;
     let (memory_to_a, memory_from_b) = ipc::channel()?;
     let (memory_to_b, memory_from_a) = ipc::channel()?;
-    IpcSender::connect(meet::hear(path)?)?
-        .send(Ends { bytes: (bytes_to_b, bytes_from_b), memory: (memory_to_b, memory_from_b) })?;
-    Ok(Ends { bytes: (bytes_to_a, bytes_from_a), memory: (memory_to_a, memory_from_a) })
+    IpcSender::connect(rendezvous::read_published(path)?)?
+        .send(ChannelEnds { bytes: (bytes_to_b, bytes_from_b), memory: (memory_to_b, memory_from_b) })?;
+    Ok(ChannelEnds { bytes: (bytes_to_a, bytes_from_a), memory: (memory_to_a, memory_from_a) })
 }
 
 /// See the module.
-pub(crate) enum Sender {
+pub(crate) enum IpcChannelSender {
     Bytes(IpcBytesSender),
     Memory(IpcSender<IpcSharedMemory>),
 }
 
-impl Send_ for Sender {
+impl SendHalf for IpcChannelSender {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
         match self {
@@ -84,19 +84,19 @@ impl Send_ for Sender {
 }
 
 /// See the module.
-pub(crate) enum Receiver {
+pub(crate) enum IpcChannelReceiver {
     Bytes(IpcBytesReceiver, bool),
     Memory(IpcReceiver<IpcSharedMemory>, bool),
 }
 
-impl Receive for Receiver {
+impl ReceiveHalf for IpcChannelReceiver {
     #[inline]
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         match self {
-            Self::Bytes(receiver, false) => check.bytes(&blocking(receiver.recv())?),
-            Self::Bytes(receiver, true) => check.bytes(&polling(|| receiver.try_recv())?),
-            Self::Memory(receiver, false) => check.bytes(&blocking(receiver.recv())?),
-            Self::Memory(receiver, true) => check.bytes(&polling(|| receiver.try_recv())?),
+            Self::Bytes(receiver, false) => check.validate(&blocking(receiver.recv())?),
+            Self::Bytes(receiver, true) => check.validate(&polling(|| receiver.try_recv())?),
+            Self::Memory(receiver, false) => check.validate(&blocking(receiver.recv())?),
+            Self::Memory(receiver, true) => check.validate(&polling(|| receiver.try_recv())?),
         }
         Ok(())
     }

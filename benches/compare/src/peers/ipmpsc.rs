@@ -4,15 +4,15 @@
 //! `ZeroCopyContext`, which its documents name for large byte fields; files on /dev/shm. `Park` is `recv`, `Spin`
 //! `try_recv`; both lock the mutex once for each message.
 //! Better at than narrows: any serde type, many senders in one ring, Windows.
-//! Cannot: batches, spin before it sleeps, poll for room, tell that the peer died.
+//! Cannot: batches, spin before it sleeps, poll for room, notice that the peer died.
 
 use std::path::Path;
 
 use ::ipmpsc::SharedRingBuffer;
-use bench_kit::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work};
+use harness::{Check, ReceiveBuffer, ReceiveHalf, Result, SendHalf, Side, System, Wait, Work};
 use serde_bytes::Bytes;
 
-use crate::meet;
+use crate::rendezvous;
 
 /// See the module.
 pub(crate) struct Ipmpsc;
@@ -20,30 +20,30 @@ pub(crate) struct Ipmpsc;
 impl System for Ipmpsc {
     const NAME: &'static str = "ipmpsc";
     const VERSION: &'static str = "0.5.1";
-    type Sender = Sender;
-    type Receiver = Receiver;
+    type Sender = IpmpscSender;
+    type Receiver = IpmpscReceiver;
 
     fn supports(work: &Work) -> bool {
         work.wait != Wait::Adaptive && work.batch == 1
     }
 
-    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Sender, Receiver)> {
-        let [out, into] = meet::ways(side, folder);
-        let bytes = u32::try_from(meet::slots(work.size) * (work.size + 16))?;
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(IpmpscSender, IpmpscReceiver)> {
+        let [out, into] = rendezvous::ways(side, folder);
+        let bytes = u32::try_from(rendezvous::slots(work.size) * (work.size + 16))?;
         let ring = SharedRingBuffer::create(&into.to_string_lossy(), bytes)?;
-        meet::announce(&into)?;
-        meet::await_announced(&out)?;
-        let sender = Sender(::ipmpsc::Sender::new(SharedRingBuffer::open(&out.to_string_lossy())?));
-        let buffer = vec![0; if work.access == Access::Copy { work.size } else { 0 }];
+        rendezvous::announce(&into)?;
+        rendezvous::await_announced(&out)?;
+        let sender = IpmpscSender(::ipmpsc::Sender::new(SharedRingBuffer::open(&out.to_string_lossy())?));
+        let buffer = ReceiveBuffer::new(work);
         let spin = work.wait == Wait::Spin;
-        Ok((sender, Receiver { receiver: ::ipmpsc::Receiver::new(ring), spin, buffer }))
+        Ok((sender, IpmpscReceiver { receiver: ::ipmpsc::Receiver::new(ring), spin, buffer }))
     }
 }
 
 /// See the module.
-pub(crate) struct Sender(::ipmpsc::Sender);
+pub(crate) struct IpmpscSender(::ipmpsc::Sender);
 
-impl Send_ for Sender {
+impl SendHalf for IpmpscSender {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
         Ok(self.0.send(&Bytes::new(message))?)
@@ -51,14 +51,13 @@ impl Send_ for Sender {
 }
 
 /// See the module.
-pub(crate) struct Receiver {
+pub(crate) struct IpmpscReceiver {
     receiver: ::ipmpsc::Receiver,
     spin: bool,
-    /// Empty if messages are checked in place.
-    buffer: Vec<u8>,
+    buffer: ReceiveBuffer,
 }
 
-impl Receive for Receiver {
+impl ReceiveHalf for IpmpscReceiver {
     #[inline]
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         let mut context = self.receiver.zero_copy_context();
@@ -72,12 +71,7 @@ impl Receive for Receiver {
         } else {
             context.recv()?
         };
-        if self.buffer.is_empty() {
-            check.bytes(message);
-        } else {
-            self.buffer.copy_from_slice(message);
-            check.bytes(&self.buffer);
-        }
+        self.buffer.validate(message, check);
         Ok(())
     }
 }

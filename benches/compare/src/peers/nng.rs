@@ -10,10 +10,8 @@ use std::rc::Rc;
 use std::thread;
 use std::time::Duration;
 
-use bench_kit::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work, anyhow};
+use harness::{Check, ReceiveBuffer, ReceiveHalf, Result, SendHalf, Side, System, Wait, Work, anyhow, retry};
 use nng_c::{ErrorCode, Socket};
-
-use crate::meet;
 
 /// See the module.
 pub(crate) struct Nng;
@@ -21,44 +19,44 @@ pub(crate) struct Nng;
 impl System for Nng {
     const NAME: &'static str = "nng";
     const VERSION: &'static str = "1.12.4";
-    type Sender = Sender;
-    type Receiver = Receiver;
+    type Sender = NngSender;
+    type Receiver = NngReceiver;
 
     fn supports(work: &Work) -> bool {
         work.wait != Wait::Adaptive && work.batch == 1
     }
 
-    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Sender, Receiver)> {
-        let socket = Socket::pair0().map_err(told)?;
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(NngSender, NngReceiver)> {
+        let socket = Socket::pair0().map_err(to_error)?;
         let address = format!("ipc://{}\0", folder.join("socket").display());
         match side {
-            Side::A => meet::patiently(|| socket.connect(address.as_str().into()))?,
-            Side::B => socket.listen(address.as_str().into()).map_err(told)?,
+            Side::A => retry(|| socket.connect(address.as_str().into()))?,
+            Side::B => socket.listen(address.as_str().into()).map_err(to_error)?,
         }
         let (socket, spin) = (Rc::new(socket), work.wait == Wait::Spin);
-        let buffer = vec![0; if work.access == Access::Copy { work.size } else { 0 }];
-        Ok((Sender { socket: socket.clone(), size: work.size }, Receiver { socket, spin, buffer }))
+        let buffer = ReceiveBuffer::new(work);
+        Ok((NngSender { socket: socket.clone(), size: work.size }, NngReceiver { socket, spin, buffer }))
     }
 }
 
-fn told(error: ErrorCode) -> bench_kit::Error {
+fn to_error(error: ErrorCode) -> harness::Error {
     anyhow!("{error}")
 }
 
 /// See the module.
-pub(crate) struct Sender {
+pub(crate) struct NngSender {
     socket: Rc<Socket>,
     size: usize,
 }
 
-impl Send_ for Sender {
+impl SendHalf for NngSender {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
-        self.socket.send(message.into()).map_err(told)
+        self.socket.send(message.into()).map_err(to_error)
     }
 }
 
-impl Drop for Sender {
+impl Drop for NngSender {
     /// Closing throws away what its threads have not yet written.
     fn drop(&mut self) {
         let megabytes = u64::try_from(self.size >> 20).unwrap_or(0);
@@ -67,32 +65,26 @@ impl Drop for Sender {
 }
 
 /// See the module.
-pub(crate) struct Receiver {
+pub(crate) struct NngReceiver {
     socket: Rc<Socket>,
     spin: bool,
-    /// Empty if messages are checked in place.
-    buffer: Vec<u8>,
+    buffer: ReceiveBuffer,
 }
 
-impl Receive for Receiver {
+impl ReceiveHalf for NngReceiver {
     #[inline]
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         let message = if self.spin {
             loop {
-                match self.socket.try_recv_msg().map_err(told)? {
+                match self.socket.try_recv_msg().map_err(to_error)? {
                     Some(message) => break message,
                     None => std::hint::spin_loop(),
                 }
             }
         } else {
-            self.socket.recv_msg().map_err(told)?
+            self.socket.recv_msg().map_err(to_error)?
         };
-        if self.buffer.is_empty() {
-            check.bytes(message.body());
-        } else {
-            self.buffer.copy_from_slice(message.body());
-            check.bytes(&self.buffer);
-        }
+        self.buffer.validate(message.body(), check);
         Ok(())
     }
 }

@@ -9,11 +9,11 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
 
-use bench_kit::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work, ensure};
+use harness::{Access, Check, ReceiveHalf, Result, SendHalf, Side, System, Wait, Work, ensure, retry};
 use nix::errno::Errno;
 use nix::sys::socket::{self, AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, sockopt};
 
-use crate::{meet, sys};
+use crate::sys;
 
 /// See the module.
 pub(crate) struct SeqPacket;
@@ -21,14 +21,14 @@ pub(crate) struct SeqPacket;
 impl System for SeqPacket {
     const NAME: &'static str = "unix-seqpacket";
     const VERSION: &'static str = "the kernel's";
-    type Sender = Sender;
-    type Receiver = Receiver;
+    type Sender = SeqPacketSender;
+    type Receiver = SeqPacketReceiver;
 
     fn supports(work: &Work) -> bool {
         work.wait != Wait::Adaptive && work.access == Access::Copy && work.size <= 64 << 10
     }
 
-    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Sender, Receiver)> {
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(SeqPacketSender, SeqPacketReceiver)> {
         let spin = work.wait == Wait::Spin;
         let socket = Rc::new(connected(side, &UnixAddr::new(&folder.join("socket"))?)?);
         if work.size > 4 << 10 {
@@ -39,15 +39,16 @@ impl System for SeqPacket {
             nix::fcntl::fcntl(&*socket, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
         }
         let (size, batch) = (work.size, work.batch);
-        let sender = Sender { socket: socket.clone(), flags, size, batched: batch > 1, held: Vec::new() };
-        Ok((sender, Receiver { socket, flags, size, buffer: vec![0; size * batch], ahead: 0..0 }))
+        let sender =
+            SeqPacketSender { socket: socket.clone(), flags, size, batched: batch > 1, held: Vec::new() };
+        Ok((sender, SeqPacketReceiver { socket, flags, size, buffer: vec![0; size * batch], ahead: 0..0 }))
     }
 }
 
 fn connected(side: Side, address: &UnixAddr) -> Result<OwnedFd> {
     let socket = socket::socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
     if side == Side::A {
-        meet::patiently(|| socket::connect(socket.as_raw_fd(), address))?;
+        retry(|| socket::connect(socket.as_raw_fd(), address))?;
         return Ok(socket);
     }
     socket::bind(socket.as_raw_fd(), address)?;
@@ -56,7 +57,7 @@ fn connected(side: Side, address: &UnixAddr) -> Result<OwnedFd> {
 }
 
 /// See the module.
-pub(crate) struct Sender {
+pub(crate) struct SeqPacketSender {
     socket: Rc<OwnedFd>,
     flags: MsgFlags,
     size: usize,
@@ -64,7 +65,7 @@ pub(crate) struct Sender {
     held: Vec<u8>,
 }
 
-impl Send_ for Sender {
+impl SendHalf for SeqPacketSender {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
         if self.batched {
@@ -93,7 +94,7 @@ impl Send_ for Sender {
 }
 
 /// See the module.
-pub(crate) struct Receiver {
+pub(crate) struct SeqPacketReceiver {
     socket: Rc<OwnedFd>,
     flags: MsgFlags,
     size: usize,
@@ -101,7 +102,7 @@ pub(crate) struct Receiver {
     ahead: std::ops::Range<usize>,
 }
 
-impl Receiver {
+impl SeqPacketReceiver {
     fn more(&mut self) -> Result<()> {
         let came = loop {
             match sys::receive_many(self.socket.as_fd(), &mut self.buffer, self.size) {
@@ -126,7 +127,7 @@ impl Receiver {
     }
 }
 
-impl Receive for Receiver {
+impl ReceiveHalf for SeqPacketReceiver {
     #[inline]
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         if self.ahead.is_empty() {
@@ -134,7 +135,7 @@ impl Receive for Receiver {
         }
         let start = self.ahead.start;
         self.ahead.start += self.size;
-        check.bytes(&self.buffer[start..self.ahead.start]);
+        check.validate(&self.buffer[start..self.ahead.start]);
         Ok(())
     }
 }

@@ -13,10 +13,10 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Duration;
 
-use bench_kit::{Access, Check, Receive, Result, Send_, Side, Source, System, Wait, Work};
+use harness::{Check, ReceiveBuffer, ReceiveHalf, Result, SendHalf, Side, Source, System, Wait, Work};
 use shaq::spsc::{Consumer, Producer, ReadBatch, minimum_file_size};
 
-use crate::meet;
+use crate::rendezvous;
 
 /// See the module.
 pub(crate) struct Shaq<const N: usize>;
@@ -24,28 +24,29 @@ pub(crate) struct Shaq<const N: usize>;
 impl<const N: usize> System for Shaq<N> {
     const NAME: &'static str = "shaq";
     const VERSION: &'static str = "5.1.1";
-    type Sender = Sender<N>;
-    type Receiver = Receiver<N>;
+    type Sender = ShaqSender<N>;
+    type Receiver = ShaqReceiver<N>;
 
     fn supports(work: &Work) -> bool {
         work.wait != Wait::Park
     }
 
-    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Sender<N>, Receiver<N>)> {
-        let [out, into] = meet::ways(side, folder);
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(ShaqSender<N>, ShaqReceiver<N>)> {
+        let [out, into] = rendezvous::ways(side, folder);
         let spin = work.wait == Wait::Spin;
-        let size = minimum_file_size::<[u8; N]>(meet::slots(N)).next_multiple_of(4096);
+        let size = minimum_file_size::<[u8; N]>(rendezvous::slots(N)).next_multiple_of(4096);
         let file = open(&out)?;
         // SAFETY: this side alone creates this file, and is its only producer; any bytes are a `[u8; N]`.
         let producer = unsafe { Producer::create(&file, size) }?;
-        meet::announce(&out)?;
-        meet::await_announced(&into)?;
+        rendezvous::announce(&out)?;
+        rendezvous::await_announced(&into)?;
         // SAFETY: the other side has created it, as the same type; this side is its only consumer.
         let consumer = unsafe { Consumer::join(&open(&into)?) }?;
         let most = NonZeroUsize::new(work.batch).unwrap_or(NonZeroUsize::MIN);
-        let buffer = vec![0; if work.access == Access::Copy { N } else { 0 }];
-        let receiver = Receiver { batch: None, next: 0, consumer: Box::new(consumer), most, spin, buffer };
-        Ok((Sender { producer, spin }, receiver))
+        let buffer = ReceiveBuffer::new(work);
+        let receiver =
+            ShaqReceiver { batch: None, next: 0, consumer: Box::new(consumer), most, spin, buffer };
+        Ok((ShaqSender { producer, spin }, receiver))
     }
 }
 
@@ -54,21 +55,21 @@ fn open(path: &Path) -> Result<File> {
 }
 
 /// See the module.
-pub(crate) struct Sender<const N: usize> {
+pub(crate) struct ShaqSender<const N: usize> {
     producer: Producer<[u8; N]>,
     spin: bool,
 }
 
-impl<const N: usize> Send_ for Sender<N> {
+impl<const N: usize> SendHalf for ShaqSender<N> {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
         let message: &[u8; N] = message.try_into()?;
         loop {
             let mut batch = self.producer.write_batch();
             // SAFETY: what it lends is written at once.
-            if let Some(place) = unsafe { batch.try_as_mut() } {
+            if let Some(slot) = unsafe { batch.try_as_mut() } {
                 // SAFETY: room for N bytes, which both are.
-                unsafe { place.as_mut_ptr().copy_from_nonoverlapping(message, 1) };
+                unsafe { slot.as_mut_ptr().copy_from_nonoverlapping(message, 1) };
                 return Ok(());
             }
             pause(self.spin);
@@ -83,10 +84,10 @@ impl<const N: usize> Send_ for Sender<N> {
             let before = left;
             while left > 0 {
                 // SAFETY: what it lends is written at once.
-                let Some(place) = (unsafe { batch.try_as_mut() }) else { break };
+                let Some(slot) = (unsafe { batch.try_as_mut() }) else { break };
                 if let Ok(message) = <&[u8; N]>::try_from(source.message()) {
                     // SAFETY: room for N bytes, which both are.
-                    unsafe { place.as_mut_ptr().copy_from_nonoverlapping(message, 1) };
+                    unsafe { slot.as_mut_ptr().copy_from_nonoverlapping(message, 1) };
                 }
                 left -= 1;
             }
@@ -110,17 +111,17 @@ fn pause(spin: bool) {
 }
 
 /// See the module.
-pub(crate) struct Receiver<const N: usize> {
+pub(crate) struct ShaqReceiver<const N: usize> {
     /// Borrows the consumer, so it goes first, and while it is there the consumer is left alone.
     batch: Option<ReadBatch<'static, [u8; N]>>,
     next: usize,
     consumer: Box<Consumer<[u8; N]>>,
     most: NonZeroUsize,
     spin: bool,
-    buffer: Vec<u8>,
+    buffer: ReceiveBuffer,
 }
 
-impl<const N: usize> Receiver<N> {
+impl<const N: usize> ShaqReceiver<N> {
     /// Waits for messages and borrows them.
     #[inline]
     fn more(&mut self) -> Result<ReadBatch<'static, [u8; N]>> {
@@ -139,34 +140,27 @@ impl<const N: usize> Receiver<N> {
     }
 }
 
-impl<const N: usize> Receive for Receiver<N> {
+impl<const N: usize> ReceiveHalf for ShaqReceiver<N> {
     #[inline]
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         if self.most.get() == 1 {
             let batch = self.more()?;
-            judge(&batch, 0, &mut self.buffer, check);
+            if let Some(message) = batch.get(0) {
+                self.buffer.validate(message, check);
+            }
             return Ok(());
         }
         if self.batch.is_none() {
             (self.batch, self.next) = (Some(self.more()?), 0);
         }
         let Some(batch) = &self.batch else { return Ok(()) };
-        judge(batch, self.next, &mut self.buffer, check);
+        if let Some(message) = batch.get(self.next) {
+            self.buffer.validate(message, check);
+        }
         self.next += 1;
         if self.next == batch.len() {
             self.batch = None;
         }
         Ok(())
-    }
-}
-
-#[inline]
-fn judge<const N: usize>(batch: &ReadBatch<'_, [u8; N]>, at: usize, buffer: &mut [u8], check: &mut Check) {
-    let Some(message) = batch.get(at) else { return };
-    if buffer.is_empty() {
-        check.bytes(message);
-    } else {
-        buffer.copy_from_slice(message);
-        check.bytes(buffer);
     }
 }

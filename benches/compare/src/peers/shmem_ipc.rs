@@ -10,14 +10,17 @@
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use bench_kit::{Access, Check, Receive, Result, Send_, Side, Source, System, Wait, Work, anyhow};
+use harness::limits::unix_stream;
+use harness::{
+    Check, ReceiveBuffer, ReceiveHalf, Result, SendHalf, Side, Source, System, Wait, Work, anyhow,
+};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
 use shmem_ipc::sharedring;
 
-use crate::{meet, sys};
+use crate::{rendezvous, sys};
 
 /// See the module.
 pub(crate) struct ShmemIpc<const N: usize>;
@@ -25,33 +28,26 @@ pub(crate) struct ShmemIpc<const N: usize>;
 impl<const N: usize> System for ShmemIpc<N> {
     const NAME: &'static str = "shmem-ipc";
     const VERSION: &'static str = "0.3.0";
-    type Sender = Sender<N>;
-    type Receiver = Receiver<N>;
+    type Sender = ShmemIpcSender<N>;
+    type Receiver = ShmemIpcReceiver<N>;
 
     fn supports(work: &Work) -> bool {
         work.wait != Wait::Adaptive
     }
 
-    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Sender<N>, Receiver<N>)> {
-        let (spin, capacity) = (work.wait == Wait::Spin, meet::slots(N));
-        let stream = meet(side, &folder.join("socket"))?;
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(ShmemIpcSender<N>, ShmemIpcReceiver<N>)> {
+        let (spin, capacity) = (work.wait == Wait::Spin, rendezvous::slots(N));
+        let stream = unix_stream::connect(side, &folder.join("socket"))?;
         let ring = sharedring::Receiver::<[u8; N]>::new(capacity)?;
         pass(
             &stream,
             &[ring.memfd().as_raw_fd(), ring.empty_signal().as_raw_fd(), ring.full_signal().as_raw_fd()],
         )?;
         let [memory, empty, full] = take(&stream)?;
-        let sender = Sender { ring: sharedring::Sender::open(capacity, memory, empty, full)?, spin };
-        let buffer = vec![0; if work.access == Access::Copy { N } else { 0 }];
+        let sender = ShmemIpcSender { ring: sharedring::Sender::open(capacity, memory, empty, full)?, spin };
+        let buffer = ReceiveBuffer::new(work);
         let lent = Lent { next: std::ptr::null(), left: 0, all: 0 };
-        Ok((sender, Receiver { ring, spin, buffer, batch: work.batch, lent }))
-    }
-}
-
-fn meet(side: Side, path: &Path) -> Result<UnixStream> {
-    match side {
-        Side::A => meet::patiently(|| UnixStream::connect(path)),
-        Side::B => Ok(UnixListener::bind(path)?.accept()?.0),
+        Ok((sender, ShmemIpcReceiver { ring, spin, buffer, batch: work.batch, lent }))
     }
 }
 
@@ -75,12 +71,12 @@ fn take(stream: &UnixStream) -> Result<[File; 3]> {
 }
 
 /// See the module.
-pub(crate) struct Sender<const N: usize> {
+pub(crate) struct ShmemIpcSender<const N: usize> {
     ring: sharedring::Sender<[u8; N]>,
     spin: bool,
 }
 
-impl<const N: usize> Sender<N> {
+impl<const N: usize> ShmemIpcSender<N> {
     /// Waits for room, then lets `write` write some messages.
     #[inline]
     fn with_room(&mut self, write: impl FnOnce(*mut [u8; N], usize) -> usize) -> Result<()> {
@@ -97,13 +93,13 @@ impl<const N: usize> Sender<N> {
     }
 }
 
-impl<const N: usize> Send_ for Sender<N> {
+impl<const N: usize> SendHalf for ShmemIpcSender<N> {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
         let message: &[u8; N] = message.try_into()?;
-        self.with_room(|place, _| {
+        self.with_room(|slot, _| {
             // SAFETY: the ring lends room for one item at least, to us alone until the closure ends.
-            unsafe { *place = *message };
+            unsafe { *slot = *message };
             1
         })
     }
@@ -112,12 +108,12 @@ impl<const N: usize> Send_ for Sender<N> {
     fn send_batch(&mut self, source: &mut Source, messages: usize) -> Result<()> {
         let mut left = messages;
         while left > 0 {
-            self.with_room(|place, room| {
+            self.with_room(|slot, room| {
                 let now = room.min(left);
                 for at in 0..now {
                     if let Ok(message) = <&[u8; N]>::try_from(source.message()) {
                         // SAFETY: the ring lends room for so many items.
-                        unsafe { *place.add(at) = *message };
+                        unsafe { *slot.add(at) = *message };
                     }
                 }
                 left -= now;
@@ -129,11 +125,10 @@ impl<const N: usize> Send_ for Sender<N> {
 }
 
 /// See the module.
-pub(crate) struct Receiver<const N: usize> {
+pub(crate) struct ShmemIpcReceiver<const N: usize> {
     ring: sharedring::Receiver<[u8; N]>,
     spin: bool,
-    /// Empty if messages are checked in place.
-    buffer: Vec<u8>,
+    buffer: ReceiveBuffer,
     /// Messages taken from the ring at once, at most.
     batch: usize,
     lent: Lent<N>,
@@ -146,7 +141,7 @@ struct Lent<const N: usize> {
     all: usize,
 }
 
-impl<const N: usize> Receiver<N> {
+impl<const N: usize> ShmemIpcReceiver<N> {
     #[inline]
     fn wait(&mut self) -> Result<()> {
         if self.spin {
@@ -173,23 +168,23 @@ impl<const N: usize> Receiver<N> {
     fn borrow(&mut self) -> Result<()> {
         self.wait()?;
         let (batch, lent) = (self.batch, &mut self.lent);
-        self.ring.receiver_mut().recv(|place, count| {
+        self.ring.receiver_mut().recv(|slot, count| {
             let all = count.min(batch);
-            *lent = Lent { next: place, left: all, all };
+            *lent = Lent { next: slot, left: all, all };
             0
         })?;
         Ok(())
     }
 }
 
-impl<const N: usize> Receive for Receiver<N> {
+impl<const N: usize> ReceiveHalf for ShmemIpcReceiver<N> {
     #[inline]
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         if self.batch == 1 {
             self.wait()?;
             let mut buffer = std::mem::take(&mut self.buffer);
-            self.with_messages(|place, _| {
-                judge(place, &mut buffer, check);
+            self.with_messages(|slot, _| {
+                validate(slot, &mut buffer, check);
                 1
             })?;
             self.buffer = buffer;
@@ -198,7 +193,7 @@ impl<const N: usize> Receive for Receiver<N> {
         if self.lent.left == 0 {
             self.borrow()?;
         }
-        judge(self.lent.next, &mut self.buffer, check);
+        validate(self.lent.next, &mut self.buffer, check);
         self.lent.next = self.lent.next.wrapping_add(1);
         self.lent.left -= 1;
         if self.lent.left == 0 {
@@ -210,13 +205,7 @@ impl<const N: usize> Receive for Receiver<N> {
 }
 
 #[inline]
-fn judge<const N: usize>(place: *const [u8; N], buffer: &mut [u8], check: &mut Check) {
+fn validate<const N: usize>(slot: *const [u8; N], buffer: &mut ReceiveBuffer, check: &mut Check) {
     // SAFETY: the ring lends the item until it is given back, and the other side, this same program, leaves it alone.
-    let message = unsafe { &*place };
-    if buffer.is_empty() {
-        check.bytes(message);
-    } else {
-        buffer.copy_from_slice(message);
-        check.bytes(buffer);
-    }
+    buffer.validate(unsafe { &*slot }, check);
 }

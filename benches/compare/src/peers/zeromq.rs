@@ -8,10 +8,10 @@
 
 use std::path::Path;
 
-use bench_kit::{Access, Check, Receive, Result, Send_, Side, System, Wait, Work};
+use harness::{Access, Check, ReceiveHalf, Result, SendHalf, Side, System, Wait, Work};
 use std::rc::Rc;
 
-use crate::meet;
+use crate::rendezvous;
 
 /// See the module.
 pub(crate) struct ZeroMq;
@@ -19,16 +19,16 @@ pub(crate) struct ZeroMq;
 impl System for ZeroMq {
     const NAME: &'static str = "zeromq";
     const VERSION: &'static str = "4.3.4 by zmq 0.10.0";
-    type Sender = Sender;
-    type Receiver = Receiver;
+    type Sender = ZeroMqSender;
+    type Receiver = ZeroMqReceiver;
 
     fn supports(work: &Work) -> bool {
         work.wait != Wait::Adaptive && work.batch == 1
     }
 
-    fn open(side: Side, folder: &Path, work: &Work) -> Result<(Sender, Receiver)> {
+    fn open(side: Side, folder: &Path, work: &Work) -> Result<(ZeroMqSender, ZeroMqReceiver)> {
         let socket = zmq::Context::new().socket(zmq::PAIR)?;
-        let most = i32::try_from(meet::slots(work.size))?;
+        let most = i32::try_from(rendezvous::slots(work.size))?;
         socket.set_sndhwm(most)?;
         socket.set_rcvhwm(most)?;
         let address = format!("ipc://{}", folder.join("socket").display());
@@ -38,17 +38,17 @@ impl System for ZeroMq {
         }
         let (socket, flags) = (Rc::new(socket), if work.wait == Wait::Spin { zmq::DONTWAIT } else { 0 });
         let buffer = vec![0; if work.access == Access::Copy { work.size } else { 0 }];
-        Ok((Sender { socket: socket.clone(), flags }, Receiver { socket, flags, buffer }))
+        Ok((ZeroMqSender { socket: socket.clone(), flags }, ZeroMqReceiver { socket, flags, buffer }))
     }
 }
 
 /// See the module.
-pub(crate) struct Sender {
+pub(crate) struct ZeroMqSender {
     socket: Rc<zmq::Socket>,
     flags: i32,
 }
 
-impl Send_ for Sender {
+impl SendHalf for ZeroMqSender {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
         polling(|| self.socket.send(message, self.flags))
@@ -56,21 +56,21 @@ impl Send_ for Sender {
 }
 
 /// See the module.
-pub(crate) struct Receiver {
+pub(crate) struct ZeroMqReceiver {
     socket: Rc<zmq::Socket>,
     flags: i32,
     /// Empty if messages are checked in place.
     buffer: Vec<u8>,
 }
 
-impl Receive for Receiver {
+impl ReceiveHalf for ZeroMqReceiver {
     #[inline]
     fn receive(&mut self, check: &mut Check) -> Result<()> {
         if self.buffer.is_empty() {
-            check.bytes(&polling(|| self.socket.recv_msg(self.flags))?);
+            check.validate(&polling(|| self.socket.recv_msg(self.flags))?);
         } else {
             let len = polling(|| self.socket.recv_into(&mut self.buffer, self.flags))?;
-            check.bytes(self.buffer.get(..len).unwrap_or_default());
+            check.validate(self.buffer.get(..len).unwrap_or_default());
         }
         Ok(())
     }
