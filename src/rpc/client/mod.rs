@@ -218,7 +218,7 @@ impl SharedMemoryClient {
     ///
     /// As `call`.
     pub fn call_into(&self, method: u32, request: &[u8], buffer: &mut Vec<u8>) -> Result<(), CallError> {
-        self.call_into_until(method, request, buffer, Wait::FOREVER)
+        self.current.call(method, request, buffer, Wait::FOREVER)
     }
 
     /// As [`call_into`](Self::call_into), until `deadline` at most.
@@ -233,7 +233,7 @@ impl SharedMemoryClient {
         buffer: &mut Vec<u8>,
         deadline: Instant,
     ) -> Result<(), CallError> {
-        self.call_into_until(method, request, buffer, Wait::Until(Some(deadline)))
+        self.current.call(method, request, buffer, Wait::Until(Some(deadline)))
     }
 
     /// Sends a request and returns at once, so that one thread may have many calls under way.
@@ -463,22 +463,8 @@ impl SharedMemoryClient {
 
     fn call_until(&self, method: u32, request: &[u8], wait: Wait) -> Result<Reply, CallError> {
         let mut buffer = Vec::new();
-        self.call_into_until(method, request, &mut buffer, wait)?;
+        self.current.call(method, request, &mut buffer, wait)?;
         Ok(Reply::new(buffer))
-    }
-
-    #[inline]
-    fn call_into_until(
-        &self,
-        method: u32,
-        request: &[u8],
-        buffer: &mut Vec<u8>,
-        wait: Wait,
-    ) -> Result<(), CallError> {
-        match self.current.get(wait)?.call(method, request, buffer, wait) {
-            Err(CallError::ShuttingDown) => self.current.call_again(method, request, buffer, wait),
-            result => result,
-        }
     }
 }
 

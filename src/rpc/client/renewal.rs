@@ -257,31 +257,18 @@ impl Current {
         }
     }
 
-    /// Calls again what the server has answered as never begun, if the policy says so.
-    #[cold]
-    pub(super) fn call_again(
+    /// Calls through the connection of now, and again what the server has answered as never begun, if the policy says so.
+    #[inline]
+    pub(super) fn call(
         &self,
         method: u32,
         request: &[u8],
         buffer: &mut Vec<u8>,
         wait: Wait,
     ) -> Result<(), CallError> {
-        let Self::Renewed(renewal) = self else { return Err(CallError::ShuttingDown) };
-        let Some(limit) = renewal.policy.unserved else { return Err(CallError::ShuttingDown) };
-        let Wait::Until(deadline) = nesting::limit(wait) else { return Err(CallError::ShuttingDown) };
-        let last = Instant::now().checked_add(limit);
-        let last = [last, deadline].into_iter().flatten().min();
-        let mut pause = renewal.policy.first;
-        loop {
-            // Not in step with other callers that were sent away at the same moment.
-            let step = pause / 2 + pause.mul_f64(jitter() / 2.0);
-            let next = Instant::now().checked_add(step).filter(|next| last.is_none_or(|last| *next < last));
-            let Some(next) = next else { return Err(CallError::ShuttingDown) };
-            renewal.pause_until(next)?;
-            match self.get(wait).and_then(|conn| conn.call(method, request, buffer, wait)) {
-                Err(CallError::ShuttingDown) => pause = pause.saturating_mul(2).min(renewal.policy.cap),
-                result => return result,
-            }
+        match self {
+            Self::Fixed(conn) => conn.call(method, request, buffer, wait),
+            Self::Renewed(renewal) => renewal.call(method, request, buffer, wait),
         }
     }
 
@@ -332,6 +319,45 @@ impl Current {
 impl Renewal {
     fn now(&self) -> Arc<Conn> {
         Arc::clone(&self.line.lock())
+    }
+
+    fn call(
+        self: &Arc<Self>,
+        method: u32,
+        request: &[u8],
+        buffer: &mut Vec<u8>,
+        wait: Wait,
+    ) -> Result<(), CallError> {
+        match self.get(wait)?.call(method, request, buffer, wait) {
+            Err(CallError::ShuttingDown) => self.call_again(method, request, buffer, wait),
+            result => result,
+        }
+    }
+
+    #[cold]
+    fn call_again(
+        self: &Arc<Self>,
+        method: u32,
+        request: &[u8],
+        buffer: &mut Vec<u8>,
+        wait: Wait,
+    ) -> Result<(), CallError> {
+        let (Some(limit), Wait::Until(deadline)) = (self.policy.unserved, nesting::limit(wait)) else {
+            return Err(CallError::ShuttingDown);
+        };
+        let last = [Instant::now().checked_add(limit), deadline].into_iter().flatten().min();
+        let mut pause = self.policy.first;
+        loop {
+            // Not in step with other callers that were sent away at the same moment.
+            let step = pause / 2 + pause.mul_f64(jitter() / 2.0);
+            let next = Instant::now().checked_add(step).filter(|next| last.is_none_or(|last| *next < last));
+            let Some(next) = next else { return Err(CallError::ShuttingDown) };
+            self.pause_until(next)?;
+            match self.get(wait).and_then(|conn| conn.call(method, request, buffer, wait)) {
+                Err(CallError::ShuttingDown) => pause = pause.saturating_mul(2).min(self.policy.cap),
+                result => return result,
+            }
+        }
     }
 
     fn get(self: &Arc<Self>, wait: Wait) -> Result<Arc<Conn>, CallError> {
