@@ -3,8 +3,12 @@
 //! Time: to wait for a signal until a deadline is to wait until that has passed. The lock is given up, others may
 //! do whatever they like, and it is taken again, too late. Whoever is told in time waits as one that has no deadline;
 //! so both are modelled, and no clock is needed here. A lock itself is waited for as long as it takes.
+//!
+//! A signal for one thread is taken by one whose deadline passes meanwhile, if there is such a thread: condition variables
+//! may do so, and the models must hold all the same.
 
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicU32;
 
 use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::sync::{Condvar, Mutex, MutexGuard};
@@ -23,11 +27,16 @@ impl Threads for LoomThreads {
 
 /// What waits for a change of a locked value.
 #[derive(Debug)]
-pub struct Signal(Condvar);
+pub struct Signal {
+    condition: Condvar,
+    /// Threads whose deadlines pass, and that have no signal yet. It is used under the lock alone, so that loom need not
+    /// see it.
+    late: AtomicU32,
+}
 
 impl Default for Signal {
     fn default() -> Self {
-        Self(Condvar::new())
+        Self { condition: Condvar::new(), late: AtomicU32::new(0) }
     }
 }
 
@@ -81,17 +90,25 @@ impl<T> Monitor<T> for Lock<T> {
 
     fn wait<'a>(&'a self, guard: Self::Guard<'a>, signal: &Signal, until: Until) -> (Self::Guard<'a>, bool) {
         if until.is_some() {
+            signal.late.fetch_add(1, Ordering::Relaxed);
             drop(guard);
-            return (self.lock(), false);
+            let guard = self.lock();
+            signal.late.store(signal.late.load(Ordering::Relaxed).saturating_sub(1), Ordering::Relaxed);
+            return (guard, false);
         }
-        (signal.0.wait(guard).unwrap_or_else(PoisonError::into_inner), true)
+        (signal.condition.wait(guard).unwrap_or_else(PoisonError::into_inner), true)
     }
 
     fn notify(signal: &Signal) {
-        signal.0.notify_all();
+        signal.condition.notify_all();
     }
 
     fn notify_one(signal: &Signal) {
-        signal.0.notify_one();
+        let late = signal.late.load(Ordering::Relaxed);
+        if late > 0 {
+            signal.late.store(late - 1, Ordering::Relaxed);
+        } else {
+            signal.condition.notify_one();
+        }
     }
 }

@@ -31,6 +31,8 @@ pub(super) const ALL: &[Named] = named![
     credit_that_another_reads_lets_a_writer_go_on,
     who_writes_an_upload_is_told_when_its_call_is_given_up,
     who_is_too_late_to_send_lets_the_next_one_send,
+    a_waiter_that_was_chosen_at_its_deadline_leaves_the_place_to_another,
+    a_waiter_for_pushes_that_was_chosen_at_its_deadline_loses_none,
 ];
 
 fn a_call_that_finds_no_room_sends_nothing() {
@@ -319,4 +321,45 @@ fn what_is_over_is_not_sent_on() {
     assert_eq!(desk.wait(desk.pushed(), Wait::Never, |_| None::<()>), Err(Stop::Timeout));
     assert_eq!(desk.send_item(&mut cut, [&[1; 200], &[]], &mut seq, id, Wait::Never), Err(Stop::Over));
     assert_eq!(end(&desk, id, Wait::Never), Ok(reply_to(id)));
+}
+
+/// Two threads wait for a place, and one is freed. The wake may go to the thread whose deadline passes at that moment.
+fn a_waiter_that_was_chosen_at_its_deadline_leaves_the_place_to_another() {
+    let (a, b) = connection::<Cells>(1, 64);
+    let desk = desk(&a, PLACES);
+    let [slow, unused] = [0; 2].map(|_| open(&desk, 0, Wait::Never).unwrap());
+    let late = desk.clone();
+    let late = thread::spawn(move || {
+        open(&late, 0, soon()).into_iter().for_each(|id| late.unsend(id));
+    });
+    let other = desk.clone();
+    let other = thread::spawn(move || {
+        begin(&other, 0);
+        reply(&b, &[slow]);
+    });
+    desk.unsend(unused);
+    assert_eq!(end(&desk, slow, Wait::FOREVER), Ok(reply_to(slow)));
+    late.join().unwrap();
+    other.join().unwrap();
+}
+
+/// Two threads wait for pushes, one without a deadline: it gets what the other does not take.
+fn a_waiter_for_pushes_that_was_chosen_at_its_deadline_loses_none() {
+    let (a, b) = connection::<Cells>(2, 64);
+    let desk = desk(&a, PLACES);
+    let id = open(&desk, 0, Wait::Never).unwrap();
+    let mut out = sender(&b);
+    say(&mut out, 0, Head::new(Kind::Push, 0), &[1]);
+    say(&mut out, 0, Head { seq: 1, ..Head::new(Kind::Push, 0) }, &[2]);
+    let take = |desk: &Shared, wait| desk.wait(desk.pushed(), wait, |table| table.next_push());
+    let late = desk.clone();
+    let late = thread::spawn(move || drop(take(&late, soon())));
+    let other = desk.clone();
+    let other = thread::spawn(move || {
+        take(&other, Wait::FOREVER).unwrap();
+        say(&mut out, id, Head::new(Kind::Reply, 0), &reply_to(id));
+    });
+    assert_eq!(end(&desk, id, Wait::FOREVER), Ok(reply_to(id)));
+    other.join().unwrap();
+    late.join().unwrap();
 }
