@@ -57,7 +57,7 @@ pub(crate) use stats::waits_to;
 pub use stats::{Stats, Waits};
 
 pub use crate::ring::{Poster, Wanted};
-pub(crate) use crate::sys::{borrow::RawBytes, mapping::Mapping, socket::PeerCred, threads};
+pub(crate) use crate::sys::{borrow::RawBytes, fork::Canary, mapping::Mapping, socket::PeerCred, threads};
 
 use crate::mem::{Memory, Until};
 

@@ -115,8 +115,12 @@ impl ServerHandle {
     /// calls that come too late for an answer fail with `ShuttingDown` as well, and were never begun. Notifications that
     /// have come are served, those of clients that have gone included.
     ///
-    /// Blocks for at most `timeout`. It never waits for a method that does not return.
+    /// Blocks for at most `timeout`. It never waits for a method that does not return. In a forked child it does nothing: the
+    /// server is the parent's.
     pub fn shutdown(mut self, timeout: Duration) -> Drained {
+        if !self.shared.same_process() {
+            return Drained { cut_off: 0, running: 0 };
+        }
         self.close_door();
         self.shared.drain();
         self.shared.wait_until_idle(Instant::now().checked_add(timeout));

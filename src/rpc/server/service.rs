@@ -14,7 +14,7 @@ use super::peer::{Connection, Peer, ProcessId};
 use super::pool::{self, Bounds, Queue};
 use super::serve::serve_counted;
 use super::stats::{Counts, ServerStats};
-use crate::channel::{Closer, ConnectionId, threads};
+use crate::channel::{Canary, Closer, ConnectionId, threads};
 use crate::error::{AcceptError, CallError, HandlerError, RejectCode};
 use crate::events;
 use crate::listener::SharedMemoryListener;
@@ -83,6 +83,8 @@ impl Default for Sizes {
 
 /// What all threads of a server share.
 pub(super) struct Shared {
+    /// The process that made it. A fork has none of its threads, and its locks may have been held meanwhile.
+    canary: Canary,
     pub(super) options: Options,
     pub(super) methods: Methods,
     pub(super) callbacks: Callbacks,
@@ -111,6 +113,7 @@ impl Shared {
         sizes: Sizes,
     ) -> io::Result<Arc<Self>> {
         let shared = Arc::new(Self {
+            canary: Canary::new()?,
             options,
             methods,
             callbacks,
@@ -162,8 +165,16 @@ impl Shared {
         true
     }
 
-    /// Closes every connection, and lets the workers go.
+    /// Whether this is the process that made the server, and not a fork of it.
+    pub(super) fn same_process(&self) -> bool {
+        self.canary.same_process()
+    }
+
+    /// Closes every connection, and lets the workers go. Does nothing in a forked child.
     pub(super) fn stop(&self) {
+        if !self.same_process() {
+            return;
+        }
         self.draining.store(true, Ordering::Relaxed);
         self.stopped.store(true, Ordering::Relaxed); // Before the list is read: who comes into it later, finds this.
         self.queue.close();
