@@ -302,7 +302,9 @@ impl Lifeline {
     #[cold]
     fn lose(&'static self) {
         fork::forget(self);
-        if let Some(lost) = self.table().lose() {
+        // The lock ends with this statement: what is ended may drop its last reference, and a logger may do anything.
+        let lost = self.table().lose();
+        if let Some(lost) = lost {
             end(&lost, events::monitor_closed);
         }
     }

@@ -111,7 +111,8 @@ impl Directory {
         hidden.push(".lock");
         let path = plain(&hidden)?;
         let open = |flags: libc::c_int| {
-            let flags = flags | libc::O_RDWR | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+            // O_NONBLOCK: else a lease on the file, which any process may take that can read it, holds this up.
+            let flags = flags | libc::O_RDWR | libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
             // SAFETY: the path is a C string; the call makes a new descriptor, which is ours alone.
             unsafe {
                 let made = libc::openat(self.fd.as_raw_fd(), path.as_ptr(), flags, 0o600);
