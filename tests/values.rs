@@ -35,7 +35,7 @@ fn errors_of_connecting_tell_what_to_do() {
     use ConnectError as E;
     let (doing, source) = failed();
     is(E::BadOptions("five".into()), ErrorKind::InvalidInput, "five");
-    is(E::Io { doing, source }, ErrorKind::PermissionDenied, "another user");
+    is(E::Io { doing, source }, ErrorKind::PermissionDenied, "trying: permission denied");
     let (doing, source) = ("trying".into(), ErrorKind::ConnectionRefused.into());
     is(E::Io { doing, source }, ErrorKind::ConnectionRefused, "start it");
     is(E::NotASocket, ErrorKind::ConnectionRefused, "not a socket");
