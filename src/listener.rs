@@ -281,7 +281,8 @@ impl Options {
     /// Takes over a Unix stream socket that listens already, with these options: one that a service manager has passed
     /// (socket activation), or that a predecessor of this program has handed over.
     ///
-    /// The path, the backlog and the mode stay as they are, and dropping the listener does not remove the path.
+    /// The path and its mode stay as they are, and dropping the listener does not remove the path. Clients that connect
+    /// from now on see this process as the server (`peer_cred`), not the one that has bound the socket.
     ///
     /// ```no_run
     /// use std::os::fd::{FromRawFd, OwnedFd};
@@ -301,7 +302,7 @@ impl Options {
     /// [`BindError::Io`] of kind `InvalidInput` if it is something else than such a socket; it is closed then. Else as
     /// [`bind`](Self::bind).
     pub fn listen_on(&self, socket: OwnedFd) -> Result<SharedMemoryListener, BindError> {
-        self.listener(|_| Place::adopt(socket))
+        self.listener(|options| Place::adopt(socket, options))
     }
 
     /// Binds a listener at the path, with these options.

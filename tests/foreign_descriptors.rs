@@ -224,6 +224,30 @@ fn connect_returns_in_time_whatever_comes_with_the_welcome() {
     });
 }
 
+/// The kernel throws an out-of-band byte away, with its descriptors, as soon as it is read past.
+#[test]
+fn connect_and_accept_return_in_time_whatever_comes_out_of_band() {
+    on_new_and_old_kernels("connect_and_accept_return_in_time_whatever_comes_out_of_band", || {
+        let (path, server, _folder) = by_hand(|mut client| {
+            let ends = send_out_of_band(&client);
+            let _ = client.write_all(&welcome()); // The client may have had enough.
+            HELD.store(false, Ordering::SeqCst);
+            (ends, client)
+        });
+        HELD.store(true, Ordering::SeqCst);
+        connect(&path).expect_err("not a well-formed server");
+        server.join().expect("plays");
+        let options = Options::new().handshake_timeout(Duration::from_secs(2)).authorize(|_| passes());
+        let server = Server::start(&options);
+        HELD.store(true, Ordering::SeqCst);
+        let client = server.raw();
+        let _ends = send_out_of_band(&client);
+        (&client).write_all(&hello()).expect("sends");
+        HELD.store(false, Ordering::SeqCst);
+        in_time("accept", || server.honest_client_gets_in());
+    });
+}
+
 #[test]
 fn connect_returns_in_time_from_a_server_that_it_does_not_trust() {
     on_new_and_old_kernels("connect_returns_in_time_from_a_server_that_it_does_not_trust", || {

@@ -7,7 +7,7 @@ mod faults;
 use std::env;
 use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -184,6 +184,53 @@ fn a_listening_socket_is_handed_over_and_nothing_else_is_taken_for_one() {
         let refused = Options::new().listen_on(other).map(drop).expect_err("it does not listen");
         assert_eq!(io::Error::from(refused).kind(), io::ErrorKind::InvalidInput);
     }
+}
+
+/// The kernel names the process that called `listen` last: clients must be told of the death of their server, not of the
+/// process that bound the path.
+#[test]
+fn who_takes_over_a_listening_socket_is_the_server() {
+    const NAME: &str = "who_takes_over_a_listening_socket_is_the_server";
+    if role().is_some() {
+        let fd = told().parse().expect("a number");
+        // SAFETY: the parent left this descriptor open for this process alone.
+        let listener = Options::new().listen_on(unsafe { OwnedFd::from_raw_fd(fd) }).expect("listens");
+        let mut client = listener.accept_timeout(LONG).expect("accepts");
+        let _end = client.recv_timeout(&mut [0; 8], LONG);
+        return;
+    }
+    let _watchdog = Watchdog::new(NAME);
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    let listener = SharedMemoryListener::bind(&path).expect("binds");
+    let socket = listener.try_clone_socket().expect("a copy");
+    // SAFETY: takes numbers.
+    assert_eq!(unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_SETFD, 0) }, 0);
+    let successor = Kept::start(&mut me(NAME, "successor", &socket.as_raw_fd().to_string()));
+    drop(socket);
+    let named = || {
+        let stream = UnixStream::connect(&path).expect("connects");
+        let (mut cred, mut len) = (libc::ucred { pid: 0, uid: 0, gid: 0 }, 12);
+        // SAFETY: fills a local of this length.
+        let asked = unsafe {
+            libc::getsockopt(
+                stream.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERCRED,
+                (&raw mut cred).cast(),
+                &mut len,
+            )
+        };
+        assert_eq!(asked, 0);
+        cred.pid
+    };
+    let begun = Instant::now();
+    while u32::try_from(named()) != Ok(successor.pid()) {
+        assert!(begun.elapsed() < LONG, "the successor is never named");
+        thread::sleep(Duration::from_millis(5));
+    }
+    let stream = SharedMemoryStream::connect(&path).expect("connects");
+    assert_eq!(stream.peer_cred().pid(), successor.pid());
 }
 
 #[test]

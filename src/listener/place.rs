@@ -79,10 +79,14 @@ impl Place {
     }
 
     /// Takes over a socket that listens already. Its path stays the business of the process that bound it.
-    pub(super) fn adopt(socket: OwnedFd) -> Result<Self, BindError> {
+    pub(super) fn adopt(socket: OwnedFd, options: &Options) -> Result<Self, BindError> {
         let path = socket::listening_path(socket.as_fd())
             .map_err(BindError::io("taking over a listening socket"))?;
-        Ok(Self { path, bound: None, socket: Arc::new(Listening::new(socket)) })
+        let socket = Listening::adopted(socket);
+        // The kernel names the last process that did so to the clients that connect from now on.
+        socket::start_listening(socket.as_fd(), options.backlog_len())
+            .map_err(BindError::io("taking over a listening socket"))?;
+        Ok(Self { path, bound: None, socket: Arc::new(socket) })
     }
 
     /// Whether the path still names the listening socket, if this process has bound it.

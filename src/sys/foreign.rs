@@ -6,7 +6,9 @@
 //! 2. A socket is closed by the dropping thread only if its queue is empty and stays empty: it is shut down first,
 //!    and the kernel accepts nothing for a socket that is shut down. Each message takes at
 //!    least one byte, so a queue without bytes holds no descriptor.
-//! 3. A forked child shuts nothing down: the socket is its parent's. It only closes its copy.
+//! 3. What the peer sends out of band is received like all else. The kernel would otherwise free it, with its descriptors,
+//!    in the call that reads past it.
+//! 4. A forked child shuts nothing down: the socket is its parent's. It only closes its copy.
 //!
 //! # What it does not cover
 //!
@@ -74,6 +76,8 @@ impl PeerSocket {
 
 impl From<OwnedFd> for PeerSocket {
     fn from(fd: OwnedFd) -> Self {
+        // It fails only where the kernel has no out-of-band data on such sockets, or a filter refuses it.
+        let _a_help = socket::receive_out_of_band_inline(fd.as_fd());
         Self { fd: Some(fd.into()), canary: Canary::new().ok() }
     }
 }
@@ -112,6 +116,12 @@ impl Listening {
     pub(crate) fn new(fd: OwnedFd) -> Self {
         let refuses = socket::refuse_descriptors(fd.as_fd()).is_ok();
         Self { fd: Some(fd.into()), refuses }
+    }
+
+    /// A socket that listened before: clients may have passed descriptors, which wait in its backlog.
+    pub(crate) fn adopted(fd: OwnedFd) -> Self {
+        let _a_help = socket::refuse_descriptors(fd.as_fd());
+        Self { fd: Some(fd.into()), refuses: false }
     }
 }
 

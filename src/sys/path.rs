@@ -185,9 +185,13 @@ impl Directory {
     ///
     /// # Errors
     ///
-    /// The process may not do so; `/proc` is missing.
+    /// It is no socket: another file has taken its name. The process may not do so; `/proc` is missing.
     pub(crate) fn share(&self, name: &OsStr, group: Option<u32>, mode: u32) -> io::Result<()> {
         let file = self.open_path(name)?;
+        // Who may write to the directory can put a link to a file of this user there.
+        if stat_of(&file)?.st_mode & libc::S_IFMT != libc::S_IFSOCK {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "another file has taken the socket's name"));
+        }
         if let Some(group) = group {
             let keep = libc::uid_t::MAX;
             // SAFETY: the path is an empty C string: the descriptor itself is meant.
@@ -205,14 +209,9 @@ impl Directory {
 impl Guard<'_> {
     /// Whether the name still names the file that is locked: its last holder may have removed it meanwhile.
     fn is_current(&self) -> io::Result<bool> {
-        let mut stat = MaybeUninit::<libc::stat>::uninit();
-        // SAFETY: fills the local struct, which is read only after the call succeeded.
-        let held = unsafe {
-            call::check("fstat", libc::fstat(self.file.as_raw_fd(), stat.as_mut_ptr()))?;
-            let stat = stat.assume_init();
-            (stat.st_dev, stat.st_ino)
-        };
-        Ok(self.directory.inode_of(&self.name)?.is_some_and(|named| (named.dev, named.ino) == held))
+        let held = stat_of(&self.file)?;
+        let named = self.directory.inode_of(&self.name)?;
+        Ok(named.is_some_and(|named| (named.dev, named.ino) == (held.st_dev, held.st_ino)))
     }
 }
 
@@ -223,6 +222,15 @@ impl Drop for Guard<'_> {
         }
         // SAFETY: takes two numbers. It cannot fail: the descriptor is open and locked.
         unsafe { libc::flock(self.file.as_raw_fd(), libc::LOCK_UN) };
+    }
+}
+
+fn stat_of(file: &Descriptor) -> io::Result<libc::stat> {
+    let mut stat = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: fills the local struct, which is read only after the call succeeded.
+    unsafe {
+        call::check("fstat", libc::fstat(file.as_raw_fd(), stat.as_mut_ptr()))?;
+        Ok(stat.assume_init())
     }
 }
 

@@ -289,6 +289,15 @@ pub(crate) fn refuse_descriptors(fd: BorrowedFd<'_>) -> io::Result<()> {
     set_option(fd, SO_PASSRIGHTS, 0)
 }
 
+/// Makes the kernel deliver out-of-band bytes in order with the others, and not free them unseen.
+///
+/// # Errors
+///
+/// It cannot.
+pub(crate) fn receive_out_of_band_inline(fd: BorrowedFd<'_>) -> io::Result<()> {
+    set_option(fd, libc::SO_OOBINLINE, 1)
+}
+
 /// Ends the connection in both directions: the peer is told, and the kernel accepts nothing for this socket any more.
 pub(crate) fn shut_down(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: takes two numbers.

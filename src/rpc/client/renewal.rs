@@ -424,8 +424,9 @@ impl Renewal {
         }
         let old = self.now();
         let Some(ended) = old.line.ended() else { return Ok(old) };
-        // What the server sent before its end comes first, to those who wait for it.
-        let _at_its_end = old.desk.wait(old.desk.pushed(), Wait::Until(give_up), |_| None::<()>);
+        // What the server sent before its end comes first, to those who wait for it. A hostile server could go on sending.
+        let last_words = Instant::now().checked_add(LAST_WORDS).into_iter().chain(give_up).min();
+        let _at_its_end = old.desk.wait(old.desk.pushed(), Wait::Until(last_words), |_| None::<()>);
         old.desk.end(ended);
         self.report(&old, ended.into());
         let new = self.persist(give_up)?;
@@ -487,6 +488,9 @@ fn jitter() -> f64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     f64::from(now.subsec_nanos() % 1000) / 1000.0
 }
+
+/// How long what a lost connection still holds is received; a well-formed server's takes microseconds.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// How long the thread in the background tries before it looks whether the client is still there.
 const BACKGROUND_STEP: Duration = Duration::from_secs(1);
