@@ -4,6 +4,7 @@ use std::io::IoSlice;
 
 use super::super::code::rpc::wire::{HEAD, Head};
 use super::super::code::{Inbound, NoPace, Outbound, RecvFault, Wait};
+use super::ROOM;
 use crate::machine::Model;
 
 /// A frame that came: its id, head and body.
@@ -16,7 +17,7 @@ pub(super) fn say(out: &mut Outbound<Model, NoPace>, id: u64, head: Head, body: 
 
 /// Takes the next frame.
 pub(super) fn hear(inb: &mut Inbound<Model, NoPace>) -> Result<Frame, RecvFault> {
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(ROOM);
     let message = inb.recv_into(&mut bytes, Wait::FOREVER)?;
     let head = bytes.first_chunk::<HEAD>().expect("a head");
     Ok((message.tag, Head::decode(*head).expect("honest"), bytes[HEAD..].to_vec()))

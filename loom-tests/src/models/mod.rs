@@ -71,6 +71,9 @@ pub fn of_servers() -> Vec<Named> {
 
 const MAX_MESSAGE: usize = 1 << 20;
 
+/// The capacity of a buffer that receives. One without capacity would keep the short way of receiving out of all models.
+const ROOM: usize = 4096;
+
 fn sender<S: Spans>(side: &Side<S>) -> Outbound<View<S>, NoPace> {
     Outbound::new(side.out.clone(), NoPace, 0, MAX_MESSAGE)
 }
@@ -112,7 +115,7 @@ fn recv<M: Memory>(inb: &mut Inbound<M, NoPace>) -> Result<Vec<u8>, RecvFault> {
 }
 
 fn recv_within<M: Memory>(inb: &mut Inbound<M, NoPace>, wait: Wait) -> Result<Vec<u8>, RecvFault> {
-    let mut buffer = Vec::new();
+    let mut buffer = Vec::with_capacity(ROOM);
     inb.recv_into(&mut buffer, wait).map(|_| buffer)
 }
 
