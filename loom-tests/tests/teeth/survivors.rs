@@ -48,6 +48,12 @@ const SURVIVORS: &[Row] = &[
     ("channel/inbound.rs", "next", "never self.ring.ticket() == ticket", PATIENCE),
     ("channel/outbound.rs", "send_cut", "never left > 0 (2)", EARLY),
     ("channel/outbound.rs", "send_cut", "never refuses (2)", EARLY),
+    ("channel/incoming.rs", "room", "always len > self.len()", QUICKER),
+    ("channel/incoming.rs", "room", "never len > self.len()", ALLOCATOR),
+    ("channel/incoming.rs", "room", "always len - self.len() > self.capacity() - self.len()", QUICKER),
+    ("channel/incoming.rs", "room", "never len - self.len() > self.capacity() - self.len()", ALLOCATOR),
+    ("channel/incoming.rs", "read_on", "always len > buffer.capacity()", ALLOCATOR),
+    ("channel/incoming.rs", "read_on", "never len > buffer.capacity()", ALLOCATOR),
     ("channel/partial.rs", "room", "always self.buffer.len() < end", MEMORY),
     ("channel/partial.rs", "is_idle", "never self.state == State::Idle", MEMORY),
     ("channel/mod.rs", "may_wait_on", "always tries > 0", PATIENCE),
@@ -58,6 +64,7 @@ const SURVIVORS: &[Row] = &[
     ("rpc/client/seat.rs", "is_whole", "never message.tag() == self.id", QUICKER),
     ("rpc/client/seat.rs", "is_whole", "never head == Head::new(Kind::Reply, 0).encode()", QUICKER),
     ("rpc/client/seat.rs", "write", "left out (2)", NO_ROOM),
+    ("rpc/client/seat.rs", "read", "left out (4)", NO_MEMORY),
     ("rpc/client/seat.rs", "read", "never own.is_some()", QUICKER),
     ("rpc/client/seat.rs", "read", "never books.waiters == 0", QUICKER),
     ("rpc/client/seat.rs", "take_own", "left out (2)", LATER),
@@ -70,8 +77,12 @@ const SURVIVORS: &[Row] = &[
     ("rpc/server/attendant.rs", "attend", "never tries > 0", NAPS_OF_CALLS),
     ("rpc/server/attendant.rs", "attend", "left out (2)", NAPS_OF_CALLS),
     ("rpc/server/attendant.rs", "round", "left out", QUICKER),
+    ("rpc/server/attendant.rs", "say_goodbye", "left out", BUSY),
+    ("rpc/server/attendant.rs", "frame", "left out (3)", NO_MEMORY),
+    ("rpc/server/attendant.rs", "frame", "left out (4)", NO_MEMORY),
     ("rpc/server/attendant.rs", "in_place", "never hall.is_called_off(id)", CALLED_OFF),
     ("rpc/server/attendant.rs", "flush", "never post.out.ring().next() != before", QUICKER),
+    ("rpc/server/hall.rs", "is_notification_wanted", "never self.is_called_off(id)", UNCANCELLED),
     ("rpc/server/hall.rs", "finish", "never post.over.is_some()", LATER),
     ("rpc/server/hall.rs", "finish", "never self.is_called_off(id)", CALLED_OFF),
     ("rpc/server/hall.rs", "answer_whole", "left out (2)", ANSWERED),
@@ -92,6 +103,11 @@ const PATIENCE: &str =
 const EARLY: &str =
     "leaves early once the end is known: a send that has room may be in time or not, and waits for none";
 const MEMORY: &str = "costs memory that could be used again, or one more copy: the bytes are the same";
+const ALLOCATOR: &str =
+    "the buffer grows in another way, which differs only where memory is short: tests/low_memory.rs";
+const NO_MEMORY: &str = "no model is short of memory: tests/low_memory.rs";
+const BUSY: &str = "looks again at once instead of waiting for room: costs CPU, and nothing else";
+const UNCANCELLED: &str = "a well-formed client cancels no notification";
 const LOOKS: &str = "loads a head more often than needed, and finds the same";
 
 const LATER: &str = "the end is found by the next step as well, and nothing is sent or received before it";

@@ -170,8 +170,10 @@ impl<'a, M: Memory + Send, P: Pace + Send, T: Threads> Seat<'a, M, P, T> {
                 let change = books.table.lose_reply(own.id);
                 self.tell(change);
             }
-            Err(RecvFault::Ended(ended)) => self.over(ended),
-            Err(_) => self.over(Ended::ProtocolViolated),
+            Err(fault) => self.over(match fault {
+                RecvFault::Ended(ended) => ended,
+                _ => Ended::ProtocolViolated,
+            }),
         }
         own.buffer.clear();
         false
