@@ -32,7 +32,6 @@ const MODULES: [(&str, &[(&str, &str)]); 4] = [
             ("end", "ring/end.rs"),
             ("park", "ring/park.rs"),
             ("place", "ring/place.rs"),
-            ("post", "ring/post.rs"),
             ("producer", "ring/producer.rs"),
             ("urgent", "ring/urgent.rs"),
             ("", "ring/mod.rs"),
@@ -199,10 +198,10 @@ fn kept(file: &str, item: &syn::Item) -> bool {
 
 fn list(mutants: &[Mutant]) -> String {
     let mut rows = String::new();
-    for Mutant { file, line, function, change, text } in mutants {
+    for Mutant { file, line, function, change, label, text } in mutants {
         writeln!(
             rows,
-            "Mutant {{ file: {file:?}, line: {line}, function: {function:?}, change: {change:?}, text: {text:?} }},"
+            "Mutant {{ file: {file:?}, line: {line}, function: {function:?}, change: {change:?}, label: {label:?}, text: {text:?} }},"
         )
         .unwrap();
     }

@@ -171,6 +171,7 @@ pub(crate) fn apply(file: &str, text: &str, mutants: &mut Vec<Mutant>) -> String
             line,
             function: String::new(),
             change: patch.change.to_owned(),
+            label: patch.change.to_owned(),
             text: first.to_owned(),
         });
     }

@@ -28,6 +28,8 @@ pub(crate) struct Mutant {
     pub(crate) line: usize,
     pub(crate) function: String,
     pub(crate) change: String,
+    /// Type, function, kind of change, and which of several: survivors are told by it, so it holds no text of the source.
+    pub(crate) label: String,
     pub(crate) text: String,
 }
 
@@ -76,13 +78,14 @@ const PLAIN: [&str; 7] = ["of", "new", "default", "fmt", "encode", "direction", 
 pub(crate) struct Weaken<'a> {
     file: &'a str,
     lines: Vec<&'a str>,
+    owner: String,
     function: String,
     mutants: &'a mut Vec<Mutant>,
 }
 
 impl<'a> Weaken<'a> {
     pub(crate) fn new(file: &'a str, text: &'a str, mutants: &'a mut Vec<Mutant>) -> Self {
-        Self { file, lines: text.lines().collect(), function: String::new(), mutants }
+        Self { file, lines: text.lines().collect(), owner: String::new(), function: String::new(), mutants }
     }
 
     pub(crate) fn walk(mut self, file: &mut File) {
@@ -99,7 +102,14 @@ impl<'a> Weaken<'a> {
             0 => change.to_owned(),
             before => format!("{change} ({})", before + 1),
         };
+        let kind = if change.starts_with("left out") {
+            "left-out"
+        } else {
+            change.split(' ').next().unwrap_or_default()
+        };
+        let label = self.label(kind);
         self.mutants.push(Mutant {
+            label,
             file: self.file.to_owned(),
             line,
             function: self.function.clone(),
@@ -107,6 +117,15 @@ impl<'a> Weaken<'a> {
             text: self.lines.get(line - 1).map_or("", |line| line.trim()).to_owned(),
         });
         self.mutants.len() - 1
+    }
+
+    /// What tells a mutant from all others: `Producer::try_send never 2`.
+    fn label(&self, kind: &str) -> String {
+        let owner = if self.owner.is_empty() { String::new() } else { format!("{}::", self.owner) };
+        let label = format!("{owner}{} {kind}", self.function);
+        let alike = |other: &&Mutant| other.label.rsplit_once(' ').is_some_and(|(before, _)| before == label);
+        let before = self.mutants.iter().filter(alike).count();
+        format!("{label} {}", before + 1)
     }
 
     fn within(&mut self, name: &syn::Ident, walk: impl FnOnce(&mut Self)) {
@@ -207,6 +226,16 @@ impl VisitMut for Weaken<'_> {
     fn visit_item_fn_mut(&mut self, item: &mut ItemFn) {
         let name = item.sig.ident.clone();
         self.within(&name, |this| visit_mut::visit_item_fn_mut(this, item));
+    }
+
+    fn visit_item_impl_mut(&mut self, item: &mut syn::ItemImpl) {
+        let owner = match &*item.self_ty {
+            syn::Type::Path(path) => path.path.segments.last().map(|last| last.ident.to_string()),
+            _ => None,
+        };
+        let outer = std::mem::replace(&mut self.owner, owner.unwrap_or_default());
+        visit_mut::visit_item_impl_mut(self, item);
+        self.owner = outer;
     }
 
     fn visit_impl_item_fn_mut(&mut self, item: &mut ImplItemFn) {

@@ -16,6 +16,8 @@ pub struct Mutant {
     pub function: &'static str,
     /// What is changed.
     pub change: &'static str,
+    /// Type, function, kind of change, and which of several.
+    pub label: &'static str,
     /// The line itself.
     pub text: &'static str,
 }

@@ -35,6 +35,7 @@ static SETTLING: Mutant = Mutant {
     line: 0,
     function: "settle",
     change: "relaxed store",
+    label: "",
     text: "the first verdict stays, and is published",
 };
 
@@ -151,7 +152,7 @@ fn table() {
     tried.sort_unstable_by_key(|it| it.number);
     for Outcome { number, by } in &*tried {
         let it = mutant(*number);
-        let place = format!("{}:{} {}", it.file, it.line, it.function);
+        let place = format!("{}:{} {}", it.file, it.line, it.label);
         let by = match by {
             Some(Catch { model, late: false }) => (*model).to_owned(),
             Some(Catch { model, late: true }) => format!("{model} (went on for too long)"),

@@ -57,28 +57,14 @@ mod consumer;
 mod end;
 mod park;
 mod place;
-mod post;
 mod producer;
 mod urgent;
 
 pub use consumer::{Arrival, Consumer, Took};
 pub use end::{Fate, bury, close, ended, shut};
 pub use park::{Bed, alarm, rouse, sleep};
-pub use post::Posted;
-pub use producer::{Claim, Cursor, Producer, Refusal, Wanted};
+pub use producer::{Claim, Cursor, Posted, Producer, Refusal, Wanted};
 pub use urgent::{Poster, bell, urgent};
-
-use crate::mem::Memory;
-
-impl<M: Memory> Producer<M> {
-    /// How full the ring was at most when the head was looked at, in thousandths of its slots or of its arena.
-    pub fn fullest(&self) -> u32 {
-        let (slots, bytes) = self.arena.most();
-        let part = |taken: u64, of: u64| taken.saturating_mul(1000) >> of.trailing_zeros().min(63); // Powers of two.
-        let most = part(slots, self.mem().slots()).max(part(bytes, self.mem().arena()));
-        u32::try_from(most).unwrap_or(1000)
-    }
-}
 
 /// The stamp of a ready ticket.
 #[inline]

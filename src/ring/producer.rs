@@ -2,8 +2,12 @@
 //!
 //! A claim is private: until [`publish`](Producer::publish) nothing of it is visible, a forgotten
 //! one costs nothing, and the next claim takes the same ticket.
+//!
+//! [`post`](Producer::post) and its kin do the steps of a whole message in one go, if nothing at all is in the way, or
+//! nothing. Whatever needs a look at the head, ends or abandons a message, or waits, is left to the single steps. The
+//! models, `tests/ring.rs`, the exhaustive tests and the fuzz bodies send both ways.
 
-use super::park::rouse;
+use super::park::{asleep, rouse, wake};
 use super::place::Arena;
 use super::{ended, ready, writing};
 use crate::error::{Ended, Violation};
@@ -14,17 +18,17 @@ use std::ops::Range;
 /// The next ticket and the place behind the last payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor {
-    pub(super) ticket: u64,
-    pub(super) place: u64,
+    ticket: u64,
+    place: u64,
 }
 
 /// A ticket and a place that the producer may write to.
 #[derive(Debug)]
 pub struct Claim {
-    pub(super) ticket: u64,
-    pub(super) span: Span,
-    pub(super) len: usize,
-    pub(super) after: Cursor,
+    ticket: u64,
+    span: Span,
+    len: usize,
+    after: Cursor,
 }
 
 impl Claim {
@@ -68,14 +72,14 @@ pub enum Refusal {
 /// The writing side.
 #[derive(Debug)]
 pub struct Producer<M> {
-    pub(super) mem: M,
-    pub(super) next: Cursor,
+    mem: M,
+    next: Cursor,
     head: u64,
     /// The first ticket that may not be claimed without a look at the head.
-    pub(super) limit: u64,
-    pub(super) arena: Arena,
+    limit: u64,
+    arena: Arena,
     /// A message stands unfinished in the ring: its next piece follows, or it is abandoned.
-    pub(super) unfinished: bool,
+    unfinished: bool,
 }
 
 /// A release that somebody waits for, and the head that was known when it was found wanting.
@@ -101,6 +105,17 @@ impl Wanted {
     pub fn ask<M: Memory>(self, mem: &M) {
         mem.store(Word::Wanted, self.ticket, Store::Relaxed);
     }
+}
+
+/// What became of a message that was to be sent at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Posted {
+    /// Something was in the way: nothing has happened.
+    Nothing,
+    /// It is sent.
+    Done,
+    /// It is sent, and the consumer may sleep: [`Producer::wake`] comes next.
+    Asleep,
 }
 
 impl<M: Memory> Producer<M> {
@@ -276,7 +291,7 @@ impl<M: Memory> Producer<M> {
     }
 
     #[inline(always)]
-    pub(super) fn claim_place(&mut self, from: Cursor, len: usize) -> Result<Claim, Refusal> {
+    fn claim_place(&mut self, from: Cursor, len: usize) -> Result<Claim, Refusal> {
         let bytes = len as u64;
         if bytes > self.mem.arena() {
             return Err(Refusal::TooLarge);
@@ -334,30 +349,104 @@ impl<M: Memory> Producer<M> {
         self.arena.note(self.next.ticket - head);
         Ok(())
     }
+
+    /// How full the ring was at most when the head was looked at, in thousandths of its slots or of its arena.
+    pub fn fullest(&self) -> u32 {
+        let (slots, bytes) = self.arena.most();
+        let part = |taken: u64, of: u64| taken.saturating_mul(1000) >> of.trailing_zeros().min(63); // Powers of two.
+        let most = part(slots, self.mem().slots()).max(part(bytes, self.mem().arena()));
+        u32::try_from(most).unwrap_or(1000)
+    }
+
+    /// Sends a message that stands in its slot, if nothing at all is in the way.
+    #[inline(always)]
+    pub fn post(&mut self, message: &[u8], tag: u64) -> Posted {
+        let Self { mem, arena, next, .. } = self;
+        let mem = mem.near();
+        let free = next.ticket < self.limit && !self.unfinished;
+        if !free || message.len() > INLINE || ended(&mem, Word::ConsumerMark).is_some() {
+            return Posted::Nothing;
+        }
+        let claim = slot_claim(*next, message.len());
+        open(&mem, claim.ticket);
+        write(&mem, arena, &claim, &[message], tag);
+        publish(&mem, next, &claim)
+    }
+
+    /// The same for a message that is some parts one behind the other, of `len` bytes together.
+    #[inline(always)]
+    pub fn post_parts(&mut self, parts: &[&[u8]; 3], len: usize, tag: u64) -> Posted {
+        let Self { mem, arena, next, .. } = self;
+        let mem = mem.near();
+        let free = next.ticket < self.limit && !self.unfinished;
+        if !free || len > INLINE || ended(&mem, Word::ConsumerMark).is_some() {
+            return Posted::Nothing;
+        }
+        let claim = slot_claim(*next, len);
+        open(&mem, claim.ticket);
+        write(&mem, arena, &claim, parts, tag);
+        publish(&mem, next, &claim)
+    }
+
+    /// As [`post`](Self::post), for a message that stands in the arena.
+    #[inline(always)]
+    pub fn post_placed(&mut self, message: &[u8], tag: u64) -> Posted {
+        let free = self.next.ticket < self.limit && !self.unfinished;
+        if !free || message.len() <= INLINE || self.ended().is_some() {
+            return Posted::Nothing;
+        }
+        let Ok(claim) = self.claim_place(self.next, message.len()) else { return Posted::Nothing };
+        let Self { mem, arena, next, .. } = self;
+        let mem = mem.near();
+        write(&mem, arena, &claim, &[message], tag);
+        open(&mem, claim.ticket); // Not before: who spins on the slot fetches its line between a mark and the commit.
+        publish(&mem, next, &claim)
+    }
+
+    /// Writes a message behind what is staged already, as [`post`](Self::post) does; the cursor behind it.
+    #[inline(always)]
+    pub fn stage(&mut self, from: Cursor, message: &[u8], tag: u64) -> Option<Cursor> {
+        let mem = self.mem.near();
+        if from.ticket >= self.limit || self.unfinished || message.len() > INLINE {
+            return None;
+        }
+        let claim = slot_claim(from, message.len());
+        open(&mem, claim.ticket);
+        write(&mem, &mut self.arena, &claim, &[message], tag);
+        Some(claim.after)
+    }
+
+    /// Wakes the consumer after [`Posted::Asleep`].
+    #[cold]
+    pub fn wake(&self) {
+        wake(&self.mem, Flag::Consumer);
+        #[cfg(feature = "testing")]
+        self.mem.checked(Flag::Consumer, self.next.ticket);
+    }
 }
 
 #[inline(always)]
-pub(super) fn open<M: Memory>(mem: &M, ticket: u64) {
+fn open<M: Memory>(mem: &M, ticket: u64) {
     mem.store_slot(ticket, Field::Stamp, writing(ticket), Store::Relaxed);
     // pairs with the fence in `consumer::still`.
     mem.fence(Fence::Release);
 }
 
 #[inline(always)]
-pub(super) fn describe<M: Memory>(mem: &M, ticket: u64, control: Control, tag: u64) {
+fn describe<M: Memory>(mem: &M, ticket: u64, control: Control, tag: u64) {
     mem.store_slot(ticket, Field::Control, control.encode(), Store::Relaxed);
     mem.store_slot(ticket, Field::Tag, tag, Store::Relaxed);
 }
 
 #[inline(always)]
-pub(super) fn commit<M: Memory>(mem: &M, ticket: u64) {
+fn commit<M: Memory>(mem: &M, ticket: u64) {
     // pairs with the Acquire load in `consumer::stamp`.
     mem.store_slot(ticket, Field::Stamp, ready(ticket), Store::Release);
 }
 
 /// A length of at most an arena.
 #[inline(always)]
-pub(super) fn short(len: usize) -> u32 {
+fn short(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
 }
 
@@ -367,7 +456,7 @@ fn limit(head: u64, slots: u64) -> u64 {
 }
 
 #[inline(always)]
-pub(super) fn slot_claim(from: Cursor, len: usize) -> Claim {
+fn slot_claim(from: Cursor, len: usize) -> Claim {
     let after = Cursor { ticket: from.ticket + 1, place: from.place };
     Claim { ticket: from.ticket, span: Span::Slot(from.ticket), len, after }
 }
@@ -379,4 +468,33 @@ fn place_claim(from: Cursor, places: Range<u64>, arena: u64, len: usize) -> Clai
     let place = u32::try_from(place).unwrap_or(u32::MAX); // Which no memory has.
     let after = Cursor { ticket: from.ticket + 1, place: places.end };
     Claim { ticket: from.ticket, span: Span::Arena(place), len, after }
+}
+
+/// Writes and describes a whole message that abandons nothing.
+#[inline(always)]
+fn write<M: Memory>(mem: &M, arena: &mut Arena, claim: &Claim, parts: &[&[u8]], tag: u64) {
+    let mut at = 0;
+    for part in parts {
+        let _of_that_length = mem.copy_in(claim.span, at, part, Tail::Zero);
+        at += part.len();
+    }
+    let (kind, place) = match claim.span {
+        Span::Slot(_) => (Kind::Inline, 0),
+        Span::Arena(place) => (Kind::Whole, place),
+    };
+    describe(mem, claim.ticket, Control { kind, abort: false, len: short(claim.len), place }, tag);
+    arena.set_end(claim.ticket, claim.after.place);
+}
+
+/// Commits it, and looks for a sleeper.
+#[inline(always)]
+fn publish<M: Memory>(mem: &M, next: &mut Cursor, claim: &Claim) -> Posted {
+    commit(mem, claim.ticket);
+    *next = claim.after;
+    if asleep(mem, Flag::Consumer) {
+        return Posted::Asleep;
+    }
+    #[cfg(feature = "testing")]
+    mem.checked(Flag::Consumer, claim.after.ticket);
+    Posted::Done
 }
