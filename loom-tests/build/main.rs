@@ -40,14 +40,11 @@ const MODULES: [(&str, &[(&str, &str)]); 4] = [
     (
         "channel",
         &[
-            ("at_once", "channel/at_once.rs"),
             ("ear", "channel/ear.rs"),
             ("gather", "channel/gather.rs"),
-            ("inbound", "channel/inbound.rs"),
-            ("incoming", "channel/incoming.rs"),
-            ("outbound", "channel/outbound.rs"),
             ("partial", "channel/partial.rs"),
-            ("room", "channel/room.rs"),
+            ("receiver_core", "channel/receiver_core.rs"),
+            ("sender_core", "channel/sender_core.rs"),
             ("", "channel/mod.rs"),
         ],
     ),
@@ -106,8 +103,8 @@ const EXPORTS: [(&str, &str); 3] = [
         pub use narrows::internal::{Latch, Monitor, Pace, Threads, Wait, in_turn};
         pub use super::ring::{Poster, Wanted};
         pub use ear::Ear;
-        pub use inbound::{Inbound, Incoming, RecvFault, Received};
-        pub use outbound::{Outbound, SendFault};
+        pub use receiver_core::{Inbound, Incoming, RecvFault, Received};
+        pub use sender_core::{Outbound, SendFault};
         use super::mem::{Memory, Until};
         ",
     ),

@@ -30,7 +30,7 @@ const PATCHES: [Patch; 16] = [
         )],
     },
     Patch {
-        file: "channel/inbound.rs",
+        file: "channel/receiver_core.rs",
         change: "looks for the end behind the stamps",
         edits: &[(
             "match (self.lap()?, ended, wait) {",
@@ -38,11 +38,11 @@ const PATCHES: [Patch; 16] = [
         )],
     },
     Patch {
-        file: "channel/inbound.rs",
+        file: "channel/receiver_core.rs",
         change: "releases at the next call, and not before this one returns",
         edits: &[(
             "let taken = self.copy(&message, 0, buffer).and_then(|()| self.give_back(&message));",
-            "let taken = self.copy(&message, 0, buffer).and_then(|()| if ON { self.lent = true; Ok(()) } else { self.give_back(&message) });",
+            "let taken = self.copy(&message, 0, buffer).and_then(|()| if ON { if let Incoming::Placed(arrival) = message { self.state = State::Borrowed(arrival); } Ok(()) } else { self.give_back(&message) });",
         )],
     },
     Patch {
@@ -116,7 +116,7 @@ const PATCHES: [Patch; 16] = [
         )],
     },
     Patch {
-        file: "channel/inbound.rs",
+        file: "channel/receiver_core.rs",
         change: "gives a piece back before it is copied",
         edits: &[(
             "let room = self.partial.room(arrival).map_err(RecvFault::OutOfMemory)?;",

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::gather::Gather;
 use super::manner::{Blocking, Manner, Timing, Trying};
-use super::outbound::SendFault;
+use super::sender_core::SendFault;
 use super::{Sender, Wait};
 use crate::error::{Ended, SendError, SendTimeoutError, TrySendError};
 use crate::ring::Cursor;

@@ -14,25 +14,22 @@
 #[macro_use]
 mod family;
 
-mod at_once;
 mod batch;
 mod bytes;
 mod closer;
 mod ear;
 mod ends;
 mod gather;
-mod inbound;
-mod incoming;
 mod manner;
 mod monitor;
-mod outbound;
 mod pace;
 mod partial;
 mod receiver;
+mod receiver_core;
 mod recv_guard;
 mod reservation;
-mod room;
 mod sender;
+mod sender_core;
 mod shared;
 mod stats;
 
@@ -43,15 +40,15 @@ pub(crate) use closer::{bury, shut};
 pub use ear::Ear;
 pub(crate) use ends::{ConnectionId, Ends, Line};
 pub use gather::Gather;
-pub use inbound::{Inbound, Incoming, Received, RecvFault};
 pub use monitor::{Latch, Monitor, RealThreads, Threads, in_turn};
-pub use outbound::{Outbound, SendFault};
 pub(crate) use pace::Waiting;
 pub use pace::{NoPace, Pace, WaitStrategy};
 pub use receiver::{Iter, Receiver, TryIter};
+pub use receiver_core::{Inbound, Incoming, Received, RecvFault};
 pub use recv_guard::RecvGuard;
 pub use reservation::Reservation;
 pub use sender::Sender;
+pub use sender_core::{Outbound, SendFault};
 pub use shared::SharedSender;
 pub(crate) use stats::waits_to;
 pub use stats::{Stats, Waits};

@@ -6,10 +6,9 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::inbound::{Inbound, Received, RecvFault};
-use super::incoming::Buffer;
 use super::manner::{Blocking, Manner, Timing, Trying};
 use super::pace::{WaitStrategy, Waiting};
+use super::receiver_core::{Buffer, Inbound, Received, RecvFault};
 use super::{ByteReader, Closer, RecvGuard, Stats, Wait, shut};
 use crate::error::{Ended, RecvError, RecvTimeoutError, TryRecvError};
 use crate::ring::Fate;

@@ -3,8 +3,8 @@
 use std::io;
 
 use super::Receiver;
-use super::inbound::{Incoming, Received};
 use super::manner::{Blocking, Manner};
+use super::receiver_core::{Incoming, Received};
 use crate::error::RecvError;
 use crate::mem::{OutOfBounds, OutOfMemory, Span, try_resize};
 use crate::sys::borrow::RawSpan;

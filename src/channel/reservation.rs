@@ -3,7 +3,7 @@
 use std::io;
 
 use super::manner::{Blocking, Manner};
-use super::outbound::SendFault;
+use super::sender_core::SendFault;
 use super::{Mapping, Sender, Wait};
 use crate::error::SendError;
 use crate::mem::Tail;

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::manner::{Blocking, Manner, Timing, Trying};
-use super::outbound::{Outbound, SendFault};
 use super::pace::{WaitStrategy, Waiting};
+use super::sender_core::{FastSend, Outbound, SendFault};
 use super::{Batch, ByteWriter, Closer, Reservation, SharedSender, Stats, Wait, shut};
 use crate::error::{Ended, SendError, SendTimeoutError, TrySendError};
 use crate::mem::INLINE;
@@ -309,11 +309,11 @@ impl Sender {
     }
 
     #[inline(always)]
-    fn what_is_left(&mut self, (sent, rest): (bool, bool), len: usize) -> bool {
-        match (sent, rest) {
-            (true, false) => self.count(len),
-            (true, true) => return self.send_rest(len),
-            (false, _) => return false,
+    fn what_is_left(&mut self, sent: FastSend, len: usize) -> bool {
+        match sent {
+            FastSend::Sent => self.count(len),
+            FastSend::SentThenAfter => return self.send_rest(len),
+            FastSend::NotSent => return false,
         }
         true
     }

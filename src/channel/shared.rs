@@ -10,8 +10,8 @@ use parking_lot::Mutex;
 
 use super::manner::{Blocking, Manner, Timing, Trying};
 use super::monitor::in_turn;
-use super::outbound::SendFault;
 use super::sender::stats;
+use super::sender_core::SendFault;
 use super::stats::Sent;
 use super::{Closer, Sender, Stats, Wait};
 use crate::error::{Ended, SendError, SendTimeoutError, TrySendError};

@@ -5,16 +5,26 @@
 //! into pieces, each published (and its reader woken) before the next is waited for, so it flows
 //! through a ring of any size. Whoever leaves between two pieces has abandoned the message: the
 //! ticket of the next message says so.
+//!
+//! # Invariants
+//!
+//! 1. What a sender waits for is a ticket that a well-formed receiver releases, and behind which it looks for a sleeper (`ring`,
+//!    invariant 5).
+//! 2. A wait outlives neither its deadline nor the connection, whatever the peer's head says.
+//!
+//! # Proof
+//!
+//! The models of full rings and of false heads; the tests of blocked calls and of hostile rings.
 
 use std::io::IoSlice;
 
-use super::Wait;
 use super::gather::Gather;
 use super::pace::Pace;
+use super::{Wait, may_wait_on};
 use crate::error::{Ended, Violation};
 use crate::layout::Kind;
-use crate::mem::{GRAIN, INLINE, Memory, Span, Tail, Word};
-use crate::ring::{Claim, Cursor, Fate, Posted, Producer, Refusal};
+use crate::mem::{GRAIN, INLINE, Memory, Span, Tail, Until, Word};
+use crate::ring::{Bed, Claim, Cursor, Fate, Posted, Producer, Refusal, sleep};
 
 /// The longest message that is copied to one place, in bytes; beyond it, overlapping the two copies
 /// pays. Also limited by the arena, but never below what a slot holds.
@@ -38,6 +48,17 @@ pub enum SendFault {
     Ended(Ended),
 }
 
+/// What became of a message on the fast path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FastSend {
+    /// Something was in the way: nothing has happened, and the slow path sends it.
+    NotSent,
+    /// It is sent.
+    Sent,
+    /// It is sent, and [`after`](Outbound::after) comes next.
+    SentThenAfter,
+}
+
 impl From<Ended> for SendFault {
     fn from(ended: Ended) -> Self {
         Self::Ended(ended)
@@ -47,8 +68,8 @@ impl From<Ended> for SendFault {
 /// The sending half of a direction.
 #[derive(Debug)]
 pub struct Outbound<M, P> {
-    pub(super) ring: Producer<M>,
-    pub(super) pace: P,
+    ring: Producer<M>,
+    pace: P,
     max_message: usize,
     /// The longest message that stands in a slot.
     short: usize,
@@ -125,13 +146,13 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
     #[inline(always)]
     pub fn send_one(&mut self, message: &[u8], tag: u64, wait: Wait) -> Result<usize, SendFault> {
         let sent = match self.send_at_once(message, tag) {
-            (false, _) => self.send_placed(message, tag),
+            FastSend::NotSent => self.send_placed(message, tag),
             sent => sent,
         };
         match sent {
-            (true, true) => self.after(),
-            (true, false) => {}
-            (false, _) => return self.send(&[IoSlice::new(message)], tag, wait),
+            FastSend::SentThenAfter => self.after(),
+            FastSend::Sent => {}
+            FastSend::NotSent => return self.send(&[IoSlice::new(message)], tag, wait),
         }
         Ok(message.len())
     }
@@ -153,9 +174,9 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
         if len <= self.short {
             let posted = self.ring.post_parts(&[&head, first, second], len, tag);
             match self.what_is_left(posted) {
-                (true, true) => self.after(),
-                (true, false) => {}
-                (false, _) => return self.send_parts([&head, first, second], tag, wait),
+                FastSend::SentThenAfter => self.after(),
+                FastSend::Sent => {}
+                FastSend::NotSent => return self.send_parts([&head, first, second], tag, wait),
             }
             return Ok(len);
         }
@@ -167,13 +188,11 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
         self.send(&parts.map(IoSlice::new), tag, wait)
     }
 
-    /// Sends one message at once if it is short, there is room, and nothing is in the way; whether it did.
-    ///
-    /// What is left to do then is [`after`](Self::after), if the other value says so.
+    /// Sends one message at once if it is short, there is room, and nothing is in the way.
     #[inline(always)]
-    pub fn send_at_once(&mut self, message: &[u8], tag: u64) -> (bool, bool) {
+    pub(super) fn send_at_once(&mut self, message: &[u8], tag: u64) -> FastSend {
         if message.len() > self.short {
-            return (false, false);
+            return FastSend::NotSent;
         }
         let posted = self.ring.post(message, tag);
         self.what_is_left(posted)
@@ -181,20 +200,20 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
 
     /// The same for one that stands in the arena.
     #[inline(always)]
-    pub fn send_placed(&mut self, message: &[u8], tag: u64) -> (bool, bool) {
+    pub(super) fn send_placed(&mut self, message: &[u8], tag: u64) -> FastSend {
         if message.len() > self.whole {
-            return (false, false);
+            return FastSend::NotSent;
         }
         let posted = self.ring.post_placed(message, tag);
         self.what_is_left(posted)
     }
 
     #[inline(always)]
-    fn what_is_left(&mut self, posted: Posted) -> (bool, bool) {
+    fn what_is_left(&mut self, posted: Posted) -> FastSend {
         match posted {
-            Posted::Nothing => (false, false),
-            Posted::Done => (true, self.pace.is_due()),
-            Posted::Asleep => (true, true),
+            Posted::Nothing => FastSend::NotSent,
+            Posted::Done if !self.pace.is_due() => FastSend::Sent,
+            Posted::Done | Posted::Asleep => FastSend::SentThenAfter,
         }
     }
 
@@ -379,7 +398,7 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
 
     /// Turns a refusal into a fault; a lie condemns the connection.
     #[cold]
-    pub(super) fn refuse(&mut self, refusal: Refusal) -> SendFault {
+    fn refuse(&mut self, refusal: Refusal) -> SendFault {
         match refusal {
             Refusal::Full { .. } => SendFault::Full,
             Refusal::TooLarge => SendFault::TooLarge(self.in_place()),
@@ -393,5 +412,61 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
                     .into()
             }
         }
+    }
+
+    /// Claims, waiting for space between tries.
+    #[inline(always)]
+    fn claim_or_wait(
+        &mut self,
+        wait: Wait,
+        mut claim: impl FnMut(&mut Producer<M>) -> Result<Claim, Refusal>,
+    ) -> Result<Claim, SendFault> {
+        match claim(&mut self.ring) {
+            Ok(claim) => Ok(claim),
+            Err(refusal) => self.claim_in_time(refusal, wait, claim),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn claim_in_time(
+        &mut self,
+        mut refusal: Refusal,
+        wait: Wait,
+        mut claim: impl FnMut(&mut Producer<M>) -> Result<Claim, Refusal>,
+    ) -> Result<Claim, SendFault> {
+        let mut tries = 0_u32;
+        loop {
+            match (refusal, wait) {
+                (Refusal::Full { .. }, Wait::Never) => return Err(SendFault::Full),
+                (Refusal::Full { needs }, Wait::Until(until)) => self.linger(needs, until, tries)?,
+                (refusal, _) => return Err(self.refuse(refusal)),
+            }
+            match claim(&mut self.ring) {
+                Ok(claim) => return Ok(claim),
+                Err(again) => refusal = again,
+            }
+            tries = tries.saturating_add(1);
+        }
+    }
+
+    /// Passes the time until a release.
+    #[cold]
+    fn linger(&mut self, needs: u64, until: Until, tries: u32) -> Result<(), SendFault> {
+        let Self { ring, pace, .. } = self;
+        if !may_wait_on(ring.mem(), until, tries) {
+            return Err(SendFault::Full);
+        }
+        pace.stalled(tries);
+        if !pace.pass(until, || ring.released(needs)) {
+            ring.want(needs);
+            let found =
+                sleep(&Bed::producer(ring.mem()), until, tries, || ring.released(needs).then_some(()));
+            pace.slept();
+            if found.is_none() {
+                return Err(SendFault::Full);
+            }
+        }
+        self.check().map_err(SendFault::Ended)
     }
 }
