@@ -4,13 +4,13 @@
 //! were split; what is agreed on is never more than what either side wanted.
 
 use super::bytes::Bytes;
-use crate::error::{HandshakeError, RejectCode};
-use crate::handshake::{
+use narrows::internal::control_records;
+use narrows::internal::handshake::{
     ANSWER_LEN, Agreement, Answer, ClientHandshake, ClientStep, HELLO_LEN, Hello, Limits, MAX_MESSAGE,
     Reject, ServerHandshake, VERSION_MAX,
 };
-use crate::layout::{Geometry, LAST_TICKET};
-use crate::sys::cmsg;
+use narrows::internal::layout::{Geometry, LAST_TICKET};
+use narrows::{HandshakeError, RejectCode};
 
 /// Feeds the handshake with whatever the bytes say.
 pub fn handshake(data: &[u8]) {
@@ -228,7 +228,7 @@ fn talk(bytes: &mut Bytes<'_>) {
 
 /// Control data as the kernel might never write it: the records end, and name only what is there.
 fn records(control: &[u8]) {
-    let found = cmsg::decoded(control);
+    let found = control_records(control);
     let numbers: usize = found.iter().map(|(_, numbers)| numbers.len()).sum();
     assert!(16 * found.len() + 4 * numbers <= control.len(), "{found:?} in {} bytes", control.len());
     assert!(found.iter().all(|(_, numbers)| numbers.iter().all(|number| *number >= 0)));

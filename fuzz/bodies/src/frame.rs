@@ -12,11 +12,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::bytes::Bytes;
-use crate::channel::{Inbound, Incoming, NoPace, RecvFault, Wait};
-use crate::error::Ended;
-use crate::layout::{Control, Kind, LAST_TICKET};
-use crate::mem::{Field, GRAIN, Heap, INLINE, Load, Memory, Span, Store, Tail, Word};
-use crate::ring::Producer;
+use narrows::internal::Ended;
+use narrows::internal::layout::{Control, Kind, LAST_TICKET};
+use narrows::internal::mem::{Field, GRAIN, Heap, INLINE, Load, Memory, Span, Store, Tail, Word};
+use narrows::internal::ring::Producer;
+use narrows::internal::{Inbound, Incoming, NoPace, RecvFault, Wait};
 
 /// Feeds control words and whole rings of forged tickets.
 pub fn frame(data: &[u8]) {

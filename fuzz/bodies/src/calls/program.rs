@@ -1,10 +1,10 @@
 //! Any program of an honest client and an honest server: each call gets its own answer, and all is free in the end.
 
-use super::super::bytes::Bytes;
 use super::client::Client;
 use super::server::{Server, refused};
 use super::{World, length};
-use crate::rpc::wire::{DEADLINE, MORE, NOTIFY, STREAM, UPLOAD};
+use crate::bytes::Bytes;
+use narrows::internal::rpc::wire::{DEADLINE, MORE, NOTIFY, STREAM, UPLOAD};
 
 /// Rounds after which a program that does not come to rest never does.
 const ROUNDS: usize = 20_000;

@@ -14,14 +14,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::bytes::Bytes;
-use crate::channel::bury;
-use crate::layout::{Direction, Geometry, SLOT, SLOT_PAYLOAD, words};
-use crate::mem::{
+use narrows::internal::MappedConnection;
+use narrows::internal::layout::{Direction, Geometry, SLOT, SLOT_PAYLOAD, words};
+use narrows::internal::mem::{
     Fence, Field, Flag, GRAIN, Heap, INLINE, Load, Memory, OutOfBounds, Span, Store, Tail, Woke, Word,
 };
-use crate::sys::link::Side;
-use crate::sys::mapping::Mapping;
-use crate::sys::pages::Pages;
 
 /// Slots, arena and urgent words of the memories that are tried.
 const SIZES: [(u32, u64, u32); 8] = [
@@ -53,7 +50,7 @@ const BLANK: u8 = 0xA5;
 /// What runs use again.
 #[derive(Default)]
 struct Bench {
-    pages: [Option<Pages>; SIZES.len()],
+    pages: [Option<MappedConnection>; SIZES.len()],
     found: Vec<u8>,
 }
 
@@ -77,11 +74,11 @@ pub fn memory(data: &[u8]) {
     }
     BENCH.with_borrow_mut(|Bench { pages, found }| {
         let pages = pages[index]
-            .get_or_insert_with(|| Pages::new(geometry, Side::Client, (0, 1), bury).expect("pages"));
+            .get_or_insert_with(|| MappedConnection::new(geometry, 0, 0, 1).expect("a connection"));
         pages.reset();
-        let mapping = Mapping::new(Arc::clone(pages.link()), direction);
+        let mapping = pages.memory(direction);
         run(&mapping, &mut image, bytes);
-        image.lend(&mapping, bytes);
+        image.lend(|span, len| pages.raw_len(direction, span, 0, len), bytes);
         image.compare(&mapping);
         image.compare_pages(pages, found);
     });
@@ -174,10 +171,10 @@ impl Image {
     }
 
     /// What is lent in place is what is in the memory.
-    fn lend(&self, mapping: &Mapping, mut bytes: Bytes<'_>) {
+    fn lend(&self, raw_len: impl Fn(Span, usize) -> Option<usize>, mut bytes: Bytes<'_>) {
         for _ in 0..4 {
             let (span, _, len) = range(&mut bytes, &self.geometry);
-            let lent = mapping.raw(span, 0, len).map(|raw| raw.len());
+            let lent = raw_len(span, len);
             assert_eq!(lent, self.range(span, 0, len).ok().map(|_| len), "{len} bytes of {span:?}");
         }
     }
@@ -209,8 +206,8 @@ impl Image {
     }
 
     /// Wants every byte of the pages to be as here.
-    fn compare_pages(&mut self, pages: &Pages, found: &mut Vec<u8>) {
-        assert_eq!(pages.fate(), self.fate);
+    fn compare_pages(&mut self, pages: &MappedConnection, found: &mut Vec<u8>) {
+        assert_eq!(pages.close_reason(), self.fate);
         pages.read(found);
         for at in &self.times {
             self.region[*at..at + 8].copy_from_slice(&found[*at..at + 8]);

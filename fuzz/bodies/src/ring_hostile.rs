@@ -1,29 +1,30 @@
-//! Both ends of a ring over a memory that lies at every load: typed errors, bounded work, bounded memory.
+//! Both ends of a ring over a hostile memory: errors are typed, and work and private memory are bounded.
 //!
 //! ```text
-//!   halves   Outbound, Inbound, beds, poster   work per call: O(slots) loads per round, O(arena) bytes
-//!   parts    Producer, Consumer                no word is loaded twice for one decision
+//!   halves   Outbound, Inbound, parking, OOB words   work per call: O(slots) loads per round, O(arena) bytes
+//!   parts    Producer, Consumer                      no word is loaded twice for one decision
 //! ```
 //!
-//! A round is a lap of the ring and a wait; there are as many as the clock allows, and a few more.
+//! The hostile memory chooses the result of each load from the fuzzer's bytes. A round is one pass over all slots and one
+//! wait. A call makes as many rounds as its deadline allows, and at most three more.
 
 use std::io::IoSlice;
 use std::time::Instant;
 
 use super::bytes::Bytes;
-use super::liar::{Liar, Read};
-use crate::channel::{Inbound, Incoming, NoPace, Outbound, Received, RecvFault, SendFault, Wait};
-use crate::error::Ended;
-use crate::layout::{Kind, LAST_TICKET};
-use crate::mem::{Field, Flag, GRAIN, INLINE, Memory, Tail, Word};
-use crate::ring::{
+use super::hostile_memory::{HostileMemory, Read};
+use narrows::internal::Ended;
+use narrows::internal::layout::{Kind, LAST_TICKET};
+use narrows::internal::mem::{Field, Flag, GRAIN, INLINE, Memory, Tail, Word};
+use narrows::internal::ring::{
     Arrival, Bed, Consumer, Cursor, Fate, Poster, Producer, Refusal, alarm, bell, ended, rouse, sleep, urgent,
 };
+use narrows::internal::{Inbound, Incoming, NoPace, Outbound, RecvFault, SendFault, Wait};
 
-/// Operations after which a run has seen enough.
+/// The largest number of operations in one run.
 const STEPS: usize = 120;
 
-/// Drives both ends by the bytes, and lets the bytes answer every load.
+/// Runs the operations that `data` encodes, and answers each load from `data`.
 pub fn ring_hostile(data: &[u8]) {
     let mut bytes = Bytes::new(data);
     let (slots, arena) = (1 << bytes.below(4), 64 << bytes.below(7));
@@ -35,44 +36,44 @@ pub fn ring_hostile(data: &[u8]) {
     };
     let max = bytes.pick(&[1, INLINE, 200, 1000, 8 * arena]);
     let parts = bytes.bool();
-    let liar = Liar::new(bytes, slots, arena as u64, first);
+    let memory = HostileMemory::new(bytes, slots, arena as u64, first);
     if parts {
-        Parts::new(&liar, first).run();
+        Parts::new(&memory, first).run();
     } else {
-        Halves::new(&liar, first, max).run();
+        Halves::new(&memory, first, max).run();
     }
 }
 
-/// Whether the bytes have an operation left.
-fn more(liar: &Liar<'_>) -> bool {
-    liar.choose(|bytes| !bytes.is_empty())
+/// Returns whether the bytes encode another operation.
+fn more(memory: &HostileMemory<'_>) -> bool {
+    memory.choose(|bytes| !bytes.is_empty())
 }
 
-/// The sending and the receiving half, each on its own.
+/// The sending and the receiving half. They share the memory, but nothing that one writes reaches the other.
 struct Halves<'l, 'd> {
-    liar: &'l Liar<'d>,
-    out: Outbound<&'l Liar<'d>, NoPace>,
-    inb: Inbound<&'l Liar<'d>, NoPace>,
-    poster: Poster<&'l Liar<'d>>,
+    memory: &'l HostileMemory<'d>,
+    out: Outbound<&'l HostileMemory<'d>, NoPace>,
+    inb: Inbound<&'l HostileMemory<'d>, NoPace>,
+    poster: Poster<&'l HostileMemory<'d>>,
     buffer: Vec<u8>,
     lent: Option<Incoming>,
-    /// All that was copied out so far.
-    came: usize,
-    /// What the halves said when they found the end.
+    /// Bytes copied out of the memory so far.
+    copied: usize,
+    /// The error with which each half ended, sender first.
     over: [Option<Ended>; 2],
     past: Instant,
 }
 
 impl<'l, 'd> Halves<'l, 'd> {
-    fn new(liar: &'l Liar<'d>, first: u64, max: usize) -> Self {
+    fn new(memory: &'l HostileMemory<'d>, first: u64, max: usize) -> Self {
         Self {
-            liar,
-            out: Outbound::new(liar, NoPace, first, max),
-            inb: Inbound::new(liar, NoPace, first, max),
-            poster: Poster::new(liar),
+            memory,
+            out: Outbound::new(memory, NoPace, first, max),
+            inb: Inbound::new(memory, NoPace, first, max),
+            poster: Poster::new(memory),
             buffer: Vec::new(),
             lent: None,
-            came: 0,
+            copied: 0,
             over: [None; 2],
             past: Instant::now(),
         }
@@ -80,13 +81,13 @@ impl<'l, 'd> Halves<'l, 'd> {
 
     fn run(&mut self) {
         for _ in 0..STEPS {
-            if !more(self.liar) {
+            if !more(self.memory) {
                 break;
             }
             let (op, ticks, wait) =
-                self.liar.choose(|bytes| (bytes.below(20), bytes.u8() % 8, bytes.below(3)));
+                self.memory.choose(|bytes| (bytes.below(20), bytes.u8() % 8, bytes.below(3)));
             let wait = [Wait::Never, Wait::Until(Some(self.past)), Wait::FOREVER][wait];
-            self.liar.begin(ticks.into());
+            self.memory.begin(ticks.into());
             match op {
                 0..=4 => self.send(op, wait),
                 5..=10 => self.receive(op, wait),
@@ -97,8 +98,8 @@ impl<'l, 'd> Halves<'l, 'd> {
     }
 
     fn send(&mut self, op: usize, wait: Wait) {
-        let liar = self.liar;
-        let len = liar.choose(|bytes| {
+        let memory = self.memory;
+        let len = memory.choose(|bytes| {
             let most = [INLINE, self.out.in_place(), self.out.max_message() + 2][bytes.below(3)];
             bytes.below(most + 1)
         });
@@ -112,16 +113,16 @@ impl<'l, 'd> Halves<'l, 'd> {
             3 => self.stage(&message),
             _ => self.out.needs(len).map(|_| len),
         };
-        let work = liar.work();
+        let work = memory.work();
         let pieces = len as u64 / GRAIN as u64 + 2;
         assert!(wait != Wait::Never || op == 3 || work.ticks == 0, "{work:?} of a call that never blocks");
         assert!(work.late <= 4 * pieces, "{work:?} after the deadline of {len} bytes");
-        assert!(work.loads <= 12 * (pieces + work.ticks + liar.slots()), "{work:?} for {len} bytes");
-        assert!(work.stores <= 12 * (pieces + work.ticks + liar.slots()), "{work:?} for {len} bytes");
-        let bytes = (len as u64 + 8) * if op == 3 { liar.slots() + 1 } else { 1 };
+        assert!(work.loads <= 12 * (pieces + work.ticks + memory.slots()), "{work:?} for {len} bytes");
+        assert!(work.stores <= 12 * (pieces + work.ticks + memory.slots()), "{work:?} for {len} bytes");
+        let bytes = (len as u64 + 8) * if op == 3 { memory.slots() + 1 } else { 1 };
         assert!(work.copied_in as u64 <= bytes, "{work:?} for {len} bytes");
         match said {
-            Err(SendFault::Ended(end)) => self.ended(0, end),
+            Err(SendFault::Ended(end)) => self.check_end(0, end),
             Err(SendFault::TooLarge(max)) => assert!(len > max),
             Err(SendFault::Full) => assert_ne!(wait, Wait::FOREVER),
             _ => {}
@@ -133,8 +134,8 @@ impl<'l, 'd> Halves<'l, 'd> {
         assert!(self.out.ring().write(&claim, 1, message, Tail::Keep).is_err() || message.is_empty());
         self.out.ring().write(&claim, 0, message, Tail::Keep).expect("it fits");
         self.out.ring().open(&claim);
-        if self.liar.choose(|bytes| !bytes.rarely(4)) {
-            let len = self.liar.choose(|bytes| bytes.below(message.len() + 3));
+        if self.memory.choose(|bytes| !bytes.rarely(4)) {
+            let len = self.memory.choose(|bytes| bytes.below(message.len() + 3));
             self.out.commit(&claim, len, 2);
         }
         Ok(message.len())
@@ -142,45 +143,45 @@ impl<'l, 'd> Halves<'l, 'd> {
 
     fn stage(&mut self, message: &[u8]) -> Result<usize, SendFault> {
         let mut to = self.out.ring().next();
-        for _ in 0..self.liar.choose(|bytes| bytes.below(to_usize(self.liar.slots()) + 1)) {
+        for _ in 0..self.memory.choose(|bytes| bytes.below(to_usize(self.memory.slots()) + 1)) {
             let Ok(claim) = self.out.stage(to, message.len()) else { break };
             self.out.ring().open(&claim);
             self.out.ring().write(&claim, 0, message, Tail::Zero).expect("it fits");
             self.out.describe_whole(&claim, message.len(), 3);
             to = claim.after();
         }
-        if self.liar.choose(Bytes::bool) {
+        if self.memory.choose(Bytes::bool) {
             self.out.publish(to, false);
         }
         self.out.check().map(|()| message.len()).map_err(SendFault::Ended)
     }
 
     fn receive(&mut self, op: usize, wait: Wait) {
-        let room = self.liar.choose(|bytes| bytes.below(2 * INLINE));
+        let room = self.memory.choose(|bytes| bytes.below(2 * INLINE));
         let given = if op == 10 { self.lent.take() } else { None };
         let said = match (op, given) {
-            (5..=6, _) => self.inb.recv_into(&mut self.buffer, wait),
-            (7, _) => self.inb.recv(&mut vec![0; room], wait),
-            (8, _) => self.lend(wait).map(|message| Received::from(&message)),
+            (5..=6, _) => self.inb.recv_into(&mut self.buffer, wait).map(|it| it.len),
+            (7, _) => self.inb.recv(&mut vec![0; room], wait).map(|it| it.len),
+            (8, _) => self.lend(wait).map(|message| message.len()),
             (9, _) => self.fetch(wait),
-            (10, Some(message)) => self.inb.give_back(&message).map(|()| Received::from(&message)),
+            (10, Some(message)) => self.inb.give_back(&message).map(|()| message.len()),
             _ => {
                 let _there = self.inb.ready();
-                return self.judge_receive(Wait::Never);
+                return self.check_receive(Wait::Never);
             }
         };
         if op != 8 {
-            self.lent = None; // The call has given it back.
+            self.lent = None; // The call has released it.
         }
-        self.judge_receive(wait);
-        let unverified = op != 8 && self.liar.is_unverified() && self.liar.fate() == 0;
-        assert!(!unverified, "a message that may have moved under its reader: {said:?}");
+        self.check_receive(wait);
+        let unverified = op != 8 && self.memory.is_unverified() && self.memory.fate() == 0;
+        assert!(!unverified, "a message was returned without a check that it was not overwritten: {said:?}");
         match said {
-            Err(RecvFault::Ended(end)) => self.ended(1, end),
+            Err(RecvFault::Ended(end)) => self.check_end(1, end),
             Err(RecvFault::Empty) => assert_ne!(wait, Wait::FOREVER),
             Err(RecvFault::OutOfMemory(needed)) => panic!("no memory for {needed} bytes"),
             Err(RecvFault::BufferTooSmall(needed)) => assert!(op == 7 && needed > room),
-            Ok(message) => assert!(message.len <= self.buffer.len().max(self.most()), "{message:?}"),
+            Ok(len) => assert!(len <= self.buffer.len().max(self.most()), "{len} bytes"),
         }
     }
 
@@ -188,7 +189,7 @@ impl<'l, 'd> Halves<'l, 'd> {
         self.lent = None;
         let message = self.inb.lend(wait)?;
         let mut bytes = vec![0; message.len()];
-        self.inb.read_at(&message, 0, &mut bytes).expect("what was judged is there");
+        self.inb.read_at(&message, 0, &mut bytes).expect("a validated span is inside");
         assert!(self.inb.read_at(&message, usize::MAX, &mut [0; 2]).is_err());
         assert!(self.inb.read_at(&message, message.len(), &mut [0; 1]).is_err());
         if let Incoming::Assembled(len, _) = message {
@@ -198,52 +199,59 @@ impl<'l, 'd> Halves<'l, 'd> {
         Ok(message)
     }
 
-    fn fetch(&mut self, wait: Wait) -> Result<Received, RecvFault> {
-        if self.liar.choose(Bytes::bool) {
-            let (mut body, mut came) = ([0; INLINE], Received::default());
-            let took = self.inb.take_framed(|tag, _, len| {
-                came = Received { len: 8 + len, tag };
+    fn fetch(&mut self, wait: Wait) -> Result<usize, RecvFault> {
+        if self.memory.choose(Bytes::bool) {
+            let (mut body, mut taken) = ([0; INLINE], 0);
+            let is_taken = self.inb.take_framed(|_tag, _, len| {
+                taken = 8 + len;
                 body.get_mut(..len)
             });
-            if took {
-                return Ok(came);
+            if is_taken {
+                return Ok(taken);
             }
         }
         let message = self.inb.fetch(wait)?;
         let mut bytes = vec![0; message.len()];
-        self.inb.read_at(&message, 0, &mut bytes).expect("what was judged is there");
+        self.inb.read_at(&message, 0, &mut bytes).expect("a validated span is inside");
         assert!(self.inb.private(&message).is_none_or(|private| private == bytes));
         self.inb.give_back(&message)?;
-        Ok(Received::from(&message))
+        Ok(message.len())
     }
 
-    /// The longest message that may come.
+    /// Returns the length of the longest legal message.
     fn most(&self) -> usize {
         self.out.max_message()
     }
 
-    fn judge_receive(&mut self, wait: Wait) {
-        let (work, slots) = (self.liar.work(), self.liar.slots());
+    fn check_receive(&mut self, wait: Wait) {
+        let (work, slots) = (self.memory.work(), self.memory.slots());
         assert!(wait != Wait::Never || work.ticks == 0, "{work:?} of a call that never blocks");
         assert!(work.late <= 4, "{work:?} after the deadline");
-        assert!(!self.liar.is_torn() || self.liar.fate() != 0, "torn bytes were taken for a message");
+        assert!(
+            !self.memory.is_torn() || self.memory.fate() != 0,
+            "overwritten bytes were returned as a message"
+        );
         let rounds = work.ticks + 3;
         assert!(work.loads <= rounds * (10 * slots + 16), "{work:?} with {slots} slots");
         assert!(work.stores <= rounds * (3 * slots + 8), "{work:?} with {slots} slots");
-        // A round copies an arena and a piece, and the total lengths; the message itself comes on top.
-        let round = 2 * self.liar.arena() + 8 * slots;
-        let most = rounds * round + self.liar.arena().max(INLINE as u64);
-        assert!(work.copied_out as u64 <= most, "{work:?} with an arena of {}", self.liar.arena());
-        self.came += work.copied_out;
-        let most = 2 * self.came.min(self.most()) + 8;
+        // A round copies at most an arena, one more fragment and the total lengths. The message itself is added once.
+        let round = 2 * self.memory.arena() + 8 * slots;
+        let most = rounds * round + self.memory.arena().max(INLINE as u64);
+        assert!(work.copied_out as u64 <= most, "{work:?} with an arena of {}", self.memory.arena());
+        self.copied += work.copied_out;
+        let most = 2 * self.copied.min(self.most()) + 8;
         for capacity in [self.inb.memory(), self.buffer.capacity()] {
-            assert!(capacity <= most, "{capacity} bytes of memory for {} that came", self.came);
+            assert!(
+                capacity <= most,
+                "{capacity} bytes of private memory after {} bytes copied",
+                self.copied
+            );
         }
     }
 
-    /// An end is the end: the receiver says the same for ever, and so does everybody of a lie.
-    fn ended(&mut self, half: usize, end: Ended) {
-        let fate = self.liar.fate();
+    /// Checks that the error matches the close reason, and that the receiver returns the same error from then on.
+    fn check_end(&mut self, half: usize, end: Ended) {
+        let fate = self.memory.fate();
         let violated = fate == Fate::Violated as u64;
         assert!(end != Ended::ProtocolViolated || violated);
         assert!(end != Ended::Closed || fate == Fate::Closed as u64);
@@ -252,7 +260,7 @@ impl<'l, 'd> Halves<'l, 'd> {
     }
 
     fn sleep(&mut self, wait: Wait) {
-        let mem = self.liar;
+        let mem = self.memory;
         let bed = match mem.choose(|bytes| bytes.below(3)) {
             0 => Bed::consumer(&mem),
             1 => Bed::producer(&mem),
@@ -261,13 +269,13 @@ impl<'l, 'd> Halves<'l, 'd> {
         let until = if let Wait::Until(until) = wait { until } else { Some(self.past) };
         let found = sleep(&bed, until, 0, || ended(&mem, Word::ProducerMark));
         let work = mem.work();
-        assert!(found.is_some() || until.is_some(), "a sleep for ever ends with the connection");
+        assert!(found.is_some() || until.is_some(), "a sleep without a deadline ends with the connection");
         assert!(work.late <= 3, "{work:?} after the deadline");
         assert!(work.loads <= 2 * (work.ticks + 3), "{work:?}");
     }
 
     fn touch(&mut self, op: usize) {
-        let mem = self.liar;
+        let mem = self.memory;
         let flag = mem.choose(|bytes| bytes.pick(&[Flag::Consumer, Flag::Producer, Flag::Twin]));
         let number = mem.choose(Bytes::number);
         match op {
@@ -287,61 +295,68 @@ impl<'l, 'd> Halves<'l, 'd> {
     }
 }
 
-/// The ring's own two sides, whose every method is one decision or two.
+/// The two sides of the ring itself. Each of their methods makes one or two decisions.
 struct Parts<'l, 'd> {
-    liar: &'l Liar<'d>,
-    producer: Producer<&'l Liar<'d>>,
-    consumer: Consumer<&'l Liar<'d>>,
+    memory: &'l HostileMemory<'d>,
+    producer: Producer<&'l HostileMemory<'d>>,
+    consumer: Consumer<&'l HostileMemory<'d>>,
     arrived: Vec<(u64, Arrival)>,
     to: Cursor,
-    /// The highest head that was no lie.
+    /// The highest head that was legal.
     known: u64,
 }
 
 impl<'l, 'd> Parts<'l, 'd> {
-    fn new(liar: &'l Liar<'d>, first: u64) -> Self {
-        let producer = Producer::new(liar, first);
+    fn new(memory: &'l HostileMemory<'d>, first: u64) -> Self {
+        let producer = Producer::new(memory, first);
         let to = producer.next();
-        Self { liar, producer, consumer: Consumer::new(liar, first), arrived: Vec::new(), to, known: first }
+        Self {
+            memory,
+            producer,
+            consumer: Consumer::new(memory, first),
+            arrived: Vec::new(),
+            to,
+            known: first,
+        }
     }
 
     fn run(&mut self) {
         for _ in 0..STEPS {
-            if !more(self.liar) {
+            if !more(self.memory) {
                 break;
             }
-            self.liar.begin(0);
-            match self.liar.choose(|bytes| bytes.below(12)) {
+            self.memory.begin(0);
+            match self.memory.choose(|bytes| bytes.below(12)) {
                 0..=3 => self.claim(),
-                4 => self.liar.once("publish", None, || self.producer.publish(self.to, false)),
+                4 => self.memory.once("publish", None, || self.producer.publish(self.to, false)),
                 5..=7 => self.arrive(),
                 8..=9 => self.release(),
                 _ => self.look(),
             }
-            let work = self.liar.work();
-            assert_eq!(work.ticks, 0, "neither side ever waits");
-            assert!(work.loads <= 10 && work.stores <= self.liar.slots() + 8, "{work:?}");
+            let work = self.memory.work();
+            assert_eq!(work.ticks, 0, "neither side waits");
+            assert!(work.loads <= 10 && work.stores <= self.memory.slots() + 8, "{work:?}");
         }
     }
 
     fn claim(&mut self) {
-        let (len, piece, staged) = self.liar.choose(|bytes| {
+        let (len, piece, staged) = self.memory.choose(|bytes| {
             let len =
-                [bytes.below(INLINE + 1), bytes.below(to_usize(self.liar.arena()) + 65)][bytes.below(2)];
+                [bytes.below(INLINE + 1), bytes.below(to_usize(self.memory.arena()) + 65)][bytes.below(2)];
             (len, bytes.bool(), bytes.bool())
         });
         let from = if staged { self.to } else { self.producer.next() };
-        // The ticket is one decision and the place another, and both look at the head.
+        // The choice of the ticket and that of the arena offset are two decisions, and both load the head.
         let twice = (piece || len > INLINE).then_some(Read::Word(Word::Head));
-        let claim = self.liar.once("claim", twice, || match piece {
+        let claim = self.memory.once("claim", twice, || match piece {
             true => self.producer.claim_piece(from, len),
             false => self.producer.claim(from, len),
         });
-        assert!(self.liar.work().loads <= 2);
-        for head in self.liar.heads() {
-            let lies = head < self.known || head > self.liar.tail();
-            assert!(!lies || matches!(claim, Err(Refusal::Violated(_))), "{head} after {}", self.known);
-            self.known = if lies { self.known } else { head };
+        assert!(self.memory.work().loads <= 2);
+        for head in self.memory.heads() {
+            let illegal = head < self.known || head > self.memory.tail();
+            assert!(!illegal || matches!(claim, Err(Refusal::Violated(_))), "{head} after {}", self.known);
+            self.known = if illegal { self.known } else { head };
         }
         let Ok(claim) = claim else { return };
         assert_eq!(claim.len(), len);
@@ -349,43 +364,43 @@ impl<'l, 'd> Parts<'l, 'd> {
         self.producer.write(&claim, 0, &vec![1; len], Tail::Zero).expect("it fits");
         assert!(self.producer.write(&claim, len, &[1], Tail::Zero).is_err());
         let kind =
-            self.liar.choose(|bytes| bytes.pick(&[Kind::Whole, Kind::First, Kind::Middle, Kind::Last]));
+            self.memory.choose(|bytes| bytes.pick(&[Kind::Whole, Kind::First, Kind::Middle, Kind::Last]));
         self.producer.describe(&claim, kind, len, 0);
         self.to = claim.after();
     }
 
     fn arrive(&mut self) {
-        let Ok(Some(arrival)) = self.liar.once("arrival", None, || self.consumer.arrival()) else { return };
+        let Ok(Some(arrival)) = self.memory.once("arrival", None, || self.consumer.arrival()) else { return };
         let ticket = self.consumer.ticket();
-        let room = if arrival.kind == Kind::Inline { INLINE as u64 } else { self.liar.arena() };
+        let room = if arrival.kind == Kind::Inline { INLINE as u64 } else { self.memory.arena() };
         assert!(arrival.len as u64 <= room && arrival.total >= arrival.len as u64, "{arrival:?}");
-        self.consumer.read(&arrival, 0, &mut vec![0; arrival.len]).expect("what was judged is there");
+        self.consumer.read(&arrival, 0, &mut vec![0; arrival.len]).expect("a validated span is inside");
         assert!(self.consumer.read(&arrival, arrival.len, &mut [0]).is_err());
         assert!(self.consumer.read(&arrival, usize::MAX, &mut [0]).is_err());
         self.arrived.push((ticket, arrival));
     }
 
-    /// Releases any arrival, perhaps one that was released long ago.
+    /// Releases any arrival, possibly one that was released before.
     fn release(&mut self) {
         if self.arrived.is_empty() {
             return;
         }
-        let index = self.liar.choose(|bytes| bytes.below(self.arrived.len()));
+        let index = self.memory.choose(|bytes| bytes.below(self.arrived.len()));
         let ((ticket, arrival), before) = (self.arrived[index], self.consumer.ticket());
-        let still = self.liar.once("verify", None, || self.consumer.verify(&arrival));
-        assert_eq!(still.is_ok(), self.liar.was_ready(), "{ticket}");
-        // Whether to publish is one decision and whom to wake another, and both ask whether a message waits.
-        let twice = Some(Read::Slot((before + 1) & (self.liar.slots() - 1), Field::Stamp));
-        self.liar.once("release", twice, || self.consumer.release(&arrival));
+        let still = self.memory.once("verify", None, || self.consumer.verify(&arrival));
+        assert_eq!(still.is_ok(), self.memory.was_ready(), "{ticket}");
+        // Whether to publish the head and whom to wake are two decisions, and both ask whether a message is pending.
+        let twice = Some(Read::Slot((before + 1) & (self.memory.slots() - 1), Field::Stamp));
+        self.memory.once("release", twice, || self.consumer.release(&arrival));
         assert_eq!(self.consumer.ticket() - before, u64::from(ticket == before), "each ticket once");
     }
 
     fn look(&mut self) {
-        let needs = self.liar.choose(Bytes::number);
-        self.liar.once("stirred", None, || self.consumer.stirred());
-        self.liar.once("ended", None, || (self.consumer.ended(), self.producer.ended()).0);
+        let needs = self.memory.choose(Bytes::number);
+        self.memory.once("stirred", None, || self.consumer.stirred());
+        self.memory.once("ended", None, || (self.consumer.ended(), self.producer.ended()).0);
         self.producer.want(needs);
-        self.liar.once("released", None, || self.producer.released(needs));
+        self.memory.once("released", None, || self.producer.released(needs));
         assert!(self.producer.left() <= LAST_TICKET + 1);
     }
 }

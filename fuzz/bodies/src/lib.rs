@@ -21,12 +21,14 @@
 //! 1. A body is a function of its bytes: it reads no clock but to name a moment that has passed.
 //! 2. A body takes bounded time for any bytes.
 
+#![forbid(unsafe_code)]
+
 mod bytes;
 mod calls;
 mod descriptors;
 mod frame;
 mod handshake;
-mod liar;
+mod hostile_memory;
 mod memory;
 mod region_image;
 mod ring_hostile;

@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use super::super::bytes::Bytes;
 use super::text;
-use crate::rpc::pieces::{Assembly, Cut};
-use crate::rpc::wire::{HEAD, Head, Kind, MIN_WINDOW, MORE, SETTINGS, Settings, VERSION};
+use crate::bytes::Bytes;
+use narrows::internal::rpc::pieces::{Assembly, Cut};
+use narrows::internal::rpc::wire::{HEAD, Head, Kind, MIN_WINDOW, MORE, SETTINGS, Settings, VERSION};
 
 pub(super) fn codec(bytes: &mut Bytes<'_>) {
     match bytes.below(4) {

@@ -9,11 +9,9 @@ use std::io::{IoSlice, Read, Write};
 use std::time::Duration;
 
 use super::bytes::Bytes;
-use crate::channel::{Receiver, Sender, WaitStrategy, bury};
-use crate::error::{TryRecvError, TrySendError};
-use crate::layout::{Control, Direction, Geometry, Kind, LAST_TICKET, SLOT, words};
-use crate::sys::link::Side;
-use crate::sys::pages::Pages;
+use narrows::internal::MappedConnection;
+use narrows::internal::layout::{Control, Direction, Geometry, Kind, LAST_TICKET, SLOT, words};
+use narrows::{Receiver, Sender, TryRecvError, TrySendError, WaitStrategy};
 
 /// Slots, arena, first ticket and longest message of the connections that are tried.
 const CONNECTIONS: [(u32, u64, u64, u64); 8] = [
@@ -45,7 +43,7 @@ const WORDS: [usize; 11] = [
 const STEPS: usize = 64;
 
 thread_local! {
-    static PAGES: RefCell<[Option<Pages>; 2 * CONNECTIONS.len()]> = RefCell::default();
+    static PAGES: RefCell<[Option<MappedConnection>; 2 * CONNECTIONS.len()]> = RefCell::default();
 }
 
 /// Fills the pages by the bytes, and uses the connection as they say.
@@ -55,19 +53,33 @@ pub fn region_image(data: &[u8]) {
     let (slots, arena, first, max) = CONNECTIONS[index / 2];
     let geometry = Geometry::new(slots, arena, 4).expect("legal");
     PAGES.with_borrow_mut(|all| {
-        let side = if index % 2 == 0 { Side::Client } else { Side::Server };
-        let pages =
-            all[index].get_or_insert_with(|| Pages::new(geometry, side, (first, max), bury).expect("pages"));
+        let outgoing = index % 2;
+        let pages = all[index].get_or_insert_with(|| {
+            MappedConnection::new(geometry, outgoing, first, max).expect("a connection")
+        });
         pages.reset();
         if !bytes.rarely(16) {
             pages.format();
         }
-        Scene::new(pages).run(bytes);
+        Scene::new(pages, Parameters { geometry, outgoing, first, max }).run(bytes);
     });
 }
 
+/// What both sides of the connection agreed on.
+#[derive(Clone, Copy)]
+struct Parameters {
+    geometry: Geometry,
+    /// The direction that this side sends in.
+    outgoing: usize,
+    /// The first ticket of each direction.
+    first: u64,
+    /// The longest message, in bytes.
+    max: u64,
+}
+
 struct Scene<'p> {
-    pages: &'p Pages,
+    pages: &'p MappedConnection,
+    agreed: Parameters,
     sender: Option<Sender>,
     receiver: Option<Receiver>,
     buffer: Vec<u8>,
@@ -79,17 +91,17 @@ struct Scene<'p> {
 }
 
 impl<'p> Scene<'p> {
-    fn new(pages: &'p Pages) -> Self {
-        let message = vec![9; pages.link().max_message().min(1 << 14) + 1];
-        let forged = pages.link().first_ticket();
-        Self { pages, sender: None, receiver: None, buffer: Vec::new(), message, forged, over: None }
+    fn new(pages: &'p MappedConnection, agreed: Parameters) -> Self {
+        let message = vec![9; to_usize(agreed.max).min(1 << 14) + 1];
+        let forged = agreed.first;
+        Self { pages, agreed, sender: None, receiver: None, buffer: Vec::new(), message, forged, over: None }
     }
 
     fn run(&mut self, mut bytes: Bytes<'_>) {
         let strategy =
             bytes.pick(&[WaitStrategy::Park, WaitStrategy::Park, WaitStrategy::Adaptive, WaitStrategy::Spin]);
-        self.sender = Some(Sender::new(self.pages.link(), strategy));
-        self.receiver = Some(Receiver::new(self.pages.link(), strategy));
+        self.sender = Some(self.pages.sender(strategy));
+        self.receiver = Some(self.pages.receiver(strategy));
         for _ in 0..STEPS {
             if bytes.is_empty() {
                 break;
@@ -105,19 +117,19 @@ impl<'p> Scene<'p> {
 
     /// What a peer may write at any time.
     fn scribble(&mut self, bytes: &mut Bytes<'_>) {
-        let link = self.pages.link();
-        let incoming = 1 - link.side().outgoing();
+        let Parameters { geometry, outgoing, first, .. } = self.agreed;
+        let incoming = 1 - outgoing;
         let direction = usize::from(bytes.bool());
-        let at = link.geometry().direction(direction);
+        let at = geometry.direction(direction);
         match bytes.below(8) {
-            0..=3 => self.forge(bytes, link.geometry().direction(incoming)),
+            0..=3 => self.forge(bytes, geometry.direction(incoming)),
             4 => self.pages.put(at.words + bytes.pick(&WORDS), bytes.number()),
             5 => {
-                let head = link.first_ticket().wrapping_add_signed(i64::from(bytes.u8() % 32) - 8);
+                let head = first.wrapping_add_signed(i64::from(bytes.u8() % 32) - 8);
                 self.pages.put(at.words + words::HEAD, head);
             }
             6 => {
-                let slot = bytes.below(link.geometry().slots() as usize) * SLOT;
+                let slot = bytes.below(geometry.slots() as usize) * SLOT;
                 self.pages.put(at.slots + slot + bytes.below(16) * 8, bytes.number());
             }
             _ => self.pages.put(usize::from(bytes.u16()), bytes.u64()),
@@ -126,7 +138,7 @@ impl<'p> Scene<'p> {
 
     /// A whole ticket, as a producer would write it that is not quite honest.
     fn forge(&mut self, bytes: &mut Bytes<'_>, at: Direction) {
-        let geometry = self.pages.link().geometry();
+        let geometry = self.agreed.geometry;
         let slot = at.slots + usize::try_from(self.forged % u64::from(geometry.slots())).expect("few") * SLOT;
         let kind = bytes.pick(&[Kind::Inline, Kind::Whole, Kind::First, Kind::Middle, Kind::Last]);
         let len = [u32::from(bytes.u8()), bytes.u32(), bytes.u32() % 5][bytes.below(3)];
@@ -177,7 +189,7 @@ impl<'p> Scene<'p> {
     fn receive(&mut self, bytes: &mut Bytes<'_>) {
         let Some(mut receiver) = self.receiver.take() else { return };
         let room = bytes.below(300);
-        let most = self.pages.link().max_message();
+        let most = to_usize(self.agreed.max);
         let said = match bytes.below(9) {
             0..=2 => receiver.try_recv_into(&mut self.buffer).map(|it| assert_eq!(it.len, self.buffer.len())),
             3 => receiver.try_recv(&mut vec![0; room]).map(|it| assert!(it.len <= room)),
@@ -187,7 +199,7 @@ impl<'p> Scene<'p> {
             }
             5..=6 => lend(&mut receiver, bytes, most),
             7 => {
-                let slots = self.pages.link().geometry().slots() as usize;
+                let slots = self.agreed.geometry.slots() as usize;
                 let count = receiver.try_iter().take(slots + 2).count();
                 assert!(count <= slots, "{count} messages in {slots} slots");
                 Err(TryRecvError::Empty)
@@ -257,4 +269,8 @@ fn lend(receiver: &mut Receiver, bytes: &mut Bytes<'_>, most: usize) -> Result<(
         _ => std::mem::forget(guard),
     }
     Ok(())
+}
+
+fn to_usize(number: u64) -> usize {
+    usize::try_from(number).expect("64 bits")
 }

@@ -2,15 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::bytes::Bytes;
 use super::{Mem, World, length, text};
-use crate::channel::{Ear, Inbound, NoPace, Outbound, Poster, RealThreads, Wait};
-use crate::error::Ended;
-use crate::rpc::client::{Desk, Final, Parts, Stop, Table};
-use crate::rpc::frame::send;
-use crate::rpc::pieces::Cut;
-use crate::rpc::server::Limits;
-use crate::rpc::wire::{HEAD, Head, Kind, MORE, NOTIFY, STREAM, UPLOAD, cost};
+use crate::bytes::Bytes;
+use narrows::internal::Ended;
+use narrows::internal::rpc::client::{Desk, Final, Parts, Stop, Table};
+use narrows::internal::rpc::frame::send;
+use narrows::internal::rpc::pieces::Cut;
+use narrows::internal::rpc::server::Limits;
+use narrows::internal::rpc::wire::{HEAD, Head, Kind, MORE, NOTIFY, STREAM, UPLOAD, cost};
+use narrows::internal::{Ear, Inbound, NoPace, Outbound, Poster, RealThreads, Wait};
 
 struct Lies {
     out: Outbound<Mem, NoPace>,

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use super::server::{Said, Server, refused};
 use super::{Mem, World, text};
-use crate::channel::{Ear, Pace, Poster, RealThreads, Wait};
-use crate::mem::Until;
-use crate::rpc::Over;
-use crate::rpc::client::{Desk, Final, Parts, Stop, Table};
-use crate::rpc::pieces::Cut;
-use crate::rpc::server::Limits;
-use crate::rpc::wire::{DEADLINE, Head, Kind, NOTIFY, STREAM, Status, UPLOAD, cost};
+use narrows::internal::mem::Until;
+use narrows::internal::rpc::Over;
+use narrows::internal::rpc::client::{Desk, Final, Parts, Stop, Table};
+use narrows::internal::rpc::pieces::Cut;
+use narrows::internal::rpc::server::Limits;
+use narrows::internal::rpc::wire::{DEADLINE, Head, Kind, NOTIFY, STREAM, Status, UPLOAD, cost};
+use narrows::internal::{Ear, Pace, Poster, RealThreads, Wait};
 
 /// Longer than any call that the server answers at once takes.
 const LONG: Duration = Duration::from_secs(20);

@@ -4,15 +4,14 @@
 //! number and kind has its own error.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use super::bytes::Bytes;
 use super::handshake::{garble, limits, within};
-use crate::error::ConnectError;
-use crate::establish::answered;
-use crate::handshake::{ANSWER_LEN, Agreement, Answer, Limits, VERSION_MAX};
-use crate::layout::Geometry;
-use crate::sys::memfd;
+use narrows::ConnectError;
+use narrows::internal::handshake::{ANSWER_LEN, Agreement, Answer, Limits, VERSION_MAX};
+use narrows::internal::layout::Geometry;
+use narrows::internal::{answered, shared_memory};
 
 /// Answers a real client as the bytes say.
 pub fn descriptors(data: &[u8]) {
@@ -65,13 +64,7 @@ const KINDS: [Beside; 6] =
 
 impl Beside {
     fn make(self, len: usize) -> OwnedFd {
-        let memory = |len, seal| {
-            let memory = memfd::create(len).expect("memory");
-            if seal {
-                memfd::seal_size(memory.as_fd()).expect("seals");
-            }
-            memory
-        };
+        let memory = |len, sealed| shared_memory(len, sealed).expect("memory");
         match self {
             Self::Memory => memory(len, true),
             Self::Long => memory(len + 4096, true),

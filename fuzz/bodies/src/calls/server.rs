@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::super::bytes::Bytes;
 use super::{Mem, World, length, text};
-use crate::channel::{Ear, NoPace, RealThreads, Wait};
-use crate::error::Ended;
-use crate::rpc::server::{
+use crate::bytes::Bytes;
+use narrows::internal::Ended;
+use narrows::internal::rpc::server::{
     Attendant, Body, Failure, Given, Gone, Hall, Limits, Parts, Service, Started, Table, Upload,
 };
-use crate::rpc::wire::{DEADLINE, Head, Kind, MORE, STREAM, Status, UPLOAD, cost};
+use narrows::internal::rpc::wire::{DEADLINE, Head, Kind, MORE, STREAM, Status, UPLOAD, cost};
+use narrows::internal::{Ear, NoPace, RealThreads, Wait};
 
 type TheHall = Hall<Mem, NoPace, RealThreads>;
 

@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use super::super::bytes::Bytes;
 use super::server::Server;
 use super::{Mem, World, length, text};
-use crate::channel::{Inbound, NoPace, Outbound, Poster, Wait};
-use crate::error::Ended;
-use crate::rpc::frame::{Frame, send};
-use crate::rpc::pieces::Assembly;
-use crate::rpc::server::Limits;
-use crate::rpc::wire::{DEADLINE, HEAD, Head, Kind, MORE, NOTIFY, STREAM, UPLOAD};
+use crate::bytes::Bytes;
+use narrows::internal::Ended;
+use narrows::internal::rpc::frame::{Frame, send};
+use narrows::internal::rpc::pieces::Assembly;
+use narrows::internal::rpc::server::Limits;
+use narrows::internal::rpc::wire::{DEADLINE, HEAD, Head, Kind, MORE, NOTIFY, STREAM, UPLOAD};
+use narrows::internal::{Inbound, NoPace, Outbound, Poster, Wait};
 
 /// What the liar knows of a call: it is honest about it now and then.
 #[derive(Debug, Default)]
@@ -172,7 +172,7 @@ impl Lies {
                 assert_eq!(ended, Ended::ProtocolViolated);
                 assert_eq!(
                     self.server.hall.push(&[], Wait::Never),
-                    Err(crate::rpc::server::Gone::Ended(ended))
+                    Err(narrows::internal::rpc::server::Gone::Ended(ended))
                 );
                 return;
             }

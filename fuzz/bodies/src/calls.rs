@@ -12,18 +12,18 @@
 
 mod client;
 mod codec;
-mod lies_to_client;
-mod lies_to_server;
+mod hostile_client;
+mod hostile_server;
 mod program;
 mod server;
 
 use std::sync::Arc;
 
 use super::bytes::Bytes;
-use crate::channel::{Inbound, NoPace, Outbound, Pace};
-use crate::mem::{Heap, INLINE, Memory};
-use crate::rpc::server::Limits;
-use crate::rpc::wire::{CHUNK_COST, HEAD};
+use narrows::internal::mem::{Heap, INLINE, Memory};
+use narrows::internal::rpc::server::Limits;
+use narrows::internal::rpc::wire::{CHUNK_COST, HEAD};
+use narrows::internal::{Inbound, NoPace, Outbound, Pace};
 
 pub use program::{CallTally, call_tally};
 
@@ -32,8 +32,8 @@ pub fn calls(data: &[u8]) {
     let mut bytes = Bytes::new(data);
     match bytes.below(4) {
         0 => codec::codec(&mut bytes),
-        1 => lies_to_client::run(&mut bytes),
-        2 => lies_to_server::run(&mut bytes),
+        1 => hostile_server::run(&mut bytes),
+        2 => hostile_client::run(&mut bytes),
         _ => drop(program::run(&mut bytes)),
     }
 }

@@ -13,11 +13,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::bytes::Bytes;
-use crate::channel::{Inbound, NoPace, Outbound, RecvFault, SendFault, Wait};
-use crate::error::Ended;
-use crate::layout::LAST_TICKET;
-use crate::mem::{Heap, INLINE, Load, Memory, Tail, Word};
-use crate::ring::{Fate, Producer};
+use narrows::internal::Ended;
+use narrows::internal::layout::LAST_TICKET;
+use narrows::internal::mem::{Heap, INLINE, Load, Memory, Tail, Word};
+use narrows::internal::ring::{Fate, Producer};
+use narrows::internal::{Inbound, NoPace, Outbound, RecvFault, SendFault, Wait};
 
 /// Messages longer than this are not sent, in arenas.
 const LONGEST: usize = 5;

@@ -5,7 +5,7 @@
 //! 1. Total: behind the end there are zeros, and every number is a legal answer.
 //! 2. Small choices take one byte, so that changing one byte changes one decision.
 
-use crate::layout::LAST_TICKET;
+use narrows::internal::layout::LAST_TICKET;
 
 /// The bytes that were not read yet.
 #[derive(Clone, Copy, Debug)]

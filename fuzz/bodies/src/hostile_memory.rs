@@ -8,11 +8,11 @@
 use std::cell::{Cell, RefCell};
 
 use super::bytes::Bytes;
-use crate::layout::LAST_TICKET;
-use crate::mem::{
+use narrows::internal::layout::LAST_TICKET;
+use narrows::internal::mem::{
     Fence, Field, Flag, GRAIN, INLINE, Load, Memory, OutOfBounds, Span, Store, Tail, Until, Woke, Word,
 };
-use crate::ring::Fate;
+use narrows::internal::ring::Fate;
 
 /// Questions about the time after the deadline that no bounded wait asks.
 const ENDLESS: u64 = 10_000;
@@ -28,7 +28,7 @@ pub(super) enum Read {
     Payload(Span),
 }
 
-/// What was done since the last [`Liar::begin`].
+/// What was done since the last [`HostileMemory::begin`].
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Work {
     pub(super) loads: u64,
@@ -42,7 +42,7 @@ pub(super) struct Work {
 }
 
 #[derive(Debug)]
-pub(super) struct Liar<'a> {
+pub(super) struct HostileMemory<'a> {
     bytes: RefCell<Bytes<'a>>,
     slots: u64,
     arena: u64,
@@ -64,7 +64,7 @@ pub(super) struct Liar<'a> {
     heads: RefCell<Vec<u64>>,
 }
 
-impl<'a> Liar<'a> {
+impl<'a> HostileMemory<'a> {
     pub(super) fn new(bytes: Bytes<'a>, slots: u64, arena: u64, first: u64) -> Self {
         Self {
             bytes: RefCell::new(bytes),
@@ -219,7 +219,7 @@ fn ready(ticket: u64) -> u64 {
     ticket.wrapping_mul(2).wrapping_add(2)
 }
 
-impl Memory for &Liar<'_> {
+impl Memory for &HostileMemory<'_> {
     fn slots(&self) -> u64 {
         self.slots
     }
