@@ -1,25 +1,27 @@
-//! The bodies of the fuzzers: each takes any bytes, and panics if the library does what it must not.
+//! The bodies of the fuzz targets: each takes any bytes, and panics if the library does what it must not.
 //!
 //! ```text
 //!   fuzz/fuzz_targets/NAME.rs   libFuzzer and AddressSanitizer ──┐
-//!   tests/fuzz.rs               seeds and a random campaign ─────┴──▶ NAME(data) ──▶ the library
+//!   tests/replay.rs             seeds and a random campaign ─────┴──▶ NAME(data) ──▶ the library
 //! ```
 //!
-//! | body | drives | against |
+//! | body | calls | compared with |
 //! |---|---|---|
-//! | [`memory()`] | `mem::Memory`: `Heap` and the real mapping | an image of every byte |
-//! | [`handshake()`] | codec, both machines, control records | what was wanted; the same bytes again |
-//! | [`descriptors()`] | a real client on a socket | exactly one sealed memory of the right size |
-//! | [`frame()`] | control words, pieces, reassembly | a table, and what really came |
-//! | [`ring_hostile()`] | both ends over a memory that lies | bounds on work and on memory |
-//! | [`ring_program()`] | both ends over an honest memory | a `VecDeque` of messages |
-//! | [`region_image()`] | the public halves over real pages | no panic, no hang, errors that stay |
-//! | [`calls()`] | the call layer: codec, both tables, desk and attendant | a liar; what was said |
+//! | [`memory()`] | `mem::Memory`: `Heap` and the real mapping | an image of all bytes |
+//! | [`handshake()`] | the codec, both state machines, control records | what each side offered; the same bytes, encoded again |
+//! | [`descriptors()`] | a client on a real socket | the error for each kind and number of descriptors |
+//! | [`frame()`] | control words, fragments, reassembly | a receiver in its simplest form |
+//! | [`ring_hostile()`] | both ends over a hostile memory | limits of work and of private memory |
+//! | [`ring_program()`] | both ends over private memory | a `VecDeque` of messages |
+//! | [`region_image()`] | the public halves over real pages | no panic, no hang, errors that stay the same |
+//! | [`calls()`] | the call layer: codec, tables, client and server | limits, with a hostile peer; the answers of the methods |
 //!
 //! # Invariants
 //!
-//! 1. A body is a function of its bytes: it reads no clock but to name a moment that has passed.
-//! 2. A body takes bounded time for any bytes.
+//! 1. The result of a body depends on its bytes alone. It reads the clock only to get a time that has passed.
+//! 2. The time that a body takes is bounded for any bytes.
+//!
+//! The bodies use the library through `narrows::internal`, which exists with the feature `testing`.
 
 #![forbid(unsafe_code)]
 
@@ -43,10 +45,10 @@ pub use region_image::region_image;
 pub use ring_hostile::ring_hostile;
 pub use ring_program::{Tally, ring_program, tally};
 
-/// A body.
+/// The function of a body.
 pub type Body = fn(&[u8]);
 
-/// Every body by its name.
+/// All bodies with their names.
 pub const BODIES: [(&str, Body); 8] = [
     ("memory", memory),
     ("handshake", handshake),

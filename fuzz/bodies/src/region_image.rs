@@ -1,8 +1,8 @@
-//! Pages full of anything, under the public halves of a connection: no panic, no hang, errors that stay.
+//! Pages with any content, under the public halves of a connection: no panic, no hang, and errors that stay the same.
 //!
-//! The pages are those of a real connection (a sealed memfd, mapped, with a socket and a lifeline). The
-//! bytes say what stands in them, what a scribbling peer writes between two calls, and the calls. None
-//! of them blocks: they never do, or their deadline is now.
+//! The pages are those of a real connection: a sealed memfd that is mapped, a socket, and the peer monitor. The bytes encode the
+//! content of the pages, what the peer writes into them between two calls, and the calls. No call blocks: each is non-blocking or
+//! has a zero timeout.
 
 use std::cell::RefCell;
 use std::io::{IoSlice, Read, Write};
@@ -13,7 +13,7 @@ use narrows::internal::MappedConnection;
 use narrows::internal::layout::{Control, Direction, Geometry, Kind, LAST_TICKET, SLOT, words};
 use narrows::{Receiver, Sender, TryRecvError, TrySendError, WaitStrategy};
 
-/// Slots, arena, first ticket and longest message of the connections that are tried.
+/// Slots, arena, first ticket and longest message of the connections.
 const CONNECTIONS: [(u32, u64, u64, u64); 8] = [
     (1, 64, 0, 100),
     (2, 256, 5, 1000),
@@ -39,14 +39,14 @@ const WORDS: [usize; 11] = [
     words::BELL,
 ];
 
-/// Calls after which a run has seen enough.
+/// The largest number of steps in one run.
 const STEPS: usize = 64;
 
 thread_local! {
     static PAGES: RefCell<[Option<MappedConnection>; 2 * CONNECTIONS.len()]> = RefCell::default();
 }
 
-/// Fills the pages by the bytes, and uses the connection as they say.
+/// Overwrites the pages and makes the calls that the bytes encode.
 pub fn region_image(data: &[u8]) {
     let mut bytes = Bytes::new(data);
     let index = bytes.below(2 * CONNECTIONS.len());
@@ -61,7 +61,7 @@ pub fn region_image(data: &[u8]) {
         if !bytes.rarely(16) {
             pages.format();
         }
-        Scene::new(pages, Parameters { geometry, outgoing, first, max }).run(bytes);
+        Session::new(pages, Parameters { geometry, outgoing, first, max }).run(bytes);
     });
 }
 
@@ -77,20 +77,20 @@ struct Parameters {
     max: u64,
 }
 
-struct Scene<'p> {
+struct Session<'p> {
     pages: &'p MappedConnection,
     agreed: Parameters,
     sender: Option<Sender>,
     receiver: Option<Receiver>,
     buffer: Vec<u8>,
     message: Vec<u8>,
-    /// The next ticket of the peer's that a forger would write.
+    /// The next ticket that the peer forges.
     forged: u64,
-    /// The receiver has found the end.
+    /// The error that the receiver ended with.
     over: Option<TryRecvError>,
 }
 
-impl<'p> Scene<'p> {
+impl<'p> Session<'p> {
     fn new(pages: &'p MappedConnection, agreed: Parameters) -> Self {
         let message = vec![9; to_usize(agreed.max).min(1 << 14) + 1];
         let forged = agreed.first;
@@ -107,7 +107,7 @@ impl<'p> Scene<'p> {
                 break;
             }
             match bytes.below(8) {
-                0..=3 => self.scribble(&mut bytes),
+                0..=3 => self.overwrite(&mut bytes),
                 4..=5 => self.send(&mut bytes),
                 _ => self.receive(&mut bytes),
             }
@@ -115,8 +115,8 @@ impl<'p> Scene<'p> {
         self.receive(&mut bytes);
     }
 
-    /// What a peer may write at any time.
-    fn scribble(&mut self, bytes: &mut Bytes<'_>) {
+    /// Writes as a peer may at any time.
+    fn overwrite(&mut self, bytes: &mut Bytes<'_>) {
         let Parameters { geometry, outgoing, first, .. } = self.agreed;
         let incoming = 1 - outgoing;
         let direction = usize::from(bytes.bool());
@@ -136,7 +136,7 @@ impl<'p> Scene<'p> {
         }
     }
 
-    /// A whole ticket, as a producer would write it that is not quite honest.
+    /// Writes a whole ticket, which may be legal.
     fn forge(&mut self, bytes: &mut Bytes<'_>, at: Direction) {
         let geometry = self.agreed.geometry;
         let slot = at.slots + usize::try_from(self.forged % u64::from(geometry.slots())).expect("few") * SLOT;
@@ -156,7 +156,7 @@ impl<'p> Scene<'p> {
         let len = bytes.below(self.message.len() + 1);
         let message = &self.message[..len];
         let ended = sender.is_disconnected();
-        let said = match bytes.below(10) {
+        let result = match bytes.below(10) {
             0..=1 => sender.try_send(message),
             2 => sender.try_send_vectored(&[IoSlice::new(message), IoSlice::new(&[])], 4),
             3 => {
@@ -167,7 +167,7 @@ impl<'p> Scene<'p> {
             5 => batch(&mut sender, message, bytes),
             6 => {
                 let _sent = sender.into_shared().try_send(message);
-                return; // Dropped: the peer sees the end.
+                return; // Dropping it closes this direction.
             }
             7 if bytes.rarely(4) => {
                 let written = sender.into_writer().write(&[]);
@@ -182,7 +182,7 @@ impl<'p> Scene<'p> {
                 Err(TrySendError::Full)
             }
         };
-        assert!(!(ended && said.is_ok()), "a send into a connection that had ended");
+        assert!(!(ended && result.is_ok()), "a send succeeded after the connection ended");
         self.sender = Some(sender);
     }
 
@@ -190,14 +190,14 @@ impl<'p> Scene<'p> {
         let Some(mut receiver) = self.receiver.take() else { return };
         let room = bytes.below(300);
         let most = to_usize(self.agreed.max);
-        let said = match bytes.below(9) {
+        let result = match bytes.below(9) {
             0..=2 => receiver.try_recv_into(&mut self.buffer).map(|it| assert_eq!(it.len, self.buffer.len())),
             3 => receiver.try_recv(&mut vec![0; room]).map(|it| assert!(it.len <= room)),
             4 => {
                 let _late = receiver.recv_into_timeout(&mut self.buffer, Duration::ZERO);
                 Err(TryRecvError::Empty)
             }
-            5..=6 => lend(&mut receiver, bytes, most),
+            5..=6 => borrow(&mut receiver, bytes, most),
             7 => {
                 let slots = self.agreed.geometry.slots() as usize;
                 let count = receiver.try_iter().take(slots + 2).count();
@@ -208,7 +208,7 @@ impl<'p> Scene<'p> {
                 let mut reader = receiver.into_reader();
                 reader.set_read_timeout(Some(Duration::ZERO));
                 let _read = reader.read(&mut [0; 64]);
-                return; // Dropped: the peer sees the end.
+                return; // Dropping it closes this direction.
             }
             _ => {
                 let _counted = receiver.stats();
@@ -216,7 +216,7 @@ impl<'p> Scene<'p> {
             }
         };
         assert!(self.buffer.len() <= most);
-        if let Err(error) = said {
+        if let Err(error) = result {
             let ended = error.is_disconnected();
             assert!(
                 !ended || self.over.is_none_or(|over| over == error),
@@ -225,7 +225,7 @@ impl<'p> Scene<'p> {
             );
             self.over = if ended { Some(error) } else { self.over };
         } else {
-            assert_eq!(self.over, None, "a message behind the end");
+            assert_eq!(self.over, None, "a message after the end");
         }
         self.receiver = Some(receiver);
     }
@@ -242,7 +242,7 @@ fn reserve(sender: &mut Sender, message: &[u8], bytes: &mut Bytes<'_>) -> Result
         0 => room.commit(),
         1 => room.commit_len(bytes.below(message.len() + 2)),
         2 => room.commit_written(),
-        _ => return Err(TrySendError::Full), // Forgotten.
+        _ => return Err(TrySendError::Full), // Dropped without a commit.
     };
     Err(TrySendError::Full)
 }
@@ -256,7 +256,7 @@ fn batch(sender: &mut Sender, message: &[u8], bytes: &mut Bytes<'_>) -> Result<(
     Err(TrySendError::Full)
 }
 
-fn lend(receiver: &mut Receiver, bytes: &mut Bytes<'_>, most: usize) -> Result<(), TryRecvError> {
+fn borrow(receiver: &mut Receiver, bytes: &mut Bytes<'_>, most: usize) -> Result<(), TryRecvError> {
     let mut guard = receiver.try_recv_ref()?;
     let len = guard.len();
     assert!(len <= most);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   halves   Outbound, Inbound, parking, OOB words   work per call: O(slots) loads per round, O(arena) bytes
-//!   parts    Producer, Consumer                      no word is loaded twice for one decision
+//!   sides    Producer, Consumer                      no word is loaded twice for one decision
 //! ```
 //!
 //! The hostile memory chooses the result of each load from the fuzzer's bytes. A round is one pass over all slots and one
@@ -12,7 +12,7 @@ use std::io::IoSlice;
 use std::time::Instant;
 
 use super::bytes::Bytes;
-use super::hostile_memory::{HostileMemory, Read};
+use super::hostile_memory::{HostileMemory, LoadSite};
 use narrows::internal::Ended;
 use narrows::internal::layout::{Kind, LAST_TICKET};
 use narrows::internal::mem::{Field, Flag, GRAIN, INLINE, Memory, Tail, Word};
@@ -35,10 +35,10 @@ pub fn ring_hostile(data: &[u8]) {
         _ => bytes.number().min(LAST_TICKET),
     };
     let max = bytes.pick(&[1, INLINE, 200, 1000, 8 * arena]);
-    let parts = bytes.bool();
+    let sides = bytes.bool();
     let memory = HostileMemory::new(bytes, slots, arena as u64, first);
-    if parts {
-        Parts::new(&memory, first).run();
+    if sides {
+        Sides::new(&memory, first).run();
     } else {
         Halves::new(&memory, first, max).run();
     }
@@ -106,7 +106,7 @@ impl<'l, 'd> Halves<'l, 'd> {
         let message = vec![7; len];
         let (first, second) = message.split_at(len / 3);
         let len = if op == 1 { len + 8 } else { len };
-        let said = match op {
+        let result = match op {
             0 => self.out.send(&[IoSlice::new(first), IoSlice::new(second)], 1, wait),
             1 => self.out.send_framed([7; 8], [first, second], 1, wait),
             2 => self.reserve(&message, wait),
@@ -114,14 +114,14 @@ impl<'l, 'd> Halves<'l, 'd> {
             _ => self.out.needs(len).map(|_| len),
         };
         let work = memory.work();
-        let pieces = len as u64 / GRAIN as u64 + 2;
+        let fragments = len as u64 / GRAIN as u64 + 2;
         assert!(wait != Wait::Never || op == 3 || work.ticks == 0, "{work:?} of a call that never blocks");
-        assert!(work.late <= 4 * pieces, "{work:?} after the deadline of {len} bytes");
-        assert!(work.loads <= 12 * (pieces + work.ticks + memory.slots()), "{work:?} for {len} bytes");
-        assert!(work.stores <= 12 * (pieces + work.ticks + memory.slots()), "{work:?} for {len} bytes");
+        assert!(work.late <= 4 * fragments, "{work:?} after the deadline of {len} bytes");
+        assert!(work.loads <= 12 * (fragments + work.ticks + memory.slots()), "{work:?} for {len} bytes");
+        assert!(work.stores <= 12 * (fragments + work.ticks + memory.slots()), "{work:?} for {len} bytes");
         let bytes = (len as u64 + 8) * if op == 3 { memory.slots() + 1 } else { 1 };
         assert!(work.copied_in as u64 <= bytes, "{work:?} for {len} bytes");
-        match said {
+        match result {
             Err(SendFault::Ended(end)) => self.check_end(0, end),
             Err(SendFault::TooLarge(max)) => assert!(len > max),
             Err(SendFault::Full) => assert_ne!(wait, Wait::FOREVER),
@@ -159,7 +159,7 @@ impl<'l, 'd> Halves<'l, 'd> {
     fn receive(&mut self, op: usize, wait: Wait) {
         let room = self.memory.choose(|bytes| bytes.below(2 * INLINE));
         let given = if op == 10 { self.lent.take() } else { None };
-        let said = match (op, given) {
+        let result = match (op, given) {
             (5..=6, _) => self.inb.recv_into(&mut self.buffer, wait).map(|it| it.len),
             (7, _) => self.inb.recv(&mut vec![0; room], wait).map(|it| it.len),
             (8, _) => self.lend(wait).map(|message| message.len()),
@@ -174,9 +174,12 @@ impl<'l, 'd> Halves<'l, 'd> {
             self.lent = None; // The call has released it.
         }
         self.check_receive(wait);
-        let unverified = op != 8 && self.memory.is_unverified() && self.memory.fate() == 0;
-        assert!(!unverified, "a message was returned without a check that it was not overwritten: {said:?}");
-        match said {
+        let unverified = op != 8 && self.memory.is_unverified() && self.memory.close_reason() == 0;
+        assert!(
+            !unverified,
+            "a message was returned without a check that it was not overwritten: {result:?}"
+        );
+        match result {
             Err(RecvFault::Ended(end)) => self.check_end(1, end),
             Err(RecvFault::Empty) => assert_ne!(wait, Wait::FOREVER),
             Err(RecvFault::OutOfMemory(needed)) => panic!("no memory for {needed} bytes"),
@@ -228,7 +231,7 @@ impl<'l, 'd> Halves<'l, 'd> {
         assert!(wait != Wait::Never || work.ticks == 0, "{work:?} of a call that never blocks");
         assert!(work.late <= 4, "{work:?} after the deadline");
         assert!(
-            !self.memory.is_torn() || self.memory.fate() != 0,
+            !self.memory.is_overwritten() || self.memory.close_reason() != 0,
             "overwritten bytes were returned as a message"
         );
         let rounds = work.ticks + 3;
@@ -251,23 +254,23 @@ impl<'l, 'd> Halves<'l, 'd> {
 
     /// Checks that the error matches the close reason, and that the receiver returns the same error from then on.
     fn check_end(&mut self, half: usize, end: Ended) {
-        let fate = self.memory.fate();
-        let violated = fate == Fate::Violated as u64;
+        let reason = self.memory.close_reason();
+        let violated = reason == Fate::Violated as u64;
         assert!(end != Ended::ProtocolViolated || violated);
-        assert!(end != Ended::Closed || fate == Fate::Closed as u64);
+        assert!(end != Ended::Closed || reason == Fate::Closed as u64);
         let first = *self.over[half].get_or_insert(end);
         assert!(half == 0 || first == end, "{first:?}, and then {end:?}");
     }
 
     fn sleep(&mut self, wait: Wait) {
         let mem = self.memory;
-        let bed = match mem.choose(|bytes| bytes.below(3)) {
+        let wait_slot = match mem.choose(|bytes| bytes.below(3)) {
             0 => Bed::consumer(&mem),
             1 => Bed::producer(&mem),
             _ => Bed::either(&mem, &mem),
         };
         let until = if let Wait::Until(until) = wait { until } else { Some(self.past) };
-        let found = sleep(&bed, until, 0, || ended(&mem, Word::ProducerMark));
+        let found = sleep(&wait_slot, until, 0, || ended(&mem, Word::ProducerMark));
         let work = mem.work();
         assert!(found.is_some() || until.is_some(), "a sleep without a deadline ends with the connection");
         assert!(work.late <= 3, "{work:?} after the deadline");
@@ -296,7 +299,7 @@ impl<'l, 'd> Halves<'l, 'd> {
 }
 
 /// The two sides of the ring itself. Each of their methods makes one or two decisions.
-struct Parts<'l, 'd> {
+struct Sides<'l, 'd> {
     memory: &'l HostileMemory<'d>,
     producer: Producer<&'l HostileMemory<'d>>,
     consumer: Consumer<&'l HostileMemory<'d>>,
@@ -306,7 +309,7 @@ struct Parts<'l, 'd> {
     known: u64,
 }
 
-impl<'l, 'd> Parts<'l, 'd> {
+impl<'l, 'd> Sides<'l, 'd> {
     fn new(memory: &'l HostileMemory<'d>, first: u64) -> Self {
         let producer = Producer::new(memory, first);
         let to = producer.next();
@@ -328,7 +331,7 @@ impl<'l, 'd> Parts<'l, 'd> {
             self.memory.begin(0);
             match self.memory.choose(|bytes| bytes.below(12)) {
                 0..=3 => self.claim(),
-                4 => self.memory.once("publish", None, || self.producer.publish(self.to, false)),
+                4 => self.memory.check_decision("publish", None, || self.producer.publish(self.to, false)),
                 5..=7 => self.arrive(),
                 8..=9 => self.release(),
                 _ => self.look(),
@@ -347,8 +350,8 @@ impl<'l, 'd> Parts<'l, 'd> {
         });
         let from = if staged { self.to } else { self.producer.next() };
         // The choice of the ticket and that of the arena offset are two decisions, and both load the head.
-        let twice = (piece || len > INLINE).then_some(Read::Word(Word::Head));
-        let claim = self.memory.once("claim", twice, || match piece {
+        let twice = (piece || len > INLINE).then_some(LoadSite::Word(Word::Head));
+        let claim = self.memory.check_decision("claim", twice, || match piece {
             true => self.producer.claim_piece(from, len),
             false => self.producer.claim(from, len),
         });
@@ -370,7 +373,10 @@ impl<'l, 'd> Parts<'l, 'd> {
     }
 
     fn arrive(&mut self) {
-        let Ok(Some(arrival)) = self.memory.once("arrival", None, || self.consumer.arrival()) else { return };
+        let Ok(Some(arrival)) = self.memory.check_decision("arrival", None, || self.consumer.arrival())
+        else {
+            return;
+        };
         let ticket = self.consumer.ticket();
         let room = if arrival.kind == Kind::Inline { INLINE as u64 } else { self.memory.arena() };
         assert!(arrival.len as u64 <= room && arrival.total >= arrival.len as u64, "{arrival:?}");
@@ -387,20 +393,20 @@ impl<'l, 'd> Parts<'l, 'd> {
         }
         let index = self.memory.choose(|bytes| bytes.below(self.arrived.len()));
         let ((ticket, arrival), before) = (self.arrived[index], self.consumer.ticket());
-        let still = self.memory.once("verify", None, || self.consumer.verify(&arrival));
+        let still = self.memory.check_decision("verify", None, || self.consumer.verify(&arrival));
         assert_eq!(still.is_ok(), self.memory.was_ready(), "{ticket}");
         // Whether to publish the head and whom to wake are two decisions, and both ask whether a message is pending.
-        let twice = Some(Read::Slot((before + 1) & (self.memory.slots() - 1), Field::Stamp));
-        self.memory.once("release", twice, || self.consumer.release(&arrival));
+        let twice = Some(LoadSite::Slot((before + 1) & (self.memory.slots() - 1), Field::Stamp));
+        self.memory.check_decision("release", twice, || self.consumer.release(&arrival));
         assert_eq!(self.consumer.ticket() - before, u64::from(ticket == before), "each ticket once");
     }
 
     fn look(&mut self) {
         let needs = self.memory.choose(Bytes::number);
-        self.memory.once("stirred", None, || self.consumer.stirred());
-        self.memory.once("ended", None, || (self.consumer.ended(), self.producer.ended()).0);
+        self.memory.check_decision("stirred", None, || self.consumer.stirred());
+        self.memory.check_decision("ended", None, || (self.consumer.ended(), self.producer.ended()).0);
         self.producer.want(needs);
-        self.memory.once("released", None, || self.producer.released(needs));
+        self.memory.check_decision("released", None, || self.producer.released(needs));
         assert!(self.producer.left() <= LAST_TICKET + 1);
     }
 }
