@@ -100,6 +100,11 @@
 //!
 //! Neither is on by default.
 
+#![cfg_attr(
+    not(feature = "testing"),
+    allow(unreachable_pub, unnameable_types, reason = "`internal` exports them, which is not there")
+)]
+
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("narrows runs on 64-bit Linux only: it is built on memfd seals and shared futexes");
 
@@ -111,34 +116,34 @@ mod error;
 mod establish;
 #[forbid(unsafe_code)]
 mod events;
-#[doc(hidden)]
-#[cfg(feature = "testing")]
-#[forbid(unsafe_code)]
-pub mod fuzz;
 #[cfg(any(doc, doctest))]
 #[forbid(unsafe_code)]
 pub mod guide;
-#[doc(hidden)]
 #[forbid(unsafe_code)]
-pub mod handshake;
+mod handshake;
 #[doc(hidden)]
+#[cfg(feature = "testing")]
 #[forbid(unsafe_code)]
-pub mod layout;
+pub mod internal;
+/// The path by which the macro `forward_memory` names types.
+#[cfg(not(feature = "testing"))]
+mod internal {
+    pub(crate) use crate::mem;
+}
+#[forbid(unsafe_code)]
+mod layout;
 #[forbid(unsafe_code)]
 mod listener;
-#[doc(hidden)]
 #[forbid(unsafe_code)]
-pub mod mem;
+mod mem;
 #[forbid(unsafe_code)]
 mod options;
 #[forbid(unsafe_code)]
 mod prometheus;
-#[doc(hidden)]
 #[forbid(unsafe_code)]
-pub mod ring;
-#[doc(hidden)]
+mod ring;
 #[forbid(unsafe_code)]
-pub mod rpc;
+mod rpc;
 #[forbid(unsafe_code)]
 mod stream;
 #[allow(unsafe_code)] // The only place.
@@ -167,19 +172,10 @@ pub use stream::{Ready, SharedMemoryStream};
 pub use sys::borrow::{RawBytes, RawSpan};
 pub use sys::socket::PeerCred;
 
-/// What the models, the fuzzers and the tests of the parts see. Not part of the interface.
+/// What the command-line tool asks the kernel. It is not behind the feature `testing`: the tool measures the library, and
+/// so it is built with the library that users get, without the failpoints.
 #[doc(hidden)]
-pub mod internal {
-    pub use crate::channel::{
-        Ear, Gather, Inbound, Incoming, Latch, Monitor, NoPace, Outbound, Pace, Poster, RealThreads,
-        RecvFault, SendFault, Threads, Wait, Wanted, in_turn,
-    };
-    pub use crate::error::{Ended, Violation};
-    pub use crate::sys::probe;
-    #[cfg(feature = "testing")]
-    pub use crate::sys::{failpoint, mapping::testing::Peek, sentinel};
-    pub use crate::{handshake, layout, mem, ring, rpc};
-}
+pub use sys::probe;
 
 /// The examples of the README, to be tested.
 #[cfg(doctest)]

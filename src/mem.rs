@@ -21,16 +21,18 @@
 //!
 //! # Proof
 //!
-//! The fuzz body `memory` (`src/fuzz/memory.rs`) calls every method with absurd arguments on both implementations, and
-//! `tests/fuzz.rs` runs it; `tests/memory.rs` has them sleep.
+//! The fuzz body `memory` (`fuzz/bodies/src/memory.rs`) calls every method with absurd arguments on both implementations, and
+//! `fuzz/bodies/tests/replay.rs` runs it; `tests/memory.rs` has them sleep.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 mod growth;
+#[cfg(any(test, feature = "testing"))]
 mod heap;
 pub use growth::{OutOfMemory, try_reserve, try_resize};
+#[cfg(any(test, feature = "testing"))]
 pub use heap::Heap;
 
 /// Bytes of payload that stand in a slot itself.
@@ -263,10 +265,10 @@ pub trait Memory {
 
 /// Methods of a [`Memory`] that pass the call on to another: `forward_memory!(self => self.heap; slots, arena)`.
 #[doc(hidden)]
-#[macro_export]
+#[cfg_attr(feature = "testing", macro_export)]
 macro_rules! forward_memory {
     ($this:ident => $to:expr; $($method:ident),+ $(,)?) => {
-        $($crate::mem::forward_memory! { @$method ($this $to) })+
+        $($crate::internal::mem::forward_memory! { @$method ($this $to) })+
     };
     (@fn ($this:ident $to:expr) $method:ident($($name:ident: $of:ty),*) $(-> $result:ty)?) => {
         #[inline(always)]
@@ -275,77 +277,79 @@ macro_rules! forward_memory {
         }
     };
     (@slots $at:tt) => {
-        $crate::mem::forward_memory! { @fn $at slots() -> u64 }
+        $crate::internal::mem::forward_memory! { @fn $at slots() -> u64 }
     };
     (@arena $at:tt) => {
-        $crate::mem::forward_memory! { @fn $at arena() -> u64 }
+        $crate::internal::mem::forward_memory! { @fn $at arena() -> u64 }
     };
     (@load_slot $at:tt) => {
-        $crate::mem::forward_memory! {
-            @fn $at load_slot(ticket: u64, field: $crate::mem::Field, order: $crate::mem::Load) -> u64
+        $crate::internal::mem::forward_memory! {
+            @fn $at load_slot(ticket: u64, field: $crate::internal::mem::Field, order: $crate::internal::mem::Load) -> u64
         }
     };
     (@store_slot $at:tt) => {
-        $crate::mem::forward_memory! {
-            @fn $at store_slot(ticket: u64, field: $crate::mem::Field, value: u64, order: $crate::mem::Store)
+        $crate::internal::mem::forward_memory! {
+            @fn $at store_slot(ticket: u64, field: $crate::internal::mem::Field, value: u64, order: $crate::internal::mem::Store)
         }
     };
     (@load $at:tt) => {
-        $crate::mem::forward_memory! { @fn $at load(word: $crate::mem::Word, order: $crate::mem::Load) -> u64 }
+        $crate::internal::mem::forward_memory! { @fn $at load(word: $crate::internal::mem::Word, order: $crate::internal::mem::Load) -> u64 }
     };
     (@store $at:tt) => {
-        $crate::mem::forward_memory! {
-            @fn $at store(word: $crate::mem::Word, value: u64, order: $crate::mem::Store)
+        $crate::internal::mem::forward_memory! {
+            @fn $at store(word: $crate::internal::mem::Word, value: u64, order: $crate::internal::mem::Store)
         }
     };
     (@settle $at:tt) => {
-        $crate::mem::forward_memory! { @fn $at settle(fate: u64) -> u64 }
+        $crate::internal::mem::forward_memory! { @fn $at settle(fate: u64) -> u64 }
     };
     (@load_flag $at:tt) => {
-        $crate::mem::forward_memory! { @fn $at load_flag(flag: $crate::mem::Flag) -> u32 }
+        $crate::internal::mem::forward_memory! { @fn $at load_flag(flag: $crate::internal::mem::Flag) -> u32 }
     };
     (@store_flag $at:tt) => {
-        $crate::mem::forward_memory! { @fn $at store_flag(flag: $crate::mem::Flag, value: u32) }
+        $crate::internal::mem::forward_memory! { @fn $at store_flag(flag: $crate::internal::mem::Flag, value: u32) }
     };
     (@take_flag $at:tt) => {
-        $crate::mem::forward_memory! { @fn $at take_flag(flag: $crate::mem::Flag) -> u32 }
+        $crate::internal::mem::forward_memory! { @fn $at take_flag(flag: $crate::internal::mem::Flag) -> u32 }
     };
     (@fence $at:tt) => {
-        $crate::mem::forward_memory! { @fn $at fence(fence: $crate::mem::Fence) }
+        $crate::internal::mem::forward_memory! { @fn $at fence(fence: $crate::internal::mem::Fence) }
     };
     (@copy_in $at:tt) => {
-        $crate::mem::forward_memory! {
+        $crate::internal::mem::forward_memory! {
             @fn $at copy_in(
-                to: $crate::mem::Span, at: usize, bytes: &[u8], tail: $crate::mem::Tail
-            ) -> Result<(), $crate::mem::OutOfBounds>
+                to: $crate::internal::mem::Span, at: usize, bytes: &[u8], tail: $crate::internal::mem::Tail
+            ) -> Result<(), $crate::internal::mem::OutOfBounds>
         }
     };
     (@copy_out $at:tt) => {
-        $crate::mem::forward_memory! {
+        $crate::internal::mem::forward_memory! {
             @fn $at copy_out(
-                from: $crate::mem::Span, at: usize, bytes: &mut [u8]
-            ) -> Result<(), $crate::mem::OutOfBounds>
+                from: $crate::internal::mem::Span, at: usize, bytes: &mut [u8]
+            ) -> Result<(), $crate::internal::mem::OutOfBounds>
         }
     };
     (@wait $at:tt) => {
-        $crate::mem::forward_memory! {
+        $crate::internal::mem::forward_memory! {
             @fn $at wait(
-                flag: $crate::mem::Flag, until: $crate::mem::Until, patience: u32
-            ) -> $crate::mem::Woke
+                flag: $crate::internal::mem::Flag, until: $crate::internal::mem::Until, patience: u32
+            ) -> $crate::internal::mem::Woke
         }
     };
     (@doze $at:tt) => {
-        $crate::mem::forward_memory! { @fn $at doze(until: $crate::mem::Until) }
+        $crate::internal::mem::forward_memory! { @fn $at doze(until: $crate::internal::mem::Until) }
     };
     (@wake $at:tt) => {
-        $crate::mem::forward_memory! { @fn $at wake(flag: $crate::mem::Flag) }
+        $crate::internal::mem::forward_memory! { @fn $at wake(flag: $crate::internal::mem::Flag) }
     };
     (@expired $at:tt) => {
-        $crate::mem::forward_memory! { @fn $at expired(until: $crate::mem::Until) -> bool }
+        $crate::internal::mem::forward_memory! { @fn $at expired(until: $crate::internal::mem::Until) -> bool }
     };
 }
-#[doc(hidden)]
+#[cfg(feature = "testing")]
 pub use forward_memory;
+#[cfg(not(feature = "testing"))]
+pub(crate) use forward_memory;
 
 /// What leads to a memory is that memory.
 macro_rules! led_to {

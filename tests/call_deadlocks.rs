@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use narrows::rpc::wire::{Kind, STREAM as STREAMS};
+use narrows::internal::rpc::wire::{Kind, STREAM as STREAMS};
 use narrows::{
     CallError, HandlerError, Options, Request, ServerHandle, SharedMemoryClient, SharedMemoryServer,
     SharedMemoryStream,

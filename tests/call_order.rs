@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use narrows::rpc::wire::{Kind, STREAM as STREAMS};
+use narrows::internal::rpc::wire::{Kind, STREAM as STREAMS};
 use narrows::{CallError, SharedMemoryClient, SharedMemoryServer};
 
 use call_kit::raw::{Raw, head};

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use faults::byhand::ByHand;
 use faults::{Fork, LONG, Watchdog, descriptors, eventually, mappings, say, sys, threads};
-use narrows::layout::Geometry;
+use narrows::internal::layout::Geometry;
 use narrows::{Options, SharedMemoryListener, SharedMemoryStream};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -71,14 +71,14 @@ fn bad_memory(folder: &Path) {
         s.spawn(|| {
             let (socket, _) = server.accept().expect("accepts");
             let geometry = Geometry::new(8, 4096, 8).expect("legal");
-            let agreed = narrows::handshake::Agreement {
-                version: narrows::handshake::VERSION_MAX,
+            let agreed = narrows::internal::handshake::Agreement {
+                version: narrows::internal::handshake::VERSION_MAX,
                 features: 0,
                 geometry,
                 max_message: 1000,
                 first_ticket: 0,
             };
-            let welcome = narrows::handshake::Answer::Welcome(agreed).encode();
+            let welcome = narrows::internal::handshake::Answer::Welcome(agreed).encode();
             let memory = sys::sealed_memory(geometry.region_len() + 4096);
             use std::os::fd::AsFd;
             sys::send_with_fd(socket.as_fd(), &welcome, memory.as_fd()).expect("sends");

@@ -197,7 +197,7 @@ fn a_server_sums_its_connections_those_that_ended_too() {
 #[test]
 fn a_call_counts_once_the_server_has_heard_of_it() {
     let _watchdog = Watchdog::new("a_call_counts_once_the_server_has_heard_of_it");
-    use narrows::rpc::wire::{Head, Kind, Settings, VERSION};
+    use narrows::internal::rpc::wire::{Head, Kind, Settings, VERSION};
     let folder = tempfile::tempdir().expect("directory");
     let options = Options::new().slots(4).arena(4096);
     let listener: SharedMemoryListener = options.bind(folder.path().join("socket")).expect("binds");

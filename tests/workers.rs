@@ -11,8 +11,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
 use faults::{Fork, LONG, Watchdog, echo, reach, round_trip, sys, verdict};
-use narrows::handshake::{Answer, HELLO_LEN, Limits, ServerHandshake};
-use narrows::layout::Geometry;
+use narrows::internal::handshake::{Answer, HELLO_LEN, Limits, ServerHandshake};
+use narrows::internal::layout::Geometry;
 use narrows::{AcceptError, Options, RecvTimeoutError, SharedMemoryListener, SharedMemoryStream};
 
 fn pid_of(stream: &SharedMemoryStream) -> i32 {

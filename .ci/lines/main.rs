@@ -52,7 +52,7 @@ fn ours(path: &Path) -> Option<String> {
     let here = env::current_dir().ok()?;
     let path = path.strip_prefix(here).unwrap_or(path).to_str()?;
     let test = path.contains("..") || ["/tests.rs", "/testing.rs"].iter().any(|end| path.ends_with(end));
-    let test = test || path.starts_with("src/fuzz/");
+    let test = test || path == "src/internal.rs";
     (path.starts_with("src/") && !test).then(|| path.to_owned())
 }
 

@@ -21,12 +21,10 @@
 )]
 
 mod calls;
-mod seam;
 mod stream;
 
 use calls::one_call;
 use gungraun::prelude::*;
-use seam::one_ring;
 use stream::messages;
 
 /// How often each benchmark does its operation; `.ci/instructions` divides by it.
@@ -34,5 +32,5 @@ const TIMES: usize = 1024;
 
 main!(
     config = LibraryBenchmarkConfig::default().tool(gungraun::Callgrind::with_args(["--cache-sim=no"])),
-    library_benchmark_groups = [messages, one_call, one_ring]
+    library_benchmark_groups = [messages, one_call]
 );

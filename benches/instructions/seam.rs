@@ -1,9 +1,19 @@
-//! The trait between ring and memory costs nothing.
+//! The trait between ring and memory costs nothing: `cargo bench -p narrows-benches --features testing --bench seam`.
+//!
+//! It is a binary of its own, since it needs the inside of the library, and the others are counted without the feature
+//! `testing`. The feature adds no step to the ring or to the private memory.
 //!
 //! The ring runs over the private memory, once as it is and once through one more implementation of the trait that
 //! does nothing but pass each call on. If the seam cost an instruction, a second one would cost it again: both rows are
-//! equal to the last instruction, and `.ci/instructions` checks that. It also looks into the profile of `send_recv` for any
+//! equal to the last instruction, and `.ci/instructions` checks that. It also looks into the profile of `send_recv` in `main.rs` for any
 //! function of the trait: all are part of their callers there.
+
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    reason = "the harness writes public items of its own"
+)]
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -13,7 +23,8 @@ use narrows::internal::layout::Kind;
 use narrows::internal::mem::{Heap, Memory, Tail, forward_memory};
 use narrows::internal::ring::{Consumer, Producer};
 
-use crate::TIMES;
+/// How often each benchmark does its operation, as in `main.rs`.
+const TIMES: usize = 1024;
 
 type SharedHeap = Arc<Heap>;
 
@@ -74,3 +85,8 @@ fn two_seams(mut ring: Box<RingPair<Again>>) -> Box<RingPair<Again>> {
 }
 
 library_benchmark_group!(name = one_ring, benchmarks = [one_seam, two_seams]);
+
+main!(
+    config = LibraryBenchmarkConfig::default().tool(gungraun::Callgrind::with_args(["--cache-sim=no"])),
+    library_benchmark_groups = [one_ring]
+);

@@ -1,3 +1,3 @@
-//! See `narrows::fuzz::calls`.
+//! See `narrows_fuzz_bodies::calls`.
 #![no_main]
-libfuzzer_sys::fuzz_target!(|data: &[u8]| narrows::fuzz::calls(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| narrows_fuzz_bodies::calls(data));

@@ -1,3 +1,3 @@
-//! See `narrows::fuzz::descriptors`.
+//! See `narrows_fuzz_bodies::descriptors`.
 #![no_main]
-libfuzzer_sys::fuzz_target!(|data: &[u8]| narrows::fuzz::descriptors(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| narrows_fuzz_bodies::descriptors(data));

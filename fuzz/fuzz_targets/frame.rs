@@ -1,3 +1,3 @@
-//! See `narrows::fuzz::frame`.
+//! See `narrows_fuzz_bodies::frame`.
 #![no_main]
-libfuzzer_sys::fuzz_target!(|data: &[u8]| narrows::fuzz::frame(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| narrows_fuzz_bodies::frame(data));

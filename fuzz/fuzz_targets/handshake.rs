@@ -1,3 +1,3 @@
-//! See `narrows::fuzz::handshake`.
+//! See `narrows_fuzz_bodies::handshake`.
 #![no_main]
-libfuzzer_sys::fuzz_target!(|data: &[u8]| narrows::fuzz::handshake(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| narrows_fuzz_bodies::handshake(data));

@@ -1,3 +1,3 @@
-//! See `narrows::fuzz::memory`.
+//! See `narrows_fuzz_bodies::memory`.
 #![no_main]
-libfuzzer_sys::fuzz_target!(|data: &[u8]| narrows::fuzz::memory(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| narrows_fuzz_bodies::memory(data));

@@ -1,3 +1,3 @@
-//! See `narrows::fuzz::ring_hostile`.
+//! See `narrows_fuzz_bodies::ring_hostile`.
 #![no_main]
-libfuzzer_sys::fuzz_target!(|data: &[u8]| narrows::fuzz::ring_hostile(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| narrows_fuzz_bodies::ring_hostile(data));

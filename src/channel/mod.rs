@@ -39,10 +39,15 @@ pub use closer::Closer;
 pub(crate) use closer::{bury, shut};
 pub use ear::Ear;
 pub(crate) use ends::{ConnectionId, Ends, Line};
+#[cfg(feature = "testing")]
 pub use gather::Gather;
-pub use monitor::{Latch, Monitor, RealThreads, Threads, in_turn};
+#[cfg(feature = "testing")]
+pub use monitor::in_turn;
+pub use monitor::{Latch, Monitor, RealThreads, Threads};
+#[cfg(feature = "testing")]
+pub use pace::NoPace;
 pub(crate) use pace::Waiting;
-pub use pace::{NoPace, Pace, WaitStrategy};
+pub use pace::{Pace, WaitStrategy};
 pub use receiver::{Iter, Receiver, TryIter};
 pub use receiver_core::{Inbound, Incoming, Received, RecvFault};
 pub use recv_guard::RecvGuard;

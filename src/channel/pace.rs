@@ -104,9 +104,11 @@ pub trait Pace {
 }
 
 /// Sleeps at once.
+#[cfg(feature = "testing")]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoPace;
 
+#[cfg(feature = "testing")]
 impl Pace for NoPace {
     fn pass(&mut self, _until: Until, _look: impl Fn() -> bool) -> bool {
         false

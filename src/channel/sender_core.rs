@@ -101,6 +101,7 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
     }
 
     /// The ring, to write claims.
+    #[cfg_attr(not(feature = "testing"), allow(dead_code, reason = "for tests"))]
     pub fn ring_mut(&mut self) -> &mut Producer<M> {
         &mut self.ring
     }
@@ -144,6 +145,7 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
     ///
     /// As for [`send`](Self::send).
     #[inline(always)]
+    #[cfg_attr(not(feature = "testing"), allow(dead_code, reason = "for tests"))]
     pub fn send_one(&mut self, message: &[u8], tag: u64, wait: Wait) -> Result<usize, SendFault> {
         let sent = match self.send_at_once(message, tag) {
             FastSend::NotSent => self.send_placed(message, tag),

@@ -66,7 +66,7 @@ pub(crate) fn connect(
 
 /// What a client makes of an answer that comes in these parts, each with descriptors beside it.
 #[cfg(feature = "testing")]
-pub(crate) fn answered(limits: &Limits, parts: Vec<(&[u8], Vec<OwnedFd>)>) -> Result<(), ConnectError> {
+pub fn answered(limits: &Limits, parts: Vec<(&[u8], Vec<OwnedFd>)>) -> Result<(), ConnectError> {
     let (ours, theirs) = socket::pair().map_err(ConnectError::io("making a pair of sockets"))?;
     let cred = socket::peer_cred(ours.as_fd()).map_err(ConnectError::io("reading credentials"))?;
     let mut caller = Caller::new(ours, cred, limits, 0);

@@ -53,7 +53,7 @@ use crate::sys::wait::{Readiness, wait_ready};
 
 pub(crate) use child::{from_parent, spawn};
 #[cfg(feature = "testing")]
-pub(crate) use client::answered;
+pub use client::answered;
 pub(crate) use client::connect;
 pub(crate) use permission::{why_not_bound, why_not_connected};
 pub(crate) use server::{Failure, Guest, refuse_unwatched};

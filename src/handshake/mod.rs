@@ -51,8 +51,10 @@ static_assertions::const_assert_eq!(VERSION_MAX, crate::error::SPOKEN);
 /// Every feature that this library implements, as bits.
 pub const FEATURES: u32 = 0;
 /// Reserved: a side may sleep on the socket instead of a futex (flag value 3 asks for one byte on the socket).
+#[cfg_attr(not(feature = "testing"), allow(dead_code, reason = "reserved"))]
 pub const FEATURE_DOORBELL: u32 = 1 << 0;
 /// Reserved: one slot may carry many small messages (slot kind 6).
+#[cfg_attr(not(feature = "testing"), allow(dead_code, reason = "reserved"))]
 pub const FEATURE_PACKS: u32 = 1 << 1;
 /// The byte by which a client confirms that it has mapped and sealed the memory; the last of the handshake.
 pub const ACKNOWLEDGE: u8 = 0x06;

@@ -62,7 +62,9 @@ mod urgent;
 
 pub use consumer::{Arrival, Consumer, Took};
 pub use end::{Fate, bury, close, ended, shut};
-pub use park::{Bed, alarm, rouse, sleep};
+#[cfg_attr(not(feature = "testing"), allow(unused_imports, reason = "for tests"))]
+pub use park::alarm;
+pub use park::{Bed, rouse, sleep};
 pub use producer::{Claim, Cursor, Posted, Producer, Refusal, Wanted};
 pub use urgent::{Poster, bell, urgent};
 

@@ -43,6 +43,7 @@ impl Claim {
     }
 
     /// Whether it may hold none.
+    #[cfg_attr(not(feature = "testing"), allow(dead_code, reason = "for tests"))]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -127,6 +128,7 @@ impl<M: Memory> Producer<M> {
     }
 
     /// Writes the initial words of a fresh ring in private memory.
+    #[cfg_attr(not(feature = "testing"), allow(dead_code, reason = "for tests"))]
     pub fn format(mem: &M, first: u64) {
         mem.store(Word::Head, first, Store::Relaxed);
     }

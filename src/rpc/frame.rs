@@ -49,6 +49,7 @@ impl Frame {
     }
 
     /// Whether it has no body.
+    #[cfg_attr(not(feature = "testing"), allow(dead_code, reason = "for tests"))]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -10,7 +10,7 @@
 //!
 //! # Proof
 //!
-//! The fuzz body `memory` (`src/fuzz/memory.rs`) calls everything with absurd arguments, and compares every byte of the
+//! The fuzz body `memory` (`fuzz/bodies/src/memory.rs`) calls everything with absurd arguments, and compares every byte of the
 //! region; `mapping/tests.rs` sleeps and wakes.
 
 use std::fmt;

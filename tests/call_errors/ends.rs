@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use narrows::rpc::wire::Kind;
+use narrows::internal::rpc::wire::Kind;
 use narrows::{CallError, SharedMemoryClient, SharedMemoryServer};
 
 use crate::call_kit::raw::{Raw, head};

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use narrows::rpc::wire::{Kind, SETTINGS, Settings, VERSION};
+use narrows::internal::rpc::wire::{Kind, SETTINGS, Settings, VERSION};
 use narrows::{
     CallError, ConnectError, HandlerError, Options, RejectCode, SharedMemoryClient, SharedMemoryServer,
 };

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use narrows::Options;
-use narrows::rpc::wire::{DEADLINE, Kind, MORE, NOTIFY, STREAM, UPLOAD};
+use narrows::internal::rpc::wire::{DEADLINE, Kind, MORE, NOTIFY, STREAM, UPLOAD};
 
 use crate::call_kit::raw::{Raw, head};
 use crate::call_kit::{ECHO, GATE, GATED_STREAM, GATED_UPLOAD, POOLED, STREAM as STREAMING, host, options};

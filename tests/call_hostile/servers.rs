@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use narrows::rpc::wire::{Head, Kind, MORE, STREAM, UPLOAD};
+use narrows::internal::rpc::wire::{Head, Kind, MORE, STREAM, UPLOAD};
 use narrows::{CallError, Options, SharedMemoryClient};
 
 use crate::call_kit::raw::{Raw, head};

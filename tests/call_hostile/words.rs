@@ -4,8 +4,8 @@ use std::sync::atomic::Ordering;
 use std::thread;
 
 use narrows::SharedMemoryServer;
-use narrows::layout::{Control, Geometry, Kind as Carried, words};
-use narrows::rpc::wire::{Kind, MORE, STREAM, UPLOAD};
+use narrows::internal::layout::{Control, Geometry, Kind as Carried, words};
+use narrows::internal::rpc::wire::{Kind, MORE, STREAM, UPLOAD};
 
 use crate::call_kit::raw::{Raw, head, settings};
 use crate::call_kit::{ECHO, GATE, Host, POOLED, STREAM as STREAMING, UPLOAD as UPLOADING, host, options};

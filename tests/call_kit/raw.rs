@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use narrows::rpc::wire::{HEAD, Head, Kind, SETTINGS, Settings, VERSION};
+use narrows::internal::rpc::wire::{HEAD, Head, Kind, SETTINGS, Settings, VERSION};
 use narrows::{Options, RecvTimeoutError, SendTimeoutError, SharedMemoryListener, SharedMemoryStream};
 
 use crate::faults::LONG;

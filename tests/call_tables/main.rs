@@ -1,10 +1,11 @@
-//! The tables of the call layer: every short life of one and two places, long random programs, and what liars tried.
+//! The tables of the call layer: every short life of one and two places, and what liars tried.
 //!
 //! ```text
 //!   client_world.rs   every sequence of frames and operations ──▶ client::Table   against a list of calls
 //!   server_world.rs   the same ──▶ Hall and Attendant over a ring of one slot     against what must be on the wire
-//!   the fuzzer's programs (src/fuzz/calls/)                                       against what was said
 //! ```
+//!
+//! Long random programs: `fuzz/bodies/tests/programs.rs`.
 //!
 //! What it does not show: what threads do at once (`loom-tests`).
 
@@ -17,8 +18,6 @@ mod server_world;
 use std::sync::Arc;
 use std::time::Instant;
 
-use common::Watchdog;
-use narrows::fuzz::{CallTally, call_tally};
 use narrows::internal::mem::Heap;
 use narrows::internal::rpc::client;
 use narrows::internal::rpc::server::{Gone, Hall, Limits, Parts, Table};
@@ -162,25 +161,4 @@ fn a_sequence_wraps() {
         let head = Head { seq, ..Head::new(Kind::Chunk, 0) };
         assert_eq!(assembly.take(head, 0, 0, |_| ()), Ok(Some(head)));
     }
-}
-
-/// The fuzzer's programs of honest calls, long enough to use every place many times.
-#[test]
-fn random_programs_get_their_own_answers() {
-    let _watch = Watchdog::new("random programs of calls");
-    let mut all = CallTally::default();
-    for seed in 0..600 {
-        let mut random = fastrand::Rng::with_seed(seed);
-        let tally = call_tally(&std::iter::repeat_with(|| random.u8(..)).take(2500).collect::<Vec<_>>());
-        all.calls += tally.calls;
-        all.ends += tally.ends;
-        all.at_once += tally.at_once;
-        all.cancelled += tally.cancelled;
-        all.chunks += tally.chunks;
-        all.uploads += tally.uploads;
-        all.pushes += tally.pushes;
-    }
-    let least =
-        [all.calls / 20, all.ends / 10, all.at_once, all.cancelled, all.chunks, all.uploads, all.pushes];
-    assert!(least.iter().all(|count| *count > 600), "{all:?}");
 }

@@ -7,10 +7,10 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use narrows::handshake::{
+use narrows::internal::handshake::{
     ACKNOWLEDGE, ANSWER_LEN, Agreement, Answer, ClientHandshake, ClientStep, HELLO_LEN, Hello, VERSION_MAX,
 };
-use narrows::layout::{Control, Direction, Geometry, SLOT, SLOT_PAYLOAD, words};
+use narrows::internal::layout::{Control, Direction, Geometry, SLOT, SLOT_PAYLOAD, words};
 
 use super::sys::{Pages, add_seals, receive_with_fd, sealed_memory, send_with_fd};
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use narrows::layout::{Control, Kind, words};
+use narrows::internal::layout::{Control, Kind, words};
 use narrows::{RecvTimeoutError, SharedMemoryStream};
 
 use super::faults::LONG;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use narrows::layout::{Control, Kind, SLOT, words};
+use narrows::internal::layout::{Control, Kind, SLOT, words};
 
 use super::faults::LONG;
 use super::faults::byhand::{ByHand, WORDS};

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use narrows::layout::{Control, Kind, words};
+use narrows::internal::layout::{Control, Kind, words};
 use narrows::{SharedMemoryStream, WaitStrategy};
 
 use super::faults::byhand::ByHand;

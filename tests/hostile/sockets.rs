@@ -9,8 +9,8 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use narrows::handshake::{ClientHandshake, HELLO_LEN};
-use narrows::layout::{Control, Kind};
+use narrows::internal::handshake::{ClientHandshake, HELLO_LEN};
+use narrows::internal::layout::{Control, Kind};
 use narrows::{ConnectError, SharedMemoryListener, SharedMemoryStream};
 
 use super::faults::byhand::ByHand;

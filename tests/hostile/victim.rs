@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use narrows::layout::Geometry;
+use narrows::internal::layout::Geometry;
 use narrows::{Options, SharedMemoryListener, SharedMemoryStream};
 
 use super::faults::byhand::ByHand;

@@ -16,7 +16,7 @@ use std::path::Path;
 use std::process::{ChildStdin, ChildStdout, Stdio};
 use std::sync::atomic::Ordering;
 
-use narrows::layout::{Control, Direction, Geometry, Kind, SLOT, words};
+use narrows::internal::layout::{Control, Direction, Geometry, Kind, SLOT, words};
 use narrows::{SharedMemoryListener, SharedMemoryStream, TryRecvError, TrySendError};
 
 use super::faults::byhand::ByHand;

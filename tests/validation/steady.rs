@@ -107,7 +107,8 @@ fn judge(mut row: Row, samples: &[Sample], allocated: &[u64], connections: u64) 
         row.wants(!grew, || format!("{what} grew from {first} to {last}"));
     }
     // Two regions each: of the calls and of the stream.
-    let region = narrows::layout::Geometry::new(256, 1 << 20, 64).expect("legal").region_len() as u64 >> 10;
+    let region =
+        narrows::internal::layout::Geometry::new(256, 1 << 20, 64).expect("legal").region_len() as u64 >> 10;
     let most = |of: fn(&Sample) -> u64| samples.iter().map(of).max().unwrap_or(0);
     let (shared, private) = (most(|it| it.shared), most(|it| it.private));
     row.wants(shared <= 2 * connections * region + 64, || {

@@ -103,7 +103,7 @@ fn date(days: u64) -> String {
 
 pub(crate) fn markdown(about: &About, rows: &[Row]) -> String {
     let mut text = format!(
-        "{}; {}; load {} before; `cargo test --release --test validation -- --ignored --minutes {}`, {:.0?}.\n\n",
+        "{}; {}; load {} before; `cargo test --release --features testing --test validation -- --ignored --minutes {}`, {:.0?}.\n\n",
         about.date,
         about.machine,
         about.load,

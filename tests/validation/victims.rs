@@ -9,8 +9,8 @@ use std::sync::mpsc::channel;
 use std::thread::{self, sleep};
 use std::time::Duration;
 
-use narrows::handshake::{ANSWER_LEN, Agreement, Answer, ClientHandshake, HELLO_LEN, Hello};
-use narrows::layout::Geometry;
+use narrows::internal::handshake::{ANSWER_LEN, Agreement, Answer, ClientHandshake, HELLO_LEN, Hello};
+use narrows::internal::layout::Geometry;
 use narrows::{Options, SharedMemoryClient};
 
 use crate::clients::{Caller, connect, request};
@@ -246,7 +246,7 @@ fn truncate(scene: &Scene<'_>, seed: u64) -> Told {
             socket.read_exact(&mut bytes).expect("a Hello");
             let Hello { wanted: geometry, max_message, .. } = Hello::decode(&bytes).expect("a good one");
             let agreed = Agreement {
-                version: narrows::handshake::VERSION_MAX,
+                version: narrows::internal::handshake::VERSION_MAX,
                 features: 0,
                 geometry,
                 max_message,

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use narrows::layout::{Control, Geometry, Kind as Carried, SLOT, words};
-use narrows::rpc::wire::{HEAD, Head, Kind, Settings, VERSION};
+use narrows::internal::layout::{Control, Geometry, Kind as Carried, SLOT, words};
+use narrows::internal::rpc::wire::{HEAD, Head, Kind, Settings, VERSION};
 
 use crate::faults::byhand::{ByHand, WORDS};
 use crate::faults::sys::futex_wake;

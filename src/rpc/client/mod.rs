@@ -35,7 +35,7 @@ use self::renewal::Current;
 use super::wire::NOTIFY;
 
 pub(super) use conn::Conn;
-#[doc(hidden)]
+#[cfg(feature = "testing")]
 pub use desk::{Books, Desk, Parts, Stop};
 pub use pending::{Canceller, PendingCall, Reply};
 pub use pushes::Pushes;
@@ -43,7 +43,7 @@ pub use renewal::{ClientBuilder, Lost, Reconnect};
 pub use stats::ClientStats;
 pub use streams::{ReplyStream, UploadCall, UploadStream};
 pub use table::LostCall;
-#[doc(hidden)]
+#[cfg(feature = "testing")]
 pub use table::{Change, Final, Table};
 
 /// Calls functions in another process: a connection to a [`SharedMemoryServer`](crate::SharedMemoryServer) that

@@ -265,12 +265,6 @@ impl Table {
         self.pushes.len()
     }
 
-    /// The longest request or reply, in bytes.
-    #[inline]
-    pub fn max(&self) -> usize {
-        self.max
-    }
-
     /// Calls under way, those that nobody waits for included.
     pub fn in_flight(&self) -> usize {
         self.places.len() - self.free.len()

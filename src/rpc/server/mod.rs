@@ -40,19 +40,19 @@ use crate::stream::SharedMemoryStream;
 use methods::{Method, Methods, Outcome};
 use service::{Callbacks, Shared, Sizes};
 
-#[doc(hidden)]
+#[cfg(feature = "testing")]
 pub use attendant::{Attendant, Given, Service, Started};
-#[doc(hidden)]
+#[cfg(feature = "testing")]
 pub use hall::{Gone, Hall, Parts};
 pub use handle::{Drained, ServerHandle};
 pub use peer::Connection;
-#[doc(hidden)]
+#[cfg(feature = "testing")]
 pub use place::Limits;
-#[doc(hidden)]
+#[cfg(feature = "testing")]
 pub use post::Body;
 pub use request::{ChunkReader, ChunkWriter, Request};
 pub use stats::ServerStats;
-#[doc(hidden)]
+#[cfg(feature = "testing")]
 pub use table::{Event, Failure, Table, Upload};
 
 /// Serves calls of other processes: methods by number, run by a pool of workers, inline, or as streams.

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::atomic::AtomicU32;
 
-use narrows::internal::probe;
+use narrows::probe;
 use rustix::io::Errno;
 use rustix::thread::futex;
 

@@ -1,7 +1,7 @@
 //! How much memory a connection takes here, and what limits it.
 
 use narrows::Options;
-use narrows::internal::probe;
+use narrows::probe;
 use rustix::io::Errno;
 use rustix::mm::{MlockAllFlags, mlockall, munlockall};
 use rustix::process::{Resource, getrlimit};

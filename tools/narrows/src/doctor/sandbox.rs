@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use narrows::internal::probe;
+use narrows::probe;
 use rustix::process::geteuid;
 
 use super::cgroups::Mount;

@@ -1,56 +1,56 @@
-//! Any program of an honest client and an honest server: each call gets its own answer, and all is free in the end.
+//! Any program of a well-formed client and server: each call gets its own answer, and at the end all slots and windows are free.
 
-use super::super::bytes::Bytes;
 use super::client::Client;
 use super::server::{Server, refused};
-use super::{World, length};
-use crate::rpc::wire::{DEADLINE, MORE, NOTIFY, STREAM, UPLOAD};
+use super::{CallRings, length};
+use crate::bytes::Bytes;
+use narrows::internal::rpc::wire::{DEADLINE, MORE, NOTIFY, STREAM, UPLOAD};
 
-/// Rounds after which a program that does not come to rest never does.
+/// The number of rounds in which each program becomes idle.
 const ROUNDS: usize = 20_000;
 
-/// What a program did.
+/// Counts of what a program did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CallTally {
     /// Calls that were begun.
     pub calls: u64,
-    /// Those whose end was taken.
+    /// Calls whose end was taken.
     pub ends: u64,
-    /// Those that were answered while the caller waited.
+    /// Calls that were answered while the caller waited.
     pub at_once: u64,
-    /// Those that were cancelled.
+    /// Calls that were cancelled.
     pub cancelled: u64,
-    /// Chunks of replies.
+    /// Chunks of replies that were sent.
     pub chunks: u64,
-    /// Chunks of uploads.
+    /// Chunks of uploads that were read.
     pub uploads: u64,
-    /// Pushes.
+    /// Pushes that were taken.
     pub pushes: u64,
 }
 
-/// Runs the program that the bytes are, and says what it did.
+/// Runs the program that the bytes encode, and returns what it did.
 pub fn call_tally(data: &[u8]) -> CallTally {
     run(&mut Bytes::new(data))
 }
 
 pub(super) fn run(bytes: &mut Bytes<'_>) -> CallTally {
-    let world = World::new(bytes);
-    let mut server = Server::new(&world, true);
+    let rings = CallRings::new(bytes);
+    let mut server = Server::new(&rings, true);
     if bytes.rarely(4) {
-        server.act(bytes); // A push before the greeting.
+        server.act(bytes); // A push before the handshake.
         server.step();
     }
     server.hall.open(|_| ());
-    let mut client = Client::new(&world, server);
+    let mut client = Client::new(&rings, server);
     let mut tally = CallTally::default();
     while !bytes.is_empty() {
         act(&mut client, bytes, &mut tally);
-        judge(&client);
+        check(&client);
     }
-    settle(&mut client);
-    judge_rest(&client);
+    run_until_idle(&mut client);
+    check_idle(&client);
     let server = client.turn.server();
-    let runs = || server.book.runs.values();
+    let runs = || server.methods.runs.values();
     CallTally {
         calls: client.calls.len() as u64,
         ends: client.ends,
@@ -102,27 +102,27 @@ fn act(client: &mut Client, bytes: &mut Bytes<'_>, tally: &mut CallTally) {
     }
 }
 
-/// At any time: nobody was found to lie, what runs is what was asked, the books balance.
-fn judge(client: &Client) {
+/// Checks what holds at any time: no side found a violation, methods run for what was called, and the tables are consistent.
+fn check(client: &Client) {
     assert_eq!(client.desk.over(), None);
     client.desk.books().table.audit();
     let server = client.turn.server();
     assert_eq!(server.over, None);
     server.hall.with(|table| table.audit());
-    for (id, run) in &server.book.runs {
+    for (id, run) in &server.methods.runs {
         let call = client.calls.get(id).expect("a call that was made");
         assert_eq!((run.method, run.flags), (call.method, call.flags & !MORE));
-        assert!(call.asked || call.cancelled, "a call runs whose request is not whole");
-        assert_eq!(run.request, call.body.concat(), "another's request");
+        assert!(call.asked || call.cancelled, "a call runs whose request is incomplete");
+        assert_eq!(run.request, call.body.concat(), "the request of another call");
         assert_eq!(Some(&run.read[..]), call.chunks.get(..run.read.len()), "the chunks of an upload");
         let all = call.ended && run.read.len() == call.chunks.len();
-        assert!(!run.read_all || all || call.flags & UPLOAD == 0, "an end before its time");
-        assert!(!run.gone || call.cancelled, "a call was cut off that nobody cancelled");
+        assert!(!run.read_all || all || call.flags & UPLOAD == 0, "the upload ended too early");
+        assert!(!run.gone || call.cancelled, "a call ended that was not cancelled");
     }
 }
 
-/// Everybody does what is left to be done, until nothing is.
-fn settle(client: &mut Client) {
+/// Ends all calls and methods.
+fn run_until_idle(client: &mut Client) {
     for _ in 0..ROUNDS {
         let mut busy = false;
         let live: Vec<u64> = client
@@ -140,18 +140,18 @@ fn settle(client: &mut Client) {
         let mut server = client.turn.server();
         for id in server.open() {
             while server.read(id) {}
-            let run = &server.book.runs[&id];
+            let run = &server.methods.runs[&id];
             if run.read_all || run.gone || run.flags & UPLOAD == 0 {
                 server.finish(id, 1, false);
                 busy = true;
             }
         }
         busy |= server.step();
-        let quiet = server.hall.is_quiet();
+        let idle = server.hall.is_quiet();
         drop(server);
-        judge(client);
+        check(client);
         let waits = client.calls.values().any(|call| call.waited || call.cut.is_some());
-        if !busy && !waits && quiet && client.desk.books().table.in_flight() == 0 {
+        if !busy && !waits && idle && client.desk.books().table.in_flight() == 0 {
             return;
         }
     }
@@ -159,20 +159,20 @@ fn settle(client: &mut Client) {
     let server = client.turn.server();
     let (table, runs) = (server.hall.with(|table| format!("{table:?}")), server.open());
     panic!(
-        "calls that never end: {open:?}, run: {runs:?}, client: {:?}, server: {table}",
+        "calls that do not end: {open:?}, running: {runs:?}, client: {:?}, server: {table}",
         client.desk.books().table
     );
 }
 
-/// All places are free, all windows are full, and nothing was lost.
-fn judge_rest(client: &Client) {
+/// Checks an idle connection: all windows are full, and no call and no push was lost.
+fn check_idle(client: &Client) {
     let server = client.turn.server();
     let credit = server.hall.with(|table| table.push_credit());
     let owed = client.desk.books().table.owed_for_pushes();
     assert_eq!(credit + owed, client.limits.push_window, "the window of pushes");
     assert_eq!(client.pushes, server.pushed.len());
     for (id, call) in &client.calls {
-        let runs = server.book.runs.contains_key(id);
-        assert!(runs || call.cancelled || refused(call.method), "call {id} never ran");
+        let runs = server.methods.runs.contains_key(id);
+        assert!(runs || call.cancelled || refused(call.method), "call {id} did not run");
     }
 }

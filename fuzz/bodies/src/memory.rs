@@ -1,12 +1,12 @@
-//! The trait `Memory`, called directly with anything at all, on private memory and on a mapped memfd.
+//! The trait `Memory`, called directly with any arguments, on private memory and on a mapped memfd.
 //!
 //! ```text
-//!   bytes ──▶ program ──┬──▶ Arc<Heap>     every answer, and all of it now and then, as in the image
-//!                       └──▶ sys::Mapping  the same, and every byte of the region as in the image
+//!   bytes ──▶ program ──┬──▶ Arc<Heap>     each result, and sometimes all of the memory, compared with an image
+//!                       └──▶ sys::Mapping  the same, and each byte of the region compared with the image
 //! ```
 //!
-//! The image is made from `layout` alone, so it does not know how either memory finds its words. What it
-//! does not show: order between threads, and real sleep (`tests/memory.rs`, `loom-tests`).
+//! The image uses `layout` alone, and none of the code by which either memory computes addresses. This body covers neither the
+//! order of accesses between threads (`loom-tests`) nor real sleep (`tests/memory.rs`).
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -14,16 +14,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::bytes::Bytes;
-use crate::channel::bury;
-use crate::layout::{Direction, Geometry, SLOT, SLOT_PAYLOAD, words};
-use crate::mem::{
+use narrows::internal::MappedConnection;
+use narrows::internal::layout::{Direction, Geometry, SLOT, SLOT_PAYLOAD, words};
+use narrows::internal::mem::{
     Fence, Field, Flag, GRAIN, Heap, INLINE, Load, Memory, OutOfBounds, Span, Store, Tail, Woke, Word,
 };
-use crate::sys::link::Side;
-use crate::sys::mapping::Mapping;
-use crate::sys::pages::Pages;
 
-/// Slots, arena and urgent words of the memories that are tried.
+/// Slots, arena and OOB words of the memories.
 const SIZES: [(u32, u64, u32); 8] = [
     (1, 64, 1),
     (2, 128, 1),
@@ -40,61 +37,61 @@ const FLAGS: [Flag; 3] = [Flag::Consumer, Flag::Producer, Flag::Twin];
 const WORDS: [Word; 6] =
     [Word::Head, Word::Wanted, Word::ProducerMark, Word::ConsumerMark, Word::Bell, Word::Fate];
 
-/// Steps after which a run has seen enough.
+/// The largest number of steps in one run.
 const STEPS: usize = 400;
 
-/// Steps after which all that can be asked is compared.
+/// The number of steps between two comparisons of the whole memory.
 const COMPARED: usize = 32;
 
-/// What stands around a buffer that is copied to.
+/// Bytes before and behind a buffer that is copied to, and their value.
 const GUARD: usize = 64;
 const BLANK: u8 = 0xA5;
 
-/// What runs use again.
+/// What all runs of a thread share: to make a connection takes longer than most runs.
 #[derive(Default)]
-struct Bench {
-    pages: [Option<Pages>; SIZES.len()],
+struct Fixture {
+    pages: [Option<MappedConnection>; SIZES.len()],
     found: Vec<u8>,
 }
 
 thread_local! {
-    static BENCH: RefCell<Bench> = RefCell::default();
+    static FIXTURE: RefCell<Fixture> = RefCell::default();
 }
 
-/// Calls a memory with whatever the bytes say; every answer and every byte is as in the image.
+/// Makes the calls that the bytes encode, and compares all results and all bytes with the image.
 pub fn memory(data: &[u8]) {
     let mut bytes = Bytes::new(data);
     let (index, direction) = (bytes.below(SIZES.len()), usize::from(bytes.bool()));
-    let (slots, arena, urgent) = SIZES[index];
-    let geometry = Geometry::new(slots, arena, urgent).expect("legal");
+    let (slots, arena, oob) = SIZES[index];
+    let geometry = Geometry::new(slots, arena, oob).expect("legal");
 
     let mut image = Image::new(geometry, direction);
     if bytes.rarely(4) {
-        // As the ring holds it: shared, which passes every call on.
-        let heap = Arc::new(Heap::new(slots as usize, to_usize(arena), urgent as usize));
+        // The ring uses it through an `Arc`, which forwards each call.
+        let heap = Arc::new(Heap::new(slots as usize, to_usize(arena), oob as usize));
         run(&heap, &mut image, bytes);
         return image.compare(&heap);
     }
-    BENCH.with_borrow_mut(|Bench { pages, found }| {
+    FIXTURE.with_borrow_mut(|Fixture { pages, found }| {
         let pages = pages[index]
-            .get_or_insert_with(|| Pages::new(geometry, Side::Client, (0, 1), bury).expect("pages"));
+            .get_or_insert_with(|| MappedConnection::new(geometry, 0, 0, 1).expect("a connection"));
         pages.reset();
-        let mapping = Mapping::new(Arc::clone(pages.link()), direction);
+        let mapping = pages.memory(direction);
         run(&mapping, &mut image, bytes);
-        image.lend(&mapping, bytes);
+        image.check_raw_spans(|span, len| pages.raw_len(direction, span, 0, len), bytes);
         image.compare(&mapping);
         image.compare_pages(pages, found);
     });
 }
 
-/// Every byte that a region should hold.
+/// The expected bytes of a region.
 struct Image {
     region: Vec<u8>,
     geometry: Geometry,
     at: Direction,
     twin: usize,
-    fate: u64,
-    /// Places of hints that are written with the time of day.
+    close_reason: u64,
+    /// Offsets of hints that contain a time.
     times: Vec<usize>,
 }
 
@@ -102,7 +99,14 @@ impl Image {
     fn new(geometry: Geometry, direction: usize) -> Self {
         let (at, other) = (geometry.direction(direction), geometry.direction(1 - direction));
         let twin = other.words + words::CONSUMER_FLAG;
-        Self { region: vec![0; geometry.region_len()], geometry, at, twin, fate: 0, times: Vec::new() }
+        Self {
+            region: vec![0; geometry.region_len()],
+            geometry,
+            at,
+            twin,
+            close_reason: 0,
+            times: Vec::new(),
+        }
     }
 
     fn get(&self, at: usize) -> u64 {
@@ -121,7 +125,7 @@ impl Image {
         self.slot(ticket) + FIELDS.iter().position(|it| *it == field).expect("listed") * 8
     }
 
-    /// Where a word stands; nowhere in the region if it is private.
+    /// Returns the offset of a word, and `None` if it is in private memory.
     fn word(&self, word: Word) -> Option<usize> {
         let at = match word {
             Word::Head => words::HEAD,
@@ -136,13 +140,13 @@ impl Image {
     }
 
     fn load(&self, word: Word) -> u64 {
-        self.word(word).map_or(self.fate, |at| self.get(at))
+        self.word(word).map_or(self.close_reason, |at| self.get(at))
     }
 
     fn store(&mut self, word: Word, value: u64) {
         match self.word(word) {
             Some(at) => self.set(at, value),
-            None => self.fate = value,
+            None => self.close_reason = value,
         }
     }
 
@@ -159,7 +163,7 @@ impl Image {
         u32::from_ne_bytes(*self.flag(flag).first_chunk().expect("four"))
     }
 
-    /// The bytes of a range, if it is in the memory.
+    /// Returns the offsets of a range, if it is within the memory.
     fn range(&self, span: Span, at: usize, len: usize) -> Result<Range<usize>, OutOfBounds> {
         let (start, room) = match span {
             Span::Slot(ticket) => (self.slot(ticket) + SLOT_PAYLOAD, INLINE),
@@ -173,16 +177,16 @@ impl Image {
         Ok(start + at..start + end)
     }
 
-    /// What is lent in place is what is in the memory.
-    fn lend(&self, mapping: &Mapping, mut bytes: Bytes<'_>) {
+    /// Checks that spans are lent in place if and only if they are within the memory.
+    fn check_raw_spans(&self, raw_len: impl Fn(Span, usize) -> Option<usize>, mut bytes: Bytes<'_>) {
         for _ in 0..4 {
             let (span, _, len) = range(&mut bytes, &self.geometry);
-            let lent = mapping.raw(span, 0, len).map(|raw| raw.len());
+            let lent = raw_len(span, len);
             assert_eq!(lent, self.range(span, 0, len).ok().map(|_| len), "{len} bytes of {span:?}");
         }
     }
 
-    /// Wants all that can be asked of the memory to be as here.
+    /// Compares all slots, words, flags and payloads of the memory with the image.
     fn compare<M: Memory>(&mut self, mem: &M) {
         assert_eq!((mem.slots(), mem.arena()), (self.geometry.slots().into(), self.geometry.arena()));
         for ticket in 0..mem.slots() {
@@ -192,8 +196,8 @@ impl Image {
             self.compare_range(mem, Span::Slot(ticket), INLINE);
         }
         self.compare_range(mem, Span::Arena(0), to_usize(mem.arena()));
-        let urgent = (0..self.geometry.urgent()).map(Word::Urgent);
-        for word in WORDS.into_iter().chain(urgent) {
+        let oob = (0..self.geometry.urgent()).map(Word::Urgent);
+        for word in WORDS.into_iter().chain(oob) {
             assert_eq!(mem.load(word, Load::Relaxed), self.load(word), "{word:?}");
         }
         for flag in FLAGS {
@@ -205,19 +209,19 @@ impl Image {
         let mut found = vec![0; len];
         assert_eq!(mem.copy_out(span, 0, &mut found), Ok(()));
         let range = self.range(span, 0, len).expect("all of it");
-        assert!(found == self.region[range], "{span:?} holds other bytes");
+        assert!(found == self.region[range], "{span:?} contains other bytes");
     }
 
-    /// Wants every byte of the pages to be as here.
-    fn compare_pages(&mut self, pages: &Pages, found: &mut Vec<u8>) {
-        assert_eq!(pages.fate(), self.fate);
+    /// Compares each byte of the pages with the image.
+    fn compare_pages(&mut self, pages: &MappedConnection, found: &mut Vec<u8>) {
+        assert_eq!(pages.close_reason(), self.close_reason);
         pages.read(found);
         for at in &self.times {
             self.region[*at..at + 8].copy_from_slice(&found[*at..at + 8]);
         }
         if *found != self.region {
             let at = found.iter().zip(&self.region).position(|(is, should)| is != should);
-            panic!("the byte at {at:x?} of the region was changed, and nobody named it");
+            panic!("the byte at {at:x?} of the region was changed, and no call named it");
         }
     }
 }
@@ -237,7 +241,7 @@ fn run<M: Memory>(mem: &M, image: &mut Image, mut bytes: Bytes<'_>) {
             6..=7 => touch_flag(mem, image, &mut bytes),
             8..=10 => copy_in(mem, image, &mut bytes),
             11..=13 => copy_out(mem, image, &mut bytes),
-            14 => sleep_or_not(mem, image, &mut bytes, past),
+            14 => wait_and_wake(mem, image, &mut bytes, past),
             _ => mem.fence(bytes.pick(&[Fence::Acquire, Fence::Release, Fence::Full])),
         }
     }
@@ -267,8 +271,8 @@ fn touch_word<M: Memory>(mem: &M, image: &mut Image, bytes: &mut Bytes<'_>) {
             image.store(word, value);
         }
         1 => {
-            image.fate = if image.fate == 0 { value } else { image.fate };
-            assert_eq!(mem.settle(value), image.fate, "the first verdict stays");
+            image.close_reason = if image.close_reason == 0 { value } else { image.close_reason };
+            assert_eq!(mem.settle(value), image.close_reason, "the first close reason stays");
         }
         _ => {}
     }
@@ -315,26 +319,31 @@ fn copy_in<M: Memory>(mem: &M, image: &mut Image, bytes: &mut Bytes<'_>) {
 
 fn copy_out<M: Memory>(mem: &M, image: &mut Image, bytes: &mut Bytes<'_>) {
     let (span, at, len) = range(bytes, &image.geometry);
-    // The copies are made by instructions that no sanitizer sees: the guards stand in for it.
+    // Sanitizers do not see the instructions that copy. The guard bytes detect what they would report.
     let mut buffer = vec![BLANK; len + 2 * GUARD];
     let copied = mem.copy_out(span, at, &mut buffer[GUARD..GUARD + len]);
     let expected = image.range(span, at, len);
     assert_eq!(copied, expected.clone().map(drop), "{len} bytes at {at} of {span:?}");
     let (before, rest) = buffer.split_at(GUARD);
     let (found, after) = rest.split_at(len);
-    assert!(before.iter().chain(after).all(|byte| *byte == BLANK), "bytes beside the buffer");
+    assert!(
+        before.iter().chain(after).all(|byte| *byte == BLANK),
+        "bytes outside of the buffer were changed"
+    );
     match expected {
         Ok(range) => assert!(found == &image.region[range], "{len} bytes at {at} of {span:?}"),
-        Err(OutOfBounds) => assert!(found.iter().all(|byte| *byte == BLANK), "nothing is copied then"),
+        Err(OutOfBounds) => {
+            assert!(found.iter().all(|byte| *byte == BLANK), "a refused copy changed the buffer")
+        }
     }
 }
 
-fn sleep_or_not<M: Memory>(mem: &M, image: &mut Image, bytes: &mut Bytes<'_>, past: Instant) {
+fn wait_and_wake<M: Memory>(mem: &M, image: &mut Image, bytes: &mut Bytes<'_>, past: Instant) {
     let (flag, patience) = (bytes.pick(&FLAGS), bytes.u32());
     if image.load_flag(flag) != 1 {
-        assert_eq!(mem.wait(flag, None, patience), Woke::Early, "nobody sleeps on a flag that is not 1");
+        assert_eq!(mem.wait(flag, None, patience), Woke::Early, "a wait slept on a flag that is not 1");
     }
-    assert_ne!(mem.wait(flag, Some(past), patience), Woke::Slice, "no sleep goes past its deadline");
+    assert_ne!(mem.wait(flag, Some(past), patience), Woke::Slice, "a wait slept past its deadline");
     assert!(mem.expired(Some(past)) && !mem.expired(None));
     mem.wake(flag);
     match flag {
@@ -344,7 +353,7 @@ fn sleep_or_not<M: Memory>(mem: &M, image: &mut Image, bytes: &mut Bytes<'_>, pa
     }
 }
 
-/// Ranges from everywhere, most of them near the end of what they are in.
+/// Returns any range. Most are near the end of the slot or of the arena.
 fn range(bytes: &mut Bytes<'_>, geometry: &Geometry) -> (Span, usize, usize) {
     let arena = to_usize(geometry.arena());
     let (span, room) = match bytes.below(4) {

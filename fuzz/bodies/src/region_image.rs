@@ -1,21 +1,19 @@
-//! Pages full of anything, under the public halves of a connection: no panic, no hang, errors that stay.
+//! Pages with any content, under the public halves of a connection: no panic, no hang, and errors that stay the same.
 //!
-//! The pages are those of a real connection (a sealed memfd, mapped, with a socket and a lifeline). The
-//! bytes say what stands in them, what a scribbling peer writes between two calls, and the calls. None
-//! of them blocks: they never do, or their deadline is now.
+//! The pages are those of a real connection: a sealed memfd that is mapped, a socket, and the peer monitor. The bytes encode the
+//! content of the pages, what the peer writes into them between two calls, and the calls. No call blocks: each is non-blocking or
+//! has a zero timeout.
 
 use std::cell::RefCell;
 use std::io::{IoSlice, Read, Write};
 use std::time::Duration;
 
 use super::bytes::Bytes;
-use crate::channel::{Receiver, Sender, WaitStrategy, bury};
-use crate::error::{TryRecvError, TrySendError};
-use crate::layout::{Control, Direction, Geometry, Kind, LAST_TICKET, SLOT, words};
-use crate::sys::link::Side;
-use crate::sys::pages::Pages;
+use narrows::internal::MappedConnection;
+use narrows::internal::layout::{Control, Direction, Geometry, Kind, LAST_TICKET, SLOT, words};
+use narrows::{Receiver, Sender, TryRecvError, TrySendError, WaitStrategy};
 
-/// Slots, arena, first ticket and longest message of the connections that are tried.
+/// Slots, arena, first ticket and longest message of the connections.
 const CONNECTIONS: [(u32, u64, u64, u64); 8] = [
     (1, 64, 0, 100),
     (2, 256, 5, 1000),
@@ -41,61 +39,75 @@ const WORDS: [usize; 11] = [
     words::BELL,
 ];
 
-/// Calls after which a run has seen enough.
+/// The largest number of steps in one run.
 const STEPS: usize = 64;
 
 thread_local! {
-    static PAGES: RefCell<[Option<Pages>; 2 * CONNECTIONS.len()]> = RefCell::default();
+    static PAGES: RefCell<[Option<MappedConnection>; 2 * CONNECTIONS.len()]> = RefCell::default();
 }
 
-/// Fills the pages by the bytes, and uses the connection as they say.
+/// Overwrites the pages and makes the calls that the bytes encode.
 pub fn region_image(data: &[u8]) {
     let mut bytes = Bytes::new(data);
     let index = bytes.below(2 * CONNECTIONS.len());
     let (slots, arena, first, max) = CONNECTIONS[index / 2];
     let geometry = Geometry::new(slots, arena, 4).expect("legal");
     PAGES.with_borrow_mut(|all| {
-        let side = if index % 2 == 0 { Side::Client } else { Side::Server };
-        let pages =
-            all[index].get_or_insert_with(|| Pages::new(geometry, side, (first, max), bury).expect("pages"));
+        let outgoing = index % 2;
+        let pages = all[index].get_or_insert_with(|| {
+            MappedConnection::new(geometry, outgoing, first, max).expect("a connection")
+        });
         pages.reset();
         if !bytes.rarely(16) {
             pages.format();
         }
-        Scene::new(pages).run(bytes);
+        Session::new(pages, Parameters { geometry, outgoing, first, max }).run(bytes);
     });
 }
 
-struct Scene<'p> {
-    pages: &'p Pages,
+/// What both sides of the connection agreed on.
+#[derive(Clone, Copy)]
+struct Parameters {
+    geometry: Geometry,
+    /// The direction that this side sends in.
+    outgoing: usize,
+    /// The first ticket of each direction.
+    first: u64,
+    /// The longest message, in bytes.
+    max: u64,
+}
+
+struct Session<'p> {
+    pages: &'p MappedConnection,
+    agreed: Parameters,
     sender: Option<Sender>,
     receiver: Option<Receiver>,
     buffer: Vec<u8>,
     message: Vec<u8>,
-    /// The next ticket of the peer's that a forger would write.
+    /// The next ticket that the peer forges.
     forged: u64,
-    /// The receiver has found the end.
+    /// The error that the receiver ended with.
     over: Option<TryRecvError>,
 }
 
-impl<'p> Scene<'p> {
-    fn new(pages: &'p Pages) -> Self {
-        let message = vec![9; pages.link().max_message().min(1 << 14) + 1];
-        let forged = pages.link().first_ticket();
-        Self { pages, sender: None, receiver: None, buffer: Vec::new(), message, forged, over: None }
+impl<'p> Session<'p> {
+    fn new(pages: &'p MappedConnection, agreed: Parameters) -> Self {
+        let message = vec![9; to_usize(agreed.max).min(1 << 14) + 1];
+        let forged = agreed.first;
+        Self { pages, agreed, sender: None, receiver: None, buffer: Vec::new(), message, forged, over: None }
     }
 
     fn run(&mut self, mut bytes: Bytes<'_>) {
         let strategy =
             bytes.pick(&[WaitStrategy::Park, WaitStrategy::Park, WaitStrategy::Adaptive, WaitStrategy::Spin]);
-        self.sender = Some(Sender::new(self.pages.link(), strategy));
-        self.receiver = Some(Receiver::new(self.pages.link(), strategy));
+        self.sender = Some(self.pages.sender(strategy));
+        self.receiver = Some(self.pages.receiver(strategy));
         for _ in 0..STEPS {
             if bytes.is_empty() {
                 break;
             }
             match bytes.below(8) {
-                0..=3 => self.scribble(&mut bytes),
+                0..=3 => self.overwrite(&mut bytes),
                 4..=5 => self.send(&mut bytes),
                 _ => self.receive(&mut bytes),
             }
@@ -103,30 +115,30 @@ impl<'p> Scene<'p> {
         self.receive(&mut bytes);
     }
 
-    /// What a peer may write at any time.
-    fn scribble(&mut self, bytes: &mut Bytes<'_>) {
-        let link = self.pages.link();
-        let incoming = 1 - link.side().outgoing();
+    /// Writes as a peer may at any time.
+    fn overwrite(&mut self, bytes: &mut Bytes<'_>) {
+        let Parameters { geometry, outgoing, first, .. } = self.agreed;
+        let incoming = 1 - outgoing;
         let direction = usize::from(bytes.bool());
-        let at = link.geometry().direction(direction);
+        let at = geometry.direction(direction);
         match bytes.below(8) {
-            0..=3 => self.forge(bytes, link.geometry().direction(incoming)),
+            0..=3 => self.forge(bytes, geometry.direction(incoming)),
             4 => self.pages.put(at.words + bytes.pick(&WORDS), bytes.number()),
             5 => {
-                let head = link.first_ticket().wrapping_add_signed(i64::from(bytes.u8() % 32) - 8);
+                let head = first.wrapping_add_signed(i64::from(bytes.u8() % 32) - 8);
                 self.pages.put(at.words + words::HEAD, head);
             }
             6 => {
-                let slot = bytes.below(link.geometry().slots() as usize) * SLOT;
+                let slot = bytes.below(geometry.slots() as usize) * SLOT;
                 self.pages.put(at.slots + slot + bytes.below(16) * 8, bytes.number());
             }
             _ => self.pages.put(usize::from(bytes.u16()), bytes.u64()),
         }
     }
 
-    /// A whole ticket, as a producer would write it that is not quite honest.
+    /// Writes a whole ticket, which may be legal.
     fn forge(&mut self, bytes: &mut Bytes<'_>, at: Direction) {
-        let geometry = self.pages.link().geometry();
+        let geometry = self.agreed.geometry;
         let slot = at.slots + usize::try_from(self.forged % u64::from(geometry.slots())).expect("few") * SLOT;
         let kind = bytes.pick(&[Kind::Inline, Kind::Whole, Kind::First, Kind::Middle, Kind::Last]);
         let len = [u32::from(bytes.u8()), bytes.u32(), bytes.u32() % 5][bytes.below(3)];
@@ -144,7 +156,7 @@ impl<'p> Scene<'p> {
         let len = bytes.below(self.message.len() + 1);
         let message = &self.message[..len];
         let ended = sender.is_disconnected();
-        let said = match bytes.below(10) {
+        let result = match bytes.below(10) {
             0..=1 => sender.try_send(message),
             2 => sender.try_send_vectored(&[IoSlice::new(message), IoSlice::new(&[])], 4),
             3 => {
@@ -155,7 +167,7 @@ impl<'p> Scene<'p> {
             5 => batch(&mut sender, message, bytes),
             6 => {
                 let _sent = sender.into_shared().try_send(message);
-                return; // Dropped: the peer sees the end.
+                return; // Dropping it closes this direction.
             }
             7 if bytes.rarely(4) => {
                 let written = sender.into_writer().write(&[]);
@@ -170,24 +182,24 @@ impl<'p> Scene<'p> {
                 Err(TrySendError::Full)
             }
         };
-        assert!(!(ended && said.is_ok()), "a send into a connection that had ended");
+        assert!(!(ended && result.is_ok()), "a send succeeded after the connection ended");
         self.sender = Some(sender);
     }
 
     fn receive(&mut self, bytes: &mut Bytes<'_>) {
         let Some(mut receiver) = self.receiver.take() else { return };
         let room = bytes.below(300);
-        let most = self.pages.link().max_message();
-        let said = match bytes.below(9) {
+        let most = to_usize(self.agreed.max);
+        let result = match bytes.below(9) {
             0..=2 => receiver.try_recv_into(&mut self.buffer).map(|it| assert_eq!(it.len, self.buffer.len())),
             3 => receiver.try_recv(&mut vec![0; room]).map(|it| assert!(it.len <= room)),
             4 => {
                 let _late = receiver.recv_into_timeout(&mut self.buffer, Duration::ZERO);
                 Err(TryRecvError::Empty)
             }
-            5..=6 => lend(&mut receiver, bytes, most),
+            5..=6 => borrow(&mut receiver, bytes, most),
             7 => {
-                let slots = self.pages.link().geometry().slots() as usize;
+                let slots = self.agreed.geometry.slots() as usize;
                 let count = receiver.try_iter().take(slots + 2).count();
                 assert!(count <= slots, "{count} messages in {slots} slots");
                 Err(TryRecvError::Empty)
@@ -196,7 +208,7 @@ impl<'p> Scene<'p> {
                 let mut reader = receiver.into_reader();
                 reader.set_read_timeout(Some(Duration::ZERO));
                 let _read = reader.read(&mut [0; 64]);
-                return; // Dropped: the peer sees the end.
+                return; // Dropping it closes this direction.
             }
             _ => {
                 let _counted = receiver.stats();
@@ -204,7 +216,7 @@ impl<'p> Scene<'p> {
             }
         };
         assert!(self.buffer.len() <= most);
-        if let Err(error) = said {
+        if let Err(error) = result {
             let ended = error.is_disconnected();
             assert!(
                 !ended || self.over.is_none_or(|over| over == error),
@@ -213,7 +225,7 @@ impl<'p> Scene<'p> {
             );
             self.over = if ended { Some(error) } else { self.over };
         } else {
-            assert_eq!(self.over, None, "a message behind the end");
+            assert_eq!(self.over, None, "a message after the end");
         }
         self.receiver = Some(receiver);
     }
@@ -230,7 +242,7 @@ fn reserve(sender: &mut Sender, message: &[u8], bytes: &mut Bytes<'_>) -> Result
         0 => room.commit(),
         1 => room.commit_len(bytes.below(message.len() + 2)),
         2 => room.commit_written(),
-        _ => return Err(TrySendError::Full), // Forgotten.
+        _ => return Err(TrySendError::Full), // Dropped without a commit.
     };
     Err(TrySendError::Full)
 }
@@ -244,7 +256,7 @@ fn batch(sender: &mut Sender, message: &[u8], bytes: &mut Bytes<'_>) -> Result<(
     Err(TrySendError::Full)
 }
 
-fn lend(receiver: &mut Receiver, bytes: &mut Bytes<'_>, most: usize) -> Result<(), TryRecvError> {
+fn borrow(receiver: &mut Receiver, bytes: &mut Bytes<'_>, most: usize) -> Result<(), TryRecvError> {
     let mut guard = receiver.try_recv_ref()?;
     let len = guard.len();
     assert!(len <= most);
@@ -257,4 +269,8 @@ fn lend(receiver: &mut Receiver, bytes: &mut Bytes<'_>, most: usize) -> Result<(
         _ => std::mem::forget(guard),
     }
     Ok(())
+}
+
+fn to_usize(number: u64) -> usize {
+    usize::try_from(number).expect("64 bits")
 }

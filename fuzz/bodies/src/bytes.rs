@@ -1,13 +1,13 @@
-//! What a fuzzer's bytes mean: numbers, choices and ranges, read from the front.
+//! Decodes a fuzzer's bytes, from the front, as numbers, choices and ranges.
 //!
 //! # Invariants
 //!
-//! 1. Total: behind the end there are zeros, and every number is a legal answer.
-//! 2. Small choices take one byte, so that changing one byte changes one decision.
+//! 1. Decoding never fails: behind the end there are zeros, and each value of a byte is legal.
+//! 2. A choice between up to 256 alternatives reads one byte, so that a change of one byte changes one decision.
 
-use crate::layout::LAST_TICKET;
+use narrows::internal::layout::LAST_TICKET;
 
-/// The bytes that were not read yet.
+/// The bytes that are not read yet.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bytes<'a>(&'a [u8]);
 
@@ -16,7 +16,7 @@ impl<'a> Bytes<'a> {
         Self(bytes)
     }
 
-    /// Whether all that comes now is zeros.
+    /// Returns whether all bytes are read. From then on everything is decoded from zeros.
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -37,49 +37,49 @@ impl<'a> Bytes<'a> {
         u64::from_le_bytes(self.array())
     }
 
-    /// Whether a choice with two sides falls on the second.
+    /// Returns a choice between two alternatives.
     pub(super) fn bool(&mut self) -> bool {
         self.u8() & 1 == 1
     }
 
-    /// Whether a choice falls on the one of `many` that is not the first.
+    /// Returns true for one of `many` values of the next byte. It is false behind the end.
     pub(super) fn rarely(&mut self, many: u8) -> bool {
         self.u8() % many == many - 1
     }
 
-    /// A number less than `bound`, or 0.
+    /// Returns a number less than `bound`, or 0 if `bound` is 0.
     pub(super) fn below(&mut self, bound: usize) -> usize {
         let is = if bound <= 256 { usize::from(self.u8()) } else { self.u32() as usize };
         is % bound.max(1)
     }
 
-    /// One of these, of which there is at least one.
+    /// Returns one of the elements. `from` must not be empty.
     pub(super) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len())]
     }
 
-    /// A number from everywhere, most often a small one or one near a border.
+    /// Returns any number. Small ones and those near the limits of the library are the most likely.
     pub(super) fn number(&mut self) -> u64 {
-        const BORDERS: [u64; 8] = [0, 1 << 26, 1 << 31, 1 << 32, 1 << 62, LAST_TICKET, 1 << 63, u64::MAX];
+        const LIMITS: [u64; 8] = [0, 1 << 26, 1 << 31, 1 << 32, 1 << 62, LAST_TICKET, 1 << 63, u64::MAX];
         match self.u8() % 4 {
             0 => self.u8().into(),
             1 => self.u16().into(),
             2 => self.u64(),
             _ => {
-                let border = self.pick(&BORDERS);
-                border.wrapping_add_signed(i64::from(self.u8()) - 128)
+                let limit = self.pick(&LIMITS);
+                limit.wrapping_add_signed(i64::from(self.u8()) - 128)
             }
         }
     }
 
-    /// The next bytes as they are, at most so many.
+    /// Returns the next bytes unchanged, at most `most` of them.
     pub(super) fn take(&mut self, most: usize) -> &'a [u8] {
         let (taken, rest) = self.0.split_at(most.min(self.0.len()));
         self.0 = rest;
         taken
     }
 
-    /// The next `N` bytes.
+    /// Returns the next `N` bytes.
     pub(super) fn array<const N: usize>(&mut self) -> [u8; N] {
         let mut array = [0; N];
         let taken = self.take(N);

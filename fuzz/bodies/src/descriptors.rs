@@ -1,28 +1,27 @@
-//! A real client on a socket, and a server that answers in parts, with any descriptors beside them.
+//! A client on a real socket, and a server that sends its answer in parts, with any descriptors attached to them.
 //!
-//! Exactly one descriptor is taken, and only if it is sealed memory of the size agreed on; every other
-//! number and kind has its own error.
+//! The client accepts exactly one descriptor, and only if it is sealed memory of the negotiated size. Each other number and kind
+//! of descriptors has an error of its own.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use super::bytes::Bytes;
 use super::handshake::{garble, limits, within};
-use crate::error::ConnectError;
-use crate::establish::answered;
-use crate::handshake::{ANSWER_LEN, Agreement, Answer, Limits, VERSION_MAX};
-use crate::layout::Geometry;
-use crate::sys::memfd;
+use narrows::ConnectError;
+use narrows::internal::handshake::{ANSWER_LEN, Agreement, Answer, Limits, VERSION_MAX};
+use narrows::internal::layout::Geometry;
+use narrows::internal::{answered, shared_memory};
 
-/// Answers a real client as the bytes say.
+/// Sends the answer that the bytes encode to a client.
 pub fn descriptors(data: &[u8]) {
     let bytes = &mut Bytes::new(data);
     let mut limits = limits(bytes);
     limits.geometry = Geometry::new(1 << bytes.below(4), 64 << bytes.below(7), 1).expect("legal");
     let Limits { geometry, max_message, first_ticket } = limits;
     let agreed = Agreement { version: VERSION_MAX, features: 0, geometry, max_message, first_ticket };
-    let honest = Answer::Welcome(agreed).encode();
-    let answer = garble(honest, bytes);
+    let legal = Answer::Welcome(agreed).encode();
+    let answer = garble(legal, bytes);
     let (mut rest, mut parts, mut kinds) = (&answer[..], Vec::new(), Vec::new());
     while !rest.is_empty() {
         let len = if bytes.is_empty() { rest.len() } else { 1 + bytes.below(rest.len()) };
@@ -32,14 +31,14 @@ pub fn descriptors(data: &[u8]) {
         parts.push((part, beside.iter().map(|kind| kind.make(geometry.region_len())).collect()));
         rest = after;
     }
-    let said = answered(&limits, parts);
-    match (kinds.as_slice(), &said) {
-        _ if answer != honest => assert!(said.is_err() || within_answer(&answer, &limits), "{said:?}"),
+    let result = answered(&limits, parts);
+    match (kinds.as_slice(), &result) {
+        _ if answer != legal => assert!(result.is_err() || within_answer(&answer, &limits), "{result:?}"),
         ([Beside::Memory], Ok(())) => {}
         ([], Err(ConnectError::NoDescriptor)) => {}
         ([Beside::Long | Beside::Open | Beside::Device], Err(ConnectError::BadMemfd(_))) => {}
         ([_, _, ..], Err(ConnectError::SurplusDescriptors)) => {}
-        _ => panic!("{said:?} of {kinds:?}"),
+        _ => panic!("{result:?} of {kinds:?}"),
     }
 }
 
@@ -47,16 +46,16 @@ fn within_answer(answer: &[u8; ANSWER_LEN], most: &Limits) -> bool {
     matches!(Answer::decode(answer), Ok(Answer::Welcome(agreed)) if within(&agreed, most))
 }
 
-/// A descriptor beside an answer.
+/// A descriptor that is sent with an answer.
 #[derive(Clone, Copy, Debug)]
 enum Beside {
-    /// What should come.
+    /// Sealed memory of the negotiated size.
     Memory,
-    /// Sealed, and a page too long.
+    /// Sealed memory that is a page too long.
     Long,
-    /// Not sealed.
+    /// Memory that is not sealed.
     Open,
-    /// No memory at all.
+    /// Not memory.
     Device,
 }
 
@@ -65,13 +64,7 @@ const KINDS: [Beside; 6] =
 
 impl Beside {
     fn make(self, len: usize) -> OwnedFd {
-        let memory = |len, seal| {
-            let memory = memfd::create(len).expect("memory");
-            if seal {
-                memfd::seal_size(memory.as_fd()).expect("seals");
-            }
-            memory
-        };
+        let memory = |len, sealed| shared_memory(len, sealed).expect("memory");
         match self {
             Self::Memory => memory(len, true),
             Self::Long => memory(len + 4096, true),

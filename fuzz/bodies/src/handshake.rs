@@ -1,33 +1,33 @@
-//! The handshake without its socket, fed with anything: both messages, both machines, control records.
+//! The handshake without a socket: both messages, both state machines, and control records, each with any bytes.
 //!
-//! What decodes encodes into the bytes that it came from; a machine says the same however its bytes
-//! were split; what is agreed on is never more than what either side wanted.
+//! A message that decodes encodes into the same bytes. The result of a state machine does not depend on how its input was split.
+//! The negotiated sizes do not exceed what either side offered.
 
 use super::bytes::Bytes;
-use crate::error::{HandshakeError, RejectCode};
-use crate::handshake::{
+use narrows::internal::control_records;
+use narrows::internal::handshake::{
     ANSWER_LEN, Agreement, Answer, ClientHandshake, ClientStep, HELLO_LEN, Hello, Limits, MAX_MESSAGE,
     Reject, ServerHandshake, VERSION_MAX,
 };
-use crate::layout::{Geometry, LAST_TICKET};
-use crate::sys::cmsg;
+use narrows::internal::layout::{Geometry, LAST_TICKET};
+use narrows::{HandshakeError, RejectCode};
 
-/// Feeds the handshake with whatever the bytes say.
+/// Decodes a mode from the first byte, and runs it with the others.
 pub fn handshake(data: &[u8]) {
     let mut bytes = Bytes::new(data);
     match bytes.below(6) {
-        0 => judge_hello(&hello(&mut bytes)),
-        1 => judge_answer(&answer(&mut bytes)),
+        0 => check_hello(&hello(&mut bytes)),
+        1 => check_answer(&answer(&mut bytes)),
         2 => feed_server(&mut bytes),
         3 => feed_client(&mut bytes),
-        4 => talk(&mut bytes),
-        _ => records(bytes.take(usize::MAX)),
+        4 => negotiate(&mut bytes),
+        _ => control_data(bytes.take(usize::MAX)),
     }
 }
 
 fn geometry(bytes: &mut Bytes<'_>) -> Geometry {
-    let (slots, arena, urgent) = (bytes.below(17), bytes.below(25), bytes.below(9));
-    Geometry::new(1 << slots, 64 << arena, 1 << urgent).expect("legal")
+    let (slots, arena, oob) = (bytes.below(17), bytes.below(25), bytes.below(9));
+    Geometry::new(1 << slots, 64 << arena, 1 << oob).expect("legal")
 }
 
 pub(super) fn limits(bytes: &mut Bytes<'_>) -> Limits {
@@ -38,7 +38,7 @@ pub(super) fn limits(bytes: &mut Bytes<'_>) -> Limits {
     }
 }
 
-/// Changes some bytes of a message, or all of it.
+/// Changes some bytes of a message, all of them, or none.
 pub(super) fn garble<const N: usize>(message: [u8; N], bytes: &mut Bytes<'_>) -> [u8; N] {
     let mut message = message;
     match bytes.below(4) {
@@ -59,33 +59,33 @@ fn hello(bytes: &mut Bytes<'_>) -> [u8; HELLO_LEN] {
 }
 
 fn answer(bytes: &mut Bytes<'_>) -> [u8; ANSWER_LEN] {
-    let honest = if bytes.bool() {
+    let legal = if bytes.bool() {
         let text = String::from_utf8_lossy(bytes.take(80)).into_owned();
         Answer::Reject(Reject::new(RejectCode::from_number(bytes.u16()), &text))
     } else {
         let Limits { geometry, max_message, first_ticket } = limits(bytes);
         Answer::Welcome(Agreement { version: VERSION_MAX, features: 0, geometry, max_message, first_ticket })
     };
-    assert_eq!(Answer::decode(&honest.encode()), Ok(honest.clone()));
-    garble(honest.encode(), bytes)
+    assert_eq!(Answer::decode(&legal.encode()), Ok(legal.clone()));
+    garble(legal.encode(), bytes)
 }
 
-fn judge_hello(bytes: &[u8; HELLO_LEN]) {
+fn check_hello(bytes: &[u8; HELLO_LEN]) {
     if let Ok(hello) = Hello::decode(bytes) {
         assert_eq!(hello.encode(), *bytes);
     }
 }
 
-fn judge_answer(bytes: &[u8; ANSWER_LEN]) {
+fn check_answer(bytes: &[u8; ANSWER_LEN]) {
     let Ok(answer) = Answer::decode(bytes) else { return };
     let mut again = answer.encode();
     if matches!(answer, Answer::Reject(_)) {
-        again[10..16].copy_from_slice(&bytes[10..16]); // Version and features of a refusal are not judged.
+        again[10..16].copy_from_slice(&bytes[10..16]); // The version and features of a reject are not validated.
     }
     assert_eq!(again, *bytes);
 }
 
-/// What came of a message so far, and what a machine must say to the next part.
+/// A reference for the input of a state machine: the bytes of a message so far.
 struct Fed<const N: usize> {
     message: [u8; N],
     filled: usize,
@@ -111,14 +111,14 @@ impl<const N: usize> Fed<N> {
         if self.filled == N { Part::Whole(self.message) } else { Part::Unfinished }
     }
 
-    /// Whether it can become a message that begins so.
+    /// Returns whether the bytes so far are the beginning of a message with this magic.
     fn begins(&self, magic: &[u8; 8]) -> bool {
         let seen = self.filled.min(8);
         self.message[..seen] == magic[..seen]
     }
 }
 
-/// Hands out a message in parts of all sizes, then whatever the bytes say, a bounded number of times.
+/// Feeds a message in parts, whose sizes the bytes encode, and then bytes of no message, a bounded number of times.
 fn in_parts(message: &[u8], bytes: &mut Bytes<'_>, mut feed: impl FnMut(&[u8])) {
     let mut rest = message;
     for _ in 0..2 * ANSWER_LEN {
@@ -132,7 +132,7 @@ fn in_parts(message: &[u8], bytes: &mut Bytes<'_>, mut feed: impl FnMut(&[u8])) 
         }
         let (part, after) = rest.split_at(most.min(rest.len()));
         feed(part);
-        // Who has no more bytes sends the rest in one piece.
+        // Behind the end of the bytes the rest is one part.
         rest = if bytes.is_empty() && part.is_empty() { feed_all(after, &mut feed) } else { after };
     }
 }
@@ -146,7 +146,7 @@ fn feed_server(bytes: &mut Bytes<'_>) {
     let (message, nonce) = (hello(bytes), bytes.number());
     let nonce = if bytes.bool() { nonce } else { Hello::decode(&message).map_or(nonce, |it| it.nonce) };
     let (mut server, mut fed) = (ServerHandshake::new(nonce), Fed::<HELLO_LEN>::new());
-    let mut greeted = 0;
+    let mut hellos = 0;
     in_parts(&message, bytes, |part| {
         let expected = match fed.add(part) {
             Part::Surplus => Err(HandshakeError::Surplus),
@@ -156,15 +156,15 @@ fn feed_server(bytes: &mut Bytes<'_>) {
                 if hello.nonce == nonce { Ok(Some(hello)) } else { Err(HandshakeError::WrongNonce) }
             }),
         };
-        let said = server.feed(part);
-        assert_eq!(said, expected);
+        let result = server.feed(part);
+        assert_eq!(result, expected);
         assert_eq!(server.missing(), HELLO_LEN - fed.filled);
-        greeted += u32::from(matches!(said, Ok(Some(_))));
-        if let Err(error) = said {
-            judge_answer(&Answer::Reject(error.into()).encode());
+        hellos += u32::from(matches!(result, Ok(Some(_))));
+        if let Err(error) = result {
+            check_answer(&Answer::Reject(error.into()).encode());
         }
     });
-    assert!(greeted <= 1, "one Hello");
+    assert!(hellos <= 1, "more than one Hello");
 }
 
 fn feed_client(bytes: &mut Bytes<'_>) {
@@ -183,15 +183,15 @@ fn feed_client(bytes: &mut Bytes<'_>) {
                 Err(error) => Err(error),
             },
         };
-        let said = client.feed(part);
-        assert_eq!(said, expected);
+        let result = client.feed(part);
+        assert_eq!(result, expected);
         assert_eq!(client.missing(), ANSWER_LEN - fed.filled);
-        agreed += u32::from(matches!(said, Ok(ClientStep::Agreed(_))));
+        agreed += u32::from(matches!(result, Ok(ClientStep::Agreed(_))));
     });
-    assert!(agreed <= 1, "one agreement");
+    assert!(agreed <= 1, "more than one agreement");
 }
 
-/// Whether an agreement exceeds nothing that one side wanted.
+/// Returns whether an agreement exceeds none of the limits of one side.
 pub(super) fn within(agreed: &Agreement, most: &Limits) -> bool {
     agreed.geometry.slots() <= most.geometry.slots()
         && agreed.geometry.arena() <= most.geometry.arena()
@@ -200,14 +200,14 @@ pub(super) fn within(agreed: &Agreement, most: &Limits) -> bool {
         && agreed.max_message <= most.max_message
 }
 
-/// Both machines with each other, and somebody between them who may change bytes.
-fn talk(bytes: &mut Bytes<'_>) {
+/// Runs both state machines with each other. Bytes may be changed between them.
+fn negotiate(bytes: &mut Bytes<'_>) {
     let (wanted, most, nonce) = (limits(bytes), limits(bytes), bytes.number());
     let mut client = ClientHandshake::new(wanted.geometry, wanted.max_message, nonce);
-    let said = client.hello();
-    let heard = garble(said, bytes);
-    let Ok(Some(hello)) = ServerHandshake::new(nonce).feed(&heard) else {
-        assert_ne!(said, heard, "an honest Hello is heard");
+    let sent = client.hello();
+    let received = garble(sent, bytes);
+    let Ok(Some(hello)) = ServerHandshake::new(nonce).feed(&received) else {
+        assert_ne!(sent, received, "a legal Hello is accepted");
         return;
     };
     let agreed = most.agree(&hello);
@@ -221,14 +221,14 @@ fn talk(bytes: &mut Bytes<'_>) {
             assert!(within(&it, &wanted), "{it:?} is more than {wanted:?}");
             assert_eq!(Answer::Welcome(it).encode(), answered);
         }
-        Ok(ClientStep::NeedMore(_)) => panic!("it was whole"),
-        _ => assert!(said != heard || answer != answered, "honest sides agree"),
+        Ok(ClientStep::NeedMore(_)) => panic!("the answer was complete"),
+        _ => assert!(sent != received || answer != answered, "two well-formed sides agree"),
     }
 }
 
-/// Control data as the kernel might never write it: the records end, and name only what is there.
-fn records(control: &[u8]) {
-    let found = cmsg::decoded(control);
+/// Parses any bytes as control data: parsing ends, and returns no more than the bytes contain.
+fn control_data(control: &[u8]) {
+    let found = control_records(control);
     let numbers: usize = found.iter().map(|(_, numbers)| numbers.len()).sum();
     assert!(16 * found.len() + 4 * numbers <= control.len(), "{found:?} in {} bytes", control.len());
     assert!(found.iter().all(|(_, numbers)| numbers.iter().all(|number| *number >= 0)));

@@ -1,23 +1,23 @@
-//! A client in one thread: what `SharedMemoryClient` does, a step at a time and never waiting.
+//! A client in one thread: the operations of `SharedMemoryClient`, one step at a time and without blocking.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::server::{Said, Server, refused};
-use super::{Mem, World, text};
-use crate::channel::{Ear, Pace, Poster, RealThreads, Wait};
-use crate::mem::Until;
-use crate::rpc::Over;
-use crate::rpc::client::{Desk, Final, Parts, Stop, Table};
-use crate::rpc::pieces::Cut;
-use crate::rpc::server::Limits;
-use crate::rpc::wire::{DEADLINE, Head, Kind, NOTIFY, STREAM, Status, UPLOAD, cost};
+use super::server::{MethodResult, Server, refused};
+use super::{CallRings, Mem, text};
+use narrows::internal::mem::Until;
+use narrows::internal::rpc::Over;
+use narrows::internal::rpc::client::{Desk, Final, Parts, Stop, Table};
+use narrows::internal::rpc::pieces::Cut;
+use narrows::internal::rpc::server::Limits;
+use narrows::internal::rpc::wire::{DEADLINE, Head, Kind, NOTIFY, STREAM, Status, UPLOAD, cost};
+use narrows::internal::{Ear, Pace, Poster, RealThreads, Wait};
 
-/// Longer than any call that the server answers at once takes.
+/// A deadline that no call reaches which the server answers at once.
 const LONG: Duration = Duration::from_secs(20);
 
-/// Lets the server answer while the client would wait.
+/// A wait policy that runs the server where the client would wait.
 #[derive(Clone)]
 pub(super) struct Turn(pub(super) Arc<Mutex<Server>>);
 
@@ -26,11 +26,11 @@ impl Turn {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets each call without streams be answered.
+    /// Answers each call without streams.
     fn answer(&self) {
         let mut server = self.server();
         for id in server.open() {
-            let run = &server.book.runs[&id];
+            let run = &server.methods.runs[&id];
             if run.flags & (STREAM | UPLOAD) == 0 {
                 let len = run.request.len().min(server.limits.max);
                 server.finish(id, len, false);
@@ -58,30 +58,31 @@ impl Pace for Turn {
     }
 }
 
-/// A call that was begun.
+/// A call, as the client knows it.
 #[derive(Debug)]
 pub(super) struct Call {
     pub(super) method: u32,
     pub(super) flags: u8,
-    /// The time left if it has a deadline, and the request.
+    /// The time left, if the call has a deadline, and the request.
     pub(super) body: [Vec<u8>; 2],
-    /// The item that is being sent, the request or the last chunk.
+    /// The fragmentation of the item that is being sent: the request or the last chunk.
     pub(super) cut: Option<Cut>,
     seq: u16,
-    /// The request was sent.
+    /// The whole request was sent.
     pub(super) asked: bool,
+    /// The chunks of the upload, the one that is being sent included.
     pub(super) chunks: Vec<Vec<u8>>,
-    /// No chunk follows.
+    /// The end of the upload was sent, or the server needs none.
     pub(super) ended: bool,
-    /// Chunks of the reply that were taken.
+    /// The number of chunks of the reply that were taken.
     taken: usize,
-    /// Somebody waits for it.
+    /// Its end was not taken yet, and it was not given up.
     pub(super) waited: bool,
-    /// The server was told that nobody does.
+    /// It was given up.
     pub(super) cancelled: bool,
 }
 
-/// The client.
+/// The client, and all calls that it made.
 pub(super) struct Client {
     pub(super) desk: Desk<Mem, Turn, RealThreads>,
     pub(super) calls: BTreeMap<u64, Call>,
@@ -93,15 +94,15 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(world: &World, server: Server) -> Self {
+    pub(super) fn new(rings: &CallRings, server: Server) -> Self {
         let turn = Turn(Arc::new(Mutex::new(server)));
-        let limits = world.limits;
+        let limits = rings.limits;
         let Limits { places, max, piece, window, push_window } = limits;
         let desk = Desk::new(Parts {
-            inbound: World::receiver(&world.down, turn.clone()),
-            outbound: World::sender(&world.up, turn.clone()),
-            poster: Poster::new(world.up.clone()),
-            ear: Ear::new(world.down.clone()),
+            inbound: CallRings::receiver(&rings.down, turn.clone()),
+            outbound: CallRings::sender(&rings.up, turn.clone()),
+            poster: Poster::new(rings.up.clone()),
+            ear: Ear::new(rings.down.clone()),
             table: Table::new(places, max, window, push_window),
             places,
             piece,
@@ -109,7 +110,7 @@ impl Client {
         Self { desk, calls: BTreeMap::new(), turn, pushes: 0, limits, ends: 0, count: 0 }
     }
 
-    /// A call's first frame, and its body.
+    /// Returns the header of a call's first frame, and the call.
     fn compose(&mut self, method: u32, flags: u8, len: usize) -> (Head, Call) {
         self.count += 1;
         let left = if flags & DEADLINE != 0 { u64::MAX.to_le_bytes().to_vec() } else { Vec::new() };
@@ -131,7 +132,7 @@ impl Client {
         (head, call)
     }
 
-    /// Opens a call if a place is free; nothing of it is sent yet.
+    /// Opens a call if a slot is free. Nothing of it is sent.
     pub(super) fn begin(&mut self, method: u32, flags: u8, len: usize) -> Option<u64> {
         let (_, call) = self.compose(method, flags, len);
         let opened = self.desk.wait(self.desk.freed(), Wait::Never, |table| {
@@ -141,7 +142,7 @@ impl Client {
         });
         match opened {
             Ok(id) => {
-                assert!(self.calls.insert(id, call).is_none(), "an id twice");
+                assert!(self.calls.insert(id, call).is_none(), "an id was used twice");
                 Some(id)
             }
             Err(stop) => {
@@ -151,7 +152,7 @@ impl Client {
         }
     }
 
-    /// A call in one sitting, which is answered while it waits.
+    /// Makes a call that the server answers while the client waits for it. Returns false if no slot or no room was free.
     pub(super) fn at_once(&mut self, method: u32, flags: u8, len: usize) -> bool {
         let (head, mut call) = self.compose(method, flags, len);
         if call.body[0].len() + len > self.limits.piece {
@@ -161,12 +162,12 @@ impl Client {
         let parts = [&call.body[0][..], &call.body[1][..]];
         let Some((id, end)) = self.desk.call_at_once(head, parts, &mut buffer, wait) else { return false };
         (call.cut, call.asked) = (None, true);
-        assert!(self.calls.insert(id, call).is_none(), "an id twice");
-        self.judge_end(id, end.expect("the server answers at once"), &buffer);
+        assert!(self.calls.insert(id, call).is_none(), "an id was used twice");
+        self.check_end(id, end.expect("the server answers at once"), &buffer);
         true
     }
 
-    /// Sends on what is being sent. True if that is all.
+    /// Continues the item that is being sent. Returns whether all of it is sent.
     pub(super) fn send(&mut self, id: u64) -> bool {
         let call = self.calls.get_mut(&id).expect("begun");
         let Some(cut) = &mut call.cut else { return true };
@@ -176,7 +177,7 @@ impl Client {
         };
         match self.desk.send_item(cut, parts, &mut call.seq, id, Wait::Never) {
             Ok(()) => (call.cut, call.asked) = (None, true),
-            Err(Stop::Over) => call.cut = None, // `asked` says that the server did not get all of it.
+            Err(Stop::Over) => call.cut = None, // `asked` stays false if the server did not get the whole request.
             Err(stop) => {
                 assert_eq!(stop, Stop::Timeout);
                 return false;
@@ -185,7 +186,7 @@ impl Client {
         true
     }
 
-    /// Gives up what is being sent, as a sender whose time is over.
+    /// Gives up the item that is being sent, as a sender whose deadline has passed.
     pub(super) fn stop_sending(&mut self, id: u64) {
         let call = self.calls.get_mut(&id).expect("begun");
         let Some(cut) = call.cut.take() else { return };
@@ -195,26 +196,26 @@ impl Client {
                 self.calls.remove(&id);
             }
             (true, true) => {
-                let chunk = call.chunks.pop().expect("it is sent");
+                let chunk = call.chunks.pop().expect("it is being sent");
                 self.desk.books().table.refund(id, cost(chunk.len()));
             }
             (false, asked) => {
                 self.give_up(id);
                 if !asked {
-                    self.desk.cancel(id); // Of a notification too.
+                    self.desk.cancel(id); // A notification is cancelled as well.
                 }
             }
         }
     }
 
-    /// Nobody waits any more.
+    /// Gives up the call.
     pub(super) fn give_up(&mut self, id: u64) {
         let call = self.calls.get_mut(&id).expect("begun");
         (call.waited, call.cancelled, call.cut) = (false, true, None);
         self.desk.abandon(id);
     }
 
-    /// Begins to send a chunk of an upload, if its window has room.
+    /// Begins to send a chunk of an upload, if its window has room. Returns whether it did.
     pub(super) fn upload(&mut self, id: u64, len: usize) -> bool {
         let call = self.calls.get_mut(&id).expect("begun");
         if !call.uploads() {
@@ -244,7 +245,7 @@ impl Client {
         true
     }
 
-    /// Says that no chunk follows.
+    /// Sends the end of the upload. Returns whether it was sent, or is not needed.
     pub(super) fn end_upload(&mut self, id: u64) -> bool {
         let call = self.calls.get_mut(&id).expect("begun");
         if !call.uploads() {
@@ -257,7 +258,7 @@ impl Client {
         call.ended
     }
 
-    /// Takes what has come of a call's answer: a chunk, or the end. Whether anything had.
+    /// Takes a chunk of a call's reply, or its end. Returns whether one was there.
     pub(super) fn take(&mut self, id: u64) -> bool {
         let mut buffer = Vec::new();
         let streams = self.calls[&id].flags & STREAM != 0;
@@ -270,12 +271,15 @@ impl Client {
             (Ok(None), Some((chunk, owed))) => {
                 let call = self.calls.get_mut(&id).expect("begun");
                 let server = self.turn.server();
-                assert!(streams && Some(&chunk) == server.book.runs[&id].written.get(call.taken), "a chunk");
+                assert!(
+                    streams && Some(&chunk) == server.methods.runs[&id].written.get(call.taken),
+                    "another chunk"
+                );
                 drop(server);
                 call.taken += 1;
                 self.give_credit(id, owed);
             }
-            (Ok(Some(end)), _) => self.judge_end(id, end, &buffer),
+            (Ok(Some(end)), _) => self.check_end(id, end, &buffer),
             (end, _) => {
                 assert_eq!(end.map(|_| ()), Err(Stop::Timeout));
                 return false;
@@ -296,55 +300,55 @@ impl Client {
         }
     }
 
-    /// A call's end is what its method said last, behind all that it said before.
-    fn judge_end(&mut self, id: u64, end: Final, buffer: &[u8]) {
+    /// Checks that a call ended with the result of its method, after all chunks of the reply.
+    fn check_end(&mut self, id: u64, end: Final, buffer: &[u8]) {
         let call = self.calls.get_mut(&id).expect("begun");
         (call.waited, call.cut) = (false, None);
         self.ends += 1;
         let server = self.turn.server();
-        let Some(run) = server.book.runs.get(&id) else {
-            assert!(refused(call.method), "{end:?} of a call that never ran");
+        let Some(run) = server.methods.runs.get(&id) else {
+            assert!(refused(call.method), "{end:?} of a call that did not run");
             let text = &"refused"[..7.min(self.limits.piece - 4)];
             assert_eq!(end, Final::Failed(Status::Busy, 0, text.into()));
             return;
         };
         assert!(call.asked && call.taken == run.written.len(), "an end before its chunks");
-        match (end, run.said.as_ref().expect("the method has ended")) {
-            (Final::Reply, Said::Reply(reply)) => assert_eq!(buffer, reply),
-            (Final::End, Said::End) => {}
-            (Final::Failed(status, code, text), Said::Failed(failure)) => {
+        match (end, run.result.as_ref().expect("the method has ended")) {
+            (Final::Reply, MethodResult::Reply(reply)) => assert_eq!(buffer, reply),
+            (Final::End, MethodResult::End) => {}
+            (Final::Failed(status, code, text), MethodResult::Failed(failure)) => {
                 assert_eq!((status, code), (failure.0, failure.1));
                 let most = self.limits.piece - 4;
                 assert_eq!(text, &failure.2[..failure.2.len().min(most)]);
             }
-            (end, said) => panic!("{said:?} has become {end:?}"),
+            (end, result) => panic!("the method returned {result:?}, and the client got {end:?}"),
         }
     }
 
-    /// Takes a push, if one has come.
+    /// Takes a push. Returns whether one was there.
     pub(super) fn take_push(&mut self) -> bool {
         let taken = self.desk.wait(self.desk.pushed(), Wait::Never, |table| {
             table.next_push().map(|push| (push, table.push_owed()))
         });
         let Ok((push, owed)) = taken else { return false };
-        assert_eq!(Some(&push), self.turn.server().pushed.get(self.pushes), "a push");
+        assert_eq!(Some(&push), self.turn.server().pushed.get(self.pushes), "another push");
         self.pushes += 1;
         self.give_credit(0, owed);
         true
     }
 
-    /// Enters the next frame.
+    /// Reads the next frame.
     pub(super) fn read_one(&self) {
-        let mut looks = 0;
-        let _looked = self.desk.wait(self.desk.freed(), Wait::Never, |_| {
-            looks += 1;
-            (looks > 1).then_some(())
+        let mut checks = 0;
+        let _read = self.desk.wait(self.desk.freed(), Wait::Never, |_| {
+            checks += 1;
+            (checks > 1).then_some(())
         });
     }
 }
 
 impl Call {
-    /// Whether a chunk may be begun.
+    /// Returns whether a chunk may be sent now.
     fn uploads(&self) -> bool {
         self.flags & UPLOAD != 0 && self.asked && self.cut.is_none() && !self.ended && !self.cancelled
     }

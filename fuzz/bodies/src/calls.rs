@@ -1,48 +1,49 @@
-//! The call layer: its codec, one side against a peer that lies, and both sides with an honest program.
+//! The call layer: its codec, each side against a hostile peer, and both sides with each other.
 //!
 //! ```text
 //!   first byte % 4
-//!   0  bytes ──▶ heads, settings, pieces in any order ──▶ codec, Assembly        against a reference
-//!   1  bytes ──▶ frames of a liar ══ ring ══▶ Desk       the client: bounded, its books balance
-//!   2  bytes ──▶ frames of a liar ══ ring ══▶ Attendant  the server: bounded, its books balance, its frames judged
-//!   3  bytes ──▶ calls, streams, uploads, pushes, cancels: Desk ══ rings ══ Attendant    against what was said
+//!   0  bytes ──▶ headers, settings, fragments in any order ──▶ codec, Assembly   compared with a reference
+//!   1  bytes ──▶ frames of a hostile server ══ ring ══▶ Desk        limits hold, and the tables are consistent
+//!   2  bytes ──▶ frames of a hostile client ══ ring ══▶ Attendant   the same; what the server sends is legal
+//!   3  bytes ──▶ calls, streams, uploads, pushes, cancels: Desk ══ rings ══ Attendant   each answer is its own
 //! ```
 //!
-//! One thread: who waits for whom is `loom-tests`' part. No call here waits, but for one that the pace answers.
+//! Everything runs in one thread; `loom-tests` covers concurrency. No operation blocks. The only one that may wait is a call whose
+//! wait policy runs the server.
 
 mod client;
 mod codec;
-mod lies_to_client;
-mod lies_to_server;
+mod hostile_client;
+mod hostile_server;
 mod program;
 mod server;
 
 use std::sync::Arc;
 
 use super::bytes::Bytes;
-use crate::channel::{Inbound, NoPace, Outbound, Pace};
-use crate::mem::{Heap, INLINE, Memory};
-use crate::rpc::server::Limits;
-use crate::rpc::wire::{CHUNK_COST, HEAD};
+use narrows::internal::mem::{Heap, INLINE, Memory};
+use narrows::internal::rpc::server::Limits;
+use narrows::internal::rpc::wire::{CHUNK_COST, HEAD};
+use narrows::internal::{Inbound, NoPace, Outbound, Pace};
 
 pub use program::{CallTally, call_tally};
 
-/// Runs what the bytes are.
+/// Decodes a mode from the first byte, and runs it with the others.
 pub fn calls(data: &[u8]) {
     let mut bytes = Bytes::new(data);
     match bytes.below(4) {
         0 => codec::codec(&mut bytes),
-        1 => lies_to_client::run(&mut bytes),
-        2 => lies_to_server::run(&mut bytes),
+        1 => hostile_server::run(&mut bytes),
+        2 => hostile_client::run(&mut bytes),
         _ => drop(program::run(&mut bytes)),
     }
 }
 
 type Mem = Arc<Heap>;
 
-/// Two rings, and what bounds the calls on them.
+/// Two rings, and the limits of the calls on them.
 #[derive(Clone, Debug)]
-struct World {
+struct CallRings {
     /// Client to server.
     up: Mem,
     /// Server to client.
@@ -50,7 +51,7 @@ struct World {
     limits: Limits,
 }
 
-impl World {
+impl CallRings {
     fn new(bytes: &mut Bytes<'_>) -> Self {
         let places = 1 << bytes.below(3);
         let ring = |bytes: &mut Bytes<'_>| {
@@ -58,9 +59,9 @@ impl World {
             Arc::new(Heap::new(1 << bytes.below(5), arena, places))
         };
         let (up, down) = (ring(bytes), ring(bytes));
-        // A whole frame fits either ring, as the real piece does, and an error's code fits a piece.
-        let handy = usize::try_from(up.arena().min(down.arena())).unwrap_or(0).clamp(INLINE, 256);
-        let piece = 8 + bytes.below(handy - HEAD - 8);
+        // As in the library, a frame with a whole fragment fits into either arena, and the code of an error into a fragment.
+        let frame = usize::try_from(up.arena().min(down.arena())).unwrap_or(0).clamp(INLINE, 256);
+        let piece = 8 + bytes.below(frame - HEAD - 8);
         let window = |bytes: &mut Bytes<'_>| CHUNK_COST + 1 + u32::from(bytes.u8()) * 2;
         let limits = Limits {
             places,
@@ -80,13 +81,13 @@ impl World {
         Inbound::new(Arc::clone(mem), pace, 0, 1 << 12)
     }
 
-    /// The halves of a peer that is no part of the library: what it sends, and what it gets.
-    fn liar(into: &Mem, from: &Mem) -> (Outbound<Mem, NoPace>, Inbound<Mem, NoPace>) {
+    /// Returns the two halves of one end, for code that drives them without waiting.
+    fn end(into: &Mem, from: &Mem) -> (Outbound<Mem, NoPace>, Inbound<Mem, NoPace>) {
         (Self::sender(into, NoPace), Self::receiver(from, NoPace))
     }
 }
 
-/// A length, most often a small one or one near a border.
+/// Returns a length, often one near a multiple of the fragment size.
 fn length(bytes: &mut Bytes<'_>, piece: usize, most: usize) -> usize {
     match bytes.below(6) {
         0 => 0,
@@ -96,7 +97,7 @@ fn length(bytes: &mut Bytes<'_>, piece: usize, most: usize) -> usize {
     }
 }
 
-/// Bytes that say which of all texts they are.
+/// Returns bytes that differ for each number.
 fn text(number: u64, len: usize) -> Vec<u8> {
     let seed = number.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes();
     (0_u8..251).cycle().zip(seed.into_iter().cycle()).map(|(a, b)| a ^ b).take(len).collect()

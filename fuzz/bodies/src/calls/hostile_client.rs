@@ -1,33 +1,37 @@
-//! A client that lies: any frames, whose sequence is sometimes right; and it judges what the server sends.
+//! A hostile client: it sends any frames, some with the expected sequence, and checks that what the server sends is legal.
 
 use std::collections::BTreeMap;
 
-use super::super::bytes::Bytes;
 use super::server::Server;
-use super::{Mem, World, length, text};
-use crate::channel::{Inbound, NoPace, Outbound, Poster, Wait};
-use crate::error::Ended;
-use crate::rpc::frame::{Frame, send};
-use crate::rpc::pieces::Assembly;
-use crate::rpc::server::Limits;
-use crate::rpc::wire::{DEADLINE, HEAD, Head, Kind, MORE, NOTIFY, STREAM, UPLOAD};
+use super::{CallRings, Mem, length, text};
+use crate::bytes::Bytes;
+use narrows::internal::Ended;
+use narrows::internal::rpc::frame::{Frame, send};
+use narrows::internal::rpc::pieces::Assembly;
+use narrows::internal::rpc::server::Limits;
+use narrows::internal::rpc::wire::{DEADLINE, HEAD, Head, Kind, MORE, NOTIFY, STREAM, UPLOAD};
+use narrows::internal::{Inbound, NoPace, Outbound, Poster, Wait};
 
-/// What the liar knows of a call: it is honest about it now and then.
+/// What the client sent and received in one call.
 #[derive(Debug, Default)]
-struct Told {
+struct CallView {
     seq: u16,
     flags: u8,
+    /// A Call frame was sent.
     begun: bool,
     answer: Assembly,
+    /// The last frame of the call was received.
     over: bool,
 }
 
-struct Lies {
+/// The server, and what the hostile client knows of it.
+struct HostileClient {
     out: Outbound<Mem, NoPace>,
     inb: Inbound<Mem, NoPace>,
     poster: Poster<Mem>,
     server: Server,
-    told: BTreeMap<u64, Told>,
+    views: BTreeMap<u64, CallView>,
+    /// The push that is being received, and the number of those before it.
     pushes: (Assembly, usize),
     limits: Limits,
     next: u64,
@@ -35,54 +39,54 @@ struct Lies {
 }
 
 pub(super) fn run(bytes: &mut Bytes<'_>) {
-    let world = World::new(bytes);
-    let (out, inb) = World::liar(&world.up, &world.down);
-    let poster = Poster::new(world.up.clone());
-    let server = Server::new(&world, false);
+    let rings = CallRings::new(bytes);
+    let (out, inb) = CallRings::end(&rings.up, &rings.down);
+    let poster = Poster::new(rings.up.clone());
+    let server = Server::new(&rings, false);
     server.hall.open(|_| ());
-    let (limits, told, next) = (world.limits, BTreeMap::new(), world.limits.places as u64);
+    let (limits, views, next) = (rings.limits, BTreeMap::new(), rings.limits.places as u64);
     let pushes = (Assembly::default(), 0);
-    let mut lies = Lies { out, inb, poster, server, told, pushes, limits, next, count: 0 };
-    while !bytes.is_empty() && lies.server.over.is_none() {
-        lies.act(bytes);
+    let mut test = HostileClient { out, inb, poster, server, views, pushes, limits, next, count: 0 };
+    while !bytes.is_empty() && test.server.over.is_none() {
+        test.act(bytes);
     }
-    lies.finish();
+    test.finish();
 }
 
-impl Lies {
+impl HostileClient {
     fn act(&mut self, bytes: &mut Bytes<'_>) {
         match bytes.below(16) {
-            0..=2 => self.call(bytes),
-            3..=5 => self.plausible(bytes),
-            6 => self.anything(bytes),
-            7..=8 => self.hear(),
+            0..=2 => self.send_call(bytes),
+            3..=5 => self.send_plausible(bytes),
+            6 => self.send_any(bytes),
+            7..=8 => self.receive(),
             9..=11 => self.server.act(bytes),
             12 => self.cancel(bytes),
             _ => drop(self.server.step()),
         }
     }
 
-    fn say(&mut self, id: u64, head: Head, len: usize) {
+    fn send_frame(&mut self, id: u64, head: Head, len: usize) {
         self.count += 1;
         if send(&mut self.out, head, [&text(self.count, len), &[]], id, Wait::Never).is_ok() {
-            let told = self.told.entry(id).or_default();
-            told.begun |= head.kind == Kind::Call;
-            told.flags |= if head.kind == Kind::Call { head.flags } else { 0 };
-            told.seq = told.seq.wrapping_add(u16::from(head.kind.counted()));
+            let view = self.views.entry(id).or_default();
+            view.begun |= head.kind == Kind::Call;
+            view.flags |= if head.kind == Kind::Call { head.flags } else { 0 };
+            view.seq = view.seq.wrapping_add(u16::from(head.kind.counted()));
         }
     }
 
-    /// A call such as an honest client makes.
-    fn call(&mut self, bytes: &mut Bytes<'_>) {
+    /// Sends a legal Call frame.
+    fn send_call(&mut self, bytes: &mut Bytes<'_>) {
         let flags =
             bytes.pick(&[0, STREAM, UPLOAD, STREAM | UPLOAD, NOTIFY, DEADLINE, MORE, MORE | DEADLINE]);
         let len = length(bytes, self.limits.piece, self.limits.piece.min(self.limits.max));
         self.next += 1;
-        self.say(self.next, Head::new(Kind::Call, bytes.u8().into()).with(flags), len);
+        self.send_frame(self.next, Head::new(Kind::Call, bytes.u8().into()).with(flags), len);
     }
 
-    /// A frame that may be right.
-    fn plausible(&mut self, bytes: &mut Bytes<'_>) {
+    /// Sends a frame that may be legal.
+    fn send_plausible(&mut self, bytes: &mut Bytes<'_>) {
         let id = self.id(bytes);
         let (kind, word) = match bytes.below(5) {
             0 | 1 => (Kind::Chunk, 0),
@@ -93,14 +97,14 @@ impl Lies {
         let bare = matches!(kind, Kind::End | Kind::Credit);
         let len = if bare { 0 } else { length(bytes, self.limits.piece, self.limits.piece) };
         let more = if !bare && bytes.rarely(4) { MORE } else { 0 };
-        let told = self.told.get(&id).map_or(0, |told| told.seq);
-        let seq = if bytes.rarely(16) { bytes.u16() } else { told };
+        let expected = self.views.get(&id).map_or(0, |view| view.seq);
+        let seq = if bytes.rarely(16) { bytes.u16() } else { expected };
         let head = Head { seq: if kind.counted() { seq } else { 0 }, ..Head::new(kind, word).with(more) };
-        self.say(id, head, len);
+        self.send_frame(id, head, len);
     }
 
-    /// Whatever a message can be, in whatever call.
-    fn anything(&mut self, bytes: &mut Bytes<'_>) {
+    /// Sends any bytes, in any call.
+    fn send_any(&mut self, bytes: &mut Bytes<'_>) {
         let id = if bytes.bool() { bytes.number() } else { self.id(bytes) };
         let mut raw = bytes.take(HEAD + 2).to_vec();
         raw.resize(raw.len() + bytes.below(3), 0);
@@ -110,8 +114,8 @@ impl Lies {
         let begins = raw.first() == Some(&(Kind::Call as u8));
         let sent = self.out.send(&[std::io::IoSlice::new(&raw)], id, Wait::Never).is_ok();
         if sent && begins && raw.len() > 1 {
-            let told = self.told.entry(id).or_default();
-            (told.begun, told.flags, told.seq) = (true, told.flags | raw[1], told.seq.wrapping_add(1));
+            let view = self.views.entry(id).or_default();
+            (view.begun, view.flags, view.seq) = (true, view.flags | raw[1], view.seq.wrapping_add(1));
         }
     }
 
@@ -123,24 +127,25 @@ impl Lies {
     fn cancel(&mut self, bytes: &mut Bytes<'_>) {
         let id = if bytes.rarely(4) { bytes.number() } else { self.id(bytes) };
         let place = bytes.rarely(8).then(|| u32::from(bytes.u8()));
-        let honest = u32::try_from(id % self.limits.places as u64).unwrap_or(0);
-        self.poster.post(place.unwrap_or(honest), id);
+        let slot = u32::try_from(id % self.limits.places as u64).unwrap_or(0);
+        self.poster.post(place.unwrap_or(slot), id);
     }
 
-    /// The server is honest, whatever it hears.
-    fn hear(&mut self) {
+    /// Receives all that the server sent, and checks it.
+    fn receive(&mut self) {
         while let Ok(message) = self.inb.next(Wait::Never) {
             let frame = Frame::open(&self.inb, &message).expect("a frame");
-            self.judge(&frame);
-            self.inb.give_back(&message).expect("the ring is honest");
+            self.check(&frame);
+            self.inb.give_back(&message).expect("nobody overwrites it");
         }
     }
 
-    fn judge(&mut self, frame: &Frame) {
+    /// Checks that a well-formed server may send the frame now.
+    fn check(&mut self, frame: &Frame) {
         let (head, len, inb) = (frame.head, frame.len(), &self.inb);
         let max = self.limits.max.max(1 << 10);
         let read = |into: &mut [u8]| frame.read(inb, 0, into).expect("in the message");
-        assert!(len <= self.limits.piece, "a long piece");
+        assert!(len <= self.limits.piece, "a fragment is too long");
         if frame.id == 0 {
             let (assembly, taken) = &mut self.pushes;
             if let Some(first) = assembly.take(head, len, max, read).expect("pushes in order") {
@@ -149,46 +154,46 @@ impl Lies {
             }
             return;
         }
-        let told = self.told.get_mut(&frame.id).filter(|told| told.begun && !told.over);
-        let told = told.unwrap_or_else(|| panic!("{head:?} for {}, which is not under way", frame.id));
+        let view = self.views.get_mut(&frame.id).filter(|view| view.begun && !view.over);
+        let view = view.unwrap_or_else(|| panic!("{head:?} for {}, which is not in flight", frame.id));
         if !head.kind.counted() {
-            told.over |= head.kind == Kind::Error;
-            assert!(head.kind == Kind::Error || told.flags & UPLOAD != 0 && head.kind == Kind::Credit);
+            view.over |= head.kind == Kind::Error;
+            assert!(head.kind == Kind::Error || view.flags & UPLOAD != 0 && head.kind == Kind::Credit);
             return;
         }
-        let Some(first) = told.answer.take(head, len, max, read).expect("items in order") else { return };
+        let Some(first) = view.answer.take(head, len, max, read).expect("items in order") else { return };
         match first.kind {
-            Kind::Chunk => assert!(told.flags & STREAM != 0),
-            Kind::Reply => told.over = true,
-            Kind::End if len == 0 => told.over = told.flags & STREAM != 0,
+            Kind::Chunk => assert!(view.flags & STREAM != 0),
+            Kind::Reply => view.over = true,
+            Kind::End if len == 0 => view.over = view.flags & STREAM != 0,
             kind => panic!("{kind:?} from a server"),
         }
     }
 
-    /// Each call that was whole gets its last word, whatever was said besides.
+    /// Ends all methods, and checks that each call whose request was complete has got its last frame.
     fn finish(&mut self) {
         for _ in 0..5000 {
             if let Some(ended) = self.server.over {
                 assert_eq!(ended, Ended::ProtocolViolated);
                 assert_eq!(
                     self.server.hall.push(&[], Wait::Never),
-                    Err(crate::rpc::server::Gone::Ended(ended))
+                    Err(narrows::internal::rpc::server::Gone::Ended(ended))
                 );
                 return;
             }
             let open = self.server.open();
             open.iter().for_each(|&id| self.server.finish(id, 0, false));
-            self.hear(); // First: a full ring would look like rest.
+            self.receive(); // First: with a full ring the server looks idle.
             let busy = self.server.step();
-            self.hear();
+            self.receive();
             if open.is_empty() && !busy && self.server.over.is_none() {
-                let (flying, incomplete) =
+                let (in_flight, incomplete) =
                     self.server.hall.with(|table| (table.in_flight(), table.receiving()));
-                assert_eq!(flying, incomplete, "calls without their last word");
+                assert_eq!(in_flight, incomplete, "calls without their last frame");
                 assert_eq!(self.pushes.1, self.server.pushed.len());
                 return;
             }
         }
-        panic!("the server never comes to rest");
+        panic!("the server does not become idle");
     }
 }

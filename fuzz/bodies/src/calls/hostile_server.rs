@@ -1,26 +1,29 @@
-//! A server that lies: any frames, whose sequence is sometimes right, while the client does any of its operations.
+//! A hostile server: it sends any frames, some with the expected sequence, while the client makes any of its operations.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::bytes::Bytes;
-use super::{Mem, World, length, text};
-use crate::channel::{Ear, Inbound, NoPace, Outbound, Poster, RealThreads, Wait};
-use crate::error::Ended;
-use crate::rpc::client::{Desk, Final, Parts, Stop, Table};
-use crate::rpc::frame::send;
-use crate::rpc::pieces::Cut;
-use crate::rpc::server::Limits;
-use crate::rpc::wire::{HEAD, Head, Kind, MORE, NOTIFY, STREAM, UPLOAD, cost};
+use super::{CallRings, Mem, length, text};
+use crate::bytes::Bytes;
+use narrows::internal::Ended;
+use narrows::internal::rpc::client::{Desk, Final, Parts, Stop, Table};
+use narrows::internal::rpc::frame::send;
+use narrows::internal::rpc::pieces::Cut;
+use narrows::internal::rpc::server::Limits;
+use narrows::internal::rpc::wire::{HEAD, Head, Kind, MORE, NOTIFY, STREAM, UPLOAD, cost};
+use narrows::internal::{Ear, Inbound, NoPace, Outbound, Poster, RealThreads, Wait};
 
-struct Lies {
+/// The client, and what the hostile server knows of it.
+struct HostileServer {
     out: Outbound<Mem, NoPace>,
     inb: Inbound<Mem, NoPace>,
     desk: Desk<Mem, NoPace, RealThreads>,
-    /// Calls that somebody waits for.
+    /// Calls whose end was not taken yet.
     open: Vec<u64>,
-    /// The sequence of each call's next frame.
+    /// The expected sequence of each call's next frame.
     seqs: BTreeMap<u64, u16>,
+    /// All ids that the client used.
     seen: BTreeSet<u64>,
+    /// The highest of them.
     last: u64,
     limits: Limits,
     count: u64,
@@ -28,38 +31,38 @@ struct Lies {
 }
 
 pub(super) fn run(bytes: &mut Bytes<'_>) {
-    let world = World::new(bytes);
-    let (out, inb) = World::liar(&world.down, &world.up);
-    let limits = world.limits;
+    let rings = CallRings::new(bytes);
+    let (out, inb) = CallRings::end(&rings.down, &rings.up);
+    let limits = rings.limits;
     let Limits { places, max, piece, window, push_window } = limits;
     let desk = Desk::new(Parts {
-        inbound: World::receiver(&world.down, NoPace),
-        outbound: World::sender(&world.up, NoPace),
-        poster: Poster::new(world.up.clone()),
-        ear: Ear::new(world.down.clone()),
+        inbound: CallRings::receiver(&rings.down, NoPace),
+        outbound: CallRings::sender(&rings.up, NoPace),
+        poster: Poster::new(rings.up.clone()),
+        ear: Ear::new(rings.down.clone()),
         table: Table::new(places, max, window, push_window),
         places,
         piece,
     });
     let (open, seqs, past) = (Vec::new(), BTreeMap::new(), std::time::Instant::now());
-    let mut lies =
-        Lies { out, inb, desk, open, seqs, seen: BTreeSet::new(), last: 0, limits, count: 0, past };
+    let mut test =
+        HostileServer { out, inb, desk, open, seqs, seen: BTreeSet::new(), last: 0, limits, count: 0, past };
     while !bytes.is_empty() {
-        lies.act(bytes);
-        lies.judge();
-        if lies.desk.over().is_some() && bytes.rarely(4) {
+        test.act(bytes);
+        test.check();
+        if test.desk.over().is_some() && bytes.rarely(4) {
             break;
         }
     }
-    lies.finish();
+    test.finish();
 }
 
-impl Lies {
+impl HostileServer {
     fn act(&mut self, bytes: &mut Bytes<'_>) {
         match bytes.below(16) {
             0..=2 => self.open(bytes),
-            3..=6 => self.plausible(bytes),
-            7 => self.anything(bytes),
+            3..=6 => self.send_plausible(bytes),
+            7 => self.send_any(bytes),
             8 => drop(self.desk.wait(self.desk.freed(), Wait::Never, |_| None::<()>)),
             9 => self.finish_one(bytes),
             10 => self.take_chunk(bytes),
@@ -71,8 +74,8 @@ impl Lies {
         }
     }
 
-    /// The books balance until they were found to be false; a lie closes, and does nothing else.
-    fn judge(&self) {
+    /// Checks that the table is consistent, or that the connection was closed for a protocol violation.
+    fn check(&self) {
         match self.desk.over() {
             None => self.desk.books().table.audit(),
             Some(over) => assert_eq!(over, Ended::ProtocolViolated),
@@ -87,7 +90,7 @@ impl Lies {
         let flags = bytes.pick(&[0, STREAM, UPLOAD, STREAM | UPLOAD, NOTIFY]);
         let opened = self.desk.wait(self.desk.freed(), Wait::Never, |table| table.open(1, flags));
         let Ok(id) = opened else { return };
-        assert!(self.seen.insert(id), "an id twice");
+        assert!(self.seen.insert(id), "an id was used twice");
         self.last = self.last.max(id);
         if bytes.rarely(8) {
             return self.desk.unsend(id);
@@ -97,7 +100,7 @@ impl Lies {
         }
     }
 
-    fn say(&mut self, id: u64, head: Head, len: usize) {
+    fn send_frame(&mut self, id: u64, head: Head, len: usize) {
         self.count += 1;
         if send(&mut self.out, head, [&text(self.count, len), &[]], id, Wait::Never).is_ok() {
             let seq = self.seqs.entry(id).or_default();
@@ -105,8 +108,8 @@ impl Lies {
         }
     }
 
-    /// A frame that may be right.
-    fn plausible(&mut self, bytes: &mut Bytes<'_>) {
+    /// Sends a frame that may be legal.
+    fn send_plausible(&mut self, bytes: &mut Bytes<'_>) {
         let id = match bytes.below(8) {
             0..=4 => self.pick(bytes).unwrap_or(0),
             5 => self.last.saturating_sub(bytes.below(6) as u64),
@@ -132,11 +135,11 @@ impl Lies {
         let seq = self.seqs.get(&id).copied().unwrap_or(0);
         let seq = if bytes.rarely(16) { bytes.u16() } else { seq };
         let head = Head { seq: if kind.counted() { seq } else { 0 }, ..Head::new(kind, word).with(more) };
-        self.say(id, head, len);
+        self.send_frame(id, head, len);
     }
 
-    /// Whatever a message can be, in whatever call.
-    fn anything(&mut self, bytes: &mut Bytes<'_>) {
+    /// Sends any bytes, in any call.
+    fn send_any(&mut self, bytes: &mut Bytes<'_>) {
         let id = if bytes.bool() { bytes.number() } else { self.last };
         let mut raw = bytes.take(HEAD + 2).to_vec();
         raw.resize(raw.len() + bytes.below(3), 0);
@@ -206,39 +209,39 @@ impl Lies {
         self.give_credit(0, owed);
     }
 
-    /// A call in one sitting, which may meet its reply, or lies about it, at once.
+    /// Makes a call and waits for its end without a pause between. A reply, legal or not, may be there before the call.
     fn at_once(&mut self, bytes: &mut Bytes<'_>) {
         let mut buffer = vec![7; bytes.below(3)];
         buffer.clear();
         if bytes.bool() {
-            // The answer to the next call that takes the first place which is free.
+            // A reply to the call that is next if its slot is free.
             let id = self.last + bytes.below(self.limits.places + 1) as u64;
             let len = length(bytes, self.limits.piece, self.limits.piece);
-            self.say(id, Head::new(Kind::Reply, 0), len);
+            self.send_frame(id, Head::new(Kind::Reply, 0), len);
         }
         let head = Head::new(Kind::Call, 1);
         let wait = Wait::Until(Some(self.past));
         let Some((id, end)) = self.desk.call_at_once(head, [&[], &[1]], &mut buffer, wait) else { return };
-        assert!(self.seen.insert(id), "an id twice");
+        assert!(self.seen.insert(id), "an id was used twice");
         self.last = self.last.max(id);
         if end == Err(Stop::Timeout) {
             self.open.push(id);
         }
     }
 
-    /// Whoever waits when the connection is over is told, and nobody gets what a liar said last.
+    /// Closes the connection, and checks that each open call ends with the error of the connection.
     fn finish(&mut self) {
         let over = self.desk.wait(self.desk.freed(), Wait::Never, |_| None::<()>);
-        self.judge();
+        self.check();
         self.desk.end(Ended::Closed);
-        let told = match over {
+        let expected = match over {
             Err(Stop::Ended(ended)) => ended,
             _ => Ended::Closed,
         };
         for id in std::mem::take(&mut self.open) {
             match self.end(id, &mut Vec::new()) {
-                Err(stop) => assert_eq!(stop, Stop::Ended(told)),
-                Ok(_) => assert_eq!(told, Ended::Closed, "what a liar said"),
+                Err(stop) => assert_eq!(stop, Stop::Ended(expected)),
+                Ok(_) => assert_eq!(expected, Ended::Closed, "a frame of a hostile server ended a call"),
             }
         }
     }

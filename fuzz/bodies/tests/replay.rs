@@ -1,17 +1,17 @@
-//! The fuzzers' bodies without a fuzzer: the committed seeds, and a random campaign from them.
+//! Runs each body without a fuzzer: over the committed seeds, and over a short random campaign.
 //!
 //! ```text
-//!   fuzz/seeds/NAME/*  ──▶ as they are
-//!                      ──▶ mutated: bytes changed, cut out, put in, taken from another seed
-//!   random bytes       ──▶ of all lengths
+//!   fuzz/seeds/NAME/*  ──▶ unchanged
+//!                      ──▶ mutated: bytes replaced, removed, inserted, or taken from another seed
+//!   random bytes       ──▶ of all lengths up to LONGEST
 //! ```
 //!
-//! `NARROWS_FUZZ_RUNS` multiplies the campaign, `NARROWS_SEED` sets where it starts. A failure prints the
-//! input; `NARROWS_FUZZ_INPUT=<hex>` runs that input alone, in the test of its body.
+//! `NARROWS_FUZZ_RUNS` multiplies the number of inputs, and `NARROWS_SEED` seeds the random generator. A failure prints its
+//! input as hexadecimal digits. `NARROWS_FUZZ_INPUT=<hex>` runs that input alone, in the test of its body.
 //!
-//! What it does not show: a fuzzer that sees which branches it reaches gets further (`.ci/fuzz`).
+//! The campaign is not guided by coverage. `.ci/fuzz` runs a fuzzer that is, and reaches more of the code.
 
-mod common;
+mod support;
 
 use std::env;
 use std::fmt::Write as _;
@@ -19,22 +19,26 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 
-use common::Watchdog;
-use common::process::{PATIENCE, say};
-use narrows::fuzz::{BODIES, Body};
+use narrows_fuzz_bodies::{BODIES, Body};
+use support::{PATIENCE, Watchdog};
 
-/// Random inputs and mutated seeds of each body, each so many times `NARROWS_FUZZ_RUNS`.
+/// The number of random inputs and of mutated seeds for each body, to be multiplied by `NARROWS_FUZZ_RUNS`.
 const RUNS: u64 = 20_000;
 
-/// More than a fuzzer's inputs usually have.
+/// The length of the longest random input. The fuzzer's inputs are usually shorter.
 const LONGEST: usize = 600;
 
 fn number(name: &str, otherwise: u64) -> u64 {
     env::var(name).map_or(otherwise, |text| text.parse().expect("a number"))
 }
 
+/// Returns the folder of the fuzz targets and seeds.
+fn fuzz() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the bodies are in it")
+}
+
 fn seeds(name: &str) -> Vec<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(name);
+    let folder = fuzz().join("seeds").join(name);
     let mut paths: Vec<PathBuf> =
         fs::read_dir(&folder).expect("the seeds").map(|entry| entry.expect("readable").path()).collect();
     paths.sort();
@@ -55,7 +59,7 @@ fn unhex(text: &str) -> Vec<u8> {
 
 fn random_bytes(random: &mut fastrand::Rng) -> Vec<u8> {
     let len = random.usize(..LONGEST);
-    // Small numbers are choices: all of one kind lead further into one corner.
+    // Most bytes are read as choices. If all are small, most operations are of one kind, which reaches deeper states.
     let most = [u8::MAX, 31, 7][random.usize(..3)];
     (0..len).map(|_| if random.u8(..8) == 0 { random.u8(..) } else { random.u8(..=most) }).collect()
 }
@@ -81,10 +85,10 @@ fn mutated(seeds: &[Vec<u8>], random: &mut fastrand::Rng) -> Vec<u8> {
 
 fn run(name: &str, body: Body, data: &[u8]) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| body(data))) {
-        say(&format!(
-            "FINDING in {name}; again: NARROWS_FUZZ_INPUT={} cargo test --features testing --test fuzz {name}",
+        eprintln!(
+            "FINDING in {name}; to repeat: NARROWS_FUZZ_INPUT={} cargo test -p narrows-fuzz-bodies --test replay {name}",
             hex(data)
-        ));
+        );
         resume_unwind(panic);
     }
 }
@@ -96,7 +100,7 @@ fn campaign(name: &str) {
     }
     let scale = number("NARROWS_FUZZ_RUNS", 1);
     let patience = PATIENCE * u32::try_from(scale.max(1)).expect("a small number");
-    let _watch = Watchdog::within(name, patience);
+    let _watch = Watchdog::start(name, patience);
     let mut random = fastrand::Rng::with_seed(number("NARROWS_SEED", 1));
     let seeds = seeds(name);
     assert!(!seeds.is_empty(), "no seeds for {name}");
@@ -120,10 +124,9 @@ macro_rules! campaigns {
         fn every_body_has_its_campaign_its_target_and_its_seeds() {
             let names = BODIES.map(|(name, _)| name);
             assert_eq!(names, [$(stringify!($name)),*]);
-            let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
             for name in names {
-                let target = fs::read_to_string(fuzz.join("fuzz_targets").join(name).with_extension("rs"));
-                assert!(target.expect("a target").contains(&format!("fuzz::{name}(data)")));
+                let target = fs::read_to_string(fuzz().join("fuzz_targets").join(name).with_extension("rs"));
+                assert!(target.expect("a target").contains(&format!("narrows_fuzz_bodies::{name}(data)")));
                 let seeds = seeds(name);
                 assert!((1..=60).contains(&seeds.len()), "{} seeds of {name}", seeds.len());
                 assert!(seeds.iter().all(|seed| seed.len() <= 300), "a long seed of {name}");

@@ -1,17 +1,17 @@
-//! Heads, settings, and pieces of items in any order.
+//! Frame headers, settings, and the fragments of items in any order.
 
 use std::ops::Range;
 
-use super::super::bytes::Bytes;
 use super::text;
-use crate::rpc::pieces::{Assembly, Cut};
-use crate::rpc::wire::{HEAD, Head, Kind, MIN_WINDOW, MORE, SETTINGS, Settings, VERSION};
+use crate::bytes::Bytes;
+use narrows::internal::rpc::pieces::{Assembly, Cut};
+use narrows::internal::rpc::wire::{HEAD, Head, Kind, MIN_WINDOW, MORE, SETTINGS, Settings, VERSION};
 
 pub(super) fn codec(bytes: &mut Bytes<'_>) {
     match bytes.below(4) {
         0 => heads(bytes),
         1 => settings(bytes),
-        _ => pieces(bytes),
+        _ => fragments(bytes),
     }
 }
 
@@ -41,18 +41,18 @@ fn settings(bytes: &mut Bytes<'_>) {
 }
 
 /// One frame with a body.
-type Piece = (Head, Vec<u8>);
+type Fragment = (Head, Vec<u8>);
 
-/// Cuts items as a sender does, then plays tricks with the frames.
-fn pieces(bytes: &mut Bytes<'_>) {
+/// Splits items into fragments as a sender does, changes some of the frames, and reassembles them.
+fn fragments(bytes: &mut Bytes<'_>) {
     let (max, mut frames, mut seq, mut fit) = (bytes.below(200), Vec::new(), 0, true);
     for number in 0..bytes.below(5) {
         let kind = bytes.pick(&[Kind::Reply, Kind::Chunk, Kind::Push, Kind::Call]);
         let item = text(number as u64, bytes.below(max + 2));
         fit &= item.len() <= max;
-        frames.extend(cut(&item, kind, bytes.below(70), &mut seq));
+        frames.extend(split(&item, kind, bytes.below(70), &mut seq));
     }
-    let honest: Vec<Piece> = frames.clone();
+    let original: Vec<Fragment> = frames.clone();
     while !bytes.is_empty() && !frames.is_empty() {
         let at = bytes.below(frames.len());
         match bytes.below(6) {
@@ -67,22 +67,23 @@ fn pieces(bytes: &mut Bytes<'_>) {
             _ => frames[at].1.truncate(bytes.below(3)),
         }
     }
-    let (mut assembly, mut story) = (Assembly::default(), Story { max, ..Story::default() });
+    let (mut assembly, mut reference) =
+        (Assembly::default(), ReferenceAssembly { max, ..ReferenceAssembly::default() });
     for (head, body) in &frames {
         let whole = assembly.take(*head, body.len(), max, |to| to.copy_from_slice(body));
-        let expected = story.take(head, body);
+        let expected = reference.take(head, body);
         assert_eq!(whole.as_ref().ok().copied().flatten(), expected.ok().flatten(), "{head:?}");
         assert_eq!(whole.is_ok(), expected.is_ok(), "{whole:?} {head:?} in {frames:?}");
         if expected.is_err() {
-            assert!(frames != honest || !fit);
+            assert!(frames != original || !fit);
             return;
         }
-        assert_eq!(assembly.bytes, story.bytes);
+        assert_eq!(assembly.bytes, reference.bytes);
     }
 }
 
-/// The frames of an item; together they are the item again.
-fn cut(item: &[u8], kind: Kind, piece: usize, seq: &mut u16) -> Vec<Piece> {
+/// Returns the frames of an item, and checks that together they are the item.
+fn split(item: &[u8], kind: Kind, piece: usize, seq: &mut u16) -> Vec<Fragment> {
     let (mut cut, mut frames) = (Cut::new(Head::new(kind, 0), item.len()), Vec::new());
     let mut next = 0;
     loop {
@@ -100,16 +101,16 @@ fn cut(item: &[u8], kind: Kind, piece: usize, seq: &mut u16) -> Vec<Piece> {
     }
 }
 
-/// What frames are worth, said simply.
+/// Reassembly in its simplest form.
 #[derive(Default)]
-struct Story {
+struct ReferenceAssembly {
     max: usize,
     count: u16,
     first: Option<Head>,
     bytes: Vec<u8>,
 }
 
-impl Story {
+impl ReferenceAssembly {
     fn take(&mut self, head: &Head, body: &[u8]) -> Result<Option<Head>, ()> {
         let (goes_on, more) = (head.kind == Kind::Rest, head.has(MORE));
         let empty = body.is_empty() && (goes_on || more);

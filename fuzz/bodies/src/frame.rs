@@ -1,30 +1,30 @@
-//! Control words, and pieces of messages in any order, as a producer that lies may write them.
+//! Control words, and fragments of messages in any order, as a hostile producer may write them.
 //!
 //! ```text
-//!   bytes ──▶ forged tickets ──▶ Heap ──▶ Inbound: messages, nothing yet, or a lie
-//!                   └───────────▶ Story: what an honest receiver makes of the same tickets
+//!   bytes ──▶ forged tickets ──▶ Heap ──▶ Inbound: a message, nothing yet, or a protocol violation
+//!                   └───────────▶ ReferenceReceiver: the same, in its simplest form
 //! ```
 //!
-//! A call takes at most a lap of tickets and two arenas of bytes, and the private memory is never more
-//! than twice what came: an announced length alone takes none.
+//! A call takes at most as many tickets as there are slots, and copies at most two arenas of bytes. The private memory is at most
+//! twice the bytes received: an announced length alone allocates nothing.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::bytes::Bytes;
-use crate::channel::{Inbound, Incoming, NoPace, RecvFault, Wait};
-use crate::error::Ended;
-use crate::layout::{Control, Kind, LAST_TICKET};
-use crate::mem::{Field, GRAIN, Heap, INLINE, Load, Memory, Span, Store, Tail, Word};
-use crate::ring::Producer;
+use narrows::internal::Ended;
+use narrows::internal::layout::{Control, Kind, LAST_TICKET};
+use narrows::internal::mem::{Field, GRAIN, Heap, INLINE, Load, Memory, Span, Store, Tail, Word};
+use narrows::internal::ring::Producer;
+use narrows::internal::{Inbound, Incoming, NoPace, RecvFault, Wait};
 
-/// Feeds control words and whole rings of forged tickets.
+/// Decodes control words, or receives forged tickets.
 pub fn frame(data: &[u8]) {
     let mut bytes = Bytes::new(data);
-    if bytes.rarely(4) { judge_controls(&mut bytes) } else { judge_pieces(&mut bytes) }
+    if bytes.rarely(4) { check_control_words(&mut bytes) } else { check_fragments(&mut bytes) }
 }
 
-fn judge_controls(bytes: &mut Bytes<'_>) {
+fn check_control_words(bytes: &mut Bytes<'_>) {
     let arena = GRAIN as u64 * (1 << bytes.below(25));
     while !bytes.is_empty() {
         let word = if bytes.bool() { bytes.u64() } else { plausible(bytes, arena).encode() };
@@ -41,7 +41,7 @@ fn judge_controls(bytes: &mut Bytes<'_>) {
     }
 }
 
-/// Something that may be a control word of this arena.
+/// Returns a control word that may be legal for this arena.
 fn plausible(bytes: &mut Bytes<'_>, arena: u64) -> Control {
     let kind = bytes.pick(&[Kind::First, Kind::Middle, Kind::Last, Kind::Inline, Kind::Whole]);
     let room = usize::try_from(if kind == Kind::Inline { INLINE as u64 } else { arena }).expect("64 bits");
@@ -56,29 +56,31 @@ fn plausible(bytes: &mut Bytes<'_>, arena: u64) -> Control {
     Control { kind, abort: bytes.rarely(4), len: number(len), place: number(place) }
 }
 
-/// One forged ticket.
+/// A forged ticket.
 struct Forged {
-    /// Nothing if no honest producer writes such a ticket, whatever came before.
+    /// `None` if the ticket is a violation whatever precedes it.
     control: Option<Control>,
     total: u64,
     tag: u64,
     payload: Vec<u8>,
 }
 
-/// What an honest receiver makes of the tickets.
-struct Story {
+/// A receiver in its simplest form.
+struct ReferenceReceiver {
     max: usize,
+    /// The tickets that were not taken.
     forged: VecDeque<Forged>,
-    /// The pieces so far, the length announced, the tag.
+    /// The fragments so far, the announced length, and the tag.
     filling: Option<(Vec<u8>, u64, u64)>,
+    /// The message that is complete and was not returned, and its tag.
     whole: Option<(Vec<u8>, u64)>,
-    /// All bytes of all tickets that were taken.
+    /// Bytes of all tickets that were taken.
     came: usize,
 }
 
-impl Story {
-    /// Whether the next ticket is a lie after those that were taken.
-    fn next_lies(&self) -> bool {
+impl ReferenceReceiver {
+    /// Returns whether the next ticket is a violation after those that were taken.
+    fn next_violates(&self) -> bool {
         let Some(Forged { control: Some(control), total, .. }) = self.forged.front() else {
             return !self.forged.is_empty();
         };
@@ -92,12 +94,12 @@ impl Story {
         !legal
     }
 
-    /// The next ticket was taken; how many bytes of pieces that are.
+    /// Takes the next ticket. Returns the number of bytes, if it is a fragment.
     fn take(&mut self) -> usize {
-        assert!(!self.next_lies(), "a lie was taken for a message");
-        assert!(self.whole.is_none(), "tickets behind a whole message were taken");
+        assert!(!self.next_violates(), "a violation was taken as a message");
+        assert!(self.whole.is_none(), "a ticket was taken after a complete message");
         let Forged { control, total, tag, payload } =
-            self.forged.pop_front().expect("nothing was forged there");
+            self.forged.pop_front().expect("a ticket was taken that was not forged");
         let kind = control.map(|it| it.kind);
         self.came += payload.len();
         let len = payload.len();
@@ -118,8 +120,8 @@ impl Story {
         len
     }
 
-    /// The whole message that is next, if the tickets that were taken leave one there.
-    fn at_hand(&self) -> Option<(&[u8], u64)> {
+    /// Returns the message that can be returned now, without another ticket if it is fragmented.
+    fn next_message(&self) -> Option<(&[u8], u64)> {
         let whole = self.whole.as_ref().map(|(bytes, tag)| (bytes.as_slice(), *tag));
         whole.or_else(|| match self.forged.front() {
             Some(Forged {
@@ -133,18 +135,19 @@ impl Story {
     }
 }
 
-/// A ring, its receiver, and the story that should come of it.
-struct Scene {
+/// A ring with forged tickets, its receiver, and the reference.
+struct ForgedRing {
     heap: Arc<Heap>,
     inb: Inbound<Arc<Heap>, NoPace>,
     buffer: Vec<u8>,
-    story: Story,
-    /// What was lent and not given back: whether it stands in the ring.
+    reference: ReferenceReceiver,
+    /// Whether the message that is borrowed is in the ring, while one is borrowed.
     lent: Option<bool>,
-    condemned: bool,
+    /// The receiver has found a violation.
+    violated: bool,
 }
 
-fn judge_pieces(bytes: &mut Bytes<'_>) {
+fn check_fragments(bytes: &mut Bytes<'_>) {
     let (slots, arena) = (1 << bytes.below(4), GRAIN << bytes.below(5));
     let max = bytes.pick(&[1, 3, 50, arena, 2 * arena, 5 * arena, 1 << 16]);
     let first = bytes.pick(&[0, 1, 7, 1 << 32, LAST_TICKET - 5, LAST_TICKET]);
@@ -153,18 +156,18 @@ fn judge_pieces(bytes: &mut Bytes<'_>) {
     heap.copy_in(Span::Arena(0), 0, &pattern, Tail::Keep).expect("the arena");
     Producer::format(&heap, first);
     let inb = Inbound::new(Arc::clone(&heap), NoPace, first, max);
-    let story = Story { max, forged: VecDeque::new(), filling: None, whole: None, came: 0 };
-    let mut scene = Scene { heap, inb, buffer: Vec::new(), story, lent: None, condemned: false };
+    let reference = ReferenceReceiver { max, forged: VecDeque::new(), filling: None, whole: None, came: 0 };
+    let mut ring = ForgedRing { heap, inb, buffer: Vec::new(), reference, lent: None, violated: false };
     for _ in 0..300 {
         if bytes.is_empty() {
             break;
         }
-        scene.step(bytes);
+        ring.step(bytes);
     }
-    scene.receive(bytes);
+    ring.receive(bytes);
 }
 
-impl Scene {
+impl ForgedRing {
     fn step(&mut self, bytes: &mut Bytes<'_>) {
         match bytes.below(8) {
             0..=4 => self.forge(bytes),
@@ -173,11 +176,11 @@ impl Scene {
         }
     }
 
-    /// Writes the next ticket that has room in the ring.
+    /// Forges the next ticket, if a slot is free.
     fn forge(&mut self, bytes: &mut Bytes<'_>) {
-        let held = self.story.forged.len() as u64;
+        let held = self.reference.forged.len() as u64;
         let ticket = self.inb.ring().ticket() + held;
-        if held == self.heap.slots() || ticket > LAST_TICKET || self.condemned {
+        if held == self.heap.slots() || ticket > LAST_TICKET || self.violated {
             return;
         }
         let (ready, arena) = (ticket.wrapping_mul(2).wrapping_add(2), self.heap.arena());
@@ -195,7 +198,7 @@ impl Scene {
         let before =
             ticket.checked_sub(self.heap.slots()).map(|before| before.wrapping_mul(2).wrapping_add(2));
         if stamp == 0 || stamp == ready - 1 || Some(stamp) == before {
-            return; // Nothing is there yet.
+            return; // The slot is not ready.
         }
         let control = control.filter(|_| stamp == ready);
         let mut payload = vec![0; control.map_or(0, |it| it.len as usize)];
@@ -203,17 +206,17 @@ impl Scene {
             Some(Control { kind: Kind::Inline, .. }) => Span::Slot(ticket),
             it => Span::Arena(it.map_or(0, |it| it.place)),
         };
-        self.heap.copy_out(span, 0, &mut payload).expect("judged");
-        self.story.forged.push_back(Forged { control, total, tag, payload });
+        self.heap.copy_out(span, 0, &mut payload).expect("a validated span is inside");
+        self.reference.forged.push_back(Forged { control, total, tag, payload });
     }
 
-    /// A control word that is often what should come next.
+    /// Returns a control word that is often legal after the tickets so far.
     fn likely(&self, bytes: &mut Bytes<'_>, arena: u64) -> Control {
         let control = plausible(bytes, arena);
         if bytes.rarely(8) {
             return control;
         }
-        let inside = self.story.filling.is_some() || !self.story.forged.is_empty();
+        let inside = self.reference.filling.is_some() || !self.reference.forged.is_empty();
         let legal = if inside { [Kind::Middle, Kind::Last] } else { [Kind::First, Kind::Whole] };
         match control.kind {
             Kind::Inline | Kind::Whole if inside => {
@@ -229,36 +232,36 @@ impl Scene {
     fn total(&self, bytes: &mut Bytes<'_>) -> u64 {
         match bytes.below(8) {
             0 => bytes.number(),
-            1 => self.story.max as u64,
-            2 => self.story.max as u64 + 1,
+            1 => self.reference.max as u64,
+            2 => self.reference.max as u64 + 1,
             _ => 2 + u64::from(bytes.u8() % 16),
         }
     }
 
-    /// Receives in one of the ways, and compares.
+    /// Calls one of the receiving methods, and compares its result with the reference.
     fn receive(&mut self, bytes: &mut Bytes<'_>) {
         let way = bytes.below(6);
-        let room = self.story.max.min(bytes.below(2 * INLINE));
+        let room = self.reference.max.min(bytes.below(2 * INLINE));
         let before = self.inb.ring().ticket();
         let found = match way {
             0..=1 => {
                 let message = self.inb.recv_into(&mut self.buffer, Wait::Never);
                 message.map(|it| Some((self.buffer.clone(), it.tag)))
             }
-            2 => self.recv(self.story.max),
+            2 => self.recv(self.reference.max),
             3 => self.recv(room),
-            4 => return self.look(before),
-            _ => return self.lend(before),
+            4 => return self.check_ready(before),
+            _ => return self.borrow(before),
         };
         let taken = self.follow(before);
         match found {
-            Ok(message) => assert_eq!(message, self.story.whole.take()),
+            Ok(message) => assert_eq!(message, self.reference.whole.take()),
             Err(RecvFault::BufferTooSmall(needed)) => {
-                let there = self.story.at_hand().map(|(bytes, _)| bytes.len());
-                assert_eq!(there, Some(needed));
+                let next = self.reference.next_message().map(|(bytes, _)| bytes.len());
+                assert_eq!(next, Some(needed));
                 assert!(way == 3 && needed > room);
             }
-            Err(fault) => self.nothing(fault, taken),
+            Err(fault) => self.check_fault(fault, taken),
         }
     }
 
@@ -269,69 +272,77 @@ impl Scene {
         Ok(Some((buffer, message.tag)))
     }
 
-    fn look(&mut self, before: u64) {
-        let (stirred, ready) = (self.inb.stirred(), self.inb.ready());
+    fn check_ready(&mut self, before: u64) {
+        let (hint, ready) = (self.inb.stirred(), self.inb.ready());
         let taken = self.follow(before);
-        assert!(stirred || !ready, "what is ready has stirred");
+        assert!(hint || !ready, "a message is ready without the hint");
         if !ready {
-            self.nothing(RecvFault::Empty, taken);
-        } else if self.story.whole.is_none() && (self.condemned || self.story.next_lies()) {
-            self.nothing(RecvFault::Ended(Ended::ProtocolViolated), taken);
+            self.check_fault(RecvFault::Empty, taken);
+        } else if self.reference.whole.is_none() && (self.violated || self.reference.next_violates()) {
+            self.check_fault(RecvFault::Ended(Ended::ProtocolViolated), taken);
         } else {
-            assert!(self.story.at_hand().is_some(), "nothing is there");
+            assert!(self.reference.next_message().is_some(), "no message is there");
         }
     }
 
-    fn lend(&mut self, before: u64) {
+    fn borrow(&mut self, before: u64) {
         let lent = self.inb.lend(Wait::Never);
         let taken = self.follow(before);
         match lent {
             Ok(message) => {
                 let mut bytes = vec![0; message.len()];
                 self.inb.read_at(&message, 0, &mut bytes).expect("all of it");
-                assert_eq!(self.story.at_hand(), Some((bytes.as_slice(), message.tag())));
+                assert_eq!(self.reference.next_message(), Some((bytes.as_slice(), message.tag())));
                 assert!(self.inb.read_at(&message, 1, &mut bytes).is_err() || bytes.is_empty());
                 self.lent = Some(matches!(message, Incoming::Placed(_)));
             }
-            Err(fault) => self.nothing(fault, taken),
+            Err(fault) => self.check_fault(fault, taken),
         }
     }
 
-    /// Takes in the story what the call took from the ring, bounds what it did, and returns how many
-    /// tickets it found; what was lent before is given back first.
+    /// Takes the tickets in the reference that the call took from the ring, checks the limits of the call, and returns their
+    /// number. A message that was borrowed before the call is released first, and its ticket does not count.
     fn follow(&mut self, before: u64) -> u64 {
         let mut taken = self.inb.ring().ticket() - before;
         if let Some(placed) = self.lent.take() {
             if placed {
-                self.story.take();
+                self.reference.take();
                 taken -= 1;
             }
-            self.story.whole = None;
+            self.reference.whole = None;
         }
         assert!(taken <= self.heap.slots(), "{taken} tickets in one call");
-        let copied: usize = (0..taken).map(|_| self.story.take()).sum();
-        assert!(copied as u64 <= 2 * self.heap.arena(), "{copied} bytes of pieces in one call");
-        let most = 2 * self.story.came.min(self.story.max) + 8; // No vector is smaller.
+        let copied: usize = (0..taken).map(|_| self.reference.take()).sum();
+        assert!(copied as u64 <= 2 * self.heap.arena(), "{copied} bytes of fragments in one call");
+        let most = 2 * self.reference.came.min(self.reference.max) + 8; // The smallest capacity of a vector.
         for capacity in [self.inb.memory(), self.buffer.capacity()] {
-            assert!(capacity <= most, "{capacity} bytes of memory for {}", self.story.came);
+            assert!(
+                capacity <= most,
+                "{capacity} bytes of private memory after {} bytes received",
+                self.reference.came
+            );
         }
         taken
     }
 
-    fn nothing(&mut self, fault: RecvFault, taken: u64) {
-        let story = &self.story;
+    /// Checks an error of a receiving method.
+    fn check_fault(&mut self, fault: RecvFault, taken: u64) {
+        let reference = &self.reference;
         match fault {
             RecvFault::Empty => {
-                assert!(!self.condemned && story.whole.is_none());
+                assert!(!self.violated && reference.whole.is_none());
                 assert!(
-                    taken > 0 || story.forged.is_empty(),
-                    "a call that does nothing though something came"
+                    taken > 0 || reference.forged.is_empty(),
+                    "a call made no progress though a ticket was there"
                 );
             }
             RecvFault::Ended(Ended::ProtocolViolated) => {
-                assert!(self.condemned || story.next_lies(), "an honest producer is called a liar");
+                assert!(
+                    self.violated || reference.next_violates(),
+                    "legal tickets were taken as a violation"
+                );
                 assert_ne!(self.heap.load(Word::ConsumerMark, Load::Relaxed), 0);
-                self.condemned = true;
+                self.violated = true;
             }
             fault => panic!("{fault:?}"),
         }

@@ -1,11 +1,11 @@
-//! Any program of operations on a tiny ring in private memory behaves like a `VecDeque` of messages.
+//! Any program of operations on a small ring in private memory behaves like a `VecDeque` of messages.
 //!
 //! ```text
-//!   bytes ──▶ send, reserve, batch, receive, lend, close ──┬──▶ Outbound ─ Heap ─ Inbound
-//!                                                          └──▶ VecDeque<(bytes, tag)>
+//!   bytes ──▶ send, reserve, batch, receive, borrow, close ──┬──▶ Outbound ─ Heap ─ Inbound
+//!                                                            └──▶ VecDeque<(bytes, tag)>
 //! ```
 //!
-//! One thread: what it does not show is what two do at once (`loom-tests`), nor real sleep.
+//! Everything runs in one thread. `loom-tests` covers concurrency, and tests between processes cover real sleep.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -13,23 +13,23 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::bytes::Bytes;
-use crate::channel::{Inbound, NoPace, Outbound, RecvFault, SendFault, Wait};
-use crate::error::Ended;
-use crate::layout::LAST_TICKET;
-use crate::mem::{Heap, INLINE, Load, Memory, Tail, Word};
-use crate::ring::{Fate, Producer};
+use narrows::internal::Ended;
+use narrows::internal::layout::LAST_TICKET;
+use narrows::internal::mem::{Heap, INLINE, Load, Memory, Tail, Word};
+use narrows::internal::ring::{Fate, Producer};
+use narrows::internal::{Inbound, NoPace, Outbound, RecvFault, SendFault, Wait};
 
-/// Messages longer than this are not sent, in arenas.
+/// The length of the longest message, in arenas.
 const LONGEST: usize = 5;
 
-/// What a program did.
+/// Counts of what a program did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Messages that were sent.
     pub sent: u64,
     /// Messages that were received.
     pub received: u64,
-    /// Long messages that were left in the middle.
+    /// Fragmented messages that were abandoned.
     pub abandoned: u64,
     /// Whether the last ticket was used.
     pub exhausted: bool,
@@ -37,41 +37,41 @@ pub struct Tally {
     pub closed: bool,
 }
 
-/// Runs the program that the bytes are.
+/// Runs the program that the bytes encode.
 pub fn ring_program(data: &[u8]) {
     tally(data);
 }
 
-/// Runs the program that the bytes are, and says what it did.
+/// Runs the program that the bytes encode, and returns what it did.
 pub fn tally(data: &[u8]) -> Tally {
     let mut bytes = Bytes::new(data);
     let mut pair = Pair::new(&mut bytes);
     while !bytes.is_empty() {
         pair.step(&mut bytes);
     }
-    while pair.over.is_none() && (!pair.queue.is_empty() || pair.lent) {
+    while pair.over.is_none() && (!pair.queue.is_empty() || pair.is_borrowed) {
         pair.receive();
     }
     pair.receive();
     pair.tally
 }
 
-/// A ring, and what should be in it.
+/// A ring, and the messages that should be in it.
 struct Pair {
     out: Outbound<Arc<Heap>, NoPace>,
     inb: Inbound<Arc<Heap>, NoPace>,
     heap: Arc<Heap>,
     queue: VecDeque<(Vec<u8>, u64)>,
     buffer: Vec<u8>,
-    /// The front message was lent and not given back.
-    lent: bool,
-    /// The receiver found nothing, and nothing was sent since.
-    dry: bool,
-    /// Where the receiver last found nothing.
-    /// The sender closed; what it had committed is received first.
+    /// The first message is borrowed.
+    is_borrowed: bool,
+    /// The receiver found the ring empty, and nothing was sent since.
+    is_empty: bool,
+    /// The sender closed. What it had published is received first.
     closed: bool,
-    /// What receives must say once the queue is empty, or at once; what sends must say.
+    /// The error that receiving must return: at once, or when the queue is empty if only the sender closed.
     over: Option<Ended>,
+    /// The error that sending must return.
     refused: Option<Ended>,
     count: u64,
     past: Instant,
@@ -96,8 +96,8 @@ impl Pair {
             heap,
             queue: VecDeque::new(),
             buffer: Vec::new(),
-            lent: false,
-            dry: true,
+            is_borrowed: false,
+            is_empty: true,
             closed: false,
             over: None,
             refused: None,
@@ -110,14 +110,14 @@ impl Pair {
     fn step(&mut self, bytes: &mut Bytes<'_>) {
         match bytes.below(32) {
             0..=9 => self.send(bytes, Wait::Never),
-            // A wait that is over when it begins may leave a long message half sent.
+            // With a deadline that has passed, a fragmented message may be abandoned.
             10..=12 => self.send(bytes, Wait::Until(Some(self.past))),
             13..=14 => self.reserve(bytes),
             15..=16 => self.batch(bytes),
             17..=23 => self.receive(),
             24..=25 => self.receive_short(bytes),
             26..=27 => self.receive_slice(),
-            28..=29 => self.lend(bytes),
+            28..=29 => self.borrow(bytes),
             30 => (0..self.heap.slots()).for_each(|_| self.receive()),
             _ => self.close(bytes),
         }
@@ -141,9 +141,9 @@ impl Pair {
     }
 
     fn sent(&mut self, message: Vec<u8>) {
-        assert_eq!(self.refused, None, "a send into a direction that has ended");
+        assert_eq!(self.refused, None, "a send succeeded after the direction ended");
         self.queue.push_back((message, self.count));
-        self.dry = false;
+        self.is_empty = false;
         self.tally.sent += 1;
     }
 
@@ -157,11 +157,11 @@ impl Pair {
                 self.sent(message);
             }
             Err(SendFault::Full) => {
-                assert!(!(self.dry && whole), "an empty ring has room for {len} bytes");
+                assert!(!(self.is_empty && whole), "an empty ring has room for {len} bytes");
                 if self.out.ring().next() != before && wait != Wait::Never {
                     self.tally.abandoned += 1;
                 }
-                self.dry = false; // Pieces may stand there, abandoned.
+                self.is_empty = false; // Fragments of an abandoned message may be in the ring.
             }
             Err(SendFault::TooLargeToTry) => assert!(wait == Wait::Never && !whole),
             Err(SendFault::TooLarge(max)) => assert!(len > max),
@@ -173,7 +173,7 @@ impl Pair {
         }
     }
 
-    /// Reserves, writes, and commits all of it, some of it, or nothing.
+    /// Reserves and writes a message, and commits all of it, its beginning, or nothing.
     fn reserve(&mut self, bytes: &mut Bytes<'_>) {
         let message = self.message(bytes);
         let Ok(claim) = self.out.claim(message.len(), Wait::Never) else { return };
@@ -186,7 +186,7 @@ impl Pair {
         }
     }
 
-    /// Stages as many as fit, and publishes or forgets them.
+    /// Stages as many messages as fit, and publishes or drops them.
     fn batch(&mut self, bytes: &mut Bytes<'_>) {
         let (mut to, mut staged) = (self.out.ring().next(), Vec::new());
         for _ in 0..bytes.below(10) {
@@ -210,32 +210,33 @@ impl Pair {
         }
     }
 
-    /// The next call gives back what was lent.
-    fn give_back(&mut self) {
-        if std::mem::take(&mut self.lent) {
+    /// Removes a borrowed message from the queue: the next call releases it.
+    fn release_borrowed(&mut self) {
+        if std::mem::take(&mut self.is_borrowed) {
             self.queue.pop_front();
             self.tally.received += 1;
         }
     }
 
-    /// The message that must come now.
-    fn front(&mut self) -> Option<(Vec<u8>, u64)> {
-        assert_eq!(self.over, None, "a message behind the end");
+    /// Returns the message that must be received now.
+    fn next_expected(&mut self) -> Option<(Vec<u8>, u64)> {
+        assert_eq!(self.over, None, "a message after the end");
         self.tally.received += 1;
         self.queue.pop_front()
     }
 
     fn receive(&mut self) {
-        self.give_back();
+        self.release_borrowed();
         let mut buffer = std::mem::take(&mut self.buffer);
         match self.inb.recv_into(&mut buffer, Wait::Never) {
-            Ok(message) => assert_eq!(Some((buffer.clone(), message.tag)), self.front()),
-            Err(fault) => self.nothing(fault),
+            Ok(message) => assert_eq!(Some((buffer.clone(), message.tag)), self.next_expected()),
+            Err(fault) => self.check_fault(fault),
         }
         self.buffer = buffer;
     }
 
-    fn nothing(&mut self, fault: RecvFault) {
+    /// Checks an error of the receiver.
+    fn check_fault(&mut self, fault: RecvFault) {
         match fault {
             RecvFault::Empty => assert!(self.over.is_none() && !self.closed),
             RecvFault::Ended(end) => {
@@ -244,15 +245,15 @@ impl Pair {
             }
             fault => panic!("{fault:?}"),
         }
-        assert!(self.queue.is_empty(), "{} messages are there", self.queue.len());
-        self.dry = true;
+        assert!(self.queue.is_empty(), "{} messages were not received", self.queue.len());
+        self.is_empty = true;
         let head = self.heap.load(Word::Head, Load::Relaxed);
-        let hidden = self.over.is_none() && head != self.inb.ring().ticket();
-        assert!(!hidden, "nothing is hidden when the ring is dry");
+        let unpublished = self.over.is_none() && head != self.inb.ring().ticket();
+        assert!(!unpublished, "the head of an empty ring is not published");
     }
 
     fn receive_short(&mut self, bytes: &mut Bytes<'_>) {
-        self.give_back();
+        self.release_borrowed();
         let Some((front, _)) = self.queue.front().filter(|(front, _)| !front.is_empty()) else { return };
         let mut buffer = vec![0; bytes.below(front.len())];
         let fault = self.inb.recv(&mut buffer, Wait::Never).map(|_| ());
@@ -260,41 +261,40 @@ impl Pair {
     }
 
     fn receive_slice(&mut self) {
-        self.give_back();
+        self.release_borrowed();
         let mut buffer = vec![0; self.out.max_message()];
         match self.inb.recv(&mut buffer, Wait::Until(Some(self.past))) {
             Ok(message) => {
                 buffer.truncate(message.len);
-                assert_eq!(Some((buffer, message.tag)), self.front());
+                assert_eq!(Some((buffer, message.tag)), self.next_expected());
             }
-            Err(fault) => self.nothing(fault),
+            Err(fault) => self.check_fault(fault),
         }
     }
 
-    fn lend(&mut self, bytes: &mut Bytes<'_>) {
-        self.give_back();
+    fn borrow(&mut self, bytes: &mut Bytes<'_>) {
+        self.release_borrowed();
         match self.inb.lend(Wait::Never) {
             Ok(message) => {
                 let mut buffer = vec![0; message.len()];
                 self.inb.read_at(&message, 0, &mut buffer).expect("inside");
                 assert_eq!(Some(&(buffer, message.tag())), self.queue.front());
-                self.lent = bytes.bool();
-                if !self.lent {
-                    self.inb.give_back(&message).expect("honest");
-                    self.front();
+                self.is_borrowed = bytes.bool();
+                if !self.is_borrowed {
+                    self.inb.give_back(&message).expect("nobody overwrites it");
+                    self.next_expected();
                 }
             }
-            Err(fault) => self.nothing(fault),
+            Err(fault) => self.check_fault(fault),
         }
     }
 
-    /// One side closes its end, or this process closes all of it; not in most programs.
+    /// Rarely closes one end, or the whole connection from this side.
     fn close(&mut self, bytes: &mut Bytes<'_>) {
         match bytes.below(16) {
             0 => {
                 self.out.ring().close();
                 self.closed = true;
-                // Who has closed sends no more.
                 self.refused = self.refused.or(Some(Ended::Disconnected));
                 self.inb.ring().close();
             }
@@ -306,7 +306,7 @@ impl Pair {
                 self.heap.settle(Fate::Closed as u64);
                 self.refused = Some(Ended::Closed);
                 self.over = self.over.or(Some(Ended::Closed));
-                (self.lent, self.dry) = (false, false);
+                (self.is_borrowed, self.is_empty) = (false, false);
                 self.queue.clear();
             }
             _ => return,

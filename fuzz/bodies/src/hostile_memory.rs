@@ -1,94 +1,97 @@
-//! A memory whose every load is the fuzzer's: no word is what anybody wrote, and none stays as it is.
+//! A memory that a hostile peer controls: the fuzzer's bytes choose the result of each load, whatever was stored before.
 //!
-//! It counts what is done to it, and its clock moves only when somebody asks for the time or waits: so
-//! a bound on work is a number, and a wait for ever ends by this side's own close.
+//! It counts the operations. Its clock advances only when the ring asks for the time or waits. So a limit on work is a number, and
+//! a wait without a deadline ends when this side closes the connection.
 //!
-//! The fate alone is honest: it stands in private memory, where no peer can write.
+//! Only the close reason is as it was stored. It is in private memory, which no peer can write.
 
 use std::cell::{Cell, RefCell};
 
 use super::bytes::Bytes;
-use crate::layout::LAST_TICKET;
-use crate::mem::{
+use narrows::internal::layout::LAST_TICKET;
+use narrows::internal::mem::{
     Fence, Field, Flag, GRAIN, INLINE, Load, Memory, OutOfBounds, Span, Store, Tail, Until, Woke, Word,
 };
-use crate::ring::Fate;
+use narrows::internal::ring::Fate;
 
-/// Questions about the time after the deadline that no bounded wait asks.
+/// The number of clock reads after the deadline at which a wait counts as endless.
 const ENDLESS: u64 = 10_000;
 
-/// What was loaded.
+/// What a load reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Read {
+pub(super) enum LoadSite {
     Slot(u64, Field),
     Word(Word),
     Flag(Flag),
-    /// Cleared in the same step.
+    /// A flag that is cleared in the same step.
     Taken(Flag),
     Payload(Span),
 }
 
-/// What was done since the last [`Liar::begin`].
+/// The operations since the last [`HostileMemory::begin`].
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Work {
     pub(super) loads: u64,
     pub(super) stores: u64,
     pub(super) copied_in: usize,
     pub(super) copied_out: usize,
-    /// Questions about the time, and waits.
+    /// Clock reads and waits.
     pub(super) ticks: u64,
-    /// Those of them that came after the deadline.
+    /// The ticks after the deadline.
     pub(super) late: u64,
 }
 
+/// The memory of a ring, as a hostile peer makes it look.
 #[derive(Debug)]
-pub(super) struct Liar<'a> {
+pub(super) struct HostileMemory<'a> {
     bytes: RefCell<Bytes<'a>>,
     slots: u64,
     arena: u64,
-    /// Behind the last ticket that was committed: heads near it are plausible.
+    /// The ticket after the last that was published. Plausible heads are near it.
     tail: Cell<u64>,
-    fate: Cell<u64>,
+    /// The close reason.
+    close_reason: Cell<u64>,
+    /// The tick after which the deadline has passed.
     deadline: Cell<u64>,
     work: Cell<Work>,
-    reads: RefCell<Vec<Read>>,
-    /// Whether the reads are kept.
+    reads: RefCell<Vec<LoadSite>>,
+    /// Whether loads are recorded in `reads`.
     traced: Cell<bool>,
-    /// The stamp that was loaded last, and its ticket.
+    /// The ticket whose stamp was loaded last, and the stamp.
     stamped: Cell<(u64, u64)>,
-    /// The ticket that was ready when a payload was copied out, until its stamp is looked at again.
+    /// The ticket of a payload that was copied out, until its stamp is loaded again.
     reading: Cell<Option<u64>>,
-    /// The stamp had moved then.
-    torn: Cell<bool>,
-    /// Every head that was loaded since `begin`.
+    /// That stamp had changed.
+    overwritten: Cell<bool>,
+    /// All heads that were loaded since `begin`.
     heads: RefCell<Vec<u64>>,
 }
 
-impl<'a> Liar<'a> {
+impl<'a> HostileMemory<'a> {
     pub(super) fn new(bytes: Bytes<'a>, slots: u64, arena: u64, first: u64) -> Self {
         Self {
             bytes: RefCell::new(bytes),
             slots,
             arena,
             tail: Cell::new(first),
-            fate: Cell::new(0),
+            close_reason: Cell::new(0),
             deadline: Cell::new(0),
             work: Cell::default(),
             reads: RefCell::default(),
             traced: Cell::new(false),
             stamped: Cell::default(),
             reading: Cell::default(),
-            torn: Cell::default(),
+            overwritten: Cell::default(),
             heads: RefCell::default(),
         }
     }
 
-    /// The next choice of whoever drives this memory.
+    /// Decodes something else from the same bytes.
     pub(super) fn choose<T>(&self, choice: impl FnOnce(&mut Bytes<'a>) -> T) -> T {
         choice(&mut self.bytes.borrow_mut())
     }
 
-    /// A new operation, which may take so many ticks of the clock.
+    /// Begins an operation, whose deadline is after this number of ticks.
     pub(super) fn begin(&self, ticks: u64) {
         self.deadline.set(ticks);
         self.work.set(Work::default());
@@ -99,38 +102,43 @@ impl<'a> Liar<'a> {
         self.work.get()
     }
 
-    /// Whether the stamp that was loaded last said that its ticket is ready.
+    /// Returns whether the stamp that was loaded last is that of a ready ticket.
     pub(super) fn was_ready(&self) -> bool {
         let (ticket, stamp) = self.stamped.get();
         stamp == ready(ticket)
     }
 
-    /// Whether the reader of a payload has seen that it was overwritten.
-    pub(super) fn is_torn(&self) -> bool {
-        self.torn.get()
+    /// Returns whether a load showed that a payload was overwritten while it was copied.
+    pub(super) fn is_overwritten(&self) -> bool {
+        self.overwritten.get()
     }
 
-    /// Whether a payload was copied out, and nobody has looked yet whether it stood still.
+    /// Returns whether a payload was copied out, and its stamp was not loaded again.
     pub(super) fn is_unverified(&self) -> bool {
         self.reading.get().is_some()
     }
 
-    /// Behind the last ticket that was committed.
+    /// Returns the ticket after the last that was published.
     pub(super) fn tail(&self) -> u64 {
         self.tail.get()
     }
 
-    /// The heads that were loaded since [`begin`](Self::begin).
+    /// Returns the heads that were loaded since [`begin`](Self::begin).
     pub(super) fn heads(&self) -> Vec<u64> {
         self.heads.borrow().clone()
     }
 
-    pub(super) fn fate(&self) -> u64 {
-        self.fate.get()
+    pub(super) fn close_reason(&self) -> u64 {
+        self.close_reason.get()
     }
 
-    /// Does something that is one decision, in which no word may be loaded twice but `twice`.
-    pub(super) fn once<T>(&self, what: &str, twice: Option<Read>, decision: impl FnOnce() -> T) -> T {
+    /// Runs one decision, and checks that it loads nothing twice except for `twice`.
+    pub(super) fn check_decision<T>(
+        &self,
+        what: &str,
+        twice: Option<LoadSite>,
+        decision: impl FnOnce() -> T,
+    ) -> T {
         self.reads.borrow_mut().clear();
         self.traced.set(true);
         let result = decision();
@@ -143,15 +151,15 @@ impl<'a> Liar<'a> {
         result
     }
 
-    fn did(&self, change: impl FnOnce(&mut Work)) {
+    fn count(&self, change: impl FnOnce(&mut Work)) {
         let mut work = self.work.get();
         change(&mut work);
         self.work.set(work);
     }
 
-    /// The fuzzer's value for a load: a plausible one, or anything; zeros once it has no more to say.
-    fn lie(&self, read: Read, plausible: impl FnOnce(&mut Bytes<'a>) -> u64) -> u64 {
-        self.did(|work| work.loads += 1);
+    /// Returns the fuzzer's value for a load: any, or one that is plausible. It is zero behind the end of the bytes.
+    fn choose_value(&self, read: LoadSite, plausible: impl FnOnce(&mut Bytes<'a>) -> u64) -> u64 {
+        self.count(|work| work.loads += 1);
         if self.traced.get() {
             self.reads.borrow_mut().push(read);
         }
@@ -192,11 +200,11 @@ impl<'a> Liar<'a> {
         len << 32 | place << 6 | abort | kind
     }
 
-    /// Moves the clock; whether the deadline has passed. A wait for ever is ended by a local close.
+    /// Advances the clock. Returns whether the deadline has passed. A wait without a deadline is ended by a close of this side.
     fn tick(&self, until: Until) -> bool {
-        self.did(|work| work.ticks += 1);
+        self.count(|work| work.ticks += 1);
         let passed = self.work.get().ticks > self.deadline.get();
-        self.did(|work| work.late += u64::from(passed));
+        self.count(|work| work.late += u64::from(passed));
         assert!(self.work.get().late < ENDLESS, "a wait that does not end");
         if passed && until.is_none() {
             self.settle(Fate::Closed as u64);
@@ -204,14 +212,14 @@ impl<'a> Liar<'a> {
         passed && until.is_some()
     }
 
-    /// Judges a copy: everything above has judged it before, so a copy outside is a finding.
-    fn judge(&self, span: Span, at: usize, len: usize) {
+    /// Panics if a copy leaves the memory: the ring has to validate each span before it copies.
+    fn check_bounds(&self, span: Span, at: usize, len: usize) {
         let room = match span {
             Span::Slot(_) => INLINE as u64,
             Span::Arena(place) => self.arena.saturating_sub(u64::from(place) * GRAIN as u64),
         };
-        let end = at.checked_add(len).expect("no length near the end of numbers");
-        assert!(end as u64 <= room, "{len} bytes at {at} of {span:?} are not in the memory");
+        let end = at.checked_add(len).expect("no overflow");
+        assert!(end as u64 <= room, "{len} bytes at {at} of {span:?} are not within the memory");
     }
 }
 
@@ -219,7 +227,7 @@ fn ready(ticket: u64) -> u64 {
     ticket.wrapping_mul(2).wrapping_add(2)
 }
 
-impl Memory for &Liar<'_> {
+impl Memory for &HostileMemory<'_> {
     fn slots(&self) -> u64 {
         self.slots
     }
@@ -229,7 +237,7 @@ impl Memory for &Liar<'_> {
     }
 
     fn load_slot(&self, ticket: u64, field: Field, _order: Load) -> u64 {
-        let value = self.lie(Read::Slot(ticket % self.slots, field), |bytes| match field {
+        let value = self.choose_value(LoadSite::Slot(ticket % self.slots, field), |bytes| match field {
             Field::Stamp => self.stamp(ticket, bytes),
             Field::Control => self.control(bytes),
             Field::Tag => bytes.u8().into(),
@@ -238,15 +246,15 @@ impl Memory for &Liar<'_> {
             self.stamped.set((ticket, value));
             if self.reading.get() == Some(ticket) {
                 self.reading.set(None);
-                self.torn.set(self.torn.get() || value != ready(ticket));
+                self.overwritten.set(self.overwritten.get() || value != ready(ticket));
             }
         }
         value
     }
 
     fn store_slot(&self, ticket: u64, field: Field, value: u64, _order: Store) {
-        self.did(|work| work.stores += 1);
-        assert!(ticket <= LAST_TICKET, "a ticket behind the last");
+        self.count(|work| work.stores += 1);
+        assert!(ticket <= LAST_TICKET, "a ticket after the last");
         if field == Field::Stamp && value == 2 * ticket + 2 {
             self.tail.set(ticket + 1);
         }
@@ -254,11 +262,11 @@ impl Memory for &Liar<'_> {
 
     fn load(&self, word: Word, _order: Load) -> u64 {
         if word == Word::Fate {
-            self.did(|work| work.loads += 1);
-            return self.fate.get();
+            self.count(|work| work.loads += 1);
+            return self.close_reason.get();
         }
         let tail = self.tail.get();
-        let value = self.lie(Read::Word(word), |bytes| match word {
+        let value = self.choose_value(LoadSite::Word(word), |bytes| match word {
             Word::Head => tail.wrapping_sub(u64::from(bytes.u8() % 16)),
             Word::Wanted => tail.wrapping_add_signed(i64::from(bytes.u8()) - 128),
             Word::ProducerMark | Word::ConsumerMark => u64::from(bytes.rarely(64)),
@@ -271,46 +279,46 @@ impl Memory for &Liar<'_> {
     }
 
     fn store(&self, _word: Word, _value: u64, _order: Store) {
-        self.did(|work| work.stores += 1);
+        self.count(|work| work.stores += 1);
     }
 
-    fn settle(&self, fate: u64) -> u64 {
-        if self.fate.get() == 0 {
-            self.fate.set(fate);
+    fn settle(&self, reason: u64) -> u64 {
+        if self.close_reason.get() == 0 {
+            self.close_reason.set(reason);
         }
-        self.fate.get()
+        self.close_reason.get()
     }
 
     fn load_flag(&self, flag: Flag) -> u32 {
-        let value = self.lie(Read::Flag(flag), |bytes| u64::from(bytes.u8() % 4));
+        let value = self.choose_value(LoadSite::Flag(flag), |bytes| u64::from(bytes.u8() % 4));
         u32::try_from(value & u64::from(u32::MAX)).expect("masked")
     }
 
     fn store_flag(&self, _flag: Flag, _value: u32) {
-        self.did(|work| work.stores += 1);
+        self.count(|work| work.stores += 1);
     }
 
     fn take_flag(&self, flag: Flag) -> u32 {
         self.store_flag(flag, 0);
-        let value = self.lie(Read::Taken(flag), |bytes| u64::from(bytes.u8() % 4));
+        let value = self.choose_value(LoadSite::Taken(flag), |bytes| u64::from(bytes.u8() % 4));
         u32::try_from(value & u64::from(u32::MAX)).expect("masked")
     }
 
     fn fence(&self, _fence: Fence) {}
 
     fn copy_in(&self, to: Span, at: usize, bytes: &[u8], _tail: Tail) -> Result<(), OutOfBounds> {
-        self.judge(to, at, bytes.len());
-        self.did(|work| work.copied_in += bytes.len());
+        self.check_bounds(to, at, bytes.len());
+        self.count(|work| work.copied_in += bytes.len());
         Ok(())
     }
 
     fn copy_out(&self, from: Span, at: usize, into: &mut [u8]) -> Result<(), OutOfBounds> {
-        self.judge(from, at, into.len());
-        self.did(|work| work.copied_out += into.len());
+        self.check_bounds(from, at, into.len());
+        self.count(|work| work.copied_out += into.len());
         self.reading.set(self.was_ready().then_some(self.stamped.get().0));
         if into.len() == 8 {
-            // Perhaps the total length of a first piece.
-            let total = self.lie(Read::Payload(from), |bytes| u64::from(bytes.u16() % 1024));
+            // It may be the total length of a first fragment.
+            let total = self.choose_value(LoadSite::Payload(from), |bytes| u64::from(bytes.u16() % 1024));
             into.copy_from_slice(&total.to_le_bytes());
         } else {
             let fill = self.choose(Bytes::u8);

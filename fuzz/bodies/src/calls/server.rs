@@ -1,29 +1,29 @@
-//! A server in one thread: its attendant is driven step by step, its methods by the fuzzer's bytes.
+//! A server in one thread: the fuzzer's bytes choose when the connection is served, and what each method does.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::super::bytes::Bytes;
-use super::{Mem, World, length, text};
-use crate::channel::{Ear, NoPace, RealThreads, Wait};
-use crate::error::Ended;
-use crate::rpc::server::{
+use super::{CallRings, Mem, length, text};
+use crate::bytes::Bytes;
+use narrows::internal::Ended;
+use narrows::internal::rpc::server::{
     Attendant, Body, Failure, Given, Gone, Hall, Limits, Parts, Service, Started, Table, Upload,
 };
-use crate::rpc::wire::{DEADLINE, Head, Kind, MORE, STREAM, Status, UPLOAD, cost};
+use narrows::internal::rpc::wire::{DEADLINE, Head, Kind, MORE, STREAM, Status, UPLOAD, cost};
+use narrows::internal::{Ear, NoPace, RealThreads, Wait};
 
-type TheHall = Hall<Mem, NoPace, RealThreads>;
+type TestHall = Hall<Mem, NoPace, RealThreads>;
 
-/// What a method said last.
+/// The end of a method.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Said {
+pub(super) enum MethodResult {
     Reply(Vec<u8>),
     End,
     Failed(Failure),
 }
 
-/// A call that was handed to its method.
+/// A call that its method was started for.
 #[derive(Clone, Debug)]
 pub(super) struct Run {
     pub(super) method: u32,
@@ -31,14 +31,14 @@ pub(super) struct Run {
     pub(super) request: Vec<u8>,
     pub(super) written: Vec<Vec<u8>>,
     pub(super) read: Vec<Vec<u8>>,
-    /// The upload is at its end.
+    /// The end of the upload was read.
     pub(super) read_all: bool,
-    /// It was told that nobody waits.
+    /// The method was notified that the client gave the call up.
     pub(super) gone: bool,
-    pub(super) said: Option<Said>,
+    pub(super) result: Option<MethodResult>,
 }
 
-/// Whether calls of this method are refused.
+/// Returns whether calls of this method are refused.
 pub(super) fn refused(method: u32) -> bool {
     method % 8 == 7
 }
@@ -47,24 +47,25 @@ fn inline(method: u32, flags: u8) -> bool {
     method % 8 == 6 && flags & (STREAM | UPLOAD) == 0
 }
 
-/// What an inline method says.
-fn answer(method: u32, request: &[u8], max: usize) -> Said {
+/// Returns the result of an inline method.
+fn answer(method: u32, request: &[u8], max: usize) -> MethodResult {
     if method & 8 != 0 {
-        return Said::Failed((Status::Failed, method, "no".into()));
+        return MethodResult::Failed((Status::Failed, method, "no".into()));
     }
-    Said::Reply(request.iter().rev().copied().take(max).collect())
+    MethodResult::Reply(request.iter().rev().copied().take(max).collect())
 }
 
-/// All calls, and what they do.
-pub(super) struct Book {
+/// The methods, and all calls that they were started for.
+pub(super) struct Methods {
     pub(super) runs: BTreeMap<u64, Run>,
-    hall: Arc<TheHall>,
+    hall: Arc<TestHall>,
     reply: Vec<u8>,
     max: usize,
-    honest: bool,
+    /// The client is well-formed.
+    well_formed: bool,
 }
 
-impl Book {
+impl Methods {
     fn begin(&mut self, call: Started, request: Vec<u8>) {
         let run = Run {
             method: call.method,
@@ -74,29 +75,29 @@ impl Book {
             read: Vec::new(),
             read_all: false,
             gone: false,
-            said: None,
+            result: None,
         };
-        assert!(!refused(call.method), "a call runs that was refused");
+        assert!(!refused(call.method), "a refused call runs");
         let again = self.runs.contains_key(&call.id);
-        // A liar's is judged behind an inline method.
-        assert!(!(again && self.honest), "call {} runs twice", call.id);
+        // A hostile client may use an id again, which is found only after an inline method ran.
+        assert!(!(again && self.well_formed), "call {} runs twice", call.id);
         self.runs.entry(call.id).or_insert(run);
     }
 
-    /// The method says its last word.
-    fn say(&mut self, id: u64, said: Said) {
-        match &said {
-            Said::Reply(reply) => {
+    /// Ends the method of a call.
+    fn end(&mut self, id: u64, result: MethodResult) {
+        match &result {
+            MethodResult::Reply(reply) => {
                 self.hall.finish(id, Head::new(Kind::Reply, 0), Body::Own(&mut reply.clone()));
             }
-            Said::End => self.hall.finish(id, Head::new(Kind::End, 0), Body::Lent(&[])),
-            Said::Failed(failure) => self.hall.fail(id, failure),
+            MethodResult::End => self.hall.finish(id, Head::new(Kind::End, 0), Body::Lent(&[])),
+            MethodResult::Failed(failure) => self.hall.fail(id, failure),
         }
-        self.runs.get_mut(&id).expect("it runs").said = Some(said);
+        self.runs.get_mut(&id).expect("it runs").result = Some(result);
     }
 }
 
-impl Service<Mem, NoPace> for Book {
+impl Service<Mem, NoPace> for Methods {
     fn admit(&mut self, method: u32, flags: u8) -> Result<bool, Failure> {
         if refused(method) {
             return Err((Status::Busy, 0, "refused".into()));
@@ -105,11 +106,11 @@ impl Service<Mem, NoPace> for Book {
     }
 
     fn run(&mut self, call: Started, request: Vec<u8>) {
-        let said =
+        let result =
             inline(call.method, call.flags).then(|| answer(call.method, body(call, &request), self.max));
         self.begin(call, request.clone());
-        if let Some(said) = said {
-            self.say(call.id, said);
+        if let Some(result) = result {
+            self.end(call.id, result);
             self.hall.with(|table| table.recycle(call.id, request));
         }
     }
@@ -120,16 +121,16 @@ impl Service<Mem, NoPace> for Book {
         given: Given<'_, Mem, NoPace>,
     ) -> Result<&mut Vec<u8>, Failure> {
         let request = given.to_vec();
-        let said = answer(call.method, body(call, &request), self.max);
+        let result = answer(call.method, body(call, &request), self.max);
         self.begin(call, request);
-        self.runs.get_mut(&call.id).expect("begun").said = Some(said.clone());
-        match said {
-            Said::Reply(reply) => {
+        self.runs.get_mut(&call.id).expect("begun").result = Some(result.clone());
+        match result {
+            MethodResult::Reply(reply) => {
                 self.reply = reply;
                 Ok(&mut self.reply)
             }
-            Said::Failed(failure) => Err(failure),
-            Said::End => unreachable!("no stream is inline"),
+            MethodResult::Failed(failure) => Err(failure),
+            MethodResult::End => unreachable!("no stream is inline"),
         }
     }
 
@@ -138,19 +139,20 @@ impl Service<Mem, NoPace> for Book {
     }
 }
 
-/// The request itself, behind the time left.
+/// Returns the request without the time left.
 fn body(call: Started, request: &[u8]) -> &[u8] {
     let skip = if call.flags & DEADLINE != 0 { 8 } else { 0 };
     request.get(skip..).unwrap_or_default()
 }
 
-/// The server.
+/// The server, and what it did.
 pub(super) struct Server {
-    pub(super) hall: Arc<TheHall>,
+    pub(super) hall: Arc<TestHall>,
     attendant: Attendant<Mem, NoPace, RealThreads>,
-    pub(super) book: Book,
+    pub(super) methods: Methods,
+    /// The error that the connection ended with.
     pub(super) over: Option<Ended>,
-    /// Pushes that were taken to be sent.
+    /// Pushes that the server accepted.
     pub(super) pushed: Vec<Vec<u8>>,
     pub(super) limits: Limits,
     count: u64,
@@ -158,26 +160,26 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// With a client that is honest, or is not.
-    pub(super) fn new(world: &World, honest: bool) -> Self {
-        let (out, inbound) = World::liar(&world.down, &world.up);
-        let limits = world.limits;
+    /// Makes a server for a well-formed or a hostile client.
+    pub(super) fn new(rings: &CallRings, well_formed: bool) -> Self {
+        let (out, inbound) = CallRings::end(&rings.down, &rings.up);
+        let limits = rings.limits;
         let parts = Parts {
             outbound: out,
-            outgoing: Arc::clone(&world.down),
-            ear: Ear::new(Arc::clone(&world.up)),
+            outgoing: Arc::clone(&rings.down),
+            ear: Ear::new(Arc::clone(&rings.up)),
             table: Table::new(limits),
             piece: limits.piece,
         };
         let hall = Arc::new(Hall::new(parts));
         Self {
             attendant: Attendant::new(Arc::clone(&hall), inbound),
-            book: Book {
+            methods: Methods {
                 runs: BTreeMap::new(),
                 hall: Arc::clone(&hall),
                 reply: Vec::new(),
                 max: limits.max,
-                honest,
+                well_formed,
             },
             hall,
             over: None,
@@ -188,12 +190,12 @@ impl Server {
         }
     }
 
-    /// Takes what is there and sends what is left. Whether there was anything.
+    /// Receives all frames and sends what is queued. Returns whether there was anything to do.
     pub(super) fn step(&mut self) -> bool {
         if self.over.is_some() {
             return false;
         }
-        match self.attendant.step(&mut self.book) {
+        match self.attendant.step(&mut self.methods) {
             Ok(busy) => {
                 self.hall.with(|table| table.audit());
                 busy
@@ -205,12 +207,12 @@ impl Server {
         }
     }
 
-    /// Calls whose methods have not said their last word.
+    /// Returns the calls whose methods have not ended.
     pub(super) fn open(&self) -> Vec<u64> {
-        self.book.runs.iter().filter(|(_, run)| run.said.is_none()).map(|(id, _)| *id).collect()
+        self.methods.runs.iter().filter(|(_, run)| run.result.is_none()).map(|(id, _)| *id).collect()
     }
 
-    /// One of the methods does something; or the server pushes.
+    /// Lets one of the methods do something, or sends a push.
     pub(super) fn act(&mut self, bytes: &mut Bytes<'_>) {
         let Limits { piece, max, window, push_window, .. } = self.limits;
         let open = self.open();
@@ -244,7 +246,7 @@ impl Server {
 
     fn write(&mut self, id: u64, len: usize) {
         let chunk = text(self.count, len);
-        let run = self.book.runs.get_mut(&id).expect("open");
+        let run = self.methods.runs.get_mut(&id).expect("open");
         if run.flags & STREAM == 0 {
             return;
         }
@@ -256,12 +258,12 @@ impl Server {
         }
     }
 
-    /// Takes a chunk of an upload; whether there may be more.
+    /// Reads a chunk of an upload. Returns whether it got one.
     pub(super) fn read(&mut self, id: u64) -> bool {
-        let run = self.book.runs.get_mut(&id).expect("open");
+        let run = self.methods.runs.get_mut(&id).expect("open");
         match self.hall.next_chunk(id, Some(self.past)) {
             Ok(Upload::Chunk(chunk)) => {
-                assert!(!run.read_all && run.flags & UPLOAD != 0, "a chunk behind the end");
+                assert!(!run.read_all && run.flags & UPLOAD != 0, "a chunk after the end");
                 run.read.push(chunk);
                 return true;
             }
@@ -273,14 +275,14 @@ impl Server {
         false
     }
 
-    /// The method says its last word: a reply of so many bytes, the end of its stream, or that it failed.
+    /// Ends the method of a call: with an error, with the end of its stream, or with a reply of this length.
     pub(super) fn finish(&mut self, id: u64, len: usize, fails: bool) {
-        let streams = self.book.runs[&id].flags & STREAM != 0;
-        let said = match (fails, streams) {
-            (true, _) => Said::Failed((Status::Failed, 7, "failed, for a reason".into())),
-            (false, true) => Said::End,
-            (false, false) => Said::Reply(text(self.count, len)),
+        let streams = self.methods.runs[&id].flags & STREAM != 0;
+        let result = match (fails, streams) {
+            (true, _) => MethodResult::Failed((Status::Failed, 7, "failed, for a reason".into())),
+            (false, true) => MethodResult::End,
+            (false, false) => MethodResult::Reply(text(self.count, len)),
         };
-        self.book.say(id, said);
+        self.methods.end(id, result);
     }
 }
