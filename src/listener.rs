@@ -99,7 +99,8 @@ impl SharedMemoryListener {
     ///
     /// # Errors
     ///
-    /// [`AcceptError::Closed`], [`AcceptError::Forked`], or [`AcceptError::Io`]. With too many open
+    /// [`AcceptError::Closed`], [`AcceptError::Forked`], [`AcceptError::DescriptorsClosed`] (within some seconds), or
+    /// [`AcceptError::Io`]. With too many open
     /// files each call fails at once until one is closed: wait before the next.
     pub fn accept(&self) -> Result<SharedMemoryStream, AcceptError> {
         self.accept_until(None)
@@ -136,7 +137,7 @@ impl SharedMemoryListener {
         }
     }
 
-    /// Accepts for ever; ends when the listener is closed, or in a forked child.
+    /// Accepts without an end; ends when the listener or its descriptors are closed, or in a forked child.
     ///
     /// ```
     /// use narrows::{SharedMemoryListener, SharedMemoryStream};
@@ -207,6 +208,9 @@ impl SharedMemoryListener {
     /// business of the process that bound it: only that one removes it. Clients in mid-handshake
     /// stay with the parent. In the process that bound it, it returns the listener as it is.
     ///
+    /// Clients that connect from now on see this process as the server (`peer_cred`). Of several workers that is the last one to
+    /// call this: once it has ended, a client without a deadline waits 5 s for the others to answer.
+    ///
     /// ```no_run
     /// # fn fork() -> bool { true }
     /// let mut listener = narrows::SharedMemoryListener::bind("/run/user/1000/socket")?;
@@ -224,6 +228,7 @@ impl SharedMemoryListener {
             return Ok(self);
         }
         let limits = self.options.limits().map_err(|bad| AcceptError::Io(io::Error::other(bad)))?;
+        self.place.listen_again(&self.options).map_err(AcceptError::Io)?;
         let door = Arc::new(Door::new().map_err(AcceptError::Io)?);
         let reception = Reception::open(self.place.socket(), &door.bell, limits, self.options.clone())
             .map_err(AcceptError::Io)?;
@@ -256,6 +261,7 @@ impl SharedMemoryListener {
             self.door.check()?;
             match reception.serve(until, &self.door.failed).map_err(AcceptError::Io)? {
                 Outcome::Came(established) => return Ok(self.welcome(established)),
+                Outcome::DescriptorsClosed => return Err(AcceptError::DescriptorsClosed),
                 Outcome::Nothing if expired(until) => return Err(AcceptError::Timeout),
                 Outcome::Nothing => (),
             }
@@ -307,8 +313,8 @@ impl Options {
 
     /// Binds a listener at the path, with these options.
     ///
-    /// A path whose server is gone is taken over: at which a socket stands that refuses connections. A lock file beside it (`.NAME.lock`)
-    /// keeps others from doing so at the same time, and is removed before this returns. Through another view of
+    /// A path whose server is gone is taken over: at which a socket stands that refuses connections. A lock file beside it
+    /// (`.NAME.narrows-lock`) keeps others from doing so at the same time, and is removed before this returns. Through another view of
     /// the same directory (a FUSE or overlay mount) a live server looks stale, since the kernel finds its socket by the inode:
     /// bind one path through one view alone. The kernel's list of sockets (`/proc/net/unix`) has the absolute path without
     /// symbolic links, by which systemd-tmpfiles knows a live socket.
@@ -420,7 +426,7 @@ impl Iterator for Incoming<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         match self.listener.accept() {
-            Err(AcceptError::Closed | AcceptError::Forked) => None,
+            Err(AcceptError::Closed | AcceptError::Forked | AcceptError::DescriptorsClosed) => None,
             result => Some(result),
         }
     }

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use faults::{Fork, Kept, LONG, Watchdog, me, role, say, sys, told, verdict};
 use narrows::{
-    BindError, ConnectError, Options, Reconnect, ServerHandle, SharedMemoryClient, SharedMemoryListener,
-    SharedMemoryServer, SharedMemoryStream,
+    AcceptError, BindError, ConnectError, Options, Reconnect, ServerHandle, SharedMemoryClient,
+    SharedMemoryListener, SharedMemoryServer, SharedMemoryStream,
 };
 
 fn lock(directory: &Path, kind: libc::c_int) -> File {
@@ -332,4 +332,415 @@ fn what_forbids_a_path_is_named() {
         0
     });
     assert_eq!(other.wait(), 0);
+}
+
+/// Runs the test again in a process of its own; returns whether this is that process. It can fork: no other thread holds a lock
+/// there.
+fn is_alone(name: &str) -> bool {
+    if role().is_some() {
+        return true;
+    }
+    let _watchdog = Watchdog::new(name);
+    let folder = tempfile::tempdir().expect("directory");
+    let status = Kept::start(&mut me(name, "alone", folder.path().to_str().expect("plain"))).wait();
+    assert!(status.success(), "{status}");
+    false
+}
+
+/// Gives up root's rights, if the process has them.
+fn become_another_user() {
+    if sys::effective_user() == 0 {
+        // SAFETY: the calls take numbers, and change this process alone.
+        unsafe {
+            assert_eq!(libc::setgroups(0, std::ptr::null()), 0);
+            assert_eq!((libc::setgid(23_416), libc::setuid(23_416)), (0, 0));
+        }
+    }
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, Permissions::from_mode(mode)).expect("changes");
+}
+
+fn bind_error(path: &Path) -> BindError {
+    SharedMemoryListener::bind(path).map(drop).expect_err("it cannot be bound")
+}
+
+fn assert_contains(text: &str, words: &[&str]) {
+    assert!(words.iter().all(|word| text.contains(word)), "{text}");
+}
+
+/// Processes that a process made which has ended since; killed at the end of the test.
+struct Orphans(Vec<i32>);
+
+impl Orphans {
+    /// Takes the process number that the process itself writes to the socket.
+    fn adopt(&mut self, mut from: &UnixStream) {
+        let mut pid = [0; 4];
+        io::Read::read_exact(&mut from, &mut pid).expect("said");
+        self.0.push(i32::from_ne_bytes(pid));
+    }
+}
+
+impl Drop for Orphans {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|pid| sys::kill(*pid, libc::SIGKILL));
+    }
+}
+
+fn report_own_pid(mut to: &UnixStream) {
+    io::Write::write_all(&mut to, &std::process::id().to_ne_bytes()).expect("says");
+}
+
+fn wait_for_byte(mut from: &UnixStream) {
+    io::Read::read_exact(&mut from, &mut [0]).expect("said");
+}
+
+/// A daemon that forks after it has bound: its parent ends, which must not be taken for the end of the server.
+#[test]
+fn a_fork_that_takes_a_listener_over_is_the_server() {
+    if !is_alone("a_fork_that_takes_a_listener_over_is_the_server") {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    let (ours, theirs) = UnixStream::pair().expect("pair");
+    let first = Fork::run(|| {
+        let mut listener = Some(SharedMemoryListener::bind(&path).expect("binds"));
+        std::mem::forget(Fork::run(|| {
+            let listener = listener.take().expect("one").after_fork().expect("takes it over");
+            report_own_pid(&theirs);
+            wait_for_byte(&theirs);
+            let mut client = listener.accept_timeout(LONG).expect("accepts");
+            let _end = verdict(&mut client);
+            0
+        }));
+        std::mem::forget(listener);
+        0
+    });
+    assert_eq!(first.wait(), 0);
+    let mut daemon = Orphans(Vec::new());
+    daemon.adopt(&ours);
+    let bound = bind_error(&path);
+    assert!(matches!(bound, BindError::InUse), "{bound:?}");
+    io::Write::write_all(&mut &ours, b"!").expect("says");
+    // The daemon accepts the attempt to bind first: a client that is gone.
+    let stream = Options::new().handshake_timeout(LONG).connect(&path).expect("connects");
+    assert_eq!(i32::try_from(stream.peer_cred().pid()), Ok(daemon.0[0]));
+}
+
+/// The worker that called `listen` last has ended. The kernel names it to clients although another one serves.
+#[test]
+fn a_worker_that_accepts_late_is_waited_for_until_the_deadline() {
+    if !is_alone("a_worker_that_accepts_late_is_waited_for_until_the_deadline") {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    let (ours, theirs) = UnixStream::pair().expect("pair");
+    let first = Fork::run(|| {
+        let mut listener = Some(SharedMemoryListener::bind(&path).expect("binds"));
+        std::mem::forget(Fork::run(|| {
+            let listener = listener.take().expect("one").after_fork().expect("takes it over");
+            report_own_pid(&theirs);
+            wait_for_byte(&theirs);
+            let mut client = listener.accept_timeout(LONG).expect("accepts");
+            let _end = verdict(&mut client);
+            0
+        }));
+        wait_for_byte(&theirs); // The first worker has called `listen`.
+        let last = Fork::run(|| {
+            std::mem::forget(listener.take().expect("one").after_fork().expect("takes it over"));
+            0
+        });
+        assert_eq!(last.wait(), 0);
+        report_own_pid(&theirs);
+        std::mem::forget(listener);
+        0
+    });
+    let mut worker = Orphans(Vec::new());
+    worker.adopt(&ours);
+    io::Write::write_all(&mut &ours, b"!").expect("says");
+    assert_eq!(first.wait(), 0);
+    io::Read::read_exact(&mut &ours, &mut [0; 4]).expect("said");
+    thread::scope(|scope| {
+        let client = scope.spawn(|| Options::new().handshake_timeout(LONG).connect(&path).map(drop));
+        // Longer than the 5 s after which a client without a deadline gives up.
+        thread::sleep(Duration::from_millis(6500));
+        io::Write::write_all(&mut &ours, b"!").expect("says");
+        client.join().expect("ends").expect("connects");
+    });
+}
+
+#[test]
+fn a_full_backlog_is_not_called_a_live_server() {
+    if !is_alone("a_full_backlog_is_not_called_a_live_server") {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    let (ours, theirs) = UnixStream::pair().expect("pair");
+    let server = Fork::run(|| {
+        std::mem::forget(Options::new().backlog(2).bind(&path).expect("binds"));
+        std::mem::forget(Fork::run(|| {
+            report_own_pid(&theirs);
+            thread::sleep(LONG * 2);
+            0
+        }));
+        0
+    });
+    assert_eq!(server.wait(), 0);
+    let mut keeper = Orphans(Vec::new());
+    keeper.adopt(&ours);
+    let bound: Vec<_> = (0..6).map(|_| bind_error(&path)).collect();
+    if matches!(bound[0], BindError::InUse) {
+        return say("the kernel does not tell that the server has ended (before Linux 6.5)");
+    }
+    // Each attempt takes a place in the backlog.
+    let (first, last) = bound.split_at(2);
+    assert!(first.iter().all(|error| matches!(error, BindError::HeldByFork { .. })), "{bound:?}");
+    assert!(matches!(last, [.., BindError::BacklogFull]), "{bound:?}");
+    assert!(bound.iter().all(|error| !matches!(error, BindError::InUse)), "{bound:?}");
+    let connected = SharedMemoryStream::connect_timeout(&path, Duration::from_millis(50)).map(drop);
+    let connected = connected.expect_err("nobody accepts");
+    assert!(matches!(connected, ConnectError::BacklogFull), "{connected:?}");
+    assert!(connected.is_timeout());
+    assert_contains(&connected.to_string(), &["does not accept", "ss -xlp"]);
+}
+
+/// The kernel takes paths of at most 107 bytes.
+#[test]
+fn a_socket_in_a_deep_directory_is_bound_and_reached() {
+    if !is_alone("a_socket_in_a_deep_directory_is_bound_and_reached") {
+        return;
+    }
+    let deep = Path::new(&told()).join("a".repeat(60)).join("b".repeat(60));
+    let elsewhere = Path::new(&told()).join("elsewhere");
+    fs::create_dir_all(&deep).expect("makes");
+    fs::create_dir(&elsewhere).expect("makes");
+    env::set_current_dir(&deep).expect("enters"); // This process has one test.
+    let serve = |path: &Path| -> ServerHandle {
+        let server = SharedMemoryServer::bind(path).expect("binds");
+        server.inline(1, |_, _| Ok(())).spawn().expect("serves")
+    };
+    for given in [PathBuf::from("socket"), deep.join("socket")] {
+        let server = serve(&given);
+        SharedMemoryClient::connect("socket").expect("connects").call(1, b"").expect("answers");
+        SharedMemoryClient::connect(deep.join("socket")).expect("connects").call(1, b"").expect("answers");
+        assert!(matches!(bind_error(&given), BindError::InUse));
+        drop(server);
+        assert!(entries(&deep).is_empty(), "nothing is left");
+    }
+    let server = serve(Path::new("socket"));
+    let client =
+        SharedMemoryClient::builder("socket").reconnect(Reconnect::new()).connect().expect("connects");
+    env::set_current_dir(&elsewhere).expect("enters");
+    drop(server);
+    let _again = serve(&deep.join("socket"));
+    let answer = std::iter::repeat_with(|| client.call(1, b"").map(drop)).take(2).last().expect("two");
+    assert!(answer.is_ok(), "{answer:?}");
+    let missing = SharedMemoryStream::connect(deep.join("missing")).map(drop).expect_err("nothing there");
+    assert_contains(&missing.to_string(), &["missing", "start the server"]);
+    let long = bind_error(&deep.join("n".repeat(100)));
+    assert_contains(&long.to_string(), &["100 bytes"]);
+}
+
+/// A program that closes descriptors that are not its own (`close_range`, as daemons do) while another thread accepts.
+#[test]
+fn accept_and_serve_end_when_their_descriptors_are_closed() {
+    if !is_alone("accept_and_serve_end_when_their_descriptors_are_closed") {
+        return;
+    }
+    let (report, reports) = std::sync::mpsc::channel();
+    let listener = SharedMemoryListener::bind(Path::new(&told()).join("one")).expect("binds");
+    let server = SharedMemoryServer::bind(Path::new(&told()).join("two")).expect("binds");
+    let server = server.inline(1, |_, _| Ok(()));
+    let serving = report.clone();
+    thread::spawn(move || {
+        let accepted = listener.accept().map(drop);
+        assert!(matches!(accepted, Err(AcceptError::DescriptorsClosed)), "{accepted:?}");
+        assert!(matches!(listener.try_accept(), Err(AcceptError::DescriptorsClosed)));
+        assert!(listener.incoming().next().is_none());
+        drop(listener);
+        report.send(accepted.expect_err("ends").to_string()).expect("received");
+    });
+    thread::spawn(move || {
+        let served = server.serve().expect_err("ends");
+        serving.send(served.to_string()).expect("received");
+    });
+    thread::sleep(Duration::from_millis(200)); // Both wait by now, mostly; what they return is the same if not.
+    sys::close_all_but_standard();
+    // The program's own event loops have the numbers by then.
+    // SAFETY: the calls make descriptors of this process.
+    let made: Vec<i32> = (0..24).map(|_| unsafe { libc::epoll_create1(0) }).collect();
+    for _ in 0..2 {
+        let text = reports.recv_timeout(LONG).expect("it ends");
+        assert_contains(&text, &["closed", "descriptors"]);
+    }
+    for number in made {
+        // SAFETY: asks only.
+        assert!(unsafe { libc::fcntl(number, libc::F_GETFD) } >= 0, "an event loop's descriptor was closed");
+    }
+}
+
+#[test]
+fn a_lock_file_that_cannot_be_taken_is_named_at_once() {
+    if !is_alone("a_lock_file_that_cannot_be_taken_is_named_at_once") {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("directory");
+    set_mode(folder.path(), 0o1777);
+    let at = |name: &str| folder.path().join(name);
+    fs::create_dir(at(".one.narrows-lock")).expect("makes");
+    std::os::unix::fs::symlink("/nonexistent", at(".two.narrows-lock")).expect("links");
+    fs::write(at(".three.narrows-lock"), "precious").expect("writes");
+    drop(std::os::unix::net::UnixListener::bind(at(".four.narrows-lock")).expect("binds"));
+    // SAFETY: the path is a C string.
+    unsafe {
+        let path = std::ffi::CString::new(at(".five.narrows-lock").to_str().expect("plain")).expect("plain");
+        assert_eq!(libc::mkfifo(path.as_ptr(), 0o600), 0);
+    }
+    for (name, reason) in [
+        ("one", "directory"),
+        ("two", "symbolic link"),
+        ("three", "contents"),
+        ("four", "no regular file"),
+        ("five", "no regular file"),
+    ] {
+        drop(std::os::unix::net::UnixListener::bind(at(name)).expect("binds"));
+        let lock = format!(".{name}.narrows-lock");
+        assert_contains(&bind_error(&at(name)).to_string(), &[&lock, reason]);
+        assert!(fs::symlink_metadata(at(&lock)).is_ok(), "{lock} was removed");
+        assert!(at(name).exists(), "the stale socket was removed without the lock");
+    }
+    assert_eq!(fs::read_to_string(at(".three.narrows-lock")).expect("there"), "precious");
+    // What the program itself keeps under another hidden name is no lock file.
+    fs::write(at(".six.lock"), "precious").expect("writes");
+    drop(SharedMemoryListener::bind(at("six")).expect("binds"));
+    assert_eq!(fs::read_to_string(at(".six.lock")).expect("there"), "precious");
+    if sys::effective_user() != 0 {
+        return say("skipped in part: only root can change users");
+    }
+    fs::write(at(".seven.narrows-lock"), "").expect("writes");
+    set_mode(&at(".seven.narrows-lock"), 0o600);
+    let other = Fork::run(|| {
+        become_another_user();
+        let text = bind_error(&at("seven")).to_string();
+        assert_contains(&text, &[".seven.narrows-lock", "Permission denied", "user 0"]);
+        0
+    });
+    assert_eq!(other.wait(), 0);
+}
+
+#[test]
+fn a_listener_that_cannot_lock_its_path_removes_it_all_the_same() {
+    if !is_alone("a_listener_that_cannot_lock_its_path_removes_it_all_the_same") {
+        return;
+    }
+    let folder = PathBuf::from(told());
+    let listener = SharedMemoryListener::bind(folder.join("socket")).expect("binds");
+    fs::create_dir(folder.join(".socket.narrows-lock")).expect("makes");
+    drop(listener);
+    assert!(!folder.join("socket").exists());
+    let listener = SharedMemoryListener::bind(folder.join("other")).expect("binds");
+    sys::limit_descriptors(64);
+    let all: Vec<_> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
+    drop(listener);
+    drop(all);
+    assert!(!folder.join("other").exists());
+}
+
+#[test]
+fn a_full_file_system_keeps_no_path_of_a_dropped_listener() {
+    if !is_alone("a_full_file_system_keeps_no_path_of_a_dropped_listener") {
+        return;
+    }
+    let folder = PathBuf::from(told());
+    let root = std::ffi::CString::new(told()).expect("plain");
+    // SAFETY: the calls take C strings, and change the mounts of this process alone.
+    let mounted = unsafe {
+        let (none, no_data) = (c"none".as_ptr(), std::ptr::null::<libc::c_void>());
+        libc::unshare(libc::CLONE_NEWNS) == 0
+            && libc::mount(none, c"/".as_ptr(), std::ptr::null(), libc::MS_REC | libc::MS_PRIVATE, no_data)
+                == 0
+            && libc::mount(none, root.as_ptr(), c"tmpfs".as_ptr(), 0, c"nr_inodes=8".as_ptr().cast()) == 0
+    };
+    if !mounted {
+        return say("skipped: this process may not mount a file system");
+    }
+    let listener = SharedMemoryListener::bind(folder.join("socket")).expect("binds");
+    drop(std::os::unix::net::UnixListener::bind(folder.join("stale")).expect("binds"));
+    let files = (0..).take_while(|index| File::create(folder.join(format!("file{index}"))).is_ok()).count();
+    assert!(files < 8);
+    drop(listener);
+    assert!(!folder.join("socket").exists());
+    File::create(folder.join("last")).expect("one place is free again");
+    let text = bind_error(&folder.join("stale")).to_string();
+    assert_contains(&text, &[".stale.narrows-lock", "No space left", "file system is full"]);
+    assert!(folder.join("stale").exists(), "it was not removed without the lock");
+}
+
+#[test]
+fn a_directory_that_may_not_be_listed_is_bound_in() {
+    if !is_alone("a_directory_that_may_not_be_listed_is_bound_in") {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("directory");
+    let (closed, shared) = (folder.path().join("closed"), folder.path().join("shared"));
+    for (directory, mode) in [(&closed, 0o333), (&shared, 0o777)] {
+        fs::create_dir(directory).expect("makes");
+        set_mode(directory, mode);
+    }
+    set_mode(folder.path(), 0o755);
+    let other = Fork::run(|| {
+        become_another_user();
+        let listener = SharedMemoryListener::bind(closed.join("socket")).expect("binds");
+        assert!(listener.owns_path());
+        drop(listener);
+        assert!(!closed.join("socket").exists());
+        // No user's group.
+        let foreign = Options::new().socket_group(23_417).bind(shared.join("socket")).map(drop);
+        assert_contains(&foreign.expect_err("no member").to_string(), &["be a member of the group"]);
+        assert!(entries(&shared).is_empty());
+        0
+    });
+    assert_eq!(other.wait(), 0);
+    set_mode(&closed, 0o700);
+}
+
+/// Such clients all have process number 0 for the server, so that their bounds are shared.
+#[test]
+fn clients_outside_of_the_pid_namespace_are_told_that_they_share_a_limit() {
+    if !is_alone("clients_outside_of_the_pid_namespace_are_told_that_they_share_a_limit") {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    let (ours, theirs) = UnixStream::pair().expect("pair");
+    let server = Fork::run(|| {
+        // SAFETY: takes a number; the next child is the first process of the namespace.
+        if unsafe { libc::unshare(libc::CLONE_NEWPID) } != 0 {
+            return 2;
+        }
+        let server = Fork::run(|| {
+            let server = SharedMemoryServer::bind(&path).expect("binds").max_connections_per_process(1);
+            let _server = server.inline(1, |_, _| Ok(())).spawn().expect("serves");
+            report_own_pid(&theirs);
+            wait_for_byte(&theirs);
+            0
+        });
+        server.wait()
+    });
+    drop(theirs);
+    if io::Read::read_exact(&mut &ours, &mut [0; 4]).is_err() {
+        assert_eq!(server.wait(), 2);
+        return say("skipped: this process may not make a pid namespace");
+    }
+    let client = SharedMemoryClient::connect(&path).expect("connects");
+    client.call(1, b"").expect("answers");
+    let refused = SharedMemoryClient::connect(&path).map(drop).expect_err("the limit is one");
+    assert_contains(&refused.to_string(), &["pid namespace"]);
+    drop(client);
+    io::Write::write_all(&mut &ours, b"!").expect("says");
+    assert_eq!(server.wait(), 0);
 }

@@ -53,6 +53,7 @@ fn errors_of_connecting_tell_what_to_do() {
     is(E::Truncated, ErrorKind::Other, "security module");
     is(E::PeerClosed, ErrorKind::ConnectionAborted, "handshake_timeout");
     is(E::BadAnswer(HandshakeError::BadText), ErrorKind::InvalidData, "text");
+    is(E::BacklogFull, ErrorKind::TimedOut, "ss -xlp");
     is(E::NoParent, ErrorKind::NotFound, "spawn");
     is(E::ParentTaken, ErrorKind::AlreadyExists, "before");
     is(E::BadParent("gone".into()), ErrorKind::InvalidData, "gone");
@@ -64,10 +65,12 @@ fn errors_of_serving_tell_what_to_do() {
     is(BindError::BadOptions("five".into()), ErrorKind::InvalidInput, "five");
     is(BindError::NotASocket, ErrorKind::AlreadyExists, "move it");
     is(BindError::InUse, ErrorKind::AddrInUse, "");
+    is(BindError::BacklogFull, ErrorKind::AddrInUse, "ss -xlp");
     is(BindError::Locked, ErrorKind::TimedOut, "lock");
     is(BindError::Io { doing, source }, ErrorKind::PermissionDenied, "trying");
     is(AcceptError::Timeout, ErrorKind::TimedOut, "");
     is(AcceptError::Closed, ErrorKind::NotConnected, "closed");
+    is(AcceptError::DescriptorsClosed, ErrorKind::NotConnected, "close_range");
     is(AcceptError::Forked, ErrorKind::Unsupported, "forked");
     is(AcceptError::Io(ErrorKind::OutOfMemory.into()), ErrorKind::OutOfMemory, "");
     let (doing, source) = failed();

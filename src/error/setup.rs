@@ -38,6 +38,9 @@ pub enum ConnectError {
     NotASocket,
     /// The deadline passed before the handshake was complete.
     Timeout,
+    /// The deadline passed while the backlog of the socket was full: the server does not accept, or it has ended and a process
+    /// that it forked holds its socket.
+    BacklogFull,
     /// The server does not answer, and the process that listened at the path has ended: another one, a fork of it, still holds
     /// its socket.
     ServerEnded {
@@ -87,7 +90,7 @@ pub enum ConnectError {
 impl ConnectError {
     /// Whether the deadline passed.
     pub fn is_timeout(&self) -> bool {
-        matches!(self, Self::Timeout)
+        matches!(self, Self::Timeout | Self::BacklogFull)
     }
 
     fn kind(&self) -> io::ErrorKind {
@@ -95,7 +98,7 @@ impl ConnectError {
             Self::BadOptions(_) => io::ErrorKind::InvalidInput,
             Self::Io { source, .. } => source.kind(),
             Self::NotASocket => io::ErrorKind::ConnectionRefused,
-            Self::Timeout | Self::ServerEnded { .. } => io::ErrorKind::TimedOut,
+            Self::Timeout | Self::BacklogFull | Self::ServerEnded { .. } => io::ErrorKind::TimedOut,
             Self::Rejected { code: RejectCode::NotAuthorized, .. } | Self::NotAuthorized { .. } => {
                 io::ErrorKind::PermissionDenied
             }
@@ -116,6 +119,9 @@ impl fmt::Display for ConnectError {
             Self::BadOptions(text) => write!(f, "illegal options: {text}"),
             Self::Io { doing, source } => write!(f, "{doing}: {source}{}", advice(source)),
             Self::NotASocket => f.write_str("what stands at the path is not a socket: check the path"),
+            Self::BacklogFull => f.write_str(
+                "the queue of waiting clients is full: the server does not accept, or a process that it forked holds its socket after its end: `ss -xlp` names the process",
+            ),
             Self::ServerEnded { pid } => write!(
                 f,
                 "the server does not answer: process {pid}, which listened there, has ended, but a process that it forked holds its socket: stop that one (`ss -xlp` names it), then start the server"
@@ -189,6 +195,9 @@ pub enum BindError {
         /// The process that has ended; 0 if it is outside this process's pid namespace.
         pid: u32,
     },
+    /// The backlog of the socket at the path is full: its server lives and does not accept, or it has ended and a process that it
+    /// forked holds its socket.
+    BacklogFull,
     /// Another process held the lock file beside the path for too long.
     Locked,
     /// A system call failed.
@@ -205,7 +214,7 @@ impl BindError {
         match self {
             Self::BadOptions(_) => io::ErrorKind::InvalidInput,
             Self::NotASocket => io::ErrorKind::AlreadyExists,
-            Self::InUse | Self::HeldByFork { .. } => io::ErrorKind::AddrInUse,
+            Self::InUse | Self::HeldByFork { .. } | Self::BacklogFull => io::ErrorKind::AddrInUse,
             Self::Locked => io::ErrorKind::TimedOut,
             Self::Io { source, .. } => source.kind(),
         }
@@ -223,6 +232,9 @@ impl fmt::Display for BindError {
             Self::HeldByFork { pid } => write!(
                 f,
                 "process {pid}, which listened at the path, has ended, but a process that it forked still holds its socket: stop that one (`ss -xlp` names it)"
+            ),
+            Self::BacklogFull => f.write_str(
+                "a socket whose queue of waiting clients is full is at the path: its server does not accept, or a process that it forked holds the socket after its end: `ss -xlp` names the process",
             ),
             Self::Locked => f.write_str(
                 "another process holds the lock file beside the path: is it about to bind there, or stopped?",
@@ -264,6 +276,8 @@ pub enum AcceptError {
     Closed,
     /// This process is a fork of the one that bound the listener.
     Forked,
+    /// The program closed the listener's descriptors (`close_range`, `closefrom`): bind the path again.
+    DescriptorsClosed,
     /// A system call failed; with too many open files the client still waits, and the next call
     /// tries again.
     Io(io::Error),
@@ -278,7 +292,7 @@ impl AcceptError {
     fn kind(&self) -> io::ErrorKind {
         match self {
             Self::Timeout => io::ErrorKind::TimedOut,
-            Self::Closed => io::ErrorKind::NotConnected,
+            Self::Closed | Self::DescriptorsClosed => io::ErrorKind::NotConnected,
             Self::Forked => io::ErrorKind::Unsupported,
             Self::Io(source) => source.kind(),
         }
@@ -293,6 +307,9 @@ impl fmt::Display for AcceptError {
             Self::Forked => {
                 f.write_str("the listener belongs to the process that forked this one: bind a new one here")
             }
+            Self::DescriptorsClosed => f.write_str(
+                "the program closed the descriptors of the listener (close_range, closefrom): bind a new one after that",
+            ),
             Self::Io(source) => write!(f, "accepting a client: {source}{}", advice(source)),
         }
     }
@@ -416,10 +433,13 @@ fn advice(source: &io::Error) -> &'static str {
     const EAGAIN: i32 = 11;
     const ENOMEM: i32 = 12;
     const EACCES: i32 = 13;
+    const EINVAL: i32 = 22;
     const ENFILE: i32 = 23;
     const EMFILE: i32 = 24;
+    const ENOSPC: i32 = 28;
     const ETOOMANYREFS: i32 = 109;
     const ECONNREFUSED: i32 = 111;
+    const EDQUOT: i32 = 122;
     let failed = source.get_ref().and_then(|inner| inner.downcast_ref::<FailedCall>());
     match (failed.map_or("", |failed| failed.call), number(source)) {
         (_, Some(EMFILE)) => " (raise this process's limit of open files, RLIMIT_NOFILE)",
@@ -430,6 +450,11 @@ fn advice(source: &io::Error) -> &'static str {
         ("connect", Some(ENOENT)) => " (start the server first, or check the path)",
         ("connect", Some(ECONNREFUSED)) => " (no server listens there: start it)",
         ("bind" | "open the directory", Some(ENOENT)) => " (the directory does not exist: create it first)",
+        ("bind" | "open the lock file", Some(ENOSPC | EDQUOT)) => {
+            " (the file system is full, or the user's quota is used up: a socket and its lock file take an inode each)"
+        }
+        ("fchownat", Some(EPERM)) => " (be a member of the group, or root, to give the socket to it)",
+        ("fchownat", Some(EINVAL)) => " (the user namespace does not map the group)",
         ("mmap", Some(EAGAIN)) => {
             " (the program locks its memory by mlockall, and may lock no more: raise RLIMIT_MEMLOCK)"
         }

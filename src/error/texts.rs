@@ -66,7 +66,15 @@ fn system(number: i32) -> io::Error {
     io::Error::from_raw_os_error(number)
 }
 
+/// The error of a call of this name.
+fn call(name: &'static str, number: i32) -> io::Error {
+    io::Error::new(system(number).kind(), FailedCall { call: name, source: system(number) })
+}
+
+const EPERM: i32 = 1;
 const EACCES: i32 = 13;
+const EINVAL: i32 = 22;
+const ENOSPC: i32 = 28;
 const ENOENT: i32 = 2;
 const EMFILE: i32 = 24;
 const ECONNREFUSED: i32 = 111;
@@ -83,6 +91,7 @@ fn setup() -> Vec<Row> {
         ServerEnded ConnectError::ServerEnded { pid: 7 }, "the server does not answer: process 7, which listened there, has ended, but a process that it forked holds its socket: stop that one (`ss -xlp` names it), then start the server", "a fork that keeps the socket of a killed server";
         Timeout ConnectError::Timeout, "the server did not answer in time: is it calling accept, and is it a narrows server?", "a server that does not accept";
         Rejected ConnectError::Rejected { code: RejectCode::Busy, text: "x".into() }, "the server refused (the server takes no more clients now): x", "a server at its limit";
+        BacklogFull ConnectError::BacklogFull, "the queue of waiting clients is full: the server does not accept, or a process that it forked holds its socket after its end: `ss -xlp` names the process", "more attempts than the backlog takes";
         NotAuthorized ConnectError::NotAuthorized { uid: 7, text: "x".into() }, "the server runs as user 7, which is not trusted: x", "a server of another user";
         BadMemfd ConnectError::BadMemfd("x".into()), "the server's memory cannot be trusted: x", "a hostile server";
         NoDescriptor ConnectError::NoDescriptor, "the server sent no memory with its welcome", "a hostile server";
@@ -100,13 +109,18 @@ fn setup() -> Vec<Row> {
         NotASocket BindError::NotASocket, "something that is not a socket stands at the path: move it away", "another file at the path";
         InUse BindError::InUse, "a live server listens at the path: stop it, or choose another path", "a second server";
         HeldByFork BindError::HeldByFork { pid: 7 }, "process 7, which listened at the path, has ended, but a process that it forked still holds its socket: stop that one (`ss -xlp` names it)", "a fork that keeps the socket of a killed server";
+        BacklogFull BindError::BacklogFull, "a socket whose queue of waiting clients is full is at the path: its server does not accept, or a process that it forked holds the socket after its end: `ss -xlp` names the process", "more attempts than the backlog takes";
         Locked BindError::Locked, "another process holds the lock file beside the path: is it about to bind there, or stopped?", "a process that was stopped while it bound the path";
         Io BindError::Io { doing: "binding".into(), source: system(EACCES) }, "binding: Permission denied (os error 13)", "a directory that is closed to this user";
+        Io BindError::io("listening")(call("fchownat", EPERM)), "listening: fchownat: Operation not permitted (os error 1) (be a member of the group, or root, to give the socket to it)", "Options::socket_group of another group";
+        Io BindError::io("listening")(call("fchownat", EINVAL)), "listening: fchownat: Invalid argument (os error 22) (the user namespace does not map the group)", "Options::socket_group in a container";
+        Io BindError::io("locking")(call("open the lock file", ENOSPC)), "locking: open the lock file: No space left on device (os error 28) (the file system is full, or the user's quota is used up: a socket and its lock file take an inode each)", "a full file system";
     });
     rows.extend(rows! { AcceptError:
         Timeout AcceptError::Timeout, "the deadline passed before a client connected", "no client in time";
         Closed AcceptError::Closed, "the listener was closed", "its closer";
         Forked AcceptError::Forked, "the listener belongs to the process that forked this one: bind a new one here", "a fork";
+        DescriptorsClosed AcceptError::DescriptorsClosed, "the program closed the descriptors of the listener (close_range, closefrom): bind a new one after that", "a program that closes all descriptors";
         Io AcceptError::Io(system(EMFILE)), "accepting a client: Too many open files (os error 24) (raise this process's limit of open files, RLIMIT_NOFILE)", "no descriptor left";
     });
     rows.extend(rows! { SpawnError:

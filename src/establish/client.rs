@@ -249,14 +249,14 @@ impl Confirmed {
 /// How long to wait before the next attempt at a server that is not ready: at first, and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
 
-/// A connected socket. A full backlog means a live server, so it is tried until the deadline; one that is not there yet is, if
+/// A connected socket. A full backlog may become free, so it is tried until the deadline; one that is not there yet is, if
 /// the options say so.
 fn reach(path: &Path, options: &Options, deadline: Option<Instant>) -> Result<PeerSocket, ConnectError> {
     let mut pause = PAUSE.0;
     loop {
         let missing = match socket::connect(path) {
             Ok(Connecting::Connected(socket)) => return Ok(socket),
-            Ok(Connecting::BacklogFull) => ConnectError::Timeout,
+            Ok(Connecting::BacklogFull) => ConnectError::BacklogFull,
             Err(source) if options.waits_for_server() && is_missing(&source) => failed(path, source),
             Err(source) => return Err(failed(path, source)),
         };

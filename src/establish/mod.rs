@@ -55,7 +55,7 @@ pub(crate) use child::{from_parent, spawn};
 #[cfg(feature = "testing")]
 pub use client::answered;
 pub(crate) use client::connect;
-pub(crate) use permission::{why_not_bound, why_not_connected};
+pub(crate) use permission::{why_not_bound, why_not_connected, why_not_locked};
 pub(crate) use server::{Failure, Guest, refuse_unwatched};
 
 use client::{Caller, Sealing};
@@ -162,7 +162,8 @@ fn link(parts: LinkParts) -> io::Result<Established> {
 /// Steps a client until it is ready.
 ///
 /// The kernel keeps a server that does not answer apart from one that has ended only by its process: a fork may hold its
-/// socket. So where that process has ended the wait is bounded, also without a deadline; a fork that serves there answers.
+/// socket. So where that process has ended the wait is bounded without a deadline as well. An explicit deadline holds
+/// unchanged: the process that called `listen` last may have ended while others serve the same socket.
 fn drive(mut caller: Caller, until: Option<Instant>, prefault: bool) -> Result<Established, ConnectError> {
     let (mut deadline, mut ended) = (until, false);
     loop {
@@ -178,8 +179,7 @@ fn drive(mut caller: Caller, until: Option<Instant>, prefault: bool) -> Result<E
         }
         if !ended && socket::peer_has_ended(caller.as_fd()) {
             ended = true;
-            let last = Instant::now() + AFTER_END;
-            deadline = Some(deadline.map_or(last, |deadline| deadline.min(last)));
+            deadline = until.or_else(|| Some(Instant::now() + AFTER_END));
         }
         if expired(deadline) {
             return Err(match ended {
@@ -192,7 +192,7 @@ fn drive(mut caller: Caller, until: Option<Instant>, prefault: bool) -> Result<E
 
 /// How often a client that waits looks whether the process that listened has ended.
 const LOOK: Duration = Duration::from_millis(500);
-/// How long a fork of a server that has ended may take to answer.
+/// How long a fork of a server that has ended may take to answer a client without a deadline.
 const AFTER_END: Duration = Duration::from_secs(5);
 
 /// The limits of the options, for a client whose peer monitor runs.

@@ -33,23 +33,37 @@ pub(crate) fn why_not_connected(source: io::Error, path: &Path) -> io::Error {
 
 /// Explains why this process may not bind the path, or remove what stands there. Other errors stay as they are.
 pub(crate) fn why_not_bound(source: io::Error, path: &Path) -> io::Error {
-    explained(source, || {
-        if let Some(closed) = closed_directory(path) {
-            return closed;
-        }
-        let parent = directory_of(path);
-        if !permits(parent, Access::Write) {
-            return format!("the directory {} may not be written by this user", parent.display());
-        }
-        match fs::symlink_metadata(path) {
-            Ok(stands) => format!(
-                "it belongs to user {}, and in this directory only that user or root may remove it: have it removed, or choose another \
-                 path",
-                stands.uid()
-            ),
-            Err(_) => BY_ANOTHER_RULE.into(),
-        }
+    explained(source, || forbids_binding(path))
+}
+
+/// Explains why this process may not make or open the lock file beside the path. Other errors stay as they are.
+pub(crate) fn why_not_locked(source: io::Error, lock: &Path, path: &Path) -> io::Error {
+    explained(source, || match fs::symlink_metadata(lock) {
+        Ok(file) if !permits(lock, Access::Write) => format!(
+            "it belongs to user {} and has mode {:04o}: have it removed, or choose another path",
+            file.uid(),
+            file.mode() & 0o7777
+        ),
+        _ => forbids_binding(path),
     })
+}
+
+fn forbids_binding(path: &Path) -> String {
+    if let Some(closed) = closed_directory(path) {
+        return closed;
+    }
+    let parent = directory_of(path);
+    if !permits(parent, Access::Write) {
+        return format!("the directory {} may not be written by this user", parent.display());
+    }
+    match fs::symlink_metadata(path) {
+        Ok(stands) => format!(
+            "it belongs to user {}, and in this directory only that user or root may remove it: have it removed, or choose another \
+             path",
+            stands.uid()
+        ),
+        Err(_) => BY_ANOTHER_RULE.into(),
+    }
 }
 
 const BY_ANOTHER_RULE: &str =

@@ -4,7 +4,8 @@
 //!  lock file beside it ── what stands there? ─┬─ nothing ───────────────▶ bind, set group and mode, listen
 //!                                             ├─ no socket ─────────────▶ NotASocket
 //!                                             └─ a socket: connect ─┬─ refused ─▶ unlink, bind, ..., listen
-//!                                                                   └─ connected, or full ─▶ InUse
+//!                                                                   ├─ connected ─▶ InUse, or HeldByFork
+//!                                                                   └─ full ─▶ BacklogFull
 //! ```
 //!
 //! # Invariants
@@ -13,7 +14,8 @@
 //! 2. Only a socket that refused a connection is ever unlinked by a newcomer. A mount that shows the directory a second time
 //!    (FUSE, overlay) shows the socket's file without its server: through it, a live server looks stale.
 //! 3. Drop unlinks only what has the device and inode that stood there after our bind, and never waits: while another process
-//!    binds there, the path is left for it. The place shares the listening socket, which holds the inode.
+//!    binds there, the path is left for it. The place shares the listening socket, which holds the inode. Where no lock can be
+//!    had, as on a full file system, it unlinks without: the socket still listens then, so no newcomer takes its path over.
 //! 4. In a forked child drop unlinks nothing.
 //! 5. The kernel's list of sockets has the absolute path without symbolic links, if that is short enough: systemd-tmpfiles spares
 //!    what it finds there.
@@ -33,12 +35,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::BindError;
-use crate::establish::{why_not_bound, why_not_connected};
+use crate::establish::{why_not_bound, why_not_connected, why_not_locked};
 use crate::options::Options;
 use crate::sys::call::errno;
 use crate::sys::foreign::{Listening, PeerSocket};
 use crate::sys::fork::Canary;
-use crate::sys::path::{Directory, Inode};
+use crate::sys::path::{Directory, Inode, lock_name};
 use crate::sys::socket::{self, Connecting, MAX_PATH};
 
 /// A path that this process has bound.
@@ -66,12 +68,17 @@ impl Place {
         let guard = directory.lock(name, Instant::now() + LOCK).map_err(|error| match error.kind() {
             io::ErrorKind::TimedOut => BindError::Locked,
             // Nobody can bind here; that somebody does already says more.
-            io::ErrorKind::PermissionDenied => clear(&directory, name, path)
-                .err()
-                .unwrap_or_else(|| doing("locking", path)(why_not_bound(error, path))),
-            _ => doing("locking", path)(error),
+            _ => look(&directory, name, path).err().unwrap_or_else(|| {
+                let lock = path.with_file_name(lock_name(name));
+                let error = why_not_locked(error, &lock, path);
+                doing("making or opening the lock file", &lock)(error)
+            }),
         })?;
-        clear(&directory, name, path)?;
+        if look(&directory, name, path)? == Found::StaleSocket {
+            directory
+                .unlink(name)
+                .map_err(|error| doing("removing the stale", path)(why_not_bound(error, path)))?;
+        }
         let (socket, inode) = occupy(&directory, name, path, options)?;
         drop(guard);
         let (path, name, socket) = (path.into(), name.into(), Arc::new(socket));
@@ -82,11 +89,14 @@ impl Place {
     pub(super) fn adopt(socket: OwnedFd, options: &Options) -> Result<Self, BindError> {
         let path = socket::listening_path(socket.as_fd())
             .map_err(BindError::io("taking over a listening socket"))?;
-        let socket = Listening::adopted(socket);
-        // The kernel names the last process that did so to the clients that connect from now on.
-        socket::start_listening(socket.as_fd(), options.backlog_len())
-            .map_err(BindError::io("taking over a listening socket"))?;
-        Ok(Self { path, bound: None, socket: Arc::new(socket) })
+        let place = Self { path, bound: None, socket: Arc::new(Listening::adopted(socket)) };
+        place.listen_again(options).map_err(BindError::io("taking over a listening socket"))?;
+        Ok(place)
+    }
+
+    /// Makes this process the one that the kernel names to clients that connect from now on: the last one that called `listen`.
+    pub(super) fn listen_again(&self, options: &Options) -> io::Result<()> {
+        socket::start_listening(self.socket.as_fd(), options.backlog_len())
     }
 
     /// Whether the path still names the listening socket, if this process has bound it.
@@ -107,12 +117,19 @@ impl Place {
 
 impl Bound {
     fn is_current(&self) -> io::Result<bool> {
-        Ok(self.directory.inode_of(&self.name)? == Some(self.inode))
+        // The program may have closed the directory, and the number may name another one by now.
+        Ok(self.directory.is_ours() && self.directory.inode_of(&self.name)? == Some(self.inode))
     }
 
     fn remove(&self) -> io::Result<()> {
+        if !self.is_current()? {
+            return Ok(());
+        }
         // A process that binds here now finds our socket alive, or stale a moment later.
-        let Some(_guard) = self.directory.try_lock(&self.name)? else { return Ok(()) };
+        let _guard = match self.directory.try_lock(&self.name) {
+            Ok(None) => return Ok(()),
+            locked => locked.ok(),
+        };
         if self.is_current()? {
             self.directory.unlink(&self.name)?;
         }
@@ -141,19 +158,26 @@ fn doing(what: &str, path: &Path) -> impl FnOnce(io::Error) -> BindError {
     BindError::io(format!("{what} {}", path.display()))
 }
 
-/// Makes sure that nothing stands at the name.
-fn clear(directory: &Directory, name: &OsStr, path: &Path) -> Result<(), BindError> {
-    match directory.inode_of(name).map_err(doing("looking at", path))? {
-        None => return Ok(()),
+/// What stands at a name that can be bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    Nothing,
+    /// A socket that refuses connections.
+    StaleSocket,
+}
+
+/// Finds out whether the name can be bound.
+fn look(directory: &Directory, name: &OsStr, path: &Path) -> Result<Found, BindError> {
+    let inode = directory.inode_of(name);
+    match inode.map_err(|error| doing("looking at", path)(why_not_bound(error, path)))? {
+        None => return Ok(Found::Nothing),
         Some(inode) if !inode.is_socket => return Err(BindError::NotASocket),
         Some(_) => (),
     }
     match socket::connect(path) {
         Ok(Connecting::Connected(socket)) => Err(in_use(&socket)),
-        Ok(Connecting::BacklogFull) => Err(BindError::InUse),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => directory
-            .unlink(name)
-            .map_err(|error| doing("removing the stale", path)(why_not_bound(error, path))),
+        Ok(Connecting::BacklogFull) => Err(BindError::BacklogFull),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(Found::StaleSocket),
         Err(error) if errno(&error) == Some(WRONG_TYPE) => Err(BindError::InUse),
         Err(error) => Err(doing("asking whether a server lives at", path)(why_not_connected(error, path))),
     }

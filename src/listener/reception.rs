@@ -7,7 +7,8 @@
 //! 2. While all places are taken the listening socket is not in the set, so nothing spins.
 //! 3. At most one connection comes out per call, and what else was ready still is at the next: the
 //!    set is level-triggered, and nothing ready is kept aside.
-//! 4. The timer rings when the first guest's time is over, so the epoll descriptor alone tells a
+//! 4. No descriptor is waited for unless it is known to be the listener's, and never longer than some seconds at a stretch.
+//! 5. The timer rings when the first guest's time is over, so the epoll descriptor alone tells a
 //!    poll loop everything.
 //!
 //! # Proof
@@ -39,6 +40,8 @@ use crate::sys::wait::Readiness;
 pub(super) enum Outcome {
     /// A client whose handshake is complete.
     Came(Established),
+    /// The program has closed the descriptors, and no client can come any more.
+    DescriptorsClosed,
     /// Nothing yet: call again, unless the deadline has passed.
     Nothing,
 }
@@ -99,8 +102,15 @@ impl Reception {
     /// Guests go before the door: an error there, such as too many open files, must not keep them
     /// from getting through.
     pub(super) fn serve(&mut self, until: Option<Instant>, failed: &AtomicU64) -> io::Result<Outcome> {
+        // Their numbers may name the program's own files by now, which must not be waited for.
+        if !(self.epoll.is_ours() && self.socket.is_ours()) {
+            return Ok(Outcome::DescriptorsClosed);
+        }
+        // A thread that waits is not told when another one closes what it waits for.
+        let slice = Instant::now() + LOOK;
+        let slice = until.map_or(slice, |until| until.min(slice));
         let mut tokens: Vec<u64> =
-            self.epoll.wait(&mut self.events, until)?.map(|event| event.token).collect();
+            self.epoll.wait(&mut self.events, Some(slice))?.map(|event| event.token).collect();
         tokens.sort_unstable();
         let mut outcome = Ok(Outcome::Nothing);
         for token in tokens {
@@ -250,6 +260,8 @@ impl fmt::Debug for Reception {
     }
 }
 
+/// How often a thread that waits looks whether the descriptors are still those of the listener.
+const LOOK: Duration = Duration::from_secs(3);
 /// How long a client keeps its place for sure while others wait for one.
 const SILENCE: Duration = Duration::from_millis(100);
 /// Tokens of the epoll set: a guest's is the number of its seat, and these are greater.

@@ -66,6 +66,11 @@ impl Epoll {
         Ok(Self { fd: Descriptor::with_witness(fd?) })
     }
 
+    /// Returns whether the number still names this set: a program may have closed it.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.fd.is_ours()
+    }
+
     /// Adds a descriptor under a number that its events will carry.
     pub(crate) fn add(&self, fd: BorrowedFd<'_>, token: u64, interest: Interest) -> io::Result<()> {
         self.control(libc::EPOLL_CTL_ADD, fd, token, interest)

@@ -123,6 +123,11 @@ impl Listening {
         let _a_help = socket::refuse_descriptors(fd.as_fd());
         Self { fd: Some(fd.into()), refuses: false }
     }
+
+    /// Returns whether the number still names the socket: a program may have closed it.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.fd.as_ref().is_some_and(Descriptor::is_ours)
+    }
 }
 
 impl AsFd for Listening {

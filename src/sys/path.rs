@@ -9,6 +9,7 @@
 //!    lead elsewhere. No name leads out of it, and no symbolic link is followed.
 //! 2. A lock file is removed by its holder before it is unlocked, and a lock counts only while its name still names the file that
 //!    was locked. So none is left behind, but by a process that is killed while it holds one; the next takes that one over.
+//!    A lock file is an empty regular file. Any other file of that name is left alone, and is an error at once.
 //! 3. The lock is released by an explicit unlock: a fork may hold a copy of the descriptor, and
 //!    with it a lock that only closing would release.
 //!
@@ -21,7 +22,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -59,7 +60,7 @@ impl Directory {
     ///
     /// # Errors
     ///
-    /// The path ends in no name, or the directory cannot be read.
+    /// The path ends in no name, or there is no such directory.
     pub(crate) fn of(path: &Path) -> io::Result<(Self, &OsStr)> {
         let Some(name) = path.file_name() else {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"));
@@ -72,20 +73,32 @@ impl Directory {
     ///
     /// # Errors
     ///
-    /// It is no directory, or cannot be read.
+    /// There is no such directory.
     pub(crate) fn open(directory: &Path) -> io::Result<Self> {
         let path = CString::new(directory.as_os_str().as_bytes())?;
-        let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
+        // O_PATH: names are looked up, but the directory is never read, and the process may not be allowed to read it.
+        let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
         // SAFETY: the path is a C string; the call makes a new descriptor, which is ours alone.
         let fd = unsafe { call::owned("open the directory", libc::open(path.as_ptr(), flags)) };
         Ok(Self { fd: fd?.into() })
+    }
+
+    /// Returns whether the descriptor still names the directory: a program may have closed it.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.fd.is_ours()
+    }
+
+    /// Returns a path of this name that is short, however long that of the directory is. It is valid in this process, while this
+    /// is open.
+    pub(super) fn short_path(&self, name: &OsStr) -> PathBuf {
+        Path::new(DESCRIPTORS).join(self.fd.as_raw_fd().to_string()).join(name)
     }
 
     /// Waits for the lock beside this name, at the longest until the deadline.
     ///
     /// # Errors
     ///
-    /// `TimedOut`: another process holds it; or the system call failed.
+    /// `TimedOut`: another process holds it; or as [`try_lock`](Self::try_lock).
     pub(crate) fn lock(&self, name: &OsStr, deadline: Instant) -> io::Result<Guard<'_>> {
         loop {
             if let Some(guard) = self.try_lock(name)? {
@@ -104,11 +117,9 @@ impl Directory {
     ///
     /// # Errors
     ///
-    /// The system call failed.
+    /// Another file has the name of the lock file (`AlreadyExists`), or the system call failed.
     pub(crate) fn try_lock(&self, name: &OsStr) -> io::Result<Option<Guard<'_>>> {
-        let mut hidden = OsString::from(".");
-        hidden.push(name);
-        hidden.push(".lock");
+        let hidden = lock_name(name);
         let path = plain(&hidden)?;
         let open = |flags: libc::c_int| {
             // O_NONBLOCK: else a lease on the file, which any process may take that can read it, holds this up.
@@ -121,11 +132,21 @@ impl Directory {
         };
         // What a killed process has left behind is opened without O_CREAT: in a directory that all may write to, the kernel may
         // refuse that for another user's file.
-        let file = match open(0).or_else(|_| open(libc::O_CREAT | libc::O_EXCL)) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None), // Made meanwhile.
-            Err(error) => return Err(error),
+        let opened = match self.stat(&hidden)? {
+            None => open(libc::O_CREAT | libc::O_EXCL),
+            Some(stat) => is_lock(&stat).and_then(|()| open(0)),
         };
+        let file = match opened {
+            Ok(file) => file,
+            Err(error) => {
+                return match call::errno(&error) {
+                    // Made or removed meanwhile; a lease on it; a signal.
+                    Some(libc::EEXIST | libc::ENOENT | libc::EWOULDBLOCK | libc::EINTR) => Ok(None),
+                    _ => Err(error),
+                };
+            }
+        };
+        is_lock(&stat_of(&file)?)?;
         // SAFETY: takes two numbers.
         let locked = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
         if let Err(error) = call::check("flock", locked) {
@@ -146,6 +167,12 @@ impl Directory {
     ///
     /// It is no plain name, or the system call failed.
     pub(crate) fn inode_of(&self, name: &OsStr) -> io::Result<Option<Inode>> {
+        let Some(stat) = self.stat(name)? else { return Ok(None) };
+        let is_socket = stat.st_mode & libc::S_IFMT == libc::S_IFSOCK;
+        Ok(Some(Inode { dev: stat.st_dev, ino: stat.st_ino, is_socket }))
+    }
+
+    fn stat(&self, name: &OsStr) -> io::Result<Option<libc::stat>> {
         let name = plain(name)?;
         let mut stat = MaybeUninit::<libc::stat>::uninit();
         let flags = libc::AT_SYMLINK_NOFOLLOW;
@@ -156,9 +183,7 @@ impl Directory {
             other => other?,
         };
         // SAFETY: `fstatat` succeeded, so it filled the struct.
-        let stat = unsafe { stat.assume_init() };
-        let is_socket = stat.st_mode & libc::S_IFMT == libc::S_IFSOCK;
-        Ok(Some(Inode { dev: stat.st_dev, ino: stat.st_ino, is_socket }))
+        Ok(Some(unsafe { stat.assume_init() }))
     }
 
     /// Removes this name.
@@ -200,18 +225,20 @@ impl Directory {
             call::check("fchownat", given)?;
         }
         // The kernel changes the mode of a descriptor without access only by this path.
-        let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+        let path = CString::new(format!("{DESCRIPTORS}/{}", file.as_raw_fd()))?;
         // SAFETY: the path is a C string.
         call::check("chmod", unsafe { libc::chmod(path.as_ptr(), mode) }).map(drop)
     }
 }
 
 impl Guard<'_> {
-    /// Whether the name still names the file that is locked: its last holder may have removed it meanwhile.
+    /// Whether the name still names the file that is locked, and the file is a lock file: its last holder may have removed it
+    /// meanwhile, and a program may have written to it.
     fn is_current(&self) -> io::Result<bool> {
         let held = stat_of(&self.file)?;
         let named = self.directory.inode_of(&self.name)?;
-        Ok(named.is_some_and(|named| (named.dev, named.ino) == (held.st_dev, held.st_ino)))
+        let is_named = named.is_some_and(|named| (named.dev, named.ino) == (held.st_dev, held.st_ino));
+        Ok(is_named && is_lock(&held).is_ok())
     }
 }
 
@@ -223,6 +250,27 @@ impl Drop for Guard<'_> {
         // SAFETY: takes two numbers. It cannot fail: the descriptor is open and locked.
         unsafe { libc::flock(self.file.as_raw_fd(), libc::LOCK_UN) };
     }
+}
+
+/// Returns the name of the lock file beside a name.
+pub(crate) fn lock_name(name: &OsStr) -> OsString {
+    let mut hidden = OsString::from(".");
+    hidden.push(name);
+    hidden.push(".narrows-lock");
+    hidden
+}
+
+/// Verifies that this is a lock file of this library, which no program keeps anything in.
+fn is_lock(stat: &libc::stat) -> io::Result<()> {
+    let found = match stat.st_mode & libc::S_IFMT {
+        libc::S_IFREG if stat.st_size == 0 => return Ok(()),
+        libc::S_IFREG => "a file with contents",
+        libc::S_IFDIR => "a directory",
+        libc::S_IFLNK => "a symbolic link",
+        _ => "no regular file",
+    };
+    let text = format!("what has its name is {found}: move it away");
+    Err(io::Error::new(io::ErrorKind::AlreadyExists, text))
 }
 
 fn stat_of(file: &Descriptor) -> io::Result<libc::stat> {
@@ -254,6 +302,8 @@ pub(crate) fn permits(path: &Path, access: Access) -> bool {
     unsafe { libc::faccessat(libc::AT_FDCWD, path.as_ptr(), mode, libc::AT_EACCESS) == 0 }
 }
 
+/// Where the kernel shows the descriptors of this process as files.
+pub(super) const DESCRIPTORS: &str = "/proc/self/fd";
 /// Short against the time in which a lock is held, which is a few system calls.
 const PAUSE: Duration = Duration::from_millis(2);
 

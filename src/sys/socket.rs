@@ -22,9 +22,10 @@ use std::ptr;
 
 use super::call::{self, INTERRUPTS};
 use super::foreign::PeerSocket;
+use super::path::{DESCRIPTORS, Directory};
 use super::pidfd::Pidfd;
 
-/// The longest path of a socket, in bytes.
+/// The longest path of a socket that the kernel takes, in bytes. A longer one is reached by a descriptor of its directory.
 pub(crate) const MAX_PATH: usize = 107;
 
 /// The process at the other end, as the kernel recorded it.
@@ -109,12 +110,12 @@ pub(crate) enum Connecting {
 ///
 /// The path is empty, too long or has a zero byte; it exists (`AddrInUse`); or a call failed.
 pub(crate) fn bind_private(path: &Path) -> io::Result<OwnedFd> {
-    let (address, len) = address(path)?;
+    let target = Address::of(path)?;
     let fd = stream_socket()?;
     // SAFETY: changes the mode of a socket of ours, which its file takes over when bound.
     call::check("fchmod", unsafe { libc::fchmod(fd.as_raw_fd(), 0o600) })?;
     // SAFETY: the address is a local of this length.
-    let bound = unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), len) };
+    let bound = unsafe { libc::bind(fd.as_raw_fd(), target.as_ptr(), Address::LEN) };
     call::check("bind", bound)?;
     Ok(fd)
 }
@@ -151,7 +152,7 @@ pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
 }
 
 /// Verifies that this is a Unix stream socket that listens, makes it non-blocking and close-on-exec, and returns its path;
-/// an empty one if it has none.
+/// an empty one if it has none that is valid in this process.
 ///
 /// # Errors
 ///
@@ -178,7 +179,9 @@ pub(crate) fn listening_path(fd: BorrowedFd<'_>) -> io::Result<PathBuf> {
     let named = unsafe { libc::getsockname(fd.as_raw_fd(), (&raw mut address).cast(), &mut len) };
     call::check("getsockname", named)?;
     let name = address.sun_path.iter().map(|c| c.to_ne_bytes()[0]).take_while(|byte| *byte != 0);
-    Ok(OsString::from_vec(name.collect()).into())
+    let path = PathBuf::from(OsString::from_vec(name.collect()));
+    // Bound through a descriptor of the process that bound it.
+    Ok(if path.starts_with(DESCRIPTORS) { PathBuf::new() } else { path })
 }
 
 /// Connects, or finds out that it cannot, at once.
@@ -188,11 +191,11 @@ pub(crate) fn listening_path(fd: BorrowedFd<'_>) -> io::Result<PathBuf> {
 /// The path cannot be one; nothing is there (`NotFound`); nobody listens (`ConnectionRefused`); or
 /// a call failed.
 pub(crate) fn connect(path: &Path) -> io::Result<Connecting> {
-    let (address, len) = address(path)?;
+    let target = Address::of(path)?;
     let fd = stream_socket()?;
     for _ in 0..INTERRUPTS {
         // SAFETY: the address is a local of this length.
-        let result = unsafe { libc::connect(fd.as_raw_fd(), (&raw const address).cast(), len) };
+        let result = unsafe { libc::connect(fd.as_raw_fd(), target.as_ptr(), Address::LEN) };
         let Err(error) = call::check("connect", result) else {
             return Ok(Connecting::Connected(fd.into()));
         };
@@ -326,23 +329,65 @@ fn stream_socket() -> io::Result<OwnedFd> {
     unsafe { call::owned("socket", libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | FLAGS, 0)) }
 }
 
-fn address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
-    let bytes = path.as_os_str().as_bytes();
-    let refused = |why: String| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
-    if bytes.is_empty() || bytes.contains(&0) {
-        return refused("the path of a socket must not be empty or contain a zero byte".into());
-    }
-    if bytes.len() > MAX_PATH {
+/// The address of a path.
+#[derive(Debug)]
+struct Address {
+    raw: libc::sockaddr_un,
+    /// Open for as long as the address goes through its descriptor.
+    _directory: Option<Directory>,
+}
+
+impl Address {
+    #[allow(clippy::cast_possible_truncation, reason = "110 bytes")]
+    const LEN: libc::socklen_t = size_of::<libc::sockaddr_un>() as libc::socklen_t;
+
+    fn of(path: &Path) -> io::Result<Self> {
+        let bytes = path.as_os_str().as_bytes();
+        if bytes.is_empty() || bytes.contains(&0) {
+            return refused("the path of a socket must not be empty or contain a zero byte".into());
+        }
+        if bytes.len() <= MAX_PATH {
+            return Ok(Self { raw: raw_address(bytes), _directory: None });
+        }
         let is = bytes.len();
-        return refused(format!("the path of a socket has {is} bytes, at most {MAX_PATH} fit"));
+        let Some(name) = path.file_name() else {
+            return refused(format!("the path of a socket has {is} bytes, at most {MAX_PATH} fit"));
+        };
+        if !Path::new(DESCRIPTORS).exists() {
+            return refused(format!(
+                "the path of a socket has {is} bytes, and without /proc at most {MAX_PATH} fit"
+            ));
+        }
+        let (directory, _) = Directory::of(path)?;
+        let short = directory.short_path(name);
+        let over = short.as_os_str().len().saturating_sub(MAX_PATH);
+        if over > 0 {
+            let (len, room) = (name.len(), name.len() - over);
+            return refused(format!(
+                "the name of the socket has {len} bytes, and in a directory with such a long path at most {room} fit"
+            ));
+        }
+        Ok(Self { raw: raw_address(short.as_os_str().as_bytes()), _directory: Some(directory) })
     }
+
+    fn as_ptr(&self) -> *const libc::sockaddr {
+        (&raw const self.raw).cast()
+    }
+}
+
+fn refused<T>(why: String) -> io::Result<T> {
+    Err(io::Error::new(io::ErrorKind::InvalidInput, why))
+}
+
+/// Returns the address of a path that fits.
+fn raw_address(path: &[u8]) -> libc::sockaddr_un {
     // SAFETY: zeros are a valid address.
     let mut address: libc::sockaddr_un = unsafe { mem::zeroed() };
     address.sun_family = libc::sa_family_t::try_from(libc::AF_UNIX).unwrap_or_default();
-    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
+    for (to, from) in address.sun_path.iter_mut().zip(path) {
         *to = libc::c_char::from_ne_bytes([*from]);
     }
-    Ok((address, len_of::<libc::sockaddr_un>()))
+    address
 }
 
 /// Asks for an option whose value is any bytes at all.

@@ -433,12 +433,13 @@ impl SharedMemoryServer {
     ///
     /// # Errors
     ///
-    /// [`BindError`], for want of threads, without a path, or if a method's number was registered twice.
+    /// [`BindError`], for want of threads, without a path, if a method's number was registered twice, or, within some seconds, if
+    /// the program closed the descriptors of the listener.
     pub fn serve(self) -> Result<(), BindError> {
         let (shared, listener) = self.start()?;
         let listener = listener.ok_or_else(no_path)?;
-        service::accept_all(&shared, &listener);
-        Ok(())
+        let accepted = service::accept_all(&shared, &listener);
+        accepted.map_err(|error| BindError::io("accepting clients")(error.into()))
     }
 
     /// Serves on threads of its own, which inherit the CPU affinity, scheduling policy and nice value of the calling thread.

@@ -276,12 +276,13 @@ impl nesting::Pool for Shared {
 /// How long to wait when the machine has no descriptors or threads left.
 const SHORT: Duration = Duration::from_millis(20);
 
-/// Accepts clients until the listener is closed; each gets a thread.
-pub(super) fn accept_all(shared: &Arc<Shared>, listener: &SharedMemoryListener) {
+/// Accepts clients until the listener is closed; each gets a thread. It is an error if the program closed its descriptors.
+pub(super) fn accept_all(shared: &Arc<Shared>, listener: &SharedMemoryListener) -> Result<(), AcceptError> {
     loop {
         match listener.accept() {
             Ok(stream) => admit(shared, stream),
-            Err(AcceptError::Closed | AcceptError::Forked) => return,
+            Err(AcceptError::Closed | AcceptError::Forked) => return Ok(()),
+            Err(error @ AcceptError::DescriptorsClosed) => return Err(error),
             // Without descriptors it fails at once, again and again.
             Err(_) => thread::sleep(SHORT),
         }
@@ -298,7 +299,8 @@ pub(super) fn admit(shared: &Arc<Shared>, stream: SharedMemoryStream) {
     }
     if !shared.open_one(process) {
         shared.close_uncounted();
-        return refuse(shared, stream, TOO_MANY);
+        let outside = stream.peer_cred().pid() == 0;
+        return refuse(shared, stream, if outside { TOO_MANY_OUTSIDE } else { TOO_MANY });
     }
     let served = Arc::clone(shared);
     let seat = Arc::new(Mutex::new(Some(stream)));
@@ -325,6 +327,12 @@ const FULL: Reason<'_> =
     ("try again later", "the server has as many clients as it takes, or is about to end");
 const TOO_MANY: Reason<'_> =
     ("this process has as many connections as it may", "its process has as many connections as it may");
+
+/// The processes of one user that the server's pid namespace does not show count as one.
+const TOO_MANY_OUTSIDE: Reason<'_> = (
+    "processes outside the server's pid namespace share one limit",
+    "the processes of its user outside of the pid namespace together have as many connections as one may",
+);
 
 fn refuse(shared: &Shared, stream: SharedMemoryStream, (text, logged): Reason<'_>) {
     shared.counts.refused.add();

@@ -37,6 +37,9 @@ pub(crate) fn unreachable(path: &Path, error: &ConnectError) -> anyhow::Error {
         ConnectError::Timeout => {
             "something listens there and does not answer: stopped, overloaded, or no narrows server"
         }
+        ConnectError::BacklogFull => {
+            "the queue of waiting clients is full: the server does not accept. `ss -xlp` names its process"
+        }
         ConnectError::BadAnswer(_) => "what listens there does not speak narrows, or another version of it",
         ConnectError::NoCalls => "the server serves streams, not calls: leave out `--calls`",
         _ => "",
