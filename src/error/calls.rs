@@ -65,6 +65,8 @@ pub enum CallError {
     OutOfMemory,
     /// The reply was taken before.
     Taken,
+    /// The server could not be started because of how it was configured; the text says what to change.
+    BadOptions(String),
     /// The value could not be encoded or decoded (feature `serde`).
     Codec(String),
     /// The server closed the connection.
@@ -111,7 +113,7 @@ impl CallError {
             Self::Busy(_) => io::ErrorKind::WouldBlock,
             Self::OutOfMemory => io::ErrorKind::OutOfMemory,
             Self::ShuttingDown => io::ErrorKind::ConnectionRefused,
-            Self::TooLarge { .. } => io::ErrorKind::InvalidInput,
+            Self::TooLarge { .. } | Self::BadOptions(_) => io::ErrorKind::InvalidInput,
             Self::Timeout => io::ErrorKind::TimedOut,
             Self::Cancelled => io::ErrorKind::Interrupted,
             Self::WouldDeadlock => io::ErrorKind::Deadlock,
@@ -159,6 +161,7 @@ impl fmt::Display for CallError {
                 f.write_str("there is no memory for the reply or a chunk: ask for less at once")
             }
             Self::Taken => f.write_str("the reply was taken before"),
+            Self::BadOptions(text) => write!(f, "illegal options: {text}"),
             Self::Codec(text) => write!(f, "the value does not fit the bytes: {text}"),
             Self::Disconnected => f.write_str(Ended::Disconnected.describe().0),
             Self::PeerDied => f.write_str(Ended::PeerDied.describe().0),
