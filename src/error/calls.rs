@@ -57,7 +57,8 @@ pub enum CallError {
     /// The call was cancelled.
     Cancelled,
     /// It would wait for something that only this thread can bring: an inline method must not wait for its own
-    /// connection, nor the only worker of a pool for a method of that pool.
+    /// connection, nor the only worker that calls of this process may occupy for a method of its pool, or for a place for
+    /// one more call where calls of such methods have all of them.
     WouldDeadlock,
     /// There is no memory for the reply or a chunk, in this process or in the server's; the connection goes on. Whether
     /// the server has done what was asked is not known. A request for which the server has no memory is `Busy` instead:

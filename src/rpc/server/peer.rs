@@ -155,7 +155,8 @@ impl Connection {
     }
 
     /// Sends the client what it did not ask for; blocks while the client's window for pushes is full, that is
-    /// while it does not take them. That it was sent does not say that it was taken.
+    /// while it does not take them. That it was sent does not say that it was taken. In a method of the pool it waits
+    /// for [`nested_call_timeout`](crate::SharedMemoryServer::nested_call_timeout) at most.
     ///
     /// # Errors
     ///

@@ -181,7 +181,8 @@ impl<'a> Request<'a> {
     }
 
     /// Whether the caller waits no more: it cancelled, which a call does when its deadline passes, or it is gone. A
-    /// notification is served all the same when its sender is gone.
+    /// notification is served all the same when its sender is gone. What the method has called itself is not cancelled with
+    /// it.
     pub fn is_cancelled(&self) -> bool {
         !self.peer.is_wanted(self.started)
     }
