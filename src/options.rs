@@ -375,6 +375,11 @@ impl Options {
         })
     }
 
+    /// Whether a number of calls in flight was chosen, which is agreed when a connection is made.
+    pub(crate) fn bounds_calls(&self) -> bool {
+        self.urgent != Self::new().urgent
+    }
+
     /// How blocked calls wait.
     pub(crate) fn strategy(&self) -> WaitStrategy {
         self.wait

@@ -10,8 +10,8 @@ use narrows::internal::rpc::client;
 use narrows::internal::rpc::server::{Event, Limits, Table, Upload};
 use narrows::internal::rpc::wire::{Head, Kind, Status, UPLOAD};
 use narrows::{
-    CallError, Connection, HandlerError, Options, Reconnect, SharedMemoryClient, SharedMemoryServer,
-    SharedMemoryStream,
+    BindError, CallError, Connection, HandlerError, Options, Reconnect, SharedMemoryClient,
+    SharedMemoryServer, SharedMemoryStream,
 };
 
 /// Longer than anything here takes on a busy machine; only what hangs meets it.
@@ -236,7 +236,7 @@ fn a_number_that_is_registered_twice_is_refused() {
         SharedMemoryServer::new().inline(7, |_, _| Ok(())).inline(8, |_, _| Ok(())).method(7, |_, _| Ok(()))
     };
     let error = twice().spawn().expect_err("is refused");
-    assert!(matches!(&error, narrows::BindError::BadOptions(text) if text.contains("method 7")), "{error:?}");
+    assert!(matches!(&error, BindError::BadOptions(text) if text.contains("method 7")), "{error:?}");
     let folder = tempfile::tempdir().expect("a folder");
     let bound = SharedMemoryServer::bind(folder.path().join("socket")).expect("binds");
     let error =
@@ -245,4 +245,69 @@ fn a_number_that_is_registered_twice_is_refused() {
     let (_a, b) = SharedMemoryStream::pair().expect("a pair");
     let error = twice().serve_stream(b).expect_err("is refused");
     assert!(error.to_string().contains("method 7 "), "{error}");
+}
+
+#[test]
+fn a_second_fallback_is_refused() {
+    let twice = || SharedMemoryServer::new().fallback(|_, _| Ok(())).fallback(|_, _| Err("second".into()));
+    let error = twice().spawn().expect_err("is refused");
+    assert!(matches!(&error, BindError::BadOptions(text) if text.contains("fallback")), "{error:?}");
+}
+
+/// A server that cannot start because of how it was configured is not busy: to try again is of no use.
+#[test]
+fn a_server_that_was_configured_wrongly_does_not_claim_to_be_busy() {
+    let (_a, b) = SharedMemoryStream::pair().expect("a pair");
+    let twice = SharedMemoryServer::new().inline(7, |_, _| Ok(())).inline(7, |_, _| Ok(()));
+    let error = twice.serve_stream(b).expect_err("is refused");
+    assert!(matches!(&error, CallError::BadOptions(text) if text.contains("method 7 ")), "{error:?}");
+    assert!(!error.to_string().contains("busy") && !error.is_disconnected(), "{error}");
+}
+
+/// How many calls may be under way was settled when the connection was made.
+#[test]
+fn a_limit_of_calls_that_the_connection_does_not_have_is_refused() {
+    let limited = || SharedMemoryServer::new().max_calls_in_flight(2).inline(1, |_, _| Ok(()));
+    let (a, b) = SharedMemoryStream::pair().expect("a pair");
+    let error = limited().serve_stream(b).expect_err("is refused");
+    let text = error.to_string();
+    assert!(matches!(error, CallError::BadOptions(_)) && text.contains("max_calls_in_flight"), "{text}");
+    drop(a);
+    // A server without a path could serve no connection that it makes itself.
+    let error = limited().spawn().expect_err("is refused");
+    let text = error.to_string();
+    assert!(matches!(error, BindError::BadOptions(_)) && text.contains("max_calls_in_flight"), "{text}");
+    // A connection that has the limit is served.
+    let (a, b) = Options::new().max_calls_in_flight(2).pair().expect("a pair");
+    let serving = thread::spawn(move || limited().serve_stream(b));
+    let client = SharedMemoryClient::over(a).expect("greets");
+    client.call(1, &[]).expect("answers");
+    drop(client);
+    serving.join().expect("no panic").expect("a hang-up");
+    // That of a path is of the connections that are accepted there.
+    let folder = tempfile::tempdir().expect("a folder");
+    let bound = SharedMemoryServer::bind(folder.path().join("socket")).expect("binds");
+    let _handle = bound.max_calls_in_flight(2).spawn().expect("starts");
+}
+
+/// Processes have equal shares of the workers, though one more serves the others while one process occupies all.
+#[test]
+fn no_more_methods_run_at_once_than_there_are_workers() {
+    let (now, most) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
+    let seen = Arc::clone(&most);
+    let server = SharedMemoryServer::new().workers(3).method(1, move |_, _| {
+        seen.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        thread::sleep(Duration::from_millis(5));
+        now.fetch_sub(1, Ordering::SeqCst);
+        Ok(())
+    });
+    let handle = server.spawn().expect("starts");
+    let (a, b) = SharedMemoryStream::pair().expect("a pair");
+    handle.adopt(b);
+    let client = SharedMemoryClient::over(a).expect("greets");
+    let calls: Vec<_> = (0..30).map(|_| client.start_call(1, &[]).expect("sends")).collect();
+    for call in calls {
+        call.wait().expect("answers");
+    }
+    assert_eq!(most.load(Ordering::SeqCst), 3);
 }

@@ -16,14 +16,14 @@ mod call_kit;
 mod faults;
 
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Barrier, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use narrows::internal::rpc::wire::{Kind, STREAM as STREAMS};
+use narrows::internal::rpc::wire::{DEADLINE, Kind, MORE, STREAM as STREAMS};
 use narrows::{
-    CallError, HandlerError, Options, Request, ServerHandle, SharedMemoryClient, SharedMemoryServer,
-    SharedMemoryStream,
+    CallError, HandlerError, Options, Request, ServerHandle, ServerStats, SharedMemoryClient,
+    SharedMemoryServer, SharedMemoryStream,
 };
 
 use call_kit::raw::{Raw, head};
@@ -474,14 +474,315 @@ fn a_call_that_a_method_makes_ends_with_the_call_of_the_method() {
     // A thread that a method starts has its own.
     client.call_deadline(FAIL, &[], outer).expect("answers");
     assert_eq!(seen.recv().expect("was called"), None);
-    // Without a deadline outside a worker's call has none, and an inline method's has that of the option.
+    // Without a deadline outside its call has that of the option.
     client.start_upload(UPLOAD, &[]).expect("sends").finish().expect("answers");
-    assert_eq!(seen.recv().expect("was called"), None);
+    assert!(seen.recv().expect("was called").is_some(), "a method waits for no reply indefinitely");
     client.call(ECHO, &[]).expect("answers");
-    assert!(
-        seen.recv().expect("was called").is_some(),
-        "the thread of a connection waits for nothing indefinitely"
+    assert!(seen.recv().expect("was called").is_some(), "a method waits for no reply indefinitely");
+}
+
+/// The rule for the number of workers: more than there are calls of a process under way that come back to its pool.
+#[test]
+fn a_call_that_comes_back_from_its_own_process_finds_a_worker() {
+    let _watchdog = Watchdog::new("a_call_that_comes_back_from_its_own_process_finds_a_worker");
+    let folder = tempfile::tempdir().expect("a folder");
+    let (here, there) = (folder.path().join("here"), folder.path().join("there"));
+    let (to_there, connecting) = (Later::default(), there.clone());
+    let calling = Arc::clone(&to_there);
+    let server = SharedMemoryServer::bind(&here).expect("binds").workers(2);
+    let _server = server
+        .method(POOLED, move |_, reply| {
+            let through = calling.get().expect("is set");
+            Ok(reply.extend(through.call(POOLED, &[])?.iter()))
+        })
+        .method(ECHO, |_, reply| Ok(reply.push(7)))
+        .method(OPEN, move |_, _| {
+            let client = SharedMemoryClient::builder(&connecting).options(options()).connect();
+            assert!(to_there.set(client.map_err(|error| error.to_string())?).is_ok());
+            Ok(())
+        })
+        .spawn()
+        .expect("serves");
+    let other = Fork::run(move || {
+        let client = SharedMemoryClient::builder(&here).options(options()).connect().expect("connects");
+        let back = client.clone();
+        let _server = SharedMemoryServer::bind(&there)
+            .expect("binds")
+            .method(POOLED, move |_, reply| Ok(reply.extend(back.call(ECHO, &[])?.iter())))
+            .spawn()
+            .expect("serves");
+        client.call(OPEN, &[]).expect("connects");
+        i32::from(!(0..20).all(|_| client.call(POOLED, &[]).is_ok_and(|reply| *reply == [7])))
+    });
+    assert_eq!(other.wait(), 0, "each call comes back and is answered");
+}
+
+/// With a bound of one worker for each process, a call of that worker for its own pool waits for itself; a worker that
+/// serves another process does not.
+#[test]
+fn the_only_worker_of_this_process_does_not_wait_for_its_own_pool() {
+    let _watchdog = Watchdog::new("the_only_worker_of_this_process_does_not_wait_for_its_own_pool");
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("socket");
+    let own = Later::default();
+    let in_method = Arc::clone(&own);
+    let server = SharedMemoryServer::bind(&path).expect("binds").workers(4).max_workers_per_process(1);
+    let server = server.method(ECHO, |_, reply| Ok(reply.push(7))).method(POOLED, move |_, reply| {
+        match in_method.get().expect("is set").call(ECHO, &[]) {
+            Ok(answer) => reply.extend(answer.iter()),
+            Err(CallError::WouldDeadlock) => reply.push(1),
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    });
+    let (_server, client) = connected(server);
+    assert!(own.set(client.clone()).is_ok());
+    for _ in 0..2 {
+        assert_eq!(*client.call(POOLED, &[]).expect("answers"), [1], "it is told so");
+    }
+    let other = Fork::run(move || {
+        let client = SharedMemoryClient::builder(&path).options(options()).connect().expect("connects");
+        i32::from(!client.call(POOLED, &[]).is_ok_and(|reply| *reply == [7]))
+    });
+    assert_eq!(other.wait(), 0, "this process has a worker for the call of another one's worker");
+}
+
+/// Places that are free only when the waiting thread itself serves the calls in them.
+#[test]
+fn the_only_worker_does_not_wait_for_places_that_it_would_have_to_free() {
+    let _watchdog = Watchdog::new("the_only_worker_does_not_wait_for_places_that_it_would_have_to_free");
+    let own = Later::default();
+    let in_method = Arc::clone(&own);
+    let server = SharedMemoryServer::new().workers(1).inline(ECHO, |_, _| Ok(()));
+    let server = server.method(PUSH, |_, _| Ok(())).method(POOLED, move |request, reply| {
+        let client = in_method.get().expect("is set");
+        let mut started = Vec::new();
+        let mut send = |method| match request.is_empty() {
+            true => client.notify(method, &[]),
+            false => client.start_call(method, &[]).map(|call| started.push(call)),
+        };
+        // The thread of the connection frees these.
+        (0..500).try_for_each(|_| client.notify(ECHO, &[]))?;
+        let end = (0..100).try_for_each(|_| send(PUSH));
+        assert!(matches!(end, Err(CallError::WouldDeadlock)), "{end:?}");
+        let end = client.call(ECHO, &[]);
+        assert!(matches!(end, Err(CallError::WouldDeadlock)), "there is no place for it: {end:?}");
+        reply.push(1);
+        Ok(())
+    });
+    let (server, client) = connected(server);
+    assert!(own.set(over_pair(&server)).is_ok());
+    for request in [&b""[..], b"!", b"", b"!"] {
+        assert_eq!(*client.call(POOLED, request).expect("answers"), [1]);
+    }
+}
+
+/// Nobody serves what several workers send to their own pool while they wait for places.
+#[test]
+fn workers_that_fill_all_places_come_free_in_time() {
+    let _watchdog = Watchdog::new("workers_that_fill_all_places_come_free_in_time");
+    for notifies in [true, false] {
+        let own = Later::default();
+        let in_method = Arc::clone(&own);
+        let both = Barrier::new(2);
+        let server = SharedMemoryServer::new().workers(2).nested_call_timeout(Duration::from_millis(300));
+        let server = server.method(ECHO, |_, _| Ok(())).method(POOLED, move |_, _| {
+            let client = in_method.get().expect("is set");
+            both.wait();
+            let mut started = Vec::new();
+            let send = |_| match notifies {
+                true => client.notify(ECHO, &[]),
+                false => client.start_call(ECHO, &[]).map(|call| started.push(call)),
+            };
+            let end = (0..100).try_for_each(send);
+            both.wait(); // Else the other one may find a worker for its notifications.
+            Ok(end?)
+        });
+        let (server, client) = connected(server);
+        assert!(own.set(over_pair(&server)).is_ok());
+        let calls = [0; 2].map(|_| client.start_call(POOLED, &[]).expect("sends"));
+        for call in calls {
+            let end = call.wait();
+            assert!(matches!(&end, Err(CallError::Failed(_))), "its own wait has ended: {end:?}");
+        }
+        client.call(ECHO, &[]).expect("it is free again");
+    }
+}
+
+/// A worker that waits for a stream whose method waits for the worker.
+#[test]
+fn a_worker_that_waits_for_itself_through_a_stream_comes_free_in_time() {
+    let _watchdog = Watchdog::new("a_worker_that_waits_for_itself_through_a_stream_comes_free_in_time");
+    let own = Later::default();
+    let [in_method, in_stream, in_upload] = [0; 3].map(|_| Arc::clone(&own));
+    let server = SharedMemoryServer::new().workers(1).nested_call_timeout(Duration::from_millis(300));
+    let server = server
+        .method(ECHO, |_, _| Ok(()))
+        .method(POOLED, move |request, _| {
+            let client = in_method.get().expect("is set");
+            match request.is_empty() {
+                true => client.call_streaming(STREAM, &[])?.try_for_each(|chunk| chunk.map(drop))?,
+                false => drop(client.start_upload(UPLOAD, &[])?.finish()?),
+            }
+            Ok(())
+        })
+        .streaming(STREAM, move |_, _| Ok(in_stream.get().expect("is set").call(ECHO, &[]).map(drop)?))
+        .upload(UPLOAD, move |_, _, _| Ok(in_upload.get().expect("is set").call(ECHO, &[]).map(drop)?));
+    let (server, client) = connected(server);
+    assert!(own.set(over_pair(&server)).is_ok());
+    for request in [&b""[..], b"!"] {
+        let end = client.call(POOLED, request);
+        assert!(matches!(&end, Err(CallError::Failed(_))), "its own wait has ended: {end:?}");
+        client.call(ECHO, &[]).expect("it is free again");
+    }
+    assert!(eventually(|| server.stats().running == 0));
+}
+
+/// What a streaming method passes on may be silent for long; it occupies no worker. A worker's wait ends, once.
+#[test]
+fn a_streaming_method_waits_for_chunks_as_long_as_it_takes() {
+    let _watchdog = Watchdog::new("a_streaming_method_waits_for_chunks_as_long_as_it_takes");
+    let (_source, to_source) = connected(SharedMemoryServer::new().streaming(STREAM, |request, chunks| {
+        while !request.is_empty() && !request.is_cancelled() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        thread::sleep(Duration::from_millis(300));
+        Ok(chunks.write_chunk(b"at last")?)
+    }));
+    let from_pool = to_source.clone();
+    let server = SharedMemoryServer::new().nested_call_timeout(Duration::from_millis(30));
+    let server = server
+        .streaming(STREAM, move |_, chunks| {
+            to_source.call_streaming(STREAM, &[])?.try_for_each(|chunk| chunks.write_chunk(&chunk?))?;
+            Ok(())
+        })
+        .method(POOLED, move |_, reply| {
+            let ends: Vec<_> = from_pool.call_streaming(STREAM, b"never")?.collect();
+            assert!(matches!(ends[..], [Err(CallError::Timeout)]), "an error comes once: {ends:?}");
+            Ok(reply.push(1))
+        });
+    let (_server, client) = connected(server);
+    let chunks: Result<Vec<_>, _> = client.call_streaming(STREAM, &[]).expect("sends").collect();
+    assert_eq!(chunks.expect("comes"), [b"at last"]);
+    assert_eq!(*client.call(POOLED, &[]).expect("answers"), [1]);
+}
+
+/// The deadline of the call that a method serves goes along with all that the method begins and waits for.
+#[test]
+fn whatever_a_method_begins_has_the_deadline_of_its_call() {
+    let _watchdog = Watchdog::new("whatever_a_method_begins_has_the_deadline_of_its_call");
+    let (sees, seen) = channel();
+    let sees = Arc::new(Mutex::new(sees));
+    let see = move |request: &Request<'_>| {
+        sees.lock().expect("no panic").send(request.deadline()).expect("the test lives");
+        Ok(())
+    };
+    let (whole, stream, upload, duplex) = (see.clone(), see.clone(), see.clone(), see);
+    let (_inner, to_inner) = connected(
+        SharedMemoryServer::new()
+            .method(POOLED, move |request, _| whole(request))
+            .streaming(STREAM, move |request, _| stream(request))
+            .upload(UPLOAD, move |request, _, _| upload(request))
+            .duplex(DUPLEX, move |request, _, _| duplex(request)),
     );
+    let begin = move |what: u8| -> Result<(), CallError> {
+        match what {
+            0 => to_inner.start_call(POOLED, &[])?.wait().map(drop),
+            1 => to_inner.call_streaming(STREAM, &[])?.try_for_each(|chunk| chunk.map(drop)),
+            2 => to_inner.start_upload(UPLOAD, &[])?.finish().map(drop),
+            3 => to_inner.start_duplex(DUPLEX, &[])?.1.try_for_each(|chunk| chunk.map(drop)),
+            _ => to_inner.notify(POOLED, &[]),
+        }
+    };
+    let (inline, pooled) = (begin.clone(), begin);
+    let server = SharedMemoryServer::new()
+        .inline(ECHO, move |request, _| Ok(inline(request.bytes()[0])?))
+        .method(POOLED, move |request, _| Ok(pooled(request.bytes()[0])?));
+    let (_server, client) = connected(server);
+    for method in [ECHO, POOLED] {
+        for what in 0..5 {
+            let outer = Instant::now() + LONG;
+            client.call_deadline(method, &[what], outer).expect("answers");
+            match (what, seen.recv().expect("was called")) {
+                (4, inner) => assert_eq!(inner, None, "a notification is not waited for"),
+                (_, inner) => {
+                    let inner = inner.expect("has the deadline of its call");
+                    assert!(inner <= outer + Duration::from_secs(5), "it travels as a duration");
+                }
+            }
+            client.call(method, &[what]).expect("answers");
+            let inner = seen.recv().expect("was called");
+            assert_eq!(inner, None, "without a deadline each wait has a limit of its own");
+        }
+    }
+}
+
+/// A deadline is counted from when its request began to come, however long the request waits for the rest of it and for
+/// a worker.
+#[test]
+fn a_deadline_is_counted_from_the_arrival_of_the_call() {
+    let _watchdog = Watchdog::new("a_deadline_is_counted_from_the_arrival_of_the_call");
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("socket");
+    let (opens, opened) = channel::<()>();
+    let (sees, seen) = channel();
+    let (opened, sees) = (Mutex::new(opened), Arc::new(Mutex::new(sees)));
+    let see = move |request: &Request<'_>| {
+        if let Some(deadline) = request.deadline() {
+            sees.lock().expect("no panic").send(deadline).expect("the test lives");
+        }
+        Ok(())
+    };
+    let (inline, pooled) = (see.clone(), see);
+    let _server = SharedMemoryServer::bind(&path)
+        .expect("binds")
+        .workers(1)
+        .method(GATE, move |_, _| {
+            Ok(opened.lock().expect("no panic").recv().map_err(|_| "the test has ended")?)
+        })
+        .method(POOLED, move |request, _| pooled(request))
+        .inline(ECHO, move |request, _| inline(request))
+        .spawn()
+        .expect("serves");
+    let mut client = Raw::connect(&path, &options());
+    let left = u64::try_from(LONG.as_nanos()).expect("fits").to_le_bytes();
+    client.send(64, head(Kind::Call, 0, 0, GATE), &[]).expect("sends");
+    client.send(65, head(Kind::Call, DEADLINE, 0, POOLED), &left).expect("sends");
+    for (id, method) in [(66, POOLED), (67, ECHO)] {
+        client.send(id, head(Kind::Call, DEADLINE | MORE, 0, method), &left).expect("sends");
+    }
+    client.send(68, head(Kind::Call, 0, 0, ECHO), &[]).expect("sends");
+    assert_eq!(client.receive().expect("answers").id, 68);
+    let latest = Instant::now() + LONG; // All that was sent before has come.
+    thread::sleep(Duration::from_millis(200));
+    for id in [66, 67] {
+        client.send(id, head(Kind::Rest, 0, 1, 0), b"the rest").expect("sends");
+    }
+    opens.send(()).expect("it waits");
+    for _ in 0..3 {
+        let late = seen.recv().expect("was called").saturating_duration_since(latest);
+        assert_eq!(late, Duration::ZERO, "counted from later than it came");
+    }
+}
+
+/// Locks of a server may be held by threads that a fork does not have.
+#[test]
+fn a_fork_of_a_server_is_told_without_a_lock() {
+    let _watchdog = Watchdog::new("a_fork_of_a_server_is_told_without_a_lock");
+    let (server, client) = connected(SharedMemoryServer::new().inline(ECHO, |_, _| Ok(())));
+    client.call(ECHO, &[]).expect("answers");
+    let fork = Fork::run(|| {
+        assert_eq!(server.stats(), ServerStats::default());
+        assert!(server.connections().is_empty());
+        assert!(matches!(server.broadcast(b"to nobody"), Err(CallError::Forked)));
+        let (a, b) = SharedMemoryStream::pair().expect("a pair");
+        server.adopt(b);
+        assert!(SharedMemoryClient::over(a).is_err(), "the server is the parent's");
+        0
+    });
+    assert_eq!(fork.wait(), 0);
+    assert_eq!((server.stats().connections, server.broadcast(b"to all").expect("works")), (1, 1));
+    client.call(ECHO, &[]).expect("answers");
 }
 
 /// Through two other processes and back: they serve each other's calls while a method waits.

@@ -57,7 +57,8 @@ pub enum CallError {
     /// The call was cancelled.
     Cancelled,
     /// It would wait for something that only this thread can bring: an inline method must not wait for its own
-    /// connection, nor the only worker of a pool for a method of that pool.
+    /// connection, nor the only worker that calls of this process may occupy for a method of its pool, or for a place for
+    /// one more call where calls of such methods have all of them.
     WouldDeadlock,
     /// There is no memory for the reply or a chunk, in this process or in the server's; the connection goes on. Whether
     /// the server has done what was asked is not known. A request for which the server has no memory is `Busy` instead:
@@ -65,6 +66,8 @@ pub enum CallError {
     OutOfMemory,
     /// The reply was taken before.
     Taken,
+    /// The server could not be started because of how it was configured; the text says what to change.
+    BadOptions(String),
     /// The value could not be encoded or decoded (feature `serde`).
     Codec(String),
     /// The server closed the connection.
@@ -111,7 +114,7 @@ impl CallError {
             Self::Busy(_) => io::ErrorKind::WouldBlock,
             Self::OutOfMemory => io::ErrorKind::OutOfMemory,
             Self::ShuttingDown => io::ErrorKind::ConnectionRefused,
-            Self::TooLarge { .. } => io::ErrorKind::InvalidInput,
+            Self::TooLarge { .. } | Self::BadOptions(_) => io::ErrorKind::InvalidInput,
             Self::Timeout => io::ErrorKind::TimedOut,
             Self::Cancelled => io::ErrorKind::Interrupted,
             Self::WouldDeadlock => io::ErrorKind::Deadlock,
@@ -159,6 +162,7 @@ impl fmt::Display for CallError {
                 f.write_str("there is no memory for the reply or a chunk: ask for less at once")
             }
             Self::Taken => f.write_str("the reply was taken before"),
+            Self::BadOptions(text) => write!(f, "illegal options: {text}"),
             Self::Codec(text) => write!(f, "the value does not fit the bytes: {text}"),
             Self::Disconnected => f.write_str(Ended::Disconnected.describe().0),
             Self::PeerDied => f.write_str(Ended::PeerDied.describe().0),

@@ -248,6 +248,7 @@ fn calls() -> Vec<Row> {
         WouldDeadlock CallError::WouldDeadlock, "only this thread could end the wait: use `method` instead of `inline`, or more workers", "a call to oneself";
         OutOfMemory CallError::OutOfMemory, "there is no memory for the reply or a chunk: ask for less at once", "an address space that is used up";
         Taken CallError::Taken, "the reply was taken before", "wait called twice";
+        BadOptions CallError::BadOptions("x".into()), "illegal options: x", "a method registered twice";
         Codec CallError::Codec("x".into()), "the value does not fit the bytes: x", "different types on both sides";
         Exhausted CallError::Exhausted, "the connection has carried all the messages that it can: make a new one", "2^63 messages";
         Unreachable CallError::Unreachable(lost()), "the connection was lost, and there is no new one: what stands at the path is not a socket: check the path", "a server that is gone";

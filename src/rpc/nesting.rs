@@ -2,15 +2,17 @@
 //!
 //! ```text
 //!   server: a thread runs a method        sets: its role, and the deadline of the call that it runs
-//!   client: the method makes a call       asks: `limit` of its wait, `waits_for_itself`
+//!   client: the method makes a call       asks: `limit` of its wait, `waits_for_itself`, `deadline` to send along
 //! ```
 //!
 //! # Invariants
 //!
 //! 1. A call that a method makes ends no later than the call that the method was called with. Threads that a method
 //!    starts have no such limit.
-//! 2. On a thread that drives a connection no call waits without a deadline: the calls that this thread has to read
-//!    might be the ones that end the wait, over any number of processes.
+//! 2. A thread that others wait for does not wait without a deadline. That is one which drives a connection, whose calls
+//!    might be the ones that end the wait, over any number of processes; and a worker, of which the pool has so many. A
+//!    method with a thread of its own waits without one for chunks and pushes alone: nothing else needs its thread, and
+//!    what it passes on may be silent for long.
 //! 3. A wait that only the waiting thread could end is found before it begins: for a call over the connection that this
 //!    thread drives, and for a method of the pool whose only worker this thread is.
 //!
@@ -29,20 +31,41 @@ thread_local! {
     static NESTED: Cell<bool> = const { Cell::new(false) };
     static ROLE: RefCell<Option<Kind>> = const { RefCell::new(None) };
     static DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
+    /// Whether the call that this worker serves came from this process itself.
+    static SERVES_OWN: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What a thread does for a server.
-enum Kind {
-    /// It reads for this connection, and runs inline methods; a call without any deadline gets this time.
-    Driver { connection: Option<ConnectionId>, timeout: Duration },
+/// What a thread does for a server, and how long it waits that has no deadline.
+struct Kind {
+    work: Work,
+    timeout: Duration,
+}
+
+enum Work {
+    /// It reads for this connection, and runs inline methods.
+    Driver(Option<ConnectionId>),
     /// It runs methods of this pool.
     Worker(Weak<dyn Pool>),
+    /// It runs one method, which streams.
+    Stream,
+}
+
+/// What a thread waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Awaited {
+    /// The reply of this method, which is called by `call`.
+    Reply(u32),
+    /// The reply of an upload, or that a call may begin.
+    Answer,
+    /// Chunks and pushes, or that the peer takes some.
+    Flow,
 }
 
 /// A pool of workers, as a call asks it.
 pub(crate) trait Pool: Send + Sync {
-    /// Whether a call of this method, over this connection, waits for the worker that makes it.
-    fn waits_for_itself(&self, connection: ConnectionId, method: u32) -> bool;
+    /// Whether a call of this method, over this connection, waits for the worker that makes it. That one serves a call
+    /// of this process itself, or of another.
+    fn waits_for_itself(&self, connection: ConnectionId, method: u32, serves_own: bool) -> bool;
 }
 
 /// The role of this thread, until this is dropped.
@@ -53,16 +76,21 @@ pub(crate) struct Role {
 impl Role {
     /// The thread drives a connection.
     pub(crate) fn driver(connection: Option<ConnectionId>, timeout: Duration) -> Self {
-        Self::enter(Kind::Driver { connection, timeout })
+        Self::enter(Work::Driver(connection), timeout)
     }
 
     /// The thread is a worker.
-    pub(crate) fn worker(pool: Weak<dyn Pool>) -> Self {
-        Self::enter(Kind::Worker(pool))
+    pub(crate) fn worker(pool: Weak<dyn Pool>, timeout: Duration) -> Self {
+        Self::enter(Work::Worker(pool), timeout)
     }
 
-    fn enter(kind: Kind) -> Self {
-        let before = ROLE.replace(Some(kind));
+    /// The thread was started for one method.
+    pub(crate) fn stream(timeout: Duration) -> Self {
+        Self::enter(Work::Stream, timeout)
+    }
+
+    fn enter(work: Work, timeout: Duration) -> Self {
+        let before = ROLE.replace(Some(Kind { work, timeout }));
         update();
         Self { before }
     }
@@ -108,6 +136,11 @@ fn update() {
     NESTED.set(DEADLINE.get().is_some() || ROLE.with_borrow(Option::is_some));
 }
 
+/// This worker serves a call of this process itself, or of another.
+pub(crate) fn serve(own: bool) {
+    SERVES_OWN.set(own);
+}
+
 /// Whether this thread runs methods, so that [`limit`] and the others have anything to say.
 #[inline]
 pub(crate) fn is_nested() -> bool {
@@ -116,17 +149,22 @@ pub(crate) fn is_nested() -> bool {
 
 /// Whether this thread drives a connection.
 pub(crate) fn is_driver() -> bool {
-    is_nested() && ROLE.with_borrow(|role| matches!(role, Some(Kind::Driver { .. })))
+    is_nested() && ROLE.with_borrow(|role| matches!(role, Some(Kind { work: Work::Driver(_), .. })))
 }
 
-/// How long a call of this thread may wait that would wait so long.
+/// The deadline of the call that this thread's method was called with.
+pub(crate) fn deadline() -> Option<Instant> {
+    if is_nested() { DEADLINE.get() } else { None }
+}
+
+/// How long this thread may wait that would wait so long.
 #[inline]
-pub(crate) fn limit(wait: Wait) -> Wait {
-    if is_nested() { limit_nested(wait) } else { wait }
+pub(crate) fn limit(wait: Wait, awaited: Awaited) -> Wait {
+    if is_nested() { limit_nested(wait, awaited) } else { wait }
 }
 
 #[cold]
-fn limit_nested(wait: Wait) -> Wait {
+fn limit_nested(wait: Wait, awaited: Awaited) -> Wait {
     let Wait::Until(own) = wait else { return wait };
     let until = match (own, DEADLINE.get()) {
         (Some(own), Some(inherited)) => Some(own.min(inherited)),
@@ -134,22 +172,24 @@ fn limit_nested(wait: Wait) -> Wait {
     };
     let timeout = || {
         ROLE.with_borrow(|role| match role {
-            Some(Kind::Driver { timeout, .. }) => Instant::now().checked_add(*timeout),
-            _ => None,
+            Some(Kind { work: Work::Stream, .. }) if awaited == Awaited::Flow => None,
+            Some(Kind { timeout, .. }) => Instant::now().checked_add(*timeout),
+            None => None,
         })
     };
     Wait::Until(until.or_else(timeout))
 }
 
-/// Whether a wait for an answer over this connection could only be ended by this thread itself. Without a method it is
-/// any answer that is waited for, or room.
+/// Whether a wait over this connection could only be ended by this thread itself.
 #[cold]
-pub(crate) fn waits_for_itself(connection: Option<ConnectionId>, method: Option<u32>) -> bool {
+pub(crate) fn waits_for_itself(connection: Option<ConnectionId>, awaited: Awaited) -> bool {
     let Some(connection) = connection else { return false };
-    ROLE.with_borrow(|role| match role {
-        Some(Kind::Driver { connection: driven, .. }) => *driven == Some(connection),
-        Some(Kind::Worker(pool)) => method
-            .is_some_and(|method| pool.upgrade().is_some_and(|it| it.waits_for_itself(connection, method))),
-        None => false,
+    ROLE.with_borrow(|role| match (role.as_ref().map(|kind| &kind.work), awaited) {
+        (Some(Work::Driver(driven)), _) => *driven == Some(connection),
+        (Some(Work::Worker(pool)), Awaited::Reply(method)) => {
+            let serves_own = SERVES_OWN.get();
+            pool.upgrade().is_some_and(|pool| pool.waits_for_itself(connection, method, serves_own))
+        }
+        _ => false,
     })
 }

@@ -1,10 +1,14 @@
 //! What is too long, too much at once, or would wait for itself.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
 use narrows::{CallError, ConnectError, RejectCode, SharedMemoryClient, SharedMemoryServer};
 
 use crate::call_kit::{
     ECHO, GATE, GATED_STREAM, LONG_CHUNKS, OPEN, POOLED, PUSH, PUSH_BRIEFLY, PUSH_LONG, STUBBORN, TRY_PUSH,
-    UPLOAD, host, options,
+    UPLOAD, host, note, options,
 };
 use crate::faults::{Fork, LONG, eventually};
 
@@ -160,14 +164,14 @@ fn an_inline_method_does_not_wait_for_its_own_connection() {
     host.end();
 }
 
-/// What this process takes by its twenty connections leaves a worker to another process.
+/// Though this process may take all four workers by its twenty connections, another process is served.
 #[test]
 fn one_process_does_not_occupy_all_workers() {
     let host = host!(options(), |server: SharedMemoryServer| server.workers(4).max_connections(100));
     let clients: Vec<_> = (0..20).map(|_| host.client()).collect();
     let start = |client: &SharedMemoryClient| client.start_call(STUBBORN, b"held").expect("sends");
     let held: Vec<_> = clients.iter().flat_map(|client| (0..40).map(move |_| start(client))).collect();
-    host.sees("stubborn in", 3);
+    host.sees("stubborn in", 4);
     let path = host.path.clone();
     let other = Fork::run(move || {
         let client = SharedMemoryClient::builder(&path).options(options()).connect().expect("connects");
@@ -175,7 +179,7 @@ fn one_process_does_not_occupy_all_workers() {
         i32::from(!(0..50).all(answers))
     });
     assert_eq!(other.wait(), 0, "the other process is served");
-    assert_eq!(host.seen("stubborn in"), 3, "one worker is left to others");
+    assert_eq!(host.seen("stubborn in"), 4, "the worker of the others serves others");
     host.client().call(OPEN, &[]).expect("answers");
     // Half of the queue is this process's; the others were refused, with the reason.
     let (mut served, mut busy) = (0, 0);
@@ -190,6 +194,36 @@ fn one_process_does_not_occupy_all_workers() {
         }
     }
     assert!(served >= 512 && busy > 0, "{served} were served, {busy} were refused");
+    host.end();
+}
+
+/// The worker that is left to others serves while one process occupies all workers, and at no other time.
+#[test]
+fn no_more_methods_run_than_there_are_workers_while_no_process_occupies_all() {
+    const METHOD: u32 = 100;
+    let host = host!(options(), |server: SharedMemoryServer| {
+        let now = AtomicUsize::new(0);
+        server.workers(2).method(METHOD, move |_, _| {
+            if now.fetch_add(1, Ordering::SeqCst) >= 2 {
+                note("too many");
+            }
+            thread::sleep(Duration::from_millis(2));
+            now.fetch_sub(1, Ordering::SeqCst);
+            Ok(())
+        })
+    });
+    let _it_listens = host.client();
+    let forks = [0; 4].map(|_| {
+        let path = host.path.clone();
+        Fork::run(move || {
+            let client = SharedMemoryClient::builder(&path).options(options()).connect().expect("connects");
+            i32::from(!(0..50).all(|_| client.call(METHOD, &[]).is_ok()))
+        })
+    });
+    for fork in forks {
+        assert_eq!(fork.wait(), 0, "all are served");
+    }
+    assert_eq!(host.seen("too many"), 0);
     host.end();
 }
 

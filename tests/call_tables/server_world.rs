@@ -85,7 +85,7 @@ impl Service<Mem, NoPace> for Methods {
         if method == REFUSED { Err((Status::Busy, 0, String::new())) } else { Ok(method == INLINE) }
     }
 
-    fn run(&mut self, _call: Started, _request: Vec<u8>) {}
+    fn run(&mut self, _call: Started, _request: Vec<u8>, _arrived: Option<Instant>) {}
 
     fn run_in_place(&mut self, _: Started, _: Given<'_, Mem, NoPace>) -> Result<&mut Vec<u8>, Failure> {
         self.0 = vec![1];

@@ -1,6 +1,7 @@
 //! A server's connection for models, and a client that is written by hand.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use loom::sync::Notify;
 use loom::sync::atomic::{AtomicBool, Ordering};
@@ -80,7 +81,7 @@ impl Service<Model, NoPace> for Methods {
         }
     }
 
-    fn run(&mut self, call: Started, _request: Vec<u8>) {
+    fn run(&mut self, call: Started, _request: Vec<u8>, _arrived: Option<Instant>) {
         self.started.push(call);
         if let Some(begun) = &self.begun {
             begun.notify();

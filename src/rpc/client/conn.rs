@@ -7,7 +7,7 @@
 //! 2. Nobody blocks here without the caller's deadline.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::desk::{Desk, Parts, Stop};
 use super::table::{Final, Table};
@@ -15,9 +15,9 @@ use crate::channel::{ConnectionId, Ends, Line, Mapping, RealThreads, Wait, Waiti
 use crate::error::{CallError, ConnectError, Ended, HandlerError};
 use crate::options::Options;
 use crate::rpc::greeting::{self, MAX_FRAME_HEAD};
-use crate::rpc::nesting;
+use crate::rpc::nesting::{self, Awaited};
 use crate::rpc::pieces::Cut;
-use crate::rpc::wire::{DEADLINE, Head, Kind, Status};
+use crate::rpc::wire::{DEADLINE, Head, Kind, NOTIFY, Status};
 use crate::stream::SharedMemoryStream;
 
 /// One connection.
@@ -71,7 +71,7 @@ impl Conn {
         wait: Wait,
     ) -> Result<(), CallError> {
         buffer.clear();
-        let wait = self.enter(request, wait, Some(method))?;
+        let wait = self.enter(request, wait, Awaited::Reply(method))?;
         let left = time_left(wait);
         let (head, parts) = frame(method, 0, &left, request);
         if parts[0].len() + request.len() <= self.desk.piece() {
@@ -84,7 +84,8 @@ impl Conn {
         self.settle(begun.id, end, buffer)
     }
 
-    /// Opens a call and sends its request; with the flag `DEADLINE` it tells the server when its time is over.
+    /// Opens a call and sends its request. With the flag `DEADLINE` the server is sent the time that this wait has left; a
+    /// call that is waited for later has what is left of the call that this thread's method serves.
     pub(super) fn begin(
         &self,
         method: u32,
@@ -95,13 +96,25 @@ impl Conn {
     ) -> Result<Begun, CallError> {
         let asked = wait;
         let wait = self.enter_to_send(request, wait)?;
-        let opened = self.desk.wait(self.desk.freed(), wait, |table| {
+        let mut open = |table: &mut Table| {
             let id = table.open(method, flags)?;
             table.lend(id, buffer);
             Some(id)
-        });
+        };
+        let first = settled(wait);
+        let mut opened = self.desk.wait(self.desk.freed(), first, &mut open);
+        if opened == Err(Stop::Timeout) && first != wait {
+            if self.frees_all_places_itself() {
+                return Err(CallError::WouldDeadlock);
+            }
+            opened = self.desk.wait(self.desk.freed(), wait, &mut open);
+        }
         let id = opened.map_err(|stop| self.unable_to_send(stop, asked, wait))?;
-        let left = time_left(wait).filter(|_| flags & DEADLINE != 0);
+        let left = match flags & (DEADLINE | NOTIFY) {
+            DEADLINE => time_left(wait),
+            0 => time_left(Wait::Until(nesting::deadline())),
+            _ => None, // Nobody waits for a notification.
+        };
         let (head, parts) = frame(method, flags & !DEADLINE, &left, request);
         let mut cut = Cut::new(head, parts[0].len() + request.len());
         let mut seq = 0;
@@ -204,31 +217,37 @@ impl Conn {
         }
     }
 
-    /// As [`admit`](Self::admit), for what waits for the server: how long it may, in a method that this thread runs. A
-    /// call says its method.
+    /// As [`admit`](Self::admit), for what waits for the server: how long it may, in a method that this thread runs.
     ///
     /// # Errors
     ///
     /// [`CallError::WouldDeadlock`] if only this thread could end the wait.
     #[inline]
-    pub(super) fn enter(&self, request: &[u8], wait: Wait, method: Option<u32>) -> Result<Wait, CallError> {
+    pub(super) fn enter(&self, request: &[u8], wait: Wait, awaited: Awaited) -> Result<Wait, CallError> {
         self.admit(request)?;
         if !nesting::is_nested() || wait == Wait::Never {
             return Ok(wait);
         }
-        match nesting::waits_for_itself(self.own, method) {
+        match nesting::waits_for_itself(self.own, awaited) {
             true => Err(CallError::WouldDeadlock),
-            false => Ok(nesting::limit(wait)),
+            false => Ok(nesting::limit(wait, awaited)),
         }
     }
 
     /// As [`enter`](Self::enter), for a request that is sent and not waited for: where only this thread could make room,
     /// it does not wait for that.
     fn enter_to_send(&self, request: &[u8], wait: Wait) -> Result<Wait, CallError> {
-        match self.enter(request, wait, None) {
+        match self.enter(request, wait, Awaited::Answer) {
             Err(CallError::WouldDeadlock) => Ok(Wait::Never),
             wait => wait,
         }
+    }
+
+    /// Whether all places are those of calls that only this thread could serve, so that it must not wait for one.
+    fn frees_all_places_itself(&self) -> bool {
+        let methods = self.desk.books().table.methods_in_all_places();
+        let waits = |&method: &u32| nesting::waits_for_itself(self.own, Awaited::Reply(method));
+        methods.is_some_and(|methods| methods.iter().all(waits))
     }
 
     /// Whether this process may use the connection, and the connection takes so much.
@@ -253,6 +272,21 @@ fn frame<'a>(method: u32, flags: u8, left: &'a Option<[u8; 8]>, request: &'a [u8
         Some(left) => (head.with(DEADLINE), [left, request]),
     }
 }
+
+/// How long a wait for a place goes on before it is looked whether a place can come at all: in a method, long enough for
+/// the server to send what it has answered already.
+#[inline]
+fn settled(wait: Wait) -> Wait {
+    match wait {
+        Wait::Until(until) if nesting::is_nested() => {
+            Wait::Until(Instant::now().checked_add(SETTLING).into_iter().chain(until).min())
+        }
+        wait => wait,
+    }
+}
+
+/// The time for that.
+const SETTLING: Duration = Duration::from_millis(100);
 
 /// The caller's time left, for the server; none if it waits for ever.
 #[inline]

@@ -9,6 +9,7 @@ use super::Conn;
 use super::desk::Stop;
 use crate::channel::Wait;
 use crate::error::CallError;
+use crate::rpc::nesting::Awaited;
 
 /// A call whose request was sent; made by [`SharedMemoryClient::start_call`](crate::SharedMemoryClient::start_call).
 ///
@@ -98,7 +99,7 @@ impl PendingCall {
     }
 
     fn take(&mut self, wait: Wait) -> Result<Reply, CallError> {
-        let wait = self.conn.enter(&[], wait, Some(self.method))?;
+        let wait = self.conn.enter(&[], wait, Awaited::Reply(self.method))?;
         if self.taken {
             return Err(CallError::Taken);
         }

@@ -7,6 +7,7 @@ use super::desk::Stop;
 use super::{Conn, SharedMemoryClient};
 use crate::channel::Wait;
 use crate::error::{CallError, Ended};
+use crate::rpc::nesting::Awaited;
 
 impl SharedMemoryClient {
     /// Waits for the next push of the server. Each push goes to one of those who wait.
@@ -89,7 +90,7 @@ impl SharedMemoryClient {
 }
 
 fn next(conn: &Conn, wait: Wait) -> Result<Vec<u8>, CallError> {
-    let wait = conn.enter(&[], wait, None)?;
+    let wait = conn.enter(&[], wait, Awaited::Flow)?;
     conn.give_owed(wait, |table| table.push_owed().map(|owed| (0, owed)));
     let push = conn.desk.wait(conn.desk.pushed(), wait, |table| match table.take_push_lost() {
         true => Some(Err(CallError::OutOfMemory)),

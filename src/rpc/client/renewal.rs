@@ -20,7 +20,7 @@ use super::{Conn, Held, SharedMemoryClient};
 use crate::channel::{Wait, threads};
 use crate::error::{CallError, ConnectError};
 use crate::options::Options;
-use crate::rpc::nesting;
+use crate::rpc::nesting::{self, Awaited};
 
 /// Makes a client: options, and what happens when the connection is lost.
 ///
@@ -342,7 +342,9 @@ impl Renewal {
         buffer: &mut Vec<u8>,
         wait: Wait,
     ) -> Result<(), CallError> {
-        let (Some(limit), Wait::Until(deadline)) = (self.policy.unserved, nesting::limit(wait)) else {
+        let (Some(limit), Wait::Until(deadline)) =
+            (self.policy.unserved, nesting::limit(wait, Awaited::Answer))
+        else {
             return Err(CallError::ShuttingDown);
         };
         let last = [Instant::now().checked_add(limit), deadline].into_iter().flatten().min();
@@ -374,7 +376,7 @@ impl Renewal {
                 self.renew_in_background();
                 Err(ended.into())
             }
-            (Some(_), wait) => match nesting::limit(wait) {
+            (Some(_), wait) => match nesting::limit(wait, Awaited::Answer) {
                 Wait::Never => Err(CallError::Timeout),
                 // Its time may have been too short for a handshake; the next call's may be as well.
                 Wait::Until(until) => self.renew(until).inspect_err(|_| self.renew_in_background()),

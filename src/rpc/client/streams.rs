@@ -11,6 +11,7 @@ use super::{Canceller, Conn, Reply};
 use crate::channel::Wait;
 use crate::error::CallError;
 use crate::rpc::Over;
+use crate::rpc::nesting::Awaited;
 use crate::rpc::pieces::Cut;
 use crate::rpc::wire::{Head, Kind, STREAM, UPLOAD, cost};
 
@@ -112,7 +113,7 @@ impl ReplyStream {
     }
 
     fn next_until(&mut self, wait: Wait) -> Result<Option<Vec<u8>>, CallError> {
-        let wait = self.conn.enter(&[], wait, None)?;
+        let wait = self.conn.enter(&[], wait, Awaited::Flow)?;
         if self.over {
             return Ok(None);
         }
@@ -148,7 +149,14 @@ impl Iterator for ReplyStream {
     type Item = Result<Vec<u8>, CallError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.next_chunk().transpose()
+        let next = self.next_chunk();
+        if next.is_err() && !self.over {
+            // In a method a wait without a deadline may end before the stream does. The iteration ends with it: its user
+            // might else wait for one chunk after another that does not come.
+            self.over = true;
+            self.conn.abandon(self.id);
+        }
+        next.transpose()
     }
 }
 
@@ -234,7 +242,7 @@ impl UploadStream {
     }
 
     fn send_end(&mut self, wait: Wait) -> Result<(), CallError> {
-        let wait = self.conn.enter(&[], wait, None)?;
+        let wait = self.conn.enter(&[], wait, Awaited::Flow)?;
         let mut cut = Cut::new(Head::new(Kind::End, 0), 0);
         match self.conn.desk.send_item(&mut cut, [&[], &[]], &mut self.seq, self.id, wait) {
             Ok(()) | Err(Stop::Over) => {
@@ -250,7 +258,7 @@ impl UploadStream {
 
     fn write_until(&mut self, chunk: &[u8], wait: Wait) -> Result<(), CallError> {
         let (conn, id) = (&self.conn, self.id);
-        let wait = conn.enter(&[], wait, None)?;
+        let wait = conn.enter(&[], wait, Awaited::Flow)?;
         if self.over {
             return Err(CallError::Cancelled);
         }
@@ -390,7 +398,7 @@ impl UploadCall {
         if !self.upload.over {
             self.upload.send_end(wait)?;
         }
-        let wait = self.upload.conn.enter(&[], wait, None)?;
+        let wait = self.upload.conn.enter(&[], wait, Awaited::Answer)?;
         let mut buffer = Vec::new();
         let end = self.upload.conn.end(self.upload.id, &mut buffer, wait);
         self.taken = true;

@@ -84,6 +84,17 @@ impl Table {
         !self.free.is_empty() || self.places.iter().any(Place::has_ended)
     }
 
+    /// The methods of the calls that have the places, if there is no other place, and none that comes free before its method
+    /// has run: a call that is cancelled is answered without.
+    pub fn methods_in_all_places(&self) -> Option<Vec<u32>> {
+        let served = |place: &Place| match place.state {
+            State::Waited => place.end.is_none().then_some(place.method),
+            State::Abandoned => (place.flags & NOTIFY != 0).then_some(place.method),
+            State::Free => None,
+        };
+        self.places.iter().map(served).collect()
+    }
+
     /// Where the call with this id stands.
     #[inline]
     pub fn at(&self, id: u64) -> usize {

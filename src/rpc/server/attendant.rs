@@ -4,15 +4,16 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::hall::Hall;
 use super::post::Post;
 use super::table::{Event, Failure};
 use crate::channel::{Inbound, Incoming, Latch, Monitor, Pace, RecvFault, SendFault, Threads, Wait, Wanted};
 use crate::error::{Ended, Violation};
-use crate::mem::Memory;
+use crate::mem::{Memory, Until};
 use crate::rpc::frame::Frame;
-use crate::rpc::wire::{HEAD, Kind, MORE, Status};
+use crate::rpc::wire::{DEADLINE, HEAD, Kind, MORE, Status};
 
 /// Frames after which the attendant looks at cancels and at what is to be sent, however many follow.
 const ROUND: u32 = 32;
@@ -26,8 +27,9 @@ pub trait Service<M, P> {
     /// The answer to a call that is not admitted.
     fn admit(&mut self, method: u32, flags: u8) -> Result<bool, Failure>;
 
-    /// Hands a call on, or runs it if its method is inline; its request is whole.
-    fn run(&mut self, call: Started, request: Vec<u8>);
+    /// Hands a call on, or runs it if its method is inline; its request is whole. If it has a deadline, that counts from
+    /// when its first frame arrived.
+    fn run(&mut self, call: Started, request: Vec<u8>, arrived: Until);
 
     /// Runs an inline method, whose request is where it came; its reply, or why there is none.
     ///
@@ -172,11 +174,11 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Attendant<M, P, T> {
             Event::None if begins => hall.left.set(true), // Maybe it was not admitted.
             Event::None => {}
             Event::Run(at) => {
-                let (started, request) = hall.with(|table| {
+                let (started, request, arrived) = hall.with(|table| {
                     let (id, method, flags) = table.call(at);
-                    (Started { id, method, flags }, table.request(at))
+                    (Started { id, method, flags }, table.request(at), table.arrival(at))
                 });
-                service.run(started, request);
+                service.run(started, request, arrived);
             }
             Event::Failed(at) => {
                 hall.left.set(true);
@@ -200,7 +202,15 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Attendant<M, P, T> {
             let _in_the_message = frame.read(inbound, 0, into);
         };
         let admit = |method, flags| verdict.unwrap_or_else(|| service.admit(method, flags)).map(drop);
-        let event = hall.with(|table| table.take(frame.id, frame.head, frame.len(), read, admit));
+        let timed = frame.head.kind == Kind::Call && frame.head.has(DEADLINE);
+        let arrived = timed.then(Instant::now);
+        let event = hall.with(|table| {
+            let event = table.take(frame.id, frame.head, frame.len(), read, admit);
+            if event.is_ok() && timed {
+                table.arrived(frame.id, arrived);
+            }
+            event
+        });
         self.give_back(frame.message())?;
         event.map_err(|violation| self.inbound.violated(violation))
     }

@@ -91,23 +91,32 @@ impl ServerHandle {
     }
 
     /// Serves one more connection, on a thread of its own: one end of a `pair()`, of a spawned child, or of the
-    /// parent.
+    /// parent. In a forked child the stream is dropped: the server is the parent's.
+    ///
+    /// Sizes, and how many calls may be under way, are those that the connection was made with.
     pub fn adopt(&self, stream: SharedMemoryStream) {
         super::service::admit(&self.shared, stream);
     }
 
-    /// The clients that are connected.
+    /// The clients that are connected; none in a forked child.
     pub fn connections(&self) -> Vec<Connection> {
         self.shared.connections()
     }
 
-    /// What was done so far.
+    /// What was done so far; nothing in a forked child.
     pub fn stats(&self) -> ServerStats {
         self.shared.stats()
     }
 
     /// Sends a push to every client that has room for it, without waiting; how many had.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Forked`] in a forked child.
     pub fn broadcast(&self, bytes: &[u8]) -> Result<usize, CallError> {
+        if !self.shared.same_process() {
+            return Err(CallError::Forked);
+        }
         Ok(self.connections().iter().filter(|connection| connection.try_push(bytes).is_ok()).count())
     }
 

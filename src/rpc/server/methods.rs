@@ -76,17 +76,24 @@ impl Method {
 #[derive(Default)]
 pub(super) struct Methods {
     sorted: Vec<(u32, Method)>,
-    /// A number that was registered more than once.
-    pub(super) twice: Option<u32>,
-    pub(super) fallback: Option<Method>,
+    /// What was registered more than once.
+    pub(super) twice: Option<String>,
+    fallback: Option<Method>,
 }
 
 impl Methods {
     /// Registers a method.
     pub(super) fn put(&mut self, id: u32, method: Method) {
         match self.sorted.binary_search_by_key(&id, |(id, _)| *id) {
-            Ok(_) => self.twice = Some(id),
+            Ok(_) => self.twice = Some(format!("the method {id} is registered twice: use another number")),
             Err(at) => self.sorted.insert(at, (id, method)),
+        }
+    }
+
+    /// Registers what answers calls of all other numbers.
+    pub(super) fn put_fallback(&mut self, method: Method) {
+        if self.fallback.replace(method).is_some() {
+            self.twice = Some("the fallback is registered twice: one answers all unknown methods".into());
         }
     }
 

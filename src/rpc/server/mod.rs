@@ -79,7 +79,8 @@ pub use table::{Event, Failure, Table, Upload};
 /// ```
 /// use std::time::Duration;
 /// use narrows::{HandlerError, SharedMemoryServer};
-/// let server = SharedMemoryServer::new() // Without a path: for streams that are there.
+/// let folder = tempfile::tempdir()?;
+/// let server = SharedMemoryServer::bind(folder.path().join("socket"))?
 ///     .workers(4) // Of the pool, ...
 ///     .queue(100) // ... and calls that may wait for one.
 ///     .max_workers_per_process(3)
@@ -106,7 +107,8 @@ pub struct SharedMemoryServer {
 }
 
 impl SharedMemoryServer {
-    /// A server without a path, for [`serve_stream`](Self::serve_stream) alone.
+    /// A server without a path, for streams that are there: [`serve_stream`](Self::serve_stream), and
+    /// [`adopt`](ServerHandle::adopt).
     pub fn new() -> Self {
         Self::with(None, Options::new())
     }
@@ -167,9 +169,12 @@ impl SharedMemoryServer {
     /// It may take its time, and may wait for anything, its own connection included; only the other workers
     /// serve meanwhile. So a method that calls a method of the pool of this same server needs another worker for that:
     /// with only one the call is refused as [`CallError::WouldDeadlock`]. Servers whose pools call each other need more
-    /// [`workers`](Self::workers) each than calls of that kind are ever under way, or those calls a deadline.
+    /// [`workers`](Self::workers) each than calls of that kind are ever under way.
     ///
-    /// What it calls itself ends no later than [`Request::deadline`]: a call on its thread fails with `Timeout` then.
+    /// What it calls itself ends no later than [`Request::deadline`], or after
+    /// [`nested_call_timeout`](Self::nested_call_timeout) if there is none: a call on its thread fails with `Timeout` then.
+    /// That its caller cancels does not cancel what it calls: a method that waits for long looks at
+    /// [`Request::is_cancelled`].
     ///
     /// ```
     /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
@@ -320,18 +325,18 @@ impl SharedMemoryServer {
         self
     }
 
-    /// What answers calls of numbers that no method has, in the pool. Default: `UnknownMethod`.
+    /// What answers calls of numbers that no method has, in the pool; registered once. Default: `UnknownMethod`.
     #[must_use]
     pub fn fallback<F>(mut self, method: F) -> Self
     where
         F: Fn(&Request<'_>, &mut Vec<u8>) -> Outcome + Send + Sync + 'static,
     {
-        self.methods.fallback = Some(Method::Pooled(Arc::new(method)));
+        self.methods.put_fallback(Method::Pooled(Arc::new(method)));
         self
     }
 
     /// Decides about each client, by its credentials, before its first call; may attach state to its connection.
-    /// The text of an error reaches the client, up to 64 bytes.
+    /// The text of an error reaches the client, up to 64 bytes. A later one replaces it.
     #[must_use]
     pub fn on_connect(
         mut self,
@@ -342,14 +347,17 @@ impl SharedMemoryServer {
     }
 
     /// Is told when a connection that [`on_connect`](Self::on_connect) let in has ended, and how; also if it was never
-    /// welcomed because the server stopped.
+    /// welcomed because the server stopped. A later one replaces it.
     #[must_use]
     pub fn on_disconnect(mut self, tell: impl Fn(&Connection, CallError) + Send + Sync + 'static) -> Self {
         self.callbacks.disconnect = Some(Arc::new(tell));
         self
     }
 
-    /// Workers of the pool, at least 1. Default: one for each CPU, and 4 at least.
+    /// Workers of the pool, at least 1: so many of its methods run at once. Default: one for each CPU, and 4 at least.
+    ///
+    /// While the calls of one process occupy all workers, one thread more serves those of other processes. With one worker
+    /// there is none, and no two methods run at once.
     ///
     /// Connections with calls that wait take turns, and so do processes: a client that has many calls under way delays
     /// another one's call until one of the workers is free.
@@ -359,9 +367,10 @@ impl SharedMemoryServer {
         self
     }
 
-    /// Workers that the connections of one process may occupy at once, at least 1; its other calls wait. Default: one
-    /// less than there are [`workers`](Self::workers), if there are several; calls of this process itself are not bounded
-    /// then. Processes that this process's namespace does not show count as one for each user.
+    /// Workers that the connections of one process may occupy at once, at least 1; its other calls wait. Default: all
+    /// [`workers`](Self::workers), with one thread more for other processes. A bound that is chosen takes the place of that
+    /// thread, and holds for this process itself as well. Processes that this process's namespace does not show count as
+    /// one for each user.
     #[must_use]
     pub fn max_workers_per_process(mut self, workers: usize) -> Self {
         self.sizes.workers_per_process = Some(workers);
@@ -392,10 +401,13 @@ impl SharedMemoryServer {
         self
     }
 
-    /// How long a call may take that an inline method makes, or a callback, if neither the call nor the one that the method
-    /// was called with has a deadline. Default 30 s.
+    /// How long a method, or a callback, may wait on its thread for what it calls, if neither that call nor the one which
+    /// the method serves has a deadline: for a reply, for a chunk or a push, for room for a call or a push. It fails with
+    /// [`Timeout`](CallError::Timeout) then. Default 30 s; [`Duration::MAX`] sets no limit.
     ///
-    /// Such a thread serves a connection, and a cycle of calls over several processes comes to an end by this alone.
+    /// A cycle of calls over several processes, or over the pool of one, comes to an end by this alone. A streaming,
+    /// upload or duplex method has a thread of its own, which nobody else needs: it waits without a limit for chunks and
+    /// pushes, which may be silent for long.
     #[must_use]
     pub fn nested_call_timeout(mut self, timeout: Duration) -> Self {
         self.sizes.nested_timeout = timeout;
@@ -404,6 +416,10 @@ impl SharedMemoryServer {
 
     /// Calls of one connection that may be under way at once: a power of two from 1 to 256. Default 64, or what
     /// the options say. A client waits before it begins one more.
+    ///
+    /// It is agreed when a connection is made, so it is for those that are accepted at the path. Any other connection has
+    /// what [`Options::max_calls_in_flight`] of its two ends said: a server without a path does not start with another
+    /// number, and [`serve_stream`](Self::serve_stream) refuses a stream that has another.
     ///
     /// # Panics
     ///
@@ -433,8 +449,8 @@ impl SharedMemoryServer {
     ///
     /// # Errors
     ///
-    /// [`BindError`], for want of threads, without a path, if a method's number was registered twice, or, within some seconds, if
-    /// the program closed the descriptors of the listener.
+    /// [`BindError`], for want of threads, without a path, if a method's number or the fallback was registered twice, or, within
+    /// some seconds, if the program closed the descriptors of the listener.
     pub fn serve(self) -> Result<(), BindError> {
         let (shared, listener) = self.start()?;
         let listener = listener.ok_or_else(no_path)?;
@@ -446,8 +462,16 @@ impl SharedMemoryServer {
     ///
     /// # Errors
     ///
-    /// [`BindError`], for want of threads, or if a method's number was registered twice.
+    /// [`BindError`], for want of threads, if a method's number or the fallback was registered twice, or for
+    /// [`max_calls_in_flight`](Self::max_calls_in_flight) without a path.
     pub fn spawn(self) -> Result<ServerHandle, BindError> {
+        if self.listener.is_none() && self.options.bounds_calls() {
+            return Err(BindError::BadOptions(
+                "max_calls_in_flight is for connections that are accepted at a path: choose it in the \
+                 `Options` that make the connection"
+                    .into(),
+            ));
+        }
         let (shared, listener) = self.start()?;
         ServerHandle::start(shared, listener)
     }
@@ -469,9 +493,16 @@ impl SharedMemoryServer {
     /// # Errors
     ///
     /// [`CallError`]: how the connection ended, if not by the client's hang-up; `Busy`, with the reason, if it could not
-    /// be served.
+    /// be served; [`BadOptions`](CallError::BadOptions) if what was registered twice, or a size that the connection does
+    /// not have, forbids it.
     pub fn serve_stream(self, stream: SharedMemoryStream) -> Result<(), CallError> {
-        let (shared, _) = self.start().map_err(|error| CallError::Busy(error.to_string()))?;
+        if let Some(text) = stream.contradiction(&self.options) {
+            return Err(CallError::BadOptions(text));
+        }
+        let (shared, _) = self.start().map_err(|error| match error {
+            BindError::BadOptions(text) => CallError::BadOptions(text),
+            error => CallError::Busy(error.to_string()),
+        })?;
         let served = serve::serve(&shared, stream);
         shared.queue.wait_until_notified(None);
         shared.stop();
@@ -484,10 +515,8 @@ impl SharedMemoryServer {
             listener.amend(&self.options).map_err(BindError::BadOptions)?;
         }
         self.options.limits().map_err(BindError::BadOptions)?;
-        if let Some(id) = self.methods.twice {
-            return Err(BindError::BadOptions(format!(
-                "the method {id} is registered twice: use another number"
-            )));
+        if let Some(text) = self.methods.twice {
+            return Err(BindError::BadOptions(text));
         }
         let shared = Shared::new(self.options, self.methods, self.callbacks, self.sizes);
         let shared = shared.map_err(BindError::io("starting the workers"))?;

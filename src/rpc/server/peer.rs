@@ -11,7 +11,7 @@ use super::hall::{Gone, Hall};
 use super::request::gone;
 use crate::channel::{Line, Mapping, PeerCred, RealThreads, Stats, Wait, Waiting};
 use crate::error::CallError;
-use crate::rpc::nesting;
+use crate::rpc::nesting::{self, Awaited};
 use crate::rpc::wire::NOTIFY;
 
 pub(super) type RealHall = Hall<Mapping, Waiting, RealThreads>;
@@ -155,7 +155,8 @@ impl Connection {
     }
 
     /// Sends the client what it did not ask for; blocks while the client's window for pushes is full, that is
-    /// while it does not take them. That it was sent does not say that it was taken.
+    /// while it does not take them. That it was sent does not say that it was taken. In a method of the pool it waits
+    /// for [`nested_call_timeout`](crate::SharedMemoryServer::nested_call_timeout) at most.
     ///
     /// # Errors
     ///
@@ -202,7 +203,8 @@ impl Connection {
             return Err(CallError::TooLarge { len: bytes.len(), max: peer.max_push });
         }
         let driver = nesting::is_driver();
-        let pushed = peer.hall.push(bytes, if driver { Wait::Never } else { nesting::limit(wait) });
+        let pushed =
+            peer.hall.push(bytes, if driver { Wait::Never } else { nesting::limit(wait, Awaited::Flow) });
         if driver && pushed == Err(Gone::Timeout) && wait != Wait::Never {
             return Err(CallError::WouldDeadlock);
         }

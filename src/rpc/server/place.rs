@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::error::Violation;
+use crate::mem::Until;
 use crate::rpc::greeting::clipped;
 use crate::rpc::pieces::{Assembly, Cut};
 use crate::rpc::wire::{Head, Kind, Status, UPLOAD, cost};
@@ -77,6 +78,8 @@ pub(super) struct Place {
     pub(super) phase: Phase,
     pub(super) method: u32,
     pub(super) flags: u8,
+    /// When its first frame arrived, if it has a deadline.
+    pub(super) arrived: Until,
     pub(super) item: Assembly,
     pub(super) chunks: VecDeque<Vec<u8>>,
     /// No chunk follows.

@@ -11,9 +11,13 @@
 //!
 //! 1. A free worker takes the oldest call of the connection whose turn it is, of the process whose turn it is.
 //! 2. A process that has as many workers as it may is in no turn, and comes into it again when one of its calls ends.
-//! 3. A call that is put wakes one worker, if one is idle; so does a process that comes into turn again.
-//! 4. No more calls wait than the queue holds, and of one process no more than its share.
-//! 5. A notification that was put is served though its sender is gone, unless the server is stopped.
+//! 3. No more calls run than there are workers, but for one while a single process occupies all of these: a thread more
+//!    than workers takes calls of the others then. So the calls of one process have all workers, and those of the others
+//!    need not wait until one of them ends.
+//! 4. A call that may run wakes one thread, if one is idle; so does a process that comes into turn again, and one that
+//!    comes to occupy all workers.
+//! 5. No more calls wait than the queue holds, and of one process no more than its share.
+//! 6. A notification that was put is served though its sender is gone, unless the server is stopped.
 //!
 //! # Proof
 //!
@@ -23,7 +27,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use std::{hint, mem, thread};
 
 use parking_lot::{Condvar, Mutex};
@@ -44,6 +48,8 @@ pub(super) struct Job {
     pub(super) method: Method,
     pub(super) started: Started,
     pub(super) request: Vec<u8>,
+    /// When its first frame came, if it has a deadline.
+    pub(super) arrived: Option<Instant>,
 }
 
 /// What bounds the calls that wait and run.
@@ -53,10 +59,10 @@ pub(super) struct Bounds {
     pub(super) queue: usize,
     /// Those of one process, unless it is this one.
     pub(super) queue_per_process: usize,
-    /// Workers that one process may occupy.
+    /// Calls that may run, unless those of one process are so many.
+    pub(super) workers: usize,
+    /// Calls of one process that may run.
     pub(super) workers_per_process: usize,
-    /// Those that this process itself may occupy, which might wait for its own calls.
-    pub(super) own_workers: usize,
 }
 
 /// The queue, as the workers and the connections share it.
@@ -77,6 +83,9 @@ struct State {
     /// Processes of which a call may be taken.
     turns: VecDeque<ProcessId>,
     waiting: usize,
+    running: usize,
+    /// One process occupies all workers.
+    occupied: bool,
     /// Notifications that wait or run.
     notifications: usize,
     closed: bool,
@@ -131,15 +140,16 @@ impl Queue {
             queued.turns.push_back(connection);
         }
         queued.waiting += 1;
-        let may_run = queued.running < self.workers_of(process);
-        if may_run && queued.waiting == 1 {
+        let in_turn = queued.running < self.bounds.workers_per_process;
+        if in_turn && queued.waiting == 1 {
             state.turns.push_back(process);
         }
         state.waiting += 1;
         state.notifications += usize::from(notification);
         self.waiting.store(state.waiting, Ordering::Relaxed);
+        let wakes = in_turn && self.may_run(&state);
         drop(state);
-        if may_run {
+        if wakes {
             self.ready.notify_one();
         }
         Ok(())
@@ -173,7 +183,15 @@ impl Queue {
         }
     }
 
+    /// Whether one call more may run, of a process that is in turn.
+    fn may_run(&self, state: &State) -> bool {
+        state.running < self.bounds.workers || state.occupied
+    }
+
     fn next(&self, state: &mut State) -> Option<Job> {
+        if !self.may_run(state) {
+            return None;
+        }
         let process = state.turns.pop_front()?;
         let queued = state.processes.get_mut(&process)?;
         let connection = queued.turns.pop_front()?;
@@ -186,8 +204,15 @@ impl Queue {
         }
         queued.waiting -= 1;
         queued.running += 1;
-        if queued.waiting > 0 && queued.running < self.workers_of(process) {
+        if queued.waiting > 0 && queued.running < self.bounds.workers_per_process {
             state.turns.push_back(process);
+        }
+        state.running += 1;
+        if queued.running == self.bounds.workers {
+            state.occupied = true;
+            if !state.turns.is_empty() {
+                self.ready.notify_one(); // What waits may run from now on, on the thread for the others.
+            }
         }
         state.waiting -= 1;
         self.waiting.store(state.waiting, Ordering::Relaxed);
@@ -196,16 +221,22 @@ impl Queue {
 
     /// A call that was taken has ended: another one of its process may run.
     fn done(&self, process: ProcessId, flags: u8) {
-        let mut state = self.state.lock();
+        let state = &mut *self.state.lock();
         let Some(queued) = state.processes.get_mut(&process) else { return };
-        let back_in_turn = queued.waiting > 0 && queued.running == self.workers_of(process);
+        let back_in_turn = queued.waiting > 0 && queued.running == self.bounds.workers_per_process;
+        if queued.running == self.bounds.workers {
+            state.occupied = false;
+        }
         queued.running -= 1;
+        state.running -= 1;
         if queued.connections.is_empty() && queued.running == 0 {
             state.processes.remove(&process);
         }
         if back_in_turn {
             state.turns.push_back(process);
-            self.ready.notify_one();
+            if self.may_run(state) {
+                self.ready.notify_one();
+            }
         }
         if flags & NOTIFY != 0 {
             state.notifications = state.notifications.saturating_sub(1);
@@ -258,36 +289,35 @@ impl Queue {
         self.notified.notify_all();
         drop(dropped); // They hold connections, and states of the user's.
     }
-
-    fn workers_of(&self, process: ProcessId) -> usize {
-        if process.is_own() { self.bounds.own_workers } else { self.bounds.workers_per_process }
-    }
 }
 
-/// Starts so many workers.
-pub(super) fn start(workers: usize, shared: &Arc<Shared>) -> io::Result<()> {
-    for _ in 0..workers {
+/// Starts so many threads.
+pub(super) fn start(threads: usize, shared: &Arc<Shared>) -> io::Result<()> {
+    let timeout = shared.sizes.nested_timeout;
+    for _ in 0..threads {
         let (queue, pool) = (Arc::clone(&shared.queue), Arc::downgrade(shared));
-        threads::spawn("narrows-worker", move || work(&queue, pool)).inspect_err(|_| shared.queue.close())?;
+        threads::spawn("narrows-worker", move || work(&queue, pool, timeout))
+            .inspect_err(|_| shared.queue.close())?;
     }
     Ok(())
 }
 
-fn work(queue: &Queue, pool: Weak<Shared>) {
-    let _worker = nesting::Role::worker(pool);
+fn work(queue: &Queue, pool: Weak<Shared>, timeout: Duration) {
+    let _worker = nesting::Role::worker(pool, timeout);
     let mut reply = Vec::new();
     while let Some(job) = queue.take() {
         let (process, flags) = (job.peer.process, job.started.flags);
+        nesting::serve(process.is_own());
         run(job, &mut reply);
         queue.done(process, flags);
     }
 }
 
 fn run(job: Job, reply: &mut Vec<u8>) {
-    let Job { shared, peer, method, started, request } = job;
+    let Job { shared, peer, method, started, request, arrived } = job;
     let running = (Running::one(&shared.running), Running(&peer.running));
     let ran = peer.is_wanted(started).then(|| {
-        let asked = Request::private(&peer, started, &request);
+        let asked = Request::private(&peer, started, &request, arrived);
         let _deadline = nesting::Deadline::set(asked.deadline());
         methods::run_long(&method, &peer, &asked, reply, &shared.counts)
     });

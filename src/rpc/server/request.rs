@@ -68,15 +68,25 @@ struct Copy<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Of bytes in private memory.
-    pub(super) fn private(peer: &'a Arc<Peer>, started: Started, bytes: &'a [u8]) -> Self {
+    /// Of bytes in private memory. A deadline counts from when its first frame arrived, or from now.
+    pub(super) fn private(
+        peer: &'a Arc<Peer>,
+        started: Started,
+        bytes: &'a [u8],
+        arrived: Option<Instant>,
+    ) -> Self {
         let (left, bytes) = match started.flags & DEADLINE {
             0 => (None, bytes),
             _ => {
                 bytes.split_at_checked(TIME).map_or((None, [].as_slice()), |(left, rest)| (Some(left), rest))
             }
         };
-        Self { peer, started, deadline: left.and_then(deadline), body: Body::Private(bytes) }
+        Self {
+            peer,
+            started,
+            deadline: left.and_then(|left| deadline(left, arrived)),
+            body: Body::Private(bytes),
+        }
     }
 
     /// Of bytes that stand in the ring.
@@ -89,7 +99,7 @@ impl<'a> Request<'a> {
         let (mut skip, mut limit) = (0, None);
         if started.flags & DEADLINE != 0 {
             let mut left = [0; TIME];
-            limit = given.frame.read(given.inbound, 0, &mut left).and_then(|()| deadline(&left));
+            limit = given.frame.read(given.inbound, 0, &mut left).and_then(|()| deadline(&left, None));
             skip = TIME;
         }
         let copy = Copy { scratch: Cell::new(Some(scratch)), made: OnceCell::new() };
@@ -171,12 +181,14 @@ impl<'a> Request<'a> {
     }
 
     /// Whether the caller waits no more: it cancelled, which a call does when its deadline passes, or it is gone. A
-    /// notification is served all the same when its sender is gone.
+    /// notification is served all the same when its sender is gone. What the method has called itself is not cancelled with
+    /// it.
     pub fn is_cancelled(&self) -> bool {
         !self.peer.is_wanted(self.started)
     }
 
-    /// When the caller will wait no more, if it said so.
+    /// When the caller will wait no more, if it said so: counted from the arrival of the call, before it waited for a
+    /// worker.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
     }
@@ -208,9 +220,9 @@ impl fmt::Debug for Request<'_> {
 }
 
 /// When the time that a caller has left is over; too long for the clock is never.
-fn deadline(left: &[u8]) -> Option<Instant> {
+fn deadline(left: &[u8], arrived: Option<Instant>) -> Option<Instant> {
     let left = left.try_into().map(u64::from_le_bytes).ok()?;
-    Instant::now().checked_add(Duration::from_nanos(left))
+    arrived.unwrap_or_else(Instant::now).checked_add(Duration::from_nanos(left))
 }
 
 /// Writes the chunks of a reply stream.

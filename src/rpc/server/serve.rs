@@ -17,7 +17,7 @@ use super::table::{Failure, Table};
 use crate::channel::{Ends, Mapping, RealThreads, RecvFault, Waiting, threads};
 use crate::error::{CallError, Ended, RejectCode};
 use crate::events;
-use crate::mem::try_reserve;
+use crate::mem::{Until, try_reserve};
 use crate::rpc::greeting::{self, MAX_FRAME_HEAD};
 use crate::rpc::nesting;
 use crate::rpc::wire::{NOTIFY, STREAM, Status, UPLOAD};
@@ -169,13 +169,14 @@ struct Desk<'a> {
 
 impl Desk<'_> {
     /// Runs a method on a thread of its own.
-    fn spawn(&self, method: Method, started: Started, request: Vec<u8>) {
+    fn spawn(&self, method: Method, started: Started, request: Vec<u8>, arrived: Until) {
         let (shared, peer) = (Arc::clone(self.shared), Arc::clone(self.peer));
         self.peer.streams.fetch_add(1, Ordering::Relaxed);
         let thread = threads::spawn("narrows-stream", move || {
             let running =
                 (Running::one(&shared.running), Running::one(&peer.running), Running(&peer.streams));
-            let asked = Request::private(&peer, started, &request);
+            let asked = Request::private(&peer, started, &request, arrived);
+            let _stream = nesting::Role::stream(shared.sizes.nested_timeout);
             let _deadline = nesting::Deadline::set(asked.deadline());
             let mut reply = Vec::new();
             let ran = methods::run_long(&method, &peer, &asked, &mut reply, &shared.counts);
@@ -190,10 +191,10 @@ impl Desk<'_> {
         }
     }
 
-    fn queue(&self, method: Method, started: Started, request: Vec<u8>) {
+    fn queue(&self, method: Method, started: Started, request: Vec<u8>, arrived: Until) {
         let (peer, running) = (Arc::clone(self.peer), &self.peer.running);
         running.fetch_add(1, Ordering::Relaxed);
-        let job = Job { shared: Arc::clone(self.shared), peer, method, started, request };
+        let job = Job { shared: Arc::clone(self.shared), peer, method, started, request, arrived };
         if let Err(reason) = self.shared.queue.put(job) {
             running.fetch_sub(1, Ordering::Relaxed);
             self.busy(started, reason);
@@ -241,13 +242,13 @@ impl Service<Mapping, Waiting> for Desk<'_> {
         self.room(method).map(|()| false)
     }
 
-    fn run(&mut self, call: Started, request: Vec<u8>) {
+    fn run(&mut self, call: Started, request: Vec<u8>, arrived: Until) {
         let method = match self.shared.methods.find(call.method, call.flags) {
             Ok(method) => method,
             Err(failure) => return self.peer.hall.fail(call.id, &failure),
         };
         if method.is_inline() {
-            let asked = Request::private(self.peer, call, &request);
+            let asked = Request::private(self.peer, call, &request, arrived);
             let deadline = nesting::Deadline::set(asked.deadline());
             let ran = methods::run_long(method, self.peer, &asked, &mut self.reply, &self.shared.counts);
             drop(deadline);
@@ -257,9 +258,9 @@ impl Service<Mapping, Waiting> for Desk<'_> {
         } else if let Err(failure) = self.room(method) {
             self.peer.hall.fail(call.id, &failure); // Others began to run while its request came.
         } else if method.streams() {
-            self.spawn(method.clone(), call, request);
+            self.spawn(method.clone(), call, request, arrived);
         } else {
-            self.queue(method.clone(), call, request);
+            self.queue(method.clone(), call, request, arrived);
         }
     }
 
@@ -272,7 +273,7 @@ impl Service<Mapping, Waiting> for Desk<'_> {
         let Self { shared, peer, reply, copy, admitted, .. } = self;
         let method = admitted.take().map_or_else(|| shared.methods.find(call.method, call.flags), Ok)?;
         let asked = match given.private() {
-            Some(bytes) => Request::private(peer, call, bytes),
+            Some(bytes) => Request::private(peer, call, bytes, None), // It has just come.
             None => {
                 let room = try_reserve(copy, given.frame.len());
                 room.map_err(|_| (Status::Busy, 0, "there is no memory for the request".into()))?;

@@ -32,7 +32,7 @@ pub(super) struct Callbacks {
     pub(super) disconnect: Option<Arc<OnDisconnect>>,
 }
 
-/// How many of what. What is not said of a process follows from the whole, and does not bound this process itself.
+/// How many of what. What is not said of a process follows from the whole.
 #[derive(Clone, Copy)]
 pub(super) struct Sizes {
     pub(super) workers: usize,
@@ -41,19 +41,24 @@ pub(super) struct Sizes {
     pub(super) connections: usize,
     pub(super) connections_per_process: Option<usize>,
     pub(super) streams: usize,
-    /// How long a call takes that a method makes on its connection's thread, without any deadline.
+    /// How long a method waits for what it calls, without any deadline.
     pub(super) nested_timeout: Duration,
 }
 
 impl Sizes {
     fn bounds(&self) -> Bounds {
-        let workers_per_process = self.workers_per_process.unwrap_or_else(|| self.workers.saturating_sub(1));
         Bounds {
             queue: self.queue,
             queue_per_process: (self.queue / 2).max(1),
-            workers_per_process: workers_per_process.clamp(1, self.workers),
-            own_workers: self.workers_per_process.map_or(usize::MAX, |workers| workers.max(1)),
+            workers: self.workers,
+            workers_per_process: self.workers_per_process.unwrap_or(self.workers).clamp(1, self.workers),
         }
+    }
+
+    /// How many threads the pool has: one more than workers, for the others while one process occupies all of these. With
+    /// one worker no two methods run at once, and a bound that was chosen says what is left to others.
+    fn threads(&self) -> usize {
+        self.workers + usize::from(self.workers > 1 && self.workers_per_process.is_none())
     }
 
     /// How many connections a process may have.
@@ -129,7 +134,7 @@ impl Shared {
             running: AtomicUsize::new(0),
             counts: Counts::default(),
         });
-        pool::start(sizes.workers, &shared)?;
+        pool::start(sizes.threads(), &shared)?;
         Ok(shared)
     }
 
@@ -189,10 +194,16 @@ impl Shared {
     }
 
     pub(super) fn connections(&self) -> Vec<Connection> {
+        if !self.same_process() {
+            return Vec::new(); // A thread that the fork does not have may hold the lock.
+        }
         self.peers.lock().values().map(Connection::new).collect()
     }
 
     pub(super) fn stats(&self) -> ServerStats {
+        if !self.same_process() {
+            return ServerStats::default();
+        }
         let (counts, peers) = (&self.counts, self.peers.lock());
         let inline: u64 = peers.values().map(|peer| peer.hall.answered()).sum();
         let gone = *counts.waits.lock();
@@ -265,11 +276,15 @@ impl Shared {
 }
 
 impl nesting::Pool for Shared {
-    /// With one worker that is so if the method is one of the pool. With more of them no single call can know.
-    fn waits_for_itself(&self, connection: ConnectionId, method: u32) -> bool {
-        let pooled = self.methods.find(method, 0).is_ok_and(Method::is_pooled);
+    /// That is so for a method of the pool, if no other worker may serve a call of this process: there is one, or this
+    /// process may occupy one, and the call that this one serves counts for it. With more of them no single call can
+    /// know.
+    fn waits_for_itself(&self, connection: ConnectionId, method: u32, serves_own: bool) -> bool {
+        let share = self.sizes.bounds().workers_per_process;
+        let only = self.sizes.workers == 1 || (share == 1 && serves_own);
+        let pooled = || self.methods.find(method, 0).is_ok_and(Method::is_pooled);
         let own = || self.peers.lock().values().any(|peer| peer.line.id() == Some(connection));
-        self.sizes.workers == 1 && pooled && own()
+        only && pooled() && own()
     }
 }
 
@@ -291,6 +306,9 @@ pub(super) fn accept_all(shared: &Arc<Shared>, listener: &SharedMemoryListener) 
 
 /// Gives a fresh connection a thread, or sends it away.
 pub(super) fn admit(shared: &Arc<Shared>, stream: SharedMemoryStream) {
+    if !shared.same_process() {
+        return;
+    }
     let process = ProcessId::of(stream.peer_cred());
     let open = shared.open.fetch_add(1, Ordering::Relaxed);
     if open >= shared.sizes.connections || shared.draining.load(Ordering::Relaxed) {

@@ -28,6 +28,7 @@ use std::mem;
 pub use super::place::{Event, Failure, Upload};
 use super::place::{Item, Limits, Phase, Place, TIME, add_credit, error, price, spend};
 use crate::error::Violation;
+use crate::mem::Until;
 use crate::rpc::pieces::{self, Cut};
 use crate::rpc::wire::{DEADLINE, ERROR_LEN, Head, Kind, STREAM, Status, cost};
 use crate::rpc::{Over, place_of};
@@ -157,6 +158,18 @@ impl Table {
     pub fn call(&self, at: usize) -> (u64, u32, u8) {
         let place = &self.places[at];
         (place.id, place.method, place.flags)
+    }
+
+    /// When the first frame of the call in this place arrived, if it has a deadline.
+    pub(super) fn arrival(&mut self, at: usize) -> Until {
+        let place = &mut self.places[at];
+        place.arrived.filter(|_| place.flags & DEADLINE != 0)
+    }
+
+    /// The first frame of a call with a deadline arrived then.
+    pub(super) fn arrived(&mut self, id: u64, arrived: Until) {
+        let at = self.at(id);
+        self.places[at].arrived = arrived;
     }
 
     /// Takes the request of a call that is to be run.

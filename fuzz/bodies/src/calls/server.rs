@@ -105,7 +105,7 @@ impl Service<Mem, NoPace> for Methods {
         Ok(inline(method, flags))
     }
 
-    fn run(&mut self, call: Started, request: Vec<u8>) {
+    fn run(&mut self, call: Started, request: Vec<u8>, _arrived: Option<Instant>) {
         let result =
             inline(call.method, call.flags).then(|| answer(call.method, body(call, &request), self.max));
         self.begin(call, request.clone());
