@@ -11,6 +11,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -134,6 +135,81 @@ fn silent_connections_of_one_process_keep_no_other_out() {
     let mut stream = listener.accept_timeout(LONG).expect("the other process gets in");
     assert_eq!(verdict(&mut stream), Ok(1));
     assert!(listener.failed_handshakes() > 0);
+}
+
+/// The kernel wakes those that wait in `connect` in their order; one that only looks now and then would never find room.
+#[test]
+fn a_client_queues_for_a_full_backlog() {
+    const NAME: &str = "a_client_queues_for_a_full_backlog";
+    if role().is_some() {
+        let _nobody_answers = Options::new().handshake_timeout(Duration::MAX).connect(told());
+        return;
+    }
+    let _watchdog = Watchdog::new(NAME);
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    let listener = std::os::unix::net::UnixListener::bind(&path).expect("binds");
+    // SAFETY: takes numbers.
+    assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 1) }, 0);
+    let _first = [(); 2].map(|()| UnixStream::connect(&path).expect("there is room"));
+    let client = Kept::start(&mut me(NAME, "client", path.to_str().expect("plain")));
+    let of_the_client = |stream: &UnixStream| {
+        let (mut cred, mut len) = (libc::ucred { pid: 0, uid: 0, gid: 0 }, 12);
+        let fd = stream.as_raw_fd();
+        // SAFETY: fills a local of this length.
+        let asked = unsafe {
+            libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, (&raw mut cred).cast(), &mut len)
+        };
+        assert_eq!(asked, 0);
+        u32::try_from(cred.pid) == Ok(client.pid())
+    };
+    thread::sleep(Duration::from_millis(500)); // The client comes first.
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    drop(UnixStream::connect(&path));
+                }
+            });
+        }
+        let came = (1..=50).find(|_| {
+            thread::sleep(Duration::from_millis(5)); // The place is taken at once.
+            of_the_client(&listener.accept().expect("accepts").0)
+        });
+        over.store(true, Ordering::Relaxed);
+        drop(listener);
+        assert!(came.is_some(), "50 that came later were let in before");
+    });
+}
+
+#[test]
+fn clients_get_through_a_flood_of_half_open_connections() {
+    const NAME: &str = "clients_get_through_a_flood_of_half_open_connections";
+    if role().is_some() {
+        let flooders: Vec<_> = (0..256)
+            .map(|_| {
+                thread::spawn(|| {
+                    while let Ok(mut silent) = UnixStream::connect(told()) {
+                        let _until_it_is_sent_away = io::Read::read(&mut silent, &mut [0]);
+                    }
+                })
+            })
+            .collect();
+        return flooders.into_iter().for_each(|flooder| flooder.join().expect("ends"));
+    }
+    let _watchdog = Watchdog::new(NAME);
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    let server = SharedMemoryServer::bind(&path).expect("binds").inline(1, |_, _| Ok(()));
+    let _server = server.spawn().expect("serves");
+    let _flood = Kept::start(&mut me(NAME, "flood", path.to_str().expect("plain")));
+    thread::sleep(Duration::from_millis(500)); // All places and the backlog are taken.
+    for _ in 0..5 {
+        let options = Options::new().handshake_timeout(LONG);
+        let client = SharedMemoryClient::builder(&path).options(options).connect().expect("gets in");
+        client.call(1, b"").expect("answers");
+    }
 }
 
 #[test]
