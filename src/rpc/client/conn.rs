@@ -57,6 +57,11 @@ impl Conn {
         Ok(Arc::new(Self { desk: Desk::new(parts), line, own, max, window }))
     }
 
+    /// Whether pushes have come that nobody has taken.
+    pub(super) fn has_pushes(&self) -> bool {
+        self.desk.books().table.pushes() > 0
+    }
+
     /// The longest chunk of a stream.
     pub(super) fn max_chunk(&self) -> usize {
         greeting::longest_chunk(self.window, self.max)
