@@ -456,7 +456,8 @@ fn a_call_that_is_refused_makes_a_new_connection_for_the_next() {
         let shutdown = scope.spawn(|| old.shutdown(LONG * 4));
         assert!(comes_true(|| !path.exists()), "it binds no longer");
         let _new = serve(&path, &Arc::default());
-        assert!(comes_true(|| client.call(COUNT, b"new").is_ok()));
+        let call = || client.start_call(COUNT, b"new").and_then(|pending| pending.wait());
+        assert!(comes_true(|| call().is_ok_and(|reply| *reply == *b"new")));
         assert!(!shutdown.is_finished());
         let_go.store(true, Ordering::SeqCst);
         assert_eq!(*held.wait().expect("is served to its end"), *b"held");

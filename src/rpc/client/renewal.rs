@@ -11,6 +11,7 @@
 
 use std::fmt;
 use std::path::{self, Path, PathBuf};
+use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -91,7 +92,9 @@ impl ClientBuilder {
             background: AtomicBool::new(false),
             made: AtomicU64::new(0),
         };
-        Ok(SharedMemoryClient { current: Arc::new(Current::Renewed(Arc::new(renewal))) })
+        let renewal = Arc::new(renewal);
+        renewal.now().renewed_by(&renewal);
+        Ok(SharedMemoryClient { current: Arc::new(Current::Renewed(renewal)) })
     }
 }
 
@@ -386,7 +389,6 @@ impl Renewal {
         wait: Wait,
     ) -> Result<(), CallError> {
         let (Some(limit), Wait::Until(deadline)) = (self.policy.unserved, nesting::limit(wait)) else {
-            self.renew_in_background(Some(refusing)); // For later calls.
             return Err(CallError::ShuttingDown);
         };
         let last = [Instant::now().checked_add(limit), deadline].into_iter().flatten().min();
@@ -431,6 +433,15 @@ impl Renewal {
                 // Its time may have been too short for a handshake; the next call's may be as well.
                 Wait::Until(until) => self.renew(until, None).inspect_err(|_| self.renew_in_background(None)),
             },
+        }
+    }
+
+    /// The server takes no more calls over this connection: a thread makes its successor for later ones.
+    #[cold]
+    pub(super) fn replace_in_background(self: &Arc<Self>, refusing: &Conn) {
+        let now = self.now();
+        if ptr::eq(Arc::as_ptr(&now), refusing) && now.line.ended().is_none() {
+            self.renew_in_background(Some(now));
         }
     }
 
@@ -508,7 +519,11 @@ impl Renewal {
     }
 
     /// Tries until it succeeds or the time is over; begins no other attempt after `retry`.
-    fn persist(&self, give_up: Option<Instant>, retry: Option<Instant>) -> Result<Arc<Conn>, CallError> {
+    fn persist(
+        self: &Arc<Self>,
+        give_up: Option<Instant>,
+        retry: Option<Instant>,
+    ) -> Result<Arc<Conn>, CallError> {
         let mut pause = self.policy.first;
         loop {
             let error = match self.connect(give_up) {
@@ -524,7 +539,7 @@ impl Renewal {
     }
 
     /// One attempt, which ends when the client is closed.
-    fn connect(&self, limit: Option<Instant>) -> Result<Arc<Conn>, ConnectError> {
+    fn connect(self: &Arc<Self>, limit: Option<Instant>) -> Result<Arc<Conn>, ConnectError> {
         let until = Instant::now().checked_add(self.options.connect_timeout_or_default());
         let until = [until, limit].into_iter().flatten().min();
         let within = ConnectLimit::cancelled_by(until, &self.closed);
@@ -536,7 +551,7 @@ impl Renewal {
             false => Conn::greet(stream, &self.options, until),
         };
         *self.greeting.lock() = None;
-        conn
+        conn.inspect(|conn| conn.renewed_by(self))
     }
 
     /// Leaves a connection to the calls that are under way: a thread of its own waits for its end, and reports that.

@@ -331,7 +331,8 @@ impl SharedMemoryServer {
     }
 
     /// Decides about each client, by its credentials, before its first call; may attach state to its connection.
-    /// The text of an error reaches the client, up to 64 bytes.
+    /// The text of an error reaches the client, as [`RejectCode::Refused`](crate::RejectCode::Refused); what exceeds 64 bytes is
+    /// cut off between two words.
     #[must_use]
     pub fn on_connect(
         mut self,
