@@ -376,7 +376,7 @@ fn what_forbids_a_path_is_named() {
     open_to_all(&sticky, 0o1777);
     let private = folder.path().join("private");
     let _listener = SharedMemoryListener::bind(&private).expect("binds");
-    drop(std::os::unix::net::UnixListener::bind(sticky.join("stale")).expect("binds"));
+    drop(UnixListener::bind(sticky.join("stale")).expect("binds"));
     open_to_all(&sticky.join("stale"), 0o666);
     let other = Fork::run(|| {
         // SAFETY: the calls take numbers, and change this fork alone.
