@@ -25,8 +25,8 @@ use std::fmt;
 use std::io;
 
 pub use calls::{CallError, HandlerError};
-pub(crate) use handshake::SPOKEN;
 pub use handshake::{HandshakeError, RejectCode};
+pub(crate) use handshake::{SPOKEN, shortened};
 pub use setup::{AcceptError, BindError, ConnectError, SpawnError};
 
 /// A system call that failed, by its name.

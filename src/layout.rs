@@ -144,9 +144,9 @@ impl Geometry {
             let fits = is.is_power_of_two() && is >= least && is <= most;
             if fits { Ok(()) } else { Err(BadGeometry { what, is, least, most }) }
         };
-        check("the number of slots", slots.into(), 1, MAX_SLOTS.into())?;
-        check("the size of the arena", arena, GRAIN as u64, MAX_ARENA)?;
-        check("the number of urgent words", urgent.into(), 1, MAX_URGENT.into())?;
+        check("slots", slots.into(), 1, MAX_SLOTS.into())?;
+        check("arena", arena, GRAIN as u64, MAX_ARENA)?;
+        check("max_calls_in_flight", urgent.into(), 1, MAX_URGENT.into())?;
         Ok(Self { slots, urgent, arena })
     }
 

@@ -11,8 +11,8 @@
 //!
 //! # Invariants
 //!
-//! 1. A client that fails, breaks the protocol or stays silent is never an error of `accept` and never delays the
-//!    next client; it costs one of 64 places for at most the handshake's timeout, and for 100 ms if others want it.
+//! 1. A client that fails, breaks the protocol or stays silent is never an error of `accept`; it costs one of 64 places
+//!    for at most the handshake's timeout, and for 100 ms if others want it. The next client waits only if all are taken.
 //! 2. A forked child drops its copy, which closes descriptors and does nothing else, or makes a
 //!    listener with an epoll set of its own of it: the parent's set is never changed there.
 //! 3. Only a socket that refuses connections is ever replaced, and only our own is ever removed.

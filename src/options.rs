@@ -194,8 +194,10 @@ impl Options {
     /// Sets how many clients a listener serves in mid-handshake at once, from 1 to 1024. Default 64.
     ///
     /// While all places are taken by clients that are silent for 100 ms or more, the next one takes the place of the oldest of
-    /// the process that holds the most. So a process that opens connections and says nothing keeps others out for
-    /// no longer than that, and one that is alone may take up to the handshake's timeout.
+    /// the process that holds the most; one that is alone may take up to the handshake's timeout. So a process that opens
+    /// connections and says nothing delays a client, and does not keep it out: by 100 ms for each `max_handshakes` silent
+    /// clients that came before it. They may be as many as [`backlog`](Self::backlog) and the threads that wait for room in it,
+    /// which the kernel lets in by turns.
     ///
     /// ```
     /// let folder = tempfile::tempdir()?;
@@ -285,24 +287,24 @@ impl Options {
         let geometry = Geometry::new(self.slots, self.arena, self.urgent).map_err(|bad| bad.to_string())?;
         let max_message = self.max_message as u64;
         if !(1..=MAX_MESSAGE).contains(&max_message) {
-            return Err(format!(
-                "the longest message must have from 1 to {MAX_MESSAGE} bytes, not {max_message}"
-            ));
+            return Err(format!("max_message must be from 1 to {MAX_MESSAGE}, not {max_message}"));
         }
-        if self.stream_window < MIN_WINDOW || self.push_window < MIN_WINDOW {
-            return Err(format!("a window must have at least {MIN_WINDOW} bytes"));
+        for (name, window) in [("stream_window", self.stream_window), ("push_window", self.push_window)] {
+            if window < MIN_WINDOW {
+                return Err(format!("{name} must be at least {MIN_WINDOW}, not {window}"));
+            }
         }
         if self.backlog == 0 {
-            return Err("the backlog must be at least 1".into());
+            return Err("backlog must be at least 1, not 0".into());
         }
         if !(1..=1024).contains(&self.handshakes) {
-            return Err(format!("from 1 to 1024 handshakes go on at once, not {}", self.handshakes));
+            return Err(format!("max_handshakes must be from 1 to 1024, not {}", self.handshakes));
         }
         if self.socket_mode > 0o777 {
-            return Err(format!("the socket's mode is one from 0 to 0777, not {:#o}", self.socket_mode));
+            return Err(format!("socket_mode must be from 0 to 0777, not {:#o}", self.socket_mode));
         }
         if self.first_ticket > LAST_TICKET {
-            return Err(format!("the first ticket must be at most {LAST_TICKET}, not {}", self.first_ticket));
+            return Err(format!("first_ticket must be at most {LAST_TICKET}, not {}", self.first_ticket));
         }
         Ok(Limits { geometry, max_message, first_ticket: self.first_ticket })
     }
@@ -473,21 +475,21 @@ mod tests {
 
     #[test]
     fn illegal_numbers_are_named() {
-        let bad = |options: Options, word: &str| {
+        let bad = |options: Options, name: &str| {
             let text = options.limits().expect_err("illegal");
-            assert!(text.contains(word), "{text}");
+            assert!(text.starts_with(&format!("{name} must be ")), "{text}");
         };
         assert!(Options::new().limits().is_ok());
         bad(Options::new().slots(3), "slots");
         bad(Options::new().arena(0), "arena");
-        bad(Options::new().max_calls_in_flight(512), "urgent");
-        bad(Options::new().stream_window(1023), "window");
-        bad(Options::new().push_window(0), "window");
-        bad(Options::new().max_message(0), "longest message");
-        bad(Options::new().max_message(usize::MAX), "longest message");
+        bad(Options::new().max_calls_in_flight(3), "max_calls_in_flight");
+        bad(Options::new().stream_window(1023), "stream_window");
+        bad(Options::new().push_window(0), "push_window");
+        bad(Options::new().max_message(0), "max_message");
+        bad(Options::new().max_message(usize::MAX), "max_message");
         bad(Options::new().backlog(0), "backlog");
-        bad(Options::new().max_handshakes(0), "handshakes");
-        bad(Options::new().socket_mode(0o1777), "mode");
-        bad(Options::new().first_ticket(u64::MAX), "ticket");
+        bad(Options::new().max_handshakes(0), "max_handshakes");
+        bad(Options::new().socket_mode(0o1777), "socket_mode");
+        bad(Options::new().first_ticket(u64::MAX), "first_ticket");
     }
 }

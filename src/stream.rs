@@ -17,7 +17,7 @@ use crate::error::{
     ConnectError, Ended, RecvError, RecvTimeoutError, SendError, SendTimeoutError, SpawnError, TryRecvError,
     TrySendError,
 };
-use crate::establish::{self, Established, deadline};
+use crate::establish::{self, ConnectLimit, Established, deadline};
 use crate::mem::{Memory, Until};
 use crate::options::Options;
 use crate::sys::socket::PeerCred;
@@ -447,8 +447,16 @@ impl Options {
         path: impl AsRef<Path>,
         timeout: Duration,
     ) -> Result<SharedMemoryStream, ConnectError> {
-        let established = establish::connect(path.as_ref(), self, deadline(timeout))?;
-        Ok(SharedMemoryStream::new(established, self))
+        self.connect_within(path.as_ref(), ConnectLimit::until(deadline(timeout)))
+    }
+
+    /// As [`connect_timeout`](Self::connect_timeout), within a limit that another thread may end.
+    pub(crate) fn connect_within(
+        &self,
+        path: &Path,
+        limit: ConnectLimit<'_>,
+    ) -> Result<SharedMemoryStream, ConnectError> {
+        Ok(SharedMemoryStream::new(establish::connect(path, self, limit)?, self))
     }
 
     /// Makes both ends of a connection within this process.

@@ -3,9 +3,11 @@
 #[path = "common/process.rs"]
 mod process;
 
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,6 +19,7 @@ use process::{Watchdog, comes_true};
 
 const COUNT: u32 = 1;
 const PUSH: u32 = 2;
+const HOLD: u32 = 3;
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -226,4 +229,238 @@ fn callers_that_wait_for_a_place_all_get_one() {
         }
     });
     assert!(answered.load(Ordering::Relaxed) >= 24 * 200 * 2 / 3);
+}
+
+/// A server whose method `HOLD` runs until it is let go.
+fn serve_held(path: &Path, ran: &Arc<AtomicU64>, let_go: &Arc<AtomicBool>) -> ServerHandle {
+    let (ran, let_go) = (Arc::clone(ran), Arc::clone(let_go));
+    let server = SharedMemoryServer::bind(path).expect("binds");
+    let server = server.inline(COUNT, |request, reply| {
+        reply.extend(request.bytes());
+        Ok(())
+    });
+    let server = server.inline(PUSH, |request, _| {
+        request.connection().try_push(request.bytes())?;
+        Ok(())
+    });
+    let server = server.method(HOLD, move |request, reply| {
+        ran.fetch_add(1, Ordering::SeqCst);
+        while !let_go.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        reply.extend(request.bytes());
+        Ok(())
+    });
+    server.spawn().expect("serves")
+}
+
+/// Each `Duration` that a policy takes may be too long for the clock.
+#[test]
+fn durations_too_long_for_the_clock_do_not_stop_a_client_from_reconnecting() {
+    let _watchdog = Watchdog::new("durations_too_long_for_the_clock_do_not_stop_a_client_from_reconnecting");
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    let server = serve(&path, &Arc::default());
+    let policy = Reconnect::new()
+        .backoff(Duration::from_millis(10), Duration::MAX)
+        .patience(Duration::MAX)
+        .retry_unserved(Duration::MAX);
+    let options = Options::new().handshake_timeout(Duration::MAX);
+    let builder = SharedMemoryClient::builder(&path).options(options).reconnect(policy);
+    let client = builder.connect().expect("connects");
+    drop(server);
+    assert!(comes_true(|| client.try_start_call(COUNT, b"").is_err()));
+    let _again = serve(&path, &Arc::default());
+    let call = || client.try_start_call(COUNT, b"x").and_then(|pending| pending.wait());
+    assert!(comes_true(|| call().is_ok_and(|reply| *reply == *b"x")));
+}
+
+#[test]
+fn a_callback_that_panics_does_not_stop_a_client_from_reconnecting() {
+    let _watchdog = Watchdog::new("a_callback_that_panics_does_not_stop_a_client_from_reconnecting");
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    let server = serve(&path, &Arc::default());
+    let (panicked, connected) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let (panics, notices) = (Arc::clone(&panicked), Arc::clone(&connected));
+    let policy = Reconnect::new()
+        .on_loss(move |_| {
+            panics.fetch_add(1, Ordering::SeqCst);
+            panic!("the test's own panic in on_loss");
+        })
+        .on_connected(move || {
+            notices.fetch_add(1, Ordering::SeqCst);
+        });
+    let client = SharedMemoryClient::builder(&path).reconnect(policy).connect().expect("connects");
+    drop(server);
+    assert!(comes_true(|| client.try_start_call(COUNT, b"").is_err()));
+    assert!(comes_true(|| panicked.load(Ordering::SeqCst) == 1), "the thread in the background reports");
+    let _again = serve(&path, &Arc::default());
+    let call = || client.try_start_call(COUNT, b"x").and_then(|pending| pending.wait());
+    assert!(comes_true(|| call().is_ok_and(|reply| *reply == *b"x")));
+    assert_eq!((panicked.load(Ordering::SeqCst), connected.load(Ordering::SeqCst)), (1, 1));
+}
+
+/// A patience that is shorter than any handshake still makes one attempt.
+#[test]
+fn a_policy_without_patience_makes_one_attempt() {
+    let _watchdog = Watchdog::new("a_policy_without_patience_makes_one_attempt");
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    for patience in [Duration::ZERO, Duration::from_nanos(1)] {
+        let server = serve(&path, &Arc::default());
+        let policy = Reconnect::new().patience(patience);
+        let client = SharedMemoryClient::builder(&path).reconnect(policy).connect().expect("connects");
+        drop(server);
+        assert!(comes_true(|| !client.is_connected()));
+        let error = client.call(COUNT, b"").expect_err("no server");
+        assert!(matches!(error, CallError::Unreachable(_)), "{error:?}");
+        let _again = serve(&path, &Arc::default());
+        assert!(comes_true(|| client.call(COUNT, b"").is_ok()));
+    }
+}
+
+/// Callers that reconnect hang in each stage of it: in a full backlog, the handshake, the greeting, and waiting for the one
+/// that connects.
+#[test]
+fn closing_ends_callers_that_reconnect_in_any_stage() {
+    let _watchdog = Watchdog::new("closing_ends_callers_that_reconnect_in_any_stage");
+    for stage in ["backlog", "handshake", "greeting"] {
+        let folder = tempfile::tempdir().expect("directory");
+        let path = folder.path().join("socket");
+        let server = serve(&path, &Arc::default());
+        let builder = SharedMemoryClient::builder(&path);
+        let builder = builder.options(Options::new().handshake_timeout(LONG * 4));
+        let client = builder.reconnect(Reconnect::new().patience(LONG * 4)).connect().expect("connects");
+        drop(server);
+        assert!(comes_true(|| !client.is_connected()));
+        // It accepts streams, and nobody greets over them.
+        let listener = Options::new().backlog(1).bind(&path).expect("binds");
+        let filled = || UnixStream::connect(&path).expect("connects");
+        let _filled = (stage == "backlog").then(|| [filled(), filled()]);
+        thread::scope(|scope| {
+            let callers: Vec<_> = (0..3).map(|_| scope.spawn(|| client.call(COUNT, b"").map(drop))).collect();
+            let _silent = (stage == "greeting").then(|| listener.accept_timeout(LONG).expect("accepts"));
+            thread::sleep(Duration::from_millis(200));
+            assert!(callers.iter().all(|caller| !caller.is_finished()), "{stage}");
+            let began = Instant::now();
+            client.close();
+            for caller in callers {
+                let result = caller.join().expect("ends");
+                assert!(matches!(result, Err(CallError::Closed)), "{stage}: {result:?}");
+            }
+            assert!(began.elapsed() < LONG / 2, "{stage}: {:?}", began.elapsed());
+        });
+    }
+}
+
+#[test]
+fn calls_go_to_the_new_server_while_the_old_one_serves_those_under_way() {
+    let _watchdog = Watchdog::new("calls_go_to_the_new_server_while_the_old_one_serves_those_under_way");
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    let (ran, let_go) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let (losses, reports) = channel();
+    let old = serve_held(&path, &ran, &let_go);
+    let policy = Reconnect::new().retry_unserved(LONG).on_loss(move |lost| {
+        losses.send((lost.reason.to_string(), lost.calls.len(), lost.pushes)).expect("the test listens");
+    });
+    let client = SharedMemoryClient::builder(&path).reconnect(policy).connect().expect("connects");
+    thread::scope(|scope| {
+        let held = client.start_call(HOLD, b"held").expect("sends");
+        assert!(comes_true(|| ran.load(Ordering::SeqCst) == 1));
+        client.call(PUSH, b"from the old one").expect("answers");
+        let shutdown = scope.spawn(|| old.shutdown(LONG));
+        assert!(comes_true(|| !path.exists()), "it binds no longer");
+        let _new = serve(&path, &Arc::default());
+        for _ in 0..3 {
+            assert_eq!(*client.call(COUNT, b"new").expect("the new server answers"), *b"new");
+        }
+        assert!(!shutdown.is_finished() && reports.try_recv().is_err());
+        assert_eq!(client.stats().reconnects, 1);
+        assert_eq!(client.next_push().expect("what has come is not lost"), b"from the old one");
+        let_go.store(true, Ordering::SeqCst);
+        assert_eq!(*held.wait().expect("is served to its end"), *b"held");
+        assert_eq!(shutdown.join().expect("ends").cut_off, 0);
+    });
+    let (_, calls, pushes) = reports.recv_timeout(LONG).expect("the end of the old connection is reported");
+    assert_eq!((calls, pushes, ran.load(Ordering::SeqCst)), (0, 0, 1));
+    assert!(reports.try_recv().is_err(), "once");
+}
+
+#[test]
+fn what_an_old_server_cuts_off_behind_a_new_one_is_reported() {
+    let _watchdog = Watchdog::new("what_an_old_server_cuts_off_behind_a_new_one_is_reported");
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    let (ran, let_go) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let (losses, reports) = channel();
+    let old = serve_held(&path, &ran, &let_go);
+    let policy = Reconnect::new().retry_unserved(LONG).on_loss(move |lost| {
+        let methods: Vec<_> = lost.calls.iter().map(|call| call.method).collect();
+        losses.send(methods).expect("the test listens");
+    });
+    let client = SharedMemoryClient::builder(&path).reconnect(policy).connect().expect("connects");
+    thread::scope(|scope| {
+        let held = client.start_call(HOLD, b"held").expect("sends");
+        assert!(comes_true(|| ran.load(Ordering::SeqCst) == 1));
+        let shutdown = scope.spawn(|| old.shutdown(LONG / 30));
+        assert!(comes_true(|| !path.exists()), "it binds no longer");
+        let _new = serve(&path, &Arc::default());
+        client.call(COUNT, b"new").expect("the new server answers");
+        // Nobody calls any more: the report does not wait for the next call.
+        assert_eq!(reports.recv_timeout(LONG).expect("the loss is reported"), [HOLD]);
+        assert!(held.wait().expect_err("it was cut off").is_disconnected());
+        let_go.store(true, Ordering::SeqCst);
+        shutdown.join().expect("ends");
+    });
+    assert_eq!(ran.load(Ordering::SeqCst), 1, "what may have run is not sent again");
+}
+
+#[test]
+fn closing_ends_calls_that_an_old_server_still_serves() {
+    let _watchdog = Watchdog::new("closing_ends_calls_that_an_old_server_still_serves");
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    let (ran, let_go) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let old = serve_held(&path, &ran, &let_go);
+    let policy = Reconnect::new().retry_unserved(LONG);
+    let client = SharedMemoryClient::builder(&path).reconnect(policy).connect().expect("connects");
+    thread::scope(|scope| {
+        let held = client.start_call(HOLD, b"held").expect("sends");
+        assert!(comes_true(|| ran.load(Ordering::SeqCst) == 1));
+        let shutdown = scope.spawn(|| old.shutdown(LONG));
+        assert!(comes_true(|| !path.exists()), "it binds no longer");
+        let _new = serve(&path, &Arc::default());
+        client.call(COUNT, b"new").expect("the new server answers");
+        client.close();
+        let result = held.wait();
+        assert!(matches!(result, Err(CallError::Closed)), "{result:?}");
+        let_go.store(true, Ordering::SeqCst);
+        shutdown.join().expect("ends");
+    });
+}
+
+/// Programs that repeat refused calls themselves get to the new server too.
+#[test]
+fn a_call_that_is_refused_makes_a_new_connection_for_the_next() {
+    let _watchdog = Watchdog::new("a_call_that_is_refused_makes_a_new_connection_for_the_next");
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    let (ran, let_go) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let old = serve_held(&path, &ran, &let_go);
+    let client = SharedMemoryClient::builder(&path).reconnect(Reconnect::new()).connect().expect("connects");
+    thread::scope(|scope| {
+        let held = client.start_call(HOLD, b"held").expect("sends");
+        assert!(comes_true(|| ran.load(Ordering::SeqCst) == 1));
+        let shutdown = scope.spawn(|| old.shutdown(LONG * 4));
+        assert!(comes_true(|| !path.exists()), "it binds no longer");
+        let _new = serve(&path, &Arc::default());
+        let call = || client.start_call(COUNT, b"new").and_then(|pending| pending.wait());
+        assert!(comes_true(|| call().is_ok_and(|reply| *reply == *b"new")));
+        assert!(!shutdown.is_finished());
+        let_go.store(true, Ordering::SeqCst);
+        assert_eq!(*held.wait().expect("is served to its end"), *b"held");
+        shutdown.join().expect("ends");
+    });
 }

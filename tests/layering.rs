@@ -22,7 +22,10 @@ const MAY_IMPORT: [(&str, &[&str]); 16] = [
     ("establish", &["handshake", "channel", "options", "sys", "layout", "error", "events"]),
     ("stream", &["channel", "establish", "options", "sys", "mem", "error"]),
     ("listener", &["handshake", "establish", "stream", "options", "sys", "error"]),
-    ("rpc", &["stream", "listener", "channel", "options", "error", "mem", "events", "prometheus"]),
+    (
+        "rpc",
+        &["stream", "listener", "establish", "channel", "options", "error", "mem", "events", "prometheus"],
+    ),
     // The exports for tests: only code outside of the library uses it.
     ("internal", &["channel", "error", "establish", "handshake", "layout", "mem", "ring", "rpc", "sys"]),
 ];

@@ -9,8 +9,9 @@ use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -134,6 +135,72 @@ fn silent_connections_of_one_process_keep_no_other_out() {
     let mut stream = listener.accept_timeout(LONG).expect("the other process gets in");
     assert_eq!(verdict(&mut stream), Ok(1));
     assert!(listener.failed_handshakes() > 0);
+}
+
+/// The kernel wakes those that wait in `connect` in their order; one that only looks now and then finds room by chance.
+#[test]
+fn a_client_queues_for_a_full_backlog() {
+    let _watchdog = Watchdog::new("a_client_queues_for_a_full_backlog");
+    for round in 0..8 {
+        let folder = tempfile::tempdir().expect("directory");
+        let path = folder.path().join("socket");
+        let listener = UnixListener::bind(&path).expect("binds");
+        // SAFETY: takes numbers.
+        assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 1) }, 0);
+        let _first = [(); 2].map(|()| UnixStream::connect(&path).expect("there is room"));
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let _nobody_answers = Options::new().handshake_timeout(Duration::MAX).connect(&path);
+            });
+            thread::sleep(Duration::from_millis(100)); // The client comes first.
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        drop(UnixStream::connect(&path));
+                    }
+                });
+            }
+            let said_hello = (1..=24).any(|number| {
+                thread::sleep(Duration::from_millis(10)); // The place is taken at once.
+                let (mut stream, _) = listener.accept().expect("accepts");
+                // The first two are kept, and silent.
+                number > 2 && io::Read::read(&mut stream, &mut [0; 8]).is_ok_and(|len| len > 0)
+            });
+            over.store(true, Ordering::Relaxed);
+            drop(listener);
+            assert!(said_hello, "round {round}: those that came later were let in before");
+        });
+    }
+}
+
+#[test]
+fn clients_get_through_a_flood_of_half_open_connections() {
+    const NAME: &str = "clients_get_through_a_flood_of_half_open_connections";
+    if role().is_some() {
+        let flooders: Vec<_> = (0..256)
+            .map(|_| {
+                thread::spawn(|| {
+                    while let Ok(mut silent) = UnixStream::connect(told()) {
+                        let _until_it_is_sent_away = io::Read::read(&mut silent, &mut [0]);
+                    }
+                })
+            })
+            .collect();
+        return flooders.into_iter().for_each(|flooder| flooder.join().expect("ends"));
+    }
+    let _watchdog = Watchdog::new(NAME);
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    let server = SharedMemoryServer::bind(&path).expect("binds").inline(1, |_, _| Ok(()));
+    let _server = server.spawn().expect("serves");
+    let _flood = Kept::start(&mut me(NAME, "flood", path.to_str().expect("plain")));
+    thread::sleep(Duration::from_millis(500)); // All places and the backlog are taken.
+    for _ in 0..5 {
+        let options = Options::new().handshake_timeout(LONG);
+        let client = SharedMemoryClient::builder(&path).options(options).connect().expect("gets in");
+        client.call(1, b"").expect("answers");
+    }
 }
 
 #[test]
@@ -309,7 +376,7 @@ fn what_forbids_a_path_is_named() {
     open_to_all(&sticky, 0o1777);
     let private = folder.path().join("private");
     let _listener = SharedMemoryListener::bind(&private).expect("binds");
-    drop(std::os::unix::net::UnixListener::bind(sticky.join("stale")).expect("binds"));
+    drop(UnixListener::bind(sticky.join("stale")).expect("binds"));
     open_to_all(&sticky.join("stale"), 0o666);
     let other = Fork::run(|| {
         // SAFETY: the calls take numbers, and change this fork alone.

@@ -60,6 +60,20 @@ fn errors_of_connecting_tell_what_to_do() {
 }
 
 #[test]
+fn illegal_options_are_called_as_the_user_called_them() {
+    let refused = |options: Options, text: &str| match options.pair().map(drop) {
+        Err(ConnectError::BadOptions(said)) => assert_eq!(said, text),
+        other => panic!("{other:?}"),
+    };
+    refused(
+        Options::new().max_calls_in_flight(3),
+        "max_calls_in_flight must be a power of two from 1 to 256, not 3",
+    );
+    refused(Options::new().slots(3), "slots must be a power of two from 1 to 65536, not 3");
+    refused(Options::new().push_window(3), "push_window must be at least 1024, not 3");
+}
+
+#[test]
 fn errors_of_serving_tell_what_to_do() {
     let (doing, source) = failed();
     is(BindError::BadOptions("five".into()), ErrorKind::InvalidInput, "five");

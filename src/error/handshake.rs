@@ -2,6 +2,7 @@
 //!
 //! Plain data: each cause is its own variant and carries the numbers that a person needs.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 
@@ -179,6 +180,9 @@ pub enum RejectCode {
     WrongNonce,
     /// The server has as many clients as it takes, or is about to end.
     Busy,
+    /// The server's program refused, for a reason of its own: see
+    /// [`on_connect`](crate::SharedMemoryServer::on_connect).
+    Refused,
     /// A code of a newer version.
     Other(u16),
 }
@@ -196,6 +200,7 @@ impl RejectCode {
             Self::Unavailable => 7,
             Self::WrongNonce => 8,
             Self::Busy => 9,
+            Self::Refused => 10,
             Self::Other(number) => number,
         }
     }
@@ -212,6 +217,7 @@ impl RejectCode {
             7 => Self::Unavailable,
             8 => Self::WrongNonce,
             9 => Self::Busy,
+            10 => Self::Refused,
             other => Self::Other(other),
         }
     }
@@ -241,7 +247,53 @@ impl fmt::Display for RejectCode {
             Self::Unavailable => f.write_str("out of memory or descriptors"),
             Self::WrongNonce => f.write_str("wrong nonce"),
             Self::Busy => f.write_str("the server takes no more clients now"),
+            Self::Refused => f.write_str("its program does not take this client"),
             Self::Other(number) => write!(f, "code {number}"),
         }
+    }
+}
+
+/// Shortens a text to at most so many bytes, between two words where it can, and marks that by an ellipsis.
+pub(crate) fn shortened(text: &str, most: usize) -> Cow<'_, str> {
+    if text.len() <= most {
+        return text.into();
+    }
+    let mut end = most.saturating_sub(ELLIPSIS.len_utf8());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    let (kept, rest) = text.split_at(end);
+    let whole_word = rest.starts_with(char::is_whitespace);
+    // A text of one long word is better cut in it than left out.
+    let kept = match kept.rsplit_once(char::is_whitespace) {
+        Some((words, _)) if !whole_word && words.len() >= end / 2 => words,
+        _ => kept,
+    };
+    let kept = kept.trim_end();
+    if most < ELLIPSIS.len_utf8() { kept.into() } else { format!("{kept}{ELLIPSIS}").into() }
+}
+
+const ELLIPSIS: char = '\u{2026}';
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_shortened_between_words_and_never_too_long() {
+        for (text, most, short) in [
+            ("one two three", 13, "one two three"),
+            ("one two three", 12, "one two…"),
+            ("one two three", 10, "one two…"),
+            ("one two three", 9, "one…"),
+            ("a verylongword", 10, "a veryl…"),
+            ("éééééé", 8, "éé…"),
+            ("long", 3, "…"),
+            ("long", 2, ""),
+        ] {
+            assert_eq!(shortened(text, most), short, "{most}");
+        }
+        let text = "é two  thrée\u{2003}four";
+        assert!((0..text.len() + 2).all(|most| shortened(text, most).len() <= most));
     }
 }

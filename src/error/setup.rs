@@ -99,9 +99,8 @@ impl ConnectError {
             Self::Io { source, .. } => source.kind(),
             Self::NotASocket => io::ErrorKind::ConnectionRefused,
             Self::Timeout | Self::BacklogFull | Self::ServerEnded { .. } => io::ErrorKind::TimedOut,
-            Self::Rejected { code: RejectCode::NotAuthorized, .. } | Self::NotAuthorized { .. } => {
-                io::ErrorKind::PermissionDenied
-            }
+            Self::Rejected { code: RejectCode::NotAuthorized | RejectCode::Refused, .. }
+            | Self::NotAuthorized { .. } => io::ErrorKind::PermissionDenied,
             Self::Rejected { .. } => io::ErrorKind::ConnectionRefused,
             Self::BadMemfd(_) | Self::NoDescriptor | Self::SurplusDescriptors => io::ErrorKind::InvalidData,
             Self::Truncated => io::ErrorKind::Other,

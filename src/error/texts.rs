@@ -165,6 +165,7 @@ fn handshake() -> Vec<Row> {
         Unavailable RejectCode::Unavailable, "out of memory or descriptors", "a server at a limit of the system";
         WrongNonce RejectCode::WrongNonce, "wrong nonce", "another process at the descriptor";
         Busy RejectCode::Busy, "the server takes no more clients now", "a server at its own limit";
+        Refused RejectCode::Refused, "its program does not take this client", "a server whose on_connect refuses";
         Other RejectCode::Other(99), "code 99", "another release";
     });
     rows

@@ -43,7 +43,7 @@ use crate::sys::wait::wait_ready;
 
 use super::client::Caller;
 use super::server::{Failure, Guest, Names};
-use super::{Established, Step, deadline, drive, expired, wanted};
+use super::{ConnectLimit, Established, Step, deadline, drive, expired, wanted};
 
 /// Starts the command with one end of a new connection, and completes the handshake with the process that takes it.
 pub(crate) fn spawn(command: &mut Command, options: &Options) -> Result<(Child, Established), SpawnError> {
@@ -92,7 +92,7 @@ pub(crate) fn from_parent(options: &Options) -> Result<Established, ConnectError
     let cred =
         socket::peer_cred(socket.as_fd()).map_err(ConnectError::io("reading the parent's credentials"))?;
     let _a_help = socket::want_pidfd(socket.as_fd());
-    drive(Caller::new(socket, cred, &limits, nonce), until, options.is_prefault())
+    drive(Caller::new(socket, cred, &limits, nonce), ConnectLimit::until(until), options.is_prefault())
 }
 
 /// The variable by which a child knows its end.

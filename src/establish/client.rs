@@ -27,7 +27,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::error::{ConnectError, HandshakeError};
 use crate::handshake::{ACKNOWLEDGE, ANSWER_LEN, Agreement, ClientHandshake, ClientStep, HELLO_LEN, Limits};
@@ -44,16 +44,16 @@ use crate::sys::transfer::send_with_fds;
 use crate::sys::transfer::{Beside, Transfer, receive_with_fds, write};
 use crate::sys::wait::Readiness;
 
-use super::{Established, Step, drive, expired, link, wanted, why_not_connected};
+use super::{ConnectLimit, Established, Step, drive, link, wanted, why_not_connected};
 
-/// Connects to the server at the path, until the deadline.
+/// Connects to the server at the path, within the limit.
 pub(crate) fn connect(
     path: &Path,
     options: &Options,
-    until: Option<Instant>,
+    limit: ConnectLimit<'_>,
 ) -> Result<Established, ConnectError> {
     let limits = wanted(options)?;
-    let socket = reach(path, options, until)?;
+    let socket = reach(path, options, limit)?;
     let cred =
         socket::peer_cred(socket.as_fd()).map_err(ConnectError::io("reading the server's credentials"))?;
     options.authorizes(&cred).map_err(|why| match why {
@@ -61,7 +61,7 @@ pub(crate) fn connect(
         why => ConnectError::NotAuthorized { uid: cred.uid(), text: why.to_string() },
     })?;
     let _a_help = socket::want_pidfd(socket.as_fd());
-    drive(Caller::new(socket, cred, &limits, 0), until, options.is_prefault())
+    drive(Caller::new(socket, cred, &limits, 0), limit, options.is_prefault())
 }
 
 /// What a client makes of an answer that comes in these parts, each with descriptors beside it.
@@ -125,7 +125,7 @@ impl Caller {
     }
 
     /// Maps and seals the memory that came, and tells the server.
-    pub(super) fn confirm(self, sealing: Sealing) -> Result<Confirmed, ConnectError> {
+    pub(super) fn confirm(self, sealing: Sealing<'_>) -> Result<Confirmed, ConnectError> {
         let Some(agreed) = self.agreed else {
             return Err(ConnectError::Timeout);
         };
@@ -225,11 +225,11 @@ impl fmt::Debug for Caller {
 
 /// How the memory is sealed.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Sealing {
+pub(super) enum Sealing<'a> {
     /// By this thread: the server is this process, or a test.
     Here,
-    /// By another thread, so that this one can leave at the deadline.
-    Before(Option<Instant>),
+    /// By another thread, so that this one can leave at the limit.
+    Within(ConnectLimit<'a>),
 }
 
 /// A client whose server was told that the memory is sealed.
@@ -249,23 +249,33 @@ impl Confirmed {
 /// How long to wait before the next attempt at a server that is not ready: at first, and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
 
-/// A connected socket. A full backlog may become free, so it is tried until the deadline; one that is not there yet is, if
-/// the options say so.
-fn reach(path: &Path, options: &Options, deadline: Option<Instant>) -> Result<PeerSocket, ConnectError> {
+/// How long to wait for room in a full backlog before it is looked whether another server is at the path.
+///
+/// The kernel wakes those that wait in their order, and each new wait begins at the end: a shorter one lets others by.
+const IN_LINE: Duration = Duration::from_secs(1);
+
+/// A connected socket. A full backlog may become free, so it is tried until the limit, in the kernel's queue; one that is not
+/// there yet is, if the options say so.
+fn reach(path: &Path, options: &Options, limit: ConnectLimit<'_>) -> Result<PeerSocket, ConnectError> {
     let mut pause = PAUSE.0;
+    let mut connecting = socket::connect(path);
     loop {
-        let missing = match socket::connect(path) {
+        let missing = match connecting {
             Ok(Connecting::Connected(socket)) => return Ok(socket),
-            Ok(Connecting::BacklogFull) => ConnectError::BacklogFull,
-            Err(source) if options.waits_for_server() && is_missing(&source) => failed(path, source),
+            Ok(Connecting::BacklogFull) => None,
+            Err(source) if options.waits_for_server() && is_missing(&source) => Some(source),
             Err(source) => return Err(failed(path, source)),
         };
-        if expired(deadline) {
-            return Err(missing);
+        if limit.is_over() {
+            return Err(missing.map_or(ConnectError::BacklogFull, |source| failed(path, source)));
         }
-        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        thread::sleep(left.map_or(pause, |left| pause.min(left)));
-        pause = (pause * 2).min(PAUSE.1);
+        connecting = if missing.is_none() {
+            socket::connect_waiting(path, limit.slice(IN_LINE))
+        } else {
+            thread::sleep(limit.slice(pause));
+            pause = (pause * 2).min(PAUSE.1);
+            socket::connect(path)
+        };
     }
 }
 
@@ -287,7 +297,7 @@ fn failed(path: &Path, source: io::Error) -> ConnectError {
 }
 
 /// Verifies, maps and seals the one descriptor.
-fn adopt(memory: Option<Foreign>, len: usize, sealing: Sealing) -> Result<Region, ConnectError> {
+fn adopt(memory: Option<Foreign>, len: usize, sealing: Sealing<'_>) -> Result<Region, ConnectError> {
     let memory = memory.ok_or(ConnectError::NoDescriptor)?;
     let verified = memory.as_fd().map(|fd| memfd::verify(fd, len)).transpose();
     verified.map_err(|bad| ConnectError::BadMemfd(bad.to_string()))?;
@@ -298,10 +308,11 @@ fn adopt(memory: Option<Foreign>, len: usize, sealing: Sealing) -> Result<Region
     Ok(region)
 }
 
-fn seal(memfd: &Arc<OwnedFd>, sealing: Sealing) -> Result<io::Result<()>, ConnectError> {
-    if let Sealing::Before(deadline) = sealing {
+fn seal(memfd: &Arc<OwnedFd>, sealing: Sealing<'_>) -> Result<io::Result<()>, ConnectError> {
+    if let Sealing::Within(limit) = sealing {
         let memfd = Arc::clone(memfd);
-        match offload::within(deadline, move || memfd::seal_mappings(memfd.as_fd())) {
+        let work = move || memfd::seal_mappings(memfd.as_fd());
+        match offload::within(limit.until, || limit.is_cancelled(), work) {
             Ok(Some(sealed)) => return Ok(sealed),
             Ok(None) => return Err(ConnectError::Timeout),
             // Without a thread the deadline holds for a well-formed server alone, which is better than no connection.

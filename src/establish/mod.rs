@@ -39,6 +39,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::channel::bury;
@@ -148,6 +149,42 @@ pub(crate) fn expired(until: Option<Instant>) -> bool {
     until.is_some_and(|until| Instant::now() >= until)
 }
 
+/// Until when a client tries to connect: a deadline, and a flag by which another thread ends it before.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ConnectLimit<'a> {
+    until: Option<Instant>,
+    cancelled: Option<&'a AtomicBool>,
+}
+
+impl<'a> ConnectLimit<'a> {
+    /// Tries until the deadline.
+    pub(crate) fn until(until: Option<Instant>) -> Self {
+        Self { until, cancelled: None }
+    }
+
+    /// Tries until the deadline, and no longer than until the flag is set. It fails as at its deadline then.
+    pub(crate) fn cancelled_by(until: Option<Instant>, flag: &'a AtomicBool) -> Self {
+        Self { until, cancelled: Some(flag) }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.is_some_and(|flag| flag.load(Ordering::Relaxed))
+    }
+
+    fn is_over(&self) -> bool {
+        self.is_cancelled() || expired(self.until)
+    }
+
+    /// How long to wait, at most so long, before it is looked whether it is over.
+    fn slice(&self, longest: Duration) -> Duration {
+        let longest = if self.cancelled.is_some() { longest.min(CANCEL_SLICE) } else { longest };
+        self.until.map_or(longest, |until| until.saturating_duration_since(Instant::now()).min(longest))
+    }
+}
+
+/// How soon a client that is cancelled gives up.
+const CANCEL_SLICE: Duration = Duration::from_millis(100);
+
 /// Makes the link: the one place where the driver meets the layers above it.
 fn link(parts: LinkParts) -> io::Result<Established> {
     let (side, cred) = (parts.side, parts.cred);
@@ -164,24 +201,23 @@ fn link(parts: LinkParts) -> io::Result<Established> {
 /// The kernel keeps a server that does not answer apart from one that has ended only by its process: a fork may hold its
 /// socket. So where that process has ended the wait is bounded without a deadline as well. An explicit deadline holds
 /// unchanged: the process that called `listen` last may have ended while others serve the same socket.
-fn drive(mut caller: Caller, until: Option<Instant>, prefault: bool) -> Result<Established, ConnectError> {
-    let (mut deadline, mut ended) = (until, false);
+fn drive(mut caller: Caller, given: ConnectLimit<'_>, prefault: bool) -> Result<Established, ConnectError> {
+    let (mut limit, mut ended) = (given, false);
     loop {
         let readiness = match caller.advance()? {
-            Step::Ready => return caller.confirm(Sealing::Before(until))?.finish(prefault),
+            Step::Ready => return caller.confirm(Sealing::Within(given))?.finish(prefault),
             Step::Wants(readiness) => readiness,
         };
-        let slice = Instant::now() + LOOK;
-        let slice = deadline.map_or(slice, |deadline| deadline.min(slice));
+        let slice = Instant::now() + limit.slice(LOOK);
         let ready = wait_ready(caller.as_fd(), readiness, Some(slice));
         if ready.map_err(ConnectError::io("waiting for the server"))? {
             continue;
         }
         if !ended && socket::peer_has_ended(caller.as_fd()) {
             ended = true;
-            deadline = until.or_else(|| Some(Instant::now() + AFTER_END));
+            limit.until = limit.until.or_else(|| Some(Instant::now() + AFTER_END));
         }
-        if expired(deadline) {
+        if limit.is_over() {
             return Err(match ended {
                 true => ConnectError::ServerEnded { pid: caller.server() },
                 false => ConnectError::Timeout,

@@ -20,7 +20,7 @@
 //!
 //! The tests below: identity both ways, and every value of every byte.
 
-use crate::error::{HandshakeError, RejectCode};
+use crate::error::{HandshakeError, RejectCode, shortened};
 use crate::layout::{Geometry, LAST_TICKET};
 
 use super::wire::{Fields, Writer};
@@ -123,16 +123,10 @@ impl Answer {
 }
 
 impl Reject {
-    /// A refusal; of the text go the control characters and what exceeds [`TEXT_LEN`] bytes.
+    /// A refusal; the text loses its control characters, and is shortened to [`TEXT_LEN`] bytes.
     pub fn new(code: RejectCode, text: &str) -> Self {
-        let mut kept = String::new();
-        for c in text.chars().filter(|c| !c.is_control()) {
-            if kept.len() + c.len_utf8() > TEXT_LEN {
-                break;
-            }
-            kept.push(c);
-        }
-        Self { code, text: kept }
+        let text: String = text.chars().filter(|c| !c.is_control()).collect();
+        Self { code, text: shortened(&text, TEXT_LEN).into_owned() }
     }
 
     /// Why, for programs.

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::frame::send;
 use super::wire::{HEAD, Head, Kind, SETTINGS, Settings, VERSION, cost};
 use crate::channel::{Inbound, Outbound, Pace, RecvFault, SendFault, Wait};
-use crate::error::{ConnectError, Ended, RejectCode, Violation};
+use crate::error::{ConnectError, Ended, RejectCode, Violation, shortened};
 use crate::mem::Memory;
 use crate::options::Options;
 
@@ -85,7 +85,7 @@ pub(super) fn refuse<M: Memory, P: Pace>(
     text: &str,
 ) -> Result<(), SendFault> {
     let text: String = text.chars().filter(|c| !c.is_control()).collect();
-    let text = clipped(&text, TEXT);
+    let text = shortened(&text, TEXT);
     send(out, Head::new(Kind::Refuse, code.number().into()), [text.as_bytes(), &[]], 0, Wait::Never)
 }
 

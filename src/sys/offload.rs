@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   close(descriptor) ──▶ queue ──▶ up to 16 detached threads, each ends when the queue is empty
-//!   within(deadline, work) ──▶ a thread for this one work; the caller waits for it, up to its deadline
+//!   within(deadline, …, work) ──▶ a thread for this one work; the caller waits for it, up to its deadline
 //! ```
 //!
 //! The last close of a descriptor can block for as long as the one who made it wants: a TCP socket with unsent
@@ -31,7 +31,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::fork::{PerProcess, Slot, per_process};
 use super::signals;
@@ -46,14 +46,15 @@ pub(crate) fn close(descriptor: OwnedFd) {
     }
 }
 
-/// Does the work on a thread of its own, and returns what it came to; `None` if that is not known at the deadline.
-/// The work goes on then.
+/// Does the work on a thread of its own, and returns what it came to; `None` if that is not known at the deadline, or when
+/// the caller does not want it any more. The work goes on then.
 ///
 /// # Errors
 ///
 /// No thread can be had; the work was not begun.
 pub(crate) fn within<T: Send + 'static>(
     deadline: Option<Instant>,
+    is_cancelled: impl Fn() -> bool,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<Option<T>> {
     let offload = per_process(|| Ok(Offload::default()))?;
@@ -70,9 +71,14 @@ pub(crate) fn within<T: Send + 'static>(
     let thread = thread.inspect_err(|_| {
         offload.working.fetch_sub(1, Ordering::Relaxed);
     })?;
-    let received = match deadline {
-        None => result.recv().map_err(|_| RecvTimeoutError::Disconnected),
-        Some(_) => result.recv_timeout(remaining(deadline)),
+    let received = loop {
+        let left = remaining(deadline);
+        let received = result.recv_timeout(left.min(SLICE));
+        let goes_on =
+            matches!(received, Err(RecvTimeoutError::Timeout)) && !left.is_zero() && !is_cancelled();
+        if !goes_on {
+            break received;
+        }
     };
     if received.is_ok() {
         // It ends now. Joined, no thread runs this library's code when the program unloads it.
@@ -81,6 +87,8 @@ pub(crate) fn within<T: Send + 'static>(
     Ok(received.ok())
 }
 
+/// How long a caller waits before it looks whether it is cancelled.
+const SLICE: Duration = Duration::from_millis(50);
 /// Threads that close, at most.
 const MOST_CLOSING: usize = 16;
 /// Descriptors that wait for one of them, at most.
@@ -194,7 +202,7 @@ mod tests {
             let (reader, _writer) = pair();
             close(reader);
             assert_eq!(open_descriptors(), before + 2);
-            within(None, || ()).expect_err("no thread");
+            within(None, || false, || ()).expect_err("no thread");
         });
     }
 
@@ -202,20 +210,30 @@ mod tests {
     fn work_that_takes_too_long_is_left_behind_and_bounded() {
         in_child(|| {
             let soon = || Some(Instant::now() + Duration::from_millis(5));
-            assert_eq!(within(None, || 7).expect("a thread"), Some(7));
+            assert_eq!(within(None, || false, || 7).expect("a thread"), Some(7));
             let far = Some(Instant::now() + Duration::from_secs(60));
-            assert_eq!(within(far, || 8).expect("a thread"), Some(8));
+            assert_eq!(within(far, || false, || 8).expect("a thread"), Some(8));
             let (reader, writer) = pair();
-            for _ in 0..MOST_WORKING {
+            for number in 0..MOST_WORKING {
                 let reader = reader.try_clone().expect("a copy");
-                let blocked = within(soon(), move || {
-                    crate::sys::wait::wait_ready(reader.as_fd(), crate::sys::wait::Readiness::Readable, None)
-                });
+                // One is not left at its deadline, but since its caller is cancelled.
+                let until = if number == 0 { far } else { soon() };
+                let blocked = within(
+                    until,
+                    || number == 0,
+                    move || {
+                        crate::sys::wait::wait_ready(
+                            reader.as_fd(),
+                            crate::sys::wait::Readiness::Readable,
+                            None,
+                        )
+                    },
+                );
                 assert!(blocked.expect("a thread").is_none());
             }
-            assert_eq!(within(far, || 9).expect("no thread is tried"), None);
+            assert_eq!(within(far, || false, || 9).expect("no thread is tried"), None);
             drop(writer);
-            assert!(eventually(|| within(far, || 10).expect("a thread") == Some(10)));
+            assert!(eventually(|| within(far, || false, || 10).expect("a thread") == Some(10)));
         });
     }
 

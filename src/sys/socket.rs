@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //!
-//! 1. Every socket is close-on-exec and non-blocking from the call that makes it on.
+//! 1. Every socket is close-on-exec from the call that makes it on, and non-blocking when it leaves this file.
 //! 2. The file of a bound socket is never open to others: its mode is set before it has a name.
 //! 3. Only paths: an abstract name could be connected to by every user, and none is ever made.
 //! 4. Which user this process is, is asked of the kernel each time: by the credentials of a fresh pair of sockets.
@@ -19,6 +19,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::ptr;
+use std::time::Duration;
 
 use super::call::{self, INTERRUPTS};
 use super::foreign::PeerSocket;
@@ -111,7 +112,7 @@ pub(crate) enum Connecting {
 /// The path is empty, too long or has a zero byte; it exists (`AddrInUse`); or a call failed.
 pub(crate) fn bind_private(path: &Path) -> io::Result<OwnedFd> {
     let target = Address::of(path)?;
-    let fd = stream_socket()?;
+    let fd = stream_socket(FLAGS)?;
     // SAFETY: changes the mode of a socket of ours, which its file takes over when bound.
     call::check("fchmod", unsafe { libc::fchmod(fd.as_raw_fd(), 0o600) })?;
     // SAFETY: the address is a local of this length.
@@ -169,9 +170,8 @@ pub(crate) fn listening_path(fd: BorrowedFd<'_>) -> io::Result<PathBuf> {
     // SAFETY: changes the flags of a socket that the caller owns.
     unsafe {
         call::check("fcntl(F_SETFD)", libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC))?;
-        let status = call::check("fcntl(F_GETFL)", libc::fcntl(fd.as_raw_fd(), libc::F_GETFL))?;
-        call::check("fcntl(F_SETFL)", libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, status | libc::O_NONBLOCK))?;
     }
+    set_non_blocking(fd)?;
     // SAFETY: zeros are a valid address.
     let mut address: libc::sockaddr_un = unsafe { mem::zeroed() };
     let mut len = len_of::<libc::sockaddr_un>();
@@ -191,21 +191,67 @@ pub(crate) fn listening_path(fd: BorrowedFd<'_>) -> io::Result<PathBuf> {
 /// The path cannot be one; nothing is there (`NotFound`); nobody listens (`ConnectionRefused`); or
 /// a call failed.
 pub(crate) fn connect(path: &Path) -> io::Result<Connecting> {
-    let target = Address::of(path)?;
-    let fd = stream_socket()?;
+    let fd = stream_socket(FLAGS)?;
     for _ in 0..INTERRUPTS {
-        // SAFETY: the address is a local of this length.
-        let result = unsafe { libc::connect(fd.as_raw_fd(), target.as_ptr(), Address::LEN) };
-        let Err(error) = call::check("connect", result) else {
-            return Ok(Connecting::Connected(fd.into()));
-        };
-        match call::errno(&error) {
-            Some(libc::EINTR) => {}
-            Some(libc::EAGAIN) => break,
-            _ => return Err(error),
+        match connect_once(fd.as_fd(), path)? {
+            Attempt::Connected => return Ok(Connecting::Connected(fd.into())),
+            Attempt::Interrupted => {}
+            Attempt::Full => break,
         }
     }
     Ok(Connecting::BacklogFull)
+}
+
+/// As [`connect`], but waits for room in the backlog, for at most so long.
+///
+/// The kernel lets those in first that have waited longest, so who only looks now and then finds no room while others wait.
+///
+/// # Errors
+///
+/// As there. A signal ends the wait as its end does.
+pub(crate) fn connect_waiting(path: &Path, longest: Duration) -> io::Result<Connecting> {
+    let fd = stream_socket(libc::SOCK_CLOEXEC)?;
+    // A time of zero would mean no limit.
+    let longest = longest.max(Duration::from_micros(1));
+    let seconds = libc::time_t::from(u32::try_from(longest.as_secs()).unwrap_or(u32::MAX));
+    let limit = libc::timeval { tv_sec: seconds, tv_usec: longest.subsec_micros().into() };
+    set_option(fd.as_fd(), libc::SO_SNDTIMEO, limit)?;
+    match connect_once(fd.as_fd(), path)? {
+        Attempt::Connected => {}
+        Attempt::Interrupted | Attempt::Full => return Ok(Connecting::BacklogFull),
+    }
+    set_non_blocking(fd.as_fd())?;
+    Ok(Connecting::Connected(fd.into()))
+}
+
+/// What one call of `connect` came to.
+enum Attempt {
+    Connected,
+    Interrupted,
+    Full,
+}
+
+fn connect_once(fd: BorrowedFd<'_>, path: &Path) -> io::Result<Attempt> {
+    let target = Address::of(path)?;
+    // SAFETY: the address is a local of this length.
+    let result = unsafe { libc::connect(fd.as_raw_fd(), target.as_ptr(), Address::LEN) };
+    let Err(error) = call::check("connect", result) else {
+        return Ok(Attempt::Connected);
+    };
+    match call::errno(&error) {
+        Some(libc::EINTR) => Ok(Attempt::Interrupted),
+        Some(libc::EAGAIN) => Ok(Attempt::Full),
+        _ => Err(error),
+    }
+}
+
+fn set_non_blocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: take numbers, and change the flags of a socket that the caller holds.
+    unsafe {
+        let status = call::check("fcntl(F_GETFL)", libc::fcntl(fd.as_raw_fd(), libc::F_GETFL))?;
+        call::check("fcntl(F_SETFL)", libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, status | libc::O_NONBLOCK))?;
+    }
+    Ok(())
 }
 
 /// A socket without a name or a peer, which nothing ever happens to. Unlike an epoll set or an eventfd it has an inode of its
@@ -324,9 +370,9 @@ pub(super) const SO_PASSPIDFD: i32 = 76;
 const SO_PEERPIDFD: i32 = 77;
 pub(super) const SO_PASSRIGHTS: i32 = 83;
 
-fn stream_socket() -> io::Result<OwnedFd> {
+fn stream_socket(flags: i32) -> io::Result<OwnedFd> {
     // SAFETY: the call makes a new descriptor, which is ours alone.
-    unsafe { call::owned("socket", libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | FLAGS, 0)) }
+    unsafe { call::owned("socket", libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | flags, 0)) }
 }
 
 /// The address of a path.
@@ -405,17 +451,18 @@ fn option<T: Copy + PlainOption>(fd: BorrowedFd<'_>, name: i32, initial: T) -> i
     Ok(unsafe { value.assume_init() })
 }
 
-/// Sets an option. Those here are only a help: with a kernel that does not have them it goes without.
-pub(super) fn set_option(fd: BorrowedFd<'_>, name: i32, value: i32) -> io::Result<()> {
+/// Sets an option.
+pub(super) fn set_option<T: PlainOption>(fd: BorrowedFd<'_>, name: i32, value: T) -> io::Result<()> {
     let place = (&raw const value).cast();
     // SAFETY: the kernel reads the local of this length.
-    let set = unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, place, len_of::<i32>()) };
+    let set = unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, place, len_of::<T>()) };
     call::check("setsockopt", set).map(drop)
 }
 
 /// A type of which any bytes are a value.
-trait PlainOption {}
+pub(super) trait PlainOption {}
 impl PlainOption for i32 {}
+impl PlainOption for libc::timeval {}
 impl PlainOption for libc::ucred {}
 
 fn len_of<T>() -> libc::socklen_t {
@@ -476,6 +523,36 @@ mod tests {
             }
         }
         panic!("16 clients wait where 1 may");
+    }
+
+    #[test]
+    fn who_waits_for_room_in_a_backlog_gets_it_and_a_socket_that_does_not_block() {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = place(&dir);
+        let listener = bind_private(&path).expect("binds");
+        start_listening(listener.as_fd(), 1).expect("listens");
+        let mut waiting = Vec::new();
+        while let Connecting::Connected(fd) = connect(&path).expect("no refusal") {
+            waiting.push(fd);
+        }
+        let late = connect_waiting(&path, Duration::from_millis(1)).expect("no refusal");
+        assert!(matches!(late, Connecting::BacklogFull));
+        let late = connect_waiting(&path, Duration::ZERO).expect("no refusal");
+        assert!(matches!(late, Connecting::BacklogFull), "no time is not no limit");
+        std::thread::scope(|scope| {
+            let client = scope.spawn(|| connect_waiting(&path, Duration::from_secs(60)));
+            while !client.is_finished() {
+                let _accepted = accept(listener.as_fd()).expect("accepts");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let Ok(Connecting::Connected(fd)) = client.join().expect("ends") else { panic!("there is room") };
+            // SAFETY: only asks.
+            let status = unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_GETFL) };
+            assert!(status & libc::O_NONBLOCK != 0);
+        });
+        drop(listener);
+        let gone = connect_waiting(&path, Duration::from_secs(60)).expect_err("nobody listens");
+        assert_eq!(gone.kind(), io::ErrorKind::ConnectionRefused);
     }
 
     #[test]

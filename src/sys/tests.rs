@@ -8,7 +8,7 @@ use std::fmt::Debug;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::testing::{in_child, refuse};
 use super::{call, epoll, memfd, pidfd, region, signals, socket, spawn, timer, transfer, wait};
@@ -156,6 +156,8 @@ fn what_a_signal_interrupts_for_ever_is_given_up() {
         }
         assert!(socket::accept(one.as_fd()).expect("for now").is_none());
         assert!(matches!(socket::connect("/nowhere".as_ref()), Ok(socket::Connecting::BacklogFull)));
+        let waited = socket::connect_waiting("/nowhere".as_ref(), Duration::from_secs(1));
+        assert!(matches!(waited, Ok(socket::Connecting::BacklogFull)));
         assert_eq!(
             transfer::read(one.as_fd(), &mut [0; 8]).expect("for now"),
             transfer::Transfer::WouldBlock

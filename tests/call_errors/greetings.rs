@@ -34,13 +34,32 @@ fn a_client_that_is_not_wanted_is_told_why() {
     });
     for _ in 0..3 {
         match connect(&host.path, &options()) {
-            Err(ConnectError::Rejected { code: RejectCode::NotAuthorized, text }) => {
-                assert!(text.starts_with("not ") && text.ends_with('é'), "{text:?}");
+            Err(ConnectError::Rejected { code: RejectCode::Refused, text }) => {
+                assert!(text.starts_with("not ") && text.ends_with("é…"), "{text:?}");
                 assert!((63..=64).contains(&text.len()), "{text:?}");
             }
             other => panic!("{other:?}"),
         }
     }
+    host.end();
+}
+
+/// The code does not blame the user, and a text that is too long is cut between two words.
+#[test]
+fn a_refusal_by_the_program_reads_as_one() {
+    let host = host!(options(), |server: SharedMemoryServer| {
+        server.on_connect(|connection| match connection.id() {
+            1 => Err("come back on Monday".into()),
+            _ => Err(CallError::WouldDeadlock.into()),
+        })
+    });
+    let refused = || match connect(&host.path, &options()) {
+        Err(error @ ConnectError::Rejected { .. }) => error.to_string(),
+        other => panic!("{other:?}"),
+    };
+    let (first, second) = (refused(), refused());
+    assert!(first.ends_with(": come back on Monday") && !first.contains("user"), "{first}");
+    assert!(second.ends_with(": only this thread could end the wait: use `method` instead of…"), "{second}");
     host.end();
 }
 

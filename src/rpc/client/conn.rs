@@ -6,10 +6,11 @@
 //!    once; one that failed later is cancelled, and its place is free when the server has said so.
 //! 2. Nobody blocks here without the caller's deadline.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use super::desk::{Desk, Parts, Stop};
+use super::renewal::Renewal;
 use super::table::{Final, Table};
 use crate::channel::{ConnectionId, Ends, Line, Mapping, RealThreads, Wait, Waiting};
 use crate::error::{CallError, ConnectError, Ended, HandlerError};
@@ -28,6 +29,8 @@ pub(crate) struct Conn {
     own: Option<ConnectionId>,
     max: usize,
     window: u32,
+    /// Makes a successor, where the policy says so.
+    renewal: OnceLock<Weak<Renewal>>,
 }
 
 /// A call that was begun.
@@ -54,7 +57,17 @@ impl Conn {
         let (poster, ear) = (line.poster(), line.ear());
         let parts = Parts { inbound, outbound, poster, ear, table, places, piece };
         let own = line.id().filter(|_| line.cred().pid() == std::process::id());
-        Ok(Arc::new(Self { desk: Desk::new(parts), line, own, max, window }))
+        Ok(Arc::new(Self { desk: Desk::new(parts), line, own, max, window, renewal: OnceLock::new() }))
+    }
+
+    /// From now on a successor is made when the server takes no more calls.
+    pub(super) fn renewed_by(&self, renewal: &Arc<Renewal>) {
+        let _set_before = self.renewal.set(Arc::downgrade(renewal));
+    }
+
+    /// Whether pushes have come that nobody has taken.
+    pub(super) fn has_pushes(&self) -> bool {
+        self.desk.books().table.pushes() > 0
     }
 
     /// The longest chunk of a stream.
@@ -158,13 +171,24 @@ impl Conn {
             Ok(Final::Reply) => Ok(()),
             Ok(end) => {
                 buffer.clear();
-                outcome(end)
+                self.outcome(end)
             }
             Err(stop) => {
                 self.abandon(id);
                 Err(self.stopped(stop))
             }
         }
+    }
+
+    /// What the server's last word means for the caller. If the server takes no more calls, a successor is made for later ones.
+    pub(super) fn outcome(&self, end: Final) -> Result<(), CallError> {
+        let result = outcome(end);
+        if matches!(result, Err(CallError::ShuttingDown)) {
+            if let Some(renewal) = self.renewal.get().and_then(Weak::upgrade) {
+                renewal.replace_in_background(self);
+            }
+        }
+        result
     }
 
     /// Nobody waits for the call any more: the server is told.
@@ -296,8 +320,7 @@ fn time_left(wait: Wait) -> Option<[u8; 8]> {
     Some(u64::try_from(left.as_nanos()).unwrap_or(u64::MAX).to_le_bytes())
 }
 
-/// What the server's last word means for the caller.
-pub(super) fn outcome(end: Final) -> Result<(), CallError> {
+fn outcome(end: Final) -> Result<(), CallError> {
     let (status, code, text) = match end {
         Final::Reply | Final::End => return Ok(()),
         Final::OutOfMemory => return Err(CallError::OutOfMemory),

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::conn::{Begun, outcome};
+use super::conn::Begun;
 use super::desk::Stop;
 use super::table::Final;
 use super::{Canceller, Conn, Reply};
@@ -134,7 +134,7 @@ impl ReplyStream {
                 if end == Final::OutOfMemory {
                     conn.abandon(id); // The server's method goes on else.
                 }
-                outcome(end).map(|()| None)
+                conn.outcome(end).map(|()| None)
             }
             Err(Stop::Timeout) => Err(CallError::Timeout),
             Err(stop) => {

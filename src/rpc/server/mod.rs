@@ -336,7 +336,8 @@ impl SharedMemoryServer {
     }
 
     /// Decides about each client, by its credentials, before its first call; may attach state to its connection.
-    /// The text of an error reaches the client, up to 64 bytes. A later one replaces it.
+    /// The text of an error reaches the client, as [`RejectCode::Refused`](crate::RejectCode::Refused); what exceeds 64 bytes is
+    /// cut off between two words. A later one replaces it.
     #[must_use]
     pub fn on_connect(
         mut self,

@@ -133,7 +133,7 @@ fn greet(shared: &Shared, stream: SharedMemoryStream, id: u64) -> Result<Greeted
         if let Err(refusal) = judge(&Connection::new(&peer)) {
             let text = refusal.text();
             events::rejected(cred.pid(), cred.uid(), &format_args!("by on_connect: {text}"));
-            let _gone = hall.open(|out| greeting::refuse(out, RejectCode::NotAuthorized, text));
+            let _gone = hall.open(|out| greeting::refuse(out, RejectCode::Refused, text));
             return Err(CallError::Closed);
         }
     }

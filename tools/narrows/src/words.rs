@@ -28,6 +28,9 @@ pub(crate) fn unreachable(path: &Path, error: &ConnectError) -> anyhow::Error {
         ConnectError::Rejected { code: RejectCode::NotAuthorized, .. } => {
             "the server does not let this user in. Run as its user, or see its Options::authorize"
         }
+        ConnectError::Rejected { code: RejectCode::Refused, .. } => {
+            "the server's program decides which clients it takes, and gave this reason"
+        }
         ConnectError::Rejected { code: RejectCode::Busy, .. } => {
             "it has as many clients as it takes. Try later"
         }
