@@ -9,13 +9,12 @@
 
 #![allow(unsafe_code)]
 
-mod faults;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use faults::{Watchdog, say};
+use crate::support::{Watchdog, say};
 use narrows::{Options, SharedMemoryClient, SharedMemoryServer, WaitStrategy};
 
 /// Counts what all threads ask for.

@@ -3,14 +3,13 @@
 
 #![allow(unsafe_code)]
 
-mod faults;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use faults::{Kept, LONG, Watchdog, echo, me, role, say, told};
+use crate::support::{Kept, LONG, Watchdog, echo, me, role, say, told};
 use narrows::{Options, SharedMemoryListener, SharedMemoryStream, WaitStrategy};
 
 /// Counts what the calling thread asks for.

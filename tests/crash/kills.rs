@@ -10,9 +10,7 @@
 
 #![allow(unsafe_code)]
 
-#[path = "crash/counts.rs"]
 mod counts;
-mod faults;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -21,8 +19,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use counts::Counts;
-use faults::nursery::{self, Nursery, Report};
-use faults::{Kept, LONG, Watchdog, fill, index_of, me, reach, role, say, sys, told};
+use crate::support::fork_server::{self, ForkServer, Report};
+use crate::support::{Kept, LONG, Watchdog, fill, index_of, me, reach, role, say, sys, told};
 use narrows::{
     Options, Receiver, RecvError, RecvTimeoutError, SendTimeoutError, Sender, SharedMemoryListener,
     SharedMemoryStream,
@@ -72,7 +70,7 @@ impl Round {
 #[test]
 fn survivors_of_a_kill_keep_an_intact_prefix_and_are_told() {
     if role().is_some() {
-        return nursery::serve(|seed| {
+        return fork_server::serve(|seed| {
             victim(Round::new(seed.parse().expect("a number")), Path::new(&told()))
         });
     }
@@ -101,19 +99,19 @@ const LANES: usize = 3;
 /// The kill comes within so many microseconds of the connection.
 const LATEST: u64 = 3000;
 
-/// One nursery's victims.
+/// One fork server's victims.
 fn one_after_the_other(seeds: impl Iterator<Item = u64>, counts: &Counts) {
     let folder = tempfile::tempdir().expect("directory");
     let (before, after) = (folder.path().join("survivor"), folder.path().join("victim"));
     let listener = SharedMemoryListener::bind(&before).expect("binds");
-    let mut nursery = Nursery::start(
+    let mut fork_server = ForkServer::start(
         "survivors_of_a_kill_keep_an_intact_prefix_and_are_told",
         before.to_str().expect("plain"),
     );
-    let reports = nursery.reports();
+    let reports = fork_server.reports();
     for seed in seeds {
         let round = Round::new(seed);
-        nursery.order(&seed.to_string());
+        fork_server.order(&seed.to_string());
         let stream = if round.victim_serves {
             reach(&after.with_extension(seed.to_string()), &Options::new())
         } else {
@@ -122,7 +120,7 @@ fn one_after_the_other(seeds: impl Iterator<Item = u64>, counts: &Counts) {
         survive(round, stream, counts);
         assert_eq!(reports.recv_timeout(LONG), Ok(Report::Over(-libc::SIGKILL)), "{round:?}");
     }
-    nursery.end();
+    fork_server.end();
 }
 
 fn take(listener: &SharedMemoryListener) -> SharedMemoryStream {

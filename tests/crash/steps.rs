@@ -11,8 +11,6 @@
 
 #![allow(unsafe_code)]
 
-mod faults;
-#[path = "crash_steps/scenario.rs"]
 mod scenario;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,8 +22,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use faults::nursery::{self, Nursery, Report};
-use faults::{LONG, Watchdog, descriptors, eventually, mappings, role, say, sys, threads, told};
+use crate::support::fork_server::{self, ForkServer, Report};
+use crate::support::{LONG, Watchdog, descriptors, eventually, mappings, role, say, sys, threads, told};
 use narrows::internal::failpoint::{self, Act};
 use narrows::{RecvTimeoutError, SendTimeoutError, SharedMemoryListener, SharedMemoryStream};
 use scenario::{FROM_VICTIM, SLICE, Seen, options, suffer, survive};
@@ -67,7 +65,7 @@ const LANES: [Lane; 4] = [
 #[test]
 fn a_survivor_is_told_whatever_the_step() {
     if role().is_some() {
-        return nursery::serve(|order| victim(order, Path::new(&told())));
+        return fork_server::serve(|order| victim(order, Path::new(&told())));
     }
     let _watchdog = Watchdog::within(NAME, Duration::from_secs(300));
     let began = Instant::now();
@@ -127,7 +125,7 @@ impl Tally {
     }
 }
 
-/// What the nursery reports about the present victim.
+/// What the fork server reports about the present victim.
 #[derive(Debug, Default)]
 struct News {
     over: AtomicI64,
@@ -191,7 +189,7 @@ impl News {
 struct Survivor {
     lane: Lane,
     listener: SharedMemoryListener,
-    nursery: Nursery,
+    fork_server: ForkServer,
     news: Arc<News>,
 }
 
@@ -199,11 +197,11 @@ struct Survivor {
 fn each_step(lane: Lane) -> (Tally, BTreeSet<String>) {
     let folder = tempfile::tempdir().expect("directory");
     let listener = options().bind(folder.path().join("survivor")).expect("binds");
-    let mut nursery = Nursery::start(NAME, folder.path().to_str().expect("plain"));
+    let mut fork_server = ForkServer::start(NAME, folder.path().to_str().expect("plain"));
     let news = Arc::new(News::default());
-    let (hears, reports) = (Arc::clone(&news), nursery.reports());
+    let (hears, reports) = (Arc::clone(&news), fork_server.reports());
     let hearing = std::thread::spawn(move || hears.hear(&reports));
-    let survivor = Survivor { lane, listener, nursery, news };
+    let survivor = Survivor { lane, listener, fork_server, news };
     let steps = survivor.record();
     let mut tally = Tally { steps: steps.len(), ..Tally::default() };
     for act in [Act::Kill, Act::Exit, Act::Stop] {
@@ -215,7 +213,7 @@ fn each_step(lane: Lane) -> (Tally, BTreeSet<String>) {
     }
     assert!(tally.felt > 0 && tally.early > 0 && tally.torn > 0, "{lane:?}: {tally:?}");
     let ever = survivor.news.ever.lock().expect("whole").clone();
-    survivor.nursery.end();
+    survivor.fork_server.end();
     hearing.join().expect("heard all");
     (tally, ever)
 }
@@ -278,7 +276,7 @@ impl Survivor {
     /// Plays the scenario with one victim: what was seen, if they ever connected, and its end.
     fn run(&self, order: &str) -> (Option<Seen>, i64) {
         self.news.reset();
-        self.nursery.order(&format!("{}\t{}\t{order}", self.lane.serves, self.lane.closes));
+        self.fork_server.order(&format!("{}\t{}\t{order}", self.lane.serves, self.lane.closes));
         let stream = if self.lane.serves { self.reach() } else { self.take() };
         let seen = stream.map(|stream| survive(stream, &self.news.timeouts));
         assert!(eventually(|| self.news.is_over()), "{order}: the victim hangs");
@@ -354,11 +352,11 @@ fn victim(order: &str, folder: &Path) -> i32 {
     } else {
         options().connect_timeout(folder.join("survivor"), LONG).expect("connects")
     };
-    nursery::report("connected");
+    fork_server::report("connected");
     suffer(stream, lane.closes);
     failpoint::disarm();
     if words.len() == 3 {
-        failpoint::counts().iter().for_each(|(step, count)| nursery::report(&format!("{step}={count}")));
+        failpoint::counts().iter().for_each(|(step, count)| fork_server::report(&format!("{step}={count}")));
     }
     THROUGH
 }

@@ -1,7 +1,7 @@
 //! Chaos: each second something happens to somebody; the others go on, and who it happened to is told what it was.
 //!
 //! ```text
-//!   each second one of victims::KINDS, on a thread of its own ──▶ the server ◀── survivors: their calls are counted
+//!   each second one of fault_scenarios::KINDS, on a thread of its own ──▶ the server ◀── survivors: their calls are counted
 //!                                                                 another one ◀── the control: nothing happens to it
 //! ```
 //!
@@ -13,9 +13,9 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::house::{Actor, PATIENCE};
+use crate::processes::{Actor, PATIENCE};
 use crate::table::Row;
-use crate::victims::{self, KINDS, Scene};
+use crate::fault_scenarios::{self, KINDS, Scene};
 use crate::watch::{Sample, Stage, change};
 
 const SURVIVORS: usize = 3;
@@ -58,7 +58,7 @@ pub(crate) fn run(stage: &Stage) -> Vec<Row> {
             let kind = bag.pop().expect("filled");
             let (scene, fates, seed) = (&scene, &fates, random.u64(..));
             s.spawn(move || {
-                for (whom, what) in victims::happen(kind, scene, seed) {
+                for (whom, what) in fault_scenarios::happen(kind, scene, seed) {
                     let mut fates = fates.lock().expect("no panic");
                     *fates.entry((kind, whom)).or_default().entry(what).or_default() += 1;
                 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::house::{Actor, most_descriptors};
+use crate::processes::{Actor, most_descriptors};
 use crate::table::{Row, quantile, time};
 use crate::watch::{Sample, Stage};
 

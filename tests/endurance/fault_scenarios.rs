@@ -14,10 +14,10 @@ use narrows::layout::Geometry;
 use narrows::{Options, SharedMemoryClient};
 
 use crate::clients::{Caller, connect, request};
-use crate::faults::{eventually, fill, index_of};
-use crate::house::{Actor, MAX_MESSAGE, PATIENCE, connect_name, name, options};
+use crate::support::{eventually, fill, index_of};
+use crate::processes::{Actor, MAX_MESSAGE, PATIENCE, connect_name, name, options};
 use crate::serve::{BIG, ECHO, STALL, stream_path};
-use crate::villains::scribbling_server;
+use crate::hostile_peers::scribbling_server;
 
 /// Where it happens.
 #[derive(Debug)]

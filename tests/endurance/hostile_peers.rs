@@ -8,16 +8,16 @@ use std::time::Instant;
 use narrows::layout::{Control, Geometry, Kind as Carried, SLOT, words};
 use narrows::rpc::wire::{HEAD, Head, Kind, Settings, VERSION};
 
-use crate::faults::byhand::{ByHand, WORDS};
-use crate::faults::sys::futex_wake;
-use crate::house::{MAX_MESSAGE, PATIENCE, Told, fault, orders, tell};
+use crate::support::raw_peer::{RawPeer, WORDS};
+use crate::support::sys::futex_wake;
+use crate::processes::{MAX_MESSAGE, PATIENCE, Told, fault, orders, tell};
 use crate::serve::stream_path;
 
-fn hand(path: &Path) -> ByHand {
+fn hand(path: &Path) -> RawPeer {
     let geometry = Geometry::new(256, 1 << 20, 64).expect("legal");
     let until = Instant::now() + PATIENCE;
     loop {
-        match ByHand::connect(path, geometry, MAX_MESSAGE as u64) {
+        match RawPeer::connect(path, geometry, MAX_MESSAGE as u64) {
             Ok(hand) => return hand,
             Err(error) if Instant::now() > until => fault(&format!("by hand: {error}")),
             Err(_) => std::thread::sleep(std::time::Duration::from_millis(10)),
@@ -26,7 +26,7 @@ fn hand(path: &Path) -> ByHand {
 }
 
 /// Says Hello as a client of calls does.
-fn greet(hand: &ByHand) {
+fn greet(hand: &RawPeer) {
     let mine = Settings { version: VERSION, stream_window: 1 << 20, push_window: 1 << 20 }.encode();
     let head: [u8; HEAD] = Head { kind: Kind::Hello, flags: 0, seq: 0, word: 0 }.encode();
     let bytes = [&head[..], &mine].concat();
@@ -51,7 +51,7 @@ fn greet(hand: &ByHand) {
     }
 }
 
-fn wake(hand: &ByHand) {
+fn wake(hand: &RawPeer) {
     for (direction, flag) in
         [(hand.outgoing(), words::CONSUMER_FLAG), (hand.incoming(), words::PRODUCER_FLAG)]
     {
@@ -62,7 +62,7 @@ fn wake(hand: &ByHand) {
 }
 
 /// Scribbles over all pages until the other side has had enough. Whether it had.
-pub(crate) fn scribble(hand: &ByHand, random: &mut fastrand::Rng) -> bool {
+pub(crate) fn scribble(hand: &RawPeer, random: &mut fastrand::Rng) -> bool {
     let until = Instant::now() + PATIENCE;
     let data = hand.geometry.direction(0).slots / 8..hand.pages.len() / 8;
     while Instant::now() < until {
@@ -119,5 +119,5 @@ pub(crate) fn giant(told: &Told) {
 
 /// A server that scribbles over the pages of the first who comes.
 pub(crate) fn scribbling_server(listener: &UnixListener, seed: u64) -> bool {
-    ByHand::serve(listener).is_ok_and(|hand| scribble(&hand, &mut fastrand::Rng::with_seed(seed)))
+    RawPeer::serve(listener).is_ok_and(|hand| scribble(&hand, &mut fastrand::Rng::with_seed(seed)))
 }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use narrows::{CallError, SharedMemoryClient, SharedMemoryStream};
 
 use crate::clients::{Caller, connect, request};
-use crate::faults::{Kept, eventually, fill, index_of, me};
-use crate::house::{Actor, PATIENCE, Told, fault, name, options, orders, tell};
+use crate::support::{Kept, eventually, fill, index_of, me};
+use crate::processes::{Actor, PATIENCE, Told, fault, name, options, orders, tell};
 use crate::serve::{CHUNKS, ECHO, FLOOD, STALL, Served};
 use crate::table::{Row, kib, median};
 use crate::watch::{Sample, Stage, change, grown};

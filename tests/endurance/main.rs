@@ -10,8 +10,8 @@
 //!  this process (no call of the library but in chaos)      real processes: this binary again, in a role
 //!    bomb, steady, neighbours, churn, cycles, chaos ──▶      serve: the server of calls and of streams (serve.rs)
 //!      start them, say what to do, hear what became of it    crowd, worker, ... : the clients (clients.rs)
-//!      look at /proc of both ◀─────────────────────────      hunter: starts and stops servers itself (cycles.rs)
-//!    table ── a row for each case, exit code 1 on a fault    villains: by hand, with the bare pages (villains.rs)
+//!      look at /proc of both ◀─────────────────────────      hunter: starts and stops servers itself (leak_check.rs)
+//!    table ── a row for each case, exit code 1 on a fault    villains: by hand, with the bare pages (hostile_peers.rs)
 //! ```
 //!
 //! Each message proves itself, in the server and again in the client. What decides is never a time, which a busy machine
@@ -22,21 +22,19 @@
 
 #![allow(unsafe_code)]
 
-mod bomb;
+mod connection_flood;
 mod chaos;
 mod churn;
 mod clients;
-mod cycles;
-#[path = "../faults/mod.rs"]
-mod faults;
+mod leak_check;
 mod heap;
-mod house;
-mod neighbours;
+mod processes;
+mod noisy_neighbours;
 mod serve;
 mod steady;
 mod table;
-mod victims;
-mod villains;
+mod fault_scenarios;
+mod hostile_peers;
 mod watch;
 
 use std::path::PathBuf;
@@ -45,7 +43,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 
-use faults::Watchdog;
+use crate::support::Watchdog;
 use table::{About, Row};
 use watch::Stage;
 
@@ -54,11 +52,11 @@ type Check = fn(&Stage) -> Vec<Row>;
 
 /// All checks, and which share of the time each has, in hundredths.
 const CHECKS: [(&str, u32, Check); 6] = [
-    ("connection bomb", 15, bomb::run),
+    ("connection bomb", 15, connection_flood::run),
     ("memory under load", 30, steady::run),
-    ("latency beside neighbours", 10, neighbours::run),
+    ("latency beside neighbours", 10, noisy_neighbours::run),
     ("churn", 10, churn::run),
-    ("leak hunt", 15, cycles::run),
+    ("leak hunt", 15, leak_check::run),
     ("chaos", 20, chaos::run),
 ];
 
@@ -124,8 +122,8 @@ impl Arguments {
 }
 
 fn main() -> ExitCode {
-    if let Some(role) = faults::role() {
-        house::play(&role);
+    if let Some(role) = crate::support::role() {
+        processes::play(&role);
         return ExitCode::SUCCESS;
     }
     let arguments = match Arguments::try_parse() {
@@ -154,7 +152,7 @@ fn main() -> ExitCode {
 fn week(arguments: &Arguments, chosen: &[(&'static str, u32, Check)]) -> ExitCode {
     let time = arguments.time();
     let _watchdog = Watchdog::within("the validation", time * 4 + Duration::from_secs(900));
-    faults::sys::raise_descriptor_limit();
+    crate::support::sys::raise_descriptor_limit();
     watch::heed_interrupts();
     let (began, mut about) = (Instant::now(), About::now(time));
     let shares: u32 = chosen.iter().map(|(_, share, _)| share).sum();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::house::Actor;
+use crate::processes::Actor;
 use crate::table::Row;
 use crate::watch::Stage;
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use narrows::{ConnectError, Options};
 
-use crate::faults::{Kept, eventually, me, role, say, sys, told};
+use crate::support::{Kept, eventually, me, role, say, sys, told};
 use crate::watch::Sample;
 use crate::{clients, cycles, serve, villains};
 
@@ -190,9 +190,9 @@ pub(crate) fn play(role: &str) {
         "hoarder" => clients::hoarder(&told),
         "starved" => clients::starved(&told),
         "slow" => clients::slow(&told),
-        "hunter" => cycles::hunter(&told),
-        "scribbler" => villains::scribbler(&told),
-        "giant" => villains::giant(&told),
+        "hunter" => leak_check::hunter(&told),
+        "scribbler" => hostile_peers::scribbler(&told),
+        "giant" => hostile_peers::giant(&told),
         other => panic!("no role: {other}"),
     }
 }

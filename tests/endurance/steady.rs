@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::house::Actor;
+use crate::processes::Actor;
 use crate::table::{Row, kib, median};
 use crate::watch::{Sample, Stage, change, grown};
 

@@ -11,7 +11,6 @@
 //!
 //! What it does not show: a fuzzer that sees which branches it reaches gets further (`.ci/fuzz`).
 
-mod common;
 
 use std::env;
 use std::fmt::Write as _;
@@ -19,8 +18,8 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 
-use common::Watchdog;
-use common::process::{PATIENCE, say};
+use crate::support::Watchdog;
+use crate::support::{PATIENCE, say};
 use narrows::fuzz::{BODIES, Body};
 
 /// Random inputs and mutated seeds of each body, each so many times `NARROWS_FUZZ_RUNS`.
@@ -34,7 +33,7 @@ fn number(name: &str, otherwise: u64) -> u64 {
 }
 
 fn seeds(name: &str) -> Vec<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(name);
+    let folder = Path::new(crate::support::ROOT).join("fuzz/seeds").join(name);
     let mut paths: Vec<PathBuf> =
         fs::read_dir(&folder).expect("the seeds").map(|entry| entry.expect("readable").path()).collect();
     paths.sort();
@@ -120,7 +119,7 @@ macro_rules! campaigns {
         fn every_body_has_its_campaign_its_target_and_its_seeds() {
             let names = BODIES.map(|(name, _)| name);
             assert_eq!(names, [$(stringify!($name)),*]);
-            let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
+            let fuzz = Path::new(crate::support::ROOT).join("fuzz");
             for name in names {
                 let target = fs::read_to_string(fuzz.join("fuzz_targets").join(name).with_extension("rs"));
                 assert!(target.expect("a target").contains(&format!("fuzz::{name}(data)")));

@@ -6,12 +6,6 @@
 //!   client process with a limit ◀── long replies, chunks, pushes ── server process
 //! ```
 
-#![allow(unsafe_code)] // The system calls of `faults`.
-
-#[path = "call_kit/mod.rs"]
-mod call_kit;
-#[path = "faults/mod.rs"]
-mod faults;
 
 use std::thread;
 use std::time::Duration;
@@ -21,8 +15,8 @@ use narrows::{
     SharedMemoryStream, TryRecvError,
 };
 
-use call_kit::*;
-use faults::{Kept, LONG, Watchdog, me, role, sys};
+use crate::support::calls::*;
+use crate::support::{Kept, LONG, Watchdog, me, role, sys};
 
 /// Inline: limits the server's memory to so much more than it has.
 const LIMIT: u32 = 100;
@@ -82,7 +76,7 @@ fn a_message_without_memory_is_kept_until_there_is_some() {
         }
         return;
     }
-    let (len, more) = SIZES[faults::told().parse::<usize>().expect("a number")];
+    let (len, more) = SIZES[crate::support::told().parse::<usize>().expect("a number")];
     let (mut a, mut b) = SharedMemoryStream::pair().expect("a pair");
     let (sent, mut message) = (vec![7; len], Vec::new());
     let sender = thread::spawn(move || {
@@ -189,7 +183,7 @@ fn replies_chunks_and_pushes_without_memory_are_errors_and_the_connection_goes_o
 }
 
 fn poor_client() {
-    let client = SharedMemoryClient::builder(faults::told()).options(options()).connect().expect("connects");
+    let client = SharedMemoryClient::builder(crate::support::told()).options(options()).connect().expect("connects");
     is_well(&client);
     let big = |len: usize| client.call_timeout(BIG, &len.to_le_bytes(), LONG);
     let no_memory = |end: Option<CallError>| assert!(matches!(end, Some(CallError::OutOfMemory)), "{end:?}");
@@ -223,7 +217,7 @@ fn connect_until_busy(host: &Host, most: usize) -> (Vec<SharedMemoryClient>, boo
             Err(ConnectError::Rejected { code: RejectCode::Busy, .. }) => return (clients, true),
             // What the handshake itself needs is short before the thread is: not an answer, but no abort either.
             Err(error) => {
-                faults::say(&format!("after {} connections: {error}", clients.len()));
+                crate::support::say(&format!("after {} connections: {error}", clients.len()));
                 return (clients, false);
             }
         }
@@ -239,7 +233,7 @@ fn with_many(server: SharedMemoryServer) -> SharedMemoryServer {
 fn connections_beyond_the_limit_of_mappings_are_busy() {
     let most = max_mappings();
     if most > 2_000_000 {
-        return faults::say("not tested: vm.max_map_count is too high to be reached");
+        return crate::support::say("not tested: vm.max_map_count is too high to be reached");
     }
     sys::raise_descriptor_limit();
     let host = host!(options(), with_many);
@@ -255,7 +249,7 @@ fn connections_beyond_the_limit_of_mappings_are_busy() {
     let stream = first.call_streaming(STREAM, &[1_u32.to_le_bytes(); 2].concat()).expect("sends").next();
     assert!(matches!(stream, Some(Ok(_) | Err(CallError::Busy(_)))), "{stream:?}");
     clients.truncate(1);
-    assert!(faults::eventually(|| host.stat("connections") < 5));
+    assert!(crate::support::eventually(|| host.stat("connections") < 5));
     assert!(!connect_until_busy(&host, 3).1, "there is room again");
     host.end();
 }
@@ -271,7 +265,7 @@ fn connections_beyond_the_address_space_are_refused() {
     is_well(&first);
     clients.iter().for_each(is_well);
     clients.clear();
-    assert!(faults::eventually(|| !connect_until_busy(&host, 3).0.is_empty()), "there is room again");
+    assert!(crate::support::eventually(|| !connect_until_busy(&host, 3).0.is_empty()), "there is room again");
     is_well(&first);
     host.end();
 }

@@ -3,11 +3,10 @@
 
 #![allow(unsafe_code)]
 
-mod faults;
 
 use std::time::Duration;
 
-use faults::{Kept, LONG, Watchdog, echo, me, reach, role, round_trip, told, verdict};
+use crate::support::{Kept, LONG, Watchdog, echo, me, reach, role, round_trip, told, verdict};
 use narrows::{Options, RecvTimeoutError, SharedMemoryListener, SharedMemoryStream};
 
 /// A call that is refused: its number, the argument that decides with a bit or a value, the error.

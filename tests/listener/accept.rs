@@ -2,7 +2,6 @@
 
 #![allow(unsafe_code)]
 
-mod support;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -16,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use narrows::{AcceptError, BindError};
 use narrows::{Options, SharedMemoryListener, SharedMemoryStream};
-use support::*;
+use crate::support::*;
 
 /// A path at which nobody listens any more.
 fn make_stale(path: &Path) {
@@ -99,7 +98,7 @@ fn of_fifty_processes_exactly_one_takes_a_stale_path() {
 
 /// One racer: binds at the signal, says how it went, and keeps what it has until it is told.
 fn race(path: &Path) {
-    eventually(|| exists(&path.with_extension("go")));
+    assert!(eventually(|| exists(&path.with_extension("go"))));
     let result = SharedMemoryListener::bind(path);
     match &result {
         Ok(_) => println!("RACE won"),

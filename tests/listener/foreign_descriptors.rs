@@ -7,7 +7,6 @@
 
 #![allow(unsafe_code)]
 
-mod support;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -21,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use narrows::internal::handshake::{ACKNOWLEDGE, ANSWER_LEN, Agreement, Answer, HELLO_LEN, VERSION_MAX};
 use narrows::{ConnectError, Options, SharedMemoryStream};
-use support::*;
+use crate::support::*;
 
 const LINGER: i32 = 30;
 /// How late a call may be on a busy machine: far below the linger time.
@@ -170,7 +169,7 @@ fn connect(path: &Path) -> Result<SharedMemoryStream, ConnectError> {
 static HELD: AtomicBool = AtomicBool::new(false);
 
 fn passes() -> bool {
-    eventually(|| !HELD.load(Ordering::SeqCst));
+    assert!(eventually(|| !HELD.load(Ordering::SeqCst)));
     true
 }
 
@@ -474,7 +473,7 @@ impl Locked {
             unsafe { libc::pwrite(raw, from as *const libc::c_void, 8, 0) };
             drop(file);
         });
-        eventually(|| WRITING.load(Ordering::SeqCst));
+        assert!(eventually(|| WRITING.load(Ordering::SeqCst)));
         let mut fault = libc::pollfd { fd: faults.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one local entry.
         assert_eq!(unsafe { libc::poll(&mut fault, 1, 60_000) }, 1, "the writer waits for the page");

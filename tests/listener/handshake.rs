@@ -3,7 +3,6 @@
 
 #![allow(unsafe_code)]
 
-mod support;
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -22,7 +21,7 @@ use narrows::internal::handshake::{
 use narrows::internal::layout::Geometry;
 use narrows::{ConnectError, HandshakeError, RejectCode};
 use narrows::{Options, SharedMemoryStream};
-use support::*;
+use crate::support::*;
 
 fn code(answer: Answer) -> Option<RejectCode> {
     match answer {
@@ -69,7 +68,7 @@ fn a_hello_in_pieces_is_welcome_and_more_is_never_read() {
     assert_eq!(code(welcome), None);
     seal(memory.as_fd(), LAST_SEALS).expect("seals");
     (&talkative).write_all(&[&[ACKNOWLEDGE][..], &[7; 1000]].concat()).expect("sends");
-    eventually(|| server.accepted.load(Ordering::SeqCst) == 2);
+    assert!(eventually(|| server.accepted.load(Ordering::SeqCst) == 2));
     server.honest_client_gets_in();
     assert_eq!(server.listener.failed_handshakes(), 0);
 }
@@ -121,7 +120,7 @@ fn descriptors_for_the_server_are_refused_or_closed() {
         let client = server.raw();
         let _ = send_with(&client, &hello()[..1], &[file.as_fd(); 5]); // EPERM from Linux 6.16 on.
     }
-    eventually(|| descriptors() == before);
+    assert!(eventually(|| descriptors() == before));
 }
 
 #[test]
@@ -180,7 +179,7 @@ fn failed_handshakes_leak_no_descriptor() {
         let _ = (&client).write_all(&bytes[..round % (HELLO_LEN + 1)]);
     }
     server.failures_reach(3000);
-    eventually(|| descriptors() == before);
+    assert!(eventually(|| descriptors() == before));
 }
 
 /// Plays a server that is about to accept one client, and runs our client against it.
@@ -263,7 +262,7 @@ fn a_flood_of_descriptors_is_closed() {
         let fds = (0..count).map(|_| File::open("/dev/null").expect("opens").into()).collect();
         let error = answering(welcome(), fds).expect_err("a flood");
         assert!(matches!(error, ConnectError::SurplusDescriptors | ConnectError::Truncated), "{error:?}");
-        eventually(|| descriptors() == before); // Another thread closes them.
+        assert!(eventually(|| descriptors() == before)); // Another thread closes them.
     }
 }
 
@@ -399,5 +398,5 @@ fn a_pair_needs_no_path_and_leaks_nothing() {
         assert_eq!(descriptors(), before + 2);
         drop(both);
     }
-    eventually(|| descriptors() == before);
+    assert!(eventually(|| descriptors() == before));
 }

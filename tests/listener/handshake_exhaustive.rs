@@ -4,9 +4,6 @@
 //! What is right is a table of kinds or of bytes, written here without the library's own words. It does
 //! not show times: who drips and who is silent is in `handshake.rs`.
 
-#![allow(unsafe_code)] // In `support`, which makes descriptors and sends them.
-
-mod support;
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -25,7 +22,7 @@ use narrows::internal::handshake::{
 use narrows::internal::layout::Geometry;
 use narrows::{ConnectError, HandshakeError, Options, RejectCode};
 
-use support::{
+use crate::support::{
     SEALS, Server, Watchdog, alone, answer, confirm, descriptors, eventually, memfd, pipe, send_with,
 };
 
@@ -163,7 +160,7 @@ fn counted(test: &str, body: impl FnOnce() -> u64) {
     drop(liar);
     let before = descriptors();
     let cases = body();
-    eventually(|| descriptors() == before);
+    assert!(eventually(|| descriptors() == before));
     assert!(cases >= 192, "{test}: only {cases} cases");
 }
 

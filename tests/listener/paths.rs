@@ -2,7 +2,6 @@
 
 #![allow(unsafe_code)]
 
-mod faults;
 
 use std::env;
 use std::fs::{self, File, Permissions};
@@ -14,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use faults::{Fork, Kept, LONG, Watchdog, me, role, say, sys, told, verdict};
+use crate::support::{Fork, Kept, LONG, Watchdog, me, role, say, sys, told, verdict};
 use narrows::{
     BindError, ConnectError, Options, Reconnect, ServerHandle, SharedMemoryClient, SharedMemoryListener,
     SharedMemoryServer, SharedMemoryStream,

@@ -2,7 +2,6 @@
 
 #![allow(unsafe_code)]
 
-mod support;
 
 use std::env;
 use std::io::{Read, Write};
@@ -13,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use narrows::{ConnectError, HandshakeError, SpawnError};
 use narrows::{Options, SharedMemoryStream};
-use support::*;
+use crate::support::*;
 
 const VARIABLE: &str = "NARROWS_PARENT";
 
@@ -131,7 +130,7 @@ fn a_command_that_cannot_start_and_failures_leak_nothing() {
             assert!(matches!(Options::new().spawn(nothing), Err(SpawnError::Io { .. })));
             assert!(Options::new().spawn(rerun(NAME, "child")).is_err());
         }
-        eventually(|| descriptors() == before);
+        assert!(eventually(|| descriptors() == before));
         no_child_is_left();
     }
 }

@@ -3,7 +3,6 @@
 
 #![allow(unsafe_code)]
 
-mod support;
 
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -19,7 +18,7 @@ use std::{env, thread};
 
 use narrows::internal::handshake::ClientHandshake;
 use narrows::{ConnectError, Options, RecvTimeoutError, RejectCode, SharedMemoryStream, SpawnError};
-use support::*;
+use crate::support::*;
 
 const VARIABLE: &str = "NARROWS_PARENT";
 const LONG: Duration = Duration::from_secs(30);
@@ -181,7 +180,7 @@ fn a_client_in_a_user_namespace_trusts_no_server_that_is_not_mapped() {
     let open = Options::new().authorize(|_| true);
     let (clients, came) = thread::scope(|scope| {
         let server = scope.spawn(|| serve(&path, &open));
-        eventually(|| exists(&path) && path.metadata().is_ok_and(|it| it.mode() & 0o777 == 0o777));
+        assert!(eventually(|| exists(&path) && path.metadata().is_ok_and(|it| it.mode() & 0o777 == 0o777)));
         let clients = [String::new(), format!("{OVERFLOW} {} 1", own_uid())].map(|map| {
             let mut client = shared.run(NAME, path.to_str().expect("plain"));
             in_a_namespace(&mut client, &map);
@@ -439,10 +438,10 @@ fn a_failed_spawn_leaves_no_backend_behind_a_shell() {
     };
     failed("stops", Duration::from_secs(4));
     let pid = fs::read_to_string(dir.path().join("stops")).expect("said Hello").parse().expect("a pid");
-    eventually(|| is_gone(pid));
+    assert!(eventually(|| is_gone(pid)));
     failed("sleeps", Duration::from_millis(300));
     let word = dir.path().join("sleeps");
-    eventually(|| fs::read_to_string(&word).is_ok_and(|text| text == "true"));
+    assert!(eventually(|| fs::read_to_string(&word).is_ok_and(|text| text == "true")));
 }
 
 fn flags(fd: i32) -> (i32, i32) {

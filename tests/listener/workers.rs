@@ -2,7 +2,6 @@
 
 #![allow(unsafe_code)]
 
-mod faults;
 
 use std::io::{Read, Write};
 use std::mem::ManuallyDrop;
@@ -10,7 +9,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
-use faults::{Fork, LONG, Watchdog, echo, reach, round_trip, sys, verdict};
+use crate::support::{Fork, LONG, Watchdog, echo, reach, round_trip, sys, verdict};
 use narrows::handshake::{Answer, HELLO_LEN, Limits, ServerHandshake};
 use narrows::layout::Geometry;
 use narrows::{AcceptError, Options, RecvTimeoutError, SharedMemoryListener, SharedMemoryStream};

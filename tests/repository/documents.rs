@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 fn read(name: &str) -> String {
-    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).expect("a document")
+    fs::read_to_string(Path::new(crate::support::ROOT).join(name)).expect("a document")
 }
 
 /// What stands between single backticks.
@@ -18,7 +18,7 @@ fn quoted(text: &str) -> Vec<&str> {
 
 /// The names of all functions of these folders, and of all their files without an ending.
 fn names(folders: &[&str]) -> BTreeSet<String> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = Path::new(crate::support::ROOT);
     let files = folders.iter().flat_map(|folder| walkdir::WalkDir::new(root.join(folder)));
     let mut found = BTreeSet::new();
     for path in files.map(|entry| entry.expect("readable").into_path()) {
@@ -41,7 +41,7 @@ fn every_test_that_holds_a_promise_is_there() {
     let mut count = 0;
     for name in quoted(table).iter().flat_map(|it| it.split(": ")) {
         if name.contains('/') {
-            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+            let path = Path::new(crate::support::ROOT).join(name);
             assert!(path.exists(), "SECURITY.md names {name}");
         } else if name != "loom" && name != "fuzz" {
             assert!(known.contains(name), "SECURITY.md names {name}");
@@ -58,7 +58,7 @@ fn every_file_that_a_document_names_is_there() {
             let tops = ["src/", "tests/", "docs/", "examples/", "fuzz/", "loom-tests/", "benches/", ".ci/"];
             let path = name.split(' ').next().unwrap_or_default();
             if tops.iter().any(|top| path.starts_with(top)) {
-                assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(path).exists(), "{document} names {name}");
+                assert!(Path::new(crate::support::ROOT).join(path).exists(), "{document} names {name}");
             }
         }
     }
@@ -103,7 +103,7 @@ fn every_system_call_of_the_library_is_in_the_operations_guide() {
     let section =
         guide.split("## Seccomp filters").nth(1).and_then(|it| it.split("\n## ").next()).expect("a section");
     let listed: BTreeSet<_> = quoted(section).into_iter().collect();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/sys");
+    let root = Path::new(crate::support::ROOT).join("src/sys");
     // What tests and tools alone call.
     let others = ["failpoint", "pages", "probe", "sentinel", "testing", "tests"];
     let (mut count, mut missing) = (0, Vec::new());

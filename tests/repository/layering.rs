@@ -40,7 +40,7 @@ const RESERVED: [(&str, &[&str]); 5] = [
 
 /// The sources: path, top module (empty for the root), and text.
 fn sources() -> Vec<(String, String, String)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let root = Path::new(crate::support::ROOT).join("src");
     let files = walkdir::WalkDir::new(&root).into_iter().map(|entry| entry.expect("readable"));
     let files = files.filter(|entry| entry.path().extension().is_some_and(|end| end == "rs"));
     let found: Vec<_> = files

@@ -22,14 +22,14 @@ const TOPS: [&str; 10] = [
 fn packaged() -> BTreeSet<String> {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["package", "--list", "--allow-dirty", "--package", "narrows"]);
-    let said = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).output().expect("cargo");
+    let said = cargo.current_dir(crate::support::ROOT).output().expect("cargo");
     assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
     String::from_utf8(said.stdout).expect("text").lines().map(str::to_owned).collect()
 }
 
 /// All files below a folder, as paths from the top.
 fn on_disk(folder: &str) -> BTreeSet<String> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = Path::new(crate::support::ROOT);
     let entries = walkdir::WalkDir::new(root.join(folder)).into_iter().map(|entry| entry.expect("readable"));
     let files = entries.filter(|entry| entry.file_type().is_file());
     files.map(|file| file.path().strip_prefix(root).expect("below it").display().to_string()).collect()

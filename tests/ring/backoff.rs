@@ -1,7 +1,6 @@
 //! A peer that plays with our flags and words: it costs us naps, and no more CPU than they leave. Who is
 //! honest costs none.
 
-mod common;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -9,9 +8,9 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::Watchdog;
-use common::rings::{In, Out, over, put, send};
-use common::spied::{Did, Spied};
+use crate::support::Watchdog;
+use crate::support::rings::{In, Out, over, put, send};
+use crate::support::spied::{Did, Spied};
 use narrows::internal::mem::{Field, Flag, Heap, Memory, Store, Word};
 use narrows::internal::ring::Fate;
 use narrows::internal::{Ended, RecvFault, SendFault, Wait};

@@ -1,15 +1,14 @@
 //! One direction in private memory: every geometry, every first ticket, odd sizes, the lazy head.
 
-mod common;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use common::rings::{at_once, head, over, put, ring, send, take, try_take};
-use common::spied::{Did, Spied};
-use common::{Watchdog, bytes, check};
+use crate::support::rings::{at_once, head, over, put, ring, send, take, try_take};
+use crate::support::spied::{Did, Spied};
+use crate::support::{Watchdog, bytes, check};
 use narrows::internal::layout::{Kind, LAST_TICKET};
 use narrows::internal::mem::{
     Field, Flag, GRAIN, Heap, INLINE, Load, Memory, OutOfBounds, Store, Tail, Word,

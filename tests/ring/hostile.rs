@@ -1,6 +1,5 @@
 //! A peer that lies, in private memory: every lie is a typed error, for good, and never a panic.
 
-mod common;
 
 use std::mem::discriminant;
 use std::sync::Arc;
@@ -9,9 +8,9 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::rings::{In, MAX, at_once, over, put, ring, send, take, try_take};
-use common::spied::{Did, Spied};
-use common::{Watchdog, bytes};
+use crate::support::rings::{In, MAX, at_once, over, put, ring, send, take, try_take};
+use crate::support::spied::{Did, Spied};
+use crate::support::{Watchdog, bytes};
 use narrows::internal::layout::{Control, Kind, LAST_TICKET};
 use narrows::internal::mem::{Field, Flag, Heap, Load, Memory, Span, Store, Tail, Word};
 use narrows::internal::ring::{Fate, Producer, alarm, rouse};

@@ -1,15 +1,14 @@
 //! Messages longer than a piece, in private memory: cut, reassembled, refused, abandoned.
 
-mod common;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::rings::{at_once, over, put, ring, send, take, try_take};
-use common::spied::{Did, Spied};
-use common::{Watchdog, bytes, check};
+use crate::support::rings::{at_once, over, put, ring, send, take, try_take};
+use crate::support::spied::{Did, Spied};
+use crate::support::{Watchdog, bytes, check};
 use narrows::internal::layout::LAST_TICKET;
 use narrows::internal::mem::{Field, Flag, Heap, Load, Memory, Store, Until, Word};
 use narrows::internal::ring::Fate;
@@ -58,7 +57,7 @@ fn trying_what_never_fits_says_so_and_sends_nothing() {
     let (mut out2, _inb2, _heap2) = ring(4, 1 << 20, 0);
     assert_eq!(send(&mut out2, &[1; (256 << 10) + 1], 0, Wait::Never), Err(SendFault::TooLargeToTry));
     assert_eq!(send(&mut out2, &[1; (1 << 20) + 1], 0, Wait::Never), Err(SendFault::TooLargeToTry));
-    let longest = common::rings::MAX;
+    let longest = crate::support::rings::MAX;
     assert_eq!(send(&mut out, &vec![1; longest + 1], 0, Wait::Never), Err(SendFault::TooLarge(longest)));
     assert_eq!(send(&mut out, &vec![1; longest + 1], 0, Wait::FOREVER), Err(SendFault::TooLarge(longest)));
     assert_eq!(try_take(&mut inb), Err(RecvFault::Empty));
@@ -233,7 +232,7 @@ fn a_long_message_through_the_smallest_ring_meets_no_distrust() {
         count.fetch_add(u32::from(did == Did::Doze), Ordering::Relaxed);
     });
     let (mut out, _) = over(&mem, 0);
-    let mut inb = Inbound::new(mem.clone(), Patient, 0, common::rings::MAX);
+    let mut inb = Inbound::new(mem.clone(), Patient, 0, crate::support::rings::MAX);
     let message = bytes(1, 64 * 1000);
     thread::scope(|scope| {
         scope.spawn(|| send(&mut out, &message, 1, Wait::FOREVER).expect("sends"));

@@ -1,6 +1,6 @@
 //! Private memory by itself: sizes, and sleep. What its methods do with absurd arguments is tried by the fuzz body `memory`.
 
-#[path = "common/sleeps.rs"]
+#[path = "../support/sleeps.rs"]
 #[allow(unreachable_pub)]
 mod sleeps;
 

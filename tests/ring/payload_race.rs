@@ -6,14 +6,13 @@
 
 #![allow(unsafe_code)]
 
-mod common;
 
 use std::cell::UnsafeCell;
 use std::sync::Arc;
 use std::thread;
 
-use common::rings::over;
-use common::{Watchdog, bytes, check};
+use crate::support::rings::over;
+use crate::support::{Watchdog, bytes, check};
 use narrows::internal::Wait;
 use narrows::internal::mem::{
     Flag, GRAIN, Heap, INLINE, Memory, OutOfBounds, Span, Tail, Until, Woke, forward_memory,

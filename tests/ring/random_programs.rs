@@ -3,9 +3,8 @@
 //! The program is the fuzzer's: see `src/fuzz/ring_program.rs`. Here it runs long enough to fill every
 //! ring many times, at every geometry and first ticket.
 
-mod common;
 
-use common::Watchdog;
+use crate::support::Watchdog;
 use narrows::fuzz::{Tally, tally};
 
 /// A program takes some three bytes for each of its steps.

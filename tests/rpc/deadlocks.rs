@@ -8,12 +8,6 @@
 //! Each test has a watchdog: what hangs ends with a message. They show that these orders of events end; that all
 //! do is what `loom-tests` looks for, with less of everything.
 
-#![allow(unsafe_code)] // The system calls of `faults`.
-
-#[path = "call_kit/mod.rs"]
-mod call_kit;
-#[path = "faults/mod.rs"]
-mod faults;
 
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -26,9 +20,9 @@ use narrows::{
     SharedMemoryStream,
 };
 
-use call_kit::raw::{Raw, head};
-use call_kit::*;
-use faults::{Fork, LONG, Watchdog, eventually};
+use crate::support::calls::raw::{Raw, head};
+use crate::support::calls::*;
+use crate::support::{Fork, LONG, Watchdog, eventually};
 
 /// Pushes of this length: two do not fit a window of 1 KiB.
 const PUSHED: usize = 500;
@@ -174,13 +168,13 @@ fn a_client_that_is_stopped_holds_up_no_other_and_goes_on() {
         client.notify(PUSH, b"ready").expect("sends");
         let unread = client.call_streaming(STREAM, &stream(100, 50_000)).expect("sends");
         client.next_push().expect("comes");
-        faults::sys::stop_myself();
+        crate::support::sys::stop_myself();
         let all = calls.into_iter().all(|call| call.wait().is_ok_and(|reply| reply.len() == 1 << 20));
         i32::from(!(all && unread.count() == 100))
     });
-    assert_eq!(faults::sys::wait_for_change(sleeper.pid()), faults::sys::Change::Stopped);
+    assert_eq!(crate::support::sys::wait_for_change(sleeper.pid()), crate::support::sys::Change::Stopped);
     (0..50).for_each(|i| echo(&client, POOLED, i, 100_000));
-    faults::sys::kill(sleeper.pid(), libc::SIGCONT);
+    crate::support::sys::kill(sleeper.pid(), libc::SIGCONT);
     assert_eq!(sleeper.wait(), 0);
     host.end();
 }

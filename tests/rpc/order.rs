@@ -9,12 +9,6 @@
 //! All is told by order, never by time: by how much of the long one has come before the short one, and by what
 //! the server has counted.
 
-#![allow(unsafe_code)] // The system calls of `faults`.
-
-#[path = "call_kit/mod.rs"]
-mod call_kit;
-#[path = "faults/mod.rs"]
-mod faults;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -24,9 +18,9 @@ use std::time::Duration;
 use narrows::rpc::wire::{Kind, STREAM as STREAMS};
 use narrows::{CallError, SharedMemoryClient, SharedMemoryServer};
 
-use call_kit::raw::{Raw, head};
-use call_kit::*;
-use faults::eventually;
+use crate::support::calls::raw::{Raw, head};
+use crate::support::calls::*;
+use crate::support::eventually;
 
 const BULK: usize = 64 << 20;
 

@@ -1,7 +1,5 @@
 //! Clients over restarts of their server: what was never begun is sent again, nothing blocks or stays dead, pushes go on.
 
-#[path = "common/process.rs"]
-mod process;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,7 +11,7 @@ use narrows::{
     CallError, ConnectError, Options, Reconnect, ServerHandle, SharedMemoryClient, SharedMemoryServer,
     SharedMemoryStream,
 };
-use process::{Watchdog, comes_true};
+use crate::support::{Watchdog, eventually as comes_true};
 
 const COUNT: u32 = 1;
 const PUSH: u32 = 2;

@@ -10,7 +10,6 @@
 
 #![allow(unsafe_code)]
 
-mod faults;
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -19,7 +18,7 @@ use std::sync::{Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use faults::{Kept, LONG, Watchdog, descriptors, eventually, me, role, say, sys, threads, told};
+use crate::support::{Kept, LONG, Watchdog, descriptors, eventually, me, role, say, sys, threads, told};
 use narrows::{ConnectError, Options, PendingCall, SharedMemoryClient, SharedMemoryServer};
 
 const ECHO: u32 = 1;

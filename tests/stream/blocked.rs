@@ -2,14 +2,13 @@
 
 #![allow(unsafe_code)]
 
-mod faults;
 
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use faults::{Kept, LONG, Watchdog, eventually, me, role, sys, told};
+use crate::support::{Kept, LONG, Watchdog, eventually, me, role, sys, told};
 use narrows::{
     AcceptError, ConnectError, Options, RecvError, RecvTimeoutError, SendError, SendTimeoutError,
     SharedMemoryListener, SharedMemoryStream, WaitStrategy,
@@ -338,7 +337,7 @@ fn both_kinds_of_sleepers_end_with_the_peer() {
             let send_fate =
                 if end == "kill" { SendTimeoutError::PeerDied } else { SendTimeoutError::Disconnected };
             assert_eq!(ends, (send_fate, Err(fate)), "{end}");
-            faults::say(&format!("{end}: both sleepers ended {:.1?} later", began.elapsed()));
+            crate::support::say(&format!("{end}: both sleepers ended {:.1?} later", began.elapsed()));
         });
     }
 }

@@ -1,12 +1,11 @@
 //! What byte streams, and buffers that are received into, hold when a connection ends or stalls.
 
-mod common;
 
 use std::io::{BufRead, ErrorKind, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::Watchdog;
+use crate::support::Watchdog;
 use narrows::{Options, RecvError, SendTimeoutError, SharedMemoryStream};
 
 const MOMENT: Duration = Duration::from_millis(20);

@@ -1,8 +1,5 @@
 //! What the feature `log` tells, with whose process: once each, and nothing of messages.
 
-#![allow(unsafe_code)] // Of `faults`.
-
-mod faults;
 
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
@@ -13,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, Once};
 use std::thread;
 use std::time::Duration;
 
-use faults::{Kept, LONG, Watchdog, eventually, me, reach, role, round_trip, sys, told};
+use crate::support::{Kept, LONG, Watchdog, eventually, me, reach, role, round_trip, sys, told};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use narrows::{ConnectError, HandlerError, Options, SharedMemoryClient, SharedMemoryListener};
 use narrows::{SharedMemoryServer, SharedMemoryStream};

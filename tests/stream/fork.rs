@@ -2,13 +2,12 @@
 
 #![allow(unsafe_code)]
 
-mod faults;
 
 use std::io::{Read, Write};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use faults::{Fork, LONG, Watchdog, sys};
+use crate::support::{Fork, LONG, Watchdog, sys};
 use narrows::{
     AcceptError, CallError, Options, RecvError, RecvTimeoutError, SendError, SendTimeoutError,
     SharedMemoryClient, SharedMemoryListener, SharedMemoryServer, SharedMemoryStream, TryRecvError,
@@ -324,7 +323,7 @@ fn a_fork_detects_the_death_of_its_peer() {
         0
     });
     let client = Fork::run(|| {
-        let mut stream = faults::reach(&path, &Options::new());
+        let mut stream = crate::support::reach(&path, &Options::new());
         assert_eq!(stream.recv_timeout(&mut [0; 8], LONG).expect("receives").len, 5);
         sys::kill(i32::try_from(stream.peer_cred().pid()).expect("a pid"), libc::SIGKILL);
         i32::from(stream.recv_timeout(&mut [0; 8], LONG) != Err(RecvTimeoutError::PeerDied))

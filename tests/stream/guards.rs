@@ -1,6 +1,5 @@
 //! What is lent and reserved: dropped, forgotten, half used, or open while its user panics.
 
-mod common;
 
 use std::io::{Read, Write};
 use std::mem::forget;
@@ -8,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::{self, sleep};
 use std::time::Duration;
 
-use common::{Watchdog, bytes, check};
+use crate::support::{Watchdog, bytes, check};
 use narrows::{
     Options, RecvError, SendError, SendTimeoutError, SharedMemoryStream, TryRecvError, TrySendError,
 };

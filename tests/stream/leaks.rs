@@ -3,15 +3,14 @@
 
 #![allow(unsafe_code)]
 
-mod faults;
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use faults::byhand::ByHand;
-use faults::{Fork, LONG, Watchdog, descriptors, eventually, mappings, say, sys, threads};
+use crate::support::raw_peer::RawPeer;
+use crate::support::{Fork, LONG, Watchdog, descriptors, eventually, mappings, say, sys, threads};
 use narrows::layout::Geometry;
 use narrows::{Options, SharedMemoryListener, SharedMemoryStream};
 
@@ -152,7 +151,7 @@ fn killed_peer(listener: &SharedMemoryListener) {
     half.wait();
     let whole = Fork::run(|| {
         let geometry = Geometry::new(4, 4096, 8).expect("legal");
-        let _hand = ByHand::connect(path, geometry, 1000).expect("connects");
+        let _hand = RawPeer::connect(path, geometry, 1000).expect("connects");
         std::thread::sleep(LONG);
         0
     });

@@ -2,7 +2,6 @@
 
 #![allow(unsafe_code)]
 
-mod faults;
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -12,7 +11,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use faults::{
+use crate::support::{
     Fork, Kept, LONG, Watchdog, echo, eventually, me, reach, role, round_trip, say, sys, told, verdict,
 };
 use narrows::{Options, RecvTimeoutError, SendTimeoutError, SharedMemoryListener, SharedMemoryStream};

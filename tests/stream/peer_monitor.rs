@@ -2,7 +2,6 @@
 
 #![allow(unsafe_code)]
 
-mod faults;
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -14,7 +13,7 @@ use std::process::Command;
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use faults::{Fork, Kept, LONG, Watchdog, echo, eventually, me, role, round_trip, say, sys, told, verdict};
+use crate::support::{Fork, Kept, LONG, Watchdog, echo, eventually, me, role, round_trip, say, sys, told, verdict};
 use narrows::{
     ConnectError, Options, RecvTimeoutError, RejectCode, SharedMemoryListener, SharedMemoryStream,
     WaitStrategy,
@@ -514,7 +513,7 @@ fn accept_without_a_thread(listener: &SharedMemoryListener, client: &mut Command
     kill_when(&[libc::SYS_epoll_wait, libc::SYS_epoll_pwait], Some((2, 64)), libc::SECCOMP_RET_KILL_THREAD);
     // The thread wakes up for a connection, and may be dead before the second end is watched.
     let _either_way = SharedMemoryStream::pair().map(drop);
-    assert!(eventually(|| !faults::runs("narrows-watch")));
+    assert!(eventually(|| !crate::support::runs("narrows-watch")));
     limit_threads();
     client.0.stdin.take().expect("piped").write_all(b"x").expect("tells");
     let error = listener.accept_timeout(LONG).map(drop).expect_err("no thread").to_string();
@@ -585,7 +584,7 @@ fn a_plugin_may_be_unloaded_right_after_its_connection() {
         let _watchdog = Watchdog::new(NAME);
         let build = Command::new(env!("CARGO"))
             .args(["build", "-p", "narrows", "--example", "plugin"])
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .current_dir(crate::support::ROOT)
             .output();
         assert!(build.expect("runs").status.success());
         (0..20).for_each(|_| alone(NAME, "host"));

@@ -1,11 +1,10 @@
 //! Every size through every ring, between two processes, in both directions at once.
 
-mod common;
 
 use std::thread;
 
 use WaitStrategy::{Adaptive, Park, Spin};
-use common::{Partner, Watchdog, check, payload, role};
+use crate::support::{Partner, Watchdog, check, payload, role};
 use narrows::internal::layout::LAST_TICKET;
 use narrows::{Options, Receiver, RecvError, Sender, SharedMemoryStream, WaitStrategy};
 

@@ -1,12 +1,11 @@
 //! A sender for many threads, and byte streams over messages.
 
-mod common;
 
 use std::io::{BufRead, ErrorKind, Read, Write};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use common::{Watchdog, bytes, check};
+use crate::support::{Watchdog, bytes, check};
 use narrows::{
     Options, RecvError, SendError, SendTimeoutError, SharedMemoryStream, TryRecvError, TrySendError,
     WaitStrategy,

@@ -1,13 +1,12 @@
 //! A storm of signals changes nothing: no call ends early, none fails, nothing is lost.
 #![allow(unsafe_code)]
 
-mod common;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use common::{Watchdog, bytes};
+use crate::support::{Watchdog, bytes};
 use narrows::{Options, RecvTimeoutError, SendTimeoutError, WaitStrategy};
 
 static CAUGHT: AtomicU64 = AtomicU64::new(0);

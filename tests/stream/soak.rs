@@ -19,13 +19,12 @@
 
 #![allow(unsafe_code)]
 
-mod faults;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{Scope, sleep};
 use std::time::{Duration, Instant};
 
-use faults::{Kept, LONG, Watchdog, descriptors, fill, index_of, me, role, say, threads, told};
+use crate::support::{Kept, LONG, Watchdog, descriptors, fill, index_of, me, role, say, threads, told};
 use narrows::internal::sentinel;
 use narrows::{Options, Receiver, Sender, SharedMemoryListener, SharedMemoryStream, WaitStrategy};
 

@@ -1,7 +1,5 @@
 //! What an operator reads off a connection: waits, spins, stalls and fill of each direction, and the page of them.
 
-#[path = "common/process.rs"]
-mod process;
 
 use std::thread;
 use std::time::Duration;
@@ -10,7 +8,7 @@ use narrows::{
     CallError, HandlerError, Options, Request, SharedMemoryClient, SharedMemoryListener, SharedMemoryServer,
     SharedMemoryStream, Stats, WaitStrategy, Waits,
 };
-use process::Watchdog;
+use crate::support::Watchdog;
 
 const LONG: Duration = Duration::from_secs(30);
 

@@ -1,12 +1,11 @@
 //! Blocking calls: what ends them, and that nothing else does.
 
-mod common;
 
 use std::sync::mpsc::channel;
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, Partner, Watchdog, bytes, role};
+use crate::support::{PATIENCE, Partner, Watchdog, bytes, role};
 use narrows::{
     Options, RecvError, RecvTimeoutError, SendError, SendTimeoutError, SharedMemoryStream, TryRecvError,
     TrySendError, WaitStrategy,
@@ -356,7 +355,7 @@ fn a_consumer_in_another_process_that_takes_its_last_message_leaves_nobody_aslee
         std::io::stdin().read_line(&mut input).expect("reads");
         return;
     }
-    let mut command = common::command(name, "consumer");
+    let mut command = crate::support::command(name, "consumer");
     let (child, mut stream) = options
         .spawn({
             command.stdin(std::process::Stdio::piped());

@@ -1,7 +1,7 @@
 //! A process that forks victims and tells how they end: hundreds a second, since nothing is exec'ed.
 //!
 //! ```text
-//!   test ── orders, a line each ──▶ nursery ── fork ──▶ victim: does what the line says
+//!   test ── orders, a line each ──▶ fork server ── fork ──▶ victim: does what the line says
 //!     ▲                               │ waitpid            │
 //!     └── "@stopped", "@over", ... ───┴────────────────────┘ "@" and what it says
 //! ```
@@ -13,7 +13,7 @@ use std::thread;
 
 use super::{Kept, forked, me, sys};
 
-/// What a nursery reports.
+/// What a fork server reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Report {
     /// The victim, by its number, was stopped by a signal.
@@ -24,18 +24,18 @@ pub(crate) enum Report {
     Said(String),
 }
 
-/// The test's end of a nursery.
+/// The test's end of a fork server.
 #[derive(Debug)]
-pub(crate) struct Nursery {
+pub(crate) struct ForkServer {
     child: Kept,
     orders: Option<ChildStdin>,
     reports: Option<Receiver<Report>>,
 }
 
-impl Nursery {
-    /// Starts the test again, in the role "nursery"; there it calls [`serve`].
+impl ForkServer {
+    /// Starts the test again, in the role "fork server"; there it calls [`serve`].
     pub(crate) fn start(test: &str, told: &str) -> Self {
-        let mut command = me(test, "nursery", told);
+        let mut command = me(test, "fork_server", told);
         let mut child = Kept::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
         let orders = child.0.stdin.take();
         let reports = hear(child.0.stdout.take().expect("a pipe"));
@@ -50,7 +50,7 @@ impl Nursery {
     /// Has a victim forked that does what the line says.
     pub(crate) fn order(&self, line: &str) {
         let mut orders = self.orders.as_ref().expect("open");
-        writeln!(orders, "{line}").expect("the nursery lives");
+        writeln!(orders, "{line}").expect("the fork server lives");
     }
 
     /// No more victims.
@@ -60,7 +60,7 @@ impl Nursery {
     }
 }
 
-/// In the nursery: forks a victim for each order, one after the other. What it returns is its exit
+/// In the fork server: forks a victim for each order, one after the other. What it returns is its exit
 /// code, and a panic is 101.
 pub(crate) fn serve(victim: impl Fn(&str) -> i32) {
     for line in BufReader::new(std::io::stdin()).lines() {
@@ -87,7 +87,7 @@ pub(crate) fn hear(output: ChildStdout) -> Receiver<Report> {
     reports
 }
 
-/// Tells the test; from the nursery or from a victim.
+/// Tells the test; from the fork server or from a victim.
 pub(crate) fn report(text: &str) {
     let mut out = std::io::stdout().lock();
     let told = writeln!(out, "@{text}").and_then(|()| out.flush());

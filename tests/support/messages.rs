@@ -1,4 +1,4 @@
-//! What the tests about data share: a second process, payloads that prove themselves, a watchdog.
+//! Payloads that prove themselves, and a second process to exchange them with.
 //!
 //! ```text
 //!   test process                            second process: the same binary, `--exact <test>`
@@ -6,12 +6,6 @@
 //!     Partner::start(options, test, role) ──▶ Options::from_parent()
 //!     partner.finish(): it must succeed
 //! ```
-#![allow(dead_code, unreachable_pub, unused_imports)] // Each test file uses a part of it, as its own module.
-
-pub mod process;
-pub mod rings;
-pub mod spied;
-
 use std::io::Write;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
@@ -19,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use narrows::{Options, SharedMemoryStream};
 
-pub use process::{PATIENCE, Watchdog, comes_true, rerun, role};
+use super::process::{PATIENCE, rerun};
 
 /// The second process of a test; killed and reaped if the test fails before it has finished.
 pub struct Partner {
@@ -115,12 +109,6 @@ pub fn check(seed: u64, len: usize, bytes: &[u8]) {
             panic!("message {seed} of {len} bytes differs within the 8 bytes from {}", index * 8);
         }
     }
-}
-
-/// Waits until `holds`, for as long as any machine may take.
-#[track_caller]
-pub fn eventually(what: &str, holds: impl FnMut() -> bool) {
-    assert!(comes_true(holds), "never: {what}");
 }
 
 #[inline]

@@ -1,9 +1,9 @@
-//! Children, clocks and counts for the tests about faults.
+//! Children, forks, and what a process holds.
 
 #![allow(dead_code, unused_imports)] // Each test binary uses its own part.
 
-pub(crate) mod byhand;
-pub(crate) mod nursery;
+pub(crate) mod raw_peer;
+pub(crate) mod fork_server;
 #[path = "../common/process.rs"]
 pub(crate) mod process;
 pub(crate) mod sys;
@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use narrows::{Options, RecvTimeoutError, SharedMemoryStream};
 
-pub(crate) use process::{Watchdog, comes_true as eventually, rerun, role, say};
+use super::process::{eventually, must_be_own, rerun, say};
+use super::sys;
 
 /// Longer than anything here takes on a busy machine; only what hangs meets it.
 pub(crate) const LONG: Duration = Duration::from_secs(30);
@@ -115,6 +116,7 @@ pub(crate) struct Fork {
 impl Fork {
     /// Runs the closure in a fork; what it returns is the exit code, and a panic is 101.
     pub(crate) fn run(act: impl FnOnce() -> i32) -> Self {
+        must_be_own();
         Self { pid: forked("in a fork", act), over: OnceLock::new() }
     }
 
@@ -143,16 +145,19 @@ impl Drop for Fork {
 
 /// Open descriptors of this process.
 pub(crate) fn descriptors() -> usize {
+    must_be_own();
     std::fs::read_dir("/proc/self/fd").expect("lists").count() - 1
 }
 
 /// Threads of this process.
 pub(crate) fn threads() -> usize {
+    must_be_own();
     std::fs::read_dir("/proc/self/task").expect("lists").count()
 }
 
 /// Whether this process has a thread of this name.
 pub(crate) fn runs(name: &str) -> bool {
+    must_be_own();
     let tasks = std::fs::read_dir("/proc/self/task").expect("lists");
     let names = tasks.flatten().map(|task| std::fs::read_to_string(task.path().join("comm")));
     names.flatten().any(|it| it.trim_end() == name)
@@ -160,6 +165,7 @@ pub(crate) fn runs(name: &str) -> bool {
 
 /// Lines of this process's mappings with this word.
 pub(crate) fn mappings(word: &str) -> usize {
+    must_be_own();
     let maps = std::fs::read_to_string("/proc/self/maps").expect("reads");
     maps.lines().filter(|line| line.contains(word)).count()
 }

@@ -30,7 +30,7 @@ pub(crate) const WORDS: [usize; 10] = [
 
 /// A connection made by hand; dropping it hangs up.
 #[derive(Debug)]
-pub(crate) struct ByHand {
+pub(crate) struct RawPeer {
     pub(crate) socket: UnixStream,
     pub(crate) pages: Pages,
     pub(crate) geometry: Geometry,
@@ -38,7 +38,7 @@ pub(crate) struct ByHand {
     pub(crate) sends: usize,
 }
 
-impl ByHand {
+impl RawPeer {
     /// Connects as a client that wants this geometry.
     pub(crate) fn connect(path: &Path, wanted: Geometry, max_message: u64) -> io::Result<Self> {
         let mut socket = UnixStream::connect(path)?;

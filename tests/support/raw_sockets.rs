@@ -1,11 +1,5 @@
 //! What the tests of the handshake share: raw sockets, raw descriptors, and other processes.
 
-#![allow(dead_code, unreachable_pub, unused_imports)] // Each test file uses a part of it, as its own module.
-
-#[path = "../common/process.rs"]
-mod process;
-
-use std::fs;
 use std::io::{self, Read, Write};
 use std::mem::zeroed;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -20,8 +14,7 @@ use narrows::internal::handshake::{ACKNOWLEDGE, ANSWER_LEN, Answer, ClientHandsh
 use narrows::internal::layout::Geometry;
 use narrows::{ListenerCloser, Options, SharedMemoryListener};
 
-use process::comes_true;
-pub use process::{Watchdog, rerun, role};
+use super::eventually;
 
 /// What `narrows::Options::new()` asks for.
 pub fn hello() -> [u8; HELLO_LEN] {
@@ -69,12 +62,12 @@ impl Server {
     pub fn honest_client_gets_in(&self) {
         let before = self.accepted.load(Ordering::SeqCst);
         let stream = Options::new().connect(&self.path).expect("an honest client gets in");
-        eventually(|| self.accepted.load(Ordering::SeqCst) > before);
+        assert!(eventually(|| self.accepted.load(Ordering::SeqCst) > before));
         drop(stream);
     }
 
     pub fn failures_reach(&self, count: u64) {
-        eventually(|| self.listener.failed_handshakes() >= count);
+        assert!(eventually(|| self.listener.failed_handshakes() >= count));
         assert_eq!(self.listener.failed_handshakes(), count);
     }
 }
@@ -128,11 +121,6 @@ pub fn confirm(mut stream: &UnixStream) -> (Answer, OwnedFd) {
     seal(memory.as_fd(), LAST_SEALS).expect("seals");
     stream.write_all(&[ACKNOWLEDGE]).expect("sends");
     (answer, memory)
-}
-
-#[track_caller]
-pub fn eventually(holds: impl FnMut() -> bool) {
-    assert!(comes_true(holds), "it never came true");
 }
 
 /// Sends bytes with descriptors beside them.
@@ -200,21 +188,6 @@ pub fn seal(memory: BorrowedFd<'_>, seals: i32) -> io::Result<()> {
 pub fn is_root() -> bool {
     // SAFETY: takes nothing and cannot fail.
     unsafe { libc::geteuid() == 0 }
-}
-
-/// Descriptors that this process has open.
-pub fn descriptors() -> usize {
-    fs::read_dir("/proc/self/fd").expect("proc").count()
-}
-
-/// Whether this process runs this test alone; if not, runs it so in another, and checks how it ends.
-pub fn alone(test: &str) -> bool {
-    if role().as_deref() == Some("alone") {
-        return true;
-    }
-    let output = rerun(test, "alone").output().expect("runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    false
 }
 
 pub fn exists(path: &Path) -> bool {

@@ -5,6 +5,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::process::must_be_own;
+
 pub(crate) fn fork() -> i32 {
     // SAFETY: the child only runs what the tests give it and leaves by `_exit`.
     let pid = unsafe { libc::fork() };
@@ -30,6 +32,7 @@ pub(crate) fn alarm(seconds: u32) {
 
 /// Closes what names no file of the standard streams, as daemonizing code does behind the library's back.
 pub(crate) fn close_all_but_standard() {
+    must_be_own();
     // SAFETY: takes numbers; nothing that the standard library holds is above them.
     unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
 }
@@ -78,6 +81,7 @@ pub(crate) fn wait_for_change(pid: i32) -> Change {
 
 /// As many descriptors as this process may have.
 pub(crate) fn raise_descriptor_limit() {
+    must_be_own();
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: fills the local, and gives it back with the one changed.
     unsafe {
@@ -89,6 +93,7 @@ pub(crate) fn raise_descriptor_limit() {
 
 /// At most so many descriptors for this process.
 pub(crate) fn limit_descriptors(descriptors: u64) {
+    must_be_own();
     let limit = libc::rlimit { rlim_cur: descriptors, rlim_max: descriptors };
     // SAFETY: reads the local.
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0, "setrlimit");
@@ -96,6 +101,7 @@ pub(crate) fn limit_descriptors(descriptors: u64) {
 
 /// At most so many bytes of address space more than this process has now; none says that there is no limit any more.
 pub(crate) fn limit_memory(more: Option<u64>) {
+    must_be_own();
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     let taken = std::fs::read_to_string("/proc/self/statm").expect("reads");
     let pages: u64 = taken.split(' ').next().and_then(|it| it.parse().ok()).expect("a number");
@@ -110,6 +116,7 @@ pub(crate) fn limit_memory(more: Option<u64>) {
 
 /// Makes mappings until this process has so many.
 pub(crate) fn fill_mappings(count: usize) {
+    must_be_own();
     let lines = std::fs::read_to_string("/proc/self/maps").expect("reads").lines().count();
     let (page, more) = (4096 * 16, count - lines); // Of whatever size pages are.
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
@@ -131,6 +138,7 @@ pub(crate) fn thread_time() -> Duration {
 
 /// CPU time of this process.
 pub(crate) fn process_time() -> Duration {
+    must_be_own();
     usage(libc::RUSAGE_SELF)
 }
 

@@ -19,7 +19,7 @@ use narrows::{
     Options, Receiver, RecvTimeoutError, SendTimeoutError, Sender, SharedMemoryStream, WaitStrategy,
 };
 
-use super::faults::{LONG, fill, index_of};
+use crate::support::{LONG, fill, index_of};
 
 /// Messages from the victim, if it comes to its end.
 pub(crate) const FROM_VICTIM: u64 = 10;

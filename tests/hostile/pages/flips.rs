@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use narrows::layout::{Control, Kind, words};
 use narrows::{RecvTimeoutError, SharedMemoryStream};
 
-use super::faults::LONG;
-use super::faults::byhand::ByHand;
+use crate::support::LONG;
+use crate::support::raw_peer::RawPeer;
 use super::victim::{Plays, TIME, run, serve};
 
 /// What stands in the slots, and in the arena: a byte and what it flips to. Before the attacker has
@@ -24,14 +24,14 @@ fn control(kind: Kind, len: u32, place: u32) -> u64 {
 }
 
 /// The next ticket that is free, as the victim's published head and the stamps say.
-fn next(hand: &ByHand) -> Option<u64> {
+fn next(hand: &RawPeer) -> Option<u64> {
     let head = hand.pages.word(hand.outgoing().words + words::HEAD).load(Ordering::Acquire);
     let free = |ticket: &u64| hand.pages.word(hand.slot(*ticket)).load(Ordering::Relaxed) < 2 * ticket + 2;
     (head..head + u64::from(hand.geometry.slots())).find(free)
 }
 
 /// Commits what is free with the first of these control words, then flips every slot through them all.
-fn flip(hand: &ByHand, random: &mut fastrand::Rng, values: &[u64]) {
+fn flip(hand: &RawPeer, random: &mut fastrand::Rng, values: &[u64]) {
     let slots = u64::from(hand.geometry.slots());
     while let Some(ticket) = next(hand) {
         hand.payload(ticket, &[u64::from_ne_bytes([SLOT_BYTES[0]; 8]); 13]);
@@ -117,14 +117,14 @@ fn legal() -> [u64; 4] {
 
 #[test]
 fn a_control_word_that_flips_between_legal_values() {
-    let attack = |hand: &ByHand, random: &mut fastrand::Rng| flip(hand, random, &legal());
+    let attack = |hand: &RawPeer, random: &mut fastrand::Rng| flip(hand, random, &legal());
     let victim = |path: &Path| receive_all(path, &LENS, false);
     run("flips::a_control_word_that_flips_between_legal_values", Plays::Client, attack, victim);
 }
 
 #[test]
 fn a_control_word_that_flips_to_a_lie_and_back() {
-    let attack = |hand: &ByHand, random: &mut fastrand::Rng| {
+    let attack = |hand: &RawPeer, random: &mut fastrand::Rng| {
         let lies = [
             control(Kind::Inline, 105, 0),
             control(Kind::Inline, u32::MAX, 0),
@@ -146,7 +146,7 @@ fn a_control_word_that_flips_to_a_lie_and_back() {
 /// Two pieces, a first and a last: the announced total flips, and so does the length of the last.
 #[test]
 fn a_total_that_flips_between_two_values() {
-    let attack = |hand: &ByHand, _: &mut fastrand::Rng| {
+    let attack = |hand: &RawPeer, _: &mut fastrand::Rng| {
         let first = control(Kind::First, 1000, 0);
         let lasts = [control(Kind::Last, 500, 0), control(Kind::Last, 9000, 0)];
         let slots = u64::from(hand.geometry.slots());
@@ -174,7 +174,7 @@ fn a_total_that_flips_between_two_values() {
 /// What is lent flips while it is read: each reading is one of the values, and in the message.
 #[test]
 fn a_lent_payload_that_flips() {
-    let attack = |hand: &ByHand, random: &mut fastrand::Rng| flip(hand, random, &[legal()[3]]);
+    let attack = |hand: &RawPeer, random: &mut fastrand::Rng| flip(hand, random, &[legal()[3]]);
     let victim = |path: &Path| {
         let (listener, until) = (serve(path), Instant::now() + TIME);
         let mut stream = listener.accept_timeout(LONG).expect("the attacker comes");

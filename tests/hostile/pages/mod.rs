@@ -23,8 +23,6 @@
 
 #![allow(unsafe_code)]
 
-#[path = "../faults/mod.rs"]
-mod faults;
 mod flips;
 mod scribbles;
 mod sleepers;

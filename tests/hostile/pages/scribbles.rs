@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use narrows::layout::{Control, Kind, SLOT, words};
 
-use super::faults::LONG;
-use super::faults::byhand::{ByHand, WORDS};
+use crate::support::LONG;
+use crate::support::raw_peer::{RawPeer, WORDS};
 use super::victim::{MAX_MESSAGE, Plays, options, run, work, work_as_client};
 
 /// The words of both directions.
-fn pages(hand: &ByHand) -> [usize; 2] {
+fn pages(hand: &RawPeer) -> [usize; 2] {
     [hand.geometry.direction(0).words, hand.geometry.direction(1).words]
 }
 
@@ -25,7 +25,7 @@ fn value(random: &mut fastrand::Rng) -> u64 {
     }
 }
 
-fn anything_anywhere(hand: &ByHand, random: &mut fastrand::Rng) {
+fn anything_anywhere(hand: &RawPeer, random: &mut fastrand::Rng) {
     let at = random.usize(0..hand.pages.len() / 8) * 8;
     hand.pages.word(at).store(value(random), Ordering::Relaxed);
 }
@@ -42,7 +42,7 @@ fn random_words_everywhere_from_a_server() {
 
 #[test]
 fn random_values_of_the_fixed_words() {
-    let attack = |hand: &ByHand, random: &mut fastrand::Rng| {
+    let attack = |hand: &RawPeer, random: &mut fastrand::Rng| {
         let at = pages(hand)[random.usize(0..2)] + WORDS[random.usize(0..WORDS.len())];
         hand.pages.word(at).store(value(random), Ordering::Relaxed);
         if random.u16(..) == 0 {
@@ -57,7 +57,7 @@ fn random_values_of_the_fixed_words() {
 
 #[test]
 fn plausible_stamps_heads_and_lengths() {
-    let attack = |hand: &ByHand, random: &mut fastrand::Rng| {
+    let attack = |hand: &RawPeer, random: &mut fastrand::Rng| {
         let ticket = random.u64(0..64);
         let direction = hand.geometry.direction(usize::from(random.u8(0..8) == 0));
         let slot = direction.slots + usize::try_from(ticket % 8).expect("small") * SLOT;
@@ -84,7 +84,7 @@ fn plausible_stamps_heads_and_lengths() {
 fn an_endless_message_of_tiny_pieces_and_aborts() {
     let next = std::cell::Cell::new(0_u64);
     let inside = std::cell::Cell::new(false);
-    let attack = move |hand: &ByHand, random: &mut fastrand::Rng| {
+    let attack = move |hand: &RawPeer, random: &mut fastrand::Rng| {
         let direction = hand.geometry.direction(0);
         let head = hand.pages.word(direction.words).load(Ordering::Acquire);
         if head == 0 && next.get() > 8 {
@@ -111,7 +111,7 @@ fn an_endless_message_of_tiny_pieces_and_aborts() {
 
 #[test]
 fn holes_in_the_memory() {
-    let attack = |hand: &ByHand, random: &mut fastrand::Rng| {
+    let attack = |hand: &RawPeer, random: &mut fastrand::Rng| {
         let page = random.usize(0..hand.pages.len() / 4096);
         hand.pages.zero(page * 4096, 4096 * random.usize(1..4));
         anything_anywhere(hand, random);
@@ -121,14 +121,14 @@ fn holes_in_the_memory() {
 
 #[test]
 fn only_holes_in_the_memory() {
-    let attack = |hand: &ByHand, _random: &mut fastrand::Rng| hand.pages.zero(0, hand.pages.len());
+    let attack = |hand: &RawPeer, _random: &mut fastrand::Rng| hand.pages.zero(0, hand.pages.len());
     run("scribbles::only_holes_in_the_memory", Plays::Client, attack, work);
 }
 
 /// Announces the longest message that any connection can carry, and sends a few bytes of it.
 #[test]
 fn a_giant_of_which_little_comes() {
-    let attack = |hand: &ByHand, _: &mut fastrand::Rng| {
+    let attack = |hand: &RawPeer, _: &mut fastrand::Rng| {
         hand.payload(0, &[u64::from(u32::MAX)]);
         hand.commit(0, Control { kind: Kind::First, abort: false, len: 4000, place: 0 });
         hand.commit(1, Control { kind: Kind::Middle, abort: false, len: 4000, place: 64 });

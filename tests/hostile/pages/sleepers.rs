@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 use narrows::layout::{Control, Kind, words};
 use narrows::{SharedMemoryStream, WaitStrategy};
 
-use super::faults::byhand::ByHand;
-use super::faults::{LONG, reach, sys};
+use crate::support::raw_peer::RawPeer;
+use crate::support::{LONG, reach, sys};
 use super::victim::{Plays, frugal, options, run, wishes};
 
 const SLEEP: Duration = Duration::from_millis(300);
 
 /// The flags that the victim sleeps on: of the direction in which it receives, and of the other.
-fn flags(hand: &ByHand) -> [usize; 2] {
+fn flags(hand: &RawPeer) -> [usize; 2] {
     [hand.outgoing().words + words::CONSUMER_FLAG, hand.incoming().words + words::PRODUCER_FLAG]
 }
 
@@ -81,7 +81,7 @@ fn either(stream: &mut SharedMemoryStream, time: Duration) -> bool {
 
 #[test]
 fn a_storm_of_wakes() {
-    let attack = |hand: &ByHand, _: &mut fastrand::Rng| {
+    let attack = |hand: &RawPeer, _: &mut fastrand::Rng| {
         flags(hand).iter().for_each(|at| sys::futex_wake(hand.pages.flag(*at)));
     };
     run("sleepers::a_storm_of_wakes", Plays::Client, attack, sleep);
@@ -89,7 +89,7 @@ fn a_storm_of_wakes() {
 
 #[test]
 fn flags_cleared_for_ever() {
-    let attack = |hand: &ByHand, random: &mut fastrand::Rng| {
+    let attack = |hand: &RawPeer, random: &mut fastrand::Rng| {
         for at in flags(hand) {
             hand.pages.flag(at).store(random.u32(0..4) & !1, Ordering::Relaxed);
         }
@@ -99,7 +99,7 @@ fn flags_cleared_for_ever() {
 
 #[test]
 fn flags_cleared_and_woken_for_ever() {
-    let attack = |hand: &ByHand, _: &mut fastrand::Rng| {
+    let attack = |hand: &RawPeer, _: &mut fastrand::Rng| {
         for at in flags(hand) {
             hand.pages.flag(at).store(0, Ordering::Relaxed);
             sys::futex_wake(hand.pages.flag(at));
@@ -121,7 +121,7 @@ fn sleep_as_client(path: &Path) -> String {
 
 #[test]
 fn sleepers_moved_to_another_word() {
-    let attack = |hand: &ByHand, _: &mut fastrand::Rng| {
+    let attack = |hand: &RawPeer, _: &mut fastrand::Rng| {
         for at in flags(hand) {
             let (flag, grave) = (hand.pages.flag(at), hand.pages.flag(hand.outgoing().words + 0x700));
             sys::futex_requeue(flag, grave);
@@ -134,7 +134,7 @@ fn sleepers_moved_to_another_word() {
 /// Nobody can wake one who was moved, so it must look again by itself.
 #[test]
 fn a_message_for_a_sleeper_that_was_moved_arrives() {
-    let attack = |hand: &ByHand, _: &mut fastrand::Rng| {
+    let attack = |hand: &RawPeer, _: &mut fastrand::Rng| {
         let (flag, grave) = (hand.pages.flag(flags(hand)[0]), hand.pages.flag(hand.outgoing().words + 0x700));
         if sys::futex_requeue(flag, grave) > 0 {
             hand.commit(0, Control { kind: Kind::Inline, abort: false, len: 3, place: 0 });
@@ -157,7 +157,7 @@ fn a_message_for_a_sleeper_that_was_moved_arrives() {
 /// Threads of the peer sleep on our words, before and behind us.
 #[test]
 fn a_crowd_in_our_bed() {
-    let attack = |hand: &ByHand, _: &mut fastrand::Rng| {
+    let attack = |hand: &RawPeer, _: &mut fastrand::Rng| {
         std::thread::scope(|s| {
             for thread in 0..16 {
                 let word = hand.pages.flag(flags(hand)[thread % 2]);
@@ -185,7 +185,7 @@ fn flickered(path: &Path, call: impl Fn(&mut SharedMemoryStream)) -> String {
 /// A message shows while the victim sleeps, and none, or a lie, when it looks again.
 #[test]
 fn a_stamp_that_flickers() {
-    let attack = |hand: &ByHand, _: &mut fastrand::Rng| {
+    let attack = |hand: &RawPeer, _: &mut fastrand::Rng| {
         let slot = hand.pages.word(hand.slot(0));
         slot.store(2, Ordering::Relaxed);
         for round in 0..64 {
@@ -201,7 +201,7 @@ fn a_stamp_that_flickers() {
 /// The head shows room while the victim sleeps, and none, or a lie, when it looks again.
 #[test]
 fn a_head_that_flickers() {
-    let attack = |hand: &ByHand, _: &mut fastrand::Rng| {
+    let attack = |hand: &RawPeer, _: &mut fastrand::Rng| {
         let head = hand.pages.word(hand.incoming().words + words::HEAD);
         head.store(1 << 40, Ordering::Relaxed);
         for _ in 0..64 {

@@ -13,18 +13,18 @@ use narrows::handshake::{ClientHandshake, HELLO_LEN};
 use narrows::layout::{Control, Kind};
 use narrows::{ConnectError, SharedMemoryListener, SharedMemoryStream};
 
-use super::faults::byhand::ByHand;
-use super::faults::{Kept, LONG, Watchdog, descriptors, eventually, me, reach, role, say, sys, told};
+use crate::support::raw_peer::RawPeer;
+use crate::support::{Kept, LONG, Watchdog, descriptors, eventually, me, reach, role, say, sys, told};
 use super::victim::{MAX_MESSAGE, Plays, TIME, frugal, geometry, options, run, serve, wishes};
 
 /// Sends one inline message of so many bytes, by hand.
-fn say_by_hand(hand: &ByHand, ticket: u64, len: u32) {
+fn say_by_hand(hand: &RawPeer, ticket: u64, len: u32) {
     hand.payload(ticket, &[0; 13]);
     hand.commit(ticket, Control { kind: Kind::Inline, abort: false, len, place: 0 });
 }
 
 /// As many bytes as the socket takes, and descriptors if the kernel lets them pass.
-fn flood(hand: &ByHand, _: &mut fastrand::Rng) {
+fn flood(hand: &RawPeer, _: &mut fastrand::Rng) {
     let null = std::fs::File::open("/dev/null").expect("opens");
     hand.socket.set_nonblocking(true).expect("sets");
     let _refused_from_linux_6_16 = sys::send_with_fd(hand.socket.as_fd(), &[7; 4096], null.as_fd());
@@ -66,7 +66,7 @@ fn hello() -> [u8; HELLO_LEN] {
 #[test]
 fn a_flood_of_half_open_connections() {
     let halves = Mutex::new(Vec::new());
-    let attack = |hand: &ByHand, _: &mut fastrand::Rng| {
+    let attack = |hand: &RawPeer, _: &mut fastrand::Rng| {
         let door = hand.socket.peer_addr().expect("known");
         let half = UnixStream::connect(door.as_pathname().expect("a path"));
         let mut halves = halves.lock().expect("alone");
@@ -109,7 +109,7 @@ fn beside(listener: &SharedMemoryListener, path: &Path) -> (SharedMemoryStream, 
 }
 
 /// Every way to change the size of the memory, its pages or its seals; how many were refused.
-fn resize(hand: &ByHand) -> u32 {
+fn resize(hand: &RawPeer) -> u32 {
     let (file, len) = (hand.pages.file(), hand.pages.len() as u64);
     let own = std::fs::File::from(file.try_clone().expect("a copy"));
     let link = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -136,7 +136,7 @@ fn resize(hand: &ByHand) -> u32 {
 
 #[test]
 fn the_memory_keeps_its_size_and_its_seals() {
-    let attack = |hand: &ByHand, _: &mut fastrand::Rng| {
+    let attack = |hand: &RawPeer, _: &mut fastrand::Rng| {
         let len = resize(hand);
         say_by_hand(hand, 0, len);
     };

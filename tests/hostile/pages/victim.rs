@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use narrows::layout::Geometry;
 use narrows::{Options, SharedMemoryListener, SharedMemoryStream};
 
-use super::faults::byhand::ByHand;
-use super::faults::{Kept, LONG, Watchdog, fill, index_of, me, reach, role, say, sys, told};
+use crate::support::raw_peer::RawPeer;
+use crate::support::{Kept, LONG, Watchdog, fill, index_of, me, reach, role, say, sys, told};
 
 pub(super) const MAX_MESSAGE: usize = 100_000;
 /// How long an attack goes on.
@@ -47,7 +47,7 @@ pub(super) enum Plays {
 pub(super) fn run(
     test: &'static str,
     plays: Plays,
-    attack: impl Fn(&ByHand, &mut fastrand::Rng),
+    attack: impl Fn(&RawPeer, &mut fastrand::Rng),
     victim: impl FnOnce(&Path) -> String,
 ) {
     if role().is_some() {
@@ -70,14 +70,14 @@ pub(super) fn hold(test: &'static str) {
     assert!(status.success(), "the victim: {status}");
 }
 
-fn be_attacker(path: &Path, plays: Plays, attack: impl Fn(&ByHand, &mut fastrand::Rng)) {
+fn be_attacker(path: &Path, plays: Plays, attack: impl Fn(&RawPeer, &mut fastrand::Rng)) {
     let listener = (plays == Plays::Server).then(|| UnixListener::bind(path).expect("binds"));
     let mut random = fastrand::Rng::with_seed(7);
     let until = Instant::now() + LONG * 2;
     while Instant::now() < until {
         let hand = match &listener {
-            Some(listener) => ByHand::serve(listener),
-            None => ByHand::connect(path, geometry(), u64::from(u32::MAX)),
+            Some(listener) => RawPeer::serve(listener),
+            None => RawPeer::connect(path, geometry(), u64::from(u32::MAX)),
         };
         let Ok(hand) = hand else {
             std::thread::sleep(Duration::from_millis(1));

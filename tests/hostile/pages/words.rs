@@ -19,8 +19,8 @@ use std::sync::atomic::Ordering;
 use narrows::layout::{Control, Direction, Geometry, Kind, SLOT, words};
 use narrows::{SharedMemoryListener, SharedMemoryStream, TryRecvError, TrySendError};
 
-use super::faults::byhand::ByHand;
-use super::faults::{Kept, LONG, me, role, say, sys, told};
+use crate::support::raw_peer::RawPeer;
+use crate::support::{Kept, LONG, me, role, say, sys, told};
 use super::victim::{hold, options};
 
 const NAME: &str = "words::each_value_of_each_word";
@@ -113,7 +113,7 @@ fn be_attacker(path: &Path) {
         let (at, value) = line.split_once(' ').expect("two numbers");
         let (at, value) = (at.parse().expect("a place"), value.parse().expect("a value"));
         drop(hand.take());
-        let new = ByHand::connect(path, geometry(), 1000).expect("connects");
+        let new = RawPeer::connect(path, geometry(), 1000).expect("connects");
         new.payload(0, &[u64::from_le_bytes(*b"hello\0\0\0")]);
         new.commit(0, Control { kind: Kind::Inline, abort: false, len: 5, place: 0 });
         new.pages.word(at).store(value, Ordering::SeqCst);

@@ -20,7 +20,7 @@ use std::sync::LazyLock;
 use render::Crate;
 use serde_json::Value;
 
-const LIST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/public-api.txt");
+const LIST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../public-api.txt");
 const RENEW: &str = "NARROWS_API=renew cargo test --test public_api";
 const FORMAT: &str = "# rustdoc's format: ";
 
@@ -33,7 +33,7 @@ static DOCUMENTED: LazyLock<Crate> = LazyLock::new(|| {
     cargo.arg(&target).args(["--", "-Z", "unstable-options", "--output-format", "json"]);
     // Modules that are hidden have what the root exports; what is hidden itself is left out below.
     cargo.args(["--document-hidden-items", "--cap-lints", "allow"]);
-    cargo.env("RUSTC_BOOTSTRAP", "1").env_remove("RUSTDOCFLAGS").current_dir(env!("CARGO_MANIFEST_DIR"));
+    cargo.env("RUSTC_BOOTSTRAP", "1").env_remove("RUSTDOCFLAGS").current_dir(crate::support::ROOT);
     let said = cargo.output().expect("cargo");
     assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
     let text = fs::read(target.join("doc/narrows.json")).expect("rustdoc's word");

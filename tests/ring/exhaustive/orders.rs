@@ -10,7 +10,7 @@ use narrows::internal::handshake::{
 use narrows::internal::layout::Geometry;
 use narrows::{HandshakeError, RejectCode};
 
-use super::common::process::say;
+use crate::support::say;
 
 const DEPTH: usize = 5;
 

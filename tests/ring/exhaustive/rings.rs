@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use narrows::internal::layout::LAST_TICKET;
 
-use super::common::Watchdog;
-use super::common::process::say;
+use crate::support::Watchdog;
+use crate::support::say;
 use super::world::{STEPS, World};
 
 /// What was seen of a world.

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use narrows::{ServerHandle, SharedMemoryClient};
 
-use super::faults::{
+use crate::support::{
     Kept, LONG, Watchdog, descriptors, eventually, mappings, me, role, runs, say, sys, threads, told,
 };
-use super::house::{FLOOD, HOLD, PUSH, SWALLOW, Seen, bind, reach, small};
+use super::processes::{FLOOD, HOLD, PUSH, SWALLOW, Seen, bind, reach, small};
 use super::servers::{BEGIN, KINDS};
 
 #[derive(Clone, Copy, Debug, PartialEq)]

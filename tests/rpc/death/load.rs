@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use narrows::{CallError, Reconnect, SharedMemoryClient};
 
 use super::clients::{alone, client, counts, open, settles};
-use super::faults::{LONG, Watchdog, eventually, fill, index_of, role, say, told};
-use super::house::{ECHO, FLOOD, POOLED, SWALLOW, Seen, reach, serve, small, start};
+use crate::support::{LONG, Watchdog, eventually, fill, index_of, role, say, told};
+use super::processes::{ECHO, FLOOD, POOLED, SWALLOW, Seen, reach, serve, small, start};
 use super::servers::Outcome;
 
 const ROUNDS: usize = 100;

@@ -19,9 +19,7 @@
 #![allow(unsafe_code)]
 
 mod clients;
-#[path = "../faults/mod.rs"]
-mod faults;
-mod house;
+mod processes;
 mod load;
 mod servers;
 mod shutdown;

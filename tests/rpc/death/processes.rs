@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use narrows::{CallError, ConnectError, Options, Request, SharedMemoryClient, SharedMemoryServer};
 
-use super::faults::{Kept, LONG, eventually, me, sys};
+use crate::support::{Kept, LONG, eventually, me, sys};
 
 /// Answers with the request; inline, and in the pool.
 pub(crate) const ECHO: u32 = 1;

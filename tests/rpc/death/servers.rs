@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use narrows::{CallError, Reconnect, SharedMemoryClient};
 
-use super::faults::{LONG, Watchdog, eventually, role, sys, told};
-use super::house::{ECHO, FLOOD, HOLD, IGNORE, ONE_CHUNK, POOLED, SWALLOW};
-use super::house::{begun, reach, serve, small, start};
+use crate::support::{LONG, Watchdog, eventually, role, sys, told};
+use super::processes::{ECHO, FLOOD, HOLD, IGNORE, ONE_CHUNK, POOLED, SWALLOW};
+use super::processes::{begun, reach, serve, small, start};
 
 pub(crate) type Outcome = Result<(), CallError>;
 

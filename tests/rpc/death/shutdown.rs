@@ -12,7 +12,7 @@ use narrows::{
     WaitStrategy,
 };
 
-use super::faults::{Kept, LONG, Watchdog, eventually, me, role, say, sys, told};
+use crate::support::{Kept, LONG, Watchdog, eventually, me, role, say, sys, told};
 
 /// Says that it began, and ends when it is told to.
 const GATED: u32 = 1;

@@ -2,10 +2,10 @@
 
 use narrows::{CallError, SharedMemoryClient};
 
-use crate::call_kit::{
+use crate::support::calls::{
     BAD_STREAM, BAD_UPLOAD, BIG, DUPLEX, ECHO, FAIL, PANIC, POOLED, STREAM, UPLOAD, host, options, rings,
 };
-use crate::faults::eventually;
+use crate::support::eventually;
 
 /// The error that each of the four kinds of call brings for this method.
 fn by_each_kind(client: &SharedMemoryClient, method: u32) -> [Option<CallError>; 4] {

@@ -6,13 +6,13 @@ use std::time::Duration;
 use narrows::rpc::wire::Kind;
 use narrows::{CallError, SharedMemoryClient, SharedMemoryServer};
 
-use crate::call_kit::raw::{Raw, head};
-use crate::call_kit::{
+use crate::support::calls::raw::{Raw, head};
+use crate::support::calls::{
     CLOSE, DUPLEX, ECHO, GATE, GATED_STREAM, GATED_UPLOAD, Host, POOLED, PUSH, STUBBORN, here, host, obey,
     options, rings,
 };
-use crate::faults::nursery::Report;
-use crate::faults::{Fork, eventually};
+use crate::support::fork_server::Report;
+use crate::support::{Fork, eventually};
 
 /// Everything that may wait on a connection of at least eight places, each on a thread of its own; then `end`
 /// runs. The errors, by what waited.

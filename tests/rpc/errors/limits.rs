@@ -2,11 +2,11 @@
 
 use narrows::{CallError, ConnectError, RejectCode, SharedMemoryClient, SharedMemoryServer};
 
-use crate::call_kit::{
+use crate::support::calls::{
     ECHO, GATE, GATED_STREAM, LONG_CHUNKS, OPEN, POOLED, PUSH, PUSH_BRIEFLY, PUSH_LONG, STUBBORN, TRY_PUSH,
     UPLOAD, host, options,
 };
-use crate::faults::{Fork, LONG, eventually};
+use crate::support::{Fork, LONG, eventually};
 
 /// What a chunk or push costs beside its bytes.
 const COST: usize = 64;

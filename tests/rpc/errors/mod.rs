@@ -10,15 +10,9 @@
 //!
 //! That nothing hangs in full rings is `call_deadlocks`; what liars can do is `call_hostile`.
 
-#![allow(unsafe_code)] // The system calls of `faults`.
-
-#[path = "../call_kit/mod.rs"]
-mod call_kit;
-#[path = "../faults/mod.rs"]
-mod faults;
 
 mod answers;
 mod ends;
-mod greetings;
+mod preface;
 mod limits;
 mod pending;

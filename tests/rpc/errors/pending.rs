@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use narrows::{CallError, SharedMemoryServer};
 
-use crate::call_kit::{
+use crate::support::calls::{
     DUPLEX, ECHO, GATE, GATED_STREAM, GATED_UPLOAD, POOLED, STREAM, UPLOAD, host, options, rings,
 };
-use crate::faults::{LONG, eventually};
+use crate::support::{LONG, eventually};
 
 const SHORT: Duration = Duration::from_millis(20);
 
@@ -218,7 +218,7 @@ fn an_upload_that_waits_for_room_ends_when_its_call_is_cancelled_elsewhere() {
             while !request.is_cancelled() {
                 thread::sleep(Duration::from_millis(1));
             }
-            crate::call_kit::note("deaf cancelled");
+            crate::support::calls::note("deaf cancelled");
             chunks.next_chunk().map(drop).map_err(Into::into)
         })
     });
@@ -242,7 +242,7 @@ fn an_upload_that_waits_for_room_ends_when_its_call_is_cancelled_elsewhere() {
 fn a_call_that_is_dropped_while_it_waits_for_a_worker_never_runs() {
     let host = host!(options(), |server: SharedMemoryServer| {
         server.workers(1).method(100, |_, _| {
-            crate::call_kit::note("ran");
+            crate::support::calls::note("ran");
             Ok(())
         })
     });
@@ -251,7 +251,7 @@ fn a_call_that_is_dropped_while_it_waits_for_a_worker_never_runs() {
     host.sees("gate in", 1);
     let waste: Vec<_> = (0..10).map(|_| client.start_call(100, &[]).expect("sends")).collect();
     drop(waste);
-    host.client().call(crate::call_kit::OPEN, &[]).expect("answers");
+    host.client().call(crate::support::calls::OPEN, &[]).expect("answers");
     assert_eq!(*first.wait().expect("answers"), *b"1");
     assert_eq!(*client.call(POOLED, b"last in the queue").expect("answers"), *b"last in the queue");
     assert_eq!(host.seen("ran"), 0);

@@ -8,9 +8,9 @@ use narrows::{
     CallError, ConnectError, HandlerError, Options, RejectCode, SharedMemoryClient, SharedMemoryServer,
 };
 
-use crate::call_kit::raw::{Raw, head, settings};
-use crate::call_kit::{ECHO, Host, here, host, note, obey, options};
-use crate::faults::{LONG, eventually};
+use crate::support::calls::raw::{Raw, head, settings};
+use crate::support::calls::{ECHO, Host, here, host, note, obey, options};
+use crate::support::{LONG, eventually};
 
 /// Connects as soon as somebody listens there: a path exists a little before its server does.
 fn connect(path: &Path, options: &Options) -> Result<SharedMemoryClient, ConnectError> {
@@ -168,7 +168,7 @@ fn a_client_that_speaks_no_calls_is_not_let_in() {
     let good = host.client();
     let greetings: [&[u8]; 5] = [&[], b"hello", &[1, 0, 0, 0, 0, 0, 0, 0], &[0; 40], &[1; 1 << 16]];
     for greeting in greetings {
-        let mut raw = Raw { stream: crate::faults::reach(&host.path, &options()) };
+        let mut raw = Raw { stream: crate::support::reach(&host.path, &options()) };
         raw.bytes(0, greeting).expect("sends");
         assert!(raw.stream.recv_timeout(&mut [0; 100], LONG).is_err_and(|error| !error.is_timeout()));
     }
@@ -185,7 +185,7 @@ fn a_greeting_with_less_than_the_least_window_is_refused() {
     let host = host!(options());
     let good = host.client();
     for (stream_window, push_window) in [(1, 1 << 20), (63, 1 << 20), (64, 64), (1023, 1024), (1024, 1023)] {
-        let mut raw = Raw { stream: crate::faults::reach(&host.path, &options()) };
+        let mut raw = Raw { stream: crate::support::reach(&host.path, &options()) };
         let settings = Settings { version: VERSION, stream_window, push_window };
         raw.send(0, head(Kind::Hello, 0, 0, 0), &settings.encode()).expect("sends");
         assert!(raw.receive().is_err(), "windows of {stream_window} and {push_window}");

@@ -6,10 +6,10 @@ use std::thread;
 use narrows::Options;
 use narrows::rpc::wire::{DEADLINE, Kind, MORE, NOTIFY, STREAM, UPLOAD};
 
-use crate::call_kit::raw::{Raw, head};
-use crate::call_kit::{ECHO, GATE, GATED_STREAM, GATED_UPLOAD, POOLED, STREAM as STREAMING, host, options};
-use crate::faults::{LONG, eventually};
-use crate::peak;
+use crate::support::calls::raw::{Raw, head};
+use crate::support::calls::{ECHO, GATE, GATED_STREAM, GATED_UPLOAD, POOLED, STREAM as STREAMING, host, options};
+use crate::support::{LONG, eventually};
+use super::peak;
 
 /// The longest request, and the server's windows.
 const MAX: usize = 100_000;

@@ -16,12 +16,6 @@
 //! What stands in a frame's bytes while it is read, and the ring below, is `hostile`; the fuzzer `calls` looks for
 //! frames that nobody thought of.
 
-#![allow(unsafe_code)] // The system calls of `faults`.
-
-#[path = "../call_kit/mod.rs"]
-mod call_kit;
-#[path = "../faults/mod.rs"]
-mod faults;
 
 mod clients;
 mod servers;

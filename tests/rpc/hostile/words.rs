@@ -7,14 +7,14 @@ use narrows::SharedMemoryServer;
 use narrows::layout::{Control, Geometry, Kind as Carried, words};
 use narrows::rpc::wire::{Kind, MORE, STREAM, UPLOAD};
 
-use crate::call_kit::raw::{Raw, head, settings};
-use crate::call_kit::{ECHO, GATE, Host, POOLED, STREAM as STREAMING, UPLOAD as UPLOADING, host, options};
-use crate::faults::byhand::ByHand;
-use crate::faults::sys::futex_wake;
+use crate::support::calls::raw::{Raw, head, settings};
+use crate::support::calls::{ECHO, GATE, Host, POOLED, STREAM as STREAMING, UPLOAD as UPLOADING, host, options};
+use crate::support::raw_peer::RawPeer;
+use crate::support::sys::futex_wake;
 
 /// A client that writes frames, urgent words and bells as it likes; it never reads.
 struct Scribbler {
-    hand: ByHand,
+    hand: RawPeer,
     ticket: u64,
 }
 
@@ -22,7 +22,7 @@ impl Scribbler {
     fn connect(host: &Host) -> Self {
         drop(host.client()); // Somebody listens by now.
         let geometry = Geometry::new(256, 1 << 20, 64).expect("legal");
-        let hand = ByHand::connect(&host.path, geometry, 64 << 20).expect("connects");
+        let hand = RawPeer::connect(&host.path, geometry, 64 << 20).expect("connects");
         let mut scribbler = Self { hand, ticket: 0 };
         scribbler.send(0, head(Kind::Hello, 0, 0, 0), &settings(1 << 20));
         scribbler

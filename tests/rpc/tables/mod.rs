@@ -1,23 +1,21 @@
 //! The tables of the call layer: every short life of one and two places, long random programs, and what liars tried.
 //!
 //! ```text
-//!   client_world.rs   every sequence of frames and operations ──▶ client::Table   against a list of calls
-//!   server_world.rs   the same ──▶ Hall and Attendant over a ring of one slot     against what must be on the wire
+//!   client.rs   every sequence of frames and operations ──▶ client::Table   against a list of calls
+//!   server.rs   the same ──▶ Hall and Attendant over a ring of one slot     against what must be on the wire
 //!   the fuzzer's programs (src/fuzz/calls/)                                       against what was said
 //! ```
 //!
 //! What it does not show: what threads do at once (`loom-tests`).
 
-#[path = "../common/mod.rs"]
-mod common;
 
-mod client_world;
-mod server_world;
+mod client;
+mod server;
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use common::Watchdog;
+use crate::support::Watchdog;
 use narrows::fuzz::{CallTally, call_tally};
 use narrows::internal::mem::Heap;
 use narrows::internal::rpc::client;

@@ -8,8 +8,6 @@
 //!     host.say("open") ─── standard input ────────▶ opens the gate, ...; its end ends the process
 //! ```
 
-#![allow(dead_code, unused_imports, unused_macros)] // Each test binary uses its own part.
-
 pub(crate) mod raw;
 pub(crate) mod stock;
 
@@ -22,8 +20,8 @@ use std::time::Duration;
 
 use narrows::{Options, SharedMemoryClient, SharedMemoryServer};
 
-use crate::faults::nursery::{Report, hear};
-use crate::faults::{Kept, Watchdog, eventually, me, role, sys, told};
+use crate::support::fork_server::{Report, hear};
+use crate::support::{Kept, Watchdog, eventually, me, role, sys, told};
 pub(crate) use stock::*;
 
 /// The name of the test that this stands in, as the test runner knows it.
@@ -42,15 +40,15 @@ macro_rules! host {
     ($options:expr, $configure:expr) => {{
         let options: narrows::Options = $options;
         let configure = $configure;
-        match crate::call_kit::Host::start(&crate::call_kit::here!(), options.clone(), |path| {
-            crate::call_kit::serve(path, &options, configure)
+        match crate::support::calls::Host::start(&crate::support::calls::here!(), options.clone(), |path| {
+            crate::support::calls::serve(path, &options, configure)
         }) {
             Some(host) => host,
             None => return,
         }
     }};
     ($options:expr) => {
-        crate::call_kit::host!($options, |server: narrows::SharedMemoryServer| server)
+        crate::support::calls::host!($options, |server: narrows::SharedMemoryServer| server)
     };
 }
 pub(crate) use host;

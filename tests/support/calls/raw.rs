@@ -6,7 +6,7 @@ use std::time::Duration;
 use narrows::rpc::wire::{HEAD, Head, Kind, SETTINGS, Settings, VERSION};
 use narrows::{Options, RecvTimeoutError, SendTimeoutError, SharedMemoryListener, SharedMemoryStream};
 
-use crate::faults::LONG;
+use crate::support::LONG;
 
 /// A stream, a frame a message.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ impl Raw {
 
     /// The same, with these windows.
     pub(crate) fn connect_with(path: &Path, options: &Options, window: u32) -> Self {
-        let mut raw = Self { stream: crate::faults::reach(path, options) };
+        let mut raw = Self { stream: crate::support::reach(path, options) };
         raw.send(0, head(Kind::Hello, 0, 0, 0), &settings(window)).expect("sends");
         assert_eq!(raw.receive().expect("comes").head.kind, Kind::Welcome);
         raw

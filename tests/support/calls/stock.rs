@@ -78,7 +78,7 @@ pub(crate) fn serve(
     panic::set_hook(Box::new(|info| {
         // Methods panic because the tests ask for it.
         if !thread::current().name().is_some_and(|name| name.starts_with("narrows-")) {
-            crate::faults::say(&format!("server: {info}"));
+            crate::support::say(&format!("server: {info}"));
         }
     }));
     let server = SharedMemoryServer::bind_with(path, options).expect("binds");
@@ -92,7 +92,7 @@ pub(crate) fn serve(
             let handle = lock(&HANDLE).take().expect("serves");
             thread::spawn(move || {
                 let drained = handle.shutdown(time);
-                crate::faults::nursery::report(&format!("{drained:?}"));
+                crate::support::fork_server::report(&format!("{drained:?}"));
             });
         }
         other => panic!("no order: {other:?}"),
