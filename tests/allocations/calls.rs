@@ -7,43 +7,11 @@
 //! Both ends are in one process, so one count has it all: the caller, the connection's thread, the workers. What it does
 //! not show: the first calls, which fill the buffers; items of more than 256 KiB, whose memory is given back.
 
-#![allow(unsafe_code)]
-
-
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use crate::support::{Watchdog, say};
+use crate::asked_by_all;
+use crate::support::{Watchdog, alone, say};
 use narrows::{Options, SharedMemoryClient, SharedMemoryServer, WaitStrategy};
-
-/// Counts what all threads ask for.
-struct Counting;
-
-static ASKED: AtomicU64 = AtomicU64::new(0);
-
-// SAFETY: hands everything on to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ASKED.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's contract.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
-        // SAFETY: the caller's contract.
-        unsafe { System.dealloc(place, layout) }
-    }
-
-    unsafe fn realloc(&self, place: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ASKED.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's contract.
-        unsafe { System.realloc(place, layout, size) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 const INLINE: u32 = 1;
 const POOLED: u32 = 2;
@@ -51,7 +19,11 @@ const POOLED: u32 = 2;
 /// One test alone: the count is of the whole process.
 #[test]
 fn the_steady_state_of_calls_allocates_nothing() {
-    let _watchdog = Watchdog::new("the_steady_state_of_calls_allocates_nothing");
+    const NAME: &str = "the_steady_state_of_calls_allocates_nothing";
+    if !alone(NAME) {
+        return;
+    }
+    let _watchdog = Watchdog::new(NAME);
     let mut wrong = Vec::new();
     for strategy in [WaitStrategy::Park, WaitStrategy::Adaptive] {
         let options = Options::new().wait(strategy);
@@ -96,9 +68,9 @@ fn asked_by(client: &SharedMemoryClient, method: u32, len: usize) -> u64 {
     };
     (0..100).for_each(|_| call());
     let mut thousand = || {
-        let before = ASKED.load(Ordering::Relaxed);
+        let before = asked_by_all();
         (0..1000).for_each(|_| call());
-        ASKED.load(Ordering::Relaxed) - before
+        asked_by_all() - before
     };
     (0..3).map(|_| thousand()).min().unwrap_or_default()
 }

@@ -1,56 +1,12 @@
 //! The steady state allocates nothing and makes no system call while nobody sleeps; memory is touched
 //! only as it is needed.
 
-#![allow(unsafe_code)]
-
-
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::asked_by;
 use crate::support::{Kept, LONG, Watchdog, echo, me, role, say, told};
 use narrows::{Options, SharedMemoryListener, SharedMemoryStream, WaitStrategy};
-
-/// Counts what the calling thread asks for.
-struct Counting;
-
-thread_local! {
-    static ASKED: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: hands everything on to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller's contract.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
-        // SAFETY: the caller's contract.
-        unsafe { System.dealloc(place, layout) }
-    }
-
-    unsafe fn realloc(&self, place: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller's contract.
-        unsafe { System.realloc(place, layout, size) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
-
-fn count() {
-    let _ending = ASKED.try_with(|asked| asked.set(asked.get() + 1));
-}
-
-fn asked_by(act: impl FnOnce()) -> u64 {
-    let before = ASKED.get();
-    act();
-    ASKED.get() - before
-}
 
 /// All ways to send and receive, with nobody asleep.
 fn traffic(a: &mut SharedMemoryStream, b: &mut SharedMemoryStream, into: &mut Vec<u8>, long: &[u8]) {

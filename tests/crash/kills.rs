@@ -18,9 +18,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use counts::Counts;
 use crate::support::fork_server::{self, ForkServer, Report};
 use crate::support::{Kept, LONG, Watchdog, fill, index_of, me, reach, role, say, sys, told};
+use counts::Counts;
 use narrows::{
     Options, Receiver, RecvError, RecvTimeoutError, SendTimeoutError, Sender, SharedMemoryListener,
     SharedMemoryStream,

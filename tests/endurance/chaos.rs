@@ -13,9 +13,9 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::fault_scenarios::{self, KINDS, Scene};
 use crate::processes::{Actor, PATIENCE};
 use crate::table::Row;
-use crate::fault_scenarios::{self, KINDS, Scene};
 use crate::watch::{Sample, Stage, change};
 
 const SURVIVORS: usize = 3;

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::support::eventually;
 use crate::processes::Actor;
+use crate::support::eventually;
 use crate::table::Row;
 use crate::watch::{Sample, Stage, change, grown};
 

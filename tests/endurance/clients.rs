@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use narrows::{CallError, ConnectError, Options, SharedMemoryClient, SharedMemoryStream};
 
-use crate::support::{descriptors, fill, index_of, sys};
 use crate::heap;
 use crate::processes::{PATIENCE, Told, connect_name, fault, name, options, orders, tell};
 use crate::serve::{CHUNKS, ECHO, FLOOD, FLOOD_LEN, PLEASE_FLOOD, PUSHES, STALL, UPLOAD, WORK, stream_path};
+use crate::support::{descriptors, fill, index_of, sys};
 
 /// A client of the calls and of the streams, that judges what comes back.
 #[derive(Debug)]

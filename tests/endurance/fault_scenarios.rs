@@ -14,10 +14,10 @@ use narrows::layout::Geometry;
 use narrows::{Options, SharedMemoryClient};
 
 use crate::clients::{Caller, connect, request};
-use crate::support::{eventually, fill, index_of};
+use crate::hostile_peers::scribbling_server;
 use crate::processes::{Actor, MAX_MESSAGE, PATIENCE, connect_name, name, options};
 use crate::serve::{BIG, ECHO, STALL, stream_path};
-use crate::hostile_peers::scribbling_server;
+use crate::support::{eventually, fill, index_of};
 
 /// Where it happens.
 #[derive(Debug)]

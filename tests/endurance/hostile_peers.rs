@@ -8,10 +8,10 @@ use std::time::Instant;
 use narrows::layout::{Control, Geometry, Kind as Carried, SLOT, words};
 use narrows::rpc::wire::{HEAD, Head, Kind, Settings, VERSION};
 
-use crate::support::raw_peer::{RawPeer, WORDS};
-use crate::support::sys::futex_wake;
 use crate::processes::{MAX_MESSAGE, PATIENCE, Told, fault, orders, tell};
 use crate::serve::stream_path;
+use crate::support::raw_peer::{RawPeer, WORDS};
+use crate::support::sys::futex_wake;
 
 fn hand(path: &Path) -> RawPeer {
     let geometry = Geometry::new(256, 1 << 20, 64).expect("legal");

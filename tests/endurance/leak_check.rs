@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use narrows::{CallError, SharedMemoryClient, SharedMemoryStream};
 
 use crate::clients::{Caller, connect, request};
-use crate::support::{Kept, eventually, fill, index_of, me};
 use crate::processes::{Actor, PATIENCE, Told, fault, name, options, orders, tell};
 use crate::serve::{CHUNKS, ECHO, FLOOD, STALL, Served};
+use crate::support::{Kept, eventually, fill, index_of, me};
 use crate::table::{Row, kib, median};
 use crate::watch::{Sample, Stage, change, grown};
 

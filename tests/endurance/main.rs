@@ -22,19 +22,24 @@
 
 #![allow(unsafe_code)]
 
-mod connection_flood;
+extern crate narrows_tests as narrows; // The library, built with what tests need of its inside.
+
+#[path = "../support/mod.rs"]
+mod support;
+
 mod chaos;
 mod churn;
 mod clients;
-mod leak_check;
+mod connection_flood;
+mod fault_scenarios;
 mod heap;
-mod processes;
+mod hostile_peers;
+mod leak_check;
 mod noisy_neighbours;
+mod processes;
 mod serve;
 mod steady;
 mod table;
-mod fault_scenarios;
-mod hostile_peers;
 mod watch;
 
 use std::path::PathBuf;

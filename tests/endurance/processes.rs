@@ -16,7 +16,7 @@ use narrows::{ConnectError, Options};
 
 use crate::support::{Kept, eventually, me, role, say, sys, told};
 use crate::watch::Sample;
-use crate::{clients, cycles, serve, villains};
+use crate::{clients, hostile_peers, leak_check, serve};
 
 /// Longer than any busy machine needs; only what hangs meets it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);

@@ -11,9 +11,9 @@ use narrows::{
     SharedMemoryListener, SharedMemoryServer, SharedMemoryStream,
 };
 
-use crate::support::{fill, index_of, sys};
 use crate::heap;
 use crate::processes::{MAX_MESSAGE, PATIENCE, Told, name, options, orders, tell};
+use crate::support::{fill, index_of, sys};
 
 /// Inline: the same message again.
 pub(crate) const ECHO: u32 = 1;

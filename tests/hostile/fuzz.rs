@@ -11,7 +11,6 @@
 //!
 //! What it does not show: a fuzzer that sees which branches it reaches gets further (`.ci/fuzz`).
 
-
 use std::env;
 use std::fmt::Write as _;
 use std::fs;

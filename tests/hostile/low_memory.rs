@@ -6,7 +6,6 @@
 //!   client process with a limit ◀── long replies, chunks, pushes ── server process
 //! ```
 
-
 use std::thread;
 use std::time::Duration;
 
@@ -183,7 +182,8 @@ fn replies_chunks_and_pushes_without_memory_are_errors_and_the_connection_goes_o
 }
 
 fn poor_client() {
-    let client = SharedMemoryClient::builder(crate::support::told()).options(options()).connect().expect("connects");
+    let client =
+        SharedMemoryClient::builder(crate::support::told()).options(options()).connect().expect("connects");
     is_well(&client);
     let big = |len: usize| client.call_timeout(BIG, &len.to_le_bytes(), LONG);
     let no_memory = |end: Option<CallError>| assert!(matches!(end, Some(CallError::OutOfMemory)), "{end:?}");

@@ -3,7 +3,6 @@
 
 #![allow(unsafe_code)]
 
-
 use std::time::Duration;
 
 use crate::support::{Kept, LONG, Watchdog, echo, me, reach, role, round_trip, told, verdict};

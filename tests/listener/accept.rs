@@ -2,7 +2,6 @@
 
 #![allow(unsafe_code)]
 
-
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
@@ -13,9 +12,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::support::*;
 use narrows::{AcceptError, BindError};
 use narrows::{Options, SharedMemoryListener, SharedMemoryStream};
-use crate::support::*;
 
 /// A path at which nobody listens any more.
 fn make_stale(path: &Path) {

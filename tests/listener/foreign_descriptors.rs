@@ -7,7 +7,6 @@
 
 #![allow(unsafe_code)]
 
-
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -18,9 +17,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::support::*;
 use narrows::internal::handshake::{ACKNOWLEDGE, ANSWER_LEN, Agreement, Answer, HELLO_LEN, VERSION_MAX};
 use narrows::{ConnectError, Options, SharedMemoryStream};
-use crate::support::*;
 
 const LINGER: i32 = 30;
 /// How late a call may be on a busy machine: far below the linger time.

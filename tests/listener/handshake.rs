@@ -3,7 +3,6 @@
 
 #![allow(unsafe_code)]
 
-
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -15,13 +14,13 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::support::*;
 use narrows::internal::handshake::{
     ACKNOWLEDGE, ANSWER_LEN, Agreement, Answer, ClientHandshake, HELLO_LEN, Reject, VERSION_MAX,
 };
 use narrows::internal::layout::Geometry;
 use narrows::{ConnectError, HandshakeError, RejectCode};
 use narrows::{Options, SharedMemoryStream};
-use crate::support::*;
 
 fn code(answer: Answer) -> Option<RejectCode> {
     match answer {

@@ -4,7 +4,6 @@
 //! What is right is a table of kinds or of bytes, written here without the library's own words. It does
 //! not show times: who drips and who is silent is in `handshake.rs`.
 
-
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::Shutdown;

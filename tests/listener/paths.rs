@@ -2,7 +2,6 @@
 
 #![allow(unsafe_code)]
 
-
 use std::env;
 use std::fs::{self, File, Permissions};
 use std::io;

@@ -2,7 +2,6 @@
 
 #![allow(unsafe_code)]
 
-
 use std::env;
 use std::io::{Read, Write};
 use std::os::fd::FromRawFd;
@@ -10,9 +9,9 @@ use std::os::unix::net::UnixStream;
 use std::process::exit;
 use std::time::{Duration, Instant};
 
+use crate::support::*;
 use narrows::{ConnectError, HandshakeError, SpawnError};
 use narrows::{Options, SharedMemoryStream};
-use crate::support::*;
 
 const VARIABLE: &str = "NARROWS_PARENT";
 

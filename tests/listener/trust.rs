@@ -3,7 +3,6 @@
 
 #![allow(unsafe_code)]
 
-
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -16,9 +15,9 @@ use std::process::{Child, Command, Stdio, exit};
 use std::time::{Duration, Instant};
 use std::{env, thread};
 
+use crate::support::*;
 use narrows::internal::handshake::ClientHandshake;
 use narrows::{ConnectError, Options, RecvTimeoutError, RejectCode, SharedMemoryStream, SpawnError};
-use crate::support::*;
 
 const VARIABLE: &str = "NARROWS_PARENT";
 const LONG: Duration = Duration::from_secs(30);

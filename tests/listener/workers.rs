@@ -2,7 +2,6 @@
 
 #![allow(unsafe_code)]
 
-
 use std::io::{Read, Write};
 use std::mem::ManuallyDrop;
 use std::os::fd::AsFd;

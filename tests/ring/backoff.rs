@@ -1,7 +1,6 @@
 //! A peer that plays with our flags and words: it costs us naps, and no more CPU than they leave. Who is
 //! honest costs none.
 
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;

@@ -1,6 +1,5 @@
 //! One direction in private memory: every geometry, every first ticket, odd sizes, the lazy head.
 
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;

@@ -1,6 +1,5 @@
 //! A peer that lies, in private memory: every lie is a typed error, for good, and never a panic.
 
-
 use std::mem::discriminant;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

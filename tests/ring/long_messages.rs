@@ -1,6 +1,5 @@
 //! Messages longer than a piece, in private memory: cut, reassembled, refused, abandoned.
 
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;

@@ -6,7 +6,6 @@
 
 #![allow(unsafe_code)]
 
-
 use std::cell::UnsafeCell;
 use std::sync::Arc;
 use std::thread;

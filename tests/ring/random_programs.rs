@@ -3,7 +3,6 @@
 //! The program is the fuzzer's: see `src/fuzz/ring_program.rs`. Here it runs long enough to fill every
 //! ring many times, at every geometry and first ticket.
 
-
 use crate::support::Watchdog;
 use narrows::fuzz::{Tally, tally};
 

@@ -8,7 +8,6 @@
 //! Each test has a watchdog: what hangs ends with a message. They show that these orders of events end; that all
 //! do is what `loom-tests` looks for, with less of everything.
 
-
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
@@ -347,7 +346,7 @@ fn a_call_over_its_own_connection_would_deadlock_on_its_thread() {
         }
         // Over another connection of the same server nothing is in the way.
         let other = over_pair(&server);
-        assert_eq!(*other.call_timeout(ECHO, &[], LONG).expect("answers"), []);
+        assert!(other.call_timeout(ECHO, &[], LONG).expect("answers").is_empty());
     }
 }
 

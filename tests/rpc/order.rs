@@ -9,7 +9,6 @@
 //! All is told by order, never by time: by how much of the long one has come before the short one, and by what
 //! the server has counted.
 
-
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;

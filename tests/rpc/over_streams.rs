@@ -8,12 +8,13 @@
 
 #![allow(unsafe_code)]
 
-
 use std::path::Path;
 use std::process::{Command, Stdio, exit};
 use std::thread;
 
-use crate::support::{Kept, LONG, Watchdog, descriptors, eventually, mappings, me, role, runs, sys, threads, told};
+use crate::support::{
+    Kept, LONG, Watchdog, descriptors, eventually, mappings, me, role, runs, sys, threads, told,
+};
 use narrows::{CallError, Options, SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
 
 const ECHO: u32 = 1;

@@ -1,17 +1,16 @@
 //! Clients over restarts of their server: what was never begun is sent again, nothing blocks or stays dead, pushes go on.
 
-
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::support::{Watchdog, eventually as comes_true};
 use narrows::{
     CallError, ConnectError, Options, Reconnect, ServerHandle, SharedMemoryClient, SharedMemoryServer,
     SharedMemoryStream,
 };
-use crate::support::{Watchdog, eventually as comes_true};
 
 const COUNT: u32 = 1;
 const PUSH: u32 = 2;

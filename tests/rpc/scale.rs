@@ -10,7 +10,6 @@
 
 #![allow(unsafe_code)]
 
-
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -2,7 +2,6 @@
 
 #![allow(unsafe_code)]
 
-
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::process::Command;

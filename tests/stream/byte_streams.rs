@@ -1,6 +1,5 @@
 //! What byte streams, and buffers that are received into, hold when a connection ends or stalls.
 
-
 use std::io::{BufRead, ErrorKind, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};

@@ -1,6 +1,5 @@
 //! What the feature `log` tells, with whose process: once each, and nothing of messages.
 
-
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;

@@ -2,7 +2,6 @@
 
 #![allow(unsafe_code)]
 
-
 use std::io::{Read, Write};
 use std::sync::mpsc;
 use std::time::Duration;

@@ -1,6 +1,5 @@
 //! What is lent and reserved: dropped, forgotten, half used, or open while its user panics.
 
-
 use std::io::{Read, Write};
 use std::mem::forget;
 use std::panic::{AssertUnwindSafe, catch_unwind};

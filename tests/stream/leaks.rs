@@ -3,7 +3,6 @@
 
 #![allow(unsafe_code)]
 
-
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::Path;

@@ -2,7 +2,6 @@
 
 #![allow(unsafe_code)]
 
-
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;

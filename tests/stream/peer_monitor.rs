@@ -2,7 +2,6 @@
 
 #![allow(unsafe_code)]
 
-
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -13,7 +12,9 @@ use std::process::Command;
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use crate::support::{Fork, Kept, LONG, Watchdog, echo, eventually, me, role, round_trip, say, sys, told, verdict};
+use crate::support::{
+    Fork, Kept, LONG, Watchdog, echo, eventually, me, role, round_trip, say, sys, told, verdict,
+};
 use narrows::{
     ConnectError, Options, RecvTimeoutError, RejectCode, SharedMemoryListener, SharedMemoryStream,
     WaitStrategy,
@@ -583,7 +584,7 @@ fn a_plugin_may_be_unloaded_right_after_its_connection() {
     if role().is_none() {
         let _watchdog = Watchdog::new(NAME);
         let build = Command::new(env!("CARGO"))
-            .args(["build", "-p", "narrows", "--example", "plugin"])
+            .args(["build", "-p", "narrows-tests", "--example", "plugin"])
             .current_dir(crate::support::ROOT)
             .output();
         assert!(build.expect("runs").status.success());

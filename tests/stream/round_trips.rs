@@ -1,10 +1,9 @@
 //! Every size through every ring, between two processes, in both directions at once.
 
-
 use std::thread;
 
-use WaitStrategy::{Adaptive, Park, Spin};
 use crate::support::{Partner, Watchdog, check, payload, role};
+use WaitStrategy::{Adaptive, Park, Spin};
 use narrows::internal::layout::LAST_TICKET;
 use narrows::{Options, Receiver, RecvError, Sender, SharedMemoryStream, WaitStrategy};
 

@@ -1,6 +1,5 @@
 //! A sender for many threads, and byte streams over messages.
 
-
 use std::io::{BufRead, ErrorKind, Read, Write};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};

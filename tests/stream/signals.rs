@@ -1,7 +1,6 @@
 //! A storm of signals changes nothing: no call ends early, none fails, nothing is lost.
 #![allow(unsafe_code)]
 
-
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};

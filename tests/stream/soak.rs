@@ -19,7 +19,6 @@
 
 #![allow(unsafe_code)]
 
-
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{Scope, sleep};
 use std::time::{Duration, Instant};
@@ -101,7 +100,7 @@ fn everything_holds_for_long() {
     let path = folder.path().join("soak");
     let path = path.to_str().expect("plain");
     let listeners = LANES.map(|lane| lane.options().bind(format!("{path}-{lane:?}")).expect("binds"));
-    let mut child = Kept::start(me(NAME, "child", path).arg("--include-ignored"));
+    let mut child = Kept::start(&mut me(NAME, "child", path));
     let accept = |it: &SharedMemoryListener| it.accept_timeout(LONG).expect("accepts");
     let streams = listeners.each_ref().map(accept);
     drop(listeners);

@@ -1,14 +1,13 @@
 //! What an operator reads off a connection: waits, spins, stalls and fill of each direction, and the page of them.
 
-
 use std::thread;
 use std::time::Duration;
 
+use crate::support::Watchdog;
 use narrows::{
     CallError, HandlerError, Options, Request, SharedMemoryClient, SharedMemoryListener, SharedMemoryServer,
     SharedMemoryStream, Stats, WaitStrategy, Waits,
 };
-use crate::support::Watchdog;
 
 const LONG: Duration = Duration::from_secs(30);
 

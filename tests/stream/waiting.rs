@@ -1,6 +1,5 @@
 //! Blocking calls: what ends them, and that nothing else does.
 
-
 use std::sync::mpsc::channel;
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};

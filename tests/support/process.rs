@@ -70,14 +70,17 @@ pub fn must_be_own() {
 /// This test binary again, with only this test in it. The name is known to the runner.
 fn run_again(name: &str) -> Command {
     let mut command = Command::new(env::current_exe().expect("a path"));
-    command.args(["--exact", name, "--include-ignored", "--nocapture", "--test-threads", "1"]).env(NAME, name);
+    command
+        .args(["--exact", name, "--include-ignored", "--nocapture", "--test-threads", "1"])
+        .env(NAME, name);
     command
 }
 
 /// The name of the test as the runner knows it, with its modules. The runner's threads have that name, but for a run of one
 /// thread, which was started with it; other threads look it up.
 fn full_name(test: &str) -> String {
-    let of_test = |name: &str| name == test || name.strip_suffix(test).is_some_and(|path| path.ends_with("::"));
+    let of_test =
+        |name: &str| name == test || name.strip_suffix(test).is_some_and(|path| path.ends_with("::"));
     if let Ok(name) = env::var(NAME) {
         assert!(of_test(&name), "{test} is not the name of the test {name}");
         return name;
@@ -89,7 +92,8 @@ fn full_name(test: &str) -> String {
     }
     let output = Command::new(env::current_exe().expect("a path")).arg("--list").output().expect("runs");
     let listed = String::from_utf8_lossy(&output.stdout).into_owned();
-    let mut names = listed.lines().filter_map(|line| line.strip_suffix(": test")).filter(|name| of_test(name));
+    let mut names =
+        listed.lines().filter_map(|line| line.strip_suffix(": test")).filter(|name| of_test(name));
     let name = names.next().unwrap_or_else(|| panic!("there is no test {test}"));
     assert!(names.next().is_none(), "there are several tests {test}");
     name.to_owned()

@@ -1,13 +1,5 @@
 //! Children, forks, and what a process holds.
 
-#![allow(dead_code, unused_imports)] // Each test binary uses its own part.
-
-pub(crate) mod raw_peer;
-pub(crate) mod fork_server;
-#[path = "../common/process.rs"]
-pub(crate) mod process;
-pub(crate) mod sys;
-
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
@@ -94,7 +86,7 @@ pub(crate) fn reach(path: &Path, options: &Options) -> SharedMemoryStream {
 
 /// Forks a process that runs the closure, for a minute and a half at most; what it returns is the exit code,
 /// and a panic, which is told as of `whom`, is 101.
-fn forked(whom: &str, act: impl FnOnce() -> i32) -> i32 {
+pub(crate) fn forked(whom: &str, act: impl FnOnce() -> i32) -> i32 {
     let pid = sys::fork();
     if pid == 0 {
         sys::alarm(90);

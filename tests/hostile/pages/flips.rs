@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use narrows::layout::{Control, Kind, words};
 use narrows::{RecvTimeoutError, SharedMemoryStream};
 
+use super::victim::{Plays, TIME, run, serve};
 use crate::support::LONG;
 use crate::support::raw_peer::RawPeer;
-use super::victim::{Plays, TIME, run, serve};
 
 /// What stands in the slots, and in the arena: a byte and what it flips to. Before the attacker has
 /// come to a place of the arena there are zeros.

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use narrows::layout::{Control, Kind, SLOT, words};
 
+use super::victim::{MAX_MESSAGE, Plays, options, run, work, work_as_client};
 use crate::support::LONG;
 use crate::support::raw_peer::{RawPeer, WORDS};
-use super::victim::{MAX_MESSAGE, Plays, options, run, work, work_as_client};
 
 /// The words of both directions.
 fn pages(hand: &RawPeer) -> [usize; 2] {

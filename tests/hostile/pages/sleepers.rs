@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use narrows::layout::{Control, Kind, words};
 use narrows::{SharedMemoryStream, WaitStrategy};
 
+use super::victim::{Plays, frugal, options, run, wishes};
 use crate::support::raw_peer::RawPeer;
 use crate::support::{LONG, reach, sys};
-use super::victim::{Plays, frugal, options, run, wishes};
 
 const SLEEP: Duration = Duration::from_millis(300);
 

@@ -13,9 +13,9 @@ use narrows::handshake::{ClientHandshake, HELLO_LEN};
 use narrows::layout::{Control, Kind};
 use narrows::{ConnectError, SharedMemoryListener, SharedMemoryStream};
 
+use super::victim::{MAX_MESSAGE, Plays, TIME, frugal, geometry, options, run, serve, wishes};
 use crate::support::raw_peer::RawPeer;
 use crate::support::{Kept, LONG, Watchdog, descriptors, eventually, me, reach, role, say, sys, told};
-use super::victim::{MAX_MESSAGE, Plays, TIME, frugal, geometry, options, run, serve, wishes};
 
 /// Sends one inline message of so many bytes, by hand.
 fn say_by_hand(hand: &RawPeer, ticket: u64, len: u32) {

@@ -19,9 +19,9 @@ use std::sync::atomic::Ordering;
 use narrows::layout::{Control, Direction, Geometry, Kind, SLOT, words};
 use narrows::{SharedMemoryListener, SharedMemoryStream, TryRecvError, TrySendError};
 
+use super::victim::{hold, options};
 use crate::support::raw_peer::RawPeer;
 use crate::support::{Kept, LONG, me, role, say, sys, told};
-use super::victim::{hold, options};
 
 const NAME: &str = "words::each_value_of_each_word";
 const SLOTS: u64 = 2;

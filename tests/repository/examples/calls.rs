@@ -4,7 +4,7 @@ use std::fs;
 
 use tempfile::TempDir;
 
-use crate::run::{Run, child_of, example, signal, within_patience};
+use super::run::{Run, child_of, example, signal, within_patience};
 
 #[test]
 fn calls_starts_its_own_server() {

@@ -200,7 +200,7 @@ fn copy_tree(from: &Path, to: &Path) -> Command {
 /// What the writing process says to a reader that sends these frames, by tag and bytes.
 fn attack_writer(to: &Path, frames: &[(u64, &[u8])]) -> String {
     let mut command = example("copy_tree");
-    command.arg("--writer").arg("/nowhere").arg(to);
+    command.arg("--writer").arg(to);
     let (child, mut stream) = SharedMemoryStream::spawn(command).expect("starts");
     let mut child = Ending(child);
     for (tag, bytes) in frames {

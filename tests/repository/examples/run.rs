@@ -30,7 +30,16 @@ pub(crate) fn example(name: &str) -> Command {
 fn build_examples(folder: &Path) {
     let profile = if folder.ends_with("release") { "release" } else { "dev" };
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "--examples", "--profile", profile, "--manifest-path"]);
+    cargo.args([
+        "build",
+        "--quiet",
+        "--package",
+        "narrows",
+        "--examples",
+        "--profile",
+        profile,
+        "--manifest-path",
+    ]);
     cargo.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"));
     cargo.arg("--target-dir").arg(folder.parent().expect("target folder"));
     assert!(cargo.status().expect("cargo").success(), "the examples cannot be built");

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::render::{Crate, kind, text};
+use super::render::{Crate, kind, text};
 
 /// The lines of the examples in a text, those that are not shown included.
 fn examples(item: &Value) -> String {

@@ -9,8 +9,8 @@
 //! `tests/small_sockets.rs` does the same for descriptors, with a kernel. What they do not show: two threads at once (`loom-tests/` does), rings of useful sizes
 //! (`tests/ring.rs`), and values within a class that behave unlike it (the fuzzers look for those).
 
-mod validation;
 mod orders;
 mod quiet;
 mod rings;
+mod validation;
 mod world;

@@ -16,9 +16,9 @@ use std::time::Duration;
 
 use narrows::internal::layout::LAST_TICKET;
 
+use super::world::{STEPS, World};
 use crate::support::Watchdog;
 use crate::support::say;
-use super::world::{STEPS, World};
 
 /// What was seen of a world.
 #[derive(Default)]

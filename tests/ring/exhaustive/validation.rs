@@ -11,8 +11,8 @@ use narrows::internal::mem::{Field, Heap, Load, Memory, Span, Store, Tail, Word}
 use narrows::internal::ring::Producer;
 use narrows::internal::{Ended, Inbound, NoPace, Outbound, RecvFault, SendFault, Wait};
 
-use crate::support::say;
 use crate::support::rings::{In, Out, send, try_take};
+use crate::support::say;
 
 const FIRST: [u64; 7] = [0, 1, 5, (1 << 31) - 2, (1 << 32) - 2, (1 << 62) - 2, LAST_TICKET - 30];
 const ARENA: usize = 64;

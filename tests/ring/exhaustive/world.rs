@@ -12,9 +12,9 @@ use narrows::internal::layout::{Control, Kind, LAST_TICKET};
 use narrows::internal::mem::{Field, Flag, GRAIN, Heap, INLINE, Load, Memory, Span, Tail};
 use narrows::internal::{Incoming, RecvFault, SendFault, Wait};
 
+use super::quiet::Quiet;
 use crate::support::bytes;
 use crate::support::rings::{In, Out, at_once, head, over, send, try_take};
-use super::quiet::Quiet;
 
 /// What a program is made of.
 #[derive(Clone, Copy, Debug, PartialEq)]

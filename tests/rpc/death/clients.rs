@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use narrows::{ServerHandle, SharedMemoryClient};
 
+use super::processes::{FLOOD, HOLD, PUSH, SWALLOW, Seen, bind, reach, small};
+use super::servers::{BEGIN, KINDS};
 use crate::support::{
     Kept, LONG, Watchdog, descriptors, eventually, mappings, me, role, runs, say, sys, threads, told,
 };
-use super::processes::{FLOOD, HOLD, PUSH, SWALLOW, Seen, bind, reach, small};
-use super::servers::{BEGIN, KINDS};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Counts {

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use narrows::{CallError, Reconnect, SharedMemoryClient};
 
 use super::clients::{alone, client, counts, open, settles};
-use crate::support::{LONG, Watchdog, eventually, fill, index_of, role, say, told};
 use super::processes::{ECHO, FLOOD, POOLED, SWALLOW, Seen, reach, serve, small, start};
 use super::servers::Outcome;
+use crate::support::{LONG, Watchdog, eventually, fill, index_of, role, say, told};
 
 const ROUNDS: usize = 100;
 const THREADS: u64 = 4;

@@ -19,7 +19,7 @@
 #![allow(unsafe_code)]
 
 mod clients;
-mod processes;
 mod load;
+mod processes;
 mod servers;
 mod shutdown;

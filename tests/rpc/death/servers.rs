@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use narrows::{CallError, Reconnect, SharedMemoryClient};
 
-use crate::support::{LONG, Watchdog, eventually, role, sys, told};
 use super::processes::{ECHO, FLOOD, HOLD, IGNORE, ONE_CHUNK, POOLED, SWALLOW};
 use super::processes::{begun, reach, serve, small, start};
+use crate::support::{LONG, Watchdog, eventually, role, sys, told};
 
 pub(crate) type Outcome = Result<(), CallError>;
 

@@ -10,9 +10,8 @@
 //!
 //! That nothing hangs in full rings is `call_deadlocks`; what liars can do is `call_hostile`.
 
-
 mod answers;
 mod ends;
-mod preface;
 mod limits;
 mod pending;
+mod preface;

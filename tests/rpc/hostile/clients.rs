@@ -6,10 +6,12 @@ use std::thread;
 use narrows::Options;
 use narrows::rpc::wire::{DEADLINE, Kind, MORE, NOTIFY, STREAM, UPLOAD};
 
-use crate::support::calls::raw::{Raw, head};
-use crate::support::calls::{ECHO, GATE, GATED_STREAM, GATED_UPLOAD, POOLED, STREAM as STREAMING, host, options};
-use crate::support::{LONG, eventually};
 use super::peak;
+use crate::support::calls::raw::{Raw, head};
+use crate::support::calls::{
+    ECHO, GATE, GATED_STREAM, GATED_UPLOAD, POOLED, STREAM as STREAMING, host, options,
+};
+use crate::support::{LONG, eventually};
 
 /// The longest request, and the server's windows.
 const MAX: usize = 100_000;

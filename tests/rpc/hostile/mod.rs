@@ -16,7 +16,6 @@
 //! What stands in a frame's bytes while it is read, and the ring below, is `hostile`; the fuzzer `calls` looks for
 //! frames that nobody thought of.
 
-
 mod clients;
 mod servers;
 mod words;

@@ -5,9 +5,9 @@ use std::thread;
 use narrows::rpc::wire::{Head, Kind, MORE, STREAM, UPLOAD};
 use narrows::{CallError, Options, SharedMemoryClient};
 
+use super::peak;
 use crate::support::calls::raw::{Raw, head};
 use crate::support::calls::{ECHO, Host, here, options, serve};
-use super::peak;
 
 /// What the client has under way when the lie comes: a whole call, a stream, an upload.
 const WHOLE: u64 = 64;

@@ -8,7 +8,9 @@ use narrows::layout::{Control, Geometry, Kind as Carried, words};
 use narrows::rpc::wire::{Kind, MORE, STREAM, UPLOAD};
 
 use crate::support::calls::raw::{Raw, head, settings};
-use crate::support::calls::{ECHO, GATE, Host, POOLED, STREAM as STREAMING, UPLOAD as UPLOADING, host, options};
+use crate::support::calls::{
+    ECHO, GATE, Host, POOLED, STREAM as STREAMING, UPLOAD as UPLOADING, host, options,
+};
 use crate::support::raw_peer::RawPeer;
 use crate::support::sys::futex_wake;
 

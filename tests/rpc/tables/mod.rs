@@ -1,16 +1,15 @@
 //! The tables of the call layer: every short life of one and two places, long random programs, and what liars tried.
 //!
 //! ```text
-//!   client.rs   every sequence of frames and operations ──▶ client::Table   against a list of calls
-//!   server.rs   the same ──▶ Hall and Attendant over a ring of one slot     against what must be on the wire
+//!   client_model.rs   every sequence of frames and operations ──▶ client::Table   against a list of calls
+//!   server_model.rs   the same ──▶ Hall and Attendant over a ring of one slot     against what must be on the wire
 //!   the fuzzer's programs (src/fuzz/calls/)                                       against what was said
 //! ```
 //!
 //! What it does not show: what threads do at once (`loom-tests`).
 
-
-mod client;
-mod server;
+mod client_model;
+mod server_model;
 
 use std::sync::Arc;
 use std::time::Instant;

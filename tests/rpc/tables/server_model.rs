@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::support::Watchdog;
 use super::{Came, Mem, Plays, explore, hall, inbound, outbound, ring};
+use crate::support::Watchdog;
 use narrows::internal::rpc::frame::{Frame, send};
 use narrows::internal::rpc::server::{Attendant, Body, Failure, Given, Gone, Hall, Service, Started, Upload};
 use narrows::internal::rpc::wire::{CHUNK_COST, Head, Kind, MORE, STREAM, Status, UPLOAD};

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::support::Watchdog;
 use super::{Came, Plays, explore};
+use crate::support::Watchdog;
 use narrows::internal::rpc::client::{Change, Final, Table};
 use narrows::internal::rpc::wire::{Head, Kind, MORE, NOTIFY, STREAM, Status, UPLOAD, cost};
 
