@@ -22,7 +22,7 @@
 //! # Proof
 //!
 //! The fuzz body `memory` (`src/fuzz/memory.rs`) calls every method with absurd arguments on both implementations, and
-//! `tests/fuzz.rs` runs it; `tests/memory.rs` has them sleep.
+//! `tests/hostile/fuzz.rs` runs it; `tests/ring/memory.rs` has them sleep.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

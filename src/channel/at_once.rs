@@ -7,7 +7,7 @@
 //!
 //! # Proof
 //!
-//! Everything that receives whole messages: the models, `tests/small_worlds`, the fuzz bodies `frame` and `ring_hostile`;
+//! Everything that receives whole messages: the models, `tests/ring/exhaustive`, the fuzz bodies `frame` and `ring_hostile`;
 //! `fetch` has the models of calls, and the fuzz bodies `calls` and `ring_hostile`.
 
 use super::incoming::Buffer;

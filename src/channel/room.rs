@@ -7,7 +7,7 @@
 //!
 //! # Proof
 //!
-//! The models of full rings and of lying heads; `tests/blocked.rs`, `tests/ring_hostile.rs`.
+//! The models of full rings and of lying heads; `tests/stream/blocked.rs`, `tests/ring/hostile.rs`.
 
 use super::outbound::{Outbound, SendFault};
 use super::pace::Pace;

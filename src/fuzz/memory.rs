@@ -6,7 +6,7 @@
 //! ```
 //!
 //! The image is made from `layout` alone, so it does not know how either memory finds its words. What it
-//! does not show: order between threads, and real sleep (`tests/memory.rs`, `loom-tests`).
+//! does not show: order between threads, and real sleep (`tests/ring/memory.rs`, `loom-tests`).
 
 use std::cell::RefCell;
 use std::ops::Range;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   fuzz/fuzz_targets/NAME.rs   libFuzzer and AddressSanitizer ──┐
-//!   tests/fuzz.rs               seeds and a random campaign ─────┴──▶ NAME(data) ──▶ the library
+//!   tests/hostile/fuzz.rs               seeds and a random campaign ─────┴──▶ NAME(data) ──▶ the library
 //! ```
 //!
 //! | body | drives | against |

@@ -8,7 +8,7 @@
 //!
 //! # Proof
 //!
-//! That of the steps: the models, `tests/ring.rs`, `tests/small_worlds` and the fuzz bodies send both ways.
+//! That of the steps: the models, `tests/ring/geometries.rs`, `tests/ring/exhaustive` and the fuzz bodies send both ways.
 
 use super::ended;
 use super::park::{asleep, wake};

@@ -23,7 +23,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::support::fork_server::{self, ForkServer, Report};
-use crate::support::{LONG, Watchdog, descriptors, eventually, mappings, role, say, sys, threads, told};
+use crate::support::{
+    LONG, Watchdog, alone, descriptors, eventually, mappings, role, say, sys, threads, told,
+};
 use narrows::internal::failpoint::{self, Act};
 use narrows::{RecvTimeoutError, SendTimeoutError, SharedMemoryListener, SharedMemoryStream};
 use scenario::{FROM_VICTIM, SLICE, Seen, options, suffer, survive};
@@ -64,6 +66,9 @@ const LANES: [Lane; 4] = [
 
 #[test]
 fn a_survivor_is_told_whatever_the_step() {
+    if !alone(NAME) {
+        return;
+    }
     if role().is_some() {
         return fork_server::serve(|order| victim(order, Path::new(&told())));
     }

@@ -1,9 +1,9 @@
 //! The hard week, scaled to minutes: everything that wears a server down, one after the other, and a table at the end.
 //!
 //! ```text
-//! cargo test --release --test validation -- --ignored                          ten minutes
-//! cargo test --release --test validation -- --ignored --minutes 2 --out week.md
-//! cargo test --release --test validation -- --ignored chaos                    one check alone
+//! cargo test --release -p narrows-tests --test endurance -- --ignored                          ten minutes
+//! cargo test --release -p narrows-tests --test endurance -- --ignored --minutes 2 --out week.md
+//! cargo test --release -p narrows-tests --test endurance -- --ignored chaos                    one check alone
 //! ```
 //!
 //! ```text

@@ -80,7 +80,7 @@ fn mutated(seeds: &[Vec<u8>], random: &mut fastrand::Rng) -> Vec<u8> {
 fn run(name: &str, body: Body, data: &[u8]) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| body(data))) {
         say(&format!(
-            "FINDING in {name}; again: NARROWS_FUZZ_INPUT={} cargo test --features testing --test fuzz {name}",
+            "FINDING in {name}; again: NARROWS_FUZZ_INPUT={} cargo test -p narrows-tests --test hostile fuzz::{name}",
             hex(data)
         ));
         resume_unwind(panic);

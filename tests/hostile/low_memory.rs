@@ -15,7 +15,7 @@ use narrows::{
 };
 
 use crate::support::calls::*;
-use crate::support::{Kept, LONG, Watchdog, me, role, sys};
+use crate::support::{Kept, LONG, Watchdog, alone, me, role, sys};
 
 /// Inline: limits the server's memory to so much more than it has.
 const LIMIT: u32 = 100;
@@ -231,6 +231,9 @@ fn with_many(server: SharedMemoryServer) -> SharedMemoryServer {
 
 #[test]
 fn connections_beyond_the_limit_of_mappings_are_busy() {
+    if !alone("connections_beyond_the_limit_of_mappings_are_busy") {
+        return;
+    }
     let most = max_mappings();
     if most > 2_000_000 {
         return crate::support::say("not tested: vm.max_map_count is too high to be reached");

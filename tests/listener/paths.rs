@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{Fork, Kept, LONG, Watchdog, me, role, say, sys, told, verdict};
+use crate::support::{Fork, Kept, LONG, Watchdog, alone, me, role, say, sys, told, verdict};
 use narrows::{
     BindError, ConnectError, Options, Reconnect, ServerHandle, SharedMemoryClient, SharedMemoryListener,
     SharedMemoryServer, SharedMemoryStream,
@@ -254,6 +254,9 @@ fn connect_waits_for_a_server_to_appear_but_not_for_ever() {
 /// A fork that keeps a killed server's socket: nobody answers, and a new server cannot bind.
 #[test]
 fn a_fork_that_keeps_the_socket_of_a_killed_server_is_named() {
+    if !alone("a_fork_that_keeps_the_socket_of_a_killed_server_is_named") {
+        return;
+    }
     let _watchdog = Watchdog::new("a_fork_that_keeps_the_socket_of_a_killed_server_is_named");
     let folder = tempfile::tempdir().expect("directory");
     let path = folder.path().join("socket");
@@ -292,6 +295,9 @@ fn a_fork_that_keeps_the_socket_of_a_killed_server_is_named() {
 
 #[test]
 fn what_forbids_a_path_is_named() {
+    if !alone("what_forbids_a_path_is_named") {
+        return;
+    }
     let _watchdog = Watchdog::new("what_forbids_a_path_is_named");
     if sys::effective_user() != 0 {
         return say("skipped: only root can change users");

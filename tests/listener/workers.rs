@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
-use crate::support::{Fork, LONG, Watchdog, echo, reach, round_trip, sys, verdict};
+use crate::support::{Fork, LONG, Watchdog, alone, echo, reach, round_trip, sys, verdict};
 use narrows::handshake::{Answer, HELLO_LEN, Limits, ServerHandshake};
 use narrows::layout::Geometry;
 use narrows::{AcceptError, Options, RecvTimeoutError, SharedMemoryListener, SharedMemoryStream};
@@ -32,6 +32,9 @@ fn introduced(stream: &mut SharedMemoryStream) -> i32 {
 /// The double fork of a daemon, which binds before it forks, or at its end.
 #[test]
 fn a_daemon_that_is_killed_has_died() {
+    if !alone("a_daemon_that_is_killed_has_died") {
+        return;
+    }
     let _watchdog = Watchdog::new("a_daemon_that_is_killed_has_died");
     for bound_by_the_starter in [false, true] {
         daemon(bound_by_the_starter);
@@ -71,6 +74,9 @@ fn daemon(bound_by_the_starter: bool) {
 /// Workers that accept from one inherited listener: each client knows its own.
 #[test]
 fn a_worker_that_is_killed_has_died_and_the_others_serve_on() {
+    if !alone("a_worker_that_is_killed_has_died_and_the_others_serve_on") {
+        return;
+    }
     let _watchdog = Watchdog::new("a_worker_that_is_killed_has_died_and_the_others_serve_on");
     let folder = tempfile::tempdir().expect("directory");
     let path = folder.path().join("socket");
@@ -119,6 +125,9 @@ fn serve_by_hand(listener: &UnixListener) {
 /// socket that was activated. What counts is who sent the Welcome.
 #[test]
 fn a_worker_that_serves_anothers_socket_has_died_when_it_was_killed() {
+    if !alone("a_worker_that_serves_anothers_socket_has_died_when_it_was_killed") {
+        return;
+    }
     let _watchdog = Watchdog::new("a_worker_that_serves_anothers_socket");
     let folder = tempfile::tempdir().expect("directory");
     let path = folder.path().join("socket");

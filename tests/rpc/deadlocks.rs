@@ -21,7 +21,7 @@ use narrows::{
 
 use crate::support::calls::raw::{Raw, head};
 use crate::support::calls::*;
-use crate::support::{Fork, LONG, Watchdog, eventually};
+use crate::support::{Fork, LONG, Watchdog, alone, eventually};
 
 /// Pushes of this length: two do not fit a window of 1 KiB.
 const PUSHED: usize = 500;
@@ -158,6 +158,9 @@ fn a_client_that_never_reads_holds_up_no_other() {
 
 #[test]
 fn a_client_that_is_stopped_holds_up_no_other_and_goes_on() {
+    if !alone("a_client_that_is_stopped_holds_up_no_other_and_goes_on") {
+        return;
+    }
     let host = host!(options(), |server: SharedMemoryServer| server.workers(2));
     let (client, path) = (host.client(), host.path.clone());
     let sleeper = Fork::run(move || {

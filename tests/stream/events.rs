@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, Once};
 use std::thread;
 use std::time::Duration;
 
-use crate::support::{Kept, LONG, Watchdog, eventually, me, reach, role, round_trip, sys, told};
+use crate::support::{Kept, LONG, Watchdog, alone, eventually, me, reach, role, round_trip, sys, told};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use narrows::{ConnectError, HandlerError, Options, SharedMemoryClient, SharedMemoryListener};
 use narrows::{SharedMemoryServer, SharedMemoryStream};
@@ -75,6 +75,9 @@ fn user() -> u32 {
 
 #[test]
 fn both_ends_tell_that_they_met_and_who_parted() {
+    if !alone("both_ends_tell_that_they_met_and_who_parted") {
+        return;
+    }
     let _watchdog = Watchdog::new("both_ends_tell_that_they_met_and_who_parted");
     let user = user();
     let _turn = turn();
@@ -99,6 +102,9 @@ fn both_ends_tell_that_they_met_and_who_parted() {
 
 #[test]
 fn a_close_from_another_thread_is_told_once() {
+    if !alone("a_close_from_another_thread_is_told_once") {
+        return;
+    }
     let _turn = turn();
     let (a, _b) = SharedMemoryStream::pair().expect("pairs");
     let closer = a.closer();
@@ -112,6 +118,9 @@ fn a_close_from_another_thread_is_told_once() {
 #[test]
 fn a_death_is_told_with_whose_while_nobody_looks() {
     const NAME: &str = "a_death_is_told_with_whose_while_nobody_looks";
+    if !alone(NAME) {
+        return;
+    }
     if role().is_some() {
         let mut stream = SharedMemoryStream::connect(told()).expect("connects");
         round_trip(&mut stream, 1);
@@ -163,6 +172,9 @@ fn serving(listener: &SharedMemoryListener, act: impl FnOnce(&Path)) {
 
 #[test]
 fn who_is_sent_away_is_told_with_the_reason() {
+    if !alone("who_is_sent_away_is_told_with_the_reason") {
+        return;
+    }
     let _watchdog = Watchdog::new("who_is_sent_away_is_told_with_the_reason");
     let user = user();
     let _turn = turn();
@@ -190,6 +202,9 @@ fn who_is_sent_away_is_told_with_the_reason() {
 
 #[test]
 fn a_server_of_calls_tells_whom_it_does_not_let_in() {
+    if !alone("a_server_of_calls_tells_whom_it_does_not_let_in") {
+        return;
+    }
     let _watchdog = Watchdog::new("a_server_of_calls_tells_whom_it_does_not_let_in");
     let user = user();
     let _turn = turn();

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use crate::support::{Fork, LONG, Watchdog, sys};
+use crate::support::{Fork, LONG, Watchdog, alone, sys};
 use narrows::{
     AcceptError, CallError, Options, RecvError, RecvTimeoutError, SendError, SendTimeoutError,
     SharedMemoryClient, SharedMemoryListener, SharedMemoryServer, SharedMemoryStream, TryRecvError,
@@ -87,6 +87,9 @@ fn assert_alive(a: &mut SharedMemoryStream, b: &mut SharedMemoryStream) {
 
 #[test]
 fn an_idle_stream_survives_a_fork() {
+    if !alone("an_idle_stream_survives_a_fork") {
+        return;
+    }
     let _watchdog = Watchdog::new("an_idle_stream_survives_a_fork");
     for leave in LEAVES {
         let mut pair = Some(SharedMemoryStream::pair().expect("pair"));
@@ -105,6 +108,9 @@ fn an_idle_stream_survives_a_fork() {
 
 #[test]
 fn messages_under_way_survive_a_fork() {
+    if !alone("messages_under_way_survive_a_fork") {
+        return;
+    }
     let _watchdog = Watchdog::new("messages_under_way_survive_a_fork");
     for leave in LEAVES {
         let (mut a, b) = SharedMemoryStream::pair().expect("pair");
@@ -127,6 +133,9 @@ fn messages_under_way_survive_a_fork() {
 
 #[test]
 fn a_receiver_asleep_in_another_thread_sleeps_on() {
+    if !alone("a_receiver_asleep_in_another_thread_sleeps_on") {
+        return;
+    }
     let _watchdog = Watchdog::new("a_receiver_asleep_in_another_thread_sleeps_on");
     for leave in LEAVES {
         let (a, mut b) = SharedMemoryStream::pair().expect("pair");
@@ -152,6 +161,9 @@ fn a_receiver_asleep_in_another_thread_sleeps_on() {
 
 #[test]
 fn guards_and_reservations_survive_a_fork() {
+    if !alone("guards_and_reservations_survive_a_fork") {
+        return;
+    }
     let _watchdog = Watchdog::new("guards_and_reservations_survive_a_fork");
     for leave in LEAVES {
         for len in [10, 5000, 400_000] {
@@ -188,6 +200,9 @@ fn guards_and_reservations_survive_a_fork() {
 
 #[test]
 fn a_locked_shared_sender_survives_a_fork() {
+    if !alone("a_locked_shared_sender_survives_a_fork") {
+        return;
+    }
     let _watchdog = Watchdog::new("a_locked_shared_sender_survives_a_fork");
     for leave in LEAVES {
         let (a, mut b) = Options::new().slots(2).arena(128).pair().expect("pair");
@@ -217,6 +232,9 @@ fn a_locked_shared_sender_survives_a_fork() {
 
 #[test]
 fn byte_streams_and_listeners_fail_cleanly_in_a_fork() {
+    if !alone("byte_streams_and_listeners_fail_cleanly_in_a_fork") {
+        return;
+    }
     let _watchdog = Watchdog::new("byte_streams_and_listeners_fail_cleanly_in_a_fork");
     let folder = tempfile::tempdir().expect("directory");
     for leave in LEAVES {
@@ -247,6 +265,9 @@ fn byte_streams_and_listeners_fail_cleanly_in_a_fork() {
 
 #[test]
 fn a_server_of_calls_survives_a_fork_that_leaves() {
+    if !alone("a_server_of_calls_survives_a_fork_that_leaves") {
+        return;
+    }
     let _watchdog = Watchdog::new("a_server_of_calls_survives_a_fork_that_leaves");
     let folder = tempfile::tempdir().expect("directory");
     for leave in LEAVES {
@@ -265,6 +286,9 @@ fn a_server_of_calls_survives_a_fork_that_leaves() {
 
 #[test]
 fn a_fork_makes_its_own_connections() {
+    if !alone("a_fork_makes_its_own_connections") {
+        return;
+    }
     let _watchdog = Watchdog::new("a_fork_makes_its_own_connections");
     let folder = tempfile::tempdir().expect("directory");
     let path = folder.path().join("socket");
@@ -310,6 +334,9 @@ fn a_fork_makes_its_own_connections() {
 
 #[test]
 fn a_fork_detects_the_death_of_its_peer() {
+    if !alone("a_fork_detects_the_death_of_its_peer") {
+        return;
+    }
     let _watchdog = Watchdog::new("a_fork_detects_the_death_of_its_peer");
     let folder = tempfile::tempdir().expect("directory");
     let path = folder.path().join("socket");

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::support::raw_peer::RawPeer;
-use crate::support::{Fork, LONG, Watchdog, descriptors, eventually, mappings, say, sys, threads};
+use crate::support::{Fork, LONG, Watchdog, alone, descriptors, eventually, mappings, say, sys, threads};
 use narrows::layout::Geometry;
 use narrows::{Options, SharedMemoryListener, SharedMemoryStream};
 
@@ -91,6 +91,9 @@ fn bad_memory(folder: &Path) {
 
 #[test]
 fn nothing_is_left() {
+    if !alone("nothing_is_left") {
+        return;
+    }
     let _watchdog = Watchdog::within("nothing_is_left", Duration::from_secs(240));
     let began = Instant::now();
     let folder = tempfile::tempdir().expect("directory");

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Fork, Kept, LONG, Watchdog, echo, eventually, me, reach, role, round_trip, say, sys, told, verdict,
+    Fork, Kept, LONG, Watchdog, alone, echo, eventually, me, reach, role, round_trip, say, sys, told, verdict,
 };
 use narrows::{Options, RecvTimeoutError, SendTimeoutError, SharedMemoryListener, SharedMemoryStream};
 
@@ -73,6 +73,9 @@ fn a_peer_with_many_open_files_that_is_killed_has_died() {
 /// A fork of the peer keeps its socket open: only the pidfd tells.
 #[test]
 fn a_dead_peer_whose_fork_keeps_the_socket_has_died() {
+    if !alone("a_dead_peer_whose_fork_keeps_the_socket_has_died") {
+        return;
+    }
     let _watchdog = Watchdog::new("a_dead_peer_whose_fork_keeps_the_socket_has_died");
     let folder = tempfile::tempdir().expect("directory");
     for serves in [false, true] {
@@ -165,6 +168,9 @@ fn a_stopped_peer_is_alive() {
 #[test]
 fn nobody_who_lives_is_called_dead() {
     const NAME: &str = "nobody_who_lives_is_called_dead";
+    if !alone(NAME) {
+        return;
+    }
     if role().is_some() {
         return churn_client(Path::new(&told()));
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use crate::support::{Watchdog, bytes};
+use crate::support::{Watchdog, alone, bytes};
 use narrows::{Options, RecvTimeoutError, SendTimeoutError, WaitStrategy};
 
 static CAUGHT: AtomicU64 = AtomicU64::new(0);
@@ -42,6 +42,9 @@ fn in_a_storm(body: impl FnOnce()) {
 
 #[test]
 fn a_storm_of_signals_changes_nothing() {
+    if !alone("a_storm_of_signals_changes_nothing") {
+        return;
+    }
     let _watch = Watchdog::new("a storm");
     let (mut a, mut b) = Options::new().slots(4).arena(4096).wait(WaitStrategy::Park).pair().expect("pairs");
     let long = Duration::from_millis(100);

@@ -2,7 +2,7 @@
 //! nothing is lost, torn, late or growing. Ignored unless asked for:
 //!
 //! ```text
-//! NARROWS_SOAK_MINUTES=5 cargo test --features testing --test soak -- --ignored --nocapture
+//! NARROWS_SOAK_MINUTES=5 cargo test -p narrows-tests --test stream soak:: -- --ignored --nocapture
 //! ```
 //!
 //! ```text

@@ -1,6 +1,6 @@
 //! Sleep, of any memory: it ends, and only the deadline that it was given counts.
 //!
-//! It runs on every implementation: `tests/memory.rs` brings `Heap`, `src/sys/mapping/tests.rs` brings
+//! It runs on every implementation: `tests/ring/memory.rs` brings `Heap`, `src/sys/mapping/tests.rs` brings
 //! `Mapping`. Both have a module `mem` beside them, which is where the trait comes from.
 
 use std::time::{Duration, Instant};

@@ -5,7 +5,7 @@
 //! compared, and the test says so (`NARROWS_API=must`: it fails). To make the list anew:
 //!
 //! ```sh
-//! NARROWS_API=renew cargo test --test public_api
+//! NARROWS_API=renew cargo test -p narrows-tests --test repository public_api
 //! ```
 
 mod examples;
@@ -21,7 +21,7 @@ use render::Crate;
 use serde_json::Value;
 
 const LIST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../public-api.txt");
-const RENEW: &str = "NARROWS_API=renew cargo test --test public_api";
+const RENEW: &str = "NARROWS_API=renew cargo test -p narrows-tests --test repository public_api";
 const FORMAT: &str = "# rustdoc's format: ";
 
 /// What rustdoc says about the library, with everything that can be switched on.
@@ -58,7 +58,7 @@ fn kept() -> Option<String> {
 
 fn list() -> String {
     let head = format!(
-        "# The public interface, all features included. `tests/public_api` compares it; to renew it:\n\
+        "# The public interface, all features included. `tests/repository/public_api` compares it; to renew it:\n\
          # {RENEW}\n{FORMAT}{}\n\n",
         DOCUMENTED.format()
     );

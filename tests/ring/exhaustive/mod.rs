@@ -6,8 +6,8 @@
 //! | `judgements` | every class of value of every word that is judged, in every cursor state | the tables of `src/ring/` |
 //! | `orders` | every order of messages, halves and silence, for both machines of the handshake | a table of bytes |
 //!
-//! `tests/small_sockets.rs` does the same for descriptors, with a kernel. What they do not show: two threads at once (`loom-tests/` does), rings of useful sizes
-//! (`tests/ring.rs`), and values within a class that behave unlike it (the fuzzers look for those).
+//! `tests/listener/handshake_exhaustive.rs` does the same for descriptors, with a kernel. What they do not show: two threads at once (`loom-tests/` does), rings of useful sizes
+//! (`tests/ring/geometries.rs`), and values within a class that behave unlike it (the fuzzers look for those).
 
 mod orders;
 mod quiet;

@@ -12,7 +12,7 @@ use crate::support::calls::{
     options, rings,
 };
 use crate::support::fork_server::Report;
-use crate::support::{Fork, eventually};
+use crate::support::{Fork, alone, eventually};
 
 /// Everything that may wait on a connection of at least eight places, each on a thread of its own; then `end`
 /// runs. The errors, by what waited.
@@ -136,6 +136,9 @@ fn closing_from_another_thread_ends_all_who_wait() {
 
 #[test]
 fn a_client_that_is_killed_has_died_for_the_server() {
+    if !alone("a_client_that_is_killed_has_died_for_the_server") {
+        return;
+    }
     let host = host!(options());
     let (path, _listens) = (host.path.clone(), host.client());
     let victim = Fork::run(move || {
@@ -153,6 +156,9 @@ fn a_client_that_is_killed_has_died_for_the_server() {
 
 #[test]
 fn a_fork_of_the_client_is_told_so_and_harms_nothing() {
+    if !alone("a_fork_of_the_client_is_told_so_and_harms_nothing") {
+        return;
+    }
     let mut host = host!(options());
     let client = host.client();
     let call = client.start_call(GATE, b"mine").expect("sends");

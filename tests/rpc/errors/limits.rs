@@ -6,7 +6,7 @@ use crate::support::calls::{
     ECHO, GATE, GATED_STREAM, LONG_CHUNKS, OPEN, POOLED, PUSH, PUSH_BRIEFLY, PUSH_LONG, STUBBORN, TRY_PUSH,
     UPLOAD, host, options,
 };
-use crate::support::{Fork, LONG, eventually};
+use crate::support::{Fork, LONG, alone, eventually};
 
 /// What a chunk or push costs beside its bytes.
 const COST: usize = 64;
@@ -163,6 +163,9 @@ fn an_inline_method_does_not_wait_for_its_own_connection() {
 /// What this process takes by its twenty connections leaves a worker to another process.
 #[test]
 fn one_process_does_not_occupy_all_workers() {
+    if !alone("one_process_does_not_occupy_all_workers") {
+        return;
+    }
     let host = host!(options(), |server: SharedMemoryServer| server.workers(4).max_connections(100));
     let clients: Vec<_> = (0..20).map(|_| host.client()).collect();
     let start = |client: &SharedMemoryClient| client.start_call(STUBBORN, b"held").expect("sends");
@@ -195,6 +198,9 @@ fn one_process_does_not_occupy_all_workers() {
 
 #[test]
 fn one_process_does_not_have_all_connections() {
+    if !alone("one_process_does_not_have_all_connections") {
+        return;
+    }
     let host = host!(options(), |server: SharedMemoryServer| server.max_connections(8));
     let mut clients: Vec<_> = (0..4).map(|_| host.client()).collect();
     let connect = || SharedMemoryClient::builder(&host.path).options(options()).connect();
