@@ -26,7 +26,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use clap::Parser;
 use narrows::{CallError, Canceller, ChunkWriter, HandlerError, ReplyStream, Request};
 use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
 
@@ -39,25 +38,19 @@ const RESULT: u32 = 2;
 /// How many answers were cancelled, in decimal.
 const CANCELLED: u32 = 3;
 
-/// An editor and the backend that it starts
-#[derive(Parser)]
-struct Args {
-    /// Ask twice, and cancel the second answer after some tokens
-    #[arg(long)]
-    script: bool,
-    #[arg(long, hide = true)]
-    backend: bool,
-}
-
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    let done = if args.backend { backend() } else { editor(args.script) };
+    let (who, done) = match env::args().nth(1).as_deref() {
+        None => ("error", editor(false)),
+        Some("--script") => ("error", editor(true)),
+        Some("--backend") => ("backend", backend()), // Started by the editor.
+        Some(_) => ("error", Err("usage: chat [--script]".into())),
+    };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{}: {error}", if args.backend { "backend" } else { "error" });
+            eprintln!("{who}: {error}");
             ExitCode::FAILURE
         }
     }

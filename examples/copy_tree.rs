@@ -28,7 +28,7 @@ use std::collections::BTreeMap;
 use std::env;
 use std::error::Error;
 use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, DirEntry, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
@@ -36,29 +36,19 @@ use std::path::{Component, Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
-use clap::Parser;
-use indicatif::{ProgressBar, ProgressStyle};
 use narrows::SharedMemoryStream;
-use walkdir::{DirEntry, WalkDir};
-
-/// Copies a directory tree from one process to another, through shared memory.
-#[derive(Parser)]
-struct Args {
-    /// The directory to read
-    from: PathBuf,
-    /// The directory to write; it must not exist or be empty
-    to: PathBuf,
-    #[arg(long, hide = true)]
-    writer: bool,
-}
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    let done = if args.writer { write_for_parent(&args.to) } else { copy(&args) };
+    let args: Vec<_> = env::args_os().skip(1).collect();
+    let (who, done) = match &args[..] {
+        [flag, to] if flag == "--writer" => ("writer", write_for_parent(Path::new(to))), // Started by the reader.
+        [from, to] => ("error", copy(Path::new(from), Path::new(to))),
+        _ => ("error", Err("usage: copy_tree FROM TO".into())),
+    };
     done.unwrap_or_else(|error| {
-        eprintln!("{}: {error}", if args.writer { "writer" } else { "error" });
+        eprintln!("{who}: {error}");
         ExitCode::FAILURE
     })
 }
@@ -85,18 +75,17 @@ fn parts(tag: u64) -> (u32, u32) {
 
 // ---- The reading process ----
 
-fn copy(args: &Args) -> Outcome<ExitCode> {
-    let entries = list(&args.from)?;
+fn copy(from: &Path, to: &Path) -> Outcome<ExitCode> {
+    let entries = list(from)?;
     let mut command = Command::new(env::current_exe()?);
-    command.arg("--writer").arg("--").args([&args.from, &args.to]);
+    command.arg("--writer").arg(to);
     let (mut child, mut stream) = SharedMemoryStream::spawn(command)?;
 
-    let mut reader = Reader::new(&args.from, &entries);
+    let mut reader = Reader { from, buffer: vec![0; CHUNK], files: 0, bytes: 0 };
     let start = Instant::now();
     let sent = reader.send_all(&mut stream, &entries);
     let done = sent.and_then(|()| Ok(stream.send_tagged(&[], tag(END, 0))?));
     let result = last_word(&mut stream, done);
-    reader.bar.finish_and_clear();
     drop(stream);
     let status = child.wait()?;
     if status.code().is_none() {
@@ -109,12 +98,26 @@ fn copy(args: &Args) -> Outcome<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Everything below a directory; a directory stands before what is in it.
-fn list(from: &Path) -> Outcome<Vec<DirEntry>> {
+/// Everything below a directory, in the order of names; a directory stands before what is in it.
+fn list(from: &Path) -> Outcome<Vec<PathBuf>> {
     if !fs::metadata(from).map_err(|error| at(from, error))?.is_dir() {
         return Err(format!("{} is not a directory", from.display()).into());
     }
-    Ok(WalkDir::new(from).min_depth(1).sort_by_file_name().into_iter().collect::<Result<_, _>>()?)
+    let mut entries = Vec::new();
+    list_into(from, &mut entries).map_err(|error| at(from, error))?;
+    Ok(entries)
+}
+
+fn list_into(folder: &Path, entries: &mut Vec<PathBuf>) -> io::Result<()> {
+    let mut inside = fs::read_dir(folder)?.collect::<io::Result<Vec<_>>>()?;
+    inside.sort_by_key(DirEntry::file_name);
+    for entry in inside {
+        entries.push(entry.path());
+        if entry.file_type()?.is_dir() {
+            list_into(&entry.path(), entries)?;
+        }
+    }
+    Ok(())
 }
 
 /// The error to tell when the writer gave up is the writer's own, not that it hung up.
@@ -135,29 +138,19 @@ fn last_word(stream: &mut SharedMemoryStream, sent: Outcome<()>) -> Outcome<()> 
 
 struct Reader<'a> {
     from: &'a Path,
-    bar: ProgressBar,
     buffer: Vec<u8>,
     files: u64,
     bytes: u64,
 }
 
-impl<'a> Reader<'a> {
-    fn new(from: &'a Path, entries: &[DirEntry]) -> Self {
-        let sizes = entries.iter().filter(|entry| entry.file_type().is_file());
-        let total = sizes.filter_map(|entry| Some(entry.metadata().ok()?.len())).sum();
-        let style = ProgressStyle::with_template("{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
-        let bar = ProgressBar::new(total).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        Self { from, bar, buffer: vec![0; CHUNK], files: 0, bytes: 0 }
-    }
-
-    fn send_all(&mut self, stream: &mut SharedMemoryStream, entries: &[DirEntry]) -> Outcome<()> {
-        for entry in entries {
-            let path = entry.path();
+impl Reader<'_> {
+    fn send_all(&mut self, stream: &mut SharedMemoryStream, entries: &[PathBuf]) -> Outcome<()> {
+        for path in entries {
             let name = path.strip_prefix(self.from)?.as_os_str().as_bytes();
-            match entry.file_type() {
+            let metadata = fs::symlink_metadata(path).map_err(|error| at(path, error))?;
+            match metadata.file_type() {
                 kind if kind.is_dir() => {
-                    let mode = entry.metadata()?.permissions().mode();
-                    stream.send_tagged(name, tag(DIR, mode))?;
+                    stream.send_tagged(name, tag(DIR, metadata.permissions().mode()))?;
                 }
                 kind if kind.is_file() => self.send_file(stream, path, name)?,
                 kind if kind.is_symlink() => {
@@ -165,7 +158,7 @@ impl<'a> Reader<'a> {
                     let both = [name, target.as_os_str().as_bytes()].join(&0);
                     stream.send_tagged(&both, tag(LINK, 0))?;
                 }
-                _ => self.bar.suspend(|| eprintln!("left out, neither file nor link: {}", path.display())),
+                _ => eprintln!("left out, neither file nor link: {}", path.display()),
             }
         }
         Ok(())
@@ -175,7 +168,7 @@ impl<'a> Reader<'a> {
         let mut file = File::open(path).map_err(|error| at(path, error))?;
         let mode = file.metadata()?.permissions().mode();
         stream.send_tagged(name, tag(FILE, mode))?;
-        let mut checksum = crc32fast::Hasher::new();
+        let mut checksum = Checksum::new();
         loop {
             let len = file.read(&mut self.buffer).map_err(|error| at(path, error))?;
             if len == 0 {
@@ -183,11 +176,10 @@ impl<'a> Reader<'a> {
             }
             checksum.update(&self.buffer[..len]);
             stream.send_tagged(&self.buffer[..len], tag(DATA, 0))?;
-            self.bar.inc(len as u64);
             self.bytes += len as u64;
         }
         self.files += 1;
-        Ok(stream.send_tagged(&[], tag(CHECK, checksum.finalize()))?)
+        Ok(stream.send_tagged(&[], tag(CHECK, checksum.0))?)
     }
 }
 
@@ -214,7 +206,7 @@ struct Writer<'a> {
 struct Open {
     path: PathBuf,
     file: File,
-    checksum: crc32fast::Hasher,
+    checksum: Checksum,
 }
 
 impl<'a> Writer<'a> {
@@ -258,7 +250,7 @@ impl<'a> Writer<'a> {
         let file = options.write(true).create_new(true).mode(0o600).open(&path);
         let file = file.map_err(|error| at(&path, error))?;
         file.set_permissions(permissions(mode)).map_err(|error| at(&path, error))?;
-        Ok(Open { path, file, checksum: crc32fast::Hasher::new() })
+        Ok(Open { path, file, checksum: Checksum::new() })
     }
 
     fn link(&self, both: &[u8]) -> Outcome<()> {
@@ -301,10 +293,23 @@ impl Open {
     }
 
     fn check(self, expected: u32) -> Outcome<()> {
-        if self.checksum.finalize() == expected {
+        if self.checksum.0 == expected {
             return Ok(());
         }
         Err(format!("{}: the checksum is wrong", self.path.display()).into())
+    }
+}
+
+/// FNV-1a: short enough for an example.
+struct Checksum(u32);
+
+impl Checksum {
+    fn new() -> Self {
+        Self(0x811c_9dc5)
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        self.0 = bytes.iter().fold(self.0, |sum, byte| (sum ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
     }
 }
 

@@ -20,51 +20,40 @@ use std::error::Error;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use clap::{Parser, ValueEnum};
-use hdrhistogram::Histogram;
 use narrows::{Options, RecvError, SharedMemoryStream, WaitStrategy};
 
-/// Measures messages between two processes: round trips and a one-way flood.
-#[derive(Parser)]
-struct Args {
-    /// Sizes of the messages, such as 100, 64KiB or 10MiB
-    #[arg(long, value_delimiter = ',', value_parser = size, default_value = "8,64,1KiB,64KiB,1MiB,10MiB")]
-    sizes: Vec<usize>,
-    /// Milliseconds for each of the two measurements of a row
-    #[arg(long, default_value_t = 750)]
-    millis: u64,
-    /// What a call does while it waits
-    #[arg(long, value_enum, default_value = "adaptive")]
-    wait: Wait,
-    /// The CPUs of the two processes, such as 0,1 (needs the command `taskset`)
-    #[arg(long, value_delimiter = ',', num_args = 1)]
-    pin: Vec<u32>,
-    /// What the payloads are made from
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    /// Give the second process one wrong bit, to see that the checks find it
-    #[arg(long)]
-    spoil: bool,
-    #[arg(long, hide = true)]
-    second: bool,
-}
+const USAGE: &str = "\
+Measures messages between two processes: round trips and a one-way flood.
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Wait {
-    Park,
-    Adaptive,
-    Spin,
+  --sizes SIZE,...              sizes of the messages, such as 100, 64KiB or 10MiB
+  --millis NUMBER               milliseconds for each of the two measurements of a row; 750 by default
+  --wait park|adaptive|spin     what a call does while it waits; adaptive by default
+  --pin CPU,CPU                 the CPUs of the two processes, such as 0,1 (needs the command `taskset`)
+  --seed NUMBER                 what the payloads are made from; 1 by default
+  --spoil                       gives the second process one wrong bit, to see that the checks find it";
+
+#[derive(Debug)]
+struct Args {
+    sizes: Vec<usize>,
+    millis: u64,
+    wait: WaitStrategy,
+    pin: Vec<u32>,
+    seed: u64,
+    spoil: bool,
 }
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    let done = if args.second { second(&args) } else { first(&args) };
-    match done {
+    if env::args().any(|arg| arg == "--help") {
+        println!("{USAGE}");
+        return ExitCode::SUCCESS;
+    }
+    let is_second = env::args().any(|arg| arg == "--second");
+    match Args::parse().and_then(|args| if is_second { second(&args) } else { first(&args) }) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{}: {error}", if args.second { "second process" } else { "error" });
+            eprintln!("{}: {error}", if is_second { "second process" } else { "error" });
             ExitCode::FAILURE
         }
     }
@@ -124,28 +113,28 @@ fn measure(args: &Args, payloads: &Payloads, stream: &mut SharedMemoryStream) ->
         round_trips(payloads, stream, size, time / 10)?; // Warms up.
         let trips = round_trips(payloads, stream, size, time)?;
         let rate = flood(payloads, stream, size, time)?;
-        let micros = |quantile| trips.value_at_quantile(quantile) as f64 / 1e3;
+        let micros = |quantile: f64| trips[(trips.len() as f64 * quantile) as usize] as f64 / 1e3;
         println!(
             "{:>8}  {:>10.2}{:>10.2}{:>10.2}{:>10.1}  {rate:>15.0}{:>10.3}",
             name(size),
             micros(0.5),
             micros(0.99),
             micros(0.999),
-            trips.max() as f64 / 1e3,
+            trips[trips.len() - 1] as f64 / 1e3,
             rate * size as f64 / 1e9,
         );
     }
     Ok(())
 }
 
-/// Nanoseconds of each round trip.
+/// Nanoseconds of each round trip, sorted.
 fn round_trips(
     payloads: &Payloads,
     stream: &mut SharedMemoryStream,
     size: usize,
     time: Duration,
-) -> Outcome<Histogram<u64>> {
-    let mut nanos = Histogram::new(3)?;
+) -> Outcome<Vec<u64>> {
+    let mut nanos = Vec::with_capacity(1 << 20);
     let mut echo = Vec::new();
     let start = Instant::now();
     for index in 0.. {
@@ -155,11 +144,12 @@ fn round_trips(
         stream.recv_into(&mut echo)?;
         let took = began.elapsed();
         payloads.check(index, size, &echo, index as u64)?;
-        nanos.record(u64::try_from(took.as_nanos())?)?;
+        nanos.push(u64::try_from(took.as_nanos())?);
         if start.elapsed() >= time {
             break;
         }
     }
+    nanos.sort_unstable();
     Ok(nanos)
 }
 
@@ -194,7 +184,7 @@ impl Payloads {
 
     fn new(args: &Args) -> Self {
         let mut block = vec![0; args.longest() + Self::COUNT * Self::STEP];
-        fastrand::Rng::with_seed(args.seed).fill(&mut block);
+        fill_with_random(&mut block, args.seed);
         Self { block }
     }
 
@@ -215,18 +205,44 @@ impl Payloads {
     }
 }
 
+/// SplitMix64.
+fn fill_with_random(block: &mut [u8], seed: u64) {
+    let mut state = seed;
+    for chunk in block.chunks_mut(8) {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut word = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        chunk.copy_from_slice(&(word ^ word >> 31).to_le_bytes()[..chunk.len()]);
+    }
+}
+
 impl Args {
+    fn parse() -> Outcome<Self> {
+        let (sizes, pin) = (parse_list("8,64,1KiB,64KiB,1MiB,10MiB", size)?, Vec::new());
+        let mut args = Self { sizes, millis: 750, wait: WaitStrategy::Adaptive, pin, seed: 1, spoil: false };
+        let mut words = env::args().skip(1);
+        while let Some(word) = words.next() {
+            let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
+            match word.as_str() {
+                "--sizes" => args.sizes = parse_list(&value()?, size)?,
+                "--millis" => args.millis = value()?.parse()?,
+                "--wait" => args.wait = strategy(&value()?)?,
+                "--pin" => args.pin = parse_list(&value()?, |cpu| Ok(cpu.parse()?))?,
+                "--seed" => args.seed = value()?.parse()?,
+                "--spoil" => args.spoil = true,
+                "--second" => {}
+                _ => return Err(format!("what is {word}?\n{USAGE}").into()),
+            }
+        }
+        Ok(args)
+    }
+
     fn longest(&self) -> usize {
         self.sizes.iter().copied().max().unwrap_or(0)
     }
 
     fn options(&self) -> Options {
-        let strategy = match self.wait {
-            Wait::Park => WaitStrategy::Park,
-            Wait::Adaptive => WaitStrategy::Adaptive,
-            Wait::Spin => WaitStrategy::Spin,
-        };
-        Options::new().wait(strategy).max_message(self.longest().max(1))
+        Options::new().wait(self.wait).max_message(self.longest().max(1))
     }
 
     /// The command that starts this program again, with the same arguments, as the second process.
@@ -258,7 +274,20 @@ fn pin_this_process(cpu: u32) -> Outcome<()> {
 
 const UNITS: [(&str, usize); 3] = [("MiB", 1 << 20), ("KiB", 1 << 10), ("", 1)];
 
-fn size(text: &str) -> Result<usize, String> {
+fn parse_list<T>(text: &str, parse: impl Fn(&str) -> Outcome<T>) -> Outcome<Vec<T>> {
+    text.split(',').map(parse).collect()
+}
+
+fn strategy(name: &str) -> Outcome<WaitStrategy> {
+    match name {
+        "park" => Ok(WaitStrategy::Park),
+        "adaptive" => Ok(WaitStrategy::Adaptive),
+        "spin" => Ok(WaitStrategy::Spin),
+        _ => Err("--wait takes park, adaptive or spin".into()),
+    }
+}
+
+fn size(text: &str) -> Outcome<usize> {
     let parse = |(unit, factor): (&str, usize)| {
         text.strip_suffix(unit)?.trim().parse::<usize>().ok()?.checked_mul(factor)
     };

@@ -9,14 +9,13 @@
 
 use std::env;
 use std::error::Error;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use clap::Parser;
 use narrows::{CallError, Lost, Reconnect, SharedMemoryClient, SharedMemoryServer};
 
 /// Does not return.
@@ -31,19 +30,14 @@ const STORE: u32 = 3;
 /// How many of the others were begun in this process.
 const BEGUN: u32 = 4;
 
-/// Starts a backend, kills it, and starts it anew
-#[derive(Parser)]
-struct Args {
-    #[arg(long, hide = true)]
-    backend: Option<PathBuf>,
-}
-
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
 fn main() -> ExitCode {
-    let done = match Args::parse().backend {
-        Some(path) => backend(&path),
-        None => supervise(),
+    let mut args = env::args_os().skip(1);
+    let done = match (args.next(), args.next()) {
+        (None, _) => supervise(),
+        (Some(flag), Some(path)) if flag == "--backend" => backend(Path::new(&path)), // Started by the supervisor.
+        _ => Err("usage: supervisor".into()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -19,7 +19,7 @@
 //!
 //! # Proof
 //!
-//! `tests/events.rs`.
+//! `tests/stream/events.rs`.
 
 use std::fmt::Display;
 

@@ -19,7 +19,7 @@
 //!
 //! # Proof
 //!
-//! `tests/handshake.rs`, `tests/listener.rs`.
+//! `tests/listener/handshake.rs`, `tests/listener/accept.rs`.
 
 mod place;
 mod reception;

@@ -22,7 +22,7 @@
 //! # Proof
 //!
 //! The fuzz body `memory` (`fuzz/bodies/src/memory.rs`) calls every method with absurd arguments on both implementations, and
-//! `fuzz/bodies/tests/replay.rs` runs it; `tests/memory.rs` has them sleep.
+//! `fuzz/bodies/tests/replay.rs` runs it; `tests/ring/memory.rs` has them sleep.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -10,7 +10,7 @@
 //!
 //! # Proof
 //!
-//! The tests below, and `tests/handshake.rs`.
+//! The tests below, and `tests/listener/handshake.rs`.
 
 use std::fmt;
 use std::io;

@@ -4,7 +4,7 @@
 //! comparison that is added there is one more mutant here. Prints which model caught which. A mutant
 //! that no model catches must stand in `survivors.rs`, with the reason why it cannot matter; one
 //! that stands there and is caught is an error too, for which the quick models alone are run
-//! (`NARROWS_TEETH=all`: all models). `NARROWS_TEETH=0` leaves all this out.
+//! (`NARROWS_TEETH=all`: all models).
 
 #[path = "teeth/sources.rs"]
 mod sources;
@@ -64,9 +64,6 @@ fn main() {
     let clients = names(weakened::models::of_clients());
     let servers = names(weakened::models::of_servers());
     let all = names(models);
-    if std::env::var("NARROWS_TEETH").as_deref() == Ok("0") {
-        return println!("no teeth: NARROWS_TEETH is 0");
-    }
     let mutants = (0..MUTANTS.len()).chain([SETTLE]);
     let all_orderings = Trial::test("no ordering stands outside of what is weakened", sources::are_complete);
     let all_excuses = Trial::test("no excuse is for what is not there", survivors::are_there);

@@ -23,7 +23,7 @@
 //!
 //! # Proof
 //!
-//! `tests/handover.rs`, `tests/trust.rs`.
+//! `tests/listener/spawn.rs`, `tests/listener/trust.rs`.
 
 use std::env;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};

@@ -16,8 +16,8 @@
 //!
 //! # Proof
 //!
-//! `tests/handshake.rs`: hostile servers with no, two, unsealed, short, regular-file descriptors.
-//! `tests/foreign_descriptors.rs`: descriptors whose close blocks, and a server that punches holes.
+//! `tests/listener/handshake.rs`: hostile servers with no, two, unsealed, short, regular-file descriptors.
+//! `tests/listener/foreign_descriptors.rs`: descriptors whose close blocks, and a server that punches holes.
 
 use std::fmt;
 use std::fs;

@@ -27,8 +27,8 @@
 //!
 //! # Proof
 //!
-//! `tests/handshake.rs`: hostile clients and servers, a second process, another user, leaks.
-//! `tests/foreign_descriptors.rs`: descriptors whose close blocks, and servers that punch holes.
+//! `tests/listener/handshake.rs`: hostile clients and servers, a second process, another user, leaks.
+//! `tests/listener/foreign_descriptors.rs`: descriptors whose close blocks, and servers that punch holes.
 
 mod child;
 mod client;

@@ -2,7 +2,7 @@
 //!
 //! # Proof
 //!
-//! `tests/paths.rs`: another user's socket, directories that may not be entered or written, sticky directories.
+//! `tests/listener/paths.rs`: another user's socket, directories that may not be entered or written, sticky directories.
 
 use std::error::Error;
 use std::fmt;

@@ -21,8 +21,8 @@
 //!
 //! # Proof
 //!
-//! `tests/handshake.rs`: hostile and silent clients, thousands of failures without a leak.
-//! `tests/foreign_descriptors.rs`: descriptors whose close blocks, clients that confirm without sealing.
+//! `tests/listener/handshake.rs`: hostile and silent clients, thousands of failures without a leak.
+//! `tests/listener/foreign_descriptors.rs`: descriptors whose close blocks, clients that confirm without sealing.
 
 use std::fmt;
 use std::io;

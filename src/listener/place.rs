@@ -23,7 +23,7 @@
 //!
 //! # Proof
 //!
-//! `tests/listener.rs`: fifty processes race for a stale path, a live path, foreign files, drops; `tests/paths.rs`.
+//! `tests/listener/accept.rs`: fifty processes race for a stale path, a live path, foreign files, drops; `tests/listener/paths.rs`.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;

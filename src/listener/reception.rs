@@ -13,7 +13,7 @@
 //!
 //! # Proof
 //!
-//! `tests/listener.rs`: silent clients, a full house, a flood of failures without a leak.
+//! `tests/listener/accept.rs`: silent clients, a full house, a flood of failures without a leak.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;

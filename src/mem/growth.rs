@@ -9,7 +9,7 @@
 //!
 //! # Proof
 //!
-//! `tests/low_memory.rs`, in processes with a limited address space.
+//! `tests/hostile/low_memory.rs`, in processes with a limited address space.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};

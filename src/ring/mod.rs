@@ -50,7 +50,7 @@
 //!
 //! # Proof
 //!
-//! `loom-tests/` runs this very code under loom; `tests/ring.rs` runs it in private memory at every
+//! `loom-tests/` runs this very code under loom; `tests/ring/geometries.rs` runs it in private memory at every
 //! wrap, geometry and first ticket.
 
 mod consumer;

@@ -32,7 +32,7 @@
 //!
 //! # Proof
 //!
-//! `loom-tests/src/models`; `tests/ring_hostile.rs` for a peer that plays with the flags.
+//! `loom-tests/src/models`; `tests/ring/hostile.rs` for a peer that plays with the flags.
 
 use crate::mem::{Fence, Flag, Memory, Until, Woke};
 

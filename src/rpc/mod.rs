@@ -23,7 +23,7 @@
 //! # Proof
 //!
 //! `loom-tests/src/models/calls.rs` runs `client/desk.rs` and `server/hall.rs` under loom; fuzz `calls`, and
-//! `tests/call_*.rs` between processes.
+//! `tests/rpc` between processes.
 
 pub mod client;
 pub mod frame;

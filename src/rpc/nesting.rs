@@ -18,7 +18,7 @@
 //!
 //! # Proof
 //!
-//! `tests/call_deadlocks.rs`.
+//! `tests/rpc/deadlocks.rs`.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Weak;

@@ -16,7 +16,7 @@
 //!
 //! # Proof
 //!
-//! The tests below; `tests/peer_monitor.rs` closes every descriptor under a live connection.
+//! The tests below; `tests/stream/peer_monitor.rs` closes every descriptor under a live connection.
 
 use std::io;
 use std::mem::{ManuallyDrop, MaybeUninit};

@@ -17,7 +17,7 @@
 //!
 //! # Proof
 //!
-//! Tests below, and `tests/foreign_descriptors.rs`.
+//! Tests below, and `tests/listener/foreign_descriptors.rs`.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 

@@ -43,7 +43,7 @@
 //! # Proof
 //!
 //! The verdicts as a table, and real processes, in `tests.rs`; filters, lost threads and lost descriptors in
-//! `tests/peer_monitor.rs`.
+//! `tests/stream/peer_monitor.rs`.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};

@@ -21,7 +21,7 @@
 //!
 //! # Proof
 //!
-//! Tests below, and `tests/foreign_descriptors.rs` with descriptors whose close blocks.
+//! Tests below, and `tests/listener/foreign_descriptors.rs` with descriptors whose close blocks.
 
 use std::collections::VecDeque;
 use std::io;

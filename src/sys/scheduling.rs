@@ -11,7 +11,7 @@
 //!
 //! # Proof
 //!
-//! The tests below, `tests/peer_monitor.rs`.
+//! The tests below, `tests/stream/peer_monitor.rs`.
 
 use std::fmt;
 use std::fs;

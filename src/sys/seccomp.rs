@@ -5,7 +5,7 @@
 //!
 //! # Proof
 //!
-//! The test below; `tests/peer_monitor.rs` runs connections under filters that kill.
+//! The test below; `tests/stream/peer_monitor.rs` runs connections under filters that kill.
 
 /// Returns whether a filter is in force for the calling thread. Unknown counts as yes.
 pub(crate) fn filter_in_force() -> bool {

@@ -25,7 +25,7 @@
 //!
 //! # Proof
 //!
-//! A real child in the tests below; `tests/trust.rs` counts forks, and takes a socket twice.
+//! A real child in the tests below; `tests/listener/trust.rs` counts forks, and takes a socket twice.
 
 use std::fs::File;
 use std::io;

@@ -11,7 +11,7 @@
 //!
 //! # Proof
 //!
-//! The tests below; `tests/low_memory.rs` with a limited address space, and with a limited number of mappings.
+//! The tests below; `tests/hostile/low_memory.rs` with a limited address space, and with a limited number of mappings.
 
 use std::io;
 use std::ptr;

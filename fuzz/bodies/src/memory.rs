@@ -6,7 +6,7 @@
 //! ```
 //!
 //! The image uses `layout` alone, and none of the code by which either memory computes addresses. This body covers neither the
-//! order of accesses between threads (`loom-tests`) nor real sleep (`tests/memory.rs`).
+//! order of accesses between threads (`loom-tests`) nor real sleep (`tests/ring/memory.rs`).
 
 use std::cell::RefCell;
 use std::ops::Range;

@@ -21,7 +21,7 @@
 //!
 //! # Proof
 //!
-//! `tests/call_bounds.rs`.
+//! `tests/rpc/bounds.rs`.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;

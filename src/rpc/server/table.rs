@@ -20,7 +20,7 @@
 //!
 //! # Proof
 //!
-//! `tests/call_tables.rs` against a reference; fuzz `calls`.
+//! `tests/rpc/tables` against a reference; fuzz `calls`.
 
 use std::collections::VecDeque;
 use std::mem;

@@ -14,7 +14,7 @@ use crate::sys::region::Region;
 use crate::sys::socket::{self, PeerCred};
 use crate::sys::testing::{PATIENCE, eventually};
 
-#[path = "../../../tests/common/sleeps.rs"]
+#[path = "../../../tests/support/sleeps.rs"]
 #[allow(unreachable_pub)]
 mod sleeps;
 

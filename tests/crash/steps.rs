@@ -1,0 +1,371 @@
+//! Death at every step: a victim is killed, stopped or ended at each passing of each failpoint of a small
+//! scenario, and its peer keeps what was committed and is told the right end.
+//!
+//! ```text
+//!   recording     the scenario passes its steps, and counts them: no step can be forgotten
+//!   then          for each step, passing, and {kill -9, _exit, SIGSTOP and SIGCONT}: one victim
+//!   at once       four lanes: the victim is {the client, the server} x it {closes, drops} in the end
+//! ```
+//!
+//! What it does not show: a death within a system call; and steps that only other scenarios pass.
+
+#![allow(unsafe_code)]
+
+mod scenario;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::Path;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::mpsc::Receiver as Reports;
+use std::sync::{Arc, Mutex};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::support::fork_server::{self, ForkServer, Report};
+use crate::support::{
+    LONG, Watchdog, alone, descriptors, eventually, mappings, role, say, sys, threads, told,
+};
+use narrows::internal::failpoint::{self, Act};
+use narrows::{RecvTimeoutError, SendTimeoutError, SharedMemoryListener, SharedMemoryStream};
+use scenario::{FROM_VICTIM, SLICE, Seen, options, suffer, survive};
+
+const NAME: &str = "a_survivor_is_told_whatever_the_step";
+/// What a victim returns that came to its end.
+const THROUGH: i32 = 9;
+/// How often the scenario is recorded: what it passes each time can be counted on.
+const RECORDINGS: usize = 4;
+
+/// What the scenario passes on any kernel, in one lane or another: at the door, in the handshake, in the
+/// ring, in bed, in the end.
+const STEPS: [&str; 5] = [
+    "socket|fchmod|bind|setsockopt|listen|connect|accept4|getsockopt|open the directory|flock|fstatat|\
+     eventfd|epoll_create1|epoll_ctl|epoll_wait|epoll_ctl(DEL)|unlinkat",
+    "send|recv|getrlimit|memfd_create|ftruncate|mmap|madvise|format|fcntl(F_ADD_SEALS)|\
+     fcntl(F_GET_SEALS)|sendmsg|recvmsg|start the lifeline|watch",
+    "store stamp|copy in|copy in, half done|store control|store tag|load stamp|load control|load tag|\
+     copy out|store head|load head|load fate|load producer mark|load consumer mark",
+    "fence|load flag|store flag|take flag|store wanted|load wanted|wait|woken|wake consumer|\
+     wake producer|wake twin|futex wake",
+    "settle|mark producer|mark consumer|unwatch|close the socket|munmap",
+];
+
+/// One lane: who is the victim, and how its connection ends.
+#[derive(Clone, Copy, Debug)]
+struct Lane {
+    serves: bool,
+    closes: bool,
+}
+
+const LANES: [Lane; 4] = [
+    Lane { serves: false, closes: false },
+    Lane { serves: false, closes: true },
+    Lane { serves: true, closes: false },
+    Lane { serves: true, closes: true },
+];
+
+#[test]
+fn a_survivor_is_told_whatever_the_step() {
+    if !alone(NAME) {
+        return;
+    }
+    if role().is_some() {
+        return fork_server::serve(|order| victim(order, Path::new(&told())));
+    }
+    let _watchdog = Watchdog::within(NAME, Duration::from_secs(300));
+    let began = Instant::now();
+    drop(SharedMemoryStream::pair().expect("pair")); // The lifeline and its descriptors stay.
+    let held = || (descriptors(), mappings("memfd:"), threads());
+    let before = held();
+    let tallies = std::thread::scope(|s| {
+        let lanes = LANES.map(|lane| s.spawn(move || each_step(lane)));
+        lanes.map(|it| it.join().expect("a lane"))
+    });
+    let same = || held() == before;
+    assert!(eventually(same), "descriptors, mappings, threads: {before:?} before, {:?} now", held());
+    for (lane, (tally, _)) in LANES.iter().zip(&tallies) {
+        say(&format!("{lane:?}: {tally}"));
+    }
+    let ends: u64 = tallies.iter().map(|(tally, _)| tally.ends()).sum();
+    let steps: BTreeSet<_> = tallies.iter().flat_map(|(_, steps)| steps.clone()).collect();
+    say(&format!("{ends} ends at {} steps, in {:.1?}", steps.len(), began.elapsed()));
+    // Were a failpoint lost, nothing else would miss it.
+    let forgotten: Vec<_> =
+        STEPS.iter().flat_map(|part| part.split('|')).filter(|step| !steps.contains(*step)).collect();
+    assert!(forgotten.is_empty(), "{forgotten:?}");
+}
+
+/// What a lane has seen.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    steps: usize,
+    kills: u64,
+    exits: u64,
+    stops: u64,
+    /// Stops during which a receive timed out.
+    felt: u64,
+    /// Ends before there was a connection.
+    early: u64,
+    /// Slots left half written.
+    torn: u64,
+    /// Passings that did not come, since the scheduler chose another way.
+    missed: u64,
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { steps, kills, exits, stops, felt, early, torn, missed } = self;
+        write!(
+            f,
+            "{steps} steps, {kills} kills, {exits} exits, {stops} stops, of which {felt} made a wait of ours time out; {early} \
+             ends before there was a connection, {torn} in the middle of writing a slot, which nobody saw; {missed} passings \
+             did not come"
+        )
+    }
+}
+
+impl Tally {
+    fn ends(&self) -> u64 {
+        self.kills + self.exits + self.stops
+    }
+}
+
+/// What the fork server reports about the present victim.
+#[derive(Debug, Default)]
+struct News {
+    over: AtomicI64,
+    stops: AtomicU64,
+    /// Receives that timed out while it was stopped, of those that were stopped.
+    felt: AtomicU64,
+    timeouts: AtomicU64,
+    connected: AtomicU64,
+    passed: Mutex<BTreeMap<String, u64>>,
+    /// Steps that any of them passed.
+    ever: Mutex<BTreeSet<String>>,
+}
+
+const ALIVE: i64 = i64::MAX;
+
+impl News {
+    /// Listens, and sends on who was stopped once the survivor has felt it, or had the time to.
+    fn hear(&self, reports: &Reports<Report>) {
+        for report in reports {
+            match report {
+                Report::Over(code) => self.over.store(code.into(), Ordering::SeqCst),
+                Report::Stopped(pid) => self.resume(pid),
+                Report::Said(text) if text == "connected" => self.connected.store(1, Ordering::SeqCst),
+                Report::Said(text) => {
+                    let (step, count) = text.split_once('=').expect("a count");
+                    let count = count.parse().expect("a number");
+                    self.ever.lock().expect("whole").insert(step.into());
+                    self.passed.lock().expect("whole").insert(step.into(), count);
+                }
+            }
+        }
+    }
+
+    fn resume(&self, pid: i32) {
+        // The first may have begun before the stop.
+        let enough = self.timeouts.load(Ordering::SeqCst) + 2;
+        let until = Instant::now() + SLICE * 20;
+        let felt = || self.timeouts.load(Ordering::SeqCst) >= enough;
+        while !felt() && Instant::now() < until {
+            sleep(SLICE / 4);
+        }
+        self.felt.fetch_add(felt().into(), Ordering::SeqCst);
+        self.stops.fetch_add(1, Ordering::SeqCst);
+        sys::kill(pid, libc::SIGCONT);
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::SeqCst) != ALIVE
+    }
+
+    fn reset(&self) {
+        self.over.store(ALIVE, Ordering::SeqCst);
+        for count in [&self.stops, &self.felt, &self.timeouts, &self.connected] {
+            count.store(0, Ordering::SeqCst);
+        }
+        self.passed.lock().expect("whole").clear();
+    }
+}
+
+/// One lane's survivor: its listener serves all clients of the lane, one after the other.
+struct Survivor {
+    lane: Lane,
+    listener: SharedMemoryListener,
+    fork_server: ForkServer,
+    news: Arc<News>,
+}
+
+/// All that one lane is about: what was seen, and the steps.
+fn each_step(lane: Lane) -> (Tally, BTreeSet<String>) {
+    let folder = tempfile::tempdir().expect("directory");
+    let listener = options().bind(folder.path().join("survivor")).expect("binds");
+    let mut fork_server = ForkServer::start(NAME, folder.path().to_str().expect("plain"));
+    let news = Arc::new(News::default());
+    let (hears, reports) = (Arc::clone(&news), fork_server.reports());
+    let hearing = std::thread::spawn(move || hears.hear(&reports));
+    let survivor = Survivor { lane, listener, fork_server, news };
+    let steps = survivor.record();
+    let mut tally = Tally { steps: steps.len(), ..Tally::default() };
+    for act in [Act::Kill, Act::Exit, Act::Stop] {
+        for (step, passings) in &steps {
+            for nth in picks(*passings) {
+                survivor.end_at(step, nth, act, &mut tally);
+            }
+        }
+    }
+    assert!(tally.felt > 0 && tally.early > 0 && tally.torn > 0, "{lane:?}: {tally:?}");
+    let ever = survivor.news.ever.lock().expect("whole").clone();
+    survivor.fork_server.end();
+    hearing.join().expect("heard all");
+    (tally, ever)
+}
+
+/// All passings if they are few, or if it is asked for; else some at the ends and in the middle.
+fn picks(passings: u64) -> Vec<u64> {
+    if passings <= 7 || std::env::var("NARROWS_STEPS").is_ok() {
+        return (1..=passings).collect();
+    }
+    vec![1, 2, passings / 3, passings / 2, passings * 2 / 3, passings - 1, passings]
+}
+
+impl Survivor {
+    /// The steps that the scenario passes each time, and how often at least.
+    fn record(&self) -> BTreeMap<String, u64> {
+        let mut steps: Option<BTreeMap<String, u64>> = None;
+        for _ in 0..RECORDINGS {
+            let (seen, _) = self.run("record");
+            assert_eq!(seen.expect("connects").received, FROM_VICTIM, "{:?}", self.lane);
+            let passed = self.news.passed.lock().expect("whole").clone();
+            let least = |(step, count): (String, u64)| Some((step.clone(), count.min(*passed.get(&step)?)));
+            steps = Some(match steps {
+                None => passed,
+                Some(before) => before.into_iter().filter_map(least).collect(),
+            });
+        }
+        steps.expect("recorded")
+    }
+
+    /// A victim that ends there, and what the survivor is told.
+    fn end_at(&self, step: &str, nth: u64, act: Act, tally: &mut Tally) {
+        let what = format!("{act:?} at passing {nth} of {step:?}, {:?}", self.lane);
+        // Where the scheduler decides, a passing may not come; the first must, sooner or later.
+        for _ in 0..if nth == 1 { 20 } else { 3 } {
+            let (seen, over) = self.run(&format!("{act:?}\t{nth}\t{step}"));
+            let stopped = self.news.stops.load(Ordering::SeqCst) == 1;
+            if over == i64::from(THROUGH) && !stopped {
+                continue; // It did not come to that passing.
+            }
+            let right = match act {
+                Act::Kill => (-i64::from(libc::SIGKILL), false),
+                Act::Exit => (0, false),
+                Act::Stop => (THROUGH.into(), true),
+            };
+            assert_eq!((over, stopped), right, "{what}");
+            tally.count(act, self.news.felt.load(Ordering::SeqCst));
+            match seen {
+                Some(seen) => tally.torn += judge(&seen, act, &what),
+                None => {
+                    tally.early += 1;
+                    assert_eq!(self.news.connected.load(Ordering::SeqCst), 0, "{what}: no connection");
+                }
+            }
+            return;
+        }
+        assert!(nth > 1, "{what}: it is never reached");
+        tally.missed += 1;
+    }
+
+    /// Plays the scenario with one victim: what was seen, if they ever connected, and its end.
+    fn run(&self, order: &str) -> (Option<Seen>, i64) {
+        self.news.reset();
+        self.fork_server.order(&format!("{}\t{}\t{order}", self.lane.serves, self.lane.closes));
+        let stream = if self.lane.serves { self.reach() } else { self.take() };
+        let seen = stream.map(|stream| survive(stream, &self.news.timeouts));
+        assert!(eventually(|| self.news.is_over()), "{order}: the victim hangs");
+        (seen, self.news.over.load(Ordering::SeqCst))
+    }
+
+    fn take(&self) -> Option<SharedMemoryStream> {
+        loop {
+            let last = self.news.is_over();
+            match self.listener.accept_timeout(SLICE) {
+                Ok(stream) => return Some(stream),
+                Err(_) if last => return None,
+                Err(error) => assert!(matches!(error, narrows::AcceptError::Timeout), "{error}"),
+            }
+        }
+    }
+
+    fn reach(&self) -> Option<SharedMemoryStream> {
+        let path = self.listener.local_path().with_file_name("victim");
+        loop {
+            let last = self.news.is_over();
+            match options().connect_timeout(&path, LONG) {
+                Ok(stream) => return Some(stream),
+                Err(_) if last => return None,
+                Err(_) => sleep(SLICE / 5),
+            }
+        }
+    }
+}
+
+impl Tally {
+    fn count(&mut self, act: Act, felt: u64) {
+        self.felt += felt;
+        *match act {
+            Act::Kill => &mut self.kills,
+            Act::Exit => &mut self.exits,
+            Act::Stop => &mut self.stops,
+        } += 1;
+    }
+}
+
+/// Whether the ends are those that the marks and the act ask for; returns the torn slots.
+fn judge(seen: &Seen, act: Act, what: &str) -> u64 {
+    let &Seen { received, incoming, outgoing, pages, consumer_closed } = seen;
+    let all = format!("{what}: {seen:?}");
+    assert_eq!(pages.unread, 0, "{all}");
+    let through = act == Act::Stop;
+    assert!(!through || received == FROM_VICTIM, "{all}");
+    match incoming {
+        RecvTimeoutError::Disconnected => assert!(pages.producer_closed || act == Act::Exit, "{all}"),
+        RecvTimeoutError::PeerDied => assert!(!pages.producer_closed && !through, "{all}"),
+        _ => panic!("{all}"),
+    }
+    match outgoing {
+        SendTimeoutError::Disconnected => assert!(consumer_closed || act == Act::Exit, "{all}"),
+        SendTimeoutError::PeerDied => assert!(!consumer_closed && !through, "{all}"),
+        _ => panic!("{all}"),
+    }
+    pages.torn
+}
+
+/// The victim's part: an order is "serves, closes, act, passing, step".
+fn victim(order: &str, folder: &Path) -> i32 {
+    let words: Vec<&str> = order.split('\t').collect();
+    let lane = Lane { serves: words[0] == "true", closes: words[1] == "true" };
+    match words[2..] {
+        [act, nth, step] => failpoint::arm(step, nth.parse().expect("a number"), act_of(act)),
+        _ => failpoint::record(),
+    }
+    let stream = if lane.serves {
+        let listener = options().bind(folder.join("victim")).expect("binds");
+        listener.accept_timeout(LONG).expect("accepts")
+    } else {
+        options().connect_timeout(folder.join("survivor"), LONG).expect("connects")
+    };
+    fork_server::report("connected");
+    suffer(stream, lane.closes);
+    failpoint::disarm();
+    if words.len() == 3 {
+        failpoint::counts().iter().for_each(|(step, count)| fork_server::report(&format!("{step}={count}")));
+    }
+    THROUGH
+}
+
+fn act_of(word: &str) -> Act {
+    [Act::Kill, Act::Stop, Act::Exit].into_iter().find(|act| format!("{act:?}") == word).expect("an act")
+}

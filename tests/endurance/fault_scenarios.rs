@@ -1,0 +1,353 @@
+//! What happens to whom, and what they are told of it.
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::channel;
+use std::thread::{self, sleep};
+use std::time::Duration;
+
+use narrows::internal::handshake::{ANSWER_LEN, Agreement, Answer, ClientHandshake, HELLO_LEN, Hello};
+use narrows::internal::layout::Geometry;
+use narrows::{Options, SharedMemoryClient};
+
+use crate::clients::{Caller, connect, request};
+use crate::hostile_peers::scribbling_server;
+use crate::processes::{Actor, MAX_MESSAGE, PATIENCE, connect_name, name, options};
+use crate::serve::{BIG, ECHO, STALL, stream_path};
+use crate::support::{eventually, fill, index_of};
+
+/// Where it happens.
+#[derive(Debug)]
+pub(crate) struct Scene<'a> {
+    pub(crate) path: &'a Path,
+    pub(crate) folder: &'a Path,
+    pub(crate) server: &'a Mutex<Actor>,
+}
+
+/// Who is told something, and what that may be.
+type Wanted = &'static [(&'static str, &'static [&'static str])];
+
+const GOES_ON: &[&str] = &["goes on"];
+
+/// What happens, and what those are told to whom it happens.
+pub(crate) const KINDS: [(&str, Wanted); 7] = [
+    (
+        "kill",
+        &[
+            ("server of a client killed", &["PeerDied"]),
+            ("server of its stream", &["PeerDied"]),
+            ("caller of a server killed", &["PeerDied"]),
+            ("stream to it", &["PeerDied"]),
+        ],
+    ),
+    (
+        "stop",
+        &[
+            ("caller of a stopped server", &["Timeout"]),
+            ("the same behind it", GOES_ON),
+            ("a stopped client behind it", GOES_ON),
+        ],
+    ),
+    (
+        "scribble",
+        &[
+            ("server of calls", &["ProtocolViolated"]),
+            ("server of a stream", &["ProtocolViolated"]),
+            ("client of a scribbling server", &["ProtocolViolated"]),
+        ],
+    ),
+    (
+        "truncated handshake",
+        &[
+            ("client that says half a Hello", &["hung up on"]),
+            ("client that hears half a Welcome", &["PeerClosed"]),
+            ("client that hears nothing", &["Timeout"]),
+        ],
+    ),
+    (
+        "descriptor exhaustion",
+        &[
+            ("clients of a full server", &["Timeout", "Rejected(Unavailable)", "PeerClosed"]),
+            ("next client behind it", GOES_ON),
+            ("client that has none left", &["Io(EMFILE)", "Truncated"]),
+        ],
+    ),
+    (
+        "oversize",
+        &[
+            ("caller, request", &["TooLarge"]),
+            ("caller, reply", &["ReplyTooLarge"]),
+            ("sender", &["TooLarge"]),
+            ("the same behind it", GOES_ON),
+            ("server of who announces it", &["ProtocolViolated"]),
+        ],
+    ),
+    (
+        "slow reader",
+        &[
+            ("server that pushes", &["Busy"]),
+            ("reader that cancels", &["Cancelled"]),
+            ("server that sends", &["Timeout"]),
+            ("the reader behind it", GOES_ON),
+        ],
+    ),
+];
+
+/// Lets it happen, and tells what became of whom.
+pub(crate) fn happen(kind: usize, scene: &Scene<'_>, seed: u64) -> Vec<(String, String)> {
+    let acts = [kill, stop, scribble, truncate, exhaust, exceed, dawdle];
+    let told = acts[kind](scene, seed);
+    told.into_iter().map(|(whom, what)| (whom.to_owned(), what)).collect()
+}
+
+type Told = Vec<(&'static str, String)>;
+
+const ON: &str = "goes on";
+
+impl Scene<'_> {
+    fn told(&self) -> String {
+        format!("path={}", self.path.display())
+    }
+
+    /// How the calls' connection of this process ended in the server, or its stream.
+    fn fate(&self, pid: u32, stream: bool) -> String {
+        let mut fate = "-".to_owned();
+        eventually(|| {
+            let both = self.server.lock().expect("no panic").ask(&format!("fate {pid}"));
+            let (calls, streamed) = both.split_once(' ').expect("two");
+            fate = (if stream { streamed } else { calls }).to_owned();
+            fate != "-"
+        });
+        fate
+    }
+
+    /// A path that nobody has.
+    fn fresh(&self) -> PathBuf {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        self.folder.join(format!("own{}", NEXT.fetch_add(1, Ordering::Relaxed)))
+    }
+}
+
+/// The name of what must be an error.
+fn error_of<T, E: std::fmt::Debug>(result: Result<T, E>) -> String {
+    result.err().map_or_else(|| "no error".into(), |error| name(&error))
+}
+
+/// Whether a client still gets its calls and messages back.
+fn goes_on(caller: &mut Caller) -> String {
+    caller.round(3000).map_or_else(|error| error, |()| ON.into())
+}
+
+/// A client is killed while it talks; a server is killed under a call.
+fn kill(scene: &Scene<'_>, seed: u64) -> Told {
+    let mut guest = Actor::start("guest", &format!("{};manner=wait", scene.told()));
+    guest.hear();
+    sleep(Duration::from_micros(seed % 5000));
+    guest.kill();
+    let path = scene.fresh();
+    let mut server = Actor::server(&path, "");
+    let mut caller = Caller::connect(&path);
+    let pending = caller.client.start_call(STALL, &request(&[600_000]));
+    server.kill();
+    let ended = pending.map_or_else(|error| name(&error), |pending| error_of(pending.wait()));
+    let stream_ended = error_of(caller.stream.recv_timeout(&mut [0; 64], PATIENCE));
+    forget(&path);
+    vec![
+        ("server of a client killed", scene.fate(guest.pid(), false)),
+        ("server of its stream", scene.fate(guest.pid(), true)),
+        ("caller of a server killed", ended),
+        ("stream to it", stream_ended),
+    ]
+}
+
+/// Removes what a server left that was killed.
+fn forget(path: &Path) {
+    let _ = std::fs::remove_file(path);
+    let _ = std::fs::remove_file(stream_path(path));
+}
+
+/// A server is stopped, and goes on; so does a client of the server.
+fn stop(scene: &Scene<'_>, _: u64) -> Told {
+    let path = scene.fresh();
+    let server = Actor::server(&path, "");
+    let mut caller = Caller::connect(&path);
+    let mut worker = Actor::start("worker", &scene.told());
+    while worker.numbers("count")[0] == 0 {
+        sleep(Duration::from_millis(2));
+    }
+    server.stop();
+    worker.stop();
+    let mut message = Vec::new();
+    fill(&mut message, 0, 1000);
+    let stopped = error_of(caller.client.call_timeout(ECHO, &message, Duration::from_millis(300)));
+    sleep(Duration::from_millis(300));
+    server.signal(libc::SIGCONT);
+    worker.signal(libc::SIGCONT);
+    let behind = goes_on(&mut caller);
+    let before = worker.numbers("count")[0];
+    let went_on = eventually(|| worker.numbers("count")[0] > before);
+    worker.end();
+    drop(caller);
+    server.end();
+    vec![
+        ("caller of a stopped server", stopped),
+        ("the same behind it", behind),
+        ("a stopped client behind it", if went_on { ON.into() } else { "stands still".into() }),
+    ]
+}
+
+/// Clients scribble over the pages of calls and of a stream; a server over those of a client.
+fn scribble(scene: &Scene<'_>, seed: u64) -> Told {
+    let mut fates = ["calls", "stream"].map(|over| {
+        let villain = Actor::start("scribbler", &format!("{};over={over};seed={seed}", scene.told()));
+        assert_eq!((villain.hear().as_str(), villain.hear().as_str()), ("in", "over"));
+        let fate = scene.fate(villain.pid(), over == "stream");
+        villain.end();
+        fate
+    });
+    let path = scene.fresh();
+    let listener = UnixListener::bind(&path).expect("binds");
+    let ended = thread::scope(|s| {
+        s.spawn(|| scribbling_server(&listener, seed));
+        let mut stream = options().connect(&path).expect("a good handshake");
+        let mut message = Vec::new();
+        // What it stores where a message belongs may look like one, once or so; then its end comes.
+        let end = (0..100).find_map(|_| stream.recv_into_timeout(&mut message, PATIENCE).err());
+        end.map_or_else(|| "no error".into(), |error| name(&error))
+    });
+    forget(&path);
+    vec![
+        ("server of calls", std::mem::take(&mut fates[0])),
+        ("server of a stream", std::mem::take(&mut fates[1])),
+        ("client of a scribbling server", ended),
+    ]
+}
+
+/// Half a Hello and silence; half a Welcome and the end; no Welcome.
+fn truncate(scene: &Scene<'_>, seed: u64) -> Told {
+    let half = |len: usize| usize::try_from(seed % len as u64).expect("few");
+    let geometry = Geometry::new(256, 1 << 20, 64).expect("legal");
+    let hello = ClientHandshake::new(geometry, MAX_MESSAGE as u64, 0).hello();
+    let mut silent = reach(scene.path);
+    silent.set_read_timeout(Some(PATIENCE)).expect("set");
+    silent.write_all(&hello[..half(HELLO_LEN)]).expect("sends");
+
+    let path = scene.fresh();
+    let listener = UnixListener::bind(&path).expect("binds");
+    let (tell, told) = channel::<()>();
+    let (cut, mute) = thread::scope(|s| {
+        s.spawn(|| {
+            let told = told;
+            let (mut socket, _) = listener.accept().expect("comes");
+            let mut bytes = [0; HELLO_LEN];
+            socket.read_exact(&mut bytes).expect("a Hello");
+            let Hello { wanted: geometry, max_message, .. } = Hello::decode(&bytes).expect("a good one");
+            let agreed = Agreement {
+                version: narrows::internal::handshake::VERSION_MAX,
+                features: 0,
+                geometry,
+                max_message,
+                first_ticket: 0,
+            };
+            let welcome = Answer::Welcome(agreed).encode();
+            socket.write_all(&welcome[..half(ANSWER_LEN)]).expect("sends");
+            drop(socket);
+            let (socket, _) = listener.accept().expect("comes");
+            let _until_it_has_given_up = told.recv();
+            drop(socket);
+        });
+        let brief = options().handshake_timeout(Duration::from_millis(200));
+        let ends = (connected(&path, &options()), connected(&path, &brief));
+        drop(tell);
+        ends
+    });
+    forget(&path);
+    let hung_up = matches!(silent.read(&mut [0; 64]), Ok(0));
+    vec![
+        ("client that says half a Hello", if hung_up { "hung up on".into() } else { "nothing".into() }),
+        ("client that hears half a Welcome", cut),
+        ("client that hears nothing", mute),
+    ]
+}
+
+fn connected(path: &Path, options: &Options) -> String {
+    let client = SharedMemoryClient::builder(path).options(options.clone()).connect();
+    client.map_or_else(|error| connect_name(&error), |_| "connected".into())
+}
+
+/// A socket to the server, which may have no place for it at once.
+fn reach(path: &Path) -> UnixStream {
+    let mut last = None;
+    eventually(|| last.insert(UnixStream::connect(path)).is_ok());
+    last.expect("tried").expect("connects")
+}
+
+/// Somebody takes all descriptors of the server; somebody has none left.
+fn exhaust(scene: &Scene<'_>, _: u64) -> Told {
+    let hoarder = Actor::start("hoarder", &scene.told());
+    let hoarded = hoarder.hear();
+    let (count, full) = hoarded.split_once(' ').expect("two");
+    assert!(count.parse::<u32>().is_ok_and(|it| it > 8), "{hoarded}");
+    hoarder.end();
+    let behind = connect(scene.path, &options()).map_or_else(
+        |error| connect_name(&error),
+        |client| {
+            let mut message = Vec::new();
+            fill(&mut message, 7, 1000);
+            let reply = client.call_timeout(ECHO, &message, PATIENCE);
+            reply.map_or_else(
+                |error| name(&error),
+                |reply| {
+                    if index_of(&reply) == Some(7) { ON.into() } else { "another reply".into() }
+                },
+            )
+        },
+    );
+    let starved = Actor::start("starved", &scene.told());
+    let none_left = starved.hear();
+    starved.end();
+    vec![
+        ("clients of a full server", full.to_owned()),
+        ("next client behind it", behind),
+        ("client that has none left", none_left),
+    ]
+}
+
+/// More than was agreed, asked for, sent, and announced by hand.
+fn exceed(scene: &Scene<'_>, _: u64) -> Told {
+    let mut caller = Caller::connect(scene.path);
+    let much = vec![1; MAX_MESSAGE + 1];
+    let asked = error_of(caller.client.call_timeout(ECHO, &much, PATIENCE));
+    let reply = caller.client.call_timeout(BIG, &request(&[much.len() as u64]), PATIENCE);
+    let replied = error_of(reply);
+    let sent = error_of(caller.stream.send_timeout(&much, PATIENCE));
+    let behind = goes_on(&mut caller);
+    let giant = Actor::start("giant", &scene.told());
+    assert_eq!((giant.hear().as_str(), giant.hear().as_str()), ("in", "over"));
+    let announced = scene.fate(giant.pid(), true);
+    giant.end();
+    vec![
+        ("caller, request", asked),
+        ("caller, reply", replied),
+        ("sender", sent),
+        ("the same behind it", behind),
+        ("server of who announces it", announced),
+    ]
+}
+
+/// Somebody takes what it asked for much too slowly.
+fn dawdle(scene: &Scene<'_>, _: u64) -> Told {
+    let slow = Actor::start("slow", &scene.told());
+    let line = slow.hear();
+    slow.end();
+    let [pushes, chunks, sends] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
+    vec![
+        ("server that pushes", pushes.to_owned()),
+        ("reader that cancels", chunks.to_owned()),
+        ("server that sends", sends.to_owned()),
+        ("the reader behind it", ON.into()),
+    ]
+}

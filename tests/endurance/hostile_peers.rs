@@ -1,0 +1,123 @@
+//! Peers that lie: they shake hands, and then write into the shared pages by hand.
+
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use narrows::internal::layout::{Control, Geometry, Kind as Carried, SLOT, words};
+use narrows::internal::rpc::wire::{HEAD, Head, Kind, Settings, VERSION};
+
+use crate::processes::{MAX_MESSAGE, PATIENCE, Told, fault, orders, tell};
+use crate::serve::stream_path;
+use crate::support::raw_peer::{RawPeer, WORDS};
+use crate::support::sys::futex_wake;
+
+fn hand(path: &Path) -> RawPeer {
+    let geometry = Geometry::new(256, 1 << 20, 64).expect("legal");
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match RawPeer::connect(path, geometry, MAX_MESSAGE as u64) {
+            Ok(hand) => return hand,
+            Err(error) if Instant::now() > until => fault(&format!("by hand: {error}")),
+            Err(_) => std::thread::sleep(std::time::Duration::from_millis(10)),
+        }
+    }
+}
+
+/// Says Hello as a client of calls does.
+fn greet(hand: &RawPeer) {
+    let mine = Settings { version: VERSION, stream_window: 1 << 20, push_window: 1 << 20 }.encode();
+    let head: [u8; HEAD] = Head { kind: Kind::Hello, flags: 0, seq: 0, word: 0 }.encode();
+    let bytes = [&head[..], &mine].concat();
+    let padded = bytes.chunks(8).map(|part| {
+        let mut word = [0; 8];
+        word[..part.len()].copy_from_slice(part);
+        u64::from_le_bytes(word)
+    });
+    hand.payload(0, &padded.collect::<Vec<_>>());
+    hand.pages.word(hand.slot(0) + 16).store(0, Ordering::Relaxed);
+    let len = u32::try_from(bytes.len()).expect("few");
+    hand.commit(0, Control { kind: Carried::Inline, abort: false, len, place: 0 });
+    wake(hand);
+    // The Welcome: it is in.
+    let welcome = hand.incoming().slots;
+    let until = Instant::now() + PATIENCE;
+    while hand.pages.word(welcome).load(Ordering::Acquire) != 2 {
+        if Instant::now() > until || hand.over() {
+            fault("a good Hello was not answered");
+        }
+        std::thread::yield_now();
+    }
+}
+
+fn wake(hand: &RawPeer) {
+    for (direction, flag) in
+        [(hand.outgoing(), words::CONSUMER_FLAG), (hand.incoming(), words::PRODUCER_FLAG)]
+    {
+        let flag = hand.pages.flag(direction.words + flag);
+        flag.store(0, Ordering::SeqCst);
+        futex_wake(flag);
+    }
+}
+
+/// Scribbles over all pages until the other side has had enough. Whether it had.
+pub(crate) fn scribble(hand: &RawPeer, random: &mut fastrand::Rng) -> bool {
+    let until = Instant::now() + PATIENCE;
+    let data = hand.geometry.direction(0).slots / 8..hand.pages.len() / 8;
+    while Instant::now() < until {
+        for _ in 0..4096 {
+            let at = random.usize(data.clone()) * 8;
+            hand.pages.word(at).store(random.u64(..), Ordering::Relaxed);
+        }
+        for _ in 0..16 {
+            let page = hand.geometry.direction(random.usize(0..2)).words;
+            let at = page + WORDS[random.usize(0..WORDS.len())];
+            hand.pages.word(at).store(random.u64(..), Ordering::Relaxed);
+        }
+        // Something at which nobody can look away: the next messages, with words that make no sense.
+        for slot in 0..hand.geometry.slots() as usize {
+            let at = hand.outgoing().slots + slot * SLOT;
+            hand.pages.word(at + 8).store(u64::MAX, Ordering::Relaxed);
+            hand.pages.word(at).store(2 * slot as u64 + 2, Ordering::Release);
+        }
+        wake(hand);
+        if hand.over() {
+            return true;
+        }
+    }
+    false
+}
+
+/// A client that scribbles: over a connection of calls, or over a stream.
+pub(crate) fn scribbler(told: &Told) {
+    let mut random = fastrand::Rng::with_seed(told.number("seed").unwrap_or(0));
+    let calls = told.text("over") == "calls";
+    let hand = if calls { hand(told.path()) } else { hand(&stream_path(told.path())) };
+    if calls {
+        greet(&hand);
+    }
+    tell("in");
+    tell(if scribble(&hand, &mut random) { "over" } else { "fault nobody minds" });
+    orders().next();
+}
+
+/// A client that announces a message longer than was agreed.
+pub(crate) fn giant(told: &Told) {
+    let hand = hand(&stream_path(told.path()));
+    tell("in");
+    hand.payload(0, &[MAX_MESSAGE as u64 + 1]);
+    hand.commit(0, Control { kind: Carried::First, abort: false, len: 4000, place: 0 });
+    wake(&hand);
+    let until = Instant::now() + PATIENCE;
+    while !hand.over() && Instant::now() < until {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    tell(if hand.over() { "over" } else { "fault nobody minds" });
+    orders().next();
+}
+
+/// A server that scribbles over the pages of the first who comes.
+pub(crate) fn scribbling_server(listener: &UnixListener, seed: u64) -> bool {
+    RawPeer::serve(listener).is_ok_and(|hand| scribble(&hand, &mut fastrand::Rng::with_seed(seed)))
+}

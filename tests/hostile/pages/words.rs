@@ -1,0 +1,229 @@
+//! Each word of the region that means something, and one in each line of the rest, gets each value of a list, one at a
+//! time, from a connection that worked.
+//!
+//! ```text
+//!  victim                                            attacker
+//!    "at value" ───────── a pipe ─────────────────▶   connects, sends "hello" by hand,
+//!    accepts                                          writes the value
+//!    uses the connection  ◀──────── "done" ────────
+//! ```
+//!
+//! What must become of the connection is a table by word: a hint or a word of our own changes nothing,
+//! a mark ends its direction, what is judged is a lie or not by the tables of `src/ring/`.
+
+use std::io::{BufRead, BufReader, Lines, Write};
+use std::path::Path;
+use std::process::{ChildStdin, ChildStdout, Stdio};
+use std::sync::atomic::Ordering;
+
+use narrows::internal::layout::{Control, Direction, Geometry, Kind, SLOT, words};
+use narrows::{SharedMemoryListener, SharedMemoryStream, TryRecvError, TrySendError};
+
+use super::victim::{hold, options};
+use crate::support::raw_peer::RawPeer;
+use crate::support::{Kept, LONG, me, role, say, sys, told};
+
+const NAME: &str = "words::each_value_of_each_word";
+const SLOTS: u64 = 2;
+const ARENA: usize = 64;
+const HELLO: &[u8] = b"hello";
+const VALUES: [u64; 17] = [
+    0,
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    9,
+    64 << 32 | 2,
+    104 << 32 | 1,
+    u32::MAX as u64,
+    1 << 32,
+    1 << 62,
+    1 << 63,
+    u64::MAX / 3,
+    u64::MAX - 1,
+    u64::MAX,
+];
+
+fn geometry() -> Geometry {
+    Geometry::new(2, 64, 1).expect("legal")
+}
+
+/// What a word is to the victim, who receives in direction 0 and sends in direction 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Meaning {
+    /// Nothing, a hint, or a word that only the attacker reads.
+    Nothing,
+    /// The attacker's mark on its own end of a direction.
+    Mark(usize),
+    /// The head of what the victim sends.
+    Head,
+    /// The stamp of the ticket in direction 0.
+    Stamp(u64),
+    /// Control and payload of the message that waits: it may become another, or a lie.
+    Control,
+    Payload,
+}
+
+/// Every word that has a meaning, and one of each 64 bytes of the pages of words that has none.
+fn region() -> Vec<(usize, Meaning)> {
+    let mut all = Vec::new();
+    for index in [0, 1] {
+        let Direction { words: page, slots, arena } = geometry().direction(index);
+        for at in (page..page + 4096).step_by(64).chain([page + words::WANTED, page + words::URGENT + 8]) {
+            let meaning = match (index, at - page) {
+                (0, words::PRODUCER_MARK) | (1, words::CONSUMER_MARK) => Meaning::Mark(index),
+                (1, words::HEAD) => Meaning::Head,
+                _ => Meaning::Nothing,
+            };
+            all.push((at, meaning));
+        }
+        for at in (slots..slots + 2 * SLOT).step_by(8) {
+            let meaning = match (index, at - slots) {
+                (0, 0) => Meaning::Stamp(0),
+                (0, SLOT) => Meaning::Stamp(1),
+                (0, 8) => Meaning::Control,
+                (0, 24) => Meaning::Payload,
+                _ => Meaning::Nothing,
+            };
+            all.push((at, meaning));
+        }
+        all.extend((arena..arena + ARENA).step_by(8).map(|at| (at, Meaning::Nothing)));
+    }
+    all
+}
+
+#[test]
+fn each_value_of_each_word() {
+    match role().as_deref() {
+        Some("victim") => be_victim(Path::new(&told())),
+        Some(_) => be_attacker(Path::new(&told())),
+        None => hold(NAME),
+    }
+}
+
+/// Does what the lines on its standard input say.
+fn be_attacker(path: &Path) {
+    sys::alarm(150);
+    let mut hand = None;
+    for line in std::io::stdin().lines() {
+        let line = line.expect("reads");
+        let (at, value) = line.split_once(' ').expect("two numbers");
+        let (at, value) = (at.parse().expect("a place"), value.parse().expect("a value"));
+        drop(hand.take());
+        let new = RawPeer::connect(path, geometry(), 1000).expect("connects");
+        new.payload(0, &[u64::from_le_bytes(*b"hello\0\0\0")]);
+        new.commit(0, Control { kind: Kind::Inline, abort: false, len: 5, place: 0 });
+        new.pages.word(at).store(value, Ordering::SeqCst);
+        println!("done");
+        hand = Some(new);
+    }
+}
+
+/// The attacker, who does what it is told.
+struct Tool {
+    _child: Kept,
+    tell: ChildStdin,
+    done: Lines<BufReader<ChildStdout>>,
+}
+
+impl Tool {
+    fn start(path: &Path) -> Self {
+        let mut command = me(NAME, "attacker", path.to_str().expect("plain"));
+        let mut child = Kept::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
+        let tell = child.0.stdin.take().expect("a pipe");
+        let done = BufReader::new(child.0.stdout.take().expect("a pipe")).lines();
+        Self { _child: child, tell, done }
+    }
+
+    /// A connection with this value in this place.
+    fn corrupt(&mut self, listener: &SharedMemoryListener, at: usize, value: u64) -> SharedMemoryStream {
+        writeln!(self.tell, "{at} {value}").expect("listens");
+        let stream = listener.accept_timeout(LONG).expect("the attacker comes");
+        let done = |line: std::io::Result<String>| line.expect("reads").ends_with("done");
+        assert!(self.done.by_ref().any(done), "the attacker is there");
+        stream
+    }
+}
+
+fn be_victim(path: &Path) {
+    sys::alarm(150);
+    let listener = options().slots(2).arena(64).max_calls_in_flight(1).bind(path).expect("binds");
+    let (mut honest, mut partner) = SharedMemoryStream::pair().expect("pair");
+    let (mut tool, mut cases, mut lies) = (Tool::start(path), 0, 0);
+    for (at, meaning) in region() {
+        for value in VALUES {
+            let mut stream = tool.corrupt(&listener, at, value);
+            lies +=
+                u64::from(judge(&mut stream, meaning, value, &format!("{value:#x} at {at:#x}: {meaning:?}")));
+            honest.send_timeout(HELLO, LONG).expect("undisturbed");
+            partner.recv_timeout(&mut [0; 8], LONG).expect("undisturbed");
+            cases += 1;
+        }
+    }
+    say(&format!("{NAME}: {cases} values, {lies} of them lies"));
+    assert!(lies > 20);
+}
+
+/// Uses the connection in every way, and wants what the meaning says; whether it was a lie.
+fn judge(stream: &mut SharedMemoryStream, meaning: Meaning, value: u64, what: &str) -> bool {
+    let (received, sent) = (receive(stream), send(stream));
+    let violated = Err(TryRecvError::ProtocolViolated);
+    let lied = match meaning {
+        // The message that waits was committed: its stamp says so, or that it was taken back.
+        Meaning::Stamp(0) => value != 2 && value > 1,
+        // Behind the message that was received.
+        Meaning::Stamp(_) => ![0, 3, 4].contains(&value),
+        Meaning::Head => value > SLOTS,
+        Meaning::Control => !legal(value),
+        _ => false,
+    };
+    let next = stream.try_recv(&mut [0; 200]).map(|it| it.len);
+    match meaning {
+        _ if lied && meaning == Meaning::Head => {
+            assert_eq!(sent, (SLOTS, TrySendError::ProtocolViolated), "{what}")
+        }
+        Meaning::Stamp(1) if lied => assert!(received == Ok(5) && next == violated, "{what}"),
+        _ if lied => assert_eq!((received, next), (violated, violated), "{what}"),
+        Meaning::Mark(0) if value != 0 => {
+            assert_eq!((received, next), (Ok(5), Err(TryRecvError::Disconnected)), "{what}");
+        }
+        Meaning::Mark(_) if value != 0 => assert_eq!(sent, (0, TrySendError::Disconnected), "{what}"),
+        Meaning::Stamp(0) if value < 2 => assert_eq!(received, Err(TryRecvError::Empty), "{what}"),
+        Meaning::Stamp(1) if value == 4 => assert!(received == Ok(5) && next == violated, "an empty slot"),
+        Meaning::Control => assert_eq!(received, Ok(usize::try_from(value >> 32).expect("small")), "{what}"),
+        Meaning::Head => assert_eq!(sent, (SLOTS + value, TrySendError::Full), "{what}"),
+        _ => assert_eq!(
+            (received, next, sent),
+            (Ok(5), Err(TryRecvError::Empty), (SLOTS, TrySendError::Full)),
+            "{what}"
+        ),
+    }
+    lied
+}
+
+/// Whether the word describes a whole message that the slot or the arena holds.
+fn legal(control: u64) -> bool {
+    let (len, place) = (control >> 32, control >> 6 & ((1 << 26) - 1));
+    match control & 63 {
+        1 => len <= 104 && place == 0,
+        2 => (1..=ARENA as u64).contains(&len) && place == 0,
+        _ => false,
+    }
+}
+
+fn receive(stream: &mut SharedMemoryStream) -> Result<usize, TryRecvError> {
+    stream.try_recv(&mut [0; 200]).map(|it| it.len)
+}
+
+/// Sends until there is no more; how often, and what ended it.
+fn send(stream: &mut SharedMemoryStream) -> (u64, TrySendError) {
+    for count in 0..100 {
+        if let Err(end) = stream.try_send(HELLO) {
+            return (count, end);
+        }
+    }
+    panic!("a hundred messages in a ring of {SLOTS}")
+}

@@ -1,0 +1,15 @@
+//! How connections come to be: listeners and their paths, the handshake, spawned children, and which peers are trusted.
+
+extern crate narrows_tests as narrows; // The library, built with what tests need of its inside.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod accept;
+mod foreign_descriptors;
+mod handshake;
+mod handshake_exhaustive;
+mod paths;
+mod spawn;
+mod trust;
+mod workers;

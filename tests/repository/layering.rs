@@ -1,0 +1,231 @@
+//! Who may import whom, and where `unsafe` and the system may stand.
+//!
+//! Reads the sources as tokens: comments, strings and character literals do not count.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+/// Each top module, and the top modules that it may import. Submodules belong to their top module.
+const MAY_IMPORT: [(&str, &[&str]); 16] = [
+    ("guide", &[]),
+    ("error", &[]),
+    ("mem", &[]),
+    ("events", &[]),
+    ("prometheus", &[]),
+    ("layout", &["mem", "error"]),
+    ("sys", &["mem", "layout", "error", "events"]),
+    ("ring", &["mem", "layout", "error"]),
+    ("handshake", &["layout", "error"]),
+    ("channel", &["ring", "sys", "error", "mem", "layout", "prometheus"]),
+    ("options", &["channel", "handshake", "layout", "sys", "error"]),
+    ("establish", &["handshake", "channel", "options", "sys", "layout", "error", "events"]),
+    ("stream", &["channel", "establish", "options", "sys", "mem", "error"]),
+    ("listener", &["handshake", "establish", "stream", "options", "sys", "error"]),
+    (
+        "rpc",
+        &["stream", "listener", "establish", "channel", "options", "error", "mem", "events", "prometheus"],
+    ),
+    // The exports for tests: only code outside of the library uses it.
+    ("internal", &["channel", "error", "establish", "handshake", "layout", "mem", "ring", "rpc", "sys"]),
+];
+
+/// Words that stand in some top modules only.
+const RESERVED: [(&str, &[&str]); 5] = [
+    ("unsafe", &["sys"]),
+    ("libc", &["sys"]),
+    ("memmap2", &["sys"]),
+    ("log", &["events"]),
+    ("parking_lot", &["channel", "options", "establish", "stream", "listener", "rpc"]),
+];
+
+/// The sources: path, top module (empty for the root), and text.
+fn sources() -> Vec<(String, String, String)> {
+    let root = Path::new(crate::support::ROOT).join("src");
+    let files = walkdir::WalkDir::new(&root).into_iter().map(|entry| entry.expect("readable"));
+    let files = files.filter(|entry| entry.path().extension().is_some_and(|end| end == "rs"));
+    let found: Vec<_> = files
+        .map(|entry| {
+            let path = entry.path().strip_prefix(&root).expect("below it").with_extension("");
+            let first = path.iter().next().expect("a name").to_str().expect("text").to_owned();
+            let top = if first == "lib" { String::new() } else { first };
+            (path.display().to_string(), top, fs::read_to_string(entry.path()).expect("text"))
+        })
+        .collect();
+    assert!(found.len() > 40, "the sources are not where they were");
+    found
+}
+
+/// Identifiers and single characters, without comments, strings and character literals.
+fn tokens(text: &str) -> Vec<String> {
+    let (mut found, mut rest) = (Vec::new(), text);
+    while let Some(first) = rest.chars().next() {
+        let word = rest.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(rest.len());
+        let (token, len) = if rest.starts_with("//") {
+            (None, rest.find('\n').unwrap_or(rest.len()))
+        } else if rest.starts_with("/*") {
+            (None, rest.find("*/").map_or(rest.len(), |end| end + 2))
+        } else if let Some(len) = raw_string(rest) {
+            (None, len)
+        } else if first == '"' {
+            (None, quoted(rest, '"'))
+        } else if first == '\'' && is_character(rest) {
+            (None, quoted(rest, '\''))
+        } else if word > 0 {
+            (Some(rest[..word].to_owned()), word)
+        } else {
+            (Some(first.to_string()).filter(|_| !first.is_whitespace()), first.len_utf8())
+        };
+        found.extend(token);
+        rest = &rest[len..];
+    }
+    found
+}
+
+/// The length of a literal that begins here and ends with `quote`.
+fn quoted(text: &str, quote: char) -> usize {
+    let mut escaped = false;
+    for (at, c) in text.char_indices().skip(1) {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            c if c == quote => return at + 1,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+fn raw_string(text: &str) -> Option<usize> {
+    let body = text.strip_prefix("br").or_else(|| text.strip_prefix('r'))?;
+    let hashes = body.find('"').filter(|at| body[..*at].chars().all(|c| c == '#'))?;
+    let end = format!("\"{}", "#".repeat(hashes));
+    let open = text.len() - body.len() + hashes + 1;
+    Some(text[open..].find(&end).map_or(text.len(), |at| open + at + end.len()))
+}
+
+/// Whether a quote begins a character literal, and not a lifetime.
+fn is_character(text: &str) -> bool {
+    let mut chars = text.chars().skip(1);
+    let (first, second) = (chars.next(), chars.next());
+    first == Some('\\') || second == Some('\'')
+}
+
+/// The first names behind each `crate::`, groups taken apart.
+fn imports(text: &str) -> BTreeSet<String> {
+    let tokens = tokens(text);
+    let mut found = BTreeSet::new();
+    for at in 0..tokens.len().saturating_sub(3) {
+        if tokens[at] != "crate" || tokens[at + 1] != ":" || tokens[at + 2] != ":" {
+            continue;
+        }
+        if at > 0 && tokens[at - 1] == "$" {
+            continue; // A path in a macro, which code outside of the library expands as well.
+        }
+        if tokens[at + 3] == "{" {
+            found.extend(group(&tokens[at + 4..]));
+        } else {
+            found.insert(tokens[at + 3].clone());
+        }
+    }
+    found
+}
+
+/// The first name of each element of a group, whose opening brace was read.
+fn group(tokens: &[String]) -> Vec<String> {
+    let (mut depth, mut fresh, mut found) = (0, true, Vec::new());
+    for token in tokens {
+        match token.as_str() {
+            "{" => depth += 1,
+            "}" if depth == 0 => break,
+            "}" => depth -= 1,
+            "," if depth == 0 => fresh = true,
+            name if fresh => {
+                found.push(name.to_owned());
+                fresh = false;
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// What is wrong with one source.
+fn faults(top: &str, text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for (word, where_to) in RESERVED {
+        if !where_to.contains(&top) && tokens(text).iter().any(|token| token == word) {
+            found.push(format!("`{word}` may not stand here"));
+        }
+    }
+    if top.is_empty() {
+        return found; // The root declares and exports everything.
+    }
+    let Some((_, may)) = MAY_IMPORT.iter().find(|(name, _)| *name == top) else {
+        found.push(format!("no rule for the module {top}"));
+        return found;
+    };
+    for import in imports(text) {
+        if import != top && !may.contains(&import.as_str()) {
+            found.push(format!("{top} may not import {import}"));
+        }
+    }
+    found
+}
+
+#[test]
+fn every_source_keeps_the_rules() {
+    let found: Vec<String> = sources()
+        .iter()
+        .flat_map(|(path, top, text)| {
+            faults(top, text).into_iter().map(move |fault| format!("src/{path}.rs: {fault}"))
+        })
+        .collect();
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
+}
+
+#[test]
+fn the_table_has_no_circles() {
+    let mut left: BTreeMap<&str, &[&str]> = MAY_IMPORT.into_iter().collect();
+    while !left.is_empty() {
+        let free: Vec<&str> = left
+            .iter()
+            .filter(|(_, may)| may.iter().all(|name| !left.contains_key(name)))
+            .map(|(name, _)| *name)
+            .collect();
+        assert!(!free.is_empty(), "a circle among {:?}", left.keys());
+        for name in free {
+            left.remove(name);
+        }
+    }
+}
+
+#[test]
+fn a_bad_source_is_found_out() {
+    let bad = "use crate::{error::{Ended, sys}, listener::Incoming as I, mem};\nlet x = crate::sys::call();";
+    assert_eq!(imports(bad).into_iter().collect::<Vec<_>>(), ["error", "listener", "mem", "sys"]);
+    assert_eq!(faults("ring", bad), ["ring may not import listener", "ring may not import sys"]);
+    assert_eq!(faults("sys", "use crate::ring::sleep;"), ["sys may not import ring"]);
+    assert_eq!(faults("new", "").len(), 1);
+    for word in ["unsafe { x() }", "unsafe fn f() {}", "unsafe impl Send for X {}", "libc::getpid()"] {
+        assert_eq!(faults("channel", word).len(), 1, "{word}");
+        assert_eq!(faults("sys", word).len(), 0, "{word}");
+    }
+    assert_eq!(faults("ring", "use parking_lot::Mutex;").len(), 1);
+}
+
+#[test]
+fn what_is_no_code_does_not_count() {
+    let fine = r##"
+        //! See [`crate::sys`]. unsafe { }
+        pub(crate) fn f<'a>(x: &'a str) -> char { /* crate::listener, libc */ '"' }
+        const A: &str = "crate::sys unsafe \" libc";
+        const B: &str = r#"crate::sys " unsafe"#;
+        const C: [char; 3] = ['\'', '\\', 'x'];
+        #![allow(unsafe_code)]
+        use crate::error::Ended;
+        macro_rules! m { () => { $crate::internal::mem::Word } }
+    "##;
+    assert_eq!(faults("layout", fine), Vec::<String>::new());
+    assert_eq!(imports(fine).into_iter().collect::<Vec<_>>(), ["error"]);
+}

@@ -1,0 +1,157 @@
+//! Every test of the workspace runs: by `cargo test`, which the README gives, or by a command of its own that `.ci/run` gives.
+//!
+//! | what could go missing | what is looked at |
+//! |---|---|
+//! | a package that `cargo test` leaves out | the default members of the workspace, as cargo tells |
+//! | a target that is skipped silently | `test = false`, required features |
+//! | a file that belongs to no target | the modules of each test binary |
+//! | the test in a child process | a name that no test has is refused, a run alone is counted |
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::support::{ROOT, alone, rerun};
+
+/// What `cargo test` leaves out: the target, the words that a command has which runs it, and the file that gives the command.
+const ELSEWHERE: [(&str, &str, &str); 5] = [
+    ("narrows-tests/endurance", "-p narrows-tests --test endurance", "CONTRIBUTING.md"),
+    ("loom-tests/teeth", "-p loom-tests --test teeth", ".ci/run"),
+    ("narrows-benches/harness", "cargo test --workspace", ".ci/run"),
+    ("narrows-tool/narrows", "cargo test --workspace", ".ci/run"),
+    ("narrows-tool/tool", "cargo test --workspace", ".ci/run"),
+];
+
+/// What cargo knows about the workspace.
+fn metadata() -> Value {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["metadata", "--no-deps", "--offline", "--format-version", "1"]).current_dir(ROOT);
+    let said = cargo.output().expect("cargo");
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    serde_json::from_slice(&said.stdout).expect("JSON")
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+/// Each target with tests: `package/target`, and whether `cargo test` runs it.
+fn targets(metadata: &Value) -> Vec<(String, bool)> {
+    let default: BTreeSet<&str> = list(&metadata["workspace_default_members"]).iter().map(text).collect();
+    let mut found = Vec::new();
+    for package in list(&metadata["packages"]) {
+        let features = &package["features"];
+        let on: BTreeSet<&str> = list(&features["default"]).iter().map(text).collect();
+        for target in list(&package["targets"]) {
+            let kinds: Vec<&str> = list(&target["kind"]).iter().map(text).collect();
+            let may_have_tests = kinds.iter().any(|kind| ["test", "lib", "bin"].contains(kind));
+            // The library's unit tests run with all features, in the package of the tests.
+            let is_library = text(&package["name"]) == "narrows" && kinds == ["lib"];
+            if !may_have_tests || is_library {
+                continue;
+            }
+            let runs = default.contains(text(&package["id"]))
+                && target["test"].as_bool() == Some(true)
+                && list(&target["required-features"]).iter().all(|feature| on.contains(text(feature)));
+            found.push((format!("{}/{}", text(&package["name"]), text(&target["name"])), runs));
+        }
+    }
+    found
+}
+
+fn read(name: &str) -> String {
+    fs::read_to_string(Path::new(ROOT).join(name)).expect("readable")
+}
+
+#[test]
+fn every_test_target_is_run_by_cargo_test_or_by_a_command_of_its_own() {
+    let targets = targets(&metadata());
+    for (name, runs) in &targets {
+        match ELSEWHERE.iter().find(|(target, ..)| target == name) {
+            None => assert!(runs, "`cargo test` does not run {name}, and no other command is named here"),
+            Some((_, command, file)) => {
+                assert!(!runs, "`cargo test` runs {name} already");
+                assert!(read(file).contains(command), "{file} does not have `{command}`, which runs {name}");
+            }
+        }
+    }
+    for (target, ..) in ELSEWHERE {
+        assert!(targets.iter().any(|(name, _)| name == target), "there is no target {target}");
+    }
+    assert!(targets.iter().filter(|(_, runs)| *runs).count() >= 10, "{targets:?}");
+    let readme = read("README.md");
+    assert!(readme.lines().any(|line| line.split('#').next().unwrap_or_default().trim() == "cargo test"));
+}
+
+#[test]
+fn every_file_of_tests_is_a_module_of_a_target() {
+    let folder = Path::new(ROOT).join("tests");
+    let files =
+        || walkdir::WalkDir::new(&folder).into_iter().map(|entry| entry.expect("readable").into_path());
+    let sources: Vec<_> = files().filter(|path| path.extension().is_some_and(|end| end == "rs")).collect();
+    let known = |name: &str, file: &Path| {
+        let near = [file.parent(), file.parent().and_then(Path::parent)];
+        sources
+            .iter()
+            .filter(|source| {
+                near.contains(&source.parent()) || source.with_extension("") == near[0].expect("below")
+            })
+            .any(|source| {
+                let text = fs::read_to_string(source).expect("a source");
+                text.lines().any(|line| line.trim_start_matches("pub(crate) ") == format!("mod {name};"))
+            })
+    };
+    let manifest = read("tests/Cargo.toml");
+    for source in &sources {
+        let name = source.strip_prefix(&folder).expect("below it").to_str().expect("plain");
+        let stem = match name.strip_suffix("/mod.rs") {
+            Some(module) => module.rsplit('/').next().expect("a name"),
+            None => source.file_stem().and_then(|stem| stem.to_str()).expect("a name"),
+        };
+        assert!(
+            manifest.contains(&format!("path = \"{name}\"")) || known(stem, source),
+            "nothing runs tests/{name}"
+        );
+    }
+    assert!(sources.len() > 90, "the tests are not where they were");
+}
+
+#[test]
+fn a_run_of_no_test_is_refused() {
+    // Threads without a name ask the runner.
+    let asks = std::thread::spawn(|| rerun("no_such_test", "child"));
+    assert!(asks.join().is_err());
+    let asks = std::thread::spawn(|| rerun("a_run_of_no_test_is_refused", "child"));
+    let command = asks.join().expect("known");
+    let full = "targets::a_run_of_no_test_is_refused";
+    assert!(command.get_args().any(|argument| argument == full), "{command:?}");
+}
+
+#[test]
+fn a_test_alone_runs_in_another_process() {
+    const NAME: &str = "a_test_alone_runs_in_another_process";
+    let mark = std::env::temp_dir().join(format!("narrows-alone-{}", parent_or_own()));
+    if alone(NAME) {
+        fs::write(mark, std::process::id().to_string()).expect("writes");
+        return;
+    }
+    let who = fs::read_to_string(&mark).expect("the other process was here");
+    fs::remove_file(mark).expect("removes");
+    assert_ne!(who, std::process::id().to_string());
+}
+
+/// The number of the process that has the other tests.
+fn parent_or_own() -> u32 {
+    if std::env::var_os("NARROWS_TEST_ALONE").is_some() {
+        std::os::unix::process::parent_id()
+    } else {
+        std::process::id()
+    }
+}

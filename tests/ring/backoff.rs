@@ -1,0 +1,125 @@
+//! A peer that plays with our flags and words: it costs us naps, and no more CPU than they leave. Who is
+//! honest costs none.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::support::Watchdog;
+use crate::support::rings::{In, Out, over, put, send};
+use crate::support::spied::{Did, Spied};
+use narrows::internal::mem::{Field, Flag, Heap, Memory, Store, Word};
+use narrows::internal::ring::Fate;
+use narrows::internal::{Ended, RecvFault, SendFault, Wait};
+use narrows::{Options, SharedMemoryStream};
+
+const SOON: Duration = Duration::from_millis(200);
+
+#[test]
+fn a_peer_that_clears_our_flag_for_ever_makes_us_nap() {
+    let naps = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&naps);
+    let mem = Spied::new(Heap::new(1, 64, 1), move |_, did| {
+        count.fetch_add(u32::from(did == Did::Doze), Ordering::Relaxed);
+    });
+    let (_out, mut inb) = over(&mem, 0);
+    let (over, ended) = channel::<()>();
+    thread::scope(|scope| {
+        let mem = &mem;
+        scope.spawn(move || {
+            while ended.try_recv().is_err() {
+                mem.heap.store_flag(Flag::Consumer, 0);
+                mem.heap.wake(Flag::Consumer);
+            }
+        });
+        // The attacker may have to wait for its CPU: as many rounds as it needs.
+        for _ in 0..200 {
+            let until = Instant::now() + Duration::from_millis(100);
+            assert_eq!(inb.recv(&mut [], Wait::Until(Some(until))).map(|_| ()), Err(RecvFault::Empty));
+            assert!(Instant::now() >= until);
+            if naps.load(Ordering::Relaxed) > 0 {
+                break;
+            }
+        }
+        over.send(()).expect("there");
+    });
+    assert!(naps.load(Ordering::Relaxed) > 0);
+}
+
+/// Whenever we sleep there is something, and whenever we look for it there is nothing.
+fn flickers(flag: Flag, flicker: fn(&Heap, bool), call: fn(&mut Out<Arc<Spied>>, &mut In<Arc<Spied>>)) {
+    let counts = Arc::new([AtomicU32::new(0), AtomicU32::new(0)]);
+    let counted = Arc::clone(&counts);
+    let mem = Spied::new(Heap::new(1, 64, 1), move |heap, did| match did {
+        Did::StoreFlag(stored, value) if stored == flag => {
+            flicker(heap, value == 1);
+            counted[0].fetch_add(value, Ordering::Relaxed);
+        }
+        Did::Doze => _ = counted[1].fetch_add(1, Ordering::Relaxed),
+        _ => {}
+    });
+    let (mut out, mut inb) = over(&mem, 0);
+    call(&mut out, &mut inb);
+    let [rounds, naps] = [0, 1].map(|which| counts[which].load(Ordering::Relaxed));
+    assert!(rounds > 64 && naps + 66 >= rounds, "{rounds} rounds with {naps} naps");
+}
+
+#[test]
+fn words_that_flicker_make_us_nap() {
+    let stamp = |heap: &Heap, there| heap.store_slot(0, Field::Stamp, 2 * u64::from(there), Store::Release);
+    flickers(Flag::Consumer, stamp, |_, inb| {
+        assert_eq!(inb.recv(&mut [], Wait::for_duration(SOON)).map(|_| ()), Err(RecvFault::Empty));
+    });
+    let head = |heap: &Heap, there| heap.store(Word::Head, u64::from(there), Store::Release);
+    flickers(Flag::Producer, head, |out, _| {
+        put(out, b"all there is room for", 0);
+        assert_eq!(send(out, b"", 0, Wait::for_duration(SOON)), Err(SendFault::Full));
+    });
+}
+
+#[test]
+fn cleared_flags_between_flickers_make_us_nap() {
+    const ROUNDS: u32 = 8000;
+    let counts = Arc::new([AtomicU32::new(0), AtomicU32::new(0)]);
+    let counted = Arc::clone(&counts);
+    let mem = Spied::new(Heap::new(1, 64, 1), move |heap, did| match did {
+        Did::StoreFlag(Flag::Consumer, 1) => {
+            let round = counted[0].fetch_add(1, Ordering::Relaxed);
+            // It wakes us in vain, and before that makes us doubt our flag it shows us something.
+            heap.store_slot(0, Field::Stamp, 2 * u64::from(round % 60 == 59), Store::Release);
+            heap.store_flag(Flag::Consumer, 0);
+            if round > ROUNDS {
+                heap.settle(Fate::Closed as u64);
+            }
+        }
+        Did::StoreFlag(Flag::Consumer, _) => heap.store_slot(0, Field::Stamp, 0, Store::Release),
+        Did::Doze => _ = counted[1].fetch_add(1, Ordering::Relaxed),
+        _ => {}
+    });
+    let (_out, mut inb) = over(&mem, 0);
+    let end = inb.recv(&mut [], Wait::FOREVER).map(|_| ());
+    assert_eq!(end, Err(RecvFault::Ended(Ended::Closed)));
+    let [rounds, naps] = [0, 1].map(|which| counts[which].load(Ordering::Relaxed));
+    assert!(rounds > ROUNDS && naps + ROUNDS / 2 >= rounds, "{rounds} rounds with {naps} naps");
+}
+
+#[test]
+fn pieces_of_a_long_message_are_no_play() {
+    const PIECES: usize = 2000;
+    let _watch = Watchdog::new("pieces for one that waits for either");
+    let wait = |a: &mut SharedMemoryStream, b: &mut SharedMemoryStream| {
+        thread::scope(|scope| {
+            scope.spawn(|| b.send(&vec![7; PIECES << 10]).expect("sends"));
+            let began = Instant::now();
+            assert!(a.wait_either(30).expect("either").message);
+            a.recv_into(&mut Vec::new()).expect("receives");
+            began.elapsed()
+        })
+    };
+    let (mut a, mut b) = Options::new().slots(2).arena(1 << 10).pair().expect("pair");
+    while a.try_send(&[1; 30]).is_ok() {} // It waits for space as well.
+    // A nap for each piece would take a second. The machine may be busy: as many tries as it needs.
+    while wait(&mut a, &mut b) > Duration::from_micros(250 * PIECES as u64) {}
+}

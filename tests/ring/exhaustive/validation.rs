@@ -1,0 +1,310 @@
+//! Every class of value of every word that is judged, in every cursor state of tiny rings.
+//!
+//! What is right is written down here a second time, from the tables of `src/ring/mod.rs`,
+//! `src/ring/end.rs` and `DESIGN.md`, in other words than the library's: as ranges of bytes and lists
+//! of legal values. Where the two differ, one of them is wrong.
+
+use std::sync::Arc;
+
+use narrows::internal::layout::LAST_TICKET;
+use narrows::internal::mem::{Field, Heap, Load, Memory, Span, Store, Tail, Word};
+use narrows::internal::ring::Producer;
+use narrows::internal::{Ended, Inbound, NoPace, Outbound, RecvFault, SendFault, Wait};
+
+use crate::support::rings::{In, Out, send, try_take};
+use crate::support::say;
+
+const FIRST: [u64; 7] = [0, 1, 5, (1 << 31) - 2, (1 << 32) - 2, (1 << 62) - 2, LAST_TICKET - 30];
+const ARENA: usize = 64;
+/// The longest message: not a multiple of anything.
+const MAX: u64 = 100;
+const LIE: RecvFault = RecvFault::Ended(Ended::ProtocolViolated);
+
+fn ring(slots: u64, first: u64) -> (Out, In, Arc<Heap>) {
+    let heap = Arc::new(Heap::new(count(slots), ARENA, 1));
+    Producer::format(&heap, first);
+    let max = count(MAX);
+    (Outbound::new(heap.clone(), NoPace, first, max), Inbound::new(heap.clone(), NoPace, first, max), heap)
+}
+
+/// Writes one ticket, whatever it means.
+fn forge(heap: &Heap, ticket: u64, stamp: u64, control: u64, total: u64) {
+    heap.copy_in(Span::Slot(ticket), 0, &total.to_le_bytes(), Tail::Keep).expect("a slot");
+    heap.store_slot(ticket, Field::Control, control, Store::Relaxed);
+    heap.store_slot(ticket, Field::Stamp, stamp, Store::Release);
+}
+
+fn condemned(heap: &Heap) -> bool {
+    heap.load(Word::Fate, Load::Relaxed) == 4 && heap.load(Word::ConsumerMark, Load::Relaxed) != 0
+}
+
+#[test]
+fn every_stamp_in_every_cursor_state() {
+    let (mut cases, mut lies) = (0, 0);
+    for slots in [1, 2, 4, 8] {
+        for first in FIRST {
+            for taken in 0..=2 * slots {
+                let ticket = first + taken;
+                let near =
+                    (0..=6 * slots + 6).map(|off| (2 * ticket).wrapping_sub(4 * slots).wrapping_add(off));
+                let bits = (0..64).map(|bit| (2 * ticket + 2) ^ 1 << bit);
+                for stamp in near.chain(bits).chain([0, 1, 2, u64::MAX, u64::MAX - 1, !ticket, ticket]) {
+                    cases += 1;
+                    lies += u64::from(judge_stamp(slots, first, taken, stamp));
+                }
+            }
+        }
+    }
+    say(&format!("{cases} stamps, {lies} of them lies"));
+    assert!(lies > 1000 && cases - lies > 1000);
+}
+
+/// Whether the stamp is a lie for the ticket behind `taken` honest ones.
+fn judge_stamp(slots: u64, first: u64, taken: u64, stamp: u64) -> bool {
+    let (mut out, mut inb, heap) = ring(slots, first);
+    for number in 0..taken {
+        send(&mut out, &number.to_le_bytes(), 0, Wait::Never).expect("room");
+        try_take(&mut inb).expect("there");
+    }
+    let ticket = first + taken;
+    let kept = if ticket >= slots { vec![0, 2 * (ticket - slots) + 2] } else { vec![0] };
+    let (waiting, ready) = (kept.contains(&stamp) || stamp == 2 * ticket + 1, stamp == 2 * ticket + 2);
+    forge(&heap, ticket, stamp, 3 << 32 | 1, 7);
+    assert_eq!(inb.stirred(), !waiting, "{stamp:#x} for {ticket:#x} of {slots}");
+    match try_take(&mut inb) {
+        Ok((message, _)) => assert!(ready && message == [7, 0, 0]),
+        Err(RecvFault::Empty) => assert!(waiting, "{stamp:#x} for {ticket:#x} of {slots} is a lie"),
+        Err(fault) => {
+            assert!(fault == LIE && !waiting && !ready && condemned(&heap), "{stamp:#x}: {fault:?}")
+        }
+    }
+    !waiting && !ready
+}
+
+/// What the receiver has of a message that is not whole: its bytes, and how many there will be.
+type Filling = Option<(Vec<u8>, u64)>;
+
+/// What a slot says.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    /// The low six bits: kind and abort.
+    code: u64,
+    len: u64,
+    place: u64,
+    total: u64,
+}
+
+impl Slot {
+    fn word(self) -> u64 {
+        self.len << 32 | self.place << 6 | self.code
+    }
+
+    /// The bytes that it describes, if it may describe any.
+    fn bytes(self) -> Option<Vec<u8>> {
+        let slot: Vec<u8> = self.total.to_le_bytes().into_iter().chain([0; 96]).collect();
+        let memory = if self.code & 31 == 1 { slot } else { arena() };
+        let from = if self.code & 31 == 1 && self.place > 0 { usize::MAX } else { count(self.place) * 64 };
+        let empty = self.len == 0 && self.code & 31 != 1;
+        if empty { None } else { Some(memory.get(from..)?.get(..count(self.len))?.to_vec()) }
+    }
+
+    /// A message, nothing yet, or a lie.
+    fn verdict(self, filling: &mut Filling) -> Result<Option<Vec<u8>>, ()> {
+        let (kind, abort, bytes) = (self.code & 31, self.code & 32 != 0, self.bytes().ok_or(())?);
+        let begins = [1, 2, 3].contains(&kind);
+        if ![1, 2, 3, 4, 5].contains(&kind) || abort != (begins && filling.is_some()) {
+            return Err(());
+        }
+        let (mut sofar, total) = match filling.take() {
+            _ if kind == 3 => (Vec::new(), self.total),
+            _ if begins => (Vec::new(), self.len),
+            Some(message) => message,
+            None => return Err(()),
+        };
+        sofar.extend(bytes);
+        let (is, whole) = (sofar.len() as u64, [1, 2, 5].contains(&kind));
+        if total > MAX || (whole && is != total) || (!whole && is >= total) {
+            return Err(());
+        }
+        if whole {
+            return Ok(Some(sofar));
+        }
+        *filling = Some((sofar, total));
+        Ok(None)
+    }
+}
+
+fn count(number: u64) -> usize {
+    usize::try_from(number).expect("a usize has 64 bits")
+}
+
+fn arena() -> Vec<u8> {
+    (100..).take(ARENA).collect()
+}
+
+/// Honest slots that lead to every kind of state: nothing yet, a message before, pieces before.
+fn states() -> Vec<Vec<Slot>> {
+    let slot = |code, len, place, total| Slot { code, len, place, total };
+    let first = |len, total| slot(3, len, 0, total);
+    vec![
+        vec![],
+        vec![slot(1, 3, 0, 9)],
+        vec![first(1, 2)],
+        vec![first(1, MAX)],
+        vec![first(64, 65)],
+        vec![first(64, MAX)],
+        vec![first(64, MAX), slot(4, 10, 0, 0)],
+        vec![first(30, 60), slot(5, 30, 0, 0)],
+        vec![first(30, 60), slot(32 | 1, 5, 0, 0)],
+        vec![first(30, 60), slot(32 | 3, 64, 0, 70)],
+    ]
+}
+
+/// The next message, copied out at once, or lent first: then nothing but the judgement stands between
+/// the word and the caller.
+fn receive(inb: &mut In, lends: bool) -> Result<Vec<u8>, RecvFault> {
+    if !lends {
+        return try_take(inb).map(|(message, _)| message);
+    }
+    let message = inb.lend(Wait::Never)?;
+    let mut bytes = vec![0; message.len().min(1000)];
+    inb.read_at(&message, 0, &mut bytes).expect("what is lent is there");
+    inb.give_back(&message).map(|()| bytes)
+}
+
+/// One slot behind the honest ones; whether it is a lie.
+fn judge_slot(slots: u64, before: &[Slot], last: Slot, lends: bool) -> bool {
+    let (_out, mut inb, heap) = ring(slots, 1);
+    heap.copy_in(Span::Arena(0), 0, &arena(), Tail::Keep).expect("the arena");
+    let mut filling = None;
+    for (ticket, slot) in (1..).zip(before.iter().chain([&last])) {
+        forge(&heap, ticket, 2 * ticket + 2, slot.word(), slot.total);
+        let right = slot.verdict(&mut filling);
+        let is = receive(&mut inb, lends);
+        match &right {
+            Ok(Some(message)) => assert_eq!(is.as_ref(), Ok(message), "{slot:?} behind {before:?}"),
+            Ok(None) => assert_eq!(is, Err(RecvFault::Empty), "{slot:?} behind {before:?}"),
+            Err(()) => {
+                assert_eq!(is, Err(LIE), "{slot:?} behind {before:?}");
+                assert!(condemned(&heap) && try_take(&mut inb) == Err(LIE));
+                return true;
+            }
+        }
+    }
+    false
+}
+
+#[test]
+fn every_control_word_in_every_state() {
+    let lens: Vec<u64> = (0..=130).chain([256, 1 << 16, 1 << 31, u64::from(u32::MAX)]).collect();
+    let places = [0, 1, 2, 1 << 25, (1 << 26) - 1];
+    let (mut cases, mut lies) = (0, 0);
+    let mut judge = |slots, before: &[Slot], slot| {
+        for lends in [false, true] {
+            cases += 1;
+            lies += u64::from(judge_slot(slots, before, slot, lends));
+        }
+    };
+    for before in states() {
+        for code in 0..64 {
+            for len in &lens {
+                for place in places {
+                    // A first piece must announce something; every total comes below.
+                    let total = if code & 31 == 3 { (len + 1).min(MAX) } else { u64::MAX };
+                    judge(1, &before, Slot { code, len: *len, place, total });
+                }
+            }
+        }
+        for code in [3, 32 | 3] {
+            for len in 0..=65 {
+                for total in (0..=MAX + 1).chain([1 << 32, (1 << 32) + 64, 1 << 63, u64::MAX]) {
+                    judge(2, &before, Slot { code, len, place: 0, total });
+                }
+            }
+        }
+    }
+    say(&format!("{cases} control words and totals, {lies} of them lies"));
+    assert!(lies > 10_000 && cases - lies > 10_000);
+}
+
+/// A producer whose ring is full: what it last knew of the head, and its tail.
+fn full(slots: u64, first: u64, released: u64) -> (Out, Arc<Heap>, u64, u64) {
+    let (mut out, _inb, heap) = ring(slots, first);
+    let put = |out: &mut Out| send(out, b"x", 0, Wait::Never);
+    while put(&mut out).is_ok() {}
+    heap.store(Word::Head, first + released, Store::Release);
+    while put(&mut out).is_ok() {}
+    (out, heap, first + released, first + released + slots)
+}
+
+#[test]
+fn every_head_in_every_cursor_state() {
+    let (mut cases, mut lies) = (0, 0);
+    for slots in [1, 2, 4, 8] {
+        for first in FIRST {
+            for released in 0..=slots {
+                let (known, tail) = (first + released, first + released + slots);
+                let near = (0..=slots + 8).map(|off| known.wrapping_sub(4).wrapping_add(off));
+                let bits = (0..64).map(|bit| known ^ 1 << bit);
+                for head in near.chain(bits).chain([0, 1, u64::MAX, LAST_TICKET, LAST_TICKET + 1, !known]) {
+                    let (mut out, heap, is_known, is_tail) = full(slots, first, released);
+                    assert_eq!((is_known, is_tail), (known, tail));
+                    heap.store(Word::Head, head, Store::Release);
+                    let right = match head {
+                        head if head < known || head > tail => {
+                            lies += 1;
+                            Err(SendFault::Ended(Ended::ProtocolViolated))
+                        }
+                        head if head == known => Err(SendFault::Full),
+                        _ => Ok(1),
+                    };
+                    cases += 1;
+                    let lied = right == Err(SendFault::Ended(Ended::ProtocolViolated));
+                    let is = send(&mut out, b"y", 0, Wait::Never);
+                    assert_eq!(is, right, "head {head:#x}, known {known:#x}, tail {tail:#x}");
+                    let marked = heap.load(Word::ProducerMark, Load::Relaxed) != 0;
+                    assert_eq!((marked, heap.load(Word::Fate, Load::Relaxed) == 4), (lied, lied));
+                }
+            }
+        }
+    }
+    say(&format!("{cases} heads, {lies} of them lies"));
+    assert!(lies > 1000 && cases - lies > 1000);
+}
+
+#[test]
+fn every_end_with_every_rest() {
+    let fates = [0, 1, 2, 3, 4, 5, 1 << 32, u64::MAX];
+    for fate in fates {
+        for mark in [0, 1, 2, 3, 1 << 32, u64::MAX] {
+            for rest in 0..=2 {
+                let (mut out, mut inb, heap) = ring(2, 7);
+                (0..rest).for_each(|_| assert_eq!(send(&mut out, b"rest", 0, Wait::Never), Ok(4)));
+                heap.settle(fate);
+                heap.store(Word::ProducerMark, mark, Store::Release);
+                heap.store(Word::ConsumerMark, mark, Store::Release);
+                // What ends at once, and what ends when nothing is left.
+                let (now, then) = match (fate, mark) {
+                    (1, _) => (Some(Ended::Closed), None),
+                    (4.., _) => (Some(Ended::ProtocolViolated), None),
+                    (_, 1..) | (2, _) => (None, Some(Ended::Disconnected)),
+                    (3, _) => (None, Some(Ended::PeerDied)),
+                    _ => (None, None),
+                };
+                let end = now.or(then);
+                if now.is_none() {
+                    (0..rest).for_each(|_| assert_eq!(try_take(&mut inb), Ok((b"rest".to_vec(), 0))));
+                }
+                let right = end.map_or(RecvFault::Empty, RecvFault::Ended);
+                assert_eq!(try_take(&mut inb), Err(right), "fate {fate}, mark {mark}, {rest} left");
+                assert_eq!(inb.stirred(), end.is_some());
+                let right = end.map_or(Ok(1), |end| Err(SendFault::Ended(end)));
+                assert_eq!(
+                    send(&mut out, b"s", 0, Wait::Never),
+                    right,
+                    "fate {fate}, mark {mark}, {rest} left"
+                );
+            }
+        }
+    }
+}

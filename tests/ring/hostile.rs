@@ -1,0 +1,383 @@
+//! A peer that lies, in private memory: every lie is a typed error, for good, and never a panic.
+
+use std::mem::discriminant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::support::rings::{In, MAX, at_once, over, put, ring, send, take, try_take};
+use crate::support::spied::{Did, Spied};
+use crate::support::{Watchdog, bytes};
+use narrows::internal::layout::{Control, Kind, LAST_TICKET};
+use narrows::internal::mem::{Field, Flag, Heap, Load, Memory, Span, Store, Tail, Word};
+use narrows::internal::ring::{Fate, Producer, alarm, rouse};
+use narrows::internal::{Ended, RecvFault, SendFault, Wait};
+
+const VIOLATED: Result<(Vec<u8>, u64), RecvFault> = Err(RecvFault::Ended(Ended::ProtocolViolated));
+
+/// The receiver says that the peer lied, and goes on saying so; the peer sees the end.
+#[track_caller]
+fn condemned(inb: &mut In, heap: &Heap) {
+    for _ in 0..3 {
+        assert_eq!(try_take(inb), VIOLATED);
+        let blocking = inb.recv(&mut [], Wait::FOREVER).map(|_| ());
+        assert_eq!(blocking, Err(RecvFault::Ended(Ended::ProtocolViolated)));
+    }
+    assert_ne!(heap.load(Word::ConsumerMark, Load::Relaxed), 0);
+}
+
+/// Writes one ticket as no honest producer would.
+fn forge(heap: &Heap, ticket: u64, control: u64, total: u64) {
+    heap.copy_in(Span::Slot(ticket), 0, &total.to_le_bytes(), Tail::Keep).expect("a slot");
+    heap.store_slot(ticket, Field::Control, control, Store::Relaxed);
+    heap.store_slot(ticket, Field::Tag, ticket, Store::Relaxed);
+    heap.store_slot(ticket, Field::Stamp, ticket.wrapping_mul(2).wrapping_add(2), Store::Release);
+}
+
+#[test]
+fn only_four_stamps_are_legal() {
+    for slots in [1_u64, 2, 8] {
+        for first in [0, 1, slots - 1, slots, 1 << 40, LAST_TICKET - 1, LAST_TICKET] {
+            let before = first.checked_sub(slots).map(|ticket| 2 * ticket + 2);
+            let near =
+                (0..=4 * slots + 4).map(|off| (2 * first).wrapping_sub(2 * slots + 2).wrapping_add(off));
+            for stamp in near.chain([1, 2, 1 << 63, u64::MAX, u64::MAX - 1, !first]) {
+                let (_out, mut inb, heap) = ring(usize::try_from(slots).expect("few"), 64, first);
+                heap.store_slot(first, Field::Stamp, stamp, Store::Release);
+                let waiting = stamp == 0 || stamp == 2 * first + 1 || Some(stamp) == before;
+                assert_eq!(inb.stirred(), !waiting);
+                if waiting {
+                    assert_eq!(try_take(&mut inb), Err(RecvFault::Empty), "{stamp:#x} of {first:#x}");
+                    assert_eq!(inb.recv(&mut [], at_once()).map(|_| ()), Err(RecvFault::Empty));
+                } else {
+                    // A ready stamp over a slot of zeros is as much of a lie as any other.
+                    condemned(&mut inb, &heap);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_control_word_is_judged() {
+    let mut random = fastrand::Rng::with_seed(1);
+    let (slots, arena) = (2, 256);
+    for _ in 0..40_000 {
+        let len = [0, 1, 64, 104, 105, 255, 256, 257, u32::MAX, random.u32(..)][random.usize(..10)];
+        let place = [0, 1, 3, 4, 5, random.u32(..1 << 26)][random.usize(..6)];
+        let word = u64::from(len) << 32 | u64::from(place) << 6 | random.u64(..64);
+        let word = if random.u8(..8) == 0 { random.u64(..) } else { word };
+        let (_out, mut inb, heap) = ring(slots, arena, 0);
+        forge(&heap, 0, word, 300);
+        match Control::decode(word, arena as u64) {
+            Err(_) | Ok(Control { abort: true, .. } | Control { kind: Kind::Middle | Kind::Last, .. }) => {
+                condemned(&mut inb, &heap);
+            }
+            Ok(Control { kind: Kind::First, .. }) => assert_eq!(try_take(&mut inb), Err(RecvFault::Empty)),
+            Ok(control) => assert_eq!(take(&mut inb).0.len(), control.len as usize),
+        }
+    }
+}
+
+#[test]
+fn a_first_piece_announces_more_than_it_has_and_no_more_than_agreed() {
+    let control = Control { kind: Kind::First, abort: false, len: 64, place: 0 }.encode();
+    for (total, legal) in [
+        (0, false),
+        (63, false),
+        (64, false),
+        (65, true),
+        (MAX as u64, true),
+        (MAX as u64 + 1, false),
+        (u64::MAX, false),
+        (1 << 63, false),
+    ] {
+        let (_out, mut inb, heap) = ring(2, 64, 0);
+        forge(&heap, 0, control, total);
+        if legal {
+            assert_eq!(try_take(&mut inb), Err(RecvFault::Empty), "{total}");
+        } else {
+            condemned(&mut inb, &heap);
+        }
+    }
+    for kind in [Kind::Inline, Kind::Whole] {
+        let heap = Arc::new(Heap::new(2, 256, 1));
+        let mut inb = narrows::internal::Inbound::new(heap.clone(), narrows::internal::NoPace, 0, 50);
+        forge(&heap, 0, Control { kind, abort: false, len: 51, place: 0 }.encode(), 0);
+        condemned(&mut inb, &heap);
+    }
+}
+
+#[test]
+fn a_head_that_runs_backwards_or_ahead_is_a_lie() {
+    for first in [0, 10, LAST_TICKET - 9] {
+        for head in [0, first.wrapping_sub(1), first + 4, first + 5, 1 << 63, u64::MAX] {
+            if head == first {
+                continue;
+            }
+            let (mut out, _inb, heap) = ring(2, 256, first);
+            put(&mut out, &bytes(1, 200), 1);
+            put(&mut out, &bytes(2, 2), 2);
+            heap.store(Word::Head, head, Store::Release);
+            let expected = Err(SendFault::Ended(Ended::ProtocolViolated));
+            for _ in 0..3 {
+                assert_eq!(send(&mut out, b"", 0, Wait::FOREVER), expected, "{head} of {first}");
+                assert_eq!(send(&mut out, &[0; 999], 0, Wait::Never), expected);
+                assert_eq!(out.claim(0, Wait::Never).map(|_| 0), expected);
+                assert_eq!(out.needs(3).map(|_| 0), expected);
+            }
+            assert_ne!(heap.load(Word::ProducerMark, Load::Relaxed), 0);
+        }
+    }
+}
+
+/// What an honest receiver makes of a sequence of pieces.
+#[derive(Default)]
+struct Expect {
+    filling: Option<(u64, u64)>,
+}
+
+impl Expect {
+    /// A message's length, nothing yet, or a lie.
+    fn next(&mut self, kind: Kind, abort: bool, len: u64, total: u64) -> Result<Option<u64>, ()> {
+        match (kind, self.filling) {
+            (Kind::Inline | Kind::Whole | Kind::First, filling) if filling.is_some() != abort => Err(()),
+            (Kind::Inline | Kind::Whole, _) => {
+                self.filling = None;
+                Ok(Some(len))
+            }
+            (Kind::First, _) if total <= len || total > MAX as u64 => Err(()),
+            (Kind::First, _) => {
+                self.filling = Some((len, total));
+                Ok(None)
+            }
+            (_, None) => Err(()),
+            (_, Some(_)) if abort => Err(()),
+            (Kind::Middle, Some((filled, total))) if filled + len < total => {
+                self.filling = Some((filled + len, total));
+                Ok(None)
+            }
+            (Kind::Last, Some((filled, total))) if filled + len == total => {
+                self.filling = None;
+                Ok(Some(total))
+            }
+            _ => Err(()),
+        }
+    }
+}
+
+#[test]
+fn pieces_in_any_order_are_a_message_or_a_lie() {
+    let mut random = fastrand::Rng::with_seed(2);
+    let (mut lies, mut messages) = (0, 0);
+    for _ in 0..20_000 {
+        let (_out, mut inb, heap) = ring(1, 256, 0);
+        let mut expect = Expect::default();
+        for ticket in 0..8 {
+            let kinds = [Kind::Inline, Kind::Whole, Kind::First, Kind::First, Kind::Middle, Kind::Last];
+            let (kind, abort) = (kinds[random.usize(..6)], random.u8(..4) == 0);
+            let (len, total) = (1 + random.u64(..3), 1 + random.u64(..9));
+            let control = Control { kind, abort, len: u32::try_from(len).expect("few"), place: 0 }.encode();
+            forge(&heap, ticket, control, total);
+            match expect.next(kind, abort, len, total) {
+                Err(()) => {
+                    condemned(&mut inb, &heap);
+                    lies += 1;
+                    break;
+                }
+                Ok(None) => assert_eq!(try_take(&mut inb), Err(RecvFault::Empty)),
+                Ok(Some(len)) => {
+                    assert_eq!(take(&mut inb).0.len() as u64, len);
+                    messages += 1;
+                }
+            }
+        }
+    }
+    assert!(lies > 1000 && messages > 1000, "{lies} lies, {messages} messages");
+}
+
+#[test]
+fn a_message_that_moves_while_it_is_copied_is_no_message() {
+    for len in [20, 200] {
+        let mem = Spied::new(Heap::new(4, 256, 1), |heap, did| {
+            if matches!(did, Did::CopyOut(_)) {
+                heap.store_slot(1, Field::Stamp, 99, Store::Relaxed);
+            }
+        });
+        let (mut out, mut inb) = over(&mem, 1);
+        put(&mut out, &bytes(1, len), 1);
+        let mut buffer = b"of an earlier message".to_vec();
+        let fault = inb.recv_into(&mut buffer, Wait::Never).map(|_| ());
+        assert_eq!(fault, Err(RecvFault::Ended(Ended::ProtocolViolated)));
+        assert_eq!(buffer, b"", "torn bytes are not handed out");
+        assert_eq!(send(&mut out, b"", 0, Wait::Never), Err(SendFault::Ended(Ended::ProtocolViolated)));
+    }
+}
+
+#[test]
+fn a_lent_message_that_moves_is_found_out_when_it_is_given_back() {
+    for finish in [false, true] {
+        let (mut out, mut inb, heap) = ring(4, 256, 0);
+        put(&mut out, &bytes(1, 200), 1);
+        let lent = inb.lend(Wait::Never).expect("there");
+        heap.store_slot(0, Field::Stamp, 1, Store::Relaxed);
+        if finish {
+            assert_eq!(inb.give_back(&lent), Err(RecvFault::Ended(Ended::ProtocolViolated)));
+        }
+        condemned(&mut inb, &heap);
+    }
+}
+
+#[test]
+fn a_peer_that_sends_pieces_for_ever_does_not_outlive_a_deadline() {
+    let _watch = Watchdog::new("pieces for ever");
+    let (_out, mut inb, heap) = ring(1, 64, 0);
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut ticket = 0;
+            while !over.load(Ordering::Relaxed) {
+                let control = Control { kind: Kind::First, abort: ticket > 0, len: 1, place: 0 };
+                forge(&heap, ticket, control.encode(), 9);
+                rouse(&heap, Flag::Consumer);
+                ticket += 1;
+                while heap.load(Word::Head, Load::Acquire) < ticket && !over.load(Ordering::Relaxed) {
+                    thread::yield_now();
+                }
+            }
+        });
+        let until = Instant::now() + Duration::from_millis(50);
+        let fault = inb.recv(&mut [], Wait::Until(Some(until))).map(|_| ());
+        over.store(true, Ordering::Relaxed);
+        assert_eq!(fault, Err(RecvFault::Empty));
+        assert!(Instant::now() >= until);
+    });
+}
+
+#[test]
+fn a_peer_that_hung_up_and_sends_on_does_not_keep_a_receive_from_ending() {
+    let _watch = Watchdog::new("pieces behind the end");
+    for fate in [Fate::Disconnected, Fate::Died] {
+        let piece = |heap: &Heap, ticket, abort| {
+            let control = Control { kind: Kind::First, abort, len: 1, place: 0 };
+            forge(heap, ticket, control.encode(), 9);
+        };
+        // While one is looked at the next is written.
+        let mem = Spied::new(Heap::new(2, 128, 1), move |heap, did| {
+            if let Did::CopyOut(Span::Slot(ticket)) = did {
+                piece(heap, ticket + 1, true);
+            }
+        });
+        let (_out, mut inb) = over(&mem, 0);
+        piece(&mem.heap, 0, false);
+        mem.settle(fate as u64);
+        let ended = RecvFault::Ended(if fate == Fate::Died { Ended::PeerDied } else { Ended::Disconnected });
+        assert_eq!(inb.recv(&mut [], Wait::FOREVER).map(|_| ()), Err(ended));
+        assert!(inb.ring().ticket() <= 2, "what was committed before the end, and no more");
+    }
+}
+
+#[test]
+fn pieces_that_overlap_do_not_keep_a_call_that_never_blocks() {
+    let (slots, arena) = (1 << 10, 1 << 16);
+    let (_out, mut inb, heap) = ring(slots, arena, 0);
+    for ticket in 0..slots as u64 {
+        let len = u32::try_from(arena).expect("small");
+        let control = Control { kind: Kind::First, abort: ticket > 0, len, place: 0 };
+        forge(&heap, ticket, control.encode(), arena as u64 + 1);
+    }
+    assert_eq!(inb.recv(&mut [], Wait::Never).map(|_| ()), Err(RecvFault::Empty));
+    let taken = inb.ring().ticket();
+    assert!((1..=2).contains(&taken), "{taken} whole arenas were copied");
+    assert_eq!(inb.recv(&mut [], at_once()).map(|_| ()), Err(RecvFault::Empty));
+    assert!(inb.ring().ticket() <= 3 * taken);
+}
+
+/// The sleeper moves from one bed to the other between a waker's look at the flag and its wake.
+fn moves(from: u32, to: u32, must_wake: Flag) {
+    let (woken, seen) = channel();
+    let mem = Spied::new(Heap::new(1, 64, 1), move |heap, did| match did {
+        Did::LoadFlag(Flag::Producer) => heap.store_flag(Flag::Producer, to),
+        Did::Wake(flag) => woken.send(flag).expect("there"),
+        _ => {}
+    });
+    mem.heap.store_flag(Flag::Producer, from);
+    rouse(&mem, Flag::Producer);
+    assert_eq!(mem.heap.load_flag(Flag::Producer), 0);
+    let woken: Vec<Flag> = seen.try_iter().collect();
+    let woke = |flag: &Flag| discriminant(flag) == discriminant(&must_wake);
+    assert!(woken.iter().any(woke), "{woken:?} for a sleeper that went from {from} to {to}");
+}
+
+#[test]
+fn a_sleeper_that_moves_to_the_other_bed_is_woken_there() {
+    moves(1, 1, Flag::Producer);
+    moves(2, 2, Flag::Twin);
+    moves(2, 1, Flag::Producer);
+    moves(1, 2, Flag::Twin);
+}
+
+#[test]
+fn a_flag_of_any_value_is_a_sleeper() {
+    for (flag, value) in
+        [(Flag::Consumer, 1), (Flag::Consumer, 2), (Flag::Producer, 3), (Flag::Producer, u32::MAX)]
+    {
+        let (woken, seen) = channel();
+        let mem = Spied::new(Heap::new(1, 64, 1), move |_, did| {
+            if let Did::Wake(flag) = did {
+                woken.send(flag).expect("there");
+            }
+        });
+        mem.heap.store_flag(flag, value);
+        rouse(&mem, flag);
+        assert_eq!(seen.try_iter().collect::<Vec<_>>(), [flag], "{value}");
+    }
+}
+
+#[test]
+fn a_flag_that_another_waker_took_meanwhile_costs_no_wake() {
+    let mem = Spied::new(Heap::new(1, 64, 1), |heap, did| match did {
+        Did::LoadFlag(flag) => heap.store_flag(flag, 0),
+        Did::Wake(flag) => panic!("{flag:?} was woken once more"),
+        _ => {}
+    });
+    mem.heap.store_flag(Flag::Consumer, 1);
+    rouse(&mem, Flag::Consumer);
+}
+
+#[test]
+fn a_peer_that_died_between_the_flag_and_the_wake_hides_no_end() {
+    for (flag, value) in [(Flag::Consumer, 0), (Flag::Producer, 0), (Flag::Producer, 2)] {
+        let (woken, seen) = channel();
+        let mem = Spied::new(Heap::new(1, 64, 1), move |_, did| {
+            if let Did::Wake(flag) = did {
+                woken.send(flag).expect("there");
+            }
+        });
+        mem.heap.store_flag(flag, value);
+        alarm(&mem, flag);
+        assert!(seen.try_iter().any(|woken| woken == flag), "the flag said {value}");
+        assert_eq!(mem.heap.load_flag(flag), 0);
+    }
+}
+
+#[test]
+fn marks_and_fates_of_any_value_are_an_end() {
+    for mark in [1, 2, u64::MAX] {
+        let (mut out, mut inb, heap) = ring(2, 64, 0);
+        put(&mut out, b"before", 0);
+        heap.store(Word::ProducerMark, mark, Store::Release);
+        heap.store(Word::ConsumerMark, mark, Store::Release);
+        assert_eq!(send(&mut out, b"", 0, Wait::FOREVER), Err(SendFault::Ended(Ended::Disconnected)));
+        assert_eq!(take(&mut inb).0, b"before");
+        assert_eq!(try_take(&mut inb), Err(RecvFault::Ended(Ended::Disconnected)));
+        let mut late = Producer::new(heap.clone(), 1);
+        let claim = late.claim(late.next(), 0).expect("room");
+        late.describe(&claim, Kind::Inline, 0, 5);
+        late.publish(claim.after(), false);
+        heap.store(Word::ProducerMark, 0, Store::Release);
+        assert_eq!(try_take(&mut inb), Err(RecvFault::Ended(Ended::Disconnected)), "the end is the end");
+    }
+}

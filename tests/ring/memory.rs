@@ -1,0 +1,22 @@
+//! Private memory by itself: sizes, and sleep. What its methods do with absurd arguments is tried by the fuzz body `memory`.
+
+#[path = "../support/sleeps.rs"]
+#[allow(unreachable_pub)]
+mod sleeps;
+
+use mem::{Heap, Memory};
+use narrows::internal::mem;
+use sleeps::sleeps_end;
+
+#[test]
+fn sizes_are_rounded_to_what_a_ring_can_have() {
+    for (slots, arena, legal) in [(0, 0, (1, 64)), (3, 65, (4, 128)), (256, 4096, (256, 4096))] {
+        let heap = Heap::new(slots, arena, 0);
+        assert_eq!((heap.slots(), heap.arena()), legal);
+    }
+}
+
+#[test]
+fn every_sleep_ends() {
+    sleeps_end(&std::sync::Arc::new(Heap::new(1, 64, 1)));
+}

@@ -1,0 +1,215 @@
+//! Who is not let in, and who serves no calls.
+
+use std::path::Path;
+use std::time::Duration;
+
+use narrows::internal::rpc::wire::{Kind, SETTINGS, Settings, VERSION};
+use narrows::{
+    CallError, ConnectError, HandlerError, Options, RejectCode, SharedMemoryClient, SharedMemoryServer,
+};
+
+use crate::support::calls::raw::{Raw, head, settings};
+use crate::support::calls::{ECHO, Host, here, host, note, obey, options};
+use crate::support::{LONG, eventually};
+
+/// Connects as soon as somebody listens there: a path exists a little before its server does.
+fn connect(path: &Path, options: &Options) -> Result<SharedMemoryClient, ConnectError> {
+    let mut tried = None;
+    let listens = eventually(|| {
+        let client = SharedMemoryClient::builder(path).options(options.clone()).connect();
+        !matches!(tried.insert(client), Err(ConnectError::Io { .. }))
+    });
+    assert!(listens, "nobody listens");
+    tried.expect("tried")
+}
+
+#[test]
+fn a_client_that_is_not_wanted_is_told_why() {
+    let host = host!(options(), |server: SharedMemoryServer| {
+        server.on_connect(|connection| {
+            assert_ne!(connection.peer_cred().pid(), 0);
+            assert!(connection.is_connected());
+            Err(HandlerError::new(5, format!("\tnot {}\n{}", connection.id(), "é".repeat(40))))
+        })
+    });
+    for _ in 0..3 {
+        match connect(&host.path, &options()) {
+            Err(ConnectError::Rejected { code: RejectCode::Refused, text }) => {
+                assert!(text.starts_with("not ") && text.ends_with("é…"), "{text:?}");
+                assert!((63..=64).contains(&text.len()), "{text:?}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    host.end();
+}
+
+/// The code does not blame the user, and a text that is too long is cut between two words.
+#[test]
+fn a_refusal_by_the_program_reads_as_one() {
+    let host = host!(options(), |server: SharedMemoryServer| {
+        server.on_connect(|connection| match connection.id() {
+            1 => Err("come back on Monday".into()),
+            _ => Err(CallError::WouldDeadlock.into()),
+        })
+    });
+    let refused = || match connect(&host.path, &options()) {
+        Err(error @ ConnectError::Rejected { .. }) => error.to_string(),
+        other => panic!("{other:?}"),
+    };
+    let (first, second) = (refused(), refused());
+    assert!(first.ends_with(": come back on Monday") && !first.contains("user"), "{first}");
+    assert!(second.ends_with(": only this thread could end the wait: use `method` instead of…"), "{second}");
+    host.end();
+}
+
+#[test]
+fn a_connection_carries_its_state_until_its_end() {
+    let host = host!(options(), |server: SharedMemoryServer| {
+        server
+            .on_connect(|connection| {
+                assert!(connection.set_state(format!("state of {}", connection.id())));
+                assert!(!connection.set_state(0_u32), "once");
+                connection.push(b"welcome").map_err(Into::into)
+            })
+            .inline(100, |request, reply| {
+                assert_eq!(request.state::<u32>(), None);
+                let same = request.connection().with_state(String::len);
+                let state = request.state::<String>().expect("attached");
+                assert_eq!(same, Some(state.len()));
+                assert_eq!(*state, format!("state of {}", request.connection().id()));
+                reply.extend_from_slice(state.as_bytes());
+                Ok(())
+            })
+            .on_disconnect(|connection, error| {
+                let state = connection.with_state(String::clone).expect("still there");
+                note(format!("{state} ended by {error:?}"));
+            })
+    });
+    let (one, two) = (host.client(), host.client());
+    let state = |client: &SharedMemoryClient| {
+        String::from_utf8(client.call(100, &[]).expect("answers").into_vec()).expect("text")
+    };
+    let (first, second) = (state(&one), state(&two));
+    assert_ne!(first, second);
+    assert_eq!(one.next_push().expect("was pushed before the first call"), b"welcome");
+    drop(one);
+    host.sees(&format!("{first} ended by Disconnected"), 1);
+    assert_eq!(state(&two), second);
+    host.end();
+}
+
+/// What a server says instead of a Welcome, and what the client makes of it.
+type Answer = fn(&mut Raw);
+type Judge = fn(&ConnectError) -> bool;
+
+const NO_CALLS: Judge = |error| matches!(error, ConnectError::NoCalls);
+
+fn welcome(raw: &mut Raw, id: u64, head: [u8; 8], body: &[u8]) {
+    raw.send(id, head, body).expect("sends");
+}
+
+/// Settings with one byte changed.
+fn bent(at: usize) -> [u8; SETTINGS] {
+    let mut bent = settings(1 << 20);
+    bent[at] ^= 1;
+    bent
+}
+
+const ANSWERS: [(&str, Answer, Judge); 16] = [
+    ("nothing", |_| {}, |error| matches!(error, ConnectError::PeerClosed)),
+    ("an echo", |raw| welcome(raw, 0, head(Kind::Hello, 0, 0, 0), &settings(1 << 20)), NO_CALLS),
+    ("a word", |raw| raw.bytes(0, b"hello, world").expect("sends"), NO_CALLS),
+    ("an empty message", |raw| raw.bytes(0, &[]).expect("sends"), NO_CALLS),
+    ("half a head", |raw| raw.bytes(0, &[2, 0, 0, 0]).expect("sends"), NO_CALLS),
+    ("a long message", |raw| raw.bytes(0, &[2; 1 << 20]).expect("sends"), NO_CALLS),
+    ("another kind", |raw| welcome(raw, 0, head(Kind::Push, 0, 0, 0), &settings(1 << 20)), NO_CALLS),
+    ("a tag", |raw| welcome(raw, 1, head(Kind::Welcome, 0, 0, 0), &settings(1 << 20)), NO_CALLS),
+    ("short settings", |raw| welcome(raw, 0, head(Kind::Welcome, 0, 0, 0), &settings(7)[..31]), NO_CALLS),
+    ("no settings", |raw| welcome(raw, 0, head(Kind::Welcome, 0, 0, 0), &[]), NO_CALLS),
+    (
+        "long settings",
+        |raw| welcome(raw, 0, head(Kind::Welcome, 0, 0, 0), &[&settings(7)[..], &[0]].concat()),
+        NO_CALLS,
+    ),
+    ("no magic", |raw| welcome(raw, 0, head(Kind::Welcome, 0, 0, 0), &bent(0)), NO_CALLS),
+    ("what is not zero", |raw| welcome(raw, 0, head(Kind::Welcome, 0, 0, 0), &bent(31)), NO_CALLS),
+    ("no window", |raw| welcome(raw, 0, head(Kind::Welcome, 0, 0, 0), &settings(0)), NO_CALLS),
+    (
+        "a refusal",
+        |raw| welcome(raw, 0, head(Kind::Refuse, 0, 0, 77), b"go\n away"),
+        |error| matches!(error, ConnectError::Rejected { code: RejectCode::Other(77), text } if text == "go away"),
+    ),
+    ("a long refusal", |raw| welcome(raw, 0, head(Kind::Refuse, 0, 0, 9), &[b'x'; 65]), NO_CALLS),
+];
+
+#[test]
+fn a_server_that_serves_no_calls_is_told_from_one_that_does() {
+    let Some(host) = Host::start(&here!(), options(), |path| {
+        let listener = options().bind(path).expect("binds");
+        for (what, answer, _) in ANSWERS {
+            let mut raw = Raw::accept(&listener);
+            answer(&mut raw);
+            if what != "nothing" {
+                // A lie of one who is gone already is told as the end of the connection.
+                assert!(raw.stream.recv_timeout(&mut [0; 1], LONG).is_err());
+            }
+        }
+        obey(|_| ());
+    }) else {
+        return;
+    };
+    for (what, _, judge) in ANSWERS {
+        let error = connect(&host.path, &options()).expect_err(what);
+        assert!(judge(&error), "{what}: {error:?}");
+    }
+    host.end();
+}
+
+#[test]
+fn a_server_that_says_nothing_is_waited_for_until_the_time_is_over() {
+    let Some(host) = Host::start(&here!(), options(), |path| {
+        let listener = options().bind(path).expect("binds");
+        let _silent = Raw::accept(&listener);
+        obey(|_| ());
+    }) else {
+        return;
+    };
+    let brief = options().handshake_timeout(Duration::from_millis(300));
+    let error = connect(&host.path, &brief).expect_err("silence");
+    assert!(error.is_timeout(), "{error:?}");
+    host.end();
+}
+
+#[test]
+fn a_client_that_speaks_no_calls_is_not_let_in() {
+    let host = host!(options());
+    let good = host.client();
+    let greetings: [&[u8]; 5] = [&[], b"hello", &[1, 0, 0, 0, 0, 0, 0, 0], &[0; 40], &[1; 1 << 16]];
+    for greeting in greetings {
+        let mut raw = Raw { stream: crate::support::reach(&host.path, &options()) };
+        raw.bytes(0, greeting).expect("sends");
+        assert!(raw.stream.recv_timeout(&mut [0; 100], LONG).is_err_and(|error| !error.is_timeout()));
+    }
+    host.sees_stat("refused", 5);
+    assert_eq!((host.stat("refused"), host.stat("violated")), (5, 0));
+    let reply: Result<_, CallError> = good.call(ECHO, b"in");
+    assert_eq!(*reply.expect("is served"), *b"in");
+    host.end();
+}
+
+/// A window that holds no chunk would be one in which a method can send nothing.
+#[test]
+fn a_greeting_with_less_than_the_least_window_is_refused() {
+    let host = host!(options());
+    let good = host.client();
+    for (stream_window, push_window) in [(1, 1 << 20), (63, 1 << 20), (64, 64), (1023, 1024), (1024, 1023)] {
+        let mut raw = Raw { stream: crate::support::reach(&host.path, &options()) };
+        let settings = Settings { version: VERSION, stream_window, push_window };
+        raw.send(0, head(Kind::Hello, 0, 0, 0), &settings.encode()).expect("sends");
+        assert!(raw.receive().is_err(), "windows of {stream_window} and {push_window}");
+    }
+    drop(Raw::connect_with(&host.path, &options(), 1024));
+    assert_eq!(*good.call(ECHO, b"goes on").expect("answers"), *b"goes on");
+    host.end();
+}

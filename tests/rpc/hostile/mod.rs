@@ -1,0 +1,28 @@
+//! A peer that speaks the frames of calls and breaks their rules, each in its own way.
+//!
+//! ```text
+//!   second process                        test process
+//!     a good server  ◀═══ calls ═══════════ an honest client, all the while
+//!     a liar's listener ◀══════════════════ clients that it lies to              (servers)
+//!     a good server  ◀═══ frames by hand ══ liars, and an honest client           (clients, words)
+//! ```
+//!
+//! | module | who lies, how |
+//! |---|---|
+//! | `servers` | a server: frames, ids, sequences, windows; the client finds `ProtocolViolated`, alone |
+//! | `clients` | a client: the same, calls and uploads; the server closes that connection, alone |
+//! | `words` | a client with the bare pages: floods of cancels and bells; half calls and silence |
+//!
+//! What stands in a frame's bytes while it is read, and the ring below, is `hostile`; the fuzzer `calls` looks for
+//! frames that nobody thought of.
+
+mod clients;
+mod servers;
+mod words;
+
+/// The most memory that this process, or another, has had, in KiB.
+fn peak(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("lives");
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("is told");
+    line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a number")
+}

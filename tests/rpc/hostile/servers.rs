@@ -1,0 +1,197 @@
+//! Servers that lie: the client finds out, closes that connection, and no other.
+
+use std::thread;
+
+use narrows::internal::rpc::wire::{Head, Kind, MORE, STREAM, UPLOAD};
+use narrows::{CallError, Options, SharedMemoryClient};
+
+use super::peak;
+use crate::support::calls::raw::{Raw, head};
+use crate::support::calls::{ECHO, Host, here, options, serve};
+
+/// What the client has under way when the lie comes: a whole call, a stream, an upload.
+const WHOLE: u64 = 64;
+const STREAMED: u64 = 65;
+const UPLOADED: u64 = 66;
+
+/// The longest reply, and the client's windows.
+const MAX: usize = 100_000;
+const WINDOW: u32 = 100_000;
+
+type Lie = fn(&mut Raw);
+
+/// Bytes as they are. The other side may have had enough already.
+fn bytes(raw: &mut Raw, id: u64, bytes: &[u8]) {
+    let _may_be_over = raw.bytes(id, bytes);
+}
+
+fn lie(raw: &mut Raw, id: u64, head: [u8; 8], body: &[u8]) {
+    let _may_be_over = raw.send(id, head, body);
+}
+
+/// A frame with no flags.
+fn plain(raw: &mut Raw, id: u64, kind: Kind, body: &[u8]) {
+    lie(raw, id, head(kind, 0, 0, 0), body);
+}
+
+/// An error's frame.
+fn error(raw: &mut Raw, id: u64, status: u32, body: &[u8]) {
+    lie(raw, id, head(Kind::Error, 0, 0, status), body);
+}
+
+/// The first piece of an item, and many more: for ever, if nobody stops it.
+fn endless(raw: &mut Raw, id: u64, kind: Kind, piece: &[u8]) {
+    lie(raw, id, head(kind, MORE, 0, 0), piece);
+    flood(raw, id, Kind::Rest, MORE, 1, piece);
+}
+
+/// More and more frames.
+fn flood(raw: &mut Raw, id: u64, kind: Kind, flags: u8, from: u16, body: &[u8]) {
+    let mut seq = from;
+    for _ in 0..200_000 {
+        if raw.send(id, head(kind, flags, seq, 0), body).is_err() {
+            return;
+        }
+        seq = seq.wrapping_add(1);
+    }
+    panic!("nobody has stopped it");
+}
+
+const FRAMES: [(&str, Lie); 19] = [
+    ("no bytes", |raw| bytes(raw, WHOLE, &[])),
+    ("half a head", |raw| bytes(raw, WHOLE, &[8, 0, 0, 0, 0, 0, 0])),
+    ("an unknown kind", |raw| bytes(raw, WHOLE, &[13, 0, 0, 0, 0, 0, 0, 0])),
+    ("kind 0", |raw| bytes(raw, WHOLE, &[0; 8])),
+    ("an unknown flag", |raw| bytes(raw, WHOLE, &[8, 128, 0, 0, 0, 0, 0, 0])),
+    ("a flag of a call", |raw| bytes(raw, WHOLE, &[8, 2, 0, 0, 0, 0, 0, 0])),
+    ("a word in a reply", |raw| bytes(raw, WHOLE, &[8, 0, 0, 0, 1, 0, 0, 0])),
+    ("a sequence in an error", |raw| bytes(raw, WHOLE, &[9, 0, 1, 0, 3, 0, 0, 0, 0, 0, 0, 0])),
+    ("a call", |raw| plain(raw, WHOLE, Kind::Call, b"me?")),
+    ("a greeting", |raw| plain(raw, 0, Kind::Hello, &[0; 32])),
+    ("another welcome", |raw| plain(raw, 0, Kind::Welcome, &[0; 32])),
+    ("a goodbye to one call", |raw| plain(raw, WHOLE, Kind::Goodbye, &[])),
+    ("a goodbye with bytes", |raw| plain(raw, 0, Kind::Goodbye, b"!")),
+    ("a refusal", |raw| lie(raw, 0, head(Kind::Refuse, 0, 0, 9), b"late")),
+    ("status 0", |raw| bytes(raw, WHOLE, &[9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])),
+    ("an unknown status", |raw| bytes(raw, WHOLE, &[9, 0, 0, 0, 10, 0, 0, 0, 0, 0, 0, 0])),
+    ("an error without a code", |raw| error(raw, WHOLE, 3, &[0; 3])),
+    ("an error with too much text", |raw| error(raw, WHOLE, 3, &[0; 4 + 1025])),
+    ("an error of no call", |raw| error(raw, 0, 3, &[0; 4])),
+];
+
+const CALLS: [(&str, Lie); 19] = [
+    ("a reply to a call in a free place", |raw| plain(raw, 99, Kind::Reply, &[])),
+    ("a reply to the place's last call", |raw| plain(raw, 0, Kind::Reply, &[])),
+    ("a reply to the place's next call", |raw| plain(raw, WHOLE + 64, Kind::Reply, &[])),
+    ("a reply to the largest id", |raw| plain(raw, u64::MAX, Kind::Reply, &[])),
+    ("an error for a call in a free place", |raw| error(raw, 99, 3, &[0; 4])),
+    ("two replies", |raw| (0..2).for_each(|_| plain(raw, WHOLE, Kind::Reply, &[]))),
+    ("a reply and an error", |raw| {
+        plain(raw, WHOLE, Kind::Reply, &[]);
+        error(raw, WHOLE, 3, &[0; 4]);
+    }),
+    ("a reply that begins with the second frame", |raw| lie(raw, WHOLE, head(Kind::Reply, 0, 1, 0), &[])),
+    ("a gap in a reply", |raw| {
+        lie(raw, WHOLE, head(Kind::Reply, MORE, 0, 0), b"1");
+        lie(raw, WHOLE, head(Kind::Rest, 0, 2, 0), b"3");
+    }),
+    ("a frame twice", |raw| {
+        lie(raw, WHOLE, head(Kind::Reply, MORE, 0, 0), b"1");
+        (0..2).for_each(|_| lie(raw, WHOLE, head(Kind::Rest, MORE, 1, 0), b"2"));
+    }),
+    ("a gap in a stream", |raw| lie(raw, STREAMED, head(Kind::Chunk, 0, 7, 0), &[])),
+    ("the rest of nothing", |raw| plain(raw, WHOLE, Kind::Rest, b"?")),
+    ("an item in an item", |raw| {
+        (0..2).for_each(|seq| lie(raw, WHOLE, head(Kind::Reply, MORE, seq, 0), b"1"));
+    }),
+    ("an empty piece", |raw| lie(raw, WHOLE, head(Kind::Reply, MORE, 0, 0), &[])),
+    ("a reply to a stream", |raw| plain(raw, STREAMED, Kind::Reply, &[])),
+    ("a chunk of a whole call", |raw| plain(raw, WHOLE, Kind::Chunk, &[])),
+    ("a chunk for an upload", |raw| plain(raw, UPLOADED, Kind::Chunk, &[])),
+    ("the end of a whole call", |raw| plain(raw, WHOLE, Kind::End, &[])),
+    ("a chunk after the end", |raw| {
+        plain(raw, STREAMED, Kind::End, &[]);
+        lie(raw, STREAMED, head(Kind::Chunk, 0, 1, 0), &[]);
+    }),
+];
+
+const WINDOWS: [(&str, Lie); 17] = [
+    ("an end with bytes", |raw| plain(raw, STREAMED, Kind::End, b"!")),
+    ("a push of a call", |raw| plain(raw, WHOLE, Kind::Push, &[])),
+    ("a reply of no call", |raw| plain(raw, 0, Kind::Chunk, &[])),
+    ("the rest of no push", |raw| plain(raw, 0, Kind::Rest, b"?")),
+    ("credit for pushes", |raw| lie(raw, 0, head(Kind::Credit, 0, 0, 1), &[])),
+    ("credit for a whole call", |raw| lie(raw, WHOLE, head(Kind::Credit, 0, 0, 1), &[])),
+    ("credit for a stream", |raw| lie(raw, STREAMED, head(Kind::Credit, 0, 0, 1), &[])),
+    ("credit beyond the window", |raw| lie(raw, UPLOADED, head(Kind::Credit, 0, 0, 1), &[])),
+    ("credit beyond all", |raw| lie(raw, UPLOADED, head(Kind::Credit, 0, 0, u32::MAX), &[])),
+    ("no credit", |raw| lie(raw, UPLOADED, head(Kind::Credit, 0, 0, 0), &[])),
+    ("credit with bytes", |raw| lie(raw, UPLOADED, head(Kind::Credit, 0, 0, 1), b"!")),
+    ("a reply without end", |raw| endless(raw, WHOLE, Kind::Reply, &[7; 10_000])),
+    ("a reply without end, a byte at a time", |raw| endless(raw, WHOLE, Kind::Reply, &[7])),
+    ("a chunk without end", |raw| endless(raw, STREAMED, Kind::Chunk, &[7])),
+    ("chunks beyond the window", |raw| flood(raw, STREAMED, Kind::Chunk, 0, 0, &[7; 10_000])),
+    ("empty chunks beyond the window", |raw| flood(raw, STREAMED, Kind::Chunk, 0, 0, &[])),
+    ("empty pushes beyond the window", |raw| flood(raw, 0, Kind::Push, 0, 0, &[])),
+];
+
+fn lies() -> impl Iterator<Item = (&'static str, Lie)> {
+    FRAMES.into_iter().chain(CALLS).chain(WINDOWS)
+}
+
+fn strict() -> Options {
+    options().max_message(MAX).stream_window(WINDOW).push_window(WINDOW)
+}
+
+/// One client that is lied to. Whatever it waits for ends, and the connection is over.
+fn believe(client: &SharedMemoryClient) -> CallError {
+    let call = client.start_call(1, b"?").expect("sends");
+    let mut stream = client.call_streaming(2, b"?").expect("sends");
+    let upload = client.start_upload(3, b"?").expect("sends");
+    let end = client.call(4, b"?").expect_err("no liar answers this one");
+    let violated = |error: Option<CallError>| {
+        assert!(matches!(error, None | Some(CallError::ProtocolViolated)), "{error:?}");
+    };
+    violated(call.wait().err());
+    violated(stream.find_map(Result::err));
+    violated(upload.finish().err());
+    violated(Some(client.call(5, b"?").expect_err("over")));
+    violated(Some(client.next_push().expect_err("over")));
+    end
+}
+
+#[test]
+fn a_client_that_is_lied_to_closes_that_connection_alone() {
+    let Some(host) = Host::start(&here!(), options(), |path| {
+        let listener = strict().bind(path.with_extension("liar")).expect("binds");
+        thread::spawn(move || {
+            for (_, lie) in lies() {
+                let mut raw = Raw::accept(&listener);
+                raw.welcome(WINDOW);
+                for (id, flags) in [(WHOLE, 0), (STREAMED, STREAM), (UPLOADED, UPLOAD)] {
+                    let frame = raw.receive().expect("comes");
+                    let call = Head { kind: Kind::Call, flags, ..frame.head };
+                    assert_eq!((frame.id, frame.head), (id, call));
+                }
+                lie(&mut raw);
+                while raw.stream.recv(&mut [0; 100]).is_ok() {}
+            }
+        });
+        serve(path, &options(), |server| server);
+    }) else {
+        return;
+    };
+    let good = host.client();
+    let before = peak(std::process::id());
+    for (what, _) in lies() {
+        let client =
+            SharedMemoryClient::builder(host.path.with_extension("liar")).options(strict()).connect();
+        let client = client.unwrap_or_else(|error| panic!("{what}: {error}"));
+        let end = believe(&client);
+        assert!(matches!(end, CallError::ProtocolViolated), "{what}: {end:?}");
+        assert_eq!(*good.call(ECHO, what.as_bytes()).expect("goes on"), *what.as_bytes());
+    }
+    let more = peak(std::process::id()) - before;
+    assert!(more < 64 << 10, "{more} KiB for lies of at most 100 KB");
+    host.end();
+}

@@ -1,0 +1,19 @@
+//! Calls between processes.
+
+extern crate narrows_tests as narrows; // The library, built with what tests need of its inside.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bounds;
+mod calls;
+mod deadlocks;
+mod death;
+mod errors;
+mod hostile;
+mod order;
+mod over_streams;
+mod reconnect;
+mod scale;
+mod tables;
+mod typed;

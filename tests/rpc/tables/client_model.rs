@@ -1,0 +1,298 @@
+//! Every short life of a client's places: frames of a server, right and wrong, and the client's own operations.
+
+use std::collections::BTreeMap;
+
+use super::{Came, Plays, explore};
+use crate::support::Watchdog;
+use narrows::internal::rpc::client::{Change, Final, Table};
+use narrows::internal::rpc::wire::{Head, Kind, MORE, NOTIFY, STREAM, Status, UPLOAD, cost};
+
+/// Two chunks of a byte, and one byte more.
+const STREAM_WINDOW: u32 = 131;
+/// One chunk, one push.
+const WINDOW: u32 = 65;
+const MAX: usize = 2;
+
+/// What may happen. The number is which of the calls that somebody waits for, oldest first.
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Open(u8),
+    Frame(usize, Kind, u8),
+    /// With a sequence that is ahead.
+    Gap(usize),
+    /// For the call that was over last.
+    Stale,
+    Push,
+    Abandon(usize),
+    Finish(usize),
+    Chunk(usize),
+    Spend(usize),
+    TakePush,
+}
+
+fn events() -> Vec<Event> {
+    let mut all = vec![Event::Open(0), Event::Open(STREAM | UPLOAD), Event::Open(NOTIFY)];
+    all.extend([Event::Stale, Event::Push, Event::TakePush]);
+    for at in 0..2 {
+        let frames = [Kind::Reply, Kind::Chunk, Kind::Rest, Kind::End, Kind::Error, Kind::Credit];
+        all.extend(frames.map(|kind| Event::Frame(at, kind, 0)));
+        all.extend([Kind::Reply, Kind::Chunk].map(|kind| Event::Frame(at, kind, MORE)));
+        all.extend([
+            Event::Gap(at),
+            Event::Abandon(at),
+            Event::Finish(at),
+            Event::Chunk(at),
+            Event::Spend(at),
+        ]);
+    }
+    all
+}
+
+/// A call, as one would note it on paper.
+#[derive(Clone, Debug, Default)]
+struct Call {
+    flags: u8,
+    seq: u16,
+    waited: bool,
+    live: bool,
+    /// The first piece of an item has come.
+    part: bool,
+    chunks: usize,
+    end: Option<Final>,
+    window: u32,
+    owed: u32,
+    credit: u32,
+}
+
+struct World {
+    table: Table,
+    places: u64,
+    calls: BTreeMap<u64, Call>,
+    used: u64,
+    stale: Option<u64>,
+    pushes: usize,
+    push_seq: u16,
+    push_left: u32,
+}
+
+impl Plays for World {
+    type Event = Event;
+
+    fn new(places: usize) -> Self {
+        let table = Table::new(places, MAX, STREAM_WINDOW, WINDOW);
+        let (calls, places) = (BTreeMap::new(), places as u64);
+        Self { table, places, calls, used: 0, stale: None, pushes: 0, push_seq: 0, push_left: WINDOW }
+    }
+
+    fn act(&mut self, event: Event) -> Came {
+        let came = match event {
+            Event::Open(flags) => self.open(flags),
+            Event::Push => self.push(),
+            Event::TakePush => self.take_push(),
+            Event::Stale => match self.stale {
+                Some(id) => self.frame(id, Kind::Reply, 0, 0),
+                None => Came::Never,
+            },
+            Event::Frame(at, ..)
+            | Event::Gap(at)
+            | Event::Abandon(at)
+            | Event::Finish(at)
+            | Event::Chunk(at)
+            | Event::Spend(at) => match (self.id(at), event) {
+                (None, _) => Came::Never,
+                (Some(id), Event::Frame(_, kind, flags)) => self.frame(id, kind, flags, 0),
+                (Some(id), Event::Gap(_)) => self.frame(id, Kind::Reply, 0, 1),
+                (Some(id), event) => self.own(id, event),
+            },
+        };
+        if came == Came::On {
+            self.table.audit();
+            assert_eq!(self.table.has_room(), self.live() < self.places);
+        }
+        came
+    }
+}
+
+impl World {
+    fn live(&self) -> u64 {
+        self.calls.values().filter(|call| call.live).count() as u64
+    }
+
+    fn id(&self, at: usize) -> Option<u64> {
+        // A call that was given up stays, and gets frames, until its last has come.
+        self.calls.keys().copied().nth(at)
+    }
+
+    fn open(&mut self, flags: u8) -> Came {
+        let room = self.live() < self.places;
+        let opened = self.table.open(1, flags);
+        assert_eq!(opened.is_some(), room);
+        let Some(id) = opened else { return Came::Never };
+        let taken = self.calls.iter().any(|(it, call)| call.live && it % self.places == id % self.places);
+        assert!(!taken && id > 0 && !self.calls.contains_key(&id) && self.stale != Some(id));
+        let waited = flags & NOTIFY == 0;
+        let (window, credit) = (STREAM_WINDOW, STREAM_WINDOW);
+        self.calls.insert(id, Call { flags, waited, live: true, window, credit, ..Call::default() });
+        self.used += 1;
+        assert_eq!(self.table.opened, self.used);
+        Came::On
+    }
+
+    fn frame(&mut self, id: u64, kind: Kind, flags: u8, gap: u16) -> Came {
+        let mut call = self.calls.get(&id).cloned().unwrap_or_default();
+        let (len, word) = match kind {
+            Kind::Error => (4, Status::Failed as u32),
+            Kind::Credit => (0, WINDOW),
+            Kind::End => (0, 0),
+            _ => (1, 0),
+        };
+        let seq = if kind.counted() { call.seq + gap } else { 0 };
+        let head = Head { seq, ..Head::new(kind, word).with(flags) };
+        let legal = gap == 0 && call.live && call.hear(kind, flags);
+        let change = self.table.take(id, head, len, |body| body.fill(0));
+        assert_eq!(change.is_ok(), legal, "{change:?} {head:?} {call:?}");
+        if !legal {
+            return Came::Over;
+        }
+        call.seq += u16::from(kind.counted());
+        let freed = !call.live && !call.waited;
+        assert_eq!(change == Ok(Change::Freed), freed);
+        match freed {
+            true => self.drop(id),
+            false => drop(self.calls.insert(id, call)),
+        }
+        Came::On
+    }
+
+    fn drop(&mut self, id: u64) {
+        self.calls.remove(&id);
+        self.stale = Some(id);
+    }
+
+    fn own(&mut self, id: u64, event: Event) -> Came {
+        let call = self.calls.get_mut(&id).expect("it is there");
+        if !call.waited {
+            return Came::Never;
+        }
+        match event {
+            Event::Abandon(_) => {
+                assert_eq!(self.table.abandon(id), call.live);
+                (call.waited, call.chunks) = (false, 0);
+                if !call.live {
+                    self.drop(id);
+                }
+            }
+            Event::Finish(_) => {
+                let end = call.end.clone().filter(|_| call.chunks == 0);
+                let mut buffer = Vec::new();
+                assert_eq!(self.table.finish(id, &mut buffer), end);
+                if end.is_none() {
+                    return Came::Never;
+                }
+                assert_eq!(buffer.is_empty(), end != Some(Final::Reply));
+                self.drop(id);
+            }
+            Event::Chunk(_) => {
+                let chunk = self.table.chunk(id);
+                assert_eq!(chunk.is_some(), call.chunks > 0);
+                let Some(chunk) = chunk else { return Came::Never };
+                call.chunks -= 1;
+                call.owed += cost(chunk.len());
+                let owed = self.table.owed(id);
+                assert_eq!(owed, Some(call.owed).filter(|_| call.live));
+                if owed.is_some() {
+                    call.window += std::mem::take(&mut call.owed);
+                }
+            }
+            _ => {
+                let spent = self.table.spend(id, WINDOW);
+                assert_eq!(spent.ok(), call.live.then_some(call.credit >= WINDOW));
+                if spent != Ok(true) {
+                    return Came::Never;
+                }
+                call.credit -= WINDOW;
+            }
+        }
+        Came::On
+    }
+
+    fn push(&mut self) -> Came {
+        let head = Head { seq: self.push_seq, ..Head::new(Kind::Push, 0) };
+        let legal = self.push_left >= WINDOW;
+        let change = self.table.take(0, head, 1, |body| body.fill(0));
+        assert_eq!(change.ok(), legal.then_some(Change::Push));
+        if !legal {
+            return Came::Over;
+        }
+        self.push_seq += 1;
+        self.push_left -= WINDOW;
+        self.pushes += 1;
+        Came::On
+    }
+
+    fn take_push(&mut self) -> Came {
+        let push = self.table.next_push();
+        assert_eq!(push.is_some(), self.pushes > 0);
+        if push.is_none() {
+            return Came::Never;
+        }
+        assert_eq!(self.table.push_owed(), Some(WINDOW));
+        self.pushes -= 1;
+        self.push_left += WINDOW;
+        Came::On
+    }
+}
+
+impl Call {
+    /// Whether an honest server sends this now; and what it changes.
+    fn hear(&mut self, kind: Kind, flags: u8) -> bool {
+        let (streams, more) = (self.flags & STREAM != 0, flags & MORE != 0);
+        let price = if kind == Kind::Chunk { WINDOW } else { 1 };
+        let end = match kind {
+            Kind::Error => Final::Failed(Status::Failed, 0, String::new()),
+            Kind::Credit => {
+                self.credit += WINDOW;
+                return self.flags & UPLOAD != 0 && self.credit <= STREAM_WINDOW;
+            }
+            Kind::End => {
+                let legal = streams && !self.part;
+                self.finish(Final::End);
+                return legal;
+            }
+            _ => {
+                let fits = kind == Kind::Rest || streams == (kind == Kind::Chunk);
+                let paid = !streams || self.window >= price;
+                if !fits || !paid || self.part != (kind == Kind::Rest) {
+                    return false;
+                }
+                self.window -= if streams { price } else { 0 };
+                self.part = more;
+                if streams && !more && self.waited {
+                    self.chunks += 1;
+                }
+                if streams || more {
+                    return true;
+                }
+                Final::Reply
+            }
+        };
+        self.finish(end);
+        true
+    }
+
+    fn finish(&mut self, end: Final) {
+        self.live = false;
+        self.end = Some(end).filter(|_| self.waited);
+    }
+}
+
+#[test]
+fn every_short_life_of_a_clients_places() {
+    let _watch = Watchdog::new("a client's places");
+    let events = events();
+    for (places, depth, least) in [(1, 7, 200_000), (2, 6, 200_000)] {
+        let played = explore::<World>(places, &events, depth);
+        println!("{played} lives of {places} places");
+        assert!(played > least, "{played}");
+    }
+}

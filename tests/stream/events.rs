@@ -1,0 +1,230 @@
+//! What the feature `log` tells, with whose process: once each, and nothing of messages.
+
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::id;
+use std::sync::{Mutex, MutexGuard, Once};
+use std::thread;
+use std::time::Duration;
+
+use crate::support::{Kept, LONG, Watchdog, alone, eventually, me, reach, role, round_trip, sys, told};
+use log::{Level, LevelFilter, Log, Metadata, Record};
+use narrows::{ConnectError, HandlerError, Options, SharedMemoryClient, SharedMemoryListener};
+use narrows::{SharedMemoryServer, SharedMemoryStream};
+
+/// What was told, in order.
+static TOLD: Mutex<Vec<(Level, String)>> = Mutex::new(Vec::new());
+
+fn told_so_far() -> MutexGuard<'static, Vec<(Level, String)>> {
+    TOLD.lock().unwrap_or_else(|broken| broken.into_inner())
+}
+
+struct Memory;
+
+impl Log for Memory {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target() == "narrows"
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        assert_eq!(record.target(), "narrows");
+        told_so_far().push((record.level(), record.args().to_string()));
+    }
+
+    fn flush(&self) {}
+}
+
+/// One test at a time, from an empty log on.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    static ONCE: Once = Once::new();
+    let turn = TURN.lock().unwrap_or_else(|broken| broken.into_inner());
+    ONCE.call_once(|| {
+        log::set_logger(&Memory).expect("the only one");
+        log::set_max_level(LevelFilter::Trace);
+    });
+    // The threads of the test before may still have something to tell.
+    let mut before = usize::MAX;
+    while all() != before {
+        before = all();
+        thread::sleep(Duration::from_millis(50));
+    }
+    told_so_far().clear();
+    turn
+}
+
+fn count(level: Level, text: &str) -> usize {
+    told_so_far().iter().filter(|(is, it)| *is == level && it == text).count()
+}
+
+/// Comes, and comes once.
+fn once(level: Level, text: &str) {
+    let came = eventually(|| count(level, text) == 1);
+    assert!(came, "{level} {text:?} in {:?}", told_so_far());
+}
+
+fn all() -> usize {
+    told_so_far().len()
+}
+
+fn user() -> u32 {
+    std::fs::metadata("/proc/self").expect("a process").uid()
+}
+
+#[test]
+fn both_ends_tell_that_they_met_and_who_parted() {
+    if !alone("both_ends_tell_that_they_met_and_who_parted") {
+        return;
+    }
+    let _watchdog = Watchdog::new("both_ends_tell_that_they_met_and_who_parted");
+    let user = user();
+    let _turn = turn();
+    let (mut a, mut b) = SharedMemoryStream::pair().expect("pairs");
+    let me = id();
+    once(Level::Debug, &format!("accepted process {me} of user {user}"));
+    once(Level::Debug, &format!("connected to process {me} of user {user}"));
+    for _ in 0..100 {
+        a.send(b"quietly").expect("sends");
+        b.recv(&mut [0; 7]).expect("comes");
+    }
+    assert!(b.recv_timeout(&mut [0; 7], Duration::from_millis(1)).is_err());
+    assert_eq!(all(), 2, "messages are no events");
+    drop(a);
+    assert!(b.recv(&mut [0; 7]).is_err());
+    drop(b);
+    once(Level::Debug, &format!("closed the connection with process {me}"));
+    once(Level::Debug, &format!("process {me} closed the connection"));
+    thread::sleep(Duration::from_millis(20));
+    assert_eq!(all(), 4, "each end was told once: {:?}", told_so_far());
+}
+
+#[test]
+fn a_close_from_another_thread_is_told_once() {
+    if !alone("a_close_from_another_thread_is_told_once") {
+        return;
+    }
+    let _turn = turn();
+    let (a, _b) = SharedMemoryStream::pair().expect("pairs");
+    let closer = a.closer();
+    closer.close();
+    closer.close();
+    once(Level::Debug, &format!("closed the connection with process {}", id()));
+    drop(a);
+    once(Level::Debug, &format!("closed the connection with process {}", id()));
+}
+
+#[test]
+fn a_death_is_told_with_whose_while_nobody_looks() {
+    const NAME: &str = "a_death_is_told_with_whose_while_nobody_looks";
+    if !alone(NAME) {
+        return;
+    }
+    if role().is_some() {
+        let mut stream = SharedMemoryStream::connect(told()).expect("connects");
+        round_trip(&mut stream, 1);
+        thread::sleep(LONG);
+        return;
+    }
+    let _watchdog = Watchdog::new(NAME);
+    let user = user();
+    let _turn = turn();
+    let folder = tempfile::tempdir().expect("directory");
+    let listener = SharedMemoryListener::bind(folder.path().join("socket")).expect("binds");
+    let mut child = Kept::start(&mut me(NAME, "client", listener.local_path().to_str().expect("plain")));
+    let mut stream = listener.accept_timeout(LONG).expect("comes");
+    let pid = child.pid();
+    once(Level::Debug, &format!("accepted process {pid} of user {user}"));
+    let mut message = Vec::new();
+    stream.recv_into(&mut message).expect("comes");
+    stream.send(&message).expect("sends");
+    child.0.kill().expect("kills");
+    once(Level::Warn, &format!("process {pid} died, and with it the connection"));
+    drop(stream);
+    thread::sleep(Duration::from_millis(20));
+    assert_eq!(all(), 2, "{:?}", told_so_far());
+}
+
+/// What is lost with the descriptors is an error in the log, once.
+#[test]
+fn a_program_that_closes_all_descriptors_finds_it_in_its_log() {
+    const NAME: &str = "a_program_that_closes_all_descriptors_finds_it_in_its_log";
+    if role().is_none() {
+        let _watchdog = Watchdog::new(NAME);
+        return assert!(Kept::start(&mut me(NAME, "closes", "")).wait().success());
+    }
+    let _turn = turn();
+    let (_a, mut b) = SharedMemoryStream::pair().expect("pairs");
+    sys::close_all_but_standard();
+    assert!(b.recv_timeout(&mut [0; 8], LONG).is_err_and(|error| error.is_disconnected()));
+    once(Level::Error, "the program has closed descriptors that belong to narrows: 2 connections end");
+}
+
+fn serving(listener: &SharedMemoryListener, act: impl FnOnce(&Path)) {
+    let closer = listener.closer();
+    thread::scope(|scope| {
+        scope.spawn(|| listener.incoming().for_each(drop));
+        act(listener.local_path());
+        closer.close();
+    });
+}
+
+#[test]
+fn who_is_sent_away_is_told_with_the_reason() {
+    if !alone("who_is_sent_away_is_told_with_the_reason") {
+        return;
+    }
+    let _watchdog = Watchdog::new("who_is_sent_away_is_told_with_the_reason");
+    let user = user();
+    let _turn = turn();
+    let (folder, me) = (tempfile::tempdir().expect("directory"), id());
+    let options = Options::new().handshake_timeout(Duration::from_millis(50));
+    let listener = options.bind(folder.path().join("socket")).expect("binds");
+    serving(&listener, |path| {
+        UnixStream::connect(path).expect("connects").write_all(&[7; 64]).expect("writes");
+        let text = "the peer does not speak this protocol";
+        once(Level::Warn, &format!("rejected process {me} of user {user}: {text}"));
+        drop(UnixStream::connect(path).expect("connects"));
+        once(Level::Debug, &format!("process {me} of user {user} left before its handshake was over"));
+        let _silent = UnixStream::connect(path).expect("connects");
+        once(Level::Warn, &format!("rejected process {me} of user {user}: its handshake took too long"));
+    });
+    let closed = Options::new().authorize(|_| false).bind(folder.path().join("closed")).expect("binds");
+    serving(&closed, |path| {
+        let refused = SharedMemoryStream::connect(path);
+        assert!(matches!(refused, Err(ConnectError::Rejected { .. })), "{refused:?}");
+        let text = "its user may not connect: Options::authorize refuses it";
+        once(Level::Warn, &format!("rejected process {me} of user {user}: {text}"));
+    });
+    assert_eq!(all(), 4, "{:?}", told_so_far());
+}
+
+#[test]
+fn a_server_of_calls_tells_whom_it_does_not_let_in() {
+    if !alone("a_server_of_calls_tells_whom_it_does_not_let_in") {
+        return;
+    }
+    let _watchdog = Watchdog::new("a_server_of_calls_tells_whom_it_does_not_let_in");
+    let user = user();
+    let _turn = turn();
+    let (folder, me) = (tempfile::tempdir().expect("directory"), id());
+    let server = SharedMemoryServer::bind(folder.path().join("one")).expect("binds");
+    let server = server.max_connections(1).spawn().expect("serves");
+    let path = server.local_path().expect("a path");
+    let _first = SharedMemoryClient::connect(path).expect("connects");
+    assert!(SharedMemoryClient::connect(path).is_err());
+    let text = "the server has as many clients as it takes, or is about to end";
+    once(Level::Warn, &format!("rejected process {me} of user {user}: {text}"));
+
+    let server = SharedMemoryServer::bind(folder.path().join("picky")).expect("binds");
+    let server = server.on_connect(|_| Err(HandlerError::new(1, "not today"))).spawn().expect("serves");
+    let path = server.local_path().expect("a path");
+    assert!(SharedMemoryClient::connect(path).is_err());
+    once(Level::Warn, &format!("rejected process {me} of user {user}: by on_connect: not today"));
+    let mut stream = reach(path, &Options::new());
+    stream.send(b"no greeting").expect("sends");
+    let text = "it did not greet as a client of calls does";
+    once(Level::Warn, &format!("rejected process {me} of user {user}: {text}"));
+    once(Level::Error, &format!("process {me} broke the protocol: the connection is closed"));
+}

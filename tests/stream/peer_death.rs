@@ -1,0 +1,262 @@
+//! Death is seen whoever the peer is, and nobody who lives is ever called dead.
+
+#![allow(unsafe_code)]
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::support::{
+    Fork, Kept, LONG, Watchdog, alone, echo, eventually, me, reach, role, round_trip, say, sys, told, verdict,
+};
+use narrows::{Options, RecvTimeoutError, SendTimeoutError, SharedMemoryListener, SharedMemoryStream};
+
+#[test]
+fn a_spawned_child_that_is_killed_has_died() {
+    const NAME: &str = "a_spawned_child_that_is_killed_has_died";
+    if role().is_some() {
+        return echo(SharedMemoryStream::from_parent().expect("handed over"));
+    }
+    let _watchdog = Watchdog::new(NAME);
+    let (child, mut stream) = SharedMemoryStream::spawn(me(NAME, "child", "")).expect("spawns");
+    let mut child = Kept(child);
+    round_trip(&mut stream, 1);
+    child.0.kill().expect("kills");
+    assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::PeerDied));
+    assert_eq!(stream.send_timeout(b"x", LONG), Err(SendTimeoutError::PeerDied));
+    assert!(stream.is_disconnected());
+}
+
+/// The kernel closes the socket long before it tells that the process has ended, if there is much
+/// to close behind it.
+#[test]
+fn a_peer_with_many_open_files_that_is_killed_has_died() {
+    const NAME: &str = "a_peer_with_many_open_files_that_is_killed_has_died";
+    if let Some(order) = role() {
+        sys::raise_descriptor_limit();
+        let connect = || SharedMemoryStream::connect(told()).expect("connects");
+        let early = (order == "before").then(connect);
+        // Unix sockets are among the slowest to close. Ten are left for what comes. Of 10 000 files the kernel closes all within
+        // the grace, also on a busy machine.
+        let pairs = std::iter::from_fn(|| UnixStream::pair().ok());
+        let mut files: Vec<_> = pairs.take(5010).collect();
+        files.truncate(files.len() - 10);
+        let mut stream = early.unwrap_or_else(connect);
+        stream.send(b"loaded").expect("sends");
+        std::thread::sleep(LONG);
+        drop(files);
+        return;
+    }
+    let _watchdog = Watchdog::new(NAME);
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    let listener = SharedMemoryListener::bind(&path).expect("binds");
+    for order in ["before", "behind", "before", "behind"] {
+        let mut child = Kept::start(&mut me(NAME, order, path.to_str().expect("plain")));
+        let mut stream = listener.accept_timeout(LONG).expect("accepts");
+        assert_eq!(verdict(&mut stream), Ok(6));
+        let began = Instant::now();
+        child.0.kill().expect("kills");
+        let end = verdict(&mut stream);
+        let told = began.elapsed();
+        child.wait();
+        let ended = began.elapsed();
+        say(&format!("{order} the files: {end:?} after {told:.1?}, the process ended after {ended:.1?}"));
+        assert_eq!(end, Err(RecvTimeoutError::PeerDied));
+    }
+}
+
+/// A fork of the peer keeps its socket open: only the pidfd tells.
+#[test]
+fn a_dead_peer_whose_fork_keeps_the_socket_has_died() {
+    if !alone("a_dead_peer_whose_fork_keeps_the_socket_has_died") {
+        return;
+    }
+    let _watchdog = Watchdog::new("a_dead_peer_whose_fork_keeps_the_socket_has_died");
+    let folder = tempfile::tempdir().expect("directory");
+    for serves in [false, true] {
+        let path = folder.path().join(serves.to_string());
+        let ours = (!serves).then(|| SharedMemoryListener::bind(&path).expect("binds"));
+        let (mut tell, mut told) = UnixStream::pair().expect("pair");
+        let peer = Fork::run(|| {
+            let mut stream = if serves {
+                let listener = SharedMemoryListener::bind(&path).expect("binds");
+                listener.accept_timeout(LONG).expect("accepts")
+            } else {
+                SharedMemoryStream::connect(&path).expect("connects")
+            };
+            let keeper = Fork::run(|| {
+                std::thread::sleep(LONG);
+                0
+            });
+            tell.write_all(&keeper.pid().to_ne_bytes()).expect("tells");
+            stream.send(b"forked").expect("sends");
+            std::thread::sleep(LONG);
+            0
+        });
+        let mut stream = match &ours {
+            Some(listener) => listener.accept_timeout(LONG).expect("accepts"),
+            None => reach(&path, &Options::new()),
+        };
+        assert_eq!(verdict(&mut stream), Ok(6));
+        let mut pid = [0; 4];
+        told.read_exact(&mut pid).expect("told");
+        peer.kill();
+        assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::PeerDied), "serves: {serves}");
+        sys::kill(i32::from_ne_bytes(pid), libc::SIGKILL);
+    }
+}
+
+#[test]
+fn a_peer_that_execs_has_hung_up() {
+    const NAME: &str = "a_peer_that_execs_has_hung_up";
+    if role().is_some() {
+        let mut stream = SharedMemoryStream::from_parent().expect("handed over");
+        stream.send(b"before").expect("sends");
+        panic!("{}", Command::new("sleep").arg("60").exec());
+    }
+    let _watchdog = Watchdog::new(NAME);
+    let (child, mut stream) = SharedMemoryStream::spawn(me(NAME, "child", "")).expect("spawns");
+    let mut child = Kept(child);
+    assert_eq!(verdict(&mut stream), Ok(6));
+    assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::Disconnected));
+    assert!(child.0.try_wait().expect("waits").is_none(), "it lives on as another program");
+}
+
+/// Whether every thread of the process is in state T.
+fn all_stopped(pid: i32) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("lists");
+    tasks.flatten().all(|task| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+    })
+}
+
+#[test]
+fn a_stopped_peer_is_alive() {
+    const NAME: &str = "a_stopped_peer_is_alive";
+    if role().is_some() {
+        return echo(SharedMemoryStream::from_parent().expect("handed over"));
+    }
+    let _watchdog = Watchdog::new(NAME);
+    let (child, mut stream) = SharedMemoryStream::spawn(me(NAME, "child", "")).expect("spawns");
+    let child = Kept(child);
+    let pid = i32::try_from(child.pid()).expect("a pid");
+    round_trip(&mut stream, 1);
+    sys::kill(pid, libc::SIGSTOP);
+    assert!(eventually(|| all_stopped(pid)));
+    stream.send(b"while it is stopped").expect("sends");
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(3) {
+        let waited = stream.recv_timeout(&mut [0; 64], Duration::from_millis(250));
+        assert_eq!(waited, Err(RecvTimeoutError::Timeout));
+        assert!(!stream.is_disconnected());
+    }
+    sys::kill(pid, libc::SIGCONT);
+    assert_eq!(verdict(&mut stream), Ok(19));
+    round_trip(&mut stream, 2);
+    // And one that is killed while it is stopped has died.
+    sys::kill(pid, libc::SIGSTOP);
+    sys::kill(pid, libc::SIGKILL);
+    assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::PeerDied));
+}
+
+#[test]
+fn nobody_who_lives_is_called_dead() {
+    const NAME: &str = "nobody_who_lives_is_called_dead";
+    if !alone(NAME) {
+        return;
+    }
+    if role().is_some() {
+        return churn_client(Path::new(&told()));
+    }
+    let _watchdog = Watchdog::new(NAME);
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    let listener = Options::new().slots(8).arena(4096).bind(&path).expect("binds");
+    let mut peers: Vec<_> = (0..6)
+        .map(|_| {
+            let child = Kept::start(&mut me(NAME, "client", path.to_str().expect("plain")));
+            (child, listener.accept_timeout(LONG).expect("the lasting one"))
+        })
+        .collect();
+    let over = AtomicBool::new(false);
+    let (clean, killed) = (AtomicU64::new(0), AtomicU64::new(0));
+    std::thread::scope(|s| {
+        s.spawn(|| serve_churn(&listener, &over, &clean));
+        s.spawn(|| kill_some(&path, &over, &killed));
+        // Until enough has happened: a busy machine needs longer for it.
+        let (least, most) = (Duration::from_secs(3), LONG * 2);
+        let is_enough = || clean.load(Ordering::Relaxed) > 50 && killed.load(Ordering::Relaxed) > 10;
+        let (began, mut index) = (Instant::now(), 0);
+        while began.elapsed() < least || (began.elapsed() < most && !is_enough()) {
+            for (_, stream) in &mut peers {
+                assert!(!stream.is_disconnected(), "a live peer was called dead");
+                round_trip(stream, index);
+                index += 1;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    for (_, stream) in &mut peers {
+        round_trip(stream, 7);
+    }
+    for (child, mut stream) in peers {
+        drop(child);
+        assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::PeerDied));
+    }
+    let (clean, killed) = (clean.load(Ordering::Relaxed), killed.load(Ordering::Relaxed));
+    say(&format!("6 peers lived through {clean} clean ends and {killed} kills of others"));
+    assert!(clean > 50 && killed > 10);
+}
+
+/// One lasting connection, and beside it many short ones from the same process.
+fn churn_client(path: &Path) {
+    let mut lasting = SharedMemoryStream::connect(path).expect("connects");
+    // The others come only once all the lasting ones are there.
+    let mut first = Vec::new();
+    lasting.recv_into(&mut first).expect("receives");
+    lasting.send(&first).expect("sends");
+    let lasting = std::thread::spawn(move || echo(lasting));
+    while !lasting.is_finished() {
+        if let Ok(mut short) = SharedMemoryStream::connect_timeout(path, LONG) {
+            let _sent = short.send(b"short");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn serve_churn(listener: &SharedMemoryListener, over: &AtomicBool, clean: &AtomicU64) {
+    while !over.load(Ordering::Relaxed) {
+        let Ok(mut stream) = listener.accept_timeout(Duration::from_millis(50)) else { continue };
+        match verdict(&mut stream) {
+            Ok(5) => {
+                assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::Disconnected));
+                clean.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(6) => assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::PeerDied)),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Peers that are killed, one after the other.
+fn kill_some(path: &Path, over: &AtomicBool, killed: &AtomicU64) {
+    while !over.load(Ordering::Relaxed) {
+        let victim = Fork::run(|| {
+            // At the very end nobody accepts any more.
+            let stream = SharedMemoryStream::connect_timeout(path, Duration::from_secs(2));
+            let _sent = stream.map(|mut stream| stream.send(b"victim").map(|()| std::mem::forget(stream)));
+            sys::kill(i32::try_from(std::process::id()).expect("a pid"), libc::SIGKILL);
+            0
+        });
+        assert_eq!(victim.wait(), -libc::SIGKILL);
+        killed.fetch_add(1, Ordering::Relaxed);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

@@ -1,0 +1,84 @@
+//! A peer that speaks the frames of calls by itself, over a plain stream: as a server, or as a client.
+
+use std::path::Path;
+use std::time::Duration;
+
+use narrows::internal::rpc::wire::{HEAD, Head, Kind, SETTINGS, Settings, VERSION};
+use narrows::{Options, RecvTimeoutError, SendTimeoutError, SharedMemoryListener, SharedMemoryStream};
+
+use crate::support::LONG;
+
+/// A stream, a frame a message.
+#[derive(Debug)]
+pub(crate) struct Raw {
+    pub(crate) stream: SharedMemoryStream,
+}
+
+/// A frame that came.
+#[derive(Debug)]
+pub(crate) struct Frame {
+    pub(crate) id: u64,
+    pub(crate) head: Head,
+    pub(crate) body: Vec<u8>,
+}
+
+/// A head with a sequence.
+pub(crate) fn head(kind: Kind, flags: u8, seq: u16, word: u32) -> [u8; HEAD] {
+    Head { kind, flags, seq, word }.encode()
+}
+
+/// Settings as a peer says them that has these windows.
+pub(crate) fn settings(window: u32) -> [u8; SETTINGS] {
+    Settings { version: VERSION, stream_window: window, push_window: window }.encode()
+}
+
+impl Raw {
+    /// Connects as a client, and says a good Hello; the Welcome was read.
+    pub(crate) fn connect(path: &Path, options: &Options) -> Self {
+        Self::connect_with(path, options, 1 << 20)
+    }
+
+    /// The same, with these windows.
+    pub(crate) fn connect_with(path: &Path, options: &Options, window: u32) -> Self {
+        let mut raw = Self { stream: crate::support::reach(path, options) };
+        raw.send(0, head(Kind::Hello, 0, 0, 0), &settings(window)).expect("sends");
+        assert_eq!(raw.receive().expect("comes").head.kind, Kind::Welcome);
+        raw
+    }
+
+    /// Accepts a client, and reads its Hello.
+    pub(crate) fn accept(listener: &SharedMemoryListener) -> Self {
+        let mut raw = Self { stream: listener.accept_timeout(LONG).expect("comes") };
+        assert_eq!(raw.receive().expect("comes").head.kind, Kind::Hello);
+        raw
+    }
+
+    /// Says Welcome, with these windows.
+    pub(crate) fn welcome(&mut self, window: u32) {
+        self.send(0, head(Kind::Welcome, 0, 0, 0), &settings(window)).expect("sends");
+    }
+
+    /// Sends a frame.
+    pub(crate) fn send(&mut self, id: u64, head: [u8; HEAD], body: &[u8]) -> Result<(), SendTimeoutError> {
+        self.bytes(id, &[&head[..], body].concat())
+    }
+
+    /// Sends bytes as they are.
+    pub(crate) fn bytes(&mut self, id: u64, bytes: &[u8]) -> Result<(), SendTimeoutError> {
+        self.stream.send_tagged_timeout(bytes, id, LONG)
+    }
+
+    /// The next frame.
+    pub(crate) fn receive(&mut self) -> Result<Frame, RecvTimeoutError> {
+        self.receive_within(LONG)
+    }
+
+    /// The next frame, if it comes in time.
+    pub(crate) fn receive_within(&mut self, time: Duration) -> Result<Frame, RecvTimeoutError> {
+        let mut bytes = Vec::new();
+        let received = self.stream.recv_into_timeout(&mut bytes, time)?;
+        let (head, body) = bytes.split_first_chunk::<HEAD>().expect("a head");
+        let head = Head::decode(*head).expect("an honest head");
+        Ok(Frame { id: received.tag, head, body: body.to_vec() })
+    }
+}

@@ -1,0 +1,151 @@
+//! What every test with several processes needs: roles, a second run of this binary, a watchdog.
+
+use std::env;
+use std::io::Write;
+use std::process::{Command, abort};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::{self, sleep};
+use std::time::{Duration, Instant};
+
+/// How long a test may take before it counts as hung: far more than any busy machine needs.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+const ROLE: &str = "NARROWS_TEST_ROLE";
+
+/// Set in a process that runs one test alone, without a role.
+const ALONE: &str = "NARROWS_TEST_ALONE";
+
+/// The full name of the only test that this process runs.
+const NAME: &str = "NARROWS_TEST_NAME";
+
+/// The part that this process plays in a test of several; nothing in the one started by hand.
+pub fn role() -> Option<String> {
+    env::var(ROLE).ok()
+}
+
+/// This test binary again, with only `test` in it and a role for it to play. `test` is a name within its module.
+///
+/// # Panics
+///
+/// If another test asks, or there is no such test: a run of no test counts as a success.
+pub fn rerun(test: &str, role: &str) -> Command {
+    let mut command = run_again(&full_name(test));
+    command.env(ROLE, role);
+    command
+}
+
+/// Whether this process runs this test alone; if not, runs it so in another, and checks how it ends.
+///
+/// A test in a role has a process of its own already. So a test that changes or counts what belongs to the whole process
+/// begins with this; [`must_be_own`] finds those that do not.
+#[must_use]
+pub fn alone(test: &str) -> bool {
+    if is_own() {
+        return true;
+    }
+    let mut command = run_again(&full_name(test));
+    let output = command.env(ALONE, "1").output().expect("runs");
+    say(&String::from_utf8_lossy(&output.stderr));
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{test}, alone: {}\n{said}", output.status);
+    assert!(said.contains("test result: ok. 1 passed"), "{test} did not run alone: {said}");
+    false
+}
+
+/// Whether this process runs one test alone.
+fn is_own() -> bool {
+    role().is_some() || env::var_os(ALONE).is_some()
+}
+
+/// Refuses what no test may do beside others.
+///
+/// # Panics
+///
+/// In a process that runs several tests.
+#[track_caller]
+pub fn must_be_own() {
+    assert!(is_own(), "this test needs a process of its own: `if !alone(NAME) {{ return; }}`");
+}
+
+/// This test binary again, with only this test in it. The name is known to the runner.
+fn run_again(name: &str) -> Command {
+    let mut command = Command::new(env::current_exe().expect("a path"));
+    command
+        .args(["--exact", name, "--include-ignored", "--nocapture", "--test-threads", "1"])
+        .env(NAME, name);
+    command
+}
+
+/// The name of the test as the runner knows it, with its modules. The runner's threads have that name, but for a run of one
+/// thread, which was started with it; other threads look it up.
+fn full_name(test: &str) -> String {
+    let of_test =
+        |name: &str| name == test || name.strip_suffix(test).is_some_and(|path| path.ends_with("::"));
+    if let Ok(name) = env::var(NAME) {
+        assert!(of_test(&name), "{test} is not the name of the test {name}");
+        return name;
+    }
+    let here = thread::current();
+    if let Some(name) = here.name().filter(|name| *name != "main") {
+        assert!(of_test(name), "{test} is not the name of the test {name}");
+        return name.to_owned();
+    }
+    let output = Command::new(env::current_exe().expect("a path")).arg("--list").output().expect("runs");
+    let listed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mut names =
+        listed.lines().filter_map(|line| line.strip_suffix(": test")).filter(|name| of_test(name));
+    let name = names.next().unwrap_or_else(|| panic!("there is no test {test}"));
+    assert!(names.next().is_none(), "there are several tests {test}");
+    name.to_owned()
+}
+
+/// Ends the process with a clear message if it is not dropped in time.
+#[derive(Debug)]
+pub struct Watchdog {
+    _alive: Sender<()>,
+}
+
+impl Watchdog {
+    /// One that waits for [`PATIENCE`].
+    pub fn new(what: &str) -> Self {
+        Self::within(what, PATIENCE)
+    }
+
+    pub fn within(what: &str, patience: Duration) -> Self {
+        let (alive, dropped) = channel::<()>();
+        let what = what.to_owned();
+        thread::spawn(move || {
+            if dropped.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
+                say(&format!("HUNG: {what} did not end within {patience:?} ({:?})", role()));
+                say_threads();
+                abort();
+            }
+        });
+        Self { _alive: alive }
+    }
+}
+
+/// Prints what each thread waits in: its name, and the number and arguments of its system call.
+fn say_threads() {
+    for thread in std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
+        let read = |file| std::fs::read_to_string(thread.path().join(file)).unwrap_or_default();
+        say(&format!("  {:?}: {} {}", thread.file_name(), read("comm").trim(), read("syscall").trim()));
+    }
+}
+
+/// Prints where the test runner does not catch it.
+pub fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Whether the condition comes true, for as long as any machine may take.
+pub fn eventually(mut condition: impl FnMut() -> bool) -> bool {
+    let until = Instant::now() + PATIENCE / 2;
+    while Instant::now() < until {
+        if condition() {
+            return true;
+        }
+        sleep(Duration::from_millis(1));
+    }
+    false
+}

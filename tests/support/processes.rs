@@ -1,0 +1,185 @@
+//! Children, forks, and what a process holds.
+
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use narrows::{Options, RecvTimeoutError, SharedMemoryStream};
+
+use super::process::{eventually, must_be_own, rerun, say};
+use super::sys;
+
+/// Longer than anything here takes on a busy machine; only what hangs meets it.
+pub(crate) const LONG: Duration = Duration::from_secs(30);
+
+/// What the test told this process beside its role.
+pub(crate) fn told() -> String {
+    std::env::var("NARROWS_TOLD").unwrap_or_default()
+}
+
+/// This very binary, which runs the test again in another role.
+pub(crate) fn me(test: &str, role: &str, told: &str) -> Command {
+    let mut command = rerun(test, role);
+    command.env("NARROWS_TOLD", told).stdout(Stdio::null());
+    command
+}
+
+/// A child that does not outlive the test.
+#[derive(Debug)]
+pub(crate) struct Kept(pub(crate) Child);
+
+impl Kept {
+    pub(crate) fn start(command: &mut Command) -> Self {
+        Self(command.spawn().expect("starts"))
+    }
+
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        let until = Instant::now() + LONG * 3;
+        loop {
+            if let Some(status) = self.0.try_wait().expect("waits") {
+                return status;
+            }
+            assert!(Instant::now() < until, "a child hangs");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+pub(crate) type Verdict = Result<usize, RecvTimeoutError>;
+
+pub(crate) fn verdict(stream: &mut SharedMemoryStream) -> Verdict {
+    stream.recv_timeout(&mut [0; 64], LONG).map(|it| it.len)
+}
+
+/// Echoes until the end.
+pub(crate) fn echo(mut stream: SharedMemoryStream) {
+    let mut buffer = Vec::new();
+    while stream.recv_into(&mut buffer).is_ok() && stream.send(&buffer).is_ok() {}
+}
+
+pub(crate) fn round_trip(stream: &mut SharedMemoryStream, index: u64) {
+    let (mut message, mut copy) = (Vec::new(), Vec::new());
+    fill(&mut message, index, 200);
+    stream.send_timeout(&message, LONG).expect("sends");
+    stream.recv_into_timeout(&mut copy, LONG).expect("comes back");
+    assert_eq!(index_of(&copy), Some(index));
+}
+
+/// Connects as soon as somebody listens there: a path exists a little before its server does.
+pub(crate) fn reach(path: &Path, options: &Options) -> SharedMemoryStream {
+    let mut last = None;
+    eventually(|| last.insert(options.connect(path)).is_ok());
+    last.expect("tried").expect("reached")
+}
+
+/// Forks a process that runs the closure, for a minute and a half at most; what it returns is the exit code,
+/// and a panic, which is told as of `whom`, is 101.
+pub(crate) fn forked(whom: &str, act: impl FnOnce() -> i32) -> i32 {
+    let pid = sys::fork();
+    if pid == 0 {
+        sys::alarm(90);
+        let whom = whom.to_owned();
+        std::panic::set_hook(Box::new(move |info| say(&format!("{whom}: {info}"))));
+        let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act)).unwrap_or(101);
+        sys::exit_now(code);
+    }
+    pid
+}
+
+/// A process that was forked from this one, with no exec.
+#[derive(Debug)]
+pub(crate) struct Fork {
+    pid: i32,
+    over: OnceLock<i32>,
+}
+
+impl Fork {
+    /// Runs the closure in a fork; what it returns is the exit code, and a panic is 101.
+    pub(crate) fn run(act: impl FnOnce() -> i32) -> Self {
+        must_be_own();
+        Self { pid: forked("in a fork", act), over: OnceLock::new() }
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    pub(crate) fn kill(&self) {
+        if self.over.get().is_none() {
+            sys::kill(self.pid, libc::SIGKILL);
+        }
+    }
+
+    /// The exit code, or the number of the signal that ended it, negative.
+    pub(crate) fn wait(&self) -> i32 {
+        *self.over.get_or_init(|| sys::wait_for(self.pid))
+    }
+}
+
+impl Drop for Fork {
+    fn drop(&mut self) {
+        self.kill();
+        self.wait();
+    }
+}
+
+/// Open descriptors of this process.
+pub(crate) fn descriptors() -> usize {
+    must_be_own();
+    std::fs::read_dir("/proc/self/fd").expect("lists").count() - 1
+}
+
+/// Threads of this process.
+pub(crate) fn threads() -> usize {
+    must_be_own();
+    std::fs::read_dir("/proc/self/task").expect("lists").count()
+}
+
+/// Whether this process has a thread of this name.
+pub(crate) fn runs(name: &str) -> bool {
+    must_be_own();
+    let tasks = std::fs::read_dir("/proc/self/task").expect("lists");
+    let names = tasks.flatten().map(|task| std::fs::read_to_string(task.path().join("comm")));
+    names.flatten().any(|it| it.trim_end() == name)
+}
+
+/// Lines of this process's mappings with this word.
+pub(crate) fn mappings(word: &str) -> usize {
+    must_be_own();
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("reads");
+    maps.lines().filter(|line| line.contains(word)).count()
+}
+
+/// A message that proves itself: its index, bytes that follow from it, and a checksum.
+pub(crate) fn fill(buffer: &mut Vec<u8>, index: u64, len: usize) {
+    let len = len.max(12);
+    buffer.clear();
+    buffer.extend_from_slice(&index.to_le_bytes());
+    let mut random = fastrand::Rng::with_seed(index);
+    while buffer.len() < len - 4 {
+        let word = random.u64(..).to_le_bytes();
+        let room = (len - 4 - buffer.len()).min(8);
+        buffer.extend_from_slice(&word[..room]);
+    }
+    let sum = crc32fast::hash(buffer);
+    buffer.extend_from_slice(&sum.to_le_bytes());
+}
+
+/// The index of a message that is whole, or nothing.
+pub(crate) fn index_of(message: &[u8]) -> Option<u64> {
+    let (body, sum) = message.split_last_chunk::<4>()?;
+    let whole = crc32fast::hash(body) == u32::from_le_bytes(*sum);
+    body.first_chunk::<8>().filter(|_| whole).map(|index| u64::from_le_bytes(*index))
+}
