@@ -71,7 +71,7 @@ struct Arguments {
     /// Only checks whose name has one of these words.
     words: Vec<String>,
     /// How long all of it takes; the leak hunt makes its 120 cycles in any case. Default 10, or what
-    /// NARROWS_VALIDATION_MINUTES says.
+    /// NARROWS_ENDURANCE_MINUTES says.
     #[arg(long)]
     minutes: Option<f64>,
     /// Where the table goes, as Markdown.
@@ -120,7 +120,7 @@ impl Arguments {
     }
 
     fn time(&self) -> Duration {
-        let said = || std::env::var("NARROWS_VALIDATION_MINUTES").ok().and_then(|it| it.parse().ok());
+        let said = || std::env::var("NARROWS_ENDURANCE_MINUTES").ok().and_then(|it| it.parse().ok());
         let minutes = self.minutes.or_else(said).unwrap_or(10.0);
         Duration::try_from_secs_f64(minutes * 60.0).unwrap_or(Duration::from_secs(600))
     }
