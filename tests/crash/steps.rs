@@ -223,12 +223,14 @@ fn each_step(lane: Lane) -> (Tally, BTreeSet<String>) {
     (tally, ever)
 }
 
-/// All passings if they are few, or if it is asked for; else some at the ends and in the middle.
+/// All passings if they are few; else some at the ends and in the middle. `NARROWS_STEPS` asks for `more`, or for `all`.
 fn picks(passings: u64) -> Vec<u64> {
-    if passings <= 7 || std::env::var("NARROWS_STEPS").is_ok() {
-        return (1..=passings).collect();
-    }
-    vec![1, 2, passings / 3, passings / 2, passings * 2 / 3, passings - 1, passings]
+    let some = match std::env::var("NARROWS_STEPS").as_deref() {
+        Ok("all") => return (1..=passings).collect(),
+        Ok("more") => vec![1, 2, passings / 3, passings / 2, passings * 2 / 3, passings - 1, passings],
+        _ => vec![1, passings / 2, passings],
+    };
+    if passings <= some.len() as u64 { (1..=passings).collect() } else { some }
 }
 
 impl Survivor {

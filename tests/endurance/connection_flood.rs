@@ -1,4 +1,4 @@
-//! The connection bomb: so many connections at once, and each is served.
+//! The connection flood: so many connections at once, and each is served.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ pub(crate) fn run(stage: &Stage) -> Vec<Row> {
 }
 
 fn step(stage: &Stage, connections: usize, share: Duration) -> Row {
-    let mut row = Row::new("connection bomb", format!("{connections} at once"));
+    let mut row = Row::new("connection flood", format!("{connections} at once"));
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("calls");
     let mut server = Actor::server(&path, "");

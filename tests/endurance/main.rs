@@ -1,4 +1,4 @@
-//! The hard week, scaled to minutes: everything that wears a server down, one after the other, and a table at the end.
+//! The endurance test: everything that wears a server down, one after the other in minutes, and a table at the end.
 //!
 //! ```text
 //! cargo test --release -p narrows-tests --test endurance -- --ignored                          ten minutes
@@ -8,15 +8,15 @@
 //!
 //! ```text
 //!  this process (no call of the library but in chaos)      real processes: this binary again, in a role
-//!    bomb, steady, neighbours, churn, cycles, chaos ──▶      serve: the server of calls and of streams (serve.rs)
+//!    flood, steady, neighbours, churn, cycles, chaos ──▶     serve: the server of calls and of streams (serve.rs)
 //!      start them, say what to do, hear what became of it    crowd, worker, ... : the clients (clients.rs)
 //!      look at /proc of both ◀─────────────────────────      hunter: starts and stops servers itself (leak_check.rs)
-//!    table ── a row for each case, exit code 1 on a fault    villains: by hand, with the bare pages (hostile_peers.rs)
+//!    table ── a row for each case, exit code 1 on a fault    hostile peers: with the bare pages (hostile_peers.rs)
 //! ```
 //!
 //! Each message proves itself, in the server and again in the client. What decides is never a time, which a busy machine
-//! would break, but what was verified, what ended, and what is left; times are shown. Without `--ignored` it only
-//! names its checks, since `cargo test --workspace` runs it too.
+//! would break, but what was verified, what ended, and what is left; times are shown. It has its own harness, since it has
+//! options, and is left out of `cargo test`. Without `--ignored` it only names its checks.
 //!
 //! What it does not show: a fault that needs longer than the run; the machine's memory running out (`DESIGN.md` 8).
 
@@ -57,7 +57,7 @@ type Check = fn(&Stage) -> Vec<Row>;
 
 /// All checks, and which share of the time each has, in hundredths.
 const CHECKS: [(&str, u32, Check); 6] = [
-    ("connection bomb", 15, connection_flood::run),
+    ("connection flood", 15, connection_flood::run),
     ("memory under load", 30, steady::run),
     ("latency beside neighbours", 10, noisy_neighbours::run),
     ("churn", 10, churn::run),
@@ -65,13 +65,13 @@ const CHECKS: [(&str, u32, Check); 6] = [
     ("chaos", 20, chaos::run),
 ];
 
-/// The hard week, scaled to minutes.
+/// The endurance test, in minutes.
 #[derive(Parser, Debug)]
 struct Arguments {
     /// Only checks whose name has one of these words.
     words: Vec<String>,
     /// How long all of it takes; the leak hunt makes its 120 cycles in any case. Default 10, or what
-    /// NARROWS_VALIDATION_MINUTES says.
+    /// NARROWS_ENDURANCE_MINUTES says.
     #[arg(long)]
     minutes: Option<f64>,
     /// Where the table goes, as Markdown.
@@ -120,7 +120,7 @@ impl Arguments {
     }
 
     fn time(&self) -> Duration {
-        let said = || std::env::var("NARROWS_VALIDATION_MINUTES").ok().and_then(|it| it.parse().ok());
+        let said = || std::env::var("NARROWS_ENDURANCE_MINUTES").ok().and_then(|it| it.parse().ok());
         let minutes = self.minutes.or_else(said).unwrap_or(10.0);
         Duration::try_from_secs_f64(minutes * 60.0).unwrap_or(Duration::from_secs(600))
     }

@@ -159,7 +159,7 @@ fn counted(test: &str, body: impl FnOnce() -> u64) {
     drop(liar);
     let before = descriptors();
     let cases = body();
-    assert!(eventually(|| descriptors() == before));
+    assert!(eventually(|| descriptors() <= before));
     assert!(cases >= 192, "{test}: only {cases} cases");
 }
 

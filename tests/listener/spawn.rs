@@ -129,7 +129,7 @@ fn a_command_that_cannot_start_and_failures_leak_nothing() {
             assert!(matches!(Options::new().spawn(nothing), Err(SpawnError::Io { .. })));
             assert!(Options::new().spawn(rerun(NAME, "child")).is_err());
         }
-        assert!(eventually(|| descriptors() == before));
+        assert!(eventually(|| descriptors() <= before));
         no_child_is_left();
     }
 }

@@ -1,7 +1,7 @@
 //! Death at any moment: of the server, of clients, at random under load; and the orderly end, a shutdown.
 //!
 //! ```text
-//!   test process: clients, threads        server process: house.rs, killed, started again
+//!   test process: clients, threads        server process: processes.rs, killed, started again
 //!   "alone" process: the server,          clients' processes: calls, streams, uploads; killed
 //!     its counts before and after
 //! ```
