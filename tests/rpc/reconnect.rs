@@ -461,3 +461,37 @@ fn a_call_that_is_refused_makes_a_new_connection_for_the_next() {
         shutdown.join().expect("ends");
     });
 }
+
+/// A server that refuses calls without end, hostile or not, does not make a client collect connections.
+#[test]
+fn servers_that_refuse_calls_are_left_for_four_connections_at_most() {
+    let _watchdog = Watchdog::new("servers_that_refuse_calls_are_left_for_four_connections_at_most");
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    let (ran, let_go) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let mut server = serve_held(&path, &ran, &let_go);
+    let client = SharedMemoryClient::builder(&path).reconnect(Reconnect::new()).connect().expect("connects");
+    let call = || client.call(COUNT, b"");
+    thread::scope(|scope| {
+        let mut held = Vec::new();
+        for number in 1..=5 {
+            held.push(client.start_call(HOLD, b"").expect("sends"));
+            assert!(comes_true(|| ran.load(Ordering::SeqCst) == number));
+            let old = server;
+            scope.spawn(|| old.shutdown(LONG * 4));
+            assert!(comes_true(|| !path.exists()), "it binds no longer");
+            server = serve_held(&path, &ran, &let_go);
+            if number <= 4 {
+                assert!(comes_true(|| call().is_ok()), "{number}");
+            }
+        }
+        for _ in 0..50 {
+            assert!(matches!(call(), Err(CallError::ShuttingDown)));
+            thread::sleep(Duration::from_millis(2));
+        }
+        assert_eq!(client.stats().reconnects, 4);
+        let_go.store(true, Ordering::SeqCst);
+        held.into_iter().for_each(|held| drop(held.wait().expect("is served to its end")));
+        assert!(comes_true(|| call().is_ok()));
+    });
+}
