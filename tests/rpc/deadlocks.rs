@@ -477,6 +477,11 @@ fn a_call_that_a_method_makes_ends_with_the_call_of_the_method() {
     assert!(seen.recv().expect("was called").is_some(), "a method waits for no reply indefinitely");
 }
 
+fn seven(_: &Request<'_>, reply: &mut Vec<u8>) -> Result<(), HandlerError> {
+    reply.push(7);
+    Ok(())
+}
+
 /// The rule for the number of workers: more than there are calls of a process under way that come back to its pool.
 #[test]
 fn a_call_that_comes_back_from_its_own_process_finds_a_worker() {
@@ -488,10 +493,10 @@ fn a_call_that_comes_back_from_its_own_process_finds_a_worker() {
     let server = SharedMemoryServer::bind(&here).expect("binds").workers(2);
     let _server = server
         .method(POOLED, move |_, reply| {
-            let through = calling.get().expect("is set");
-            Ok(reply.extend(through.call(POOLED, &[])?.iter()))
+            reply.extend(calling.get().expect("is set").call(POOLED, &[])?.iter());
+            Ok(())
         })
-        .method(ECHO, |_, reply| Ok(reply.push(7)))
+        .method(ECHO, seven)
         .method(OPEN, move |_, _| {
             let client = SharedMemoryClient::builder(&connecting).options(options()).connect();
             assert!(to_there.set(client.map_err(|error| error.to_string())?).is_ok());
@@ -504,7 +509,10 @@ fn a_call_that_comes_back_from_its_own_process_finds_a_worker() {
         let back = client.clone();
         let _server = SharedMemoryServer::bind(&there)
             .expect("binds")
-            .method(POOLED, move |_, reply| Ok(reply.extend(back.call(ECHO, &[])?.iter())))
+            .method(POOLED, move |_, reply| {
+                reply.extend(back.call(ECHO, &[])?.iter());
+                Ok(())
+            })
             .spawn()
             .expect("serves");
         client.call(OPEN, &[]).expect("connects");
@@ -523,7 +531,7 @@ fn the_only_worker_of_this_process_does_not_wait_for_its_own_pool() {
     let own = Later::default();
     let in_method = Arc::clone(&own);
     let server = SharedMemoryServer::bind(&path).expect("binds").workers(4).max_workers_per_process(1);
-    let server = server.method(ECHO, |_, reply| Ok(reply.push(7))).method(POOLED, move |_, reply| {
+    let server = server.method(ECHO, seven).method(POOLED, move |_, reply| {
         match in_method.get().expect("is set").call(ECHO, &[]) {
             Ok(answer) => reply.extend(answer.iter()),
             Err(CallError::WouldDeadlock) => reply.push(1),
@@ -655,7 +663,8 @@ fn a_streaming_method_waits_for_chunks_as_long_as_it_takes() {
         .method(POOLED, move |_, reply| {
             let ends: Vec<_> = from_pool.call_streaming(STREAM, b"never")?.collect();
             assert!(matches!(ends[..], [Err(CallError::Timeout)]), "an error comes once: {ends:?}");
-            Ok(reply.push(1))
+            reply.push(1);
+            Ok(())
         });
     let (_server, client) = connected(server);
     let chunks: Result<Vec<_>, _> = client.call_streaming(STREAM, &[]).expect("sends").collect();

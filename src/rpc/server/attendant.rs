@@ -204,13 +204,7 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Attendant<M, P, T> {
         let admit = |method, flags| verdict.unwrap_or_else(|| service.admit(method, flags)).map(drop);
         let timed = frame.head.kind == Kind::Call && frame.head.has(DEADLINE);
         let arrived = timed.then(Instant::now);
-        let event = hall.with(|table| {
-            let event = table.take(frame.id, frame.head, frame.len(), read, admit);
-            if event.is_ok() && timed {
-                table.arrived(frame.id, arrived);
-            }
-            event
-        });
+        let event = hall.with(|table| table.take_at(arrived, frame.id, frame.head, frame.len(), read, admit));
         self.give_back(frame.message())?;
         event.map_err(|violation| self.inbound.violated(violation))
     }

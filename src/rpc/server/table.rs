@@ -65,6 +65,28 @@ impl Table {
         place_of(id, self.places())
     }
 
+    /// As [`take`](Self::take), of a frame that arrived at a time which is of interest if it begins a call with a deadline.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub(super) fn take_at(
+        &mut self,
+        arrived: Until,
+        id: u64,
+        head: Head,
+        len: usize,
+        read: impl FnOnce(&mut [u8]),
+        admit: impl FnOnce(u32, u8) -> Result<(), Failure>,
+    ) -> Result<Event, Violation> {
+        let event = self.take(id, head, len, read, admit)?;
+        if arrived.is_some() {
+            let at = self.at(id);
+            self.places[at].arrived = arrived;
+        }
+        Ok(event)
+    }
+
     /// Takes a frame of the client, whose body of `len` bytes `read` copies. `admit` judges a call by its
     /// method and flags before anything of it is kept.
     ///
@@ -164,12 +186,6 @@ impl Table {
     pub(super) fn arrival(&mut self, at: usize) -> Until {
         let place = &mut self.places[at];
         place.arrived.filter(|_| place.flags & DEADLINE != 0)
-    }
-
-    /// The first frame of a call with a deadline arrived then.
-    pub(super) fn arrived(&mut self, id: u64, arrived: Until) {
-        let at = self.at(id);
-        self.places[at].arrived = arrived;
     }
 
     /// Takes the request of a call that is to be run.
