@@ -371,7 +371,7 @@ impl fmt::Display for SpawnError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::BadOptions(text) => write!(f, "illegal options: {text}"),
-            Self::Io { doing, source } => write!(f, "{doing}: {source}"),
+            Self::Io { doing, source } => write!(f, "{doing}: {source}{}", advice_by_call(source)),
             Self::Timeout => {
                 f.write_str("no process took the child's connection in time: does the child call SharedMemoryStream::from_parent, and if a wrapper starts it (sudo, docker run, Python's close_fds=True), did the wrapper pass the descriptor that NARROWS_PARENT names on?")
             }
@@ -427,6 +427,16 @@ into_io_error!(ConnectError BindError AcceptError SpawnError);
 
 /// What a person can do about an error of the system, where that is not plain: bound to the call that failed.
 fn advice(source: &io::Error) -> &'static str {
+    let is_named = source.get_ref().is_some_and(|inner| inner.is::<FailedCall>());
+    match (is_named, source.kind()) {
+        (false, io::ErrorKind::NotFound) => " (start the server first, or check the path)",
+        (false, io::ErrorKind::ConnectionRefused) => " (no server listens there: start it)",
+        _ => advice_by_call(source),
+    }
+}
+
+/// The same, where no path to a server plays a part.
+fn advice_by_call(source: &io::Error) -> &'static str {
     const EPERM: i32 = 1;
     const ENOENT: i32 = 2;
     const EAGAIN: i32 = 11;
@@ -463,10 +473,6 @@ fn advice(source: &io::Error) -> &'static str {
         ("mmap", Some(EACCES | EPERM)) => " (a security module such as SELinux forbids to map it)",
         ("socket" | "socketpair" | "memfd_create" | "epoll_create1" | "eventfd", Some(EACCES | EPERM)) => {
             " (a seccomp filter or a security module forbids the call: `narrows doctor` tells)"
-        }
-        ("", _) if source.kind() == io::ErrorKind::NotFound => " (start the server first, or check the path)",
-        ("", _) if source.kind() == io::ErrorKind::ConnectionRefused => {
-            " (no server listens there: start it)"
         }
         _ => "",
     }

@@ -126,6 +126,7 @@ fn setup() -> Vec<Row> {
     rows.extend(rows! { SpawnError:
         BadOptions SpawnError::BadOptions("x".into()), "illegal options: x", "a number out of its range";
         Io SpawnError::Io { doing: "starting the child".into(), source: system(ENOENT) }, "starting the child: No such file or directory (os error 2)", "no such program";
+        Io SpawnError::Io { doing: "making a pair of sockets".into(), source: system(EMFILE) }, "making a pair of sockets: Too many open files (os error 24) (raise this process's limit of open files, RLIMIT_NOFILE)", "no descriptor left";
         Timeout SpawnError::Timeout, "no process took the child's connection in time: does the child call SharedMemoryStream::from_parent, and if a wrapper starts it (sudo, docker run, Python's close_fds=True), did the wrapper pass the descriptor that NARROWS_PARENT names on?", "another program";
         ChildExited SpawnError::ChildExited(ExitStatus::from_raw(256)), "the child ended (exit status: 1), and no process took its connection: does it call SharedMemoryStream::from_parent, and if a wrapper starts it (sudo, docker run, Python's close_fds=True), did the wrapper pass the descriptor that NARROWS_PARENT names on?", "another program";
         ChildClosed SpawnError::ChildClosed, "the child closed its connection in mid-handshake", "a child that failed";

@@ -4,13 +4,15 @@
 //!
 //! 1. An error keeps its [`io::ErrorKind`] and, through [`errno`], its number.
 //! 2. `errno` is read directly after the call, before anything else can change it.
+//! 3. No descriptor of the library has the number of a standard stream, also where the program has closed those: `Command` gives
+//!    these numbers to the streams of a child, and other code writes to them.
 //!
 //! # Proof
 //!
 //! Unit tests below.
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::error::FailedCall;
 
@@ -49,7 +51,7 @@ pub(crate) fn errno(error: &io::Error) -> Option<i32> {
     inner.map_or_else(|| error.raw_os_error(), |failed| errno(&failed.source))
 }
 
-/// Owns the new descriptor that a call returned.
+/// Owns the new descriptor that a call returned, under a number that is no standard stream's.
 ///
 /// # Safety
 ///
@@ -58,7 +60,23 @@ pub(crate) fn errno(error: &io::Error) -> Option<i32> {
 pub(crate) unsafe fn owned(call: &'static str, result: RawFd) -> io::Result<OwnedFd> {
     let fd = check(call, result)?;
     // SAFETY: not negative, so an open descriptor, and by this function's contract nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    beyond_standard_streams(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Gives the descriptor another number if it has that of a standard stream.
+///
+/// # Errors
+///
+/// There is no other number; the descriptor is closed.
+pub(crate) fn beyond_standard_streams(fd: OwnedFd) -> io::Result<OwnedFd> {
+    if fd.as_raw_fd() > libc::STDERR_FILENO {
+        return Ok(fd);
+    }
+    // SAFETY: takes numbers, and makes a new descriptor.
+    let moved = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, libc::STDERR_FILENO + 1) };
+    let moved = check("fcntl(F_DUPFD_CLOEXEC)", moved)?;
+    // SAFETY: the call has just made it, so it is nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(moved) })
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use super::call;
 use super::socket::PeerCred;
 
 /// The most descriptors that the kernel accepts in one message.
@@ -99,7 +100,8 @@ impl Control {
                 let fd = unsafe { OwnedFd::from_raw_fd(number) };
                 match record.kind {
                     RIGHTS => taken.fds.push(fd),
-                    _ => taken.pidfd = Some(fd),
+                    // A peer whose end nobody could watch is better than a number that is not ours to use.
+                    _ => taken.pidfd = call::beyond_standard_streams(fd).ok(),
                 }
             }
         }

@@ -33,6 +33,7 @@
 //!    [`HEARTBEAT`], a call that waits at the end of each slice. Numbers that name other files by then are not touched.
 //! 10. The thread makes no system call that waits for a peer: it polls descriptors and reads private memory and marks. What
 //!     it calls under the lock it has called without the lock just before, so a filter that kills for it leaves no lock held.
+//! 11. The thread does not keep a process whose own threads have all ended: it looks for that once in [`HEARTBEAT`] too.
 //!
 //! # What it does not cover
 //!
@@ -51,12 +52,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::thread;
 use std::time::{Duration, Instant};
 
+use self::last_thread::MainThread;
 use self::table::{Suspect, Table};
 use self::worker::Worker;
-use super::call;
 use super::descriptor::Descriptor;
 use super::epoll::{Epoll, Event, Events, Interest};
 use super::foreign::PeerSocket;
@@ -69,6 +69,7 @@ use super::threads;
 use super::wait::is_readable;
 use crate::events;
 
+mod last_thread;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -246,6 +247,7 @@ struct Lifeline {
     table: Mutex<Table>,
     worker: Mutex<Worker>,
     scheduling: OnceLock<Option<NotReset>>,
+    main: MainThread,
 }
 
 // SAFETY: the only type with this slot.
@@ -259,7 +261,8 @@ impl Lifeline {
         epoll.add(own.as_fd(), OWN, Interest::HangUp)?;
         let (table, worker) = (Mutex::default(), Mutex::default());
         let wake = AtomicBool::new(false);
-        Ok(Self { epoll, own, wake, table, worker, scheduling: OnceLock::new() })
+        let (scheduling, main) = (OnceLock::new(), MainThread::new());
+        Ok(Self { epoll, own, wake, table, worker, scheduling, main })
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -362,14 +365,12 @@ impl Lifeline {
     /// Starts the thread. Returns once it has made each of its system calls once, so that a plugin which is unloaded at once
     /// does not take the code away from a thread that is about to run it, and a thread that a filter kills is not relied on.
     fn start_thread(&'static self, worker: &mut Worker) -> io::Result<()> {
-        let thread = thread::Builder::new().name("narrows-watch".into()).stack_size(STACK);
         let (running, started) = mpsc::sync_channel(1);
-        threads::check()?;
         step!("start the lifeline");
         let handle = {
             // The thread inherits the mask, so there is no moment in which it takes a signal.
             let _blocked = signals::block_all()?;
-            thread.spawn(move || self.run(running)).map_err(no_thread)?
+            threads::spawn_with_stack("narrows-watch", STACK, move || self.run(running))?
         };
         worker.started(handle);
         let deadline = Instant::now() + START;
@@ -391,6 +392,7 @@ impl Lifeline {
         let mut batch = Vec::with_capacity(BATCH);
         // The first round is a rehearsal: it waits for nothing.
         let _never = is_readable(self.own.as_fd());
+        self.main.end_process_without_threads();
         let mut deadline = Some(Instant::now());
         let mut next_look = Instant::now();
         while self.has_its_epoll() {
@@ -408,6 +410,7 @@ impl Lifeline {
             if Instant::now() >= next_look {
                 let lost = self.table().remove_closed(&self.epoll);
                 end(&lost, events::monitor_closed);
+                self.main.end_process_without_threads();
                 next_look = Instant::now() + HEARTBEAT;
             }
             let table = self.table();
@@ -466,18 +469,6 @@ fn end(lost: &[Weak<dyn Watched>], report: fn(usize)) {
 
 fn killed() -> io::Error {
     io::Error::other(
-        "the peer monitor's thread was killed: a seccomp filter must allow epoll_wait, epoll_ctl, ppoll, fstat and futex",
+        "the peer monitor's thread was killed: a seccomp filter must allow it epoll_wait, epoll_ctl, ppoll, fstat (or newfstatat), pread64 and futex, and as it starts also openat, read, close, prctl, mmap, mprotect, munmap, sigaltstack, set_robust_list, rseq, gettid and sched_getaffinity",
     )
-}
-
-/// A lack of threads, with the limits that cause it: the kernel's word for it is that of a call to try again.
-fn no_thread(error: io::Error) -> io::Error {
-    match call::errno(&error) {
-        Some(libc::EAGAIN | libc::ENOMEM) => {
-            let text = "no thread for the peer monitor: raise RLIMIT_NPROC (ulimit -u), the control group's pids.max or its \
-                        memory; a thread of SCHED_DEADLINE cannot start one";
-            io::Error::new(io::ErrorKind::OutOfMemory, text)
-        }
-        _ => call::named("starting the peer monitor's thread", error),
-    }
 }

@@ -51,6 +51,7 @@ pub(crate) mod pages;
 pub(crate) mod path;
 pub(crate) mod pidfd;
 pub mod probe;
+mod procfs;
 pub(crate) mod region;
 pub(crate) mod scheduling;
 pub(crate) mod seccomp;

@@ -35,6 +35,7 @@ use std::time::{Duration, Instant};
 
 use super::fork::{PerProcess, Slot, per_process};
 use super::signals;
+use super::threads;
 use super::wait::remaining;
 use crate::events;
 
@@ -157,8 +158,7 @@ impl Offload {
 /// A thread that takes no signal: the program's handlers are not for it.
 fn start(body: impl FnOnce() + Send + 'static) -> io::Result<thread::JoinHandle<()>> {
     let _blocked = signals::block_all();
-    super::threads::check()?;
-    thread::Builder::new().name("narrows-offload".into()).stack_size(STACK).spawn(body)
+    threads::spawn_with_stack("narrows-offload", STACK, body)
 }
 
 /// Leaves a descriptor open: better than a thread that blocks, and the program is told.

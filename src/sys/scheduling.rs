@@ -2,23 +2,24 @@
 //!
 //! The program's first connection may be made by a thread that is pinned to a CPU, has a real-time policy or gives way to all
 //! others. The peer monitor serves all connections of the process, so it is scheduled as the main thread is, and never by
-//! a real-time policy: what `taskset` and `nice` gave the process stays.
+//! a real-time policy: what `taskset` and `nice` gave the process stays. Its timer slack is the kernel's default at most. Other
+//! threads of the library run what the program gave them to run, so they keep what they inherit.
 //!
 //! # Invariants
 //!
 //! 1. What differs is read from `/proc`; the calls that change it are made only where something differs and no seccomp
-//!    filter, which might kill for them, is in force.
+//!    filter, which might kill for them, is in force. The timer slack is asked for by `prctl`, also without a filter only.
 //!
 //! # Proof
 //!
 //! The tests below, `tests/stream/peer_monitor.rs`.
 
 use std::fmt;
-use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
 
 use super::call;
+use super::procfs;
 use super::seccomp;
 
 /// Why the thread goes on as it was started.
@@ -52,7 +53,8 @@ struct Schedule {
 
 /// Makes the calling thread be scheduled as the main thread is, but never by a real-time or idle policy.
 pub(crate) fn follow_main_thread() -> Result<(), NotReset> {
-    let (Some(own), Some(main)) = (Schedule::of("thread-self"), Schedule::of("self")) else {
+    limit_timer_slack();
+    let (Some(own), Some(main)) = (Schedule::of_calling_thread(), Schedule::of_main_thread()) else {
         return Err(NotReset::Unknown);
     };
     let wanted = Schedule { policy: libc::SCHED_OTHER, ..main };
@@ -79,6 +81,22 @@ pub(crate) fn follow_main_thread() -> Result<(), NotReset> {
     Ok(())
 }
 
+/// Limits how late the kernel may wake the calling thread, which it inherits as well: with seconds of it, a peer that hung up
+/// would be reported seconds late. The value that `PR_SET_TIMERSLACK` resets to is inherited from the same thread, so the
+/// kernel's own default is set. A shorter one stays.
+fn limit_timer_slack() {
+    const DEFAULT: libc::c_ulong = 50_000; // Nanoseconds.
+    if seccomp::filter_in_force() {
+        return; // It might kill for the change.
+    }
+    // SAFETY: both calls take numbers, and change the calling thread alone.
+    unsafe {
+        if libc::prctl(libc::PR_GET_TIMERSLACK, 0, 0, 0, 0).unsigned_abs() as libc::c_ulong > DEFAULT {
+            libc::prctl(libc::PR_SET_TIMERSLACK, DEFAULT, 0, 0, 0);
+        }
+    }
+}
+
 fn take_cpus_of_main_thread() -> io::Result<()> {
     let main = i32::try_from(std::process::id()).unwrap_or(0);
     let mut cpus = MaybeUninit::<libc::cpu_set_t>::zeroed();
@@ -93,11 +111,12 @@ fn take_cpus_of_main_thread() -> io::Result<()> {
 }
 
 impl Schedule {
-    /// The schedule of a thread by its name in `/proc`: `self` is the main thread.
-    fn of(thread: &str) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{thread}/stat")).ok()?;
-        let status = fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
-        Self::parse(&stat, &status)
+    fn of_calling_thread() -> Option<Self> {
+        Self::parse(&procfs::read(c"/proc/thread-self/stat")?, &procfs::read(c"/proc/thread-self/status")?)
+    }
+
+    fn of_main_thread() -> Option<Self> {
+        Self::parse(&procfs::read(c"/proc/self/stat")?, &procfs::read(c"/proc/self/status")?)
     }
 
     fn parse(stat: &str, status: &str) -> Option<Self> {
@@ -127,7 +146,7 @@ mod tests {
     #[test]
     fn a_thread_of_a_pinned_and_idle_thread_follows_the_main_thread() {
         in_child(|| {
-            let main = Schedule::of("self").expect("known");
+            let main = Schedule::of_main_thread().expect("known");
             let thread = std::thread::spawn(move || {
                 // SAFETY: changes this thread alone; the set and the parameter are live locals.
                 unsafe {
@@ -138,12 +157,12 @@ mod tests {
                     let ordinary = libc::sched_param { sched_priority: 0 };
                     assert_eq!(libc::sched_setscheduler(0, libc::SCHED_BATCH, &ordinary), 0);
                 }
-                assert_eq!(Schedule::of("thread-self").expect("known").policy, libc::SCHED_BATCH);
-                std::thread::spawn(|| (follow_main_thread(), Schedule::of("thread-self"))).join()
+                assert_eq!(Schedule::of_calling_thread().expect("known").policy, libc::SCHED_BATCH);
+                std::thread::spawn(|| (follow_main_thread(), Schedule::of_calling_thread())).join()
             });
             let (result, schedule) = thread.join().expect("ends").expect("ends");
             match result {
-                Ok(()) => assert_eq!(schedule, Schedule::of("self")),
+                Ok(()) => assert_eq!(schedule, Schedule::of_main_thread()),
                 Err(reason) => assert_eq!(reason, NotReset::Filtered),
             }
         });

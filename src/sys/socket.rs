@@ -12,10 +12,9 @@
 //! Tests below.
 
 use std::ffi::OsString;
-use std::fs;
 use std::io;
 use std::mem::{self, MaybeUninit};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::ptr;
@@ -25,6 +24,7 @@ use super::call::{self, INTERRUPTS};
 use super::foreign::PeerSocket;
 use super::path::{DESCRIPTORS, Directory};
 use super::pidfd::Pidfd;
+use super::procfs;
 
 /// The longest path of a socket that the kernel takes, in bytes. A longer one is reached by a descriptor of its directory.
 pub(crate) const MAX_PATH: usize = 107;
@@ -268,7 +268,8 @@ pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let made = unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_STREAM | FLAGS, 0, fds.as_mut_ptr()) };
     call::check("socketpair", made)?;
     // SAFETY: the call succeeded, so both are new descriptors, which are ours alone.
-    unsafe { Ok((call::owned("socketpair", fds[0])?, call::owned("socketpair", fds[1])?)) }
+    let (one, other) = unsafe { (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])) };
+    Ok((call::beyond_standard_streams(one)?, call::beyond_standard_streams(other)?))
 }
 
 /// Who is at the other end.
@@ -303,10 +304,13 @@ pub(crate) fn peer_has_ended(fd: BorrowedFd<'_>) -> bool {
 /// Returns whether this number may stand for several users: it is the overflow uid, by which the kernel shows all users
 /// that this process's user namespace does not map, and there may be such users.
 pub(crate) fn is_ambiguous(uid: u32) -> bool {
+    if uid == 0 || uid > MAX_OVERFLOW_UID {
+        return false; // Root and what exceeds the setting's range are never it: most programs read nothing here.
+    }
     // Without /proc the kernel's default is assumed, and that not all users are mapped.
-    let overflow = fs::read_to_string("/proc/sys/kernel/overflowuid").ok();
+    let overflow = procfs::read(c"/proc/sys/kernel/overflowuid");
     let overflow = overflow.and_then(|text| text.trim().parse().ok()).unwrap_or(OVERFLOW_UID);
-    uid == overflow && !fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| maps_all_users(&map))
+    uid == overflow && !procfs::read(c"/proc/self/uid_map").is_some_and(|map| maps_all_users(&map))
 }
 
 /// Returns whether a `uid_map` (lines of inner number, outer number, count) maps all users. Its ranges do not overlap, and a
@@ -364,6 +368,8 @@ pub(crate) fn queued(fd: BorrowedFd<'_>) -> io::Result<usize> {
 
 /// The kernel's default of `/proc/sys/kernel/overflowuid`.
 const OVERFLOW_UID: u32 = 65534;
+/// The largest number that the kernel takes there.
+const MAX_OVERFLOW_UID: u32 = 65535;
 const FLAGS: i32 = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
 // Newer than the C library's headers for Rust. The numbers are those of `asm-generic/socket.h`.
 pub(super) const SO_PASSPIDFD: i32 = 76;
@@ -474,6 +480,7 @@ mod tests {
     use super::*;
     use crate::sys::testing::fork;
     use crate::sys::transfer::{Transfer, read, send_with_fd, write};
+    use std::fs;
     use std::os::unix::fs::{FileTypeExt, PermissionsExt};
     use std::path::PathBuf;
 

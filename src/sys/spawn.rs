@@ -39,6 +39,7 @@ use std::time::Duration;
 use super::call::{self, INTERRUPTS};
 use super::fork::{PerProcess, Slot, per_process};
 use super::pidfd::Pidfd;
+use super::threads;
 
 /// Starts the command; the child inherits the socket under its number, blocking, and this process has it no more.
 ///
@@ -53,7 +54,7 @@ pub(crate) fn start(command: &mut Command, socket: OwnedFd) -> io::Result<Child>
     call::check("fcntl(F_SETFD)", unsafe { libc::fcntl(fd, libc::F_SETFD, 0) })?;
     let started = command.spawn();
     drop(socket); // Before the turn ends. The child has its copy, since it runs its program by now.
-    started
+    started.map_err(|error| threads::lacking(error).unwrap_or_else(|error| error))
 }
 
 /// Why a descriptor could not be taken. It was left alone.

@@ -272,3 +272,41 @@ fn connections_beyond_the_address_space_are_refused() {
     is_well(&first);
     host.end();
 }
+
+/// A program that locks its memory and may lock as much as the usual limit allows.
+#[test]
+fn a_program_that_locks_its_memory_connects_within_the_usual_limit() {
+    const NAME: &str = "a_program_that_locks_its_memory_connects_within_the_usual_limit";
+    let _watchdog = Watchdog::new(NAME);
+    let Some(role) = role() else {
+        if sys::effective_user() != 0 {
+            return faults::say("skipped: only root can become a user whose memory is counted");
+        }
+        for bytes in [8 << 20, 64 << 10] {
+            let status = Kept::start(me(NAME, "locks", &bytes.to_string()).env(ARENAS.0, ARENAS.1)).wait();
+            assert!(status.success(), "{bytes} bytes: {status}");
+        }
+        return;
+    };
+    assert_eq!(role, "locks");
+    let bytes = faults::told().parse().expect("a number");
+    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+    // SAFETY: reads a live local; the others take numbers, and change this process alone.
+    unsafe {
+        assert_eq!(libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit), 0);
+        assert_eq!(libc::setgid(23_417), 0);
+        assert_eq!(libc::setuid(23_417), 0);
+        assert_eq!(libc::mlockall(libc::MCL_FUTURE), 0);
+    }
+    let pair = SharedMemoryStream::pair();
+    if bytes < 1 << 20 {
+        let error = pair.map(drop).expect_err("no memory may be locked");
+        assert!(error.to_string().contains("RLIMIT_MEMLOCK"), "{error}");
+        assert!(!error.to_string().contains("RLIMIT_AS"), "{error}");
+        assert_eq!(std::io::Error::from(error).kind(), std::io::ErrorKind::OutOfMemory);
+        return;
+    }
+    let (mut a, mut b) = pair.expect("a pair");
+    a.send(b"locked").expect("sends");
+    assert_eq!(b.recv(&mut [0; 8]).map(|it| it.len), Ok(6));
+}

@@ -682,3 +682,40 @@ fn many_children_at_once_have_their_own_connections() {
         }
     });
 }
+
+/// A program that closed its standard streams: the next descriptors get their numbers, which `Command` gives to the child's
+/// own standard streams.
+#[test]
+fn a_child_gets_its_connection_from_a_parent_without_standard_streams() {
+    const NAME: &str = "a_child_gets_its_connection_from_a_parent_without_standard_streams";
+    match role().as_deref() {
+        None => {
+            let _watchdog = Watchdog::new(NAME);
+            for monitor in ["monitor before", "monitor after"] {
+                let status = rerun(NAME, monitor).status().expect("runs");
+                assert!(status.success(), "{monitor}: {status}");
+            }
+        }
+        Some("backend") => echo(),
+        Some(monitor) => {
+            if monitor == "monitor before" {
+                narrows::start_peer_monitor().expect("starts");
+            }
+            // SAFETY: nothing of this process prints before it ends.
+            unsafe { (0..3).for_each(|number| assert_eq!(libc::close(number), 0)) };
+            let mut pairs = 0;
+            for stdio in [Stdio::null as fn() -> Stdio, Stdio::piped, Stdio::null] {
+                let mut command = rerun(NAME, "backend");
+                command.stdin(stdio()).stdout(stdio()).stderr(stdio());
+                let spawned = Options::new().handshake_timeout(LONG).spawn(command);
+                let Ok((child, mut stream)) = spawned else { exit(40 + pairs) };
+                let _child = Ends(child);
+                answers(&mut stream);
+                pairs += 1;
+            }
+            // SAFETY: only asks.
+            let is_free = |number| unsafe { libc::fcntl(number, libc::F_GETFD) } < 0;
+            exit(if (0..3).all(is_free) { 0 } else { 50 });
+        }
+    }
+}

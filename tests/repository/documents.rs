@@ -80,10 +80,12 @@ fn system_calls(source: &str) -> BTreeSet<&str> {
             match (name.strip_prefix("SYS_"), rest[name.len()..].starts_with('(')) {
                 (Some(call), _) => found.insert(call),
                 (None, true) => found.insert(match name {
+                    "_exit" => "exit_group",
                     "eventfd" => "eventfd2",
                     "fstatat" => "newfstatat",
                     "getrlimit" => "prlimit64",
                     "open" => "openat",
+                    "pread" => "pread64",
                     "pthread_sigmask" => "rt_sigprocmask",
                     "recv" => "recvfrom",
                     "sched_getcpu" => "getcpu",
@@ -98,7 +100,16 @@ fn system_calls(source: &str) -> BTreeSet<&str> {
 }
 
 /// What the C library does by itself, or by a call that is found under its own name.
-const NO_CALLS: [&str; 5] = ["pthread_atfork", "sigaddset", "sigfillset", "syscall", "sysconf"];
+const NO_CALLS: [&str; 8] = [
+    "WEXITSTATUS",
+    "WIFSIGNALED",
+    "WTERMSIG",
+    "pthread_atfork",
+    "sigaddset",
+    "sigfillset",
+    "syscall",
+    "sysconf",
+];
 
 #[test]
 fn every_system_call_of_the_library_is_in_the_operations_guide() {
@@ -124,6 +135,43 @@ fn every_system_call_of_the_library_is_in_the_operations_guide() {
     }
     assert!(count > 30, "the sources are not where they were");
     assert!(missing.is_empty(), "not listed: {missing:?}");
+}
+
+/// Calls that the standard and the C library make for the library: by what it asks of them, anywhere in the sources.
+const OF_OTHERS: [(&str, &[&str]); 9] = [
+    ("fs::metadata(", &["statx"]),
+    ("fs::read_dir(", &["openat", "getdents64", "close"]),
+    ("File::open(", &["openat"]),
+    ("procfs::read(", &["openat", "read", "close"]),
+    ("thread::sleep(", &["clock_nanosleep"]),
+    ("process::id()", &["getpid"]),
+    ("canonicalize(", &["readlink"]),
+    ("path::absolute(", &["getcwd"]),
+    (
+        "Builder::new()",
+        &["clone3", "clone", "mprotect", "sched_getaffinity", "sigaltstack", "rseq", "set_robust_list"],
+    ),
+];
+
+#[test]
+fn what_other_libraries_call_for_the_library_is_in_the_operations_guide() {
+    let guide = read("docs/operations.md");
+    let section =
+        guide.split("## Seccomp filters").nth(1).and_then(|it| it.split("\n## ").next()).expect("a section");
+    let listed: BTreeSet<_> = quoted(section).into_iter().collect();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let sources = walkdir::WalkDir::new(root).into_iter().map(|entry| entry.expect("readable").into_path());
+    let sources: String = sources
+        .filter(|path| path.extension().is_some_and(|end| end == "rs"))
+        .map(|path| fs::read_to_string(path).expect("a source"))
+        .collect();
+    for (asked, calls) in OF_OTHERS {
+        let missing: Vec<_> = calls.iter().filter(|call| !listed.contains(*call)).collect();
+        assert!(
+            !sources.contains(asked) || missing.is_empty(),
+            "`{asked}` makes calls not listed: {missing:?}"
+        );
+    }
 }
 
 #[test]

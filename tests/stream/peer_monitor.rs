@@ -464,6 +464,7 @@ fn a_lack_of_threads_is_an_error_of_whoever_needs_the_monitor_first() {
             alone(NAME, "early");
             alone(NAME, "late");
             alone(NAME, "lost");
+            alone(NAME, "calls");
         }
         Some("rejected") => {
             let mut byte = [0];
@@ -490,6 +491,9 @@ fn a_lack_of_threads_is_an_error_of_whoever_needs_the_monitor_first() {
                 assert!(!path.exists(), "nothing is left behind");
                 return;
             }
+            if when == "calls" {
+                return lack_of_threads_for_calls(&path);
+            }
             let listener = SharedMemoryListener::bind(&path).expect("binds");
             if when == "lost" {
                 return accept_without_a_thread(
@@ -504,6 +508,25 @@ fn a_lack_of_threads_is_an_error_of_whoever_needs_the_monitor_first() {
             assert_eq!(verdict(&mut stream), Ok(1));
             assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::Disconnected));
         }
+    }
+}
+
+/// The monitor runs; the server's own threads and a child cannot be had. Each error names the limit, and is none of a call to
+/// try again.
+fn lack_of_threads_for_calls(path: &Path) {
+    narrows::start_peer_monitor().expect("starts");
+    let pooled = narrows::SharedMemoryServer::bind(path).expect("binds").method(1, |_, _| Ok(()));
+    let plain = narrows::SharedMemoryServer::bind(path.with_extension("plain")).expect("binds");
+    limit_threads();
+    let errors: [std::io::Error; 3] = [
+        pooled.spawn().map(drop).expect_err("no worker").into(),
+        plain.spawn().map(drop).expect_err("no accepting thread").into(),
+        SharedMemoryStream::spawn(Command::new("true")).map(drop).expect_err("no child").into(),
+    ];
+    for error in errors {
+        let text = error.to_string();
+        assert!(text.contains("RLIMIT_NPROC") && text.contains("pids.max"), "{text}");
+        assert_eq!(error.kind(), std::io::ErrorKind::OutOfMemory, "{text}");
     }
 }
 
@@ -692,4 +715,110 @@ fn a_fork_under_an_emulator_is_another_process() {
         emulated.env(name, value.expect("set"));
     }
     assert!(Kept::start(&mut emulated).wait().success());
+}
+
+/// Ends the calling thread as the kernel ends it for a filter: nothing of it is unwound, and no other thread ends with it.
+fn end_this_thread() -> ! {
+    // SAFETY: takes a number. What the thread owns is left to the process, which is about to end.
+    unsafe { libc::syscall(libc::SYS_exit, 3) };
+    unreachable!("exit does not return")
+}
+
+/// Has this process killed with the thread that forked it: if the test fails, no other signal would end it.
+fn end_with_the_parent() {
+    // SAFETY: takes numbers, and changes this process alone.
+    assert_eq!(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) }, 0);
+}
+
+/// The monitor's thread is none of the program's: it does not keep a process whose own threads have ended.
+#[test]
+fn a_process_ends_with_the_last_of_its_own_threads() {
+    const NAME: &str = "a_process_ends_with_the_last_of_its_own_threads";
+    let _watchdog = Watchdog::new(NAME);
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    let listener = SharedMemoryListener::bind(&path).expect("binds");
+    let fork = Fork::run(|| {
+        end_with_the_parent();
+        let mut stream = SharedMemoryStream::connect(&path).expect("connects");
+        stream.send(b"x").expect("sends");
+        thread::spawn(|| {
+            sleep(Duration::from_millis(100));
+            end_this_thread()
+        });
+        end_this_thread()
+    });
+    let mut stream = listener.accept_timeout(LONG).expect("accepts");
+    assert_eq!(verdict(&mut stream), Ok(1));
+    assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::PeerDied));
+    assert_eq!(fork.wait(), 3, "the status is that of its main thread");
+}
+
+#[test]
+fn a_process_goes_on_without_its_main_thread_while_one_of_its_own_threads_runs() {
+    const NAME: &str = "a_process_goes_on_without_its_main_thread_while_one_of_its_own_threads_runs";
+    let _watchdog = Watchdog::new(NAME);
+    let folder = tempfile::tempdir().expect("directory");
+    let path = folder.path().join("socket");
+    let listener = SharedMemoryListener::bind(&path).expect("binds");
+    let fork = Fork::run(|| {
+        end_with_the_parent();
+        let stream = SharedMemoryStream::connect(&path).expect("connects");
+        thread::spawn(|| {
+            echo(stream);
+            end_this_thread()
+        });
+        end_this_thread()
+    });
+    let mut stream = listener.accept_timeout(LONG).expect("accepts");
+    round_trip(&mut stream, 1);
+    sleep(Duration::from_secs(7)); // The monitor looks every three seconds.
+    round_trip(&mut stream, 2);
+    drop(stream);
+    assert_eq!(fork.wait(), 3);
+}
+
+#[test]
+fn a_monitor_started_by_a_thread_with_a_long_timer_slack_wakes_up_in_time() {
+    const NAME: &str = "a_monitor_started_by_a_thread_with_a_long_timer_slack_wakes_up_in_time";
+    if role().is_none() {
+        let _watchdog = Watchdog::new(NAME);
+        return alone(NAME, "slack");
+    }
+    // SAFETY: takes numbers, and changes this thread alone.
+    if unsafe { libc::prctl(libc::PR_GET_SECCOMP, 0, 0, 0, 0) } != 0 {
+        return say("skipped: a filter is in force, which might kill for the change");
+    }
+    thread::spawn(|| {
+        // SAFETY: as above.
+        assert_eq!(unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 60_000_000_000_u64) }, 0);
+        narrows::start_peer_monitor().expect("starts");
+    })
+    .join()
+    .expect("ends");
+    let monitor = fs::read_dir("/proc/self/task").expect("lists").flatten().find(|task| {
+        fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == "narrows-watch")
+    });
+    let number = monitor.expect("runs").file_name();
+    match fs::read_to_string(Path::new("/proc").join(number).join("timerslack_ns")) {
+        Ok(slack) => assert_eq!(slack.trim(), "50000"),
+        Err(error) => say(&format!("skipped: only root may ask for the slack of another thread ({error})")),
+    }
+}
+
+/// Only a path needs it, and a filter for a process that hands connections to its children may not know it.
+#[test]
+fn the_monitor_starts_under_a_filter_that_kills_for_statx() {
+    const NAME: &str = "the_monitor_starts_under_a_filter_that_kills_for_statx";
+    if role().is_none() {
+        let _watchdog = Watchdog::new(NAME);
+        return alone(NAME, "filtered");
+    }
+    kill_for(&[libc::SYS_statx], libc::SECCOMP_RET_KILL_PROCESS);
+    let listener = SharedMemoryListener::bind(socket_path()).expect("binds");
+    thread::scope(|scope| {
+        scope.spawn(|| SharedMemoryStream::connect(listener.local_path()).map(drop).expect("connects"));
+        drop(listener.accept_timeout(LONG).expect("accepts"));
+    });
+    drop(SharedMemoryStream::pair().expect("pairs"));
 }
