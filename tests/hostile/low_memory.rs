@@ -6,6 +6,8 @@
 //!   client process with a limit ◀── long replies, chunks, pushes ── server process
 //! ```
 
+#![allow(unsafe_code)]
+
 use std::thread;
 use std::time::Duration;
 
@@ -15,7 +17,7 @@ use narrows::{
 };
 
 use crate::support::calls::*;
-use crate::support::{Kept, LONG, Watchdog, alone, me, role, sys};
+use crate::support::{Kept, LONG, Watchdog, alone, me, role, say, sys, told};
 
 /// Inline: limits the server's memory to so much more than it has.
 const LIMIT: u32 = 100;
@@ -280,7 +282,7 @@ fn a_program_that_locks_its_memory_connects_within_the_usual_limit() {
     let _watchdog = Watchdog::new(NAME);
     let Some(role) = role() else {
         if sys::effective_user() != 0 {
-            return faults::say("skipped: only root can become a user whose memory is counted");
+            return say("skipped: only root can become a user whose memory is counted");
         }
         for bytes in [8 << 20, 64 << 10] {
             let status = Kept::start(me(NAME, "locks", &bytes.to_string()).env(ARENAS.0, ARENAS.1)).wait();
@@ -289,7 +291,7 @@ fn a_program_that_locks_its_memory_connects_within_the_usual_limit() {
         return;
     };
     assert_eq!(role, "locks");
-    let bytes = faults::told().parse().expect("a number");
+    let bytes = told().parse().expect("a number");
     let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
     // SAFETY: reads a live local; the others take numbers, and change this process alone.
     unsafe {
