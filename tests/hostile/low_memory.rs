@@ -77,7 +77,7 @@ fn a_message_without_memory_is_kept_until_there_is_some() {
         }
         return;
     }
-    let (len, more) = SIZES[crate::support::told().parse::<usize>().expect("a number")];
+    let (len, more) = SIZES[told().parse::<usize>().expect("a number")];
     let (mut a, mut b) = SharedMemoryStream::pair().expect("a pair");
     let (sent, mut message) = (vec![7; len], Vec::new());
     let sender = thread::spawn(move || {
@@ -184,8 +184,7 @@ fn replies_chunks_and_pushes_without_memory_are_errors_and_the_connection_goes_o
 }
 
 fn poor_client() {
-    let client =
-        SharedMemoryClient::builder(crate::support::told()).options(options()).connect().expect("connects");
+    let client = SharedMemoryClient::builder(told()).options(options()).connect().expect("connects");
     is_well(&client);
     let big = |len: usize| client.call_timeout(BIG, &len.to_le_bytes(), LONG);
     let no_memory = |end: Option<CallError>| assert!(matches!(end, Some(CallError::OutOfMemory)), "{end:?}");
@@ -219,7 +218,7 @@ fn connect_until_busy(host: &Host, most: usize) -> (Vec<SharedMemoryClient>, boo
             Err(ConnectError::Rejected { code: RejectCode::Busy, .. }) => return (clients, true),
             // What the handshake itself needs is short before the thread is: not an answer, but no abort either.
             Err(error) => {
-                crate::support::say(&format!("after {} connections: {error}", clients.len()));
+                say(&format!("after {} connections: {error}", clients.len()));
                 return (clients, false);
             }
         }
@@ -238,7 +237,7 @@ fn connections_beyond_the_limit_of_mappings_are_busy() {
     }
     let most = max_mappings();
     if most > 2_000_000 {
-        return crate::support::say("not tested: vm.max_map_count is too high to be reached");
+        return say("not tested: vm.max_map_count is too high to be reached");
     }
     sys::raise_descriptor_limit();
     let host = host!(options(), with_many);
