@@ -604,8 +604,8 @@ fn a_lock_file_that_cannot_be_taken_is_named_at_once() {
         ("one", "directory"),
         ("two", "symbolic link"),
         ("three", "contents"),
-        ("four", "no regular file"),
-        ("five", "no regular file"),
+        ("four", "special file"),
+        ("five", "special file"),
     ] {
         drop(std::os::unix::net::UnixListener::bind(at(name)).expect("binds"));
         let lock = format!(".{name}.narrows-lock");
