@@ -267,9 +267,9 @@ fn is_lock(stat: &libc::stat) -> io::Result<()> {
         libc::S_IFREG => "a file with contents",
         libc::S_IFDIR => "a directory",
         libc::S_IFLNK => "a symbolic link",
-        _ => "no regular file",
+        _ => "a special file",
     };
-    let text = format!("what has its name is {found}: move it away");
+    let text = format!("{found} has its name: move it away");
     Err(io::Error::new(io::ErrorKind::AlreadyExists, text))
 }
 

@@ -509,12 +509,13 @@ fn a_worker_that_accepts_late_is_waited_for_until_the_deadline() {
     let folder = tempfile::tempdir().expect("directory");
     let path = folder.path().join("socket");
     let (ours, theirs) = UnixStream::pair().expect("pair");
+    let (worker_starts, starts_worker) = UnixStream::pair().expect("pair");
     let first = Fork::run(|| {
         let mut listener = Some(SharedMemoryListener::bind(&path).expect("binds"));
         std::mem::forget(Fork::run(|| {
             let listener = listener.take().expect("one").after_fork().expect("takes it over");
             report_own_pid(&theirs);
-            wait_for_byte(&theirs);
+            wait_for_byte(&worker_starts);
             let mut client = listener.accept_timeout(LONG).expect("accepts");
             let _end = verdict(&mut client);
             0
@@ -538,7 +539,7 @@ fn a_worker_that_accepts_late_is_waited_for_until_the_deadline() {
         let client = scope.spawn(|| Options::new().handshake_timeout(LONG).connect(&path).map(drop));
         // Longer than the 5 s after which a client without a deadline gives up.
         thread::sleep(Duration::from_millis(6500));
-        io::Write::write_all(&mut &ours, b"!").expect("says");
+        io::Write::write_all(&mut &starts_worker, b"!").expect("says");
         client.join().expect("ends").expect("connects");
     });
 }
@@ -675,8 +676,8 @@ fn a_lock_file_that_cannot_be_taken_is_named_at_once() {
         ("one", "directory"),
         ("two", "symbolic link"),
         ("three", "contents"),
-        ("four", "no regular file"),
-        ("five", "no regular file"),
+        ("four", "special file"),
+        ("five", "special file"),
     ] {
         drop(UnixListener::bind(at(name)).expect("binds"));
         let lock = format!(".{name}.narrows-lock");
