@@ -114,14 +114,17 @@ impl Conn {
             table.lend(id, buffer);
             Some(id)
         };
-        let first = settled(wait);
-        let mut opened = self.desk.wait(self.desk.freed(), first, &mut open);
-        if opened == Err(Stop::Timeout) && first != wait {
+        let mut until = settled(wait);
+        let opened = loop {
+            let opened = self.desk.wait(self.desk.freed(), until, &mut open);
+            if until == wait || opened != Err(Stop::Timeout) {
+                break opened;
+            }
             if self.frees_all_places_itself() {
                 return Err(CallError::WouldDeadlock);
             }
-            opened = self.desk.wait(self.desk.freed(), wait, &mut open);
-        }
+            until = wait;
+        };
         let id = opened.map_err(|stop| self.unable_to_send(stop, asked, wait))?;
         let left = match flags & (DEADLINE | NOTIFY) {
             DEADLINE => time_left(wait),
