@@ -485,6 +485,9 @@ fn seven(_: &Request<'_>, reply: &mut Vec<u8>) -> Result<(), HandlerError> {
 /// The rule for the number of workers: more than there are calls of a process under way that come back to its pool.
 #[test]
 fn a_call_that_comes_back_from_its_own_process_finds_a_worker() {
+    if !alone("a_call_that_comes_back_from_its_own_process_finds_a_worker") {
+        return;
+    }
     let _watchdog = Watchdog::new("a_call_that_comes_back_from_its_own_process_finds_a_worker");
     let folder = tempfile::tempdir().expect("a folder");
     let (here, there) = (folder.path().join("here"), folder.path().join("there"));
@@ -525,6 +528,9 @@ fn a_call_that_comes_back_from_its_own_process_finds_a_worker() {
 /// serves another process does not.
 #[test]
 fn the_only_worker_of_this_process_does_not_wait_for_its_own_pool() {
+    if !alone("the_only_worker_of_this_process_does_not_wait_for_its_own_pool") {
+        return;
+    }
     let _watchdog = Watchdog::new("the_only_worker_of_this_process_does_not_wait_for_its_own_pool");
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("socket");
@@ -773,6 +779,9 @@ fn a_deadline_is_counted_from_the_arrival_of_the_call() {
 /// Locks of a server may be held by threads that a fork does not have.
 #[test]
 fn a_fork_of_a_server_is_told_without_a_lock() {
+    if !alone("a_fork_of_a_server_is_told_without_a_lock") {
+        return;
+    }
     let _watchdog = Watchdog::new("a_fork_of_a_server_is_told_without_a_lock");
     let (server, client) = connected(SharedMemoryServer::new().inline(ECHO, |_, _| Ok(())));
     client.call(ECHO, &[]).expect("answers");

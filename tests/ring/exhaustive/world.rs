@@ -301,7 +301,7 @@ impl World {
         let print = format!("{:?}", self.inb);
         let (_, partial) = print.split_once("buffer: [").expect("pieces so far");
         let (_, partial) = partial.split_once(']').expect("a list");
-        let (partial, _) = partial.split_once("at_hand").expect("what is at hand");
+        let (partial, _) = partial.split_once("}, state:").expect("what the receiver holds");
         let unfinished = format!("{:?}", self.out.ring()).contains("unfinished: true");
         (partial.into(), self.lent.is_some(), unfinished)
     }

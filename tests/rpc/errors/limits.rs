@@ -203,6 +203,9 @@ fn one_process_does_not_occupy_all_workers() {
 /// The worker that is left to others serves while one process occupies all workers, and at no other time.
 #[test]
 fn no_more_methods_run_than_there_are_workers_while_no_process_occupies_all() {
+    if !alone("no_more_methods_run_than_there_are_workers_while_no_process_occupies_all") {
+        return;
+    }
     const METHOD: u32 = 100;
     let host = host!(options(), |server: SharedMemoryServer| {
         let now = AtomicUsize::new(0);
