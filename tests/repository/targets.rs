@@ -17,7 +17,8 @@ use serde_json::Value;
 use crate::support::{ROOT, alone, rerun};
 
 /// What `cargo test` leaves out: the target, the words that a command has which runs it, and the file that gives the command.
-const ELSEWHERE: [(&str, &str, &str); 5] = [
+const ELSEWHERE: [(&str, &str, &str); 6] = [
+    ("narrows-tests/crash", "-p narrows-tests --test crash", ".ci/run"),
     ("narrows-tests/endurance", "-p narrows-tests --test endurance", "CONTRIBUTING.md"),
     ("loom-tests/teeth", "-p loom-tests --test teeth", ".ci/run"),
     ("narrows-benches/harness", "cargo test --workspace", ".ci/run"),
@@ -93,32 +94,24 @@ fn every_test_target_is_run_by_cargo_test_or_by_a_command_of_its_own() {
 #[test]
 fn every_file_of_tests_is_a_module_of_a_target() {
     let folder = Path::new(ROOT).join("tests");
-    let files =
-        || walkdir::WalkDir::new(&folder).into_iter().map(|entry| entry.expect("readable").into_path());
-    let sources: Vec<_> = files().filter(|path| path.extension().is_some_and(|end| end == "rs")).collect();
-    let known = |name: &str, file: &Path| {
-        let near = [file.parent(), file.parent().and_then(Path::parent)];
-        sources
-            .iter()
-            .filter(|source| {
-                near.contains(&source.parent()) || source.with_extension("") == near[0].expect("below")
-            })
-            .any(|source| {
-                let text = fs::read_to_string(source).expect("a source");
-                text.lines().any(|line| line.trim_start_matches("pub(crate) ") == format!("mod {name};"))
-            })
-    };
+    let files = walkdir::WalkDir::new(&folder).into_iter().map(|entry| entry.expect("readable").into_path());
+    let paths = files.filter(|path| path.extension().is_some_and(|end| end == "rs"));
+    let sources: Vec<_> = paths.map(|path| (fs::read_to_string(&path).expect("a source"), path)).collect();
     let manifest = read("tests/Cargo.toml");
-    for source in &sources {
-        let name = source.strip_prefix(&folder).expect("below it").to_str().expect("plain");
-        let stem = match name.strip_suffix("/mod.rs") {
-            Some(module) => module.rsplit('/').next().expect("a name"),
-            None => source.file_stem().and_then(|stem| stem.to_str()).expect("a name"),
-        };
-        assert!(
-            manifest.contains(&format!("path = \"{name}\"")) || known(stem, source),
-            "nothing runs tests/{name}"
-        );
+    for (_, path) in &sources {
+        let name = path.strip_prefix(&folder).expect("below it").to_str().expect("plain");
+        let module = path.to_str().and_then(|path| path.strip_suffix("/mod.rs"));
+        let module = module.map_or_else(|| path.with_extension(""), Into::into);
+        let (parent, stem) =
+            (module.parent().expect("below it"), module.file_name().and_then(|it| it.to_str()));
+        let line = format!("mod {};", stem.expect("a name"));
+        let runs = manifest.contains(&format!("path = \"{name}\""))
+            || sources.iter().any(|(text, other)| {
+                let above = other.parent() == Some(parent) || other.with_extension("") == parent;
+                let names = text.lines().any(|it| it.trim_start_matches("pub(crate) ") == line);
+                above && names || text.contains(&format!("#[path = \"../{name}\"]"))
+            });
+        assert!(runs, "nothing runs tests/{name}");
     }
     assert!(sources.len() > 90, "the tests are not where they were");
 }
