@@ -159,7 +159,7 @@ fn what_other_libraries_call_for_the_library_is_in_the_operations_guide() {
     let section =
         guide.split("## Seccomp filters").nth(1).and_then(|it| it.split("\n## ").next()).expect("a section");
     let listed: BTreeSet<_> = quoted(section).into_iter().collect();
-    let root = Path::new(ROOT).join("src");
+    let root = Path::new(crate::support::ROOT).join("src");
     let sources = walkdir::WalkDir::new(root).into_iter().map(|entry| entry.expect("readable").into_path());
     let sources: String = sources
         .filter(|path| path.extension().is_some_and(|end| end == "rs"))

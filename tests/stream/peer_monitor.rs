@@ -734,6 +734,9 @@ fn end_with_the_parent() {
 #[test]
 fn a_process_ends_with_the_last_of_its_own_threads() {
     const NAME: &str = "a_process_ends_with_the_last_of_its_own_threads";
+    if !crate::support::alone(NAME) {
+        return;
+    }
     let _watchdog = Watchdog::new(NAME);
     let folder = tempfile::tempdir().expect("directory");
     let path = folder.path().join("socket");
@@ -757,6 +760,9 @@ fn a_process_ends_with_the_last_of_its_own_threads() {
 #[test]
 fn a_process_goes_on_without_its_main_thread_while_one_of_its_own_threads_runs() {
     const NAME: &str = "a_process_goes_on_without_its_main_thread_while_one_of_its_own_threads_runs";
+    if !crate::support::alone(NAME) {
+        return;
+    }
     let _watchdog = Watchdog::new(NAME);
     let folder = tempfile::tempdir().expect("directory");
     let path = folder.path().join("socket");
