@@ -113,13 +113,13 @@ fn measure(args: &Args, payloads: &Payloads, stream: &mut SharedMemoryStream) ->
         round_trips(payloads, stream, size, time / 10)?; // Warms up.
         let trips = round_trips(payloads, stream, size, time)?;
         let rate = flood(payloads, stream, size, time)?;
-        let micros = |quantile: f64| trips[(trips.len() as f64 * quantile) as usize] as f64 / 1e3;
+        let micros = |per_mille| trips[trips.len() * per_mille / 1000] as f64 / 1e3;
         println!(
             "{:>8}  {:>10.2}{:>10.2}{:>10.2}{:>10.1}  {rate:>15.0}{:>10.3}",
             name(size),
-            micros(0.5),
-            micros(0.99),
-            micros(0.999),
+            micros(500),
+            micros(990),
+            micros(999),
             trips[trips.len() - 1] as f64 / 1e3,
             rate * size as f64 / 1e9,
         );
