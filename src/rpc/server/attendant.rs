@@ -202,8 +202,7 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Attendant<M, P, T> {
             let _in_the_message = frame.read(inbound, 0, into);
         };
         let admit = |method, flags| verdict.unwrap_or_else(|| service.admit(method, flags)).map(drop);
-        let timed = frame.head.kind == Kind::Call && frame.head.has(DEADLINE);
-        let arrived = timed.then(Instant::now);
+        let arrived = frame.head.has(DEADLINE).then(Instant::now); // No frame but a call has it.
         let event = hall.with(|table| table.take_at(arrived, frame.id, frame.head, frame.len(), read, admit));
         self.give_back(frame.message())?;
         event.map_err(|violation| self.inbound.violated(violation))
