@@ -51,7 +51,7 @@ impl std::error::Error for FailedCall {
 /// How a connection ended, as the layers below the public errors tell it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Ended {
+pub enum ConnectionError {
     /// The peer closed its end, and everything that it had committed was received.
     Disconnected,
     /// The peer's process ended without closing.
@@ -66,17 +66,17 @@ pub enum Ended {
 
 /// The peer wrote something that no honest peer writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Violation(pub &'static str);
+pub struct ProtocolViolation(pub &'static str);
 
-impl fmt::Display for Violation {
+impl fmt::Display for ProtocolViolation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the peer broke the protocol: {}", self.0)
     }
 }
 
-impl std::error::Error for Violation {}
+impl std::error::Error for ProtocolViolation {}
 
-impl Ended {
+impl ConnectionError {
     /// The text and the kind that every error for this end shares.
     fn describe(self) -> (&'static str, io::ErrorKind) {
         match self {
@@ -122,26 +122,26 @@ macro_rules! ending_error {
                 self.ended().is_some()
             }
 
-            fn ended(&self) -> Option<Ended> {
+            fn ended(&self) -> Option<ConnectionError> {
                 match self {
-                    Self::Disconnected => Some(Ended::Disconnected),
-                    Self::PeerDied => Some(Ended::PeerDied),
-                    Self::Closed => Some(Ended::Closed),
-                    Self::ProtocolViolated => Some(Ended::ProtocolViolated),
-                    Self::Forked => Some(Ended::Forked),
+                    Self::Disconnected => Some(ConnectionError::Disconnected),
+                    Self::PeerDied => Some(ConnectionError::PeerDied),
+                    Self::Closed => Some(ConnectionError::Closed),
+                    Self::ProtocolViolated => Some(ConnectionError::ProtocolViolated),
+                    Self::Forked => Some(ConnectionError::Forked),
                     $( Self::$variant $({ $($field: _),+ })? => None, )*
                 }
             }
         }
 
-        impl From<Ended> for $name {
-            fn from(ended: Ended) -> Self {
+        impl From<ConnectionError> for $name {
+            fn from(ended: ConnectionError) -> Self {
                 match ended {
-                    Ended::Disconnected => Self::Disconnected,
-                    Ended::PeerDied => Self::PeerDied,
-                    Ended::Closed => Self::Closed,
-                    Ended::ProtocolViolated => Self::ProtocolViolated,
-                    Ended::Forked => Self::Forked,
+                    ConnectionError::Disconnected => Self::Disconnected,
+                    ConnectionError::PeerDied => Self::PeerDied,
+                    ConnectionError::Closed => Self::Closed,
+                    ConnectionError::ProtocolViolated => Self::ProtocolViolated,
+                    ConnectionError::Forked => Self::Forked,
                 }
             }
         }

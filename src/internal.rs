@@ -8,10 +8,11 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 pub use crate::channel::{
-    Ear, Gather, Inbound, Incoming, Latch, Monitor, NoPace, Outbound, Pace, Poster, RealThreads, Received,
-    RecvFault, SendFault, Threads, Wait, Wanted, in_turn,
+    AwaitedRelease, IncomingMessage, IncomingSignals, IoSliceReader, Lock, NoWaitPolicy, OobSender, RealSync,
+    Received, ReceiverCore, RecvCoreError, SendCoreError, SenderCore, SharedFlag, SyncBackend, Wait,
+    WaitPolicy, with_lock,
 };
-pub use crate::error::{Ended, Violation};
+pub use crate::error::{ConnectionError, ProtocolViolation};
 pub use crate::establish::answered;
 pub use crate::sys::{failpoint, mapping::testing::Peek, sentinel};
 
@@ -40,17 +41,17 @@ pub mod rpc {
     pub use crate::rpc::*;
 }
 
-use crate::channel::{Receiver, Sender, WaitStrategy, bury};
+use crate::channel::{Receiver, Sender, WaitStrategy, on_peer_gone};
 use crate::layout::Geometry;
 use crate::mem::{Memory, Span};
 use crate::sys::link::Side;
 use crate::sys::mapping::Mapping;
-use crate::sys::pages::Pages;
+use crate::sys::pages::FuzzRegion;
 use crate::sys::{cmsg, memfd};
 
 /// One end of a real connection, whose pages can be read and overwritten. The peer's end does nothing.
 #[derive(Debug)]
-pub struct MappedConnection(Pages);
+pub struct MappedConnection(FuzzRegion);
 
 impl MappedConnection {
     /// Makes a connection, whose pages are all zero. `direction` is the one that this end sends in: 0 for a client, 1 for a
@@ -66,7 +67,7 @@ impl MappedConnection {
         max_message: u64,
     ) -> io::Result<Self> {
         let side = if direction == 0 { Side::Client } else { Side::Server };
-        Pages::new(geometry, side, (first_ticket, max_message), bury).map(Self)
+        FuzzRegion::new(geometry, side, (first_ticket, max_message), on_peer_gone).map(Self)
     }
 
     /// Returns the sending half. It must be the only one.

@@ -31,8 +31,8 @@
 
 use std::fmt;
 
-use crate::error::Violation;
-use crate::mem::{GRAIN, INLINE};
+use crate::error::ProtocolViolation;
+use crate::mem::{ARENA_ALIGN, INLINE_CAPACITY};
 
 /// What a slot takes, in bytes: two cache lines, fetched as a pair.
 pub const SLOT: usize = 128;
@@ -43,7 +43,7 @@ pub const MAX_SLOTS: u32 = 1 << 16;
 /// The largest arena, in bytes.
 pub const MAX_ARENA: u64 = 1 << 30;
 /// The most urgent words of a direction.
-pub const MAX_URGENT: u32 = 256;
+pub const MAX_OOB: u32 = 256;
 /// Where a direction's payload words start in a slot.
 pub const SLOT_PAYLOAD: usize = 3 * WORD;
 
@@ -60,11 +60,11 @@ pub mod words {
     /// See `mem::Flag::Producer`.
     pub const PRODUCER_FLAG: usize = 0x100;
     /// See `mem::Word::Wanted`.
-    pub const WANTED: usize = 0x108;
+    pub const AWAITED_TICKET: usize = 0x108;
     /// See `mem::Word::ProducerMark`.
-    pub const PRODUCER_MARK: usize = 0x180;
+    pub const PRODUCER_CLOSED: usize = 0x180;
     /// See `mem::Word::ConsumerMark`.
-    pub const CONSUMER_MARK: usize = 0x200;
+    pub const CONSUMER_CLOSED: usize = 0x200;
     /// The CPU on which the producer was last about to wait, plus one. A hint.
     pub const PRODUCER_CPU: usize = 0x280;
     /// The CPU on which the consumer was last about to wait, plus one. A hint.
@@ -74,9 +74,9 @@ pub mod words {
     /// When the producer was last woken, in ns of the monotonic clock. A hint.
     pub const PRODUCER_WOKEN: usize = 0x400;
     /// See `mem::Word::Bell`.
-    pub const BELL: usize = 0x480;
+    pub const DOORBELL: usize = 0x480;
     /// The first urgent word; see `mem::Word::Urgent`.
-    pub const URGENT: usize = 0x800;
+    pub const OOB: usize = 0x800;
 }
 
 const _: () = {
@@ -85,14 +85,14 @@ const _: () = {
         HEAD,
         CONSUMER_FLAG,
         PRODUCER_FLAG,
-        PRODUCER_MARK,
-        CONSUMER_MARK,
+        PRODUCER_CLOSED,
+        CONSUMER_CLOSED,
         PRODUCER_CPU,
         CONSUMER_CPU,
         CONSUMER_WOKEN,
         PRODUCER_WOKEN,
-        BELL,
-        URGENT,
+        DOORBELL,
+        OOB,
     ];
     let mut i = 0;
     while i < alone.len() {
@@ -100,11 +100,11 @@ const _: () = {
         assert!(i == 0 || alone[i - 1] + LINE <= alone[i]);
         i += 1;
     }
-    assert!(WANTED / LINE == PRODUCER_FLAG / LINE && WANTED >= PRODUCER_FLAG + 4);
-    assert!(URGENT + MAX_URGENT as usize * WORD <= PAGE);
-    assert!(SLOT_PAYLOAD % WORD == 0 && SLOT_PAYLOAD + INLINE == SLOT);
+    assert!(AWAITED_TICKET / LINE == PRODUCER_FLAG / LINE && AWAITED_TICKET >= PRODUCER_FLAG + 4);
+    assert!(OOB + MAX_OOB as usize * WORD <= PAGE);
+    assert!(SLOT_PAYLOAD % WORD == 0 && SLOT_PAYLOAD + INLINE_CAPACITY == SLOT);
     assert!(LAST_TICKET * 2 + 2 == u64::MAX - 1);
-    assert!(MAX_ARENA / (GRAIN as u64) <= 1 << 26);
+    assert!(MAX_ARENA / (ARENA_ALIGN as u64) <= 1 << 26);
 };
 
 /// The sizes that both sides of a connection agree on; the same in both directions.
@@ -145,8 +145,8 @@ impl Geometry {
             if fits { Ok(()) } else { Err(BadGeometry { what, is, least, most }) }
         };
         check("slots", slots.into(), 1, MAX_SLOTS.into())?;
-        check("arena", arena, GRAIN as u64, MAX_ARENA)?;
-        check("max_calls_in_flight", urgent.into(), 1, MAX_URGENT.into())?;
+        check("arena", arena, ARENA_ALIGN as u64, MAX_ARENA)?;
+        check("max_calls_in_flight", urgent.into(), 1, MAX_OOB.into())?;
         Ok(Self { slots, urgent, arena })
     }
 
@@ -161,7 +161,7 @@ impl Geometry {
     }
 
     /// Urgent words of each direction.
-    pub fn urgent(&self) -> u32 {
+    pub fn oob(&self) -> u32 {
         self.urgent
     }
 
@@ -204,7 +204,7 @@ fn page_up(len: usize) -> usize {
 
 /// What a slot carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum SlotKind {
     /// A whole message in the slot.
     Inline,
     /// A whole message in the arena.
@@ -217,7 +217,7 @@ pub enum Kind {
     Last,
 }
 
-impl Kind {
+impl SlotKind {
     /// Whether a message begins here: only then may the abort bit be set.
     pub fn begins(self) -> bool {
         matches!(self, Self::Inline | Self::Whole | Self::First)
@@ -239,39 +239,39 @@ impl Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Control {
     /// What the slot carries.
-    pub kind: Kind,
+    pub kind: SlotKind,
     /// The unfinished message before this one is abandoned.
     pub abort: bool,
     /// Bytes of payload in this slot or place.
     pub len: u32,
     /// The place in the arena, in units of [`GRAIN`]; 0 for [`Kind::Inline`].
-    pub place: u32,
+    pub unit: u32,
 }
 
 const ABORT: u64 = 1 << 5;
-const PLACES: u64 = 1 << 26;
+const ARENA_UNITS: u64 = 1 << 26;
 
 impl Control {
     /// Packs it.
     #[inline]
     pub fn encode(self) -> u64 {
         let abort = if self.abort { ABORT } else { 0 };
-        u64::from(self.len) << 32 | (u64::from(self.place) % PLACES) << 6 | abort | self.kind.code()
+        u64::from(self.len) << 32 | (u64::from(self.unit) % ARENA_UNITS) << 6 | abort | self.kind.code()
     }
 
     /// The length, if it is that of a whole message in its slot of at most `longest` bytes, which abandons nothing.
     #[inline(always)]
-    pub fn short(word: u64, longest: usize) -> Option<usize> {
+    pub fn inline_len(word: u64, longest: usize) -> Option<usize> {
         let len = usize::try_from(word >> 32).unwrap_or(usize::MAX);
-        (word & 0xFFFF_FFFF == Kind::Inline.code() && len <= longest).then_some(len)
+        (word & 0xFFFF_FFFF == SlotKind::Inline.code() && len <= longest).then_some(len)
     }
 
     /// Length and place, if they are those of a whole message in an arena of `arena` bytes, of at most `longest` bytes,
     /// which abandons nothing.
     #[inline(always)]
-    pub fn placed(word: u64, arena: u64, longest: usize) -> Option<(usize, u32)> {
-        let (len, place) = (word >> 32, word >> 6 & (PLACES - 1));
-        let whole = word & (ABORT | (ABORT - 1)) == Kind::Whole.code();
+    pub fn arena_len_and_unit(word: u64, arena: u64, longest: usize) -> Option<(usize, u32)> {
+        let (len, place) = (word >> 32, word >> 6 & (ARENA_UNITS - 1));
+        let whole = word & (ABORT | (ABORT - 1)) == SlotKind::Whole.code();
         let inside = in_arena(len, place, arena);
         #[expect(clippy::cast_possible_truncation, reason = "of 32 and 26 bits")]
         let (len, place) = (len as usize, place as u32);
@@ -280,8 +280,8 @@ impl Control {
 
     /// Whether it seems to be of a message in the arena; judges nothing.
     #[inline(always)]
-    pub fn seems_placed(word: u64) -> bool {
-        word & (ABORT - 1) == Kind::Whole.code()
+    pub fn hint_in_arena(word: u64) -> bool {
+        word & (ABORT - 1) == SlotKind::Whole.code()
     }
 
     /// Unpacks and judges it: what it describes lies in an arena of `arena` bytes.
@@ -290,36 +290,36 @@ impl Control {
     ///
     /// [`Violation`] for every word that an honest peer with this arena does not write.
     #[inline]
-    pub fn decode(word: u64, arena: u64) -> Result<Self, Violation> {
+    pub fn decode(word: u64, arena: u64) -> Result<Self, ProtocolViolation> {
         let kind = match word & (ABORT - 1) {
-            1 => Kind::Inline,
-            2 => Kind::Whole,
-            3 => Kind::First,
-            4 => Kind::Middle,
-            5 => Kind::Last,
-            _ => return Err(Violation("a slot of no known kind")),
+            1 => SlotKind::Inline,
+            2 => SlotKind::Whole,
+            3 => SlotKind::First,
+            4 => SlotKind::Middle,
+            5 => SlotKind::Last,
+            _ => return Err(ProtocolViolation("a slot of no known kind")),
         };
         let abort = word & ABORT != 0;
-        let (len, place) = (word >> 32, word >> 6 & (PLACES - 1));
+        let (len, place) = (word >> 32, word >> 6 & (ARENA_UNITS - 1));
         if abort && !kind.begins() {
-            return Err(Violation("an abort in the middle of a message"));
+            return Err(ProtocolViolation("an abort in the middle of a message"));
         }
         let fits = match kind {
-            Kind::Inline => len <= INLINE as u64 && place == 0,
+            SlotKind::Inline => len <= INLINE_CAPACITY as u64 && place == 0,
             _ => in_arena(len, place, arena),
         };
         if !fits {
-            return Err(Violation("a length or a place outside the arena"));
+            return Err(ProtocolViolation("a length or a place outside the arena"));
         }
         #[expect(clippy::cast_possible_truncation, reason = "32 and 26 bits, by the shifts above")]
-        Ok(Self { kind, abort, len: len as u32, place: place as u32 })
+        Ok(Self { kind, abort, len: len as u32, unit: place as u32 })
     }
 }
 
 /// Whether some bytes lie in an arena.
 #[inline(always)]
 fn in_arena(len: u64, place: u64, arena: u64) -> bool {
-    len > 0 && len <= arena && place * GRAIN as u64 <= arena - len
+    len > 0 && len <= arena && place * ARENA_ALIGN as u64 <= arena - len
 }
 
 #[cfg(test)]
@@ -330,37 +330,41 @@ mod tests {
     fn what_is_read_the_short_way_is_what_is_decoded() {
         let lens = [0, 1, 15, 103, 104, 105, 4032, 4033, 4096, 4097, u32::MAX];
         for word in lens.map(|len| u64::from(len) << 32) {
-            for low in
-                (0..128).chain([1 << 6 | 1, 62 << 6 | 2, 63 << 6 | 2, 64 << 6 | 2, (PLACES - 1) << 6 | 2])
-            {
+            for low in (0..128).chain([
+                1 << 6 | 1,
+                62 << 6 | 2,
+                63 << 6 | 2,
+                64 << 6 | 2,
+                (ARENA_UNITS - 1) << 6 | 2,
+            ]) {
                 let word = word | low;
                 let whole = match Control::decode(word, 4096) {
-                    Ok(Control { kind: Kind::Whole, abort: false, len, place }) => {
+                    Ok(Control { kind: SlotKind::Whole, abort: false, len, unit: place }) => {
                         Some((len as usize, place))
                     }
                     _ => None,
                 };
-                assert_eq!(Control::placed(word, 4096, 4096), whole, "{word:x}");
+                assert_eq!(Control::arena_len_and_unit(word, 4096, 4096), whole, "{word:x}");
                 let short = |len: &(usize, u32)| len.0 <= 104;
-                assert_eq!(Control::placed(word, 4096, 104), whole.filter(short), "{word:x}");
-                assert!(whole.is_none() || Control::seems_placed(word), "{word:x}");
+                assert_eq!(Control::arena_len_and_unit(word, 4096, 104), whole.filter(short), "{word:x}");
+                assert!(whole.is_none() || Control::hint_in_arena(word), "{word:x}");
                 let inline = match Control::decode(word, 4096) {
-                    Ok(Control { kind: Kind::Inline, abort: false, len, .. }) => Some(len as usize),
+                    Ok(Control { kind: SlotKind::Inline, abort: false, len, .. }) => Some(len as usize),
                     _ => None,
                 };
-                assert_eq!(Control::short(word, 104), inline, "{word:x}");
+                assert_eq!(Control::inline_len(word, 104), inline, "{word:x}");
             }
         }
     }
 
     #[test]
     fn control_survives_packing() {
-        for kind in [Kind::Inline, Kind::Whole, Kind::First, Kind::Middle, Kind::Last] {
+        for kind in [SlotKind::Inline, SlotKind::Whole, SlotKind::First, SlotKind::Middle, SlotKind::Last] {
             for len in [0, 1, 15, 26, 40, 41, 63, 64, 65, 104, 105, 4096] {
                 for place in [0, 1, 63] {
                     for abort in [false, true] {
-                        let c = Control { kind, abort, len, place };
-                        let inline = kind == Kind::Inline;
+                        let c = Control { kind, abort, len, unit: place };
+                        let inline = kind == SlotKind::Inline;
                         let ok = if inline {
                             len <= 104 && place == 0
                         } else {

@@ -39,11 +39,11 @@ use crate::establish::{Established, deadline, expired};
 use crate::options::Options;
 use crate::stream::SharedMemoryStream;
 use crate::sys::epoll::{Epoll, Eventfd};
-use crate::sys::fork::Canary;
+use crate::sys::fork::ForkGuard;
 use crate::sys::lifeline;
 
-use place::Place;
-use reception::{Outcome, Reception};
+use place::BoundPath;
+use reception::{AcceptOutcome, PendingHandshakes};
 
 /// A bound path at which clients connect.
 ///
@@ -75,10 +75,10 @@ use reception::{Outcome, Reception};
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub struct SharedMemoryListener {
-    reception: Mutex<Reception>,
+    reception: Mutex<PendingHandshakes>,
     epoll: Arc<Epoll>,
-    door: Arc<Door>,
-    place: Place,
+    door: Arc<ListenerState>,
+    place: BoundPath,
     options: Options,
 }
 
@@ -229,9 +229,10 @@ impl SharedMemoryListener {
         }
         let limits = self.options.limits().map_err(|bad| AcceptError::Io(io::Error::other(bad)))?;
         self.place.listen_again(&self.options).map_err(AcceptError::Io)?;
-        let door = Arc::new(Door::new().map_err(AcceptError::Io)?);
-        let reception = Reception::open(self.place.socket(), &door.bell, limits, self.options.clone())
-            .map_err(AcceptError::Io)?;
+        let door = Arc::new(ListenerState::new().map_err(AcceptError::Io)?);
+        let reception =
+            PendingHandshakes::open(self.place.socket(), &door.bell, limits, self.options.clone())
+                .map_err(AcceptError::Io)?;
         (self.epoll, self.door) = (reception.epoll(), door);
         self.reception = Mutex::new(reception);
         Ok(self)
@@ -260,17 +261,17 @@ impl SharedMemoryListener {
         loop {
             self.door.check()?;
             match reception.serve(until, &self.door.failed).map_err(AcceptError::Io)? {
-                Outcome::Came(established) => return Ok(self.welcome(established)),
-                Outcome::DescriptorsClosed => return Err(AcceptError::DescriptorsClosed),
-                Outcome::Nothing if expired(until) => return Err(AcceptError::Timeout),
-                Outcome::Nothing => (),
+                AcceptOutcome::Came(established) => return Ok(self.stream_of(established)),
+                AcceptOutcome::DescriptorsClosed => return Err(AcceptError::DescriptorsClosed),
+                AcceptOutcome::Nothing if expired(until) => return Err(AcceptError::Timeout),
+                AcceptOutcome::Nothing => (),
             }
         }
     }
 
     /// The right to drive the handshakes. Whoever holds it leaves when the listener is closed, so
     /// waiting for it ends too.
-    fn enter(&self, until: Option<Instant>) -> Result<MutexGuard<'_, Reception>, AcceptError> {
+    fn enter(&self, until: Option<Instant>) -> Result<MutexGuard<'_, PendingHandshakes>, AcceptError> {
         self.door.check()?; // Before the lock: a fork may have copied it while it was held.
         match until {
             None => Ok(self.reception.lock()),
@@ -278,7 +279,7 @@ impl SharedMemoryListener {
         }
     }
 
-    fn welcome(&self, established: Established) -> SharedMemoryStream {
+    fn stream_of(&self, established: Established) -> SharedMemoryStream {
         SharedMemoryStream::new(established, &self.options)
     }
 }
@@ -308,7 +309,7 @@ impl Options {
     /// [`BindError::Io`] of kind `InvalidInput` if it is something else than such a socket; it is closed then. Else as
     /// [`bind`](Self::bind).
     pub fn listen_on(&self, socket: OwnedFd) -> Result<SharedMemoryListener, BindError> {
-        self.listener(|options| Place::adopt(socket, options))
+        self.listener(|options| BoundPath::adopt(socket, options))
     }
 
     /// Binds a listener at the path, with these options.
@@ -330,18 +331,18 @@ impl Options {
     ///
     /// See [`BindError`]; nothing is left behind then.
     pub fn bind(&self, path: impl AsRef<Path>) -> Result<SharedMemoryListener, BindError> {
-        self.listener(|options| Place::take(path.as_ref(), options))
+        self.listener(|options| BoundPath::take(path.as_ref(), options))
     }
 
     fn listener(
         &self,
-        place: impl FnOnce(&Self) -> Result<Place, BindError>,
+        place: impl FnOnce(&Self) -> Result<BoundPath, BindError>,
     ) -> Result<SharedMemoryListener, BindError> {
         let limits = self.limits().map_err(BindError::BadOptions)?;
         lifeline::start().map_err(BindError::io("watching for the end of clients"))?;
-        let door = Arc::new(Door::new().map_err(BindError::io("making the listener"))?);
+        let door = Arc::new(ListenerState::new().map_err(BindError::io("making the listener"))?);
         let place = place(self)?;
-        let reception = Reception::open(place.socket(), &door.bell, limits, self.clone())
+        let reception = PendingHandshakes::open(place.socket(), &door.bell, limits, self.clone())
             .map_err(BindError::io("making the listener"))?;
         let (epoll, reception) = (reception.epoll(), Mutex::new(reception));
         Ok(SharedMemoryListener { reception, epoll, door, place, options: self.clone() })
@@ -376,7 +377,7 @@ impl fmt::Debug for SharedMemoryListener {
 /// ```
 #[derive(Clone)]
 pub struct ListenerCloser {
-    door: Arc<Door>,
+    door: Arc<ListenerState>,
 }
 
 impl ListenerCloser {
@@ -433,16 +434,16 @@ impl Iterator for Incoming<'_> {
 }
 
 /// What other threads may touch while one accepts. Never drained: once rung, it rings for ever.
-struct Door {
-    canary: Canary,
+struct ListenerState {
+    canary: ForkGuard,
     bell: Eventfd,
     closed: AtomicBool,
     failed: AtomicU64,
 }
 
-impl Door {
+impl ListenerState {
     fn new() -> io::Result<Self> {
-        let (canary, bell) = (Canary::new()?, Eventfd::new()?);
+        let (canary, bell) = (ForkGuard::new()?, Eventfd::new()?);
         Ok(Self { canary, bell, closed: AtomicBool::new(false), failed: AtomicU64::new(0) })
     }
 

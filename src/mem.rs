@@ -36,10 +36,10 @@ pub use growth::{OutOfMemory, try_reserve, try_resize};
 pub use heap::Heap;
 
 /// Bytes of payload that stand in a slot itself.
-pub const INLINE: usize = 104;
+pub const INLINE_CAPACITY: usize = 104;
 
 /// What an arena place is a multiple of, in bytes.
-pub const GRAIN: usize = 64;
+pub const ARENA_ALIGN: usize = 64;
 
 /// A word of a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,17 +58,17 @@ pub enum Word {
     /// The next ticket that the consumer has not released. Written by the consumer.
     Head,
     /// The ticket whose release a sleeping producer needs. A hint, written by the producer.
-    Wanted,
+    AwaitedTicket,
     /// Not zero once the producer's end is closed. Written by the producer.
-    ProducerMark,
+    ProducerClosed,
     /// Not zero once the consumer's end is closed. Written by the consumer.
-    ConsumerMark,
+    ConsumerClosed,
     /// Counts the stores to urgent words. Written by the producer.
-    Bell,
+    Doorbell,
     /// An urgent word; the index is masked. Written by the producer.
-    Urgent(u32),
+    Oob(u32),
     /// What became of the connection, in *private* memory: see `ring::Fate`.
-    Fate,
+    CloseReason,
 }
 
 /// A word that one side sleeps on.
@@ -80,7 +80,7 @@ pub enum Flag {
     Producer,
     /// The consumer flag of the ring in the other direction: the producer's own side sleeps on it
     /// while it waits for either. A ring alone has a spare flag here.
-    Twin,
+    PeerConsumer,
 }
 
 /// Where a payload stands.
@@ -94,7 +94,7 @@ pub enum Span {
 
 /// What becomes of the rest of the last word that a copy touches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tail {
+pub enum Padding {
     /// It is zeroed: the payload ends here, or goes on from here in order.
     Zero,
     /// It keeps its bytes: something was written behind already.
@@ -166,11 +166,11 @@ impl From<Fence> for Ordering {
 pub struct OutOfBounds;
 
 /// Until when to wait; `None` is for ever.
-pub type Until = Option<Instant>;
+pub type Deadline = Option<Instant>;
 
 /// How a sleep ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Woke {
+pub enum WaitResult {
     /// Woken, interrupted, or never slept: look again.
     Early,
     /// A slice of sleep passed and nothing happened: look again, and sleep longer.
@@ -186,7 +186,7 @@ pub enum Woke {
 pub trait Memory {
     /// The same memory for a few steps on end: a form whose addresses stay in registers.
     #[inline(always)]
-    fn near(&self) -> impl Memory
+    fn view(&self) -> impl Memory
     where
         Self: Sized,
     {
@@ -214,7 +214,7 @@ pub trait Memory {
     /// Sets [`Word::Fate`] if it is still zero, and returns what stands there then.
     ///
     /// Release on success, Acquire always: the first verdict stays.
-    fn settle(&self, fate: u64) -> u64;
+    fn set_close_reason(&self, fate: u64) -> u64;
 
     /// Loads a flag (Relaxed: the fences around it order it).
     fn load_flag(&self, flag: Flag) -> u32;
@@ -233,7 +233,7 @@ pub trait Memory {
     /// # Errors
     ///
     /// [`OutOfBounds`] if the range is not in this memory; nothing is copied then.
-    fn copy_in(&self, to: Span, at: usize, bytes: &[u8], tail: Tail) -> Result<(), OutOfBounds>;
+    fn copy_in(&self, to: Span, at: usize, bytes: &[u8], tail: Padding) -> Result<(), OutOfBounds>;
 
     /// Copies out of the span into `bytes`, from `at` bytes behind its start.
     ///
@@ -246,16 +246,16 @@ pub trait Memory {
     /// or until the deadline. The compare and the falling asleep are one step against [`wake`].
     ///
     /// [`wake`]: Memory::wake
-    fn wait(&self, flag: Flag, until: Until, patience: u32) -> Woke;
+    fn wait(&self, flag: Flag, until: Deadline, patience: u32) -> WaitResult;
 
     /// Sleeps for a moment that no store or wake of the peer can shorten, at most a millisecond.
-    fn doze(&self, until: Until);
+    fn back_off(&self, until: Deadline);
 
     /// Wakes whoever sleeps on the flag.
     fn wake(&self, flag: Flag);
 
     /// Whether the deadline has passed.
-    fn expired(&self, until: Until) -> bool;
+    fn has_expired(&self, until: Deadline) -> bool;
 
     /// All before ticket `upto` is published, and its sleeper on `flag` has been looked for. For tests
     /// that look for lost wake-ups.
@@ -300,8 +300,8 @@ macro_rules! forward_memory {
             @fn $at store(word: $crate::internal::mem::Word, value: u64, order: $crate::internal::mem::Store)
         }
     };
-    (@settle $at:tt) => {
-        $crate::internal::mem::forward_memory! { @fn $at settle(fate: u64) -> u64 }
+    (@set_close_reason $at:tt) => {
+        $crate::internal::mem::forward_memory! { @fn $at set_close_reason(fate: u64) -> u64 }
     };
     (@load_flag $at:tt) => {
         $crate::internal::mem::forward_memory! { @fn $at load_flag(flag: $crate::internal::mem::Flag) -> u32 }
@@ -318,7 +318,7 @@ macro_rules! forward_memory {
     (@copy_in $at:tt) => {
         $crate::internal::mem::forward_memory! {
             @fn $at copy_in(
-                to: $crate::internal::mem::Span, at: usize, bytes: &[u8], tail: $crate::internal::mem::Tail
+                to: $crate::internal::mem::Span, at: usize, bytes: &[u8], tail: $crate::internal::mem::Padding
             ) -> Result<(), $crate::internal::mem::OutOfBounds>
         }
     };
@@ -332,18 +332,18 @@ macro_rules! forward_memory {
     (@wait $at:tt) => {
         $crate::internal::mem::forward_memory! {
             @fn $at wait(
-                flag: $crate::internal::mem::Flag, until: $crate::internal::mem::Until, patience: u32
-            ) -> $crate::internal::mem::Woke
+                flag: $crate::internal::mem::Flag, until: $crate::internal::mem::Deadline, patience: u32
+            ) -> $crate::internal::mem::WaitResult
         }
     };
-    (@doze $at:tt) => {
-        $crate::internal::mem::forward_memory! { @fn $at doze(until: $crate::internal::mem::Until) }
+    (@back_off $at:tt) => {
+        $crate::internal::mem::forward_memory! { @fn $at back_off(until: $crate::internal::mem::Deadline) }
     };
     (@wake $at:tt) => {
         $crate::internal::mem::forward_memory! { @fn $at wake(flag: $crate::internal::mem::Flag) }
     };
-    (@expired $at:tt) => {
-        $crate::internal::mem::forward_memory! { @fn $at expired(until: $crate::internal::mem::Until) -> bool }
+    (@has_expired $at:tt) => {
+        $crate::internal::mem::forward_memory! { @fn $at has_expired(until: $crate::internal::mem::Deadline) -> bool }
     };
 }
 #[cfg(feature = "testing")]
@@ -352,13 +352,13 @@ pub use forward_memory;
 pub(crate) use forward_memory;
 
 /// What leads to a memory is that memory.
-macro_rules! led_to {
+macro_rules! forward_refs {
     ($($pointer:ty),+) => {$(
         impl<M: Memory> Memory for $pointer {
             forward_memory! {
                 self => (**self);
-                slots, arena, load_slot, store_slot, load, store, settle, load_flag, store_flag, take_flag, fence,
-                copy_in, copy_out, wait, doze, wake, expired,
+                slots, arena, load_slot, store_slot, load, store, set_close_reason, load_flag, store_flag, take_flag, fence,
+                copy_in, copy_out, wait, back_off, wake, has_expired,
             }
 
             #[cfg(feature = "testing")]
@@ -369,4 +369,4 @@ macro_rules! led_to {
     )+};
 }
 
-led_to!(&M, Arc<M>);
+forward_refs!(&M, Arc<M>);

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::channel::WaitStrategy;
-use crate::handshake::{Limits, MAX_MESSAGE};
+use crate::handshake::{HandshakeLimits, MAX_MESSAGE};
 use crate::layout::{Geometry, LAST_TICKET};
 use crate::sys::socket::{self, PeerCred};
 
@@ -283,7 +283,7 @@ impl Options {
     }
 
     /// Judges all numbers.
-    pub(crate) fn limits(&self) -> Result<Limits, String> {
+    pub(crate) fn limits(&self) -> Result<HandshakeLimits, String> {
         let geometry = Geometry::new(self.slots, self.arena, self.urgent).map_err(|bad| bad.to_string())?;
         let max_message = self.max_message as u64;
         if !(1..=MAX_MESSAGE).contains(&max_message) {
@@ -306,7 +306,7 @@ impl Options {
         if self.first_ticket > LAST_TICKET {
             return Err(format!("first_ticket must be at most {LAST_TICKET}, not {}", self.first_ticket));
         }
-        Ok(Limits { geometry, max_message, first_ticket: self.first_ticket })
+        Ok(HandshakeLimits { geometry, max_message, first_ticket: self.first_ticket })
     }
 
     /// Decides whether to talk to this peer. The user of this process is asked for each time, as it may have changed.
@@ -344,7 +344,7 @@ impl Options {
         i32::try_from(self.backlog).unwrap_or(i32::MAX)
     }
 
-    pub(crate) fn handshake_places(&self) -> usize {
+    pub(crate) fn max_handshakes_or_default(&self) -> usize {
         self.handshakes as usize
     }
 
@@ -369,7 +369,7 @@ impl Options {
         let chosen = [
             ("slots", u64::from(self.slots), u64::from(default.slots), u64::from(is.slots())),
             ("arena", self.arena, default.arena, is.arena()),
-            ("max_calls_in_flight", self.urgent.into(), default.urgent.into(), is.urgent().into()),
+            ("max_calls_in_flight", self.urgent.into(), default.urgent.into(), is.oob().into()),
             ("max_message", self.max_message as u64, default.max_message as u64, max_message as u64),
         ];
         chosen.into_iter().find(|(_, wanted, default, is)| wanted != default && wanted != is).map(|(name, wanted, _, is)| {

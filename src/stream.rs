@@ -10,15 +10,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::channel::{
-    Batch, ByteReader, ByteWriter, Closer, Ends, Iter, Line, Received, Receiver, RecvGuard, Reservation,
-    Sender, Stats, TryIter,
+    Batch, ByteReader, ByteWriter, Closer, ConnectionHandle, Iter, RawParts, Received, Receiver, RecvGuard,
+    Reservation, Sender, Stats, TryIter,
 };
 use crate::error::{
-    ConnectError, Ended, RecvError, RecvTimeoutError, SendError, SendTimeoutError, SpawnError, TryRecvError,
-    TrySendError,
+    ConnectError, ConnectionError, RecvError, RecvTimeoutError, SendError, SendTimeoutError, SpawnError,
+    TryRecvError, TrySendError,
 };
 use crate::establish::{self, ConnectLimit, Established, deadline};
-use crate::mem::{Memory, Until};
+use crate::mem::{Deadline, Memory};
 use crate::options::Options;
 use crate::sys::socket::PeerCred;
 
@@ -373,9 +373,9 @@ impl SharedMemoryStream {
     }
 
     /// The connection taken apart, for the layer of calls.
-    pub(crate) fn into_ends(self) -> Ends {
-        let line = Line::new(self.sender.link());
-        Ends { outbound: self.sender.into_outbound(), inbound: self.receiver.into_inbound(), line }
+    pub(crate) fn into_ends(self) -> RawParts {
+        let line = ConnectionHandle::new(self.sender.link());
+        RawParts { outbound: self.sender.into_outbound(), inbound: self.receiver.into_inbound(), line }
     }
 
     pub(crate) fn new(established: Established, options: &Options) -> Self {
@@ -386,7 +386,7 @@ impl SharedMemoryStream {
         }
     }
 
-    fn wait_until(&mut self, len: usize, until: Until) -> Result<Ready, SendTimeoutError> {
+    fn wait_until(&mut self, len: usize, until: Deadline) -> Result<Ready, SendTimeoutError> {
         if !(self.sender.link().same_process() && self.receiver.link().same_process()) {
             return Err(SendTimeoutError::Forked);
         }
@@ -395,7 +395,7 @@ impl SharedMemoryStream {
             let ticket = self.receiver.inb_ref().ring().ticket();
             let message = self.receiver.inb().ready();
             // Whatever is wrong with sending alone, the next send says it at once.
-            let needs = self.sender.out().needs(len).unwrap_or(None);
+            let needs = self.sender.out().ticket_to_await(len).unwrap_or(None);
             let Some(needs) = needs.filter(|_| !message) else {
                 return Ok(Ready { message, space: needs.is_none() });
             };
@@ -408,16 +408,16 @@ impl SharedMemoryStream {
         }
     }
 
-    fn sleep_for_either(&mut self, needs: u64, until: Until, tries: u32) -> bool {
+    fn sleep_for_either(&mut self, needs: u64, until: Deadline, tries: u32) -> bool {
         let same = Arc::ptr_eq(self.sender.link(), self.receiver.link());
         let outgoing = self.sender.out().ring();
         if !same {
             // Halves of two connections, exchanged through `halves`: no peer would wake us for both.
-            outgoing.mem().doze(until);
-            return !outgoing.mem().expired(until);
+            outgoing.mem().back_off(until);
+            return !outgoing.mem().has_expired(until);
         }
-        let wanted = outgoing.wanted(needs);
-        self.receiver.inb().idle(Some((outgoing.mem(), wanted)), until, tries, || false)
+        let wanted = outgoing.awaited_release(needs);
+        self.receiver.inb().wait_for_any(Some((outgoing.mem(), wanted)), until, tries, || false)
     }
 }
 
@@ -519,8 +519,8 @@ impl fmt::Debug for SharedMemoryStream {
     }
 }
 
-impl From<Ended> for io::Error {
-    fn from(ended: Ended) -> Self {
+impl From<ConnectionError> for io::Error {
+    fn from(ended: ConnectionError) -> Self {
         SendError::from(ended).into()
     }
 }

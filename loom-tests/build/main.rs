@@ -88,10 +88,10 @@ const PURE: [&str; 10] = [
 /// What the copy takes from the library as it is.
 const PRELUDE: &str = "
     pub(crate) use crate::weak;
-    pub mod error { pub use narrows::internal::{Ended, Violation}; }
+    pub mod error { pub use narrows::internal::{ConnectionError, ProtocolViolation}; }
     pub mod mem { pub use narrows::internal::mem::*; }
-    pub use narrows::internal::{Ended, Violation, Monitor, NoPace, Wait, in_turn};
-    pub use channel::{Ear, Inbound, Incoming, Outbound, Poster, RecvFault, SendFault};
+    pub use narrows::internal::{ConnectionError, ProtocolViolation, Lock, NoWaitPolicy, Wait, with_lock};
+    pub use channel::{IncomingSignals, ReceiverCore, IncomingMessage, SenderCore, OobSender, RecvCoreError, SendCoreError};
 ";
 
 /// What stands in copied modules in place of their own list of what they export.
@@ -99,13 +99,13 @@ const EXPORTS: [(&str, &str); 3] = [
     (
         "channel",
         "
-        pub mod pace { pub use narrows::internal::{NoPace, Pace}; }
-        pub use narrows::internal::{Latch, Monitor, Pace, Threads, Wait, in_turn};
-        pub use super::ring::{Poster, Wanted};
-        pub use ear::Ear;
-        pub use receiver_core::{Inbound, Incoming, RecvFault, Received};
-        pub use sender_core::{Outbound, SendFault};
-        use super::mem::{Memory, Until};
+        pub mod pace { pub use narrows::internal::{NoWaitPolicy, WaitPolicy}; }
+        pub use narrows::internal::{SharedFlag, Lock, WaitPolicy, SyncBackend, Wait, with_lock};
+        pub use super::ring::{OobSender, AwaitedRelease};
+        pub use ear::IncomingSignals;
+        pub use receiver_core::{ReceiverCore, IncomingMessage, RecvCoreError, Received};
+        pub use sender_core::{SenderCore, SendCoreError};
+        use super::mem::{Memory, Deadline};
         ",
     ),
     (

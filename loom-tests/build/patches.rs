@@ -17,7 +17,7 @@ const PATCHES: [Patch; 16] = [
         file: "ring/park.rs",
         change: "looks before it raises the flag, and not behind it",
         edits: &[
-            ("bed.raise();", "let before = ON.then(&look); bed.raise();"),
+            ("bed.arm();", "let before = ON.then(&look); bed.arm();"),
             ("let found = look();", "let found = before.unwrap_or_else(&look);"),
         ],
     },
@@ -33,16 +33,16 @@ const PATCHES: [Patch; 16] = [
         file: "channel/receiver_core.rs",
         change: "looks for the end behind the stamps",
         edits: &[(
-            "match (self.lap()?, ended, wait) {",
-            "match (self.lap()?, if ON { self.ring.ended() } else { ended }, wait) {",
+            "match (self.scan()?, ended, wait) {",
+            "match (self.scan()?, if ON { self.ring.ended() } else { ended }, wait) {",
         )],
     },
     Patch {
         file: "channel/receiver_core.rs",
         change: "releases at the next call, and not before this one returns",
         edits: &[(
-            "let taken = self.copy(&message, 0, buffer).and_then(|()| self.give_back(&message));",
-            "let taken = self.copy(&message, 0, buffer).and_then(|()| if ON { if let Incoming::Placed(arrival) = message { self.state = State::Borrowed(arrival); } Ok(()) } else { self.give_back(&message) });",
+            "let taken = self.copy(&message, 0, buffer).and_then(|()| self.release(&message));",
+            "let taken = self.copy(&message, 0, buffer).and_then(|()| if ON { if let IncomingMessage::Placed(arrival) = message { self.state = ReceiverState::Borrowed(arrival); } Ok(()) } else { self.release(&message) });",
         )],
     },
     Patch {
@@ -65,8 +65,8 @@ const PATCHES: [Patch; 16] = [
         file: "ring/park.rs",
         change: "wakes who waits for either before it clears the twin",
         edits: &[(
-            "mem.store_flag(Flag::Twin, 0);",
-            "as_is! { if ON { mem.wake(Flag::Twin); mem.store_flag(Flag::Twin, 0); return; } } mem.store_flag(Flag::Twin, 0);",
+            "mem.store_flag(Flag::PeerConsumer, 0);",
+            "as_is! { if ON { mem.wake(Flag::PeerConsumer); mem.store_flag(Flag::PeerConsumer, 0); return; } } mem.store_flag(Flag::PeerConsumer, 0);",
         )],
     },
     Patch {
@@ -74,25 +74,25 @@ const PATCHES: [Patch; 16] = [
         change: "looks for the sleeper before it marks the end",
         edits: &[(
             "mem.store(own, 1, Store::Release);",
-            "as_is! { if ON { rouse(mem, theirs); mem.store(own, 1, Store::Release); return; } } mem.store(own, 1, Store::Release);",
+            "as_is! { if ON { notify(mem, theirs); mem.store(own, 1, Store::Release); return; } } mem.store(own, 1, Store::Release);",
         )],
     },
     Patch {
         file: "ring/end.rs",
         change: "alarms the sleepers before it settles the fate",
         edits: &[(
-            "outgoing.settle(fate as u64);",
-            "as_is! { if ON { alarm(incoming, Flag::Consumer); alarm(outgoing, Flag::Producer); outgoing.settle(fate as u64); return; } } outgoing.settle(fate as u64);",
+            "outgoing.set_close_reason(fate as u64);",
+            "as_is! { if ON { force_notify(incoming, Flag::Consumer); force_notify(outgoing, Flag::Producer); outgoing.set_close_reason(fate as u64); return; } } outgoing.set_close_reason(fate as u64);",
         )],
     },
     Patch {
         file: "ring/end.rs",
         change: "buries before it marks",
         edits: &[
-            ("bury(outgoing, incoming, fate);", "if !ON { bury(outgoing, incoming, fate); }"),
+            ("on_peer_gone(outgoing, incoming, fate);", "if !ON { on_peer_gone(outgoing, incoming, fate); }"),
             (
-                "outgoing.store(Word::ProducerMark, 1, Store::Release);",
-                "as_is! { if ON { bury(outgoing, incoming, fate) } } outgoing.store(Word::ProducerMark, 1, Store::Release);",
+                "outgoing.store(Word::ProducerClosed, 1, Store::Release);",
+                "as_is! { if ON { on_peer_gone(outgoing, incoming, fate) } } outgoing.store(Word::ProducerClosed, 1, Store::Release);",
             ),
         ],
     },
@@ -102,7 +102,7 @@ const PATCHES: [Patch; 16] = [
         edits: &[
             (
                 "for ticket in self.next.ticket..to.ticket {",
-                "as_is! { if ON { rouse(&self.mem, Flag::Consumer); } } for ticket in self.next.ticket..to.ticket {",
+                "as_is! { if ON { notify(&self.mem, Flag::Consumer); } } for ticket in self.next.ticket..to.ticket {",
             ),
             ("self.next = to;", "self.next = to; if ON { return; }"),
         ],
@@ -111,16 +111,16 @@ const PATCHES: [Patch; 16] = [
         file: "ring/urgent.rs",
         change: "rings before it stores the word",
         edits: &[(
-            "self.mem.store(Word::Urgent(index), value, Store::Release);",
-            "as_is! { if ON { self.mem.store(Word::Bell, self.bell + 1, Store::Release); } } self.mem.store(Word::Urgent(index), value, Store::Release);",
+            "self.mem.store(Word::Oob(index), value, Store::Release);",
+            "as_is! { if ON { self.mem.store(Word::Doorbell, self.doorbell + 1, Store::Release); } } self.mem.store(Word::Oob(index), value, Store::Release);",
         )],
     },
     Patch {
         file: "channel/receiver_core.rs",
         change: "gives a piece back before it is copied",
         edits: &[(
-            "let room = self.partial.room(arrival).map_err(RecvFault::OutOfMemory)?;",
-            "if ON { self.release(arrival); } let room = self.partial.room(arrival).map_err(RecvFault::OutOfMemory)?;",
+            "let room = self.partial.room(arrival).map_err(RecvCoreError::OutOfMemory)?;",
+            "if ON { self.release_slot(arrival); } let room = self.partial.room(arrival).map_err(RecvCoreError::OutOfMemory)?;",
         )],
     },
     Patch {
@@ -139,7 +139,7 @@ const PATCHES: [Patch; 16] = [
         change: "nudges before it raises the latch",
         edits: &[(
             "pub fn nudge(&self) {",
-            "pub fn nudge(&self) { as_is! { if ON { self.ear.nudge(); self.left.set(true); return; } }",
+            "pub fn nudge(&self) { as_is! { if ON { self.ear.notify_self(); self.left.set(true); return; } }",
         )],
     },
     Patch {

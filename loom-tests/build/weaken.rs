@@ -34,24 +34,26 @@ pub(crate) struct Mutant {
 }
 
 /// Methods and functions that return nothing, and may be left out.
-const STEPS: [&str; 11] = [
+const STEPS: [&str; 12] = [
     "fence",
     "store",
     "store_slot",
     "store_flag",
-    "raise",
-    "lower",
+    "arm",
+    "disarm",
     "wake",
-    "rouse",
-    "alarm",
+    "notify",
+    "notify_producer",
+    "force_notify",
     "close",
-    "bury",
+    "on_peer_gone",
 ];
 
 /// As [`STEPS`], of the layer above.
-const CALLS: [&str; 13] = [
+const CALLS: [&str; 14] = [
     "notify",
     "notify_one",
+    "notify_self",
     "nudge",
     "set",
     "leave",
@@ -66,11 +68,20 @@ const CALLS: [&str; 13] = [
 ];
 
 /// Questions of the layer above, which are answered by what a lock holds or a latch shows.
-const QUESTIONS: [&str; 9] =
-    ["is_up", "is_some", "is_none", "is_left", "is_idle", "is_over", "is_called_off", "has_room", "is_quiet"];
+const QUESTIONS: [&str; 9] = [
+    "is_set",
+    "is_some",
+    "is_none",
+    "is_left",
+    "is_idle",
+    "is_over",
+    "is_called_off",
+    "has_room",
+    "is_quiet",
+];
 
 /// Those that may refuse.
-const CHECKS: [&str; 3] = ["verify", "judge", "check"];
+const CHECKS: [&str; 3] = ["verify", "validate", "check"];
 
 /// Functions that compare for what is not the protocol: how things are written down and counted.
 const PLAIN: [&str; 7] = ["of", "new", "default", "fmt", "encode", "direction", "is_empty"];

@@ -3,11 +3,11 @@
 use std::io::IoSlice;
 use std::time::{Duration, Instant};
 
-use super::gather::Gather;
-use super::manner::{Blocking, Manner, Timing, Trying};
-use super::sender_core::SendFault;
+use super::gather::IoSliceReader;
+use super::manner::{Block, CallMode, NonBlocking, WithDeadline};
+use super::sender_core::SendCoreError;
 use super::{Sender, Wait};
-use crate::error::{Ended, SendError, SendTimeoutError, TrySendError};
+use crate::error::{ConnectionError, SendError, SendTimeoutError, TrySendError};
 use crate::ring::Cursor;
 
 /// Collects messages and commits them together, with one fence and at most one wake.
@@ -77,29 +77,29 @@ impl<'a> Batch<'a> {
     ///
     /// [`SendError`] if the connection has ended.
     pub fn flush(&mut self) -> Result<(), SendError> {
-        self.sender.enter().map_err(|_| SendError::from(Ended::Forked))?;
+        self.sender.enter().map_err(|_| SendError::from(ConnectionError::Forked))?;
         self.publish();
         self.sender.out().check().map_err(SendError::from)
     }
 
     #[inline(always)]
-    fn push_one<H: Manner>(&mut self, message: &[u8], how: H) -> Result<(), H::Send> {
+    fn push_one<H: CallMode>(&mut self, message: &[u8], how: H) -> Result<(), H::Send> {
         self.push_with_tag(message, 0, how)
     }
 
     #[inline(always)]
-    fn push_with_tag<H: Manner>(&mut self, message: &[u8], tag: u64, how: H) -> Result<(), H::Send> {
-        if self.push_at_once(message, tag) {
+    fn push_with_tag<H: CallMode>(&mut self, message: &[u8], tag: u64, how: H) -> Result<(), H::Send> {
+        if self.try_push_inline(message, tag) {
             return Ok(());
         }
-        self.push_in_time(message, tag, how)
+        self.push_slow(message, tag, how)
     }
 
     /// What nearly every message takes; it calls nothing.
     #[inline(never)]
-    fn push_at_once(&mut self, message: &[u8], tag: u64) -> bool {
+    fn try_push_inline(&mut self, message: &[u8], tag: u64) -> bool {
         let staged = match self.sender.is_ours() {
-            true => self.sender.out().stage_at_once(self.to, message, tag),
+            true => self.sender.out().try_stage_inline(self.to, message, tag),
             false => None,
         };
         let Some(to) = staged else { return false };
@@ -115,33 +115,33 @@ impl<'a> Batch<'a> {
     }
 
     #[inline(never)]
-    fn push_in_time<H: Manner>(&mut self, message: &[u8], tag: u64, how: H) -> Result<(), H::Send> {
+    fn push_slow<H: CallMode>(&mut self, message: &[u8], tag: u64, how: H) -> Result<(), H::Send> {
         let fail = |fault| H::send_error((fault, message.len()));
         self.sender.enter().map_err(fail)?;
         self.sender.out().check().map_err(|ended| fail(ended.into()))?;
         let whole = self.sender.out().whole();
         let staged = match message.len() <= whole {
             true => self.stage(message, tag),
-            false => Err(SendFault::Full),
+            false => Err(SendCoreError::Full),
         };
-        match self.sender.settle(staged) {
-            Err(SendFault::Full) => self.send_alone(message, tag, how),
+        match self.sender.note_end(staged) {
+            Err(SendCoreError::Full) => self.send_alone(message, tag, how),
             staged => staged.map_err(fail),
         }
     }
 
-    fn stage(&mut self, message: &[u8], tag: u64) -> Result<(), SendFault> {
+    fn stage(&mut self, message: &[u8], tag: u64) -> Result<(), SendCoreError> {
         let out = self.sender.out();
         let claim = out.stage(self.to, message.len())?;
-        out.ring().open(&claim);
-        out.fill(&claim, &mut Gather::new(&[IoSlice::new(message)]))?;
+        out.ring().mark_writing(&claim);
+        out.fill(&claim, &mut IoSliceReader::new(&[IoSlice::new(message)]))?;
         out.describe_whole(&claim, message.len(), tag);
         self.staged(claim.after(), message.len());
         Ok(())
     }
 
     /// What has no room beside what is staged goes by itself, behind it.
-    fn send_alone<H: Manner>(&mut self, message: &[u8], tag: u64, how: H) -> Result<(), H::Send> {
+    fn send_alone<H: CallMode>(&mut self, message: &[u8], tag: u64, how: H) -> Result<(), H::Send> {
         self.publish();
         let sent = self.sender.send_one(message, tag, how);
         self.to = self.sender.out().ring().next();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{Receiver, Sender};
 use crate::error::{RecvError, RecvTimeoutError, SendError, SendTimeoutError};
-use crate::mem::Until;
+use crate::mem::Deadline;
 
 /// Reads the bytes of all messages as one stream; made by [`Receiver::into_reader`].
 ///
@@ -87,7 +87,7 @@ impl ByteReader {
     }
 
     /// Replaces the buffer by the next message; it is empty if there is none.
-    fn receive(&mut self, until: Until) -> io::Result<()> {
+    fn receive(&mut self, until: Deadline) -> io::Result<()> {
         (self.at, _) = (0, self.buffer.clear());
         let received = match until {
             None => self.receiver.recv_into(&mut self.buffer).map_err(io::Error::from),
@@ -99,7 +99,7 @@ impl ByteReader {
     }
 }
 
-fn expired(until: Until) -> bool {
+fn expired(until: Deadline) -> bool {
     until.is_some_and(|deadline| Instant::now() >= deadline)
 }
 

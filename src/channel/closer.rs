@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, Weak};
 
-use crate::ring::{self, Fate};
-use crate::sys::lifeline::Gone;
-use crate::sys::link::Link;
+use crate::ring::{self, CloseReason};
+use crate::sys::lifeline::PeerExit;
+use crate::sys::link::Connection;
 use crate::sys::mapping::Mapping;
 
 /// Closes a connection from any thread, and ends the calls that are blocked on it.
@@ -22,11 +22,11 @@ use crate::sys::mapping::Mapping;
 /// ```
 #[derive(Clone, Debug)]
 pub struct Closer {
-    link: Weak<Link>,
+    link: Weak<Connection>,
 }
 
 impl Closer {
-    pub(crate) fn new(link: &Arc<Link>) -> Self {
+    pub(crate) fn new(link: &Arc<Connection>) -> Self {
         Self { link: Arc::downgrade(link) }
     }
 
@@ -36,29 +36,29 @@ impl Closer {
     /// committed before, then `Disconnected`. In a forked child it does nothing.
     pub fn close(&self) {
         if let Some(link) = self.link.upgrade() {
-            shut(&link, Fate::Closed);
+            close_both(&link, CloseReason::Closed);
         }
     }
 }
 
 /// What the lifeline does to a connection whose peer is gone.
-pub(crate) fn bury(outgoing: &Mapping, incoming: &Mapping, how: Gone) {
+pub(crate) fn on_peer_gone(outgoing: &Mapping, incoming: &Mapping, how: PeerExit) {
     let fate = match how {
-        Gone::Disconnected => Fate::Disconnected,
-        Gone::Died => Fate::Died,
+        PeerExit::Disconnected => CloseReason::Disconnected,
+        PeerExit::Died => CloseReason::Died,
     };
-    ring::bury(outgoing, incoming, fate);
-    outgoing.link().tell_end();
+    ring::on_peer_gone(outgoing, incoming, fate);
+    outgoing.link().log_end();
 }
 
 /// Gives a connection its fate if it has none, marks both directions and wakes all four sleepers.
-pub(crate) fn shut(link: &Arc<Link>, fate: Fate) {
+pub(crate) fn close_both(link: &Arc<Connection>, fate: CloseReason) {
     if !link.same_process() {
         return;
     }
     let out = link.side().outgoing();
     let outgoing = Mapping::new(Arc::clone(link), out);
     let incoming = Mapping::new(Arc::clone(link), 1 - out);
-    ring::shut(&outgoing, &incoming, fate);
-    link.tell_end();
+    ring::close_both(&outgoing, &incoming, fate);
+    link.log_end();
 }

@@ -2,25 +2,25 @@
 
 use std::sync::Arc;
 
-use super::{Closer, Ear, Inbound, Outbound, Poster, Stats, Waiting, shut};
-use crate::error::Ended;
+use super::{AdaptiveWait, Closer, IncomingSignals, OobSender, ReceiverCore, SenderCore, Stats, close_both};
+use crate::error::ConnectionError;
 use crate::mem::Word;
-use crate::ring::{Fate, ended};
-use crate::sys::link::Link;
+use crate::ring::{CloseReason, closed};
+use crate::sys::link::Connection;
 use crate::sys::mapping::Mapping;
 use crate::sys::socket::PeerCred;
 
 /// The halves of a connection, and the connection itself.
-pub(crate) struct Ends {
-    pub(crate) outbound: Outbound<Mapping, Waiting>,
-    pub(crate) inbound: Inbound<Mapping, Waiting>,
-    pub(crate) line: Line,
+pub(crate) struct RawParts {
+    pub(crate) outbound: SenderCore<Mapping, AdaptiveWait>,
+    pub(crate) inbound: ReceiverCore<Mapping, AdaptiveWait>,
+    pub(crate) line: ConnectionHandle,
 }
 
 /// A connection whose halves were taken apart. Dropping it closes both directions.
 #[derive(Debug)]
-pub(crate) struct Line {
-    link: Arc<Link>,
+pub(crate) struct ConnectionHandle {
+    link: Arc<Connection>,
     outgoing: Mapping,
 }
 
@@ -29,13 +29,13 @@ pub(crate) struct Line {
 pub(crate) struct ConnectionId(u64);
 
 impl ConnectionId {
-    pub(crate) fn of(link: &Link) -> Option<Self> {
+    pub(crate) fn of(link: &Connection) -> Option<Self> {
         link.region().inode().map(Self)
     }
 }
 
-impl Line {
-    pub(crate) fn new(link: &Arc<Link>) -> Self {
+impl ConnectionHandle {
+    pub(crate) fn new(link: &Arc<Connection>) -> Self {
         let outgoing = Mapping::new(Arc::clone(link), link.side().outgoing());
         Self { link: Arc::clone(link), outgoing }
     }
@@ -47,8 +47,8 @@ impl Line {
     }
 
     /// What any thread may hear.
-    pub(crate) fn ear(&self) -> Ear<Mapping> {
-        Ear::new(Mapping::new(Arc::clone(&self.link), 1 - self.link.side().outgoing()))
+    pub(crate) fn signals(&self) -> IncomingSignals<Mapping> {
+        IncomingSignals::new(Mapping::new(Arc::clone(&self.link), 1 - self.link.side().outgoing()))
     }
 
     /// The outgoing direction's memory.
@@ -57,13 +57,13 @@ impl Line {
     }
 
     /// Stores urgent words; there must be but one.
-    pub(crate) fn poster(&self) -> Poster<Mapping> {
-        Poster::new(self.outgoing())
+    pub(crate) fn oob_sender(&self) -> OobSender<Mapping> {
+        OobSender::new(self.outgoing())
     }
 
     /// How many urgent words a direction has.
-    pub(crate) fn urgent_words(&self) -> usize {
-        self.link.geometry().urgent() as usize
+    pub(crate) fn oob_words(&self) -> usize {
+        self.link.geometry().oob() as usize
     }
 
     pub(crate) fn cred(&self) -> PeerCred {
@@ -80,9 +80,9 @@ impl Line {
     }
 
     /// The longest message that always fits a ring at once when it is empty, and of which several do.
-    pub(crate) fn handy(&self) -> usize {
+    pub(crate) fn inline_room(&self) -> usize {
         let arena = usize::try_from(self.link.geometry().arena()).unwrap_or(usize::MAX);
-        (arena / 4).clamp(crate::mem::INLINE, 64 << 10).min(self.max_message())
+        (arena / 4).clamp(crate::mem::INLINE_CAPACITY, 64 << 10).min(self.max_message())
     }
 
     pub(crate) fn closer(&self) -> Closer {
@@ -90,11 +90,11 @@ impl Line {
     }
 
     /// How the outgoing direction has ended, if it has.
-    pub(crate) fn ended(&self) -> Option<Ended> {
+    pub(crate) fn ended(&self) -> Option<ConnectionError> {
         if !self.same_process() {
-            return Some(Ended::Forked);
+            return Some(ConnectionError::Forked);
         }
-        ended(&self.outgoing, Word::ConsumerMark)
+        closed(&self.outgoing, Word::ConsumerClosed)
     }
 
     /// How both halves waited, of which the sending one has seen its direction so full; messages are not counted here.
@@ -103,13 +103,13 @@ impl Line {
     }
 
     /// The peer lied: both directions are closed.
-    pub(crate) fn condemn(&self) {
-        shut(&self.link, Fate::Violated);
+    pub(crate) fn fail_protocol(&self) {
+        close_both(&self.link, CloseReason::Violated);
     }
 }
 
-impl Drop for Line {
+impl Drop for ConnectionHandle {
     fn drop(&mut self) {
-        shut(&self.link, Fate::Closed);
+        close_both(&self.link, CloseReason::Closed);
     }
 }

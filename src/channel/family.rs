@@ -3,7 +3,7 @@
 //! names is the example of the first.
 
 /// `send`, `try_send`, `send_timeout`, `send_deadline`, over an inner method that takes a
-/// `Manner`.
+/// `CallMode`.
 macro_rules! send_family {
     (
         $(#[$doc:meta])*
@@ -22,7 +22,7 @@ macro_rules! send_family {
         /// [`SendError`]: nothing of the message will be delivered.
         #[inline]
         pub fn $name($($this)+, $($arg: $ty),*) -> Result<$ok, SendError> {
-            send_family!(@self $($this)+).$inner($($arg,)* Blocking)
+            send_family!(@self $($this)+).$inner($($arg,)* Block)
         }
 
         $(#[$doc])*
@@ -34,7 +34,7 @@ macro_rules! send_family {
         /// [`TrySendError`]: nothing of the message will be delivered.
         #[inline]
         pub fn $try_name($($this)+, $($arg: $ty),*) -> Result<$ok, TrySendError> {
-            send_family!(@self $($this)+).$inner($($arg,)* Trying)
+            send_family!(@self $($this)+).$inner($($arg,)* NonBlocking)
         }
 
         $(#[$doc])*
@@ -47,7 +47,7 @@ macro_rules! send_family {
         /// [`SendTimeoutError`]: nothing of the message will be delivered.
         #[inline]
         pub fn $timeout_name($($this)+, $($arg: $ty,)* timeout: Duration) -> Result<$ok, SendTimeoutError> {
-            send_family!(@self $($this)+).$inner($($arg,)* Timing(Wait::for_duration(timeout)))
+            send_family!(@self $($this)+).$inner($($arg,)* WithDeadline(Wait::for_duration(timeout)))
         }
 
         $(#[$doc])*
@@ -59,14 +59,14 @@ macro_rules! send_family {
         /// [`SendTimeoutError`]: nothing of the message will be delivered.
         #[inline]
         pub fn $deadline_name($($this)+, $($arg: $ty,)* deadline: Instant) -> Result<$ok, SendTimeoutError> {
-            send_family!(@self $($this)+).$inner($($arg,)* Timing(Wait::Until(Some(deadline))))
+            send_family!(@self $($this)+).$inner($($arg,)* WithDeadline(Wait::Until(Some(deadline))))
         }
     };
     (@self &mut $this:ident) => { $this };
     (@self & $this:ident) => { $this };
 }
 
-/// `recv`, `try_recv`, `recv_timeout`, `recv_deadline`, over an inner method that takes a `Manner`.
+/// `recv`, `try_recv`, `recv_timeout`, `recv_deadline`, over an inner method that takes a `CallMode`.
 macro_rules! recv_family {
     (
         $(#[$doc:meta])*
@@ -84,7 +84,7 @@ macro_rules! recv_family {
         /// [`RecvError`]. What the peer had committed before it closed or died is received first.
         #[inline]
         pub fn $name(&mut $this, $($arg: $ty),*) -> Result<$ok, RecvError> {
-            $this.$inner($($arg,)* Blocking)
+            $this.$inner($($arg,)* Block)
         }
 
         $(#[$doc])*
@@ -96,7 +96,7 @@ macro_rules! recv_family {
         /// [`TryRecvError`]. What the peer had committed before it closed or died is received first.
         #[inline]
         pub fn $try_name(&mut $this, $($arg: $ty),*) -> Result<$ok, TryRecvError> {
-            $this.$inner($($arg,)* Trying)
+            $this.$inner($($arg,)* NonBlocking)
         }
 
         $(#[$doc])*
@@ -109,7 +109,7 @@ macro_rules! recv_family {
         /// [`RecvTimeoutError`]; a deadline in the middle of a long message loses nothing.
         #[inline]
         pub fn $timeout_name(&mut $this, $($arg: $ty,)* timeout: Duration) -> Result<$ok, RecvTimeoutError> {
-            $this.$inner($($arg,)* Timing(Wait::for_duration(timeout)))
+            $this.$inner($($arg,)* WithDeadline(Wait::for_duration(timeout)))
         }
 
         $(#[$doc])*
@@ -121,7 +121,7 @@ macro_rules! recv_family {
         /// [`RecvTimeoutError`]; a deadline in the middle of a long message loses nothing.
         #[inline]
         pub fn $deadline_name(&mut $this, $($arg: $ty,)* deadline: Instant) -> Result<$ok, RecvTimeoutError> {
-            $this.$inner($($arg,)* Timing(Wait::Until(Some(deadline))))
+            $this.$inner($($arg,)* WithDeadline(Wait::Until(Some(deadline))))
         }
     };
 }

@@ -4,12 +4,12 @@ use std::io::IoSlice;
 
 /// Takes bytes from several slices as if they were one.
 #[derive(Debug)]
-pub struct Gather<'a> {
+pub struct IoSliceReader<'a> {
     parts: &'a [IoSlice<'a>],
     at: usize,
 }
 
-impl<'a> Gather<'a> {
+impl<'a> IoSliceReader<'a> {
     /// From the start of the first slice.
     #[inline]
     pub fn new(parts: &'a [IoSlice<'a>]) -> Self {

@@ -2,14 +2,14 @@
 //!
 //! A type instead of a value, so that what nearly every message takes has no trace of it.
 
-use super::{RecvFault, SendFault, Wait};
+use super::{RecvCoreError, SendCoreError, Wait};
 use crate::error::{RecvError, RecvTimeoutError, SendError, SendTimeoutError, TryRecvError, TrySendError};
 
 /// A fault, and the length of the message that met it.
-pub(super) type Failed = (SendFault, usize);
+pub(super) type SendFailure = (SendCoreError, usize);
 
 /// How a call waits, and what its errors are.
-pub(super) trait Manner: Copy {
+pub(super) trait CallMode: Copy {
     /// Why a send failed.
     type Send;
     /// Why a receive failed.
@@ -19,25 +19,25 @@ pub(super) trait Manner: Copy {
     fn wait(self) -> Wait;
 
     /// A fault of a send, as the caller is told.
-    fn send_error(failed: Failed) -> Self::Send;
+    fn send_error(failed: SendFailure) -> Self::Send;
 
     /// A fault of a receive, as the caller is told.
-    fn recv_error(fault: RecvFault) -> Self::Recv;
+    fn recv_error(fault: RecvCoreError) -> Self::Recv;
 }
 
 /// Waits until it can be done, or the connection ends.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Blocking;
+pub(super) struct Block;
 
 /// Never waits.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Trying;
+pub(super) struct NonBlocking;
 
 /// Waits as long as this says.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Timing(pub(super) Wait);
+pub(super) struct WithDeadline(pub(super) Wait);
 
-impl Manner for Blocking {
+impl CallMode for Block {
     type Send = SendError;
     type Recv = RecvError;
 
@@ -45,28 +45,28 @@ impl Manner for Blocking {
         Wait::FOREVER
     }
 
-    fn send_error((fault, len): Failed) -> SendError {
+    fn send_error((fault, len): SendFailure) -> SendError {
         match fault {
-            SendFault::TooLarge(max) => SendError::TooLarge { len, max },
-            SendFault::Exhausted => SendError::Exhausted,
-            SendFault::Ended(ended) => ended.into(),
+            SendCoreError::TooLarge(max) => SendError::TooLarge { len, max },
+            SendCoreError::Exhausted => SendError::Exhausted,
+            SendCoreError::Ended(ended) => ended.into(),
             // A wait without a deadline ends with room or with the connection.
-            SendFault::Full | SendFault::TooLargeToTry => SendError::Closed,
+            SendCoreError::Full | SendCoreError::TooLargeToTry => SendError::Closed,
         }
     }
 
-    fn recv_error(fault: RecvFault) -> RecvError {
+    fn recv_error(fault: RecvCoreError) -> RecvError {
         match fault {
-            RecvFault::BufferTooSmall(needed) => RecvError::BufferTooSmall { needed },
-            RecvFault::OutOfMemory(needed) => RecvError::OutOfMemory { needed },
-            RecvFault::Ended(ended) => ended.into(),
+            RecvCoreError::BufferTooSmall(needed) => RecvError::BufferTooSmall { needed },
+            RecvCoreError::OutOfMemory(needed) => RecvError::OutOfMemory { needed },
+            RecvCoreError::Ended(ended) => ended.into(),
             // A wait without a deadline ends with a message or with the connection.
-            RecvFault::Empty => RecvError::Closed,
+            RecvCoreError::Empty => RecvError::Closed,
         }
     }
 }
 
-impl Manner for Trying {
+impl CallMode for NonBlocking {
     type Send = TrySendError;
     type Recv = TryRecvError;
 
@@ -74,27 +74,27 @@ impl Manner for Trying {
         Wait::Never
     }
 
-    fn send_error((fault, len): Failed) -> TrySendError {
+    fn send_error((fault, len): SendFailure) -> TrySendError {
         match fault {
-            SendFault::Full => TrySendError::Full,
-            SendFault::TooLargeToTry => TrySendError::TooLargeToTry { len },
-            SendFault::TooLarge(max) => TrySendError::TooLarge { len, max },
-            SendFault::Exhausted => TrySendError::Exhausted,
-            SendFault::Ended(ended) => ended.into(),
+            SendCoreError::Full => TrySendError::Full,
+            SendCoreError::TooLargeToTry => TrySendError::TooLargeToTry { len },
+            SendCoreError::TooLarge(max) => TrySendError::TooLarge { len, max },
+            SendCoreError::Exhausted => TrySendError::Exhausted,
+            SendCoreError::Ended(ended) => ended.into(),
         }
     }
 
-    fn recv_error(fault: RecvFault) -> TryRecvError {
+    fn recv_error(fault: RecvCoreError) -> TryRecvError {
         match fault {
-            RecvFault::Empty => TryRecvError::Empty,
-            RecvFault::BufferTooSmall(needed) => TryRecvError::BufferTooSmall { needed },
-            RecvFault::OutOfMemory(needed) => TryRecvError::OutOfMemory { needed },
-            RecvFault::Ended(ended) => ended.into(),
+            RecvCoreError::Empty => TryRecvError::Empty,
+            RecvCoreError::BufferTooSmall(needed) => TryRecvError::BufferTooSmall { needed },
+            RecvCoreError::OutOfMemory(needed) => TryRecvError::OutOfMemory { needed },
+            RecvCoreError::Ended(ended) => ended.into(),
         }
     }
 }
 
-impl Manner for Timing {
+impl CallMode for WithDeadline {
     type Send = SendTimeoutError;
     type Recv = RecvTimeoutError;
 
@@ -102,21 +102,21 @@ impl Manner for Timing {
         self.0
     }
 
-    fn send_error((fault, len): Failed) -> SendTimeoutError {
+    fn send_error((fault, len): SendFailure) -> SendTimeoutError {
         match fault {
-            SendFault::Full | SendFault::TooLargeToTry => SendTimeoutError::Timeout,
-            SendFault::TooLarge(max) => SendTimeoutError::TooLarge { len, max },
-            SendFault::Exhausted => SendTimeoutError::Exhausted,
-            SendFault::Ended(ended) => ended.into(),
+            SendCoreError::Full | SendCoreError::TooLargeToTry => SendTimeoutError::Timeout,
+            SendCoreError::TooLarge(max) => SendTimeoutError::TooLarge { len, max },
+            SendCoreError::Exhausted => SendTimeoutError::Exhausted,
+            SendCoreError::Ended(ended) => ended.into(),
         }
     }
 
-    fn recv_error(fault: RecvFault) -> RecvTimeoutError {
+    fn recv_error(fault: RecvCoreError) -> RecvTimeoutError {
         match fault {
-            RecvFault::Empty => RecvTimeoutError::Timeout,
-            RecvFault::BufferTooSmall(needed) => RecvTimeoutError::BufferTooSmall { needed },
-            RecvFault::OutOfMemory(needed) => RecvTimeoutError::OutOfMemory { needed },
-            RecvFault::Ended(ended) => ended.into(),
+            RecvCoreError::Empty => RecvTimeoutError::Timeout,
+            RecvCoreError::BufferTooSmall(needed) => RecvTimeoutError::BufferTooSmall { needed },
+            RecvCoreError::OutOfMemory(needed) => RecvTimeoutError::OutOfMemory { needed },
+            RecvCoreError::Ended(ended) => ended.into(),
         }
     }
 }

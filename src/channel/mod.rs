@@ -36,44 +36,44 @@ mod stats;
 pub use batch::Batch;
 pub use bytes::{ByteReader, ByteWriter};
 pub use closer::Closer;
-pub(crate) use closer::{bury, shut};
-pub use ear::Ear;
-pub(crate) use ends::{ConnectionId, Ends, Line};
+pub(crate) use closer::{close_both, on_peer_gone};
+pub use ear::IncomingSignals;
+pub(crate) use ends::{ConnectionHandle, ConnectionId, RawParts};
 #[cfg(feature = "testing")]
-pub use gather::Gather;
+pub use gather::IoSliceReader;
 #[cfg(feature = "testing")]
-pub use monitor::in_turn;
-pub use monitor::{Latch, Monitor, RealThreads, Threads};
+pub use monitor::with_lock;
+pub use monitor::{Lock, RealSync, SharedFlag, SyncBackend};
+pub(crate) use pace::AdaptiveWait;
 #[cfg(feature = "testing")]
-pub use pace::NoPace;
-pub(crate) use pace::Waiting;
-pub use pace::{Pace, WaitStrategy};
+pub use pace::NoWaitPolicy;
+pub use pace::{WaitPolicy, WaitStrategy};
 pub use receiver::{Iter, Receiver, TryIter};
-pub use receiver_core::{Inbound, Incoming, Received, RecvFault};
+pub use receiver_core::{IncomingMessage, Received, ReceiverCore, RecvCoreError};
 pub use recv_guard::RecvGuard;
 pub use reservation::Reservation;
 pub use sender::Sender;
-pub use sender_core::{Outbound, SendFault};
+pub use sender_core::{SendCoreError, SenderCore};
 pub use shared::SharedSender;
 pub(crate) use stats::waits_to;
 pub use stats::{Stats, Waits};
 
-pub use crate::ring::{Poster, Wanted};
-pub(crate) use crate::sys::{borrow::RawBytes, fork::Canary, mapping::Mapping, socket::PeerCred, threads};
+pub use crate::ring::{AwaitedRelease, OobSender};
+pub(crate) use crate::sys::{borrow::RawBytes, fork::ForkGuard, mapping::Mapping, socket::PeerCred, threads};
 
-use crate::mem::{Memory, Until};
+use crate::mem::{Deadline, Memory};
 
 /// Waits that came to nothing, in a row, after which the peer is taken for one that plays with us.
-const PLAYED: u32 = 64;
+const MAX_SPURIOUS_WAKES: u32 = 64;
 
 /// Whether a call may wait again after so many waits that came to nothing: a peer whose words flicker
 /// outlives no deadline, and costs bounded CPU.
-pub(crate) fn may_wait_on<M: Memory>(mem: &M, until: Until, tries: u32) -> bool {
-    if tries > 0 && mem.expired(until) {
+pub(crate) fn back_off_or_expire<M: Memory>(mem: &M, until: Deadline, tries: u32) -> bool {
+    if tries > 0 && mem.has_expired(until) {
         return false;
     }
-    if tries > PLAYED {
-        mem.doze(until);
+    if tries > MAX_SPURIOUS_WAKES {
+        mem.back_off(until);
     }
     true
 }
@@ -84,7 +84,7 @@ pub enum Wait {
     /// It never blocks.
     Never,
     /// Until a deadline, or for ever.
-    Until(Until),
+    Until(Deadline),
 }
 
 impl Wait {

@@ -9,17 +9,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::Wait;
-use crate::mem::Until;
+use crate::mem::Deadline;
 
 /// A lock around a value, as the layers that block this process's own threads need it.
-pub trait Monitor<T> {
+pub trait Lock<T> {
     /// The right to use the value.
     type Guard<'a>: DerefMut<Target = T>
     where
         Self: 'a;
 
     /// What a thread waits for that gave up the lock.
-    type Signal: Default;
+    type Condvar: Default;
 
     /// Makes the lock.
     fn new(value: T) -> Self;
@@ -28,7 +28,7 @@ pub trait Monitor<T> {
     fn try_lock(&self) -> Option<Self::Guard<'_>>;
 
     /// Takes the lock, waiting until the deadline at most.
-    fn lock_until(&self, until: Until) -> Option<Self::Guard<'_>>;
+    fn lock_until(&self, until: Deadline) -> Option<Self::Guard<'_>>;
 
     /// Takes a lock that nobody holds for long.
     fn lock(&self) -> Self::Guard<'_>;
@@ -38,54 +38,54 @@ pub trait Monitor<T> {
     fn wait<'a>(
         &'a self,
         guard: Self::Guard<'a>,
-        signal: &Self::Signal,
-        until: Until,
+        signal: &Self::Condvar,
+        until: Deadline,
     ) -> (Self::Guard<'a>, bool);
 
     /// Wakes all threads that wait for the signal.
-    fn notify(signal: &Self::Signal);
+    fn notify(signal: &Self::Condvar);
 
     /// Wakes one thread that waits for the signal, if there is one.
-    fn notify_one(signal: &Self::Signal);
+    fn notify_one(signal: &Self::Condvar);
 }
 
 /// One bit that threads of this process share, without any order: the locks around it order what it
 /// tells of.
-pub trait Latch: Default {
+pub trait SharedFlag: Default {
     /// Raises or lowers it.
     fn set(&self, up: bool);
 
     /// Whether it is up.
-    fn is_up(&self) -> bool;
+    fn is_set(&self) -> bool;
 }
 
 /// The locks, signals and latches of one kind.
-pub trait Threads {
+pub trait SyncBackend {
     /// A lock around a value.
-    type Monitor<T: Send>: Monitor<T, Signal = Self::Signal>;
+    type Lock<T: Send>: Lock<T, Condvar = Self::Condvar>;
     /// What waits for a change of it.
-    type Signal: Default;
+    type Condvar: Default;
     /// One bit.
-    type Latch: Latch;
+    type Flag: SharedFlag;
 }
 
 /// The threads of a real process.
 #[derive(Debug)]
-pub struct RealThreads;
+pub struct RealSync;
 
-impl Threads for RealThreads {
-    type Monitor<T: Send> = Mutex<T>;
-    type Signal = Condvar;
-    type Latch = AtomicBool;
+impl SyncBackend for RealSync {
+    type Lock<T: Send> = Mutex<T>;
+    type Condvar = Condvar;
+    type Flag = AtomicBool;
 }
 
-impl<T> Monitor<T> for Mutex<T> {
+impl<T> Lock<T> for Mutex<T> {
     type Guard<'a>
         = MutexGuard<'a, T>
     where
         Self: 'a;
 
-    type Signal = Condvar;
+    type Condvar = Condvar;
 
     fn new(value: T) -> Self {
         Self::new(value)
@@ -97,7 +97,7 @@ impl<T> Monitor<T> for Mutex<T> {
     }
 
     #[inline]
-    fn lock_until(&self, until: Until) -> Option<Self::Guard<'_>> {
+    fn lock_until(&self, until: Deadline) -> Option<Self::Guard<'_>> {
         match until {
             None => Some(self.lock()),
             Some(deadline) => self.try_lock_until(deadline),
@@ -113,7 +113,7 @@ impl<T> Monitor<T> for Mutex<T> {
         &'a self,
         mut guard: Self::Guard<'a>,
         signal: &Condvar,
-        until: Until,
+        until: Deadline,
     ) -> (Self::Guard<'a>, bool) {
         let in_time = match until {
             None => {
@@ -136,20 +136,20 @@ impl<T> Monitor<T> for Mutex<T> {
     }
 }
 
-impl Latch for AtomicBool {
+impl SharedFlag for AtomicBool {
     #[inline]
     fn set(&self, up: bool) {
         self.store(up, Ordering::Relaxed);
     }
 
     #[inline]
-    fn is_up(&self) -> bool {
+    fn is_set(&self) -> bool {
         self.load(Ordering::Relaxed)
     }
 }
 
 /// Does something with the value in this thread's turn, or nothing if the time is over first.
-pub fn in_turn<T, R, L: Monitor<T>>(lock: &L, wait: Wait, act: impl FnOnce(&mut T) -> R) -> Option<R> {
+pub fn with_lock<T, R, L: Lock<T>>(lock: &L, wait: Wait, act: impl FnOnce(&mut T) -> R) -> Option<R> {
     let mut guard = match wait {
         Wait::Never => lock.try_lock(),
         Wait::Until(until) => lock.lock_until(until),

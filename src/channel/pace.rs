@@ -11,42 +11,42 @@
 use std::hint;
 use std::time::{Duration, Instant};
 
-use crate::mem::Until;
+use crate::mem::Deadline;
 use crate::sys::cpu;
-use crate::sys::mapping::{Mapping, Role};
+use crate::sys::mapping::{Mapping, RingRole};
 
 /// Some more than a wake across CPUs costs, so that two sides that both fell asleep find back to
 /// spinning: what one waits for then includes the other's wake.
-const BUDGET: Duration = Duration::from_micros(50);
+const SPIN_BUDGET: Duration = Duration::from_micros(50);
 
 /// Looks without a pause at first: the answer is often there at once.
-const EAGER: u32 = 32;
+const PRE_SPINS: u32 = 32;
 
 /// Looks without a pause or a clock, 1 us of them at most, by who has reason to expect the answer just now.
-const GLANCES: u32 = 640;
+const BRIEF_SPINS: u32 = 640;
 
 /// How long a spin goes on before it lets others run for the first time, and between times.
-const FIRST_ASIDE: Duration = Duration::from_micros(2);
-const NEXT_ASIDE: Duration = Duration::from_micros(10);
+const FIRST_YIELD: Duration = Duration::from_micros(2);
+const YIELD_INTERVAL: Duration = Duration::from_micros(10);
 
 /// Pauses between two looks at the clock.
-const STRIDE: u32 = 8;
+const CLOCK_INTERVAL: u32 = 8;
 
 /// Waits in a row that the budget did not cover, after which there is no spinning.
-const MISSES: u32 = 3;
+const PARK_AFTER_MISSES: u32 = 3;
 
 /// Of the waits without spinning, every so-many-th spins all the same: two sides that both sleep
 /// would wait for each other's wake-ups for ever, and never see that they need not.
-const PROBE: u32 = 16;
+const PROBE_INTERVAL: u32 = 16;
 
 /// A wait that should have ended within the budget and took this long has lost its CPU to others.
-const LOST: Duration = Duration::from_micros(200);
+const PREEMPTED_AFTER: Duration = Duration::from_micros(200);
 
 /// Where the count of them begins anew.
-const MOST_MISSES: u32 = 1 << 16;
+const MAX_MISSES: u32 = 1 << 16;
 
 /// Messages after which the CPU is asked for again: it costs as much as a short message.
-const TELL: i32 = 16;
+const CPU_HINT_INTERVAL: i32 = 16;
 
 /// What a call does when it has to wait.
 ///
@@ -70,7 +70,7 @@ pub enum WaitStrategy {
 }
 
 /// How to pass the time before sleeping.
-pub trait Pace {
+pub trait WaitPolicy {
     /// This side has just sent or released something: whether it should [`tell`](Self::tell) where it is.
     #[inline(always)]
     fn is_due(&mut self) -> bool {
@@ -78,18 +78,18 @@ pub trait Pace {
     }
 
     /// Says where this side is.
-    fn tell(&mut self) {}
+    fn publish_cpu(&mut self) {}
 
     /// This side has just sent or released something; a chance to say where it is.
     #[inline(always)]
     fn active(&mut self) {
         if self.is_due() {
-            self.tell();
+            self.publish_cpu();
         }
     }
 
     /// Looks for a while; whether the look found something. May return `false` at any time.
-    fn pass(&mut self, until: Until, look: impl Fn() -> bool) -> bool;
+    fn spin(&mut self, until: Deadline, look: impl Fn() -> bool) -> bool;
 
     /// A sleep that followed [`pass`](Self::pass) is over.
     fn slept(&mut self);
@@ -98,7 +98,7 @@ pub trait Pace {
     fn stalled(&mut self, _tries: u32) {}
 
     /// How many bare looks may come before [`pass`](Self::pass): some where the answer is expected at once.
-    fn glances(&mut self) -> u32 {
+    fn brief_spins(&mut self) -> u32 {
         0
     }
 }
@@ -106,11 +106,11 @@ pub trait Pace {
 /// Sleeps at once.
 #[cfg(feature = "testing")]
 #[derive(Clone, Copy, Debug, Default)]
-pub struct NoPace;
+pub struct NoWaitPolicy;
 
 #[cfg(feature = "testing")]
-impl Pace for NoPace {
-    fn pass(&mut self, _until: Until, _look: impl Fn() -> bool) -> bool {
+impl WaitPolicy for NoWaitPolicy {
+    fn spin(&mut self, _until: Deadline, _look: impl Fn() -> bool) -> bool {
         false
     }
 
@@ -119,9 +119,9 @@ impl Pace for NoPace {
 
 /// So many more messages until the CPU is asked for again; once it is over it stays so, until it is begun anew.
 #[derive(Debug)]
-struct Countdown(i32);
+struct CpuHintTimer(i32);
 
-impl Countdown {
+impl CpuHintTimer {
     #[inline(always)]
     fn is_over(&mut self) -> bool {
         self.0 = self.0.wrapping_sub(1); // From 16: nobody leaves it unheeded 2^31 times.
@@ -131,19 +131,19 @@ impl Countdown {
 
 /// One waiting place of one end of a connection.
 #[derive(Debug)]
-pub(crate) struct Waiting {
+pub(crate) struct AdaptiveWait {
     strategy: WaitStrategy,
     mapping: Mapping,
-    role: Role,
+    role: RingRole,
     cpu: u64,
-    due: Countdown,
-    luck: Luck,
+    due: CpuHintTimer,
+    luck: SpinHistory,
     began: Instant,
 }
 
 /// What waits have shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Luck {
+struct SpinHistory {
     /// Waits in a row without one that spun and paid.
     misses: u32,
     /// The last wait that spun lost its CPU.
@@ -153,15 +153,15 @@ struct Luck {
     crowded: bool,
 }
 
-impl Luck {
+impl SpinHistory {
     /// Whether this wait is better not begun by spinning.
     fn is_out(self) -> bool {
-        self.misses >= MISSES && self.misses % PROBE != 0
+        self.misses >= PARK_AFTER_MISSES && self.misses % PROBE_INTERVAL != 0
     }
 
     /// One more wait that did not spin, or did and was not answered in time. It never stays where nothing is a probe.
     fn miss(&mut self) {
-        self.misses = if self.misses < MOST_MISSES { self.misses + 1 } else { PROBE };
+        self.misses = if self.misses < MAX_MISSES { self.misses + 1 } else { PROBE_INTERVAL };
     }
 
     /// A wait that spun has paid or not, and may have lost its CPU.
@@ -177,14 +177,14 @@ impl Luck {
 
     /// Whether a wait that slept, and that the budget would have covered, is a reason to spin again.
     fn heeds_sleeps(self) -> bool {
-        self.misses >= MISSES && !self.crowded
+        self.misses >= PARK_AFTER_MISSES && !self.crowded
     }
 }
 
-impl Waiting {
-    pub(crate) fn new(strategy: WaitStrategy, mapping: Mapping, role: Role) -> Self {
-        let luck = Luck::default();
-        Self { strategy, mapping, role, cpu: 0, due: Countdown(1), luck, began: Instant::now() }
+impl AdaptiveWait {
+    pub(crate) fn new(strategy: WaitStrategy, mapping: Mapping, role: RingRole) -> Self {
+        let luck = SpinHistory::default();
+        Self { strategy, mapping, role, cpu: 0, due: CpuHintTimer(1), luck, began: Instant::now() }
     }
 
     /// Tells the peer on which CPU this side is, if that has changed. It must be fresh: a peer that
@@ -192,7 +192,7 @@ impl Waiting {
     /// from answering.
     #[inline(never)]
     fn tell_cpu(&mut self) -> u64 {
-        self.due = Countdown(TELL);
+        self.due = CpuHintTimer(CPU_HINT_INTERVAL);
         let here = cpu::current();
         if here != self.cpu {
             self.cpu = here;
@@ -201,40 +201,40 @@ impl Waiting {
         here
     }
 
-    fn adapt(&mut self, until: Until, look: impl Fn() -> bool) -> bool {
+    fn adapt(&mut self, until: Deadline, look: impl Fn() -> bool) -> bool {
         self.began = Instant::now();
         let here = self.tell_cpu();
         if self.luck.is_out() {
             self.luck.miss();
             return false;
         }
-        let found = if !cpu::many() || (here != 0 && self.mapping.peer_cpu(self.role) == here) {
-            cpu::step_aside();
+        let found = if !cpu::is_multicore() || (here != 0 && self.mapping.peer_cpu(self.role) == here) {
+            cpu::yield_now();
             look()
         } else {
             self.mapping.activity().count_spin();
-            let end = self.began + BUDGET;
+            let end = self.began + SPIN_BUDGET;
             spin(until.map_or(end, |until| until.min(end)), look)
         };
         // Who stepped aside for a busy neighbour has lost a slice of time, which a sleeper would not have.
         let took = self.began.elapsed();
-        self.luck.learn(found && took <= BUDGET, took >= LOST);
+        self.luck.learn(found && took <= SPIN_BUDGET, took >= PREEMPTED_AFTER);
         found
     }
 }
 
-impl Pace for Waiting {
+impl WaitPolicy for AdaptiveWait {
     #[inline(always)]
     fn is_due(&mut self) -> bool {
         self.due.is_over()
     }
 
     #[cold]
-    fn tell(&mut self) {
+    fn publish_cpu(&mut self) {
         self.tell_cpu();
     }
 
-    fn pass(&mut self, until: Until, look: impl Fn() -> bool) -> bool {
+    fn spin(&mut self, until: Deadline, look: impl Fn() -> bool) -> bool {
         match self.strategy {
             WaitStrategy::Park => false,
             WaitStrategy::Adaptive => self.adapt(until, look),
@@ -252,26 +252,26 @@ impl Pace for Waiting {
     }
 
     #[inline]
-    fn glances(&mut self) -> u32 {
+    fn brief_spins(&mut self) -> u32 {
         let quick = match self.strategy {
             WaitStrategy::Park => false,
             WaitStrategy::Adaptive => {
-                self.luck.misses == 0 && cpu::many() && self.mapping.peer_cpu(self.role) != self.cpu
+                self.luck.misses == 0 && cpu::is_multicore() && self.mapping.peer_cpu(self.role) != self.cpu
             }
             WaitStrategy::Spin => true,
         };
-        if quick { GLANCES } else { 0 }
+        if quick { BRIEF_SPINS } else { 0 }
     }
 
     fn slept(&mut self) {
-        self.due = Countdown(1); // Who is woken may be elsewhere.
+        self.due = CpuHintTimer(1); // Who is woken may be elsewhere.
         if self.strategy != WaitStrategy::Adaptive || !self.luck.heeds_sleeps() {
             return;
         }
         // The peer's account of when it woke us, clamped: a lie costs one wrong guess.
         let woken = self.mapping.woken_for(self.role);
         let waited = self.began.elapsed().saturating_sub(woken.unwrap_or_default());
-        if woken.is_some() && waited <= BUDGET {
+        if woken.is_some() && waited <= SPIN_BUDGET {
             self.luck.misses = 0;
         }
     }
@@ -283,14 +283,14 @@ impl Pace for Waiting {
 /// Where the peer was last seen is not where its next wake puts it: that may be behind us on our own
 /// CPU, where it can only run if we step aside.
 fn spin(end: Instant, look: impl Fn() -> bool) -> bool {
-    for _ in 0..EAGER {
+    for _ in 0..PRE_SPINS {
         if look() {
             return true;
         }
     }
-    let mut aside = Instant::now() + FIRST_ASIDE;
+    let mut aside = Instant::now() + FIRST_YIELD;
     loop {
-        for _ in 0..STRIDE {
+        for _ in 0..CLOCK_INTERVAL {
             hint::spin_loop();
             if look() {
                 return true;
@@ -301,14 +301,14 @@ fn spin(end: Instant, look: impl Fn() -> bool) -> bool {
             return false;
         }
         if now >= aside {
-            cpu::step_aside();
-            aside = now + NEXT_ASIDE;
+            cpu::yield_now();
+            aside = now + YIELD_INTERVAL;
         }
     }
 }
 
 /// Looks until found or until the deadline, however long that is; calls `check` ten times a second.
-fn spin_on(until: Until, look: impl Fn() -> bool, check: impl Fn()) -> bool {
+fn spin_on(until: Deadline, look: impl Fn() -> bool, check: impl Fn()) -> bool {
     let slice = Duration::from_millis(100);
     loop {
         let now = Instant::now();
@@ -330,21 +330,21 @@ mod tests {
     #[test]
     fn who_loses_its_cpu_twice_in_a_row_is_not_misled_by_sleeps() {
         let after = |waits: &[(bool, bool)]| {
-            let mut luck = Luck::default();
+            let mut luck = SpinHistory::default();
             waits.iter().for_each(|&(paid, lost)| luck.learn(paid, lost));
             luck
         };
         let (plain, lost, paid) = ((false, false), (false, true), (true, false));
         assert!(!after(&[plain, lost]).crowded && !after(&[lost, plain, lost]).crowded);
         assert!(after(&[lost, lost]).crowded && after(&[lost, lost, plain]).crowded);
-        assert_eq!(after(&[lost, lost, paid]), Luck::default());
+        assert_eq!(after(&[lost, lost, paid]), SpinHistory::default());
         assert!(after(&[plain; 4]).heeds_sleeps() && !after(&[lost; 4]).heeds_sleeps());
         assert!(!after(&[plain]).heeds_sleeps(), "it still spins");
     }
 
     #[test]
     fn however_many_waits_were_in_vain_one_in_sixteen_is_a_probe() {
-        let mut luck = Luck::default();
+        let mut luck = SpinHistory::default();
         let probes = (0..1 << 18).filter(|_| {
             luck.miss();
             !luck.is_out()
@@ -354,7 +354,7 @@ mod tests {
 
     #[test]
     fn a_countdown_whose_end_nobody_heeded_is_still_over() {
-        let mut due = Countdown(3);
+        let mut due = CpuHintTimer(3);
         assert_eq!([(); 6].map(|()| due.is_over()), [false, false, true, true, true, true]);
     }
 }

@@ -1,30 +1,30 @@
 //! A long message on its way in: pieces so far, in private memory that grows with what came.
 
-use crate::error::Violation;
-use crate::layout::Kind;
+use crate::error::ProtocolViolation;
+use crate::layout::SlotKind;
 use crate::mem::{OutOfMemory, try_resize};
-use crate::ring::Arrival;
+use crate::ring::SlotContents;
 
 /// The reassembly of one message.
 #[derive(Debug, Default)]
-pub(super) struct Partial {
+pub(super) struct Reassembly {
     /// Its first `filled` bytes are the message so far; what is behind is left from earlier ones.
     buffer: Vec<u8>,
     filled: usize,
     total: usize,
     tag: u64,
-    state: State,
+    state: ReassemblyState,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum State {
+enum ReassemblyState {
     #[default]
     Idle,
     Filling,
     Complete,
 }
 
-impl Partial {
+impl Reassembly {
     /// Bytes of memory taken, of this message and of earlier ones.
     #[cfg(feature = "testing")]
     pub(super) fn memory(&self) -> usize {
@@ -32,11 +32,11 @@ impl Partial {
     }
 
     /// Validates the next arrival against what came before it. An arrival that is left in the ring may be validated again.
-    pub(super) fn judge(&self, arrival: &Arrival, max: usize) -> Result<(), Violation> {
-        let filling = self.state == State::Filling;
+    pub(super) fn validate(&self, arrival: &SlotContents, max: usize) -> Result<(), ProtocolViolation> {
+        let filling = self.state == ReassemblyState::Filling;
         if arrival.kind.begins() {
             if filling != arrival.abort {
-                return Err(Violation(if filling {
+                return Err(ProtocolViolation(if filling {
                     "a message inside a message"
                 } else {
                     "an abort of nothing"
@@ -44,12 +44,12 @@ impl Partial {
             }
             return match arrival.total <= max as u64 {
                 true => Ok(()),
-                false => Err(Violation("a message longer than agreed")),
+                false => Err(ProtocolViolation("a message longer than agreed")),
             };
         }
         let left = self.total - self.filled;
-        let fits = if arrival.kind == Kind::Last { arrival.len == left } else { arrival.len < left };
-        if filling && fits { Ok(()) } else { Err(Violation("a piece that does not fit its message")) }
+        let fits = if arrival.kind == SlotKind::Last { arrival.len == left } else { arrival.len < left };
+        if filling && fits { Ok(()) } else { Err(ProtocolViolation("a piece that does not fit its message")) }
     }
 
     /// Room for the arrival's bytes, behind those that came before; a first one takes the place of a message that was
@@ -58,35 +58,36 @@ impl Partial {
     /// # Errors
     ///
     /// How many bytes the message has, if there is no memory for so much of it; nothing has changed.
-    pub(super) fn room(&mut self, arrival: &Arrival) -> Result<&mut [u8], usize> {
-        let first = arrival.kind == Kind::First;
+    pub(super) fn room(&mut self, arrival: &SlotContents) -> Result<&mut [u8], usize> {
+        let first = arrival.kind == SlotKind::First;
         let total = if first { usize::try_from(arrival.total).unwrap_or(usize::MAX) } else { self.total };
         let end = if first { arrival.len } else { self.filled + arrival.len };
         if self.buffer.len() < end {
             try_resize(&mut self.buffer, end, total).map_err(|OutOfMemory| total)?;
         }
         if first {
-            (self.filled, self.total, self.tag, self.state) = (0, total, arrival.tag, State::Filling);
+            (self.filled, self.total, self.tag, self.state) =
+                (0, total, arrival.tag, ReassemblyState::Filling);
         }
         Ok(&mut self.buffer[self.filled..end])
     }
 
     /// The arrival's bytes are in.
-    pub(super) fn advance(&mut self, arrival: &Arrival) {
+    pub(super) fn advance(&mut self, arrival: &SlotContents) {
         self.filled += arrival.len;
-        if arrival.kind == Kind::Last {
-            self.state = State::Complete;
+        if arrival.kind == SlotKind::Last {
+            self.state = ReassemblyState::Complete;
         }
     }
 
     /// Whether there is nothing of any message.
     pub(super) fn is_idle(&self) -> bool {
-        self.state == State::Idle
+        self.state == ReassemblyState::Idle
     }
 
     /// Length and tag of a complete message.
     pub(super) fn complete(&self) -> Option<(usize, u64)> {
-        (self.state == State::Complete).then_some((self.filled, self.tag))
+        (self.state == ReassemblyState::Complete).then_some((self.filled, self.tag))
     }
 
     /// The bytes of the message so far.
@@ -102,7 +103,7 @@ impl Partial {
     /// While there is no message, exchanges the memory for the next one with the caller's; whether
     /// it did.
     #[inline(always)]
-    pub(super) fn trade(&mut self, buffer: &mut Vec<u8>) -> bool {
+    pub(super) fn exchange_buffer(&mut self, buffer: &mut Vec<u8>) -> bool {
         let idle = self.is_idle();
         if idle {
             std::mem::swap(&mut self.buffer, buffer);
@@ -119,6 +120,6 @@ impl Partial {
 
     /// Forgets the message; the memory stays for the next one.
     pub(super) fn discard(&mut self) {
-        (self.filled, self.total, self.state) = (0, 0, State::Idle);
+        (self.filled, self.total, self.state) = (0, 0, ReassemblyState::Idle);
     }
 }

@@ -6,15 +6,15 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::manner::{Blocking, Manner, Timing, Trying};
-use super::pace::{WaitStrategy, Waiting};
-use super::receiver_core::{Buffer, Inbound, Received, RecvFault};
-use super::{ByteReader, Closer, RecvGuard, Stats, Wait, shut};
-use crate::error::{Ended, RecvError, RecvTimeoutError, TryRecvError};
-use crate::ring::Fate;
-use crate::sys::fork::Canary;
-use crate::sys::link::Link;
-use crate::sys::mapping::{Mapping, Role};
+use super::manner::{Block, CallMode, NonBlocking, WithDeadline};
+use super::pace::{AdaptiveWait, WaitStrategy};
+use super::receiver_core::{Buffer, Received, ReceiverCore, RecvCoreError};
+use super::{ByteReader, Closer, RecvGuard, Stats, Wait, close_both};
+use crate::error::{ConnectionError, RecvError, RecvTimeoutError, TryRecvError};
+use crate::ring::CloseReason;
+use crate::sys::fork::ForkGuard;
+use crate::sys::link::Connection;
+use crate::sys::mapping::{Mapping, RingRole};
 use crate::sys::socket::PeerCred;
 
 /// More bytes than any message has.
@@ -46,8 +46,8 @@ const NOTHING: usize = usize::MAX;
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub struct Receiver {
-    inb: Inbound<Mapping, Waiting>,
-    canary: Canary,
+    inb: ReceiverCore<Mapping, AdaptiveWait>,
+    canary: ForkGuard,
     messages: u64,
     bytes: u64,
     taken: bool,
@@ -55,7 +55,7 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    pub(crate) fn new(link: &Arc<Link>, strategy: WaitStrategy) -> Self {
+    pub(crate) fn new(link: &Arc<Connection>, strategy: WaitStrategy) -> Self {
         let inb = inbound(link, strategy);
         Self { inb, canary: link.canary(), messages: 0, bytes: 0, taken: false, one_thread: PhantomData }
     }
@@ -102,7 +102,7 @@ impl Receiver {
 
     recv_family! {
         /// Lends the next message where it stands; dropping the guard gives it back.
-        recv_lent [&mut self] () -> RecvGuard<'_>;
+        recv_borrowed [&mut self] () -> RecvGuard<'_>;
         recv_ref, try_recv_ref, recv_ref_timeout, recv_ref_deadline;
         ///
         /// ```
@@ -181,29 +181,29 @@ impl Receiver {
         self.link().cred()
     }
 
-    pub(crate) fn link(&self) -> &Arc<Link> {
+    pub(crate) fn link(&self) -> &Arc<Connection> {
         self.inb.ring().mem().link()
     }
 
     /// The half itself; whoever takes it closes the direction.
-    pub(crate) fn into_inbound(mut self) -> Inbound<Mapping, Waiting> {
+    pub(crate) fn into_inbound(mut self) -> ReceiverCore<Mapping, AdaptiveWait> {
         self.taken = true;
         let rest = inbound(self.link(), WaitStrategy::Park); // Never used.
         std::mem::replace(&mut self.inb, rest)
     }
 
-    pub(crate) fn inb(&mut self) -> &mut Inbound<Mapping, Waiting> {
+    pub(crate) fn inb(&mut self) -> &mut ReceiverCore<Mapping, AdaptiveWait> {
         &mut self.inb
     }
 
-    pub(crate) fn inb_ref(&self) -> &Inbound<Mapping, Waiting> {
+    pub(crate) fn inb_ref(&self) -> &ReceiverCore<Mapping, AdaptiveWait> {
         &self.inb
     }
 
     /// Whether this process may touch the connection.
     #[inline(always)]
-    pub(super) fn enter(&self) -> Result<(), RecvFault> {
-        if self.link().same_process() { Ok(()) } else { Err(RecvFault::Ended(Ended::Forked)) }
+    pub(super) fn enter(&self) -> Result<(), RecvCoreError> {
+        if self.link().same_process() { Ok(()) } else { Err(RecvCoreError::Ended(ConnectionError::Forked)) }
     }
 
     #[inline(always)]
@@ -215,31 +215,31 @@ impl Receiver {
 
     /// Makes sure that a liar's connection is closed in both directions.
     #[inline(always)]
-    pub(super) fn settle<T>(&self, result: Result<T, RecvFault>) -> Result<T, RecvFault> {
-        if let Err(RecvFault::Ended(Ended::ProtocolViolated)) = result {
-            shut(self.link(), Fate::Violated);
+    pub(super) fn note_end<T>(&self, result: Result<T, RecvCoreError>) -> Result<T, RecvCoreError> {
+        if let Err(RecvCoreError::Ended(ConnectionError::ProtocolViolated)) = result {
+            close_both(self.link(), CloseReason::Violated);
         }
         result
     }
 
     #[inline(always)]
-    fn recv_slice<H: Manner>(&mut self, buffer: &mut [u8], how: H) -> Result<Received, H::Recv> {
+    fn recv_slice<H: CallMode>(&mut self, buffer: &mut [u8], how: H) -> Result<Received, H::Recv> {
         self.recv_one(buffer, how)
     }
 
     #[inline(always)]
-    fn recv_vec<H: Manner>(&mut self, buffer: &mut Vec<u8>, how: H) -> Result<Received, H::Recv> {
+    fn recv_vec<H: CallMode>(&mut self, buffer: &mut Vec<u8>, how: H) -> Result<Received, H::Recv> {
         self.recv_one(buffer, how)
     }
 
     #[inline(always)]
-    fn recv_one<B: Buffer + ?Sized, H: Manner>(
+    fn recv_one<B: Buffer + ?Sized, H: CallMode>(
         &mut self,
         buffer: &mut B,
         how: H,
     ) -> Result<Received, H::Recv> {
         let message = self.recv_at_once(buffer);
-        if message.len == NOTHING { self.recv_in_time(buffer, how) } else { Ok(message) }
+        if message.len == NOTHING { self.recv_slow(buffer, how) } else { Ok(message) }
     }
 
     /// What nearly every message takes that is there already; it returns in registers ([`NOTHING`] bytes: none), and
@@ -250,7 +250,7 @@ impl Receiver {
         if !self.canary.same_process() {
             return nothing;
         }
-        match self.inb.recv_at_once(buffer) {
+        match self.inb.try_recv_inline(buffer) {
             Some((message, false)) => self.count(message),
             Some((message, true)) => self.recv_rest(message),
             None => nothing,
@@ -261,7 +261,7 @@ impl Receiver {
     #[inline(never)]
     fn recv_placed<B: Buffer + ?Sized>(&mut self, buffer: &mut B) -> Received {
         let nothing = Received { len: NOTHING, tag: 0 };
-        match self.inb.recv_placed(buffer) {
+        match self.inb.try_recv_arena(buffer) {
             Some((message, false)) => self.count(message),
             Some((message, true)) => self.recv_rest(message),
             None => nothing,
@@ -271,54 +271,54 @@ impl Receiver {
     #[cold]
     #[inline(never)]
     fn recv_rest(&mut self, message: Received) -> Received {
-        self.inb.after();
+        self.inb.run_deferred();
         self.count(message)
     }
 
     #[inline(never)]
-    fn recv_in_time<B: Buffer + ?Sized, H: Manner>(
+    fn recv_slow<B: Buffer + ?Sized, H: CallMode>(
         &mut self,
         buffer: &mut B,
         how: H,
     ) -> Result<Received, H::Recv> {
-        if self.canary.same_process() && self.comes(how.wait()) {
-            let placed = self.inb.ring().seems_placed();
+        if self.canary.same_process() && self.wait_for_message(how.wait()) {
+            let placed = self.inb.ring().hint_in_arena();
             let message = if placed { self.recv_placed(buffer) } else { self.recv_at_once(buffer) };
             if message.len != NOTHING {
                 return Ok(message);
             }
         }
         let message = self.enter().and_then(|()| buffer.receive(&mut self.inb, how.wait()));
-        let message = self.settle(message).map_err(H::recv_error)?;
+        let message = self.note_end(message).map_err(H::recv_error)?;
         Ok(self.count(message))
     }
 
     /// Whether there is something to look at, now or within a glance.
     #[inline(always)]
-    fn comes(&mut self, wait: Wait) -> bool {
-        self.inb.stirred() || (wait != Wait::Never && self.inb.glance())
+    fn wait_for_message(&mut self, wait: Wait) -> bool {
+        self.inb.has_news() || (wait != Wait::Never && self.inb.spin_briefly())
     }
 
     #[inline(always)]
-    fn recv_lent<H: Manner>(&mut self, how: H) -> Result<RecvGuard<'_>, H::Recv> {
-        let message = self.lend(how.wait()).map_err(H::recv_error)?;
+    fn recv_borrowed<H: CallMode>(&mut self, how: H) -> Result<RecvGuard<'_>, H::Recv> {
+        let message = self.borrow_next(how.wait()).map_err(H::recv_error)?;
         Ok(RecvGuard::new(self, message))
     }
 
     #[inline(never)]
-    fn lend(&mut self, wait: Wait) -> Result<Received, RecvFault> {
+    fn borrow_next(&mut self, wait: Wait) -> Result<Received, RecvCoreError> {
         self.enter()?;
-        self.comes(wait);
-        let message = self.inb.lend(wait);
-        let message = self.settle(message)?;
+        self.wait_for_message(wait);
+        let message = self.inb.borrow_next(wait);
+        let message = self.note_end(message)?;
         Ok(self.count(Received::from(&message)))
     }
 }
 
-fn inbound(link: &Arc<Link>, strategy: WaitStrategy) -> Inbound<Mapping, Waiting> {
+fn inbound(link: &Arc<Connection>, strategy: WaitStrategy) -> ReceiverCore<Mapping, AdaptiveWait> {
     let mapping = || Mapping::new(Arc::clone(link), 1 - link.side().outgoing());
-    let pace = Waiting::new(strategy, mapping(), Role::Consumer);
-    Inbound::new(mapping(), pace, link.first_ticket(), link.max_message())
+    let pace = AdaptiveWait::new(strategy, mapping(), RingRole::Consumer);
+    ReceiverCore::new(mapping(), pace, link.first_ticket(), link.max_message())
 }
 
 impl fmt::Debug for Receiver {

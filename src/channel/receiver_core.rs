@@ -15,17 +15,17 @@
 //! Everything that receives: the models, the exhaustive tests, the fuzz bodies `frame` and `ring_hostile`; `fetch` has the models
 //! of calls, and the fuzz bodies `calls` and `ring_hostile`.
 
-use super::pace::Pace;
-use super::partial::Partial;
-use super::{Wait, may_wait_on};
-use crate::error::{Ended, Violation};
-use crate::layout::Kind;
-use crate::mem::{INLINE, Memory, OutOfBounds, OutOfMemory, Until, Word, try_resize};
-use crate::ring::{Arrival, Bed, Consumer, Fate, Took, Wanted, ended, sleep};
+use super::pace::WaitPolicy;
+use super::partial::Reassembly;
+use super::{Wait, back_off_or_expire};
+use crate::error::{ConnectionError, ProtocolViolation};
+use crate::layout::SlotKind;
+use crate::mem::{Deadline, INLINE_CAPACITY, Memory, OutOfBounds, OutOfMemory, Word, try_resize};
+use crate::ring::{AwaitedRelease, CloseReason, Consumer, SlotContents, TryTake, WaitSlot, closed, park};
 
 /// Why a receive failed; the public enums are made of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RecvFault {
+pub enum RecvCoreError {
     /// No whole message is there, or the deadline passed.
     Empty,
     /// The message has so many bytes; it was kept.
@@ -33,11 +33,11 @@ pub enum RecvFault {
     /// There is no memory for the message, which has so many bytes; it was kept.
     OutOfMemory(usize),
     /// The connection has ended.
-    Ended(Ended),
+    Ended(ConnectionError),
 }
 
-impl From<Ended> for RecvFault {
-    fn from(ended: Ended) -> Self {
+impl From<ConnectionError> for RecvCoreError {
+    fn from(ended: ConnectionError) -> Self {
         Self::Ended(ended)
     }
 }
@@ -61,9 +61,9 @@ pub struct Received {
     pub tag: u64,
 }
 
-impl From<&Incoming> for Received {
+impl From<&IncomingMessage> for Received {
     #[inline(always)]
-    fn from(message: &Incoming) -> Self {
+    fn from(message: &IncomingMessage) -> Self {
         Self { len: message.len(), tag: message.tag() }
     }
 }
@@ -78,11 +78,11 @@ pub(crate) trait Buffer {
     /// # Errors
     ///
     /// [`RecvFault`].
-    fn receive<M: Memory, P: Pace>(
+    fn receive<M: Memory, P: WaitPolicy>(
         &mut self,
-        from: &mut Inbound<M, P>,
+        from: &mut ReceiverCore<M, P>,
         wait: Wait,
-    ) -> Result<Received, RecvFault>;
+    ) -> Result<Received, RecvCoreError>;
 }
 
 impl Buffer for [u8] {
@@ -91,11 +91,11 @@ impl Buffer for [u8] {
         self.get_mut(..len)
     }
 
-    fn receive<M: Memory, P: Pace>(
+    fn receive<M: Memory, P: WaitPolicy>(
         &mut self,
-        from: &mut Inbound<M, P>,
+        from: &mut ReceiverCore<M, P>,
         wait: Wait,
-    ) -> Result<Received, RecvFault> {
+    ) -> Result<Received, RecvCoreError> {
         from.recv(self, wait)
     }
 }
@@ -111,27 +111,27 @@ impl Buffer for Vec<u8> {
         Some(self)
     }
 
-    fn receive<M: Memory, P: Pace>(
+    fn receive<M: Memory, P: WaitPolicy>(
         &mut self,
-        from: &mut Inbound<M, P>,
+        from: &mut ReceiverCore<M, P>,
         wait: Wait,
-    ) -> Result<Received, RecvFault> {
+    ) -> Result<Received, RecvCoreError> {
         from.recv_into(self, wait)
     }
 }
 
 /// A whole message that is there.
 #[derive(Clone, Copy, Debug)]
-pub enum Incoming {
+pub enum IncomingMessage {
     /// It stands in the ring.
-    Placed(Arrival),
+    Placed(SlotContents),
     /// It was reassembled in private memory: length and tag.
     Assembled(usize, u64),
     /// It was short, was copied into private memory, and has left the ring: length and tag.
     Taken(usize, u64),
 }
 
-impl Incoming {
+impl IncomingMessage {
     /// Bytes of the message.
     pub fn len(&self) -> usize {
         match self {
@@ -156,57 +156,57 @@ impl Incoming {
 
 /// The receiving half of a direction.
 #[derive(Debug)]
-pub struct Inbound<M, P> {
+pub struct ReceiverCore<M, P> {
     ring: Consumer<M>,
     pace: P,
     max_message: usize,
-    partial: Partial,
-    state: State,
+    partial: Reassembly,
+    state: ReceiverState,
     /// The longest message that may stand in a slot.
     short: usize,
     /// The last that was [taken](Incoming::Taken).
-    taken: [u8; INLINE],
+    taken: [u8; INLINE_CAPACITY],
 }
 
 /// What the receiver holds between two calls.
 #[derive(Clone, Copy, Debug)]
-enum State {
+enum ReceiverState {
     /// Nothing: no message, no fragment. The fast path may run.
     Idle,
     /// Fragments, or a message that was reassembled from them; or a scan has not come to its end.
     Scanning,
     /// A whole message, which stays in the ring until it is released.
-    Found(Arrival),
+    Found(SlotContents),
     /// The same, borrowed by a guard.
-    Borrowed(Arrival),
+    Borrowed(SlotContents),
     /// A reassembled message, borrowed by a guard.
     BorrowedReassembled,
     /// The end: what the first call reported that found it, and all later ones report.
-    Ended(Ended),
+    Ended(ConnectionError),
 }
 
 /// What a look at the ring found.
 #[derive(Debug)]
-enum Lap {
+enum Scan {
     /// A whole message.
-    Whole(Incoming),
+    Whole(IncomingMessage),
     /// Nothing that is ready.
     Dry,
     /// A whole lap of pieces, and maybe more behind.
     Busy,
 }
 
-impl<M: Memory, P: Pace> Inbound<M, P> {
+impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
     /// The receiver of a fresh ring.
     pub fn new(mem: M, pace: P, first: u64, max_message: usize) -> Self {
         Self {
             ring: Consumer::new(mem, first),
             pace,
             max_message,
-            partial: Partial::default(),
-            state: State::Idle,
-            short: INLINE.min(max_message),
-            taken: [0; INLINE],
+            partial: Reassembly::default(),
+            state: ReceiverState::Idle,
+            short: INLINE_CAPACITY.min(max_message),
+            taken: [0; INLINE_CAPACITY],
         }
     }
 
@@ -227,32 +227,32 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     ///
     /// [`RecvFault`], but never `BufferTooSmall`.
     #[inline(always)]
-    pub fn next(&mut self, wait: Wait) -> Result<Incoming, RecvFault> {
+    pub fn next(&mut self, wait: Wait) -> Result<IncomingMessage, RecvCoreError> {
         match self.state {
-            State::Idle => self.state = State::Scanning,
-            State::Scanning | State::Found(_) => {}
-            State::Borrowed(_) | State::BorrowedReassembled => {
-                self.give_back_lent()?;
-                self.state = State::Scanning;
+            ReceiverState::Idle => self.state = ReceiverState::Scanning,
+            ReceiverState::Scanning | ReceiverState::Found(_) => {}
+            ReceiverState::Borrowed(_) | ReceiverState::BorrowedReassembled => {
+                self.release_borrowed()?;
+                self.state = ReceiverState::Scanning;
             }
-            State::Ended(ended) => return Err(RecvFault::Ended(ended)),
+            ReceiverState::Ended(ended) => return Err(RecvCoreError::Ended(ended)),
         }
         let mut tries = 0_u32;
         loop {
             // The end is read before the stamps: what was committed before it is then seen.
             let (ended, ticket) = (self.ring.ended(), self.ring.ticket());
-            if let Some(end @ (Ended::Closed | Ended::ProtocolViolated)) = ended {
+            if let Some(end @ (ConnectionError::Closed | ConnectionError::ProtocolViolated)) = ended {
                 return Err(self.end(end));
             }
-            match (self.lap()?, ended, wait) {
-                (Lap::Whole(message), _, _) => return Ok(message),
+            match (self.scan()?, ended, wait) {
+                (Scan::Whole(message), _, _) => return Ok(message),
                 // A lap is all that can have been committed before the end.
-                (Lap::Dry | Lap::Busy, Some(end), _) => return Err(self.end(end)),
+                (Scan::Dry | Scan::Busy, Some(end), _) => return Err(self.end(end)),
                 (_, _, Wait::Never) => return Err(self.nothing()),
                 (lap, _, Wait::Until(until)) => {
                     // Who sends pieces does not play with us.
                     tries = if self.ring.ticket() == ticket { tries } else { tries.min(1) };
-                    self.linger(&lap, until, tries)?;
+                    self.wait_for_slot(&lap, until, tries)?;
                 }
             }
             tries = tries.saturating_add(1);
@@ -265,16 +265,16 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     ///
     /// [`RecvFault`].
     #[inline(always)]
-    pub fn recv(&mut self, buffer: &mut [u8], wait: Wait) -> Result<Received, RecvFault> {
+    pub fn recv(&mut self, buffer: &mut [u8], wait: Wait) -> Result<Received, RecvCoreError> {
         if let Some(message) = self.take(buffer) {
             return Ok(message);
         }
         let message = self.next(wait)?;
         let Some(into) = buffer.get_mut(..message.len()) else {
-            return Err(RecvFault::BufferTooSmall(message.len()));
+            return Err(RecvCoreError::BufferTooSmall(message.len()));
         };
         self.copy(&message, 0, into)?;
-        self.give_back(&message)?;
+        self.release(&message)?;
         Ok(Received::from(&message))
     }
 
@@ -285,29 +285,29 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     ///
     /// [`RecvFault`], but never `BufferTooSmall`.
     #[inline(always)]
-    pub fn recv_into(&mut self, buffer: &mut Vec<u8>, wait: Wait) -> Result<Received, RecvFault> {
+    pub fn recv_into(&mut self, buffer: &mut Vec<u8>, wait: Wait) -> Result<Received, RecvCoreError> {
         if let Some(message) = self.take(buffer) {
             return Ok(message);
         }
         // Pieces that come during this call go where they are wanted; those of an earlier one stay.
-        let traded = self.partial.trade(buffer);
+        let traded = self.partial.exchange_buffer(buffer);
         let message = self.next(wait);
-        if let Ok(message @ Incoming::Assembled(..)) = message {
+        if let Ok(message @ IncomingMessage::Assembled(..)) = message {
             self.partial.swap_into(buffer);
             return Ok(Received::from(&message));
         }
-        if traded && !self.partial.trade(buffer) {
+        if traded && !self.partial.exchange_buffer(buffer) {
             buffer.clear(); // Its memory stays with the pieces.
         }
-        if matches!(message, Err(RecvFault::Ended(_))) {
+        if matches!(message, Err(RecvCoreError::Ended(_))) {
             buffer.clear(); // It may hold pieces of what will never be whole.
         }
         let message = message?;
         if try_resize(buffer, message.len(), message.len()).is_err() {
             buffer.clear();
-            return Err(RecvFault::OutOfMemory(message.len()));
+            return Err(RecvCoreError::OutOfMemory(message.len()));
         }
-        let taken = self.copy(&message, 0, buffer).and_then(|()| self.give_back(&message));
+        let taken = self.copy(&message, 0, buffer).and_then(|()| self.release(&message));
         if taken.is_err() {
             buffer.clear(); // Torn bytes are no message.
         }
@@ -320,40 +320,40 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     ///
     /// `ProtocolViolated` if it did not; the connection is condemned then.
     #[inline(always)]
-    pub fn give_back(&mut self, message: &Incoming) -> Result<(), RecvFault> {
+    pub fn release(&mut self, message: &IncomingMessage) -> Result<(), RecvCoreError> {
         match message {
-            Incoming::Taken(..) => return Ok(()),
-            Incoming::Assembled(..) => self.partial.discard(),
-            Incoming::Placed(arrival) => {
+            IncomingMessage::Taken(..) => return Ok(()),
+            IncomingMessage::Assembled(..) => self.partial.discard(),
+            IncomingMessage::Placed(arrival) => {
                 let still = self.ring.verify(arrival);
-                self.release(arrival);
-                still.map_err(|violation| self.condemn(violation))?;
+                self.release_slot(arrival);
+                still.map_err(|violation| self.fail_protocol(violation))?;
             }
         }
-        self.state = State::Idle;
+        self.state = ReceiverState::Idle;
         Ok(())
     }
 
     /// Whether a call to receive would end at once. Takes the pieces that are there, which alone are
     /// no message.
     pub fn ready(&mut self) -> bool {
-        !matches!(self.next(Wait::Never), Err(RecvFault::Empty))
+        !matches!(self.next(Wait::Never), Err(RecvCoreError::Empty))
     }
 
     /// Whether there is something to look at: a message, a piece, or the end.
     #[inline]
-    pub fn stirred(&self) -> bool {
-        self.at_hand().is_some() || self.ring.stirred()
+    pub fn has_news(&self) -> bool {
+        self.at_hand().is_some() || self.ring.is_ready()
     }
 
     /// Waits until there is something to look at, or `also` says so, or what is wanted of an outgoing
     /// ring is released; a wait for either never spins. False if the deadline passed first.
     ///
     /// `tries` waits of the same call came to nothing before: after many of them it naps.
-    pub fn idle(
+    pub fn wait_for_any(
         &mut self,
-        outgoing: Option<(&M, Wanted)>,
-        until: Until,
+        outgoing: Option<(&M, AwaitedRelease)>,
+        until: Deadline,
         tries: u32,
         also: impl Fn() -> bool,
     ) -> bool {
@@ -361,55 +361,59 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
             return true;
         }
         let Self { ring, pace, .. } = self;
-        if !may_wait_on(ring.mem(), until, tries) {
+        if !back_off_or_expire(ring.mem(), until, tries) {
             return false;
         }
-        let either = || outgoing.is_some_and(|(mem, wanted)| wanted.released(mem));
-        let look = || ring.stirred() || also() || either();
-        if outgoing.is_none() && pace.pass(until, look) {
+        let either = || outgoing.is_some_and(|(mem, wanted)| wanted.is_released(mem));
+        let look = || ring.is_ready() || also() || either();
+        if outgoing.is_none() && pace.spin(until, look) {
             return true;
         }
         let bed = match outgoing {
-            None => Bed::consumer(ring.mem()),
+            None => WaitSlot::consumer(ring.mem()),
             Some((mem, wanted)) => {
                 pace.stalled(tries);
-                wanted.ask(mem);
-                Bed::either(ring.mem(), mem)
+                wanted.announce(mem);
+                WaitSlot::either(ring.mem(), mem)
             }
         };
-        let found = sleep(&bed, until, tries, || look().then_some(()));
+        let found = park(&bed, until, tries, || look().then_some(()));
         pace.slept();
         found.is_some()
     }
 
     /// Looks a few times, without the clock, if the answer is expected at once; whether there is something.
     #[inline]
-    pub fn glance(&mut self) -> bool {
-        (0..self.pace.glances()).any(|_| self.ring.stirred())
+    pub fn spin_briefly(&mut self) -> bool {
+        (0..self.pace.brief_spins()).any(|_| self.ring.is_ready())
     }
 
     /// The peer broke a rule of the layer above: the connection is over for good.
     #[cold]
-    pub fn violated(&mut self, violation: Violation) -> Ended {
-        match self.condemn(violation) {
-            RecvFault::Ended(ended) => ended,
-            _ => Ended::ProtocolViolated,
+    pub fn violated(&mut self, violation: ProtocolViolation) -> ConnectionError {
+        match self.fail_protocol(violation) {
+            RecvCoreError::Ended(ended) => ended,
+            _ => ConnectionError::ProtocolViolated,
         }
     }
 
     /// Gives back what was lent: the guard's end, or the next call if the guard was forgotten.
-    pub(super) fn give_back_lent(&mut self) -> Result<(), RecvFault> {
+    pub(super) fn release_borrowed(&mut self) -> Result<(), RecvCoreError> {
         match self.state {
-            State::Borrowed(_) | State::BorrowedReassembled => {
-                self.at_hand().map_or(Ok(()), |message| self.give_back(&message))
+            ReceiverState::Borrowed(_) | ReceiverState::BorrowedReassembled => {
+                self.at_hand().map_or(Ok(()), |message| self.release(&message))
             }
-            State::Idle | State::Scanning | State::Found(_) | State::Ended(_) => Ok(()),
+            ReceiverState::Idle
+            | ReceiverState::Scanning
+            | ReceiverState::Found(_)
+            | ReceiverState::Ended(_) => Ok(()),
         }
     }
 
     #[inline(always)]
-    fn copy(&mut self, message: &Incoming, at: usize, into: &mut [u8]) -> Result<(), RecvFault> {
-        self.read_at(message, at, into).map_err(|_| self.condemn(Violation("a payload outside the arena")))
+    fn copy(&mut self, message: &IncomingMessage, at: usize, into: &mut [u8]) -> Result<(), RecvCoreError> {
+        self.read_at(message, at, into)
+            .map_err(|_| self.fail_protocol(ProtocolViolation("a payload outside the arena")))
     }
 
     /// Takes what is ready, at most one lap of the ring: a whole message, or pieces of one.
@@ -417,59 +421,64 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     /// Pieces that stand in the ring together have room in the arena together; a liar's may overlap, and would keep
     /// us copying a whole arena for each slot.
     #[inline(always)]
-    fn lap(&mut self) -> Result<Lap, RecvFault> {
+    fn scan(&mut self) -> Result<Scan, RecvCoreError> {
         if let Some(message) = self.at_hand() {
-            return Ok(Lap::Whole(message));
+            return Ok(Scan::Whole(message));
         }
         let mut room = self.ring.mem().arena();
         for _ in 0..self.ring.mem().slots() {
-            let arrival = match self.ring.arrival() {
-                Ok(None) => return Ok(Lap::Dry),
+            let arrival = match self.ring.next_slot() {
+                Ok(None) => return Ok(Scan::Dry),
                 Ok(Some(arrival)) => arrival,
-                Err(violation) => return Err(self.condemn(violation)),
+                Err(violation) => return Err(self.fail_protocol(violation)),
             };
-            self.partial.judge(&arrival, self.max_message).map_err(|v| self.condemn(v))?;
-            if matches!(arrival.kind, Kind::Inline | Kind::Whole) {
+            self.partial.validate(&arrival, self.max_message).map_err(|v| self.fail_protocol(v))?;
+            if matches!(arrival.kind, SlotKind::Inline | SlotKind::Whole) {
                 self.partial.discard();
-                self.state = State::Found(arrival);
-                return Ok(Lap::Whole(Incoming::Placed(arrival)));
+                self.state = ReceiverState::Found(arrival);
+                return Ok(Scan::Whole(IncomingMessage::Placed(arrival)));
             }
-            self.take_piece(&arrival)?;
+            self.take_fragment(&arrival)?;
             if let Some(message) = self.at_hand() {
-                return Ok(Lap::Whole(message));
+                return Ok(Scan::Whole(message));
             }
             let Some(left) = room.checked_sub(arrival.len as u64) else { break };
             room = left;
         }
-        Ok(Lap::Busy)
+        Ok(Scan::Busy)
     }
 
     /// The whole message that was found already, if there is one.
     #[inline(always)]
-    pub(super) fn at_hand(&self) -> Option<Incoming> {
+    pub(super) fn at_hand(&self) -> Option<IncomingMessage> {
         match self.state {
-            State::Found(arrival) | State::Borrowed(arrival) => Some(Incoming::Placed(arrival)),
-            State::Idle | State::Scanning | State::BorrowedReassembled | State::Ended(_) => {
-                self.partial.complete().map(|(len, tag)| Incoming::Assembled(len, tag))
+            ReceiverState::Found(arrival) | ReceiverState::Borrowed(arrival) => {
+                Some(IncomingMessage::Placed(arrival))
+            }
+            ReceiverState::Idle
+            | ReceiverState::Scanning
+            | ReceiverState::BorrowedReassembled
+            | ReceiverState::Ended(_) => {
+                self.partial.complete().map(|(len, tag)| IncomingMessage::Assembled(len, tag))
             }
         }
     }
 
     #[inline(always)]
-    fn release(&mut self, arrival: &Arrival) {
+    fn release_slot(&mut self, arrival: &SlotContents) {
         self.ring.release(arrival);
         self.pace.active();
     }
 
     #[inline(never)]
-    fn take_piece(&mut self, arrival: &Arrival) -> Result<(), RecvFault> {
-        let room = self.partial.room(arrival).map_err(RecvFault::OutOfMemory)?;
+    fn take_fragment(&mut self, arrival: &SlotContents) -> Result<(), RecvCoreError> {
+        let room = self.partial.room(arrival).map_err(RecvCoreError::OutOfMemory)?;
         let read = self.ring.read(arrival, 0, room).is_ok();
         let still = self.ring.verify(arrival);
-        self.release(arrival);
-        still.map_err(|violation| self.condemn(violation))?;
+        self.release_slot(arrival);
+        still.map_err(|violation| self.fail_protocol(violation))?;
         if !read {
-            return Err(self.condemn(Violation("a payload outside the arena")));
+            return Err(self.fail_protocol(ProtocolViolation("a payload outside the arena")));
         }
         self.partial.advance(arrival);
         Ok(())
@@ -477,32 +486,32 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
 
     /// Passes the time until there may be more.
     #[cold]
-    fn linger(&mut self, lap: &Lap, until: Until, tries: u32) -> Result<(), RecvFault> {
-        let busy = matches!(lap, Lap::Busy) && may_wait_on(self.ring.mem(), until, tries);
-        if busy || self.idle(None, until, tries, || false) { Ok(()) } else { Err(self.nothing()) }
+    fn wait_for_slot(&mut self, lap: &Scan, until: Deadline, tries: u32) -> Result<(), RecvCoreError> {
+        let busy = matches!(lap, Scan::Busy) && back_off_or_expire(self.ring.mem(), until, tries);
+        if busy || self.wait_for_any(None, until, tries, || false) { Ok(()) } else { Err(self.nothing()) }
     }
 
     /// No whole message is there, and none at hand.
-    fn nothing(&mut self) -> RecvFault {
-        self.state = if self.partial.is_idle() { State::Idle } else { State::Scanning };
-        RecvFault::Empty
+    fn nothing(&mut self) -> RecvCoreError {
+        self.state = if self.partial.is_idle() { ReceiverState::Idle } else { ReceiverState::Scanning };
+        RecvCoreError::Empty
     }
 
     /// The connection has ended: pieces of what will never be whole are dropped.
     #[cold]
-    fn end(&mut self, ended: Ended) -> RecvFault {
+    fn end(&mut self, ended: ConnectionError) -> RecvCoreError {
         self.partial.discard();
-        let first = if let State::Ended(first) = self.state { first } else { ended };
-        self.state = State::Ended(first);
-        RecvFault::Ended(first)
+        let first = if let ReceiverState::Ended(first) = self.state { first } else { ended };
+        self.state = ReceiverState::Ended(first);
+        RecvCoreError::Ended(first)
     }
 
     /// The peer lied: the connection is over for good.
     #[cold]
-    pub(super) fn condemn(&mut self, _violation: Violation) -> RecvFault {
-        self.ring.mem().settle(Fate::Violated as u64);
+    pub(super) fn fail_protocol(&mut self, _violation: ProtocolViolation) -> RecvCoreError {
+        self.ring.mem().set_close_reason(CloseReason::Violated as u64);
         self.ring.close();
-        let end = ended(self.ring.mem(), Word::ProducerMark).unwrap_or(Ended::ProtocolViolated);
+        let end = closed(self.ring.mem(), Word::ProducerClosed).unwrap_or(ConnectionError::ProtocolViolated);
         self.end(end)
     }
 
@@ -510,30 +519,32 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     ///
     /// What is left to do then is [`after`](Self::after), if the other value says so.
     #[inline(always)]
-    pub(crate) fn recv_at_once<B: Buffer + ?Sized>(&mut self, buffer: &mut B) -> Option<(Received, bool)> {
-        if !matches!(self.state, State::Idle) {
+    pub(crate) fn try_recv_inline<B: Buffer + ?Sized>(&mut self, buffer: &mut B) -> Option<(Received, bool)> {
+        if !matches!(self.state, ReceiverState::Idle) {
             return None;
         }
         let took = self.ring.take(self.short, |len| buffer.room(len));
-        self.what_is_left(took)
+        self.finish_fast_path(took)
     }
 
     /// The same for one that stands in the arena.
     #[inline(always)]
-    pub(crate) fn recv_placed<B: Buffer + ?Sized>(&mut self, buffer: &mut B) -> Option<(Received, bool)> {
-        if !matches!(self.state, State::Idle) {
+    pub(crate) fn try_recv_arena<B: Buffer + ?Sized>(&mut self, buffer: &mut B) -> Option<(Received, bool)> {
+        if !matches!(self.state, ReceiverState::Idle) {
             return None;
         }
-        let took = self.ring.take_placed(self.max_message, |len| buffer.room(len));
-        self.what_is_left(took)
+        let took = self.ring.take_arena(self.max_message, |len| buffer.room(len));
+        self.finish_fast_path(took)
     }
 
     #[inline(always)]
-    fn what_is_left(&mut self, took: Took) -> Option<(Received, bool)> {
+    fn finish_fast_path(&mut self, took: TryTake) -> Option<(Received, bool)> {
         match took {
-            Took::Message { len, tag, asleep } => Some((Received { len, tag }, asleep || self.pace.is_due())),
-            Took::Nothing => None,
-            Took::Torn => self.torn(),
+            TryTake::Message { len, tag, wakes: asleep } => {
+                Some((Received { len, tag }, asleep || self.pace.is_due()))
+            }
+            TryTake::Nothing => None,
+            TryTake::Torn => self.on_overwritten(),
         }
     }
 
@@ -544,12 +555,12 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
         &mut self,
         room: impl FnOnce(u64, [u8; 8], usize) -> Option<&'b mut [u8]>,
     ) -> bool {
-        if !matches!(self.state, State::Idle) {
+        if !matches!(self.state, ReceiverState::Idle) {
             return false;
         }
         let took = self.ring.take_framed(self.short, room);
-        match self.what_is_left(took) {
-            Some((_, true)) => self.after(),
+        match self.finish_fast_path(took) {
+            Some((_, true)) => self.run_deferred(),
             Some((_, false)) => {}
             None => return false,
         }
@@ -563,15 +574,15 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     ///
     /// As there.
     #[inline(always)]
-    pub fn fetch(&mut self, wait: Wait) -> Result<Incoming, RecvFault> {
-        if matches!(self.state, State::Idle) {
+    pub fn next_owned(&mut self, wait: Wait) -> Result<IncomingMessage, RecvCoreError> {
+        if matches!(self.state, ReceiverState::Idle) {
             let Self { ring, short, taken, .. } = self;
             let took = ring.take(*short, |len| taken.get_mut(..len));
-            if let Some((message, rest)) = self.what_is_left(took) {
+            if let Some((message, rest)) = self.finish_fast_path(took) {
                 if rest {
-                    self.after();
+                    self.run_deferred();
                 }
-                return Ok(Incoming::Taken(message.len, message.tag));
+                return Ok(IncomingMessage::Taken(message.len, message.tag));
             }
         }
         self.next(wait)
@@ -583,46 +594,47 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     ///
     /// [`RecvFault`], but never `BufferTooSmall`.
     #[inline(always)]
-    pub fn lend(&mut self, wait: Wait) -> Result<Incoming, RecvFault> {
-        if matches!(self.state, State::Idle) {
-            if let Some(arrival) = self.ring.whole(self.short, self.max_message) {
-                self.state = State::Borrowed(arrival);
-                return Ok(Incoming::Placed(arrival));
+    pub fn borrow_next(&mut self, wait: Wait) -> Result<IncomingMessage, RecvCoreError> {
+        if matches!(self.state, ReceiverState::Idle) {
+            if let Some(arrival) = self.ring.peek_whole(self.short, self.max_message) {
+                self.state = ReceiverState::Borrowed(arrival);
+                return Ok(IncomingMessage::Placed(arrival));
             }
         }
-        self.lend_in_time(wait)
+        self.borrow_next_slow(wait)
     }
 
     #[inline(never)]
-    fn lend_in_time(&mut self, wait: Wait) -> Result<Incoming, RecvFault> {
+    fn borrow_next_slow(&mut self, wait: Wait) -> Result<IncomingMessage, RecvCoreError> {
         let message = self.next(wait)?;
         self.state = match message {
-            Incoming::Placed(arrival) => State::Borrowed(arrival),
-            Incoming::Assembled(..) | Incoming::Taken(..) => State::BorrowedReassembled,
+            IncomingMessage::Placed(arrival) => ReceiverState::Borrowed(arrival),
+            IncomingMessage::Assembled(..) | IncomingMessage::Taken(..) => ReceiverState::BorrowedReassembled,
         };
         Ok(message)
     }
 
     fn take<B: Buffer + ?Sized>(&mut self, buffer: &mut B) -> Option<Received> {
-        let (message, rest) = self.recv_at_once(buffer).or_else(|| self.recv_placed(buffer))?;
+        let (message, rest) = self.try_recv_inline(buffer).or_else(|| self.try_recv_arena(buffer))?;
         if rest {
-            self.after();
+            self.run_deferred();
         }
         Some(message)
     }
 
     /// Does what is left after a message: wakes the sender, says where this side is.
     #[cold]
-    pub(crate) fn after(&mut self) {
-        self.ring.rouse();
-        self.pace.tell();
+    pub(crate) fn run_deferred(&mut self) {
+        self.ring.notify_producer();
+        self.pace.publish_cpu();
     }
 
     /// A message moved while it was copied: the next look finds the connection condemned.
     #[cold]
     #[inline(never)]
-    fn torn<T>(&mut self) -> Option<T> {
-        let _told_by_the_next_look = self.condemn(Violation("a stamp that moved under a reader"));
+    fn on_overwritten<T>(&mut self) -> Option<T> {
+        let _told_by_the_next_look =
+            self.fail_protocol(ProtocolViolation("a stamp that moved under a reader"));
         None
     }
 
@@ -632,8 +644,8 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     ///
     /// Only if the range is not in the message.
     #[inline(always)]
-    pub fn read_at(&self, message: &Incoming, at: usize, into: &mut [u8]) -> Result<(), OutOfBounds> {
-        if let Incoming::Placed(arrival) = message {
+    pub fn read_at(&self, message: &IncomingMessage, at: usize, into: &mut [u8]) -> Result<(), OutOfBounds> {
+        if let IncomingMessage::Placed(arrival) = message {
             return self.ring.read(arrival, at, into);
         }
         let end = at.checked_add(into.len()).ok_or(OutOfBounds)?;
@@ -648,7 +660,12 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     ///
     /// [`OutOfMemory`]; the buffer is empty.
     #[inline(always)]
-    pub fn read_on(&self, message: &Incoming, at: usize, buffer: &mut Vec<u8>) -> Result<(), OutOfMemory> {
+    pub fn read_on(
+        &self,
+        message: &IncomingMessage,
+        at: usize,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), OutOfMemory> {
         let len = message.len().saturating_sub(at);
         if len > buffer.capacity() {
             buffer.clear();
@@ -669,11 +686,11 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
 
     /// The bytes of a message that stands in private memory.
     #[inline]
-    pub fn private(&self, message: &Incoming) -> Option<&[u8]> {
+    pub fn private(&self, message: &IncomingMessage) -> Option<&[u8]> {
         match message {
-            Incoming::Taken(len, _) => self.taken.get(..*len),
-            Incoming::Assembled(..) => Some(self.partial.bytes()),
-            Incoming::Placed(_) => None,
+            IncomingMessage::Taken(len, _) => self.taken.get(..*len),
+            IncomingMessage::Assembled(..) => Some(self.partial.bytes()),
+            IncomingMessage::Placed(_) => None,
         }
     }
 

@@ -3,8 +3,8 @@
 use std::io;
 
 use super::Receiver;
-use super::manner::{Blocking, Manner};
-use super::receiver_core::{Incoming, Received};
+use super::manner::{Block, CallMode};
+use super::receiver_core::{IncomingMessage, Received};
 use crate::error::RecvError;
 use crate::mem::{OutOfBounds, OutOfMemory, Span, try_resize};
 use crate::sys::borrow::RawSpan;
@@ -68,7 +68,7 @@ impl<'a> RecvGuard<'a> {
     /// `UnexpectedEof` if the message has fewer; nothing is copied then. `Unsupported` in a forked
     /// child.
     pub fn read_at(&self, offset: usize, into: &mut [u8]) -> io::Result<()> {
-        self.receiver.enter().map_err(Blocking::recv_error)?;
+        self.receiver.enter().map_err(Block::recv_error)?;
         let inb = self.receiver.inb_ref();
         let read = inb.at_hand().ok_or(OutOfBounds).and_then(|message| inb.read_at(&message, offset, into));
         read.map_err(|_| io::Error::new(io::ErrorKind::UnexpectedEof, "the message is shorter"))
@@ -110,15 +110,15 @@ impl<'a> RecvGuard<'a> {
     ///
     /// [`RecvError::Forked`] in a forked child, where they are not mapped.
     pub fn raw(&mut self) -> Result<RawSpan<'_>, RecvError> {
-        self.receiver.enter().map_err(Blocking::recv_error)?;
+        self.receiver.enter().map_err(Block::recv_error)?;
         let inb = self.receiver.inb();
         match inb.at_hand() {
-            Some(Incoming::Placed(arrival)) => {
+            Some(IncomingMessage::Placed(arrival)) => {
                 let (span, len): (Span, usize) = (arrival.span, arrival.len);
                 inb.ring().mem().raw(span, 0, len).ok_or(RecvError::ProtocolViolated)
             }
-            Some(Incoming::Assembled(..)) => Ok(RawSpan::private(inb.assembled())),
-            Some(Incoming::Taken(..)) | None => Err(RecvError::ProtocolViolated), // Neither is ever lent.
+            Some(IncomingMessage::Assembled(..)) => Ok(RawSpan::private(inb.assembled())),
+            Some(IncomingMessage::Taken(..)) | None => Err(RecvError::ProtocolViolated), // Neither is ever lent.
         }
     }
 
@@ -129,17 +129,17 @@ impl<'a> RecvGuard<'a> {
     /// [`RecvError::ProtocolViolated`] if it did not: what was read is worth nothing, and the
     /// connection is closed.
     pub fn finish(mut self) -> Result<(), RecvError> {
-        self.give_back()
+        self.release()
     }
 
-    fn give_back(&mut self) -> Result<(), RecvError> {
+    fn release(&mut self) -> Result<(), RecvError> {
         if self.over {
             return Ok(());
         }
         self.over = true;
-        self.receiver.enter().map_err(Blocking::recv_error)?;
-        let given = self.receiver.inb().give_back_lent();
-        self.receiver.settle(given).map_err(Blocking::recv_error)
+        self.receiver.enter().map_err(Block::recv_error)?;
+        let given = self.receiver.inb().release_borrowed();
+        self.receiver.note_end(given).map_err(Block::recv_error)
     }
 }
 
@@ -155,6 +155,6 @@ impl io::Read for RecvGuard<'_> {
 impl Drop for RecvGuard<'_> {
     fn drop(&mut self) {
         // A lie found here has condemned the connection: the next call says so.
-        let _next_call_fails = self.give_back();
+        let _next_call_fails = self.release();
     }
 }

@@ -2,12 +2,12 @@
 
 use std::io;
 
-use super::manner::{Blocking, Manner};
-use super::sender_core::SendFault;
+use super::manner::{Block, CallMode};
+use super::sender_core::SendCoreError;
 use super::{Mapping, Sender, Wait};
 use crate::error::SendError;
-use crate::mem::Tail;
-use crate::ring::{Claim, Producer};
+use crate::mem::Padding;
+use crate::ring::{Producer, SlotReservation};
 use crate::sys::borrow::RawSpan;
 
 /// Room in the ring for one message, which nobody sees until it is committed.
@@ -91,7 +91,7 @@ impl<'a> Reservation<'a> {
     /// in a forked child.
     pub fn write_at(&mut self, offset: usize, bytes: &[u8]) -> io::Result<()> {
         let (ring, claim) = self.sender.reserved()?;
-        let write = ring.write(claim, offset, bytes, Tail::Keep);
+        let write = ring.write(claim, offset, bytes, Padding::Keep);
         write.map_err(|_| io::Error::new(io::ErrorKind::WriteZero, "more bytes than were reserved"))
     }
 
@@ -143,7 +143,7 @@ impl<'a> Reservation<'a> {
     /// As for [`commit`](Self::commit); [`SendError::TooLarge`] if fewer are reserved.
     pub fn commit_len(self, len: usize) -> Result<(), SendError> {
         if len > self.len {
-            return Err(Blocking::send_error((SendFault::TooLarge(self.len), len)));
+            return Err(Block::send_error((SendCoreError::TooLarge(self.len), len)));
         }
         self.sender.commit_reserved(len, self.tag)
     }
@@ -151,7 +151,11 @@ impl<'a> Reservation<'a> {
 
 impl Sender {
     #[inline(always)]
-    pub(super) fn reserve_room<H: Manner>(&mut self, len: usize, how: H) -> Result<Reservation<'_>, H::Send> {
+    pub(super) fn reserve_room<H: CallMode>(
+        &mut self,
+        len: usize,
+        how: H,
+    ) -> Result<Reservation<'_>, H::Send> {
         match self.claim(len, how.wait()) {
             Ok(()) => Ok(Reservation::new(self, len)),
             Err(fault) => Err(H::send_error((fault, len))),
@@ -159,21 +163,21 @@ impl Sender {
     }
 
     #[inline(never)]
-    fn claim(&mut self, len: usize, wait: Wait) -> Result<(), SendFault> {
+    fn claim(&mut self, len: usize, wait: Wait) -> Result<(), SendCoreError> {
         self.enter()?;
-        let claim = self.out.claim(len, wait);
-        let claim = self.settle(claim)?;
+        let claim = self.out.reserve(len, wait);
+        let claim = self.note_end(claim)?;
         let rest = len % size_of::<u64>();
         if rest > 0 {
             // The last word's rest never holds old bytes; the claim's own length is always in bounds.
-            let _in_claim = self.out.ring().write(&claim, len - rest, &[0; 8][..rest], Tail::Zero);
+            let _in_claim = self.out.ring().write(&claim, len - rest, &[0; 8][..rest], Padding::Zero);
         }
         self.reserved = Some(claim);
         Ok(())
     }
 
     /// The ring, and what was reserved in it.
-    fn reserved(&mut self) -> Result<(&Producer<Mapping>, &Claim), SendError> {
+    fn reserved(&mut self) -> Result<(&Producer<Mapping>, &SlotReservation), SendError> {
         self.enter().map_err(forked)?;
         let Self { out, reserved, .. } = self;
         reserved.as_ref().map(|claim| (out.ring(), claim)).ok_or(SendError::Closed) // A reservation has one.
@@ -184,15 +188,15 @@ impl Sender {
         let Self { out, reserved, .. } = self;
         out.check()?;
         let Some(claim) = reserved else { return Err(SendError::Closed) }; // A reservation has one.
-        out.ring().open(claim);
+        out.ring().mark_writing(claim);
         out.commit(claim, len, tag);
         self.count(len);
         Ok(())
     }
 }
 
-fn forked(fault: SendFault) -> SendError {
-    Blocking::send_error((fault, 0))
+fn forked(fault: SendCoreError) -> SendError {
+    Block::send_error((fault, 0))
 }
 
 impl io::Write for Reservation<'_> {

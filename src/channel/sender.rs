@@ -7,16 +7,16 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::manner::{Blocking, Manner, Timing, Trying};
-use super::pace::{WaitStrategy, Waiting};
-use super::sender_core::{FastSend, Outbound, SendFault};
-use super::{Batch, ByteWriter, Closer, Reservation, SharedSender, Stats, Wait, shut};
-use crate::error::{Ended, SendError, SendTimeoutError, TrySendError};
-use crate::mem::INLINE;
-use crate::ring::{Claim, Fate};
-use crate::sys::fork::Canary;
-use crate::sys::link::Link;
-use crate::sys::mapping::{Mapping, Role};
+use super::manner::{Block, CallMode, NonBlocking, WithDeadline};
+use super::pace::{AdaptiveWait, WaitStrategy};
+use super::sender_core::{FastSend, SendCoreError, SenderCore};
+use super::{Batch, ByteWriter, Closer, Reservation, SharedSender, Stats, Wait, close_both};
+use crate::error::{ConnectionError, SendError, SendTimeoutError, TrySendError};
+use crate::mem::INLINE_CAPACITY;
+use crate::ring::{CloseReason, SlotReservation};
+use crate::sys::fork::ForkGuard;
+use crate::sys::link::Connection;
+use crate::sys::mapping::{Mapping, RingRole};
 use crate::sys::socket::PeerCred;
 
 /// Sends messages to the peer; one half of a [`SharedMemoryStream`](crate::SharedMemoryStream).
@@ -56,10 +56,10 @@ use crate::sys::socket::PeerCred;
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub struct Sender {
-    pub(super) out: Outbound<Mapping, Waiting>,
+    pub(super) out: SenderCore<Mapping, AdaptiveWait>,
     /// What was reserved last: it stays where it is, since moving it just after it was written costs more than the rest.
-    pub(super) reserved: Option<Claim>,
-    canary: Canary,
+    pub(super) reserved: Option<SlotReservation>,
+    canary: ForkGuard,
     messages: u64,
     bytes: u64,
     taken: bool,
@@ -67,7 +67,7 @@ pub struct Sender {
 }
 
 impl Sender {
-    pub(crate) fn new(link: &Arc<Link>, strategy: WaitStrategy) -> Self {
+    pub(crate) fn new(link: &Arc<Connection>, strategy: WaitStrategy) -> Self {
         let (out, canary) = (outbound(link, strategy), link.canary());
         Self { out, reserved: None, canary, messages: 0, bytes: 0, taken: false, one_thread: PhantomData }
     }
@@ -213,11 +213,11 @@ impl Sender {
 
     /// What this half has sent; how it waited is told of the whole connection.
     pub fn stats(&self) -> Stats {
-        stats(self.counts(), self.fullest(), self.link())
+        stats(self.counts(), self.peak_fill(), self.link())
     }
 
     /// How full this direction was at most, as far as it was looked at.
-    pub(super) fn fullest(&self) -> u32 {
+    pub(super) fn peak_fill(&self) -> u32 {
         self.out.ring().fullest()
     }
 
@@ -233,16 +233,16 @@ impl Sender {
         self.link().cred()
     }
 
-    pub(crate) fn link(&self) -> &Arc<Link> {
+    pub(crate) fn link(&self) -> &Arc<Connection> {
         self.out.ring().mem().link()
     }
 
-    pub(crate) fn out(&mut self) -> &mut Outbound<Mapping, Waiting> {
+    pub(crate) fn out(&mut self) -> &mut SenderCore<Mapping, AdaptiveWait> {
         &mut self.out
     }
 
     /// The half itself; whoever takes it closes the direction.
-    pub(crate) fn into_outbound(mut self) -> Outbound<Mapping, Waiting> {
+    pub(crate) fn into_outbound(mut self) -> SenderCore<Mapping, AdaptiveWait> {
         self.taken = true;
         let rest = outbound(self.link(), WaitStrategy::Park); // Never used.
         std::mem::replace(&mut self.out, rest)
@@ -250,8 +250,8 @@ impl Sender {
 
     /// Whether this process may touch the connection.
     #[inline(always)]
-    pub(super) fn enter(&self) -> Result<(), SendFault> {
-        if self.link().same_process() { Ok(()) } else { Err(SendFault::Ended(Ended::Forked)) }
+    pub(super) fn enter(&self) -> Result<(), SendCoreError> {
+        if self.link().same_process() { Ok(()) } else { Err(SendCoreError::Ended(ConnectionError::Forked)) }
     }
 
     #[inline(always)]
@@ -267,25 +267,25 @@ impl Sender {
 
     /// Makes sure that a liar's connection is closed in both directions.
     #[inline(always)]
-    pub(super) fn settle<T>(&self, result: Result<T, SendFault>) -> Result<T, SendFault> {
-        if let Err(SendFault::Ended(Ended::ProtocolViolated)) = result {
-            shut(self.link(), Fate::Violated);
+    pub(super) fn note_end<T>(&self, result: Result<T, SendCoreError>) -> Result<T, SendCoreError> {
+        if let Err(SendCoreError::Ended(ConnectionError::ProtocolViolated)) = result {
+            close_both(self.link(), CloseReason::Violated);
         }
         result
     }
 
     #[inline(always)]
-    pub(super) fn send_plain<H: Manner>(&mut self, message: &[u8], how: H) -> Result<(), H::Send> {
+    pub(super) fn send_plain<H: CallMode>(&mut self, message: &[u8], how: H) -> Result<(), H::Send> {
         self.send_one(message, 0, how)
     }
 
     #[inline(always)]
-    pub(super) fn send_one<H: Manner>(&mut self, message: &[u8], tag: u64, how: H) -> Result<(), H::Send> {
-        let sent = match message.len() <= INLINE {
+    pub(super) fn send_one<H: CallMode>(&mut self, message: &[u8], tag: u64, how: H) -> Result<(), H::Send> {
+        let sent = match message.len() <= INLINE_CAPACITY {
             true => self.send_at_once(message, tag),
             false => self.send_placed(message, tag),
         };
-        if sent { Ok(()) } else { self.send_in_time(message, tag, how) }
+        if sent { Ok(()) } else { self.send_slow(message, tag, how) }
     }
 
     /// What nearly every message takes; it returns in a register, and calls nothing but as its last step.
@@ -294,8 +294,8 @@ impl Sender {
         if !self.is_ours() {
             return false;
         }
-        let sent = self.out.send_at_once(message, tag);
-        self.what_is_left(sent, message.len())
+        let sent = self.out.try_send_inline(message, tag);
+        self.finish_fast_path(sent, message.len())
     }
 
     /// The same for a message that stands in the arena.
@@ -304,15 +304,15 @@ impl Sender {
         if !self.is_ours() {
             return false;
         }
-        let sent = self.out.send_placed(message, tag);
-        self.what_is_left(sent, message.len())
+        let sent = self.out.try_send_arena(message, tag);
+        self.finish_fast_path(sent, message.len())
     }
 
     #[inline(always)]
-    fn what_is_left(&mut self, sent: FastSend, len: usize) -> bool {
+    fn finish_fast_path(&mut self, sent: FastSend, len: usize) -> bool {
         match sent {
             FastSend::Sent => self.count(len),
-            FastSend::SentThenAfter => return self.send_rest(len),
+            FastSend::SentWithDeferred => return self.send_rest(len),
             FastSend::NotSent => return false,
         }
         true
@@ -327,23 +327,23 @@ impl Sender {
     #[inline(never)]
     fn send_rest(&mut self, len: usize) -> bool {
         self.count(len);
-        self.out.after();
+        self.out.run_deferred();
         true
     }
 
     #[inline(never)]
-    fn send_in_time<H: Manner>(&mut self, message: &[u8], tag: u64, how: H) -> Result<(), H::Send> {
+    fn send_slow<H: CallMode>(&mut self, message: &[u8], tag: u64, how: H) -> Result<(), H::Send> {
         self.send_parts(&[IoSlice::new(message)], tag, how)
     }
 
-    pub(super) fn send_parts<H: Manner>(
+    pub(super) fn send_parts<H: CallMode>(
         &mut self,
         parts: &[IoSlice<'_>],
         tag: u64,
         how: H,
     ) -> Result<(), H::Send> {
         let sent = self.enter().and_then(|()| self.out.send(parts, tag, how.wait()));
-        let len = self.settle(sent).map_err(|fault| H::send_error((fault, total(parts))))?;
+        let len = self.note_end(sent).map_err(|fault| H::send_error((fault, total(parts))))?;
         self.count(len);
         Ok(())
     }
@@ -353,10 +353,10 @@ fn total(parts: &[IoSlice<'_>]) -> usize {
     parts.iter().fold(0, |sum: usize, part| sum.saturating_add(part.len()))
 }
 
-fn outbound(link: &Arc<Link>, strategy: WaitStrategy) -> Outbound<Mapping, Waiting> {
+fn outbound(link: &Arc<Connection>, strategy: WaitStrategy) -> SenderCore<Mapping, AdaptiveWait> {
     let mapping = || Mapping::new(Arc::clone(link), link.side().outgoing());
-    let pace = Waiting::new(strategy, mapping(), Role::Producer);
-    Outbound::new(mapping(), pace, link.first_ticket(), link.max_message())
+    let pace = AdaptiveWait::new(strategy, mapping(), RingRole::Producer);
+    SenderCore::new(mapping(), pace, link.first_ticket(), link.max_message())
 }
 
 impl fmt::Debug for Sender {
@@ -374,7 +374,7 @@ impl Drop for Sender {
 }
 
 /// What was sent, and how the whole connection waited.
-pub(super) fn stats((messages_sent, bytes_sent): (u64, u64), fullest: u32, link: &Link) -> Stats {
+pub(super) fn stats((messages_sent, bytes_sent): (u64, u64), fullest: u32, link: &Connection) -> Stats {
     Stats { messages_sent, bytes_sent, ..Stats::of(link, Some(fullest)) }
 }
 

@@ -18,24 +18,24 @@
 
 use std::io::IoSlice;
 
-use super::gather::Gather;
-use super::pace::Pace;
-use super::{Wait, may_wait_on};
-use crate::error::{Ended, Violation};
-use crate::layout::Kind;
-use crate::mem::{GRAIN, INLINE, Memory, Span, Tail, Until, Word};
-use crate::ring::{Bed, Claim, Cursor, Fate, Posted, Producer, Refusal, sleep};
+use super::gather::IoSliceReader;
+use super::pace::WaitPolicy;
+use super::{Wait, back_off_or_expire};
+use crate::error::{ConnectionError, ProtocolViolation};
+use crate::layout::SlotKind;
+use crate::mem::{ARENA_ALIGN, Deadline, INLINE_CAPACITY, Memory, Padding, Span, Word};
+use crate::ring::{CloseReason, Cursor, Producer, ReserveError, SlotReservation, TrySend, WaitSlot, park};
 
 /// The longest message that is copied to one place, in bytes; beyond it, overlapping the two copies
 /// pays. Also limited by the arena, but never below what a slot holds.
-const LONGEST_WHOLE: usize = 256 << 10;
+const MAX_WHOLE: usize = 256 << 10;
 
 /// The longest piece of a cut message, in bytes.
-const LONGEST_PIECE: usize = 64 << 10;
+const MAX_FRAGMENT: usize = 64 << 10;
 
 /// Why a send failed; the public enums are made of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SendFault {
+pub enum SendCoreError {
     /// No room now, or the deadline passed.
     Full,
     /// It never fits at once.
@@ -45,7 +45,7 @@ pub enum SendFault {
     /// The last ticket is used.
     Exhausted,
     /// The connection has ended.
-    Ended(Ended),
+    Ended(ConnectionError),
 }
 
 /// What became of a message on the fast path.
@@ -56,18 +56,18 @@ pub(super) enum FastSend {
     /// It is sent.
     Sent,
     /// It is sent, and [`after`](Outbound::after) comes next.
-    SentThenAfter,
+    SentWithDeferred,
 }
 
-impl From<Ended> for SendFault {
-    fn from(ended: Ended) -> Self {
+impl From<ConnectionError> for SendCoreError {
+    fn from(ended: ConnectionError) -> Self {
         Self::Ended(ended)
     }
 }
 
 /// The sending half of a direction.
 #[derive(Debug)]
-pub struct Outbound<M, P> {
+pub struct SenderCore<M, P> {
     ring: Producer<M>,
     pace: P,
     max_message: usize,
@@ -78,20 +78,20 @@ pub struct Outbound<M, P> {
     piece: usize,
 }
 
-impl<M: Memory, P: Pace> Outbound<M, P> {
+impl<M: Memory, P: WaitPolicy> SenderCore<M, P> {
     /// The sender of a fresh ring.
     pub fn new(mem: M, pace: P, first: u64, max_message: usize) -> Self {
-        let arena = usize::try_from(mem.arena()).unwrap_or(LONGEST_WHOLE);
-        let in_place = arena.max(INLINE).min(max_message);
-        let share = if mem.slots() < 4 { arena } else { (arena / 4).max(GRAIN) };
+        let arena = usize::try_from(mem.arena()).unwrap_or(MAX_WHOLE);
+        let in_place = arena.max(INLINE_CAPACITY).min(max_message);
+        let share = if mem.slots() < 4 { arena } else { (arena / 4).max(ARENA_ALIGN) };
         Self {
             ring: Producer::new(mem, first),
             pace,
             max_message,
-            whole: in_place.min(LONGEST_WHOLE),
+            whole: in_place.min(MAX_WHOLE),
             in_place,
-            short: INLINE.min(max_message),
-            piece: share.min(LONGEST_PIECE),
+            short: INLINE_CAPACITY.min(max_message),
+            piece: share.min(MAX_FRAGMENT),
         }
     }
 
@@ -127,14 +127,14 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
     ///
     /// [`SendFault`]; nothing of the message will be delivered.
     #[inline(always)]
-    pub fn send(&mut self, parts: &[IoSlice<'_>], tag: u64, wait: Wait) -> Result<usize, SendFault> {
+    pub fn send(&mut self, parts: &[IoSlice<'_>], tag: u64, wait: Wait) -> Result<usize, SendCoreError> {
         let len = parts.iter().fold(0, |sum: usize, part| sum.saturating_add(part.len()));
         if len > self.whole {
-            return self.send_cut(parts, len, tag, wait).map(|()| len);
+            return self.send_fragmented(parts, len, tag, wait).map(|()| len);
         }
-        let claim = self.claim(len, wait)?;
-        self.ring.open(&claim);
-        self.fill(&claim, &mut Gather::new(parts))?;
+        let claim = self.reserve(len, wait)?;
+        self.ring.mark_writing(&claim);
+        self.fill(&claim, &mut IoSliceReader::new(parts))?;
         self.commit(&claim, len, tag);
         Ok(len)
     }
@@ -146,13 +146,13 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
     /// As for [`send`](Self::send).
     #[inline(always)]
     #[cfg_attr(not(feature = "testing"), allow(dead_code, reason = "for tests"))]
-    pub fn send_one(&mut self, message: &[u8], tag: u64, wait: Wait) -> Result<usize, SendFault> {
-        let sent = match self.send_at_once(message, tag) {
-            FastSend::NotSent => self.send_placed(message, tag),
+    pub fn send_one(&mut self, message: &[u8], tag: u64, wait: Wait) -> Result<usize, SendCoreError> {
+        let sent = match self.try_send_inline(message, tag) {
+            FastSend::NotSent => self.try_send_arena(message, tag),
             sent => sent,
         };
         match sent {
-            FastSend::SentThenAfter => self.after(),
+            FastSend::SentWithDeferred => self.run_deferred(),
             FastSend::Sent => {}
             FastSend::NotSent => return self.send(&[IoSlice::new(message)], tag, wait),
         }
@@ -171,12 +171,12 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
         [first, second]: [&[u8]; 2],
         tag: u64,
         wait: Wait,
-    ) -> Result<usize, SendFault> {
+    ) -> Result<usize, SendCoreError> {
         let len = head.len().saturating_add(first.len()).saturating_add(second.len());
         if len <= self.short {
-            let posted = self.ring.post_parts(&[&head, first, second], len, tag);
-            match self.what_is_left(posted) {
-                FastSend::SentThenAfter => self.after(),
+            let posted = self.ring.try_send_parts(&[&head, first, second], len, tag);
+            match self.finish_fast_path(posted) {
+                FastSend::SentWithDeferred => self.run_deferred(),
                 FastSend::Sent => {}
                 FastSend::NotSent => return self.send_parts([&head, first, second], tag, wait),
             }
@@ -186,44 +186,44 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
     }
 
     #[inline(never)]
-    fn send_parts(&mut self, parts: [&[u8]; 3], tag: u64, wait: Wait) -> Result<usize, SendFault> {
+    fn send_parts(&mut self, parts: [&[u8]; 3], tag: u64, wait: Wait) -> Result<usize, SendCoreError> {
         self.send(&parts.map(IoSlice::new), tag, wait)
     }
 
     /// Sends one message at once if it is short, there is room, and nothing is in the way.
     #[inline(always)]
-    pub(super) fn send_at_once(&mut self, message: &[u8], tag: u64) -> FastSend {
+    pub(super) fn try_send_inline(&mut self, message: &[u8], tag: u64) -> FastSend {
         if message.len() > self.short {
             return FastSend::NotSent;
         }
-        let posted = self.ring.post(message, tag);
-        self.what_is_left(posted)
+        let posted = self.ring.try_send(message, tag);
+        self.finish_fast_path(posted)
     }
 
     /// The same for one that stands in the arena.
     #[inline(always)]
-    pub(super) fn send_placed(&mut self, message: &[u8], tag: u64) -> FastSend {
+    pub(super) fn try_send_arena(&mut self, message: &[u8], tag: u64) -> FastSend {
         if message.len() > self.whole {
             return FastSend::NotSent;
         }
-        let posted = self.ring.post_placed(message, tag);
-        self.what_is_left(posted)
+        let posted = self.ring.try_send_arena(message, tag);
+        self.finish_fast_path(posted)
     }
 
     #[inline(always)]
-    fn what_is_left(&mut self, posted: Posted) -> FastSend {
+    fn finish_fast_path(&mut self, posted: TrySend) -> FastSend {
         match posted {
-            Posted::Nothing => FastSend::NotSent,
-            Posted::Done if !self.pace.is_due() => FastSend::Sent,
-            Posted::Done | Posted::Asleep => FastSend::SentThenAfter,
+            TrySend::Nothing => FastSend::NotSent,
+            TrySend::Done if !self.pace.is_due() => FastSend::Sent,
+            TrySend::Done | TrySend::Asleep => FastSend::SentWithDeferred,
         }
     }
 
     /// Does what is left after a message: wakes the receiver, says where this side is.
     #[cold]
-    pub fn after(&mut self) {
+    pub fn run_deferred(&mut self) {
         self.ring.wake();
-        self.pace.tell();
+        self.pace.publish_cpu();
     }
 
     /// Claims a ticket and a place for a whole message of `len` bytes.
@@ -232,21 +232,21 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
     ///
     /// [`SendFault`]; [`SendFault::TooLarge`] for more than [`in_place`](Self::in_place).
     #[inline(always)]
-    pub fn claim(&mut self, len: usize, wait: Wait) -> Result<Claim, SendFault> {
+    pub fn reserve(&mut self, len: usize, wait: Wait) -> Result<SlotReservation, SendCoreError> {
         if len > self.in_place() {
-            return Err(SendFault::TooLarge(self.in_place()));
+            return Err(SendCoreError::TooLarge(self.in_place()));
         }
         self.check()?;
-        self.claim_or_wait(wait, |ring| ring.claim(ring.next(), len))
+        self.reserve_or_wait(wait, |ring| ring.reserve(ring.next(), len))
     }
 
     /// Writes a short message behind what is staged already, if nothing is in the way.
     #[inline(always)]
-    pub fn stage_at_once(&mut self, from: Cursor, message: &[u8], tag: u64) -> Option<Cursor> {
+    pub fn try_stage_inline(&mut self, from: Cursor, message: &[u8], tag: u64) -> Option<Cursor> {
         if message.len() > self.short || self.check().is_err() {
             return None;
         }
-        self.ring.stage(from, message, tag)
+        self.ring.try_stage(from, message, tag)
     }
 
     /// Claims behind what is staged already; never blocks.
@@ -254,18 +254,18 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
     /// # Errors
     ///
     /// [`SendFault`]; `Full` also if it would fit once what is staged is flushed.
-    pub fn stage(&mut self, from: Cursor, len: usize) -> Result<Claim, SendFault> {
-        match self.ring.claim(from, len) {
+    pub fn stage(&mut self, from: Cursor, len: usize) -> Result<SlotReservation, SendCoreError> {
+        match self.ring.reserve(from, len) {
             Ok(claim) => Ok(claim),
-            Err(Refusal::Full { .. }) => Err(SendFault::Full),
-            Err(refusal) => Err(self.refuse(refusal)),
+            Err(ReserveError::Full { .. }) => Err(SendCoreError::Full),
+            Err(refusal) => Err(self.error_of(refusal)),
         }
     }
 
     /// Commits a written claim as a whole message.
     #[inline(always)]
-    pub fn commit(&mut self, claim: &Claim, len: usize, tag: u64) {
-        let claim = self.ring.cut(claim, len);
+    pub fn commit(&mut self, claim: &SlotReservation, len: usize, tag: u64) {
+        let claim = self.ring.truncate(claim, len);
         self.describe_whole(&claim, len, tag);
         self.publish(claim.after(), false);
     }
@@ -279,8 +279,8 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
 
     /// Describes a written claim as a whole message, still private.
     #[inline(always)]
-    pub fn describe_whole(&mut self, claim: &Claim, len: usize, tag: u64) {
-        let kind = if matches!(claim.span(), Span::Slot(_)) { Kind::Inline } else { Kind::Whole };
+    pub fn describe_whole(&mut self, claim: &SlotReservation, len: usize, tag: u64) {
+        let kind = if matches!(claim.span(), Span::Slot(_)) { SlotKind::Inline } else { SlotKind::Whole };
         self.ring.describe(claim, kind, len, tag);
     }
 
@@ -290,7 +290,7 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
     ///
     /// How it ended.
     #[inline(always)]
-    pub fn check(&self) -> Result<(), Ended> {
+    pub fn check(&self) -> Result<(), ConnectionError> {
         match self.ring.ended() {
             None => Ok(()),
             Some(ended) => Err(ended),
@@ -303,12 +303,18 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
     ///
     /// None with a claim of this ring: then the connection is condemned rather than trusted.
     #[inline(always)]
-    pub fn fill(&mut self, claim: &Claim, from: &mut Gather<'_>) -> Result<(), SendFault> {
+    pub fn fill(
+        &mut self,
+        claim: &SlotReservation,
+        from: &mut IoSliceReader<'_>,
+    ) -> Result<(), SendCoreError> {
         let mut at = 0;
         while at < claim.len() {
             let Some(bytes) = from.take(claim.len() - at) else { break };
-            if self.ring.write(claim, at, bytes, Tail::Zero).is_err() {
-                return Err(self.refuse(Refusal::Violated(Violation("a place outside the arena"))));
+            if self.ring.write(claim, at, bytes, Padding::Zero).is_err() {
+                return Err(
+                    self.error_of(ReserveError::Violated(ProtocolViolation("a place outside the arena")))
+                );
             }
             at += bytes.len();
         }
@@ -321,42 +327,48 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
     /// # Errors
     ///
     /// [`SendFault`], never `Full`.
-    pub fn needs(&mut self, len: usize) -> Result<Option<u64>, SendFault> {
+    pub fn ticket_to_await(&mut self, len: usize) -> Result<Option<u64>, SendCoreError> {
         self.check()?;
         let from = self.ring.next();
         let claimed = match len > self.in_place {
-            true => self.ring.claim_piece(from, self.piece),
-            false => self.ring.claim(from, len),
+            true => self.ring.reserve_fragment(from, self.piece),
+            false => self.ring.reserve(from, len),
         };
         match claimed {
             Ok(_) => Ok(None),
-            Err(Refusal::Full { needs }) => Ok(Some(needs)),
-            Err(refusal) => Err(self.refuse(refusal)),
+            Err(ReserveError::Full { needs }) => Ok(Some(needs)),
+            Err(refusal) => Err(self.error_of(refusal)),
         }
     }
 
     #[inline(never)]
-    fn send_cut(&mut self, parts: &[IoSlice<'_>], len: usize, tag: u64, wait: Wait) -> Result<(), SendFault> {
+    fn send_fragmented(
+        &mut self,
+        parts: &[IoSlice<'_>],
+        len: usize,
+        tag: u64,
+        wait: Wait,
+    ) -> Result<(), SendCoreError> {
         if len > self.max_message {
-            return Err(SendFault::TooLarge(self.max_message));
+            return Err(SendCoreError::TooLarge(self.max_message));
         }
         self.check()?;
         // No ticket behind an unfinished message could say that it is abandoned.
-        if self.ring.left() < len.div_ceil(self.piece) as u64 {
-            return Err(SendFault::Exhausted);
+        if self.ring.remaining_tickets() < len.div_ceil(self.piece) as u64 {
+            return Err(SendCoreError::Exhausted);
         }
         if wait == Wait::Never {
-            self.fits_at_once(len)?;
+            self.check_fits(len)?;
         }
-        let (mut from, mut left) = (Gather::new(parts), len);
+        let (mut from, mut left) = (IoSliceReader::new(parts), len);
         while left > 0 {
             let size = left.min(self.piece);
-            let claim = self.claim_or_wait(wait, |ring| ring.claim_piece(ring.next(), size))?;
-            self.ring.open(&claim);
+            let claim = self.reserve_or_wait(wait, |ring| ring.reserve_fragment(ring.next(), size))?;
+            self.ring.mark_writing(&claim);
             self.fill(&claim, &mut from)?;
             let first = left == len;
             left -= size;
-            self.publish_piece(&claim, first.then_some(len), left == 0, tag);
+            self.publish_fragment(&claim, first.then_some(len), left == 0, tag);
             if left > 0 {
                 self.check()?; // Behind the last piece it is too late: the message is committed.
             }
@@ -364,35 +376,35 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
         Ok(())
     }
 
-    fn publish_piece(&mut self, claim: &Claim, total: Option<usize>, last: bool, tag: u64) {
+    fn publish_fragment(&mut self, claim: &SlotReservation, total: Option<usize>, last: bool, tag: u64) {
         let kind = match (total, last) {
             (Some(total), _) => {
                 self.ring.write_total(claim, total as u64);
-                Kind::First
+                SlotKind::First
             }
-            (None, false) => Kind::Middle,
-            (None, true) => Kind::Last,
+            (None, false) => SlotKind::Middle,
+            (None, true) => SlotKind::Last,
         };
         self.ring.describe(claim, kind, claim.len(), tag);
         self.publish(claim.after(), !last);
     }
 
     /// Whether all pieces of a message have room now.
-    fn fits_at_once(&mut self, len: usize) -> Result<(), SendFault> {
+    fn check_fits(&mut self, len: usize) -> Result<(), SendCoreError> {
         let pieces = len.div_ceil(self.piece) as u64;
         if pieces > self.ring.mem().slots() || len as u64 > self.ring.mem().arena() {
-            return Err(SendFault::TooLargeToTry);
+            return Err(SendCoreError::TooLargeToTry);
         }
-        if let Err(refusal) = self.ring.return_to_the_front() {
-            return Err(self.refuse(refusal));
+        if let Err(refusal) = self.ring.try_restart() {
+            return Err(self.error_of(refusal));
         }
         let (mut at, mut left) = (self.ring.next(), len);
         while left > 0 {
             let size = left.min(self.piece);
-            match self.ring.claim_piece(at, size) {
+            match self.ring.reserve_fragment(at, size) {
                 Ok(claim) => (at, left) = (claim.after(), left - size),
-                Err(Refusal::Full { .. }) => return Err(SendFault::Full),
-                Err(refusal) => return Err(self.refuse(refusal)),
+                Err(ReserveError::Full { .. }) => return Err(SendCoreError::Full),
+                Err(refusal) => return Err(self.error_of(refusal)),
             }
         }
         Ok(())
@@ -400,17 +412,17 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
 
     /// Turns a refusal into a fault; a lie condemns the connection.
     #[cold]
-    fn refuse(&mut self, refusal: Refusal) -> SendFault {
+    fn error_of(&mut self, refusal: ReserveError) -> SendCoreError {
         match refusal {
-            Refusal::Full { .. } => SendFault::Full,
-            Refusal::TooLarge => SendFault::TooLarge(self.in_place()),
-            Refusal::Exhausted => SendFault::Exhausted,
-            Refusal::Violated(_) => {
+            ReserveError::Full { .. } => SendCoreError::Full,
+            ReserveError::TooLarge => SendCoreError::TooLarge(self.in_place()),
+            ReserveError::Exhausted => SendCoreError::Exhausted,
+            ReserveError::Violated(_) => {
                 let mem = self.ring.mem();
-                mem.settle(Fate::Violated as u64);
+                mem.set_close_reason(CloseReason::Violated as u64);
                 self.ring.close();
-                crate::ring::ended(self.ring.mem(), Word::ConsumerMark)
-                    .unwrap_or(Ended::ProtocolViolated)
+                crate::ring::closed(self.ring.mem(), Word::ConsumerClosed)
+                    .unwrap_or(ConnectionError::ProtocolViolated)
                     .into()
             }
         }
@@ -418,31 +430,33 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
 
     /// Claims, waiting for space between tries.
     #[inline(always)]
-    fn claim_or_wait(
+    fn reserve_or_wait(
         &mut self,
         wait: Wait,
-        mut claim: impl FnMut(&mut Producer<M>) -> Result<Claim, Refusal>,
-    ) -> Result<Claim, SendFault> {
+        mut claim: impl FnMut(&mut Producer<M>) -> Result<SlotReservation, ReserveError>,
+    ) -> Result<SlotReservation, SendCoreError> {
         match claim(&mut self.ring) {
             Ok(claim) => Ok(claim),
-            Err(refusal) => self.claim_in_time(refusal, wait, claim),
+            Err(refusal) => self.reserve_slow(refusal, wait, claim),
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn claim_in_time(
+    fn reserve_slow(
         &mut self,
-        mut refusal: Refusal,
+        mut refusal: ReserveError,
         wait: Wait,
-        mut claim: impl FnMut(&mut Producer<M>) -> Result<Claim, Refusal>,
-    ) -> Result<Claim, SendFault> {
+        mut claim: impl FnMut(&mut Producer<M>) -> Result<SlotReservation, ReserveError>,
+    ) -> Result<SlotReservation, SendCoreError> {
         let mut tries = 0_u32;
         loop {
             match (refusal, wait) {
-                (Refusal::Full { .. }, Wait::Never) => return Err(SendFault::Full),
-                (Refusal::Full { needs }, Wait::Until(until)) => self.linger(needs, until, tries)?,
-                (refusal, _) => return Err(self.refuse(refusal)),
+                (ReserveError::Full { .. }, Wait::Never) => return Err(SendCoreError::Full),
+                (ReserveError::Full { needs }, Wait::Until(until)) => {
+                    self.wait_for_room(needs, until, tries)?
+                }
+                (refusal, _) => return Err(self.error_of(refusal)),
             }
             match claim(&mut self.ring) {
                 Ok(claim) => return Ok(claim),
@@ -454,21 +468,21 @@ impl<M: Memory, P: Pace> Outbound<M, P> {
 
     /// Passes the time until a release.
     #[cold]
-    fn linger(&mut self, needs: u64, until: Until, tries: u32) -> Result<(), SendFault> {
+    fn wait_for_room(&mut self, needs: u64, until: Deadline, tries: u32) -> Result<(), SendCoreError> {
         let Self { ring, pace, .. } = self;
-        if !may_wait_on(ring.mem(), until, tries) {
-            return Err(SendFault::Full);
+        if !back_off_or_expire(ring.mem(), until, tries) {
+            return Err(SendCoreError::Full);
         }
         pace.stalled(tries);
-        if !pace.pass(until, || ring.released(needs)) {
-            ring.want(needs);
+        if !pace.spin(until, || ring.is_released(needs)) {
+            ring.announce_wait(needs);
             let found =
-                sleep(&Bed::producer(ring.mem()), until, tries, || ring.released(needs).then_some(()));
+                park(&WaitSlot::producer(ring.mem()), until, tries, || ring.is_released(needs).then_some(()));
             pace.slept();
             if found.is_none() {
-                return Err(SendFault::Full);
+                return Err(SendCoreError::Full);
             }
         }
-        self.check().map_err(SendFault::Ended)
+        self.check().map_err(SendCoreError::Ended)
     }
 }

@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::manner::{Blocking, Manner, Timing, Trying};
-use super::monitor::in_turn;
+use super::manner::{Block, CallMode, NonBlocking, WithDeadline};
+use super::monitor::with_lock;
 use super::sender::stats;
-use super::sender_core::SendFault;
+use super::sender_core::SendCoreError;
 use super::stats::Sent;
 use super::{Closer, Sender, Stats, Wait};
-use crate::error::{Ended, SendError, SendTimeoutError, TrySendError};
+use crate::error::{ConnectionError, SendError, SendTimeoutError, TrySendError};
 use crate::mem::Word;
-use crate::ring::ended;
-use crate::sys::link::Link;
+use crate::ring::closed;
+use crate::sys::link::Connection;
 use crate::sys::mapping::Mapping;
 
 /// Sends messages to the peer from many threads; made by [`Sender::into_shared`].
@@ -58,13 +58,13 @@ use crate::sys::mapping::Mapping;
 pub struct SharedSender {
     sender: Arc<Mutex<Sender>>,
     sent: Arc<Sent>,
-    link: Arc<Link>,
+    link: Arc<Connection>,
 }
 
 impl SharedSender {
     pub(super) fn new(sender: Sender) -> Self {
         let (sent, link) = (Arc::<Sent>::default(), Arc::clone(sender.link()));
-        sent.set(sender.counts(), sender.fullest());
+        sent.set(sender.counts(), sender.peak_fill());
         Self { sender: Arc::new(Mutex::new(sender)), sent, link }
     }
 
@@ -99,34 +99,34 @@ impl SharedSender {
     /// Whether the connection has ended: no later send can succeed.
     pub fn is_disconnected(&self) -> bool {
         let outgoing = || Mapping::new(Arc::clone(&self.link), self.link.side().outgoing());
-        !self.link.same_process() || ended(&outgoing(), Word::ConsumerMark).is_some()
+        !self.link.same_process() || closed(&outgoing(), Word::ConsumerClosed).is_some()
     }
 
     /// What all threads have sent. Never blocks, not even while one of them does.
     pub fn stats(&self) -> Stats {
-        stats(self.sent.counts(), self.sent.fullest(), &self.link)
+        stats(self.sent.counts(), self.sent.peak_fill(), &self.link)
     }
 
-    fn send_plain<H: Manner>(&self, message: &[u8], how: H) -> Result<(), H::Send> {
+    fn send_plain<H: CallMode>(&self, message: &[u8], how: H) -> Result<(), H::Send> {
         self.send_one(message, 0, how)
     }
 
-    fn send_one<H: Manner>(&self, message: &[u8], tag: u64, how: H) -> Result<(), H::Send> {
+    fn send_one<H: CallMode>(&self, message: &[u8], tag: u64, how: H) -> Result<(), H::Send> {
         self.send_parts(&[IoSlice::new(message)], tag, how)
     }
 
-    fn send_parts<H: Manner>(&self, parts: &[IoSlice<'_>], tag: u64, how: H) -> Result<(), H::Send> {
+    fn send_parts<H: CallMode>(&self, parts: &[IoSlice<'_>], tag: u64, how: H) -> Result<(), H::Send> {
         let fail = |fault| Err(H::send_error((fault, 0)));
         // Asked before the lock: a fork may have left it locked for ever.
         if !self.link.same_process() {
-            return fail(SendFault::Ended(Ended::Forked));
+            return fail(SendCoreError::Ended(ConnectionError::Forked));
         }
         let send = |sender: &mut Sender| {
             let sent = sender.send_parts(parts, tag, how);
-            self.sent.set(sender.counts(), sender.fullest());
+            self.sent.set(sender.counts(), sender.peak_fill());
             sent
         };
-        in_turn(&*self.sender, how.wait(), send).unwrap_or_else(|| fail(SendFault::Full))
+        with_lock(&*self.sender, how.wait(), send).unwrap_or_else(|| fail(SendCoreError::Full))
     }
 }
 

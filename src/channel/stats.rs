@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::prometheus::{Family, Prometheus, Value};
-use crate::sys::activity::Counts;
-use crate::sys::link::Link;
+use crate::sys::activity::WaitCounts;
+use crate::sys::link::Connection;
 
 /// What a shared sender has sent: written by the one who sends, read by anybody at any time.
 #[derive(Debug, Default)]
@@ -28,7 +28,7 @@ impl Sent {
     }
 
     /// How full its sender has seen the direction at most, in thousandths.
-    pub(super) fn fullest(&self) -> u32 {
+    pub(super) fn peak_fill(&self) -> u32 {
         self.fullest.load(Ordering::Relaxed)
     }
 }
@@ -98,7 +98,7 @@ pub struct Stats {
 
 impl Stats {
     /// What both halves did beside sending and receiving; the sender, if it is at hand, has seen its direction so full.
-    pub(crate) fn of(link: &Link, fullest: Option<u32>) -> Self {
+    pub(crate) fn of(link: &Connection, fullest: Option<u32>) -> Self {
         link.activity(true).note_fill(fullest.unwrap_or(0));
         let (sending, receiving) = (link.activity(true).counts(), link.activity(false).counts());
         Self {
@@ -182,8 +182,8 @@ impl Waits {
     }
 }
 
-impl From<Counts> for Waits {
-    fn from(Counts { sleeps, wakes, spins, .. }: Counts) -> Self {
+impl From<WaitCounts> for Waits {
+    fn from(WaitCounts { sleeps, wakes, spins, .. }: WaitCounts) -> Self {
         Self { sleeps, wakes, spins }
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 
-use super::{ConnectError, Ended};
+use super::{ConnectError, ConnectionError};
 
 /// Why a call did not bring what was asked for.
 ///
@@ -118,24 +118,24 @@ impl CallError {
             Self::Timeout => io::ErrorKind::TimedOut,
             Self::Cancelled => io::ErrorKind::Interrupted,
             Self::WouldDeadlock => io::ErrorKind::Deadlock,
-            Self::Disconnected => Ended::Disconnected.describe().1,
-            Self::PeerDied => Ended::PeerDied.describe().1,
-            Self::Closed => Ended::Closed.describe().1,
-            Self::ProtocolViolated => Ended::ProtocolViolated.describe().1,
-            Self::Forked => Ended::Forked.describe().1,
+            Self::Disconnected => ConnectionError::Disconnected.describe().1,
+            Self::PeerDied => ConnectionError::PeerDied.describe().1,
+            Self::Closed => ConnectionError::Closed.describe().1,
+            Self::ProtocolViolated => ConnectionError::ProtocolViolated.describe().1,
+            Self::Forked => ConnectionError::Forked.describe().1,
             Self::Unreachable(_) => io::ErrorKind::NotConnected,
         }
     }
 }
 
-impl From<Ended> for CallError {
-    fn from(ended: Ended) -> Self {
+impl From<ConnectionError> for CallError {
+    fn from(ended: ConnectionError) -> Self {
         match ended {
-            Ended::Disconnected => Self::Disconnected,
-            Ended::PeerDied => Self::PeerDied,
-            Ended::Closed => Self::Closed,
-            Ended::ProtocolViolated => Self::ProtocolViolated,
-            Ended::Forked => Self::Forked,
+            ConnectionError::Disconnected => Self::Disconnected,
+            ConnectionError::PeerDied => Self::PeerDied,
+            ConnectionError::Closed => Self::Closed,
+            ConnectionError::ProtocolViolated => Self::ProtocolViolated,
+            ConnectionError::Forked => Self::Forked,
         }
     }
 }
@@ -164,11 +164,11 @@ impl fmt::Display for CallError {
             Self::Taken => f.write_str("the reply was taken before"),
             Self::BadOptions(text) => write!(f, "illegal options: {text}"),
             Self::Codec(text) => write!(f, "the value does not fit the bytes: {text}"),
-            Self::Disconnected => f.write_str(Ended::Disconnected.describe().0),
-            Self::PeerDied => f.write_str(Ended::PeerDied.describe().0),
-            Self::Closed => f.write_str(Ended::Closed.describe().0),
-            Self::ProtocolViolated => f.write_str(Ended::ProtocolViolated.describe().0),
-            Self::Forked => f.write_str(Ended::Forked.describe().0),
+            Self::Disconnected => f.write_str(ConnectionError::Disconnected.describe().0),
+            Self::PeerDied => f.write_str(ConnectionError::PeerDied.describe().0),
+            Self::Closed => f.write_str(ConnectionError::Closed.describe().0),
+            Self::ProtocolViolated => f.write_str(ConnectionError::ProtocolViolated.describe().0),
+            Self::Forked => f.write_str(ConnectionError::Forked.describe().0),
             Self::Exhausted => {
                 f.write_str("the connection has carried all the messages that it can: make a new one")
             }

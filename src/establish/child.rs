@@ -33,7 +33,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::error::{ConnectError, SpawnError};
-use crate::handshake::Limits;
+use crate::handshake::HandshakeLimits;
 use crate::options::Options;
 use crate::sys::lifeline;
 use crate::sys::pidfd::Pidfd;
@@ -41,8 +41,8 @@ use crate::sys::socket::{self, PeerCred};
 use crate::sys::spawn::{self as hand, NotTaken};
 use crate::sys::wait::wait_ready;
 
-use super::client::Caller;
-use super::server::{Failure, Guest, Names};
+use super::client::Connector;
+use super::server::{AcceptFailure, Acceptor, SenderNaming};
 use super::{ConnectLimit, Established, Step, deadline, drive, expired, wanted};
 
 /// Starts the command with one end of a new connection, and completes the handshake with the process that takes it.
@@ -51,14 +51,14 @@ pub(crate) fn spawn(command: &mut Command, options: &Options) -> Result<(Child, 
     lifeline::start().map_err(SpawnError::io("watching for the child's end"))?;
     let (ours, theirs) = socket::pair().map_err(SpawnError::io("making a pair of sockets"))?;
     let _a_help = socket::refuse_descriptors(ours.as_fd());
-    let names = name_senders(ours.as_fd());
+    let names = request_sender_identity(ours.as_fd());
     let us = socket::peer_cred(ours.as_fd()).map_err(SpawnError::io("reading credentials"))?;
     let nonce = announce(command, &theirs).map_err(SpawnError::io("preparing the hand-over"))?;
     let started = hand::start(command, theirs);
     command.env_remove(VARIABLE); // It was for this one child: the command may be started again.
     let child = started.map_err(SpawnError::io("starting the child"))?;
     let until = deadline(options.connect_timeout_or_default());
-    let mut guest = Guest::of_child(ours, us.with_pid(child.id()), names, nonce);
+    let mut guest = Acceptor::of_child(ours, us.with_pid(child.id()), names, nonce);
     let served = serve(&mut guest, &limits, options.is_prefault(), until);
     let backend = guest.known_peer();
     match served.and_then(|()| guest.finish().map_err(in_child)) {
@@ -92,7 +92,7 @@ pub(crate) fn from_parent(options: &Options) -> Result<Established, ConnectError
     let cred =
         socket::peer_cred(socket.as_fd()).map_err(ConnectError::io("reading the parent's credentials"))?;
     let _a_help = socket::want_pidfd(socket.as_fd());
-    drive(Caller::new(socket, cred, &limits, nonce), ConnectLimit::until(until), options.is_prefault())
+    drive(Connector::new(socket, cred, &limits, nonce), ConnectLimit::until(until), options.is_prefault())
 }
 
 /// The variable by which a child knows its end.
@@ -108,12 +108,12 @@ const EXIT: Duration = Duration::from_millis(500);
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
 /// Has the kernel name the sender of what comes, before there is one.
-fn name_senders(ours: BorrowedFd<'_>) -> Names {
+fn request_sender_identity(ours: BorrowedFd<'_>) -> SenderNaming {
     let pidfd = socket::want_pidfd(ours);
     match socket::want_credentials(ours) {
-        Ok(()) if pidfd => Names::Pidfd,
-        Ok(()) => Names::Number,
-        Err(_) => Names::Connection,
+        Ok(()) if pidfd => SenderNaming::Pidfd,
+        Ok(()) => SenderNaming::Number,
+        Err(_) => SenderNaming::Connection,
     }
 }
 
@@ -133,8 +133,8 @@ fn parse(value: &str) -> Option<(RawFd, u64, u64)> {
 
 /// Steps the parent's side until all is exchanged.
 fn serve(
-    guest: &mut Guest,
-    limits: &Limits,
+    guest: &mut Acceptor,
+    limits: &HandshakeLimits,
     prefault: bool,
     until: Option<Instant>,
 ) -> Result<(), SpawnError> {
@@ -150,11 +150,11 @@ fn serve(
     }
 }
 
-fn in_child(failure: Failure) -> SpawnError {
+fn in_child(failure: AcceptFailure) -> SpawnError {
     match failure {
-        Failure::Handshake(error) => SpawnError::Handshake(error),
-        Failure::Closed | Failure::Refused(_) => SpawnError::ChildClosed,
-        Failure::Io(source) => SpawnError::Io { doing: "serving the child".into(), source },
+        AcceptFailure::Handshake(error) => SpawnError::Handshake(error),
+        AcceptFailure::Closed | AcceptFailure::Refused(_) => SpawnError::ChildClosed,
+        AcceptFailure::Io(source) => SpawnError::Io { doing: "serving the child".into(), source },
     }
 }
 
@@ -196,9 +196,9 @@ mod tests {
         let (ours, theirs) = socket::pair().expect("pair");
         let us = socket::peer_cred(ours.as_fd()).expect("known");
         socket::want_credentials(ours.as_fd()).expect("set");
-        let mut guest = Guest::of_child(ours, us.with_pid(1), Names::Number, 7);
+        let mut guest = Acceptor::of_child(ours, us.with_pid(1), SenderNaming::Number, 7);
         assert!(guest.known_peer().is_none(), "no Hello yet");
-        let mut caller = Caller::new(theirs, us, &limits, 7);
+        let mut caller = Connector::new(theirs, us, &limits, 7);
         caller.advance().expect("a Hello");
         guest.advance(&limits, false).expect("a Welcome");
         match guest.known_peer() {
@@ -214,10 +214,10 @@ mod tests {
     fn the_sender_of_a_wrong_nonce_is_no_peer() {
         let limits = Options::new().limits().expect("legal");
         let (ours, theirs) = socket::pair().expect("pair");
-        let names = name_senders(ours.as_fd());
+        let names = request_sender_identity(ours.as_fd());
         let us = socket::peer_cred(ours.as_fd()).expect("known");
-        let mut guest = Guest::of_child(ours, us.with_pid(1), names, 7);
-        let mut caller = Caller::new(theirs, us, &limits, 8);
+        let mut guest = Acceptor::of_child(ours, us.with_pid(1), names, 7);
+        let mut caller = Connector::new(theirs, us, &limits, 8);
         caller.advance().expect("a Hello");
         assert!(guest.advance(&limits, false).is_err());
         assert!(guest.known_peer().is_none(), "nothing to kill");

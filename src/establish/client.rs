@@ -30,10 +30,12 @@ use std::thread;
 use std::time::Duration;
 
 use crate::error::{ConnectError, HandshakeError};
-use crate::handshake::{ACKNOWLEDGE, ANSWER_LEN, Agreement, ClientHandshake, ClientStep, HELLO_LEN, Limits};
+use crate::handshake::{
+    ACKNOWLEDGE, ANSWER_LEN, ClientHandshake, ClientStep, HELLO_LEN, HandshakeLimits, Negotiated,
+};
 use crate::options::{Options, Untrusted};
 use crate::sys::foreign::{Foreign, PeerSocket};
-use crate::sys::link::{LinkParts, Side};
+use crate::sys::link::{ConnectionParts, Side};
 use crate::sys::memfd;
 use crate::sys::offload;
 use crate::sys::pidfd::Pidfd;
@@ -53,7 +55,7 @@ pub(crate) fn connect(
     limit: ConnectLimit<'_>,
 ) -> Result<Established, ConnectError> {
     let limits = wanted(options)?;
-    let socket = reach(path, options, limit)?;
+    let socket = connect_socket(path, options, limit)?;
     let cred =
         socket::peer_cred(socket.as_fd()).map_err(ConnectError::io("reading the server's credentials"))?;
     options.authorizes(&cred).map_err(|why| match why {
@@ -61,15 +63,15 @@ pub(crate) fn connect(
         why => ConnectError::NotAuthorized { uid: cred.uid(), text: why.to_string() },
     })?;
     let _a_help = socket::want_pidfd(socket.as_fd());
-    drive(Caller::new(socket, cred, &limits, 0), limit, options.is_prefault())
+    drive(Connector::new(socket, cred, &limits, 0), limit, options.is_prefault())
 }
 
 /// What a client makes of an answer that comes in these parts, each with descriptors beside it.
 #[cfg(feature = "testing")]
-pub fn answered(limits: &Limits, parts: Vec<(&[u8], Vec<OwnedFd>)>) -> Result<(), ConnectError> {
+pub fn answered(limits: &HandshakeLimits, parts: Vec<(&[u8], Vec<OwnedFd>)>) -> Result<(), ConnectError> {
     let (ours, theirs) = socket::pair().map_err(ConnectError::io("making a pair of sockets"))?;
     let cred = socket::peer_cred(ours.as_fd()).map_err(ConnectError::io("reading credentials"))?;
-    let mut caller = Caller::new(ours, cred, limits, 0);
+    let mut caller = Connector::new(ours, cred, limits, 0);
     caller.advance()?;
     for (bytes, fds) in parts {
         let beside: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
@@ -83,18 +85,23 @@ pub fn answered(limits: &Limits, parts: Vec<(&[u8], Vec<OwnedFd>)>) -> Result<()
 }
 
 /// A client in mid-handshake.
-pub(super) struct Caller {
+pub(super) struct Connector {
     socket: PeerSocket,
     cred: PeerCred,
     machine: ClientHandshake,
     sent: usize,
     memory: Option<Foreign>,
     pidfd: Option<Pidfd>,
-    agreed: Option<Agreement>,
+    agreed: Option<Negotiated>,
 }
 
-impl Caller {
-    pub(super) fn new(socket: impl Into<PeerSocket>, cred: PeerCred, limits: &Limits, nonce: u64) -> Self {
+impl Connector {
+    pub(super) fn new(
+        socket: impl Into<PeerSocket>,
+        cred: PeerCred,
+        limits: &HandshakeLimits,
+        nonce: u64,
+    ) -> Self {
         Self {
             socket: socket.into(),
             cred,
@@ -113,11 +120,11 @@ impl Caller {
 
     /// Does all that can be done without waiting; `Ready` once the Welcome is there.
     pub(super) fn advance(&mut self) -> Result<Step, ConnectError> {
-        if !self.say_hello()? {
+        if !self.send_hello()? {
             return Ok(Step::Wants(Readiness::Writable));
         }
         while self.agreed.is_none() {
-            if !self.listen()? {
+            if !self.receive_answer()? {
                 return Ok(Step::Wants(Readiness::Readable));
             }
         }
@@ -141,7 +148,7 @@ impl Caller {
             Transfer::WouldBlock => return Err(ConnectError::Timeout), // There is room behind one Hello.
             Transfer::Closed => return Err(ConnectError::PeerClosed),
         }
-        Ok(Confirmed(LinkParts {
+        Ok(Confirmed(ConnectionParts {
             region,
             socket: self.socket,
             geometry: agreed.geometry,
@@ -155,7 +162,7 @@ impl Caller {
 
     /// Whether Hello is out. A server that refuses at once may have closed already, and its answer
     /// can still be read.
-    fn say_hello(&mut self) -> Result<bool, ConnectError> {
+    fn send_hello(&mut self) -> Result<bool, ConnectError> {
         let hello = self.machine.hello();
         while let Some(rest @ [_, ..]) = hello.get(self.sent..) {
             match write(self.socket.as_fd(), rest).map_err(ConnectError::io("sending the hello"))? {
@@ -168,7 +175,7 @@ impl Caller {
     }
 
     /// Whether something came.
-    fn listen(&mut self) -> Result<bool, ConnectError> {
+    fn receive_answer(&mut self) -> Result<bool, ConnectError> {
         let mut bytes = [0; ANSWER_LEN];
         let missing = self.machine.missing().min(bytes.len());
         let (room, _) = bytes.split_at_mut(missing);
@@ -182,7 +189,7 @@ impl Caller {
         }
         self.pidfd = self.pidfd.take().or(received.pidfd);
         match received.transfer {
-            Transfer::Bytes(count) => self.judge(room.get(..count).unwrap_or_default()).map(|()| true),
+            Transfer::Bytes(count) => self.validate(room.get(..count).unwrap_or_default()).map(|()| true),
             Transfer::WouldBlock => Ok(false),
             Transfer::Closed => Err(ConnectError::PeerClosed),
         }
@@ -197,7 +204,7 @@ impl Caller {
         }
     }
 
-    fn judge(&mut self, bytes: &[u8]) -> Result<(), ConnectError> {
+    fn validate(&mut self, bytes: &[u8]) -> Result<(), ConnectError> {
         match self.machine.feed(bytes).map_err(ConnectError::BadAnswer)? {
             ClientStep::NeedMore(_) => Ok(()),
             ClientStep::Agreed(agreed) => {
@@ -211,13 +218,13 @@ impl Caller {
     }
 }
 
-impl AsFd for Caller {
+impl AsFd for Connector {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 }
 
-impl fmt::Debug for Caller {
+impl fmt::Debug for Connector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Caller").field("sent", &self.sent).finish_non_exhaustive()
     }
@@ -233,7 +240,7 @@ pub(super) enum Sealing<'a> {
 }
 
 /// A client whose server was told that the memory is sealed.
-pub(super) struct Confirmed(LinkParts);
+pub(super) struct Confirmed(ConnectionParts);
 
 impl Confirmed {
     /// Makes the link.
@@ -256,7 +263,11 @@ const IN_LINE: Duration = Duration::from_secs(1);
 
 /// A connected socket. A full backlog may become free, so it is tried until the limit, in the kernel's queue; one that is not
 /// there yet is, if the options say so.
-fn reach(path: &Path, options: &Options, limit: ConnectLimit<'_>) -> Result<PeerSocket, ConnectError> {
+fn connect_socket(
+    path: &Path,
+    options: &Options,
+    limit: ConnectLimit<'_>,
+) -> Result<PeerSocket, ConnectError> {
     let mut pause = PAUSE.0;
     let mut connecting = socket::connect(path);
     loop {

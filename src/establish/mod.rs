@@ -42,13 +42,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::channel::bury;
+use crate::channel::on_peer_gone;
 use crate::error::ConnectError;
 use crate::events;
-use crate::handshake::Limits;
+use crate::handshake::HandshakeLimits;
 use crate::options::Options;
 use crate::sys::lifeline;
-use crate::sys::link::{Link, LinkParts, Side};
+use crate::sys::link::{Connection, ConnectionParts, Side};
 use crate::sys::socket;
 use crate::sys::wait::{Readiness, wait_ready};
 
@@ -57,14 +57,14 @@ pub(crate) use child::{from_parent, spawn};
 pub use client::answered;
 pub(crate) use client::connect;
 pub(crate) use permission::{why_not_bound, why_not_connected, why_not_locked};
-pub(crate) use server::{Failure, Guest, refuse_unwatched};
+pub(crate) use server::{AcceptFailure, Acceptor, refuse_unwatched};
 
-use client::{Caller, Sealing};
+use client::{Connector, Sealing};
 
 /// What a handshake makes.
 pub(crate) struct Established {
     /// The connection.
-    pub(crate) link: Arc<Link>,
+    pub(crate) link: Arc<Connection>,
 }
 
 impl fmt::Debug for Established {
@@ -115,8 +115,8 @@ pub(crate) fn pair(options: &Options) -> Result<(Established, Established), Conn
     lifeline::start().map_err(ConnectError::io("watching for the peer's end"))?;
     let (ours, theirs) = socket::pair().map_err(ConnectError::io("making a pair of sockets"))?;
     let cred = socket::peer_cred(ours.as_fd()).map_err(ConnectError::io("reading credentials"))?;
-    let mut caller = Caller::new(ours, cred, &limits, 0);
-    let mut guest = Guest::of_pair(theirs, cred, 0);
+    let mut caller = Connector::new(ours, cred, &limits, 0);
+    let mut guest = Acceptor::of_pair(theirs, cred, 0);
     caller.advance()?; // The Hello.
     guest.advance(&limits, options.is_prefault()).map_err(in_pair)?; // The Welcome.
     let Step::Ready = caller.advance()? else {
@@ -130,12 +130,14 @@ pub(crate) fn pair(options: &Options) -> Result<(Established, Established), Conn
     Ok((client, guest.finish().map_err(in_pair)?))
 }
 
-fn in_pair(failure: Failure) -> ConnectError {
+fn in_pair(failure: AcceptFailure) -> ConnectError {
     match failure {
-        Failure::Handshake(error) => ConnectError::BadAnswer(error),
-        Failure::Closed => ConnectError::PeerClosed,
-        Failure::Refused(why) => ConnectError::io("serving the other end")(io::Error::other(why.to_string())),
-        Failure::Io(source) => ConnectError::Io { doing: "serving the other end".into(), source },
+        AcceptFailure::Handshake(error) => ConnectError::BadAnswer(error),
+        AcceptFailure::Closed => ConnectError::PeerClosed,
+        AcceptFailure::Refused(why) => {
+            ConnectError::io("serving the other end")(io::Error::other(why.to_string()))
+        }
+        AcceptFailure::Io(source) => ConnectError::Io { doing: "serving the other end".into(), source },
     }
 }
 
@@ -186,9 +188,9 @@ impl<'a> ConnectLimit<'a> {
 const CANCEL_SLICE: Duration = Duration::from_millis(100);
 
 /// Makes the link: the one place where the driver meets the layers above it.
-fn link(parts: LinkParts) -> io::Result<Established> {
+fn link(parts: ConnectionParts) -> io::Result<Established> {
     let (side, cred) = (parts.side, parts.cred);
-    let link = Link::establish(parts, bury)?;
+    let link = Connection::establish(parts, on_peer_gone)?;
     match side {
         Side::Client => events::connected(cred.pid(), cred.uid()),
         Side::Server => events::accepted(cred.pid(), cred.uid()),
@@ -201,7 +203,11 @@ fn link(parts: LinkParts) -> io::Result<Established> {
 /// The kernel keeps a server that does not answer apart from one that has ended only by its process: a fork may hold its
 /// socket. So where that process has ended the wait is bounded without a deadline as well. An explicit deadline holds
 /// unchanged: the process that called `listen` last may have ended while others serve the same socket.
-fn drive(mut caller: Caller, given: ConnectLimit<'_>, prefault: bool) -> Result<Established, ConnectError> {
+fn drive(
+    mut caller: Connector,
+    given: ConnectLimit<'_>,
+    prefault: bool,
+) -> Result<Established, ConnectError> {
     let (mut limit, mut ended) = (given, false);
     loop {
         let readiness = match caller.advance()? {
@@ -232,7 +238,7 @@ const LOOK: Duration = Duration::from_millis(500);
 const AFTER_END: Duration = Duration::from_secs(5);
 
 /// The limits of the options, for a client whose peer monitor runs.
-fn wanted(options: &Options) -> Result<Limits, ConnectError> {
+fn wanted(options: &Options) -> Result<HandshakeLimits, ConnectError> {
     let limits = options.limits().map_err(ConnectError::BadOptions)?;
     // Before the server learns of us: a connection that nothing watches would never end.
     lifeline::start().map_err(ConnectError::io("watching for the server's end"))?;

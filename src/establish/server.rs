@@ -34,11 +34,11 @@ use std::sync::Arc;
 use crate::error::{HandshakeError, RejectCode};
 use crate::events;
 use crate::handshake::{
-    ACKNOWLEDGE, ANSWER_LEN, Agreement, Answer, HELLO_LEN, Hello, Limits, Reject, ServerHandshake,
+    ACKNOWLEDGE, ANSWER_LEN, Answer, HELLO_LEN, HandshakeLimits, Hello, Negotiated, Reject, ServerHandshake,
 };
 use crate::options::{Options, Untrusted};
 use crate::sys::foreign::PeerSocket;
-use crate::sys::link::{Link, LinkParts, Side};
+use crate::sys::link::{Connection, ConnectionParts, Side};
 use crate::sys::memfd;
 use crate::sys::pidfd::Pidfd;
 use crate::sys::region::Region;
@@ -51,7 +51,7 @@ use super::{Established, Step, link};
 
 /// Why a handshake with a client came to nothing.
 #[derive(Debug)]
-pub(crate) enum Failure {
+pub(crate) enum AcceptFailure {
     /// The client's bytes make no sense.
     Handshake(HandshakeError),
     /// The client closed the socket.
@@ -62,7 +62,7 @@ pub(crate) enum Failure {
     Io(io::Error),
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for AcceptFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Handshake(error) => error.fmt(f),
@@ -73,25 +73,25 @@ impl fmt::Display for Failure {
     }
 }
 
-impl From<io::Error> for Failure {
+impl From<io::Error> for AcceptFailure {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
     }
 }
 
 /// A client in mid-handshake, as its server sees it.
-pub(crate) struct Guest {
+pub(crate) struct Acceptor {
     socket: PeerSocket,
     cred: PeerCred,
-    names: Names,
+    names: SenderNaming,
     peer: Option<Arc<Pidfd>>,
     machine: ServerHandshake,
-    progress: Progress,
+    progress: AcceptProgress,
 }
 
 /// What names the peer.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Names {
+pub(super) enum SenderNaming {
     /// The process that connected.
     Connection,
     /// The sender of the Hello, by its credentials and a pidfd beside it.
@@ -101,32 +101,32 @@ pub(super) enum Names {
 }
 
 /// How far the handshake is.
-enum Progress {
+enum AcceptProgress {
     /// The Hello is not whole.
     Hello,
     /// So many bytes of the Welcome are out.
-    Welcome { bytes: [u8; ANSWER_LEN], sent: usize, memory: Memory },
+    Welcome { bytes: [u8; ANSWER_LEN], sent: usize, memory: HandshakeMemory },
     /// The client has everything, and is to confirm it.
-    Answered(Memory),
+    Answered(HandshakeMemory),
     /// The client has sealed the memory.
-    Confirmed(Agreement, Region),
+    Confirmed(Negotiated, Region),
 }
 
 /// The process that sent some bytes, as far as the socket asks for it and the kernel names it.
-struct Sender(Option<PeerCred>, Option<Pidfd>);
+struct HelloSender(Option<PeerCred>, Option<Pidfd>);
 
 /// What the client was, or is to be, sent.
-struct Memory {
-    agreed: Agreement,
+struct HandshakeMemory {
+    agreed: Negotiated,
     region: Region,
     memfd: OwnedFd,
 }
 
-impl Guest {
+impl Acceptor {
     /// A client whose connection was just accepted, if the policy lets it in.
     ///
     /// Its end must be noticed, so the peer monitor runs; it was started with the listener, and may have been lost since.
-    pub(crate) fn admit(socket: OwnedFd, options: &Options) -> Result<Self, Failure> {
+    pub(crate) fn admit(socket: OwnedFd, options: &Options) -> Result<Self, AcceptFailure> {
         let socket = PeerSocket::from(socket);
         let cred = socket::peer_cred(socket.as_fd())?;
         if let Err(why) = options.authorizes(&cred) {
@@ -135,7 +135,7 @@ impl Guest {
                 _ => RejectCode::NotAuthorized,
             };
             refuse(socket.as_fd(), Reject::new(code, &why.to_peer()));
-            let failure = Failure::Refused(why);
+            let failure = AcceptFailure::Refused(why);
             events::rejected(cred.pid(), cred.uid(), &failure);
             return Err(failure);
         }
@@ -147,12 +147,19 @@ impl Guest {
     /// The other end of a socketpair within this process.
     pub(super) fn of_pair(socket: impl Into<PeerSocket>, cred: PeerCred, nonce: u64) -> Self {
         let (socket, machine) = (socket.into(), ServerHandshake::new(nonce));
-        Self { socket, cred, names: Names::Connection, peer: None, machine, progress: Progress::Hello }
+        Self {
+            socket,
+            cred,
+            names: SenderNaming::Connection,
+            peer: None,
+            machine,
+            progress: AcceptProgress::Hello,
+        }
     }
 
     /// The process that was handed the other end, and proves it by the nonce: the child, or a descendant of it. The
     /// sender of the Hello is the peer; `cred` stands for it before that.
-    pub(super) fn of_child(socket: OwnedFd, cred: PeerCred, names: Names, nonce: u64) -> Self {
+    pub(super) fn of_child(socket: OwnedFd, cred: PeerCred, names: SenderNaming, nonce: u64) -> Self {
         Self { names, ..Self::of_pair(socket, cred, nonce) }
     }
 
@@ -167,47 +174,51 @@ impl Guest {
     }
 
     /// Does all that can be done without waiting.
-    pub(crate) fn advance(&mut self, limits: &Limits, prefault: bool) -> Result<Step, Failure> {
+    pub(crate) fn advance(
+        &mut self,
+        limits: &HandshakeLimits,
+        prefault: bool,
+    ) -> Result<Step, AcceptFailure> {
         let step = self.step(limits, prefault);
         step.inspect_err(|failure| match failure {
-            Failure::Closed => events::left(self.cred.pid(), self.cred.uid()),
-            failure => self.tell_rejected(failure),
+            AcceptFailure::Closed => events::left(self.cred.pid(), self.cred.uid()),
+            failure => self.report_rejected(failure),
         })
     }
 
     /// Its time is over.
     pub(crate) fn give_up(self) {
-        self.tell_rejected(&"its handshake took too long");
+        self.report_rejected(&"its handshake took too long");
     }
 
-    fn tell_rejected(&self, why: &dyn fmt::Display) {
+    fn report_rejected(&self, why: &dyn fmt::Display) {
         events::rejected(self.cred.pid(), self.cred.uid(), why);
     }
 
-    fn step(&mut self, limits: &Limits, prefault: bool) -> Result<Step, Failure> {
+    fn step(&mut self, limits: &HandshakeLimits, prefault: bool) -> Result<Step, AcceptFailure> {
         loop {
-            self.progress = match mem::replace(&mut self.progress, Progress::Hello) {
-                Progress::Hello => match self.listen()? {
+            self.progress = match mem::replace(&mut self.progress, AcceptProgress::Hello) {
+                AcceptProgress::Hello => match self.receive_hello()? {
                     None => return Ok(Step::Wants(Readiness::Readable)),
-                    Some(None) => Progress::Hello,
+                    Some(None) => AcceptProgress::Hello,
                     Some(Some(hello)) => self.prepare(limits.agree(&hello), prefault)?,
                 },
-                Progress::Welcome { bytes, mut sent, memory } => {
+                AcceptProgress::Welcome { bytes, mut sent, memory } => {
                     let whole = self.send(&bytes, &mut sent, &memory)?;
                     if !whole {
-                        self.progress = Progress::Welcome { bytes, sent, memory };
+                        self.progress = AcceptProgress::Welcome { bytes, sent, memory };
                         return Ok(Step::Wants(Readiness::Writable));
                     }
-                    Progress::Answered(memory)
+                    AcceptProgress::Answered(memory)
                 }
-                Progress::Answered(memory) => {
+                AcceptProgress::Answered(memory) => {
                     if !self.is_confirmed(&memory)? {
-                        self.progress = Progress::Answered(memory);
+                        self.progress = AcceptProgress::Answered(memory);
                         return Ok(Step::Wants(Readiness::Readable));
                     }
-                    Progress::Confirmed(memory.agreed, memory.region) // The memfd is closed here.
+                    AcceptProgress::Confirmed(memory.agreed, memory.region) // The memfd is closed here.
                 }
-                confirmed @ Progress::Confirmed(..) => {
+                confirmed @ AcceptProgress::Confirmed(..) => {
                     self.progress = confirmed;
                     return Ok(Step::Ready);
                 }
@@ -216,11 +227,11 @@ impl Guest {
     }
 
     /// Makes the link of what was agreed on.
-    pub(crate) fn finish(self) -> Result<Established, Failure> {
-        let Progress::Confirmed(agreed, region) = self.progress else {
-            return Err(Failure::Closed);
+    pub(crate) fn finish(self) -> Result<Established, AcceptFailure> {
+        let AcceptProgress::Confirmed(agreed, region) = self.progress else {
+            return Err(AcceptFailure::Closed);
         };
-        let parts = LinkParts {
+        let parts = ConnectionParts {
             region,
             socket: self.socket,
             geometry: agreed.geometry,
@@ -235,7 +246,7 @@ impl Guest {
     }
 
     /// Reads once: `None` if nothing is there, else the Hello if it is whole.
-    fn listen(&mut self) -> Result<Option<Option<Hello>>, Failure> {
+    fn receive_hello(&mut self) -> Result<Option<Option<Hello>>, AcceptFailure> {
         let mut bytes = [0; HELLO_LEN];
         let (room, _) = bytes.split_at_mut(self.machine.missing().min(HELLO_LEN));
         let heard = match self.receive(room) {
@@ -245,11 +256,11 @@ impl Guest {
                 if let Ok(Some(_)) = fed {
                     self.name(sender);
                 }
-                fed.map_err(Failure::Handshake)
+                fed.map_err(AcceptFailure::Handshake)
             }
             Err(failure) => Err(failure),
         };
-        if let Err(Failure::Handshake(error)) = heard {
+        if let Err(AcceptFailure::Handshake(error)) = heard {
             refuse(self.socket.as_fd(), error.into());
         }
         heard.map(Some)
@@ -257,59 +268,59 @@ impl Guest {
 
     /// Whether the client has confirmed that the memory is sealed, and it is. The one byte that says so is the last
     /// that is read here.
-    fn is_confirmed(&self, memory: &Memory) -> Result<bool, Failure> {
+    fn is_confirmed(&self, memory: &HandshakeMemory) -> Result<bool, AcceptFailure> {
         let mut byte = [0];
         if self.receive(&mut byte)?.is_none() {
             return Ok(false);
         }
         match byte {
             [ACKNOWLEDGE] if memfd::has_all_seals(memory.memfd.as_fd())? => Ok(true),
-            [ACKNOWLEDGE] => Err(Failure::Handshake(HandshakeError::NotSealed)),
-            [other] => Err(Failure::Handshake(HandshakeError::BadAcknowledgement(other))),
+            [ACKNOWLEDGE] => Err(AcceptFailure::Handshake(HandshakeError::NotSealed)),
+            [other] => Err(AcceptFailure::Handshake(HandshakeError::BadAcknowledgement(other))),
         }
     }
 
     /// Notes the sender of the last byte of a valid Hello as the peer.
-    fn name(&mut self, sender: Sender) {
-        let Sender(cred, pidfd) = sender;
-        let Some(cred) = cred.filter(|_| !matches!(self.names, Names::Connection)) else {
+    fn name(&mut self, sender: HelloSender) {
+        let HelloSender(cred, pidfd) = sender;
+        let Some(cred) = cred.filter(|_| !matches!(self.names, SenderNaming::Connection)) else {
             return;
         };
         self.cred = cred;
         let by_number = || {
             // A filter may kill for this call. A number could in theory be another process's by now: the sender would
             // have had to end, and all numbers to be used up, since it sent the Hello.
-            let may = matches!(self.names, Names::Number) && !filter_in_force();
+            let may = matches!(self.names, SenderNaming::Number) && !filter_in_force();
             may.then(|| Pidfd::open(cred.pid()).ok()).flatten()
         };
         self.peer = pidfd.or_else(by_number).map(Pidfd::shared);
     }
 
     /// Reads what is there: how many bytes and from which process, or `None` for now. A client passes no descriptors.
-    fn receive(&self, into: &mut [u8]) -> Result<Option<(usize, Sender)>, Failure> {
+    fn receive(&self, into: &mut [u8]) -> Result<Option<(usize, HelloSender)>, AcceptFailure> {
         let received = receive_with_fds(self.socket.as_fd(), into)?;
         match (received.beside, received.transfer) {
             (Beside::Nothing, Transfer::Bytes(count)) => {
-                Ok(Some((count, Sender(received.cred, received.pidfd))))
+                Ok(Some((count, HelloSender(received.cred, received.pidfd))))
             }
             (Beside::Nothing, Transfer::WouldBlock) => Ok(None),
-            (Beside::Nothing, Transfer::Closed) => Err(Failure::Closed),
+            (Beside::Nothing, Transfer::Closed) => Err(AcceptFailure::Closed),
             (Beside::One(_) | Beside::Several | Beside::Missing, _) => {
-                Err(Failure::Handshake(HandshakeError::UnexpectedDescriptor))
+                Err(AcceptFailure::Handshake(HandshakeError::UnexpectedDescriptor))
             }
         }
     }
 
-    fn prepare(&self, agreed: Agreement, prefault: bool) -> Result<Progress, Failure> {
+    fn prepare(&self, agreed: Negotiated, prefault: bool) -> Result<AcceptProgress, AcceptFailure> {
         let memory = make_memory(&agreed, prefault).map_err(|error| {
             refuse(self.socket.as_fd(), Reject::new(RejectCode::Unavailable, &error.to_string()));
-            Failure::Io(error)
+            AcceptFailure::Io(error)
         })?;
-        Ok(Progress::Welcome { bytes: Answer::Welcome(agreed).encode(), sent: 0, memory })
+        Ok(AcceptProgress::Welcome { bytes: Answer::Welcome(agreed).encode(), sent: 0, memory })
     }
 
     /// Whether the whole Welcome is out. The descriptor goes with the first byte.
-    fn send(&self, bytes: &[u8], sent: &mut usize, memory: &Memory) -> Result<bool, Failure> {
+    fn send(&self, bytes: &[u8], sent: &mut usize, memory: &HandshakeMemory) -> Result<bool, AcceptFailure> {
         while let Some(rest @ [_, ..]) = bytes.get(*sent..) {
             let transfer = if *sent == 0 {
                 send_with_fd(self.socket.as_fd(), rest, memory.memfd.as_fd())?
@@ -319,36 +330,36 @@ impl Guest {
             match transfer {
                 Transfer::Bytes(count) => *sent += count,
                 Transfer::WouldBlock => return Ok(false),
-                Transfer::Closed => return Err(Failure::Closed),
+                Transfer::Closed => return Err(AcceptFailure::Closed),
             }
         }
         Ok(true)
     }
 }
 
-impl AsFd for Guest {
+impl AsFd for Acceptor {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 }
 
-impl fmt::Debug for Guest {
+impl fmt::Debug for Acceptor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Guest").field("cred", &self.cred).finish_non_exhaustive()
     }
 }
 
 /// Fresh memory with its first words, of a size that is sealed.
-fn make_memory(agreed: &Agreement, prefault: bool) -> io::Result<Memory> {
+fn make_memory(agreed: &Negotiated, prefault: bool) -> io::Result<HandshakeMemory> {
     let len = agreed.geometry.region_len();
     let memfd = memfd::create(len)?;
     memfd::seal_size(memfd.as_fd())?;
     let region = Region::map(memfd.as_fd(), len)?;
-    Link::format(&region, &agreed.geometry, agreed.first_ticket);
+    Connection::format(&region, &agreed.geometry, agreed.first_ticket);
     if prefault {
         region.prefault()?;
     }
-    Ok(Memory { agreed: *agreed, region, memfd })
+    Ok(HandshakeMemory { agreed: *agreed, region, memfd })
 }
 
 /// Sends a client away whose end could not be noticed.

@@ -12,7 +12,7 @@ use crate::error::HandshakeError;
 use crate::layout::Geometry;
 
 use super::codec::{ANSWER_MAGIC, begins};
-use super::{ANSWER_LEN, Agreement, Answer, FEATURES, HELLO_LEN, Hello, Reject, VERSION_MAX, VERSION_MIN};
+use super::{ANSWER_LEN, Answer, FEATURES, HELLO_LEN, Hello, Negotiated, Reject, VERSION_MAX, VERSION_MIN};
 
 /// Where the client's handshake stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub enum ClientStep {
     /// The answer is not whole yet: at most this many bytes may be read.
     NeedMore(usize),
     /// Both sides agree.
-    Agreed(Agreement),
+    Agreed(Negotiated),
     /// The server refused.
     Rejected(Reject),
 }
@@ -74,14 +74,14 @@ impl ClientHandshake {
         }
         self.filled += bytes.len();
         match self.missing() {
-            0 => self.judge(),
+            0 => self.validate(),
             // Another program's words are told from ours by the first that differs, not by their length.
             _ if !begins(&self.answer, self.filled, ANSWER_MAGIC) => Err(HandshakeError::BadMagic),
             missing => Ok(ClientStep::NeedMore(missing)),
         }
     }
 
-    fn judge(&self) -> Result<ClientStep, HandshakeError> {
+    fn validate(&self) -> Result<ClientStep, HandshakeError> {
         match Answer::decode(&self.answer)? {
             Answer::Reject(reject) => Ok(ClientStep::Rejected(reject)),
             Answer::Welcome(agreed) if self.wanted(&agreed) => Ok(ClientStep::Agreed(agreed)),
@@ -89,11 +89,11 @@ impl ClientHandshake {
         }
     }
 
-    fn wanted(&self, agreed: &Agreement) -> bool {
+    fn wanted(&self, agreed: &Negotiated) -> bool {
         let (is, most) = (&agreed.geometry, &self.hello.wanted);
         is.slots() <= most.slots()
             && is.arena() <= most.arena()
-            && is.urgent() <= most.urgent()
+            && is.oob() <= most.oob()
             && agreed.max_message <= self.hello.max_message
             && agreed.features & !self.hello.offered == 0
     }
@@ -110,7 +110,7 @@ mod tests {
 
     fn welcome(slots: u32, max_message: u64) -> [u8; ANSWER_LEN] {
         let geometry = geometry(slots);
-        Answer::Welcome(Agreement {
+        Answer::Welcome(Negotiated {
             version: VERSION_MAX,
             features: 0,
             geometry,

@@ -23,8 +23,8 @@
 use crate::error::{HandshakeError, RejectCode, shortened};
 use crate::layout::{Geometry, LAST_TICKET};
 
-use super::wire::{Fields, Writer};
-use super::{ANSWER_LEN, Agreement, FEATURES, HELLO_LEN, TEXT_LEN, VERSION_MAX, VERSION_MIN};
+use super::wire::{Reader, Writer};
+use super::{ANSWER_LEN, FEATURES, HELLO_LEN, Negotiated, TEXT_LEN, VERSION_MAX, VERSION_MIN};
 
 /// What a client says first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +49,7 @@ pub struct Hello {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// Come in; the memory is attached.
-    Welcome(Agreement),
+    Welcome(Negotiated),
     /// Stay out.
     Reject(Reject),
 }
@@ -82,17 +82,17 @@ impl Hello {
     ///
     /// [`HandshakeError`] for all that no client of a version known here writes.
     pub fn decode(bytes: &[u8; HELLO_LEN]) -> Result<Self, HandshakeError> {
-        let mut from = Fields::new(bytes);
+        let mut from = Reader::new(bytes);
         from.magic(HELLO_MAGIC)?;
         let (version_min, version_max) = (from.u16(), from.u16());
-        judge_versions(version_min, version_max)?;
+        validate_versions(version_min, version_max)?;
         let features = from.features()?;
         let wanted = from.geometry()?;
         let max_message = from.max_message()?;
         let nonce = from.u64();
         let offered = from.u32();
         from.rest_is_zero()?;
-        judge_offer(features, offered)?;
+        validate_offer(features, offered)?;
         Ok(Self { version_min, version_max, features, offered, wanted, max_message, nonce })
     }
 }
@@ -112,7 +112,7 @@ impl Answer {
     ///
     /// [`HandshakeError`] for all that no server of a version known here writes.
     pub fn decode(bytes: &[u8; ANSWER_LEN]) -> Result<Self, HandshakeError> {
-        let mut from = Fields::new(bytes);
+        let mut from = Reader::new(bytes);
         from.magic(ANSWER_MAGIC)?;
         match from.u16() {
             WELCOME => decode_welcome(from).map(Self::Welcome),
@@ -165,7 +165,7 @@ pub(super) fn begins(bytes: &[u8], filled: usize, magic: [u8; 8]) -> bool {
 const WELCOME: u16 = 1;
 const REJECT: u16 = 2;
 
-fn judge_versions(min: u16, max: u16) -> Result<(), HandshakeError> {
+fn validate_versions(min: u16, max: u16) -> Result<(), HandshakeError> {
     if min > max {
         return Err(HandshakeError::BadVersions { min, max });
     }
@@ -176,14 +176,14 @@ fn judge_versions(min: u16, max: u16) -> Result<(), HandshakeError> {
 }
 
 /// What a client cannot do without it can use.
-fn judge_offer(needed: u32, offered: u32) -> Result<(), HandshakeError> {
+fn validate_offer(needed: u32, offered: u32) -> Result<(), HandshakeError> {
     match needed & !offered {
         0 => Ok(()),
         missing => Err(HandshakeError::FeaturesNotOffered(missing)),
     }
 }
 
-fn encode_welcome(agreement: &Agreement) -> [u8; ANSWER_LEN] {
+fn encode_welcome(agreement: &Negotiated) -> [u8; ANSWER_LEN] {
     let mut to = Writer::new();
     to.put(ANSWER_MAGIC);
     to.put(WELCOME.to_le_bytes());
@@ -196,9 +196,9 @@ fn encode_welcome(agreement: &Agreement) -> [u8; ANSWER_LEN] {
     to.done()
 }
 
-fn decode_welcome(mut from: Fields<'_>) -> Result<Agreement, HandshakeError> {
+fn decode_welcome(mut from: Reader<'_>) -> Result<Negotiated, HandshakeError> {
     let version = from.u16();
-    judge_versions(version, version)?;
+    validate_versions(version, version)?;
     let features = from.features()?;
     let geometry = from.geometry()?;
     let max_message = from.max_message()?;
@@ -211,7 +211,7 @@ fn decode_welcome(mut from: Fields<'_>) -> Result<Agreement, HandshakeError> {
         return Err(HandshakeError::BadRegionLen { is, needed });
     }
     from.rest_is_zero()?;
-    Ok(Agreement { version, features, geometry, max_message, first_ticket })
+    Ok(Negotiated { version, features, geometry, max_message, first_ticket })
 }
 
 fn encode_reject(reject: &Reject) -> [u8; ANSWER_LEN] {
@@ -231,7 +231,7 @@ fn encode_reject(reject: &Reject) -> [u8; ANSWER_LEN] {
 
 /// Judges only what every version keeps: a refusal of another version must be readable too, so its
 /// version and features are not looked at.
-fn decode_reject(mut from: Fields<'_>) -> Result<Reject, HandshakeError> {
+fn decode_reject(mut from: Reader<'_>) -> Result<Reject, HandshakeError> {
     let (_version, _features) = (from.u16(), from.u32());
     let code = RejectCode::from_number(from.u16());
     let len = usize::from(from.u16());
@@ -276,7 +276,7 @@ mod tests {
             let text: String = (0..seed.usize(0..80)).map(|_| seed.char(..)).collect();
             return Answer::Reject(Reject::new(RejectCode::from_number(seed.u16(..)), &text));
         }
-        Answer::Welcome(Agreement {
+        Answer::Welcome(Negotiated {
             version: VERSION_MAX,
             features: 0,
             geometry: geometry(seed),
@@ -373,9 +373,9 @@ mod tests {
 
     #[test]
     fn what_a_client_needs_it_offers() {
-        assert_eq!(judge_offer(0, 0), Ok(()));
-        assert_eq!(judge_offer(2, 3), Ok(()));
-        assert_eq!(judge_offer(3, 2), Err(HandshakeError::FeaturesNotOffered(1)));
+        assert_eq!(validate_offer(0, 0), Ok(()));
+        assert_eq!(validate_offer(2, 3), Ok(()));
+        assert_eq!(validate_offer(3, 2), Err(HandshakeError::FeaturesNotOffered(1)));
     }
 
     #[test]
@@ -389,7 +389,7 @@ mod tests {
     fn each_mistake_in_an_answer_has_its_error() {
         let geometry = Geometry::new(256, 1 << 20, 64).expect("legal");
         let agreed =
-            Agreement { version: VERSION_MAX, features: 0, geometry, max_message: 1, first_ticket: 0 };
+            Negotiated { version: VERSION_MAX, features: 0, geometry, max_message: 1, first_ticket: 0 };
         let with = |answer: Answer, at: usize, field: &[u8]| {
             let mut bytes = answer.encode();
             bytes[at..at + field.len()].copy_from_slice(field);

@@ -38,7 +38,7 @@ mod wire;
 
 pub use client::{ClientHandshake, ClientStep};
 pub use codec::{Answer, Hello, Reject};
-pub use server::{Limits, ServerHandshake};
+pub use server::{HandshakeLimits, ServerHandshake};
 
 use crate::layout::Geometry;
 
@@ -69,7 +69,7 @@ pub const MAX_MESSAGE: u64 = u32::MAX as u64;
 
 /// What both sides go by from the handshake on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Agreement {
+pub struct Negotiated {
     /// The version of the protocol.
     pub version: u16,
     /// The features in use, as bits: offered by the client and known to the server.

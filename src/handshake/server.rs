@@ -13,11 +13,11 @@ use crate::error::HandshakeError;
 use crate::layout::Geometry;
 
 use super::codec::{HELLO_MAGIC, begins};
-use super::{Agreement, FEATURES, HELLO_LEN, Hello, VERSION_MAX};
+use super::{FEATURES, HELLO_LEN, Hello, Negotiated, VERSION_MAX};
 
 /// What a server allows at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct HandshakeLimits {
     /// The largest sizes of the region.
     pub geometry: Geometry,
     /// The longest message, in bytes.
@@ -26,16 +26,16 @@ pub struct Limits {
     pub first_ticket: u64,
 }
 
-impl Limits {
+impl HandshakeLimits {
     /// Per field the smaller of what the client wants and what the server allows, and the features that both know.
-    pub fn agree(&self, hello: &Hello) -> Agreement {
+    pub fn agree(&self, hello: &Hello) -> Negotiated {
         let (wanted, most) = (&hello.wanted, &self.geometry);
         let geometry = Geometry::new(
             wanted.slots().min(most.slots()),
             wanted.arena().min(most.arena()),
-            wanted.urgent().min(most.urgent()),
+            wanted.oob().min(most.oob()),
         );
-        Agreement {
+        Negotiated {
             version: hello.version_max.min(VERSION_MAX),
             features: hello.offered & FEATURES,
             geometry: geometry.unwrap_or(*most), // Each number is one of two legal ones.
@@ -121,13 +121,13 @@ mod tests {
         let sizes = [geometry(1, 64, 1), geometry(256, 64, 256), geometry(8, 1 << 30, 2)];
         for wanted in sizes {
             for most in sizes {
-                let limits = Limits { geometry: most, max_message: 50, first_ticket: 3 };
+                let limits = HandshakeLimits { geometry: most, max_message: 50, first_ticket: 3 };
                 let mut client = ClientHandshake::new(wanted, 100, 5);
                 let hello = ServerHandshake::new(5).feed(&client.hello()).expect("honest").expect("whole");
                 let agreed = limits.agree(&hello);
                 assert_eq!(agreed.geometry.slots(), wanted.slots().min(most.slots()));
                 assert_eq!(agreed.geometry.arena(), wanted.arena().min(most.arena()));
-                assert_eq!(agreed.geometry.urgent(), wanted.urgent().min(most.urgent()));
+                assert_eq!(agreed.geometry.oob(), wanted.oob().min(most.oob()));
                 assert_eq!((agreed.max_message, agreed.first_ticket), (50, 3));
                 let step = client.feed(&Answer::Welcome(agreed).encode());
                 assert_eq!(step, Ok(ClientStep::Agreed(agreed)));
@@ -141,7 +141,7 @@ mod tests {
         bytes[48..52].fill(0xff);
         let hello = ServerHandshake::new(0).feed(&bytes).expect("well formed").expect("whole");
         assert_eq!(hello.offered, u32::MAX);
-        let limits = Limits { geometry: geometry(8, 4096, 64), max_message: 50, first_ticket: 3 };
+        let limits = HandshakeLimits { geometry: geometry(8, 4096, 64), max_message: 50, first_ticket: 3 };
         assert_eq!(limits.agree(&hello).features, FEATURES);
     }
 

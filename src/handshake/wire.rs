@@ -39,15 +39,15 @@ impl<const N: usize> Writer<N> {
 
     pub(super) fn geometry(&mut self, geometry: &Geometry) {
         self.put(geometry.slots().to_le_bytes());
-        self.put(geometry.urgent().to_le_bytes());
+        self.put(geometry.oob().to_le_bytes());
         self.put(geometry.arena().to_le_bytes());
     }
 }
 
 /// The bytes that are still to be read; behind the end stand zeros.
-pub(super) struct Fields<'a>(&'a [u8]);
+pub(super) struct Reader<'a>(&'a [u8]);
 
-impl<'a> Fields<'a> {
+impl<'a> Reader<'a> {
     pub(super) fn new(bytes: &'a [u8]) -> Self {
         Self(bytes)
     }
@@ -114,7 +114,7 @@ mod tests {
         writer.put([2; 3]);
         writer.put([3; 3]);
         assert_eq!(writer.done(), [1, 1, 1, 2]);
-        let mut fields = Fields::new(&[1, 0, 2]);
+        let mut fields = Reader::new(&[1, 0, 2]);
         assert_eq!((fields.u16(), fields.u32(), fields.u64()), (1, 0, 0));
     }
 }

@@ -39,30 +39,30 @@ use crate::establish::{why_not_bound, why_not_connected, why_not_locked};
 use crate::options::Options;
 use crate::sys::call::errno;
 use crate::sys::foreign::{Listening, PeerSocket};
-use crate::sys::fork::Canary;
+use crate::sys::fork::ForkGuard;
 use crate::sys::path::{Directory, Inode, lock_name};
 use crate::sys::socket::{self, Connecting, MAX_PATH};
 
 /// A path that this process has bound.
-pub(super) struct Place {
+pub(super) struct BoundPath {
     path: PathBuf,
     /// Nothing of a socket that another process has bound. Dropped first: the path goes while the socket still listens.
-    bound: Option<Bound>,
+    bound: Option<OwnedName>,
     socket: Arc<Listening>,
 }
 
 /// The name of a socket that this process has bound.
-struct Bound {
+struct OwnedName {
     directory: Directory,
     name: OsString,
     inode: Inode,
-    canary: Canary,
+    canary: ForkGuard,
 }
 
-impl Place {
+impl BoundPath {
     /// Binds the path, and listens there.
     pub(super) fn take(path: &Path, options: &Options) -> Result<Self, BindError> {
-        let canary = Canary::new().map_err(BindError::io("making the listener"))?;
+        let canary = ForkGuard::new().map_err(BindError::io("making the listener"))?;
         let (directory, name) = Directory::of(path)
             .map_err(|error| doing("opening the directory of", path)(why_not_bound(error, path)))?;
         let guard = directory.lock(name, Instant::now() + LOCK).map_err(|error| match error.kind() {
@@ -82,7 +82,7 @@ impl Place {
         let (socket, inode) = occupy(&directory, name, path, options)?;
         drop(guard);
         let (path, name, socket) = (path.into(), name.into(), Arc::new(socket));
-        Ok(Self { path, bound: Some(Bound { directory, name, inode, canary }), socket })
+        Ok(Self { path, bound: Some(OwnedName { directory, name, inode, canary }), socket })
     }
 
     /// Takes over a socket that listens already. Its path stays the business of the process that bound it.
@@ -115,7 +115,7 @@ impl Place {
     }
 }
 
-impl Bound {
+impl OwnedName {
     fn is_current(&self) -> io::Result<bool> {
         // The program may have closed the directory, and the number may name another one by now.
         Ok(self.directory.is_ours() && self.directory.inode_of(&self.name)? == Some(self.inode))
@@ -137,7 +137,7 @@ impl Bound {
     }
 }
 
-impl Drop for Bound {
+impl Drop for OwnedName {
     fn drop(&mut self) {
         if self.canary.same_process() {
             let _ = self.remove(); // What could not be removed is stale, and can be taken over.
@@ -145,7 +145,7 @@ impl Drop for Bound {
     }
 }
 
-impl fmt::Debug for Place {
+impl fmt::Debug for BoundPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Place").field("path", &self.path).finish_non_exhaustive()
     }

@@ -25,10 +25,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::establish::{Established, Failure, Guest, Step, deadline, refuse_unwatched};
-use crate::handshake::Limits;
+use crate::establish::{AcceptFailure, Acceptor, Established, Step, deadline, refuse_unwatched};
+use crate::handshake::HandshakeLimits;
 use crate::options::Options;
-use crate::sys::epoll::{Epoll, Eventfd, Events, Interest};
+use crate::sys::epoll::{Epoll, EpollEvents, Eventfd, Interest};
 use crate::sys::foreign::Listening;
 use crate::sys::lifeline;
 use crate::sys::socket;
@@ -37,7 +37,7 @@ use crate::sys::wait::Readiness;
 
 /// What one round came to.
 #[derive(Debug)]
-pub(super) enum Outcome {
+pub(super) enum AcceptOutcome {
     /// A client whose handshake is complete.
     Came(Established),
     /// The program has closed the descriptors, and no client can come any more.
@@ -47,47 +47,47 @@ pub(super) enum Outcome {
 }
 
 /// The listening socket and the clients that are not through yet.
-pub(super) struct Reception {
+pub(super) struct PendingHandshakes {
     socket: Arc<Listening>,
     listening: bool,
-    guests: Vec<Option<Seat>>,
+    guests: Vec<Option<PendingHandshake>>,
     epoll: Arc<Epoll>,
-    events: Events,
+    events: EpollEvents,
     timer: Timer,
     timeout: Duration,
-    limits: Limits,
+    limits: HandshakeLimits,
     options: Options,
 }
 
-struct Seat {
-    guest: Guest,
+struct PendingHandshake {
+    guest: Acceptor,
     readiness: Readiness,
     since: Instant,
     until: Option<Instant>,
 }
 
-impl Reception {
+impl PendingHandshakes {
     /// Begins to listen for clients, and for the bell.
     pub(super) fn open(
         socket: Arc<Listening>,
         bell: &Eventfd,
-        limits: Limits,
+        limits: HandshakeLimits,
         options: Options,
     ) -> io::Result<Self> {
         lifeline::start()?;
         let (epoll, timer) = (Arc::new(Epoll::new()?), Timer::new()?);
-        epoll.add(bell.as_fd(), BELL, Interest::Readable)?;
-        epoll.add(timer.as_fd(), TIMER, Interest::Readable)?;
-        epoll.add(socket.as_fd(), DOOR, Interest::Readable)?;
+        epoll.add(bell.as_fd(), CLOSED_TOKEN, Interest::Readable)?;
+        epoll.add(timer.as_fd(), TIMER_TOKEN, Interest::Readable)?;
+        epoll.add(socket.as_fd(), LISTENER_TOKEN, Interest::Readable)?;
         let timeout = options.accept_timeout_or_default();
-        let places = options.handshake_places();
+        let places = options.max_handshakes_or_default();
         let guests = (0..places).map(|_| None).collect();
-        let events = Events::with_room(places + 3);
+        let events = EpollEvents::with_room(places + 3);
         Ok(Self { socket, listening: true, guests, epoll, events, timer, timeout, limits, options })
     }
 
     /// Takes other options for the clients that come from now on.
-    pub(super) fn amend(&mut self, limits: Limits, options: &Options) {
+    pub(super) fn amend(&mut self, limits: HandshakeLimits, options: &Options) {
         (self.limits, self.options) = (limits, options.clone());
         self.timeout = options.accept_timeout_or_default();
     }
@@ -101,10 +101,10 @@ impl Reception {
     ///
     /// Guests go before the door: an error there, such as too many open files, must not keep them
     /// from getting through.
-    pub(super) fn serve(&mut self, until: Option<Instant>, failed: &AtomicU64) -> io::Result<Outcome> {
+    pub(super) fn serve(&mut self, until: Option<Instant>, failed: &AtomicU64) -> io::Result<AcceptOutcome> {
         // Their numbers may name the program's own files by now, which must not be waited for.
         if !(self.epoll.is_ours() && self.socket.is_ours()) {
-            return Ok(Outcome::DescriptorsClosed);
+            return Ok(AcceptOutcome::DescriptorsClosed);
         }
         // A thread that waits is not told when another one closes what it waits for.
         let slice = Instant::now() + LOOK;
@@ -112,37 +112,37 @@ impl Reception {
         let mut tokens: Vec<u64> =
             self.epoll.wait(&mut self.events, Some(slice))?.map(|event| event.token).collect();
         tokens.sort_unstable();
-        let mut outcome = Ok(Outcome::Nothing);
+        let mut outcome = Ok(AcceptOutcome::Nothing);
         for token in tokens {
-            outcome = self.attend(token, failed);
-            if !matches!(outcome, Ok(Outcome::Nothing)) {
+            outcome = self.handle_event(token, failed);
+            if !matches!(outcome, Ok(AcceptOutcome::Nothing)) {
                 break;
             }
         }
         self.expire(failed);
-        let door = self.keep_door();
+        let door = self.update_interest();
         match outcome {
-            Ok(Outcome::Nothing) => door.map(|()| Outcome::Nothing),
+            Ok(AcceptOutcome::Nothing) => door.map(|()| AcceptOutcome::Nothing),
             other => other, // A connection must not be lost; the door is tried again next time.
         }
     }
 
-    fn attend(&mut self, token: u64, failed: &AtomicU64) -> io::Result<Outcome> {
+    fn handle_event(&mut self, token: u64, failed: &AtomicU64) -> io::Result<AcceptOutcome> {
         match token {
-            BELL | TIMER => Ok(Outcome::Nothing), // The caller looks at the bell, expire at the timer.
-            DOOR => self.admit(failed),
+            CLOSED_TOKEN | TIMER_TOKEN => Ok(AcceptOutcome::Nothing), // The caller looks at the bell, expire at the timer.
+            LISTENER_TOKEN => self.admit(failed),
             seat => Ok(self.advance(usize::try_from(seat).unwrap_or(usize::MAX), failed)),
         }
     }
 
     /// Lets one client in. Most have said Hello by now, and are through at once.
-    fn admit(&mut self, failed: &AtomicU64) -> io::Result<Outcome> {
+    fn admit(&mut self, failed: &AtomicU64) -> io::Result<AcceptOutcome> {
         let free = self.guests.iter().position(Option::is_none);
         let Some(free) = free.or_else(|| self.evict(failed)) else {
-            return Ok(Outcome::Nothing);
+            return Ok(AcceptOutcome::Nothing);
         };
         let Some(socket) = socket::accept(self.socket.as_fd())? else {
-            return Ok(Outcome::Nothing);
+            return Ok(AcceptOutcome::Nothing);
         };
         // Started with the listener, but the thread may have been killed since, and there may be no other.
         if let Err(error) = lifeline::start() {
@@ -150,43 +150,48 @@ impl Reception {
             failed.fetch_add(1, Ordering::Relaxed);
             return Err(error);
         }
-        let admitted = Guest::admit(socket, &self.options).and_then(|mut guest| {
+        let admitted = Acceptor::admit(socket, &self.options).and_then(|mut guest| {
             let step = guest.advance(&self.limits, self.options.is_prefault())?;
             Ok((guest, step))
         });
         let came = admitted.and_then(|(guest, step)| match step {
             Step::Ready => guest.finish().map(Some),
-            Step::Wants(readiness) => self.seat(free, guest, readiness).map(|()| None),
+            Step::Wants(readiness) => self.insert(free, guest, readiness).map(|()| None),
         });
         Ok(count(came, failed))
     }
 
-    fn seat(&mut self, at: usize, guest: Guest, readiness: Readiness) -> Result<(), Failure> {
+    fn insert(&mut self, at: usize, guest: Acceptor, readiness: Readiness) -> Result<(), AcceptFailure> {
         self.epoll.add(guest.as_fd(), at as u64, interest(readiness))?;
         if let Some(seat) = self.guests.get_mut(at) {
-            *seat = Some(Seat { guest, readiness, since: Instant::now(), until: deadline(self.timeout) });
+            *seat = Some(PendingHandshake {
+                guest,
+                readiness,
+                since: Instant::now(),
+                until: deadline(self.timeout),
+            });
         }
         Ok(())
     }
 
-    fn advance(&mut self, at: usize, failed: &AtomicU64) -> Outcome {
+    fn advance(&mut self, at: usize, failed: &AtomicU64) -> AcceptOutcome {
         let (prefault, limits) = (self.options.is_prefault(), self.limits);
         let Some(Some(seat)) = self.guests.get_mut(at) else {
-            return Outcome::Nothing; // It left in this very round.
+            return AcceptOutcome::Nothing; // It left in this very round.
         };
         let step = seat.guest.advance(&limits, prefault);
         if let Ok(Step::Wants(readiness)) = step {
             let changed = mem::replace(&mut seat.readiness, readiness) != readiness;
             if !changed || self.epoll.modify(seat.guest.as_fd(), at as u64, interest(readiness)).is_ok() {
-                return Outcome::Nothing;
+                return AcceptOutcome::Nothing;
             }
         }
-        let Some(guest) = self.vacate(at) else {
-            return Outcome::Nothing;
+        let Some(guest) = self.remove(at) else {
+            return AcceptOutcome::Nothing;
         };
         let came = match step {
             Ok(Step::Ready) => guest.finish().map(Some),
-            Ok(Step::Wants(_)) => Err(Failure::Closed),
+            Ok(Step::Wants(_)) => Err(AcceptFailure::Closed),
             Err(failure) => Err(failure),
         };
         count(came, failed)
@@ -196,21 +201,21 @@ impl Reception {
     fn evict(&mut self, failed: &AtomicU64) -> Option<usize> {
         let mut held: HashMap<u32, usize> = HashMap::new();
         self.guests.iter().flatten().for_each(|seat| *held.entry(seat.guest.process()).or_default() += 1);
-        let silent = |seat: &&(usize, &Seat)| seat.1.since.elapsed() >= SILENCE;
+        let silent = |seat: &&(usize, &PendingHandshake)| seat.1.since.elapsed() >= EVICT_AFTER;
         let seats = self.guests.iter().enumerate().filter_map(|(at, seat)| Some((at, seat.as_ref()?)));
         let all: Vec<_> = seats.collect();
         let chosen = all.iter().filter(silent).max_by_key(|(_, seat)| {
             (held.get(&seat.guest.process()).copied().unwrap_or(0), Reverse(seat.since))
         });
         let at = chosen.map(|(at, _)| *at)?;
-        self.vacate(at)?.give_up();
+        self.remove(at)?.give_up();
         failed.fetch_add(1, Ordering::Relaxed);
         Some(at)
     }
 
     /// Takes a guest out of its place and out of the epoll set.
-    fn vacate(&mut self, at: usize) -> Option<Guest> {
-        let Seat { guest, .. } = self.guests.get_mut(at)?.take()?;
+    fn remove(&mut self, at: usize) -> Option<Acceptor> {
+        let PendingHandshake { guest, .. } = self.guests.get_mut(at)?.take()?;
         let _ = self.epoll.delete(guest.as_fd()); // It can only fail if it is not in the set.
         Some(guest)
     }
@@ -221,7 +226,7 @@ impl Reception {
         for at in 0..self.guests.len() {
             let until = self.guests.get(at).and_then(Option::as_ref).and_then(|seat| seat.until);
             if until.is_some_and(|until| until <= now) {
-                if let Some(guest) = self.vacate(at) {
+                if let Some(guest) = self.remove(at) {
                     guest.give_up();
                 }
                 failed.fetch_add(1, Ordering::Relaxed);
@@ -230,20 +235,22 @@ impl Reception {
         let over = self.guests.iter().flatten().filter_map(|seat| seat.until).min();
         // Without a free place the next client has to wait until another one may be sent away for it.
         let silent =
-            self.guests.iter().flatten().map(|seat| seat.since + SILENCE).filter(|end| *end > now).min();
+            self.guests.iter().flatten().map(|seat| seat.since + EVICT_AFTER).filter(|end| *end > now).min();
         let full = self.guests.iter().all(Option::is_some);
         let next = [over, silent.filter(|_| full)].into_iter().flatten().min();
-        let _ = self.timer.ring_at(next); // It can only fail on a descriptor that is no timer.
+        let _ = self.timer.arm_at(next); // It can only fail on a descriptor that is no timer.
     }
 
     /// The listening socket is in the set exactly while a place is free, or can be freed.
-    fn keep_door(&mut self) -> io::Result<()> {
+    fn update_interest(&mut self) -> io::Result<()> {
         let now = Instant::now();
-        let open = |seat: &Option<Seat>| seat.as_ref().is_none_or(|seat| now - seat.since >= SILENCE);
+        let open = |seat: &Option<PendingHandshake>| {
+            seat.as_ref().is_none_or(|seat| now - seat.since >= EVICT_AFTER)
+        };
         let free = self.guests.iter().any(open);
         if free != self.listening {
             if free {
-                self.epoll.add(self.socket.as_fd(), DOOR, Interest::Readable)?;
+                self.epoll.add(self.socket.as_fd(), LISTENER_TOKEN, Interest::Readable)?;
             } else {
                 self.epoll.delete(self.socket.as_fd())?;
             }
@@ -253,7 +260,7 @@ impl Reception {
     }
 }
 
-impl fmt::Debug for Reception {
+impl fmt::Debug for PendingHandshakes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let guests = self.guests.iter().flatten().count();
         f.debug_struct("Reception").field("guests", &guests).finish_non_exhaustive()
@@ -263,12 +270,12 @@ impl fmt::Debug for Reception {
 /// How often a thread that waits looks whether the descriptors are still those of the listener.
 const LOOK: Duration = Duration::from_secs(3);
 /// How long a client keeps its place for sure while others wait for one.
-const SILENCE: Duration = Duration::from_millis(100);
+const EVICT_AFTER: Duration = Duration::from_millis(100);
 /// Tokens of the epoll set: a guest's is the number of its seat, and these are greater.
-const BELL: u64 = 1 << 32;
-const TIMER: u64 = BELL + 1;
+const CLOSED_TOKEN: u64 = 1 << 32;
+const TIMER_TOKEN: u64 = CLOSED_TOKEN + 1;
 /// The greatest, so that the door comes last.
-const DOOR: u64 = TIMER + 1;
+const LISTENER_TOKEN: u64 = TIMER_TOKEN + 1;
 
 fn interest(readiness: Readiness) -> Interest {
     match readiness {
@@ -277,13 +284,13 @@ fn interest(readiness: Readiness) -> Interest {
     }
 }
 
-fn count(came: Result<Option<Established>, Failure>, failed: &AtomicU64) -> Outcome {
+fn count(came: Result<Option<Established>, AcceptFailure>, failed: &AtomicU64) -> AcceptOutcome {
     match came {
-        Ok(Some(established)) => return Outcome::Came(established),
+        Ok(Some(established)) => return AcceptOutcome::Came(established),
         Ok(None) => (),
         Err(_) => {
             failed.fetch_add(1, Ordering::Relaxed);
         }
     }
-    Outcome::Nothing
+    AcceptOutcome::Nothing
 }

@@ -15,7 +15,7 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Buffers of one size or another, and what of the memory is left to others.
-struct Class {
+struct BufferClass {
     /// What stays free, in bytes.
     margin: usize,
     /// Bytes that are taken without another look at what is left.
@@ -27,8 +27,8 @@ struct Class {
 /// The most bytes of a small buffer.
 const SMALL_BUFFER: usize = 4 << 10;
 
-static SMALL: Class = Class { margin: 1 << 20, step: 128 << 10, budget: AtomicUsize::new(0) };
-static LARGE: Class = Class { margin: 4 << 20, step: 1 << 20, budget: AtomicUsize::new(0) };
+static SMALL: BufferClass = BufferClass { margin: 1 << 20, step: 128 << 10, budget: AtomicUsize::new(0) };
+static LARGE: BufferClass = BufferClass { margin: 4 << 20, step: 1 << 20, budget: AtomicUsize::new(0) };
 
 /// Bytes that threads are about to take after a look.
 static PENDING: AtomicUsize = AtomicUsize::new(0);
@@ -78,7 +78,7 @@ fn reserve(buffer: &mut Vec<u8>, capacity: usize) -> Result<(), OutOfMemory> {
         return take();
     }
     let pending = PENDING.fetch_add(capacity, Ordering::Relaxed).saturating_add(capacity);
-    let taken = class.look(pending).and_then(|()| {
+    let taken = class.probe(pending).and_then(|()| {
         class.budget.store(class.step, Ordering::Relaxed);
         take()
     });
@@ -86,9 +86,9 @@ fn reserve(buffer: &mut Vec<u8>, capacity: usize) -> Result<(), OutOfMemory> {
     taken
 }
 
-impl Class {
+impl BufferClass {
     /// Looks whether so many bytes can be had, and the margin beside them.
-    fn look(&self, bytes: usize) -> Result<(), OutOfMemory> {
+    fn probe(&self, bytes: usize) -> Result<(), OutOfMemory> {
         let mut probe = Vec::<u8>::new();
         let wanted = bytes.saturating_add(self.margin + self.step);
         probe.try_reserve_exact(wanted).map_err(|_| OutOfMemory)?;

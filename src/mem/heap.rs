@@ -8,7 +8,8 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{
-    Fence, Field, Flag, GRAIN, INLINE, Load, Memory, OutOfBounds, Span, Store, Tail, Until, Woke, Word,
+    ARENA_ALIGN, Deadline, Fence, Field, Flag, INLINE_CAPACITY, Load, Memory, OutOfBounds, Padding, Span,
+    Store, WaitResult, Word,
 };
 
 const SLOT_WORDS: usize = 16;
@@ -21,11 +22,11 @@ pub struct Heap {
     arena: Box<[AtomicU64]>,
     urgent: Box<[AtomicU64]>,
     words: [AtomicU64; 6],
-    flags: [Bed; 3],
+    flags: [FlagWaiters; 3],
 }
 
 #[derive(Debug, Default)]
-struct Bed {
+struct FlagWaiters {
     flag: AtomicU32,
     lock: Mutex<()>,
     woken: Condvar,
@@ -39,7 +40,7 @@ impl Heap {
             slots: (0..slots.next_power_of_two())
                 .map(|_| std::array::from_fn(|_| AtomicU64::new(0)))
                 .collect(),
-            arena: words(arena.max(GRAIN).next_power_of_two() / 8),
+            arena: words(arena.max(ARENA_ALIGN).next_power_of_two() / 8),
             urgent: words(urgent.next_power_of_two()),
             words: Default::default(),
             flags: Default::default(),
@@ -55,28 +56,28 @@ impl Heap {
     fn word(&self, word: Word) -> &AtomicU64 {
         match word {
             Word::Head => &self.words[0],
-            Word::Wanted => &self.words[1],
-            Word::ProducerMark => &self.words[2],
-            Word::ConsumerMark => &self.words[3],
-            Word::Bell => &self.words[4],
-            Word::Fate => &self.words[5],
-            Word::Urgent(index) => &self.urgent[index as usize & (self.urgent.len() - 1)],
+            Word::AwaitedTicket => &self.words[1],
+            Word::ProducerClosed => &self.words[2],
+            Word::ConsumerClosed => &self.words[3],
+            Word::Doorbell => &self.words[4],
+            Word::CloseReason => &self.words[5],
+            Word::Oob(index) => &self.urgent[index as usize & (self.urgent.len() - 1)],
         }
     }
 
-    fn bed(&self, flag: Flag) -> &Bed {
+    fn waiters(&self, flag: Flag) -> &FlagWaiters {
         match flag {
             Flag::Consumer => &self.flags[0],
             Flag::Producer => &self.flags[1],
-            Flag::Twin => &self.flags[2],
+            Flag::PeerConsumer => &self.flags[2],
         }
     }
 
     /// The words of a span and how many bytes it has, or nothing if it is not here.
     fn span(&self, span: Span) -> Result<&[AtomicU64], OutOfBounds> {
         match span {
-            Span::Slot(ticket) => Ok(&self.slot(ticket)[3..3 + INLINE / 8]),
-            Span::Arena(place) => self.arena.get(place as usize * (GRAIN / 8)..).ok_or(OutOfBounds),
+            Span::Slot(ticket) => Ok(&self.slot(ticket)[3..3 + INLINE_CAPACITY / 8]),
+            Span::Arena(place) => self.arena.get(place as usize * (ARENA_ALIGN / 8)..).ok_or(OutOfBounds),
         }
     }
 
@@ -126,35 +127,35 @@ impl Memory for Heap {
         self.word(word).store(value, order.into());
     }
 
-    fn settle(&self, fate: u64) -> u64 {
+    fn set_close_reason(&self, fate: u64) -> u64 {
         // pairs with the Acquire loads of Fate in `ring/`.
-        match self.word(Word::Fate).compare_exchange(0, fate, Ordering::AcqRel, Ordering::Acquire) {
+        match self.word(Word::CloseReason).compare_exchange(0, fate, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => fate,
             Err(stands) => stands,
         }
     }
 
     fn load_flag(&self, flag: Flag) -> u32 {
-        self.bed(flag).flag.load(Ordering::Relaxed)
+        self.waiters(flag).flag.load(Ordering::Relaxed)
     }
 
     fn store_flag(&self, flag: Flag, value: u32) {
-        self.bed(flag).flag.store(value, Ordering::Relaxed);
+        self.waiters(flag).flag.store(value, Ordering::Relaxed);
     }
 
     fn take_flag(&self, flag: Flag) -> u32 {
-        self.bed(flag).flag.swap(0, Ordering::Relaxed)
+        self.waiters(flag).flag.swap(0, Ordering::Relaxed)
     }
 
     fn fence(&self, kind: Fence) {
         fence(kind.into());
     }
 
-    fn copy_in(&self, to: Span, at: usize, bytes: &[u8], tail: Tail) -> Result<(), OutOfBounds> {
+    fn copy_in(&self, to: Span, at: usize, bytes: &[u8], tail: Padding) -> Result<(), OutOfBounds> {
         let last = bytes.len();
         self.visit(to, at, bytes.len(), |word, inside, range| {
             let mut value = word.load(Ordering::Relaxed).to_le_bytes();
-            if tail == Tail::Zero && range.end == last {
+            if tail == Padding::Zero && range.end == last {
                 value[inside.end..].fill(0);
             }
             value[inside].copy_from_slice(&bytes[range]);
@@ -168,36 +169,36 @@ impl Memory for Heap {
         })
     }
 
-    fn wait(&self, flag: Flag, until: Until, _patience: u32) -> Woke {
-        let bed = self.bed(flag);
+    fn wait(&self, flag: Flag, until: Deadline, _patience: u32) -> WaitResult {
+        let bed = self.waiters(flag);
         let guard = bed.lock.lock().unwrap_or_else(PoisonError::into_inner);
         if bed.flag.load(Ordering::Relaxed) != 1 {
-            return Woke::Early;
+            return WaitResult::Early;
         }
         let left = until.map(|t| t.saturating_duration_since(Instant::now()));
         if left.is_some_and(|left| left.is_zero()) {
-            return Woke::Deadline;
+            return WaitResult::Deadline;
         }
         let slice = left.map_or(SLICE, |left| left.min(SLICE));
         let (_guard, result) = bed.woken.wait_timeout(guard, slice).unwrap_or_else(PoisonError::into_inner);
         match result.timed_out() {
-            false => Woke::Early,
-            true if self.expired(until) => Woke::Deadline,
-            true => Woke::Slice,
+            false => WaitResult::Early,
+            true if self.has_expired(until) => WaitResult::Deadline,
+            true => WaitResult::Slice,
         }
     }
 
-    fn doze(&self, _until: Until) {
+    fn back_off(&self, _until: Deadline) {
         std::thread::sleep(Duration::from_micros(200));
     }
 
     fn wake(&self, flag: Flag) {
-        let bed = self.bed(flag);
+        let bed = self.waiters(flag);
         drop(bed.lock.lock().unwrap_or_else(PoisonError::into_inner));
         bed.woken.notify_all();
     }
 
-    fn expired(&self, until: Until) -> bool {
+    fn has_expired(&self, until: Deadline) -> bool {
         until.is_some_and(|t| Instant::now() >= t)
     }
 }

@@ -10,14 +10,14 @@
 //!
 //! A mark of the peer counts before `Disconnected` and `Died`: who said good-bye did not die.
 
-use crate::error::Ended;
+use crate::error::ConnectionError;
 use crate::mem::{Flag, Load, Memory, Store, Word};
 
-use super::park::{alarm, rouse};
+use super::park::{force_notify, notify};
 
 /// What became of a connection: the values of [`Word::Fate`] but 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum CloseReason {
     /// Closed by this process.
     Closed = 1,
     /// The peer hung up without a mark.
@@ -28,7 +28,7 @@ pub enum Fate {
     Violated = 4,
 }
 
-impl Fate {
+impl CloseReason {
     fn of(word: u64) -> Option<Self> {
         match word {
             0 => None,
@@ -45,21 +45,21 @@ impl Fate {
 /// A consumer must look for the end *before* it looks at the stamp, and report it only when nothing
 /// is left to receive (but for `Closed` and `ProtocolViolated`, which end it at once).
 #[inline(always)]
-pub fn ended<M: Memory>(mem: &M, peer: Word) -> Option<Ended> {
+pub fn closed<M: Memory>(mem: &M, peer: Word) -> Option<ConnectionError> {
     // pairs with `Memory::settle`.
-    let fate = mem.load(Word::Fate, Load::Acquire);
+    let fate = mem.load(Word::CloseReason, Load::Acquire);
     // pairs with the Release store in `close`.
     let mark = mem.load(peer, Load::Acquire);
-    if fate | mark == 0 { None } else { Some(told(fate, mark)) }
+    if fate | mark == 0 { None } else { Some(error_of(fate, mark)) }
 }
 
 #[cold]
-fn told(fate: u64, mark: u64) -> Ended {
-    match Fate::of(fate) {
-        Some(Fate::Closed) => Ended::Closed,
-        Some(Fate::Violated) => Ended::ProtocolViolated,
-        Some(Fate::Died) if mark == 0 => Ended::PeerDied,
-        _ => Ended::Disconnected,
+fn error_of(fate: u64, mark: u64) -> ConnectionError {
+    match CloseReason::of(fate) {
+        Some(CloseReason::Closed) => ConnectionError::Closed,
+        Some(CloseReason::Violated) => ConnectionError::ProtocolViolated,
+        Some(CloseReason::Died) if mark == 0 => ConnectionError::PeerDied,
+        _ => ConnectionError::Disconnected,
     }
 }
 
@@ -67,28 +67,28 @@ fn told(fate: u64, mark: u64) -> Ended {
 pub fn close<M: Memory>(mem: &M, own: Word, theirs: Flag) {
     // pairs with the Acquire load in `ended`: who closes may be another thread than who committed.
     mem.store(own, 1, Store::Release);
-    rouse(mem, theirs);
+    notify(mem, theirs);
 }
 
 /// This process closes a connection: its marks, its fate, and a wake for all four sleepers.
 ///
 /// The marks come first: whoever is told `Closed` may end the process at once, and has said good-bye.
-pub fn shut<M: Memory>(outgoing: &M, incoming: &M, fate: Fate) {
+pub fn close_both<M: Memory>(outgoing: &M, incoming: &M, fate: CloseReason) {
     // pairs with the Acquire load in `ended`; the other mark carries nothing.
-    outgoing.store(Word::ProducerMark, 1, Store::Release);
-    incoming.store(Word::ConsumerMark, 1, Store::Relaxed);
-    bury(outgoing, incoming, fate);
-    rouse(outgoing, Flag::Consumer);
-    rouse(incoming, Flag::Producer);
+    outgoing.store(Word::ProducerClosed, 1, Store::Release);
+    incoming.store(Word::ConsumerClosed, 1, Store::Relaxed);
+    on_peer_gone(outgoing, incoming, fate);
+    notify(outgoing, Flag::Consumer);
+    notify(incoming, Flag::Producer);
 }
 
 /// The lifeline found the peer gone: the connection gets its fate if it has none, and this side's two
 /// sleepers are woken.
-pub fn bury<M: Memory>(outgoing: &M, incoming: &M, fate: Fate) {
+pub fn on_peer_gone<M: Memory>(outgoing: &M, incoming: &M, fate: CloseReason) {
     // Release, within; pairs with the Acquire load in `ended`.
-    outgoing.settle(fate as u64);
-    alarm(incoming, Flag::Consumer);
-    alarm(outgoing, Flag::Producer);
+    outgoing.set_close_reason(fate as u64);
+    force_notify(incoming, Flag::Consumer);
+    force_notify(outgoing, Flag::Producer);
 }
 
 #[cfg(test)]
@@ -98,21 +98,21 @@ mod tests {
 
     #[test]
     fn what_closes_and_what_buries_settle_mark_and_lower() {
-        for (close, fate) in [(true, Fate::Closed), (false, Fate::Died)] {
+        for (close, fate) in [(true, CloseReason::Closed), (false, CloseReason::Died)] {
             let rings = [Heap::new(1, 64, 1), Heap::new(1, 64, 1)];
             let [outgoing, incoming] = &rings;
             outgoing.store_flag(Flag::Producer, 1);
             incoming.store_flag(Flag::Consumer, 1);
             if close {
-                shut(outgoing, incoming, fate)
+                close_both(outgoing, incoming, fate)
             } else {
-                bury(outgoing, incoming, fate)
+                on_peer_gone(outgoing, incoming, fate)
             }
-            assert_eq!(outgoing.load(Word::Fate, Load::Relaxed), fate as u64);
+            assert_eq!(outgoing.load(Word::CloseReason, Load::Relaxed), fate as u64);
             assert_eq!([outgoing.load_flag(Flag::Producer), incoming.load_flag(Flag::Consumer)], [0, 0]);
             let marks = [
-                outgoing.load(Word::ProducerMark, Load::Relaxed),
-                incoming.load(Word::ConsumerMark, Load::Relaxed),
+                outgoing.load(Word::ProducerClosed, Load::Relaxed),
+                incoming.load(Word::ConsumerClosed, Load::Relaxed),
             ];
             assert_eq!(marks, [u64::from(close); 2], "who died said nothing");
         }

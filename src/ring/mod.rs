@@ -60,13 +60,13 @@ mod place;
 mod producer;
 mod urgent;
 
-pub use consumer::{Arrival, Consumer, Took};
-pub use end::{Fate, bury, close, ended, shut};
+pub use consumer::{Consumer, SlotContents, TryTake};
+pub use end::{CloseReason, close, close_both, closed, on_peer_gone};
 #[cfg_attr(not(feature = "testing"), allow(unused_imports, reason = "for tests"))]
-pub use park::alarm;
-pub use park::{Bed, rouse, sleep};
-pub use producer::{Claim, Cursor, Posted, Producer, Refusal, Wanted};
-pub use urgent::{Poster, bell, urgent};
+pub use park::force_notify;
+pub use park::{WaitSlot, notify, park};
+pub use producer::{AwaitedRelease, Cursor, Producer, ReserveError, SlotReservation, TrySend};
+pub use urgent::{OobSender, load_doorbell, load_oob};
 
 /// The stamp of a ready ticket.
 #[inline]

@@ -34,25 +34,25 @@
 //!
 //! `loom-tests/src/models`; `tests/ring/hostile.rs` for a peer that plays with the flags.
 
-use crate::mem::{Fence, Flag, Memory, Until, Woke};
+use crate::mem::{Deadline, Fence, Flag, Memory, WaitResult};
 
 /// The producer flag's value while its sleeper waits on the twin.
-const ELSEWHERE: u32 = 2;
+const ON_PEER_FLAG: u32 = 2;
 
 /// Empty returns in a row after which a sleeper stops trusting its flag for a moment.
-const EMPTY: u32 = 64;
+const MAX_SPURIOUS: u32 = 64;
 
 /// Fences, and wakes the sleeper on `flag` if there is one. Follows every publication.
 #[inline(always)]
-pub fn rouse<M: Memory>(mem: &M, flag: Flag) {
-    if asleep(mem, flag) {
+pub fn notify<M: Memory>(mem: &M, flag: Flag) {
+    if fence_and_check(mem, flag) {
         wake(mem, flag);
     }
 }
 
 /// Fences; whether a sleeper on `flag` must be woken now.
 #[inline(always)]
-pub(super) fn asleep<M: Memory>(mem: &M, flag: Flag) -> bool {
+pub(super) fn fence_and_check<M: Memory>(mem: &M, flag: Flag) -> bool {
     // pairs with the fence in `sleep`.
     mem.fence(Fence::Full);
     mem.load_flag(flag) != 0
@@ -63,7 +63,7 @@ pub(super) fn asleep<M: Memory>(mem: &M, flag: Flag) -> bool {
 /// A peer may have died between taking the flag and its wake, and no later publication makes up for
 /// that. A sleeper that waits for either is on its consumer flag, which the end alarms as well.
 #[cold]
-pub fn alarm<M: Memory>(mem: &M, flag: Flag) {
+pub fn force_notify<M: Memory>(mem: &M, flag: Flag) {
     // pairs with the fence in `sleep`.
     mem.fence(Fence::Full);
     mem.store_flag(flag, 0);
@@ -75,9 +75,9 @@ pub fn alarm<M: Memory>(mem: &M, flag: Flag) {
 pub(super) fn wake<M: Memory>(mem: &M, flag: Flag) {
     match mem.take_flag(flag) {
         0 => {} // The sleeper is up, or another waker is at it.
-        ELSEWHERE if flag == Flag::Producer => {
-            mem.store_flag(Flag::Twin, 0);
-            mem.wake(Flag::Twin);
+        ON_PEER_FLAG if flag == Flag::Producer => {
+            mem.store_flag(Flag::PeerConsumer, 0);
+            mem.wake(Flag::PeerConsumer);
         }
         _ => mem.wake(flag),
     }
@@ -85,13 +85,13 @@ pub(super) fn wake<M: Memory>(mem: &M, flag: Flag) {
 
 /// Where a thread sleeps.
 #[derive(Debug)]
-pub struct Bed<'a, M> {
+pub struct WaitSlot<'a, M> {
     mem: &'a M,
     flag: Flag,
     outgoing: Option<&'a M>,
 }
 
-impl<'a, M: Memory> Bed<'a, M> {
+impl<'a, M: Memory> WaitSlot<'a, M> {
     /// The consumer of `mem` waits for a message.
     pub fn consumer(mem: &'a M) -> Self {
         Self { mem, flag: Flag::Consumer, outgoing: None }
@@ -107,14 +107,14 @@ impl<'a, M: Memory> Bed<'a, M> {
         Self { mem: incoming, flag: Flag::Consumer, outgoing: Some(outgoing) }
     }
 
-    fn raise(&self) {
+    fn arm(&self) {
         self.mem.store_flag(self.flag, 1);
         if let Some(outgoing) = self.outgoing {
-            outgoing.store_flag(Flag::Producer, ELSEWHERE);
+            outgoing.store_flag(Flag::Producer, ON_PEER_FLAG);
         }
     }
 
-    fn lower(&self) {
+    fn disarm(&self) {
         self.mem.store_flag(self.flag, 0);
         if let Some(outgoing) = self.outgoing {
             outgoing.store_flag(Flag::Producer, 0);
@@ -125,33 +125,33 @@ impl<'a, M: Memory> Bed<'a, M> {
 /// Sleeps until `look` finds something, or until the deadline: `None`.
 ///
 /// `tries` sleeps of the same call came to nothing before: so much sooner the flag is not trusted.
-pub fn sleep<M: Memory, T>(
-    bed: &Bed<'_, M>,
-    until: Until,
+pub fn park<M: Memory, T>(
+    bed: &WaitSlot<'_, M>,
+    until: Deadline,
     tries: u32,
     look: impl Fn() -> Option<T>,
 ) -> Option<T> {
     let (mut patience, mut empty) = (0_u32, tries);
     loop {
-        bed.raise();
+        bed.arm();
         // pairs with the fence in `rouse`.
         bed.mem.fence(Fence::Full);
         let found = look();
         let woke = match found {
             None => bed.mem.wait(bed.flag, until, patience),
-            Some(_) => Woke::Early,
+            Some(_) => WaitResult::Early,
         };
-        bed.lower();
+        bed.disarm();
         if found.is_some() {
             return found;
         }
         match woke {
-            Woke::Deadline => return look(),
-            Woke::Slice => (patience, empty) = (patience.saturating_add(1), tries),
-            Woke::Early => empty = empty.saturating_add(1),
+            WaitResult::Deadline => return look(),
+            WaitResult::Slice => (patience, empty) = (patience.saturating_add(1), tries),
+            WaitResult::Early => empty = empty.saturating_add(1),
         }
-        if empty > EMPTY {
-            bed.mem.doze(until);
+        if empty > MAX_SPURIOUS {
+            bed.mem.back_off(until);
         }
     }
 }

@@ -8,14 +8,14 @@
 //!  ........|######## in use ########|............     place - freed <= arena
 //! ```
 
-use crate::mem::GRAIN;
+use crate::mem::ARENA_ALIGN;
 
 /// How much of the arena is used before the producer looks whether everything is consumed and it can start at the front
 /// again: light traffic stays in the caches closest to both CPUs.
-const FRONT: u64 = 4 << 10;
+const RESTART_THRESHOLD: u64 = 4 << 10;
 
 /// The same after a look in vain: in a flow, each costs a line that the consumer has just written.
-const FLOW: u64 = 32 << 10;
+const RECHECK_INTERVAL: u64 = 32 << 10;
 
 /// Payloads longer than this go round [`ROUND`] bytes: two CPUs that write and read the same lines again and again wait
 /// for each other at each of them, and those of a lap ago have left their caches. Shorter ones keep the memory small that
@@ -23,10 +23,10 @@ const FLOW: u64 = 32 << 10;
 const LARGE: u64 = 32 << 10;
 
 /// Where those return to the front, if the arena is larger.
-const ROUND: u64 = 1 << 20;
+const CYCLE_LEN: u64 = 1 << 20;
 
 /// The last place that a restart leads to: it adds up to a whole arena, each time.
-const LAST: u64 = 1 << 62;
+const LAST_OFFSET: u64 = 1 << 62;
 
 /// The producer's view of the arena.
 #[derive(Debug)]
@@ -45,58 +45,58 @@ pub(super) struct Arena {
 impl Arena {
     pub(super) fn new(size: u64, slots: u64) -> Self {
         let ends = (0..slots).map(|_| 0).collect();
-        Self { size, freed: 0, looked: 0, reach: FRONT, ends, most: (0, 0) }
+        Self { size, freed: 0, looked: 0, reach: RESTART_THRESHOLD, ends, most: (0, 0) }
     }
 
     /// Where `len` bytes would stand, from `place` on: start and end.
     #[inline]
-    pub(super) fn fit(&self, place: u64, len: u64) -> (u64, u64) {
+    pub(super) fn fit_contiguous(&self, place: u64, len: u64) -> (u64, u64) {
         let room = self.size - (place & (self.size - 1));
-        let len = len.next_multiple_of(GRAIN as u64);
+        let len = len.next_multiple_of(ARENA_ALIGN as u64);
         let start = if len <= room { place } else { place + room };
         (start, start + len)
     }
 
     /// Whether everything before `end` may be written.
     #[inline]
-    pub(super) fn free(&self, end: u64) -> bool {
+    pub(super) fn has_room(&self, end: u64) -> bool {
         end - self.freed <= self.size
     }
 
     /// The head was looked at: so many slots are taken.
     #[inline(always)]
-    pub(super) fn note(&mut self, slots: u64) {
+    pub(super) fn note_fill(&mut self, slots: u64) {
         self.most.0 = self.most.0.max(slots);
     }
 
     /// The most slots and bytes that were found taken.
-    pub(super) fn most(&self) -> (u64, u64) {
+    pub(super) fn peak(&self) -> (u64, u64) {
         self.most
     }
 
     /// Whether it is time to look if the arena can be started from the front with so many bytes: also if the last look
     /// was taken further on, for claims that were never published.
     #[inline]
-    pub(super) fn far(&self, end: u64, len: u64) -> bool {
-        let reach = if len > LARGE { ROUND } else { self.reach.min(self.size / 4) };
+    pub(super) fn needs_recheck(&self, end: u64, len: u64) -> bool {
+        let reach = if len > LARGE { CYCLE_LEN } else { self.reach.min(self.size / 4) };
         end.wrapping_sub(self.looked) > reach
     }
 
     /// Notes that a look was taken at this place: all before it is taken that is not free.
-    pub(super) fn look(&mut self, place: u64) {
-        (self.looked, self.reach) = (place, FLOW);
+    pub(super) fn note_check(&mut self, place: u64) {
+        (self.looked, self.reach) = (place, RECHECK_INTERVAL);
         self.most.1 = self.most.1.max(place.saturating_sub(self.freed));
     }
 
     /// Everything is [free](Self::is_free): the next place is the front, and all is free.
     pub(super) fn restart(&mut self, place: u64) -> u64 {
         let mut front = place.next_multiple_of(self.size);
-        if front > LAST {
+        if front > LAST_OFFSET {
             // From the start again. What is still in flight has no payload here, and so ends before the first.
             self.ends.fill(0);
             front = 0;
         }
-        (self.freed, self.looked, self.reach) = (front, front, FRONT);
+        (self.freed, self.looked, self.reach) = (front, front, RESTART_THRESHOLD);
         front
     }
 
@@ -126,7 +126,7 @@ impl Arena {
     /// if none does alone.
     ///
     /// Never one without a payload here: its release need not make the consumer look for a sleeper.
-    pub(super) fn needed(&mut self, mut tickets: std::ops::Range<u64>, end: u64) -> u64 {
+    pub(super) fn ticket_to_await(&mut self, mut tickets: std::ops::Range<u64>, end: u64) -> u64 {
         let last = tickets.end.saturating_sub(1);
         let wanted = end.saturating_sub(self.size).min(*self.end_mut(last));
         tickets.find(|ticket| *self.end_mut(*ticket) >= wanted).unwrap_or(last)
@@ -149,7 +149,7 @@ mod tests {
         let arena = Arena::new(1024, 4);
         for place in (0..4096).step_by(64) {
             for len in [1, 63, 64, 65, 104, 105, 512, 1023, 1024] {
-                let (start, end) = arena.fit(place, len);
+                let (start, end) = arena.fit_contiguous(place, len);
                 assert!(start >= place && end - start >= len && end - start < len + 64);
                 assert!(start % 1024 + len <= 1024, "{len} at {place} wraps");
                 assert!(start - place < 1024, "{len} at {place}: a lap is skipped");
@@ -163,22 +163,22 @@ mod tests {
         for (ticket, end) in [(0, 256), (1, 512), (2, 768), (3, 1024)] {
             arena.set_end(ticket, end);
         }
-        assert_eq!(arena.needed(0..4, 1024 + 64), 0);
-        assert_eq!(arena.needed(0..4, 1024 + 257), 1);
-        assert_eq!(arena.needed(0..4, 2048), 3);
-        assert_eq!(arena.needed(0..4, 4096), 3);
+        assert_eq!(arena.ticket_to_await(0..4, 1024 + 64), 0);
+        assert_eq!(arena.ticket_to_await(0..4, 1024 + 257), 1);
+        assert_eq!(arena.ticket_to_await(0..4, 2048), 3);
+        assert_eq!(arena.ticket_to_await(0..4, 4096), 3);
         arena.set_end(3, 768);
-        assert_eq!(arena.needed(0..4, 4096), 2, "the last has no payload here");
+        assert_eq!(arena.ticket_to_await(0..4, 4096), 2, "the last has no payload here");
         arena.release(1);
-        assert!(arena.free(1536) && !arena.free(1537));
+        assert!(arena.has_room(1536) && !arena.has_room(1537));
         assert!(arena.is_free(512) && !arena.is_free(768));
         assert_eq!(arena.restart(768), 1024);
         arena.release(3);
         assert!(arena.is_free(1024), "a release from before the restart undoes it");
-        arena.set_end(0, LAST + 64);
+        arena.set_end(0, LAST_OFFSET + 64);
         arena.release(0);
-        arena.set_end(1, LAST + 64);
-        assert_eq!(arena.restart(LAST + 64), 0);
+        arena.set_end(1, LAST_OFFSET + 64);
+        assert_eq!(arena.restart(LAST_OFFSET + 64), 0);
         arena.release(1);
         assert!(arena.is_free(0), "the places have begun again");
         assert_eq!(arena.restart(1025), 2048);
@@ -187,17 +187,28 @@ mod tests {
     #[test]
     fn the_front_is_looked_for_soon_in_light_traffic_and_seldom_in_a_flow() {
         let (mut small, mut large) = (Arena::new(1024, 4), Arena::new(1 << 20, 4));
-        assert!(!small.far(256, 64) && small.far(257, 64));
-        assert!(!large.far(FRONT, 64) && large.far(FRONT + 1, 64));
-        large.look(FRONT);
-        assert!(!large.far(FRONT + FLOW, 64) && large.far(FRONT + FLOW + 1, 64));
-        let front = large.restart(FRONT + FLOW);
-        assert!(!large.far(front + FRONT, 64) && large.far(front + FRONT + 1, 64));
-        small.look(256);
-        assert!(!small.far(512, 64) && small.far(513, 64));
-        assert!(small.far(128, 64), "the last look was taken for claims that were never published");
+        assert!(!small.needs_recheck(256, 64) && small.needs_recheck(257, 64));
+        assert!(
+            !large.needs_recheck(RESTART_THRESHOLD, 64) && large.needs_recheck(RESTART_THRESHOLD + 1, 64)
+        );
+        large.note_check(RESTART_THRESHOLD);
+        assert!(
+            !large.needs_recheck(RESTART_THRESHOLD + RECHECK_INTERVAL, 64)
+                && large.needs_recheck(RESTART_THRESHOLD + RECHECK_INTERVAL + 1, 64)
+        );
+        let front = large.restart(RESTART_THRESHOLD + RECHECK_INTERVAL);
+        assert!(
+            !large.needs_recheck(front + RESTART_THRESHOLD, 64)
+                && large.needs_recheck(front + RESTART_THRESHOLD + 1, 64)
+        );
+        small.note_check(256);
+        assert!(!small.needs_recheck(512, 64) && small.needs_recheck(513, 64));
+        assert!(small.needs_recheck(128, 64), "the last look was taken for claims that were never published");
         let far = front + (1 << 19);
-        assert!(large.far(far, LARGE) && !large.far(far, LARGE + 1), "that goes round");
-        assert!(large.far(front + ROUND + FLOW, LARGE + 1), "so far and no further");
+        assert!(large.needs_recheck(far, LARGE) && !large.needs_recheck(far, LARGE + 1), "that goes round");
+        assert!(
+            large.needs_recheck(front + CYCLE_LEN + RECHECK_INTERVAL, LARGE + 1),
+            "so far and no further"
+        );
     }
 }

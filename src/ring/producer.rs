@@ -7,12 +7,14 @@
 //! nothing. Whatever needs a look at the head, ends or abandons a message, or waits, is left to the single steps. The
 //! models, `tests/ring.rs`, the exhaustive tests and the fuzz bodies send both ways.
 
-use super::park::{asleep, rouse, wake};
+use super::park::{fence_and_check, notify, wake};
 use super::place::Arena;
-use super::{ended, ready, writing};
-use crate::error::{Ended, Violation};
-use crate::layout::{Control, Kind, LAST_TICKET};
-use crate::mem::{Fence, Field, Flag, GRAIN, INLINE, Load, Memory, OutOfBounds, Span, Store, Tail, Word};
+use super::{closed, ready, writing};
+use crate::error::{ConnectionError, ProtocolViolation};
+use crate::layout::{Control, LAST_TICKET, SlotKind};
+use crate::mem::{
+    ARENA_ALIGN, Fence, Field, Flag, INLINE_CAPACITY, Load, Memory, OutOfBounds, Padding, Span, Store, Word,
+};
 use std::ops::Range;
 
 /// The next ticket and the place behind the last payload.
@@ -24,14 +26,14 @@ pub struct Cursor {
 
 /// A ticket and a place that the producer may write to.
 #[derive(Debug)]
-pub struct Claim {
+pub struct SlotReservation {
     ticket: u64,
     span: Span,
     len: usize,
     after: Cursor,
 }
 
-impl Claim {
+impl SlotReservation {
     /// Where its payload stands.
     pub fn span(&self) -> Span {
         self.span
@@ -56,7 +58,7 @@ impl Claim {
 
 /// Why a claim is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum ReserveError {
     /// No room until this ticket is released.
     Full {
         /// The ticket.
@@ -67,7 +69,7 @@ pub enum Refusal {
     /// The last ticket is used.
     Exhausted,
     /// The peer's head is a lie.
-    Violated(Violation),
+    Violated(ProtocolViolation),
 }
 
 /// The writing side.
@@ -85,16 +87,16 @@ pub struct Producer<M> {
 
 /// A release that somebody waits for, and the head that was known when it was found wanting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wanted {
+pub struct AwaitedRelease {
     ticket: u64,
     head: u64,
 }
 
-impl Wanted {
+impl AwaitedRelease {
     /// See [`Producer::released`].
     #[inline]
-    pub fn released<M: Memory>(self, mem: &M) -> bool {
-        if ended(mem, Word::ConsumerMark).is_some() {
+    pub fn is_released<M: Memory>(self, mem: &M) -> bool {
+        if closed(mem, Word::ConsumerClosed).is_some() {
             return true;
         }
         // Relaxed: the claim that follows loads it again, and acquires what was released.
@@ -103,14 +105,14 @@ impl Wanted {
     }
 
     /// See [`Producer::want`].
-    pub fn ask<M: Memory>(self, mem: &M) {
-        mem.store(Word::Wanted, self.ticket, Store::Relaxed);
+    pub fn announce<M: Memory>(self, mem: &M) {
+        mem.store(Word::AwaitedTicket, self.ticket, Store::Relaxed);
     }
 }
 
 /// What became of a message that was to be sent at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Posted {
+pub enum TrySend {
     /// Something was in the way: nothing has happened.
     Nothing,
     /// It is sent.
@@ -145,7 +147,7 @@ impl<M: Memory> Producer<M> {
     }
 
     /// How many tickets this direction has left.
-    pub fn left(&self) -> u64 {
+    pub fn remaining_tickets(&self) -> u64 {
         (LAST_TICKET + 1).saturating_sub(self.next.ticket)
     }
 
@@ -157,12 +159,12 @@ impl<M: Memory> Producer<M> {
     ///
     /// [`Refusal`]; nothing has changed but what is known of the peer's head.
     #[inline(always)]
-    pub fn claim(&mut self, from: Cursor, len: usize) -> Result<Claim, Refusal> {
-        self.claim_ticket(from)?;
-        if len > INLINE {
-            return self.claim_place(from, len);
+    pub fn reserve(&mut self, from: Cursor, len: usize) -> Result<SlotReservation, ReserveError> {
+        self.reserve_slot(from)?;
+        if len > INLINE_CAPACITY {
+            return self.reserve_arena(from, len);
         }
-        Ok(slot_claim(from, len))
+        Ok(slot_reservation(from, len))
     }
 
     /// Claims a ticket and a place for a piece of a long message, which always stands in the arena.
@@ -170,20 +172,20 @@ impl<M: Memory> Producer<M> {
     /// # Errors
     ///
     /// As for [`claim`](Self::claim).
-    pub fn claim_piece(&mut self, from: Cursor, len: usize) -> Result<Claim, Refusal> {
-        self.claim_ticket(from)?;
-        self.claim_place(from, len)
+    pub fn reserve_fragment(&mut self, from: Cursor, len: usize) -> Result<SlotReservation, ReserveError> {
+        self.reserve_slot(from)?;
+        self.reserve_arena(from, len)
     }
 
     #[inline(always)]
-    fn claim_ticket(&mut self, from: Cursor) -> Result<(), Refusal> {
+    fn reserve_slot(&mut self, from: Cursor) -> Result<(), ReserveError> {
         if from.ticket > LAST_TICKET {
-            return Err(Refusal::Exhausted);
+            return Err(ReserveError::Exhausted);
         }
         if from.ticket >= self.limit {
-            self.refresh().map_err(Refusal::Violated)?;
+            self.refresh().map_err(ReserveError::Violated)?;
             if from.ticket >= self.limit {
-                return Err(Refusal::Full { needs: from.ticket - self.mem.slots() });
+                return Err(ReserveError::Full { needs: from.ticket - self.mem.slots() });
             }
         }
         Ok(())
@@ -191,8 +193,8 @@ impl<M: Memory> Producer<M> {
 
     /// Marks a claim's slot as being written: before the first write, or as it is committed (see the module above).
     #[inline(always)]
-    pub fn open(&self, claim: &Claim) {
-        open(&self.mem, claim.ticket);
+    pub fn mark_writing(&self, claim: &SlotReservation) {
+        mark_writing(&self.mem, claim.ticket);
     }
 
     /// Writes bytes of a claim's payload.
@@ -201,7 +203,13 @@ impl<M: Memory> Producer<M> {
     ///
     /// [`OutOfBounds`] if they do not fit into the claim.
     #[inline(always)]
-    pub fn write(&self, claim: &Claim, at: usize, bytes: &[u8], tail: Tail) -> Result<(), OutOfBounds> {
+    pub fn write(
+        &self,
+        claim: &SlotReservation,
+        at: usize,
+        bytes: &[u8],
+        tail: Padding,
+    ) -> Result<(), OutOfBounds> {
         match at.checked_add(bytes.len()) {
             Some(end) if end <= claim.len => self.mem.copy_in(claim.span, at, bytes, tail),
             _ => Err(OutOfBounds),
@@ -209,21 +217,21 @@ impl<M: Memory> Producer<M> {
     }
 
     /// Writes the first piece's total length, which stands in the slot.
-    pub fn write_total(&self, claim: &Claim, total: u64) {
-        let _in_a_slot = self.mem.copy_in(Span::Slot(claim.ticket), 0, &total.to_le_bytes(), Tail::Zero);
+    pub fn write_total(&self, claim: &SlotReservation, total: u64) {
+        let _in_a_slot = self.mem.copy_in(Span::Slot(claim.ticket), 0, &total.to_le_bytes(), Padding::Zero);
     }
 
     /// The claim with only what its first `len` bytes take of the arena: what the consumer will count.
     #[inline(always)]
-    pub fn cut(&self, claim: &Claim, len: usize) -> Claim {
+    pub fn truncate(&self, claim: &SlotReservation, len: usize) -> SlotReservation {
         let (len, all) = (len.min(claim.len), claim.len);
-        let grains = |len: usize| (len as u64).next_multiple_of(GRAIN as u64);
+        let grains = |len: usize| (len as u64).next_multiple_of(ARENA_ALIGN as u64);
         let place = match claim.span {
             Span::Arena(_) if len == 0 => self.next.place,
             Span::Arena(_) => claim.after.place - grains(all) + grains(len),
             Span::Slot(_) => claim.after.place,
         };
-        Claim {
+        SlotReservation {
             ticket: claim.ticket,
             span: claim.span,
             len,
@@ -233,15 +241,15 @@ impl<M: Memory> Producer<M> {
 
     /// Describes a written claim: its kind, its final length, its tag. Still private.
     #[inline(always)]
-    pub fn describe(&mut self, claim: &Claim, kind: Kind, len: usize, tag: u64) {
+    pub fn describe(&mut self, claim: &SlotReservation, kind: SlotKind, len: usize, tag: u64) {
         let place = match claim.span {
             Span::Slot(_) => 0,
             Span::Arena(place) => place,
         };
         // An empty payload needs no place: an arena kind of length 0 does not exist.
-        let (kind, place) = if len == 0 { (Kind::Inline, 0) } else { (kind, place) };
+        let (kind, place) = if len == 0 { (SlotKind::Inline, 0) } else { (kind, place) };
         let abort = self.unfinished && kind.begins() && claim.ticket == self.next.ticket;
-        let control = Control { kind, abort, len: short(len.min(claim.len)), place };
+        let control = Control { kind, abort, len: len_u32(len.min(claim.len)), unit: place };
         describe(&self.mem, claim.ticket, control, tag);
         self.arena.set_end(claim.ticket, claim.after.place);
     }
@@ -258,51 +266,51 @@ impl<M: Memory> Producer<M> {
             self.unfinished = unfinished;
         }
         self.next = to;
-        rouse(&self.mem, Flag::Consumer);
+        notify(&self.mem, Flag::Consumer);
         #[cfg(feature = "testing")]
         self.mem.checked(Flag::Consumer, to.ticket);
     }
 
     /// How this direction has ended, if it has.
     #[inline(always)]
-    pub fn ended(&self) -> Option<Ended> {
-        ended(&self.mem, Word::ConsumerMark)
+    pub fn ended(&self) -> Option<ConnectionError> {
+        closed(&self.mem, Word::ConsumerClosed)
     }
 
     /// Whether the wait for a ticket's release is over: it is released, or the direction has ended,
     /// or the head is a lie that the next claim will find.
     #[inline]
-    pub fn released(&self, needs: u64) -> bool {
-        self.wanted(needs).released(&self.mem)
+    pub fn is_released(&self, needs: u64) -> bool {
+        self.awaited_release(needs).is_released(&self.mem)
     }
 
     /// Tells the consumer which release is waited for. Comes before the flag is raised.
-    pub fn want(&self, needs: u64) {
-        self.wanted(needs).ask(&self.mem);
+    pub fn announce_wait(&self, needs: u64) {
+        self.awaited_release(needs).announce(&self.mem);
     }
 
     /// The release of a ticket, to be waited for without the producer itself.
     #[inline]
-    pub fn wanted(&self, ticket: u64) -> Wanted {
-        Wanted { ticket, head: self.head }
+    pub fn awaited_release(&self, ticket: u64) -> AwaitedRelease {
+        AwaitedRelease { ticket, head: self.head }
     }
 
     /// Closes this side of the ring.
     pub fn close(&self) {
-        super::close(&self.mem, Word::ProducerMark, Flag::Consumer);
+        super::close(&self.mem, Word::ProducerClosed, Flag::Consumer);
     }
 
     #[inline(always)]
-    fn claim_place(&mut self, from: Cursor, len: usize) -> Result<Claim, Refusal> {
+    fn reserve_arena(&mut self, from: Cursor, len: usize) -> Result<SlotReservation, ReserveError> {
         let bytes = len as u64;
         if bytes > self.mem.arena() {
-            return Err(Refusal::TooLarge);
+            return Err(ReserveError::TooLarge);
         }
-        let (start, end) = self.arena.fit(from.place, bytes);
-        if self.arena.far(end, bytes) || !self.arena.free(end) {
-            return self.claim_after_a_look(from, len);
+        let (start, end) = self.arena.fit_contiguous(from.place, bytes);
+        if self.arena.needs_recheck(end, bytes) || !self.arena.has_room(end) {
+            return self.reserve_after_refresh(from, len);
         }
-        Ok(place_claim(from, start..end, self.mem.arena(), len))
+        Ok(arena_reservation(from, start..end, self.mem.arena(), len))
     }
 
     /// Starts at the front again, if everything was released: all of the arena is in one piece then.
@@ -310,9 +318,9 @@ impl<M: Memory> Producer<M> {
     /// # Errors
     ///
     /// [`Refusal::Violated`].
-    pub fn return_to_the_front(&mut self) -> Result<(), Refusal> {
-        self.refresh().map_err(Refusal::Violated)?;
-        self.arena.look(self.next.place);
+    pub fn try_restart(&mut self) -> Result<(), ReserveError> {
+        self.refresh().map_err(ReserveError::Violated)?;
+        self.arena.note_check(self.next.place);
         if self.arena.is_free(self.next.place) {
             self.next.place = self.arena.restart(self.next.place);
         }
@@ -321,40 +329,44 @@ impl<M: Memory> Producer<M> {
 
     #[cold]
     #[inline(never)]
-    fn claim_after_a_look(&mut self, mut from: Cursor, len: usize) -> Result<Claim, Refusal> {
+    fn reserve_after_refresh(
+        &mut self,
+        mut from: Cursor,
+        len: usize,
+    ) -> Result<SlotReservation, ReserveError> {
         if from == self.next {
-            self.return_to_the_front()?;
+            self.try_restart()?;
             from = self.next;
         } else {
-            self.refresh().map_err(Refusal::Violated)?;
-            self.arena.look(from.place);
+            self.refresh().map_err(ReserveError::Violated)?;
+            self.arena.note_check(from.place);
         }
-        let (start, end) = self.arena.fit(from.place, len as u64);
-        if !self.arena.free(end) {
-            let needs = self.arena.needed(self.head..self.next.ticket, end);
-            return Err(Refusal::Full { needs });
+        let (start, end) = self.arena.fit_contiguous(from.place, len as u64);
+        if !self.arena.has_room(end) {
+            let needs = self.arena.ticket_to_await(self.head..self.next.ticket, end);
+            return Err(ReserveError::Full { needs });
         }
-        Ok(place_claim(from, start..end, self.mem.arena(), len))
+        Ok(arena_reservation(from, start..end, self.mem.arena(), len))
     }
 
     /// Reads the peer's head and judges it.
-    fn refresh(&mut self) -> Result<(), Violation> {
+    fn refresh(&mut self) -> Result<(), ProtocolViolation> {
         // pairs with the Release store in `Consumer::publish_head`.
         let head = self.mem.load(Word::Head, Load::Acquire);
         if head < self.head || head > self.next.ticket {
-            return Err(Violation("a head that went backwards or past the tail"));
+            return Err(ProtocolViolation("a head that went backwards or past the tail"));
         }
         if head > self.head {
             self.arena.release(head - 1);
             (self.head, self.limit) = (head, limit(head, self.mem.slots()));
         }
-        self.arena.note(self.next.ticket - head);
+        self.arena.note_fill(self.next.ticket - head);
         Ok(())
     }
 
     /// How full the ring was at most when the head was looked at, in thousandths of its slots or of its arena.
     pub fn fullest(&self) -> u32 {
-        let (slots, bytes) = self.arena.most();
+        let (slots, bytes) = self.arena.peak();
         let part = |taken: u64, of: u64| taken.saturating_mul(1000) >> of.trailing_zeros().min(63); // Powers of two.
         let most = part(slots, self.mem().slots()).max(part(bytes, self.mem().arena()));
         u32::try_from(most).unwrap_or(1000)
@@ -362,58 +374,58 @@ impl<M: Memory> Producer<M> {
 
     /// Sends a message that stands in its slot, if nothing at all is in the way.
     #[inline(always)]
-    pub fn post(&mut self, message: &[u8], tag: u64) -> Posted {
+    pub fn try_send(&mut self, message: &[u8], tag: u64) -> TrySend {
         let Self { mem, arena, next, .. } = self;
-        let mem = mem.near();
+        let mem = mem.view();
         let free = next.ticket < self.limit && !self.unfinished;
-        if !free || message.len() > INLINE || ended(&mem, Word::ConsumerMark).is_some() {
-            return Posted::Nothing;
+        if !free || message.len() > INLINE_CAPACITY || closed(&mem, Word::ConsumerClosed).is_some() {
+            return TrySend::Nothing;
         }
-        let claim = slot_claim(*next, message.len());
-        open(&mem, claim.ticket);
+        let claim = slot_reservation(*next, message.len());
+        mark_writing(&mem, claim.ticket);
         write(&mem, arena, &claim, &[message], tag);
         publish(&mem, next, &claim)
     }
 
     /// The same for a message that is some parts one behind the other, of `len` bytes together.
     #[inline(always)]
-    pub fn post_parts(&mut self, parts: &[&[u8]; 3], len: usize, tag: u64) -> Posted {
+    pub fn try_send_parts(&mut self, parts: &[&[u8]; 3], len: usize, tag: u64) -> TrySend {
         let Self { mem, arena, next, .. } = self;
-        let mem = mem.near();
+        let mem = mem.view();
         let free = next.ticket < self.limit && !self.unfinished;
-        if !free || len > INLINE || ended(&mem, Word::ConsumerMark).is_some() {
-            return Posted::Nothing;
+        if !free || len > INLINE_CAPACITY || closed(&mem, Word::ConsumerClosed).is_some() {
+            return TrySend::Nothing;
         }
-        let claim = slot_claim(*next, len);
-        open(&mem, claim.ticket);
+        let claim = slot_reservation(*next, len);
+        mark_writing(&mem, claim.ticket);
         write(&mem, arena, &claim, parts, tag);
         publish(&mem, next, &claim)
     }
 
     /// As [`post`](Self::post), for a message that stands in the arena.
     #[inline(always)]
-    pub fn post_placed(&mut self, message: &[u8], tag: u64) -> Posted {
+    pub fn try_send_arena(&mut self, message: &[u8], tag: u64) -> TrySend {
         let free = self.next.ticket < self.limit && !self.unfinished;
-        if !free || message.len() <= INLINE || self.ended().is_some() {
-            return Posted::Nothing;
+        if !free || message.len() <= INLINE_CAPACITY || self.ended().is_some() {
+            return TrySend::Nothing;
         }
-        let Ok(claim) = self.claim_place(self.next, message.len()) else { return Posted::Nothing };
+        let Ok(claim) = self.reserve_arena(self.next, message.len()) else { return TrySend::Nothing };
         let Self { mem, arena, next, .. } = self;
-        let mem = mem.near();
+        let mem = mem.view();
         write(&mem, arena, &claim, &[message], tag);
-        open(&mem, claim.ticket); // Not before: who spins on the slot fetches its line between a mark and the commit.
+        mark_writing(&mem, claim.ticket); // Not before: who spins on the slot fetches its line between a mark and the commit.
         publish(&mem, next, &claim)
     }
 
     /// Writes a message behind what is staged already, as [`post`](Self::post) does; the cursor behind it.
     #[inline(always)]
-    pub fn stage(&mut self, from: Cursor, message: &[u8], tag: u64) -> Option<Cursor> {
-        let mem = self.mem.near();
-        if from.ticket >= self.limit || self.unfinished || message.len() > INLINE {
+    pub fn try_stage(&mut self, from: Cursor, message: &[u8], tag: u64) -> Option<Cursor> {
+        let mem = self.mem.view();
+        if from.ticket >= self.limit || self.unfinished || message.len() > INLINE_CAPACITY {
             return None;
         }
-        let claim = slot_claim(from, message.len());
-        open(&mem, claim.ticket);
+        let claim = slot_reservation(from, message.len());
+        mark_writing(&mem, claim.ticket);
         write(&mem, &mut self.arena, &claim, &[message], tag);
         Some(claim.after)
     }
@@ -428,7 +440,7 @@ impl<M: Memory> Producer<M> {
 }
 
 #[inline(always)]
-fn open<M: Memory>(mem: &M, ticket: u64) {
+fn mark_writing<M: Memory>(mem: &M, ticket: u64) {
     mem.store_slot(ticket, Field::Stamp, writing(ticket), Store::Relaxed);
     // pairs with the fence in `consumer::still`.
     mem.fence(Fence::Release);
@@ -448,7 +460,7 @@ fn commit<M: Memory>(mem: &M, ticket: u64) {
 
 /// A length of at most an arena.
 #[inline(always)]
-fn short(len: usize) -> u32 {
+fn len_u32(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
 }
 
@@ -458,45 +470,45 @@ fn limit(head: u64, slots: u64) -> u64 {
 }
 
 #[inline(always)]
-fn slot_claim(from: Cursor, len: usize) -> Claim {
+fn slot_reservation(from: Cursor, len: usize) -> SlotReservation {
     let after = Cursor { ticket: from.ticket + 1, place: from.place };
-    Claim { ticket: from.ticket, span: Span::Slot(from.ticket), len, after }
+    SlotReservation { ticket: from.ticket, span: Span::Slot(from.ticket), len, after }
 }
 
 /// A claim of bytes that stand in an arena of this size.
 #[inline(always)]
-fn place_claim(from: Cursor, places: Range<u64>, arena: u64, len: usize) -> Claim {
-    let place = (places.start & (arena - 1)) / GRAIN as u64;
+fn arena_reservation(from: Cursor, places: Range<u64>, arena: u64, len: usize) -> SlotReservation {
+    let place = (places.start & (arena - 1)) / ARENA_ALIGN as u64;
     let place = u32::try_from(place).unwrap_or(u32::MAX); // Which no memory has.
     let after = Cursor { ticket: from.ticket + 1, place: places.end };
-    Claim { ticket: from.ticket, span: Span::Arena(place), len, after }
+    SlotReservation { ticket: from.ticket, span: Span::Arena(place), len, after }
 }
 
 /// Writes and describes a whole message that abandons nothing.
 #[inline(always)]
-fn write<M: Memory>(mem: &M, arena: &mut Arena, claim: &Claim, parts: &[&[u8]], tag: u64) {
+fn write<M: Memory>(mem: &M, arena: &mut Arena, claim: &SlotReservation, parts: &[&[u8]], tag: u64) {
     let mut at = 0;
     for part in parts {
-        let _of_that_length = mem.copy_in(claim.span, at, part, Tail::Zero);
+        let _of_that_length = mem.copy_in(claim.span, at, part, Padding::Zero);
         at += part.len();
     }
     let (kind, place) = match claim.span {
-        Span::Slot(_) => (Kind::Inline, 0),
-        Span::Arena(place) => (Kind::Whole, place),
+        Span::Slot(_) => (SlotKind::Inline, 0),
+        Span::Arena(place) => (SlotKind::Whole, place),
     };
-    describe(mem, claim.ticket, Control { kind, abort: false, len: short(claim.len), place }, tag);
+    describe(mem, claim.ticket, Control { kind, abort: false, len: len_u32(claim.len), unit: place }, tag);
     arena.set_end(claim.ticket, claim.after.place);
 }
 
 /// Commits it, and looks for a sleeper.
 #[inline(always)]
-fn publish<M: Memory>(mem: &M, next: &mut Cursor, claim: &Claim) -> Posted {
+fn publish<M: Memory>(mem: &M, next: &mut Cursor, claim: &SlotReservation) -> TrySend {
     commit(mem, claim.ticket);
     *next = claim.after;
-    if asleep(mem, Flag::Consumer) {
-        return Posted::Asleep;
+    if fence_and_check(mem, Flag::Consumer) {
+        return TrySend::Asleep;
     }
     #[cfg(feature = "testing")]
     mem.checked(Flag::Consumer, claim.after.ticket);
-    Posted::Done
+    TrySend::Done
 }

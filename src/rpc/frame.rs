@@ -1,19 +1,19 @@
 //! One frame on its way: a head and a body in one message.
 
 use super::wire::{HEAD, Head};
-use crate::channel::{Inbound, Incoming, Outbound, Pace, SendFault, Wait};
-use crate::error::Violation;
+use crate::channel::{IncomingMessage, ReceiverCore, SendCoreError, SenderCore, Wait, WaitPolicy};
+use crate::error::ProtocolViolation;
 use crate::mem::Memory;
 
 /// Sends one frame, whose body is two parts, one behind the other.
 #[inline]
-pub fn send<M: Memory, P: Pace>(
-    out: &mut Outbound<M, P>,
+pub fn send<M: Memory, P: WaitPolicy>(
+    out: &mut SenderCore<M, P>,
     head: Head,
     body: [&[u8]; 2],
     id: u64,
     wait: Wait,
-) -> Result<(), SendFault> {
+) -> Result<(), SendCoreError> {
     out.send_framed(head.encode(), body, id, wait).map(drop)
 }
 
@@ -24,7 +24,7 @@ pub struct Frame {
     pub head: Head,
     /// Its call.
     pub id: u64,
-    message: Incoming,
+    message: IncomingMessage,
 }
 
 impl Frame {
@@ -34,11 +34,14 @@ impl Frame {
     ///
     /// [`Violation`] if it is no frame.
     #[inline]
-    pub fn open<M: Memory, P: Pace>(inbound: &Inbound<M, P>, message: &Incoming) -> Result<Self, Violation> {
+    pub fn open<M: Memory, P: WaitPolicy>(
+        inbound: &ReceiverCore<M, P>,
+        message: &IncomingMessage,
+    ) -> Result<Self, ProtocolViolation> {
         let mut head = [0; HEAD];
         match inbound.read_at(message, 0, &mut head) {
             Ok(()) => Ok(Self { head: Head::decode(head)?, id: message.tag(), message: *message }),
-            Err(_) => Err(Violation("a message without a head")),
+            Err(_) => Err(ProtocolViolation("a message without a head")),
         }
     }
 
@@ -56,15 +59,15 @@ impl Frame {
 
     /// The message that it came in.
     #[inline]
-    pub fn message(&self) -> &Incoming {
+    pub fn message(&self) -> &IncomingMessage {
         &self.message
     }
 
     /// Copies the body from `at` on; nothing if that is not in it.
     #[inline]
-    pub fn read<M: Memory, P: Pace>(
+    pub fn read<M: Memory, P: WaitPolicy>(
         &self,
-        inbound: &Inbound<M, P>,
+        inbound: &ReceiverCore<M, P>,
         at: usize,
         into: &mut [u8],
     ) -> Option<()> {

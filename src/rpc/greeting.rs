@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use super::frame::send;
 use super::wire::{HEAD, Head, Kind, SETTINGS, Settings, VERSION, cost};
-use crate::channel::{Inbound, Outbound, Pace, RecvFault, SendFault, Wait};
-use crate::error::{ConnectError, Ended, RejectCode, Violation, shortened};
+use crate::channel::{ReceiverCore, RecvCoreError, SendCoreError, SenderCore, Wait, WaitPolicy};
+use crate::error::{ConnectError, ConnectionError, ProtocolViolation, RejectCode, shortened};
 use crate::mem::Memory;
 use crate::options::Options;
 
@@ -27,9 +27,9 @@ pub(super) fn agree(options: &Options, theirs: &Settings) -> (u32, u32) {
 }
 
 /// The client's part.
-pub(super) fn say<M: Memory, P: Pace>(
-    out: &mut Outbound<M, P>,
-    inb: &mut Inbound<M, P>,
+pub(super) fn say<M: Memory, P: WaitPolicy>(
+    out: &mut SenderCore<M, P>,
+    inb: &mut ReceiverCore<M, P>,
     stream_window: u32,
     push_window: u32,
     until: Option<Instant>,
@@ -37,14 +37,16 @@ pub(super) fn say<M: Memory, P: Pace>(
     let wait = Wait::Until(until);
     let mine = Settings { version: VERSION, stream_window, push_window };
     match send(out, Head::new(Kind::Hello, 0), [&mine.encode(), &[]], 0, wait) {
-        Ok(()) | Err(SendFault::Ended(_)) => {} // Who refuses us and closes may have said why.
-        Err(SendFault::Full) => return Err(ConnectError::Timeout),
+        Ok(()) | Err(SendCoreError::Ended(_)) => {} // Who refuses us and closes may have said why.
+        Err(SendCoreError::Full) => return Err(ConnectError::Timeout),
         Err(_) => return Err(ConnectError::NoCalls),
     }
     let mut body = [0; TEXT];
     let (head, len) = receive(inb, &mut body, wait).map_err(|fault| match fault {
-        RecvFault::Empty => ConnectError::Timeout,
-        RecvFault::Ended(Ended::Disconnected | Ended::PeerDied) => ConnectError::PeerClosed,
+        RecvCoreError::Empty => ConnectError::Timeout,
+        RecvCoreError::Ended(ConnectionError::Disconnected | ConnectionError::PeerDied) => {
+            ConnectError::PeerClosed
+        }
         _ => ConnectError::NoCalls,
     })?;
     match head.kind {
@@ -55,35 +57,35 @@ pub(super) fn say<M: Memory, P: Pace>(
 }
 
 /// The server's part: what the client says.
-pub(super) fn hear<M: Memory, P: Pace>(
-    inb: &mut Inbound<M, P>,
+pub(super) fn hear<M: Memory, P: WaitPolicy>(
+    inb: &mut ReceiverCore<M, P>,
     until: Option<Instant>,
-) -> Result<Settings, RecvFault> {
+) -> Result<Settings, RecvCoreError> {
     let mut body = [0; TEXT];
     let (head, len) = receive(inb, &mut body, Wait::Until(until))?;
     let heard = match head.kind {
         Kind::Hello => settings(body.get(..len)),
-        _ => Err(Violation("a first frame that is no greeting")),
+        _ => Err(ProtocolViolation("a first frame that is no greeting")),
     };
-    heard.map_err(|violation| RecvFault::Ended(inb.violated(violation)))
+    heard.map_err(|violation| RecvCoreError::Ended(inb.violated(violation)))
 }
 
 /// The server's answer; there is room for it in a fresh ring.
-pub(super) fn answer<M: Memory, P: Pace>(
-    out: &mut Outbound<M, P>,
+pub(super) fn answer<M: Memory, P: WaitPolicy>(
+    out: &mut SenderCore<M, P>,
     stream_window: u32,
     push_window: u32,
-) -> Result<(), SendFault> {
+) -> Result<(), SendCoreError> {
     let mine = Settings { version: VERSION, stream_window, push_window };
     send(out, Head::new(Kind::Welcome, 0), [&mine.encode(), &[]], 0, Wait::Never)
 }
 
 /// The server's refusal; there is room for it in a fresh ring.
-pub(super) fn refuse<M: Memory, P: Pace>(
-    out: &mut Outbound<M, P>,
+pub(super) fn refuse<M: Memory, P: WaitPolicy>(
+    out: &mut SenderCore<M, P>,
     code: RejectCode,
     text: &str,
-) -> Result<(), SendFault> {
+) -> Result<(), SendCoreError> {
     let text: String = text.chars().filter(|c| !c.is_control()).collect();
     let text = shortened(&text, TEXT);
     send(out, Head::new(Kind::Refuse, code.number().into()), [text.as_bytes(), &[]], 0, Wait::Never)
@@ -103,22 +105,22 @@ fn refused(code: u32, text: &[u8]) -> ConnectError {
     ConnectError::Rejected { code: RejectCode::from_number(u16::try_from(code).unwrap_or(0)), text }
 }
 
-fn settings(body: Option<&[u8]>) -> Result<Settings, Violation> {
+fn settings(body: Option<&[u8]>) -> Result<Settings, ProtocolViolation> {
     let body: Option<&[u8; SETTINGS]> = body.and_then(|body| body.try_into().ok());
-    Settings::decode(body.ok_or(Violation("a greeting of the wrong length"))?)
+    Settings::decode(body.ok_or(ProtocolViolation("a greeting of the wrong length"))?)
 }
 
 /// Receives one frame with a short body.
-fn receive<M: Memory, P: Pace>(
-    inb: &mut Inbound<M, P>,
+fn receive<M: Memory, P: WaitPolicy>(
+    inb: &mut ReceiverCore<M, P>,
     body: &mut [u8; TEXT],
     wait: Wait,
-) -> Result<(Head, usize), RecvFault> {
+) -> Result<(Head, usize), RecvCoreError> {
     let mut bytes = [0; HEAD + TEXT];
     let message = match inb.recv(&mut bytes, wait) {
         Ok(message) => message,
-        Err(RecvFault::BufferTooSmall(_)) => {
-            return Err(RecvFault::Ended(inb.violated(Violation("a greeting that is too long"))));
+        Err(RecvCoreError::BufferTooSmall(_)) => {
+            return Err(RecvCoreError::Ended(inb.violated(ProtocolViolation("a greeting that is too long"))));
         }
         Err(fault) => return Err(fault),
     };
@@ -128,6 +130,6 @@ fn receive<M: Memory, P: Pace>(
     let len = message.len.checked_sub(HEAD);
     match (Head::decode(head), len) {
         (Ok(head), Some(len)) if message.tag == 0 => Ok((head, len)),
-        _ => Err(RecvFault::Ended(inb.violated(Violation("a first frame that is no greeting")))),
+        _ => Err(RecvCoreError::Ended(inb.violated(ProtocolViolation("a first frame that is no greeting")))),
     }
 }

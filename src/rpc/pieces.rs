@@ -13,7 +13,7 @@
 use std::ops::Range;
 
 use super::wire::{Head, Kind, MORE};
-use crate::error::Violation;
+use crate::error::ProtocolViolation;
 use crate::mem::try_resize;
 
 /// What capacity a buffer keeps that is used again: one huge item must not cost its memory for ever. An item of
@@ -93,9 +93,9 @@ impl Assembly {
         len: usize,
         max: usize,
         read: impl FnOnce(&mut [u8]),
-    ) -> Result<Option<Head>, Violation> {
+    ) -> Result<Option<Head>, ProtocolViolation> {
         if head.seq != self.seq {
-            return Err(Violation("a gap in the sequence of a call"));
+            return Err(ProtocolViolation("a gap in the sequence of a call"));
         }
         if self.first.is_none() && !head.has(MORE) && head.kind != Kind::Rest && len <= max {
             self.seq = self.seq.wrapping_add(1);
@@ -108,8 +108,8 @@ impl Assembly {
         }
         let first = match (self.first, head.kind) {
             (Some(first), Kind::Rest) => first,
-            (None, Kind::Rest) => return Err(Violation("the rest of nothing")),
-            (Some(_), _) => return Err(Violation("an item inside an item")),
+            (None, Kind::Rest) => return Err(ProtocolViolation("the rest of nothing")),
+            (Some(_), _) => return Err(ProtocolViolation("an item inside an item")),
             (None, _) => {
                 self.bytes.clear();
                 head
@@ -117,9 +117,9 @@ impl Assembly {
         };
         let from = self.lost.unwrap_or(self.bytes.len());
         let to = from.checked_add(len).filter(|to| *to <= max);
-        let to = to.ok_or(Violation("an item longer than agreed"))?;
+        let to = to.ok_or(ProtocolViolation("an item longer than agreed"))?;
         if len == 0 && (head.has(MORE) || head.kind == Kind::Rest) {
-            return Err(Violation("an empty piece of a longer item"));
+            return Err(ProtocolViolation("an empty piece of a longer item"));
         }
         let most = if to <= KEPT { KEPT } else { max }; // More than the former would not be kept.
         if self.lost.is_none() && try_resize(&mut self.bytes, to, most).is_ok() {
@@ -160,7 +160,7 @@ mod tests {
         into: &mut Assembly,
         (head, body): &(Head, Vec<u8>),
         max: usize,
-    ) -> Result<Option<Head>, Violation> {
+    ) -> Result<Option<Head>, ProtocolViolation> {
         into.take(*head, body.len(), max, |to| to.copy_from_slice(body))
     }
 
@@ -199,7 +199,10 @@ mod tests {
         let mut assembly = Assembly::default();
         put(&mut assembly, &frames[0], 10).expect("honest");
         let again = Head { seq: 1, ..head };
-        assert_eq!(put(&mut assembly, &(again, vec![1]), 10), Err(Violation("an item inside an item")));
+        assert_eq!(
+            put(&mut assembly, &(again, vec![1]), 10),
+            Err(ProtocolViolation("an item inside an item"))
+        );
     }
 
     #[test]

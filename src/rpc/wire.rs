@@ -33,7 +33,7 @@
 //!
 //! The tests below try every value of every field; fuzz `calls`.
 
-use crate::error::Violation;
+use crate::error::ProtocolViolation;
 
 /// Bytes of a head.
 pub const HEAD: usize = 8;
@@ -157,14 +157,14 @@ impl Head {
     ///
     /// [`Violation`] for all that no peer of this version writes.
     #[inline]
-    pub fn decode(bytes: [u8; HEAD]) -> Result<Self, Violation> {
+    pub fn decode(bytes: [u8; HEAD]) -> Result<Self, ProtocolViolation> {
         let all = u64::from_le_bytes(bytes);
         #[expect(clippy::cast_possible_truncation, reason = "the parts of a word")]
         let (kind, flags, seq, word) = (all as u8, (all >> 8) as u8, (all >> 16) as u16, (all >> 32) as u32);
-        let kind = Kind::of(kind).ok_or(Violation("a frame of an unknown kind"))?;
+        let kind = Kind::of(kind).ok_or(ProtocolViolation("a frame of an unknown kind"))?;
         let head = Self { kind, flags, seq, word };
         if flags & !kind.flags() != 0 || (head.has(NOTIFY) && head.has(STREAM | UPLOAD)) {
-            return Err(Violation("a frame with flags that it cannot have"));
+            return Err(ProtocolViolation("a frame with flags that it cannot have"));
         }
         let worded = match kind {
             Kind::Call => true,
@@ -174,7 +174,7 @@ impl Head {
             _ => word == 0,
         };
         if !worded || (seq != 0 && !kind.counted()) {
-            return Err(Violation("a frame with a word that it cannot have"));
+            return Err(ProtocolViolation("a frame with a word that it cannot have"));
         }
         Ok(head)
     }
@@ -246,17 +246,17 @@ impl Settings {
     /// # Errors
     ///
     /// [`Violation`] for all that no peer of this version writes.
-    pub fn decode(bytes: &[u8; SETTINGS]) -> Result<Self, Violation> {
+    pub fn decode(bytes: &[u8; SETTINGS]) -> Result<Self, ProtocolViolation> {
         let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let version = u16::from_le_bytes([bytes[8], bytes[9]]);
         if bytes[..8] != MAGIC || version == 0 {
-            return Err(Violation("a first frame that is no greeting"));
+            return Err(ProtocolViolation("a first frame that is no greeting"));
         }
         let settings = Self { version, stream_window: word(12), push_window: word(16) };
         let zero = bytes[10..12].iter().chain(&bytes[20..]).all(|&byte| byte == 0);
         let least = settings.stream_window.min(settings.push_window);
         if version == VERSION && !(zero && least >= MIN_WINDOW) {
-            return Err(Violation("a greeting with settings that cannot be"));
+            return Err(ProtocolViolation("a greeting with settings that cannot be"));
         }
         Ok(settings)
     }

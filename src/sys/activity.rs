@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 /// The counters of one direction. A line of its own: the other direction's thread may be at work all the while.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-pub(crate) struct Activity {
+pub(crate) struct WaitCounters {
     sleeps: AtomicU64,
     wakes: AtomicU64,
     spins: AtomicU64,
@@ -18,7 +18,7 @@ pub(crate) struct Activity {
 
 /// What the counters say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counts {
+pub(crate) struct WaitCounts {
     pub(crate) sleeps: u64,
     pub(crate) wakes: u64,
     pub(crate) spins: u64,
@@ -30,7 +30,7 @@ pub(crate) struct Counts {
 /// Of a direction without room.
 const FULL: u32 = 1000;
 
-impl Activity {
+impl WaitCounters {
     /// A thread asked the kernel to sleep.
     pub(crate) fn count_sleep(&self) {
         self.sleeps.fetch_add(1, Ordering::Relaxed);
@@ -60,8 +60,8 @@ impl Activity {
     }
 
     /// What was counted.
-    pub(crate) fn counts(&self) -> Counts {
-        Counts {
+    pub(crate) fn counts(&self) -> WaitCounts {
+        WaitCounts {
             sleeps: self.sleeps.load(Ordering::Relaxed),
             wakes: self.wakes.load(Ordering::Relaxed),
             spins: self.spins.load(Ordering::Relaxed),

@@ -25,7 +25,7 @@ pub(crate) fn check(call: &'static str, result: i32) -> io::Result<i32> {
     if result < 0 {
         return Err(last(call));
     }
-    step!(call);
+    failpoint!(call);
     Ok(result)
 }
 

@@ -27,13 +27,13 @@ pub(crate) const MOST_FDS: usize = 253;
 
 /// A control buffer.
 #[repr(C, align(8))]
-pub(crate) struct Control {
+pub(crate) struct ControlBuffer {
     bytes: [u8; ROOM],
 }
 
 /// What came beside the bytes.
 #[derive(Debug, Default)]
-pub(crate) struct Taken {
+pub(crate) struct ParsedControl {
     /// Every descriptor that was passed.
     pub(crate) fds: Vec<OwnedFd>,
     /// The pidfd of the sender, which the kernel itself made.
@@ -42,7 +42,7 @@ pub(crate) struct Taken {
     pub(crate) cred: Option<PeerCred>,
 }
 
-impl Control {
+impl ControlBuffer {
     /// An empty buffer.
     pub(crate) fn new() -> Self {
         Self { bytes: [0; ROOM] }
@@ -85,9 +85,9 @@ impl Control {
     ///
     /// A successful `recvmsg` has just filled this buffer and returned `len` as the length of its
     /// control data; this is called once for it.
-    pub(crate) unsafe fn take(&self, len: usize) -> Taken {
-        let mut taken = Taken::default();
-        for record in Records(self.bytes.get(..len).unwrap_or(&self.bytes)) {
+    pub(crate) unsafe fn take(&self, len: usize) -> ParsedControl {
+        let mut taken = ParsedControl::default();
+        for record in ControlMessages(self.bytes.get(..len).unwrap_or(&self.bytes)) {
             if record.level == SOCKET && record.kind == CREDENTIALS {
                 taken.cred = PeerCred::from_record(record.data);
             }
@@ -112,7 +112,7 @@ impl Control {
 /// The records in these bytes: the type of each, and the descriptors that it names.
 #[cfg(any(test, feature = "testing"))]
 pub(crate) fn decoded(bytes: &[u8]) -> Vec<(i32, Vec<RawFd>)> {
-    Records(bytes).map(|record| (record.kind, numbers(record.data).collect())).collect()
+    ControlMessages(bytes).map(|record| (record.kind, numbers(record.data).collect())).collect()
 }
 
 const HEADER: usize = 16;
@@ -131,21 +131,21 @@ const RECEIVED: usize = 24 + 24 + 32;
 static_assertions::const_assert_eq!(size_of::<usize>() + 2 * size_of::<i32>(), HEADER);
 static_assertions::const_assert!(HEADER + MOST_FDS * FD + ALIGN <= ROOM && RECEIVED <= ROOM);
 
-struct Record<'a> {
+struct ControlMessage<'a> {
     level: i32,
     kind: i32,
     data: &'a [u8],
 }
 
 /// The records in a control buffer; ends at the first that is not whole.
-struct Records<'a>(&'a [u8]);
+struct ControlMessages<'a>(&'a [u8]);
 
-impl<'a> Iterator for Records<'a> {
-    type Item = Record<'a>;
+impl<'a> Iterator for ControlMessages<'a> {
+    type Item = ControlMessage<'a>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let len = usize::from_ne_bytes(*self.0.first_chunk()?);
-        let record = Record {
+        let record = ControlMessage {
             level: number_at(self.0, 8)?,
             kind: number_at(self.0, 12)?,
             // Nothing for a length below that of the header, so each record is progress.
@@ -210,12 +210,12 @@ mod tests {
     fn what_is_put_is_decoded() {
         let file = std::fs::File::open("/dev/null").expect("opens");
         for count in [0, 1, 2, MOST_FDS] {
-            let mut control = Control::new();
+            let mut control = ControlBuffer::new();
             let used = control.put_rights(&vec![file.as_fd(); count]).expect("fits");
             let numbers = vec![file.as_raw_fd(); count];
             assert_eq!(decoded(&control.bytes[..used]), [(RIGHTS, numbers)]);
         }
         let many = vec![file.as_fd(); MOST_FDS + 1];
-        assert!(Control::new().put_rights(&many).is_err());
+        assert!(ControlBuffer::new().put_rights(&many).is_err());
     }
 }

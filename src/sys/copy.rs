@@ -16,7 +16,7 @@
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::mem::Tail;
+use crate::mem::Padding;
 
 #[cfg(target_arch = "x86_64")]
 mod moves;
@@ -35,18 +35,18 @@ const SHORT: usize = 2 * WORD;
 /// `base` is 8-aligned, and `base .. base + at + bytes.len()` rounded up to 8 lies in a mapping that
 /// outlives the call and is accessed by nobody but through atomics and these functions.
 #[inline(always)]
-pub(super) unsafe fn copy_in(base: NonNull<u8>, at: usize, bytes: &[u8], tail: Tail) {
+pub(super) unsafe fn copy_in(base: NonNull<u8>, at: usize, bytes: &[u8], tail: Padding) {
     #[cfg(target_arch = "x86_64")]
     if bytes.len() >= SHORT {
         let end = at + bytes.len();
-        if end % WORD != 0 && tail == Tail::Zero {
+        if end % WORD != 0 && tail == Padding::Zero {
             // SAFETY: the caller gives the whole range, rounded up to words.
             unsafe { word_at(base, end / WORD) }.store(0, Ordering::Relaxed);
         }
         // SAFETY: the caller gives the range; `bytes` is private memory.
         return unsafe { move_bytes(base.as_ptr().add(at), bytes.as_ptr(), bytes.len()) };
     }
-    if at % WORD == 0 && bytes.len() < SHORT && tail == Tail::Zero {
+    if at % WORD == 0 && bytes.len() < SHORT && tail == Padding::Zero {
         let (first, second) = pack(bytes);
         if !bytes.is_empty() {
             // SAFETY: the caller gives the whole range, rounded up to words.
@@ -66,14 +66,14 @@ pub(super) unsafe fn copy_in(base: NonNull<u8>, at: usize, bytes: &[u8], tail: T
 ///
 /// As for [`copy_in`].
 #[inline(never)]
-unsafe fn copy_in_words(base: NonNull<u8>, at: usize, bytes: &[u8], tail: Tail) {
+unsafe fn copy_in_words(base: NonNull<u8>, at: usize, bytes: &[u8], tail: Padding) {
     // SAFETY: the caller gives the whole range, rounded up to words.
     let word = |index: usize| unsafe { word_at(base, index) };
     let mut index = at / WORD;
     let mut rest = bytes;
     if at % WORD != 0 && !bytes.is_empty() {
         let (first, after) = rest.split_at(rest.len().min(WORD - at % WORD));
-        patch(word(index), at % WORD, first, after.is_empty() && tail == Tail::Zero);
+        patch(word(index), at % WORD, first, after.is_empty() && tail == Padding::Zero);
         index += 1;
         rest = after;
     }
@@ -83,7 +83,7 @@ unsafe fn copy_in_words(base: NonNull<u8>, at: usize, bytes: &[u8], tail: Tail) 
         word(index + i).store(from_chunk(chunk), Ordering::Relaxed);
     }
     if !last.is_empty() {
-        patch(word(index + whole / WORD), 0, last, tail == Tail::Zero);
+        patch(word(index + whole / WORD), 0, last, tail == Padding::Zero);
     }
 }
 

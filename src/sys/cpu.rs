@@ -11,7 +11,7 @@ pub(crate) fn current() -> u64 {
 }
 
 /// Lets another thread of this CPU run first.
-pub(crate) fn step_aside() {
+pub(crate) fn yield_now() {
     std::thread::yield_now();
 }
 
@@ -19,7 +19,7 @@ pub(crate) fn step_aside() {
 ///
 /// Not whether this thread may use more than one: a process that is bound to a CPU spins well while
 /// its peer runs on another.
-pub(crate) fn many() -> bool {
+pub(crate) fn is_multicore() -> bool {
     static MANY: OnceLock<bool> = OnceLock::new();
     // SAFETY: takes a constant and touches no memory of ours.
     *MANY.get_or_init(|| unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) } > 1)

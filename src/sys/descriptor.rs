@@ -22,7 +22,7 @@ use std::io;
 use std::mem::{ManuallyDrop, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use super::fork::{self, PerProcess, Slot, per_process};
+use super::fork::{self, PerProcess, StaticSlot, per_process};
 use super::socket;
 
 /// A descriptor, and which file it names.
@@ -56,7 +56,7 @@ struct Witness {
 
 // SAFETY: the only type with this slot.
 unsafe impl PerProcess for Witness {
-    const SLOT: Slot = Slot::Witness;
+    const SLOT: StaticSlot = StaticSlot::Witness;
 }
 
 impl Witness {

@@ -41,7 +41,7 @@ pub(crate) enum Interest {
 
 /// What happened to one descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Event {
+pub(crate) struct EpollEvent {
     /// The number that was given when the descriptor was added.
     pub(crate) token: u64,
     /// A read would not block; it may say that the other side has ended.
@@ -53,7 +53,7 @@ pub(crate) struct Event {
 }
 
 /// Room for the events of one wait.
-pub(crate) struct Events {
+pub(crate) struct EpollEvents {
     room: Vec<libc::epoll_event>,
     filled: usize,
 }
@@ -93,9 +93,9 @@ impl Epoll {
     /// `None` waits for ever.
     pub(crate) fn wait<'a>(
         &self,
-        events: &'a mut Events,
+        events: &'a mut EpollEvents,
         until: Option<Instant>,
-    ) -> io::Result<impl Iterator<Item = Event> + use<'a>> {
+    ) -> io::Result<impl Iterator<Item = EpollEvent> + use<'a>> {
         loop {
             let left = remaining(until);
             events.filled = 0;
@@ -146,17 +146,17 @@ impl Interest {
     }
 }
 
-impl Events {
+impl EpollEvents {
     /// Room for `most` events, at least one.
     pub(crate) fn with_room(most: usize) -> Self {
         let empty = libc::epoll_event { events: 0, u64: 0 };
         Self { room: vec![empty; most.max(1)], filled: 0 }
     }
 
-    fn iter<'a>(&'a self) -> impl Iterator<Item = Event> + use<'a> {
+    fn iter<'a>(&'a self) -> impl Iterator<Item = EpollEvent> + use<'a> {
         self.room.iter().take(self.filled).map(|event| {
             let bits = event.events;
-            Event {
+            EpollEvent {
                 token: event.u64,
                 readable: bits & (READABLE | ENDED) != 0,
                 writable: bits & (WRITABLE | ENDED) != 0,
@@ -166,7 +166,7 @@ impl Events {
     }
 }
 
-impl fmt::Debug for Events {
+impl fmt::Debug for EpollEvents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.iter()).finish()
     }
@@ -228,7 +228,7 @@ mod tests {
     use std::time::Duration;
 
     fn tokens(epoll: &Epoll, until: Option<Instant>) -> Vec<u64> {
-        let mut events = Events::with_room(8);
+        let mut events = EpollEvents::with_room(8);
         epoll.wait(&mut events, until).expect("waits").map(|e| e.token).collect()
     }
 
@@ -262,7 +262,7 @@ mod tests {
             assert_eq!(tokens(&epoll, None), [2]);
             epoll.modify(a.as_fd(), 3, Interest::HangUp).expect("modifies");
             drop(b);
-            let mut events = Events::with_room(0);
+            let mut events = EpollEvents::with_room(0);
             let event = epoll.wait(&mut events, None).expect("waits").next().expect("one");
             assert!(event.hung_up && event.readable && event.token == 3, "{event:?}");
             read(a.as_fd(), &mut [0; 8]).expect("reads");

@@ -1,7 +1,7 @@
 //! Steps at which a test makes its own process die, stop or end. Behind the feature `testing` alone.
 //!
 //! ```text
-//!   step!("store head");  ── off: one relaxed load
+//!   failpoint!("store head");  ── off: one relaxed load
 //!                         ── counting: how often each step was passed
 //!                         ── armed: at the n-th passing of that step, kill -9, SIGSTOP or _exit
 //! ```
@@ -22,7 +22,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What becomes of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Act {
+pub enum Action {
     /// `kill -9`.
     Kill,
     /// SIGSTOP: it goes on when somebody sends SIGCONT.
@@ -34,14 +34,14 @@ pub enum Act {
 /// From now on counts the passings of each step, from 0, and acts at none.
 pub fn record() {
     let mut state = state();
-    *state = State { passed: BTreeMap::new(), armed: None };
+    *state = FailpointState { passed: BTreeMap::new(), armed: None };
     ON.store(true, Ordering::Relaxed);
 }
 
 /// As [`record`], and acts at the `nth` passing of `step`, the first being 1.
-pub fn arm(step: &str, nth: u64, act: Act) {
+pub fn arm(step: &str, nth: u64, act: Action) {
     let mut state = state();
-    *state = State { passed: BTreeMap::new(), armed: Some(Armed { step: step.into(), nth, act }) };
+    *state = FailpointState { passed: BTreeMap::new(), armed: Some(Armed { step: step.into(), nth, act }) };
     ON.store(true, Ordering::Relaxed);
 }
 
@@ -64,16 +64,16 @@ pub(super) fn is_on() -> bool {
 
 /// This process is about to do the step, or has just made the system call of that name.
 #[inline]
-pub(super) fn pass(step: &'static str) {
+pub(super) fn hit(step: &'static str) {
     if is_on() {
         passed(step);
     }
 }
 
 static ON: AtomicBool = AtomicBool::new(false);
-static STATE: Mutex<State> = Mutex::new(State { passed: BTreeMap::new(), armed: None });
+static STATE: Mutex<FailpointState> = Mutex::new(FailpointState { passed: BTreeMap::new(), armed: None });
 
-struct State {
+struct FailpointState {
     passed: BTreeMap<&'static str, u64>,
     armed: Option<Armed>,
 }
@@ -81,10 +81,10 @@ struct State {
 struct Armed {
     step: String,
     nth: u64,
-    act: Act,
+    act: Action,
 }
 
-fn state() -> MutexGuard<'static, State> {
+fn state() -> MutexGuard<'static, FailpointState> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -98,10 +98,10 @@ fn passed(step: &'static str) {
     drop(state); // Who is stopped must not hold up its other threads once it goes on.
     match due.map(|armed| armed.act) {
         None => {}
-        Some(Act::Kill) => signal_here(libc::SIGKILL),
-        Some(Act::Stop) => signal_here(libc::SIGSTOP),
+        Some(Action::Kill) => signal_here(libc::SIGKILL),
+        Some(Action::Stop) => signal_here(libc::SIGSTOP),
         // SAFETY: ends the process at once and runs nothing.
-        Some(Act::Exit) => unsafe { libc::_exit(0) },
+        Some(Action::Exit) => unsafe { libc::_exit(0) },
     }
 }
 
@@ -121,25 +121,25 @@ mod tests {
         let ends = |act, nth| {
             let child = fork(move || {
                 arm("here", nth, act);
-                (0..3).for_each(|_| pass("here"));
-                pass("there");
+                (0..3).for_each(|_| hit("here"));
+                hit("there");
                 i32::from(counts() != [("here", 3), ("there", 1)]) + 7
             });
             child.wait()
         };
-        assert_eq!(ends(Act::Kill, 3), -libc::SIGKILL);
-        assert_eq!(ends(Act::Kill, 4), 7);
-        assert_eq!(ends(Act::Exit, 1), 0);
+        assert_eq!(ends(Action::Kill, 3), -libc::SIGKILL);
+        assert_eq!(ends(Action::Kill, 4), 7);
+        assert_eq!(ends(Action::Exit, 1), 0);
     }
 
     #[test]
     fn nothing_counts_when_off() {
         let child = fork(|| {
-            pass("here");
+            hit("here");
             record();
-            pass("here");
+            hit("here");
             disarm();
-            pass("here");
+            hit("here");
             i32::from(counts() != [("here", 1)])
         });
         assert_eq!(child.wait(), 0);

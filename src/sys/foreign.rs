@@ -22,7 +22,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::descriptor::Descriptor;
-use super::fork::Canary;
+use super::fork::ForkGuard;
 use super::{offload, socket};
 
 /// A descriptor that came from a peer and was not verified.
@@ -64,7 +64,7 @@ pub(crate) struct PeerSocket {
     // Only `None` while it is dropped.
     fd: Option<Descriptor>,
     /// `None` where the kernel has no page for it: then forks are not told apart, as nowhere else.
-    canary: Option<Canary>,
+    canary: Option<ForkGuard>,
 }
 
 impl PeerSocket {
@@ -78,7 +78,7 @@ impl From<OwnedFd> for PeerSocket {
     fn from(fd: OwnedFd) -> Self {
         // It fails only where the kernel has no out-of-band data on such sockets, or a filter refuses it.
         let _a_help = socket::receive_out_of_band_inline(fd.as_fd());
-        Self { fd: Some(fd.into()), canary: Canary::new().ok() }
+        Self { fd: Some(fd.into()), canary: ForkGuard::new().ok() }
     }
 }
 

@@ -36,12 +36,12 @@ use super::call;
 
 /// Remembers the process that made it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Canary {
+pub(crate) struct ForkGuard {
     epoch: u64,
     current: &'static AtomicU64,
 }
 
-impl Canary {
+impl ForkGuard {
     /// A canary for this process.
     ///
     /// # Errors
@@ -62,7 +62,7 @@ impl Canary {
 
 /// The places for what exists once in a process.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Slot {
+pub(crate) enum StaticSlot {
     /// The thread that watches peers.
     Lifeline = 0,
     /// The pidfds that connections share.
@@ -85,7 +85,7 @@ pub(crate) enum Slot {
 /// No two types name the same slot.
 pub(crate) unsafe trait PerProcess: Sync + Sized + 'static {
     /// Where it is kept.
-    const SLOT: Slot;
+    const SLOT: StaticSlot;
 }
 
 /// This process's `T`, made now if there is none yet. Of two that are made at once, one is dropped.
@@ -256,13 +256,13 @@ mod tests {
             // As if nothing had been made in this process: the page of the tests' own process is really wiped.
             PAGE.store(ptr::null_mut(), Ordering::Release);
             KERNEL_ONLY_PRETENDS.store(true, Ordering::Relaxed);
-            let canary = Canary::new().expect("canary");
+            let canary = ForkGuard::new().expect("canary");
             let make = || Ok(Once(AtomicU64::new(0)));
             per_process(make).expect("made").0.store(7, Ordering::Relaxed);
             in_child(move || {
                 assert!(!canary.same_process());
                 assert_eq!(per_process(make).expect("anew").0.load(Ordering::Relaxed), 0);
-                let own = Canary::new().expect("canary");
+                let own = ForkGuard::new().expect("canary");
                 in_child(move || assert!(!own.same_process() && !canary.same_process()));
             });
             assert!(canary.same_process());
@@ -276,20 +276,20 @@ mod tests {
 
     // SAFETY: the only type with this slot.
     unsafe impl PerProcess for Once {
-        const SLOT: Slot = Slot::Test;
+        const SLOT: StaticSlot = StaticSlot::Test;
     }
 
     #[test]
     fn a_fork_and_its_fork_are_other_processes() {
-        let canary = Canary::new().expect("canary");
+        let canary = ForkGuard::new().expect("canary");
         assert!(canary.same_process());
         in_child(move || {
             assert!(!canary.same_process());
-            let own = Canary::new().expect("canary");
+            let own = ForkGuard::new().expect("canary");
             assert!(own.same_process() && !canary.same_process());
             in_child(move || {
                 assert!(!own.same_process() && !canary.same_process());
-                let third = Canary::new().expect("canary");
+                let third = ForkGuard::new().expect("canary");
                 assert!(third.same_process());
                 assert!(!own.same_process() && !canary.same_process());
             });
@@ -300,7 +300,7 @@ mod tests {
 
     #[test]
     fn canaries_of_many_threads_agree() {
-        let made: Vec<_> = (0..8).map(|_| std::thread::spawn(Canary::new)).collect();
+        let made: Vec<_> = (0..8).map(|_| std::thread::spawn(ForkGuard::new)).collect();
         for thread in made {
             assert!(thread.join().expect("joins").expect("canary").same_process());
         }

@@ -8,18 +8,18 @@ use std::ptr;
 use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 
-use crate::mem::{Until, Woke};
+use crate::mem::{Deadline, WaitResult};
 
 /// Sleeps while `word` is 1, until woken, for at most `slice`, or until the deadline.
-pub(super) fn wait(word: &AtomicU32, until: Until, slice: Duration) -> Woke {
+pub(super) fn wait(word: &AtomicU32, until: Deadline, slice: Duration) -> WaitResult {
     let now = Instant::now();
     let left = until.map(|t| t.saturating_duration_since(now));
     if left.is_some_and(|left| left.is_zero()) {
-        return Woke::Deadline;
+        return WaitResult::Deadline;
     }
     let (sleep, ending) = match left {
-        Some(left) if left <= slice => (left, Woke::Deadline),
-        _ => (slice, Woke::Slice),
+        Some(left) if left <= slice => (left, WaitResult::Deadline),
+        _ => (slice, WaitResult::Slice),
     };
     let at = monotonic_now() + sleep;
     let woken = wait_until(word, at);
@@ -29,7 +29,7 @@ pub(super) fn wait(word: &AtomicU32, until: Until, slice: Duration) -> Woke {
     }
     match woken {
         Err(libc::ETIMEDOUT) => ending,
-        _ => Woke::Early, // Woken, EAGAIN (not 1 any more) or EINTR: only the ring decides.
+        _ => WaitResult::Early, // Woken, EAGAIN (not 1 any more) or EINTR: only the ring decides.
     }
 }
 

@@ -55,12 +55,12 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use self::last_thread::MainThread;
-use self::table::{Suspect, Table};
+use self::table::{Candidate, WatchTable};
 use self::worker::Worker;
 use super::descriptor::Descriptor;
-use super::epoll::{Epoll, Event, Events, Interest};
+use super::epoll::{Epoll, EpollEvent, EpollEvents, Interest};
 use super::foreign::PeerSocket;
-use super::fork::{self, Canary, PerProcess, Slot, per_process};
+use super::fork::{self, ForkGuard, PerProcess, StaticSlot, per_process};
 use super::pidfd::Pidfd;
 use super::scheduling::{self, NotReset};
 use super::signals;
@@ -82,12 +82,12 @@ pub(crate) trait Watched: Send + Sync {
     fn marked(&self) -> bool;
 
     /// The peer is gone; called at most once.
-    fn gone(&self, fate: Gone);
+    fn on_peer_exit(&self, fate: PeerExit);
 }
 
 /// How a peer went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Gone {
+pub(crate) enum PeerExit {
     /// It closed its end, or its process lives on without it.
     Disconnected,
     /// Its process ended without closing.
@@ -96,9 +96,9 @@ pub(crate) enum Gone {
 
 /// A connection that is watched, until this is dropped. It owns the socket.
 #[derive(Debug)]
-pub(crate) struct Watch {
-    canary: Canary,
-    lifeline: &'static Lifeline,
+pub(crate) struct MonitorHandle {
+    canary: ForkGuard,
+    lifeline: &'static PeerMonitor,
     id: u64,
     // Closed after `drop` has removed them from epoll.
     socket: PeerSocket,
@@ -117,18 +117,18 @@ pub(crate) fn watch(
     socket: impl Into<PeerSocket>,
     peer: Option<Arc<Pidfd>>,
     watched: Weak<dyn Watched>,
-) -> io::Result<Watch> {
+) -> io::Result<MonitorHandle> {
     let socket = socket.into();
     if watched.strong_count() == 0 {
         // It would be taken for gone: an end that came now would be told to nobody.
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "nothing to watch for"));
     }
-    let canary = Canary::new()?;
+    let canary = ForkGuard::new()?;
     for _ in 0..ATTEMPTS {
         let lifeline = running()?;
         if let Some(id) = lifeline.add(socket.as_fd(), peer.as_ref(), &watched)? {
-            step!("watch");
-            return Ok(Watch { canary, lifeline, id, socket, peer });
+            failpoint!("watch");
+            return Ok(MonitorHandle { canary, lifeline, id, socket, peer });
         }
     }
     Err(io::Error::other("the program closes the peer monitor's descriptors as fast as they are made"))
@@ -152,9 +152,9 @@ pub(crate) fn not_reset() -> io::Result<Option<NotReset>> {
     Ok(running()?.scheduling.get().cloned().flatten())
 }
 
-fn running() -> io::Result<&'static Lifeline> {
+fn running() -> io::Result<&'static PeerMonitor> {
     for _ in 0..ATTEMPTS {
-        let lifeline = per_process(Lifeline::new)?;
+        let lifeline = per_process(PeerMonitor::new)?;
         if lifeline.has_its_epoll() {
             return match lifeline.ensure_thread() {
                 Ok(()) => Ok(lifeline),
@@ -169,7 +169,7 @@ fn running() -> io::Result<&'static Lifeline> {
     Err(io::Error::other("the program closes the peer monitor's descriptors as fast as they are made"))
 }
 
-impl Watch {
+impl MonitorHandle {
     /// The process of the peer, if it is known.
     #[cfg(test)]
     pub(crate) fn peer(&self) -> Option<&Arc<Pidfd>> {
@@ -198,18 +198,18 @@ impl Watch {
     }
 }
 
-impl AsFd for Watch {
+impl AsFd for MonitorHandle {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 }
 
-impl Drop for Watch {
+impl Drop for MonitorHandle {
     fn drop(&mut self) {
         if self.canary.same_process() {
-            step!("unwatch");
+            failpoint!("unwatch");
             self.lifeline.remove(self.id);
-            step!("close the socket");
+            failpoint!("close the socket");
         }
     }
 }
@@ -237,25 +237,25 @@ const ATTEMPTS: u32 = 3;
 const OWN: u64 = 0;
 
 #[derive(Debug)]
-struct Lifeline {
+struct PeerMonitor {
     epoll: Epoll,
     /// In the set. While its number names it, and it can be changed in the set, the set is ours.
     own: Descriptor,
     /// The thread must look when to wake up next. If two threads set and take it at once, that may come to nothing; the thread
     /// then finds a first connection one [`IDLE_HEARTBEAT`] later, and its events at once all the same.
     wake: AtomicBool,
-    table: Mutex<Table>,
+    table: Mutex<WatchTable>,
     worker: Mutex<Worker>,
     scheduling: OnceLock<Option<NotReset>>,
     main: MainThread,
 }
 
 // SAFETY: the only type with this slot.
-unsafe impl PerProcess for Lifeline {
-    const SLOT: Slot = Slot::Lifeline;
+unsafe impl PerProcess for PeerMonitor {
+    const SLOT: StaticSlot = StaticSlot::Lifeline;
 }
 
-impl Lifeline {
+impl PeerMonitor {
     fn new() -> io::Result<Self> {
         let (epoll, own) = (Epoll::new()?, Descriptor::new(socket::idle()?));
         epoll.add(own.as_fd(), OWN, Interest::HangUp)?;
@@ -265,7 +265,7 @@ impl Lifeline {
         Ok(Self { epoll, own, wake, table, worker, scheduling, main })
     }
 
-    fn table(&self) -> MutexGuard<'_, Table> {
+    fn table(&self) -> MutexGuard<'_, WatchTable> {
         // No code that may panic runs under the lock, and if it did, the table would be whole.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -366,7 +366,7 @@ impl Lifeline {
     /// does not take the code away from a thread that is about to run it, and a thread that a filter kills is not relied on.
     fn start_thread(&'static self, worker: &mut Worker) -> io::Result<()> {
         let (running, started) = mpsc::sync_channel(1);
-        step!("start the lifeline");
+        failpoint!("start the lifeline");
         let handle = {
             // The thread inherits the mask, so there is no moment in which it takes a signal.
             let _blocked = signals::block_all()?;
@@ -388,7 +388,7 @@ impl Lifeline {
         let mut running = Some(running);
         worker::keep_code_mapped();
         let not_reset = self.scheduling.get_or_init(|| scheduling::follow_main_thread().err());
-        let mut events = Events::with_room(BATCH);
+        let mut events = EpollEvents::with_room(BATCH);
         let mut batch = Vec::with_capacity(BATCH);
         // The first round is a rehearsal: it waits for nothing.
         let _never = is_readable(self.own.as_fd());
@@ -420,15 +420,15 @@ impl Lifeline {
         self.lose();
     }
 
-    fn handle(&'static self, batch: &[Event]) {
-        let suspects = self.table().suspects(batch, Instant::now());
+    fn handle(&'static self, batch: &[EpollEvent]) {
+        let suspects = self.table().candidates(batch, Instant::now());
         for suspect in suspects {
             // What panics is one connection's affair, and the others need this thread.
             let _ = catch_unwind(AssertUnwindSafe(|| self.judge(&suspect)));
         }
     }
 
-    fn judge(&'static self, suspect: &Suspect) {
+    fn judge(&'static self, suspect: &Candidate) {
         let Some(watched) = suspect.watched.upgrade() else {
             self.remove(suspect.id);
             return;
@@ -440,19 +440,19 @@ impl Lifeline {
             return;
         };
         if self.remove(suspect.id) {
-            watched.gone(fate);
+            watched.on_peer_exit(fate);
         }
     }
 }
 
 /// What became of a peer, or `None` if it has to be waited for. `exited` is `None` if its process
 /// is not known.
-fn verdict(exited: Option<bool>, marked: bool, hung_up: bool, out_of_grace: bool) -> Option<Gone> {
+fn verdict(exited: Option<bool>, marked: bool, hung_up: bool, out_of_grace: bool) -> Option<PeerExit> {
     if exited == Some(true) {
-        return Some(if marked { Gone::Disconnected } else { Gone::Died });
+        return Some(if marked { PeerExit::Disconnected } else { PeerExit::Died });
     }
     let nothing_to_wait_for = marked || exited.is_none() || out_of_grace;
-    (hung_up && nothing_to_wait_for).then_some(Gone::Disconnected)
+    (hung_up && nothing_to_wait_for).then_some(PeerExit::Disconnected)
 }
 
 /// Ends connections that are out of the table, as disconnected, and reports how many they are.
@@ -462,7 +462,7 @@ fn end(lost: &[Weak<dyn Watched>], report: fn(usize)) {
     }
     for watched in lost.iter().filter_map(Weak::upgrade) {
         // A panic of one connection must not keep the others from being told.
-        let _ = catch_unwind(AssertUnwindSafe(|| watched.gone(Gone::Disconnected)));
+        let _ = catch_unwind(AssertUnwindSafe(|| watched.on_peer_exit(PeerExit::Disconnected)));
     }
     report(lost.len());
 }

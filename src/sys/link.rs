@@ -16,10 +16,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
-use super::activity::Activity;
+use super::activity::WaitCounters;
 use super::foreign::PeerSocket;
-use super::fork::Canary;
-use super::lifeline::{self, Gone, Watch, Watched};
+use super::fork::ForkGuard;
+use super::lifeline::{self, MonitorHandle, PeerExit, Watched};
 use super::mapping::Mapping;
 use super::pidfd::Pidfd;
 use super::region::Region;
@@ -49,7 +49,7 @@ impl Side {
 
 /// What a connection is made of, once both sides agree.
 #[derive(Debug)]
-pub(crate) struct LinkParts {
+pub(crate) struct ConnectionParts {
     pub(crate) region: Region,
     pub(crate) socket: PeerSocket,
     pub(crate) geometry: Geometry,
@@ -61,32 +61,32 @@ pub(crate) struct LinkParts {
 }
 
 /// What the layer above does to a connection, outgoing and incoming, whose peer is gone.
-pub(crate) type Bury = fn(&Mapping, &Mapping, Gone);
+pub(crate) type OnPeerGone = fn(&Mapping, &Mapping, PeerExit);
 
 /// One connection.
-pub(crate) struct Link {
+pub(crate) struct Connection {
     region: Region,
     geometry: Geometry,
     side: Side,
     cred: PeerCred,
     first_ticket: u64,
     max_message: u64,
-    canary: Canary,
+    canary: ForkGuard,
     fate: AtomicU64,
     /// Sending, and receiving.
-    activities: [Activity; 2],
+    activities: [WaitCounters; 2],
     /// The log has been told of the end.
     told: AtomicBool,
-    watch: OnceLock<Watch>,
-    bury: Bury,
+    watch: OnceLock<MonitorHandle>,
+    bury: OnPeerGone,
     this: Weak<Self>,
 }
 
-impl Link {
+impl Connection {
     /// Writes the initial words of a fresh region, before anybody else can see it.
     pub(crate) fn format(region: &Region, geometry: &Geometry, first_ticket: u64) {
         for direction in [0, 1] {
-            step!("format");
+            failpoint!("format");
             let head = geometry.direction(direction).words + words::HEAD;
             if head + size_of::<u64>() <= region.len() {
                 // SAFETY: in the region by the check, 8-aligned by the layout's const asserts.
@@ -101,15 +101,15 @@ impl Link {
     /// # Errors
     ///
     /// `InvalidInput` if the region is smaller than the geometry; what the lifeline says.
-    pub(crate) fn establish(parts: LinkParts, bury: Bury) -> io::Result<Arc<Self>> {
-        let LinkParts { region, socket, geometry, side, cred, peer, first_ticket, max_message } = parts;
+    pub(crate) fn establish(parts: ConnectionParts, bury: OnPeerGone) -> io::Result<Arc<Self>> {
+        let ConnectionParts { region, socket, geometry, side, cred, peer, first_ticket, max_message } = parts;
         if region.len() < geometry.region_len() {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "the region is smaller than its geometry",
             ));
         }
-        let canary = Canary::new()?;
+        let canary = ForkGuard::new()?;
         let link = Arc::new_cyclic(|this: &Weak<Self>| Self {
             region,
             geometry,
@@ -149,7 +149,7 @@ impl Link {
     }
 
     /// What knows the process that made the connection.
-    pub(crate) fn canary(&self) -> Canary {
+    pub(crate) fn canary(&self) -> ForkGuard {
         self.canary
     }
 
@@ -161,7 +161,7 @@ impl Link {
 
     /// The fate, in private memory.
     #[inline]
-    pub(super) fn fate(&self) -> &AtomicU64 {
+    pub(super) fn close_reason(&self) -> &AtomicU64 {
         &self.fate
     }
 
@@ -195,17 +195,17 @@ impl Link {
     }
 
     /// What this process has done at one direction, the outgoing one or the other.
-    pub(crate) fn activity(&self, outgoing: bool) -> &Activity {
+    pub(crate) fn activity(&self, outgoing: bool) -> &WaitCounters {
         let [sending, receiving] = &self.activities;
         if outgoing { sending } else { receiving }
     }
 
     /// Tells the log how the connection has ended, once. What it ends has been told before: a logger may take its time.
-    pub(crate) fn tell_end(&self) {
+    pub(crate) fn log_end(&self) {
         if cfg!(feature = "log") && self.same_process() && !self.told.swap(true, Ordering::Relaxed) {
             let (out, into) = (self.side.outgoing(), 1 - self.side.outgoing());
             let by_peer =
-                self.is_marked(out, words::CONSUMER_MARK) && self.is_marked(into, words::PRODUCER_MARK);
+                self.is_marked(out, words::CONSUMER_CLOSED) && self.is_marked(into, words::PRODUCER_CLOSED);
             events::ended(self.cred.pid(), self.fate.load(Ordering::Acquire), by_peer);
         }
     }
@@ -224,17 +224,17 @@ impl Link {
     }
 }
 
-impl Watched for Link {
+impl Watched for Connection {
     fn marked(&self) -> bool {
         let (out, into) = (self.side.outgoing(), 1 - self.side.outgoing());
         let mark = |direction, word| {
             // pairs with the Release store of the mark in `ring/`.
             self.ring(direction).is_some_and(|ring| ring.load(word, Load::Acquire) != 0)
         };
-        mark(out, Word::ConsumerMark) && mark(into, Word::ProducerMark)
+        mark(out, Word::ConsumerClosed) && mark(into, Word::ProducerClosed)
     }
 
-    fn gone(&self, how: Gone) {
+    fn on_peer_exit(&self, how: PeerExit) {
         let (out, into) = (self.side.outgoing(), 1 - self.side.outgoing());
         let (Some(outgoing), Some(incoming)) = (self.ring(out), self.ring(into)) else {
             return;
@@ -243,19 +243,19 @@ impl Watched for Link {
     }
 }
 
-impl Drop for Link {
+impl Drop for Connection {
     fn drop(&mut self) {
-        self.tell_end();
+        self.log_end();
     }
 }
 
-impl AsFd for Link {
+impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.watch.get().expect("a link is watched from the start").as_fd()
     }
 }
 
-impl fmt::Debug for Link {
+impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Link")
             .field("side", &self.side)

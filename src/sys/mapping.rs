@@ -19,17 +19,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::activity::Activity;
+use super::activity::WaitCounters;
 use super::borrow::RawSpan;
 use super::futex;
-use super::link::Link;
+use super::link::Connection;
 use crate::layout::words;
-use crate::mem::{Flag, Memory, Span, Until, Woke, forward_memory};
-use view::View;
+use crate::mem::{Deadline, Flag, Memory, Span, WaitResult, forward_memory};
+use view::MappingView;
 
 const FIRST_SLICE: Duration = Duration::from_millis(100);
 const LONGEST_DOUBLING: u32 = 5;
-const DOZE: Duration = Duration::from_micros(500);
+const BACK_OFF: Duration = Duration::from_micros(500);
 
 /// One direction of one connection.
 pub(crate) struct Mapping {
@@ -41,7 +41,7 @@ pub(crate) struct Mapping {
     arena_len: usize,
     urgent_mask: u32,
     outgoing: bool,
-    link: Arc<Link>,
+    link: Arc<Connection>,
 }
 
 // SAFETY: the pointers lead into the mapping that `link` keeps; it is not bound to a thread, and all
@@ -52,14 +52,14 @@ unsafe impl Sync for Mapping {}
 
 /// One of the two sides of a ring, for what each publishes about itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Role {
+pub(crate) enum RingRole {
     Producer,
     Consumer,
 }
 
 impl Mapping {
     /// The view of one direction (0 or 1) of a connection.
-    pub(crate) fn new(link: Arc<Link>, direction: usize) -> Self {
+    pub(crate) fn new(link: Arc<Connection>, direction: usize) -> Self {
         let geometry = link.geometry();
         let (this, other) = (geometry.direction(direction), geometry.direction(1 - direction.min(1)));
         let base = link.region().base();
@@ -73,55 +73,65 @@ impl Mapping {
             twin: at(other.words + words::CONSUMER_FLAG),
             mask: u64::from(geometry.slots()) - 1,
             arena_len: usize::try_from(geometry.arena()).unwrap_or(0),
-            urgent_mask: geometry.urgent() - 1,
+            urgent_mask: geometry.oob() - 1,
             outgoing: direction == link.side().outgoing(),
             link,
         }
     }
 
     /// The connection that this is one direction of.
-    pub(crate) fn link(&self) -> &Arc<Link> {
+    pub(crate) fn link(&self) -> &Arc<Connection> {
         &self.link
     }
 
     /// Says on which CPU this side is; a hint for the peer.
-    pub(crate) fn publish_cpu(&self, me: Role, cpu: u64) {
-        step!("store cpu");
+    pub(crate) fn publish_cpu(&self, me: RingRole, cpu: u64) {
+        failpoint!("store cpu");
         self.at(cpu_word(me)).store(cpu, Ordering::Relaxed);
     }
 
     /// On which CPU the peer says that it is, plus one; 0 if it never said.
-    pub(crate) fn peer_cpu(&self, me: Role) -> u64 {
+    pub(crate) fn peer_cpu(&self, me: RingRole) -> u64 {
         let peer = match me {
-            Role::Producer => Role::Consumer,
-            Role::Consumer => Role::Producer,
+            RingRole::Producer => RingRole::Consumer,
+            RingRole::Consumer => RingRole::Producer,
         };
         self.at(cpu_word(peer)).load(Ordering::Relaxed)
     }
 
     /// How long ago the peer woke this side, by its own account; nothing if that cannot be.
-    pub(crate) fn woken_for(&self, me: Role) -> Option<Duration> {
+    pub(crate) fn woken_for(&self, me: RingRole) -> Option<Duration> {
         let at = Duration::from_nanos(self.at(woken_word(me)).load(Ordering::Relaxed));
         futex::monotonic_now().checked_sub(at)
     }
 
     /// What this process has done at this direction.
-    pub(crate) fn activity(&self) -> &Activity {
+    pub(crate) fn activity(&self) -> &WaitCounters {
         self.link.activity(self.outgoing)
     }
 
     /// Bytes of a span in place, or nothing if they are not in this memory.
     pub(crate) fn raw(&self, span: Span, at: usize, len: usize) -> Option<RawSpan<'_>> {
-        let base = self.view().judge(span, at, len).ok()?;
+        let base = self.view().validate(span, at, len).ok()?;
         // SAFETY: judged; the mapping lives as long as `self`, and nobody makes references to
         // payload but through the span that is made here.
         Some(unsafe { RawSpan::new(base.add(at), len) })
     }
 
     #[inline(always)]
-    fn view(&self) -> View<'_> {
+    fn view(&self) -> MappingView<'_> {
         let Self { words, slots, arena, twin, mask, arena_len, urgent_mask, .. } = *self;
-        View { words, slots, arena, twin, mask, arena_len, urgent_mask, fate: self.link.fate(), whole: self }
+        MappingView {
+            words,
+            slots,
+            arena,
+            twin,
+            mask,
+            arena_len,
+            urgent_mask,
+            fate: self.link.close_reason(),
+            whole: self,
+        }
     }
 
     fn at(&self, offset: usize) -> &AtomicU64 {
@@ -134,27 +144,27 @@ impl Mapping {
 
     /// Whether this side sleeps on the flag, not the peer.
     fn is_ours(&self, flag: Flag) -> bool {
-        self.outgoing == matches!(flag, Flag::Producer | Flag::Twin)
+        self.outgoing == matches!(flag, Flag::Producer | Flag::PeerConsumer)
     }
 }
 
-fn cpu_word(role: Role) -> usize {
+fn cpu_word(role: RingRole) -> usize {
     match role {
-        Role::Producer => words::PRODUCER_CPU,
-        Role::Consumer => words::CONSUMER_CPU,
+        RingRole::Producer => words::PRODUCER_CPU,
+        RingRole::Consumer => words::CONSUMER_CPU,
     }
 }
 
-fn woken_word(role: Role) -> usize {
+fn woken_word(role: RingRole) -> usize {
     match role {
-        Role::Producer => words::PRODUCER_WOKEN,
-        Role::Consumer => words::CONSUMER_WOKEN,
+        RingRole::Producer => words::PRODUCER_WOKEN,
+        RingRole::Consumer => words::CONSUMER_WOKEN,
     }
 }
 
 impl Memory for Mapping {
     #[inline(always)]
-    fn near(&self) -> impl Memory {
+    fn view(&self) -> impl Memory {
         self.view()
     }
 
@@ -163,10 +173,10 @@ impl Memory for Mapping {
         slots, arena, load_slot, store_slot, load, store, load_flag, fence, copy_in, copy_out,
     }
 
-    fn settle(&self, fate: u64) -> u64 {
-        step!("settle");
+    fn set_close_reason(&self, fate: u64) -> u64 {
+        failpoint!("settle");
         // pairs with the Acquire loads of Fate in `ring/`.
-        match self.link.fate().compare_exchange(0, fate, Ordering::AcqRel, Ordering::Acquire) {
+        match self.link.close_reason().compare_exchange(0, fate, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => fate,
             Err(stands) => stands,
         }
@@ -174,28 +184,28 @@ impl Memory for Mapping {
 
     #[inline(always)]
     fn store_flag(&self, flag: Flag, value: u32) {
-        step!("store flag");
+        failpoint!("store flag");
         self.flag(flag).store(value, Ordering::Relaxed);
     }
 
     fn take_flag(&self, flag: Flag) -> u32 {
-        step!("take flag");
+        failpoint!("take flag");
         self.flag(flag).swap(0, Ordering::Relaxed)
     }
 
-    fn wait(&self, flag: Flag, until: Until, patience: u32) -> Woke {
+    fn wait(&self, flag: Flag, until: Deadline, patience: u32) -> WaitResult {
         self.activity().count_sleep();
         let slice = FIRST_SLICE * (1 << patience.min(LONGEST_DOUBLING));
-        step!("wait");
+        failpoint!("wait");
         #[cfg(feature = "testing")]
         let began = futex::monotonic_now();
         let woke = futex::wait(self.flag(flag), until, slice);
-        step!("woken");
+        failpoint!("woken");
         match woke {
-            Woke::Early => {}
+            WaitResult::Early => {}
             // A caller with a short timeout may never sleep through a slice.
-            Woke::Deadline => self.link.check_monitor_thread(),
-            Woke::Slice => {
+            WaitResult::Deadline => self.link.check_monitor_thread(),
+            WaitResult::Slice => {
                 self.link.check_monitor();
                 #[cfg(feature = "testing")]
                 self.slept_through(flag, began, slice);
@@ -204,21 +214,21 @@ impl Memory for Mapping {
         woke
     }
 
-    fn doze(&self, until: Until) {
-        let left = until.map_or(DOZE, |t| t.saturating_duration_since(Instant::now()));
-        std::thread::sleep(left.min(DOZE));
+    fn back_off(&self, until: Deadline) {
+        let left = until.map_or(BACK_OFF, |t| t.saturating_duration_since(Instant::now()));
+        std::thread::sleep(left.min(BACK_OFF));
     }
 
     fn wake(&self, flag: Flag) {
-        step!(testing::wake(flag));
+        failpoint!(testing::wake(flag));
         self.activity().count_wake();
         let now = u64::try_from(futex::monotonic_now().as_nanos()).unwrap_or(0);
         match flag {
             Flag::Consumer => self.at(words::CONSUMER_WOKEN).store(now, Ordering::Relaxed),
             Flag::Producer => self.at(words::PRODUCER_WOKEN).store(now, Ordering::Relaxed),
-            Flag::Twin => {}
+            Flag::PeerConsumer => {}
         }
-        step!("futex wake");
+        failpoint!("futex wake");
         // The peer has one sleeper, and what else it puts to sleep there would cost us time at each
         // wake. Beside a sleeper of our own the peer may have put others, in front of it.
         futex::wake(self.flag(flag), if self.is_ours(flag) { i32::MAX } else { 1 });
@@ -229,7 +239,7 @@ impl Memory for Mapping {
         self.note(flag, upto);
     }
 
-    fn expired(&self, until: Until) -> bool {
+    fn has_expired(&self, until: Deadline) -> bool {
         until.is_some_and(|t| Instant::now() >= t)
     }
 }

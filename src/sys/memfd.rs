@@ -146,8 +146,8 @@ pub(crate) fn verify(fd: BorrowedFd<'_>, len: usize) -> Result<(), BadMemfd> {
         Some(libc::EINVAL) | None => BadMemfd::NotSealable,
         Some(errno) => BadMemfd::Os(errno),
     })?;
-    judge_seals(seals)?;
-    judge_file(&stat(fd)?, len)?;
+    validate_seals(seals)?;
+    validate_file(&stat(fd)?, len)?;
     if file_system(fd)? != TMPFS_MAGIC {
         return Err(BadMemfd::NotTmpfs);
     }
@@ -206,7 +206,7 @@ fn seals(fd: BorrowedFd<'_>) -> io::Result<i32> {
     call::check("fcntl(F_GET_SEALS)", unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) })
 }
 
-fn judge_seals(seals: i32) -> Result<(), BadMemfd> {
+fn validate_seals(seals: i32) -> Result<(), BadMemfd> {
     if seals & SIZE != SIZE {
         return Err(BadMemfd::MissingSeals);
     }
@@ -219,7 +219,7 @@ fn judge_seals(seals: i32) -> Result<(), BadMemfd> {
     Ok(())
 }
 
-fn judge_file(stat: &libc::stat, len: usize) -> Result<(), BadMemfd> {
+fn validate_file(stat: &libc::stat, len: usize) -> Result<(), BadMemfd> {
     if stat.st_mode & libc::S_IFMT != libc::S_IFREG {
         return Err(BadMemfd::NotRegular);
     }
@@ -321,11 +321,11 @@ mod tests {
 
     #[test]
     fn seals_and_kinds_are_judged_by_bits() {
-        assert_eq!(judge_seals(SIZE | 0x20), Ok(()));
-        assert_eq!(judge_seals(SIZE & !libc::F_SEAL_GROW), Err(BadMemfd::MissingSeals));
+        assert_eq!(validate_seals(SIZE | 0x20), Ok(()));
+        assert_eq!(validate_seals(SIZE & !libc::F_SEAL_GROW), Err(BadMemfd::MissingSeals));
         let directory = File::open("/").expect("open");
         let stat = stat(directory.as_fd()).expect("stat");
-        assert_eq!(judge_file(&stat, LEN), Err(BadMemfd::NotRegular));
+        assert_eq!(validate_file(&stat, LEN), Err(BadMemfd::NotRegular));
     }
 
     #[test]

@@ -21,10 +21,10 @@
 //! Real kernel, real forks: the tests at the bottom of each file.
 
 /// A step at which a test may end this process: see `failpoint`. Without the feature it is nothing.
-macro_rules! step {
+macro_rules! failpoint {
     ($name:expr) => {
         #[cfg(feature = "testing")]
-        crate::sys::failpoint::pass($name);
+        crate::sys::failpoint::hit($name);
     };
 }
 

@@ -33,7 +33,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::fork::{PerProcess, Slot, per_process};
+use super::fork::{PerProcess, StaticSlot, per_process};
 use super::signals;
 use super::threads;
 use super::wait::remaining;
@@ -113,7 +113,7 @@ struct Closing {
 
 // SAFETY: the only type with this slot.
 unsafe impl PerProcess for Offload {
-    const SLOT: Slot = Slot::Offload;
+    const SLOT: StaticSlot = StaticSlot::Offload;
 }
 
 impl Offload {

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::link::{Bury, Link, LinkParts, Side};
+use super::link::{Connection, ConnectionParts, OnPeerGone, Side};
 use super::memfd;
 use super::region::Region;
 use super::socket::{self, PeerCred};
@@ -18,13 +18,13 @@ use crate::layout::Geometry;
 
 /// One end of a connection, its pages, and the socket of a peer that does nothing.
 #[derive(Debug)]
-pub(crate) struct Pages {
-    link: Arc<Link>,
+pub(crate) struct FuzzRegion {
+    link: Arc<Connection>,
     _theirs: OwnedFd,
     one_thread: PhantomData<Cell<()>>,
 }
 
-impl Pages {
+impl FuzzRegion {
     /// Fresh pages, all zero.
     ///
     /// # Errors
@@ -34,7 +34,7 @@ impl Pages {
         geometry: Geometry,
         side: Side,
         (first_ticket, max_message): (u64, u64),
-        bury: Bury,
+        bury: OnPeerGone,
     ) -> io::Result<Self> {
         let len = geometry.region_len();
         let memfd = memfd::create(len)?;
@@ -44,7 +44,7 @@ impl Pages {
         memfd::seal_mappings(memfd.as_fd())?;
         let (socket, theirs) = socket::pair()?;
         let cred = PeerCred::own()?;
-        let parts = LinkParts {
+        let parts = ConnectionParts {
             region,
             socket: socket.into(),
             geometry,
@@ -54,17 +54,17 @@ impl Pages {
             first_ticket,
             max_message,
         };
-        Ok(Self { link: Link::establish(parts, bury)?, _theirs: theirs, one_thread: PhantomData })
+        Ok(Self { link: Connection::establish(parts, bury)?, _theirs: theirs, one_thread: PhantomData })
     }
 
     /// The connection.
-    pub(crate) fn link(&self) -> &Arc<Link> {
+    pub(crate) fn link(&self) -> &Arc<Connection> {
         &self.link
     }
 
     /// What became of the connection, in private memory.
     pub(crate) fn fate(&self) -> u64 {
-        self.link.fate().load(Ordering::Relaxed)
+        self.link.close_reason().load(Ordering::Relaxed)
     }
 
     /// Zeroes all pages, and the connection lives again.
@@ -73,12 +73,12 @@ impl Pages {
         // SAFETY: the whole region, which the link keeps; the peer does nothing, and the runs of one
         // thread, whose alone this is (it is not `Sync`), come one after the other.
         unsafe { region.base().as_ptr().write_bytes(0, region.len()) };
-        self.link.fate().store(0, Ordering::Relaxed);
+        self.link.close_reason().store(0, Ordering::Relaxed);
     }
 
     /// Formats the pages as for a new connection.
     pub(crate) fn format(&self) {
-        Link::format(self.link.region(), &self.link.geometry(), self.link.first_ticket());
+        Connection::format(self.link.region(), &self.link.geometry(), self.link.first_ticket());
     }
 
     /// Overwrites the word that this byte is in, if there is one.
@@ -100,4 +100,4 @@ impl Pages {
     }
 }
 
-static_assertions::assert_not_impl_any!(Pages: Sync);
+static_assertions::assert_not_impl_any!(FuzzRegion: Sync);

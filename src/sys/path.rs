@@ -38,7 +38,7 @@ pub(crate) struct Directory {
 /// A name is locked against all others that lock it, until this is dropped.
 #[derive(Debug)]
 #[must_use = "dropping the guard unlocks the name"]
-pub(crate) struct Guard<'a> {
+pub(crate) struct LockGuard<'a> {
     directory: &'a Directory,
     file: Descriptor,
     name: OsString,
@@ -99,7 +99,7 @@ impl Directory {
     /// # Errors
     ///
     /// `TimedOut`: another process holds it; or as [`try_lock`](Self::try_lock).
-    pub(crate) fn lock(&self, name: &OsStr, deadline: Instant) -> io::Result<Guard<'_>> {
+    pub(crate) fn lock(&self, name: &OsStr, deadline: Instant) -> io::Result<LockGuard<'_>> {
         loop {
             if let Some(guard) = self.try_lock(name)? {
                 return Ok(guard);
@@ -118,7 +118,7 @@ impl Directory {
     /// # Errors
     ///
     /// Another file has the name of the lock file (`AlreadyExists`), or the system call failed.
-    pub(crate) fn try_lock(&self, name: &OsStr) -> io::Result<Option<Guard<'_>>> {
+    pub(crate) fn try_lock(&self, name: &OsStr) -> io::Result<Option<LockGuard<'_>>> {
         let hidden = lock_name(name);
         let path = plain(&hidden)?;
         let open = |flags: libc::c_int| {
@@ -156,7 +156,7 @@ impl Directory {
             };
         }
         // From here on the guard's drop removes the file, if it is still the one that the name names.
-        let guard = Guard { directory: self, file, name: hidden };
+        let guard = LockGuard { directory: self, file, name: hidden };
         let current = guard.is_current()?;
         Ok(current.then_some(guard))
     }
@@ -231,7 +231,7 @@ impl Directory {
     }
 }
 
-impl Guard<'_> {
+impl LockGuard<'_> {
     /// Whether the name still names the file that is locked, and the file is a lock file: its last holder may have removed it
     /// meanwhile, and a program may have written to it.
     fn is_current(&self) -> io::Result<bool> {
@@ -242,7 +242,7 @@ impl Guard<'_> {
     }
 }
 
-impl Drop for Guard<'_> {
+impl Drop for LockGuard<'_> {
     fn drop(&mut self) {
         if self.is_current().unwrap_or(false) {
             let _left_behind = self.directory.unlink(&self.name); // It locks as well the next time.

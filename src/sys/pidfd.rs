@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::call;
 use super::descriptor::Descriptor;
-use super::fork::{PerProcess, Slot, per_process};
+use super::fork::{PerProcess, StaticSlot, per_process};
 use super::wait::is_readable;
 
 /// A process.
@@ -107,7 +107,7 @@ struct Registry {
 
 // SAFETY: the only type with this slot.
 unsafe impl PerProcess for Registry {
-    const SLOT: Slot = Slot::Pidfds;
+    const SLOT: StaticSlot = StaticSlot::Pidfds;
 }
 
 impl Registry {

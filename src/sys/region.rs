@@ -23,7 +23,7 @@ use memmap2::MmapMut;
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
 use super::call;
-use super::fork::Canary;
+use super::fork::ForkGuard;
 use super::memfd;
 
 /// A range of mapped memory, readable and writable.
@@ -32,7 +32,7 @@ pub(crate) struct Region {
     map: ManuallyDrop<MmapRaw>,
     /// The number of the file, if there is one.
     inode: Option<u64>,
-    canary: Canary,
+    canary: ForkGuard,
 }
 
 impl Region {
@@ -48,7 +48,7 @@ impl Region {
         let len = not_empty(len)?;
         let map = MmapOptions::new().len(len).map_raw(&fd);
         let map = map.map_err(|e| call::named("mmap", e))?;
-        step!("mmap");
+        failpoint!("mmap");
         let mut region = Self::of(map)?;
         region.inode = memfd::inode(fd);
         Ok(region)
@@ -107,8 +107,8 @@ impl Region {
         // Where huge pages for shared memory are switched on for all (`shmem_enabled` = always, within_size or force), the
         // first byte that is written would take 2 MiB. A kernel built without huge pages answers EINVAL: fine as well.
         let _ = map.advise(Advice::NoHugePage);
-        step!("madvise");
-        Ok(Self { inode: None, canary: Canary::new()?, map: ManuallyDrop::new(map) })
+        failpoint!("madvise");
+        Ok(Self { inode: None, canary: ForkGuard::new()?, map: ManuallyDrop::new(map) })
     }
 }
 
@@ -117,7 +117,7 @@ impl Drop for Region {
         if self.canary.same_process() {
             // SAFETY: dropped here only, and `self.map` is not used afterwards.
             unsafe { ManuallyDrop::drop(&mut self.map) };
-            step!("munmap");
+            failpoint!("munmap");
         }
     }
 }

@@ -452,7 +452,7 @@ fn option<T: Copy + PlainOption>(fd: BorrowedFd<'_>, name: i32, initial: T) -> i
     if result != 0 {
         return Err(io::Error::last_os_error());
     }
-    step!("getsockopt");
+    failpoint!("getsockopt");
     // SAFETY: initialised above, and any bytes are a `T`.
     Ok(unsafe { value.assume_init() })
 }

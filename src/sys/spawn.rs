@@ -37,7 +37,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::call::{self, INTERRUPTS};
-use super::fork::{PerProcess, Slot, per_process};
+use super::fork::{PerProcess, StaticSlot, per_process};
 use super::pidfd::Pidfd;
 use super::threads;
 
@@ -48,7 +48,7 @@ use super::threads;
 /// Those of the command; the flags of the socket could not be changed.
 pub(crate) fn start(command: &mut Command, socket: OwnedFd) -> io::Result<Child> {
     let fd = socket.as_raw_fd();
-    let _turn = Turn::take()?;
+    let _turn = SpawnLock::take()?;
     set_status(fd, |status| status & !libc::O_NONBLOCK)?;
     // SAFETY: changes the flags of a socket of ours.
     call::check("fcntl(F_SETFD)", unsafe { libc::fcntl(fd, libc::F_SETFD, 0) })?;
@@ -146,23 +146,23 @@ const LONGEST_TURN: Duration = Duration::from_secs(1);
 
 /// The turns of a process. A fork begins with its own: the parent's may be taken at that moment.
 #[derive(Debug, Default)]
-struct Turns {
+struct SpawnLocks {
     taken: Mutex<bool>,
     ended: Condvar,
 }
 
 // SAFETY: the only type with this slot.
-unsafe impl PerProcess for Turns {
-    const SLOT: Slot = Slot::Spawns;
+unsafe impl PerProcess for SpawnLocks {
+    const SLOT: StaticSlot = StaticSlot::Spawns;
 }
 
 /// The right to have an inheritable descriptor.
 #[derive(Debug)]
-struct Turn(&'static Turns);
+struct SpawnLock(&'static SpawnLocks);
 
-impl Turn {
+impl SpawnLock {
     fn take() -> io::Result<Self> {
-        let turns = per_process(|| Ok(Turns::default()))?;
+        let turns = per_process(|| Ok(SpawnLocks::default()))?;
         let taken = turns.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = turns.ended.wait_timeout_while(taken, LONGEST_TURN, |taken| *taken);
         *waited.unwrap_or_else(PoisonError::into_inner).0 = true;
@@ -170,7 +170,7 @@ impl Turn {
     }
 }
 
-impl Drop for Turn {
+impl Drop for SpawnLock {
     fn drop(&mut self) {
         *self.0.taken.lock().unwrap_or_else(PoisonError::into_inner) = false;
         self.0.ended.notify_one();
@@ -269,22 +269,22 @@ mod tests {
             let (ours, theirs) = pair().expect("pair");
             assert!(start(&mut Command::new("/no/such/program"), theirs).is_err());
             assert_eq!(read(ours.as_fd(), &mut [0; 8]).expect("reads"), Transfer::Closed);
-            let turns = per_process(|| Ok(Turns::default())).expect("known");
+            let turns = per_process(|| Ok(SpawnLocks::default())).expect("known");
             assert!(!*turns.taken.lock().expect("unlocked"), "the turn is over");
         });
     }
 
     #[test]
     fn one_command_is_started_at_a_time_and_a_fork_does_not_wait_for_its_parents() {
-        let first = Turn::take().expect("free");
+        let first = SpawnLock::take().expect("free");
         let other = fork(|| {
             let begun = std::time::Instant::now();
-            let _own = Turn::take().expect("free");
+            let _own = SpawnLock::take().expect("free");
             i32::from(begun.elapsed() >= LONGEST_TURN)
         });
         assert_eq!(other.wait(), 0, "a turn of its own");
         thread::scope(|scope| {
-            let second = scope.spawn(|| drop(Turn::take().expect("its turn")));
+            let second = scope.spawn(|| drop(SpawnLock::take().expect("its turn")));
             thread::sleep(Duration::from_millis(50));
             assert!(!second.is_finished());
             drop(first);

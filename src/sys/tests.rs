@@ -43,14 +43,14 @@ const ON_A_DESCRIPTOR: [(libc::c_long, &str, Row); 13] = [
         error(set.add(one.as_fd(), 0, epoll::Interest::Readable))
     }),
     (libc::SYS_epoll_wait, "epoll_wait", |now| {
-        let (set, mut events) = (epoll::Epoll::new().expect("set"), epoll::Events::with_room(1));
+        let (set, mut events) = (epoll::Epoll::new().expect("set"), epoll::EpollEvents::with_room(1));
         now();
         error(set.wait(&mut events, Some(Instant::now())).map(drop))
     }),
     (libc::SYS_timerfd_settime, "timerfd_settime", |now| {
         let mut timer = timer::Timer::new().expect("timer");
         now();
-        error(timer.ring_at(Some(Instant::now())))
+        error(timer.arm_at(Some(Instant::now())))
     }),
     (libc::SYS_fcntl, "fcntl(F_ADD_SEALS)", |now| {
         let file = memfd::create(4096).expect("file");

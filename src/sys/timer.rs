@@ -34,7 +34,7 @@ impl Timer {
     }
 
     /// Rings at this moment, at once if it has passed, and not before; `None` is never.
-    pub(crate) fn ring_at(&mut self, moment: Option<Instant>) -> io::Result<()> {
+    pub(crate) fn arm_at(&mut self, moment: Option<Instant>) -> io::Result<()> {
         if moment == self.moment {
             return Ok(());
         }
@@ -74,12 +74,12 @@ mod tests {
     fn it_rings_at_its_moment_until_the_next() {
         let mut timer = Timer::new().expect("timer");
         assert!(!rings(&timer, 0));
-        timer.ring_at(Some(Instant::now() + Duration::from_millis(20))).expect("set");
+        timer.arm_at(Some(Instant::now() + Duration::from_millis(20))).expect("set");
         assert!(!rings(&timer, 0));
         assert!(rings(&timer, 1000) && rings(&timer, 0));
-        timer.ring_at(None).expect("set");
+        timer.arm_at(None).expect("set");
         assert!(!rings(&timer, 30));
-        timer.ring_at(Some(Instant::now())).expect("set");
+        timer.arm_at(Some(Instant::now())).expect("set");
         assert!(rings(&timer, 1000));
     }
 }

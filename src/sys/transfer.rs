@@ -19,7 +19,7 @@ use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::call::{self, INTERRUPTS};
-use super::cmsg::Control;
+use super::cmsg::ControlBuffer;
 use super::foreign::Foreign;
 use super::pidfd::Pidfd;
 use super::socket::PeerCred;
@@ -37,7 +37,7 @@ pub(crate) enum Transfer {
 
 /// What one receive brought.
 #[derive(Debug)]
-pub(crate) struct Received {
+pub(crate) struct ReceivedBytes {
     /// How far it got.
     pub(crate) transfer: Transfer,
     /// What came with the bytes.
@@ -100,7 +100,7 @@ pub(crate) fn send_with_fd(
 ///
 /// If the bytes fill `into`, a descriptor beside the byte behind them counts too: the kernel looks that far. So it is
 /// for messages behind which no descriptor may come.
-pub(crate) fn receive_with_fds(fd: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<Received> {
+pub(crate) fn receive_with_fds(fd: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<ReceivedBytes> {
     let mut received = look(fd, into)?;
     if let (Transfer::Bytes(count), Beside::Nothing | Beside::One(_)) = (received.transfer, &received.beside)
     {
@@ -112,8 +112,8 @@ pub(crate) fn receive_with_fds(fd: BorrowedFd<'_>, into: &mut [u8]) -> io::Resul
 }
 
 /// As [`receive_with_fds`], but all stays in the queue.
-fn look(fd: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<Received> {
-    let mut control = Control::new();
+fn look(fd: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<ReceivedBytes> {
+    let mut control = ControlBuffer::new();
     let mut part = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
     let mut message = empty_message(&mut part);
     let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT | libc::MSG_PEEK;
@@ -137,7 +137,7 @@ fn look(fd: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<Received> {
         (Some(fd), None) => Beside::One(fd),
         (None, _) => Beside::Nothing,
     };
-    Ok(Received { transfer, beside, pidfd: taken.pidfd.map(Pidfd::from_owned), cred: taken.cred })
+    Ok(ReceivedBytes { transfer, beside, pidfd: taken.pidfd.map(Pidfd::from_owned), cred: taken.cred })
 }
 
 /// Writes as much as there is room for, and passes all these descriptors with the first byte.
@@ -154,7 +154,7 @@ pub(crate) fn send_with_fds(
         let text = "descriptors travel with bytes, and there are none";
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     }
-    let mut control = Control::new();
+    let mut control = ControlBuffer::new();
     let used = control.put_rights(descriptors)?;
     let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     let mut message = empty_message(&mut part);
@@ -191,7 +191,7 @@ fn control_len(message: &libc::msghdr) -> usize {
 fn outcome(call: &'static str, wanted: usize, mut attempt: impl FnMut() -> isize) -> io::Result<Transfer> {
     for _ in 0..INTERRUPTS {
         if let Ok(done) = usize::try_from(attempt()) {
-            step!(call);
+            failpoint!(call);
             let ended = done == 0 && wanted > 0;
             return Ok(if ended { Transfer::Closed } else { Transfer::Bytes(done) });
         }

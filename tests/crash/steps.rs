@@ -26,7 +26,7 @@ use crate::support::fork_server::{self, ForkServer, Report};
 use crate::support::{
     LONG, Watchdog, alone, descriptors, eventually, mappings, role, say, sys, threads, told,
 };
-use narrows::internal::failpoint::{self, Act};
+use narrows::internal::failpoint::{self, Action};
 use narrows::{RecvTimeoutError, SendTimeoutError, SharedMemoryListener, SharedMemoryStream};
 use scenario::{FROM_VICTIM, SLICE, Seen, options, suffer, survive};
 
@@ -209,7 +209,7 @@ fn each_step(lane: Lane) -> (Tally, BTreeSet<String>) {
     let survivor = Survivor { lane, listener, fork_server, news };
     let steps = survivor.record();
     let mut tally = Tally { steps: steps.len(), ..Tally::default() };
-    for act in [Act::Kill, Act::Exit, Act::Stop] {
+    for act in [Action::Kill, Action::Exit, Action::Stop] {
         for (step, passings) in &steps {
             for nth in picks(*passings) {
                 survivor.end_at(step, nth, act, &mut tally);
@@ -251,7 +251,7 @@ impl Survivor {
     }
 
     /// A victim that ends there, and what the survivor is told.
-    fn end_at(&self, step: &str, nth: u64, act: Act, tally: &mut Tally) {
+    fn end_at(&self, step: &str, nth: u64, act: Action, tally: &mut Tally) {
         let what = format!("{act:?} at passing {nth} of {step:?}, {:?}", self.lane);
         // Where the scheduler decides, a passing may not come; the first must, sooner or later.
         for _ in 0..if nth == 1 { 20 } else { 3 } {
@@ -261,9 +261,9 @@ impl Survivor {
                 continue; // It did not come to that passing.
             }
             let right = match act {
-                Act::Kill => (-i64::from(libc::SIGKILL), false),
-                Act::Exit => (0, false),
-                Act::Stop => (THROUGH.into(), true),
+                Action::Kill => (-i64::from(libc::SIGKILL), false),
+                Action::Exit => (0, false),
+                Action::Stop => (THROUGH.into(), true),
             };
             assert_eq!((over, stopped), right, "{what}");
             tally.count(act, self.news.felt.load(Ordering::SeqCst));
@@ -315,30 +315,30 @@ impl Survivor {
 }
 
 impl Tally {
-    fn count(&mut self, act: Act, felt: u64) {
+    fn count(&mut self, act: Action, felt: u64) {
         self.felt += felt;
         *match act {
-            Act::Kill => &mut self.kills,
-            Act::Exit => &mut self.exits,
-            Act::Stop => &mut self.stops,
+            Action::Kill => &mut self.kills,
+            Action::Exit => &mut self.exits,
+            Action::Stop => &mut self.stops,
         } += 1;
     }
 }
 
 /// Whether the ends are those that the marks and the act ask for; returns the torn slots.
-fn judge(seen: &Seen, act: Act, what: &str) -> u64 {
+fn judge(seen: &Seen, act: Action, what: &str) -> u64 {
     let &Seen { received, incoming, outgoing, pages, consumer_closed } = seen;
     let all = format!("{what}: {seen:?}");
     assert_eq!(pages.unread, 0, "{all}");
-    let through = act == Act::Stop;
+    let through = act == Action::Stop;
     assert!(!through || received == FROM_VICTIM, "{all}");
     match incoming {
-        RecvTimeoutError::Disconnected => assert!(pages.producer_closed || act == Act::Exit, "{all}"),
+        RecvTimeoutError::Disconnected => assert!(pages.producer_closed || act == Action::Exit, "{all}"),
         RecvTimeoutError::PeerDied => assert!(!pages.producer_closed && !through, "{all}"),
         _ => panic!("{all}"),
     }
     match outgoing {
-        SendTimeoutError::Disconnected => assert!(consumer_closed || act == Act::Exit, "{all}"),
+        SendTimeoutError::Disconnected => assert!(consumer_closed || act == Action::Exit, "{all}"),
         SendTimeoutError::PeerDied => assert!(!consumer_closed && !through, "{all}"),
         _ => panic!("{all}"),
     }
@@ -368,6 +368,9 @@ fn victim(order: &str, folder: &Path) -> i32 {
     THROUGH
 }
 
-fn act_of(word: &str) -> Act {
-    [Act::Kill, Act::Stop, Act::Exit].into_iter().find(|act| format!("{act:?}") == word).expect("an act")
+fn act_of(word: &str) -> Action {
+    [Action::Kill, Action::Stop, Action::Exit]
+        .into_iter()
+        .find(|act| format!("{act:?}") == word)
+        .expect("an act")
 }

@@ -9,7 +9,7 @@ use std::sync::mpsc::channel;
 use std::thread::{self, sleep};
 use std::time::Duration;
 
-use narrows::internal::handshake::{ANSWER_LEN, Agreement, Answer, ClientHandshake, HELLO_LEN, Hello};
+use narrows::internal::handshake::{ANSWER_LEN, Answer, ClientHandshake, HELLO_LEN, Hello, Negotiated};
 use narrows::internal::layout::Geometry;
 use narrows::{Options, SharedMemoryClient};
 
@@ -245,7 +245,7 @@ fn truncate(scene: &Scene<'_>, seed: u64) -> Told {
             let mut bytes = [0; HELLO_LEN];
             socket.read_exact(&mut bytes).expect("a Hello");
             let Hello { wanted: geometry, max_message, .. } = Hello::decode(&bytes).expect("a good one");
-            let agreed = Agreement {
+            let agreed = Negotiated {
                 version: narrows::internal::handshake::VERSION_MAX,
                 features: 0,
                 geometry,

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use narrows::internal::layout::{Control, Geometry, Kind as Carried, SLOT, words};
+use narrows::internal::layout::{Control, Geometry, SLOT, SlotKind as Carried, words};
 use narrows::internal::rpc::wire::{HEAD, Head, Kind, Settings, VERSION};
 
 use crate::processes::{MAX_MESSAGE, PATIENCE, Told, fault, orders, tell};
@@ -38,7 +38,7 @@ fn greet(hand: &RawPeer) {
     hand.payload(0, &padded.collect::<Vec<_>>());
     hand.pages.word(hand.slot(0) + 16).store(0, Ordering::Relaxed);
     let len = u32::try_from(bytes.len()).expect("few");
-    hand.commit(0, Control { kind: Carried::Inline, abort: false, len, place: 0 });
+    hand.commit(0, Control { kind: Carried::Inline, abort: false, len, unit: 0 });
     wake(hand);
     // The Welcome: it is in.
     let welcome = hand.incoming().slots;
@@ -107,7 +107,7 @@ pub(crate) fn giant(told: &Told) {
     let hand = hand(&stream_path(told.path()));
     tell("in");
     hand.payload(0, &[MAX_MESSAGE as u64 + 1]);
-    hand.commit(0, Control { kind: Carried::First, abort: false, len: 4000, place: 0 });
+    hand.commit(0, Control { kind: Carried::First, abort: false, len: 4000, unit: 0 });
     wake(&hand);
     let until = Instant::now() + PATIENCE;
     while !hand.over() && Instant::now() < until {

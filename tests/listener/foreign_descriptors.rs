@@ -18,7 +18,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::*;
-use narrows::internal::handshake::{ACKNOWLEDGE, ANSWER_LEN, Agreement, Answer, HELLO_LEN, VERSION_MAX};
+use narrows::internal::handshake::{ACKNOWLEDGE, ANSWER_LEN, Answer, HELLO_LEN, Negotiated, VERSION_MAX};
 use narrows::{ConnectError, Options, SharedMemoryStream};
 
 const LINGER: i32 = 30;
@@ -145,7 +145,7 @@ fn in_time<T>(what: &str, call: impl FnOnce() -> T) -> T {
 
 fn welcome() -> [u8; ANSWER_LEN] {
     let (version, geometry) = (VERSION_MAX, geometry());
-    Answer::Welcome(Agreement { version, features: 0, geometry, max_message: 1, first_ticket: 0 }).encode()
+    Answer::Welcome(Negotiated { version, features: 0, geometry, max_message: 1, first_ticket: 0 }).encode()
 }
 
 /// A path, and a thread that takes one client there by hand.

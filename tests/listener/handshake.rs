@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::*;
 use narrows::internal::handshake::{
-    ACKNOWLEDGE, ANSWER_LEN, Agreement, Answer, ClientHandshake, HELLO_LEN, Reject, VERSION_MAX,
+    ACKNOWLEDGE, ANSWER_LEN, Answer, ClientHandshake, HELLO_LEN, Negotiated, Reject, VERSION_MAX,
 };
 use narrows::internal::layout::Geometry;
 use narrows::{ConnectError, HandshakeError, RejectCode};
@@ -216,7 +216,7 @@ fn answering(
 }
 
 fn welcome() -> [u8; ANSWER_LEN] {
-    let agreed = Agreement {
+    let agreed = Negotiated {
         version: VERSION_MAX,
         features: 0,
         geometry: geometry(),
@@ -310,7 +310,7 @@ fn each_lie_of_an_answer_is_found() {
     assert_eq!(with(40, &[255; 8]), HandshakeError::BadTicket(u64::MAX));
     assert_eq!(with(127, &[1]), HandshakeError::ReservedNotZero);
     let geometry = Geometry::new(512, 1 << 20, 64).expect("legal");
-    let agreed = Agreement { version: VERSION_MAX, features: 0, geometry, max_message: 1, first_ticket: 0 };
+    let agreed = Negotiated { version: VERSION_MAX, features: 0, geometry, max_message: 1, first_ticket: 0 };
     let greedy = answering(Answer::Welcome(agreed).encode(), vec![memfd(geometry.region_len(), SEALS)]);
     assert!(matches!(greedy, Err(ConnectError::BadAnswer(HandshakeError::MoreThanWanted))));
     let reject = Answer::Reject(Reject::new(RejectCode::Other(999), "come back tomorrow")).encode();

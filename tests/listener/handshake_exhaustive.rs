@@ -16,7 +16,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use narrows::internal::handshake::{
-    ANSWER_LEN, Agreement, Answer, ClientHandshake, HELLO_LEN, Reject, VERSION_MAX,
+    ANSWER_LEN, Answer, ClientHandshake, HELLO_LEN, Negotiated, Reject, VERSION_MAX,
 };
 use narrows::internal::layout::Geometry;
 use narrows::{ConnectError, HandshakeError, Options, RejectCode};
@@ -44,7 +44,7 @@ fn hello() -> [u8; HELLO_LEN] {
 
 fn welcome() -> [u8; ANSWER_LEN] {
     let agreed =
-        Agreement { version: VERSION_MAX, features: 0, geometry: small(), max_message: 1, first_ticket: 0 };
+        Negotiated { version: VERSION_MAX, features: 0, geometry: small(), max_message: 1, first_ticket: 0 };
     Answer::Welcome(agreed).encode()
 }
 

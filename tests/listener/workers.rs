@@ -9,7 +9,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
 use crate::support::{Fork, LONG, Watchdog, alone, echo, reach, round_trip, sys, verdict};
-use narrows::internal::handshake::{Answer, HELLO_LEN, Limits, ServerHandshake};
+use narrows::internal::handshake::{Answer, HELLO_LEN, HandshakeLimits, ServerHandshake};
 use narrows::internal::layout::Geometry;
 use narrows::{AcceptError, Options, RecvTimeoutError, SharedMemoryListener, SharedMemoryStream};
 
@@ -112,7 +112,7 @@ fn serve_by_hand(listener: &UnixListener) {
     let mut hello = [0; HELLO_LEN];
     socket.read_exact(&mut hello).expect("reads");
     let geometry = Geometry::new(8, 4096, 8).expect("legal");
-    let limits = Limits { geometry, max_message: 1000, first_ticket: 0 };
+    let limits = HandshakeLimits { geometry, max_message: 1000, first_ticket: 0 };
     let hello = ServerHandshake::new(0).feed(&hello).expect("legal").expect("whole");
     let agreed = limits.agree(&hello);
     let memory = sys::sealed_memory(agreed.geometry.region_len());

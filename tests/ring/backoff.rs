@@ -11,8 +11,8 @@ use crate::support::Watchdog;
 use crate::support::rings::{In, Out, over, put, send};
 use crate::support::spied::{Did, Spied};
 use narrows::internal::mem::{Field, Flag, Heap, Memory, Store, Word};
-use narrows::internal::ring::Fate;
-use narrows::internal::{Ended, RecvFault, SendFault, Wait};
+use narrows::internal::ring::CloseReason;
+use narrows::internal::{ConnectionError, RecvCoreError, SendCoreError, Wait};
 use narrows::{Options, SharedMemoryStream};
 
 const SOON: Duration = Duration::from_millis(200);
@@ -37,7 +37,7 @@ fn a_peer_that_clears_our_flag_for_ever_makes_us_nap() {
         // The attacker may have to wait for its CPU: as many rounds as it needs.
         for _ in 0..200 {
             let until = Instant::now() + Duration::from_millis(100);
-            assert_eq!(inb.recv(&mut [], Wait::Until(Some(until))).map(|_| ()), Err(RecvFault::Empty));
+            assert_eq!(inb.recv(&mut [], Wait::Until(Some(until))).map(|_| ()), Err(RecvCoreError::Empty));
             assert!(Instant::now() >= until);
             if naps.load(Ordering::Relaxed) > 0 {
                 break;
@@ -70,12 +70,12 @@ fn flickers(flag: Flag, flicker: fn(&Heap, bool), call: fn(&mut Out<Arc<Spied>>,
 fn words_that_flicker_make_us_nap() {
     let stamp = |heap: &Heap, there| heap.store_slot(0, Field::Stamp, 2 * u64::from(there), Store::Release);
     flickers(Flag::Consumer, stamp, |_, inb| {
-        assert_eq!(inb.recv(&mut [], Wait::for_duration(SOON)).map(|_| ()), Err(RecvFault::Empty));
+        assert_eq!(inb.recv(&mut [], Wait::for_duration(SOON)).map(|_| ()), Err(RecvCoreError::Empty));
     });
     let head = |heap: &Heap, there| heap.store(Word::Head, u64::from(there), Store::Release);
     flickers(Flag::Producer, head, |out, _| {
         put(out, b"all there is room for", 0);
-        assert_eq!(send(out, b"", 0, Wait::for_duration(SOON)), Err(SendFault::Full));
+        assert_eq!(send(out, b"", 0, Wait::for_duration(SOON)), Err(SendCoreError::Full));
     });
 }
 
@@ -91,7 +91,7 @@ fn cleared_flags_between_flickers_make_us_nap() {
             heap.store_slot(0, Field::Stamp, 2 * u64::from(round % 60 == 59), Store::Release);
             heap.store_flag(Flag::Consumer, 0);
             if round > ROUNDS {
-                heap.settle(Fate::Closed as u64);
+                heap.set_close_reason(CloseReason::Closed as u64);
             }
         }
         Did::StoreFlag(Flag::Consumer, _) => heap.store_slot(0, Field::Stamp, 0, Store::Release),
@@ -100,7 +100,7 @@ fn cleared_flags_between_flickers_make_us_nap() {
     });
     let (_out, mut inb) = over(&mem, 0);
     let end = inb.recv(&mut [], Wait::FOREVER).map(|_| ());
-    assert_eq!(end, Err(RecvFault::Ended(Ended::Closed)));
+    assert_eq!(end, Err(RecvCoreError::Ended(ConnectionError::Closed)));
     let [rounds, naps] = [0, 1].map(|which| counts[which].load(Ordering::Relaxed));
     assert!(rounds > ROUNDS && naps + ROUNDS / 2 >= rounds, "{rounds} rounds with {naps} naps");
 }

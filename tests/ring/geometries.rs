@@ -8,14 +8,15 @@ use std::time::Instant;
 use crate::support::rings::{at_once, head, over, put, ring, send, take, try_take};
 use crate::support::spied::{Did, Spied};
 use crate::support::{Watchdog, bytes, check};
-use narrows::internal::layout::{Kind, LAST_TICKET};
+use narrows::internal::layout::{LAST_TICKET, SlotKind};
 use narrows::internal::mem::{
-    Field, Flag, GRAIN, Heap, INLINE, Load, Memory, OutOfBounds, Store, Tail, Word,
+    ARENA_ALIGN, Field, Flag, Heap, INLINE_CAPACITY, Load, Memory, OutOfBounds, Padding, Store, Word,
 };
 use narrows::internal::ring::{
-    Bed, Consumer, Fate, Poster, Producer, Refusal, bell, close, ended, sleep, urgent,
+    CloseReason, Consumer, OobSender, Producer, ReserveError, WaitSlot, close, closed, load_doorbell,
+    load_oob, park,
 };
-use narrows::internal::{Ended, RecvFault, SendFault, Wait};
+use narrows::internal::{ConnectionError, RecvCoreError, SendCoreError, Wait};
 
 const SIZES: [usize; 22] =
     [0, 1, 7, 8, 9, 15, 26, 40, 41, 63, 64, 65, 103, 104, 105, 127, 128, 129, 300, 1000, 4096, 4097];
@@ -30,7 +31,7 @@ fn flow(slots: usize, arena: usize, first: u64) -> u64 {
                 match send(&mut out, &bytes(seed, size), seed, Wait::FOREVER) {
                     Ok(len) => assert_eq!(len, size),
                     Err(fault) => {
-                        assert_eq!(fault, SendFault::Exhausted);
+                        assert_eq!(fault, SendCoreError::Exhausted);
                         break;
                     }
                 }
@@ -49,7 +50,7 @@ fn flow(slots: usize, arena: usize, first: u64) -> u64 {
                     received += 1;
                 }
                 Err(fault) => {
-                    assert_eq!(fault, RecvFault::Ended(Ended::Disconnected));
+                    assert_eq!(fault, RecvCoreError::Ended(ConnectionError::Disconnected));
                     break;
                 }
             }
@@ -86,13 +87,13 @@ fn the_last_ticket_is_used_and_then_no_more() {
                 assert_eq!(take(&mut inb), (bytes(seed, 5), seed));
             }
             for _ in 0..3 {
-                assert_eq!(send(&mut out, b"", 0, Wait::Never), Err(SendFault::Exhausted));
-                assert_eq!(send(&mut out, &[1; 500], 0, Wait::FOREVER), Err(SendFault::Exhausted));
-                assert_eq!(try_take(&mut inb), Err(RecvFault::Empty));
+                assert_eq!(send(&mut out, b"", 0, Wait::Never), Err(SendCoreError::Exhausted));
+                assert_eq!(send(&mut out, &[1; 500], 0, Wait::FOREVER), Err(SendCoreError::Exhausted));
+                assert_eq!(try_take(&mut inb), Err(RecvCoreError::Empty));
             }
-            assert!(!inb.stirred());
+            assert!(!inb.has_news());
             out.ring().close();
-            assert_eq!(try_take(&mut inb), Err(RecvFault::Ended(Ended::Disconnected)));
+            assert_eq!(try_take(&mut inb), Err(RecvCoreError::Ended(ConnectionError::Disconnected)));
         }
     }
 }
@@ -100,31 +101,31 @@ fn the_last_ticket_is_used_and_then_no_more() {
 #[test]
 fn a_long_message_that_meets_the_last_ticket_is_never_delivered() {
     let (mut out, mut inb, _heap) = ring(4, 256, LAST_TICKET - 1);
-    assert_eq!(send(&mut out, &[7; 600], 0, Wait::FOREVER), Err(SendFault::Exhausted));
-    assert_eq!(try_take(&mut inb), Err(RecvFault::Empty));
+    assert_eq!(send(&mut out, &[7; 600], 0, Wait::FOREVER), Err(SendCoreError::Exhausted));
+    assert_eq!(try_take(&mut inb), Err(RecvCoreError::Empty));
     out.ring().close();
-    assert_eq!(try_take(&mut inb), Err(RecvFault::Ended(Ended::Disconnected)));
+    assert_eq!(try_take(&mut inb), Err(RecvCoreError::Ended(ConnectionError::Disconnected)));
 }
 
 #[test]
 fn every_place_of_the_arena_is_wrapped() {
     let (arena, slots) = (1024_usize, 8);
-    for step in (GRAIN..=arena).step_by(GRAIN) {
+    for step in (ARENA_ALIGN..=arena).step_by(ARENA_ALIGN) {
         for len in [105, 128, 129, 300, 511, 512, 513, 1000, 1024] {
             let (mut out, mut inb, _heap) = ring(slots, arena, 0);
-            put(&mut out, &bytes(1, step.max(INLINE + 1)), 1);
+            put(&mut out, &bytes(1, step.max(INLINE_CAPACITY + 1)), 1);
             put(&mut out, &bytes(2, 3), 2);
             // One message stays in the ring, so that the arena never starts afresh.
             take(&mut inb);
             for seed in 3..40 {
                 match send(&mut out, &bytes(seed, len), seed, Wait::Never) {
                     Ok(_) => {}
-                    Err(fault) => assert_eq!(fault, SendFault::Full),
+                    Err(fault) => assert_eq!(fault, SendCoreError::Full),
                 }
                 let (message, tag) = take(&mut inb);
                 check(tag, message.len(), &message);
                 put(&mut out, &bytes(seed, 1), seed);
-                while inb.ring().arrival().expect("honest").is_some_and(|arrival| arrival.tag < seed) {
+                while inb.ring().next_slot().expect("honest").is_some_and(|arrival| arrival.tag < seed) {
                     take(&mut inb);
                 }
             }
@@ -138,7 +139,7 @@ fn an_empty_ring_has_room_for_whatever_ever_fits() {
         for arena in [64_usize, 128, 1024, 4096] {
             let (mut out, mut inb, _heap) = ring(slots, arena, 0);
             for seed in 0..400 {
-                let len = fastrand::Rng::with_seed(seed).usize(0..=arena.max(INLINE));
+                let len = fastrand::Rng::with_seed(seed).usize(0..=arena.max(INLINE_CAPACITY));
                 put(&mut out, &bytes(seed, len), seed);
                 assert_eq!(take(&mut inb), (bytes(seed, len), seed));
             }
@@ -149,8 +150,8 @@ fn an_empty_ring_has_room_for_whatever_ever_fits() {
 #[test]
 fn what_fits_into_a_slot_needs_no_arena() {
     let (mut out, mut inb, _heap) = ring(1, 64, 0);
-    assert_eq!(out.in_place(), INLINE);
-    for len in 0..=INLINE {
+    assert_eq!(out.in_place(), INLINE_CAPACITY);
+    for len in 0..=INLINE_CAPACITY {
         put(&mut out, &bytes(9, len), 9);
         assert_eq!(take(&mut inb).0, bytes(9, len));
     }
@@ -163,7 +164,7 @@ fn at_most_a_quarter_of_the_slots_stays_hidden_and_nothing_when_the_ring_is_dry(
         for round in 0..5 {
             let base = 5 + round * slots;
             (0..slots).for_each(|seed| put(&mut out, &bytes(seed, 8), seed));
-            assert_eq!(send(&mut out, b"", 0, Wait::Never), Err(SendFault::Full));
+            assert_eq!(send(&mut out, b"", 0, Wait::Never), Err(SendCoreError::Full));
             let mut most = 0;
             for done in 1..=slots {
                 take(&mut inb);
@@ -201,7 +202,7 @@ fn a_producer_is_woken_by_the_release_that_it_needs_once_in_a_quarter_of_the_slo
         });
         let (mut out, mut inb) = over(&mem, 0);
         (0..8).for_each(|seed| put(&mut out, b"", seed));
-        out.ring().want(wanted);
+        out.ring().announce_wait(wanted);
         for done in 1..=8 {
             mem.heap.store_flag(Flag::Producer, 1);
             take(&mut inb);
@@ -215,14 +216,14 @@ fn a_producer_is_woken_by_the_release_that_it_needs_once_in_a_quarter_of_the_slo
 fn a_claim_is_private_until_it_is_published() {
     let (mut out, mut inb, heap) = ring(2, 256, 0);
     for len in [0, 50, 200] {
-        let claim = out.claim(len, Wait::Never).expect("room");
+        let claim = out.reserve(len, Wait::Never).expect("room");
         assert_eq!(claim.is_empty(), len == 0);
-        out.ring().open(&claim);
+        out.ring().mark_writing(&claim);
         assert_eq!(heap.load_slot(0, Field::Stamp, Load::Relaxed), 1, "being written");
-        out.ring().write(&claim, 0, &bytes(1, len), Tail::Zero).expect("fits");
+        out.ring().write(&claim, 0, &bytes(1, len), Padding::Zero).expect("fits");
         out.describe_whole(&claim, len, 4);
-        assert_eq!(try_take(&mut inb), Err(RecvFault::Empty));
-        assert!(!inb.stirred());
+        assert_eq!(try_take(&mut inb), Err(RecvCoreError::Empty));
+        assert!(!inb.has_news());
     }
     put(&mut out, &bytes(2, 130), 2);
     assert_eq!(take(&mut inb), (bytes(2, 130), 2));
@@ -236,13 +237,13 @@ fn a_batch_is_published_together_and_a_forgotten_one_not_at_all() {
         let mut to = out.ring().next();
         for seed in 0..8 {
             let claim = out.stage(to, 40_000).expect("room");
-            out.ring().open(&claim);
-            out.ring().write(&claim, 0, &bytes(seed, 40_000), Tail::Zero).expect("fits");
-            out.ring_mut().describe(&claim, Kind::Whole, 40_000, seed);
+            out.ring().mark_writing(&claim);
+            out.ring().write(&claim, 0, &bytes(seed, 40_000), Padding::Zero).expect("fits");
+            out.ring_mut().describe(&claim, SlotKind::Whole, 40_000, seed);
             to = claim.after();
         }
-        assert_eq!(out.stage(to, 1).map(|_| ()), Err(SendFault::Full));
-        assert_eq!(try_take(&mut inb), Err(RecvFault::Empty));
+        assert_eq!(out.stage(to, 1).map(|_| ()), Err(SendCoreError::Full));
+        assert_eq!(try_take(&mut inb), Err(RecvCoreError::Empty));
         if publish {
             out.publish(to, false);
             (0..8).for_each(|seed| assert_eq!(take(&mut inb), (bytes(seed, 40_000), seed)));
@@ -258,15 +259,15 @@ fn a_batch_is_published_together_and_a_forgotten_one_not_at_all() {
 fn writes_and_reads_outside_a_claim_are_refused() {
     let (mut out, inb, _heap) = ring(2, 256, 0);
     for len in [0, 30, 200] {
-        let claim = out.claim(len, Wait::Never).expect("room");
+        let claim = out.reserve(len, Wait::Never).expect("room");
         for at in [len + 1, usize::MAX] {
-            assert_eq!(out.ring().write(&claim, at, b"", Tail::Keep), Err(OutOfBounds));
+            assert_eq!(out.ring().write(&claim, at, b"", Padding::Keep), Err(OutOfBounds));
         }
-        assert_eq!(out.ring().write(&claim, len, b"x", Tail::Keep), Err(OutOfBounds));
-        assert_eq!(out.ring().write(&claim, 1, &vec![0; len], Tail::Keep), Err(OutOfBounds));
+        assert_eq!(out.ring().write(&claim, len, b"x", Padding::Keep), Err(OutOfBounds));
+        assert_eq!(out.ring().write(&claim, 1, &vec![0; len], Padding::Keep), Err(OutOfBounds));
     }
     put(&mut out, b"four", 0);
-    let arrival = inb.ring().arrival().expect("honest").expect("there");
+    let arrival = inb.ring().next_slot().expect("honest").expect("there");
     for (at, len) in [(0, 5), (4, 1), (5, 0), (usize::MAX, 1), (usize::MAX, 0)] {
         assert_eq!(inb.ring().read(&arrival, at, &mut vec![0; len]), Err(OutOfBounds), "{len} at {at}");
     }
@@ -283,22 +284,22 @@ fn a_slot_of_zeros_is_no_message() {
         for field in [Field::Stamp, Field::Control, Field::Tag] {
             heap.store_slot(first, field, 0, Store::Relaxed);
         }
-        assert_eq!(try_take(&mut inb), Err(RecvFault::Empty));
-        assert_eq!(inb.recv(&mut [0; 9], at_once()).map(|_| ()), Err(RecvFault::Empty));
+        assert_eq!(try_take(&mut inb), Err(RecvCoreError::Empty));
+        assert_eq!(inb.recv(&mut [0; 9], at_once()).map(|_| ()), Err(RecvCoreError::Empty));
     }
 }
 
 #[test]
 fn urgent_words_stand_alone_and_the_bell_counts_them() {
     let (mut out, mut inb, heap) = ring(1, 64, 0);
-    let mut poster = Poster::new(heap.clone());
+    let mut poster = OobSender::new(heap.clone());
     put(&mut out, b"the ring is full", 0);
     for (count, index) in (1..).zip([0, 3, 3, 4, u32::MAX]) {
-        poster.post(index, u64::from(index) + 100);
-        assert_eq!((urgent(&heap, index), bell(&heap)), (u64::from(index) + 100, count));
+        poster.send(index, u64::from(index) + 100);
+        assert_eq!((load_oob(&heap, index), load_doorbell(&heap)), (u64::from(index) + 100, count));
     }
-    assert_eq!(urgent(&heap, 0), 104, "four words: the index is masked");
-    assert_eq!(urgent(&heap, 3), u64::from(u32::MAX) + 100);
+    assert_eq!(load_oob(&heap, 0), 104, "four words: the index is masked");
+    assert_eq!(load_oob(&heap, 3), u64::from(u32::MAX) + 100);
     assert_eq!(take(&mut inb).0, b"the ring is full");
 }
 
@@ -312,22 +313,22 @@ fn a_fresh_ring_has_its_first_head() {
 
 #[test]
 fn a_mark_counts_before_a_hang_up_and_a_death_but_not_before_our_own_verdicts() {
-    use Ended::{Closed, Disconnected, PeerDied, ProtocolViolated};
+    use ConnectionError::{Closed, Disconnected, PeerDied, ProtocolViolated};
     for (fate, alone, marked) in [
         (0, None, Disconnected),
-        (Fate::Closed as u64, Some(Closed), Closed),
-        (Fate::Disconnected as u64, Some(Disconnected), Disconnected),
-        (Fate::Died as u64, Some(PeerDied), Disconnected),
-        (Fate::Violated as u64, Some(ProtocolViolated), ProtocolViolated),
+        (CloseReason::Closed as u64, Some(Closed), Closed),
+        (CloseReason::Disconnected as u64, Some(Disconnected), Disconnected),
+        (CloseReason::Died as u64, Some(PeerDied), Disconnected),
+        (CloseReason::Violated as u64, Some(ProtocolViolated), ProtocolViolated),
         (u64::MAX, Some(ProtocolViolated), ProtocolViolated),
     ] {
         let heap = Heap::new(1, 64, 1);
-        assert_eq!(heap.settle(fate), fate);
-        assert_eq!(ended(&heap, Word::ProducerMark), alone, "{fate}");
-        close(&heap, Word::ConsumerMark, Flag::Producer);
-        assert_eq!(ended(&heap, Word::ProducerMark), alone, "{fate}: the mark of the other side");
-        close(&heap, Word::ProducerMark, Flag::Consumer);
-        assert_eq!(ended(&heap, Word::ProducerMark), Some(marked), "{fate}, marked");
+        assert_eq!(heap.set_close_reason(fate), fate);
+        assert_eq!(closed(&heap, Word::ProducerClosed), alone, "{fate}");
+        close(&heap, Word::ConsumerClosed, Flag::Producer);
+        assert_eq!(closed(&heap, Word::ProducerClosed), alone, "{fate}: the mark of the other side");
+        close(&heap, Word::ProducerClosed, Flag::Consumer);
+        assert_eq!(closed(&heap, Word::ProducerClosed), Some(marked), "{fate}, marked");
     }
 }
 
@@ -339,13 +340,13 @@ fn a_bed_is_raised_while_its_sleeper_looks_and_lowered_when_it_is_up() {
         [of(&one), of(&two)]
     };
     for (bed, raised) in [
-        (Bed::consumer(&one), [[1, 0], [0, 0]]),
-        (Bed::producer(&one), [[0, 1], [0, 0]]),
-        (Bed::either(&one, &two), [[1, 0], [0, 2]]),
+        (WaitSlot::consumer(&one), [[1, 0], [0, 0]]),
+        (WaitSlot::producer(&one), [[0, 1], [0, 0]]),
+        (WaitSlot::either(&one, &two), [[1, 0], [0, 2]]),
     ] {
-        assert_eq!(sleep(&bed, None, 0, || Some(flags())), Some(raised));
+        assert_eq!(park(&bed, None, 0, || Some(flags())), Some(raised));
         assert_eq!(flags(), [[0; 2]; 2], "up, as it found something");
-        assert_eq!(sleep(&bed, Some(Instant::now()), 0, || None::<()>), None);
+        assert_eq!(park(&bed, Some(Instant::now()), 0, || None::<()>), None);
         assert_eq!(flags(), [[0; 2]; 2], "up, as its time was over");
     }
 }
@@ -358,7 +359,7 @@ fn a_sleeper_whose_flag_is_cleared_for_nothing_naps_from_the_65th_time_on() {
         count.fetch_add(u32::from(did == Did::Doze), Ordering::Relaxed);
     });
     let looks = AtomicU32::new(0);
-    let looked = sleep(&Bed::consumer(&mem), None, 0, || {
+    let looked = park(&WaitSlot::consumer(&mem), None, 0, || {
         mem.heap.store_flag(Flag::Consumer, 0);
         (looks.fetch_add(1, Ordering::Relaxed) == 100).then_some(())
     });
@@ -370,16 +371,16 @@ fn a_wait_for_space_is_over_when_it_is_there_or_will_never_be() {
     let (mut out, _inb, heap) = ring(2, 64, 5);
     let mut consumer = Consumer::new(heap.clone(), 5);
     (0..2).for_each(|seed| put(&mut out, b"", seed));
-    assert!(!out.ring().released(5));
-    let first = consumer.arrival().expect("honest").expect("there");
+    assert!(!out.ring().is_released(5));
+    let first = consumer.next_slot().expect("honest").expect("there");
     (0..2).for_each(|_| consumer.release(&first));
     assert_eq!((consumer.ticket(), head(&heap)), (6, 6), "nothing is released twice");
-    assert!(out.ring().released(5) && !out.ring().released(6));
+    assert!(out.ring().is_released(5) && !out.ring().is_released(6));
     heap.store(Word::Head, 4, Store::Relaxed);
-    assert!(out.ring().released(6), "a lie, which the next claim finds");
+    assert!(out.ring().is_released(6), "a lie, which the next claim finds");
     heap.store(Word::Head, 6, Store::Relaxed);
     consumer.close();
-    assert!(out.ring().released(6));
+    assert!(out.ring().is_released(6));
 }
 
 #[test]
@@ -387,14 +388,14 @@ fn what_never_fits_is_refused_and_the_tickets_that_are_left_are_counted() {
     let (_out, _inb, heap) = ring(4, 128, LAST_TICKET - 1);
     let mut producer = Producer::new(heap, LAST_TICKET - 1);
     for left in [2, 1] {
-        assert_eq!(producer.left(), left);
-        assert_eq!(producer.claim(producer.next(), 129).map(|_| ()), Err(Refusal::TooLarge));
-        let claim = producer.claim_piece(producer.next(), 64).expect("room");
-        producer.describe(&claim, Kind::Whole, 64, 0);
+        assert_eq!(producer.remaining_tickets(), left);
+        assert_eq!(producer.reserve(producer.next(), 129).map(|_| ()), Err(ReserveError::TooLarge));
+        let claim = producer.reserve_fragment(producer.next(), 64).expect("room");
+        producer.describe(&claim, SlotKind::Whole, 64, 0);
         producer.publish(claim.after(), false);
     }
-    assert_eq!(producer.left(), 0);
-    assert_eq!(producer.claim(producer.next(), 0).map(|_| ()), Err(Refusal::Exhausted));
+    assert_eq!(producer.remaining_tickets(), 0);
+    assert_eq!(producer.reserve(producer.next(), 0).map(|_| ()), Err(ReserveError::Exhausted));
 }
 
 /// What is written again and again at the front stays in both CPUs' caches, which long payloads are slower for.
@@ -403,11 +404,11 @@ fn short_payloads_come_back_to_the_front_and_long_ones_go_round() {
     let places = |len: usize| {
         let (mut out, mut inb, _heap) = ring(16, 256 << 10, 0);
         let mut place = |seed| {
-            let claim = out.claim(len, Wait::Never).expect("room");
+            let claim = out.reserve(len, Wait::Never).expect("room");
             let narrows::internal::mem::Span::Arena(place) = claim.span() else { panic!("in a slot") };
             put(&mut out, &bytes(seed, len), seed);
             assert_eq!(take(&mut inb), (bytes(seed, len), seed));
-            place as usize * GRAIN
+            place as usize * ARENA_ALIGN
         };
         [place(0), place(1), place(2)]
     };

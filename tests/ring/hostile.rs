@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 use crate::support::rings::{In, MAX, at_once, over, put, ring, send, take, try_take};
 use crate::support::spied::{Did, Spied};
 use crate::support::{Watchdog, bytes};
-use narrows::internal::layout::{Control, Kind, LAST_TICKET};
-use narrows::internal::mem::{Field, Flag, Heap, Load, Memory, Span, Store, Tail, Word};
-use narrows::internal::ring::{Fate, Producer, alarm, rouse};
-use narrows::internal::{Ended, RecvFault, SendFault, Wait};
+use narrows::internal::layout::{Control, LAST_TICKET, SlotKind};
+use narrows::internal::mem::{Field, Flag, Heap, Load, Memory, Padding, Span, Store, Word};
+use narrows::internal::ring::{CloseReason, Producer, force_notify, notify};
+use narrows::internal::{ConnectionError, RecvCoreError, SendCoreError, Wait};
 
-const VIOLATED: Result<(Vec<u8>, u64), RecvFault> = Err(RecvFault::Ended(Ended::ProtocolViolated));
+const VIOLATED: Result<(Vec<u8>, u64), RecvCoreError> =
+    Err(RecvCoreError::Ended(ConnectionError::ProtocolViolated));
 
 /// The receiver says that the peer lied, and goes on saying so; the peer sees the end.
 #[track_caller]
@@ -23,14 +24,14 @@ fn condemned(inb: &mut In, heap: &Heap) {
     for _ in 0..3 {
         assert_eq!(try_take(inb), VIOLATED);
         let blocking = inb.recv(&mut [], Wait::FOREVER).map(|_| ());
-        assert_eq!(blocking, Err(RecvFault::Ended(Ended::ProtocolViolated)));
+        assert_eq!(blocking, Err(RecvCoreError::Ended(ConnectionError::ProtocolViolated)));
     }
-    assert_ne!(heap.load(Word::ConsumerMark, Load::Relaxed), 0);
+    assert_ne!(heap.load(Word::ConsumerClosed, Load::Relaxed), 0);
 }
 
 /// Writes one ticket as no honest producer would.
 fn forge(heap: &Heap, ticket: u64, control: u64, total: u64) {
-    heap.copy_in(Span::Slot(ticket), 0, &total.to_le_bytes(), Tail::Keep).expect("a slot");
+    heap.copy_in(Span::Slot(ticket), 0, &total.to_le_bytes(), Padding::Keep).expect("a slot");
     heap.store_slot(ticket, Field::Control, control, Store::Relaxed);
     heap.store_slot(ticket, Field::Tag, ticket, Store::Relaxed);
     heap.store_slot(ticket, Field::Stamp, ticket.wrapping_mul(2).wrapping_add(2), Store::Release);
@@ -47,10 +48,10 @@ fn only_four_stamps_are_legal() {
                 let (_out, mut inb, heap) = ring(usize::try_from(slots).expect("few"), 64, first);
                 heap.store_slot(first, Field::Stamp, stamp, Store::Release);
                 let waiting = stamp == 0 || stamp == 2 * first + 1 || Some(stamp) == before;
-                assert_eq!(inb.stirred(), !waiting);
+                assert_eq!(inb.has_news(), !waiting);
                 if waiting {
-                    assert_eq!(try_take(&mut inb), Err(RecvFault::Empty), "{stamp:#x} of {first:#x}");
-                    assert_eq!(inb.recv(&mut [], at_once()).map(|_| ()), Err(RecvFault::Empty));
+                    assert_eq!(try_take(&mut inb), Err(RecvCoreError::Empty), "{stamp:#x} of {first:#x}");
+                    assert_eq!(inb.recv(&mut [], at_once()).map(|_| ()), Err(RecvCoreError::Empty));
                 } else {
                     // A ready stamp over a slot of zeros is as much of a lie as any other.
                     condemned(&mut inb, &heap);
@@ -72,10 +73,13 @@ fn every_control_word_is_judged() {
         let (_out, mut inb, heap) = ring(slots, arena, 0);
         forge(&heap, 0, word, 300);
         match Control::decode(word, arena as u64) {
-            Err(_) | Ok(Control { abort: true, .. } | Control { kind: Kind::Middle | Kind::Last, .. }) => {
+            Err(_)
+            | Ok(Control { abort: true, .. } | Control { kind: SlotKind::Middle | SlotKind::Last, .. }) => {
                 condemned(&mut inb, &heap);
             }
-            Ok(Control { kind: Kind::First, .. }) => assert_eq!(try_take(&mut inb), Err(RecvFault::Empty)),
+            Ok(Control { kind: SlotKind::First, .. }) => {
+                assert_eq!(try_take(&mut inb), Err(RecvCoreError::Empty))
+            }
             Ok(control) => assert_eq!(take(&mut inb).0.len(), control.len as usize),
         }
     }
@@ -83,7 +87,7 @@ fn every_control_word_is_judged() {
 
 #[test]
 fn a_first_piece_announces_more_than_it_has_and_no_more_than_agreed() {
-    let control = Control { kind: Kind::First, abort: false, len: 64, place: 0 }.encode();
+    let control = Control { kind: SlotKind::First, abort: false, len: 64, unit: 0 }.encode();
     for (total, legal) in [
         (0, false),
         (63, false),
@@ -97,15 +101,16 @@ fn a_first_piece_announces_more_than_it_has_and_no_more_than_agreed() {
         let (_out, mut inb, heap) = ring(2, 64, 0);
         forge(&heap, 0, control, total);
         if legal {
-            assert_eq!(try_take(&mut inb), Err(RecvFault::Empty), "{total}");
+            assert_eq!(try_take(&mut inb), Err(RecvCoreError::Empty), "{total}");
         } else {
             condemned(&mut inb, &heap);
         }
     }
-    for kind in [Kind::Inline, Kind::Whole] {
+    for kind in [SlotKind::Inline, SlotKind::Whole] {
         let heap = Arc::new(Heap::new(2, 256, 1));
-        let mut inb = narrows::internal::Inbound::new(heap.clone(), narrows::internal::NoPace, 0, 50);
-        forge(&heap, 0, Control { kind, abort: false, len: 51, place: 0 }.encode(), 0);
+        let mut inb =
+            narrows::internal::ReceiverCore::new(heap.clone(), narrows::internal::NoWaitPolicy, 0, 50);
+        forge(&heap, 0, Control { kind, abort: false, len: 51, unit: 0 }.encode(), 0);
         condemned(&mut inb, &heap);
     }
 }
@@ -121,14 +126,14 @@ fn a_head_that_runs_backwards_or_ahead_is_a_lie() {
             put(&mut out, &bytes(1, 200), 1);
             put(&mut out, &bytes(2, 2), 2);
             heap.store(Word::Head, head, Store::Release);
-            let expected = Err(SendFault::Ended(Ended::ProtocolViolated));
+            let expected = Err(SendCoreError::Ended(ConnectionError::ProtocolViolated));
             for _ in 0..3 {
                 assert_eq!(send(&mut out, b"", 0, Wait::FOREVER), expected, "{head} of {first}");
                 assert_eq!(send(&mut out, &[0; 999], 0, Wait::Never), expected);
-                assert_eq!(out.claim(0, Wait::Never).map(|_| 0), expected);
-                assert_eq!(out.needs(3).map(|_| 0), expected);
+                assert_eq!(out.reserve(0, Wait::Never).map(|_| 0), expected);
+                assert_eq!(out.ticket_to_await(3).map(|_| 0), expected);
             }
-            assert_ne!(heap.load(Word::ProducerMark, Load::Relaxed), 0);
+            assert_ne!(heap.load(Word::ProducerClosed, Load::Relaxed), 0);
         }
     }
 }
@@ -141,25 +146,27 @@ struct Expect {
 
 impl Expect {
     /// A message's length, nothing yet, or a lie.
-    fn next(&mut self, kind: Kind, abort: bool, len: u64, total: u64) -> Result<Option<u64>, ()> {
+    fn next(&mut self, kind: SlotKind, abort: bool, len: u64, total: u64) -> Result<Option<u64>, ()> {
         match (kind, self.filling) {
-            (Kind::Inline | Kind::Whole | Kind::First, filling) if filling.is_some() != abort => Err(()),
-            (Kind::Inline | Kind::Whole, _) => {
+            (SlotKind::Inline | SlotKind::Whole | SlotKind::First, filling) if filling.is_some() != abort => {
+                Err(())
+            }
+            (SlotKind::Inline | SlotKind::Whole, _) => {
                 self.filling = None;
                 Ok(Some(len))
             }
-            (Kind::First, _) if total <= len || total > MAX as u64 => Err(()),
-            (Kind::First, _) => {
+            (SlotKind::First, _) if total <= len || total > MAX as u64 => Err(()),
+            (SlotKind::First, _) => {
                 self.filling = Some((len, total));
                 Ok(None)
             }
             (_, None) => Err(()),
             (_, Some(_)) if abort => Err(()),
-            (Kind::Middle, Some((filled, total))) if filled + len < total => {
+            (SlotKind::Middle, Some((filled, total))) if filled + len < total => {
                 self.filling = Some((filled + len, total));
                 Ok(None)
             }
-            (Kind::Last, Some((filled, total))) if filled + len == total => {
+            (SlotKind::Last, Some((filled, total))) if filled + len == total => {
                 self.filling = None;
                 Ok(Some(total))
             }
@@ -176,10 +183,17 @@ fn pieces_in_any_order_are_a_message_or_a_lie() {
         let (_out, mut inb, heap) = ring(1, 256, 0);
         let mut expect = Expect::default();
         for ticket in 0..8 {
-            let kinds = [Kind::Inline, Kind::Whole, Kind::First, Kind::First, Kind::Middle, Kind::Last];
+            let kinds = [
+                SlotKind::Inline,
+                SlotKind::Whole,
+                SlotKind::First,
+                SlotKind::First,
+                SlotKind::Middle,
+                SlotKind::Last,
+            ];
             let (kind, abort) = (kinds[random.usize(..6)], random.u8(..4) == 0);
             let (len, total) = (1 + random.u64(..3), 1 + random.u64(..9));
-            let control = Control { kind, abort, len: u32::try_from(len).expect("few"), place: 0 }.encode();
+            let control = Control { kind, abort, len: u32::try_from(len).expect("few"), unit: 0 }.encode();
             forge(&heap, ticket, control, total);
             match expect.next(kind, abort, len, total) {
                 Err(()) => {
@@ -187,7 +201,7 @@ fn pieces_in_any_order_are_a_message_or_a_lie() {
                     lies += 1;
                     break;
                 }
-                Ok(None) => assert_eq!(try_take(&mut inb), Err(RecvFault::Empty)),
+                Ok(None) => assert_eq!(try_take(&mut inb), Err(RecvCoreError::Empty)),
                 Ok(Some(len)) => {
                     assert_eq!(take(&mut inb).0.len() as u64, len);
                     messages += 1;
@@ -210,9 +224,12 @@ fn a_message_that_moves_while_it_is_copied_is_no_message() {
         put(&mut out, &bytes(1, len), 1);
         let mut buffer = b"of an earlier message".to_vec();
         let fault = inb.recv_into(&mut buffer, Wait::Never).map(|_| ());
-        assert_eq!(fault, Err(RecvFault::Ended(Ended::ProtocolViolated)));
+        assert_eq!(fault, Err(RecvCoreError::Ended(ConnectionError::ProtocolViolated)));
         assert_eq!(buffer, b"", "torn bytes are not handed out");
-        assert_eq!(send(&mut out, b"", 0, Wait::Never), Err(SendFault::Ended(Ended::ProtocolViolated)));
+        assert_eq!(
+            send(&mut out, b"", 0, Wait::Never),
+            Err(SendCoreError::Ended(ConnectionError::ProtocolViolated))
+        );
     }
 }
 
@@ -221,10 +238,10 @@ fn a_lent_message_that_moves_is_found_out_when_it_is_given_back() {
     for finish in [false, true] {
         let (mut out, mut inb, heap) = ring(4, 256, 0);
         put(&mut out, &bytes(1, 200), 1);
-        let lent = inb.lend(Wait::Never).expect("there");
+        let lent = inb.borrow_next(Wait::Never).expect("there");
         heap.store_slot(0, Field::Stamp, 1, Store::Relaxed);
         if finish {
-            assert_eq!(inb.give_back(&lent), Err(RecvFault::Ended(Ended::ProtocolViolated)));
+            assert_eq!(inb.release(&lent), Err(RecvCoreError::Ended(ConnectionError::ProtocolViolated)));
         }
         condemned(&mut inb, &heap);
     }
@@ -239,9 +256,9 @@ fn a_peer_that_sends_pieces_for_ever_does_not_outlive_a_deadline() {
         scope.spawn(|| {
             let mut ticket = 0;
             while !over.load(Ordering::Relaxed) {
-                let control = Control { kind: Kind::First, abort: ticket > 0, len: 1, place: 0 };
+                let control = Control { kind: SlotKind::First, abort: ticket > 0, len: 1, unit: 0 };
                 forge(&heap, ticket, control.encode(), 9);
-                rouse(&heap, Flag::Consumer);
+                notify(&heap, Flag::Consumer);
                 ticket += 1;
                 while heap.load(Word::Head, Load::Acquire) < ticket && !over.load(Ordering::Relaxed) {
                     thread::yield_now();
@@ -251,7 +268,7 @@ fn a_peer_that_sends_pieces_for_ever_does_not_outlive_a_deadline() {
         let until = Instant::now() + Duration::from_millis(50);
         let fault = inb.recv(&mut [], Wait::Until(Some(until))).map(|_| ());
         over.store(true, Ordering::Relaxed);
-        assert_eq!(fault, Err(RecvFault::Empty));
+        assert_eq!(fault, Err(RecvCoreError::Empty));
         assert!(Instant::now() >= until);
     });
 }
@@ -259,9 +276,9 @@ fn a_peer_that_sends_pieces_for_ever_does_not_outlive_a_deadline() {
 #[test]
 fn a_peer_that_hung_up_and_sends_on_does_not_keep_a_receive_from_ending() {
     let _watch = Watchdog::new("pieces behind the end");
-    for fate in [Fate::Disconnected, Fate::Died] {
+    for fate in [CloseReason::Disconnected, CloseReason::Died] {
         let piece = |heap: &Heap, ticket, abort| {
-            let control = Control { kind: Kind::First, abort, len: 1, place: 0 };
+            let control = Control { kind: SlotKind::First, abort, len: 1, unit: 0 };
             forge(heap, ticket, control.encode(), 9);
         };
         // While one is looked at the next is written.
@@ -272,8 +289,12 @@ fn a_peer_that_hung_up_and_sends_on_does_not_keep_a_receive_from_ending() {
         });
         let (_out, mut inb) = over(&mem, 0);
         piece(&mem.heap, 0, false);
-        mem.settle(fate as u64);
-        let ended = RecvFault::Ended(if fate == Fate::Died { Ended::PeerDied } else { Ended::Disconnected });
+        mem.set_close_reason(fate as u64);
+        let ended = RecvCoreError::Ended(if fate == CloseReason::Died {
+            ConnectionError::PeerDied
+        } else {
+            ConnectionError::Disconnected
+        });
         assert_eq!(inb.recv(&mut [], Wait::FOREVER).map(|_| ()), Err(ended));
         assert!(inb.ring().ticket() <= 2, "what was committed before the end, and no more");
     }
@@ -285,13 +306,13 @@ fn pieces_that_overlap_do_not_keep_a_call_that_never_blocks() {
     let (_out, mut inb, heap) = ring(slots, arena, 0);
     for ticket in 0..slots as u64 {
         let len = u32::try_from(arena).expect("small");
-        let control = Control { kind: Kind::First, abort: ticket > 0, len, place: 0 };
+        let control = Control { kind: SlotKind::First, abort: ticket > 0, len, unit: 0 };
         forge(&heap, ticket, control.encode(), arena as u64 + 1);
     }
-    assert_eq!(inb.recv(&mut [], Wait::Never).map(|_| ()), Err(RecvFault::Empty));
+    assert_eq!(inb.recv(&mut [], Wait::Never).map(|_| ()), Err(RecvCoreError::Empty));
     let taken = inb.ring().ticket();
     assert!((1..=2).contains(&taken), "{taken} whole arenas were copied");
-    assert_eq!(inb.recv(&mut [], at_once()).map(|_| ()), Err(RecvFault::Empty));
+    assert_eq!(inb.recv(&mut [], at_once()).map(|_| ()), Err(RecvCoreError::Empty));
     assert!(inb.ring().ticket() <= 3 * taken);
 }
 
@@ -304,7 +325,7 @@ fn moves(from: u32, to: u32, must_wake: Flag) {
         _ => {}
     });
     mem.heap.store_flag(Flag::Producer, from);
-    rouse(&mem, Flag::Producer);
+    notify(&mem, Flag::Producer);
     assert_eq!(mem.heap.load_flag(Flag::Producer), 0);
     let woken: Vec<Flag> = seen.try_iter().collect();
     let woke = |flag: &Flag| discriminant(flag) == discriminant(&must_wake);
@@ -314,9 +335,9 @@ fn moves(from: u32, to: u32, must_wake: Flag) {
 #[test]
 fn a_sleeper_that_moves_to_the_other_bed_is_woken_there() {
     moves(1, 1, Flag::Producer);
-    moves(2, 2, Flag::Twin);
+    moves(2, 2, Flag::PeerConsumer);
     moves(2, 1, Flag::Producer);
-    moves(1, 2, Flag::Twin);
+    moves(1, 2, Flag::PeerConsumer);
 }
 
 #[test]
@@ -331,7 +352,7 @@ fn a_flag_of_any_value_is_a_sleeper() {
             }
         });
         mem.heap.store_flag(flag, value);
-        rouse(&mem, flag);
+        notify(&mem, flag);
         assert_eq!(seen.try_iter().collect::<Vec<_>>(), [flag], "{value}");
     }
 }
@@ -344,7 +365,7 @@ fn a_flag_that_another_waker_took_meanwhile_costs_no_wake() {
         _ => {}
     });
     mem.heap.store_flag(Flag::Consumer, 1);
-    rouse(&mem, Flag::Consumer);
+    notify(&mem, Flag::Consumer);
 }
 
 #[test]
@@ -357,7 +378,7 @@ fn a_peer_that_died_between_the_flag_and_the_wake_hides_no_end() {
             }
         });
         mem.heap.store_flag(flag, value);
-        alarm(&mem, flag);
+        force_notify(&mem, flag);
         assert!(seen.try_iter().any(|woken| woken == flag), "the flag said {value}");
         assert_eq!(mem.heap.load_flag(flag), 0);
     }
@@ -368,16 +389,23 @@ fn marks_and_fates_of_any_value_are_an_end() {
     for mark in [1, 2, u64::MAX] {
         let (mut out, mut inb, heap) = ring(2, 64, 0);
         put(&mut out, b"before", 0);
-        heap.store(Word::ProducerMark, mark, Store::Release);
-        heap.store(Word::ConsumerMark, mark, Store::Release);
-        assert_eq!(send(&mut out, b"", 0, Wait::FOREVER), Err(SendFault::Ended(Ended::Disconnected)));
+        heap.store(Word::ProducerClosed, mark, Store::Release);
+        heap.store(Word::ConsumerClosed, mark, Store::Release);
+        assert_eq!(
+            send(&mut out, b"", 0, Wait::FOREVER),
+            Err(SendCoreError::Ended(ConnectionError::Disconnected))
+        );
         assert_eq!(take(&mut inb).0, b"before");
-        assert_eq!(try_take(&mut inb), Err(RecvFault::Ended(Ended::Disconnected)));
+        assert_eq!(try_take(&mut inb), Err(RecvCoreError::Ended(ConnectionError::Disconnected)));
         let mut late = Producer::new(heap.clone(), 1);
-        let claim = late.claim(late.next(), 0).expect("room");
-        late.describe(&claim, Kind::Inline, 0, 5);
+        let claim = late.reserve(late.next(), 0).expect("room");
+        late.describe(&claim, SlotKind::Inline, 0, 5);
         late.publish(claim.after(), false);
-        heap.store(Word::ProducerMark, 0, Store::Release);
-        assert_eq!(try_take(&mut inb), Err(RecvFault::Ended(Ended::Disconnected)), "the end is the end");
+        heap.store(Word::ProducerClosed, 0, Store::Release);
+        assert_eq!(
+            try_take(&mut inb),
+            Err(RecvCoreError::Ended(ConnectionError::Disconnected)),
+            "the end is the end"
+        );
     }
 }

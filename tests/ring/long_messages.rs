@@ -9,9 +9,9 @@ use crate::support::rings::{at_once, over, put, ring, send, take, try_take};
 use crate::support::spied::{Did, Spied};
 use crate::support::{Watchdog, bytes, check};
 use narrows::internal::layout::LAST_TICKET;
-use narrows::internal::mem::{Field, Flag, Heap, Load, Memory, Store, Until, Word};
-use narrows::internal::ring::Fate;
-use narrows::internal::{Ended, Inbound, Pace, RecvFault, SendFault, Wait};
+use narrows::internal::mem::{Deadline, Field, Flag, Heap, Load, Memory, Store, Word};
+use narrows::internal::ring::CloseReason;
+use narrows::internal::{ConnectionError, ReceiverCore, RecvCoreError, SendCoreError, Wait, WaitPolicy};
 
 #[test]
 fn trying_takes_all_that_ever_fits_at_once() {
@@ -40,7 +40,7 @@ fn trying_takes_a_whole_arena_of_a_ring_that_is_empty() {
             put(&mut out, &bytes(seed, len), seed);
         }
         let long = bytes(9, 1 << 20);
-        assert_eq!(send(&mut out, &long, 9, Wait::Never), Err(SendFault::Full));
+        assert_eq!(send(&mut out, &long, 9, Wait::Never), Err(SendCoreError::Full));
         for seed in 0..count {
             assert_eq!(take(&mut inb), (bytes(seed, len), seed));
         }
@@ -52,15 +52,18 @@ fn trying_takes_a_whole_arena_of_a_ring_that_is_empty() {
 #[test]
 fn trying_what_never_fits_says_so_and_sends_nothing() {
     let (mut out, mut inb, _heap) = ring(2, 256, 0);
-    assert_eq!(send(&mut out, &[1; 257], 0, Wait::Never), Err(SendFault::TooLargeToTry));
+    assert_eq!(send(&mut out, &[1; 257], 0, Wait::Never), Err(SendCoreError::TooLargeToTry));
     let (mut out2, _inb2, _heap2) = ring(4, 1 << 20, 0);
-    assert_eq!(send(&mut out2, &[1; (256 << 10) + 1], 0, Wait::Never), Err(SendFault::TooLargeToTry));
-    assert_eq!(send(&mut out2, &[1; (1 << 20) + 1], 0, Wait::Never), Err(SendFault::TooLargeToTry));
+    assert_eq!(send(&mut out2, &[1; (256 << 10) + 1], 0, Wait::Never), Err(SendCoreError::TooLargeToTry));
+    assert_eq!(send(&mut out2, &[1; (1 << 20) + 1], 0, Wait::Never), Err(SendCoreError::TooLargeToTry));
     let longest = crate::support::rings::MAX;
-    assert_eq!(send(&mut out, &vec![1; longest + 1], 0, Wait::Never), Err(SendFault::TooLarge(longest)));
-    assert_eq!(send(&mut out, &vec![1; longest + 1], 0, Wait::FOREVER), Err(SendFault::TooLarge(longest)));
-    assert_eq!(try_take(&mut inb), Err(RecvFault::Empty));
-    assert_eq!(out.claim(257, Wait::FOREVER).map(|_| ()), Err(SendFault::TooLarge(256)));
+    assert_eq!(send(&mut out, &vec![1; longest + 1], 0, Wait::Never), Err(SendCoreError::TooLarge(longest)));
+    assert_eq!(
+        send(&mut out, &vec![1; longest + 1], 0, Wait::FOREVER),
+        Err(SendCoreError::TooLarge(longest))
+    );
+    assert_eq!(try_take(&mut inb), Err(RecvCoreError::Empty));
+    assert_eq!(out.reserve(257, Wait::FOREVER).map(|_| ()), Err(SendCoreError::TooLarge(256)));
 }
 
 #[test]
@@ -70,7 +73,7 @@ fn trying_without_room_for_all_pieces_is_full_and_sends_nothing() {
     put(&mut out, &bytes(2, 10), 2);
     put(&mut out, &bytes(3, 10), 3);
     for _ in 0..3 {
-        assert_eq!(send(&mut out, &long, 1, Wait::Never), Err(SendFault::Full));
+        assert_eq!(send(&mut out, &long, 1, Wait::Never), Err(SendCoreError::Full));
         assert_eq!(heap.load_slot(2, Field::Stamp, Load::Relaxed), 0);
     }
     put(&mut out, &bytes(4, 300), 4);
@@ -105,30 +108,30 @@ fn abandon(slots: usize, arena: usize, pieces: u64, drained: bool, next: usize) 
             });
             while !sender.is_finished() {
                 if taken < pieces {
-                    assert_eq!(inb.recv(&mut [], Wait::Never).map(|_| ()), Err(RecvFault::Empty));
+                    assert_eq!(inb.recv(&mut [], Wait::Never).map(|_| ()), Err(RecvCoreError::Empty));
                     taken += 1;
                 }
                 thread::yield_now();
             }
             sender.join().expect("ends")
         });
-        assert_eq!(fault, Err(SendFault::Full));
+        assert_eq!(fault, Err(SendCoreError::Full));
         if drained {
-            assert_eq!(try_take(&mut inb), Err(RecvFault::Empty), "nothing of it is visible");
+            assert_eq!(try_take(&mut inb), Err(RecvCoreError::Empty), "nothing of it is visible");
         }
         let message = bytes(77, next);
         thread::scope(|scope| {
             scope.spawn(|| send(&mut out, &message, 77, Wait::FOREVER).expect("sends"));
             let mut small = [0; 1];
             let short = inb.recv(&mut small, Wait::FOREVER).map(|_| ());
-            assert_eq!(short, Err(RecvFault::BufferTooSmall(next)), "it carried the abort and is kept");
+            assert_eq!(short, Err(RecvCoreError::BufferTooSmall(next)), "it carried the abort and is kept");
             let mut buffer = Vec::new();
             let came = inb.recv_into(&mut buffer, Wait::FOREVER).expect("comes");
             assert_eq!((came.tag, came.len), (77, next));
             assert_eq!(buffer, message);
         });
     }
-    assert_eq!(heap.load(Word::Fate, Load::Relaxed), 0);
+    assert_eq!(heap.load(Word::CloseReason, Load::Relaxed), 0);
 }
 
 #[test]
@@ -158,7 +161,7 @@ fn a_deadline_in_the_middle_loses_nothing_for_the_receiver() {
                 let wait = if turns % 2 == 0 { Wait::Never } else { at_once() };
                 match inb.recv(&mut buffer, wait) {
                     Ok(came) => break came,
-                    Err(fault) => assert_eq!(fault, RecvFault::Empty),
+                    Err(fault) => assert_eq!(fault, RecvCoreError::Empty),
                 }
                 turns += 1;
             };
@@ -176,9 +179,9 @@ fn a_reassembled_message_is_kept_until_the_buffer_is_long_enough() {
     put(&mut out, b"next", 7);
     for len in [0, 1, long.len() - 1] {
         let short = inb.recv(&mut vec![0; len], Wait::Never).map(|_| ());
-        assert_eq!(short, Err(RecvFault::BufferTooSmall(long.len())));
+        assert_eq!(short, Err(RecvCoreError::BufferTooSmall(long.len())));
     }
-    let lent = inb.lend(Wait::Never).expect("still there");
+    let lent = inb.borrow_next(Wait::Never).expect("still there");
     let mut middle = [0; 9];
     inb.read_at(&lent, 1000, &mut middle).expect("inside");
     assert_eq!(middle, long[1000..1009]);
@@ -190,20 +193,20 @@ fn a_reassembled_message_is_kept_until_the_buffer_is_long_enough() {
 
 #[test]
 fn the_end_in_the_middle_discards_the_pieces() {
-    for fate in [Fate::Closed, Fate::Disconnected, Fate::Died, Fate::Violated] {
+    for fate in [CloseReason::Closed, CloseReason::Disconnected, CloseReason::Died, CloseReason::Violated] {
         let (mut out, mut inb, heap) = ring(2, 128, 0);
-        assert_eq!(send(&mut out, &[3; 1000], 0, at_once()), Err(SendFault::Full));
-        assert_eq!(try_take(&mut inb), Err(RecvFault::Empty));
-        heap.settle(fate as u64);
+        assert_eq!(send(&mut out, &[3; 1000], 0, at_once()), Err(SendCoreError::Full));
+        assert_eq!(try_take(&mut inb), Err(RecvCoreError::Empty));
+        heap.set_close_reason(fate as u64);
         let expected = match fate {
-            Fate::Closed => Ended::Closed,
-            Fate::Disconnected => Ended::Disconnected,
-            Fate::Died => Ended::PeerDied,
-            Fate::Violated => Ended::ProtocolViolated,
+            CloseReason::Closed => ConnectionError::Closed,
+            CloseReason::Disconnected => ConnectionError::Disconnected,
+            CloseReason::Died => ConnectionError::PeerDied,
+            CloseReason::Violated => ConnectionError::ProtocolViolated,
         };
         for _ in 0..2 {
-            assert_eq!(inb.recv(&mut [], Wait::FOREVER).map(|_| ()), Err(RecvFault::Ended(expected)));
-            assert_eq!(send(&mut out, &[3; 1000], 0, Wait::FOREVER), Err(SendFault::Ended(expected)));
+            assert_eq!(inb.recv(&mut [], Wait::FOREVER).map(|_| ()), Err(RecvCoreError::Ended(expected)));
+            assert_eq!(send(&mut out, &[3; 1000], 0, Wait::FOREVER), Err(SendCoreError::Ended(expected)));
         }
     }
 }
@@ -214,13 +217,16 @@ fn a_message_that_was_delivered_was_sent() {
     let long = vec![1; 300 << 10]; // 5 pieces.
     let mem = Spied::new(Heap::new(8, 1 << 20, 1), |heap, did| {
         if did == Did::StoreSlot(4, Field::Stamp, 2 * 4 + 2) {
-            heap.store(Word::ConsumerMark, 1, Store::Release);
+            heap.store(Word::ConsumerClosed, 1, Store::Release);
         }
     });
     let (mut out, mut inb) = over(&mem, 0);
     assert_eq!(send(&mut out, &long, 0, Wait::FOREVER), Ok(long.len()), "all of it was committed");
     assert_eq!(take(&mut inb).0, long);
-    assert_eq!(send(&mut out, &long, 0, Wait::FOREVER), Err(SendFault::Ended(Ended::Disconnected)));
+    assert_eq!(
+        send(&mut out, &long, 0, Wait::FOREVER),
+        Err(SendCoreError::Ended(ConnectionError::Disconnected))
+    );
 }
 
 #[test]
@@ -231,7 +237,7 @@ fn a_long_message_through_the_smallest_ring_meets_no_distrust() {
         count.fetch_add(u32::from(did == Did::Doze), Ordering::Relaxed);
     });
     let (mut out, _) = over(&mem, 0);
-    let mut inb = Inbound::new(mem.clone(), Patient, 0, crate::support::rings::MAX);
+    let mut inb = ReceiverCore::new(mem.clone(), Patient, 0, crate::support::rings::MAX);
     let message = bytes(1, 64 * 1000);
     thread::scope(|scope| {
         scope.spawn(|| send(&mut out, &message, 1, Wait::FOREVER).expect("sends"));
@@ -245,10 +251,10 @@ fn a_long_message_through_the_smallest_ring_meets_no_distrust() {
 /// Looks for longer than an honest peer takes.
 struct Patient;
 
-impl Pace for Patient {
+impl WaitPolicy for Patient {
     fn active(&mut self) {}
 
-    fn pass(&mut self, _until: Until, look: impl Fn() -> bool) -> bool {
+    fn spin(&mut self, _until: Deadline, look: impl Fn() -> bool) -> bool {
         (0..1_000_000).any(|_| {
             thread::yield_now();
             look()
@@ -261,9 +267,9 @@ impl Pace for Patient {
 #[test]
 fn flags_are_lowered_when_a_call_ends() {
     let (mut out, mut inb, heap) = ring(1, 64, 0);
-    assert_eq!(inb.recv(&mut [], at_once()).map(|_| ()), Err(RecvFault::Empty));
+    assert_eq!(inb.recv(&mut [], at_once()).map(|_| ()), Err(RecvCoreError::Empty));
     put(&mut out, b"", 0);
-    assert_eq!(send(&mut out, b"", 0, at_once()), Err(SendFault::Full));
+    assert_eq!(send(&mut out, b"", 0, at_once()), Err(SendCoreError::Full));
     assert_eq!([Flag::Consumer, Flag::Producer].map(|flag| heap.load_flag(flag)), [0, 0]);
 }
 
@@ -271,11 +277,11 @@ fn flags_are_lowered_when_a_call_ends() {
 fn a_message_that_needs_more_tickets_than_are_left_does_not_begin() {
     let (mut out, mut inb, _heap) = ring(8, 4096, LAST_TICKET - 1);
     let long = bytes(1, 9999);
-    assert_eq!(send(&mut out, &long, 0, Wait::FOREVER), Err(SendFault::Exhausted));
-    assert_eq!(send(&mut out, &long, 0, Wait::Never), Err(SendFault::Exhausted));
+    assert_eq!(send(&mut out, &long, 0, Wait::FOREVER), Err(SendCoreError::Exhausted));
+    assert_eq!(send(&mut out, &long, 0, Wait::Never), Err(SendCoreError::Exhausted));
     for tag in [1, 2] {
         put(&mut out, b"short", tag);
         assert_eq!(take(&mut inb), (b"short".to_vec(), tag));
     }
-    assert_eq!(send(&mut out, b"", 0, Wait::FOREVER), Err(SendFault::Exhausted));
+    assert_eq!(send(&mut out, b"", 0, Wait::FOREVER), Err(SendCoreError::Exhausted));
 }

@@ -14,7 +14,8 @@ use crate::support::rings::over;
 use crate::support::{Watchdog, bytes, check};
 use narrows::internal::Wait;
 use narrows::internal::mem::{
-    Flag, GRAIN, Heap, INLINE, Memory, OutOfBounds, Span, Tail, Until, Woke, forward_memory,
+    ARENA_ALIGN, Deadline, Flag, Heap, INLINE_CAPACITY, Memory, OutOfBounds, Padding, Span, WaitResult,
+    forward_memory,
 };
 
 struct Plain {
@@ -27,7 +28,7 @@ unsafe impl Sync for Plain {}
 
 impl Plain {
     fn new(slots: usize, arena: usize) -> Arc<Self> {
-        let payload = UnsafeCell::new(vec![0; slots * INLINE + arena]);
+        let payload = UnsafeCell::new(vec![0; slots * INLINE_CAPACITY + arena]);
         Arc::new(Self { heap: Heap::new(slots, arena, 1), payload })
     }
 
@@ -36,9 +37,9 @@ impl Plain {
         // The private memory judges.
         self.heap.copy_out(span, at, &mut vec![0; len])?;
         let start = match span {
-            Span::Slot(ticket) => usize::try_from(ticket % self.slots()).expect("few") * INLINE,
+            Span::Slot(ticket) => usize::try_from(ticket % self.slots()).expect("few") * INLINE_CAPACITY,
             Span::Arena(place) => {
-                usize::try_from(self.slots()).expect("few") * INLINE + place as usize * GRAIN
+                usize::try_from(self.slots()).expect("few") * INLINE_CAPACITY + place as usize * ARENA_ALIGN
             }
         };
         // SAFETY: judged above, and the vector has a place for all slots and the arena.
@@ -49,11 +50,11 @@ impl Plain {
 impl Memory for Plain {
     forward_memory! {
         self => self.heap;
-        slots, arena, load_slot, store_slot, load, store, settle, load_flag, store_flag, take_flag, fence,
-        expired,
+        slots, arena, load_slot, store_slot, load, store, set_close_reason, load_flag, store_flag, take_flag, fence,
+        has_expired,
     }
 
-    fn copy_in(&self, to: Span, at: usize, bytes: &[u8], _tail: Tail) -> Result<(), OutOfBounds> {
+    fn copy_in(&self, to: Span, at: usize, bytes: &[u8], _tail: Padding) -> Result<(), OutOfBounds> {
         let place = self.place(to, at, bytes.len())?;
         // SAFETY: as many bytes stand there; that nobody else touches them is what the test shows.
         unsafe { bytes.as_ptr().copy_to_nonoverlapping(place, bytes.len()) };
@@ -68,12 +69,12 @@ impl Memory for Plain {
     }
 
     /// A lock would order what the ring does not.
-    fn wait(&self, _flag: Flag, _until: Until, _patience: u32) -> Woke {
+    fn wait(&self, _flag: Flag, _until: Deadline, _patience: u32) -> WaitResult {
         thread::yield_now();
-        Woke::Early
+        WaitResult::Early
     }
 
-    fn doze(&self, _until: Until) {
+    fn back_off(&self, _until: Deadline) {
         thread::yield_now();
     }
 

@@ -69,7 +69,7 @@ fn bad_memory(folder: &Path) {
         s.spawn(|| {
             let (socket, _) = server.accept().expect("accepts");
             let geometry = Geometry::new(8, 4096, 8).expect("legal");
-            let agreed = narrows::internal::handshake::Agreement {
+            let agreed = narrows::internal::handshake::Negotiated {
                 version: narrows::internal::handshake::VERSION_MAX,
                 features: 0,
                 geometry,

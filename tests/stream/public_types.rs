@@ -10,7 +10,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use narrows::internal::Violation;
+use narrows::internal::ProtocolViolation;
 use narrows::{
     AcceptError, BindError, ConnectError, HandshakeError, Options, RecvError, RecvTimeoutError, RejectCode,
     SendError, SendTimeoutError, SharedMemoryListener, SharedMemoryStream, SpawnError, TryRecvError,
@@ -198,7 +198,7 @@ fn errors_of_data_tell_ends_from_the_rest() {
     assert!(SendTimeoutError::Timeout.is_timeout() && !SendTimeoutError::Closed.is_timeout());
     assert!(TryRecvError::Empty.is_empty() && !TryRecvError::Closed.is_empty());
     assert!(RecvTimeoutError::Timeout.is_timeout() && !RecvTimeoutError::Closed.is_timeout());
-    assert!(Violation("a lie").to_string().ends_with("a lie"));
+    assert!(ProtocolViolation("a lie").to_string().ends_with("a lie"));
 }
 
 #[test]

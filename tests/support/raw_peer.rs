@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use narrows::internal::handshake::{
-    ACKNOWLEDGE, ANSWER_LEN, Agreement, Answer, ClientHandshake, ClientStep, HELLO_LEN, Hello, VERSION_MAX,
+    ACKNOWLEDGE, ANSWER_LEN, Answer, ClientHandshake, ClientStep, HELLO_LEN, Hello, Negotiated, VERSION_MAX,
 };
 use narrows::internal::layout::{Control, Direction, Geometry, SLOT, SLOT_PAYLOAD, words};
 
@@ -19,13 +19,13 @@ pub(crate) const WORDS: [usize; 10] = [
     words::HEAD,
     words::CONSUMER_FLAG,
     words::PRODUCER_FLAG,
-    words::WANTED,
+    words::AWAITED_TICKET,
     words::PRODUCER_CPU,
     words::CONSUMER_CPU,
     words::CONSUMER_WOKEN,
     words::PRODUCER_WOKEN,
-    words::BELL,
-    words::URGENT,
+    words::DOORBELL,
+    words::OOB,
 ];
 
 /// A connection made by hand; dropping it hangs up.
@@ -74,7 +74,7 @@ impl RawPeer {
         let mut hello = [0; HELLO_LEN];
         socket.read_exact(&mut hello)?;
         let Hello { wanted: geometry, max_message, .. } = Hello::decode(&hello).map_err(io::Error::other)?;
-        let agreed = Agreement { version: VERSION_MAX, features: 0, geometry, max_message, first_ticket: 0 };
+        let agreed = Negotiated { version: VERSION_MAX, features: 0, geometry, max_message, first_ticket: 0 };
         let memory = sealed_memory(geometry.region_len());
         let pages = Pages::map(memory, geometry.region_len())?;
         send_with_fd(socket.as_fd(), &Answer::Welcome(agreed).encode(), pages.file().as_fd())?;

@@ -6,10 +6,10 @@ use std::time::Instant;
 
 use narrows::internal::mem::{Heap, Load, Memory, Word};
 use narrows::internal::ring::Producer;
-use narrows::internal::{Inbound, NoPace, Outbound, RecvFault, SendFault, Wait};
+use narrows::internal::{NoWaitPolicy, ReceiverCore, RecvCoreError, SendCoreError, SenderCore, Wait};
 
-pub type Out<M = Arc<Heap>> = Outbound<M, NoPace>;
-pub type In<M = Arc<Heap>> = Inbound<M, NoPace>;
+pub type Out<M = Arc<Heap>> = SenderCore<M, NoWaitPolicy>;
+pub type In<M = Arc<Heap>> = ReceiverCore<M, NoWaitPolicy>;
 
 /// The longest message of the rings made here, in bytes.
 pub const MAX: usize = 4 << 20;
@@ -24,7 +24,10 @@ pub fn ring(slots: usize, arena: usize, first: u64) -> (Out, In, Arc<Heap>) {
 /// A direction over a memory of the test's own.
 pub fn over<M: Memory + Clone>(mem: &M, first: u64) -> (Out<M>, In<M>) {
     Producer::format(mem, first);
-    (Outbound::new(mem.clone(), NoPace, first, MAX), Inbound::new(mem.clone(), NoPace, first, MAX))
+    (
+        SenderCore::new(mem.clone(), NoWaitPolicy, first, MAX),
+        ReceiverCore::new(mem.clone(), NoWaitPolicy, first, MAX),
+    )
 }
 
 /// A wait that is over when it begins: unlike `Wait::Never` it may leave a long message half sent.
@@ -32,7 +35,12 @@ pub fn at_once() -> Wait {
     Wait::Until(Some(Instant::now()))
 }
 
-pub fn send<M: Memory>(out: &mut Out<M>, message: &[u8], tag: u64, wait: Wait) -> Result<usize, SendFault> {
+pub fn send<M: Memory>(
+    out: &mut Out<M>,
+    message: &[u8],
+    tag: u64,
+    wait: Wait,
+) -> Result<usize, SendCoreError> {
     out.send(&[IoSlice::new(message)], tag, wait)
 }
 
@@ -51,7 +59,7 @@ pub fn take<M: Memory>(inb: &mut In<M>) -> (Vec<u8>, u64) {
     (buffer, message.tag)
 }
 
-pub fn try_take<M: Memory>(inb: &mut In<M>) -> Result<(Vec<u8>, u64), RecvFault> {
+pub fn try_take<M: Memory>(inb: &mut In<M>) -> Result<(Vec<u8>, u64), RecvCoreError> {
     let mut buffer = Vec::new();
     let message = inb.recv_into(&mut buffer, Wait::Never)?;
     Ok((buffer, message.tag))

@@ -5,28 +5,28 @@
 
 use std::time::{Duration, Instant};
 
-use super::mem::{Flag, Memory, Woke};
+use super::mem::{Flag, Memory, WaitResult};
 
 /// A sleep that nobody ends lasts until its deadline, or for a slice; one that may not begin does not.
 pub fn sleeps_end<M: Memory>(mem: &M) {
-    for flag in [Flag::Consumer, Flag::Producer, Flag::Twin] {
+    for flag in [Flag::Consumer, Flag::Producer, Flag::PeerConsumer] {
         let far = Instant::now().checked_add(Duration::from_secs(1 << 40));
-        assert_eq!(mem.wait(flag, far, 0), Woke::Early, "nobody sleeps on a flag that is not 1");
+        assert_eq!(mem.wait(flag, far, 0), WaitResult::Early, "nobody sleeps on a flag that is not 1");
         mem.store_flag(flag, 1);
         let end = Instant::now() + Duration::from_millis(20);
-        assert_eq!(slept(mem, flag, Some(end), u32::MAX), Woke::Deadline);
+        assert_eq!(slept(mem, flag, Some(end), u32::MAX), WaitResult::Deadline);
         assert!(Instant::now() >= end, "{flag:?}");
-        assert_eq!(slept(mem, flag, far, 0), Woke::Slice);
+        assert_eq!(slept(mem, flag, far, 0), WaitResult::Slice);
         mem.store_flag(flag, 0);
-        assert!(mem.expired(Some(end)) && !mem.expired(far) && !mem.expired(None));
+        assert!(mem.has_expired(Some(end)) && !mem.has_expired(far) && !mem.has_expired(None));
         for until in [Some(end), far, None] {
-            mem.doze(until); // A moment, whatever the deadline.
+            mem.back_off(until); // A moment, whatever the deadline.
         }
     }
 }
 
 /// How a sleep ended, but for a few signals or the kernel's whims.
-fn slept<M: Memory>(mem: &M, flag: Flag, until: Option<Instant>, patience: u32) -> Woke {
+fn slept<M: Memory>(mem: &M, flag: Flag, until: Option<Instant>, patience: u32) -> WaitResult {
     let mut sleeps = (0..100).map(|_| mem.wait(flag, until, patience));
-    sleeps.find(|woke| *woke != Woke::Early).expect("sleeps")
+    sleeps.find(|woke| *woke != WaitResult::Early).expect("sleeps")
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use narrows::internal::mem::{Field, Flag, Heap, Memory, OutOfBounds, Span, Store, Until, forward_memory};
+use narrows::internal::mem::{Deadline, Field, Flag, Heap, Memory, OutOfBounds, Span, Store, forward_memory};
 
 /// What the ring has just done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ impl Spied {
 impl Memory for Spied {
     forward_memory! {
         self => self.heap;
-        slots, arena, load_slot, load, store, settle, take_flag, fence, copy_in, wait, expired,
+        slots, arena, load_slot, load, store, set_close_reason, take_flag, fence, copy_in, wait, has_expired,
     }
 
     fn store_slot(&self, ticket: u64, field: Field, value: u64, order: Store) {
@@ -59,8 +59,8 @@ impl Memory for Spied {
         self.tell(Did::CopyOut(from), copied)
     }
 
-    fn doze(&self, until: Until) {
-        self.heap.doze(until);
+    fn back_off(&self, until: Deadline) {
+        self.heap.back_off(until);
         self.tell(Did::Doze, ());
     }
 

@@ -21,10 +21,10 @@ mod server;
 use std::sync::Arc;
 
 use super::bytes::Bytes;
-use narrows::internal::mem::{Heap, INLINE, Memory};
+use narrows::internal::mem::{Heap, INLINE_CAPACITY, Memory};
 use narrows::internal::rpc::server::Limits;
 use narrows::internal::rpc::wire::{CHUNK_COST, HEAD};
-use narrows::internal::{Inbound, NoPace, Outbound, Pace};
+use narrows::internal::{NoWaitPolicy, ReceiverCore, SenderCore, WaitPolicy};
 
 pub use program::{CallTally, call_tally};
 
@@ -60,7 +60,7 @@ impl CallRings {
         };
         let (up, down) = (ring(bytes), ring(bytes));
         // As in the library, a frame with a whole fragment fits into either arena, and the code of an error into a fragment.
-        let frame = usize::try_from(up.arena().min(down.arena())).unwrap_or(0).clamp(INLINE, 256);
+        let frame = usize::try_from(up.arena().min(down.arena())).unwrap_or(0).clamp(INLINE_CAPACITY, 256);
         let piece = 8 + bytes.below(frame - HEAD - 8);
         let window = |bytes: &mut Bytes<'_>| CHUNK_COST + 1 + u32::from(bytes.u8()) * 2;
         let limits = Limits {
@@ -73,17 +73,17 @@ impl CallRings {
         Self { up, down, limits }
     }
 
-    fn sender<P: Pace>(mem: &Mem, pace: P) -> Outbound<Mem, P> {
-        Outbound::new(Arc::clone(mem), pace, 0, 1 << 12)
+    fn sender<P: WaitPolicy>(mem: &Mem, pace: P) -> SenderCore<Mem, P> {
+        SenderCore::new(Arc::clone(mem), pace, 0, 1 << 12)
     }
 
-    fn receiver<P: Pace>(mem: &Mem, pace: P) -> Inbound<Mem, P> {
-        Inbound::new(Arc::clone(mem), pace, 0, 1 << 12)
+    fn receiver<P: WaitPolicy>(mem: &Mem, pace: P) -> ReceiverCore<Mem, P> {
+        ReceiverCore::new(Arc::clone(mem), pace, 0, 1 << 12)
     }
 
     /// Returns the two halves of one end, for code that drives them without waiting.
-    fn end(into: &Mem, from: &Mem) -> (Outbound<Mem, NoPace>, Inbound<Mem, NoPace>) {
-        (Self::sender(into, NoPace), Self::receiver(from, NoPace))
+    fn end(into: &Mem, from: &Mem) -> (SenderCore<Mem, NoWaitPolicy>, ReceiverCore<Mem, NoWaitPolicy>) {
+        (Self::sender(into, NoWaitPolicy), Self::receiver(from, NoWaitPolicy))
     }
 }
 

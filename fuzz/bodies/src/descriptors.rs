@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use super::bytes::Bytes;
 use super::handshake::{garble, limits, within};
 use narrows::ConnectError;
-use narrows::internal::handshake::{ANSWER_LEN, Agreement, Answer, Limits, VERSION_MAX};
+use narrows::internal::handshake::{ANSWER_LEN, Answer, HandshakeLimits, Negotiated, VERSION_MAX};
 use narrows::internal::layout::Geometry;
 use narrows::internal::{answered, shared_memory};
 
@@ -18,8 +18,8 @@ pub fn descriptors(data: &[u8]) {
     let bytes = &mut Bytes::new(data);
     let mut limits = limits(bytes);
     limits.geometry = Geometry::new(1 << bytes.below(4), 64 << bytes.below(7), 1).expect("legal");
-    let Limits { geometry, max_message, first_ticket } = limits;
-    let agreed = Agreement { version: VERSION_MAX, features: 0, geometry, max_message, first_ticket };
+    let HandshakeLimits { geometry, max_message, first_ticket } = limits;
+    let agreed = Negotiated { version: VERSION_MAX, features: 0, geometry, max_message, first_ticket };
     let legal = Answer::Welcome(agreed).encode();
     let answer = garble(legal, bytes);
     let (mut rest, mut parts, mut kinds) = (&answer[..], Vec::new(), Vec::new());
@@ -42,7 +42,7 @@ pub fn descriptors(data: &[u8]) {
     }
 }
 
-fn within_answer(answer: &[u8; ANSWER_LEN], most: &Limits) -> bool {
+fn within_answer(answer: &[u8; ANSWER_LEN], most: &HandshakeLimits) -> bool {
     matches!(Answer::decode(answer), Ok(Answer::Welcome(agreed)) if within(&agreed, most))
 }
 

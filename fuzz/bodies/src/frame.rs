@@ -12,11 +12,13 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::bytes::Bytes;
-use narrows::internal::Ended;
-use narrows::internal::layout::{Control, Kind, LAST_TICKET};
-use narrows::internal::mem::{Field, GRAIN, Heap, INLINE, Load, Memory, Span, Store, Tail, Word};
+use narrows::internal::ConnectionError;
+use narrows::internal::layout::{Control, LAST_TICKET, SlotKind};
+use narrows::internal::mem::{
+    ARENA_ALIGN, Field, Heap, INLINE_CAPACITY, Load, Memory, Padding, Span, Store, Word,
+};
 use narrows::internal::ring::Producer;
-use narrows::internal::{Inbound, Incoming, NoPace, RecvFault, Wait};
+use narrows::internal::{IncomingMessage, NoWaitPolicy, ReceiverCore, RecvCoreError, Wait};
 
 /// Decodes control words, or receives forged tickets.
 pub fn frame(data: &[u8]) {
@@ -25,14 +27,14 @@ pub fn frame(data: &[u8]) {
 }
 
 fn check_control_words(bytes: &mut Bytes<'_>) {
-    let arena = GRAIN as u64 * (1 << bytes.below(25));
+    let arena = ARENA_ALIGN as u64 * (1 << bytes.below(25));
     while !bytes.is_empty() {
         let word = if bytes.bool() { bytes.u64() } else { plausible(bytes, arena).encode() };
         let (kind, abort) = (word & 31, word & 32 != 0);
         let (len, place) = (u128::from(word >> 32), u128::from(word >> 6 & 0x3FF_FFFF));
         let legal = match kind {
-            1 => len <= INLINE as u128 && place == 0,
-            2..=5 => len > 0 && place * GRAIN as u128 + len <= arena.into() && !(abort && kind > 3),
+            1 => len <= INLINE_CAPACITY as u128 && place == 0,
+            2..=5 => len > 0 && place * ARENA_ALIGN as u128 + len <= arena.into() && !(abort && kind > 3),
             _ => false,
         };
         let decoded = Control::decode(word, arena);
@@ -43,17 +45,19 @@ fn check_control_words(bytes: &mut Bytes<'_>) {
 
 /// Returns a control word that may be legal for this arena.
 fn plausible(bytes: &mut Bytes<'_>, arena: u64) -> Control {
-    let kind = bytes.pick(&[Kind::First, Kind::Middle, Kind::Last, Kind::Inline, Kind::Whole]);
-    let room = usize::try_from(if kind == Kind::Inline { INLINE as u64 } else { arena }).expect("64 bits");
+    let kind =
+        bytes.pick(&[SlotKind::First, SlotKind::Middle, SlotKind::Last, SlotKind::Inline, SlotKind::Whole]);
+    let room = usize::try_from(if kind == SlotKind::Inline { INLINE_CAPACITY as u64 } else { arena })
+        .expect("64 bits");
     let len = match bytes.below(4) {
         0 => bytes.below(room + 2),
         1 => room,
         _ => 1 + bytes.below(3),
     };
-    let places = if bytes.bool() { room / GRAIN + 2 } else { 1 };
+    let places = if bytes.bool() { room / ARENA_ALIGN + 2 } else { 1 };
     let number = |is: usize| u32::try_from(is).expect("an arena has less than 4 GiB");
-    let place = if kind == Kind::Inline && !bytes.rarely(8) { 0 } else { bytes.below(places) };
-    Control { kind, abort: bytes.rarely(4), len: number(len), place: number(place) }
+    let place = if kind == SlotKind::Inline && !bytes.rarely(8) { 0 } else { bytes.below(places) };
+    Control { kind, abort: bytes.rarely(4), len: number(len), unit: number(place) }
 }
 
 /// A forged ticket.
@@ -86,10 +90,14 @@ impl ReferenceReceiver {
         };
         let (len, filling) = (u64::from(control.len), self.filling.as_ref());
         let legal = match control.kind {
-            Kind::Inline | Kind::Whole => filling.is_some() == control.abort && len <= self.max as u64,
-            Kind::First => filling.is_some() == control.abort && *total > len && *total <= self.max as u64,
-            Kind::Middle => filling.is_some_and(|(so_far, total, _)| so_far.len() as u64 + len < *total),
-            Kind::Last => filling.is_some_and(|(so_far, total, _)| so_far.len() as u64 + len == *total),
+            SlotKind::Inline | SlotKind::Whole => {
+                filling.is_some() == control.abort && len <= self.max as u64
+            }
+            SlotKind::First => {
+                filling.is_some() == control.abort && *total > len && *total <= self.max as u64
+            }
+            SlotKind::Middle => filling.is_some_and(|(so_far, total, _)| so_far.len() as u64 + len < *total),
+            SlotKind::Last => filling.is_some_and(|(so_far, total, _)| so_far.len() as u64 + len == *total),
         };
         !legal
     }
@@ -104,11 +112,11 @@ impl ReferenceReceiver {
         self.came += payload.len();
         let len = payload.len();
         match (kind, self.filling.take()) {
-            (Some(Kind::First), _) => self.filling = Some((payload, total, tag)),
-            (Some(kind @ (Kind::Middle | Kind::Last)), Some((mut so_far, total, tag))) => {
+            (Some(SlotKind::First), _) => self.filling = Some((payload, total, tag)),
+            (Some(kind @ (SlotKind::Middle | SlotKind::Last)), Some((mut so_far, total, tag))) => {
                 so_far.extend(payload);
                 match kind {
-                    Kind::Last => self.whole = Some((so_far, tag)),
+                    SlotKind::Last => self.whole = Some((so_far, tag)),
                     _ => self.filling = Some((so_far, total, tag)),
                 }
             }
@@ -125,7 +133,7 @@ impl ReferenceReceiver {
         let whole = self.whole.as_ref().map(|(bytes, tag)| (bytes.as_slice(), *tag));
         whole.or_else(|| match self.forged.front() {
             Some(Forged {
-                control: Some(Control { kind: Kind::Inline | Kind::Whole, .. }),
+                control: Some(Control { kind: SlotKind::Inline | SlotKind::Whole, .. }),
                 tag,
                 payload,
                 ..
@@ -138,7 +146,7 @@ impl ReferenceReceiver {
 /// A ring with forged tickets, its receiver, and the reference.
 struct ForgedRing {
     heap: Arc<Heap>,
-    inb: Inbound<Arc<Heap>, NoPace>,
+    inb: ReceiverCore<Arc<Heap>, NoWaitPolicy>,
     buffer: Vec<u8>,
     reference: ReferenceReceiver,
     /// Whether the message that is borrowed is in the ring, while one is borrowed.
@@ -148,14 +156,14 @@ struct ForgedRing {
 }
 
 fn check_fragments(bytes: &mut Bytes<'_>) {
-    let (slots, arena) = (1 << bytes.below(4), GRAIN << bytes.below(5));
+    let (slots, arena) = (1 << bytes.below(4), ARENA_ALIGN << bytes.below(5));
     let max = bytes.pick(&[1, 3, 50, arena, 2 * arena, 5 * arena, 1 << 16]);
     let first = bytes.pick(&[0, 1, 7, 1 << 32, LAST_TICKET - 5, LAST_TICKET]);
     let heap = Arc::new(Heap::new(slots, arena, 1));
     let pattern: Vec<u8> = (0..=250).cycle().take(arena).collect();
-    heap.copy_in(Span::Arena(0), 0, &pattern, Tail::Keep).expect("the arena");
+    heap.copy_in(Span::Arena(0), 0, &pattern, Padding::Keep).expect("the arena");
     Producer::format(&heap, first);
-    let inb = Inbound::new(Arc::clone(&heap), NoPace, first, max);
+    let inb = ReceiverCore::new(Arc::clone(&heap), NoWaitPolicy, first, max);
     let reference = ReferenceReceiver { max, forged: VecDeque::new(), filling: None, whole: None, came: 0 };
     let mut ring = ForgedRing { heap, inb, buffer: Vec::new(), reference, lent: None, violated: false };
     for _ in 0..300 {
@@ -187,8 +195,8 @@ impl ForgedRing {
         let word = if bytes.rarely(16) { bytes.u64() } else { self.likely(bytes, arena).encode() };
         let control = Control::decode(word, arena).ok();
         let (total, tag) = (self.total(bytes), bytes.u8().into());
-        if control.is_some_and(|it| it.kind == Kind::First) {
-            self.heap.copy_in(Span::Slot(ticket), 0, &total.to_le_bytes(), Tail::Keep).expect("a slot");
+        if control.is_some_and(|it| it.kind == SlotKind::First) {
+            self.heap.copy_in(Span::Slot(ticket), 0, &total.to_le_bytes(), Padding::Keep).expect("a slot");
         }
         self.heap.store_slot(ticket, Field::Control, word, Store::Relaxed);
         self.heap.store_slot(ticket, Field::Tag, tag, Store::Relaxed);
@@ -203,8 +211,8 @@ impl ForgedRing {
         let control = control.filter(|_| stamp == ready);
         let mut payload = vec![0; control.map_or(0, |it| it.len as usize)];
         let span = match control {
-            Some(Control { kind: Kind::Inline, .. }) => Span::Slot(ticket),
-            it => Span::Arena(it.map_or(0, |it| it.place)),
+            Some(Control { kind: SlotKind::Inline, .. }) => Span::Slot(ticket),
+            it => Span::Arena(it.map_or(0, |it| it.unit)),
         };
         self.heap.copy_out(span, 0, &mut payload).expect("a validated span is inside");
         self.reference.forged.push_back(Forged { control, total, tag, payload });
@@ -217,12 +225,13 @@ impl ForgedRing {
             return control;
         }
         let inside = self.reference.filling.is_some() || !self.reference.forged.is_empty();
-        let legal = if inside { [Kind::Middle, Kind::Last] } else { [Kind::First, Kind::Whole] };
+        let legal =
+            if inside { [SlotKind::Middle, SlotKind::Last] } else { [SlotKind::First, SlotKind::Whole] };
         match control.kind {
-            Kind::Inline | Kind::Whole if inside => {
+            SlotKind::Inline | SlotKind::Whole if inside => {
                 Control { kind: bytes.pick(&legal), abort: false, ..control }
             }
-            Kind::Middle | Kind::Last if !inside => {
+            SlotKind::Middle | SlotKind::Last if !inside => {
                 Control { kind: bytes.pick(&legal), abort: false, ..control }
             }
             kind => Control { abort: inside && kind.begins(), ..control },
@@ -241,7 +250,7 @@ impl ForgedRing {
     /// Calls one of the receiving methods, and compares its result with the reference.
     fn receive(&mut self, bytes: &mut Bytes<'_>) {
         let way = bytes.below(6);
-        let room = self.reference.max.min(bytes.below(2 * INLINE));
+        let room = self.reference.max.min(bytes.below(2 * INLINE_CAPACITY));
         let before = self.inb.ring().ticket();
         let found = match way {
             0..=1 => {
@@ -256,7 +265,7 @@ impl ForgedRing {
         let taken = self.follow(before);
         match found {
             Ok(message) => assert_eq!(message, self.reference.whole.take()),
-            Err(RecvFault::BufferTooSmall(needed)) => {
+            Err(RecvCoreError::BufferTooSmall(needed)) => {
                 let next = self.reference.next_message().map(|(bytes, _)| bytes.len());
                 assert_eq!(next, Some(needed));
                 assert!(way == 3 && needed > room);
@@ -265,7 +274,7 @@ impl ForgedRing {
         }
     }
 
-    fn recv(&mut self, room: usize) -> Result<Option<(Vec<u8>, u64)>, RecvFault> {
+    fn recv(&mut self, room: usize) -> Result<Option<(Vec<u8>, u64)>, RecvCoreError> {
         let mut buffer = vec![0; room];
         let message = self.inb.recv(&mut buffer, Wait::Never)?;
         buffer.truncate(message.len);
@@ -273,20 +282,20 @@ impl ForgedRing {
     }
 
     fn check_ready(&mut self, before: u64) {
-        let (hint, ready) = (self.inb.stirred(), self.inb.ready());
+        let (hint, ready) = (self.inb.has_news(), self.inb.ready());
         let taken = self.follow(before);
         assert!(hint || !ready, "a message is ready without the hint");
         if !ready {
-            self.check_fault(RecvFault::Empty, taken);
+            self.check_fault(RecvCoreError::Empty, taken);
         } else if self.reference.whole.is_none() && (self.violated || self.reference.next_violates()) {
-            self.check_fault(RecvFault::Ended(Ended::ProtocolViolated), taken);
+            self.check_fault(RecvCoreError::Ended(ConnectionError::ProtocolViolated), taken);
         } else {
             assert!(self.reference.next_message().is_some(), "no message is there");
         }
     }
 
     fn borrow(&mut self, before: u64) {
-        let lent = self.inb.lend(Wait::Never);
+        let lent = self.inb.borrow_next(Wait::Never);
         let taken = self.follow(before);
         match lent {
             Ok(message) => {
@@ -294,7 +303,7 @@ impl ForgedRing {
                 self.inb.read_at(&message, 0, &mut bytes).expect("all of it");
                 assert_eq!(self.reference.next_message(), Some((bytes.as_slice(), message.tag())));
                 assert!(self.inb.read_at(&message, 1, &mut bytes).is_err() || bytes.is_empty());
-                self.lent = Some(matches!(message, Incoming::Placed(_)));
+                self.lent = Some(matches!(message, IncomingMessage::Placed(_)));
             }
             Err(fault) => self.check_fault(fault, taken),
         }
@@ -326,22 +335,22 @@ impl ForgedRing {
     }
 
     /// Checks an error of a receiving method.
-    fn check_fault(&mut self, fault: RecvFault, taken: u64) {
+    fn check_fault(&mut self, fault: RecvCoreError, taken: u64) {
         let reference = &self.reference;
         match fault {
-            RecvFault::Empty => {
+            RecvCoreError::Empty => {
                 assert!(!self.violated && reference.whole.is_none());
                 assert!(
                     taken > 0 || reference.forged.is_empty(),
                     "a call made no progress though a ticket was there"
                 );
             }
-            RecvFault::Ended(Ended::ProtocolViolated) => {
+            RecvCoreError::Ended(ConnectionError::ProtocolViolated) => {
                 assert!(
                     self.violated || reference.next_violates(),
                     "legal tickets were taken as a violation"
                 );
-                assert_ne!(self.heap.load(Word::ConsumerMark, Load::Relaxed), 0);
+                assert_ne!(self.heap.load(Word::ConsumerClosed, Load::Relaxed), 0);
                 self.violated = true;
             }
             fault => panic!("{fault:?}"),

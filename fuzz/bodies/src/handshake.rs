@@ -6,8 +6,8 @@
 use super::bytes::Bytes;
 use narrows::internal::control_records;
 use narrows::internal::handshake::{
-    ANSWER_LEN, Agreement, Answer, ClientHandshake, ClientStep, HELLO_LEN, Hello, Limits, MAX_MESSAGE,
-    Reject, ServerHandshake, VERSION_MAX,
+    ANSWER_LEN, Answer, ClientHandshake, ClientStep, HELLO_LEN, HandshakeLimits, Hello, MAX_MESSAGE,
+    Negotiated, Reject, ServerHandshake, VERSION_MAX,
 };
 use narrows::internal::layout::{Geometry, LAST_TICKET};
 use narrows::{HandshakeError, RejectCode};
@@ -30,8 +30,8 @@ fn geometry(bytes: &mut Bytes<'_>) -> Geometry {
     Geometry::new(1 << slots, 64 << arena, 1 << oob).expect("legal")
 }
 
-pub(super) fn limits(bytes: &mut Bytes<'_>) -> Limits {
-    Limits {
+pub(super) fn limits(bytes: &mut Bytes<'_>) -> HandshakeLimits {
+    HandshakeLimits {
         geometry: geometry(bytes),
         max_message: bytes.number().clamp(1, MAX_MESSAGE),
         first_ticket: bytes.number().min(LAST_TICKET),
@@ -63,8 +63,8 @@ fn answer(bytes: &mut Bytes<'_>) -> [u8; ANSWER_LEN] {
         let text = String::from_utf8_lossy(bytes.take(80)).into_owned();
         Answer::Reject(Reject::new(RejectCode::from_number(bytes.u16()), &text))
     } else {
-        let Limits { geometry, max_message, first_ticket } = limits(bytes);
-        Answer::Welcome(Agreement { version: VERSION_MAX, features: 0, geometry, max_message, first_ticket })
+        let HandshakeLimits { geometry, max_message, first_ticket } = limits(bytes);
+        Answer::Welcome(Negotiated { version: VERSION_MAX, features: 0, geometry, max_message, first_ticket })
     };
     assert_eq!(Answer::decode(&legal.encode()), Ok(legal.clone()));
     garble(legal.encode(), bytes)
@@ -192,10 +192,10 @@ fn feed_client(bytes: &mut Bytes<'_>) {
 }
 
 /// Returns whether an agreement exceeds none of the limits of one side.
-pub(super) fn within(agreed: &Agreement, most: &Limits) -> bool {
+pub(super) fn within(agreed: &Negotiated, most: &HandshakeLimits) -> bool {
     agreed.geometry.slots() <= most.geometry.slots()
         && agreed.geometry.arena() <= most.geometry.arena()
-        && agreed.geometry.urgent() <= most.geometry.urgent()
+        && agreed.geometry.oob() <= most.geometry.oob()
         && agreed.geometry.region_len() <= most.geometry.region_len()
         && agreed.max_message <= most.max_message
 }
@@ -211,7 +211,7 @@ fn negotiate(bytes: &mut Bytes<'_>) {
         return;
     };
     let agreed = most.agree(&hello);
-    let asked = Limits { geometry: hello.wanted, max_message: hello.max_message, first_ticket: 0 };
+    let asked = HandshakeLimits { geometry: hello.wanted, max_message: hello.max_message, first_ticket: 0 };
     assert!(within(&agreed, &most) && within(&agreed, &asked), "{agreed:?} of {most:?} and {asked:?}");
     assert_eq!(agreed.first_ticket, most.first_ticket);
     let answer = Answer::Welcome(agreed).encode();

@@ -10,9 +10,10 @@ use std::cell::{Cell, RefCell};
 use super::bytes::Bytes;
 use narrows::internal::layout::LAST_TICKET;
 use narrows::internal::mem::{
-    Fence, Field, Flag, GRAIN, INLINE, Load, Memory, OutOfBounds, Span, Store, Tail, Until, Woke, Word,
+    ARENA_ALIGN, Deadline, Fence, Field, Flag, INLINE_CAPACITY, Load, Memory, OutOfBounds, Padding, Span,
+    Store, WaitResult, Word,
 };
-use narrows::internal::ring::Fate;
+use narrows::internal::ring::CloseReason;
 
 /// The number of clock reads after the deadline at which a wait counts as endless.
 const ENDLESS: u64 = 10_000;
@@ -188,26 +189,26 @@ impl<'a> HostileMemory<'a> {
         let (choice, small) = (bytes.u8(), u64::from(bytes.u8()));
         let kind = u64::from(choice % 5) + 1;
         let abort = u64::from(bytes.rarely(16)) << 5;
-        let room = if kind == 1 { INLINE as u64 } else { self.arena };
+        let room = if kind == 1 { INLINE_CAPACITY as u64 } else { self.arena };
         let (len, place) = match choice / 5 {
             0 => (room + 1, 0),
-            1 => (small, room / GRAIN as u64),
+            1 => (small, room / ARENA_ALIGN as u64),
             2..=5 => (room, 0),
-            6..=9 if kind > 1 => (room.saturating_sub(small).max(1), small / GRAIN as u64),
-            10..=14 => (small * GRAIN as u64 % (room + 1), 0),
+            6..=9 if kind > 1 => (room.saturating_sub(small).max(1), small / ARENA_ALIGN as u64),
+            10..=14 => (small * ARENA_ALIGN as u64 % (room + 1), 0),
             _ => (1 + small % room, 0),
         };
         len << 32 | place << 6 | abort | kind
     }
 
     /// Advances the clock. Returns whether the deadline has passed. A wait without a deadline is ended by a close of this side.
-    fn tick(&self, until: Until) -> bool {
+    fn tick(&self, until: Deadline) -> bool {
         self.count(|work| work.ticks += 1);
         let passed = self.work.get().ticks > self.deadline.get();
         self.count(|work| work.late += u64::from(passed));
         assert!(self.work.get().late < ENDLESS, "a wait that does not end");
         if passed && until.is_none() {
-            self.settle(Fate::Closed as u64);
+            self.set_close_reason(CloseReason::Closed as u64);
         }
         passed && until.is_some()
     }
@@ -215,8 +216,8 @@ impl<'a> HostileMemory<'a> {
     /// Panics if a copy leaves the memory: the ring has to validate each span before it copies.
     fn check_bounds(&self, span: Span, at: usize, len: usize) {
         let room = match span {
-            Span::Slot(_) => INLINE as u64,
-            Span::Arena(place) => self.arena.saturating_sub(u64::from(place) * GRAIN as u64),
+            Span::Slot(_) => INLINE_CAPACITY as u64,
+            Span::Arena(place) => self.arena.saturating_sub(u64::from(place) * ARENA_ALIGN as u64),
         };
         let end = at.checked_add(len).expect("no overflow");
         assert!(end as u64 <= room, "{len} bytes at {at} of {span:?} are not within the memory");
@@ -261,15 +262,15 @@ impl Memory for &HostileMemory<'_> {
     }
 
     fn load(&self, word: Word, _order: Load) -> u64 {
-        if word == Word::Fate {
+        if word == Word::CloseReason {
             self.count(|work| work.loads += 1);
             return self.close_reason.get();
         }
         let tail = self.tail.get();
         let value = self.choose_value(LoadSite::Word(word), |bytes| match word {
             Word::Head => tail.wrapping_sub(u64::from(bytes.u8() % 16)),
-            Word::Wanted => tail.wrapping_add_signed(i64::from(bytes.u8()) - 128),
-            Word::ProducerMark | Word::ConsumerMark => u64::from(bytes.rarely(64)),
+            Word::AwaitedTicket => tail.wrapping_add_signed(i64::from(bytes.u8()) - 128),
+            Word::ProducerClosed | Word::ConsumerClosed => u64::from(bytes.rarely(64)),
             _ => bytes.u8().into(),
         });
         if word == Word::Head {
@@ -282,7 +283,7 @@ impl Memory for &HostileMemory<'_> {
         self.count(|work| work.stores += 1);
     }
 
-    fn settle(&self, reason: u64) -> u64 {
+    fn set_close_reason(&self, reason: u64) -> u64 {
         if self.close_reason.get() == 0 {
             self.close_reason.set(reason);
         }
@@ -306,7 +307,7 @@ impl Memory for &HostileMemory<'_> {
 
     fn fence(&self, _fence: Fence) {}
 
-    fn copy_in(&self, to: Span, at: usize, bytes: &[u8], _tail: Tail) -> Result<(), OutOfBounds> {
+    fn copy_in(&self, to: Span, at: usize, bytes: &[u8], _tail: Padding) -> Result<(), OutOfBounds> {
         self.check_bounds(to, at, bytes.len());
         self.count(|work| work.copied_in += bytes.len());
         Ok(())
@@ -327,21 +328,21 @@ impl Memory for &HostileMemory<'_> {
         Ok(())
     }
 
-    fn wait(&self, _flag: Flag, until: Until, _patience: u32) -> Woke {
+    fn wait(&self, _flag: Flag, until: Deadline, _patience: u32) -> WaitResult {
         match (self.tick(until), self.choose(|bytes| bytes.below(3))) {
-            (true, _) => Woke::Deadline,
-            (_, 0) => Woke::Slice,
-            _ => Woke::Early,
+            (true, _) => WaitResult::Deadline,
+            (_, 0) => WaitResult::Slice,
+            _ => WaitResult::Early,
         }
     }
 
-    fn doze(&self, until: Until) {
+    fn back_off(&self, until: Deadline) {
         self.tick(until);
     }
 
     fn wake(&self, _flag: Flag) {}
 
-    fn expired(&self, until: Until) -> bool {
+    fn has_expired(&self, until: Deadline) -> bool {
         self.tick(until)
     }
 }

@@ -17,7 +17,8 @@ use super::bytes::Bytes;
 use narrows::internal::MappedConnection;
 use narrows::internal::layout::{Direction, Geometry, SLOT, SLOT_PAYLOAD, words};
 use narrows::internal::mem::{
-    Fence, Field, Flag, GRAIN, Heap, INLINE, Load, Memory, OutOfBounds, Span, Store, Tail, Woke, Word,
+    ARENA_ALIGN, Fence, Field, Flag, Heap, INLINE_CAPACITY, Load, Memory, OutOfBounds, Padding, Span, Store,
+    WaitResult, Word,
 };
 
 /// Slots, arena and OOB words of the memories.
@@ -33,9 +34,15 @@ const SIZES: [(u32, u64, u32); 8] = [
 ];
 
 const FIELDS: [Field; 3] = [Field::Stamp, Field::Control, Field::Tag];
-const FLAGS: [Flag; 3] = [Flag::Consumer, Flag::Producer, Flag::Twin];
-const WORDS: [Word; 6] =
-    [Word::Head, Word::Wanted, Word::ProducerMark, Word::ConsumerMark, Word::Bell, Word::Fate];
+const FLAGS: [Flag; 3] = [Flag::Consumer, Flag::Producer, Flag::PeerConsumer];
+const WORDS: [Word; 6] = [
+    Word::Head,
+    Word::AwaitedTicket,
+    Word::ProducerClosed,
+    Word::ConsumerClosed,
+    Word::Doorbell,
+    Word::CloseReason,
+];
 
 /// The largest number of steps in one run.
 const STEPS: usize = 400;
@@ -129,12 +136,12 @@ impl Image {
     fn word(&self, word: Word) -> Option<usize> {
         let at = match word {
             Word::Head => words::HEAD,
-            Word::Wanted => words::WANTED,
-            Word::ProducerMark => words::PRODUCER_MARK,
-            Word::ConsumerMark => words::CONSUMER_MARK,
-            Word::Bell => words::BELL,
-            Word::Urgent(index) => words::URGENT + (index % self.geometry.urgent()) as usize * 8,
-            Word::Fate => return None,
+            Word::AwaitedTicket => words::AWAITED_TICKET,
+            Word::ProducerClosed => words::PRODUCER_CLOSED,
+            Word::ConsumerClosed => words::CONSUMER_CLOSED,
+            Word::Doorbell => words::DOORBELL,
+            Word::Oob(index) => words::OOB + (index % self.geometry.oob()) as usize * 8,
+            Word::CloseReason => return None,
         };
         Some(self.at.words + at)
     }
@@ -154,7 +161,7 @@ impl Image {
         let at = match flag {
             Flag::Consumer => self.at.words + words::CONSUMER_FLAG,
             Flag::Producer => self.at.words + words::PRODUCER_FLAG,
-            Flag::Twin => self.twin,
+            Flag::PeerConsumer => self.twin,
         };
         &mut self.region[at..at + 4]
     }
@@ -166,10 +173,10 @@ impl Image {
     /// Returns the offsets of a range, if it is within the memory.
     fn range(&self, span: Span, at: usize, len: usize) -> Result<Range<usize>, OutOfBounds> {
         let (start, room) = match span {
-            Span::Slot(ticket) => (self.slot(ticket) + SLOT_PAYLOAD, INLINE),
+            Span::Slot(ticket) => (self.slot(ticket) + SLOT_PAYLOAD, INLINE_CAPACITY),
             Span::Arena(place) => {
                 let arena = to_usize(self.geometry.arena());
-                let skipped = place as usize * GRAIN;
+                let skipped = place as usize * ARENA_ALIGN;
                 (self.at.arena + skipped, arena.checked_sub(skipped).ok_or(OutOfBounds)?)
             }
         };
@@ -193,10 +200,10 @@ impl Image {
             let found = FIELDS.map(|field| mem.load_slot(ticket, field, Load::Acquire));
             let expected = FIELDS.map(|field| self.get(self.field(ticket, field)));
             assert_eq!(found, expected, "the words of slot {ticket}");
-            self.compare_range(mem, Span::Slot(ticket), INLINE);
+            self.compare_range(mem, Span::Slot(ticket), INLINE_CAPACITY);
         }
         self.compare_range(mem, Span::Arena(0), to_usize(mem.arena()));
-        let oob = (0..self.geometry.urgent()).map(Word::Urgent);
+        let oob = (0..self.geometry.oob()).map(Word::Oob);
         for word in WORDS.into_iter().chain(oob) {
             assert_eq!(mem.load(word, Load::Relaxed), self.load(word), "{word:?}");
         }
@@ -262,7 +269,7 @@ fn touch_slot<M: Memory>(mem: &M, image: &mut Image, bytes: &mut Bytes<'_>) {
 fn touch_word<M: Memory>(mem: &M, image: &mut Image, bytes: &mut Bytes<'_>) {
     let word = match bytes.below(8) {
         index @ 0..=5 => WORDS[index],
-        _ => Word::Urgent(bytes.u32()),
+        _ => Word::Oob(bytes.u32()),
     };
     let value = bytes.number();
     match bytes.below(3) {
@@ -272,7 +279,7 @@ fn touch_word<M: Memory>(mem: &M, image: &mut Image, bytes: &mut Bytes<'_>) {
         }
         1 => {
             image.close_reason = if image.close_reason == 0 { value } else { image.close_reason };
-            assert_eq!(mem.settle(value), image.close_reason, "the first close reason stays");
+            assert_eq!(mem.set_close_reason(value), image.close_reason, "the first close reason stays");
         }
         _ => {}
     }
@@ -298,7 +305,7 @@ fn touch_flag<M: Memory>(mem: &M, image: &mut Image, bytes: &mut Bytes<'_>) {
 
 fn copy_in<M: Memory>(mem: &M, image: &mut Image, bytes: &mut Bytes<'_>) {
     let (span, at, len) = range(bytes, &image.geometry);
-    let (seed, tail) = (bytes.u8(), bytes.pick(&[Tail::Zero, Tail::Keep]));
+    let (seed, tail) = (bytes.u8(), bytes.pick(&[Padding::Zero, Padding::Keep]));
     let from: Vec<u8> = std::iter::successors(Some(seed | 1), |b| Some(b.wrapping_mul(5).wrapping_add(2)))
         .take(len)
         .collect();
@@ -311,7 +318,7 @@ fn copy_in<M: Memory>(mem: &M, image: &mut Image, bytes: &mut Bytes<'_>) {
     if let Ok(range) = expected {
         let end = range.end;
         image.region[range].copy_from_slice(&from);
-        if tail == Tail::Zero && len > 0 {
+        if tail == Padding::Zero && len > 0 {
             image.region[end..end.next_multiple_of(8)].fill(0);
         }
     }
@@ -341,15 +348,15 @@ fn copy_out<M: Memory>(mem: &M, image: &mut Image, bytes: &mut Bytes<'_>) {
 fn wait_and_wake<M: Memory>(mem: &M, image: &mut Image, bytes: &mut Bytes<'_>, past: Instant) {
     let (flag, patience) = (bytes.pick(&FLAGS), bytes.u32());
     if image.load_flag(flag) != 1 {
-        assert_eq!(mem.wait(flag, None, patience), Woke::Early, "a wait slept on a flag that is not 1");
+        assert_eq!(mem.wait(flag, None, patience), WaitResult::Early, "a wait slept on a flag that is not 1");
     }
-    assert_ne!(mem.wait(flag, Some(past), patience), Woke::Slice, "a wait slept past its deadline");
-    assert!(mem.expired(Some(past)) && !mem.expired(None));
+    assert_ne!(mem.wait(flag, Some(past), patience), WaitResult::Slice, "a wait slept past its deadline");
+    assert!(mem.has_expired(Some(past)) && !mem.has_expired(None));
     mem.wake(flag);
     match flag {
         Flag::Consumer => image.times.push(image.at.words + words::CONSUMER_WOKEN),
         Flag::Producer => image.times.push(image.at.words + words::PRODUCER_WOKEN),
-        Flag::Twin => {}
+        Flag::PeerConsumer => {}
     }
 }
 
@@ -357,10 +364,10 @@ fn wait_and_wake<M: Memory>(mem: &M, image: &mut Image, bytes: &mut Bytes<'_>, p
 fn range(bytes: &mut Bytes<'_>, geometry: &Geometry) -> (Span, usize, usize) {
     let arena = to_usize(geometry.arena());
     let (span, room) = match bytes.below(4) {
-        0 => (Span::Slot(bytes.number()), INLINE),
+        0 => (Span::Slot(bytes.number()), INLINE_CAPACITY),
         1 | 2 => {
-            let place = bytes.below(arena / GRAIN + 2);
-            (Span::Arena(u32::try_from(place).expect("small")), arena.saturating_sub(place * GRAIN))
+            let place = bytes.below(arena / ARENA_ALIGN + 2);
+            (Span::Arena(u32::try_from(place).expect("small")), arena.saturating_sub(place * ARENA_ALIGN))
         }
         _ => (Span::Arena(bytes.u32()), 0),
     };

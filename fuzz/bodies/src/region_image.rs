@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::bytes::Bytes;
 use narrows::internal::MappedConnection;
-use narrows::internal::layout::{Control, Direction, Geometry, Kind, LAST_TICKET, SLOT, words};
+use narrows::internal::layout::{Control, Direction, Geometry, LAST_TICKET, SLOT, SlotKind, words};
 use narrows::{Receiver, Sender, TryRecvError, TrySendError, WaitStrategy};
 
 /// Slots, arena, first ticket and longest message of the connections.
@@ -29,14 +29,14 @@ const WORDS: [usize; 11] = [
     words::HEAD,
     words::CONSUMER_FLAG,
     words::PRODUCER_FLAG,
-    words::WANTED,
-    words::PRODUCER_MARK,
-    words::CONSUMER_MARK,
+    words::AWAITED_TICKET,
+    words::PRODUCER_CLOSED,
+    words::CONSUMER_CLOSED,
     words::PRODUCER_CPU,
     words::CONSUMER_CPU,
     words::CONSUMER_WOKEN,
     words::PRODUCER_WOKEN,
-    words::BELL,
+    words::DOORBELL,
 ];
 
 /// The largest number of steps in one run.
@@ -140,10 +140,16 @@ impl<'p> Session<'p> {
     fn forge(&mut self, bytes: &mut Bytes<'_>, at: Direction) {
         let geometry = self.agreed.geometry;
         let slot = at.slots + usize::try_from(self.forged % u64::from(geometry.slots())).expect("few") * SLOT;
-        let kind = bytes.pick(&[Kind::Inline, Kind::Whole, Kind::First, Kind::Middle, Kind::Last]);
+        let kind = bytes.pick(&[
+            SlotKind::Inline,
+            SlotKind::Whole,
+            SlotKind::First,
+            SlotKind::Middle,
+            SlotKind::Last,
+        ]);
         let len = [u32::from(bytes.u8()), bytes.u32(), bytes.u32() % 5][bytes.below(3)];
         let place = if bytes.rarely(4) { bytes.u32() } else { 0 };
-        let control = Control { kind, abort: bytes.rarely(4), len, place };
+        let control = Control { kind, abort: bytes.rarely(4), len, unit: place };
         let total = [bytes.u16().into(), bytes.u64()][usize::from(bytes.rarely(8))];
         self.pages.put(slot + 8, control.encode());
         self.pages.put(slot + 24, total);

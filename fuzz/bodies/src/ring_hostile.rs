@@ -13,13 +13,16 @@ use std::time::Instant;
 
 use super::bytes::Bytes;
 use super::hostile_memory::{HostileMemory, LoadSite};
-use narrows::internal::Ended;
-use narrows::internal::layout::{Kind, LAST_TICKET};
-use narrows::internal::mem::{Field, Flag, GRAIN, INLINE, Memory, Tail, Word};
+use narrows::internal::ConnectionError;
+use narrows::internal::layout::{LAST_TICKET, SlotKind};
+use narrows::internal::mem::{ARENA_ALIGN, Field, Flag, INLINE_CAPACITY, Memory, Padding, Word};
 use narrows::internal::ring::{
-    Arrival, Bed, Consumer, Cursor, Fate, Poster, Producer, Refusal, alarm, bell, ended, rouse, sleep, urgent,
+    CloseReason, Consumer, Cursor, OobSender, Producer, ReserveError, SlotContents, WaitSlot, closed,
+    force_notify, load_doorbell, load_oob, notify, park,
 };
-use narrows::internal::{Inbound, Incoming, NoPace, Outbound, RecvFault, SendFault, Wait};
+use narrows::internal::{
+    IncomingMessage, NoWaitPolicy, ReceiverCore, RecvCoreError, SendCoreError, SenderCore, Wait,
+};
 
 /// The largest number of operations in one run.
 const STEPS: usize = 120;
@@ -34,7 +37,7 @@ pub fn ring_hostile(data: &[u8]) {
         2 => LAST_TICKET - u64::from(bytes.u8() % 16),
         _ => bytes.number().min(LAST_TICKET),
     };
-    let max = bytes.pick(&[1, INLINE, 200, 1000, 8 * arena]);
+    let max = bytes.pick(&[1, INLINE_CAPACITY, 200, 1000, 8 * arena]);
     let sides = bytes.bool();
     let memory = HostileMemory::new(bytes, slots, arena as u64, first);
     if sides {
@@ -52,15 +55,15 @@ fn more(memory: &HostileMemory<'_>) -> bool {
 /// The sending and the receiving half. They share the memory, but nothing that one writes reaches the other.
 struct Halves<'l, 'd> {
     memory: &'l HostileMemory<'d>,
-    out: Outbound<&'l HostileMemory<'d>, NoPace>,
-    inb: Inbound<&'l HostileMemory<'d>, NoPace>,
-    poster: Poster<&'l HostileMemory<'d>>,
+    out: SenderCore<&'l HostileMemory<'d>, NoWaitPolicy>,
+    inb: ReceiverCore<&'l HostileMemory<'d>, NoWaitPolicy>,
+    poster: OobSender<&'l HostileMemory<'d>>,
     buffer: Vec<u8>,
-    lent: Option<Incoming>,
+    lent: Option<IncomingMessage>,
     /// Bytes copied out of the memory so far.
     copied: usize,
     /// The error with which each half ended, sender first.
-    over: [Option<Ended>; 2],
+    over: [Option<ConnectionError>; 2],
     past: Instant,
 }
 
@@ -68,9 +71,9 @@ impl<'l, 'd> Halves<'l, 'd> {
     fn new(memory: &'l HostileMemory<'d>, first: u64, max: usize) -> Self {
         Self {
             memory,
-            out: Outbound::new(memory, NoPace, first, max),
-            inb: Inbound::new(memory, NoPace, first, max),
-            poster: Poster::new(memory),
+            out: SenderCore::new(memory, NoWaitPolicy, first, max),
+            inb: ReceiverCore::new(memory, NoWaitPolicy, first, max),
+            poster: OobSender::new(memory),
             buffer: Vec::new(),
             lent: None,
             copied: 0,
@@ -100,7 +103,7 @@ impl<'l, 'd> Halves<'l, 'd> {
     fn send(&mut self, op: usize, wait: Wait) {
         let memory = self.memory;
         let len = memory.choose(|bytes| {
-            let most = [INLINE, self.out.in_place(), self.out.max_message() + 2][bytes.below(3)];
+            let most = [INLINE_CAPACITY, self.out.in_place(), self.out.max_message() + 2][bytes.below(3)];
             bytes.below(most + 1)
         });
         let message = vec![7; len];
@@ -111,10 +114,10 @@ impl<'l, 'd> Halves<'l, 'd> {
             1 => self.out.send_framed([7; 8], [first, second], 1, wait),
             2 => self.reserve(&message, wait),
             3 => self.stage(&message),
-            _ => self.out.needs(len).map(|_| len),
+            _ => self.out.ticket_to_await(len).map(|_| len),
         };
         let work = memory.work();
-        let fragments = len as u64 / GRAIN as u64 + 2;
+        let fragments = len as u64 / ARENA_ALIGN as u64 + 2;
         assert!(wait != Wait::Never || op == 3 || work.ticks == 0, "{work:?} of a call that never blocks");
         assert!(work.late <= 4 * fragments, "{work:?} after the deadline of {len} bytes");
         assert!(work.loads <= 12 * (fragments + work.ticks + memory.slots()), "{work:?} for {len} bytes");
@@ -122,18 +125,18 @@ impl<'l, 'd> Halves<'l, 'd> {
         let bytes = (len as u64 + 8) * if op == 3 { memory.slots() + 1 } else { 1 };
         assert!(work.copied_in as u64 <= bytes, "{work:?} for {len} bytes");
         match result {
-            Err(SendFault::Ended(end)) => self.check_end(0, end),
-            Err(SendFault::TooLarge(max)) => assert!(len > max),
-            Err(SendFault::Full) => assert_ne!(wait, Wait::FOREVER),
+            Err(SendCoreError::Ended(end)) => self.check_end(0, end),
+            Err(SendCoreError::TooLarge(max)) => assert!(len > max),
+            Err(SendCoreError::Full) => assert_ne!(wait, Wait::FOREVER),
             _ => {}
         }
     }
 
-    fn reserve(&mut self, message: &[u8], wait: Wait) -> Result<usize, SendFault> {
-        let claim = self.out.claim(message.len(), wait)?;
-        assert!(self.out.ring().write(&claim, 1, message, Tail::Keep).is_err() || message.is_empty());
-        self.out.ring().write(&claim, 0, message, Tail::Keep).expect("it fits");
-        self.out.ring().open(&claim);
+    fn reserve(&mut self, message: &[u8], wait: Wait) -> Result<usize, SendCoreError> {
+        let claim = self.out.reserve(message.len(), wait)?;
+        assert!(self.out.ring().write(&claim, 1, message, Padding::Keep).is_err() || message.is_empty());
+        self.out.ring().write(&claim, 0, message, Padding::Keep).expect("it fits");
+        self.out.ring().mark_writing(&claim);
         if self.memory.choose(|bytes| !bytes.rarely(4)) {
             let len = self.memory.choose(|bytes| bytes.below(message.len() + 3));
             self.out.commit(&claim, len, 2);
@@ -141,30 +144,30 @@ impl<'l, 'd> Halves<'l, 'd> {
         Ok(message.len())
     }
 
-    fn stage(&mut self, message: &[u8]) -> Result<usize, SendFault> {
+    fn stage(&mut self, message: &[u8]) -> Result<usize, SendCoreError> {
         let mut to = self.out.ring().next();
         for _ in 0..self.memory.choose(|bytes| bytes.below(to_usize(self.memory.slots()) + 1)) {
             let Ok(claim) = self.out.stage(to, message.len()) else { break };
-            self.out.ring().open(&claim);
-            self.out.ring().write(&claim, 0, message, Tail::Zero).expect("it fits");
+            self.out.ring().mark_writing(&claim);
+            self.out.ring().write(&claim, 0, message, Padding::Zero).expect("it fits");
             self.out.describe_whole(&claim, message.len(), 3);
             to = claim.after();
         }
         if self.memory.choose(Bytes::bool) {
             self.out.publish(to, false);
         }
-        self.out.check().map(|()| message.len()).map_err(SendFault::Ended)
+        self.out.check().map(|()| message.len()).map_err(SendCoreError::Ended)
     }
 
     fn receive(&mut self, op: usize, wait: Wait) {
-        let room = self.memory.choose(|bytes| bytes.below(2 * INLINE));
+        let room = self.memory.choose(|bytes| bytes.below(2 * INLINE_CAPACITY));
         let given = if op == 10 { self.lent.take() } else { None };
         let result = match (op, given) {
             (5..=6, _) => self.inb.recv_into(&mut self.buffer, wait).map(|it| it.len),
             (7, _) => self.inb.recv(&mut vec![0; room], wait).map(|it| it.len),
             (8, _) => self.lend(wait).map(|message| message.len()),
             (9, _) => self.fetch(wait),
-            (10, Some(message)) => self.inb.give_back(&message).map(|()| message.len()),
+            (10, Some(message)) => self.inb.release(&message).map(|()| message.len()),
             _ => {
                 let _there = self.inb.ready();
                 return self.check_receive(Wait::Never);
@@ -180,31 +183,31 @@ impl<'l, 'd> Halves<'l, 'd> {
             "a message was returned without a check that it was not overwritten: {result:?}"
         );
         match result {
-            Err(RecvFault::Ended(end)) => self.check_end(1, end),
-            Err(RecvFault::Empty) => assert_ne!(wait, Wait::FOREVER),
-            Err(RecvFault::OutOfMemory(needed)) => panic!("no memory for {needed} bytes"),
-            Err(RecvFault::BufferTooSmall(needed)) => assert!(op == 7 && needed > room),
+            Err(RecvCoreError::Ended(end)) => self.check_end(1, end),
+            Err(RecvCoreError::Empty) => assert_ne!(wait, Wait::FOREVER),
+            Err(RecvCoreError::OutOfMemory(needed)) => panic!("no memory for {needed} bytes"),
+            Err(RecvCoreError::BufferTooSmall(needed)) => assert!(op == 7 && needed > room),
             Ok(len) => assert!(len <= self.buffer.len().max(self.most()), "{len} bytes"),
         }
     }
 
-    fn lend(&mut self, wait: Wait) -> Result<Incoming, RecvFault> {
+    fn lend(&mut self, wait: Wait) -> Result<IncomingMessage, RecvCoreError> {
         self.lent = None;
-        let message = self.inb.lend(wait)?;
+        let message = self.inb.borrow_next(wait)?;
         let mut bytes = vec![0; message.len()];
         self.inb.read_at(&message, 0, &mut bytes).expect("a validated span is inside");
         assert!(self.inb.read_at(&message, usize::MAX, &mut [0; 2]).is_err());
         assert!(self.inb.read_at(&message, message.len(), &mut [0; 1]).is_err());
-        if let Incoming::Assembled(len, _) = message {
+        if let IncomingMessage::Assembled(len, _) = message {
             assert_eq!(self.inb.private(&message).map(<[u8]>::len), Some(len));
         }
         self.lent = Some(message);
         Ok(message)
     }
 
-    fn fetch(&mut self, wait: Wait) -> Result<usize, RecvFault> {
+    fn fetch(&mut self, wait: Wait) -> Result<usize, RecvCoreError> {
         if self.memory.choose(Bytes::bool) {
-            let (mut body, mut taken) = ([0; INLINE], 0);
+            let (mut body, mut taken) = ([0; INLINE_CAPACITY], 0);
             let is_taken = self.inb.take_framed(|_tag, _, len| {
                 taken = 8 + len;
                 body.get_mut(..len)
@@ -213,11 +216,11 @@ impl<'l, 'd> Halves<'l, 'd> {
                 return Ok(taken);
             }
         }
-        let message = self.inb.fetch(wait)?;
+        let message = self.inb.next_owned(wait)?;
         let mut bytes = vec![0; message.len()];
         self.inb.read_at(&message, 0, &mut bytes).expect("a validated span is inside");
         assert!(self.inb.private(&message).is_none_or(|private| private == bytes));
-        self.inb.give_back(&message)?;
+        self.inb.release(&message)?;
         Ok(message.len())
     }
 
@@ -239,7 +242,7 @@ impl<'l, 'd> Halves<'l, 'd> {
         assert!(work.stores <= rounds * (3 * slots + 8), "{work:?} with {slots} slots");
         // A round copies at most an arena, one more fragment and the total lengths. The message itself is added once.
         let round = 2 * self.memory.arena() + 8 * slots;
-        let most = rounds * round + self.memory.arena().max(INLINE as u64);
+        let most = rounds * round + self.memory.arena().max(INLINE_CAPACITY as u64);
         assert!(work.copied_out as u64 <= most, "{work:?} with an arena of {}", self.memory.arena());
         self.copied += work.copied_out;
         let most = 2 * self.copied.min(self.most()) + 8;
@@ -253,11 +256,11 @@ impl<'l, 'd> Halves<'l, 'd> {
     }
 
     /// Checks that the error matches the close reason, and that the receiver returns the same error from then on.
-    fn check_end(&mut self, half: usize, end: Ended) {
+    fn check_end(&mut self, half: usize, end: ConnectionError) {
         let reason = self.memory.close_reason();
-        let violated = reason == Fate::Violated as u64;
-        assert!(end != Ended::ProtocolViolated || violated);
-        assert!(end != Ended::Closed || reason == Fate::Closed as u64);
+        let violated = reason == CloseReason::Violated as u64;
+        assert!(end != ConnectionError::ProtocolViolated || violated);
+        assert!(end != ConnectionError::Closed || reason == CloseReason::Closed as u64);
         let first = *self.over[half].get_or_insert(end);
         assert!(half == 0 || first == end, "{first:?}, and then {end:?}");
     }
@@ -265,12 +268,12 @@ impl<'l, 'd> Halves<'l, 'd> {
     fn sleep(&mut self, wait: Wait) {
         let mem = self.memory;
         let wait_slot = match mem.choose(|bytes| bytes.below(3)) {
-            0 => Bed::consumer(&mem),
-            1 => Bed::producer(&mem),
-            _ => Bed::either(&mem, &mem),
+            0 => WaitSlot::consumer(&mem),
+            1 => WaitSlot::producer(&mem),
+            _ => WaitSlot::either(&mem, &mem),
         };
         let until = if let Wait::Until(until) = wait { until } else { Some(self.past) };
-        let found = sleep(&wait_slot, until, 0, || ended(&mem, Word::ProducerMark));
+        let found = park(&wait_slot, until, 0, || closed(&mem, Word::ProducerClosed));
         let work = mem.work();
         assert!(found.is_some() || until.is_some(), "a sleep without a deadline ends with the connection");
         assert!(work.late <= 3, "{work:?} after the deadline");
@@ -279,19 +282,19 @@ impl<'l, 'd> Halves<'l, 'd> {
 
     fn touch(&mut self, op: usize) {
         let mem = self.memory;
-        let flag = mem.choose(|bytes| bytes.pick(&[Flag::Consumer, Flag::Producer, Flag::Twin]));
+        let flag = mem.choose(|bytes| bytes.pick(&[Flag::Consumer, Flag::Producer, Flag::PeerConsumer]));
         let number = mem.choose(Bytes::number);
         match op {
-            12 => rouse(&mem, flag),
-            13 => alarm(&mem, flag),
-            14 => self.poster.post(mem.choose(Bytes::u32), number),
-            15 => drop((urgent(&mem, mem.choose(Bytes::u32)), bell(&mem))),
+            12 => notify(&mem, flag),
+            13 => force_notify(&mem, flag),
+            14 => self.poster.send(mem.choose(Bytes::u32), number),
+            15 => drop((load_oob(&mem, mem.choose(Bytes::u32)), load_doorbell(&mem))),
             16 if mem.choose(|bytes| bytes.rarely(4)) => {
-                mem.settle(Fate::Died as u64 - number % 2);
+                mem.set_close_reason(CloseReason::Died as u64 - number % 2);
             }
             17 if number % 16 == 0 => self.out.ring().close(),
             18 if number % 16 == 0 => self.inb.ring().close(),
-            _ => drop((self.inb.stirred(), self.out.ring().released(number))),
+            _ => drop((self.inb.has_news(), self.out.ring().is_released(number))),
         }
         let work = mem.work();
         assert!(work.loads <= 8 && work.stores <= 4 && work.ticks == 0, "{work:?}");
@@ -303,7 +306,7 @@ struct Sides<'l, 'd> {
     memory: &'l HostileMemory<'d>,
     producer: Producer<&'l HostileMemory<'d>>,
     consumer: Consumer<&'l HostileMemory<'d>>,
-    arrived: Vec<(u64, Arrival)>,
+    arrived: Vec<(u64, SlotContents)>,
     to: Cursor,
     /// The highest head that was legal.
     known: u64,
@@ -344,41 +347,47 @@ impl<'l, 'd> Sides<'l, 'd> {
 
     fn claim(&mut self) {
         let (len, piece, staged) = self.memory.choose(|bytes| {
-            let len =
-                [bytes.below(INLINE + 1), bytes.below(to_usize(self.memory.arena()) + 65)][bytes.below(2)];
+            let len = [bytes.below(INLINE_CAPACITY + 1), bytes.below(to_usize(self.memory.arena()) + 65)]
+                [bytes.below(2)];
             (len, bytes.bool(), bytes.bool())
         });
         let from = if staged { self.to } else { self.producer.next() };
         // The choice of the ticket and that of the arena offset are two decisions, and both load the head.
-        let twice = (piece || len > INLINE).then_some(LoadSite::Word(Word::Head));
+        let twice = (piece || len > INLINE_CAPACITY).then_some(LoadSite::Word(Word::Head));
         let claim = self.memory.check_decision("claim", twice, || match piece {
-            true => self.producer.claim_piece(from, len),
-            false => self.producer.claim(from, len),
+            true => self.producer.reserve_fragment(from, len),
+            false => self.producer.reserve(from, len),
         });
         assert!(self.memory.work().loads <= 2);
         for head in self.memory.heads() {
             let illegal = head < self.known || head > self.memory.tail();
-            assert!(!illegal || matches!(claim, Err(Refusal::Violated(_))), "{head} after {}", self.known);
+            assert!(
+                !illegal || matches!(claim, Err(ReserveError::Violated(_))),
+                "{head} after {}",
+                self.known
+            );
             self.known = if illegal { self.known } else { head };
         }
         let Ok(claim) = claim else { return };
         assert_eq!(claim.len(), len);
-        self.producer.open(&claim);
-        self.producer.write(&claim, 0, &vec![1; len], Tail::Zero).expect("it fits");
-        assert!(self.producer.write(&claim, len, &[1], Tail::Zero).is_err());
-        let kind =
-            self.memory.choose(|bytes| bytes.pick(&[Kind::Whole, Kind::First, Kind::Middle, Kind::Last]));
+        self.producer.mark_writing(&claim);
+        self.producer.write(&claim, 0, &vec![1; len], Padding::Zero).expect("it fits");
+        assert!(self.producer.write(&claim, len, &[1], Padding::Zero).is_err());
+        let kind = self.memory.choose(|bytes| {
+            bytes.pick(&[SlotKind::Whole, SlotKind::First, SlotKind::Middle, SlotKind::Last])
+        });
         self.producer.describe(&claim, kind, len, 0);
         self.to = claim.after();
     }
 
     fn arrive(&mut self) {
-        let Ok(Some(arrival)) = self.memory.check_decision("arrival", None, || self.consumer.arrival())
+        let Ok(Some(arrival)) = self.memory.check_decision("arrival", None, || self.consumer.next_slot())
         else {
             return;
         };
         let ticket = self.consumer.ticket();
-        let room = if arrival.kind == Kind::Inline { INLINE as u64 } else { self.memory.arena() };
+        let room =
+            if arrival.kind == SlotKind::Inline { INLINE_CAPACITY as u64 } else { self.memory.arena() };
         assert!(arrival.len as u64 <= room && arrival.total >= arrival.len as u64, "{arrival:?}");
         self.consumer.read(&arrival, 0, &mut vec![0; arrival.len]).expect("a validated span is inside");
         assert!(self.consumer.read(&arrival, arrival.len, &mut [0]).is_err());
@@ -403,11 +412,11 @@ impl<'l, 'd> Sides<'l, 'd> {
 
     fn look(&mut self) {
         let needs = self.memory.choose(Bytes::number);
-        self.memory.check_decision("stirred", None, || self.consumer.stirred());
+        self.memory.check_decision("stirred", None, || self.consumer.is_ready());
         self.memory.check_decision("ended", None, || (self.consumer.ended(), self.producer.ended()).0);
-        self.producer.want(needs);
-        self.memory.check_decision("released", None, || self.producer.released(needs));
-        assert!(self.producer.left() <= LAST_TICKET + 1);
+        self.producer.announce_wait(needs);
+        self.memory.check_decision("released", None, || self.producer.is_released(needs));
+        assert!(self.producer.remaining_tickets() <= LAST_TICKET + 1);
     }
 }
 

@@ -13,11 +13,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::bytes::Bytes;
-use narrows::internal::Ended;
+use narrows::internal::ConnectionError;
 use narrows::internal::layout::LAST_TICKET;
-use narrows::internal::mem::{Heap, INLINE, Load, Memory, Tail, Word};
-use narrows::internal::ring::{Fate, Producer};
-use narrows::internal::{Inbound, NoPace, Outbound, RecvFault, SendFault, Wait};
+use narrows::internal::mem::{Heap, INLINE_CAPACITY, Load, Memory, Padding, Word};
+use narrows::internal::ring::{CloseReason, Producer};
+use narrows::internal::{NoWaitPolicy, ReceiverCore, RecvCoreError, SendCoreError, SenderCore, Wait};
 
 /// The length of the longest message, in arenas.
 const LONGEST: usize = 5;
@@ -58,8 +58,8 @@ pub fn tally(data: &[u8]) -> Tally {
 
 /// A ring, and the messages that should be in it.
 struct Pair {
-    out: Outbound<Arc<Heap>, NoPace>,
-    inb: Inbound<Arc<Heap>, NoPace>,
+    out: SenderCore<Arc<Heap>, NoWaitPolicy>,
+    inb: ReceiverCore<Arc<Heap>, NoWaitPolicy>,
     heap: Arc<Heap>,
     queue: VecDeque<(Vec<u8>, u64)>,
     buffer: Vec<u8>,
@@ -70,9 +70,9 @@ struct Pair {
     /// The sender closed. What it had published is received first.
     closed: bool,
     /// The error that receiving must return: at once, or when the queue is empty if only the sender closed.
-    over: Option<Ended>,
+    over: Option<ConnectionError>,
     /// The error that sending must return.
-    refused: Option<Ended>,
+    refused: Option<ConnectionError>,
     count: u64,
     past: Instant,
     tally: Tally,
@@ -89,10 +89,10 @@ impl Pair {
         };
         let heap = Arc::new(Heap::new(slots, arena, 1));
         Producer::format(&heap, first);
-        let max = LONGEST * arena + INLINE;
+        let max = LONGEST * arena + INLINE_CAPACITY;
         Self {
-            out: Outbound::new(Arc::clone(&heap), NoPace, first, max),
-            inb: Inbound::new(Arc::clone(&heap), NoPace, first, max),
+            out: SenderCore::new(Arc::clone(&heap), NoWaitPolicy, first, max),
+            inb: ReceiverCore::new(Arc::clone(&heap), NoWaitPolicy, first, max),
             heap,
             queue: VecDeque::new(),
             buffer: Vec::new(),
@@ -131,10 +131,12 @@ impl Pair {
         let arena = self.arena();
         self.count += 1;
         let len = match bytes.below(8) {
-            0..=2 => bytes.below(INLINE + 1),
+            0..=2 => bytes.below(INLINE_CAPACITY + 1),
             3..=4 => bytes.below(arena + 1),
-            5..=6 => bytes.pick(&[0, 1, 8, INLINE, INLINE + 1, arena / 4, arena / 2, arena]),
-            _ => bytes.below(LONGEST * arena + INLINE + 2),
+            5..=6 => {
+                bytes.pick(&[0, 1, 8, INLINE_CAPACITY, INLINE_CAPACITY + 1, arena / 4, arena / 2, arena])
+            }
+            _ => bytes.below(LONGEST * arena + INLINE_CAPACITY + 2),
         };
         let seed = self.count.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes();
         (0_u8..251).cycle().zip(seed.into_iter().cycle()).map(|(a, b)| a ^ b).take(len).collect()
@@ -150,36 +152,36 @@ impl Pair {
     fn send(&mut self, bytes: &mut Bytes<'_>, wait: Wait) {
         let message = self.message(bytes);
         let (before, len) = (self.out.ring().next(), message.len());
-        let whole = len <= self.arena().max(INLINE);
+        let whole = len <= self.arena().max(INLINE_CAPACITY);
         match self.out.send(&[IoSlice::new(&message)], self.count, wait) {
             Ok(sent) => {
                 assert_eq!(sent, len);
                 self.sent(message);
             }
-            Err(SendFault::Full) => {
+            Err(SendCoreError::Full) => {
                 assert!(!(self.is_empty && whole), "an empty ring has room for {len} bytes");
                 if self.out.ring().next() != before && wait != Wait::Never {
                     self.tally.abandoned += 1;
                 }
                 self.is_empty = false; // Fragments of an abandoned message may be in the ring.
             }
-            Err(SendFault::TooLargeToTry) => assert!(wait == Wait::Never && !whole),
-            Err(SendFault::TooLarge(max)) => assert!(len > max),
-            Err(SendFault::Exhausted) => {
-                assert!(self.out.ring().left() <= len as u64);
+            Err(SendCoreError::TooLargeToTry) => assert!(wait == Wait::Never && !whole),
+            Err(SendCoreError::TooLarge(max)) => assert!(len > max),
+            Err(SendCoreError::Exhausted) => {
+                assert!(self.out.ring().remaining_tickets() <= len as u64);
                 self.tally.exhausted = true;
             }
-            Err(SendFault::Ended(end)) => assert_eq!(Some(end), self.refused),
+            Err(SendCoreError::Ended(end)) => assert_eq!(Some(end), self.refused),
         }
     }
 
     /// Reserves and writes a message, and commits all of it, its beginning, or nothing.
     fn reserve(&mut self, bytes: &mut Bytes<'_>) {
         let message = self.message(bytes);
-        let Ok(claim) = self.out.claim(message.len(), Wait::Never) else { return };
-        self.out.ring().write(&claim, 0, &message, Tail::Keep).expect("fits");
+        let Ok(claim) = self.out.reserve(message.len(), Wait::Never) else { return };
+        self.out.ring().write(&claim, 0, &message, Padding::Keep).expect("fits");
         if bytes.bool() {
-            self.out.ring().open(&claim);
+            self.out.ring().mark_writing(&claim);
             let len = bytes.below(message.len() + 1);
             self.out.commit(&claim, len, self.count);
             self.sent(message[..len].to_vec());
@@ -195,8 +197,8 @@ impl Pair {
                 continue;
             }
             let Ok(claim) = self.out.stage(to, message.len()) else { break };
-            self.out.ring().open(&claim);
-            self.out.ring().write(&claim, 0, &message, Tail::Zero).expect("fits");
+            self.out.ring().mark_writing(&claim);
+            self.out.ring().write(&claim, 0, &message, Padding::Zero).expect("fits");
             self.out.describe_whole(&claim, message.len(), self.count);
             to = claim.after();
             staged.push((message, self.count));
@@ -236,11 +238,11 @@ impl Pair {
     }
 
     /// Checks an error of the receiver.
-    fn check_fault(&mut self, fault: RecvFault) {
+    fn check_fault(&mut self, fault: RecvCoreError) {
         match fault {
-            RecvFault::Empty => assert!(self.over.is_none() && !self.closed),
-            RecvFault::Ended(end) => {
-                assert!(self.over == Some(end) || self.closed && end == Ended::Disconnected);
+            RecvCoreError::Empty => assert!(self.over.is_none() && !self.closed),
+            RecvCoreError::Ended(end) => {
+                assert!(self.over == Some(end) || self.closed && end == ConnectionError::Disconnected);
                 self.over = Some(end);
             }
             fault => panic!("{fault:?}"),
@@ -257,7 +259,7 @@ impl Pair {
         let Some((front, _)) = self.queue.front().filter(|(front, _)| !front.is_empty()) else { return };
         let mut buffer = vec![0; bytes.below(front.len())];
         let fault = self.inb.recv(&mut buffer, Wait::Never).map(|_| ());
-        assert_eq!(fault, Err(RecvFault::BufferTooSmall(front.len())));
+        assert_eq!(fault, Err(RecvCoreError::BufferTooSmall(front.len())));
     }
 
     fn receive_slice(&mut self) {
@@ -274,14 +276,14 @@ impl Pair {
 
     fn borrow(&mut self, bytes: &mut Bytes<'_>) {
         self.release_borrowed();
-        match self.inb.lend(Wait::Never) {
+        match self.inb.borrow_next(Wait::Never) {
             Ok(message) => {
                 let mut buffer = vec![0; message.len()];
                 self.inb.read_at(&message, 0, &mut buffer).expect("inside");
                 assert_eq!(Some(&(buffer, message.tag())), self.queue.front());
                 self.is_borrowed = bytes.bool();
                 if !self.is_borrowed {
-                    self.inb.give_back(&message).expect("nobody overwrites it");
+                    self.inb.release(&message).expect("nobody overwrites it");
                     self.next_expected();
                 }
             }
@@ -295,17 +297,17 @@ impl Pair {
             0 => {
                 self.out.ring().close();
                 self.closed = true;
-                self.refused = self.refused.or(Some(Ended::Disconnected));
+                self.refused = self.refused.or(Some(ConnectionError::Disconnected));
                 self.inb.ring().close();
             }
             1 => {
                 self.inb.ring().close();
-                self.refused = self.refused.or(Some(Ended::Disconnected));
+                self.refused = self.refused.or(Some(ConnectionError::Disconnected));
             }
             2 => {
-                self.heap.settle(Fate::Closed as u64);
-                self.refused = Some(Ended::Closed);
-                self.over = self.over.or(Some(Ended::Closed));
+                self.heap.set_close_reason(CloseReason::Closed as u64);
+                self.refused = Some(ConnectionError::Closed);
+                self.over = self.over.or(Some(ConnectionError::Closed));
                 (self.is_borrowed, self.is_empty) = (false, false);
                 self.queue.clear();
             }

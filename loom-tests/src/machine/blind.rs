@@ -23,8 +23,8 @@ impl Blind {
 impl Memory for Blind {
     forward_memory! {
         self => self.view;
-        slots, arena, load_slot, store, settle, load_flag, store_flag, take_flag, fence, copy_in, copy_out,
-        wait, doze, wake, expired,
+        slots, arena, load_slot, store, set_close_reason, load_flag, store_flag, take_flag, fence, copy_in, copy_out,
+        wait, back_off, wake, has_expired,
     }
 
     fn store_slot(&self, ticket: u64, field: Field, value: u64, order: Store) {

@@ -12,29 +12,29 @@ use std::sync::atomic::AtomicU32;
 
 use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::sync::{Condvar, Mutex, MutexGuard};
-use narrows::internal::mem::Until;
-use narrows::internal::{Latch, Monitor, Threads};
+use narrows::internal::mem::Deadline;
+use narrows::internal::{Lock, SharedFlag, SyncBackend};
 
 /// The threads of a model.
 #[derive(Debug)]
 pub struct LoomThreads;
 
-impl Threads for LoomThreads {
-    type Monitor<T: Send> = Lock<T>;
-    type Signal = Signal;
-    type Latch = Bit;
+impl SyncBackend for LoomThreads {
+    type Lock<T: Send> = LoomLock<T>;
+    type Condvar = LoomCondvar;
+    type Flag = LoomFlag;
 }
 
 /// What waits for a change of a locked value.
 #[derive(Debug)]
-pub struct Signal {
+pub struct LoomCondvar {
     condition: Condvar,
     /// Threads whose deadlines pass, and that have no signal yet. It is used under the lock alone, so that loom need not
     /// see it.
     late: AtomicU32,
 }
 
-impl Default for Signal {
+impl Default for LoomCondvar {
     fn default() -> Self {
         Self { condition: Condvar::new(), late: AtomicU32::new(0) }
     }
@@ -42,35 +42,35 @@ impl Default for Signal {
 
 /// One bit, without any order.
 #[derive(Debug)]
-pub struct Bit(AtomicBool);
+pub struct LoomFlag(AtomicBool);
 
-impl Default for Bit {
+impl Default for LoomFlag {
     fn default() -> Self {
         Self(AtomicBool::new(false))
     }
 }
 
-impl Latch for Bit {
+impl SharedFlag for LoomFlag {
     fn set(&self, up: bool) {
         self.0.store(up, Ordering::Relaxed);
     }
 
-    fn is_up(&self) -> bool {
+    fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
 
 /// A lock around a value.
 #[derive(Debug)]
-pub struct Lock<T>(Mutex<T>);
+pub struct LoomLock<T>(Mutex<T>);
 
-impl<T> Monitor<T> for Lock<T> {
+impl<T> Lock<T> for LoomLock<T> {
     type Guard<'a>
         = MutexGuard<'a, T>
     where
         Self: 'a;
 
-    type Signal = Signal;
+    type Condvar = LoomCondvar;
 
     fn new(value: T) -> Self {
         Self(Mutex::new(value))
@@ -80,7 +80,7 @@ impl<T> Monitor<T> for Lock<T> {
         self.0.try_lock().ok()
     }
 
-    fn lock_until(&self, _until: Until) -> Option<Self::Guard<'_>> {
+    fn lock_until(&self, _until: Deadline) -> Option<Self::Guard<'_>> {
         Some(self.lock())
     }
 
@@ -88,7 +88,12 @@ impl<T> Monitor<T> for Lock<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait<'a>(&'a self, guard: Self::Guard<'a>, signal: &Signal, until: Until) -> (Self::Guard<'a>, bool) {
+    fn wait<'a>(
+        &'a self,
+        guard: Self::Guard<'a>,
+        signal: &LoomCondvar,
+        until: Deadline,
+    ) -> (Self::Guard<'a>, bool) {
         if until.is_some() {
             signal.late.fetch_add(1, Ordering::Relaxed);
             drop(guard);
@@ -99,11 +104,11 @@ impl<T> Monitor<T> for Lock<T> {
         (signal.condition.wait(guard).unwrap_or_else(PoisonError::into_inner), true)
     }
 
-    fn notify(signal: &Signal) {
+    fn notify(signal: &LoomCondvar) {
         signal.condition.notify_all();
     }
 
-    fn notify_one(signal: &Signal) {
+    fn notify_one(signal: &LoomCondvar) {
         let late = signal.late.load(Ordering::Relaxed);
         if late > 0 {
             signal.late.store(late - 1, Ordering::Relaxed);

@@ -17,7 +17,8 @@
 use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use loom::sync::{Arc, Condvar, Mutex};
 use narrows::internal::mem::{
-    Fence, Field, Flag, GRAIN, INLINE, Load, Memory, OutOfBounds, Span, Store, Tail, Until, Woke, Word,
+    ARENA_ALIGN, Deadline, Fence, Field, Flag, INLINE_CAPACITY, Load, Memory, OutOfBounds, Padding, Span,
+    Store, WaitResult, Word,
 };
 use narrows::internal::ring::Producer;
 
@@ -26,7 +27,7 @@ mod lock;
 mod spans;
 
 pub use blind::Blind;
-pub use lock::{Bit, Lock, LoomThreads, Signal};
+pub use lock::{LoomCondvar, LoomFlag, LoomLock, LoomThreads};
 pub use spans::{Cells, Plain, Spans, Words};
 
 use crate::weak;
@@ -151,7 +152,7 @@ impl<S: Spans> Clock<S> {
 impl<S: Spans> Ring<S> {
     fn new(slots: usize, arena: usize) -> Self {
         let zero = || AtomicU64::new(0);
-        let slot = || Slot { words: [zero(), zero(), zero()], payload: S::new(INLINE) };
+        let slot = || Slot { words: [zero(), zero(), zero()], payload: S::new(INLINE_CAPACITY) };
         Self {
             slots: (0..slots).map(|_| slot()).collect(),
             arena: S::new(arena),
@@ -183,12 +184,12 @@ impl<S: Spans> View<S> {
     fn word(&self, word: Word) -> &AtomicU64 {
         match word {
             Word::Head => &self.ring.words[0],
-            Word::Wanted => &self.ring.words[1],
-            Word::ProducerMark => &self.ring.words[2],
-            Word::ConsumerMark => &self.ring.words[3],
-            Word::Bell => &self.ring.words[4],
-            Word::Urgent(index) => &self.ring.words[5 + index as usize % 2],
-            Word::Fate => &self.fate,
+            Word::AwaitedTicket => &self.ring.words[1],
+            Word::ProducerClosed => &self.ring.words[2],
+            Word::ConsumerClosed => &self.ring.words[3],
+            Word::Doorbell => &self.ring.words[4],
+            Word::Oob(index) => &self.ring.words[5 + index as usize % 2],
+            Word::CloseReason => &self.fate,
         }
     }
 
@@ -196,15 +197,15 @@ impl<S: Spans> View<S> {
         match flag {
             Flag::Consumer => &self.ring.consumer,
             Flag::Producer => &self.ring.producer,
-            Flag::Twin => &self.twin,
+            Flag::PeerConsumer => &self.twin,
         }
     }
 
     /// Where a range of a span stands.
     fn range(&self, span: Span, at: usize, len: usize) -> Result<(&S, usize), OutOfBounds> {
         let (bytes, start, size) = match span {
-            Span::Slot(ticket) => (&self.slot(ticket).payload, 0, INLINE as u64),
-            Span::Arena(place) => (&self.ring.arena, place as usize * GRAIN, self.arena),
+            Span::Slot(ticket) => (&self.slot(ticket).payload, 0, INLINE_CAPACITY as u64),
+            Span::Arena(place) => (&self.ring.arena, place as usize * ARENA_ALIGN, self.arena),
         };
         let from = start + at;
         if (from + len) as u64 > size { Err(OutOfBounds) } else { Ok((bytes, from)) }
@@ -236,7 +237,7 @@ impl<S: Spans> Memory for View<S> {
         self.word(word).store(value, order.into());
     }
 
-    fn settle(&self, fate: u64) -> u64 {
+    fn set_close_reason(&self, fate: u64) -> u64 {
         match self.fate.compare_exchange(0, fate, weak::settling(), Ordering::Acquire) {
             Ok(_) => fate,
             Err(stands) => stands,
@@ -261,7 +262,7 @@ impl<S: Spans> Memory for View<S> {
         fence(kind.into());
     }
 
-    fn copy_in(&self, to: Span, at: usize, bytes: &[u8], _tail: Tail) -> Result<(), OutOfBounds> {
+    fn copy_in(&self, to: Span, at: usize, bytes: &[u8], _tail: Padding) -> Result<(), OutOfBounds> {
         let (spans, from) = self.range(to, at, bytes.len())?;
         spans.write(from, bytes);
         Ok(())
@@ -273,19 +274,19 @@ impl<S: Spans> Memory for View<S> {
         Ok(())
     }
 
-    fn wait(&self, flag: Flag, until: Until, _patience: u32) -> Woke {
+    fn wait(&self, flag: Flag, until: Deadline, _patience: u32) -> WaitResult {
         let bed = self.bed(flag);
         let guard = bed.lock.lock().unwrap();
-        if self.expired(until) {
-            return Woke::Deadline;
+        if self.has_expired(until) {
+            return WaitResult::Deadline;
         }
         if bed.flag.load(Ordering::Relaxed) == 1 {
             drop(bed.woken.wait(guard).unwrap());
         }
-        if self.expired(until) { Woke::Deadline } else { Woke::Early }
+        if self.has_expired(until) { WaitResult::Deadline } else { WaitResult::Early }
     }
 
-    fn doze(&self, _until: Until) {
+    fn back_off(&self, _until: Deadline) {
         loom::thread::yield_now();
     }
 
@@ -296,7 +297,7 @@ impl<S: Spans> Memory for View<S> {
         bed.woken.notify_all();
     }
 
-    fn expired(&self, until: Until) -> bool {
+    fn has_expired(&self, until: Deadline) -> bool {
         until.is_some() && self.late.load(Ordering::Relaxed) != 0
     }
 }

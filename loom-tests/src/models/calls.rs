@@ -7,7 +7,7 @@ use loom::thread;
 use super::super::code::rpc::client::{Stop, Table};
 use super::super::code::rpc::pieces::Cut;
 use super::super::code::rpc::wire::{Head, Kind, Status, UPLOAD, cost};
-use super::super::code::{Ear, Wait};
+use super::super::code::{IncomingSignals, Wait};
 use super::client::{PLACES, Shared, begin, desk, end, open, reply, reply_to, soon, waits};
 use super::frames::{hear, say};
 use super::{Named, named, receiver, sender, sleep_until};
@@ -67,7 +67,7 @@ fn an_old_cancel_hides_no_newer_one() {
     let other = thread::spawn(move || other.cancel(old));
     desk.cancel(new);
     other.join().unwrap();
-    assert_eq!(Ear::new(b.into).urgent(0), new);
+    assert_eq!(IncomingSignals::new(b.into).oob(0), new);
 }
 
 fn a_late_reply_is_dropped_and_its_place_is_free() {
@@ -77,9 +77,9 @@ fn a_late_reply_is_dropped_and_its_place_is_free() {
     assert_eq!(end(&desk, late, Wait::Never), Err(Stop::Timeout));
     desk.abandon(late);
     let server = thread::spawn(move || {
-        let ear = Ear::new(b.into.clone());
-        assert!(sleep_until(&b.into, None, || ear.bell() != 0));
-        assert_eq!(ear.urgent(0), late);
+        let ear = IncomingSignals::new(b.into.clone());
+        assert!(sleep_until(&b.into, None, || ear.doorbell() != 0));
+        assert_eq!(ear.oob(0), late);
         let (mut inb, mut out) = (receiver(&b), sender(&b));
         for _ in 0..2 {
             let (id, ..) = hear(&mut inb).unwrap();

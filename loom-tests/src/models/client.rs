@@ -8,14 +8,14 @@ use loom::thread;
 use super::super::code::rpc::client::{Desk, Final, Parts, Stop, Table};
 use super::super::code::rpc::pieces::Cut;
 use super::super::code::rpc::wire::{Head, Kind, cost};
-use super::super::code::{Ear, Inbound, NoPace, Outbound, Poster, Wait};
+use super::super::code::{IncomingSignals, NoWaitPolicy, OobSender, ReceiverCore, SenderCore, Wait};
 use super::frames::say;
 use super::{MAX_MESSAGE, receiver, sender};
 use crate::machine::{Cells, LoomThreads, Model, Side};
 
 pub(super) const PLACES: usize = 2;
 
-pub(super) type Shared = Arc<Desk<Model, NoPace, LoomThreads>>;
+pub(super) type Shared = Arc<Desk<Model, NoWaitPolicy, LoomThreads>>;
 
 /// A client's connection with so many places, and windows of one chunk of a byte.
 pub(super) fn desk(side: &Side<Cells>, places: usize) -> Shared {
@@ -24,11 +24,12 @@ pub(super) fn desk(side: &Side<Cells>, places: usize) -> Shared {
 
 pub(super) fn parts<P>(
     side: &Side<Cells>,
-    inbound: Inbound<Model, P>,
-    outbound: Outbound<Model, P>,
+    inbound: ReceiverCore<Model, P>,
+    outbound: SenderCore<Model, P>,
     places: usize,
 ) -> Parts<Model, P> {
-    let (poster, ear, window) = (Poster::new(side.out.clone()), Ear::new(side.into.clone()), cost(1));
+    let (poster, ear, window) =
+        (OobSender::new(side.out.clone()), IncomingSignals::new(side.into.clone()), cost(1));
     let table = Table::new(places, MAX_MESSAGE, window, 64 * window);
     Parts { inbound, outbound, poster, ear, table, places, piece: 64 }
 }

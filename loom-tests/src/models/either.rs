@@ -25,7 +25,7 @@ fn one_thread_waits_for_either() {
     let seen = std::cell::Cell::new((false, false));
     while seen.get() != (true, true) {
         wait_for_either(&a, || {
-            let now = (inb.ring().stirred(), out.ring().released(0));
+            let now = (inb.ring().is_ready(), out.ring().is_released(0));
             seen.replace(now) != now
         });
     }
@@ -38,7 +38,7 @@ fn one_thread_that_waits_for_either_is_woken_by_space_alone() {
     send(&mut out, &[0]).unwrap();
     let peer = thread::spawn(move || recv(&mut receiver(&b)).map(drop));
     let inb = receiver(&a);
-    wait_for_either(&a, || inb.ring().stirred() || out.ring().released(0));
+    wait_for_either(&a, || inb.ring().is_ready() || out.ring().is_released(0));
     peer.join().unwrap().unwrap();
 }
 
@@ -48,7 +48,7 @@ fn one_thread_that_waits_for_either_is_woken_by_a_message_alone() {
     send(&mut out, &[0]).unwrap();
     let peer = thread::spawn(move || send(&mut sender(&b), &[1]).map(drop));
     let inb = receiver(&a);
-    wait_for_either(&a, || inb.ring().stirred() || out.ring().released(0));
+    wait_for_either(&a, || inb.ring().is_ready() || out.ring().is_released(0));
     peer.join().unwrap().unwrap();
 }
 
@@ -62,9 +62,9 @@ fn a_sleeper_may_move_from_one_bed_to_the_other() {
     });
     let inb = receiver(&a);
     // First it waits for either, then for space alone, then for either again.
-    wait_for_either(&a, || inb.ring().stirred() || out.ring().released(0));
+    wait_for_either(&a, || inb.ring().is_ready() || out.ring().is_released(0));
     send(&mut out, &[1]).unwrap();
     send(&mut out, &[2]).unwrap();
-    wait_for_either(&a, || inb.ring().stirred() || out.ring().released(2));
+    wait_for_either(&a, || inb.ring().is_ready() || out.ring().is_released(2));
     peer.join().unwrap();
 }

@@ -4,8 +4,8 @@
 use loom::thread;
 use narrows::internal::mem::{Flag, Load, Memory, Word};
 
-use super::super::code::ring::{self, Fate, bury, shut};
-use super::super::code::{Ended, RecvFault, SendFault, Wait};
+use super::super::code::ring::{self, CloseReason, close_both, on_peer_gone};
+use super::super::code::{ConnectionError, RecvCoreError, SendCoreError, Wait};
 use super::{
     Named, named, receiver, recv, recv_within, send, sender, takes_the_flag_and_dies, wait_for_either,
 };
@@ -27,12 +27,12 @@ pub(super) const ALL: &[Named] = named![
     local_close_ends_the_peers_sleepers_which_drain_first,
 ];
 
-const DISCONNECTED: RecvFault = RecvFault::Ended(Ended::Disconnected);
-const DIED: RecvFault = RecvFault::Ended(Ended::PeerDied);
+const DISCONNECTED: RecvCoreError = RecvCoreError::Ended(ConnectionError::Disconnected);
+const DIED: RecvCoreError = RecvCoreError::Ended(ConnectionError::PeerDied);
 
 /// What the lifeline's thread does when the peer's process is gone.
 fn bury_for(side: &Side<Cells>) {
-    bury(&side.out, &side.into, Fate::Died);
+    on_peer_gone(&side.out, &side.into, CloseReason::Died);
 }
 
 fn the_producers_close_ends_a_receiver_which_drains_first() {
@@ -80,8 +80,8 @@ fn a_close_ends_one_that_waits_for_either() {
     send(&mut out, &[0]).unwrap();
     let peer = thread::spawn(move || receiver(&b).ring().close());
     let inb = receiver(&a);
-    wait_for_either(&a, || inb.ring().stirred() || out.ring().released(0));
-    assert_eq!(out.check(), Err(Ended::Disconnected));
+    wait_for_either(&a, || inb.ring().is_ready() || out.ring().is_released(0));
+    assert_eq!(out.check(), Err(ConnectionError::Disconnected));
     peer.join().unwrap();
 }
 
@@ -89,14 +89,14 @@ fn a_mark_set_after_a_message_never_hides_it() {
     let (a, b) = connection::<Cells>(1, 64);
     let peer = thread::spawn(move || {
         send(&mut sender(&a), &[1]).unwrap();
-        ring::close(&a.out, Word::ProducerMark, Flag::Consumer);
+        ring::close(&a.out, Word::ProducerClosed, Flag::Consumer);
     });
     let mut inb = receiver(&b);
     let mut got = 0;
     loop {
         match recv_within(&mut inb, Wait::Never) {
             Ok(_) => got += 1,
-            Err(RecvFault::Empty) => thread::yield_now(),
+            Err(RecvCoreError::Empty) => thread::yield_now(),
             Err(_) => break,
         }
     }
@@ -132,7 +132,7 @@ fn death_seen_by_a_third_thread_ends_a_sleeping_sender() {
     let peer = thread::spawn(move || recv(&mut receiver(&b)).map(drop));
     let lifeline = thread::spawn(move || bury_for(&other));
     while send(&mut out, &[1]).is_ok() {}
-    assert_eq!(out.check(), Err(Ended::PeerDied));
+    assert_eq!(out.check(), Err(ConnectionError::PeerDied));
     lifeline.join().unwrap();
     peer.join().unwrap().unwrap();
 }
@@ -157,7 +157,7 @@ fn a_death_between_the_flag_and_the_wake_is_told_to_a_sender() {
         takes_the_flag_and_dies(&peers.out, Flag::Producer);
         bury_for(&other);
     });
-    assert_eq!(send(&mut out, &[1]), Err(SendFault::Ended(Ended::PeerDied)));
+    assert_eq!(send(&mut out, &[1]), Err(SendCoreError::Ended(ConnectionError::PeerDied)));
     lifeline.join().unwrap();
 }
 
@@ -182,7 +182,7 @@ fn a_close_by_another_thread_comes_behind_the_messages() {
     let first = thread::spawn(move || send(&mut sender(&a), &[1]));
     let second = thread::spawn(move || {
         first.join().unwrap().unwrap();
-        shut(&closing.out, &closing.into, Fate::Closed);
+        close_both(&closing.out, &closing.into, CloseReason::Closed);
     });
     let mut inb = receiver(&b);
     assert_eq!(recv(&mut inb).unwrap(), [1]);
@@ -199,13 +199,13 @@ fn local_close_ends_both_sleepers_of_a_side() {
     let second = thread::spawn(move || {
         let end = recv(&mut receiver(&receiving));
         // Whoever is told may end the process at once: good-bye is said.
-        assert_ne!(receiving.out.load(Word::ProducerMark, Load::Relaxed), 0);
-        assert_ne!(receiving.into.load(Word::ConsumerMark, Load::Relaxed), 0);
+        assert_ne!(receiving.out.load(Word::ProducerClosed, Load::Relaxed), 0);
+        assert_ne!(receiving.into.load(Word::ConsumerClosed, Load::Relaxed), 0);
         end
     });
-    shut(&a.out, &a.into, Fate::Closed);
-    assert_eq!(first.join().unwrap(), Err(SendFault::Ended(Ended::Closed)));
-    assert_eq!(second.join().unwrap(), Err(RecvFault::Ended(Ended::Closed)));
+    close_both(&a.out, &a.into, CloseReason::Closed);
+    assert_eq!(first.join().unwrap(), Err(SendCoreError::Ended(ConnectionError::Closed)));
+    assert_eq!(second.join().unwrap(), Err(RecvCoreError::Ended(ConnectionError::Closed)));
 }
 
 fn local_close_ends_the_peers_sleepers_which_drain_first() {
@@ -220,7 +220,7 @@ fn local_close_ends_the_peers_sleepers_which_drain_first() {
         assert_eq!(recv(&mut inb), Ok(vec![7]));
         recv(&mut inb)
     });
-    shut(&a.out, &a.into, Fate::Closed);
-    assert_eq!(first.join().unwrap(), Err(SendFault::Ended(Ended::Disconnected)));
+    close_both(&a.out, &a.into, CloseReason::Closed);
+    assert_eq!(first.join().unwrap(), Err(SendCoreError::Ended(ConnectionError::Disconnected)));
     assert_eq!(second.join().unwrap(), Err(DISCONNECTED));
 }

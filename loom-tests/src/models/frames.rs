@@ -3,7 +3,7 @@
 use std::io::IoSlice;
 
 use super::super::code::rpc::wire::{HEAD, Head};
-use super::super::code::{Inbound, NoPace, Outbound, RecvFault, Wait};
+use super::super::code::{NoWaitPolicy, ReceiverCore, RecvCoreError, SenderCore, Wait};
 use super::ROOM;
 use crate::machine::Model;
 
@@ -11,12 +11,12 @@ use crate::machine::Model;
 pub(super) type Frame = (u64, Head, Vec<u8>);
 
 /// Sends a frame.
-pub(super) fn say(out: &mut Outbound<Model, NoPace>, id: u64, head: Head, body: &[u8]) {
+pub(super) fn say(out: &mut SenderCore<Model, NoWaitPolicy>, id: u64, head: Head, body: &[u8]) {
     out.send(&[IoSlice::new(&head.encode()), IoSlice::new(body)], id, Wait::FOREVER).unwrap();
 }
 
 /// Takes the next frame.
-pub(super) fn hear(inb: &mut Inbound<Model, NoPace>) -> Result<Frame, RecvFault> {
+pub(super) fn hear(inb: &mut ReceiverCore<Model, NoWaitPolicy>) -> Result<Frame, RecvCoreError> {
     let mut bytes = Vec::with_capacity(ROOM);
     let message = inb.recv_into(&mut bytes, Wait::FOREVER)?;
     let head = bytes.first_chunk::<HEAD>().expect("a head");

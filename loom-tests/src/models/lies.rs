@@ -1,10 +1,10 @@
 //! Words that no honest peer writes: each is refused, and nothing is read or written for it.
 
-use narrows::internal::mem::{Field, Flag, Load, Memory, Span, Store, Tail, Word};
+use narrows::internal::mem::{Field, Flag, Load, Memory, Padding, Span, Store, Word};
 
-use super::super::code::layout::{Control, Kind};
-use super::super::code::ring::rouse;
-use super::super::code::{Ended, RecvFault, SendFault, Wait};
+use super::super::code::layout::{Control, SlotKind};
+use super::super::code::ring::notify;
+use super::super::code::{ConnectionError, RecvCoreError, SendCoreError, Wait};
 use super::{MAX_MESSAGE, Named, named, receiver, recv_within, sender, try_send};
 use crate::machine::{Cells, Model, Side, connection};
 
@@ -16,7 +16,7 @@ pub(super) const ALL: &[Named] = named![
     a_flag_of_any_value_is_raised,
 ];
 
-const VIOLATED: Ended = Ended::ProtocolViolated;
+const VIOLATED: ConnectionError = ConnectionError::ProtocolViolated;
 
 fn a_head_that_lies_is_refused() {
     for head in [2, 3, 1 << 40, u64::MAX] {
@@ -24,63 +24,63 @@ fn a_head_that_lies_is_refused() {
         let mut out = sender(&a);
         try_send(&mut out, &[0]).unwrap();
         b.into.store(Word::Head, head, Store::Release);
-        assert!(out.ring().released(0));
-        assert_eq!(try_send(&mut out, &[1]), Err(SendFault::Ended(VIOLATED)), "{head}");
+        assert!(out.ring().is_released(0));
+        assert_eq!(try_send(&mut out, &[1]), Err(SendCoreError::Ended(VIOLATED)), "{head}");
         // It stays so, whatever the head says now, and the peer is told.
         b.into.store(Word::Head, 1, Store::Release);
-        assert_eq!(try_send(&mut out, &[1]), Err(SendFault::Ended(VIOLATED)), "{head}");
-        assert_ne!(b.into.load(Word::ProducerMark, Load::Relaxed), 0);
+        assert_eq!(try_send(&mut out, &[1]), Err(SendCoreError::Ended(VIOLATED)), "{head}");
+        assert_ne!(b.into.load(Word::ProducerClosed, Load::Relaxed), 0);
     }
     let (a, b) = connection::<Cells>(1, 64);
     let mut out = sender(&a);
     for head in 1..=2 {
         try_send(&mut out, &[0]).unwrap();
-        assert_eq!(try_send(&mut out, &[0]), Err(SendFault::Full));
+        assert_eq!(try_send(&mut out, &[0]), Err(SendCoreError::Full));
         b.into.store(Word::Head, head, Store::Release);
     }
     try_send(&mut out, &[0]).unwrap();
     b.into.store(Word::Head, 1, Store::Release); // It goes backwards.
-    assert!(out.ring().released(2));
-    assert_eq!(try_send(&mut out, &[0]), Err(SendFault::Ended(VIOLATED)));
+    assert!(out.ring().is_released(2));
+    assert_eq!(try_send(&mut out, &[0]), Err(SendCoreError::Ended(VIOLATED)));
 }
 
 /// Writes one ticket as no honest producer would, and receives it.
-fn receive(side: &Side<Cells>, stamp: u64, control: u64, total: u64) -> Result<Vec<u8>, RecvFault> {
-    side.into.copy_in(Span::Slot(0), 0, &total.to_le_bytes(), Tail::Zero).unwrap();
+fn receive(side: &Side<Cells>, stamp: u64, control: u64, total: u64) -> Result<Vec<u8>, RecvCoreError> {
+    side.into.copy_in(Span::Slot(0), 0, &total.to_le_bytes(), Padding::Zero).unwrap();
     side.into.store_slot(0, Field::Control, control, Store::Relaxed);
     side.into.store_slot(0, Field::Stamp, stamp, Store::Release);
     let mut inb = receiver(side);
     let found = recv_within(&mut inb, Wait::Never);
-    if let Err(RecvFault::Ended(end)) = found {
+    if let Err(RecvCoreError::Ended(end)) = found {
         // It stays so, and the peer is told.
-        assert_eq!(recv_within(&mut inb, Wait::FOREVER), Err(RecvFault::Ended(end)));
-        assert_ne!(side.into.load(Word::ConsumerMark, Load::Relaxed), 0);
+        assert_eq!(recv_within(&mut inb, Wait::FOREVER), Err(RecvCoreError::Ended(end)));
+        assert_ne!(side.into.load(Word::ConsumerClosed, Load::Relaxed), 0);
     }
     found
 }
 
-fn control(kind: Kind, abort: bool, len: u32, place: u32) -> u64 {
-    Control { kind, abort, len, place }.encode()
+fn control(kind: SlotKind, abort: bool, len: u32, place: u32) -> u64 {
+    Control { kind, abort, len, unit: place }.encode()
 }
 
 fn stamps_that_lie_are_refused() {
     for (stamp, legal) in [(0, true), (1, true), (2, true), (3, false), (4, false), (u64::MAX, false)] {
         let (_a, b) = connection::<Cells>(2, 64);
-        let found = receive(&b, stamp, control(Kind::Inline, false, 8, 0), 0);
+        let found = receive(&b, stamp, control(SlotKind::Inline, false, 8, 0), 0);
         match (stamp, legal) {
             (2, _) => assert_eq!(found, Ok(vec![0; 8])),
-            (_, true) => assert_eq!(found, Err(RecvFault::Empty)),
-            (_, false) => assert_eq!(found, Err(RecvFault::Ended(VIOLATED)), "{stamp}"),
+            (_, true) => assert_eq!(found, Err(RecvCoreError::Empty)),
+            (_, false) => assert_eq!(found, Err(RecvCoreError::Ended(VIOLATED)), "{stamp}"),
         }
     }
     let (a, b) = connection::<Cells>(1, 64);
     let (mut out, mut inb) = (sender(&a), receiver(&b));
     for i in 0..3 {
         // The stamp of the ticket before it in the slot is legal until the next is written.
-        assert_eq!(recv_within(&mut inb, Wait::Never), Err(RecvFault::Empty));
-        assert!(!inb.stirred());
+        assert_eq!(recv_within(&mut inb, Wait::Never), Err(RecvCoreError::Empty));
+        assert!(!inb.has_news());
         try_send(&mut out, &[i]).unwrap();
-        assert!(inb.stirred());
+        assert!(inb.has_news());
         assert_eq!(recv_within(&mut inb, Wait::Never), Ok(vec![i]));
     }
 }
@@ -89,43 +89,43 @@ fn words_that_lie_are_refused() {
     let long = u32::try_from(MAX_MESSAGE + 1).unwrap();
     for (word, total) in [
         (0, 0),
-        (control(Kind::Inline, false, 105, 0), 0),
-        (control(Kind::Inline, false, 8, 1), 0),
-        (control(Kind::Inline, true, 8, 0), 0),
-        (control(Kind::Whole, false, 0, 0), 0),
-        (control(Kind::Whole, false, 129, 0), 0),
-        (control(Kind::Whole, false, 65, 1), 0),
-        (control(Kind::Whole, false, 1, 2), 0),
-        (control(Kind::Whole, false, u32::MAX, 0), 0),
-        (control(Kind::First, false, 8, 0), 8),
-        (control(Kind::First, false, 8, 0), 0),
-        (control(Kind::First, false, 8, 0), u64::from(long)),
-        (control(Kind::First, true, 8, 0), 16),
-        (control(Kind::Middle, false, 8, 0), 0),
-        (control(Kind::Last, false, 8, 0), 0),
-        (control(Kind::Last, true, 8, 0), 0),
+        (control(SlotKind::Inline, false, 105, 0), 0),
+        (control(SlotKind::Inline, false, 8, 1), 0),
+        (control(SlotKind::Inline, true, 8, 0), 0),
+        (control(SlotKind::Whole, false, 0, 0), 0),
+        (control(SlotKind::Whole, false, 129, 0), 0),
+        (control(SlotKind::Whole, false, 65, 1), 0),
+        (control(SlotKind::Whole, false, 1, 2), 0),
+        (control(SlotKind::Whole, false, u32::MAX, 0), 0),
+        (control(SlotKind::First, false, 8, 0), 8),
+        (control(SlotKind::First, false, 8, 0), 0),
+        (control(SlotKind::First, false, 8, 0), u64::from(long)),
+        (control(SlotKind::First, true, 8, 0), 16),
+        (control(SlotKind::Middle, false, 8, 0), 0),
+        (control(SlotKind::Last, false, 8, 0), 0),
+        (control(SlotKind::Last, true, 8, 0), 0),
     ] {
         let (_a, b) = connection::<Cells>(2, 128);
-        assert_eq!(receive(&b, 2, word, total), Err(RecvFault::Ended(VIOLATED)), "{word:#x} {total}");
+        assert_eq!(receive(&b, 2, word, total), Err(RecvCoreError::Ended(VIOLATED)), "{word:#x} {total}");
         assert_eq!(b.into.load_flag(Flag::Consumer), 0);
     }
     for (word, total, len) in [
-        (control(Kind::Inline, false, 104, 0), 0, Some(104)),
-        (control(Kind::Whole, false, 128, 0), 0, Some(128)),
-        (control(Kind::Whole, false, 64, 1), 0, Some(64)),
-        (control(Kind::First, false, 8, 0), 9, None),
-        (control(Kind::First, false, 8, 0), MAX_MESSAGE as u64, None),
+        (control(SlotKind::Inline, false, 104, 0), 0, Some(104)),
+        (control(SlotKind::Whole, false, 128, 0), 0, Some(128)),
+        (control(SlotKind::Whole, false, 64, 1), 0, Some(64)),
+        (control(SlotKind::First, false, 8, 0), 9, None),
+        (control(SlotKind::First, false, 8, 0), MAX_MESSAGE as u64, None),
     ] {
         let (_a, b) = connection::<Cells>(2, 128);
         let found = receive(&b, 2, word, total).map(|message| message.len());
-        assert_eq!(found, len.ok_or(RecvFault::Empty), "{word:#x} {total}");
+        assert_eq!(found, len.ok_or(RecvCoreError::Empty), "{word:#x} {total}");
     }
 }
 
 fn pieces_that_do_not_fit_are_refused() {
-    use Kind::{First, Inline, Last, Middle, Whole};
-    let fine = Err(RecvFault::Empty);
-    let lie = Err(RecvFault::Ended(VIOLATED));
+    use SlotKind::{First, Inline, Last, Middle, Whole};
+    let fine = Err(RecvCoreError::Empty);
+    let lie = Err(RecvCoreError::Ended(VIOLATED));
     for (kind, abort, len, found) in [
         (Middle, false, 11, fine.clone()),
         (Middle, false, 12, lie.clone()),
@@ -143,7 +143,7 @@ fn pieces_that_do_not_fit_are_refused() {
         let (_a, b) = connection::<Cells>(2, 128);
         // Of 20 bytes 8 come first; what follows is the second ticket.
         b.into.store_slot(1, Field::Control, control(kind, abort, len, 0), Store::Relaxed);
-        b.into.copy_in(Span::Slot(1), 0, &[if kind == First { 20 } else { 0 }], Tail::Zero).unwrap();
+        b.into.copy_in(Span::Slot(1), 0, &[if kind == First { 20 } else { 0 }], Padding::Zero).unwrap();
         b.into.store_slot(1, Field::Stamp, 4, Store::Release);
         assert_eq!(receive(&b, 2, control(First, false, 8, 0), 20), found, "{kind:?} {abort} {len}");
     }
@@ -154,9 +154,9 @@ fn a_flag_of_any_value_is_raised() {
         let (a, b) = connection::<Cells>(1, 64);
         let beds = |flag, view: &Model| {
             view.store_flag(flag, value);
-            rouse(view, flag);
+            notify(view, flag);
             assert_eq!(view.load_flag(flag), 0);
-            [view.wakes(flag), view.wakes(Flag::Twin)]
+            [view.wakes(flag), view.wakes(Flag::PeerConsumer)]
         };
         let woken = u32::from(value != 0);
         assert_eq!(beds(Flag::Consumer, &a.out), [woken, 0]);

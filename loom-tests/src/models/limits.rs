@@ -1,10 +1,12 @@
 //! What a single thread can see: limits, what is hidden and for how long, and what costs a wake.
 
-use narrows::internal::mem::{Field, Flag, Load, Memory, OutOfBounds, Span, Store, Tail, Word};
+use narrows::internal::mem::{Field, Flag, Load, Memory, OutOfBounds, Padding, Span, Store, Word};
 
-use super::super::code::layout::{Kind, LAST_TICKET};
-use super::super::code::ring::{Fate, Refusal, bury};
-use super::super::code::{Ended, Inbound, NoPace, Outbound, RecvFault, SendFault, Wait};
+use super::super::code::layout::{LAST_TICKET, SlotKind};
+use super::super::code::ring::{CloseReason, ReserveError, on_peer_gone};
+use super::super::code::{
+    ConnectionError, NoWaitPolicy, ReceiverCore, RecvCoreError, SendCoreError, SenderCore, Wait,
+};
 use super::{Named, named, receiver, recv, recv_within, ring_from, send, sender, stage, try_send};
 use crate::machine::{Cells, Model, Plain, connection};
 
@@ -42,14 +44,14 @@ fn the_last_ticket_is_the_last() {
             try_send(&mut out, &[i]).unwrap();
             assert_eq!(recv(&mut inb).unwrap(), [i]);
         }
-        assert_eq!(out.ring().left(), 0);
-        assert_eq!(try_send(&mut out, &[2]), Err(SendFault::Exhausted));
-        assert_eq!(recv_within(&mut inb, Wait::Never), Err(RecvFault::Empty));
+        assert_eq!(out.ring().remaining_tickets(), 0);
+        assert_eq!(try_send(&mut out, &[2]), Err(SendCoreError::Exhausted));
+        assert_eq!(recv_within(&mut inb, Wait::Never), Err(RecvCoreError::Empty));
     }
     // A message in pieces needs as many tickets, or it could never be told as abandoned.
     let (mut out, inb) = ring_from(LAST_TICKET, 2, 128);
-    assert_eq!(send(&mut out, &[0; 129]), Err(SendFault::Exhausted));
-    assert!(!inb.stirred(), "nothing of it was sent");
+    assert_eq!(send(&mut out, &[0; 129]), Err(SendCoreError::Exhausted));
+    assert!(!inb.has_news(), "nothing of it was sent");
 }
 
 fn a_stamp_behind_the_last_ticket_is_refused() {
@@ -59,7 +61,7 @@ fn a_stamp_behind_the_last_ticket_is_refused() {
     // The stamp of the ticket behind it would be 0 again.
     inb.ring().mem().store_slot(0, Field::Stamp, 0, Store::Relaxed);
     let found = recv_within(&mut inb, Wait::Never);
-    assert_eq!(found, Err(RecvFault::Empty));
+    assert_eq!(found, Err(RecvCoreError::Empty));
 }
 
 fn a_head_is_hidden_for_a_quarter_of_the_slots_at_most() {
@@ -90,13 +92,13 @@ fn a_head_is_hidden_for_a_quarter_of_the_arena_at_most() {
     }
 }
 
-fn head_behind_a_loan(inb: &mut Inbound<Model, NoPace>) -> u64 {
-    let message = inb.lend(Wait::Never).unwrap();
-    inb.give_back(&message).unwrap();
+fn head_behind_a_loan(inb: &mut ReceiverCore<Model, NoWaitPolicy>) -> u64 {
+    let message = inb.borrow_next(Wait::Never).unwrap();
+    inb.release(&message).unwrap();
     inb.ring().mem().load(Word::Head, Load::Relaxed)
 }
 
-fn head_behind_a_receive(inb: &mut Inbound<Model, NoPace>) -> u64 {
+fn head_behind_a_receive(inb: &mut ReceiverCore<Model, NoWaitPolicy>) -> u64 {
     recv_within(inb, Wait::Never).unwrap();
     inb.ring().mem().load(Word::Head, Load::Relaxed)
 }
@@ -105,8 +107,8 @@ fn a_message_is_released_but_once() {
     let (mut out, mut inb) = ring_from(0, 2, 64);
     try_send(&mut out, &[0]).unwrap();
     let message = inb.next(Wait::Never).unwrap();
-    inb.give_back(&message).unwrap();
-    let _again = inb.give_back(&message);
+    inb.release(&message).unwrap();
+    let _again = inb.release(&message);
     assert_eq!(inb.ring().ticket(), 1);
     try_send(&mut out, &[1]).unwrap();
     assert_eq!(recv(&mut inb).unwrap(), [1]);
@@ -114,13 +116,13 @@ fn a_message_is_released_but_once() {
 
 fn nothing_is_read_or_written_outside_of_a_message() {
     let (mut out, mut inb) = ring_from(0, 2, 128);
-    let claim = out.claim(9, Wait::Never).unwrap();
-    out.ring().open(&claim);
-    assert_eq!(out.ring().write(&claim, 1, &[0; 9], Tail::Zero), Err(OutOfBounds));
-    assert_eq!(out.ring().write(&claim, 10, &[], Tail::Zero), Err(OutOfBounds));
-    assert_eq!(out.ring().write(&claim, 0, &[1; 9], Tail::Zero), Ok(()));
+    let claim = out.reserve(9, Wait::Never).unwrap();
+    out.ring().mark_writing(&claim);
+    assert_eq!(out.ring().write(&claim, 1, &[0; 9], Padding::Zero), Err(OutOfBounds));
+    assert_eq!(out.ring().write(&claim, 10, &[], Padding::Zero), Err(OutOfBounds));
+    assert_eq!(out.ring().write(&claim, 0, &[1; 9], Padding::Zero), Ok(()));
     out.commit(&claim, 9, 0);
-    let message = inb.lend(Wait::Never).unwrap();
+    let message = inb.borrow_next(Wait::Never).unwrap();
     assert_eq!(inb.read_at(&message, 1, &mut [0; 9]), Err(OutOfBounds));
     assert_eq!(inb.read_at(&message, 10, &mut []), Err(OutOfBounds));
     assert_eq!(inb.read_at(&message, 8, &mut [0; 1]), Ok(()));
@@ -142,47 +144,50 @@ fn a_sender_is_woken_for_what_it_wants_and_not_before() {
         try_send(&mut out, &[i]).unwrap();
     }
     // What a sender does that waits for the release of ticket 4.
-    out.ring().want(4);
+    out.ring().announce_wait(4);
     out.ring().mem().store_flag(Flag::Producer, 1);
     let woken: Vec<_> = (0..8).map(|_| wakes_behind_a_receive(&mut inb)).collect();
     // The head is published at 3, which is too early, at 6 and at the end.
     assert_eq!(woken, [0, 0, 0, 0, 0, 1, 1, 1]);
 }
 
-fn wakes_behind_a_receive(inb: &mut Inbound<Model, NoPace>) -> u32 {
+fn wakes_behind_a_receive(inb: &mut ReceiverCore<Model, NoWaitPolicy>) -> u32 {
     head_behind_a_receive(inb);
     inb.ring().mem().wakes(Flag::Producer)
 }
 
 fn a_release_that_lies_ends_a_wait() {
     let (mut out, _inb) = ring_from(5, 1, 64);
-    assert!(!out.ring().released(5));
+    assert!(!out.ring().is_released(5));
     out.ring().mem().store(Word::Head, 4, Store::Relaxed);
-    assert!(out.ring().released(5), "the next claim finds the lie");
+    assert!(out.ring().is_released(5), "the next claim finds the lie");
     try_send(&mut out, &[0]).unwrap();
-    assert_eq!(try_send(&mut out, &[0]), Err(SendFault::Ended(Ended::ProtocolViolated)));
+    assert_eq!(try_send(&mut out, &[0]), Err(SendCoreError::Ended(ConnectionError::ProtocolViolated)));
 }
 
 fn every_fate_has_its_name() {
     for (fate, end) in [
-        (Fate::Closed, Ended::Closed),
-        (Fate::Disconnected, Ended::Disconnected),
-        (Fate::Died, Ended::PeerDied),
-        (Fate::Violated, Ended::ProtocolViolated),
+        (CloseReason::Closed, ConnectionError::Closed),
+        (CloseReason::Disconnected, ConnectionError::Disconnected),
+        (CloseReason::Died, ConnectionError::PeerDied),
+        (CloseReason::Violated, ConnectionError::ProtocolViolated),
     ] {
         let (a, _b) = connection::<Cells>(1, 64);
         assert_eq!(sender(&a).check(), Ok(()));
-        bury(&a.out, &a.into, fate);
-        bury(&a.out, &a.into, Fate::Closed); // The first verdict stays.
+        on_peer_gone(&a.out, &a.into, fate);
+        on_peer_gone(&a.out, &a.into, CloseReason::Closed); // The first verdict stays.
         assert_eq!(sender(&a).check(), Err(end));
-        assert!(receiver(&a).stirred());
-        assert_eq!(recv_within(&mut receiver(&a), Wait::Never), Err(RecvFault::Ended(end)));
+        assert!(receiver(&a).has_news());
+        assert_eq!(recv_within(&mut receiver(&a), Wait::Never), Err(RecvCoreError::Ended(end)));
     }
     // Who said good-bye did not die.
     let (a, b) = connection::<Cells>(1, 64);
     sender(&b).ring().close();
-    bury(&a.out, &a.into, Fate::Died);
-    assert_eq!(recv_within(&mut receiver(&a), Wait::Never), Err(RecvFault::Ended(Ended::Disconnected)));
+    on_peer_gone(&a.out, &a.into, CloseReason::Died);
+    assert_eq!(
+        recv_within(&mut receiver(&a), Wait::Never),
+        Err(RecvCoreError::Ended(ConnectionError::Disconnected))
+    );
 }
 
 fn a_batch_is_refused_where_the_ring_is_full() {
@@ -190,19 +195,19 @@ fn a_batch_is_refused_where_the_ring_is_full() {
     let start = out.ring().next();
     let first = out.stage(start, 128).unwrap();
     // There is a slot, and no place.
-    assert!(matches!(out.stage(first.after(), 105), Err(SendFault::Full)));
+    assert!(matches!(out.stage(first.after(), 105), Err(SendCoreError::Full)));
     let second = out.stage(first.after(), 8).unwrap();
-    assert!(matches!(out.stage(second.after(), 8), Err(SendFault::Full)));
-    assert!(matches!(out.ring_mut().claim(start, 129), Err(Refusal::TooLarge)));
-    assert_eq!(recv_within(&mut inb, Wait::Never), Err(RecvFault::Empty));
+    assert!(matches!(out.stage(second.after(), 8), Err(SendCoreError::Full)));
+    assert!(matches!(out.ring_mut().reserve(start, 129), Err(ReserveError::TooLarge)));
+    assert_eq!(recv_within(&mut inb, Wait::Never), Err(RecvCoreError::Empty));
 }
 
 fn light_traffic_stays_at_the_front_of_the_arena() {
     let (mut out, mut inb) = ring_from(0, 4, 1024);
     for _ in 0..20 {
-        let claim = out.claim(200, Wait::Never).unwrap();
+        let claim = out.reserve(200, Wait::Never).unwrap();
         assert!(matches!(claim.span(), Span::Arena(0..=4)), "{claim:?}");
-        out.ring().open(&claim);
+        out.ring().mark_writing(&claim);
         out.commit(&claim, 200, 0);
         recv_within(&mut inb, Wait::Never).unwrap();
     }
@@ -218,7 +223,7 @@ fn a_payload_never_wraps() {
     }
     // Of 512 bytes 384 are written and 256 free again: 200 stand at the front, where there is room.
     try_send(&mut out, &[4; 200]).unwrap();
-    assert_eq!(try_send(&mut out, &[5; 105]), Err(SendFault::Full));
+    assert_eq!(try_send(&mut out, &[5; 105]), Err(SendCoreError::Full));
     assert_eq!(recv(&mut inb).unwrap(), [3; 105]);
     assert_eq!(recv(&mut inb).unwrap(), [4; 200]);
 }
@@ -229,18 +234,18 @@ fn what_is_waited_for_is_the_first_release_that_suffices() {
         try_send(&mut out, &vec![0; len]).unwrap();
     }
     for (len, ticket) in [(105, 0), (128, 0), (129, 1), (256, 1), (257, 2), (512, 2)] {
-        assert_eq!(out.needs(len), Ok(Some(ticket)), "{len}");
+        assert_eq!(out.ticket_to_await(len), Ok(Some(ticket)), "{len}");
     }
     try_send(&mut out, &[]).unwrap();
-    assert_eq!(out.needs(0), Ok(Some(0)));
+    assert_eq!(out.ticket_to_await(0), Ok(Some(0)));
 }
 
 fn a_committed_message_may_be_empty_or_short() {
     let (mut out, mut inb) = ring_from(0, 4, 512);
     for (room, len) in [(200, 0), (200, 1), (9, 0), (9, 8), (0, 0)] {
-        let claim = out.claim(room, Wait::Never).unwrap();
-        out.ring().open(&claim);
-        out.ring().write(&claim, 0, &[7; 8][..len], Tail::Zero).unwrap();
+        let claim = out.reserve(room, Wait::Never).unwrap();
+        out.ring().mark_writing(&claim);
+        out.ring().write(&claim, 0, &[7; 8][..len], Padding::Zero).unwrap();
         out.commit(&claim, len, 99);
         let message = inb.next(Wait::Never).unwrap();
         assert_eq!((message.len(), message.tag()), (len, 99));
@@ -251,10 +256,10 @@ fn a_committed_message_may_be_empty_or_short() {
 fn an_abandoned_message_is_told_once() {
     let (mut out, mut inb) = ring_from(0, 4, 512);
     let ring = out.ring_mut();
-    let first = ring.claim_piece(ring.next(), 8).unwrap();
-    ring.open(&first);
+    let first = ring.reserve_fragment(ring.next(), 8).unwrap();
+    ring.mark_writing(&first);
     ring.write_total(&first, 16);
-    ring.describe(&first, Kind::First, 8, 0);
+    ring.describe(&first, SlotKind::First, 8, 0);
     ring.publish(first.after(), true);
     ring.publish(ring.next(), false); // Of nothing: it changes nothing.
     let mut to = out.ring().next();
@@ -295,7 +300,7 @@ fn no_message_is_written_over_one_that_is_unread() {
         for i in 0..2 {
             try_send(&mut out, &vec![i; len]).unwrap();
         }
-        assert_eq!(try_send(&mut out, &vec![2; len]), Err(SendFault::Full));
+        assert_eq!(try_send(&mut out, &vec![2; len]), Err(SendCoreError::Full));
         for i in 0..2 {
             assert_eq!(recv(&mut inb).unwrap(), vec![i; len]);
         }
@@ -304,25 +309,25 @@ fn no_message_is_written_over_one_that_is_unread() {
 
 fn a_batch_takes_the_short_way_only_where_nothing_is_in_the_way() {
     let (a, b) = connection::<Cells>(2, 512);
-    let mut short: Outbound<_, NoPace> = Outbound::new(a.out.clone(), NoPace, 0, 17);
+    let mut short: SenderCore<_, NoWaitPolicy> = SenderCore::new(a.out.clone(), NoWaitPolicy, 0, 17);
     let next = short.ring().next();
-    assert!(short.stage_at_once(next, &[3; 18], 0).is_none());
-    let first = short.stage_at_once(next, &[3; 17], 0).unwrap();
-    let second = short.stage_at_once(first, &[4], 0).unwrap();
-    assert!(short.stage_at_once(second, &[5], 0).is_none(), "there are two slots");
-    assert_eq!(receiver(&b).ring().arrival(), Ok(None), "nothing of it is published");
+    assert!(short.try_stage_inline(next, &[3; 18], 0).is_none());
+    let first = short.try_stage_inline(next, &[3; 17], 0).unwrap();
+    let second = short.try_stage_inline(first, &[4], 0).unwrap();
+    assert!(short.try_stage_inline(second, &[5], 0).is_none(), "there are two slots");
+    assert_eq!(receiver(&b).ring().next_slot(), Ok(None), "nothing of it is published");
     receiver(&b).ring().close();
-    assert!(short.stage_at_once(next, &[3], 0).is_none());
+    assert!(short.try_stage_inline(next, &[3], 0).is_none());
 }
 
 fn a_message_longer_than_agreed_is_refused() {
     let (a, b) = connection::<Cells>(4, 512);
-    let mut out: Outbound<_, NoPace> = Outbound::new(a.out, NoPace, 0, 600);
-    assert_eq!(out.claim(600, Wait::Never).unwrap_err(), SendFault::TooLarge(512));
-    assert_eq!(send(&mut out, &[0; 601]), Err(SendFault::TooLarge(600)));
-    let mut small: Outbound<_, NoPace> = Outbound::new(b.out, NoPace, 0, 300);
-    assert_eq!(small.claim(301, Wait::Never).unwrap_err(), SendFault::TooLarge(300));
-    assert_eq!(send(&mut small, &[0; 301]), Err(SendFault::TooLarge(300)));
+    let mut out: SenderCore<_, NoWaitPolicy> = SenderCore::new(a.out, NoWaitPolicy, 0, 600);
+    assert_eq!(out.reserve(600, Wait::Never).unwrap_err(), SendCoreError::TooLarge(512));
+    assert_eq!(send(&mut out, &[0; 601]), Err(SendCoreError::TooLarge(600)));
+    let mut small: SenderCore<_, NoWaitPolicy> = SenderCore::new(b.out, NoWaitPolicy, 0, 300);
+    assert_eq!(small.reserve(301, Wait::Never).unwrap_err(), SendCoreError::TooLarge(300));
+    assert_eq!(send(&mut small, &[0; 301]), Err(SendCoreError::TooLarge(300)));
     assert_eq!(send(&mut small, &[0; 300]), Ok(300));
 }
 
@@ -331,13 +336,13 @@ fn a_short_message_longer_than_agreed_is_refused() {
         let (a, b) = connection::<Cells>(4, 512);
         let message = vec![3; most + usize::from(longer)];
         try_send(&mut sender(&a), &message).unwrap();
-        let mut small: Inbound<_, NoPace> = Inbound::new(b.into, NoPace, 0, most);
-        let mut out: Outbound<_, NoPace> = Outbound::new(b.out, NoPace, 0, most);
-        let sent = if longer { Err(SendFault::TooLarge(most)) } else { Ok(most) };
+        let mut small: ReceiverCore<_, NoWaitPolicy> = ReceiverCore::new(b.into, NoWaitPolicy, 0, most);
+        let mut out: SenderCore<_, NoWaitPolicy> = SenderCore::new(b.out, NoWaitPolicy, 0, most);
+        let sent = if longer { Err(SendCoreError::TooLarge(most)) } else { Ok(most) };
         assert_eq!(try_send(&mut out, &message), sent);
         let (head, body) = message.split_first_chunk().unwrap();
         assert_eq!(out.send_framed(*head, [body, &[]], 0, Wait::Never), sent);
-        let refused = Err(RecvFault::Ended(Ended::ProtocolViolated));
+        let refused = Err(RecvCoreError::Ended(ConnectionError::ProtocolViolated));
         assert_eq!(recv(&mut small), if longer { refused } else { Ok(message) });
     }
 }
@@ -346,14 +351,14 @@ fn an_end_is_told_before_anything_is_sent() {
     let (a, b) = connection::<Cells>(4, 128);
     receiver(&b).ring().close();
     let mut out = sender(&a);
-    let ended = SendFault::Ended(Ended::Disconnected);
+    let ended = SendCoreError::Ended(ConnectionError::Disconnected);
     for len in [0, 1, 105, 129] {
-        assert_eq!(out.needs(len), Err(ended), "{len}");
+        assert_eq!(out.ticket_to_await(len), Err(ended), "{len}");
         assert_eq!(try_send(&mut out, &vec![0; len]), Err(ended), "{len}");
         assert_eq!(send(&mut out, &vec![0; len]), Err(ended), "{len}");
-        assert_eq!(out.claim(len.min(128), Wait::Never).unwrap_err(), ended);
+        assert_eq!(out.reserve(len.min(128), Wait::Never).unwrap_err(), ended);
     }
-    assert!(!receiver(&b).stirred(), "nothing of it was sent");
+    assert!(!receiver(&b).has_news(), "nothing of it was sent");
 }
 
 fn a_message_in_pieces_is_tried_whole_or_not_at_all() {
@@ -364,37 +369,37 @@ fn a_message_in_pieces_is_tried_whole_or_not_at_all() {
     for _ in 0..2 {
         try_send(&mut out, &five_pieces).unwrap();
         let next = out.ring().next();
-        assert_eq!(try_send(&mut out, &five_pieces), Err(SendFault::Full));
+        assert_eq!(try_send(&mut out, &five_pieces), Err(SendCoreError::Full));
         assert_eq!(out.ring().next(), next, "nothing of it was sent");
         assert_eq!(recv(&mut inb).unwrap(), five_pieces);
         assert_eq!(inb.ring().ticket() % 5, 0);
     }
     let (a, _b) = connection::<Plain>(16, 512 * K);
     let mut out = sender(&a);
-    assert_eq!(try_send(&mut out, &vec![0; 512 * K + 1]), Err(SendFault::TooLargeToTry));
+    assert_eq!(try_send(&mut out, &vec![0; 512 * K + 1]), Err(SendCoreError::TooLargeToTry));
     try_send(&mut out, &[0; 105]).unwrap();
-    assert_eq!(out.needs(512 * K), Ok(Some(0)), "it may be reserved, and needs all of the arena");
-    assert_eq!(out.needs(512 * K + 1), Ok(None), "its first piece fits");
+    assert_eq!(out.ticket_to_await(512 * K), Ok(Some(0)), "it may be reserved, and needs all of the arena");
+    assert_eq!(out.ticket_to_await(512 * K + 1), Ok(None), "its first piece fits");
     // Four slots never hold five pieces.
     let (a, _b) = connection::<Plain>(4, 512 * K);
-    assert_eq!(try_send(&mut sender(&a), &five_pieces), Err(SendFault::TooLargeToTry));
+    assert_eq!(try_send(&mut sender(&a), &five_pieces), Err(SendCoreError::TooLargeToTry));
     let (a, _b) = connection::<Plain>(4, 512 * K);
     assert_eq!(try_send(&mut sender(&a), &vec![0; 256 * K]), Ok(256 * K));
 }
 
 fn pieces_of_an_earlier_call_are_kept() {
     let (mut out, mut inb) = ring_from(0, 4, 512);
-    for (kind, byte) in [(Kind::First, 1), (Kind::Middle, 2), (Kind::Last, 3)] {
+    for (kind, byte) in [(SlotKind::First, 1), (SlotKind::Middle, 2), (SlotKind::Last, 3)] {
         let ring = out.ring_mut();
-        let claim = ring.claim_piece(ring.next(), 8).unwrap();
-        ring.open(&claim);
-        ring.write(&claim, 0, &[byte; 8], Tail::Zero).unwrap();
+        let claim = ring.reserve_fragment(ring.next(), 8).unwrap();
+        ring.mark_writing(&claim);
+        ring.write(&claim, 0, &[byte; 8], Padding::Zero).unwrap();
         ring.write_total(&claim, 24);
         ring.describe(&claim, kind, 8, 0);
-        ring.publish(claim.after(), kind != Kind::Last);
-        if kind != Kind::Last {
+        ring.publish(claim.after(), kind != SlotKind::Last);
+        if kind != SlotKind::Last {
             let mut buffer = vec![9; 3];
-            assert_eq!(inb.recv_into(&mut buffer, Wait::Never).unwrap_err(), RecvFault::Empty);
+            assert_eq!(inb.recv_into(&mut buffer, Wait::Never).unwrap_err(), RecvCoreError::Empty);
         }
     }
     assert_eq!(recv(&mut inb).unwrap(), [[1; 8], [2; 8], [3; 8]].concat());

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use loom::thread;
 
-use super::super::code::{SendFault, Wait};
+use super::super::code::{SendCoreError, Wait};
 use super::sleeping::carries;
 use super::{Named, named, receiver, recv, send, sender};
 use crate::machine::{Cells, connection};
@@ -37,7 +37,7 @@ fn an_abandoned_message_is_dropped_whole() {
         let soon = Wait::Until(Some(Instant::now()));
         // In two pieces; it may find that the time is over before them, between them or not.
         let first = out.send(&[IoSlice::new(&[7; 105])], 0, soon);
-        assert!(matches!(first, Ok(105) | Err(SendFault::Full)));
+        assert!(matches!(first, Ok(105) | Err(SendCoreError::Full)));
         send(&mut out, &[1]).unwrap();
         first.is_ok()
     });

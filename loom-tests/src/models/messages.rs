@@ -1,9 +1,9 @@
 //! Payload: in the slot, in the arena and its reuse, in batches, empty, lent.
 
 use loom::thread;
-use narrows::internal::mem::{Field, Load, Memory, Tail};
+use narrows::internal::mem::{Field, Load, Memory, Padding};
 
-use super::super::code::{RecvFault, Wait};
+use super::super::code::{RecvCoreError, Wait};
 use super::sleeping::carries;
 use super::{Named, named, receiver, recv, recv_within, send, sender, stage, try_send};
 use crate::machine::{Cells, connection};
@@ -84,9 +84,9 @@ fn a_place_that_was_not_needed_is_given_back() {
     }
     assert_eq!(recv(&mut inb).unwrap(), [0; 256]);
     // In the next lap, since the rest of this one is too short.
-    let claim = out.claim(200, Wait::Never).unwrap();
+    let claim = out.reserve(200, Wait::Never).unwrap();
     assert_eq!(recv(&mut inb).unwrap(), [1; 105]);
-    out.ring().open(&claim);
+    out.ring().mark_writing(&claim);
     out.commit(&claim, 0, 0);
     let thread = thread::spawn(move || {
         send(&mut out, &[2; 512]).unwrap();
@@ -95,9 +95,9 @@ fn a_place_that_was_not_needed_is_given_back() {
     assert_eq!(recv(&mut inb).unwrap(), []);
     let mut out = thread.join().unwrap();
     assert_eq!(recv(&mut inb).unwrap(), [2; 512]);
-    let claim = out.claim(256, Wait::Never).unwrap();
-    out.ring().write(&claim, 0, &[3; 105], Tail::Zero).unwrap();
-    out.ring().open(&claim); // As a reservation is: when it is committed.
+    let claim = out.reserve(256, Wait::Never).unwrap();
+    out.ring().write(&claim, 0, &[3; 105], Padding::Zero).unwrap();
+    out.ring().mark_writing(&claim); // As a reservation is: when it is committed.
     out.commit(&claim, 105, 0);
     send(&mut out, &[4; 105]).unwrap();
     assert_eq!(recv(&mut inb).unwrap(), [3; 105]);
@@ -133,7 +133,7 @@ fn a_batch_is_never_seen_with_a_hole() {
     // Whoever sees the second sees the first: none is committed before those in front of it.
     let seen = b.into.load_slot(1, Field::Stamp, Load::Acquire) == 4;
     let first = recv_within(&mut inb, Wait::Never);
-    assert!(first == Ok(vec![0]) || (!seen && first == Err(RecvFault::Empty)), "{first:?}");
+    assert!(first == Ok(vec![0]) || (!seen && first == Err(RecvCoreError::Empty)), "{first:?}");
     for i in u8::from(first.is_ok())..2 {
         assert_eq!(recv(&mut inb).unwrap(), [i]);
     }
@@ -166,13 +166,13 @@ fn a_lent_message_is_not_overwritten() {
     });
     let mut inb = receiver(&b);
     for i in 1..=2 {
-        let message = inb.lend(Wait::FOREVER).unwrap();
+        let message = inb.borrow_next(Wait::FOREVER).unwrap();
         let mut bytes = [0; 8];
         inb.read_at(&message, 0, &mut bytes[..4]).unwrap();
         inb.read_at(&message, 4, &mut bytes[4..]).unwrap();
         assert_eq!(bytes, [i; 8]);
         if i == 2 {
-            inb.give_back(&message).unwrap(); // The first is given back by the next call.
+            inb.release(&message).unwrap(); // The first is given back by the next call.
         }
     }
     thread.join().unwrap();

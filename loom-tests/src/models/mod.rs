@@ -2,10 +2,10 @@
 //!
 //! They run twice: over the code that ships, and over its weakened copy (`super::code` is either).
 
-use narrows::internal::mem::{Flag, Memory, Tail, Until};
+use narrows::internal::mem::{Deadline, Flag, Memory, Padding};
 
-use super::code::ring::{Bed, Cursor, Producer, sleep};
-use super::code::{Inbound, NoPace, Outbound, RecvFault, SendFault, Wait};
+use super::code::ring::{Cursor, Producer, WaitSlot, park};
+use super::code::{NoWaitPolicy, ReceiverCore, RecvCoreError, SendCoreError, SenderCore, Wait};
 use crate::machine::{Cells, Model, Side, Spans, View, connection};
 
 mod calls;
@@ -74,47 +74,57 @@ const MAX_MESSAGE: usize = 1 << 20;
 /// The capacity of a buffer that receives. One without capacity would keep the short way of receiving out of all models.
 const ROOM: usize = 4096;
 
-fn sender<S: Spans>(side: &Side<S>) -> Outbound<View<S>, NoPace> {
-    Outbound::new(side.out.clone(), NoPace, 0, MAX_MESSAGE)
+fn sender<S: Spans>(side: &Side<S>) -> SenderCore<View<S>, NoWaitPolicy> {
+    SenderCore::new(side.out.clone(), NoWaitPolicy, 0, MAX_MESSAGE)
 }
 
 /// A sender and a receiver of a ring whose first ticket is `first`.
-fn ring_from(first: u64, slots: usize, arena: usize) -> (Outbound<Model, NoPace>, Inbound<Model, NoPace>) {
+fn ring_from(
+    first: u64,
+    slots: usize,
+    arena: usize,
+) -> (SenderCore<Model, NoWaitPolicy>, ReceiverCore<Model, NoWaitPolicy>) {
     let (a, b) = connection::<Cells>(slots, arena);
     Producer::format(&a.out, first);
-    let sender = Outbound::new(a.out, NoPace, first, MAX_MESSAGE);
-    (sender, Inbound::new(b.into, NoPace, first, MAX_MESSAGE))
+    let sender = SenderCore::new(a.out, NoWaitPolicy, first, MAX_MESSAGE);
+    (sender, ReceiverCore::new(b.into, NoWaitPolicy, first, MAX_MESSAGE))
 }
 
-fn receiver<S: Spans>(side: &Side<S>) -> Inbound<View<S>, NoPace> {
-    Inbound::new(side.into.clone(), NoPace, 0, MAX_MESSAGE)
+fn receiver<S: Spans>(side: &Side<S>) -> ReceiverCore<View<S>, NoWaitPolicy> {
+    ReceiverCore::new(side.into.clone(), NoWaitPolicy, 0, MAX_MESSAGE)
 }
 
-fn send<M: Memory>(out: &mut Outbound<M, NoPace>, message: &[u8]) -> Result<usize, SendFault> {
+fn send<M: Memory>(out: &mut SenderCore<M, NoWaitPolicy>, message: &[u8]) -> Result<usize, SendCoreError> {
     out.send_one(message, 0, Wait::FOREVER)
 }
 
 /// Writes a message behind what is staged already; returns the cursor behind it.
-fn stage<M: Memory>(out: &mut Outbound<M, NoPace>, from: Cursor, message: &[u8]) -> Cursor {
-    if let Some(to) = out.stage_at_once(from, message, 0) {
+fn stage<M: Memory>(out: &mut SenderCore<M, NoWaitPolicy>, from: Cursor, message: &[u8]) -> Cursor {
+    if let Some(to) = out.try_stage_inline(from, message, 0) {
         return to;
     }
     let claim = out.stage(from, message.len()).unwrap();
-    out.ring().open(&claim);
-    out.ring().write(&claim, 0, message, Tail::Zero).unwrap();
+    out.ring().mark_writing(&claim);
+    out.ring().write(&claim, 0, message, Padding::Zero).unwrap();
     out.describe_whole(&claim, message.len(), 0);
     claim.after()
 }
 
-fn try_send<M: Memory>(out: &mut Outbound<M, NoPace>, message: &[u8]) -> Result<usize, SendFault> {
+fn try_send<M: Memory>(
+    out: &mut SenderCore<M, NoWaitPolicy>,
+    message: &[u8],
+) -> Result<usize, SendCoreError> {
     out.send_one(message, 0, Wait::Never)
 }
 
-fn recv<M: Memory>(inb: &mut Inbound<M, NoPace>) -> Result<Vec<u8>, RecvFault> {
+fn recv<M: Memory>(inb: &mut ReceiverCore<M, NoWaitPolicy>) -> Result<Vec<u8>, RecvCoreError> {
     recv_within(inb, Wait::FOREVER)
 }
 
-fn recv_within<M: Memory>(inb: &mut Inbound<M, NoPace>, wait: Wait) -> Result<Vec<u8>, RecvFault> {
+fn recv_within<M: Memory>(
+    inb: &mut ReceiverCore<M, NoWaitPolicy>,
+    wait: Wait,
+) -> Result<Vec<u8>, RecvCoreError> {
     let mut buffer = Vec::with_capacity(ROOM);
     inb.recv_into(&mut buffer, wait).map(|_| buffer)
 }
@@ -122,12 +132,12 @@ fn recv_within<M: Memory>(inb: &mut Inbound<M, NoPace>, wait: Wait) -> Result<Ve
 /// Waits for a message, or the release of a ticket.
 fn wait_for_either(side: &Side<Cells>, found: impl Fn() -> bool) {
     let look = || found().then_some(());
-    assert_eq!(sleep(&Bed::either(&side.into, &side.out), None, 0, look), Some(()));
+    assert_eq!(park(&WaitSlot::either(&side.into, &side.out), None, 0, look), Some(()));
 }
 
 /// Sleeps as the consumer until it is so.
-fn sleep_until(view: &Model, until: Until, found: impl Fn() -> bool) -> bool {
-    sleep(&Bed::consumer(view), until, 0, || found().then_some(())).is_some()
+fn sleep_until(view: &Model, until: Deadline, found: impl Fn() -> bool) -> bool {
+    park(&WaitSlot::consumer(view), until, 0, || found().then_some(())).is_some()
 }
 
 /// The peer dies after it took our flag, and before its wake.

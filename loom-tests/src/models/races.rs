@@ -3,11 +3,11 @@
 use std::io::IoSlice;
 
 use loom::thread;
-use narrows::internal::mem::Tail;
+use narrows::internal::mem::Padding;
 
-use super::super::code::layout::Kind;
+use super::super::code::layout::SlotKind;
 use super::super::code::ring::Cursor;
-use super::super::code::{Ended, Inbound, NoPace, Outbound, RecvFault, Wait};
+use super::super::code::{ConnectionError, NoWaitPolicy, ReceiverCore, RecvCoreError, SenderCore, Wait};
 use super::{MAX_MESSAGE, Named, named, receiver, recv_within};
 use crate::machine::{Blind, RacyModel, Side, Words, connection};
 
@@ -17,10 +17,10 @@ pub(super) const ALL: &[Named] = named![
     a_piece_that_is_lapped_is_no_piece,
 ];
 
-type Liar = Outbound<Blind, NoPace>;
+type Liar = SenderCore<Blind, NoWaitPolicy>;
 
 fn liar(side: Side<Words>) -> Liar {
-    Outbound::new(Blind::new(side.out), NoPace, 0, MAX_MESSAGE)
+    SenderCore::new(Blind::new(side.out), NoWaitPolicy, 0, MAX_MESSAGE)
 }
 
 fn lap(out: &mut Liar, message: &[u8]) {
@@ -28,10 +28,13 @@ fn lap(out: &mut Liar, message: &[u8]) {
 }
 
 /// One of the messages that were sent, or the lie is found out.
-fn judge(found: Result<Vec<u8>, RecvFault>) {
+fn judge(found: Result<Vec<u8>, RecvCoreError>) {
     match found {
         Ok(message) => assert!(message == [1; 16] || message == [2; 16], "torn: {message:?}"),
-        Err(fault) => assert!(matches!(fault, RecvFault::Empty | RecvFault::Ended(Ended::ProtocolViolated))),
+        Err(fault) => assert!(matches!(
+            fault,
+            RecvCoreError::Empty | RecvCoreError::Ended(ConnectionError::ProtocolViolated)
+        )),
     }
 }
 
@@ -49,12 +52,12 @@ fn a_lent_message_that_is_lapped_is_found_out() {
     let mut out = liar(a);
     lap(&mut out, &[1; 16]);
     let peer = thread::spawn(move || lap(&mut out, &[2; 16]));
-    let mut inb: Inbound<RacyModel, NoPace> = receiver(&b);
-    if let Ok(message) = inb.lend(Wait::Never) {
+    let mut inb: ReceiverCore<RacyModel, NoWaitPolicy> = receiver(&b);
+    if let Ok(message) = inb.borrow_next(Wait::Never) {
         let mut bytes = vec![0; message.len()];
         // What is torn may be a lie about the length as well.
         let _refused = inb.read_at(&message, 0, &mut bytes);
-        judge(inb.give_back(&message).map(|()| bytes));
+        judge(inb.release(&message).map(|()| bytes));
     }
     peer.join().unwrap();
 }
@@ -63,12 +66,12 @@ fn a_piece_that_is_lapped_is_no_piece() {
     let (a, b) = connection::<Words>(2, 128);
     let mut out = liar(a);
     let start = out.ring().next();
-    let first = write(&mut out, start, [1; 16], Kind::First);
-    let last = write(&mut out, first, [1; 16], Kind::Last);
+    let first = write(&mut out, start, [1; 16], SlotKind::First);
+    let last = write(&mut out, first, [1; 16], SlotKind::Last);
     out.publish(last, false);
     // It takes the slot of the first piece and, since it believes that all was read, its place.
     let peer = thread::spawn(move || {
-        let lap = write(&mut out, last, [2; 16], Kind::First);
+        let lap = write(&mut out, last, [2; 16], SlotKind::First);
         out.publish(lap, true);
     });
     match recv_within(&mut receiver(&b), Wait::Never) {
@@ -79,12 +82,12 @@ fn a_piece_that_is_lapped_is_no_piece() {
 }
 
 /// Writes one piece of a message of two; returns the cursor behind it.
-fn write(out: &mut Liar, from: Cursor, bytes: [u8; 16], kind: Kind) -> Cursor {
+fn write(out: &mut Liar, from: Cursor, bytes: [u8; 16], kind: SlotKind) -> Cursor {
     let ring = out.ring_mut();
-    let claim = ring.claim_piece(from, bytes.len()).unwrap();
-    ring.open(&claim);
-    ring.write(&claim, 0, &bytes, Tail::Zero).unwrap();
-    if kind == Kind::First {
+    let claim = ring.reserve_fragment(from, bytes.len()).unwrap();
+    ring.mark_writing(&claim);
+    ring.write(&claim, 0, &bytes, Padding::Zero).unwrap();
+    if kind == SlotKind::First {
         ring.write_total(&claim, 32);
     }
     ring.describe(&claim, kind, bytes.len(), 0);

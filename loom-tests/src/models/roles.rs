@@ -3,15 +3,17 @@
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use loom::thread;
-use narrows::internal::Pace;
-use narrows::internal::mem::{Tail, Until};
+use narrows::internal::WaitPolicy;
+use narrows::internal::mem::{Deadline, Padding};
 
-use super::super::code::layout::Kind as Carried;
-use super::super::code::ring::{Fate, bury, shut};
+use super::super::code::layout::SlotKind as Carried;
+use super::super::code::ring::{CloseReason, close_both, on_peer_gone};
 use super::super::code::rpc::client::{Desk, Final, Parts, Stop, Table};
 use super::super::code::rpc::frame::send;
 use super::super::code::rpc::wire::{HEAD, Head, Kind, MORE, NOTIFY};
-use super::super::code::{Ear, Ended, Inbound, NoPace, Outbound, Poster, Wait};
+use super::super::code::{
+    ConnectionError, IncomingSignals, NoWaitPolicy, OobSender, ReceiverCore, SenderCore, Wait,
+};
 use super::client::{PLACES, begin, desk, end, open, parts, reply, reply_to, soon, waits};
 use super::frames::{hear, say};
 use super::{MAX_MESSAGE, Named, client, named, receiver, sender};
@@ -55,10 +57,10 @@ fn a_reader_that_always_finds_more_leaves_at_its_deadline() {
 #[derive(Debug)]
 struct Panics;
 
-impl Pace for Panics {
+impl WaitPolicy for Panics {
     fn active(&mut self) {}
 
-    fn pass(&mut self, _until: Until, _look: impl Fn() -> bool) -> bool {
+    fn spin(&mut self, _until: Deadline, _look: impl Fn() -> bool) -> bool {
         resume_unwind(Box::new(()))
     }
 
@@ -67,8 +69,8 @@ impl Pace for Panics {
 
 fn a_reader_that_unwinds_gives_the_reader_back() {
     let (a, b) = connection::<Cells>(1, 64);
-    let inbound = Inbound::new(a.into.clone(), Panics, 0, MAX_MESSAGE);
-    let outbound = Outbound::new(a.out.clone(), Panics, 0, MAX_MESSAGE);
+    let inbound = ReceiverCore::new(a.into.clone(), Panics, 0, MAX_MESSAGE);
+    let outbound = SenderCore::new(a.out.clone(), Panics, 0, MAX_MESSAGE);
     let desk: Desk<Model, Panics, LoomThreads> = Desk::new(parts(&a, inbound, outbound, PLACES));
     let mut take = || desk.wait(desk.pushed(), Wait::FOREVER, |table| table.next_push());
     assert!(catch_unwind(AssertUnwindSafe(&mut take)).is_err());
@@ -137,7 +139,7 @@ fn who_is_too_late_leaves_the_other_its_reply() {
     server.join().unwrap();
 }
 
-fn both_are_told(ended: Ended, end_it: impl FnOnce(Side<Cells>, Side<Cells>) + Send + 'static) {
+fn both_are_told(ended: ConnectionError, end_it: impl FnOnce(Side<Cells>, Side<Cells>) + Send + 'static) {
     let (a, b) = connection::<Cells>(1, 64);
     let desk = desk(&a, PLACES);
     let [one, two] = [0; 2].map(|_| open(&desk, 0, Wait::Never).unwrap());
@@ -149,7 +151,7 @@ fn both_are_told(ended: Ended, end_it: impl FnOnce(Side<Cells>, Side<Cells>) + S
     third.join().unwrap();
     assert_eq!((desk.over(), desk.lost().map(|lost| lost.0.len())), (Some(ended), Some(2)));
     assert!(desk.lost().is_none());
-    desk.end(Ended::Closed);
+    desk.end(ConnectionError::Closed);
     assert_eq!(desk.over(), Some(ended));
     assert!(
         desk.call_at_once(Head::new(Kind::Call, 7), [&[], &[]], &mut Vec::new(), Wait::FOREVER).is_none()
@@ -157,25 +159,25 @@ fn both_are_told(ended: Ended, end_it: impl FnOnce(Side<Cells>, Side<Cells>) + S
 }
 
 fn death_is_told_to_the_reader_and_to_who_stands_by() {
-    both_are_told(Ended::PeerDied, |a, _| bury(&a.out, &a.into, Fate::Died));
+    both_are_told(ConnectionError::PeerDied, |a, _| on_peer_gone(&a.out, &a.into, CloseReason::Died));
 }
 
 fn a_close_is_told_to_the_reader_and_to_who_stands_by() {
-    both_are_told(Ended::Disconnected, |_, b| shut(&b.out, &b.into, Fate::Closed));
+    both_are_told(ConnectionError::Disconnected, |_, b| close_both(&b.out, &b.into, CloseReason::Closed));
 }
 
 /// It glances before it sleeps.
 #[derive(Debug)]
 struct Glances;
 
-impl Pace for Glances {
+impl WaitPolicy for Glances {
     fn active(&mut self) {}
 
-    fn glances(&mut self) -> u32 {
+    fn brief_spins(&mut self) -> u32 {
         2
     }
 
-    fn pass(&mut self, _until: Until, _look: impl Fn() -> bool) -> bool {
+    fn spin(&mut self, _until: Deadline, _look: impl Fn() -> bool) -> bool {
         false
     }
 
@@ -183,7 +185,7 @@ impl Pace for Glances {
 }
 
 /// A call whose reply has come, and all that came before it.
-fn at_once<P: Pace + Send>(desk: &Desk<Model, P, LoomThreads>, wait: Wait) -> Result<Vec<u8>, Stop> {
+fn at_once<P: WaitPolicy + Send>(desk: &Desk<Model, P, LoomThreads>, wait: Wait) -> Result<Vec<u8>, Stop> {
     let mut buffer = Vec::new();
     let call = desk.call_at_once(Head::new(Kind::Call, 7), [&[], &[]], &mut buffer, wait);
     assert_eq!(call.unwrap().1?, Final::Reply);
@@ -192,8 +194,8 @@ fn at_once<P: Pace + Send>(desk: &Desk<Model, P, LoomThreads>, wait: Wait) -> Re
 
 /// A desk whose callers look before they sleep.
 fn glancing(a: &Side<Cells>, places: usize) -> Desk<Model, Glances, LoomThreads> {
-    let inbound = Inbound::new(a.into.clone(), Glances, 0, MAX_MESSAGE);
-    let outbound = Outbound::new(a.out.clone(), Glances, 0, MAX_MESSAGE);
+    let inbound = ReceiverCore::new(a.into.clone(), Glances, 0, MAX_MESSAGE);
+    let outbound = SenderCore::new(a.out.clone(), Glances, 0, MAX_MESSAGE);
     Desk::new(parts(a, inbound, outbound, places))
 }
 
@@ -213,7 +215,11 @@ fn a_caller_enters_what_is_anothers_and_takes_its_own() {
     enters_and_takes(&a, &b, &glancing(&a, PLACES));
 }
 
-fn enters_and_takes<P: Pace + Send>(a: &Side<Cells>, b: &Side<Cells>, desk: &Desk<Model, P, LoomThreads>) {
+fn enters_and_takes<P: WaitPolicy + Send>(
+    a: &Side<Cells>,
+    b: &Side<Cells>,
+    desk: &Desk<Model, P, LoomThreads>,
+) {
     let other = desk.books().table.open(7, 0).unwrap();
     let own = other + 1;
     let mut out = sender(b);
@@ -238,10 +244,10 @@ fn a_caller_is_told_of_the_end() {
     let (a, b) = connection::<Cells>(1, 64);
     let desk = desk(&a, PLACES);
     sender(&b).ring().close();
-    assert_eq!(at_once(&desk, Wait::FOREVER), Err(Stop::Ended(Ended::Disconnected)));
+    assert_eq!(at_once(&desk, Wait::FOREVER), Err(Stop::Ended(ConnectionError::Disconnected)));
     let unread = client::desk(&a, PLACES);
-    unread.end(Ended::Closed);
-    assert_eq!(unread.over(), Some(Ended::Closed));
+    unread.end(ConnectionError::Closed);
+    assert_eq!(unread.over(), Some(ConnectionError::Closed));
 }
 
 fn what_a_liar_has_said_before_is_worth_nothing() {
@@ -251,9 +257,9 @@ fn what_a_liar_has_said_before_is_worth_nothing() {
     let mut out = sender(&b);
     say(&mut out, id, Head::new(Kind::Reply, 0), &reply_to(id));
     say(&mut out, id, Head::new(Kind::Reply, 0), &reply_to(id));
-    let violated = Err(Stop::Ended(Ended::ProtocolViolated));
+    let violated = Err(Stop::Ended(ConnectionError::ProtocolViolated));
     assert_eq!(desk.wait(desk.pushed(), Wait::FOREVER, |table| table.next_push()), violated);
-    assert_eq!(end(&desk, id, Wait::Never).map(drop), Err(Stop::Ended(Ended::ProtocolViolated)));
+    assert_eq!(end(&desk, id, Wait::Never).map(drop), Err(Stop::Ended(ConnectionError::ProtocolViolated)));
 }
 
 fn a_short_reply_that_is_lapped_is_no_reply() {
@@ -266,24 +272,24 @@ fn a_short_reply_that_is_lapped_is_no_reply() {
 fn a_reply_that_is_lapped_is_no_reply() {
     lapped(|out, byte| {
         let ring = out.ring_mut();
-        let claim = ring.claim_piece(ring.next(), HEAD + 16).unwrap();
-        ring.open(&claim);
-        ring.write(&claim, 0, &Head::new(Kind::Reply, 0).encode(), Tail::Zero).unwrap();
-        ring.write(&claim, HEAD, &[byte; 16], Tail::Zero).unwrap();
+        let claim = ring.reserve_fragment(ring.next(), HEAD + 16).unwrap();
+        ring.mark_writing(&claim);
+        ring.write(&claim, 0, &Head::new(Kind::Reply, 0).encode(), Padding::Zero).unwrap();
+        ring.write(&claim, HEAD, &[byte; 16], Padding::Zero).unwrap();
         ring.describe(&claim, Carried::Whole, claim.len(), 1);
         ring.publish(claim.after(), false);
     });
 }
 
-fn lapped(lap: fn(&mut Outbound<Blind, NoPace>, u8)) {
+fn lapped(lap: fn(&mut SenderCore<Blind, NoWaitPolicy>, u8)) {
     let (a, b) = connection::<Words>(1, 64);
-    let poster = Poster::new(a.out.clone());
-    let ear = Ear::new(a.into.clone());
+    let poster = OobSender::new(a.out.clone());
+    let ear = IncomingSignals::new(a.into.clone());
     let (inbound, outbound) = (receiver(&a), sender(&a));
     let table = Table::new(1, MAX_MESSAGE, 100, 100);
     let parts = Parts { inbound, outbound, poster, ear, table, places: 1, piece: 64 };
-    let desk: Desk<RacyModel, NoPace, LoomThreads> = Desk::new(parts);
-    let mut out = Outbound::new(Blind::new(b.out), NoPace, 0, MAX_MESSAGE);
+    let desk: Desk<RacyModel, NoWaitPolicy, LoomThreads> = Desk::new(parts);
+    let mut out = SenderCore::new(Blind::new(b.out), NoWaitPolicy, 0, MAX_MESSAGE);
     lap(&mut out, 1);
     let liar = thread::spawn(move || lap(&mut out, 2));
     let mut buffer = Vec::new();
@@ -291,7 +297,7 @@ fn lapped(lap: fn(&mut Outbound<Blind, NoPace>, u8)) {
         desk.call_at_once(Head::new(Kind::Call, 7), [&[], &[]], &mut buffer, Wait::FOREVER).unwrap();
     match end {
         Ok(Final::Reply) => assert!(buffer == [1; 16] || buffer == [2; 16], "torn: {buffer:?}"),
-        end => assert_eq!(end, Err(Stop::Ended(Ended::ProtocolViolated))),
+        end => assert_eq!(end, Err(Stop::Ended(ConnectionError::ProtocolViolated))),
     }
     assert_eq!(id, 1);
     liar.join().unwrap();

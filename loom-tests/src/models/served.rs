@@ -11,7 +11,7 @@ use loom::thread;
 
 use super::super::code::rpc::server::{Body, Gone, Started, Upload};
 use super::super::code::rpc::wire::{Head, Kind, STREAM, Status, UPLOAD};
-use super::super::code::{Ended, Wait};
+use super::super::code::{ConnectionError, Wait};
 use super::frames::say;
 use super::server::{
     Client, FIRST, INLINE, Methods, POOLED, SECOND, Shared, attend, closed_hall, hall, kind, reply, runs,
@@ -51,7 +51,7 @@ fn a_long_answer_goes_out_in_pieces_and_lets_others_pass() {
     reply(&hall, SECOND);
     let over = Some(Arc::new(AtomicBool::new(true)));
     let mut methods = Methods { over, hall: Some(hall.clone()), ..Methods::default() };
-    assert_eq!(attend(&hall, &b, &mut methods), Ended::Closed);
+    assert_eq!(attend(&hall, &b, &mut methods), ConnectionError::Closed);
     let mut client = Client::new(&a);
     let frames: Vec<_> = (0..41).map(|_| client.hears()).collect();
     assert!(frames[..40].iter().any(|(id, ..)| *id == SECOND));

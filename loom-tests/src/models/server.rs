@@ -11,7 +11,9 @@ use super::super::code::rpc::server::{
     Attendant, Body, Event, Failure, Given, Hall, Limits, Parts, Service, Started, Table,
 };
 use super::super::code::rpc::wire::{Head, Kind, Status, cost};
-use super::super::code::{Ear, Ended, Inbound, NoPace, Outbound, Poster};
+use super::super::code::{
+    ConnectionError, IncomingSignals, NoWaitPolicy, OobSender, ReceiverCore, SenderCore,
+};
 use super::frames::{Frame, hear, say};
 use super::{MAX_MESSAGE, receiver, sender};
 use crate::machine::{Cells, LoomThreads, Model, Side};
@@ -27,7 +29,7 @@ pub(super) const INLINE: u32 = 1;
 /// Methods that are handed on.
 pub(super) const POOLED: u32 = 2;
 
-pub(super) type Shared = Arc<Hall<Model, NoPace, LoomThreads>>;
+pub(super) type Shared = Arc<Hall<Model, NoWaitPolicy, LoomThreads>>;
 
 /// A connection whose client was welcomed.
 pub(super) fn hall(side: &Side<Cells>) -> Shared {
@@ -42,7 +44,7 @@ pub(super) fn closed_hall(side: &Side<Cells>) -> Shared {
     Arc::new(Hall::new(Parts {
         outbound: sender(side),
         outgoing: side.out.clone(),
-        ear: Ear::new(side.into.clone()),
+        ear: IncomingSignals::new(side.into.clone()),
         table: Table::new(Limits {
             places: PLACES,
             max: MAX_MESSAGE,
@@ -72,7 +74,7 @@ pub(super) struct Methods {
     pub(super) reply: Vec<u8>,
 }
 
-impl Service<Model, NoPace> for Methods {
+impl Service<Model, NoWaitPolicy> for Methods {
     fn admit(&mut self, method: u32, _flags: u8) -> Result<bool, Failure> {
         match method {
             INLINE => Ok(true),
@@ -88,7 +90,11 @@ impl Service<Model, NoPace> for Methods {
         }
     }
 
-    fn run_in_place(&mut self, _: Started, _: Given<'_, Model, NoPace>) -> Result<&mut Vec<u8>, Failure> {
+    fn run_in_place(
+        &mut self,
+        _: Started,
+        _: Given<'_, Model, NoWaitPolicy>,
+    ) -> Result<&mut Vec<u8>, Failure> {
         self.reply = vec![7];
         Ok(&mut self.reply)
     }
@@ -100,7 +106,7 @@ impl Service<Model, NoPace> for Methods {
 }
 
 /// Serves until the connection ends.
-pub(super) fn attend(hall: &Shared, side: &Side<Cells>, methods: &mut Methods) -> Ended {
+pub(super) fn attend(hall: &Shared, side: &Side<Cells>, methods: &mut Methods) -> ConnectionError {
     Attendant::new(hall.clone(), receiver(side)).attend(methods)
 }
 
@@ -114,14 +120,14 @@ pub(super) fn kind((_, head, _): &Frame) -> Kind {
 
 /// A client's halves. It goes when this is dropped.
 pub(super) struct Client {
-    inb: Inbound<Model, NoPace>,
-    out: Outbound<Model, NoPace>,
-    pub(super) poster: Poster<Model>,
+    inb: ReceiverCore<Model, NoWaitPolicy>,
+    out: SenderCore<Model, NoWaitPolicy>,
+    pub(super) poster: OobSender<Model>,
 }
 
 impl Client {
     pub(super) fn new(side: &Side<Cells>) -> Self {
-        Self { inb: receiver(side), out: sender(side), poster: Poster::new(side.out.clone()) }
+        Self { inb: receiver(side), out: sender(side), poster: OobSender::new(side.out.clone()) }
     }
 
     pub(super) fn hears(&mut self) -> Frame {
@@ -137,7 +143,7 @@ impl Client {
     }
 
     pub(super) fn cancels(&mut self, id: u64) {
-        self.poster.post(u32::try_from(id).unwrap() % 2, id);
+        self.poster.send(u32::try_from(id).unwrap() % 2, id);
     }
 }
 
@@ -155,6 +161,6 @@ pub(super) fn serve(
     part: impl FnOnce(&mut Client) + Send + 'static,
 ) {
     let client = thread::spawn(move || part(&mut Client::new(&client)));
-    assert_eq!(attend(hall, &server, methods), Ended::Disconnected);
+    assert_eq!(attend(hall, &server, methods), ConnectionError::Disconnected);
     client.join().unwrap();
 }

@@ -3,21 +3,21 @@
 use loom::sync::Arc;
 use loom::thread;
 
-use super::super::code::ring::{Fate, shut};
-use super::super::code::{Monitor, Wait, in_turn};
+use super::super::code::ring::{CloseReason, close_both};
+use super::super::code::{Lock, Wait, with_lock};
 use super::{Named, named, receiver, recv, send, sender};
-use crate::machine::{Cells, Lock, connection};
+use crate::machine::{Cells, LoomLock, connection};
 
 pub(super) const ALL: &[Named] =
     named![threads_share_a_sender_in_turn, threads_that_share_a_sender_are_all_ended_by_a_close];
 
 fn threads_share_a_sender_in_turn() {
     let (a, b) = connection::<Cells>(1, 64);
-    let lock = Arc::new(Lock::new(sender(&a)));
+    let lock = Arc::new(LoomLock::new(sender(&a)));
     let sharers: Vec<_> = (0..2)
         .map(|i| {
             let lock = lock.clone();
-            thread::spawn(move || in_turn(&*lock, Wait::FOREVER, |out| send(out, &[i; 8])).unwrap())
+            thread::spawn(move || with_lock(&*lock, Wait::FOREVER, |out| send(out, &[i; 8])).unwrap())
         })
         .collect();
     let mut inb = receiver(&b);
@@ -29,14 +29,14 @@ fn threads_share_a_sender_in_turn() {
 
 fn threads_that_share_a_sender_are_all_ended_by_a_close() {
     let (a, _b) = connection::<Cells>(1, 64);
-    let lock = Arc::new(Lock::new(sender(&a)));
+    let lock = Arc::new(LoomLock::new(sender(&a)));
     let sharers: Vec<_> = (0..2)
         .map(|_| {
             let lock = lock.clone();
-            thread::spawn(move || in_turn(&*lock, Wait::FOREVER, |out| send(out, &[1])).unwrap())
+            thread::spawn(move || with_lock(&*lock, Wait::FOREVER, |out| send(out, &[1])).unwrap())
         })
         .collect();
-    shut(&a.out, &a.into, Fate::Closed);
+    close_both(&a.out, &a.into, CloseReason::Closed);
     let sent = sharers.into_iter().filter_map(|sharer| sharer.join().unwrap().ok()).count();
     assert!(sent <= 1, "the ring has one slot");
 }

@@ -3,7 +3,7 @@
 use loom::thread;
 use narrows::internal::mem::{Flag, Memory};
 
-use super::super::code::ring::rouse;
+use super::super::code::ring::notify;
 use super::{Named, named, receiver, recv, send, sender, sleep_until};
 use crate::machine::{Cells, connection};
 
@@ -78,7 +78,7 @@ fn a_release_is_published_before_the_receive_returns() {
 fn stray_wakes_change_nothing() {
     let (a, b) = connection::<Cells>(1, 64);
     let stray = b.clone();
-    let waker = thread::spawn(move || rouse(&stray.into, Flag::Consumer));
+    let waker = thread::spawn(move || notify(&stray.into, Flag::Consumer));
     let thread = thread::spawn(move || send(&mut sender(&a), &[1]));
     assert_eq!(recv(&mut receiver(&b)).unwrap(), [1]);
     thread.join().unwrap().unwrap();
@@ -92,7 +92,7 @@ fn a_waker_that_comes_late_harms_nobody() {
     let waker = thread::spawn(move || stale.into.wake(Flag::Consumer));
     let thread = thread::spawn(move || send(&mut sender(&a), &[1]));
     let mut inb = receiver(&b);
-    assert!(sleep_until(&b.into, None, || inb.stirred()));
+    assert!(sleep_until(&b.into, None, || inb.has_news()));
     assert_eq!(recv(&mut inb).unwrap(), [1]);
     thread.join().unwrap().unwrap();
     waker.join().unwrap();

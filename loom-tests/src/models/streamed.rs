@@ -5,10 +5,10 @@ use std::sync::Arc;
 use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
 
-use super::super::code::ring::{Fate, bury};
+use super::super::code::ring::{CloseReason, on_peer_gone};
 use super::super::code::rpc::server::{Body, Gone, Upload};
 use super::super::code::rpc::wire::{Head, Kind, STREAM, UPLOAD, cost};
-use super::super::code::{Ended, Wait};
+use super::super::code::{ConnectionError, Wait};
 use super::server::{Client, FIRST, Methods, SECOND, Shared, attend, hall, kind, reply, runs, serve};
 use super::{Named, named};
 use crate::machine::{Cells, connection};
@@ -102,11 +102,11 @@ fn the_end_of_a_connection_reaches_all_who_wait() {
     let worker = hall.clone();
     let worker = thread::spawn(move || worker.write_chunk(FIRST, &[2], None));
     let dead = b.clone();
-    let lifeline = thread::spawn(move || bury(&dead.out, &dead.into, Fate::Died));
-    assert_eq!(attend(&hall, &b, &mut Methods::default()), Ended::PeerDied);
-    assert_eq!(worker.join().unwrap(), Err(Gone::Ended(Ended::PeerDied)));
+    let lifeline = thread::spawn(move || on_peer_gone(&dead.out, &dead.into, CloseReason::Died));
+    assert_eq!(attend(&hall, &b, &mut Methods::default()), ConnectionError::PeerDied);
+    assert_eq!(worker.join().unwrap(), Err(Gone::Ended(ConnectionError::PeerDied)));
     lifeline.join().unwrap();
-    assert_eq!(hall.push(&[1], Wait::Never), Err(Gone::Ended(Ended::PeerDied)));
+    assert_eq!(hall.push(&[1], Wait::Never), Err(Gone::Ended(ConnectionError::PeerDied)));
     hall.finish(FIRST, Head::new(Kind::End, 0), Body::Lent(&[]));
     assert!(hall.is_cancelled(SECOND));
 }
@@ -121,7 +121,7 @@ fn one_that_is_asked_to_leave_looks_up() {
         over.store(true, Ordering::Relaxed);
         asks.nudge();
     });
-    assert_eq!(attend(&hall, &b, &mut methods), Ended::Closed);
+    assert_eq!(attend(&hall, &b, &mut methods), ConnectionError::Closed);
     asks.join().unwrap();
 }
 
@@ -143,7 +143,7 @@ fn one_that_is_asked_to_leave_does_when_the_last_call_is_over() {
         over.store(true, Ordering::Relaxed);
         asks.nudge();
     });
-    assert_eq!(attend(&hall, &b, &mut methods), Ended::Closed);
+    assert_eq!(attend(&hall, &b, &mut methods), ConnectionError::Closed);
     asks.join().unwrap();
     worker.join().unwrap();
 }
@@ -162,6 +162,6 @@ fn one_that_is_asked_to_leave_says_first_what_is_left() {
         let frames = [client.hears(), client.hears(), client.hears()].map(|frame| kind(&frame));
         assert_eq!(frames, [Kind::Reply, Kind::Push, Kind::Goodbye]);
     });
-    assert_eq!(attend(&hall, &b, &mut methods), Ended::Closed);
+    assert_eq!(attend(&hall, &b, &mut methods), ConnectionError::Closed);
     client.join().unwrap();
 }

@@ -6,8 +6,8 @@ use std::time::Instant;
 use loom::thread;
 use narrows::internal::mem::{Flag, Memory};
 
-use super::super::code::ring::{Bed, sleep};
-use super::super::code::{RecvFault, SendFault, Wait};
+use super::super::code::ring::{WaitSlot, park};
+use super::super::code::{RecvCoreError, SendCoreError, Wait};
 use super::{Named, named, receiver, recv, recv_within, send, sender};
 use crate::machine::{Cells, connection};
 
@@ -30,7 +30,7 @@ fn a_receive_that_times_out_loses_nothing() {
     let mut inb = receiver(&b);
     let first = recv_within(&mut inb, soon());
     if first != Ok(vec![1]) {
-        assert_eq!(first, Err(RecvFault::Empty));
+        assert_eq!(first, Err(RecvCoreError::Empty));
         assert_eq!(recv(&mut inb), Ok(vec![1]));
     }
     peer.join().unwrap().unwrap();
@@ -49,7 +49,7 @@ fn a_send_that_times_out_sends_nothing() {
         recv(&mut inb).unwrap()
     });
     let sent = out.send(&[IoSlice::new(&[1])], 0, soon());
-    if sent == Err(SendFault::Full) {
+    if sent == Err(SendCoreError::Full) {
         send(&mut out, &[2]).unwrap();
     }
     assert_eq!(peer.join().unwrap(), [if sent.is_ok() { 1 } else { 2 }]);
@@ -61,7 +61,7 @@ fn a_sleeper_that_times_out_is_told_to_nobody() {
     let clock = b.clock();
     let striker = thread::spawn(move || clock.strike());
     let mut inb = receiver(&b);
-    assert_eq!(recv_within(&mut inb, soon()), Err(RecvFault::Empty));
+    assert_eq!(recv_within(&mut inb, soon()), Err(RecvCoreError::Empty));
     // Nobody sleeps, so nobody is to be woken.
     assert_eq!(a.out.load_flag(Flag::Consumer), 0);
     striker.join().unwrap();
@@ -71,7 +71,7 @@ fn one_that_waited_for_either_in_vain_is_told_to_nobody() {
     let (a, _b) = connection::<Cells>(1, 64);
     let clock = a.clock();
     let striker = thread::spawn(move || clock.strike());
-    assert_eq!(sleep(&Bed::either(&a.into, &a.out), Some(Instant::now()), 0, || None::<()>), None);
+    assert_eq!(park(&WaitSlot::either(&a.into, &a.out), Some(Instant::now()), 0, || None::<()>), None);
     assert_eq!([a.into.load_flag(Flag::Consumer), a.out.load_flag(Flag::Producer)], [0, 0]);
     striker.join().unwrap();
 }

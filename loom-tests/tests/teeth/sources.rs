@@ -24,7 +24,7 @@ const OTHERS: [(&str, &str); 13] = [
 ];
 
 /// Orderings, of the ring's machine or any other, and steps that sleep and wake.
-const ORDERINGS: [&str; 15] = [
+const ORDERINGS: [&str; 17] = [
     "Load::Acquire",
     "Store::Release",
     "Ordering::Acquire",
@@ -32,13 +32,15 @@ const ORDERINGS: [&str; 15] = [
     "Ordering::AcqRel",
     "Ordering::SeqCst",
     "fence(",
-    "rouse(",
-    "alarm(",
-    "raise(",
+    "notify(&self.mem",
+    "notify(mem",
+    "force_notify(",
+    ".arm(",
     ".wake(",
     "take_flag(",
     "store_flag(",
-    "settle(Fate",
+    "set_close_reason(CloseReason",
+    ".notify_self()",
     ".nudge()",
 ];
 

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use super::desk::{Desk, Parts, Stop};
 use super::renewal::Renewal;
 use super::table::{Final, Table};
-use crate::channel::{ConnectionId, Ends, Line, Mapping, RealThreads, Wait, Waiting};
-use crate::error::{CallError, ConnectError, Ended, HandlerError};
+use crate::channel::{AdaptiveWait, ConnectionHandle, ConnectionId, Mapping, RawParts, RealSync, Wait};
+use crate::error::{CallError, ConnectError, ConnectionError, HandlerError};
 use crate::options::Options;
 use crate::rpc::greeting::{self, MAX_FRAME_HEAD};
 use crate::rpc::nesting::{self, Awaited};
@@ -23,8 +23,8 @@ use crate::stream::SharedMemoryStream;
 
 /// One connection.
 pub(crate) struct Conn {
-    pub(super) desk: Desk<Mapping, Waiting, RealThreads>,
-    pub(super) line: Line,
+    pub(super) desk: Desk<Mapping, AdaptiveWait, RealSync>,
+    pub(super) line: ConnectionHandle,
     /// Which connection this is, if the server is in this process.
     own: Option<ConnectionId>,
     max: usize,
@@ -47,14 +47,14 @@ impl Conn {
         options: &Options,
         until: Option<Instant>,
     ) -> Result<Arc<Self>, ConnectError> {
-        let Ends { mut outbound, mut inbound, line } = stream.into_ends();
+        let RawParts { mut outbound, mut inbound, line } = stream.into_ends();
         let (stream_window, push_window) = options.windows();
         let theirs = greeting::say(&mut outbound, &mut inbound, stream_window, push_window, until)?;
         let (window, push_window) = greeting::agree(options, &theirs);
-        let (places, max) = (line.urgent_words(), line.max_message());
+        let (places, max) = (line.oob_words(), line.max_message());
         let table = Table::new(places, max, window, push_window);
-        let piece = line.handy().saturating_sub(MAX_FRAME_HEAD);
-        let (poster, ear) = (line.poster(), line.ear());
+        let piece = line.inline_room().saturating_sub(MAX_FRAME_HEAD);
+        let (poster, ear) = (line.oob_sender(), line.signals());
         let parts = Parts { inbound, outbound, poster, ear, table, places, piece };
         let own = line.id().filter(|_| line.cred().pid() == std::process::id());
         Ok(Arc::new(Self { desk: Desk::new(parts), line, own, max, window, renewal: OnceLock::new() }))
@@ -233,11 +233,13 @@ impl Conn {
             Stop::Timeout => CallError::Timeout,
             Stop::Over => CallError::Cancelled,
             Stop::Exhausted => CallError::Exhausted,
-            Stop::Ended(Ended::Disconnected) if self.desk.books().table.goodbye => CallError::ShuttingDown,
+            Stop::Ended(ConnectionError::Disconnected) if self.desk.books().table.goodbye => {
+                CallError::ShuttingDown
+            }
             Stop::Ended(ended) => {
                 let error = ended.into();
                 if matches!(error, CallError::ProtocolViolated) {
-                    self.line.condemn();
+                    self.line.fail_protocol();
                 }
                 error
             }

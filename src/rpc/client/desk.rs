@@ -35,8 +35,10 @@ use std::ops::{DerefMut, Range};
 
 use super::seat::{Own, Read, Seat};
 use super::table::{Change, Final, LostCall, Table};
-use crate::channel::{Ear, Inbound, Monitor, Outbound, Pace, Poster, SendFault, Threads, Wait};
-use crate::error::Ended;
+use crate::channel::{
+    IncomingSignals, Lock, OobSender, ReceiverCore, SendCoreError, SenderCore, SyncBackend, Wait, WaitPolicy,
+};
+use crate::error::ConnectionError;
 use crate::mem::Memory;
 use crate::rpc::frame::send;
 use crate::rpc::pieces::Cut;
@@ -49,7 +51,7 @@ pub enum Stop {
     /// Its time is over.
     Timeout,
     /// The connection has ended.
-    Ended(Ended),
+    Ended(ConnectionError),
     /// The call is over already: what was still to be sent is of no use.
     Over,
     /// The direction has carried all its messages.
@@ -62,35 +64,35 @@ pub struct Books<M, P> {
     /// The calls.
     pub table: Table,
     /// The receiving half, while nobody reads.
-    pub(super) reader: Option<Box<Inbound<M, P>>>,
+    pub(super) reader: Option<Box<ReceiverCore<M, P>>>,
     /// The sending half, while nobody sends something long.
-    pub(super) pen: Option<Box<Outbound<M, P>>>,
+    pub(super) pen: Option<Box<SenderCore<M, P>>>,
     /// How many wait for each signal.
     pub(super) waiting: Vec<u32>,
     /// How many wait at all.
     pub(super) waiters: u32,
     /// Whoever has the reader waits for a place.
     pub(super) seeks: bool,
-    pub(super) over: Option<Ended>,
+    pub(super) over: Option<ConnectionError>,
     lost: Option<Vec<LostCall>>,
 }
 
 /// The urgent words.
 #[derive(Debug)]
 struct Bell<M> {
-    poster: Poster<M>,
+    poster: OobSender<M>,
     /// The last that was stored, of each place.
     last: Box<[u64]>,
 }
 
 /// One connection.
-pub struct Desk<M: Memory + Send, P: Pace + Send, T: Threads> {
-    pub(super) books: T::Monitor<Books<M, P>>,
-    bell: T::Monitor<Bell<M>>,
-    pub(super) signals: Box<[T::Signal]>,
+pub struct Desk<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> {
+    pub(super) books: T::Lock<Books<M, P>>,
+    bell: T::Lock<Bell<M>>,
+    pub(super) signals: Box<[T::Condvar]>,
     /// A place was freed, for a reader that waits for one.
-    pub(super) room: T::Latch,
-    pub(super) ear: Ear<M>,
+    pub(super) room: T::Flag,
+    pub(super) ear: IncomingSignals<M>,
     places: usize,
     piece: usize,
 }
@@ -99,13 +101,13 @@ pub struct Desk<M: Memory + Send, P: Pace + Send, T: Threads> {
 #[derive(Debug)]
 pub struct Parts<M, P> {
     /// Receives.
-    pub inbound: Inbound<M, P>,
+    pub inbound: ReceiverCore<M, P>,
     /// Sends.
-    pub outbound: Outbound<M, P>,
+    pub outbound: SenderCore<M, P>,
     /// Stores urgent words.
-    pub poster: Poster<M>,
+    pub poster: OobSender<M>,
     /// The incoming direction.
-    pub ear: Ear<M>,
+    pub ear: IncomingSignals<M>,
     /// The calls.
     pub table: Table,
     /// How many places it has.
@@ -115,9 +117,9 @@ pub struct Parts<M, P> {
 }
 
 pub(super) type BooksOf<'a, M, P, T> =
-    <<T as Threads>::Monitor<Books<M, P>> as Monitor<Books<M, P>>>::Guard<'a>;
+    <<T as SyncBackend>::Lock<Books<M, P>> as Lock<Books<M, P>>>::Guard<'a>;
 
-impl<M: Memory + Send, P: Pace + Send, T: Threads> Desk<M, P, T> {
+impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> Desk<M, P, T> {
     /// A connection whose greetings were exchanged.
     pub fn new(parts: Parts<M, P>) -> Self {
         let signals = parts.places + 3;
@@ -132,10 +134,10 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Desk<M, P, T> {
             lost: None,
         };
         Self {
-            books: Monitor::new(books),
-            bell: Monitor::new(Bell { poster: parts.poster, last: vec![0; parts.places].into() }),
-            signals: (0..signals).map(|_| T::Signal::default()).collect(),
-            room: T::Latch::default(),
+            books: Lock::new(books),
+            bell: Lock::new(Bell { poster: parts.poster, last: vec![0; parts.places].into() }),
+            signals: (0..signals).map(|_| T::Condvar::default()).collect(),
+            room: T::Flag::default(),
             ear: parts.ear,
             places: parts.places,
             piece: parts.piece,
@@ -276,12 +278,12 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Desk<M, P, T> {
         // A call that is over may have given its place to one that was cancelled since: its word stays.
         if bell.last[at] < id {
             bell.last[at] = id;
-            bell.poster.post(u32::try_from(at).unwrap_or(0), id);
+            bell.poster.send(u32::try_from(at).unwrap_or(0), id);
         }
     }
 
     /// How the connection has ended, if a call has found out.
-    pub fn over(&self) -> Option<Ended> {
+    pub fn over(&self) -> Option<ConnectionError> {
         self.books.lock().over
     }
 
@@ -315,24 +317,26 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Desk<M, P, T> {
     }
 
     /// The connection has ended: all who wait are told.
-    pub fn end(&self, ended: Ended) {
-        self.books.lock().end(&self.signals, ended, T::Monitor::<Books<M, P>>::notify);
+    pub fn end(&self, ended: ConnectionError) {
+        self.books.lock().end(&self.signals, ended, T::Lock::<Books<M, P>>::notify);
     }
 
-    fn judge(&self, sent: Result<(), SendFault>) -> Result<(), Stop> {
+    fn judge(&self, sent: Result<(), SendCoreError>) -> Result<(), Stop> {
         match sent {
             Ok(()) => Ok(()),
             // What the server has sent before may still be received: the verdict is the reader's.
-            Err(SendFault::Ended(ended)) => Err(Stop::Ended(ended)),
-            Err(SendFault::Exhausted) => Err(Stop::Exhausted),
-            Err(SendFault::Full | SendFault::TooLarge(_) | SendFault::TooLargeToTry) => Err(Stop::Timeout),
+            Err(SendCoreError::Ended(ended)) => Err(Stop::Ended(ended)),
+            Err(SendCoreError::Exhausted) => Err(Stop::Exhausted),
+            Err(SendCoreError::Full | SendCoreError::TooLarge(_) | SendCoreError::TooLargeToTry) => {
+                Err(Stop::Timeout)
+            }
         }
     }
 }
 
 impl<M, P> Books<M, P> {
     /// The connection has ended: the first verdict stays.
-    pub(super) fn end<S>(&mut self, signals: &[S], ended: Ended, notify: impl Fn(&S)) {
+    pub(super) fn end<S>(&mut self, signals: &[S], ended: ConnectionError, notify: impl Fn(&S)) {
         if self.over.is_none() {
             (self.over, self.lost) = (Some(ended), Some(self.table.lost()));
         }
@@ -349,7 +353,7 @@ fn two<'a>([first, second]: [&'a [u8]; 2], range: &Range<usize>) -> [&'a [u8]; 2
     [one, other]
 }
 
-impl<M: Memory + Send, P: Pace + Send, T: Threads> fmt::Debug for Desk<M, P, T> {
+impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> fmt::Debug for Desk<M, P, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Desk").finish_non_exhaustive()
     }

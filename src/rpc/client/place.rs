@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::error::Violation;
+use crate::error::ProtocolViolation;
 use crate::rpc::pieces::Assembly;
 use crate::rpc::wire::{ERROR_LEN, Head, Kind, STREAM, Status, cost};
 
@@ -91,7 +91,7 @@ impl Place {
         len: usize,
         max: usize,
         read: impl FnOnce(&mut [u8]),
-    ) -> Result<Option<Head>, Violation> {
+    ) -> Result<Option<Head>, ProtocolViolation> {
         let streams = self.flags & STREAM != 0;
         let fits = match head.kind {
             Kind::Reply => !streams,
@@ -99,13 +99,15 @@ impl Place {
             _ => true,
         };
         if !fits {
-            return Err(Violation("a reply of the wrong kind"));
+            return Err(ProtocolViolation("a reply of the wrong kind"));
         }
         if streams {
             let price =
                 if head.kind == Kind::Chunk { cost(len) } else { u32::try_from(len).unwrap_or(u32::MAX) };
-            self.window =
-                self.window.checked_sub(price).ok_or(Violation("more of a stream than its window"))?;
+            self.window = self
+                .window
+                .checked_sub(price)
+                .ok_or(ProtocolViolation("more of a stream than its window"))?;
         }
         self.item.take(head, len, max, read)
     }
@@ -116,10 +118,10 @@ pub(super) fn failure(
     head: Head,
     len: usize,
     read: impl FnOnce(&mut [u8]),
-) -> Result<(Status, u32, String), Violation> {
-    let status = Status::of(head.word).ok_or(Violation("an error of an unknown kind"))?;
+) -> Result<(Status, u32, String), ProtocolViolation> {
+    let status = Status::of(head.word).ok_or(ProtocolViolation("an error of an unknown kind"))?;
     if !(4..=ERROR_LEN).contains(&len) {
-        return Err(Violation("an error without its code, or with too long a text"));
+        return Err(ProtocolViolation("an error without its code, or with too long a text"));
     }
     let mut body = vec![0; len];
     read(&mut body);

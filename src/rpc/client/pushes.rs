@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::desk::Stop;
 use super::{Conn, SharedMemoryClient};
 use crate::channel::Wait;
-use crate::error::{CallError, Ended};
+use crate::error::{CallError, ConnectionError};
 use crate::rpc::nesting::Awaited;
 
 impl SharedMemoryClient {
@@ -99,7 +99,7 @@ fn next(conn: &Conn, wait: Wait) -> Result<Vec<u8>, CallError> {
     // A push is a push: nobody waits here for a server that does not read.
     conn.give_owed(Wait::Never, |table| table.push_owed().map(|owed| (0, owed)));
     push.map_err(|stop| match stop {
-        Stop::Ended(Ended::Disconnected) => CallError::Disconnected, // No call was refused.
+        Stop::Ended(ConnectionError::Disconnected) => CallError::Disconnected, // No call was refused.
         stop => conn.stopped(stop),
     })?
 }

@@ -23,7 +23,7 @@ use super::desk::Stop;
 use super::table::LostCall;
 use super::{Conn, Held, SharedMemoryClient};
 use crate::channel::{Closer, Wait, threads};
-use crate::error::{CallError, ConnectError, Ended};
+use crate::error::{CallError, ConnectError, ConnectionError};
 use crate::establish::ConnectLimit;
 use crate::options::Options;
 use crate::rpc::nesting::{self, Awaited};
@@ -586,7 +586,7 @@ impl Renewal {
     }
 
     /// Reports what was lost with a connection that has ended, unless that is done.
-    fn report(&self, old: &Conn, ended: Ended, give_up: Option<Instant>) {
+    fn report(&self, old: &Conn, ended: ConnectionError, give_up: Option<Instant>) {
         // What the server sent before its end comes first, to those who wait for it. A hostile server could go on sending.
         let last_words = Instant::now().checked_add(LAST_WORDS).into_iter().chain(give_up).min();
         let _at_its_end = old.desk.wait(old.desk.pushed(), Wait::Until(last_words), |_| None::<()>);

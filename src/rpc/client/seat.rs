@@ -7,8 +7,10 @@ use std::time::Instant;
 
 use super::desk::{Books, BooksOf, Desk};
 use super::table::{Change, Table};
-use crate::channel::{Inbound, Incoming, Latch, Monitor, Outbound, Pace, RecvFault, Threads, Wait};
-use crate::error::{Ended, Violation};
+use crate::channel::{
+    IncomingMessage, Lock, ReceiverCore, RecvCoreError, SenderCore, SharedFlag, SyncBackend, Wait, WaitPolicy,
+};
+use crate::error::{ConnectionError, ProtocolViolation};
 use crate::mem::Memory;
 use crate::rpc::frame::Frame;
 use crate::rpc::wire::{HEAD, Head, Kind};
@@ -39,7 +41,11 @@ pub(super) struct Own<'a> {
 impl Own<'_> {
     /// Whether the message is the whole reply, of which nothing came before.
     #[inline]
-    fn is_whole<M: Memory, P: Pace>(&self, reader: &Inbound<M, P>, message: &Incoming) -> bool {
+    fn is_whole<M: Memory, P: WaitPolicy>(
+        &self,
+        reader: &ReceiverCore<M, P>,
+        message: &IncomingMessage,
+    ) -> bool {
         let mut head = [0; HEAD];
         let own = message.tag() == self.id && !self.lent;
         own && reader.read_at(message, 0, &mut head).is_ok() && head == Head::new(Kind::Reply, 0).encode()
@@ -47,7 +53,7 @@ impl Own<'_> {
 
     /// Copies the reply to where it is wanted, if it is there, whole and short.
     #[inline]
-    fn take<M: Memory, P: Pace>(&mut self, reader: &mut Inbound<M, P>) -> bool {
+    fn take<M: Memory, P: WaitPolicy>(&mut self, reader: &mut ReceiverCore<M, P>) -> bool {
         let Self { id, buffer, lent: false } = self else { return false };
         let took = reader.take_framed(|tag, head, len| {
             if tag != *id || head != Head::new(Kind::Reply, 0).encode() {
@@ -65,17 +71,17 @@ impl Own<'_> {
 
 /// A thread's part in a connection: the lock of the books, and the reader and the pen if it has them. Leaving it in
 /// any way puts both back, and wakes somebody who may take them.
-pub(super) struct Seat<'a, M: Memory + Send + 'a, P: Pace + Send + 'a, T: Threads> {
+pub(super) struct Seat<'a, M: Memory + Send + 'a, P: WaitPolicy + Send + 'a, T: SyncBackend> {
     desk: &'a Desk<M, P, T>,
     books: Option<BooksOf<'a, M, P, T>>,
-    reader: Option<Box<Inbound<M, P>>>,
-    pen: Option<Box<Outbound<M, P>>>,
+    reader: Option<Box<ReceiverCore<M, P>>>,
+    pen: Option<Box<SenderCore<M, P>>>,
     frames: u32,
     /// It has not read yet.
     fresh: bool,
 }
 
-impl<'a, M: Memory + Send, P: Pace + Send, T: Threads> Seat<'a, M, P, T> {
+impl<'a, M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> Seat<'a, M, P, T> {
     /// A thread that begins, with the books.
     #[inline]
     pub(super) fn take(desk: &'a Desk<M, P, T>) -> Self {
@@ -98,7 +104,7 @@ impl<'a, M: Memory + Send, P: Pace + Send, T: Threads> Seat<'a, M, P, T> {
     }
 
     /// Takes the pen, when it is this thread's turn, and unlocks the books. `None` if the time is over first.
-    pub(super) fn write(&mut self, wait: Wait) -> Option<&mut Outbound<M, P>> {
+    pub(super) fn write(&mut self, wait: Wait) -> Option<&mut SenderCore<M, P>> {
         let pen = self.desk.pen();
         loop {
             if let Some(taken) = self.books().pen.take() {
@@ -123,7 +129,8 @@ impl<'a, M: Memory + Send, P: Pace + Send, T: Threads> Seat<'a, M, P, T> {
         let Some(reader) = self.reader.as_mut() else { return Read::Entered };
         // Once: a peer whose words flicker must not keep us here.
         let alone = own.is_some() && mem::take(&mut self.fresh);
-        let held = alone && self.books.as_ref().is_some_and(|books| books.waiters == 0) && reader.glance();
+        let held =
+            alone && self.books.as_ref().is_some_and(|books| books.waiters == 0) && reader.spin_briefly();
         if !held {
             self.books = None;
         } else if let (Some(own), Some(books)) = (&mut own, &mut self.books) {
@@ -132,10 +139,10 @@ impl<'a, M: Memory + Send, P: Pace + Send, T: Threads> Seat<'a, M, P, T> {
                 return Read::Own;
             }
         }
-        match reader.fetch(if held { Wait::Never } else { wait }) {
-            Err(RecvFault::Ended(ended)) => self.over(ended),
-            Err(RecvFault::OutOfMemory(_)) => {
-                let ended = reader.violated(Violation("a frame in fragments"));
+        match reader.next_owned(if held { Wait::Never } else { wait }) {
+            Err(RecvCoreError::Ended(ended)) => self.over(ended),
+            Err(RecvCoreError::OutOfMemory(_)) => {
+                let ended = reader.violated(ProtocolViolation("a frame in fragments"));
                 self.over(ended);
             }
             Err(_) if held => return Read::Entered, // The glance was mistaken.
@@ -155,11 +162,11 @@ impl<'a, M: Memory + Send, P: Pace + Send, T: Threads> Seat<'a, M, P, T> {
 
     /// Copies the reader's own reply to where it is wanted; its place is free then. False if it is worth nothing.
     #[inline]
-    fn take_own(&mut self, message: &Incoming, own: &mut Own<'_>) -> bool {
+    fn take_own(&mut self, message: &IncomingMessage, own: &mut Own<'_>) -> bool {
         let desk = self.desk;
         let Some(reader) = self.reader.as_mut() else { return false };
         let copied = reader.read_on(message, HEAD, own.buffer);
-        let given = reader.give_back(message);
+        let given = reader.release(message);
         let books = self.books.get_or_insert_with(|| desk.books.lock());
         match given {
             Ok(()) if copied.is_ok() => {
@@ -171,15 +178,15 @@ impl<'a, M: Memory + Send, P: Pace + Send, T: Threads> Seat<'a, M, P, T> {
                 self.tell(change);
             }
             Err(fault) => self.over(match fault {
-                RecvFault::Ended(ended) => ended,
-                _ => Ended::ProtocolViolated,
+                RecvCoreError::Ended(ended) => ended,
+                _ => ConnectionError::ProtocolViolated,
             }),
         }
         own.buffer.clear();
         false
     }
 
-    fn enter(&mut self, message: &Incoming, own: Option<&mut Own<'_>>) {
+    fn enter(&mut self, message: &IncomingMessage, own: Option<&mut Own<'_>>) {
         let desk = self.desk;
         let books = self.books.get_or_insert_with(|| desk.books.lock());
         let Some(reader) = self.reader.as_mut() else { return };
@@ -210,10 +217,10 @@ impl<'a, M: Memory + Send, P: Pace + Send, T: Threads> Seat<'a, M, P, T> {
         };
         let mut tries = 0_u32;
         while !reader.ready() {
-            if !reader.idle(None, until, tries, || desk.room.is_up()) {
+            if !reader.wait_for_any(None, until, tries, || desk.room.is_set()) {
                 return Read::Late;
             }
-            if desk.room.is_up() {
+            if desk.room.is_set() {
                 return Read::Entered;
             }
             tries = tries.saturating_add(1);
@@ -246,23 +253,23 @@ impl<'a, M: Memory + Send, P: Pace + Send, T: Threads> Seat<'a, M, P, T> {
         };
         let (desk, books) = (self.desk, self.books());
         if books.waiting[signal] > 0 && signal != desk.freed() {
-            T::Monitor::<Books<M, P>>::notify(&desk.signals[signal]);
+            T::Lock::<Books<M, P>>::notify(&desk.signals[signal]);
         }
         // A call that has ended makes room for one that waits for a place. One thread is woken for each: if it does not take
         // the place, since its time is over, it wakes the next as it leaves.
         if books.waiting[desk.freed()] > 0 && signal <= desk.freed() && books.table.has_room() {
-            T::Monitor::<Books<M, P>>::notify_one(&desk.signals[desk.freed()]);
+            T::Lock::<Books<M, P>>::notify_one(&desk.signals[desk.freed()]);
         }
     }
 
     #[cold]
-    fn over(&mut self, ended: Ended) {
+    fn over(&mut self, ended: ConnectionError) {
         let desk = self.desk;
-        self.books().end(&desk.signals, ended, T::Monitor::<Books<M, P>>::notify);
+        self.books().end(&desk.signals, ended, T::Lock::<Books<M, P>>::notify);
     }
 }
 
-impl<M: Memory + Send, P: Pace + Send, T: Threads> Drop for Seat<'_, M, P, T> {
+impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> Drop for Seat<'_, M, P, T> {
     #[inline]
     fn drop(&mut self) {
         let (desk, reader, pen) = (self.desk, self.reader.take(), self.pen.take());
@@ -272,7 +279,7 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Drop for Seat<'_, M, P, T> {
         }
         if books.seeks && books.table.has_room() {
             desk.room.set(true);
-            desk.ear.nudge();
+            desk.ear.notify_self();
         }
         if pen.is_some() {
             books.pen = pen;
@@ -283,11 +290,11 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Drop for Seat<'_, M, P, T> {
     }
 }
 
-impl<M: Memory + Send, P: Pace + Send> Books<M, P> {
+impl<M: Memory + Send, P: WaitPolicy + Send> Books<M, P> {
     /// A thread leaves while others wait: wakes one that may send, one that may take a place, and one that may read. Each
     /// of them does so in its turn when it leaves, also if its time was over.
-    fn pass_on<T: Threads>(&self, desk: &Desk<M, P, T>) {
-        let notify_one = |signal: usize| T::Monitor::<Self>::notify_one(&desk.signals[signal]);
+    fn pass_on<T: SyncBackend>(&self, desk: &Desk<M, P, T>) {
+        let notify_one = |signal: usize| T::Lock::<Self>::notify_one(&desk.signals[signal]);
         let waits = |signal: usize| self.waiting[signal] > 0;
         if self.pen.is_some() && waits(desk.pen()) {
             notify_one(desk.pen());
@@ -305,22 +312,22 @@ impl<M: Memory + Send, P: Pace + Send> Books<M, P> {
 
 /// Enters a frame in the table, and gives its message back; how the connection ended if either is a lie.
 #[inline]
-fn enter<M: Memory, P: Pace>(
+fn enter<M: Memory, P: WaitPolicy>(
     table: &mut Table,
-    reader: &mut Inbound<M, P>,
-    message: &Incoming,
-) -> Result<Change, Ended> {
+    reader: &mut ReceiverCore<M, P>,
+    message: &IncomingMessage,
+) -> Result<Change, ConnectionError> {
     let change = Frame::open(reader, message).and_then(|frame| {
         let read = |into: &mut [u8]| {
             let _in_the_message = frame.read(reader, 0, into);
         };
         table.take(frame.id, frame.head, frame.len(), read)
     });
-    match (change, reader.give_back(message)) {
+    match (change, reader.release(message)) {
         (Ok(change), Ok(())) => Ok(change),
-        (_, Err(RecvFault::Ended(ended))) => Err(ended),
+        (_, Err(RecvCoreError::Ended(ended))) => Err(ended),
         (Err(violation), _) => Err(reader.violated(violation)),
-        (Ok(_), Err(_)) => Err(reader.violated(Violation("a message that cannot be given back"))),
+        (Ok(_), Err(_)) => Err(reader.violated(ProtocolViolation("a message that cannot be given back"))),
     }
 }
 

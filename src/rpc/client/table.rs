@@ -28,7 +28,7 @@ use std::mem;
 
 pub use super::place::{Change, Final, LostCall};
 use super::place::{Place, State, failure};
-use crate::error::Violation;
+use crate::error::ProtocolViolation;
 use crate::rpc::pieces::{self, Assembly};
 use crate::rpc::wire::{Head, Kind, NOTIFY, STREAM, Status, UPLOAD, cost};
 use crate::rpc::{Over, place_of};
@@ -293,7 +293,7 @@ impl Table {
         head: Head,
         len: usize,
         read: impl FnOnce(&mut [u8]),
-    ) -> Result<Change, Violation> {
+    ) -> Result<Change, ProtocolViolation> {
         if id == 0 && head.kind == Kind::Goodbye && len == 0 {
             self.goodbye = true;
             return Ok(Change::None);
@@ -305,7 +305,7 @@ impl Table {
         let max = self.max;
         let place = &mut self.places[at];
         if place.id != id || place.state == State::Free || place.end.is_some() {
-            return Err(Violation("a frame for a call that is not under way"));
+            return Err(ProtocolViolation("a frame for a call that is not under way"));
         }
         match head.kind {
             Kind::Reply | Kind::Chunk | Kind::Rest => {
@@ -324,10 +324,10 @@ impl Table {
             }
             Kind::Credit if place.flags & UPLOAD != 0 && len == 0 => {
                 let credit = place.credit.checked_add(head.word).filter(|sum| *sum <= self.window);
-                place.credit = credit.ok_or(Violation("more credit than the window"))?;
+                place.credit = credit.ok_or(ProtocolViolation("more credit than the window"))?;
                 Ok(Change::Call(at))
             }
-            _ => Err(Violation("a frame that no server sends for this call")),
+            _ => Err(ProtocolViolation("a frame that no server sends for this call")),
         }
     }
 
@@ -336,12 +336,13 @@ impl Table {
         head: Head,
         len: usize,
         read: impl FnOnce(&mut [u8]),
-    ) -> Result<Change, Violation> {
+    ) -> Result<Change, ProtocolViolation> {
         if !matches!(head.kind, Kind::Push | Kind::Rest) {
-            return Err(Violation("a frame of no call"));
+            return Err(ProtocolViolation("a frame of no call"));
         }
         let price = if head.kind == Kind::Push { cost(len) } else { u32::try_from(len).unwrap_or(u32::MAX) };
-        self.push_left = self.push_left.checked_sub(price).ok_or(Violation("more pushes than the window"))?;
+        self.push_left =
+            self.push_left.checked_sub(price).ok_or(ProtocolViolation("more pushes than the window"))?;
         if self.push.take(head, len, self.max, read)?.is_none() {
             return Ok(Change::None);
         }

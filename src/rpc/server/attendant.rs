@@ -9,9 +9,12 @@ use std::time::Instant;
 use super::hall::Hall;
 use super::post::Post;
 use super::table::{Event, Failure};
-use crate::channel::{Inbound, Incoming, Latch, Monitor, Pace, RecvFault, SendFault, Threads, Wait, Wanted};
-use crate::error::{Ended, Violation};
-use crate::mem::{Memory, Until};
+use crate::channel::{
+    AwaitedRelease, IncomingMessage, Lock, ReceiverCore, RecvCoreError, SendCoreError, SharedFlag,
+    SyncBackend, Wait, WaitPolicy,
+};
+use crate::error::{ConnectionError, ProtocolViolation};
+use crate::mem::{Deadline, Memory};
 use crate::rpc::frame::Frame;
 use crate::rpc::wire::{DEADLINE, HEAD, Kind, MORE, Status};
 
@@ -29,7 +32,7 @@ pub trait Service<M, P> {
 
     /// Hands a call on, or runs it if its method is inline; its request is whole. If it has a deadline, that counts from
     /// when its first frame arrived.
-    fn run(&mut self, call: Started, request: Vec<u8>, arrived: Until);
+    fn run(&mut self, call: Started, request: Vec<u8>, arrived: Deadline);
 
     /// Runs an inline method, whose request is where it came; its reply, or why there is none.
     ///
@@ -56,11 +59,11 @@ pub struct Started {
 /// A request where it came: in the ring, or in private memory.
 #[derive(Debug)]
 pub struct Given<'a, M, P> {
-    pub(super) inbound: &'a Inbound<M, P>,
+    pub(super) inbound: &'a ReceiverCore<M, P>,
     pub(super) frame: &'a Frame,
 }
 
-impl<'a, M: Memory, P: Pace> Given<'a, M, P> {
+impl<'a, M: Memory, P: WaitPolicy> Given<'a, M, P> {
     /// The request, if it stands in private memory.
     #[inline]
     pub(super) fn private(&self) -> Option<&'a [u8]> {
@@ -69,33 +72,33 @@ impl<'a, M: Memory, P: Pace> Given<'a, M, P> {
 }
 
 /// The connection's own thread.
-pub struct Attendant<M: Memory + Send, P: Pace + Send, T: Threads> {
+pub struct Attendant<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> {
     pub(super) hall: Arc<Hall<M, P, T>>,
-    inbound: Inbound<M, P>,
+    inbound: ReceiverCore<M, P>,
     bell: u64,
-    wanted: Option<Wanted>,
+    wanted: Option<AwaitedRelease>,
     /// What has to be released before the client can be sent a goodbye.
-    goodbye: Option<Wanted>,
+    goodbye: Option<AwaitedRelease>,
 }
 
-impl<M: Memory + Send, P: Pace + Send, T: Threads> Attendant<M, P, T> {
+impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> Attendant<M, P, T> {
     /// Of a connection whose greetings were exchanged.
-    pub fn new(hall: Arc<Hall<M, P, T>>, inbound: Inbound<M, P>) -> Self {
+    pub fn new(hall: Arc<Hall<M, P, T>>, inbound: ReceiverCore<M, P>) -> Self {
         Self { hall, inbound, bell: 0, wanted: None, goodbye: None }
     }
 
     /// Serves until the connection ends, or the service is over: how it ended.
-    pub fn attend(&mut self, service: &mut impl Service<M, P>) -> Ended {
+    pub fn attend(&mut self, service: &mut impl Service<M, P>) -> ConnectionError {
         let mut tries = 0_u32;
         let ended = loop {
             if service.is_over() && self.say_goodbye() {
-                break Ended::Closed;
+                break ConnectionError::Closed;
             }
             match self.round(service) {
                 Ok(true) => tries = 0,
                 Ok(false) => {
                     // Once: a client whose words flicker must not keep us from resting.
-                    if tries > 0 || !self.inbound.glance() {
+                    if tries > 0 || !self.inbound.spin_briefly() {
                         self.rest(service, tries);
                     }
                     tries = tries.saturating_add(1);
@@ -109,25 +112,25 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Attendant<M, P, T> {
 
     /// Takes what is there, obeys cancels, sends what is left. Whether there was anything.
     #[inline]
-    pub(super) fn round(&mut self, service: &mut impl Service<M, P>) -> Result<bool, Ended> {
+    pub(super) fn round(&mut self, service: &mut impl Service<M, P>) -> Result<bool, ConnectionError> {
         let mut busy = false;
         for _ in 0..ROUND {
-            match self.inbound.fetch(Wait::Never) {
+            match self.inbound.next_owned(Wait::Never) {
                 Ok(message) => self.frame(&message, service)?,
-                Err(RecvFault::Ended(ended)) => return Err(ended),
-                Err(RecvFault::OutOfMemory(_)) => {
-                    return Err(self.inbound.violated(Violation("a frame in fragments")));
+                Err(RecvCoreError::Ended(ended)) => return Err(ended),
+                Err(RecvCoreError::OutOfMemory(_)) => {
+                    return Err(self.inbound.violated(ProtocolViolation("a frame in fragments")));
                 }
                 Err(_) => break,
             }
             busy = true;
         }
-        let bell = self.hall.ear.bell();
+        let bell = self.hall.ear.doorbell();
         if bell != self.bell {
             self.bell = bell;
             self.obey();
         }
-        if self.hall.left.is_up() || self.wanted.is_some() {
+        if self.hall.left.is_set() || self.wanted.is_some() {
             busy |= self.flush()?;
         }
         Ok(busy)
@@ -148,12 +151,16 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Attendant<M, P, T> {
         let Self { hall, inbound, bell, wanted, goodbye } = self;
         let outgoing = wanted.or(*goodbye).map(|wanted| (&hall.outgoing, wanted));
         let is_over = || goodbye.is_none() && service.is_over();
-        let also = || hall.left.is_up() || hall.ear.bell() != *bell || is_over();
-        let _something = inbound.idle(outgoing, None, tries, also);
+        let also = || hall.left.is_set() || hall.ear.doorbell() != *bell || is_over();
+        let _something = inbound.wait_for_any(outgoing, None, tries, also);
     }
 
     #[inline]
-    fn frame(&mut self, message: &Incoming, service: &mut impl Service<M, P>) -> Result<(), Ended> {
+    fn frame(
+        &mut self,
+        message: &IncomingMessage,
+        service: &mut impl Service<M, P>,
+    ) -> Result<(), ConnectionError> {
         let frame = Frame::open(&self.inbound, message);
         let frame = frame.map_err(|violation| self.inbound.violated(violation))?;
         let (head, id) = (frame.head, frame.id);
@@ -182,10 +189,10 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Attendant<M, P, T> {
             }
             Event::Failed(at) => {
                 hall.left.set(true);
-                T::Monitor::<Post<M, P>>::notify(&hall.signals[at]);
+                T::Lock::<Post<M, P>>::notify(&hall.signals[at]);
             }
-            Event::Call(at) => T::Monitor::<Post<M, P>>::notify(&hall.signals[at]),
-            Event::Push => T::Monitor::<Post<M, P>>::notify(&hall.signals[hall.signals.len() - 1]),
+            Event::Call(at) => T::Lock::<Post<M, P>>::notify(&hall.signals[at]),
+            Event::Push => T::Lock::<Post<M, P>>::notify(&hall.signals[hall.signals.len() - 1]),
         }
         Ok(())
     }
@@ -196,7 +203,7 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Attendant<M, P, T> {
         frame: &Frame,
         service: &mut impl Service<M, P>,
         verdict: Option<Result<bool, Failure>>,
-    ) -> Result<Event, Ended> {
+    ) -> Result<Event, ConnectionError> {
         let Self { hall, inbound, .. } = self;
         let read = |into: &mut [u8]| {
             let _in_the_message = frame.read(inbound, 0, into);
@@ -211,7 +218,7 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Attendant<M, P, T> {
     /// Runs an inline method while its request is where it came. It is entered when it has run: nobody else
     /// looks at its place meanwhile, and a liar's call is one that it might have made elsewhere.
     #[inline]
-    fn in_place(&mut self, frame: &Frame, service: &mut impl Service<M, P>) -> Result<(), Ended> {
+    fn in_place(&mut self, frame: &Frame, service: &mut impl Service<M, P>) -> Result<(), ConnectionError> {
         let Self { hall, inbound, .. } = self;
         let (id, head) = (frame.id, frame.head);
         let answered = if hall.is_called_off(id) {
@@ -225,11 +232,11 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Attendant<M, P, T> {
     }
 
     #[inline]
-    fn give_back(&mut self, message: &Incoming) -> Result<(), Ended> {
-        match self.inbound.give_back(message) {
+    fn give_back(&mut self, message: &IncomingMessage) -> Result<(), ConnectionError> {
+        match self.inbound.release(message) {
             Ok(()) => Ok(()),
-            Err(RecvFault::Ended(ended)) => Err(ended),
-            Err(_) => Err(self.inbound.violated(Violation("a message that cannot be given back"))),
+            Err(RecvCoreError::Ended(ended)) => Err(ended),
+            Err(_) => Err(self.inbound.violated(ProtocolViolation("a message that cannot be given back"))),
         }
     }
 
@@ -237,31 +244,31 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Attendant<M, P, T> {
     fn obey(&mut self) {
         let hall = &self.hall;
         for at in 0..hall.signals.len() - 1 {
-            let id = hall.ear.urgent(u32::try_from(at).unwrap_or(0));
+            let id = hall.ear.oob(u32::try_from(at).unwrap_or(0));
             if id != 0 && hall.with(|table| table.cancel(id)).is_some() {
                 hall.left.set(true);
                 let at = hall.signal_of(id);
-                T::Monitor::<Post<M, P>>::notify(&hall.signals[at]);
+                T::Lock::<Post<M, P>>::notify(&hall.signals[at]);
             }
         }
     }
 
     /// Sends what is left; whether anything was sent.
-    fn flush(&mut self) -> Result<bool, Ended> {
+    fn flush(&mut self) -> Result<bool, ConnectionError> {
         self.hall.left.set(false);
         let mut post = self.hall.post.lock();
         let before = post.out.ring().next();
         let flushed = post.flush(ROUND);
         self.wanted = match flushed {
-            Err(SendFault::Full) => {
+            Err(SendCoreError::Full) => {
                 let wanted = post.wanted();
                 if wanted.is_none() {
                     self.hall.left.set(true); // There is room by now.
                 }
                 wanted
             }
-            Err(SendFault::Ended(_)) => None, // What was received comes first: the next round finds the end.
-            Err(_) => return Err(Ended::Disconnected),
+            Err(SendCoreError::Ended(_)) => None, // What was received comes first: the next round finds the end.
+            Err(_) => return Err(ConnectionError::Disconnected),
             Ok(()) => None,
         };
         if flushed.is_ok() && post.is_left() {
@@ -271,7 +278,7 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Attendant<M, P, T> {
     }
 }
 
-impl<M: Memory + Send, P: Pace + Send, T: Threads> fmt::Debug for Attendant<M, P, T> {
+impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> fmt::Debug for Attendant<M, P, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Attendant").finish_non_exhaustive()
     }

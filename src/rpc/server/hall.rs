@@ -29,19 +29,19 @@ use std::fmt;
 
 use super::post::{Body, Post};
 use super::table::{Failure, Table, Upload};
-use crate::channel::{Ear, Latch, Monitor, Outbound, Pace, Threads, Wait};
-use crate::error::{Ended, Violation};
-use crate::mem::{Memory, Until};
+use crate::channel::{IncomingSignals, Lock, SenderCore, SharedFlag, SyncBackend, Wait, WaitPolicy};
+use crate::error::{ConnectionError, ProtocolViolation};
+use crate::mem::{Deadline, Memory};
 use crate::rpc::frame::Frame;
 use crate::rpc::wire::{Head, Kind, Status, cost};
 use crate::rpc::{Over, place_of};
 
 /// A connection, as all threads of the server share it.
-pub struct Hall<M: Memory + Send, P: Pace + Send, T: Threads> {
-    pub(super) post: T::Monitor<Post<M, P>>,
-    pub(super) signals: Box<[T::Signal]>,
-    pub(super) left: T::Latch,
-    pub(super) ear: Ear<M>,
+pub struct Hall<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> {
+    pub(super) post: T::Lock<Post<M, P>>,
+    pub(super) signals: Box<[T::Condvar]>,
+    pub(super) left: T::Flag,
+    pub(super) ear: IncomingSignals<M>,
     pub(super) outgoing: M,
 }
 
@@ -51,7 +51,7 @@ pub enum Gone {
     /// The caller has cancelled, or its time was over.
     Cancelled,
     /// The connection has ended.
-    Ended(Ended),
+    Ended(ConnectionError),
     /// The time that this wait had is over.
     Timeout,
     /// There is no memory to keep it until it can be sent.
@@ -62,33 +62,33 @@ pub enum Gone {
 #[derive(Debug)]
 pub struct Parts<M, P> {
     /// Sends.
-    pub outbound: Outbound<M, P>,
+    pub outbound: SenderCore<M, P>,
     /// The outgoing direction.
     pub outgoing: M,
     /// The incoming direction.
-    pub ear: Ear<M>,
+    pub ear: IncomingSignals<M>,
     /// The calls.
     pub table: Table,
     /// The longest body of a frame.
     pub piece: usize,
 }
 
-impl<M: Memory + Send, P: Pace + Send, T: Threads> Hall<M, P, T> {
+impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> Hall<M, P, T> {
     /// A connection whose greetings were exchanged.
     pub fn new(parts: Parts<M, P>) -> Self {
         let Parts { outbound, outgoing, ear, table, piece } = parts;
         let signals = table.places() + 1;
         Self {
-            post: Monitor::new(Post::new(table, outbound, piece)),
-            signals: (0..signals).map(|_| T::Signal::default()).collect(),
-            left: T::Latch::default(),
+            post: Lock::new(Post::new(table, outbound, piece)),
+            signals: (0..signals).map(|_| T::Condvar::default()).collect(),
+            left: T::Flag::default(),
             ear,
             outgoing,
         }
     }
 
     /// Answers the client's greeting; what was pushed before goes out behind it.
-    pub fn open<R>(&self, answer: impl FnOnce(&mut Outbound<M, P>) -> R) -> R {
+    pub fn open<R>(&self, answer: impl FnOnce(&mut SenderCore<M, P>) -> R) -> R {
         let mut post = self.post.lock();
         post.open = true;
         answer(&mut post.out)
@@ -103,8 +103,10 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Hall<M, P, T> {
     /// it.
     pub(super) fn is_notification_wanted(&self, id: u64) -> bool {
         let over = self.post.lock().over;
-        let by_client =
-            matches!(over.or_else(|| self.ear.ended()), None | Some(Ended::Disconnected | Ended::PeerDied));
+        let by_client = matches!(
+            over.or_else(|| self.ear.ended()),
+            None | Some(ConnectionError::Disconnected | ConnectionError::PeerDied)
+        );
         by_client && !self.is_called_off(id)
     }
 
@@ -133,7 +135,7 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Hall<M, P, T> {
         &self,
         frame: &Frame,
         answer: Result<&mut Vec<u8>, Failure>,
-    ) -> Result<(), Violation> {
+    ) -> Result<(), ProtocolViolation> {
         let mut post = self.post.lock();
         post.answered += 1;
         if let Ok(reply) = &answer {
@@ -182,7 +184,7 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Hall<M, P, T> {
     /// # Errors
     ///
     /// [`Gone`]; nothing of the chunk was sent.
-    pub fn write_chunk(&self, id: u64, chunk: &[u8], until: Until) -> Result<(), Gone> {
+    pub fn write_chunk(&self, id: u64, chunk: &[u8], until: Deadline) -> Result<(), Gone> {
         let price = cost(chunk.len());
         let signal = self.signal_of(id);
         let mut post = self.wait(signal, until, |post| match self.is_called_off(id) {
@@ -239,7 +241,7 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Hall<M, P, T> {
     /// # Errors
     ///
     /// [`Gone`].
-    pub fn next_chunk(&self, id: u64, until: Until) -> Result<Upload, Gone> {
+    pub fn next_chunk(&self, id: u64, until: Deadline) -> Result<Upload, Gone> {
         let signal = self.signal_of(id);
         let mut found = None;
         let mut post = self.wait(signal, until, |post| match self.is_called_off(id) {
@@ -277,13 +279,13 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Hall<M, P, T> {
     /// Makes the attendant look up.
     pub fn nudge(&self) {
         self.left.set(true);
-        self.ear.nudge();
+        self.ear.notify_self();
     }
 
     /// The connection has ended: all who wait for it are told, and what was still to be sent is dropped.
-    pub(super) fn end(&self, ended: Ended) {
+    pub(super) fn end(&self, ended: ConnectionError) {
         self.post.lock().over.get_or_insert(ended);
-        self.signals.iter().for_each(T::Monitor::<Post<M, P>>::notify);
+        self.signals.iter().for_each(T::Lock::<Post<M, P>>::notify);
     }
 
     pub(super) fn signal_of(&self, id: u64) -> usize {
@@ -292,14 +294,14 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Hall<M, P, T> {
 
     #[inline]
     pub(super) fn is_called_off(&self, id: u64) -> bool {
-        self.ear.urgent(u32::try_from(self.signal_of(id)).unwrap_or(0)) == id
+        self.ear.oob(u32::try_from(self.signal_of(id)).unwrap_or(0)) == id
     }
 
     /// Waits until `done` says so; the lock is held then.
     fn wait(
         &self,
         signal: usize,
-        until: Until,
+        until: Deadline,
         mut done: impl FnMut(&mut Post<M, P>) -> Option<Result<(), Gone>>,
     ) -> Result<PostOf<'_, M, P, T>, Gone> {
         let mut post = self.post.lock();
@@ -328,9 +330,9 @@ impl<M: Memory + Send, P: Pace + Send, T: Threads> Hall<M, P, T> {
     }
 }
 
-type PostOf<'a, M, P, T> = <<T as Threads>::Monitor<Post<M, P>> as Monitor<Post<M, P>>>::Guard<'a>;
+type PostOf<'a, M, P, T> = <<T as SyncBackend>::Lock<Post<M, P>> as Lock<Post<M, P>>>::Guard<'a>;
 
-impl<M: Memory + Send, P: Pace + Send, T: Threads> fmt::Debug for Hall<M, P, T> {
+impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> fmt::Debug for Hall<M, P, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Hall").finish_non_exhaustive()
     }

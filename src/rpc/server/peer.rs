@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use super::attendant::Started;
 use super::hall::{Gone, Hall};
 use super::request::gone;
-use crate::channel::{Line, Mapping, PeerCred, RealThreads, Stats, Wait, Waiting};
+use crate::channel::{AdaptiveWait, ConnectionHandle, Mapping, PeerCred, RealSync, Stats, Wait};
 use crate::error::CallError;
 use crate::rpc::nesting::{self, Awaited};
 use crate::rpc::wire::NOTIFY;
 
-pub(super) type RealHall = Hall<Mapping, Waiting, RealThreads>;
+pub(super) type RealHall = Hall<Mapping, AdaptiveWait, RealSync>;
 
 /// A client's process, as bounds count it. Those that this process's namespace does not show are one for each user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -40,7 +40,7 @@ pub(crate) struct Peer {
     pub(super) id: u64,
     pub(super) process: ProcessId,
     pub(super) hall: Arc<RealHall>,
-    pub(super) line: Line,
+    pub(super) line: ConnectionHandle,
     pub(super) state: OnceLock<Box<dyn Any + Send + Sync>>,
     pub(super) max_chunk: usize,
     pub(super) max_push: usize,

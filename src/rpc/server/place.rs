@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
-use crate::error::Violation;
-use crate::mem::Until;
+use crate::error::ProtocolViolation;
+use crate::mem::Deadline;
 use crate::rpc::greeting::clipped;
 use crate::rpc::pieces::{Assembly, Cut};
 use crate::rpc::wire::{Head, Kind, Status, UPLOAD, cost};
@@ -79,7 +79,7 @@ pub(super) struct Place {
     pub(super) method: u32,
     pub(super) flags: u8,
     /// When its first frame arrived, if it has a deadline.
-    pub(super) arrived: Until,
+    pub(super) arrived: Deadline,
     pub(super) item: Assembly,
     pub(super) chunks: VecDeque<Vec<u8>>,
     /// No chunk follows.
@@ -130,12 +130,12 @@ pub(super) fn error((status, code, text): &Failure, most: usize) -> (Head, Vec<u
 
 /// Adds credit, which never exceeds its window, with what is still to be sent: none is due for that, and who gave it
 /// all the same would have us keep more and more.
-pub(super) fn add_credit(place: &mut Place, more: u32, window: u32) -> Result<(), Violation> {
+pub(super) fn add_credit(place: &mut Place, more: u32, window: u32) -> Result<(), ProtocolViolation> {
     let sum = place
         .credit
         .checked_add(more)
         .filter(|sum| sum.checked_add(place.unsent).is_some_and(|all| all <= window));
-    place.credit = sum.ok_or(Violation("more credit than the window"))?;
+    place.credit = sum.ok_or(ProtocolViolation("more credit than the window"))?;
     Ok(())
 }
 

@@ -7,8 +7,8 @@
 
 use super::place::Item;
 use super::table::Table;
-use crate::channel::{Outbound, Pace, SendFault, Wait, Wanted};
-use crate::error::Ended;
+use crate::channel::{AwaitedRelease, SendCoreError, SenderCore, Wait, WaitPolicy};
+use crate::error::ConnectionError;
 use crate::mem::{Memory, OutOfMemory, try_reserve};
 use crate::rpc::frame::{Frame, send};
 use crate::rpc::pieces::Cut;
@@ -23,14 +23,14 @@ const AT_ONCE: usize = 5;
 pub(super) struct Post<M, P> {
     /// The calls.
     pub(super) table: Table,
-    pub(super) out: Outbound<M, P>,
+    pub(super) out: SenderCore<M, P>,
     piece: usize,
     /// Inline calls that were answered.
     pub(super) answered: u64,
     /// The client was welcomed; until then everything is left.
     pub(super) open: bool,
     /// How the connection has ended, if its thread has found out.
-    pub(super) over: Option<Ended>,
+    pub(super) over: Option<ConnectionError>,
 }
 
 /// What a method has to say: chunks, or the last word.
@@ -42,9 +42,9 @@ pub enum Body<'a> {
     Own(&'a mut Vec<u8>),
 }
 
-impl<M: Memory, P: Pace> Post<M, P> {
+impl<M: Memory, P: WaitPolicy> Post<M, P> {
     /// With nothing to be sent, of a client that is not welcomed yet.
-    pub(super) fn new(table: Table, out: Outbound<M, P>, piece: usize) -> Self {
+    pub(super) fn new(table: Table, out: SenderCore<M, P>, piece: usize) -> Self {
         Self { table, out, piece, answered: 0, open: false, over: None }
     }
 
@@ -158,9 +158,9 @@ impl<M: Memory, P: Pace> Post<M, P> {
     /// # Errors
     ///
     /// [`SendFault::Full`] if there is no room, or how the connection has ended.
-    pub(super) fn flush(&mut self, most: u32) -> Result<(), SendFault> {
+    pub(super) fn flush(&mut self, most: u32) -> Result<(), SendCoreError> {
         if !self.flush_credit() {
-            return Err(SendFault::Full);
+            return Err(SendCoreError::Full);
         }
         for _ in 0..most {
             let Some((at, id, seq, mut item)) = self.table.next_item() else { return Ok(()) };
@@ -184,12 +184,12 @@ impl<M: Memory, P: Pace> Post<M, P> {
     /// Says that no call is begun any more. False if there is no room for that now.
     pub(super) fn say_goodbye(&mut self) -> bool {
         let said = send(&mut self.out, Head::new(Kind::Goodbye, 0), [&[], &[]], 0, Wait::Never);
-        !matches!(said, Err(SendFault::Full))
+        !matches!(said, Err(SendCoreError::Full))
     }
 
     /// What has to be released before the next frame has room; none if there is room.
-    pub(super) fn wanted(&mut self) -> Option<Wanted> {
-        let needs = self.out.needs(HEAD + self.piece).ok().flatten();
-        needs.map(|needs| self.out.ring().wanted(needs))
+    pub(super) fn wanted(&mut self) -> Option<AwaitedRelease> {
+        let needs = self.out.ticket_to_await(HEAD + self.piece).ok().flatten();
+        needs.map(|needs| self.out.ring().awaited_release(needs))
     }
 }

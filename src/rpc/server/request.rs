@@ -11,9 +11,9 @@ use super::hall::Gone;
 use super::peer::{Connection, Peer};
 use super::place::TIME;
 use super::table::Upload;
-use crate::channel::{Incoming, Mapping, PeerCred, RawBytes, Waiting};
+use crate::channel::{AdaptiveWait, IncomingMessage, Mapping, PeerCred, RawBytes};
 use crate::error::CallError;
-use crate::mem::{Span, Until};
+use crate::mem::{Deadline, Span};
 use crate::rpc::wire::{DEADLINE, HEAD};
 
 /// A call, as its method sees it.
@@ -58,7 +58,7 @@ pub struct Request<'a> {
 /// Where the bytes of a request stand.
 enum Body<'a> {
     Private(&'a [u8]),
-    Placed { given: Given<'a, Mapping, Waiting>, skip: usize, copy: Copy<'a> },
+    Placed { given: Given<'a, Mapping, AdaptiveWait>, skip: usize, copy: Copy<'a> },
 }
 
 /// A copy that is made when it is asked for, in memory that is used again.
@@ -93,7 +93,7 @@ impl<'a> Request<'a> {
     pub(super) fn placed(
         peer: &'a Arc<Peer>,
         started: Started,
-        given: Given<'a, Mapping, Waiting>,
+        given: Given<'a, Mapping, AdaptiveWait>,
         scratch: &'a mut Vec<u8>,
     ) -> Self {
         let (mut skip, mut limit) = (0, None);
@@ -172,7 +172,7 @@ impl<'a> Request<'a> {
     pub fn raw(&self) -> Option<RawBytes<'_>> {
         match &self.body {
             Body::Placed { given, skip, .. } => {
-                let Incoming::Placed(arrival) = given.frame.message() else { return None };
+                let IncomingMessage::Placed(arrival) = given.frame.message() else { return None };
                 let (span, len): (Span, usize) = (arrival.span, self.len());
                 given.inbound.ring().mem().raw(span, HEAD + skip, len).map(RawBytes::new)
             }
@@ -280,7 +280,7 @@ impl<'a> ChunkWriter<'a> {
         self.write_until(chunk, Instant::now().checked_add(timeout))
     }
 
-    fn write_until(&mut self, chunk: &[u8], until: Until) -> Result<(), CallError> {
+    fn write_until(&mut self, chunk: &[u8], until: Deadline) -> Result<(), CallError> {
         if !self.peer.line.same_process() {
             return Err(CallError::Forked);
         }
@@ -346,7 +346,7 @@ impl<'a> ChunkReader<'a> {
         self.next_until(Instant::now().checked_add(timeout))
     }
 
-    fn next_until(&mut self, until: Until) -> Result<Option<Vec<u8>>, CallError> {
+    fn next_until(&mut self, until: Deadline) -> Result<Option<Vec<u8>>, CallError> {
         if !self.peer.line.same_process() {
             return Err(CallError::Forked);
         }

@@ -14,10 +14,10 @@ use super::pool::Job;
 use super::request::Request;
 use super::service::Shared;
 use super::table::{Failure, Table};
-use crate::channel::{Ends, Mapping, RealThreads, RecvFault, Waiting, threads};
-use crate::error::{CallError, Ended, RejectCode};
+use crate::channel::{AdaptiveWait, Mapping, RawParts, RealSync, RecvCoreError, threads};
+use crate::error::{CallError, ConnectionError, RejectCode};
 use crate::events;
-use crate::mem::{Until, try_reserve};
+use crate::mem::{Deadline, try_reserve};
 use crate::rpc::greeting::{self, MAX_FRAME_HEAD};
 use crate::rpc::nesting;
 use crate::rpc::wire::{NOTIFY, STREAM, Status, UPLOAD};
@@ -46,15 +46,15 @@ pub(super) fn serve_counted(shared: &Arc<Shared>, stream: SharedMemoryStream) ->
         }
         false => {
             shared.counts.refused.add();
-            peer.hall.end(Ended::Closed);
-            Ended::Closed
+            peer.hall.end(ConnectionError::Closed);
+            ConnectionError::Closed
         }
     };
     peer.line.closer().close();
     drop(open);
     told(shared, &peer, ended);
     match ended {
-        Ended::Disconnected => Ok(()),
+        ConnectionError::Disconnected => Ok(()),
         ended => Err(ended.into()),
     }
 }
@@ -85,10 +85,10 @@ impl Drop for Open<'_> {
     }
 }
 
-fn told(shared: &Shared, peer: &Arc<Peer>, ended: Ended) {
+fn told(shared: &Shared, peer: &Arc<Peer>, ended: ConnectionError) {
     match ended {
-        Ended::ProtocolViolated => shared.counts.violated.add(),
-        Ended::PeerDied => shared.counts.died.add(),
+        ConnectionError::ProtocolViolated => shared.counts.violated.add(),
+        ConnectionError::PeerDied => shared.counts.died.add(),
         _ => {}
     }
     if let Some(tell) = &shared.callbacks.disconnect {
@@ -96,25 +96,27 @@ fn told(shared: &Shared, peer: &Arc<Peer>, ended: Ended) {
     }
 }
 
-type Greeted = (Arc<Peer>, Attendant<Mapping, Waiting, RealThreads>);
+type Greeted = (Arc<Peer>, Attendant<Mapping, AdaptiveWait, RealSync>);
 
 /// Hears a fresh client's greeting, and judges it.
 fn greet(shared: &Shared, stream: SharedMemoryStream, id: u64) -> Result<Greeted, CallError> {
-    let Ends { outbound, mut inbound, line } = stream.into_ends();
+    let RawParts { outbound, mut inbound, line } = stream.into_ends();
     let until = Instant::now().checked_add(shared.options.accept_timeout_or_default());
     let cred = line.cred();
     let theirs = greeting::hear(&mut inbound, until).map_err(|fault| {
         match fault {
-            RecvFault::Ended(Ended::Disconnected | Ended::PeerDied) => events::left(cred.pid(), cred.uid()),
+            RecvCoreError::Ended(ConnectionError::Disconnected | ConnectionError::PeerDied) => {
+                events::left(cred.pid(), cred.uid())
+            }
             _ => events::rejected(cred.pid(), cred.uid(), &"it did not greet as a client of calls does"),
         }
         CallError::ProtocolViolated
     })?;
     let (window, push_window) = greeting::agree(&shared.options, &theirs);
     let max = line.max_message();
-    let piece = line.handy().saturating_sub(MAX_FRAME_HEAD);
-    let table = Table::new(Limits { places: line.urgent_words(), max, piece, window, push_window });
-    let hall = Hall::new(Parts { outbound, outgoing: line.outgoing(), ear: line.ear(), table, piece });
+    let piece = line.inline_room().saturating_sub(MAX_FRAME_HEAD);
+    let table = Table::new(Limits { places: line.oob_words(), max, piece, window, push_window });
+    let hall = Hall::new(Parts { outbound, outgoing: line.outgoing(), ear: line.signals(), table, piece });
     let hall = Arc::new(hall);
     let peer = Arc::new(Peer {
         id,
@@ -151,7 +153,7 @@ struct Door<'a> {
 impl Drop for Door<'_> {
     fn drop(&mut self) {
         if !self.passed {
-            self.peer.hall.end(Ended::Closed);
+            self.peer.hall.end(ConnectionError::Closed);
             self.peer.line.closer().close();
         }
     }
@@ -169,7 +171,7 @@ struct Desk<'a> {
 
 impl Desk<'_> {
     /// Runs a method on a thread of its own.
-    fn spawn(&self, method: Method, started: Started, request: Vec<u8>, arrived: Until) {
+    fn spawn(&self, method: Method, started: Started, request: Vec<u8>, arrived: Deadline) {
         let (shared, peer) = (Arc::clone(self.shared), Arc::clone(self.peer));
         self.peer.streams.fetch_add(1, Ordering::Relaxed);
         let thread = threads::spawn("narrows-stream", move || {
@@ -191,7 +193,7 @@ impl Desk<'_> {
         }
     }
 
-    fn queue(&self, method: Method, started: Started, request: Vec<u8>, arrived: Until) {
+    fn queue(&self, method: Method, started: Started, request: Vec<u8>, arrived: Deadline) {
         let (peer, running) = (Arc::clone(self.peer), &self.peer.running);
         running.fetch_add(1, Ordering::Relaxed);
         let job = Job { shared: Arc::clone(self.shared), peer, method, started, request, arrived };
@@ -203,7 +205,7 @@ impl Desk<'_> {
 
     /// Whether the client has closed its end or died: the connection ends once what it had committed was received.
     fn has_left(&self) -> bool {
-        matches!(self.peer.hall.ear.ended(), Some(Ended::Disconnected | Ended::PeerDied))
+        matches!(self.peer.hall.ear.ended(), Some(ConnectionError::Disconnected | ConnectionError::PeerDied))
     }
 
     #[cold]
@@ -227,7 +229,7 @@ impl Desk<'_> {
     }
 }
 
-impl Service<Mapping, Waiting> for Desk<'_> {
+impl Service<Mapping, AdaptiveWait> for Desk<'_> {
     #[inline]
     fn admit(&mut self, method: u32, flags: u8) -> Result<bool, Failure> {
         // What a client had committed when it left is served whole; there is no more of it.
@@ -242,7 +244,7 @@ impl Service<Mapping, Waiting> for Desk<'_> {
         self.room(method).map(|()| false)
     }
 
-    fn run(&mut self, call: Started, request: Vec<u8>, arrived: Until) {
+    fn run(&mut self, call: Started, request: Vec<u8>, arrived: Deadline) {
         let method = match self.shared.methods.find(call.method, call.flags) {
             Ok(method) => method,
             Err(failure) => return self.peer.hall.fail(call.id, &failure),
@@ -268,7 +270,7 @@ impl Service<Mapping, Waiting> for Desk<'_> {
     fn run_in_place(
         &mut self,
         call: Started,
-        given: Given<'_, Mapping, Waiting>,
+        given: Given<'_, Mapping, AdaptiveWait>,
     ) -> Result<&mut Vec<u8>, Failure> {
         let Self { shared, peer, reply, copy, admitted, .. } = self;
         let method = admitted.take().map_or_else(|| shared.methods.find(call.method, call.flags), Ok)?;

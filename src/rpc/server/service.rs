@@ -14,7 +14,7 @@ use super::peer::{Connection, Peer, ProcessId};
 use super::pool::{self, Bounds, Queue};
 use super::serve::serve_counted;
 use super::stats::{Counts, ServerStats};
-use crate::channel::{Canary, Closer, ConnectionId, threads};
+use crate::channel::{Closer, ConnectionId, ForkGuard, threads};
 use crate::error::{AcceptError, CallError, HandlerError, RejectCode};
 use crate::events;
 use crate::listener::SharedMemoryListener;
@@ -89,7 +89,7 @@ impl Default for Sizes {
 /// What all threads of a server share.
 pub(super) struct Shared {
     /// The process that made it. A fork has none of its threads, and its locks may have been held meanwhile.
-    canary: Canary,
+    canary: ForkGuard,
     pub(super) options: Options,
     pub(super) methods: Methods,
     pub(super) callbacks: Callbacks,
@@ -118,7 +118,7 @@ impl Shared {
         sizes: Sizes,
     ) -> io::Result<Arc<Self>> {
         let shared = Arc::new(Self {
-            canary: Canary::new()?,
+            canary: ForkGuard::new()?,
             options,
             methods,
             callbacks,

@@ -27,8 +27,8 @@ use std::mem;
 
 pub use super::place::{Event, Failure, Upload};
 use super::place::{Item, Limits, Phase, Place, TIME, add_credit, error, price, spend};
-use crate::error::Violation;
-use crate::mem::Until;
+use crate::error::ProtocolViolation;
+use crate::mem::Deadline;
 use crate::rpc::pieces::{self, Cut};
 use crate::rpc::wire::{DEADLINE, ERROR_LEN, Head, Kind, STREAM, Status, cost};
 use crate::rpc::{Over, place_of};
@@ -72,13 +72,13 @@ impl Table {
     /// As there.
     pub(super) fn take_at(
         &mut self,
-        arrived: Until,
+        arrived: Deadline,
         id: u64,
         head: Head,
         len: usize,
         read: impl FnOnce(&mut [u8]),
         admit: impl FnOnce(u32, u8) -> Result<(), Failure>,
-    ) -> Result<Event, Violation> {
+    ) -> Result<Event, ProtocolViolation> {
         let event = self.take(id, head, len, read, admit)?;
         if arrived.is_some() {
             let at = self.at(id);
@@ -101,7 +101,7 @@ impl Table {
         len: usize,
         read: impl FnOnce(&mut [u8]),
         admit: impl FnOnce(u32, u8) -> Result<(), Failure>,
-    ) -> Result<Event, Violation> {
+    ) -> Result<Event, ProtocolViolation> {
         if id == 0 {
             return self.take_push_credit(head, len);
         }
@@ -116,7 +116,7 @@ impl Table {
         let max = self.limits.max;
         let place = &mut self.places[at];
         if id > place.id {
-            return Err(Violation("a frame of a call that was not begun"));
+            return Err(ProtocolViolation("a frame of a call that was not begun"));
         }
         if id < place.id || !matches!(place.phase, Phase::Receiving | Phase::Running) {
             return Ok(Event::None);
@@ -141,7 +141,7 @@ impl Table {
                 add_credit(place, head.word, self.limits.window)?;
                 Ok(Event::Call(at))
             }
-            _ => Err(Violation("a frame that no client sends for this call")),
+            _ => Err(ProtocolViolation("a frame that no client sends for this call")),
         }
     }
 
@@ -150,9 +150,9 @@ impl Table {
     /// # Errors
     ///
     /// As for [`take`](Self::take).
-    pub fn begin_whole(&mut self, id: u64, head: Head, len: usize) -> Result<usize, Violation> {
+    pub fn begin_whole(&mut self, id: u64, head: Head, len: usize) -> Result<usize, ProtocolViolation> {
         if !self.may_begin(id, head, len) {
-            return Err(Violation("a call that cannot begin here"));
+            return Err(ProtocolViolation("a call that cannot begin here"));
         }
         self.begin(id, head)?;
         let at = self.at(id);
@@ -183,7 +183,7 @@ impl Table {
     }
 
     /// When the first frame of the call in this place arrived, if it has a deadline.
-    pub(super) fn arrival(&mut self, at: usize) -> Until {
+    pub(super) fn arrival(&mut self, at: usize) -> Deadline {
         let place = &mut self.places[at];
         place.arrived.filter(|_| place.flags & DEADLINE != 0)
     }
@@ -304,12 +304,12 @@ impl Table {
         self.places[..self.places()].iter().filter(|place| place.phase != Phase::Idle).count()
     }
 
-    fn begin(&mut self, id: u64, head: Head) -> Result<(), Violation> {
+    fn begin(&mut self, id: u64, head: Head) -> Result<(), ProtocolViolation> {
         let at = self.at(id);
         let (upload, stream) = (self.limits.window, self.limits.window);
         let place = &mut self.places[at];
         if id <= place.id || place.phase != Phase::Idle {
-            return Err(Violation("a call in a place that is not free"));
+            return Err(ProtocolViolation("a call in a place that is not free"));
         }
         (place.id, place.phase, place.method, place.flags) = (id, Phase::Receiving, head.word, head.flags);
         (place.window, place.owed, place.credit, place.seq) = (upload, 0, stream, 0);
@@ -318,10 +318,10 @@ impl Table {
         Ok(())
     }
 
-    fn whole(&mut self, at: usize) -> Result<Event, Violation> {
+    fn whole(&mut self, at: usize) -> Result<Event, ProtocolViolation> {
         let place = &mut self.places[at];
         if place.flags & DEADLINE != 0 && place.item.bytes.len() < TIME {
-            return Err(Violation("a deadline that is not there"));
+            return Err(ProtocolViolation("a deadline that is not there"));
         }
         place.phase = Phase::Running;
         Ok(Event::Run(at))
@@ -333,15 +333,15 @@ impl Table {
         head: Head,
         len: usize,
         read: impl FnOnce(&mut [u8]),
-    ) -> Result<Event, Violation> {
+    ) -> Result<Event, ProtocolViolation> {
         let max = self.limits.max;
         let place = &mut self.places[at];
         if !place.uploads() || place.phase != Phase::Running {
-            return Err(Violation("a chunk that nobody takes"));
+            return Err(ProtocolViolation("a chunk that nobody takes"));
         }
         let price = price(head, len);
         place.window =
-            place.window.checked_sub(price).ok_or(Violation("more of an upload than its window"))?;
+            place.window.checked_sub(price).ok_or(ProtocolViolation("more of an upload than its window"))?;
         let whole = place.item.take(head, len, max, read)?.is_some();
         if place.item.lost.is_some() || (whole && place.chunks.try_reserve(1).is_err()) {
             self.fail(at, (Status::OutOfMemory, 0, String::new()));
@@ -354,9 +354,9 @@ impl Table {
         Ok(Event::Call(at))
     }
 
-    fn take_push_credit(&mut self, head: Head, len: usize) -> Result<Event, Violation> {
+    fn take_push_credit(&mut self, head: Head, len: usize) -> Result<Event, ProtocolViolation> {
         let place = self.places.last_mut().filter(|_| head.kind == Kind::Credit && len == 0);
-        let place = place.ok_or(Violation("a frame of no call"))?;
+        let place = place.ok_or(ProtocolViolation("a frame of no call"))?;
         add_credit(place, head.word, self.limits.push_window)?;
         Ok(Event::Push)
     }

@@ -3,25 +3,25 @@
 use super::attendant::{Attendant, Given, Service};
 use super::place::{Phase, Place, TIME};
 use super::table::Table;
-use crate::channel::{Pace, Threads};
-use crate::error::Ended;
+use crate::channel::{SyncBackend, WaitPolicy};
+use crate::error::ConnectionError;
 use crate::mem::Memory;
 use crate::rpc::pieces::Assembly;
 use crate::rpc::place_of;
 use crate::rpc::wire::{ERROR_LEN, STREAM, UPLOAD, cost};
 
-impl<M: Memory + Send, P: Pace + Send, T: Threads> Attendant<M, P, T> {
+impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> Attendant<M, P, T> {
     /// Does what can be done without waiting. Whether there was anything.
     ///
     /// # Errors
     ///
     /// How the connection ended; everybody was told.
-    pub fn step(&mut self, service: &mut impl Service<M, P>) -> Result<bool, Ended> {
+    pub fn step(&mut self, service: &mut impl Service<M, P>) -> Result<bool, ConnectionError> {
         self.round(service).inspect_err(|&ended| self.hall.end(ended))
     }
 }
 
-impl<M: Memory, P: Pace> Given<'_, M, P> {
+impl<M: Memory, P: WaitPolicy> Given<'_, M, P> {
     /// The request.
     pub fn to_vec(&self) -> Vec<u8> {
         let mut bytes = vec![0; self.frame.len()];

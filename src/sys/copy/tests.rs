@@ -36,7 +36,7 @@ fn every_size_at_every_offset_comes_back_and_touches_nothing_else() {
     sizes.extend([511, 512, 513, 519, 520, 1023, 1024, 1025, 4095, 4097]);
     for len in sizes {
         for at in 0..=17 {
-            for tail in [Tail::Zero, Tail::Keep] {
+            for tail in [Padding::Zero, Padding::Keep] {
                 let pages = shared((at + len) / 8 + 3);
                 let base = NonNull::from(&pages[0]).cast::<u8>();
                 let bytes: Vec<u8> = (0..len).map(|i| u8::try_from((i * 7 + at) % 256).unwrap()).collect();
@@ -49,7 +49,7 @@ fn every_size_at_every_offset_comes_back_and_touches_nothing_else() {
                 let all: Vec<u8> =
                     pages.iter().flat_map(|w| w.load(Ordering::Relaxed).to_le_bytes()).collect();
                 let end = at + len;
-                let zeroed = if len > 0 && tail == Tail::Zero { end.next_multiple_of(8) } else { end };
+                let zeroed = if len > 0 && tail == Padding::Zero { end.next_multiple_of(8) } else { end };
                 assert!(all[..at].iter().all(|b| *b == 255), "before {len} at {at}");
                 assert!(all[end..zeroed].iter().all(|b| *b == 0), "rest {len} at {at}");
                 assert!(all[zeroed..].iter().all(|b| *b == 255), "behind {len} at {at}");

@@ -9,17 +9,17 @@ use std::time::Instant;
 
 use super::super::call;
 use super::super::descriptor::FileId;
-use super::super::epoll::{Epoll, Event, Interest};
+use super::super::epoll::{Epoll, EpollEvent, Interest};
 use super::super::pidfd::Pidfd;
 use super::{GRACE, OWN, Watched};
 
 /// All connections that are watched.
 #[derive(Default)]
-pub(super) struct Table {
+pub(super) struct WatchTable {
     /// Its epoll set is not ours any more.
     lost: bool,
     last_id: u64,
-    lines: HashMap<u64, Line>,
+    lines: HashMap<u64, WatchedSocket>,
     /// The connections to each process, by the number of its pidfd: it is in epoll once, for all of them.
     peers: HashMap<RawFd, BTreeSet<u64>>,
     /// Sockets that hung up while the process was alive, in the order of their deadlines.
@@ -27,7 +27,7 @@ pub(super) struct Table {
 }
 
 /// A connection that may have ended.
-pub(super) struct Suspect {
+pub(super) struct Candidate {
     pub(super) id: u64,
     pub(super) watched: Weak<dyn Watched>,
     pub(super) peer: Option<Weak<Pidfd>>,
@@ -36,7 +36,7 @@ pub(super) struct Suspect {
 }
 
 /// What is known of one connection.
-pub(super) struct Line {
+pub(super) struct WatchedSocket {
     socket: RawFd,
     /// Which file the number named when the connection was added.
     file: Option<FileId>,
@@ -46,7 +46,7 @@ pub(super) struct Line {
     grace: Option<Instant>,
 }
 
-impl Line {
+impl WatchedSocket {
     /// Whether the numbers still name the files of the connection: a program may have closed them.
     fn has_its_files(&self) -> bool {
         let has_peer =
@@ -59,7 +59,7 @@ impl Line {
     }
 }
 
-impl Table {
+impl WatchTable {
     /// Adds a connection; its number is never used again.
     pub(super) fn add(
         &mut self,
@@ -78,12 +78,12 @@ impl Table {
         let peer = peer.map(|peer| (peer.as_fd().as_raw_fd(), Arc::downgrade(peer)));
         let socket = socket.as_raw_fd();
         self.last_id = id;
-        self.lines.insert(id, Line { socket, file: FileId::of(socket), peer, watched, grace: None });
+        self.lines.insert(id, WatchedSocket { socket, file: FileId::of(socket), peer, watched, grace: None });
         Ok(id)
     }
 
     /// Takes a connection out, and its descriptors out of epoll.
-    pub(super) fn remove(&mut self, epoll: &Epoll, id: u64) -> Option<Line> {
+    pub(super) fn remove(&mut self, epoll: &Epoll, id: u64) -> Option<WatchedSocket> {
         let line = self.lines.remove(&id)?;
         if line.has_its_socket() {
             delete(epoll, line.socket);
@@ -151,7 +151,7 @@ impl Table {
     }
 
     /// The connections that these events and the time put under suspicion.
-    pub(super) fn suspects(&mut self, events: &[Event], now: Instant) -> Vec<Suspect> {
+    pub(super) fn candidates(&mut self, events: &[EpollEvent], now: Instant) -> Vec<Candidate> {
         let mut ids = BTreeSet::new();
         for event in events {
             match peer_of(event.token) {
@@ -164,12 +164,12 @@ impl Table {
             }
         }
         ids.extend(self.ended_graces(now));
-        ids.into_iter().filter_map(|id| self.suspect(id, now)).collect()
+        ids.into_iter().filter_map(|id| self.candidate(id, now)).collect()
     }
 
-    fn suspect(&self, id: u64, now: Instant) -> Option<Suspect> {
+    fn candidate(&self, id: u64, now: Instant) -> Option<Candidate> {
         let line = self.lines.get(&id)?;
-        Some(Suspect {
+        Some(Candidate {
             id,
             watched: line.watched.clone(),
             peer: line.peer.as_ref().map(|(_, peer)| peer.clone()),
@@ -220,7 +220,7 @@ impl Table {
     }
 }
 
-impl std::fmt::Debug for Table {
+impl std::fmt::Debug for WatchTable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (connections, peers) = (self.lines.len(), self.peers.len());
         f.debug_struct("Table").field("connections", &connections).field("peers", &peers).finish()

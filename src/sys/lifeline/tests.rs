@@ -15,8 +15,8 @@ use crate::sys::wait::{Readiness, is_readable, wait_ready};
 #[derive(Default)]
 struct Connection {
     marked: AtomicBool,
-    fates: Mutex<Vec<Gone>>,
-    watch: Mutex<Option<Watch>>,
+    fates: Mutex<Vec<PeerExit>>,
+    watch: Mutex<Option<MonitorHandle>>,
     drop_watch_when_gone: bool,
     panics: bool,
 }
@@ -27,7 +27,7 @@ impl Watched for Connection {
         self.marked.load(Ordering::Acquire)
     }
 
-    fn gone(&self, fate: Gone) {
+    fn on_peer_exit(&self, fate: PeerExit) {
         self.fates.lock().expect("unlocked").push(fate);
         if self.drop_watch_when_gone {
             drop(self.watch.lock().expect("unlocked").take());
@@ -36,11 +36,11 @@ impl Watched for Connection {
 }
 
 impl Connection {
-    fn fates(&self) -> Vec<Gone> {
+    fn fates(&self) -> Vec<PeerExit> {
         self.fates.lock().expect("unlocked").clone()
     }
 
-    fn fate(&self) -> Gone {
+    fn fate(&self) -> PeerExit {
         assert!(eventually(|| !self.fates().is_empty()), "nobody told us");
         self.fates()[0]
     }
@@ -77,7 +77,7 @@ fn stay_until(told: &Eventfd) {
 /// How many descriptors are in the epoll of this process's lifeline.
 fn registrations() -> usize {
     use std::os::fd::AsRawFd;
-    let lifeline = per_process(Lifeline::new).expect("known");
+    let lifeline = per_process(PeerMonitor::new).expect("known");
     let fd = lifeline.epoll.as_fd().as_raw_fd();
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).expect("readable");
     info.lines().filter(|line| line.starts_with("tfd:")).count() - 1 // The monitor's own.
@@ -85,7 +85,7 @@ fn registrations() -> usize {
 
 #[test]
 fn the_verdict_for_all_that_can_be_known() {
-    let (died, closed) = (Some(Gone::Died), Some(Gone::Disconnected));
+    let (died, closed) = (Some(PeerExit::Died), Some(PeerExit::Disconnected));
     for out_of_grace in [false, true] {
         for hung_up in [false, true] {
             let of = |exited, marked| verdict(exited, marked, hung_up, out_of_grace);
@@ -106,9 +106,9 @@ fn a_hang_up_is_told_once_and_junk_is_not() {
         thread::sleep(Duration::from_millis(30));
         assert_eq!(connection.fates(), []);
         drop(theirs);
-        assert_eq!(connection.fate(), Gone::Disconnected);
+        assert_eq!(connection.fate(), PeerExit::Disconnected);
         thread::sleep(GRACE * 3);
-        assert_eq!(connection.fates(), [Gone::Disconnected]);
+        assert_eq!(connection.fates(), [PeerExit::Disconnected]);
         assert_eq!(registrations(), 0);
     });
 }
@@ -127,7 +127,7 @@ fn a_killed_process_has_died_unless_it_marked_its_end() {
             connection.marked.store(marked, Ordering::Release);
             connection.watch(ours, Some(pidfd(&child)));
             child.kill();
-            let fate = if marked { Gone::Disconnected } else { Gone::Died };
+            let fate = if marked { PeerExit::Disconnected } else { PeerExit::Died };
             assert_eq!(connection.fate(), fate);
             assert_eq!(registrations(), 0);
         }
@@ -154,7 +154,7 @@ fn a_grandchild_that_keeps_the_socket_does_not_hide_a_death() {
         connection.watch(ours, Some(pidfd(&child)));
         stay_until(&ready);
         child.kill();
-        assert_eq!(connection.fate(), Gone::Died);
+        assert_eq!(connection.fate(), PeerExit::Died);
         let watch = connection.watch.lock().expect("unlocked").take().expect("watched");
         assert!(!is_readable(watch.as_fd()).expect("polls"), "the grandchild keeps it open");
         assert!(watch.peer().expect("known").exited());
@@ -180,12 +180,12 @@ fn a_process_that_lives_on_without_the_socket_has_disconnected() {
         let connection = Arc::new(Connection::default());
         connection.watch(ours, Some(pidfd(&child)));
         go.signal();
-        assert_eq!(connection.fate(), Gone::Disconnected);
+        assert_eq!(connection.fate(), PeerExit::Disconnected);
         stay_until(&gone);
-        assert_eq!(connection.fates(), [Gone::Disconnected]);
+        assert_eq!(connection.fates(), [PeerExit::Disconnected]);
         told.signal();
         assert_eq!(child.wait(), 0);
-        assert_eq!(connection.fates(), [Gone::Disconnected]);
+        assert_eq!(connection.fates(), [PeerExit::Disconnected]);
     });
 }
 
@@ -196,7 +196,7 @@ fn who_is_dead_already_has_died() {
         let dead = pidfd(&child);
         assert_eq!(child.wait(), 0);
         let (connection, _theirs) = watched(Connection::default(), Some(dead));
-        assert_eq!(connection.fate(), Gone::Died);
+        assert_eq!(connection.fate(), PeerExit::Died);
     });
 }
 
@@ -214,7 +214,7 @@ fn all_connections_to_a_process_share_its_pidfd_and_hear_of_its_death() {
         assert_eq!(registrations(), 200);
         child.kill();
         for (connection, _theirs) in &all[1..] {
-            assert_eq!(connection.fate(), Gone::Died);
+            assert_eq!(connection.fate(), PeerExit::Died);
         }
         assert_eq!(all[0].0.fates(), []);
         assert!(eventually(|| registrations() == 0));
@@ -246,7 +246,7 @@ fn a_connection_may_drop_its_watch_or_itself_when_told() {
         let connection = Connection { drop_watch_when_gone: true, ..Connection::default() };
         let (connection, theirs) = watched(connection, None);
         drop(theirs);
-        assert_eq!(connection.fate(), Gone::Disconnected);
+        assert_eq!(connection.fate(), PeerExit::Disconnected);
         assert!(eventually(|| connection.watch.lock().expect("unlocked").is_none()));
         let (connection, theirs) = watched(Connection::default(), None);
         let weak = Arc::downgrade(&connection);
@@ -263,7 +263,7 @@ fn a_panic_in_one_connection_does_not_harm_another() {
         drop(their_bad);
         thread::sleep(Duration::from_millis(5));
         drop(their_good);
-        assert_eq!(good.fate(), Gone::Disconnected);
+        assert_eq!(good.fate(), PeerExit::Disconnected);
     });
 }
 
@@ -283,7 +283,7 @@ fn a_fork_changes_nothing_for_its_parent_and_has_its_own_lifeline() {
         let peer = Pidfd::open(std::process::id()).expect("opens").shared();
         let (connection, theirs) = watched(Connection::default(), Some(peer));
         let (kept, their_kept) = watched(Connection::default(), None);
-        let held = per_process(Lifeline::new).expect("known").table();
+        let held = per_process(PeerMonitor::new).expect("known").table();
         let child = fork(|| {
             // The parent's lock is held for ever here, and its thread does not exist.
             let before = open_descriptors();
@@ -291,7 +291,7 @@ fn a_fork_changes_nothing_for_its_parent_and_has_its_own_lifeline() {
             assert!(open_descriptors() < before);
             let (own, other) = watched(Connection::default(), None);
             drop(other);
-            assert_eq!(own.fate(), Gone::Disconnected);
+            assert_eq!(own.fate(), PeerExit::Disconnected);
             stay_until(&told);
             0
         });
@@ -305,7 +305,7 @@ fn a_fork_changes_nothing_for_its_parent_and_has_its_own_lifeline() {
         assert_eq!(child.wait(), 0);
         assert_eq!(connection.fates(), []);
         drop(theirs);
-        assert_eq!(connection.fate(), Gone::Disconnected);
+        assert_eq!(connection.fate(), PeerExit::Disconnected);
         assert_eq!(kept.fates(), []);
     });
 }

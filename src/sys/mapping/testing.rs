@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Mapping;
 use crate::layout::words;
-use crate::mem::{Field, Flag, Load, Memory, Tail, Word};
+use crate::mem::{Field, Flag, Load, Memory, Padding, Word};
 use crate::sys::{copy, failpoint, futex, sentinel};
 
 /// How a direction looks from its consumer's end.
@@ -31,8 +31,8 @@ impl Mapping {
         Peek {
             torn: (0..self.slots()).map(|slot| stamp(slot) & 1).sum(),
             unread: (head..head + self.slots()).take_while(ready).count() as u64,
-            producer_closed: marked(Word::ProducerMark),
-            consumer_closed: marked(Word::ConsumerMark),
+            producer_closed: marked(Word::ProducerClosed),
+            consumer_closed: marked(Word::ConsumerClosed),
         }
     }
 
@@ -42,8 +42,8 @@ impl Mapping {
         if failpoint::is_on() {
             let (half, _) = bytes.split_at(bytes.len() / 2);
             // SAFETY: the caller has judged the whole range, which is about to be written once more.
-            unsafe { copy::copy_in(base, at, half, Tail::Keep) };
-            step!("copy in, half done");
+            unsafe { copy::copy_in(base, at, half, Padding::Keep) };
+            failpoint!("copy in, half done");
         }
     }
 
@@ -67,8 +67,8 @@ impl Mapping {
         // Both words are this side's own. The head is published whenever its consumer goes to sleep.
         let awaited = match flag {
             Flag::Consumer => self.view().word(Word::Head).load(Ordering::Relaxed),
-            Flag::Producer => self.view().word(Word::Wanted).load(Ordering::Relaxed),
-            Flag::Twin => return,
+            Flag::Producer => self.view().word(Word::AwaitedTicket).load(Ordering::Relaxed),
+            Flag::PeerConsumer => return,
         };
         // pairs with the Release store in `note`.
         let upto = self.at(notes(flag)).load(Ordering::Acquire);
@@ -80,12 +80,12 @@ impl Mapping {
 /// Where the notes for the sleeper on a flag stand: its ticket, then its time.
 fn notes(flag: Flag) -> usize {
     match flag {
-        Flag::Consumer | Flag::Twin => 0x500,
+        Flag::Consumer | Flag::PeerConsumer => 0x500,
         Flag::Producer => 0x580,
     }
 }
 
-const _: () = assert!(words::BELL < 0x500 && 0x600 <= words::URGENT);
+const _: () = assert!(words::DOORBELL < 0x500 && 0x600 <= words::OOB);
 
 pub(super) fn load_slot(field: Field) -> &'static str {
     match field {
@@ -106,24 +106,24 @@ pub(super) fn store_slot(field: Field) -> &'static str {
 pub(super) fn load(word: Word) -> &'static str {
     match word {
         Word::Head => "load head",
-        Word::Wanted => "load wanted",
-        Word::ProducerMark => "load producer mark",
-        Word::ConsumerMark => "load consumer mark",
-        Word::Bell => "load bell",
-        Word::Urgent(_) => "load urgent",
-        Word::Fate => "load fate",
+        Word::AwaitedTicket => "load wanted",
+        Word::ProducerClosed => "load producer mark",
+        Word::ConsumerClosed => "load consumer mark",
+        Word::Doorbell => "load bell",
+        Word::Oob(_) => "load urgent",
+        Word::CloseReason => "load fate",
     }
 }
 
 pub(super) fn store(word: Word) -> &'static str {
     match word {
         Word::Head => "store head",
-        Word::Wanted => "store wanted",
-        Word::ProducerMark => "mark producer",
-        Word::ConsumerMark => "mark consumer",
-        Word::Bell => "store bell",
-        Word::Urgent(_) => "store urgent",
-        Word::Fate => "store fate",
+        Word::AwaitedTicket => "store wanted",
+        Word::ProducerClosed => "mark producer",
+        Word::ConsumerClosed => "mark consumer",
+        Word::Doorbell => "store bell",
+        Word::Oob(_) => "store urgent",
+        Word::CloseReason => "store fate",
     }
 }
 
@@ -131,6 +131,6 @@ pub(super) fn wake(flag: Flag) -> &'static str {
     match flag {
         Flag::Consumer => "wake consumer",
         Flag::Producer => "wake producer",
-        Flag::Twin => "wake twin",
+        Flag::PeerConsumer => "wake twin",
     }
 }

@@ -6,10 +6,10 @@ use std::sync::mpsc::channel;
 use super::*;
 
 use crate::layout::Geometry;
-use crate::mem::{self, INLINE};
+use crate::mem::{self, INLINE_CAPACITY};
 #[cfg(feature = "testing")]
 use crate::mem::{Store, Word};
-use crate::sys::link::{LinkParts, Side};
+use crate::sys::link::{ConnectionParts, Side};
 use crate::sys::region::Region;
 use crate::sys::socket::{self, PeerCred};
 use crate::sys::testing::{PATIENCE, eventually};
@@ -24,9 +24,9 @@ use sleeps::sleeps_end;
 fn directions(slots: usize, arena: usize) -> [Mapping; 2] {
     let geometry = Geometry::new(slots.try_into().unwrap(), arena as u64, 4).unwrap();
     let region = Region::anonymous(geometry.region_len()).unwrap();
-    Link::format(&region, &geometry, 0);
+    Connection::format(&region, &geometry, 0);
     let (socket, _theirs) = socket::pair().unwrap();
-    let parts = LinkParts {
+    let parts = ConnectionParts {
         region,
         socket: socket.into(),
         geometry,
@@ -36,7 +36,7 @@ fn directions(slots: usize, arena: usize) -> [Mapping; 2] {
         first_ticket: 0,
         max_message: 1,
     };
-    let link = Link::establish(parts, |_, _, _| {}).unwrap();
+    let link = Connection::establish(parts, |_, _, _| {}).unwrap();
     [0, 1].map(|direction| Mapping::new(Arc::clone(&link), direction))
 }
 
@@ -49,7 +49,7 @@ fn every_sleep_ends() {
 fn a_span_is_lent_only_if_it_is_here() {
     let [mapping, _] = directions(2, 128);
     let lent = |span, len| mapping.raw(span, 0, len).is_some();
-    assert!(lent(Span::Slot(u64::MAX), INLINE) && !lent(Span::Slot(0), INLINE + 1));
+    assert!(lent(Span::Slot(u64::MAX), INLINE_CAPACITY) && !lent(Span::Slot(0), INLINE_CAPACITY + 1));
     assert!(lent(Span::Arena(1), 64) && !lent(Span::Arena(1), 65));
     assert!(lent(Span::Arena(2), 0) && !lent(Span::Arena(3), 0));
     assert!(!lent(Span::Arena(u32::MAX), 1) && !lent(Span::Arena(0), usize::MAX));
@@ -63,7 +63,7 @@ fn a_crowd_of_the_peers_does_not_cost_us_its_waking_and_hides_no_sleeper_of_ours
         (0, Flag::Producer, true),
         (1, Flag::Consumer, true),
         (1, Flag::Producer, false),
-        (1, Flag::Twin, false),
+        (1, Flag::PeerConsumer, false),
     ] {
         let mappings = directions(1, 64);
         let (mapping, woken) = (&mappings[direction], &AtomicU64::new(0));
@@ -101,7 +101,7 @@ fn the_sentinel_tells_a_lost_wake_from_a_late_one() {
     in_child(|| {
         let [mapping, _] = directions(2, 128);
         let long = Duration::from_secs(3600);
-        for (flag, own) in [(Flag::Consumer, Word::Head), (Flag::Producer, Word::Wanted)] {
+        for (flag, own) in [(Flag::Consumer, Word::Head), (Flag::Producer, Word::AwaitedTicket)] {
             mapping.store(own, 4, Store::Relaxed);
             let lost = |upto, slice| {
                 let (before, began) = (sentinel::seen(), futex::monotonic_now());

@@ -13,13 +13,14 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use super::Mapping;
 use crate::layout::{SLOT, SLOT_PAYLOAD, words};
 use crate::mem::{
-    Fence, Field, Flag, GRAIN, INLINE, Load, Memory, OutOfBounds, Span, Store, Tail, Word, forward_memory,
+    ARENA_ALIGN, Fence, Field, Flag, INLINE_CAPACITY, Load, Memory, OutOfBounds, Padding, Span, Store, Word,
+    forward_memory,
 };
 use crate::sys::copy;
 
 /// The addresses of a [`Mapping`].
 #[derive(Clone, Copy)]
-pub(super) struct View<'a> {
+pub(super) struct MappingView<'a> {
     pub(super) words: NonNull<u8>,
     pub(super) slots: NonNull<u8>,
     pub(super) arena: NonNull<u8>,
@@ -31,7 +32,7 @@ pub(super) struct View<'a> {
     pub(super) whole: &'a Mapping,
 }
 
-impl<'a> View<'a> {
+impl<'a> MappingView<'a> {
     /// The word at an offset of the words' page; every caller passes a constant of `layout::words`.
     #[inline(always)]
     pub(super) fn at(&self, offset: usize) -> &'a AtomicU64 {
@@ -63,12 +64,12 @@ impl<'a> View<'a> {
     pub(super) fn word(&self, word: Word) -> &'a AtomicU64 {
         match word {
             Word::Head => self.at(words::HEAD),
-            Word::Wanted => self.at(words::WANTED),
-            Word::ProducerMark => self.at(words::PRODUCER_MARK),
-            Word::ConsumerMark => self.at(words::CONSUMER_MARK),
-            Word::Bell => self.at(words::BELL),
-            Word::Urgent(index) => self.at(words::URGENT + (index & self.urgent_mask) as usize * 8),
-            Word::Fate => self.fate,
+            Word::AwaitedTicket => self.at(words::AWAITED_TICKET),
+            Word::ProducerClosed => self.at(words::PRODUCER_CLOSED),
+            Word::ConsumerClosed => self.at(words::CONSUMER_CLOSED),
+            Word::Doorbell => self.at(words::DOORBELL),
+            Word::Oob(index) => self.at(words::OOB + (index & self.urgent_mask) as usize * 8),
+            Word::CloseReason => self.fate,
         }
     }
 
@@ -79,7 +80,7 @@ impl<'a> View<'a> {
             Flag::Consumer => unsafe { self.words.add(words::CONSUMER_FLAG) },
             // SAFETY: as above.
             Flag::Producer => unsafe { self.words.add(words::PRODUCER_FLAG) },
-            Flag::Twin => self.twin,
+            Flag::PeerConsumer => self.twin,
         };
         // SAFETY: mapped, 128-aligned by the layout, and only ever accessed as these 32 bits.
         unsafe { AtomicU32::from_ptr(at.cast().as_ptr()) }
@@ -87,15 +88,15 @@ impl<'a> View<'a> {
 
     /// Where a span starts, if `at + len` bytes of it are in this memory.
     #[inline(always)]
-    pub(super) fn judge(&self, span: Span, at: usize, len: usize) -> Result<NonNull<u8>, OutOfBounds> {
+    pub(super) fn validate(&self, span: Span, at: usize, len: usize) -> Result<NonNull<u8>, OutOfBounds> {
         let end = at.checked_add(len).ok_or(OutOfBounds)?;
         match span {
-            Span::Slot(ticket) if end <= INLINE => {
+            Span::Slot(ticket) if end <= INLINE_CAPACITY => {
                 // SAFETY: the payload of a mapped slot.
                 Ok(unsafe { self.slot(ticket).add(SLOT_PAYLOAD) })
             }
             Span::Arena(place) => {
-                let start = place as usize * GRAIN;
+                let start = place as usize * ARENA_ALIGN;
                 if end > self.arena_len || start > self.arena_len - end {
                     return Err(OutOfBounds);
                 }
@@ -107,7 +108,7 @@ impl<'a> View<'a> {
     }
 }
 
-impl Memory for View<'_> {
+impl Memory for MappingView<'_> {
     #[inline(always)]
     fn slots(&self) -> u64 {
         self.mask + 1
@@ -120,44 +121,44 @@ impl Memory for View<'_> {
 
     #[inline(always)]
     fn load_slot(&self, ticket: u64, field: Field, order: Load) -> u64 {
-        step!(super::testing::load_slot(field));
+        failpoint!(super::testing::load_slot(field));
         self.field(ticket, field).load(order.into())
     }
 
     #[inline(always)]
     fn store_slot(&self, ticket: u64, field: Field, value: u64, order: Store) {
-        step!(super::testing::store_slot(field));
+        failpoint!(super::testing::store_slot(field));
         self.field(ticket, field).store(value, order.into());
     }
 
     #[inline(always)]
     fn load(&self, word: Word, order: Load) -> u64 {
-        step!(super::testing::load(word));
+        failpoint!(super::testing::load(word));
         self.word(word).load(order.into())
     }
 
     #[inline(always)]
     fn store(&self, word: Word, value: u64, order: Store) {
-        step!(super::testing::store(word));
+        failpoint!(super::testing::store(word));
         self.word(word).store(value, order.into());
     }
 
     #[inline(always)]
     fn load_flag(&self, flag: Flag) -> u32 {
-        step!("load flag");
+        failpoint!("load flag");
         self.flag(flag).load(Ordering::Relaxed)
     }
 
     #[inline(always)]
     fn fence(&self, kind: Fence) {
-        step!("fence");
+        failpoint!("fence");
         fence(kind.into());
     }
 
     #[inline(always)]
-    fn copy_in(&self, to: Span, at: usize, bytes: &[u8], tail: Tail) -> Result<(), OutOfBounds> {
-        let base = self.judge(to, at, bytes.len())?;
-        step!("copy in");
+    fn copy_in(&self, to: Span, at: usize, bytes: &[u8], tail: Padding) -> Result<(), OutOfBounds> {
+        let base = self.validate(to, at, bytes.len())?;
+        failpoint!("copy in");
         #[cfg(feature = "testing")]
         self.whole.begin_copy(base, at, bytes);
         // SAFETY: judged; spans start at multiples of 8 and have a multiple of 8 bytes.
@@ -167,14 +168,14 @@ impl Memory for View<'_> {
 
     #[inline(always)]
     fn copy_out(&self, from: Span, at: usize, bytes: &mut [u8]) -> Result<(), OutOfBounds> {
-        let base = self.judge(from, at, bytes.len())?;
-        step!("copy out");
+        let base = self.validate(from, at, bytes.len())?;
+        failpoint!("copy out");
         // SAFETY: judged; spans start at multiples of 8 and have a multiple of 8 bytes.
         unsafe { copy::copy_out(base, at, bytes) };
         Ok(())
     }
 
-    forward_memory! { self => self.whole; settle, store_flag, take_flag, wait, doze, wake, expired }
+    forward_memory! { self => self.whole; set_close_reason, store_flag, take_flag, wait, back_off, wake, has_expired }
 
     #[cfg(feature = "testing")]
     fn checked(&self, flag: Flag, upto: u64) {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use narrows::internal::layout::{Control, Kind, words};
+use narrows::internal::layout::{Control, SlotKind, words};
 use narrows::{RecvTimeoutError, SharedMemoryStream};
 
 use super::victim::{Plays, TIME, run, serve};
@@ -19,8 +19,8 @@ use crate::support::raw_peer::RawPeer;
 const SLOT_BYTES: [u8; 2] = [0xAA, 0xAB];
 const ARENA_BYTES: [u8; 2] = [0xBA, 0xBB];
 
-fn control(kind: Kind, len: u32, place: u32) -> u64 {
-    Control { kind, abort: false, len, place }.encode()
+fn control(kind: SlotKind, len: u32, place: u32) -> u64 {
+    Control { kind, abort: false, len, unit: place }.encode()
 }
 
 /// The next ticket that is free, as the victim's published head and the stamps say.
@@ -106,10 +106,10 @@ const IN_ARENA: &[u8] = &[0, ARENA_BYTES[0], ARENA_BYTES[1]];
 const LENS: [(usize, &[u8]); 4] = [(8, IN_SLOT), (104, IN_SLOT), (200, IN_ARENA), (16 << 10, IN_ARENA)];
 
 fn legal() -> [u64; 4] {
-    let whole = Kind::Whole;
+    let whole = SlotKind::Whole;
     [
-        control(Kind::Inline, 8, 0),
-        control(Kind::Inline, 104, 0),
+        control(SlotKind::Inline, 8, 0),
+        control(SlotKind::Inline, 104, 0),
         control(whole, 200, 3),
         control(whole, 16 << 10, 0),
     ]
@@ -126,12 +126,12 @@ fn a_control_word_that_flips_between_legal_values() {
 fn a_control_word_that_flips_to_a_lie_and_back() {
     let attack = |hand: &RawPeer, random: &mut fastrand::Rng| {
         let lies = [
-            control(Kind::Inline, 105, 0),
-            control(Kind::Inline, u32::MAX, 0),
-            control(Kind::Whole, (16 << 10) + 1, 0),
-            control(Kind::Whole, 200, 254),
-            control(Kind::Whole, u32::MAX, (1 << 26) - 1),
-            control(Kind::Middle, 1, 0),
+            control(SlotKind::Inline, 105, 0),
+            control(SlotKind::Inline, u32::MAX, 0),
+            control(SlotKind::Whole, (16 << 10) + 1, 0),
+            control(SlotKind::Whole, 200, 254),
+            control(SlotKind::Whole, u32::MAX, (1 << 26) - 1),
+            control(SlotKind::Middle, 1, 0),
             0,
         ];
         let [a, b, c, d] = legal();
@@ -147,8 +147,8 @@ fn a_control_word_that_flips_to_a_lie_and_back() {
 #[test]
 fn a_total_that_flips_between_two_values() {
     let attack = |hand: &RawPeer, _: &mut fastrand::Rng| {
-        let first = control(Kind::First, 1000, 0);
-        let lasts = [control(Kind::Last, 500, 0), control(Kind::Last, 9000, 0)];
+        let first = control(SlotKind::First, 1000, 0);
+        let lasts = [control(SlotKind::Last, 500, 0), control(SlotKind::Last, 9000, 0)];
         let slots = u64::from(hand.geometry.slots());
         while let Some(ticket) = next(hand) {
             let word = if ticket % 2 == 0 { first } else { lasts[0] };

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use narrows::internal::layout::{Control, Kind, SLOT, words};
+use narrows::internal::layout::{Control, SLOT, SlotKind, words};
 
 use super::victim::{MAX_MESSAGE, Plays, options, run, work, work_as_client};
 use crate::support::LONG;
@@ -46,7 +46,7 @@ fn random_values_of_the_fixed_words() {
         let at = pages(hand)[random.usize(0..2)] + WORDS[random.usize(0..WORDS.len())];
         hand.pages.word(at).store(value(random), Ordering::Relaxed);
         if random.u16(..) == 0 {
-            let marks = [words::PRODUCER_MARK, words::CONSUMER_MARK];
+            let marks = [words::PRODUCER_CLOSED, words::CONSUMER_CLOSED];
             hand.pages
                 .word(pages(hand)[random.usize(0..2)] + marks[random.usize(0..2)])
                 .store(1, Ordering::Relaxed);
@@ -61,12 +61,12 @@ fn plausible_stamps_heads_and_lengths() {
         let ticket = random.u64(0..64);
         let direction = hand.geometry.direction(usize::from(random.u8(0..8) == 0));
         let slot = direction.slots + usize::try_from(ticket % 8).expect("small") * SLOT;
-        let kinds = [Kind::Inline, Kind::Whole, Kind::First, Kind::Middle, Kind::Last];
+        let kinds = [SlotKind::Inline, SlotKind::Whole, SlotKind::First, SlotKind::Middle, SlotKind::Last];
         let control = Control {
             kind: kinds[random.usize(0..5)],
             abort: random.u8(0..4) == 0,
             len: if random.bool() { random.u32(0..106) } else { random.u32(0..20_000) },
-            place: random.u32(0..260),
+            unit: random.u32(0..260),
         };
         let total = [12, 1000, 99_999, 100_001, u64::MAX][random.usize(0..5)];
         hand.pages.word(slot + 8).store(control.encode(), Ordering::Relaxed);
@@ -98,8 +98,8 @@ fn an_endless_message_of_tiny_pieces_and_aborts() {
         }
         let slot = direction.slots + usize::try_from(ticket % 8).expect("small") * SLOT;
         let first = !inside.get() || random.u8(0..50) == 0;
-        let kind = if first { Kind::First } else { Kind::Middle };
-        let control = Control { kind, abort: first && inside.get(), len: 1, place: random.u32(0..250) };
+        let kind = if first { SlotKind::First } else { SlotKind::Middle };
+        let control = Control { kind, abort: first && inside.get(), len: 1, unit: random.u32(0..250) };
         hand.pages.word(slot + 8).store(control.encode(), Ordering::Relaxed);
         hand.pages.word(slot + 24).store(MAX_MESSAGE as u64, Ordering::Relaxed);
         hand.pages.word(slot).store(2 * ticket + 2, Ordering::Release);
@@ -130,8 +130,8 @@ fn only_holes_in_the_memory() {
 fn a_giant_of_which_little_comes() {
     let attack = |hand: &RawPeer, _: &mut fastrand::Rng| {
         hand.payload(0, &[u64::from(u32::MAX)]);
-        hand.commit(0, Control { kind: Kind::First, abort: false, len: 4000, place: 0 });
-        hand.commit(1, Control { kind: Kind::Middle, abort: false, len: 4000, place: 64 });
+        hand.commit(0, Control { kind: SlotKind::First, abort: false, len: 4000, unit: 0 });
+        hand.commit(1, Control { kind: SlotKind::Middle, abort: false, len: 4000, unit: 64 });
     };
     let victim = |path: &Path| {
         let listener = options().max_message(u32::MAX as usize).bind(path).expect("binds");

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use narrows::internal::layout::{Control, Kind, words};
+use narrows::internal::layout::{Control, SlotKind, words};
 use narrows::{SharedMemoryStream, WaitStrategy};
 
 use super::victim::{Plays, frugal, options, run, wishes};
@@ -137,7 +137,7 @@ fn a_message_for_a_sleeper_that_was_moved_arrives() {
     let attack = |hand: &RawPeer, _: &mut fastrand::Rng| {
         let (flag, grave) = (hand.pages.flag(flags(hand)[0]), hand.pages.flag(hand.outgoing().words + 0x700));
         if sys::futex_requeue(flag, grave) > 0 {
-            hand.commit(0, Control { kind: Kind::Inline, abort: false, len: 3, place: 0 });
+            hand.commit(0, Control { kind: SlotKind::Inline, abort: false, len: 3, unit: 0 });
             flag.store(0, Ordering::Relaxed);
             sys::futex_wake(flag);
         }

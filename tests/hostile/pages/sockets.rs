@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use narrows::internal::handshake::{ClientHandshake, HELLO_LEN};
-use narrows::internal::layout::{Control, Kind};
+use narrows::internal::layout::{Control, SlotKind};
 use narrows::{ConnectError, SharedMemoryListener, SharedMemoryStream};
 
 use super::victim::{MAX_MESSAGE, Plays, TIME, frugal, geometry, options, run, serve, wishes};
@@ -20,7 +20,7 @@ use crate::support::{Kept, LONG, Watchdog, alone, descriptors, eventually, me, r
 /// Sends one inline message of so many bytes, by hand.
 fn say_by_hand(hand: &RawPeer, ticket: u64, len: u32) {
     hand.payload(ticket, &[0; 13]);
-    hand.commit(ticket, Control { kind: Kind::Inline, abort: false, len, place: 0 });
+    hand.commit(ticket, Control { kind: SlotKind::Inline, abort: false, len, unit: 0 });
 }
 
 /// As many bytes as the socket takes, and descriptors if the kernel lets them pass.

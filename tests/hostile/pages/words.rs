@@ -16,7 +16,7 @@ use std::path::Path;
 use std::process::{ChildStdin, ChildStdout, Stdio};
 use std::sync::atomic::Ordering;
 
-use narrows::internal::layout::{Control, Direction, Geometry, Kind, SLOT, words};
+use narrows::internal::layout::{Control, Direction, Geometry, SLOT, SlotKind, words};
 use narrows::{SharedMemoryListener, SharedMemoryStream, TryRecvError, TrySendError};
 
 use super::victim::{hold, options};
@@ -72,9 +72,10 @@ fn region() -> Vec<(usize, Meaning)> {
     let mut all = Vec::new();
     for index in [0, 1] {
         let Direction { words: page, slots, arena } = geometry().direction(index);
-        for at in (page..page + 4096).step_by(64).chain([page + words::WANTED, page + words::URGENT + 8]) {
+        for at in (page..page + 4096).step_by(64).chain([page + words::AWAITED_TICKET, page + words::OOB + 8])
+        {
             let meaning = match (index, at - page) {
-                (0, words::PRODUCER_MARK) | (1, words::CONSUMER_MARK) => Meaning::Mark(index),
+                (0, words::PRODUCER_CLOSED) | (1, words::CONSUMER_CLOSED) => Meaning::Mark(index),
                 (1, words::HEAD) => Meaning::Head,
                 _ => Meaning::Nothing,
             };
@@ -115,7 +116,7 @@ fn be_attacker(path: &Path) {
         drop(hand.take());
         let new = RawPeer::connect(path, geometry(), 1000).expect("connects");
         new.payload(0, &[u64::from_le_bytes(*b"hello\0\0\0")]);
-        new.commit(0, Control { kind: Kind::Inline, abort: false, len: 5, place: 0 });
+        new.commit(0, Control { kind: SlotKind::Inline, abort: false, len: 5, unit: 0 });
         new.pages.word(at).store(value, Ordering::SeqCst);
         println!("done");
         hand = Some(new);

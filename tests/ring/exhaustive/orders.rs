@@ -4,7 +4,7 @@
 //! and which whole messages mean what.
 
 use narrows::internal::handshake::{
-    ANSWER_LEN, Agreement, Answer, ClientHandshake, ClientStep, HELLO_LEN, Hello, Reject, ServerHandshake,
+    ANSWER_LEN, Answer, ClientHandshake, ClientStep, HELLO_LEN, Hello, Negotiated, Reject, ServerHandshake,
     VERSION_MAX,
 };
 use narrows::internal::layout::Geometry;
@@ -20,7 +20,7 @@ fn client() -> ClientHandshake {
 
 fn welcome() -> Vec<u8> {
     let geometry = Geometry::new(4, 4096, 64).expect("legal");
-    let agreed = Agreement { version: VERSION_MAX, features: 0, geometry, max_message: 9, first_ticket: 3 };
+    let agreed = Negotiated { version: VERSION_MAX, features: 0, geometry, max_message: 9, first_ticket: 3 };
     Answer::Welcome(agreed).encode().to_vec()
 }
 

@@ -17,7 +17,7 @@ impl fmt::Debug for Quiet {
 impl Memory for Quiet {
     forward_memory! {
         self => self.0;
-        slots, arena, load_slot, store_slot, load, store, settle, load_flag, store_flag, take_flag, fence,
-        copy_in, copy_out, wait, doze, wake, expired,
+        slots, arena, load_slot, store_slot, load, store, set_close_reason, load_flag, store_flag, take_flag, fence,
+        copy_in, copy_out, wait, back_off, wake, has_expired,
     }
 }

@@ -7,9 +7,11 @@
 use std::sync::Arc;
 
 use narrows::internal::layout::LAST_TICKET;
-use narrows::internal::mem::{Field, Heap, Load, Memory, Span, Store, Tail, Word};
+use narrows::internal::mem::{Field, Heap, Load, Memory, Padding, Span, Store, Word};
 use narrows::internal::ring::Producer;
-use narrows::internal::{Ended, Inbound, NoPace, Outbound, RecvFault, SendFault, Wait};
+use narrows::internal::{
+    ConnectionError, NoWaitPolicy, ReceiverCore, RecvCoreError, SendCoreError, SenderCore, Wait,
+};
 
 use crate::support::rings::{In, Out, send, try_take};
 use crate::support::say;
@@ -18,24 +20,28 @@ const FIRST: [u64; 7] = [0, 1, 5, (1 << 31) - 2, (1 << 32) - 2, (1 << 62) - 2, L
 const ARENA: usize = 64;
 /// The longest message: not a multiple of anything.
 const MAX: u64 = 100;
-const LIE: RecvFault = RecvFault::Ended(Ended::ProtocolViolated);
+const LIE: RecvCoreError = RecvCoreError::Ended(ConnectionError::ProtocolViolated);
 
 fn ring(slots: u64, first: u64) -> (Out, In, Arc<Heap>) {
     let heap = Arc::new(Heap::new(count(slots), ARENA, 1));
     Producer::format(&heap, first);
     let max = count(MAX);
-    (Outbound::new(heap.clone(), NoPace, first, max), Inbound::new(heap.clone(), NoPace, first, max), heap)
+    (
+        SenderCore::new(heap.clone(), NoWaitPolicy, first, max),
+        ReceiverCore::new(heap.clone(), NoWaitPolicy, first, max),
+        heap,
+    )
 }
 
 /// Writes one ticket, whatever it means.
 fn forge(heap: &Heap, ticket: u64, stamp: u64, control: u64, total: u64) {
-    heap.copy_in(Span::Slot(ticket), 0, &total.to_le_bytes(), Tail::Keep).expect("a slot");
+    heap.copy_in(Span::Slot(ticket), 0, &total.to_le_bytes(), Padding::Keep).expect("a slot");
     heap.store_slot(ticket, Field::Control, control, Store::Relaxed);
     heap.store_slot(ticket, Field::Stamp, stamp, Store::Release);
 }
 
 fn condemned(heap: &Heap) -> bool {
-    heap.load(Word::Fate, Load::Relaxed) == 4 && heap.load(Word::ConsumerMark, Load::Relaxed) != 0
+    heap.load(Word::CloseReason, Load::Relaxed) == 4 && heap.load(Word::ConsumerClosed, Load::Relaxed) != 0
 }
 
 #[test]
@@ -70,10 +76,10 @@ fn judge_stamp(slots: u64, first: u64, taken: u64, stamp: u64) -> bool {
     let kept = if ticket >= slots { vec![0, 2 * (ticket - slots) + 2] } else { vec![0] };
     let (waiting, ready) = (kept.contains(&stamp) || stamp == 2 * ticket + 1, stamp == 2 * ticket + 2);
     forge(&heap, ticket, stamp, 3 << 32 | 1, 7);
-    assert_eq!(inb.stirred(), !waiting, "{stamp:#x} for {ticket:#x} of {slots}");
+    assert_eq!(inb.has_news(), !waiting, "{stamp:#x} for {ticket:#x} of {slots}");
     match try_take(&mut inb) {
         Ok((message, _)) => assert!(ready && message == [7, 0, 0]),
-        Err(RecvFault::Empty) => assert!(waiting, "{stamp:#x} for {ticket:#x} of {slots} is a lie"),
+        Err(RecvCoreError::Empty) => assert!(waiting, "{stamp:#x} for {ticket:#x} of {slots} is a lie"),
         Err(fault) => {
             assert!(fault == LIE && !waiting && !ready && condemned(&heap), "{stamp:#x}: {fault:?}")
         }
@@ -162,20 +168,20 @@ fn states() -> Vec<Vec<Slot>> {
 
 /// The next message, copied out at once, or lent first: then nothing but the judgement stands between
 /// the word and the caller.
-fn receive(inb: &mut In, lends: bool) -> Result<Vec<u8>, RecvFault> {
+fn receive(inb: &mut In, lends: bool) -> Result<Vec<u8>, RecvCoreError> {
     if !lends {
         return try_take(inb).map(|(message, _)| message);
     }
-    let message = inb.lend(Wait::Never)?;
+    let message = inb.borrow_next(Wait::Never)?;
     let mut bytes = vec![0; message.len().min(1000)];
     inb.read_at(&message, 0, &mut bytes).expect("what is lent is there");
-    inb.give_back(&message).map(|()| bytes)
+    inb.release(&message).map(|()| bytes)
 }
 
 /// One slot behind the honest ones; whether it is a lie.
 fn judge_slot(slots: u64, before: &[Slot], last: Slot, lends: bool) -> bool {
     let (_out, mut inb, heap) = ring(slots, 1);
-    heap.copy_in(Span::Arena(0), 0, &arena(), Tail::Keep).expect("the arena");
+    heap.copy_in(Span::Arena(0), 0, &arena(), Padding::Keep).expect("the arena");
     let mut filling = None;
     for (ticket, slot) in (1..).zip(before.iter().chain([&last])) {
         forge(&heap, ticket, 2 * ticket + 2, slot.word(), slot.total);
@@ -183,7 +189,7 @@ fn judge_slot(slots: u64, before: &[Slot], last: Slot, lends: bool) -> bool {
         let is = receive(&mut inb, lends);
         match &right {
             Ok(Some(message)) => assert_eq!(is.as_ref(), Ok(message), "{slot:?} behind {before:?}"),
-            Ok(None) => assert_eq!(is, Err(RecvFault::Empty), "{slot:?} behind {before:?}"),
+            Ok(None) => assert_eq!(is, Err(RecvCoreError::Empty), "{slot:?} behind {before:?}"),
             Err(()) => {
                 assert_eq!(is, Err(LIE), "{slot:?} behind {before:?}");
                 assert!(condemned(&heap) && try_take(&mut inb) == Err(LIE));
@@ -253,17 +259,17 @@ fn every_head_in_every_cursor_state() {
                     let right = match head {
                         head if head < known || head > tail => {
                             lies += 1;
-                            Err(SendFault::Ended(Ended::ProtocolViolated))
+                            Err(SendCoreError::Ended(ConnectionError::ProtocolViolated))
                         }
-                        head if head == known => Err(SendFault::Full),
+                        head if head == known => Err(SendCoreError::Full),
                         _ => Ok(1),
                     };
                     cases += 1;
-                    let lied = right == Err(SendFault::Ended(Ended::ProtocolViolated));
+                    let lied = right == Err(SendCoreError::Ended(ConnectionError::ProtocolViolated));
                     let is = send(&mut out, b"y", 0, Wait::Never);
                     assert_eq!(is, right, "head {head:#x}, known {known:#x}, tail {tail:#x}");
-                    let marked = heap.load(Word::ProducerMark, Load::Relaxed) != 0;
-                    assert_eq!((marked, heap.load(Word::Fate, Load::Relaxed) == 4), (lied, lied));
+                    let marked = heap.load(Word::ProducerClosed, Load::Relaxed) != 0;
+                    assert_eq!((marked, heap.load(Word::CloseReason, Load::Relaxed) == 4), (lied, lied));
                 }
             }
         }
@@ -280,25 +286,25 @@ fn every_end_with_every_rest() {
             for rest in 0..=2 {
                 let (mut out, mut inb, heap) = ring(2, 7);
                 (0..rest).for_each(|_| assert_eq!(send(&mut out, b"rest", 0, Wait::Never), Ok(4)));
-                heap.settle(fate);
-                heap.store(Word::ProducerMark, mark, Store::Release);
-                heap.store(Word::ConsumerMark, mark, Store::Release);
+                heap.set_close_reason(fate);
+                heap.store(Word::ProducerClosed, mark, Store::Release);
+                heap.store(Word::ConsumerClosed, mark, Store::Release);
                 // What ends at once, and what ends when nothing is left.
                 let (now, then) = match (fate, mark) {
-                    (1, _) => (Some(Ended::Closed), None),
-                    (4.., _) => (Some(Ended::ProtocolViolated), None),
-                    (_, 1..) | (2, _) => (None, Some(Ended::Disconnected)),
-                    (3, _) => (None, Some(Ended::PeerDied)),
+                    (1, _) => (Some(ConnectionError::Closed), None),
+                    (4.., _) => (Some(ConnectionError::ProtocolViolated), None),
+                    (_, 1..) | (2, _) => (None, Some(ConnectionError::Disconnected)),
+                    (3, _) => (None, Some(ConnectionError::PeerDied)),
                     _ => (None, None),
                 };
                 let end = now.or(then);
                 if now.is_none() {
                     (0..rest).for_each(|_| assert_eq!(try_take(&mut inb), Ok((b"rest".to_vec(), 0))));
                 }
-                let right = end.map_or(RecvFault::Empty, RecvFault::Ended);
+                let right = end.map_or(RecvCoreError::Empty, RecvCoreError::Ended);
                 assert_eq!(try_take(&mut inb), Err(right), "fate {fate}, mark {mark}, {rest} left");
-                assert_eq!(inb.stirred(), end.is_some());
-                let right = end.map_or(Ok(1), |end| Err(SendFault::Ended(end)));
+                assert_eq!(inb.has_news(), end.is_some());
+                let right = end.map_or(Ok(1), |end| Err(SendCoreError::Ended(end)));
                 assert_eq!(
                     send(&mut out, b"s", 0, Wait::Never),
                     right,

@@ -8,9 +8,9 @@ use std::fmt::{Debug, Write};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use narrows::internal::layout::{Control, Kind, LAST_TICKET};
-use narrows::internal::mem::{Field, Flag, GRAIN, Heap, INLINE, Load, Memory, Span, Tail};
-use narrows::internal::{Incoming, RecvFault, SendFault, Wait};
+use narrows::internal::layout::{Control, LAST_TICKET, SlotKind};
+use narrows::internal::mem::{ARENA_ALIGN, Field, Flag, Heap, INLINE_CAPACITY, Load, Memory, Padding, Span};
+use narrows::internal::{IncomingMessage, RecvCoreError, SendCoreError, Wait};
 
 use super::quiet::Quiet;
 use crate::support::bytes;
@@ -65,7 +65,7 @@ pub(super) struct World {
     first: u64,
     queue: VecDeque<Vec<u8>>,
     /// The front message was lent and not given back.
-    lent: Option<Incoming>,
+    lent: Option<IncomingMessage>,
     number: u64,
 }
 
@@ -80,7 +80,7 @@ impl World {
     /// One of a kind of length: nothing, something, too long for a slot, half the arena, to be cut.
     fn message(&mut self, kind: usize) -> Vec<u8> {
         self.number += 1;
-        let lens = [0, 26, INLINE + 1, self.arena / 2 + 1, self.arena.max(INLINE) + 1];
+        let lens = [0, 26, INLINE_CAPACITY + 1, self.arena / 2 + 1, self.arena.max(INLINE_CAPACITY) + 1];
         bytes(self.number, lens[kind])
     }
 
@@ -105,8 +105,8 @@ impl World {
 
     fn send(&mut self, kind: usize, wait: Wait) {
         let (message, tail) = (self.message(kind), self.tail());
-        let (len, whole) = (message.len(), self.arena.max(INLINE));
-        let piece = if self.slots < 4 { self.arena } else { (self.arena / 4).max(GRAIN) };
+        let (len, whole) = (message.len(), self.arena.max(INLINE_CAPACITY));
+        let piece = if self.slots < 4 { self.arena } else { (self.arena / 4).max(ARENA_ALIGN) };
         let pieces = if len > whole { len.div_ceil(piece) as u64 } else { 1 };
         let enough = LAST_TICKET + 1 - tail >= pieces;
         let (full, idle) = (tail - head(&*self.heap) == self.slots, self.inb.ring().ticket() == tail);
@@ -116,30 +116,30 @@ impl World {
                 assert!(!full, "a ticket more than there are slots");
                 self.queue.push_back(message);
             }
-            Err(SendFault::Full) => {
+            Err(SendCoreError::Full) => {
                 assert!(enough);
-                assert!(len > INLINE || full, "a slot is free");
+                assert!(len > INLINE_CAPACITY || full, "a slot is free");
                 assert!(len > whole || !idle, "an empty ring has room for {len} bytes");
             }
-            Err(SendFault::TooLargeToTry) => assert!(enough && wait == Wait::Never && len > whole),
-            Err(SendFault::Exhausted) => assert!(!enough),
+            Err(SendCoreError::TooLargeToTry) => assert!(enough && wait == Wait::Never && len > whole),
+            Err(SendCoreError::Exhausted) => assert!(!enough),
             Err(fault) => panic!("{fault:?}"),
         }
     }
 
     fn abandon(&mut self, kind: usize) {
         let message = self.message(kind);
-        if let Ok(claim) = self.out.claim(message.len(), Wait::Never) {
-            self.out.ring().write(&claim, 0, &message, Tail::Keep).expect("fits");
+        if let Ok(claim) = self.out.reserve(message.len(), Wait::Never) {
+            self.out.ring().write(&claim, 0, &message, Padding::Keep).expect("fits");
         }
     }
 
     fn less(&mut self, len: usize) {
         let mut message = self.message(3);
-        if let Ok(claim) = self.out.claim(message.len(), Wait::Never) {
+        if let Ok(claim) = self.out.reserve(message.len(), Wait::Never) {
             message.truncate(len);
-            self.out.ring().write(&claim, 0, &message, Tail::Zero).expect("fits");
-            self.out.ring().open(&claim);
+            self.out.ring().write(&claim, 0, &message, Padding::Zero).expect("fits");
+            self.out.ring().mark_writing(&claim);
             self.out.commit(&claim, len, 3);
             self.queue.push_back(message);
         }
@@ -153,8 +153,8 @@ impl World {
                 continue;
             }
             let Ok(claim) = self.out.stage(to, message.len()) else { break };
-            self.out.ring().open(&claim);
-            self.out.ring().write(&claim, 0, &message, Tail::Zero).expect("fits");
+            self.out.ring().mark_writing(&claim);
+            self.out.ring().write(&claim, 0, &message, Padding::Zero).expect("fits");
             self.out.describe_whole(&claim, message.len(), kind as u64);
             to = claim.after();
             staged.push(message);
@@ -180,8 +180,8 @@ impl World {
         }
     }
 
-    fn nothing(&self, fault: RecvFault) {
-        assert_eq!(fault, RecvFault::Empty);
+    fn nothing(&self, fault: RecvCoreError) {
+        assert_eq!(fault, RecvCoreError::Empty);
         assert!(self.queue.is_empty(), "{} messages are there", self.queue.len());
         assert_eq!(self.inb.ring().ticket(), self.tail(), "all pieces are taken");
     }
@@ -190,12 +190,12 @@ impl World {
         self.lent_is_over();
         let Some(front) = self.queue.front().filter(|front| !front.is_empty()) else { return };
         let fault = self.inb.recv(&mut vec![0; front.len() - 1], Wait::Never).map(|_| ());
-        assert_eq!(fault, Err(RecvFault::BufferTooSmall(front.len())));
+        assert_eq!(fault, Err(RecvCoreError::BufferTooSmall(front.len())));
     }
 
     fn lend(&mut self) {
         self.lent_is_over();
-        match self.inb.lend(Wait::Never) {
+        match self.inb.borrow_next(Wait::Never) {
             Ok(message) => {
                 let mut buffer = vec![0; message.len()];
                 self.inb.read_at(&message, 0, &mut buffer).expect("inside");
@@ -208,7 +208,7 @@ impl World {
 
     fn give_back(&mut self) {
         if let Some(message) = self.lent {
-            self.inb.give_back(&message).expect("honest");
+            self.inb.release(&message).expect("honest");
             self.lent_is_over();
         }
     }
@@ -227,9 +227,9 @@ impl World {
     /// A sender that waits for space need not hope that the receiver looks once more, behind the last message.
     fn whoever_waits_is_told(&mut self) {
         let longest = self.out.in_place();
-        let Ok(Some(needs)) = self.out.needs(longest) else { return };
+        let Ok(Some(needs)) = self.out.ticket_to_await(longest) else { return };
         self.lent_is_over();
-        self.out.ring().want(needs);
+        self.out.ring().announce_wait(needs);
         self.heap.store_flag(Flag::Producer, 1);
         for _ in 0..self.queue.len() {
             self.receive();
@@ -248,7 +248,7 @@ impl World {
         let mut taken = HashSet::new();
         for ticket in published..tail {
             for grain in self.grains(ticket) {
-                assert!(grain < self.arena / GRAIN && taken.insert(grain), "ticket {ticket} overlaps");
+                assert!(grain < self.arena / ARENA_ALIGN && taken.insert(grain), "ticket {ticket} overlaps");
             }
         }
     }
@@ -257,8 +257,8 @@ impl World {
     fn grains(&self, ticket: u64) -> std::ops::Range<usize> {
         let word = self.heap.load_slot(ticket, Field::Control, Load::Relaxed);
         let control = Control::decode(word, self.arena as u64).expect("honest");
-        let (place, len) = (control.place as usize, control.len as usize);
-        if control.kind == Kind::Inline { 0..0 } else { place..place + len.div_ceil(GRAIN) }
+        let (place, len) = (control.unit as usize, control.len as usize);
+        if control.kind == SlotKind::Inline { 0..0 } else { place..place + len.div_ceil(ARENA_ALIGN) }
     }
 
     /// Tickets in flight, grains in flight, and where the next payload would stand.
@@ -266,7 +266,7 @@ impl World {
         let (tail, place) = (self.tail(), numbers(&self.out.ring().next())[1]);
         let in_flight = self.inb.ring().ticket()..tail;
         let fill = in_flight.clone().map(|ticket| self.grains(ticket).len()).sum();
-        (in_flight.end - in_flight.start, fill, place % self.arena as u64 / GRAIN as u64)
+        (in_flight.end - in_flight.start, fill, place % self.arena as u64 / ARENA_ALIGN as u64)
     }
 
     /// All that decides what the ring does next, relative to where it is.

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 
 use narrows::SharedMemoryServer;
-use narrows::internal::layout::{Control, Geometry, Kind as Carried, words};
+use narrows::internal::layout::{Control, Geometry, SlotKind as Carried, words};
 use narrows::internal::rpc::wire::{Kind, MORE, STREAM, UPLOAD};
 
 use crate::support::calls::raw::{Raw, head, settings};
@@ -41,7 +41,7 @@ impl Scribbler {
         self.hand.payload(self.ticket, &padded.collect::<Vec<_>>());
         self.hand.pages.word(self.hand.slot(self.ticket) + 16).store(id, Ordering::Relaxed);
         let len = u32::try_from(bytes.len()).expect("few");
-        self.hand.commit(self.ticket, Control { kind: Carried::Inline, abort: false, len, place: 0 });
+        self.hand.commit(self.ticket, Control { kind: Carried::Inline, abort: false, len, unit: 0 });
         self.ticket += 1;
         self.wake();
     }
@@ -49,12 +49,12 @@ impl Scribbler {
     /// Stores an urgent word.
     fn post(&self, index: usize, word: u64) {
         let page = self.hand.outgoing().words;
-        self.hand.pages.word(page + words::URGENT + 8 * index).store(word, Ordering::Release);
+        self.hand.pages.word(page + words::OOB + 8 * index).store(word, Ordering::Release);
     }
 
     fn ring(&self, bell: u64) {
         let page = self.hand.outgoing().words;
-        self.hand.pages.word(page + words::BELL).store(bell, Ordering::Release);
+        self.hand.pages.word(page + words::DOORBELL).store(bell, Ordering::Release);
         self.wake();
     }
 

@@ -19,7 +19,9 @@ use narrows::internal::mem::Heap;
 use narrows::internal::rpc::client;
 use narrows::internal::rpc::server::{Gone, Hall, Limits, Parts, Table};
 use narrows::internal::rpc::wire::{Head, Kind, STREAM, UPLOAD, cost};
-use narrows::internal::{Ear, Inbound, NoPace, Outbound, Poster, RealThreads, Violation, Wait};
+use narrows::internal::{
+    IncomingSignals, NoWaitPolicy, OobSender, ProtocolViolation, RealSync, ReceiverCore, SenderCore, Wait,
+};
 
 type Mem = Arc<Heap>;
 
@@ -74,26 +76,31 @@ fn ring(slots: usize, places: usize) -> Mem {
     Arc::new(Heap::new(slots, 128, places))
 }
 
-fn outbound(mem: &Mem) -> Outbound<Mem, NoPace> {
-    Outbound::new(Arc::clone(mem), NoPace, 0, 1024)
+fn outbound(mem: &Mem) -> SenderCore<Mem, NoWaitPolicy> {
+    SenderCore::new(Arc::clone(mem), NoWaitPolicy, 0, 1024)
 }
 
-fn inbound(mem: &Mem) -> Inbound<Mem, NoPace> {
-    Inbound::new(Arc::clone(mem), NoPace, 0, 1024)
+fn inbound(mem: &Mem) -> ReceiverCore<Mem, NoWaitPolicy> {
+    ReceiverCore::new(Arc::clone(mem), NoWaitPolicy, 0, 1024)
 }
 
 /// A server whose ring to the client has one slot; all windows are two chunks of one byte.
-fn hall(up: &Mem, down: &Mem, places: usize) -> Arc<Hall<Mem, NoPace, RealThreads>> {
+fn hall(up: &Mem, down: &Mem, places: usize) -> Arc<Hall<Mem, NoWaitPolicy, RealSync>> {
     let window = 2 * cost(1);
     let limits = Limits { places, max: 16, piece: 32, window, push_window: window };
-    let (table, ear) = (Table::new(limits), Ear::new(Arc::clone(up)));
+    let (table, ear) = (Table::new(limits), IncomingSignals::new(Arc::clone(up)));
     let parts = Parts { outbound: outbound(down), outgoing: Arc::clone(down), ear, table, piece: 32 };
     let hall = Arc::new(Hall::new(parts));
     hall.open(|_| ());
     hall
 }
 
-fn take(hall: &Hall<Mem, NoPace, RealThreads>, id: u64, head: Head, len: usize) -> Result<(), Violation> {
+fn take(
+    hall: &Hall<Mem, NoWaitPolicy, RealSync>,
+    id: u64,
+    head: Head,
+    len: usize,
+) -> Result<(), ProtocolViolation> {
     hall.with(|table| table.take(id, head, len, |_| (), |_, _| Ok(()))).map(drop)
 }
 
@@ -136,18 +143,18 @@ fn credit_that_cannot_be_sent_is_kept_once() {
 #[test]
 fn an_old_cancel_hides_no_newer_one() {
     let (up, down) = (ring(8, 2), ring(8, 2));
-    let desk: client::Desk<Mem, NoPace, RealThreads> = client::Desk::new(client::Parts {
+    let desk: client::Desk<Mem, NoWaitPolicy, RealSync> = client::Desk::new(client::Parts {
         inbound: inbound(&down),
         outbound: outbound(&up),
-        poster: Poster::new(Arc::clone(&up)),
-        ear: Ear::new(Arc::clone(&down)),
+        poster: OobSender::new(Arc::clone(&up)),
+        ear: IncomingSignals::new(Arc::clone(&down)),
         table: client::Table::new(2, 16, 130, 130),
         places: 2,
         piece: 32,
     });
-    let ear = Ear::new(up);
+    let ear = IncomingSignals::new(up);
     [4, 2, 3].into_iter().for_each(|id| desk.cancel(id));
-    assert_eq!([ear.urgent(0), ear.urgent(1)], [4, 3]);
+    assert_eq!([ear.oob(0), ear.oob(1)], [4, 3]);
 }
 
 /// The sequence of a stream's frames wraps, and goes on.

@@ -10,7 +10,7 @@ use crate::support::Watchdog;
 use narrows::internal::rpc::frame::{Frame, send};
 use narrows::internal::rpc::server::{Attendant, Body, Failure, Given, Gone, Hall, Service, Started, Upload};
 use narrows::internal::rpc::wire::{CHUNK_COST, Head, Kind, MORE, STREAM, Status, UPLOAD};
-use narrows::internal::{Inbound, NoPace, Outbound, Poster, RealThreads, Wait};
+use narrows::internal::{NoWaitPolicy, OobSender, RealSync, ReceiverCore, SenderCore, Wait};
 
 /// What a chunk of one byte costs.
 const PRICE: u32 = CHUNK_COST + 1;
@@ -80,14 +80,14 @@ struct Place {
 #[derive(Default)]
 struct Methods(Vec<u8>);
 
-impl Service<Mem, NoPace> for Methods {
+impl Service<Mem, NoWaitPolicy> for Methods {
     fn admit(&mut self, method: u32, _flags: u8) -> Result<bool, Failure> {
         if method == REFUSED { Err((Status::Busy, 0, String::new())) } else { Ok(method == INLINE) }
     }
 
     fn run(&mut self, _call: Started, _request: Vec<u8>, _arrived: Option<Instant>) {}
 
-    fn run_in_place(&mut self, _: Started, _: Given<'_, Mem, NoPace>) -> Result<&mut Vec<u8>, Failure> {
+    fn run_in_place(&mut self, _: Started, _: Given<'_, Mem, NoWaitPolicy>) -> Result<&mut Vec<u8>, Failure> {
         self.0 = vec![1];
         Ok(&mut self.0)
     }
@@ -98,11 +98,11 @@ impl Service<Mem, NoPace> for Methods {
 }
 
 struct World {
-    hall: Arc<Hall<Mem, NoPace, RealThreads>>,
-    attendant: Attendant<Mem, NoPace, RealThreads>,
-    out: Outbound<Mem, NoPace>,
-    inb: Inbound<Mem, NoPace>,
-    poster: Poster<Mem>,
+    hall: Arc<Hall<Mem, NoWaitPolicy, RealSync>>,
+    attendant: Attendant<Mem, NoWaitPolicy, RealSync>,
+    out: SenderCore<Mem, NoWaitPolicy>,
+    inb: ReceiverCore<Mem, NoWaitPolicy>,
+    poster: OobSender<Mem>,
     places: Vec<Place>,
     wire: Option<(u64, Kind, u16)>,
     control: Vec<u64>,
@@ -122,7 +122,7 @@ impl Plays for World {
             hall,
             out: outbound(&up),
             inb: inbound(&down),
-            poster: Poster::new(up),
+            poster: OobSender::new(up),
             places,
             wire: None,
             control: Vec::new(),
@@ -297,7 +297,7 @@ impl World {
         if place.phase == Phase::Idle {
             return Came::Never;
         }
-        self.poster.post(u32::try_from(at).expect("small"), place.id);
+        self.poster.send(u32::try_from(at).expect("small"), place.id);
         let last = place.outbox.front().is_some_and(|kind| *kind != Kind::Chunk);
         if !last {
             place.outbox.clear();
@@ -382,7 +382,7 @@ impl World {
         let came = frame.map(|frame| (frame.id, frame.head.kind, frame.head.seq));
         assert_eq!(came, self.wire.take(), "what is on the wire");
         let Some(frame) = frame else { return Came::Never };
-        self.inb.give_back(frame.message()).expect("honest");
+        self.inb.release(frame.message()).expect("honest");
         Came::On
     }
 }

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use super::server::{MethodResult, Server, refused};
 use super::{CallRings, Mem, text};
-use narrows::internal::mem::Until;
+use narrows::internal::mem::Deadline;
 use narrows::internal::rpc::Over;
 use narrows::internal::rpc::client::{Desk, Final, Parts, Stop, Table};
 use narrows::internal::rpc::pieces::Cut;
 use narrows::internal::rpc::server::Limits;
 use narrows::internal::rpc::wire::{DEADLINE, Head, Kind, NOTIFY, STREAM, Status, UPLOAD, cost};
-use narrows::internal::{Ear, Pace, Poster, RealThreads, Wait};
+use narrows::internal::{IncomingSignals, OobSender, RealSync, Wait, WaitPolicy};
 
 /// A deadline that no call reaches which the server answers at once.
 const LONG: Duration = Duration::from_secs(20);
@@ -40,10 +40,10 @@ impl Turn {
     }
 }
 
-impl Pace for Turn {
+impl WaitPolicy for Turn {
     fn active(&mut self) {}
 
-    fn pass(&mut self, _until: Until, look: impl Fn() -> bool) -> bool {
+    fn spin(&mut self, _until: Deadline, look: impl Fn() -> bool) -> bool {
         (0..200).any(|_| {
             self.answer();
             look()
@@ -52,7 +52,7 @@ impl Pace for Turn {
 
     fn slept(&mut self) {}
 
-    fn glances(&mut self) -> u32 {
+    fn brief_spins(&mut self) -> u32 {
         self.answer();
         1
     }
@@ -84,7 +84,7 @@ pub(super) struct Call {
 
 /// The client, and all calls that it made.
 pub(super) struct Client {
-    pub(super) desk: Desk<Mem, Turn, RealThreads>,
+    pub(super) desk: Desk<Mem, Turn, RealSync>,
     pub(super) calls: BTreeMap<u64, Call>,
     pub(super) turn: Turn,
     pub(super) pushes: usize,
@@ -101,8 +101,8 @@ impl Client {
         let desk = Desk::new(Parts {
             inbound: CallRings::receiver(&rings.down, turn.clone()),
             outbound: CallRings::sender(&rings.up, turn.clone()),
-            poster: Poster::new(rings.up.clone()),
-            ear: Ear::new(rings.down.clone()),
+            poster: OobSender::new(rings.up.clone()),
+            ear: IncomingSignals::new(rings.down.clone()),
             table: Table::new(places, max, window, push_window),
             places,
             piece,

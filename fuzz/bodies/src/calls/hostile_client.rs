@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use super::server::Server;
 use super::{CallRings, Mem, length, text};
 use crate::bytes::Bytes;
-use narrows::internal::Ended;
+use narrows::internal::ConnectionError;
 use narrows::internal::rpc::frame::{Frame, send};
 use narrows::internal::rpc::pieces::Assembly;
 use narrows::internal::rpc::server::Limits;
 use narrows::internal::rpc::wire::{DEADLINE, HEAD, Head, Kind, MORE, NOTIFY, STREAM, UPLOAD};
-use narrows::internal::{Inbound, NoPace, Outbound, Poster, Wait};
+use narrows::internal::{NoWaitPolicy, OobSender, ReceiverCore, SenderCore, Wait};
 
 /// What the client sent and received in one call.
 #[derive(Debug, Default)]
@@ -26,9 +26,9 @@ struct CallView {
 
 /// The server, and what the hostile client knows of it.
 struct HostileClient {
-    out: Outbound<Mem, NoPace>,
-    inb: Inbound<Mem, NoPace>,
-    poster: Poster<Mem>,
+    out: SenderCore<Mem, NoWaitPolicy>,
+    inb: ReceiverCore<Mem, NoWaitPolicy>,
+    poster: OobSender<Mem>,
     server: Server,
     views: BTreeMap<u64, CallView>,
     /// The push that is being received, and the number of those before it.
@@ -41,7 +41,7 @@ struct HostileClient {
 pub(super) fn run(bytes: &mut Bytes<'_>) {
     let rings = CallRings::new(bytes);
     let (out, inb) = CallRings::end(&rings.up, &rings.down);
-    let poster = Poster::new(rings.up.clone());
+    let poster = OobSender::new(rings.up.clone());
     let server = Server::new(&rings, false);
     server.hall.open(|_| ());
     let (limits, views, next) = (rings.limits, BTreeMap::new(), rings.limits.places as u64);
@@ -128,7 +128,7 @@ impl HostileClient {
         let id = if bytes.rarely(4) { bytes.number() } else { self.id(bytes) };
         let place = bytes.rarely(8).then(|| u32::from(bytes.u8()));
         let slot = u32::try_from(id % self.limits.places as u64).unwrap_or(0);
-        self.poster.post(place.unwrap_or(slot), id);
+        self.poster.send(place.unwrap_or(slot), id);
     }
 
     /// Receives all that the server sent, and checks it.
@@ -136,7 +136,7 @@ impl HostileClient {
         while let Ok(message) = self.inb.next(Wait::Never) {
             let frame = Frame::open(&self.inb, &message).expect("a frame");
             self.check(&frame);
-            self.inb.give_back(&message).expect("nobody overwrites it");
+            self.inb.release(&message).expect("nobody overwrites it");
         }
     }
 
@@ -174,7 +174,7 @@ impl HostileClient {
     fn finish(&mut self) {
         for _ in 0..5000 {
             if let Some(ended) = self.server.over {
-                assert_eq!(ended, Ended::ProtocolViolated);
+                assert_eq!(ended, ConnectionError::ProtocolViolated);
                 assert_eq!(
                     self.server.hall.push(&[], Wait::Never),
                     Err(narrows::internal::rpc::server::Gone::Ended(ended))

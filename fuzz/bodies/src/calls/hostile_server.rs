@@ -4,19 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{CallRings, Mem, length, text};
 use crate::bytes::Bytes;
-use narrows::internal::Ended;
+use narrows::internal::ConnectionError;
 use narrows::internal::rpc::client::{Desk, Final, Parts, Stop, Table};
 use narrows::internal::rpc::frame::send;
 use narrows::internal::rpc::pieces::Cut;
 use narrows::internal::rpc::server::Limits;
 use narrows::internal::rpc::wire::{HEAD, Head, Kind, MORE, NOTIFY, STREAM, UPLOAD, cost};
-use narrows::internal::{Ear, Inbound, NoPace, Outbound, Poster, RealThreads, Wait};
+use narrows::internal::{IncomingSignals, NoWaitPolicy, OobSender, RealSync, ReceiverCore, SenderCore, Wait};
 
 /// The client, and what the hostile server knows of it.
 struct HostileServer {
-    out: Outbound<Mem, NoPace>,
-    inb: Inbound<Mem, NoPace>,
-    desk: Desk<Mem, NoPace, RealThreads>,
+    out: SenderCore<Mem, NoWaitPolicy>,
+    inb: ReceiverCore<Mem, NoWaitPolicy>,
+    desk: Desk<Mem, NoWaitPolicy, RealSync>,
     /// Calls whose end was not taken yet.
     open: Vec<u64>,
     /// The expected sequence of each call's next frame.
@@ -36,10 +36,10 @@ pub(super) fn run(bytes: &mut Bytes<'_>) {
     let limits = rings.limits;
     let Limits { places, max, piece, window, push_window } = limits;
     let desk = Desk::new(Parts {
-        inbound: CallRings::receiver(&rings.down, NoPace),
-        outbound: CallRings::sender(&rings.up, NoPace),
-        poster: Poster::new(rings.up.clone()),
-        ear: Ear::new(rings.down.clone()),
+        inbound: CallRings::receiver(&rings.down, NoWaitPolicy),
+        outbound: CallRings::sender(&rings.up, NoWaitPolicy),
+        poster: OobSender::new(rings.up.clone()),
+        ear: IncomingSignals::new(rings.down.clone()),
         table: Table::new(places, max, window, push_window),
         places,
         piece,
@@ -78,7 +78,7 @@ impl HostileServer {
     fn check(&self) {
         match self.desk.over() {
             None => self.desk.books().table.audit(),
-            Some(over) => assert_eq!(over, Ended::ProtocolViolated),
+            Some(over) => assert_eq!(over, ConnectionError::ProtocolViolated),
         }
     }
 
@@ -162,7 +162,7 @@ impl HostileServer {
                 self.open.retain(|it| *it != id);
             }
             Err(Stop::Timeout) => assert!(self.desk.over().is_none()),
-            Err(stop) => assert_eq!(stop, Stop::Ended(Ended::ProtocolViolated)),
+            Err(stop) => assert_eq!(stop, Stop::Ended(ConnectionError::ProtocolViolated)),
         }
     }
 
@@ -233,15 +233,17 @@ impl HostileServer {
     fn finish(&mut self) {
         let over = self.desk.wait(self.desk.freed(), Wait::Never, |_| None::<()>);
         self.check();
-        self.desk.end(Ended::Closed);
+        self.desk.end(ConnectionError::Closed);
         let expected = match over {
             Err(Stop::Ended(ended)) => ended,
-            _ => Ended::Closed,
+            _ => ConnectionError::Closed,
         };
         for id in std::mem::take(&mut self.open) {
             match self.end(id, &mut Vec::new()) {
                 Err(stop) => assert_eq!(stop, Stop::Ended(expected)),
-                Ok(_) => assert_eq!(expected, Ended::Closed, "a frame of a hostile server ended a call"),
+                Ok(_) => {
+                    assert_eq!(expected, ConnectionError::Closed, "a frame of a hostile server ended a call")
+                }
             }
         }
     }

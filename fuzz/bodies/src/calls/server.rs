@@ -6,14 +6,14 @@ use std::time::Instant;
 
 use super::{CallRings, Mem, length, text};
 use crate::bytes::Bytes;
-use narrows::internal::Ended;
+use narrows::internal::ConnectionError;
 use narrows::internal::rpc::server::{
     Attendant, Body, Failure, Given, Gone, Hall, Limits, Parts, Service, Started, Table, Upload,
 };
 use narrows::internal::rpc::wire::{DEADLINE, Head, Kind, MORE, STREAM, Status, UPLOAD, cost};
-use narrows::internal::{Ear, NoPace, RealThreads, Wait};
+use narrows::internal::{IncomingSignals, NoWaitPolicy, RealSync, Wait};
 
-type TestHall = Hall<Mem, NoPace, RealThreads>;
+type TestHall = Hall<Mem, NoWaitPolicy, RealSync>;
 
 /// The end of a method.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,7 +97,7 @@ impl Methods {
     }
 }
 
-impl Service<Mem, NoPace> for Methods {
+impl Service<Mem, NoWaitPolicy> for Methods {
     fn admit(&mut self, method: u32, flags: u8) -> Result<bool, Failure> {
         if refused(method) {
             return Err((Status::Busy, 0, "refused".into()));
@@ -118,7 +118,7 @@ impl Service<Mem, NoPace> for Methods {
     fn run_in_place(
         &mut self,
         call: Started,
-        given: Given<'_, Mem, NoPace>,
+        given: Given<'_, Mem, NoWaitPolicy>,
     ) -> Result<&mut Vec<u8>, Failure> {
         let request = given.to_vec();
         let result = answer(call.method, body(call, &request), self.max);
@@ -148,10 +148,10 @@ fn body(call: Started, request: &[u8]) -> &[u8] {
 /// The server, and what it did.
 pub(super) struct Server {
     pub(super) hall: Arc<TestHall>,
-    attendant: Attendant<Mem, NoPace, RealThreads>,
+    attendant: Attendant<Mem, NoWaitPolicy, RealSync>,
     pub(super) methods: Methods,
     /// The error that the connection ended with.
-    pub(super) over: Option<Ended>,
+    pub(super) over: Option<ConnectionError>,
     /// Pushes that the server accepted.
     pub(super) pushed: Vec<Vec<u8>>,
     pub(super) limits: Limits,
@@ -167,7 +167,7 @@ impl Server {
         let parts = Parts {
             outbound: out,
             outgoing: Arc::clone(&rings.down),
-            ear: Ear::new(Arc::clone(&rings.up)),
+            ear: IncomingSignals::new(Arc::clone(&rings.up)),
             table: Table::new(limits),
             piece: limits.piece,
         };
