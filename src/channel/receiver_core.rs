@@ -399,12 +399,22 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
 
     /// Gives back what was lent: the guard's end, or the next call if the guard was forgotten.
     pub(super) fn give_back_lent(&mut self) -> Result<(), RecvFault> {
-        match self.state {
-            State::Borrowed(_) | State::BorrowedReassembled => {
-                self.at_hand().map_or(Ok(()), |message| self.give_back(&message))
+        let unchanged = match &self.state {
+            State::Borrowed(arrival) => {
+                let unchanged = self.ring.verify(arrival);
+                self.ring.release(arrival);
+                self.pace.active();
+                unchanged
             }
-            State::Idle | State::Scanning | State::Found(_) | State::Ended(_) => Ok(()),
-        }
+            State::BorrowedReassembled => {
+                self.partial.discard();
+                Ok(())
+            }
+            State::Idle | State::Scanning | State::Found(_) | State::Ended(_) => return Ok(()),
+        };
+        unchanged.map_err(|violation| self.condemn(violation))?;
+        self.state = State::Idle;
+        Ok(())
     }
 
     #[inline(always)]
