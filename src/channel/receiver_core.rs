@@ -399,15 +399,25 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
 
     /// Gives back what was lent: the guard's end, or the next call if the guard was forgotten.
     pub(super) fn release_borrowed(&mut self) -> Result<(), RecvCoreError> {
-        match self.state {
-            ReceiverState::Borrowed(_) | ReceiverState::BorrowedReassembled => {
-                self.at_hand().map_or(Ok(()), |message| self.release(&message))
+        let unchanged = match &self.state {
+            ReceiverState::Borrowed(arrival) => {
+                let unchanged = self.ring.verify(arrival);
+                self.ring.release(arrival);
+                self.pace.active();
+                unchanged
+            }
+            ReceiverState::BorrowedReassembled => {
+                self.partial.discard();
+                Ok(())
             }
             ReceiverState::Idle
             | ReceiverState::Scanning
             | ReceiverState::Found(_)
-            | ReceiverState::Ended(_) => Ok(()),
-        }
+            | ReceiverState::Ended(_) => return Ok(()),
+        };
+        unchanged.map_err(|violation| self.fail_protocol(violation))?;
+        self.state = ReceiverState::Idle;
+        Ok(())
     }
 
     #[inline(always)]
