@@ -7,7 +7,7 @@ use libtest_mimic::Failed;
 use loom_tests::weakened::code::SOURCES;
 
 /// Files that name the machine's orderings and are none of the protocol.
-const OTHERS: [(&str, &str); 13] = [
+const OTHERS: [(&str, &str); 14] = [
     ("mem.rs", "names the orderings"),
     ("mem/heap.rs", "is a machine; the models have their own"),
     ("sys/mapping.rs", "is a machine; the models have their own"),
@@ -17,6 +17,7 @@ const OTHERS: [(&str, &str); 13] = [
     ("sys/fork.rs", "publishes what exists once in a process; no page of a connection"),
     ("sys/spawn.rs", "a token that is taken once; no page of a connection"),
     ("sys/testing.rs", "ends children of tests by a clock"),
+    ("sys/threads.rs", "counts the threads of the library; no page of a connection"),
     ("establish/child.rs", "a token that is taken once; no page of a connection"),
     ("listener.rs", "a listener that is closed; no page of a connection"),
     ("rpc/client/renewal.rs", "whether a thread reconnects in the background; no page of a connection"),
