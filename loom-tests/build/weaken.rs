@@ -50,7 +50,7 @@ const STEPS: [&str; 12] = [
 ];
 
 /// As [`STEPS`], of the layer above.
-const CALLS: [&str; 14] = [
+const CALLS: [&str; 15] = [
     "notify",
     "notify_one",
     "notify_self",
@@ -63,6 +63,7 @@ const CALLS: [&str; 14] = [
     "obey",
     "pass_on",
     "post",
+    "send_oob",
     "for_each",
     "spoil",
 ];
@@ -81,7 +82,7 @@ const QUESTIONS: [&str; 9] = [
 ];
 
 /// Those that may refuse.
-const CHECKS: [&str; 3] = ["verify", "validate", "check"];
+const CHECKS: [&str; 4] = ["verify", "validate", "judge", "check"];
 
 /// Functions that compare for what is not the protocol: how things are written down and counted.
 const PLAIN: [&str; 7] = ["of", "new", "default", "fmt", "encode", "direction", "is_empty"];

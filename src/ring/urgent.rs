@@ -19,7 +19,7 @@ impl<M: Memory> OobSender<M> {
     }
 
     /// Stores a word (the index is masked), rings, and wakes the consumer if it sleeps.
-    pub fn send(&mut self, index: u32, value: u64) {
+    pub fn send_oob(&mut self, index: u32, value: u64) {
         // pairs with the Acquire load in `urgent`.
         self.mem.store(Word::Oob(index), value, Store::Release);
         self.doorbell = self.doorbell.wrapping_add(1);

@@ -295,7 +295,7 @@ fn urgent_words_stand_alone_and_the_bell_counts_them() {
     let mut poster = OobSender::new(heap.clone());
     put(&mut out, b"the ring is full", 0);
     for (count, index) in (1..).zip([0, 3, 3, 4, u32::MAX]) {
-        poster.send(index, u64::from(index) + 100);
+        poster.send_oob(index, u64::from(index) + 100);
         assert_eq!((load_oob(&heap, index), load_doorbell(&heap)), (u64::from(index) + 100, count));
     }
     assert_eq!(load_oob(&heap, 0), 104, "four words: the index is masked");

@@ -287,7 +287,7 @@ impl<'l, 'd> Halves<'l, 'd> {
         match op {
             12 => notify(&mem, flag),
             13 => force_notify(&mem, flag),
-            14 => self.poster.send(mem.choose(Bytes::u32), number),
+            14 => self.poster.send_oob(mem.choose(Bytes::u32), number),
             15 => drop((load_oob(&mem, mem.choose(Bytes::u32)), load_doorbell(&mem))),
             16 if mem.choose(|bytes| bytes.rarely(4)) => {
                 mem.set_close_reason(CloseReason::Died as u64 - number % 2);

@@ -143,7 +143,7 @@ impl Client {
     }
 
     pub(super) fn cancels(&mut self, id: u64) {
-        self.poster.send(u32::try_from(id).unwrap() % 2, id);
+        self.poster.send_oob(u32::try_from(id).unwrap() % 2, id);
     }
 }
 

@@ -12,7 +12,7 @@ pub(super) const ALL: &[Named] =
 
 fn an_urgent_word_wakes_and_is_seen() {
     let (a, b) = connection::<Cells>(1, 64);
-    let peer = thread::spawn(move || OobSender::new(a.out).send(3, 7));
+    let peer = thread::spawn(move || OobSender::new(a.out).send_oob(3, 7));
     assert!(sleep_until(&b.into, None, || load_doorbell(&b.into) != 0));
     assert_eq!(load_oob(&b.into, 3), 7);
     peer.join().unwrap();
@@ -22,7 +22,7 @@ fn what_was_done_before_an_urgent_word_is_seen_behind_it() {
     let (a, b) = connection::<Cells>(1, 64);
     let peer = thread::spawn(move || {
         a.out.copy_in(Span::Slot(0), 0, &[5], Padding::Zero).unwrap();
-        OobSender::new(a.out).send(0, 1);
+        OobSender::new(a.out).send_oob(0, 1);
     });
     if load_oob(&b.into, 0) == 1 {
         let mut byte = [0];

@@ -278,7 +278,7 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> Desk<M, P, T> {
         // A call that is over may have given its place to one that was cancelled since: its word stays.
         if bell.last[at] < id {
             bell.last[at] = id;
-            bell.poster.send(u32::try_from(at).unwrap_or(0), id);
+            bell.poster.send_oob(u32::try_from(at).unwrap_or(0), id);
         }
     }
 

@@ -297,7 +297,7 @@ impl World {
         if place.phase == Phase::Idle {
             return Came::Never;
         }
-        self.poster.send(u32::try_from(at).expect("small"), place.id);
+        self.poster.send_oob(u32::try_from(at).expect("small"), place.id);
         let last = place.outbox.front().is_some_and(|kind| *kind != Kind::Chunk);
         if !last {
             place.outbox.clear();

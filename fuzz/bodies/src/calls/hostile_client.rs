@@ -128,7 +128,7 @@ impl HostileClient {
         let id = if bytes.rarely(4) { bytes.number() } else { self.id(bytes) };
         let place = bytes.rarely(8).then(|| u32::from(bytes.u8()));
         let slot = u32::try_from(id % self.limits.places as u64).unwrap_or(0);
-        self.poster.send(place.unwrap_or(slot), id);
+        self.poster.send_oob(place.unwrap_or(slot), id);
     }
 
     /// Receives all that the server sent, and checks it.
