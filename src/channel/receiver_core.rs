@@ -398,7 +398,11 @@ impl<M: Memory, P: Pace> Inbound<M, P> {
     }
 
     /// Gives back what was lent: the guard's end, or the next call if the guard was forgotten.
-    pub(super) fn give_back_lent(&mut self) -> Result<(), RecvFault> {
+    ///
+    /// # Errors
+    ///
+    /// As [`give_back`](Self::give_back).
+    pub fn give_back_lent(&mut self) -> Result<(), RecvFault> {
         let unchanged = match &self.state {
             State::Borrowed(arrival) => {
                 let unchanged = self.ring.verify(arrival);

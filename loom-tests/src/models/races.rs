@@ -7,13 +7,14 @@ use narrows::internal::mem::Tail;
 
 use super::super::code::layout::Kind;
 use super::super::code::ring::Cursor;
-use super::super::code::{Ended, Inbound, NoPace, Outbound, RecvFault, Wait};
+use super::super::code::{Ended, Inbound, Incoming, NoPace, Outbound, RecvFault, Wait};
 use super::{MAX_MESSAGE, Named, named, receiver, recv_within};
 use crate::machine::{Blind, RacyModel, Side, Words, connection};
 
 pub(super) const ALL: &[Named] = named![
     a_message_that_is_lapped_is_no_message,
     a_lent_message_that_is_lapped_is_found_out,
+    a_borrowed_message_that_is_overwritten_is_found_out_by_its_guard,
     a_piece_that_is_lapped_is_no_piece,
 ];
 
@@ -45,16 +46,26 @@ fn a_message_that_is_lapped_is_no_message() {
 }
 
 fn a_lent_message_that_is_lapped_is_found_out() {
+    borrow_an_overwritten_message(|inb, message| inb.give_back(message));
+}
+
+fn a_borrowed_message_that_is_overwritten_is_found_out_by_its_guard() {
+    borrow_an_overwritten_message(|inb, _| inb.give_back_lent());
+}
+
+type Racing = Inbound<RacyModel, NoPace>;
+
+fn borrow_an_overwritten_message(release: impl Fn(&mut Racing, &Incoming) -> Result<(), RecvFault>) {
     let (a, b) = connection::<Words>(1, 64);
     let mut out = liar(a);
     lap(&mut out, &[1; 16]);
     let peer = thread::spawn(move || lap(&mut out, &[2; 16]));
-    let mut inb: Inbound<RacyModel, NoPace> = receiver(&b);
+    let mut inb: Racing = receiver(&b);
     if let Ok(message) = inb.lend(Wait::Never) {
         let mut bytes = vec![0; message.len()];
         // What is torn may be a lie about the length as well.
         let _refused = inb.read_at(&message, 0, &mut bytes);
-        judge(inb.give_back(&message).map(|()| bytes));
+        judge(release(&mut inb, &message).map(|()| bytes));
     }
     peer.join().unwrap();
 }
