@@ -398,7 +398,11 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
     }
 
     /// Gives back what was lent: the guard's end, or the next call if the guard was forgotten.
-    pub(super) fn release_borrowed(&mut self) -> Result<(), RecvCoreError> {
+    ///
+    /// # Errors
+    ///
+    /// As [`release`](Self::release).
+    pub fn release_borrowed(&mut self) -> Result<(), RecvCoreError> {
         let unchanged = match &self.state {
             ReceiverState::Borrowed(arrival) => {
                 let unchanged = self.ring.verify(arrival);

@@ -7,13 +7,16 @@ use narrows::internal::mem::Padding;
 
 use super::super::code::layout::SlotKind;
 use super::super::code::ring::Cursor;
-use super::super::code::{ConnectionError, NoWaitPolicy, ReceiverCore, RecvCoreError, SenderCore, Wait};
+use super::super::code::{
+    ConnectionError, IncomingMessage, NoWaitPolicy, ReceiverCore, RecvCoreError, SenderCore, Wait,
+};
 use super::{MAX_MESSAGE, Named, named, receiver, recv_within};
 use crate::machine::{Blind, RacyModel, Side, Words, connection};
 
 pub(super) const ALL: &[Named] = named![
     a_message_that_is_lapped_is_no_message,
     a_lent_message_that_is_lapped_is_found_out,
+    a_borrowed_message_that_is_overwritten_is_found_out_by_its_guard,
     a_piece_that_is_lapped_is_no_piece,
 ];
 
@@ -48,16 +51,28 @@ fn a_message_that_is_lapped_is_no_message() {
 }
 
 fn a_lent_message_that_is_lapped_is_found_out() {
+    borrow_an_overwritten_message(|inb, message| inb.release(message));
+}
+
+fn a_borrowed_message_that_is_overwritten_is_found_out_by_its_guard() {
+    borrow_an_overwritten_message(|inb, _| inb.release_borrowed());
+}
+
+type Racing = ReceiverCore<RacyModel, NoWaitPolicy>;
+
+fn borrow_an_overwritten_message(
+    release: impl Fn(&mut Racing, &IncomingMessage) -> Result<(), RecvCoreError>,
+) {
     let (a, b) = connection::<Words>(1, 64);
     let mut out = liar(a);
     lap(&mut out, &[1; 16]);
     let peer = thread::spawn(move || lap(&mut out, &[2; 16]));
-    let mut inb: ReceiverCore<RacyModel, NoWaitPolicy> = receiver(&b);
+    let mut inb: Racing = receiver(&b);
     if let Ok(message) = inb.borrow_next(Wait::Never) {
         let mut bytes = vec![0; message.len()];
         // What is torn may be a lie about the length as well.
         let _refused = inb.read_at(&message, 0, &mut bytes);
-        judge(inb.release(&message).map(|()| bytes));
+        judge(release(&mut inb, &message).map(|()| bytes));
     }
     peer.join().unwrap();
 }
