@@ -14,7 +14,7 @@ pub use crate::channel::{
 };
 pub use crate::error::{ConnectionError, ProtocolViolation};
 pub use crate::establish::answered;
-pub use crate::sys::{failpoint, mapping::testing::Peek, sentinel};
+pub use crate::sys::{failpoint, lost_wakeup_check, mapping::testing::Peek};
 
 /// The public items of the private module.
 pub mod handshake {
@@ -44,9 +44,9 @@ pub mod rpc {
 use crate::channel::{Receiver, Sender, WaitStrategy, on_peer_gone};
 use crate::layout::Geometry;
 use crate::mem::{Memory, Span};
-use crate::sys::link::Side;
+use crate::sys::connection::Side;
+use crate::sys::fuzz_region::FuzzRegion;
 use crate::sys::mapping::Mapping;
-use crate::sys::pages::FuzzRegion;
 use crate::sys::{cmsg, memfd};
 
 /// One end of a real connection, whose pages can be read and overwritten. The peer's end does nothing.

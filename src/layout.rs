@@ -61,9 +61,9 @@ pub mod words {
     pub const PRODUCER_FLAG: usize = 0x100;
     /// See `mem::Word::Wanted`.
     pub const AWAITED_TICKET: usize = 0x108;
-    /// See `mem::Word::ProducerMark`.
+    /// See `mem::Word::ProducerClosed`.
     pub const PRODUCER_CLOSED: usize = 0x180;
-    /// See `mem::Word::ConsumerMark`.
+    /// See `mem::Word::ConsumerClosed`.
     pub const CONSUMER_CLOSED: usize = 0x200;
     /// The CPU on which the producer was last about to wait, plus one. A hint.
     pub const PRODUCER_CPU: usize = 0x280;
@@ -244,7 +244,7 @@ pub struct Control {
     pub abort: bool,
     /// Bytes of payload in this slot or place.
     pub len: u32,
-    /// The place in the arena, in units of [`GRAIN`]; 0 for [`Kind::Inline`].
+    /// The place in the arena, in units of [`ARENA_ALIGN`]; 0 for [`Kind::Inline`].
     pub unit: u32,
 }
 
@@ -288,7 +288,7 @@ impl Control {
     ///
     /// # Errors
     ///
-    /// [`Violation`] for every word that an honest peer with this arena does not write.
+    /// [`ProtocolViolation`] for every word that an honest peer with this arena does not write.
     #[inline]
     pub fn decode(word: u64, arena: u64) -> Result<Self, ProtocolViolation> {
         let kind = match word & (ABORT - 1) {

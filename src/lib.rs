@@ -169,7 +169,7 @@ pub use rpc::server::{
     ChunkReader, ChunkWriter, Connection, Drained, Request, ServerHandle, ServerStats, SharedMemoryServer,
 };
 pub use stream::{Ready, SharedMemoryStream};
-pub use sys::borrow::{RawBytes, RawSpan};
+pub use sys::raw_span::{RawBytes, RawSpan};
 pub use sys::socket::PeerCred;
 
 /// What the command-line tool asks the kernel. It is not behind the feature `testing`: the tool measures the library, and

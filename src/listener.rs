@@ -1,12 +1,12 @@
 //! A server's front door: binds a path, and turns clients into connections.
 //!
 //! ```text
-//!   accept ─▶ Reception (listener/reception.rs)      one epoll, driven by whoever calls accept
+//!   accept ─▶ Reception (listener/pending_handshakes.rs)      one epoll, driven by whoever calls accept
 //!               ├── listening socket ── new client ─▶ Guest     up to 64 at once,
 //!               ├── guests ── their Hello ─▶ Established         1 s for each, 100 ms if others wait
 //!               ├── timer ── a guest's time is over
 //!               └── eventfd ── closed by another thread
-//!   drop   ─▶ Place (listener/place.rs)              the path, removed if it is still ours
+//!   drop   ─▶ Place (listener/bound_path.rs)              the path, removed if it is still ours
 //! ```
 //!
 //! # Invariants
@@ -21,8 +21,8 @@
 //!
 //! `tests/listener/handshake.rs`, `tests/listener/accept.rs`.
 
-mod place;
-mod reception;
+mod bound_path;
+mod pending_handshakes;
 
 use std::fmt;
 use std::io;
@@ -39,11 +39,11 @@ use crate::establish::{Established, deadline, expired};
 use crate::options::Options;
 use crate::stream::SharedMemoryStream;
 use crate::sys::epoll::{Epoll, Eventfd};
-use crate::sys::fork::ForkGuard;
+use crate::sys::fork_guard::ForkGuard;
 use crate::sys::lifeline;
 
-use place::BoundPath;
-use reception::{AcceptOutcome, PendingHandshakes};
+use bound_path::BoundPath;
+use pending_handshakes::{AcceptOutcome, PendingHandshakes};
 
 /// A bound path at which clients connect.
 ///

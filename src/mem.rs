@@ -86,9 +86,9 @@ pub enum Flag {
 /// Where a payload stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Span {
-    /// In the slot of this ticket, at most [`INLINE`] bytes.
+    /// In the slot of this ticket, at most [`INLINE_CAPACITY`] bytes.
     Slot(u64),
-    /// In the arena, from this multiple of [`GRAIN`] bytes on.
+    /// In the arena, from this multiple of [`ARENA_ALIGN`] bytes on.
     Arena(u32),
 }
 
@@ -196,7 +196,7 @@ pub trait Memory {
     /// Slots in the index, a power of two from 1 up. A private copy: it never changes.
     fn slots(&self) -> u64;
 
-    /// Bytes in the arena, a power of two and a multiple of [`GRAIN`]. A private copy.
+    /// Bytes in the arena, a power of two and a multiple of [`ARENA_ALIGN`]. A private copy.
     fn arena(&self) -> u64;
 
     /// Loads a word of the slot that `ticket` falls into.

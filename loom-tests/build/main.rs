@@ -29,20 +29,20 @@ const MODULES: [(&str, &[(&str, &str)]); 4] = [
         "ring",
         &[
             ("consumer", "ring/consumer.rs"),
-            ("end", "ring/end.rs"),
-            ("park", "ring/park.rs"),
-            ("place", "ring/place.rs"),
+            ("close", "ring/close.rs"),
+            ("parking", "ring/parking.rs"),
+            ("arena", "ring/arena.rs"),
             ("producer", "ring/producer.rs"),
-            ("urgent", "ring/urgent.rs"),
+            ("oob", "ring/oob.rs"),
             ("", "ring/mod.rs"),
         ],
     ),
     (
         "channel",
         &[
-            ("ear", "channel/ear.rs"),
-            ("gather", "channel/gather.rs"),
-            ("partial", "channel/partial.rs"),
+            ("signals", "channel/signals.rs"),
+            ("io_slice_reader", "channel/io_slice_reader.rs"),
+            ("reassembly", "channel/reassembly.rs"),
             ("receiver_core", "channel/receiver_core.rs"),
             ("sender_core", "channel/sender_core.rs"),
             ("", "channel/mod.rs"),
@@ -73,7 +73,7 @@ const MODULES: [(&str, &[(&str, &str)]); 4] = [
 /// Copied as they are: one thread's work, behind a lock. A fuzzer and a reference judge them, in far more states than
 /// a model has.
 const PURE: [&str; 10] = [
-    "channel/gather.rs",
+    "channel/io_slice_reader.rs",
     "rpc/frame.rs",
     "rpc/greeting.rs",
     "rpc/pieces.rs",
@@ -99,10 +99,10 @@ const EXPORTS: [(&str, &str); 3] = [
     (
         "channel",
         "
-        pub mod pace { pub use narrows::internal::{NoWaitPolicy, WaitPolicy}; }
+        pub mod wait_policy { pub use narrows::internal::{NoWaitPolicy, WaitPolicy}; }
         pub use narrows::internal::{SharedFlag, Lock, WaitPolicy, SyncBackend, Wait, with_lock};
         pub use super::ring::{OobSender, AwaitedRelease};
-        pub use ear::IncomingSignals;
+        pub use signals::IncomingSignals;
         pub use receiver_core::{ReceiverCore, IncomingMessage, RecvCoreError, Received};
         pub use sender_core::{SenderCore, SendCoreError};
         use super::mem::{Memory, Deadline};

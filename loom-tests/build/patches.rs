@@ -14,7 +14,7 @@ struct Patch {
 
 const PATCHES: [Patch; 16] = [
     Patch {
-        file: "ring/park.rs",
+        file: "ring/parking.rs",
         change: "looks before it raises the flag, and not behind it",
         edits: &[
             ("bed.arm();", "let before = ON.then(&look); bed.arm();"),
@@ -22,7 +22,7 @@ const PATCHES: [Patch; 16] = [
         ],
     },
     Patch {
-        file: "ring/park.rs",
+        file: "ring/parking.rs",
         change: "wakes the sleeper before it clears the flag",
         edits: &[(
             "match mem.take_flag(flag) {",
@@ -54,7 +54,7 @@ const PATCHES: [Patch; 16] = [
         )],
     },
     Patch {
-        file: "ring/park.rs",
+        file: "ring/parking.rs",
         change: "alarms the sleeper before it clears the flag",
         edits: &[(
             "mem.store_flag(flag, 0);",
@@ -62,7 +62,7 @@ const PATCHES: [Patch; 16] = [
         )],
     },
     Patch {
-        file: "ring/park.rs",
+        file: "ring/parking.rs",
         change: "wakes who waits for either before it clears the twin",
         edits: &[(
             "mem.store_flag(Flag::PeerConsumer, 0);",
@@ -70,7 +70,7 @@ const PATCHES: [Patch; 16] = [
         )],
     },
     Patch {
-        file: "ring/end.rs",
+        file: "ring/close.rs",
         change: "looks for the sleeper before it marks the end",
         edits: &[(
             "mem.store(own, 1, Store::Release);",
@@ -78,7 +78,7 @@ const PATCHES: [Patch; 16] = [
         )],
     },
     Patch {
-        file: "ring/end.rs",
+        file: "ring/close.rs",
         change: "alarms the sleepers before it settles the fate",
         edits: &[(
             "outgoing.set_close_reason(fate as u64);",
@@ -86,7 +86,7 @@ const PATCHES: [Patch; 16] = [
         )],
     },
     Patch {
-        file: "ring/end.rs",
+        file: "ring/close.rs",
         change: "buries before it marks",
         edits: &[
             ("on_peer_gone(outgoing, incoming, fate);", "if !ON { on_peer_gone(outgoing, incoming, fate); }"),
@@ -108,7 +108,7 @@ const PATCHES: [Patch; 16] = [
         ],
     },
     Patch {
-        file: "ring/urgent.rs",
+        file: "ring/oob.rs",
         change: "rings before it stores the word",
         edits: &[(
             "self.mem.store(Word::Oob(index), value, Store::Release);",

@@ -184,7 +184,7 @@ impl<'a> Weaken<'a> {
     }
 
     fn is_of_calls(&self) -> bool {
-        self.file.starts_with("rpc/") || self.file == "channel/ear.rs"
+        self.file.starts_with("rpc/") || self.file == "channel/signals.rs"
     }
 
     fn ordering(&mut self, path: &str, at: Span) -> Option<proc_macro2::TokenStream> {

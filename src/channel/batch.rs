@@ -3,8 +3,8 @@
 use std::io::IoSlice;
 use std::time::{Duration, Instant};
 
-use super::gather::IoSliceReader;
-use super::manner::{Block, CallMode, NonBlocking, WithDeadline};
+use super::call_mode::{Block, CallMode, NonBlocking, WithDeadline};
+use super::io_slice_reader::IoSliceReader;
 use super::sender_core::SendCoreError;
 use super::{Sender, Wait};
 use crate::error::{ConnectionError, SendError, SendTimeoutError, TrySendError};

@@ -3,8 +3,8 @@
 use std::sync::{Arc, Weak};
 
 use crate::ring::{self, CloseReason};
+use crate::sys::connection::Connection;
 use crate::sys::lifeline::PeerExit;
-use crate::sys::link::Connection;
 use crate::sys::mapping::Mapping;
 
 /// Closes a connection from any thread, and ends the calls that are blocked on it.

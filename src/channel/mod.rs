@@ -8,58 +8,60 @@
 //!      ring::Producer<M>                           ring::Consumer<M>
 //! ```
 //!
-//! `Outbound` and `Inbound` are generic over the memory and over how to pass the time before
+//! `SenderCore` and `ReceiverCore` are generic over the memory and over how to pass the time before
 //! sleeping, so the models run the same cutting, reassembly and blocking as users do.
 
 #[macro_use]
-mod family;
+mod methods;
 
 mod batch;
-mod bytes;
+mod byte_stream;
+mod call_mode;
 mod closer;
-mod ear;
-mod ends;
-mod gather;
-mod manner;
-mod monitor;
-mod pace;
-mod partial;
+mod io_slice_reader;
+mod raw_parts;
+mod reassembly;
 mod receiver;
 mod receiver_core;
 mod recv_guard;
 mod reservation;
 mod sender;
 mod sender_core;
-mod shared;
+mod shared_sender;
+mod signals;
 mod stats;
+mod sync;
+mod wait_policy;
 
 pub use batch::Batch;
-pub use bytes::{ByteReader, ByteWriter};
+pub use byte_stream::{ByteReader, ByteWriter};
 pub use closer::Closer;
 pub(crate) use closer::{close_both, on_peer_gone};
-pub use ear::IncomingSignals;
-pub(crate) use ends::{ConnectionHandle, ConnectionId, RawParts};
 #[cfg(feature = "testing")]
-pub use gather::IoSliceReader;
-#[cfg(feature = "testing")]
-pub use monitor::with_lock;
-pub use monitor::{Lock, RealSync, SharedFlag, SyncBackend};
-pub(crate) use pace::AdaptiveWait;
-#[cfg(feature = "testing")]
-pub use pace::NoWaitPolicy;
-pub use pace::{WaitPolicy, WaitStrategy};
+pub use io_slice_reader::IoSliceReader;
+pub(crate) use raw_parts::{ConnectionHandle, ConnectionId, RawParts};
 pub use receiver::{Iter, Receiver, TryIter};
 pub use receiver_core::{IncomingMessage, Received, ReceiverCore, RecvCoreError};
 pub use recv_guard::RecvGuard;
 pub use reservation::Reservation;
 pub use sender::Sender;
 pub use sender_core::{SendCoreError, SenderCore};
-pub use shared::SharedSender;
+pub use shared_sender::SharedSender;
+pub use signals::IncomingSignals;
 pub(crate) use stats::waits_to;
 pub use stats::{Stats, Waits};
+#[cfg(feature = "testing")]
+pub use sync::with_lock;
+pub use sync::{Lock, RealSync, SharedFlag, SyncBackend};
+pub(crate) use wait_policy::AdaptiveWait;
+#[cfg(feature = "testing")]
+pub use wait_policy::NoWaitPolicy;
+pub use wait_policy::{WaitPolicy, WaitStrategy};
 
 pub use crate::ring::{AwaitedRelease, OobSender};
-pub(crate) use crate::sys::{borrow::RawBytes, fork::ForkGuard, mapping::Mapping, socket::PeerCred, threads};
+pub(crate) use crate::sys::{
+    fork_guard::ForkGuard, mapping::Mapping, raw_span::RawBytes, socket::PeerCred, threads,
+};
 
 use crate::mem::{Deadline, Memory};
 

@@ -6,14 +6,14 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::manner::{Block, CallMode, NonBlocking, WithDeadline};
-use super::pace::{AdaptiveWait, WaitStrategy};
+use super::call_mode::{Block, CallMode, NonBlocking, WithDeadline};
 use super::receiver_core::{Buffer, Received, ReceiverCore, RecvCoreError};
+use super::wait_policy::{AdaptiveWait, WaitStrategy};
 use super::{ByteReader, Closer, RecvGuard, Stats, Wait, close_both};
 use crate::error::{ConnectionError, RecvError, RecvTimeoutError, TryRecvError};
 use crate::ring::CloseReason;
-use crate::sys::fork::ForkGuard;
-use crate::sys::link::Connection;
+use crate::sys::connection::Connection;
+use crate::sys::fork_guard::ForkGuard;
 use crate::sys::mapping::{Mapping, RingRole};
 use crate::sys::socket::PeerCred;
 

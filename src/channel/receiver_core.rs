@@ -15,8 +15,8 @@
 //! Everything that receives: the models, the exhaustive tests, the fuzz bodies `frame` and `ring_hostile`; `fetch` has the models
 //! of calls, and the fuzz bodies `calls` and `ring_hostile`.
 
-use super::pace::WaitPolicy;
-use super::partial::Reassembly;
+use super::reassembly::Reassembly;
+use super::wait_policy::WaitPolicy;
 use super::{Wait, back_off_or_expire};
 use crate::error::{ConnectionError, ProtocolViolation};
 use crate::layout::SlotKind;
@@ -77,7 +77,7 @@ pub(crate) trait Buffer {
     ///
     /// # Errors
     ///
-    /// [`RecvFault`].
+    /// [`RecvCoreError`].
     fn receive<M: Memory, P: WaitPolicy>(
         &mut self,
         from: &mut ReceiverCore<M, P>,
@@ -225,7 +225,7 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
     ///
     /// # Errors
     ///
-    /// [`RecvFault`], but never `BufferTooSmall`.
+    /// [`RecvCoreError`], but never `BufferTooSmall`.
     #[inline(always)]
     pub fn next(&mut self, wait: Wait) -> Result<IncomingMessage, RecvCoreError> {
         match self.state {
@@ -263,7 +263,7 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
     ///
     /// # Errors
     ///
-    /// [`RecvFault`].
+    /// [`RecvCoreError`].
     #[inline(always)]
     pub fn recv(&mut self, buffer: &mut [u8], wait: Wait) -> Result<Received, RecvCoreError> {
         if let Some(message) = self.take(buffer) {
@@ -283,7 +283,7 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
     ///
     /// # Errors
     ///
-    /// [`RecvFault`], but never `BufferTooSmall`.
+    /// [`RecvCoreError`], but never `BufferTooSmall`.
     #[inline(always)]
     pub fn recv_into(&mut self, buffer: &mut Vec<u8>, wait: Wait) -> Result<Received, RecvCoreError> {
         if let Some(message) = self.take(buffer) {
@@ -606,7 +606,7 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
     ///
     /// # Errors
     ///
-    /// [`RecvFault`], but never `BufferTooSmall`.
+    /// [`RecvCoreError`], but never `BufferTooSmall`.
     #[inline(always)]
     pub fn borrow_next(&mut self, wait: Wait) -> Result<IncomingMessage, RecvCoreError> {
         if matches!(self.state, ReceiverState::Idle) {

@@ -3,11 +3,11 @@
 use std::io;
 
 use super::Receiver;
-use super::manner::{Block, CallMode};
+use super::call_mode::{Block, CallMode};
 use super::receiver_core::{IncomingMessage, Received};
 use crate::error::RecvError;
 use crate::mem::{OutOfBounds, OutOfMemory, Span, try_resize};
-use crate::sys::borrow::RawSpan;
+use crate::sys::raw_span::RawSpan;
 
 /// A message where it stands, until the guard is dropped.
 ///

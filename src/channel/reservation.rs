@@ -2,13 +2,13 @@
 
 use std::io;
 
-use super::manner::{Block, CallMode};
+use super::call_mode::{Block, CallMode};
 use super::sender_core::SendCoreError;
 use super::{Mapping, Sender, Wait};
 use crate::error::SendError;
 use crate::mem::Padding;
 use crate::ring::{Producer, SlotReservation};
-use crate::sys::borrow::RawSpan;
+use crate::sys::raw_span::RawSpan;
 
 /// Room in the ring for one message, which nobody sees until it is committed.
 ///

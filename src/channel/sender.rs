@@ -7,15 +7,15 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::manner::{Block, CallMode, NonBlocking, WithDeadline};
-use super::pace::{AdaptiveWait, WaitStrategy};
+use super::call_mode::{Block, CallMode, NonBlocking, WithDeadline};
 use super::sender_core::{FastSend, SendCoreError, SenderCore};
+use super::wait_policy::{AdaptiveWait, WaitStrategy};
 use super::{Batch, ByteWriter, Closer, Reservation, SharedSender, Stats, Wait, close_both};
 use crate::error::{ConnectionError, SendError, SendTimeoutError, TrySendError};
 use crate::mem::INLINE_CAPACITY;
 use crate::ring::{CloseReason, SlotReservation};
-use crate::sys::fork::ForkGuard;
-use crate::sys::link::Connection;
+use crate::sys::connection::Connection;
+use crate::sys::fork_guard::ForkGuard;
 use crate::sys::mapping::{Mapping, RingRole};
 use crate::sys::socket::PeerCred;
 

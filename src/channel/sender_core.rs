@@ -18,8 +18,8 @@
 
 use std::io::IoSlice;
 
-use super::gather::IoSliceReader;
-use super::pace::WaitPolicy;
+use super::io_slice_reader::IoSliceReader;
+use super::wait_policy::WaitPolicy;
 use super::{Wait, back_off_or_expire};
 use crate::error::{ConnectionError, ProtocolViolation};
 use crate::layout::SlotKind;
@@ -125,7 +125,7 @@ impl<M: Memory, P: WaitPolicy> SenderCore<M, P> {
     ///
     /// # Errors
     ///
-    /// [`SendFault`]; nothing of the message will be delivered.
+    /// [`SendCoreError`]; nothing of the message will be delivered.
     #[inline(always)]
     pub fn send(&mut self, parts: &[IoSlice<'_>], tag: u64, wait: Wait) -> Result<usize, SendCoreError> {
         let len = parts.iter().fold(0, |sum: usize, part| sum.saturating_add(part.len()));
@@ -230,7 +230,7 @@ impl<M: Memory, P: WaitPolicy> SenderCore<M, P> {
     ///
     /// # Errors
     ///
-    /// [`SendFault`]; [`SendFault::TooLarge`] for more than [`in_place`](Self::in_place).
+    /// [`SendCoreError`]; [`SendCoreError::TooLarge`] for more than [`in_place`](Self::in_place).
     #[inline(always)]
     pub fn reserve(&mut self, len: usize, wait: Wait) -> Result<SlotReservation, SendCoreError> {
         if len > self.in_place() {
@@ -253,7 +253,7 @@ impl<M: Memory, P: WaitPolicy> SenderCore<M, P> {
     ///
     /// # Errors
     ///
-    /// [`SendFault`]; `Full` also if it would fit once what is staged is flushed.
+    /// [`SendCoreError`]; `Full` also if it would fit once what is staged is flushed.
     pub fn stage(&mut self, from: Cursor, len: usize) -> Result<SlotReservation, SendCoreError> {
         match self.ring.reserve(from, len) {
             Ok(claim) => Ok(claim),
@@ -326,7 +326,7 @@ impl<M: Memory, P: WaitPolicy> SenderCore<M, P> {
     ///
     /// # Errors
     ///
-    /// [`SendFault`], never `Full`.
+    /// [`SendCoreError`], never `Full`.
     pub fn ticket_to_await(&mut self, len: usize) -> Result<Option<u64>, SendCoreError> {
         self.check()?;
         let from = self.ring.next();

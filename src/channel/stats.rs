@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::prometheus::{Family, Prometheus, Value};
-use crate::sys::activity::WaitCounts;
-use crate::sys::link::Connection;
+use crate::sys::connection::Connection;
+use crate::sys::wait_counters::WaitCounts;
 
 /// What a shared sender has sent: written by the one who sends, read by anybody at any time.
 #[derive(Debug, Default)]

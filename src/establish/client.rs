@@ -34,16 +34,16 @@ use crate::handshake::{
     ACKNOWLEDGE, ANSWER_LEN, ClientHandshake, ClientStep, HELLO_LEN, HandshakeLimits, Negotiated,
 };
 use crate::options::{Options, Untrusted};
+use crate::sys::connection::{ConnectionParts, Side};
 use crate::sys::foreign::{Foreign, PeerSocket};
-use crate::sys::link::{ConnectionParts, Side};
 use crate::sys::memfd;
 use crate::sys::offload;
 use crate::sys::pidfd::Pidfd;
 use crate::sys::region::Region;
 use crate::sys::socket::{self, Connecting, PeerCred};
 #[cfg(feature = "testing")]
-use crate::sys::transfer::send_with_fds;
-use crate::sys::transfer::{Beside, Transfer, receive_with_fds, write};
+use crate::sys::socket_io::send_with_fds;
+use crate::sys::socket_io::{Beside, Transfer, receive_with_fds, write};
 use crate::sys::wait::Readiness;
 
 use super::{ConnectLimit, Established, Step, drive, link, wanted, why_not_connected};

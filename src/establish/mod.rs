@@ -47,8 +47,8 @@ use crate::error::ConnectError;
 use crate::events;
 use crate::handshake::HandshakeLimits;
 use crate::options::Options;
+use crate::sys::connection::{Connection, ConnectionParts, Side};
 use crate::sys::lifeline;
-use crate::sys::link::{Connection, ConnectionParts, Side};
 use crate::sys::socket;
 use crate::sys::wait::{Readiness, wait_ready};
 

@@ -37,14 +37,14 @@ use crate::handshake::{
     ACKNOWLEDGE, ANSWER_LEN, Answer, HELLO_LEN, HandshakeLimits, Hello, Negotiated, Reject, ServerHandshake,
 };
 use crate::options::{Options, Untrusted};
+use crate::sys::connection::{Connection, ConnectionParts, Side};
 use crate::sys::foreign::PeerSocket;
-use crate::sys::link::{Connection, ConnectionParts, Side};
 use crate::sys::memfd;
 use crate::sys::pidfd::Pidfd;
 use crate::sys::region::Region;
 use crate::sys::seccomp::filter_in_force;
 use crate::sys::socket::{self, PeerCred};
-use crate::sys::transfer::{Beside, Transfer, receive_with_fds, send_with_fd, write};
+use crate::sys::socket_io::{Beside, Transfer, receive_with_fds, send_with_fd, write};
 use crate::sys::wait::Readiness;
 
 use super::{Established, Step, link};

@@ -1,6 +1,6 @@
 //! The reading side of a ring: look, judge, copy out, release. Never blocks.
 
-use super::{closed, is_ready, park, ready, writing};
+use super::{closed, is_ready, parking, ready, writing};
 use crate::error::{ConnectionError, ProtocolViolation};
 use crate::layout::{Control, SlotKind};
 use crate::mem::{ARENA_ALIGN, Fence, Field, Flag, Load, Memory, OutOfBounds, Span, Store, Word};
@@ -74,7 +74,7 @@ impl<M: Memory> Consumer<M> {
     ///
     /// # Errors
     ///
-    /// [`Violation`] if the stamp or the control word is none that an honest producer writes here.
+    /// [`ProtocolViolation`] if the stamp or the control word is none that an honest producer writes here.
     #[inline(always)]
     pub fn next_slot(&self) -> Result<Option<SlotContents>, ProtocolViolation> {
         let stamp = stamp(&self.mem, self.head);
@@ -211,7 +211,7 @@ impl<M: Memory> Consumer<M> {
     ///
     /// # Errors
     ///
-    /// [`Violation`] if its stamp moved: the producer overwrote what it had committed.
+    /// [`ProtocolViolation`] if its stamp moved: the producer overwrote what it had committed.
     #[inline(always)]
     pub fn verify(&self, arrival: &SlotContents) -> Result<(), ProtocolViolation> {
         match is_unchanged(&self.mem, arrival.ticket) {
@@ -285,7 +285,7 @@ impl<M: Memory> Consumer<M> {
         self.mem.checked(Flag::Producer, self.head);
     }
 
-    /// Wakes the producer after a [`Took::Message`] that says so; with a head that is not published there is nothing to
+    /// Wakes the producer after a [`TryTake::Message`] that says so; with a head that is not published there is nothing to
     /// wake it for.
     #[cold]
     pub fn notify_producer(&self) {
@@ -302,7 +302,7 @@ impl<M: Memory> Consumer<M> {
     fn wake_producer(&self) {
         let wanted = self.mem.load(Word::AwaitedTicket, Load::Relaxed);
         if wanted < self.head || !has_unread(&self.mem, self.head) {
-            park::wake(&self.mem, Flag::Producer);
+            parking::wake(&self.mem, Flag::Producer);
         }
     }
 }
@@ -350,7 +350,7 @@ fn is_unchanged<M: Memory>(mem: &M, ticket: u64) -> bool {
 fn publish<M: Memory>(mem: &M, head: u64) -> bool {
     // pairs with the Acquire load in `Producer::refresh`.
     mem.store(Word::Head, head, Store::Release);
-    park::fence_and_check(mem, Flag::Producer)
+    parking::fence_and_check(mem, Flag::Producer)
 }
 
 /// The last head that need not be published while messages are unread, once this one is.

@@ -53,20 +53,20 @@
 //! `loom-tests/` runs this very code under loom; `tests/ring/geometries.rs` runs it in private memory at every
 //! wrap, geometry and first ticket.
 
+mod arena;
+mod close;
 mod consumer;
-mod end;
-mod park;
-mod place;
+mod oob;
+mod parking;
 mod producer;
-mod urgent;
 
+pub use close::{CloseReason, close, close_both, closed, on_peer_gone};
 pub use consumer::{Consumer, SlotContents, TryTake};
-pub use end::{CloseReason, close, close_both, closed, on_peer_gone};
+pub use oob::{OobSender, load_doorbell, load_oob};
 #[cfg_attr(not(feature = "testing"), allow(unused_imports, reason = "for tests"))]
-pub use park::force_notify;
-pub use park::{WaitSlot, notify, park};
+pub use parking::force_notify;
+pub use parking::{WaitSlot, notify, park};
 pub use producer::{AwaitedRelease, Cursor, Producer, ReserveError, SlotReservation, TrySend};
-pub use urgent::{OobSender, load_doorbell, load_oob};
 
 /// The stamp of a ready ticket.
 #[inline]

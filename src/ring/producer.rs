@@ -7,8 +7,8 @@
 //! nothing. Whatever needs a look at the head, ends or abandons a message, or waits, is left to the single steps. The
 //! models, `tests/ring.rs`, the exhaustive tests and the fuzz bodies send both ways.
 
-use super::park::{fence_and_check, notify, wake};
-use super::place::Arena;
+use super::arena::Arena;
+use super::parking::{fence_and_check, notify, wake};
 use super::{closed, ready, writing};
 use crate::error::{ConnectionError, ProtocolViolation};
 use crate::layout::{Control, LAST_TICKET, SlotKind};
@@ -157,7 +157,7 @@ impl<M: Memory> Producer<M> {
     ///
     /// # Errors
     ///
-    /// [`Refusal`]; nothing has changed but what is known of the peer's head.
+    /// [`ReserveError`]; nothing has changed but what is known of the peer's head.
     #[inline(always)]
     pub fn reserve(&mut self, from: Cursor, len: usize) -> Result<SlotReservation, ReserveError> {
         self.reserve_slot(from)?;
@@ -317,7 +317,7 @@ impl<M: Memory> Producer<M> {
     ///
     /// # Errors
     ///
-    /// [`Refusal::Violated`].
+    /// [`ReserveError::Violated`].
     pub fn try_restart(&mut self) -> Result<(), ReserveError> {
         self.refresh().map_err(ReserveError::Violated)?;
         self.arena.note_check(self.next.place);
@@ -430,7 +430,7 @@ impl<M: Memory> Producer<M> {
         Some(claim.after)
     }
 
-    /// Wakes the consumer after [`Posted::Asleep`].
+    /// Wakes the consumer after [`TrySend::Asleep`].
     #[cold]
     pub fn wake(&self) {
         wake(&self.mem, Flag::Consumer);

@@ -32,7 +32,7 @@ impl Frame {
     ///
     /// # Errors
     ///
-    /// [`Violation`] if it is no frame.
+    /// [`ProtocolViolation`] if it is no frame.
     #[inline]
     pub fn open<M: Memory, P: WaitPolicy>(
         inbound: &ReceiverCore<M, P>,

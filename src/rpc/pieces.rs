@@ -85,7 +85,7 @@ impl Assembly {
     ///
     /// # Errors
     ///
-    /// [`Violation`] if it is not the next frame, does not fit what began, or exceeds `max` bytes.
+    /// [`ProtocolViolation`] if it is not the next frame, does not fit what began, or exceeds `max` bytes.
     #[inline]
     pub fn take(
         &mut self,

@@ -155,7 +155,7 @@ impl Head {
     ///
     /// # Errors
     ///
-    /// [`Violation`] for all that no peer of this version writes.
+    /// [`ProtocolViolation`] for all that no peer of this version writes.
     #[inline]
     pub fn decode(bytes: [u8; HEAD]) -> Result<Self, ProtocolViolation> {
         let all = u64::from_le_bytes(bytes);
@@ -245,7 +245,7 @@ impl Settings {
     ///
     /// # Errors
     ///
-    /// [`Violation`] for all that no peer of this version writes.
+    /// [`ProtocolViolation`] for all that no peer of this version writes.
     pub fn decode(bytes: &[u8; SETTINGS]) -> Result<Self, ProtocolViolation> {
         let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let version = u16::from_le_bytes([bytes[8], bytes[9]]);

@@ -19,8 +19,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use super::call;
 use super::socket::PeerCred;
+use super::syscall_error;
 
 /// The most descriptors that the kernel accepts in one message.
 pub(crate) const MOST_FDS: usize = 253;
@@ -101,7 +101,7 @@ impl ControlBuffer {
                 match record.kind {
                     RIGHTS => taken.fds.push(fd),
                     // A peer whose end nobody could watch is better than a number that is not ours to use.
-                    _ => taken.pidfd = call::beyond_standard_streams(fd).ok(),
+                    _ => taken.pidfd = syscall_error::beyond_standard_streams(fd).ok(),
                 }
             }
         }

@@ -22,7 +22,7 @@ use std::io;
 use std::mem::{ManuallyDrop, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use super::fork::{self, PerProcess, StaticSlot, per_process};
+use super::fork_guard::{self, PerProcess, StaticSlot, per_process};
 use super::socket;
 
 /// A descriptor, and which file it names.
@@ -67,7 +67,7 @@ impl Witness {
             if witness.named.is_unchanged() {
                 return Some(witness.named);
             }
-            fork::forget(witness); // It was closed, with what was made beside it.
+            fork_guard::forget(witness); // It was closed, with what was made beside it.
         }
         None
     }

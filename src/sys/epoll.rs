@@ -16,8 +16,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr;
 use std::time::Instant;
 
-use super::call;
 use super::descriptor::Descriptor;
+use super::syscall_error;
 use super::wait::remaining;
 
 /// A set of descriptors to wait for.
@@ -62,7 +62,7 @@ impl Epoll {
     /// An empty set.
     pub(crate) fn new() -> io::Result<Self> {
         // SAFETY: the call makes a new descriptor, which is ours alone.
-        let fd = unsafe { call::owned("epoll_create1", libc::epoll_create1(libc::EPOLL_CLOEXEC)) };
+        let fd = unsafe { syscall_error::owned("epoll_create1", libc::epoll_create1(libc::EPOLL_CLOEXEC)) };
         Ok(Self { fd: Descriptor::with_witness(fd?) })
     }
 
@@ -86,7 +86,7 @@ impl Epoll {
         let (set, fd) = (self.fd.as_raw_fd(), fd.as_raw_fd());
         // SAFETY: a deletion reads no event.
         let result = unsafe { libc::epoll_ctl(set, libc::EPOLL_CTL_DEL, fd, ptr::null_mut()) };
-        call::check("epoll_ctl(DEL)", result).map(drop)
+        syscall_error::check("epoll_ctl(DEL)", result).map(drop)
     }
 
     /// Waits for events, at the longest until the deadline; there are none if it has passed.
@@ -117,7 +117,7 @@ impl Epoll {
         let most = i32::try_from(room.len()).unwrap_or(i32::MAX);
         // SAFETY: the kernel fills at most `most` entries, and `room` has as many.
         let filled = unsafe { libc::epoll_wait(self.fd.as_raw_fd(), room.as_mut_ptr(), most, ms) };
-        Ok(usize::try_from(call::check("epoll_wait", filled)?).unwrap_or(0))
+        Ok(usize::try_from(syscall_error::check("epoll_wait", filled)?).unwrap_or(0))
     }
 
     fn control(&self, operation: i32, fd: BorrowedFd<'_>, token: u64, interest: Interest) -> io::Result<()> {
@@ -125,7 +125,7 @@ impl Epoll {
         let set = self.fd.as_raw_fd();
         // SAFETY: the kernel copies the local event.
         let result = unsafe { libc::epoll_ctl(set, operation, fd.as_raw_fd(), &mut event) };
-        call::check("epoll_ctl", result).map(drop)
+        syscall_error::check("epoll_ctl", result).map(drop)
     }
 }
 
@@ -189,7 +189,7 @@ impl Eventfd {
     pub(crate) fn new() -> io::Result<Self> {
         let flags = libc::EFD_CLOEXEC | libc::EFD_NONBLOCK;
         // SAFETY: the call makes a new descriptor, which is ours alone.
-        let fd = unsafe { call::owned("eventfd", libc::eventfd(0, flags)) };
+        let fd = unsafe { syscall_error::owned("eventfd", libc::eventfd(0, flags)) };
         Ok(Self { fd: Descriptor::with_witness(fd?) })
     }
 
@@ -223,8 +223,8 @@ impl AsFd for Eventfd {
 mod tests {
     use super::*;
     use crate::sys::socket::pair;
+    use crate::sys::socket_io::{read, write};
     use crate::sys::testing::in_child;
-    use crate::sys::transfer::{read, write};
     use std::time::Duration;
 
     fn tokens(epoll: &Epoll, until: Option<Instant>) -> Vec<u64> {

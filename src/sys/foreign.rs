@@ -22,7 +22,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::descriptor::Descriptor;
-use super::fork::ForkGuard;
+use super::fork_guard::ForkGuard;
 use super::{offload, socket};
 
 /// A descriptor that came from a peer and was not verified.
@@ -149,8 +149,8 @@ impl Drop for Listening {
 mod tests {
     use super::*;
     use crate::sys::socket::pair;
+    use crate::sys::socket_io::{Transfer, read, write};
     use crate::sys::testing::{eventually, fork, in_child, open_descriptors, refuse};
-    use crate::sys::transfer::{Transfer, read, write};
 
     fn threads() -> usize {
         std::fs::read_dir("/proc/self/task").expect("listable").count()

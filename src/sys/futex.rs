@@ -25,7 +25,7 @@ pub(super) fn wait(word: &AtomicU32, until: Deadline, slice: Duration) -> WaitRe
     let woken = wait_until(word, at);
     #[cfg(feature = "testing")]
     if matches!(woken, Ok(()) | Err(libc::ETIMEDOUT)) {
-        super::sentinel::slept();
+        super::lost_wakeup_check::slept();
     }
     match woken {
         Err(libc::ETIMEDOUT) => ending,

@@ -60,7 +60,7 @@ use self::worker::Worker;
 use super::descriptor::Descriptor;
 use super::epoll::{Epoll, EpollEvent, EpollEvents, Interest};
 use super::foreign::PeerSocket;
-use super::fork::{self, ForkGuard, PerProcess, StaticSlot, per_process};
+use super::fork_guard::{self, ForkGuard, PerProcess, StaticSlot, per_process};
 use super::pidfd::Pidfd;
 use super::scheduling::{self, NotReset};
 use super::signals;
@@ -304,7 +304,7 @@ impl PeerMonitor {
     /// there, leaves or stays asleep for good.
     #[cold]
     fn lose(&'static self) {
-        fork::forget(self);
+        fork_guard::forget(self);
         // The lock ends with this statement: what is ended may drop its last reference, and a logger may do anything.
         let lost = self.table().lose();
         if let Some(lost) = lost {

@@ -19,10 +19,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::activity::WaitCounters;
-use super::borrow::RawSpan;
+use super::connection::Connection;
 use super::futex;
-use super::link::Connection;
+use super::raw_span::RawSpan;
+use super::wait_counters::WaitCounters;
 use crate::layout::words;
 use crate::mem::{Deadline, Flag, Memory, Span, WaitResult, forward_memory};
 use view::MappingView;

@@ -37,7 +37,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-use super::call;
+use super::syscall_error;
 
 /// Makes an unnamed file of `len` zero bytes that can be sealed. It takes memory only where it is
 /// touched.
@@ -50,7 +50,7 @@ pub(crate) fn create(len: usize) -> io::Result<OwnedFd> {
     let fd = create_empty()?;
     let size = libc::off_t::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
     // SAFETY: changes the size of a file that nobody else knows yet, within the limit.
-    call::check("ftruncate", unsafe { libc::ftruncate(fd.as_raw_fd(), size) })?;
+    syscall_error::check("ftruncate", unsafe { libc::ftruncate(fd.as_raw_fd(), size) })?;
     Ok(fd)
 }
 
@@ -70,7 +70,7 @@ pub(crate) fn seal_size(fd: BorrowedFd<'_>) -> io::Result<()> {
 ///
 /// The system call that the error names failed, or the seals did not hold.
 pub(crate) fn seal_mappings(fd: BorrowedFd<'_>) -> io::Result<()> {
-    add_seals(fd, MAPPINGS).map_err(|error| match call::errno(&error) {
+    add_seals(fd, MAPPINGS).map_err(|error| match syscall_error::errno(&error) {
         Some(libc::EINVAL) => {
             let text = "the memory cannot be sealed: F_SEAL_FUTURE_WRITE needs Linux 5.1";
             io::Error::new(io::ErrorKind::Unsupported, text)
@@ -142,7 +142,7 @@ impl std::error::Error for BadMemfd {}
 ///
 /// [`BadMemfd`], the first reason against it.
 pub(crate) fn verify(fd: BorrowedFd<'_>, len: usize) -> Result<(), BadMemfd> {
-    let seals = seals(fd).map_err(|e| match call::errno(&e) {
+    let seals = seals(fd).map_err(|e| match syscall_error::errno(&e) {
         Some(libc::EINVAL) | None => BadMemfd::NotSealable,
         Some(errno) => BadMemfd::Os(errno),
     })?;
@@ -165,7 +165,7 @@ const READ_ONLY: i32 = libc::F_SEAL_WRITE | libc::F_SEAL_FUTURE_WRITE;
 fn within_file_limit(len: usize) -> io::Result<()> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: fills the local struct.
-    call::check("getrlimit", unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &mut limit) })?;
+    syscall_error::check("getrlimit", unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &mut limit) })?;
     if limit.rlim_cur != libc::RLIM_INFINITY && len as u64 > limit.rlim_cur {
         let text = format!(
             "the connection needs {len} bytes of memory, and the limit RLIMIT_FSIZE (ulimit -f) \
@@ -179,7 +179,7 @@ fn within_file_limit(len: usize) -> io::Result<()> {
 
 fn create_empty() -> io::Result<OwnedFd> {
     let modern = libc::MFD_CLOEXEC | libc::MFD_NOEXEC_SEAL;
-    memfd_create(modern).or_else(|error| match call::errno(&error) {
+    memfd_create(modern).or_else(|error| match syscall_error::errno(&error) {
         // Before Linux 6.3 the flag that forbids execution is unknown.
         Some(libc::EINVAL) => memfd_create(libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING),
         _ => Err(error),
@@ -188,13 +188,13 @@ fn create_empty() -> io::Result<OwnedFd> {
 
 fn memfd_create(flags: libc::c_uint) -> io::Result<OwnedFd> {
     // SAFETY: the name is a C string; the call makes a new descriptor, which is ours alone.
-    unsafe { call::owned("memfd_create", libc::memfd_create(NAME.as_ptr(), flags)) }
+    unsafe { syscall_error::owned("memfd_create", libc::memfd_create(NAME.as_ptr(), flags)) }
 }
 
 fn add_seals(fd: BorrowedFd<'_>, wanted: i32) -> io::Result<()> {
     // SAFETY: takes two numbers, and adds seals to the file.
     let added = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, wanted) };
-    call::check("fcntl(F_ADD_SEALS)", added)?;
+    syscall_error::check("fcntl(F_ADD_SEALS)", added)?;
     if seals(fd)? & wanted != wanted {
         return Err(io::Error::other("the kernel accepted the seals but did not keep them"));
     }
@@ -203,7 +203,7 @@ fn add_seals(fd: BorrowedFd<'_>, wanted: i32) -> io::Result<()> {
 
 fn seals(fd: BorrowedFd<'_>) -> io::Result<i32> {
     // SAFETY: only asks.
-    call::check("fcntl(F_GET_SEALS)", unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) })
+    syscall_error::check("fcntl(F_GET_SEALS)", unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) })
 }
 
 fn validate_seals(seals: i32) -> Result<(), BadMemfd> {

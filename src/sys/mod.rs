@@ -14,7 +14,7 @@
 //!    there on: there is no path on which one leaks.
 //! 2. No function here blocks, but for those that take a deadline; what a peer could make block runs in [`offload`].
 //! 3. An object that a fork copied changes nothing of its parent's: see [`fork`].
-//! 4. Errors name the call that failed; [`call::errno`] gives the number back.
+//! 4. Errors name the call that failed; [`syscall_error::errno`] gives the number back.
 //!
 //! # Proof
 //!
@@ -28,10 +28,8 @@ macro_rules! failpoint {
     };
 }
 
-pub(crate) mod activity;
-pub(crate) mod borrow;
-pub(crate) mod call;
 pub(crate) mod cmsg;
+pub(crate) mod connection;
 mod copy;
 pub(crate) mod cpu;
 pub(crate) mod descriptor;
@@ -39,31 +37,33 @@ pub(crate) mod epoll;
 #[cfg(feature = "testing")]
 pub mod failpoint;
 pub(crate) mod foreign;
-pub(crate) mod fork;
+pub(crate) mod fork_guard;
 mod futex;
+#[cfg(feature = "testing")]
+pub(crate) mod fuzz_region;
 pub(crate) mod lifeline;
-pub(crate) mod link;
+#[cfg(feature = "testing")]
+pub mod lost_wakeup_check;
 pub(crate) mod mapping;
 pub(crate) mod memfd;
 pub(crate) mod offload;
-#[cfg(feature = "testing")]
-pub(crate) mod pages;
 pub(crate) mod path;
 pub(crate) mod pidfd;
 pub mod probe;
 mod procfs;
+pub(crate) mod raw_span;
 pub(crate) mod region;
 pub(crate) mod scheduling;
 pub(crate) mod seccomp;
-#[cfg(feature = "testing")]
-pub mod sentinel;
 pub(crate) mod signals;
 pub(crate) mod socket;
+pub(crate) mod socket_io;
 pub(crate) mod spawn;
+pub(crate) mod syscall_error;
 pub(crate) mod threads;
 pub(crate) mod timer;
-pub(crate) mod transfer;
 pub(crate) mod wait;
+pub(crate) mod wait_counters;
 
 #[cfg(test)]
 mod testing;

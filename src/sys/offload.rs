@@ -33,7 +33,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::fork::{PerProcess, StaticSlot, per_process};
+use super::fork_guard::{PerProcess, StaticSlot, per_process};
 use super::signals;
 use super::threads;
 use super::wait::remaining;

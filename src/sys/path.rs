@@ -26,8 +26,8 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::call;
 use super::descriptor::Descriptor;
+use super::syscall_error;
 
 /// An open directory.
 #[derive(Debug)]
@@ -79,7 +79,7 @@ impl Directory {
         // O_PATH: names are looked up, but the directory is never read, and the process may not be allowed to read it.
         let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
         // SAFETY: the path is a C string; the call makes a new descriptor, which is ours alone.
-        let fd = unsafe { call::owned("open the directory", libc::open(path.as_ptr(), flags)) };
+        let fd = unsafe { syscall_error::owned("open the directory", libc::open(path.as_ptr(), flags)) };
         Ok(Self { fd: fd?.into() })
     }
 
@@ -127,7 +127,7 @@ impl Directory {
             // SAFETY: the path is a C string; the call makes a new descriptor, which is ours alone.
             unsafe {
                 let made = libc::openat(self.fd.as_raw_fd(), path.as_ptr(), flags, 0o600);
-                call::owned("open the lock file", made).map(Descriptor::from)
+                syscall_error::owned("open the lock file", made).map(Descriptor::from)
             }
         };
         // What a killed process has left behind is opened without O_CREAT: in a directory that all may write to, the kernel may
@@ -139,7 +139,7 @@ impl Directory {
         let file = match opened {
             Ok(file) => file,
             Err(error) => {
-                return match call::errno(&error) {
+                return match syscall_error::errno(&error) {
                     // Made or removed meanwhile; a lease on it; a signal.
                     Some(libc::EEXIST | libc::ENOENT | libc::EWOULDBLOCK | libc::EINTR) => Ok(None),
                     _ => Err(error),
@@ -149,8 +149,8 @@ impl Directory {
         is_lock(&stat_of(&file)?)?;
         // SAFETY: takes two numbers.
         let locked = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
-        if let Err(error) = call::check("flock", locked) {
-            return match call::errno(&error) {
+        if let Err(error) = syscall_error::check("flock", locked) {
+            return match syscall_error::errno(&error) {
                 Some(libc::EWOULDBLOCK | libc::EINTR) => Ok(None),
                 _ => Err(error),
             };
@@ -178,7 +178,7 @@ impl Directory {
         let flags = libc::AT_SYMLINK_NOFOLLOW;
         // SAFETY: the name is a C string, and the call fills the local struct.
         let result = unsafe { libc::fstatat(self.fd.as_raw_fd(), name.as_ptr(), stat.as_mut_ptr(), flags) };
-        match call::check("fstatat", result) {
+        match syscall_error::check("fstatat", result) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other?,
         };
@@ -195,15 +195,17 @@ impl Directory {
         let name = plain(name)?;
         // SAFETY: the name is a C string.
         let result = unsafe { libc::unlinkat(self.fd.as_raw_fd(), name.as_ptr(), 0) };
-        call::check("unlinkat", result).map(drop)
+        syscall_error::check("unlinkat", result).map(drop)
     }
 
     /// Opens what stands under this name, to change its group and mode; neither is changed by this.
     fn open_path(&self, name: &OsStr) -> io::Result<Descriptor> {
         let (name, flags) = (plain(name)?, libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC);
         // SAFETY: the name is a C string; the call makes a new descriptor, which is ours alone.
-        unsafe { call::owned("open the socket", libc::openat(self.fd.as_raw_fd(), name.as_ptr(), flags)) }
-            .map(Descriptor::from)
+        unsafe {
+            syscall_error::owned("open the socket", libc::openat(self.fd.as_raw_fd(), name.as_ptr(), flags))
+        }
+        .map(Descriptor::from)
     }
 
     /// Gives what stands under this name to a group, if one is given, then sets its mode.
@@ -222,12 +224,12 @@ impl Directory {
             // SAFETY: the path is an empty C string: the descriptor itself is meant.
             let given =
                 unsafe { libc::fchownat(file.as_raw_fd(), c"".as_ptr(), keep, group, libc::AT_EMPTY_PATH) };
-            call::check("fchownat", given)?;
+            syscall_error::check("fchownat", given)?;
         }
         // The kernel changes the mode of a descriptor without access only by this path.
         let path = CString::new(format!("{DESCRIPTORS}/{}", file.as_raw_fd()))?;
         // SAFETY: the path is a C string.
-        call::check("chmod", unsafe { libc::chmod(path.as_ptr(), mode) }).map(drop)
+        syscall_error::check("chmod", unsafe { libc::chmod(path.as_ptr(), mode) }).map(drop)
     }
 }
 
@@ -277,7 +279,7 @@ fn stat_of(file: &Descriptor) -> io::Result<libc::stat> {
     let mut stat = MaybeUninit::<libc::stat>::uninit();
     // SAFETY: fills the local struct, which is read only after the call succeeded.
     unsafe {
-        call::check("fstat", libc::fstat(file.as_raw_fd(), stat.as_mut_ptr()))?;
+        syscall_error::check("fstat", libc::fstat(file.as_raw_fd(), stat.as_mut_ptr()))?;
         Ok(stat.assume_init())
     }
 }

@@ -17,9 +17,9 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use super::call;
 use super::descriptor::Descriptor;
-use super::fork::{PerProcess, StaticSlot, per_process};
+use super::fork_guard::{PerProcess, StaticSlot, per_process};
+use super::syscall_error;
 use super::wait::is_readable;
 
 /// A process.
@@ -39,7 +39,7 @@ impl Pidfd {
         // SAFETY: takes two numbers and makes a new descriptor, which is ours alone.
         let fd = unsafe {
             let made = libc::syscall(libc::SYS_pidfd_open, libc::c_long::from(pid), 0);
-            call::owned("pidfd_open", i32::try_from(made).unwrap_or(-1))
+            syscall_error::owned("pidfd_open", i32::try_from(made).unwrap_or(-1))
         };
         Ok(Self { fd: fd?.into() })
     }

@@ -5,11 +5,11 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-use super::call;
 use super::memfd;
 use super::pidfd::Pidfd;
 use super::region::Region;
 use super::socket;
+use super::syscall_error;
 
 /// Memory whose size and mappings are sealed, mapped so that a fork does not have it; what every connection needs.
 ///
@@ -80,7 +80,7 @@ pub fn refuse_descriptors() -> io::Result<()> {
 ///
 /// Why it cannot be found out.
 pub fn wipe_on_fork() -> io::Result<bool> {
-    super::fork::kernel_wipes_on_fork()
+    super::fork_guard::kernel_wipes_on_fork()
 }
 
 /// Why the peer monitor's thread is not scheduled as the main thread is, if it is not. Starts the monitor.
@@ -119,7 +119,7 @@ pub fn seal_against_holes() -> io::Result<()> {
     let mapped = Region::map(memfd.as_fd(), len)?;
     // SAFETY: adds a seal to a file of ours.
     let sealed = unsafe { libc::fcntl(memfd.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_FUTURE_WRITE) };
-    call::check("fcntl(F_SEAL_FUTURE_WRITE)", sealed)?;
+    syscall_error::check("fcntl(F_SEAL_FUTURE_WRITE)", sealed)?;
     // SAFETY: the first byte of a mapping of ours that lives.
     unsafe { mapped.base().as_ptr().write_volatile(1) };
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
@@ -127,7 +127,7 @@ pub fn seal_against_holes() -> io::Result<()> {
     let punched = unsafe { libc::fallocate(memfd.as_raw_fd(), mode, 0, 4096) };
     match (punched, io::Error::last_os_error().raw_os_error()) {
         (-1, Some(libc::EPERM)) => Ok(()),
-        (-1, _) => Err(call::last("fallocate(FALLOC_FL_PUNCH_HOLE)")),
+        (-1, _) => Err(syscall_error::last("fallocate(FALLOC_FL_PUNCH_HOLE)")),
         _ => Err(io::Error::other("the kernel took the seal, and punched a hole all the same")),
     }
 }

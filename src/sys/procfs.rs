@@ -9,7 +9,7 @@
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use super::call;
+use super::syscall_error;
 
 /// The longest file that is read; what exceeds it counts as unreadable.
 const LONGEST: usize = 16 << 10;
@@ -17,7 +17,7 @@ const LONGEST: usize = 16 << 10;
 /// Opens a file of `/proc` for reading; `None` if that is not possible.
 pub(super) fn open(path: &CStr) -> Option<OwnedFd> {
     // SAFETY: a C string and flags; the call makes a new descriptor, which is ours alone.
-    unsafe { call::owned("open", libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC)) }.ok()
+    unsafe { syscall_error::owned("open", libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC)) }.ok()
 }
 
 /// Returns the text of a file of `/proc`; `None` if it cannot be read.
@@ -29,7 +29,7 @@ pub(super) fn read(path: &CStr) -> Option<String> {
         let room = &mut text[filled..];
         // SAFETY: the kernel fills at most the room that is left.
         let got = unsafe { libc::read(file.as_raw_fd(), room.as_mut_ptr().cast(), room.len()) };
-        match usize::try_from(call::check("read", i32::try_from(got).ok()?).ok()?).ok()? {
+        match usize::try_from(syscall_error::check("read", i32::try_from(got).ok()?).ok()?).ok()? {
             0 => {
                 text.truncate(filled);
                 return String::from_utf8(text).ok();

@@ -22,9 +22,9 @@ use std::ptr::NonNull;
 use memmap2::MmapMut;
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
-use super::call;
-use super::fork::ForkGuard;
+use super::fork_guard::ForkGuard;
 use super::memfd;
+use super::syscall_error;
 
 /// A range of mapped memory, readable and writable.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ impl Region {
     pub(crate) fn map(fd: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
         let len = not_empty(len)?;
         let map = MmapOptions::new().len(len).map_raw(&fd);
-        let map = map.map_err(|e| call::named("mmap", e))?;
+        let map = map.map_err(|e| syscall_error::named("mmap", e))?;
         failpoint!("mmap");
         let mut region = Self::of(map)?;
         region.inode = memfd::inode(fd);
@@ -67,7 +67,7 @@ impl Region {
     #[cfg(test)]
     pub(crate) fn anonymous(len: usize) -> io::Result<Self> {
         let map = MmapMut::map_anon(not_empty(len)?);
-        Self::of(map.map_err(|e| call::named("mmap", e))?.into())
+        Self::of(map.map_err(|e| syscall_error::named("mmap", e))?.into())
     }
 
     /// The first byte.
@@ -93,7 +93,7 @@ impl Region {
             Some(libc::EINVAL) => {
                 io::Error::new(io::ErrorKind::Unsupported, "prefault needs Linux 5.14 (MADV_POPULATE_WRITE)")
             }
-            _ => call::named("madvise(MADV_POPULATE_WRITE)", error),
+            _ => syscall_error::named("madvise(MADV_POPULATE_WRITE)", error),
         })
     }
 
@@ -101,7 +101,7 @@ impl Region {
         if map.as_mut_ptr().is_null() {
             return Err(io::Error::other("the kernel mapped the memory at address 0"));
         }
-        map.advise(Advice::DontFork).map_err(|e| call::named("madvise(MADV_DONTFORK)", e))?;
+        map.advise(Advice::DontFork).map_err(|e| syscall_error::named("madvise(MADV_DONTFORK)", e))?;
         // Messages do not belong into a core dump, but nothing depends on that.
         let _ = map.advise(Advice::DontDump);
         // Where huge pages for shared memory are switched on for all (`shmem_enabled` = always, within_size or force), the

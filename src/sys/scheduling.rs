@@ -18,9 +18,9 @@ use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
 
-use super::call;
 use super::procfs;
 use super::seccomp;
+use super::syscall_error;
 
 /// Why the thread goes on as it was started.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,12 +68,13 @@ pub(crate) fn follow_main_thread() -> Result<(), NotReset> {
         let ordinary = libc::sched_param { sched_priority: 0 };
         // SAFETY: reads a live local; 0 is the calling thread.
         let set = unsafe { libc::sched_setscheduler(0, wanted.policy, &ordinary) };
-        call::check("sched_setscheduler", set).map_err(|_| NotReset::Refused("sched_setscheduler"))?;
+        syscall_error::check("sched_setscheduler", set)
+            .map_err(|_| NotReset::Refused("sched_setscheduler"))?;
     }
     if own.nice != wanted.nice {
         // SAFETY: takes numbers; 0 is the calling thread.
         let set = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, wanted.nice) };
-        call::check("setpriority", set).map_err(|_| NotReset::Refused("setpriority"))?;
+        syscall_error::check("setpriority", set).map_err(|_| NotReset::Refused("setpriority"))?;
     }
     if own.cpus != wanted.cpus {
         take_cpus_of_main_thread().map_err(|_| NotReset::Refused("sched_setaffinity"))?;
@@ -104,8 +105,8 @@ fn take_cpus_of_main_thread() -> io::Result<()> {
     // reads it. 0 is the calling thread.
     unsafe {
         let len = size_of::<libc::cpu_set_t>();
-        call::check("sched_getaffinity", libc::sched_getaffinity(main, len, cpus.as_mut_ptr()))?;
-        call::check("sched_setaffinity", libc::sched_setaffinity(0, len, cpus.as_ptr()))?;
+        syscall_error::check("sched_getaffinity", libc::sched_getaffinity(main, len, cpus.as_mut_ptr()))?;
+        syscall_error::check("sched_setaffinity", libc::sched_setaffinity(0, len, cpus.as_ptr()))?;
     }
     Ok(())
 }

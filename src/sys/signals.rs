@@ -13,7 +13,7 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ptr;
 
-use super::call;
+use super::syscall_error;
 
 /// Blocks every signal for this thread, and for threads that it starts, until it is dropped.
 pub(crate) struct Blocked {
@@ -36,7 +36,7 @@ pub(crate) fn block_all() -> io::Result<Blocked> {
         libc::sigfillset(all.as_mut_ptr());
         let code = libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
         if code != 0 {
-            return Err(call::named("pthread_sigmask", io::Error::from_raw_os_error(code)));
+            return Err(syscall_error::named("pthread_sigmask", io::Error::from_raw_os_error(code)));
         }
         before.assume_init()
     };

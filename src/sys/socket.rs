@@ -20,11 +20,11 @@ use std::path::{Path, PathBuf};
 use std::ptr;
 use std::time::Duration;
 
-use super::call::{self, INTERRUPTS};
 use super::foreign::PeerSocket;
 use super::path::{DESCRIPTORS, Directory};
 use super::pidfd::Pidfd;
 use super::procfs;
+use super::syscall_error::{self, INTERRUPTS};
 
 /// The longest path of a socket that the kernel takes, in bytes. A longer one is reached by a descriptor of its directory.
 pub(crate) const MAX_PATH: usize = 107;
@@ -114,35 +114,35 @@ pub(crate) fn bind_private(path: &Path) -> io::Result<OwnedFd> {
     let target = Address::of(path)?;
     let fd = stream_socket(FLAGS)?;
     // SAFETY: changes the mode of a socket of ours, which its file takes over when bound.
-    call::check("fchmod", unsafe { libc::fchmod(fd.as_raw_fd(), 0o600) })?;
+    syscall_error::check("fchmod", unsafe { libc::fchmod(fd.as_raw_fd(), 0o600) })?;
     // SAFETY: the address is a local of this length.
     let bound = unsafe { libc::bind(fd.as_raw_fd(), target.as_ptr(), Address::LEN) };
-    call::check("bind", bound)?;
+    syscall_error::check("bind", bound)?;
     Ok(fd)
 }
 
 /// From now on clients can connect; `backlog` of them may wait.
 pub(crate) fn start_listening(fd: BorrowedFd<'_>, backlog: i32) -> io::Result<()> {
     // SAFETY: takes two numbers.
-    call::check("listen", unsafe { libc::listen(fd.as_raw_fd(), backlog) }).map(drop)
+    syscall_error::check("listen", unsafe { libc::listen(fd.as_raw_fd(), backlog) }).map(drop)
 }
 
 /// The next client that waits, if any.
 ///
 /// # Errors
 ///
-/// Whatever `accept4` answers; [`call::errno`] tells a lack of descriptors.
+/// Whatever `accept4` answers; [`syscall_error::errno`] tells a lack of descriptors.
 pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
     for _ in 0..INTERRUPTS {
         // SAFETY: no address is asked for; the call makes a new descriptor, which is ours alone.
         let accepted = unsafe {
             let none = ptr::null_mut();
             let fd = libc::accept4(listener.as_raw_fd(), none, ptr::null_mut(), FLAGS);
-            call::owned("accept4", fd)
+            syscall_error::owned("accept4", fd)
         };
         match accepted {
             Ok(fd) => return Ok(Some(fd)),
-            Err(error) => match call::errno(&error) {
+            Err(error) => match syscall_error::errno(&error) {
                 Some(libc::EINTR | libc::ECONNABORTED) => {}
                 Some(libc::EAGAIN) => return Ok(None),
                 _ => return Err(error),
@@ -169,7 +169,7 @@ pub(crate) fn listening_path(fd: BorrowedFd<'_>) -> io::Result<PathBuf> {
     }
     // SAFETY: changes the flags of a socket that the caller owns.
     unsafe {
-        call::check("fcntl(F_SETFD)", libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC))?;
+        syscall_error::check("fcntl(F_SETFD)", libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC))?;
     }
     set_non_blocking(fd)?;
     // SAFETY: zeros are a valid address.
@@ -177,7 +177,7 @@ pub(crate) fn listening_path(fd: BorrowedFd<'_>) -> io::Result<PathBuf> {
     let mut len = len_of::<libc::sockaddr_un>();
     // SAFETY: the kernel fills at most `len` bytes of the local.
     let named = unsafe { libc::getsockname(fd.as_raw_fd(), (&raw mut address).cast(), &mut len) };
-    call::check("getsockname", named)?;
+    syscall_error::check("getsockname", named)?;
     let name = address.sun_path.iter().map(|c| c.to_ne_bytes()[0]).take_while(|byte| *byte != 0);
     let path = PathBuf::from(OsString::from_vec(name.collect()));
     // Bound through a descriptor of the process that bound it.
@@ -235,10 +235,10 @@ fn connect_once(fd: BorrowedFd<'_>, path: &Path) -> io::Result<Attempt> {
     let target = Address::of(path)?;
     // SAFETY: the address is a local of this length.
     let result = unsafe { libc::connect(fd.as_raw_fd(), target.as_ptr(), Address::LEN) };
-    let Err(error) = call::check("connect", result) else {
+    let Err(error) = syscall_error::check("connect", result) else {
         return Ok(Attempt::Connected);
     };
-    match call::errno(&error) {
+    match syscall_error::errno(&error) {
         Some(libc::EINTR) => Ok(Attempt::Interrupted),
         Some(libc::EAGAIN) => Ok(Attempt::Full),
         _ => Err(error),
@@ -248,8 +248,11 @@ fn connect_once(fd: BorrowedFd<'_>, path: &Path) -> io::Result<Attempt> {
 fn set_non_blocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: take numbers, and change the flags of a socket that the caller holds.
     unsafe {
-        let status = call::check("fcntl(F_GETFL)", libc::fcntl(fd.as_raw_fd(), libc::F_GETFL))?;
-        call::check("fcntl(F_SETFL)", libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, status | libc::O_NONBLOCK))?;
+        let status = syscall_error::check("fcntl(F_GETFL)", libc::fcntl(fd.as_raw_fd(), libc::F_GETFL))?;
+        syscall_error::check(
+            "fcntl(F_SETFL)",
+            libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, status | libc::O_NONBLOCK),
+        )?;
     }
     Ok(())
 }
@@ -258,7 +261,7 @@ fn set_non_blocking(fd: BorrowedFd<'_>) -> io::Result<()> {
 /// own, so its owner can find out whether a number still names it.
 pub(crate) fn idle() -> io::Result<OwnedFd> {
     // SAFETY: takes numbers and makes a new descriptor, which is ours alone.
-    unsafe { call::owned("socket", libc::socket(libc::AF_UNIX, libc::SOCK_DGRAM | FLAGS, 0)) }
+    unsafe { syscall_error::owned("socket", libc::socket(libc::AF_UNIX, libc::SOCK_DGRAM | FLAGS, 0)) }
 }
 
 /// Two connected sockets without a name.
@@ -266,17 +269,17 @@ pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let mut fds = [-1; 2];
     // SAFETY: fills the local array.
     let made = unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_STREAM | FLAGS, 0, fds.as_mut_ptr()) };
-    call::check("socketpair", made)?;
+    syscall_error::check("socketpair", made)?;
     // SAFETY: the call succeeded, so both are new descriptors, which are ours alone.
     let (one, other) = unsafe { (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])) };
-    Ok((call::beyond_standard_streams(one)?, call::beyond_standard_streams(other)?))
+    Ok((syscall_error::beyond_standard_streams(one)?, syscall_error::beyond_standard_streams(other)?))
 }
 
 /// Who is at the other end.
 pub(crate) fn peer_cred(fd: BorrowedFd<'_>) -> io::Result<PeerCred> {
     let unknown = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
-    let cred =
-        option(fd, libc::SO_PEERCRED, unknown).map_err(|e| call::named("getsockopt(SO_PEERCRED)", e))?;
+    let cred = option(fd, libc::SO_PEERCRED, unknown)
+        .map_err(|e| syscall_error::named("getsockopt(SO_PEERCRED)", e))?;
     Ok(PeerCred { pid: u32::try_from(cred.pid).unwrap_or(0), uid: cred.uid, gid: cred.gid })
 }
 
@@ -284,7 +287,7 @@ pub(crate) fn peer_cred(fd: BorrowedFd<'_>) -> io::Result<PeerCred> {
 pub(crate) fn peer_pidfd(fd: BorrowedFd<'_>) -> Option<Pidfd> {
     let number: i32 = option(fd, SO_PEERPIDFD, -1).ok()?;
     // SAFETY: the option makes a new descriptor, which is ours alone.
-    let pidfd = unsafe { call::owned("getsockopt(SO_PEERPIDFD)", number) };
+    let pidfd = unsafe { syscall_error::owned("getsockopt(SO_PEERPIDFD)", number) };
     pidfd.ok().map(Pidfd::from_owned)
 }
 
@@ -295,7 +298,7 @@ pub(crate) fn peer_has_ended(fd: BorrowedFd<'_>) -> bool {
         Err(error) => error.raw_os_error() == Some(libc::ESRCH),
         Ok(number) => {
             // SAFETY: the option makes a new descriptor, which is ours alone.
-            let pidfd = unsafe { call::owned("getsockopt(SO_PEERPIDFD)", number) };
+            let pidfd = unsafe { syscall_error::owned("getsockopt(SO_PEERPIDFD)", number) };
             pidfd.is_ok_and(|pidfd| Pidfd::from_owned(pidfd).exited())
         }
     }
@@ -354,7 +357,7 @@ pub(crate) fn receive_out_of_band_inline(fd: BorrowedFd<'_>) -> io::Result<()> {
 /// Ends the connection in both directions: the peer is told, and the kernel accepts nothing for this socket any more.
 pub(crate) fn shut_down(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: takes two numbers.
-    call::check("shutdown", unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_RDWR) }).map(drop)
+    syscall_error::check("shutdown", unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_RDWR) }).map(drop)
 }
 
 /// How many bytes were received and not read yet.
@@ -362,7 +365,7 @@ pub(crate) fn queued(fd: BorrowedFd<'_>) -> io::Result<usize> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: the kernel fills the local number.
     let asked = unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
-    call::check("ioctl(FIONREAD)", asked)?;
+    syscall_error::check("ioctl(FIONREAD)", asked)?;
     Ok(usize::try_from(bytes).unwrap_or(usize::MAX))
 }
 
@@ -378,7 +381,7 @@ pub(super) const SO_PASSRIGHTS: i32 = 83;
 
 fn stream_socket(flags: i32) -> io::Result<OwnedFd> {
     // SAFETY: the call makes a new descriptor, which is ours alone.
-    unsafe { call::owned("socket", libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | flags, 0)) }
+    unsafe { syscall_error::owned("socket", libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | flags, 0)) }
 }
 
 /// The address of a path.
@@ -462,7 +465,7 @@ pub(super) fn set_option<T: PlainOption>(fd: BorrowedFd<'_>, name: i32, value: T
     let place = (&raw const value).cast();
     // SAFETY: the kernel reads the local of this length.
     let set = unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, place, len_of::<T>()) };
-    call::check("setsockopt", set).map(drop)
+    syscall_error::check("setsockopt", set).map(drop)
 }
 
 /// A type of which any bytes are a value.
@@ -478,8 +481,8 @@ fn len_of<T>() -> libc::socklen_t {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::socket_io::{Transfer, read, send_with_fd, write};
     use crate::sys::testing::fork;
-    use crate::sys::transfer::{Transfer, read, send_with_fd, write};
     use std::fs;
     use std::os::unix::fs::{FileTypeExt, PermissionsExt};
     use std::path::PathBuf;
@@ -647,7 +650,7 @@ mod tests {
         let file = fs::File::open("/dev/null").expect("opens");
         let sent = send_with_fd(a.as_fd(), b"x", file.as_fd());
         // Before Linux 6.16 the descriptor goes over and is closed by the read.
-        let refused = sent.is_err_and(|e| call::errno(&e) == Some(libc::EPERM));
+        let refused = sent.is_err_and(|e| syscall_error::errno(&e) == Some(libc::EPERM));
         assert!(refused || read(b.as_fd(), &mut [0; 4]).expect("reads") == Transfer::Bytes(1));
     }
 }

@@ -36,9 +36,9 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use super::call::{self, INTERRUPTS};
-use super::fork::{PerProcess, StaticSlot, per_process};
+use super::fork_guard::{PerProcess, StaticSlot, per_process};
 use super::pidfd::Pidfd;
+use super::syscall_error::{self, INTERRUPTS};
 use super::threads;
 
 /// Starts the command; the child inherits the socket under its number, blocking, and this process has it no more.
@@ -51,7 +51,7 @@ pub(crate) fn start(command: &mut Command, socket: OwnedFd) -> io::Result<Child>
     let _turn = SpawnLock::take()?;
     set_status(fd, |status| status & !libc::O_NONBLOCK)?;
     // SAFETY: changes the flags of a socket of ours.
-    call::check("fcntl(F_SETFD)", unsafe { libc::fcntl(fd, libc::F_SETFD, 0) })?;
+    syscall_error::check("fcntl(F_SETFD)", unsafe { libc::fcntl(fd, libc::F_SETFD, 0) })?;
     let started = command.spawn();
     drop(socket); // Before the turn ends. The child has its copy, since it runs its program by now.
     started.map_err(|error| threads::lacking(error).unwrap_or_else(|error| error))
@@ -94,7 +94,7 @@ pub(crate) fn take_inherited(fd: RawFd, inode: u64) -> Result<OwnedFd, NotTaken>
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     // SAFETY: changes the flags of a socket of ours.
     let closes = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) };
-    call::check("fcntl(F_SETFD)", closes).map_err(NotTaken::Io)?;
+    syscall_error::check("fcntl(F_SETFD)", closes).map_err(NotTaken::Io)?;
     Ok(fd)
 }
 
@@ -134,7 +134,7 @@ pub(crate) fn nonce() -> io::Result<u64> {
             return Ok(value);
         }
         if filled < 0 && io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
-            return Err(call::last("getrandom"));
+            return Err(syscall_error::last("getrandom"));
         }
     }
     Err(io::Error::other("the kernel gives no random numbers"))
@@ -198,9 +198,10 @@ fn exclusive() -> Option<File> {
 /// Changes the status flags of an open file.
 fn set_status(fd: RawFd, change: impl FnOnce(i32) -> i32) -> io::Result<()> {
     // SAFETY: takes numbers only; fails if `fd` is not open.
-    let status = call::check("fcntl(F_GETFL)", unsafe { libc::fcntl(fd, libc::F_GETFL) })?;
+    let status = syscall_error::check("fcntl(F_GETFL)", unsafe { libc::fcntl(fd, libc::F_GETFL) })?;
     // SAFETY: as above.
-    call::check("fcntl(F_SETFL)", unsafe { libc::fcntl(fd, libc::F_SETFL, change(status)) }).map(drop)
+    syscall_error::check("fcntl(F_SETFL)", unsafe { libc::fcntl(fd, libc::F_SETFL, change(status)) })
+        .map(drop)
 }
 
 fn socket_inode_of(fd: RawFd) -> io::Result<u64> {
@@ -221,8 +222,8 @@ fn socket_inode_of(fd: RawFd) -> io::Result<u64> {
 mod tests {
     use super::*;
     use crate::sys::socket::pair;
+    use crate::sys::socket_io::{Transfer, read};
     use crate::sys::testing::{fork, in_child};
-    use crate::sys::transfer::{Transfer, read};
     use crate::sys::wait::{Readiness, wait_ready};
     use std::os::fd::{AsFd, IntoRawFd};
     use std::os::unix::process::CommandExt;

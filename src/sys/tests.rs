@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::testing::{in_child, refuse};
-use super::{call, epoll, memfd, pidfd, region, signals, socket, spawn, timer, transfer, wait};
+use super::{epoll, memfd, pidfd, region, signals, socket, socket_io, spawn, syscall_error, timer, wait};
 
 const STRANGE: i32 = libc::EDOM;
 
@@ -85,22 +85,22 @@ const ON_A_DESCRIPTOR: [(libc::c_long, &str, Row); 13] = [
     (libc::SYS_recvfrom, "recv", |now| {
         let (one, _other) = socket::pair().expect("pair");
         now();
-        error(transfer::read(one.as_fd(), &mut [0; 8]))
+        error(socket_io::read(one.as_fd(), &mut [0; 8]))
     }),
     (libc::SYS_sendto, "send", |now| {
         let (one, _other) = socket::pair().expect("pair");
         now();
-        error(transfer::write(one.as_fd(), b"text"))
+        error(socket_io::write(one.as_fd(), b"text"))
     }),
     (libc::SYS_recvmsg, "recvmsg", |now| {
         let (one, _other) = socket::pair().expect("pair");
         now();
-        error(transfer::receive_with_fds(one.as_fd(), &mut [0; 8]).map(drop))
+        error(socket_io::receive_with_fds(one.as_fd(), &mut [0; 8]).map(drop))
     }),
     (libc::SYS_sendmsg, "sendmsg", |now| {
         let (one, other) = socket::pair().expect("pair");
         now();
-        error(transfer::send_with_fd(one.as_fd(), b"text", other.as_fd()))
+        error(socket_io::send_with_fd(one.as_fd(), b"text", other.as_fd()))
     }),
 ];
 
@@ -132,7 +132,7 @@ fn each_is_named(rows: &[(libc::c_long, &'static str, Row)]) {
             let error = row(&|| refuse(number, STRANGE));
             let text = error.to_string();
             assert!(text.starts_with(&format!("{name}: ")), "{name}: {text}");
-            assert_eq!(call::errno(&error), Some(STRANGE), "{text}");
+            assert_eq!(syscall_error::errno(&error), Some(STRANGE), "{text}");
         });
     }
 }
@@ -148,7 +148,7 @@ fn a_call_that_is_refused_is_named() {
 fn what_a_signal_interrupts_for_ever_is_given_up() {
     in_child(|| {
         let (one, other) = socket::pair().expect("pair");
-        transfer::write(other.as_fd(), b"text").expect("room");
+        socket_io::write(other.as_fd(), b"text").expect("room");
         for call in
             [libc::SYS_accept4, libc::SYS_connect, libc::SYS_recvfrom, libc::SYS_getrandom, libc::SYS_ppoll]
         {
@@ -159,8 +159,8 @@ fn what_a_signal_interrupts_for_ever_is_given_up() {
         let waited = socket::connect_waiting("/nowhere".as_ref(), Duration::from_secs(1));
         assert!(matches!(waited, Ok(socket::Connecting::BacklogFull)));
         assert_eq!(
-            transfer::read(one.as_fd(), &mut [0; 8]).expect("for now"),
-            transfer::Transfer::WouldBlock
+            socket_io::read(one.as_fd(), &mut [0; 8]).expect("for now"),
+            socket_io::Transfer::WouldBlock
         );
         assert!(
             !wait::wait_ready(one.as_fd(), wait::Readiness::Readable, Some(Instant::now())).expect("late")

@@ -21,7 +21,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{Builder, JoinHandle};
 
-use super::call;
+use super::syscall_error;
 
 /// Mappings that have to be possible, so that the program's own do not fail because of the library's.
 const MAPPINGS: usize = 512;
@@ -91,7 +91,8 @@ fn start<T: Send + 'static>(
         let _helper = helper;
         act()
     });
-    started.map_err(|error| lacking(error).unwrap_or_else(|error| call::named("pthread_create", error)))
+    started
+        .map_err(|error| lacking(error).unwrap_or_else(|error| syscall_error::named("pthread_create", error)))
 }
 
 /// Returns how many helpers run at most.
@@ -123,7 +124,7 @@ impl Drop for Helper {
 /// Returns the error of a process or thread that the kernel did not start for want of something, with the limits that
 /// may be reached; otherwise the error as it was. The kernel words a limit as a call to try again.
 pub(super) fn lacking(error: io::Error) -> Result<io::Error, io::Error> {
-    let text = match call::errno(&error) {
+    let text = match syscall_error::errno(&error) {
         Some(libc::EAGAIN) => {
             "the limit of processes and threads is reached: raise RLIMIT_NPROC (ulimit -u), or the control group's pids.max; a thread of SCHED_DEADLINE cannot start one"
         }
@@ -208,7 +209,7 @@ fn can_map(mappings: usize) -> Result<(), i32> {
     let made = (1..mappings).step_by(2).try_for_each(|at| {
         // SAFETY: a page of the mapping above, which nothing refers to.
         let done = unsafe { libc::mprotect(base.cast::<u8>().add(at * page).cast(), page, libc::PROT_READ) };
-        call::check("mprotect", done).map(drop).map_err(|_| libc::ENOMEM)
+        syscall_error::check("mprotect", done).map(drop).map_err(|_| libc::ENOMEM)
     });
     // SAFETY: removes the mapping above, whole; nothing refers to it.
     unsafe { libc::munmap(base, len) };

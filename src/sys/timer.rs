@@ -14,8 +14,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr::null_mut;
 use std::time::{Duration, Instant};
 
-use super::call;
 use super::descriptor::Descriptor;
+use super::syscall_error;
 
 /// A descriptor that becomes readable at a moment, and stays so until the next is set.
 #[derive(Debug)]
@@ -29,7 +29,9 @@ impl Timer {
     pub(crate) fn new() -> io::Result<Self> {
         let flags = libc::TFD_CLOEXEC | libc::TFD_NONBLOCK;
         // SAFETY: the call makes a new descriptor, which is ours alone.
-        let fd = unsafe { call::owned("timerfd_create", libc::timerfd_create(libc::CLOCK_MONOTONIC, flags)) };
+        let fd = unsafe {
+            syscall_error::owned("timerfd_create", libc::timerfd_create(libc::CLOCK_MONOTONIC, flags))
+        };
         Ok(Self { fd: Descriptor::with_witness(fd?), moment: None })
     }
 
@@ -48,7 +50,7 @@ impl Timer {
         // SAFETY: the descriptor is open while self lives, the spec is a live local that the kernel
         // only reads, and a null pointer asks for no old value.
         let result = unsafe { libc::timerfd_settime(self.fd.as_raw_fd(), 0, &spec, null_mut()) };
-        call::check("timerfd_settime", result)?;
+        syscall_error::check("timerfd_settime", result)?;
         self.moment = moment;
         Ok(())
     }

@@ -14,7 +14,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 use std::time::{Duration, Instant};
 
-use super::call;
+use super::syscall_error;
 
 /// What to wait for. The end of the other side is always waited for, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +71,7 @@ fn poll_once(fd: BorrowedFd<'_>, events: i16, longest: Duration) -> io::Result<b
     let limit = libc::timespec { tv_sec: seconds.into(), tv_nsec: longest.subsec_nanos().into() };
     // SAFETY: one entry, a local timeout, and no signal mask.
     let ready = unsafe { libc::ppoll(&mut entry, 1, &limit, ptr::null()) };
-    match call::check("ppoll", ready) {
+    match syscall_error::check("ppoll", ready) {
         Ok(ready) => Ok(ready > 0),
         Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(false),
         Err(error) => Err(error),
@@ -82,8 +82,8 @@ fn poll_once(fd: BorrowedFd<'_>, events: i16, longest: Duration) -> io::Result<b
 mod tests {
     use super::*;
     use crate::sys::socket::pair;
+    use crate::sys::socket_io::write;
     use crate::sys::testing::in_child;
-    use crate::sys::transfer::write;
     use std::os::fd::AsFd;
 
     #[test]

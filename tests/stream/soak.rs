@@ -12,7 +12,7 @@
 //!             ◀══ stream ═════════▶                30 B to 1 MiB, at times 10 MiB
 //! ```
 //!
-//! The sentinel (`src/sys/sentinel.rs`) watches each sleep that lasts a whole slice. Both processes
+//! The sentinel (`src/sys/lost_wakeup_check.rs`) watches each sleep that lasts a whole slice. Both processes
 //! sample their memory, descriptors and threads.
 //!
 //! What it does not show: a lost wake-up on the stream that the next message makes up for.
@@ -24,7 +24,7 @@ use std::thread::{Scope, sleep};
 use std::time::{Duration, Instant};
 
 use crate::support::{Kept, LONG, Watchdog, descriptors, fill, index_of, me, role, say, threads, told};
-use narrows::internal::sentinel;
+use narrows::internal::lost_wakeup_check;
 use narrows::{Options, Receiver, Sender, SharedMemoryListener, SharedMemoryStream, WaitStrategy};
 
 const NAME: &str = "everything_holds_for_long";
@@ -89,7 +89,7 @@ fn everything_holds_for_long() {
     let minutes = std::env::var("NARROWS_SOAK_MINUTES").ok().and_then(|it| it.parse().ok()).unwrap_or(1.0);
     let time = Duration::from_secs_f64(minutes * 60.0);
     let _watchdog = Watchdog::within("soak", time * 3 + Duration::from_secs(120));
-    sentinel::watch();
+    lost_wakeup_check::watch();
     if role().is_some() {
         let streams = LANES.map(|lane| {
             lane.options().connect_timeout(format!("{}-{lane:?}", told()), LONG).expect("connects")
@@ -119,7 +119,7 @@ fn run(streams: [SharedMemoryStream; 3], parent: bool, time: Duration) {
         soak.over.store(true, Ordering::Relaxed);
         samples
     });
-    let seen = sentinel::seen();
+    let seen = lost_wakeup_check::seen();
     let [messages, bytes] = [&soak.messages, &soak.bytes].map(|it| it.load(Ordering::Relaxed));
     let who = if parent { "parent" } else { "child" };
     let (first, last) = (median(&samples, 0), median(&samples, 2));
@@ -203,9 +203,9 @@ impl Soak {
         while !self.over.load(Ordering::Relaxed) {
             sleep((time / 300).min(Duration::from_secs(1)));
             samples.push(Sample::now());
-            let done = began.elapsed() >= time && sentinel::seen().sleeps >= enough;
+            let done = began.elapsed() >= time && lost_wakeup_check::seen().sleeps >= enough;
             if self.parent && (done || began.elapsed() >= time * 3) {
-                assert!(done, "{} real sleeps, {enough} wanted", sentinel::seen().sleeps);
+                assert!(done, "{} real sleeps, {enough} wanted", lost_wakeup_check::seen().sleeps);
                 break;
             }
         }

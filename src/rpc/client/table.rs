@@ -285,7 +285,7 @@ impl Table {
     ///
     /// # Errors
     ///
-    /// [`Violation`] for what no honest server sends now.
+    /// [`ProtocolViolation`] for what no honest server sends now.
     #[inline]
     pub fn take(
         &mut self,

@@ -129,7 +129,7 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> Hall<M, P, T> {
     ///
     /// # Errors
     ///
-    /// [`Violation`] if it is not one that an honest client makes now.
+    /// [`ProtocolViolation`] if it is not one that an honest client makes now.
     #[inline]
     pub(super) fn answer_whole(
         &self,

@@ -157,7 +157,7 @@ impl<M: Memory, P: WaitPolicy> Post<M, P> {
     ///
     /// # Errors
     ///
-    /// [`SendFault::Full`] if there is no room, or how the connection has ended.
+    /// [`SendCoreError::Full`] if there is no room, or how the connection has ended.
     pub(super) fn flush(&mut self, most: u32) -> Result<(), SendCoreError> {
         if !self.flush_credit() {
             return Err(SendCoreError::Full);

@@ -92,7 +92,7 @@ impl Table {
     ///
     /// # Errors
     ///
-    /// [`Violation`] for what no honest client sends.
+    /// [`ProtocolViolation`] for what no honest client sends.
     #[inline]
     pub fn take(
         &mut self,

@@ -7,10 +7,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use super::super::call;
 use super::super::descriptor::FileId;
 use super::super::epoll::{Epoll, EpollEvent, Interest};
 use super::super::pidfd::Pidfd;
+use super::super::syscall_error;
 use super::{GRACE, OWN, Watched};
 
 /// All connections that are watched.
@@ -199,7 +199,7 @@ impl WatchTable {
         let number = peer.as_raw_fd();
         match epoll.add(peer, token_of(number), Interest::Exit) {
             // It may have been reported already.
-            Err(error) if call::errno(&error) == Some(libc::EEXIST) => {
+            Err(error) if syscall_error::errno(&error) == Some(libc::EEXIST) => {
                 epoll.modify(peer, token_of(number), Interest::Exit)?;
             }
             result => result?,

@@ -8,8 +8,8 @@ use std::thread;
 use super::*;
 use crate::sys::epoll::Eventfd;
 use crate::sys::socket::pair;
+use crate::sys::socket_io::write;
 use crate::sys::testing::{PATIENCE, eventually, fork, in_child, open_descriptors};
-use crate::sys::transfer::write;
 use crate::sys::wait::{Readiness, is_readable, wait_ready};
 
 #[derive(Default)]

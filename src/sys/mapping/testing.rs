@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::Mapping;
 use crate::layout::words;
 use crate::mem::{Field, Flag, Load, Memory, Padding, Word};
-use crate::sys::{copy, failpoint, futex, sentinel};
+use crate::sys::{copy, failpoint, futex, lost_wakeup_check};
 
 /// How a direction looks from its consumer's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +49,7 @@ impl Mapping {
 
     /// Notes that all before `upto` was published and that its sleeper was looked for.
     pub(super) fn note(&self, flag: Flag, upto: u64) {
-        if sentinel::is_on() {
+        if lost_wakeup_check::is_on() {
             let now = u64::try_from(futex::monotonic_now().as_nanos()).unwrap_or(0);
             let at = notes(flag);
             self.at(at + 8).store(now, Ordering::Relaxed);
@@ -61,7 +61,7 @@ impl Mapping {
 
     /// A sleep that began here has lasted for a whole slice: should it have?
     pub(super) fn slept_through(&self, flag: Flag, began: Duration, slice: Duration) {
-        if !sentinel::is_on() {
+        if !lost_wakeup_check::is_on() {
             return;
         }
         // Both words are this side's own. The head is published whenever its consumer goes to sleep.
@@ -73,7 +73,7 @@ impl Mapping {
         // pairs with the Release store in `note`.
         let upto = self.at(notes(flag)).load(Ordering::Acquire);
         let checked = Duration::from_nanos(self.at(notes(flag) + 8).load(Ordering::Relaxed));
-        sentinel::slept_a_slice(upto > awaited && checked < began + slice);
+        lost_wakeup_check::slept_a_slice(upto > awaited && checked < began + slice);
     }
 }
 

@@ -9,7 +9,7 @@ use crate::layout::Geometry;
 use crate::mem::{self, INLINE_CAPACITY};
 #[cfg(feature = "testing")]
 use crate::mem::{Store, Word};
-use crate::sys::link::{ConnectionParts, Side};
+use crate::sys::connection::{ConnectionParts, Side};
 use crate::sys::region::Region;
 use crate::sys::socket::{self, PeerCred};
 use crate::sys::testing::{PATIENCE, eventually};
@@ -96,7 +96,7 @@ fn a_crowd_of_the_peers_does_not_cost_us_its_waking_and_hides_no_sleeper_of_ours
 #[cfg(feature = "testing")]
 #[test]
 fn the_sentinel_tells_a_lost_wake_from_a_late_one() {
-    use crate::sys::{sentinel, testing::in_child};
+    use crate::sys::{lost_wakeup_check, testing::in_child};
     // It counts for a whole process.
     in_child(|| {
         let [mapping, _] = directions(2, 128);
@@ -104,17 +104,20 @@ fn the_sentinel_tells_a_lost_wake_from_a_late_one() {
         for (flag, own) in [(Flag::Consumer, Word::Head), (Flag::Producer, Word::AwaitedTicket)] {
             mapping.store(own, 4, Store::Relaxed);
             let lost = |upto, slice| {
-                let (before, began) = (sentinel::seen(), futex::monotonic_now());
+                let (before, began) = (lost_wakeup_check::seen(), futex::monotonic_now());
                 mapping.note(flag, upto);
                 mapping.slept_through(flag, began, slice);
-                (sentinel::seen().slices - before.slices, sentinel::seen().lost - before.lost)
+                (
+                    lost_wakeup_check::seen().slices - before.slices,
+                    lost_wakeup_check::seen().lost - before.lost,
+                )
             };
             assert_eq!(lost(5, long), (0, 0), "nobody watches");
-            sentinel::watch();
+            lost_wakeup_check::watch();
             assert_eq!(lost(4, long), (1, 0), "what came was not what it waits for");
             assert_eq!(lost(5, long), (1, 1), "it came, and the sleeper slept on");
             assert_eq!(lost(5, Duration::ZERO), (1, 0), "it came after the slice");
-            sentinel::unwatch();
+            lost_wakeup_check::unwatch();
         }
     });
 }

@@ -1,7 +1,7 @@
 //! Every class of value of every word that is judged, in every cursor state of tiny rings.
 //!
 //! What is right is written down here a second time, from the tables of `src/ring/mod.rs`,
-//! `src/ring/end.rs` and `DESIGN.md`, in other words than the library's: as ranges of bytes and lists
+//! `src/ring/close.rs` and `DESIGN.md`, in other words than the library's: as ranges of bytes and lists
 //! of legal values. Where the two differ, one of them is wrong.
 
 use std::sync::Arc;

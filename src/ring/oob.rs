@@ -2,7 +2,7 @@
 //!
 //! The bell counts the stores, so that a sleeper can tell that one came.
 
-use super::park::notify;
+use super::parking::notify;
 use crate::mem::{Flag, Load, Memory, Store, Word};
 
 /// The one who stores urgent words of a direction.
@@ -31,12 +31,12 @@ impl<M: Memory> OobSender<M> {
 
 /// Reads an urgent word; the index is masked.
 pub fn load_oob<M: Memory>(mem: &M, index: u32) -> u64 {
-    // pairs with the Release store in `Poster::post`.
+    // pairs with the Release store in `OobSender::post`.
     mem.load(Word::Oob(index), Load::Acquire)
 }
 
 /// How often the poster has rung.
 pub fn load_doorbell<M: Memory>(mem: &M) -> u64 {
-    // pairs with the Release store in `Poster::post`.
+    // pairs with the Release store in `OobSender::post`.
     mem.load(Word::Doorbell, Load::Acquire)
 }

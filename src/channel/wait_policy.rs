@@ -4,7 +4,7 @@
 //! this decides more than the ring does. It is policy alone: whatever it does, the ring's sleep
 //! protocol comes after it and loses nothing.
 //!
-//! `Adaptive` spins for at most [`BUDGET`] and learns, for each waiting place by itself, whether
+//! `Adaptive` spins for at most [`SPIN_BUDGET`] and learns, for each waiting place by itself, whether
 //! recent waits would have been covered. When the peer was last seen on our own CPU it steps aside
 //! once instead: spinning there keeps the peer from answering.
 

@@ -13,7 +13,7 @@
 use crate::error::ConnectionError;
 use crate::mem::{Flag, Load, Memory, Store, Word};
 
-use super::park::{force_notify, notify};
+use super::parking::{force_notify, notify};
 
 /// What became of a connection: the values of [`Word::Fate`] but 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,11 +18,11 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::call::{self, INTERRUPTS};
 use super::cmsg::ControlBuffer;
 use super::foreign::Foreign;
 use super::pidfd::Pidfd;
 use super::socket::PeerCred;
+use super::syscall_error::{self, INTERRUPTS};
 
 /// How far a read or a write got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,7 +200,7 @@ fn outcome(call: &'static str, wanted: usize, mut attempt: impl FnMut() -> isize
             Some(libc::EINTR) => {}
             Some(libc::EAGAIN) => return Ok(Transfer::WouldBlock),
             Some(libc::EPIPE | libc::ECONNRESET) => return Ok(Transfer::Closed),
-            _ => return Err(call::named(call, error)),
+            _ => return Err(syscall_error::named(call, error)),
         }
     }
     Ok(Transfer::WouldBlock)

@@ -1,6 +1,6 @@
 //! A sender for many threads: one sender behind a lock, with the same promises about time.
 //!
-//! The lock is a [`Monitor`](super::Monitor), so that a model checker can stand in for it.
+//! The lock is a [`Lock`](super::Monitor), so that a model checker can stand in for it.
 
 use std::io::IoSlice;
 use std::sync::Arc;
@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::manner::{Block, CallMode, NonBlocking, WithDeadline};
-use super::monitor::with_lock;
+use super::call_mode::{Block, CallMode, NonBlocking, WithDeadline};
 use super::sender::stats;
 use super::sender_core::SendCoreError;
 use super::stats::Sent;
+use super::sync::with_lock;
 use super::{Closer, Sender, Stats, Wait};
 use crate::error::{ConnectionError, SendError, SendTimeoutError, TrySendError};
 use crate::mem::Word;
 use crate::ring::closed;
-use crate::sys::link::Connection;
+use crate::sys::connection::Connection;
 use crate::sys::mapping::Mapping;
 
 /// Sends messages to the peer from many threads; made by [`Sender::into_shared`].

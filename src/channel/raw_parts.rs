@@ -6,7 +6,7 @@ use super::{AdaptiveWait, Closer, IncomingSignals, OobSender, ReceiverCore, Send
 use crate::error::ConnectionError;
 use crate::mem::Word;
 use crate::ring::{CloseReason, closed};
-use crate::sys::link::Connection;
+use crate::sys::connection::Connection;
 use crate::sys::mapping::Mapping;
 use crate::sys::socket::PeerCred;
 

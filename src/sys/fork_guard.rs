@@ -32,7 +32,7 @@ use std::io;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
-use super::call;
+use super::syscall_error;
 
 /// Remembers the process that made it.
 #[derive(Clone, Copy, Debug)]
@@ -92,7 +92,7 @@ pub(crate) unsafe trait PerProcess: Sync + Sized + 'static {
 ///
 /// # Errors
 ///
-/// Those of `make`, and those of [`Canary::new`].
+/// Those of `make`, and those of [`ForkGuard::new`].
 pub(crate) fn per_process<T: PerProcess>(make: impl FnOnce() -> io::Result<T>) -> io::Result<&'static T> {
     let slot = &page()?.slots[T::SLOT as usize];
     let mut known = slot.load(Ordering::Acquire);
@@ -176,7 +176,7 @@ fn publish_page() -> io::Result<*mut Page> {
             // it when the shared object that holds it is unloaded.
             let code = unsafe { libc::pthread_atfork(None, None, Some(wipe_in_child)) };
             if code != 0 {
-                return Err(call::named("pthread_atfork", io::Error::from_raw_os_error(code)));
+                return Err(syscall_error::named("pthread_atfork", io::Error::from_raw_os_error(code)));
             }
             Ok(fresh)
         }
@@ -205,7 +205,7 @@ pub(super) fn kernel_wipes_on_fork() -> io::Result<bool> {
     unsafe {
         let page = libc::mmap(ptr::null_mut(), LEN, protection, flags, -1, 0);
         if page == libc::MAP_FAILED {
-            return Err(call::last("mmap"));
+            return Err(syscall_error::last("mmap"));
         }
         let advised = libc::madvise(page, LEN, libc::MADV_WIPEONFORK);
         libc::munmap(page, LEN);
@@ -220,7 +220,7 @@ fn wiped_page() -> io::Result<*mut Page> {
     // SAFETY: a new anonymous mapping at a place that the kernel chooses touches no other memory.
     let page = unsafe { libc::mmap(ptr::null_mut(), LEN, protection, flags, -1, 0) };
     if page == libc::MAP_FAILED {
-        return Err(call::last("mmap"));
+        return Err(syscall_error::last("mmap"));
     }
     #[cfg(test)]
     if tests::KERNEL_ONLY_PRETENDS.load(Ordering::Relaxed) {
@@ -228,7 +228,7 @@ fn wiped_page() -> io::Result<*mut Page> {
     }
     // SAFETY: the range is the mapping just made, which nothing refers to yet.
     let advised = unsafe { libc::madvise(page, LEN, libc::MADV_WIPEONFORK) };
-    call::check("madvise(MADV_WIPEONFORK), which needs Linux 4.14", advised)
+    syscall_error::check("madvise(MADV_WIPEONFORK), which needs Linux 4.14", advised)
         .inspect_err(|_| unmap(page.cast()))?;
     Ok(page.cast())
 }

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::link::{Connection, ConnectionParts, OnPeerGone, Side};
+use super::connection::{Connection, ConnectionParts, OnPeerGone, Side};
 use super::memfd;
 use super::region::Region;
 use super::socket::{self, PeerCred};

@@ -37,11 +37,11 @@ use std::time::{Duration, Instant};
 use crate::error::BindError;
 use crate::establish::{why_not_bound, why_not_connected, why_not_locked};
 use crate::options::Options;
-use crate::sys::call::errno;
 use crate::sys::foreign::{Listening, PeerSocket};
-use crate::sys::fork::ForkGuard;
+use crate::sys::fork_guard::ForkGuard;
 use crate::sys::path::{Directory, Inode, lock_name};
 use crate::sys::socket::{self, Connecting, MAX_PATH};
+use crate::sys::syscall_error::errno;
 
 /// A path that this process has bound.
 pub(super) struct BoundPath {

@@ -16,14 +16,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
-use super::activity::WaitCounters;
 use super::foreign::PeerSocket;
-use super::fork::ForkGuard;
+use super::fork_guard::ForkGuard;
 use super::lifeline::{self, MonitorHandle, PeerExit, Watched};
 use super::mapping::Mapping;
 use super::pidfd::Pidfd;
 use super::region::Region;
 use super::socket::PeerCred;
+use super::wait_counters::WaitCounters;
 use crate::events;
 use crate::layout::{Geometry, words};
 use crate::mem::{Load, Memory, Word};
