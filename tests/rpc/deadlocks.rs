@@ -493,6 +493,23 @@ fn a_call_that_comes_back_from_its_own_process_finds_a_worker() {
     let (here, there) = (folder.path().join("here"), folder.path().join("there"));
     let (to_there, connecting) = (Later::default(), there.clone());
     let calling = Arc::clone(&to_there);
+    let path = here.clone();
+    // Before there are other threads, whose locks a fork would copy as they are.
+    let other = Fork::run(move || {
+        let options = options().wait_for_server(true);
+        let client = SharedMemoryClient::builder(&path).options(options).connect().expect("connects");
+        let back = client.clone();
+        let _server = SharedMemoryServer::bind(&there)
+            .expect("binds")
+            .method(POOLED, move |_, reply| {
+                reply.extend(back.call(ECHO, &[])?.iter());
+                Ok(())
+            })
+            .spawn()
+            .expect("serves");
+        client.call(OPEN, &[]).expect("connects");
+        i32::from(!(0..20).all(|_| client.call(POOLED, &[]).is_ok_and(|reply| *reply == [7])))
+    });
     let server = SharedMemoryServer::bind(&here).expect("binds").workers(2);
     let _server = server
         .method(POOLED, move |_, reply| {
@@ -507,20 +524,6 @@ fn a_call_that_comes_back_from_its_own_process_finds_a_worker() {
         })
         .spawn()
         .expect("serves");
-    let other = Fork::run(move || {
-        let client = SharedMemoryClient::builder(&here).options(options()).connect().expect("connects");
-        let back = client.clone();
-        let _server = SharedMemoryServer::bind(&there)
-            .expect("binds")
-            .method(POOLED, move |_, reply| {
-                reply.extend(back.call(ECHO, &[])?.iter());
-                Ok(())
-            })
-            .spawn()
-            .expect("serves");
-        client.call(OPEN, &[]).expect("connects");
-        i32::from(!(0..20).all(|_| client.call(POOLED, &[]).is_ok_and(|reply| *reply == [7])))
-    });
     assert_eq!(other.wait(), 0, "each call comes back and is answered");
 }
 
