@@ -244,7 +244,7 @@ pub struct Control {
     pub abort: bool,
     /// Bytes of payload in this slot or place.
     pub len: u32,
-    /// The place in the arena, in units of [`ARENA_ALIGN`]; 0 for [`Kind::Inline`].
+    /// The place in the arena, in units of [`ARENA_ALIGN`]; 0 for [`SlotKind::Inline`].
     pub unit: u32,
 }
 

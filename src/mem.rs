@@ -211,7 +211,7 @@ pub trait Memory {
     /// Stores a fixed word.
     fn store(&self, word: Word, value: u64, order: Store);
 
-    /// Sets [`Word::Fate`] if it is still zero, and returns what stands there then.
+    /// Sets [`Word::CloseReason`] if it is still zero, and returns what stands there then.
     ///
     /// Release on success, Acquire always: the first verdict stays.
     fn set_close_reason(&self, fate: u64) -> u64;

@@ -221,7 +221,7 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
         self.partial.memory()
     }
 
-    /// The next whole message, which stays until it is [given back](Self::give_back).
+    /// The next whole message, which stays until it is [given back](Self::release).
     ///
     /// # Errors
     ///
@@ -531,7 +531,7 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
 
     /// Copies the next message if it is there, stands in its slot, and nothing is in the way.
     ///
-    /// What is left to do then is [`after`](Self::after), if the other value says so.
+    /// What is left to do then is [`run_deferred`](Self::run_deferred), if the other value says so.
     #[inline(always)]
     pub(crate) fn try_recv_inline<B: Buffer + ?Sized>(&mut self, buffer: &mut B) -> Option<(Received, bool)> {
         if !matches!(self.state, ReceiverState::Idle) {

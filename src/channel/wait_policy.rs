@@ -71,7 +71,7 @@ pub enum WaitStrategy {
 
 /// How to pass the time before sleeping.
 pub trait WaitPolicy {
-    /// This side has just sent or released something: whether it should [`tell`](Self::tell) where it is.
+    /// This side has just sent or released something: whether it should [`publish_cpu`](Self::publish_cpu) where it is.
     #[inline(always)]
     fn is_due(&mut self) -> bool {
         false
@@ -91,13 +91,13 @@ pub trait WaitPolicy {
     /// Looks for a while; whether the look found something. May return `false` at any time.
     fn spin(&mut self, until: Deadline, look: impl Fn() -> bool) -> bool;
 
-    /// A sleep that followed [`pass`](Self::pass) is over.
+    /// A sleep that followed [`spin`](Self::spin) is over.
     fn slept(&mut self);
 
     /// A thread of this side finds no room to send, and waits; `tries` of its waits came to nothing before.
     fn stalled(&mut self, _tries: u32) {}
 
-    /// How many bare looks may come before [`pass`](Self::pass): some where the answer is expected at once.
+    /// How many bare looks may come before [`spin`](Self::spin): some where the answer is expected at once.
     fn brief_spins(&mut self) -> u32 {
         0
     }

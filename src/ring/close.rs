@@ -15,7 +15,7 @@ use crate::mem::{Flag, Load, Memory, Store, Word};
 
 use super::parking::{force_notify, notify};
 
-/// What became of a connection: the values of [`Word::Fate`] but 0.
+/// What became of a connection: the values of [`Word::CloseReason`] but 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseReason {
     /// Closed by this process.

@@ -15,7 +15,7 @@ pub struct SlotContents {
     pub abort: bool,
     /// Bytes of payload here.
     pub len: usize,
-    /// Bytes of the whole message: more than `len` only for [`Kind::First`].
+    /// Bytes of the whole message: more than `len` only for [`SlotKind::First`].
     pub total: u64,
     /// The tag.
     pub tag: u64,
@@ -47,7 +47,7 @@ pub enum TryTake {
         len: usize,
         /// Its tag.
         tag: u64,
-        /// The producer may sleep: [`Consumer::rouse`] comes next.
+        /// The producer may sleep: [`Consumer::notify_producer`] comes next.
         wakes: bool,
     },
 }
@@ -94,7 +94,7 @@ impl<M: Memory> Consumer<M> {
         Ok(Some(SlotContents { ticket: self.head, kind, abort, len, total, tag, span }))
     }
 
-    /// What [`arrival`](Self::arrival) finds, if it is a whole message of at most `longest` bytes (`short`, in its slot)
+    /// What [`next_slot`](Self::next_slot) finds, if it is a whole message of at most `longest` bytes (`short`, in its slot)
     /// and nothing at all is in the way.
     #[inline(always)]
     pub fn peek_whole(&self, short: usize, longest: usize) -> Option<SlotContents> {
@@ -246,7 +246,7 @@ impl<M: Memory> Consumer<M> {
         !self.is_pending(stamp) || self.ended().is_some()
     }
 
-    /// How this direction has ended, if it has. To be asked *before* [`arrival`](Self::arrival).
+    /// How this direction has ended, if it has. To be asked *before* [`next_slot`](Self::next_slot).
     #[inline]
     pub fn ended(&self) -> Option<ConnectionError> {
         closed(&self.mem, Word::ProducerClosed)

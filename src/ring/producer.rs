@@ -3,7 +3,7 @@
 //! A claim is private: until [`publish`](Producer::publish) nothing of it is visible, a forgotten
 //! one costs nothing, and the next claim takes the same ticket.
 //!
-//! [`post`](Producer::post) and its kin do the steps of a whole message in one go, if nothing at all is in the way, or
+//! [`try_send`](Producer::try_send) and its kin do the steps of a whole message in one go, if nothing at all is in the way, or
 //! nothing. Whatever needs a look at the head, ends or abandons a message, or waits, is left to the single steps. The
 //! models, `tests/ring.rs`, the exhaustive tests and the fuzz bodies send both ways.
 
@@ -93,7 +93,7 @@ pub struct AwaitedRelease {
 }
 
 impl AwaitedRelease {
-    /// See [`Producer::released`].
+    /// See [`Producer::is_released`].
     #[inline]
     pub fn is_released<M: Memory>(self, mem: &M) -> bool {
         if closed(mem, Word::ConsumerClosed).is_some() {
@@ -104,7 +104,7 @@ impl AwaitedRelease {
         head > self.ticket || head < self.head
     }
 
-    /// See [`Producer::want`].
+    /// See [`Producer::announce_wait`].
     pub fn announce<M: Memory>(self, mem: &M) {
         mem.store(Word::AwaitedTicket, self.ticket, Store::Relaxed);
     }
@@ -171,7 +171,7 @@ impl<M: Memory> Producer<M> {
     ///
     /// # Errors
     ///
-    /// As for [`claim`](Self::claim).
+    /// As for [`reserve`](Self::reserve).
     pub fn reserve_fragment(&mut self, from: Cursor, len: usize) -> Result<SlotReservation, ReserveError> {
         self.reserve_slot(from)?;
         self.reserve_arena(from, len)
@@ -402,7 +402,7 @@ impl<M: Memory> Producer<M> {
         publish(&mem, next, &claim)
     }
 
-    /// As [`post`](Self::post), for a message that stands in the arena.
+    /// As [`try_send`](Self::try_send), for a message that stands in the arena.
     #[inline(always)]
     pub fn try_send_arena(&mut self, message: &[u8], tag: u64) -> TrySend {
         let free = self.next.ticket < self.limit && !self.unfinished;
@@ -417,7 +417,7 @@ impl<M: Memory> Producer<M> {
         publish(&mem, next, &claim)
     }
 
-    /// Writes a message behind what is staged already, as [`post`](Self::post) does; the cursor behind it.
+    /// Writes a message behind what is staged already, as [`try_send`](Self::try_send) does; the cursor behind it.
     #[inline(always)]
     pub fn try_stage(&mut self, from: Cursor, message: &[u8], tag: u64) -> Option<Cursor> {
         let mem = self.mem.view();

@@ -85,7 +85,7 @@ impl Reply {
 impl SharedMemoryServer {
     /// As [`method`](Self::method), with values: both are encoded by postcard. Needs the feature `serde`.
     ///
-    /// A request that is not such a value is answered with [`CallError::SendFailure`], and the method does not run.
+    /// A request that is not such a value is answered with [`CallError::Failed`], and the method does not run.
     ///
     /// ```
     /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};

@@ -13,7 +13,7 @@
 //!
 //! # Invariants
 //!
-//! 1. Each connection gets at most one [`Watched::gone`]. Dropping its [`Watch`] keeps it from
+//! 1. Each connection gets at most one [`Watched::on_peer_exit`]. Dropping its [`Watch`] keeps it from
 //!    being called, but does not wait for a call that is due already: what it is called on lives.
 //! 2. The mark is read after the event, so a mark that was set before the end is always seen.
 //! 3. `marked` and `gone` run without the lock: they may drop anything, also the `Watch`.

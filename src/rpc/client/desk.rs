@@ -173,7 +173,7 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> Desk<M, P, T> {
     ///
     /// # Errors
     ///
-    /// [`Stop::Timeout`], or [`Stop::ConnectionError`] if nothing was found and nothing can come any more.
+    /// [`Stop::Timeout`], or [`Stop::Ended`] if nothing was found and nothing can come any more.
     #[inline]
     pub fn wait<R>(
         &self,

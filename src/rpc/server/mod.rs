@@ -182,7 +182,7 @@ impl SharedMemoryServer {
     /// let server = SharedMemoryServer::new()
     ///     .method(1, |request, reply| {
     ///         let text = std::str::from_utf8(request.bytes()).map_err(|_| "no text")?;
-    ///         let number: u64 = text.parse().map_err(|_| "no number")?; // The caller's `CallError::SendFailure`.
+    ///         let number: u64 = text.parse().map_err(|_| "no number")?; // The caller's `CallError::Failed`.
     ///         let doubled = number.checked_mul(2).ok_or("too large")?;
     ///         reply.extend(doubled.to_string().bytes());
     ///         Ok(())
