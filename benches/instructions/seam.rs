@@ -19,8 +19,8 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use gungraun::prelude::*;
-use narrows::internal::layout::Kind;
-use narrows::internal::mem::{Heap, Memory, Tail, forward_memory};
+use narrows::internal::layout::SlotKind;
+use narrows::internal::mem::{Heap, Memory, Padding, forward_memory};
 use narrows::internal::ring::{Consumer, Producer};
 
 /// How often each benchmark does its operation, as in `main.rs`.
@@ -34,8 +34,8 @@ struct Again(SharedHeap);
 impl Memory for Again {
     forward_memory! {
         self => self.0;
-        slots, arena, load_slot, store_slot, load, store, settle, load_flag, store_flag, take_flag, fence,
-        copy_in, copy_out, wait, doze, wake, expired,
+        slots, arena, load_slot, store_slot, load, store, set_close_reason, load_flag, store_flag, take_flag, fence,
+        copy_in, copy_out, wait, back_off, wake, has_expired,
     }
 }
 
@@ -55,12 +55,12 @@ fn ring<M: Memory>(over: impl Fn(SharedHeap) -> M) -> Box<RingPair<M>> {
 #[inline(always)]
 fn pass<M: Memory>(ring: &mut RingPair<M>) {
     let RingPair { producer, consumer, message } = ring;
-    let claim = producer.claim(producer.next(), message.len()).expect("room");
-    producer.open(&claim);
-    producer.write(&claim, 0, black_box(message), Tail::Zero).expect("in the claim");
-    producer.describe(&claim, Kind::Inline, message.len(), 0);
+    let claim = producer.reserve(producer.next(), message.len()).expect("room");
+    producer.mark_writing(&claim);
+    producer.write(&claim, 0, black_box(message), Padding::Zero).expect("in the claim");
+    producer.describe(&claim, SlotKind::Inline, message.len(), 0);
     producer.publish(claim.after(), false);
-    let arrival = consumer.arrival().expect("no lie").expect("a message");
+    let arrival = consumer.next_slot().expect("no lie").expect("a message");
     consumer.read(&arrival, 0, black_box(message)).expect("in the message");
     consumer.verify(&arrival).expect("nobody writes");
     consumer.release(&arrival);
