@@ -1,11 +1,11 @@
-//! The trait between ring and memory costs nothing: `cargo bench -p narrows-benches --features testing --bench seam`.
+//! The trait between ring and memory costs nothing; `.ci/instructions` has the command.
 //!
 //! It is a binary of its own, since it needs the inside of the library, and the others are counted without the feature
 //! `testing`. The feature adds no step to the ring or to the private memory.
 //!
 //! The ring runs over the private memory, once as it is and once through one more implementation of the trait that
-//! does nothing but pass each call on. If the seam cost a call, a second one would cost it again for each access, some 8 % in all.
-//! The rows differ by 3 % at most, as registers are given out differently, and `.ci/instructions` checks that. It also looks into the profile of `send_recv` in `main.rs` for any
+//! does nothing but pass each call on. If the seam cost an instruction, a second one would cost it again: both rows are
+//! equal to the last instruction, and `.ci/instructions` checks that. It also looks into the profile of `send_recv` in `main.rs` for any
 //! function of the trait: all are part of their callers there.
 
 #![allow(
