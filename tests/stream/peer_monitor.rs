@@ -730,58 +730,52 @@ fn end_with_the_parent() {
     assert_eq!(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) }, 0);
 }
 
-/// The monitor's thread is none of the program's: it does not keep a process whose own threads have ended.
-#[test]
-fn a_process_ends_with_the_last_of_its_own_threads() {
-    const NAME: &str = "a_process_ends_with_the_last_of_its_own_threads";
-    if !crate::support::alone(NAME) {
+/// Runs the test against a process that connects, hands its stream to another thread, and ends its main thread.
+fn without_a_main_thread(test: &str, last: fn(SharedMemoryStream), judge: fn(&mut SharedMemoryStream)) {
+    if !crate::support::alone(test) {
         return;
     }
-    let _watchdog = Watchdog::new(NAME);
-    let folder = tempfile::tempdir().expect("directory");
-    let path = folder.path().join("socket");
-    let listener = SharedMemoryListener::bind(&path).expect("binds");
-    let fork = Fork::run(|| {
-        end_with_the_parent();
-        let mut stream = SharedMemoryStream::connect(&path).expect("connects");
-        stream.send(b"x").expect("sends");
-        thread::spawn(|| {
-            sleep(Duration::from_millis(100));
-            end_this_thread()
-        });
-        end_this_thread()
-    });
-    let mut stream = listener.accept_timeout(LONG).expect("accepts");
-    assert_eq!(verdict(&mut stream), Ok(1));
-    assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::PeerDied));
-    assert_eq!(fork.wait(), 3, "the status is that of its main thread");
-}
-
-#[test]
-fn a_process_goes_on_without_its_main_thread_while_one_of_its_own_threads_runs() {
-    const NAME: &str = "a_process_goes_on_without_its_main_thread_while_one_of_its_own_threads_runs";
-    if !crate::support::alone(NAME) {
-        return;
-    }
-    let _watchdog = Watchdog::new(NAME);
+    let _watchdog = Watchdog::new(test);
     let folder = tempfile::tempdir().expect("directory");
     let path = folder.path().join("socket");
     let listener = SharedMemoryListener::bind(&path).expect("binds");
     let fork = Fork::run(|| {
         end_with_the_parent();
         let stream = SharedMemoryStream::connect(&path).expect("connects");
-        thread::spawn(|| {
-            echo(stream);
+        thread::spawn(move || {
+            last(stream);
             end_this_thread()
         });
         end_this_thread()
     });
     let mut stream = listener.accept_timeout(LONG).expect("accepts");
-    round_trip(&mut stream, 1);
-    sleep(Duration::from_secs(7)); // The monitor looks every three seconds.
-    round_trip(&mut stream, 2);
+    judge(&mut stream);
     drop(stream);
-    assert_eq!(fork.wait(), 3);
+    assert_eq!(fork.wait(), 3, "the status is that of its main thread");
+}
+
+/// The monitor's thread is none of the program's: it does not keep a process whose own threads have ended.
+#[test]
+fn a_process_ends_with_the_last_of_its_own_threads() {
+    let send_and_end = |mut stream: SharedMemoryStream| {
+        stream.send(b"x").expect("sends");
+        sleep(Duration::from_millis(100));
+        std::mem::forget(stream); // The thread ends as a filter would end it.
+    };
+    without_a_main_thread("a_process_ends_with_the_last_of_its_own_threads", send_and_end, |stream| {
+        assert_eq!(verdict(stream), Ok(1));
+        assert_eq!(verdict(stream), Err(RecvTimeoutError::PeerDied));
+    });
+}
+
+#[test]
+fn a_process_goes_on_without_its_main_thread_while_one_of_its_own_threads_runs() {
+    const NAME: &str = "a_process_goes_on_without_its_main_thread_while_one_of_its_own_threads_runs";
+    without_a_main_thread(NAME, echo, |stream| {
+        round_trip(stream, 1);
+        sleep(Duration::from_secs(7)); // The monitor looks every three seconds.
+        round_trip(stream, 2);
+    });
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::thread;
 use narrows::Options;
 use narrows::internal::rpc::wire::{DEADLINE, Kind, MORE, NOTIFY, STREAM, UPLOAD};
 
-use super::peak;
+use super::{bytes, flood, peak};
 use crate::support::calls::raw::{Raw, head};
 use crate::support::calls::{
     ECHO, GATE, GATED_STREAM, GATED_UPLOAD, POOLED, STREAM as STREAMING, host, options,
@@ -18,11 +18,6 @@ const MAX: usize = 100_000;
 const WINDOW: u32 = 100_000;
 
 type Lie = fn(&mut Raw);
-
-/// Bytes as they are. The other side may have had enough already.
-fn bytes(raw: &mut Raw, id: u64, bytes: &[u8]) {
-    let _may_be_over = raw.bytes(id, bytes);
-}
 
 fn call(raw: &mut Raw, id: u64, method: u32, flags: u8, body: &[u8]) {
     let _may_be_over = raw.send(id, head(Kind::Call, flags, 0, method), body);
@@ -43,18 +38,6 @@ fn one_after_the_other(raw: &mut Raw, ids: [u64; 2], method: u32) {
     call(raw, ids[0], method, 0, &[]);
     assert_eq!(raw.receive().expect("answers").head.kind, Kind::Reply);
     call(raw, ids[1], method, 0, &[]);
-}
-
-/// More frames, with no end, until the server has had enough.
-fn endless(raw: &mut Raw, id: u64, kind: Kind, flags: u8, from: u16, body: &[u8]) {
-    let mut seq = from;
-    for _ in 0..200_000 {
-        if raw.send(id, head(kind, flags, seq, 0), body).is_err() {
-            return;
-        }
-        seq = seq.wrapping_add(1);
-    }
-    panic!("nobody has stopped it");
 }
 
 const FRAMES: [(&str, Lie); 18] = [
@@ -111,11 +94,11 @@ const CALLS: [(&str, Lie); 18] = [
     ("a request that is too long, inline", |raw| long(raw, ECHO)),
     ("a request without end", |raw| {
         call(raw, 64, POOLED, MORE, b"1");
-        endless(raw, 64, Kind::Rest, MORE, 1, &[1; 1000]);
+        flood(raw, 64, Kind::Rest, MORE, 1, &[1; 1000]);
     }),
     ("a request without end, a byte at a time", |raw| {
         call(raw, 64, ECHO, MORE, b"1");
-        endless(raw, 64, Kind::Rest, MORE, 1, b"1");
+        flood(raw, 64, Kind::Rest, MORE, 1, b"1");
     }),
 ];
 
@@ -132,16 +115,16 @@ const STREAMS: [(&str, Lie); 13] = [
     ("credit of a call to come", |raw| lie(raw, 64, Kind::Credit, 0, 1, &[])),
     ("chunks beyond the window", |raw| {
         call(raw, 64, GATED_UPLOAD, UPLOAD, &[]);
-        endless(raw, 64, Kind::Chunk, 0, 1, &[1; 1000]);
+        flood(raw, 64, Kind::Chunk, 0, 1, &[1; 1000]);
     }),
     ("empty chunks beyond the window", |raw| {
         call(raw, 64, GATED_UPLOAD, UPLOAD, &[]);
-        endless(raw, 64, Kind::Chunk, 0, 1, &[]);
+        flood(raw, 64, Kind::Chunk, 0, 1, &[]);
     }),
     ("a chunk without end", |raw| {
         call(raw, 64, GATED_UPLOAD, UPLOAD, &[]);
         lie(raw, 64, Kind::Chunk, 1, 0, b"1");
-        endless(raw, 64, Kind::Chunk, MORE, 2, b"1");
+        flood(raw, 64, Kind::Chunk, MORE, 2, b"1");
     }),
     ("a gap in an upload", |raw| {
         call(raw, 64, GATED_UPLOAD, UPLOAD, &[]);

@@ -20,9 +20,30 @@ mod clients;
 mod servers;
 mod words;
 
+use narrows::internal::rpc::wire::Kind;
+
+use crate::support::calls::raw::{Raw, head};
+
 /// The most memory that this process, or another, has had, in KiB.
 fn peak(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("lives");
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("is told");
     line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a number")
+}
+
+/// Bytes as they are. The other side may have had enough already.
+fn bytes(raw: &mut Raw, id: u64, bytes: &[u8]) {
+    let _may_be_over = raw.bytes(id, bytes);
+}
+
+/// Sends frames until the peer closes the connection.
+fn flood(raw: &mut Raw, id: u64, kind: Kind, flags: u8, from: u16, body: &[u8]) {
+    let mut seq = from;
+    for _ in 0..200_000 {
+        if raw.send(id, head(kind, flags, seq, 0), body).is_err() {
+            return;
+        }
+        seq = seq.wrapping_add(1);
+    }
+    panic!("nobody has stopped it");
 }

@@ -5,7 +5,7 @@ use std::thread;
 use narrows::internal::rpc::wire::{Head, Kind, MORE, STREAM, UPLOAD};
 use narrows::{CallError, Options, SharedMemoryClient};
 
-use super::peak;
+use super::{bytes, flood, peak};
 use crate::support::calls::raw::{Raw, head};
 use crate::support::calls::{ECHO, Host, here, options, serve};
 
@@ -19,11 +19,6 @@ const MAX: usize = 100_000;
 const WINDOW: u32 = 100_000;
 
 type Lie = fn(&mut Raw);
-
-/// Bytes as they are. The other side may have had enough already.
-fn bytes(raw: &mut Raw, id: u64, bytes: &[u8]) {
-    let _may_be_over = raw.bytes(id, bytes);
-}
 
 fn lie(raw: &mut Raw, id: u64, head: [u8; 8], body: &[u8]) {
     let _may_be_over = raw.send(id, head, body);
@@ -43,18 +38,6 @@ fn error(raw: &mut Raw, id: u64, status: u32, body: &[u8]) {
 fn endless(raw: &mut Raw, id: u64, kind: Kind, piece: &[u8]) {
     lie(raw, id, head(kind, MORE, 0, 0), piece);
     flood(raw, id, Kind::Rest, MORE, 1, piece);
-}
-
-/// More and more frames.
-fn flood(raw: &mut Raw, id: u64, kind: Kind, flags: u8, from: u16, body: &[u8]) {
-    let mut seq = from;
-    for _ in 0..200_000 {
-        if raw.send(id, head(kind, flags, seq, 0), body).is_err() {
-            return;
-        }
-        seq = seq.wrapping_add(1);
-    }
-    panic!("nobody has stopped it");
 }
 
 const FRAMES: [(&str, Lie); 19] = [
