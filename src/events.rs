@@ -81,7 +81,7 @@ pub(crate) fn descriptor_lost() {
     tell!(warn, "a descriptor of a peer stays open: its close may block, and no thread is free to do it");
 }
 
-/// A connection has ended: its fate as `ring::Fate` has it, and whether the peer has said good-bye.
+/// A connection has ended: its fate as `ring::CloseReason` has it, and whether the peer has said good-bye.
 pub(crate) fn ended(pid: u32, fate: u64, by_peer: bool) {
     match fate {
         0 | 1 if !by_peer => {

@@ -75,7 +75,7 @@ pub mod words {
     pub const PRODUCER_WOKEN: usize = 0x400;
     /// See `mem::Word::Bell`.
     pub const DOORBELL: usize = 0x480;
-    /// The first urgent word; see `mem::Word::Urgent`.
+    /// The first urgent word; see `mem::Word::Oob`.
     pub const OOB: usize = 0x800;
 }
 

@@ -67,7 +67,7 @@ pub enum Word {
     Doorbell,
     /// An urgent word; the index is masked. Written by the producer.
     Oob(u32),
-    /// What became of the connection, in *private* memory: see `ring::Fate`.
+    /// What became of the connection, in *private* memory: see `ring::CloseReason`.
     CloseReason,
 }
 

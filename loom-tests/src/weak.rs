@@ -25,7 +25,7 @@ pub struct Mutant {
 /// Names the mutant that runs, by its number.
 pub const WHICH: &str = "NARROWS_MUTANT";
 
-/// Behind all that stand in the sources of the ring: the machine's own `settle`, Release left out.
+/// Behind all that stand in the sources of the ring: the machine's own `set_close_reason`, Release left out.
 pub const SETTLE: usize = 1 << 20;
 
 static CHOSEN: LazyLock<Option<usize>> =

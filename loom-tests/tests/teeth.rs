@@ -33,7 +33,7 @@ const QUICK: usize = 8;
 static SETTLING: Mutant = Mutant {
     file: "mem.rs",
     line: 0,
-    function: "settle",
+    function: "set_close_reason",
     change: "relaxed store",
     label: "",
     text: "the first verdict stays, and is published",

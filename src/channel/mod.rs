@@ -3,7 +3,7 @@
 //! ```text
 //!   Sender, SharedSender, Batch, Reservation       Receiver, RecvGuard        public, over sys::Mapping
 //!          |                                           |
-//!      Outbound<M, P>                              Inbound<M, P>              any memory, any pace
+//!      SenderCore<M, P>                            ReceiverCore<M, P>           any memory, any pace
 //!          |                                           |
 //!      ring::Producer<M>                           ring::Consumer<M>
 //! ```

@@ -1,7 +1,8 @@
 //! The receiving half of a direction, over any memory: blocking, reassembly, borrowed messages.
 //!
-//! Nearly every message is there, whole, and nothing is in the way: it takes the fast path (`recv_at_once`, `recv_placed`,
-//! `fetch`, `lend`), which runs in [`State::Idle`] alone. All else takes [`next`](Inbound::next).
+//! Nearly every message is there, whole, and nothing is in the way: it takes the fast path (`try_recv_inline`,
+//! `try_recv_arena`, `next_owned`, `borrow_next`), which runs in [`ReceiverState::Idle`] alone. All else takes
+//! [`next`](ReceiverCore::next).
 //!
 //! # Invariants
 //!
@@ -12,7 +13,7 @@
 //!
 //! # Proof
 //!
-//! Everything that receives: the models, the exhaustive tests, the fuzz bodies `frame` and `ring_hostile`; `fetch` has the models
+//! Everything that receives: the models, the exhaustive tests, the fuzz bodies `frame` and `ring_hostile`; `next_owned` has the models
 //! of calls, and the fuzz bodies `calls` and `ring_hostile`.
 
 use super::reassembly::Reassembly;
@@ -164,7 +165,7 @@ pub struct ReceiverCore<M, P> {
     state: ReceiverState,
     /// The longest message that may stand in a slot.
     short: usize,
-    /// The last that was [taken](Incoming::Taken).
+    /// The last that was [taken](IncomingMessage::Taken).
     taken: [u8; INLINE_CAPACITY],
 }
 

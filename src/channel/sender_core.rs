@@ -1,7 +1,7 @@
 //! The sending half of a direction, over any memory: blocking, cutting, abandoning.
 //!
-//! A message of at most [`peek_whole`](Outbound::peek_whole) bytes takes one ticket, and a longer one if it is written
-//! [in place](Outbound::in_place). Else a longer one is cut
+//! A message of at most [`whole`](SenderCore::whole) bytes takes one ticket, and a longer one if it is written
+//! [in place](SenderCore::in_place). Else a longer one is cut
 //! into pieces, each published (and its reader woken) before the next is waited for, so it flows
 //! through a ring of any size. Whoever leaves between two pieces has abandoned the message: the
 //! ticket of the next message says so.
@@ -55,7 +55,7 @@ pub(super) enum FastSend {
     NotSent,
     /// It is sent.
     Sent,
-    /// It is sent, and [`run_deferred`](Outbound::run_deferred) comes next.
+    /// It is sent, and [`run_deferred`](SenderCore::run_deferred) comes next.
     SentWithDeferred,
 }
 

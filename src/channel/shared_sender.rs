@@ -1,6 +1,6 @@
 //! A sender for many threads: one sender behind a lock, with the same promises about time.
 //!
-//! The lock is a [`Lock`](super::Monitor), so that a model checker can stand in for it.
+//! The lock is a [`Lock`](super::Lock), so that a model checker can stand in for it.
 
 use std::io::IoSlice;
 use std::sync::Arc;

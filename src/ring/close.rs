@@ -46,7 +46,7 @@ impl CloseReason {
 /// is left to receive (but for `Closed` and `ProtocolViolated`, which end it at once).
 #[inline(always)]
 pub fn closed<M: Memory>(mem: &M, peer: Word) -> Option<ConnectionError> {
-    // pairs with `Memory::settle`.
+    // pairs with the Release in `Memory::set_close_reason`.
     let fate = mem.load(Word::CloseReason, Load::Acquire);
     // pairs with the Release store in `close`.
     let mark = mem.load(peer, Load::Acquire);

@@ -41,12 +41,12 @@
 //! | store | load that pairs with it | carries |
 //! |---|---|---|
 //! | stamp 2n+2, Release (`producer: commit`) | stamp, Acquire (`consumer: stamp`) | payload, control, tag |
-//! | head, Release (`consumer: publish`, `nobody_waits`) | head, Acquire (`producer: refresh`) | the end of the reads |
-//! | marks, Release (`end: close`) | marks, Acquire (`end: ended`) | everything committed before |
-//! | fate, Release (`Memory::settle`) | fate, Acquire (`end: ended`) | the peer's last stores, by the kernel |
-//! | urgent and bell, Release (`urgent: post`) | Acquire (`urgent: read`, `bell`) | the word before the bell |
-//! | stamp 2n+1, then fence Release (`producer: open`) | fence Acquire, then stamp (`consumer: still`) | a lap by a liar |
-//! | publish, fence Full, flag (`park: asleep`) | flag, fence Full, look (`park: sleep`) | no lost wake-up |
+//! | head, Release (`consumer: publish`) | head, Acquire (`producer: refresh`) | the end of the reads |
+//! | closed flags, Release (`close: close`) | closed flags, Acquire (`close: closed`) | everything committed before |
+//! | close reason, Release (`Memory::set_close_reason`) | close reason, Acquire (`close: closed`) | the peer's last stores, by the kernel |
+//! | OOB word and doorbell, Release (`oob: send_oob`) | Acquire (`oob: load_oob`, `load_doorbell`) | the word before the doorbell |
+//! | stamp 2n+1, then fence Release (`producer: mark_writing`) | fence Acquire, then stamp (`consumer: is_unchanged`) | a lap by a hostile producer |
+//! | publish, fence Full, flag (`parking: fence_and_check`) | flag, fence Full, look (`parking: park`) | no lost wake-up |
 //!
 //! # Proof
 //!

@@ -4,7 +4,7 @@
 //!  sleeper                                   waker (after publishing a message, a head, a mark ...)
 //!    flag := 1            (Relaxed)            fence(Full)
 //!    fence(Full)                               flag = 0 ?      (Relaxed)  -> done
-//!    look again: found?   -> flag := 0         take the flag (one step: swap 0); wake its bed
+//!    look again: found?   -> flag := 0         take the flag (one step: swap 0); wake its slot
 //!    wait(flag, 1, deadline)
 //!    flag := 0
 //! ```
@@ -23,12 +23,12 @@
 //!    the two full fences comes first.
 //! 3. The waker clears the flag *before* it wakes: a sleeper that is about to wait finds 0 and does
 //!    not. The word slept on is the flag itself, so nothing can wrap.
-//! 4. The waker takes the flag in one step and wakes the bed that it *took*, not the one that it saw:
+//! 4. The waker takes the flag in one step and wakes the wait slot that it *took*, not the one that it saw:
 //!    between the two the sleeper may have moved, and a flag overwritten unseen is a wake-up lost.
 //! 5. Every sleep ends: it is cut in slices, and each slice ends by itself. A peer that clears our
-//!    flag for ever costs bounded CPU: after [`EMPTY`] empty returns in a row the sleeper dozes.
-//! 6. The peer's close goes through [`rouse`] like everything else; death and local close through
-//!    [`alarm`], since the last waker may have died with the flag in its hand.
+//!    flag for ever costs bounded CPU: after [`MAX_SPURIOUS`] empty returns in a row the sleeper backs off.
+//! 6. The peer's close goes through [`notify`] like everything else; death and local close through
+//!    [`force_notify`], since the last waker may have died with the flag in its hand.
 //!
 //! # Proof
 //!
@@ -134,7 +134,7 @@ pub fn park<M: Memory, T>(
     let (mut patience, mut empty) = (0_u32, tries);
     loop {
         bed.arm();
-        // pairs with the fence in `rouse`.
+        // pairs with the fence in `fence_and_check`.
         bed.mem.fence(Fence::Full);
         let found = look();
         let woke = match found {

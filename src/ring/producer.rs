@@ -5,7 +5,7 @@
 //!
 //! [`try_send`](Producer::try_send) and its kin do the steps of a whole message in one go, if nothing at all is in the way, or
 //! nothing. Whatever needs a look at the head, ends or abandons a message, or waits, is left to the single steps. The
-//! models, `tests/ring.rs`, the exhaustive tests and the fuzz bodies send both ways.
+//! models, `tests/ring`, the exhaustive tests and the fuzz bodies send both ways.
 
 use super::arena::Arena;
 use super::parking::{fence_and_check, notify, wake};

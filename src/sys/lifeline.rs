@@ -13,17 +13,17 @@
 //!
 //! # Invariants
 //!
-//! 1. Each connection gets at most one [`Watched::on_peer_exit`]. Dropping its [`Watch`] keeps it from
+//! 1. Each connection gets at most one [`Watched::on_peer_exit`]. Dropping its [`MonitorHandle`] keeps it from
 //!    being called, but does not wait for a call that is due already: what it is called on lives.
 //! 2. The mark is read after the event, so a mark that was set before the end is always seen.
-//! 3. `marked` and `gone` run without the lock: they may drop anything, also the `Watch`.
-//! 4. The table names descriptors by number. Each belongs to a `Watch`, which removes itself from
+//! 3. `marked` and `on_peer_exit` run without the lock: they may drop anything, also the `MonitorHandle`.
+//! 4. The table names descriptors by number. Each belongs to a `MonitorHandle`, which removes itself from
 //!    the table, and from epoll, before it closes them: under the lock the numbers are right, unless the program has closed
 //!    them behind the library's back. So a number counts only while it names the file that it was given for.
 //! 5. Only hang-ups are waited for: bytes that nobody reads wake nothing. Epoll reports each end once,
 //!    so the loop never spins.
 //! 6. A forked child reads and changes nothing of its parent's monitor: its page of per-process
-//!    objects is empty, and a `Watch` of the parent only closes its copies of descriptors there.
+//!    objects is empty, and a `MonitorHandle` of the parent only closes its copies of descriptors there.
 //! 7. The thread runs before a connection relies on it, and has made each of its system calls once by then: one that a filter
 //!    kills for them makes connecting an error.
 //! 8. A thread that was killed later is started again, [`STARTS`] times in all, by a call that waits (at the end of a slice of its

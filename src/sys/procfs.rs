@@ -4,7 +4,7 @@
 //!
 //! # Proof
 //!
-//! The test below; `tests/peer_monitor.rs` starts the monitor under a filter that kills for `statx`.
+//! The test below; `tests/stream/peer_monitor.rs` starts the monitor under a filter that kills for `statx`.
 
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, OwnedFd};

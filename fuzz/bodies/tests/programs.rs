@@ -2,8 +2,8 @@
 //!
 //! | test | program | compared with |
 //! |---|---|---|
-//! | `random_programs_behave_like_a_queue` | `src/ring_program.rs`, for each small geometry and three first tickets | a `VecDeque` |
-//! | `random_programs_get_their_own_answers` | `src/calls/program.rs` | the answers of the methods |
+//! | `random_programs_behave_like_a_queue` | `fuzz/bodies/src/ring_program.rs`, for each small geometry and three first tickets | a `VecDeque` |
+//! | `random_programs_get_their_own_answers` | `fuzz/bodies/src/calls/program.rs` | the answers of the methods |
 //!
 //! Each ring is filled, and each call slot used, many times.
 

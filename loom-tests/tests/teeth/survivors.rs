@@ -97,15 +97,16 @@ const AGAIN: &str = "the memory judges every copy again, with the same end: two 
 const FUTILE: &str = "wakes a producer that finds no more room, and sleeps again: a system call, no more";
 const LATE: &str = "only after 2^62 bytes: the arena's own unit test goes there";
 const TWICE: &str = "the flag is taken in one step and found 0: a look before it saves that step, no more";
-const NAPS: &str = "bounds the CPU that a liar can cost: tests/naps.rs, a_peer_that_clears_our_flag_for_ever";
+const NAPS: &str =
+    "bounds the CPU that a liar can cost: tests/ring/backoff.rs, a_peer_that_clears_our_flag_for_ever";
 const PATIENCE: &str =
-    "counts a liar's flickers, to doze: tests/ring_hostile.rs, a_peer_that_sends_pieces_for_ever";
+    "counts a hostile peer's flickers, to back off: tests/ring/hostile.rs, a_peer_that_sends_pieces_for_ever";
 const EARLY: &str =
     "leaves early once the end is known: a send that has room may be in time or not, and waits for none";
 const MEMORY: &str = "costs memory that could be used again, or one more copy: the bytes are the same";
 const ALLOCATOR: &str =
-    "the buffer grows in another way, which differs only where memory is short: tests/low_memory.rs";
-const NO_MEMORY: &str = "no model is short of memory: tests/low_memory.rs";
+    "the buffer grows in another way, which differs only where memory is short: tests/hostile/low_memory.rs";
+const NO_MEMORY: &str = "no model is short of memory: tests/hostile/low_memory.rs";
 const BUSY: &str = "looks again at once instead of waiting for room: costs CPU, and nothing else";
 const UNCANCELLED: &str = "a well-formed client cancels no notification";
 const LOOKS: &str = "loads a head more often than needed, and finds the same";
@@ -114,7 +115,7 @@ const LATER: &str = "the end is found by the next step as well, and nothing is s
 const QUICKER: &str = "a shorter way to the same: the longer one is taken";
 const NO_ROOM: &str = "its time is over, so that the send behind it waits for nothing";
 const NAPS_OF_CALLS: &str =
-    "counts looks in vain, to nap: bounds the CPU that a liar can cost, as tests/naps.rs does";
+    "counts looks in vain, to nap: bounds the CPU that a liar can cost, as tests/ring/backoff.rs does";
 const CALLED_OFF: &str = "nobody waits for the answer: one end is as good as another, and there is but one";
 const OBEYED: &str = "the attendant ends the call in the table, and that is asked next";
 const ANSWERED: &str = "its answer is sent, or the first in its outbox: what else comes for it is a liar's";

@@ -240,7 +240,7 @@ fn peer_of(token: u64) -> Option<RawFd> {
 
 /// It fails only if the program has closed the number, and then there is nothing to do.
 fn delete(epoll: &Epoll, number: RawFd) {
-    // SAFETY: the table holds the number, so its `Watch` has not closed it: it removes itself from
+    // SAFETY: the table holds the number, so its `MonitorHandle` has not closed it: it removes itself from
     // the table first, under the lock that this thread holds. If the program has closed it, epoll refuses it.
     let _ = epoll.delete(unsafe { BorrowedFd::borrow_raw(number) });
 }
