@@ -113,10 +113,10 @@ fn finish(server: &mut Child) -> Outcome<()> {
 
 /// Connects as soon as the server listens: it may be about to start.
 fn connect(path: &Path) -> Outcome<SharedMemoryClient> {
-    let until = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + Duration::from_secs(5);
     loop {
         match SharedMemoryClient::connect(path) {
-            Err(ConnectError::Io { .. }) if Instant::now() < until => {
+            Err(ConnectError::Io { .. }) if Instant::now() < deadline => {
                 thread::sleep(Duration::from_millis(5));
             }
             result => return Ok(result?),

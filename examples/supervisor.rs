@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use narrows::{CallError, Lost, Reconnect, SharedMemoryClient, SharedMemoryServer};
+use narrows::{CallError, ConnectionLoss, Reconnect, SharedMemoryClient, SharedMemoryServer};
 
 /// Does not return.
 const WORK: u32 = 1;
@@ -101,7 +101,7 @@ fn supervise() -> Outcome<()> {
             ("an upload", scope.spawn(|| store(&client))),
             ("a wait for pushes", scope.spawn(|| client.next_push().map(drop))),
         ];
-        let under_way = until(&client, 3);
+        let under_way = deadline(&client, 3);
         println!("kill -9 {}", first.0.id());
         first.0.kill()?; // Before anything can fail: the threads wait for it.
         under_way?;
@@ -127,7 +127,7 @@ fn supervise() -> Outcome<()> {
 }
 
 /// Told once for each connection that was lost.
-fn lost(lost: &Lost) {
+fn lost(lost: &ConnectionLoss) {
     let mut methods: Vec<u32> = lost.calls.iter().map(|call| call.method).collect();
     methods.sort_unstable();
     println!("lost the connection: {}; calls under way of methods {methods:?}", lost.reason);
@@ -144,7 +144,7 @@ fn store(client: &SharedMemoryClient) -> Result<(), CallError> {
 }
 
 /// Waits until the backend has begun so many methods.
-fn until(client: &SharedMemoryClient, methods: u32) -> Outcome<()> {
+fn deadline(client: &SharedMemoryClient, methods: u32) -> Outcome<()> {
     let end = Instant::now() + Duration::from_secs(30);
     while *client.call(BEGUN, &[])? != methods.to_le_bytes() {
         verify(Instant::now() < end, "methods begin")?;

@@ -27,7 +27,7 @@ use std::fmt::Display;
 #[cfg(feature = "log")]
 const TARGET: &str = "narrows";
 
-macro_rules! tell {
+macro_rules! emit {
     ($level:ident, $($text:tt)+) => {
         #[cfg(feature = "log")]
         log::$level!(target: TARGET, $($text)+);
@@ -38,63 +38,63 @@ macro_rules! tell {
 
 /// A client reached its server, or a child its parent.
 pub(crate) fn connected(pid: u32, uid: u32) {
-    tell!(debug, "connected to process {pid} of user {uid}");
+    emit!(debug, "connected to process {pid} of user {uid}");
 }
 
 /// A server let a client in, or a parent its child.
 pub(crate) fn accepted(pid: u32, uid: u32) {
-    tell!(debug, "accepted process {pid} of user {uid}");
+    emit!(debug, "accepted process {pid} of user {uid}");
 }
 
 /// A server sent a client away.
 pub(crate) fn rejected(pid: u32, uid: u32, why: &dyn Display) {
-    tell!(warn, "rejected process {pid} of user {uid}: {why}");
+    emit!(warn, "rejected process {pid} of user {uid}: {why}");
 }
 
 /// A client went before it was let in.
 pub(crate) fn left(pid: u32, uid: u32) {
-    tell!(debug, "process {pid} of user {uid} left before its handshake was over");
+    emit!(debug, "process {pid} of user {uid} left before its handshake was over");
 }
 
 /// The program closed descriptors of the peer monitor or of connections.
 pub(crate) fn monitor_closed(connections: usize) {
-    tell!(error, "the program has closed descriptors that belong to narrows: {connections} connections end");
+    emit!(error, "the program has closed descriptors that belong to narrows: {connections} connections end");
 }
 
 /// The peer monitor's thread was killed and could not be started again.
 pub(crate) fn monitor_killed(connections: usize) {
-    tell!(error, "the peer monitor has lost its thread: {connections} connections end");
+    emit!(error, "the peer monitor has lost its thread: {connections} connections end");
 }
 
 /// The peer monitor's thread was killed.
 pub(crate) fn monitor_restarted() {
-    tell!(warn, "the peer monitor's thread was killed, perhaps by a seccomp filter: it is started again");
+    emit!(warn, "the peer monitor's thread was killed, perhaps by a seccomp filter: it is started again");
 }
 
 /// The peer monitor's thread is scheduled as the thread that started it.
 pub(crate) fn monitor_not_reset(why: &dyn Display) {
-    tell!(warn, "the peer monitor keeps the scheduling of the thread that made the first connection: {why}");
+    emit!(warn, "the peer monitor keeps the scheduling of the thread that made the first connection: {why}");
 }
 
 /// A descriptor that came from a peer stays open: no thread can be had to close it.
 pub(crate) fn descriptor_lost() {
-    tell!(warn, "a descriptor of a peer stays open: its close may block, and no thread is free to do it");
+    emit!(warn, "a descriptor of a peer stays open: its close may block, and no thread is free to do it");
 }
 
 /// A connection has ended: its fate as `ring::CloseReason` has it, and whether the peer has said good-bye.
-pub(crate) fn ended(pid: u32, fate: u64, by_peer: bool) {
-    match fate {
+pub(crate) fn ended(pid: u32, reason: u64, by_peer: bool) {
+    match reason {
         0 | 1 if !by_peer => {
-            tell!(debug, "closed the connection with process {pid}");
+            emit!(debug, "closed the connection with process {pid}");
         }
         0..=2 => {
-            tell!(debug, "process {pid} closed the connection");
+            emit!(debug, "process {pid} closed the connection");
         }
         3 => {
-            tell!(warn, "process {pid} died, and with it the connection");
+            emit!(warn, "process {pid} died, and with it the connection");
         }
         _ => {
-            tell!(error, "process {pid} broke the protocol: the connection is closed");
+            emit!(error, "process {pid} broke the protocol: the connection is closed");
         }
     }
 }

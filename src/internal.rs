@@ -12,8 +12,8 @@ pub use crate::channel::{
     Received, ReceiverCore, RecvCoreError, SendCoreError, SenderCore, SharedFlag, SyncBackend, Wait,
     WaitPolicy, with_lock,
 };
+pub use crate::connect::answered;
 pub use crate::error::{ConnectionError, ProtocolViolation};
-pub use crate::establish::answered;
 pub use crate::sys::{failpoint, lost_wakeup_check, mapping::testing::Peek};
 
 /// The public items of the private module.
@@ -27,8 +27,8 @@ pub mod layout {
 }
 
 /// The public items of the private module.
-pub mod mem {
-    pub use crate::mem::*;
+pub mod memory {
+    pub use crate::memory::*;
 }
 
 /// The public items of the private module.
@@ -43,7 +43,7 @@ pub mod rpc {
 
 use crate::channel::{Receiver, Sender, WaitStrategy, on_peer_gone};
 use crate::layout::Geometry;
-use crate::mem::{Memory, Span};
+use crate::memory::{Memory, Span};
 use crate::sys::connection::Side;
 use crate::sys::fuzz_region::FuzzRegion;
 use crate::sys::mapping::Mapping;
@@ -72,12 +72,12 @@ impl MappedConnection {
 
     /// Returns the sending half. It must be the only one.
     pub fn sender(&self, strategy: WaitStrategy) -> Sender {
-        Sender::new(self.0.link(), strategy)
+        Sender::new(self.0.connection(), strategy)
     }
 
     /// Returns the receiving half. It must be the only one.
     pub fn receiver(&self, strategy: WaitStrategy) -> Receiver {
-        Receiver::new(self.0.link(), strategy)
+        Receiver::new(self.0.connection(), strategy)
     }
 
     /// Returns the memory of one direction, as the ring sees it.
@@ -92,7 +92,7 @@ impl MappedConnection {
 
     /// Returns the reason for which the connection was closed, 0 while it is open. It stands in private memory.
     pub fn close_reason(&self) -> u64 {
-        self.0.fate()
+        self.0.reason()
     }
 
     /// Zeroes all pages, and opens the connection again.
@@ -116,7 +116,7 @@ impl MappedConnection {
     }
 
     fn mapping(&self, direction: usize) -> Mapping {
-        Mapping::new(Arc::clone(self.0.link()), direction)
+        Mapping::new(Arc::clone(self.0.connection()), direction)
     }
 }
 

@@ -32,7 +32,7 @@
 use std::fmt;
 
 use crate::error::ProtocolViolation;
-use crate::mem::{ARENA_ALIGN, INLINE_CAPACITY};
+use crate::memory::{ARENA_ALIGN, INLINE_CAPACITY};
 
 /// What a slot takes, in bytes: two cache lines, fetched as a pair.
 pub const SLOT: usize = 128;
@@ -111,7 +111,7 @@ const _: () = {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     slots: u32,
-    urgent: u32,
+    oob: u32,
     arena: u64,
 }
 
@@ -139,15 +139,15 @@ impl Geometry {
     /// # Errors
     ///
     /// [`BadGeometry`], which names the number and its range.
-    pub fn new(slots: u32, arena: u64, urgent: u32) -> Result<Self, BadGeometry> {
+    pub fn new(slots: u32, arena: u64, oob: u32) -> Result<Self, BadGeometry> {
         let check = |what, is: u64, least: u64, most: u64| {
             let fits = is.is_power_of_two() && is >= least && is <= most;
             if fits { Ok(()) } else { Err(BadGeometry { what, is, least, most }) }
         };
         check("slots", slots.into(), 1, MAX_SLOTS.into())?;
         check("arena", arena, ARENA_ALIGN as u64, MAX_ARENA)?;
-        check("max_calls_in_flight", urgent.into(), 1, MAX_OOB.into())?;
-        Ok(Self { slots, urgent, arena })
+        check("max_calls_in_flight", oob.into(), 1, MAX_OOB.into())?;
+        Ok(Self { slots, oob, arena })
     }
 
     /// Slots of each ring.
@@ -162,7 +162,7 @@ impl Geometry {
 
     /// Urgent words of each direction.
     pub fn oob(&self) -> u32 {
-        self.urgent
+        self.oob
     }
 
     /// Bytes of the whole region: both directions, a multiple of the page.
@@ -270,12 +270,12 @@ impl Control {
     /// which abandons nothing.
     #[inline(always)]
     pub fn arena_len_and_unit(word: u64, arena: u64, longest: usize) -> Option<(usize, u32)> {
-        let (len, place) = (word >> 32, word >> 6 & (ARENA_UNITS - 1));
+        let (len, offset) = (word >> 32, word >> 6 & (ARENA_UNITS - 1));
         let whole = word & (ABORT | (ABORT - 1)) == SlotKind::Whole.code();
-        let inside = in_arena(len, place, arena);
+        let inside = in_arena(len, offset, arena);
         #[expect(clippy::cast_possible_truncation, reason = "of 32 and 26 bits")]
-        let (len, place) = (len as usize, place as u32);
-        (whole && inside && len <= longest).then_some((len, place))
+        let (len, offset) = (len as usize, offset as u32);
+        (whole && inside && len <= longest).then_some((len, offset))
     }
 
     /// Whether it seems to be of a message in the arena; judges nothing.
@@ -300,26 +300,26 @@ impl Control {
             _ => return Err(ProtocolViolation("a slot of no known kind")),
         };
         let abort = word & ABORT != 0;
-        let (len, place) = (word >> 32, word >> 6 & (ARENA_UNITS - 1));
+        let (len, offset) = (word >> 32, word >> 6 & (ARENA_UNITS - 1));
         if abort && !kind.begins() {
             return Err(ProtocolViolation("an abort in the middle of a message"));
         }
         let fits = match kind {
-            SlotKind::Inline => len <= INLINE_CAPACITY as u64 && place == 0,
-            _ => in_arena(len, place, arena),
+            SlotKind::Inline => len <= INLINE_CAPACITY as u64 && offset == 0,
+            _ => in_arena(len, offset, arena),
         };
         if !fits {
             return Err(ProtocolViolation("a length or a place outside the arena"));
         }
         #[expect(clippy::cast_possible_truncation, reason = "32 and 26 bits, by the shifts above")]
-        Ok(Self { kind, abort, len: len as u32, unit: place as u32 })
+        Ok(Self { kind, abort, len: len as u32, unit: offset as u32 })
     }
 }
 
 /// Whether some bytes lie in an arena.
 #[inline(always)]
-fn in_arena(len: u64, place: u64, arena: u64) -> bool {
-    len > 0 && len <= arena && place * ARENA_ALIGN as u64 <= arena - len
+fn in_arena(len: u64, offset: u64, arena: u64) -> bool {
+    len > 0 && len <= arena && offset * ARENA_ALIGN as u64 <= arena - len
 }
 
 #[cfg(test)]
@@ -339,8 +339,8 @@ mod tests {
             ]) {
                 let word = word | low;
                 let whole = match Control::decode(word, 4096) {
-                    Ok(Control { kind: SlotKind::Whole, abort: false, len, unit: place }) => {
-                        Some((len as usize, place))
+                    Ok(Control { kind: SlotKind::Whole, abort: false, len, unit: offset }) => {
+                        Some((len as usize, offset))
                     }
                     _ => None,
                 };
@@ -361,14 +361,14 @@ mod tests {
     fn control_survives_packing() {
         for kind in [SlotKind::Inline, SlotKind::Whole, SlotKind::First, SlotKind::Middle, SlotKind::Last] {
             for len in [0, 1, 15, 26, 40, 41, 63, 64, 65, 104, 105, 4096] {
-                for place in [0, 1, 63] {
+                for offset in [0, 1, 63] {
                     for abort in [false, true] {
-                        let c = Control { kind, abort, len, unit: place };
+                        let c = Control { kind, abort, len, unit: offset };
                         let inline = kind == SlotKind::Inline;
                         let ok = if inline {
-                            len <= 104 && place == 0
+                            len <= 104 && offset == 0
                         } else {
-                            len > 0 && place * 64 + len <= 4096
+                            len > 0 && offset * 64 + len <= 4096
                         };
                         let ok = ok && (!abort || kind.begins());
                         assert_eq!(Control::decode(c.encode(), 4096).ok(), ok.then_some(c));

@@ -111,9 +111,9 @@ compile_error!("narrows runs on 64-bit Linux only: it is built on memfd seals an
 #[forbid(unsafe_code)]
 mod channel;
 #[forbid(unsafe_code)]
-mod error;
+mod connect;
 #[forbid(unsafe_code)]
-mod establish;
+mod error;
 #[forbid(unsafe_code)]
 mod events;
 #[cfg(any(doc, doctest))]
@@ -128,14 +128,14 @@ pub mod internal;
 /// The path by which the macro `forward_memory` names types.
 #[cfg(not(feature = "testing"))]
 mod internal {
-    pub(crate) use crate::mem;
+    pub(crate) use crate::memory;
 }
 #[forbid(unsafe_code)]
 mod layout;
 #[forbid(unsafe_code)]
 mod listener;
 #[forbid(unsafe_code)]
-mod mem;
+mod memory;
 #[forbid(unsafe_code)]
 mod options;
 #[forbid(unsafe_code)]
@@ -153,20 +153,21 @@ pub use channel::{
     Batch, ByteReader, ByteWriter, Closer, Iter, Received, Receiver, RecvGuard, Reservation, Sender,
     SharedSender, Stats, TryIter, WaitStrategy, Waits,
 };
+pub use connect::start_peer_monitor;
 pub use error::{
     AcceptError, BindError, CallError, ConnectError, HandlerError, HandshakeError, RecvError,
     RecvTimeoutError, RejectCode, SendError, SendTimeoutError, SpawnError, TryRecvError, TrySendError,
 };
-pub use establish::start_peer_monitor;
 pub use listener::{Incoming, ListenerCloser, SharedMemoryListener};
 pub use options::Options;
 pub use prometheus::Prometheus;
 pub use rpc::client::{
-    Canceller, ClientBuilder, ClientStats, Lost, LostCall, PendingCall, Pushes, Reconnect, Reply,
+    Canceller, ClientBuilder, ClientStats, ConnectionLoss, LostCall, PendingCall, Pushes, Reconnect, Reply,
     ReplyStream, SharedMemoryClient, UploadCall, UploadStream,
 };
 pub use rpc::server::{
-    ChunkReader, ChunkWriter, Connection, Drained, Request, ServerHandle, ServerStats, SharedMemoryServer,
+    ChunkReader, ChunkWriter, Connection, Request, ServerHandle, ServerStats, SharedMemoryServer,
+    ShutdownReport,
 };
 pub use stream::{Ready, SharedMemoryStream};
 pub use sys::raw_span::{RawBytes, RawSpan};

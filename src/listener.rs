@@ -34,13 +34,13 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
+use crate::connect::{Established, deadline, expired};
 use crate::error::{AcceptError, BindError};
-use crate::establish::{Established, deadline, expired};
 use crate::options::Options;
 use crate::stream::SharedMemoryStream;
 use crate::sys::epoll::{Epoll, Eventfd};
 use crate::sys::fork_guard::ForkGuard;
-use crate::sys::lifeline;
+use crate::sys::peer_monitor;
 
 use bound_path::BoundPath;
 use pending_handshakes::{AcceptOutcome, PendingHandshakes};
@@ -77,7 +77,7 @@ use pending_handshakes::{AcceptOutcome, PendingHandshakes};
 pub struct SharedMemoryListener {
     reception: Mutex<PendingHandshakes>,
     epoll: Arc<Epoll>,
-    door: Arc<ListenerState>,
+    state: Arc<ListenerState>,
     place: BoundPath,
     options: Options,
 }
@@ -120,8 +120,8 @@ impl SharedMemoryListener {
     /// # Errors
     ///
     /// As `accept`, and [`AcceptError::Timeout`].
-    pub fn accept_deadline(&self, until: Instant) -> Result<SharedMemoryStream, AcceptError> {
-        self.accept_until(Some(until))
+    pub fn accept_deadline(&self, deadline: Instant) -> Result<SharedMemoryStream, AcceptError> {
+        self.accept_until(Some(deadline))
     }
 
     /// A connection if one is ready, without waiting. It moves the pending handshakes on.
@@ -224,16 +224,16 @@ impl SharedMemoryListener {
     ///
     /// [`AcceptError::Io`] for want of descriptors.
     pub fn after_fork(mut self) -> Result<Self, AcceptError> {
-        if self.door.canary.same_process() {
+        if self.state.fork_guard.same_process() {
             return Ok(self);
         }
         let limits = self.options.limits().map_err(|bad| AcceptError::Io(io::Error::other(bad)))?;
         self.place.listen_again(&self.options).map_err(AcceptError::Io)?;
-        let door = Arc::new(ListenerState::new().map_err(AcceptError::Io)?);
+        let state = Arc::new(ListenerState::new().map_err(AcceptError::Io)?);
         let reception =
-            PendingHandshakes::open(self.place.socket(), &door.bell, limits, self.options.clone())
+            PendingHandshakes::open(self.place.socket(), &state.doorbell, limits, self.options.clone())
                 .map_err(AcceptError::Io)?;
-        (self.epoll, self.door) = (reception.epoll(), door);
+        (self.epoll, self.state) = (reception.epoll(), state);
         self.reception = Mutex::new(reception);
         Ok(self)
     }
@@ -248,22 +248,22 @@ impl SharedMemoryListener {
 
     /// How many handshakes came to nothing: refused, garbled, given up or too slow.
     pub fn failed_handshakes(&self) -> u64 {
-        self.door.failed.load(Ordering::Relaxed)
+        self.state.failed.load(Ordering::Relaxed)
     }
 
     /// A handle by which another thread can end every `accept`, now and later.
     pub fn closer(&self) -> ListenerCloser {
-        ListenerCloser { door: Arc::clone(&self.door) }
+        ListenerCloser { state: Arc::clone(&self.state) }
     }
 
-    fn accept_until(&self, until: Option<Instant>) -> Result<SharedMemoryStream, AcceptError> {
-        let mut reception = self.enter(until)?;
+    fn accept_until(&self, deadline: Option<Instant>) -> Result<SharedMemoryStream, AcceptError> {
+        let mut reception = self.enter(deadline)?;
         loop {
-            self.door.check()?;
-            match reception.serve(until, &self.door.failed).map_err(AcceptError::Io)? {
+            self.state.check()?;
+            match reception.serve(deadline, &self.state.failed).map_err(AcceptError::Io)? {
                 AcceptOutcome::Came(established) => return Ok(self.stream_of(established)),
                 AcceptOutcome::DescriptorsClosed => return Err(AcceptError::DescriptorsClosed),
-                AcceptOutcome::Nothing if expired(until) => return Err(AcceptError::Timeout),
+                AcceptOutcome::Nothing if expired(deadline) => return Err(AcceptError::Timeout),
                 AcceptOutcome::Nothing => (),
             }
         }
@@ -271,11 +271,11 @@ impl SharedMemoryListener {
 
     /// The right to drive the handshakes. Whoever holds it leaves when the listener is closed, so
     /// waiting for it ends too.
-    fn enter(&self, until: Option<Instant>) -> Result<MutexGuard<'_, PendingHandshakes>, AcceptError> {
-        self.door.check()?; // Before the lock: a fork may have copied it while it was held.
-        match until {
+    fn enter(&self, deadline: Option<Instant>) -> Result<MutexGuard<'_, PendingHandshakes>, AcceptError> {
+        self.state.check()?; // Before the lock: a fork may have copied it while it was held.
+        match deadline {
             None => Ok(self.reception.lock()),
-            Some(until) => self.reception.try_lock_until(until).ok_or(AcceptError::Timeout),
+            Some(deadline) => self.reception.try_lock_until(deadline).ok_or(AcceptError::Timeout),
         }
     }
 
@@ -339,13 +339,13 @@ impl Options {
         place: impl FnOnce(&Self) -> Result<BoundPath, BindError>,
     ) -> Result<SharedMemoryListener, BindError> {
         let limits = self.limits().map_err(BindError::BadOptions)?;
-        lifeline::start().map_err(BindError::io("watching for the end of clients"))?;
-        let door = Arc::new(ListenerState::new().map_err(BindError::io("making the listener"))?);
+        peer_monitor::start().map_err(BindError::io("watching for the end of clients"))?;
+        let state = Arc::new(ListenerState::new().map_err(BindError::io("making the listener"))?);
         let place = place(self)?;
-        let reception = PendingHandshakes::open(place.socket(), &door.bell, limits, self.clone())
+        let reception = PendingHandshakes::open(place.socket(), &state.doorbell, limits, self.clone())
             .map_err(BindError::io("making the listener"))?;
         let (epoll, reception) = (reception.epoll(), Mutex::new(reception));
-        Ok(SharedMemoryListener { reception, epoll, door, place, options: self.clone() })
+        Ok(SharedMemoryListener { reception, epoll, state, place, options: self.clone() })
     }
 }
 
@@ -377,7 +377,7 @@ impl fmt::Debug for SharedMemoryListener {
 /// ```
 #[derive(Clone)]
 pub struct ListenerCloser {
-    door: Arc<ListenerState>,
+    state: Arc<ListenerState>,
 }
 
 impl ListenerCloser {
@@ -385,14 +385,14 @@ impl ListenerCloser {
     /// stays until the listener is dropped, and who connects there waits until then: drop it soon. Does nothing in a forked child.
     pub fn close(&self) {
         if self.same_process() {
-            self.door.closed.store(true, Ordering::Release);
-            self.door.bell.signal();
+            self.state.closed.store(true, Ordering::Release);
+            self.state.doorbell.signal();
         }
     }
 
     /// Whether this is no fork of the process that made the listener.
     pub(crate) fn same_process(&self) -> bool {
-        self.door.canary.same_process()
+        self.state.fork_guard.same_process()
     }
 }
 
@@ -435,20 +435,20 @@ impl Iterator for Incoming<'_> {
 
 /// What other threads may touch while one accepts. Never drained: once rung, it rings for ever.
 struct ListenerState {
-    canary: ForkGuard,
-    bell: Eventfd,
+    fork_guard: ForkGuard,
+    doorbell: Eventfd,
     closed: AtomicBool,
     failed: AtomicU64,
 }
 
 impl ListenerState {
     fn new() -> io::Result<Self> {
-        let (canary, bell) = (ForkGuard::new()?, Eventfd::new()?);
-        Ok(Self { canary, bell, closed: AtomicBool::new(false), failed: AtomicU64::new(0) })
+        let (fork_guard, doorbell) = (ForkGuard::new()?, Eventfd::new()?);
+        Ok(Self { fork_guard, doorbell, closed: AtomicBool::new(false), failed: AtomicU64::new(0) })
     }
 
     fn check(&self) -> Result<(), AcceptError> {
-        if !self.canary.same_process() {
+        if !self.fork_guard.same_process() {
             return Err(AcceptError::Forked);
         }
         if self.closed.load(Ordering::Acquire) { Err(AcceptError::Closed) } else { Ok(()) }

@@ -51,7 +51,7 @@ use crate::sys::socket::{self, PeerCred};
 pub struct Options {
     slots: u32,
     arena: u64,
-    urgent: u32,
+    oob: u32,
     stream_window: u32,
     push_window: u32,
     max_message: usize,
@@ -73,7 +73,7 @@ impl Options {
         Self {
             slots: 256,
             arena: 1 << 20,
-            urgent: 64,
+            oob: 64,
             stream_window: 1 << 20,
             push_window: 1 << 20,
             max_message: 64 << 20,
@@ -114,7 +114,7 @@ impl Options {
     /// [`SharedMemoryServer`](crate::SharedMemoryServer) alone.
     #[must_use]
     pub fn max_calls_in_flight(mut self, calls: u32) -> Self {
-        self.urgent = calls;
+        self.oob = calls;
         self
     }
 
@@ -284,7 +284,7 @@ impl Options {
 
     /// Judges all numbers.
     pub(crate) fn limits(&self) -> Result<HandshakeLimits, String> {
-        let geometry = Geometry::new(self.slots, self.arena, self.urgent).map_err(|bad| bad.to_string())?;
+        let geometry = Geometry::new(self.slots, self.arena, self.oob).map_err(|bad| bad.to_string())?;
         let max_message = self.max_message as u64;
         if !(1..=MAX_MESSAGE).contains(&max_message) {
             return Err(format!("max_message must be from 1 to {MAX_MESSAGE}, not {max_message}"));
@@ -369,7 +369,7 @@ impl Options {
         let chosen = [
             ("slots", u64::from(self.slots), u64::from(default.slots), u64::from(is.slots())),
             ("arena", self.arena, default.arena, is.arena()),
-            ("max_calls_in_flight", self.urgent.into(), default.urgent.into(), is.oob().into()),
+            ("max_calls_in_flight", self.oob.into(), default.oob.into(), is.oob().into()),
             ("max_message", self.max_message as u64, default.max_message as u64, max_message as u64),
         ];
         chosen.into_iter().find(|(_, wanted, default, is)| wanted != default && wanted != is).map(|(name, wanted, _, is)| {
@@ -379,7 +379,7 @@ impl Options {
 
     /// Whether a number of calls in flight was chosen, which is agreed when a connection is made.
     pub(crate) fn bounds_calls(&self) -> bool {
-        self.urgent != Self::new().urgent
+        self.oob != Self::new().oob
     }
 
     /// How blocked calls wait.

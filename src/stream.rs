@@ -13,12 +13,12 @@ use crate::channel::{
     Batch, ByteReader, ByteWriter, Closer, ConnectionHandle, Iter, RawParts, Received, Receiver, RecvGuard,
     Reservation, Sender, Stats, TryIter,
 };
+use crate::connect::{self, ConnectLimit, Established, deadline};
 use crate::error::{
     ConnectError, ConnectionError, RecvError, RecvTimeoutError, SendError, SendTimeoutError, SpawnError,
     TryRecvError, TrySendError,
 };
-use crate::establish::{self, ConnectLimit, Established, deadline};
-use crate::mem::{Deadline, Memory};
+use crate::memory::{Deadline, Memory};
 use crate::options::Options;
 use crate::sys::socket::PeerCred;
 
@@ -272,7 +272,7 @@ impl SharedMemoryStream {
 
     /// Finds a size that was chosen in these options and that the connection does not have.
     pub(crate) fn contradiction(&self, options: &Options) -> Option<String> {
-        options.contradiction(&self.sender.link().geometry(), self.max_message())
+        options.contradiction(&self.sender.connection().geometry(), self.max_message())
     }
 
     /// The longest message of one reservation, in bytes.
@@ -328,7 +328,7 @@ impl SharedMemoryStream {
     /// On a client that is the process that called `listen`, which may be another one than serves (a daemon's
     /// starter, the parent of workers); its user is the same. After a hand-over it is the child or the parent.
     pub fn peer_cred(&self) -> PeerCred {
-        self.sender.link().cred()
+        self.sender.connection().cred()
     }
 
     /// What this end has done so far.
@@ -369,25 +369,29 @@ impl SharedMemoryStream {
 
     /// What tells this connection from others of this process.
     pub(crate) fn id(&self) -> Option<crate::channel::ConnectionId> {
-        crate::channel::ConnectionId::of(self.sender.link())
+        crate::channel::ConnectionId::of(self.sender.connection())
     }
 
     /// The connection taken apart, for the layer of calls.
     pub(crate) fn into_ends(self) -> RawParts {
-        let line = ConnectionHandle::new(self.sender.link());
-        RawParts { outbound: self.sender.into_outbound(), inbound: self.receiver.into_inbound(), line }
-    }
-
-    pub(crate) fn new(established: Established, options: &Options) -> Self {
-        let link = Arc::clone(&established.link);
-        Self {
-            sender: Sender::new(&link, options.strategy()),
-            receiver: Receiver::new(&link, options.strategy()),
+        let line = ConnectionHandle::new(self.sender.connection());
+        RawParts {
+            outbound: self.sender.into_outbound(),
+            inbound: self.receiver.into_inbound(),
+            handle: line,
         }
     }
 
-    fn wait_until(&mut self, len: usize, until: Deadline) -> Result<Ready, SendTimeoutError> {
-        if !(self.sender.link().same_process() && self.receiver.link().same_process()) {
+    pub(crate) fn new(established: Established, options: &Options) -> Self {
+        let connection = Arc::clone(&established.connection);
+        Self {
+            sender: Sender::new(&connection, options.strategy()),
+            receiver: Receiver::new(&connection, options.strategy()),
+        }
+    }
+
+    fn wait_until(&mut self, len: usize, deadline: Deadline) -> Result<Ready, SendTimeoutError> {
+        if !(self.sender.connection().same_process() && self.receiver.connection().same_process()) {
             return Err(SendTimeoutError::Forked);
         }
         let mut tries = 0_u32;
@@ -399,7 +403,7 @@ impl SharedMemoryStream {
             let Some(needs) = needs.filter(|_| !message) else {
                 return Ok(Ready { message, space: needs.is_none() });
             };
-            if !self.sleep_for_either(needs, until, tries) {
+            if !self.sleep_for_either(needs, deadline, tries) {
                 return Err(SendTimeoutError::Timeout);
             }
             // Who sends pieces does not play with us.
@@ -408,16 +412,16 @@ impl SharedMemoryStream {
         }
     }
 
-    fn sleep_for_either(&mut self, needs: u64, until: Deadline, tries: u32) -> bool {
-        let same = Arc::ptr_eq(self.sender.link(), self.receiver.link());
+    fn sleep_for_either(&mut self, needs: u64, deadline: Deadline, tries: u32) -> bool {
+        let same = Arc::ptr_eq(self.sender.connection(), self.receiver.connection());
         let outgoing = self.sender.out().ring();
         if !same {
             // Halves of two connections, exchanged through `halves`: no peer would wake us for both.
-            outgoing.mem().back_off(until);
-            return !outgoing.mem().has_expired(until);
+            outgoing.mem().back_off(deadline);
+            return !outgoing.mem().has_expired(deadline);
         }
         let wanted = outgoing.awaited_release(needs);
-        self.receiver.inb().wait_for_any(Some((outgoing.mem(), wanted)), until, tries, || false)
+        self.receiver.inb().wait_for_any(Some((outgoing.mem(), wanted)), deadline, tries, || false)
     }
 }
 
@@ -447,7 +451,7 @@ impl Options {
         path: impl AsRef<Path>,
         timeout: Duration,
     ) -> Result<SharedMemoryStream, ConnectError> {
-        self.connect_within(path.as_ref(), ConnectLimit::until(deadline(timeout)))
+        self.connect_within(path.as_ref(), ConnectLimit::deadline(deadline(timeout)))
     }
 
     /// As [`connect_timeout`](Self::connect_timeout), within a limit that another thread may end.
@@ -456,7 +460,7 @@ impl Options {
         path: &Path,
         limit: ConnectLimit<'_>,
     ) -> Result<SharedMemoryStream, ConnectError> {
-        Ok(SharedMemoryStream::new(establish::connect(path, self, limit)?, self))
+        Ok(SharedMemoryStream::new(connect::connect(path, self, limit)?, self))
     }
 
     /// Makes both ends of a connection within this process.
@@ -465,7 +469,7 @@ impl Options {
     ///
     /// [`ConnectError`].
     pub fn pair(&self) -> Result<(SharedMemoryStream, SharedMemoryStream), ConnectError> {
-        let (client, server) = establish::pair(self)?;
+        let (client, server) = connect::pair(self)?;
         Ok((SharedMemoryStream::new(client, self), SharedMemoryStream::new(server, self)))
     }
 
@@ -486,7 +490,7 @@ impl Options {
         &self,
         mut command: impl BorrowMut<Command>,
     ) -> Result<(Child, SharedMemoryStream), SpawnError> {
-        let (child, established) = establish::spawn(command.borrow_mut(), self)?;
+        let (child, established) = connect::spawn(command.borrow_mut(), self)?;
         Ok((child, SharedMemoryStream::new(established, self)))
     }
 
@@ -501,7 +505,7 @@ impl Options {
     ///
     /// [`ConnectError`].
     pub fn from_parent(&self) -> Result<SharedMemoryStream, ConnectError> {
-        Ok(SharedMemoryStream::new(establish::from_parent(self)?, self))
+        Ok(SharedMemoryStream::new(connect::from_parent(self)?, self))
     }
 }
 
@@ -509,7 +513,7 @@ impl Options {
 /// gone, and says nothing about messages.
 impl AsFd for SharedMemoryStream {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.sender.link().as_fd()
+        self.sender.connection().as_fd()
     }
 }
 

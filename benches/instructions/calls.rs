@@ -15,7 +15,7 @@ use crate::TIMES;
 const ECHO: u32 = 1;
 const END: u32 = 2;
 /// Calls that may be under way. One caller uses the same place each time, so its ids are multiples of this.
-const PLACES: u32 = 64;
+const SLOTS: u32 = 64;
 const WARM: usize = 64;
 
 struct Calling {
@@ -32,17 +32,17 @@ struct Serving {
 }
 
 fn options() -> Options {
-    Options::new().slots(2048).arena(4 << 20).max_calls_in_flight(PLACES)
+    Options::new().slots(2048).arena(4 << 20).max_calls_in_flight(SLOTS)
 }
 
 fn id(call: usize) -> u64 {
-    (call as u64 + 1) * u64::from(PLACES)
+    (call as u64 + 1) * u64::from(SLOTS)
 }
 
 // Kinds of frames: see `docs/protocol-calls.md`. The frames are written by hand, since the library exports its codec to tests
 // alone, with the feature `testing`, and that has failpoints on the paths that are counted.
 const HELLO: u8 = 1;
-const WELCOME: u8 = 2;
+const ACCEPT: u8 = 2;
 const CALL: u8 = 4;
 const REPLY: u8 = 8;
 
@@ -61,7 +61,7 @@ fn greeting(kind: u8) -> Vec<u8> {
 /// A client that has made some calls, and has the replies of the others in its ring.
 fn calling(size: usize) -> Box<Calling> {
     let (client, mut server) = options().pair().expect("a pair");
-    server.send(&greeting(WELCOME)).expect("room");
+    server.send(&greeting(ACCEPT)).expect("room");
     let client = SharedMemoryClient::over_with(client, &options()).expect("a greeting");
     server.recv_into(&mut Vec::new()).expect("a greeting");
     let reply = frame(REPLY, 0, &vec![7; size]);

@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use gungraun::prelude::*;
 use narrows::internal::layout::SlotKind;
-use narrows::internal::mem::{Heap, Memory, Padding, forward_memory};
+use narrows::internal::memory::{Heap, Memory, Padding, forward_memory};
 use narrows::internal::ring::{Consumer, Producer};
 
 /// How often each benchmark does its operation, as in `main.rs`.

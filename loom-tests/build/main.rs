@@ -3,24 +3,24 @@
 //! ```text
 //!   ../src/ring/*.rs, ../src/channel/..., ../src/rpc/..., ../src/layout.rs
 //!      │  patches.rs   changes of order, told by the text that they replace
-//!      │  weaken.rs    orderings, fences, flags, wakes, stores, checks: all that there are
+//!      │  mutate.rs    orderings, fences, flags, wakes, stores, checks: all that there are
 //!      ▼
-//!   OUT_DIR/weakened.rs   the copy, and the list of its mutants
+//!   OUT_DIR/mutated.rs   the copy, and the list of its mutants
 //! ```
 //!
 //! Nothing is numbered by hand: a new ordering, fence, wake or comparison in the sources is a new
 //! mutant, which the teeth demand to be caught. A patch whose text is gone fails the build.
 
+mod mutate;
 mod patches;
-mod weaken;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
+use mutate::{Mutant, Mutator};
 use quote::ToTokens;
-use weaken::{Mutant, Weaken};
 
 /// Where a copied module stands below `src/`, and how it is called in the copy.
 const MODULES: [(&str, &[(&str, &str)]); 4] = [
@@ -53,43 +53,36 @@ const MODULES: [(&str, &[(&str, &str)]); 4] = [
         &[
             ("", "rpc/mod.rs"),
             ("frame", "rpc/frame.rs"),
-            ("greeting", "rpc/greeting.rs"),
-            ("pieces", "rpc/pieces.rs"),
+            ("preface", "rpc/preface.rs"),
+            ("fragment", "rpc/fragment.rs"),
             ("wire", "rpc/wire.rs"),
-            ("client::desk", "rpc/client/desk.rs"),
-            ("client::place", "rpc/client/place.rs"),
-            ("client::seat", "rpc/client/seat.rs"),
-            ("client::table", "rpc/client/table.rs"),
-            ("server::attendant", "rpc/server/attendant.rs"),
-            ("server::hall", "rpc/server/hall.rs"),
-            ("server::place", "rpc/server/place.rs"),
-            ("server::post", "rpc/server/post.rs"),
-            ("server::outgoing", "rpc/server/outgoing.rs"),
-            ("server::table", "rpc/server/table.rs"),
+            ("client::multiplexer", "rpc/client/multiplexer.rs"),
+            ("client::in_flight", "rpc/client/in_flight.rs"),
+            ("server::driver", "rpc/server/driver.rs"),
+            ("server::connection", "rpc/server/connection.rs"),
+            ("server::send_queue", "rpc/server/send_queue.rs"),
+            ("server::in_flight", "rpc/server/in_flight.rs"),
         ],
     ),
 ];
 
 /// Copied as they are: one thread's work, behind a lock. A fuzzer and a reference judge them, in far more states than
 /// a model has.
-const PURE: [&str; 10] = [
+const PURE: [&str; 7] = [
     "channel/io_slice_reader.rs",
     "rpc/frame.rs",
-    "rpc/greeting.rs",
-    "rpc/pieces.rs",
+    "rpc/preface.rs",
+    "rpc/fragment.rs",
     "rpc/wire.rs",
-    "rpc/client/place.rs",
-    "rpc/client/table.rs",
-    "rpc/server/place.rs",
-    "rpc/server/outgoing.rs",
-    "rpc/server/table.rs",
+    "rpc/client/in_flight.rs",
+    "rpc/server/in_flight.rs",
 ];
 
 /// What the copy takes from the library as it is.
 const PRELUDE: &str = "
-    pub(crate) use crate::weak;
+    pub(crate) use crate::mutation;
     pub mod error { pub use narrows::internal::{ConnectionError, ProtocolViolation}; }
-    pub mod mem { pub use narrows::internal::mem::*; }
+    pub mod memory { pub use narrows::internal::memory::*; }
     pub use narrows::internal::{ConnectionError, ProtocolViolation, Lock, NoWaitPolicy, Wait, with_lock};
     pub use channel::{IncomingSignals, ReceiverCore, IncomingMessage, SenderCore, OobSender, RecvCoreError, SendCoreError};
 ";
@@ -105,24 +98,23 @@ const EXPORTS: [(&str, &str); 3] = [
         pub use signals::IncomingSignals;
         pub use receiver_core::{ReceiverCore, IncomingMessage, RecvCoreError, Received};
         pub use sender_core::{SenderCore, SendCoreError};
-        use super::mem::{Memory, Deadline};
+        use super::memory::{Memory, Deadline};
         ",
     ),
     (
         "rpc::client",
         "
-        pub use desk::{Books, Desk, Parts, Stop};
-        pub use table::{Change, Final, LostCall, Table};
+        pub use multiplexer::{Multiplexer, MultiplexerParts, MultiplexerState, WaitError};
+        pub use in_flight::{CallOutcome, InFlightCalls, LostCall, Wakeup};
         ",
     ),
     (
         "rpc::server",
         "
-        pub use attendant::{Attendant, Given, Service, Started};
-        pub use hall::{Gone, Hall, Parts};
-        pub use place::Limits;
-        pub use post::Body;
-        pub use table::{Event, Failure, Table, Upload};
+        pub use driver::{BorrowedRequest, CallInfo, ConnectionDriver, Dispatch};
+        pub use connection::{RespondError, ServerConnection, ServerConnectionParts};
+        pub use send_queue::Payload;
+        pub use in_flight::{CallEvent, CallFailure, CallLimits, ServedCalls, UploadItem};
         ",
     ),
 ];
@@ -137,12 +129,12 @@ fn main() {
             let path = source.join(file);
             println!("cargo::rerun-if-changed={}", path.display());
             let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{file}: {error}"));
-            let weakened = weakened(file, &text, &mut mutants);
+            let mutated = mutated(file, &text, &mut mutants);
             let (folder, name) = name.rsplit_once("::").unwrap_or(("", name));
             let body: &mut String = folders.entry(folder).or_default();
             match name {
-                "" => body.push_str(&weakened),
-                name => write!(body, "pub mod {name} {{ {weakened} }}").unwrap(),
+                "" => body.push_str(&mutated),
+                name => write!(body, "pub mod {name} {{ {mutated} }}").unwrap(),
             }
         }
         write!(code, "pub mod {module} {{").unwrap();
@@ -163,22 +155,22 @@ fn main() {
     write!(code, "/// What is weakened, below `src/`.\npub const SOURCES: &[&str] = &{files:?};").unwrap();
     write!(code, "{}", list(&mutants)).unwrap();
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap());
-    fs::write(out.join("weakened.rs"), code).unwrap();
+    fs::write(out.join("mutated.rs"), code).unwrap();
 }
 
 fn exports(module: &str) -> &'static str {
     EXPORTS.iter().find(|(name, _)| *name == module).map_or("", |(_, text)| text)
 }
 
-fn weakened(file: &str, text: &str, mutants: &mut Vec<Mutant>) -> String {
+fn mutated(file: &str, text: &str, mutants: &mut Vec<Mutant>) -> String {
     let patched = patches::apply(file, text, mutants);
     let mut tree = syn::parse_file(&patched).unwrap_or_else(|error| panic!("{file}: {error}"));
     tree.attrs.clear();
     tree.items.retain(|item| kept(file, item));
     if !PURE.contains(&file) {
-        Weaken::new(file, text, mutants).walk(&mut tree);
+        Mutator::new(file, text, mutants).walk(&mut tree);
     }
-    tree.into_token_stream().to_string().replace("crate ::", "crate :: weakened :: code ::")
+    tree.into_token_stream().to_string().replace("crate ::", "crate :: mutated :: code ::")
 }
 
 /// Unit tests are left out, and so are the modules that users see.
@@ -186,9 +178,16 @@ fn kept(file: &str, item: &syn::Item) -> bool {
     match item {
         syn::Item::Mod(inner) if inner.content.is_some() => inner.ident == "words",
         syn::Item::Mod(_) => false,
+        syn::Item::Fn(syn::ItemFn { attrs, .. }) | syn::Item::Impl(syn::ItemImpl { attrs, .. })
+            if attrs.iter().any(|attr| attr.path().is_ident("cfg")) =>
+        {
+            false
+        }
         syn::Item::Use(_) | syn::Item::Enum(_) | syn::Item::Impl(_) if file == "channel/mod.rs" => false,
         // The rest of it meets the errors of users.
-        item if file == "rpc/greeting.rs" => matches!(item, syn::Item::Fn(it) if it.sig.ident == "clipped"),
+        item if file == "rpc/preface.rs" => {
+            matches!(item, syn::Item::Fn(it) if it.sig.ident == "truncate_text")
+        }
         _ => true,
     }
 }
@@ -203,6 +202,6 @@ fn list(mutants: &[Mutant]) -> String {
         .unwrap();
     }
     format!(
-        "/// All mutants, by their number.\npub const MUTANTS: &[weak::Mutant] = {{ use weak::Mutant; &[{rows}] }};"
+        "/// All mutants, by their number.\npub const MUTANTS: &[mutation::Mutant] = {{ use mutation::Mutant; &[{rows}] }};"
     )
 }

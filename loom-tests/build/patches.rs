@@ -3,7 +3,7 @@
 //! In a replacement, `ON` stands for whether this mutant is the one that runs, and `as_is!` for what
 //! is not to be weakened any further.
 
-use crate::weaken::Mutant;
+use crate::mutate::Mutant;
 
 struct Patch {
     file: &'static str,
@@ -17,7 +17,7 @@ const PATCHES: [Patch; 16] = [
         file: "ring/parking.rs",
         change: "looks before it raises the flag, and not behind it",
         edits: &[
-            ("bed.arm();", "let before = ON.then(&look); bed.arm();"),
+            ("wait_slot.arm();", "let before = ON.then(&look); wait_slot.arm();"),
             ("let found = look();", "let found = before.unwrap_or_else(&look);"),
         ],
     },
@@ -81,18 +81,21 @@ const PATCHES: [Patch; 16] = [
         file: "ring/close.rs",
         change: "alarms the sleepers before it settles the fate",
         edits: &[(
-            "outgoing.set_close_reason(fate as u64);",
-            "as_is! { if ON { force_notify(incoming, Flag::Consumer); force_notify(outgoing, Flag::Producer); outgoing.set_close_reason(fate as u64); return; } } outgoing.set_close_reason(fate as u64);",
+            "outgoing.set_close_reason(reason as u64);",
+            "as_is! { if ON { force_notify(incoming, Flag::Consumer); force_notify(outgoing, Flag::Producer); outgoing.set_close_reason(reason as u64); return; } } outgoing.set_close_reason(reason as u64);",
         )],
     },
     Patch {
         file: "ring/close.rs",
         change: "buries before it marks",
         edits: &[
-            ("on_peer_gone(outgoing, incoming, fate);", "if !ON { on_peer_gone(outgoing, incoming, fate); }"),
+            (
+                "on_peer_gone(outgoing, incoming, reason);",
+                "if !ON { on_peer_gone(outgoing, incoming, reason); }",
+            ),
             (
                 "outgoing.store(Word::ProducerClosed, 1, Store::Release);",
-                "as_is! { if ON { on_peer_gone(outgoing, incoming, fate) } } outgoing.store(Word::ProducerClosed, 1, Store::Release);",
+                "as_is! { if ON { on_peer_gone(outgoing, incoming, reason) } } outgoing.store(Word::ProducerClosed, 1, Store::Release);",
             ),
         ],
     },
@@ -124,32 +127,32 @@ const PATCHES: [Patch; 16] = [
         )],
     },
     Patch {
-        file: "rpc/client/seat.rs",
+        file: "rpc/client/multiplexer.rs",
         change: "passes the role on only if it was the reader",
         edits: &[
             (
-                "let (desk, reader, pen) = (self.desk, self.reader.take(), self.pen.take());",
-                "let (desk, reader, pen) = (self.desk, self.reader.take(), self.pen.take()); let led = as_is! { reader.is_some() };",
+                "let (mux, receiver, sender) = (self.mux, self.receiver.take(), self.sender.take());",
+                "let (mux, receiver, sender) = (self.mux, self.receiver.take(), self.sender.take()); let led = as_is! { receiver.is_some() };",
             ),
-            ("if books.waiters > 0 {", "if books.waiters > 0 && (led || !ON) {"),
+            ("if state.waiters > 0 {", "if state.waiters > 0 && (led || !ON) {"),
         ],
     },
     Patch {
-        file: "rpc/server/hall.rs",
+        file: "rpc/server/connection.rs",
         change: "nudges before it raises the latch",
         edits: &[(
-            "pub fn nudge(&self) {",
-            "pub fn nudge(&self) { as_is! { if ON { self.ear.notify_self(); self.left.set(true); return; } }",
+            "pub fn notify_driver(&self) {",
+            "pub fn notify_driver(&self) { as_is! { if ON { self.incoming.notify_self(); self.has_unsent.set(true); return; } }",
         )],
     },
     Patch {
-        file: "rpc/server/attendant.rs",
+        file: "rpc/server/driver.rs",
         change: "lowers the latch when it has looked",
         edits: &[
-            ("self.hall.left.set(false);", "if !ON { self.hall.left.set(false); }"),
+            ("self.connection.has_unsent.set(false);", "if !ON { self.connection.has_unsent.set(false); }"),
             (
-                "Ok(post.out.ring().next() != before)",
-                "as_is! { if ON && !post.is_left() { let sent = post.out.ring().next() != before; drop(post); self.hall.left.set(false); return Ok(sent); } } Ok(post.out.ring().next() != before)",
+                "Ok(queue.out.ring().next() != before)",
+                "as_is! { if ON && !queue.has_unsent() { let sent = queue.out.ring().next() != before; drop(queue); self.connection.has_unsent.set(false); return Ok(sent); } } Ok(queue.out.ring().next() != before)",
             ),
         ],
     },
@@ -159,10 +162,11 @@ const PATCHES: [Patch; 16] = [
 pub(crate) fn apply(file: &str, text: &str, mutants: &mut Vec<Mutant>) -> String {
     let mut patched = text.to_owned();
     for patch in PATCHES.iter().filter(|patch| patch.file == file) {
-        let on = format!("crate::weak::on({})", mutants.len());
+        let on = format!("crate::mutation::on({})", mutants.len());
         for (from, to) in patch.edits {
             assert_eq!(patched.matches(from).count(), 1, "{file}: {from:?} does not stand there once");
-            patched = patched.replace(from, &to.replace("ON", &on).replace("as_is!", "crate::weak::as_is!"));
+            patched =
+                patched.replace(from, &to.replace("ON", &on).replace("as_is!", "crate::mutation::as_is!"));
         }
         let (first, _) = patch.edits[0];
         let line = 1 + text.lines().position(|line| line.contains(first)).expect("just found");

@@ -6,15 +6,15 @@
 //!   models/     what is proved, over any `code`
 //!   shipped     the models over the code that ships      tests/models.rs: all must hold
 //!   weakened    the models over a copy in which one step is weak (made by build/)
-//!                                                        tests/teeth.rs: one must fail, each time
+//!                                                        tests/mutants.rs: one must fail, each time
 //! ```
 #![allow(unsafe_code)] // To look into loom's cells.
 
-pub mod machine;
+pub mod memory;
+#[allow(clippy::duplicate_mod, reason = "the same models, over other code")]
+pub mod mutated;
+pub mod mutation;
 mod run;
 pub mod shipped;
-pub mod weak;
-#[allow(clippy::duplicate_mod, reason = "the same models, over other code")]
-pub mod weakened;
 
 pub use run::{MOST, Preemptions, TOO_MANY, alone, check_mine};

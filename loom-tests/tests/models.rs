@@ -38,11 +38,11 @@ fn preemptions() -> Preemptions {
 
 fn explore(name: &str) -> Result<(), libtest_mimic::Failed> {
     let child = alone(name).output()?;
-    let (said, cried) = (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
+    let (output, cried) = (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
     if !child.status.success() {
-        return Err(format!("{}\n{said}{cried}", child.status).into());
+        return Err(format!("{}\n{output}{cried}", child.status).into());
     }
-    let executions: u64 = said.trim().parse()?;
+    let executions: u64 = output.trim().parse()?;
     EXPLORED.fetch_add(executions, Ordering::Relaxed);
     println!("{name}: {executions} executions");
     if preemptions() == Some(2) && executions > MOST / 2 {

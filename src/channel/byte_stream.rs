@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{Receiver, Sender};
 use crate::error::{RecvError, RecvTimeoutError, SendError, SendTimeoutError};
-use crate::mem::Deadline;
+use crate::memory::Deadline;
 
 /// Reads the bytes of all messages as one stream; made by [`Receiver::into_reader`].
 ///
@@ -72,10 +72,10 @@ impl ByteReader {
     /// Receives until there is a byte; whether there is one, or the stream has ended.
     fn fill(&mut self) -> io::Result<bool> {
         // One deadline for the whole read: empty messages, which are no bytes, do not move it.
-        let until = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         while self.at == self.buffer.len() {
-            match self.receive(until) {
-                Ok(()) if self.buffer.is_empty() && expired(until) => {
+            match self.receive(deadline) {
+                Ok(()) if self.buffer.is_empty() && expired(deadline) => {
                     return Err(RecvTimeoutError::Timeout.into());
                 }
                 Ok(()) => {}
@@ -87,9 +87,9 @@ impl ByteReader {
     }
 
     /// Replaces the buffer by the next message; it is empty if there is none.
-    fn receive(&mut self, until: Deadline) -> io::Result<()> {
+    fn receive(&mut self, deadline: Deadline) -> io::Result<()> {
         (self.at, _) = (0, self.buffer.clear());
-        let received = match until {
+        let received = match deadline {
             None => self.receiver.recv_into(&mut self.buffer).map_err(io::Error::from),
             Some(deadline) => {
                 self.receiver.recv_into_deadline(&mut self.buffer, deadline).map_err(io::Error::from)
@@ -99,8 +99,8 @@ impl ByteReader {
     }
 }
 
-fn expired(until: Deadline) -> bool {
-    until.is_some_and(|deadline| Instant::now() >= deadline)
+fn expired(deadline: Deadline) -> bool {
+    deadline.is_some_and(|deadline| Instant::now() >= deadline)
 }
 
 fn is_clean_end(error: &io::Error) -> bool {

@@ -42,7 +42,7 @@ impl CallMode for Block {
     type Recv = RecvError;
 
     fn wait(self) -> Wait {
-        Wait::FOREVER
+        Wait::NO_DEADLINE
     }
 
     fn send_error((fault, len): SendFailure) -> SendError {

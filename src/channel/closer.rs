@@ -3,9 +3,9 @@
 use std::sync::{Arc, Weak};
 
 use crate::ring::{self, CloseReason};
-use crate::sys::connection::Connection;
-use crate::sys::lifeline::PeerExit;
+use crate::sys::connection::ConnectionInner;
 use crate::sys::mapping::Mapping;
+use crate::sys::peer_monitor::PeerExit;
 
 /// Closes a connection from any thread, and ends the calls that are blocked on it.
 ///
@@ -22,12 +22,12 @@ use crate::sys::mapping::Mapping;
 /// ```
 #[derive(Clone, Debug)]
 pub struct Closer {
-    link: Weak<Connection>,
+    connection: Weak<ConnectionInner>,
 }
 
 impl Closer {
-    pub(crate) fn new(link: &Arc<Connection>) -> Self {
-        Self { link: Arc::downgrade(link) }
+    pub(crate) fn new(connection: &Arc<ConnectionInner>) -> Self {
+        Self { connection: Arc::downgrade(connection) }
     }
 
     /// Closes both directions. Never blocks; closing again does nothing.
@@ -35,30 +35,30 @@ impl Closer {
     /// This side's calls end with `Closed`, the sleeping ones too. The peer receives what was
     /// committed before, then `Disconnected`. In a forked child it does nothing.
     pub fn close(&self) {
-        if let Some(link) = self.link.upgrade() {
-            close_both(&link, CloseReason::Closed);
+        if let Some(connection) = self.connection.upgrade() {
+            close_both(&connection, CloseReason::Closed);
         }
     }
 }
 
 /// What the lifeline does to a connection whose peer is gone.
 pub(crate) fn on_peer_gone(outgoing: &Mapping, incoming: &Mapping, how: PeerExit) {
-    let fate = match how {
+    let reason = match how {
         PeerExit::Disconnected => CloseReason::Disconnected,
         PeerExit::Died => CloseReason::Died,
     };
-    ring::on_peer_gone(outgoing, incoming, fate);
-    outgoing.link().log_end();
+    ring::on_peer_gone(outgoing, incoming, reason);
+    outgoing.connection().log_end();
 }
 
 /// Gives a connection its fate if it has none, marks both directions and wakes all four sleepers.
-pub(crate) fn close_both(link: &Arc<Connection>, fate: CloseReason) {
-    if !link.same_process() {
+pub(crate) fn close_both(connection: &Arc<ConnectionInner>, reason: CloseReason) {
+    if !connection.same_process() {
         return;
     }
-    let out = link.side().outgoing();
-    let outgoing = Mapping::new(Arc::clone(link), out);
-    let incoming = Mapping::new(Arc::clone(link), 1 - out);
-    ring::close_both(&outgoing, &incoming, fate);
-    link.log_end();
+    let out = connection.side().outgoing();
+    let outgoing = Mapping::new(Arc::clone(connection), out);
+    let incoming = Mapping::new(Arc::clone(connection), 1 - out);
+    ring::close_both(&outgoing, &incoming, reason);
+    connection.log_end();
 }

@@ -59,7 +59,7 @@ macro_rules! send_family {
         /// [`SendTimeoutError`]: nothing of the message will be delivered.
         #[inline]
         pub fn $deadline_name($($this)+, $($arg: $ty,)* deadline: Instant) -> Result<$ok, SendTimeoutError> {
-            send_family!(@self $($this)+).$inner($($arg,)* WithDeadline(Wait::Until(Some(deadline))))
+            send_family!(@self $($this)+).$inner($($arg,)* WithDeadline(Wait::Deadline(Some(deadline))))
         }
     };
     (@self &mut $this:ident) => { $this };
@@ -121,7 +121,7 @@ macro_rules! recv_family {
         /// [`RecvTimeoutError`]; a deadline in the middle of a long message loses nothing.
         #[inline]
         pub fn $deadline_name(&mut $this, $($arg: $ty,)* deadline: Instant) -> Result<$ok, RecvTimeoutError> {
-            $this.$inner($($arg,)* WithDeadline(Wait::Until(Some(deadline))))
+            $this.$inner($($arg,)* WithDeadline(Wait::Deadline(Some(deadline))))
         }
     };
 }

@@ -63,19 +63,19 @@ pub(crate) use crate::sys::{
     fork_guard::ForkGuard, mapping::Mapping, raw_span::RawBytes, socket::PeerCred, threads,
 };
 
-use crate::mem::{Deadline, Memory};
+use crate::memory::{Deadline, Memory};
 
 /// Waits that came to nothing, in a row, after which the peer is taken for one that plays with us.
 const MAX_SPURIOUS_WAKES: u32 = 64;
 
 /// Whether a call may wait again after so many waits that came to nothing: a peer whose words flicker
 /// outlives no deadline, and costs bounded CPU.
-pub(crate) fn back_off_or_expire<M: Memory>(mem: &M, until: Deadline, tries: u32) -> bool {
-    if tries > 0 && mem.has_expired(until) {
+pub(crate) fn back_off_or_expire<M: Memory>(mem: &M, deadline: Deadline, tries: u32) -> bool {
+    if tries > 0 && mem.has_expired(deadline) {
         return false;
     }
     if tries > MAX_SPURIOUS_WAKES {
-        mem.back_off(until);
+        mem.back_off(deadline);
     }
     true
 }
@@ -86,15 +86,15 @@ pub enum Wait {
     /// It never blocks.
     Never,
     /// Until a deadline, or for ever.
-    Until(Deadline),
+    Deadline(Deadline),
 }
 
 impl Wait {
     /// For as long as it takes.
-    pub const FOREVER: Self = Self::Until(None);
+    pub const NO_DEADLINE: Self = Self::Deadline(None);
 
     /// For a duration; one too long for the clock is for ever.
     pub fn for_duration(timeout: std::time::Duration) -> Self {
-        Self::Until(std::time::Instant::now().checked_add(timeout))
+        Self::Deadline(std::time::Instant::now().checked_add(timeout))
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::error::ProtocolViolation;
 use crate::layout::SlotKind;
-use crate::mem::{OutOfMemory, try_resize};
+use crate::memory::{OutOfMemory, try_resize};
 use crate::ring::SlotContents;
 
 /// The reassembly of one message.

@@ -12,7 +12,7 @@ use super::wait_policy::{AdaptiveWait, WaitStrategy};
 use super::{ByteReader, Closer, RecvGuard, Stats, Wait, close_both};
 use crate::error::{ConnectionError, RecvError, RecvTimeoutError, TryRecvError};
 use crate::ring::CloseReason;
-use crate::sys::connection::Connection;
+use crate::sys::connection::ConnectionInner;
 use crate::sys::fork_guard::ForkGuard;
 use crate::sys::mapping::{Mapping, RingRole};
 use crate::sys::socket::PeerCred;
@@ -47,7 +47,7 @@ const NOTHING: usize = usize::MAX;
 /// ```
 pub struct Receiver {
     inb: ReceiverCore<Mapping, AdaptiveWait>,
-    canary: ForkGuard,
+    fork_guard: ForkGuard,
     messages: u64,
     bytes: u64,
     taken: bool,
@@ -55,9 +55,16 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    pub(crate) fn new(link: &Arc<Connection>, strategy: WaitStrategy) -> Self {
-        let inb = inbound(link, strategy);
-        Self { inb, canary: link.canary(), messages: 0, bytes: 0, taken: false, one_thread: PhantomData }
+    pub(crate) fn new(connection: &Arc<ConnectionInner>, strategy: WaitStrategy) -> Self {
+        let inb = inbound(connection, strategy);
+        Self {
+            inb,
+            fork_guard: connection.fork_guard(),
+            messages: 0,
+            bytes: 0,
+            taken: false,
+            one_thread: PhantomData,
+        }
     }
 
     recv_family! {
@@ -158,7 +165,7 @@ impl Receiver {
 
     /// A handle that closes the whole connection from any thread.
     pub fn closer(&self) -> Closer {
-        Closer::new(self.link())
+        Closer::new(self.connection())
     }
 
     /// How the pages of this direction look. For tests.
@@ -171,24 +178,28 @@ impl Receiver {
 
     /// What this half has received; how it waited is told of the whole connection.
     pub fn stats(&self) -> Stats {
-        Stats { messages_received: self.messages, bytes_received: self.bytes, ..Stats::of(self.link(), None) }
+        Stats {
+            messages_received: self.messages,
+            bytes_received: self.bytes,
+            ..Stats::of(self.connection(), None)
+        }
     }
 
     /// The kernel's word about the peer; see [`SharedMemoryStream::peer_cred`].
     ///
     /// [`SharedMemoryStream::peer_cred`]: crate::SharedMemoryStream::peer_cred
     pub fn peer_cred(&self) -> PeerCred {
-        self.link().cred()
+        self.connection().cred()
     }
 
-    pub(crate) fn link(&self) -> &Arc<Connection> {
-        self.inb.ring().mem().link()
+    pub(crate) fn connection(&self) -> &Arc<ConnectionInner> {
+        self.inb.ring().mem().connection()
     }
 
     /// The half itself; whoever takes it closes the direction.
     pub(crate) fn into_inbound(mut self) -> ReceiverCore<Mapping, AdaptiveWait> {
         self.taken = true;
-        let rest = inbound(self.link(), WaitStrategy::Park); // Never used.
+        let rest = inbound(self.connection(), WaitStrategy::Park); // Never used.
         std::mem::replace(&mut self.inb, rest)
     }
 
@@ -203,7 +214,11 @@ impl Receiver {
     /// Whether this process may touch the connection.
     #[inline(always)]
     pub(super) fn enter(&self) -> Result<(), RecvCoreError> {
-        if self.link().same_process() { Ok(()) } else { Err(RecvCoreError::Ended(ConnectionError::Forked)) }
+        if self.connection().same_process() {
+            Ok(())
+        } else {
+            Err(RecvCoreError::Ended(ConnectionError::Forked))
+        }
     }
 
     #[inline(always)]
@@ -217,7 +232,7 @@ impl Receiver {
     #[inline(always)]
     pub(super) fn note_end<T>(&self, result: Result<T, RecvCoreError>) -> Result<T, RecvCoreError> {
         if let Err(RecvCoreError::Ended(ConnectionError::ProtocolViolated)) = result {
-            close_both(self.link(), CloseReason::Violated);
+            close_both(self.connection(), CloseReason::Violated);
         }
         result
     }
@@ -247,7 +262,7 @@ impl Receiver {
     #[inline(never)]
     fn recv_at_once<B: Buffer + ?Sized>(&mut self, buffer: &mut B) -> Received {
         let nothing = Received { len: NOTHING, tag: 0 };
-        if !self.canary.same_process() {
+        if !self.fork_guard.same_process() {
             return nothing;
         }
         match self.inb.try_recv_inline(buffer) {
@@ -281,7 +296,7 @@ impl Receiver {
         buffer: &mut B,
         how: H,
     ) -> Result<Received, H::Recv> {
-        if self.canary.same_process() && self.wait_for_message(how.wait()) {
+        if self.fork_guard.same_process() && self.wait_for_message(how.wait()) {
             let placed = self.inb.ring().hint_in_arena();
             let message = if placed { self.recv_placed(buffer) } else { self.recv_at_once(buffer) };
             if message.len != NOTHING {
@@ -296,7 +311,7 @@ impl Receiver {
     /// Whether there is something to look at, now or within a glance.
     #[inline(always)]
     fn wait_for_message(&mut self, wait: Wait) -> bool {
-        self.inb.has_news() || (wait != Wait::Never && self.inb.spin_briefly())
+        self.inb.is_ready() || (wait != Wait::Never && self.inb.spin_briefly())
     }
 
     #[inline(always)]
@@ -315,10 +330,10 @@ impl Receiver {
     }
 }
 
-fn inbound(link: &Arc<Connection>, strategy: WaitStrategy) -> ReceiverCore<Mapping, AdaptiveWait> {
-    let mapping = || Mapping::new(Arc::clone(link), 1 - link.side().outgoing());
-    let pace = AdaptiveWait::new(strategy, mapping(), RingRole::Consumer);
-    ReceiverCore::new(mapping(), pace, link.first_ticket(), link.max_message())
+fn inbound(connection: &Arc<ConnectionInner>, strategy: WaitStrategy) -> ReceiverCore<Mapping, AdaptiveWait> {
+    let mapping = || Mapping::new(Arc::clone(connection), 1 - connection.side().outgoing());
+    let policy = AdaptiveWait::new(strategy, mapping(), RingRole::Consumer);
+    ReceiverCore::new(mapping(), policy, connection.first_ticket(), connection.max_message())
 }
 
 impl fmt::Debug for Receiver {
@@ -329,7 +344,7 @@ impl fmt::Debug for Receiver {
 
 impl Drop for Receiver {
     fn drop(&mut self) {
-        if !self.taken && self.link().same_process() {
+        if !self.taken && self.connection().same_process() {
             self.inb.ring().close();
         }
     }

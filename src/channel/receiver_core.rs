@@ -21,7 +21,7 @@ use super::wait_policy::WaitPolicy;
 use super::{Wait, back_off_or_expire};
 use crate::error::{ConnectionError, ProtocolViolation};
 use crate::layout::SlotKind;
-use crate::mem::{Deadline, INLINE_CAPACITY, Memory, OutOfBounds, OutOfMemory, Word, try_resize};
+use crate::memory::{Deadline, INLINE_CAPACITY, Memory, OutOfBounds, OutOfMemory, Word, try_resize};
 use crate::ring::{AwaitedRelease, CloseReason, Consumer, SlotContents, TryTake, WaitSlot, closed, park};
 
 /// Why a receive failed; the public enums are made of it.
@@ -159,7 +159,7 @@ impl IncomingMessage {
 #[derive(Debug)]
 pub struct ReceiverCore<M, P> {
     ring: Consumer<M>,
-    pace: P,
+    policy: P,
     max_message: usize,
     partial: Reassembly,
     state: ReceiverState,
@@ -199,10 +199,10 @@ enum Scan {
 
 impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
     /// The receiver of a fresh ring.
-    pub fn new(mem: M, pace: P, first: u64, max_message: usize) -> Self {
+    pub fn new(mem: M, policy: P, first: u64, max_message: usize) -> Self {
         Self {
             ring: Consumer::new(mem, first),
-            pace,
+            policy,
             max_message,
             partial: Reassembly::default(),
             state: ReceiverState::Idle,
@@ -250,10 +250,10 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
                 // A lap is all that can have been committed before the end.
                 (Scan::Dry | Scan::Busy, Some(end), _) => return Err(self.end(end)),
                 (_, _, Wait::Never) => return Err(self.nothing()),
-                (lap, _, Wait::Until(until)) => {
+                (lap, _, Wait::Deadline(deadline)) => {
                     // Who sends pieces does not play with us.
                     tries = if self.ring.ticket() == ticket { tries } else { tries.min(1) };
-                    self.wait_for_slot(&lap, until, tries)?;
+                    self.wait_for_slot(&lap, deadline, tries)?;
                 }
             }
             tries = tries.saturating_add(1);
@@ -343,7 +343,7 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
 
     /// Whether there is something to look at: a message, a piece, or the end.
     #[inline]
-    pub fn has_news(&self) -> bool {
+    pub fn is_ready(&self) -> bool {
         self.at_hand().is_some() || self.ring.is_ready()
     }
 
@@ -354,39 +354,39 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
     pub fn wait_for_any(
         &mut self,
         outgoing: Option<(&M, AwaitedRelease)>,
-        until: Deadline,
+        deadline: Deadline,
         tries: u32,
         also: impl Fn() -> bool,
     ) -> bool {
         if self.at_hand().is_some() {
             return true;
         }
-        let Self { ring, pace, .. } = self;
-        if !back_off_or_expire(ring.mem(), until, tries) {
+        let Self { ring, policy, .. } = self;
+        if !back_off_or_expire(ring.mem(), deadline, tries) {
             return false;
         }
         let either = || outgoing.is_some_and(|(mem, wanted)| wanted.is_released(mem));
         let look = || ring.is_ready() || also() || either();
-        if outgoing.is_none() && pace.spin(until, look) {
+        if outgoing.is_none() && policy.spin(deadline, look) {
             return true;
         }
-        let bed = match outgoing {
+        let wait_slot = match outgoing {
             None => WaitSlot::consumer(ring.mem()),
             Some((mem, wanted)) => {
-                pace.stalled(tries);
+                policy.stalled(tries);
                 wanted.announce(mem);
                 WaitSlot::either(ring.mem(), mem)
             }
         };
-        let found = park(&bed, until, tries, || look().then_some(()));
-        pace.slept();
+        let found = park(&wait_slot, deadline, tries, || look().then_some(()));
+        policy.slept();
         found.is_some()
     }
 
     /// Looks a few times, without the clock, if the answer is expected at once; whether there is something.
     #[inline]
     pub fn spin_briefly(&mut self) -> bool {
-        (0..self.pace.brief_spins()).any(|_| self.ring.is_ready())
+        (0..self.policy.brief_spins()).any(|_| self.ring.is_ready())
     }
 
     /// The peer broke a rule of the layer above: the connection is over for good.
@@ -408,7 +408,7 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
             ReceiverState::Borrowed(arrival) => {
                 let unchanged = self.ring.verify(arrival);
                 self.ring.release(arrival);
-                self.pace.active();
+                self.policy.active();
                 unchanged
             }
             ReceiverState::BorrowedReassembled => {
@@ -482,7 +482,7 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
     #[inline(always)]
     fn release_slot(&mut self, arrival: &SlotContents) {
         self.ring.release(arrival);
-        self.pace.active();
+        self.policy.active();
     }
 
     #[inline(never)]
@@ -501,9 +501,9 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
 
     /// Passes the time until there may be more.
     #[cold]
-    fn wait_for_slot(&mut self, lap: &Scan, until: Deadline, tries: u32) -> Result<(), RecvCoreError> {
-        let busy = matches!(lap, Scan::Busy) && back_off_or_expire(self.ring.mem(), until, tries);
-        if busy || self.wait_for_any(None, until, tries, || false) { Ok(()) } else { Err(self.nothing()) }
+    fn wait_for_slot(&mut self, lap: &Scan, deadline: Deadline, tries: u32) -> Result<(), RecvCoreError> {
+        let busy = matches!(lap, Scan::Busy) && back_off_or_expire(self.ring.mem(), deadline, tries);
+        if busy || self.wait_for_any(None, deadline, tries, || false) { Ok(()) } else { Err(self.nothing()) }
     }
 
     /// No whole message is there, and none at hand.
@@ -556,7 +556,7 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
     fn finish_fast_path(&mut self, took: TryTake) -> Option<(Received, bool)> {
         match took {
             TryTake::Message { len, tag, wakes: asleep } => {
-                Some((Received { len, tag }, asleep || self.pace.is_due()))
+                Some((Received { len, tag }, asleep || self.policy.is_due()))
             }
             TryTake::Nothing => None,
             TryTake::Torn => self.on_overwritten(),
@@ -641,7 +641,7 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
     #[cold]
     pub(crate) fn run_deferred(&mut self) {
         self.ring.notify_producer();
-        self.pace.publish_cpu();
+        self.policy.publish_cpu();
     }
 
     /// A message moved while it was copied: the next look finds the connection condemned.

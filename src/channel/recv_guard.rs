@@ -6,7 +6,7 @@ use super::Receiver;
 use super::call_mode::{Block, CallMode};
 use super::receiver_core::{IncomingMessage, Received};
 use crate::error::RecvError;
-use crate::mem::{OutOfBounds, OutOfMemory, Span, try_resize};
+use crate::memory::{OutOfBounds, OutOfMemory, Span, try_resize};
 use crate::sys::raw_span::RawSpan;
 
 /// A message where it stands, until the guard is dropped.

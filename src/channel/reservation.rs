@@ -6,7 +6,7 @@ use super::call_mode::{Block, CallMode};
 use super::sender_core::SendCoreError;
 use super::{Mapping, Sender, Wait};
 use crate::error::SendError;
-use crate::mem::Padding;
+use crate::memory::Padding;
 use crate::ring::{Producer, SlotReservation};
 use crate::sys::raw_span::RawSpan;
 

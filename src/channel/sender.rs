@@ -12,9 +12,9 @@ use super::sender_core::{FastSend, SendCoreError, SenderCore};
 use super::wait_policy::{AdaptiveWait, WaitStrategy};
 use super::{Batch, ByteWriter, Closer, Reservation, SharedSender, Stats, Wait, close_both};
 use crate::error::{ConnectionError, SendError, SendTimeoutError, TrySendError};
-use crate::mem::INLINE_CAPACITY;
+use crate::memory::INLINE_CAPACITY;
 use crate::ring::{CloseReason, SlotReservation};
-use crate::sys::connection::Connection;
+use crate::sys::connection::ConnectionInner;
 use crate::sys::fork_guard::ForkGuard;
 use crate::sys::mapping::{Mapping, RingRole};
 use crate::sys::socket::PeerCred;
@@ -59,7 +59,7 @@ pub struct Sender {
     pub(super) out: SenderCore<Mapping, AdaptiveWait>,
     /// What was reserved last: it stays where it is, since moving it just after it was written costs more than the rest.
     pub(super) reserved: Option<SlotReservation>,
-    canary: ForkGuard,
+    fork_guard: ForkGuard,
     messages: u64,
     bytes: u64,
     taken: bool,
@@ -67,9 +67,9 @@ pub struct Sender {
 }
 
 impl Sender {
-    pub(crate) fn new(link: &Arc<Connection>, strategy: WaitStrategy) -> Self {
-        let (out, canary) = (outbound(link, strategy), link.canary());
-        Self { out, reserved: None, canary, messages: 0, bytes: 0, taken: false, one_thread: PhantomData }
+    pub(crate) fn new(connection: &Arc<ConnectionInner>, strategy: WaitStrategy) -> Self {
+        let (out, fork_guard) = (outbound(connection, strategy), connection.fork_guard());
+        Self { out, reserved: None, fork_guard, messages: 0, bytes: 0, taken: false, one_thread: PhantomData }
     }
 
     send_family! {
@@ -196,7 +196,7 @@ impl Sender {
 
     /// A handle that closes the whole connection from any thread.
     pub fn closer(&self) -> Closer {
-        Closer::new(self.link())
+        Closer::new(self.connection())
     }
 
     /// How the pages of this direction look. For tests.
@@ -208,12 +208,12 @@ impl Sender {
 
     /// Whether the connection has ended: no later send can succeed.
     pub fn is_disconnected(&self) -> bool {
-        !self.link().same_process() || self.out.check().is_err()
+        !self.connection().same_process() || self.out.check().is_err()
     }
 
     /// What this half has sent; how it waited is told of the whole connection.
     pub fn stats(&self) -> Stats {
-        stats(self.counts(), self.peak_fill(), self.link())
+        stats(self.counts(), self.peak_fill(), self.connection())
     }
 
     /// How full this direction was at most, as far as it was looked at.
@@ -230,11 +230,11 @@ impl Sender {
     ///
     /// [`SharedMemoryStream::peer_cred`]: crate::SharedMemoryStream::peer_cred
     pub fn peer_cred(&self) -> PeerCred {
-        self.link().cred()
+        self.connection().cred()
     }
 
-    pub(crate) fn link(&self) -> &Arc<Connection> {
-        self.out.ring().mem().link()
+    pub(crate) fn connection(&self) -> &Arc<ConnectionInner> {
+        self.out.ring().mem().connection()
     }
 
     pub(crate) fn out(&mut self) -> &mut SenderCore<Mapping, AdaptiveWait> {
@@ -244,14 +244,18 @@ impl Sender {
     /// The half itself; whoever takes it closes the direction.
     pub(crate) fn into_outbound(mut self) -> SenderCore<Mapping, AdaptiveWait> {
         self.taken = true;
-        let rest = outbound(self.link(), WaitStrategy::Park); // Never used.
+        let rest = outbound(self.connection(), WaitStrategy::Park); // Never used.
         std::mem::replace(&mut self.out, rest)
     }
 
     /// Whether this process may touch the connection.
     #[inline(always)]
     pub(super) fn enter(&self) -> Result<(), SendCoreError> {
-        if self.link().same_process() { Ok(()) } else { Err(SendCoreError::Ended(ConnectionError::Forked)) }
+        if self.connection().same_process() {
+            Ok(())
+        } else {
+            Err(SendCoreError::Ended(ConnectionError::Forked))
+        }
     }
 
     #[inline(always)]
@@ -269,7 +273,7 @@ impl Sender {
     #[inline(always)]
     pub(super) fn note_end<T>(&self, result: Result<T, SendCoreError>) -> Result<T, SendCoreError> {
         if let Err(SendCoreError::Ended(ConnectionError::ProtocolViolated)) = result {
-            close_both(self.link(), CloseReason::Violated);
+            close_both(self.connection(), CloseReason::Violated);
         }
         result
     }
@@ -320,7 +324,7 @@ impl Sender {
 
     #[inline(always)]
     pub(super) fn is_ours(&self) -> bool {
-        self.canary.same_process()
+        self.fork_guard.same_process()
     }
 
     #[cold]
@@ -353,10 +357,10 @@ fn total(parts: &[IoSlice<'_>]) -> usize {
     parts.iter().fold(0, |sum: usize, part| sum.saturating_add(part.len()))
 }
 
-fn outbound(link: &Arc<Connection>, strategy: WaitStrategy) -> SenderCore<Mapping, AdaptiveWait> {
-    let mapping = || Mapping::new(Arc::clone(link), link.side().outgoing());
-    let pace = AdaptiveWait::new(strategy, mapping(), RingRole::Producer);
-    SenderCore::new(mapping(), pace, link.first_ticket(), link.max_message())
+fn outbound(connection: &Arc<ConnectionInner>, strategy: WaitStrategy) -> SenderCore<Mapping, AdaptiveWait> {
+    let mapping = || Mapping::new(Arc::clone(connection), connection.side().outgoing());
+    let policy = AdaptiveWait::new(strategy, mapping(), RingRole::Producer);
+    SenderCore::new(mapping(), policy, connection.first_ticket(), connection.max_message())
 }
 
 impl fmt::Debug for Sender {
@@ -367,15 +371,19 @@ impl fmt::Debug for Sender {
 
 impl Drop for Sender {
     fn drop(&mut self) {
-        if !self.taken && self.link().same_process() {
+        if !self.taken && self.connection().same_process() {
             self.out.ring().close();
         }
     }
 }
 
 /// What was sent, and how the whole connection waited.
-pub(super) fn stats((messages_sent, bytes_sent): (u64, u64), fullest: u32, link: &Connection) -> Stats {
-    Stats { messages_sent, bytes_sent, ..Stats::of(link, Some(fullest)) }
+pub(super) fn stats(
+    (messages_sent, bytes_sent): (u64, u64),
+    fullest: u32,
+    connection: &ConnectionInner,
+) -> Stats {
+    Stats { messages_sent, bytes_sent, ..Stats::of(connection, Some(fullest)) }
 }
 
 static_assertions::assert_impl_all!(Sender: Send);

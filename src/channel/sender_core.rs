@@ -23,7 +23,7 @@ use super::wait_policy::WaitPolicy;
 use super::{Wait, back_off_or_expire};
 use crate::error::{ConnectionError, ProtocolViolation};
 use crate::layout::SlotKind;
-use crate::mem::{ARENA_ALIGN, Deadline, INLINE_CAPACITY, Memory, Padding, Span, Word};
+use crate::memory::{ARENA_ALIGN, Deadline, INLINE_CAPACITY, Memory, Padding, Span, Word};
 use crate::ring::{CloseReason, Cursor, Producer, ReserveError, SlotReservation, TrySend, WaitSlot, park};
 
 /// The longest message that is copied to one place, in bytes; beyond it, overlapping the two copies
@@ -69,29 +69,29 @@ impl From<ConnectionError> for SendCoreError {
 #[derive(Debug)]
 pub struct SenderCore<M, P> {
     ring: Producer<M>,
-    pace: P,
+    policy: P,
     max_message: usize,
     /// The longest message that stands in a slot.
     short: usize,
     whole: usize,
     in_place: usize,
-    piece: usize,
+    fragment: usize,
 }
 
 impl<M: Memory, P: WaitPolicy> SenderCore<M, P> {
     /// The sender of a fresh ring.
-    pub fn new(mem: M, pace: P, first: u64, max_message: usize) -> Self {
+    pub fn new(mem: M, policy: P, first: u64, max_message: usize) -> Self {
         let arena = usize::try_from(mem.arena()).unwrap_or(MAX_WHOLE);
         let in_place = arena.max(INLINE_CAPACITY).min(max_message);
         let share = if mem.slots() < 4 { arena } else { (arena / 4).max(ARENA_ALIGN) };
         Self {
             ring: Producer::new(mem, first),
-            pace,
+            policy,
             max_message,
             whole: in_place.min(MAX_WHOLE),
             in_place,
             short: INLINE_CAPACITY.min(max_message),
-            piece: share.min(MAX_FRAGMENT),
+            fragment: share.min(MAX_FRAGMENT),
         }
     }
 
@@ -214,7 +214,7 @@ impl<M: Memory, P: WaitPolicy> SenderCore<M, P> {
     fn finish_fast_path(&mut self, posted: TrySend) -> FastSend {
         match posted {
             TrySend::Nothing => FastSend::NotSent,
-            TrySend::Done if !self.pace.is_due() => FastSend::Sent,
+            TrySend::Done if !self.policy.is_due() => FastSend::Sent,
             TrySend::Done | TrySend::Asleep => FastSend::SentWithDeferred,
         }
     }
@@ -223,7 +223,7 @@ impl<M: Memory, P: WaitPolicy> SenderCore<M, P> {
     #[cold]
     pub fn run_deferred(&mut self) {
         self.ring.wake();
-        self.pace.publish_cpu();
+        self.policy.publish_cpu();
     }
 
     /// Claims a ticket and a place for a whole message of `len` bytes.
@@ -274,7 +274,7 @@ impl<M: Memory, P: WaitPolicy> SenderCore<M, P> {
     #[inline(always)]
     pub fn publish(&mut self, to: Cursor, unfinished: bool) {
         self.ring.publish(to, unfinished);
-        self.pace.active();
+        self.policy.active();
     }
 
     /// Describes a written claim as a whole message, still private.
@@ -331,7 +331,7 @@ impl<M: Memory, P: WaitPolicy> SenderCore<M, P> {
         self.check()?;
         let from = self.ring.next();
         let claimed = match len > self.in_place {
-            true => self.ring.reserve_fragment(from, self.piece),
+            true => self.ring.reserve_fragment(from, self.fragment),
             false => self.ring.reserve(from, len),
         };
         match claimed {
@@ -354,7 +354,7 @@ impl<M: Memory, P: WaitPolicy> SenderCore<M, P> {
         }
         self.check()?;
         // No ticket behind an unfinished message could say that it is abandoned.
-        if self.ring.remaining_tickets() < len.div_ceil(self.piece) as u64 {
+        if self.ring.remaining_tickets() < len.div_ceil(self.fragment) as u64 {
             return Err(SendCoreError::Exhausted);
         }
         if wait == Wait::Never {
@@ -362,7 +362,7 @@ impl<M: Memory, P: WaitPolicy> SenderCore<M, P> {
         }
         let (mut from, mut left) = (IoSliceReader::new(parts), len);
         while left > 0 {
-            let size = left.min(self.piece);
+            let size = left.min(self.fragment);
             let claim = self.reserve_or_wait(wait, |ring| ring.reserve_fragment(ring.next(), size))?;
             self.ring.mark_writing(&claim);
             self.fill(&claim, &mut from)?;
@@ -391,7 +391,7 @@ impl<M: Memory, P: WaitPolicy> SenderCore<M, P> {
 
     /// Whether all pieces of a message have room now.
     fn check_fits(&mut self, len: usize) -> Result<(), SendCoreError> {
-        let pieces = len.div_ceil(self.piece) as u64;
+        let pieces = len.div_ceil(self.fragment) as u64;
         if pieces > self.ring.mem().slots() || len as u64 > self.ring.mem().arena() {
             return Err(SendCoreError::TooLargeToTry);
         }
@@ -400,7 +400,7 @@ impl<M: Memory, P: WaitPolicy> SenderCore<M, P> {
         }
         let (mut at, mut left) = (self.ring.next(), len);
         while left > 0 {
-            let size = left.min(self.piece);
+            let size = left.min(self.fragment);
             match self.ring.reserve_fragment(at, size) {
                 Ok(claim) => (at, left) = (claim.after(), left - size),
                 Err(ReserveError::Full { .. }) => return Err(SendCoreError::Full),
@@ -453,8 +453,8 @@ impl<M: Memory, P: WaitPolicy> SenderCore<M, P> {
         loop {
             match (refusal, wait) {
                 (ReserveError::Full { .. }, Wait::Never) => return Err(SendCoreError::Full),
-                (ReserveError::Full { needs }, Wait::Until(until)) => {
-                    self.wait_for_room(needs, until, tries)?
+                (ReserveError::Full { needs }, Wait::Deadline(deadline)) => {
+                    self.wait_for_room(needs, deadline, tries)?
                 }
                 (refusal, _) => return Err(self.error_of(refusal)),
             }
@@ -468,17 +468,18 @@ impl<M: Memory, P: WaitPolicy> SenderCore<M, P> {
 
     /// Passes the time until a release.
     #[cold]
-    fn wait_for_room(&mut self, needs: u64, until: Deadline, tries: u32) -> Result<(), SendCoreError> {
-        let Self { ring, pace, .. } = self;
-        if !back_off_or_expire(ring.mem(), until, tries) {
+    fn wait_for_room(&mut self, needs: u64, deadline: Deadline, tries: u32) -> Result<(), SendCoreError> {
+        let Self { ring, policy, .. } = self;
+        if !back_off_or_expire(ring.mem(), deadline, tries) {
             return Err(SendCoreError::Full);
         }
-        pace.stalled(tries);
-        if !pace.spin(until, || ring.is_released(needs)) {
+        policy.stalled(tries);
+        if !policy.spin(deadline, || ring.is_released(needs)) {
             ring.announce_wait(needs);
-            let found =
-                park(&WaitSlot::producer(ring.mem()), until, tries, || ring.is_released(needs).then_some(()));
-            pace.slept();
+            let found = park(&WaitSlot::producer(ring.mem()), deadline, tries, || {
+                ring.is_released(needs).then_some(())
+            });
+            policy.slept();
             if found.is_none() {
                 return Err(SendCoreError::Full);
             }

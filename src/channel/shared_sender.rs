@@ -15,9 +15,9 @@ use super::stats::Sent;
 use super::sync::with_lock;
 use super::{Closer, Sender, Stats, Wait};
 use crate::error::{ConnectionError, SendError, SendTimeoutError, TrySendError};
-use crate::mem::Word;
+use crate::memory::Word;
 use crate::ring::closed;
-use crate::sys::connection::Connection;
+use crate::sys::connection::ConnectionInner;
 use crate::sys::mapping::Mapping;
 
 /// Sends messages to the peer from many threads; made by [`Sender::into_shared`].
@@ -58,14 +58,14 @@ use crate::sys::mapping::Mapping;
 pub struct SharedSender {
     sender: Arc<Mutex<Sender>>,
     sent: Arc<Sent>,
-    link: Arc<Connection>,
+    connection: Arc<ConnectionInner>,
 }
 
 impl SharedSender {
     pub(super) fn new(sender: Sender) -> Self {
-        let (sent, link) = (Arc::<Sent>::default(), Arc::clone(sender.link()));
+        let (sent, connection) = (Arc::<Sent>::default(), Arc::clone(sender.connection()));
         sent.set(sender.counts(), sender.peak_fill());
-        Self { sender: Arc::new(Mutex::new(sender)), sent, link }
+        Self { sender: Arc::new(Mutex::new(sender)), sent, connection }
     }
 
     send_family! {
@@ -88,23 +88,23 @@ impl SharedSender {
 
     /// A handle that closes the whole connection from any thread.
     pub fn closer(&self) -> Closer {
-        Closer::new(&self.link)
+        Closer::new(&self.connection)
     }
 
     /// The longest message, in bytes, as agreed with the peer.
     pub fn max_message(&self) -> usize {
-        self.link.max_message()
+        self.connection.max_message()
     }
 
     /// Whether the connection has ended: no later send can succeed.
     pub fn is_disconnected(&self) -> bool {
-        let outgoing = || Mapping::new(Arc::clone(&self.link), self.link.side().outgoing());
-        !self.link.same_process() || closed(&outgoing(), Word::ConsumerClosed).is_some()
+        let outgoing = || Mapping::new(Arc::clone(&self.connection), self.connection.side().outgoing());
+        !self.connection.same_process() || closed(&outgoing(), Word::ConsumerClosed).is_some()
     }
 
     /// What all threads have sent. Never blocks, not even while one of them does.
     pub fn stats(&self) -> Stats {
-        stats(self.sent.counts(), self.sent.peak_fill(), &self.link)
+        stats(self.sent.counts(), self.sent.peak_fill(), &self.connection)
     }
 
     fn send_plain<H: CallMode>(&self, message: &[u8], how: H) -> Result<(), H::Send> {
@@ -118,7 +118,7 @@ impl SharedSender {
     fn send_parts<H: CallMode>(&self, parts: &[IoSlice<'_>], tag: u64, how: H) -> Result<(), H::Send> {
         let fail = |fault| Err(H::send_error((fault, 0)));
         // Asked before the lock: a fork may have left it locked for ever.
-        if !self.link.same_process() {
+        if !self.connection.same_process() {
             return fail(SendCoreError::Ended(ConnectionError::Forked));
         }
         let send = |sender: &mut Sender| {

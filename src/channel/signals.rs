@@ -1,7 +1,7 @@
 //! What any thread of this side may hear of the incoming direction, whoever receives there.
 
 use crate::error::ConnectionError;
-use crate::mem::{Flag, Memory, Word};
+use crate::memory::{Flag, Memory, Word};
 use crate::ring::{closed, load_doorbell, load_oob, notify};
 
 /// The incoming direction of a connection, as any thread of this side may look at it.

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::prometheus::{Family, Prometheus, Value};
-use crate::sys::connection::Connection;
+use crate::sys::connection::ConnectionInner;
 use crate::sys::wait_counters::WaitCounts;
 
 /// What a shared sender has sent: written by the one who sends, read by anybody at any time.
@@ -98,9 +98,10 @@ pub struct Stats {
 
 impl Stats {
     /// What both halves did beside sending and receiving; the sender, if it is at hand, has seen its direction so full.
-    pub(crate) fn of(link: &Connection, fullest: Option<u32>) -> Self {
-        link.activity(true).note_fill(fullest.unwrap_or(0));
-        let (sending, receiving) = (link.activity(true).counts(), link.activity(false).counts());
+    pub(crate) fn of(connection: &ConnectionInner, fullest: Option<u32>) -> Self {
+        connection.wait_counters(true).note_fill(fullest.unwrap_or(0));
+        let (sending, receiving) =
+            (connection.wait_counters(true).counts(), connection.wait_counters(false).counts());
         Self {
             sleeps: sending.sleeps + receiving.sleeps,
             wakes: sending.wakes + receiving.wakes,

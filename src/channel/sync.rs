@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::Wait;
-use crate::mem::Deadline;
+use crate::memory::Deadline;
 
 /// A lock around a value, as the layers that block this process's own threads need it.
 pub trait Lock<T> {
@@ -28,7 +28,7 @@ pub trait Lock<T> {
     fn try_lock(&self) -> Option<Self::Guard<'_>>;
 
     /// Takes the lock, waiting until the deadline at most.
-    fn lock_until(&self, until: Deadline) -> Option<Self::Guard<'_>>;
+    fn lock_until(&self, deadline: Deadline) -> Option<Self::Guard<'_>>;
 
     /// Takes a lock that nobody holds for long.
     fn lock(&self) -> Self::Guard<'_>;
@@ -39,7 +39,7 @@ pub trait Lock<T> {
         &'a self,
         guard: Self::Guard<'a>,
         signal: &Self::Condvar,
-        until: Deadline,
+        deadline: Deadline,
     ) -> (Self::Guard<'a>, bool);
 
     /// Wakes all threads that wait for the signal.
@@ -97,8 +97,8 @@ impl<T> Lock<T> for Mutex<T> {
     }
 
     #[inline]
-    fn lock_until(&self, until: Deadline) -> Option<Self::Guard<'_>> {
-        match until {
+    fn lock_until(&self, deadline: Deadline) -> Option<Self::Guard<'_>> {
+        match deadline {
             None => Some(self.lock()),
             Some(deadline) => self.try_lock_until(deadline),
         }
@@ -113,9 +113,9 @@ impl<T> Lock<T> for Mutex<T> {
         &'a self,
         mut guard: Self::Guard<'a>,
         signal: &Condvar,
-        until: Deadline,
+        deadline: Deadline,
     ) -> (Self::Guard<'a>, bool) {
-        let in_time = match until {
+        let in_time = match deadline {
             None => {
                 signal.wait(&mut guard);
                 true
@@ -152,7 +152,7 @@ impl SharedFlag for AtomicBool {
 pub fn with_lock<T, R, L: Lock<T>>(lock: &L, wait: Wait, act: impl FnOnce(&mut T) -> R) -> Option<R> {
     let mut guard = match wait {
         Wait::Never => lock.try_lock(),
-        Wait::Until(until) => lock.lock_until(until),
+        Wait::Deadline(deadline) => lock.lock_until(deadline),
     }?;
     Some(act(&mut guard))
 }

@@ -11,7 +11,7 @@
 use std::hint;
 use std::time::{Duration, Instant};
 
-use crate::mem::Deadline;
+use crate::memory::Deadline;
 use crate::sys::cpu;
 use crate::sys::mapping::{Mapping, RingRole};
 
@@ -89,7 +89,7 @@ pub trait WaitPolicy {
     }
 
     /// Looks for a while; whether the look found something. May return `false` at any time.
-    fn spin(&mut self, until: Deadline, look: impl Fn() -> bool) -> bool;
+    fn spin(&mut self, deadline: Deadline, look: impl Fn() -> bool) -> bool;
 
     /// A sleep that followed [`spin`](Self::spin) is over.
     fn slept(&mut self);
@@ -137,7 +137,7 @@ pub(crate) struct AdaptiveWait {
     role: RingRole,
     cpu: u64,
     due: CpuHintTimer,
-    luck: SpinHistory,
+    spin_history: SpinHistory,
     began: Instant,
 }
 
@@ -183,8 +183,8 @@ impl SpinHistory {
 
 impl AdaptiveWait {
     pub(crate) fn new(strategy: WaitStrategy, mapping: Mapping, role: RingRole) -> Self {
-        let luck = SpinHistory::default();
-        Self { strategy, mapping, role, cpu: 0, due: CpuHintTimer(1), luck, began: Instant::now() }
+        let spin_history = SpinHistory::default();
+        Self { strategy, mapping, role, cpu: 0, due: CpuHintTimer(1), spin_history, began: Instant::now() }
     }
 
     /// Tells the peer on which CPU this side is, if that has changed. It must be fresh: a peer that
@@ -201,11 +201,11 @@ impl AdaptiveWait {
         here
     }
 
-    fn adapt(&mut self, until: Deadline, look: impl Fn() -> bool) -> bool {
+    fn adapt(&mut self, deadline: Deadline, look: impl Fn() -> bool) -> bool {
         self.began = Instant::now();
         let here = self.tell_cpu();
-        if self.luck.is_out() {
-            self.luck.miss();
+        if self.spin_history.is_out() {
+            self.spin_history.miss();
             return false;
         }
         let found = if !cpu::is_multicore() || (here != 0 && self.mapping.peer_cpu(self.role) == here) {
@@ -214,11 +214,11 @@ impl AdaptiveWait {
         } else {
             self.mapping.activity().count_spin();
             let end = self.began + SPIN_BUDGET;
-            spin(until.map_or(end, |until| until.min(end)), look)
+            spin(deadline.map_or(end, |deadline| deadline.min(end)), look)
         };
         // Who stepped aside for a busy neighbour has lost a slice of time, which a sleeper would not have.
         let took = self.began.elapsed();
-        self.luck.learn(found && took <= SPIN_BUDGET, took >= PREEMPTED_AFTER);
+        self.spin_history.learn(found && took <= SPIN_BUDGET, took >= PREEMPTED_AFTER);
         found
     }
 }
@@ -234,20 +234,20 @@ impl WaitPolicy for AdaptiveWait {
         self.tell_cpu();
     }
 
-    fn spin(&mut self, until: Deadline, look: impl Fn() -> bool) -> bool {
+    fn spin(&mut self, deadline: Deadline, look: impl Fn() -> bool) -> bool {
         match self.strategy {
             WaitStrategy::Park => false,
-            WaitStrategy::Adaptive => self.adapt(until, look),
+            WaitStrategy::Adaptive => self.adapt(deadline, look),
             WaitStrategy::Spin => {
                 self.mapping.activity().count_spin();
-                spin_on(until, look, || self.mapping.link().check_monitor())
+                spin_on(deadline, look, || self.mapping.connection().check_monitor())
             }
         }
     }
 
     fn stalled(&mut self, tries: u32) {
         if tries == 0 {
-            self.mapping.link().activity(true).count_stall();
+            self.mapping.connection().wait_counters(true).count_stall();
         }
     }
 
@@ -256,7 +256,9 @@ impl WaitPolicy for AdaptiveWait {
         let quick = match self.strategy {
             WaitStrategy::Park => false,
             WaitStrategy::Adaptive => {
-                self.luck.misses == 0 && cpu::is_multicore() && self.mapping.peer_cpu(self.role) != self.cpu
+                self.spin_history.misses == 0
+                    && cpu::is_multicore()
+                    && self.mapping.peer_cpu(self.role) != self.cpu
             }
             WaitStrategy::Spin => true,
         };
@@ -265,14 +267,14 @@ impl WaitPolicy for AdaptiveWait {
 
     fn slept(&mut self) {
         self.due = CpuHintTimer(1); // Who is woken may be elsewhere.
-        if self.strategy != WaitStrategy::Adaptive || !self.luck.heeds_sleeps() {
+        if self.strategy != WaitStrategy::Adaptive || !self.spin_history.heeds_sleeps() {
             return;
         }
         // The peer's account of when it woke us, clamped: a lie costs one wrong guess.
         let woken = self.mapping.woken_for(self.role);
         let waited = self.began.elapsed().saturating_sub(woken.unwrap_or_default());
         if woken.is_some() && waited <= SPIN_BUDGET {
-            self.luck.misses = 0;
+            self.spin_history.misses = 0;
         }
     }
 }
@@ -308,15 +310,15 @@ fn spin(end: Instant, look: impl Fn() -> bool) -> bool {
 }
 
 /// Looks until found or until the deadline, however long that is; calls `check` ten times a second.
-fn spin_on(until: Deadline, look: impl Fn() -> bool, check: impl Fn()) -> bool {
+fn spin_on(deadline: Deadline, look: impl Fn() -> bool, check: impl Fn()) -> bool {
     let slice = Duration::from_millis(100);
     loop {
         let now = Instant::now();
-        if until.is_some_and(|until| now >= until) {
+        if deadline.is_some_and(|deadline| now >= deadline) {
             return look();
         }
         let end = now + slice;
-        if spin(until.map_or(end, |until| until.min(end)), &look) {
+        if spin(deadline.map_or(end, |deadline| deadline.min(end)), &look) {
             return true;
         }
         check();
@@ -330,9 +332,9 @@ mod tests {
     #[test]
     fn who_loses_its_cpu_twice_in_a_row_is_not_misled_by_sleeps() {
         let after = |waits: &[(bool, bool)]| {
-            let mut luck = SpinHistory::default();
-            waits.iter().for_each(|&(paid, lost)| luck.learn(paid, lost));
-            luck
+            let mut spin_history = SpinHistory::default();
+            waits.iter().for_each(|&(paid, lost)| spin_history.learn(paid, lost));
+            spin_history
         };
         let (plain, lost, paid) = ((false, false), (false, true), (true, false));
         assert!(!after(&[plain, lost]).crowded && !after(&[lost, plain, lost]).crowded);
@@ -344,10 +346,10 @@ mod tests {
 
     #[test]
     fn however_many_waits_were_in_vain_one_in_sixteen_is_a_probe() {
-        let mut luck = SpinHistory::default();
+        let mut spin_history = SpinHistory::default();
         let probes = (0..1 << 18).filter(|_| {
-            luck.miss();
-            !luck.is_out()
+            spin_history.miss();
+            !spin_history.is_out()
         });
         assert!(((1 << 14)..(1 << 14) + 32).contains(&probes.count()));
     }

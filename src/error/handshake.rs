@@ -57,7 +57,7 @@ pub enum HandshakeError {
         /// Bytes of each arena.
         arena: u64,
         /// Urgent words of each direction.
-        urgent: u32,
+        oob: u32,
     },
     /// The longest message has no bytes, or more than 4 GiB - 1.
     BadMaxMessage(u64),
@@ -107,8 +107,8 @@ impl fmt::Display for HandshakeError {
             Self::FeaturesNotOffered(bits) => {
                 write!(f, "the peer needs features that it does not offer: {bits:#x}")
             }
-            Self::BadGeometry { slots, arena, urgent } => {
-                write!(f, "{slots} slots, {arena} bytes, {urgent} urgent words: no legal geometry")
+            Self::BadGeometry { slots, arena, oob } => {
+                write!(f, "{slots} slots, {arena} bytes, {oob} out-of-band words: no legal geometry")
             }
             Self::BadMaxMessage(max) => write!(f, "a longest message of {max} bytes is not legal"),
             Self::BadTicket(ticket) => write!(f, "a first ticket of {ticket} is not legal"),

@@ -145,7 +145,7 @@ fn handshake() -> Vec<Row> {
         UnexpectedDescriptor HandshakeError::UnexpectedDescriptor, "a descriptor came where none belongs", "a hostile peer";
         BadAcknowledgement HandshakeError::BadAcknowledgement(3), "the memory was acknowledged by 0x03, which means nothing", "a hostile peer";
         NotSealed HandshakeError::NotSealed, "the memory was acknowledged without being sealed", "a hostile peer";
-        BadGeometry HandshakeError::BadGeometry { slots: 3, arena: 5, urgent: 7 }, "3 slots, 5 bytes, 7 urgent words: no legal geometry", "a hostile peer";
+        BadGeometry HandshakeError::BadGeometry { slots: 3, arena: 5, oob: 7 }, "3 slots, 5 bytes, 7 out-of-band words: no legal geometry", "a hostile peer";
         BadMaxMessage HandshakeError::BadMaxMessage(0), "a longest message of 0 bytes is not legal", "a hostile peer";
         BadTicket HandshakeError::BadTicket(u64::MAX), "a first ticket of 18446744073709551615 is not legal", "a hostile peer";
         BadRegionLen HandshakeError::BadRegionLen { is: 1, needed: 2 }, "a region of 1 bytes does not fit a geometry of 2 bytes", "a hostile peer";

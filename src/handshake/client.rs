@@ -84,8 +84,8 @@ impl ClientHandshake {
     fn validate(&self) -> Result<ClientStep, HandshakeError> {
         match Answer::decode(&self.answer)? {
             Answer::Reject(reject) => Ok(ClientStep::Rejected(reject)),
-            Answer::Welcome(agreed) if self.wanted(&agreed) => Ok(ClientStep::Agreed(agreed)),
-            Answer::Welcome(_) => Err(HandshakeError::MoreThanWanted),
+            Answer::Accept(agreed) if self.wanted(&agreed) => Ok(ClientStep::Agreed(agreed)),
+            Answer::Accept(_) => Err(HandshakeError::MoreThanWanted),
         }
     }
 
@@ -108,9 +108,9 @@ mod tests {
         Geometry::new(slots, 4096, 64).expect("legal")
     }
 
-    fn welcome(slots: u32, max_message: u64) -> [u8; ANSWER_LEN] {
+    fn accept(slots: u32, max_message: u64) -> [u8; ANSWER_LEN] {
         let geometry = geometry(slots);
-        Answer::Welcome(Negotiated {
+        Answer::Accept(Negotiated {
             version: VERSION_MAX,
             features: 0,
             geometry,
@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn every_split_of_a_welcome_agrees() {
-        let bytes = welcome(8, 100);
+        let bytes = accept(8, 100);
         for split in 0..ANSWER_LEN {
             let mut client = ClientHandshake::new(geometry(8), 100, 0);
             let (first, second) = bytes.split_at(split);
@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn more_than_wanted_and_surplus_are_refused() {
-        for bytes in [welcome(16, 100), welcome(8, 101)] {
+        for bytes in [accept(16, 100), accept(8, 101)] {
             let mut client = ClientHandshake::new(geometry(8), 100, 0);
             assert_eq!(client.feed(&bytes), Err(HandshakeError::MoreThanWanted));
         }

@@ -49,7 +49,7 @@ pub struct Hello {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// Come in; the memory is attached.
-    Welcome(Negotiated),
+    Accept(Negotiated),
     /// Stay out.
     Reject(Reject),
 }
@@ -101,7 +101,7 @@ impl Answer {
     /// Writes it down.
     pub fn encode(&self) -> [u8; ANSWER_LEN] {
         match self {
-            Self::Welcome(agreement) => encode_welcome(agreement),
+            Self::Accept(agreement) => encode_accept(agreement),
             Self::Reject(reject) => encode_reject(reject),
         }
     }
@@ -115,7 +115,7 @@ impl Answer {
         let mut from = Reader::new(bytes);
         from.magic(ANSWER_MAGIC)?;
         match from.u16() {
-            WELCOME => decode_welcome(from).map(Self::Welcome),
+            ACCEPT => decode_accept(from).map(Self::Accept),
             REJECT => decode_reject(from).map(Self::Reject),
             kind => Err(HandshakeError::UnknownKind(kind)),
         }
@@ -162,7 +162,7 @@ pub(super) fn begins(bytes: &[u8], filled: usize, magic: [u8; 8]) -> bool {
     bytes.iter().zip(magic).take(filled).all(|(is, should)| *is == should)
 }
 
-const WELCOME: u16 = 1;
+const ACCEPT: u16 = 1;
 const REJECT: u16 = 2;
 
 fn validate_versions(min: u16, max: u16) -> Result<(), HandshakeError> {
@@ -183,10 +183,10 @@ fn validate_offer(needed: u32, offered: u32) -> Result<(), HandshakeError> {
     }
 }
 
-fn encode_welcome(agreement: &Negotiated) -> [u8; ANSWER_LEN] {
+fn encode_accept(agreement: &Negotiated) -> [u8; ANSWER_LEN] {
     let mut to = Writer::new();
     to.put(ANSWER_MAGIC);
-    to.put(WELCOME.to_le_bytes());
+    to.put(ACCEPT.to_le_bytes());
     to.put(agreement.version.to_le_bytes());
     to.put(agreement.features.to_le_bytes());
     to.geometry(&agreement.geometry);
@@ -196,7 +196,7 @@ fn encode_welcome(agreement: &Negotiated) -> [u8; ANSWER_LEN] {
     to.done()
 }
 
-fn decode_welcome(mut from: Reader<'_>) -> Result<Negotiated, HandshakeError> {
+fn decode_accept(mut from: Reader<'_>) -> Result<Negotiated, HandshakeError> {
     let version = from.u16();
     validate_versions(version, version)?;
     let features = from.features()?;
@@ -276,7 +276,7 @@ mod tests {
             let text: String = (0..seed.usize(0..80)).map(|_| seed.char(..)).collect();
             return Answer::Reject(Reject::new(RejectCode::from_number(seed.u16(..)), &text));
         }
-        Answer::Welcome(Negotiated {
+        Answer::Accept(Negotiated {
             version: VERSION_MAX,
             features: 0,
             geometry: geometry(seed),
@@ -395,15 +395,15 @@ mod tests {
             bytes[at..at + field.len()].copy_from_slice(field);
             Answer::decode(&bytes)
         };
-        let welcome = || Answer::Welcome(agreed);
-        assert_eq!(with(welcome(), 8, &[7]), Err(HandshakeError::UnknownKind(7)));
-        assert!(matches!(with(welcome(), 10, &[9]), Err(HandshakeError::NoCommonVersion { .. })));
-        assert!(matches!(with(welcome(), 10, &[1]), Err(HandshakeError::NoCommonVersion { min: 1, max: 1 })));
-        assert_eq!(with(welcome(), 12, &[1]), Err(HandshakeError::UnknownFeatures(FEATURE_DOORBELL)));
-        assert_eq!(with(welcome(), 40, &[255; 8]), Err(HandshakeError::BadTicket(u64::MAX)));
-        assert!(with(welcome(), 40, &LAST_TICKET.to_le_bytes()).is_ok());
-        assert!(matches!(with(welcome(), 48, &[1]), Err(HandshakeError::BadRegionLen { .. })));
-        assert_eq!(with(welcome(), 56, &[1]), Err(HandshakeError::ReservedNotZero));
+        let accept = || Answer::Accept(agreed);
+        assert_eq!(with(accept(), 8, &[7]), Err(HandshakeError::UnknownKind(7)));
+        assert!(matches!(with(accept(), 10, &[9]), Err(HandshakeError::NoCommonVersion { .. })));
+        assert!(matches!(with(accept(), 10, &[1]), Err(HandshakeError::NoCommonVersion { min: 1, max: 1 })));
+        assert_eq!(with(accept(), 12, &[1]), Err(HandshakeError::UnknownFeatures(FEATURE_DOORBELL)));
+        assert_eq!(with(accept(), 40, &[255; 8]), Err(HandshakeError::BadTicket(u64::MAX)));
+        assert!(with(accept(), 40, &LAST_TICKET.to_le_bytes()).is_ok());
+        assert!(matches!(with(accept(), 48, &[1]), Err(HandshakeError::BadRegionLen { .. })));
+        assert_eq!(with(accept(), 56, &[1]), Err(HandshakeError::ReservedNotZero));
         let reject = || Answer::Reject(Reject::new(RejectCode::Geometry, "no"));
         assert_eq!(with(reject(), 18, &[65]), Err(HandshakeError::BadText));
         assert_eq!(with(reject(), 18, &[1]), Err(HandshakeError::ReservedNotZero));

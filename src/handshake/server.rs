@@ -96,8 +96,8 @@ mod tests {
     use crate::error::RejectCode;
     use crate::handshake::{Answer, ClientHandshake, ClientStep, Reject};
 
-    fn geometry(slots: u32, arena: u64, urgent: u32) -> Geometry {
-        Geometry::new(slots, arena, urgent).expect("legal")
+    fn geometry(slots: u32, arena: u64, oob: u32) -> Geometry {
+        Geometry::new(slots, arena, oob).expect("legal")
     }
 
     #[test]
@@ -112,7 +112,7 @@ mod tests {
             assert_eq!(server.feed(&[]), Err(HandshakeError::Surplus));
         }
         let mut server = ServerHandshake::new(0);
-        let last = bytes.map(|byte| server.feed(&[byte]).expect("honest"));
+        let last = bytes.map(|byte| server.feed(&[byte]).expect("well-formed"));
         assert_eq!(last.iter().flatten().count(), 1);
     }
 
@@ -123,13 +123,13 @@ mod tests {
             for most in sizes {
                 let limits = HandshakeLimits { geometry: most, max_message: 50, first_ticket: 3 };
                 let mut client = ClientHandshake::new(wanted, 100, 5);
-                let hello = ServerHandshake::new(5).feed(&client.hello()).expect("honest").expect("whole");
+                let hello = ServerHandshake::new(5).feed(&client.hello()).expect("well-formed").expect("whole");
                 let agreed = limits.agree(&hello);
                 assert_eq!(agreed.geometry.slots(), wanted.slots().min(most.slots()));
                 assert_eq!(agreed.geometry.arena(), wanted.arena().min(most.arena()));
                 assert_eq!(agreed.geometry.oob(), wanted.oob().min(most.oob()));
                 assert_eq!((agreed.max_message, agreed.first_ticket), (50, 3));
-                let step = client.feed(&Answer::Welcome(agreed).encode());
+                let step = client.feed(&Answer::Accept(agreed).encode());
                 assert_eq!(step, Ok(ClientStep::Agreed(agreed)));
             }
         }

@@ -86,8 +86,8 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn geometry(&mut self) -> Result<Geometry, HandshakeError> {
-        let (slots, urgent, arena) = (self.u32(), self.u32(), self.u64());
-        Geometry::new(slots, arena, urgent).map_err(|_| HandshakeError::BadGeometry { slots, arena, urgent })
+        let (slots, oob, arena) = (self.u32(), self.u32(), self.u64());
+        Geometry::new(slots, arena, oob).map_err(|_| HandshakeError::BadGeometry { slots, arena, oob })
     }
 
     pub(super) fn max_message(&mut self) -> Result<u64, HandshakeError> {

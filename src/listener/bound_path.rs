@@ -34,8 +34,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::connect::{why_not_bound, why_not_connected, why_not_locked};
 use crate::error::BindError;
-use crate::establish::{why_not_bound, why_not_connected, why_not_locked};
 use crate::options::Options;
 use crate::sys::foreign::{Listening, PeerSocket};
 use crate::sys::fork_guard::ForkGuard;
@@ -56,13 +56,13 @@ struct OwnedName {
     directory: Directory,
     name: OsString,
     inode: Inode,
-    canary: ForkGuard,
+    fork_guard: ForkGuard,
 }
 
 impl BoundPath {
     /// Binds the path, and listens there.
     pub(super) fn take(path: &Path, options: &Options) -> Result<Self, BindError> {
-        let canary = ForkGuard::new().map_err(BindError::io("making the listener"))?;
+        let fork_guard = ForkGuard::new().map_err(BindError::io("making the listener"))?;
         let (directory, name) = Directory::of(path)
             .map_err(|error| doing("opening the directory of", path)(why_not_bound(error, path)))?;
         let guard = directory.lock(name, Instant::now() + LOCK).map_err(|error| match error.kind() {
@@ -82,7 +82,7 @@ impl BoundPath {
         let (socket, inode) = occupy(&directory, name, path, options)?;
         drop(guard);
         let (path, name, socket) = (path.into(), name.into(), Arc::new(socket));
-        Ok(Self { path, bound: Some(OwnedName { directory, name, inode, canary }), socket })
+        Ok(Self { path, bound: Some(OwnedName { directory, name, inode, fork_guard }), socket })
     }
 
     /// Takes over a socket that listens already. Its path stays the business of the process that bound it.
@@ -139,7 +139,7 @@ impl OwnedName {
 
 impl Drop for OwnedName {
     fn drop(&mut self) {
-        if self.canary.same_process() {
+        if self.fork_guard.same_process() {
             let _ = self.remove(); // What could not be removed is stale, and can be taken over.
         }
     }

@@ -25,12 +25,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::establish::{AcceptFailure, Acceptor, Established, Step, deadline, refuse_unwatched};
+use crate::connect::{AcceptFailure, Acceptor, Established, Step, deadline, refuse_unwatched};
 use crate::handshake::HandshakeLimits;
 use crate::options::Options;
 use crate::sys::epoll::{Epoll, EpollEvents, Eventfd, Interest};
 use crate::sys::foreign::Listening;
-use crate::sys::lifeline;
+use crate::sys::peer_monitor;
 use crate::sys::socket;
 use crate::sys::timer::Timer;
 use crate::sys::wait::Readiness;
@@ -50,7 +50,7 @@ pub(super) enum AcceptOutcome {
 pub(super) struct PendingHandshakes {
     socket: Arc<Listening>,
     listening: bool,
-    guests: Vec<Option<PendingHandshake>>,
+    acceptors: Vec<Option<PendingHandshake>>,
     epoll: Arc<Epoll>,
     events: EpollEvents,
     timer: Timer,
@@ -60,30 +60,30 @@ pub(super) struct PendingHandshakes {
 }
 
 struct PendingHandshake {
-    guest: Acceptor,
+    acceptor: Acceptor,
     readiness: Readiness,
     since: Instant,
-    until: Option<Instant>,
+    deadline: Option<Instant>,
 }
 
 impl PendingHandshakes {
     /// Begins to listen for clients, and for the bell.
     pub(super) fn open(
         socket: Arc<Listening>,
-        bell: &Eventfd,
+        doorbell: &Eventfd,
         limits: HandshakeLimits,
         options: Options,
     ) -> io::Result<Self> {
-        lifeline::start()?;
+        peer_monitor::start()?;
         let (epoll, timer) = (Arc::new(Epoll::new()?), Timer::new()?);
-        epoll.add(bell.as_fd(), CLOSED_TOKEN, Interest::Readable)?;
+        epoll.add(doorbell.as_fd(), CLOSED_TOKEN, Interest::Readable)?;
         epoll.add(timer.as_fd(), TIMER_TOKEN, Interest::Readable)?;
         epoll.add(socket.as_fd(), LISTENER_TOKEN, Interest::Readable)?;
         let timeout = options.accept_timeout_or_default();
         let places = options.max_handshakes_or_default();
-        let guests = (0..places).map(|_| None).collect();
+        let acceptors = (0..places).map(|_| None).collect();
         let events = EpollEvents::with_room(places + 3);
-        Ok(Self { socket, listening: true, guests, epoll, events, timer, timeout, limits, options })
+        Ok(Self { socket, listening: true, acceptors, epoll, events, timer, timeout, limits, options })
     }
 
     /// Takes other options for the clients that come from now on.
@@ -101,14 +101,18 @@ impl PendingHandshakes {
     ///
     /// Guests go before the door: an error there, such as too many open files, must not keep them
     /// from getting through.
-    pub(super) fn serve(&mut self, until: Option<Instant>, failed: &AtomicU64) -> io::Result<AcceptOutcome> {
+    pub(super) fn serve(
+        &mut self,
+        deadline: Option<Instant>,
+        failed: &AtomicU64,
+    ) -> io::Result<AcceptOutcome> {
         // Their numbers may name the program's own files by now, which must not be waited for.
         if !(self.epoll.is_ours() && self.socket.is_ours()) {
             return Ok(AcceptOutcome::DescriptorsClosed);
         }
         // A thread that waits is not told when another one closes what it waits for.
         let slice = Instant::now() + LOOK;
-        let slice = until.map_or(slice, |until| until.min(slice));
+        let slice = deadline.map_or(slice, |deadline| deadline.min(slice));
         let mut tokens: Vec<u64> =
             self.epoll.wait(&mut self.events, Some(slice))?.map(|event| event.token).collect();
         tokens.sort_unstable();
@@ -120,9 +124,9 @@ impl PendingHandshakes {
             }
         }
         self.expire(failed);
-        let door = self.update_interest();
+        let state = self.update_interest();
         match outcome {
-            Ok(AcceptOutcome::Nothing) => door.map(|()| AcceptOutcome::Nothing),
+            Ok(AcceptOutcome::Nothing) => state.map(|()| AcceptOutcome::Nothing),
             other => other, // A connection must not be lost; the door is tried again next time.
         }
     }
@@ -131,13 +135,13 @@ impl PendingHandshakes {
         match token {
             CLOSED_TOKEN | TIMER_TOKEN => Ok(AcceptOutcome::Nothing), // The caller looks at the bell, expire at the timer.
             LISTENER_TOKEN => self.admit(failed),
-            seat => Ok(self.advance(usize::try_from(seat).unwrap_or(usize::MAX), failed)),
+            slot => Ok(self.advance(usize::try_from(slot).unwrap_or(usize::MAX), failed)),
         }
     }
 
     /// Lets one client in. Most have said Hello by now, and are through at once.
     fn admit(&mut self, failed: &AtomicU64) -> io::Result<AcceptOutcome> {
-        let free = self.guests.iter().position(Option::is_none);
+        let free = self.acceptors.iter().position(Option::is_none);
         let Some(free) = free.or_else(|| self.evict(failed)) else {
             return Ok(AcceptOutcome::Nothing);
         };
@@ -145,30 +149,30 @@ impl PendingHandshakes {
             return Ok(AcceptOutcome::Nothing);
         };
         // Started with the listener, but the thread may have been killed since, and there may be no other.
-        if let Err(error) = lifeline::start() {
+        if let Err(error) = peer_monitor::start() {
             refuse_unwatched(socket.as_fd(), &error);
             failed.fetch_add(1, Ordering::Relaxed);
             return Err(error);
         }
-        let admitted = Acceptor::admit(socket, &self.options).and_then(|mut guest| {
-            let step = guest.advance(&self.limits, self.options.is_prefault())?;
-            Ok((guest, step))
+        let admitted = Acceptor::admit(socket, &self.options).and_then(|mut acceptor| {
+            let step = acceptor.advance(&self.limits, self.options.is_prefault())?;
+            Ok((acceptor, step))
         });
-        let came = admitted.and_then(|(guest, step)| match step {
-            Step::Ready => guest.finish().map(Some),
-            Step::Wants(readiness) => self.insert(free, guest, readiness).map(|()| None),
+        let came = admitted.and_then(|(acceptor, step)| match step {
+            Step::Ready => acceptor.finish().map(Some),
+            Step::Wants(readiness) => self.insert(free, acceptor, readiness).map(|()| None),
         });
         Ok(count(came, failed))
     }
 
-    fn insert(&mut self, at: usize, guest: Acceptor, readiness: Readiness) -> Result<(), AcceptFailure> {
-        self.epoll.add(guest.as_fd(), at as u64, interest(readiness))?;
-        if let Some(seat) = self.guests.get_mut(at) {
-            *seat = Some(PendingHandshake {
-                guest,
+    fn insert(&mut self, at: usize, acceptor: Acceptor, readiness: Readiness) -> Result<(), AcceptFailure> {
+        self.epoll.add(acceptor.as_fd(), at as u64, interest(readiness))?;
+        if let Some(slot) = self.acceptors.get_mut(at) {
+            *slot = Some(PendingHandshake {
+                acceptor,
                 readiness,
                 since: Instant::now(),
-                until: deadline(self.timeout),
+                deadline: deadline(self.timeout),
             });
         }
         Ok(())
@@ -176,21 +180,21 @@ impl PendingHandshakes {
 
     fn advance(&mut self, at: usize, failed: &AtomicU64) -> AcceptOutcome {
         let (prefault, limits) = (self.options.is_prefault(), self.limits);
-        let Some(Some(seat)) = self.guests.get_mut(at) else {
+        let Some(Some(slot)) = self.acceptors.get_mut(at) else {
             return AcceptOutcome::Nothing; // It left in this very round.
         };
-        let step = seat.guest.advance(&limits, prefault);
+        let step = slot.acceptor.advance(&limits, prefault);
         if let Ok(Step::Wants(readiness)) = step {
-            let changed = mem::replace(&mut seat.readiness, readiness) != readiness;
-            if !changed || self.epoll.modify(seat.guest.as_fd(), at as u64, interest(readiness)).is_ok() {
+            let changed = mem::replace(&mut slot.readiness, readiness) != readiness;
+            if !changed || self.epoll.modify(slot.acceptor.as_fd(), at as u64, interest(readiness)).is_ok() {
                 return AcceptOutcome::Nothing;
             }
         }
-        let Some(guest) = self.remove(at) else {
+        let Some(acceptor) = self.remove(at) else {
             return AcceptOutcome::Nothing;
         };
         let came = match step {
-            Ok(Step::Ready) => guest.finish().map(Some),
+            Ok(Step::Ready) => acceptor.finish().map(Some),
             Ok(Step::Wants(_)) => Err(AcceptFailure::Closed),
             Err(failure) => Err(failure),
         };
@@ -200,12 +204,15 @@ impl PendingHandshakes {
     /// Frees the place of the client that has been silent longest of the process that holds the most, if that is long enough.
     fn evict(&mut self, failed: &AtomicU64) -> Option<usize> {
         let mut held: HashMap<u32, usize> = HashMap::new();
-        self.guests.iter().flatten().for_each(|seat| *held.entry(seat.guest.process()).or_default() += 1);
-        let silent = |seat: &&(usize, &PendingHandshake)| seat.1.since.elapsed() >= EVICT_AFTER;
-        let seats = self.guests.iter().enumerate().filter_map(|(at, seat)| Some((at, seat.as_ref()?)));
-        let all: Vec<_> = seats.collect();
-        let chosen = all.iter().filter(silent).max_by_key(|(_, seat)| {
-            (held.get(&seat.guest.process()).copied().unwrap_or(0), Reverse(seat.since))
+        self.acceptors
+            .iter()
+            .flatten()
+            .for_each(|slot| *held.entry(slot.acceptor.process()).or_default() += 1);
+        let silent = |slot: &&(usize, &PendingHandshake)| slot.1.since.elapsed() >= EVICT_AFTER;
+        let slots = self.acceptors.iter().enumerate().filter_map(|(at, slot)| Some((at, slot.as_ref()?)));
+        let all: Vec<_> = slots.collect();
+        let chosen = all.iter().filter(silent).max_by_key(|(_, slot)| {
+            (held.get(&slot.acceptor.process()).copied().unwrap_or(0), Reverse(slot.since))
         });
         let at = chosen.map(|(at, _)| *at)?;
         self.remove(at)?.give_up();
@@ -215,28 +222,33 @@ impl PendingHandshakes {
 
     /// Takes a guest out of its place and out of the epoll set.
     fn remove(&mut self, at: usize) -> Option<Acceptor> {
-        let PendingHandshake { guest, .. } = self.guests.get_mut(at)?.take()?;
-        let _ = self.epoll.delete(guest.as_fd()); // It can only fail if it is not in the set.
-        Some(guest)
+        let PendingHandshake { acceptor, .. } = self.acceptors.get_mut(at)?.take()?;
+        let _ = self.epoll.delete(acceptor.as_fd()); // It can only fail if it is not in the set.
+        Some(acceptor)
     }
 
     /// Sends away all whose time is over, and sets the timer for the next.
     fn expire(&mut self, failed: &AtomicU64) {
         let now = Instant::now();
-        for at in 0..self.guests.len() {
-            let until = self.guests.get(at).and_then(Option::as_ref).and_then(|seat| seat.until);
-            if until.is_some_and(|until| until <= now) {
-                if let Some(guest) = self.remove(at) {
-                    guest.give_up();
+        for at in 0..self.acceptors.len() {
+            let deadline = self.acceptors.get(at).and_then(Option::as_ref).and_then(|slot| slot.deadline);
+            if deadline.is_some_and(|deadline| deadline <= now) {
+                if let Some(acceptor) = self.remove(at) {
+                    acceptor.give_up();
                 }
                 failed.fetch_add(1, Ordering::Relaxed);
             }
         }
-        let over = self.guests.iter().flatten().filter_map(|seat| seat.until).min();
+        let over = self.acceptors.iter().flatten().filter_map(|slot| slot.deadline).min();
         // Without a free place the next client has to wait until another one may be sent away for it.
-        let silent =
-            self.guests.iter().flatten().map(|seat| seat.since + EVICT_AFTER).filter(|end| *end > now).min();
-        let full = self.guests.iter().all(Option::is_some);
+        let silent = self
+            .acceptors
+            .iter()
+            .flatten()
+            .map(|slot| slot.since + EVICT_AFTER)
+            .filter(|end| *end > now)
+            .min();
+        let full = self.acceptors.iter().all(Option::is_some);
         let next = [over, silent.filter(|_| full)].into_iter().flatten().min();
         let _ = self.timer.arm_at(next); // It can only fail on a descriptor that is no timer.
     }
@@ -244,10 +256,10 @@ impl PendingHandshakes {
     /// The listening socket is in the set exactly while a place is free, or can be freed.
     fn update_interest(&mut self) -> io::Result<()> {
         let now = Instant::now();
-        let open = |seat: &Option<PendingHandshake>| {
-            seat.as_ref().is_none_or(|seat| now - seat.since >= EVICT_AFTER)
+        let open = |slot: &Option<PendingHandshake>| {
+            slot.as_ref().is_none_or(|slot| now - slot.since >= EVICT_AFTER)
         };
-        let free = self.guests.iter().any(open);
+        let free = self.acceptors.iter().any(open);
         if free != self.listening {
             if free {
                 self.epoll.add(self.socket.as_fd(), LISTENER_TOKEN, Interest::Readable)?;
@@ -262,8 +274,8 @@ impl PendingHandshakes {
 
 impl fmt::Debug for PendingHandshakes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let guests = self.guests.iter().flatten().count();
-        f.debug_struct("Reception").field("guests", &guests).finish_non_exhaustive()
+        let acceptors = self.acceptors.iter().flatten().count();
+        f.debug_struct("Reception").field("guests", &acceptors).finish_non_exhaustive()
     }
 }
 

@@ -8,7 +8,7 @@
 //!  ........|######## in use ########|............     place - freed <= arena
 //! ```
 
-use crate::mem::ARENA_ALIGN;
+use crate::memory::ARENA_ALIGN;
 
 /// How much of the arena is used before the producer looks whether everything is consumed and it can start at the front
 /// again: light traffic stays in the caches closest to both CPUs.
@@ -50,10 +50,10 @@ impl Arena {
 
     /// Where `len` bytes would stand, from `place` on: start and end.
     #[inline]
-    pub(super) fn fit_contiguous(&self, place: u64, len: u64) -> (u64, u64) {
-        let room = self.size - (place & (self.size - 1));
+    pub(super) fn fit_contiguous(&self, offset: u64, len: u64) -> (u64, u64) {
+        let room = self.size - (offset & (self.size - 1));
         let len = len.next_multiple_of(ARENA_ALIGN as u64);
-        let start = if len <= room { place } else { place + room };
+        let start = if len <= room { offset } else { offset + room };
         (start, start + len)
     }
 
@@ -83,14 +83,14 @@ impl Arena {
     }
 
     /// Notes that a look was taken at this place: all before it is taken that is not free.
-    pub(super) fn note_check(&mut self, place: u64) {
-        (self.looked, self.reach) = (place, RECHECK_INTERVAL);
-        self.most.1 = self.most.1.max(place.saturating_sub(self.freed));
+    pub(super) fn note_check(&mut self, offset: u64) {
+        (self.looked, self.reach) = (offset, RECHECK_INTERVAL);
+        self.most.1 = self.most.1.max(offset.saturating_sub(self.freed));
     }
 
     /// Everything is [free](Self::is_free): the next place is the front, and all is free.
-    pub(super) fn restart(&mut self, place: u64) -> u64 {
-        let mut front = place.next_multiple_of(self.size);
+    pub(super) fn restart(&mut self, offset: u64) -> u64 {
+        let mut front = offset.next_multiple_of(self.size);
         if front > LAST_OFFSET {
             // From the start again. What is still in flight has no payload here, and so ends before the first.
             self.ends.fill(0);
@@ -102,11 +102,11 @@ impl Arena {
 
     /// Remembers the place behind a ticket.
     #[inline(always)]
-    pub(super) fn set_end(&mut self, ticket: u64, place: u64) {
+    pub(super) fn set_end(&mut self, ticket: u64, offset: u64) {
         let mask = self.ends.len().wrapping_sub(1);
         #[expect(clippy::cast_possible_truncation, reason = "masked by the number of slots")]
         if let Some(end) = self.ends.get_mut(ticket as usize & mask) {
-            *end = place;
+            *end = offset;
         }
     }
 
@@ -118,8 +118,8 @@ impl Arena {
     }
 
     /// Whether all before `place` is released, which is the end of the last payload.
-    pub(super) fn is_free(&self, place: u64) -> bool {
-        self.freed == place
+    pub(super) fn is_free(&self, offset: u64) -> bool {
+        self.freed == offset
     }
 
     /// The first ticket in the range whose release makes everything before `end` writable; the last with a payload here
@@ -147,12 +147,12 @@ mod tests {
     #[test]
     fn payloads_never_wrap_and_never_overlap_what_is_in_use() {
         let arena = Arena::new(1024, 4);
-        for place in (0..4096).step_by(64) {
+        for offset in (0..4096).step_by(64) {
             for len in [1, 63, 64, 65, 104, 105, 512, 1023, 1024] {
-                let (start, end) = arena.fit_contiguous(place, len);
-                assert!(start >= place && end - start >= len && end - start < len + 64);
-                assert!(start % 1024 + len <= 1024, "{len} at {place} wraps");
-                assert!(start - place < 1024, "{len} at {place}: a lap is skipped");
+                let (start, end) = arena.fit_contiguous(offset, len);
+                assert!(start >= offset && end - start >= len && end - start < len + 64);
+                assert!(start % 1024 + len <= 1024, "{len} at {offset} wraps");
+                assert!(start - offset < 1024, "{len} at {offset}: a lap is skipped");
             }
         }
     }

@@ -11,7 +11,7 @@
 //! A mark of the peer counts before `Disconnected` and `Died`: who said good-bye did not die.
 
 use crate::error::ConnectionError;
-use crate::mem::{Flag, Load, Memory, Store, Word};
+use crate::memory::{Flag, Load, Memory, Store, Word};
 
 use super::parking::{force_notify, notify};
 
@@ -47,18 +47,18 @@ impl CloseReason {
 #[inline(always)]
 pub fn closed<M: Memory>(mem: &M, peer: Word) -> Option<ConnectionError> {
     // pairs with the Release in `Memory::set_close_reason`.
-    let fate = mem.load(Word::CloseReason, Load::Acquire);
+    let reason = mem.load(Word::CloseReason, Load::Acquire);
     // pairs with the Release store in `close`.
-    let mark = mem.load(peer, Load::Acquire);
-    if fate | mark == 0 { None } else { Some(error_of(fate, mark)) }
+    let closed = mem.load(peer, Load::Acquire);
+    if reason | closed == 0 { None } else { Some(error_of(reason, closed)) }
 }
 
 #[cold]
-fn error_of(fate: u64, mark: u64) -> ConnectionError {
-    match CloseReason::of(fate) {
+fn error_of(reason: u64, closed: u64) -> ConnectionError {
+    match CloseReason::of(reason) {
         Some(CloseReason::Closed) => ConnectionError::Closed,
         Some(CloseReason::Violated) => ConnectionError::ProtocolViolated,
-        Some(CloseReason::Died) if mark == 0 => ConnectionError::PeerDied,
+        Some(CloseReason::Died) if closed == 0 => ConnectionError::PeerDied,
         _ => ConnectionError::Disconnected,
     }
 }
@@ -73,20 +73,20 @@ pub fn close<M: Memory>(mem: &M, own: Word, theirs: Flag) {
 /// This process closes a connection: its marks, its fate, and a wake for all four sleepers.
 ///
 /// The marks come first: whoever is told `Closed` may end the process at once, and has said good-bye.
-pub fn close_both<M: Memory>(outgoing: &M, incoming: &M, fate: CloseReason) {
+pub fn close_both<M: Memory>(outgoing: &M, incoming: &M, reason: CloseReason) {
     // pairs with the Acquire load in `ended`; the other mark carries nothing.
     outgoing.store(Word::ProducerClosed, 1, Store::Release);
     incoming.store(Word::ConsumerClosed, 1, Store::Relaxed);
-    on_peer_gone(outgoing, incoming, fate);
+    on_peer_gone(outgoing, incoming, reason);
     notify(outgoing, Flag::Consumer);
     notify(incoming, Flag::Producer);
 }
 
 /// The lifeline found the peer gone: the connection gets its fate if it has none, and this side's two
 /// sleepers are woken.
-pub fn on_peer_gone<M: Memory>(outgoing: &M, incoming: &M, fate: CloseReason) {
+pub fn on_peer_gone<M: Memory>(outgoing: &M, incoming: &M, reason: CloseReason) {
     // Release, within; pairs with the Acquire load in `ended`.
-    outgoing.set_close_reason(fate as u64);
+    outgoing.set_close_reason(reason as u64);
     force_notify(incoming, Flag::Consumer);
     force_notify(outgoing, Flag::Producer);
 }
@@ -94,21 +94,21 @@ pub fn on_peer_gone<M: Memory>(outgoing: &M, incoming: &M, fate: CloseReason) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mem::Heap;
+    use crate::memory::Heap;
 
     #[test]
     fn what_closes_and_what_buries_settle_mark_and_lower() {
-        for (close, fate) in [(true, CloseReason::Closed), (false, CloseReason::Died)] {
+        for (close, reason) in [(true, CloseReason::Closed), (false, CloseReason::Died)] {
             let rings = [Heap::new(1, 64, 1), Heap::new(1, 64, 1)];
             let [outgoing, incoming] = &rings;
             outgoing.store_flag(Flag::Producer, 1);
             incoming.store_flag(Flag::Consumer, 1);
             if close {
-                close_both(outgoing, incoming, fate)
+                close_both(outgoing, incoming, reason)
             } else {
-                on_peer_gone(outgoing, incoming, fate)
+                on_peer_gone(outgoing, incoming, reason)
             }
-            assert_eq!(outgoing.load(Word::CloseReason, Load::Relaxed), fate as u64);
+            assert_eq!(outgoing.load(Word::CloseReason, Load::Relaxed), reason as u64);
             assert_eq!([outgoing.load_flag(Flag::Producer), incoming.load_flag(Flag::Consumer)], [0, 0]);
             let marks = [
                 outgoing.load(Word::ProducerClosed, Load::Relaxed),

@@ -3,7 +3,7 @@
 use super::{closed, is_ready, parking, ready, writing};
 use crate::error::{ConnectionError, ProtocolViolation};
 use crate::layout::{Control, SlotKind};
-use crate::mem::{ARENA_ALIGN, Fence, Field, Flag, Load, Memory, OutOfBounds, Span, Store, Word};
+use crate::memory::{ARENA_ALIGN, Fence, Field, Flag, Load, Memory, OutOfBounds, Span, Store, Word};
 
 /// A ready ticket, judged: everything that decides has been loaded once and stands here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,8 +87,8 @@ impl<M: Memory> Consumer<M> {
         }
         let word = self.mem.load_slot(self.head, Field::Control, Load::Relaxed);
         let tag = self.mem.load_slot(self.head, Field::Tag, Load::Relaxed);
-        let Control { kind, abort, len, unit: place } = Control::decode(word, self.mem.arena())?;
-        let span = if kind == SlotKind::Inline { Span::Slot(self.head) } else { Span::Arena(place) };
+        let Control { kind, abort, len, unit: offset } = Control::decode(word, self.mem.arena())?;
+        let span = if kind == SlotKind::Inline { Span::Slot(self.head) } else { Span::Arena(offset) };
         let len = len as usize;
         let total = if kind == SlotKind::First { self.total(len)? } else { len as u64 };
         Ok(Some(SlotContents { ticket: self.head, kind, abort, len, total, tag, span }))
@@ -107,8 +107,8 @@ impl<M: Memory> Consumer<M> {
         let (kind, span, len) = match Control::inline_len(word, short) {
             Some(len) => (SlotKind::Inline, Span::Slot(head), len),
             None => {
-                let (len, place) = Control::arena_len_and_unit(word, mem.arena(), longest)?;
-                (SlotKind::Whole, Span::Arena(place), len)
+                let (len, offset) = Control::arena_len_and_unit(word, mem.arena(), longest)?;
+                (SlotKind::Whole, Span::Arena(offset), len)
             }
         };
         Some(SlotContents { ticket: head, kind, abort: false, len, total: len as u64, tag, span })
@@ -119,8 +119,8 @@ impl<M: Memory> Consumer<M> {
     #[inline(always)]
     pub fn take<'b>(&mut self, longest: usize, room: impl FnOnce(usize) -> Option<&'b mut [u8]>) -> TryTake {
         let head = self.head;
-        let place = |word| Control::inline_len(word, longest).map(|len| (Span::Slot(head), len));
-        self.take_from(place, |_, [], len| room(len))
+        let offset = |word| Control::inline_len(word, longest).map(|len| (Span::Slot(head), len));
+        self.take_from(offset, |_, [], len| room(len))
     }
 
     /// The same for one that begins with a word, which is not copied to the room: it decides, with the tag and the number
@@ -132,8 +132,8 @@ impl<M: Memory> Consumer<M> {
         room: impl FnOnce(u64, [u8; 8], usize) -> Option<&'b mut [u8]>,
     ) -> TryTake {
         let head = self.head;
-        let place = |word| Control::inline_len(word, longest).map(|len| (Span::Slot(head), len));
-        self.take_from(place, room)
+        let offset = |word| Control::inline_len(word, longest).map(|len| (Span::Slot(head), len));
+        self.take_from(offset, room)
     }
 
     /// As [`take`](Self::take), for one that stands in the arena.
@@ -144,9 +144,9 @@ impl<M: Memory> Consumer<M> {
         room: impl FnOnce(usize) -> Option<&'b mut [u8]>,
     ) -> TryTake {
         let arena = self.mem.arena();
-        let place =
+        let offset =
             |word| Control::arena_len_and_unit(word, arena, longest).map(|(len, at)| (Span::Arena(at), len));
-        self.take_from(place, |_, [], len| room(len))
+        self.take_from(offset, |_, [], len| room(len))
     }
 
     /// A guess at where the next message stands, once it is ready: whoever takes it judges for itself.
@@ -158,7 +158,7 @@ impl<M: Memory> Consumer<M> {
     #[inline(always)]
     fn take_from<'b, const FRONT: usize>(
         &mut self,
-        place: impl FnOnce(u64) -> Option<(Span, usize)>,
+        offset: impl FnOnce(u64) -> Option<(Span, usize)>,
         room: impl FnOnce(u64, [u8; FRONT], usize) -> Option<&'b mut [u8]>,
     ) -> TryTake {
         let (mem, head) = (self.mem.view(), self.head);
@@ -166,7 +166,7 @@ impl<M: Memory> Consumer<M> {
             return TryTake::Nothing;
         }
         let word = mem.load_slot(head, Field::Control, Load::Relaxed);
-        let Some((span, len)) = place(word) else { return TryTake::Nothing };
+        let Some((span, len)) = offset(word) else { return TryTake::Nothing };
         let tag = mem.load_slot(head, Field::Tag, Load::Relaxed);
         let (mut front, Some(rest)) = ([0; FRONT], len.checked_sub(FRONT)) else { return TryTake::Nothing };
         if FRONT > 0 && (mem.copy_out(span, 0, &mut front).is_err() || !is_unchanged(&mem, head)) {

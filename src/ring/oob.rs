@@ -3,7 +3,7 @@
 //! The bell counts the stores, so that a sleeper can tell that one came.
 
 use super::parking::notify;
-use crate::mem::{Flag, Load, Memory, Store, Word};
+use crate::memory::{Flag, Load, Memory, Store, Word};
 
 /// The one who stores urgent words of a direction.
 #[derive(Debug)]

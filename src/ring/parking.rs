@@ -34,7 +34,7 @@
 //!
 //! `loom-tests/src/models`; `tests/ring/hostile.rs` for a peer that plays with the flags.
 
-use crate::mem::{Deadline, Fence, Flag, Memory, WaitResult};
+use crate::memory::{Deadline, Fence, Flag, Memory, WaitResult};
 
 /// The producer flag's value while its sleeper waits on the twin.
 const ON_PEER_FLAG: u32 = 2;
@@ -126,22 +126,22 @@ impl<'a, M: Memory> WaitSlot<'a, M> {
 ///
 /// `tries` sleeps of the same call came to nothing before: so much sooner the flag is not trusted.
 pub fn park<M: Memory, T>(
-    bed: &WaitSlot<'_, M>,
-    until: Deadline,
+    wait_slot: &WaitSlot<'_, M>,
+    deadline: Deadline,
     tries: u32,
     look: impl Fn() -> Option<T>,
 ) -> Option<T> {
     let (mut patience, mut empty) = (0_u32, tries);
     loop {
-        bed.arm();
+        wait_slot.arm();
         // pairs with the fence in `fence_and_check`.
-        bed.mem.fence(Fence::Full);
+        wait_slot.mem.fence(Fence::Full);
         let found = look();
         let woke = match found {
-            None => bed.mem.wait(bed.flag, until, patience),
+            None => wait_slot.mem.wait(wait_slot.flag, deadline, patience),
             Some(_) => WaitResult::Early,
         };
-        bed.disarm();
+        wait_slot.disarm();
         if found.is_some() {
             return found;
         }
@@ -151,7 +151,7 @@ pub fn park<M: Memory, T>(
             WaitResult::Early => empty = empty.saturating_add(1),
         }
         if empty > MAX_SPURIOUS {
-            bed.mem.back_off(until);
+            wait_slot.mem.back_off(deadline);
         }
     }
 }

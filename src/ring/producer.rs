@@ -12,7 +12,7 @@ use super::parking::{fence_and_check, notify, wake};
 use super::{closed, ready, writing};
 use crate::error::{ConnectionError, ProtocolViolation};
 use crate::layout::{Control, LAST_TICKET, SlotKind};
-use crate::mem::{
+use crate::memory::{
     ARENA_ALIGN, Fence, Field, Flag, INLINE_CAPACITY, Load, Memory, OutOfBounds, Padding, Span, Store, Word,
 };
 use std::ops::Range;
@@ -21,7 +21,7 @@ use std::ops::Range;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor {
     ticket: u64,
-    place: u64,
+    offset: u64,
 }
 
 /// A ticket and a place that the producer may write to.
@@ -126,7 +126,7 @@ impl<M: Memory> Producer<M> {
     pub fn new(mem: M, first: u64) -> Self {
         let arena = Arena::new(mem.arena(), mem.slots());
         let limit = limit(first, mem.slots());
-        Self { mem, next: Cursor { ticket: first, place: 0 }, head: first, limit, arena, unfinished: false }
+        Self { mem, next: Cursor { ticket: first, offset: 0 }, head: first, limit, arena, unfinished: false }
     }
 
     /// Writes the initial words of a fresh ring in private memory.
@@ -226,32 +226,32 @@ impl<M: Memory> Producer<M> {
     pub fn truncate(&self, claim: &SlotReservation, len: usize) -> SlotReservation {
         let (len, all) = (len.min(claim.len), claim.len);
         let grains = |len: usize| (len as u64).next_multiple_of(ARENA_ALIGN as u64);
-        let place = match claim.span {
-            Span::Arena(_) if len == 0 => self.next.place,
-            Span::Arena(_) => claim.after.place - grains(all) + grains(len),
-            Span::Slot(_) => claim.after.place,
+        let offset = match claim.span {
+            Span::Arena(_) if len == 0 => self.next.offset,
+            Span::Arena(_) => claim.after.offset - grains(all) + grains(len),
+            Span::Slot(_) => claim.after.offset,
         };
         SlotReservation {
             ticket: claim.ticket,
             span: claim.span,
             len,
-            after: Cursor { ticket: claim.after.ticket, place },
+            after: Cursor { ticket: claim.after.ticket, offset },
         }
     }
 
     /// Describes a written claim: its kind, its final length, its tag. Still private.
     #[inline(always)]
     pub fn describe(&mut self, claim: &SlotReservation, kind: SlotKind, len: usize, tag: u64) {
-        let place = match claim.span {
+        let offset = match claim.span {
             Span::Slot(_) => 0,
-            Span::Arena(place) => place,
+            Span::Arena(offset) => offset,
         };
         // An empty payload needs no place: an arena kind of length 0 does not exist.
-        let (kind, place) = if len == 0 { (SlotKind::Inline, 0) } else { (kind, place) };
+        let (kind, offset) = if len == 0 { (SlotKind::Inline, 0) } else { (kind, offset) };
         let abort = self.unfinished && kind.begins() && claim.ticket == self.next.ticket;
-        let control = Control { kind, abort, len: len_u32(len.min(claim.len)), unit: place };
+        let control = Control { kind, abort, len: len_u32(len.min(claim.len)), unit: offset };
         describe(&self.mem, claim.ticket, control, tag);
-        self.arena.set_end(claim.ticket, claim.after.place);
+        self.arena.set_end(claim.ticket, claim.after.offset);
     }
 
     /// Commits every described claim up to `to`, and wakes the consumer if it sleeps.
@@ -306,7 +306,7 @@ impl<M: Memory> Producer<M> {
         if bytes > self.mem.arena() {
             return Err(ReserveError::TooLarge);
         }
-        let (start, end) = self.arena.fit_contiguous(from.place, bytes);
+        let (start, end) = self.arena.fit_contiguous(from.offset, bytes);
         if self.arena.needs_recheck(end, bytes) || !self.arena.has_room(end) {
             return self.reserve_after_refresh(from, len);
         }
@@ -320,9 +320,9 @@ impl<M: Memory> Producer<M> {
     /// [`ReserveError::Violated`].
     pub fn try_restart(&mut self) -> Result<(), ReserveError> {
         self.refresh().map_err(ReserveError::Violated)?;
-        self.arena.note_check(self.next.place);
-        if self.arena.is_free(self.next.place) {
-            self.next.place = self.arena.restart(self.next.place);
+        self.arena.note_check(self.next.offset);
+        if self.arena.is_free(self.next.offset) {
+            self.next.offset = self.arena.restart(self.next.offset);
         }
         Ok(())
     }
@@ -339,9 +339,9 @@ impl<M: Memory> Producer<M> {
             from = self.next;
         } else {
             self.refresh().map_err(ReserveError::Violated)?;
-            self.arena.note_check(from.place);
+            self.arena.note_check(from.offset);
         }
-        let (start, end) = self.arena.fit_contiguous(from.place, len as u64);
+        let (start, end) = self.arena.fit_contiguous(from.offset, len as u64);
         if !self.arena.has_room(end) {
             let needs = self.arena.ticket_to_await(self.head..self.next.ticket, end);
             return Err(ReserveError::Full { needs });
@@ -471,17 +471,17 @@ fn limit(head: u64, slots: u64) -> u64 {
 
 #[inline(always)]
 fn slot_reservation(from: Cursor, len: usize) -> SlotReservation {
-    let after = Cursor { ticket: from.ticket + 1, place: from.place };
+    let after = Cursor { ticket: from.ticket + 1, offset: from.offset };
     SlotReservation { ticket: from.ticket, span: Span::Slot(from.ticket), len, after }
 }
 
 /// A claim of bytes that stand in an arena of this size.
 #[inline(always)]
-fn arena_reservation(from: Cursor, places: Range<u64>, arena: u64, len: usize) -> SlotReservation {
-    let place = (places.start & (arena - 1)) / ARENA_ALIGN as u64;
-    let place = u32::try_from(place).unwrap_or(u32::MAX); // Which no memory has.
-    let after = Cursor { ticket: from.ticket + 1, place: places.end };
-    SlotReservation { ticket: from.ticket, span: Span::Arena(place), len, after }
+fn arena_reservation(from: Cursor, offsets: Range<u64>, arena: u64, len: usize) -> SlotReservation {
+    let offset = (offsets.start & (arena - 1)) / ARENA_ALIGN as u64;
+    let offset = u32::try_from(offset).unwrap_or(u32::MAX); // Which no memory has.
+    let after = Cursor { ticket: from.ticket + 1, offset: offsets.end };
+    SlotReservation { ticket: from.ticket, span: Span::Arena(offset), len, after }
 }
 
 /// Writes and describes a whole message that abandons nothing.
@@ -492,12 +492,12 @@ fn write<M: Memory>(mem: &M, arena: &mut Arena, claim: &SlotReservation, parts: 
         let _of_that_length = mem.copy_in(claim.span, at, part, Padding::Zero);
         at += part.len();
     }
-    let (kind, place) = match claim.span {
+    let (kind, offset) = match claim.span {
         Span::Slot(_) => (SlotKind::Inline, 0),
-        Span::Arena(place) => (SlotKind::Whole, place),
+        Span::Arena(offset) => (SlotKind::Whole, offset),
     };
-    describe(mem, claim.ticket, Control { kind, abort: false, len: len_u32(claim.len), unit: place }, tag);
-    arena.set_end(claim.ticket, claim.after.place);
+    describe(mem, claim.ticket, Control { kind, abort: false, len: len_u32(claim.len), unit: offset }, tag);
+    arena.set_end(claim.ticket, claim.after.offset);
 }
 
 /// Commits it, and looks for a sleeper.

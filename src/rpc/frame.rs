@@ -1,15 +1,15 @@
 //! One frame on its way: a head and a body in one message.
 
-use super::wire::{HEAD, Head};
+use super::wire::{FrameHeader, HEADER_LEN};
 use crate::channel::{IncomingMessage, ReceiverCore, SendCoreError, SenderCore, Wait, WaitPolicy};
 use crate::error::ProtocolViolation;
-use crate::mem::Memory;
+use crate::memory::Memory;
 
 /// Sends one frame, whose body is two parts, one behind the other.
 #[inline]
 pub fn send<M: Memory, P: WaitPolicy>(
     out: &mut SenderCore<M, P>,
-    head: Head,
+    head: FrameHeader,
     body: [&[u8]; 2],
     id: u64,
     wait: Wait,
@@ -21,7 +21,7 @@ pub fn send<M: Memory, P: WaitPolicy>(
 #[derive(Clone, Copy, Debug)]
 pub struct Frame {
     /// What it is.
-    pub head: Head,
+    pub head: FrameHeader,
     /// Its call.
     pub id: u64,
     message: IncomingMessage,
@@ -38,9 +38,9 @@ impl Frame {
         inbound: &ReceiverCore<M, P>,
         message: &IncomingMessage,
     ) -> Result<Self, ProtocolViolation> {
-        let mut head = [0; HEAD];
+        let mut head = [0; HEADER_LEN];
         match inbound.read_at(message, 0, &mut head) {
-            Ok(()) => Ok(Self { head: Head::decode(head)?, id: message.tag(), message: *message }),
+            Ok(()) => Ok(Self { head: FrameHeader::decode(head)?, id: message.tag(), message: *message }),
             Err(_) => Err(ProtocolViolation("a message without a head")),
         }
     }
@@ -48,7 +48,7 @@ impl Frame {
     /// Bytes of the body.
     #[inline]
     pub fn len(&self) -> usize {
-        self.message.len() - HEAD
+        self.message.len() - HEADER_LEN
     }
 
     /// Whether it has no body.
@@ -71,6 +71,6 @@ impl Frame {
         at: usize,
         into: &mut [u8],
     ) -> Option<()> {
-        inbound.read_at(&self.message, HEAD.checked_add(at)?, into).ok()
+        inbound.read_at(&self.message, HEADER_LEN.checked_add(at)?, into).ok()
     }
 }

@@ -5,7 +5,7 @@
 //!     callers share a Desk: one reads for all          an Attendant per connection always reads
 //!     Table: places, ids, windows                      Table: places, outboxes, windows
 //!        │                                                 │
-//!        └── frame.rs, wire.rs, pieces.rs, greeting.rs ────┘
+//!        └── frame.rs, wire.rs, fragment.rs, preface.rs ────┘
 //!                 over channel::{Outbound, Inbound}, urgent words for cancels
 //! ```
 //!
@@ -22,14 +22,14 @@
 //!
 //! # Proof
 //!
-//! `loom-tests/src/models/calls.rs` runs `client/desk.rs` and `server/hall.rs` under loom; fuzz `calls`, and
+//! `loom-tests/src/models/calls.rs` runs `client/multiplexer.rs` and `server/connection.rs` under loom; fuzz `calls`, and
 //! `tests/rpc` between processes.
 
 pub mod client;
+pub mod fragment;
 pub mod frame;
-mod greeting;
 mod nesting;
-pub mod pieces;
+mod preface;
 pub mod server;
 #[cfg(feature = "serde")]
 mod typed;
@@ -37,11 +37,11 @@ pub mod wire;
 
 /// The place of a call among so many, a power of two.
 #[inline]
-fn place_of(id: u64, places: usize) -> usize {
+fn slot_index(id: u64, slots: usize) -> usize {
     // At most 256 places: what the mask leaves fits.
-    usize::try_from(id & (places as u64).wrapping_sub(1)).unwrap_or(0)
+    usize::try_from(id & (slots as u64).wrapping_sub(1)).unwrap_or(0)
 }
 
 /// Nobody waits for the call any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Over;
+pub struct CallOver;

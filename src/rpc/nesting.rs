@@ -29,14 +29,14 @@ use crate::channel::{ConnectionId, Wait};
 thread_local! {
     /// Whether one of the others is set. Calls outside of methods look at this alone.
     static NESTED: Cell<bool> = const { Cell::new(false) };
-    static ROLE: RefCell<Option<Kind>> = const { RefCell::new(None) };
+    static ROLE: RefCell<Option<ThreadRole>> = const { RefCell::new(None) };
     static DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
     /// Whether the call that this worker serves came from this process itself.
     static SERVES_OWN: Cell<bool> = const { Cell::new(false) };
 }
 
 /// What a thread does for a server, and how long it waits that has no deadline.
-struct Kind {
+struct ThreadRole {
     work: Work,
     timeout: Duration,
 }
@@ -45,7 +45,7 @@ enum Work {
     /// It reads for this connection, and runs inline methods.
     Driver(Option<ConnectionId>),
     /// It runs methods of this pool.
-    Worker(Weak<dyn Pool>),
+    Worker(Weak<dyn WorkerPool>),
     /// It runs one method, which streams.
     Stream,
 }
@@ -62,25 +62,25 @@ pub(crate) enum Awaited {
 }
 
 /// A pool of workers, as a call asks it.
-pub(crate) trait Pool: Send + Sync {
+pub(crate) trait WorkerPool: Send + Sync {
     /// Whether a call of this method, over this connection, waits for the worker that makes it. That one serves a call
     /// of this process itself, or of another.
     fn waits_for_itself(&self, connection: ConnectionId, method: u32, serves_own: bool) -> bool;
 }
 
 /// The role of this thread, until this is dropped.
-pub(crate) struct Role {
-    before: Option<Kind>,
+pub(crate) struct RoleGuard {
+    before: Option<ThreadRole>,
 }
 
-impl Role {
+impl RoleGuard {
     /// The thread drives a connection.
     pub(crate) fn driver(connection: Option<ConnectionId>, timeout: Duration) -> Self {
         Self::enter(Work::Driver(connection), timeout)
     }
 
     /// The thread is a worker.
-    pub(crate) fn worker(pool: Weak<dyn Pool>, timeout: Duration) -> Self {
+    pub(crate) fn worker(pool: Weak<dyn WorkerPool>, timeout: Duration) -> Self {
         Self::enter(Work::Worker(pool), timeout)
     }
 
@@ -90,13 +90,13 @@ impl Role {
     }
 
     fn enter(work: Work, timeout: Duration) -> Self {
-        let before = ROLE.replace(Some(Kind { work, timeout }));
+        let before = ROLE.replace(Some(ThreadRole { work, timeout }));
         update();
         Self { before }
     }
 }
 
-impl Drop for Role {
+impl Drop for RoleGuard {
     fn drop(&mut self) {
         ROLE.replace(self.before.take());
         update();
@@ -104,11 +104,11 @@ impl Drop for Role {
 }
 
 /// The deadline of the call that this thread's method was called with, until this is dropped.
-pub(crate) struct Deadline {
+pub(crate) struct DeadlineGuard {
     before: Option<Instant>,
 }
 
-impl Deadline {
+impl DeadlineGuard {
     /// Sets a deadline, if there is one.
     #[inline]
     pub(crate) fn set(deadline: Option<Instant>) -> Option<Self> {
@@ -125,7 +125,7 @@ impl Deadline {
     }
 }
 
-impl Drop for Deadline {
+impl Drop for DeadlineGuard {
     fn drop(&mut self) {
         DEADLINE.set(self.before);
         update();
@@ -137,7 +137,7 @@ fn update() {
 }
 
 /// This worker serves a call of this process itself, or of another.
-pub(crate) fn serve(own: bool) {
+pub(crate) fn set_serves_own(own: bool) {
     SERVES_OWN.set(own);
 }
 
@@ -149,7 +149,7 @@ pub(crate) fn is_nested() -> bool {
 
 /// Whether this thread drives a connection.
 pub(crate) fn is_driver() -> bool {
-    is_nested() && ROLE.with_borrow(|role| matches!(role, Some(Kind { work: Work::Driver(_), .. })))
+    is_nested() && ROLE.with_borrow(|role| matches!(role, Some(ThreadRole { work: Work::Driver(_), .. })))
 }
 
 /// The deadline of the call that this thread's method was called with.
@@ -165,19 +165,19 @@ pub(crate) fn limit(wait: Wait, awaited: Awaited) -> Wait {
 
 #[cold]
 fn limit_nested(wait: Wait, awaited: Awaited) -> Wait {
-    let Wait::Until(own) = wait else { return wait };
-    let until = match (own, DEADLINE.get()) {
+    let Wait::Deadline(own) = wait else { return wait };
+    let deadline = match (own, DEADLINE.get()) {
         (Some(own), Some(inherited)) => Some(own.min(inherited)),
         (own, inherited) => own.or(inherited),
     };
     let timeout = || {
         ROLE.with_borrow(|role| match role {
-            Some(Kind { work: Work::Stream, .. }) if awaited == Awaited::Flow => None,
-            Some(Kind { timeout, .. }) => Instant::now().checked_add(*timeout),
+            Some(ThreadRole { work: Work::Stream, .. }) if awaited == Awaited::Flow => None,
+            Some(ThreadRole { timeout, .. }) => Instant::now().checked_add(*timeout),
             None => None,
         })
     };
-    Wait::Until(until.or_else(timeout))
+    Wait::Deadline(deadline.or_else(timeout))
 }
 
 /// Whether a wait over this connection could only be ended by this thread itself.

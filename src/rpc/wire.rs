@@ -36,10 +36,10 @@
 use crate::error::ProtocolViolation;
 
 /// Bytes of a head.
-pub const HEAD: usize = 8;
+pub const HEADER_LEN: usize = 8;
 
 /// Bytes of the settings.
-pub const SETTINGS: usize = 32;
+pub const SETTINGS_LEN: usize = 32;
 
 /// What a chunk or push costs of a window beside its bytes, so that empty ones are not free.
 pub const CHUNK_COST: u32 = 64;
@@ -65,9 +65,9 @@ pub const DEADLINE: u8 = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 #[allow(missing_docs)] // The table above.
-pub enum Kind {
+pub enum FrameKind {
     Hello = 1,
-    Welcome = 2,
+    Accept = 2,
     Refuse = 3,
     Call = 4,
     Chunk = 5,
@@ -76,25 +76,25 @@ pub enum Kind {
     Reply = 8,
     Error = 9,
     Push = 10,
-    Rest = 11,
+    Continuation = 11,
     Goodbye = 12,
 }
 
-impl Kind {
+impl FrameKind {
     fn of(byte: u8) -> Option<Self> {
-        const ALL: [Kind; 12] = [
-            Kind::Hello,
-            Kind::Welcome,
-            Kind::Refuse,
-            Kind::Call,
-            Kind::Chunk,
-            Kind::End,
-            Kind::Credit,
-            Kind::Reply,
-            Kind::Error,
-            Kind::Push,
-            Kind::Rest,
-            Kind::Goodbye,
+        const ALL: [FrameKind; 12] = [
+            FrameKind::Hello,
+            FrameKind::Accept,
+            FrameKind::Refuse,
+            FrameKind::Call,
+            FrameKind::Chunk,
+            FrameKind::End,
+            FrameKind::Credit,
+            FrameKind::Reply,
+            FrameKind::Error,
+            FrameKind::Push,
+            FrameKind::Continuation,
+            FrameKind::Goodbye,
         ];
         ALL.get(usize::from(byte).wrapping_sub(1)).copied()
     }
@@ -103,22 +103,22 @@ impl Kind {
     fn flags(self) -> u8 {
         match self {
             Self::Call => MORE | STREAM | UPLOAD | NOTIFY | DEADLINE,
-            Self::Chunk | Self::Reply | Self::Push | Self::Rest => MORE,
+            Self::Chunk | Self::Reply | Self::Push | Self::Continuation => MORE,
             _ => 0,
         }
     }
 
     /// Whether frames of it are counted by the sequence.
-    pub fn counted(self) -> bool {
-        matches!(self, Self::Call | Self::Chunk | Self::End | Self::Reply | Self::Push | Self::Rest)
+    pub fn is_sequenced(self) -> bool {
+        matches!(self, Self::Call | Self::Chunk | Self::End | Self::Reply | Self::Push | Self::Continuation)
     }
 }
 
 /// The head of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Head {
+pub struct FrameHeader {
     /// What it is.
-    pub kind: Kind,
+    pub kind: FrameKind,
     /// Bits: [`MORE`] and the others.
     pub flags: u8,
     /// The count of the frame.
@@ -127,25 +127,25 @@ pub struct Head {
     pub word: u32,
 }
 
-impl Head {
+impl FrameHeader {
     /// A head with no flags, whose sequence is set when it is sent.
-    pub fn new(kind: Kind, word: u32) -> Self {
+    pub fn new(kind: FrameKind, word: u32) -> Self {
         Self { kind, flags: 0, seq: 0, word }
     }
 
     /// With these flags too.
-    pub fn with(self, flags: u8) -> Self {
+    pub fn with_flags(self, flags: u8) -> Self {
         Self { flags: self.flags | flags, ..self }
     }
 
     /// Whether it has one of these flags.
-    pub fn has(&self, flags: u8) -> bool {
+    pub fn has_flag(&self, flags: u8) -> bool {
         self.flags & flags != 0
     }
 
     /// Writes it down.
     #[inline]
-    pub fn encode(&self) -> [u8; HEAD] {
+    pub fn encode(&self) -> [u8; HEADER_LEN] {
         // As one number: bytes that are stored one by one and loaded together wait for each other.
         let low = u64::from(self.kind as u8) | u64::from(self.flags) << 8 | u64::from(self.seq) << 16;
         (low | u64::from(self.word) << 32).to_le_bytes()
@@ -157,23 +157,23 @@ impl Head {
     ///
     /// [`ProtocolViolation`] for all that no peer of this version writes.
     #[inline]
-    pub fn decode(bytes: [u8; HEAD]) -> Result<Self, ProtocolViolation> {
+    pub fn decode(bytes: [u8; HEADER_LEN]) -> Result<Self, ProtocolViolation> {
         let all = u64::from_le_bytes(bytes);
         #[expect(clippy::cast_possible_truncation, reason = "the parts of a word")]
         let (kind, flags, seq, word) = (all as u8, (all >> 8) as u8, (all >> 16) as u16, (all >> 32) as u32);
-        let kind = Kind::of(kind).ok_or(ProtocolViolation("a frame of an unknown kind"))?;
+        let kind = FrameKind::of(kind).ok_or(ProtocolViolation("a frame of an unknown kind"))?;
         let head = Self { kind, flags, seq, word };
-        if flags & !kind.flags() != 0 || (head.has(NOTIFY) && head.has(STREAM | UPLOAD)) {
+        if flags & !kind.flags() != 0 || (head.has_flag(NOTIFY) && head.has_flag(STREAM | UPLOAD)) {
             return Err(ProtocolViolation("a frame with flags that it cannot have"));
         }
         let worded = match kind {
-            Kind::Call => true,
-            Kind::Error => Status::of(word).is_some(),
-            Kind::Refuse => (1..=u32::from(u16::MAX)).contains(&word),
-            Kind::Credit => word != 0,
+            FrameKind::Call => true,
+            FrameKind::Error => Status::of(word).is_some(),
+            FrameKind::Refuse => (1..=u32::from(u16::MAX)).contains(&word),
+            FrameKind::Credit => word != 0,
             _ => word == 0,
         };
-        if !worded || (seq != 0 && !kind.counted()) {
+        if !worded || (seq != 0 && !kind.is_sequenced()) {
             return Err(ProtocolViolation("a frame with a word that it cannot have"));
         }
         Ok(head)
@@ -232,8 +232,8 @@ const MAGIC: [u8; 8] = *b"narrows#";
 
 impl Settings {
     /// Writes them down.
-    pub fn encode(&self) -> [u8; SETTINGS] {
-        let mut bytes = [0; SETTINGS];
+    pub fn encode(&self) -> [u8; SETTINGS_LEN] {
+        let mut bytes = [0; SETTINGS_LEN];
         bytes[..8].copy_from_slice(&MAGIC);
         bytes[8..10].copy_from_slice(&self.version.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.stream_window.to_le_bytes());
@@ -246,7 +246,7 @@ impl Settings {
     /// # Errors
     ///
     /// [`ProtocolViolation`] for all that no peer of this version writes.
-    pub fn decode(bytes: &[u8; SETTINGS]) -> Result<Self, ProtocolViolation> {
+    pub fn decode(bytes: &[u8; SETTINGS_LEN]) -> Result<Self, ProtocolViolation> {
         let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let version = u16::from_le_bytes([bytes[8], bytes[9]]);
         if bytes[..8] != MAGIC || version == 0 {
@@ -264,7 +264,7 @@ impl Settings {
 
 /// What a chunk or push of `len` bytes costs of its window.
 #[inline]
-pub fn cost(len: usize) -> u32 {
+pub fn window_cost(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX).saturating_add(CHUNK_COST)
 }
 
@@ -282,7 +282,7 @@ mod tests {
                         let mut bytes = [kind, flags, 0, 0, 0, 0, 0, 0];
                         bytes[2..4].copy_from_slice(&seq.to_le_bytes());
                         bytes[4..].copy_from_slice(&word.to_le_bytes());
-                        if let Ok(head) = Head::decode(bytes) {
+                        if let Ok(head) = FrameHeader::decode(bytes) {
                             assert_eq!(head.encode(), bytes);
                             legal += 1;
                         }
@@ -300,7 +300,7 @@ mod tests {
     fn every_value_of_every_byte_of_the_settings() {
         let good = Settings { version: VERSION, stream_window: 1 << 20, push_window: MIN_WINDOW };
         assert_eq!(Settings::decode(&good.encode()), Ok(good));
-        for at in 0..SETTINGS {
+        for at in 0..SETTINGS_LEN {
             for byte in 0..=u8::MAX {
                 let mut bytes = good.encode();
                 bytes[at] = byte;
@@ -311,6 +311,6 @@ mod tests {
                 }
             }
         }
-        assert!(Settings::decode(&[0; SETTINGS]).is_err());
+        assert!(Settings::decode(&[0; SETTINGS_LEN]).is_err());
     }
 }

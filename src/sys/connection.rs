@@ -18,15 +18,15 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use super::foreign::PeerSocket;
 use super::fork_guard::ForkGuard;
-use super::lifeline::{self, MonitorHandle, PeerExit, Watched};
 use super::mapping::Mapping;
+use super::peer_monitor::{self, MonitorHandle, PeerExit, Watched};
 use super::pidfd::Pidfd;
 use super::region::Region;
 use super::socket::PeerCred;
 use super::wait_counters::WaitCounters;
 use crate::events;
 use crate::layout::{Geometry, words};
-use crate::mem::{Load, Memory, Word};
+use crate::memory::{Load, Memory, Word};
 
 /// Which end of a connection this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,25 +64,25 @@ pub(crate) struct ConnectionParts {
 pub(crate) type OnPeerGone = fn(&Mapping, &Mapping, PeerExit);
 
 /// One connection.
-pub(crate) struct Connection {
+pub(crate) struct ConnectionInner {
     region: Region,
     geometry: Geometry,
     side: Side,
     cred: PeerCred,
     first_ticket: u64,
     max_message: u64,
-    canary: ForkGuard,
-    fate: AtomicU64,
+    fork_guard: ForkGuard,
+    close_reason: AtomicU64,
     /// Sending, and receiving.
-    activities: [WaitCounters; 2],
+    wait_counters: [WaitCounters; 2],
     /// The log has been told of the end.
-    told: AtomicBool,
-    watch: OnceLock<MonitorHandle>,
-    bury: OnPeerGone,
+    end_logged: AtomicBool,
+    monitor: OnceLock<MonitorHandle>,
+    on_peer_gone: OnPeerGone,
     this: Weak<Self>,
 }
 
-impl Connection {
+impl ConnectionInner {
     /// Writes the initial words of a fresh region, before anybody else can see it.
     pub(crate) fn format(region: &Region, geometry: &Geometry, first_ticket: u64) {
         for direction in [0, 1] {
@@ -101,7 +101,7 @@ impl Connection {
     /// # Errors
     ///
     /// `InvalidInput` if the region is smaller than the geometry; what the lifeline says.
-    pub(crate) fn establish(parts: ConnectionParts, bury: OnPeerGone) -> io::Result<Arc<Self>> {
+    pub(crate) fn establish(parts: ConnectionParts, on_peer_gone: OnPeerGone) -> io::Result<Arc<Self>> {
         let ConnectionParts { region, socket, geometry, side, cred, peer, first_ticket, max_message } = parts;
         if region.len() < geometry.region_len() {
             return Err(io::Error::new(
@@ -109,33 +109,33 @@ impl Connection {
                 "the region is smaller than its geometry",
             ));
         }
-        let canary = ForkGuard::new()?;
-        let link = Arc::new_cyclic(|this: &Weak<Self>| Self {
+        let fork_guard = ForkGuard::new()?;
+        let connection = Arc::new_cyclic(|this: &Weak<Self>| Self {
             region,
             geometry,
             side,
             cred,
             first_ticket,
             max_message,
-            canary,
-            fate: AtomicU64::new(0),
-            activities: Default::default(),
-            told: AtomicBool::new(false),
-            watch: OnceLock::new(),
-            bury,
+            fork_guard,
+            close_reason: AtomicU64::new(0),
+            wait_counters: Default::default(),
+            end_logged: AtomicBool::new(false),
+            monitor: OnceLock::new(),
+            on_peer_gone,
             this: this.clone(),
         });
-        let watched: Weak<dyn Watched> = link.this.clone();
-        let watch = lifeline::watch(socket, peer, watched)?;
-        let _first = link.watch.set(watch);
-        Ok(link)
+        let watched: Weak<dyn Watched> = connection.this.clone();
+        let watch = peer_monitor::watch(socket, peer, watched)?;
+        let _first = connection.monitor.set(watch);
+        Ok(connection)
     }
 
     /// Makes sure that the end of the peer would be noticed; for a thread that waits on the connection, a few times a second
     /// at most.
     #[cold]
     pub(crate) fn check_monitor(&self) {
-        if let Some(watch) = self.watch.get() {
+        if let Some(watch) = self.monitor.get() {
             watch.check();
         }
     }
@@ -143,26 +143,26 @@ impl Connection {
     /// As [`check_monitor`](Self::check_monitor), but only whether the monitor's thread lives, which costs no system call.
     #[cold]
     pub(super) fn check_monitor_thread(&self) {
-        if let Some(watch) = self.watch.get() {
+        if let Some(watch) = self.monitor.get() {
             watch.check_thread();
         }
     }
 
     /// What knows the process that made the connection.
-    pub(crate) fn canary(&self) -> ForkGuard {
-        self.canary
+    pub(crate) fn fork_guard(&self) -> ForkGuard {
+        self.fork_guard
     }
 
     /// Whether this is still the process that made the connection, not a fork of it.
     #[inline]
     pub(crate) fn same_process(&self) -> bool {
-        self.canary.same_process()
+        self.fork_guard.same_process()
     }
 
     /// The fate, in private memory.
     #[inline]
     pub(super) fn close_reason(&self) -> &AtomicU64 {
-        &self.fate
+        &self.close_reason
     }
 
     pub(crate) fn region(&self) -> &Region {
@@ -195,24 +195,24 @@ impl Connection {
     }
 
     /// What this process has done at one direction, the outgoing one or the other.
-    pub(crate) fn activity(&self, outgoing: bool) -> &WaitCounters {
-        let [sending, receiving] = &self.activities;
+    pub(crate) fn wait_counters(&self, outgoing: bool) -> &WaitCounters {
+        let [sending, receiving] = &self.wait_counters;
         if outgoing { sending } else { receiving }
     }
 
     /// Tells the log how the connection has ended, once. What it ends has been told before: a logger may take its time.
     pub(crate) fn log_end(&self) {
-        if cfg!(feature = "log") && self.same_process() && !self.told.swap(true, Ordering::Relaxed) {
+        if cfg!(feature = "log") && self.same_process() && !self.end_logged.swap(true, Ordering::Relaxed) {
             let (out, into) = (self.side.outgoing(), 1 - self.side.outgoing());
-            let by_peer =
-                self.is_marked(out, words::CONSUMER_CLOSED) && self.is_marked(into, words::PRODUCER_CLOSED);
-            events::ended(self.cred.pid(), self.fate.load(Ordering::Acquire), by_peer);
+            let by_peer = self.is_closed_flag_set(out, words::CONSUMER_CLOSED)
+                && self.is_closed_flag_set(into, words::PRODUCER_CLOSED);
+            events::ended(self.cred.pid(), self.close_reason.load(Ordering::Acquire), by_peer);
         }
     }
 
     /// Whether the peer has marked its end of a direction, for one that may be the last to hold the link.
-    fn is_marked(&self, direction: usize, mark: usize) -> bool {
-        let at = self.geometry.direction(direction).words + mark;
+    fn is_closed_flag_set(&self, direction: usize, closed: usize) -> bool {
+        let at = self.geometry.direction(direction).words + closed;
         // SAFETY: in the region, whose size `establish` has checked, 8-aligned by the layout's const asserts, and
         // mapped as long as the link; this is no fork, by the caller.
         let word = unsafe { AtomicU64::from_ptr(self.region.base().add(at).cast().as_ptr()) };
@@ -220,18 +220,18 @@ impl Connection {
     }
 
     fn ring(&self, direction: usize) -> Option<Mapping> {
-        self.this.upgrade().map(|link| Mapping::new(link, direction))
+        self.this.upgrade().map(|connection| Mapping::new(connection, direction))
     }
 }
 
-impl Watched for Connection {
-    fn marked(&self) -> bool {
+impl Watched for ConnectionInner {
+    fn is_closed_by_peer(&self) -> bool {
         let (out, into) = (self.side.outgoing(), 1 - self.side.outgoing());
-        let mark = |direction, word| {
+        let closed = |direction, word| {
             // pairs with the Release store of the mark in `ring/`.
             self.ring(direction).is_some_and(|ring| ring.load(word, Load::Acquire) != 0)
         };
-        mark(out, Word::ConsumerClosed) && mark(into, Word::ProducerClosed)
+        closed(out, Word::ConsumerClosed) && closed(into, Word::ProducerClosed)
     }
 
     fn on_peer_exit(&self, how: PeerExit) {
@@ -239,28 +239,28 @@ impl Watched for Connection {
         let (Some(outgoing), Some(incoming)) = (self.ring(out), self.ring(into)) else {
             return;
         };
-        (self.bury)(&outgoing, &incoming, how);
+        (self.on_peer_gone)(&outgoing, &incoming, how);
     }
 }
 
-impl Drop for Connection {
+impl Drop for ConnectionInner {
     fn drop(&mut self) {
         self.log_end();
     }
 }
 
-impl AsFd for Connection {
+impl AsFd for ConnectionInner {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.watch.get().expect("a link is watched from the start").as_fd()
+        self.monitor.get().expect("a link is watched from the start").as_fd()
     }
 }
 
-impl fmt::Debug for Connection {
+impl fmt::Debug for ConnectionInner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Link")
+        f.debug_struct("ConnectionInner")
             .field("side", &self.side)
             .field("geometry", &self.geometry)
-            .field("fate", &self.fate.load(Ordering::Relaxed))
+            .field("fate", &self.close_reason.load(Ordering::Relaxed))
             .finish_non_exhaustive()
     }
 }

@@ -16,12 +16,12 @@
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::mem::Padding;
+use crate::memory::Padding;
 
 #[cfg(target_arch = "x86_64")]
-mod moves;
+mod x86_64;
 #[cfg(target_arch = "x86_64")]
-use moves::move_bytes;
+use x86_64::move_bytes;
 
 const WORD: usize = size_of::<u64>();
 

@@ -94,10 +94,10 @@ impl Epoll {
     pub(crate) fn wait<'a>(
         &self,
         events: &'a mut EpollEvents,
-        until: Option<Instant>,
+        deadline: Option<Instant>,
     ) -> io::Result<impl Iterator<Item = EpollEvent> + use<'a>> {
         loop {
-            let left = remaining(until);
+            let left = remaining(deadline);
             events.filled = 0;
             // Rounded up: rounded down, the last part of a millisecond would be spent spinning.
             let ms = i32::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX);
@@ -227,26 +227,26 @@ mod tests {
     use crate::sys::testing::in_child;
     use std::time::Duration;
 
-    fn tokens(epoll: &Epoll, until: Option<Instant>) -> Vec<u64> {
+    fn tokens(epoll: &Epoll, deadline: Option<Instant>) -> Vec<u64> {
         let mut events = EpollEvents::with_room(8);
-        epoll.wait(&mut events, until).expect("waits").map(|e| e.token).collect()
+        epoll.wait(&mut events, deadline).expect("waits").map(|e| e.token).collect()
     }
 
     #[test]
     fn events_carry_their_token_until_deleted() {
         let epoll = Epoll::new().expect("epoll");
-        let bell = Eventfd::new().expect("eventfd");
-        epoll.add(bell.as_fd(), u64::MAX, Interest::Readable).expect("adds");
+        let doorbell = Eventfd::new().expect("eventfd");
+        epoll.add(doorbell.as_fd(), u64::MAX, Interest::Readable).expect("adds");
         let start = Instant::now();
         assert!(tokens(&epoll, Some(start + Duration::from_millis(20))).is_empty());
         assert!(start.elapsed() >= Duration::from_millis(20));
-        bell.signal();
-        bell.signal();
+        doorbell.signal();
+        doorbell.signal();
         assert_eq!(tokens(&epoll, None), [u64::MAX]);
-        bell.drain();
+        doorbell.drain();
         assert!(tokens(&epoll, Some(start)).is_empty());
-        bell.signal();
-        epoll.delete(bell.as_fd()).expect("deletes");
+        doorbell.signal();
+        epoll.delete(doorbell.as_fd()).expect("deletes");
         assert!(tokens(&epoll, Some(start)).is_empty());
     }
 
@@ -271,13 +271,13 @@ mod tests {
 
     #[test]
     fn a_full_counter_still_signals() {
-        let bell = Eventfd::new().expect("eventfd");
+        let doorbell = Eventfd::new().expect("eventfd");
         let most = u64::MAX - 1;
         // SAFETY: writes 8 bytes of a local.
-        unsafe { libc::write(bell.fd.as_raw_fd(), (&raw const most).cast(), 8) };
-        bell.signal();
-        assert!(crate::sys::wait::is_readable(bell.as_fd()).expect("polls"));
-        bell.drain();
-        assert!(!crate::sys::wait::is_readable(bell.as_fd()).expect("polls"));
+        unsafe { libc::write(doorbell.fd.as_raw_fd(), (&raw const most).cast(), 8) };
+        doorbell.signal();
+        assert!(crate::sys::wait::is_readable(doorbell.as_fd()).expect("polls"));
+        doorbell.drain();
+        assert!(!crate::sys::wait::is_readable(doorbell.as_fd()).expect("polls"));
     }
 }

@@ -64,7 +64,7 @@ pub(crate) struct PeerSocket {
     // Only `None` while it is dropped.
     fd: Option<Descriptor>,
     /// `None` where the kernel has no page for it: then forks are not told apart, as nowhere else.
-    canary: Option<ForkGuard>,
+    fork_guard: Option<ForkGuard>,
 }
 
 impl PeerSocket {
@@ -78,7 +78,7 @@ impl From<OwnedFd> for PeerSocket {
     fn from(fd: OwnedFd) -> Self {
         // It fails only where the kernel has no out-of-band data on such sockets, or a filter refuses it.
         let _a_help = socket::receive_out_of_band_inline(fd.as_fd());
-        Self { fd: Some(fd.into()), canary: ForkGuard::new().ok() }
+        Self { fd: Some(fd.into()), fork_guard: ForkGuard::new().ok() }
     }
 }
 
@@ -94,7 +94,7 @@ impl Drop for PeerSocket {
         let Some(fd) = self.fd.take().and_then(Descriptor::into_owned) else {
             return;
         };
-        let ours = self.canary.is_none_or(|canary| canary.same_process());
+        let ours = self.fork_guard.is_none_or(|fork_guard| fork_guard.same_process());
         let shut = !ours || socket::shut_down(fd.as_fd()).is_ok();
         let empty = socket::queued(fd.as_fd()).is_ok_and(|bytes| bytes == 0);
         if !(shut && empty) {

@@ -64,7 +64,7 @@ impl ForkGuard {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum StaticSlot {
     /// The thread that watches peers.
-    Lifeline = 0,
+    PeerMonitor = 0,
     /// The pidfds that connections share.
     Pidfds = 1,
     /// The turns of processes that are about to be started.
@@ -256,16 +256,16 @@ mod tests {
             // As if nothing had been made in this process: the page of the tests' own process is really wiped.
             PAGE.store(ptr::null_mut(), Ordering::Release);
             KERNEL_ONLY_PRETENDS.store(true, Ordering::Relaxed);
-            let canary = ForkGuard::new().expect("canary");
+            let fork_guard = ForkGuard::new().expect("canary");
             let make = || Ok(Once(AtomicU64::new(0)));
             per_process(make).expect("made").0.store(7, Ordering::Relaxed);
             in_child(move || {
-                assert!(!canary.same_process());
+                assert!(!fork_guard.same_process());
                 assert_eq!(per_process(make).expect("anew").0.load(Ordering::Relaxed), 0);
                 let own = ForkGuard::new().expect("canary");
-                in_child(move || assert!(!own.same_process() && !canary.same_process()));
+                in_child(move || assert!(!own.same_process() && !fork_guard.same_process()));
             });
-            assert!(canary.same_process());
+            assert!(fork_guard.same_process());
         });
     }
 
@@ -281,21 +281,21 @@ mod tests {
 
     #[test]
     fn a_fork_and_its_fork_are_other_processes() {
-        let canary = ForkGuard::new().expect("canary");
-        assert!(canary.same_process());
+        let fork_guard = ForkGuard::new().expect("canary");
+        assert!(fork_guard.same_process());
         in_child(move || {
-            assert!(!canary.same_process());
+            assert!(!fork_guard.same_process());
             let own = ForkGuard::new().expect("canary");
-            assert!(own.same_process() && !canary.same_process());
+            assert!(own.same_process() && !fork_guard.same_process());
             in_child(move || {
-                assert!(!own.same_process() && !canary.same_process());
+                assert!(!own.same_process() && !fork_guard.same_process());
                 let third = ForkGuard::new().expect("canary");
                 assert!(third.same_process());
-                assert!(!own.same_process() && !canary.same_process());
+                assert!(!own.same_process() && !fork_guard.same_process());
             });
             assert!(own.same_process());
         });
-        assert!(canary.same_process());
+        assert!(fork_guard.same_process());
     }
 
     #[test]

@@ -8,12 +8,12 @@ use std::ptr;
 use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 
-use crate::mem::{Deadline, WaitResult};
+use crate::memory::{Deadline, WaitResult};
 
 /// Sleeps while `word` is 1, until woken, for at most `slice`, or until the deadline.
-pub(super) fn wait(word: &AtomicU32, until: Deadline, slice: Duration) -> WaitResult {
+pub(super) fn wait(word: &AtomicU32, deadline: Deadline, slice: Duration) -> WaitResult {
     let now = Instant::now();
-    let left = until.map(|t| t.saturating_duration_since(now));
+    let left = deadline.map(|t| t.saturating_duration_since(now));
     if left.is_some_and(|left| left.is_zero()) {
         return WaitResult::Deadline;
     }

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::connection::{Connection, ConnectionParts, OnPeerGone, Side};
+use super::connection::{ConnectionInner, ConnectionParts, OnPeerGone, Side};
 use super::memfd;
 use super::region::Region;
 use super::socket::{self, PeerCred};
@@ -19,7 +19,7 @@ use crate::layout::Geometry;
 /// One end of a connection, its pages, and the socket of a peer that does nothing.
 #[derive(Debug)]
 pub(crate) struct FuzzRegion {
-    link: Arc<Connection>,
+    connection: Arc<ConnectionInner>,
     _theirs: OwnedFd,
     one_thread: PhantomData<Cell<()>>,
 }
@@ -34,7 +34,7 @@ impl FuzzRegion {
         geometry: Geometry,
         side: Side,
         (first_ticket, max_message): (u64, u64),
-        bury: OnPeerGone,
+        on_peer_gone: OnPeerGone,
     ) -> io::Result<Self> {
         let len = geometry.region_len();
         let memfd = memfd::create(len)?;
@@ -54,36 +54,44 @@ impl FuzzRegion {
             first_ticket,
             max_message,
         };
-        Ok(Self { link: Connection::establish(parts, bury)?, _theirs: theirs, one_thread: PhantomData })
+        Ok(Self {
+            connection: ConnectionInner::establish(parts, on_peer_gone)?,
+            _theirs: theirs,
+            one_thread: PhantomData,
+        })
     }
 
     /// The connection.
-    pub(crate) fn link(&self) -> &Arc<Connection> {
-        &self.link
+    pub(crate) fn connection(&self) -> &Arc<ConnectionInner> {
+        &self.connection
     }
 
     /// What became of the connection, in private memory.
-    pub(crate) fn fate(&self) -> u64 {
-        self.link.close_reason().load(Ordering::Relaxed)
+    pub(crate) fn reason(&self) -> u64 {
+        self.connection.close_reason().load(Ordering::Relaxed)
     }
 
     /// Zeroes all pages, and the connection lives again.
     pub(crate) fn reset(&self) {
-        let region = self.link.region();
+        let region = self.connection.region();
         // SAFETY: the whole region, which the link keeps; the peer does nothing, and the runs of one
         // thread, whose alone this is (it is not `Sync`), come one after the other.
         unsafe { region.base().as_ptr().write_bytes(0, region.len()) };
-        self.link.close_reason().store(0, Ordering::Relaxed);
+        self.connection.close_reason().store(0, Ordering::Relaxed);
     }
 
     /// Formats the pages as for a new connection.
     pub(crate) fn format(&self) {
-        Connection::format(self.link.region(), &self.link.geometry(), self.link.first_ticket());
+        ConnectionInner::format(
+            self.connection.region(),
+            &self.connection.geometry(),
+            self.connection.first_ticket(),
+        );
     }
 
     /// Overwrites the word that this byte is in, if there is one.
     pub(crate) fn put(&self, at: usize, value: u64) {
-        let (region, at) = (self.link.region(), at / 8 * 8);
+        let (region, at) = (self.connection.region(), at / 8 * 8);
         if at < region.len() {
             // SAFETY: inside, since the region has whole pages, and 8-aligned.
             let word = unsafe { AtomicU64::from_ptr(region.base().add(at).cast().as_ptr()) };
@@ -93,7 +101,7 @@ impl FuzzRegion {
 
     /// Copies all pages.
     pub(crate) fn read(&self, into: &mut Vec<u8>) {
-        let region = self.link.region();
+        let region = self.connection.region();
         into.resize(region.len(), 0);
         // SAFETY: as for `reset`; `into` is private and has as many bytes.
         unsafe { region.base().as_ptr().copy_to_nonoverlapping(into.as_mut_ptr(), region.len()) };

@@ -19,12 +19,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::connection::Connection;
+use super::connection::ConnectionInner;
 use super::futex;
 use super::raw_span::RawSpan;
 use super::wait_counters::WaitCounters;
 use crate::layout::words;
-use crate::mem::{Deadline, Flag, Memory, Span, WaitResult, forward_memory};
+use crate::memory::{Deadline, Flag, Memory, Span, WaitResult, forward_memory};
 use view::MappingView;
 
 const FIRST_SLICE: Duration = Duration::from_millis(100);
@@ -36,12 +36,12 @@ pub(crate) struct Mapping {
     words: NonNull<u8>,
     slots: NonNull<u8>,
     arena: NonNull<u8>,
-    twin: NonNull<u8>,
+    peer_flag: NonNull<u8>,
     mask: u64,
     arena_len: usize,
-    urgent_mask: u32,
+    oob_mask: u32,
     outgoing: bool,
-    link: Arc<Connection>,
+    connection: Arc<ConnectionInner>,
 }
 
 // SAFETY: the pointers lead into the mapping that `link` keeps; it is not bound to a thread, and all
@@ -59,10 +59,10 @@ pub(crate) enum RingRole {
 
 impl Mapping {
     /// The view of one direction (0 or 1) of a connection.
-    pub(crate) fn new(link: Arc<Connection>, direction: usize) -> Self {
-        let geometry = link.geometry();
+    pub(crate) fn new(connection: Arc<ConnectionInner>, direction: usize) -> Self {
+        let geometry = connection.geometry();
         let (this, other) = (geometry.direction(direction), geometry.direction(1 - direction.min(1)));
-        let base = link.region().base();
+        let base = connection.region().base();
         // SAFETY: all four offsets are less than `region_len`, which `Link::establish` has checked
         // against the region.
         let at = |offset| unsafe { base.add(offset) };
@@ -70,18 +70,18 @@ impl Mapping {
             words: at(this.words),
             slots: at(this.slots),
             arena: at(this.arena),
-            twin: at(other.words + words::CONSUMER_FLAG),
+            peer_flag: at(other.words + words::CONSUMER_FLAG),
             mask: u64::from(geometry.slots()) - 1,
             arena_len: usize::try_from(geometry.arena()).unwrap_or(0),
-            urgent_mask: geometry.oob() - 1,
-            outgoing: direction == link.side().outgoing(),
-            link,
+            oob_mask: geometry.oob() - 1,
+            outgoing: direction == connection.side().outgoing(),
+            connection,
         }
     }
 
     /// The connection that this is one direction of.
-    pub(crate) fn link(&self) -> &Arc<Connection> {
-        &self.link
+    pub(crate) fn connection(&self) -> &Arc<ConnectionInner> {
+        &self.connection
     }
 
     /// Says on which CPU this side is; a hint for the peer.
@@ -107,7 +107,7 @@ impl Mapping {
 
     /// What this process has done at this direction.
     pub(crate) fn activity(&self) -> &WaitCounters {
-        self.link.activity(self.outgoing)
+        self.connection.wait_counters(self.outgoing)
     }
 
     /// Bytes of a span in place, or nothing if they are not in this memory.
@@ -120,16 +120,16 @@ impl Mapping {
 
     #[inline(always)]
     fn view(&self) -> MappingView<'_> {
-        let Self { words, slots, arena, twin, mask, arena_len, urgent_mask, .. } = *self;
+        let Self { words, slots, arena, peer_flag, mask, arena_len, oob_mask, .. } = *self;
         MappingView {
             words,
             slots,
             arena,
-            twin,
+            peer_flag,
             mask,
             arena_len,
-            urgent_mask,
-            fate: self.link.close_reason(),
+            oob_mask,
+            reason: self.connection.close_reason(),
             whole: self,
         }
     }
@@ -173,11 +173,12 @@ impl Memory for Mapping {
         slots, arena, load_slot, store_slot, load, store, load_flag, fence, copy_in, copy_out,
     }
 
-    fn set_close_reason(&self, fate: u64) -> u64 {
-        failpoint!("settle");
+    fn set_close_reason(&self, reason: u64) -> u64 {
+        failpoint!("set the close reason");
         // pairs with the Acquire loads of Fate in `ring/`.
-        match self.link.close_reason().compare_exchange(0, fate, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => fate,
+        match self.connection.close_reason().compare_exchange(0, reason, Ordering::AcqRel, Ordering::Acquire)
+        {
+            Ok(_) => reason,
             Err(stands) => stands,
         }
     }
@@ -193,20 +194,20 @@ impl Memory for Mapping {
         self.flag(flag).swap(0, Ordering::Relaxed)
     }
 
-    fn wait(&self, flag: Flag, until: Deadline, patience: u32) -> WaitResult {
+    fn wait(&self, flag: Flag, deadline: Deadline, patience: u32) -> WaitResult {
         self.activity().count_sleep();
         let slice = FIRST_SLICE * (1 << patience.min(LONGEST_DOUBLING));
         failpoint!("wait");
         #[cfg(feature = "testing")]
         let began = futex::monotonic_now();
-        let woke = futex::wait(self.flag(flag), until, slice);
+        let woke = futex::wait(self.flag(flag), deadline, slice);
         failpoint!("woken");
         match woke {
             WaitResult::Early => {}
             // A caller with a short timeout may never sleep through a slice.
-            WaitResult::Deadline => self.link.check_monitor_thread(),
+            WaitResult::Deadline => self.connection.check_monitor_thread(),
             WaitResult::Slice => {
-                self.link.check_monitor();
+                self.connection.check_monitor();
                 #[cfg(feature = "testing")]
                 self.slept_through(flag, began, slice);
             }
@@ -214,8 +215,8 @@ impl Memory for Mapping {
         woke
     }
 
-    fn back_off(&self, until: Deadline) {
-        let left = until.map_or(BACK_OFF, |t| t.saturating_duration_since(Instant::now()));
+    fn back_off(&self, deadline: Deadline) {
+        let left = deadline.map_or(BACK_OFF, |t| t.saturating_duration_since(Instant::now()));
         std::thread::sleep(left.min(BACK_OFF));
     }
 
@@ -239,14 +240,14 @@ impl Memory for Mapping {
         self.note(flag, upto);
     }
 
-    fn has_expired(&self, until: Deadline) -> bool {
-        until.is_some_and(|t| Instant::now() >= t)
+    fn has_expired(&self, deadline: Deadline) -> bool {
+        deadline.is_some_and(|t| Instant::now() >= t)
     }
 }
 
 impl fmt::Debug for Mapping {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Mapping").field("link", &self.link).finish_non_exhaustive()
+        f.debug_struct("Mapping").field("link", &self.connection).finish_non_exhaustive()
     }
 }
 

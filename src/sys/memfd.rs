@@ -278,20 +278,20 @@ mod tests {
         fd
     }
 
-    fn judge(fd: &impl AsFd) -> Result<(), BadMemfd> {
+    fn check(fd: &impl AsFd) -> Result<(), BadMemfd> {
         verify(fd.as_fd(), LEN)
     }
 
     #[test]
     fn what_we_make_passes() {
         let fd = create(LEN).expect("memfd");
-        assert_eq!(judge(&fd), Err(BadMemfd::MissingSeals));
+        assert_eq!(check(&fd), Err(BadMemfd::MissingSeals));
         seal_size(fd.as_fd()).expect("seals");
-        assert_eq!(judge(&fd), Ok(()));
+        assert_eq!(check(&fd), Ok(()));
         assert!(!has_all_seals(fd.as_fd()).expect("asks"));
         seal_mappings(fd.as_fd()).expect("seals");
         assert!(has_all_seals(fd.as_fd()).expect("asks"));
-        assert_eq!(judge(&fd), Err(BadMemfd::WriteSealed));
+        assert_eq!(check(&fd), Err(BadMemfd::WriteSealed));
         assert!(seal_size(fd.as_fd()).is_err() && seal_mappings(fd.as_fd()).is_err(), "sealed against seals");
     }
 
@@ -315,7 +315,7 @@ mod tests {
             (memfd(SEALABLE, 1 << 60, SIZE), wrong(1 << 60)),
         ];
         for (fd, reason) in &table {
-            assert_eq!(judge(fd), Err(*reason), "{reason}");
+            assert_eq!(check(fd), Err(*reason), "{reason}");
         }
     }
 
@@ -351,7 +351,7 @@ mod tests {
             assert_eq!(unsafe { libc::ftruncate(fd.as_raw_fd(), len) }, -1);
             assert_eq!(io::Error::last_os_error().raw_os_error(), Some(libc::EPERM));
         }
-        assert_eq!(judge(&fd), Ok(()));
+        assert_eq!(check(&fd), Ok(()));
     }
 
     /// The error number of a call that returns -1, or 0.

@@ -41,13 +41,13 @@ pub(crate) mod fork_guard;
 mod futex;
 #[cfg(feature = "testing")]
 pub(crate) mod fuzz_region;
-pub(crate) mod lifeline;
 #[cfg(feature = "testing")]
 pub mod lost_wakeup_check;
 pub(crate) mod mapping;
 pub(crate) mod memfd;
 pub(crate) mod offload;
 pub(crate) mod path;
+pub(crate) mod peer_monitor;
 pub(crate) mod pidfd;
 pub mod probe;
 mod procfs;

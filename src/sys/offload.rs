@@ -217,9 +217,9 @@ mod tests {
             for number in 0..MOST_WORKING {
                 let reader = reader.try_clone().expect("a copy");
                 // One is not left at its deadline, but since its caller is cancelled.
-                let until = if number == 0 { far } else { soon() };
+                let deadline = if number == 0 { far } else { soon() };
                 let blocked = within(
-                    until,
+                    deadline,
                     || number == 0,
                     move || {
                         crate::sys::wait::wait_ready(

@@ -89,7 +89,7 @@ pub fn wipe_on_fork() -> io::Result<bool> {
 ///
 /// Why the monitor cannot be started.
 pub fn monitor_scheduling() -> io::Result<Option<String>> {
-    Ok(super::lifeline::not_reset()?.map(|reason| reason.to_string()))
+    Ok(super::peer_monitor::not_reset()?.map(|reason| reason.to_string()))
 }
 
 /// As [`memory`], step by step: `before` gets the system calls of each step before they are made, so that a program that a

@@ -32,7 +32,7 @@ pub(crate) struct Region {
     map: ManuallyDrop<MmapRaw>,
     /// The number of the file, if there is one.
     inode: Option<u64>,
-    canary: ForkGuard,
+    fork_guard: ForkGuard,
 }
 
 impl Region {
@@ -108,13 +108,13 @@ impl Region {
         // first byte that is written would take 2 MiB. A kernel built without huge pages answers EINVAL: fine as well.
         let _ = map.advise(Advice::NoHugePage);
         failpoint!("madvise");
-        Ok(Self { inode: None, canary: ForkGuard::new()?, map: ManuallyDrop::new(map) })
+        Ok(Self { inode: None, fork_guard: ForkGuard::new()?, map: ManuallyDrop::new(map) })
     }
 }
 
 impl Drop for Region {
     fn drop(&mut self) {
-        if self.canary.same_process() {
+        if self.fork_guard.same_process() {
             // SAFETY: dropped here only, and `self.map` is not used afterwards.
             unsafe { ManuallyDrop::drop(&mut self.map) };
             failpoint!("munmap");

@@ -34,14 +34,14 @@ pub(crate) enum Readiness {
 pub(crate) fn wait_ready(
     fd: BorrowedFd<'_>,
     readiness: Readiness,
-    until: Option<Instant>,
+    deadline: Option<Instant>,
 ) -> io::Result<bool> {
     let events = match readiness {
         Readiness::Readable => libc::POLLIN,
         Readiness::Writable => libc::POLLOUT,
     };
     loop {
-        let left = remaining(until);
+        let left = remaining(deadline);
         if poll_once(fd, events, left)? {
             return Ok(true);
         }
@@ -57,8 +57,8 @@ pub(crate) fn is_readable(fd: BorrowedFd<'_>) -> io::Result<bool> {
 }
 
 /// Time left for one sleep: nothing once the deadline has passed, and never more than [`SLICE`].
-pub(crate) fn remaining(until: Option<Instant>) -> Duration {
-    until.map_or(SLICE, |end| end.saturating_duration_since(Instant::now()).min(SLICE))
+pub(crate) fn remaining(deadline: Option<Instant>) -> Duration {
+    deadline.map_or(SLICE, |end| end.saturating_duration_since(Instant::now()).min(SLICE))
 }
 
 /// The longest single sleep: every number of it fits into every C type that holds one.

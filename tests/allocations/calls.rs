@@ -10,7 +10,7 @@
 use std::thread;
 
 use crate::asked_by_all;
-use crate::support::{Watchdog, alone, say};
+use crate::support::{Watchdog, alone, log};
 use narrows::{Options, SharedMemoryClient, SharedMemoryServer, WaitStrategy};
 
 const INLINE: u32 = 1;
@@ -54,7 +54,7 @@ fn the_steady_state_of_calls_allocates_nothing() {
         served.join().expect("no panic");
     }
     assert!(wrong.is_empty(), "allocations in 1000 calls: {wrong:#?}");
-    say("no allocations in 16 x 1000 calls");
+    log("no allocations in 16 x 1000 calls");
 }
 
 /// Allocations in a thousand calls, once a hundred have filled the buffers: the least of three times, since the test's

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::asked_by;
-use crate::support::{Kept, LONG, Watchdog, echo, me, role, say, told};
+use crate::support::{Kept, LONG, Watchdog, argument, echo, log, me, role};
 use narrows::{Options, SharedMemoryListener, SharedMemoryStream, WaitStrategy};
 
 /// All ways to send and receive, with nobody asleep.
@@ -107,7 +107,7 @@ fn two_threads_that_spin_make_no_sleeps() {
 fn the_kernel_sees_nothing_of_the_steady_state() {
     const NAME: &str = "the_kernel_sees_nothing_of_the_steady_state";
     if role().is_some() {
-        let rounds: usize = told().parse().expect("a number");
+        let rounds: usize = argument().parse().expect("a number");
         let (mut a, mut b) = SharedMemoryStream::pair().expect("pair");
         let (mut into, long) = (Vec::with_capacity(2_000_000), vec![5; 900_000]);
         for _ in 0..rounds {
@@ -118,7 +118,7 @@ fn the_kernel_sees_nothing_of_the_steady_state() {
     let _watchdog = Watchdog::new(NAME);
     let strace = Command::new("strace").arg("-V").stdout(Stdio::null()).status();
     if !strace.is_ok_and(|status| status.success()) {
-        return say("strace is not here: the count of system calls is skipped");
+        return log("strace is not here: the count of system calls is skipped");
     }
     let calls = |rounds: usize| {
         let folder = tempfile::tempdir().expect("directory");
@@ -136,7 +136,7 @@ fn the_kernel_sees_nothing_of_the_steady_state() {
     };
     let ((few, _), (many, text)) = (calls(10), calls(1010));
     let messages = 1000 * 7 * 11;
-    say(&format!("{few} system calls in all, and {many} with {messages} messages more"));
+    log(&format!("{few} system calls in all, and {many} with {messages} messages more"));
     assert!(many < few + 200, "{messages} messages made system calls:\n{text}");
 }
 
@@ -162,7 +162,7 @@ fn memory_is_touched_only_as_needed() {
     match role().as_deref() {
         // Other tests' connections would count: once more, alone in a process.
         None => return assert!(Kept::start(&mut me(NAME, "alone", "")).wait().success()),
-        Some("echo") => return echo(SharedMemoryStream::connect(told()).expect("connects")),
+        Some("echo") => return echo(SharedMemoryStream::connect(argument()).expect("connects")),
         Some(_) => {}
     }
     let _watchdog = Watchdog::new(NAME);
@@ -179,7 +179,7 @@ fn memory_is_touched_only_as_needed() {
         stream.recv_into(&mut buffer).expect("receives");
     }
     let used = touched();
-    say(&format!(
+    log(&format!(
         "{idle} KiB touched by a connection that carried nothing, {used} KiB after 10000 small round trips"
     ));
     assert!(idle <= 32, "{idle} KiB");

@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::support::fork_server::{self, ForkServer, Report};
-use crate::support::{Kept, LONG, Watchdog, fill, index_of, me, reach, role, say, sys, told};
+use crate::support::{Kept, LONG, Watchdog, argument, fill, index_of, log, me, reach, role, sys};
 use counts::Counts;
 use narrows::{
     Options, Receiver, RecvError, RecvTimeoutError, SendTimeoutError, Sender, SharedMemoryListener,
@@ -30,10 +30,10 @@ use narrows::{
 struct Round {
     seed: u64,
     /// Who is killed sends; who is killed receives; both may hold.
-    victim_sends: bool,
-    victim_receives: bool,
+    subject_sends: bool,
+    subject_receives: bool,
     /// Who is killed is the server.
-    victim_serves: bool,
+    subject_serves: bool,
     long: bool,
     tiny: bool,
 }
@@ -44,9 +44,9 @@ impl Round {
         let way = random.u8(0..3);
         Self {
             seed,
-            victim_sends: way != 1,
-            victim_receives: way != 0,
-            victim_serves: random.u8(0..4) == 0,
+            subject_sends: way != 1,
+            subject_receives: way != 0,
+            subject_serves: random.u8(0..4) == 0,
             long: random.u8(0..3) == 0,
             tiny: random.bool(),
         }
@@ -70,7 +70,7 @@ impl Round {
 fn survivors_of_a_kill_keep_an_intact_prefix_and_are_told() {
     if role().is_some() {
         return fork_server::serve(|seed| {
-            victim(Round::new(seed.parse().expect("a number")), Path::new(&told()))
+            subject(Round::new(seed.parse().expect("a number")), Path::new(&argument()))
         });
     }
     let number = |name| std::env::var(name).ok().and_then(|it| it.parse().ok());
@@ -90,7 +90,7 @@ fn survivors_of_a_kill_keep_an_intact_prefix_and_are_told() {
     let rate = kills as f64 / took.as_secs_f64();
     // Else nothing was shown: too early a kill leaves nothing to lose.
     assert!(kills < 100 || counts.has_seen_all(), "{counts}");
-    say(&format!("{kills} kills in {took:.1?} ({rate:.0}/s), 0 torn or lost messages seen; {counts}"));
+    log(&format!("{kills} kills in {took:.1?} ({rate:.0}/s), 0 torn or lost messages seen; {counts}"));
 }
 
 /// Kills that go on at once: most of a round is waiting.
@@ -111,7 +111,7 @@ fn one_after_the_other(seeds: impl Iterator<Item = u64>, counts: &Counts) {
     for seed in seeds {
         let round = Round::new(seed);
         fork_server.order(&seed.to_string());
-        let stream = if round.victim_serves {
+        let stream = if round.subject_serves {
             reach(&after.with_extension(seed.to_string()), &Options::new())
         } else {
             take(&listener)
@@ -127,18 +127,18 @@ fn take(listener: &SharedMemoryListener) -> SharedMemoryStream {
 }
 
 fn survive(round: Round, stream: SharedMemoryStream, counts: &Counts) {
-    let victim = i32::try_from(stream.peer_cred().pid()).expect("a pid");
+    let subject = i32::try_from(stream.peer_cred().pid()).expect("a pid");
     let delay = Duration::from_micros(fastrand::Rng::with_seed(!round.seed).u64(0..LATEST));
     let (mut sender, mut receiver) = stream.split();
     let killed = OnceLock::new();
     std::thread::scope(|s| {
-        if round.victim_receives {
+        if round.subject_receives {
             s.spawn(|| send_until_death(round, &mut sender, counts, &killed));
         }
         s.spawn(|| {
             std::thread::sleep(delay);
             killed.get_or_init(Instant::now);
-            sys::kill(victim, libc::SIGKILL);
+            sys::kill(subject, libc::SIGKILL);
         });
         receive_until_death(round, &mut receiver, counts, &killed);
     });
@@ -162,7 +162,7 @@ fn send_until_death(round: Round, sender: &mut Sender, counts: &Counts, killed: 
             Err(error) => panic!("{round:?}: sending {index}: {error:?}"),
         };
     }
-    counts.told(killed);
+    counts.argument(killed);
     assert!(sender.is_disconnected());
     assert_eq!(sender.send_timeout(b"again", LONG), Err(SendTimeoutError::PeerDied), "{round:?}");
 }
@@ -181,14 +181,14 @@ fn receive_until_death(round: Round, receiver: &mut Receiver, counts: &Counts, k
             Err(error) => panic!("{round:?}: after {next} messages: {error:?}"),
         }
     }
-    assert!(round.victim_sends || next == 0);
+    assert!(round.subject_sends || next == 0);
     counts.received.fetch_add(next, Ordering::Relaxed);
-    counts.told(killed);
+    counts.argument(killed);
     assert_eq!(receiver.recv(&mut [0; 8]), Err(RecvError::PeerDied), "{round:?}");
 }
 
-fn victim(round: Round, path: &Path) -> i32 {
-    let stream = if round.victim_serves {
+fn subject(round: Round, path: &Path) -> i32 {
+    let stream = if round.subject_serves {
         let own: PathBuf = path.with_file_name("victim").with_extension(round.seed.to_string());
         let listener = round.options().bind(own).expect("binds");
         let stream = take(&listener);
@@ -199,10 +199,10 @@ fn victim(round: Round, path: &Path) -> i32 {
     };
     let (mut sender, mut receiver) = stream.split();
     std::thread::scope(|s| {
-        if round.victim_sends {
+        if round.subject_sends {
             s.spawn(|| send_for_ever(round, &mut sender));
         }
-        if round.victim_receives {
+        if round.subject_receives {
             receive_for_ever(round, &mut receiver);
         }
     });
@@ -298,7 +298,7 @@ fn closed_and_died_are_told_apart() {
                 "{role}: {end:?}"
             ),
         }
-        say(&format!("{role}: {end:?}"));
+        log(&format!("{role}: {end:?}"));
         child.wait();
     }
 }
@@ -308,14 +308,15 @@ fn the_child_is_told_of_its_parents_death() {
     const NAME: &str = "the_child_is_told_of_its_parents_death";
     match role().as_deref() {
         Some("parent") => {
-            let (child, mut stream) = SharedMemoryStream::spawn(me(NAME, "child", &told())).expect("spawns");
+            let (child, mut stream) =
+                SharedMemoryStream::spawn(me(NAME, "child", &argument())).expect("spawns");
             stream.send(b"last").expect("sends");
             std::mem::forget(child);
             std::thread::sleep(LONG);
         }
         Some(_) => {
             let mut stream = SharedMemoryStream::from_parent().expect("handed over");
-            let mut report = SharedMemoryStream::connect(told()).expect("connects");
+            let mut report = SharedMemoryStream::connect(argument()).expect("connects");
             let first = stream.recv_timeout(&mut [0; 8], LONG).map(|it| it.len);
             report.send(format!("{first:?}").as_bytes()).expect("sends");
             let second = stream.recv_timeout(&mut [0; 8], LONG).map(|it| it.len);

@@ -24,11 +24,11 @@ use std::time::{Duration, Instant};
 
 use crate::support::fork_server::{self, ForkServer, Report};
 use crate::support::{
-    LONG, Watchdog, alone, descriptors, eventually, mappings, role, say, sys, threads, told,
+    LONG, Watchdog, alone, argument, descriptors, eventually, log, mappings, role, sys, threads,
 };
 use narrows::internal::failpoint::{self, Action};
 use narrows::{RecvTimeoutError, SendTimeoutError, SharedMemoryListener, SharedMemoryStream};
-use scenario::{FROM_VICTIM, SLICE, Seen, options, suffer, survive};
+use scenario::{FROM_SUBJECT, SLICE, Seen, options, suffer, survive};
 
 const NAME: &str = "a_survivor_is_told_whatever_the_step";
 /// What a victim returns that came to its end.
@@ -42,12 +42,12 @@ const STEPS: [&str; 5] = [
     "socket|fchmod|bind|setsockopt|listen|connect|accept4|getsockopt|open the directory|flock|fstatat|\
      eventfd|epoll_create1|epoll_ctl|epoll_wait|epoll_ctl(DEL)|unlinkat",
     "send|recv|getrlimit|memfd_create|ftruncate|mmap|madvise|format|fcntl(F_ADD_SEALS)|\
-     fcntl(F_GET_SEALS)|sendmsg|recvmsg|start the lifeline|watch",
+     fcntl(F_GET_SEALS)|sendmsg|recvmsg|start the peer monitor|watch",
     "store stamp|copy in|copy in, half done|store control|store tag|load stamp|load control|load tag|\
      copy out|store head|load head|load fate|load producer mark|load consumer mark",
     "fence|load flag|store flag|take flag|store wanted|load wanted|wait|woken|wake consumer|\
      wake producer|wake twin|futex wake",
-    "settle|mark producer|mark consumer|unwatch|close the socket|munmap",
+    "set the close reason|mark producer|mark consumer|unwatch|close the socket|munmap",
 ];
 
 /// One lane: who is the victim, and how its connection ends.
@@ -70,7 +70,7 @@ fn a_survivor_is_told_whatever_the_step() {
         return;
     }
     if role().is_some() {
-        return fork_server::serve(|order| victim(order, Path::new(&told())));
+        return fork_server::serve(|order| subject(order, Path::new(&argument())));
     }
     let _watchdog = Watchdog::within(NAME, Duration::from_secs(300));
     let began = Instant::now();
@@ -84,11 +84,11 @@ fn a_survivor_is_told_whatever_the_step() {
     let same = || held() == before;
     assert!(eventually(same), "descriptors, mappings, threads: {before:?} before, {:?} now", held());
     for (lane, (tally, _)) in LANES.iter().zip(&tallies) {
-        say(&format!("{lane:?}: {tally}"));
+        log(&format!("{lane:?}: {tally}"));
     }
     let ends: u64 = tallies.iter().map(|(tally, _)| tally.ends()).sum();
     let steps: BTreeSet<_> = tallies.iter().flat_map(|(_, steps)| steps.clone()).collect();
-    say(&format!("{ends} ends at {} steps, in {:.1?}", steps.len(), began.elapsed()));
+    log(&format!("{ends} ends at {} steps, in {:.1?}", steps.len(), began.elapsed()));
     // Were a failpoint lost, nothing else would miss it.
     let forgotten: Vec<_> =
         STEPS.iter().flat_map(|part| part.split('|')).filter(|step| !steps.contains(*step)).collect();
@@ -148,7 +148,7 @@ const ALIVE: i64 = i64::MAX;
 
 impl News {
     /// Listens, and sends on who was stopped once the survivor has felt it, or had the time to.
-    fn hear(&self, reports: &Reports<Report>) {
+    fn receive(&self, reports: &Reports<Report>) {
         for report in reports {
             match report {
                 Report::Over(code) => self.over.store(code.into(), Ordering::SeqCst),
@@ -167,9 +167,9 @@ impl News {
     fn resume(&self, pid: i32) {
         // The first may have begun before the stop.
         let enough = self.timeouts.load(Ordering::SeqCst) + 2;
-        let until = Instant::now() + SLICE * 20;
+        let deadline = Instant::now() + SLICE * 20;
         let felt = || self.timeouts.load(Ordering::SeqCst) >= enough;
-        while !felt() && Instant::now() < until {
+        while !felt() && Instant::now() < deadline {
             sleep(SLICE / 4);
         }
         self.felt.fetch_add(felt().into(), Ordering::SeqCst);
@@ -195,7 +195,7 @@ struct Survivor {
     lane: Lane,
     listener: SharedMemoryListener,
     fork_server: ForkServer,
-    news: Arc<News>,
+    step: Arc<News>,
 }
 
 /// All that one lane is about: what was seen, and the steps.
@@ -203,10 +203,10 @@ fn each_step(lane: Lane) -> (Tally, BTreeSet<String>) {
     let folder = tempfile::tempdir().expect("directory");
     let listener = options().bind(folder.path().join("survivor")).expect("binds");
     let mut fork_server = ForkServer::start(NAME, folder.path().to_str().expect("plain"));
-    let news = Arc::new(News::default());
-    let (hears, reports) = (Arc::clone(&news), fork_server.reports());
-    let hearing = std::thread::spawn(move || hears.hear(&reports));
-    let survivor = Survivor { lane, listener, fork_server, news };
+    let step = Arc::new(News::default());
+    let (hears, reports) = (Arc::clone(&step), fork_server.reports());
+    let hearing = std::thread::spawn(move || hears.receive(&reports));
+    let survivor = Survivor { lane, listener, fork_server, step };
     let steps = survivor.record();
     let mut tally = Tally { steps: steps.len(), ..Tally::default() };
     for act in [Action::Kill, Action::Exit, Action::Stop] {
@@ -217,7 +217,7 @@ fn each_step(lane: Lane) -> (Tally, BTreeSet<String>) {
         }
     }
     assert!(tally.felt > 0 && tally.early > 0 && tally.torn > 0, "{lane:?}: {tally:?}");
-    let ever = survivor.news.ever.lock().expect("whole").clone();
+    let ever = survivor.step.ever.lock().expect("whole").clone();
     survivor.fork_server.end();
     hearing.join().expect("heard all");
     (tally, ever)
@@ -239,8 +239,8 @@ impl Survivor {
         let mut steps: Option<BTreeMap<String, u64>> = None;
         for _ in 0..RECORDINGS {
             let (seen, _) = self.run("record");
-            assert_eq!(seen.expect("connects").received, FROM_VICTIM, "{:?}", self.lane);
-            let passed = self.news.passed.lock().expect("whole").clone();
+            assert_eq!(seen.expect("connects").received, FROM_SUBJECT, "{:?}", self.lane);
+            let passed = self.step.passed.lock().expect("whole").clone();
             let least = |(step, count): (String, u64)| Some((step.clone(), count.min(*passed.get(&step)?)));
             steps = Some(match steps {
                 None => passed,
@@ -256,7 +256,7 @@ impl Survivor {
         // Where the scheduler decides, a passing may not come; the first must, sooner or later.
         for _ in 0..if nth == 1 { 20 } else { 3 } {
             let (seen, over) = self.run(&format!("{act:?}\t{nth}\t{step}"));
-            let stopped = self.news.stops.load(Ordering::SeqCst) == 1;
+            let stopped = self.step.stops.load(Ordering::SeqCst) == 1;
             if over == i64::from(THROUGH) && !stopped {
                 continue; // It did not come to that passing.
             }
@@ -266,12 +266,12 @@ impl Survivor {
                 Action::Stop => (THROUGH.into(), true),
             };
             assert_eq!((over, stopped), right, "{what}");
-            tally.count(act, self.news.felt.load(Ordering::SeqCst));
+            tally.count(act, self.step.felt.load(Ordering::SeqCst));
             match seen {
-                Some(seen) => tally.torn += judge(&seen, act, &what),
+                Some(seen) => tally.torn += check(&seen, act, &what),
                 None => {
                     tally.early += 1;
-                    assert_eq!(self.news.connected.load(Ordering::SeqCst), 0, "{what}: no connection");
+                    assert_eq!(self.step.connected.load(Ordering::SeqCst), 0, "{what}: no connection");
                 }
             }
             return;
@@ -282,17 +282,17 @@ impl Survivor {
 
     /// Plays the scenario with one victim: what was seen, if they ever connected, and its end.
     fn run(&self, order: &str) -> (Option<Seen>, i64) {
-        self.news.reset();
+        self.step.reset();
         self.fork_server.order(&format!("{}\t{}\t{order}", self.lane.serves, self.lane.closes));
         let stream = if self.lane.serves { self.reach() } else { self.take() };
-        let seen = stream.map(|stream| survive(stream, &self.news.timeouts));
-        assert!(eventually(|| self.news.is_over()), "{order}: the victim hangs");
-        (seen, self.news.over.load(Ordering::SeqCst))
+        let seen = stream.map(|stream| survive(stream, &self.step.timeouts));
+        assert!(eventually(|| self.step.is_over()), "{order}: the victim hangs");
+        (seen, self.step.over.load(Ordering::SeqCst))
     }
 
     fn take(&self) -> Option<SharedMemoryStream> {
         loop {
-            let last = self.news.is_over();
+            let last = self.step.is_over();
             match self.listener.accept_timeout(SLICE) {
                 Ok(stream) => return Some(stream),
                 Err(_) if last => return None,
@@ -304,7 +304,7 @@ impl Survivor {
     fn reach(&self) -> Option<SharedMemoryStream> {
         let path = self.listener.local_path().with_file_name("victim");
         loop {
-            let last = self.news.is_over();
+            let last = self.step.is_over();
             match options().connect_timeout(&path, LONG) {
                 Ok(stream) => return Some(stream),
                 Err(_) if last => return None,
@@ -326,12 +326,12 @@ impl Tally {
 }
 
 /// Whether the ends are those that the marks and the act ask for; returns the torn slots.
-fn judge(seen: &Seen, act: Action, what: &str) -> u64 {
+fn check(seen: &Seen, act: Action, what: &str) -> u64 {
     let &Seen { received, incoming, outgoing, pages, consumer_closed } = seen;
     let all = format!("{what}: {seen:?}");
     assert_eq!(pages.unread, 0, "{all}");
     let through = act == Action::Stop;
-    assert!(!through || received == FROM_VICTIM, "{all}");
+    assert!(!through || received == FROM_SUBJECT, "{all}");
     match incoming {
         RecvTimeoutError::Disconnected => assert!(pages.producer_closed || act == Action::Exit, "{all}"),
         RecvTimeoutError::PeerDied => assert!(!pages.producer_closed && !through, "{all}"),
@@ -346,7 +346,7 @@ fn judge(seen: &Seen, act: Action, what: &str) -> u64 {
 }
 
 /// The victim's part: an order is "serves, closes, act, passing, step".
-fn victim(order: &str, folder: &Path) -> i32 {
+fn subject(order: &str, folder: &Path) -> i32 {
     let words: Vec<&str> = order.split('\t').collect();
     let lane = Lane { serves: words[0] == "true", closes: words[1] == "true" };
     match words[2..] {

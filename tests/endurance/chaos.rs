@@ -33,8 +33,8 @@ pub(crate) fn run(stage: &Stage) -> Vec<Row> {
     let (path, control_path) = (folder.path().join("calls"), folder.path().join("control"));
     let mut server = Actor::server(&path, &format!("descriptors={DESCRIPTORS};handshake=2000"));
     let base = server.base(&path);
-    let told = format!("path={}", path.display());
-    let mut workers: Vec<_> = (0..SURVIVORS).map(|_| Actor::start("worker", &told)).collect();
+    let report = format!("path={}", path.display());
+    let mut workers: Vec<_> = (0..SURVIVORS).map(|_| Actor::start("worker", &report)).collect();
     let control_server = Actor::server(&control_path, "");
     workers.push(Actor::start("worker", &format!("path={}", control_path.display())));
     while counts(&mut workers).contains(&0) {
@@ -65,7 +65,7 @@ pub(crate) fn run(stage: &Stage) -> Vec<Row> {
             });
             events += 1;
             survivors.second(&mut workers);
-            stage.tell(&format!(
+            stage.notify(&format!(
                 "second {events}: {}; survivors {} calls, at least {} in a second",
                 KINDS[kind].0,
                 survivors.last[..SURVIVORS].iter().sum::<u64>(),
@@ -114,10 +114,10 @@ fn told_of(kind: usize, name: &str, wanted: &[(&str, &[&str])], fates: &Fates) -
     let mut figures = Vec::new();
     for (whom, allowed) in wanted {
         let none = BTreeMap::new();
-        let told = fates.get(&(kind, (*whom).to_owned())).unwrap_or(&none);
-        let texts: Vec<_> = told.iter().map(|(what, times)| format!("{what} x {times}")).collect();
-        row.wants(!told.is_empty(), || format!("{whom} was told nothing"));
-        for what in told.keys().filter(|it| !allowed.contains(&it.as_str())) {
+        let report = fates.get(&(kind, (*whom).to_owned())).unwrap_or(&none);
+        let texts: Vec<_> = report.iter().map(|(what, times)| format!("{what} x {times}")).collect();
+        row.wants(!report.is_empty(), || format!("{whom} was told nothing"));
+        for what in report.keys().filter(|it| !allowed.contains(&it.as_str())) {
             row.faults.push(format!("{whom} was told {what}, not {}", allowed.join(" or ")));
         }
         figures.push(format!("{whom}: {}", texts.join(", ")));

@@ -21,12 +21,12 @@ pub(crate) fn run(stage: &Stage) -> Vec<Row> {
     let mut server = Actor::server(&path, "");
     let base = server.base(&path);
     let before = server.numbers("stats");
-    let told = format!("path={}", path.display());
+    let report = format!("path={}", path.display());
     let files = || std::fs::read_dir(folder.path()).expect("lists").count();
     let files_before = files();
 
-    let mut survivor = Actor::start("worker", &told);
-    let mut revolver = Actor::start("revolver", &told);
+    let mut survivor = Actor::start("worker", &report);
+    let mut revolver = Actor::start("revolver", &report);
     while revolver.numbers("count")[0] < 20 {
         stage.rest(Duration::from_millis(10));
     }
@@ -35,7 +35,7 @@ pub(crate) fn run(stage: &Stage) -> Vec<Row> {
     let vanished = MANNERS.map(|_| AtomicU64::new(0));
     thread::scope(|s| {
         for at in 0..AT_ONCE {
-            let (vanished, told) = (&vanished, &told);
+            let (vanished, report) = (&vanished, &report);
             s.spawn(move || {
                 let mut random = fastrand::Rng::with_seed(stage.seed + at);
                 for turn in at.. {
@@ -44,7 +44,7 @@ pub(crate) fn run(stage: &Stage) -> Vec<Row> {
                         return;
                     }
                     let manner = usize::try_from(turn % 3).expect("few");
-                    guest(told, MANNERS[manner], &mut random);
+                    acceptor(report, MANNERS[manner], &mut random);
                     vanished[manner].fetch_add(1, Ordering::Relaxed);
                 }
             });
@@ -52,7 +52,7 @@ pub(crate) fn run(stage: &Stage) -> Vec<Row> {
         while !stage.is_over() {
             let [left, exited, killed] = counts(&vanished);
             let survives = survivor.numbers("count")[0];
-            stage.tell(&format!(
+            stage.notify(&format!(
                 "{left} left, {exited} exited, {killed} were killed; the survivor has {survives} calls"
             ));
             stage.rest(Duration::from_millis(200));
@@ -114,14 +114,14 @@ fn counts(vanished: &[AtomicU64; 3]) -> [u64; 3] {
     vanished.each_ref().map(|it| it.load(Ordering::Relaxed))
 }
 
-fn guest(told: &str, manner: &str, random: &mut fastrand::Rng) {
-    let mut guest = Actor::start("guest", &format!("{told};manner={manner}"));
-    guest.hear();
+fn acceptor(report: &str, manner: &str, random: &mut fastrand::Rng) {
+    let mut acceptor = Actor::start("guest", &format!("{told};manner={manner}"));
+    acceptor.receive();
     if manner == "wait" {
         thread::sleep(Duration::from_micros(random.u64(0..5000)));
-        guest.kill();
+        acceptor.kill();
         return;
     }
-    let status = guest.wait();
+    let status = acceptor.wait();
     assert!(status.success(), "a guest that would {manner}: {status}");
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use narrows::{CallError, ConnectError, Options, SharedMemoryClient, SharedMemoryStream};
 
 use crate::heap;
-use crate::processes::{PATIENCE, Told, connect_name, fault, name, options, orders, tell};
+use crate::processes::{PATIENCE, Report, connect_name, fault, name, notify, options, orders};
 use crate::serve::{CHUNKS, ECHO, FLOOD, FLOOD_LEN, PLEASE_FLOOD, PUSHES, STALL, UPLOAD, WORK, stream_path};
 use crate::support::{descriptors, fill, index_of, sys};
 
@@ -39,7 +39,7 @@ impl Caller {
         let deadline = Instant::now() + PATIENCE;
         let called = self.client.call_into_deadline(method, &self.message, &mut self.reply, deadline);
         called.map_err(|error| format!("call of {len} bytes: {error}"))?;
-        self.judge("call")
+        self.check("call")
     }
 
     /// A message that comes back.
@@ -49,7 +49,7 @@ impl Caller {
         sent.map_err(|error| format!("send of {len} bytes: {error}"))?;
         let received = self.stream.recv_into_timeout(&mut self.reply, PATIENCE);
         received.map_err(|error| format!("receive of {len} bytes: {error}"))?;
-        self.judge("stream")
+        self.check("stream")
     }
 
     /// A stream of chunks.
@@ -99,7 +99,7 @@ impl Caller {
         fill(&mut self.message, self.index, len);
     }
 
-    fn judge(&mut self, what: &str) -> Result<(), String> {
+    fn check(&mut self, what: &str) -> Result<(), String> {
         if self.reply != self.message {
             return Err(format!("{what} {}: another message came back", self.index));
         }
@@ -126,11 +126,11 @@ pub(crate) fn connect(path: &Path, options: &Options) -> Result<SharedMemoryClie
 }
 
 fn keep_trying<T>(mut connect: impl FnMut() -> Result<T, ConnectError>) -> Result<T, ConnectError> {
-    let until = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + PATIENCE;
     loop {
         match connect() {
             Ok(connected) => return Ok(connected),
-            Err(error) if Instant::now() > until => return Err(error),
+            Err(error) if Instant::now() > deadline => return Err(error),
             Err(_) => sleep(Duration::from_millis(10)),
         }
     }
@@ -149,10 +149,10 @@ pub(crate) fn sizes(most: u32) -> impl Iterator<Item = usize> {
 
 /// Many connections of one process, each with a thread that calls. `go`: connect, and tell how long each waited for its
 /// first reply, in us; `mark`: count from here; `stop`: tell how many calls of each were served.
-pub(crate) fn crowd(told: &Told) {
+pub(crate) fn clients(report: &Report) {
     sys::raise_descriptor_limit();
-    let count = usize::try_from(told.number("connections").expect("told")).expect("few");
-    let path = told.path();
+    let count = usize::try_from(report.number("connections").expect("told")).expect("few");
+    let path = report.path();
     let served: Vec<AtomicU64> = (0..count).map(|_| AtomicU64::new(0)).collect();
     let (go, over) = (Mutex::new(()), AtomicBool::new(false));
     let firsts = Mutex::new(Vec::new());
@@ -181,7 +181,7 @@ pub(crate) fn crowd(told: &Told) {
                 fault(&format!("thread {at}: {error}"));
             }
         }
-        tell("ready");
+        notify("ready");
         let counts = || -> Vec<u64> { served.iter().map(|it| it.load(Ordering::Relaxed)).collect() };
         let mut before = counts();
         for order in orders() {
@@ -191,16 +191,16 @@ pub(crate) fn crowd(told: &Told) {
                     while firsts.lock().expect("no panic").len() < count {
                         sleep(Duration::from_millis(1));
                     }
-                    tell(&joined(&firsts.lock().expect("no panic")));
+                    notify(&joined(&firsts.lock().expect("no panic")));
                 }
                 "mark" => {
                     before = counts();
-                    tell("marked");
+                    notify("marked");
                 }
                 _ => {
                     let after = counts();
                     over.store(true, Ordering::Relaxed);
-                    tell(&joined(&after.iter().zip(&before).map(|(it, was)| it - was).collect::<Vec<_>>()));
+                    notify(&joined(&after.iter().zip(&before).map(|(it, was)| it - was).collect::<Vec<_>>()));
                 }
             }
         }
@@ -244,10 +244,10 @@ impl Calls {
 }
 
 /// Connections that do everything in every size, as fast as they can. `count`: calls and KiB so far, and allocated bytes.
-pub(crate) fn steady(told: &Told) {
-    let connections = told.number("connections").expect("told");
+pub(crate) fn steady(report: &Report) {
+    let connections = report.number("connections").expect("told");
     at_work(connections, |_, counts| {
-        let mut caller = Caller::connect(told.path());
+        let mut caller = Caller::connect(report.path());
         for len in sizes(20) {
             if counts.over.load(Ordering::Relaxed) {
                 return;
@@ -260,9 +260,9 @@ pub(crate) fn steady(told: &Told) {
 }
 
 /// One client that goes on whatever happens to others. `count`: calls and KiB so far, and allocated bytes.
-pub(crate) fn worker(told: &Told) {
+pub(crate) fn worker(report: &Report) {
     at_work(1, |_, counts| {
-        let mut caller = Caller::connect(told.path());
+        let mut caller = Caller::connect(report.path());
         for len in sizes(16) {
             if counts.over.load(Ordering::Relaxed) {
                 return;
@@ -276,9 +276,9 @@ pub(crate) fn worker(told: &Told) {
 }
 
 /// One client that keeps the server busy. `count`: calls and KiB so far, and allocated bytes.
-pub(crate) fn neighbour(told: &Told) {
+pub(crate) fn neighbour(report: &Report) {
     at_work(1, |_, counts| {
-        let mut caller = Caller::connect(told.path());
+        let mut caller = Caller::connect(report.path());
         for len in [65_536, 1024].into_iter().cycle() {
             if counts.over.load(Ordering::Relaxed) {
                 return;
@@ -307,7 +307,7 @@ fn at_work(threads: u64, work: impl Fn(u64, &Counts) + Sync) {
         }
         for _ in orders() {
             let (calls, bytes) = (counts.calls.load(Ordering::Relaxed), counts.bytes.load(Ordering::Relaxed));
-            tell(&joined(&[calls, bytes >> 10, heap::live() as u64]));
+            notify(&joined(&[calls, bytes >> 10, heap::live() as u64]));
         }
         counts.over.store(true, Ordering::Relaxed);
     });
@@ -315,12 +315,12 @@ fn at_work(threads: u64, work: impl Fn(u64, &Counts) + Sync) {
 
 /// One client that asks now and then, and takes the time. Each order is a number of milliseconds; the answer is the
 /// number of calls, and p50, p99, p99.9 and the longest in ns.
-pub(crate) fn probe(told: &Told) {
-    let mut caller = Caller::connect(told.path());
+pub(crate) fn probe(report: &Report) {
+    let mut caller = Caller::connect(report.path());
     for order in orders() {
-        let until = Instant::now() + Duration::from_millis(order.parse().expect("a number"));
+        let deadline = Instant::now() + Duration::from_millis(order.parse().expect("a number"));
         let mut times = hdrhistogram::Histogram::<u64>::new(3).expect("legal");
-        while times.is_empty() || Instant::now() < until {
+        while times.is_empty() || Instant::now() < deadline {
             let began = Instant::now();
             or_fault(caller.call(ECHO, 64));
             let took = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
@@ -328,18 +328,18 @@ pub(crate) fn probe(told: &Told) {
             sleep(Duration::from_micros(200));
         }
         let at = |share| times.value_at_quantile(share);
-        tell(&joined(&[times.len(), at(0.5), at(0.99), at(0.999), times.max()]));
+        notify(&joined(&[times.len(), at(0.5), at(0.99), at(0.999), times.max()]));
     }
 }
 
 /// Connects, talks, and vanishes: `leave` with a good-bye, `exit` in the middle of a call, `wait` until it is killed.
-pub(crate) fn guest(told: &Told) {
-    let mut caller = Caller::connect(told.path());
+pub(crate) fn acceptor(report: &Report) {
+    let mut caller = Caller::connect(report.path());
     for len in [64, 1000, 30_000, 200_000] {
         or_fault(caller.round(len));
     }
-    tell(&caller.index.to_string());
-    match told.text("manner") {
+    notify(&caller.index.to_string());
+    match report.text("manner") {
         "leave" => {}
         "exit" => {
             let _pending = caller.client.start_call(STALL, &request(&[60_000]));
@@ -352,10 +352,10 @@ pub(crate) fn guest(told: &Told) {
 }
 
 /// Connects, talks and leaves, again and again. `count`: how often.
-pub(crate) fn revolver(told: &Told) {
+pub(crate) fn revolver(report: &Report) {
     at_work(1, |_, counts| {
         while !counts.over.load(Ordering::Relaxed) {
-            let mut caller = Caller::connect(told.path());
+            let mut caller = Caller::connect(report.path());
             or_fault(caller.round(500));
             counts.calls.fetch_add(1, Ordering::Relaxed);
         }
@@ -370,35 +370,35 @@ pub(crate) fn inheritor() {
 }
 
 /// Takes all the descriptors that a server has, and tells how many connections that were, and how it ended.
-pub(crate) fn hoarder(told: &Told) {
+pub(crate) fn hoarder(report: &Report) {
     sys::raise_descriptor_limit();
     let brief = options().handshake_timeout(Duration::from_millis(300));
     let (mut kept, mut failures) = (Vec::new(), Vec::new());
     while failures.len() < 3 && kept.len() < 5000 {
-        match SharedMemoryClient::builder(told.path()).options(brief.clone()).connect() {
+        match SharedMemoryClient::builder(report.path()).options(brief.clone()).connect() {
             Ok(client) => kept.push(client),
             Err(error) => failures.push(connect_name(&error)),
         }
     }
     let last = failures.pop().unwrap_or_else(|| "nothing".into());
-    tell(&format!("{} {last}", kept.len()));
+    notify(&format!("{} {last}", kept.len()));
     orders().next();
 }
 
 /// Has no descriptors left itself, and tells what became of an attempt to connect; what it has goes on.
-pub(crate) fn starved(told: &Told) {
-    let mut caller = Caller::connect(told.path());
+pub(crate) fn starved(report: &Report) {
+    let mut caller = Caller::connect(report.path());
     or_fault(caller.round(1000));
     sys::limit_descriptors(descriptors() as u64 + 16);
     let _all: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
-    let error = SharedMemoryClient::builder(told.path()).options(options()).connect();
+    let error = SharedMemoryClient::builder(report.path()).options(options()).connect();
     or_fault(caller.round(1000));
-    tell(&error.map_or_else(|error| connect_name(&error), |_| "nothing".into()));
+    notify(&error.map_or_else(|error| connect_name(&error), |_| "nothing".into()));
 }
 
 /// Asks for more than it takes, and takes that slowly: what the server was told of it, and that nothing is lost.
-pub(crate) fn slow(told: &Told) {
-    let mut caller = Caller::connect(told.path());
+pub(crate) fn slow(report: &Report) {
+    let mut caller = Caller::connect(report.path());
     // Pushes: the server finds no room, and what had room is there.
     let pushed =
         asked(&caller.client, PUSHES, &[]).unwrap_or_else(|error| fault(&format!("pushes: {error}")));
@@ -452,7 +452,7 @@ pub(crate) fn slow(told: &Told) {
         }
     };
     or_fault(caller.round(1000));
-    tell(&format!("{push_end} {cancelled} {stream_end}"));
+    notify(&format!("{push_end} {cancelled} {stream_end}"));
 }
 
 fn expect(message: &[u8], index: u64) {

@@ -42,18 +42,18 @@ fn step(stage: &Stage, connections: usize, share: Duration) -> Row {
             Actor::start("crowd", &format!("path={};connections={count}", path.display()))
         })
         .collect();
-    crowds.iter().for_each(|it| assert_eq!(it.hear(), "ready"));
-    stage.tell(&format!("{connections} connections begin"));
+    crowds.iter().for_each(|it| assert_eq!(it.receive(), "ready"));
+    stage.notify(&format!("{connections} connections begin"));
     // At once: all are told before any is heard.
-    crowds.iter_mut().for_each(|it| it.say("go"));
-    let mut firsts = heard(&crowds);
+    crowds.iter_mut().for_each(|it| it.send("go"));
+    let mut firsts = received(&crowds);
     let sample = Sample::of(server.pid());
-    crowds.iter_mut().for_each(|it| it.say("mark"));
-    crowds.iter().for_each(|it| assert_eq!(it.hear(), "marked"));
-    stage.tell(&format!("{connections} connections are served"));
+    crowds.iter_mut().for_each(|it| it.send("mark"));
+    crowds.iter().for_each(|it| assert_eq!(it.receive(), "marked"));
+    stage.notify(&format!("{connections} connections are served"));
     stage.rest(share.max(Duration::from_millis(300)));
-    crowds.iter_mut().for_each(|it| it.say("stop"));
-    let mut served = heard(&crowds);
+    crowds.iter_mut().for_each(|it| it.send("stop"));
+    let mut served = received(&crowds);
     crowds.into_iter().for_each(Actor::end);
     row.faults.extend(server.leftovers(&base));
     server.end();
@@ -79,7 +79,7 @@ fn step(stage: &Stage, connections: usize, share: Duration) -> Row {
 }
 
 /// The numbers of all of them.
-fn heard(crowds: &[Actor]) -> Vec<u64> {
-    let lines = crowds.iter().map(Actor::hear).collect::<Vec<_>>();
+fn received(crowds: &[Actor]) -> Vec<u64> {
+    let lines = crowds.iter().map(Actor::receive).collect::<Vec<_>>();
     lines.iter().flat_map(|line| line.split(' ')).map(|it| it.parse().expect("a number")).collect()
 }

@@ -99,29 +99,29 @@ pub(crate) const KINDS: [(&str, Wanted); 7] = [
 /// Lets it happen, and tells what became of whom.
 pub(crate) fn happen(kind: usize, scene: &Scene<'_>, seed: u64) -> Vec<(String, String)> {
     let acts = [kill, stop, scribble, truncate, exhaust, exceed, dawdle];
-    let told = acts[kind](scene, seed);
-    told.into_iter().map(|(whom, what)| (whom.to_owned(), what)).collect()
+    let report = acts[kind](scene, seed);
+    report.into_iter().map(|(whom, what)| (whom.to_owned(), what)).collect()
 }
 
-type Told = Vec<(&'static str, String)>;
+type Report = Vec<(&'static str, String)>;
 
 const ON: &str = "goes on";
 
 impl Scene<'_> {
-    fn told(&self) -> String {
+    fn report(&self) -> String {
         format!("path={}", self.path.display())
     }
 
     /// How the calls' connection of this process ended in the server, or its stream.
-    fn fate(&self, pid: u32, stream: bool) -> String {
-        let mut fate = "-".to_owned();
+    fn reason(&self, pid: u32, stream: bool) -> String {
+        let mut reason = "-".to_owned();
         eventually(|| {
             let both = self.server.lock().expect("no panic").ask(&format!("fate {pid}"));
             let (calls, streamed) = both.split_once(' ').expect("two");
-            fate = (if stream { streamed } else { calls }).to_owned();
-            fate != "-"
+            reason = (if stream { streamed } else { calls }).to_owned();
+            reason != "-"
         });
-        fate
+        reason
     }
 
     /// A path that nobody has.
@@ -142,11 +142,11 @@ fn goes_on(caller: &mut Caller) -> String {
 }
 
 /// A client is killed while it talks; a server is killed under a call.
-fn kill(scene: &Scene<'_>, seed: u64) -> Told {
-    let mut guest = Actor::start("guest", &format!("{};manner=wait", scene.told()));
-    guest.hear();
+fn kill(scene: &Scene<'_>, seed: u64) -> Report {
+    let mut acceptor = Actor::start("guest", &format!("{};manner=wait", scene.report()));
+    acceptor.receive();
     sleep(Duration::from_micros(seed % 5000));
-    guest.kill();
+    acceptor.kill();
     let path = scene.fresh();
     let mut server = Actor::server(&path, "");
     let mut caller = Caller::connect(&path);
@@ -156,8 +156,8 @@ fn kill(scene: &Scene<'_>, seed: u64) -> Told {
     let stream_ended = error_of(caller.stream.recv_timeout(&mut [0; 64], PATIENCE));
     forget(&path);
     vec![
-        ("server of a client killed", scene.fate(guest.pid(), false)),
-        ("server of its stream", scene.fate(guest.pid(), true)),
+        ("server of a client killed", scene.reason(acceptor.pid(), false)),
+        ("server of its stream", scene.reason(acceptor.pid(), true)),
         ("caller of a server killed", ended),
         ("stream to it", stream_ended),
     ]
@@ -170,11 +170,11 @@ fn forget(path: &Path) {
 }
 
 /// A server is stopped, and goes on; so does a client of the server.
-fn stop(scene: &Scene<'_>, _: u64) -> Told {
+fn stop(scene: &Scene<'_>, _: u64) -> Report {
     let path = scene.fresh();
     let server = Actor::server(&path, "");
     let mut caller = Caller::connect(&path);
-    let mut worker = Actor::start("worker", &scene.told());
+    let mut worker = Actor::start("worker", &scene.report());
     while worker.numbers("count")[0] == 0 {
         sleep(Duration::from_millis(2));
     }
@@ -200,13 +200,13 @@ fn stop(scene: &Scene<'_>, _: u64) -> Told {
 }
 
 /// Clients scribble over the pages of calls and of a stream; a server over those of a client.
-fn scribble(scene: &Scene<'_>, seed: u64) -> Told {
+fn scribble(scene: &Scene<'_>, seed: u64) -> Report {
     let mut fates = ["calls", "stream"].map(|over| {
-        let villain = Actor::start("scribbler", &format!("{};over={over};seed={seed}", scene.told()));
-        assert_eq!((villain.hear().as_str(), villain.hear().as_str()), ("in", "over"));
-        let fate = scene.fate(villain.pid(), over == "stream");
-        villain.end();
-        fate
+        let hostile = Actor::start("scribbler", &format!("{};over={over};seed={seed}", scene.report()));
+        assert_eq!((hostile.receive().as_str(), hostile.receive().as_str()), ("in", "over"));
+        let reason = scene.reason(hostile.pid(), over == "stream");
+        hostile.end();
+        reason
     });
     let path = scene.fresh();
     let listener = UnixListener::bind(&path).expect("binds");
@@ -227,7 +227,7 @@ fn scribble(scene: &Scene<'_>, seed: u64) -> Told {
 }
 
 /// Half a Hello and silence; half a Welcome and the end; no Welcome.
-fn truncate(scene: &Scene<'_>, seed: u64) -> Told {
+fn truncate(scene: &Scene<'_>, seed: u64) -> Report {
     let half = |len: usize| usize::try_from(seed % len as u64).expect("few");
     let geometry = Geometry::new(256, 1 << 20, 64).expect("legal");
     let hello = ClientHandshake::new(geometry, MAX_MESSAGE as u64, 0).hello();
@@ -237,10 +237,10 @@ fn truncate(scene: &Scene<'_>, seed: u64) -> Told {
 
     let path = scene.fresh();
     let listener = UnixListener::bind(&path).expect("binds");
-    let (tell, told) = channel::<()>();
-    let (cut, mute) = thread::scope(|s| {
+    let (notify, report) = channel::<()>();
+    let (fragmenter, mute) = thread::scope(|s| {
         s.spawn(|| {
-            let told = told;
+            let report = report;
             let (mut socket, _) = listener.accept().expect("comes");
             let mut bytes = [0; HELLO_LEN];
             socket.read_exact(&mut bytes).expect("a Hello");
@@ -252,23 +252,23 @@ fn truncate(scene: &Scene<'_>, seed: u64) -> Told {
                 max_message,
                 first_ticket: 0,
             };
-            let welcome = Answer::Welcome(agreed).encode();
-            socket.write_all(&welcome[..half(ANSWER_LEN)]).expect("sends");
+            let accept = Answer::Accept(agreed).encode();
+            socket.write_all(&accept[..half(ANSWER_LEN)]).expect("sends");
             drop(socket);
             let (socket, _) = listener.accept().expect("comes");
-            let _until_it_has_given_up = told.recv();
+            let _until_it_has_given_up = report.recv();
             drop(socket);
         });
         let brief = options().handshake_timeout(Duration::from_millis(200));
         let ends = (connected(&path, &options()), connected(&path, &brief));
-        drop(tell);
+        drop(notify);
         ends
     });
     forget(&path);
     let hung_up = matches!(silent.read(&mut [0; 64]), Ok(0));
     vec![
         ("client that says half a Hello", if hung_up { "hung up on".into() } else { "nothing".into() }),
-        ("client that hears half a Welcome", cut),
+        ("client that hears half a Welcome", fragmenter),
         ("client that hears nothing", mute),
     ]
 }
@@ -286,9 +286,9 @@ fn reach(path: &Path) -> UnixStream {
 }
 
 /// Somebody takes all descriptors of the server; somebody has none left.
-fn exhaust(scene: &Scene<'_>, _: u64) -> Told {
-    let hoarder = Actor::start("hoarder", &scene.told());
-    let hoarded = hoarder.hear();
+fn exhaust(scene: &Scene<'_>, _: u64) -> Report {
+    let hoarder = Actor::start("hoarder", &scene.report());
+    let hoarded = hoarder.receive();
     let (count, full) = hoarded.split_once(' ').expect("two");
     assert!(count.parse::<u32>().is_ok_and(|it| it > 8), "{hoarded}");
     hoarder.end();
@@ -306,8 +306,8 @@ fn exhaust(scene: &Scene<'_>, _: u64) -> Told {
             )
         },
     );
-    let starved = Actor::start("starved", &scene.told());
-    let none_left = starved.hear();
+    let starved = Actor::start("starved", &scene.report());
+    let none_left = starved.receive();
     starved.end();
     vec![
         ("clients of a full server", full.to_owned()),
@@ -317,7 +317,7 @@ fn exhaust(scene: &Scene<'_>, _: u64) -> Told {
 }
 
 /// More than was agreed, asked for, sent, and announced by hand.
-fn exceed(scene: &Scene<'_>, _: u64) -> Told {
+fn exceed(scene: &Scene<'_>, _: u64) -> Report {
     let mut caller = Caller::connect(scene.path);
     let much = vec![1; MAX_MESSAGE + 1];
     let asked = error_of(caller.client.call_timeout(ECHO, &much, PATIENCE));
@@ -325,9 +325,9 @@ fn exceed(scene: &Scene<'_>, _: u64) -> Told {
     let replied = error_of(reply);
     let sent = error_of(caller.stream.send_timeout(&much, PATIENCE));
     let behind = goes_on(&mut caller);
-    let giant = Actor::start("giant", &scene.told());
-    assert_eq!((giant.hear().as_str(), giant.hear().as_str()), ("in", "over"));
-    let announced = scene.fate(giant.pid(), true);
+    let giant = Actor::start("giant", &scene.report());
+    assert_eq!((giant.receive().as_str(), giant.receive().as_str()), ("in", "over"));
+    let announced = scene.reason(giant.pid(), true);
     giant.end();
     vec![
         ("caller, request", asked),
@@ -339,9 +339,9 @@ fn exceed(scene: &Scene<'_>, _: u64) -> Told {
 }
 
 /// Somebody takes what it asked for much too slowly.
-fn dawdle(scene: &Scene<'_>, _: u64) -> Told {
-    let slow = Actor::start("slow", &scene.told());
-    let line = slow.hear();
+fn dawdle(scene: &Scene<'_>, _: u64) -> Report {
+    let slow = Actor::start("slow", &scene.report());
+    let line = slow.receive();
     slow.end();
     let [pushes, chunks, sends] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
     vec![

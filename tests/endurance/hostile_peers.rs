@@ -6,20 +6,20 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use narrows::internal::layout::{Control, Geometry, SLOT, SlotKind as Carried, words};
-use narrows::internal::rpc::wire::{HEAD, Head, Kind, Settings, VERSION};
+use narrows::internal::rpc::wire::{FrameHeader, FrameKind, HEADER_LEN, Settings, VERSION};
 
-use crate::processes::{MAX_MESSAGE, PATIENCE, Told, fault, orders, tell};
+use crate::processes::{MAX_MESSAGE, PATIENCE, Report, fault, notify, orders};
 use crate::serve::stream_path;
 use crate::support::raw_peer::{RawPeer, WORDS};
 use crate::support::sys::futex_wake;
 
 fn hand(path: &Path) -> RawPeer {
     let geometry = Geometry::new(256, 1 << 20, 64).expect("legal");
-    let until = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + PATIENCE;
     loop {
         match RawPeer::connect(path, geometry, MAX_MESSAGE as u64) {
             Ok(hand) => return hand,
-            Err(error) if Instant::now() > until => fault(&format!("by hand: {error}")),
+            Err(error) if Instant::now() > deadline => fault(&format!("by hand: {error}")),
             Err(_) => std::thread::sleep(std::time::Duration::from_millis(10)),
         }
     }
@@ -28,7 +28,7 @@ fn hand(path: &Path) -> RawPeer {
 /// Says Hello as a client of calls does.
 fn greet(hand: &RawPeer) {
     let mine = Settings { version: VERSION, stream_window: 1 << 20, push_window: 1 << 20 }.encode();
-    let head: [u8; HEAD] = Head { kind: Kind::Hello, flags: 0, seq: 0, word: 0 }.encode();
+    let head: [u8; HEADER_LEN] = FrameHeader { kind: FrameKind::Hello, flags: 0, seq: 0, word: 0 }.encode();
     let bytes = [&head[..], &mine].concat();
     let padded = bytes.chunks(8).map(|part| {
         let mut word = [0; 8];
@@ -41,10 +41,10 @@ fn greet(hand: &RawPeer) {
     hand.commit(0, Control { kind: Carried::Inline, abort: false, len, unit: 0 });
     wake(hand);
     // The Welcome: it is in.
-    let welcome = hand.incoming().slots;
-    let until = Instant::now() + PATIENCE;
-    while hand.pages.word(welcome).load(Ordering::Acquire) != 2 {
-        if Instant::now() > until || hand.over() {
+    let accept = hand.incoming().slots;
+    let deadline = Instant::now() + PATIENCE;
+    while hand.pages.word(accept).load(Ordering::Acquire) != 2 {
+        if Instant::now() > deadline || hand.over() {
             fault("a good Hello was not answered");
         }
         std::thread::yield_now();
@@ -63,9 +63,9 @@ fn wake(hand: &RawPeer) {
 
 /// Scribbles over all pages until the other side has had enough. Whether it had.
 pub(crate) fn scribble(hand: &RawPeer, random: &mut fastrand::Rng) -> bool {
-    let until = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + PATIENCE;
     let data = hand.geometry.direction(0).slots / 8..hand.pages.len() / 8;
-    while Instant::now() < until {
+    while Instant::now() < deadline {
         for _ in 0..4096 {
             let at = random.usize(data.clone()) * 8;
             hand.pages.word(at).store(random.u64(..), Ordering::Relaxed);
@@ -90,30 +90,30 @@ pub(crate) fn scribble(hand: &RawPeer, random: &mut fastrand::Rng) -> bool {
 }
 
 /// A client that scribbles: over a connection of calls, or over a stream.
-pub(crate) fn scribbler(told: &Told) {
-    let mut random = fastrand::Rng::with_seed(told.number("seed").unwrap_or(0));
-    let calls = told.text("over") == "calls";
-    let hand = if calls { hand(told.path()) } else { hand(&stream_path(told.path())) };
+pub(crate) fn scribbler(report: &Report) {
+    let mut random = fastrand::Rng::with_seed(report.number("seed").unwrap_or(0));
+    let calls = report.text("over") == "calls";
+    let hand = if calls { hand(report.path()) } else { hand(&stream_path(report.path())) };
     if calls {
         greet(&hand);
     }
-    tell("in");
-    tell(if scribble(&hand, &mut random) { "over" } else { "fault nobody minds" });
+    notify("in");
+    notify(if scribble(&hand, &mut random) { "over" } else { "fault nobody minds" });
     orders().next();
 }
 
 /// A client that announces a message longer than was agreed.
-pub(crate) fn giant(told: &Told) {
-    let hand = hand(&stream_path(told.path()));
-    tell("in");
+pub(crate) fn giant(report: &Report) {
+    let hand = hand(&stream_path(report.path()));
+    notify("in");
     hand.payload(0, &[MAX_MESSAGE as u64 + 1]);
     hand.commit(0, Control { kind: Carried::First, abort: false, len: 4000, unit: 0 });
     wake(&hand);
-    let until = Instant::now() + PATIENCE;
-    while !hand.over() && Instant::now() < until {
+    let deadline = Instant::now() + PATIENCE;
+    while !hand.over() && Instant::now() < deadline {
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
-    tell(if hand.over() { "over" } else { "fault nobody minds" });
+    notify(if hand.over() { "over" } else { "fault nobody minds" });
     orders().next();
 }
 

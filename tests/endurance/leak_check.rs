@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use narrows::{CallError, SharedMemoryClient, SharedMemoryStream};
 
 use crate::clients::{Caller, connect, request};
-use crate::processes::{Actor, PATIENCE, Told, fault, name, options, orders, tell};
+use crate::processes::{Actor, PATIENCE, Report, fault, name, notify, options, orders};
 use crate::serve::{CHUNKS, ECHO, FLOOD, STALL, Served};
 use crate::support::{Kept, eventually, fill, index_of, me};
 use crate::table::{Row, kib, median};
@@ -25,7 +25,7 @@ pub(crate) fn run(stage: &Stage) -> Vec<Row> {
     while (samples.len() < WARM + LEAST || !stage.is_over()) && !crate::watch::interrupted() {
         samples.push(hunter.numbers("next"));
         let last = &samples[samples.len() - 1];
-        stage.tell(&format!("{} cycles; private {}", samples.len(), kib(last[0])));
+        stage.notify(&format!("{} cycles; private {}", samples.len(), kib(last[0])));
     }
     hunter.end();
     let left = std::fs::read_dir(folder.path()).expect("lists").count();
@@ -62,8 +62,8 @@ pub(crate) fn run(stage: &Stage) -> Vec<Row> {
 }
 
 /// Makes a cycle for each order, waits until all that it made is gone, and tells what it has.
-pub(crate) fn hunter(told: &Told) {
-    let folder = told.path();
+pub(crate) fn hunter(report: &Report) {
+    let folder = report.path();
     let mut base = None;
     for (at, _) in orders().enumerate() {
         cycle(at, folder);
@@ -80,26 +80,26 @@ pub(crate) fn hunter(told: &Told) {
         let Sample { private, shared, threads, descriptors, mappings, regions } = here();
         let allocated = crate::heap::live() as u64;
         let numbers = [private, shared, threads, descriptors, mappings, regions, files as u64, allocated];
-        tell(&numbers.map(|it| it.to_string()).join(" "));
+        notify(&numbers.map(|it| it.to_string()).join(" "));
     }
 }
 
 fn cycle(at: usize, folder: &Path) {
     let path = folder.join(format!("door{at}"));
-    let told = format!("path={}", path.display());
+    let report = format!("path={}", path.display());
     match at % 4 {
         // The server is here, by its end or cut off; clients here and elsewhere, one of them killed.
         0 | 1 => {
             let served = Served::begin(&path, &options());
-            let mut guest = Actor::start("guest", &format!("{told};manner=wait"));
+            let mut acceptor = Actor::start("guest", &format!("{told};manner=wait"));
             let clients = thread::spawn({
                 let path = path.clone();
                 move || (0..2).for_each(|_| all_calls(&path))
             });
             all_calls(&path);
             clients.join().expect("no panic");
-            guest.hear();
-            guest.kill();
+            acceptor.receive();
+            acceptor.kill();
             if at % 8 < 4 { served.shutdown() } else { served.end() }
         }
         // The server is elsewhere, and says good-bye or is killed under a call.

@@ -17,13 +17,13 @@ fn beside(stage: &Stage, neighbours: usize, time: Duration) -> Row {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("calls");
     let server = Actor::server(&path, "");
-    let told = format!("path={}", path.display());
-    let mut busy: Vec<_> = (0..neighbours).map(|_| Actor::start("neighbour", &told)).collect();
-    let mut probe = Actor::start("probe", &told);
+    let report = format!("path={}", path.display());
+    let mut busy: Vec<_> = (0..neighbours).map(|_| Actor::start("neighbour", &report)).collect();
+    let mut probe = Actor::start("probe", &report);
     let before: u64 = busy.iter_mut().map(|it| it.numbers("count")[0]).sum();
     let slice = (time / 20).clamp(Duration::from_millis(100), Duration::from_secs(1));
     let slices = (time.as_millis() / slice.as_millis()).max(1);
-    stage.tell(&format!("{neighbours} neighbours"));
+    stage.notify(&format!("{neighbours} neighbours"));
     probe.numbers("50"); // Warm.
     let numbers = probe.numbers(&(slice.as_millis() * slices).to_string());
     let theirs: Vec<u64> = busy.iter_mut().map(|it| it.numbers("count")[0]).collect();

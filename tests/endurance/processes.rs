@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use narrows::{ConnectError, Options};
 
-use crate::support::{Kept, eventually, me, role, say, sys, told};
+use crate::support::{Kept, eventually, log, me, report, role, sys};
 use crate::watch::Sample;
 use crate::{clients, hostile_peers, leak_check, serve};
 
@@ -40,13 +40,13 @@ pub(crate) struct Actor {
 
 impl Actor {
     /// Starts one, that finds `told` (`key=value;key=value`).
-    pub(crate) fn start(role: &str, told: &str) -> Self {
-        let mut command = me("validation", role, told);
+    pub(crate) fn start(role: &str, report: &str) -> Self {
+        let mut command = me("validation", role, report);
         let mut child = Kept::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
-        let (tell, lines) = channel();
+        let (notify, lines) = channel();
         let output = child.0.stdout.take().expect("a pipe");
         thread::spawn(move || {
-            BufReader::new(output).lines().map_while(Result::ok).all(|line| tell.send(line).is_ok())
+            BufReader::new(output).lines().map_while(Result::ok).all(|line| notify.send(line).is_ok())
         });
         Self { role: role.to_owned(), orders: child.0.stdin.take(), child, lines }
     }
@@ -54,15 +54,15 @@ impl Actor {
     /// A server at the path, once it listens.
     pub(crate) fn server(path: &Path, also: &str) -> Self {
         let server = Self::start("serve", &format!("path={};{also}", path.display()));
-        assert_eq!(server.hear(), "ready");
+        assert_eq!(server.receive(), "ready");
         server
     }
 
     /// What a server has that served somebody before, and nobody now.
     pub(crate) fn base(&mut self, path: &Path) -> Sample {
-        let mut guest = Self::start("guest", &format!("path={};manner=leave", path.display()));
-        guest.hear();
-        assert!(guest.wait().success());
+        let mut acceptor = Self::start("guest", &format!("path={};manner=leave", path.display()));
+        acceptor.receive();
+        assert!(acceptor.wait().success());
         let mut last = Sample::of(self.pid());
         for _ in 0..10 {
             thread::sleep(Duration::from_millis(20));
@@ -85,7 +85,7 @@ impl Actor {
     }
 
     /// Gives an order. Whether it was heard, the answer says.
-    pub(crate) fn say(&mut self, order: &str) {
+    pub(crate) fn send(&mut self, order: &str) {
         if let Some(orders) = &mut self.orders {
             let _may_be_over = writeln!(orders, "{order}");
         }
@@ -96,7 +96,7 @@ impl Actor {
     /// # Panics
     ///
     /// If that is a fault, or nothing.
-    pub(crate) fn hear(&self) -> String {
+    pub(crate) fn receive(&self) -> String {
         let line = self.lines.recv_timeout(PATIENCE);
         let line = line.unwrap_or_else(|_| panic!("{} {} has ended, or says nothing", self.role, self.pid()));
         assert!(!line.starts_with("fault"), "{}: {line}", self.role);
@@ -104,8 +104,8 @@ impl Actor {
     }
 
     pub(crate) fn ask(&mut self, order: &str) -> String {
-        self.say(order);
-        self.hear()
+        self.send(order);
+        self.receive()
     }
 
     /// The numbers that it answers.
@@ -151,12 +151,12 @@ impl Actor {
 
 /// What this process was told.
 #[derive(Debug)]
-pub(crate) struct Told(BTreeMap<String, String>);
+pub(crate) struct Report(BTreeMap<String, String>);
 
-impl Told {
+impl Report {
     fn here() -> Self {
-        let told = told();
-        let pairs = told.split(';').filter_map(|it| it.split_once('='));
+        let report = report();
+        let pairs = report.split(';').filter_map(|it| it.split_once('='));
         Self(pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect())
     }
 
@@ -176,29 +176,29 @@ impl Told {
 /// In another process: plays the role.
 pub(crate) fn play(role: &str) {
     die_with_parent();
-    let told = Told::here();
+    let report = Report::here();
     match role {
-        "serve" => serve::serve(&told),
-        "crowd" => clients::crowd(&told),
-        "steady" => clients::steady(&told),
-        "worker" => clients::worker(&told),
-        "probe" => clients::probe(&told),
-        "neighbour" => clients::neighbour(&told),
-        "guest" => clients::guest(&told),
-        "revolver" => clients::revolver(&told),
+        "serve" => serve::serve(&report),
+        "crowd" => clients::clients(&report),
+        "steady" => clients::steady(&report),
+        "worker" => clients::worker(&report),
+        "probe" => clients::probe(&report),
+        "neighbour" => clients::neighbour(&report),
+        "guest" => clients::acceptor(&report),
+        "revolver" => clients::revolver(&report),
         "inheritor" => clients::inheritor(),
-        "hoarder" => clients::hoarder(&told),
-        "starved" => clients::starved(&told),
-        "slow" => clients::slow(&told),
-        "hunter" => leak_check::hunter(&told),
-        "scribbler" => hostile_peers::scribbler(&told),
-        "giant" => hostile_peers::giant(&told),
+        "hoarder" => clients::hoarder(&report),
+        "starved" => clients::starved(&report),
+        "slow" => clients::slow(&report),
+        "hunter" => leak_check::hunter(&report),
+        "scribbler" => hostile_peers::scribbler(&report),
+        "giant" => hostile_peers::giant(&report),
         other => panic!("no role: {other}"),
     }
 }
 
 /// In another process: answers.
-pub(crate) fn tell(text: &str) {
+pub(crate) fn notify(text: &str) {
     let mut out = std::io::stdout().lock();
     if writeln!(out, "{text}").and_then(|()| out.flush()).is_err() {
         exit(0); // Nobody listens any more.
@@ -208,8 +208,8 @@ pub(crate) fn tell(text: &str) {
 /// In another process: tells what must not be, and ends it. In the first, it is a panic, which its check tells.
 pub(crate) fn fault(text: &str) -> ! {
     assert!(role().is_some(), "{text}");
-    say(&format!("fault: {text}"));
-    tell(&format!("fault {}", text.replace('\n', " ")));
+    log(&format!("fault: {text}"));
+    notify(&format!("fault {}", text.replace('\n', " ")));
     exit(1)
 }
 

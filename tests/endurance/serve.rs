@@ -12,7 +12,7 @@ use narrows::{
 };
 
 use crate::heap;
-use crate::processes::{MAX_MESSAGE, PATIENCE, Told, name, options, orders, tell};
+use crate::processes::{MAX_MESSAGE, PATIENCE, Report, name, notify, options, orders};
 use crate::support::{fill, index_of, sys};
 
 /// Inline: the same message again.
@@ -70,11 +70,11 @@ fn state() -> MutexGuard<'static, State> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn note(fates: &mut Fates, pid: u32, fate: String) {
+fn note(fates: &mut Fates, pid: u32, reason: String) {
     if fates.len() == KEPT {
         fates.pop_front();
     }
-    fates.push_back((pid, fate));
+    fates.push_back((pid, reason));
 }
 
 /// Where streams are served, beside the calls.
@@ -83,31 +83,31 @@ pub(crate) fn stream_path(path: &Path) -> PathBuf {
 }
 
 /// Serves until standard input ends.
-pub(crate) fn serve(told: &Told) {
-    match told.number("descriptors") {
+pub(crate) fn serve(report: &Report) {
+    match report.number("descriptors") {
         Some(limit) => sys::limit_descriptors(limit),
         None => sys::raise_descriptor_limit(),
     }
-    let options = told
+    let options = report
         .number("handshake")
         .map_or_else(options, |millis| options().handshake_timeout(Duration::from_millis(millis)));
-    let served = Served::begin(told.path(), &options);
-    tell("ready");
+    let served = Served::begin(report.path(), &options);
+    notify("ready");
     for order in orders() {
         match order.split_once(' ') {
-            Some((_, pid)) => tell(&fate(pid.parse().expect("a number"))),
-            None => tell(&stats()),
+            Some((_, pid)) => notify(&reason(pid.parse().expect("a number"))),
+            None => notify(&stats()),
         }
     }
     served.end();
 }
 
 /// How the calls' connection of the process with this id ended, and its stream.
-fn fate(pid: u32) -> String {
+fn reason(pid: u32) -> String {
     let state = state();
     let of = |fates: &Fates| {
-        let fate = fates.iter().rev().find(|(of, _)| *of == pid);
-        fate.map_or_else(|| "-".to_owned(), |(_, fate)| fate.clone())
+        let reason = fates.iter().rev().find(|(of, _)| *of == pid);
+        reason.map_or_else(|| "-".to_owned(), |(_, reason)| reason.clone())
     };
     format!("{} {}", of(&state.calls), of(&state.streams))
 }
@@ -199,8 +199,8 @@ fn methods(server: SharedMemoryServer) -> SharedMemoryServer {
         })
         .method(STALL, |request, _| {
             let [millis] = numbers(request)?;
-            let until = Instant::now() + Duration::from_millis(millis);
-            while Instant::now() < until && !request.is_cancelled() {
+            let deadline = Instant::now() + Duration::from_millis(millis);
+            while Instant::now() < deadline && !request.is_cancelled() {
                 thread::sleep(Duration::from_millis(2));
             }
             Ok(())

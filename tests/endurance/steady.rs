@@ -59,7 +59,7 @@ fn load(stage: &Stage, connections: u64, time: Duration) -> (Vec<Row>, [Sample; 
         allocated[0].push(server.numbers("stats")[6] >> 10);
         allocated[1].push(now[2] >> 10);
         let last = samples.each_ref().map(|it| it[it.len() - 1]);
-        stage.tell(&format!(
+        stage.notify(&format!(
             "{connections} connections: {} calls, {} MiB; private {} and {}, shared {}",
             now[0] - before[0],
             (now[1] - before[1]) >> 10,
@@ -75,7 +75,7 @@ fn load(stage: &Stage, connections: u64, time: Duration) -> (Vec<Row>, [Sample; 
     let done = format!("{} calls, {} MiB in {took:.0?}", after[0] - before[0], (after[1] - before[1]) >> 10);
     let rows = ["server", "client"].into_iter().zip(samples.iter().zip(&allocated)).map(
         |(who, (samples, allocated))| {
-            judge(
+            check(
                 Row::new("memory under load", format!("{who}, {connections} connections and streams")),
                 samples,
                 allocated,
@@ -88,7 +88,7 @@ fn load(stage: &Stage, connections: u64, time: Duration) -> (Vec<Row>, [Sample; 
     (rows, samples.map(|it| Sample::thirds(&it).1))
 }
 
-fn judge(mut row: Row, samples: &[Sample], allocated: &[u64], connections: u64) -> Row {
+fn check(mut row: Row, samples: &[Sample], allocated: &[u64], connections: u64) -> Row {
     let (first, last) = Sample::thirds(samples);
     let of_third = |of: &[u64]| median(of.to_vec());
     let warm = &allocated[allocated.len() / 10..];

@@ -32,7 +32,7 @@ pub(crate) struct Stage {
     began: Instant,
     bar: ProgressBar,
     /// When a line was printed last, where there is no terminal.
-    told: Mutex<Instant>,
+    report: Mutex<Instant>,
 }
 
 impl Stage {
@@ -41,24 +41,24 @@ impl Stage {
         let bar = ProgressBar::new(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
         let style = ProgressStyle::with_template("  {bar:24} {elapsed} {wide_msg}");
         bar.set_style(style.expect("a template").progress_chars("=> "));
-        Self { name, time, seed, began: Instant::now(), bar, told: Mutex::new(Instant::now()) }
+        Self { name, time, seed, began: Instant::now(), bar, report: Mutex::new(Instant::now()) }
     }
 
     /// What is going on.
-    pub(crate) fn tell(&self, text: &str) {
+    pub(crate) fn notify(&self, text: &str) {
         self.bar.set_position(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX));
         self.bar.set_message(text.to_owned());
-        let mut told = self.told.lock().expect("no panic");
-        if !std::io::stderr().is_terminal() && told.elapsed() > Duration::from_secs(10) {
-            *told = Instant::now();
+        let mut report = self.report.lock().expect("no panic");
+        if !std::io::stderr().is_terminal() && report.elapsed() > Duration::from_secs(10) {
+            *report = Instant::now();
             println!("  {:.0?}: {text}", self.began.elapsed());
         }
     }
 
     /// Sleeps, unless interrupted.
     pub(crate) fn rest(&self, time: Duration) {
-        let until = Instant::now() + time;
-        while Instant::now() < until && !interrupted() {
+        let deadline = Instant::now() + time;
+        while Instant::now() < deadline && !interrupted() {
             sleep(time.min(Duration::from_millis(50)));
         }
     }

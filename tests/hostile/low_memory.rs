@@ -17,7 +17,7 @@ use narrows::{
 };
 
 use crate::support::calls::*;
-use crate::support::{Kept, LONG, Watchdog, alone, me, role, say, sys, told};
+use crate::support::{Kept, LONG, Watchdog, alone, argument, log, me, role, sys};
 
 /// Inline: limits the server's memory to so much more than it has.
 const LIMIT: u32 = 100;
@@ -77,7 +77,7 @@ fn a_message_without_memory_is_kept_until_there_is_some() {
         }
         return;
     }
-    let (len, more) = SIZES[told().parse::<usize>().expect("a number")];
+    let (len, more) = SIZES[argument().parse::<usize>().expect("a number")];
     let (mut a, mut b) = SharedMemoryStream::pair().expect("a pair");
     let (sent, mut message) = (vec![7; len], Vec::new());
     let sender = thread::spawn(move || {
@@ -184,7 +184,7 @@ fn replies_chunks_and_pushes_without_memory_are_errors_and_the_connection_goes_o
 }
 
 fn poor_client() {
-    let client = SharedMemoryClient::builder(told()).options(options()).connect().expect("connects");
+    let client = SharedMemoryClient::builder(argument()).options(options()).connect().expect("connects");
     is_well(&client);
     let big = |len: usize| client.call_timeout(BIG, &len.to_le_bytes(), LONG);
     let no_memory = |end: Option<CallError>| assert!(matches!(end, Some(CallError::OutOfMemory)), "{end:?}");
@@ -218,7 +218,7 @@ fn connect_until_busy(host: &Host, most: usize) -> (Vec<SharedMemoryClient>, boo
             Err(ConnectError::Rejected { code: RejectCode::Busy, .. }) => return (clients, true),
             // What the handshake itself needs is short before the thread is: not an answer, but no abort either.
             Err(error) => {
-                say(&format!("after {} connections: {error}", clients.len()));
+                log(&format!("after {} connections: {error}", clients.len()));
                 return (clients, false);
             }
         }
@@ -237,7 +237,7 @@ fn connections_beyond_the_limit_of_mappings_are_busy() {
     }
     let most = max_mappings();
     if most > 2_000_000 {
-        return say("not tested: vm.max_map_count is too high to be reached");
+        return log("not tested: vm.max_map_count is too high to be reached");
     }
     sys::raise_descriptor_limit();
     let host = host!(options(), with_many);
@@ -281,7 +281,7 @@ fn a_program_that_locks_its_memory_connects_within_the_usual_limit() {
     let _watchdog = Watchdog::new(NAME);
     let Some(role) = role() else {
         if sys::effective_user() != 0 {
-            return say("skipped: only root can become a user whose memory is counted");
+            return log("skipped: only root can become a user whose memory is counted");
         }
         for bytes in [8 << 20, 64 << 10] {
             let status = Kept::start(me(NAME, "locks", &bytes.to_string()).env(ARENAS.0, ARENAS.1)).wait();
@@ -290,7 +290,7 @@ fn a_program_that_locks_its_memory_connects_within_the_usual_limit() {
         return;
     };
     assert_eq!(role, "locks");
-    let bytes = told().parse().expect("a number");
+    let bytes = argument().parse().expect("a number");
     let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
     // SAFETY: reads a live local; the others take numbers, and change this process alone.
     unsafe {

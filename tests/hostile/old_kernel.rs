@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Kept, LONG, Watchdog, echo, me, reach, role, round_trip, told, verdict};
+use crate::support::{Kept, LONG, Watchdog, argument, echo, me, reach, role, round_trip, verdict};
 use narrows::{Options, RecvTimeoutError, SharedMemoryListener, SharedMemoryStream};
 
 /// A call that is refused: its number, the argument that decides with a bit or a value, the error.
@@ -117,7 +117,7 @@ fn a_kill_is_a_hang_up_where_processes_cannot_be_watched() {
             on_an_old_kernel(NAME);
         }
         Some("server") => {
-            let listener = SharedMemoryListener::bind(told()).expect("binds");
+            let listener = SharedMemoryListener::bind(argument()).expect("binds");
             echo(listener.accept_timeout(LONG).expect("accepts"));
         }
         Some("child") => echo(SharedMemoryStream::from_parent().expect("handed over")),
@@ -172,12 +172,12 @@ fn what_cannot_be_done_without_is_named() {
         Err(error) => error.to_string(),
     };
     refuse(&[refused(libc::SYS_madvise, Some((2, Is::Equal(POPULATE_WRITE))), libc::EINVAL)]);
-    let said = text(&Options::new().prefault(true).handshake_timeout(Duration::from_secs(5)));
+    let output = text(&Options::new().prefault(true).handshake_timeout(Duration::from_secs(5)));
     assert!(
-        said.contains("prefault") || said.contains("madvise") || said.contains("MADV_POPULATE_WRITE"),
-        "{said}"
+        output.contains("prefault") || output.contains("madvise") || output.contains("MADV_POPULATE_WRITE"),
+        "{output}"
     );
     refuse(&[refused(libc::SYS_memfd_create, None, libc::ENOSYS)]);
-    let said = text(&Options::new());
-    assert!(said.contains("memfd_create"), "{said}");
+    let output = text(&Options::new());
+    assert!(output.contains("memfd_create"), "{output}");
 }

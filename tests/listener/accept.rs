@@ -128,7 +128,7 @@ fn silent_clients_do_not_delay_the_next() {
     let server = Server::start(&Options::new());
     let silent: Vec<UnixStream> = (0..40).map(|_| server.raw()).collect();
     let begun = Instant::now();
-    server.honest_client_gets_in();
+    server.well_formed_client_gets_in();
     assert!(begun.elapsed() < Duration::from_millis(700), "{:?}", begun.elapsed());
     drop(silent);
 }
@@ -140,13 +140,13 @@ fn a_full_house_does_not_spin_and_opens_again() {
     let options = Options::new().handshake_timeout(Duration::from_millis(400));
     let listener = options.bind(&path).expect("binds");
     let silent: Vec<UnixStream> = (0..100).map(|_| UnixStream::connect(&path).expect("connects")).collect();
-    let honest = thread::spawn(move || SharedMemoryStream::connect(path).map(drop));
+    let well_formed = thread::spawn(move || SharedMemoryStream::connect(path).map(drop));
     let (begun, busy) = (Instant::now(), thread_cpu());
     let _stream = listener.accept().expect("in the end");
     // Each keeps its place for 100 ms, then makes room; nothing waits for the 400 ms of the timeout.
     assert!(begun.elapsed() >= Duration::from_millis(90), "{:?}", begun.elapsed());
     assert!(thread_cpu() - busy < Duration::from_millis(100), "{:?}", thread_cpu() - busy);
-    honest.join().expect("ends").expect("connects");
+    well_formed.join().expect("ends").expect("connects");
     assert!(listener.failed_handshakes() >= 100 + 1 - 64, "so many had to leave first");
     drop(silent);
 }

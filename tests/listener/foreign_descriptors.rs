@@ -143,9 +143,9 @@ fn in_time<T>(what: &str, call: impl FnOnce() -> T) -> T {
     result
 }
 
-fn welcome() -> [u8; ANSWER_LEN] {
+fn accept() -> [u8; ANSWER_LEN] {
     let (version, geometry) = (VERSION_MAX, geometry());
-    Answer::Welcome(Negotiated { version, features: 0, geometry, max_message: 1, first_ticket: 0 }).encode()
+    Answer::Accept(Negotiated { version, features: 0, geometry, max_message: 1, first_ticket: 0 }).encode()
 }
 
 /// A path, and a thread that takes one client there by hand.
@@ -177,7 +177,7 @@ fn passes() -> bool {
 fn connect_to(parts: &[(usize, usize)], memory: bool) -> ConnectError {
     let parts = parts.to_vec();
     let (path, server, _folder) = by_hand(move |mut client| {
-        let (bytes, mut ends) = (welcome(), Vec::new());
+        let (bytes, mut ends) = (accept(), Vec::new());
         let mut rest = &bytes[..];
         let begun = Instant::now();
         if memory {
@@ -228,7 +228,7 @@ fn connect_and_accept_return_in_time_whatever_comes_out_of_band() {
     on_new_and_old_kernels("connect_and_accept_return_in_time_whatever_comes_out_of_band", || {
         let (path, server, _folder) = by_hand(|mut client| {
             let ends = send_out_of_band(&client);
-            let _ = client.write_all(&welcome()); // The client may have had enough.
+            let _ = client.write_all(&accept()); // The client may have had enough.
             HELD.store(false, Ordering::SeqCst);
             (ends, client)
         });
@@ -242,7 +242,7 @@ fn connect_and_accept_return_in_time_whatever_comes_out_of_band() {
         let _ends = send_out_of_band(&client);
         (&client).write_all(&hello()).expect("sends");
         HELD.store(false, Ordering::SeqCst);
-        in_time("accept", || server.honest_client_gets_in());
+        in_time("accept", || server.well_formed_client_gets_in());
     });
 }
 
@@ -269,7 +269,7 @@ fn with_a_late_descriptor(
     let (path, server, folder) = by_hand(move |mut client| {
         client.read_exact(&mut [0; HELLO_LEN]).expect("a hello");
         let memory = memfd(geometry().region_len(), SEALS);
-        send_with(&client, &welcome(), &[memory.as_fd()]).expect("sends");
+        send_with(&client, &accept(), &[memory.as_fd()]).expect("sends");
         client.read_exact(&mut [0]).expect("the acknowledgement");
         let ends = if out_of_band { send_out_of_band(&client) } else { send_lingering(&client, b"late", 2) };
         (client, ends)
@@ -312,10 +312,11 @@ fn dropping_a_stream_returns_in_time_whatever_its_server_has_sent() {
             let (mut client, _ends) = server.join().expect("plays");
             in_time("drop", || drop(stream));
             client.set_read_timeout(Some(LATE)).expect("set");
-            let told = in_time("the hang-up", || client.read(&mut [0]));
+            let argument = in_time("the hang-up", || client.read(&mut [0]));
             // ECONNRESET if the queue was not empty, which is an end as well.
             assert!(
-                matches!(&told, Ok(0)) || told.is_err_and(|it| it.raw_os_error() == Some(libc::ECONNRESET))
+                matches!(&argument, Ok(0))
+                    || argument.is_err_and(|it| it.raw_os_error() == Some(libc::ECONNRESET))
             );
         }
     });
@@ -330,8 +331,8 @@ fn the_death_of_another_peer_is_reported_while_such_a_stream_is_dropped() {
         drop(client); // The monitor may be the last to hold the stream.
         in_time("drop", || drop(stream));
         drop(other);
-        let told = in_time("the end", || survivor.recv_timeout(&mut [0; 8], LATE));
-        assert!(matches!(told, Err(narrows::RecvTimeoutError::Disconnected)), "{told:?}");
+        let argument = in_time("the end", || survivor.recv_timeout(&mut [0; 8], LATE));
+        assert!(matches!(argument, Err(narrows::RecvTimeoutError::Disconnected)), "{argument:?}");
     });
 }
 
@@ -344,7 +345,7 @@ fn accept_goes_on_whatever_a_client_sends() {
         let mut send = |client: UnixStream, bytes: &[u8], count| {
             kept.push((send_lingering(&client, bytes, count), client));
             HELD.store(false, Ordering::SeqCst);
-            in_time("accept", || server.honest_client_gets_in());
+            in_time("accept", || server.well_formed_client_gets_in());
         };
         for (bytes, count) in [(&hello()[..], 1), (&hello()[..], 40), (&hello()[..1], 1), (b"GET / HT", 1)] {
             HELD.store(true, Ordering::SeqCst);
@@ -388,8 +389,11 @@ fn dropping_a_listener_returns_in_time_whatever_waits_to_be_accepted() {
         let _ends = send_lingering(&client, &hello(), 2);
         in_time("drop", || drop(listener));
         client.set_read_timeout(Some(LATE)).expect("set");
-        let told = in_time("the hang-up", || (&client).read(&mut [0]));
-        assert!(matches!(told, Ok(0)) || told.is_err_and(|it| it.raw_os_error() == Some(libc::ECONNRESET)));
+        let argument = in_time("the hang-up", || (&client).read(&mut [0]));
+        assert!(
+            matches!(argument, Ok(0))
+                || argument.is_err_and(|it| it.raw_os_error() == Some(libc::ECONNRESET))
+        );
     });
 }
 
@@ -426,7 +430,7 @@ fn a_client_that_does_not_seal_or_confirm_is_refused() {
     assert!(begun.elapsed() < LATE);
     server.failures_reach(failures + 1);
     assert_eq!(server.accepted.load(Ordering::SeqCst), 0);
-    server.honest_client_gets_in();
+    server.well_formed_client_gets_in();
 }
 
 /// A thread that holds the lock of a file until it is dropped: it writes to the file from memory whose page never
@@ -504,7 +508,7 @@ fn a_server_that_holds_the_lock_of_the_memory_costs_connect_no_more_than_its_dea
     let adding = thread::spawn(move || seal(adding.as_fd(), LAST_SEALS));
     let (path, server, _folder) = by_hand(move |mut client| {
         client.read_exact(&mut [0; HELLO_LEN]).expect("a hello");
-        send_with(&client, &welcome(), &[memory.as_fd()]).expect("sends");
+        send_with(&client, &accept(), &[memory.as_fd()]).expect("sends");
         let _ = client.read_to_end(&mut Vec::new());
     });
     let error = connect(&path).expect_err("the seals cannot be added");
@@ -528,6 +532,6 @@ fn a_client_that_holds_the_lock_of_the_memory_does_not_hold_up_accept() {
     };
     (&client).write_all(&[ACKNOWLEDGE]).expect("sends");
     server.failures_reach(1);
-    in_time("accept", || server.honest_client_gets_in());
+    in_time("accept", || server.well_formed_client_gets_in());
     drop(locked);
 }

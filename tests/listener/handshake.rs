@@ -25,7 +25,7 @@ use narrows::{Options, SharedMemoryStream};
 fn code(answer: Answer) -> Option<RejectCode> {
     match answer {
         Answer::Reject(reject) => Some(reject.code()),
-        Answer::Welcome(_) => None,
+        Answer::Accept(_) => None,
     }
 }
 
@@ -49,7 +49,7 @@ fn each_mistake_of_a_client_is_answered_and_hurts_nobody_else() {
     assert_eq!(with(40, &[1]), Some(RejectCode::WrongNonce));
     assert_eq!(with(52, &[1]), Some(RejectCode::BadHello));
     server.failures_reach(11);
-    server.honest_client_gets_in();
+    server.well_formed_client_gets_in();
 }
 
 #[test]
@@ -63,12 +63,12 @@ fn a_hello_in_pieces_is_welcome_and_more_is_never_read() {
     assert_eq!(code(confirm(&dripping).0), None);
     let talkative = server.raw();
     (&talkative).write_all(&hello()).expect("sends");
-    let (welcome, memory) = answer_with_memory(&talkative);
-    assert_eq!(code(welcome), None);
+    let (accept, memory) = answer_with_memory(&talkative);
+    assert_eq!(code(accept), None);
     seal(memory.as_fd(), LAST_SEALS).expect("seals");
     (&talkative).write_all(&[&[ACKNOWLEDGE][..], &[7; 1000]].concat()).expect("sends");
     assert!(eventually(|| server.accepted.load(Ordering::SeqCst) == 2));
-    server.honest_client_gets_in();
+    server.well_formed_client_gets_in();
     assert_eq!(server.listener.failed_handshakes(), 0);
 }
 
@@ -87,24 +87,24 @@ fn truncated_dripping_and_silent_clients_fail_in_time() {
     assert!(begun.elapsed() >= Duration::from_millis(200));
     assert_eq!((&silent).read(&mut [0]).expect("told"), 0);
     assert!(!matches!((&dripping).read(&mut [0]), Ok(1)), "no welcome after the deadline");
-    server.honest_client_gets_in();
+    server.well_formed_client_gets_in();
 }
 
 #[test]
 fn sizes_are_the_smaller_of_both_sides() {
     let options = Options::new().slots(16).arena(4096).max_message(1000).first_ticket(77);
     let server = Server::start(&options);
-    let Answer::Welcome(agreed) = ask(&server.raw(), &hello()) else {
+    let Answer::Accept(agreed) = ask(&server.raw(), &hello()) else {
         panic!("refused");
     };
     assert_eq!(agreed.geometry, Geometry::new(16, 4096, 64).expect("legal"));
     assert_eq!((agreed.max_message, agreed.first_ticket), (1000, 77));
     let modest = ClientHandshake::new(Geometry::new(4, 64, 1).expect("legal"), 5, 0).hello();
-    let Answer::Welcome(agreed) = ask(&server.raw(), &modest) else {
+    let Answer::Accept(agreed) = ask(&server.raw(), &modest) else {
         panic!("refused");
     };
     assert_eq!((agreed.geometry.slots(), agreed.geometry.arena(), agreed.max_message), (4, 64, 5));
-    server.honest_client_gets_in();
+    server.well_formed_client_gets_in();
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn descriptors_for_the_server_are_refused_or_closed() {
         return;
     }
     let server = Server::start(&Options::new());
-    server.honest_client_gets_in();
+    server.well_formed_client_gets_in();
     let (file, before) = (File::open("/dev/null").expect("opens"), descriptors());
     for _ in 0..100 {
         let client = server.raw();
@@ -161,7 +161,7 @@ fn another_user_is_refused() {
     let status = child.uid(65534).gid(65534).current_dir("/").status().expect("runs");
     assert!(status.success());
     server.failures_reach(1);
-    server.honest_client_gets_in();
+    server.well_formed_client_gets_in();
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn failed_handshakes_leak_no_descriptor() {
         return;
     }
     let server = Server::start(&Options::new());
-    server.honest_client_gets_in();
+    server.well_formed_client_gets_in();
     let before = descriptors();
     for round in 0..3000_usize {
         let (client, mut bytes) = (server.raw(), hello());
@@ -215,7 +215,7 @@ fn answering(
     }
 }
 
-fn welcome() -> [u8; ANSWER_LEN] {
+fn accept() -> [u8; ANSWER_LEN] {
     let agreed = Negotiated {
         version: VERSION_MAX,
         features: 0,
@@ -223,13 +223,13 @@ fn welcome() -> [u8; ANSWER_LEN] {
         max_message: 1,
         first_ticket: 0,
     };
-    Answer::Welcome(agreed).encode()
+    Answer::Accept(agreed).encode()
 }
 
 #[test]
 fn each_lie_about_the_memory_is_found() {
     let len = geometry().region_len();
-    let refused = |fds| answering(welcome(), fds).expect_err("a lie");
+    let refused = |fds| answering(accept(), fds).expect_err("a lie");
     assert!(matches!(refused(vec![]), ConnectError::NoDescriptor));
     assert!(matches!(refused(vec![memfd(len, SEALS), memfd(len, SEALS)]), ConnectError::SurplusDescriptors));
     let bad = |fd: std::os::fd::OwnedFd| {
@@ -259,7 +259,7 @@ fn a_flood_of_descriptors_is_closed() {
     let before = descriptors();
     for count in [2, 5, 253] {
         let fds = (0..count).map(|_| File::open("/dev/null").expect("opens").into()).collect();
-        let error = answering(welcome(), fds).expect_err("a flood");
+        let error = answering(accept(), fds).expect_err("a flood");
         assert!(matches!(error, ConnectError::SurplusDescriptors | ConnectError::Truncated), "{error:?}");
         assert!(eventually(|| descriptors() <= before)); // Another thread closes them.
     }
@@ -282,7 +282,7 @@ fn without_room_for_the_memory_the_error_names_the_limit() {
     let server = thread::spawn(move || {
         let mut client = listener.accept().expect("accepts").0;
         client.read_exact(&mut [0; HELLO_LEN]).expect("a hello");
-        send_with(&client, &welcome(), &[memory.as_fd()]).expect("sends");
+        send_with(&client, &accept(), &[memory.as_fd()]).expect("sends");
         let _ = client.read(&mut [0]); // Until the client hangs up.
     });
     // The default policy of a user other than root needs room of its own.
@@ -294,7 +294,7 @@ fn without_room_for_the_memory_the_error_names_the_limit() {
 #[test]
 fn each_lie_of_an_answer_is_found() {
     let with = |at: usize, field: &[u8]| {
-        let mut bytes = welcome();
+        let mut bytes = accept();
         bytes[at..at + field.len()].copy_from_slice(field);
         match answering(bytes, vec![memfd(geometry().region_len(), SEALS)]) {
             Err(ConnectError::BadAnswer(error)) => error,
@@ -311,7 +311,7 @@ fn each_lie_of_an_answer_is_found() {
     assert_eq!(with(127, &[1]), HandshakeError::ReservedNotZero);
     let geometry = Geometry::new(512, 1 << 20, 64).expect("legal");
     let agreed = Negotiated { version: VERSION_MAX, features: 0, geometry, max_message: 1, first_ticket: 0 };
-    let greedy = answering(Answer::Welcome(agreed).encode(), vec![memfd(geometry.region_len(), SEALS)]);
+    let greedy = answering(Answer::Accept(agreed).encode(), vec![memfd(geometry.region_len(), SEALS)]);
     assert!(matches!(greedy, Err(ConnectError::BadAnswer(HandshakeError::MoreThanWanted))));
     let reject = Answer::Reject(Reject::new(RejectCode::Other(999), "come back tomorrow")).encode();
     match answering(reject, vec![]) {
@@ -326,14 +326,13 @@ fn each_lie_of_an_answer_is_found() {
 fn servers_that_close_are_silent_or_drip_end_in_time() {
     let closing = against(drop, &Options::new()).expect_err("closed");
     assert!(matches!(closing, ConnectError::PeerClosed), "{closing:?}");
-    let truncated =
-        against(|mut client| client.write_all(&welcome()[..100]).expect("sends"), &Options::new());
+    let truncated = against(|mut client| client.write_all(&accept()[..100]).expect("sends"), &Options::new());
     assert!(matches!(truncated, Err(ConnectError::PeerClosed)));
     let begun = Instant::now();
     let silent = against(|_client| thread::sleep(Duration::from_millis(800)), &Options::new());
     assert!(matches!(silent, Err(ConnectError::Timeout)));
     let dripping = |mut client: UnixStream| {
-        for byte in welcome() {
+        for byte in accept() {
             let _ = client.write_all(&[byte]);
             thread::sleep(Duration::from_millis(10));
         }
@@ -348,9 +347,9 @@ fn a_welcome_in_pieces_is_taken() {
     let play = |mut client: UnixStream| {
         client.read_exact(&mut [0; HELLO_LEN]).expect("a hello");
         let memory = memfd(geometry().region_len(), SEALS);
-        send_with(&client, &welcome()[..1], &[]).expect("sends");
-        send_with(&client, &welcome()[1..9], &[memory.as_fd()]).expect("sends");
-        for byte in &welcome()[9..] {
+        send_with(&client, &accept()[..1], &[]).expect("sends");
+        send_with(&client, &accept()[1..9], &[memory.as_fd()]).expect("sends");
+        for byte in &accept()[9..] {
             client.write_all(&[*byte]).expect("sends");
         }
         let mut last = [0];

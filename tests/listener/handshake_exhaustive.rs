@@ -42,10 +42,10 @@ fn hello() -> [u8; HELLO_LEN] {
     ClientHandshake::new(small(), 100, 0).hello()
 }
 
-fn welcome() -> [u8; ANSWER_LEN] {
+fn accept() -> [u8; ANSWER_LEN] {
     let agreed =
         Negotiated { version: VERSION_MAX, features: 0, geometry: small(), max_message: 1, first_ticket: 0 };
-    Answer::Welcome(agreed).encode()
+    Answer::Accept(agreed).encode()
 }
 
 fn reject() -> [u8; ANSWER_LEN] {
@@ -102,21 +102,21 @@ fn lists<T: Copy>(of: &[T], most: usize) -> Vec<Vec<T>> {
 type Part = (Vec<u8>, Arc<Vec<OwnedFd>>);
 
 /// A server that reads each client's hello and sends what it was told to.
-struct Liar {
+struct HostilePeer {
     path: PathBuf,
     parts: Option<Sender<Vec<Part>>>,
     thread: Option<JoinHandle<()>>,
     _folder: tempfile::TempDir,
 }
 
-impl Liar {
+impl HostilePeer {
     fn start() -> Self {
         let folder = tempfile::tempdir().expect("directory");
         let path = folder.path().join("socket");
         let listener = UnixListener::bind(&path).expect("binds");
-        let (parts, told) = channel::<Vec<Part>>();
+        let (parts, argument) = channel::<Vec<Part>>();
         let thread = thread::spawn(move || {
-            for parts in told {
+            for parts in argument {
                 let mut client = listener.accept().expect("accepts").0;
                 client.read_exact(&mut [0; HELLO_LEN]).expect("a hello");
                 for (bytes, fds) in parts {
@@ -139,7 +139,7 @@ impl Liar {
     }
 }
 
-impl Drop for Liar {
+impl Drop for HostilePeer {
     fn drop(&mut self) {
         drop(self.parts.take());
         if let Some(thread) = self.thread.take() {
@@ -154,9 +154,9 @@ fn counted(test: &str, body: impl FnOnce() -> u64) {
         return;
     }
     let _watchdog = Watchdog::new(test);
-    let liar = Liar::start(); // The first connection starts the lifeline, which stays.
-    liar.answer(vec![(welcome().to_vec(), Arc::new(vec![make(Kind::Right)]))]).expect("honest");
-    drop(liar);
+    let hostile = HostilePeer::start(); // The first connection starts the lifeline, which stays.
+    hostile.answer(vec![(accept().to_vec(), Arc::new(vec![make(Kind::Right)]))]).expect("well-formed");
+    drop(hostile);
     let before = descriptors();
     let cases = body();
     assert!(eventually(|| descriptors() <= before));
@@ -166,17 +166,17 @@ fn counted(test: &str, body: impl FnOnce() -> u64) {
 #[test]
 fn every_number_and_kind_of_descriptors_for_the_client() {
     counted("every_number_and_kind_of_descriptors_for_the_client", || {
-        let (liar, mut cases) = (Liar::start(), 0);
+        let (hostile, mut cases) = (HostilePeer::start(), 0);
         for kinds in lists(&KINDS, 3) {
-            for (answer, cut) in
-                [(welcome(), 0), (welcome(), 1), (welcome(), 127), (reject(), 0), (reject(), 64)]
+            for (answer, fragmenter) in
+                [(accept(), 0), (accept(), 1), (accept(), 127), (reject(), 0), (reject(), 64)]
             {
                 let fds = Arc::new(kinds.iter().map(|kind| make(*kind)).collect());
                 // They come with the first byte of the second part, if there are two.
                 let none = Arc::new(vec![]);
-                let parts = vec![(answer[..cut].to_vec(), none), (answer[cut..].to_vec(), fds)];
-                let is = liar.answer(parts.into_iter().filter(|part| !part.0.is_empty()).collect());
-                let right = match (answer == welcome(), &kinds[..], &is) {
+                let parts = vec![(answer[..fragmenter].to_vec(), none), (answer[fragmenter..].to_vec(), fds)];
+                let is = hostile.answer(parts.into_iter().filter(|part| !part.0.is_empty()).collect());
+                let right = match (answer == accept(), &kinds[..], &is) {
                     (_, [_, _, ..], Err(ConnectError::SurplusDescriptors)) => true,
                     (true, [], Err(ConnectError::NoDescriptor)) => true,
                     (true, [Kind::Right], Ok(())) => true,
@@ -186,7 +186,7 @@ fn every_number_and_kind_of_descriptors_for_the_client() {
                     }
                     _ => false,
                 };
-                assert!(right, "{kinds:?} behind {cut} bytes: {is:?}");
+                assert!(right, "{kinds:?} behind {fragmenter} bytes: {is:?}");
                 cases += 1;
                 // Threads close them that a busy machine may starve; of more than 256 that wait, the rest would be lost.
                 assert!(eventually(|| descriptors() < 100), "{cases} cases");
@@ -202,18 +202,18 @@ fn every_number_and_kind_of_descriptors_for_the_server() {
         let server = Server::start(&options());
         let (mut cases, mut failures) = (0, 0);
         for kinds in lists(&KINDS, 3) {
-            for cut in [0, 1, 63] {
+            for fragmenter in [0, 1, 63] {
                 let (client, fds) = (server.raw(), kinds.iter().map(|kind| make(*kind)).collect::<Vec<_>>());
                 let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-                (&client).write_all(&hello()[..cut]).expect("sends");
+                (&client).write_all(&hello()[..fragmenter]).expect("sends");
                 cases += 1;
-                let refused = send_with(&client, &hello()[cut..], &fds).is_err();
+                let refused = send_with(&client, &hello()[fragmenter..], &fds).is_err();
                 if refused {
                     // By the kernel, from Linux 6.16 on: nothing of it went over.
-                    (&client).write_all(&hello()[cut..]).expect("sends");
+                    (&client).write_all(&hello()[fragmenter..]).expect("sends");
                 }
                 if refused || kinds.is_empty() {
-                    assert!(matches!(confirm(&client).0, Answer::Welcome(_)), "{kinds:?}");
+                    assert!(matches!(confirm(&client).0, Answer::Accept(_)), "{kinds:?}");
                     continue;
                 }
                 let Answer::Reject(reject) = answer(&client) else { panic!("let in with {kinds:?}") };
@@ -234,11 +234,11 @@ fn every_truncation_over_a_socket() {
             (&server.raw()).write_all(&hello()[..count]).expect("sends");
         }
         server.failures_reach(HELLO_LEN as u64);
-        let liar = Liar::start();
+        let hostile = HostilePeer::start();
         for count in 0..ANSWER_LEN {
             let fds = Arc::new(vec![make(Kind::Right)]);
-            let parts = if count == 0 { vec![] } else { vec![(welcome()[..count].to_vec(), fds)] };
-            let is = liar.answer(parts);
+            let parts = if count == 0 { vec![] } else { vec![(accept()[..count].to_vec(), fds)] };
+            let is = hostile.answer(parts);
             assert!(matches!(is, Err(ConnectError::PeerClosed)), "{count} bytes: {is:?}");
         }
         (HELLO_LEN + ANSWER_LEN) as u64
@@ -249,7 +249,7 @@ fn every_truncation_over_a_socket() {
 fn every_short_order_for_the_server() {
     counted("every_short_order_for_the_server", || {
         let (server, hello) = (Server::start(&options()), hello());
-        let tokens: [&[u8]; 6] = [&hello, &hello[..32], &hello[32..], b"GET / HT", &welcome(), &[0; 8]];
+        let tokens: [&[u8]; 6] = [&hello, &hello[..32], &hello[32..], b"GET / HT", &accept(), &[0; 8]];
         let mut cases = 0;
         for order in lists(&tokens, 3) {
             let (mut client, all) = (server.raw(), order.concat());
@@ -258,7 +258,7 @@ fn every_short_order_for_the_server() {
                 let _ = client.write_all(token);
             }
             client.shutdown(Shutdown::Write).expect("shuts");
-            let is = heard(&mut client);
+            let is = received(&mut client);
             let right = said(&all, &hello);
             assert_eq!(is, right, "{all:?}");
             cases += 1;
@@ -269,11 +269,11 @@ fn every_short_order_for_the_server() {
 }
 
 /// The answer's code, no code for a welcome, or nothing if there was no answer.
-fn heard(client: &mut UnixStream) -> Option<Option<RejectCode>> {
+fn received(client: &mut UnixStream) -> Option<Option<RejectCode>> {
     let mut bytes = [0; ANSWER_LEN];
     client.read_exact(&mut bytes).ok()?;
     match Answer::decode(&bytes).expect("makes sense") {
-        Answer::Welcome(_) => Some(None),
+        Answer::Accept(_) => Some(None),
         Answer::Reject(reject) => Some(Some(reject.code())),
     }
 }
@@ -292,11 +292,11 @@ fn said(bytes: &[u8], hello: &[u8]) -> Option<Option<RejectCode>> {
 #[test]
 fn every_short_order_for_the_client() {
     counted("every_short_order_for_the_client", || {
-        let (liar, welcome, reject) = (Liar::start(), welcome(), reject());
+        let (hostile, accept, reject) = (HostilePeer::start(), accept(), reject());
         let tokens: [(&[u8], usize); 6] = [
-            (&welcome, 1),
-            (&welcome[..64], 1),
-            (&welcome[64..], 0),
+            (&accept, 1),
+            (&accept[..64], 1),
+            (&accept[64..], 0),
             (&reject, 0),
             (&reject[..64], 0),
             (b"GET / HT", 0),
@@ -306,8 +306,8 @@ fn every_short_order_for_the_client() {
             let part = |(bytes, fds): &(&[u8], usize)| {
                 (bytes.to_vec(), Arc::new((0..*fds).map(|_| make(Kind::Right)).collect()))
             };
-            let is = liar.answer(order.iter().map(part).collect());
-            let right = understood(&order, &welcome, &reject);
+            let is = hostile.answer(order.iter().map(part).collect());
+            let right = understood(&order, &accept, &reject);
             let is = End::of(&is);
             // What comes behind the Welcome is too much if it is there in time, and is never read if it is late. A
             // second descriptor may be noticed one part early.
@@ -347,7 +347,7 @@ impl End {
 }
 
 /// What a client must make of these parts.
-fn understood(order: &[(&[u8], usize)], welcome: &[u8], reject: &[u8]) -> End {
+fn understood(order: &[(&[u8], usize)], accept: &[u8], reject: &[u8]) -> End {
     let (mut bytes, mut fds) = (vec![], 0);
     for (token, more) in order {
         (bytes, fds) = ([&bytes[..], token].concat(), fds + more);
@@ -355,13 +355,13 @@ fn understood(order: &[(&[u8], usize)], welcome: &[u8], reject: &[u8]) -> End {
         if fds > 1 {
             return End::Surplus;
         }
-        if bytes[..known] != welcome[..known] {
+        if bytes[..known] != accept[..known] {
             return End::Bad(HandshakeError::BadMagic);
         }
         match bytes.get(..ANSWER_LEN) {
             None => {}
-            Some(whole) if whole == welcome && fds == 1 => return End::Connected,
-            Some(whole) if whole == welcome => return End::NoDescriptor,
+            Some(whole) if whole == accept && fds == 1 => return End::Connected,
+            Some(whole) if whole == accept => return End::NoDescriptor,
             Some(whole) if whole == reject => return End::Rejected,
             Some(_) => return End::Bad(HandshakeError::ReservedNotZero),
         }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{Fork, Kept, LONG, Watchdog, alone, me, role, say, sys, told, verdict};
+use crate::support::{Fork, Kept, LONG, Watchdog, alone, argument, log, me, role, sys, verdict};
 use narrows::{
     AcceptError, BindError, ConnectError, Options, Reconnect, ServerHandle, SharedMemoryClient,
     SharedMemoryListener, SharedMemoryServer, SharedMemoryStream,
@@ -62,7 +62,7 @@ fn a_socket_bound_by_a_relative_or_linked_path_is_listed_by_its_absolute_one() {
         let status = Kept::start(&mut me(NAME, "binds", folder.path().to_str().expect("plain"))).wait();
         return assert!(status.success(), "{status}");
     }
-    let folder = fs::canonicalize(told()).expect("there");
+    let folder = fs::canonicalize(argument()).expect("there");
     env::set_current_dir(&folder).expect("enters"); // This process has one test.
     fs::create_dir(folder.join("real")).expect("makes");
     std::os::unix::fs::symlink(folder.join("real"), folder.join("linked")).expect("links");
@@ -97,7 +97,7 @@ fn a_client_that_reconnects_keeps_its_server_when_the_directory_changes() {
         server.spawn().expect("serves")
     };
     let enter = |name: &str| {
-        let folder = Path::new(&told()).join(name);
+        let folder = Path::new(&argument()).join(name);
         fs::create_dir_all(&folder).expect("makes");
         env::set_current_dir(folder).expect("enters"); // This process has one test.
     };
@@ -118,7 +118,7 @@ fn a_client_that_reconnects_keeps_its_server_when_the_directory_changes() {
 fn silent_connections_of_one_process_keep_no_other_out() {
     const NAME: &str = "silent_connections_of_one_process_keep_no_other_out";
     if role().is_some() {
-        let mut stream = SharedMemoryStream::connect(told()).expect("connects");
+        let mut stream = SharedMemoryStream::connect(argument()).expect("connects");
         stream.send(b"x").expect("sends");
         return;
     }
@@ -179,7 +179,7 @@ fn clients_get_through_a_flood_of_half_open_connections() {
         let flooders: Vec<_> = (0..256)
             .map(|_| {
                 thread::spawn(|| {
-                    while let Ok(mut silent) = UnixStream::connect(told()) {
+                    while let Ok(mut silent) = UnixStream::connect(argument()) {
                         let _until_it_is_sent_away = io::Read::read(&mut silent, &mut [0]);
                     }
                 })
@@ -212,8 +212,9 @@ fn mode_and_group_are_set_whatever_the_umask_is() {
     }
     // SAFETY: takes a number; this process has one test.
     unsafe { libc::umask(0o077) };
-    let path = Path::new(&told()).join("socket");
-    let group = if sys::effective_user() == 0 { 23_416 } else { fs::metadata(told()).expect("there").gid() };
+    let path = Path::new(&argument()).join("socket");
+    let group =
+        if sys::effective_user() == 0 { 23_416 } else { fs::metadata(argument()).expect("there").gid() };
     for mode in [0o660, 0o666, 0o600] {
         let listener = Options::new().socket_mode(mode).socket_group(group).bind(&path).expect("binds");
         let socket = fs::metadata(&path).expect("there");
@@ -257,7 +258,7 @@ fn a_listening_socket_is_handed_over_and_nothing_else_is_taken_for_one() {
 fn who_takes_over_a_listening_socket_is_the_server() {
     const NAME: &str = "who_takes_over_a_listening_socket_is_the_server";
     if role().is_some() {
-        let fd = told().parse().expect("a number");
+        let fd = argument().parse().expect("a number");
         // SAFETY: the parent left this descriptor open for this process alone.
         let listener = Options::new().listen_on(unsafe { OwnedFd::from_raw_fd(fd) }).expect("listens");
         let mut client = listener.accept_timeout(LONG).expect("accepts");
@@ -327,14 +328,14 @@ fn a_fork_that_keeps_the_socket_of_a_killed_server_is_named() {
     let _watchdog = Watchdog::new("a_fork_that_keeps_the_socket_of_a_killed_server_is_named");
     let folder = tempfile::tempdir().expect("directory");
     let path = folder.path().join("socket");
-    let (keeper_says, mut tell) = UnixStream::pair().expect("pair");
+    let (keeper_says, mut notify) = UnixStream::pair().expect("pair");
     let server = Fork::run(|| {
         let _listener = SharedMemoryListener::bind(&path).expect("binds");
         let keeper = Fork::run(|| {
             thread::sleep(LONG * 2);
             0
         });
-        io::Write::write_all(&mut tell, &keeper.pid().to_ne_bytes()).expect("says");
+        io::Write::write_all(&mut notify, &keeper.pid().to_ne_bytes()).expect("says");
         thread::sleep(LONG * 2);
         0
     });
@@ -349,7 +350,7 @@ fn a_fork_that_keeps_the_socket_of_a_killed_server_is_named() {
     sys::kill(i32::from_ne_bytes(keeper), libc::SIGKILL);
     let kernel_tells = !matches!(bound, Err(BindError::InUse));
     if !kernel_tells {
-        say("the kernel does not tell that the server has ended (before Linux 6.5)");
+        log("the kernel does not tell that the server has ended (before Linux 6.5)");
         return;
     }
     let pid = u32::try_from(server.pid()).expect("positive");
@@ -367,7 +368,7 @@ fn what_forbids_a_path_is_named() {
     }
     let _watchdog = Watchdog::new("what_forbids_a_path_is_named");
     if sys::effective_user() != 0 {
-        return say("skipped: only root can change users");
+        return log("skipped: only root can change users");
     }
     let folder = tempfile::tempdir().expect("directory");
     let open_to_all =
@@ -566,7 +567,7 @@ fn a_full_backlog_is_not_called_a_live_server() {
     keeper.adopt(&ours);
     let bound: Vec<_> = (0..6).map(|_| bind_error(&path)).collect();
     if matches!(bound[0], BindError::InUse) {
-        return say("the kernel does not tell that the server has ended (before Linux 6.5)");
+        return log("the kernel does not tell that the server has ended (before Linux 6.5)");
     }
     // Each attempt takes a place in the backlog.
     let (first, last) = bound.split_at(2);
@@ -586,8 +587,8 @@ fn a_socket_in_a_deep_directory_is_bound_and_reached() {
     if !is_alone("a_socket_in_a_deep_directory_is_bound_and_reached") {
         return;
     }
-    let deep = Path::new(&told()).join("a".repeat(60)).join("b".repeat(60));
-    let elsewhere = Path::new(&told()).join("elsewhere");
+    let deep = Path::new(&argument()).join("a".repeat(60)).join("b".repeat(60));
+    let elsewhere = Path::new(&argument()).join("elsewhere");
     fs::create_dir_all(&deep).expect("makes");
     fs::create_dir(&elsewhere).expect("makes");
     env::set_current_dir(&deep).expect("enters"); // This process has one test.
@@ -624,8 +625,8 @@ fn accept_and_serve_end_when_their_descriptors_are_closed() {
         return;
     }
     let (report, reports) = std::sync::mpsc::channel();
-    let listener = SharedMemoryListener::bind(Path::new(&told()).join("one")).expect("binds");
-    let server = SharedMemoryServer::bind(Path::new(&told()).join("two")).expect("binds");
+    let listener = SharedMemoryListener::bind(Path::new(&argument()).join("one")).expect("binds");
+    let server = SharedMemoryServer::bind(Path::new(&argument()).join("two")).expect("binds");
     let server = server.inline(1, |_, _| Ok(()));
     let serving = report.clone();
     thread::spawn(move || {
@@ -691,7 +692,7 @@ fn a_lock_file_that_cannot_be_taken_is_named_at_once() {
     drop(SharedMemoryListener::bind(at("six")).expect("binds"));
     assert_eq!(fs::read_to_string(at(".six.lock")).expect("there"), "precious");
     if sys::effective_user() != 0 {
-        return say("skipped in part: only root can change users");
+        return log("skipped in part: only root can change users");
     }
     fs::write(at(".seven.narrows-lock"), "").expect("writes");
     set_mode(&at(".seven.narrows-lock"), 0o600);
@@ -709,7 +710,7 @@ fn a_listener_that_cannot_lock_its_path_removes_it_all_the_same() {
     if !is_alone("a_listener_that_cannot_lock_its_path_removes_it_all_the_same") {
         return;
     }
-    let folder = PathBuf::from(told());
+    let folder = PathBuf::from(argument());
     let listener = SharedMemoryListener::bind(folder.join("socket")).expect("binds");
     fs::create_dir(folder.join(".socket.narrows-lock")).expect("makes");
     drop(listener);
@@ -727,8 +728,8 @@ fn a_full_file_system_keeps_no_path_of_a_dropped_listener() {
     if !is_alone("a_full_file_system_keeps_no_path_of_a_dropped_listener") {
         return;
     }
-    let folder = PathBuf::from(told());
-    let root = std::ffi::CString::new(told()).expect("plain");
+    let folder = PathBuf::from(argument());
+    let root = std::ffi::CString::new(argument()).expect("plain");
     // SAFETY: the calls take C strings, and change the mounts of this process alone.
     let mounted = unsafe {
         let (none, no_data) = (c"none".as_ptr(), std::ptr::null::<libc::c_void>());
@@ -738,7 +739,7 @@ fn a_full_file_system_keeps_no_path_of_a_dropped_listener() {
             && libc::mount(none, root.as_ptr(), c"tmpfs".as_ptr(), 0, c"nr_inodes=8".as_ptr().cast()) == 0
     };
     if !mounted {
-        return say("skipped: this process may not mount a file system");
+        return log("skipped: this process may not mount a file system");
     }
     let listener = SharedMemoryListener::bind(folder.join("socket")).expect("binds");
     drop(UnixListener::bind(folder.join("stale")).expect("binds"));
@@ -806,7 +807,7 @@ fn clients_outside_of_the_pid_namespace_are_told_that_they_share_a_limit() {
     drop(theirs);
     if io::Read::read_exact(&mut &ours, &mut [0; 4]).is_err() {
         assert_eq!(server.wait(), 2);
-        return say("skipped: this process may not make a pid namespace");
+        return log("skipped: this process may not make a pid namespace");
     }
     let client = SharedMemoryClient::connect(&path).expect("connects");
     client.call(1, b"").expect("answers");

@@ -26,7 +26,7 @@ const OVERFLOW: u32 = 65534;
 /// A user that is neither root nor the overflow user.
 const OTHER: u32 = 2001;
 
-fn say(text: &str) {
+fn log(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
@@ -93,7 +93,7 @@ fn namespaces_are_allowed() -> bool {
     in_a_namespace(&mut command, "");
     let made = command.status();
     if let Err(error) = &made {
-        say(&format!("no user namespace can be made here ({error}): skipped"));
+        log(&format!("no user namespace can be made here ({error}): skipped"));
     }
     made.is_ok()
 }
@@ -107,8 +107,8 @@ fn own_uid() -> u32 {
 fn serve(path: &Path, options: &Options) -> usize {
     let listener = options.bind(path).expect("binds");
     open_to_all(path);
-    let (mut came, until) = (0, Instant::now() + LONG * 2);
-    while !path.with_extension("stop").exists() && Instant::now() < until {
+    let (mut came, deadline) = (0, Instant::now() + LONG * 2);
+    while !path.with_extension("stop").exists() && Instant::now() < deadline {
         came += usize::from(listener.accept_timeout(Duration::from_millis(20)).is_ok());
     }
     came
@@ -201,7 +201,7 @@ fn the_overflow_user_trusts_itself_where_all_users_are_mapped() {
     }
     let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     if !is_root() || !map.contains("4294967295") {
-        return say("not root of all users: skipped");
+        return log("not root of all users: skipped");
     }
     let shared = Shared::new();
     let mut child = shared.run(NAME, shared.path("door").to_str().expect("plain"));
@@ -222,8 +222,8 @@ fn trusts_itself(path: &Path, shown: u32) {
 #[test]
 fn a_user_that_a_preloaded_library_invents_is_not_believed() {
     const NAME: &str = "a_user_that_a_preloaded_library_invents_is_not_believed";
-    if let Some(told) = role() {
-        let (path, shown) = told.rsplit_once(' ').expect("two words");
+    if let Some(argument) = role() {
+        let (path, shown) = argument.rsplit_once(' ').expect("two words");
         let shown = shown.parse().expect("a number");
         assert_ne!(own_uid(), shown, "the C library is deceived");
         return trusts_itself(Path::new(path), shown);
@@ -242,11 +242,11 @@ fn a_user_that_a_preloaded_library_invents_is_not_believed() {
             command.arg(format!("LD_PRELOAD={}", library.display()));
             preloads.push(command);
         }
-        other => say(&format!("no C compiler here ({other:?}): the preloaded library is skipped")),
+        other => log(&format!("no C compiler here ({other:?}): the preloaded library is skipped")),
     }
     match Command::new("fakeroot").arg("true").status() {
         Ok(status) if status.success() => preloads.push(Command::new("fakeroot")),
-        other => say(&format!("no fakeroot here ({other:?}): skipped")),
+        other => log(&format!("no fakeroot here ({other:?}): skipped")),
     }
     let user = if is_root() { OTHER } else { own_uid() }; // Root is trusted whatever its number.
     for (at, mut command) in preloads.into_iter().enumerate() {
@@ -405,7 +405,7 @@ fn handed_over() -> (i32, u64, u64) {
 #[test]
 fn a_failed_spawn_leaves_no_backend_behind_a_shell() {
     const NAME: &str = "a_failed_spawn_leaves_no_backend_behind_a_shell";
-    let word = env::var("NARROWS_TOLD").map(PathBuf::from).unwrap_or_default();
+    let word = env::var("NARROWS_ARGUMENT").map(PathBuf::from).unwrap_or_default();
     match role().as_deref() {
         Some("stops") => {
             let (fd, _, nonce) = handed_over();
@@ -429,7 +429,7 @@ fn a_failed_spawn_leaves_no_backend_behind_a_shell() {
     let dir = tempfile::tempdir().expect("dir");
     let failed = |role: &str, timeout: Duration| {
         let mut inner = rerun(NAME, role);
-        inner.env("NARROWS_TOLD", dir.path().join(role));
+        inner.env("NARROWS_ARGUMENT", dir.path().join(role));
         let options = Options::new().handshake_timeout(timeout);
         let error =
             options.spawn(by_shell("\"$@\" & read line", &inner)).map(drop).expect_err("no handshake");
@@ -611,7 +611,7 @@ fn a_child_is_started_without_a_copy_of_its_parents_memory() {
         None => {}
     }
     if !Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_ok_and(|status| status.success()) {
-        return say("strace is not here: skipped");
+        return log("strace is not here: skipped");
     }
     let _watchdog = Watchdog::new(NAME);
     let dir = tempfile::tempdir().expect("dir");

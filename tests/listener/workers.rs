@@ -116,8 +116,8 @@ fn serve_by_hand(listener: &UnixListener) {
     let hello = ServerHandshake::new(0).feed(&hello).expect("legal").expect("whole");
     let agreed = limits.agree(&hello);
     let memory = sys::sealed_memory(agreed.geometry.region_len());
-    let welcome = Answer::Welcome(agreed).encode();
-    assert_eq!(sys::send_with_fd(socket.as_fd(), &welcome, memory.as_fd()).expect("sends"), welcome.len());
+    let accept = Answer::Accept(agreed).encode();
+    assert_eq!(sys::send_with_fd(socket.as_fd(), &accept, memory.as_fd()).expect("sends"), accept.len());
     std::thread::sleep(LONG);
 }
 
@@ -133,14 +133,14 @@ fn a_worker_that_serves_anothers_socket_has_died_when_it_was_killed() {
     let path = folder.path().join("socket");
     // First with the one who listened alive, then with it dead before anybody connects.
     for listener_lives in [true, false] {
-        let (mut tell, mut told) = UnixStream::pair().expect("pair");
+        let (mut notify, mut argument) = UnixStream::pair().expect("pair");
         let starter = Fork::run(|| {
             let listener = UnixListener::bind(&path).expect("binds");
             let worker = Fork::run(|| {
                 serve_by_hand(&listener);
                 0
             });
-            tell.write_all(&worker.pid().to_ne_bytes()).expect("tells");
+            notify.write_all(&worker.pid().to_ne_bytes()).expect("tells");
             std::mem::forget(worker);
             if listener_lives {
                 std::thread::sleep(LONG);
@@ -148,7 +148,7 @@ fn a_worker_that_serves_anothers_socket_has_died_when_it_was_killed() {
             0
         });
         let mut pid = [0; 4];
-        told.read_exact(&mut pid).expect("told");
+        argument.read_exact(&mut pid).expect("told");
         let worker = i32::from_ne_bytes(pid);
         if !listener_lives {
             assert_eq!(starter.wait(), 0);

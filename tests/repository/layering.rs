@@ -10,24 +10,24 @@ use std::path::Path;
 const MAY_IMPORT: [(&str, &[&str]); 16] = [
     ("guide", &[]),
     ("error", &[]),
-    ("mem", &[]),
+    ("memory", &[]),
     ("events", &[]),
     ("prometheus", &[]),
-    ("layout", &["mem", "error"]),
-    ("sys", &["mem", "layout", "error", "events"]),
-    ("ring", &["mem", "layout", "error"]),
+    ("layout", &["memory", "error"]),
+    ("sys", &["memory", "layout", "error", "events"]),
+    ("ring", &["memory", "layout", "error"]),
     ("handshake", &["layout", "error"]),
-    ("channel", &["ring", "sys", "error", "mem", "layout", "prometheus"]),
+    ("channel", &["ring", "sys", "error", "memory", "layout", "prometheus"]),
     ("options", &["channel", "handshake", "layout", "sys", "error"]),
-    ("establish", &["handshake", "channel", "options", "sys", "layout", "error", "events"]),
-    ("stream", &["channel", "establish", "options", "sys", "mem", "error"]),
-    ("listener", &["handshake", "establish", "stream", "options", "sys", "error"]),
+    ("connect", &["handshake", "channel", "options", "sys", "layout", "error", "events"]),
+    ("stream", &["channel", "connect", "options", "sys", "memory", "error"]),
+    ("listener", &["handshake", "connect", "stream", "options", "sys", "error"]),
     (
         "rpc",
-        &["stream", "listener", "establish", "channel", "options", "error", "mem", "events", "prometheus"],
+        &["stream", "listener", "connect", "channel", "options", "error", "memory", "events", "prometheus"],
     ),
     // The exports for tests: only code outside of the library uses it.
-    ("internal", &["channel", "error", "establish", "handshake", "layout", "mem", "ring", "rpc", "sys"]),
+    ("internal", &["channel", "error", "connect", "handshake", "layout", "memory", "ring", "rpc", "sys"]),
 ];
 
 /// Words that stand in some top modules only.
@@ -36,7 +36,7 @@ const RESERVED: [(&str, &[&str]); 5] = [
     ("libc", &["sys"]),
     ("memmap2", &["sys"]),
     ("log", &["events"]),
-    ("parking_lot", &["channel", "options", "establish", "stream", "listener", "rpc"]),
+    ("parking_lot", &["channel", "options", "connect", "stream", "listener", "rpc"]),
 ];
 
 /// The sources: path, top module (empty for the root), and text.
@@ -202,8 +202,8 @@ fn the_table_has_no_circles() {
 
 #[test]
 fn a_bad_source_is_found_out() {
-    let bad = "use crate::{error::{Ended, sys}, listener::Incoming as I, mem};\nlet x = crate::sys::syscall_error();";
-    assert_eq!(imports(bad).into_iter().collect::<Vec<_>>(), ["error", "listener", "mem", "sys"]);
+    let bad = "use crate::{error::{Ended, sys}, listener::Incoming as I, memory};\nlet x = crate::sys::syscall_error();";
+    assert_eq!(imports(bad).into_iter().collect::<Vec<_>>(), ["error", "listener", "memory", "sys"]);
     assert_eq!(faults("ring", bad), ["ring may not import listener", "ring may not import sys"]);
     assert_eq!(faults("sys", "use crate::ring::sleep;"), ["sys may not import ring"]);
     assert_eq!(faults("new", "").len(), 1);
@@ -224,7 +224,7 @@ fn what_is_no_code_does_not_count() {
         const C: [char; 3] = ['\'', '\\', 'x'];
         #![allow(unsafe_code)]
         use crate::error::Ended;
-        macro_rules! m { () => { $crate::internal::mem::Word } }
+        macro_rules! m { () => { $crate::internal::memory::Word } }
     "##;
     assert_eq!(faults("layout", fine), Vec::<String>::new());
     assert_eq!(imports(fine).into_iter().collect::<Vec<_>>(), ["error"]);

@@ -22,9 +22,9 @@ const TOPS: [&str; 10] = [
 fn packaged() -> BTreeSet<String> {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["package", "--list", "--allow-dirty", "--package", "narrows"]);
-    let said = cargo.current_dir(crate::support::ROOT).output().expect("cargo");
-    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
-    String::from_utf8(said.stdout).expect("text").lines().map(str::to_owned).collect()
+    let output = cargo.current_dir(crate::support::ROOT).output().expect("cargo");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text").lines().map(str::to_owned).collect()
 }
 
 /// All files below a folder, as paths from the top.

@@ -20,7 +20,7 @@ use crate::support::{ROOT, alone, rerun};
 const ELSEWHERE: [(&str, &str, &str); 6] = [
     ("narrows-tests/crash", "-p narrows-tests --test crash", ".ci/run"),
     ("narrows-tests/endurance", "-p narrows-tests --test endurance", "CONTRIBUTING.md"),
-    ("loom-tests/teeth", "-p loom-tests --test teeth", ".ci/run"),
+    ("loom-tests/mutants", "-p loom-tests --test mutants", ".ci/run"),
     ("narrows-benches/harness", "cargo test --workspace", ".ci/run"),
     ("narrows-tool/narrows", "cargo test --workspace", ".ci/run"),
     ("narrows-tool/tool", "cargo test --workspace", ".ci/run"),
@@ -30,9 +30,9 @@ const ELSEWHERE: [(&str, &str, &str); 6] = [
 fn metadata() -> Value {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["metadata", "--no-deps", "--offline", "--format-version", "1"]).current_dir(ROOT);
-    let said = cargo.output().expect("cargo");
-    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
-    serde_json::from_slice(&said.stdout).expect("JSON")
+    let output = cargo.output().expect("cargo");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("JSON")
 }
 
 fn list(value: &Value) -> &[Value] {

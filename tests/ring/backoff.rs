@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::support::Watchdog;
 use crate::support::rings::{In, Out, over, put, send};
 use crate::support::spied::{Did, Spied};
-use narrows::internal::mem::{Field, Flag, Heap, Memory, Store, Word};
+use narrows::internal::memory::{Field, Flag, Heap, Memory, Store, Word};
 use narrows::internal::ring::CloseReason;
 use narrows::internal::{ConnectionError, RecvCoreError, SendCoreError, Wait};
 use narrows::{Options, SharedMemoryStream};
@@ -22,7 +22,7 @@ fn a_peer_that_clears_our_flag_for_ever_makes_us_nap() {
     let naps = Arc::new(AtomicU32::new(0));
     let count = Arc::clone(&naps);
     let mem = Spied::new(Heap::new(1, 64, 1), move |_, did| {
-        count.fetch_add(u32::from(did == Did::Doze), Ordering::Relaxed);
+        count.fetch_add(u32::from(did == Did::Backoff), Ordering::Relaxed);
     });
     let (_out, mut inb) = over(&mem, 0);
     let (over, ended) = channel::<()>();
@@ -36,9 +36,12 @@ fn a_peer_that_clears_our_flag_for_ever_makes_us_nap() {
         });
         // The attacker may have to wait for its CPU: as many rounds as it needs.
         for _ in 0..200 {
-            let until = Instant::now() + Duration::from_millis(100);
-            assert_eq!(inb.recv(&mut [], Wait::Until(Some(until))).map(|_| ()), Err(RecvCoreError::Empty));
-            assert!(Instant::now() >= until);
+            let deadline = Instant::now() + Duration::from_millis(100);
+            assert_eq!(
+                inb.recv(&mut [], Wait::Deadline(Some(deadline))).map(|_| ()),
+                Err(RecvCoreError::Empty)
+            );
+            assert!(Instant::now() >= deadline);
             if naps.load(Ordering::Relaxed) > 0 {
                 break;
             }
@@ -57,7 +60,7 @@ fn flickers(flag: Flag, flicker: fn(&Heap, bool), call: fn(&mut Out<Arc<Spied>>,
             flicker(heap, value == 1);
             counted[0].fetch_add(value, Ordering::Relaxed);
         }
-        Did::Doze => _ = counted[1].fetch_add(1, Ordering::Relaxed),
+        Did::Backoff => _ = counted[1].fetch_add(1, Ordering::Relaxed),
         _ => {}
     });
     let (mut out, mut inb) = over(&mem, 0);
@@ -95,11 +98,11 @@ fn cleared_flags_between_flickers_make_us_nap() {
             }
         }
         Did::StoreFlag(Flag::Consumer, _) => heap.store_slot(0, Field::Stamp, 0, Store::Release),
-        Did::Doze => _ = counted[1].fetch_add(1, Ordering::Relaxed),
+        Did::Backoff => _ = counted[1].fetch_add(1, Ordering::Relaxed),
         _ => {}
     });
     let (_out, mut inb) = over(&mem, 0);
-    let end = inb.recv(&mut [], Wait::FOREVER).map(|_| ());
+    let end = inb.recv(&mut [], Wait::NO_DEADLINE).map(|_| ());
     assert_eq!(end, Err(RecvCoreError::Ended(ConnectionError::Closed)));
     let [rounds, naps] = [0, 1].map(|which| counts[which].load(Ordering::Relaxed));
     assert!(rounds > ROUNDS && naps + ROUNDS / 2 >= rounds, "{rounds} rounds with {naps} naps");
@@ -107,11 +110,11 @@ fn cleared_flags_between_flickers_make_us_nap() {
 
 #[test]
 fn pieces_of_a_long_message_are_no_play() {
-    const PIECES: usize = 2000;
+    const FRAGMENTS: usize = 2000;
     let _watch = Watchdog::new("pieces for one that waits for either");
     let wait = |a: &mut SharedMemoryStream, b: &mut SharedMemoryStream| {
         thread::scope(|scope| {
-            scope.spawn(|| b.send(&vec![7; PIECES << 10]).expect("sends"));
+            scope.spawn(|| b.send(&vec![7; FRAGMENTS << 10]).expect("sends"));
             let began = Instant::now();
             assert!(a.wait_either(30).expect("either").message);
             a.recv_into(&mut Vec::new()).expect("receives");
@@ -121,5 +124,5 @@ fn pieces_of_a_long_message_are_no_play() {
     let (mut a, mut b) = Options::new().slots(2).arena(1 << 10).pair().expect("pair");
     while a.try_send(&[1; 30]).is_ok() {} // It waits for space as well.
     // A nap for each piece would take a second. The machine may be busy: as many tries as it needs.
-    while wait(&mut a, &mut b) > Duration::from_micros(250 * PIECES as u64) {}
+    while wait(&mut a, &mut b) > Duration::from_micros(250 * FRAGMENTS as u64) {}
 }

@@ -9,7 +9,7 @@ use crate::support::rings::{at_once, head, over, put, ring, send, take, try_take
 use crate::support::spied::{Did, Spied};
 use crate::support::{Watchdog, bytes, check};
 use narrows::internal::layout::{LAST_TICKET, SlotKind};
-use narrows::internal::mem::{
+use narrows::internal::memory::{
     ARENA_ALIGN, Field, Flag, Heap, INLINE_CAPACITY, Load, Memory, OutOfBounds, Padding, Store, Word,
 };
 use narrows::internal::ring::{
@@ -28,7 +28,7 @@ fn flow(slots: usize, arena: usize, first: u64) -> u64 {
         let sender = scope.spawn(move || {
             let mut sent = 0;
             for (seed, size) in (0..).zip(SIZES) {
-                match send(&mut out, &bytes(seed, size), seed, Wait::FOREVER) {
+                match send(&mut out, &bytes(seed, size), seed, Wait::NO_DEADLINE) {
                     Ok(len) => assert_eq!(len, size),
                     Err(fault) => {
                         assert_eq!(fault, SendCoreError::Exhausted);
@@ -43,7 +43,7 @@ fn flow(slots: usize, arena: usize, first: u64) -> u64 {
         let mut received = 0;
         let mut buffer = Vec::new();
         loop {
-            match inb.recv_into(&mut buffer, Wait::FOREVER) {
+            match inb.recv_into(&mut buffer, Wait::NO_DEADLINE) {
                 Ok(message) => {
                     assert_eq!(message.tag, received);
                     check(received, SIZES[usize::try_from(received).expect("few")], &buffer);
@@ -88,10 +88,10 @@ fn the_last_ticket_is_used_and_then_no_more() {
             }
             for _ in 0..3 {
                 assert_eq!(send(&mut out, b"", 0, Wait::Never), Err(SendCoreError::Exhausted));
-                assert_eq!(send(&mut out, &[1; 500], 0, Wait::FOREVER), Err(SendCoreError::Exhausted));
+                assert_eq!(send(&mut out, &[1; 500], 0, Wait::NO_DEADLINE), Err(SendCoreError::Exhausted));
                 assert_eq!(try_take(&mut inb), Err(RecvCoreError::Empty));
             }
-            assert!(!inb.has_news());
+            assert!(!inb.is_ready());
             out.ring().close();
             assert_eq!(try_take(&mut inb), Err(RecvCoreError::Ended(ConnectionError::Disconnected)));
         }
@@ -101,7 +101,7 @@ fn the_last_ticket_is_used_and_then_no_more() {
 #[test]
 fn a_long_message_that_meets_the_last_ticket_is_never_delivered() {
     let (mut out, mut inb, _heap) = ring(4, 256, LAST_TICKET - 1);
-    assert_eq!(send(&mut out, &[7; 600], 0, Wait::FOREVER), Err(SendCoreError::Exhausted));
+    assert_eq!(send(&mut out, &[7; 600], 0, Wait::NO_DEADLINE), Err(SendCoreError::Exhausted));
     assert_eq!(try_take(&mut inb), Err(RecvCoreError::Empty));
     out.ring().close();
     assert_eq!(try_take(&mut inb), Err(RecvCoreError::Ended(ConnectionError::Disconnected)));
@@ -125,7 +125,7 @@ fn every_place_of_the_arena_is_wrapped() {
                 let (message, tag) = take(&mut inb);
                 check(tag, message.len(), &message);
                 put(&mut out, &bytes(seed, 1), seed);
-                while inb.ring().next_slot().expect("honest").is_some_and(|arrival| arrival.tag < seed) {
+                while inb.ring().next_slot().expect("well-formed").is_some_and(|arrival| arrival.tag < seed) {
                     take(&mut inb);
                 }
             }
@@ -223,7 +223,7 @@ fn a_claim_is_private_until_it_is_published() {
         out.ring().write(&claim, 0, &bytes(1, len), Padding::Zero).expect("fits");
         out.describe_whole(&claim, len, 4);
         assert_eq!(try_take(&mut inb), Err(RecvCoreError::Empty));
-        assert!(!inb.has_news());
+        assert!(!inb.is_ready());
     }
     put(&mut out, &bytes(2, 130), 2);
     assert_eq!(take(&mut inb), (bytes(2, 130), 2));
@@ -267,7 +267,7 @@ fn writes_and_reads_outside_a_claim_are_refused() {
         assert_eq!(out.ring().write(&claim, 1, &vec![0; len], Padding::Keep), Err(OutOfBounds));
     }
     put(&mut out, b"four", 0);
-    let arrival = inb.ring().next_slot().expect("honest").expect("there");
+    let arrival = inb.ring().next_slot().expect("well-formed").expect("there");
     for (at, len) in [(0, 5), (4, 1), (5, 0), (usize::MAX, 1), (usize::MAX, 0)] {
         assert_eq!(inb.ring().read(&arrival, at, &mut vec![0; len]), Err(OutOfBounds), "{len} at {at}");
     }
@@ -314,7 +314,7 @@ fn a_fresh_ring_has_its_first_head() {
 #[test]
 fn a_mark_counts_before_a_hang_up_and_a_death_but_not_before_our_own_verdicts() {
     use ConnectionError::{Closed, Disconnected, PeerDied, ProtocolViolated};
-    for (fate, alone, marked) in [
+    for (reason, alone, marked) in [
         (0, None, Disconnected),
         (CloseReason::Closed as u64, Some(Closed), Closed),
         (CloseReason::Disconnected as u64, Some(Disconnected), Disconnected),
@@ -323,12 +323,12 @@ fn a_mark_counts_before_a_hang_up_and_a_death_but_not_before_our_own_verdicts() 
         (u64::MAX, Some(ProtocolViolated), ProtocolViolated),
     ] {
         let heap = Heap::new(1, 64, 1);
-        assert_eq!(heap.set_close_reason(fate), fate);
-        assert_eq!(closed(&heap, Word::ProducerClosed), alone, "{fate}");
+        assert_eq!(heap.set_close_reason(reason), reason);
+        assert_eq!(closed(&heap, Word::ProducerClosed), alone, "{reason}");
         close(&heap, Word::ConsumerClosed, Flag::Producer);
-        assert_eq!(closed(&heap, Word::ProducerClosed), alone, "{fate}: the mark of the other side");
+        assert_eq!(closed(&heap, Word::ProducerClosed), alone, "{reason}: the mark of the other side");
         close(&heap, Word::ProducerClosed, Flag::Consumer);
-        assert_eq!(closed(&heap, Word::ProducerClosed), Some(marked), "{fate}, marked");
+        assert_eq!(closed(&heap, Word::ProducerClosed), Some(marked), "{reason}, marked");
     }
 }
 
@@ -339,14 +339,14 @@ fn a_bed_is_raised_while_its_sleeper_looks_and_lowered_when_it_is_up() {
         let of = |heap: &Heap| [heap.load_flag(Flag::Consumer), heap.load_flag(Flag::Producer)];
         [of(&one), of(&two)]
     };
-    for (bed, raised) in [
+    for (wait_slot, raised) in [
         (WaitSlot::consumer(&one), [[1, 0], [0, 0]]),
         (WaitSlot::producer(&one), [[0, 1], [0, 0]]),
         (WaitSlot::either(&one, &two), [[1, 0], [0, 2]]),
     ] {
-        assert_eq!(park(&bed, None, 0, || Some(flags())), Some(raised));
+        assert_eq!(park(&wait_slot, None, 0, || Some(flags())), Some(raised));
         assert_eq!(flags(), [[0; 2]; 2], "up, as it found something");
-        assert_eq!(park(&bed, Some(Instant::now()), 0, || None::<()>), None);
+        assert_eq!(park(&wait_slot, Some(Instant::now()), 0, || None::<()>), None);
         assert_eq!(flags(), [[0; 2]; 2], "up, as its time was over");
     }
 }
@@ -356,7 +356,7 @@ fn a_sleeper_whose_flag_is_cleared_for_nothing_naps_from_the_65th_time_on() {
     let naps = Arc::new(AtomicU32::new(0));
     let count = Arc::clone(&naps);
     let mem = Spied::new(Heap::new(1, 64, 1), move |_, did| {
-        count.fetch_add(u32::from(did == Did::Doze), Ordering::Relaxed);
+        count.fetch_add(u32::from(did == Did::Backoff), Ordering::Relaxed);
     });
     let looks = AtomicU32::new(0);
     let looked = park(&WaitSlot::consumer(&mem), None, 0, || {
@@ -372,7 +372,7 @@ fn a_wait_for_space_is_over_when_it_is_there_or_will_never_be() {
     let mut consumer = Consumer::new(heap.clone(), 5);
     (0..2).for_each(|seed| put(&mut out, b"", seed));
     assert!(!out.ring().is_released(5));
-    let first = consumer.next_slot().expect("honest").expect("there");
+    let first = consumer.next_slot().expect("well-formed").expect("there");
     (0..2).for_each(|_| consumer.release(&first));
     assert_eq!((consumer.ticket(), head(&heap)), (6, 6), "nothing is released twice");
     assert!(out.ring().is_released(5) && !out.ring().is_released(6));
@@ -405,7 +405,7 @@ fn short_payloads_come_back_to_the_front_and_long_ones_go_round() {
         let (mut out, mut inb, _heap) = ring(16, 256 << 10, 0);
         let mut place = |seed| {
             let claim = out.reserve(len, Wait::Never).expect("room");
-            let narrows::internal::mem::Span::Arena(place) = claim.span() else { panic!("in a slot") };
+            let narrows::internal::memory::Span::Arena(place) = claim.span() else { panic!("in a slot") };
             put(&mut out, &bytes(seed, len), seed);
             assert_eq!(take(&mut inb), (bytes(seed, len), seed));
             place as usize * ARENA_ALIGN

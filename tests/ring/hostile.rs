@@ -11,7 +11,7 @@ use crate::support::rings::{In, MAX, at_once, over, put, ring, send, take, try_t
 use crate::support::spied::{Did, Spied};
 use crate::support::{Watchdog, bytes};
 use narrows::internal::layout::{Control, LAST_TICKET, SlotKind};
-use narrows::internal::mem::{Field, Flag, Heap, Load, Memory, Padding, Span, Store, Word};
+use narrows::internal::memory::{Field, Flag, Heap, Load, Memory, Padding, Span, Store, Word};
 use narrows::internal::ring::{CloseReason, Producer, force_notify, notify};
 use narrows::internal::{ConnectionError, RecvCoreError, SendCoreError, Wait};
 
@@ -23,7 +23,7 @@ const VIOLATED: Result<(Vec<u8>, u64), RecvCoreError> =
 fn condemned(inb: &mut In, heap: &Heap) {
     for _ in 0..3 {
         assert_eq!(try_take(inb), VIOLATED);
-        let blocking = inb.recv(&mut [], Wait::FOREVER).map(|_| ());
+        let blocking = inb.recv(&mut [], Wait::NO_DEADLINE).map(|_| ());
         assert_eq!(blocking, Err(RecvCoreError::Ended(ConnectionError::ProtocolViolated)));
     }
     assert_ne!(heap.load(Word::ConsumerClosed, Load::Relaxed), 0);
@@ -48,7 +48,7 @@ fn only_four_stamps_are_legal() {
                 let (_out, mut inb, heap) = ring(usize::try_from(slots).expect("few"), 64, first);
                 heap.store_slot(first, Field::Stamp, stamp, Store::Release);
                 let waiting = stamp == 0 || stamp == 2 * first + 1 || Some(stamp) == before;
-                assert_eq!(inb.has_news(), !waiting);
+                assert_eq!(inb.is_ready(), !waiting);
                 if waiting {
                     assert_eq!(try_take(&mut inb), Err(RecvCoreError::Empty), "{stamp:#x} of {first:#x}");
                     assert_eq!(inb.recv(&mut [], at_once()).map(|_| ()), Err(RecvCoreError::Empty));
@@ -128,7 +128,7 @@ fn a_head_that_runs_backwards_or_ahead_is_a_lie() {
             heap.store(Word::Head, head, Store::Release);
             let expected = Err(SendCoreError::Ended(ConnectionError::ProtocolViolated));
             for _ in 0..3 {
-                assert_eq!(send(&mut out, b"", 0, Wait::FOREVER), expected, "{head} of {first}");
+                assert_eq!(send(&mut out, b"", 0, Wait::NO_DEADLINE), expected, "{head} of {first}");
                 assert_eq!(send(&mut out, &[0; 999], 0, Wait::Never), expected);
                 assert_eq!(out.reserve(0, Wait::Never).map(|_| 0), expected);
                 assert_eq!(out.ticket_to_await(3).map(|_| 0), expected);
@@ -178,7 +178,7 @@ impl Expect {
 #[test]
 fn pieces_in_any_order_are_a_message_or_a_lie() {
     let mut random = fastrand::Rng::with_seed(2);
-    let (mut lies, mut messages) = (0, 0);
+    let (mut violations, mut messages) = (0, 0);
     for _ in 0..20_000 {
         let (_out, mut inb, heap) = ring(1, 256, 0);
         let mut expect = Expect::default();
@@ -198,7 +198,7 @@ fn pieces_in_any_order_are_a_message_or_a_lie() {
             match expect.next(kind, abort, len, total) {
                 Err(()) => {
                     condemned(&mut inb, &heap);
-                    lies += 1;
+                    violations += 1;
                     break;
                 }
                 Ok(None) => assert_eq!(try_take(&mut inb), Err(RecvCoreError::Empty)),
@@ -209,7 +209,7 @@ fn pieces_in_any_order_are_a_message_or_a_lie() {
             }
         }
     }
-    assert!(lies > 1000 && messages > 1000, "{lies} lies, {messages} messages");
+    assert!(violations > 1000 && messages > 1000, "{violations} lies, {messages} messages");
 }
 
 #[test]
@@ -238,10 +238,10 @@ fn a_lent_message_that_moves_is_found_out_when_it_is_given_back() {
     for finish in [false, true] {
         let (mut out, mut inb, heap) = ring(4, 256, 0);
         put(&mut out, &bytes(1, 200), 1);
-        let lent = inb.borrow_next(Wait::Never).expect("there");
+        let borrowed = inb.borrow_next(Wait::Never).expect("there");
         heap.store_slot(0, Field::Stamp, 1, Store::Relaxed);
         if finish {
-            assert_eq!(inb.release(&lent), Err(RecvCoreError::Ended(ConnectionError::ProtocolViolated)));
+            assert_eq!(inb.release(&borrowed), Err(RecvCoreError::Ended(ConnectionError::ProtocolViolated)));
         }
         condemned(&mut inb, &heap);
     }
@@ -265,37 +265,37 @@ fn a_peer_that_sends_pieces_for_ever_does_not_outlive_a_deadline() {
                 }
             }
         });
-        let until = Instant::now() + Duration::from_millis(50);
-        let fault = inb.recv(&mut [], Wait::Until(Some(until))).map(|_| ());
+        let deadline = Instant::now() + Duration::from_millis(50);
+        let fault = inb.recv(&mut [], Wait::Deadline(Some(deadline))).map(|_| ());
         over.store(true, Ordering::Relaxed);
         assert_eq!(fault, Err(RecvCoreError::Empty));
-        assert!(Instant::now() >= until);
+        assert!(Instant::now() >= deadline);
     });
 }
 
 #[test]
 fn a_peer_that_hung_up_and_sends_on_does_not_keep_a_receive_from_ending() {
     let _watch = Watchdog::new("pieces behind the end");
-    for fate in [CloseReason::Disconnected, CloseReason::Died] {
-        let piece = |heap: &Heap, ticket, abort| {
+    for reason in [CloseReason::Disconnected, CloseReason::Died] {
+        let fragment = |heap: &Heap, ticket, abort| {
             let control = Control { kind: SlotKind::First, abort, len: 1, unit: 0 };
             forge(heap, ticket, control.encode(), 9);
         };
         // While one is looked at the next is written.
         let mem = Spied::new(Heap::new(2, 128, 1), move |heap, did| {
             if let Did::CopyOut(Span::Slot(ticket)) = did {
-                piece(heap, ticket + 1, true);
+                fragment(heap, ticket + 1, true);
             }
         });
         let (_out, mut inb) = over(&mem, 0);
-        piece(&mem.heap, 0, false);
-        mem.set_close_reason(fate as u64);
-        let ended = RecvCoreError::Ended(if fate == CloseReason::Died {
+        fragment(&mem.heap, 0, false);
+        mem.set_close_reason(reason as u64);
+        let ended = RecvCoreError::Ended(if reason == CloseReason::Died {
             ConnectionError::PeerDied
         } else {
             ConnectionError::Disconnected
         });
-        assert_eq!(inb.recv(&mut [], Wait::FOREVER).map(|_| ()), Err(ended));
+        assert_eq!(inb.recv(&mut [], Wait::NO_DEADLINE).map(|_| ()), Err(ended));
         assert!(inb.ring().ticket() <= 2, "what was committed before the end, and no more");
     }
 }
@@ -392,7 +392,7 @@ fn marks_and_fates_of_any_value_are_an_end() {
         heap.store(Word::ProducerClosed, mark, Store::Release);
         heap.store(Word::ConsumerClosed, mark, Store::Release);
         assert_eq!(
-            send(&mut out, b"", 0, Wait::FOREVER),
+            send(&mut out, b"", 0, Wait::NO_DEADLINE),
             Err(SendCoreError::Ended(ConnectionError::Disconnected))
         );
         assert_eq!(take(&mut inb).0, b"before");

@@ -9,7 +9,7 @@ use crate::support::rings::{at_once, over, put, ring, send, take, try_take};
 use crate::support::spied::{Did, Spied};
 use crate::support::{Watchdog, bytes, check};
 use narrows::internal::layout::LAST_TICKET;
-use narrows::internal::mem::{Deadline, Field, Flag, Heap, Load, Memory, Store, Word};
+use narrows::internal::memory::{Deadline, Field, Flag, Heap, Load, Memory, Store, Word};
 use narrows::internal::ring::CloseReason;
 use narrows::internal::{ConnectionError, ReceiverCore, RecvCoreError, SendCoreError, Wait, WaitPolicy};
 
@@ -59,11 +59,11 @@ fn trying_what_never_fits_says_so_and_sends_nothing() {
     let longest = crate::support::rings::MAX;
     assert_eq!(send(&mut out, &vec![1; longest + 1], 0, Wait::Never), Err(SendCoreError::TooLarge(longest)));
     assert_eq!(
-        send(&mut out, &vec![1; longest + 1], 0, Wait::FOREVER),
+        send(&mut out, &vec![1; longest + 1], 0, Wait::NO_DEADLINE),
         Err(SendCoreError::TooLarge(longest))
     );
     assert_eq!(try_take(&mut inb), Err(RecvCoreError::Empty));
-    assert_eq!(out.reserve(257, Wait::FOREVER).map(|_| ()), Err(SendCoreError::TooLarge(256)));
+    assert_eq!(out.reserve(257, Wait::NO_DEADLINE).map(|_| ()), Err(SendCoreError::TooLarge(256)));
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn a_whole_lap_of_pieces_is_a_message_at_the_first_try() {
 }
 
 /// Leaves a message in the middle by a deadline once `pieces` of it are published, then sends another.
-fn abandon(slots: usize, arena: usize, pieces: u64, drained: bool, next: usize) {
+fn abandon(slots: usize, arena: usize, fragments: u64, drained: bool, next: usize) {
     let (mut out, mut inb, heap) = ring(slots, arena, 3);
     for round in 0..3 {
         let left = bytes(round, arena * 40);
@@ -103,11 +103,11 @@ fn abandon(slots: usize, arena: usize, pieces: u64, drained: bool, next: usize) 
         let mut taken = 0;
         let fault = thread::scope(|scope| {
             let sender = scope.spawn(|| {
-                let until = Instant::now() + Duration::from_millis(2);
-                send(&mut out, &left, 9, Wait::Until(Some(until)))
+                let deadline = Instant::now() + Duration::from_millis(2);
+                send(&mut out, &left, 9, Wait::Deadline(Some(deadline)))
             });
             while !sender.is_finished() {
-                if taken < pieces {
+                if taken < fragments {
                     assert_eq!(inb.recv(&mut [], Wait::Never).map(|_| ()), Err(RecvCoreError::Empty));
                     taken += 1;
                 }
@@ -121,12 +121,12 @@ fn abandon(slots: usize, arena: usize, pieces: u64, drained: bool, next: usize) 
         }
         let message = bytes(77, next);
         thread::scope(|scope| {
-            scope.spawn(|| send(&mut out, &message, 77, Wait::FOREVER).expect("sends"));
+            scope.spawn(|| send(&mut out, &message, 77, Wait::NO_DEADLINE).expect("sends"));
             let mut small = [0; 1];
-            let short = inb.recv(&mut small, Wait::FOREVER).map(|_| ());
+            let short = inb.recv(&mut small, Wait::NO_DEADLINE).map(|_| ());
             assert_eq!(short, Err(RecvCoreError::BufferTooSmall(next)), "it carried the abort and is kept");
             let mut buffer = Vec::new();
-            let came = inb.recv_into(&mut buffer, Wait::FOREVER).expect("comes");
+            let came = inb.recv_into(&mut buffer, Wait::NO_DEADLINE).expect("comes");
             assert_eq!((came.tag, came.len), (77, next));
             assert_eq!(buffer, message);
         });
@@ -138,10 +138,10 @@ fn abandon(slots: usize, arena: usize, pieces: u64, drained: bool, next: usize) 
 fn an_abandoned_message_is_never_seen_and_the_next_one_comes() {
     let _watch = Watchdog::new("abandoning");
     for (slots, arena) in [(1, 64), (2, 128), (4, 256), (8, 1024)] {
-        for pieces in 0..6 {
+        for fragments in 0..6 {
             for next in [2, 100, 105, arena, arena * 3] {
-                abandon(slots, arena, pieces, true, next.max(2));
-                abandon(slots, arena, pieces, false, next.max(2));
+                abandon(slots, arena, fragments, true, next.max(2));
+                abandon(slots, arena, fragments, false, next.max(2));
             }
         }
     }
@@ -154,7 +154,7 @@ fn a_deadline_in_the_middle_loses_nothing_for_the_receiver() {
         let (mut out, mut inb, _heap) = ring(slots, arena, 0);
         let message = bytes(4, arena * 40);
         thread::scope(|scope| {
-            scope.spawn(|| send(&mut out, &message, 4, Wait::FOREVER).expect("sends"));
+            scope.spawn(|| send(&mut out, &message, 4, Wait::NO_DEADLINE).expect("sends"));
             let mut buffer = vec![0; message.len()];
             let mut turns = 0_u32;
             let came = loop {
@@ -181,32 +181,32 @@ fn a_reassembled_message_is_kept_until_the_buffer_is_long_enough() {
         let short = inb.recv(&mut vec![0; len], Wait::Never).map(|_| ());
         assert_eq!(short, Err(RecvCoreError::BufferTooSmall(long.len())));
     }
-    let lent = inb.borrow_next(Wait::Never).expect("still there");
+    let borrowed = inb.borrow_next(Wait::Never).expect("still there");
     let mut middle = [0; 9];
-    inb.read_at(&lent, 1000, &mut middle).expect("inside");
+    inb.read_at(&borrowed, 1000, &mut middle).expect("inside");
     assert_eq!(middle, long[1000..1009]);
-    assert!(inb.read_at(&lent, long.len() - 1, &mut [0; 2]).is_err());
-    assert!(inb.read_at(&lent, usize::MAX, &mut [0; 2]).is_err());
+    assert!(inb.read_at(&borrowed, long.len() - 1, &mut [0; 2]).is_err());
+    assert!(inb.read_at(&borrowed, usize::MAX, &mut [0; 2]).is_err());
     // The guard is forgotten: the next call gives it back.
     assert_eq!(take(&mut inb), (b"next".to_vec(), 7));
 }
 
 #[test]
 fn the_end_in_the_middle_discards_the_pieces() {
-    for fate in [CloseReason::Closed, CloseReason::Disconnected, CloseReason::Died, CloseReason::Violated] {
+    for reason in [CloseReason::Closed, CloseReason::Disconnected, CloseReason::Died, CloseReason::Violated] {
         let (mut out, mut inb, heap) = ring(2, 128, 0);
         assert_eq!(send(&mut out, &[3; 1000], 0, at_once()), Err(SendCoreError::Full));
         assert_eq!(try_take(&mut inb), Err(RecvCoreError::Empty));
-        heap.set_close_reason(fate as u64);
-        let expected = match fate {
+        heap.set_close_reason(reason as u64);
+        let expected = match reason {
             CloseReason::Closed => ConnectionError::Closed,
             CloseReason::Disconnected => ConnectionError::Disconnected,
             CloseReason::Died => ConnectionError::PeerDied,
             CloseReason::Violated => ConnectionError::ProtocolViolated,
         };
         for _ in 0..2 {
-            assert_eq!(inb.recv(&mut [], Wait::FOREVER).map(|_| ()), Err(RecvCoreError::Ended(expected)));
-            assert_eq!(send(&mut out, &[3; 1000], 0, Wait::FOREVER), Err(SendCoreError::Ended(expected)));
+            assert_eq!(inb.recv(&mut [], Wait::NO_DEADLINE).map(|_| ()), Err(RecvCoreError::Ended(expected)));
+            assert_eq!(send(&mut out, &[3; 1000], 0, Wait::NO_DEADLINE), Err(SendCoreError::Ended(expected)));
         }
     }
 }
@@ -221,10 +221,10 @@ fn a_message_that_was_delivered_was_sent() {
         }
     });
     let (mut out, mut inb) = over(&mem, 0);
-    assert_eq!(send(&mut out, &long, 0, Wait::FOREVER), Ok(long.len()), "all of it was committed");
+    assert_eq!(send(&mut out, &long, 0, Wait::NO_DEADLINE), Ok(long.len()), "all of it was committed");
     assert_eq!(take(&mut inb).0, long);
     assert_eq!(
-        send(&mut out, &long, 0, Wait::FOREVER),
+        send(&mut out, &long, 0, Wait::NO_DEADLINE),
         Err(SendCoreError::Ended(ConnectionError::Disconnected))
     );
 }
@@ -234,15 +234,15 @@ fn a_long_message_through_the_smallest_ring_meets_no_distrust() {
     let dozed = Arc::new(AtomicU32::new(0));
     let count = Arc::clone(&dozed);
     let mem = Spied::new(Heap::new(2, 64, 1), move |_, did| {
-        count.fetch_add(u32::from(did == Did::Doze), Ordering::Relaxed);
+        count.fetch_add(u32::from(did == Did::Backoff), Ordering::Relaxed);
     });
     let (mut out, _) = over(&mem, 0);
     let mut inb = ReceiverCore::new(mem.clone(), Patient, 0, crate::support::rings::MAX);
     let message = bytes(1, 64 * 1000);
     thread::scope(|scope| {
-        scope.spawn(|| send(&mut out, &message, 1, Wait::FOREVER).expect("sends"));
+        scope.spawn(|| send(&mut out, &message, 1, Wait::NO_DEADLINE).expect("sends"));
         let mut buffer = Vec::new();
-        inb.recv_into(&mut buffer, Wait::FOREVER).expect("comes");
+        inb.recv_into(&mut buffer, Wait::NO_DEADLINE).expect("comes");
         assert_eq!(buffer, message);
     });
     assert_eq!(dozed.load(Ordering::Relaxed), 0, "an honest peer was taken for one that plays with us");
@@ -277,11 +277,11 @@ fn flags_are_lowered_when_a_call_ends() {
 fn a_message_that_needs_more_tickets_than_are_left_does_not_begin() {
     let (mut out, mut inb, _heap) = ring(8, 4096, LAST_TICKET - 1);
     let long = bytes(1, 9999);
-    assert_eq!(send(&mut out, &long, 0, Wait::FOREVER), Err(SendCoreError::Exhausted));
+    assert_eq!(send(&mut out, &long, 0, Wait::NO_DEADLINE), Err(SendCoreError::Exhausted));
     assert_eq!(send(&mut out, &long, 0, Wait::Never), Err(SendCoreError::Exhausted));
     for tag in [1, 2] {
         put(&mut out, b"short", tag);
         assert_eq!(take(&mut inb), (b"short".to_vec(), tag));
     }
-    assert_eq!(send(&mut out, b"", 0, Wait::FOREVER), Err(SendCoreError::Exhausted));
+    assert_eq!(send(&mut out, b"", 0, Wait::NO_DEADLINE), Err(SendCoreError::Exhausted));
 }

@@ -4,8 +4,8 @@
 #[allow(unreachable_pub)]
 mod sleeps;
 
-use mem::{Heap, Memory};
-use narrows::internal::mem;
+use memory::{Heap, Memory};
+use narrows::internal::memory;
 use sleeps::sleeps_end;
 
 #[test]

@@ -13,7 +13,7 @@ use std::thread;
 use crate::support::rings::over;
 use crate::support::{Watchdog, bytes, check};
 use narrows::internal::Wait;
-use narrows::internal::mem::{
+use narrows::internal::memory::{
     ARENA_ALIGN, Deadline, Flag, Heap, INLINE_CAPACITY, Memory, OutOfBounds, Padding, Span, WaitResult,
     forward_memory,
 };
@@ -89,13 +89,13 @@ fn payload_is_ordered_by_the_ring_alone() {
         let len = move |seed: u64| fastrand::Rng::with_seed(seed).usize(0..arena * 2);
         let sender = thread::spawn(move || {
             for seed in 0..3000 {
-                out.send(&[std::io::IoSlice::new(&bytes(seed, len(seed)))], seed, Wait::FOREVER)
+                out.send(&[std::io::IoSlice::new(&bytes(seed, len(seed)))], seed, Wait::NO_DEADLINE)
                     .expect("sent");
             }
         });
         let mut buffer = Vec::new();
         for seed in 0..3000 {
-            assert_eq!(inb.recv_into(&mut buffer, Wait::FOREVER).expect("comes").tag, seed);
+            assert_eq!(inb.recv_into(&mut buffer, Wait::NO_DEADLINE).expect("comes").tag, seed);
             check(seed, len(seed), &buffer);
         }
         sender.join().expect("ends");

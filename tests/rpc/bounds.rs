@@ -7,8 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use narrows::internal::rpc::client;
-use narrows::internal::rpc::server::{Event, Limits, Table, Upload};
-use narrows::internal::rpc::wire::{Head, Kind, Status, UPLOAD};
+use narrows::internal::rpc::server::{CallEvent, CallLimits, ServedCalls, UploadItem};
+use narrows::internal::rpc::wire::{FrameHeader, FrameKind, Status, UPLOAD};
 use narrows::{
     BindError, CallError, Connection, HandlerError, Options, Reconnect, SharedMemoryClient,
     SharedMemoryServer, SharedMemoryStream,
@@ -25,15 +25,16 @@ fn comes<T>(from: &Receiver<T>, what: &str) -> T {
 /// must not pile up.
 #[test]
 fn an_upload_goes_no_further_than_the_credit_that_was_sent() {
-    let limits = Limits { places: 4, max: 1 << 20, piece: 1000, window: 1024, push_window: 1024 };
-    let mut table = Table::new(limits);
-    let call = Head::new(Kind::Call, 1).with(UPLOAD);
-    let begun = table.take(4, call, 0, |_| (), |_, _| Ok(()));
-    assert_eq!(begun, Ok(Event::Run(0)));
+    let limits =
+        CallLimits { slots: 4, max_message: 1 << 20, max_fragment: 1000, window: 1024, push_window: 1024 };
+    let mut table = ServedCalls::new(limits);
+    let call = FrameHeader::new(FrameKind::Call, 1).with_flags(UPLOAD);
+    let begun = table.on_frame(4, call, 0, |_| (), |_, _| Ok(()));
+    assert_eq!(begun, Ok(CallEvent::Run(0)));
     let taken = (1..1000_u16).take_while(|seq| {
-        let chunk = Head { seq: *seq, ..Head::new(Kind::Chunk, 0) };
-        let came = table.take(4, chunk, 0, |_| (), |_, _| Ok(()));
-        came.is_ok() && table.upload(4) == Ok(Some(Upload::Chunk(Vec::new())))
+        let chunk = FrameHeader { seq: *seq, ..FrameHeader::new(FrameKind::Chunk, 0) };
+        let came = table.on_frame(4, chunk, 0, |_| (), |_, _| Ok(()));
+        came.is_ok() && table.next_upload(4) == Ok(Some(UploadItem::Chunk(Vec::new())))
     });
     assert_eq!(taken.count(), 1024 / 64, "chunks of 64 each of a window of 1024");
 }
@@ -41,15 +42,15 @@ fn an_upload_goes_no_further_than_the_credit_that_was_sent() {
 /// A server that answers what was not sent yet unbalances nothing, though the place was given to another.
 #[test]
 fn a_call_that_was_answered_unsent_and_put_aside_is_forgotten_alone() {
-    let mut table = client::Table::new(1, 100, 1024, 1024);
+    let mut table = client::InFlightCalls::new(1, 100, 1024, 1024);
     let first = table.open(1, 0).expect("a place");
-    let answer = Head::new(Kind::Error, Status::Busy as u32);
-    table.take(first, answer, 4, |into| into.fill(0)).expect("an answer");
+    let answer = FrameHeader::new(FrameKind::Error, Status::Busy as u32);
+    table.on_frame(first, answer, 4, |into| into.fill(0)).expect("an answer");
     let second = table.open(1, 0).expect("the place of the first");
-    table.unsend(first);
+    table.forget_unsent(first);
     assert_eq!(table.open(1, 0), None, "the second has the only place");
-    table.take(second, Head::new(Kind::Reply, 0), 0, |_| ()).expect("is under way");
-    assert_eq!(table.finish(second, &mut Vec::new()), Some(client::Final::Reply));
+    table.on_frame(second, FrameHeader::new(FrameKind::Reply, 0), 0, |_| ()).expect("is under way");
+    assert_eq!(table.take_outcome(second, &mut Vec::new()), Some(client::CallOutcome::Reply));
 }
 
 /// Streaming methods are counted when they run, not when their requests begin to come.
@@ -100,7 +101,7 @@ fn a_busy_call_counts_once() {
 fn a_push_to_a_client_that_is_refused_ends() {
     let (to_pusher, connections) = mpsc::channel::<Connection>();
     let (fills, full) = mpsc::channel::<()>();
-    let (told, result) = mpsc::channel();
+    let (argument, result) = mpsc::channel();
     let full = Mutex::new(full);
     let handle = SharedMemoryServer::new()
         .on_connect(move |connection| {
@@ -115,7 +116,7 @@ fn a_push_to_a_client_that_is_refused_ends() {
         let connection = comes(&connections, "a client");
         while connection.try_push(&[1; 1000]).is_ok() {}
         fills.send(()).expect("the judge lives");
-        let _ignored = told.send(connection.push(&[1; 1000]));
+        let _ignored = argument.send(connection.push(&[1; 1000]));
     });
     let (a, b) = SharedMemoryStream::pair().expect("a pair");
     handle.adopt(b);

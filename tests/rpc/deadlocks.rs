@@ -13,7 +13,7 @@ use std::sync::{Arc, Barrier, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use narrows::internal::rpc::wire::{DEADLINE, Kind, MORE, STREAM as STREAMS};
+use narrows::internal::rpc::wire::{DEADLINE, FrameKind, MORE, STREAM as STREAMS};
 use narrows::{
     CallError, HandlerError, Options, Request, ServerHandle, ServerStats, SharedMemoryClient,
     SharedMemoryServer, SharedMemoryStream,
@@ -140,10 +140,11 @@ fn a_client_that_never_reads_holds_up_no_other() {
     let (mut deaf, client) = (Raw::connect(&host.path, &options()), host.client());
     let big = (1_usize << 20).to_le_bytes();
     for id in 64..112 {
-        deaf.send(id, head(Kind::Call, 0, 0, BIG), &big).expect("the server reads");
+        deaf.send(id, head(FrameKind::Call, 0, 0, BIG), &big).expect("the server reads");
     }
     for id in 112..128 {
-        deaf.send(id, head(Kind::Call, STREAMS, 0, STREAM), &stream(100, 50_000)).expect("the server reads");
+        deaf.send(id, head(FrameKind::Call, STREAMS, 0, STREAM), &stream(100, 50_000))
+            .expect("the server reads");
     }
     host.sees("big", 48); // Each worker has had an answer for it, again and again.
     (0..50).for_each(|i| echo(&client, POOLED, i, 100_000));
@@ -760,17 +761,17 @@ fn a_deadline_is_counted_from_the_arrival_of_the_call() {
         .expect("serves");
     let mut client = Raw::connect(&path, &options());
     let left = u64::try_from(LONG.as_nanos()).expect("fits").to_le_bytes();
-    client.send(64, head(Kind::Call, 0, 0, GATE), &[]).expect("sends");
-    client.send(65, head(Kind::Call, DEADLINE, 0, POOLED), &left).expect("sends");
+    client.send(64, head(FrameKind::Call, 0, 0, GATE), &[]).expect("sends");
+    client.send(65, head(FrameKind::Call, DEADLINE, 0, POOLED), &left).expect("sends");
     for (id, method) in [(66, POOLED), (67, ECHO)] {
-        client.send(id, head(Kind::Call, DEADLINE | MORE, 0, method), &left).expect("sends");
+        client.send(id, head(FrameKind::Call, DEADLINE | MORE, 0, method), &left).expect("sends");
     }
-    client.send(68, head(Kind::Call, 0, 0, ECHO), &[]).expect("sends");
+    client.send(68, head(FrameKind::Call, 0, 0, ECHO), &[]).expect("sends");
     assert_eq!(client.receive().expect("answers").id, 68);
     let latest = Instant::now() + LONG; // All that was sent before has come.
     thread::sleep(Duration::from_millis(200));
     for id in [66, 67] {
-        client.send(id, head(Kind::Rest, 0, 1, 0), b"the rest").expect("sends");
+        client.send(id, head(FrameKind::Continuation, 0, 1, 0), b"the rest").expect("sends");
     }
     opens.send(()).expect("it waits");
     for _ in 0..3 {

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use narrows::internal::rpc::wire::{Kind, STREAM as STREAMS};
+use narrows::internal::rpc::wire::{FrameKind, STREAM as STREAMS};
 use narrows::{CallError, SharedMemoryClient, SharedMemoryServer};
 
 use crate::support::calls::raw::{Raw, head};
@@ -37,14 +37,18 @@ fn bulk() -> [u8; 8] {
 /// How much of what is long comes to a raw client before the answer to a short call that was sent after its begin.
 fn bytes_before_a_short_answer(raw: &mut Raw, short: u32) -> usize {
     let mut before = raw.receive().expect("comes").body.len();
-    raw.send(65, head(Kind::Call, 0, 0, short), b"short").expect("sends");
+    raw.send(65, head(FrameKind::Call, 0, 0, short), b"short").expect("sends");
     loop {
         let frame = raw.receive().expect("comes");
         if frame.id == 65 {
-            assert_eq!((frame.head.kind, &frame.body[..]), (Kind::Reply, &b"short"[..]));
+            assert_eq!((frame.head.kind, &frame.body[..]), (FrameKind::Reply, &b"short"[..]));
             return before;
         }
-        assert!(matches!(frame.head.kind, Kind::Reply | Kind::Chunk | Kind::Rest), "{:?}", frame.head);
+        assert!(
+            matches!(frame.head.kind, FrameKind::Reply | FrameKind::Chunk | FrameKind::Continuation),
+            "{:?}",
+            frame.head
+        );
         before += frame.body.len();
     }
 }
@@ -61,7 +65,7 @@ fn a_short_answer_passes_a_long_reply() {
     for short in [ECHO, POOLED] {
         assert!(passes(|| {
             let mut raw = Raw::connect(&host.path, &options());
-            raw.send(64, head(Kind::Call, 0, 0, BIG), &BULK.to_le_bytes()).expect("sends");
+            raw.send(64, head(FrameKind::Call, 0, 0, BIG), &BULK.to_le_bytes()).expect("sends");
             bytes_before_a_short_answer(&mut raw, short)
         }));
     }
@@ -75,7 +79,7 @@ fn a_short_answer_passes_a_long_stream() {
         assert!(passes(|| {
             // A window that lets the whole stream be under way.
             let mut raw = Raw::connect_with(&host.path, &options(), 1 << 30);
-            raw.send(64, head(Kind::Call, STREAMS, 0, STREAM), &bulk()).expect("sends");
+            raw.send(64, head(FrameKind::Call, STREAMS, 0, STREAM), &bulk()).expect("sends");
             bytes_before_a_short_answer(&mut raw, short)
         }));
     }

@@ -13,7 +13,7 @@ use std::process::{Command, Stdio, exit};
 use std::thread;
 
 use crate::support::{
-    Kept, LONG, Watchdog, descriptors, eventually, mappings, me, role, runs, sys, threads, told,
+    Kept, LONG, Watchdog, argument, descriptors, eventually, mappings, me, role, runs, sys, threads,
 };
 use narrows::{CallError, Options, SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
 
@@ -187,16 +187,16 @@ fn a_spawned_server_learns_of_its_parents_death() {
         None => {}
         Some("parent") => {
             sys::alarm(90);
-            let (_child, stream) = SharedMemoryStream::spawn(me(NAME, "child", &told())).expect("spawns");
+            let (_child, stream) = SharedMemoryStream::spawn(me(NAME, "child", &argument())).expect("spawns");
             let client = SharedMemoryClient::over(stream).expect("greets");
-            std::fs::write(word(&told()), "serves").expect("writes");
+            std::fs::write(word(&argument()), "serves").expect("writes");
             let _until_killed = client.call(HOLD, &[]);
             return;
         }
         Some(_) => {
             sys::alarm(90);
             let ended = server().serve_stream(SharedMemoryStream::from_parent().expect("taken"));
-            std::fs::write(word(&told()), format!("{ended:?}")).expect("writes");
+            std::fs::write(word(&argument()), format!("{ended:?}")).expect("writes");
             return;
         }
     }

@@ -126,9 +126,9 @@ fn a_client_that_never_blocks_reconnects_too() {
     let ran = Arc::new(AtomicU64::new(0));
     let server = serve(&path, &ran);
     let connected = Arc::new(AtomicU64::new(0));
-    let told = Arc::clone(&connected);
+    let argument = Arc::clone(&connected);
     let policy = Reconnect::new().on_connected(move || {
-        told.fetch_add(1, Ordering::SeqCst);
+        argument.fetch_add(1, Ordering::SeqCst);
     });
     let client = SharedMemoryClient::builder(&path).reconnect(policy).connect().expect("connects");
     assert!(client.is_connected());

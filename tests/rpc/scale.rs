@@ -17,7 +17,7 @@ use std::sync::{Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{Kept, LONG, Watchdog, descriptors, eventually, me, role, say, sys, threads, told};
+use crate::support::{Kept, LONG, Watchdog, argument, descriptors, eventually, log, me, role, sys, threads};
 use narrows::{ConnectError, Options, PendingCall, SharedMemoryClient, SharedMemoryServer};
 
 const ECHO: u32 = 1;
@@ -154,12 +154,12 @@ fn await_step(client: &SharedMemoryClient, step: u32) {
 }
 
 /// A quarter of all clients, in one process: idle, then each with calls under way, then served.
-fn crowd(path: &Path) {
+fn clients(path: &Path) {
     let before = Measured::here();
     let clients: Vec<_> = (0..EACH).map(|_| reach(path)).collect();
     let after = Measured::here();
     let each = (after.rss_kib - before.rss_kib) / EACH;
-    say(&format!("crowd: {each} KiB and no thread for each idle client ({after:?})"));
+    log(&format!("crowd: {each} KiB and no thread for each idle client ({after:?})"));
     // The lifeline, and the test runner's.
     assert!(each <= 64 && after.threads <= before.threads + 2, "{before:?} {after:?}");
     assert!(after.descriptors <= before.descriptors + EACH + 8, "{before:?} {after:?}");
@@ -207,11 +207,11 @@ fn a_thousand_clients_at_once() {
     const NAME: &str = "a_thousand_clients_at_once";
     match role().as_deref() {
         None => {}
-        Some("serve") => return serve(Path::new(&told()), 1100),
+        Some("serve") => return serve(Path::new(&argument()), 1100),
         Some(role) => {
             sys::alarm(150);
-            let path = told();
-            let act = [crowd, slow, stuck]
+            let path = argument();
+            let act = [clients, slow, stuck]
                 [["crowd", "slow", "stuck"].iter().position(|it| *it == role).expect("a role")];
             return act(Path::new(&path));
         }
@@ -226,9 +226,9 @@ fn a_thousand_clients_at_once() {
     let mut crowds: Vec<_> = (0..CROWDS).map(|_| start(NAME, "crowd", &path)).collect();
     assert!(eventually(|| Measured::of(&client).connections == CLIENTS + 1), "{:?}", Measured::of(&client));
     let idle = Measured::of(&client);
-    say(&format!("server: {base:?} with one client, {idle:?} with {CLIENTS} more that are idle"));
+    log(&format!("server: {base:?} with one client, {idle:?} with {CLIENTS} more that are idle"));
     let each = (idle.rss_kib - base.rss_kib) / CLIENTS;
-    say(&format!("server: {each} KiB, one thread and one descriptor for each idle client"));
+    log(&format!("server: {each} KiB, one thread and one descriptor for each idle client"));
     assert!(each <= 128, "{each} KiB");
     assert!(idle.threads <= base.threads + CLIENTS, "one thread for each");
     assert!(idle.descriptors <= base.descriptors + CLIENTS + 8, "one descriptor for each");
@@ -239,22 +239,22 @@ fn a_thousand_clients_at_once() {
     client.call_timeout(STEP, &[1], LONG).expect("answers");
     assert!(eventually(|| Measured::of(&client).arrivals == CLIENTS), "{:?}", Measured::of(&client));
     let busy = Measured::of(&client);
-    say(&format!("server: {busy:?} with {} calls under way", CLIENTS * CALLS));
+    log(&format!("server: {busy:?} with {} calls under way", CLIENTS * CALLS));
     client.call_timeout(OPEN, &[], LONG).expect("answers");
-    for crowd in &mut crowds {
-        assert!(crowd.wait().success(), "all were served");
+    for clients in &mut crowds {
+        assert!(clients.wait().success(), "all were served");
     }
     assert!(slow.0.try_wait().expect("waits").is_none(), "the slow one is still at it");
     assert!(eventually(|| Measured::of(&client).connections <= 3), "the crowds have gone");
     assert_eq!(Measured::of(&client).connections, 3, "the slow and the stuck one are still there");
-    say(&format!("{CLIENTS} clients in {:.1?}", began.elapsed()));
+    log(&format!("{CLIENTS} clients in {:.1?}", began.elapsed()));
 }
 
 #[test]
 fn accepting_recovers_when_descriptors_were_exhausted() {
     const NAME: &str = "accepting_recovers_when_descriptors_were_exhausted";
     if role().is_some() {
-        return serve(Path::new(&told()), 64);
+        return serve(Path::new(&argument()), 64);
     }
     let _watchdog = Watchdog::new(NAME);
     let folder = tempfile::tempdir().expect("directory");
@@ -289,6 +289,6 @@ fn accepting_recovers_when_descriptors_were_exhausted() {
         for client in &clients {
             assert_eq!(*client.call_timeout(ECHO, &[2; 100], LONG).expect("answers"), [2; 100]);
         }
-        say(&format!("{full} clients with 64 descriptors, and again after half of them left"));
+        log(&format!("{full} clients with 64 descriptors, and again after half of them left"));
     }
 }

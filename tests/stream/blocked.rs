@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::support::{Kept, LONG, Watchdog, eventually, me, role, sys, told};
+use crate::support::{Kept, LONG, Watchdog, argument, eventually, me, role, sys};
 use narrows::{
     AcceptError, ConnectError, Options, RecvError, RecvTimeoutError, SendError, SendTimeoutError,
     SharedMemoryListener, SharedMemoryStream, WaitStrategy,
@@ -263,7 +263,7 @@ fn connect_ends_when_nobody_answers() {
 
     let crowded = folder.path().join("crowded");
     let listener = Options::new().backlog(1).bind(&crowded).expect("binds");
-    let crowd: Vec<_> =
+    let clients: Vec<_> =
         (0..2).map(|_| std::os::unix::net::UnixStream::connect(&crowded).expect("waits")).collect();
     let began = Instant::now();
     let got = SharedMemoryStream::connect_timeout(&crowded, SHORT);
@@ -272,7 +272,7 @@ fn connect_ends_when_nobody_answers() {
     let got = disturbed(
         || SharedMemoryStream::connect_timeout(&crowded, LONG).map(drop),
         || {
-            drop(crowd);
+            drop(clients);
             listener.accept_timeout(LONG).expect("room again");
         },
     );
@@ -309,7 +309,7 @@ fn both_kinds_of_sleepers_end_with_the_peer() {
         return be_stuck(&end);
     }
     let _watchdog = Watchdog::new(NAME);
-    for (end, fate) in [
+    for (end, reason) in [
         ("kill", RecvTimeoutError::PeerDied),
         ("exec", RecvTimeoutError::Disconnected),
         ("close", RecvTimeoutError::Disconnected),
@@ -335,8 +335,8 @@ fn both_kinds_of_sleepers_end_with_the_peer() {
             let ends = (sending.join().expect("joins"), receiving.join().expect("joins"));
             let send_fate =
                 if end == "kill" { SendTimeoutError::PeerDied } else { SendTimeoutError::Disconnected };
-            assert_eq!(ends, (send_fate, Err(fate)), "{end}");
-            crate::support::say(&format!("{end}: both sleepers ended {:.1?} later", began.elapsed()));
+            assert_eq!(ends, (send_fate, Err(reason)), "{end}");
+            crate::support::log(&format!("{end}: both sleepers ended {:.1?} later", began.elapsed()));
         });
     }
 }
@@ -367,10 +367,10 @@ fn a_wait_for_either_ends_with_the_peer() {
         let ended = ready
             .is_ok_and(|it| if end == "close" { it.message || it.space } else { it.message && it.space });
         assert!(ended, "{end}: {ready:?}");
-        let fate = stream.recv_timeout(&mut [0; 8], LONG);
+        let reason = stream.recv_timeout(&mut [0; 8], LONG);
         let expected =
             if end == "kill" { RecvTimeoutError::PeerDied } else { RecvTimeoutError::Disconnected };
-        assert_eq!(fate, Err(expected), "{end}");
+        assert_eq!(reason, Err(expected), "{end}");
     }
 }
 
@@ -378,7 +378,7 @@ fn a_wait_for_either_ends_with_the_peer() {
 fn a_client_ends_when_its_server_is_killed_in_mid_handshake() {
     const NAME: &str = "a_client_ends_when_its_server_is_killed_in_mid_handshake";
     if role().is_some() {
-        let listener = UnixListener::bind(told()).expect("binds");
+        let listener = UnixListener::bind(argument()).expect("binds");
         let _mute = listener.accept();
         std::thread::sleep(LONG);
         return;

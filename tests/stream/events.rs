@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, Once};
 use std::thread;
 use std::time::Duration;
 
-use crate::support::{Kept, LONG, Watchdog, alone, eventually, me, reach, role, round_trip, sys, told};
+use crate::support::{Kept, LONG, Watchdog, alone, argument, eventually, me, reach, role, round_trip, sys};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use narrows::{ConnectError, HandlerError, Options, SharedMemoryClient, SharedMemoryListener};
 use narrows::{SharedMemoryServer, SharedMemoryStream};
@@ -17,7 +17,7 @@ use narrows::{SharedMemoryServer, SharedMemoryStream};
 /// What was told, in order.
 static TOLD: Mutex<Vec<(Level, String)>> = Mutex::new(Vec::new());
 
-fn told_so_far() -> MutexGuard<'static, Vec<(Level, String)>> {
+fn sent_so_far() -> MutexGuard<'static, Vec<(Level, String)>> {
     TOLD.lock().unwrap_or_else(|broken| broken.into_inner())
 }
 
@@ -30,7 +30,7 @@ impl Log for Memory {
 
     fn log(&self, record: &Record<'_>) {
         assert_eq!(record.target(), "narrows");
-        told_so_far().push((record.level(), record.args().to_string()));
+        sent_so_far().push((record.level(), record.args().to_string()));
     }
 
     fn flush(&self) {}
@@ -51,22 +51,22 @@ fn turn() -> MutexGuard<'static, ()> {
         before = all();
         thread::sleep(Duration::from_millis(50));
     }
-    told_so_far().clear();
+    sent_so_far().clear();
     turn
 }
 
 fn count(level: Level, text: &str) -> usize {
-    told_so_far().iter().filter(|(is, it)| *is == level && it == text).count()
+    sent_so_far().iter().filter(|(is, it)| *is == level && it == text).count()
 }
 
 /// Comes, and comes once.
 fn once(level: Level, text: &str) {
     let came = eventually(|| count(level, text) == 1);
-    assert!(came, "{level} {text:?} in {:?}", told_so_far());
+    assert!(came, "{level} {text:?} in {:?}", sent_so_far());
 }
 
 fn all() -> usize {
-    told_so_far().len()
+    sent_so_far().len()
 }
 
 fn user() -> u32 {
@@ -97,7 +97,7 @@ fn both_ends_tell_that_they_met_and_who_parted() {
     once(Level::Debug, &format!("closed the connection with process {me}"));
     once(Level::Debug, &format!("process {me} closed the connection"));
     thread::sleep(Duration::from_millis(20));
-    assert_eq!(all(), 4, "each end was told once: {:?}", told_so_far());
+    assert_eq!(all(), 4, "each end was told once: {:?}", sent_so_far());
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn a_death_is_told_with_whose_while_nobody_looks() {
         return;
     }
     if role().is_some() {
-        let mut stream = SharedMemoryStream::connect(told()).expect("connects");
+        let mut stream = SharedMemoryStream::connect(argument()).expect("connects");
         round_trip(&mut stream, 1);
         thread::sleep(LONG);
         return;
@@ -143,7 +143,7 @@ fn a_death_is_told_with_whose_while_nobody_looks() {
     once(Level::Warn, &format!("process {pid} died, and with it the connection"));
     drop(stream);
     thread::sleep(Duration::from_millis(20));
-    assert_eq!(all(), 2, "{:?}", told_so_far());
+    assert_eq!(all(), 2, "{:?}", sent_so_far());
 }
 
 /// What is lost with the descriptors is an error in the log, once.
@@ -197,7 +197,7 @@ fn who_is_sent_away_is_told_with_the_reason() {
         let text = "its user may not connect: Options::authorize refuses it";
         once(Level::Warn, &format!("rejected process {me} of user {user}: {text}"));
     });
-    assert_eq!(all(), 4, "{:?}", told_so_far());
+    assert_eq!(all(), 4, "{:?}", sent_so_far());
 }
 
 #[test]

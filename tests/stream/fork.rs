@@ -139,14 +139,14 @@ fn a_receiver_asleep_in_another_thread_sleeps_on() {
     let _watchdog = Watchdog::new("a_receiver_asleep_in_another_thread_sleeps_on");
     for leave in LEAVES {
         let (a, mut b) = SharedMemoryStream::pair().expect("pair");
-        let (tell, told) = mpsc::channel();
+        let (notify, argument) = mpsc::channel();
         let sleeper = std::thread::spawn(move || {
             let mut buffer = [0; 64];
-            tell.send(()).expect("told");
+            notify.send(()).expect("told");
             let got = b.recv(&mut buffer).map(|it| it.len);
             (got, b)
         });
-        told.recv().expect("told");
+        argument.recv().expect("told");
         std::thread::sleep(Duration::from_millis(20));
         let mut a = Some(a);
         in_fork(leave, &mut a, forked_calls);

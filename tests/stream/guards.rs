@@ -40,7 +40,7 @@ fn a_forgotten_guard_is_given_back_by_the_next_call_and_never_comes_twice() {
             ("recv", |b| b.recv(&mut [0; 9]).expect("next").len),
             ("recv_into", |b| b.recv_into(&mut Vec::new()).expect("next").len),
             ("recv_ref", |b| b.recv_ref().expect("next").len()),
-            ("iter", |b| b.iter().next().expect("next").expect("honest").len()),
+            ("iter", |b| b.iter().next().expect("next").expect("well-formed").len()),
             ("try_iter", |b| b.try_iter().next().expect("next").len()),
         ];
         for (name, call) in calls {

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::support::raw_peer::RawPeer;
-use crate::support::{Fork, LONG, Watchdog, alone, descriptors, eventually, mappings, say, sys, threads};
+use crate::support::{Fork, LONG, Watchdog, alone, descriptors, eventually, log, mappings, sys, threads};
 use narrows::internal::layout::Geometry;
 use narrows::{Options, SharedMemoryListener, SharedMemoryStream};
 
@@ -76,10 +76,10 @@ fn bad_memory(folder: &Path) {
                 max_message: 1000,
                 first_ticket: 0,
             };
-            let welcome = narrows::internal::handshake::Answer::Welcome(agreed).encode();
+            let accept = narrows::internal::handshake::Answer::Accept(agreed).encode();
             let memory = sys::sealed_memory(geometry.region_len() + 4096);
             use std::os::fd::AsFd;
-            sys::send_with_fd(socket.as_fd(), &welcome, memory.as_fd()).expect("sends");
+            sys::send_with_fd(socket.as_fd(), &accept, memory.as_fd()).expect("sends");
             std::thread::sleep(Duration::from_millis(5));
         });
         let error = SharedMemoryStream::connect_timeout(&path, LONG).expect_err("the size is wrong");
@@ -137,7 +137,7 @@ fn nothing_is_left() {
     assert!(eventually(same), "{first:?} at first, {:?} now", counts());
     drop(listener);
     assert!(files(folder.path()).is_empty());
-    say(&format!("10000 connections in {:.1?}: {first:?} before and after", began.elapsed()));
+    log(&format!("10000 connections in {:.1?}: {first:?} before and after", began.elapsed()));
 }
 
 /// Peers that die: before the handshake, in it, after it, and with a connection in use.

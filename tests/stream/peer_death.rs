@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Fork, Kept, LONG, Watchdog, alone, echo, eventually, me, reach, role, round_trip, say, sys, told, verdict,
+    Fork, Kept, LONG, Watchdog, alone, argument, echo, eventually, log, me, reach, role, round_trip, sys,
+    verdict,
 };
 use narrows::{Options, RecvTimeoutError, SendTimeoutError, SharedMemoryListener, SharedMemoryStream};
 
@@ -38,7 +39,7 @@ fn a_peer_with_many_open_files_that_is_killed_has_died() {
     const NAME: &str = "a_peer_with_many_open_files_that_is_killed_has_died";
     if let Some(order) = role() {
         sys::raise_descriptor_limit();
-        let connect = || SharedMemoryStream::connect(told()).expect("connects");
+        let connect = || SharedMemoryStream::connect(argument()).expect("connects");
         let early = (order == "before").then(connect);
         // Unix sockets are among the slowest to close. Ten are left for what comes. Of 10 000 files the kernel closes all within
         // the grace, also on a busy machine.
@@ -62,10 +63,10 @@ fn a_peer_with_many_open_files_that_is_killed_has_died() {
         let began = Instant::now();
         child.0.kill().expect("kills");
         let end = verdict(&mut stream);
-        let told = began.elapsed();
+        let argument = began.elapsed();
         child.wait();
         let ended = began.elapsed();
-        say(&format!("{order} the files: {end:?} after {told:.1?}, the process ended after {ended:.1?}"));
+        log(&format!("{order} the files: {end:?} after {argument:.1?}, the process ended after {ended:.1?}"));
         assert_eq!(end, Err(RecvTimeoutError::PeerDied));
     }
 }
@@ -81,7 +82,7 @@ fn a_dead_peer_whose_fork_keeps_the_socket_has_died() {
     for serves in [false, true] {
         let path = folder.path().join(serves.to_string());
         let ours = (!serves).then(|| SharedMemoryListener::bind(&path).expect("binds"));
-        let (mut tell, mut told) = UnixStream::pair().expect("pair");
+        let (mut notify, mut argument) = UnixStream::pair().expect("pair");
         let peer = Fork::run(|| {
             let mut stream = if serves {
                 let listener = SharedMemoryListener::bind(&path).expect("binds");
@@ -93,7 +94,7 @@ fn a_dead_peer_whose_fork_keeps_the_socket_has_died() {
                 std::thread::sleep(LONG);
                 0
             });
-            tell.write_all(&keeper.pid().to_ne_bytes()).expect("tells");
+            notify.write_all(&keeper.pid().to_ne_bytes()).expect("tells");
             stream.send(b"forked").expect("sends");
             std::thread::sleep(LONG);
             0
@@ -104,7 +105,7 @@ fn a_dead_peer_whose_fork_keeps_the_socket_has_died() {
         };
         assert_eq!(verdict(&mut stream), Ok(6));
         let mut pid = [0; 4];
-        told.read_exact(&mut pid).expect("told");
+        argument.read_exact(&mut pid).expect("told");
         peer.kill();
         assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::PeerDied), "serves: {serves}");
         sys::kill(i32::from_ne_bytes(pid), libc::SIGKILL);
@@ -172,7 +173,7 @@ fn nobody_who_lives_is_called_dead() {
         return;
     }
     if role().is_some() {
-        return churn_client(Path::new(&told()));
+        return churn_client(Path::new(&argument()));
     }
     let _watchdog = Watchdog::new(NAME);
     let folder = tempfile::tempdir().expect("directory");
@@ -211,7 +212,7 @@ fn nobody_who_lives_is_called_dead() {
         assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::PeerDied));
     }
     let (clean, killed) = (clean.load(Ordering::Relaxed), killed.load(Ordering::Relaxed));
-    say(&format!("6 peers lived through {clean} clean ends and {killed} kills of others"));
+    log(&format!("6 peers lived through {clean} clean ends and {killed} kills of others"));
     assert!(clean > 50 && killed > 10);
 }
 
@@ -248,14 +249,14 @@ fn serve_churn(listener: &SharedMemoryListener, over: &AtomicBool, clean: &Atomi
 /// Peers that are killed, one after the other.
 fn kill_some(path: &Path, over: &AtomicBool, killed: &AtomicU64) {
     while !over.load(Ordering::Relaxed) {
-        let victim = Fork::run(|| {
+        let subject = Fork::run(|| {
             // At the very end nobody accepts any more.
             let stream = SharedMemoryStream::connect_timeout(path, Duration::from_secs(2));
             let _sent = stream.map(|mut stream| stream.send(b"victim").map(|()| std::mem::forget(stream)));
             sys::kill(i32::try_from(std::process::id()).expect("a pid"), libc::SIGKILL);
             0
         });
-        assert_eq!(victim.wait(), -libc::SIGKILL);
+        assert_eq!(subject.wait(), -libc::SIGKILL);
         killed.fetch_add(1, Ordering::Relaxed);
         std::thread::sleep(Duration::from_millis(5));
     }

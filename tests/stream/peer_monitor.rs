@@ -13,7 +13,7 @@ use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Fork, Kept, LONG, Watchdog, echo, eventually, me, role, round_trip, say, sys, told, verdict,
+    Fork, Kept, LONG, Watchdog, argument, echo, eventually, log, me, role, round_trip, sys, verdict,
 };
 use narrows::{
     ConnectError, Options, RecvTimeoutError, RejectCode, SharedMemoryListener, SharedMemoryStream,
@@ -70,7 +70,7 @@ fn alone(test: &str, role: &str) {
 
 /// Where [`alone`] said that a socket may stand.
 fn socket_path() -> PathBuf {
-    Path::new(&told()).join("socket")
+    Path::new(&argument()).join("socket")
 }
 
 #[test]
@@ -82,9 +82,9 @@ fn a_filter_that_kills_for_unknown_calls_hides_no_death() {
             let _watchdog = Watchdog::new(NAME);
             actions.iter().for_each(|(who, _)| alone(NAME, who));
         }
-        Some("closes") => drop(SharedMemoryStream::connect(told()).expect("connects")),
+        Some("closes") => drop(SharedMemoryStream::connect(argument()).expect("connects")),
         Some("dies") => {
-            let mut stream = SharedMemoryStream::connect(told()).expect("connects");
+            let mut stream = SharedMemoryStream::connect(argument()).expect("connects");
             stream.send(b"x").expect("sends");
             sleep(LONG * 2);
         }
@@ -156,9 +156,9 @@ fn die_with_locked_memory(path: &str) {
 fn a_death_is_reported_while_another_peer_dies_with_its_memory_locked() {
     const NAME: &str = "a_death_is_reported_while_another_peer_dies_with_its_memory_locked";
     match role().as_deref() {
-        Some("locked") => return die_with_locked_memory(&told()),
+        Some("locked") => return die_with_locked_memory(&argument()),
         Some(_) => {
-            let mut stream = SharedMemoryStream::connect(told()).expect("connects");
+            let mut stream = SharedMemoryStream::connect(argument()).expect("connects");
             stream.send(b"x").expect("sends");
             return sleep(LONG);
         }
@@ -184,7 +184,7 @@ fn a_death_is_reported_while_another_peer_dies_with_its_memory_locked() {
         assert_eq!(verdict(&mut to_other), Err(RecvTimeoutError::PeerDied));
         let reported = began.elapsed();
         let end = first.join().expect("ends");
-        say(&format!("the other's death was reported after {reported:.1?}; the locked one: {end:?}"));
+        log(&format!("the other's death was reported after {reported:.1?}; the locked one: {end:?}"));
         assert!(end.is_err());
     });
     let _ = locked.wait();
@@ -421,8 +421,8 @@ fn a_filter_that_kills_the_monitor_as_it_starts_makes_connecting_an_error() {
     kill_for(&[libc::SYS_epoll_wait, libc::SYS_epoll_pwait], libc::SECCOMP_RET_KILL_THREAD);
     let refused =
         || SharedMemoryStream::pair().map(drop).expect_err("its end would not be noticed").to_string();
-    let said = refused();
-    assert!(said.contains("epoll_wait") && said.contains("seccomp"), "{said}");
+    let output = refused();
+    assert!(output.contains("epoll_wait") && output.contains("seccomp"), "{output}");
     (0..8).for_each(|_| drop(refused()));
     let before = numbers().len();
     (0..50).for_each(|_| drop(refused()));
@@ -459,7 +459,7 @@ fn a_lack_of_threads_is_an_error_of_whoever_needs_the_monitor_first() {
         None => {
             let _watchdog = Watchdog::new(NAME);
             if sys::effective_user() != 0 {
-                return say("skipped: only root can become a user with no other threads");
+                return log("skipped: only root can become a user with no other threads");
             }
             alone(NAME, "early");
             alone(NAME, "late");
@@ -469,13 +469,13 @@ fn a_lack_of_threads_is_an_error_of_whoever_needs_the_monitor_first() {
         Some("rejected") => {
             let mut byte = [0];
             std::io::Read::read_exact(&mut std::io::stdin(), &mut byte).expect("told");
-            let error = SharedMemoryStream::connect(told()).map(drop).expect_err("nobody would watch");
+            let error = SharedMemoryStream::connect(argument()).map(drop).expect_err("nobody would watch");
             let is_unavailable =
                 matches!(error, ConnectError::Rejected { code: RejectCode::Unavailable, .. });
             assert!(is_unavailable && error.to_string().contains("thread"), "{error}");
         }
         Some("client") => {
-            let mut stream = SharedMemoryStream::connect(told()).expect("connects");
+            let mut stream = SharedMemoryStream::connect(argument()).expect("connects");
             stream.send(b"x").expect("sends");
         }
         Some(when) => {
@@ -576,7 +576,7 @@ fn a_monitor_started_by_a_pinned_idle_thread_is_scheduled_as_the_main_thread() {
     if role().is_none() {
         let _watchdog = Watchdog::new(NAME);
         if sys::effective_user() != 0 {
-            return say("skipped: only root can take a thread out of SCHED_IDLE");
+            return log("skipped: only root can take a thread out of SCHED_IDLE");
         }
         return alone(NAME, "pinned");
     }
@@ -670,7 +670,7 @@ fn deaths_are_reported_as_soon_as_the_kernel_reports_the_exit() {
         })
         .collect();
     took.sort_unstable();
-    say(&format!("behind the exit, with {around} around: median {:.1?}, at most {:.1?}", took[15], took[29]));
+    log(&format!("behind the exit, with {around} around: median {:.1?}, at most {:.1?}", took[15], took[29]));
 }
 
 #[test]
@@ -706,7 +706,7 @@ fn a_fork_under_an_emulator_is_another_process() {
     let names = [format!("{emulator}-static"), emulator];
     let Some(emulator) = names.iter().find(|name| Command::new(name).arg("--version").output().is_ok())
     else {
-        return say("skipped: no qemu-user");
+        return log("skipped: no qemu-user");
     };
     let native = me(NAME, "emulated", "");
     let mut emulated = Command::new(emulator);
@@ -731,7 +731,7 @@ fn end_with_the_parent() {
 }
 
 /// Runs the test against a process that connects, hands its stream to another thread, and ends its main thread.
-fn without_a_main_thread(test: &str, last: fn(SharedMemoryStream), judge: fn(&mut SharedMemoryStream)) {
+fn without_a_main_thread(test: &str, last: fn(SharedMemoryStream), check: fn(&mut SharedMemoryStream)) {
     if !crate::support::alone(test) {
         return;
     }
@@ -749,7 +749,7 @@ fn without_a_main_thread(test: &str, last: fn(SharedMemoryStream), judge: fn(&mu
         end_this_thread()
     });
     let mut stream = listener.accept_timeout(LONG).expect("accepts");
-    judge(&mut stream);
+    check(&mut stream);
     drop(stream);
     assert_eq!(fork.wait(), 3, "the status is that of its main thread");
 }
@@ -787,7 +787,7 @@ fn a_monitor_started_by_a_thread_with_a_long_timer_slack_wakes_up_in_time() {
     }
     // SAFETY: takes numbers, and changes this thread alone.
     if unsafe { libc::prctl(libc::PR_GET_SECCOMP, 0, 0, 0, 0) } != 0 {
-        return say("skipped: a filter is in force, which might kill for the change");
+        return log("skipped: a filter is in force, which might kill for the change");
     }
     thread::spawn(|| {
         // SAFETY: as above.
@@ -802,7 +802,7 @@ fn a_monitor_started_by_a_thread_with_a_long_timer_slack_wakes_up_in_time() {
     let number = monitor.expect("runs").file_name();
     match fs::read_to_string(Path::new("/proc").join(number).join("timerslack_ns")) {
         Ok(slack) => assert_eq!(slack.trim(), "50000"),
-        Err(error) => say(&format!("skipped: only root may ask for the slack of another thread ({error})")),
+        Err(error) => log(&format!("skipped: only root may ask for the slack of another thread ({error})")),
     }
 }
 

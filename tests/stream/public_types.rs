@@ -125,7 +125,7 @@ fn each_mistake_of_a_handshake_has_its_numbers_in_its_text() {
         (E::BadVersions { min: 3, max: 2 }, "3 to 2"),
         (E::NoCommonVersion { min: 8, max: 9 }, "8 to 9"),
         (E::UnknownFeatures(0xf0), "0xf0"),
-        (E::BadGeometry { slots: 3, arena: 64, urgent: 5 }, "3 slots, 64 bytes, 5 urgent"),
+        (E::BadGeometry { slots: 3, arena: 64, oob: 5 }, "3 slots, 64 bytes, 5 out-of-band"),
         (E::BadMaxMessage(1 << 40), "1099511627776"),
         (E::BadTicket(7), "7"),
         (E::BadRegionLen { is: 5, needed: 6 }, "5 bytes"),

@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{Scope, sleep};
 use std::time::{Duration, Instant};
 
-use crate::support::{Kept, LONG, Watchdog, descriptors, fill, index_of, me, role, say, threads, told};
+use crate::support::{Kept, LONG, Watchdog, argument, descriptors, fill, index_of, log, me, role, threads};
 use narrows::internal::lost_wakeup_check;
 use narrows::{Options, Receiver, Sender, SharedMemoryListener, SharedMemoryStream, WaitStrategy};
 
@@ -92,7 +92,7 @@ fn everything_holds_for_long() {
     lost_wakeup_check::watch();
     if role().is_some() {
         let streams = LANES.map(|lane| {
-            lane.options().connect_timeout(format!("{}-{lane:?}", told()), LONG).expect("connects")
+            lane.options().connect_timeout(format!("{}-{lane:?}", argument()), LONG).expect("connects")
         });
         return run(streams, false, time);
     }
@@ -123,7 +123,7 @@ fn run(streams: [SharedMemoryStream; 3], parent: bool, time: Duration) {
     let [messages, bytes] = [&soak.messages, &soak.bytes].map(|it| it.load(Ordering::Relaxed));
     let who = if parent { "parent" } else { "child" };
     let (first, last) = (median(&samples, 0), median(&samples, 2));
-    say(&format!(
+    log(&format!(
         "{who}: {:.1?}, {messages} messages, {} MiB received; {seen:?}; of the first and last third: \
          {first:?}, {last:?}",
         began.elapsed(),

@@ -117,7 +117,7 @@ fn a_shared_sender_tells_what_its_threads_waited_for() {
 }
 
 /// Each metric once, each sample behind its own head, each line of the form that the format has.
-fn judge(page: &str) -> usize {
+fn check(page: &str) -> usize {
     let (mut named, mut now) = (Vec::new(), "");
     for line in page.lines() {
         if let Some(rest) = line.strip_prefix("# HELP ") {
@@ -153,7 +153,7 @@ fn connections_servers_and_clients_share_a_page() {
         .and(server.stats().prometheus(&[("role", "server")]))
         .and(client.stats().prometheus(&[("role", "client")]));
     let text = page.to_string();
-    assert_eq!(judge(&text), 7 + 10 + 4, "{text}");
+    assert_eq!(check(&text), 7 + 10 + 4, "{text}");
     for line in [
         "narrows_messages_total{direction=\"received\",connection=\"b\"} 0",
         "narrows_peak_fill_ratio{direction=\"sent\",connection=\"a\"} 0.000",
@@ -194,7 +194,7 @@ fn a_server_sums_its_connections_those_that_ended_too() {
 #[test]
 fn a_call_counts_once_the_server_has_heard_of_it() {
     let _watchdog = Watchdog::new("a_call_counts_once_the_server_has_heard_of_it");
-    use narrows::internal::rpc::wire::{Head, Kind, Settings, VERSION};
+    use narrows::internal::rpc::wire::{FrameHeader, FrameKind, Settings, VERSION};
     let folder = tempfile::tempdir().expect("directory");
     let options = Options::new().slots(4).arena(4096);
     let listener: SharedMemoryListener = options.bind(folder.path().join("socket")).expect("binds");
@@ -206,7 +206,7 @@ fn a_call_counts_once_the_server_has_heard_of_it() {
     raw.recv_into_timeout(&mut Vec::new(), LONG).expect("a hello");
     let window = 1 << 20;
     let settings = Settings { version: VERSION, stream_window: window, push_window: window }.encode();
-    let head = Head { kind: Kind::Welcome, flags: 0, seq: 0, word: 0 }.encode();
+    let head = FrameHeader { kind: FrameKind::Accept, flags: 0, seq: 0, word: 0 }.encode();
     raw.send_timeout(&[&head[..], &settings].concat(), LONG).expect("sends");
     let client = caller.join().expect("connects");
 

@@ -370,7 +370,7 @@ fn a_consumer_in_another_process_that_takes_its_last_message_leaves_nobody_aslee
         fill(&mut stream);
         done.send(stream.send(b"too late")).expect("waited for");
     });
-    partner.say("go on\n");
+    partner.send("go on\n");
     partner.finish();
     assert_eq!(finished.recv().expect("ends"), Err(SendError::Disconnected));
 }

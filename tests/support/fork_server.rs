@@ -34,11 +34,11 @@ pub(crate) struct ForkServer {
 
 impl ForkServer {
     /// Starts the test again, in the role "fork server"; there it calls [`serve`].
-    pub(crate) fn start(test: &str, told: &str) -> Self {
-        let mut command = me(test, "fork_server", told);
+    pub(crate) fn start(test: &str, argument: &str) -> Self {
+        let mut command = me(test, "fork_server", argument);
         let mut child = Kept::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
         let orders = child.0.stdin.take();
-        let reports = hear(child.0.stdout.take().expect("a pipe"));
+        let reports = receive(child.0.stdout.take().expect("a pipe"));
         Self { child, orders, reports: Some(reports) }
     }
 
@@ -62,10 +62,10 @@ impl ForkServer {
 
 /// In the fork server: forks a victim for each order, one after the other. What it returns is its exit
 /// code, and a panic is 101.
-pub(crate) fn serve(victim: impl Fn(&str) -> i32) {
+pub(crate) fn serve(subject: impl Fn(&str) -> i32) {
     for line in BufReader::new(std::io::stdin()).lines() {
         let line = line.expect("reads");
-        let pid = forked(&format!("victim of {line:?}"), || victim(&line));
+        let pid = forked(&format!("victim of {line:?}"), || subject(&line));
         loop {
             match sys::wait_for_change(pid) {
                 sys::Change::Stopped => report(&format!("stopped {pid}")),
@@ -76,13 +76,13 @@ pub(crate) fn serve(victim: impl Fn(&str) -> i32) {
 }
 
 /// What a process reports on its standard output.
-pub(crate) fn hear(output: ChildStdout) -> Receiver<Report> {
-    let (tell, reports) = channel();
+pub(crate) fn receive(output: ChildStdout) -> Receiver<Report> {
+    let (notify, reports) = channel();
     thread::spawn(move || {
         // The test runner's own output comes before the mark, on the same line at times.
         let lines = BufReader::new(output).lines().map_while(Result::ok);
         let marked = lines.filter_map(|line| line.rsplit_once('@').map(|(_, text)| text.to_owned()));
-        marked.map(|text| parse(&text)).all(|report| tell.send(report).is_ok())
+        marked.map(|text| parse(&text)).all(|report| notify.send(report).is_ok())
     });
     reports
 }
@@ -90,8 +90,8 @@ pub(crate) fn hear(output: ChildStdout) -> Receiver<Report> {
 /// Tells the test; from the fork server or from a victim.
 pub(crate) fn report(text: &str) {
     let mut out = std::io::stdout().lock();
-    let told = writeln!(out, "@{text}").and_then(|()| out.flush());
-    told.expect("the test listens");
+    let argument = writeln!(out, "@{text}").and_then(|()| out.flush());
+    argument.expect("the test listens");
 }
 
 fn parse(text: &str) -> Report {

@@ -34,7 +34,7 @@ impl Partner {
     }
 
     /// Writes to the partner's standard input, which was made a pipe.
-    pub fn say(&mut self, text: &str) {
+    pub fn send(&mut self, text: &str) {
         let input = self.child.stdin.as_mut().expect("a pipe");
         input.write_all(text.as_bytes()).expect("listens");
     }

@@ -45,10 +45,10 @@ pub fn alone(test: &str) -> bool {
     }
     let mut command = run_again(&full_name(test));
     let output = command.env(ALONE, "1").output().expect("runs");
-    say(&String::from_utf8_lossy(&output.stderr));
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{test}, alone: {}\n{said}", output.status);
-    assert!(said.contains("test result: ok. 1 passed"), "{test} did not run alone: {said}");
+    log(&String::from_utf8_lossy(&output.stderr));
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{test}, alone: {}\n{stdout}", output.status);
+    assert!(stdout.contains("test result: ok. 1 passed"), "{test} did not run alone: {stdout}");
     false
 }
 
@@ -116,7 +116,7 @@ impl Watchdog {
         let what = what.to_owned();
         thread::spawn(move || {
             if dropped.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
-                say(&format!("HUNG: {what} did not end within {patience:?} ({:?})", role()));
+                log(&format!("HUNG: {what} did not end within {patience:?} ({:?})", role()));
                 say_threads();
                 abort();
             }
@@ -129,19 +129,19 @@ impl Watchdog {
 fn say_threads() {
     for thread in std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
         let read = |file| std::fs::read_to_string(thread.path().join(file)).unwrap_or_default();
-        say(&format!("  {:?}: {} {}", thread.file_name(), read("comm").trim(), read("syscall").trim()));
+        log(&format!("  {:?}: {} {}", thread.file_name(), read("comm").trim(), read("syscall").trim()));
     }
 }
 
 /// Prints where the test runner does not catch it.
-pub fn say(text: &str) {
+pub fn log(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// Whether the condition comes true, for as long as any machine may take.
 pub fn eventually(mut condition: impl FnMut() -> bool) -> bool {
-    let until = Instant::now() + PATIENCE / 2;
-    while Instant::now() < until {
+    let deadline = Instant::now() + PATIENCE / 2;
+    while Instant::now() < deadline {
         if condition() {
             return true;
         }

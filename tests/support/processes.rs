@@ -7,21 +7,21 @@ use std::time::{Duration, Instant};
 
 use narrows::{Options, RecvTimeoutError, SharedMemoryStream};
 
-use super::process::{eventually, must_be_own, rerun, say};
+use super::process::{eventually, log, must_be_own, rerun};
 use super::sys;
 
 /// Longer than anything here takes on a busy machine; only what hangs meets it.
 pub(crate) const LONG: Duration = Duration::from_secs(30);
 
 /// What the test told this process beside its role.
-pub(crate) fn told() -> String {
-    std::env::var("NARROWS_TOLD").unwrap_or_default()
+pub(crate) fn argument() -> String {
+    std::env::var("NARROWS_ARGUMENT").unwrap_or_default()
 }
 
 /// This very binary, which runs the test again in another role.
-pub(crate) fn me(test: &str, role: &str, told: &str) -> Command {
+pub(crate) fn me(test: &str, role: &str, argument: &str) -> Command {
     let mut command = rerun(test, role);
-    command.env("NARROWS_TOLD", told).stdout(Stdio::null());
+    command.env("NARROWS_ARGUMENT", argument).stdout(Stdio::null());
     command
 }
 
@@ -35,12 +35,12 @@ impl Kept {
     }
 
     pub(crate) fn wait(&mut self) -> ExitStatus {
-        let until = Instant::now() + LONG * 3;
+        let deadline = Instant::now() + LONG * 3;
         loop {
             if let Some(status) = self.0.try_wait().expect("waits") {
                 return status;
             }
-            assert!(Instant::now() < until, "a child hangs");
+            assert!(Instant::now() < deadline, "a child hangs");
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -91,7 +91,7 @@ pub(crate) fn forked(whom: &str, act: impl FnOnce() -> i32) -> i32 {
     if pid == 0 {
         sys::alarm(90);
         let whom = whom.to_owned();
-        std::panic::set_hook(Box::new(move |info| say(&format!("{whom}: {info}"))));
+        std::panic::set_hook(Box::new(move |info| log(&format!("{whom}: {info}"))));
         let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act)).unwrap_or(101);
         sys::exit_now(code);
     }

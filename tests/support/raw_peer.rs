@@ -77,7 +77,7 @@ impl RawPeer {
         let agreed = Negotiated { version: VERSION_MAX, features: 0, geometry, max_message, first_ticket: 0 };
         let memory = sealed_memory(geometry.region_len());
         let pages = Pages::map(memory, geometry.region_len())?;
-        send_with_fd(socket.as_fd(), &Answer::Welcome(agreed).encode(), pages.file().as_fd())?;
+        send_with_fd(socket.as_fd(), &Answer::Accept(agreed).encode(), pages.file().as_fd())?;
         socket.read_exact(&mut [0])?; // The client has sealed it.
         Ok(Self { socket, pages, geometry, sends: 1 })
     }

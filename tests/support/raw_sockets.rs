@@ -59,7 +59,7 @@ impl Server {
         stream
     }
 
-    pub fn honest_client_gets_in(&self) {
+    pub fn well_formed_client_gets_in(&self) {
         let before = self.accepted.load(Ordering::SeqCst);
         let stream = Options::new().connect(&self.path).expect("an honest client gets in");
         assert!(eventually(|| self.accepted.load(Ordering::SeqCst) > before));

@@ -4,7 +4,7 @@ use std::io::IoSlice;
 use std::sync::Arc;
 use std::time::Instant;
 
-use narrows::internal::mem::{Heap, Load, Memory, Word};
+use narrows::internal::memory::{Heap, Load, Memory, Word};
 use narrows::internal::ring::Producer;
 use narrows::internal::{NoWaitPolicy, ReceiverCore, RecvCoreError, SendCoreError, SenderCore, Wait};
 
@@ -32,7 +32,7 @@ pub fn over<M: Memory + Clone>(mem: &M, first: u64) -> (Out<M>, In<M>) {
 
 /// A wait that is over when it begins: unlike `Wait::Never` it may leave a long message half sent.
 pub fn at_once() -> Wait {
-    Wait::Until(Some(Instant::now()))
+    Wait::Deadline(Some(Instant::now()))
 }
 
 pub fn send<M: Memory>(

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::mem::{Flag, Memory, WaitResult};
+use super::memory::{Flag, Memory, WaitResult};
 
 /// A sleep that nobody ends lasts until its deadline, or for a slice; one that may not begin does not.
 pub fn sleeps_end<M: Memory>(mem: &M) {
@@ -19,14 +19,14 @@ pub fn sleeps_end<M: Memory>(mem: &M) {
         assert_eq!(slept(mem, flag, far, 0), WaitResult::Slice);
         mem.store_flag(flag, 0);
         assert!(mem.has_expired(Some(end)) && !mem.has_expired(far) && !mem.has_expired(None));
-        for until in [Some(end), far, None] {
-            mem.back_off(until); // A moment, whatever the deadline.
+        for deadline in [Some(end), far, None] {
+            mem.back_off(deadline); // A moment, whatever the deadline.
         }
     }
 }
 
 /// How a sleep ended, but for a few signals or the kernel's whims.
-fn slept<M: Memory>(mem: &M, flag: Flag, until: Option<Instant>, patience: u32) -> WaitResult {
-    let mut sleeps = (0..100).map(|_| mem.wait(flag, until, patience));
+fn slept<M: Memory>(mem: &M, flag: Flag, deadline: Option<Instant>, patience: u32) -> WaitResult {
+    let mut sleeps = (0..100).map(|_| mem.wait(flag, deadline, patience));
     sleeps.find(|woke| *woke != WaitResult::Early).expect("sleeps")
 }

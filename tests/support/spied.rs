@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use narrows::internal::mem::{Deadline, Field, Flag, Heap, Memory, OutOfBounds, Span, Store, forward_memory};
+use narrows::internal::memory::{
+    Deadline, Field, Flag, Heap, Memory, OutOfBounds, Span, Store, forward_memory,
+};
 
 /// What the ring has just done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,7 +13,7 @@ pub enum Did {
     LoadFlag(Flag),
     StoreFlag(Flag, u32),
     CopyOut(Span),
-    Doze,
+    Backoff,
     Wake(Flag),
 }
 
@@ -27,7 +29,7 @@ impl Spied {
         Arc::new(Self { heap, spy: Box::new(spy) })
     }
 
-    fn tell<T>(&self, did: Did, result: T) -> T {
+    fn notify<T>(&self, did: Did, result: T) -> T {
         (self.spy)(&self.heap, did);
         result
     }
@@ -41,31 +43,31 @@ impl Memory for Spied {
 
     fn store_slot(&self, ticket: u64, field: Field, value: u64, order: Store) {
         self.heap.store_slot(ticket, field, value, order);
-        self.tell(Did::StoreSlot(ticket, field, value), ());
+        self.notify(Did::StoreSlot(ticket, field, value), ());
     }
 
     fn load_flag(&self, flag: Flag) -> u32 {
         let value = self.heap.load_flag(flag);
-        self.tell(Did::LoadFlag(flag), value)
+        self.notify(Did::LoadFlag(flag), value)
     }
 
     fn store_flag(&self, flag: Flag, value: u32) {
         self.heap.store_flag(flag, value);
-        self.tell(Did::StoreFlag(flag, value), ());
+        self.notify(Did::StoreFlag(flag, value), ());
     }
 
     fn copy_out(&self, from: Span, at: usize, bytes: &mut [u8]) -> Result<(), OutOfBounds> {
         let copied = self.heap.copy_out(from, at, bytes);
-        self.tell(Did::CopyOut(from), copied)
+        self.notify(Did::CopyOut(from), copied)
     }
 
-    fn back_off(&self, until: Deadline) {
-        self.heap.back_off(until);
-        self.tell(Did::Doze, ());
+    fn back_off(&self, deadline: Deadline) {
+        self.heap.back_off(deadline);
+        self.notify(Did::Backoff, ());
     }
 
     fn wake(&self, flag: Flag) {
         self.heap.wake(flag);
-        self.tell(Did::Wake(flag), ());
+        self.notify(Did::Wake(flag), ());
     }
 }

@@ -21,9 +21,9 @@ mod server;
 use std::sync::Arc;
 
 use super::bytes::Bytes;
-use narrows::internal::mem::{Heap, INLINE_CAPACITY, Memory};
-use narrows::internal::rpc::server::Limits;
-use narrows::internal::rpc::wire::{CHUNK_COST, HEAD};
+use narrows::internal::memory::{Heap, INLINE_CAPACITY, Memory};
+use narrows::internal::rpc::server::CallLimits;
+use narrows::internal::rpc::wire::{CHUNK_COST, HEADER_LEN};
 use narrows::internal::{NoWaitPolicy, ReceiverCore, SenderCore, WaitPolicy};
 
 pub use program::{CallTally, call_tally};
@@ -48,37 +48,37 @@ struct CallRings {
     up: Mem,
     /// Server to client.
     down: Mem,
-    limits: Limits,
+    limits: CallLimits,
 }
 
 impl CallRings {
     fn new(bytes: &mut Bytes<'_>) -> Self {
-        let places = 1 << bytes.below(3);
+        let slots = 1 << bytes.below(3);
         let ring = |bytes: &mut Bytes<'_>| {
             let arena = 128 << bytes.below(3);
-            Arc::new(Heap::new(1 << bytes.below(5), arena, places))
+            Arc::new(Heap::new(1 << bytes.below(5), arena, slots))
         };
         let (up, down) = (ring(bytes), ring(bytes));
         // As in the library, a frame with a whole fragment fits into either arena, and the code of an error into a fragment.
         let frame = usize::try_from(up.arena().min(down.arena())).unwrap_or(0).clamp(INLINE_CAPACITY, 256);
-        let piece = 8 + bytes.below(frame - HEAD - 8);
+        let fragment = 8 + bytes.below(frame - HEADER_LEN - 8);
         let window = |bytes: &mut Bytes<'_>| CHUNK_COST + 1 + u32::from(bytes.u8()) * 2;
-        let limits = Limits {
-            places,
-            max: 1 + bytes.below(400),
-            piece,
+        let limits = CallLimits {
+            slots,
+            max_message: 1 + bytes.below(400),
+            max_fragment: fragment,
             window: window(bytes),
             push_window: window(bytes),
         };
         Self { up, down, limits }
     }
 
-    fn sender<P: WaitPolicy>(mem: &Mem, pace: P) -> SenderCore<Mem, P> {
-        SenderCore::new(Arc::clone(mem), pace, 0, 1 << 12)
+    fn sender<P: WaitPolicy>(mem: &Mem, policy: P) -> SenderCore<Mem, P> {
+        SenderCore::new(Arc::clone(mem), policy, 0, 1 << 12)
     }
 
-    fn receiver<P: WaitPolicy>(mem: &Mem, pace: P) -> ReceiverCore<Mem, P> {
-        ReceiverCore::new(Arc::clone(mem), pace, 0, 1 << 12)
+    fn receiver<P: WaitPolicy>(mem: &Mem, policy: P) -> ReceiverCore<Mem, P> {
+        ReceiverCore::new(Arc::clone(mem), policy, 0, 1 << 12)
     }
 
     /// Returns the two halves of one end, for code that drives them without waiting.
@@ -88,11 +88,13 @@ impl CallRings {
 }
 
 /// Returns a length, often one near a multiple of the fragment size.
-fn length(bytes: &mut Bytes<'_>, piece: usize, most: usize) -> usize {
+fn length(bytes: &mut Bytes<'_>, fragment: usize, most: usize) -> usize {
     match bytes.below(6) {
         0 => 0,
         1 => most,
-        2 => bytes.pick(&[piece - 1, piece, piece + 1, 2 * piece, 4 * piece, 5 * piece + 1]).min(most),
+        2 => bytes
+            .pick(&[fragment - 1, fragment, fragment + 1, 2 * fragment, 4 * fragment, 5 * fragment + 1])
+            .min(most),
         _ => bytes.below(most + 1),
     }
 }

@@ -20,7 +20,7 @@ pub fn descriptors(data: &[u8]) {
     limits.geometry = Geometry::new(1 << bytes.below(4), 64 << bytes.below(7), 1).expect("legal");
     let HandshakeLimits { geometry, max_message, first_ticket } = limits;
     let agreed = Negotiated { version: VERSION_MAX, features: 0, geometry, max_message, first_ticket };
-    let legal = Answer::Welcome(agreed).encode();
+    let legal = Answer::Accept(agreed).encode();
     let answer = garble(legal, bytes);
     let (mut rest, mut parts, mut kinds) = (&answer[..], Vec::new(), Vec::new());
     while !rest.is_empty() {
@@ -43,7 +43,7 @@ pub fn descriptors(data: &[u8]) {
 }
 
 fn within_answer(answer: &[u8; ANSWER_LEN], most: &HandshakeLimits) -> bool {
-    matches!(Answer::decode(answer), Ok(Answer::Welcome(agreed)) if within(&agreed, most))
+    matches!(Answer::decode(answer), Ok(Answer::Accept(agreed)) if within(&agreed, most))
 }
 
 /// A descriptor that is sent with an answer.

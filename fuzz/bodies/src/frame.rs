@@ -14,7 +14,7 @@ use std::sync::Arc;
 use super::bytes::Bytes;
 use narrows::internal::ConnectionError;
 use narrows::internal::layout::{Control, LAST_TICKET, SlotKind};
-use narrows::internal::mem::{
+use narrows::internal::memory::{
     ARENA_ALIGN, Field, Heap, INLINE_CAPACITY, Load, Memory, Padding, Span, Store, Word,
 };
 use narrows::internal::ring::Producer;
@@ -150,7 +150,7 @@ struct ForgedRing {
     buffer: Vec<u8>,
     reference: ReferenceReceiver,
     /// Whether the message that is borrowed is in the ring, while one is borrowed.
-    lent: Option<bool>,
+    borrowed: Option<bool>,
     /// The receiver has found a violation.
     violated: bool,
 }
@@ -165,7 +165,7 @@ fn check_fragments(bytes: &mut Bytes<'_>) {
     Producer::format(&heap, first);
     let inb = ReceiverCore::new(Arc::clone(&heap), NoWaitPolicy, first, max);
     let reference = ReferenceReceiver { max, forged: VecDeque::new(), filling: None, whole: None, came: 0 };
-    let mut ring = ForgedRing { heap, inb, buffer: Vec::new(), reference, lent: None, violated: false };
+    let mut ring = ForgedRing { heap, inb, buffer: Vec::new(), reference, borrowed: None, violated: false };
     for _ in 0..300 {
         if bytes.is_empty() {
             break;
@@ -282,7 +282,7 @@ impl ForgedRing {
     }
 
     fn check_ready(&mut self, before: u64) {
-        let (hint, ready) = (self.inb.has_news(), self.inb.ready());
+        let (hint, ready) = (self.inb.is_ready(), self.inb.ready());
         let taken = self.follow(before);
         assert!(hint || !ready, "a message is ready without the hint");
         if !ready {
@@ -295,15 +295,15 @@ impl ForgedRing {
     }
 
     fn borrow(&mut self, before: u64) {
-        let lent = self.inb.borrow_next(Wait::Never);
+        let borrowed = self.inb.borrow_next(Wait::Never);
         let taken = self.follow(before);
-        match lent {
+        match borrowed {
             Ok(message) => {
                 let mut bytes = vec![0; message.len()];
                 self.inb.read_at(&message, 0, &mut bytes).expect("all of it");
                 assert_eq!(self.reference.next_message(), Some((bytes.as_slice(), message.tag())));
                 assert!(self.inb.read_at(&message, 1, &mut bytes).is_err() || bytes.is_empty());
-                self.lent = Some(matches!(message, IncomingMessage::Placed(_)));
+                self.borrowed = Some(matches!(message, IncomingMessage::Placed(_)));
             }
             Err(fault) => self.check_fault(fault, taken),
         }
@@ -313,7 +313,7 @@ impl ForgedRing {
     /// number. A message that was borrowed before the call is released first, and its ticket does not count.
     fn follow(&mut self, before: u64) -> u64 {
         let mut taken = self.inb.ring().ticket() - before;
-        if let Some(placed) = self.lent.take() {
+        if let Some(placed) = self.borrowed.take() {
             if placed {
                 self.reference.take();
                 taken -= 1;

@@ -64,7 +64,7 @@ fn answer(bytes: &mut Bytes<'_>) -> [u8; ANSWER_LEN] {
         Answer::Reject(Reject::new(RejectCode::from_number(bytes.u16()), &text))
     } else {
         let HandshakeLimits { geometry, max_message, first_ticket } = limits(bytes);
-        Answer::Welcome(Negotiated { version: VERSION_MAX, features: 0, geometry, max_message, first_ticket })
+        Answer::Accept(Negotiated { version: VERSION_MAX, features: 0, geometry, max_message, first_ticket })
     };
     assert_eq!(Answer::decode(&legal.encode()), Ok(legal.clone()));
     garble(legal.encode(), bytes)
@@ -178,8 +178,8 @@ fn feed_client(bytes: &mut Bytes<'_>) {
             Part::Unfinished => Ok(ClientStep::NeedMore(ANSWER_LEN - fed.filled)),
             Part::Whole(message) => match Answer::decode(&message) {
                 Ok(Answer::Reject(reject)) => Ok(ClientStep::Rejected(reject)),
-                Ok(Answer::Welcome(it)) if within(&it, &wanted) => Ok(ClientStep::Agreed(it)),
-                Ok(Answer::Welcome(_)) => Err(HandshakeError::MoreThanWanted),
+                Ok(Answer::Accept(it)) if within(&it, &wanted) => Ok(ClientStep::Agreed(it)),
+                Ok(Answer::Accept(_)) => Err(HandshakeError::MoreThanWanted),
                 Err(error) => Err(error),
             },
         };
@@ -214,12 +214,12 @@ fn negotiate(bytes: &mut Bytes<'_>) {
     let asked = HandshakeLimits { geometry: hello.wanted, max_message: hello.max_message, first_ticket: 0 };
     assert!(within(&agreed, &most) && within(&agreed, &asked), "{agreed:?} of {most:?} and {asked:?}");
     assert_eq!(agreed.first_ticket, most.first_ticket);
-    let answer = Answer::Welcome(agreed).encode();
+    let answer = Answer::Accept(agreed).encode();
     let answered = garble(answer, bytes);
     match client.feed(&answered) {
         Ok(ClientStep::Agreed(it)) => {
             assert!(within(&it, &wanted), "{it:?} is more than {wanted:?}");
-            assert_eq!(Answer::Welcome(it).encode(), answered);
+            assert_eq!(Answer::Accept(it).encode(), answered);
         }
         Ok(ClientStep::NeedMore(_)) => panic!("the answer was complete"),
         _ => assert!(sent != received || answer != answered, "two well-formed sides agree"),

@@ -9,7 +9,7 @@ use std::cell::{Cell, RefCell};
 
 use super::bytes::Bytes;
 use narrows::internal::layout::LAST_TICKET;
-use narrows::internal::mem::{
+use narrows::internal::memory::{
     ARENA_ALIGN, Deadline, Fence, Field, Flag, INLINE_CAPACITY, Load, Memory, OutOfBounds, Padding, Span,
     Store, WaitResult, Word,
 };
@@ -202,15 +202,15 @@ impl<'a> HostileMemory<'a> {
     }
 
     /// Advances the clock. Returns whether the deadline has passed. A wait without a deadline is ended by a close of this side.
-    fn tick(&self, until: Deadline) -> bool {
+    fn tick(&self, deadline: Deadline) -> bool {
         self.count(|work| work.ticks += 1);
         let passed = self.work.get().ticks > self.deadline.get();
         self.count(|work| work.late += u64::from(passed));
         assert!(self.work.get().late < ENDLESS, "a wait that does not end");
-        if passed && until.is_none() {
+        if passed && deadline.is_none() {
             self.set_close_reason(CloseReason::Closed as u64);
         }
-        passed && until.is_some()
+        passed && deadline.is_some()
     }
 
     /// Panics if a copy leaves the memory: the ring has to validate each span before it copies.
@@ -328,21 +328,21 @@ impl Memory for &HostileMemory<'_> {
         Ok(())
     }
 
-    fn wait(&self, _flag: Flag, until: Deadline, _patience: u32) -> WaitResult {
-        match (self.tick(until), self.choose(|bytes| bytes.below(3))) {
+    fn wait(&self, _flag: Flag, deadline: Deadline, _patience: u32) -> WaitResult {
+        match (self.tick(deadline), self.choose(|bytes| bytes.below(3))) {
             (true, _) => WaitResult::Deadline,
             (_, 0) => WaitResult::Slice,
             _ => WaitResult::Early,
         }
     }
 
-    fn back_off(&self, until: Deadline) {
-        self.tick(until);
+    fn back_off(&self, deadline: Deadline) {
+        self.tick(deadline);
     }
 
     fn wake(&self, _flag: Flag) {}
 
-    fn has_expired(&self, until: Deadline) -> bool {
-        self.tick(until)
+    fn has_expired(&self, deadline: Deadline) -> bool {
+        self.tick(deadline)
     }
 }

@@ -16,7 +16,7 @@ use std::time::Instant;
 use super::bytes::Bytes;
 use narrows::internal::MappedConnection;
 use narrows::internal::layout::{Direction, Geometry, SLOT, SLOT_PAYLOAD, words};
-use narrows::internal::mem::{
+use narrows::internal::memory::{
     ARENA_ALIGN, Fence, Field, Flag, Heap, INLINE_CAPACITY, Load, Memory, OutOfBounds, Padding, Span, Store,
     WaitResult, Word,
 };
@@ -96,7 +96,7 @@ struct Image {
     region: Vec<u8>,
     geometry: Geometry,
     at: Direction,
-    twin: usize,
+    peer_flag: usize,
     close_reason: u64,
     /// Offsets of hints that contain a time.
     times: Vec<usize>,
@@ -105,12 +105,12 @@ struct Image {
 impl Image {
     fn new(geometry: Geometry, direction: usize) -> Self {
         let (at, other) = (geometry.direction(direction), geometry.direction(1 - direction));
-        let twin = other.words + words::CONSUMER_FLAG;
+        let peer_flag = other.words + words::CONSUMER_FLAG;
         Self {
             region: vec![0; geometry.region_len()],
             geometry,
             at,
-            twin,
+            peer_flag,
             close_reason: 0,
             times: Vec::new(),
         }
@@ -161,7 +161,7 @@ impl Image {
         let at = match flag {
             Flag::Consumer => self.at.words + words::CONSUMER_FLAG,
             Flag::Producer => self.at.words + words::PRODUCER_FLAG,
-            Flag::PeerConsumer => self.twin,
+            Flag::PeerConsumer => self.peer_flag,
         };
         &mut self.region[at..at + 4]
     }
@@ -188,8 +188,8 @@ impl Image {
     fn check_raw_spans(&self, raw_len: impl Fn(Span, usize) -> Option<usize>, mut bytes: Bytes<'_>) {
         for _ in 0..4 {
             let (span, _, len) = range(&mut bytes, &self.geometry);
-            let lent = raw_len(span, len);
-            assert_eq!(lent, self.range(span, 0, len).ok().map(|_| len), "{len} bytes of {span:?}");
+            let borrowed = raw_len(span, len);
+            assert_eq!(borrowed, self.range(span, 0, len).ok().map(|_| len), "{len} bytes of {span:?}");
         }
     }
 

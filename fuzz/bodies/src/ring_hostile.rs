@@ -15,7 +15,7 @@ use super::bytes::Bytes;
 use super::hostile_memory::{HostileMemory, LoadSite};
 use narrows::internal::ConnectionError;
 use narrows::internal::layout::{LAST_TICKET, SlotKind};
-use narrows::internal::mem::{ARENA_ALIGN, Field, Flag, INLINE_CAPACITY, Memory, Padding, Word};
+use narrows::internal::memory::{ARENA_ALIGN, Field, Flag, INLINE_CAPACITY, Memory, Padding, Word};
 use narrows::internal::ring::{
     CloseReason, Consumer, Cursor, OobSender, Producer, ReserveError, SlotContents, WaitSlot, closed,
     force_notify, load_doorbell, load_oob, notify, park,
@@ -59,7 +59,7 @@ struct Halves<'l, 'd> {
     inb: ReceiverCore<&'l HostileMemory<'d>, NoWaitPolicy>,
     poster: OobSender<&'l HostileMemory<'d>>,
     buffer: Vec<u8>,
-    lent: Option<IncomingMessage>,
+    borrowed: Option<IncomingMessage>,
     /// Bytes copied out of the memory so far.
     copied: usize,
     /// The error with which each half ended, sender first.
@@ -75,7 +75,7 @@ impl<'l, 'd> Halves<'l, 'd> {
             inb: ReceiverCore::new(memory, NoWaitPolicy, first, max),
             poster: OobSender::new(memory),
             buffer: Vec::new(),
-            lent: None,
+            borrowed: None,
             copied: 0,
             over: [None; 2],
             past: Instant::now(),
@@ -89,7 +89,7 @@ impl<'l, 'd> Halves<'l, 'd> {
             }
             let (op, ticks, wait) =
                 self.memory.choose(|bytes| (bytes.below(20), bytes.u8() % 8, bytes.below(3)));
-            let wait = [Wait::Never, Wait::Until(Some(self.past)), Wait::FOREVER][wait];
+            let wait = [Wait::Never, Wait::Deadline(Some(self.past)), Wait::NO_DEADLINE][wait];
             self.memory.begin(ticks.into());
             match op {
                 0..=4 => self.send(op, wait),
@@ -127,7 +127,7 @@ impl<'l, 'd> Halves<'l, 'd> {
         match result {
             Err(SendCoreError::Ended(end)) => self.check_end(0, end),
             Err(SendCoreError::TooLarge(max)) => assert!(len > max),
-            Err(SendCoreError::Full) => assert_ne!(wait, Wait::FOREVER),
+            Err(SendCoreError::Full) => assert_ne!(wait, Wait::NO_DEADLINE),
             _ => {}
         }
     }
@@ -161,7 +161,7 @@ impl<'l, 'd> Halves<'l, 'd> {
 
     fn receive(&mut self, op: usize, wait: Wait) {
         let room = self.memory.choose(|bytes| bytes.below(2 * INLINE_CAPACITY));
-        let given = if op == 10 { self.lent.take() } else { None };
+        let given = if op == 10 { self.borrowed.take() } else { None };
         let result = match (op, given) {
             (5..=6, _) => self.inb.recv_into(&mut self.buffer, wait).map(|it| it.len),
             (7, _) => self.inb.recv(&mut vec![0; room], wait).map(|it| it.len),
@@ -174,7 +174,7 @@ impl<'l, 'd> Halves<'l, 'd> {
             }
         };
         if op != 8 {
-            self.lent = None; // The call has released it.
+            self.borrowed = None; // The call has released it.
         }
         self.check_receive(wait);
         let unverified = op != 8 && self.memory.is_unverified() && self.memory.close_reason() == 0;
@@ -184,7 +184,7 @@ impl<'l, 'd> Halves<'l, 'd> {
         );
         match result {
             Err(RecvCoreError::Ended(end)) => self.check_end(1, end),
-            Err(RecvCoreError::Empty) => assert_ne!(wait, Wait::FOREVER),
+            Err(RecvCoreError::Empty) => assert_ne!(wait, Wait::NO_DEADLINE),
             Err(RecvCoreError::OutOfMemory(needed)) => panic!("no memory for {needed} bytes"),
             Err(RecvCoreError::BufferTooSmall(needed)) => assert!(op == 7 && needed > room),
             Ok(len) => assert!(len <= self.buffer.len().max(self.most()), "{len} bytes"),
@@ -192,7 +192,7 @@ impl<'l, 'd> Halves<'l, 'd> {
     }
 
     fn lend(&mut self, wait: Wait) -> Result<IncomingMessage, RecvCoreError> {
-        self.lent = None;
+        self.borrowed = None;
         let message = self.inb.borrow_next(wait)?;
         let mut bytes = vec![0; message.len()];
         self.inb.read_at(&message, 0, &mut bytes).expect("a validated span is inside");
@@ -201,7 +201,7 @@ impl<'l, 'd> Halves<'l, 'd> {
         if let IncomingMessage::Assembled(len, _) = message {
             assert_eq!(self.inb.private(&message).map(<[u8]>::len), Some(len));
         }
-        self.lent = Some(message);
+        self.borrowed = Some(message);
         Ok(message)
     }
 
@@ -272,10 +272,10 @@ impl<'l, 'd> Halves<'l, 'd> {
             1 => WaitSlot::producer(&mem),
             _ => WaitSlot::either(&mem, &mem),
         };
-        let until = if let Wait::Until(until) = wait { until } else { Some(self.past) };
-        let found = park(&wait_slot, until, 0, || closed(&mem, Word::ProducerClosed));
+        let deadline = if let Wait::Deadline(deadline) = wait { deadline } else { Some(self.past) };
+        let found = park(&wait_slot, deadline, 0, || closed(&mem, Word::ProducerClosed));
         let work = mem.work();
-        assert!(found.is_some() || until.is_some(), "a sleep without a deadline ends with the connection");
+        assert!(found.is_some() || deadline.is_some(), "a sleep without a deadline ends with the connection");
         assert!(work.late <= 3, "{work:?} after the deadline");
         assert!(work.loads <= 2 * (work.ticks + 3), "{work:?}");
     }
@@ -294,7 +294,7 @@ impl<'l, 'd> Halves<'l, 'd> {
             }
             17 if number % 16 == 0 => self.out.ring().close(),
             18 if number % 16 == 0 => self.inb.ring().close(),
-            _ => drop((self.inb.has_news(), self.out.ring().is_released(number))),
+            _ => drop((self.inb.is_ready(), self.out.ring().is_released(number))),
         }
         let work = mem.work();
         assert!(work.loads <= 8 && work.stores <= 4 && work.ticks == 0, "{work:?}");
@@ -346,15 +346,15 @@ impl<'l, 'd> Sides<'l, 'd> {
     }
 
     fn claim(&mut self) {
-        let (len, piece, staged) = self.memory.choose(|bytes| {
+        let (len, fragment, staged) = self.memory.choose(|bytes| {
             let len = [bytes.below(INLINE_CAPACITY + 1), bytes.below(to_usize(self.memory.arena()) + 65)]
                 [bytes.below(2)];
             (len, bytes.bool(), bytes.bool())
         });
         let from = if staged { self.to } else { self.producer.next() };
         // The choice of the ticket and that of the arena offset are two decisions, and both load the head.
-        let twice = (piece || len > INLINE_CAPACITY).then_some(LoadSite::Word(Word::Head));
-        let claim = self.memory.check_decision("claim", twice, || match piece {
+        let twice = (fragment || len > INLINE_CAPACITY).then_some(LoadSite::Word(Word::Head));
+        let claim = self.memory.check_decision("claim", twice, || match fragment {
             true => self.producer.reserve_fragment(from, len),
             false => self.producer.reserve(from, len),
         });

@@ -15,7 +15,7 @@ use std::time::Instant;
 use super::bytes::Bytes;
 use narrows::internal::ConnectionError;
 use narrows::internal::layout::LAST_TICKET;
-use narrows::internal::mem::{Heap, INLINE_CAPACITY, Load, Memory, Padding, Word};
+use narrows::internal::memory::{Heap, INLINE_CAPACITY, Load, Memory, Padding, Word};
 use narrows::internal::ring::{CloseReason, Producer};
 use narrows::internal::{NoWaitPolicy, ReceiverCore, RecvCoreError, SendCoreError, SenderCore, Wait};
 
@@ -111,7 +111,7 @@ impl Pair {
         match bytes.below(32) {
             0..=9 => self.send(bytes, Wait::Never),
             // With a deadline that has passed, a fragmented message may be abandoned.
-            10..=12 => self.send(bytes, Wait::Until(Some(self.past))),
+            10..=12 => self.send(bytes, Wait::Deadline(Some(self.past))),
             13..=14 => self.reserve(bytes),
             15..=16 => self.batch(bytes),
             17..=23 => self.receive(),
@@ -265,7 +265,7 @@ impl Pair {
     fn receive_slice(&mut self) {
         self.release_borrowed();
         let mut buffer = vec![0; self.out.max_message()];
-        match self.inb.recv(&mut buffer, Wait::Until(Some(self.past))) {
+        match self.inb.recv(&mut buffer, Wait::Deadline(Some(self.past))) {
             Ok(message) => {
                 buffer.truncate(message.len);
                 assert_eq!(Some((buffer, message.tag)), self.next_expected());

@@ -5,57 +5,57 @@ use std::time::Instant;
 
 use loom::thread;
 
-use super::super::code::rpc::client::{Desk, Final, Parts, Stop, Table};
-use super::super::code::rpc::pieces::Cut;
-use super::super::code::rpc::wire::{Head, Kind, cost};
+use super::super::code::rpc::client::{CallOutcome, InFlightCalls, Multiplexer, MultiplexerParts, WaitError};
+use super::super::code::rpc::fragment::Fragmenter;
+use super::super::code::rpc::wire::{FrameHeader, FrameKind, window_cost};
 use super::super::code::{IncomingSignals, NoWaitPolicy, OobSender, ReceiverCore, SenderCore, Wait};
-use super::frames::say;
+use super::frames::send_frame;
 use super::{MAX_MESSAGE, receiver, sender};
-use crate::machine::{Cells, LoomThreads, Model, Side};
+use crate::memory::{Cells, LoomSync, Model, Side};
 
-pub(super) const PLACES: usize = 2;
+pub(super) const SLOTS: usize = 2;
 
-pub(super) type Shared = Arc<Desk<Model, NoWaitPolicy, LoomThreads>>;
+pub(super) type Shared = Arc<Multiplexer<Model, NoWaitPolicy, LoomSync>>;
 
 /// A client's connection with so many places, and windows of one chunk of a byte.
-pub(super) fn desk(side: &Side<Cells>, places: usize) -> Shared {
-    Arc::new(Desk::new(parts(side, receiver(side), sender(side), places)))
+pub(super) fn mux(side: &Side<Cells>, slots: usize) -> Shared {
+    Arc::new(Multiplexer::new(parts(side, receiver(side), sender(side), slots)))
 }
 
 pub(super) fn parts<P>(
     side: &Side<Cells>,
     inbound: ReceiverCore<Model, P>,
     outbound: SenderCore<Model, P>,
-    places: usize,
-) -> Parts<Model, P> {
-    let (poster, ear, window) =
-        (OobSender::new(side.out.clone()), IncomingSignals::new(side.into.clone()), cost(1));
-    let table = Table::new(places, MAX_MESSAGE, window, 64 * window);
-    Parts { inbound, outbound, poster, ear, table, places, piece: 64 }
+    slots: usize,
+) -> MultiplexerParts<Model, P> {
+    let (poster, incoming, window) =
+        (OobSender::new(side.out.clone()), IncomingSignals::new(side.into.clone()), window_cost(1));
+    let calls = InFlightCalls::new(slots, MAX_MESSAGE, window, 64 * window);
+    MultiplexerParts { inbound, outbound, oob_sender: poster, incoming, calls, slots, max_fragment: 64 }
 }
 
 pub(super) fn soon() -> Wait {
-    Wait::Until(Some(Instant::now()))
+    Wait::Deadline(Some(Instant::now()))
 }
 
 /// Takes a place for a call.
-pub(super) fn open(desk: &Shared, flags: u8, wait: Wait) -> Result<u64, Stop> {
-    desk.wait(desk.freed(), wait, |table| table.open(7, flags))
+pub(super) fn open(mux: &Shared, flags: u8, wait: Wait) -> Result<u64, WaitError> {
+    mux.wait(mux.slot_signal(), wait, |calls| calls.open(7, flags))
 }
 
 /// Opens a call and sends it.
-pub(super) fn begin(desk: &Shared, flags: u8) -> u64 {
-    let id = open(desk, flags, Wait::FOREVER).unwrap();
-    let mut cut = Cut::new(Head::new(Kind::Call, 7).with(flags), 1);
-    desk.send_item(&mut cut, [&[9], &[]], &mut 0, id, Wait::FOREVER).unwrap();
+pub(super) fn begin(mux: &Shared, flags: u8) -> u64 {
+    let id = open(mux, flags, Wait::NO_DEADLINE).unwrap();
+    let mut fragmenter = Fragmenter::new(FrameHeader::new(FrameKind::Call, 7).with_flags(flags), 1);
+    mux.send_item(&mut fragmenter, [&[9], &[]], &mut 0, id, Wait::NO_DEADLINE).unwrap();
     id
 }
 
 /// Waits for the reply of a call.
-pub(super) fn end(desk: &Shared, id: u64, wait: Wait) -> Result<Vec<u8>, Stop> {
+pub(super) fn end(mux: &Shared, id: u64, wait: Wait) -> Result<Vec<u8>, WaitError> {
     let mut buffer = Vec::new();
-    let end = desk.wait(desk.signal_of(id), wait, |table| table.finish(id, &mut buffer))?;
-    assert_eq!(end, Final::Reply);
+    let end = mux.wait(mux.signal_of(id), wait, |calls| calls.take_outcome(id, &mut buffer))?;
+    assert_eq!(end, CallOutcome::Reply);
     Ok(buffer)
 }
 
@@ -66,11 +66,11 @@ pub(super) fn reply_to(id: u64) -> Vec<u8> {
 
 pub(super) fn reply(server: &Side<Cells>, ids: &[u64]) {
     let mut out = sender(server);
-    ids.iter().for_each(|&id| say(&mut out, id, Head::new(Kind::Reply, 0), &reply_to(id)));
+    ids.iter().for_each(|&id| send_frame(&mut out, id, FrameHeader::new(FrameKind::Reply, 0), &reply_to(id)));
 }
 
 /// A thread that waits for the reply of a call, which comes.
-pub(super) fn waits(desk: &Shared, id: u64) -> thread::JoinHandle<()> {
-    let desk = desk.clone();
-    thread::spawn(move || assert_eq!(end(&desk, id, Wait::FOREVER), Ok(reply_to(id))))
+pub(super) fn waits(mux: &Shared, id: u64) -> thread::JoinHandle<()> {
+    let mux = mux.clone();
+    thread::spawn(move || assert_eq!(end(&mux, id, Wait::NO_DEADLINE), Ok(reply_to(id))))
 }

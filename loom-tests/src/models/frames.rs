@@ -2,23 +2,23 @@
 
 use std::io::IoSlice;
 
-use super::super::code::rpc::wire::{HEAD, Head};
+use super::super::code::rpc::wire::{FrameHeader, HEADER_LEN};
 use super::super::code::{NoWaitPolicy, ReceiverCore, RecvCoreError, SenderCore, Wait};
 use super::ROOM;
-use crate::machine::Model;
+use crate::memory::Model;
 
 /// A frame that came: its id, head and body.
-pub(super) type Frame = (u64, Head, Vec<u8>);
+pub(super) type Frame = (u64, FrameHeader, Vec<u8>);
 
 /// Sends a frame.
-pub(super) fn say(out: &mut SenderCore<Model, NoWaitPolicy>, id: u64, head: Head, body: &[u8]) {
-    out.send(&[IoSlice::new(&head.encode()), IoSlice::new(body)], id, Wait::FOREVER).unwrap();
+pub(super) fn send_frame(out: &mut SenderCore<Model, NoWaitPolicy>, id: u64, head: FrameHeader, body: &[u8]) {
+    out.send(&[IoSlice::new(&head.encode()), IoSlice::new(body)], id, Wait::NO_DEADLINE).unwrap();
 }
 
 /// Takes the next frame.
-pub(super) fn hear(inb: &mut ReceiverCore<Model, NoWaitPolicy>) -> Result<Frame, RecvCoreError> {
+pub(super) fn receive_frame(inb: &mut ReceiverCore<Model, NoWaitPolicy>) -> Result<Frame, RecvCoreError> {
     let mut bytes = Vec::with_capacity(ROOM);
-    let message = inb.recv_into(&mut bytes, Wait::FOREVER)?;
-    let head = bytes.first_chunk::<HEAD>().expect("a head");
-    Ok((message.tag, Head::decode(*head).expect("honest"), bytes[HEAD..].to_vec()))
+    let message = inb.recv_into(&mut bytes, Wait::NO_DEADLINE)?;
+    let head = bytes.first_chunk::<HEADER_LEN>().expect("a head");
+    Ok((message.tag, FrameHeader::decode(*head).expect("well-formed"), bytes[HEADER_LEN..].to_vec()))
 }

@@ -1,6 +1,6 @@
 //! What a single thread can see: limits, what is hidden and for how long, and what costs a wake.
 
-use narrows::internal::mem::{Field, Flag, Load, Memory, OutOfBounds, Padding, Span, Store, Word};
+use narrows::internal::memory::{Field, Flag, Load, Memory, OutOfBounds, Padding, Span, Store, Word};
 
 use super::super::code::layout::{LAST_TICKET, SlotKind};
 use super::super::code::ring::{CloseReason, ReserveError, on_peer_gone};
@@ -8,7 +8,7 @@ use super::super::code::{
     ConnectionError, NoWaitPolicy, ReceiverCore, RecvCoreError, SendCoreError, SenderCore, Wait,
 };
 use super::{Named, named, receiver, recv, recv_within, ring_from, send, sender, stage, try_send};
-use crate::machine::{Cells, Model, Plain, connection};
+use crate::memory::{Cells, Model, Plain, connection};
 
 pub(super) const ALL: &[Named] = named![
     the_last_ticket_is_the_last,
@@ -51,7 +51,7 @@ fn the_last_ticket_is_the_last() {
     // A message in pieces needs as many tickets, or it could never be told as abandoned.
     let (mut out, inb) = ring_from(LAST_TICKET, 2, 128);
     assert_eq!(send(&mut out, &[0; 129]), Err(SendCoreError::Exhausted));
-    assert!(!inb.has_news(), "nothing of it was sent");
+    assert!(!inb.is_ready(), "nothing of it was sent");
 }
 
 fn a_stamp_behind_the_last_ticket_is_refused() {
@@ -166,7 +166,7 @@ fn a_release_that_lies_ends_a_wait() {
 }
 
 fn every_fate_has_its_name() {
-    for (fate, end) in [
+    for (reason, end) in [
         (CloseReason::Closed, ConnectionError::Closed),
         (CloseReason::Disconnected, ConnectionError::Disconnected),
         (CloseReason::Died, ConnectionError::PeerDied),
@@ -174,10 +174,10 @@ fn every_fate_has_its_name() {
     ] {
         let (a, _b) = connection::<Cells>(1, 64);
         assert_eq!(sender(&a).check(), Ok(()));
-        on_peer_gone(&a.out, &a.into, fate);
+        on_peer_gone(&a.out, &a.into, reason);
         on_peer_gone(&a.out, &a.into, CloseReason::Closed); // The first verdict stays.
         assert_eq!(sender(&a).check(), Err(end));
-        assert!(receiver(&a).has_news());
+        assert!(receiver(&a).is_ready());
         assert_eq!(recv_within(&mut receiver(&a), Wait::Never), Err(RecvCoreError::Ended(end)));
     }
     // Who said good-bye did not die.
@@ -358,7 +358,7 @@ fn an_end_is_told_before_anything_is_sent() {
         assert_eq!(send(&mut out, &vec![0; len]), Err(ended), "{len}");
         assert_eq!(out.reserve(len.min(128), Wait::Never).unwrap_err(), ended);
     }
-    assert!(!receiver(&b).has_news(), "nothing of it was sent");
+    assert!(!receiver(&b).is_ready(), "nothing of it was sent");
 }
 
 fn a_message_in_pieces_is_tried_whole_or_not_at_all() {

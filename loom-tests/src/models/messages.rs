@@ -1,12 +1,12 @@
 //! Payload: in the slot, in the arena and its reuse, in batches, empty, lent.
 
 use loom::thread;
-use narrows::internal::mem::{Field, Load, Memory, Padding};
+use narrows::internal::memory::{Field, Load, Memory, Padding};
 
 use super::super::code::{RecvCoreError, Wait};
-use super::sleeping::carries;
+use super::parking::carries;
 use super::{Named, named, receiver, recv, recv_within, send, sender, stage, try_send};
-use crate::machine::{Cells, connection};
+use crate::memory::{Cells, connection};
 
 pub(super) const ALL: &[Named] = named![
     a_ring_of_two_slots_wraps,
@@ -166,7 +166,7 @@ fn a_lent_message_is_not_overwritten() {
     });
     let mut inb = receiver(&b);
     for i in 1..=2 {
-        let message = inb.borrow_next(Wait::FOREVER).unwrap();
+        let message = inb.borrow_next(Wait::NO_DEADLINE).unwrap();
         let mut bytes = [0; 8];
         inb.read_at(&message, 0, &mut bytes[..4]).unwrap();
         inb.read_at(&message, 4, &mut bytes[4..]).unwrap();

@@ -2,30 +2,30 @@
 //!
 //! They run twice: over the code that ships, and over its weakened copy (`super::code` is either).
 
-use narrows::internal::mem::{Deadline, Flag, Memory, Padding};
+use narrows::internal::memory::{Deadline, Flag, Memory, Padding};
 
 use super::code::ring::{Cursor, Producer, WaitSlot, park};
 use super::code::{NoWaitPolicy, ReceiverCore, RecvCoreError, SendCoreError, SenderCore, Wait};
-use crate::machine::{Cells, Model, Side, Spans, View, connection};
+use crate::memory::{Cells, Model, Side, Spans, View, connection};
 
 mod calls;
 mod client;
-mod either;
-mod ends;
+mod close;
+mod deadlines;
+mod fragmented;
 mod frames;
-mod lies;
+mod hostile_peer;
+mod leader_follower;
 mod limits;
-mod long;
 mod messages;
-mod races;
-mod roles;
-mod served;
+mod oob;
+mod overwrite;
+mod parking;
 mod server;
-mod shared;
-mod sleeping;
+mod server_replies;
+mod shared_sender;
 mod streamed;
-mod time;
-mod urgent;
+mod wait_for_either;
 
 /// A model: its name and its body, which runs once for each execution.
 pub type Named = (&'static str, fn());
@@ -44,29 +44,29 @@ pub fn all() -> Vec<Named> {
 /// Those of the ring and the channel.
 fn of_streams() -> Vec<Named> {
     [
-        lies::ALL,
+        hostile_peer::ALL,
         limits::ALL,
-        urgent::ALL,
-        either::ALL,
-        sleeping::ALL,
+        oob::ALL,
+        wait_for_either::ALL,
+        parking::ALL,
         messages::ALL,
-        races::ALL,
-        ends::ALL,
-        shared::ALL,
-        long::ALL,
-        time::ALL,
+        overwrite::ALL,
+        close::ALL,
+        shared_sender::ALL,
+        fragmented::ALL,
+        deadlines::ALL,
     ]
     .concat()
 }
 
 /// Those of a client's calls.
 pub fn of_clients() -> Vec<Named> {
-    [calls::ALL, roles::ALL].concat()
+    [calls::ALL, leader_follower::ALL].concat()
 }
 
 /// Those of a server's.
 pub fn of_servers() -> Vec<Named> {
-    [served::ALL, streamed::ALL].concat()
+    [server_replies::ALL, streamed::ALL].concat()
 }
 
 const MAX_MESSAGE: usize = 1 << 20;
@@ -95,7 +95,7 @@ fn receiver<S: Spans>(side: &Side<S>) -> ReceiverCore<View<S>, NoWaitPolicy> {
 }
 
 fn send<M: Memory>(out: &mut SenderCore<M, NoWaitPolicy>, message: &[u8]) -> Result<usize, SendCoreError> {
-    out.send_one(message, 0, Wait::FOREVER)
+    out.send_one(message, 0, Wait::NO_DEADLINE)
 }
 
 /// Writes a message behind what is staged already; returns the cursor behind it.
@@ -118,7 +118,7 @@ fn try_send<M: Memory>(
 }
 
 fn recv<M: Memory>(inb: &mut ReceiverCore<M, NoWaitPolicy>) -> Result<Vec<u8>, RecvCoreError> {
-    recv_within(inb, Wait::FOREVER)
+    recv_within(inb, Wait::NO_DEADLINE)
 }
 
 fn recv_within<M: Memory>(
@@ -136,8 +136,8 @@ fn wait_for_either(side: &Side<Cells>, found: impl Fn() -> bool) {
 }
 
 /// Sleeps as the consumer until it is so.
-fn sleep_until(view: &Model, until: Deadline, found: impl Fn() -> bool) -> bool {
-    park(&WaitSlot::consumer(view), until, 0, || found().then_some(())).is_some()
+fn sleep_until(view: &Model, deadline: Deadline, found: impl Fn() -> bool) -> bool {
+    park(&WaitSlot::consumer(view), deadline, 0, || found().then_some(())).is_some()
 }
 
 /// The peer dies after it took our flag, and before its wake.

@@ -1,50 +1,46 @@
 //! The calling side: `SharedMemoryClient`, calls under way, streams, uploads, pushes.
 //!
 //! ```text
-//!   SharedMemoryClient ─▶ Conn (conn.rs) ─▶ Desk (desk.rs) ─▶ Table (table.rs)
-//!   clone, call, …        one connection     who reads,        places, ids,
-//!      │                                     sends, waits      what frames do
-//!      └── Renewal (renewal.rs): a new Conn when one was lost
+//!   SharedMemoryClient ──▶ ConnectionSource (reconnect.rs)   the connection that calls use now
+//!                              └──▶ ClientConnection (connection.rs)   what a call is made of
+//!                                      └──▶ Multiplexer (multiplexer.rs)   leader reads, followers wait
+//!                                              └──▶ InFlightCalls (in_flight.rs)   slots, ids, windows
 //! ```
 
-mod conn;
-mod desk;
-mod pending;
-mod place;
-mod pushes;
-mod renewal;
-mod seat;
+mod call;
+mod connection;
+mod in_flight;
+mod multiplexer;
+mod push;
+mod reconnect;
 mod stats;
 mod streams;
-mod table;
-#[cfg(feature = "testing")]
-mod testing;
 
 use std::fmt;
-use std::ops::Deref;
-use std::path::Path;
+use std::path::{self, Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::channel::{PeerCred, Stats, Wait};
+use crate::connect::ConnectLimit;
 use crate::error::{CallError, ConnectError};
 use crate::options::Options;
 use crate::stream::SharedMemoryStream;
 
-use self::renewal::Current;
+use self::connection::ClientConnection;
+use self::reconnect::ConnectionSource;
 use super::wire::NOTIFY;
 
-pub(super) use conn::Conn;
+pub use call::{Canceller, PendingCall, Reply};
+pub use in_flight::LostCall;
 #[cfg(feature = "testing")]
-pub use desk::{Books, Desk, Parts, Stop};
-pub use pending::{Canceller, PendingCall, Reply};
-pub use pushes::Pushes;
-pub use renewal::{ClientBuilder, Lost, Reconnect};
+pub use in_flight::{CallOutcome, InFlightCalls, Wakeup};
+#[cfg(feature = "testing")]
+pub use multiplexer::{Multiplexer, MultiplexerParts, MultiplexerState, WaitError};
+pub use push::Pushes;
+pub use reconnect::{ConnectionLoss, Reconnect};
 pub use stats::ClientStats;
 pub use streams::{ReplyStream, UploadCall, UploadStream};
-pub use table::LostCall;
-#[cfg(feature = "testing")]
-pub use table::{Change, Final, Table};
 
 /// Calls functions in another process: a connection to a [`SharedMemoryServer`](crate::SharedMemoryServer) that
 /// all threads of this one share.
@@ -94,7 +90,7 @@ pub use table::{Change, Final, Table};
 /// ```
 #[derive(Clone)]
 pub struct SharedMemoryClient {
-    current: Arc<Current>,
+    source: Arc<ConnectionSource>,
 }
 
 impl SharedMemoryClient {
@@ -155,9 +151,9 @@ impl SharedMemoryClient {
         if let Some(text) = stream.contradiction(options) {
             return Err(ConnectError::BadOptions(text));
         }
-        let until = Instant::now().checked_add(options.connect_timeout_or_default());
-        let conn = Conn::greet(stream, options, until)?;
-        Ok(Self { current: Arc::new(Current::fixed(conn)) })
+        let deadline = Instant::now().checked_add(options.connect_timeout_or_default());
+        let connection = ClientConnection::exchange_preface(stream, options, deadline)?;
+        Ok(Self { source: Arc::new(ConnectionSource::fixed(connection)) })
     }
 
     /// Calls a method, and waits for its reply.
@@ -169,7 +165,7 @@ impl SharedMemoryClient {
     ///
     /// [`CallError`]: the server's answer, or the end of the connection.
     pub fn call(&self, method: u32, request: &[u8]) -> Result<Reply, CallError> {
-        self.call_until(method, request, Wait::FOREVER)
+        self.call_until(method, request, Wait::NO_DEADLINE)
     }
 
     /// As [`call`](Self::call), for at most `timeout`; one too long for the clock is for ever. The server sees
@@ -208,7 +204,7 @@ impl SharedMemoryClient {
     ///
     /// As `call`, and [`CallError::Timeout`].
     pub fn call_deadline(&self, method: u32, request: &[u8], deadline: Instant) -> Result<Reply, CallError> {
-        self.call_until(method, request, Wait::Until(Some(deadline)))
+        self.call_until(method, request, Wait::Deadline(Some(deadline)))
     }
 
     /// As [`call`](Self::call); the reply replaces what is in `buffer`, whose memory is used again: the steady
@@ -218,7 +214,7 @@ impl SharedMemoryClient {
     ///
     /// As `call`.
     pub fn call_into(&self, method: u32, request: &[u8], buffer: &mut Vec<u8>) -> Result<(), CallError> {
-        self.current.call(method, request, buffer, Wait::FOREVER)
+        self.source.call(method, request, buffer, Wait::NO_DEADLINE)
     }
 
     /// As [`call_into`](Self::call_into), until `deadline` at most.
@@ -233,7 +229,7 @@ impl SharedMemoryClient {
         buffer: &mut Vec<u8>,
         deadline: Instant,
     ) -> Result<(), CallError> {
-        self.current.call(method, request, buffer, Wait::Until(Some(deadline)))
+        self.source.call(method, request, buffer, Wait::Deadline(Some(deadline)))
     }
 
     /// Sends a request and returns at once, so that one thread may have many calls under way.
@@ -263,7 +259,7 @@ impl SharedMemoryClient {
     ///
     /// [`CallError`]: the request was not sent.
     pub fn start_call(&self, method: u32, request: &[u8]) -> Result<PendingCall, CallError> {
-        self.start_until(method, request, Wait::FOREVER)
+        self.start_until(method, request, Wait::NO_DEADLINE)
     }
 
     /// As [`start_call`](Self::start_call), blocking for at most `timeout`. The call itself may take longer.
@@ -325,8 +321,8 @@ impl SharedMemoryClient {
     ///
     /// [`CallError`]: the request was not sent. What the method says comes with the stream.
     pub fn call_streaming(&self, method: u32, request: &[u8]) -> Result<ReplyStream, CallError> {
-        let conn = self.current.get(Wait::FOREVER)?;
-        ReplyStream::begin(conn.share(), method, request)
+        let connection = self.source.get(Wait::NO_DEADLINE)?;
+        ReplyStream::begin(connection.share(), method, request)
     }
 
     /// Calls a method that takes a stream of chunks and gives one reply.
@@ -355,8 +351,8 @@ impl SharedMemoryClient {
     ///
     /// [`CallError`]: the request was not sent.
     pub fn start_upload(&self, method: u32, request: &[u8]) -> Result<UploadCall, CallError> {
-        let conn = self.current.get(Wait::FOREVER)?;
-        UploadCall::begin(conn.share(), method, request)
+        let connection = self.source.get(Wait::NO_DEADLINE)?;
+        UploadCall::begin(connection.share(), method, request)
     }
 
     /// Calls a method that takes a stream of chunks and gives one: both ways at once, for two threads or one.
@@ -392,8 +388,8 @@ impl SharedMemoryClient {
         method: u32,
         request: &[u8],
     ) -> Result<(UploadStream, ReplyStream), CallError> {
-        let conn = self.current.get(Wait::FOREVER)?;
-        streams::begin_duplex(&conn.share(), method, request)
+        let connection = self.source.get(Wait::NO_DEADLINE)?;
+        streams::begin_duplex(&connection.share(), method, request)
     }
 
     /// Sends a request whose reply nobody waits for.
@@ -405,41 +401,41 @@ impl SharedMemoryClient {
     ///
     /// [`CallError`]: the request was not sent.
     pub fn notify(&self, method: u32, request: &[u8]) -> Result<(), CallError> {
-        let conn = self.current.get(Wait::FOREVER)?;
-        conn.begin(method, NOTIFY, request, &mut Vec::new(), Wait::FOREVER).map(drop)
+        let connection = self.source.get(Wait::NO_DEADLINE)?;
+        connection.start(method, NOTIFY, request, &mut Vec::new(), Wait::NO_DEADLINE).map(drop)
     }
 
     /// What the kernel said about the server when the connection was made.
     pub fn peer_cred(&self) -> PeerCred {
-        self.current.any().line.cred()
+        self.source.any().handle.cred()
     }
 
     /// Whether the connection is there: its end was not noticed, and it was not closed. A client that reconnects may have
     /// lost it and make another with the next call.
     pub fn is_connected(&self) -> bool {
-        self.current.any().line.ended().is_none()
+        self.source.any().handle.ended().is_none()
     }
 
     /// The longest request or reply, in bytes, as agreed with the server.
     pub fn max_message(&self) -> usize {
-        self.current.any().line.max_message()
+        self.source.any().handle.max_message()
     }
 
     /// What was done so far.
     pub fn stats(&self) -> ClientStats {
-        let conn = self.current.any();
-        let reconnects = self.current.reconnects();
-        if !conn.line.same_process() {
+        let connection = self.source.any();
+        let reconnects = self.source.reconnects();
+        if !connection.handle.same_process() {
             return ClientStats::default();
         }
-        let books = conn.desk.books();
-        let fullest = books.pen.as_ref().map(|pen| pen.ring().fullest());
+        let state = connection.mux.lock();
+        let peak_fill = state.peak_fill();
         let Stats { sleeps, wakes, sending, receiving, full_stalls, peak_fill, .. } =
-            conn.line.stats(fullest);
+            connection.handle.stats(peak_fill);
         ClientStats {
-            calls: books.table.opened,
-            in_flight: books.table.in_flight(),
-            dropped_replies: books.table.dropped,
+            calls: state.calls.opened,
+            in_flight: state.calls.in_flight(),
+            dropped_replies: state.calls.dropped,
             reconnects,
             sleeps,
             wakes,
@@ -452,18 +448,18 @@ impl SharedMemoryClient {
 
     /// Closes the connection, for all handles: calls under way end with `Closed`, and no later one reconnects.
     pub fn close(&self) {
-        self.current.close();
+        self.source.close();
     }
 
     fn start_until(&self, method: u32, request: &[u8], wait: Wait) -> Result<PendingCall, CallError> {
-        let conn = self.current.get(wait)?;
-        let begun = conn.begin(method, 0, request, &mut Vec::new(), wait)?;
-        Ok(PendingCall::new(conn.share(), begun.id, method))
+        let connection = self.source.get(wait)?;
+        let begun = connection.start(method, 0, request, &mut Vec::new(), wait)?;
+        Ok(PendingCall::new(connection.share(), begun.id, method))
     }
 
     fn call_until(&self, method: u32, request: &[u8], wait: Wait) -> Result<Reply, CallError> {
         let mut buffer = Vec::new();
-        self.current.call(method, request, &mut buffer, wait)?;
+        self.source.call(method, request, &mut buffer, wait)?;
         Ok(Reply::new(buffer))
     }
 }
@@ -474,30 +470,59 @@ impl fmt::Debug for SharedMemoryClient {
     }
 }
 
-/// The connection of now: lent where there is but one, shared where it may be renewed.
-pub(super) enum Held<'a> {
-    Lent(&'a Arc<Conn>),
-    Shared(Arc<Conn>),
+/// Makes a client: options, and what happens when the connection is lost.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use narrows::{Options, Reconnect, SharedMemoryClient};
+/// let client = SharedMemoryClient::builder("/run/engine.sock")
+///     .options(Options::new().max_message(1 << 20))
+///     .reconnect(Reconnect::new().on_loss(|lost| eprintln!("{} calls were lost", lost.calls.len())))
+///     .connect()?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct ClientBuilder {
+    path: PathBuf,
+    options: Options,
+    reconnect: Option<Reconnect>,
 }
 
-impl Held<'_> {
-    fn share(self) -> Arc<Conn> {
-        match self {
-            Held::Lent(conn) => Arc::clone(conn),
-            Held::Shared(conn) => conn,
-        }
+impl ClientBuilder {
+    fn new(path: &Path) -> Self {
+        // A later change of the working directory must not lead to another server.
+        let path = path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        Self { path, options: Options::new(), reconnect: None }
     }
-}
 
-impl Deref for Held<'_> {
-    type Target = Conn;
+    /// Sets sizes, limits, the wait policy and the trusted users.
+    #[must_use]
+    pub fn options(mut self, options: Options) -> Self {
+        self.options = options;
+        self
+    }
 
-    #[inline]
-    fn deref(&self) -> &Conn {
-        match self {
-            Held::Lent(conn) => conn,
-            Held::Shared(conn) => conn,
-        }
+    /// Makes a new connection when one was lost. Default: never.
+    #[must_use]
+    pub fn reconnect(mut self, policy: Reconnect) -> Self {
+        self.reconnect = Some(policy);
+        self
+    }
+
+    /// Connects, within the handshake's time (5 s unless set).
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`]; the first connection is tried once, whatever the policy.
+    pub fn connect(self) -> Result<SharedMemoryClient, ConnectError> {
+        let deadline = Instant::now().checked_add(self.options.connect_timeout_or_default());
+        let stream = self.options.connect_within(&self.path, ConnectLimit::deadline(deadline))?;
+        let connection = ClientConnection::exchange_preface(stream, &self.options, deadline)?;
+        let source = match self.reconnect {
+            None => ConnectionSource::fixed(connection),
+            Some(policy) => ConnectionSource::reconnecting(connection, self.path, self.options, policy),
+        };
+        Ok(SharedMemoryClient { source: Arc::new(source) })
     }
 }
 

@@ -4,16 +4,16 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::conn::Begun;
-use super::desk::Stop;
-use super::table::Final;
-use super::{Canceller, Conn, Reply};
+use super::connection::StartedCall;
+use super::in_flight::CallOutcome;
+use super::multiplexer::WaitError;
+use super::{Canceller, ClientConnection, Reply};
 use crate::channel::Wait;
 use crate::error::CallError;
-use crate::rpc::Over;
+use crate::rpc::CallOver;
+use crate::rpc::fragment::Fragmenter;
 use crate::rpc::nesting::Awaited;
-use crate::rpc::pieces::Cut;
-use crate::rpc::wire::{Head, Kind, STREAM, UPLOAD, cost};
+use crate::rpc::wire::{FrameHeader, FrameKind, STREAM, UPLOAD, window_cost};
 
 /// The chunks of a reply, until its end or an error; made by
 /// [`SharedMemoryClient::call_streaming`](crate::SharedMemoryClient::call_streaming).
@@ -46,7 +46,7 @@ use crate::rpc::wire::{Head, Kind, STREAM, UPLOAD, cost};
 /// ```
 #[must_use = "a stream that is dropped is cancelled"]
 pub struct ReplyStream {
-    conn: Arc<Conn>,
+    connection: Arc<ClientConnection>,
     id: u64,
     over: bool,
 }
@@ -54,13 +54,17 @@ pub struct ReplyStream {
 /// A chunk, or the end.
 enum Next {
     Chunk(Vec<u8>),
-    End(Final),
+    End(CallOutcome),
 }
 
 impl ReplyStream {
-    pub(super) fn begin(conn: Arc<Conn>, method: u32, request: &[u8]) -> Result<Self, CallError> {
-        let id = conn.begin(method, STREAM, request, &mut Vec::new(), Wait::FOREVER)?.id;
-        Ok(Self { conn, id, over: false })
+    pub(super) fn begin(
+        connection: Arc<ClientConnection>,
+        method: u32,
+        request: &[u8],
+    ) -> Result<Self, CallError> {
+        let id = connection.start(method, STREAM, request, &mut Vec::new(), Wait::NO_DEADLINE)?.id;
+        Ok(Self { connection, id, over: false })
     }
 
     /// The call's number, which no other call of the connection has.
@@ -74,7 +78,7 @@ impl ReplyStream {
     ///
     /// [`CallError`]: the stream has ended with it, and is at its end from then on.
     pub fn next_chunk(&mut self) -> Result<Option<Vec<u8>>, CallError> {
-        self.next_until(Wait::FOREVER)
+        self.next_until(Wait::NO_DEADLINE)
     }
 
     /// Waits for the next chunk, for at most `timeout`; after [`CallError::Timeout`] the stream goes on.
@@ -92,7 +96,7 @@ impl ReplyStream {
     ///
     /// As [`next_chunk`](Self::next_chunk), and `Timeout`.
     pub fn next_chunk_deadline(&mut self, deadline: Instant) -> Result<Option<Vec<u8>>, CallError> {
-        self.next_until(Wait::Until(Some(deadline)))
+        self.next_until(Wait::Deadline(Some(deadline)))
     }
 
     /// The next chunk if it has come; never blocks. [`CallError::Timeout`] says that it has not.
@@ -109,37 +113,39 @@ impl ReplyStream {
 
     /// A handle that cancels the call from any thread, also while this one waits for a chunk.
     pub fn canceller(&self) -> Canceller {
-        Canceller::new(&self.conn, self.id)
+        Canceller::new(&self.connection, self.id)
     }
 
     fn next_until(&mut self, wait: Wait) -> Result<Option<Vec<u8>>, CallError> {
-        let wait = self.conn.enter(&[], wait, Awaited::Flow)?;
+        let wait = self.connection.check_and_limit(&[], wait, Awaited::Flow)?;
         if self.over {
             return Ok(None);
         }
-        let (conn, id) = (&self.conn, self.id);
-        conn.give_owed(wait, |table| table.owed(id).map(|owed| (id, owed)));
-        let next = conn.desk.wait(conn.desk.signal_of(id), wait, |table| match table.chunk(id) {
-            Some(chunk) => Some(Next::Chunk(chunk)),
-            None => table.finish(id, &mut Vec::new()).map(Next::End),
-        });
+        let (connection, id) = (&self.connection, self.id);
+        connection.return_credit(wait, |calls| calls.take_owed_credit(id).map(|owed| (id, owed)));
+        let next =
+            connection.mux.wait(connection.mux.signal_of(id), wait, |calls| match calls.next_chunk(id) {
+                Some(chunk) => Some(Next::Chunk(chunk)),
+                None => calls.take_outcome(id, &mut Vec::new()).map(Next::End),
+            });
         match next {
             Ok(Next::Chunk(chunk)) => {
                 // A chunk is a chunk: nobody waits here for a server that does not read.
-                conn.give_owed(Wait::Never, |table| table.owed(id).map(|owed| (id, owed)));
+                connection
+                    .return_credit(Wait::Never, |calls| calls.take_owed_credit(id).map(|owed| (id, owed)));
                 Ok(Some(chunk))
             }
             Ok(Next::End(end)) => {
                 self.over = true;
-                if end == Final::OutOfMemory {
-                    conn.abandon(id); // The server's method goes on else.
+                if end == CallOutcome::OutOfMemory {
+                    connection.abandon(id); // The server's method goes on else.
                 }
-                conn.outcome(end).map(|()| None)
+                connection.outcome(end).map(|()| None)
             }
-            Err(Stop::Timeout) => Err(CallError::Timeout),
+            Err(WaitError::Timeout) => Err(CallError::Timeout),
             Err(stop) => {
                 self.over = true;
-                Err(conn.stopped(stop))
+                Err(connection.call_error(stop))
             }
         }
     }
@@ -154,7 +160,7 @@ impl Iterator for ReplyStream {
             // In a method a wait without a deadline may end before the stream does. The iteration ends with it: its user
             // might else wait for one chunk after another that does not come.
             self.over = true;
-            self.conn.abandon(self.id);
+            self.connection.abandon(self.id);
         }
         next.transpose()
     }
@@ -163,7 +169,7 @@ impl Iterator for ReplyStream {
 impl Drop for ReplyStream {
     fn drop(&mut self) {
         if !self.over {
-            self.conn.abandon(self.id);
+            self.connection.abandon(self.id);
         }
     }
 }
@@ -196,20 +202,20 @@ impl fmt::Debug for ReplyStream {
 /// ```
 #[must_use = "an upload that is dropped is cancelled"]
 pub struct UploadStream {
-    conn: Arc<Conn>,
+    connection: Arc<ClientConnection>,
     id: u64,
     seq: u16,
     over: bool,
 }
 
 impl UploadStream {
-    fn new(conn: Arc<Conn>, begun: &Begun) -> Self {
-        Self { conn, id: begun.id, seq: begun.seq, over: false }
+    fn new(connection: Arc<ClientConnection>, begun: &StartedCall) -> Self {
+        Self { connection, id: begun.id, seq: begun.seq, over: false }
     }
 
     /// The longest chunk, in bytes: what the server's window takes.
     pub fn max_chunk(&self) -> usize {
-        self.conn.max_chunk()
+        self.connection.max_chunk()
     }
 
     /// Sends a chunk; blocks while the server's window for this stream is full.
@@ -219,7 +225,7 @@ impl UploadStream {
     /// [`CallError`]; [`Cancelled`](CallError::Cancelled) if the server has ended the call already: its reply,
     /// or its stream, tells how.
     pub fn write_chunk(&mut self, chunk: &[u8]) -> Result<(), CallError> {
-        self.write_until(chunk, Wait::FOREVER)
+        self.write_until(chunk, Wait::NO_DEADLINE)
     }
 
     /// As [`write_chunk`](Self::write_chunk), for at most `timeout`. After [`CallError::Timeout`] nothing of
@@ -238,38 +244,40 @@ impl UploadStream {
     ///
     /// [`CallError`].
     pub fn end(mut self) -> Result<(), CallError> {
-        self.send_end(Wait::FOREVER)
+        self.send_end(Wait::NO_DEADLINE)
     }
 
     fn send_end(&mut self, wait: Wait) -> Result<(), CallError> {
-        let wait = self.conn.enter(&[], wait, Awaited::Flow)?;
-        let mut cut = Cut::new(Head::new(Kind::End, 0), 0);
-        match self.conn.desk.send_item(&mut cut, [&[], &[]], &mut self.seq, self.id, wait) {
-            Ok(()) | Err(Stop::Over) => {
+        let wait = self.connection.check_and_limit(&[], wait, Awaited::Flow)?;
+        let mut fragmenter = Fragmenter::new(FrameHeader::new(FrameKind::End, 0), 0);
+        match self.connection.mux.send_item(&mut fragmenter, [&[], &[]], &mut self.seq, self.id, wait) {
+            Ok(()) | Err(WaitError::CallOver) => {
                 self.over = true;
                 Ok(())
             }
             Err(stop) => {
-                self.conn.unsent(self.id, stop, wait);
-                Err(self.conn.stopped(stop))
+                self.connection.after_failed_send(self.id, stop, wait);
+                Err(self.connection.call_error(stop))
             }
         }
     }
 
     fn write_until(&mut self, chunk: &[u8], wait: Wait) -> Result<(), CallError> {
-        let (conn, id) = (&self.conn, self.id);
-        let wait = conn.enter(&[], wait, Awaited::Flow)?;
+        let (connection, id) = (&self.connection, self.id);
+        let wait = connection.check_and_limit(&[], wait, Awaited::Flow)?;
         if self.over {
             return Err(CallError::Cancelled);
         }
-        if chunk.len() > conn.max_chunk() {
-            return Err(CallError::TooLarge { len: chunk.len(), max: conn.max_chunk() });
+        if chunk.len() > connection.max_chunk() {
+            return Err(CallError::TooLarge { len: chunk.len(), max: connection.max_chunk() });
         }
-        let price = cost(chunk.len());
-        let room = conn.desk.wait(conn.desk.signal_of(id), wait, |table| match table.spend(id, price) {
-            Ok(false) => None,
-            Ok(true) => Some(true),
-            Err(Over) => Some(false),
+        let price = window_cost(chunk.len());
+        let room = connection.mux.wait(connection.mux.signal_of(id), wait, |calls| {
+            match calls.spend_credit(id, price) {
+                Ok(false) => None,
+                Ok(true) => Some(true),
+                Err(CallOver) => Some(false),
+            }
         });
         match room {
             Ok(true) => {}
@@ -277,20 +285,20 @@ impl UploadStream {
                 self.over = true;
                 return Err(CallError::Cancelled);
             }
-            Err(stop) => return Err(conn.stopped(stop)),
+            Err(stop) => return Err(connection.call_error(stop)),
         }
-        let mut cut = Cut::new(Head::new(Kind::Chunk, 0), chunk.len());
-        match conn.desk.send_item(&mut cut, [chunk, &[]], &mut self.seq, id, wait) {
+        let mut fragmenter = Fragmenter::new(FrameHeader::new(FrameKind::Chunk, 0), chunk.len());
+        match connection.mux.send_item(&mut fragmenter, [chunk, &[]], &mut self.seq, id, wait) {
             Ok(()) => Ok(()),
             Err(stop) => {
-                if stop == Stop::Timeout && cut.is_whole() {
-                    conn.desk.books().table.refund(id, price);
+                if stop == WaitError::Timeout && fragmenter.is_unsent() {
+                    connection.mux.lock().calls.refund_credit(id, price);
                 } else {
                     self.over = true;
-                    conn.unsent(id, stop, wait);
-                    conn.abandon_unless(id, stop);
+                    connection.after_failed_send(id, stop, wait);
+                    connection.abandon_unless_over(id, stop);
                 }
-                Err(conn.stopped(stop))
+                Err(connection.call_error(stop))
             }
         }
     }
@@ -299,7 +307,7 @@ impl UploadStream {
 impl Drop for UploadStream {
     fn drop(&mut self) {
         if !self.over {
-            self.conn.abandon(self.id);
+            self.connection.abandon(self.id);
         }
     }
 }
@@ -343,9 +351,13 @@ pub struct UploadCall {
 }
 
 impl UploadCall {
-    pub(super) fn begin(conn: Arc<Conn>, method: u32, request: &[u8]) -> Result<Self, CallError> {
-        let begun = conn.begin(method, UPLOAD, request, &mut Vec::new(), Wait::FOREVER)?;
-        Ok(Self { upload: UploadStream::new(conn, &begun), taken: false })
+    pub(super) fn begin(
+        connection: Arc<ClientConnection>,
+        method: u32,
+        request: &[u8],
+    ) -> Result<Self, CallError> {
+        let begun = connection.start(method, UPLOAD, request, &mut Vec::new(), Wait::NO_DEADLINE)?;
+        Ok(Self { upload: UploadStream::new(connection, &begun), taken: false })
     }
 
     /// The longest chunk, in bytes: what the server's window takes.
@@ -379,7 +391,7 @@ impl UploadCall {
     ///
     /// [`CallError`].
     pub fn finish(self) -> Result<Reply, CallError> {
-        self.finish_until(Wait::FOREVER)
+        self.finish_until(Wait::NO_DEADLINE)
     }
 
     /// As [`finish`](Self::finish), for at most `timeout`; the call is cancelled then.
@@ -398,11 +410,11 @@ impl UploadCall {
         if !self.upload.over {
             self.upload.send_end(wait)?;
         }
-        let wait = self.upload.conn.enter(&[], wait, Awaited::Answer)?;
+        let wait = self.upload.connection.check_and_limit(&[], wait, Awaited::Answer)?;
         let mut buffer = Vec::new();
-        let end = self.upload.conn.end(self.upload.id, &mut buffer, wait);
+        let end = self.upload.connection.wait_for_outcome(self.upload.id, &mut buffer, wait);
         self.taken = true;
-        self.upload.conn.settle(self.upload.id, end, &mut buffer)?;
+        self.upload.connection.finish(self.upload.id, end, &mut buffer)?;
         Ok(Reply::new(buffer))
     }
 }
@@ -410,20 +422,20 @@ impl UploadCall {
 impl Drop for UploadCall {
     fn drop(&mut self) {
         if !self.taken {
-            self.upload.conn.abandon(self.upload.id);
+            self.upload.connection.abandon(self.upload.id);
         }
     }
 }
 
 /// Begins a call with chunks in both directions.
 pub(super) fn begin_duplex(
-    conn: &Arc<Conn>,
+    connection: &Arc<ClientConnection>,
     method: u32,
     request: &[u8],
 ) -> Result<(UploadStream, ReplyStream), CallError> {
-    let begun = conn.begin(method, UPLOAD | STREAM, request, &mut Vec::new(), Wait::FOREVER)?;
-    let upload = UploadStream::new(Arc::clone(conn), &begun);
-    Ok((upload, ReplyStream { conn: Arc::clone(conn), id: begun.id, over: false }))
+    let begun = connection.start(method, UPLOAD | STREAM, request, &mut Vec::new(), Wait::NO_DEADLINE)?;
+    let upload = UploadStream::new(Arc::clone(connection), &begun);
+    Ok((upload, ReplyStream { connection: Arc::clone(connection), id: begun.id, over: false }))
 }
 
 static_assertions::assert_impl_all!(ReplyStream: Send);

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::peer::Connection;
-use super::service::{Shared, accept_all};
+use super::accept::{self, accept_all};
+use super::session::Connection;
+use super::state::ServerState;
 use super::stats::ServerStats;
 use crate::channel::threads;
 use crate::error::{BindError, CallError};
@@ -39,7 +40,7 @@ use crate::stream::SharedMemoryStream;
 /// ```
 #[must_use = "a server whose handle is dropped ends"]
 pub struct ServerHandle {
-    shared: Arc<Shared>,
+    state: Arc<ServerState>,
     closer: Option<ListenerCloser>,
     path: Option<PathBuf>,
     acceptor: Option<JoinHandle<()>>,
@@ -58,7 +59,7 @@ pub struct ServerHandle {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Drained {
+pub struct ShutdownReport {
     /// Calls that were cut off, because their time was over: their callers get `Disconnected`.
     pub cut_off: usize,
     /// Methods that still run, whose answers nobody will get; their threads end when they return.
@@ -67,17 +68,17 @@ pub struct Drained {
 
 impl ServerHandle {
     pub(super) fn start(
-        shared: Arc<Shared>,
+        state: Arc<ServerState>,
         listener: Option<SharedMemoryListener>,
     ) -> Result<Self, BindError> {
         let closer = listener.as_ref().map(SharedMemoryListener::closer);
         let path = listener.as_ref().map(|listener| listener.local_path().to_owned());
-        let mut handle = Self { shared, closer, path, acceptor: None };
+        let mut handle = Self { state, closer, path, acceptor: None };
         if let Some(listener) = listener {
-            let shared = Arc::clone(&handle.shared);
+            let state = Arc::clone(&handle.state);
             let acceptor = threads::spawn("narrows-accept", move || {
                 // The handle has no call that could report an end by closed descriptors. Connections go on.
-                let _ended = accept_all(&shared, &listener);
+                let _ended = accept_all(&state, &listener);
             })
             .map_err(BindError::io("starting the accepting thread"))?;
             handle.acceptor = Some(acceptor);
@@ -95,17 +96,17 @@ impl ServerHandle {
     ///
     /// Sizes, and how many calls may be under way, are those that the connection was made with.
     pub fn adopt(&self, stream: SharedMemoryStream) {
-        super::service::admit(&self.shared, stream);
+        accept::admit(&self.state, stream);
     }
 
     /// The clients that are connected; none in a forked child.
     pub fn connections(&self) -> Vec<Connection> {
-        self.shared.connections()
+        self.state.connections()
     }
 
     /// What was done so far; nothing in a forked child.
     pub fn stats(&self) -> ServerStats {
-        self.shared.stats()
+        self.state.stats()
     }
 
     /// Sends a push to every client that has room for it, without waiting; how many had.
@@ -114,7 +115,7 @@ impl ServerHandle {
     ///
     /// [`CallError::Forked`] in a forked child.
     pub fn broadcast(&self, bytes: &[u8]) -> Result<usize, CallError> {
-        if !self.shared.same_process() {
+        if !self.state.same_process() {
             return Err(CallError::Forked);
         }
         Ok(self.connections().iter().filter(|connection| connection.try_push(bytes).is_ok()).count())
@@ -129,20 +130,20 @@ impl ServerHandle {
     ///
     /// Blocks for at most `timeout`. It never waits for a method that does not return. In a forked child it does nothing: the
     /// server is the parent's.
-    pub fn shutdown(mut self, timeout: Duration) -> Drained {
-        if !self.shared.same_process() {
-            return Drained { cut_off: 0, running: 0 };
+    pub fn shutdown(mut self, timeout: Duration) -> ShutdownReport {
+        if !self.state.same_process() {
+            return ShutdownReport { cut_off: 0, running: 0 };
         }
-        self.close_door();
-        self.shared.drain();
-        self.shared.wait_until_idle(Instant::now().checked_add(timeout));
-        let cut_off = self.shared.in_flight();
-        self.shared.stop();
+        self.stop_accepting();
+        self.state.drain();
+        self.state.wait_until_idle(Instant::now().checked_add(timeout));
+        let cut_off = self.state.in_flight();
+        self.state.stop();
         // The connections' threads leave now; what runs on is the methods' own.
-        Drained { cut_off, running: self.shared.stats().running }
+        ShutdownReport { cut_off, running: self.state.stats().running }
     }
 
-    fn close_door(&mut self) {
+    fn stop_accepting(&mut self) {
         let Some(closer) = self.closer.take() else { return };
         closer.close();
         // A fork has no such thread, and a rule about who may connect is asked on that thread itself.
@@ -155,8 +156,8 @@ impl ServerHandle {
 
 impl Drop for ServerHandle {
     fn drop(&mut self) {
-        self.close_door();
-        self.shared.stop();
+        self.stop_accepting();
+        self.state.stop();
     }
 }
 

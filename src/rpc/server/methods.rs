@@ -5,36 +5,37 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 
-use super::attendant::Started;
-use super::peer::Peer;
-use super::post::Body;
+use super::activity::Counts;
+use super::driver::CallInfo;
+use super::in_flight::CallFailure;
 use super::request::{ChunkReader, ChunkWriter, Request};
-use super::stats::Counts;
-use super::table::Failure;
+use super::send_queue::Payload;
+use super::session::Session;
 use crate::error::HandlerError;
-use crate::mem::try_reserve;
-use crate::rpc::pieces;
-use crate::rpc::wire::{Head, Kind, STREAM, Status, UPLOAD};
+use crate::memory::try_reserve;
+use crate::rpc::fragment;
+use crate::rpc::wire::{FrameHeader, FrameKind, STREAM, Status, UPLOAD};
 
 /// What a method says: nothing, or its own error.
-pub(super) type Outcome = Result<(), HandlerError>;
+pub(super) type HandlerResult = Result<(), HandlerError>;
 
-type Whole = dyn Fn(&Request<'_>, &mut Vec<u8>) -> Outcome + Send + Sync;
-type Streaming = dyn Fn(&Request<'_>, &mut ChunkWriter<'_>) -> Outcome + Send + Sync;
-type Uploading = dyn Fn(&Request<'_>, &mut ChunkReader<'_>, &mut Vec<u8>) -> Outcome + Send + Sync;
-type Duplex = dyn Fn(&Request<'_>, &mut ChunkReader<'_>, &mut ChunkWriter<'_>) -> Outcome + Send + Sync;
+type UnaryFn = dyn Fn(&Request<'_>, &mut Vec<u8>) -> HandlerResult + Send + Sync;
+type StreamingFn = dyn Fn(&Request<'_>, &mut ChunkWriter<'_>) -> HandlerResult + Send + Sync;
+type UploadFn = dyn Fn(&Request<'_>, &mut ChunkReader<'_>, &mut Vec<u8>) -> HandlerResult + Send + Sync;
+type DuplexFn =
+    dyn Fn(&Request<'_>, &mut ChunkReader<'_>, &mut ChunkWriter<'_>) -> HandlerResult + Send + Sync;
 
 /// A method.
 #[derive(Clone)]
 pub(super) enum Method {
     /// On the connection's thread.
-    Inline(Arc<Whole>),
+    Inline(Arc<UnaryFn>),
     /// In the pool.
-    Pooled(Arc<Whole>),
+    Pooled(Arc<UnaryFn>),
     /// These have threads of their own.
-    Streaming(Arc<Streaming>),
-    Upload(Arc<Uploading>),
-    Duplex(Arc<Duplex>),
+    Streaming(Arc<StreamingFn>),
+    Upload(Arc<UploadFn>),
+    Duplex(Arc<DuplexFn>),
 }
 
 impl Method {
@@ -77,29 +78,31 @@ impl Method {
 pub(super) struct Methods {
     sorted: Vec<(u32, Method)>,
     /// What was registered more than once.
-    pub(super) twice: Option<String>,
+    pub(super) duplicate: Option<String>,
     fallback: Option<Method>,
 }
 
 impl Methods {
     /// Registers a method.
-    pub(super) fn put(&mut self, id: u32, method: Method) {
+    pub(super) fn register(&mut self, id: u32, method: Method) {
         match self.sorted.binary_search_by_key(&id, |(id, _)| *id) {
-            Ok(_) => self.twice = Some(format!("the method {id} is registered twice: use another number")),
+            Ok(_) => {
+                self.duplicate = Some(format!("the method {id} is registered twice: use another number"))
+            }
             Err(at) => self.sorted.insert(at, (id, method)),
         }
     }
 
     /// Registers what answers calls of all other numbers.
-    pub(super) fn put_fallback(&mut self, method: Method) {
+    pub(super) fn register_fallback(&mut self, method: Method) {
         if self.fallback.replace(method).is_some() {
-            self.twice = Some("the fallback is registered twice: one answers all unknown methods".into());
+            self.duplicate = Some("the fallback is registered twice: one answers all unknown methods".into());
         }
     }
 
     /// The method that answers such a call.
     #[inline]
-    pub(super) fn find(&self, id: u32, flags: u8) -> Result<&Method, Failure> {
+    pub(super) fn find(&self, id: u32, flags: u8) -> Result<&Method, CallFailure> {
         let found = self.sorted.binary_search_by_key(&id, |(id, _)| *id);
         let method = match found {
             Ok(at) => self.sorted.get(at).map(|(_, method)| method),
@@ -122,18 +125,18 @@ impl Methods {
 /// As there; `Busy` if there is no such memory, and the method was not run.
 pub(super) fn run_long(
     method: &Method,
-    peer: &Arc<Peer>,
+    session: &Arc<Session>,
     request: &Request<'_>,
     reply: &mut Vec<u8>,
     counts: &Counts,
-) -> Result<(), Failure> {
-    if request.len() <= pieces::KEPT {
-        return run(method, peer, request, reply, counts);
+) -> Result<(), CallFailure> {
+    if request.len() <= fragment::MAX_KEPT {
+        return run(method, session, request, reply, counts);
     }
-    pieces::clear(reply);
+    fragment::clear(reply);
     try_reserve(reply, request.len())
         .map_err(|_| (Status::Busy, 0, "there is no memory to run the method".into()))?;
-    invoke(method, peer, request, reply, counts)
+    invoke(method, session, request, reply, counts)
 }
 
 /// Runs a method: what it says goes into `reply`, which is memory that is used again.
@@ -144,50 +147,59 @@ pub(super) fn run_long(
 #[inline]
 pub(super) fn run(
     method: &Method,
-    peer: &Arc<Peer>,
+    session: &Arc<Session>,
     request: &Request<'_>,
     reply: &mut Vec<u8>,
     counts: &Counts,
-) -> Result<(), Failure> {
-    pieces::clear(reply);
-    invoke(method, peer, request, reply, counts)
+) -> Result<(), CallFailure> {
+    fragment::clear(reply);
+    invoke(method, session, request, reply, counts)
 }
 
 #[inline]
 fn invoke(
     method: &Method,
-    peer: &Arc<Peer>,
+    session: &Arc<Session>,
     request: &Request<'_>,
     reply: &mut Vec<u8>,
     counts: &Counts,
-) -> Result<(), Failure> {
+) -> Result<(), CallFailure> {
     let id = request.id();
     let ran = catch_unwind(AssertUnwindSafe(|| match method {
         Method::Inline(whole) | Method::Pooled(whole) => whole(request, reply),
-        Method::Streaming(stream) => stream(request, &mut ChunkWriter::new(peer, id)),
-        Method::Upload(upload) => upload(request, &mut ChunkReader::new(peer, id), reply),
+        Method::Streaming(stream) => stream(request, &mut ChunkWriter::new(session, id)),
+        Method::Upload(upload) => upload(request, &mut ChunkReader::new(session, id), reply),
         Method::Duplex(duplex) => {
-            duplex(request, &mut ChunkReader::new(peer, id), &mut ChunkWriter::new(peer, id))
+            duplex(request, &mut ChunkReader::new(session, id), &mut ChunkWriter::new(session, id))
         }
     }));
     match ran {
-        Ok(Ok(())) if reply.len() <= peer.max_reply => Ok(()),
-        failed => Err(failure(failed, reply.len(), peer.max_reply, counts)),
+        Ok(Ok(())) if reply.len() <= session.max_reply => Ok(()),
+        failed => Err(failure(failed, reply.len(), session.max_reply, counts)),
     }
 }
 
 /// Gives the answer of a method that ran.
-pub(super) fn answer(peer: &Arc<Peer>, started: Started, ran: Result<(), Failure>, reply: &mut Vec<u8>) {
-    let streams = started.flags & STREAM != 0;
+pub(super) fn answer(
+    session: &Arc<Session>,
+    call: CallInfo,
+    ran: Result<(), CallFailure>,
+    reply: &mut Vec<u8>,
+) {
+    let streams = call.flags & STREAM != 0;
     match ran {
-        Ok(()) if streams => peer.hall.finish(started.id, Head::new(Kind::End, 0), Body::Lent(&[])),
-        Ok(()) => peer.hall.finish(started.id, Head::new(Kind::Reply, 0), Body::Own(reply)),
-        Err(failure) => peer.hall.fail(started.id, &failure),
+        Ok(()) if streams => {
+            session.connection.finish(call.id, FrameHeader::new(FrameKind::End, 0), Payload::Borrowed(&[]))
+        }
+        Ok(()) => {
+            session.connection.finish(call.id, FrameHeader::new(FrameKind::Reply, 0), Payload::Owned(reply))
+        }
+        Err(failure) => session.connection.fail(call.id, &failure),
     }
 }
 
 #[cold]
-fn failure(ran: thread::Result<Outcome>, len: usize, max: usize, counts: &Counts) -> Failure {
+fn failure(ran: thread::Result<HandlerResult>, len: usize, max: usize, counts: &Counts) -> CallFailure {
     match ran {
         Ok(Ok(())) => (Status::ReplyTooLarge, 0, format!("{len} bytes, of at most {max}")),
         Ok(Err(error)) => {
@@ -196,13 +208,13 @@ fn failure(ran: thread::Result<Outcome>, len: usize, max: usize, counts: &Counts
         }
         Err(panic) => {
             counts.panicked.add();
-            (Status::Panicked, 0, said(&*panic))
+            (Status::Panicked, 0, panic_text(&*panic))
         }
     }
 }
 
 /// What a panic said.
-fn said(panic: &(dyn Any + Send)) -> String {
+fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
 }

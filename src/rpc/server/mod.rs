@@ -2,29 +2,27 @@
 //!
 //! ```text
 //!   SharedMemoryServer ── builder: methods, limits, callbacks
-//!     └─▶ Shared (service.rs) ── accept thread ── one thread per connection (serve.rs, attendant.rs)
-//!            │                                       inline methods run there
-//!            ├── workers (pool): other methods
+//!     └─▶ ServerState (state.rs) ── the accepting thread (accept.rs) ── one thread per connection (dispatcher.rs, driver.rs)
+//!            │                                                            inline methods run there
+//!            ├── workers (workers.rs): other methods
 //!            ├── a thread per stream: streaming, upload and duplex methods
 //!            └── ServerHandle (handle.rs): stats, connections, shutdown
 //! ```
 
-mod attendant;
-mod hall;
+mod accept;
+mod activity;
+mod connection;
+mod dispatcher;
+mod driver;
 mod handle;
+mod in_flight;
 mod methods;
-mod outgoing;
-mod peer;
-mod place;
-mod pool;
-mod post;
 mod request;
-mod serve;
-mod service;
+mod send_queue;
+mod session;
+mod state;
 mod stats;
-mod table;
-#[cfg(feature = "testing")]
-mod testing;
+mod workers;
 
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -37,23 +35,21 @@ use crate::listener::SharedMemoryListener;
 use crate::options::Options;
 use crate::stream::SharedMemoryStream;
 
-use methods::{Method, Methods, Outcome};
-use service::{Callbacks, Shared, Sizes};
+use methods::{HandlerResult, Method, Methods};
+use state::{Callbacks, ServerLimits, ServerState};
 
 #[cfg(feature = "testing")]
-pub use attendant::{Attendant, Given, Service, Started};
+pub use connection::{RespondError, ServerConnection, ServerConnectionParts};
 #[cfg(feature = "testing")]
-pub use hall::{Gone, Hall, Parts};
-pub use handle::{Drained, ServerHandle};
-pub use peer::Connection;
+pub use driver::{BorrowedRequest, CallInfo, ConnectionDriver, Dispatch};
+pub use handle::{ServerHandle, ShutdownReport};
 #[cfg(feature = "testing")]
-pub use place::Limits;
-#[cfg(feature = "testing")]
-pub use post::Body;
+pub use in_flight::{CallEvent, CallFailure, CallLimits, ServedCalls, UploadItem};
 pub use request::{ChunkReader, ChunkWriter, Request};
-pub use stats::ServerStats;
 #[cfg(feature = "testing")]
-pub use table::{Event, Failure, Table, Upload};
+pub use send_queue::Payload;
+pub use session::Connection;
+pub use stats::ServerStats;
 
 /// Serves calls of other processes: methods by number, run by a pool of workers, inline, or as streams.
 ///
@@ -103,7 +99,7 @@ pub struct SharedMemoryServer {
     options: Options,
     methods: Methods,
     callbacks: Callbacks,
-    sizes: Sizes,
+    limits: ServerLimits,
 }
 
 impl SharedMemoryServer {
@@ -160,8 +156,8 @@ impl SharedMemoryServer {
     }
 
     fn with(listener: Option<SharedMemoryListener>, options: Options) -> Self {
-        let (methods, callbacks, sizes) = Default::default();
-        Self { listener, options, methods, callbacks, sizes }
+        let (methods, callbacks, limits) = Default::default();
+        Self { listener, options, methods, callbacks, limits }
     }
 
     /// A method that runs in the pool of workers: it reads the request and writes the reply.
@@ -199,7 +195,7 @@ impl SharedMemoryServer {
     where
         F: Fn(&Request<'_>, &mut Vec<u8>) -> Result<(), HandlerError> + Send + Sync + 'static,
     {
-        self.methods.put(id, Method::Pooled(Arc::new(method)));
+        self.methods.register(id, Method::Pooled(Arc::new(method)));
         self
     }
 
@@ -230,7 +226,7 @@ impl SharedMemoryServer {
     where
         F: Fn(&Request<'_>, &mut Vec<u8>) -> Result<(), HandlerError> + Send + Sync + 'static,
     {
-        self.methods.put(id, Method::Inline(Arc::new(method)));
+        self.methods.register(id, Method::Inline(Arc::new(method)));
         self
     }
 
@@ -257,7 +253,7 @@ impl SharedMemoryServer {
     where
         F: Fn(&Request<'_>, &mut ChunkWriter<'_>) -> Result<(), HandlerError> + Send + Sync + 'static,
     {
-        self.methods.put(id, Method::Streaming(Arc::new(method)));
+        self.methods.register(id, Method::Streaming(Arc::new(method)));
         self
     }
 
@@ -289,7 +285,7 @@ impl SharedMemoryServer {
             + Sync
             + 'static,
     {
-        self.methods.put(id, Method::Upload(Arc::new(method)));
+        self.methods.register(id, Method::Upload(Arc::new(method)));
         self
     }
 
@@ -321,7 +317,7 @@ impl SharedMemoryServer {
             + Sync
             + 'static,
     {
-        self.methods.put(id, Method::Duplex(Arc::new(method)));
+        self.methods.register(id, Method::Duplex(Arc::new(method)));
         self
     }
 
@@ -329,9 +325,9 @@ impl SharedMemoryServer {
     #[must_use]
     pub fn fallback<F>(mut self, method: F) -> Self
     where
-        F: Fn(&Request<'_>, &mut Vec<u8>) -> Outcome + Send + Sync + 'static,
+        F: Fn(&Request<'_>, &mut Vec<u8>) -> HandlerResult + Send + Sync + 'static,
     {
-        self.methods.put_fallback(Method::Pooled(Arc::new(method)));
+        self.methods.register_fallback(Method::Pooled(Arc::new(method)));
         self
     }
 
@@ -341,17 +337,17 @@ impl SharedMemoryServer {
     #[must_use]
     pub fn on_connect(
         mut self,
-        judge: impl Fn(&Connection) -> Result<(), HandlerError> + Send + Sync + 'static,
+        authorize: impl Fn(&Connection) -> Result<(), HandlerError> + Send + Sync + 'static,
     ) -> Self {
-        self.callbacks.connect = Some(Arc::new(judge));
+        self.callbacks.connect = Some(Arc::new(authorize));
         self
     }
 
     /// Is told when a connection that [`on_connect`](Self::on_connect) let in has ended, and how; also if it was never
     /// welcomed because the server stopped. A later one replaces it.
     #[must_use]
-    pub fn on_disconnect(mut self, tell: impl Fn(&Connection, CallError) + Send + Sync + 'static) -> Self {
-        self.callbacks.disconnect = Some(Arc::new(tell));
+    pub fn on_disconnect(mut self, notify: impl Fn(&Connection, CallError) + Send + Sync + 'static) -> Self {
+        self.callbacks.disconnect = Some(Arc::new(notify));
         self
     }
 
@@ -364,7 +360,7 @@ impl SharedMemoryServer {
     /// another one's call until one of the workers is free.
     #[must_use]
     pub fn workers(mut self, workers: usize) -> Self {
-        self.sizes.workers = workers.max(1);
+        self.limits.workers = workers.max(1);
         self
     }
 
@@ -374,7 +370,7 @@ impl SharedMemoryServer {
     /// one for each user.
     #[must_use]
     pub fn max_workers_per_process(mut self, workers: usize) -> Self {
-        self.sizes.workers_per_process = Some(workers);
+        self.limits.workers_per_process = Some(workers);
         self
     }
 
@@ -382,14 +378,14 @@ impl SharedMemoryServer {
     /// other process may be half of them. Default 1024.
     #[must_use]
     pub fn queue(mut self, calls: usize) -> Self {
-        self.sizes.queue = calls.max(1);
+        self.limits.queue = calls.max(1);
         self
     }
 
     /// Connections at once; one more is refused with the code `Busy`. Default 1024.
     #[must_use]
     pub fn max_connections(mut self, connections: usize) -> Self {
-        self.sizes.connections = connections;
+        self.limits.connections = connections;
         self
     }
 
@@ -398,7 +394,7 @@ impl SharedMemoryServer {
     /// this process's namespace does not show count as one for each user.
     #[must_use]
     pub fn max_connections_per_process(mut self, connections: usize) -> Self {
-        self.sizes.connections_per_process = Some(connections);
+        self.limits.connections_per_process = Some(connections);
         self
     }
 
@@ -411,7 +407,7 @@ impl SharedMemoryServer {
     /// pushes, which may be silent for long.
     #[must_use]
     pub fn nested_call_timeout(mut self, timeout: Duration) -> Self {
-        self.sizes.nested_timeout = timeout;
+        self.limits.nested_timeout = timeout;
         self
     }
 
@@ -439,7 +435,7 @@ impl SharedMemoryServer {
     /// Default 32.
     #[must_use]
     pub fn max_streams(mut self, streams: usize) -> Self {
-        self.sizes.streams = streams;
+        self.limits.streams = streams;
         self
     }
 
@@ -453,9 +449,9 @@ impl SharedMemoryServer {
     /// [`BindError`], for want of threads, without a path, if a method's number or the fallback was registered twice, or, within
     /// some seconds, if the program closed the descriptors of the listener.
     pub fn serve(self) -> Result<(), BindError> {
-        let (shared, listener) = self.start()?;
+        let (state, listener) = self.start()?;
         let listener = listener.ok_or_else(no_path)?;
-        let accepted = service::accept_all(&shared, &listener);
+        let accepted = accept::accept_all(&state, &listener);
         accepted.map_err(|error| BindError::io("accepting clients")(error.into()))
     }
 
@@ -473,8 +469,8 @@ impl SharedMemoryServer {
                     .into(),
             ));
         }
-        let (shared, listener) = self.start()?;
-        ServerHandle::start(shared, listener)
+        let (state, listener) = self.start()?;
+        ServerHandle::start(state, listener)
     }
 
     /// Serves one connection on this thread until it ends: one end of a `pair()`, or of the parent. Blocks until the
@@ -500,28 +496,28 @@ impl SharedMemoryServer {
         if let Some(text) = stream.contradiction(&self.options) {
             return Err(CallError::BadOptions(text));
         }
-        let (shared, _) = self.start().map_err(|error| match error {
+        let (state, _) = self.start().map_err(|error| match error {
             BindError::BadOptions(text) => CallError::BadOptions(text),
             error => CallError::Busy(error.to_string()),
         })?;
-        let served = serve::serve(&shared, stream);
-        shared.queue.wait_until_notified(None);
-        shared.stop();
+        let served = dispatcher::serve(&state, stream);
+        state.queue.wait_until_notified(None);
+        state.stop();
         served
     }
 
-    fn start(self) -> Result<(Arc<Shared>, Option<SharedMemoryListener>), BindError> {
+    fn start(self) -> Result<(Arc<ServerState>, Option<SharedMemoryListener>), BindError> {
         let mut listener = self.listener;
         if let Some(listener) = &mut listener {
             listener.amend(&self.options).map_err(BindError::BadOptions)?;
         }
         self.options.limits().map_err(BindError::BadOptions)?;
-        if let Some(text) = self.methods.twice {
+        if let Some(text) = self.methods.duplicate {
             return Err(BindError::BadOptions(text));
         }
-        let shared = Shared::new(self.options, self.methods, self.callbacks, self.sizes);
-        let shared = shared.map_err(BindError::io("starting the workers"))?;
-        Ok((shared, listener))
+        let state = ServerState::new(self.options, self.methods, self.callbacks, self.limits);
+        let state = state.map_err(BindError::io("starting the workers"))?;
+        Ok((state, listener))
     }
 }
 

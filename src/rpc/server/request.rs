@@ -6,15 +6,13 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::attendant::{Given, Started};
-use super::hall::Gone;
-use super::peer::{Connection, Peer};
-use super::place::TIME;
-use super::table::Upload;
+use super::driver::{BorrowedRequest, CallInfo};
+use super::in_flight::{DEADLINE_LEN, UploadItem};
+use super::session::{Connection, Session, call_error};
 use crate::channel::{AdaptiveWait, IncomingMessage, Mapping, PeerCred, RawBytes};
 use crate::error::CallError;
-use crate::mem::{Deadline, Span};
-use crate::rpc::wire::{DEADLINE, HEAD};
+use crate::memory::{Deadline, Span};
+use crate::rpc::wire::{DEADLINE, HEADER_LEN};
 
 /// A call, as its method sees it.
 ///
@@ -49,20 +47,20 @@ use crate::rpc::wire::{DEADLINE, HEAD};
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub struct Request<'a> {
-    peer: &'a Arc<Peer>,
-    started: Started,
+    session: &'a Arc<Session>,
+    call: CallInfo,
     deadline: Option<Instant>,
-    body: Body<'a>,
+    body: RequestBody<'a>,
 }
 
 /// Where the bytes of a request stand.
-enum Body<'a> {
+enum RequestBody<'a> {
     Private(&'a [u8]),
-    Placed { given: Given<'a, Mapping, AdaptiveWait>, skip: usize, copy: Copy<'a> },
+    InRing { borrowed: BorrowedRequest<'a, Mapping, AdaptiveWait>, skip: usize, copy: LazyCopy<'a> },
 }
 
 /// A copy that is made when it is asked for, in memory that is used again.
-struct Copy<'a> {
+struct LazyCopy<'a> {
     scratch: Cell<Option<&'a mut Vec<u8>>>,
     made: OnceCell<&'a [u8]>,
 }
@@ -70,57 +68,57 @@ struct Copy<'a> {
 impl<'a> Request<'a> {
     /// Of bytes in private memory. A deadline counts from when its first frame arrived, or from now.
     pub(super) fn private(
-        peer: &'a Arc<Peer>,
-        started: Started,
+        session: &'a Arc<Session>,
+        call: CallInfo,
         bytes: &'a [u8],
         arrived: Option<Instant>,
     ) -> Self {
-        let (left, bytes) = match started.flags & DEADLINE {
+        let (left, bytes) = match call.flags & DEADLINE {
             0 => (None, bytes),
-            _ => {
-                bytes.split_at_checked(TIME).map_or((None, [].as_slice()), |(left, rest)| (Some(left), rest))
-            }
+            _ => bytes
+                .split_at_checked(DEADLINE_LEN)
+                .map_or((None, [].as_slice()), |(left, rest)| (Some(left), rest)),
         };
         Self {
-            peer,
-            started,
+            session,
+            call,
             deadline: left.and_then(|left| deadline(left, arrived)),
-            body: Body::Private(bytes),
+            body: RequestBody::Private(bytes),
         }
     }
 
     /// Of bytes that stand in the ring.
-    pub(super) fn placed(
-        peer: &'a Arc<Peer>,
-        started: Started,
-        given: Given<'a, Mapping, AdaptiveWait>,
+    pub(super) fn in_ring(
+        session: &'a Arc<Session>,
+        call: CallInfo,
+        borrowed: BorrowedRequest<'a, Mapping, AdaptiveWait>,
         scratch: &'a mut Vec<u8>,
     ) -> Self {
         let (mut skip, mut limit) = (0, None);
-        if started.flags & DEADLINE != 0 {
-            let mut left = [0; TIME];
-            limit = given.frame.read(given.inbound, 0, &mut left).and_then(|()| deadline(&left, None));
-            skip = TIME;
+        if call.flags & DEADLINE != 0 {
+            let mut left = [0; DEADLINE_LEN];
+            limit = borrowed.frame.read(borrowed.inbound, 0, &mut left).and_then(|()| deadline(&left, None));
+            skip = DEADLINE_LEN;
         }
-        let copy = Copy { scratch: Cell::new(Some(scratch)), made: OnceCell::new() };
-        Self { peer, started, deadline: limit, body: Body::Placed { given, skip, copy } }
+        let copy = LazyCopy { scratch: Cell::new(Some(scratch)), made: OnceCell::new() };
+        Self { session, call, deadline: limit, body: RequestBody::InRing { borrowed, skip, copy } }
     }
 
     /// What was called.
     pub fn method(&self) -> u32 {
-        self.started.method
+        self.call.method
     }
 
     /// The call's number, which no other call of its connection has.
     pub fn id(&self) -> u64 {
-        self.started.id
+        self.call.id
     }
 
     /// Bytes of the request.
     pub fn len(&self) -> usize {
         match &self.body {
-            Body::Private(bytes) => bytes.len(),
-            Body::Placed { given, skip, .. } => given.frame.len().saturating_sub(*skip),
+            RequestBody::Private(bytes) => bytes.len(),
+            RequestBody::InRing { borrowed, skip, .. } => borrowed.frame.len().saturating_sub(*skip),
         }
     }
 
@@ -135,11 +133,11 @@ impl<'a> Request<'a> {
     /// memory that is used again.
     pub fn bytes(&self) -> &[u8] {
         match &self.body {
-            Body::Private(bytes) => bytes,
-            Body::Placed { given, skip, copy } => copy.made.get_or_init(|| {
+            RequestBody::Private(bytes) => bytes,
+            RequestBody::InRing { borrowed, skip, copy } => copy.made.get_or_init(|| {
                 let Some(scratch) = copy.scratch.take() else { return &[] };
-                scratch.resize(given.frame.len().saturating_sub(*skip), 0);
-                let _in_the_request = given.frame.read(given.inbound, *skip, scratch);
+                scratch.resize(borrowed.frame.len().saturating_sub(*skip), 0);
+                let _in_the_request = borrowed.frame.read(borrowed.inbound, *skip, scratch);
                 &*scratch
             }),
         }
@@ -153,14 +151,14 @@ impl<'a> Request<'a> {
     pub fn read_at(&self, offset: usize, into: &mut [u8]) -> io::Result<()> {
         let short = || io::Error::new(io::ErrorKind::UnexpectedEof, "the request is shorter");
         match &self.body {
-            Body::Private(bytes) => {
+            RequestBody::Private(bytes) => {
                 let end = offset.checked_add(into.len()).ok_or_else(short)?;
                 into.copy_from_slice(bytes.get(offset..end).ok_or_else(short)?);
                 Ok(())
             }
-            Body::Placed { given, skip, .. } => {
+            RequestBody::InRing { borrowed, skip, .. } => {
                 let at = offset.checked_add(*skip).ok_or_else(short)?;
-                given.frame.read(given.inbound, at, into).ok_or_else(short)
+                borrowed.frame.read(borrowed.inbound, at, into).ok_or_else(short)
             }
         }
     }
@@ -171,12 +169,12 @@ impl<'a> Request<'a> {
     /// already.
     pub fn raw(&self) -> Option<RawBytes<'_>> {
         match &self.body {
-            Body::Placed { given, skip, .. } => {
-                let IncomingMessage::Placed(arrival) = given.frame.message() else { return None };
+            RequestBody::InRing { borrowed, skip, .. } => {
+                let IncomingMessage::Placed(arrival) = borrowed.frame.message() else { return None };
                 let (span, len): (Span, usize) = (arrival.span, self.len());
-                given.inbound.ring().mem().raw(span, HEAD + skip, len).map(RawBytes::new)
+                borrowed.inbound.ring().mem().raw(span, HEADER_LEN + skip, len).map(RawBytes::new)
             }
-            Body::Private(_) => None,
+            RequestBody::Private(_) => None,
         }
     }
 
@@ -184,7 +182,7 @@ impl<'a> Request<'a> {
     /// notification is served all the same when its sender is gone. What the method has called itself is not cancelled with
     /// it.
     pub fn is_cancelled(&self) -> bool {
-        !self.peer.is_wanted(self.started)
+        !self.session.is_wanted(self.call)
     }
 
     /// When the caller will wait no more, if it said so: counted from the arrival of the call, before it waited for a
@@ -195,17 +193,17 @@ impl<'a> Request<'a> {
 
     /// What the kernel said about the caller's process.
     pub fn peer_cred(&self) -> PeerCred {
-        self.peer.line.cred()
+        self.session.handle.cred()
     }
 
     /// The caller's connection: to keep, and to push through from any thread.
     pub fn connection(&self) -> Connection {
-        Connection::new(self.peer)
+        Connection::new(self.session)
     }
 
     /// What [`on_connect`](crate::SharedMemoryServer::on_connect) attached to the connection.
     pub fn state<T: Send + Sync + 'static>(&self) -> Option<&T> {
-        self.peer.state.get()?.downcast_ref()
+        self.session.state.get()?.downcast_ref()
     }
 }
 
@@ -247,18 +245,18 @@ fn deadline(left: &[u8], arrived: Option<Instant>) -> Option<Instant> {
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub struct ChunkWriter<'a> {
-    peer: &'a Arc<Peer>,
+    session: &'a Arc<Session>,
     id: u64,
 }
 
 impl<'a> ChunkWriter<'a> {
-    pub(super) fn new(peer: &'a Arc<Peer>, id: u64) -> Self {
-        Self { peer, id }
+    pub(super) fn new(session: &'a Arc<Session>, id: u64) -> Self {
+        Self { session, id }
     }
 
     /// The longest chunk, in bytes: what the client's window takes.
     pub fn max_chunk(&self) -> usize {
-        self.peer.max_chunk
+        self.session.max_chunk
     }
 
     /// Sends a chunk; blocks while the client's window for this stream is full, and ends at once when the caller
@@ -280,14 +278,14 @@ impl<'a> ChunkWriter<'a> {
         self.write_until(chunk, Instant::now().checked_add(timeout))
     }
 
-    fn write_until(&mut self, chunk: &[u8], until: Deadline) -> Result<(), CallError> {
-        if !self.peer.line.same_process() {
+    fn write_until(&mut self, chunk: &[u8], deadline: Deadline) -> Result<(), CallError> {
+        if !self.session.handle.same_process() {
             return Err(CallError::Forked);
         }
-        if chunk.len() > self.peer.max_chunk {
-            return Err(CallError::TooLarge { len: chunk.len(), max: self.peer.max_chunk });
+        if chunk.len() > self.session.max_chunk {
+            return Err(CallError::TooLarge { len: chunk.len(), max: self.session.max_chunk });
         }
-        self.peer.hall.write_chunk(self.id, chunk, until).map_err(gone)
+        self.session.connection.write_chunk(self.id, chunk, deadline).map_err(call_error)
     }
 }
 
@@ -318,14 +316,14 @@ impl fmt::Debug for ChunkWriter<'_> {
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub struct ChunkReader<'a> {
-    peer: &'a Arc<Peer>,
+    session: &'a Arc<Session>,
     id: u64,
     over: bool,
 }
 
 impl<'a> ChunkReader<'a> {
-    pub(super) fn new(peer: &'a Arc<Peer>, id: u64) -> Self {
-        Self { peer, id, over: false }
+    pub(super) fn new(session: &'a Arc<Session>, id: u64) -> Self {
+        Self { session, id, over: false }
     }
 
     /// Waits for the next chunk; `None` after the last. Ends at once when the caller cancels or is gone.
@@ -346,13 +344,13 @@ impl<'a> ChunkReader<'a> {
         self.next_until(Instant::now().checked_add(timeout))
     }
 
-    fn next_until(&mut self, until: Deadline) -> Result<Option<Vec<u8>>, CallError> {
-        if !self.peer.line.same_process() {
+    fn next_until(&mut self, deadline: Deadline) -> Result<Option<Vec<u8>>, CallError> {
+        if !self.session.handle.same_process() {
             return Err(CallError::Forked);
         }
-        match self.peer.hall.next_chunk(self.id, until).map_err(gone)? {
-            Upload::Chunk(chunk) => Ok(Some(chunk)),
-            Upload::End => Ok(None),
+        match self.session.connection.next_chunk(self.id, deadline).map_err(call_error)? {
+            UploadItem::Chunk(chunk) => Ok(Some(chunk)),
+            UploadItem::End => Ok(None),
         }
     }
 }
@@ -373,15 +371,5 @@ impl Iterator for ChunkReader<'_> {
 impl fmt::Debug for ChunkReader<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ChunkReader").field("id", &self.id).finish_non_exhaustive()
-    }
-}
-
-/// Why nobody takes it, as methods see it.
-pub(super) fn gone(gone: Gone) -> CallError {
-    match gone {
-        Gone::Cancelled => CallError::Cancelled,
-        Gone::Timeout => CallError::Timeout,
-        Gone::OutOfMemory => CallError::OutOfMemory,
-        Gone::Ended(ended) => ended.into(),
     }
 }

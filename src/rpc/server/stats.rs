@@ -1,44 +1,7 @@
 //! What a server has done so far.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use parking_lot::Mutex;
-
-use crate::channel::{Stats, Waits, waits_to};
+use crate::channel::{Waits, waits_to};
 use crate::prometheus::{Family, Prometheus, Value};
-
-/// A counter that any thread adds to.
-#[derive(Debug, Default)]
-pub(super) struct Count(AtomicU64);
-
-impl Count {
-    pub(super) fn add(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn add_many(&self, more: u64) {
-        self.0.fetch_add(more, Ordering::Relaxed);
-    }
-
-    pub(super) fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// All counters.
-#[derive(Debug, Default)]
-pub(super) struct Counts {
-    pub(super) accepted: Count,
-    pub(super) refused: Count,
-    pub(super) violated: Count,
-    pub(super) died: Count,
-    pub(super) calls: Count,
-    pub(super) failed: Count,
-    pub(super) panicked: Count,
-    pub(super) busy: Count,
-    /// How the connections waited that have ended.
-    pub(super) waits: Mutex<Stats>,
-}
 
 /// What a server has done since it was started.
 ///

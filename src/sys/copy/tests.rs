@@ -1,7 +1,7 @@
 //! Every size at every offset, and each of the moves.
 
 #[cfg(target_arch = "x86_64")]
-use super::moves::*;
+use super::x86_64::*;
 use super::*;
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Mapping;
 use crate::layout::words;
-use crate::mem::{Field, Flag, Load, Memory, Padding, Word};
+use crate::memory::{Field, Flag, Load, Memory, Padding, Word};
 use crate::sys::{copy, failpoint, futex, lost_wakeup_check};
 
 /// How a direction looks from its consumer's end.

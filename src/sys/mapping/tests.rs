@@ -6,9 +6,9 @@ use std::sync::mpsc::channel;
 use super::*;
 
 use crate::layout::Geometry;
-use crate::mem::{self, INLINE_CAPACITY};
+use crate::memory::{self, INLINE_CAPACITY};
 #[cfg(feature = "testing")]
-use crate::mem::{Store, Word};
+use crate::memory::{Store, Word};
 use crate::sys::connection::{ConnectionParts, Side};
 use crate::sys::region::Region;
 use crate::sys::socket::{self, PeerCred};
@@ -24,7 +24,7 @@ use sleeps::sleeps_end;
 fn directions(slots: usize, arena: usize) -> [Mapping; 2] {
     let geometry = Geometry::new(slots.try_into().unwrap(), arena as u64, 4).unwrap();
     let region = Region::anonymous(geometry.region_len()).unwrap();
-    Connection::format(&region, &geometry, 0);
+    ConnectionInner::format(&region, &geometry, 0);
     let (socket, _theirs) = socket::pair().unwrap();
     let parts = ConnectionParts {
         region,
@@ -36,8 +36,8 @@ fn directions(slots: usize, arena: usize) -> [Mapping; 2] {
         first_ticket: 0,
         max_message: 1,
     };
-    let link = Connection::establish(parts, |_, _, _| {}).unwrap();
-    [0, 1].map(|direction| Mapping::new(Arc::clone(&link), direction))
+    let connection = ConnectionInner::establish(parts, |_, _, _| {}).unwrap();
+    [0, 1].map(|direction| Mapping::new(Arc::clone(&connection), direction))
 }
 
 #[test]
@@ -48,11 +48,11 @@ fn every_sleep_ends() {
 #[test]
 fn a_span_is_lent_only_if_it_is_here() {
     let [mapping, _] = directions(2, 128);
-    let lent = |span, len| mapping.raw(span, 0, len).is_some();
-    assert!(lent(Span::Slot(u64::MAX), INLINE_CAPACITY) && !lent(Span::Slot(0), INLINE_CAPACITY + 1));
-    assert!(lent(Span::Arena(1), 64) && !lent(Span::Arena(1), 65));
-    assert!(lent(Span::Arena(2), 0) && !lent(Span::Arena(3), 0));
-    assert!(!lent(Span::Arena(u32::MAX), 1) && !lent(Span::Arena(0), usize::MAX));
+    let borrowed = |span, len| mapping.raw(span, 0, len).is_some();
+    assert!(borrowed(Span::Slot(u64::MAX), INLINE_CAPACITY) && !borrowed(Span::Slot(0), INLINE_CAPACITY + 1));
+    assert!(borrowed(Span::Arena(1), 64) && !borrowed(Span::Arena(1), 65));
+    assert!(borrowed(Span::Arena(2), 0) && !borrowed(Span::Arena(3), 0));
+    assert!(!borrowed(Span::Arena(u32::MAX), 1) && !borrowed(Span::Arena(0), usize::MAX));
 }
 
 #[test]

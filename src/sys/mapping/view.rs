@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use super::Mapping;
 use crate::layout::{SLOT, SLOT_PAYLOAD, words};
-use crate::mem::{
+use crate::memory::{
     ARENA_ALIGN, Fence, Field, Flag, INLINE_CAPACITY, Load, Memory, OutOfBounds, Padding, Span, Store, Word,
     forward_memory,
 };
@@ -24,11 +24,11 @@ pub(super) struct MappingView<'a> {
     pub(super) words: NonNull<u8>,
     pub(super) slots: NonNull<u8>,
     pub(super) arena: NonNull<u8>,
-    pub(super) twin: NonNull<u8>,
+    pub(super) peer_flag: NonNull<u8>,
     pub(super) mask: u64,
     pub(super) arena_len: usize,
-    pub(super) urgent_mask: u32,
-    pub(super) fate: &'a AtomicU64,
+    pub(super) oob_mask: u32,
+    pub(super) reason: &'a AtomicU64,
     pub(super) whole: &'a Mapping,
 }
 
@@ -68,8 +68,8 @@ impl<'a> MappingView<'a> {
             Word::ProducerClosed => self.at(words::PRODUCER_CLOSED),
             Word::ConsumerClosed => self.at(words::CONSUMER_CLOSED),
             Word::Doorbell => self.at(words::DOORBELL),
-            Word::Oob(index) => self.at(words::OOB + (index & self.urgent_mask) as usize * 8),
-            Word::CloseReason => self.fate,
+            Word::Oob(index) => self.at(words::OOB + (index & self.oob_mask) as usize * 8),
+            Word::CloseReason => self.reason,
         }
     }
 
@@ -80,7 +80,7 @@ impl<'a> MappingView<'a> {
             Flag::Consumer => unsafe { self.words.add(words::CONSUMER_FLAG) },
             // SAFETY: as above.
             Flag::Producer => unsafe { self.words.add(words::PRODUCER_FLAG) },
-            Flag::PeerConsumer => self.twin,
+            Flag::PeerConsumer => self.peer_flag,
         };
         // SAFETY: mapped, 128-aligned by the layout, and only ever accessed as these 32 bits.
         unsafe { AtomicU32::from_ptr(at.cast().as_ptr()) }

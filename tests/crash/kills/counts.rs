@@ -17,7 +17,7 @@ pub(crate) struct Counts {
 
 impl Counts {
     /// A survivor was told; how long after the kill.
-    pub(crate) fn told(&self, killed: &OnceLock<Instant>) {
+    pub(crate) fn argument(&self, killed: &OnceLock<Instant>) {
         self.died.fetch_add(1, Ordering::Relaxed);
         let delay = killed.get().map_or(Duration::ZERO, Instant::elapsed);
         let micros = u64::try_from(delay.as_micros()).expect("short");

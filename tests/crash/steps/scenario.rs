@@ -22,7 +22,7 @@ use narrows::{
 use crate::support::{LONG, fill, index_of};
 
 /// Messages from the victim, if it comes to its end.
-pub(crate) const FROM_VICTIM: u64 = 10;
+pub(crate) const FROM_SUBJECT: u64 = 10;
 /// A wait of the survivor's lasts so long at most, so that it can be seen to time out.
 pub(crate) const SLICE: Duration = Duration::from_millis(1);
 
@@ -58,7 +58,7 @@ pub(crate) fn survive(mut stream: SharedMemoryStream, timeouts: &AtomicU64) -> S
     fill(&mut message, 0, 700);
     let outgoing = (0..).find_map(|_| sender.send_timeout(&message, LONG).err()).expect("an end");
     match played.map_err(|error| error.to_string()) {
-        Ok(()) => assert_eq!(received, FROM_VICTIM),
+        Ok(()) => assert_eq!(received, FROM_SUBJECT),
         Err(first) => {
             assert!(first == incoming.to_string() || first == outgoing.to_string(), "first: {first}")
         }
@@ -90,14 +90,14 @@ fn play_along(stream: &mut SharedMemoryStream, received: &mut u64, timeouts: &At
 /// The next message, which must be the next, and whole; in slices, so that waiting can be felt.
 fn next(receiver: &mut Receiver, received: &mut u64, timeouts: &AtomicU64) -> Result<(), RecvTimeoutError> {
     let mut message = Vec::new();
-    let until = Instant::now() + LONG;
+    let deadline = Instant::now() + LONG;
     loop {
         match receiver.recv_into_timeout(&mut message, SLICE) {
             Ok(_) => break,
             Err(RecvTimeoutError::Timeout) => timeouts.fetch_add(1, Ordering::SeqCst),
             Err(end) => return Err(end),
         };
-        assert!(Instant::now() < until, "neither a message nor an end after {received}");
+        assert!(Instant::now() < deadline, "neither a message nor an end after {received}");
     }
     assert_eq!(index_of(&message), Some(*received), "a torn message, or one out of turn");
     *received += 1;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use narrows::internal::layout::{Control, SlotKind, words};
 use narrows::{RecvTimeoutError, SharedMemoryStream};
 
-use super::victim::{Plays, TIME, run, serve};
+use super::subject::{Plays, TIME, run, serve};
 use crate::support::LONG;
 use crate::support::raw_peer::RawPeer;
 
@@ -75,12 +75,12 @@ fn receive(stream: &mut SharedMemoryStream, way: u64) -> Result<Vec<u8>, RecvTim
 }
 
 /// Receives until the time is over; each message must be one of these lengths, of their bytes.
-fn receive_all(path: &Path, lens: &[(usize, &[u8])], lies: bool) -> String {
-    let (listener, until) = (serve(path), Instant::now() + TIME);
+fn receive_all(path: &Path, lens: &[(usize, &[u8])], violations: bool) -> String {
+    let (listener, deadline) = (serve(path), Instant::now() + TIME);
     let (mut seen, mut violated) = (vec![0; lens.len()], 0);
     // Also when the machine is so busy that the attacker has hardly run by then.
-    let enough = |seen: &[u64], violated: u64| seen.iter().all(|n| *n > 0) && (violated > 0 || !lies);
-    while Instant::now() < until || !enough(&seen, violated) {
+    let enough = |seen: &[u64], violated: u64| seen.iter().all(|n| *n > 0) && (violated > 0 || !violations);
+    while Instant::now() < deadline || !enough(&seen, violated) {
         let mut stream = listener.accept_timeout(LONG).expect("the attacker comes");
         for way in 0..2000 {
             match receive(&mut stream, way) {
@@ -90,7 +90,7 @@ fn receive_all(path: &Path, lens: &[(usize, &[u8])], lies: bool) -> String {
                     assert!(message.iter().all(|byte| lens[at].1.contains(byte)), "bytes of another place");
                     seen[at] += 1;
                 }
-                Err(RecvTimeoutError::ProtocolViolated) if lies => {
+                Err(RecvTimeoutError::ProtocolViolated) if violations => {
                     violated += 1;
                     break;
                 }
@@ -118,14 +118,14 @@ fn legal() -> [u64; 4] {
 #[test]
 fn a_control_word_that_flips_between_legal_values() {
     let attack = |hand: &RawPeer, random: &mut fastrand::Rng| flip(hand, random, &legal());
-    let victim = |path: &Path| receive_all(path, &LENS, false);
-    run("flips::a_control_word_that_flips_between_legal_values", Plays::Client, attack, victim);
+    let subject = |path: &Path| receive_all(path, &LENS, false);
+    run("flips::a_control_word_that_flips_between_legal_values", Plays::Client, attack, subject);
 }
 
 #[test]
 fn a_control_word_that_flips_to_a_lie_and_back() {
     let attack = |hand: &RawPeer, random: &mut fastrand::Rng| {
-        let lies = [
+        let violations = [
             control(SlotKind::Inline, 105, 0),
             control(SlotKind::Inline, u32::MAX, 0),
             control(SlotKind::Whole, (16 << 10) + 1, 0),
@@ -136,11 +136,11 @@ fn a_control_word_that_flips_to_a_lie_and_back() {
         ];
         let [a, b, c, d] = legal();
         // Mostly legal, so that the victim gets into a message often enough.
-        let lie = lies[random.usize(..lies.len())];
-        flip(hand, random, &[a, b, c, d, a, b, lie, c, d]);
+        let violation = violations[random.usize(..violations.len())];
+        flip(hand, random, &[a, b, c, d, a, b, violation, c, d]);
     };
-    let victim = |path: &Path| receive_all(path, &LENS, true);
-    run("flips::a_control_word_that_flips_to_a_lie_and_back", Plays::Client, attack, victim);
+    let subject = |path: &Path| receive_all(path, &LENS, true);
+    run("flips::a_control_word_that_flips_to_a_lie_and_back", Plays::Client, attack, subject);
 }
 
 /// Two pieces, a first and a last: the announced total flips, and so does the length of the last.
@@ -167,19 +167,19 @@ fn a_total_that_flips_between_two_values() {
             hand.pages.word(at).store(u64::from_ne_bytes([ARENA_BYTES[0]; 8]), Ordering::Relaxed);
         }
     };
-    let victim = |path: &Path| receive_all(path, &[(1500, IN_ARENA), (10_000, IN_ARENA)], true);
-    run("flips::a_total_that_flips_between_two_values", Plays::Client, attack, victim);
+    let subject = |path: &Path| receive_all(path, &[(1500, IN_ARENA), (10_000, IN_ARENA)], true);
+    run("flips::a_total_that_flips_between_two_values", Plays::Client, attack, subject);
 }
 
 /// What is lent flips while it is read: each reading is one of the values, and in the message.
 #[test]
 fn a_lent_payload_that_flips() {
     let attack = |hand: &RawPeer, random: &mut fastrand::Rng| flip(hand, random, &[legal()[3]]);
-    let victim = |path: &Path| {
-        let (listener, until) = (serve(path), Instant::now() + TIME);
+    let subject = |path: &Path| {
+        let (listener, deadline) = (serve(path), Instant::now() + TIME);
         let mut stream = listener.accept_timeout(LONG).expect("the attacker comes");
         let (mut readings, mut differ, mut last) = (0_u64, 0_u64, 0);
-        while Instant::now() < until || differ == 0 {
+        while Instant::now() < deadline || differ == 0 {
             let guard = stream.recv_ref_timeout(LONG).expect("honest but for the bytes");
             for at in 0..200 {
                 let mut byte = [0];
@@ -193,5 +193,5 @@ fn a_lent_payload_that_flips() {
         }
         format!("{readings} readings, {differ} unlike the one before")
     };
-    run("flips::a_lent_payload_that_flips", Plays::Client, attack, victim);
+    run("flips::a_lent_payload_that_flips", Plays::Client, attack, subject);
 }

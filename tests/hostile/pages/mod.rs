@@ -27,5 +27,5 @@ mod flips;
 mod scribbles;
 mod sleepers;
 mod sockets;
-mod victim;
+mod subject;
 mod words;

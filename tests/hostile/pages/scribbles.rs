@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use narrows::internal::layout::{Control, SLOT, SlotKind, words};
 
-use super::victim::{MAX_MESSAGE, Plays, options, run, work, work_as_client};
+use super::subject::{MAX_MESSAGE, Plays, options, run, work, work_as_client};
 use crate::support::LONG;
 use crate::support::raw_peer::{RawPeer, WORDS};
 
@@ -133,7 +133,7 @@ fn a_giant_of_which_little_comes() {
         hand.commit(0, Control { kind: SlotKind::First, abort: false, len: 4000, unit: 0 });
         hand.commit(1, Control { kind: SlotKind::Middle, abort: false, len: 4000, unit: 64 });
     };
-    let victim = |path: &Path| {
+    let subject = |path: &Path| {
         let listener = options().max_message(u32::MAX as usize).bind(path).expect("binds");
         let before = address_space();
         for _ in 0..8 {
@@ -149,7 +149,7 @@ fn a_giant_of_which_little_comes() {
         assert!(grown < 256 << 10, "{grown} KiB were reserved for 8000 bytes");
         format!("{grown} KiB of address space at most")
     };
-    run("scribbles::a_giant_of_which_little_comes", Plays::Client, attack, victim);
+    run("scribbles::a_giant_of_which_little_comes", Plays::Client, attack, subject);
 }
 
 /// The most that this process ever had mapped, in KiB.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use narrows::internal::layout::{Control, SlotKind, words};
 use narrows::{SharedMemoryStream, WaitStrategy};
 
-use super::victim::{Plays, frugal, options, run, wishes};
+use super::subject::{Plays, frugal, options, run, wishes};
 use crate::support::raw_peer::RawPeer;
 use crate::support::{LONG, reach, sys};
 
@@ -56,10 +56,10 @@ fn sleep_once(
     call: fn(&mut SharedMemoryStream, Duration) -> bool,
 ) -> String {
     let (began, before) = (Instant::now(), stream.stats().sleeps);
-    let ((), told) = frugal(what, || assert!(!call(stream, SLEEP)));
+    let ((), argument) = frugal(what, || assert!(!call(stream, SLEEP)));
     let (took, rounds) = (began.elapsed(), stream.stats().sleeps - before);
     assert!(u128::from(rounds) <= 70 + took.as_micros() / 500, "{what}: {rounds} rounds in {took:?}");
-    format!("{rounds} rounds: {told}")
+    format!("{rounds} rounds: {argument}")
 }
 
 /// Each waits for what never comes; whether the connection's end ended it.
@@ -142,7 +142,7 @@ fn a_message_for_a_sleeper_that_was_moved_arrives() {
             sys::futex_wake(flag);
         }
     };
-    let victim = |path: &Path| {
+    let subject = |path: &Path| {
         let listener = options().wait(WaitStrategy::Park).bind(path).expect("binds");
         for _ in 0..4 {
             let mut stream = listener.accept_timeout(LONG).expect("the attacker comes");
@@ -151,7 +151,7 @@ fn a_message_for_a_sleeper_that_was_moved_arrives() {
         }
         "4 messages".into()
     };
-    run("sleepers::a_message_for_a_sleeper_that_was_moved_arrives", Plays::Client, attack, victim);
+    run("sleepers::a_message_for_a_sleeper_that_was_moved_arrives", Plays::Client, attack, subject);
 }
 
 /// Threads of the peer sleep on our words, before and behind us.
@@ -193,9 +193,9 @@ fn a_stamp_that_flickers() {
         }
         sys::futex_wake(hand.pages.flag(flags(hand)[0]));
     };
-    let victim =
+    let subject =
         |path: &Path| flickered(path, |stream| assert!(stream.recv_timeout(&mut [0; 64], SLEEP).is_err()));
-    run("sleepers::a_stamp_that_flickers", Plays::Client, attack, victim);
+    run("sleepers::a_stamp_that_flickers", Plays::Client, attack, subject);
 }
 
 /// The head shows room while the victim sleeps, and none, or a lie, when it looks again.
@@ -209,7 +209,7 @@ fn a_head_that_flickers() {
         }
         sys::futex_wake(hand.pages.flag(flags(hand)[1]));
     };
-    let victim =
+    let subject =
         |path: &Path| flickered(path, |stream| assert!(stream.send_timeout(&[1; 1000], SLEEP).is_err()));
-    run("sleepers::a_head_that_flickers", Plays::Client, attack, victim);
+    run("sleepers::a_head_that_flickers", Plays::Client, attack, subject);
 }

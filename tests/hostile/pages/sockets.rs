@@ -13,9 +13,11 @@ use narrows::internal::handshake::{ClientHandshake, HELLO_LEN};
 use narrows::internal::layout::{Control, SlotKind};
 use narrows::{ConnectError, SharedMemoryListener, SharedMemoryStream};
 
-use super::victim::{MAX_MESSAGE, Plays, TIME, frugal, geometry, options, run, serve, wishes};
+use super::subject::{MAX_MESSAGE, Plays, TIME, frugal, geometry, options, run, serve, wishes};
 use crate::support::raw_peer::RawPeer;
-use crate::support::{Kept, LONG, Watchdog, alone, descriptors, eventually, me, reach, role, say, sys, told};
+use crate::support::{
+    Kept, LONG, Watchdog, alone, argument, descriptors, eventually, log, me, reach, role, sys,
+};
 
 /// Sends one inline message of so many bytes, by hand.
 fn say_by_hand(hand: &RawPeer, ticket: u64, len: u32) {
@@ -36,26 +38,26 @@ fn flood(hand: &RawPeer, _: &mut fastrand::Rng) {
 fn flooded(mut stream: SharedMemoryStream) -> String {
     assert_eq!(stream.recv_timeout(&mut [0; 8], LONG).expect("behind the flood").len, 5);
     let before = descriptors();
-    let (end, told) = frugal("slept", || stream.recv_timeout(&mut [0; 8], TIME / 2));
+    let (end, argument) = frugal("slept", || stream.recv_timeout(&mut [0; 8], TIME / 2));
     assert!(end.expect_err("nothing more").is_timeout());
     assert_eq!(descriptors(), before);
     assert!(!stream.is_disconnected());
-    told
+    argument
 }
 
 #[test]
 fn a_flood_behind_the_hello() {
-    let victim = |path: &Path| {
+    let subject = |path: &Path| {
         let listener = serve(path);
         flooded(listener.accept_timeout(LONG).expect("the attacker comes"))
     };
-    run("sockets::a_flood_behind_the_hello", Plays::Client, flood, victim);
+    run("sockets::a_flood_behind_the_hello", Plays::Client, flood, subject);
 }
 
 #[test]
 fn a_flood_behind_the_welcome() {
-    let victim = |path: &Path| flooded(reach(path, &wishes()));
-    run("sockets::a_flood_behind_the_welcome", Plays::Server, flood, victim);
+    let subject = |path: &Path| flooded(reach(path, &wishes()));
+    run("sockets::a_flood_behind_the_welcome", Plays::Server, flood, subject);
 }
 
 fn hello() -> [u8; HELLO_LEN] {
@@ -79,15 +81,15 @@ fn a_flood_of_half_open_connections() {
         }
         std::thread::sleep(Duration::from_millis(1));
     };
-    let victim = |path: &Path| {
+    let subject = |path: &Path| {
         let listener = options().handshake_timeout(Duration::from_millis(100)).bind(path).expect("binds");
         let mut attacker = listener.accept_timeout(LONG).expect("the attacker comes");
-        let (honest, told) = frugal("an honest client got in within", || beside(&listener, path));
-        drop(honest);
+        let (well_formed, argument) = frugal("an honest client got in within", || beside(&listener, path));
+        drop(well_formed);
         assert!(attacker.try_recv(&mut [0; 8]).is_err_and(|it| it.is_empty()), "it is as it was");
-        format!("{told}{} halves failed", listener.failed_handshakes())
+        format!("{argument}{} halves failed", listener.failed_handshakes())
     };
-    run("sockets::a_flood_of_half_open_connections", Plays::Client, attack, victim);
+    run("sockets::a_flood_of_half_open_connections", Plays::Client, attack, subject);
 }
 
 /// Accepts for a while, until an honest client got in.
@@ -140,14 +142,14 @@ fn the_memory_keeps_its_size_and_its_seals() {
         let len = resize(hand);
         say_by_hand(hand, 0, len);
     };
-    let victim = |path: &Path| {
+    let subject = |path: &Path| {
         let listener = serve(path);
         let mut stream = listener.accept_timeout(LONG).expect("the attacker comes");
         let refused = stream.recv_timeout(&mut [0; 104], LONG).expect("it says how many").len;
         assert_eq!(refused, 15, "each of them is refused");
         "15 ways refused".into()
     };
-    run("sockets::the_memory_keeps_its_size_and_its_seals", Plays::Client, attack, victim);
+    run("sockets::the_memory_keeps_its_size_and_its_seals", Plays::Client, attack, subject);
 }
 
 const STOPS: &str = "sockets::a_peer_that_stops_in_mid_handshake";
@@ -158,8 +160,8 @@ fn a_peer_that_stops_in_mid_handshake() {
         return;
     }
     match role().as_deref() {
-        Some("client") => return stop_as_client(Path::new(&told())),
-        Some(_) => return stop_as_server(Path::new(&told())),
+        Some("client") => return stop_as_client(Path::new(&argument())),
+        Some(_) => return stop_as_server(Path::new(&argument())),
         None => {}
     }
     let _watchdog = Watchdog::new(STOPS);
@@ -170,21 +172,21 @@ fn a_peer_that_stops_in_mid_handshake() {
     // Its backlog takes us whether it has stopped or not; before it listens we are refused.
     let listens = || UnixStream::connect(&path).is_ok();
     assert!(eventually(listens));
-    let (end, told) = frugal("a client gave up after", || options().connect_timeout(&path, short));
+    let (end, argument) = frugal("a client gave up after", || options().connect_timeout(&path, short));
     assert!(matches!(end, Err(ConnectError::Timeout)), "{end:?}");
     server.0.kill().expect("kills");
-    say(&told);
+    log(&argument);
 
     let path = folder.path().join("ours");
     let listener = options().handshake_timeout(short).bind(&path).expect("binds");
     let _client = Kept::start(&mut me(STOPS, "client", path.to_str().expect("plain")));
-    let (_honest, told) = frugal("a server went on beside it for", || beside(&listener, &path));
+    let (_honest, argument) = frugal("a server went on beside it for", || beside(&listener, &path));
     let failed = || {
         let _nobody = listener.accept_timeout(Duration::from_millis(10));
         listener.failed_handshakes() == 1
     };
     assert!(eventually(failed), "its time is over at some time");
-    say(&told);
+    log(&argument);
 }
 
 fn stop_as_client(path: &Path) {

@@ -19,9 +19,9 @@ use std::sync::atomic::Ordering;
 use narrows::internal::layout::{Control, Direction, Geometry, SLOT, SlotKind, words};
 use narrows::{SharedMemoryListener, SharedMemoryStream, TryRecvError, TrySendError};
 
-use super::victim::{hold, options};
+use super::subject::{hold, options};
 use crate::support::raw_peer::RawPeer;
-use crate::support::{Kept, LONG, me, role, say, sys, told};
+use crate::support::{Kept, LONG, argument, log, me, role, sys};
 
 const NAME: &str = "words::each_value_of_each_word";
 const SLOTS: u64 = 2;
@@ -99,8 +99,8 @@ fn region() -> Vec<(usize, Meaning)> {
 #[test]
 fn each_value_of_each_word() {
     match role().as_deref() {
-        Some("victim") => be_victim(Path::new(&told())),
-        Some(_) => be_attacker(Path::new(&told())),
+        Some("victim") => be_subject(Path::new(&argument())),
+        Some(_) => be_attacker(Path::new(&argument())),
         None => hold(NAME),
     }
 }
@@ -126,7 +126,7 @@ fn be_attacker(path: &Path) {
 /// The attacker, who does what it is told.
 struct Tool {
     _child: Kept,
-    tell: ChildStdin,
+    notify: ChildStdin,
     done: Lines<BufReader<ChildStdout>>,
 }
 
@@ -134,14 +134,14 @@ impl Tool {
     fn start(path: &Path) -> Self {
         let mut command = me(NAME, "attacker", path.to_str().expect("plain"));
         let mut child = Kept::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
-        let tell = child.0.stdin.take().expect("a pipe");
+        let notify = child.0.stdin.take().expect("a pipe");
         let done = BufReader::new(child.0.stdout.take().expect("a pipe")).lines();
-        Self { _child: child, tell, done }
+        Self { _child: child, notify, done }
     }
 
     /// A connection with this value in this place.
     fn corrupt(&mut self, listener: &SharedMemoryListener, at: usize, value: u64) -> SharedMemoryStream {
-        writeln!(self.tell, "{at} {value}").expect("listens");
+        writeln!(self.notify, "{at} {value}").expect("listens");
         let stream = listener.accept_timeout(LONG).expect("the attacker comes");
         let done = |line: std::io::Result<String>| line.expect("reads").ends_with("done");
         assert!(self.done.by_ref().any(done), "the attacker is there");
@@ -149,27 +149,27 @@ impl Tool {
     }
 }
 
-fn be_victim(path: &Path) {
+fn be_subject(path: &Path) {
     sys::alarm(150);
     let listener = options().slots(2).arena(64).max_calls_in_flight(1).bind(path).expect("binds");
-    let (mut honest, mut partner) = SharedMemoryStream::pair().expect("pair");
-    let (mut tool, mut cases, mut lies) = (Tool::start(path), 0, 0);
+    let (mut well_formed, mut partner) = SharedMemoryStream::pair().expect("pair");
+    let (mut tool, mut cases, mut violations) = (Tool::start(path), 0, 0);
     for (at, meaning) in region() {
         for value in VALUES {
             let mut stream = tool.corrupt(&listener, at, value);
-            lies +=
-                u64::from(judge(&mut stream, meaning, value, &format!("{value:#x} at {at:#x}: {meaning:?}")));
-            honest.send_timeout(HELLO, LONG).expect("undisturbed");
+            violations +=
+                u64::from(check(&mut stream, meaning, value, &format!("{value:#x} at {at:#x}: {meaning:?}")));
+            well_formed.send_timeout(HELLO, LONG).expect("undisturbed");
             partner.recv_timeout(&mut [0; 8], LONG).expect("undisturbed");
             cases += 1;
         }
     }
-    say(&format!("{NAME}: {cases} values, {lies} of them lies"));
-    assert!(lies > 20);
+    log(&format!("{NAME}: {cases} values, {violations} of them lies"));
+    assert!(violations > 20);
 }
 
 /// Uses the connection in every way, and wants what the meaning says; whether it was a lie.
-fn judge(stream: &mut SharedMemoryStream, meaning: Meaning, value: u64, what: &str) -> bool {
+fn check(stream: &mut SharedMemoryStream, meaning: Meaning, value: u64, what: &str) -> bool {
     let (received, sent) = (receive(stream), send(stream));
     let violated = Err(TryRecvError::ProtocolViolated);
     let lied = match meaning {

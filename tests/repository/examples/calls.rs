@@ -8,12 +8,12 @@ use super::run::{Run, child_of, example, signal, within_patience};
 
 #[test]
 fn calls_starts_its_own_server() {
-    let (status, said) = Run::start(example("calls")).end();
-    assert!(status.success(), "{said}");
+    let (status, output) = Run::start(example("calls")).end();
+    assert!(status.success(), "{output}");
     for words in ["\"MIND THE TIDE\"", "a chunk: \"word\"", "nothing to sum up", "all replies are right"] {
-        assert!(said.contains(words), "{words}: {said}");
+        assert!(output.contains(words), "{words}: {output}");
     }
-    assert!(said.contains("for 1 clients; Drained { cut_off: 0, running: 0 }"), "{said}");
+    assert!(output.contains("for 1 clients; ShutdownReport { cut_off: 0, running: 0 }"), "{output}");
 }
 
 #[test]
@@ -27,12 +27,12 @@ fn calls_in_two_processes_that_are_started_apart() {
     };
     let server = start(&["serve"]);
     for client in [start(&[]), start(&[])] {
-        let (status, said) = client.end();
-        assert!(status.success() && said.contains("all replies are right"), "{said}");
+        let (status, output) = client.end();
+        assert!(status.success() && output.contains("all replies are right"), "{output}");
     }
     signal("-INT", server.child.id());
-    let (status, said) = server.end();
-    assert!(status.success() && said.contains("for 2 clients"), "{said}");
+    let (status, output) = server.end();
+    assert!(status.success() && output.contains("for 2 clients"), "{output}");
     assert!(fs::read_dir(&folder).expect("lists").next().is_none(), "the path is removed");
 }
 
@@ -40,10 +40,10 @@ fn calls_in_two_processes_that_are_started_apart() {
 fn chat_plays_its_script() {
     let mut command = example("chat");
     command.arg("--script");
-    let (status, said) = Run::start(command).end();
-    assert!(status.success(), "{said}");
+    let (status, output) = Run::start(command).end();
+    assert!(status.success(), "{output}");
     for words in ["[Whole(33)]", "<what read main.rs found>", "[Cancelled(20)]", "1 answer was cancelled"] {
-        assert!(said.contains(words), "{words}: {said}");
+        assert!(output.contains(words), "{words}: {output}");
     }
 }
 
@@ -56,8 +56,8 @@ fn chat_cancels_on_a_key() {
     std::io::Write::write_all(&mut input, b"c\n").expect("writes");
     run.wait_for("[Cancelled(");
     drop(input);
-    let (status, said) = run.end();
-    assert!(status.success(), "{said}");
+    let (status, output) = run.end();
+    assert!(status.success(), "{output}");
 }
 
 #[test]
@@ -74,12 +74,12 @@ fn chat_learns_of_its_backends_death() {
 
 #[test]
 fn supervisor_sees_its_backend_die_and_come_back() {
-    let (status, said) = Run::start(example("supervisor")).end();
-    assert!(status.success(), "{said}");
+    let (status, output) = Run::start(example("supervisor")).end();
+    assert!(status.success(), "{output}");
     for who in ["a call", "a stream", "an upload", "a wait for pushes"] {
-        assert!(said.contains(&format!("{who} got Err(PeerDied)")), "{who}: {said}");
+        assert!(output.contains(&format!("{who} got Err(PeerDied)")), "{who}: {output}");
     }
-    assert_eq!(said.matches("lost the connection").count(), 1, "{said}");
-    assert!(said.contains("calls under way of methods [1, 2, 3]"), "{said}");
-    assert!(said.contains("all as it should be"), "{said}");
+    assert_eq!(output.matches("lost the connection").count(), 1, "{output}");
+    assert!(output.contains("calls under way of methods [1, 2, 3]"), "{output}");
+    assert!(output.contains("all as it should be"), "{output}");
 }

@@ -20,10 +20,10 @@ use tempfile::TempDir;
 #[test]
 fn ping_pong_prints_a_row_for_each_size() {
     let run = Run::start(ping_pong(&["--sizes", "0,8,1KiB,3MiB", "--millis", "20"]));
-    let (status, said) = run.end();
-    assert!(status.success(), "{said}");
+    let (status, output) = run.end();
+    assert!(status.success(), "{output}");
     for row in ["  0 B ", "  8 B ", "  1 KiB ", "  3 MiB "] {
-        assert!(said.contains(row), "{said}");
+        assert!(output.contains(row), "{output}");
     }
 }
 
@@ -31,17 +31,17 @@ fn ping_pong_prints_a_row_for_each_size() {
 fn ping_pong_waits_in_every_way() {
     for wait in ["park", "adaptive", "spin"] {
         let run = Run::start(ping_pong(&["--sizes", "64,300KiB", "--millis", "20", "--wait", wait]));
-        let (status, said) = run.end();
-        assert!(status.success(), "{wait}: {said}");
+        let (status, output) = run.end();
+        assert!(status.success(), "{wait}: {output}");
     }
 }
 
 #[test]
 fn ping_pong_fails_on_a_wrong_bit() {
     let run = Run::start(ping_pong(&["--sizes", "64", "--millis", "20", "--spoil"]));
-    let (status, said) = run.end();
-    assert!(!status.success(), "{said}");
-    assert!(said.contains("is not what was sent"), "{said}");
+    let (status, output) = run.end();
+    assert!(!status.success(), "{output}");
+    assert!(output.contains("is not what was sent"), "{output}");
 }
 
 #[test]
@@ -50,11 +50,11 @@ fn ping_pong_fails_when_the_second_process_dies() {
     let run = Run::start(ping_pong(&["--sizes", &rows, "--millis", "100"]));
     let second = within_patience("a second process", || child_of(run.child.id()));
     // A first row is the proof that the second process is through its handshake: it knows us now.
-    within_patience("a row", || run.said().contains("8 B").then_some(()));
+    within_patience("a row", || run.output().contains("8 B").then_some(()));
     signal("-KILL", second);
-    let (status, said) = run.end();
-    assert!(!status.success(), "{said}");
-    assert!(said.contains("the peer's process died"), "{said}");
+    let (status, output) = run.end();
+    assert!(!status.success(), "{output}");
+    assert!(output.contains("the peer's process died"), "{output}");
 }
 
 #[test]
@@ -63,10 +63,10 @@ fn the_second_process_ends_when_the_first_dies() {
     let run = Run::start(ping_pong(&["--sizes", &rows, "--millis", "100"]));
     let second = within_patience("a second process", || child_of(run.child.id()));
     // A first row is the proof that the second process is through its handshake: it knows us now.
-    within_patience("a row", || run.said().contains("8 B").then_some(()));
+    within_patience("a row", || run.output().contains("8 B").then_some(()));
     signal("-KILL", run.child.id());
     within_patience("the second process's words", || {
-        run.said().contains("second process: the peer's process died").then_some(())
+        run.output().contains("second process: the peer's process died").then_some(())
     });
     within_patience("the second process's end", || (!is_running(second)).then_some(()));
 }
@@ -76,10 +76,10 @@ fn copy_tree_copies_odd_trees() {
     let folder = TempDir::new().expect("folder");
     let (from, to) = (folder.path().join("from"), folder.path().join("to"));
     make_odd_tree(&from);
-    let (status, said) = Run::start(copy_tree(&from, &to)).end();
-    assert!(status.success(), "{said}");
-    assert!(said.contains("5 files, 3145738 bytes"), "{said}");
-    assert!(said.contains("left out"), "{said}");
+    let (status, output) = Run::start(copy_tree(&from, &to)).end();
+    assert!(status.success(), "{output}");
+    assert!(output.contains("5 files, 3145738 bytes"), "{output}");
+    assert!(output.contains("left out"), "{output}");
     let (mut expected, copied) = (contents(&from), contents(&to));
     expected.retain(|line| !line.starts_with("pipe "));
     assert_eq!(copied, expected);
@@ -94,8 +94,8 @@ fn copy_tree_names_what_is_wrong() {
     let folder = TempDir::new().expect("folder");
     let (from, to) = (folder.path().join("from"), folder.path().join("to"));
     let fails = |word: &str| {
-        let (status, said) = Run::start(copy_tree(&from, &to)).end();
-        assert!(!status.success() && said.contains(word), "{word}: {said}");
+        let (status, output) = Run::start(copy_tree(&from, &to)).end();
+        assert!(!status.success() && output.contains(word), "{word}: {output}");
     };
     fails("No such file");
     fs::write(&from, "text").expect("writes");
@@ -128,32 +128,32 @@ fn copy_tree_writes_nowhere_else_whatever_the_reader_says() {
         &[(FILE, b"a\0b")],
     ];
     for (number, attack) in attacks.iter().enumerate() {
-        let said = attack_writer(&folder.path().join(format!("to{number}")), attack);
-        assert!(["refused", "File exists", "NUL byte"].iter().any(|word| said.contains(word)), "{said}");
-        assert!(!folder.path().join("outside").exists(), "{said}");
+        let output = attack_writer(&folder.path().join(format!("to{number}")), attack);
+        assert!(["refused", "File exists", "NUL byte"].iter().any(|word| output.contains(word)), "{output}");
+        assert!(!folder.path().join("outside").exists(), "{output}");
     }
 }
 
 #[test]
 fn copy_tree_notices_a_wrong_checksum_and_frames_out_of_order() {
     let folder = TempDir::new().expect("folder");
-    let said = attack_writer(&folder.path().join("a"), &[(2, b"file"), (3, b"text"), (4, b"")]);
-    assert!(said.contains("the checksum is wrong"), "{said}");
+    let output = attack_writer(&folder.path().join("a"), &[(2, b"file"), (3, b"text"), (4, b"")]);
+    assert!(output.contains("the checksum is wrong"), "{output}");
     for (number, kind) in [0, 3, 4, 7, 99].into_iter().enumerate() {
-        let said = attack_writer(&folder.path().join(format!("b{number}")), &[(kind, b"text")]);
-        assert!(said.contains("out of place"), "{said}");
+        let output = attack_writer(&folder.path().join(format!("b{number}")), &[(kind, b"text")]);
+        assert!(output.contains("out of place"), "{output}");
     }
 }
 
 #[test]
 fn echo_comes_back_until_the_input_ends() {
     let echo = Echo::start();
-    let (status, said) = echo.client.end();
-    assert!(status.success() && said.contains("hello\n"), "{said}");
+    let (status, output) = echo.client.end();
+    assert!(status.success() && output.contains("hello\n"), "{output}");
     echo.server.wait_for("the peer closed the connection");
     signal("-INT", echo.server.child.id());
-    let (status, said) = echo.server.end();
-    assert!(status.success(), "{said}");
+    let (status, output) = echo.server.end();
+    assert!(status.success(), "{output}");
     assert!(!echo.folder.path().join("socket").exists());
 }
 
@@ -162,8 +162,8 @@ fn echo_server_closes_its_connections_when_interrupted() {
     let echo = Echo::start();
     signal("-INT", echo.server.child.id());
     echo.client.wait_for("the server closed the connection");
-    let (status, said) = echo.server.end();
-    assert!(status.success() && said.contains("this end was closed"), "{said}");
+    let (status, output) = echo.server.end();
+    assert!(status.success() && output.contains("this end was closed"), "{output}");
     assert!(!echo.client.end().0.success());
 }
 

@@ -65,14 +65,14 @@ impl Run {
         Self { child, words, _folder: folder }
     }
 
-    pub(crate) fn said(&self) -> String {
+    pub(crate) fn output(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.words).expect("reads")).into_owned()
     }
 
     pub(crate) fn wait_for(&self, word: &str) {
         let start = Instant::now();
-        while !self.said().contains(word) {
-            assert!(start.elapsed() < PATIENCE, "no {word:?} in {:?}", self.said());
+        while !self.output().contains(word) {
+            assert!(start.elapsed() < PATIENCE, "no {word:?} in {:?}", self.output());
             thread::sleep(Duration::from_millis(5));
         }
     }
@@ -81,7 +81,7 @@ impl Run {
     pub(crate) fn end(mut self) -> (ExitStatus, String) {
         drop(self.child.stdin.take());
         let status = within_patience("the end", || self.child.try_wait().expect("waits"));
-        (status, self.said())
+        (status, self.output())
     }
 }
 

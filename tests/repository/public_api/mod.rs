@@ -34,8 +34,8 @@ static DOCUMENTED: LazyLock<Crate> = LazyLock::new(|| {
     // Modules that are hidden have what the root exports; what is hidden itself is left out below.
     cargo.args(["--document-hidden-items", "--cap-lints", "allow"]);
     cargo.env("RUSTC_BOOTSTRAP", "1").env_remove("RUSTDOCFLAGS").current_dir(crate::support::ROOT);
-    let said = cargo.output().expect("cargo");
-    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    let output = cargo.output().expect("cargo");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = fs::read(target.join("doc/narrows.json")).expect("rustdoc's word");
     Crate(serde_json::from_slice::<Value>(&text).expect("JSON"))
 });

@@ -228,12 +228,12 @@ fn by_hand(it: &Value) -> bool {
 /// Those that a user notices.
 fn attributes(item: &Value) -> String {
     let attributes = item["attrs"].as_array().into_iter().flatten();
-    let told = attributes.map(|it| match it {
+    let argument = attributes.map(|it| match it {
         it if it == "non_exhaustive" => "#[non_exhaustive] ",
         it if it["must_use"].is_object() => "#[must_use] ",
         _ => "",
     });
-    told.collect()
+    argument.collect()
 }
 
 fn list(values: &Value, each: impl Fn(&Value) -> String) -> String {

@@ -10,7 +10,7 @@ use narrows::internal::handshake::{
 use narrows::internal::layout::Geometry;
 use narrows::{HandshakeError, RejectCode};
 
-use crate::support::say;
+use crate::support::log;
 
 const DEPTH: usize = 5;
 
@@ -18,10 +18,10 @@ fn client() -> ClientHandshake {
     ClientHandshake::new(Geometry::new(8, 4096, 64).expect("legal"), 1000, 5)
 }
 
-fn welcome() -> Vec<u8> {
+fn accept() -> Vec<u8> {
     let geometry = Geometry::new(4, 4096, 64).expect("legal");
     let agreed = Negotiated { version: VERSION_MAX, features: 0, geometry, max_message: 9, first_ticket: 3 };
-    Answer::Welcome(agreed).encode().to_vec()
+    Answer::Accept(agreed).encode().to_vec()
 }
 
 fn reject() -> Vec<u8> {
@@ -57,14 +57,14 @@ impl Came {
 
 #[test]
 fn every_order_for_the_client() {
-    let (welcome, reject, hello) = (welcome(), reject(), client().hello());
+    let (accept, reject, hello) = (accept(), reject(), client().hello());
     let tokens: [&[u8]; 11] = [
         &hello,
-        &welcome,
+        &accept,
         &reject,
         b"GET / HT",
-        &welcome[..64],
-        &welcome[64..],
+        &accept[..64],
+        &accept[64..],
         &reject[..64],
         &reject[64..],
         &[],
@@ -73,7 +73,7 @@ fn every_order_for_the_client() {
     ];
     let mut ends = [0_u64; 3];
     orders_for_client(&tokens, &client(), &Came::default(), DEPTH, &mut ends);
-    say(&format!("client: {} agreements, {} refusals, {} others", ends[0], ends[1], ends[2]));
+    log(&format!("client: {} agreements, {} refusals, {} others", ends[0], ends[1], ends[2]));
     assert!(ends.iter().all(|count| *count > 100));
 }
 
@@ -92,7 +92,7 @@ fn orders_for_client(
             (is, Err(error)) => (is == &Err(error)).then_some(2),
             (is, Ok(Some(missing))) => (is == &Ok(ClientStep::NeedMore(missing))).then_some(2),
             (Ok(ClientStep::Agreed(it)), Ok(None)) => {
-                (came.0 == welcome() && it.max_message == 9).then_some(0)
+                (came.0 == accept() && it.max_message == 9).then_some(0)
             }
             (Ok(ClientStep::Rejected(it)), Ok(None)) => {
                 (came.0 == reject() && it.code() == RejectCode::Geometry).then_some(1)
@@ -111,7 +111,7 @@ fn orders_for_client(
 
 /// What is wrong with a whole answer that begins like one half and ends like another.
 fn mixed(answer: &[u8]) -> Option<HandshakeError> {
-    if answer == welcome() || answer == reject() {
+    if answer == accept() || answer == reject() {
         return None;
     }
     let surplus = answer[if answer[8] == 1 { 64 } else { 88 }..].iter().any(|byte| *byte != 0);
@@ -122,7 +122,7 @@ fn mixed(answer: &[u8]) -> Option<HandshakeError> {
 fn every_order_for_the_server() {
     let (right, other) = (hello_with(0, b""), hello_with(40, &[6]));
     let (odd, late) = (hello_with(16, &[3]), hello_with(8, &[3, 0, 3, 0]));
-    let (welcome, reject) = (welcome(), reject());
+    let (accept, reject) = (accept(), reject());
     let tokens: [&[u8]; 11] = [
         &right,
         &other,
@@ -133,12 +133,12 @@ fn every_order_for_the_server() {
         &other[32..],
         b"GET / HT",
         &[],
-        &welcome,
+        &accept,
         &reject[..1],
     ];
     let mut hellos = 0;
     orders_for_server(&tokens, &ServerHandshake::new(5), &Came::default(), DEPTH, &mut hellos);
-    say(&format!("server: {hellos} hellos"));
+    log(&format!("server: {hellos} hellos"));
     assert!(hellos > 100);
 }
 
@@ -173,7 +173,7 @@ fn whole(hello: &[u8]) -> Result<Option<u64>, HandshakeError> {
         return Err(HandshakeError::NoCommonVersion { min: 3, max: 3 });
     }
     if hello[16] != 8 {
-        return Err(HandshakeError::BadGeometry { slots: 3, arena: 4096, urgent: 64 });
+        return Err(HandshakeError::BadGeometry { slots: 3, arena: 4096, oob: 64 });
     }
     // What a client offers and no server knows is ignored: the first four of the eight bytes at 48.
     match (field(32), field(40), field(48) >> 32 | field(56)) {
@@ -200,9 +200,10 @@ fn every_value_of_the_first_twelve_bytes_of_a_hello() {
                 _ => Ok(true),
             };
             let mut machine = ServerHandshake::new(5);
-            let told = bytes.iter().map(|byte| machine.feed(&[*byte]).map(|hello| hello.is_some()));
-            let (told, byte) = told.zip(0..).find(|(told, _)| *told != Ok(false)).expect("an end");
-            assert_eq!(told, right, "{value} at {at}");
+            let argument = bytes.iter().map(|byte| machine.feed(&[*byte]).map(|hello| hello.is_some()));
+            let (argument, byte) =
+                argument.zip(0..).find(|(argument, _)| *argument != Ok(false)).expect("an end");
+            assert_eq!(argument, right, "{value} at {at}");
             let soon = if at < 8 && !same { at } else { HELLO_LEN - 1 };
             assert_eq!(byte, soon, "another program's words are told by the first that differs");
             let whole: [u8; HELLO_LEN] = bytes.try_into().expect("a hello");
@@ -215,22 +216,23 @@ fn every_value_of_the_first_twelve_bytes_of_a_hello() {
 fn every_value_of_the_first_twelve_bytes_of_an_answer() {
     for at in 0..12 {
         for value in 0..=u8::MAX {
-            let mut bytes = welcome();
+            let mut bytes = accept();
             bytes[at] = value;
             let (kind, version) =
                 (u16::from_le_bytes([bytes[8], bytes[9]]), u16::from_le_bytes([bytes[10], bytes[11]]));
             let right = match at {
-                _ if bytes == welcome() => Ok(true),
+                _ if bytes == accept() => Ok(true),
                 0..8 => Err(HandshakeError::BadMagic),
                 _ if kind == 2 => Err(HandshakeError::ReservedNotZero),
                 _ if kind != 1 => Err(HandshakeError::UnknownKind(kind)),
                 _ => Err(HandshakeError::NoCommonVersion { min: version, max: version }),
             };
             let mut machine = client();
-            let told =
+            let argument =
                 bytes.iter().map(|byte| machine.feed(&[*byte]).map(|it| matches!(it, ClientStep::Agreed(_))));
-            let (told, byte) = told.zip(0..).find(|(told, _)| *told != Ok(false)).expect("an end");
-            assert_eq!(told, right, "{value} at {at}");
+            let (argument, byte) =
+                argument.zip(0..).find(|(argument, _)| *argument != Ok(false)).expect("an end");
+            assert_eq!(argument, right, "{value} at {at}");
             assert_eq!(byte, if at < 8 && right.is_err() { at } else { ANSWER_LEN - 1 });
         }
     }
@@ -245,7 +247,7 @@ fn every_truncation_asks_for_the_rest() {
         let more = machine.feed(&[byte]);
         assert_eq!(more.map(|it| it.is_some()), Ok(count + 1 == HELLO_LEN));
     }
-    for answer in [welcome(), reject()] {
+    for answer in [accept(), reject()] {
         for count in 0..ANSWER_LEN {
             let mut machine = client();
             assert_eq!(machine.feed(&answer[..count]), Ok(ClientStep::NeedMore(ANSWER_LEN - count)));

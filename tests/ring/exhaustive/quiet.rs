@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use narrows::internal::mem::{Heap, Memory, forward_memory};
+use narrows::internal::memory::{Heap, Memory, forward_memory};
 
 #[derive(Clone)]
 pub(crate) struct Quiet(pub(crate) Arc<Heap>);

@@ -18,7 +18,7 @@ use narrows::internal::layout::LAST_TICKET;
 
 use super::world::{STEPS, World};
 use crate::support::Watchdog;
-use crate::support::say;
+use crate::support::log;
 
 /// What was seen of a world.
 #[derive(Default)]
@@ -83,7 +83,7 @@ const ARENAS: [usize; 5] = [64, 128, 256, 512, 1024];
 fn report(slots: usize, arena: usize, (seen, firsts): &(Seen, usize)) {
     let Seen { states, cursors, steps, all } = seen;
     let (extent, states, cursors) = (if *all { "all" } else { "the first" }, states.len(), cursors.len());
-    say(&format!(
+    log(&format!(
         "{slots} slots, arena {arena}, {firsts} first tickets: {extent} {states} states, {cursors} cursors, {steps} steps"
     ));
 }

@@ -7,20 +7,20 @@
 use std::sync::Arc;
 
 use narrows::internal::layout::LAST_TICKET;
-use narrows::internal::mem::{Field, Heap, Load, Memory, Padding, Span, Store, Word};
+use narrows::internal::memory::{Field, Heap, Load, Memory, Padding, Span, Store, Word};
 use narrows::internal::ring::Producer;
 use narrows::internal::{
     ConnectionError, NoWaitPolicy, ReceiverCore, RecvCoreError, SendCoreError, SenderCore, Wait,
 };
 
+use crate::support::log;
 use crate::support::rings::{In, Out, send, try_take};
-use crate::support::say;
 
 const FIRST: [u64; 7] = [0, 1, 5, (1 << 31) - 2, (1 << 32) - 2, (1 << 62) - 2, LAST_TICKET - 30];
 const ARENA: usize = 64;
 /// The longest message: not a multiple of anything.
 const MAX: u64 = 100;
-const LIE: RecvCoreError = RecvCoreError::Ended(ConnectionError::ProtocolViolated);
+const VIOLATION: RecvCoreError = RecvCoreError::Ended(ConnectionError::ProtocolViolated);
 
 fn ring(slots: u64, first: u64) -> (Out, In, Arc<Heap>) {
     let heap = Arc::new(Heap::new(count(slots), ARENA, 1));
@@ -46,7 +46,7 @@ fn condemned(heap: &Heap) -> bool {
 
 #[test]
 fn every_stamp_in_every_cursor_state() {
-    let (mut cases, mut lies) = (0, 0);
+    let (mut cases, mut violations) = (0, 0);
     for slots in [1, 2, 4, 8] {
         for first in FIRST {
             for taken in 0..=2 * slots {
@@ -56,13 +56,13 @@ fn every_stamp_in_every_cursor_state() {
                 let bits = (0..64).map(|bit| (2 * ticket + 2) ^ 1 << bit);
                 for stamp in near.chain(bits).chain([0, 1, 2, u64::MAX, u64::MAX - 1, !ticket, ticket]) {
                     cases += 1;
-                    lies += u64::from(judge_stamp(slots, first, taken, stamp));
+                    violations += u64::from(judge_stamp(slots, first, taken, stamp));
                 }
             }
         }
     }
-    say(&format!("{cases} stamps, {lies} of them lies"));
-    assert!(lies > 1000 && cases - lies > 1000);
+    log(&format!("{cases} stamps, {violations} of them lies"));
+    assert!(violations > 1000 && cases - violations > 1000);
 }
 
 /// Whether the stamp is a lie for the ticket behind `taken` honest ones.
@@ -76,12 +76,12 @@ fn judge_stamp(slots: u64, first: u64, taken: u64, stamp: u64) -> bool {
     let kept = if ticket >= slots { vec![0, 2 * (ticket - slots) + 2] } else { vec![0] };
     let (waiting, ready) = (kept.contains(&stamp) || stamp == 2 * ticket + 1, stamp == 2 * ticket + 2);
     forge(&heap, ticket, stamp, 3 << 32 | 1, 7);
-    assert_eq!(inb.has_news(), !waiting, "{stamp:#x} for {ticket:#x} of {slots}");
+    assert_eq!(inb.is_ready(), !waiting, "{stamp:#x} for {ticket:#x} of {slots}");
     match try_take(&mut inb) {
         Ok((message, _)) => assert!(ready && message == [7, 0, 0]),
         Err(RecvCoreError::Empty) => assert!(waiting, "{stamp:#x} for {ticket:#x} of {slots} is a lie"),
         Err(fault) => {
-            assert!(fault == LIE && !waiting && !ready && condemned(&heap), "{stamp:#x}: {fault:?}")
+            assert!(fault == VIOLATION && !waiting && !ready && condemned(&heap), "{stamp:#x}: {fault:?}")
         }
     }
     !waiting && !ready
@@ -191,8 +191,8 @@ fn judge_slot(slots: u64, before: &[Slot], last: Slot, lends: bool) -> bool {
             Ok(Some(message)) => assert_eq!(is.as_ref(), Ok(message), "{slot:?} behind {before:?}"),
             Ok(None) => assert_eq!(is, Err(RecvCoreError::Empty), "{slot:?} behind {before:?}"),
             Err(()) => {
-                assert_eq!(is, Err(LIE), "{slot:?} behind {before:?}");
-                assert!(condemned(&heap) && try_take(&mut inb) == Err(LIE));
+                assert_eq!(is, Err(VIOLATION), "{slot:?} behind {before:?}");
+                assert!(condemned(&heap) && try_take(&mut inb) == Err(VIOLATION));
                 return true;
             }
         }
@@ -204,11 +204,11 @@ fn judge_slot(slots: u64, before: &[Slot], last: Slot, lends: bool) -> bool {
 fn every_control_word_in_every_state() {
     let lens: Vec<u64> = (0..=130).chain([256, 1 << 16, 1 << 31, u64::from(u32::MAX)]).collect();
     let places = [0, 1, 2, 1 << 25, (1 << 26) - 1];
-    let (mut cases, mut lies) = (0, 0);
-    let mut judge = |slots, before: &[Slot], slot| {
+    let (mut cases, mut violations) = (0, 0);
+    let mut check = |slots, before: &[Slot], slot| {
         for lends in [false, true] {
             cases += 1;
-            lies += u64::from(judge_slot(slots, before, slot, lends));
+            violations += u64::from(judge_slot(slots, before, slot, lends));
         }
     };
     for before in states() {
@@ -217,20 +217,20 @@ fn every_control_word_in_every_state() {
                 for place in places {
                     // A first piece must announce something; every total comes below.
                     let total = if code & 31 == 3 { (len + 1).min(MAX) } else { u64::MAX };
-                    judge(1, &before, Slot { code, len: *len, place, total });
+                    check(1, &before, Slot { code, len: *len, place, total });
                 }
             }
         }
         for code in [3, 32 | 3] {
             for len in 0..=65 {
                 for total in (0..=MAX + 1).chain([1 << 32, (1 << 32) + 64, 1 << 63, u64::MAX]) {
-                    judge(2, &before, Slot { code, len, place: 0, total });
+                    check(2, &before, Slot { code, len, place: 0, total });
                 }
             }
         }
     }
-    say(&format!("{cases} control words and totals, {lies} of them lies"));
-    assert!(lies > 10_000 && cases - lies > 10_000);
+    log(&format!("{cases} control words and totals, {violations} of them lies"));
+    assert!(violations > 10_000 && cases - violations > 10_000);
 }
 
 /// A producer whose ring is full: what it last knew of the head, and its tail.
@@ -245,7 +245,7 @@ fn full(slots: u64, first: u64, released: u64) -> (Out, Arc<Heap>, u64, u64) {
 
 #[test]
 fn every_head_in_every_cursor_state() {
-    let (mut cases, mut lies) = (0, 0);
+    let (mut cases, mut violations) = (0, 0);
     for slots in [1, 2, 4, 8] {
         for first in FIRST {
             for released in 0..=slots {
@@ -258,7 +258,7 @@ fn every_head_in_every_cursor_state() {
                     heap.store(Word::Head, head, Store::Release);
                     let right = match head {
                         head if head < known || head > tail => {
-                            lies += 1;
+                            violations += 1;
                             Err(SendCoreError::Ended(ConnectionError::ProtocolViolated))
                         }
                         head if head == known => Err(SendCoreError::Full),
@@ -274,23 +274,23 @@ fn every_head_in_every_cursor_state() {
             }
         }
     }
-    say(&format!("{cases} heads, {lies} of them lies"));
-    assert!(lies > 1000 && cases - lies > 1000);
+    log(&format!("{cases} heads, {violations} of them lies"));
+    assert!(violations > 1000 && cases - violations > 1000);
 }
 
 #[test]
 fn every_end_with_every_rest() {
     let fates = [0, 1, 2, 3, 4, 5, 1 << 32, u64::MAX];
-    for fate in fates {
+    for reason in fates {
         for mark in [0, 1, 2, 3, 1 << 32, u64::MAX] {
             for rest in 0..=2 {
                 let (mut out, mut inb, heap) = ring(2, 7);
                 (0..rest).for_each(|_| assert_eq!(send(&mut out, b"rest", 0, Wait::Never), Ok(4)));
-                heap.set_close_reason(fate);
+                heap.set_close_reason(reason);
                 heap.store(Word::ProducerClosed, mark, Store::Release);
                 heap.store(Word::ConsumerClosed, mark, Store::Release);
                 // What ends at once, and what ends when nothing is left.
-                let (now, then) = match (fate, mark) {
+                let (now, then) = match (reason, mark) {
                     (1, _) => (Some(ConnectionError::Closed), None),
                     (4.., _) => (Some(ConnectionError::ProtocolViolated), None),
                     (_, 1..) | (2, _) => (None, Some(ConnectionError::Disconnected)),
@@ -302,13 +302,13 @@ fn every_end_with_every_rest() {
                     (0..rest).for_each(|_| assert_eq!(try_take(&mut inb), Ok((b"rest".to_vec(), 0))));
                 }
                 let right = end.map_or(RecvCoreError::Empty, RecvCoreError::Ended);
-                assert_eq!(try_take(&mut inb), Err(right), "fate {fate}, mark {mark}, {rest} left");
-                assert_eq!(inb.has_news(), end.is_some());
+                assert_eq!(try_take(&mut inb), Err(right), "fate {reason}, mark {mark}, {rest} left");
+                assert_eq!(inb.is_ready(), end.is_some());
                 let right = end.map_or(Ok(1), |end| Err(SendCoreError::Ended(end)));
                 assert_eq!(
                     send(&mut out, b"s", 0, Wait::Never),
                     right,
-                    "fate {fate}, mark {mark}, {rest} left"
+                    "fate {reason}, mark {mark}, {rest} left"
                 );
             }
         }

@@ -9,7 +9,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use narrows::internal::layout::{Control, LAST_TICKET, SlotKind};
-use narrows::internal::mem::{ARENA_ALIGN, Field, Flag, Heap, INLINE_CAPACITY, Load, Memory, Padding, Span};
+use narrows::internal::memory::{
+    ARENA_ALIGN, Field, Flag, Heap, INLINE_CAPACITY, Load, Memory, Padding, Span,
+};
 use narrows::internal::{IncomingMessage, RecvCoreError, SendCoreError, Wait};
 
 use super::quiet::Quiet;
@@ -65,7 +67,7 @@ pub(super) struct World {
     first: u64,
     queue: VecDeque<Vec<u8>>,
     /// The front message was lent and not given back.
-    lent: Option<IncomingMessage>,
+    borrowed: Option<IncomingMessage>,
     number: u64,
 }
 
@@ -74,7 +76,7 @@ impl World {
         let heap = Arc::new(Heap::new(slots, arena, 1));
         let (out, inb) = over(&Quiet(heap.clone()), first);
         let (slots, queue) = (slots as u64, VecDeque::new());
-        Self { out, inb, heap, slots, arena, first, queue, lent: None, number: 0 }
+        Self { out, inb, heap, slots, arena, first, queue, borrowed: None, number: 0 }
     }
 
     /// One of a kind of length: nothing, something, too long for a slot, half the arena, to be cut.
@@ -106,9 +108,9 @@ impl World {
     fn send(&mut self, kind: usize, wait: Wait) {
         let (message, tail) = (self.message(kind), self.tail());
         let (len, whole) = (message.len(), self.arena.max(INLINE_CAPACITY));
-        let piece = if self.slots < 4 { self.arena } else { (self.arena / 4).max(ARENA_ALIGN) };
-        let pieces = if len > whole { len.div_ceil(piece) as u64 } else { 1 };
-        let enough = LAST_TICKET + 1 - tail >= pieces;
+        let fragment = if self.slots < 4 { self.arena } else { (self.arena / 4).max(ARENA_ALIGN) };
+        let fragments = if len > whole { len.div_ceil(fragment) as u64 } else { 1 };
+        let enough = LAST_TICKET + 1 - tail >= fragments;
         let (full, idle) = (tail - head(&*self.heap) == self.slots, self.inb.ring().ticket() == tail);
         match send(&mut self.out, &message, kind as u64, wait) {
             Ok(sent) => {
@@ -167,7 +169,7 @@ impl World {
 
     /// The next call gives back what was lent.
     fn lent_is_over(&mut self) {
-        if self.lent.take().is_some() {
+        if self.borrowed.take().is_some() {
             self.queue.pop_front();
         }
     }
@@ -200,15 +202,15 @@ impl World {
                 let mut buffer = vec![0; message.len()];
                 self.inb.read_at(&message, 0, &mut buffer).expect("inside");
                 assert_eq!(Some(&buffer), self.queue.front());
-                self.lent = Some(message);
+                self.borrowed = Some(message);
             }
             Err(fault) => self.nothing(fault),
         }
     }
 
     fn give_back(&mut self) {
-        if let Some(message) = self.lent {
-            self.inb.release(&message).expect("honest");
+        if let Some(message) = self.borrowed {
+            self.inb.release(&message).expect("well-formed");
             self.lent_is_over();
         }
     }
@@ -256,7 +258,7 @@ impl World {
     /// The grains of the arena that a ticket in flight stands in.
     fn grains(&self, ticket: u64) -> std::ops::Range<usize> {
         let word = self.heap.load_slot(ticket, Field::Control, Load::Relaxed);
-        let control = Control::decode(word, self.arena as u64).expect("honest");
+        let control = Control::decode(word, self.arena as u64).expect("well-formed");
         let (place, len) = (control.unit as usize, control.len as usize);
         if control.kind == SlotKind::Inline { 0..0 } else { place..place + len.div_ceil(ARENA_ALIGN) }
     }
@@ -303,7 +305,7 @@ impl World {
         let (_, partial) = partial.split_once(']').expect("a list");
         let (partial, _) = partial.split_once("}, state:").expect("what the receiver holds");
         let unfinished = format!("{:?}", self.out.ring()).contains("unfinished: true");
-        (partial.into(), self.lent.is_some(), unfinished)
+        (partial.into(), self.borrowed.is_some(), unfinished)
     }
 }
 

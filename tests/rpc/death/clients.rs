@@ -11,7 +11,7 @@ use narrows::{ServerHandle, SharedMemoryClient};
 use super::processes::{FLOOD, HOLD, PUSH, SWALLOW, Seen, bind, reach, small};
 use super::servers::{BEGIN, KINDS};
 use crate::support::{
-    Kept, LONG, Watchdog, descriptors, eventually, mappings, me, role, runs, say, sys, threads, told,
+    Kept, LONG, Watchdog, argument, descriptors, eventually, log, mappings, me, role, runs, sys, threads,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -59,7 +59,7 @@ pub(crate) fn alone(name: &str, other: impl Fn(&Path), test: impl Fn(&Path)) {
         }
         Some(_) => {
             sys::alarm(90);
-            other(Path::new(&told()));
+            other(Path::new(&argument()));
         }
     }
 }
@@ -91,16 +91,16 @@ fn a_killed_client_frees_all_it_had() {
         let seen = Arc::<Seen>::default();
         let (server, first) = open(path, &seen);
         for round in 1..=10 {
-            let mut victim = client(NAME, path);
+            let mut subject = client(NAME, path);
             let all = round * (BEGIN + 1);
             assert!(eventually(|| seen.begun.load(Ordering::SeqCst) == all));
             let most = counts(&server);
             assert!(most.connections == 2 && most.running == 9, "{most:?}");
             assert!(most.descriptors > first.descriptors && most.mappings >= 2, "{most:?}");
-            victim.0.kill().expect("kills");
+            subject.0.kill().expect("kills");
             settles(&server, first);
-            let told = || seen.died.load(Ordering::SeqCst) == 2 * round as usize;
-            assert!(eventually(told), "{seen:?}");
+            let argument = || seen.died.load(Ordering::SeqCst) == 2 * round as usize;
+            assert!(eventually(argument), "{seen:?}");
             assert_eq!(seen.cancelled.load(Ordering::SeqCst), all as usize, "each method has seen it");
         }
         assert_eq!(seen.other.load(Ordering::SeqCst), 1, "no end was told as another");
@@ -112,7 +112,7 @@ const PROCESSES: usize = 4;
 const EACH: usize = 50;
 
 /// As many connections as there are to a process, each in the middle of something else.
-fn crowd(path: &Path) {
+fn clients(path: &Path) {
     let clients: Vec<_> = (0..EACH).map(|_| connect(path)).collect();
     let mut kept = (Vec::new(), Vec::new(), Vec::new());
     for (at, client) in clients.iter().enumerate() {
@@ -138,17 +138,17 @@ fn crowd(path: &Path) {
 #[test]
 fn a_thousand_killed_clients_leave_nothing() {
     const NAME: &str = "clients::a_thousand_killed_clients_leave_nothing";
-    alone(NAME, crowd, |path| {
+    alone(NAME, clients, |path| {
         let seen = Arc::<Seen>::default();
         let (server, first) = open(path, &seen);
         let (began, mut random, mut most) = (Instant::now(), fastrand::Rng::new(), first);
         for wave in 1..=5 {
-            let mut crowd: Vec<_> = (0..PROCESSES).map(|_| client(NAME, path)).collect();
+            let mut clients: Vec<_> = (0..PROCESSES).map(|_| client(NAME, path)).collect();
             assert!(eventually(|| server.stats().connections == PROCESSES * EACH));
             thread::sleep(Duration::from_micros(random.u64(..5000)));
             most = counts(&server);
-            for victim in &mut crowd {
-                victim.0.kill().expect("kills");
+            for subject in &mut clients {
+                subject.0.kill().expect("kills");
             }
             settles(&server, first);
             let dead = wave * PROCESSES * EACH;
@@ -158,6 +158,6 @@ fn a_thousand_killed_clients_leave_nothing() {
         assert_eq!(server.stats().died, 1000);
         let lived = seen.begun.load(Ordering::SeqCst) as usize;
         assert_eq!(seen.cancelled.load(Ordering::SeqCst), lived, "each method has seen it");
-        say(&format!("1000 killed clients in {:.1?}: {most:?} at most, {first:?} after", began.elapsed()));
+        log(&format!("1000 killed clients in {:.1?}: {most:?} at most, {first:?} after", began.elapsed()));
     });
 }

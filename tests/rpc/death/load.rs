@@ -11,7 +11,7 @@ use narrows::{CallError, Reconnect, SharedMemoryClient};
 use super::clients::{alone, client, counts, open, settles};
 use super::processes::{ECHO, FLOOD, POOLED, SWALLOW, Seen, reach, serve, small, start};
 use super::servers::Outcome;
-use crate::support::{LONG, Watchdog, eventually, fill, index_of, role, say, told};
+use crate::support::{LONG, Watchdog, argument, eventually, fill, index_of, log, role};
 
 const ROUNDS: usize = 100;
 const THREADS: u64 = 4;
@@ -48,7 +48,7 @@ fn work(client: &SharedMemoryClient, random: &mut fastrand::Rng, buffer: &mut Ve
 fn the_server_dies_at_random() {
     const NAME: &str = "load::the_server_dies_at_random";
     if role().is_some() {
-        return serve(&told());
+        return serve(&argument());
     }
     let _watchdog = Watchdog::new(NAME);
     let folder = tempfile::tempdir().expect("directory");
@@ -95,11 +95,11 @@ fn the_server_dies_at_random() {
     });
     assert!(!stuck, "a call was not ended by the server's death");
     let (done, failed) = (done.load(Ordering::SeqCst), failed.load(Ordering::SeqCst));
-    let (told, made) = (losses.load(Ordering::SeqCst), client.stats().reconnects);
-    assert!((ROUNDS - 1..=ROUNDS).contains(&told), "each loss is told once: {told}");
-    assert_eq!(made, told as u64);
+    let (argument, made) = (losses.load(Ordering::SeqCst), client.stats().reconnects);
+    assert!((ROUNDS - 1..=ROUNDS).contains(&argument), "each loss is told once: {argument}");
+    assert_eq!(made, argument as u64);
     assert!(failed <= THREADS * ROUNDS as u64, "at most one call of each thread for each death: {failed}");
-    say(&format!("{ROUNDS} deaths in {:.1?}: {done} calls done, {failed} told PeerDied", began.elapsed()));
+    log(&format!("{ROUNDS} deaths in {:.1?}: {done} calls done, {failed} told PeerDied", began.elapsed()));
 }
 
 #[test]
@@ -122,18 +122,18 @@ fn clients_die_at_random() {
         let (server, first) = open(path, &seen);
         let (done, over, began) = (AtomicU64::new(0), AtomicBool::new(false), Instant::now());
         thread::scope(|scope| {
-            let honest = SharedMemoryClient::connect(path).expect("connects");
+            let well_formed = SharedMemoryClient::connect(path).expect("connects");
             let (done, over) = (&done, &over);
             let undisturbed = scope.spawn(move || {
                 let (mut random, mut buffer) = (fastrand::Rng::new(), Vec::new());
                 while !over.load(Ordering::SeqCst) {
-                    work(&honest, &mut random, &mut buffer).expect("is undisturbed");
+                    work(&well_formed, &mut random, &mut buffer).expect("is undisturbed");
                     done.fetch_add(1, Ordering::SeqCst);
                 }
             });
             let mut random = fastrand::Rng::new();
             for _ in 0..ROUNDS {
-                let mut victim = client(NAME, path);
+                let mut subject = client(NAME, path);
                 let (calls, mine) = (server.stats().calls, done.load(Ordering::SeqCst));
                 let busy = || {
                     server.stats().connections == 3
@@ -142,7 +142,7 @@ fn clients_die_at_random() {
                 };
                 let busy = eventually(|| busy() || undisturbed.is_finished());
                 thread::sleep(Duration::from_micros(random.u64(..3000)));
-                victim.0.kill().expect("kills");
+                subject.0.kill().expect("kills");
                 if !busy || undisturbed.is_finished() || !eventually(|| server.stats().connections == 1) {
                     break;
                 }
@@ -152,6 +152,6 @@ fn clients_die_at_random() {
         settles(&server, first);
         assert!(eventually(|| seen.died.load(Ordering::SeqCst) == 2 * ROUNDS), "{seen:?}");
         let (calls, took) = (server.stats().calls, began.elapsed());
-        say(&format!("{ROUNDS} dead clients in {took:.1?}: {calls} calls, {:?}", counts(&server)));
+        log(&format!("{ROUNDS} dead clients in {took:.1?}: {calls} calls, {:?}", counts(&server)));
     });
 }

@@ -10,7 +10,7 @@ use narrows::{CallError, Reconnect, SharedMemoryClient};
 
 use super::processes::{ECHO, FLOOD, HOLD, IGNORE, ONE_CHUNK, POOLED, SWALLOW};
 use super::processes::{begun, reach, serve, small, start};
-use crate::support::{LONG, Watchdog, eventually, role, sys, told};
+use crate::support::{LONG, Watchdog, argument, eventually, role, sys};
 
 pub(crate) type Outcome = Result<(), CallError>;
 
@@ -74,7 +74,7 @@ fn all_died(threads: Vec<ScopedJoinHandle<'_, Outcome>>) {
 fn every_pending_call_is_told() {
     const NAME: &str = "servers::every_pending_call_is_told";
     if role().is_some() {
-        return serve(&told());
+        return serve(&argument());
     }
     let _watchdog = Watchdog::new(NAME);
     let folder = tempfile::tempdir().expect("directory");
@@ -103,7 +103,7 @@ fn every_pending_call_is_told() {
 fn who_waits_for_room_is_told() {
     const NAME: &str = "servers::who_waits_for_room_is_told";
     if role().is_some() {
-        return serve(&told());
+        return serve(&argument());
     }
     let _watchdog = Watchdog::new(NAME);
     let folder = tempfile::tempdir().expect("directory");
@@ -163,7 +163,7 @@ fn client_with(policy: Reconnect, path: &Path) -> SharedMemoryClient {
 fn the_next_call_goes_through_a_new_connection_and_nothing_is_replayed() {
     const NAME: &str = "servers::the_next_call_goes_through_a_new_connection_and_nothing_is_replayed";
     if role().is_some() {
-        return serve(&told());
+        return serve(&argument());
     }
     let _watchdog = Watchdog::new(NAME);
     let folder = tempfile::tempdir().expect("directory");
@@ -196,8 +196,8 @@ fn the_next_call_goes_through_a_new_connection_and_nothing_is_replayed() {
         assert_eq!(begun(&client), 0, "nothing is replayed");
         assert_eq!(client.stats().reconnects, round);
         assert_eq!(client.peer_cred().pid(), server.pid());
-        let told = std::mem::take(&mut *losses.list());
-        assert_eq!(told, [(true, pending.to_vec())], "round {round}: told once");
+        let argument = std::mem::take(&mut *losses.list());
+        assert_eq!(argument, [(true, pending.to_vec())], "round {round}: told once");
     }
 }
 
@@ -205,7 +205,7 @@ fn the_next_call_goes_through_a_new_connection_and_nothing_is_replayed() {
 fn close_ends_a_client_that_reconnects() {
     const NAME: &str = "servers::close_ends_a_client_that_reconnects";
     if role().is_some() {
-        return serve(&told());
+        return serve(&argument());
     }
     let _watchdog = Watchdog::new(NAME);
     let folder = tempfile::tempdir().expect("directory");
@@ -240,7 +240,7 @@ fn close_ends_a_client_that_reconnects() {
 fn an_upload_that_waits_for_room_is_reported_as_lost() {
     const NAME: &str = "servers::an_upload_that_waits_for_room_is_reported_as_lost";
     if role().is_some() {
-        return serve(&told());
+        return serve(&argument());
     }
     let _watchdog = Watchdog::new(NAME);
     let folder = tempfile::tempdir().expect("directory");

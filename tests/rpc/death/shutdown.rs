@@ -12,7 +12,7 @@ use narrows::{
     WaitStrategy,
 };
 
-use crate::support::{Kept, LONG, Watchdog, eventually, me, role, say, sys, told};
+use crate::support::{Kept, LONG, Watchdog, argument, eventually, log, me, role, sys};
 
 /// Says that it began, and ends when it is told to.
 const GATED: u32 = 1;
@@ -40,10 +40,10 @@ impl Gate {
 }
 
 fn gated(path: &Path) -> (ServerHandle, Gate) {
-    let ((tell, begun), (open, wait)) = (channel(), channel());
+    let ((notify, begun), (open, wait)) = (channel(), channel());
     let wait = Arc::new(Mutex::new(wait));
     let pass = move || {
-        tell.send(()).expect("the test listens");
+        notify.send(()).expect("the test listens");
         let wait: &Mutex<Receiver<()>> = &wait;
         let _let_go = wait.lock().expect("no panic").recv();
     };
@@ -114,7 +114,7 @@ fn what_is_under_way_comes_to_its_end() {
         assert_eq!((drained.cut_off, drained.running), (0, 0));
         assert!(matches!(client.call(ECHO, &[]), Err(CallError::ShuttingDown)), "it was never begun");
     }
-    say(&format!("drained at most {longest:.1?} after the last call was let go"));
+    log(&format!("drained at most {longest:.1?} after the last call was let go"));
 }
 
 /// The order proves it: the methods are let go only after the shutdown has returned.
@@ -229,7 +229,7 @@ fn notifications_are_served_when_their_client_has_left() {
         (0..NOTIFICATIONS).for_each(|_| client.notify(GATED, &[]).expect("sends"));
     };
     if role().is_some() {
-        let client = SharedMemoryClient::connect(told()).expect("connects");
+        let client = SharedMemoryClient::connect(argument()).expect("connects");
         notify(&client);
         sys::exit_now(0); // Not a good end: `PeerDied`.
     }

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use narrows::internal::rpc::wire::Kind;
+use narrows::internal::rpc::wire::FrameKind;
 use narrows::{CallError, SharedMemoryClient, SharedMemoryServer};
 
 use crate::support::calls::raw::{Raw, head};
@@ -80,7 +80,7 @@ fn a_server_whose_handle_is_dropped_disconnects_its_clients() {
     let clients = rings().map(|options| host.client_with(&options));
     let calls = clients.each_ref().map(|client| client.start_call(STUBBORN, &[]).expect("sends"));
     host.sees("stubborn in", 3);
-    host.say("drop");
+    host.send("drop");
     for call in calls {
         let end = call.wait();
         assert!(matches!(end, Err(CallError::Disconnected)), "{end:?}");
@@ -141,13 +141,13 @@ fn a_client_that_is_killed_has_died_for_the_server() {
     }
     let host = host!(options());
     let (path, _listens) = (host.path.clone(), host.client());
-    let victim = Fork::run(move || {
+    let subject = Fork::run(move || {
         let client = SharedMemoryClient::builder(&path).options(options()).connect().expect("connects");
         i32::from(client.call(GATE, b"never ends").is_ok())
     });
     host.sees("gate in", 1);
-    victim.kill();
-    assert_eq!(victim.wait(), -libc::SIGKILL);
+    subject.kill();
+    assert_eq!(subject.wait(), -libc::SIGKILL);
     host.sees("gate cancelled", 1);
     host.sees("gone PeerDied", 1);
     assert_eq!(host.stat("died"), 1);
@@ -183,7 +183,7 @@ fn a_fork_of_the_client_is_told_so_and_harms_nothing() {
     });
     assert_eq!(fork.wait(), 0);
     let (call, mut stream, mut upload) = held.expect("never taken here");
-    host.say("open");
+    host.send("open");
     assert_eq!(*call.wait().expect("answers"), *b"mine");
     assert_eq!(stream.next_chunk().expect("comes"), Some(b"mine too".to_vec()));
     upload.write_chunk(b"123").expect("sends");
@@ -199,14 +199,14 @@ fn a_server_that_shuts_down_drains_and_takes_nothing_new() {
     let call = client.start_call(GATE, b"under way").expect("sends");
     host.sees("gate in", 1);
     host.leave(); // The connection that asks would have nothing under way.
-    host.say("shutdown 60000");
+    host.send("shutdown 60000");
     assert!(eventually(|| matches!(client.call(ECHO, &[]), Err(CallError::ShuttingDown))));
     let stream = client.call_streaming(GATED_STREAM, &[]).expect("sends").next();
     assert!(matches!(stream, Some(Err(CallError::ShuttingDown))), "{stream:?}");
     assert!(SharedMemoryClient::connect(&host.path).is_err(), "nobody is let in");
-    host.say("open");
+    host.send("open");
     assert_eq!(*call.wait().expect("comes to its end"), *b"under way");
-    assert_eq!(reports.recv(), Ok(Report::Said("Drained { cut_off: 0, running: 0 }".into())));
+    assert_eq!(reports.recv(), Ok(Report::Said("ShutdownReport { cut_off: 0, running: 0 }".into())));
     let end = client.call(ECHO, &[]);
     assert!(matches!(end, Err(CallError::ShuttingDown)), "it was never begun: {end:?}");
     assert!(!host.path.exists(), "the path is removed");
@@ -221,8 +221,8 @@ fn a_shutdown_whose_time_is_over_cuts_calls_off() {
     let calls = [1, 2].map(|i| client.start_call(STUBBORN, &[i]).expect("sends"));
     host.sees("stubborn in", 2);
     host.leave();
-    host.say("shutdown 10");
-    assert_eq!(reports.recv(), Ok(Report::Said("Drained { cut_off: 2, running: 2 }".into())));
+    host.send("shutdown 10");
+    assert_eq!(reports.recv(), Ok(Report::Said("ShutdownReport { cut_off: 2, running: 2 }".into())));
     for call in calls {
         let end = call.wait();
         assert!(matches!(end, Err(CallError::Disconnected)), "{end:?}");
@@ -234,11 +234,11 @@ fn a_shutdown_whose_time_is_over_cuts_calls_off() {
 fn a_server_that_lies_has_violated_the_protocol_for_all_who_wait() {
     let Some(host) = Host::start(&here!(), options(), |path| {
         let mut raw = Raw::accept(&options().bind(path).expect("binds"));
-        raw.welcome(1 << 20);
+        raw.send_accept(1 << 20);
         for _ in 0..3 {
-            assert_eq!(raw.receive().expect("comes").head.kind, Kind::Call);
+            assert_eq!(raw.receive().expect("comes").head.kind, FrameKind::Call);
         }
-        raw.send(1 << 40, head(Kind::Reply, 0, 0, 0), b"of a call that was never made").expect("sends");
+        raw.send(1 << 40, head(FrameKind::Reply, 0, 0, 0), b"of a call that was never made").expect("sends");
         obey(|_| ());
     }) else {
         return;

@@ -70,7 +70,7 @@ fn a_full_queue_is_busy() {
     assert!(matches!(&third, Err(CallError::Busy(text)) if text.contains("worker")), "{third:?}");
     assert_eq!(*client.call(ECHO, b"4").expect("inline methods need no worker"), *b"4");
     assert_eq!(host.stat("busy"), 1);
-    host.say("open");
+    host.send("open");
     assert_eq!(*first.wait().expect("answers"), *b"1");
     assert_eq!(*second.wait().expect("answers"), *b"2");
     assert_eq!(*client.call(POOLED, b"5").expect("there is room again"), *b"5");
@@ -90,7 +90,7 @@ fn one_stream_more_than_a_client_may_have_is_busy() {
     let upload = client.start_upload(UPLOAD, b"3").expect("sends").finish();
     assert!(matches!(&upload, Err(CallError::Busy(_))), "{upload:?}");
     other.start_upload(UPLOAD, &[]).expect("sends").finish().expect("another client has its own");
-    host.say("open");
+    host.send("open");
     assert_eq!(first.next_chunk().expect("ends"), None);
     let mut again = || client.start_upload(UPLOAD, &[]).expect("sends").finish().is_ok();
     assert!(eventually(&mut again), "there is room again once the method has returned");
@@ -123,7 +123,7 @@ fn methods_that_do_not_heed_a_cancel_do_not_pile_up() {
     let third = client.call(POOLED, &[]);
     assert!(matches!(&third, Err(CallError::Busy(_))), "{third:?}");
     assert_eq!(*client.call(ECHO, b"inline").expect("runs"), *b"inline");
-    host.say("open");
+    host.send("open");
     host.sees("stubborn out", 2);
     assert!(eventually(|| client.call(POOLED, &[]).is_ok()), "they have returned");
     host.end();

@@ -15,21 +15,21 @@ const SHORT: Duration = Duration::from_millis(20);
 #[test]
 fn many_calls_of_one_thread_are_taken_in_any_order() {
     let host = host!(options());
-    for (options, places) in rings().iter().zip([1, 2, 64]) {
+    for (options, slots) in rings().iter().zip([1, 2, 64]) {
         let client = host.client_with(options);
         let start = |i: u8| (i, client.start_call(POOLED, &[i; 300]).expect("sends"));
-        let mut calls: Vec<_> = (0..places).map(start).collect();
+        let mut calls: Vec<_> = (0..slots).map(start).collect();
         fastrand::Rng::with_seed(1).shuffle(&mut calls);
         assert!(calls.iter().all(|(i, call)| call.id() > u64::from(*i)));
         for (i, call) in calls {
             assert_eq!(*call.wait().expect("answers"), [i; 300]);
         }
         // As many again, the last first.
-        let mut calls: Vec<_> = (0..places).map(start).collect();
+        let mut calls: Vec<_> = (0..slots).map(start).collect();
         while let Some((i, mut call)) = calls.pop() {
             assert_eq!(*call.wait_timeout(LONG).expect("answers"), [i; 300]);
         }
-        assert_eq!((client.stats().in_flight, client.stats().calls), (0, 2 * u64::from(places)));
+        assert_eq!((client.stats().in_flight, client.stats().calls), (0, 2 * u64::from(slots)));
     }
     host.end();
 }
@@ -44,7 +44,7 @@ fn one_call_too_many_waits_for_another_to_end() {
     assert_eq!(client.stats().calls, 2, "it was not sent");
     thread::scope(|scope| {
         let third = scope.spawn(|| client.call(ECHO, b"3"));
-        host.say("open");
+        host.send("open");
         assert_eq!(*third.join().expect("ends").expect("gets its turn"), *b"3");
     });
     // The first two have ended, though nobody took what they brought.
@@ -88,7 +88,7 @@ fn after_a_timeout_a_call_is_still_under_way() {
     assert_eq!(stream.next_chunk_timeout(LONG).expect("comes"), Some(b"first".to_vec()));
     assert!(matches!(stream.next_chunk_timeout(SHORT), Err(CallError::Timeout)));
     assert!(matches!(stream.try_next_chunk(), Err(CallError::Timeout)));
-    host.say("open");
+    host.send("open");
     assert_eq!(stream.next_chunk().expect("ends"), None);
     let mut reply = None;
     assert!(eventually(|| {

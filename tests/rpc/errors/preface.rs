@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use narrows::internal::rpc::wire::{Kind, SETTINGS, Settings, VERSION};
+use narrows::internal::rpc::wire::{FrameKind, SETTINGS_LEN, Settings, VERSION};
 use narrows::{
     CallError, ConnectError, HandlerError, Options, RejectCode, SharedMemoryClient, SharedMemoryServer,
 };
@@ -105,12 +105,12 @@ type Judge = fn(&ConnectError) -> bool;
 
 const NO_CALLS: Judge = |error| matches!(error, ConnectError::NoCalls);
 
-fn welcome(raw: &mut Raw, id: u64, head: [u8; 8], body: &[u8]) {
+fn accept(raw: &mut Raw, id: u64, head: [u8; 8], body: &[u8]) {
     raw.send(id, head, body).expect("sends");
 }
 
 /// Settings with one byte changed.
-fn bent(at: usize) -> [u8; SETTINGS] {
+fn bent(at: usize) -> [u8; SETTINGS_LEN] {
     let mut bent = settings(1 << 20);
     bent[at] ^= 1;
     bent
@@ -118,29 +118,29 @@ fn bent(at: usize) -> [u8; SETTINGS] {
 
 const ANSWERS: [(&str, Answer, Judge); 16] = [
     ("nothing", |_| {}, |error| matches!(error, ConnectError::PeerClosed)),
-    ("an echo", |raw| welcome(raw, 0, head(Kind::Hello, 0, 0, 0), &settings(1 << 20)), NO_CALLS),
+    ("an echo", |raw| accept(raw, 0, head(FrameKind::Hello, 0, 0, 0), &settings(1 << 20)), NO_CALLS),
     ("a word", |raw| raw.bytes(0, b"hello, world").expect("sends"), NO_CALLS),
     ("an empty message", |raw| raw.bytes(0, &[]).expect("sends"), NO_CALLS),
     ("half a head", |raw| raw.bytes(0, &[2, 0, 0, 0]).expect("sends"), NO_CALLS),
     ("a long message", |raw| raw.bytes(0, &[2; 1 << 20]).expect("sends"), NO_CALLS),
-    ("another kind", |raw| welcome(raw, 0, head(Kind::Push, 0, 0, 0), &settings(1 << 20)), NO_CALLS),
-    ("a tag", |raw| welcome(raw, 1, head(Kind::Welcome, 0, 0, 0), &settings(1 << 20)), NO_CALLS),
-    ("short settings", |raw| welcome(raw, 0, head(Kind::Welcome, 0, 0, 0), &settings(7)[..31]), NO_CALLS),
-    ("no settings", |raw| welcome(raw, 0, head(Kind::Welcome, 0, 0, 0), &[]), NO_CALLS),
+    ("another kind", |raw| accept(raw, 0, head(FrameKind::Push, 0, 0, 0), &settings(1 << 20)), NO_CALLS),
+    ("a tag", |raw| accept(raw, 1, head(FrameKind::Accept, 0, 0, 0), &settings(1 << 20)), NO_CALLS),
+    ("short settings", |raw| accept(raw, 0, head(FrameKind::Accept, 0, 0, 0), &settings(7)[..31]), NO_CALLS),
+    ("no settings", |raw| accept(raw, 0, head(FrameKind::Accept, 0, 0, 0), &[]), NO_CALLS),
     (
         "long settings",
-        |raw| welcome(raw, 0, head(Kind::Welcome, 0, 0, 0), &[&settings(7)[..], &[0]].concat()),
+        |raw| accept(raw, 0, head(FrameKind::Accept, 0, 0, 0), &[&settings(7)[..], &[0]].concat()),
         NO_CALLS,
     ),
-    ("no magic", |raw| welcome(raw, 0, head(Kind::Welcome, 0, 0, 0), &bent(0)), NO_CALLS),
-    ("what is not zero", |raw| welcome(raw, 0, head(Kind::Welcome, 0, 0, 0), &bent(31)), NO_CALLS),
-    ("no window", |raw| welcome(raw, 0, head(Kind::Welcome, 0, 0, 0), &settings(0)), NO_CALLS),
+    ("no magic", |raw| accept(raw, 0, head(FrameKind::Accept, 0, 0, 0), &bent(0)), NO_CALLS),
+    ("what is not zero", |raw| accept(raw, 0, head(FrameKind::Accept, 0, 0, 0), &bent(31)), NO_CALLS),
+    ("no window", |raw| accept(raw, 0, head(FrameKind::Accept, 0, 0, 0), &settings(0)), NO_CALLS),
     (
         "a refusal",
-        |raw| welcome(raw, 0, head(Kind::Refuse, 0, 0, 77), b"go\n away"),
+        |raw| accept(raw, 0, head(FrameKind::Refuse, 0, 0, 77), b"go\n away"),
         |error| matches!(error, ConnectError::Rejected { code: RejectCode::Other(77), text } if text == "go away"),
     ),
-    ("a long refusal", |raw| welcome(raw, 0, head(Kind::Refuse, 0, 0, 9), &[b'x'; 65]), NO_CALLS),
+    ("a long refusal", |raw| accept(raw, 0, head(FrameKind::Refuse, 0, 0, 9), &[b'x'; 65]), NO_CALLS),
 ];
 
 #[test]
@@ -159,9 +159,9 @@ fn a_server_that_serves_no_calls_is_told_from_one_that_does() {
     }) else {
         return;
     };
-    for (what, _, judge) in ANSWERS {
+    for (what, _, check) in ANSWERS {
         let error = connect(&host.path, &options()).expect_err(what);
-        assert!(judge(&error), "{what}: {error:?}");
+        assert!(check(&error), "{what}: {error:?}");
     }
     host.end();
 }
@@ -206,7 +206,7 @@ fn a_greeting_with_less_than_the_least_window_is_refused() {
     for (stream_window, push_window) in [(1, 1 << 20), (63, 1 << 20), (64, 64), (1023, 1024), (1024, 1023)] {
         let mut raw = Raw { stream: crate::support::reach(&host.path, &options()) };
         let settings = Settings { version: VERSION, stream_window, push_window };
-        raw.send(0, head(Kind::Hello, 0, 0, 0), &settings.encode()).expect("sends");
+        raw.send(0, head(FrameKind::Hello, 0, 0, 0), &settings.encode()).expect("sends");
         assert!(raw.receive().is_err(), "windows of {stream_window} and {push_window}");
     }
     drop(Raw::connect_with(&host.path, &options(), 1024));

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use narrows::Options;
-use narrows::internal::rpc::wire::{DEADLINE, Kind, MORE, NOTIFY, STREAM, UPLOAD};
+use narrows::internal::rpc::wire::{DEADLINE, FrameKind, MORE, NOTIFY, STREAM, UPLOAD};
 
 use super::{bytes, flood, peak};
 use crate::support::calls::raw::{Raw, head};
@@ -17,53 +17,53 @@ use crate::support::{LONG, eventually};
 const MAX: usize = 100_000;
 const WINDOW: u32 = 100_000;
 
-type Lie = fn(&mut Raw);
+type Violation = fn(&mut Raw);
 
 fn call(raw: &mut Raw, id: u64, method: u32, flags: u8, body: &[u8]) {
-    let _may_be_over = raw.send(id, head(Kind::Call, flags, 0, method), body);
+    let _may_be_over = raw.send(id, head(FrameKind::Call, flags, 0, method), body);
 }
 
-fn lie(raw: &mut Raw, id: u64, kind: Kind, seq: u16, word: u32, body: &[u8]) {
+fn violation(raw: &mut Raw, id: u64, kind: FrameKind, seq: u16, word: u32, body: &[u8]) {
     let _may_be_over = raw.send(id, head(kind, 0, seq, word), body);
 }
 
 /// A request of one byte more than agreed.
 fn long(raw: &mut Raw, method: u32) {
     call(raw, 64, method, MORE, &[1; MAX / 2]);
-    lie(raw, 64, Kind::Rest, 1, 0, &[1; MAX / 2 + 1]);
+    violation(raw, 64, FrameKind::Continuation, 1, 0, &[1; MAX / 2 + 1]);
 }
 
 /// Two calls, the second when the first was answered.
 fn one_after_the_other(raw: &mut Raw, ids: [u64; 2], method: u32) {
     call(raw, ids[0], method, 0, &[]);
-    assert_eq!(raw.receive().expect("answers").head.kind, Kind::Reply);
+    assert_eq!(raw.receive().expect("answers").head.kind, FrameKind::Reply);
     call(raw, ids[1], method, 0, &[]);
 }
 
-const FRAMES: [(&str, Lie); 18] = [
+const FRAMES: [(&str, Violation); 18] = [
     ("no bytes", |raw| bytes(raw, 64, &[])),
     ("half a head", |raw| bytes(raw, 64, &[4, 0, 0, 0, 1, 0, 0])),
     ("an unknown kind", |raw| bytes(raw, 64, &[12, 0, 0, 0, 0, 0, 0, 0])),
     ("an unknown flag", |raw| bytes(raw, 64, &[4, 128, 0, 0, 1, 0, 0, 0])),
     ("a notification that streams", |raw| bytes(raw, 64, &[4, NOTIFY | STREAM, 0, 0, 1, 0, 0, 0])),
-    ("a reply", |raw| lie(raw, 64, Kind::Reply, 0, 0, &[])),
-    ("an error", |raw| lie(raw, 64, Kind::Error, 0, 3, &[0; 4])),
-    ("a push", |raw| lie(raw, 0, Kind::Push, 0, 0, &[])),
-    ("a second greeting", |raw| lie(raw, 0, Kind::Hello, 0, 0, &[0; 32])),
-    ("a welcome", |raw| lie(raw, 0, Kind::Welcome, 0, 0, &[0; 32])),
-    ("a chunk of nothing", |raw| lie(raw, 0, Kind::Chunk, 0, 0, &[])),
+    ("a reply", |raw| violation(raw, 64, FrameKind::Reply, 0, 0, &[])),
+    ("an error", |raw| violation(raw, 64, FrameKind::Error, 0, 3, &[0; 4])),
+    ("a push", |raw| violation(raw, 0, FrameKind::Push, 0, 0, &[])),
+    ("a second greeting", |raw| violation(raw, 0, FrameKind::Hello, 0, 0, &[0; 32])),
+    ("a welcome", |raw| violation(raw, 0, FrameKind::Accept, 0, 0, &[0; 32])),
+    ("a chunk of nothing", |raw| violation(raw, 0, FrameKind::Chunk, 0, 0, &[])),
     ("a call without an id", |raw| call(raw, 0, ECHO, 0, &[])),
-    ("credit beyond the window of pushes", |raw| lie(raw, 0, Kind::Credit, 0, 1, &[])),
-    ("credit beyond all", |raw| lie(raw, 0, Kind::Credit, 0, u32::MAX, &[])),
-    ("credit with bytes", |raw| lie(raw, 0, Kind::Credit, 0, 1, b"!")),
+    ("credit beyond the window of pushes", |raw| violation(raw, 0, FrameKind::Credit, 0, 1, &[])),
+    ("credit beyond all", |raw| violation(raw, 0, FrameKind::Credit, 0, u32::MAX, &[])),
+    ("credit with bytes", |raw| violation(raw, 0, FrameKind::Credit, 0, 1, b"!")),
     ("a deadline that is not there, inline", |raw| call(raw, 64, ECHO, DEADLINE, &[0; 7])),
     ("a deadline that is not there", |raw| call(raw, 64, POOLED, DEADLINE, &[0; 7])),
-    ("a call that begins with the second frame", |raw| lie(raw, 64, Kind::Call, 1, POOLED, &[])),
+    ("a call that begins with the second frame", |raw| violation(raw, 64, FrameKind::Call, 1, POOLED, &[])),
 ];
 
-const CALLS: [(&str, Lie); 18] = [
+const CALLS: [(&str, Violation); 18] = [
     ("the same call in pieces that begins with the second frame", |raw| {
-        lie(raw, 64, Kind::Call, 1, ECHO, &[])
+        violation(raw, 64, FrameKind::Call, 1, ECHO, &[])
     }),
     ("an id of the first round", |raw| call(raw, 5, ECHO, 0, &[])),
     ("an id twice", |raw| (0..2).for_each(|_| call(raw, 64, GATE, 0, &[]))),
@@ -80,76 +80,76 @@ const CALLS: [(&str, Lie); 18] = [
         call(raw, 64, POOLED, MORE, b"1");
         call(raw, 64, POOLED, MORE, b"2");
     }),
-    ("the rest of nothing", |raw| lie(raw, 64, Kind::Rest, 0, 0, b"?")),
+    ("the rest of nothing", |raw| violation(raw, 64, FrameKind::Continuation, 0, 0, b"?")),
     ("a gap in a request", |raw| {
         call(raw, 64, POOLED, MORE, b"1");
-        lie(raw, 64, Kind::Rest, 2, 0, b"3");
+        violation(raw, 64, FrameKind::Continuation, 2, 0, b"3");
     }),
     ("an empty piece", |raw| call(raw, 64, POOLED, MORE, &[])),
     ("a chunk of a request", |raw| {
         call(raw, 64, GATED_UPLOAD, MORE | UPLOAD, b"1");
-        lie(raw, 64, Kind::Chunk, 1, 0, b"2");
+        violation(raw, 64, FrameKind::Chunk, 1, 0, b"2");
     }),
     ("a request that is too long", |raw| long(raw, POOLED)),
     ("a request that is too long, inline", |raw| long(raw, ECHO)),
     ("a request without end", |raw| {
         call(raw, 64, POOLED, MORE, b"1");
-        flood(raw, 64, Kind::Rest, MORE, 1, &[1; 1000]);
+        flood(raw, 64, FrameKind::Continuation, MORE, 1, &[1; 1000]);
     }),
     ("a request without end, a byte at a time", |raw| {
         call(raw, 64, ECHO, MORE, b"1");
-        flood(raw, 64, Kind::Rest, MORE, 1, b"1");
+        flood(raw, 64, FrameKind::Continuation, MORE, 1, b"1");
     }),
 ];
 
-const STREAMS: [(&str, Lie); 13] = [
+const STREAMS: [(&str, Violation); 13] = [
     ("a chunk that nobody takes", |raw| {
         call(raw, 64, GATE, 0, &[]);
-        lie(raw, 64, Kind::Chunk, 1, 0, &[]);
+        violation(raw, 64, FrameKind::Chunk, 1, 0, &[]);
     }),
     ("an end that nobody takes", |raw| {
         call(raw, 64, GATE, 0, &[]);
-        lie(raw, 64, Kind::End, 1, 0, &[]);
+        violation(raw, 64, FrameKind::End, 1, 0, &[]);
     }),
-    ("a chunk of a call to come", |raw| lie(raw, 64, Kind::Chunk, 0, 0, &[])),
-    ("credit of a call to come", |raw| lie(raw, 64, Kind::Credit, 0, 1, &[])),
+    ("a chunk of a call to come", |raw| violation(raw, 64, FrameKind::Chunk, 0, 0, &[])),
+    ("credit of a call to come", |raw| violation(raw, 64, FrameKind::Credit, 0, 1, &[])),
     ("chunks beyond the window", |raw| {
         call(raw, 64, GATED_UPLOAD, UPLOAD, &[]);
-        flood(raw, 64, Kind::Chunk, 0, 1, &[1; 1000]);
+        flood(raw, 64, FrameKind::Chunk, 0, 1, &[1; 1000]);
     }),
     ("empty chunks beyond the window", |raw| {
         call(raw, 64, GATED_UPLOAD, UPLOAD, &[]);
-        flood(raw, 64, Kind::Chunk, 0, 1, &[]);
+        flood(raw, 64, FrameKind::Chunk, 0, 1, &[]);
     }),
     ("a chunk without end", |raw| {
         call(raw, 64, GATED_UPLOAD, UPLOAD, &[]);
-        lie(raw, 64, Kind::Chunk, 1, 0, b"1");
-        flood(raw, 64, Kind::Chunk, MORE, 2, b"1");
+        violation(raw, 64, FrameKind::Chunk, 1, 0, b"1");
+        flood(raw, 64, FrameKind::Chunk, MORE, 2, b"1");
     }),
     ("a gap in an upload", |raw| {
         call(raw, 64, GATED_UPLOAD, UPLOAD, &[]);
-        lie(raw, 64, Kind::Chunk, 2, 0, b"1");
+        violation(raw, 64, FrameKind::Chunk, 2, 0, b"1");
     }),
     ("an end with bytes", |raw| {
         call(raw, 64, GATED_UPLOAD, UPLOAD, &[]);
-        lie(raw, 64, Kind::End, 1, 0, b"!");
+        violation(raw, 64, FrameKind::End, 1, 0, b"!");
     }),
     ("two ends", |raw| {
         call(raw, 64, GATED_UPLOAD, UPLOAD, &[]);
-        (1..3).for_each(|seq| lie(raw, 64, Kind::End, seq, 0, &[]));
+        (1..3).for_each(|seq| violation(raw, 64, FrameKind::End, seq, 0, &[]));
     }),
     ("a chunk after the end", |raw| {
         call(raw, 64, GATED_UPLOAD, UPLOAD, &[]);
-        lie(raw, 64, Kind::End, 1, 0, &[]);
-        lie(raw, 64, Kind::Chunk, 2, 0, &[]);
+        violation(raw, 64, FrameKind::End, 1, 0, &[]);
+        violation(raw, 64, FrameKind::Chunk, 2, 0, &[]);
     }),
     ("credit beyond the window of a stream", |raw| {
         call(raw, 64, GATED_STREAM, STREAM, &[]);
-        (0..1000).for_each(|_| lie(raw, 64, Kind::Credit, 0, u32::MAX / 2, &[]));
+        (0..1000).for_each(|_| violation(raw, 64, FrameKind::Credit, 0, u32::MAX / 2, &[]));
     }),
     ("credit for a call that does not stream", |raw| {
         call(raw, 64, GATE, 0, &[]);
-        lie(raw, 64, Kind::Credit, 0, 1, &[]);
+        violation(raw, 64, FrameKind::Credit, 0, 1, &[]);
     }),
 ];
 
@@ -185,25 +185,25 @@ fn a_client_that_lies_loses_its_connection_alone() {
     // Many more of its methods may wait at the gate than there are workers by default.
     let host = host!(strict(), |server: narrows::SharedMemoryServer| server.workers(16));
     let (client, stop) = (host.client(), AtomicBool::new(false));
-    let (before, mut lies) = (peak(host.pid()), 0);
+    let (before, mut violations) = (peak(host.pid()), 0);
     thread::scope(|scope| {
-        let honest = scope.spawn(|| be_served(&client, &stop));
+        let well_formed = scope.spawn(|| be_served(&client, &stop));
         let stopper = Stop(&stop);
-        for (what, lie) in FRAMES.into_iter().chain(CALLS).chain(STREAMS) {
+        for (what, violation) in FRAMES.into_iter().chain(CALLS).chain(STREAMS) {
             let mut raw = Raw::connect(&host.path, &options());
-            lie(&mut raw);
+            violation(&mut raw);
             let mut buffer = Vec::new();
             // What it was answered before comes first.
             let end = (0..10_000).find_map(|_| raw.stream.recv_into_timeout(&mut buffer, LONG).err());
             assert!(end.is_some_and(|end| !end.is_timeout()), "{what}: {end:?}");
-            lies += 1;
-            assert!(eventually(|| host.stat("violated") >= lies), "{what}");
-            assert_eq!((host.stat("violated"), what), (lies, what));
+            violations += 1;
+            assert!(eventually(|| host.stat("violated") >= violations), "{what}");
+            assert_eq!((host.stat("violated"), what), (violations, what));
         }
         drop(stopper);
-        assert!(honest.join().expect("is served all the while") > 0);
+        assert!(well_formed.join().expect("is served all the while") > 0);
     });
-    host.sees("gone ProtocolViolated", lies);
+    host.sees("gone ProtocolViolated", violations);
     assert_eq!((host.stat("refused"), host.stat("panicked")), (0, 0));
     let more = peak(host.pid()) - before;
     assert!(more < 64 << 10, "{more} KiB for lies of at most 100 KB");
@@ -217,10 +217,10 @@ fn what_comes_late_is_no_lie() {
     for (id, method, flags) in [(64, ECHO, 0), (65, 999, UPLOAD), (66, 999, STREAM)] {
         call(&mut raw, id, method, flags, b"?");
         assert_eq!(raw.receive().expect("answers").id, id);
-        lie(&mut raw, id, Kind::Chunk, 1, 0, &[1; 1000]);
-        lie(&mut raw, id, Kind::End, 2, 0, &[]);
-        lie(&mut raw, id, Kind::Credit, 0, u32::MAX, &[]);
-        lie(&mut raw, id, Kind::Rest, 9, 0, &[1; 1000]);
+        violation(&mut raw, id, FrameKind::Chunk, 1, 0, &[1; 1000]);
+        violation(&mut raw, id, FrameKind::End, 2, 0, &[]);
+        violation(&mut raw, id, FrameKind::Credit, 0, u32::MAX, &[]);
+        violation(&mut raw, id, FrameKind::Continuation, 9, 0, &[1; 1000]);
     }
     call(&mut raw, 128, ECHO, 0, b"!");
     assert_eq!(raw.receive().expect("lives").body, b"!");

@@ -20,7 +20,7 @@ mod clients;
 mod servers;
 mod words;
 
-use narrows::internal::rpc::wire::Kind;
+use narrows::internal::rpc::wire::FrameKind;
 
 use crate::support::calls::raw::{Raw, head};
 
@@ -37,7 +37,7 @@ fn bytes(raw: &mut Raw, id: u64, bytes: &[u8]) {
 }
 
 /// Sends frames until the peer closes the connection.
-fn flood(raw: &mut Raw, id: u64, kind: Kind, flags: u8, from: u16, body: &[u8]) {
+fn flood(raw: &mut Raw, id: u64, kind: FrameKind, flags: u8, from: u16, body: &[u8]) {
     let mut seq = from;
     for _ in 0..200_000 {
         if raw.send(id, head(kind, flags, seq, 0), body).is_err() {

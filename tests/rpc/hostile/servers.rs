@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use narrows::internal::rpc::wire::{Head, Kind, MORE, STREAM, UPLOAD};
+use narrows::internal::rpc::wire::{FrameHeader, FrameKind, MORE, STREAM, UPLOAD};
 use narrows::{CallError, Options, SharedMemoryClient};
 
 use super::{bytes, flood, peak};
@@ -18,29 +18,29 @@ const UPLOADED: u64 = 66;
 const MAX: usize = 100_000;
 const WINDOW: u32 = 100_000;
 
-type Lie = fn(&mut Raw);
+type Violation = fn(&mut Raw);
 
-fn lie(raw: &mut Raw, id: u64, head: [u8; 8], body: &[u8]) {
+fn violation(raw: &mut Raw, id: u64, head: [u8; 8], body: &[u8]) {
     let _may_be_over = raw.send(id, head, body);
 }
 
 /// A frame with no flags.
-fn plain(raw: &mut Raw, id: u64, kind: Kind, body: &[u8]) {
-    lie(raw, id, head(kind, 0, 0, 0), body);
+fn plain(raw: &mut Raw, id: u64, kind: FrameKind, body: &[u8]) {
+    violation(raw, id, head(kind, 0, 0, 0), body);
 }
 
 /// An error's frame.
 fn error(raw: &mut Raw, id: u64, status: u32, body: &[u8]) {
-    lie(raw, id, head(Kind::Error, 0, 0, status), body);
+    violation(raw, id, head(FrameKind::Error, 0, 0, status), body);
 }
 
 /// The first piece of an item, and many more: for ever, if nobody stops it.
-fn endless(raw: &mut Raw, id: u64, kind: Kind, piece: &[u8]) {
-    lie(raw, id, head(kind, MORE, 0, 0), piece);
-    flood(raw, id, Kind::Rest, MORE, 1, piece);
+fn endless(raw: &mut Raw, id: u64, kind: FrameKind, fragment: &[u8]) {
+    violation(raw, id, head(kind, MORE, 0, 0), fragment);
+    flood(raw, id, FrameKind::Continuation, MORE, 1, fragment);
 }
 
-const FRAMES: [(&str, Lie); 19] = [
+const FRAMES: [(&str, Violation); 19] = [
     ("no bytes", |raw| bytes(raw, WHOLE, &[])),
     ("half a head", |raw| bytes(raw, WHOLE, &[8, 0, 0, 0, 0, 0, 0])),
     ("an unknown kind", |raw| bytes(raw, WHOLE, &[13, 0, 0, 0, 0, 0, 0, 0])),
@@ -49,12 +49,12 @@ const FRAMES: [(&str, Lie); 19] = [
     ("a flag of a call", |raw| bytes(raw, WHOLE, &[8, 2, 0, 0, 0, 0, 0, 0])),
     ("a word in a reply", |raw| bytes(raw, WHOLE, &[8, 0, 0, 0, 1, 0, 0, 0])),
     ("a sequence in an error", |raw| bytes(raw, WHOLE, &[9, 0, 1, 0, 3, 0, 0, 0, 0, 0, 0, 0])),
-    ("a call", |raw| plain(raw, WHOLE, Kind::Call, b"me?")),
-    ("a greeting", |raw| plain(raw, 0, Kind::Hello, &[0; 32])),
-    ("another welcome", |raw| plain(raw, 0, Kind::Welcome, &[0; 32])),
-    ("a goodbye to one call", |raw| plain(raw, WHOLE, Kind::Goodbye, &[])),
-    ("a goodbye with bytes", |raw| plain(raw, 0, Kind::Goodbye, b"!")),
-    ("a refusal", |raw| lie(raw, 0, head(Kind::Refuse, 0, 0, 9), b"late")),
+    ("a call", |raw| plain(raw, WHOLE, FrameKind::Call, b"me?")),
+    ("a greeting", |raw| plain(raw, 0, FrameKind::Hello, &[0; 32])),
+    ("another welcome", |raw| plain(raw, 0, FrameKind::Accept, &[0; 32])),
+    ("a goodbye to one call", |raw| plain(raw, WHOLE, FrameKind::Goodbye, &[])),
+    ("a goodbye with bytes", |raw| plain(raw, 0, FrameKind::Goodbye, b"!")),
+    ("a refusal", |raw| violation(raw, 0, head(FrameKind::Refuse, 0, 0, 9), b"late")),
     ("status 0", |raw| bytes(raw, WHOLE, &[9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])),
     ("an unknown status", |raw| bytes(raw, WHOLE, &[9, 0, 0, 0, 10, 0, 0, 0, 0, 0, 0, 0])),
     ("an error without a code", |raw| error(raw, WHOLE, 3, &[0; 3])),
@@ -62,63 +62,65 @@ const FRAMES: [(&str, Lie); 19] = [
     ("an error of no call", |raw| error(raw, 0, 3, &[0; 4])),
 ];
 
-const CALLS: [(&str, Lie); 19] = [
-    ("a reply to a call in a free place", |raw| plain(raw, 99, Kind::Reply, &[])),
-    ("a reply to the place's last call", |raw| plain(raw, 0, Kind::Reply, &[])),
-    ("a reply to the place's next call", |raw| plain(raw, WHOLE + 64, Kind::Reply, &[])),
-    ("a reply to the largest id", |raw| plain(raw, u64::MAX, Kind::Reply, &[])),
+const CALLS: [(&str, Violation); 19] = [
+    ("a reply to a call in a free place", |raw| plain(raw, 99, FrameKind::Reply, &[])),
+    ("a reply to the place's last call", |raw| plain(raw, 0, FrameKind::Reply, &[])),
+    ("a reply to the place's next call", |raw| plain(raw, WHOLE + 64, FrameKind::Reply, &[])),
+    ("a reply to the largest id", |raw| plain(raw, u64::MAX, FrameKind::Reply, &[])),
     ("an error for a call in a free place", |raw| error(raw, 99, 3, &[0; 4])),
-    ("two replies", |raw| (0..2).for_each(|_| plain(raw, WHOLE, Kind::Reply, &[]))),
+    ("two replies", |raw| (0..2).for_each(|_| plain(raw, WHOLE, FrameKind::Reply, &[]))),
     ("a reply and an error", |raw| {
-        plain(raw, WHOLE, Kind::Reply, &[]);
+        plain(raw, WHOLE, FrameKind::Reply, &[]);
         error(raw, WHOLE, 3, &[0; 4]);
     }),
-    ("a reply that begins with the second frame", |raw| lie(raw, WHOLE, head(Kind::Reply, 0, 1, 0), &[])),
+    ("a reply that begins with the second frame", |raw| {
+        violation(raw, WHOLE, head(FrameKind::Reply, 0, 1, 0), &[])
+    }),
     ("a gap in a reply", |raw| {
-        lie(raw, WHOLE, head(Kind::Reply, MORE, 0, 0), b"1");
-        lie(raw, WHOLE, head(Kind::Rest, 0, 2, 0), b"3");
+        violation(raw, WHOLE, head(FrameKind::Reply, MORE, 0, 0), b"1");
+        violation(raw, WHOLE, head(FrameKind::Continuation, 0, 2, 0), b"3");
     }),
     ("a frame twice", |raw| {
-        lie(raw, WHOLE, head(Kind::Reply, MORE, 0, 0), b"1");
-        (0..2).for_each(|_| lie(raw, WHOLE, head(Kind::Rest, MORE, 1, 0), b"2"));
+        violation(raw, WHOLE, head(FrameKind::Reply, MORE, 0, 0), b"1");
+        (0..2).for_each(|_| violation(raw, WHOLE, head(FrameKind::Continuation, MORE, 1, 0), b"2"));
     }),
-    ("a gap in a stream", |raw| lie(raw, STREAMED, head(Kind::Chunk, 0, 7, 0), &[])),
-    ("the rest of nothing", |raw| plain(raw, WHOLE, Kind::Rest, b"?")),
+    ("a gap in a stream", |raw| violation(raw, STREAMED, head(FrameKind::Chunk, 0, 7, 0), &[])),
+    ("the rest of nothing", |raw| plain(raw, WHOLE, FrameKind::Continuation, b"?")),
     ("an item in an item", |raw| {
-        (0..2).for_each(|seq| lie(raw, WHOLE, head(Kind::Reply, MORE, seq, 0), b"1"));
+        (0..2).for_each(|seq| violation(raw, WHOLE, head(FrameKind::Reply, MORE, seq, 0), b"1"));
     }),
-    ("an empty piece", |raw| lie(raw, WHOLE, head(Kind::Reply, MORE, 0, 0), &[])),
-    ("a reply to a stream", |raw| plain(raw, STREAMED, Kind::Reply, &[])),
-    ("a chunk of a whole call", |raw| plain(raw, WHOLE, Kind::Chunk, &[])),
-    ("a chunk for an upload", |raw| plain(raw, UPLOADED, Kind::Chunk, &[])),
-    ("the end of a whole call", |raw| plain(raw, WHOLE, Kind::End, &[])),
+    ("an empty piece", |raw| violation(raw, WHOLE, head(FrameKind::Reply, MORE, 0, 0), &[])),
+    ("a reply to a stream", |raw| plain(raw, STREAMED, FrameKind::Reply, &[])),
+    ("a chunk of a whole call", |raw| plain(raw, WHOLE, FrameKind::Chunk, &[])),
+    ("a chunk for an upload", |raw| plain(raw, UPLOADED, FrameKind::Chunk, &[])),
+    ("the end of a whole call", |raw| plain(raw, WHOLE, FrameKind::End, &[])),
     ("a chunk after the end", |raw| {
-        plain(raw, STREAMED, Kind::End, &[]);
-        lie(raw, STREAMED, head(Kind::Chunk, 0, 1, 0), &[]);
+        plain(raw, STREAMED, FrameKind::End, &[]);
+        violation(raw, STREAMED, head(FrameKind::Chunk, 0, 1, 0), &[]);
     }),
 ];
 
-const WINDOWS: [(&str, Lie); 17] = [
-    ("an end with bytes", |raw| plain(raw, STREAMED, Kind::End, b"!")),
-    ("a push of a call", |raw| plain(raw, WHOLE, Kind::Push, &[])),
-    ("a reply of no call", |raw| plain(raw, 0, Kind::Chunk, &[])),
-    ("the rest of no push", |raw| plain(raw, 0, Kind::Rest, b"?")),
-    ("credit for pushes", |raw| lie(raw, 0, head(Kind::Credit, 0, 0, 1), &[])),
-    ("credit for a whole call", |raw| lie(raw, WHOLE, head(Kind::Credit, 0, 0, 1), &[])),
-    ("credit for a stream", |raw| lie(raw, STREAMED, head(Kind::Credit, 0, 0, 1), &[])),
-    ("credit beyond the window", |raw| lie(raw, UPLOADED, head(Kind::Credit, 0, 0, 1), &[])),
-    ("credit beyond all", |raw| lie(raw, UPLOADED, head(Kind::Credit, 0, 0, u32::MAX), &[])),
-    ("no credit", |raw| lie(raw, UPLOADED, head(Kind::Credit, 0, 0, 0), &[])),
-    ("credit with bytes", |raw| lie(raw, UPLOADED, head(Kind::Credit, 0, 0, 1), b"!")),
-    ("a reply without end", |raw| endless(raw, WHOLE, Kind::Reply, &[7; 10_000])),
-    ("a reply without end, a byte at a time", |raw| endless(raw, WHOLE, Kind::Reply, &[7])),
-    ("a chunk without end", |raw| endless(raw, STREAMED, Kind::Chunk, &[7])),
-    ("chunks beyond the window", |raw| flood(raw, STREAMED, Kind::Chunk, 0, 0, &[7; 10_000])),
-    ("empty chunks beyond the window", |raw| flood(raw, STREAMED, Kind::Chunk, 0, 0, &[])),
-    ("empty pushes beyond the window", |raw| flood(raw, 0, Kind::Push, 0, 0, &[])),
+const WINDOWS: [(&str, Violation); 17] = [
+    ("an end with bytes", |raw| plain(raw, STREAMED, FrameKind::End, b"!")),
+    ("a push of a call", |raw| plain(raw, WHOLE, FrameKind::Push, &[])),
+    ("a reply of no call", |raw| plain(raw, 0, FrameKind::Chunk, &[])),
+    ("the rest of no push", |raw| plain(raw, 0, FrameKind::Continuation, b"?")),
+    ("credit for pushes", |raw| violation(raw, 0, head(FrameKind::Credit, 0, 0, 1), &[])),
+    ("credit for a whole call", |raw| violation(raw, WHOLE, head(FrameKind::Credit, 0, 0, 1), &[])),
+    ("credit for a stream", |raw| violation(raw, STREAMED, head(FrameKind::Credit, 0, 0, 1), &[])),
+    ("credit beyond the window", |raw| violation(raw, UPLOADED, head(FrameKind::Credit, 0, 0, 1), &[])),
+    ("credit beyond all", |raw| violation(raw, UPLOADED, head(FrameKind::Credit, 0, 0, u32::MAX), &[])),
+    ("no credit", |raw| violation(raw, UPLOADED, head(FrameKind::Credit, 0, 0, 0), &[])),
+    ("credit with bytes", |raw| violation(raw, UPLOADED, head(FrameKind::Credit, 0, 0, 1), b"!")),
+    ("a reply without end", |raw| endless(raw, WHOLE, FrameKind::Reply, &[7; 10_000])),
+    ("a reply without end, a byte at a time", |raw| endless(raw, WHOLE, FrameKind::Reply, &[7])),
+    ("a chunk without end", |raw| endless(raw, STREAMED, FrameKind::Chunk, &[7])),
+    ("chunks beyond the window", |raw| flood(raw, STREAMED, FrameKind::Chunk, 0, 0, &[7; 10_000])),
+    ("empty chunks beyond the window", |raw| flood(raw, STREAMED, FrameKind::Chunk, 0, 0, &[])),
+    ("empty pushes beyond the window", |raw| flood(raw, 0, FrameKind::Push, 0, 0, &[])),
 ];
 
-fn lies() -> impl Iterator<Item = (&'static str, Lie)> {
+fn violations() -> impl Iterator<Item = (&'static str, Violation)> {
     FRAMES.into_iter().chain(CALLS).chain(WINDOWS)
 }
 
@@ -148,15 +150,15 @@ fn a_client_that_is_lied_to_closes_that_connection_alone() {
     let Some(host) = Host::start(&here!(), options(), |path| {
         let listener = strict().bind(path.with_extension("liar")).expect("binds");
         thread::spawn(move || {
-            for (_, lie) in lies() {
+            for (_, violation) in violations() {
                 let mut raw = Raw::accept(&listener);
-                raw.welcome(WINDOW);
+                raw.send_accept(WINDOW);
                 for (id, flags) in [(WHOLE, 0), (STREAMED, STREAM), (UPLOADED, UPLOAD)] {
                     let frame = raw.receive().expect("comes");
-                    let call = Head { kind: Kind::Call, flags, ..frame.head };
+                    let call = FrameHeader { kind: FrameKind::Call, flags, ..frame.head };
                     assert_eq!((frame.id, frame.head), (id, call));
                 }
-                lie(&mut raw);
+                violation(&mut raw);
                 while raw.stream.recv(&mut [0; 100]).is_ok() {}
             }
         });
@@ -166,7 +168,7 @@ fn a_client_that_is_lied_to_closes_that_connection_alone() {
     };
     let good = host.client();
     let before = peak(std::process::id());
-    for (what, _) in lies() {
+    for (what, _) in violations() {
         let client =
             SharedMemoryClient::builder(host.path.with_extension("liar")).options(strict()).connect();
         let client = client.unwrap_or_else(|error| panic!("{what}: {error}"));

@@ -5,7 +5,7 @@ use std::thread;
 
 use narrows::SharedMemoryServer;
 use narrows::internal::layout::{Control, Geometry, SlotKind as Carried, words};
-use narrows::internal::rpc::wire::{Kind, MORE, STREAM, UPLOAD};
+use narrows::internal::rpc::wire::{FrameKind, MORE, STREAM, UPLOAD};
 
 use crate::support::calls::raw::{Raw, head, settings};
 use crate::support::calls::{
@@ -26,7 +26,7 @@ impl Scribbler {
         let geometry = Geometry::new(256, 1 << 20, 64).expect("legal");
         let hand = RawPeer::connect(&host.path, geometry, 64 << 20).expect("connects");
         let mut scribbler = Self { hand, ticket: 0 };
-        scribbler.send(0, head(Kind::Hello, 0, 0, 0), &settings(1 << 20));
+        scribbler.send(0, head(FrameKind::Hello, 0, 0, 0), &settings(1 << 20));
         scribbler
     }
 
@@ -52,9 +52,9 @@ impl Scribbler {
         self.hand.pages.word(page + words::OOB + 8 * index).store(word, Ordering::Release);
     }
 
-    fn ring(&self, bell: u64) {
+    fn ring(&self, doorbell: u64) {
         let page = self.hand.outgoing().words;
-        self.hand.pages.word(page + words::DOORBELL).store(bell, Ordering::Release);
+        self.hand.pages.word(page + words::DOORBELL).store(doorbell, Ordering::Release);
         self.wake();
     }
 
@@ -78,12 +78,12 @@ fn a_flood_of_cancels_and_bells_cancels_no_more_than_it_says() {
     let host = host!(options());
     let mut scribbler = Scribbler::connect(&host);
     for id in [64, 65] {
-        scribbler.send(id, head(Kind::Call, 0, 0, GATE), &[]);
+        scribbler.send(id, head(FrameKind::Call, 0, 0, GATE), &[]);
     }
     host.sees("gate in", 2);
     let client = host.client();
     thread::scope(|scope| {
-        let honest = scope.spawn(|| {
+        let well_formed = scope.spawn(|| {
             (0..300).for_each(|_| assert_eq!(*client.call(POOLED, b"!").expect("is served"), *b"!"));
         });
         let mut random = fastrand::Rng::with_seed(1);
@@ -93,7 +93,7 @@ fn a_flood_of_cancels_and_bells_cancels_no_more_than_it_says() {
             scribbler.post(random.usize(0..64), word);
             scribbler.ring(if round % 2 == 0 { random.u64(..) } else { round });
         }
-        honest.join().expect("is served");
+        well_formed.join().expect("is served");
     });
     assert_eq!((host.seen("gate cancelled"), host.stat("violated")), (0, 0));
     scribbler.post(0, 64);
@@ -114,9 +114,9 @@ fn a_call_that_was_cancelled_before_it_came_never_runs() {
         let id = 64 + at as u64;
         scribbler.post(at, id);
         scribbler.ring(id);
-        scribbler.send(id, head(Kind::Call, flags, 0, method), &[255; 8]);
+        scribbler.send(id, head(FrameKind::Call, flags, 0, method), &[255; 8]);
     }
-    scribbler.send(67, head(Kind::Call, 0, 0, POOLED), b"last");
+    scribbler.send(67, head(FrameKind::Call, 0, 0, POOLED), b"last");
     host.sees("pooled", 1);
     assert_eq!([host.seen("gate in"), host.seen("chunks"), host.seen("upload in")], [0; 3]);
     is_served(&host);
@@ -130,7 +130,7 @@ fn half_calls_and_silence_cost_their_own_connection_alone() {
     for raw in &mut silent {
         let methods = [(POOLED, 0), (STREAMING, STREAM), (UPLOADING, UPLOAD)];
         for (id, (method, flags)) in (64..128).zip(methods.into_iter().cycle()) {
-            raw.send(id, head(Kind::Call, MORE | flags, 0, method), &[1; 1000]).expect("sends");
+            raw.send(id, head(FrameKind::Call, MORE | flags, 0, method), &[1; 1000]).expect("sends");
         }
     }
     is_served(&host);

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use super::{Came, Plays, explore};
 use crate::support::Watchdog;
-use narrows::internal::rpc::client::{Change, Final, Table};
-use narrows::internal::rpc::wire::{Head, Kind, MORE, NOTIFY, STREAM, Status, UPLOAD, cost};
+use narrows::internal::rpc::client::{CallOutcome, InFlightCalls, Wakeup};
+use narrows::internal::rpc::wire::{
+    FrameHeader, FrameKind, MORE, NOTIFY, STREAM, Status, UPLOAD, window_cost,
+};
 
 /// Two chunks of a byte, and one byte more.
 const STREAM_WINDOW: u32 = 131;
@@ -17,7 +19,7 @@ const MAX: usize = 2;
 #[derive(Clone, Copy, Debug)]
 enum Event {
     Open(u8),
-    Frame(usize, Kind, u8),
+    Frame(usize, FrameKind, u8),
     /// With a sequence that is ahead.
     Gap(usize),
     /// For the call that was over last.
@@ -34,9 +36,16 @@ fn events() -> Vec<Event> {
     let mut all = vec![Event::Open(0), Event::Open(STREAM | UPLOAD), Event::Open(NOTIFY)];
     all.extend([Event::Stale, Event::Push, Event::TakePush]);
     for at in 0..2 {
-        let frames = [Kind::Reply, Kind::Chunk, Kind::Rest, Kind::End, Kind::Error, Kind::Credit];
+        let frames = [
+            FrameKind::Reply,
+            FrameKind::Chunk,
+            FrameKind::Continuation,
+            FrameKind::End,
+            FrameKind::Error,
+            FrameKind::Credit,
+        ];
         all.extend(frames.map(|kind| Event::Frame(at, kind, 0)));
-        all.extend([Kind::Reply, Kind::Chunk].map(|kind| Event::Frame(at, kind, MORE)));
+        all.extend([FrameKind::Reply, FrameKind::Chunk].map(|kind| Event::Frame(at, kind, MORE)));
         all.extend([
             Event::Gap(at),
             Event::Abandon(at),
@@ -58,15 +67,15 @@ struct Call {
     /// The first piece of an item has come.
     part: bool,
     chunks: usize,
-    end: Option<Final>,
+    end: Option<CallOutcome>,
     window: u32,
     owed: u32,
     credit: u32,
 }
 
 struct World {
-    table: Table,
-    places: u64,
+    real: InFlightCalls,
+    slots: u64,
     calls: BTreeMap<u64, Call>,
     used: u64,
     stale: Option<u64>,
@@ -78,10 +87,10 @@ struct World {
 impl Plays for World {
     type Event = Event;
 
-    fn new(places: usize) -> Self {
-        let table = Table::new(places, MAX, STREAM_WINDOW, WINDOW);
-        let (calls, places) = (BTreeMap::new(), places as u64);
-        Self { table, places, calls, used: 0, stale: None, pushes: 0, push_seq: 0, push_left: WINDOW }
+    fn new(slots: usize) -> Self {
+        let real = InFlightCalls::new(slots, MAX, STREAM_WINDOW, WINDOW);
+        let (calls, slots) = (BTreeMap::new(), slots as u64);
+        Self { real, slots, calls, used: 0, stale: None, pushes: 0, push_seq: 0, push_left: WINDOW }
     }
 
     fn act(&mut self, event: Event) -> Came {
@@ -90,7 +99,7 @@ impl Plays for World {
             Event::Push => self.push(),
             Event::TakePush => self.take_push(),
             Event::Stale => match self.stale {
-                Some(id) => self.frame(id, Kind::Reply, 0, 0),
+                Some(id) => self.frame(id, FrameKind::Reply, 0, 0),
                 None => Came::Never,
             },
             Event::Frame(at, ..)
@@ -101,13 +110,13 @@ impl Plays for World {
             | Event::Spend(at) => match (self.id(at), event) {
                 (None, _) => Came::Never,
                 (Some(id), Event::Frame(_, kind, flags)) => self.frame(id, kind, flags, 0),
-                (Some(id), Event::Gap(_)) => self.frame(id, Kind::Reply, 0, 1),
+                (Some(id), Event::Gap(_)) => self.frame(id, FrameKind::Reply, 0, 1),
                 (Some(id), event) => self.own(id, event),
             },
         };
         if came == Came::On {
-            self.table.audit();
-            assert_eq!(self.table.has_room(), self.live() < self.places);
+            self.real.audit();
+            assert_eq!(self.real.has_room(), self.live() < self.slots);
         }
         came
     }
@@ -124,39 +133,39 @@ impl World {
     }
 
     fn open(&mut self, flags: u8) -> Came {
-        let room = self.live() < self.places;
-        let opened = self.table.open(1, flags);
+        let room = self.live() < self.slots;
+        let opened = self.real.open(1, flags);
         assert_eq!(opened.is_some(), room);
         let Some(id) = opened else { return Came::Never };
-        let taken = self.calls.iter().any(|(it, call)| call.live && it % self.places == id % self.places);
+        let taken = self.calls.iter().any(|(it, call)| call.live && it % self.slots == id % self.slots);
         assert!(!taken && id > 0 && !self.calls.contains_key(&id) && self.stale != Some(id));
         let waited = flags & NOTIFY == 0;
         let (window, credit) = (STREAM_WINDOW, STREAM_WINDOW);
         self.calls.insert(id, Call { flags, waited, live: true, window, credit, ..Call::default() });
         self.used += 1;
-        assert_eq!(self.table.opened, self.used);
+        assert_eq!(self.real.opened, self.used);
         Came::On
     }
 
-    fn frame(&mut self, id: u64, kind: Kind, flags: u8, gap: u16) -> Came {
+    fn frame(&mut self, id: u64, kind: FrameKind, flags: u8, gap: u16) -> Came {
         let mut call = self.calls.get(&id).cloned().unwrap_or_default();
         let (len, word) = match kind {
-            Kind::Error => (4, Status::Failed as u32),
-            Kind::Credit => (0, WINDOW),
-            Kind::End => (0, 0),
+            FrameKind::Error => (4, Status::Failed as u32),
+            FrameKind::Credit => (0, WINDOW),
+            FrameKind::End => (0, 0),
             _ => (1, 0),
         };
-        let seq = if kind.counted() { call.seq + gap } else { 0 };
-        let head = Head { seq, ..Head::new(kind, word).with(flags) };
-        let legal = gap == 0 && call.live && call.hear(kind, flags);
-        let change = self.table.take(id, head, len, |body| body.fill(0));
+        let seq = if kind.is_sequenced() { call.seq + gap } else { 0 };
+        let head = FrameHeader { seq, ..FrameHeader::new(kind, word).with_flags(flags) };
+        let legal = gap == 0 && call.live && call.receive(kind, flags);
+        let change = self.real.on_frame(id, head, len, |body| body.fill(0));
         assert_eq!(change.is_ok(), legal, "{change:?} {head:?} {call:?}");
         if !legal {
             return Came::Over;
         }
-        call.seq += u16::from(kind.counted());
+        call.seq += u16::from(kind.is_sequenced());
         let freed = !call.live && !call.waited;
-        assert_eq!(change == Ok(Change::Freed), freed);
+        assert_eq!(change == Ok(Wakeup::SlotFreed), freed);
         match freed {
             true => self.drop(id),
             false => drop(self.calls.insert(id, call)),
@@ -176,7 +185,7 @@ impl World {
         }
         match event {
             Event::Abandon(_) => {
-                assert_eq!(self.table.abandon(id), call.live);
+                assert_eq!(self.real.abandon(id), call.live);
                 (call.waited, call.chunks) = (false, 0);
                 if !call.live {
                     self.drop(id);
@@ -185,27 +194,27 @@ impl World {
             Event::Finish(_) => {
                 let end = call.end.clone().filter(|_| call.chunks == 0);
                 let mut buffer = Vec::new();
-                assert_eq!(self.table.finish(id, &mut buffer), end);
+                assert_eq!(self.real.take_outcome(id, &mut buffer), end);
                 if end.is_none() {
                     return Came::Never;
                 }
-                assert_eq!(buffer.is_empty(), end != Some(Final::Reply));
+                assert_eq!(buffer.is_empty(), end != Some(CallOutcome::Reply));
                 self.drop(id);
             }
             Event::Chunk(_) => {
-                let chunk = self.table.chunk(id);
+                let chunk = self.real.next_chunk(id);
                 assert_eq!(chunk.is_some(), call.chunks > 0);
                 let Some(chunk) = chunk else { return Came::Never };
                 call.chunks -= 1;
-                call.owed += cost(chunk.len());
-                let owed = self.table.owed(id);
+                call.owed += window_cost(chunk.len());
+                let owed = self.real.take_owed_credit(id);
                 assert_eq!(owed, Some(call.owed).filter(|_| call.live));
                 if owed.is_some() {
                     call.window += std::mem::take(&mut call.owed);
                 }
             }
             _ => {
-                let spent = self.table.spend(id, WINDOW);
+                let spent = self.real.spend_credit(id, WINDOW);
                 assert_eq!(spent.ok(), call.live.then_some(call.credit >= WINDOW));
                 if spent != Ok(true) {
                     return Came::Never;
@@ -217,10 +226,10 @@ impl World {
     }
 
     fn push(&mut self) -> Came {
-        let head = Head { seq: self.push_seq, ..Head::new(Kind::Push, 0) };
+        let head = FrameHeader { seq: self.push_seq, ..FrameHeader::new(FrameKind::Push, 0) };
         let legal = self.push_left >= WINDOW;
-        let change = self.table.take(0, head, 1, |body| body.fill(0));
-        assert_eq!(change.ok(), legal.then_some(Change::Push));
+        let change = self.real.on_frame(0, head, 1, |body| body.fill(0));
+        assert_eq!(change.ok(), legal.then_some(Wakeup::Push));
         if !legal {
             return Came::Over;
         }
@@ -231,12 +240,12 @@ impl World {
     }
 
     fn take_push(&mut self) -> Came {
-        let push = self.table.next_push();
+        let push = self.real.next_push();
         assert_eq!(push.is_some(), self.pushes > 0);
         if push.is_none() {
             return Came::Never;
         }
-        assert_eq!(self.table.push_owed(), Some(WINDOW));
+        assert_eq!(self.real.take_owed_push_credit(), Some(WINDOW));
         self.pushes -= 1;
         self.push_left += WINDOW;
         Came::On
@@ -245,24 +254,24 @@ impl World {
 
 impl Call {
     /// Whether an honest server sends this now; and what it changes.
-    fn hear(&mut self, kind: Kind, flags: u8) -> bool {
+    fn receive(&mut self, kind: FrameKind, flags: u8) -> bool {
         let (streams, more) = (self.flags & STREAM != 0, flags & MORE != 0);
-        let price = if kind == Kind::Chunk { WINDOW } else { 1 };
+        let price = if kind == FrameKind::Chunk { WINDOW } else { 1 };
         let end = match kind {
-            Kind::Error => Final::Failed(Status::Failed, 0, String::new()),
-            Kind::Credit => {
+            FrameKind::Error => CallOutcome::Failed(Status::Failed, 0, String::new()),
+            FrameKind::Credit => {
                 self.credit += WINDOW;
                 return self.flags & UPLOAD != 0 && self.credit <= STREAM_WINDOW;
             }
-            Kind::End => {
+            FrameKind::End => {
                 let legal = streams && !self.part;
-                self.finish(Final::End);
+                self.finish(CallOutcome::End);
                 return legal;
             }
             _ => {
-                let fits = kind == Kind::Rest || streams == (kind == Kind::Chunk);
+                let fits = kind == FrameKind::Continuation || streams == (kind == FrameKind::Chunk);
                 let paid = !streams || self.window >= price;
-                if !fits || !paid || self.part != (kind == Kind::Rest) {
+                if !fits || !paid || self.part != (kind == FrameKind::Continuation) {
                     return false;
                 }
                 self.window -= if streams { price } else { 0 };
@@ -273,14 +282,14 @@ impl Call {
                 if streams || more {
                     return true;
                 }
-                Final::Reply
+                CallOutcome::Reply
             }
         };
         self.finish(end);
         true
     }
 
-    fn finish(&mut self, end: Final) {
+    fn finish(&mut self, end: CallOutcome) {
         self.live = false;
         self.end = Some(end).filter(|_| self.waited);
     }
@@ -290,9 +299,9 @@ impl Call {
 fn every_short_life_of_a_clients_places() {
     let _watch = Watchdog::new("a client's places");
     let events = events();
-    for (places, depth, least) in [(1, 7, 200_000), (2, 6, 200_000)] {
-        let played = explore::<World>(places, &events, depth);
-        println!("{played} lives of {places} places");
+    for (slots, depth, least) in [(1, 7, 200_000), (2, 6, 200_000)] {
+        let played = explore::<World>(slots, &events, depth);
+        println!("{played} lives of {slots} places");
         assert!(played > least, "{played}");
     }
 }

@@ -15,10 +15,12 @@ mod server_model;
 use std::sync::Arc;
 use std::time::Instant;
 
-use narrows::internal::mem::Heap;
+use narrows::internal::memory::Heap;
 use narrows::internal::rpc::client;
-use narrows::internal::rpc::server::{Gone, Hall, Limits, Parts, Table};
-use narrows::internal::rpc::wire::{Head, Kind, STREAM, UPLOAD, cost};
+use narrows::internal::rpc::server::{
+    CallLimits, RespondError, ServedCalls, ServerConnection, ServerConnectionParts,
+};
+use narrows::internal::rpc::wire::{FrameHeader, FrameKind, STREAM, UPLOAD, window_cost};
 use narrows::internal::{
     IncomingSignals, NoWaitPolicy, OobSender, ProtocolViolation, RealSync, ReceiverCore, SenderCore, Wait,
 };
@@ -39,7 +41,7 @@ enum Came {
 trait Plays {
     type Event: Copy;
 
-    fn new(places: usize) -> Self;
+    fn new(slots: usize) -> Self;
 
     /// Lets it happen, in both, and compares.
     fn act(&mut self, event: Self::Event) -> Came;
@@ -49,17 +51,17 @@ trait Plays {
 }
 
 /// Plays every sequence of so many events; how many there are, with the shorter ones.
-fn explore<W: Plays>(places: usize, events: &[W::Event], depth: usize) -> u64 {
-    fn from<W: Plays>(places: usize, events: &[W::Event], prefix: &mut Vec<W::Event>, depth: usize) -> u64 {
+fn explore<W: Plays>(slots: usize, events: &[W::Event], depth: usize) -> u64 {
+    fn from<W: Plays>(slots: usize, events: &[W::Event], prefix: &mut Vec<W::Event>, depth: usize) -> u64 {
         let mut played = 0;
         for &event in events {
-            let mut world = W::new(places);
+            let mut world = W::new(slots);
             prefix.iter().for_each(|&event| assert!(world.act(event) == Came::On));
             match world.act(event) {
                 Came::Never => continue,
                 Came::On if depth > 1 => {
                     prefix.push(event);
-                    played += from::<W>(places, events, prefix, depth - 1);
+                    played += from::<W>(slots, events, prefix, depth - 1);
                     prefix.pop();
                 }
                 Came::On => world.end(),
@@ -69,11 +71,11 @@ fn explore<W: Plays>(places: usize, events: &[W::Event], depth: usize) -> u64 {
         }
         played
     }
-    from::<W>(places, events, &mut Vec::new(), depth)
+    from::<W>(slots, events, &mut Vec::new(), depth)
 }
 
-fn ring(slots: usize, places: usize) -> Mem {
-    Arc::new(Heap::new(slots, 128, places))
+fn ring(slots: usize, calls: usize) -> Mem {
+    Arc::new(Heap::new(slots, 128, calls))
 }
 
 fn outbound(mem: &Mem) -> SenderCore<Mem, NoWaitPolicy> {
@@ -85,54 +87,61 @@ fn inbound(mem: &Mem) -> ReceiverCore<Mem, NoWaitPolicy> {
 }
 
 /// A server whose ring to the client has one slot; all windows are two chunks of one byte.
-fn hall(up: &Mem, down: &Mem, places: usize) -> Arc<Hall<Mem, NoWaitPolicy, RealSync>> {
-    let window = 2 * cost(1);
-    let limits = Limits { places, max: 16, piece: 32, window, push_window: window };
-    let (table, ear) = (Table::new(limits), IncomingSignals::new(Arc::clone(up)));
-    let parts = Parts { outbound: outbound(down), outgoing: Arc::clone(down), ear, table, piece: 32 };
-    let hall = Arc::new(Hall::new(parts));
-    hall.open(|_| ());
-    hall
+fn connection(up: &Mem, down: &Mem, slots: usize) -> Arc<ServerConnection<Mem, NoWaitPolicy, RealSync>> {
+    let window = 2 * window_cost(1);
+    let limits = CallLimits { slots, max_message: 16, max_fragment: 32, window, push_window: window };
+    let (real, incoming) = (ServedCalls::new(limits), IncomingSignals::new(Arc::clone(up)));
+    let parts = ServerConnectionParts {
+        outbound: outbound(down),
+        outgoing: Arc::clone(down),
+        incoming,
+        calls: real,
+        max_fragment: 32,
+    };
+    let connection = Arc::new(ServerConnection::new(parts));
+    connection.accept(|_| ());
+    connection
 }
 
 fn take(
-    hall: &Hall<Mem, NoWaitPolicy, RealSync>,
+    connection: &ServerConnection<Mem, NoWaitPolicy, RealSync>,
     id: u64,
-    head: Head,
+    head: FrameHeader,
     len: usize,
 ) -> Result<(), ProtocolViolation> {
-    hall.with(|table| table.take(id, head, len, |_| (), |_, _| Ok(()))).map(drop)
+    connection.with_calls(|real| real.on_frame(id, head, len, |_| (), |_, _| Ok(()))).map(drop)
 }
 
 /// A client that reads nothing must not have its server keep more and more of a stream.
 #[test]
 fn credit_for_what_was_not_sent_is_a_lie() {
-    let credit = Head::new(Kind::Credit, cost(1));
+    let credit = FrameHeader::new(FrameKind::Credit, window_cost(1));
     for stream in [true, false] {
-        let hall = hall(&ring(8, 1), &ring(1, 1), 1);
-        take(&hall, 1, Head::new(Kind::Call, 1).with(STREAM), 0).expect("honest");
+        let connection = connection(&ring(8, 1), &ring(1, 1), 1);
+        take(&connection, 1, FrameHeader::new(FrameKind::Call, 1).with_flags(STREAM), 0).expect("well-formed");
         let past = Some(Instant::now());
         let write = || match stream {
-            true => hall.write_chunk(1, &[7], past),
-            false => hall.push(&[7], Wait::Never),
+            true => connection.write_chunk(1, &[7], past),
+            false => connection.push(&[7], Wait::Never),
         };
         let id = u64::from(stream);
-        assert_eq!([write(), write(), write()], [Ok(()), Ok(()), Err(Gone::Timeout)]);
-        assert_eq!(take(&hall, id, credit, 0), Ok(()), "the first was sent");
-        assert!(take(&hall, id, credit, 0).is_err(), "the second was not");
+        assert_eq!([write(), write(), write()], [Ok(()), Ok(()), Err(RespondError::Timeout)]);
+        assert_eq!(take(&connection, id, credit, 0), Ok(()), "the first was sent");
+        assert!(take(&connection, id, credit, 0).is_err(), "the second was not");
     }
 }
 
 /// A client that reads nothing must not have its server keep more and more credits.
 #[test]
 fn credit_that_cannot_be_sent_is_kept_once() {
-    let hall = hall(&ring(8, 1), &ring(1, 1), 1);
-    take(&hall, 1, Head::new(Kind::Call, 1).with(UPLOAD), 0).expect("honest");
+    let connection = connection(&ring(8, 1), &ring(1, 1), 1);
+    take(&connection, 1, FrameHeader::new(FrameKind::Call, 1).with_flags(UPLOAD), 0).expect("well-formed");
     let taken = (1..100).take_while(|&seq| {
-        let legal = take(&hall, 1, Head { seq, ..Head::new(Kind::Chunk, 0) }, 1).is_ok();
+        let legal =
+            take(&connection, 1, FrameHeader { seq, ..FrameHeader::new(FrameKind::Chunk, 0) }, 1).is_ok();
         if legal {
-            hall.next_chunk(1, Some(Instant::now())).expect("it has come");
-            hall.with(|table| table.audit());
+            connection.next_chunk(1, Some(Instant::now())).expect("it has come");
+            connection.with_calls(|real| real.audit());
         }
         legal
     });
@@ -143,26 +152,27 @@ fn credit_that_cannot_be_sent_is_kept_once() {
 #[test]
 fn an_old_cancel_hides_no_newer_one() {
     let (up, down) = (ring(8, 2), ring(8, 2));
-    let desk: client::Desk<Mem, NoWaitPolicy, RealSync> = client::Desk::new(client::Parts {
-        inbound: inbound(&down),
-        outbound: outbound(&up),
-        poster: OobSender::new(Arc::clone(&up)),
-        ear: IncomingSignals::new(Arc::clone(&down)),
-        table: client::Table::new(2, 16, 130, 130),
-        places: 2,
-        piece: 32,
-    });
-    let ear = IncomingSignals::new(up);
-    [4, 2, 3].into_iter().for_each(|id| desk.cancel(id));
-    assert_eq!([ear.oob(0), ear.oob(1)], [4, 3]);
+    let mux: client::Multiplexer<Mem, NoWaitPolicy, RealSync> =
+        client::Multiplexer::new(client::MultiplexerParts {
+            inbound: inbound(&down),
+            outbound: outbound(&up),
+            oob_sender: OobSender::new(Arc::clone(&up)),
+            incoming: IncomingSignals::new(Arc::clone(&down)),
+            calls: client::InFlightCalls::new(2, 16, 130, 130),
+            slots: 2,
+            max_fragment: 32,
+        });
+    let incoming = IncomingSignals::new(up);
+    [4, 2, 3].into_iter().for_each(|id| mux.cancel(id));
+    assert_eq!([incoming.oob(0), incoming.oob(1)], [4, 3]);
 }
 
 /// The sequence of a stream's frames wraps, and goes on.
 #[test]
 fn a_sequence_wraps() {
-    let mut assembly = narrows::internal::rpc::pieces::Assembly::default();
+    let mut assembly = narrows::internal::rpc::fragment::Reassembler::default();
     for seq in (0..=u16::MAX).chain(0..3) {
-        let head = Head { seq, ..Head::new(Kind::Chunk, 0) };
+        let head = FrameHeader { seq, ..FrameHeader::new(FrameKind::Chunk, 0) };
         assert_eq!(assembly.take(head, 0, 0, |_| ()), Ok(Some(head)));
     }
 }

@@ -5,11 +5,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Came, Mem, Plays, explore, hall, inbound, outbound, ring};
+use super::{Came, Mem, Plays, connection, explore, inbound, outbound, ring};
 use crate::support::Watchdog;
 use narrows::internal::rpc::frame::{Frame, send};
-use narrows::internal::rpc::server::{Attendant, Body, Failure, Given, Gone, Hall, Service, Started, Upload};
-use narrows::internal::rpc::wire::{CHUNK_COST, Head, Kind, MORE, STREAM, Status, UPLOAD};
+use narrows::internal::rpc::server::{
+    BorrowedRequest, CallFailure, CallInfo, ConnectionDriver, Dispatch, Payload, RespondError,
+    ServerConnection, UploadItem,
+};
+use narrows::internal::rpc::wire::{CHUNK_COST, FrameHeader, FrameKind, MORE, STREAM, Status, UPLOAD};
 use narrows::internal::{NoWaitPolicy, OobSender, RealSync, ReceiverCore, SenderCore, Wait};
 
 /// What a chunk of one byte costs.
@@ -28,7 +31,7 @@ enum Event {
     Stale(usize),
     Future(usize),
     Gap(usize),
-    Frame(usize, Kind),
+    Frame(usize, FrameKind),
     PushCredit,
     Cancel(usize),
     Write(usize),
@@ -40,12 +43,15 @@ enum Event {
     Drain,
 }
 
-fn events(places: usize) -> Vec<Event> {
+fn events(slots: usize) -> Vec<Event> {
     let mut all = vec![Event::PushCredit, Event::Push, Event::Drain];
-    for at in 0..places {
+    for at in 0..slots {
         let calls = [(POOLED, 0), (POOLED, STREAM | UPLOAD), (POOLED, MORE), (REFUSED, 0), (INLINE, 0)];
         all.extend(calls.map(|(method, flags)| Event::Call(at, method, flags)));
-        all.extend([Kind::Chunk, Kind::Rest, Kind::End, Kind::Credit].map(|kind| Event::Frame(at, kind)));
+        all.extend(
+            [FrameKind::Chunk, FrameKind::Continuation, FrameKind::End, FrameKind::Credit]
+                .map(|kind| Event::Frame(at, kind)),
+        );
         all.extend([Event::Again(at), Event::Stale(at), Event::Future(at), Event::Gap(at)]);
         all.extend([Event::Cancel(at), Event::Write(at), Event::Read(at)]);
         all.extend([Event::Finish(at), Event::Fail(at)]);
@@ -64,47 +70,51 @@ enum Phase {
 
 /// A place, as one would note it on paper. The last one is for pushes.
 #[derive(Clone, Debug, Default)]
-struct Place {
+struct ModelSlot {
     id: u64,
     phase: Phase,
     flags: u8,
-    heard: u16,
+    received: u16,
     said: u16,
     chunks: usize,
     ended: bool,
     window: u32,
     credit: u32,
-    outbox: VecDeque<Kind>,
+    outbox: VecDeque<FrameKind>,
 }
 
 #[derive(Default)]
 struct Methods(Vec<u8>);
 
-impl Service<Mem, NoWaitPolicy> for Methods {
-    fn admit(&mut self, method: u32, _flags: u8) -> Result<bool, Failure> {
+impl Dispatch<Mem, NoWaitPolicy> for Methods {
+    fn admit(&mut self, method: u32, _flags: u8) -> Result<bool, CallFailure> {
         if method == REFUSED { Err((Status::Busy, 0, String::new())) } else { Ok(method == INLINE) }
     }
 
-    fn run(&mut self, _call: Started, _request: Vec<u8>, _arrived: Option<Instant>) {}
+    fn dispatch(&mut self, _call: CallInfo, _request: Vec<u8>, _arrived: Option<Instant>) {}
 
-    fn run_in_place(&mut self, _: Started, _: Given<'_, Mem, NoWaitPolicy>) -> Result<&mut Vec<u8>, Failure> {
+    fn run_inline(
+        &mut self,
+        _: CallInfo,
+        _: BorrowedRequest<'_, Mem, NoWaitPolicy>,
+    ) -> Result<&mut Vec<u8>, CallFailure> {
         self.0 = vec![1];
         Ok(&mut self.0)
     }
 
-    fn is_over(&self) -> bool {
+    fn is_done(&self) -> bool {
         false
     }
 }
 
 struct World {
-    hall: Arc<Hall<Mem, NoWaitPolicy, RealSync>>,
-    attendant: Attendant<Mem, NoWaitPolicy, RealSync>,
+    connection: Arc<ServerConnection<Mem, NoWaitPolicy, RealSync>>,
+    driver: ConnectionDriver<Mem, NoWaitPolicy, RealSync>,
     out: SenderCore<Mem, NoWaitPolicy>,
     inb: ReceiverCore<Mem, NoWaitPolicy>,
     poster: OobSender<Mem>,
-    places: Vec<Place>,
-    wire: Option<(u64, Kind, u16)>,
+    slots: Vec<ModelSlot>,
+    wire: Option<(u64, FrameKind, u16)>,
     control: Vec<u64>,
     turns: VecDeque<usize>,
 }
@@ -114,16 +124,17 @@ impl Plays for World {
 
     fn new(count: usize) -> Self {
         let (up, down) = (ring(4, count), ring(1, count));
-        let hall = hall(&up, &down, count);
-        let mut places: Vec<_> = (0..count).map(|at| Place { id: at as u64, ..Place::default() }).collect();
-        places.push(Place { credit: 2 * PRICE, ..Place::default() });
+        let connection = connection(&up, &down, count);
+        let mut slots: Vec<_> =
+            (0..count).map(|at| ModelSlot { id: at as u64, ..ModelSlot::default() }).collect();
+        slots.push(ModelSlot { credit: 2 * PRICE, ..ModelSlot::default() });
         Self {
-            attendant: Attendant::new(Arc::clone(&hall), inbound(&up)),
-            hall,
+            driver: ConnectionDriver::new(Arc::clone(&connection), inbound(&up)),
+            connection,
             out: outbound(&up),
             inb: inbound(&down),
             poster: OobSender::new(up),
-            places,
+            slots,
             wire: None,
             control: Vec::new(),
             turns: VecDeque::new(),
@@ -133,19 +144,21 @@ impl Plays for World {
     fn act(&mut self, event: Event) -> Came {
         let came = match event {
             Event::Call(at, method, flags) => self.call(at, method, flags),
-            Event::Again(at) => self.frame(self.places[at].id, Head::new(Kind::Call, POOLED), 1, false),
-            Event::Stale(at) => match self.places[at].id.checked_sub(self.count()) {
+            Event::Again(at) => {
+                self.frame(self.slots[at].id, FrameHeader::new(FrameKind::Call, POOLED), 1, false)
+            }
+            Event::Stale(at) => match self.slots[at].id.checked_sub(self.count()) {
                 None | Some(0) => Came::Never,
-                Some(id) => self.frame(id, Head::new(Kind::Chunk, 0), 1, true),
+                Some(id) => self.frame(id, FrameHeader::new(FrameKind::Chunk, 0), 1, true),
             },
             Event::Future(at) => {
-                self.frame(self.places[at].id + self.count(), Head::new(Kind::Chunk, 0), 1, false)
+                self.frame(self.slots[at].id + self.count(), FrameHeader::new(FrameKind::Chunk, 0), 1, false)
             }
-            Event::Gap(at) => self.known(at, Kind::Chunk, 1),
+            Event::Gap(at) => self.known(at, FrameKind::Chunk, 1),
             Event::Frame(at, kind) => self.known(at, kind, 0),
             Event::PushCredit => {
-                let legal = self.grant(self.places.len() - 1);
-                self.frame(0, Head::new(Kind::Credit, PRICE), 0, legal)
+                let legal = self.grant(self.slots.len() - 1);
+                self.frame(0, FrameHeader::new(FrameKind::Credit, PRICE), 0, legal)
             }
             Event::Cancel(at) => self.cancel(at),
             Event::Push | Event::Write(_) => self.say_chunk(event),
@@ -155,11 +168,14 @@ impl Plays for World {
             Event::Drain => self.drain(),
         };
         if came == Came::On {
-            self.attendant.step(&mut Methods::default()).expect("honest");
+            self.driver.step(&mut Methods::default()).expect("well-formed");
             self.flush();
-            let flying = self.places.iter().filter(|place| place.phase != Phase::Idle).count();
-            assert_eq!(self.hall.with(|table| (table.audit(), table.in_flight()).1), flying);
-            assert_eq!(self.hall.is_quiet(), flying == 0 && self.turns.is_empty() && self.control.is_empty());
+            let flying = self.slots.iter().filter(|slot| slot.phase != Phase::Idle).count();
+            assert_eq!(self.connection.with_calls(|real| (real.audit(), real.in_flight()).1), flying);
+            assert_eq!(
+                self.connection.is_idle(),
+                flying == 0 && self.turns.is_empty() && self.control.is_empty()
+            );
         }
         came
     }
@@ -171,77 +187,79 @@ impl Plays for World {
 
 impl World {
     fn count(&self) -> u64 {
-        self.places.len() as u64 - 1
+        self.slots.len() as u64 - 1
     }
 
     /// The client sends a frame, which is taken if it is legal.
-    fn frame(&mut self, id: u64, head: Head, len: usize, legal: bool) -> Came {
-        if id == 0 && head.kind != Kind::Credit {
+    fn frame(&mut self, id: u64, head: FrameHeader, len: usize, legal: bool) -> Came {
+        if id == 0 && head.kind != FrameKind::Credit {
             return Came::Never;
         }
         send(&mut self.out, head, [&[9][..len], &[]], id, Wait::Never).expect("room");
-        let taken = self.attendant.step(&mut Methods::default());
-        assert_eq!(taken.is_ok(), legal, "{head:?} of {id}: {:?}", self.places);
+        let taken = self.driver.step(&mut Methods::default());
+        assert_eq!(taken.is_ok(), legal, "{head:?} of {id}: {:?}", self.slots);
         if legal { Came::On } else { Came::Over }
     }
 
     fn call(&mut self, at: usize, method: u32, flags: u8) -> Came {
-        let id = self.places[at].id + self.count();
-        let legal = self.places[at].phase == Phase::Idle;
+        let id = self.slots[at].id + self.count();
+        let legal = self.slots[at].phase == Phase::Idle;
         if legal {
             let phase = if flags & MORE != 0 { Phase::Receiving } else { Phase::Running };
             let (window, credit) = (2 * PRICE, 2 * PRICE);
-            self.places[at] = Place { id, phase, flags, heard: 1, window, credit, ..Place::default() };
+            self.slots[at] =
+                ModelSlot { id, phase, flags, received: 1, window, credit, ..ModelSlot::default() };
             match method {
-                REFUSED => self.leave(at, Kind::Error),
-                INLINE => self.say(at, Kind::Reply),
+                REFUSED => self.leave(at, FrameKind::Error),
+                INLINE => self.send(at, FrameKind::Reply),
                 _ => {}
             }
         }
-        self.frame(id, Head::new(Kind::Call, method).with(flags), 1, legal)
+        self.frame(id, FrameHeader::new(FrameKind::Call, method).with_flags(flags), 1, legal)
     }
 
     /// A frame of the call that is there.
-    fn known(&mut self, at: usize, kind: Kind, gap: u16) -> Came {
-        let place = &mut self.places[at];
-        if place.id == 0 {
+    fn known(&mut self, at: usize, kind: FrameKind, gap: u16) -> Came {
+        let slot = &mut self.slots[at];
+        if slot.id == 0 {
             return Came::Never; // That is the id of pushes.
         }
-        let uploads = place.flags & UPLOAD != 0 && !place.ended;
-        let (id, word) = (place.id, if kind == Kind::Credit { PRICE } else { 0 });
-        let seq = if kind.counted() { place.heard + gap } else { 0 };
+        let uploads = slot.flags & UPLOAD != 0 && !slot.ended;
+        let (id, word) = (slot.id, if kind == FrameKind::Credit { PRICE } else { 0 });
+        let seq = if kind.is_sequenced() { slot.received + gap } else { 0 };
         let legal = gap == 0
-            && match (place.phase, kind) {
-                (Phase::Receiving, Kind::Rest) => true,
-                (Phase::Receiving, _) | (_, Kind::Rest) => false,
-                (_, Kind::Chunk) => uploads && place.window >= PRICE,
-                (_, Kind::End) => uploads,
-                _ => place.flags & STREAM != 0,
+            && match (slot.phase, kind) {
+                (Phase::Receiving, FrameKind::Continuation) => true,
+                (Phase::Receiving, _) | (_, FrameKind::Continuation) => false,
+                (_, FrameKind::Chunk) => uploads && slot.window >= PRICE,
+                (_, FrameKind::End) => uploads,
+                _ => slot.flags & STREAM != 0,
             };
-        let open = matches!(place.phase, Phase::Receiving | Phase::Running);
+        let open = matches!(slot.phase, Phase::Receiving | Phase::Running);
         let mut legal = legal || !open;
         if open && legal {
-            place.heard += u16::from(kind.counted());
+            slot.received += u16::from(kind.is_sequenced());
             match kind {
-                Kind::Rest => place.phase = Phase::Running,
-                Kind::End => place.ended = true,
-                Kind::Credit => legal = self.grant(at),
+                FrameKind::Continuation => slot.phase = Phase::Running,
+                FrameKind::End => slot.ended = true,
+                FrameKind::Credit => legal = self.grant(at),
                 _ => {
-                    place.window -= PRICE;
-                    place.chunks += 1;
+                    slot.window -= PRICE;
+                    slot.chunks += 1;
                 }
             }
         }
-        let len = usize::from(matches!(kind, Kind::Chunk | Kind::Rest));
-        self.frame(id, Head { seq, ..Head::new(kind, word) }, len, legal)
+        let len = usize::from(matches!(kind, FrameKind::Chunk | FrameKind::Continuation));
+        self.frame(id, FrameHeader { seq, ..FrameHeader::new(kind, word) }, len, legal)
     }
 
     /// Credit for what was sent.
     fn grant(&mut self, at: usize) -> bool {
-        let place = &mut self.places[at];
-        let waits = place.outbox.iter().filter(|kind| matches!(kind, Kind::Chunk | Kind::Push)).count();
-        place.credit += PRICE;
-        place.credit + PRICE * u32::try_from(waits).expect("few") <= 2 * PRICE
+        let slot = &mut self.slots[at];
+        let waits =
+            slot.outbox.iter().filter(|kind| matches!(kind, FrameKind::Chunk | FrameKind::Push)).count();
+        slot.credit += PRICE;
+        slot.credit + PRICE * u32::try_from(waits).expect("few") <= 2 * PRICE
     }
 
     fn is_idle(&self) -> bool {
@@ -249,103 +267,103 @@ impl World {
     }
 
     /// Says a thing at once if it can.
-    fn say(&mut self, at: usize, kind: Kind) {
+    fn send(&mut self, at: usize, kind: FrameKind) {
         if self.is_idle() && self.wire.is_none() {
             return self.put_on_wire(at, kind);
         }
         self.leave(at, kind);
     }
 
-    fn put_on_wire(&mut self, at: usize, kind: Kind) {
-        let place = &mut self.places[at];
-        let seq = if kind.counted() { place.said } else { 0 };
-        place.said += u16::from(kind.counted());
-        self.wire = Some((place.id, kind, seq));
-        if !matches!(kind, Kind::Chunk | Kind::Push | Kind::Credit) {
-            (place.phase, place.chunks) = (Phase::Idle, 0);
+    fn put_on_wire(&mut self, at: usize, kind: FrameKind) {
+        let slot = &mut self.slots[at];
+        let seq = if kind.is_sequenced() { slot.said } else { 0 };
+        slot.said += u16::from(kind.is_sequenced());
+        self.wire = Some((slot.id, kind, seq));
+        if !matches!(kind, FrameKind::Chunk | FrameKind::Push | FrameKind::Credit) {
+            (slot.phase, slot.chunks) = (Phase::Idle, 0);
         }
     }
 
-    fn leave(&mut self, at: usize, kind: Kind) {
-        let place = &mut self.places[at];
-        if place.outbox.is_empty() {
+    fn leave(&mut self, at: usize, kind: FrameKind) {
+        let slot = &mut self.slots[at];
+        if slot.outbox.is_empty() {
             self.turns.push_back(at);
         }
-        place.outbox.push_back(kind);
-        if !matches!(kind, Kind::Chunk | Kind::Push) {
-            (place.phase, place.chunks) = (Phase::Closing, 0);
+        slot.outbox.push_back(kind);
+        if !matches!(kind, FrameKind::Chunk | FrameKind::Push) {
+            (slot.phase, slot.chunks) = (Phase::Closing, 0);
         }
     }
 
     fn flush(&mut self) {
         while self.wire.is_none() {
             if !self.control.is_empty() {
-                self.wire = Some((self.control.remove(0), Kind::Credit, 0));
+                self.wire = Some((self.control.remove(0), FrameKind::Credit, 0));
                 continue;
             }
             let Some(at) = self.turns.pop_front() else { return };
-            let kind = self.places[at].outbox.pop_front().expect("its turn");
+            let kind = self.slots[at].outbox.pop_front().expect("its turn");
             self.put_on_wire(at, kind);
-            if !self.places[at].outbox.is_empty() {
+            if !self.slots[at].outbox.is_empty() {
                 self.turns.push_back(at);
             }
         }
     }
 
     fn cancel(&mut self, at: usize) -> Came {
-        let place = &mut self.places[at];
-        if place.phase == Phase::Idle {
+        let slot = &mut self.slots[at];
+        if slot.phase == Phase::Idle {
             return Came::Never;
         }
-        self.poster.send_oob(u32::try_from(at).expect("small"), place.id);
-        let last = place.outbox.front().is_some_and(|kind| *kind != Kind::Chunk);
+        self.poster.send_oob(u32::try_from(at).expect("small"), slot.id);
+        let last = slot.outbox.front().is_some_and(|kind| *kind != FrameKind::Chunk);
         if !last {
-            place.outbox.clear();
+            slot.outbox.clear();
             self.turns.retain(|it| *it != at);
-            self.leave(at, Kind::Error);
+            self.leave(at, FrameKind::Error);
         }
         Came::On
     }
 
     fn say_chunk(&mut self, event: Event) -> Came {
         let (at, kind) = match event {
-            Event::Write(at) => (at, Kind::Chunk),
-            _ => (self.places.len() - 1, Kind::Push),
+            Event::Write(at) => (at, FrameKind::Chunk),
+            _ => (self.slots.len() - 1, FrameKind::Push),
         };
-        let place = &mut self.places[at];
-        let open = kind == Kind::Push || (place.phase == Phase::Running && place.flags & STREAM != 0);
+        let slot = &mut self.slots[at];
+        let open = kind == FrameKind::Push || (slot.phase == Phase::Running && slot.flags & STREAM != 0);
         if !open {
             return Came::Never;
         }
-        let room = place.credit >= PRICE;
+        let room = slot.credit >= PRICE;
         let said = match kind {
-            Kind::Push => self.hall.push(&[5], Wait::Never),
-            _ => self.hall.write_chunk(place.id, &[5], Some(Instant::now())),
+            FrameKind::Push => self.connection.push(&[5], Wait::Never),
+            _ => self.connection.write_chunk(slot.id, &[5], Some(Instant::now())),
         };
-        assert_eq!(said, if room { Ok(()) } else { Err(Gone::Timeout) });
+        assert_eq!(said, if room { Ok(()) } else { Err(RespondError::Timeout) });
         if !room {
             return Came::Never;
         }
-        place.credit -= PRICE;
-        self.say(at, kind);
+        slot.credit -= PRICE;
+        self.send(at, kind);
         Came::On
     }
 
     fn read(&mut self, at: usize) -> Came {
-        let place = &mut self.places[at];
-        if place.phase != Phase::Running || place.flags & UPLOAD == 0 {
+        let slot = &mut self.slots[at];
+        if slot.phase != Phase::Running || slot.flags & UPLOAD == 0 {
             return Came::Never;
         }
-        let id = place.id;
-        let read = self.hall.next_chunk(id, Some(Instant::now()));
-        if place.chunks == 0 {
-            assert_eq!(read, if place.ended { Ok(Upload::End) } else { Err(Gone::Timeout) });
+        let id = slot.id;
+        let read = self.connection.next_chunk(id, Some(Instant::now()));
+        if slot.chunks == 0 {
+            assert_eq!(read, if slot.ended { Ok(UploadItem::End) } else { Err(RespondError::Timeout) });
             return Came::Never;
         }
-        assert_eq!(read, Ok(Upload::Chunk(vec![9])));
-        place.chunks -= 1;
-        if !place.ended {
-            place.window += PRICE;
+        assert_eq!(read, Ok(UploadItem::Chunk(vec![9])));
+        slot.chunks -= 1;
+        if !slot.ended {
+            slot.window += PRICE;
             if !self.control.contains(&id) {
                 self.control.push(id);
             }
@@ -355,24 +373,24 @@ impl World {
     }
 
     fn finish(&mut self, at: usize) -> Came {
-        let place = &self.places[at];
-        let (id, runs) = (place.id, place.phase == Phase::Running);
-        assert_eq!(self.hall.with(|table| table.runs(id)), runs);
-        let kind = if place.flags & STREAM != 0 { Kind::End } else { Kind::Reply };
-        self.hall.finish(id, Head::new(kind, 0), Body::Lent(&[][..]));
+        let slot = &self.slots[at];
+        let (id, runs) = (slot.id, slot.phase == Phase::Running);
+        assert_eq!(self.connection.with_calls(|real| real.is_running(id)), runs);
+        let kind = if slot.flags & STREAM != 0 { FrameKind::End } else { FrameKind::Reply };
+        self.connection.finish(id, FrameHeader::new(kind, 0), Payload::Borrowed(&[][..]));
         if !runs {
             return Came::Never;
         }
-        self.say(at, kind);
+        self.send(at, kind);
         Came::On
     }
 
     fn fail(&mut self, at: usize) -> Came {
-        self.hall.fail(self.places[at].id, &(Status::Failed, 0, String::new()));
-        if self.places[at].phase != Phase::Running {
+        self.connection.fail(self.slots[at].id, &(Status::Failed, 0, String::new()));
+        if self.slots[at].phase != Phase::Running {
             return Came::Never;
         }
-        self.leave(at, Kind::Error);
+        self.leave(at, FrameKind::Error);
         Came::On
     }
 
@@ -382,7 +400,7 @@ impl World {
         let came = frame.map(|frame| (frame.id, frame.head.kind, frame.head.seq));
         assert_eq!(came, self.wire.take(), "what is on the wire");
         let Some(frame) = frame else { return Came::Never };
-        self.inb.release(frame.message()).expect("honest");
+        self.inb.release(frame.message()).expect("well-formed");
         Came::On
     }
 }
@@ -390,9 +408,9 @@ impl World {
 #[test]
 fn every_short_life_of_a_servers_places() {
     let _watch = Watchdog::new("a server's places");
-    for (places, depth, least) in [(1, 5, 5_000), (2, 4, 5_000)] {
-        let played = explore::<World>(places, &events(places), depth);
-        println!("{played} lives of {places} places");
+    for (slots, depth, least) in [(1, 5, 5_000), (2, 4, 5_000)] {
+        let played = explore::<World>(slots, &events(slots), depth);
+        println!("{played} lives of {slots} places");
         assert!(played > least, "{played}");
     }
 }

@@ -20,8 +20,8 @@ use std::time::Duration;
 
 use narrows::{Options, SharedMemoryClient, SharedMemoryServer};
 
-use crate::support::fork_server::{Report, hear};
-use crate::support::{Kept, Watchdog, eventually, me, role, sys, told};
+use crate::support::fork_server::{Report, receive};
+use crate::support::{Kept, Watchdog, argument, eventually, me, role, sys};
 pub(crate) use stock::*;
 
 /// The name of the test that this stands in, as the test runner knows it.
@@ -83,14 +83,14 @@ impl Host {
         let watchdog = Watchdog::within(test, Duration::from_secs(60));
         if role().is_some() {
             sys::alarm(90);
-            act(Path::new(&told()));
+            act(Path::new(&argument()));
             return None;
         }
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("door");
         let mut command = me(test, "host", path.to_str().expect("plain"));
         let mut child = Kept::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
-        let (control, reports) = (OnceCell::new(), Some(hear(child.0.stdout.take().expect("a pipe"))));
+        let (control, reports) = (OnceCell::new(), Some(receive(child.0.stdout.take().expect("a pipe"))));
         Some(Self { child, path, options, control, reports, _folder: folder, _watchdog: watchdog })
     }
 
@@ -130,7 +130,7 @@ impl Host {
     }
 
     /// Gives the second process an order.
-    pub(crate) fn say(&mut self, order: &str) {
+    pub(crate) fn send(&mut self, order: &str) {
         let input = self.child.0.stdin.as_mut().expect("open");
         writeln!(input, "{order}").expect("it lives");
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use narrows::internal::rpc::wire::{HEAD, Head, Kind, SETTINGS, Settings, VERSION};
+use narrows::internal::rpc::wire::{FrameHeader, FrameKind, HEADER_LEN, SETTINGS_LEN, Settings, VERSION};
 use narrows::{Options, RecvTimeoutError, SendTimeoutError, SharedMemoryListener, SharedMemoryStream};
 
 use crate::support::LONG;
@@ -18,17 +18,17 @@ pub(crate) struct Raw {
 #[derive(Debug)]
 pub(crate) struct Frame {
     pub(crate) id: u64,
-    pub(crate) head: Head,
+    pub(crate) head: FrameHeader,
     pub(crate) body: Vec<u8>,
 }
 
 /// A head with a sequence.
-pub(crate) fn head(kind: Kind, flags: u8, seq: u16, word: u32) -> [u8; HEAD] {
-    Head { kind, flags, seq, word }.encode()
+pub(crate) fn head(kind: FrameKind, flags: u8, seq: u16, word: u32) -> [u8; HEADER_LEN] {
+    FrameHeader { kind, flags, seq, word }.encode()
 }
 
 /// Settings as a peer says them that has these windows.
-pub(crate) fn settings(window: u32) -> [u8; SETTINGS] {
+pub(crate) fn settings(window: u32) -> [u8; SETTINGS_LEN] {
     Settings { version: VERSION, stream_window: window, push_window: window }.encode()
 }
 
@@ -41,25 +41,30 @@ impl Raw {
     /// The same, with these windows.
     pub(crate) fn connect_with(path: &Path, options: &Options, window: u32) -> Self {
         let mut raw = Self { stream: crate::support::reach(path, options) };
-        raw.send(0, head(Kind::Hello, 0, 0, 0), &settings(window)).expect("sends");
-        assert_eq!(raw.receive().expect("comes").head.kind, Kind::Welcome);
+        raw.send(0, head(FrameKind::Hello, 0, 0, 0), &settings(window)).expect("sends");
+        assert_eq!(raw.receive().expect("comes").head.kind, FrameKind::Accept);
         raw
     }
 
     /// Accepts a client, and reads its Hello.
     pub(crate) fn accept(listener: &SharedMemoryListener) -> Self {
         let mut raw = Self { stream: listener.accept_timeout(LONG).expect("comes") };
-        assert_eq!(raw.receive().expect("comes").head.kind, Kind::Hello);
+        assert_eq!(raw.receive().expect("comes").head.kind, FrameKind::Hello);
         raw
     }
 
     /// Says Welcome, with these windows.
-    pub(crate) fn welcome(&mut self, window: u32) {
-        self.send(0, head(Kind::Welcome, 0, 0, 0), &settings(window)).expect("sends");
+    pub(crate) fn send_accept(&mut self, window: u32) {
+        self.send(0, head(FrameKind::Accept, 0, 0, 0), &settings(window)).expect("sends");
     }
 
     /// Sends a frame.
-    pub(crate) fn send(&mut self, id: u64, head: [u8; HEAD], body: &[u8]) -> Result<(), SendTimeoutError> {
+    pub(crate) fn send(
+        &mut self,
+        id: u64,
+        head: [u8; HEADER_LEN],
+        body: &[u8],
+    ) -> Result<(), SendTimeoutError> {
         self.bytes(id, &[&head[..], body].concat())
     }
 
@@ -77,8 +82,8 @@ impl Raw {
     pub(crate) fn receive_within(&mut self, time: Duration) -> Result<Frame, RecvTimeoutError> {
         let mut bytes = Vec::new();
         let received = self.stream.recv_into_timeout(&mut bytes, time)?;
-        let (head, body) = bytes.split_first_chunk::<HEAD>().expect("a head");
-        let head = Head::decode(*head).expect("an honest head");
+        let (head, body) = bytes.split_first_chunk::<HEADER_LEN>().expect("a head");
+        let head = FrameHeader::decode(*head).expect("an honest head");
         Ok(Frame { id: received.tag, head, body: body.to_vec() })
     }
 }

@@ -78,7 +78,7 @@ pub(crate) fn serve(
     panic::set_hook(Box::new(|info| {
         // Methods panic because the tests ask for it.
         if !thread::current().name().is_some_and(|name| name.starts_with("narrows-")) {
-            crate::support::say(&format!("server: {info}"));
+            crate::support::log(&format!("server: {info}"));
         }
     }));
     let server = SharedMemoryServer::bind_with(path, options).expect("binds");
@@ -186,16 +186,18 @@ fn streams(server: SharedMemoryServer) -> SharedMemoryServer {
 
 fn pushing(server: SharedMemoryServer) -> SharedMemoryServer {
     server
-        .inline(PUSH, |request, reply| tell(reply, request.connection().push(request.bytes())))
-        .inline(TRY_PUSH, |request, reply| tell(reply, request.connection().try_push(request.bytes())))
+        .inline(PUSH, |request, reply| notify(reply, request.connection().push(request.bytes())))
+        .inline(TRY_PUSH, |request, reply| notify(reply, request.connection().try_push(request.bytes())))
         .method(PUSH_BRIEFLY, |request, reply| {
-            tell(reply, request.connection().push_timeout(request.bytes(), Duration::from_millis(20)))
+            notify(reply, request.connection().push_timeout(request.bytes(), Duration::from_millis(20)))
         })
         .method(PUSH_PATIENTLY, |request, reply| {
             note("patient");
-            tell(reply, request.connection().push(request.bytes()))
+            notify(reply, request.connection().push(request.bytes()))
         })
-        .method(PUSH_LONG, |request, reply| tell(reply, request.connection().push(&vec![1; number(request)])))
+        .method(PUSH_LONG, |request, reply| {
+            notify(reply, request.connection().push(&vec![1; number(request)]))
+        })
 }
 
 fn echo(request: &Request<'_>, reply: &mut Vec<u8>) -> Result<(), HandlerError> {
@@ -226,7 +228,7 @@ fn sum(_: &Request<'_>, chunks: &mut ChunkReader<'_>, reply: &mut Vec<u8>) -> Re
 }
 
 /// What a method says of how something went.
-fn tell(reply: &mut Vec<u8>, result: Result<(), CallError>) -> Result<(), HandlerError> {
+fn notify(reply: &mut Vec<u8>, result: Result<(), CallError>) -> Result<(), HandlerError> {
     reply.extend_from_slice(said(result).as_bytes());
     Ok(())
 }

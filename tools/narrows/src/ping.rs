@@ -195,10 +195,10 @@ impl Line {
         }
     }
 
-    fn ping(&mut self, number: u64, bytes: &[u8], until: Instant) -> Result<Pong, Stop> {
+    fn ping(&mut self, number: u64, bytes: &[u8], deadline: Instant) -> Result<Pong, Stop> {
         let pong = match self {
-            Self::Stream(stream) => ping_stream(stream, number, bytes, until),
-            Self::Calls(client, method) => ping_calls(client, *method, bytes, until),
+            Self::Stream(stream) => ping_stream(stream, number, bytes, deadline),
+            Self::Calls(client, method) => ping_calls(client, *method, bytes, deadline),
         };
         pong.map_err(|error| match end::is_asked() {
             true => Stop::Asked,
@@ -211,16 +211,16 @@ fn ping_stream(
     stream: &mut SharedMemoryStream,
     number: u64,
     bytes: &[u8],
-    until: Instant,
+    deadline: Instant,
 ) -> anyhow::Result<Pong> {
-    match stream.send_tagged_deadline(bytes, number, until) {
+    match stream.send_tagged_deadline(bytes, number, deadline) {
         Ok(()) => {}
         Err(SendTimeoutError::Timeout) => return Ok(Pong::Late),
         Err(error) => bail!("{error}{}", hint(&error.into())),
     }
     let mut answer = Vec::new();
     loop {
-        match stream.recv_into_deadline(&mut answer, until) {
+        match stream.recv_into_deadline(&mut answer, deadline) {
             Ok(received) if received.tag < number && received.tag != 0 => {} // One that was given up.
             Ok(received) => {
                 ensure!(
@@ -249,9 +249,9 @@ fn ping_calls(
     client: &SharedMemoryClient,
     method: u32,
     bytes: &[u8],
-    until: Instant,
+    deadline: Instant,
 ) -> anyhow::Result<Pong> {
-    match client.call_deadline(method, bytes, until) {
+    match client.call_deadline(method, bytes, deadline) {
         Ok(reply) if method != echo::METHOD || *reply == *bytes => Ok(Pong::Same),
         Ok(_) => {
             bail!("what came back is not what was sent: choose a `--method` that the server does not have")

@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 
 use super::server::{MethodResult, Server, refused};
 use super::{CallRings, Mem, text};
-use narrows::internal::mem::Deadline;
-use narrows::internal::rpc::Over;
-use narrows::internal::rpc::client::{Desk, Final, Parts, Stop, Table};
-use narrows::internal::rpc::pieces::Cut;
-use narrows::internal::rpc::server::Limits;
-use narrows::internal::rpc::wire::{DEADLINE, Head, Kind, NOTIFY, STREAM, Status, UPLOAD, cost};
+use narrows::internal::memory::Deadline;
+use narrows::internal::rpc::CallOver;
+use narrows::internal::rpc::client::{CallOutcome, InFlightCalls, Multiplexer, MultiplexerParts, WaitError};
+use narrows::internal::rpc::fragment::Fragmenter;
+use narrows::internal::rpc::server::CallLimits;
+use narrows::internal::rpc::wire::{
+    DEADLINE, FrameHeader, FrameKind, NOTIFY, STREAM, Status, UPLOAD, window_cost,
+};
 use narrows::internal::{IncomingSignals, OobSender, RealSync, Wait, WaitPolicy};
 
 /// A deadline that no call reaches which the server answers at once.
@@ -32,7 +34,7 @@ impl Turn {
         for id in server.open() {
             let run = &server.methods.runs[&id];
             if run.flags & (STREAM | UPLOAD) == 0 {
-                let len = run.request.len().min(server.limits.max);
+                let len = run.request.len().min(server.limits.max_message);
                 server.finish(id, len, false);
             }
         }
@@ -66,7 +68,7 @@ pub(super) struct Call {
     /// The time left, if the call has a deadline, and the request.
     pub(super) body: [Vec<u8>; 2],
     /// The fragmentation of the item that is being sent: the request or the last chunk.
-    pub(super) cut: Option<Cut>,
+    pub(super) fragmenter: Option<Fragmenter>,
     seq: u16,
     /// The whole request was sent.
     pub(super) asked: bool,
@@ -84,11 +86,11 @@ pub(super) struct Call {
 
 /// The client, and all calls that it made.
 pub(super) struct Client {
-    pub(super) desk: Desk<Mem, Turn, RealSync>,
+    pub(super) mux: Multiplexer<Mem, Turn, RealSync>,
     pub(super) calls: BTreeMap<u64, Call>,
     pub(super) turn: Turn,
     pub(super) pushes: usize,
-    pub(super) limits: Limits,
+    pub(super) limits: CallLimits,
     pub(super) ends: u64,
     count: u64,
 }
@@ -97,29 +99,29 @@ impl Client {
     pub(super) fn new(rings: &CallRings, server: Server) -> Self {
         let turn = Turn(Arc::new(Mutex::new(server)));
         let limits = rings.limits;
-        let Limits { places, max, piece, window, push_window } = limits;
-        let desk = Desk::new(Parts {
+        let CallLimits { slots, max_message: max, max_fragment: fragment, window, push_window } = limits;
+        let mux = Multiplexer::new(MultiplexerParts {
             inbound: CallRings::receiver(&rings.down, turn.clone()),
             outbound: CallRings::sender(&rings.up, turn.clone()),
-            poster: OobSender::new(rings.up.clone()),
-            ear: IncomingSignals::new(rings.down.clone()),
-            table: Table::new(places, max, window, push_window),
-            places,
-            piece,
+            oob_sender: OobSender::new(rings.up.clone()),
+            incoming: IncomingSignals::new(rings.down.clone()),
+            calls: InFlightCalls::new(slots, max, window, push_window),
+            slots,
+            max_fragment: fragment,
         });
-        Self { desk, calls: BTreeMap::new(), turn, pushes: 0, limits, ends: 0, count: 0 }
+        Self { mux, calls: BTreeMap::new(), turn, pushes: 0, limits, ends: 0, count: 0 }
     }
 
     /// Returns the header of a call's first frame, and the call.
-    fn compose(&mut self, method: u32, flags: u8, len: usize) -> (Head, Call) {
+    fn compose(&mut self, method: u32, flags: u8, len: usize) -> (FrameHeader, Call) {
         self.count += 1;
         let left = if flags & DEADLINE != 0 { u64::MAX.to_le_bytes().to_vec() } else { Vec::new() };
         let body = [left, text(self.count, len)];
-        let head = Head::new(Kind::Call, method).with(flags);
+        let head = FrameHeader::new(FrameKind::Call, method).with_flags(flags);
         let call = Call {
             method,
             flags,
-            cut: Some(Cut::new(head, body[0].len() + len)),
+            fragmenter: Some(Fragmenter::new(head, body[0].len() + len)),
             body,
             seq: 0,
             asked: false,
@@ -135,9 +137,9 @@ impl Client {
     /// Opens a call if a slot is free. Nothing of it is sent.
     pub(super) fn begin(&mut self, method: u32, flags: u8, len: usize) -> Option<u64> {
         let (_, call) = self.compose(method, flags, len);
-        let opened = self.desk.wait(self.desk.freed(), Wait::Never, |table| {
-            let id = table.open(method, flags)?;
-            table.lend(id, &mut Vec::with_capacity(8));
+        let opened = self.mux.wait(self.mux.slot_signal(), Wait::Never, |calls| {
+            let id = calls.open(method, flags)?;
+            calls.lend_buffer(id, &mut Vec::with_capacity(8));
             Some(id)
         });
         match opened {
@@ -146,7 +148,7 @@ impl Client {
                 Some(id)
             }
             Err(stop) => {
-                assert_eq!(stop, Stop::Timeout);
+                assert_eq!(stop, WaitError::Timeout);
                 None
             }
         }
@@ -155,13 +157,13 @@ impl Client {
     /// Makes a call that the server answers while the client waits for it. Returns false if no slot or no room was free.
     pub(super) fn at_once(&mut self, method: u32, flags: u8, len: usize) -> bool {
         let (head, mut call) = self.compose(method, flags, len);
-        if call.body[0].len() + len > self.limits.piece {
+        if call.body[0].len() + len > self.limits.max_fragment {
             return false;
         }
-        let (mut buffer, wait) = (Vec::new(), Wait::Until(Instant::now().checked_add(LONG)));
+        let (mut buffer, wait) = (Vec::new(), Wait::Deadline(Instant::now().checked_add(LONG)));
         let parts = [&call.body[0][..], &call.body[1][..]];
-        let Some((id, end)) = self.desk.call_at_once(head, parts, &mut buffer, wait) else { return false };
-        (call.cut, call.asked) = (None, true);
+        let Some((id, end)) = self.mux.call_as_leader(head, parts, &mut buffer, wait) else { return false };
+        (call.fragmenter, call.asked) = (None, true);
         assert!(self.calls.insert(id, call).is_none(), "an id was used twice");
         self.check_end(id, end.expect("the server answers at once"), &buffer);
         true
@@ -170,16 +172,16 @@ impl Client {
     /// Continues the item that is being sent. Returns whether all of it is sent.
     pub(super) fn send(&mut self, id: u64) -> bool {
         let call = self.calls.get_mut(&id).expect("begun");
-        let Some(cut) = &mut call.cut else { return true };
+        let Some(fragmenter) = &mut call.fragmenter else { return true };
         let parts = match call.asked {
             false => [&call.body[0][..], &call.body[1][..]],
             true => [call.chunks.last().map_or(&[][..], Vec::as_slice), &[]],
         };
-        match self.desk.send_item(cut, parts, &mut call.seq, id, Wait::Never) {
-            Ok(()) => (call.cut, call.asked) = (None, true),
-            Err(Stop::Over) => call.cut = None, // `asked` stays false if the server did not get the whole request.
+        match self.mux.send_item(fragmenter, parts, &mut call.seq, id, Wait::Never) {
+            Ok(()) => (call.fragmenter, call.asked) = (None, true),
+            Err(WaitError::CallOver) => call.fragmenter = None, // `asked` stays false if the server did not get the whole request.
             Err(stop) => {
-                assert_eq!(stop, Stop::Timeout);
+                assert_eq!(stop, WaitError::Timeout);
                 return false;
             }
         }
@@ -189,20 +191,20 @@ impl Client {
     /// Gives up the item that is being sent, as a sender whose deadline has passed.
     pub(super) fn stop_sending(&mut self, id: u64) {
         let call = self.calls.get_mut(&id).expect("begun");
-        let Some(cut) = call.cut.take() else { return };
-        match (cut.is_whole(), call.asked) {
+        let Some(fragmenter) = call.fragmenter.take() else { return };
+        match (fragmenter.is_unsent(), call.asked) {
             (true, false) => {
-                self.desk.unsend(id);
+                self.mux.forget_unsent(id);
                 self.calls.remove(&id);
             }
             (true, true) => {
                 let chunk = call.chunks.pop().expect("it is being sent");
-                self.desk.books().table.refund(id, cost(chunk.len()));
+                self.mux.lock().calls.refund_credit(id, window_cost(chunk.len()));
             }
             (false, asked) => {
                 self.give_up(id);
                 if !asked {
-                    self.desk.cancel(id); // A notification is cancelled as well.
+                    self.mux.cancel(id); // A notification is cancelled as well.
                 }
             }
         }
@@ -211,8 +213,8 @@ impl Client {
     /// Gives up the call.
     pub(super) fn give_up(&mut self, id: u64) {
         let call = self.calls.get_mut(&id).expect("begun");
-        (call.waited, call.cancelled, call.cut) = (false, true, None);
-        self.desk.abandon(id);
+        (call.waited, call.cancelled, call.fragmenter) = (false, true, None);
+        self.mux.abandon(id);
     }
 
     /// Begins to send a chunk of an upload, if its window has room. Returns whether it did.
@@ -221,12 +223,13 @@ impl Client {
         if !call.uploads() {
             return false;
         }
-        let len = len.min((self.limits.window - cost(0)) as usize).min(self.limits.max);
-        let room =
-            self.desk.wait(self.desk.signal_of(id), Wait::Never, |table| match table.spend(id, cost(len)) {
+        let len = len.min((self.limits.window - window_cost(0)) as usize).min(self.limits.max_message);
+        let room = self.mux.wait(self.mux.signal_of(id), Wait::Never, |calls| {
+            match calls.spend_credit(id, window_cost(len)) {
                 Ok(room) => room.then_some(true),
-                Err(Over) => Some(false),
-            });
+                Err(CallOver) => Some(false),
+            }
+        });
         match room {
             Ok(true) => {}
             Ok(false) => {
@@ -234,13 +237,13 @@ impl Client {
                 return false;
             }
             Err(stop) => {
-                assert_eq!(stop, Stop::Timeout);
+                assert_eq!(stop, WaitError::Timeout);
                 return false;
             }
         }
         self.count += 1;
         call.chunks.push(text(self.count, len));
-        call.cut = Some(Cut::new(Head::new(Kind::Chunk, 0), len));
+        call.fragmenter = Some(Fragmenter::new(FrameHeader::new(FrameKind::Chunk, 0), len));
         self.send(id);
         true
     }
@@ -251,10 +254,10 @@ impl Client {
         if !call.uploads() {
             return false;
         }
-        let mut cut = Cut::new(Head::new(Kind::End, 0), 0);
-        let sent = self.desk.send_item(&mut cut, [&[], &[]], &mut call.seq, id, Wait::Never);
-        assert!(matches!(sent, Ok(()) | Err(Stop::Over | Stop::Timeout)), "{sent:?}");
-        call.ended = sent != Err(Stop::Timeout);
+        let mut fragmenter = Fragmenter::new(FrameHeader::new(FrameKind::End, 0), 0);
+        let sent = self.mux.send_item(&mut fragmenter, [&[], &[]], &mut call.seq, id, Wait::Never);
+        assert!(matches!(sent, Ok(()) | Err(WaitError::CallOver | WaitError::Timeout)), "{sent:?}");
+        call.ended = sent != Err(WaitError::Timeout);
         call.ended
     }
 
@@ -263,9 +266,9 @@ impl Client {
         let mut buffer = Vec::new();
         let streams = self.calls[&id].flags & STREAM != 0;
         let mut chunk = None;
-        let end = self.desk.wait(self.desk.signal_of(id), Wait::Never, |table| {
-            chunk = table.chunk(id).map(|chunk| (chunk, table.owed(id)));
-            if chunk.is_some() { Some(None) } else { table.finish(id, &mut buffer).map(Some) }
+        let end = self.mux.wait(self.mux.signal_of(id), Wait::Never, |calls| {
+            chunk = calls.next_chunk(id).map(|chunk| (chunk, calls.take_owed_credit(id)));
+            if chunk.is_some() { Some(None) } else { calls.take_outcome(id, &mut buffer).map(Some) }
         });
         match (end, chunk) {
             (Ok(None), Some((chunk, owed))) => {
@@ -281,7 +284,7 @@ impl Client {
             }
             (Ok(Some(end)), _) => self.check_end(id, end, &buffer),
             (end, _) => {
-                assert_eq!(end.map(|_| ()), Err(Stop::Timeout));
+                assert_eq!(end.map(|_| ()), Err(WaitError::Timeout));
                 return false;
             }
         }
@@ -290,35 +293,35 @@ impl Client {
 
     fn give_credit(&self, id: u64, owed: Option<u32>) {
         let Some(owed) = owed else { return };
-        let mut cut = Cut::new(Head::new(Kind::Credit, owed), 0);
-        match self.desk.send_item(&mut cut, [&[], &[]], &mut 0, id, Wait::Never) {
-            Ok(()) | Err(Stop::Over) => {}
+        let mut fragmenter = Fragmenter::new(FrameHeader::new(FrameKind::Credit, owed), 0);
+        match self.mux.send_item(&mut fragmenter, [&[], &[]], &mut 0, id, Wait::Never) {
+            Ok(()) | Err(WaitError::CallOver) => {}
             Err(stop) => {
-                assert_eq!(stop, Stop::Timeout);
-                self.desk.books().table.take_back(id, owed);
+                assert_eq!(stop, WaitError::Timeout);
+                self.mux.lock().calls.restore_owed_credit(id, owed);
             }
         }
     }
 
     /// Checks that a call ended with the result of its method, after all chunks of the reply.
-    fn check_end(&mut self, id: u64, end: Final, buffer: &[u8]) {
+    fn check_end(&mut self, id: u64, end: CallOutcome, buffer: &[u8]) {
         let call = self.calls.get_mut(&id).expect("begun");
-        (call.waited, call.cut) = (false, None);
+        (call.waited, call.fragmenter) = (false, None);
         self.ends += 1;
         let server = self.turn.server();
         let Some(run) = server.methods.runs.get(&id) else {
             assert!(refused(call.method), "{end:?} of a call that did not run");
-            let text = &"refused"[..7.min(self.limits.piece - 4)];
-            assert_eq!(end, Final::Failed(Status::Busy, 0, text.into()));
+            let text = &"refused"[..7.min(self.limits.max_fragment - 4)];
+            assert_eq!(end, CallOutcome::Failed(Status::Busy, 0, text.into()));
             return;
         };
         assert!(call.asked && call.taken == run.written.len(), "an end before its chunks");
         match (end, run.result.as_ref().expect("the method has ended")) {
-            (Final::Reply, MethodResult::Reply(reply)) => assert_eq!(buffer, reply),
-            (Final::End, MethodResult::End) => {}
-            (Final::Failed(status, code, text), MethodResult::Failed(failure)) => {
+            (CallOutcome::Reply, MethodResult::Reply(reply)) => assert_eq!(buffer, reply),
+            (CallOutcome::End, MethodResult::End) => {}
+            (CallOutcome::Failed(status, code, text), MethodResult::Failed(failure)) => {
                 assert_eq!((status, code), (failure.0, failure.1));
-                let most = self.limits.piece - 4;
+                let most = self.limits.max_fragment - 4;
                 assert_eq!(text, &failure.2[..failure.2.len().min(most)]);
             }
             (end, result) => panic!("the method returned {result:?}, and the client got {end:?}"),
@@ -327,8 +330,8 @@ impl Client {
 
     /// Takes a push. Returns whether one was there.
     pub(super) fn take_push(&mut self) -> bool {
-        let taken = self.desk.wait(self.desk.pushed(), Wait::Never, |table| {
-            table.next_push().map(|push| (push, table.push_owed()))
+        let taken = self.mux.wait(self.mux.push_signal(), Wait::Never, |calls| {
+            calls.next_push().map(|push| (push, calls.take_owed_push_credit()))
         });
         let Ok((push, owed)) = taken else { return false };
         assert_eq!(Some(&push), self.turn.server().pushed.get(self.pushes), "another push");
@@ -340,7 +343,7 @@ impl Client {
     /// Reads the next frame.
     pub(super) fn read_one(&self) {
         let mut checks = 0;
-        let _read = self.desk.wait(self.desk.freed(), Wait::Never, |_| {
+        let _read = self.mux.wait(self.mux.slot_signal(), Wait::Never, |_| {
             checks += 1;
             (checks > 1).then_some(())
         });
@@ -350,6 +353,6 @@ impl Client {
 impl Call {
     /// Returns whether a chunk may be sent now.
     fn uploads(&self) -> bool {
-        self.flags & UPLOAD != 0 && self.asked && self.cut.is_none() && !self.ended && !self.cancelled
+        self.flags & UPLOAD != 0 && self.asked && self.fragmenter.is_none() && !self.ended && !self.cancelled
     }
 }

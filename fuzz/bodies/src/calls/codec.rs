@@ -4,8 +4,10 @@ use std::ops::Range;
 
 use super::text;
 use crate::bytes::Bytes;
-use narrows::internal::rpc::pieces::{Assembly, Cut};
-use narrows::internal::rpc::wire::{HEAD, Head, Kind, MIN_WINDOW, MORE, SETTINGS, Settings, VERSION};
+use narrows::internal::rpc::fragment::{Fragmenter, Reassembler};
+use narrows::internal::rpc::wire::{
+    FrameHeader, FrameKind, HEADER_LEN, MIN_WINDOW, MORE, SETTINGS_LEN, Settings, VERSION,
+};
 
 pub(super) fn codec(bytes: &mut Bytes<'_>) {
     match bytes.below(4) {
@@ -17,9 +19,9 @@ pub(super) fn codec(bytes: &mut Bytes<'_>) {
 
 fn heads(bytes: &mut Bytes<'_>) {
     while !bytes.is_empty() {
-        let mut raw: [u8; HEAD] = bytes.array();
+        let mut raw: [u8; HEADER_LEN] = bytes.array();
         raw[0] &= if bytes.rarely(4) { u8::MAX } else { 15 };
-        if let Ok(head) = Head::decode(raw) {
+        if let Ok(head) = FrameHeader::decode(raw) {
             assert_eq!(head.encode(), raw);
         }
     }
@@ -31,7 +33,7 @@ fn settings(bytes: &mut Bytes<'_>) {
     let possible = good.stream_window.min(good.push_window) >= MIN_WINDOW;
     assert_eq!(Settings::decode(&raw).ok(), Some(good).filter(|_| possible));
     while !bytes.is_empty() {
-        raw[bytes.below(SETTINGS)] = bytes.u8();
+        raw[bytes.below(SETTINGS_LEN)] = bytes.u8();
         let decoded = Settings::decode(&raw);
         assert!(decoded.is_err() || &raw[..8] == b"narrows#");
         if let Ok(it) = decoded {
@@ -41,13 +43,13 @@ fn settings(bytes: &mut Bytes<'_>) {
 }
 
 /// One frame with a body.
-type Fragment = (Head, Vec<u8>);
+type Fragment = (FrameHeader, Vec<u8>);
 
 /// Splits items into fragments as a sender does, changes some of the frames, and reassembles them.
 fn fragments(bytes: &mut Bytes<'_>) {
     let (max, mut frames, mut seq, mut fit) = (bytes.below(200), Vec::new(), 0, true);
     for number in 0..bytes.below(5) {
-        let kind = bytes.pick(&[Kind::Reply, Kind::Chunk, Kind::Push, Kind::Call]);
+        let kind = bytes.pick(&[FrameKind::Reply, FrameKind::Chunk, FrameKind::Push, FrameKind::Call]);
         let item = text(number as u64, bytes.below(max + 2));
         fit &= item.len() <= max;
         frames.extend(split(&item, kind, bytes.below(70), &mut seq));
@@ -63,12 +65,12 @@ fn fragments(bytes: &mut Bytes<'_>) {
                 frames.swap(at, to);
             }
             3 => frames[at].0.flags ^= MORE,
-            4 => frames[at].0.kind = bytes.pick(&[Kind::Rest, Kind::Chunk, Kind::End]),
+            4 => frames[at].0.kind = bytes.pick(&[FrameKind::Continuation, FrameKind::Chunk, FrameKind::End]),
             _ => frames[at].1.truncate(bytes.below(3)),
         }
     }
     let (mut assembly, mut reference) =
-        (Assembly::default(), ReferenceAssembly { max, ..ReferenceAssembly::default() });
+        (Reassembler::default(), ReferenceAssembly { max, ..ReferenceAssembly::default() });
     for (head, body) in &frames {
         let whole = assembly.take(*head, body.len(), max, |to| to.copy_from_slice(body));
         let expected = reference.take(head, body);
@@ -83,18 +85,18 @@ fn fragments(bytes: &mut Bytes<'_>) {
 }
 
 /// Returns the frames of an item, and checks that together they are the item.
-fn split(item: &[u8], kind: Kind, piece: usize, seq: &mut u16) -> Vec<Fragment> {
-    let (mut cut, mut frames) = (Cut::new(Head::new(kind, 0), item.len()), Vec::new());
+fn split(item: &[u8], kind: FrameKind, fragment: usize, seq: &mut u16) -> Vec<Fragment> {
+    let (mut fragmenter, mut frames) = (Fragmenter::new(FrameHeader::new(kind, 0), item.len()), Vec::new());
     let mut next = 0;
     loop {
-        let (head, range): (Head, Range<usize>) = cut.frame(piece, *seq);
-        assert!(range.start == next && range.len() <= piece.max(1) && head.seq == *seq);
-        assert_eq!(head.kind, if next == 0 { kind } else { Kind::Rest });
+        let (head, range): (FrameHeader, Range<usize>) = fragmenter.next_frame(fragment, *seq);
+        assert!(range.start == next && range.len() <= fragment.max(1) && head.seq == *seq);
+        assert_eq!(head.kind, if next == 0 { kind } else { FrameKind::Continuation });
         *seq = seq.wrapping_add(1);
         next = range.end;
         frames.push((head, item[range.clone()].to_vec()));
-        let done = cut.advance(&range);
-        assert_eq!((done, head.has(MORE)), (next == item.len(), next != item.len()));
+        let done = fragmenter.advance(&range);
+        assert_eq!((done, head.has_flag(MORE)), (next == item.len(), next != item.len()));
         if done {
             return frames;
         }
@@ -106,13 +108,13 @@ fn split(item: &[u8], kind: Kind, piece: usize, seq: &mut u16) -> Vec<Fragment> 
 struct ReferenceAssembly {
     max: usize,
     count: u16,
-    first: Option<Head>,
+    first: Option<FrameHeader>,
     bytes: Vec<u8>,
 }
 
 impl ReferenceAssembly {
-    fn take(&mut self, head: &Head, body: &[u8]) -> Result<Option<Head>, ()> {
-        let (goes_on, more) = (head.kind == Kind::Rest, head.has(MORE));
+    fn take(&mut self, head: &FrameHeader, body: &[u8]) -> Result<Option<FrameHeader>, ()> {
+        let (goes_on, more) = (head.kind == FrameKind::Continuation, head.has_flag(MORE));
         let empty = body.is_empty() && (goes_on || more);
         if head.seq != self.count || goes_on != self.first.is_some() || empty {
             return Err(());

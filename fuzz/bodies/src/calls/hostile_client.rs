@@ -6,10 +6,12 @@ use super::server::Server;
 use super::{CallRings, Mem, length, text};
 use crate::bytes::Bytes;
 use narrows::internal::ConnectionError;
+use narrows::internal::rpc::fragment::Reassembler;
 use narrows::internal::rpc::frame::{Frame, send};
-use narrows::internal::rpc::pieces::Assembly;
-use narrows::internal::rpc::server::Limits;
-use narrows::internal::rpc::wire::{DEADLINE, HEAD, Head, Kind, MORE, NOTIFY, STREAM, UPLOAD};
+use narrows::internal::rpc::server::CallLimits;
+use narrows::internal::rpc::wire::{
+    DEADLINE, FrameHeader, FrameKind, HEADER_LEN, MORE, NOTIFY, STREAM, UPLOAD,
+};
 use narrows::internal::{NoWaitPolicy, OobSender, ReceiverCore, SenderCore, Wait};
 
 /// What the client sent and received in one call.
@@ -19,7 +21,7 @@ struct CallView {
     flags: u8,
     /// A Call frame was sent.
     begun: bool,
-    answer: Assembly,
+    answer: Reassembler,
     /// The last frame of the call was received.
     over: bool,
 }
@@ -32,8 +34,8 @@ struct HostileClient {
     server: Server,
     views: BTreeMap<u64, CallView>,
     /// The push that is being received, and the number of those before it.
-    pushes: (Assembly, usize),
-    limits: Limits,
+    pushes: (Reassembler, usize),
+    limits: CallLimits,
     next: u64,
     count: u64,
 }
@@ -43,9 +45,9 @@ pub(super) fn run(bytes: &mut Bytes<'_>) {
     let (out, inb) = CallRings::end(&rings.up, &rings.down);
     let poster = OobSender::new(rings.up.clone());
     let server = Server::new(&rings, false);
-    server.hall.open(|_| ());
-    let (limits, views, next) = (rings.limits, BTreeMap::new(), rings.limits.places as u64);
-    let pushes = (Assembly::default(), 0);
+    server.connection.accept(|_| ());
+    let (limits, views, next) = (rings.limits, BTreeMap::new(), rings.limits.slots as u64);
+    let pushes = (Reassembler::default(), 0);
     let mut test = HostileClient { out, inb, poster, server, views, pushes, limits, next, count: 0 };
     while !bytes.is_empty() && test.server.over.is_none() {
         test.act(bytes);
@@ -66,13 +68,13 @@ impl HostileClient {
         }
     }
 
-    fn send_frame(&mut self, id: u64, head: Head, len: usize) {
+    fn send_frame(&mut self, id: u64, head: FrameHeader, len: usize) {
         self.count += 1;
         if send(&mut self.out, head, [&text(self.count, len), &[]], id, Wait::Never).is_ok() {
             let view = self.views.entry(id).or_default();
-            view.begun |= head.kind == Kind::Call;
-            view.flags |= if head.kind == Kind::Call { head.flags } else { 0 };
-            view.seq = view.seq.wrapping_add(u16::from(head.kind.counted()));
+            view.begun |= head.kind == FrameKind::Call;
+            view.flags |= if head.kind == FrameKind::Call { head.flags } else { 0 };
+            view.seq = view.seq.wrapping_add(u16::from(head.kind.is_sequenced()));
         }
     }
 
@@ -80,38 +82,46 @@ impl HostileClient {
     fn send_call(&mut self, bytes: &mut Bytes<'_>) {
         let flags =
             bytes.pick(&[0, STREAM, UPLOAD, STREAM | UPLOAD, NOTIFY, DEADLINE, MORE, MORE | DEADLINE]);
-        let len = length(bytes, self.limits.piece, self.limits.piece.min(self.limits.max));
+        let len =
+            length(bytes, self.limits.max_fragment, self.limits.max_fragment.min(self.limits.max_message));
         self.next += 1;
-        self.send_frame(self.next, Head::new(Kind::Call, bytes.u8().into()).with(flags), len);
+        self.send_frame(
+            self.next,
+            FrameHeader::new(FrameKind::Call, bytes.u8().into()).with_flags(flags),
+            len,
+        );
     }
 
     /// Sends a frame that may be legal.
     fn send_plausible(&mut self, bytes: &mut Bytes<'_>) {
         let id = self.id(bytes);
         let (kind, word) = match bytes.below(5) {
-            0 | 1 => (Kind::Chunk, 0),
-            2 => (Kind::Rest, 0),
-            3 => (Kind::End, 0),
-            _ => (Kind::Credit, bytes.pick(&[1, 64, 65, 100, 200, self.limits.window])),
+            0 | 1 => (FrameKind::Chunk, 0),
+            2 => (FrameKind::Continuation, 0),
+            3 => (FrameKind::End, 0),
+            _ => (FrameKind::Credit, bytes.pick(&[1, 64, 65, 100, 200, self.limits.window])),
         };
-        let bare = matches!(kind, Kind::End | Kind::Credit);
-        let len = if bare { 0 } else { length(bytes, self.limits.piece, self.limits.piece) };
+        let bare = matches!(kind, FrameKind::End | FrameKind::Credit);
+        let len = if bare { 0 } else { length(bytes, self.limits.max_fragment, self.limits.max_fragment) };
         let more = if !bare && bytes.rarely(4) { MORE } else { 0 };
         let expected = self.views.get(&id).map_or(0, |view| view.seq);
         let seq = if bytes.rarely(16) { bytes.u16() } else { expected };
-        let head = Head { seq: if kind.counted() { seq } else { 0 }, ..Head::new(kind, word).with(more) };
+        let head = FrameHeader {
+            seq: if kind.is_sequenced() { seq } else { 0 },
+            ..FrameHeader::new(kind, word).with_flags(more)
+        };
         self.send_frame(id, head, len);
     }
 
     /// Sends any bytes, in any call.
     fn send_any(&mut self, bytes: &mut Bytes<'_>) {
         let id = if bytes.bool() { bytes.number() } else { self.id(bytes) };
-        let mut raw = bytes.take(HEAD + 2).to_vec();
+        let mut raw = bytes.take(HEADER_LEN + 2).to_vec();
         raw.resize(raw.len() + bytes.below(3), 0);
         if let Some(kind) = raw.first_mut() {
             *kind %= 13;
         }
-        let begins = raw.first() == Some(&(Kind::Call as u8));
+        let begins = raw.first() == Some(&(FrameKind::Call as u8));
         let sent = self.out.send(&[std::io::IoSlice::new(&raw)], id, Wait::Never).is_ok();
         if sent && begins && raw.len() > 1 {
             let view = self.views.entry(id).or_default();
@@ -126,9 +136,9 @@ impl HostileClient {
 
     fn cancel(&mut self, bytes: &mut Bytes<'_>) {
         let id = if bytes.rarely(4) { bytes.number() } else { self.id(bytes) };
-        let place = bytes.rarely(8).then(|| u32::from(bytes.u8()));
-        let slot = u32::try_from(id % self.limits.places as u64).unwrap_or(0);
-        self.poster.send_oob(place.unwrap_or(slot), id);
+        let other = bytes.rarely(8).then(|| u32::from(bytes.u8()));
+        let slot = u32::try_from(id % self.limits.slots as u64).unwrap_or(0);
+        self.poster.send_oob(other.unwrap_or(slot), id);
     }
 
     /// Receives all that the server sent, and checks it.
@@ -143,29 +153,31 @@ impl HostileClient {
     /// Checks that a well-formed server may send the frame now.
     fn check(&mut self, frame: &Frame) {
         let (head, len, inb) = (frame.head, frame.len(), &self.inb);
-        let max = self.limits.max.max(1 << 10);
+        let max = self.limits.max_message.max(1 << 10);
         let read = |into: &mut [u8]| frame.read(inb, 0, into).expect("in the message");
-        assert!(len <= self.limits.piece, "a fragment is too long");
+        assert!(len <= self.limits.max_fragment, "a fragment is too long");
         if frame.id == 0 {
             let (assembly, taken) = &mut self.pushes;
             if let Some(first) = assembly.take(head, len, max, read).expect("pushes in order") {
-                assert_eq!((first.kind, &assembly.bytes), (Kind::Push, &self.server.pushed[*taken]));
+                assert_eq!((first.kind, &assembly.bytes), (FrameKind::Push, &self.server.pushed[*taken]));
                 *taken += 1;
             }
             return;
         }
         let view = self.views.get_mut(&frame.id).filter(|view| view.begun && !view.over);
         let view = view.unwrap_or_else(|| panic!("{head:?} for {}, which is not in flight", frame.id));
-        if !head.kind.counted() {
-            view.over |= head.kind == Kind::Error;
-            assert!(head.kind == Kind::Error || view.flags & UPLOAD != 0 && head.kind == Kind::Credit);
+        if !head.kind.is_sequenced() {
+            view.over |= head.kind == FrameKind::Error;
+            assert!(
+                head.kind == FrameKind::Error || view.flags & UPLOAD != 0 && head.kind == FrameKind::Credit
+            );
             return;
         }
         let Some(first) = view.answer.take(head, len, max, read).expect("items in order") else { return };
         match first.kind {
-            Kind::Chunk => assert!(view.flags & STREAM != 0),
-            Kind::Reply => view.over = true,
-            Kind::End if len == 0 => view.over = view.flags & STREAM != 0,
+            FrameKind::Chunk => assert!(view.flags & STREAM != 0),
+            FrameKind::Reply => view.over = true,
+            FrameKind::End if len == 0 => view.over = view.flags & STREAM != 0,
             kind => panic!("{kind:?} from a server"),
         }
     }
@@ -176,8 +188,8 @@ impl HostileClient {
             if let Some(ended) = self.server.over {
                 assert_eq!(ended, ConnectionError::ProtocolViolated);
                 assert_eq!(
-                    self.server.hall.push(&[], Wait::Never),
-                    Err(narrows::internal::rpc::server::Gone::Ended(ended))
+                    self.server.connection.push(&[], Wait::Never),
+                    Err(narrows::internal::rpc::server::RespondError::Ended(ended))
                 );
                 return;
             }
@@ -188,7 +200,7 @@ impl HostileClient {
             self.receive();
             if open.is_empty() && !busy && self.server.over.is_none() {
                 let (in_flight, incomplete) =
-                    self.server.hall.with(|table| (table.in_flight(), table.receiving()));
+                    self.server.connection.with_calls(|calls| (calls.in_flight(), calls.receiving()));
                 assert_eq!(in_flight, incomplete, "calls without their last frame");
                 assert_eq!(self.pushes.1, self.server.pushed.len());
                 return;

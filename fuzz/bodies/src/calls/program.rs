@@ -40,7 +40,7 @@ pub(super) fn run(bytes: &mut Bytes<'_>) -> CallTally {
         server.act(bytes); // A push before the handshake.
         server.step();
     }
-    server.hall.open(|_| ());
+    server.connection.accept(|_| ());
     let mut client = Client::new(&rings, server);
     let mut tally = CallTally::default();
     while !bytes.is_empty() {
@@ -63,9 +63,10 @@ pub(super) fn run(bytes: &mut Bytes<'_>) -> CallTally {
 }
 
 fn act(client: &mut Client, bytes: &mut Bytes<'_>, tally: &mut CallTally) {
-    let (piece, max) = (client.limits.piece, client.limits.max);
+    let (fragment, max) = (client.limits.max_fragment, client.limits.max_message);
     let some = |client: &Client, bytes: &mut Bytes<'_>, unsent: bool| {
-        let live = client.calls.iter().filter(|(_, call)| call.waited || (unsent && call.cut.is_some()));
+        let live =
+            client.calls.iter().filter(|(_, call)| call.waited || (unsent && call.fragmenter.is_some()));
         let live: Vec<u64> = live.map(|(id, _)| *id).collect();
         (!live.is_empty()).then(|| bytes.pick(&live))
     };
@@ -73,14 +74,14 @@ fn act(client: &mut Client, bytes: &mut Bytes<'_>, tally: &mut CallTally) {
         0..=5 => {
             let kinds = [0, STREAM, UPLOAD, STREAM | UPLOAD, NOTIFY, DEADLINE, DEADLINE | STREAM];
             let (method, flags) = (bytes.u8().into(), bytes.pick(&kinds));
-            let begun = client.begin(method, flags, length(bytes, piece, max));
+            let begun = client.begin(method, flags, length(bytes, fragment, max));
             if let Some(id) = begun.filter(|_| !bytes.rarely(4)) {
                 client.send(id);
             }
         }
         6 => {
             let (method, flags) = (bytes.u8().into(), bytes.pick(&[0, DEADLINE]));
-            tally.at_once += u64::from(client.at_once(method, flags, length(bytes, piece, max)));
+            tally.at_once += u64::from(client.at_once(method, flags, length(bytes, fragment, max)));
         }
         7..=15 => {
             let Some(id) = some(client, bytes, true) else { return };
@@ -88,7 +89,7 @@ fn act(client: &mut Client, bytes: &mut Bytes<'_>, tally: &mut CallTally) {
             match bytes.below(8) {
                 0..=1 => drop(client.send(id)),
                 2 if bytes.rarely(4) => client.stop_sending(id),
-                3..=4 if waited => drop(client.upload(id, length(bytes, piece, max))),
+                3..=4 if waited => drop(client.upload(id, length(bytes, fragment, max))),
                 5 if waited => drop(client.end_upload(id)),
                 6 if waited && client.calls[&id].asked && bytes.rarely(4) => client.give_up(id),
                 _ => drop(client.send(id)),
@@ -104,11 +105,11 @@ fn act(client: &mut Client, bytes: &mut Bytes<'_>, tally: &mut CallTally) {
 
 /// Checks what holds at any time: no side found a violation, methods run for what was called, and the tables are consistent.
 fn check(client: &Client) {
-    assert_eq!(client.desk.over(), None);
-    client.desk.books().table.audit();
+    assert_eq!(client.mux.closed(), None);
+    client.mux.lock().calls.audit();
     let server = client.turn.server();
     assert_eq!(server.over, None);
-    server.hall.with(|table| table.audit());
+    server.connection.with_calls(|calls| calls.audit());
     for (id, run) in &server.methods.runs {
         let call = client.calls.get(id).expect("a call that was made");
         assert_eq!((run.method, run.flags), (call.method, call.flags & !MORE));
@@ -128,7 +129,7 @@ fn run_until_idle(client: &mut Client) {
         let live: Vec<u64> = client
             .calls
             .iter()
-            .filter(|(_, call)| call.waited || call.cut.is_some())
+            .filter(|(_, call)| call.waited || call.fragmenter.is_some())
             .map(|it| *it.0)
             .collect();
         for id in live {
@@ -147,28 +148,29 @@ fn run_until_idle(client: &mut Client) {
             }
         }
         busy |= server.step();
-        let idle = server.hall.is_quiet();
+        let idle = server.connection.is_idle();
         drop(server);
         check(client);
-        let waits = client.calls.values().any(|call| call.waited || call.cut.is_some());
-        if !busy && !waits && idle && client.desk.books().table.in_flight() == 0 {
+        let waits = client.calls.values().any(|call| call.waited || call.fragmenter.is_some());
+        if !busy && !waits && idle && client.mux.lock().calls.in_flight() == 0 {
             return;
         }
     }
-    let open: Vec<_> = client.calls.iter().filter(|(_, call)| call.waited || call.cut.is_some()).collect();
+    let open: Vec<_> =
+        client.calls.iter().filter(|(_, call)| call.waited || call.fragmenter.is_some()).collect();
     let server = client.turn.server();
-    let (table, runs) = (server.hall.with(|table| format!("{table:?}")), server.open());
+    let (server_calls, runs) = (server.connection.with_calls(|calls| format!("{calls:?}")), server.open());
     panic!(
-        "calls that do not end: {open:?}, running: {runs:?}, client: {:?}, server: {table}",
-        client.desk.books().table
+        "calls that do not end: {open:?}, running: {runs:?}, client: {:?}, server: {server_calls}",
+        client.mux.lock().calls
     );
 }
 
 /// Checks an idle connection: all windows are full, and no call and no push was lost.
 fn check_idle(client: &Client) {
     let server = client.turn.server();
-    let credit = server.hall.with(|table| table.push_credit());
-    let owed = client.desk.books().table.owed_for_pushes();
+    let credit = server.connection.with_calls(|calls| calls.push_credit());
+    let owed = client.mux.lock().calls.owed_for_pushes();
     assert_eq!(credit + owed, client.limits.push_window, "the window of pushes");
     assert_eq!(client.pushes, server.pushed.len());
     for (id, call) in &client.calls {

@@ -8,19 +8,22 @@ use super::{CallRings, Mem, length, text};
 use crate::bytes::Bytes;
 use narrows::internal::ConnectionError;
 use narrows::internal::rpc::server::{
-    Attendant, Body, Failure, Given, Gone, Hall, Limits, Parts, Service, Started, Table, Upload,
+    BorrowedRequest, CallFailure, CallInfo, CallLimits, ConnectionDriver, Dispatch, Payload, RespondError,
+    ServedCalls, ServerConnection, ServerConnectionParts, UploadItem,
 };
-use narrows::internal::rpc::wire::{DEADLINE, Head, Kind, MORE, STREAM, Status, UPLOAD, cost};
+use narrows::internal::rpc::wire::{
+    DEADLINE, FrameHeader, FrameKind, MORE, STREAM, Status, UPLOAD, window_cost,
+};
 use narrows::internal::{IncomingSignals, NoWaitPolicy, RealSync, Wait};
 
-type TestHall = Hall<Mem, NoWaitPolicy, RealSync>;
+type TestConnection = ServerConnection<Mem, NoWaitPolicy, RealSync>;
 
 /// The end of a method.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum MethodResult {
     Reply(Vec<u8>),
     End,
-    Failed(Failure),
+    Failed(CallFailure),
 }
 
 /// A call that its method was started for.
@@ -58,7 +61,7 @@ fn answer(method: u32, request: &[u8], max: usize) -> MethodResult {
 /// The methods, and all calls that they were started for.
 pub(super) struct Methods {
     pub(super) runs: BTreeMap<u64, Run>,
-    hall: Arc<TestHall>,
+    connection: Arc<TestConnection>,
     reply: Vec<u8>,
     max: usize,
     /// The client is well-formed.
@@ -66,7 +69,7 @@ pub(super) struct Methods {
 }
 
 impl Methods {
-    fn begin(&mut self, call: Started, request: Vec<u8>) {
+    fn begin(&mut self, call: CallInfo, request: Vec<u8>) {
         let run = Run {
             method: call.method,
             flags: call.flags & !MORE,
@@ -88,38 +91,44 @@ impl Methods {
     fn end(&mut self, id: u64, result: MethodResult) {
         match &result {
             MethodResult::Reply(reply) => {
-                self.hall.finish(id, Head::new(Kind::Reply, 0), Body::Own(&mut reply.clone()));
+                self.connection.finish(
+                    id,
+                    FrameHeader::new(FrameKind::Reply, 0),
+                    Payload::Owned(&mut reply.clone()),
+                );
             }
-            MethodResult::End => self.hall.finish(id, Head::new(Kind::End, 0), Body::Lent(&[])),
-            MethodResult::Failed(failure) => self.hall.fail(id, failure),
+            MethodResult::End => {
+                self.connection.finish(id, FrameHeader::new(FrameKind::End, 0), Payload::Borrowed(&[]))
+            }
+            MethodResult::Failed(failure) => self.connection.fail(id, failure),
         }
         self.runs.get_mut(&id).expect("it runs").result = Some(result);
     }
 }
 
-impl Service<Mem, NoWaitPolicy> for Methods {
-    fn admit(&mut self, method: u32, flags: u8) -> Result<bool, Failure> {
+impl Dispatch<Mem, NoWaitPolicy> for Methods {
+    fn admit(&mut self, method: u32, flags: u8) -> Result<bool, CallFailure> {
         if refused(method) {
             return Err((Status::Busy, 0, "refused".into()));
         }
         Ok(inline(method, flags))
     }
 
-    fn run(&mut self, call: Started, request: Vec<u8>, _arrived: Option<Instant>) {
+    fn dispatch(&mut self, call: CallInfo, request: Vec<u8>, _arrived: Option<Instant>) {
         let result =
             inline(call.method, call.flags).then(|| answer(call.method, body(call, &request), self.max));
         self.begin(call, request.clone());
         if let Some(result) = result {
             self.end(call.id, result);
-            self.hall.with(|table| table.recycle(call.id, request));
+            self.connection.with_calls(|calls| calls.recycle(call.id, request));
         }
     }
 
-    fn run_in_place(
+    fn run_inline(
         &mut self,
-        call: Started,
-        given: Given<'_, Mem, NoWaitPolicy>,
-    ) -> Result<&mut Vec<u8>, Failure> {
+        call: CallInfo,
+        given: BorrowedRequest<'_, Mem, NoWaitPolicy>,
+    ) -> Result<&mut Vec<u8>, CallFailure> {
         let request = given.to_vec();
         let result = answer(call.method, body(call, &request), self.max);
         self.begin(call, request);
@@ -134,27 +143,27 @@ impl Service<Mem, NoWaitPolicy> for Methods {
         }
     }
 
-    fn is_over(&self) -> bool {
+    fn is_done(&self) -> bool {
         false
     }
 }
 
 /// Returns the request without the time left.
-fn body(call: Started, request: &[u8]) -> &[u8] {
+fn body(call: CallInfo, request: &[u8]) -> &[u8] {
     let skip = if call.flags & DEADLINE != 0 { 8 } else { 0 };
     request.get(skip..).unwrap_or_default()
 }
 
 /// The server, and what it did.
 pub(super) struct Server {
-    pub(super) hall: Arc<TestHall>,
-    attendant: Attendant<Mem, NoWaitPolicy, RealSync>,
+    pub(super) connection: Arc<TestConnection>,
+    driver: ConnectionDriver<Mem, NoWaitPolicy, RealSync>,
     pub(super) methods: Methods,
     /// The error that the connection ended with.
     pub(super) over: Option<ConnectionError>,
     /// Pushes that the server accepted.
     pub(super) pushed: Vec<Vec<u8>>,
-    pub(super) limits: Limits,
+    pub(super) limits: CallLimits,
     count: u64,
     past: Instant,
 }
@@ -164,24 +173,24 @@ impl Server {
     pub(super) fn new(rings: &CallRings, well_formed: bool) -> Self {
         let (out, inbound) = CallRings::end(&rings.down, &rings.up);
         let limits = rings.limits;
-        let parts = Parts {
+        let parts = ServerConnectionParts {
             outbound: out,
             outgoing: Arc::clone(&rings.down),
-            ear: IncomingSignals::new(Arc::clone(&rings.up)),
-            table: Table::new(limits),
-            piece: limits.piece,
+            incoming: IncomingSignals::new(Arc::clone(&rings.up)),
+            calls: ServedCalls::new(limits),
+            max_fragment: limits.max_fragment,
         };
-        let hall = Arc::new(Hall::new(parts));
+        let connection = Arc::new(ServerConnection::new(parts));
         Self {
-            attendant: Attendant::new(Arc::clone(&hall), inbound),
+            driver: ConnectionDriver::new(Arc::clone(&connection), inbound),
             methods: Methods {
                 runs: BTreeMap::new(),
-                hall: Arc::clone(&hall),
+                connection: Arc::clone(&connection),
                 reply: Vec::new(),
-                max: limits.max,
+                max: limits.max_message,
                 well_formed,
             },
-            hall,
+            connection,
             over: None,
             pushed: Vec::new(),
             limits,
@@ -195,9 +204,9 @@ impl Server {
         if self.over.is_some() {
             return false;
         }
-        match self.attendant.step(&mut self.methods) {
+        match self.driver.step(&mut self.methods) {
             Ok(busy) => {
-                self.hall.with(|table| table.audit());
+                self.connection.with_calls(|calls| calls.audit());
                 busy
             }
             Err(ended) => {
@@ -214,33 +223,33 @@ impl Server {
 
     /// Lets one of the methods do something, or sends a push.
     pub(super) fn act(&mut self, bytes: &mut Bytes<'_>) {
-        let Limits { piece, max, window, push_window, .. } = self.limits;
+        let CallLimits { max_fragment: fragment, max_message: max, window, push_window, .. } = self.limits;
         let open = self.open();
         self.count += 1;
         let choice = bytes.below(8);
         if open.is_empty() || choice == 7 {
-            return self.push(length(bytes, piece, max.min((push_window - cost(0)) as usize)));
+            return self.push(length(bytes, fragment, max.min((push_window - window_cost(0)) as usize)));
         }
         let id = bytes.pick(&open);
         match choice {
-            0..=2 => self.write(id, length(bytes, piece, max.min((window - cost(0)) as usize))),
+            0..=2 => self.write(id, length(bytes, fragment, max.min((window - window_cost(0)) as usize))),
             3..=4 => drop(self.read(id)),
             _ => {
-                let len = length(bytes, piece, max);
+                let len = length(bytes, fragment, max);
                 self.finish(id, len, bytes.rarely(4));
             }
         }
         if self.over.is_none() {
-            self.hall.with(|table| table.audit());
+            self.connection.with_calls(|calls| calls.audit());
         }
     }
 
     fn push(&mut self, len: usize) {
         let push = text(self.count, len);
-        match self.hall.push(&push, Wait::Never) {
+        match self.connection.push(&push, Wait::Never) {
             Ok(()) => self.pushed.push(push),
-            Err(Gone::Timeout) => assert!(self.over.is_none()),
-            Err(gone) => assert_eq!(Gone::Ended(self.over.expect("over")), gone),
+            Err(RespondError::Timeout) => assert!(self.over.is_none()),
+            Err(gone) => assert_eq!(RespondError::Ended(self.over.expect("over")), gone),
         }
     }
 
@@ -250,27 +259,27 @@ impl Server {
         if run.flags & STREAM == 0 {
             return;
         }
-        match self.hall.write_chunk(id, &chunk, Some(self.past)) {
+        match self.connection.write_chunk(id, &chunk, Some(self.past)) {
             Ok(()) => run.written.push(chunk),
-            Err(Gone::Cancelled) => run.gone = true,
-            Err(Gone::Timeout) => {}
-            Err(gone) => assert_eq!(Gone::Ended(self.over.expect("over")), gone),
+            Err(RespondError::Cancelled) => run.gone = true,
+            Err(RespondError::Timeout) => {}
+            Err(gone) => assert_eq!(RespondError::Ended(self.over.expect("over")), gone),
         }
     }
 
     /// Reads a chunk of an upload. Returns whether it got one.
     pub(super) fn read(&mut self, id: u64) -> bool {
         let run = self.methods.runs.get_mut(&id).expect("open");
-        match self.hall.next_chunk(id, Some(self.past)) {
-            Ok(Upload::Chunk(chunk)) => {
+        match self.connection.next_chunk(id, Some(self.past)) {
+            Ok(UploadItem::Chunk(chunk)) => {
                 assert!(!run.read_all && run.flags & UPLOAD != 0, "a chunk after the end");
                 run.read.push(chunk);
                 return true;
             }
-            Ok(Upload::End) => run.read_all = true,
-            Err(Gone::Cancelled) => run.gone = true,
-            Err(Gone::Timeout) => {}
-            Err(gone) => assert_eq!(Gone::Ended(self.over.expect("over")), gone),
+            Ok(UploadItem::End) => run.read_all = true,
+            Err(RespondError::Cancelled) => run.gone = true,
+            Err(RespondError::Timeout) => {}
+            Err(gone) => assert_eq!(RespondError::Ended(self.over.expect("over")), gone),
         }
         false
     }

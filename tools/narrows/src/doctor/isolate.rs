@@ -71,8 +71,8 @@ pub(super) fn ask(check: &Check) -> Vec<Finding> {
             )];
         }
     };
-    let (ended, said) = collect(child, check.patience);
-    let (mut findings, about_to) = read(&said);
+    let (ended, output) = collect(child, check.patience);
+    let (mut findings, about_to) = read(&output);
     let lost = match ended {
         Some(status) if status.success() => return findings,
         Some(status) if status.signal() == Some(Signal::SYS.as_raw()) => {
@@ -109,15 +109,15 @@ fn collect(mut child: Child, patience: Duration) -> (Option<ExitStatus>, String)
         }
     };
     // What it prints is far less than a pipe holds, and its own children do not have the pipe.
-    let mut said = Vec::new();
-    let _what_there_is = child.stdout.take().map(|mut out| out.read_to_end(&mut said));
-    (ended, String::from_utf8_lossy(&said).into_owned())
+    let mut output = Vec::new();
+    let _what_there_is = child.stdout.take().map(|mut out| out.read_to_end(&mut output));
+    (ended, String::from_utf8_lossy(&output).into_owned())
 }
 
 /// The findings of these records, and what the process was about to do at last.
-fn read(said: &str) -> (Vec<Finding>, Option<String>) {
+fn read(output: &str) -> (Vec<Finding>, Option<String>) {
     let (mut findings, mut last) = (Vec::new(), None);
-    for record in said.split(RECORD) {
+    for record in output.split(RECORD) {
         let fields: Vec<_> = record.split(FIELD).collect();
         match fields[..] {
             [ABOUT_TO, next] => last = Some(next.to_owned()),
@@ -141,8 +141,9 @@ mod tests {
 
     #[test]
     fn records_are_read_as_they_were_written() {
-        let said = "about to\u{1f}one\u{1e}Note\u{1f}a\u{1f}b\u{1f}c\u{1e}about to\u{1f}two\u{1e}Fine\u{1f}d";
-        let (findings, last) = read(said);
+        let output =
+            "about to\u{1f}one\u{1e}Note\u{1f}a\u{1f}b\u{1f}c\u{1e}about to\u{1f}two\u{1e}Fine\u{1f}d";
+        let (findings, last) = read(output);
         assert_eq!(findings, [Finding::note("a", "b", "c")]);
         assert_eq!(last.as_deref(), Some("two"));
     }

@@ -1,0 +1,33 @@
+//! Words that overtake everything.
+
+use loom::thread;
+use narrows::internal::memory::{Memory, Padding, Span};
+
+use super::super::code::ring::{OobSender, load_doorbell, load_oob};
+use super::{Named, named, sleep_until};
+use crate::memory::{Cells, connection};
+
+pub(super) const ALL: &[Named] =
+    named![an_urgent_word_wakes_and_is_seen, what_was_done_before_an_urgent_word_is_seen_behind_it];
+
+fn an_urgent_word_wakes_and_is_seen() {
+    let (a, b) = connection::<Cells>(1, 64);
+    let peer = thread::spawn(move || OobSender::new(a.out).send_oob(3, 7));
+    assert!(sleep_until(&b.into, None, || load_doorbell(&b.into) != 0));
+    assert_eq!(load_oob(&b.into, 3), 7);
+    peer.join().unwrap();
+}
+
+fn what_was_done_before_an_urgent_word_is_seen_behind_it() {
+    let (a, b) = connection::<Cells>(1, 64);
+    let peer = thread::spawn(move || {
+        a.out.copy_in(Span::Slot(0), 0, &[5], Padding::Zero).unwrap();
+        OobSender::new(a.out).send_oob(0, 1);
+    });
+    if load_oob(&b.into, 0) == 1 {
+        let mut byte = [0];
+        b.into.copy_out(Span::Slot(0), 0, &mut byte).unwrap();
+        assert_eq!(byte, [5]);
+    }
+    peer.join().unwrap();
+}

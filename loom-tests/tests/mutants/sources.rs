@@ -1,0 +1,78 @@
+//! Whether the protocol's orderings all stand where mutants are made of them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use libtest_mimic::Failed;
+use loom_tests::mutated::code::SOURCES;
+
+/// Files that name the machine's orderings and are none of the protocol.
+const OTHERS: [(&str, &str); 15] = [
+    ("memory.rs", "names the orderings"),
+    ("memory/heap.rs", "is a machine; the models have their own"),
+    ("sys/mapping.rs", "is a machine; the models have their own"),
+    ("sys/mapping/view.rs", "is a machine; the models have their own"),
+    ("sys/mapping/testing.rs", "looks at a machine for tests"),
+    ("sys/connection.rs", "asks for marks, to know what to say of a hang-up; the ring asks again"),
+    ("sys/fork_guard.rs", "publishes what exists once in a process; no page of a connection"),
+    ("sys/spawn.rs", "a token that is taken once; no page of a connection"),
+    ("sys/testing.rs", "ends children of tests by a clock"),
+    ("sys/threads.rs", "counts the threads of the library; no page of a connection"),
+    ("connect/child.rs", "a token that is taken once; no page of a connection"),
+    ("listener.rs", "a listener that is closed; no page of a connection"),
+    ("rpc/client/reconnect.rs", "whether a thread reconnects in the background; no page of a connection"),
+    ("rpc/server/state.rs", "notifies when a server drains, as the models of `streamed.rs` do"),
+    ("rpc/server/activity.rs", "notifies when a server drains, as the models of `streamed.rs` do"),
+];
+
+/// Orderings, of the ring's machine or any other, and steps that sleep and wake.
+const ORDERINGS: [&str; 17] = [
+    "Load::Acquire",
+    "Store::Release",
+    "Ordering::Acquire",
+    "Ordering::Release",
+    "Ordering::AcqRel",
+    "Ordering::SeqCst",
+    "fence(",
+    "notify(&self.mem",
+    "notify(mem",
+    "force_notify(",
+    ".arm(",
+    ".wake(",
+    "take_flag(",
+    "store_flag(",
+    "set_close_reason(CloseReason",
+    ".notify_self()",
+    ".notify_driver()",
+];
+
+/// Fails for each file that has an ordering, and is neither copied nor known to be another.
+pub(crate) fn are_complete() -> Result<(), Failed> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src");
+    let mut unknown = Vec::new();
+    visit(&root, &mut |path| {
+        let text = fs::read_to_string(path).expect("a source");
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+        let name = path.strip_prefix(&root).expect("below it").to_str().expect("plain").to_owned();
+        let known = SOURCES.contains(&&*name) || OTHERS.iter().any(|(other, _)| *other == name);
+        let tests = name.ends_with("/tests.rs");
+        if !known && !tests && ORDERINGS.iter().any(|it| code.contains(it)) {
+            unknown.push(name);
+        }
+    });
+    match &unknown[..] {
+        [] => Ok(()),
+        unknown => Err(format!("no mutants are made of {unknown:?}: see build/main.rs").into()),
+    }
+}
+
+fn visit(folder: &Path, act: &mut impl FnMut(&PathBuf)) {
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        match path.is_dir() {
+            true => visit(&path, act),
+            false if path.extension().is_some_and(|end| end == "rs") => act(&path),
+            false => {}
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! Hand-over: a parent spawns a child and shares a connection with it, without any path.
+//!
+//! ```text
+//!  parent (server)                                   child, or a descendant (client)
+//!    socketpair ── one end inherited ─────────────▶   NARROWS_PARENT = "fd:inode:nonce"
+//!    waits for Hello with the nonce   ◀── Hello ───   number and inode are right, not taken: marks it as taken
+//!    watches the sender of the Hello  ── Welcome ──▶
+//! ```
+//!
+//! Between parent and peer may stand a shell or a launcher, which passes the descriptor on. It may live on when the peer
+//! dies, or end when the peer lives: neither is of weight. Until a Hello came, the spawn fails only at the deadline, or when no
+//! process has the other end any more.
+//!
+//! # Invariants
+//!
+//! 1. The child's end exists in the parent only until the child was started: see `sys::spawn`.
+//! 2. A descriptor is believed only if it is the very socket (by inode) that the variable names, so
+//!    a grandchild that inherits the variable alone takes nothing; and only if it is not marked as taken.
+//! 3. On any failure the child is killed and reaped before the error returns, and the sender of the Hello is killed, if it
+//!    is another process. One that has said no Hello yet finds the parent's end closed.
+//! 4. The environment of this process is never altered.
+//! 5. The deadline begins when the child exists.
+//!
+//! # Proof
+//!
+//! `tests/listener/spawn.rs`, `tests/listener/trust.rs`.
+
+use std::env;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::process::{Child, Command};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::error::{ConnectError, SpawnError};
+use crate::handshake::HandshakeLimits;
+use crate::options::Options;
+use crate::sys::peer_monitor;
+use crate::sys::pidfd::Pidfd;
+use crate::sys::socket::{self, PeerCred};
+use crate::sys::spawn::{self as hand, NotTaken};
+use crate::sys::wait::wait_ready;
+
+use super::acceptor::{AcceptFailure, Acceptor, SenderNaming};
+use super::connector::Connector;
+use super::{ConnectLimit, Established, Step, deadline, drive, expired, wanted};
+
+/// Starts the command with one end of a new connection, and completes the handshake with the process that takes it.
+pub(crate) fn spawn(command: &mut Command, options: &Options) -> Result<(Child, Established), SpawnError> {
+    let limits = options.limits().map_err(SpawnError::BadOptions)?;
+    peer_monitor::start().map_err(SpawnError::io("watching for the child's end"))?;
+    let (ours, theirs) = socket::pair().map_err(SpawnError::io("making a pair of sockets"))?;
+    let _a_help = socket::refuse_descriptors(ours.as_fd());
+    let names = request_sender_identity(ours.as_fd());
+    let us = socket::peer_cred(ours.as_fd()).map_err(SpawnError::io("reading credentials"))?;
+    let nonce = announce(command, &theirs).map_err(SpawnError::io("preparing the hand-over"))?;
+    let started = hand::start(command, theirs);
+    command.env_remove(VARIABLE); // It was for this one child: the command may be started again.
+    let child = started.map_err(SpawnError::io("starting the child"))?;
+    let deadline = deadline(options.connect_timeout_or_default());
+    let mut acceptor = Acceptor::of_child(ours, us.with_pid(child.id()), names, nonce);
+    let served = serve(&mut acceptor, &limits, options.is_prefault(), deadline);
+    let backend = acceptor.known_peer();
+    match served.and_then(|()| acceptor.finish().map_err(in_child)) {
+        Ok(established) => Ok((child, established)),
+        Err(error) => Err(end(child, backend, error)),
+    }
+}
+
+/// Takes the connection that this process's parent handed over.
+pub(crate) fn from_parent(options: &Options) -> Result<Established, ConnectError> {
+    let limits = wanted(options)?;
+    let deadline = deadline(options.connect_timeout_or_default());
+    let value = env::var(VARIABLE).map_err(|_| ConnectError::NoParent)?;
+    let Some((fd, inode, nonce)) = parse(&value) else {
+        return Err(ConnectError::BadParent(format!("{VARIABLE} is not \"fd:inode:nonce\"")));
+    };
+    if TAKEN.load(Ordering::Acquire) {
+        return Err(ConnectError::ParentTaken);
+    }
+    let socket = hand::take_inherited(fd, inode).map_err(|why| match why {
+        NotTaken::Taken => ConnectError::ParentTaken,
+        NotTaken::Closed => ConnectError::BadParent(format!(
+            "descriptor {fd}, which {VARIABLE} names, is not open: {WRAPPED}"
+        )),
+        NotTaken::Other => ConnectError::BadParent(format!(
+            "descriptor {fd}, which {VARIABLE} names, is another file by now: {WRAPPED}"
+        )),
+        NotTaken::Io(source) => ConnectError::io("taking the parent's socket")(source),
+    })?;
+    TAKEN.store(true, Ordering::Release);
+    let cred =
+        socket::peer_cred(socket.as_fd()).map_err(ConnectError::io("reading the parent's credentials"))?;
+    let _a_help = socket::want_pidfd(socket.as_fd());
+    drive(
+        Connector::new(socket, cred, &limits, nonce),
+        ConnectLimit::deadline(deadline),
+        options.is_prefault(),
+    )
+}
+
+/// The variable by which a child knows its end.
+const VARIABLE: &str = "NARROWS_PARENT";
+
+/// What a child is told whose end is not there.
+const WRAPPED: &str = "was it taken and closed before, or did a wrapper (sudo, docker run, Python's close_fds=True) close it? Then have it pass this descriptor on";
+
+/// How long a child that closed its end may take to end.
+const EXIT: Duration = Duration::from_millis(500);
+
+/// Whether this copy of the library took its process's connection. Others are known by the mark on the socket.
+static TAKEN: AtomicBool = AtomicBool::new(false);
+
+/// Has the kernel name the sender of what comes, before there is one.
+fn request_sender_identity(ours: BorrowedFd<'_>) -> SenderNaming {
+    let pidfd = socket::want_pidfd(ours);
+    match socket::want_credentials(ours) {
+        Ok(()) if pidfd => SenderNaming::Pidfd,
+        Ok(()) => SenderNaming::Number,
+        Err(_) => SenderNaming::Connection,
+    }
+}
+
+/// Tells the child its end by its environment; returns the nonce.
+fn announce(command: &mut Command, theirs: &OwnedFd) -> std::io::Result<u64> {
+    let (fd, inode, nonce) = (theirs.as_raw_fd(), hand::socket_inode(theirs.as_fd())?, hand::nonce()?);
+    command.env(VARIABLE, format!("{fd}:{inode}:{nonce}"));
+    Ok(nonce)
+}
+
+fn parse(value: &str) -> Option<(RawFd, u64, u64)> {
+    let mut parts = value.split(':');
+    let fd = parts.next()?.parse().ok().filter(|&fd| fd >= 0)?;
+    let (inode, nonce) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    parts.next().is_none().then_some((fd, inode, nonce))
+}
+
+/// Steps the parent's side until all is exchanged.
+fn serve(
+    acceptor: &mut Acceptor,
+    limits: &HandshakeLimits,
+    prefault: bool,
+    deadline: Option<Instant>,
+) -> Result<(), SpawnError> {
+    loop {
+        match acceptor.advance(limits, prefault).map_err(in_child)? {
+            Step::Ready => return Ok(()),
+            Step::Wants(_) if expired(deadline) => return Err(SpawnError::Timeout),
+            Step::Wants(readiness) => {
+                wait_ready(acceptor.as_fd(), readiness, deadline)
+                    .map_err(SpawnError::io("waiting for the child"))?;
+            }
+        }
+    }
+}
+
+fn in_child(failure: AcceptFailure) -> SpawnError {
+    match failure {
+        AcceptFailure::Handshake(error) => SpawnError::Handshake(error),
+        AcceptFailure::Closed | AcceptFailure::Refused(_) => SpawnError::ChildClosed,
+        AcceptFailure::Io(source) => SpawnError::Io { doing: "serving the child".into(), source },
+    }
+}
+
+/// Kills the process that said Hello, and kills and reaps the child, whose status says more if it has ended by itself.
+fn end(mut child: Child, backend: Option<(PeerCred, Arc<Pidfd>)>, error: SpawnError) -> SpawnError {
+    if let Some((cred, pidfd)) = backend.filter(|(cred, _)| cred.pid() != child.id()) {
+        hand::kill(&pidfd, cred.pid());
+    }
+    let moment = match error {
+        SpawnError::ChildClosed => EXIT, // Perhaps since it is about to end.
+        SpawnError::Timeout => Duration::ZERO,
+        _ => return killed(child, error),
+    };
+    let deadline = Instant::now() + moment;
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) => return SpawnError::ChildExited(status),
+            Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
+            _ => return killed(child, error),
+        }
+    }
+}
+
+fn killed(mut child: Child, error: SpawnError) -> SpawnError {
+    let _ = child.kill();
+    let _ = child.wait();
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::seccomp::filter_in_force;
+
+    /// As before Linux 6.5: the credentials name the sender, whose pidfd is opened by its number.
+    #[test]
+    fn the_sender_of_the_hello_is_watched_by_its_number_where_no_pidfd_comes() {
+        let limits = Options::new().limits().expect("legal");
+        let (ours, theirs) = socket::pair().expect("pair");
+        let us = socket::peer_cred(ours.as_fd()).expect("known");
+        socket::want_credentials(ours.as_fd()).expect("set");
+        let mut acceptor = Acceptor::of_child(ours, us.with_pid(1), SenderNaming::Number, 7);
+        assert!(acceptor.known_peer().is_none(), "no Hello yet");
+        let mut connector = Connector::new(theirs, us, &limits, 7);
+        connector.advance().expect("a Hello");
+        acceptor.advance(&limits, false).expect("a Welcome");
+        match acceptor.known_peer() {
+            Some((cred, pidfd)) => {
+                assert_eq!(cred, us);
+                assert!(!pidfd.exited());
+            }
+            None => assert!(filter_in_force(), "only a filter keeps it from being asked for"),
+        }
+    }
+
+    #[test]
+    fn the_sender_of_a_wrong_nonce_is_no_peer() {
+        let limits = Options::new().limits().expect("legal");
+        let (ours, theirs) = socket::pair().expect("pair");
+        let names = request_sender_identity(ours.as_fd());
+        let us = socket::peer_cred(ours.as_fd()).expect("known");
+        let mut acceptor = Acceptor::of_child(ours, us.with_pid(1), names, 7);
+        let mut connector = Connector::new(theirs, us, &limits, 8);
+        connector.advance().expect("a Hello");
+        assert!(acceptor.advance(&limits, false).is_err());
+        assert!(acceptor.known_peer().is_none(), "nothing to kill");
+    }
+
+    #[test]
+    fn only_three_numbers_are_a_hand_over() {
+        assert_eq!(parse("3:40:5"), Some((3, 40, 5)));
+        for bad in ["", "3", "3:4", "3:4:5:6", "-1:4:5", "x:4:5", "3::5", "3:4:99999999999999999999"] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,413 @@
+//! One connection of a client: the desk, and what a call is made of.
+//!
+//! # Invariants
+//!
+//! 1. A call that failed before its first frame was sent costs the server nothing and its place is free at
+//!    once; one that failed later is cancelled, and its place is free when the server has said so.
+//! 2. Nobody blocks here without the caller's deadline.
+
+use std::ops::Deref;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, Instant};
+
+use super::in_flight::{CallOutcome, InFlightCalls};
+use super::multiplexer::{Multiplexer, MultiplexerParts, WaitError};
+use crate::channel::{AdaptiveWait, ConnectionHandle, ConnectionId, Mapping, RawParts, RealSync, Wait};
+use crate::error::{CallError, ConnectError, ConnectionError, HandlerError};
+use crate::options::Options;
+use crate::rpc::fragment::Fragmenter;
+use crate::rpc::nesting::{self, Awaited};
+use crate::rpc::preface;
+use crate::rpc::wire::{DEADLINE, FrameHeader, FrameKind, HEADER_LEN, NOTIFY, Status};
+use crate::stream::SharedMemoryStream;
+
+/// One connection.
+pub(crate) struct ClientConnection {
+    pub(super) mux: Multiplexer<Mapping, AdaptiveWait, RealSync>,
+    pub(super) handle: ConnectionHandle,
+    /// Which connection this is, if the server is in this process.
+    own: Option<ConnectionId>,
+    max: usize,
+    window: u32,
+    /// Makes a successor, where the policy says so.
+    reconnector: OnceLock<Weak<dyn ReplaceConnection>>,
+}
+
+/// Makes a new connection in the place of one whose server takes no more calls.
+pub(super) trait ReplaceConnection: Send + Sync {
+    /// Makes it on another thread, unless that has been done.
+    fn replace_in_background(self: Arc<Self>, refusing: &ClientConnection);
+}
+
+/// A call that was begun.
+#[derive(Debug)]
+pub(super) struct StartedCall {
+    pub(super) id: u64,
+    pub(super) seq: u16,
+}
+
+impl ClientConnection {
+    /// Exchanges greetings over a fresh stream, until the deadline.
+    pub(super) fn exchange_preface(
+        stream: SharedMemoryStream,
+        options: &Options,
+        deadline: Option<Instant>,
+    ) -> Result<Arc<Self>, ConnectError> {
+        let RawParts { mut outbound, mut inbound, handle } = stream.into_ends();
+        let (stream_window, push_window) = options.windows();
+        let theirs = preface::connect(&mut outbound, &mut inbound, stream_window, push_window, deadline)?;
+        let (window, push_window) = preface::negotiate_windows(options, &theirs);
+        let (slots, max) = (handle.oob_words(), handle.max_message());
+        let in_flight = InFlightCalls::new(slots, max, window, push_window);
+        let max_fragment = handle.inline_room().saturating_sub(HEADER_LEN);
+        let (oob_sender, incoming) = (handle.oob_sender(), handle.signals());
+        let parts = MultiplexerParts {
+            inbound,
+            outbound,
+            oob_sender,
+            incoming,
+            calls: in_flight,
+            slots,
+            max_fragment,
+        };
+        let own = handle.id().filter(|_| handle.cred().pid() == std::process::id());
+        Ok(Arc::new(Self {
+            mux: Multiplexer::new(parts),
+            handle,
+            own,
+            max,
+            window,
+            reconnector: OnceLock::new(),
+        }))
+    }
+
+    /// From now on a successor is made when the server takes no more calls.
+    pub(super) fn set_reconnector(&self, reconnector: Weak<dyn ReplaceConnection>) {
+        let _set_before = self.reconnector.set(reconnector);
+    }
+
+    /// Whether pushes have come that nobody has taken.
+    pub(super) fn has_pushes(&self) -> bool {
+        self.mux.lock().calls.pushes() > 0
+    }
+
+    /// The longest chunk of a stream.
+    pub(super) fn max_chunk(&self) -> usize {
+        preface::max_chunk(self.window, self.max)
+    }
+
+    /// Calls, and waits for the reply, which replaces what is in `buffer`.
+    pub(super) fn call(
+        &self,
+        method: u32,
+        request: &[u8],
+        buffer: &mut Vec<u8>,
+        wait: Wait,
+    ) -> Result<(), CallError> {
+        buffer.clear();
+        let wait = self.check_and_limit(request, wait, Awaited::Reply(method))?;
+        let left = time_left(wait);
+        let (head, parts) = call_frame(method, 0, &left, request);
+        if parts[0].len() + request.len() <= self.mux.max_fragment() {
+            if let Some((id, end)) = self.mux.call_as_leader(head, parts, buffer, wait) {
+                return self.finish(id, end, buffer);
+            }
+        }
+        let begun = self.start(method, DEADLINE, request, buffer, wait)?;
+        let end = self.wait_for_outcome(begun.id, buffer, wait);
+        self.finish(begun.id, end, buffer)
+    }
+
+    /// Opens a call and sends its request. With the flag `DEADLINE` the server is sent the time that this wait has left; a
+    /// call that is waited for later has what is left of the call that this thread's method serves.
+    pub(super) fn start(
+        &self,
+        method: u32,
+        flags: u8,
+        request: &[u8],
+        buffer: &mut Vec<u8>,
+        wait: Wait,
+    ) -> Result<StartedCall, CallError> {
+        let asked = wait;
+        let wait = self.check_and_limit_send(request, wait)?;
+        let mut open = |calls: &mut InFlightCalls| {
+            let id = calls.open(method, flags)?;
+            calls.lend_buffer(id, buffer);
+            Some(id)
+        };
+        let mut deadline = until_deadlock_check(wait);
+        let opened = loop {
+            let opened = self.mux.wait(self.mux.slot_signal(), deadline, &mut open);
+            if deadline == wait || opened != Err(WaitError::Timeout) {
+                break opened;
+            }
+            if self.serves_all_slots_itself() {
+                return Err(CallError::WouldDeadlock);
+            }
+            deadline = wait;
+        };
+        let id = opened.map_err(|stop| self.send_error(stop, asked, wait))?;
+        let left = match flags & (DEADLINE | NOTIFY) {
+            DEADLINE => time_left(wait),
+            0 => time_left(Wait::Deadline(nesting::deadline())),
+            _ => None, // Nobody waits for a notification.
+        };
+        let (head, parts) = call_frame(method, flags & !DEADLINE, &left, request);
+        let mut fragmenter = Fragmenter::new(head, parts[0].len() + request.len());
+        let mut seq = 0;
+        let sent = self.mux.send_item(&mut fragmenter, parts, &mut seq, id, wait);
+        match sent {
+            Ok(()) | Err(WaitError::CallOver) => Ok(StartedCall { id, seq }),
+            Err(stop) => {
+                if fragmenter.is_unsent() {
+                    self.mux.forget_unsent(id);
+                } else {
+                    self.abandon(id);
+                    self.mux.cancel(id); // Of a notification too.
+                }
+                self.after_failed_send(id, stop, wait);
+                Err(self.send_error(stop, asked, wait))
+            }
+        }
+    }
+
+    /// Why a send has failed that was to take as long as `asked`, and was given `wait`.
+    fn send_error(&self, stop: WaitError, asked: Wait, wait: Wait) -> CallError {
+        match stop {
+            WaitError::Timeout if wait == Wait::Never && asked != Wait::Never => CallError::WouldDeadlock,
+            stop => self.call_error(stop),
+        }
+    }
+
+    /// Waits for the end of a call, whose reply comes into `buffer`.
+    pub(super) fn wait_for_outcome(
+        &self,
+        id: u64,
+        buffer: &mut Vec<u8>,
+        wait: Wait,
+    ) -> Result<CallOutcome, WaitError> {
+        self.mux.wait(self.mux.signal_of(id), wait, |calls| calls.take_outcome(id, buffer))
+    }
+
+    /// What the end of a call means; nobody waits for it any more if there was none.
+    pub(super) fn finish(
+        &self,
+        id: u64,
+        end: Result<CallOutcome, WaitError>,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), CallError> {
+        match end {
+            Ok(CallOutcome::Reply) => Ok(()),
+            Ok(end) => {
+                buffer.clear();
+                self.outcome(end)
+            }
+            Err(stop) => {
+                self.abandon(id);
+                Err(self.call_error(stop))
+            }
+        }
+    }
+
+    /// What the server's last word means for the caller. If the server takes no more calls, a successor is made for later ones.
+    pub(super) fn outcome(&self, end: CallOutcome) -> Result<(), CallError> {
+        let result = outcome(end);
+        if matches!(result, Err(CallError::ShuttingDown)) {
+            if let Some(reconnector) = self.reconnector.get().and_then(Weak::upgrade) {
+                reconnector.replace_in_background(self);
+            }
+        }
+        result
+    }
+
+    /// Nobody waits for the call any more: the server is told.
+    pub(super) fn abandon(&self, id: u64) {
+        if self.handle.same_process() {
+            self.mux.abandon(id);
+        }
+    }
+
+    /// A send of this call has failed. If it found the end, what the server sent before that is taken first: only then
+    /// is it known what was lost, this call among it, and whether the server has refused what it had not begun.
+    pub(super) fn after_failed_send(&self, id: u64, stop: WaitError, wait: Wait) {
+        if matches!(stop, WaitError::Ended(_)) {
+            let _at_its_end = self.mux.wait(self.mux.signal_of(id), wait, |_| None::<()>);
+        }
+    }
+
+    /// As `abandon`, but for a call that the server has ended: its end is still to be taken.
+    pub(super) fn abandon_unless_over(&self, id: u64, stop: WaitError) {
+        if stop != WaitError::CallOver {
+            self.abandon(id);
+        }
+    }
+
+    /// Gives credit back to the server, if it is owed enough; what cannot be sent in time is given with the next.
+    pub(super) fn return_credit(
+        &self,
+        wait: Wait,
+        owed: impl FnOnce(&mut InFlightCalls) -> Option<(u64, u32)>,
+    ) {
+        let owed = owed(&mut self.mux.lock().calls);
+        if let Some((id, amount)) = owed {
+            let mut fragmenter = Fragmenter::new(FrameHeader::new(FrameKind::Credit, amount), 0);
+            if self.mux.send_item(&mut fragmenter, [&[], &[]], &mut 0, id, wait).is_err() {
+                self.mux.lock().calls.restore_owed_credit(id, amount);
+            }
+        }
+    }
+
+    /// Why a wait came to nothing, as callers see it. A liar's connection is closed in both directions.
+    pub(super) fn call_error(&self, stop: WaitError) -> CallError {
+        match stop {
+            WaitError::Timeout => CallError::Timeout,
+            WaitError::CallOver => CallError::Cancelled,
+            WaitError::Exhausted => CallError::Exhausted,
+            WaitError::Ended(ConnectionError::Disconnected) if self.mux.lock().calls.goodbye => {
+                CallError::ShuttingDown
+            }
+            WaitError::Ended(ended) => {
+                let error = ended.into();
+                if matches!(error, CallError::ProtocolViolated) {
+                    self.handle.fail_protocol();
+                }
+                error
+            }
+        }
+    }
+
+    /// As [`admit`](Self::admit), for what waits for the server: how long it may, in a method that this thread runs.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::WouldDeadlock`] if only this thread could end the wait.
+    #[inline]
+    pub(super) fn check_and_limit(
+        &self,
+        request: &[u8],
+        wait: Wait,
+        awaited: Awaited,
+    ) -> Result<Wait, CallError> {
+        self.check(request)?;
+        if !nesting::is_nested() || wait == Wait::Never {
+            return Ok(wait);
+        }
+        match nesting::waits_for_itself(self.own, awaited) {
+            true => Err(CallError::WouldDeadlock),
+            false => Ok(nesting::limit(wait, awaited)),
+        }
+    }
+
+    /// As [`enter`](Self::enter), for a request that is sent and not waited for: where only this thread could make room,
+    /// it does not wait for that.
+    fn check_and_limit_send(&self, request: &[u8], wait: Wait) -> Result<Wait, CallError> {
+        match self.check_and_limit(request, wait, Awaited::Answer) {
+            Err(CallError::WouldDeadlock) => Ok(Wait::Never),
+            wait => wait,
+        }
+    }
+
+    /// Whether all places are those of calls that only this thread could serve, so that it must not wait for one.
+    fn serves_all_slots_itself(&self) -> bool {
+        let methods = self.mux.lock().calls.methods_in_all_slots();
+        let waits = |&method: &u32| nesting::waits_for_itself(self.own, Awaited::Reply(method));
+        methods.is_some_and(|methods| methods.iter().all(waits))
+    }
+
+    /// Whether this process may use the connection, and the connection takes so much.
+    #[inline]
+    fn check(&self, request: &[u8]) -> Result<(), CallError> {
+        if !self.handle.same_process() {
+            return Err(CallError::Forked);
+        }
+        if request.len() > self.max {
+            return Err(CallError::TooLarge { len: request.len(), max: self.max });
+        }
+        Ok(())
+    }
+}
+
+/// The first frame of a call, and the two parts of its body.
+#[inline]
+fn call_frame<'a>(
+    method: u32,
+    flags: u8,
+    left: &'a Option<[u8; 8]>,
+    request: &'a [u8],
+) -> (FrameHeader, [&'a [u8]; 2]) {
+    let head = FrameHeader::new(FrameKind::Call, method).with_flags(flags);
+    match left {
+        None => (head, [&[], request]),
+        Some(left) => (head.with_flags(DEADLINE), [left, request]),
+    }
+}
+
+/// How long a wait for a place goes on before it is looked whether a place can come at all: in a method, long enough for
+/// the server to send what it has answered already.
+#[inline]
+fn until_deadlock_check(wait: Wait) -> Wait {
+    match wait {
+        Wait::Deadline(deadline) if nesting::is_nested() => {
+            Wait::Deadline(Instant::now().checked_add(DEADLOCK_CHECK_DELAY).into_iter().chain(deadline).min())
+        }
+        wait => wait,
+    }
+}
+
+/// The time for that.
+const DEADLOCK_CHECK_DELAY: Duration = Duration::from_millis(100);
+
+/// The caller's time left, for the server; none if it waits for ever.
+#[inline]
+fn time_left(wait: Wait) -> Option<[u8; 8]> {
+    let Wait::Deadline(Some(deadline)) = wait else { return None };
+    let left = deadline.saturating_duration_since(Instant::now());
+    Some(u64::try_from(left.as_nanos()).unwrap_or(u64::MAX).to_le_bytes())
+}
+
+fn outcome(end: CallOutcome) -> Result<(), CallError> {
+    let (status, code, text) = match end {
+        CallOutcome::Reply | CallOutcome::End => return Ok(()),
+        CallOutcome::OutOfMemory => return Err(CallError::OutOfMemory),
+        CallOutcome::Failed(status, code, text) => (status, code, text),
+    };
+    Err(match status {
+        Status::UnknownMethod => CallError::UnknownMethod,
+        Status::WrongKind => CallError::WrongKind(text),
+        Status::Failed => CallError::Failed(HandlerError::new(code, text)),
+        Status::Panicked => CallError::Panicked(text),
+        Status::ReplyTooLarge => CallError::ReplyTooLarge(text),
+        Status::Busy => CallError::Busy(text),
+        Status::ShuttingDown => CallError::ShuttingDown,
+        Status::Cancelled => CallError::Cancelled,
+        Status::OutOfMemory => CallError::OutOfMemory,
+    })
+}
+
+/// The connection that calls use now: borrowed where there is one only, shared where it may be replaced.
+pub(super) enum ConnectionRef<'a> {
+    Borrowed(&'a Arc<ClientConnection>),
+    Shared(Arc<ClientConnection>),
+}
+
+impl ConnectionRef<'_> {
+    /// Returns a handle that outlives the borrow.
+    pub(super) fn share(self) -> Arc<ClientConnection> {
+        match self {
+            ConnectionRef::Borrowed(connection) => Arc::clone(connection),
+            ConnectionRef::Shared(connection) => connection,
+        }
+    }
+}
+
+impl Deref for ConnectionRef<'_> {
+    type Target = ClientConnection;
+
+    #[inline]
+    fn deref(&self) -> &ClientConnection {
+        match self {
+            ConnectionRef::Borrowed(connection) => connection,
+            ConnectionRef::Shared(connection) => connection,
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The first exchange: the client says its windows, the server says its own, or refuses.
+
+use std::time::Instant;
+
+use super::frame::send;
+use super::wire::{FrameHeader, FrameKind, HEADER_LEN, SETTINGS_LEN, Settings, VERSION, window_cost};
+use crate::channel::{ReceiverCore, RecvCoreError, SendCoreError, SenderCore, Wait, WaitPolicy};
+use crate::error::{ConnectError, ConnectionError, ProtocolViolation, RejectCode, shortened};
+use crate::memory::Memory;
+use crate::options::Options;
+
+/// The longest text of a refusal, in bytes.
+const MAX_TEXT: usize = 64;
+
+/// The longest chunk of a stream with this window, in bytes.
+pub(super) fn max_chunk(window: u32, max: usize) -> usize {
+    (window.saturating_sub(window_cost(0)) as usize).min(max)
+}
+
+/// The windows of streams and of pushes that hold: the smaller of both sides' wishes.
+pub(super) fn negotiate_windows(options: &Options, theirs: &Settings) -> (u32, u32) {
+    let (stream_window, push_window) = options.windows();
+    (stream_window.min(theirs.stream_window), push_window.min(theirs.push_window))
+}
+
+/// The client's part.
+pub(super) fn connect<M: Memory, P: WaitPolicy>(
+    out: &mut SenderCore<M, P>,
+    inb: &mut ReceiverCore<M, P>,
+    stream_window: u32,
+    push_window: u32,
+    deadline: Option<Instant>,
+) -> Result<Settings, ConnectError> {
+    let wait = Wait::Deadline(deadline);
+    let mine = Settings { version: VERSION, stream_window, push_window };
+    match send(out, FrameHeader::new(FrameKind::Hello, 0), [&mine.encode(), &[]], 0, wait) {
+        Ok(()) | Err(SendCoreError::Ended(_)) => {} // Who refuses us and closes may have said why.
+        Err(SendCoreError::Full) => return Err(ConnectError::Timeout),
+        Err(_) => return Err(ConnectError::NoCalls),
+    }
+    let mut body = [0; MAX_TEXT];
+    let (head, len) = receive(inb, &mut body, wait).map_err(|fault| match fault {
+        RecvCoreError::Empty => ConnectError::Timeout,
+        RecvCoreError::Ended(ConnectionError::Disconnected | ConnectionError::PeerDied) => {
+            ConnectError::PeerClosed
+        }
+        _ => ConnectError::NoCalls,
+    })?;
+    match head.kind {
+        FrameKind::Refuse => Err(decode_refusal(head.word, body.get(..len).unwrap_or_default())),
+        FrameKind::Accept => decode_settings(body.get(..len)).map_err(|_| ConnectError::NoCalls),
+        _ => Err(ConnectError::NoCalls),
+    }
+}
+
+/// The server's part: what the client says.
+pub(super) fn receive_hello<M: Memory, P: WaitPolicy>(
+    inb: &mut ReceiverCore<M, P>,
+    deadline: Option<Instant>,
+) -> Result<Settings, RecvCoreError> {
+    let mut body = [0; MAX_TEXT];
+    let (head, len) = receive(inb, &mut body, Wait::Deadline(deadline))?;
+    let heard = match head.kind {
+        FrameKind::Hello => decode_settings(body.get(..len)),
+        _ => Err(ProtocolViolation("a first frame that is no greeting")),
+    };
+    heard.map_err(|violation| RecvCoreError::Ended(inb.violated(violation)))
+}
+
+/// The server's answer; there is room for it in a fresh ring.
+pub(super) fn accept<M: Memory, P: WaitPolicy>(
+    out: &mut SenderCore<M, P>,
+    stream_window: u32,
+    push_window: u32,
+) -> Result<(), SendCoreError> {
+    let mine = Settings { version: VERSION, stream_window, push_window };
+    send(out, FrameHeader::new(FrameKind::Accept, 0), [&mine.encode(), &[]], 0, Wait::Never)
+}
+
+/// The server's refusal; there is room for it in a fresh ring.
+pub(super) fn refuse<M: Memory, P: WaitPolicy>(
+    out: &mut SenderCore<M, P>,
+    code: RejectCode,
+    text: &str,
+) -> Result<(), SendCoreError> {
+    let text: String = text.chars().filter(|c| !c.is_control()).collect();
+    let text = shortened(&text, MAX_TEXT);
+    send(
+        out,
+        FrameHeader::new(FrameKind::Refuse, code.number().into()),
+        [text.as_bytes(), &[]],
+        0,
+        Wait::Never,
+    )
+}
+
+/// The beginning of a text that has at most so many bytes.
+pub(super) fn truncate_text(text: &str, most: usize) -> &str {
+    let mut end = text.len().min(most);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+fn decode_refusal(code: u32, text: &[u8]) -> ConnectError {
+    let text: String = String::from_utf8_lossy(text).chars().filter(|c| !c.is_control()).collect();
+    ConnectError::Rejected { code: RejectCode::from_number(u16::try_from(code).unwrap_or(0)), text }
+}
+
+fn decode_settings(body: Option<&[u8]>) -> Result<Settings, ProtocolViolation> {
+    let body: Option<&[u8; SETTINGS_LEN]> = body.and_then(|body| body.try_into().ok());
+    Settings::decode(body.ok_or(ProtocolViolation("a greeting of the wrong length"))?)
+}
+
+/// Receives one frame with a short body.
+fn receive<M: Memory, P: WaitPolicy>(
+    inb: &mut ReceiverCore<M, P>,
+    body: &mut [u8; MAX_TEXT],
+    wait: Wait,
+) -> Result<(FrameHeader, usize), RecvCoreError> {
+    let mut bytes = [0; HEADER_LEN + MAX_TEXT];
+    let message = match inb.recv(&mut bytes, wait) {
+        Ok(message) => message,
+        Err(RecvCoreError::BufferTooSmall(_)) => {
+            return Err(RecvCoreError::Ended(inb.violated(ProtocolViolation("a greeting that is too long"))));
+        }
+        Err(fault) => return Err(fault),
+    };
+    let mut head = [0; HEADER_LEN];
+    head.copy_from_slice(&bytes[..HEADER_LEN]);
+    body.copy_from_slice(&bytes[HEADER_LEN..]);
+    let len = message.len.checked_sub(HEADER_LEN);
+    match (FrameHeader::decode(head), len) {
+        (Ok(head), Some(len)) if message.tag == 0 => Ok((head, len)),
+        _ => Err(RecvCoreError::Ended(inb.violated(ProtocolViolation("a first frame that is no greeting")))),
+    }
+}

@@ -1,0 +1,713 @@
+//! The server's places for the calls of one client, and what each frame does to them. Pure.
+//!
+//! ```text
+//!           Call            whole             final queued          final sent
+//!   Idle ─────────▶ Receiving ──▶ Running ──────────────▶ Closing ──────────────▶ Idle
+//!                      │             │                       ▲
+//!                      └─ refused ───┴── cancelled ──────────┘
+//! ```
+//!
+//! What is to be sent stands in the place's outbox, an item behind the other; places with something to send take
+//! turns, a piece each. Credit goes before everything.
+//!
+//! # Invariants
+//!
+//! 1. Each admitted call gets exactly one final frame, and nothing after it.
+//! 2. A place takes a new call only when the final frame of its last was sent.
+//! 3. What a client can make us keep is bounded: a request for each place, a window for each upload; and of what
+//!    we owe it, a reply or a window for each place and a window of pushes.
+//! 4. Frames for a call that is over are dropped: the client may have sent them before it knew.
+//!
+//! # Proof
+//!
+//! `tests/rpc/tables` against a reference; fuzz `calls`.
+
+use std::collections::VecDeque;
+use std::mem;
+use std::ops::Range;
+
+use crate::error::ProtocolViolation;
+use crate::memory::{Deadline, OutOfMemory};
+use crate::rpc::fragment::{self, Fragmenter, Reassembler};
+use crate::rpc::preface::truncate_text;
+use crate::rpc::wire::{DEADLINE, ERROR_LEN, FrameHeader, FrameKind, STREAM, Status, UPLOAD, window_cost};
+use crate::rpc::{CallOver, slot_index};
+
+/// Bytes of the time left, in front of a request.
+pub(super) const DEADLINE_LEN: usize = 8;
+
+/// What a frame asks of the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallEvent {
+    /// Nothing.
+    None,
+    /// A request is whole: its method is to be run.
+    Run(usize),
+    /// Somebody who waits for this call may look again.
+    Call(usize),
+    /// The call was answered for want of memory: its error is to be sent, and its method to be notified.
+    Failed(usize),
+    /// There is credit for pushes.
+    Push,
+}
+
+/// Why a call is not admitted, or failed: a status, the method's own code, a text.
+pub type CallFailure = (Status, u32, String);
+
+/// An upload, as its method sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UploadItem {
+    /// The next chunk.
+    Chunk(Vec<u8>),
+    /// There are no more.
+    End,
+}
+
+/// What bounds the calls of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CallLimits {
+    /// Calls under way.
+    pub slots: usize,
+    /// Bytes of a request or reply.
+    pub max_message: usize,
+    /// The longest body of a frame, in bytes.
+    pub max_fragment: usize,
+    /// The window of each stream, in both directions.
+    pub window: u32,
+    /// The window of pushes.
+    pub push_window: u32,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum CallPhase {
+    #[default]
+    Idle,
+    Receiving,
+    Running,
+    Closing,
+}
+
+/// What is to be sent of one item.
+#[derive(Debug)]
+pub(super) struct QueuedItem {
+    fragmenter: Fragmenter,
+    bytes: Vec<u8>,
+    /// The last of its call.
+    last: bool,
+}
+
+impl QueuedItem {
+    /// Returns an item of which as much is left to be sent as `fragmenter` says.
+    pub(super) fn new(fragmenter: Fragmenter, bytes: Vec<u8>, last: bool) -> Self {
+        Self { fragmenter, bytes, last }
+    }
+
+    /// Returns the next frame: its header, and the range of its body.
+    #[inline]
+    pub(super) fn next_frame(&self, max_fragment: usize, seq: u16) -> (FrameHeader, Range<usize>) {
+        self.fragmenter.next_frame(max_fragment, seq)
+    }
+
+    /// Returns the bytes of such a range.
+    #[inline]
+    pub(super) fn bytes(&self, range: &Range<usize>) -> &[u8] {
+        self.bytes.get(range.clone()).unwrap_or_default()
+    }
+
+    /// Notes that this range was sent, and returns whether that was all.
+    #[inline]
+    pub(super) fn advance(&mut self, sent: &Range<usize>) -> bool {
+        self.fragmenter.advance(sent)
+    }
+}
+
+/// A place for one call.
+#[derive(Debug, Default)]
+pub(super) struct ServedCall {
+    id: u64,
+    phase: CallPhase,
+    method: u32,
+    flags: u8,
+    /// When its first frame arrived, if it has a deadline.
+    arrived: Deadline,
+    item: Reassembler,
+    chunks: VecDeque<Vec<u8>>,
+    /// No chunk follows.
+    ended: bool,
+    /// What the client may still upload, and what was consumed and not yet told.
+    window: u32,
+    owed: u32,
+    /// What the client lets us send of a stream.
+    credit: u32,
+    /// What of the stream waits in the outbox, at its price.
+    unsent: u32,
+    seq: u16,
+    outbox: VecDeque<QueuedItem>,
+}
+
+impl ServedCall {
+    /// Whether chunks may still come.
+    pub(super) fn is_uploading(&self) -> bool {
+        self.flags & UPLOAD != 0 && !self.ended
+    }
+
+    /// Leaves an item behind what is to be sent already.
+    pub(super) fn put(&mut self, item: QueuedItem) {
+        if !item.last {
+            self.unsent = self.unsent.saturating_add(window_cost(item.bytes.len()));
+        }
+        self.outbox.push_back(item);
+    }
+
+    /// An item of a stream that was left has gone out.
+    pub(super) fn sent(&mut self, item: &QueuedItem) {
+        self.unsent = self.unsent.saturating_sub(window_cost(item.bytes.len()));
+    }
+
+    /// Sends nothing of what was left.
+    pub(super) fn clear_outbox(&mut self) {
+        self.outbox.clear();
+        self.unsent = 0;
+    }
+}
+
+/// The first frame and the body of an error, in at most so many bytes.
+pub(super) fn encode_failure((status, code, text): &CallFailure, most: usize) -> (FrameHeader, Vec<u8>) {
+    let mut bytes = code.to_le_bytes().to_vec();
+    bytes.extend_from_slice(truncate_text(text, most.saturating_sub(4)).as_bytes());
+    (FrameHeader::new(FrameKind::Error, *status as u32), bytes)
+}
+
+/// Adds credit, which never exceeds its window, with what is still to be sent: none is due for that, and who gave it
+/// all the same would have us keep more and more.
+pub(super) fn add_credit(slot: &mut ServedCall, more: u32, window: u32) -> Result<(), ProtocolViolation> {
+    let sum = slot
+        .credit
+        .checked_add(more)
+        .filter(|sum| sum.checked_add(slot.unsent).is_some_and(|all| all <= window));
+    slot.credit = sum.ok_or(ProtocolViolation("more credit than the window"))?;
+    Ok(())
+}
+
+/// What a frame of an upload takes of its window.
+pub(super) fn frame_cost(head: FrameHeader, len: usize) -> u32 {
+    if head.kind == FrameKind::Chunk { window_cost(len) } else { u32::try_from(len).unwrap_or(u32::MAX) }
+}
+
+/// Takes so much credit, if there is enough.
+pub(super) fn spend_from(credit: &mut u32, cost: u32) -> bool {
+    let left = credit.checked_sub(cost);
+    *credit = left.unwrap_or(*credit);
+    left.is_some()
+}
+
+/// All places of a connection, and its pushes.
+#[derive(Debug)]
+pub struct ServedCalls {
+    /// The last one is for pushes.
+    slots: Vec<ServedCall>,
+    send_turns: VecDeque<usize>,
+    credits: VecDeque<(u64, u32)>,
+    limits: CallLimits,
+    max_error: usize,
+}
+
+impl ServedCalls {
+    /// With nothing under way.
+    pub fn new(limits: CallLimits) -> Self {
+        let slot = |at| ServedCall { id: at as u64, ..ServedCall::default() };
+        let mut slots: Vec<_> = (0..limits.slots).map(slot).collect();
+        slots.push(ServedCall { credit: limits.push_window, ..ServedCall::default() });
+        let longest_error = limits.max_fragment.min(ERROR_LEN);
+        Self {
+            slots,
+            send_turns: VecDeque::new(),
+            credits: VecDeque::new(),
+            limits,
+            max_error: longest_error,
+        }
+    }
+
+    /// How many calls may be under way.
+    pub fn slots(&self) -> usize {
+        self.slots.len() - 1
+    }
+
+    /// Where the call with this id stands.
+    #[inline]
+    pub fn slot_of(&self, id: u64) -> usize {
+        slot_index(id, self.slots())
+    }
+
+    /// As [`take`](Self::take), of a frame that arrived at a time which is of interest if it begins a call with a deadline.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub(super) fn on_frame_at(
+        &mut self,
+        arrived: Deadline,
+        id: u64,
+        head: FrameHeader,
+        len: usize,
+        read: impl FnOnce(&mut [u8]),
+        admit: impl FnOnce(u32, u8) -> Result<(), CallFailure>,
+    ) -> Result<CallEvent, ProtocolViolation> {
+        let event = self.on_frame(id, head, len, read, admit)?;
+        if arrived.is_some() {
+            let at = self.slot_of(id);
+            self.slots[at].arrived = arrived;
+        }
+        Ok(event)
+    }
+
+    /// Takes a frame of the client, whose body of `len` bytes `read` copies. `admit` judges a call by its
+    /// method and flags before anything of it is kept.
+    ///
+    /// # Errors
+    ///
+    /// [`ProtocolViolation`] for what no honest client sends.
+    #[inline]
+    pub fn on_frame(
+        &mut self,
+        id: u64,
+        head: FrameHeader,
+        len: usize,
+        read: impl FnOnce(&mut [u8]),
+        admit: impl FnOnce(u32, u8) -> Result<(), CallFailure>,
+    ) -> Result<CallEvent, ProtocolViolation> {
+        if id == 0 {
+            return self.on_push_credit(head, len);
+        }
+        let at = self.slot_of(id);
+        if head.kind == FrameKind::Call {
+            self.begin(id, head)?;
+            if let Err(failure) = admit(head.word, head.flags) {
+                self.fail(at, failure);
+                return Ok(CallEvent::None);
+            }
+        }
+        let max = self.limits.max_message;
+        let slot = &mut self.slots[at];
+        if id > slot.id {
+            return Err(ProtocolViolation("a frame of a call that was not begun"));
+        }
+        if id < slot.id || !matches!(slot.phase, CallPhase::Receiving | CallPhase::Running) {
+            return Ok(CallEvent::None);
+        }
+        match head.kind {
+            FrameKind::Call | FrameKind::Continuation if slot.phase == CallPhase::Receiving => {
+                let spare = if slot.flags & DEADLINE != 0 { DEADLINE_LEN } else { 0 };
+                let whole = slot.item.take(head, len, max.saturating_add(spare), read)?.is_some();
+                if slot.item.lost.is_some() {
+                    self.fail(at, (Status::Busy, 0, "there is no memory for the request".into()));
+                    return Ok(CallEvent::Failed(at));
+                }
+                if whole { self.on_request_complete(at) } else { Ok(CallEvent::None) }
+            }
+            FrameKind::Chunk | FrameKind::Continuation => self.on_chunk(at, head, len, read),
+            FrameKind::End if len == 0 && slot.is_uploading() => {
+                slot.item.take(head, 0, 0, |_| ())?;
+                slot.ended = true;
+                Ok(CallEvent::Call(at))
+            }
+            FrameKind::Credit if len == 0 && slot.flags & STREAM != 0 => {
+                add_credit(slot, head.word, self.limits.window)?;
+                Ok(CallEvent::Call(at))
+            }
+            _ => Err(ProtocolViolation("a frame that no client sends for this call")),
+        }
+    }
+
+    /// Begins a call that is whole in one frame, without keeping its bytes. It runs from now on.
+    ///
+    /// # Errors
+    ///
+    /// As for [`take`](Self::take).
+    pub fn begin_inline(
+        &mut self,
+        id: u64,
+        head: FrameHeader,
+        len: usize,
+    ) -> Result<usize, ProtocolViolation> {
+        if !self.may_begin(id, head, len) {
+            return Err(ProtocolViolation("a call that cannot begin here"));
+        }
+        self.begin(id, head)?;
+        let at = self.slot_of(id);
+        self.slots[at].phase = CallPhase::Running;
+        Ok(at)
+    }
+
+    /// Whether a call that is whole in one frame is one that an honest client may make now.
+    #[inline]
+    pub fn may_begin(&self, id: u64, head: FrameHeader, len: usize) -> bool {
+        let spare = if head.has_flag(DEADLINE) { DEADLINE_LEN } else { 0 };
+        let slot = &self.slots[self.slot_of(id)];
+        let free = id > slot.id && slot.phase == CallPhase::Idle && head.seq == 0;
+        free && len >= spare && len - spare <= self.limits.max_message
+    }
+
+    /// A call has begun and ended.
+    #[inline]
+    pub(super) fn record_inline(&mut self, id: u64) {
+        let at = self.slot_of(id);
+        self.slots[at].id = id;
+    }
+
+    /// The id, method and flags of a place.
+    pub fn call(&self, at: usize) -> (u64, u32, u8) {
+        let slot = &self.slots[at];
+        (slot.id, slot.method, slot.flags)
+    }
+
+    /// When the first frame of the call in this place arrived, if it has a deadline.
+    pub(super) fn arrival(&mut self, at: usize) -> Deadline {
+        let slot = &mut self.slots[at];
+        slot.arrived.filter(|_| slot.flags & DEADLINE != 0)
+    }
+
+    /// Takes the request of a call that is to be run.
+    pub fn take_request(&mut self, at: usize) -> Vec<u8> {
+        mem::take(&mut self.slots[at].item.bytes)
+    }
+
+    /// Gives the memory of a request back for the next one in this place.
+    pub fn recycle(&mut self, id: u64, mut buffer: Vec<u8>) {
+        let at = self.slot_of(id);
+        let slot = &mut self.slots[at];
+        if slot.item.bytes.capacity() == 0 && slot.phase != CallPhase::Receiving {
+            fragment::clear(&mut buffer);
+            slot.item.bytes = buffer;
+        }
+    }
+
+    /// Whether the call runs and somebody waits for what it answers.
+    #[inline]
+    pub fn is_running(&self, id: u64) -> bool {
+        let slot = &self.slots[self.slot_of(id)];
+        slot.id == id && slot.phase == CallPhase::Running
+    }
+
+    /// Takes `cost` of what the client lets us stream, if there is enough; `Err` if nobody waits any more.
+    pub fn spend_credit(&mut self, id: u64, cost: u32) -> Result<bool, CallOver> {
+        if !self.is_running(id) {
+            return Err(CallOver);
+        }
+        let at = self.slot_of(id);
+        Ok(spend_from(&mut self.slots[at].credit, cost))
+    }
+
+    /// As [`spend`](Self::spend), of what the client lets us push.
+    pub fn spend_push_credit(&mut self, cost: u32) -> bool {
+        self.slots.last_mut().is_some_and(|slot| spend_from(&mut slot.credit, cost))
+    }
+
+    /// Gives back what was spent on a chunk, or on a push with the id 0, of which nothing was sent.
+    pub(super) fn refund_credit(&mut self, id: u64, cost: u32) {
+        let at = if id == 0 { self.slots() } else { self.slot_of(id) };
+        let slot = &mut self.slots[at];
+        if slot.id == id {
+            slot.credit = slot.credit.saturating_add(cost);
+        }
+    }
+
+    /// The next chunk of an upload, if it has come; `Err` if nobody waits any more. Credit for it is queued.
+    pub fn next_upload(&mut self, id: u64) -> Result<Option<UploadItem>, CallOver> {
+        if !self.is_running(id) {
+            return Err(CallOver);
+        }
+        let (at, window) = (self.slot_of(id), self.limits.window);
+        let slot = &mut self.slots[at];
+        let Some(chunk) = slot.chunks.pop_front() else {
+            return Ok((slot.ended || !slot.is_uploading()).then_some(UploadItem::End));
+        };
+        slot.owed = slot.owed.saturating_add(window_cost(chunk.len()));
+        if slot.owed >= (window / 4).max(1) && !slot.ended {
+            let owed = mem::take(&mut slot.owed);
+            // A client that takes none of it must not make it grow: one for each call.
+            match self.credits.iter_mut().find(|(it, _)| *it == id) {
+                Some((_, sum)) => *sum = sum.saturating_add(owed),
+                None => self.credits.push_back((id, owed)),
+            }
+        }
+        Ok(Some(UploadItem::Chunk(chunk)))
+    }
+
+    /// Where an item of a call that runs is to be put; `None` if nobody waits any more. A last one ends the call.
+    pub(super) fn begin_answer(&mut self, id: u64, last: bool) -> Option<usize> {
+        if !self.is_running(id) {
+            return None;
+        }
+        let at = self.slot_of(id);
+        if last {
+            self.stop_receiving(at);
+        }
+        Some(at)
+    }
+
+    /// Nobody waits for the call any more. True if it was still to be answered: it is, with `Cancelled`.
+    pub fn cancel(&mut self, id: u64) -> Option<usize> {
+        let at = self.slot_of(id);
+        let slot = &self.slots[at];
+        if slot.id != id || slot.phase == CallPhase::Idle {
+            return None;
+        }
+        let short = |item: &QueuedItem| item.last && item.bytes.len() <= self.max_error;
+        if slot.outbox.front().is_some_and(short) {
+            return None; // It is over, and nothing long holds up its end.
+        }
+        self.fail(at, (Status::Cancelled, 0, String::new()));
+        Some(at)
+    }
+
+    /// Ends a call with an error, whatever was still to be sent for it.
+    pub fn fail(&mut self, at: usize, failure: CallFailure) {
+        let slot = &mut self.slots[at];
+        if !slot.outbox.is_empty() {
+            slot.clear_outbox();
+            self.send_turns.retain(|it| *it != at);
+        }
+        self.queue_failure(at, &failure);
+    }
+
+    /// Ends a call with an error, behind what is still to be sent for it.
+    pub(super) fn queue_failure(&mut self, at: usize, failure: &CallFailure) {
+        self.stop_receiving(at);
+        let (head, bytes) = encode_failure(failure, self.max_error);
+        self.queue_item(at, QueuedItem::new(Fragmenter::new(head, bytes.len()), bytes, true));
+    }
+
+    /// Calls that are not over.
+    pub fn in_flight(&self) -> usize {
+        self.slots[..self.slots()].iter().filter(|slot| slot.phase != CallPhase::Idle).count()
+    }
+
+    fn begin(&mut self, id: u64, head: FrameHeader) -> Result<(), ProtocolViolation> {
+        let at = self.slot_of(id);
+        let (upload, stream) = (self.limits.window, self.limits.window);
+        let slot = &mut self.slots[at];
+        if id <= slot.id || slot.phase != CallPhase::Idle {
+            return Err(ProtocolViolation("a call in a place that is not free"));
+        }
+        (slot.id, slot.phase, slot.method, slot.flags) = (id, CallPhase::Receiving, head.word, head.flags);
+        (slot.window, slot.owed, slot.credit, slot.seq) = (upload, 0, stream, 0);
+        slot.ended = false;
+        slot.item.reset();
+        Ok(())
+    }
+
+    fn on_request_complete(&mut self, at: usize) -> Result<CallEvent, ProtocolViolation> {
+        let slot = &mut self.slots[at];
+        if slot.flags & DEADLINE != 0 && slot.item.bytes.len() < DEADLINE_LEN {
+            return Err(ProtocolViolation("a deadline that is not there"));
+        }
+        slot.phase = CallPhase::Running;
+        Ok(CallEvent::Run(at))
+    }
+
+    fn on_chunk(
+        &mut self,
+        at: usize,
+        head: FrameHeader,
+        len: usize,
+        read: impl FnOnce(&mut [u8]),
+    ) -> Result<CallEvent, ProtocolViolation> {
+        let max = self.limits.max_message;
+        let slot = &mut self.slots[at];
+        if !slot.is_uploading() || slot.phase != CallPhase::Running {
+            return Err(ProtocolViolation("a chunk that nobody takes"));
+        }
+        let price = frame_cost(head, len);
+        slot.window =
+            slot.window.checked_sub(price).ok_or(ProtocolViolation("more of an upload than its window"))?;
+        let whole = slot.item.take(head, len, max, read)?.is_some();
+        if slot.item.lost.is_some() || (whole && slot.chunks.try_reserve(1).is_err()) {
+            self.fail(at, (Status::OutOfMemory, 0, String::new()));
+            return Ok(CallEvent::Failed(at));
+        }
+        if !whole {
+            return Ok(CallEvent::None);
+        }
+        slot.chunks.push_back(mem::take(&mut slot.item.bytes));
+        Ok(CallEvent::Call(at))
+    }
+
+    fn on_push_credit(&mut self, head: FrameHeader, len: usize) -> Result<CallEvent, ProtocolViolation> {
+        let slot = self.slots.last_mut().filter(|_| head.kind == FrameKind::Credit && len == 0);
+        let slot = slot.ok_or(ProtocolViolation("a frame of no call"))?;
+        add_credit(slot, head.word, self.limits.push_window)?;
+        Ok(CallEvent::Push)
+    }
+
+    /// The last item of a call is about to be put: nothing more is taken for it.
+    #[inline]
+    pub(super) fn stop_receiving(&mut self, at: usize) {
+        let slot = &mut self.slots[at];
+        slot.phase = CallPhase::Closing;
+        slot.chunks.clear();
+        slot.item.clear();
+    }
+}
+
+impl ServedCalls {
+    /// Where pushes are put.
+    pub(super) fn push_slot(&self) -> usize {
+        self.slots()
+    }
+
+    /// Whether nothing waits to be sent.
+    #[inline]
+    pub fn is_sent(&self) -> bool {
+        self.send_turns.is_empty() && self.credits.is_empty()
+    }
+
+    /// Makes room for one more item of a place.
+    pub(super) fn reserve_outbox(&mut self, at: usize) -> Result<(), OutOfMemory> {
+        self.slots[at].outbox.try_reserve(1).map_err(|_| OutOfMemory)
+    }
+
+    /// Leaves an item to be sent when there is room.
+    pub(super) fn queue_item(&mut self, at: usize, item: QueuedItem) {
+        let slot = &mut self.slots[at];
+        if slot.outbox.is_empty() {
+            self.send_turns.push_back(at);
+        }
+        slot.put(item);
+    }
+
+    /// The count of the next frame of a place.
+    #[inline]
+    pub(super) fn next_seq(&mut self, at: usize) -> &mut u16 {
+        &mut self.slots[at].seq
+    }
+
+    /// The last frame of a call was sent.
+    #[inline]
+    pub(super) fn on_final_sent(&mut self, at: usize) {
+        self.slots[at].phase = CallPhase::Idle;
+    }
+
+    /// The last frame of an item that had waited was sent.
+    pub(super) fn on_item_sent(&mut self, at: usize, item: &QueuedItem) {
+        if item.last { self.on_final_sent(at) } else { self.slots[at].sent(item) }
+    }
+
+    /// Credit that is to be sent first.
+    pub(super) fn next_credit(&mut self) -> Option<(u64, u32)> {
+        self.credits.pop_front()
+    }
+
+    /// The credit could not be sent now.
+    pub(super) fn return_credit(&mut self, credit: (u64, u32)) {
+        self.credits.push_front(credit);
+    }
+
+    /// The credit was sent: only now may the client upload more, or what a liar leaves untaken would grow.
+    pub(super) fn on_credit_sent(&mut self, (id, amount): (u64, u32)) {
+        let at = self.slot_of(id);
+        let slot = &mut self.slots[at];
+        if slot.id == id {
+            slot.window = slot.window.saturating_add(amount);
+        }
+    }
+
+    /// The next item in turn, with its place's id and count.
+    pub(super) fn next_item(&mut self) -> Option<(usize, u64, u16, QueuedItem)> {
+        let at = *self.send_turns.front()?;
+        let slot = self.slots.get_mut(at)?;
+        let item = slot.outbox.pop_front()?;
+        Some((at, slot.id, slot.seq, item)) // The place of pushes has the id 0.
+    }
+
+    /// A frame of the item was sent, or none if there was no room: what is left of it stays first in its place.
+    pub(super) fn rotate(&mut self, at: usize, rest: Option<QueuedItem>, sent: bool) {
+        let slot = &mut self.slots[at];
+        if let Some(item) = rest {
+            slot.outbox.push_front(item);
+        }
+        if sent {
+            self.send_turns.pop_front();
+            if !self.slots[at].outbox.is_empty() {
+                self.send_turns.push_back(at);
+            }
+        }
+    }
+}
+
+#[cfg(feature = "testing")]
+impl ServedCalls {
+    /// What may be pushed now.
+    pub fn push_credit(&self) -> u32 {
+        self.slots.last().map_or(0, |slot| slot.credit)
+    }
+
+    /// Calls whose request is not whole yet.
+    pub fn receiving(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.phase == CallPhase::Receiving).count()
+    }
+
+    /// What the books hold must be what was paid for.
+    ///
+    /// # Panics
+    ///
+    /// If the books do not balance. They need not after a violation.
+    pub fn audit(&self) {
+        let count = self.slots();
+        let mut turns: Vec<_> = self.send_turns.iter().copied().collect();
+        turns.sort_unstable();
+        let full: Vec<_> = (0..=count).filter(|&at| !self.slots[at].outbox.is_empty()).collect();
+        assert_eq!(turns, full, "the turns");
+        assert!(self.credits.len() <= count, "{} credits are kept for {count} calls", self.credits.len());
+        for (at, slot) in self.slots[..count].iter().enumerate() {
+            assert_eq!(slot_index(slot.id, count), at, "a call in another's place");
+            self.audit_place(slot);
+        }
+        let pushes = &self.slots[count];
+        assert!(bill(pushes) <= self.limits.push_window.into(), "more pushes than their window");
+    }
+
+    fn audit_place(&self, slot: &ServedCall) {
+        let lasts = slot.outbox.iter().filter(|item| item.last).count();
+        let closing = slot.phase == CallPhase::Closing;
+        assert_eq!(lasts, usize::from(closing), "the last words of a call in {:?}", slot.phase);
+        assert!(lasts == 0 || slot.outbox.back().is_some_and(|item| item.last), "words behind the last");
+        let idle = slot.phase == CallPhase::Idle;
+        assert!(!idle || slot.outbox.is_empty(), "a place with words is free");
+        assert!(bill(slot) <= self.limits.window.into(), "more of a stream than its window");
+        let short = |len: usize| len <= self.limits.max_message || len <= ERROR_LEN;
+        assert!(slot.outbox.iter().all(|item| short(item.bytes.len())), "words longer than agreed");
+        let live = matches!(slot.phase, CallPhase::Receiving | CallPhase::Running);
+        assert!(live || (slot.chunks.is_empty() && slot.item.bytes.is_empty()), "what nobody takes is kept");
+        assert!(
+            slot.item.bytes.len() <= self.limits.max_message + DEADLINE_LEN,
+            "a request longer than agreed"
+        );
+        if slot.flags & UPLOAD != 0 && slot.phase == CallPhase::Running {
+            let chunks: u64 = slot.chunks.iter().map(|chunk| u64::from(window_cost(chunk.len()))).sum();
+            let unsent =
+                self.credits.iter().filter(|(id, _)| *id == slot.id).map(|(_, owed)| u64::from(*owed));
+            let held = u64::from(slot.owed) + chunks + begun(&slot.item) + unsent.sum::<u64>();
+            let window = u64::from(slot.window) + held;
+            assert_eq!(window, self.limits.window.into(), "the window of an upload");
+        }
+        assert!(
+            slot.flags & STREAM != 0 || idle || bill(slot) <= u64::from(slot.credit),
+            "chunks of no stream"
+        );
+    }
+}
+
+/// What may be sent of a stream, and what waits to be sent.
+#[cfg(feature = "testing")]
+fn bill(slot: &ServedCall) -> u64 {
+    let waits =
+        slot.outbox.iter().filter(|item| !item.last).map(|item| u64::from(window_cost(item.bytes.len())));
+    u64::from(slot.credit) + waits.sum::<u64>()
+}
+
+/// What the item under way has cost so far.
+#[cfg(feature = "testing")]
+fn begun(item: &Reassembler) -> u64 {
+    item.first.map_or(0, |_| window_cost(item.bytes.len()).into())
+}

@@ -1,0 +1,231 @@
+//! A client, as the server knows it: its connection, its state, and the handle that methods keep.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, Instant};
+
+use super::connection::{RespondError, ServerConnection};
+use super::driver::CallInfo;
+use crate::channel::{AdaptiveWait, ConnectionHandle, Mapping, PeerCred, RealSync, Stats, Wait};
+use crate::error::CallError;
+use crate::rpc::nesting::{self, Awaited};
+use crate::rpc::wire::NOTIFY;
+
+pub(super) type MappedServerConnection = ServerConnection<Mapping, AdaptiveWait, RealSync>;
+
+/// A client's process, as bounds count it. Those that this process's namespace does not show are one for each user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct ProcessId {
+    pid: u32,
+    uid: u32,
+    own: bool,
+}
+
+impl ProcessId {
+    pub(super) fn of(cred: PeerCred) -> Self {
+        Self { pid: cred.pid(), uid: cred.uid(), own: cred.pid() == std::process::id() }
+    }
+
+    /// Whether it is this process itself.
+    pub(super) fn is_own(self) -> bool {
+        self.own
+    }
+}
+
+/// A client and what belongs to it.
+pub(crate) struct Session {
+    pub(super) id: u64,
+    pub(super) process: ProcessId,
+    pub(super) connection: Arc<MappedServerConnection>,
+    pub(super) handle: ConnectionHandle,
+    pub(super) state: OnceLock<Box<dyn Any + Send + Sync>>,
+    pub(super) max_chunk: usize,
+    pub(super) max_push: usize,
+    pub(super) max_reply: usize,
+    /// Methods that run for it, those that nobody waits for included; and those with a thread of their own.
+    pub(super) running: AtomicUsize,
+    pub(super) streams: AtomicUsize,
+}
+
+impl Session {
+    /// Whether the method of this call is to run, and go on. For a notification that is so until it is called off, or this
+    /// side ends the connection: its sender may have gone meanwhile.
+    pub(super) fn is_wanted(&self, call: CallInfo) -> bool {
+        if !self.handle.same_process() {
+            return false;
+        }
+        match call.flags & NOTIFY {
+            0 => !self.connection.is_cancelled(call.id),
+            _ => self.connection.is_notification_wanted(call.id),
+        }
+    }
+
+    /// How the connection waited.
+    pub(super) fn stats(&self) -> Stats {
+        self.handle.stats(Some(self.connection.peak_fill()))
+    }
+}
+
+/// A method that runs, counted while it does.
+pub(super) struct CountGuard<'a>(pub(super) &'a AtomicUsize);
+
+impl<'a> CountGuard<'a> {
+    /// Counts one more.
+    pub(super) fn one(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for CountGuard<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A client's connection: who it is, and a way to send it what it did not ask for.
+///
+/// It may be kept, cloned and used from any thread, and does not keep the connection open.
+///
+/// ```
+/// use std::sync::atomic::{AtomicU32, Ordering};
+/// use std::time::Duration;
+/// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+/// let (a, b) = SharedMemoryStream::pair()?;
+/// let server = SharedMemoryServer::new()
+///     .on_connect(|connection| {
+///         connection.set_state(AtomicU32::new(0));
+///         Ok(())
+///     })
+///     .spawn()?;
+/// server.adopt(b);
+/// let client = SharedMemoryClient::over(a)?;
+/// client.notify(0, b"")?; // It has been greeted by now.
+/// let connection = server.connections().pop().expect("one");
+/// println!("client {} is process {}", connection.id(), connection.peer_cred().pid());
+/// assert_eq!(connection.with_state(|count: &AtomicU32| count.fetch_add(1, Ordering::Relaxed)), Some(0));
+/// connection.push(b"first")?; // Waits while the client's window is full.
+/// connection.push_timeout(b"second", Duration::from_secs(1))?;
+/// connection.try_push(b"third")?;
+/// assert_eq!(client.pushes().take(3).count(), 3);
+/// connection.close();
+/// assert!(!connection.is_connected());
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Connection {
+    id: u64,
+    cred: PeerCred,
+    session: Weak<Session>,
+}
+
+impl Connection {
+    pub(super) fn new(session: &Arc<Session>) -> Self {
+        Self { id: session.id, cred: session.handle.cred(), session: Arc::downgrade(session) }
+    }
+
+    /// Its number, which no other connection of the server has.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// What the kernel said about the client's process when it connected.
+    pub fn peer_cred(&self) -> PeerCred {
+        self.cred
+    }
+
+    /// Whether the connection is there: a push may succeed.
+    pub fn is_connected(&self) -> bool {
+        self.session.upgrade().is_some_and(|session| session.handle.ended().is_none())
+    }
+
+    /// Attaches state to the connection, for its methods to use; works once, in
+    /// [`on_connect`](crate::SharedMemoryServer::on_connect) best. False if there is some already.
+    pub fn set_state<T: Send + Sync + 'static>(&self, state: T) -> bool {
+        self.session.upgrade().is_some_and(|session| session.state.set(Box::new(state)).is_ok())
+    }
+
+    /// Looks at the state that was attached, if it is of this type and the connection is there.
+    pub fn with_state<T: Send + Sync + 'static, R>(&self, look: impl FnOnce(&T) -> R) -> Option<R> {
+        let session = self.session.upgrade()?;
+        session.state.get()?.downcast_ref().map(look)
+    }
+
+    /// Sends the client what it did not ask for; blocks while the client's window for pushes is full, that is
+    /// while it does not take them. That it was sent does not say that it was taken. In a method of the pool it waits
+    /// for [`nested_call_timeout`](crate::SharedMemoryServer::nested_call_timeout) at most.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::TooLarge`], the end of the connection, or [`CallError::WouldDeadlock`] if it had to wait in an
+    /// inline method, of this connection or another.
+    pub fn push(&self, bytes: &[u8]) -> Result<(), CallError> {
+        self.push_until(bytes, Wait::NO_DEADLINE)
+    }
+
+    /// As [`push`](Self::push), for at most `timeout`; nothing of it was sent then.
+    ///
+    /// # Errors
+    ///
+    /// As there, and [`CallError::Timeout`].
+    pub fn push_timeout(&self, bytes: &[u8], timeout: Duration) -> Result<(), CallError> {
+        self.push_until(bytes, Wait::Deadline(Instant::now().checked_add(timeout)))
+    }
+
+    /// As [`push`](Self::push), but never waits.
+    ///
+    /// # Errors
+    ///
+    /// As there, and [`CallError::Busy`] while the window is full.
+    pub fn try_push(&self, bytes: &[u8]) -> Result<(), CallError> {
+        match self.push_until(bytes, Wait::Never) {
+            Err(CallError::Timeout) => Err(CallError::Busy("the client does not take its pushes".into())),
+            result => result,
+        }
+    }
+
+    /// Closes the connection: the client's calls fail with `Disconnected`.
+    pub fn close(&self) {
+        if let Some(session) = self.session.upgrade() {
+            session.handle.closer().close();
+        }
+    }
+
+    fn push_until(&self, bytes: &[u8], wait: Wait) -> Result<(), CallError> {
+        let session = self.session.upgrade().ok_or(CallError::Disconnected)?;
+        if !session.handle.same_process() {
+            return Err(CallError::Forked);
+        }
+        if bytes.len() > session.max_push {
+            return Err(CallError::TooLarge { len: bytes.len(), max: session.max_push });
+        }
+        let driver = nesting::is_driver();
+        let pushed = session
+            .connection
+            .push(bytes, if driver { Wait::Never } else { nesting::limit(wait, Awaited::Flow) });
+        if driver && pushed == Err(RespondError::Timeout) && wait != Wait::Never {
+            return Err(CallError::WouldDeadlock);
+        }
+        pushed.map_err(call_error)
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("id", &self.id).field("peer", &self.cred).finish_non_exhaustive()
+    }
+}
+
+/// Why nobody takes it, as methods see it.
+pub(super) fn call_error(gone: RespondError) -> CallError {
+    match gone {
+        RespondError::Cancelled => CallError::Cancelled,
+        RespondError::Timeout => CallError::Timeout,
+        RespondError::OutOfMemory => CallError::OutOfMemory,
+        RespondError::Ended(ended) => ended.into(),
+    }
+}
+
+static_assertions::assert_impl_all!(Connection: Clone, Send, Sync);

@@ -1,0 +1,474 @@
+//! The peer monitor: one thread that notices the end of every peer of this process.
+//!
+//! ```text
+//!   socket hangs up ──┐                       closed marks? ── yes ──> Disconnected
+//!                     ├─> epoll ─> thread ──> exited? ──────── yes ──> Died
+//!   pidfd readable ───┘                       neither: the grace, then Disconnected
+//! ```
+//!
+//! A forked child of the peer may keep the socket open, so the socket alone can hide a death; and a process may close the
+//! socket without ending, so the pidfd alone can hide a hang-up. A killed process closes its files *before* its pidfd
+//! reports the exit, so a hang-up without closed marks waits for the pidfd. No system call answers sooner without a risk:
+//! `process_mrelease` waits for locks of the dying process, and seccomp filters kill for calls that they do not know.
+//!
+//! # Invariants
+//!
+//! 1. Each connection gets at most one [`Watched::on_peer_exit`]. Dropping its [`MonitorHandle`] keeps it from
+//!    being called, but does not wait for a call that is due already: what it is called on lives.
+//! 2. The mark is read after the event, so a mark that was set before the end is always seen.
+//! 3. `marked` and `on_peer_exit` run without the lock: they may drop anything, also the `MonitorHandle`.
+//! 4. The table names descriptors by number. Each belongs to a `MonitorHandle`, which removes itself from
+//!    the table, and from epoll, before it closes them: under the lock the numbers are right, unless the program has closed
+//!    them behind the library's back. So a number counts only while it names the file that it was given for.
+//! 5. Only hang-ups are waited for: bytes that nobody reads wake nothing. Epoll reports each end once,
+//!    so the loop never spins.
+//! 6. A forked child reads and changes nothing of its parent's monitor: its page of per-process
+//!    objects is empty, and a `MonitorHandle` of the parent only closes its copies of descriptors there.
+//! 7. The thread runs before a connection relies on it, and has made each of its system calls once by then: one that a filter
+//!    kills for them makes connecting an error.
+//! 8. A thread that was killed later is started again, [`STARTS`] times in all, by a call that waits (at the end of a slice of its
+//!    sleep or spin, or of its timeout) or with the next connection; if that fails, all connections end as disconnected.
+//! 9. If the program has closed the epoll descriptor, all connections end as disconnected, and the next connection gets a
+//!    monitor of its own; if it has closed the descriptors of one connection, that one does. The thread looks for both once in
+//!    [`HEARTBEAT`], a call that waits at the end of each slice. Numbers that name other files by then are not touched.
+//! 10. The thread makes no system call that waits for a peer: it polls descriptors and reads private memory and marks. What
+//!     it calls under the lock it has called without the lock just before, so a filter that kills for it leaves no lock held.
+//! 11. The thread does not keep a process whose own threads have all ended: it looks for that once in [`HEARTBEAT`] too.
+//!
+//! # What it does not cover
+//!
+//! A program that never waits (`try_recv` alone) under a filter that it has set after its first connection, and that kills the
+//! thread: nothing looks whether the thread lives then. And a pidfd that the program has closed, whose number is another pidfd
+//! by now, before Linux 6.9.
+//!
+//! # Proof
+//!
+//! The verdicts as a table, and real processes, in `tests.rs`; filters, lost threads and lost descriptors in
+//! `tests/stream/peer_monitor.rs`.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use self::last_thread::MainThread;
+use self::watch_table::{Candidate, WatchTable};
+use self::worker::Worker;
+use super::descriptor::Descriptor;
+use super::epoll::{Epoll, EpollEvent, EpollEvents, Interest};
+use super::foreign::PeerSocket;
+use super::fork_guard::{self, ForkGuard, PerProcess, StaticSlot, per_process};
+use super::pidfd::Pidfd;
+use super::scheduling::{self, NotReset};
+use super::signals;
+use super::socket;
+use super::threads;
+use super::wait::is_readable;
+use crate::events;
+
+mod last_thread;
+#[cfg(test)]
+mod tests;
+mod watch_table;
+mod worker;
+
+/// A connection, as the lifeline sees it. Both methods run on the lifeline's thread and hold up
+/// all other connections meanwhile, so they do not block.
+pub(crate) trait Watched: Send + Sync {
+    /// Whether the peer has marked its end as closed.
+    fn is_closed_by_peer(&self) -> bool;
+
+    /// The peer is gone; called at most once.
+    fn on_peer_exit(&self, reason: PeerExit);
+}
+
+/// How a peer went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PeerExit {
+    /// It closed its end, or its process lives on without it.
+    Disconnected,
+    /// Its process ended without closing.
+    Died,
+}
+
+/// A connection that is watched, until this is dropped. It owns the socket.
+#[derive(Debug)]
+pub(crate) struct MonitorHandle {
+    fork_guard: ForkGuard,
+    monitor: &'static PeerMonitor,
+    id: u64,
+    // Closed after `drop` has removed them from epoll.
+    socket: PeerSocket,
+    peer: Option<Arc<Pidfd>>,
+}
+
+/// Watches a connection by its socket and, if known, by the process of the peer. Starts the thread
+/// if this is the first one.
+///
+/// `watched` must exist already; it is not kept alive.
+///
+/// # Errors
+///
+/// A lack of descriptors or threads, or `watched` does not exist; the socket is closed then.
+pub(crate) fn watch(
+    socket: impl Into<PeerSocket>,
+    peer: Option<Arc<Pidfd>>,
+    watched: Weak<dyn Watched>,
+) -> io::Result<MonitorHandle> {
+    let socket = socket.into();
+    if watched.strong_count() == 0 {
+        // It would be taken for gone: an end that came now would be told to nobody.
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "nothing to watch for"));
+    }
+    let fork_guard = ForkGuard::new()?;
+    for _ in 0..ATTEMPTS {
+        let monitor = running()?;
+        if let Some(id) = monitor.add(socket.as_fd(), peer.as_ref(), &watched)? {
+            failpoint!("watch");
+            return Ok(MonitorHandle { fork_guard, monitor, id, socket, peer });
+        }
+    }
+    Err(io::Error::other("the program closes the peer monitor's descriptors as fast as they are made"))
+}
+
+/// Starts the monitor, unless it runs. Returns once its thread runs.
+///
+/// # Errors
+///
+/// No thread or no descriptor is to be had; the text names the limits.
+pub(crate) fn start() -> io::Result<()> {
+    running().map(drop)
+}
+
+/// Returns why the monitor's thread is not scheduled as the main thread is, if it is not.
+///
+/// # Errors
+///
+/// As [`start`].
+pub(crate) fn not_reset() -> io::Result<Option<NotReset>> {
+    Ok(running()?.scheduling.get().cloned().flatten())
+}
+
+fn running() -> io::Result<&'static PeerMonitor> {
+    for _ in 0..ATTEMPTS {
+        let monitor = per_process(PeerMonitor::new)?;
+        if monitor.has_its_epoll() {
+            return match monitor.ensure_thread() {
+                Ok(()) => Ok(monitor),
+                Err(error) => {
+                    monitor.end_all(); // Whatever relied on the thread.
+                    Err(error)
+                }
+            };
+        }
+        monitor.lose();
+    }
+    Err(io::Error::other("the program closes the peer monitor's descriptors as fast as they are made"))
+}
+
+impl MonitorHandle {
+    /// The process of the peer, if it is known.
+    #[cfg(test)]
+    pub(crate) fn peer(&self) -> Option<&Arc<Pidfd>> {
+        self.peer.as_ref()
+    }
+
+    /// Makes sure that the end of the peer would be noticed, or ends the connection. For a thread that waits on it, from time
+    /// to time.
+    pub(crate) fn check(&self) {
+        self.check_thread();
+        if self.fork_guard.same_process() && !self.has_its_files() {
+            self.monitor.end_if_closed(self.id);
+        }
+    }
+
+    /// Starts the monitor's thread again if it was killed; ends all connections if that is not possible.
+    pub(crate) fn check_thread(&self) {
+        if self.fork_guard.same_process() && self.monitor.ensure_thread().is_err() {
+            self.monitor.end_all();
+        }
+    }
+
+    fn has_its_files(&self) -> bool {
+        let has_peer = self.peer.as_ref().is_none_or(|peer| peer.is_ours());
+        self.monitor.has_its_epoll() && self.socket.is_ours() && has_peer
+    }
+}
+
+impl AsFd for MonitorHandle {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Drop for MonitorHandle {
+    fn drop(&mut self) {
+        if self.fork_guard.same_process() {
+            failpoint!("unwatch");
+            self.monitor.remove(self.id);
+            failpoint!("close the socket");
+        }
+    }
+}
+
+/// How long the pidfd may take to report a death after the socket has hung up. A killed process with 20 000 open files
+/// needs about 70 ms in between on a quiet machine, and 300 to 800 ms beside four busy loops on two CPUs; one with 10 000, 30
+/// and 180 ms. What takes longer counts as a hang-up. A process that lives on without its socket is reported this much later.
+const GRACE: Duration = Duration::from_millis(500);
+/// How often the thread looks whether the program has closed descriptors of the library, which no event reports: about as
+/// often as one blocked call wakes up. Without connections there is nothing to miss.
+const HEARTBEAT: Duration = Duration::from_secs(3);
+const IDLE_HEARTBEAT: Duration = Duration::from_secs(30);
+/// Events that one wait fetches.
+const BATCH: usize = 64;
+/// The thread calls `marked` and `gone`, which set words and wake; and what they drop.
+const STACK: usize = 256 << 10;
+/// How long a new thread may take until it runs, and how often its starter looks whether it was killed meanwhile.
+const START: Duration = Duration::from_secs(5);
+const START_SLICE: Duration = Duration::from_millis(5);
+/// How often a thread that is killed again and again is started.
+const STARTS: u32 = 4;
+/// How often a monitor is made anew whose descriptors are closed meanwhile.
+const ATTEMPTS: u32 = 3;
+/// The token of the descriptor by which the monitor recognizes its epoll set; connections count from 1.
+const OWN: u64 = 0;
+
+#[derive(Debug)]
+struct PeerMonitor {
+    epoll: Epoll,
+    /// In the set. While its number names it, and it can be changed in the set, the set is ours.
+    own: Descriptor,
+    /// The thread must look when to wake up next. If two threads set and take it at once, that may come to nothing; the thread
+    /// then finds a first connection one [`IDLE_HEARTBEAT`] later, and its events at once all the same.
+    wake: AtomicBool,
+    table: Mutex<WatchTable>,
+    worker: Mutex<Worker>,
+    scheduling: OnceLock<Option<NotReset>>,
+    main: MainThread,
+}
+
+// SAFETY: the only type with this slot.
+unsafe impl PerProcess for PeerMonitor {
+    const SLOT: StaticSlot = StaticSlot::PeerMonitor;
+}
+
+impl PeerMonitor {
+    fn new() -> io::Result<Self> {
+        let (epoll, own) = (Epoll::new()?, Descriptor::new(socket::idle()?));
+        epoll.add(own.as_fd(), OWN, Interest::HangUp)?;
+        let (table, worker) = (Mutex::default(), Mutex::default());
+        let wake = AtomicBool::new(false);
+        let (scheduling, main) = (OnceLock::new(), MainThread::new());
+        Ok(Self { epoll, own, wake, table, worker, scheduling, main })
+    }
+
+    fn table(&self) -> MutexGuard<'_, WatchTable> {
+        // No code that may panic runs under the lock, and if it did, the table would be whole.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a connection; `None` if the monitor was lost meanwhile.
+    fn add(
+        &'static self,
+        socket: BorrowedFd<'_>,
+        peer: Option<&Arc<Pidfd>>,
+        watched: &Weak<dyn Watched>,
+    ) -> io::Result<Option<u64>> {
+        let mut table = self.table();
+        if table.is_lost() {
+            return Ok(None);
+        }
+        let first = table.is_empty();
+        let id = table.add(&self.epoll, socket, peer, watched.clone())?;
+        if first {
+            // The thread sleeps longer without connections.
+            self.wake.store(true, Ordering::Relaxed);
+            self.has_its_epoll();
+        }
+        Ok(Some(id))
+    }
+
+    /// Whether the epoll descriptor still names the set that was made. Both numbers may name files of the program by now,
+    /// even another set and what wakes it, so the inode is compared first.
+    fn has_its_epoll(&self) -> bool {
+        // Nothing is ever in the way of writing, so this wakes the thread.
+        let wake = self.wake.load(Ordering::Relaxed);
+        let interest = if wake { Interest::Writable } else { Interest::HangUp };
+        self.own.is_ours() && self.epoll.modify(self.own.as_fd(), OWN, interest).is_ok()
+    }
+
+    /// Ends all connections, since the set is not ours any more, and makes room for another monitor. The thread, if it is
+    /// there, leaves or stays asleep for good.
+    #[cold]
+    fn lose(&'static self) {
+        fork_guard::forget(self);
+        // The lock ends with this statement: what is ended may drop its last reference, and a logger may do anything.
+        let lost = self.table().lose();
+        if let Some(lost) = lost {
+            end(&lost, events::monitor_closed);
+        }
+    }
+
+    /// Ends all connections, since no thread is left that would notice the end of a peer.
+    #[cold]
+    fn end_all(&'static self) {
+        if !self.has_its_epoll() {
+            return self.lose();
+        }
+        let lost = self.table().remove_all(&self.epoll);
+        end(&lost, events::monitor_killed);
+    }
+
+    /// Ends the connection if its descriptors, or the monitor's, were closed by the program.
+    #[cold]
+    fn end_if_closed(&'static self, id: u64) {
+        if !self.has_its_epoll() {
+            return self.lose();
+        }
+        let lost: Vec<_> = self.table().remove_if_closed(&self.epoll, id).into_iter().collect();
+        end(&lost, events::monitor_closed);
+    }
+
+    fn ensure_thread(&'static self) -> io::Result<()> {
+        let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
+        if worker.is_running() {
+            return Ok(());
+        }
+        if worker.starts() >= STARTS {
+            return Err(killed());
+        }
+        let again = worker.starts() > 0;
+        if again {
+            self.table().begin_again(&self.epoll);
+        }
+        let started = self.start_thread(&mut worker);
+        drop(worker); // A logger may make a connection.
+        if again {
+            events::monitor_restarted();
+        }
+        started
+    }
+
+    /// Removes a connection. False if it is not there: removed already, or told its end.
+    fn remove(&'static self, id: u64) -> bool {
+        if !self.has_its_epoll() {
+            self.lose(); // Numbers in the table may name files of the program by now.
+        }
+        // The lock ends with this statement, and what was known of the connection goes after it.
+        let known = self.table().remove(&self.epoll, id);
+        known.is_some()
+    }
+
+    /// Starts the thread. Returns once it has made each of its system calls once, so that a plugin which is unloaded at once
+    /// does not take the code away from a thread that is about to run it, and a thread that a filter kills is not relied on.
+    fn start_thread(&'static self, worker: &mut Worker) -> io::Result<()> {
+        let (running, started) = mpsc::sync_channel(1);
+        failpoint!("start the peer monitor");
+        let handle = {
+            // The thread inherits the mask, so there is no moment in which it takes a signal.
+            let _blocked = signals::block_all()?;
+            threads::spawn_with_stack("narrows-watch", STACK, move || self.run(running))?
+        };
+        worker.started(handle);
+        let deadline = Instant::now() + START;
+        while Instant::now() < deadline {
+            match started.recv_timeout(START_SLICE) {
+                Ok(()) => return Ok(()),
+                Err(_) if !worker.is_running() => return Err(killed()),
+                Err(_) => {}
+            }
+        }
+        Ok(()) // The machine is busy; nothing speaks against the thread.
+    }
+
+    fn run(&'static self, running: mpsc::SyncSender<()>) {
+        let mut running = Some(running);
+        worker::keep_code_mapped();
+        let not_reset = self.scheduling.get_or_init(|| scheduling::follow_main_thread().err());
+        let mut events = EpollEvents::with_room(BATCH);
+        let mut batch = Vec::with_capacity(BATCH);
+        // The first round is a rehearsal: it waits for nothing.
+        let _never = is_readable(self.own.as_fd());
+        self.main.end_process_without_threads();
+        let mut deadline = Some(Instant::now());
+        let mut next_look = Instant::now();
+        while self.has_its_epoll() {
+            batch.clear();
+            match self.epoll.wait(&mut events, deadline) {
+                Ok(happened) => batch.extend(happened),
+                Err(_) => break, // The number names something else by now.
+            }
+            self.wake.store(false, Ordering::Relaxed);
+            self.handle(&batch);
+            if let Some(running) = running.take() {
+                let _late = running.send(()); // The starter may have waited long enough.
+                not_reset.iter().for_each(|reason| events::monitor_not_reset(reason));
+            }
+            if Instant::now() >= next_look {
+                let lost = self.table().remove_closed(&self.epoll);
+                end(&lost, events::monitor_closed);
+                self.main.end_process_without_threads();
+                next_look = Instant::now() + HEARTBEAT;
+            }
+            let table = self.table();
+            let heartbeat = if table.is_empty() { next_look + IDLE_HEARTBEAT } else { next_look };
+            deadline = Some(table.next_deadline().map_or(heartbeat, |grace| grace.min(heartbeat)));
+        }
+        self.lose();
+    }
+
+    fn handle(&'static self, batch: &[EpollEvent]) {
+        let candidates = self.table().candidates(batch, Instant::now());
+        for candidate in candidates {
+            // What panics is one connection's affair, and the others need this thread.
+            let _ = catch_unwind(AssertUnwindSafe(|| self.check_candidate(&candidate)));
+        }
+    }
+
+    fn check_candidate(&'static self, candidate: &Candidate) {
+        let Some(watched) = candidate.watched.upgrade() else {
+            self.remove(candidate.id);
+            return;
+        };
+        let exited = candidate.peer.as_ref().map(|peer| peer.upgrade().is_some_and(|peer| peer.exited()));
+        // In this order: who marks its end and then exits must not be seen the other way round.
+        let marked = watched.is_closed_by_peer();
+        let Some(reason) = verdict(exited, marked, candidate.hung_up, candidate.out_of_grace) else {
+            return;
+        };
+        if self.remove(candidate.id) {
+            watched.on_peer_exit(reason);
+        }
+    }
+}
+
+/// What became of a peer, or `None` if it has to be waited for. `exited` is `None` if its process
+/// is not known.
+fn verdict(exited: Option<bool>, marked: bool, hung_up: bool, out_of_grace: bool) -> Option<PeerExit> {
+    if exited == Some(true) {
+        return Some(if marked { PeerExit::Disconnected } else { PeerExit::Died });
+    }
+    let nothing_to_wait_for = marked || exited.is_none() || out_of_grace;
+    (hung_up && nothing_to_wait_for).then_some(PeerExit::Disconnected)
+}
+
+/// Ends connections that are out of the table, as disconnected, and reports how many they are.
+fn end(lost: &[Weak<dyn Watched>], report: fn(usize)) {
+    if lost.is_empty() {
+        return;
+    }
+    for watched in lost.iter().filter_map(Weak::upgrade) {
+        // A panic of one connection must not keep the others from being told.
+        let _ = catch_unwind(AssertUnwindSafe(|| watched.on_peer_exit(PeerExit::Disconnected)));
+    }
+    report(lost.len());
+}
+
+fn killed() -> io::Error {
+    io::Error::other(
+        "the peer monitor's thread was killed: a seccomp filter must allow it epoll_wait, epoll_ctl, ppoll, fstat (or newfstatat), pread64 and futex, and as it starts also openat, read, close, prctl, mmap, mprotect, munmap, sigaltstack, set_robust_list, rseq, gettid and sched_getaffinity",
+    )
+}
