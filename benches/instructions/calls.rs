@@ -126,7 +126,7 @@ fn served(mut serving: Box<Serving>) {
 // The loop of the connection's thread, from the first request to the hang-up; an inline method.
 #[library_benchmark(
     config = LibraryBenchmarkConfig::default().tool(
-        Callgrind::with_args(["--cache-sim=no"]).entry_point(EntryPoint::Custom("*Attendant*::attend".into()))
+        Callgrind::with_args(["--cache-sim=no"]).entry_point(EntryPoint::Custom("*ConnectionDriver*::run".into()))
     )
 )]
 #[bench::x32(args = (32), setup = serving, teardown = served)]

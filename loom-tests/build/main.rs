@@ -40,7 +40,7 @@ const MODULES: [(&str, &[(&str, &str)]); 4] = [
     (
         "channel",
         &[
-            ("signals", "channel/signals.rs"),
+            ("incoming_signals", "channel/incoming_signals.rs"),
             ("io_slice_reader", "channel/io_slice_reader.rs"),
             ("reassembly", "channel/reassembly.rs"),
             ("receiver_core", "channel/receiver_core.rs"),
@@ -95,7 +95,7 @@ const EXPORTS: [(&str, &str); 3] = [
         pub mod wait_policy { pub use narrows::internal::{NoWaitPolicy, WaitPolicy}; }
         pub use narrows::internal::{SharedFlag, Lock, WaitPolicy, SyncBackend, Wait, with_lock};
         pub use super::ring::{OobSender, AwaitedRelease};
-        pub use signals::IncomingSignals;
+        pub use incoming_signals::IncomingSignals;
         pub use receiver_core::{ReceiverCore, IncomingMessage, RecvCoreError, Received};
         pub use sender_core::{SenderCore, SendCoreError};
         use super::memory::{Memory, Deadline};

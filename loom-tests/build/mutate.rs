@@ -185,7 +185,7 @@ impl<'a> Mutator<'a> {
     }
 
     fn is_of_calls(&self) -> bool {
-        self.file.starts_with("rpc/") || self.file == "channel/signals.rs"
+        self.file.starts_with("rpc/") || self.file == "channel/incoming_signals.rs"
     }
 
     fn ordering(&mut self, path: &str, at: Span) -> Option<proc_macro2::TokenStream> {

@@ -43,17 +43,122 @@ impl<'a> Batch<'a> {
         Self { sender, to, messages: 0, bytes: 0 }
     }
 
-    send_family! {
-        /// Adds a message. It is visible after the next flush, which comes by itself when there is
-        /// no room for more.
-        push_one [&mut self] (message: &[u8]) -> ();
-        push, try_push, push_timeout, push_deadline
+    /// Adds a message to the batch. Blocks while the ring has no room.
+    ///
+    /// The peer sees it after the next flush, which is done before the call blocks when there is no room for more.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`]: the message is too long, or the connection has ended: the peer closed it, died or violated the
+    /// protocol.
+    #[inline]
+    pub fn push(&mut self, message: &[u8]) -> Result<(), SendError> {
+        self.push_one(message, Block)
     }
 
-    send_family! {
-        /// Adds a message with a tag.
-        push_with_tag [&mut self] (message: &[u8], tag: u64) -> ();
-        push_tagged, try_push_tagged, push_tagged_timeout, push_tagged_deadline
+    /// Adds a message to the batch if that is possible at once; never blocks.
+    ///
+    /// The peer sees it after the next flush, which is done before the call blocks when there is no room for more.
+    ///
+    /// # Errors
+    ///
+    /// [`TrySendError`]: there is no room now, the message is too long, or the connection has ended: the peer closed
+    /// it, died or violated the protocol.
+    #[inline]
+    pub fn try_push(&mut self, message: &[u8]) -> Result<(), TrySendError> {
+        self.push_one(message, NonBlocking)
+    }
+
+    /// Adds a message to the batch, blocking for at most `timeout` while the ring has no room.
+    ///
+    /// The peer sees it after the next flush, which is done before the call blocks when there is no room for more.
+    ///
+    /// A zero timeout never blocks; one that overflows [`Instant`] means no deadline.
+    ///
+    /// # Errors
+    ///
+    /// [`SendTimeoutError`]: there was no room in time, the message is too long, or the connection has ended: the
+    /// peer closed it, died or violated the protocol. Nothing of the message is delivered then.
+    #[inline]
+    pub fn push_timeout(&mut self, message: &[u8], timeout: Duration) -> Result<(), SendTimeoutError> {
+        self.push_one(message, WithDeadline(Wait::for_duration(timeout)))
+    }
+
+    /// Adds a message to the batch, blocking until `deadline` at most while the ring has no room.
+    ///
+    /// The peer sees it after the next flush, which is done before the call blocks when there is no room for more.
+    ///
+    /// # Errors
+    ///
+    /// [`SendTimeoutError`]: there was no room in time, the message is too long, or the connection has ended: the
+    /// peer closed it, died or violated the protocol. Nothing of the message is delivered then.
+    #[inline]
+    pub fn push_deadline(&mut self, message: &[u8], deadline: Instant) -> Result<(), SendTimeoutError> {
+        self.push_one(message, WithDeadline(Wait::Deadline(Some(deadline))))
+    }
+
+    /// Adds a message with a tag to the batch. Blocks while the ring has no room.
+    ///
+    /// The peer sees it after the next flush, which is done before the call blocks when there is no room for more.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`]: the message is too long, or the connection has ended: the peer closed it, died or violated the
+    /// protocol.
+    #[inline]
+    pub fn push_tagged(&mut self, message: &[u8], tag: u64) -> Result<(), SendError> {
+        self.push_with_tag(message, tag, Block)
+    }
+
+    /// Adds a message with a tag to the batch if that is possible at once; never blocks.
+    ///
+    /// The peer sees it after the next flush, which is done before the call blocks when there is no room for more.
+    ///
+    /// # Errors
+    ///
+    /// [`TrySendError`]: there is no room now, the message is too long, or the connection has ended: the peer closed
+    /// it, died or violated the protocol.
+    #[inline]
+    pub fn try_push_tagged(&mut self, message: &[u8], tag: u64) -> Result<(), TrySendError> {
+        self.push_with_tag(message, tag, NonBlocking)
+    }
+
+    /// Adds a message with a tag to the batch, blocking for at most `timeout` while the ring has no room.
+    ///
+    /// The peer sees it after the next flush, which is done before the call blocks when there is no room for more.
+    ///
+    /// A zero timeout never blocks; one that overflows [`Instant`] means no deadline.
+    ///
+    /// # Errors
+    ///
+    /// [`SendTimeoutError`]: there was no room in time, the message is too long, or the connection has ended: the
+    /// peer closed it, died or violated the protocol. Nothing of the message is delivered then.
+    #[inline]
+    pub fn push_tagged_timeout(
+        &mut self,
+        message: &[u8],
+        tag: u64,
+        timeout: Duration,
+    ) -> Result<(), SendTimeoutError> {
+        self.push_with_tag(message, tag, WithDeadline(Wait::for_duration(timeout)))
+    }
+
+    /// Adds a message with a tag to the batch, blocking until `deadline` at most while the ring has no room.
+    ///
+    /// The peer sees it after the next flush, which is done before the call blocks when there is no room for more.
+    ///
+    /// # Errors
+    ///
+    /// [`SendTimeoutError`]: there was no room in time, the message is too long, or the connection has ended: the
+    /// peer closed it, died or violated the protocol. Nothing of the message is delivered then.
+    #[inline]
+    pub fn push_tagged_deadline(
+        &mut self,
+        message: &[u8],
+        tag: u64,
+        deadline: Instant,
+    ) -> Result<(), SendTimeoutError> {
+        self.push_with_tag(message, tag, WithDeadline(Wait::Deadline(Some(deadline))))
     }
 
     /// Messages added and not yet flushed.
@@ -155,6 +260,26 @@ impl<'a> Batch<'a> {
         }
         self.to = self.sender.out().ring().next();
         (self.messages, self.bytes) = (0, 0);
+    }
+}
+
+impl Sender {
+    /// Collects messages and commits them together: one fence, and at most one wake.
+    ///
+    /// ```
+    /// let (a, mut b) = narrows::SharedMemoryStream::pair()?;
+    /// let (mut sender, _receiver) = a.split();
+    /// let mut batch = sender.batch();
+    /// for number in 0..100_u8 {
+    ///     batch.push(&[number])?;
+    /// }
+    /// batch.flush()?; // Dropping it does as well, but tells no error.
+    /// drop(batch);
+    /// assert_eq!(b.try_iter().count(), 100);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn batch(&mut self) -> Batch<'_> {
+        Batch::new(self)
     }
 }
 

@@ -31,6 +31,26 @@ pub struct ByteReader {
     timeout: Option<Duration>,
 }
 
+impl Receiver {
+    /// Makes a byte stream of it, which loses no byte between messages.
+    ///
+    /// ```
+    /// use std::io::Read;
+    /// let (mut a, b) = narrows::SharedMemoryStream::pair()?;
+    /// let (_sender, receiver) = b.split();
+    /// a.send(b"ebb and ")?;
+    /// a.send(b"flow")?;
+    /// drop(a);
+    /// let mut text = String::new();
+    /// receiver.into_reader().read_to_string(&mut text)?;
+    /// assert_eq!(text, "ebb and flow");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn into_reader(self) -> ByteReader {
+        ByteReader::new(self)
+    }
+}
+
 impl ByteReader {
     pub(super) fn new(receiver: Receiver) -> Self {
         Self { receiver, buffer: Vec::new(), at: 0, timeout: None }
@@ -154,6 +174,22 @@ impl BufRead for ByteReader {
 pub struct ByteWriter {
     sender: Sender,
     timeout: Option<Duration>,
+}
+
+impl Sender {
+    /// Makes a byte stream of it: each write is a message.
+    ///
+    /// ```
+    /// use std::io::Write;
+    /// let (a, mut b) = narrows::SharedMemoryStream::pair()?;
+    /// let (sender, _receiver) = a.split();
+    /// sender.into_writer().write_all(b"a message for each write")?;
+    /// assert_eq!(b.recv_ref()?.len(), 24);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn into_writer(self) -> ByteWriter {
+        ByteWriter::new(self)
+    }
 }
 
 impl ByteWriter {

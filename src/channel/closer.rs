@@ -41,24 +41,28 @@ impl Closer {
     }
 }
 
-/// What the lifeline does to a connection whose peer is gone.
-pub(crate) fn on_peer_gone(outgoing: &Mapping, incoming: &Mapping, how: PeerExit) {
+/// Closes a connection whose peer is gone, as the peer monitor reports it.
+pub(crate) fn on_peer_gone(connection: &Arc<ConnectionInner>, how: PeerExit) {
     let reason = match how {
         PeerExit::Disconnected => CloseReason::Disconnected,
         PeerExit::Died => CloseReason::Died,
     };
-    ring::on_peer_gone(outgoing, incoming, reason);
-    outgoing.connection().log_end();
+    let [outgoing, incoming] = directions(connection);
+    ring::on_peer_gone(&outgoing, &incoming, reason);
+    connection.log_end();
 }
 
-/// Gives a connection its fate if it has none, marks both directions and wakes all four sleepers.
+/// Sets the close reason of a connection that has none, closes both directions and wakes all four sleepers.
 pub(crate) fn close_both(connection: &Arc<ConnectionInner>, reason: CloseReason) {
     if !connection.same_process() {
         return;
     }
-    let out = connection.side().outgoing();
-    let outgoing = Mapping::new(Arc::clone(connection), out);
-    let incoming = Mapping::new(Arc::clone(connection), 1 - out);
+    let [outgoing, incoming] = directions(connection);
     ring::close_both(&outgoing, &incoming, reason);
     connection.log_end();
+}
+
+fn directions(connection: &Arc<ConnectionInner>) -> [Mapping; 2] {
+    let out = connection.side().outgoing();
+    [out, 1 - out].map(|direction| Mapping::new(Arc::clone(connection), direction))
 }

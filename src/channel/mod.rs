@@ -11,13 +11,11 @@
 //! `SenderCore` and `ReceiverCore` are generic over the memory and over how to pass the time before
 //! sleeping, so the models run the same cutting, reassembly and blocking as users do.
 
-#[macro_use]
-mod methods;
-
 mod batch;
 mod byte_stream;
 mod call_mode;
 mod closer;
+mod incoming_signals;
 mod io_slice_reader;
 mod raw_parts;
 mod reassembly;
@@ -28,7 +26,6 @@ mod reservation;
 mod sender;
 mod sender_core;
 mod shared_sender;
-mod signals;
 mod stats;
 mod sync;
 mod wait_policy;
@@ -37,6 +34,7 @@ pub use batch::Batch;
 pub use byte_stream::{ByteReader, ByteWriter};
 pub use closer::Closer;
 pub(crate) use closer::{close_both, on_peer_gone};
+pub use incoming_signals::IncomingSignals;
 #[cfg(feature = "testing")]
 pub use io_slice_reader::IoSliceReader;
 pub(crate) use raw_parts::{ConnectionHandle, ConnectionId, RawParts};
@@ -47,7 +45,6 @@ pub use reservation::Reservation;
 pub use sender::Sender;
 pub use sender_core::{SendCoreError, SenderCore};
 pub use shared_sender::SharedSender;
-pub use signals::IncomingSignals;
 pub(crate) use stats::waits_to;
 pub use stats::{Stats, Waits};
 #[cfg(feature = "testing")]

@@ -3,13 +3,14 @@
 use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::call_mode::{Block, CallMode, NonBlocking, WithDeadline};
-use super::receiver_core::{Buffer, Received, ReceiverCore, RecvCoreError};
+use super::receiver_core::{Buffer, FastRecv, Received, ReceiverCore, RecvCoreError};
 use super::wait_policy::{AdaptiveWait, WaitStrategy};
-use super::{ByteReader, Closer, RecvGuard, Stats, Wait, close_both};
+use super::{Closer, Stats, Wait, close_both};
 use crate::error::{ConnectionError, RecvError, RecvTimeoutError, TryRecvError};
 use crate::ring::CloseReason;
 use crate::sys::connection::ConnectionInner;
@@ -17,8 +18,26 @@ use crate::sys::fork_guard::ForkGuard;
 use crate::sys::mapping::{Mapping, RingRole};
 use crate::sys::socket::PeerCred;
 
-/// More bytes than any message has.
-const NOTHING: usize = usize::MAX;
+/// A message that was received without waiting. Its length plus one is never 0, so an `Option` of it is two words, which are
+/// returned in registers.
+struct FastReceived {
+    len_plus_one: NonZeroUsize,
+    tag: u64,
+}
+
+impl FastReceived {
+    #[inline(always)]
+    fn new(message: Received) -> Option<Self> {
+        // No message is as long as the address space: it would not fit a ring.
+        NonZeroUsize::new(message.len.wrapping_add(1))
+            .map(|len_plus_one| Self { len_plus_one, tag: message.tag })
+    }
+
+    #[inline(always)]
+    fn message(&self) -> Received {
+        Received { len: self.len_plus_one.get() - 1, tag: self.tag }
+    }
+}
 
 /// Receives messages from the peer; one half of a [`SharedMemoryStream`](crate::SharedMemoryStream).
 ///
@@ -67,61 +86,162 @@ impl Receiver {
         }
     }
 
-    recv_family! {
-        /// Copies the next message into `buffer`. If it is longer than the buffer, it is kept and
-        /// the error tells its length.
-        recv_slice [&mut self] (buffer: &mut [u8]) -> Received;
-        recv, try_recv, recv_timeout, recv_deadline;
-        ///
-        /// ```
-        /// let (mut a, b) = narrows::SharedMemoryStream::pair()?;
-        /// let (_sender, mut receiver) = b.split();
-        /// a.send(b"hello")?;
-        /// let mut buffer = [0; 64];
-        /// let received = receiver.recv(&mut buffer)?;
-        /// assert_eq!(&buffer[..received.len], b"hello");
-        /// # Ok::<(), std::io::Error>(())
-        /// ```
+    /// Receives the next message into `buffer`. Blocks while there is no message.
+    ///
+    /// A message that is longer than the buffer is kept for the next call, and the error has its length.
+    ///
+    /// # Errors
+    ///
+    /// [`RecvError`]: the buffer is too small, or the connection has ended: the peer closed it, died or violated the
+    /// protocol.
+    ///
+    /// ```
+    /// let (mut a, b) = narrows::SharedMemoryStream::pair()?;
+    /// let (_sender, mut receiver) = b.split();
+    /// a.send(b"hello")?;
+    /// let mut buffer = [0; 64];
+    /// let received = receiver.recv(&mut buffer)?;
+    /// assert_eq!(&buffer[..received.len], b"hello");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    #[inline]
+    pub fn recv(&mut self, buffer: &mut [u8]) -> Result<Received, RecvError> {
+        self.recv_slice(buffer, Block)
     }
 
-    recv_family! {
-        /// Replaces what is in `buffer` by the next message, whatever its length.
-        ///
-        /// Reusing the buffer makes the steady state free of allocations. A message that comes in
-        /// pieces is put together in the buffer's own memory; if a deadline passes in the middle of
-        /// it, the pieces stay for the next call and the buffer is left empty. The buffer is empty too
-        /// once the connection has ended.
-        recv_vec [&mut self] (buffer: &mut Vec<u8>) -> Received;
-        recv_into, try_recv_into, recv_into_timeout, recv_into_deadline;
-        ///
-        /// ```
-        /// let (mut a, b) = narrows::SharedMemoryStream::pair()?;
-        /// let (_sender, mut receiver) = b.split();
-        /// let mut buffer = Vec::new();
-        /// for message in [b"ebb".as_slice(), b"flow"] {
-        ///     a.send(message)?;
-        ///     receiver.recv_into(&mut buffer)?;
-        ///     assert_eq!(buffer, message);
-        /// }
-        /// # Ok::<(), std::io::Error>(())
-        /// ```
+    /// Receives the next message into `buffer` if that is possible at once; never blocks.
+    ///
+    /// A message that is longer than the buffer is kept for the next call, and the error has its length.
+    ///
+    /// # Errors
+    ///
+    /// [`TryRecvError`]: there is no message now, the buffer is too small, or the connection has ended: the peer
+    /// closed it, died or violated the protocol.
+    #[inline]
+    pub fn try_recv(&mut self, buffer: &mut [u8]) -> Result<Received, TryRecvError> {
+        self.recv_slice(buffer, NonBlocking)
     }
 
-    recv_family! {
-        /// Lends the next message where it stands; dropping the guard gives it back.
-        recv_borrowed [&mut self] () -> RecvGuard<'_>;
-        recv_ref, try_recv_ref, recv_ref_timeout, recv_ref_deadline;
-        ///
-        /// ```
-        /// let (mut a, b) = narrows::SharedMemoryStream::pair()?;
-        /// let (_sender, mut receiver) = b.split();
-        /// a.send(b"0123456789")?;
-        /// let message = receiver.recv_ref()?;
-        /// let mut middle = [0; 2];
-        /// message.read_at(4, &mut middle)?;
-        /// assert_eq!(&middle, b"45");
-        /// # Ok::<(), std::io::Error>(())
-        /// ```
+    /// Receives the next message into `buffer`, blocking for at most `timeout` while there is no message.
+    ///
+    /// A message that is longer than the buffer is kept for the next call, and the error has its length.
+    ///
+    /// A zero timeout never blocks; one that overflows [`Instant`] means no deadline.
+    ///
+    /// # Errors
+    ///
+    /// [`RecvTimeoutError`]: no message came in time, the buffer is too small, or the connection has ended: the peer
+    /// closed it, died or violated the protocol.
+    #[inline]
+    pub fn recv_timeout(
+        &mut self,
+        buffer: &mut [u8],
+        timeout: Duration,
+    ) -> Result<Received, RecvTimeoutError> {
+        self.recv_slice(buffer, WithDeadline(Wait::for_duration(timeout)))
+    }
+
+    /// Receives the next message into `buffer`, blocking until `deadline` at most while there is no message.
+    ///
+    /// A message that is longer than the buffer is kept for the next call, and the error has its length.
+    ///
+    /// # Errors
+    ///
+    /// [`RecvTimeoutError`]: no message came in time, the buffer is too small, or the connection has ended: the peer
+    /// closed it, died or violated the protocol.
+    #[inline]
+    pub fn recv_deadline(
+        &mut self,
+        buffer: &mut [u8],
+        deadline: Instant,
+    ) -> Result<Received, RecvTimeoutError> {
+        self.recv_slice(buffer, WithDeadline(Wait::Deadline(Some(deadline))))
+    }
+
+    /// Receives the next message, of any length, and replaces the contents of `buffer` by it. Blocks while there is
+    /// no message.
+    ///
+    /// A buffer that is used again makes the steady state free of allocations. A message that comes in fragments is
+    /// put together in the buffer's own memory; if a deadline passes in the middle of it, the fragments stay for the
+    /// next call and the buffer is left empty. The buffer is empty too once the connection has ended.
+    ///
+    /// # Errors
+    ///
+    /// [`RecvError`]: there is no memory for the message, or the connection has ended: the peer closed it, died or
+    /// violated the protocol.
+    ///
+    /// ```
+    /// let (mut a, b) = narrows::SharedMemoryStream::pair()?;
+    /// let (_sender, mut receiver) = b.split();
+    /// let mut buffer = Vec::new();
+    /// for message in [b"ebb".as_slice(), b"flow"] {
+    ///     a.send(message)?;
+    ///     receiver.recv_into(&mut buffer)?;
+    ///     assert_eq!(buffer, message);
+    /// }
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    #[inline]
+    pub fn recv_into(&mut self, buffer: &mut Vec<u8>) -> Result<Received, RecvError> {
+        self.recv_vec(buffer, Block)
+    }
+
+    /// Receives the next message, of any length, and replaces the contents of `buffer` by it if that is possible at
+    /// once; never blocks.
+    ///
+    /// A buffer that is used again makes the steady state free of allocations. A message that comes in fragments is
+    /// put together in the buffer's own memory; if a deadline passes in the middle of it, the fragments stay for the
+    /// next call and the buffer is left empty. The buffer is empty too once the connection has ended.
+    ///
+    /// # Errors
+    ///
+    /// [`TryRecvError`]: there is no message now, there is no memory for the message, or the connection has ended:
+    /// the peer closed it, died or violated the protocol.
+    #[inline]
+    pub fn try_recv_into(&mut self, buffer: &mut Vec<u8>) -> Result<Received, TryRecvError> {
+        self.recv_vec(buffer, NonBlocking)
+    }
+
+    /// Receives the next message, of any length, and replaces the contents of `buffer` by it, blocking for at most
+    /// `timeout` while there is no message.
+    ///
+    /// A buffer that is used again makes the steady state free of allocations. A message that comes in fragments is
+    /// put together in the buffer's own memory; if a deadline passes in the middle of it, the fragments stay for the
+    /// next call and the buffer is left empty. The buffer is empty too once the connection has ended.
+    ///
+    /// A zero timeout never blocks; one that overflows [`Instant`] means no deadline.
+    ///
+    /// # Errors
+    ///
+    /// [`RecvTimeoutError`]: no message came in time, there is no memory for the message, or the connection has
+    /// ended: the peer closed it, died or violated the protocol.
+    #[inline]
+    pub fn recv_into_timeout(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        timeout: Duration,
+    ) -> Result<Received, RecvTimeoutError> {
+        self.recv_vec(buffer, WithDeadline(Wait::for_duration(timeout)))
+    }
+
+    /// Receives the next message, of any length, and replaces the contents of `buffer` by it, blocking until
+    /// `deadline` at most while there is no message.
+    ///
+    /// A buffer that is used again makes the steady state free of allocations. A message that comes in fragments is
+    /// put together in the buffer's own memory; if a deadline passes in the middle of it, the fragments stay for the
+    /// next call and the buffer is left empty. The buffer is empty too once the connection has ended.
+    ///
+    /// # Errors
+    ///
+    /// [`RecvTimeoutError`]: no message came in time, there is no memory for the message, or the connection has
+    /// ended: the peer closed it, died or violated the protocol.
+    #[inline]
+    pub fn recv_into_deadline(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        deadline: Instant,
+    ) -> Result<Received, RecvTimeoutError> {
+        self.recv_vec(buffer, WithDeadline(Wait::Deadline(Some(deadline))))
     }
 
     /// Messages until the connection ends; blocks between them.
@@ -143,24 +263,6 @@ impl Receiver {
     /// connection: the next receive tells which.
     pub fn try_iter(&mut self) -> TryIter<'_> {
         TryIter { receiver: self }
-    }
-
-    /// Makes a byte stream of it, which loses no byte between messages.
-    ///
-    /// ```
-    /// use std::io::Read;
-    /// let (mut a, b) = narrows::SharedMemoryStream::pair()?;
-    /// let (_sender, receiver) = b.split();
-    /// a.send(b"ebb and ")?;
-    /// a.send(b"flow")?;
-    /// drop(a);
-    /// let mut text = String::new();
-    /// receiver.into_reader().read_to_string(&mut text)?;
-    /// assert_eq!(text, "ebb and flow");
-    /// # Ok::<(), std::io::Error>(())
-    /// ```
-    pub fn into_reader(self) -> ByteReader {
-        ByteReader::new(self)
     }
 
     /// A handle that closes the whole connection from any thread.
@@ -222,7 +324,7 @@ impl Receiver {
     }
 
     #[inline(always)]
-    fn count(&mut self, message: Received) -> Received {
+    pub(super) fn count(&mut self, message: Received) -> Received {
         self.messages += 1;
         self.bytes += message.len as u64;
         message
@@ -253,41 +355,41 @@ impl Receiver {
         buffer: &mut B,
         how: H,
     ) -> Result<Received, H::Recv> {
-        let message = self.recv_at_once(buffer);
-        if message.len == NOTHING { self.recv_slow(buffer, how) } else { Ok(message) }
+        match self.try_recv_inline(buffer) {
+            Some(received) => Ok(received.message()),
+            None => self.recv_slow(buffer, how),
+        }
     }
 
     /// What nearly every message takes that is there already; it returns in registers ([`NOTHING`] bytes: none), and
     /// calls nothing but as its last step.
     #[inline(never)]
-    fn recv_at_once<B: Buffer + ?Sized>(&mut self, buffer: &mut B) -> Received {
-        let nothing = Received { len: NOTHING, tag: 0 };
+    fn try_recv_inline<B: Buffer + ?Sized>(&mut self, buffer: &mut B) -> Option<FastReceived> {
         if !self.fork_guard.same_process() {
-            return nothing;
+            return None;
         }
         match self.inb.try_recv_inline(buffer) {
-            Some((message, false)) => self.count(message),
-            Some((message, true)) => self.recv_rest(message),
-            None => nothing,
+            FastRecv::Received(message) => FastReceived::new(self.count(message)),
+            FastRecv::ReceivedWithDeferred(message) => self.finish_deferred(message),
+            FastRecv::NotReceived => None,
         }
     }
 
     /// The same for one that stands in the arena.
     #[inline(never)]
-    fn recv_placed<B: Buffer + ?Sized>(&mut self, buffer: &mut B) -> Received {
-        let nothing = Received { len: NOTHING, tag: 0 };
+    fn try_recv_arena<B: Buffer + ?Sized>(&mut self, buffer: &mut B) -> Option<FastReceived> {
         match self.inb.try_recv_arena(buffer) {
-            Some((message, false)) => self.count(message),
-            Some((message, true)) => self.recv_rest(message),
-            None => nothing,
+            FastRecv::Received(message) => FastReceived::new(self.count(message)),
+            FastRecv::ReceivedWithDeferred(message) => self.finish_deferred(message),
+            FastRecv::NotReceived => None,
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn recv_rest(&mut self, message: Received) -> Received {
+    fn finish_deferred(&mut self, message: Received) -> Option<FastReceived> {
         self.inb.run_deferred();
-        self.count(message)
+        FastReceived::new(self.count(message))
     }
 
     #[inline(never)]
@@ -298,9 +400,9 @@ impl Receiver {
     ) -> Result<Received, H::Recv> {
         if self.fork_guard.same_process() && self.wait_for_message(how.wait()) {
             let placed = self.inb.ring().hint_in_arena();
-            let message = if placed { self.recv_placed(buffer) } else { self.recv_at_once(buffer) };
-            if message.len != NOTHING {
-                return Ok(message);
+            let received = if placed { self.try_recv_arena(buffer) } else { self.try_recv_inline(buffer) };
+            if let Some(received) = received {
+                return Ok(received.message());
             }
         }
         let message = self.enter().and_then(|()| buffer.receive(&mut self.inb, how.wait()));
@@ -310,23 +412,8 @@ impl Receiver {
 
     /// Whether there is something to look at, now or within a glance.
     #[inline(always)]
-    fn wait_for_message(&mut self, wait: Wait) -> bool {
+    pub(super) fn wait_for_message(&mut self, wait: Wait) -> bool {
         self.inb.is_ready() || (wait != Wait::Never && self.inb.spin_briefly())
-    }
-
-    #[inline(always)]
-    fn recv_borrowed<H: CallMode>(&mut self, how: H) -> Result<RecvGuard<'_>, H::Recv> {
-        let message = self.borrow_next(how.wait()).map_err(H::recv_error)?;
-        Ok(RecvGuard::new(self, message))
-    }
-
-    #[inline(never)]
-    fn borrow_next(&mut self, wait: Wait) -> Result<Received, RecvCoreError> {
-        self.enter()?;
-        self.wait_for_message(wait);
-        let message = self.inb.borrow_next(wait);
-        let message = self.note_end(message)?;
-        Ok(self.count(Received::from(&message)))
     }
 }
 

@@ -37,6 +37,17 @@ pub enum RecvCoreError {
     Ended(ConnectionError),
 }
 
+/// What became of a message on the fast path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FastRecv {
+    /// Something was in the way: nothing has happened, and the slow path receives it.
+    NotReceived,
+    /// It is received.
+    Received(Received),
+    /// It is received, and [`run_deferred`](ReceiverCore::run_deferred) comes next.
+    ReceivedWithDeferred(Received),
+}
+
 impl From<ConnectionError> for RecvCoreError {
     fn from(ended: ConnectionError) -> Self {
         Self::Ended(ended)
@@ -532,11 +543,10 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
 
     /// Copies the next message if it is there, stands in its slot, and nothing is in the way.
     ///
-    /// What is left to do then is [`run_deferred`](Self::run_deferred), if the other value says so.
     #[inline(always)]
-    pub(crate) fn try_recv_inline<B: Buffer + ?Sized>(&mut self, buffer: &mut B) -> Option<(Received, bool)> {
+    pub(super) fn try_recv_inline<B: Buffer + ?Sized>(&mut self, buffer: &mut B) -> FastRecv {
         if !matches!(self.state, ReceiverState::Idle) {
-            return None;
+            return FastRecv::NotReceived;
         }
         let took = self.ring.take(self.short, |len| buffer.room(len));
         self.finish_fast_path(took)
@@ -544,21 +554,22 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
 
     /// The same for one that stands in the arena.
     #[inline(always)]
-    pub(crate) fn try_recv_arena<B: Buffer + ?Sized>(&mut self, buffer: &mut B) -> Option<(Received, bool)> {
+    pub(super) fn try_recv_arena<B: Buffer + ?Sized>(&mut self, buffer: &mut B) -> FastRecv {
         if !matches!(self.state, ReceiverState::Idle) {
-            return None;
+            return FastRecv::NotReceived;
         }
         let took = self.ring.take_arena(self.max_message, |len| buffer.room(len));
         self.finish_fast_path(took)
     }
 
     #[inline(always)]
-    fn finish_fast_path(&mut self, took: TryTake) -> Option<(Received, bool)> {
+    fn finish_fast_path(&mut self, took: TryTake) -> FastRecv {
         match took {
-            TryTake::Message { len, tag, wakes: asleep } => {
-                Some((Received { len, tag }, asleep || self.policy.is_due()))
-            }
-            TryTake::Nothing => None,
+            TryTake::Message { len, tag, wakes } => match wakes || self.policy.is_due() {
+                true => FastRecv::ReceivedWithDeferred(Received { len, tag }),
+                false => FastRecv::Received(Received { len, tag }),
+            },
+            TryTake::Nothing => FastRecv::NotReceived,
             TryTake::Torn => self.on_overwritten(),
         }
     }
@@ -574,12 +585,8 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
             return false;
         }
         let took = self.ring.take_framed(self.short, room);
-        match self.finish_fast_path(took) {
-            Some((_, true)) => self.run_deferred(),
-            Some((_, false)) => {}
-            None => return false,
-        }
-        true
+        let received = self.finish_fast_path(took);
+        self.finish_deferred(received).is_some()
     }
 
     /// As [`next`](Self::next), but a short message that is there already leaves the ring at once: its bytes stay until
@@ -593,10 +600,8 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
         if matches!(self.state, ReceiverState::Idle) {
             let Self { ring, short, taken, .. } = self;
             let took = ring.take(*short, |len| taken.get_mut(..len));
-            if let Some((message, rest)) = self.finish_fast_path(took) {
-                if rest {
-                    self.run_deferred();
-                }
+            let received = self.finish_fast_path(took);
+            if let Some(message) = self.finish_deferred(received) {
                 return Ok(IncomingMessage::Taken(message.len, message.tag));
             }
         }
@@ -630,11 +635,24 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
     }
 
     fn take<B: Buffer + ?Sized>(&mut self, buffer: &mut B) -> Option<Received> {
-        let (message, rest) = self.try_recv_inline(buffer).or_else(|| self.try_recv_arena(buffer))?;
-        if rest {
-            self.run_deferred();
+        let received = match self.try_recv_inline(buffer) {
+            FastRecv::NotReceived => self.try_recv_arena(buffer),
+            received => received,
+        };
+        self.finish_deferred(received)
+    }
+
+    /// Returns the message of the fast path, behind what it has deferred.
+    #[inline(always)]
+    fn finish_deferred(&mut self, received: FastRecv) -> Option<Received> {
+        match received {
+            FastRecv::Received(message) => Some(message),
+            FastRecv::ReceivedWithDeferred(message) => {
+                self.run_deferred();
+                Some(message)
+            }
+            FastRecv::NotReceived => None,
         }
-        Some(message)
     }
 
     /// Does what is left after a message: wakes the sender, says where this side is.
@@ -647,10 +665,10 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
     /// A message moved while it was copied: the next look finds the connection condemned.
     #[cold]
     #[inline(never)]
-    fn on_overwritten<T>(&mut self) -> Option<T> {
+    fn on_overwritten(&mut self) -> FastRecv {
         let _told_by_the_next_look =
             self.fail_protocol(ProtocolViolation("a stamp that moved under a reader"));
-        None
+        FastRecv::NotReceived
     }
 
     /// Copies a range of a message that is there.

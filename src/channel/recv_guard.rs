@@ -1,11 +1,12 @@
 //! A received message, lent where it stands.
 
 use std::io;
+use std::time::{Duration, Instant};
 
-use super::Receiver;
-use super::call_mode::{Block, CallMode};
-use super::receiver_core::{IncomingMessage, Received};
-use crate::error::RecvError;
+use super::call_mode::{Block, CallMode, NonBlocking, WithDeadline};
+use super::receiver_core::{IncomingMessage, Received, RecvCoreError};
+use super::{Receiver, Wait};
+use crate::error::{RecvError, RecvTimeoutError, TryRecvError};
 use crate::memory::{OutOfBounds, OutOfMemory, Span, try_resize};
 use crate::sys::raw_span::RawSpan;
 
@@ -140,6 +141,89 @@ impl<'a> RecvGuard<'a> {
         self.receiver.enter().map_err(Block::recv_error)?;
         let given = self.receiver.inb().release_borrowed();
         self.receiver.note_end(given).map_err(Block::recv_error)
+    }
+}
+
+impl Receiver {
+    /// Borrows the next message where it stands, without a copy. Blocks while there is no message.
+    ///
+    /// Dropping the guard releases the message.
+    ///
+    /// # Errors
+    ///
+    /// [`RecvError`]: the connection has ended: the peer closed it, died or violated the protocol.
+    ///
+    /// ```
+    /// let (mut a, b) = narrows::SharedMemoryStream::pair()?;
+    /// let (_sender, mut receiver) = b.split();
+    /// a.send(b"0123456789")?;
+    /// let message = receiver.recv_ref()?;
+    /// let mut middle = [0; 2];
+    /// message.read_at(4, &mut middle)?;
+    /// assert_eq!(&middle, b"45");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    #[inline]
+    pub fn recv_ref(&mut self) -> Result<RecvGuard<'_>, RecvError> {
+        self.recv_borrowed(Block)
+    }
+
+    /// Borrows the next message where it stands, without a copy if that is possible at once; never blocks.
+    ///
+    /// Dropping the guard releases the message.
+    ///
+    /// # Errors
+    ///
+    /// [`TryRecvError`]: there is no message now, the connection has ended: the peer closed it, died or violated the
+    /// protocol.
+    #[inline]
+    pub fn try_recv_ref(&mut self) -> Result<RecvGuard<'_>, TryRecvError> {
+        self.recv_borrowed(NonBlocking)
+    }
+
+    /// Borrows the next message where it stands, without a copy, blocking for at most `timeout` while there is no
+    /// message.
+    ///
+    /// Dropping the guard releases the message.
+    ///
+    /// A zero timeout never blocks; one that overflows [`Instant`] means no deadline.
+    ///
+    /// # Errors
+    ///
+    /// [`RecvTimeoutError`]: no message came in time, the connection has ended: the peer closed it, died or violated
+    /// the protocol.
+    #[inline]
+    pub fn recv_ref_timeout(&mut self, timeout: Duration) -> Result<RecvGuard<'_>, RecvTimeoutError> {
+        self.recv_borrowed(WithDeadline(Wait::for_duration(timeout)))
+    }
+
+    /// Borrows the next message where it stands, without a copy, blocking until `deadline` at most while there is no
+    /// message.
+    ///
+    /// Dropping the guard releases the message.
+    ///
+    /// # Errors
+    ///
+    /// [`RecvTimeoutError`]: no message came in time, the connection has ended: the peer closed it, died or violated
+    /// the protocol.
+    #[inline]
+    pub fn recv_ref_deadline(&mut self, deadline: Instant) -> Result<RecvGuard<'_>, RecvTimeoutError> {
+        self.recv_borrowed(WithDeadline(Wait::Deadline(Some(deadline))))
+    }
+
+    #[inline(always)]
+    fn recv_borrowed<H: CallMode>(&mut self, how: H) -> Result<RecvGuard<'_>, H::Recv> {
+        let message = self.borrow_next(how.wait()).map_err(H::recv_error)?;
+        Ok(RecvGuard::new(self, message))
+    }
+
+    #[inline(never)]
+    fn borrow_next(&mut self, wait: Wait) -> Result<Received, RecvCoreError> {
+        self.enter()?;
+        self.wait_for_message(wait);
+        let message = self.inb().borrow_next(wait);
+        let message = self.note_end(message)?;
+        Ok(self.count(Received::from(&message)))
     }
 }
 

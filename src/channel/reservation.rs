@@ -1,11 +1,12 @@
 //! A message that is written in place and then committed.
 
 use std::io;
+use std::time::{Duration, Instant};
 
-use super::call_mode::{Block, CallMode};
+use super::call_mode::{Block, CallMode, NonBlocking, WithDeadline};
 use super::sender_core::SendCoreError;
 use super::{Mapping, Sender, Wait};
-use crate::error::SendError;
+use crate::error::{SendError, SendTimeoutError, TrySendError};
 use crate::memory::Padding;
 use crate::ring::{Producer, SlotReservation};
 use crate::sys::raw_span::RawSpan;
@@ -90,7 +91,7 @@ impl<'a> Reservation<'a> {
     /// `WriteZero` if they do not fit into the reservation; nothing is written then. `Unsupported`
     /// in a forked child.
     pub fn write_at(&mut self, offset: usize, bytes: &[u8]) -> io::Result<()> {
-        let (ring, claim) = self.sender.reserved()?;
+        let (ring, claim) = self.sender.reserved_slot()?;
         let write = ring.write(claim, offset, bytes, Padding::Keep);
         write.map_err(|_| io::Error::new(io::ErrorKind::WriteZero, "more bytes than were reserved"))
     }
@@ -112,7 +113,7 @@ impl<'a> Reservation<'a> {
     ///
     /// [`SendError::Forked`] in a forked child, where they are not mapped.
     pub fn raw(&mut self) -> Result<RawSpan<'_>, SendError> {
-        let (ring, claim) = self.sender.reserved()?;
+        let (ring, claim) = self.sender.reserved_slot()?;
         ring.mem().raw(claim.span(), 0, self.len).ok_or(SendError::ProtocolViolated)
     }
 
@@ -150,6 +151,83 @@ impl<'a> Reservation<'a> {
 }
 
 impl Sender {
+    /// Reserves room for a message of at most `len` bytes, which is written in place and then committed. Blocks while
+    /// the ring has no room.
+    ///
+    /// `len` is at most [`max_in_place`](Self::max_in_place). A reservation that is dropped sends nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`]: the message is too long, or the connection has ended: the peer closed it, died or violated the
+    /// protocol.
+    ///
+    /// ```
+    /// use std::io::Write;
+    /// let (a, mut b) = narrows::SharedMemoryStream::pair()?;
+    /// let (mut sender, _receiver) = a.split();
+    /// let mut room = sender.reserve(64)?;
+    /// write!(room, "{} m above zero", 4.2)?;
+    /// room.commit_written()?;
+    /// assert_eq!(b.recv_ref()?.to_vec()?, b"4.2 m above zero");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    #[inline]
+    pub fn reserve(&mut self, len: usize) -> Result<Reservation<'_>, SendError> {
+        self.reserve_room(len, Block)
+    }
+
+    /// Reserves room for a message of at most `len` bytes, which is written in place and then committed if that is
+    /// possible at once; never blocks.
+    ///
+    /// `len` is at most [`max_in_place`](Self::max_in_place). A reservation that is dropped sends nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`TrySendError`]: there is no room now, the message is too long, or the connection has ended: the peer closed
+    /// it, died or violated the protocol.
+    #[inline]
+    pub fn try_reserve(&mut self, len: usize) -> Result<Reservation<'_>, TrySendError> {
+        self.reserve_room(len, NonBlocking)
+    }
+
+    /// Reserves room for a message of at most `len` bytes, which is written in place and then committed, blocking for
+    /// at most `timeout` while the ring has no room.
+    ///
+    /// `len` is at most [`max_in_place`](Self::max_in_place). A reservation that is dropped sends nothing.
+    ///
+    /// A zero timeout never blocks; one that overflows [`Instant`] means no deadline.
+    ///
+    /// # Errors
+    ///
+    /// [`SendTimeoutError`]: there was no room in time, the message is too long, or the connection has ended: the
+    /// peer closed it, died or violated the protocol. Nothing of the message is delivered then.
+    #[inline]
+    pub fn reserve_timeout(
+        &mut self,
+        len: usize,
+        timeout: Duration,
+    ) -> Result<Reservation<'_>, SendTimeoutError> {
+        self.reserve_room(len, WithDeadline(Wait::for_duration(timeout)))
+    }
+
+    /// Reserves room for a message of at most `len` bytes, which is written in place and then committed, blocking
+    /// until `deadline` at most while the ring has no room.
+    ///
+    /// `len` is at most [`max_in_place`](Self::max_in_place). A reservation that is dropped sends nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`SendTimeoutError`]: there was no room in time, the message is too long, or the connection has ended: the
+    /// peer closed it, died or violated the protocol. Nothing of the message is delivered then.
+    #[inline]
+    pub fn reserve_deadline(
+        &mut self,
+        len: usize,
+        deadline: Instant,
+    ) -> Result<Reservation<'_>, SendTimeoutError> {
+        self.reserve_room(len, WithDeadline(Wait::Deadline(Some(deadline))))
+    }
+
     #[inline(always)]
     pub(super) fn reserve_room<H: CallMode>(
         &mut self,
@@ -165,27 +243,27 @@ impl Sender {
     #[inline(never)]
     fn claim(&mut self, len: usize, wait: Wait) -> Result<(), SendCoreError> {
         self.enter()?;
-        let claim = self.out.reserve(len, wait);
+        let claim = self.out().reserve(len, wait);
         let claim = self.note_end(claim)?;
         let rest = len % size_of::<u64>();
         if rest > 0 {
             // The last word's rest never holds old bytes; the claim's own length is always in bounds.
-            let _in_claim = self.out.ring().write(&claim, len - rest, &[0; 8][..rest], Padding::Zero);
+            let _in_claim = self.out().ring().write(&claim, len - rest, &[0; 8][..rest], Padding::Zero);
         }
-        self.reserved = Some(claim);
+        *self.reserved().1 = Some(claim);
         Ok(())
     }
 
     /// The ring, and what was reserved in it.
-    fn reserved(&mut self) -> Result<(&Producer<Mapping>, &SlotReservation), SendError> {
+    fn reserved_slot(&mut self) -> Result<(&Producer<Mapping>, &SlotReservation), SendError> {
         self.enter().map_err(forked)?;
-        let Self { out, reserved, .. } = self;
+        let (out, reserved) = self.reserved();
         reserved.as_ref().map(|claim| (out.ring(), claim)).ok_or(SendError::Closed) // A reservation has one.
     }
 
     fn commit_reserved(&mut self, len: usize, tag: u64) -> Result<(), SendError> {
         self.enter().map_err(forked)?;
-        let Self { out, reserved, .. } = self;
+        let (out, reserved) = self.reserved();
         out.check()?;
         let Some(claim) = reserved else { return Err(SendError::Closed) }; // A reservation has one.
         out.ring().mark_writing(claim);

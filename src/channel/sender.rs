@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::call_mode::{Block, CallMode, NonBlocking, WithDeadline};
 use super::sender_core::{FastSend, SendCoreError, SenderCore};
 use super::wait_policy::{AdaptiveWait, WaitStrategy};
-use super::{Batch, ByteWriter, Closer, Reservation, SharedSender, Stats, Wait, close_both};
+use super::{Closer, Stats, Wait, close_both};
 use crate::error::{ConnectionError, SendError, SendTimeoutError, TrySendError};
 use crate::memory::INLINE_CAPACITY;
 use crate::ring::{CloseReason, SlotReservation};
@@ -56,9 +56,9 @@ use crate::sys::socket::PeerCred;
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub struct Sender {
-    pub(super) out: SenderCore<Mapping, AdaptiveWait>,
+    out: SenderCore<Mapping, AdaptiveWait>,
     /// What was reserved last: it stays where it is, since moving it just after it was written costs more than the rest.
-    pub(super) reserved: Option<SlotReservation>,
+    reserved: Option<SlotReservation>,
     fork_guard: ForkGuard,
     messages: u64,
     bytes: u64,
@@ -72,86 +72,198 @@ impl Sender {
         Self { out, reserved: None, fork_guard, messages: 0, bytes: 0, taken: false, one_thread: PhantomData }
     }
 
-    send_family! {
-        /// Sends one message of any size from 0 bytes to [`max_message`](Self::max_message).
-        send_plain [&mut self] (message: &[u8]) -> ();
-        send, try_send, send_timeout, send_deadline;
-        ///
-        /// ```
-        /// let (a, mut b) = narrows::SharedMemoryStream::pair()?;
-        /// let (mut sender, _receiver) = a.split();
-        /// sender.send(b"hello")?;
-        /// sender.send(&[])?; // An empty message is one, too.
-        /// assert_eq!(b.recv_ref()?.to_vec()?, b"hello");
-        /// assert_eq!(b.recv_ref()?.len(), 0);
-        /// # Ok::<(), std::io::Error>(())
-        /// ```
-    }
-
-    send_family! {
-        /// Sends one message with a tag: 64 bits that travel beside the payload.
-        send_one [&mut self] (message: &[u8], tag: u64) -> ();
-        send_tagged, try_send_tagged, send_tagged_timeout, send_tagged_deadline;
-        ///
-        /// ```
-        /// let (a, mut b) = narrows::SharedMemoryStream::pair()?;
-        /// let (mut sender, _receiver) = a.split();
-        /// sender.send_tagged(b"hello", 7)?;
-        /// assert_eq!(b.recv_ref()?.tag(), 7);
-        /// # Ok::<(), std::io::Error>(())
-        /// ```
-    }
-
-    send_family! {
-        /// Sends one message that is the parts one behind the other, with a tag.
-        send_parts [&mut self] (parts: &[IoSlice<'_>], tag: u64) -> ();
-        send_vectored, try_send_vectored, send_vectored_timeout, send_vectored_deadline;
-        ///
-        /// ```
-        /// use std::io::IoSlice;
-        /// let (a, mut b) = narrows::SharedMemoryStream::pair()?;
-        /// let (mut sender, _receiver) = a.split();
-        /// sender.send_vectored(&[IoSlice::new(b"head"), IoSlice::new(b" and body")], 0)?;
-        /// assert_eq!(b.recv_ref()?.to_vec()?, b"head and body");
-        /// # Ok::<(), std::io::Error>(())
-        /// ```
-    }
-
-    send_family! {
-        /// Reserves room for a message of at most `len` bytes, to be written in place and committed.
-        ///
-        /// `len` is at most [`max_in_place`](Self::max_in_place).
-        reserve_room [&mut self] (len: usize) -> Reservation<'_>;
-        reserve, try_reserve, reserve_timeout, reserve_deadline;
-        ///
-        /// ```
-        /// use std::io::Write;
-        /// let (a, mut b) = narrows::SharedMemoryStream::pair()?;
-        /// let (mut sender, _receiver) = a.split();
-        /// let mut room = sender.reserve(64)?;
-        /// write!(room, "{} m above zero", 4.2)?;
-        /// room.commit_written()?;
-        /// assert_eq!(b.recv_ref()?.to_vec()?, b"4.2 m above zero");
-        /// # Ok::<(), std::io::Error>(())
-        /// ```
-    }
-
-    /// Collects messages and commits them together: one fence, and at most one wake.
+    /// Sends one message of 0 bytes to [`max_message`](Self::max_message). Blocks while the ring has no room.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`]: the message is too long, or the connection has ended: the peer closed it, died or violated the
+    /// protocol.
     ///
     /// ```
     /// let (a, mut b) = narrows::SharedMemoryStream::pair()?;
     /// let (mut sender, _receiver) = a.split();
-    /// let mut batch = sender.batch();
-    /// for number in 0..100_u8 {
-    ///     batch.push(&[number])?;
-    /// }
-    /// batch.flush()?; // Dropping it does as well, but tells no error.
-    /// drop(batch);
-    /// assert_eq!(b.try_iter().count(), 100);
+    /// sender.send(b"hello")?;
+    /// sender.send(&[])?; // An empty message is one, too.
+    /// assert_eq!(b.recv_ref()?.to_vec()?, b"hello");
+    /// assert_eq!(b.recv_ref()?.len(), 0);
     /// # Ok::<(), std::io::Error>(())
     /// ```
-    pub fn batch(&mut self) -> Batch<'_> {
-        Batch::new(self)
+    #[inline]
+    pub fn send(&mut self, message: &[u8]) -> Result<(), SendError> {
+        self.send_plain(message, Block)
+    }
+
+    /// Sends one message of 0 bytes to [`max_message`](Self::max_message) if that is possible at once; never blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`TrySendError`]: there is no room now, the message is too long, or the connection has ended: the peer closed
+    /// it, died or violated the protocol.
+    #[inline]
+    pub fn try_send(&mut self, message: &[u8]) -> Result<(), TrySendError> {
+        self.send_plain(message, NonBlocking)
+    }
+
+    /// Sends one message of 0 bytes to [`max_message`](Self::max_message), blocking for at most `timeout` while the
+    /// ring has no room.
+    ///
+    /// A zero timeout never blocks; one that overflows [`Instant`] means no deadline.
+    ///
+    /// # Errors
+    ///
+    /// [`SendTimeoutError`]: there was no room in time, the message is too long, or the connection has ended: the
+    /// peer closed it, died or violated the protocol. Nothing of the message is delivered then.
+    #[inline]
+    pub fn send_timeout(&mut self, message: &[u8], timeout: Duration) -> Result<(), SendTimeoutError> {
+        self.send_plain(message, WithDeadline(Wait::for_duration(timeout)))
+    }
+
+    /// Sends one message of 0 bytes to [`max_message`](Self::max_message), blocking until `deadline` at most while
+    /// the ring has no room.
+    ///
+    /// # Errors
+    ///
+    /// [`SendTimeoutError`]: there was no room in time, the message is too long, or the connection has ended: the
+    /// peer closed it, died or violated the protocol. Nothing of the message is delivered then.
+    #[inline]
+    pub fn send_deadline(&mut self, message: &[u8], deadline: Instant) -> Result<(), SendTimeoutError> {
+        self.send_plain(message, WithDeadline(Wait::Deadline(Some(deadline))))
+    }
+
+    /// Sends one message with a tag: 64 bits that travel beside the payload. Blocks while the ring has no room.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`]: the message is too long, or the connection has ended: the peer closed it, died or violated the
+    /// protocol.
+    ///
+    /// ```
+    /// let (a, mut b) = narrows::SharedMemoryStream::pair()?;
+    /// let (mut sender, _receiver) = a.split();
+    /// sender.send_tagged(b"hello", 7)?;
+    /// assert_eq!(b.recv_ref()?.tag(), 7);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    #[inline]
+    pub fn send_tagged(&mut self, message: &[u8], tag: u64) -> Result<(), SendError> {
+        self.send_one(message, tag, Block)
+    }
+
+    /// Sends one message with a tag: 64 bits that travel beside the payload if that is possible at once; never
+    /// blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`TrySendError`]: there is no room now, the message is too long, or the connection has ended: the peer closed
+    /// it, died or violated the protocol.
+    #[inline]
+    pub fn try_send_tagged(&mut self, message: &[u8], tag: u64) -> Result<(), TrySendError> {
+        self.send_one(message, tag, NonBlocking)
+    }
+
+    /// Sends one message with a tag: 64 bits that travel beside the payload, blocking for at most `timeout` while the
+    /// ring has no room.
+    ///
+    /// A zero timeout never blocks; one that overflows [`Instant`] means no deadline.
+    ///
+    /// # Errors
+    ///
+    /// [`SendTimeoutError`]: there was no room in time, the message is too long, or the connection has ended: the
+    /// peer closed it, died or violated the protocol. Nothing of the message is delivered then.
+    #[inline]
+    pub fn send_tagged_timeout(
+        &mut self,
+        message: &[u8],
+        tag: u64,
+        timeout: Duration,
+    ) -> Result<(), SendTimeoutError> {
+        self.send_one(message, tag, WithDeadline(Wait::for_duration(timeout)))
+    }
+
+    /// Sends one message with a tag: 64 bits that travel beside the payload, blocking until `deadline` at most while
+    /// the ring has no room.
+    ///
+    /// # Errors
+    ///
+    /// [`SendTimeoutError`]: there was no room in time, the message is too long, or the connection has ended: the
+    /// peer closed it, died or violated the protocol. Nothing of the message is delivered then.
+    #[inline]
+    pub fn send_tagged_deadline(
+        &mut self,
+        message: &[u8],
+        tag: u64,
+        deadline: Instant,
+    ) -> Result<(), SendTimeoutError> {
+        self.send_one(message, tag, WithDeadline(Wait::Deadline(Some(deadline))))
+    }
+
+    /// Sends one message that consists of the parts one behind the other, with a tag. Blocks while the ring has no
+    /// room.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`]: the message is too long, or the connection has ended: the peer closed it, died or violated the
+    /// protocol.
+    ///
+    /// ```
+    /// use std::io::IoSlice;
+    /// let (a, mut b) = narrows::SharedMemoryStream::pair()?;
+    /// let (mut sender, _receiver) = a.split();
+    /// sender.send_vectored(&[IoSlice::new(b"head"), IoSlice::new(b" and body")], 0)?;
+    /// assert_eq!(b.recv_ref()?.to_vec()?, b"head and body");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    #[inline]
+    pub fn send_vectored(&mut self, parts: &[IoSlice<'_>], tag: u64) -> Result<(), SendError> {
+        self.send_parts(parts, tag, Block)
+    }
+
+    /// Sends one message that consists of the parts one behind the other, with a tag if that is possible at once;
+    /// never blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`TrySendError`]: there is no room now, the message is too long, or the connection has ended: the peer closed
+    /// it, died or violated the protocol.
+    #[inline]
+    pub fn try_send_vectored(&mut self, parts: &[IoSlice<'_>], tag: u64) -> Result<(), TrySendError> {
+        self.send_parts(parts, tag, NonBlocking)
+    }
+
+    /// Sends one message that consists of the parts one behind the other, with a tag, blocking for at most `timeout`
+    /// while the ring has no room.
+    ///
+    /// A zero timeout never blocks; one that overflows [`Instant`] means no deadline.
+    ///
+    /// # Errors
+    ///
+    /// [`SendTimeoutError`]: there was no room in time, the message is too long, or the connection has ended: the
+    /// peer closed it, died or violated the protocol. Nothing of the message is delivered then.
+    #[inline]
+    pub fn send_vectored_timeout(
+        &mut self,
+        parts: &[IoSlice<'_>],
+        tag: u64,
+        timeout: Duration,
+    ) -> Result<(), SendTimeoutError> {
+        self.send_parts(parts, tag, WithDeadline(Wait::for_duration(timeout)))
+    }
+
+    /// Sends one message that consists of the parts one behind the other, with a tag, blocking until `deadline` at
+    /// most while the ring has no room.
+    ///
+    /// # Errors
+    ///
+    /// [`SendTimeoutError`]: there was no room in time, the message is too long, or the connection has ended: the
+    /// peer closed it, died or violated the protocol. Nothing of the message is delivered then.
+    #[inline]
+    pub fn send_vectored_deadline(
+        &mut self,
+        parts: &[IoSlice<'_>],
+        tag: u64,
+        deadline: Instant,
+    ) -> Result<(), SendTimeoutError> {
+        self.send_parts(parts, tag, WithDeadline(Wait::Deadline(Some(deadline))))
     }
 
     /// The longest message, in bytes, as agreed with the peer.
@@ -162,36 +274,6 @@ impl Sender {
     /// The longest message, in bytes, that one reservation may hold.
     pub fn max_in_place(&self) -> usize {
         self.out.in_place()
-    }
-
-    /// Makes a sender that many threads may share.
-    ///
-    /// ```
-    /// let (a, mut b) = narrows::SharedMemoryStream::pair()?;
-    /// let (sender, _receiver) = a.split();
-    /// let sender = sender.into_shared();
-    /// let other = sender.clone();
-    /// std::thread::spawn(move || other.send(b"from there")).join().unwrap()?;
-    /// sender.send(b"from here")?;
-    /// assert_eq!(b.try_iter().count(), 2);
-    /// # Ok::<(), std::io::Error>(())
-    /// ```
-    pub fn into_shared(self) -> SharedSender {
-        SharedSender::new(self)
-    }
-
-    /// Makes a byte stream of it: each write is a message.
-    ///
-    /// ```
-    /// use std::io::Write;
-    /// let (a, mut b) = narrows::SharedMemoryStream::pair()?;
-    /// let (sender, _receiver) = a.split();
-    /// sender.into_writer().write_all(b"a message for each write")?;
-    /// assert_eq!(b.recv_ref()?.len(), 24);
-    /// # Ok::<(), std::io::Error>(())
-    /// ```
-    pub fn into_writer(self) -> ByteWriter {
-        ByteWriter::new(self)
     }
 
     /// A handle that closes the whole connection from any thread.
@@ -235,6 +317,14 @@ impl Sender {
 
     pub(crate) fn connection(&self) -> &Arc<ConnectionInner> {
         self.out.ring().mem().connection()
+    }
+
+    /// Returns the core, and what was reserved last.
+    #[inline(always)]
+    pub(super) fn reserved(
+        &mut self,
+    ) -> (&mut SenderCore<Mapping, AdaptiveWait>, &mut Option<SlotReservation>) {
+        (&mut self.out, &mut self.reserved)
     }
 
     pub(crate) fn out(&mut self) -> &mut SenderCore<Mapping, AdaptiveWait> {

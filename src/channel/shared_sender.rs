@@ -61,6 +61,24 @@ pub struct SharedSender {
     connection: Arc<ConnectionInner>,
 }
 
+impl Sender {
+    /// Makes a sender that many threads may share.
+    ///
+    /// ```
+    /// let (a, mut b) = narrows::SharedMemoryStream::pair()?;
+    /// let (sender, _receiver) = a.split();
+    /// let sender = sender.into_shared();
+    /// let other = sender.clone();
+    /// std::thread::spawn(move || other.send(b"from there")).join().unwrap()?;
+    /// sender.send(b"from here")?;
+    /// assert_eq!(b.try_iter().count(), 2);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn into_shared(self) -> SharedSender {
+        SharedSender::new(self)
+    }
+}
+
 impl SharedSender {
     pub(super) fn new(sender: Sender) -> Self {
         let (sent, connection) = (Arc::<Sent>::default(), Arc::clone(sender.connection()));
@@ -68,22 +86,173 @@ impl SharedSender {
         Self { sender: Arc::new(Mutex::new(sender)), sent, connection }
     }
 
-    send_family! {
-        /// Sends one message of any size.
-        send_plain [&self] (message: &[u8]) -> ();
-        send, try_send, send_timeout, send_deadline
+    /// Sends one message of 0 bytes to [`max_message`](Self::max_message). Blocks while the ring has no room, or
+    /// another thread waits for room.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`]: the message is too long, or the connection has ended: the peer closed it, died or violated the
+    /// protocol.
+    #[inline]
+    pub fn send(&self, message: &[u8]) -> Result<(), SendError> {
+        self.send_plain(message, Block)
     }
 
-    send_family! {
-        /// Sends one message with a tag: 64 bits that travel beside the payload.
-        send_one [&self] (message: &[u8], tag: u64) -> ();
-        send_tagged, try_send_tagged, send_tagged_timeout, send_tagged_deadline
+    /// Sends one message of 0 bytes to [`max_message`](Self::max_message) if that is possible at once; never blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`TrySendError`]: there is no room now, the message is too long, or the connection has ended: the peer closed
+    /// it, died or violated the protocol.
+    #[inline]
+    pub fn try_send(&self, message: &[u8]) -> Result<(), TrySendError> {
+        self.send_plain(message, NonBlocking)
     }
 
-    send_family! {
-        /// Sends one message that is the parts one behind the other, with a tag.
-        send_parts [&self] (parts: &[IoSlice<'_>], tag: u64) -> ();
-        send_vectored, try_send_vectored, send_vectored_timeout, send_vectored_deadline
+    /// Sends one message of 0 bytes to [`max_message`](Self::max_message), blocking for at most `timeout` while the
+    /// ring has no room, or another thread waits for room.
+    ///
+    /// A zero timeout never blocks; one that overflows [`Instant`] means no deadline.
+    ///
+    /// # Errors
+    ///
+    /// [`SendTimeoutError`]: there was no room in time, the message is too long, or the connection has ended: the
+    /// peer closed it, died or violated the protocol. Nothing of the message is delivered then.
+    #[inline]
+    pub fn send_timeout(&self, message: &[u8], timeout: Duration) -> Result<(), SendTimeoutError> {
+        self.send_plain(message, WithDeadline(Wait::for_duration(timeout)))
+    }
+
+    /// Sends one message of 0 bytes to [`max_message`](Self::max_message), blocking until `deadline` at most while
+    /// the ring has no room, or another thread waits for room.
+    ///
+    /// # Errors
+    ///
+    /// [`SendTimeoutError`]: there was no room in time, the message is too long, or the connection has ended: the
+    /// peer closed it, died or violated the protocol. Nothing of the message is delivered then.
+    #[inline]
+    pub fn send_deadline(&self, message: &[u8], deadline: Instant) -> Result<(), SendTimeoutError> {
+        self.send_plain(message, WithDeadline(Wait::Deadline(Some(deadline))))
+    }
+
+    /// Sends one message with a tag: 64 bits that travel beside the payload. Blocks while the ring has no room, or
+    /// another thread waits for room.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`]: the message is too long, or the connection has ended: the peer closed it, died or violated the
+    /// protocol.
+    #[inline]
+    pub fn send_tagged(&self, message: &[u8], tag: u64) -> Result<(), SendError> {
+        self.send_one(message, tag, Block)
+    }
+
+    /// Sends one message with a tag: 64 bits that travel beside the payload if that is possible at once; never
+    /// blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`TrySendError`]: there is no room now, the message is too long, or the connection has ended: the peer closed
+    /// it, died or violated the protocol.
+    #[inline]
+    pub fn try_send_tagged(&self, message: &[u8], tag: u64) -> Result<(), TrySendError> {
+        self.send_one(message, tag, NonBlocking)
+    }
+
+    /// Sends one message with a tag: 64 bits that travel beside the payload, blocking for at most `timeout` while the
+    /// ring has no room, or another thread waits for room.
+    ///
+    /// A zero timeout never blocks; one that overflows [`Instant`] means no deadline.
+    ///
+    /// # Errors
+    ///
+    /// [`SendTimeoutError`]: there was no room in time, the message is too long, or the connection has ended: the
+    /// peer closed it, died or violated the protocol. Nothing of the message is delivered then.
+    #[inline]
+    pub fn send_tagged_timeout(
+        &self,
+        message: &[u8],
+        tag: u64,
+        timeout: Duration,
+    ) -> Result<(), SendTimeoutError> {
+        self.send_one(message, tag, WithDeadline(Wait::for_duration(timeout)))
+    }
+
+    /// Sends one message with a tag: 64 bits that travel beside the payload, blocking until `deadline` at most while
+    /// the ring has no room, or another thread waits for room.
+    ///
+    /// # Errors
+    ///
+    /// [`SendTimeoutError`]: there was no room in time, the message is too long, or the connection has ended: the
+    /// peer closed it, died or violated the protocol. Nothing of the message is delivered then.
+    #[inline]
+    pub fn send_tagged_deadline(
+        &self,
+        message: &[u8],
+        tag: u64,
+        deadline: Instant,
+    ) -> Result<(), SendTimeoutError> {
+        self.send_one(message, tag, WithDeadline(Wait::Deadline(Some(deadline))))
+    }
+
+    /// Sends one message that consists of the parts one behind the other, with a tag. Blocks while the ring has no
+    /// room, or another thread waits for room.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`]: the message is too long, or the connection has ended: the peer closed it, died or violated the
+    /// protocol.
+    #[inline]
+    pub fn send_vectored(&self, parts: &[IoSlice<'_>], tag: u64) -> Result<(), SendError> {
+        self.send_parts(parts, tag, Block)
+    }
+
+    /// Sends one message that consists of the parts one behind the other, with a tag if that is possible at once;
+    /// never blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`TrySendError`]: there is no room now, the message is too long, or the connection has ended: the peer closed
+    /// it, died or violated the protocol.
+    #[inline]
+    pub fn try_send_vectored(&self, parts: &[IoSlice<'_>], tag: u64) -> Result<(), TrySendError> {
+        self.send_parts(parts, tag, NonBlocking)
+    }
+
+    /// Sends one message that consists of the parts one behind the other, with a tag, blocking for at most `timeout`
+    /// while the ring has no room, or another thread waits for room.
+    ///
+    /// A zero timeout never blocks; one that overflows [`Instant`] means no deadline.
+    ///
+    /// # Errors
+    ///
+    /// [`SendTimeoutError`]: there was no room in time, the message is too long, or the connection has ended: the
+    /// peer closed it, died or violated the protocol. Nothing of the message is delivered then.
+    #[inline]
+    pub fn send_vectored_timeout(
+        &self,
+        parts: &[IoSlice<'_>],
+        tag: u64,
+        timeout: Duration,
+    ) -> Result<(), SendTimeoutError> {
+        self.send_parts(parts, tag, WithDeadline(Wait::for_duration(timeout)))
+    }
+
+    /// Sends one message that consists of the parts one behind the other, with a tag, blocking until `deadline` at
+    /// most while the ring has no room, or another thread waits for room.
+    ///
+    /// # Errors
+    ///
+    /// [`SendTimeoutError`]: there was no room in time, the message is too long, or the connection has ended: the
+    /// peer closed it, died or violated the protocol. Nothing of the message is delivered then.
+    #[inline]
+    pub fn send_vectored_deadline(
+        &self,
+        parts: &[IoSlice<'_>],
+        tag: u64,
+        deadline: Instant,
+    ) -> Result<(), SendTimeoutError> {
+        self.send_parts(parts, tag, WithDeadline(Wait::Deadline(Some(deadline))))
     }
 
     /// A handle that closes the whole connection from any thread.

@@ -42,8 +42,8 @@ use crate::sys::spawn::{self as hand, NotTaken};
 use crate::sys::wait::wait_ready;
 
 use super::acceptor::{AcceptFailure, Acceptor, SenderNaming};
-use super::connector::Connector;
-use super::{ConnectLimit, Established, Step, deadline, drive, expired, wanted};
+use super::connector::{Connector, drive};
+use super::{ConnectLimit, Established, Step, deadline, expired, wanted};
 
 /// Starts the command with one end of a new connection, and completes the handshake with the process that takes it.
 pub(crate) fn spawn(command: &mut Command, options: &Options) -> Result<(Child, Established), SpawnError> {

@@ -27,7 +27,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::{ConnectError, HandshakeError};
 use crate::handshake::{
@@ -44,9 +44,9 @@ use crate::sys::socket::{self, Connecting, PeerCred};
 #[cfg(feature = "testing")]
 use crate::sys::socket_io::send_with_fds;
 use crate::sys::socket_io::{Beside, Transfer, receive_with_fds, write};
-use crate::sys::wait::Readiness;
+use crate::sys::wait::{Readiness, wait_ready};
 
-use super::{ConnectLimit, Established, Step, connection, drive, wanted, why_not_connected};
+use super::{ConnectLimit, Established, Step, connection, wanted, why_not_connected};
 
 /// Connects to the server at the path, within the limit.
 pub(crate) fn connect(
@@ -272,7 +272,7 @@ fn connect_socket(
     let mut connecting = socket::connect(path);
     loop {
         let missing = match connecting {
-            Ok(Connecting::Connected(socket)) => return Ok(socket),
+            Ok(Connecting::Connected(socket)) => return Ok(socket.into()),
             Ok(Connecting::BacklogFull) => None,
             Err(source) if options.waits_for_server() && is_missing(&source) => Some(source),
             Err(source) => return Err(failed(path, source)),
@@ -332,3 +332,42 @@ fn seal(memfd: &Arc<OwnedFd>, sealing: Sealing<'_>) -> Result<io::Result<()>, Co
     }
     Ok(memfd::seal_mappings(memfd.as_fd()))
 }
+
+/// Steps a client until it is ready.
+///
+/// The kernel keeps a server that does not answer apart from one that has ended only by its process: a fork may hold its
+/// socket. So where that process has ended the wait is bounded without a deadline as well. An explicit deadline holds
+/// unchanged: the process that called `listen` last may have ended while others serve the same socket.
+pub(super) fn drive(
+    mut connector: Connector,
+    given: ConnectLimit<'_>,
+    prefault: bool,
+) -> Result<Established, ConnectError> {
+    let (mut limit, mut ended) = (given, false);
+    loop {
+        let readiness = match connector.advance()? {
+            Step::Ready => return connector.confirm(Sealing::Within(given))?.finish(prefault),
+            Step::Wants(readiness) => readiness,
+        };
+        let slice = Instant::now() + limit.slice(LOOK);
+        let ready = wait_ready(connector.as_fd(), readiness, Some(slice));
+        if ready.map_err(ConnectError::io("waiting for the server"))? {
+            continue;
+        }
+        if !ended && socket::peer_has_ended(connector.as_fd()) {
+            ended = true;
+            limit.deadline = limit.deadline.or_else(|| Some(Instant::now() + AFTER_END));
+        }
+        if limit.is_over() {
+            return Err(match ended {
+                true => ConnectError::ServerEnded { pid: connector.server() },
+                false => ConnectError::Timeout,
+            });
+        }
+    }
+}
+
+/// How often a client that waits looks whether the process that listened has ended.
+const LOOK: Duration = Duration::from_millis(500);
+/// How long a fork of a server that has ended may take to answer a client without a deadline.
+const AFTER_END: Duration = Duration::from_secs(5);

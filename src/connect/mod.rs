@@ -33,11 +33,11 @@
 mod acceptor;
 mod child;
 mod connector;
+mod pair;
 mod permission;
 
 use std::fmt;
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -49,17 +49,15 @@ use crate::handshake::HandshakeLimits;
 use crate::options::Options;
 use crate::sys::connection::{ConnectionInner, ConnectionParts, Side};
 use crate::sys::peer_monitor;
-use crate::sys::socket;
-use crate::sys::wait::{Readiness, wait_ready};
+use crate::sys::wait::Readiness;
 
 pub(crate) use acceptor::{AcceptFailure, Acceptor, refuse_unwatched};
 pub(crate) use child::{from_parent, spawn};
 #[cfg(feature = "testing")]
 pub use connector::answered;
 pub(crate) use connector::connect;
+pub(crate) use pair::pair;
 pub(crate) use permission::{why_not_bound, why_not_connected, why_not_locked};
-
-use connector::{Connector, Sealing};
 
 /// What a handshake makes.
 pub(crate) struct Established {
@@ -104,41 +102,6 @@ pub(crate) enum Step {
 /// There is no thread or no descriptor to be had; the text names the limit.
 pub fn start_peer_monitor() -> io::Result<()> {
     peer_monitor::start()
-}
-
-/// Both ends of a connection within this process: the client's, then the server's.
-///
-/// A socketpair takes a whole message at once and delivers it at once, so both sides are stepped in
-/// turn without waiting. No peer can punch holes here, so the memory is sealed in place.
-pub(crate) fn pair(options: &Options) -> Result<(Established, Established), ConnectError> {
-    let limits = options.limits().map_err(ConnectError::BadOptions)?;
-    peer_monitor::start().map_err(ConnectError::io("watching for the peer's end"))?;
-    let (ours, theirs) = socket::pair().map_err(ConnectError::io("making a pair of sockets"))?;
-    let cred = socket::peer_cred(ours.as_fd()).map_err(ConnectError::io("reading credentials"))?;
-    let mut connector = Connector::new(ours, cred, &limits, 0);
-    let mut acceptor = Acceptor::of_pair(theirs, cred, 0);
-    connector.advance()?; // The Hello.
-    acceptor.advance(&limits, options.is_prefault()).map_err(in_pair)?; // The Welcome.
-    let Step::Ready = connector.advance()? else {
-        return Err(ConnectError::Timeout);
-    };
-    let confirmed = connector.confirm(Sealing::Here)?;
-    let Step::Ready = acceptor.advance(&limits, options.is_prefault()).map_err(in_pair)? else {
-        return Err(ConnectError::Timeout);
-    };
-    let client = confirmed.finish(false)?; // The server's prefault filled the same pages.
-    Ok((client, acceptor.finish().map_err(in_pair)?))
-}
-
-fn in_pair(failure: AcceptFailure) -> ConnectError {
-    match failure {
-        AcceptFailure::Handshake(error) => ConnectError::BadAnswer(error),
-        AcceptFailure::Closed => ConnectError::PeerClosed,
-        AcceptFailure::Refused(why) => {
-            ConnectError::io("serving the other end")(io::Error::other(why.to_string()))
-        }
-        AcceptFailure::Io(source) => ConnectError::Io { doing: "serving the other end".into(), source },
-    }
 }
 
 /// The moment this long from now; `None`, for ever, if there is no such moment.
@@ -198,45 +161,6 @@ fn connection(parts: ConnectionParts) -> io::Result<Established> {
     }
     Ok(Established { connection })
 }
-
-/// Steps a client until it is ready.
-///
-/// The kernel keeps a server that does not answer apart from one that has ended only by its process: a fork may hold its
-/// socket. So where that process has ended the wait is bounded without a deadline as well. An explicit deadline holds
-/// unchanged: the process that called `listen` last may have ended while others serve the same socket.
-fn drive(
-    mut connector: Connector,
-    given: ConnectLimit<'_>,
-    prefault: bool,
-) -> Result<Established, ConnectError> {
-    let (mut limit, mut ended) = (given, false);
-    loop {
-        let readiness = match connector.advance()? {
-            Step::Ready => return connector.confirm(Sealing::Within(given))?.finish(prefault),
-            Step::Wants(readiness) => readiness,
-        };
-        let slice = Instant::now() + limit.slice(LOOK);
-        let ready = wait_ready(connector.as_fd(), readiness, Some(slice));
-        if ready.map_err(ConnectError::io("waiting for the server"))? {
-            continue;
-        }
-        if !ended && socket::peer_has_ended(connector.as_fd()) {
-            ended = true;
-            limit.deadline = limit.deadline.or_else(|| Some(Instant::now() + AFTER_END));
-        }
-        if limit.is_over() {
-            return Err(match ended {
-                true => ConnectError::ServerEnded { pid: connector.server() },
-                false => ConnectError::Timeout,
-            });
-        }
-    }
-}
-
-/// How often a client that waits looks whether the process that listened has ended.
-const LOOK: Duration = Duration::from_millis(500);
-/// How long a fork of a server that has ended may take to answer a client without a deadline.
-const AFTER_END: Duration = Duration::from_secs(5);
 
 /// The limits of the options, for a client whose peer monitor runs.
 fn wanted(options: &Options) -> Result<HandshakeLimits, ConnectError> {

@@ -123,7 +123,8 @@ mod tests {
             for most in sizes {
                 let limits = HandshakeLimits { geometry: most, max_message: 50, first_ticket: 3 };
                 let mut client = ClientHandshake::new(wanted, 100, 5);
-                let hello = ServerHandshake::new(5).feed(&client.hello()).expect("well-formed").expect("whole");
+                let hello =
+                    ServerHandshake::new(5).feed(&client.hello()).expect("well-formed").expect("whole");
                 let agreed = limits.agree(&hello);
                 assert_eq!(agreed.geometry.slots(), wanted.slots().min(most.slots()));
                 assert_eq!(agreed.geometry.arena(), wanted.arena().min(most.arena()));

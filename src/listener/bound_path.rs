@@ -175,7 +175,7 @@ fn look(directory: &Directory, name: &OsStr, path: &Path) -> Result<Found, BindE
         Some(_) => (),
     }
     match socket::connect(path) {
-        Ok(Connecting::Connected(socket)) => Err(in_use(&socket)),
+        Ok(Connecting::Connected(socket)) => Err(in_use(&socket.into())),
         Ok(Connecting::BacklogFull) => Err(BindError::BacklogFull),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(Found::StaleSocket),
         Err(error) if errno(&error) == Some(WRONG_TYPE) => Err(BindError::InUse),

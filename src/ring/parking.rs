@@ -53,7 +53,7 @@ pub fn notify<M: Memory>(mem: &M, flag: Flag) {
 /// Fences; whether a sleeper on `flag` must be woken now.
 #[inline(always)]
 pub(super) fn fence_and_check<M: Memory>(mem: &M, flag: Flag) -> bool {
-    // pairs with the fence in `sleep`.
+    // pairs with the fence in `park`.
     mem.fence(Fence::Full);
     mem.load_flag(flag) != 0
 }

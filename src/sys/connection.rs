@@ -18,7 +18,6 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use super::foreign::PeerSocket;
 use super::fork_guard::ForkGuard;
-use super::mapping::Mapping;
 use super::peer_monitor::{self, MonitorHandle, PeerExit, Watched};
 use super::pidfd::Pidfd;
 use super::region::Region;
@@ -26,7 +25,6 @@ use super::socket::PeerCred;
 use super::wait_counters::WaitCounters;
 use crate::events;
 use crate::layout::{Geometry, words};
-use crate::memory::{Load, Memory, Word};
 
 /// Which end of a connection this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +59,7 @@ pub(crate) struct ConnectionParts {
 }
 
 /// What the layer above does to a connection, outgoing and incoming, whose peer is gone.
-pub(crate) type OnPeerGone = fn(&Mapping, &Mapping, PeerExit);
+pub(crate) type OnPeerGone = fn(&Arc<ConnectionInner>, PeerExit);
 
 /// One connection.
 pub(crate) struct ConnectionInner {
@@ -218,28 +216,19 @@ impl ConnectionInner {
         let word = unsafe { AtomicU64::from_ptr(self.region.base().add(at).cast().as_ptr()) };
         word.load(Ordering::Acquire) != 0
     }
-
-    fn ring(&self, direction: usize) -> Option<Mapping> {
-        self.this.upgrade().map(|connection| Mapping::new(connection, direction))
-    }
 }
 
 impl Watched for ConnectionInner {
     fn is_closed_by_peer(&self) -> bool {
         let (out, into) = (self.side.outgoing(), 1 - self.side.outgoing());
-        let closed = |direction, word| {
-            // pairs with the Release store of the mark in `ring/`.
-            self.ring(direction).is_some_and(|ring| ring.load(word, Load::Acquire) != 0)
-        };
-        closed(out, Word::ConsumerClosed) && closed(into, Word::ProducerClosed)
+        self.is_closed_flag_set(out, words::CONSUMER_CLOSED)
+            && self.is_closed_flag_set(into, words::PRODUCER_CLOSED)
     }
 
     fn on_peer_exit(&self, how: PeerExit) {
-        let (out, into) = (self.side.outgoing(), 1 - self.side.outgoing());
-        let (Some(outgoing), Some(incoming)) = (self.ring(out), self.ring(into)) else {
-            return;
-        };
-        (self.on_peer_gone)(&outgoing, &incoming, how);
+        if let Some(this) = self.this.upgrade() {
+            (self.on_peer_gone)(&this, how);
+        }
     }
 }
 

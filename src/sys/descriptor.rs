@@ -20,10 +20,11 @@
 
 use std::io;
 use std::mem::{ManuallyDrop, MaybeUninit};
+
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use super::fork_guard::{self, PerProcess, StaticSlot, per_process};
-use super::socket;
+use super::syscall_error;
 
 /// A descriptor, and which file it names.
 #[derive(Debug)]
@@ -73,7 +74,7 @@ impl Witness {
     }
 
     fn new() -> io::Result<Self> {
-        let socket = socket::idle()?;
+        let socket = idle_socket()?;
         let number = socket.as_raw_fd();
         let file = file_id(number)?;
         Ok(Self { named: Named { number, file }, _socket: socket })
@@ -163,6 +164,18 @@ fn file_id(fd: RawFd) -> io::Result<FileId> {
     // SAFETY: `fstat` succeeded, so it filled the struct.
     let stat = unsafe { stat.assume_init() };
     Ok(FileId { device: stat.st_dev as u64, inode: stat.st_ino as u64 })
+}
+
+/// A socket without a name or a peer, which nothing ever happens to. Unlike an epoll set or an eventfd it has an inode of its
+/// own, so its owner can find out whether a number still names it.
+pub(super) fn idle_socket() -> io::Result<OwnedFd> {
+    // SAFETY: takes numbers and makes a new descriptor, which is ours alone.
+    unsafe {
+        syscall_error::owned(
+            "socket",
+            libc::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, 0),
+        )
+    }
 }
 
 #[cfg(test)]

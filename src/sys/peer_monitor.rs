@@ -55,16 +55,16 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use self::last_thread::MainThread;
-use self::watch_table::{Candidate, WatchTable};
+use self::watch_table::{Candidate, OWN, WatchTable};
+pub(crate) use self::watch_table::{PeerExit, Watched};
 use self::worker::Worker;
-use super::descriptor::Descriptor;
+use super::descriptor::{self, Descriptor};
 use super::epoll::{Epoll, EpollEvent, EpollEvents, Interest};
 use super::foreign::PeerSocket;
 use super::fork_guard::{self, ForkGuard, PerProcess, StaticSlot, per_process};
 use super::pidfd::Pidfd;
 use super::scheduling::{self, NotReset};
 use super::signals;
-use super::socket;
 use super::threads;
 use super::wait::is_readable;
 use crate::events;
@@ -74,25 +74,6 @@ mod last_thread;
 mod tests;
 mod watch_table;
 mod worker;
-
-/// A connection, as the lifeline sees it. Both methods run on the lifeline's thread and hold up
-/// all other connections meanwhile, so they do not block.
-pub(crate) trait Watched: Send + Sync {
-    /// Whether the peer has marked its end as closed.
-    fn is_closed_by_peer(&self) -> bool;
-
-    /// The peer is gone; called at most once.
-    fn on_peer_exit(&self, reason: PeerExit);
-}
-
-/// How a peer went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum PeerExit {
-    /// It closed its end, or its process lives on without it.
-    Disconnected,
-    /// Its process ended without closing.
-    Died,
-}
 
 /// A connection that is watched, until this is dropped. It owns the socket.
 #[derive(Debug)]
@@ -214,10 +195,6 @@ impl Drop for MonitorHandle {
     }
 }
 
-/// How long the pidfd may take to report a death after the socket has hung up. A killed process with 20 000 open files
-/// needs about 70 ms in between on a quiet machine, and 300 to 800 ms beside four busy loops on two CPUs; one with 10 000, 30
-/// and 180 ms. What takes longer counts as a hang-up. A process that lives on without its socket is reported this much later.
-const GRACE: Duration = Duration::from_millis(500);
 /// How often the thread looks whether the program has closed descriptors of the library, which no event reports: about as
 /// often as one blocked call wakes up. Without connections there is nothing to miss.
 const HEARTBEAT: Duration = Duration::from_secs(3);
@@ -233,8 +210,6 @@ const START_SLICE: Duration = Duration::from_millis(5);
 const STARTS: u32 = 4;
 /// How often a monitor is made anew whose descriptors are closed meanwhile.
 const ATTEMPTS: u32 = 3;
-/// The token of the descriptor by which the monitor recognizes its epoll set; connections count from 1.
-const OWN: u64 = 0;
 
 #[derive(Debug)]
 struct PeerMonitor {
@@ -257,7 +232,7 @@ unsafe impl PerProcess for PeerMonitor {
 
 impl PeerMonitor {
     fn new() -> io::Result<Self> {
-        let (epoll, own) = (Epoll::new()?, Descriptor::new(socket::idle()?));
+        let (epoll, own) = (Epoll::new()?, Descriptor::new(descriptor::idle_socket()?));
         epoll.add(own.as_fd(), OWN, Interest::HangUp)?;
         let (table, worker) = (Mutex::default(), Mutex::default());
         let wake = AtomicBool::new(false);

@@ -20,7 +20,6 @@ use std::path::{Path, PathBuf};
 use std::ptr;
 use std::time::Duration;
 
-use super::foreign::PeerSocket;
 use super::path::{DESCRIPTORS, Directory};
 use super::pidfd::Pidfd;
 use super::procfs;
@@ -100,7 +99,7 @@ impl PeerCred {
 #[derive(Debug)]
 pub(crate) enum Connecting {
     /// It is connected. The server may have sent something already.
-    Connected(PeerSocket),
+    Connected(OwnedFd),
     /// A server is there and has no room now: try again.
     BacklogFull,
 }
@@ -194,7 +193,7 @@ pub(crate) fn connect(path: &Path) -> io::Result<Connecting> {
     let fd = stream_socket(FLAGS)?;
     for _ in 0..INTERRUPTS {
         match connect_once(fd.as_fd(), path)? {
-            Attempt::Connected => return Ok(Connecting::Connected(fd.into())),
+            Attempt::Connected => return Ok(Connecting::Connected(fd)),
             Attempt::Interrupted => {}
             Attempt::Full => break,
         }
@@ -221,7 +220,7 @@ pub(crate) fn connect_waiting(path: &Path, longest: Duration) -> io::Result<Conn
         Attempt::Interrupted | Attempt::Full => return Ok(Connecting::BacklogFull),
     }
     set_non_blocking(fd.as_fd())?;
-    Ok(Connecting::Connected(fd.into()))
+    Ok(Connecting::Connected(fd))
 }
 
 /// What one call of `connect` came to.
@@ -255,13 +254,6 @@ fn set_non_blocking(fd: BorrowedFd<'_>) -> io::Result<()> {
         )?;
     }
     Ok(())
-}
-
-/// A socket without a name or a peer, which nothing ever happens to. Unlike an epoll set or an eventfd it has an inode of its
-/// own, so its owner can find out whether a number still names it.
-pub(crate) fn idle() -> io::Result<OwnedFd> {
-    // SAFETY: takes numbers and makes a new descriptor, which is ours alone.
-    unsafe { syscall_error::owned("socket", libc::socket(libc::AF_UNIX, libc::SOCK_DGRAM | FLAGS, 0)) }
 }
 
 /// Two connected sockets without a name.
@@ -491,7 +483,7 @@ mod tests {
         dir.path().join("socket")
     }
 
-    fn connected(path: &Path) -> PeerSocket {
+    fn connected(path: &Path) -> OwnedFd {
         match connect(path).expect("connects") {
             Connecting::Connected(fd) => fd,
             Connecting::BacklogFull => panic!("there is room"),

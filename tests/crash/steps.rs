@@ -44,10 +44,10 @@ const STEPS: [&str; 5] = [
     "send|recv|getrlimit|memfd_create|ftruncate|mmap|madvise|format|fcntl(F_ADD_SEALS)|\
      fcntl(F_GET_SEALS)|sendmsg|recvmsg|start the peer monitor|watch",
     "store stamp|copy in|copy in, half done|store control|store tag|load stamp|load control|load tag|\
-     copy out|store head|load head|load fate|load producer mark|load consumer mark",
-    "fence|load flag|store flag|take flag|store wanted|load wanted|wait|woken|wake consumer|\
-     wake producer|wake twin|futex wake",
-    "set the close reason|mark producer|mark consumer|unwatch|close the socket|munmap",
+     copy out|store head|load head|load close reason|load producer mark|load consumer mark",
+    "fence|load flag|store flag|take flag|store awaited ticket|load awaited ticket|wait|woken|wake consumer|\
+     wake producer|wake peer consumer|futex wake",
+    "set the close reason|close producer|close consumer|unwatch|close the socket|munmap",
 ];
 
 /// One lane: who is the victim, and how its connection ends.

@@ -6,6 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
+use super::lexer::code;
+
 /// Each top module, and the top modules that it may import. Submodules belong to their top module.
 const MAY_IMPORT: [(&str, &[&str]); 16] = [
     ("guide", &[]),
@@ -56,64 +58,9 @@ fn sources() -> Vec<(String, String, String)> {
     found
 }
 
-/// Identifiers and single characters, without comments, strings and character literals.
-fn tokens(text: &str) -> Vec<String> {
-    let (mut found, mut rest) = (Vec::new(), text);
-    while let Some(first) = rest.chars().next() {
-        let word = rest.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(rest.len());
-        let (token, len) = if rest.starts_with("//") {
-            (None, rest.find('\n').unwrap_or(rest.len()))
-        } else if rest.starts_with("/*") {
-            (None, rest.find("*/").map_or(rest.len(), |end| end + 2))
-        } else if let Some(len) = raw_string(rest) {
-            (None, len)
-        } else if first == '"' {
-            (None, quoted(rest, '"'))
-        } else if first == '\'' && is_character(rest) {
-            (None, quoted(rest, '\''))
-        } else if word > 0 {
-            (Some(rest[..word].to_owned()), word)
-        } else {
-            (Some(first.to_string()).filter(|_| !first.is_whitespace()), first.len_utf8())
-        };
-        found.extend(token);
-        rest = &rest[len..];
-    }
-    found
-}
-
-/// The length of a literal that begins here and ends with `quote`.
-fn quoted(text: &str, quote: char) -> usize {
-    let mut escaped = false;
-    for (at, c) in text.char_indices().skip(1) {
-        match c {
-            _ if escaped => escaped = false,
-            '\\' => escaped = true,
-            c if c == quote => return at + 1,
-            _ => {}
-        }
-    }
-    text.len()
-}
-
-fn raw_string(text: &str) -> Option<usize> {
-    let body = text.strip_prefix("br").or_else(|| text.strip_prefix('r'))?;
-    let hashes = body.find('"').filter(|at| body[..*at].chars().all(|c| c == '#'))?;
-    let end = format!("\"{}", "#".repeat(hashes));
-    let open = text.len() - body.len() + hashes + 1;
-    Some(text[open..].find(&end).map_or(text.len(), |at| open + at + end.len()))
-}
-
-/// Whether a quote begins a character literal, and not a lifetime.
-fn is_character(text: &str) -> bool {
-    let mut chars = text.chars().skip(1);
-    let (first, second) = (chars.next(), chars.next());
-    first == Some('\\') || second == Some('\'')
-}
-
 /// The first names behind each `crate::`, groups taken apart.
 fn imports(text: &str) -> BTreeSet<String> {
-    let tokens = tokens(text);
+    let tokens = code(text);
     let mut found = BTreeSet::new();
     for at in 0..tokens.len().saturating_sub(3) {
         if tokens[at] != "crate" || tokens[at + 1] != ":" || tokens[at + 2] != ":" {
@@ -154,7 +101,7 @@ fn group(tokens: &[String]) -> Vec<String> {
 fn faults(top: &str, text: &str) -> Vec<String> {
     let mut found = Vec::new();
     for (word, where_to) in RESERVED {
-        if !where_to.contains(&top) && tokens(text).iter().any(|token| token == word) {
+        if !where_to.contains(&top) && code(text).iter().any(|token| token == word) {
             found.push(format!("`{word}` may not stand here"));
         }
     }

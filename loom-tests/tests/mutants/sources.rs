@@ -7,11 +7,10 @@ use libtest_mimic::Failed;
 use loom_tests::mutated::code::SOURCES;
 
 /// Files that name the machine's orderings and are none of the protocol.
-const OTHERS: [(&str, &str); 15] = [
+const OTHERS: [(&str, &str); 14] = [
     ("memory.rs", "names the orderings"),
     ("memory/heap.rs", "is a machine; the models have their own"),
     ("sys/mapping.rs", "is a machine; the models have their own"),
-    ("sys/mapping/view.rs", "is a machine; the models have their own"),
     ("sys/mapping/testing.rs", "looks at a machine for tests"),
     ("sys/connection.rs", "asks for marks, to know what to say of a hang-up; the ring asks again"),
     ("sys/fork_guard.rs", "publishes what exists once in a process; no page of a connection"),

@@ -593,7 +593,7 @@ impl InFlightCalls {
         }
         assert!(self.push.bytes.len() <= self.max, "a push longer than agreed");
         let held = u64::from(self.push_owed) + price(self.pushes.iter()) + begun(&self.push);
-        assert_eq!(u64::from(self.push_left) + held, self.push_window.into(), "the window of pushes");
+        assert_eq!(u64::from(self.push_left) + held, u64::from(self.push_window), "the window of pushes");
     }
 
     fn audit_place(&self, slot: &CallSlot) {
@@ -605,9 +605,9 @@ impl InFlightCalls {
             let begun = if slot.end.is_none() { begun(&slot.item) } else { 0 };
             let held = u64::from(slot.owed) + price(slot.chunks.iter()) + begun;
             let window = u64::from(slot.window) + held;
-            assert!(window <= self.window.into(), "more of a stream than its window");
+            assert!(window <= u64::from(self.window), "more of a stream than its window");
             // Of a last piece that an end cut off nothing is kept.
-            assert!(slot.end.is_some() || window == self.window.into(), "the window of a stream");
+            assert!(slot.end.is_some() || window == u64::from(self.window), "the window of a stream");
         }
     }
 }

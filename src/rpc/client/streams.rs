@@ -4,10 +4,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::connection::StartedCall;
+use super::call::{Canceller, Reply};
+use super::connection::{ClientConnection, StartedCall};
 use super::in_flight::CallOutcome;
 use super::multiplexer::WaitError;
-use super::{Canceller, ClientConnection, Reply};
 use crate::channel::Wait;
 use crate::error::CallError;
 use crate::rpc::CallOver;

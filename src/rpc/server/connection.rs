@@ -15,7 +15,7 @@
 //! 1. The attendant never waits for a worker, and no worker for the ring: what does not fit is left in the
 //!    outbox, whose size the client's own windows bound.
 //! 2. Whoever left something behind raises the latch before it nudges: the attendant, asleep or about to be, sees
-//!    it or is woken (the fence in `park::rouse` pairs with the one in `park::sleep`).
+//!    it or is woken (the fence in `parking::notify` pairs with the one in `parking::park`).
 //! 3. The attendant lowers the latch before it looks at the outbox.
 //! 4. Only the attendant sleeps on the flags of this side.
 //! 5. A cancel is seen whether its word or its call comes first: both are looked at after the other was.

@@ -664,7 +664,7 @@ impl ServedCalls {
             self.audit_place(slot);
         }
         let pushes = &self.slots[count];
-        assert!(bill(pushes) <= self.limits.push_window.into(), "more pushes than their window");
+        assert!(bill(pushes) <= u64::from(self.limits.push_window), "more pushes than their window");
     }
 
     fn audit_place(&self, slot: &ServedCall) {
@@ -674,7 +674,7 @@ impl ServedCalls {
         assert!(lasts == 0 || slot.outbox.back().is_some_and(|item| item.last), "words behind the last");
         let idle = slot.phase == CallPhase::Idle;
         assert!(!idle || slot.outbox.is_empty(), "a place with words is free");
-        assert!(bill(slot) <= self.limits.window.into(), "more of a stream than its window");
+        assert!(bill(slot) <= u64::from(self.limits.window), "more of a stream than its window");
         let short = |len: usize| len <= self.limits.max_message || len <= ERROR_LEN;
         assert!(slot.outbox.iter().all(|item| short(item.bytes.len())), "words longer than agreed");
         let live = matches!(slot.phase, CallPhase::Receiving | CallPhase::Running);
@@ -689,7 +689,7 @@ impl ServedCalls {
                 self.credits.iter().filter(|(id, _)| *id == slot.id).map(|(_, owed)| u64::from(*owed));
             let held = u64::from(slot.owed) + chunks + begun(&slot.item) + unsent.sum::<u64>();
             let window = u64::from(slot.window) + held;
-            assert_eq!(window, self.limits.window.into(), "the window of an upload");
+            assert_eq!(window, u64::from(self.limits.window), "the window of an upload");
         }
         assert!(
             slot.flags & STREAM != 0 || idle || bill(slot) <= u64::from(slot.credit),

@@ -1,13 +1,12 @@
 //! What the tests see and do in the pages of a connection: names of steps, a look, the sentinel's notes.
 
-use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Mapping;
 use crate::layout::words;
-use crate::memory::{Field, Flag, Load, Memory, Padding, Word};
-use crate::sys::{copy, failpoint, futex, lost_wakeup_check};
+use crate::memory::{Field, Flag, Load, Memory, Word};
+use crate::sys::{futex, lost_wakeup_check};
 
 /// How a direction looks from its consumer's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,17 +32,6 @@ impl Mapping {
             unread: (head..head + self.slots()).take_while(ready).count() as u64,
             producer_closed: marked(Word::ProducerClosed),
             consumer_closed: marked(Word::ConsumerClosed),
-        }
-    }
-
-    /// Writes the first half of what is about to be copied, so that a test can end the process with
-    /// a payload half written.
-    pub(super) fn begin_copy(&self, base: NonNull<u8>, at: usize, bytes: &[u8]) {
-        if failpoint::is_on() {
-            let (half, _) = bytes.split_at(bytes.len() / 2);
-            // SAFETY: the caller has judged the whole range, which is about to be written once more.
-            unsafe { copy::copy_in(base, at, half, Padding::Keep) };
-            failpoint!("copy in, half done");
         }
     }
 
@@ -86,51 +74,3 @@ fn notes(flag: Flag) -> usize {
 }
 
 const _: () = assert!(words::DOORBELL < 0x500 && 0x600 <= words::OOB);
-
-pub(super) fn load_slot(field: Field) -> &'static str {
-    match field {
-        Field::Stamp => "load stamp",
-        Field::Control => "load control",
-        Field::Tag => "load tag",
-    }
-}
-
-pub(super) fn store_slot(field: Field) -> &'static str {
-    match field {
-        Field::Stamp => "store stamp",
-        Field::Control => "store control",
-        Field::Tag => "store tag",
-    }
-}
-
-pub(super) fn load(word: Word) -> &'static str {
-    match word {
-        Word::Head => "load head",
-        Word::AwaitedTicket => "load wanted",
-        Word::ProducerClosed => "load producer mark",
-        Word::ConsumerClosed => "load consumer mark",
-        Word::Doorbell => "load bell",
-        Word::Oob(_) => "load urgent",
-        Word::CloseReason => "load fate",
-    }
-}
-
-pub(super) fn store(word: Word) -> &'static str {
-    match word {
-        Word::Head => "store head",
-        Word::AwaitedTicket => "store wanted",
-        Word::ProducerClosed => "mark producer",
-        Word::ConsumerClosed => "mark consumer",
-        Word::Doorbell => "store bell",
-        Word::Oob(_) => "store urgent",
-        Word::CloseReason => "store fate",
-    }
-}
-
-pub(super) fn wake(flag: Flag) -> &'static str {
-    match flag {
-        Flag::Consumer => "wake consumer",
-        Flag::Producer => "wake producer",
-        Flag::PeerConsumer => "wake twin",
-    }
-}

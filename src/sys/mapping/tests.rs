@@ -36,7 +36,7 @@ fn directions(slots: usize, arena: usize) -> [Mapping; 2] {
         first_ticket: 0,
         max_message: 1,
     };
-    let connection = ConnectionInner::establish(parts, |_, _, _| {}).unwrap();
+    let connection = ConnectionInner::establish(parts, |_, _| {}).unwrap();
     [0, 1].map(|direction| Mapping::new(Arc::clone(&connection), direction))
 }
 

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
+use super::watch_table::GRACE;
 use super::*;
 use crate::sys::epoll::Eventfd;
 use crate::sys::socket::pair;

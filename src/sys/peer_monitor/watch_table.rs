@@ -5,13 +5,38 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::super::descriptor::FileId;
 use super::super::epoll::{Epoll, EpollEvent, Interest};
 use super::super::pidfd::Pidfd;
 use super::super::syscall_error;
-use super::{GRACE, OWN, Watched};
+
+/// A connection, as the lifeline sees it. Both methods run on the lifeline's thread and hold up
+/// all other connections meanwhile, so they do not block.
+pub(crate) trait Watched: Send + Sync {
+    /// Whether the peer has marked its end as closed.
+    fn is_closed_by_peer(&self) -> bool;
+
+    /// The peer is gone; called at most once.
+    fn on_peer_exit(&self, reason: PeerExit);
+}
+
+/// How a peer went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PeerExit {
+    /// It closed its end, or its process lives on without it.
+    Disconnected,
+    /// Its process ended without closing.
+    Died,
+}
+
+/// How long the pidfd may take to report a death after the socket has hung up. A killed process with 20 000 open files
+/// needs about 70 ms in between on a quiet machine, and 300 to 800 ms beside four busy loops on two CPUs; one with 10 000, 30
+/// and 180 ms. What takes longer counts as a hang-up. A process that lives on without its socket is reported this much later.
+pub(super) const GRACE: Duration = Duration::from_millis(500);
+/// The token of the descriptor by which the monitor recognizes its epoll set; connections count from 1.
+pub(super) const OWN: u64 = 0;
 
 /// All connections that are watched.
 #[derive(Default)]

@@ -118,7 +118,8 @@ fn credit_for_what_was_not_sent_is_a_lie() {
     let credit = FrameHeader::new(FrameKind::Credit, window_cost(1));
     for stream in [true, false] {
         let connection = connection(&ring(8, 1), &ring(1, 1), 1);
-        take(&connection, 1, FrameHeader::new(FrameKind::Call, 1).with_flags(STREAM), 0).expect("well-formed");
+        take(&connection, 1, FrameHeader::new(FrameKind::Call, 1).with_flags(STREAM), 0)
+            .expect("well-formed");
         let past = Some(Instant::now());
         let write = || match stream {
             true => connection.write_chunk(1, &[7], past),
