@@ -5,15 +5,13 @@
 
 use std::time::Duration;
 
-use harness::limits;
+use harness::limits::{self, SIZES};
 use harness::{CpuPlacement, Result, Row, Subject, Wait, Work, WorkKind};
 
 fn main() -> Result<()> {
     let subjects = limits::subjects();
     harness::main("limits", &subjects, rows(&subjects))
 }
-
-const SIZES: [usize; 10] = [8, 40, 64, 104, 256, 1 << 10, 4 << 10, 64 << 10, 1 << 20, 16 << 20];
 
 fn rows(subjects: &[Subject]) -> Vec<Row> {
     let mut works = Vec::new();

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use harness::limits::{self, ConnectTimes};
+use harness::limits::{self, ConnectTimes, SIZES};
 use harness::narrows_streams::{Narrows, NarrowsConnect, NarrowsLend};
 use harness::{CpuPlacement, Result, Row, Subject, Wait, Work, WorkKind, systems, targets};
 
@@ -17,11 +17,10 @@ fn main() -> Result<()> {
     harness::main("stream", &subjects, rows(&subjects))
 }
 
-const SIZES: [usize; 10] = [8, 40, 64, 104, 256, 1 << 10, 4 << 10, 64 << 10, 1 << 20, 16 << 20];
 const WAITS: [Wait; 3] = [Wait::Adaptive, Wait::Spin, Wait::Park];
 
-/// All that is shown, and all that the targets need: the same work of different systems stands together, so that it is
-/// measured at about the same time.
+/// Returns the rows of the tables, and those that the targets need. The same work of different systems stands together,
+/// so that it is measured at about the same time.
 fn rows(subjects: &[Subject]) -> Vec<Row> {
     let mut works = dense();
     works.extend(batches());
@@ -49,7 +48,7 @@ fn push(rows: &mut Vec<Row>, row: Row) {
     }
 }
 
-/// Every size, every way to wait, copied and in placement.
+/// Every size, every way to wait, copied and in place.
 fn dense() -> Vec<(Work, CpuPlacement)> {
     let mut works = Vec::new();
     for what in [WorkKind::RoundTrip, WorkKind::OneWay] {

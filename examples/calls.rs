@@ -6,8 +6,8 @@
 //! cargo run --example calls -- /tmp/calls        # ... and a client, as often as you like
 //! ```
 //!
-//! The server ends with Ctrl-C: calls under way come to their end, new ones are told `ShuttingDown`, and the path
-//! is removed. The client checks every reply, and fails if one is wrong.
+//! Ctrl-C ends the server: calls in flight are completed, new calls fail with `ShuttingDown`, and the path is removed.
+//! The client checks every reply, and fails if one is wrong.
 
 use std::env;
 use std::error::Error;
@@ -35,8 +35,8 @@ fn main() -> ExitCode {
     let args: Vec<_> = env::args_os().skip(1).collect();
     let done = match &args[..] {
         [] => both(),
-        [serves, path] if serves == "serve" => serve(Path::new(path), false),
-        [serves, path, fed] if serves == "serve" && fed == "--while-fed" => serve(Path::new(path), true),
+        [verb, path] if verb == "serve" => serve(Path::new(path), false),
+        [verb, path, flag] if verb == "serve" && flag == "--while-fed" => serve(Path::new(path), true),
         [path] => connect(Path::new(path)).and_then(|client| call(&client)),
         _ => Err("usage: calls [PATH], or calls serve PATH".into()),
     };
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The server: three methods, until it is told to end.
+/// Runs the server, with three methods, until Ctrl-C; with `while_fed` also until its standard input ends.
 fn serve(path: &Path, while_fed: bool) -> Outcome<()> {
     let server = SharedMemoryServer::bind(path)?
         .inline(SHOUT, |request, reply| {
@@ -71,23 +71,23 @@ fn serve(path: &Path, while_fed: bool) -> Outcome<()> {
         })
         .spawn()?;
     println!("server: serving at {}; Ctrl-C ends", path.display());
-    let (tell, told) = channel();
+    let (stop, stopped) = channel();
     if while_fed {
-        end_with_input(tell.clone());
+        stop_at_end_of_input(stop.clone());
     }
-    ctrlc::set_handler(move || _ = tell.send(()))?;
-    told.recv()?;
+    ctrlc::set_handler(move || _ = stop.send(()))?;
+    stopped.recv()?;
     let stats = server.stats();
     let drained = server.shutdown(Duration::from_secs(5));
     println!("server: {} methods ran for {} clients; {drained:?}", stats.calls, stats.accepted);
     Ok(())
 }
 
-/// Tells when nothing more comes on the standard input: whoever started this process is gone.
-fn end_with_input(tell: Sender<()>) {
+/// Stops the server when the standard input ends: the process that started this one has ended then.
+fn stop_at_end_of_input(stop: Sender<()>) {
     thread::spawn(move || {
-        let _until_the_end = io::stdin().read_to_end(&mut Vec::new());
-        tell.send(())
+        let _end = io::stdin().read_to_end(&mut Vec::new());
+        stop.send(())
     });
 }
 
@@ -102,7 +102,7 @@ fn both() -> Outcome<()> {
     called
 }
 
-/// Closes the server's input, which ends it, and looks how it ended.
+/// Closes the server's input, which ends it, and checks its exit status.
 fn finish(server: &mut Child) -> Outcome<()> {
     drop(server.stdin.take());
     match server.wait()? {
@@ -111,7 +111,7 @@ fn finish(server: &mut Child) -> Outcome<()> {
     }
 }
 
-/// Connects as soon as the server listens: it may be about to start.
+/// Connects as soon as the server listens, since it may still be starting.
 fn connect(path: &Path) -> Outcome<SharedMemoryClient> {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {
@@ -124,7 +124,7 @@ fn connect(path: &Path) -> Outcome<SharedMemoryClient> {
     }
 }
 
-/// Calls each method, and checks what it answers.
+/// Calls each method, and checks its reply.
 fn call(client: &SharedMemoryClient) -> Outcome<()> {
     println!("client: connected to process {}", client.peer_cred().pid());
 
@@ -132,7 +132,7 @@ fn call(client: &SharedMemoryClient) -> Outcome<()> {
     println!("client: shout said {:?}", String::from_utf8_lossy(&reply));
     verify(*reply == *b"MIND THE TIDE", "shout")?;
 
-    let payload = vec![7; 10_000_000]; // Cut into pieces on its way; small calls pass it.
+    let payload = vec![7; 10_000_000]; // It is sent in fragments, which small calls overtake.
     let reply = client.call_timeout(CHECKSUM, &payload, Duration::from_secs(60))?;
     println!("client: the checksum of {} bytes is {:02x?}", payload.len(), &*reply);
     verify(*reply == checksum(&payload).to_le_bytes(), "checksum")?;
@@ -154,7 +154,7 @@ fn call(client: &SharedMemoryClient) -> Outcome<()> {
     Ok(())
 }
 
-/// Many calls under way from one thread, and many threads on one connection.
+/// Has many calls in flight from one thread, then many threads on one connection.
 fn at_once(client: &SharedMemoryClient) -> Outcome<()> {
     let texts: Vec<String> = (0..50).map(|number| format!("number {number}")).collect();
     let pending: Result<Vec<_>, _> =
@@ -175,7 +175,7 @@ fn at_once(client: &SharedMemoryClient) -> Outcome<()> {
     })
 }
 
-/// FNV-1a: short enough for an example.
+/// Returns the FNV-1a hash, which is short enough for an example.
 fn checksum(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |sum, byte| (sum ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }

@@ -1,5 +1,5 @@
-//! An editor and the backend that it starts: text that streams in token by token, tools that the backend asks
-//! for in the middle of it, and a key that cancels.
+//! An editor and the backend that it starts. An answer streams in token by token, the backend asks the editor to run
+//! tools meanwhile, and a key cancels the answer.
 //!
 //! ```sh
 //! cargo run --example chat              # Enter asks again, `c` and Enter cancels, Ctrl-D ends
@@ -32,16 +32,16 @@ use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
 /// Answers a prompt, as a stream of tokens.
 const ANSWER: u32 = 1;
 
-/// Takes what a tool found: the number of the request in decimal, a space, the text.
+/// Takes the result of a tool: the number of the request in decimal, a space, the text.
 const RESULT: u32 = 2;
 
-/// How many answers were cancelled, in decimal.
+/// Returns how many answers were cancelled, in decimal.
 const CANCELLED: u32 = 3;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
 fn main() -> ExitCode {
-    let (who, done) = match env::args().nth(1).as_deref() {
+    let (prefix, done) = match env::args().nth(1).as_deref() {
         None => ("error", editor(false)),
         Some("--script") => ("error", editor(true)),
         Some("--backend") => ("backend", backend()), // Started by the editor.
@@ -50,7 +50,7 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{who}: {error}");
+            eprintln!("{prefix}: {error}");
             ExitCode::FAILURE
         }
     }
@@ -73,13 +73,13 @@ fn editor(script: bool) -> Outcome<()> {
     if status.success() { Ok(()) } else { Err(format!("the backend failed: {status}").into()) }
 }
 
-/// Asks twice: the first answer comes to its end, the second is cancelled in its middle.
+/// Asks twice: the first answer is completed, the second is cancelled in its middle.
 fn scripted(client: &SharedMemoryClient) -> Outcome<()> {
     let first = show(client.call_streaming(ANSWER, b"short")?, None)?;
     println!("[{first:?}]");
-    let second = show(client.call_streaming(ANSWER, b"for ever")?, Some(20))?;
+    let second = show(client.call_streaming(ANSWER, ENDLESS)?, Some(20))?;
     println!("[{second:?}]");
-    // The backend's thread learns of it at its next token, in its own time.
+    // The backend's thread detects the cancel at its next token.
     while *client.call(CANCELLED, &[])? != *b"1" {
         thread::sleep(Duration::from_millis(1));
     }
@@ -93,69 +93,69 @@ fn scripted(client: &SharedMemoryClient) -> Outcome<()> {
 /// Asks at each line that is typed; `c` cancels.
 fn typed(client: &SharedMemoryClient) -> Outcome<()> {
     println!("[Enter asks, `c` and Enter cancels, Ctrl-D ends]");
-    let now = Arc::new(Mutex::new(Now::default()));
-    let prompts = keys(&now);
+    let session = Arc::new(Mutex::new(Session::default()));
+    let prompts = read_prompts(&session);
     while let Ok(line) = prompts.recv() {
-        let prompt = if line.is_empty() { "for ever" } else { line.as_str() };
-        let stream = client.call_streaming(ANSWER, prompt.as_bytes())?;
-        lock(&now).begin(stream.canceller());
+        let prompt = if line.is_empty() { ENDLESS } else { line.as_bytes() };
+        let stream = client.call_streaming(ANSWER, prompt)?;
+        lock(&session).begin(stream.canceller());
         let shown = show(stream, None)?;
-        lock(&now).answer = None;
+        lock(&session).answer = None;
         println!("\n[{shown:?}]");
     }
     Ok(())
 }
 
-/// What the keys mean just now.
+/// The state that the thread of the keyboard and the thread that shows answers share.
 #[derive(Default)]
-struct Now {
+struct Session {
+    /// Cancels the answer that is being shown.
     answer: Option<Canceller>,
-    /// The input has ended.
-    over: bool,
+    input_ended: bool,
 }
 
-impl Now {
+impl Session {
     fn begin(&mut self, answer: Canceller) {
-        if self.over {
+        if self.input_ended {
             answer.cancel();
         }
         self.answer = Some(answer);
     }
 
-    /// Cancels the answer that comes in on the other thread, which waits for its next token.
+    /// Cancels the answer that the other thread shows, which waits for its next token.
     fn cancel(&self) {
         self.answer.iter().for_each(Canceller::cancel);
     }
 }
 
-/// Prompts that are typed, until the input ends; `c` during an answer cancels it. Nothing ends a read from the terminal:
-/// nobody waits for the thread.
-fn keys(now: &Arc<Mutex<Now>>) -> Receiver<String> {
-    let ((tell, prompts), now) = (channel(), Arc::clone(now));
+/// Starts a thread that reads prompts until the input ends. `c` during an answer cancels it. A read from the terminal
+/// cannot be interrupted, so the thread is not joined.
+fn read_prompts(session: &Arc<Mutex<Session>>) -> Receiver<String> {
+    let ((sender, prompts), session) = (channel(), Arc::clone(session));
     thread::spawn(move || {
         for line in io::stdin().lock().lines().map_while(Result::ok) {
-            let now = lock(&now);
+            let session = lock(&session);
             match line.as_str() {
-                "c" => now.cancel(),
-                _ if now.answer.is_some() => {}
-                _ => _ = tell.send(line),
+                "c" => session.cancel(),
+                _ if session.answer.is_some() => {}
+                _ => _ = sender.send(line),
             }
         }
-        let mut now = lock(&now);
-        now.over = true;
-        now.cancel();
+        let mut session = lock(&session);
+        session.input_ended = true;
+        session.cancel();
     });
     prompts
 }
 
-/// How an answer ended, after so many tokens.
+/// How an answer ended, and after how many tokens.
 #[derive(Debug)]
 enum Shown {
     Whole(usize),
     Cancelled(usize),
 }
 
-/// Prints tokens as they come, and cancels after so many by itself.
+/// Prints tokens as they come, and cancels the answer after `most` tokens.
 fn show(mut stream: ReplyStream, most: Option<usize>) -> Outcome<Shown> {
     let mut tokens = 0;
     while Some(tokens) != most {
@@ -170,7 +170,8 @@ fn show(mut stream: ReplyStream, most: Option<usize>) -> Outcome<Shown> {
             Err(error) => return Err(error.into()),
         }
     }
-    stream.cancel(); // As dropping it does. The backend is told at once, whatever else is under way.
+    // Dropping the stream does the same. The cancel overtakes all other messages to the backend.
+    stream.cancel();
     Ok(Shown::Cancelled(tokens))
 }
 
@@ -179,81 +180,88 @@ fn serve_tools(client: &SharedMemoryClient) -> Result<(), CallError> {
     for push in client.pushes() {
         let push = String::from_utf8_lossy(&push?).into_owned();
         let Some((number, tool)) = push.split_once(' ') else { continue };
-        let found = format!("{number} <what {tool} found>");
-        match client.call(RESULT, found.as_bytes()) {
-            Err(CallError::Failed(late)) => eprintln!("[{tool}: {late}]"), // Its answer was cancelled meanwhile.
+        let result = format!("{number} <what {tool} found>");
+        match client.call(RESULT, result.as_bytes()) {
+            Err(CallError::Failed(late)) => eprintln!("[{tool}: {late}]"), // The answer was cancelled meanwhile.
             Err(CallError::Closed) => return Ok(()),
-            result => _ = result?,
+            called => _ = called?,
         }
     }
     Ok(())
 }
 
-/// The backend: answers on streams, takes results from the editor's tools.
+/// Runs the backend: answers on streams, and takes the results of the editor's tools.
 fn backend() -> Outcome<()> {
     let stream = SharedMemoryStream::from_parent()?;
-    let desk = Arc::new(Desk::default());
-    let (results, cancelled) = (Arc::clone(&desk), Arc::clone(&desk));
+    let state = Arc::new(BackendState::default());
+    let (results, counter) = (Arc::clone(&state), Arc::clone(&state));
     let served = SharedMemoryServer::new()
         .streaming(ANSWER, move |request, chunks| {
-            let answered = answer(request, chunks, &desk);
+            let answered = answer(request, chunks, &state);
             if request.is_cancelled() {
-                *lock(&desk.cancelled) += 1;
+                *lock(&state.cancelled) += 1;
             }
             answered
         })
-        .method(RESULT, move |request, _| results.hand_over(request.bytes()))
-        .inline(CANCELLED, move |_, reply| Ok(write!(reply, "{}", lock(&cancelled.cancelled))?))
+        .method(RESULT, move |request, _| results.deliver(request.bytes()))
+        .inline(CANCELLED, move |_, reply| Ok(write!(reply, "{}", lock(&counter.cancelled))?))
         .serve_stream(stream);
     Ok(served?)
 }
 
-/// What the methods of the backend share.
+/// The prompt whose answer does not end by itself.
+const ENDLESS: &[u8] = b"endless";
+
+/// The state that the methods of the backend share.
 #[derive(Default)]
-struct Desk {
-    /// Who waits for a tool, by the number of the request.
+struct BackendState {
+    /// The threads that wait for a tool, by the number of the request.
     waiting: Mutex<HashMap<u64, Sender<String>>>,
     cancelled: Mutex<u32>,
 }
 
-impl Desk {
-    /// A tool has found something: whoever waits for it goes on.
-    fn hand_over(&self, result: &[u8]) -> Result<(), HandlerError> {
-        let result = String::from_utf8_lossy(result);
-        let (number, found) = result.split_once(' ').ok_or("no number")?;
+impl BackendState {
+    /// Passes the result of a tool to the thread that waits for it.
+    fn deliver(&self, message: &[u8]) -> Result<(), HandlerError> {
+        let message = String::from_utf8_lossy(message);
+        let (number, result) = message.split_once(' ').ok_or("no number")?;
         let number: u64 = number.parse().map_err(|_| "not a number")?;
-        let waits = lock(&self.waiting).remove(&number);
-        let taken = waits.is_some_and(|waits| waits.send(found.to_owned()).is_ok());
-        if taken { Ok(()) } else { Err("nobody waits for it".into()) }
+        let waiter = lock(&self.waiting).remove(&number);
+        let delivered = waiter.is_some_and(|waiter| waiter.send(result.to_owned()).is_ok());
+        if delivered { Ok(()) } else { Err("no answer waits for this result".into()) }
     }
 }
 
-/// Answers a prompt: words, and after each tenth what a tool of the editor finds.
-fn answer(request: &Request<'_>, chunks: &mut ChunkWriter<'_>, desk: &Desk) -> Result<(), HandlerError> {
-    let words = ["The ", "tide ", "comes ", "in ", "and ", "goes ", "out, ", "and ", "nobody ", "asks. "];
-    let rounds = if request.bytes() == b"for ever" { usize::MAX } else { 3 };
+/// Answers a prompt: words, and after each ten of them the result of a tool that the editor runs.
+fn answer(
+    request: &Request<'_>,
+    chunks: &mut ChunkWriter<'_>,
+    state: &BackendState,
+) -> Result<(), HandlerError> {
+    let words = ["The ", "tide ", "comes ", "in ", "and ", "goes ", "out, ", "twice ", "a ", "day. "];
+    let rounds = if request.bytes() == ENDLESS { usize::MAX } else { 3 };
     for _ in 0..rounds {
         for word in words {
             chunks.write_chunk(word.as_bytes())?; // Fails at once when the editor has cancelled.
-            thread::sleep(Duration::from_millis(5)); // It thinks.
+            thread::sleep(Duration::from_millis(5)); // Computes the next token.
         }
-        let found = ask_tool(request, desk)?;
-        chunks.write_chunk(format!("{found}\n").as_bytes())?;
+        let result = ask_tool(request, state)?;
+        chunks.write_chunk(format!("{result}\n").as_bytes())?;
     }
     Ok(())
 }
 
-/// Has the editor run a tool, and waits for what it finds.
-fn ask_tool(request: &Request<'_>, desk: &Desk) -> Result<String, HandlerError> {
-    let (tell, told) = channel();
-    lock(&desk.waiting).insert(request.id(), tell);
+/// Asks the editor to run a tool, and waits for the result.
+fn ask_tool(request: &Request<'_>, state: &BackendState) -> Result<String, HandlerError> {
+    let (sender, results) = channel();
+    lock(&state.waiting).insert(request.id(), sender);
     request.connection().push(format!("{} read main.rs", request.id()).as_bytes())?;
     loop {
-        match told.recv_timeout(Duration::from_millis(10)) {
-            Ok(found) => return Ok(found),
+        match results.recv_timeout(Duration::from_millis(10)) {
+            Ok(result) => return Ok(result),
             Err(RecvTimeoutError::Timeout) if !request.is_cancelled() => {}
             Err(_) => {
-                lock(&desk.waiting).remove(&request.id());
+                lock(&state.waiting).remove(&request.id());
                 return Err(CallError::Cancelled.into());
             }
         }

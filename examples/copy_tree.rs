@@ -1,14 +1,14 @@
-//! Copies a directory tree from one process to another: one reads it, the other writes it.
+//! Copies a directory tree with two processes: one reads it, the other writes it.
 //!
 //! ```sh
 //! cargo run --release --example copy_tree FROM TO
 //! ```
 //!
-//! TO must not exist or be empty. Copied are directories, files, symbolic links and the permissions
-//! (not set-user-id and its like); anything else is named and left out.
+//! TO must be empty or not exist. The program copies directories, files, symbolic links and the permissions (without
+//! set-user-id, set-group-id and sticky bits). It names other files, and leaves them out.
 //!
-//! The program starts itself as the writing process. Each message is one frame: its tag says what
-//! it is, and what is short beside; its bytes are the path or the content.
+//! The program starts itself as the writing process. Each message is one frame. Its tag has the kind of the frame, and
+//! the mode or the checksum; its bytes are the path or the content.
 //!
 //! ```text
 //!   reader                                  writer
@@ -21,8 +21,8 @@
 //!                                      ◀─   DONE, or FAILED with the reason
 //! ```
 //!
-//! The writer does not trust the reader: it makes things only in TO and in directories that it made
-//! there itself, never through a link, and never over something that is there.
+//! The writer does not trust the reader: it makes files only in TO and in directories that it made there itself, never
+//! through a link, and never replaces an existing file.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -42,18 +42,18 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 
 fn main() -> ExitCode {
     let args: Vec<_> = env::args_os().skip(1).collect();
-    let (who, done) = match &args[..] {
+    let (prefix, done) = match &args[..] {
         [flag, to] if flag == "--writer" => ("writer", write_for_parent(Path::new(to))), // Started by the reader.
         [from, to] => ("error", copy(Path::new(from), Path::new(to))),
         _ => ("error", Err("usage: copy_tree FROM TO".into())),
     };
     done.unwrap_or_else(|error| {
-        eprintln!("{who}: {error}");
+        eprintln!("{prefix}: {error}");
         ExitCode::FAILURE
     })
 }
 
-// What a frame is: the low half of its tag. The high half is the mode, or the checksum.
+// The kind of a frame: the low half of its tag. The high half is the mode, or the checksum.
 const DIR: u32 = 1;
 const FILE: u32 = 2;
 const DATA: u32 = 3;
@@ -85,7 +85,7 @@ fn copy(from: &Path, to: &Path) -> Outcome<ExitCode> {
     let start = Instant::now();
     let sent = reader.send_all(&mut stream, &entries);
     let done = sent.and_then(|()| Ok(stream.send_tagged(&[], tag(END, 0))?));
-    let result = last_word(&mut stream, done);
+    let result = writers_result(&mut stream, done);
     drop(stream);
     let status = child.wait()?;
     if status.code().is_none() {
@@ -98,7 +98,7 @@ fn copy(from: &Path, to: &Path) -> Outcome<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Everything below a directory, in the order of names; a directory stands before what is in it.
+/// Returns all files below a directory, in the order of names. A directory comes before the files in it.
 fn list(from: &Path) -> Outcome<Vec<PathBuf>> {
     if !fs::metadata(from).map_err(|error| at(from, error))?.is_dir() {
         return Err(format!("{} is not a directory", from.display()).into());
@@ -120,8 +120,8 @@ fn list_into(folder: &Path, entries: &mut Vec<PathBuf>) -> io::Result<()> {
     Ok(())
 }
 
-/// The error to tell when the writer gave up is the writer's own, not that it hung up.
-fn last_word(stream: &mut SharedMemoryStream, sent: Outcome<()>) -> Outcome<()> {
+/// Returns the result of the copy. If the writer gave up, that is the writer's own error, and not that a send failed.
+fn writers_result(stream: &mut SharedMemoryStream, sent: Outcome<()>) -> Outcome<()> {
     if let Err(error) = &sent {
         if !error.is::<narrows::SendError>() {
             return sent;
@@ -191,14 +191,14 @@ fn write_for_parent(to: &Path) -> Outcome<ExitCode> {
         stream.send_tagged(&[], tag(DONE, 0))?;
         return Ok(ExitCode::SUCCESS);
     };
-    // The reader tells the user; if it is gone, this process does.
-    let told = stream.send_tagged(error.to_string().as_bytes(), tag(FAILED, 0));
-    if told.is_ok() { Ok(ExitCode::FAILURE) } else { Err(error) }
+    // The reader prints the error; if the reader has ended, this process does.
+    let reported = stream.send_tagged(error.to_string().as_bytes(), tag(FAILED, 0));
+    if reported.is_ok() { Ok(ExitCode::FAILURE) } else { Err(error) }
 }
 
 struct Writer<'a> {
     to: &'a Path,
-    /// The directories that were made, and the modes that they get in the end.
+    /// The directories that were made, and the modes that they get at the end.
     made: BTreeMap<PathBuf, u32>,
     open: Option<Open>,
 }
@@ -230,7 +230,7 @@ impl<'a> Writer<'a> {
                 (FILE, None) => self.open = Some(self.create(&frame, value)?),
                 (DATA, Some(open)) => self.open = Some(open.write(&frame)?),
                 (CHECK, Some(open)) => open.check(value)?,
-                (LINK, None) => self.link(&frame)?,
+                (LINK, None) => self.make_link(&frame)?,
                 (END, None) => return self.finish(),
                 _ => return Err(format!("a frame of kind {kind} is out of place").into()),
             }
@@ -238,14 +238,14 @@ impl<'a> Writer<'a> {
     }
 
     fn make_dir(&mut self, name: &[u8], mode: u32) -> Outcome<()> {
-        let path = self.place(name)?;
+        let path = self.path_of(name)?;
         DirBuilder::new().mode(0o700).create(&path).map_err(|error| at(&path, error))?;
         self.made.insert(path, mode);
         Ok(())
     }
 
     fn create(&self, name: &[u8], mode: u32) -> Outcome<Open> {
-        let path = self.place(name)?;
+        let path = self.path_of(name)?;
         let mut options = OpenOptions::new();
         let file = options.write(true).create_new(true).mode(0o600).open(&path);
         let file = file.map_err(|error| at(&path, error))?;
@@ -253,17 +253,17 @@ impl<'a> Writer<'a> {
         Ok(Open { path, file, checksum: Checksum::new() })
     }
 
-    fn link(&self, both: &[u8]) -> Outcome<()> {
+    fn make_link(&self, both: &[u8]) -> Outcome<()> {
         let mut halves = both.splitn(2, |byte| *byte == 0);
         let (Some(name), Some(target)) = (halves.next(), halves.next()) else {
             return Err("a link without a target".into());
         };
-        let path = self.place(name)?;
+        let path = self.path_of(name)?;
         symlink(OsStr::from_bytes(target), &path).map_err(|error| at(&path, error))?;
         Ok(())
     }
 
-    /// Inner directories first: one that becomes closed to us hides what is in it.
+    /// Sets the modes of the directories, inner ones first: a mode may forbid this process to enter the directory.
     fn finish(&self) -> Outcome<()> {
         for (path, mode) in self.made.iter().rev() {
             fs::set_permissions(path, permissions(*mode)).map_err(|error| at(path, error))?;
@@ -271,9 +271,9 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Where a name of the reader's stands: in TO or in a directory that was made here. As links
-    /// are not among these, nothing is ever written through one.
-    fn place(&self, name: &[u8]) -> Outcome<PathBuf> {
+    /// Returns the path of a name from the reader, which must be in TO or in a directory that was made here. Links are
+    /// not among these directories, so no file is ever written through a link.
+    fn path_of(&self, name: &[u8]) -> Outcome<PathBuf> {
         let name = Path::new(OsStr::from_bytes(name));
         let plain = name.components().all(|part| matches!(part, Component::Normal(_)));
         let path = self.to.join(name);
@@ -300,7 +300,7 @@ impl Open {
     }
 }
 
-/// FNV-1a: short enough for an example.
+/// The FNV-1a hash, which is short enough for an example.
 struct Checksum(u32);
 
 impl Checksum {

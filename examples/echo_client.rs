@@ -4,8 +4,8 @@
 //! cargo run --example echo_client /tmp/echo
 //! ```
 //!
-//! Ctrl-D ends it once every echo has come, Ctrl-C at once. If the server goes first, this program
-//! says how, without waiting for a line to be typed.
+//! Ctrl-D ends it once every echo has come, Ctrl-C at once. If the server ends first, this program prints how, without
+//! waiting for a line to be typed.
 
 use std::env;
 use std::error::Error;
@@ -16,8 +16,8 @@ use std::thread;
 
 use narrows::{Receiver, RecvError, Sender, SharedMemoryStream};
 
-/// Whether all has been typed, so that the end of the connection is no surprise.
-static TYPED: AtomicBool = AtomicBool::new(false);
+/// Whether the input has ended, so that the end of the connection is not an error.
+static INPUT_ENDED: AtomicBool = AtomicBool::new(false);
 
 fn main() -> ExitCode {
     match run() {
@@ -37,32 +37,32 @@ fn run() -> Result<(), Box<dyn Error>> {
     eprintln!("connected to process {}; Ctrl-D ends", stream.peer_cred().pid());
 
     let (sender, mut receiver) = stream.split();
-    // Nothing ends a read from the terminal, so it has a thread of its own, which nobody waits for.
+    // A read from the terminal cannot be interrupted, so a separate thread does it, which is not joined.
     thread::spawn(move || match send_lines(sender) {
         Ok(()) => (),
         Err(error) => eprintln!("cannot read on: {error}"),
     });
     match print_echoes(&mut receiver)? {
-        RecvError::Disconnected if TYPED.load(Ordering::Acquire) => Ok(()),
+        RecvError::Disconnected if INPUT_ENDED.load(Ordering::Acquire) => Ok(()),
         RecvError::Disconnected => Err("the server closed the connection".into()),
         RecvError::Closed => Err("interrupted".into()),
         end => Err(end.into()),
     }
 }
 
-/// Ends with the input or with the connection. Dropping the sender tells the server that no more
-/// comes.
+/// Sends lines until the input or the connection ends. Dropping the sender closes this direction, which the server
+/// detects.
 fn send_lines(mut sender: Sender) -> io::Result<()> {
     for line in io::stdin().lock().split(b'\n') {
         if sender.send(&line?).is_err() {
-            return Ok(()); // The receiving half says how the connection ended.
+            return Ok(()); // The receiving half reports how the connection ended.
         }
     }
-    TYPED.store(true, Ordering::Release);
+    INPUT_ENDED.store(true, Ordering::Release);
     Ok(())
 }
 
-/// How the connection ended, once all echoes are printed.
+/// Prints all echoes, and returns how the connection ended.
 fn print_echoes(receiver: &mut Receiver) -> io::Result<RecvError> {
     let mut message = Vec::new();
     loop {

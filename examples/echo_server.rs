@@ -1,11 +1,12 @@
-//! Sends back whatever its clients send; see `echo_client`. Each client has a thread of its own.
+//! Sends every message of its clients back to them; `echo_client` is a client for it. Each client has a thread of its
+//! own.
 //!
 //! ```sh
 //! cargo run --example echo_server /tmp/echo
 //! ```
 //!
-//! End it with Ctrl-C, and every client learns at once that the server closed the connection; end it
-//! with `kill -9`, and every client learns that its process died.
+//! If it ends by Ctrl-C, every client detects at once that the server closed the connection. If it ends by `kill -9`,
+//! every client detects that the server's process died.
 
 use std::env;
 use std::error::Error;
@@ -50,7 +51,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Lets each thread close its connection: a process that just exits looks to its peers like a crash.
+/// Closes all connections, and joins their threads. A process that exits without that is reported to its peers as died.
 fn end(clients: Vec<(JoinHandle<()>, Closer)>) {
     for (_, closer) in &clients {
         closer.close();
@@ -70,7 +71,7 @@ fn serve(mut stream: SharedMemoryStream) {
     }
 }
 
-/// Echoes until the connection ends; the error tells how it ended.
+/// Echoes until the connection ends, and returns how it ended as the error.
 fn echo(stream: &mut SharedMemoryStream) -> Result<(), Box<dyn Error>> {
     let mut message = Vec::new();
     loop {

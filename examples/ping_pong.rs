@@ -1,4 +1,4 @@
-//! How fast two processes exchange messages: round trips, then a flood one way, at several sizes.
+//! Measures how fast two processes exchange messages: round trips, then a one-way flood, at several sizes.
 //!
 //! ```sh
 //! cargo run --release --example ping_pong
@@ -6,14 +6,14 @@
 //!
 //! The program starts itself as the second process and hands it one end of a new connection.
 //!
-//! Every byte of every message is checked. Payloads are pieces of one block of random bytes, which
-//! both processes make from the same seed; a message's index chooses its piece, so that a lost, a
-//! torn or a repeated message never matches. What is timed:
+//! The program checks every byte of every message. Payloads are parts of one block of random bytes, which both
+//! processes make from the same seed. A message's index selects its part, so a lost, torn or repeated message never
+//! matches. The measured times are:
 //!
-//! - a round trip: one `send` and one `recv_into`, and reading the clock. The echo is checked
-//!   afterwards, outside of the time.
-//! - the flood: from the first `send` until the second process has answered that it received and
-//!   checked everything, so its checks are inside of the time.
+//! - a round trip: one `send` and one `recv_into`, and reading the clock. The echo is checked afterwards, outside of
+//!   the measured time.
+//! - the flood: from the first `send` until the second process has answered that it received and checked all messages,
+//!   so the measured time contains its checks.
 
 use std::env;
 use std::error::Error;
@@ -64,7 +64,7 @@ fn first(args: &Args) -> Outcome<()> {
     let payloads = Payloads::new(args);
     let (mut child, mut stream) = args.options().spawn(args.second_command()?)?;
     let measured = measure(args, &payloads, &mut stream);
-    drop(stream); // Now the second process ends too.
+    drop(stream); // This ends the second process too.
     let status = child.wait()?;
     match (measured, status.success()) {
         (Err(error), false) => Err(format!("the second process failed ({status}): {error}").into()),
@@ -102,7 +102,7 @@ fn second(args: &Args) -> Outcome<()> {
 /// The tag of a message to be echoed.
 const PING: u64 = u64::MAX;
 
-/// The tag that ends a flood; those of its messages are their indices.
+/// The tag of the message that ends a flood. The tags of the flood's messages are their indices.
 const END: u64 = u64::MAX - 1;
 
 fn measure(args: &Args, payloads: &Payloads, stream: &mut SharedMemoryStream) -> Outcome<()> {
@@ -127,7 +127,7 @@ fn measure(args: &Args, payloads: &Payloads, stream: &mut SharedMemoryStream) ->
     Ok(())
 }
 
-/// Nanoseconds of each round trip, sorted.
+/// Measures round trips, and returns their nanoseconds, sorted.
 fn round_trips(
     payloads: &Payloads,
     stream: &mut SharedMemoryStream,
@@ -153,11 +153,11 @@ fn round_trips(
     Ok(nanos)
 }
 
-/// Messages per second.
+/// Measures a flood, and returns its messages per second.
 fn flood(payloads: &Payloads, stream: &mut SharedMemoryStream, size: usize, time: Duration) -> Outcome<f64> {
     let start = Instant::now();
     let mut sent = 0;
-    // Looking at the clock costs as much as a small message.
+    // Reading the clock takes as long as sending a small message.
     while sent % 16 != 0 || start.elapsed() < time {
         stream.send_tagged(payloads.get(sent, size), sent as u64)?;
         sent += 1;
@@ -171,15 +171,15 @@ fn flood(payloads: &Payloads, stream: &mut SharedMemoryStream, size: usize, time
     Ok(sent as f64 / took.as_secs_f64())
 }
 
-/// Payloads by index, alike in both processes.
+/// The payloads by index, which are the same in both processes.
 struct Payloads {
     block: Vec<u8>,
 }
 
 impl Payloads {
-    /// How many payloads of a size there are.
+    /// The number of different payloads of a size.
     const COUNT: usize = 251;
-    /// Bytes between their beginnings: a cache line, as the buffers of a program might begin.
+    /// The bytes between the starts of two payloads: a cache line, so that they are aligned like buffers of a program.
     const STEP: usize = 64;
 
     fn new(args: &Args) -> Self {
@@ -193,7 +193,7 @@ impl Payloads {
         &self.block[start..start + size]
     }
 
-    /// Whether what came is the payload that was due, by its bytes and by the index that it tells.
+    /// Checks that a received message is the expected one, by its bytes and by its index.
     fn check(&self, due: usize, size: usize, came: &[u8], index: u64) -> Outcome<()> {
         if index != due as u64 {
             return Err(format!("message {index} came when {due} was due").into());
@@ -205,7 +205,7 @@ impl Payloads {
     }
 }
 
-/// SplitMix64.
+/// Fills the block with random bytes, by SplitMix64.
 fn fill_with_random(block: &mut [u8], seed: u64) {
     let mut state = seed;
     for chunk in block.chunks_mut(8) {
@@ -245,7 +245,7 @@ impl Args {
         Options::new().wait(self.wait).max_message(self.longest().max(1))
     }
 
-    /// The command that starts this program again, with the same arguments, as the second process.
+    /// Returns the command that starts this program again, with the same arguments, as the second process.
     fn second_command(&self) -> Outcome<Command> {
         let own = env::current_exe()?;
         let mut command = match self.pin[..] {

@@ -1,11 +1,12 @@
-//! Starts a backend, kills it in the middle of its work, starts it anew, and goes on through a new connection.
+//! Starts a backend, kills it in the middle of its work, starts it again, and continues with a new connection.
 //!
 //! ```sh
 //! cargo run --example supervisor
 //! ```
 //!
-//! It shows what each pending call gets: `PeerDied`, at once. Nothing is ever sent twice, so the new backend has run
-//! nothing when it starts: what to do again is for the caller to decide, who is told what was lost.
+//! It shows that each pending call fails with `PeerDied` at once. The client never sends a call twice, so the new
+//! backend has run no method when it starts. The program decides which calls to repeat: it gets a list of the lost
+//! calls.
 
 use std::env;
 use std::error::Error;
@@ -18,16 +19,16 @@ use std::time::{Duration, Instant};
 
 use narrows::{CallError, ConnectionLoss, Reconnect, SharedMemoryClient, SharedMemoryServer};
 
-/// Does not return.
+/// Runs until it is cancelled.
 const WORK: u32 = 1;
 
-/// Streams for ever.
+/// Streams without an end.
 const WATCH: u32 = 2;
 
 /// Takes an upload.
 const STORE: u32 = 3;
 
-/// How many of the others were begun in this process.
+/// Returns how many calls of the other methods this process has begun.
 const BEGUN: u32 = 4;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -48,7 +49,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The backend: counts what it begins, and never ends by itself.
+/// Runs the backend, which counts the methods that it begins, and does not end by itself.
 fn backend(path: &Path) -> Outcome<()> {
     let begun = Arc::new(AtomicU32::new(0));
     let count = |begun: &Arc<AtomicU32>| {
@@ -75,7 +76,7 @@ fn backend(path: &Path) -> Outcome<()> {
             stored();
             while chunks.next_chunk()?.is_some() {}
             while !request.is_cancelled() {
-                thread::sleep(Duration::from_millis(5)); // The disk is slow.
+                thread::sleep(Duration::from_millis(5)); // Simulates a slow disk.
             }
             Ok(())
         })
@@ -101,10 +102,11 @@ fn supervise() -> Outcome<()> {
             ("an upload", scope.spawn(|| store(&client))),
             ("a wait for pushes", scope.spawn(|| client.next_push().map(drop))),
         ];
-        let under_way = deadline(&client, 3);
+        let begun = wait_until_begun(&client, 3);
         println!("kill -9 {}", first.0.id());
-        first.0.kill()?; // Before anything can fail: the threads wait for it.
-        under_way?;
+        // The kill comes before an error can return: the scope waits for the threads, and they wait for the kill.
+        first.0.kill()?;
+        begun?;
         for (name, thread) in pending {
             let got = thread.join().map_err(|_| "a thread panicked")?;
             println!("{name} got {got:?}");
@@ -113,9 +115,12 @@ fn supervise() -> Outcome<()> {
         Ok::<_, Box<dyn Error>>(())
     })?;
 
-    let nobody = client.call_timeout(BEGUN, &[], Duration::from_millis(50));
-    println!("a call while there is no backend got {nobody:?}");
-    verify(matches!(nobody, Err(CallError::Unreachable(_) | CallError::Timeout)), "nobody")?;
+    let unreachable = client.call_timeout(BEGUN, &[], Duration::from_millis(50));
+    println!("a call while there is no backend got {unreachable:?}");
+    verify(
+        matches!(unreachable, Err(CallError::Unreachable(_) | CallError::Timeout)),
+        "a call without a backend",
+    )?;
 
     let second = Backend::start(&path)?;
     let begun = client.call(BEGUN, &[])?; // Tries until the new backend listens.
@@ -126,7 +131,7 @@ fn supervise() -> Outcome<()> {
     Ok(())
 }
 
-/// Told once for each connection that was lost.
+/// Prints the lost calls. The client calls this once for each connection that was lost.
 fn lost(lost: &ConnectionLoss) {
     let mut methods: Vec<u32> = lost.calls.iter().map(|call| call.method).collect();
     methods.sort_unstable();
@@ -143,8 +148,8 @@ fn store(client: &SharedMemoryClient) -> Result<(), CallError> {
     upload.finish().map(drop)
 }
 
-/// Waits until the backend has begun so many methods.
-fn deadline(client: &SharedMemoryClient, methods: u32) -> Outcome<()> {
+/// Waits until the backend has begun this number of methods.
+fn wait_until_begun(client: &SharedMemoryClient, methods: u32) -> Outcome<()> {
     let end = Instant::now() + Duration::from_secs(30);
     while *client.call(BEGUN, &[])? != methods.to_le_bytes() {
         verify(Instant::now() < end, "methods begin")?;
@@ -153,7 +158,7 @@ fn deadline(client: &SharedMemoryClient, methods: u32) -> Outcome<()> {
     Ok(())
 }
 
-/// A backend that does not outlive this process's interest in it.
+/// A backend process, which is killed when this is dropped.
 struct Backend(Child);
 
 impl Backend {

@@ -1,7 +1,7 @@
-//! Every error of the public interface: one small enum per operation, with crossbeam's names.
+//! The errors of the public interface: one small enum for each operation, with crossbeam's names.
 //!
-//! All are `#[non_exhaustive]` and convert into [`std::io::Error`]. Nothing here carries a payload
-//! back, since every send borrows its bytes.
+//! All are `#[non_exhaustive]` and convert into [`std::io::Error`]. No error returns the message, since every send
+//! borrows its bytes.
 //!
 //! | variant | [`std::io::ErrorKind`] |
 //! |---|---|
@@ -29,7 +29,7 @@ pub use handshake::{HandshakeError, RejectCode};
 pub(crate) use handshake::{SPOKEN, shortened};
 pub use setup::{AcceptError, BindError, ConnectError, SpawnError};
 
-/// A system call that failed, by its name.
+/// A system call that failed, with its name.
 #[derive(Debug)]
 pub(crate) struct FailedCall {
     pub(crate) call: &'static str,
@@ -48,23 +48,23 @@ impl std::error::Error for FailedCall {
     }
 }
 
-/// How a connection ended, as the layers below the public errors tell it.
+/// How a connection ended, as the layers below the public errors report it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ConnectionError {
-    /// The peer closed its end, and everything that it had committed was received.
+    /// The peer closed its end, and every message that it had committed was received.
     Disconnected,
     /// The peer's process ended without closing.
     PeerDied,
-    /// This end was closed by this process.
+    /// This process closed its end.
     Closed,
-    /// The peer broke the protocol.
+    /// The peer violated the protocol.
     ProtocolViolated,
     /// This process is a fork of the one that owns the connection.
     Forked,
 }
 
-/// The peer wrote something that no honest peer writes.
+/// The peer wrote a value that no well-formed peer writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProtocolViolation(pub &'static str);
 
@@ -77,7 +77,7 @@ impl fmt::Display for ProtocolViolation {
 impl std::error::Error for ProtocolViolation {}
 
 impl ConnectionError {
-    /// The text and the kind that every error for this end shares.
+    /// Returns the text and the kind that all errors with this cause share.
     fn describe(self) -> (&'static str, io::ErrorKind) {
         match self {
             Self::Disconnected => ("the peer closed the connection", io::ErrorKind::BrokenPipe),
@@ -104,20 +104,20 @@ macro_rules! ending_error {
         #[non_exhaustive]
         pub enum $name {
             $( $(#[$vmeta])* $variant $({ $($(#[$fmeta])* $field: $ty),+ })?, )*
-            /// The peer closed its end; everything that it had committed before was received.
+            /// The peer closed its end; every message that it had committed before was received.
             Disconnected,
             /// The peer's process ended without closing its end.
             PeerDied,
-            /// This end was closed by this process, through a [`Closer`](crate::Closer) or `close`.
+            /// This process closed its end, through a [`Closer`](crate::Closer) or `close`.
             Closed,
-            /// The peer broke the protocol; the connection is closed for good.
+            /// The peer violated the protocol; the connection is closed and cannot be used again.
             ProtocolViolated,
             /// This process is a fork of the one that owns the connection.
             Forked,
         }
 
         impl $name {
-            /// Whether the connection has ended: no later call on it can succeed.
+            /// Returns whether the connection has ended: no later call on it can succeed.
             pub fn is_disconnected(&self) -> bool {
                 self.ended().is_some()
             }
@@ -181,7 +181,7 @@ ending_error! {
     ///     Ok(()) => println!("sent"),
     ///     Err(SendError::PeerDied) => println!("it crashed: start another"),
     ///     Err(error) if error.is_disconnected() => println!("over: {error}"),
-    ///     Err(error) => return Err(error.into()), // `TooLarge`: the connection goes on.
+    ///     Err(error) => return Err(error.into()), // `TooLarge`: the connection stays usable.
     /// }
     /// # Ok::<(), std::io::Error>(())
     /// ```
@@ -208,7 +208,7 @@ ending_error! {
     /// match a.try_send(b"second") {
     ///     Ok(()) => unreachable!("there is room for one"),
     ///     Err(error) if error.is_full() => println!("later"),
-    ///     Err(TrySendError::TooLargeToTry { len }) => println!("{len} bytes go by a blocking send alone"),
+    ///     Err(TrySendError::TooLargeToTry { len }) => println!("{len} bytes need a blocking send"),
     ///     Err(error) if error.is_disconnected() => println!("over: {error}"),
     ///     Err(error) => return Err(error.into()),
     /// }
@@ -217,7 +217,7 @@ ending_error! {
     TrySendError, gone: BrokenPipe {
         /// There is no room for the whole message now, or another thread holds the shared sender.
         Full => WouldBlock, "there is no room for the message now";
-        /// The message could never fit at once, however empty the ring: use a blocking send.
+        /// The message does not fit at once, even into an empty ring: use a blocking send.
         TooLargeToTry {
             /// Bytes that were to be sent.
             len: usize
@@ -244,14 +244,14 @@ ending_error! {
     /// a.send(b"first")?;
     /// match a.send_timeout(b"second", Duration::from_millis(1)) {
     ///     Ok(()) => unreachable!("there is room for one"),
-    ///     Err(error) if error.is_timeout() => println!("nothing of it will be seen"),
+    ///     Err(error) if error.is_timeout() => println!("the peer receives no part of it"),
     ///     Err(error) if error.is_disconnected() => println!("over: {error}"),
     ///     Err(error) => return Err(error.into()),
     /// }
     /// # Ok::<(), std::io::Error>(())
     /// ```
     SendTimeoutError, gone: BrokenPipe {
-        /// The deadline passed; nothing of the message will be delivered.
+        /// The deadline passed; no part of the message will be delivered.
         Timeout => TimedOut, "the deadline passed: the message was not delivered";
         /// The message is longer than the connection's maximum.
         TooLarge {
@@ -312,7 +312,7 @@ ending_error! {
     /// # Ok::<(), std::io::Error>(())
     /// ```
     TryRecvError, gone: UnexpectedEof {
-        /// No whole message is there yet.
+        /// No complete message has come yet.
         Empty => WouldBlock, "there is no message now";
         /// The message is longer than the buffer; it stays, and the next call can receive it.
         BufferTooSmall {
@@ -344,7 +344,7 @@ ending_error! {
     /// # Ok::<(), std::io::Error>(())
     /// ```
     RecvTimeoutError, gone: UnexpectedEof {
-        /// The deadline passed; what had come of a message stays for the next call.
+        /// The deadline passed; the fragments of a message that had come stay for the next call.
         Timeout => TimedOut, "the deadline passed before a message came";
         /// The message is longer than the buffer; it stays, and the next call can receive it.
         BufferTooSmall {
@@ -361,28 +361,28 @@ ending_error! {
 }
 
 impl TrySendError {
-    /// Whether the send can succeed later.
+    /// Returns whether the send can succeed later.
     pub fn is_full(&self) -> bool {
         matches!(self, Self::Full)
     }
 }
 
 impl SendTimeoutError {
-    /// Whether the deadline passed.
+    /// Returns whether the deadline passed.
     pub fn is_timeout(&self) -> bool {
         matches!(self, Self::Timeout)
     }
 }
 
 impl TryRecvError {
-    /// Whether a message may come later.
+    /// Returns whether a message may come later.
     pub fn is_empty(&self) -> bool {
         matches!(self, Self::Empty)
     }
 }
 
 impl RecvTimeoutError {
-    /// Whether the deadline passed.
+    /// Returns whether the deadline passed.
     pub fn is_timeout(&self) -> bool {
         matches!(self, Self::Timeout)
     }

@@ -1,9 +1,9 @@
-//! What becomes of connections, for the program's log: with the feature `log`, and else nothing at all.
+//! Log events about connections. Without the feature `log` these functions do nothing.
 //!
 //! | event | level |
 //! |---|---|
 //! | a connection was made, to a server or of a client | debug |
-//! | a client was sent away, and why | warn; debug if it left by itself |
+//! | a client was rejected, and why | warn; debug if it hung up |
 //! | a connection was closed, by which side | debug |
 //! | the peer's process died | warn |
 //! | the peer broke the protocol | error |
@@ -13,9 +13,9 @@
 //!
 //! # Invariants
 //!
-//! 1. No message's way leads here.
-//! 2. Each connection's end is told once, after all who sleep on it were woken: by the thread that closes it, by the
-//!    lifeline's, or by the one that drops it.
+//! 1. No code that sends or receives a message calls a function of this module.
+//! 2. The end of a connection is logged once, after all threads that sleep on it were woken. The thread that closes the
+//!    connection, the peer monitor's thread, or the thread that drops the connection logs it.
 //!
 //! # Proof
 //!
@@ -23,7 +23,7 @@
 
 use std::fmt::Display;
 
-/// By which a program's logger knows them.
+/// The target by which a program's logger can filter these events.
 #[cfg(feature = "log")]
 const TARGET: &str = "narrows";
 
@@ -32,56 +32,57 @@ macro_rules! emit {
         #[cfg(feature = "log")]
         log::$level!(target: TARGET, $($text)+);
         #[cfg(not(feature = "log"))]
-        let _nobody_listens = format_args!($($text)+);
+        let _unused = format_args!($($text)+);
     };
 }
 
-/// A client reached its server, or a child its parent.
+/// Logs that a client has connected to its server, or a child to its parent.
 pub(crate) fn connected(pid: u32, uid: u32) {
     emit!(debug, "connected to process {pid} of user {uid}");
 }
 
-/// A server let a client in, or a parent its child.
+/// Logs that a server has accepted a client, or a parent its child.
 pub(crate) fn accepted(pid: u32, uid: u32) {
     emit!(debug, "accepted process {pid} of user {uid}");
 }
 
-/// A server sent a client away.
+/// Logs that a server has rejected a client.
 pub(crate) fn rejected(pid: u32, uid: u32, why: &dyn Display) {
     emit!(warn, "rejected process {pid} of user {uid}: {why}");
 }
 
-/// A client went before it was let in.
+/// Logs that a client hung up before its handshake was complete.
 pub(crate) fn left(pid: u32, uid: u32) {
     emit!(debug, "process {pid} of user {uid} left before its handshake was over");
 }
 
-/// The program closed descriptors of the peer monitor or of connections.
+/// Logs that the program has closed descriptors of the peer monitor or of connections.
 pub(crate) fn monitor_closed(connections: usize) {
     emit!(error, "the program has closed descriptors that belong to narrows: {connections} connections end");
 }
 
-/// The peer monitor's thread was killed and could not be started again.
+/// Logs that the peer monitor's thread was killed and could not be started again.
 pub(crate) fn monitor_killed(connections: usize) {
     emit!(error, "the peer monitor has lost its thread: {connections} connections end");
 }
 
-/// The peer monitor's thread was killed.
+/// Logs that the peer monitor's thread was killed and is started again.
 pub(crate) fn monitor_restarted() {
     emit!(warn, "the peer monitor's thread was killed, perhaps by a seccomp filter: it is started again");
 }
 
-/// The peer monitor's thread is scheduled as the thread that started it.
+/// Logs that the peer monitor's thread keeps the scheduling policy of the thread that started it.
 pub(crate) fn monitor_not_reset(why: &dyn Display) {
     emit!(warn, "the peer monitor keeps the scheduling of the thread that made the first connection: {why}");
 }
 
-/// A descriptor that came from a peer stays open: no thread can be had to close it.
+/// Logs that a descriptor from a peer stays open, as no thread is free to close it.
 pub(crate) fn descriptor_lost() {
     emit!(warn, "a descriptor of a peer stays open: its close may block, and no thread is free to do it");
 }
 
-/// A connection has ended: its fate as `ring::CloseReason` has it, and whether the peer has said good-bye.
+/// Logs that a connection has ended. `reason` is a number of `ring::CloseReason`; `by_peer` says whether the peer
+/// closed.
 pub(crate) fn ended(pid: u32, reason: u64, by_peer: bool) {
     match reason {
         0 | 1 if !by_peer => {

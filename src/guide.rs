@@ -1,18 +1,19 @@
-//! Patterns: how programs are put together with this library, each with examples that run.
+//! Patterns for programs that use this library, each with tested examples.
 //!
-//! | page | for who |
+//! | page | for programs that |
 //! |---|---|
-//! | [`parent_and_child`] | starts a backend and talks to it, without any path |
-//! | [`many_clients`] | serves a path, to several processes at once |
-//! | [`reconnect`] | wants to outlive the other process |
-//! | [`large_messages`] | sends files, images, whole histories |
-//! | [`zero_copy`] | wants to write and read a message where it stands |
-//! | [`backpressure`] | must not wait, or must not be flooded |
-//! | [`stopping`] | wants to end a program, or a call that takes too long |
-//! | [`from_unix_stream`] | has a program over `UnixStream` |
-//! | [`from_ipc_channel`] | has a program over the crate `ipc-channel` |
+//! | [`parent_and_child`] | start a backend and exchange messages with it, without a path |
+//! | [`many_clients`] | serve several processes at a path |
+//! | [`reconnect`] | must survive the end of the other process |
+//! | [`large_messages`] | send files, images or other large data |
+//! | [`zero_copy`] | write and read messages in place, in shared memory |
+//! | [`backpressure`] | must not block, or must limit what a peer sends |
+//! | [`stopping`] | must end cleanly, or end a call that takes too long |
+//! | [`from_unix_stream`] | use `UnixStream` now |
+//! | [`from_ipc_channel`] | use the crate `ipc-channel` now |
 //!
-//! The pages stand in `src/guide/` as text; the compiler sees them only where documents are made or tested.
+//! The pages are Markdown files in `src/guide/`. The compiler reads them only when it builds or tests the
+//! documentation.
 
 #[doc = include_str!("guide/parent_and_child.md")]
 pub mod parent_and_child {}

@@ -1,7 +1,7 @@
-//! What the tests, the models and the fuzz bodies need of the inside of the library: the feature `testing` alone has it.
+//! Internal items that the tests, the models and the fuzz bodies need. Only the feature `testing` exports them.
 //!
-//! It is not part of the interface, and may change in any version. The modules and types below are exported as they are.
-//! What stands in `sys/`, where items are private to the crate, is wrapped: [`MappedConnection`] and the functions.
+//! This is not part of the public interface, and may change in any version. The modules and types below are exported as
+//! they are. Items of `sys/` are private to the crate, so [`MappedConnection`] and the functions below wrap them.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
@@ -49,13 +49,13 @@ use crate::sys::fuzz_region::FuzzRegion;
 use crate::sys::mapping::Mapping;
 use crate::sys::{cmsg, memfd};
 
-/// One end of a real connection, whose pages can be read and overwritten. The peer's end does nothing.
+/// One end of a real connection, whose pages can be read and overwritten. The peer's end stays idle.
 #[derive(Debug)]
 pub struct MappedConnection(FuzzRegion);
 
 impl MappedConnection {
-    /// Makes a connection, whose pages are all zero. `direction` is the one that this end sends in: 0 for a client, 1 for a
-    /// server.
+    /// Creates a connection whose pages are all zero. `direction` is the one in which this end sends: 0 for a client, 1
+    /// for a server.
     ///
     /// # Errors
     ///
@@ -85,12 +85,12 @@ impl MappedConnection {
         self.mapping(direction)
     }
 
-    /// Returns the length of a span that is lent in place, and `None` if it is not within the memory.
+    /// Returns the length of a span that can be borrowed in place, and `None` if it is not within the memory.
     pub fn raw_len(&self, direction: usize, span: Span, at: usize, len: usize) -> Option<usize> {
         self.mapping(direction).raw(span, at, len).map(|raw| raw.len())
     }
 
-    /// Returns the reason for which the connection was closed, 0 while it is open. It stands in private memory.
+    /// Returns the reason for which the connection was closed, 0 while it is open. It is stored in private memory.
     pub fn close_reason(&self) -> u64 {
         self.0.reason()
     }

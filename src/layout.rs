@@ -1,4 +1,4 @@
-//! Where everything stands in the shared pages, and how a slot's control word is packed.
+//! The layout of the shared pages, and the packing of a slot's control word.
 //!
 //! ```text
 //!  0         4 KiB     8 KiB                                     page        page
@@ -7,44 +7,44 @@
 //!  +---------+---------+--------------------+--------------------+-----------+-----------+
 //!  direction 0: from the client to the server; 1: from the server to the client
 //!
-//!  words:  0x000 head        0x100 producer flag  0x200 consumer mark  0x300 consumer cpu
-//!          0x080 consumer    0x108   and wanted   0x280 producer cpu   0x380 woken at (consumer)
-//!                flag        0x180 producer mark                       0x400 woken at (producer)
-//!                                                                      0x480 bell   0x800 urgent
+//!  words:  0x000 head           0x180 producer closed   0x380 consumer woken at
+//!          0x080 consumer flag  0x200 consumer closed   0x400 producer woken at
+//!          0x100 producer flag  0x280 producer CPU      0x480 doorbell
+//!          0x108 awaited ticket 0x300 consumer CPU      0x800 OOB words
 //!
 //!  slot:   | stamp | control | tag | 13 words of payload |      128 bytes, two cache lines
 //!
-//!  control:  63            32 31              6 5        0
-//!            |     length    |  place / 64     |  kind   |
+//!  control:  63            32 31               6 5       0
+//!            |     length    |  arena offset/64 |  kind  |
 //! ```
 //!
 //! # Invariants
 //!
 //! 1. Each word that one side writes often is alone on its 128 bytes (const asserts below).
-//! 2. Everything is a function of the [`Geometry`], which comes from the handshake and is never
-//!    read from shared memory.
-//! 3. [`Control::decode`] accepts only what lies in the arena of the geometry that judges it.
+//! 2. Everything is a function of the [`Geometry`], which is agreed on in the handshake and never read from shared
+//!    memory.
+//! 3. [`Control::decode`] accepts only lengths and offsets inside the arena of its caller's geometry.
 //!
 //! # Proof
 //!
-//! Const asserts for sizes and lines; unit tests for every kind and the bounds of control.
+//! Const asserts for sizes and cache lines; unit tests for every kind and for the bounds of a control word.
 
 use std::fmt;
 
 use crate::error::ProtocolViolation;
 use crate::memory::{ARENA_ALIGN, INLINE_CAPACITY};
 
-/// What a slot takes, in bytes: two cache lines, fetched as a pair.
+/// The size of a slot, in bytes: two cache lines, which the CPU prefetches as a pair.
 pub const SLOT: usize = 128;
-/// The last ticket of a direction: its ready stamp, 2n + 2, is the last even number but none.
+/// The last ticket of a direction. Its ready stamp, 2n + 2, is the last even number; the next one would wrap to 0.
 pub const LAST_TICKET: u64 = (1 << 63) - 2;
 /// The most slots in a ring.
 pub const MAX_SLOTS: u32 = 1 << 16;
 /// The largest arena, in bytes.
 pub const MAX_ARENA: u64 = 1 << 30;
-/// The most urgent words of a direction.
+/// The most out-of-band (OOB) words of a direction.
 pub const MAX_OOB: u32 = 256;
-/// Where a direction's payload words start in a slot.
+/// Where the payload words start in a slot, in bytes.
 pub const SLOT_PAYLOAD: usize = 3 * WORD;
 
 const WORD: usize = 8;
@@ -53,17 +53,17 @@ const LINE: usize = 128;
 
 /// Offsets in a direction's page of words.
 pub mod words {
-    /// See `mem::Word::Head`.
+    /// `memory::Word::Head`: the next ticket that the consumer has not released.
     pub const HEAD: usize = 0x000;
-    /// See `mem::Flag::Consumer`.
+    /// `memory::Flag::Consumer`: the consumer waits for a message.
     pub const CONSUMER_FLAG: usize = 0x080;
-    /// See `mem::Flag::Producer`.
+    /// `memory::Flag::Producer`: the producer waits for space.
     pub const PRODUCER_FLAG: usize = 0x100;
-    /// See `mem::Word::Wanted`.
+    /// `memory::Word::AwaitedTicket`: the ticket whose release the producer waits for. A hint.
     pub const AWAITED_TICKET: usize = 0x108;
-    /// See `mem::Word::ProducerClosed`.
+    /// `memory::Word::ProducerClosed`: not zero once the producer's end is closed.
     pub const PRODUCER_CLOSED: usize = 0x180;
-    /// See `mem::Word::ConsumerClosed`.
+    /// `memory::Word::ConsumerClosed`: not zero once the consumer's end is closed.
     pub const CONSUMER_CLOSED: usize = 0x200;
     /// The CPU on which the producer was last about to wait, plus one. A hint.
     pub const PRODUCER_CPU: usize = 0x280;
@@ -73,9 +73,9 @@ pub mod words {
     pub const CONSUMER_WOKEN: usize = 0x380;
     /// When the producer was last woken, in ns of the monotonic clock. A hint.
     pub const PRODUCER_WOKEN: usize = 0x400;
-    /// See `mem::Word::Bell`.
+    /// `memory::Word::Doorbell`: counts the stores to OOB words.
     pub const DOORBELL: usize = 0x480;
-    /// The first urgent word; see `mem::Word::Oob`.
+    /// `memory::Word::Oob`: the first OOB word.
     pub const OOB: usize = 0x800;
 }
 
@@ -115,7 +115,7 @@ pub struct Geometry {
     arena: u64,
 }
 
-/// A geometry that cannot be.
+/// The error for a geometry that a connection cannot have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadGeometry {
     what: &'static str,
@@ -134,11 +134,11 @@ impl fmt::Display for BadGeometry {
 impl std::error::Error for BadGeometry {}
 
 impl Geometry {
-    /// Judges and makes a geometry; all three are powers of two.
+    /// Validates and makes a geometry; all three numbers must be powers of two in their ranges.
     ///
     /// # Errors
     ///
-    /// [`BadGeometry`], which names the number and its range.
+    /// [`BadGeometry`], which names the first wrong number and its range.
     pub fn new(slots: u32, arena: u64, oob: u32) -> Result<Self, BadGeometry> {
         let check = |what, is: u64, least: u64, most: u64| {
             let fits = is.is_power_of_two() && is >= least && is <= most;
@@ -150,27 +150,27 @@ impl Geometry {
         Ok(Self { slots, oob, arena })
     }
 
-    /// Slots of each ring.
+    /// Returns the number of slots of each ring.
     pub fn slots(&self) -> u32 {
         self.slots
     }
 
-    /// Bytes of each arena.
+    /// Returns the bytes of each arena.
     pub fn arena(&self) -> u64 {
         self.arena
     }
 
-    /// Urgent words of each direction.
+    /// Returns the number of OOB words of each direction.
     pub fn oob(&self) -> u32 {
         self.oob
     }
 
-    /// Bytes of the whole region: both directions, a multiple of the page.
+    /// Returns the bytes of the whole region: both directions, a multiple of the page size.
     pub fn region_len(&self) -> usize {
         self.direction(1).arena + page_up(self.arena_len())
     }
 
-    /// Where the parts of a direction stand; every number but 0 means direction 1.
+    /// Returns where the parts of a direction are; every number except 0 means direction 1.
     pub fn direction(&self, direction: usize) -> Direction {
         let second = usize::from(direction != 0);
         let slots_len = self.slots as usize * SLOT;
@@ -209,16 +209,16 @@ pub enum SlotKind {
     Inline,
     /// A whole message in the arena.
     Whole,
-    /// The first piece of a long message; the slot's first payload word is the total length.
+    /// The first fragment of a long message. The slot's first payload word is the total length.
     First,
-    /// A piece in the middle.
+    /// A fragment in the middle of a message.
     Middle,
-    /// The last piece.
+    /// The last fragment of a message.
     Last,
 }
 
 impl SlotKind {
-    /// Whether a message begins here: only then may the abort bit be set.
+    /// Returns whether a message begins with this slot. Only then may the abort bit be set.
     pub fn begins(self) -> bool {
         matches!(self, Self::Inline | Self::Whole | Self::First)
     }
@@ -242,9 +242,9 @@ pub struct Control {
     pub kind: SlotKind,
     /// The unfinished message before this one is abandoned.
     pub abort: bool,
-    /// Bytes of payload in this slot or place.
+    /// Bytes of payload in the slot or in the arena.
     pub len: u32,
-    /// The place in the arena, in units of [`ARENA_ALIGN`]; 0 for [`SlotKind::Inline`].
+    /// The arena offset, in units of [`ARENA_ALIGN`]; 0 for [`SlotKind::Inline`].
     pub unit: u32,
 }
 
@@ -252,43 +252,44 @@ const ABORT: u64 = 1 << 5;
 const ARENA_UNITS: u64 = 1 << 26;
 
 impl Control {
-    /// Packs it.
+    /// Returns the control word.
     #[inline]
     pub fn encode(self) -> u64 {
         let abort = if self.abort { ABORT } else { 0 };
         u64::from(self.len) << 32 | (u64::from(self.unit) % ARENA_UNITS) << 6 | abort | self.kind.code()
     }
 
-    /// The length, if it is that of a whole message in its slot of at most `longest` bytes, which abandons nothing.
+    /// Returns the length if the word describes a whole message in its slot that has at most `longest` bytes and
+    /// abandons no other message.
     #[inline(always)]
     pub fn inline_len(word: u64, longest: usize) -> Option<usize> {
         let len = usize::try_from(word >> 32).unwrap_or(usize::MAX);
         (word & 0xFFFF_FFFF == SlotKind::Inline.code() && len <= longest).then_some(len)
     }
 
-    /// Length and place, if they are those of a whole message in an arena of `arena` bytes, of at most `longest` bytes,
-    /// which abandons nothing.
+    /// Returns the length and the arena unit if the word describes a whole message that is inside an arena of `arena`
+    /// bytes, has at most `longest` bytes, and abandons no other message.
     #[inline(always)]
     pub fn arena_len_and_unit(word: u64, arena: u64, longest: usize) -> Option<(usize, u32)> {
-        let (len, offset) = (word >> 32, word >> 6 & (ARENA_UNITS - 1));
+        let (len, unit) = (word >> 32, word >> 6 & (ARENA_UNITS - 1));
         let whole = word & (ABORT | (ABORT - 1)) == SlotKind::Whole.code();
-        let inside = in_arena(len, offset, arena);
+        let inside = in_arena(len, unit, arena);
         #[expect(clippy::cast_possible_truncation, reason = "of 32 and 26 bits")]
-        let (len, offset) = (len as usize, offset as u32);
-        (whole && inside && len <= longest).then_some((len, offset))
+        let (len, unit) = (len as usize, unit as u32);
+        (whole && inside && len <= longest).then_some((len, unit))
     }
 
-    /// Whether it seems to be of a message in the arena; judges nothing.
+    /// Returns whether the word seems to describe a whole message in the arena. A hint: it validates nothing.
     #[inline(always)]
     pub fn hint_in_arena(word: u64) -> bool {
         word & (ABORT - 1) == SlotKind::Whole.code()
     }
 
-    /// Unpacks and judges it: what it describes lies in an arena of `arena` bytes.
+    /// Unpacks and validates a control word: the bytes that it describes are inside an arena of `arena` bytes.
     ///
     /// # Errors
     ///
-    /// [`ProtocolViolation`] for every word that an honest peer with this arena does not write.
+    /// [`ProtocolViolation`] for every word that a well-formed peer with this arena does not write.
     #[inline]
     pub fn decode(word: u64, arena: u64) -> Result<Self, ProtocolViolation> {
         let kind = match word & (ABORT - 1) {
@@ -300,26 +301,27 @@ impl Control {
             _ => return Err(ProtocolViolation("a slot of no known kind")),
         };
         let abort = word & ABORT != 0;
-        let (len, offset) = (word >> 32, word >> 6 & (ARENA_UNITS - 1));
+        let (len, unit) = (word >> 32, word >> 6 & (ARENA_UNITS - 1));
         if abort && !kind.begins() {
             return Err(ProtocolViolation("an abort in the middle of a message"));
         }
         let fits = match kind {
-            SlotKind::Inline => len <= INLINE_CAPACITY as u64 && offset == 0,
-            _ => in_arena(len, offset, arena),
+            SlotKind::Inline => len <= INLINE_CAPACITY as u64 && unit == 0,
+            _ => in_arena(len, unit, arena),
         };
         if !fits {
             return Err(ProtocolViolation("a length or a place outside the arena"));
         }
         #[expect(clippy::cast_possible_truncation, reason = "32 and 26 bits, by the shifts above")]
-        Ok(Self { kind, abort, len: len as u32, unit: offset as u32 })
+        Ok(Self { kind, abort, len: len as u32, unit: unit as u32 })
     }
 }
 
-/// Whether some bytes lie in an arena.
+/// Returns whether `len` bytes at arena unit `unit` are inside the arena. No product or sum overflows: `unit` has 26
+/// bits.
 #[inline(always)]
-fn in_arena(len: u64, offset: u64, arena: u64) -> bool {
-    len > 0 && len <= arena && offset * ARENA_ALIGN as u64 <= arena - len
+fn in_arena(len: u64, unit: u64, arena: u64) -> bool {
+    len > 0 && len <= arena && unit * ARENA_ALIGN as u64 <= arena - len
 }
 
 #[cfg(test)]
@@ -327,7 +329,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_read_the_short_way_is_what_is_decoded() {
+    fn the_fast_path_reads_what_decode_reads() {
         let lens = [0, 1, 15, 103, 104, 105, 4032, 4033, 4096, 4097, u32::MAX];
         for word in lens.map(|len| u64::from(len) << 32) {
             for low in (0..128).chain([
@@ -386,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn geometry_is_judged_and_laid_out_without_overlap() {
+    fn geometry_is_validated_and_laid_out_without_overlap() {
         assert!(Geometry::new(0, 4096, 64).is_err());
         assert!(Geometry::new(3, 4096, 64).is_err());
         assert!(Geometry::new(MAX_SLOTS * 2, 4096, 64).is_err());

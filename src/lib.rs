@@ -1,9 +1,10 @@
 //! Two processes on one Linux machine exchange messages through shared memory, with plain blocking calls: no async, no
 //! runtime, no daemon, and no shared memory left behind.
 //!
-//! - No message costs a system call while nobody sleeps, and who waits for long costs hardly any CPU (but with `Spin`).
-//! - Nobody waits for the dead: each blocking call ends when the peer closes or dies, or at its deadline, and its error says
-//!   which. A peer that is stopped, slow or silent is alive: give a deadline.
+//! - No message costs a system call while no thread sleeps. A thread that waits for long uses hardly any CPU time
+//!   (except with `Spin`).
+//! - Blocking calls never hang on a dead peer: each one ends when the peer closes or dies, or at its deadline, and its
+//!   error says which. A peer that is stopped, slow or silent is alive: give a deadline.
 //! - Nothing that the other process writes can make this one crash.
 //!
 //! # Streams of messages
@@ -52,7 +53,7 @@
 //!         }
 //!         Ok(())
 //!     })
-//!     .spawn()?; // `serve()` serves for ever.
+//!     .spawn()?; // `serve()` would block this thread.
 //!
 //! let client = SharedMemoryClient::connect(&path)?; // In real life: in another process.
 //! assert_eq!(*client.call(1, b"mind the tide")?, *b"MIND THE TIDE");
@@ -61,42 +62,44 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 //!
-//! # Which when
+//! # Which type for what
 //!
 //! | you want to | streams | calls |
 //! |---|---|---|
 //! | serve at a path | [`SharedMemoryListener`] | [`SharedMemoryServer`] |
 //! | connect to one | [`SharedMemoryStream::connect`] | [`SharedMemoryClient::connect`] |
 //! | give a child process one end | [`SharedMemoryStream::spawn`], [`from_parent`](SharedMemoryStream::from_parent) | [`SharedMemoryClient::over`], [`SharedMemoryServer::serve_stream`] |
-//! | choose sizes, waiting, trust | [`Options`] | [`SharedMemoryServer::bind_with`], [`ClientBuilder`] |
+//! | set sizes, the wait strategy, the trusted users | [`Options`] | [`SharedMemoryServer::bind_with`], [`ClientBuilder`] |
 //! | use many threads | [`SharedMemoryStream::split`], [`SharedSender`] | clone the client |
-//! | have many requests under way | tags: [`Sender::send_tagged`] | [`SharedMemoryClient::start_call`] |
+//! | have many requests in flight | tags: [`Sender::send_tagged`] | [`SharedMemoryClient::start_call`] |
 //! | send many small messages | [`Batch`] | [`ReplyStream`], [`UploadCall`] |
-//! | spare a copy | [`Reservation`], [`RecvGuard`] | [`Request::read_at`] |
-//! | send what nobody asked for | [`Sender::send`] | [`Connection::push`], [`SharedMemoryClient::next_push`] |
-//! | cancel | | drop what you wait for, or [`Canceller`] |
-//! | come back after the server died | connect again | [`Reconnect`] |
+//! | avoid a copy | [`Reservation`], [`RecvGuard`] | [`Request::read_at`] |
+//! | send without a request | [`Sender::send`] | [`Connection::push`], [`SharedMemoryClient::next_push`] |
+//! | cancel | | drop the pending call, or [`Canceller`] |
+//! | continue after the server died | connect again | [`Reconnect`] |
 //! | use `io::Read` and `io::Write` | [`ByteReader`], [`ByteWriter`] | |
-//! | end it from another thread | [`Closer`], [`ListenerCloser`] | [`ServerHandle::shutdown`] |
+//! | close or stop it from another thread | [`Closer`], [`ListenerCloser`] | [`ServerHandle::shutdown`] |
 //!
-//! Streams, if messages go one way, or you have a protocol of your own, or want the last tenth of a microsecond. Calls,
-//! if replies must find their requests, many at once, and cancels must overtake bulk data.
+//! Use streams if messages go one way, if you have a protocol of your own, or if a tenth of a microsecond counts. Use
+//! calls if many requests are in flight at once and each reply must be matched with its request, or if cancels must
+//! overtake bulk data.
 //!
-//! The [`guide`] has patterns with examples; the repository's README the limits, the figures, and what to do about each
-//! error.
+//! The [`guide`] has patterns with examples. The repository's README has the limits, the figures, and what to do about
+//! each error.
 //!
-//! # What holds
+//! # Guarantees
 //!
-//! What was committed before the peer closed or died is received first; then the error says which. No message is lost,
-//! torn, doubled or reordered; what was abandoned at a deadline is never seen. A peer that writes nonsense into the
-//! shared pages gets its connection closed, with `ProtocolViolated` here. A connection belongs to the process that made
-//! it: in a fork its calls return `Forked`. Not promised are service by a hostile peer, and delivery to one that died:
-//! what was sent may not have been read.
+//! A receiver first gets the messages that the peer committed before it closed or died; then the error says which. No
+//! message is lost, torn, duplicated or reordered. The peer never receives a message that was abandoned at a deadline.
+//! If a peer violates the protocol in the shared pages, its connection is closed, and calls on it return
+//! `ProtocolViolated`. A connection belongs to the process that made it: in a fork its calls return `Forked`. Two
+//! things are not guaranteed: service by a hostile peer, and delivery to a peer that died, which may not have read what
+//! was sent.
 //!
 //! # Features
 //!
 //! - `serde`: values instead of bytes in calls (`SharedMemoryClient::call_typed`), by postcard.
-//! - `log`: connections tell the `log` crate's logger where they begin and end, and why.
+//! - `log`: the library logs through the `log` crate when connections begin and end, and why.
 //!
 //! Neither is on by default.
 
@@ -125,7 +128,7 @@ mod handshake;
 #[cfg(feature = "testing")]
 #[forbid(unsafe_code)]
 pub mod internal;
-/// The path by which the macro `forward_memory` names types.
+/// The module through which the macro `forward_memory` names types.
 #[cfg(not(feature = "testing"))]
 mod internal {
     pub(crate) use crate::memory;
@@ -146,7 +149,7 @@ mod ring;
 mod rpc;
 #[forbid(unsafe_code)]
 mod stream;
-#[allow(unsafe_code)] // The only place.
+#[allow(unsafe_code)] // The only module with unsafe code.
 mod sys;
 
 pub use channel::{
@@ -173,12 +176,12 @@ pub use stream::{Ready, SharedMemoryStream};
 pub use sys::raw_span::{RawBytes, RawSpan};
 pub use sys::socket::PeerCred;
 
-/// What the command-line tool asks the kernel. It is not behind the feature `testing`: the tool measures the library, and
-/// so it is built with the library that users get, without the failpoints.
+/// The questions of the command-line tool to the kernel. This is not behind the feature `testing`: the tool measures
+/// the library, so it is built with the same library that users get, without the failpoints.
 #[doc(hidden)]
 pub use sys::probe;
 
-/// The examples of the README, to be tested.
+/// The examples of the README, as documentation tests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 #[derive(Debug)]

@@ -1,21 +1,22 @@
-//! A server's front door: binds a path, and turns clients into connections.
+//! The listener of a server: binds a path, and turns clients into connections.
 //!
 //! ```text
-//!   accept ─▶ Reception (listener/pending_handshakes.rs)      one epoll, driven by whoever calls accept
-//!               ├── listening socket ── new client ─▶ Guest     up to 64 at once,
-//!               ├── guests ── their Hello ─▶ Established         1 s for each, 100 ms if others wait
-//!               ├── timer ── a guest's time is over
+//!   accept ─▶ PendingHandshakes (listener/pending_handshakes.rs)   one epoll, driven by the thread that calls accept
+//!               ├── listening socket ── new client ─▶ Acceptor    up to 64 at once,
+//!               ├── acceptors ── their Hello ─▶ Established        1 s for each, 100 ms if other clients wait
+//!               ├── timer ── the deadline of an acceptor
 //!               └── eventfd ── closed by another thread
-//!   drop   ─▶ Place (listener/bound_path.rs)              the path, removed if it is still ours
+//!   drop   ─▶ BoundPath (listener/bound_path.rs)                  the path, removed if it is still ours
 //! ```
 //!
 //! # Invariants
 //!
-//! 1. A client that fails, breaks the protocol or stays silent is never an error of `accept`; it costs one of 64 places
-//!    for at most the handshake's timeout, and for 100 ms if others want it. The next client waits only if all are taken.
-//! 2. A forked child drops its copy, which closes descriptors and does nothing else, or makes a
-//!    listener with an epoll set of its own of it: the parent's set is never changed there.
-//! 3. Only a socket that refuses connections is ever replaced, and only our own is ever removed.
+//! 1. A client that fails, violates the protocol or stays silent is never an error of `accept`. It takes one of 64
+//!    slots for at most the handshake's timeout, or for 100 ms if other clients need the slot. The next client waits
+//!    only while all slots are taken.
+//! 2. A forked child either drops its copy of the listener, which only closes descriptors, or calls `after_fork`, which
+//!    makes a new epoll set. The child never changes the parent's epoll set.
+//! 3. `bind` replaces only a socket that refuses connections, and drop removes only the socket of this listener.
 //!
 //! # Proof
 //!
@@ -47,11 +48,9 @@ use pending_handshakes::{AcceptOutcome, PendingHandshakes};
 
 /// A bound path at which clients connect.
 ///
-/// Dropping it removes the path, if it still belongs to this listener. Connections that were
-/// accepted live on.
+/// Dropping it removes the path, if it still belongs to this listener. Accepted connections stay open.
 ///
-/// All methods take `&self`: several threads may accept from one listener; one of them at a time
-/// drives the handshakes.
+/// All methods take `&self`: several threads may accept from one listener. One of them at a time drives the handshakes.
 ///
 /// ```
 /// use std::time::Duration;
@@ -62,7 +61,7 @@ use pending_handshakes::{AcceptOutcome, PendingHandshakes};
 ///
 /// # let path = listener.local_path().to_owned();
 /// let client = std::thread::spawn(move || SharedMemoryStream::connect(path)?.send(b"hello").map_err(std::io::Error::from));
-/// let mut stream = listener.accept_timeout(Duration::from_secs(5))?; // `accept` waits for ever.
+/// let mut stream = listener.accept_timeout(Duration::from_secs(5))?; // `accept` has no deadline.
 /// let mut message = Vec::new();
 /// stream.recv_into(&mut message)?;
 /// assert_eq!(message, b"hello");
@@ -75,60 +74,64 @@ use pending_handshakes::{AcceptOutcome, PendingHandshakes};
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub struct SharedMemoryListener {
-    reception: Mutex<PendingHandshakes>,
+    pending: Mutex<PendingHandshakes>,
     epoll: Arc<Epoll>,
     state: Arc<ListenerState>,
-    place: BoundPath,
+    bound_path: BoundPath,
     options: Options,
 }
 
 impl SharedMemoryListener {
     /// Binds the path with the default [`Options`].
     ///
-    /// The socket's file is readable and writable by its owner alone. A path whose server is gone is
-    /// taken over.
+    /// The socket's file is readable and writable by its owner alone. A socket whose server has ended is replaced.
     ///
     /// # Errors
     ///
-    /// See [`BindError`]; nothing is left behind then.
+    /// [`BindError`]: a live server listens at the path, a file that is not a socket is there, another process binds
+    /// the path at the same time, or a system call failed. A failed call leaves no file behind.
     pub fn bind(path: impl AsRef<Path>) -> Result<Self, BindError> {
         Options::new().bind(path)
     }
 
-    /// Waits for the next client whose handshake succeeds.
+    /// Blocks until the next client has completed its handshake, and returns the connection to it.
     ///
     /// # Errors
     ///
-    /// [`AcceptError::Closed`], [`AcceptError::Forked`], [`AcceptError::DescriptorsClosed`] (within some seconds), or
-    /// [`AcceptError::Io`]. With too many open
-    /// files each call fails at once until one is closed: wait before the next.
+    /// [`AcceptError::Closed`], [`AcceptError::Forked`], [`AcceptError::DescriptorsClosed`] (reported within a few
+    /// seconds), or [`AcceptError::Io`]. With too many open files each call fails at once until a file is closed: wait
+    /// before the next call.
     pub fn accept(&self) -> Result<SharedMemoryStream, AcceptError> {
         self.accept_until(None)
     }
 
-    /// Like [`accept`](Self::accept), for this long at most; too long to add means for ever.
+    /// Blocks until the next client has completed its handshake, for at most `timeout`, and returns the connection to
+    /// it.
+    ///
+    /// A timeout that overflows [`Instant`] means no deadline.
     ///
     /// # Errors
     ///
-    /// As `accept`, and [`AcceptError::Timeout`].
+    /// [`AcceptError::Timeout`], or one of the errors of [`accept`](Self::accept).
     pub fn accept_timeout(&self, timeout: Duration) -> Result<SharedMemoryStream, AcceptError> {
         self.accept_until(deadline(timeout))
     }
 
-    /// Like [`accept`](Self::accept), until this moment at most.
+    /// Blocks until the next client has completed its handshake, until `deadline` at most, and returns the connection
+    /// to it.
     ///
     /// # Errors
     ///
-    /// As `accept`, and [`AcceptError::Timeout`].
+    /// [`AcceptError::Timeout`], or one of the errors of [`accept`](Self::accept).
     pub fn accept_deadline(&self, deadline: Instant) -> Result<SharedMemoryStream, AcceptError> {
         self.accept_until(Some(deadline))
     }
 
-    /// A connection if one is ready, without waiting. It moves the pending handshakes on.
+    /// Returns a connection if a handshake is complete; never blocks. Advances the pending handshakes.
     ///
     /// # Errors
     ///
-    /// As `accept`.
+    /// The errors of [`accept`](Self::accept).
     pub fn try_accept(&self) -> Result<Option<SharedMemoryStream>, AcceptError> {
         match self.accept_deadline(Instant::now()) {
             Ok(stream) => Ok(Some(stream)),
@@ -137,7 +140,9 @@ impl SharedMemoryListener {
         }
     }
 
-    /// Accepts without an end; ends when the listener or its descriptors are closed, or in a forked child.
+    /// Returns an iterator over accepted connections. Each step blocks without a deadline.
+    ///
+    /// The iteration ends when the listener or its descriptors are closed, and in a forked child.
     ///
     /// ```
     /// use narrows::{SharedMemoryListener, SharedMemoryStream};
@@ -154,10 +159,11 @@ impl SharedMemoryListener {
         Incoming { listener: self }
     }
 
-    /// Whether the path still names this listener's socket: nobody has removed or replaced it.
+    /// Returns whether the path still names this listener's socket, which means that it was neither removed nor
+    /// replaced.
     ///
-    /// If not, no client finds the listener any more: bind anew. Always false for a socket that was taken over by
-    /// [`Options::listen_on`]: its path is the business of the process that bound it.
+    /// If not, no new client can reach the listener: bind the path again. Always false for a socket that was taken over
+    /// by [`Options::listen_on`]: the process that bound its path is responsible for the path.
     ///
     /// ```
     /// let folder = tempfile::tempdir()?;
@@ -168,14 +174,14 @@ impl SharedMemoryListener {
     /// # Ok::<(), std::io::Error>(())
     /// ```
     pub fn owns_path(&self) -> bool {
-        self.place.is_named()
+        self.bound_path.is_named()
     }
 
-    /// Returns a copy of the listening socket, to hand over to another process: to a successor of this program, which
-    /// takes it over by [`Options::listen_on`] and accepts from then on, so that no client is refused in between.
+    /// Returns a copy of the listening socket, to hand over to a successor of this program.
     ///
-    /// The copy is close-on-exec. The path stays the business of this process: dropping the listener removes it, so end without
-    /// dropping it, or let the successor bind the path anew.
+    /// The successor takes the socket over with [`Options::listen_on`] and accepts from then on, so no client is
+    /// refused in between. The copy is close-on-exec. This process stays responsible for the path: dropping the
+    /// listener removes it. So exit without dropping the listener, or let the successor bind the path again.
     ///
     /// ```
     /// use narrows::{Options, SharedMemoryListener, SharedMemoryStream};
@@ -191,76 +197,77 @@ impl SharedMemoryListener {
     ///
     /// # Errors
     ///
-    /// Too many open files.
+    /// The process has too many open files.
     pub fn try_clone_socket(&self) -> io::Result<OwnedFd> {
-        self.place.socket().as_fd().try_clone_to_owned()
+        self.bound_path.socket().as_fd().try_clone_to_owned()
     }
 
-    /// The path, as it was given.
+    /// Returns the path, as it was given.
     pub fn local_path(&self) -> &Path {
-        self.place.path()
+        self.bound_path.path()
     }
 
-    /// In a forked child: takes over the inherited listener, for a daemon that forked after it bound,
-    /// or for one of several workers that accept from the same path.
+    /// Takes over the inherited listener in a forked child: in a daemon that forked after it bound the path, or in one
+    /// of several workers that accept from the same path.
     ///
-    /// Without this call everything in the child says [`AcceptError::Forked`]. The path stays the
-    /// business of the process that bound it: only that one removes it. Clients in mid-handshake
-    /// stay with the parent. In the process that bound it, it returns the listener as it is.
+    /// Without this call every method of the listener fails with [`AcceptError::Forked`] in the child. Only the process
+    /// that bound the path removes it. Clients in mid-handshake stay with the parent. In the process that bound the
+    /// path, this returns the listener unchanged.
     ///
-    /// Clients that connect from now on see this process as the server (`peer_cred`). Of several workers that is the last one to
-    /// call this: once it has ended, a client without a deadline waits 5 s for the others to answer.
+    /// Clients that connect from now on see this process as the server (`peer_cred`). Of several workers that is the
+    /// last one to call this: once it has ended, a client without a deadline waits 5 s for the others to answer.
     ///
     /// ```no_run
     /// # fn fork() -> bool { true }
     /// let mut listener = narrows::SharedMemoryListener::bind("/run/user/1000/socket")?;
     /// if fork() {
-    ///     listener = listener.after_fork()?; // In the child, which goes on accepting.
+    ///     listener = listener.after_fork()?; // In the child, which accepts from then on.
     /// }
     /// # Ok::<(), std::io::Error>(())
     /// ```
     ///
     /// # Errors
     ///
-    /// [`AcceptError::Io`] for want of descriptors.
+    /// [`AcceptError::Io`] if no descriptors are left.
     pub fn after_fork(mut self) -> Result<Self, AcceptError> {
         if self.state.fork_guard.same_process() {
             return Ok(self);
         }
         let limits = self.options.limits().map_err(|bad| AcceptError::Io(io::Error::other(bad)))?;
-        self.place.listen_again(&self.options).map_err(AcceptError::Io)?;
+        self.bound_path.listen_again(&self.options).map_err(AcceptError::Io)?;
         let state = Arc::new(ListenerState::new().map_err(AcceptError::Io)?);
-        let reception =
-            PendingHandshakes::open(self.place.socket(), &state.doorbell, limits, self.options.clone())
+        let pending =
+            PendingHandshakes::open(self.bound_path.socket(), &state.doorbell, limits, self.options.clone())
                 .map_err(AcceptError::Io)?;
-        (self.epoll, self.state) = (reception.epoll(), state);
-        self.reception = Mutex::new(reception);
+        (self.epoll, self.state) = (pending.epoll(), state);
+        self.pending = Mutex::new(pending);
         Ok(self)
     }
 
-    /// Takes other options for the clients that come from now on.
+    /// Sets the options for clients that connect from now on.
     pub(crate) fn amend(&mut self, options: &Options) -> Result<(), String> {
         let limits = options.limits()?;
         self.options = options.clone();
-        self.reception.get_mut().amend(limits, options);
+        self.pending.get_mut().amend(limits, options);
         Ok(())
     }
 
-    /// How many handshakes came to nothing: refused, garbled, given up or too slow.
+    /// Returns how many handshakes failed: the server refused the client, or the client sent malformed bytes, hung up
+    /// or was too slow.
     pub fn failed_handshakes(&self) -> u64 {
         self.state.failed.load(Ordering::Relaxed)
     }
 
-    /// A handle by which another thread can end every `accept`, now and later.
+    /// Returns a handle with which another thread can end every `accept`, now and later.
     pub fn closer(&self) -> ListenerCloser {
         ListenerCloser { state: Arc::clone(&self.state) }
     }
 
     fn accept_until(&self, deadline: Option<Instant>) -> Result<SharedMemoryStream, AcceptError> {
-        let mut reception = self.enter(deadline)?;
+        let mut pending = self.lock_pending(deadline)?;
         loop {
             self.state.check()?;
-            match reception.serve(deadline, &self.state.failed).map_err(AcceptError::Io)? {
+            match pending.serve(deadline, &self.state.failed).map_err(AcceptError::Io)? {
                 AcceptOutcome::Came(established) => return Ok(self.stream_of(established)),
                 AcceptOutcome::DescriptorsClosed => return Err(AcceptError::DescriptorsClosed),
                 AcceptOutcome::Nothing if expired(deadline) => return Err(AcceptError::Timeout),
@@ -269,13 +276,16 @@ impl SharedMemoryListener {
         }
     }
 
-    /// The right to drive the handshakes. Whoever holds it leaves when the listener is closed, so
-    /// waiting for it ends too.
-    fn enter(&self, deadline: Option<Instant>) -> Result<MutexGuard<'_, PendingHandshakes>, AcceptError> {
+    /// Locks the pending handshakes, which gives the calling thread the right to drive them. The thread that holds the
+    /// lock releases it when the listener is closed, so waiting for the lock ends too.
+    fn lock_pending(
+        &self,
+        deadline: Option<Instant>,
+    ) -> Result<MutexGuard<'_, PendingHandshakes>, AcceptError> {
         self.state.check()?; // Before the lock: a fork may have copied it while it was held.
         match deadline {
-            None => Ok(self.reception.lock()),
-            Some(deadline) => self.reception.try_lock_until(deadline).ok_or(AcceptError::Timeout),
+            None => Ok(self.pending.lock()),
+            Some(deadline) => self.pending.try_lock_until(deadline).ok_or(AcceptError::Timeout),
         }
     }
 
@@ -285,11 +295,11 @@ impl SharedMemoryListener {
 }
 
 impl Options {
-    /// Takes over a Unix stream socket that listens already, with these options: one that a service manager has passed
-    /// (socket activation), or that a predecessor of this program has handed over.
+    /// Takes over a Unix stream socket that listens already, with these options. A service manager may have passed it
+    /// (socket activation), or a predecessor of this program may have handed it over.
     ///
     /// The path and its mode stay as they are, and dropping the listener does not remove the path. Clients that connect
-    /// from now on see this process as the server (`peer_cred`), not the one that has bound the socket.
+    /// from now on see this process as the server (`peer_cred`), not the process that bound the socket.
     ///
     /// ```no_run
     /// use std::os::fd::{FromRawFd, OwnedFd};
@@ -306,19 +316,20 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// [`BindError::Io`] of kind `InvalidInput` if it is something else than such a socket; it is closed then. Else as
-    /// [`bind`](Self::bind).
+    /// [`BindError::Io`] of kind `InvalidInput` if the descriptor is not such a socket; it is closed then.
+    /// [`BindError::BadOptions`], or [`BindError::Io`] if another system call failed.
     pub fn listen_on(&self, socket: OwnedFd) -> Result<SharedMemoryListener, BindError> {
         self.listener(|options| BoundPath::adopt(socket, options))
     }
 
     /// Binds a listener at the path, with these options.
     ///
-    /// A path whose server is gone is taken over: at which a socket stands that refuses connections. A lock file beside it
-    /// (`.NAME.narrows-lock`) keeps others from doing so at the same time, and is removed before this returns. Through another view of
-    /// the same directory (a FUSE or overlay mount) a live server looks stale, since the kernel finds its socket by the inode:
-    /// bind one path through one view alone. The kernel's list of sockets (`/proc/net/unix`) has the absolute path without
-    /// symbolic links, by which systemd-tmpfiles knows a live socket.
+    /// A socket whose server has ended is replaced: such a socket refuses connections. A lock file beside the path
+    /// (`.NAME.narrows-lock`) keeps other processes from replacing it at the same time, and is removed before this
+    /// returns. Through another view of the same directory (a FUSE or overlay mount) a live server looks stale, since
+    /// the kernel finds its socket by the inode: bind one path through one view only. The kernel's list of sockets
+    /// (`/proc/net/unix`) shows the absolute path without symbolic links, by which systemd-tmpfiles recognizes a live
+    /// socket.
     ///
     /// ```
     /// use narrows::Options;
@@ -329,28 +340,30 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// See [`BindError`]; nothing is left behind then.
+    /// [`BindError`]: the options are not legal, a live server listens at the path, a file that is not a socket is
+    /// there, another process binds the path at the same time, or a system call failed. A failed call leaves no file
+    /// behind.
     pub fn bind(&self, path: impl AsRef<Path>) -> Result<SharedMemoryListener, BindError> {
         self.listener(|options| BoundPath::take(path.as_ref(), options))
     }
 
     fn listener(
         &self,
-        place: impl FnOnce(&Self) -> Result<BoundPath, BindError>,
+        bind: impl FnOnce(&Self) -> Result<BoundPath, BindError>,
     ) -> Result<SharedMemoryListener, BindError> {
         let limits = self.limits().map_err(BindError::BadOptions)?;
         peer_monitor::start().map_err(BindError::io("watching for the end of clients"))?;
         let state = Arc::new(ListenerState::new().map_err(BindError::io("making the listener"))?);
-        let place = place(self)?;
-        let reception = PendingHandshakes::open(place.socket(), &state.doorbell, limits, self.clone())
+        let bound_path = bind(self)?;
+        let pending = PendingHandshakes::open(bound_path.socket(), &state.doorbell, limits, self.clone())
             .map_err(BindError::io("making the listener"))?;
-        let (epoll, reception) = (reception.epoll(), Mutex::new(reception));
-        Ok(SharedMemoryListener { reception, epoll, state, place, options: self.clone() })
+        let (epoll, pending) = (pending.epoll(), Mutex::new(pending));
+        Ok(SharedMemoryListener { pending, epoll, state, bound_path, options: self.clone() })
     }
 }
 
-/// An epoll descriptor, readable when [`try_accept`](SharedMemoryListener::try_accept) has work to
-/// do: a client, or a handshake to move on or to give up. Never read from it.
+/// Returns an epoll descriptor that is readable while [`try_accept`](SharedMemoryListener::try_accept) has work to do:
+/// a new client, or a handshake to advance or to give up. Never read from it.
 impl AsFd for SharedMemoryListener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
@@ -363,7 +376,7 @@ impl fmt::Debug for SharedMemoryListener {
     }
 }
 
-/// Ends every `accept` of a listener. Cloneable; outlives the listener harmlessly.
+/// Ends every `accept` of a listener. It can be cloned, and may outlive the listener.
 ///
 /// ```
 /// use narrows::{AcceptError, SharedMemoryListener};
@@ -381,8 +394,10 @@ pub struct ListenerCloser {
 }
 
 impl ListenerCloser {
-    /// Makes every call of `accept`, now blocked or later, return [`AcceptError::Closed`]. The path
-    /// stays until the listener is dropped, and who connects there waits until then: drop it soon. Does nothing in a forked child.
+    /// Makes every call of `accept` return [`AcceptError::Closed`], whether it is blocked now or starts later.
+    ///
+    /// The path stays until the listener is dropped, and a client that connects there waits until then: drop the
+    /// listener soon. Does nothing in a forked child.
     pub fn close(&self) {
         if self.same_process() {
             self.state.closed.store(true, Ordering::Release);
@@ -390,7 +405,7 @@ impl ListenerCloser {
         }
     }
 
-    /// Whether this is no fork of the process that made the listener.
+    /// Returns whether this is the process that made the listener, and not a fork of it.
     pub(crate) fn same_process(&self) -> bool {
         self.state.fork_guard.same_process()
     }
@@ -402,7 +417,7 @@ impl fmt::Debug for ListenerCloser {
     }
 }
 
-/// An iterator of connections; see [`SharedMemoryListener::incoming`].
+/// An iterator over accepted connections, returned by [`SharedMemoryListener::incoming`].
 ///
 /// ```no_run
 /// let listener = narrows::SharedMemoryListener::bind("/run/user/1000/socket")?;
@@ -410,7 +425,7 @@ impl fmt::Debug for ListenerCloser {
 ///     match accepted {
 ///         Ok(mut stream) => drop(std::thread::spawn(move || stream.send(b"welcome"))),
 ///         Err(error) => {
-///             eprintln!("{error}"); // Too many open files, mostly: the client still waits.
+///             eprintln!("{error}"); // Usually too many open files: the client still waits.
 ///             std::thread::sleep(std::time::Duration::from_millis(100));
 ///         }
 ///     }
@@ -433,9 +448,10 @@ impl Iterator for Incoming<'_> {
     }
 }
 
-/// What other threads may touch while one accepts. Never drained: once rung, it rings for ever.
+/// The state that other threads may access while one thread accepts.
 struct ListenerState {
     fork_guard: ForkGuard,
+    /// Wakes the thread that accepts once the listener is closed. It is never read, so it stays readable from then on.
     doorbell: Eventfd,
     closed: AtomicBool,
     failed: AtomicU64,
@@ -447,6 +463,7 @@ impl ListenerState {
         Ok(Self { fork_guard, doorbell, closed: AtomicBool::new(false), failed: AtomicU64::new(0) })
     }
 
+    /// Fails in a forked child, and once the listener is closed.
     fn check(&self) -> Result<(), AcceptError> {
         if !self.fork_guard.same_process() {
             return Err(AcceptError::Forked);

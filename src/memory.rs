@@ -1,28 +1,28 @@
-//! The machine as a ring sees it: words, spans, fences, and a place to sleep.
+//! The memory of a ring, as the ring's code uses it: words, payload spans, fences, and futex-like waits.
 //!
-//! `ring/` is written against [`Memory`] alone, so the very same code runs on a mapped memfd
-//! (`sys::Mapping`), in private memory ([`Heap`]), under a model checker and against a liar.
+//! `ring/` is written against [`Memory`] alone. So the same code runs on a mapped memfd (`sys::Mapping`), in private
+//! memory ([`Heap`]), under a model checker, and against a hostile peer.
 //!
 //! ```text
 //!   ring/ ── Memory ──┬── sys::Mapping   a memfd shared with another process, futex
 //!                     ├── Heap           private memory, mutex and condition variable
-//!                     └── loom-tests     model-checked words, cells and sleep
+//!                     └── loom-tests     model-checked words, cells and waits
 //! ```
 //!
 //! # Invariants
 //!
-//! 1. Addressing is by meaning: a slot by its ticket (masked by the memory's *own* mask), a fixed
-//!    word by its name, a payload by a [`Span`]. There are no offsets, so no call, however wrong
-//!    its arguments, leaves the memory.
-//! 2. A [`Span`] is plain data and may come from another memory: the memory that copies it judges
-//!    it, once per copy.
-//! 3. A word is 64 bits and always accessed whole; the two flags are 32 bits and alone.
-//! 4. Nothing here panics on any value of any word.
+//! 1. Nothing is addressed by a byte offset. A slot is addressed by its ticket (masked by the memory's *own* mask), a
+//!    fixed word by its name, a payload by a [`Span`]. So no call, however wrong its arguments, reaches outside the
+//!    memory.
+//! 2. A [`Span`] is plain data and may come from another memory. The memory that copies validates it, once per copy.
+//! 3. A word has 64 bits and is always accessed whole. The flags have 32 bits, since a futex has 32 bits, and share
+//!    their word with nothing.
+//! 4. No value of any word makes a method panic.
 //!
 //! # Proof
 //!
-//! The fuzz body `memory` (`fuzz/bodies/src/memory.rs`) calls every method with absurd arguments on both implementations, and
-//! `fuzz/bodies/tests/replay.rs` runs it; `tests/ring/memory.rs` has them sleep.
+//! The fuzz body `memory` (`fuzz/bodies/src/memory.rs`) calls every method with absurd arguments on both
+//! implementations, and `fuzz/bodies/tests/replay.rs` runs it. `tests/ring/memory.rs` tests their waits.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -35,20 +35,20 @@ pub use growth::{OutOfMemory, try_reserve, try_resize};
 #[cfg(any(test, feature = "testing"))]
 pub use heap::Heap;
 
-/// Bytes of payload that stand in a slot itself.
+/// The most bytes of payload that a slot itself holds.
 pub const INLINE_CAPACITY: usize = 104;
 
-/// What an arena place is a multiple of, in bytes.
+/// The alignment of a payload in the arena, in bytes.
 pub const ARENA_ALIGN: usize = 64;
 
 /// A word of a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Field {
-    /// The slot's seqlock: see `ring/`.
+    /// The slot's seqlock stamp: which ticket is being written or is ready (`ring/` lists the values).
     Stamp,
-    /// Length, place and kind of the message, packed.
+    /// Length, arena offset and kind of the message, packed.
     Control,
-    /// 64 bits that travel with the message.
+    /// 64 bits that the sender chooses and the receiver gets with the message.
     Tag,
 }
 
@@ -57,51 +57,51 @@ pub enum Field {
 pub enum Word {
     /// The next ticket that the consumer has not released. Written by the consumer.
     Head,
-    /// The ticket whose release a sleeping producer needs. A hint, written by the producer.
+    /// The ticket whose release a sleeping producer waits for. A hint, written by the producer.
     AwaitedTicket,
     /// Not zero once the producer's end is closed. Written by the producer.
     ProducerClosed,
     /// Not zero once the consumer's end is closed. Written by the consumer.
     ConsumerClosed,
-    /// Counts the stores to urgent words. Written by the producer.
+    /// Counts the stores to out-of-band (OOB) words. Written by the producer.
     Doorbell,
-    /// An urgent word; the index is masked. Written by the producer.
+    /// An OOB word; the index is masked. Written by the producer.
     Oob(u32),
-    /// What became of the connection, in *private* memory: see `ring::CloseReason`.
+    /// Why the connection has ended, in *private* memory: 0 while it is open, else a `ring::CloseReason`.
     CloseReason,
 }
 
-/// A word that one side sleeps on.
+/// A word that a thread of one side sleeps on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flag {
     /// The consumer waits for a message.
     Consumer,
     /// The producer waits for space.
     Producer,
-    /// The consumer flag of the ring in the other direction: the producer's own side sleeps on it
-    /// while it waits for either. A ring alone has a spare flag here.
+    /// The consumer flag of the ring in the other direction. The producer's side sleeps on it while it waits for either
+    /// direction. A ring without a partner has a spare flag here.
     PeerConsumer,
 }
 
-/// Where a payload stands.
+/// Where a payload is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Span {
     /// In the slot of this ticket, at most [`INLINE_CAPACITY`] bytes.
     Slot(u64),
-    /// In the arena, from this multiple of [`ARENA_ALIGN`] bytes on.
+    /// In the arena, starting at this multiple of [`ARENA_ALIGN`] bytes.
     Arena(u32),
 }
 
-/// What becomes of the rest of the last word that a copy touches.
+/// What a copy does to the remaining bytes of the last word that it touches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Padding {
-    /// It is zeroed: the payload ends here, or goes on from here in order.
+    /// They are zeroed: the payload ends here, or its next bytes are written later and in order.
     Zero,
-    /// It keeps its bytes: something was written behind already.
+    /// They keep their values: bytes behind were already written.
     Keep,
 }
 
-/// The ordering of a load. There are no SeqCst accesses: the protocol's full fences are fences.
+/// The ordering of a load. There are no SeqCst accesses: where the protocol needs a total order, it uses a full fence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Load {
     /// No ordering.
@@ -161,19 +161,19 @@ impl From<Fence> for Ordering {
     }
 }
 
-/// A span or a range in it that is not in this memory.
+/// The error for a span, or a range in a span, that is not in this memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutOfBounds;
 
-/// Until when to wait; `None` is for ever.
+/// When a wait ends at the latest; `None` means no deadline.
 pub type Deadline = Option<Instant>;
 
-/// How a sleep ended.
+/// How a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WaitResult {
-    /// Woken, interrupted, or never slept: look again.
+    /// The thread was woken or interrupted, or the flag was not 1. The caller checks its condition again.
     Early,
-    /// A slice of sleep passed and nothing happened: look again, and sleep longer.
+    /// A whole slice of time passed without a wake. The caller checks its condition again and then waits longer.
     Slice,
     /// The deadline passed.
     Deadline,
@@ -181,10 +181,10 @@ pub enum WaitResult {
 
 /// One ring's memory, as one side sees it.
 ///
-/// Every method may be called at any time with any argument. What a load returns may be anything
-/// at all if the peer lies; what a store reaches is only ever the word that it names.
+/// Every method may be called at any time with any argument. If the peer is hostile, a load may return any value. A
+/// store only ever changes the word that it names.
 pub trait Memory {
-    /// The same memory for a few steps on end: a form whose addresses stay in registers.
+    /// Returns a view of the same memory for a few steps in a row. The view's addresses can stay in registers.
     #[inline(always)]
     fn view(&self) -> impl Memory
     where
@@ -193,10 +193,11 @@ pub trait Memory {
         self
     }
 
-    /// Slots in the index, a power of two from 1 up. A private copy: it never changes.
+    /// Returns the number of slots in the index, a power of two from 1 up. It is a private copy and never changes.
     fn slots(&self) -> u64;
 
-    /// Bytes in the arena, a power of two and a multiple of [`ARENA_ALIGN`]. A private copy.
+    /// Returns the bytes in the arena, a power of two and a multiple of [`ARENA_ALIGN`]. It is a private copy and never
+    /// changes.
     fn arena(&self) -> u64;
 
     /// Loads a word of the slot that `ticket` falls into.
@@ -211,24 +212,24 @@ pub trait Memory {
     /// Stores a fixed word.
     fn store(&self, word: Word, value: u64, order: Store);
 
-    /// Sets [`Word::CloseReason`] if it is still zero, and returns what stands there then.
+    /// Sets [`Word::CloseReason`] if it is still zero, and returns the value that it has then. The first reason stays.
     ///
-    /// Release on success, Acquire always: the first verdict stays.
+    /// Release on success; Acquire in both cases.
     fn set_close_reason(&self, reason: u64) -> u64;
 
-    /// Loads a flag (Relaxed: the fences around it order it).
+    /// Loads a flag (Relaxed: the callers' fences order it).
     fn load_flag(&self, flag: Flag) -> u32;
 
-    /// Stores a flag (Relaxed: the fences around it order it).
+    /// Stores a flag (Relaxed: the callers' fences order it).
     fn store_flag(&self, flag: Flag, value: u32);
 
-    /// Clears a flag and returns what stood there, in one step (Relaxed: as above).
+    /// Clears a flag and returns its earlier value, in one atomic step (Relaxed: the callers' fences order it).
     fn take_flag(&self, flag: Flag) -> u32;
 
-    /// A fence between this thread's accesses to the words.
+    /// Makes a fence between this thread's accesses to the words.
     fn fence(&self, fence: Fence);
 
-    /// Copies `bytes` into the span, `at` bytes behind its start.
+    /// Copies `bytes` into the span, from `at` bytes behind its start on.
     ///
     /// # Errors
     ///
@@ -242,28 +243,30 @@ pub trait Memory {
     /// [`OutOfBounds`] if the range is not in this memory; nothing is copied then.
     fn copy_out(&self, from: Span, at: usize, bytes: &mut [u8]) -> Result<(), OutOfBounds>;
 
-    /// Sleeps while the flag is 1, until woken, or for a slice of time that grows with `patience`,
-    /// or until the deadline. The compare and the falling asleep are one step against [`wake`].
+    /// Blocks while the flag is 1: until a [`wake`], or for a slice of time that grows with `patience`, or until the
+    /// deadline. The comparison and the start of the sleep are one atomic step with respect to [`wake`].
     ///
     /// [`wake`]: Memory::wake
     fn wait(&self, flag: Flag, deadline: Deadline, patience: u32) -> WaitResult;
 
-    /// Sleeps for a moment that no store or wake of the peer can shorten, at most a millisecond.
+    /// Blocks for at most a millisecond. No store or wake of the peer can shorten it, so a loop that calls it costs
+    /// bounded CPU.
     fn back_off(&self, deadline: Deadline);
 
-    /// Wakes whoever sleeps on the flag.
+    /// Wakes the thread that sleeps on the flag.
     fn wake(&self, flag: Flag);
 
-    /// Whether the deadline has passed.
+    /// Returns whether the deadline has passed.
     fn has_expired(&self, deadline: Deadline) -> bool;
 
-    /// All before ticket `upto` is published, and its sleeper on `flag` has been looked for. For tests
-    /// that look for lost wake-ups.
+    /// Notes that everything before ticket `upto` is published, and that the flag of its sleeper was checked. For tests
+    /// that detect lost wake-ups.
     #[cfg(feature = "testing")]
     fn checked(&self, _flag: Flag, _upto: u64) {}
 }
 
-/// Methods of a [`Memory`] that pass the call on to another: `forward_memory!(self => self.heap; slots, arena)`.
+/// Implements methods of [`Memory`] by forwarding to another memory:
+/// `forward_memory!(self => self.heap; slots, arena)`.
 #[doc(hidden)]
 #[cfg_attr(feature = "testing", macro_export)]
 macro_rules! forward_memory {
@@ -351,7 +354,7 @@ pub use forward_memory;
 #[cfg(not(feature = "testing"))]
 pub(crate) use forward_memory;
 
-/// What leads to a memory is that memory.
+/// Implements [`Memory`] for pointers to a memory.
 macro_rules! forward_refs {
     ($($pointer:ty),+) => {$(
         impl<M: Memory> Memory for $pointer {

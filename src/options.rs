@@ -1,12 +1,12 @@
-//! What a program can choose about its connections: sizes, limits, waiting, and whom to trust.
+//! The options of connections: sizes, limits, the wait strategy, and which peers are trusted.
 //!
-//! The same [`Options`] serve both sides: a client *wants* what they say, a server *allows* it, and
-//! the smaller of the two numbers holds. The terminal methods (`bind`, `connect`, `pair`, `spawn`)
-//! stand with what they make.
+//! Both sides use the same [`Options`]: a client *requests* the sizes, a server *allows* them, and the smaller of the
+//! two numbers is used. The terminal methods (`bind`, `connect`, `pair`, `spawn`) are in the files of the types that
+//! they return.
 //!
 //! # Invariants
 //!
-//! 1. Setters take any value; the terminal method judges all of them, once, before it does anything.
+//! 1. Setters take any value. The terminal method validates all of them, once, before it does anything else.
 //!
 //! # Proof
 //!
@@ -24,8 +24,8 @@ use crate::sys::socket::{self, PeerCred};
 
 /// A builder for listeners and connections.
 ///
-/// Defaults: 256 slots and a 1 MiB arena each way, messages of up to 64 MiB, adaptive waiting, no
-/// prefault, the same user (or root) as the peer.
+/// Defaults: 256 slots and an arena of 1 MiB in each direction, messages of up to 64 MiB, adaptive waiting, no
+/// prefault, and only the same user (or root) as the peer.
 ///
 /// ```
 /// use std::time::Duration;
@@ -42,7 +42,7 @@ use crate::sys::socket::{self, PeerCred};
 /// let (a, b) = options.pair()?;
 /// assert_eq!((a.max_message(), b.max_message()), (16 << 20, 16 << 20));
 ///
-/// // For calls besides:
+/// // For remote calls also:
 /// let options = options.max_calls_in_flight(16).stream_window(64 << 10).push_window(64 << 10);
 /// let (a, b) = options.pair()?;
 /// # Ok::<(), std::io::Error>(())
@@ -68,7 +68,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// The defaults.
+    /// Returns the default options.
     pub fn new() -> Self {
         Self {
             slots: 256,
@@ -90,114 +90,118 @@ impl Options {
         }
     }
 
-    /// Messages that a direction holds at most: a power of two from 1 to 65536. Default 256.
+    /// Sets how many messages a direction holds at most: a power of two from 1 to 65536. Default 256.
     #[must_use]
     pub fn slots(mut self, slots: u32) -> Self {
         self.slots = slots;
         self
     }
 
-    /// Bytes of the arena of each direction, which holds messages of more than 104 bytes: a power
-    /// of two from 64 to 1 GiB. Default 1 MiB.
+    /// Sets the bytes of the arena of each direction, which holds messages of more than 104 bytes: a power of two from
+    /// 64 to 1 GiB. Default 1 MiB.
     ///
-    /// Memory is taken for what was written to once: some 32 KiB of it by light traffic, 1 MiB by messages of more than
-    /// 32 KiB, all of it by a sender that is that far ahead of its receiver.
+    /// The kernel allocates arena pages on the first write to them: about 32 KiB with light traffic, 1 MiB with
+    /// messages of more than 32 KiB, and the whole arena with a sender that is that far ahead of its receiver.
     #[must_use]
     pub fn arena(mut self, bytes: u64) -> Self {
         self.arena = bytes;
         self
     }
 
-    /// Calls of one connection that may be under way at once: a power of two from 1 to 256. Default 64.
+    /// Sets how many calls of one connection may be in flight at once: a power of two from 1 to 256. Default 64.
     ///
-    /// One more waits until another has ended. For [`SharedMemoryClient`](crate::SharedMemoryClient) and
-    /// [`SharedMemoryServer`](crate::SharedMemoryServer) alone.
+    /// A further call waits until another has ended. Only [`SharedMemoryClient`](crate::SharedMemoryClient) and
+    /// [`SharedMemoryServer`](crate::SharedMemoryServer) use it.
     #[must_use]
     pub fn max_calls_in_flight(mut self, calls: u32) -> Self {
         self.oob = calls;
         self
     }
 
-    /// How many bytes of one stream of chunks may be under way towards this side, each chunk counting 64
-    /// more; also the longest chunk. From 1 KiB up. Default 1 MiB. For calls alone.
+    /// Sets how many bytes of one stream of chunks may be in flight towards this side, and the maximum length of a
+    /// chunk.
+    ///
+    /// Each chunk counts 64 bytes more than its length. At least 1 KiB. Default 1 MiB. Only remote calls use it.
     #[must_use]
     pub fn stream_window(mut self, bytes: u32) -> Self {
         self.stream_window = bytes;
         self
     }
 
-    /// How many bytes of pushes a client may hold that nobody took yet, each push counting 64 more; also the
-    /// longest push. From 1 KiB up. Default 1 MiB. For calls alone.
+    /// Sets how many bytes of pushes a client buffers until the program takes them, and the maximum length of a push.
+    ///
+    /// Each push counts 64 bytes more than its length. At least 1 KiB. Default 1 MiB. Only remote calls use it.
     #[must_use]
     pub fn push_window(mut self, bytes: u32) -> Self {
         self.push_window = bytes;
         self
     }
 
-    /// The longest message, in bytes, from 1 to 4 GiB - 1. It may exceed the arena. Default 64 MiB.
+    /// Sets the maximum length of a message, in bytes, from 1 to 4 GiB - 1. It may exceed the arena. Default 64 MiB.
     #[must_use]
     pub fn max_message(mut self, bytes: usize) -> Self {
         self.max_message = bytes;
         self
     }
 
-    /// How blocked calls wait. Default [`WaitStrategy::Adaptive`].
+    /// Sets how blocked calls wait. Default [`WaitStrategy::Adaptive`].
     #[must_use]
     pub fn wait(mut self, strategy: WaitStrategy) -> Self {
         self.wait = strategy;
         self
     }
 
-    /// Whether all memory is touched when the connection is made, so that no later call pays for
-    /// it, and a lack of it is an error then. Default no.
+    /// Sets whether all memory is touched when the connection is made. Default no.
     ///
-    /// It takes a second or two for each GiB, inside `accept`, `connect`, `pair` or `spawn`, and no
-    /// deadline cuts it short: a listener that sets it should keep its arenas small, since other
-    /// clients wait meanwhile.
+    /// Then no later call takes page faults for it, and a lack of memory is an error of the call that makes the
+    /// connection. Touching takes a second or two for each GiB, inside `accept`, `connect`, `pair` or `spawn`, and no
+    /// deadline ends it early. A listener that sets this should keep its arenas small, since other clients wait
+    /// meanwhile.
     #[must_use]
     pub fn prefault(mut self, prefault: bool) -> Self {
         self.prefault = prefault;
         self
     }
 
-    /// How long a whole handshake may take. Default 5 s for connect and spawn, and 1 s for each
-    /// client that a listener is about to accept. Too long to add to the clock means for ever.
+    /// Sets how long a whole handshake may take. Default 5 s for connect and spawn, and 1 s for each client that a
+    /// listener is about to accept. A timeout that overflows `Instant` means no deadline.
     #[must_use]
     pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
         self.handshake_timeout = Some(timeout);
         self
     }
 
-    /// Sets the policy that decides by the credentials of the other process whether to talk to it: on a listener
-    /// for each client, on a client for the server. Default: the same user, or root.
+    /// Sets the policy that decides, by the credentials of the peer, whether to make a connection with it: on a
+    /// listener for each client, on a client for the server. Default: the same user, or root.
     ///
-    /// It runs inside `accept` and `connect`, so it must not block.
+    /// The policy runs inside `accept` and `connect`, so it must not block.
     ///
-    /// The default asks the kernel which user this process is, and not the C library, which `fakeroot` and `proot`
-    /// deceive. In a user namespace that does not map all users (most containers) it trusts no peer that is
-    /// shown as the overflow uid (65534, `nobody`), since every user that is not mapped is shown so; a policy of your own
-    /// has to know that too. Run such programs as another user of the namespace. [`spawn`](Options::spawn) and
-    /// [`pair`](Options::pair) ask no policy.
+    /// The default policy asks the kernel for the user of this process, and not the C library, whose answer `fakeroot`
+    /// and `proot` change. In a user namespace that does not map all users (most containers) it trusts no peer that is
+    /// shown as the overflow uid (65534, `nobody`), since the kernel shows every unmapped user so; a policy of the
+    /// program's own has to consider that too. Run such programs as another user of the namespace.
+    /// [`spawn`](Options::spawn) and [`pair`](Options::pair) ask no policy.
     #[must_use]
     pub fn authorize(mut self, policy: impl Fn(&PeerCred) -> bool + Send + Sync + 'static) -> Self {
         self.authorize = Some(Arc::new(policy));
         self
     }
 
-    /// Clients that the kernel lets wait for `accept`, at least 1. Default 128.
+    /// Sets how many clients the kernel lets wait for `accept`, at least 1. Default 128.
     #[must_use]
     pub fn backlog(mut self, clients: u32) -> Self {
         self.backlog = clients;
         self
     }
 
-    /// Sets how many clients a listener serves in mid-handshake at once, from 1 to 1024. Default 64.
+    /// Sets how many clients of a listener may be in mid-handshake at once, from 1 to 1024. Default 64.
     ///
-    /// While all places are taken by clients that are silent for 100 ms or more, the next one takes the place of the oldest of
-    /// the process that holds the most; one that is alone may take up to the handshake's timeout. So a process that opens
-    /// connections and says nothing delays a client, and does not keep it out: by 100 ms for each `max_handshakes` silent
-    /// clients that came before it. They may be as many as [`backlog`](Self::backlog) and the threads that wait for room in it,
-    /// which the kernel lets in by turns.
+    /// A client takes a slot until its handshake is complete. While a slot is free, a silent client keeps its own up to
+    /// the handshake's timeout. Once all slots are taken, the next client takes the slot of a client that has held it
+    /// for 100 ms or more: the oldest one of the process that holds the most slots. So a process that opens connections
+    /// and stays silent delays other clients, but cannot keep them out. The delay is 100 ms for each `max_handshakes`
+    /// silent clients that came earlier. Their number is at most [`backlog`](Self::backlog) and one for each thread
+    /// that waits for room in it; the kernel lets those threads in by turns.
     ///
     /// ```
     /// let folder = tempfile::tempdir()?;
@@ -211,9 +215,10 @@ impl Options {
         self
     }
 
-    /// Sets the mode of the socket's file, whatever the umask is. Default 0600: its owner alone may connect.
+    /// Sets the mode of the socket's file, independent of the umask. Default 0600: only its owner may connect.
     ///
-    /// The socket has it before a client can connect. Whom it lets in must also pass [`authorize`](Self::authorize).
+    /// The socket has its mode before a client can connect. A client that the mode allows must also pass
+    /// [`authorize`](Self::authorize).
     ///
     /// ```
     /// use std::os::unix::fs::PermissionsExt;
@@ -233,14 +238,15 @@ impl Options {
         self
     }
 
-    /// Sets the group of the socket's file: one that this process is a member of, or any for root. Default: the process's own.
+    /// Sets the group of the socket's file: one that this process is a member of, or any for root. Default: the group
+    /// of the process.
     ///
-    /// The socket has it before a client can connect; `bind` fails if the process may not give it.
+    /// The socket has its group before a client can connect. `bind` fails if the process may not set the group.
     ///
     /// ```
     /// use std::os::unix::fs::MetadataExt;
     /// let folder = tempfile::tempdir()?;
-    /// let gid = std::fs::metadata(folder.path())?.gid(); // One that this process may give.
+    /// let gid = std::fs::metadata(folder.path())?.gid(); // One that this process may set.
     /// let options = narrows::Options::new().socket_mode(0o660).socket_group(gid);
     /// let listener = options.bind(folder.path().join("socket"))?;
     /// assert_eq!(std::fs::metadata(listener.local_path())?.gid(), gid);
@@ -252,8 +258,8 @@ impl Options {
         self
     }
 
-    /// Sets whether `connect` waits for a server to appear, until its deadline. Default no: a path that is missing, or at which
-    /// nobody listens, is an error at once.
+    /// Sets whether `connect` waits for a server to appear, until its deadline. Default no: if the path is missing, or
+    /// no server listens at it, `connect` fails at once.
     ///
     /// ```
     /// use std::time::Duration;
@@ -274,7 +280,7 @@ impl Options {
         self
     }
 
-    /// The ticket with which a server's connections begin.
+    /// Sets the ticket with which a server's connections begin. For tests.
     #[doc(hidden)]
     #[must_use]
     pub fn first_ticket(mut self, ticket: u64) -> Self {
@@ -282,7 +288,7 @@ impl Options {
         self
     }
 
-    /// Judges all numbers.
+    /// Validates all numbers, and returns those of the handshake.
     pub(crate) fn limits(&self) -> Result<HandshakeLimits, String> {
         let geometry = Geometry::new(self.slots, self.arena, self.oob).map_err(|bad| bad.to_string())?;
         let max_message = self.max_message as u64;
@@ -309,11 +315,12 @@ impl Options {
         Ok(HandshakeLimits { geometry, max_message, first_ticket: self.first_ticket })
     }
 
-    /// Decides whether to talk to this peer. The user of this process is asked for each time, as it may have changed.
+    /// Decides whether to trust this peer. It asks the kernel for the user of this process each time, as it may have
+    /// changed.
     ///
     /// # Errors
     ///
-    /// [`Untrusted::Unknown`] if the kernel could not be asked; else the reason not to.
+    /// The reason not to trust the peer; [`Untrusted::Unknown`] if the system call failed.
     pub(crate) fn authorizes(&self, peer: &PeerCred) -> Result<(), Untrusted> {
         let uid = peer.uid();
         if let Some(policy) = &self.authorize {
@@ -348,7 +355,7 @@ impl Options {
         self.handshakes as usize
     }
 
-    /// The group and the mode of the socket's file, if they are not those that it is made with.
+    /// Returns the group and the mode of the socket's file, if they differ from those with which `bind` makes it.
     pub(crate) fn sharing(&self) -> Option<(Option<u32>, u32)> {
         let differs = self.socket_mode != 0o600 || self.socket_group.is_some();
         differs.then_some((self.socket_group, self.socket_mode))
@@ -358,12 +365,12 @@ impl Options {
         self.wait_for_server
     }
 
-    /// The windows of streams and of pushes.
+    /// Returns the windows of streams and of pushes.
     pub(crate) fn windows(&self) -> (u32, u32) {
         (self.stream_window, self.push_window)
     }
 
-    /// Finds a size that was chosen here and that a connection which is there already does not have.
+    /// Returns a text about a size that was set here and that an existing connection does not have, if there is one.
     pub(crate) fn contradiction(&self, is: &Geometry, max_message: usize) -> Option<String> {
         let default = Self::new();
         let chosen = [
@@ -377,12 +384,12 @@ impl Options {
         })
     }
 
-    /// Whether a number of calls in flight was chosen, which is agreed when a connection is made.
+    /// Returns whether the number of calls in flight was set. The two sides agree on it when a connection is made.
     pub(crate) fn bounds_calls(&self) -> bool {
         self.oob != Self::new().oob
     }
 
-    /// How blocked calls wait.
+    /// Returns how blocked calls wait.
     pub(crate) fn strategy(&self) -> WaitStrategy {
         self.wait
     }
@@ -409,21 +416,21 @@ impl fmt::Debug for Options {
     }
 }
 
-/// Why a peer is not talked to.
+/// Why a peer is not trusted.
 #[derive(Debug)]
 pub(crate) enum Untrusted {
-    /// The program's own policy refuses it.
+    /// The program's own policy refuses the peer.
     ByPolicy,
-    /// It is another user than this process, and not root.
+    /// The peer's user is neither that of this process nor root.
     OtherUser { uid: u32, own: u32 },
-    /// Its number stands for all users that this process's user namespace does not map.
+    /// The peer's user id stands for all users that this process's user namespace does not map.
     Ambiguous { uid: u32 },
-    /// The kernel could not be asked which user this process is.
+    /// The system call that returns the user of this process failed.
     Unknown(io::Error),
 }
 
 impl Untrusted {
-    /// Returns the reason for the peer, in the 64 bytes that a refusal holds.
+    /// Returns the reason as a text for the peer, in the 64 bytes that a refusal holds.
     pub(crate) fn to_peer(&self) -> String {
         match self {
             Self::ByPolicy => "see the server's Options::authorize".into(),
@@ -453,7 +460,7 @@ impl fmt::Display for Untrusted {
     }
 }
 
-/// The smallest window of a stream, and of pushes; `rpc::wire` has the same.
+/// The smallest window of a stream, and of pushes. `rpc::wire` has the same number.
 pub(crate) const MIN_WINDOW: u32 = 1024;
 
 type Policy = dyn Fn(&PeerCred) -> bool + Send + Sync;

@@ -1,16 +1,18 @@
-//! Statistics as Prometheus scrapes them: its text format, version 0.0.4.
+//! Statistics in the text format of Prometheus, version 0.0.4.
 //!
 //! # Invariants
 //!
-//! 1. Each metric has one `HELP` and one `TYPE` line, and all its samples stand behind them.
-//! 2. Whatever a label's name and value are, a page parses.
+//! 1. Each metric has one `HELP` and one `TYPE` line, and all its samples follow them.
+//! 2. A page can be parsed, whatever the names and values of its labels are.
 
 use std::fmt::{self, Write};
 
-/// Statistics as a page that Prometheus scrapes; made by [`Stats::prometheus`](crate::Stats::prometheus) and its like.
+/// Statistics as a page that Prometheus scrapes. [`Stats::prometheus`](crate::Stats::prometheus) and the methods of the
+/// same name return it.
 ///
-/// Its `Display` is the page, to be served with the type `text/plain; version=0.0.4`. Pages of several connections
-/// are made one by [`and`](Self::and) or `collect`, since a page names each metric once; labels tell them apart.
+/// Its `Display` is the page, to be served with the type `text/plain; version=0.0.4`. A page may name each metric only
+/// once, so join the pages of several connections with [`and`](Self::and) or `collect`. Labels distinguish the
+/// connections.
 ///
 /// ```
 /// use narrows::{Prometheus, SharedMemoryStream};
@@ -27,7 +29,7 @@ pub struct Prometheus {
 }
 
 impl Prometheus {
-    /// One page of two.
+    /// Joins two pages into one.
     ///
     /// ```
     /// let (a, b) = narrows::SharedMemoryStream::pair()?;
@@ -40,7 +42,7 @@ impl Prometheus {
         self
     }
 
-    /// One more sample; of two labels with one name the first stays.
+    /// Adds a sample. Of two labels with the same name the first is kept.
     pub(crate) fn add(
         &mut self,
         family: &'static Family,
@@ -70,12 +72,12 @@ impl FromIterator<Self> for Prometheus {
 
 impl fmt::Display for Prometheus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut told: Vec<&str> = Vec::new();
+        let mut written: Vec<&str> = Vec::new();
         for Sample { family, .. } in &self.samples {
-            if told.contains(&family.name) {
+            if written.contains(&family.name) {
                 continue;
             }
-            told.push(family.name);
+            written.push(family.name);
             writeln!(f, "# HELP {} {}", family.name, family.help)?;
             writeln!(f, "# TYPE {} {}", family.name, family.kind)?;
             for sample in self.samples.iter().filter(|sample| sample.family.name == family.name) {
@@ -86,7 +88,7 @@ impl fmt::Display for Prometheus {
     }
 }
 
-/// A metric.
+/// A metric: its name, its type and its description.
 #[derive(Debug)]
 pub(crate) struct Family {
     name: &'static str,
@@ -95,23 +97,23 @@ pub(crate) struct Family {
 }
 
 impl Family {
-    /// One that only grows.
+    /// Creates a metric that only grows.
     pub(crate) const fn counter(name: &'static str, help: &'static str) -> Self {
         Self { name, kind: "counter", help }
     }
 
-    /// One that goes up and down.
+    /// Creates a metric that goes up and down.
     pub(crate) const fn gauge(name: &'static str, help: &'static str) -> Self {
         Self { name, kind: "gauge", help }
     }
 }
 
-/// What a sample says.
+/// The value of a sample.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Value {
-    /// So many.
+    /// An integer.
     Count(u64),
-    /// A part of one.
+    /// A ratio, in thousandths.
     Thousandths(u32),
 }
 
@@ -135,7 +137,7 @@ impl fmt::Display for Sample {
     }
 }
 
-/// A label's value: backslash, quote and line feed are escaped, and all else stands as it is.
+/// A label's value. Its `Display` escapes backslash, quote and line feed, and leaves all other characters unchanged.
 struct Escaped<'a>(&'a str);
 
 impl fmt::Display for Escaped<'_> {
@@ -149,7 +151,7 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
-/// A label's name: letters, digits and underscores, no digit first; what is none of them becomes an underscore.
+/// Returns a legal label name: letters, digits and underscores, no digit first. Other characters become underscores.
 fn legal(name: &str) -> String {
     let first = if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) { "_" } else { "" };
     let rest = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' });

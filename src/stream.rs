@@ -1,4 +1,4 @@
-//! A connection as one object: both halves, and the ways to make it.
+//! A connection as one object: both halves, and the functions that make it.
 
 use std::borrow::BorrowMut;
 use std::fmt;
@@ -25,8 +25,9 @@ use crate::sys::socket::PeerCred;
 /// A connection between two processes: sends and receives messages through shared memory.
 ///
 /// It belongs to one thread at a time (`Send`, not `Sync`); [`split`](Self::split) makes two halves.
-/// Dropping it closes both directions: the peer receives what was committed, then `Disconnected`. A process that ends without dropping it (`std::process::exit`, a return from `main`
-/// while another thread holds it) has not said good-bye: the peer gets `PeerDied`.
+/// Dropping it closes both directions: the peer receives what was committed, then `Disconnected`. A process that ends
+/// without dropping its stream (`std::process::exit`, or a return from `main` while another thread holds the stream) is
+/// reported to the peer as `PeerDied`.
 ///
 /// ```
 /// use narrows::{SharedMemoryListener, SharedMemoryStream};
@@ -72,35 +73,30 @@ pub struct SharedMemoryStream {
     receiver: Receiver,
 }
 
-/// What a wait for either found.
+/// What [`SharedMemoryStream::wait_either`] found ready.
 ///
 /// ```
 /// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?;
 /// let ready = a.wait_either(64)?;
 /// assert!(ready.space && !ready.message);
-/// b.send(b"news")?;
+/// b.send(b"hello")?;
 /// assert!(a.wait_either(64)?.message);
 /// # Ok::<(), std::io::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Ready {
-    /// A receive would end at once: with a message, or because the connection has ended.
+    /// A receive would return at once: with a message, or because the connection has ended.
     pub message: bool,
-    /// A `try_send` of the length that was asked for would end at once: with success, or because
-    /// the connection has ended.
+    /// A `try_send` of the requested length would return at once: with success, or because the connection has ended.
     pub space: bool,
 }
 
-/// Methods of the stream that are those of its halves.
+/// Declares methods of the stream that call the method of the same name of one half.
 macro_rules! of_half {
-    ($half:ident: $type:ident { $( $name:ident ( $($arg:ident: $ty:ty),* ) -> $out:ty; )* }) => {
+    ($half:ident { $( $(#[$doc:meta])* $name:ident ( $($arg:ident: $ty:ty),* ) -> $out:ty; )* }) => {
         $(
-            #[doc = concat!("See [`", stringify!($type), "::", stringify!($name), "`].")]
-            ///
-            /// # Errors
-            ///
-            /// As there.
+            $(#[$doc])*
             #[inline]
             pub fn $name(&mut self, $($arg: $ty),*) -> $out {
                 self.$half.$name($($arg),*)
@@ -110,20 +106,22 @@ macro_rules! of_half {
 }
 
 impl SharedMemoryStream {
-    /// Connects to the listener at `path`, with the default [`Options`]; within 5 s.
+    /// Connects to the listener at `path`, with the default [`Options`]. Blocks until the handshake is complete, for at
+    /// most 5 s.
     ///
     /// # Errors
     ///
-    /// [`ConnectError`], each cause its own variant. A path that nobody listens at fails at once.
+    /// [`ConnectError`], which has a variant for each cause. If no server listens at the path, the call fails at once.
     pub fn connect(path: impl AsRef<Path>) -> Result<Self, ConnectError> {
         Options::new().connect(path)
     }
 
-    /// Connects to the listener at `path`, within `timeout`.
+    /// Connects to the listener at `path`, with the default [`Options`]. Blocks until the handshake is complete, for at
+    /// most `timeout`; one that overflows [`Instant`] means no deadline.
     ///
     /// # Errors
     ///
-    /// As for [`connect`](Self::connect).
+    /// [`ConnectError`], which has a variant for each cause. If no server listens at the path, the call fails at once.
     pub fn connect_timeout(path: impl AsRef<Path>, timeout: Duration) -> Result<Self, ConnectError> {
         Options::new().connect_timeout(path, timeout)
     }
@@ -132,18 +130,18 @@ impl SharedMemoryStream {
     ///
     /// # Errors
     ///
-    /// [`ConnectError`], for want of memory or descriptors.
+    /// [`ConnectError::Io`] if there is no memory or no descriptor left.
     pub fn pair() -> Result<(Self, Self), ConnectError> {
         Options::new().pair()
     }
 
-    /// Starts `command` with one end of a new connection, and waits until the child has taken it by
-    /// [`from_parent`](Self::from_parent); within 5 s from when the child exists.
+    /// Starts `command` with one end of a new connection. Blocks until the child has taken that end with
+    /// [`from_parent`](Self::from_parent), for at most 5 s after the start of the child.
     ///
-    /// A shell or a launcher may stand between, if it passes the descriptor on: the peer, whose death is reported and which
-    /// [`peer_cred`](Self::peer_cred) names, is the process that takes the connection. The child inherits the descriptor
-    /// without a `pre_exec` closure, so a parent with much memory is not copied; a closure of yours must neither close
-    /// that descriptor nor mark it as close-on-exec.
+    /// `command` may be a shell or a launcher that starts the actual child and passes the descriptor on. The peer is
+    /// the process that takes the connection: its death is reported, and [`peer_cred`](Self::peer_cred) names it. The
+    /// child inherits the descriptor without a `pre_exec` closure, so a parent with much memory is not copied. A
+    /// closure that the program adds itself must neither close that descriptor nor mark it as close-on-exec.
     ///
     /// ```no_run
     /// use std::process::Command;
@@ -153,13 +151,13 @@ impl SharedMemoryStream {
     ///
     /// # Errors
     ///
-    /// [`SpawnError`]; the child was killed and reaped then, and the process that was taking the connection was killed.
+    /// [`SpawnError`]. The child was killed and reaped then, and a process that was taking the connection was killed.
     pub fn spawn(command: impl BorrowMut<Command>) -> Result<(Child, Self), SpawnError> {
         Options::new().spawn(command)
     }
 
-    /// Takes the connection with which the parent started this process; works once, also if the process has several copies of
-    /// this library.
+    /// Takes the connection with which the parent started this process. Only one call succeeds, also if the process has
+    /// several copies of this library.
     ///
     /// ```no_run
     /// // In the program that the parent started, first thing in `main`:
@@ -170,13 +168,13 @@ impl SharedMemoryStream {
     ///
     /// # Errors
     ///
-    /// [`ConnectError`]; `NoParent` if there is none to take, `ParentTaken` if it was taken, `BadParent` if it is not in this
-    /// process: mostly since a wrapper has closed it.
+    /// [`ConnectError`]: `NoParent` if the process was not started with a connection, `ParentTaken` if it was taken
+    /// already, `BadParent` if the descriptor is not in this process, usually since a wrapper has closed it.
     pub fn from_parent() -> Result<Self, ConnectError> {
         Options::new().from_parent()
     }
 
-    /// The two halves, for two threads. The connection lives until both are dropped.
+    /// Returns the two halves, for two threads. The connection stays open until both are dropped.
     ///
     /// ```
     /// let (a, b) = narrows::SharedMemoryStream::pair()?;
@@ -188,7 +186,7 @@ impl SharedMemoryStream {
     ///     }
     ///     Ok(())
     /// });
-    /// let sending = std::thread::spawn(move || sender.send(b"hello")); // And is dropped: nothing more will come.
+    /// let sending = std::thread::spawn(move || sender.send(b"hello")); // Drops the sender.
     /// assert_eq!(receiver.iter().collect::<Result<Vec<_>, _>>()?, [b"hello"]);
     /// sending.join().unwrap()?;
     /// echo.join().unwrap()?;
@@ -198,16 +196,16 @@ impl SharedMemoryStream {
         (self.sender, self.receiver)
     }
 
-    /// The halves, to use both at once.
+    /// Returns both halves by reference, so that a borrow of one does not block the other.
     ///
     /// ```
     /// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?;
     /// b.send(b"tide")?;
     /// let (sender, receiver) = a.halves();
-    /// let message = receiver.recv_ref()?; // Lent by one half, ...
-    /// let mut room = sender.reserve(message.len())?; // ... answered by the other.
-    /// std::io::copy(&mut &*message.to_vec()?, &mut room)?;
-    /// room.commit()?;
+    /// let message = receiver.recv_ref()?; // Borrows one half ...
+    /// let mut reply = sender.reserve(message.len())?; // ... while the other half sends.
+    /// std::io::copy(&mut &*message.to_vec()?, &mut reply)?;
+    /// reply.commit()?;
     /// drop(message);
     /// assert_eq!(b.recv_ref()?.to_vec()?, b"tide");
     /// # Ok::<(), std::io::Error>(())
@@ -216,132 +214,408 @@ impl SharedMemoryStream {
         (&mut self.sender, &mut self.receiver)
     }
 
-    of_half! { sender: Sender {
+    of_half! { sender {
+        /// Sends one message. Blocks while the ring has no room.
+        ///
+        /// # Errors
+        ///
+        /// [`SendError`]: the message is longer than [`max_message`](Self::max_message), or the connection has ended:
+        /// the peer closed it, died or violated the protocol.
         send(message: &[u8]) -> Result<(), SendError>;
+        /// Sends one message. Never blocks: fails if the ring has no room now.
+        ///
+        /// # Errors
+        ///
+        /// [`TrySendError`]: the ring has no room now, the message is longer than [`max_message`](Self::max_message),
+        /// or the connection has ended: the peer closed it, died or violated the protocol. A message that does not fit
+        /// into an empty ring fails with [`TrySendError::TooLargeToTry`].
         try_send(message: &[u8]) -> Result<(), TrySendError>;
+        /// Sends one message. Blocks for at most `timeout` while the ring has no room.
+        ///
+        /// A zero timeout never blocks; one that overflows [`Instant`] means no deadline.
+        ///
+        /// # Errors
+        ///
+        /// [`SendTimeoutError`]: the ring had no room in time, the message is longer than
+        /// [`max_message`](Self::max_message), or the connection has ended: the peer closed it, died or violated the
+        /// protocol. No part of the message is delivered then.
         send_timeout(message: &[u8], timeout: Duration) -> Result<(), SendTimeoutError>;
+        /// Sends one message. Blocks until `deadline` at most while the ring has no room.
+        ///
+        /// # Errors
+        ///
+        /// [`SendTimeoutError`]: the ring had no room in time, the message is longer than
+        /// [`max_message`](Self::max_message), or the connection has ended: the peer closed it, died or violated the
+        /// protocol. No part of the message is delivered then.
         send_deadline(message: &[u8], deadline: Instant) -> Result<(), SendTimeoutError>;
+        /// Sends one message with a tag: 64 bits that travel beside the payload. Blocks while the ring has no room.
+        ///
+        /// # Errors
+        ///
+        /// [`SendError`]: the message is longer than [`max_message`](Self::max_message), or the connection has ended:
+        /// the peer closed it, died or violated the protocol.
+        ///
+        /// ```
+        /// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?;
+        /// a.send_tagged(b"hello", 7)?;
+        /// assert_eq!(b.recv_ref()?.tag(), 7);
+        /// # Ok::<(), std::io::Error>(())
+        /// ```
         send_tagged(message: &[u8], tag: u64) -> Result<(), SendError>;
+        /// Sends one message with a tag: 64 bits that travel beside the payload. Never blocks: fails if the ring has no
+        /// room now.
+        ///
+        /// # Errors
+        ///
+        /// [`TrySendError`]: the ring has no room now, the message is longer than [`max_message`](Self::max_message),
+        /// or the connection has ended: the peer closed it, died or violated the protocol. A message that does not fit
+        /// into an empty ring fails with [`TrySendError::TooLargeToTry`].
         try_send_tagged(message: &[u8], tag: u64) -> Result<(), TrySendError>;
+        /// Sends one message with a tag: 64 bits that travel beside the payload. Blocks for at most `timeout` while the
+        /// ring has no room.
+        ///
+        /// A zero timeout never blocks; one that overflows [`Instant`] means no deadline.
+        ///
+        /// # Errors
+        ///
+        /// [`SendTimeoutError`]: the ring had no room in time, the message is longer than
+        /// [`max_message`](Self::max_message), or the connection has ended: the peer closed it, died or violated the
+        /// protocol. No part of the message is delivered then.
         send_tagged_timeout(message: &[u8], tag: u64, timeout: Duration) -> Result<(), SendTimeoutError>;
+        /// Sends one message with a tag: 64 bits that travel beside the payload. Blocks until `deadline` at most while
+        /// the ring has no room.
+        ///
+        /// # Errors
+        ///
+        /// [`SendTimeoutError`]: the ring had no room in time, the message is longer than
+        /// [`max_message`](Self::max_message), or the connection has ended: the peer closed it, died or violated the
+        /// protocol. No part of the message is delivered then.
         send_tagged_deadline(message: &[u8], tag: u64, deadline: Instant) -> Result<(), SendTimeoutError>;
+        /// Sends one message, which is the concatenation of `parts`, with a tag. Blocks while the ring has no room.
+        ///
+        /// # Errors
+        ///
+        /// [`SendError`]: the message is longer than [`max_message`](Self::max_message), or the connection has ended:
+        /// the peer closed it, died or violated the protocol.
+        ///
+        /// ```
+        /// use std::io::IoSlice;
+        /// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?;
+        /// a.send_vectored(&[IoSlice::new(b"head"), IoSlice::new(b" and body")], 0)?;
+        /// assert_eq!(b.recv_ref()?.to_vec()?, b"head and body");
+        /// # Ok::<(), std::io::Error>(())
+        /// ```
         send_vectored(parts: &[IoSlice<'_>], tag: u64) -> Result<(), SendError>;
+        /// Sends one message, which is the concatenation of `parts`, with a tag. Never blocks: fails if the ring has no
+        /// room now.
+        ///
+        /// # Errors
+        ///
+        /// [`TrySendError`]: the ring has no room now, the message is longer than [`max_message`](Self::max_message),
+        /// or the connection has ended: the peer closed it, died or violated the protocol. A message that does not fit
+        /// into an empty ring fails with [`TrySendError::TooLargeToTry`].
         try_send_vectored(parts: &[IoSlice<'_>], tag: u64) -> Result<(), TrySendError>;
+        /// Sends one message, which is the concatenation of `parts`, with a tag. Blocks for at most `timeout` while the
+        /// ring has no room.
+        ///
+        /// A zero timeout never blocks; one that overflows [`Instant`] means no deadline.
+        ///
+        /// # Errors
+        ///
+        /// [`SendTimeoutError`]: the ring had no room in time, the message is longer than
+        /// [`max_message`](Self::max_message), or the connection has ended: the peer closed it, died or violated the
+        /// protocol. No part of the message is delivered then.
         send_vectored_timeout(parts: &[IoSlice<'_>], tag: u64, timeout: Duration) -> Result<(), SendTimeoutError>;
+        /// Sends one message, which is the concatenation of `parts`, with a tag. Blocks until `deadline` at most while
+        /// the ring has no room.
+        ///
+        /// # Errors
+        ///
+        /// [`SendTimeoutError`]: the ring had no room in time, the message is longer than
+        /// [`max_message`](Self::max_message), or the connection has ended: the peer closed it, died or violated the
+        /// protocol. No part of the message is delivered then.
         send_vectored_deadline(parts: &[IoSlice<'_>], tag: u64, deadline: Instant) -> Result<(), SendTimeoutError>;
+        /// Reserves room for a message of `len` bytes, which the program writes in place, in shared memory. Blocks
+        /// while the ring has no room.
+        ///
+        /// The message is sent by [`Reservation::commit`]. Dropping the reservation without a commit gives the room
+        /// back.
+        ///
+        /// # Errors
+        ///
+        /// [`SendError`]: `len` is more than [`max_in_place`](Self::max_in_place), or the connection has ended: the
+        /// peer closed it, died or violated the protocol.
         reserve(len: usize) -> Result<Reservation<'_>, SendError>;
+        /// Reserves room for a message of `len` bytes, which the program writes in place, in shared memory. Never
+        /// blocks: fails if the ring has no room now.
+        ///
+        /// The message is sent by [`Reservation::commit`]. Dropping the reservation without a commit gives the room
+        /// back.
+        ///
+        /// # Errors
+        ///
+        /// [`TrySendError`]: the ring has no room now, `len` is more than [`max_in_place`](Self::max_in_place), or the
+        /// connection has ended: the peer closed it, died or violated the protocol.
         try_reserve(len: usize) -> Result<Reservation<'_>, TrySendError>;
+        /// Reserves room for a message of `len` bytes, which the program writes in place, in shared memory. Blocks for
+        /// at most `timeout` while the ring has no room.
+        ///
+        /// The message is sent by [`Reservation::commit`]. Dropping the reservation without a commit gives the room
+        /// back.
+        ///
+        /// A zero timeout never blocks; one that overflows [`Instant`] means no deadline.
+        ///
+        /// # Errors
+        ///
+        /// [`SendTimeoutError`]: the ring had no room in time, `len` is more than [`max_in_place`](Self::max_in_place),
+        /// or the connection has ended: the peer closed it, died or violated the protocol.
         reserve_timeout(len: usize, timeout: Duration) -> Result<Reservation<'_>, SendTimeoutError>;
+        /// Reserves room for a message of `len` bytes, which the program writes in place, in shared memory. Blocks
+        /// until `deadline` at most while the ring has no room.
+        ///
+        /// The message is sent by [`Reservation::commit`]. Dropping the reservation without a commit gives the room
+        /// back.
+        ///
+        /// # Errors
+        ///
+        /// [`SendTimeoutError`]: the ring had no room in time, `len` is more than [`max_in_place`](Self::max_in_place),
+        /// or the connection has ended: the peer closed it, died or violated the protocol.
         reserve_deadline(len: usize, deadline: Instant) -> Result<Reservation<'_>, SendTimeoutError>;
     } }
 
-    of_half! { receiver: Receiver {
+    of_half! { receiver {
+        /// Receives the next message into `buffer`. Blocks while there is no message.
+        ///
+        /// A message that is longer than the buffer is kept for the next call, and the error has its length.
+        ///
+        /// # Errors
+        ///
+        /// [`RecvError`]: the buffer is too small, or the connection has ended: the peer closed it, died or violated
+        /// the protocol.
         recv(buffer: &mut [u8]) -> Result<Received, RecvError>;
+        /// Receives the next message into `buffer`. Never blocks: fails if there is no message now.
+        ///
+        /// A message that is longer than the buffer is kept for the next call, and the error has its length.
+        ///
+        /// # Errors
+        ///
+        /// [`TryRecvError`]: there is no message now, the buffer is too small, or the connection has ended: the peer
+        /// closed it, died or violated the protocol.
         try_recv(buffer: &mut [u8]) -> Result<Received, TryRecvError>;
+        /// Receives the next message into `buffer`. Blocks for at most `timeout` while there is no message.
+        ///
+        /// A message that is longer than the buffer is kept for the next call, and the error has its length.
+        ///
+        /// A zero timeout never blocks; one that overflows [`Instant`] means no deadline.
+        ///
+        /// # Errors
+        ///
+        /// [`RecvTimeoutError`]: no message came in time, the buffer is too small, or the connection has ended: the
+        /// peer closed it, died or violated the protocol.
         recv_timeout(buffer: &mut [u8], timeout: Duration) -> Result<Received, RecvTimeoutError>;
+        /// Receives the next message into `buffer`. Blocks until `deadline` at most while there is no message.
+        ///
+        /// A message that is longer than the buffer is kept for the next call, and the error has its length.
+        ///
+        /// # Errors
+        ///
+        /// [`RecvTimeoutError`]: no message came in time, the buffer is too small, or the connection has ended: the
+        /// peer closed it, died or violated the protocol.
         recv_deadline(buffer: &mut [u8], deadline: Instant) -> Result<Received, RecvTimeoutError>;
+        /// Receives the next message, of any length, and replaces the contents of `buffer` by it. Blocks while there is
+        /// no message.
+        ///
+        /// The buffer's memory is used again, so the steady state allocates nothing. If a deadline passes in the middle
+        /// of a message in fragments, the fragments are kept for the next call and the buffer is left empty. The buffer
+        /// is also empty once the connection has ended.
+        ///
+        /// # Errors
+        ///
+        /// [`RecvError`]: there is no memory for the message, or the connection has ended: the peer closed it, died or
+        /// violated the protocol.
         recv_into(buffer: &mut Vec<u8>) -> Result<Received, RecvError>;
+        /// Receives the next message, of any length, and replaces the contents of `buffer` by it. Never blocks: fails
+        /// if there is no message now.
+        ///
+        /// The buffer's memory is used again, so the steady state allocates nothing. If a deadline passes in the middle
+        /// of a message in fragments, the fragments are kept for the next call and the buffer is left empty. The buffer
+        /// is also empty once the connection has ended.
+        ///
+        /// # Errors
+        ///
+        /// [`TryRecvError`]: there is no message now, there is no memory for the message, or the connection has ended:
+        /// the peer closed it, died or violated the protocol.
         try_recv_into(buffer: &mut Vec<u8>) -> Result<Received, TryRecvError>;
+        /// Receives the next message, of any length, and replaces the contents of `buffer` by it. Blocks for at most
+        /// `timeout` while there is no message.
+        ///
+        /// The buffer's memory is used again, so the steady state allocates nothing. If a deadline passes in the middle
+        /// of a message in fragments, the fragments are kept for the next call and the buffer is left empty. The buffer
+        /// is also empty once the connection has ended.
+        ///
+        /// A zero timeout never blocks; one that overflows [`Instant`] means no deadline.
+        ///
+        /// # Errors
+        ///
+        /// [`RecvTimeoutError`]: no message came in time, there is no memory for the message, or the connection has
+        /// ended: the peer closed it, died or violated the protocol.
         recv_into_timeout(buffer: &mut Vec<u8>, timeout: Duration) -> Result<Received, RecvTimeoutError>;
+        /// Receives the next message, of any length, and replaces the contents of `buffer` by it. Blocks until
+        /// `deadline` at most while there is no message.
+        ///
+        /// The buffer's memory is used again, so the steady state allocates nothing. If a deadline passes in the middle
+        /// of a message in fragments, the fragments are kept for the next call and the buffer is left empty. The buffer
+        /// is also empty once the connection has ended.
+        ///
+        /// # Errors
+        ///
+        /// [`RecvTimeoutError`]: no message came in time, there is no memory for the message, or the connection has
+        /// ended: the peer closed it, died or violated the protocol.
         recv_into_deadline(buffer: &mut Vec<u8>, deadline: Instant) -> Result<Received, RecvTimeoutError>;
+        /// Receives the next message without copying it: the guard reads it in shared memory. Blocks while there is no
+        /// message.
+        ///
+        /// Dropping the guard releases the message. A message that came in fragments is copied first.
+        ///
+        /// # Errors
+        ///
+        /// [`RecvError`]: there is no memory for a message in fragments, or the connection has ended: the peer closed
+        /// it, died or violated the protocol.
         recv_ref() -> Result<RecvGuard<'_>, RecvError>;
+        /// Receives the next message without copying it: the guard reads it in shared memory. Never blocks: fails if
+        /// there is no message now.
+        ///
+        /// Dropping the guard releases the message. A message that came in fragments is copied first.
+        ///
+        /// # Errors
+        ///
+        /// [`TryRecvError`]: there is no message now, there is no memory for a message in fragments, or the connection
+        /// has ended: the peer closed it, died or violated the protocol.
         try_recv_ref() -> Result<RecvGuard<'_>, TryRecvError>;
+        /// Receives the next message without copying it: the guard reads it in shared memory. Blocks for at most
+        /// `timeout` while there is no message.
+        ///
+        /// Dropping the guard releases the message. A message that came in fragments is copied first.
+        ///
+        /// A zero timeout never blocks; one that overflows [`Instant`] means no deadline.
+        ///
+        /// # Errors
+        ///
+        /// [`RecvTimeoutError`]: no message came in time, there is no memory for a message in fragments, or the
+        /// connection has ended: the peer closed it, died or violated the protocol.
         recv_ref_timeout(timeout: Duration) -> Result<RecvGuard<'_>, RecvTimeoutError>;
+        /// Receives the next message without copying it: the guard reads it in shared memory. Blocks until `deadline`
+        /// at most while there is no message.
+        ///
+        /// Dropping the guard releases the message. A message that came in fragments is copied first.
+        ///
+        /// # Errors
+        ///
+        /// [`RecvTimeoutError`]: no message came in time, there is no memory for a message in fragments, or the
+        /// connection has ended: the peer closed it, died or violated the protocol.
         recv_ref_deadline(deadline: Instant) -> Result<RecvGuard<'_>, RecvTimeoutError>;
     } }
 
-    /// Collects messages and commits them together. See [`Sender::batch`].
+    /// Returns a batch, which collects messages and commits them together.
     pub fn batch(&mut self) -> Batch<'_> {
         self.sender.batch()
     }
 
-    /// Messages until the connection ends. See [`Receiver::iter`].
+    /// Returns an iterator over the messages until the connection ends; blocks between them.
+    ///
+    /// A clean end ends the iteration. The peer's death or a protocol violation comes once as an error.
     pub fn iter(&mut self) -> Iter<'_> {
         self.receiver.iter()
     }
 
-    /// Messages that are there now. See [`Receiver::try_iter`].
+    /// Returns an iterator over the messages that have come; never blocks.
+    ///
+    /// It ends when there is no message now, or when the connection has ended: the next receive reports which.
     pub fn try_iter(&mut self) -> TryIter<'_> {
         self.receiver.try_iter()
     }
 
-    /// The longest message, in bytes, as agreed with the peer.
+    /// Returns the maximum length of a message, in bytes, as agreed with the peer.
     pub fn max_message(&self) -> usize {
         self.sender.max_message()
     }
 
-    /// Finds a size that was chosen in these options and that the connection does not have.
+    /// Returns a text about a size that these options set and that the connection does not have, if there is one.
     pub(crate) fn contradiction(&self, options: &Options) -> Option<String> {
         options.contradiction(&self.sender.connection().geometry(), self.max_message())
     }
 
-    /// The longest message of one reservation, in bytes.
+    /// Returns the maximum length of one reservation, in bytes.
     pub fn max_in_place(&self) -> usize {
         self.sender.max_in_place()
     }
 
-    /// Waits until a message has come, or there is room to send `len` bytes, whichever is first.
+    /// Blocks until a message has come, or there is room to send `len` bytes, whichever is first.
     ///
-    /// So one thread can go on draining replies while it waits to send. For a message longer than
-    /// [`max_in_place`](Self::max_in_place) it waits for room for its beginning, also if it is longer than any may be:
-    /// that is for the send to tell. Once one direction has ended that one is always ready, and the next call in it
-    /// tells how: use the other's own blocking calls from then on.
+    /// With this, one thread can drain replies while it waits to send. For a message longer than
+    /// [`max_in_place`](Self::max_in_place) it waits for room for the first fragment. It does so also for a length
+    /// above [`max_message`](Self::max_message), which only the send reports as an error. Once one direction has ended,
+    /// that direction is always ready, and the next call in it reports how it ended: use the blocking calls of the
+    /// other direction from then on.
     ///
     /// ```
     /// let (mut a, mut b) = narrows::Options::new().slots(1).pair()?;
     /// a.send(b"question")?; // The ring is full now: another send would wait.
     /// b.send(b"answer")?;
     /// let ready = a.wait_either(8)?;
-    /// assert!(ready.message && !ready.space); // So receive first.
+    /// assert!(ready.message && !ready.space); // Receive first.
     /// # Ok::<(), std::io::Error>(())
     /// ```
     ///
     /// # Errors
     ///
-    /// Never if the connection has ended: a direction that has ended is ready, and the next call in
-    /// it tells how. When the peer drops its stream, one direction may be seen to end a moment before
-    /// the other. [`SendTimeoutError::Forked`] in a forked child.
+    /// [`SendTimeoutError::Forked`] in a forked child. The end of the connection is not an error here: a direction that
+    /// has ended is ready, and the next call in it reports how it ended. When the peer drops its stream, one direction
+    /// may end a moment before the other.
     pub fn wait_either(&mut self, len: usize) -> Result<Ready, SendTimeoutError> {
         self.wait_until(len, None)
     }
 
-    /// As [`wait_either`](Self::wait_either), for at most `timeout`.
+    /// Blocks until a message has come, or there is room to send `len` bytes, for at most `timeout`; one that overflows
+    /// [`Instant`] means no deadline. [`wait_either`](Self::wait_either) describes what counts as ready.
     ///
     /// # Errors
     ///
-    /// [`SendTimeoutError::Timeout`] if neither was ready in time.
+    /// [`SendTimeoutError::Timeout`] if neither was ready in time, [`SendTimeoutError::Forked`] in a forked child.
     pub fn wait_either_timeout(&mut self, len: usize, timeout: Duration) -> Result<Ready, SendTimeoutError> {
         self.wait_until(len, Instant::now().checked_add(timeout))
     }
 
-    /// As [`wait_either`](Self::wait_either), until `deadline` at most.
+    /// Blocks until a message has come, or there is room to send `len` bytes, until `deadline` at most.
+    /// [`wait_either`](Self::wait_either) describes what counts as ready.
     ///
     /// # Errors
     ///
-    /// [`SendTimeoutError::Timeout`] if neither was ready in time.
+    /// [`SendTimeoutError::Timeout`] if neither was ready in time, [`SendTimeoutError::Forked`] in a forked child.
     pub fn wait_either_deadline(&mut self, len: usize, deadline: Instant) -> Result<Ready, SendTimeoutError> {
         self.wait_until(len, Some(deadline))
     }
 
-    /// The kernel's word about the peer when the connection was made.
+    /// Returns the peer's credentials, as the kernel reported them when the connection was made.
     ///
-    /// On a client that is the process that called `listen`, which may be another one than serves (a daemon's
-    /// starter, the parent of workers); its user is the same. After a hand-over it is the child or the parent.
+    /// On a client they are those of the process that called `listen`. That may be another process than the one that
+    /// serves (the process that started a daemon, the parent of workers); its user is the same. For a connection of a
+    /// parent and its child, the peer is the child or the parent.
     pub fn peer_cred(&self) -> PeerCred {
         self.sender.connection().cred()
     }
 
-    /// What this end has done so far.
+    /// Returns the statistics of this end.
     pub fn stats(&self) -> Stats {
         self.sender.stats().and_received(self.receiver.stats())
     }
 
-    /// Whether the connection has ended: no later send can succeed.
+    /// Returns whether the connection has ended: no later send can succeed.
     pub fn is_disconnected(&self) -> bool {
         self.sender.is_disconnected()
     }
 
-    /// A handle that closes the connection from any thread.
+    /// Returns a handle that closes the connection from any thread.
     pub fn closer(&self) -> Closer {
         self.sender.closer()
     }
@@ -351,7 +625,7 @@ impl SharedMemoryStream {
         self.closer().close();
     }
 
-    /// Makes a byte stream of each half, for code that reads and writes and knows of no messages.
+    /// Converts each half into a byte stream, for code that uses `Read` and `Write` instead of messages.
     ///
     /// ```
     /// use std::io::{BufRead, Write};
@@ -367,19 +641,15 @@ impl SharedMemoryStream {
         (self.receiver.into_reader(), self.sender.into_writer())
     }
 
-    /// What tells this connection from others of this process.
+    /// Returns a value that identifies this connection among those of this process.
     pub(crate) fn id(&self) -> Option<crate::channel::ConnectionId> {
         crate::channel::ConnectionId::of(self.sender.connection())
     }
 
-    /// The connection taken apart, for the layer of calls.
+    /// Takes the connection apart, for the layer of remote calls.
     pub(crate) fn into_ends(self) -> RawParts {
-        let line = ConnectionHandle::new(self.sender.connection());
-        RawParts {
-            outbound: self.sender.into_outbound(),
-            inbound: self.receiver.into_inbound(),
-            handle: line,
-        }
+        let handle = ConnectionHandle::new(self.sender.connection());
+        RawParts { outbound: self.sender.into_outbound(), inbound: self.receiver.into_inbound(), handle }
     }
 
     pub(crate) fn new(established: Established, options: &Options) -> Self {
@@ -398,7 +668,7 @@ impl SharedMemoryStream {
         loop {
             let ticket = self.receiver.inb_ref().ring().ticket();
             let message = self.receiver.inb().ready();
-            // Whatever is wrong with sending alone, the next send says it at once.
+            // An error of the sending direction counts as ready: the next send reports it at once.
             let needs = self.sender.out().ticket_to_await(len).unwrap_or(None);
             let Some(needs) = needs.filter(|_| !message) else {
                 return Ok(Ready { message, space: needs.is_none() });
@@ -406,7 +676,8 @@ impl SharedMemoryStream {
             if !self.sleep_for_either(needs, deadline, tries) {
                 return Err(SendTimeoutError::Timeout);
             }
-            // Who sends pieces does not play with us.
+            // A fragment that arrived is progress, also if the message is not complete: the spurious wakeups are
+            // counted from the start again.
             let same = self.receiver.inb_ref().ring().ticket() == ticket;
             tries = if same { tries.saturating_add(1) } else { 1 };
         }
@@ -416,7 +687,8 @@ impl SharedMemoryStream {
         let same = Arc::ptr_eq(self.sender.connection(), self.receiver.connection());
         let outgoing = self.sender.out().ring();
         if !same {
-            // Halves of two connections, exchanged through `halves`: no peer would wake us for both.
+            // The program exchanged halves of two connections through `halves`. No peer would wake this thread for
+            // both, so it polls.
             outgoing.mem().back_off(deadline);
             return !outgoing.mem().has_expired(deadline);
         }
@@ -426,7 +698,8 @@ impl SharedMemoryStream {
 }
 
 impl Options {
-    /// Connects to the listener at `path`, within the handshake timeout (5 s unless set).
+    /// Connects to the listener at `path`. Blocks until the handshake is complete, for at most the
+    /// [`handshake_timeout`](Self::handshake_timeout) (5 s by default).
     ///
     /// ```no_run
     /// use narrows::{Options, WaitStrategy};
@@ -436,16 +709,19 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// [`ConnectError`].
+    /// [`ConnectError`], which has a variant for each cause. If no server listens at the path, the call fails at once,
+    /// unless [`wait_for_server`](Self::wait_for_server) is set.
     pub fn connect(&self, path: impl AsRef<Path>) -> Result<SharedMemoryStream, ConnectError> {
         self.connect_timeout(path, self.connect_timeout_or_default())
     }
 
-    /// Connects to the listener at `path`, within `timeout`; one too long for the clock is for ever.
+    /// Connects to the listener at `path`. Blocks until the handshake is complete, for at most `timeout`; one that
+    /// overflows [`Instant`] means no deadline.
     ///
     /// # Errors
     ///
-    /// [`ConnectError`].
+    /// [`ConnectError`], which has a variant for each cause. If no server listens at the path, the call fails at once,
+    /// unless [`wait_for_server`](Self::wait_for_server) is set.
     pub fn connect_timeout(
         &self,
         path: impl AsRef<Path>,
@@ -454,7 +730,7 @@ impl Options {
         self.connect_within(path.as_ref(), ConnectLimit::deadline(deadline(timeout)))
     }
 
-    /// As [`connect_timeout`](Self::connect_timeout), within a limit that another thread may end.
+    /// Connects to the listener at `path`, within a limit that another thread may end.
     pub(crate) fn connect_within(
         &self,
         path: &Path,
@@ -467,14 +743,16 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// [`ConnectError`].
+    /// [`ConnectError::BadOptions`] if the options are not legal, [`ConnectError::Io`] if there is no memory or no
+    /// descriptor left.
     pub fn pair(&self) -> Result<(SharedMemoryStream, SharedMemoryStream), ConnectError> {
         let (client, server) = connect::pair(self)?;
         Ok((SharedMemoryStream::new(client, self), SharedMemoryStream::new(server, self)))
     }
 
-    /// Starts `command` with one end of a new connection, and waits until the child has taken it. See
-    /// [`SharedMemoryStream::spawn`].
+    /// Starts `command` with one end of a new connection. Blocks until the child has taken that end with
+    /// [`from_parent`](Self::from_parent), for at most the [`handshake_timeout`](Self::handshake_timeout) (5 s by
+    /// default) after the start of the child. [`SharedMemoryStream::spawn`] has the details.
     ///
     /// ```no_run
     /// use std::process::Command;
@@ -485,7 +763,7 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// [`SpawnError`]; as for [`SharedMemoryStream::spawn`].
+    /// [`SpawnError`]. The child was killed and reaped then, and a process that was taking the connection was killed.
     pub fn spawn(
         &self,
         mut command: impl BorrowMut<Command>,
@@ -494,23 +772,24 @@ impl Options {
         Ok((child, SharedMemoryStream::new(established, self)))
     }
 
-    /// Takes the connection with which the parent started this process; works once.
+    /// Takes the connection with which the parent started this process. Only one call succeeds.
     ///
     /// ```no_run
-    /// let stream = narrows::Options::new().arena(8 << 20).from_parent()?; // The smaller wish of both holds.
+    /// let stream = narrows::Options::new().arena(8 << 20).from_parent()?; // The smaller size of both sides is used.
     /// # Ok::<(), std::io::Error>(())
     /// ```
     ///
     /// # Errors
     ///
-    /// [`ConnectError`].
+    /// [`ConnectError`]: `NoParent` if the process was not started with a connection, `ParentTaken` if it was taken
+    /// already, `BadParent` if the descriptor is not in this process, usually since a wrapper has closed it.
     pub fn from_parent(&self) -> Result<SharedMemoryStream, ConnectError> {
         Ok(SharedMemoryStream::new(connect::from_parent(self)?, self))
     }
 }
 
-/// The handshake socket. It never carries data: it becomes readable, with a hang-up, when the peer is
-/// gone, and says nothing about messages.
+/// Returns the handshake socket. It never carries data: it becomes readable, with a hang-up, when the peer has closed
+/// the connection or ended. It does not show whether there are messages.
 impl AsFd for SharedMemoryStream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.sender.connection().as_fd()

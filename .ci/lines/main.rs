@@ -1,7 +1,7 @@
 //! Which lines of `src/` were run: `lines LIST PROFILE-FOLDER OBJECT...`, for `.ci/coverage`.
 //!
 //! A line counts by the regions of code that begin in it (the most often run), or else by the innermost region
-//! that it lies in. Test modules do not count. Fails if fewer than [`ENOUGH`] of all lines were run, if a line of
+//! around it. Test modules do not count. Fails if fewer than [`ENOUGH`] of all lines were run, if a line of
 //! [`STRICT`] was not and the list does not have it, or if the list has a line that was run or is not there.
 
 use std::collections::{BTreeMap, BTreeSet};

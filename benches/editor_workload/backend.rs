@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use harness::{Result, anyhow, bail, ensure, monotonic};
 
+use crate::config::RunConfig;
+use crate::connections;
 use crate::fault_injection::{Fault, FaultyChunks};
 use crate::item::{HEAD, Item, StreamKind, Text, stream};
 use crate::line_protocol::{self, StatusLine};
@@ -17,7 +19,6 @@ use crate::plan::{ChatId, PACE, Plan, THINKS};
 use crate::recorder::{Metric, Recorder};
 use crate::sync::lock;
 use crate::transport::{ChunkSink, ClientHandle, RequestContext, ServeMode, Service};
-use crate::{RunConfig, connections};
 
 /// Introduces the client: its process, and whether it is a light one.
 pub(crate) const HELLO: u32 = 1;
@@ -57,7 +58,7 @@ pub(crate) struct Backend {
 }
 
 struct ConnectedClient {
-    link: Arc<dyn ClientHandle>,
+    handle: Arc<dyn ClientHandle>,
     process: u32,
     light: bool,
     pushed: u32,
@@ -90,7 +91,7 @@ pub(crate) fn run(config: &RunConfig) -> Result<()> {
     while server.connections() > 0 && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(10));
     }
-    thread::sleep(Duration::from_millis(50)); // Threads of the connections come to their end.
+    thread::sleep(Duration::from_millis(50)); // The threads of the connections end.
     let mut recorder = lock(&backend.recorder);
     if server.connections() > 0 {
         recorder.fault(format!("{} connections of clients that have exited", server.connections()));
@@ -182,7 +183,7 @@ impl Backend {
             if let (1, Some(micros)) = (seq, tool.approval) {
                 let (sender, receiver) = channel();
                 let asked = stream(StreamKind::Approval, item.stream);
-                self.ask(&served.link(), (asked, 0), micros, Some(sender))?;
+                self.ask(&served.client(), (asked, 0), micros, Some(sender))?;
                 receiver.recv_timeout(Duration::from_secs(60)).map_err(|_| anyhow!("no approval came"))?;
             }
             self.text.write(&mut chunk, item.stream, seq, &[], len);
@@ -198,7 +199,7 @@ impl Backend {
     /// Sends a question to the user, with the time that the answer takes.
     fn ask(
         &self,
-        link: &Arc<dyn ClientHandle>,
+        client: &Arc<dyn ClientHandle>,
         (stream, seq): (u32, u32),
         micros: u32,
         waits: Option<Sender<()>>,
@@ -213,7 +214,7 @@ impl Backend {
         drop(questions);
         self.asked.fetch_add(1, Ordering::Relaxed);
         self.text.write(&mut question, stream, seq, &[micros], 201);
-        link.push(&question)
+        client.push(&question)
     }
 
     fn answered(&self, which: (u32, u32)) {
@@ -228,20 +229,20 @@ impl Backend {
         }
     }
 
-    /// Twenty times a second: now and then a question to the editor, and a status to every other client.
+    /// Runs twenty times a second. Sends the editor a question at every eighth tick, each light client a status at every fifth.
     fn tick(&self, tick: u32) {
         let clients = lock(&self.clients);
         let one = |(id, client): (&u64, &ConnectedClient)| {
-            (*id, Arc::clone(&client.link), client.light, client.pushed)
+            (*id, Arc::clone(&client.handle), client.light, client.pushed)
         };
         let known: Vec<_> = clients.iter().map(one).collect();
         drop(clients);
-        for (id, link, light, pushed) in known {
+        for (id, handle, light, pushed) in known {
             let sent = if light && tick % 5 == 0 {
-                self.status(&link, pushed)
+                self.status(&handle, pushed)
             } else if !light && tick % 8 == 0 && !self.questions_stopped.load(Ordering::Relaxed) {
                 let micros = self.plan.rng(7, tick).u32(THINKS);
-                self.ask(&link, (stream(StreamKind::Question, 0), pushed), micros, None)
+                self.ask(&handle, (stream(StreamKind::Question, 0), pushed), micros, None)
             } else {
                 continue;
             };
@@ -252,13 +253,13 @@ impl Backend {
         }
     }
 
-    fn status(&self, link: &Arc<dyn ClientHandle>, pushed: u32) -> Result<()> {
+    fn status(&self, client: &Arc<dyn ClientHandle>, pushed: u32) -> Result<()> {
         let mut status = Vec::new();
         self.text.write(&mut status, stream(StreamKind::Status, 0), pushed, &[], 301 + pushed as usize % 64);
-        link.push(&status)
+        client.push(&status)
     }
 
-    /// A request as it was sent.
+    /// Reads a request, and fails unless it is as it was sent.
     fn validate<'a>(&self, request: &'a [u8]) -> Result<Item<'a>> {
         let item = Item::read(request);
         let mut recorder = lock(&self.recorder);
@@ -287,9 +288,9 @@ impl Service for Backend {
         (TOOL_DONE, ServeMode::Inline),
     ];
 
-    fn on_disconnect(&self, link: u64) {
+    fn on_disconnect(&self, connection: u64) {
         let now = monotonic();
-        if let Some(client) = lock(&self.clients).remove(&link) {
+        if let Some(client) = lock(&self.clients).remove(&connection) {
             lock(&self.disconnects).push((client.process, now));
         }
     }
@@ -304,9 +305,9 @@ impl Service for Backend {
         let item = self.validate(request)?;
         match method {
             HELLO => {
-                let (link, light) = (served.link(), item.number(1) != 0);
-                let client = ConnectedClient { link, process: item.number(0), light, pushed: 0 };
-                lock(&self.clients).insert(client.link.id(), client);
+                let (handle, light) = (served.client(), item.number(1) != 0);
+                let client = ConnectedClient { handle, process: item.number(0), light, pushed: 0 };
+                lock(&self.clients).insert(client.handle.id(), client);
                 self.text.write(reply, item.stream, 1, &[], HEAD);
             }
             PING => self.text.write(reply, item.stream, item.seq, &[], request.len()),
@@ -391,13 +392,13 @@ impl Service for Backend {
     }
 }
 
-/// A result in fragments of at most 64 KiB.
+/// Returns the lengths of a result's fragments, of at most 64 KiB.
 pub(crate) fn fragments(len: usize) -> impl Iterator<Item = usize> {
     const FRAGMENT: usize = (64 << 10) - 37;
     (0..len.div_ceil(FRAGMENT)).map(move |at| (len - at * FRAGMENT).clamp(HEAD, FRAGMENT))
 }
 
-/// Open descriptors, and threads.
+/// Returns the number of open descriptors, and that of threads.
 fn open_resources() -> (u64, u64) {
     let count = |folder: &str| std::fs::read_dir(Path::new(folder)).map_or(0, |it| it.count() as u64);
     (count("/proc/self/fd"), count("/proc/self/task"))

@@ -31,12 +31,12 @@ pub(crate) enum StreamKind {
     Control,
 }
 
-/// The number of a stream: kind and which.
+/// Returns the number of a stream: its kind, and its index.
 pub(crate) fn stream(kind: StreamKind, which: u32) -> u32 {
     (kind as u32) << 28 | (which & 0x0fff_ffff)
 }
 
-/// Text that all payloads are cut out of.
+/// The text of all payloads; each is a part of it.
 #[derive(Debug)]
 pub(crate) struct Text(Vec<u8>);
 
@@ -76,7 +76,7 @@ impl Text {
         item[8..16].copy_from_slice(&monotonic().to_le_bytes());
     }
 
-    /// Where the text of an item begins.
+    /// Returns the offset at which the text of an item begins.
     pub(crate) fn offset(stream: u32, seq: u32) -> usize {
         let mixed = u64::from(stream).wrapping_mul(7919).wrapping_add(u64::from(seq).wrapping_mul(104_729));
         usize::try_from(mixed % Self::LEN as u64).unwrap_or(0)
@@ -90,7 +90,7 @@ fn checksum(item: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-/// An item that came whole.
+/// An item that arrived unchanged.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Item<'a> {
     pub(crate) stream: u32,
@@ -100,7 +100,7 @@ pub(crate) struct Item<'a> {
 }
 
 impl<'a> Item<'a> {
-    /// Nothing, if a byte is not as it was sent.
+    /// Returns nothing if a byte has changed.
     pub(crate) fn read(bytes: &'a [u8]) -> Option<Self> {
         if bytes.len() < HEAD {
             return None;
@@ -115,14 +115,14 @@ impl<'a> Item<'a> {
         })
     }
 
-    /// One of the numbers in front of the text; 0 where there is none.
+    /// Returns one of the numbers in front of the text, or 0 if there is none.
     pub(crate) fn number(&self, at: usize) -> u32 {
         let bytes = self.body.get(4 * at..4 * at + 4).and_then(|it| it.try_into().ok());
         u32::from_le_bytes(bytes.unwrap_or_default())
     }
 }
 
-/// How many items came, and what was wrong with how many.
+/// The number of items received, and of those with each kind of fault.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Tally {
     pub(crate) items: u64,
@@ -142,6 +142,16 @@ impl Tally {
         self.duplicated += other.duplicated;
         self.reordered += other.reordered;
         self.corrupt += other.corrupt;
+    }
+
+    /// Counts a reply, which must be an unchanged item of this stream, and of this length if one is given.
+    pub(crate) fn count_reply(&mut self, reply: &[u8], stream: u32, len: Option<usize>) {
+        self.items += 1;
+        self.bytes += reply.len() as u64;
+        let right = Item::read(reply).is_some_and(|it| it.stream == stream);
+        if !right || len.is_some_and(|len| len != reply.len()) {
+            self.corrupt += 1;
+        }
     }
 
     pub(crate) fn wrong(&self) -> u64 {
@@ -187,7 +197,7 @@ impl SequenceCheck {
         Some(item)
     }
 
-    /// The stream is at its end, after so many items.
+    /// Ends the stream, which had so many items.
     pub(crate) fn end(mut self, items: u32, tally: &mut Tally) {
         self.missing.extend(self.next..items);
         tally.duplicated += u64::from(self.next.saturating_sub(items)); // More than there are.

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use harness::{Result, monotonic};
 
-use crate::RunConfig;
 use crate::backend::{HELLO, PING};
+use crate::config::RunConfig;
 use crate::connections;
 use crate::item::{HEAD, Item, SequenceCheck, StreamKind, Text, stream};
 use crate::line_protocol::{self, StatusLine};
@@ -21,7 +21,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Measurements are reported at this interval, since the process may be killed at any time.
 const REPORT_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Runs the process of a light client; `replaces` is true if it takes the place of one that was killed.
+/// Runs the process of a light client; `replaces` is true if it replaces one that was killed.
 pub(crate) fn run(config: &RunConfig, replaces: bool) -> Result<()> {
     let input = line_protocol::input_closed();
     let text = Text::new(config.plan.seed);
@@ -34,7 +34,7 @@ pub(crate) fn run(config: &RunConfig, replaces: bool) -> Result<()> {
     if replaces {
         recorder.record_since(Metric::Reconnect, began);
     }
-    validate(&reply, stream(StreamKind::Control, 3), &mut recorder);
+    recorder.tally.count_reply(&reply, stream(StreamKind::Control, 3), None);
     line_protocol::report(&StatusLine::Measured(recorder.snapshot()));
     let (calls, pushes) = thread::scope(|scope| {
         let pushes = scope.spawn(|| receive_pushes(&client, &input));
@@ -58,7 +58,7 @@ fn make_calls(client: &Arc<dyn Client>, text: &Text, end: &AtomicBool) -> Result
         let asked = monotonic();
         let reply = client.call(PING, &request)?;
         recorder.record_since(Metric::Light, asked);
-        validate(&reply, of, &mut recorder);
+        recorder.tally.count_reply(&reply, of, None);
         if reply.len() != request.len() || Item::read(&reply).is_some_and(|it| it.seq != seq) {
             recorder.tally.reordered += 1;
         }
@@ -89,12 +89,4 @@ fn receive_pushes(client: &Arc<dyn Client>, end: &AtomicBool) -> Result<()> {
     track.end(seen, &mut recorder.tally); // Items that are missing in between.
     line_protocol::report(&StatusLine::Measured(recorder.snapshot()));
     Ok(())
-}
-
-fn validate(reply: &[u8], of: u32, recorder: &mut Recorder) {
-    recorder.tally.items += 1;
-    recorder.tally.bytes += reply.len() as u64;
-    if Item::read(reply).is_none_or(|it| it.stream != of) {
-        recorder.tally.corrupt += 1;
-    }
 }

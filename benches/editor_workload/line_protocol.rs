@@ -22,7 +22,7 @@ pub(crate) enum StatusLine {
     Measured(Measured),
 }
 
-/// Prints a line. That the runner has exited is no fault: the input is closed as well, then.
+/// Prints a line. If the runner has exited, a failed write is no fault, since the input is closed as well.
 pub(crate) fn report(line: &StatusLine) {
     let text = serde_json::to_string(line).unwrap_or_default();
     let mut out = io::stdout().lock();

@@ -14,6 +14,7 @@
 //! machines, or other mixes of traffic.
 
 mod backend;
+mod config;
 mod connections;
 mod editor;
 mod fault_injection;
@@ -31,38 +32,18 @@ mod sync;
 mod transport;
 mod unix;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use harness::{Result, die_with_parent};
-use serde::{Deserialize, Serialize};
 
-use crate::fault_injection::Fault;
-use crate::plan::Plan;
-use crate::transport::Transport;
+use crate::run::RunOptions;
 
 /// An editor's traffic over narrows, a Unix socket and Node.js, one after the other
 #[derive(Debug, Parser)]
 struct WorkloadArguments {
-    /// The seed of all messages
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    /// How long the chats go on over each transport: two thirds at 50 chunks a second, the rest unpaced
-    #[arg(long, default_value_t = 60.0)]
-    seconds: f64,
-    /// The transports; Node.js has the chats alone, and the others then run the chats alone too
-    #[arg(long, value_delimiter = ',', default_values = ["narrows", "unix", "node"])]
-    transport: Vec<Transport>,
-    /// Node.js
-    #[arg(long, default_value = "node")]
-    node: PathBuf,
-    /// Where the results go
-    #[arg(long, default_value = "target/benches/editor_workload")]
-    out: PathBuf,
-    /// Has the backend make a fault in each chat: the run must fail
-    #[arg(long)]
-    inject: Option<Fault>,
+    #[command(flatten)]
+    options: RunOptions,
     /// Cargo passes this to a benchmark
     #[arg(long, hide = true)]
     bench: bool,
@@ -86,28 +67,10 @@ enum Role {
     },
 }
 
-/// The configuration of all processes of one run.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct RunConfig {
-    transport: Transport,
-    scope: Scope,
-    plan: Plan,
-    /// The path of the socket.
-    path: PathBuf,
-    fault: Option<Fault>,
-}
-
-/// All flows, or the chats alone, with their tools, approvals, questions and cancels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-enum Scope {
-    Whole,
-    Chats,
-}
-
 fn main() -> ExitCode {
     let arguments = WorkloadArguments::parse();
     let done = match &arguments.role {
-        None => harness::enter_repository().and_then(|()| run::run(&arguments)),
+        None => harness::enter_repository().and_then(|()| run::run(&arguments.options)),
         Some(role) => child(role),
     };
     match done {

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde::Serialize;
 
-/// Of one process, in KiB: the most that was seen of each.
+/// The peak memory of one process, in KiB.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(crate) struct PeakMemory {
     /// Its own: heap and stacks.
@@ -14,7 +14,7 @@ pub(crate) struct PeakMemory {
 }
 
 impl PeakMemory {
-    /// Looks again.
+    /// Samples the memory of the process and keeps the peaks.
     pub(crate) fn sample(&mut self, process: u32) {
         let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
         let of = |name: &str| {

@@ -80,7 +80,7 @@ impl RequestContext for Request<'_> {
         Request::is_cancelled(self)
     }
 
-    fn link(&self) -> Arc<dyn ClientHandle> {
+    fn client(&self) -> Arc<dyn ClientHandle> {
         Arc::new(self.connection())
     }
 }

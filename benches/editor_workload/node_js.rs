@@ -7,14 +7,14 @@ use std::process::Command;
 use harness::{Result, anyhow, ensure};
 use serde_json::json;
 
+use crate::config::RunConfig;
 use crate::item::Text;
-use crate::plan::{CHATS, Chat, ChatId, PACE};
-use crate::{RunConfig, plan};
+use crate::plan::{CHATS, Chat, ChatId, PACE, THINKS};
 
 /// Unpaced chats of each thread; then they begin again.
 const UNPACED: u32 = 60;
 
-/// Whether it is there, and new enough for what the scripts use.
+/// Fails unless Node.js is installed and new enough for the scripts.
 pub(crate) fn require(node: &Path) -> Result<()> {
     let output = Command::new(node).arg("--version").output();
     let output = output.map_err(|error| anyhow!("`{} --version`: {error}", node.display()))?;
@@ -25,7 +25,7 @@ pub(crate) fn require(node: &Path) -> Result<()> {
     Ok(())
 }
 
-/// One of its two processes.
+/// Returns the command of one of its two processes.
 pub(crate) fn command(node: &Path, role: &str, config: &RunConfig, folder: &Path) -> Result<Command> {
     let file = folder.join("plan.json");
     if !file.exists() {
@@ -48,7 +48,7 @@ fn plan_of(config: &RunConfig) -> serde_json::Value {
         let which = (0..UNPACED).map(|index| ChatId { unpaced: true, thread, index });
         which.map(|which| plan.chat(which, plan.unpaced_chat(which))).collect()
     };
-    let questions: Vec<u32> = (0..64).map(|tick| plan.rng(7, tick).u32(plan::THINKS)).collect();
+    let questions: Vec<u32> = (0..64).map(|tick| plan.rng(7, tick).u32(THINKS)).collect();
     json!({
         "path": config.path,
         "pace": PACE,

@@ -20,10 +20,10 @@ pub(crate) const LIGHTS: usize = 9;
 /// Bytes of one terminal's output.
 pub(crate) const TERMINAL: usize = 10_000_000;
 
-/// Microseconds that the user takes for what the backend asks by itself.
+/// Microseconds until the user answers a question of the backend.
 pub(crate) const THINKS: Range<u32> = 100_000..2_000_000;
 
-/// The seed, and how long what takes.
+/// The seed, and the durations of the two parts.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Plan {
     pub(crate) seed: u64,
@@ -73,13 +73,13 @@ pub(crate) struct Lsp {
 }
 
 impl Plan {
-    /// Two thirds of the time at a pace, the rest without.
+    /// Returns a plan with two thirds of the time paced, and the rest unpaced.
     pub(crate) fn new(seed: u64, seconds: f64) -> Self {
         let paced = Duration::from_secs_f64(seconds * 2.0 / 3.0);
         Self { seed, paced, unpaced: Duration::from_secs_f64(seconds / 3.0) }
     }
 
-    /// The random numbers of one thing.
+    /// Returns the random numbers of one item of a kind.
     pub(crate) fn rng(&self, kind: u32, which: u32) -> Rng {
         let mixed = self.seed ^ (u64::from(kind) << 32 | u64::from(which));
         let mut rng = Rng::with_seed(mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
@@ -87,15 +87,14 @@ impl Plan {
         Rng::with_seed(rng.u64(..))
     }
 
-    /// How many chunks the paced chats of a thread have, one after the other: 200 to 1000 each, as many as there is
-    /// time for.
+    /// Returns the chunks of each paced chat of a thread: 200 to 1000, as many chats as there is time for.
     pub(crate) fn paced_chats(&self, thread: u32) -> Vec<u32> {
         let mut rng = self.rng(1, thread);
         let mut left = u32::try_from(self.paced.as_millis()).unwrap_or(u32::MAX) / (1000 / PACE);
         let mut chats = Vec::new();
         while left >= 40 {
             let chunks = rng.u32(200..=1000);
-            // Nothing may be left behind it that is too short for another.
+            // The rest must be long enough for another chat.
             let chunks = match left {
                 ..=1000 if left < chunks + 200 => left,
                 _ if left < chunks + 200 => left / 2,
@@ -107,12 +106,12 @@ impl Plan {
         chats
     }
 
-    /// How many chunks an unpaced chat has.
+    /// Returns the number of chunks of an unpaced chat.
     pub(crate) fn unpaced_chat(&self, which: ChatId) -> u32 {
         self.rng(2, which.number()).u32(200..=1000)
     }
 
-    /// A chat of so many chunks.
+    /// Returns a chat of so many chunks.
     pub(crate) fn chat(&self, which: ChatId, chunks: u32) -> Chat {
         let mut rng = self.rng(3, which.number());
         let request = rng.usize(4 << 10..=32 << 10);
@@ -135,13 +134,13 @@ impl Plan {
         }
     }
 
-    /// A transfer of a whole history, and what comes back.
+    /// Returns the sizes of a history and of the reply to it.
     pub(crate) fn history(&self, number: u32) -> (usize, usize) {
         let mut rng = self.rng(5, number);
         (rng.usize(2_000_000..=6_000_000), rng.usize(100_000..=2_000_000))
     }
 
-    /// The chunks of a terminal's output: 64 KiB, and a little less.
+    /// Returns the chunk lengths of a terminal's output: 64 KiB, or up to 98 B less.
     pub(crate) fn terminal(&self, number: u32) -> Vec<usize> {
         let mut rng = self.rng(6, number);
         let (mut left, mut chunks) = (TERMINAL, Vec::new());
@@ -157,17 +156,17 @@ impl Plan {
 }
 
 impl ChatId {
-    /// For the random numbers and the items; the last bit distinguishes a chat's tools.
+    /// Returns its number, for the random numbers and the items; the last bit distinguishes a chat's tools.
     pub(crate) fn number(self) -> u32 {
         self.thread << 24 | u32::from(self.unpaced) << 23 | self.index << 1
     }
 
-    /// The stream of one of its tools.
+    /// Returns the stream of one of its tools.
     pub(crate) fn tool(self, tool: u32) -> u32 {
         stream(StreamKind::Tool, self.number() | tool)
     }
 
-    /// As it stands in a request.
+    /// Returns the numbers that a request carries; [`ChatId::of`] reads them.
     pub(crate) fn params(self, chunks: u32) -> [u32; 4] {
         [u32::from(self.unpaced), self.thread, self.index, chunks]
     }
@@ -191,7 +190,7 @@ impl Tool {
     }
 }
 
-/// From 30 to 200 bytes, most around 70.
+/// Returns a length from 30 to 200 bytes, usually about 70.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 fn log_normal(rng: &mut Rng) -> usize {
     let (one, other) = (1.0 - rng.f64(), rng.f64());

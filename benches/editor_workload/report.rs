@@ -8,7 +8,7 @@ use std::path::Path;
 use harness::{Result, ensure};
 use serde::Serialize;
 
-use crate::Scope;
+use crate::config::Scope;
 use crate::item::Tally;
 use crate::memory::PeakMemory;
 use crate::plan::Plan;
@@ -65,7 +65,7 @@ impl TransportRun {
     }
 }
 
-/// As tables and progress name a run.
+/// Returns the name of a run in tables and in the progress.
 pub(crate) fn name(transport: Transport, scope: Scope) -> String {
     let transport = match transport {
         Transport::Narrows => "narrows",
@@ -146,7 +146,7 @@ fn head(text: &mut String, first: &str, runs: &[&TransportRun]) {
     let _ = writeln!(text, "| {first} | {} |\n|---|{}", names.join(" | "), "---|".repeat(runs.len()));
 }
 
-/// Left out if no transport has it.
+/// Adds a row, unless no transport has a value for it.
 fn row(
     text: &mut String,
     first: &str,
@@ -160,7 +160,7 @@ fn row(
     }
 }
 
-/// Three digits.
+/// Formats microseconds with three digits.
 #[allow(clippy::cast_precision_loss)]
 fn micros(nanos: u64) -> String {
     let micros = nanos as f64 / 1e3;

@@ -2,39 +2,66 @@
 
 use std::collections::HashMap;
 use std::env;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
+use clap::Args;
 use harness::{
     Output, Process, Result, anyhow, bail, cpu_seconds_of_children, cpu_seconds_of_others, ensure,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::config::{RunConfig, Scope};
+use crate::fault_injection::Fault;
 use crate::line_protocol::StatusLine;
 use crate::memory::PeakMemory;
+use crate::node_js;
 use crate::plan::{LIGHTS, Plan};
 use crate::recorder::{Measured, Metric, Recorder};
 use crate::report::{self, Report, TransportRun};
 use crate::transport::Transport;
-use crate::{RunConfig, Scope, WorkloadArguments, node_js};
+
+/// The choice of runs.
+#[derive(Debug, Args)]
+pub(crate) struct RunOptions {
+    /// The seed of all messages
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// How long the chats go on over each transport: two thirds at 50 chunks a second, the rest unpaced
+    #[arg(long, default_value_t = 60.0)]
+    seconds: f64,
+    /// The transports; Node.js has the chats alone, and the others then run the chats alone too
+    #[arg(long, value_delimiter = ',', default_values = ["narrows", "unix", "node"])]
+    transport: Vec<Transport>,
+    /// Node.js
+    #[arg(long, default_value = "node")]
+    node: PathBuf,
+    /// Where the results go
+    #[arg(long, default_value = "target/benches/editor_workload")]
+    out: PathBuf,
+    /// Has the backend make a fault in each chat: the run must fail
+    #[arg(long)]
+    inject: Option<Fault>,
+}
 
 /// How long a run may take beyond its time.
 const TIMEOUT: Duration = Duration::from_secs(90);
 
-/// All transports, and the report.
-pub(crate) fn run(arguments: &WorkloadArguments) -> Result<()> {
-    let seconds = arguments.seconds;
+/// Runs all transports, and writes the report.
+pub(crate) fn run(options: &RunOptions) -> Result<()> {
+    let seconds = options.seconds;
     ensure!((2.0..=86_400.0).contains(&seconds), "from 2 seconds to a day");
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
     ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))?;
-    let mut transports = arguments.transport.clone();
+    let mut transports = options.transport.clone();
     let mut notes = Vec::new();
     if transports.contains(&Transport::Node) {
-        if let Err(error) = node_js::require(&arguments.node) {
+        if let Err(error) = node_js::require(&options.node) {
             transports.retain(|it| *it != Transport::Node);
             notes.push(format!("Without Node.js: {error:#}"));
             eprintln!("Node.js is left out: {error:#}");
@@ -44,14 +71,14 @@ pub(crate) fn run(arguments: &WorkloadArguments) -> Result<()> {
     let mut runs = Vec::new();
     for (transport, scope) in wanted(&transports) {
         // The chats alone need less time.
-        let plan = Plan::new(arguments.seed, if scope == Scope::Whole { seconds } else { seconds / 2.0 });
-        runs.push(WorkloadRun::new(transport, scope, plan, arguments, &stop)?.run()?);
+        let plan = Plan::new(options.seed, if scope == Scope::Whole { seconds } else { seconds / 2.0 });
+        runs.push(WorkloadRun::new(transport, scope, plan, options, &stop)?.run()?);
     }
-    let report = Report { seed: arguments.seed, seconds, machine: harness::machine(), notes, runs };
-    report::publish(&report, &arguments.out)
+    let report = Report { seed: options.seed, seconds, machine: harness::machine(), notes, runs };
+    report::publish(&report, &options.out)
 }
 
-/// All flows over the transports that can; where Node.js takes part, the chats alone over all of them too.
+/// Returns the runs: all flows over each transport but Node.js; if Node.js takes part, also the chats alone over each.
 fn wanted(transports: &[Transport]) -> Vec<(Transport, Scope)> {
     let whole = transports.iter().filter(|it| **it != Transport::Node).map(|it| (*it, Scope::Whole));
     let node = transports.contains(&Transport::Node);
@@ -62,7 +89,7 @@ fn wanted(transports: &[Transport]) -> Vec<(Transport, Scope)> {
 /// One transport's run.
 struct WorkloadRun<'a> {
     config: RunConfig,
-    arguments: &'a WorkloadArguments,
+    options: &'a RunOptions,
     stop: &'a AtomicBool,
     folder: tempfile::TempDir,
     sender: Sender<Output>,
@@ -79,19 +106,19 @@ impl<'a> WorkloadRun<'a> {
         transport: Transport,
         scope: Scope,
         plan: Plan,
-        arguments: &'a WorkloadArguments,
+        options: &'a RunOptions,
         stop: &'a AtomicBool,
     ) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let (sender, output) = channel();
         let config =
-            RunConfig { transport, scope, plan, path: folder.path().join("socket"), fault: arguments.inject };
+            RunConfig { transport, scope, plan, path: folder.path().join("socket"), fault: options.inject };
         let bar = ProgressBar::new((plan.paced + plan.unpaced).as_secs());
         let style = "{prefix:16} {bar:24} {pos:>3}/{len} s  {wide_msg}";
         bar.set_style(ProgressStyle::with_template(style)?);
         bar.set_prefix(report::name(transport, scope));
         let (recorder, killed, memory) = (Recorder::default(), HashMap::new(), [PeakMemory::default(); 2]);
-        Ok(Self { config, arguments, stop, folder, sender, output, recorder, bar, killed, memory })
+        Ok(Self { config, options, stop, folder, sender, output, recorder, bar, killed, memory })
     }
 
     fn run(mut self) -> Result<TransportRun> {
@@ -165,7 +192,8 @@ impl<'a> WorkloadRun<'a> {
             self.check_deadline(end)?;
             if Instant::now() > kill && !lights.is_empty() {
                 kill += Duration::from_secs(1);
-                self.replace(&mut lights[next_victim(&self.killed)])?;
+                let next = self.killed.len() % LIGHTS; // One after the other.
+                self.replace(&mut lights[next])?;
             }
             if looked.elapsed() > Duration::from_millis(250) {
                 looked = Instant::now();
@@ -189,7 +217,7 @@ impl<'a> WorkloadRun<'a> {
         }
     }
 
-    /// Kills it and starts another.
+    /// Kills a light client and starts another.
     fn replace(&mut self, light: &mut Process) -> Result<()> {
         if light.has_exited() {
             self.recorder.fault("a light client exited early".into());
@@ -252,15 +280,10 @@ impl<'a> WorkloadRun<'a> {
 
     fn command(&self, role: &str) -> Result<Command> {
         if self.config.transport == Transport::Node {
-            return node_js::command(&self.arguments.node, role, &self.config, self.folder.path());
+            return node_js::command(&self.options.node, role, &self.config, self.folder.path());
         }
         let mut command = Command::new(env::current_exe()?);
         command.arg(role).arg(serde_json::to_string(&self.config)?);
         Ok(command)
     }
-}
-
-/// Returns the light client to kill next: one after the other.
-fn next_victim(killed: &HashMap<u32, u64>) -> usize {
-    killed.len() % LIGHTS
 }

@@ -65,7 +65,7 @@ pub(crate) trait ClientHandle: Send + Sync {
 pub(crate) trait RequestContext {
     fn is_cancelled(&self) -> bool;
 
-    fn link(&self) -> Arc<dyn ClientHandle>;
+    fn client(&self) -> Arc<dyn ClientHandle>;
 }
 
 /// Takes the chunks of a reply.
@@ -103,6 +103,6 @@ pub(crate) trait Service: Send + Sync + 'static {
         out: &mut dyn ChunkSink,
     ) -> Result<()>;
 
-    /// A connection has ended.
+    /// Is called when a connection has ended.
     fn on_disconnect(&self, connection: u64);
 }

@@ -1,8 +1,8 @@
 //! Calls of 32 bytes, each side counted alone, in one thread.
 //!
-//! The other side is a bare stream that has sent everything beforehand: the replies that the client will need lie in
-//! the ring when it calls, and the requests that the server will get when it begins to serve. So no side waits, and the count
-//! is of the call layer and the stream beneath it: `client` and `server` together are one call.
+//! The other side is a bare stream that has sent everything beforehand: the replies that the client will need are
+//! in the ring when it calls, and the requests that the server will receive are there when it begins to serve. So no side
+//! waits, and the count is of the call layer and the stream beneath it. `client` and `server` together are one call.
 
 use std::hint::black_box;
 
@@ -10,11 +10,11 @@ use gungraun::prelude::*;
 use gungraun::{Callgrind, EntryPoint};
 use narrows::{Options, SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
 
-use crate::TIMES;
+use crate::times::TIMES;
 
 const ECHO: u32 = 1;
 const END: u32 = 2;
-/// Calls that may be under way. One caller uses the same place each time, so its ids are multiples of this.
+/// Calls that may be in flight. One caller uses the same slot each time, so its ids are multiples of this.
 const SLOTS: u32 = 64;
 const WARM: usize = 64;
 
@@ -51,19 +51,19 @@ fn frame(kind: u8, word: u32, body: &[u8]) -> Vec<u8> {
     [&[kind, 0, 0, 0], &word.to_le_bytes()[..], body].concat()
 }
 
-/// Returns the first frame of a side: version 1, and windows of 1 MiB for streams and for pushes.
-fn greeting(kind: u8) -> Vec<u8> {
+/// Returns the preface of a side, its first frame: version 1, and windows of 1 MiB for streams and for pushes.
+fn preface(kind: u8) -> Vec<u8> {
     let window = (1_u32 << 20).to_le_bytes();
     let settings = [&b"narrows#"[..], &[1, 0, 0, 0], &window, &window, &[0; 12]].concat();
     frame(kind, 0, &settings)
 }
 
-/// A client that has made some calls, and has the replies of the others in its ring.
+/// Returns a client that has made some calls, and has the replies of the others in its ring.
 fn calling(size: usize) -> Box<Calling> {
     let (client, mut server) = options().pair().expect("a pair");
-    server.send(&greeting(ACCEPT)).expect("room");
-    let client = SharedMemoryClient::over_with(client, &options()).expect("a greeting");
-    server.recv_into(&mut Vec::new()).expect("a greeting");
+    server.send(&preface(ACCEPT)).expect("room");
+    let client = SharedMemoryClient::over_with(client, &options()).expect("a preface");
+    server.recv_into(&mut Vec::new()).expect("a preface");
     let reply = frame(REPLY, 0, &vec![7; size]);
     for call in 0..WARM + TIMES {
         server.send_tagged(&reply, id(call)).expect("room");
@@ -95,10 +95,10 @@ fn client(mut calling: Box<Calling>) -> Box<Calling> {
     calling
 }
 
-/// A server with all requests in its ring, the last of which has the client hang up.
+/// Returns a server with all requests in its ring; the last request closes the client's connection.
 fn serving(size: usize) -> Box<Serving> {
     let (mut client, stream) = options().pair().expect("a pair");
-    client.send(&greeting(HELLO)).expect("room");
+    client.send(&preface(HELLO)).expect("room");
     let call = |method| frame(CALL, method, &vec![7; size]);
     for number in 0..TIMES {
         client.send_tagged(&call(ECHO), id(number)).expect("room");
@@ -123,7 +123,7 @@ fn served(mut serving: Box<Serving>) {
     drop(serving.stream.take());
 }
 
-// The loop of the connection's thread, from the first request to the hang-up; an inline method.
+// The loop of the connection's thread, from the first request to the close; an inline method.
 #[library_benchmark(
     config = LibraryBenchmarkConfig::default().tool(
         Callgrind::with_args(["--cache-sim=no"]).entry_point(EntryPoint::Custom("*ConnectionDriver*::run".into()))
@@ -132,7 +132,7 @@ fn served(mut serving: Box<Serving>) {
 #[bench::x32(args = (32), setup = serving, teardown = served)]
 fn server(mut serving: Box<Serving>) -> Box<Serving> {
     if let (Some(server), Some(stream)) = (serving.server.take(), serving.stream.take()) {
-        server.serve_stream(stream).expect("an end by hang-up");
+        server.serve_stream(stream).expect("the client closes");
     }
     serving
 }

@@ -1,9 +1,9 @@
 //! Instructions of the hot paths, counted by callgrind: `cargo bench -p narrows-benches --bench instructions`.
 //!
-//! Each benchmark does its operation [`TIMES`] times after a warm-up, in one thread, without sleepers unless its name
+//! Each benchmark does its operation [`TIMES`](times::TIMES) times after a warm-up, in one thread, without sleepers unless its name
 //! has one. The loop is counted, in user space. Counts do not vary, so they show a change of a few instructions that no
-//! clock shows. `.ci/instructions` compares the counts with `table.txt` beside this file; there
-//! stand counts of one operation, the loop's own included, which the row `alone` shows.
+//! clock shows. `.ci/instructions` compares the counts with `table.txt` beside this file. The table has the counts of one
+//! operation. They include the loop itself, whose cost is the row `alone`.
 //!
 //! # Limits
 //!
@@ -22,13 +22,11 @@
 
 mod calls;
 mod stream;
+mod times;
 
 use calls::one_call;
 use gungraun::prelude::*;
 use stream::messages;
-
-/// How often each benchmark does its operation; `.ci/instructions` divides by it.
-const TIMES: usize = 1024;
 
 main!(
     config = LibraryBenchmarkConfig::default().tool(gungraun::Callgrind::with_args(["--cache-sim=no"])),

@@ -4,7 +4,7 @@
 //! `testing`. The feature adds no step to the ring or to the private memory.
 //!
 //! The ring runs over the private memory, once as it is and once through one more implementation of the trait that
-//! does nothing but pass each call on. If the seam cost an instruction, a second one would cost it again: both rows are
+//! only passes each call on. If the seam cost an instruction, a second one would cost it again: both rows are
 //! equal to the last instruction, and `.ci/instructions` checks that. It also looks into the profile of `send_recv` in `main.rs` for any
 //! function of the trait: all are part of their callers there.
 
@@ -15,6 +15,8 @@
     reason = "the harness writes public items of its own"
 )]
 
+mod times;
+
 use std::hint::black_box;
 use std::sync::Arc;
 
@@ -23,12 +25,11 @@ use narrows::internal::layout::SlotKind;
 use narrows::internal::memory::{Heap, Memory, Padding, forward_memory};
 use narrows::internal::ring::{Consumer, Producer};
 
-/// How often each benchmark does its operation, as in `main.rs`.
-const TIMES: usize = 1024;
+use times::TIMES;
 
 type SharedHeap = Arc<Heap>;
 
-/// One more seam.
+/// Passes each call on: one more seam.
 struct Again(SharedHeap);
 
 impl Memory for Again {
@@ -60,9 +61,9 @@ fn pass<M: Memory>(ring: &mut RingPair<M>) {
     producer.write(&claim, 0, black_box(message), Padding::Zero).expect("in the claim");
     producer.describe(&claim, SlotKind::Inline, message.len(), 0);
     producer.publish(claim.after(), false);
-    let arrival = consumer.next_slot().expect("no lie").expect("a message");
+    let arrival = consumer.next_slot().expect("a valid slot").expect("a message");
     consumer.read(&arrival, 0, black_box(message)).expect("in the message");
-    consumer.verify(&arrival).expect("nobody writes");
+    consumer.verify(&arrival).expect("no other writer");
     consumer.release(&arrival);
 }
 

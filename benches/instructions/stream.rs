@@ -10,7 +10,7 @@ use gungraun::prelude::*;
 use gungraun::{Callgrind, EntryPoint};
 use narrows::{Options, Receiver, Sender, SharedMemoryStream, WaitStrategy};
 
-use crate::TIMES;
+use crate::times::TIMES;
 
 /// Two ends, a message, and memory to receive it. Boxed, so that handing it over costs one word.
 struct StreamPair {
@@ -20,7 +20,7 @@ struct StreamPair {
     buffer: Vec<u8>,
 }
 
-/// StreamPair whose halves, buffers and pages have all been used.
+/// Returns a pair whose halves, buffers and pages have all been used.
 fn warm(size: usize) -> Box<StreamPair> {
     let (a, b) = Options::new().slots(2048).arena(4 << 20).pair().expect("a pair");
     let mut ends = Box::new(StreamPair { a, b, message: vec![7; size], buffer: vec![0; size] });
@@ -31,7 +31,7 @@ fn warm(size: usize) -> Box<StreamPair> {
     ends
 }
 
-/// StreamPair with all messages in the ring.
+/// Returns a pair with all messages in the ring.
 fn full(size: usize) -> Box<StreamPair> {
     let mut ends = warm(size);
     for _ in 0..TIMES {
@@ -109,7 +109,7 @@ fn try_send_try_recv(mut ends: Box<StreamPair>) -> Box<StreamPair> {
     ends
 }
 
-// In place, and nothing is written: what it costs beside the bytes.
+// In place, and nothing is written: the cost without that of the bytes.
 #[library_benchmark]
 #[bench::x40(args = (40), setup = warm)]
 #[bench::x1024(args = (1024), setup = warm)]
@@ -171,7 +171,7 @@ fn sleepy(size: usize) -> Box<Sleepy> {
     sleepy
 }
 
-/// Waits until the receiver has raised its flag once more and looked in vain: the next message wakes it.
+/// Waits until the receiver has set its flag once more and found no message, so that the next message wakes it.
 fn fall_asleep(sleepy: &mut Sleepy) {
     while sleepy.sleeper.stats().sleeps == sleepy.slept {
         thread::yield_now();

@@ -5,13 +5,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::{Result, ensure};
 use clap::Parser;
 
 use crate::driver::Subject;
 use crate::record::{Record, Row};
 use crate::run::{self, RunPlan};
 use crate::system::Job;
-use crate::{Result, ensure, plot, probe, report, sys, targets};
+use crate::{plot, probe, report, sys, targets};
 
 /// The options of a benchmark: `cargo bench -p narrows-benches --bench NAME -- …`.
 #[derive(Parser, Debug)]
@@ -23,8 +24,8 @@ struct Arguments {
     #[arg(long, value_delimiter = ',')]
     size: Vec<usize>,
     /// Only these placements: two, one, free, busy.
-    #[arg(long, value_delimiter = ',')]
-    place: Vec<String>,
+    #[arg(long = "place", value_name = "PLACE", value_delimiter = ',')]
+    placements: Vec<String>,
     /// Only the rows that these targets need, comma between them.
     #[arg(long, value_delimiter = ',')]
     target: Vec<u8>,
@@ -61,7 +62,7 @@ struct Arguments {
     spin: bool,
 }
 
-/// A whole benchmark: one side of a row, or all rows and what they come to. Call it from `main`.
+/// Runs one side of a row, or all rows and their report. The `main` of each benchmark calls it.
 pub fn main(name: &str, subjects: &[Subject], rows: Vec<Row>) -> Result<()> {
     let arguments = Arguments::parse();
     enter_repository()?;
@@ -101,7 +102,7 @@ impl Arguments {
         (self.target.is_empty() || targeted())
             && (self.only.is_empty() || self.only.iter().any(only))
             && (self.size.is_empty() || self.size.contains(&row.work.size))
-            && (self.place.is_empty() || self.place.contains(&row.placement.to_string()))
+            && (self.placements.is_empty() || self.placements.contains(&row.placement.to_string()))
     }
 
     fn plan(&self) -> Result<RunPlan> {
@@ -117,7 +118,7 @@ impl Arguments {
     }
 }
 
-/// Relative paths are those of the repository, whichever folder cargo starts a benchmark in.
+/// Enters the folder of the repository, to which relative paths refer; cargo starts a benchmark in another.
 pub fn enter_repository() -> Result<()> {
     Ok(std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))?)
 }

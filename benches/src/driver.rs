@@ -12,12 +12,14 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use anyhow::{Result, bail};
+
 use crate::endpoint::Endpoint;
 use crate::record::SideReport;
 use crate::source::Checked;
 use crate::system::{Job, Side, System, Work, WorkKind};
 use crate::timing::{Samples, UsageMeter};
-use crate::{Result, bail, many_connections, sys};
+use crate::{many_connections, sys};
 
 /// A measurement with a driver of its own.
 pub trait Measurement {
@@ -54,6 +56,12 @@ impl Subject {
     pub fn measure<M: Measurement>() -> Self {
         Self { name: M::NAME, version: M::VERSION, threads: false, supports: M::supports, run: M::run }
     }
+}
+
+/// Lists the systems of a binary: `systems![Narrows, UnixStream]`.
+#[macro_export]
+macro_rules! systems {
+    ($($system:ty),* $(,)?) => { vec![$($crate::Subject::of::<$system>()),*] };
 }
 
 fn run<S: System>(job: &Job) -> Result<SideReport> {

@@ -1,8 +1,9 @@
 //! One side of a connection at work: sends and receives whole messages, and agrees with the other side by signals.
 
+use anyhow::{Result, bail};
+
 use crate::source::{Check, Checked, Source};
 use crate::system::{Job, ReceiveHalf, SendHalf, System};
-use crate::{Result, bail};
 
 pub(crate) struct Endpoint<S: System> {
     sender: S::Sender,

@@ -1,15 +1,15 @@
 //! The harness of the benchmarks: runs the same work through many ways to send a message between two processes, and
-//! reports what each took.
+//! reports what each costs.
 //!
 //! ```text
-//!  system     what an adaptor implements: System, SendHalf, ReceiveHalf; the Work and the Job that it is given
+//!  system     the traits of an adaptor: System, SendHalf, ReceiveHalf; the Work and the Job that it is given
 //!  source     the messages, and how each is validated
 //!  driver     both sides of one piece of work          ─▶ SideReport;  endpoint: one side; many_connections
 //!  timing     samples of a counter, usage of CPU and memory
 //!  run        rows, rounds, processes, watchdog        ─▶ Trial, Record (JSON)
 //!  probe      the machine: is it the same before and after a row?
 //!  figures    medians and spread; report: tables; plot: pictures; targets: ratios that must hold
-//!  limits     what the hardware and the kernel allow, as systems beside narrows_streams
+//!  limits     the limits of the hardware and the kernel, as systems beside narrows_streams
 //!  process, retry   starting a process; waiting for the other side
 //!  sys        the only unsafe
 //! ```
@@ -17,7 +17,7 @@
 //! A benchmark is a binary whose `main` calls [`main`] with its [`Subject`]s (see [`systems!`]) and the rows it
 //! wants of each. The binary starts itself twice for each row, once for each side.
 //!
-//! The figures show what a program pays that makes a message in its own memory, sends it, and reads all of it at the
+//! The figures show the cost for a program that makes a message in its own memory, sends it, and reads all of it at the
 //! other end. They do not show a program that does other work in between, whose caches are colder.
 
 mod command;
@@ -54,9 +54,3 @@ pub use source::{Check, Source};
 pub use sys::{cpu_seconds, cpu_seconds_of_children, die_with_parent, monotonic};
 pub use system::{Access, Job, ReceiveBuffer, ReceiveHalf, SendHalf, Side, System, Wait, Work, WorkKind};
 pub use timing::{UsageMeter, dense};
-
-/// Lists the systems of a binary: `systems![Narrows, UnixStream]`.
-#[macro_export]
-macro_rules! systems {
-    ($($system:ty),* $(,)?) => { vec![$($crate::Subject::of::<$system>()),*] };
-}

@@ -9,12 +9,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use anyhow::{Result, anyhow, ensure};
+
 use crate::endpoint::Endpoint;
 use crate::record::SideReport;
 use crate::source::Checked;
 use crate::system::{Job, Side, System, Work, WorkKind};
 use crate::timing::UsageMeter;
-use crate::{Result, anyhow, ensure};
 
 const REST: Duration = Duration::from_secs(1);
 const TRIPS: usize = 300;

@@ -6,9 +6,11 @@
 use std::path::Path;
 
 use crate::limits::Connect;
+use crate::retry::retry;
 use crate::source::{Check, Source};
+use crate::sys;
 use crate::system::{Access, ReceiveHalf, SendHalf, Side, System, Wait, Work, WorkKind};
-use crate::{Result, retry, sys};
+use anyhow::Result;
 use narrows::{Options, SharedMemoryListener, SharedMemoryStream, WaitStrategy};
 
 /// Messages copied, or in place, over one stream.

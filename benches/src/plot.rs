@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 
 use crate::figures::{self, RowResults, Summary};
 use crate::record::{CpuPlacement, Record, Row, Trial};
 use crate::system::{Access, WorkKind};
-use crate::{Result, anyhow};
 
 /// Draws the pictures of a run; returns their files.
 pub(crate) fn draw(record: &Record, out: &Path, name: &str) -> Result<Vec<PathBuf>> {
@@ -111,7 +111,7 @@ fn dense<'a>(
 }
 
 fn name_of(row: &Row) -> String {
-    let access = if row.work.access == Access::InPlace { ", in placement" } else { "" };
+    let access = if row.work.access == Access::InPlace { ", in place" } else { "" };
     format!("{} {:?}{access}", row.system, row.work.wait)
 }
 

@@ -13,21 +13,21 @@ pub(crate) fn cache_line(cpus: [usize; 2]) -> f64 {
     if cpus[0] == cpus[1] {
         return 0.0;
     }
-    let (ball, over) = (CacheLine(AtomicU64::new(0)), CacheLine(AtomicU64::new(0)));
+    let (line, done) = (CacheLine(AtomicU64::new(0)), CacheLine(AtomicU64::new(0)));
     thread::scope(|scope| {
         scope.spawn(|| {
             let _pinned = sys::pin(cpus[1]);
-            while over.0.load(Ordering::Relaxed) == 0 {
-                let ball_now = ball.0.load(Ordering::Acquire);
-                if ball_now % 2 == 1 {
-                    ball.0.store(ball_now + 1, Ordering::Release);
+            while done.0.load(Ordering::Relaxed) == 0 {
+                let value = line.0.load(Ordering::Acquire);
+                if value % 2 == 1 {
+                    line.0.store(value + 1, Ordering::Release);
                 }
             }
         });
         let driver = scope.spawn(|| {
             let _pinned = sys::pin(cpus[0]);
-            let median = serve_for(Duration::from_millis(3), &ball.0);
-            over.0.store(1, Ordering::Relaxed);
+            let median = median_round_trip(Duration::from_millis(3), &line.0);
+            done.0.store(1, Ordering::Relaxed);
             median
         });
         driver.join().unwrap_or(0.0)
@@ -38,15 +38,15 @@ pub(crate) fn cache_line(cpus: [usize; 2]) -> f64 {
 #[repr(align(128))]
 struct CacheLine(AtomicU64);
 
-fn serve_for(time: Duration, ball: &AtomicU64) -> f64 {
+fn median_round_trip(time: Duration, word: &AtomicU64) -> f64 {
     const BATCH: u32 = 100;
     let (began, mut times) = (Instant::now(), Vec::with_capacity(1 << 10));
     while began.elapsed() < time || times.len() < 3 {
         let start = Instant::now();
         for _ in 0..BATCH {
-            let sent = ball.load(Ordering::Relaxed) + 1;
-            ball.store(sent, Ordering::Release);
-            while ball.load(Ordering::Acquire) == sent {}
+            let sent = word.load(Ordering::Relaxed) + 1;
+            word.store(sent, Ordering::Release);
+            while word.load(Ordering::Acquire) == sent {}
         }
         times.push(start.elapsed().as_secs_f64() * 1e9 / f64::from(BATCH));
     }

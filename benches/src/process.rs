@@ -6,7 +6,9 @@ use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::{Result, bail, sys};
+use anyhow::{Result, bail};
+
+use crate::sys;
 
 /// A process, killed when its handle is dropped.
 #[derive(Debug)]

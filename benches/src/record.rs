@@ -1,4 +1,4 @@
-//! The results of a run: each row, each round, both sides, as they stand in the JSON file.
+//! The results of a run: each row, each round, both sides, as the JSON file holds them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -102,7 +102,7 @@ pub(crate) struct Trial {
 /// A whole run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Record {
-    /// Machine, kernel, date, command: what a reader must know.
+    /// Machine, kernel, date and command.
     pub(crate) about: BTreeMap<String, String>,
     /// Versions of the systems.
     pub(crate) versions: BTreeMap<String, String>,

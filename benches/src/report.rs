@@ -16,10 +16,13 @@ pub(crate) fn tables(record: &Record) -> String {
     for (what, value) in &record.about {
         let _to_a_string = writeln!(text, "- {what}: {value}");
     }
-    let ledger = RowResults::of(record);
+    let results = RowResults::of(record);
     for (what, title, columns) in TABLES {
-        let rows: Vec<_> =
-            ledger.rows.iter().filter(|(row, trials)| row.work.kind == *what && !trials.is_empty()).collect();
+        let rows: Vec<_> = results
+            .rows
+            .iter()
+            .filter(|(row, trials)| row.work.kind == *what && !trials.is_empty())
+            .collect();
         if rows.is_empty() {
             continue;
         }
@@ -35,17 +38,17 @@ pub(crate) fn tables(record: &Record) -> String {
             let _to_a_string = writeln!(text, "| {row} | {} | {} |", cells.join(" | "), trials.len());
         }
     }
-    text + &targets::table(record) + &left_out(&ledger, record)
+    text + &targets::table(record) + &left_out(&results, record)
 }
 
 /// Rows that failed, and rows that were disturbed in every round.
-fn left_out(ledger: &RowResults<'_>, record: &Record) -> String {
+fn left_out(results: &RowResults<'_>, record: &Record) -> String {
     let disturbed = record.trials.iter().filter(|trial| !trial.clean && trial.error.is_none()).count();
     let mut text = match disturbed {
         0 => String::new(),
         some => format!("\n{some} of {} trials were disturbed and do not count.\n", record.trials.len()),
     };
-    for (row, _) in ledger.rows.iter().filter(|(_, trials)| trials.is_empty()) {
+    for (row, _) in results.rows.iter().filter(|(_, trials)| trials.is_empty()) {
         let mut errors =
             record.trials.iter().filter(|trial| trial.row == **row).filter_map(|it| it.error.as_ref());
         let why = errors.next().map_or("disturbed in every round", String::as_str);

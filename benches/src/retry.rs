@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::{Result, anyhow};
+use anyhow::{Result, anyhow};
 
 /// Repeats an attempt each millisecond until it succeeds.
 pub fn retry<T, E: Display>(mut attempt: impl FnMut() -> Result<T, E>) -> Result<T> {

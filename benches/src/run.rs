@@ -1,6 +1,6 @@
-//! Runs rows: two processes for each, under a watchdog, on a machine that is looked at before and after.
+//! Runs rows: two processes for each, under a watchdog, and a probe of the machine before and after.
 //!
-//! Rows are interleaved: all of round 0, all of round 1, …, so that what changes slowly hits all alike. A row that
+//! Rows are interleaved: all of round 0, all of round 1, …, so that a slow change of the machine affects all rows alike. A row that
 //! was disturbed (the CPUs moved, or others worked) is repeated twice at most, and kept, but not counted, if it still is.
 
 use std::collections::BTreeMap;
@@ -10,13 +10,14 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::driver::Subject;
 use crate::process::{Output, Process};
 use crate::record::{CpuPlacement, Row, SideReport, Trial};
 use crate::system::{Job, Side, WorkKind};
-use crate::{Context, Result, anyhow, bail, probe, sys};
+use crate::{probe, sys};
 
 /// How a run is done.
 #[derive(Clone, Debug)]
@@ -47,7 +48,7 @@ pub(crate) fn run(plan: &RunPlan, subjects: &[Subject], rows: &[Row]) -> Vec<Tri
     for round in 0..plan.rounds {
         for row in rows {
             bar.set_message(row.to_string());
-            let trial = settled(plan, subjects, row, round);
+            let trial = measure(plan, subjects, row, round);
             if let Some(error) = &trial.error {
                 bar.suspend(|| eprintln!("{row}: {error}"));
             }
@@ -60,7 +61,7 @@ pub(crate) fn run(plan: &RunPlan, subjects: &[Subject], rows: &[Row]) -> Vec<Tri
     trials
 }
 
-/// One side, in the process or thread that is there for it.
+/// Runs one side, in the process or thread that was started for it.
 pub(crate) fn side(job: &Job, subjects: &[Subject]) -> Result<SideReport> {
     if let Some(cpus) = job.cpus {
         sys::pin(cpus[usize::from(job.side == Side::B)])?;
@@ -69,7 +70,7 @@ pub(crate) fn side(job: &Job, subjects: &[Subject]) -> Result<SideReport> {
     (subject.run)(job).with_context(|| format!("side {:?}", job.side))
 }
 
-/// Both sides as threads of this process.
+/// Runs both sides as threads of this process.
 pub(crate) fn both_sides(job: &Job, subjects: &[Subject]) -> Result<[SideReport; 2]> {
     thread::scope(|scope| {
         let b = scope.spawn(|| side(&Job { side: Side::B, ..job.clone() }, subjects));
@@ -78,8 +79,8 @@ pub(crate) fn both_sides(job: &Job, subjects: &[Subject]) -> Result<[SideReport;
     })
 }
 
-/// Repeats what was disturbed.
-fn settled(plan: &RunPlan, subjects: &[Subject], row: &Row, round: usize) -> Trial {
+/// Measures a row, and repeats it if it was disturbed.
+fn measure(plan: &RunPlan, subjects: &[Subject], row: &Row, round: usize) -> Trial {
     let mut trial = attempt(plan, subjects, row, round);
     for _ in 1..REPEATS {
         if trial.clean || trial.error.is_some() {
@@ -112,7 +113,7 @@ fn near(one: f64, other: f64) -> bool {
     one.max(other) <= MOVED * one.min(other)
 }
 
-/// Rows that were measured while the CPUs stood elsewhere than most of the time do not count.
+/// Excludes rows that were measured while the CPUs were elsewhere than most of the time.
 fn drop_moved(plan: &RunPlan, trials: &mut [Trial]) {
     let mut probes: Vec<f64> = trials.iter().flat_map(|trial| trial.probes).collect();
     probes.sort_by(f64::total_cmp);
@@ -122,7 +123,7 @@ fn drop_moved(plan: &RunPlan, trials: &mut [Trial]) {
     }
 }
 
-/// As many busy processes as there are CPUs, at most two.
+/// Starts as many busy processes as there are CPUs, at most two.
 fn neighbours() -> Vec<Process> {
     let spins = sys::cpus().len().min(2);
     let (output, _nothing) = mpsc::channel();
@@ -160,7 +161,7 @@ fn time_for(row: &Row, time: Duration) -> Duration {
     }
 }
 
-/// On memory, where there is such a placement: some systems map files of it.
+/// Makes a temporary folder, in memory if possible, since some systems map files in it.
 fn folder() -> Result<tempfile::TempDir> {
     let named = || tempfile::Builder::new().prefix("bench").to_owned();
     let memory = Path::new("/dev/shm");
@@ -194,13 +195,13 @@ fn in_processes(job: &Job, deadline: Instant) -> Result<Vec<String>> {
         }
     }
     for (_, process) in &mut processes {
-        // Some systems clean up.
+        // Some systems clean up before they exit.
         let _killed_if_late = process.wait(deadline.saturating_duration_since(Instant::now()));
     }
     Ok(processes.iter().rev().filter_map(|(_, process)| lines.remove(&process.id())).collect())
 }
 
-/// How a side begins its line if it failed.
+/// The prefix of the line of a side that failed.
 pub(crate) const FAILED: &str = "FAILED ";
 
 /// Starts this program once more.

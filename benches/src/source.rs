@@ -4,9 +4,9 @@
 //! adds up all its words and compares the sum and the number, so that every byte is read and none may be lost,
 //! doubled or torn between two messages unseen. The two highest numbers are signals, not messages.
 
-use anyhow::bail;
+use anyhow::{Result, bail};
 
-use crate::{Result, sys};
+use crate::sys;
 
 /// Makes messages in private memory.
 ///
@@ -23,7 +23,7 @@ pub struct Source {
 }
 
 impl Source {
-    /// Messages of so many bytes, at least 1.
+    /// Returns a source of messages of so many bytes, at least 1.
     pub fn new(size: usize) -> Self {
         let stride = size.next_multiple_of(64);
         let ahead = if size <= SMALL { AHEAD } else { 1 };
@@ -34,7 +34,7 @@ impl Source {
         source
     }
 
-    /// The next message.
+    /// Makes the next message.
     #[inline]
     pub fn message(&mut self) -> &[u8] {
         self.number_next();
@@ -42,12 +42,12 @@ impl Source {
         &self.buffers[self.at..self.at + self.size]
     }
 
-    /// The signal that what follows is measured.
+    /// Makes the signal that the messages after it are measured.
     pub fn mark(&mut self) -> Vec<u8> {
         self.signal(self.numbers.mark())
     }
 
-    /// The signal that nothing follows.
+    /// Makes the signal that nothing follows.
     pub fn stop(&mut self) -> Vec<u8> {
         self.signal(self.numbers.stop)
     }
@@ -111,7 +111,7 @@ pub(crate) enum Checked {
 }
 
 impl Check {
-    /// Of messages of so many bytes.
+    /// Returns a check of messages of so many bytes.
     pub fn new(size: usize) -> Self {
         let bytes = noise(size);
         let rest = sum(&bytes).wrapping_sub(head(&bytes));
@@ -132,17 +132,17 @@ impl Check {
         self.compare(head(message), message.len() == self.size);
     }
 
-    /// Bytes of each message.
+    /// Returns the bytes of each message.
     pub fn size(&self) -> usize {
         self.size
     }
 
-    /// Messages so far, signals left out.
+    /// Returns the number of messages so far, without signals.
     pub(crate) fn count(&self) -> u64 {
         self.count
     }
 
-    /// Whether what came since the last call of this was the message that was due.
+    /// Fails unless exactly the message that was due has been validated since the last call.
     #[inline]
     pub fn one_message(&mut self) -> Result<()> {
         match self.take_result()? {
@@ -151,7 +151,7 @@ impl Check {
         }
     }
 
-    /// Returns the kind of the message since the last call of this: there must have been one.
+    /// Returns the kind of the message validated since the last call; fails if there was none.
     #[inline]
     pub(crate) fn take_result(&mut self) -> Result<Checked> {
         match std::mem::replace(&mut self.seen, Checked::Wrong) {
@@ -198,7 +198,7 @@ impl Numbers {
     }
 }
 
-/// The first eight bytes as a number; shorter ones are filled with zeros.
+/// Returns the first eight bytes as a number; a shorter message is filled up with zeros.
 #[inline]
 fn head(message: &[u8]) -> u64 {
     match message.first_chunk() {
@@ -207,8 +207,8 @@ fn head(message: &[u8]) -> u64 {
     }
 }
 
-/// All words, added up: small messages one by one, as a program that decodes them reads; others as eight sums side by
-/// side, which the compiler makes vectors of.
+/// Adds up all words. It reads small messages word by word, as a program that decodes them does, and others as eight
+/// sums side by side, which the compiler vectorizes.
 #[inline]
 fn sum(message: &[u8]) -> u64 {
     if message.len() <= SMALL {
@@ -236,7 +236,7 @@ fn partial(rest: &[u8]) -> u64 {
     rest.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte))
 }
 
-/// Bytes that are the same in both processes.
+/// Returns bytes that are the same in both processes.
 fn noise(size: usize) -> Vec<u8> {
     let mut state = size as u64;
     let mut bytes = Vec::with_capacity(size + 8);
@@ -254,7 +254,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_made_is_right_at_every_size() -> Result<()> {
+    fn messages_and_signals_pass_the_check_at_every_size() -> Result<()> {
         for size in [1, 2, 7, 8, 9, 40, 64, 104, 4097] {
             let (mut source, mut check) = (Source::new(size), Check::new(size));
             for _ in 0..600 {
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_seen() {
+    fn a_changed_message_is_noticed() {
         let broken: [fn(&mut Vec<u8>); 4] =
             [|m| m[63] ^= 1, |m| m[0] ^= 1, |m| m.truncate(56), |m| m.push(0)];
         for harm in broken {
@@ -284,11 +284,11 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_is_lost_doubled_or_never_handed_over_is_seen() -> Result<()> {
+    fn a_message_that_is_lost_duplicated_or_never_validated_is_noticed() -> Result<()> {
         let (mut source, mut check) = (Source::new(64), Check::new(64));
         check.validate(source.message());
         check.take_result()?;
-        assert!(check.take_result().is_err(), "nothing was handed over");
+        assert!(check.take_result().is_err(), "nothing was validated");
         let _lost = source.message();
         check.validate(source.message());
         assert!(check.take_result().is_err());

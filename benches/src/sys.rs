@@ -1,4 +1,4 @@
-//! The only unsafe of the kit: the time stamp counter, memory shared by two processes, and the futex.
+//! The only unsafe code of the harness: the time stamp counter, memory shared by two processes, and the futex.
 //!
 //! Memory is shared between two sides of this same program, and each writes only to bytes that the other does not read
 //! at the time. So bytes may be borrowed and copied as if they were private.
@@ -8,6 +8,7 @@ use std::os::fd::{FromRawFd, RawFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use anyhow::Result;
 use memmap2::{MmapOptions, MmapRaw};
 use narrows::RawSpan;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -15,8 +16,6 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
-
-use crate::Result;
 
 /// The time stamp counter, or nanoseconds where there is none.
 #[inline]
@@ -73,8 +72,8 @@ pub fn cpu_seconds_of_children() -> f64 {
 }
 
 #[allow(clippy::cast_precision_loss)]
-fn usage_of(who: UsageWho) -> Usage {
-    let Ok(usage) = getrusage(who) else { return Usage::default() };
+fn usage_of(whose: UsageWho) -> Usage {
+    let Ok(usage) = getrusage(whose) else { return Usage::default() };
     let micros = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
     Usage { cpu: micros as f64 / 1e6, sleeps: u64::try_from(usage.voluntary_context_switches()).unwrap_or(0) }
 }

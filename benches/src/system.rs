@@ -12,9 +12,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
 use crate::source::{Check, Source};
 
 /// Which of the two processes this is.
@@ -27,7 +27,7 @@ pub enum Side {
 }
 
 impl Side {
-    /// The one at the other end.
+    /// Returns the side at the other end.
     pub fn other(self) -> Self {
         if self == Self::A { Self::B } else { Self::A }
     }
@@ -89,35 +89,35 @@ pub struct Work {
 }
 
 impl Work {
-    /// Dense work of one message at a time, adaptive, copied.
+    /// Returns dense work of one message at a time, adaptive, copied.
     pub fn new(kind: WorkKind, size: usize) -> Self {
         Self { kind, size, batch: 1, wait: Wait::Adaptive, access: Access::Copy, gap: Duration::ZERO }
     }
 
-    /// Whether messages flow: what every system can be asked for.
+    /// Returns whether it is of messages, which every system can be asked for.
     pub fn is_stream(&self) -> bool {
         matches!(self.kind, WorkKind::RoundTrip | WorkKind::OneWay)
     }
 
-    /// The same, waiting so.
+    /// Returns the same work with this way to wait.
     #[must_use]
     pub fn wait(self, wait: Wait) -> Self {
         Self { wait, ..self }
     }
 
-    /// The same, in batches.
+    /// Returns the same work in batches.
     #[must_use]
     pub fn batch(self, batch: usize) -> Self {
         Self { batch, ..self }
     }
 
-    /// The same, read and written in place.
+    /// Returns the same work, read and written in place.
     #[must_use]
     pub fn in_place(self) -> Self {
         Self { access: Access::InPlace, ..self }
     }
 
-    /// The same with pauses.
+    /// Returns the same work with pauses.
     #[must_use]
     pub fn gap(self, gap: Duration) -> Self {
         Self { gap, ..self }
@@ -170,11 +170,11 @@ pub struct Job {
     pub thread: bool,
 }
 
-/// A way to send messages from one process to another and back.
+/// A way to send messages between two processes, in both directions.
 pub trait System {
-    /// As the tables name it.
+    /// Its name in the tables.
     const NAME: &'static str;
-    /// Of the crate or library.
+    /// The version of the crate or library.
     const VERSION: &'static str;
     /// Whether both sides are threads of one process: a bound, not a peer.
     const THREADS: bool = false;
@@ -183,10 +183,10 @@ pub trait System {
     /// One side's receiving half.
     type Receiver: ReceiveHalf;
 
-    /// Whether it can do this work, in this mode.
+    /// Returns whether it can do this work, in this mode.
     fn supports(work: &Work) -> bool;
 
-    /// ConnectTimes; both sides call it at about the same time, with the same folder, empty before.
+    /// Connects. Both sides call it at about the same time, with the same folder, empty before.
     fn open(side: Side, folder: &Path, work: &Work) -> Result<(Self::Sender, Self::Receiver)>;
 }
 
@@ -195,12 +195,12 @@ pub trait SendHalf {
     /// Sends one message; waits for room if there is none.
     fn send(&mut self, message: &[u8]) -> Result<()>;
 
-    /// Makes visible what was sent since the last flush: a batch is that many sends and a flush.
+    /// Publishes the messages sent since the last flush. A batch is several sends and a flush.
     fn flush(&mut self) -> Result<()> {
         Ok(())
     }
 
-    /// Sends so many messages and a flush. Only for systems whose batch is an object that borrows the sender.
+    /// Sends so many messages and flushes. Only systems whose batch is an object that borrows the sender override it.
     #[inline]
     fn send_batch(&mut self, source: &mut Source, messages: usize) -> Result<()> {
         for _ in 0..messages {
@@ -210,7 +210,7 @@ pub trait SendHalf {
     }
 }
 
-/// Where a receiver checks the messages that its system lends: in place, or in a copy.
+/// Validates the messages that a system lends: in place, or in a copy.
 #[derive(Debug, Default)]
 pub struct ReceiveBuffer(Vec<u8>);
 
@@ -234,6 +234,6 @@ impl ReceiveBuffer {
 
 /// A receiving half.
 pub trait ReceiveHalf {
-    /// Waits for one message and hands its bytes to [`Check::validate`], once; in place where it can.
+    /// Waits for one message and passes its bytes to [`Check::validate`] once, in place if it can.
     fn receive(&mut self, check: &mut Check) -> Result<()>;
 }

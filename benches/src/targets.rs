@@ -22,24 +22,24 @@ pub fn needed(target: u8) -> Vec<Row> {
         }
         Some(1.0)
     };
-    let mut court = Evaluation { look: &mut recorder, only: Some(target), results: Vec::new() };
-    court.evaluate_all();
+    let mut evaluation = Evaluation { look: &mut recorder, only: Some(target), results: Vec::new() };
+    evaluation.evaluate_all();
     rows
 }
 
 /// All results as a Markdown table; those without any row in this run are left out.
 pub(crate) fn table(record: &Record) -> String {
-    let ledger = RowResults::of(record);
+    let results_by_row = RowResults::of(record);
     let known: BTreeMap<String, &Vec<&Trial>> =
-        ledger.rows.iter().map(|(row, trials)| (row.to_string(), trials)).collect();
+        results_by_row.rows.iter().map(|(row, trials)| (row.to_string(), trials)).collect();
     let mut look = |row: &Row, figure: Figure| {
         let trials = known.get(&row.to_string())?;
         Some(figures::cell(trials, figure)?.median)
     };
-    let mut court = Evaluation { look: &mut look, only: None, results: Vec::new() };
-    court.evaluate_all();
-    let mut results = court.results;
-    results.extend(against_peers(&ledger));
+    let mut evaluation = Evaluation { look: &mut look, only: None, results: Vec::new() };
+    evaluation.evaluate_all();
+    let mut results = evaluation.results;
+    results.extend(against_peers(&results_by_row));
     let lines: String = results.iter().filter_map(TargetResult::line).collect();
     if lines.is_empty() {
         return lines;
@@ -152,9 +152,7 @@ impl<'a> Evaluation<'a> {
     fn large_round_trips(&mut self) {
         for (size, copied, in_place) in [(KIB, 1.25, 1.15), (64 * KIB, 1.1, 1.05), (MIB, 0.8, 1.05)] {
             let copy = Work::new(WorkKind::RoundTrip, size);
-            for (work, most, how) in
-                [(copy, copied, "copied out"), (copy.in_place(), in_place, "in placement")]
-            {
+            for (work, most, how) in [(copy, copied, "copied out"), (copy.in_place(), in_place, "in place")] {
                 let own = self.p50("narrows", work, CpuPlacement::Two);
                 let limit = self.p50("hand-over", work.wait(Wait::Spin), CpuPlacement::Two);
                 self.ratio(
@@ -179,7 +177,7 @@ impl<'a> Evaluation<'a> {
 
     fn adaptive_dense(&mut self) {
         let work = Work::new(WorkKind::RoundTrip, 64);
-        for placement in PLACES {
+        for placement in PLACEMENTS {
             for (name, figure) in [("median", figures::p50 as Figure), ("CPU", figures::cpu)] {
                 let own = self.median("narrows", work, placement, figure);
                 let spin = self.median("narrows", work.wait(Wait::Spin), placement, figure);
@@ -195,7 +193,7 @@ impl<'a> Evaluation<'a> {
     }
 
     fn adaptive_sparse(&mut self) {
-        for placement in PLACES {
+        for placement in PLACEMENTS {
             for gap in [200, 5000] {
                 let work = Work::new(WorkKind::RoundTrip, 64).gap(Duration::from_micros(gap));
                 for (name, figure, most) in
@@ -242,9 +240,9 @@ impl<'a> Evaluation<'a> {
     fn lent(&mut self) {
         for what in [WorkKind::RoundTrip, WorkKind::OneWay] {
             let work = |size| Work::new(what, size).in_place();
-            let cost = |court: &mut Self, size| match what {
-                WorkKind::RoundTrip => court.p50("narrows-lend", work(size), CpuPlacement::Two),
-                _ => court.rate("narrows-lend", work(size)).map(|rate| 1.0 / rate),
+            let cost = |evaluation: &mut Self, size| match what {
+                WorkKind::RoundTrip => evaluation.p50("narrows-lend", work(size), CpuPlacement::Two),
+                _ => evaluation.rate("narrows-lend", work(size)).map(|rate| 1.0 / rate),
             };
             let small = cost(self, 64 * KIB);
             for size in [128 * KIB, 256 * KIB] {
@@ -314,14 +312,14 @@ impl<'a> Evaluation<'a> {
     }
 }
 
-const PLACES: [CpuPlacement; 4] =
+const PLACEMENTS: [CpuPlacement; 4] =
     [CpuPlacement::Two, CpuPlacement::One, CpuPlacement::Free, CpuPlacement::Busy];
 
 /// Target 10: the best mode of narrows against the best of each peer, at each size and batch.
-fn against_peers(ledger: &RowResults<'_>) -> Vec<TargetResult> {
+fn against_peers(results_by_row: &RowResults<'_>) -> Vec<TargetResult> {
     type Best = BTreeMap<String, f64>;
     let mut groups: BTreeMap<(bool, usize, usize), Best> = BTreeMap::new();
-    for (row, trials) in &ledger.rows {
+    for (row, trials) in &results_by_row.rows {
         let work = row.work;
         if !work.is_stream() || row.placement != CpuPlacement::Two || !work.gap.is_zero() {
             continue;

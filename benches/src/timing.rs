@@ -1,8 +1,9 @@
-//! Taking the time: one reading of the time stamp counter for each sample, and what the process used up.
+//! Samples of the time stamp counter, one reading each, and the usage of the process.
 
 use std::time::{Duration, Instant};
 
-use crate::Result;
+use anyhow::Result;
+
 use crate::record::{Latency, SideReport};
 use crate::sys::{self, Usage};
 use crate::system::Job;
@@ -18,7 +19,7 @@ pub(crate) struct Samples {
 }
 
 impl Samples {
-    /// Room for what can happen in `time` if one takes 40 ns at least, and `gap` besides.
+    /// Returns room for the samples of `time` if each takes at least 40 ns and `gap`.
     pub(crate) fn for_time(time: Duration, gap: Duration) -> Self {
         let most = time.as_nanos() / (40 + gap.as_nanos());
         Self { ticks: vec![1; usize::try_from(most).unwrap_or(MOST).clamp(1024, MOST)], kept: 0 }
@@ -26,13 +27,13 @@ impl Samples {
 
     #[inline]
     pub(crate) fn keep(&mut self, ticks: u64) {
-        if let Some(place) = self.ticks.get_mut(self.kept) {
-            *place = u32::try_from(ticks).unwrap_or(u32::MAX);
+        if let Some(sample) = self.ticks.get_mut(self.kept) {
+            *sample = u32::try_from(ticks).unwrap_or(u32::MAX);
             self.kept += 1;
         }
     }
 
-    /// Sorted out, given the length of a tick.
+    /// Returns the distribution of the samples, given the length of a tick.
     pub(crate) fn latency(mut self, nanos_per_tick: f64) -> Option<Latency> {
         let kept = &mut self.ticks[..self.kept];
         kept.sort_unstable();
@@ -49,7 +50,7 @@ impl Samples {
 }
 
 /// A quantile of grouped data. The counter of some CPUs advances by 10 ns at once (AMD's: 26 ticks of 2.6 GHz), which is
-/// a tenth of the fastest round trips: samples that stand on one such step are spread evenly over it.
+/// a tenth of the fastest round trips: samples on one such step are spread evenly over it.
 #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 fn quantile(sorted: &[u32], share: f64) -> f64 {
     let rank = (sorted.len() - 1) as f64 * share;
@@ -81,19 +82,19 @@ pub struct UsageMeter {
     began: Instant,
     ticks: u64,
     usage: Usage,
-    whose: bool,
+    thread: bool,
 }
 
 impl UsageMeter {
     /// Starts now; `thread`: counts the calling thread alone.
     pub fn start(thread: bool) -> Self {
-        Self { usage: sys::usage(thread), began: Instant::now(), ticks: sys::ticks(), whose: thread }
+        Self { usage: sys::usage(thread), began: Instant::now(), ticks: sys::ticks(), thread }
     }
 
     /// Returns the usage since the start, for `count` messages.
     pub fn stop(&self, count: u64) -> SideReport {
         let seconds = self.began.elapsed().as_secs_f64();
-        let usage = sys::usage(self.whose);
+        let usage = sys::usage(self.thread);
         SideReport {
             count,
             seconds,
@@ -111,7 +112,7 @@ impl UsageMeter {
     }
 }
 
-/// Does `one` without a pause: warms up, gives the mark, then times each with one reading of the counter.
+/// Repeats `one` without a pause: warms up, calls `mark`, then times each run with one reading of the counter.
 pub fn dense(
     job: &Job,
     mark: impl FnOnce() -> Result<()>,
@@ -126,7 +127,7 @@ pub fn dense(
     let meter = UsageMeter::start(false);
     let (began, mut before) = (Instant::now(), sys::ticks());
     let mut count = 0_u64;
-    // The clock is dearer than the counter: it is looked at now and then.
+    // The clock costs more than the counter, so it is read once in 16 runs.
     while count % 16 != 0 || began.elapsed() < job.time {
         one()?;
         let now = sys::ticks();
@@ -144,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_stands_on_steps_is_spread_over_them() {
+    fn samples_on_steps_are_spread_over_them() {
         let mut sorted = vec![260; 50];
         sorted.extend([286; 100]);
         sorted.extend([312; 50]);
@@ -155,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_fine_is_left_alone() {
+    fn samples_without_steps_are_unchanged() {
         let sorted: Vec<u32> = (100..200).collect();
         assert!((quantile(&sorted, 0.5) - 149.0).abs() < f64::EPSILON);
         assert!((quantile(&[7], 0.99) - 7.0).abs() < f64::EPSILON);

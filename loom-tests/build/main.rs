@@ -1,15 +1,15 @@
-//! Makes a copy of the shipped ring and channel in which each step that matters can be weakened.
+//! Makes a copy of the shipped ring, channel and call layer in which each step that matters can be mutated.
 //!
 //! ```text
 //!   ../src/ring/*.rs, ../src/channel/..., ../src/rpc/..., ../src/layout.rs
-//!      │  patches.rs   changes of order, told by the text that they replace
-//!      │  mutate.rs    orderings, fences, flags, wakes, stores, checks: all that there are
+//!      │  patches.rs   changes of order, found by the text that they replace
+//!      │  mutate.rs    all orderings, fences, flags, wakes, stores and checks
 //!      ▼
 //!   OUT_DIR/mutated.rs   the copy, and the list of its mutants
 //! ```
 //!
-//! Nothing is numbered by hand: a new ordering, fence, wake or comparison in the sources is a new
-//! mutant, which the teeth demand to be caught. A patch whose text is gone fails the build.
+//! Nothing is numbered by hand. A new ordering, fence, wake or comparison in the sources is a new mutant, and `tests/mutants.rs`
+//! demands that a model kills it. A patch whose text is gone fails the build.
 
 mod mutate;
 mod patches;
@@ -22,7 +22,7 @@ use std::{env, fs};
 use mutate::{Mutant, Mutator};
 use quote::ToTokens;
 
-/// Where a copied module stands below `src/`, and how it is called in the copy.
+/// The copied modules: the name in the copy, and the file below `src/`.
 const MODULES: [(&str, &[(&str, &str)]); 4] = [
     ("layout", &[("", "layout.rs")]),
     (
@@ -52,7 +52,6 @@ const MODULES: [(&str, &[(&str, &str)]); 4] = [
         "rpc",
         &[
             ("", "rpc/mod.rs"),
-            ("frame", "rpc/frame.rs"),
             ("preface", "rpc/preface.rs"),
             ("fragment", "rpc/fragment.rs"),
             ("wire", "rpc/wire.rs"),
@@ -66,11 +65,10 @@ const MODULES: [(&str, &[(&str, &str)]); 4] = [
     ),
 ];
 
-/// Copied as they are: one thread's work, behind a lock. A fuzzer and a reference judge them, in far more states than
-/// a model has.
-const PURE: [&str; 7] = [
+/// Files that are copied without mutants. They run in one thread at a time, behind a lock. The fuzzers compare them with a
+/// reference, in far more states than a model has.
+const PURE: [&str; 6] = [
     "channel/io_slice_reader.rs",
-    "rpc/frame.rs",
     "rpc/preface.rs",
     "rpc/fragment.rs",
     "rpc/wire.rs",
@@ -78,7 +76,7 @@ const PURE: [&str; 7] = [
     "rpc/server/in_flight.rs",
 ];
 
-/// What the copy takes from the library as it is.
+/// The items that the copy takes from the library unchanged.
 const PRELUDE: &str = "
     pub(crate) use crate::mutation;
     pub mod error { pub use narrows::internal::{ConnectionError, ProtocolViolation}; }
@@ -87,7 +85,7 @@ const PRELUDE: &str = "
     pub use channel::{IncomingSignals, ReceiverCore, IncomingMessage, SenderCore, OobSender, RecvCoreError, SendCoreError};
 ";
 
-/// What stands in copied modules in place of their own list of what they export.
+/// The exports of copied modules, which replace the modules' own.
 const EXPORTS: [(&str, &str); 3] = [
     (
         "channel",
@@ -152,7 +150,8 @@ fn main() {
     println!("cargo::rerun-if-changed=build");
     let files = MODULES.iter().flat_map(|(_, files)| files.iter().map(|(_, file)| file));
     let files: Vec<_> = files.filter(|file| !PURE.contains(file)).collect();
-    write!(code, "/// What is weakened, below `src/`.\npub const SOURCES: &[&str] = &{files:?};").unwrap();
+    write!(code, "/// The files that are mutated, below `src/`.\npub const SOURCES: &[&str] = &{files:?};")
+        .unwrap();
     write!(code, "{}", list(&mutants)).unwrap();
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap());
     fs::write(out.join("mutated.rs"), code).unwrap();
@@ -173,7 +172,7 @@ fn mutated(file: &str, text: &str, mutants: &mut Vec<Mutant>) -> String {
     tree.into_token_stream().to_string().replace("crate ::", "crate :: mutated :: code ::")
 }
 
-/// Unit tests are left out, and so are the modules that users see.
+/// Returns whether an item is copied. Unit tests are left out, and so are the modules that users see.
 fn kept(file: &str, item: &syn::Item) -> bool {
     match item {
         syn::Item::Mod(inner) if inner.content.is_some() => inner.ident == "words",
@@ -184,7 +183,7 @@ fn kept(file: &str, item: &syn::Item) -> bool {
             false
         }
         syn::Item::Use(_) | syn::Item::Enum(_) | syn::Item::Impl(_) if file == "channel/mod.rs" => false,
-        // The rest of it meets the errors of users.
+        // The rest of this file uses the public errors.
         item if file == "rpc/preface.rs" => {
             matches!(item, syn::Item::Fn(it) if it.sig.ident == "truncate_text")
         }

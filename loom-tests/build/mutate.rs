@@ -1,4 +1,4 @@
-//! Finds every step that matters in a source, and makes it one that can be weakened at run time.
+//! Finds every step that matters in a source, and makes it one that can be mutated at run time.
 //!
 //! | in the source | mutants |
 //! |---|---|
@@ -6,15 +6,14 @@
 //! | a fence, a store, a flag raised or cleared, a wake, a close | left out |
 //! | `take_flag` | in two steps; not cleared |
 //! | a check that may refuse | never refuses |
-//! | in `rpc/`: a notification, a nudge, a latch, a count, what is given back | left out |
-//! | in `rpc/`: a comparison, a question to what a lock holds | always no |
+//! | in `rpc/`: a notification, a store of a flag or a count, a release | left out |
+//! | in `rpc/`: a comparison, a query of locked state | always no |
 //! | a comparison | always true; always false |
 //!
-//! A question of `rpc/` that is always answered with yes costs a look or a wake-up that is not needed, as a rule: it is
-//! no mutant.
+//! A query of `rpc/` that always returns yes usually costs only a needless look or wake-up, so that is no mutant.
 //!
-//! Not weakened: what stands in macros, in constants, and in functions that write things down or make
-//! them ([`PLAIN`]). For those, and for the handshake, there are the mutation tests of the whole crate.
+//! Not mutated: macros, constants, and functions that format, encode or construct values ([`PLAIN`]). Those and the handshake
+//! are covered by the mutation tests of the whole crate.
 
 use proc_macro2::Span;
 use quote::quote;
@@ -22,13 +21,13 @@ use syn::spanned::Spanned;
 use syn::visit_mut::{self, VisitMut};
 use syn::{BinOp, Expr, ExprCall, ExprMethodCall, File, ImplItemFn, ItemFn};
 
-/// One weakened step.
+/// One step that can be mutated.
 pub(crate) struct Mutant {
     pub(crate) file: String,
     pub(crate) line: usize,
     pub(crate) function: String,
     pub(crate) change: String,
-    /// Type, function, kind of change, and which of several: survivors are told by it, so it holds no text of the source.
+    /// Type, function, kind of change, and which of several. The survivors are listed by it, so it holds no text of the source.
     pub(crate) label: String,
     pub(crate) text: String,
 }
@@ -49,7 +48,7 @@ const STEPS: [&str; 12] = [
     "on_peer_gone",
 ];
 
-/// As [`STEPS`], of the layer above.
+/// Further [`STEPS`] of the call layer.
 const CALLS: [&str; 15] = [
     "notify",
     "notify_one",
@@ -68,8 +67,8 @@ const CALLS: [&str; 15] = [
     "discard_received",
 ];
 
-/// Questions of the layer above, which are answered by what a lock holds or a latch shows.
-const QUESTIONS: [&str; 10] = [
+/// Queries of the call layer, which read locked state or a flag.
+const QUERIES: [&str; 10] = [
     "is_set",
     "is_some",
     "is_none",
@@ -82,10 +81,10 @@ const QUESTIONS: [&str; 10] = [
     "is_idle",
 ];
 
-/// Those that may refuse.
+/// Functions that may refuse.
 const CHECKS: [&str; 4] = ["verify", "validate", "send_result", "check"];
 
-/// Functions that compare for what is not the protocol: how things are written down and counted.
+/// Functions whose comparisons are not part of the protocol: they format, encode, construct or count values.
 const PLAIN: [&str; 7] = ["of", "new", "default", "fmt", "encode", "direction", "is_empty"];
 
 pub(crate) struct Mutator<'a> {
@@ -132,7 +131,7 @@ impl<'a> Mutator<'a> {
         self.mutants.len() - 1
     }
 
-    /// What tells a mutant from all others: `Producer::try_send never 2`.
+    /// Returns what identifies a mutant: `Producer::try_send never 2`.
     fn label(&self, kind: &str) -> String {
         let owner = if self.owner.is_empty() { String::new() } else { format!("{}::", self.owner) };
         let label = format!("{owner}{} {kind}", self.function);
@@ -149,7 +148,7 @@ impl<'a> Mutator<'a> {
         self.function = outer;
     }
 
-    /// What an expression becomes, if it is a step that matters.
+    /// Returns the mutated form of an expression, if it is a step that matters.
     fn mutated(&mut self, expr: &Expr, text: &str) -> Option<proc_macro2::TokenStream> {
         let at = expr.span();
         match expr {
@@ -166,7 +165,7 @@ impl<'a> Mutator<'a> {
             Expr::Binary(binary) if self.is_of_calls() && counts(&binary.op) => Some(self.left_out(at, expr)),
             Expr::MethodCall(ExprMethodCall { method, receiver, args, .. }) => {
                 let name = method.to_string();
-                if self.is_of_calls() && QUESTIONS.contains(&name.as_str()) {
+                if self.is_of_calls() && QUERIES.contains(&name.as_str()) {
                     return Some(self.never(at, text, expr));
                 }
                 if name == "take_flag" {
@@ -233,7 +232,7 @@ impl VisitMut for Mutator<'_> {
         }
     }
 
-    /// What is computed at compile time cannot be switched, and is none of the protocol.
+    /// A constant is computed at compile time, so it cannot be switched, and it is not part of the protocol.
     fn visit_item_const_mut(&mut self, _item: &mut syn::ItemConst) {}
 
     fn visit_item_fn_mut(&mut self, item: &mut ItemFn) {
@@ -265,7 +264,7 @@ fn counts(op: &BinOp) -> bool {
     matches!(op, BinOp::AddAssign(_) | BinOp::SubAssign(_) | BinOp::BitOrAssign(_))
 }
 
-/// Tokens as a person would write them.
+/// Returns tokens in the usual spacing.
 fn readable(tokens: &str) -> String {
     [(" . ", "."), (" (", "("), ("( ", "("), (" )", ")"), (" ,", ","), (" :: ", "::"), ("* self", "*self")]
         .iter()

@@ -1,21 +1,20 @@
-//! Mutants that change an order of steps, which no single step shows.
+//! Mutants that change the order of steps, which a mutation of a single step cannot do.
 //!
-//! In a replacement, `ON` stands for whether this mutant is the one that runs, and `as_is!` for what
-//! is not to be weakened any further.
+//! In a replacement, `ON` is true if this mutant is the one that runs, and `as_is!` hides code from further mutation.
 
 use crate::mutate::Mutant;
 
 struct Patch {
     file: &'static str,
     change: &'static str,
-    /// Each stands in the file exactly once.
+    /// The texts to replace, each of which occurs in the file exactly once, and their replacements.
     edits: &'static [(&'static str, &'static str)],
 }
 
 const PATCHES: [Patch; 16] = [
     Patch {
         file: "ring/parking.rs",
-        change: "looks before it raises the flag, and not behind it",
+        change: "looks before it arms the wait slot, and not after",
         edits: &[
             ("wait_slot.arm();", "let before = ON.then(&look); wait_slot.arm();"),
             ("let found = look();", "let found = before.unwrap_or_else(&look);"),
@@ -31,7 +30,7 @@ const PATCHES: [Patch; 16] = [
     },
     Patch {
         file: "channel/receiver_core.rs",
-        change: "looks for the end behind the stamps",
+        change: "checks for the end after the stamps",
         edits: &[(
             "match (self.scan()?, ended, wait) {",
             "match (self.scan()?, if ON { self.ring.ended() } else { ended }, wait) {",
@@ -55,7 +54,7 @@ const PATCHES: [Patch; 16] = [
     },
     Patch {
         file: "ring/parking.rs",
-        change: "alarms the sleeper before it clears the flag",
+        change: "force-notifies the sleeper before it clears the flag",
         edits: &[(
             "mem.store_flag(flag, 0);",
             "as_is! { if ON { mem.wake(flag); mem.store_flag(flag, 0); return; } } mem.store_flag(flag, 0);",
@@ -63,7 +62,7 @@ const PATCHES: [Patch; 16] = [
     },
     Patch {
         file: "ring/parking.rs",
-        change: "wakes who waits for either before it clears the twin",
+        change: "wakes a thread that waits for either before it clears the peer consumer flag",
         edits: &[(
             "mem.store_flag(Flag::PeerConsumer, 0);",
             "as_is! { if ON { mem.wake(Flag::PeerConsumer); mem.store_flag(Flag::PeerConsumer, 0); return; } } mem.store_flag(Flag::PeerConsumer, 0);",
@@ -71,7 +70,7 @@ const PATCHES: [Patch; 16] = [
     },
     Patch {
         file: "ring/close.rs",
-        change: "looks for the sleeper before it marks the end",
+        change: "looks for a sleeper before it sets the closed flag",
         edits: &[(
             "mem.store(own, 1, Store::Release);",
             "as_is! { if ON { notify(mem, theirs); mem.store(own, 1, Store::Release); return; } } mem.store(own, 1, Store::Release);",
@@ -79,7 +78,7 @@ const PATCHES: [Patch; 16] = [
     },
     Patch {
         file: "ring/close.rs",
-        change: "alarms the sleepers before it settles the fate",
+        change: "force-notifies the sleepers before it sets the close reason",
         edits: &[(
             "outgoing.set_close_reason(reason as u64);",
             "as_is! { if ON { force_notify(incoming, Flag::Consumer); force_notify(outgoing, Flag::Producer); outgoing.set_close_reason(reason as u64); return; } } outgoing.set_close_reason(reason as u64);",
@@ -87,7 +86,7 @@ const PATCHES: [Patch; 16] = [
     },
     Patch {
         file: "ring/close.rs",
-        change: "buries before it marks",
+        change: "calls on_peer_gone before it sets the closed flags",
         edits: &[
             (
                 "on_peer_gone(outgoing, incoming, reason);",
@@ -101,7 +100,7 @@ const PATCHES: [Patch; 16] = [
     },
     Patch {
         file: "ring/producer.rs",
-        change: "looks for the sleeper before it commits",
+        change: "looks for a sleeper before it commits",
         edits: &[
             (
                 "for ticket in self.next.ticket..to.ticket {",
@@ -112,7 +111,7 @@ const PATCHES: [Patch; 16] = [
     },
     Patch {
         file: "ring/oob.rs",
-        change: "rings before it stores the word",
+        change: "advances the doorbell before it stores the word",
         edits: &[(
             "self.mem.store(Word::Oob(index), value, Store::Release);",
             "as_is! { if ON { self.mem.store(Word::Doorbell, self.doorbell + 1, Store::Release); } } self.mem.store(Word::Oob(index), value, Store::Release);",
@@ -120,7 +119,7 @@ const PATCHES: [Patch; 16] = [
     },
     Patch {
         file: "channel/receiver_core.rs",
-        change: "gives a piece back before it is copied",
+        change: "releases a fragment before it is copied",
         edits: &[(
             "let room = self.partial.room(arrival).map_err(RecvCoreError::OutOfMemory)?;",
             "if ON { self.release_slot(arrival); } let room = self.partial.room(arrival).map_err(RecvCoreError::OutOfMemory)?;",
@@ -128,7 +127,7 @@ const PATCHES: [Patch; 16] = [
     },
     Patch {
         file: "rpc/client/multiplexer.rs",
-        change: "passes the role on only if it was the reader",
+        change: "promotes the next waiter only if it was the leader",
         edits: &[
             (
                 "let (mux, receiver, sender) = (self.mux, self.receiver.take(), self.sender.take());",
@@ -139,7 +138,7 @@ const PATCHES: [Patch; 16] = [
     },
     Patch {
         file: "rpc/server/connection.rs",
-        change: "nudges before it raises the latch",
+        change: "notifies the driver before it sets has_unsent",
         edits: &[(
             "pub fn notify_driver(&self) {",
             "pub fn notify_driver(&self) { as_is! { if ON { self.incoming.notify_self(); self.has_unsent.set(true); return; } }",
@@ -147,7 +146,7 @@ const PATCHES: [Patch; 16] = [
     },
     Patch {
         file: "rpc/server/driver.rs",
-        change: "lowers the latch when it has looked",
+        change: "clears has_unsent after it has looked",
         edits: &[
             ("self.connection.has_unsent.set(false);", "if !ON { self.connection.has_unsent.set(false); }"),
             (
@@ -158,13 +157,17 @@ const PATCHES: [Patch; 16] = [
     },
 ];
 
-/// The text with all its patches, each on the line that it replaces; they are listed as mutants.
+/// Applies all patches of a file, each on the line that it replaces, and lists them as mutants. Returns the patched text.
 pub(crate) fn apply(file: &str, text: &str, mutants: &mut Vec<Mutant>) -> String {
     let mut patched = text.to_owned();
     for patch in PATCHES.iter().filter(|patch| patch.file == file) {
         let on = format!("crate::mutation::on({})", mutants.len());
         for (from, to) in patch.edits {
-            assert_eq!(patched.matches(from).count(), 1, "{file}: {from:?} does not stand there once");
+            assert_eq!(
+                patched.matches(from).count(),
+                1,
+                "{file}: {from:?} does not occur there exactly once"
+            );
             patched =
                 patched.replace(from, &to.replace("ON", &on).replace("as_is!", "crate::mutation::as_is!"));
         }

@@ -1,20 +1,20 @@
-//! Models of the shipped ring, checked by loom: every interleaving up to a preemption bound, and
-//! every value that a weak memory could return; and the same models over weakened copies of it.
+//! Models of the shipped ring and call layer, checked by loom: every interleaving up to a preemption bound, and every value
+//! that a weak memory model allows. The same models run over mutated copies of the code.
 //!
 //! ```text
-//!   machine/    what the ring runs on: loom's words, cells and sleep
+//!   memory/     what the ring runs on: loom's words, cells and sleep
 //!   models/     what is proved, over any `code`
 //!   shipped     the models over the code that ships      tests/models.rs: all must hold
-//!   weakened    the models over a copy in which one step is weak (made by build/)
-//!                                                        tests/mutants.rs: one must fail, each time
+//!   mutated     the models over a copy in which one step is mutated (made by build/)
+//!                                                        tests/mutants.rs: one must fail for each mutant
 //! ```
-#![allow(unsafe_code)] // To look into loom's cells.
+#![allow(unsafe_code)] // To access the content of loom's cells.
 
 pub mod memory;
-#[allow(clippy::duplicate_mod, reason = "the same models, over other code")]
+#[allow(clippy::duplicate_mod, reason = "the same models over other code")]
 pub mod mutated;
 pub mod mutation;
 mod run;
 pub mod shipped;
 
-pub use run::{MOST, Preemptions, TOO_MANY, alone, check_mine};
+pub use run::{MAX_EXECUTIONS, Preemptions, TOO_MANY_EXECUTIONS, check_requested, command_for};

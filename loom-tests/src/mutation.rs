@@ -1,11 +1,11 @@
-//! The switch of the mutants: which one step of the weakened copy is weak in this process.
+//! The switch of the mutants: which step of the mutated copy is mutated in this process.
 
 use std::sync::LazyLock;
 use std::sync::atomic::Ordering;
 
 use narrows::internal::memory::{Flag, Load, Memory, Store};
 
-/// One weakened step of the shipped source.
+/// One step of the shipped source that can be mutated.
 #[derive(Clone, Copy, Debug)]
 pub struct Mutant {
     /// The file, below `src/`.
@@ -22,17 +22,17 @@ pub struct Mutant {
     pub text: &'static str,
 }
 
-/// Names the mutant that runs, by its number.
-pub const WHICH: &str = "NARROWS_MUTANT";
+/// The environment variable that holds the number of the mutant that runs.
+pub const MUTANT_VARIABLE: &str = "NARROWS_MUTANT";
 
-/// Behind all that stand in the sources of the ring: the machine's own `set_close_reason`, Release left out.
-pub const SETTLE: usize = 1 << 20;
+/// The number of a mutant outside of the shipped sources: `set_close_reason` of loom's memory, without its Release.
+pub const CLOSE_REASON_MUTANT: usize = 1 << 20;
 
-static CHOSEN: LazyLock<Option<usize>> =
-    LazyLock::new(|| std::env::var(WHICH).ok().map(|number| number.parse().expect("a number")));
+static ACTIVE: LazyLock<Option<usize>> =
+    LazyLock::new(|| std::env::var(MUTANT_VARIABLE).ok().map(|number| number.parse().expect("a number")));
 
 pub(crate) fn on(number: usize) -> bool {
-    *CHOSEN == Some(number)
+    *ACTIVE == Some(number)
 }
 
 pub(crate) fn acquire(number: usize) -> Load {
@@ -43,16 +43,16 @@ pub(crate) fn release(number: usize) -> Store {
     if on(number) { Store::Relaxed } else { Store::Release }
 }
 
-pub(crate) fn settling() -> Ordering {
-    if on(SETTLE) { Ordering::Relaxed } else { Ordering::AcqRel }
+pub(crate) fn close_reason_order() -> Ordering {
+    if on(CLOSE_REASON_MUTANT) { Ordering::Relaxed } else { Ordering::AcqRel }
 }
 
-/// Always true with this number, never with the next.
+/// Returns the comparison's result. It is always true for the mutant with this number, and never for the next mutant.
 pub(crate) fn compare(number: usize, is: bool) -> bool {
     on(number) || (is && !on(number + 1))
 }
 
-/// In two steps with this number, not cleared with the next.
+/// Takes a flag: in two steps for the mutant with this number, and without clearing it for the next mutant.
 pub(crate) fn take_flag<M: Memory>(number: usize, mem: &M, flag: Flag) -> u32 {
     if on(number) {
         let seen = mem.load_flag(flag);
@@ -65,7 +65,7 @@ pub(crate) fn take_flag<M: Memory>(number: usize, mem: &M, flag: Flag) -> u32 {
     }
 }
 
-/// Hides code from what weakens.
+/// Hides code from the mutator.
 macro_rules! as_is {
     ($($code:tt)*) => { $($code)* };
 }

@@ -1,47 +1,47 @@
-//! Running one model, in a process of its own.
+//! Runs one model in a process of its own.
 
 use std::env::{current_exe, var};
 use std::process::{Command, exit};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Names the model that a process checks.
-const MODEL: &str = "NARROWS_MODEL";
+/// The environment variable that names the model which a process checks.
+const MODEL_VARIABLE: &str = "NARROWS_MODEL";
 
-/// How often a thread may be interrupted where it need not be; `None` is as often as can be.
+/// The number of times that a thread may be preempted. `None` means any number.
 pub type Preemptions = Option<usize>;
 
-/// So many executions are twice what any model has: one that has more with a mutant goes on for ever. Counted, not timed,
-/// so that a busy machine comes to the same verdict.
-pub const MOST: u64 = 120_000;
+/// Twice the executions of the largest model. A model that has more with a mutant counts as endless. Executions are counted,
+/// not timed, so that a busy machine gives the same result.
+pub const MAX_EXECUTIONS: u64 = 120_000;
 
-/// What a process that finds more of them says as it exits.
-pub const TOO_MANY: i32 = 9;
+/// The exit code of a process whose model has more executions than allowed.
+pub const TOO_MANY_EXECUTIONS: i32 = 9;
 
-/// This program again, to check one model: its `main` begins with [`check_mine`].
+/// Returns the command that runs this program again to check one model. Its `main` begins with [`check_requested`].
 ///
 /// # Panics
 ///
 /// If this program cannot be found any more.
-pub fn alone(model: &str) -> Command {
+pub fn command_for(model: &str) -> Command {
     let mut command = Command::new(current_exe().expect("this program"));
-    command.env(MODEL, model);
+    command.env(MODEL_VARIABLE, model);
     command
 }
 
-/// Checks the model that this process was started for, and prints its executions; otherwise false. Exits with
-/// [`TOO_MANY`] if it has more than `most`.
+/// Checks the model that this process was started for, prints the number of its executions and returns true. Returns false if
+/// the process was started for no model. Exits with [`TOO_MANY_EXECUTIONS`] if the model has more than `most`.
 ///
 /// # Panics
 ///
-/// If one of them fails. Loom may then abort the process: each model has one of its own.
-pub fn check_mine(models: &[(&str, fn())], preemptions: Preemptions, most: u64) -> bool {
-    let Ok(mine) = var(MODEL) else { return false };
-    let (_, body) = models.iter().find(|(name, _)| *name == mine).expect("a model");
+/// If an execution fails. Loom may abort the process then, so each model has a process of its own.
+pub fn check_requested(models: &[(&str, fn())], preemptions: Preemptions, most: u64) -> bool {
+    let Ok(requested) = var(MODEL_VARIABLE) else { return false };
+    let (_, body) = models.iter().find(|(name, _)| *name == requested).expect("a model");
     println!("{}", check(*body, preemptions, most));
     true
 }
 
-/// Checks a model in all its executions; how many there are.
+/// Checks a model in all its executions, and returns their number.
 fn check(body: fn(), preemptions: Preemptions, most: u64) -> u64 {
     static EXECUTIONS: AtomicU64 = AtomicU64::new(0);
     let mut builder = loom::model::Builder::new();
@@ -49,7 +49,7 @@ fn check(body: fn(), preemptions: Preemptions, most: u64) -> u64 {
     builder.preemption_bound = preemptions;
     builder.check(move || {
         if EXECUTIONS.fetch_add(1, Ordering::Relaxed) >= most {
-            exit(TOO_MANY);
+            exit(TOO_MANY_EXECUTIONS);
         }
         body();
     });

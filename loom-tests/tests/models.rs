@@ -1,19 +1,19 @@
 //! Checks each model over the shipped code, in a process of its own.
 //!
-//! `NARROWS_PREEMPTIONS=3 cargo test -p loom-tests --test models` goes deeper than the 2 of every
-//! run, and `none` as deep as there is.
+//! The default is a bound of 2 preemptions. `NARROWS_PREEMPTIONS=3 cargo test -p loom-tests --test models` raises it, and `none`
+//! removes it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use libtest_mimic::{Arguments, Trial};
-use loom_tests::{MOST, Preemptions, alone, check_mine, shipped};
+use loom_tests::{MAX_EXECUTIONS, Preemptions, check_requested, command_for, shipped};
 
 static EXPLORED: AtomicU64 = AtomicU64::new(0);
 
 fn main() {
     let models = shipped::models::all();
-    if check_mine(&models, preemptions(), u64::MAX) {
+    if check_requested(&models, preemptions(), u64::MAX) {
         return;
     }
     let (count, began) = (models.len(), Instant::now());
@@ -37,16 +37,20 @@ fn preemptions() -> Preemptions {
 }
 
 fn explore(name: &str) -> Result<(), libtest_mimic::Failed> {
-    let child = alone(name).output()?;
-    let (output, cried) = (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
+    let child = command_for(name).output()?;
+    let (output, errors) = (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
     if !child.status.success() {
-        return Err(format!("{}\n{output}{cried}", child.status).into());
+        return Err(format!("{}\n{output}{errors}", child.status).into());
     }
     let executions: u64 = output.trim().parse()?;
     EXPLORED.fetch_add(executions, Ordering::Relaxed);
     println!("{name}: {executions} executions");
-    if preemptions() == Some(2) && executions > MOST / 2 {
-        return Err(format!("{executions} executions are more than {}: make it smaller", MOST / 2).into());
+    if preemptions() == Some(2) && executions > MAX_EXECUTIONS / 2 {
+        return Err(format!(
+            "{executions} executions are more than {}: make the model smaller",
+            MAX_EXECUTIONS / 2
+        )
+        .into());
     }
     Ok(())
 }

@@ -1,10 +1,9 @@
-//! Weakens one step of the shipped code at a time, and demands that a model fails each time.
+//! Mutates one step of the shipped code at a time, and demands that a model fails for each mutant.
 //!
-//! The mutants are found in the sources (see `build/`), so an ordering, a fence, a flag, a wake or a
-//! comparison that is added there is one more mutant here. Prints which model caught which. A mutant
-//! that no model catches must stand in `survivors.rs`, with the reason why it cannot matter; one
-//! that stands there and is caught is an error too, for which the quick models alone are run
-//! (`NARROWS_MUTANTS=all`: all models).
+//! The mutants are found in the sources (see `build/`), so an ordering, a fence, a flag, a wake or a comparison that is added
+//! there is one more mutant here. Prints which model killed which mutant. A mutant that no model kills must be listed in
+//! `survivors.rs`, with the reason why it cannot matter. A listed mutant that a model kills is an error too. For listed mutants
+//! only the quick models run, or all models with `NARROWS_MUTANTS=all`.
 
 #[path = "mutants/sources.rs"]
 mod sources;
@@ -17,38 +16,38 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Trial};
 use loom_tests::mutated::code::MUTANTS;
-use loom_tests::mutation::{Mutant, SETTLE, WHICH};
-use loom_tests::{MOST, TOO_MANY, alone, check_mine, mutated};
+use loom_tests::mutation::{CLOSE_REASON_MUTANT, MUTANT_VARIABLE, Mutant};
+use loom_tests::{MAX_EXECUTIONS, TOO_MANY_EXECUTIONS, check_requested, command_for, mutated};
 
-/// Much longer than [`MOST`] executions take: one of them does not end.
+/// Much longer than [`MAX_EXECUTIONS`] executions take. If it passes, an execution does not end.
 const LONGEST: Duration = Duration::from_secs(40);
 
-/// What a person can do.
-const ADVICE: &str = "write a model that fails with it (src/models), or do without it in the source, \
-    or say in tests/mutants/survivors.rs why it cannot matter";
+/// What to do about a mutant that survives.
+const ADVICE: &str = "write a model that fails with it (src/models), or remove the step from the source, \
+    or add the reason why it cannot matter to tests/mutants/survivors.rs";
 
-/// So many models come first and take but a moment.
+/// The number of quick models, which come first in the list.
 const QUICK: usize = 8;
 
-static SETTLING: Mutant = Mutant {
+static CLOSE_REASON: Mutant = Mutant {
     file: "memory.rs",
     line: 0,
     function: "set_close_reason",
     change: "relaxed store",
     label: "",
-    text: "the first verdict stays, and is published",
+    text: "the first close reason stays, and is published",
 };
 
-/// What became of a mutant.
+/// The result of a mutant.
 struct Outcome {
     number: usize,
-    by: Option<Catch>,
+    kill: Option<Kill>,
 }
 
-/// The model that caught it.
-struct Catch {
+/// The model that killed it.
+struct Kill {
     model: &'static str,
-    /// It went on for too long, and nothing else.
+    /// The model did not end in time, and did not fail otherwise.
     expired: bool,
 }
 
@@ -56,7 +55,7 @@ static OUTCOMES: Mutex<Vec<Outcome>> = Mutex::new(Vec::new());
 
 fn main() {
     let models = mutated::models::all();
-    if check_mine(&models, Some(2), MOST) {
+    if check_requested(&models, Some(2), MAX_EXECUTIONS) {
         return;
     }
     let names =
@@ -64,64 +63,64 @@ fn main() {
     let clients = names(mutated::models::of_clients());
     let servers = names(mutated::models::of_servers());
     let all = names(models);
-    let mutants = (0..MUTANTS.len()).chain([SETTLE]);
-    let all_orderings = Trial::test("no ordering stands outside of what is weakened", sources::are_complete);
-    let all_excuses = Trial::test("no excuse is for what is not there", survivors::are_there);
+    let mutants = (0..MUTANTS.len()).chain([CLOSE_REASON_MUTANT]);
+    let all_orderings = Trial::test("no ordering is outside of the mutated files", sources::are_complete);
+    let all_survivors = Trial::test("each survivor in the list is a mutant", survivors::are_mutants);
     // No other model runs these files.
     let trials = mutants.map(|number| match mutant(number).file {
         file if file.starts_with("rpc/client/") => trial(number, clients.clone()),
         file if file.starts_with("rpc/server/") => trial(number, servers.clone()),
         _ => trial(number, all.clone()),
     });
-    let trials = trials.chain([all_orderings, all_excuses]).collect();
+    let trials = trials.chain([all_orderings, all_survivors]).collect();
     let (began, arguments) = (Instant::now(), Arguments::from_args());
     let conclusion = libtest_mimic::run(&arguments, trials);
     if !arguments.list {
-        table();
+        print_table();
         println!("{}, in {:.1?}\n", summary(), began.elapsed());
     }
     conclusion.exit();
 }
 
 fn mutant(number: usize) -> &'static Mutant {
-    MUTANTS.get(number).unwrap_or(&SETTLING)
+    MUTANTS.get(number).unwrap_or(&CLOSE_REASON)
 }
 
 fn trial(number: usize, models: Vec<&'static str>) -> Trial {
     let it = mutant(number);
     let name = format!("{}:{}: {} ({number})", it.file, it.line, it.change);
     Trial::test(name, move || {
-        let excuse = survivors::why(it);
-        // Who is excused is tried by the quick models alone, unless asked otherwise.
-        let few = excuse.is_some() && std::env::var("NARROWS_MUTANTS").as_deref() != Ok("all");
+        let reason = survivors::reason(it);
+        // A listed survivor is tried by the quick models only, unless all are asked for.
+        let few = reason.is_some() && std::env::var("NARROWS_MUTANTS").as_deref() != Ok("all");
         let tried = if few { QUICK } else { models.len() };
         let (killers, others): (Vec<_>, Vec<_>) = models.into_iter().partition(|model| has_killed(model, it));
-        let by = killers.into_iter().chain(others).take(tried).find_map(|model| caught(model, number));
-        let model = by.as_ref().map(|by| by.model);
-        OUTCOMES.lock().unwrap().push(Outcome { number, by });
-        match (model, excuse) {
+        let kill = killers.into_iter().chain(others).take(tried).find_map(|model| try_kill(model, number));
+        let model = kill.as_ref().map(|kill| kill.model);
+        OUTCOMES.lock().unwrap().push(Outcome { number, kill });
+        match (model, reason) {
             (Some(_), None) | (None, Some(_)) => Ok(()),
-            (None, None) => Err(format!("no model misses it: {}\n{ADVICE}", it.text).into()),
+            (None, None) => Err(format!("no model kills it: {}\n{ADVICE}", it.text).into()),
             (Some(model), Some(_)) => {
-                Err(format!("{model} catches it after all: {}\ntake it out of mutants/survivors.rs", it.text)
+                Err(format!("{model} kills it after all: {}\nremove it from mutants/survivors.rs", it.text)
                     .into())
             }
         }
     })
 }
 
-/// Which model has killed which mutant in an earlier run, a line for each.
+/// The model that killed each mutant in an earlier run, a line for each.
 const KILLERS: &str = include_str!("mutants/killers.txt");
 
-/// Whether this model is known to fail with this mutant. It is tried first, which saves most of the time.
+/// Returns whether this model is known to fail with this mutant. Such a model is tried first, which saves most of the time.
 fn has_killed(model: &str, mutant: &Mutant) -> bool {
     KILLERS.lines().filter_map(|line| line.split_once(": ")).any(|known| known == (mutant.label, model))
 }
 
-/// The model, if it fails with this mutant.
-fn caught(model: &'static str, number: usize) -> Option<Catch> {
-    let mut child = alone(model)
-        .env(WHICH, number.to_string())
+/// Runs a model with a mutant, and returns the kill if the model fails.
+fn try_kill(model: &'static str, number: usize) -> Option<Kill> {
+    let mut child = command_for(model)
+        .env(MUTANT_VARIABLE, number.to_string())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
@@ -129,12 +128,12 @@ fn caught(model: &'static str, number: usize) -> Option<Catch> {
     let deadline = Instant::now() + LONGEST;
     loop {
         if let Some(status) = child.try_wait().expect("a child") {
-            let expired = status.code() == Some(TOO_MANY);
-            return (!status.success()).then_some(Catch { model, expired });
+            let expired = status.code() == Some(TOO_MANY_EXECUTIONS);
+            return (!status.success()).then_some(Kill { model, expired });
         }
         if Instant::now() > deadline {
             child.kill().and_then(|()| child.wait()).expect("ends");
-            return Some(Catch { model, expired: true });
+            return Some(Kill { model, expired: true });
         }
         std::thread::sleep(Duration::from_millis(2));
     }
@@ -142,28 +141,28 @@ fn caught(model: &'static str, number: usize) -> Option<Catch> {
 
 fn summary() -> String {
     let tried = OUTCOMES.lock().unwrap();
-    let (caught, passed): (Vec<_>, Vec<_>) = tried.iter().partition(|it| it.by.is_some());
-    let excused = passed.iter().filter(|it| survivors::why(mutant(it.number)).is_some()).count();
+    let (killed, survived): (Vec<_>, Vec<_>) = tried.iter().partition(|it| it.kill.is_some());
+    let accepted = survived.iter().filter(|it| survivors::reason(mutant(it.number)).is_some()).count();
     format!(
-        "{} of {} mutants tried: {} caught, {excused} let pass with a reason, {} open",
+        "{} of {} mutants tried: {} killed, {accepted} accepted survivors, {} unexpected survivors",
         tried.len(),
         MUTANTS.len() + 1,
-        caught.len(),
-        passed.len() - excused,
+        killed.len(),
+        survived.len() - accepted,
     )
 }
 
-fn table() {
+fn print_table() {
     let mut tried = OUTCOMES.lock().unwrap();
     tried.sort_unstable_by_key(|it| it.number);
-    for Outcome { number, by } in &*tried {
+    for Outcome { number, kill } in &*tried {
         let it = mutant(*number);
-        let slot = format!("{}:{} {}", it.file, it.line, it.label);
-        let by = match by {
-            Some(Catch { model, expired: false }) => (*model).to_owned(),
-            Some(Catch { model, expired: true }) => format!("{model} (went on for too long)"),
-            None => format!("-- {}", survivors::why(it).unwrap_or("NOBODY")),
+        let location = format!("{}:{} {}", it.file, it.line, it.label);
+        let result = match kill {
+            Some(Kill { model, expired: false }) => (*model).to_owned(),
+            Some(Kill { model, expired: true }) => format!("{model} (did not end in time)"),
+            None => format!("-- {}", survivors::reason(it).unwrap_or("UNEXPECTED")),
         };
-        println!("{place:38} {:50} {by}\n    {}", it.change, it.text);
+        println!("{location:38} {:50} {result}\n    {}", it.change, it.text);
     }
 }

@@ -1,4 +1,4 @@
-//! Many messages, committed together.
+//! Sending many messages that are committed together.
 
 use std::io::IoSlice;
 use std::time::{Duration, Instant};
@@ -12,8 +12,8 @@ use crate::ring::Cursor;
 
 /// Collects messages and commits them together, with one fence and at most one wake.
 ///
-/// What does not fit is committed in parts. Dropping it flushes; one that is forgotten sends
-/// nothing of what it had not flushed.
+/// If the ring has no room for all messages, they are committed in parts. Dropping the batch flushes it; a batch that
+/// is forgotten sends nothing of what it had not flushed.
 ///
 /// ```
 /// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?;
@@ -45,7 +45,8 @@ impl<'a> Batch<'a> {
 
     /// Adds a message to the batch. Blocks while the ring has no room.
     ///
-    /// The peer sees it after the next flush, which is done before the call blocks when there is no room for more.
+    /// The peer sees it after the next flush. If the ring has no room for it beside what was added before, the call
+    /// flushes that first and then sends the message by itself.
     ///
     /// # Errors
     ///
@@ -58,7 +59,8 @@ impl<'a> Batch<'a> {
 
     /// Adds a message to the batch if that is possible at once; never blocks.
     ///
-    /// The peer sees it after the next flush, which is done before the call blocks when there is no room for more.
+    /// The peer sees it after the next flush. If the ring has no room for it beside what was added before, the call
+    /// flushes that first and then sends the message by itself.
     ///
     /// # Errors
     ///
@@ -71,7 +73,8 @@ impl<'a> Batch<'a> {
 
     /// Adds a message to the batch, blocking for at most `timeout` while the ring has no room.
     ///
-    /// The peer sees it after the next flush, which is done before the call blocks when there is no room for more.
+    /// The peer sees it after the next flush. If the ring has no room for it beside what was added before, the call
+    /// flushes that first and then sends the message by itself.
     ///
     /// A zero timeout never blocks; one that overflows [`Instant`] means no deadline.
     ///
@@ -86,7 +89,8 @@ impl<'a> Batch<'a> {
 
     /// Adds a message to the batch, blocking until `deadline` at most while the ring has no room.
     ///
-    /// The peer sees it after the next flush, which is done before the call blocks when there is no room for more.
+    /// The peer sees it after the next flush. If the ring has no room for it beside what was added before, the call
+    /// flushes that first and then sends the message by itself.
     ///
     /// # Errors
     ///
@@ -99,7 +103,8 @@ impl<'a> Batch<'a> {
 
     /// Adds a message with a tag to the batch. Blocks while the ring has no room.
     ///
-    /// The peer sees it after the next flush, which is done before the call blocks when there is no room for more.
+    /// The peer sees it after the next flush. If the ring has no room for it beside what was added before, the call
+    /// flushes that first and then sends the message by itself.
     ///
     /// # Errors
     ///
@@ -112,7 +117,8 @@ impl<'a> Batch<'a> {
 
     /// Adds a message with a tag to the batch if that is possible at once; never blocks.
     ///
-    /// The peer sees it after the next flush, which is done before the call blocks when there is no room for more.
+    /// The peer sees it after the next flush. If the ring has no room for it beside what was added before, the call
+    /// flushes that first and then sends the message by itself.
     ///
     /// # Errors
     ///
@@ -125,7 +131,8 @@ impl<'a> Batch<'a> {
 
     /// Adds a message with a tag to the batch, blocking for at most `timeout` while the ring has no room.
     ///
-    /// The peer sees it after the next flush, which is done before the call blocks when there is no room for more.
+    /// The peer sees it after the next flush. If the ring has no room for it beside what was added before, the call
+    /// flushes that first and then sends the message by itself.
     ///
     /// A zero timeout never blocks; one that overflows [`Instant`] means no deadline.
     ///
@@ -145,7 +152,8 @@ impl<'a> Batch<'a> {
 
     /// Adds a message with a tag to the batch, blocking until `deadline` at most while the ring has no room.
     ///
-    /// The peer sees it after the next flush, which is done before the call blocks when there is no room for more.
+    /// The peer sees it after the next flush. If the ring has no room for it beside what was added before, the call
+    /// flushes that first and then sends the message by itself.
     ///
     /// # Errors
     ///
@@ -161,7 +169,7 @@ impl<'a> Batch<'a> {
         self.push_with_tag(message, tag, WithDeadline(Wait::Deadline(Some(deadline))))
     }
 
-    /// Messages added and not yet flushed.
+    /// Returns the number of messages that were added and not yet flushed.
     ///
     /// ```
     /// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?;
@@ -200,7 +208,7 @@ impl<'a> Batch<'a> {
         self.push_slow(message, tag, how)
     }
 
-    /// What nearly every message takes; it calls nothing.
+    /// Adds a message on the fast path, which nearly every message takes. It calls no function.
     #[inline(never)]
     fn try_push_inline(&mut self, message: &[u8], tag: u64) -> bool {
         let staged = match self.sender.is_ours() {
@@ -224,6 +232,7 @@ impl<'a> Batch<'a> {
         let fail = |fault| H::send_error((fault, message.len()));
         self.sender.enter().map_err(fail)?;
         self.sender.out().check().map_err(|ended| fail(ended.into()))?;
+        // A message that is sent in fragments cannot be staged.
         let whole = self.sender.out().whole();
         let staged = match message.len() <= whole {
             true => self.stage(message, tag),
@@ -237,15 +246,15 @@ impl<'a> Batch<'a> {
 
     fn stage(&mut self, message: &[u8], tag: u64) -> Result<(), SendCoreError> {
         let out = self.sender.out();
-        let claim = out.stage(self.to, message.len())?;
-        out.ring().mark_writing(&claim);
-        out.fill(&claim, &mut IoSliceReader::new(&[IoSlice::new(message)]))?;
-        out.describe_whole(&claim, message.len(), tag);
-        self.staged(claim.after(), message.len());
+        let reservation = out.stage(self.to, message.len())?;
+        out.ring().mark_writing(&reservation);
+        out.fill(&reservation, &mut IoSliceReader::new(&[IoSlice::new(message)]))?;
+        out.describe_whole(&reservation, message.len(), tag);
+        self.staged(reservation.after(), message.len());
         Ok(())
     }
 
-    /// What has no room beside what is staged goes by itself, behind it.
+    /// Flushes what is staged, and sends a message that has no room beside it.
     fn send_alone<H: CallMode>(&mut self, message: &[u8], tag: u64, how: H) -> Result<(), H::Send> {
         self.publish();
         let sent = self.sender.send_one(message, tag, how);
@@ -273,7 +282,7 @@ impl Sender {
     /// for number in 0..100_u8 {
     ///     batch.push(&[number])?;
     /// }
-    /// batch.flush()?; // Dropping it does as well, but tells no error.
+    /// batch.flush()?; // Dropping it does as well, but reports no error.
     /// drop(batch);
     /// assert_eq!(b.try_iter().count(), 100);
     /// # Ok::<(), std::io::Error>(())

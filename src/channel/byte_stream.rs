@@ -1,4 +1,4 @@
-//! Byte streams over messages: for code that reads and writes, and knows of no messages.
+//! Byte streams over messages, for code that uses [`Read`] and [`Write`].
 
 use std::io::{self, BufRead, Read, Write};
 use std::time::{Duration, Instant};
@@ -9,8 +9,8 @@ use crate::memory::Deadline;
 
 /// Reads the bytes of all messages as one stream; made by [`Receiver::into_reader`].
 ///
-/// What a read leaves of a message stays for the next read. Once the peer has closed and everything
-/// is read, or once this end was closed, reads return 0; if the peer died or lied, an error.
+/// What a read leaves of a message stays for the next read. Once the peer has closed and everything is read, or once
+/// this end was closed, reads return 0. If the peer died or violated the protocol, they return an error.
 ///
 /// ```
 /// use std::io::{Read, Write};
@@ -32,7 +32,7 @@ pub struct ByteReader {
 }
 
 impl Receiver {
-    /// Makes a byte stream of it, which loses no byte between messages.
+    /// Makes a byte stream of the messages. It loses no byte between them.
     ///
     /// ```
     /// use std::io::Read;
@@ -56,7 +56,7 @@ impl ByteReader {
         Self { receiver, buffer: Vec::new(), at: 0, timeout: None }
     }
 
-    /// Lets each later read fail with `TimedOut` after so long; `None`, the default, is never.
+    /// Sets how long each later read may block before it fails with `TimedOut`; `None`, the default, means no limit.
     ///
     /// ```
     /// use std::io::{self, Read};
@@ -71,7 +71,7 @@ impl ByteReader {
         self.timeout = timeout;
     }
 
-    /// The receiver, and the bytes of its last message that were not read.
+    /// Returns the receiver, and the bytes of its last message that were not read.
     ///
     /// ```
     /// use std::io::BufRead;
@@ -89,9 +89,9 @@ impl ByteReader {
         (self.receiver, self.buffer)
     }
 
-    /// Receives until there is a byte; whether there is one, or the stream has ended.
+    /// Receives until there is a byte to read. Returns `false` if the stream has ended.
     fn fill(&mut self) -> io::Result<bool> {
-        // One deadline for the whole read: empty messages, which are no bytes, do not move it.
+        // There is one deadline for the whole read: empty messages, which have no bytes, do not extend it.
         let deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         while self.at == self.buffer.len() {
             match self.receive(deadline) {
@@ -156,8 +156,8 @@ impl BufRead for ByteReader {
 
 /// Writes bytes as messages; made by [`Sender::into_writer`].
 ///
-/// Each write is one message, at most as long as the connection's longest; an empty write is none.
-/// There is nothing to flush. Wrap it in a [`std::io::BufWriter`] for many small writes.
+/// Each write is one message. A write of more bytes than the longest message takes only so many; an empty write sends
+/// nothing. There is nothing to flush. Wrap it in a [`std::io::BufWriter`] for many small writes.
 ///
 /// ```
 /// use std::io::{BufWriter, Write};
@@ -177,7 +177,7 @@ pub struct ByteWriter {
 }
 
 impl Sender {
-    /// Makes a byte stream of it: each write is a message.
+    /// Makes a byte stream of the sender: each write is a message.
     ///
     /// ```
     /// use std::io::Write;
@@ -197,7 +197,7 @@ impl ByteWriter {
         Self { sender, timeout: None }
     }
 
-    /// Lets each later write fail with `TimedOut` after so long; `None`, the default, is never. A
+    /// Sets how long each later write may block before it fails with `TimedOut`; `None`, the default, means no limit. A
     /// write that fails has written nothing.
     ///
     /// ```
@@ -215,7 +215,7 @@ impl ByteWriter {
         self.timeout = timeout;
     }
 
-    /// The sender.
+    /// Returns the sender.
     pub fn into_inner(self) -> Sender {
         self.sender
     }

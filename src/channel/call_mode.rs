@@ -1,39 +1,39 @@
-//! How a call waits, and how it tells that it failed: for ever, not at all, or until a deadline.
+//! How a call waits and which error type it returns: without a deadline, not at all, or until a deadline.
 //!
-//! A type instead of a value, so that what nearly every message takes has no trace of it.
+//! The mode is a type instead of a value, so the fast path, which nearly every message takes, does not carry it.
 
 use super::{RecvCoreError, SendCoreError, Wait};
 use crate::error::{RecvError, RecvTimeoutError, SendError, SendTimeoutError, TryRecvError, TrySendError};
 
-/// A fault, and the length of the message that met it.
+/// A core error, and the length of the message that met it.
 pub(super) type SendFailure = (SendCoreError, usize);
 
-/// How a call waits, and what its errors are.
+/// How a call waits, and which errors it returns.
 pub(super) trait CallMode: Copy {
-    /// Why a send failed.
+    /// The error of a send.
     type Send;
-    /// Why a receive failed.
+    /// The error of a receive.
     type Recv;
 
-    /// How long it waits.
+    /// Returns how long the call waits.
     fn wait(self) -> Wait;
 
-    /// A fault of a send, as the caller is told.
+    /// Converts a core error of a send into the error that the caller gets.
     fn send_error(failed: SendFailure) -> Self::Send;
 
-    /// A fault of a receive, as the caller is told.
+    /// Converts a core error of a receive into the error that the caller gets.
     fn recv_error(fault: RecvCoreError) -> Self::Recv;
 }
 
-/// Waits until it can be done, or the connection ends.
+/// Blocks until the operation is done or the connection ends.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Block;
 
-/// Never waits.
+/// Never blocks.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NonBlocking;
 
-/// Waits as long as this says.
+/// Blocks until the deadline at most.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WithDeadline(pub(super) Wait);
 

@@ -9,7 +9,8 @@ use crate::sys::peer_monitor::PeerExit;
 
 /// Closes a connection from any thread, and ends the calls that are blocked on it.
 ///
-/// It may be cloned, outlives the connection harmlessly, and does not keep it open.
+/// It may be cloned. It does not keep the connection open; if the connection is gone, [`close`](Self::close) does
+/// nothing.
 ///
 /// ```
 /// let (mut a, b) = narrows::SharedMemoryStream::pair()?;
@@ -32,8 +33,8 @@ impl Closer {
 
     /// Closes both directions. Never blocks; closing again does nothing.
     ///
-    /// This side's calls end with `Closed`, the sleeping ones too. The peer receives what was
-    /// committed before, then `Disconnected`. In a forked child it does nothing.
+    /// This side's calls end with `Closed`, including the blocked ones. The peer receives what was committed before,
+    /// then `Disconnected`. In a forked child it does nothing.
     pub fn close(&self) {
         if let Some(connection) = self.connection.upgrade() {
             close_both(&connection, CloseReason::Closed);
@@ -41,7 +42,8 @@ impl Closer {
     }
 }
 
-/// Closes a connection whose peer is gone, as the peer monitor reports it.
+/// Sets the close reason of a connection whose peer is gone, as the peer monitor reports it, and wakes this side's
+/// threads.
 pub(crate) fn on_peer_gone(connection: &Arc<ConnectionInner>, how: PeerExit) {
     let reason = match how {
         PeerExit::Disconnected => CloseReason::Disconnected,

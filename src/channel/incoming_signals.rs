@@ -1,37 +1,37 @@
-//! What any thread of this side may hear of the incoming direction, whoever receives there.
+//! The state of the incoming direction that any thread of this side may read, whichever thread receives its messages.
 
 use crate::error::ConnectionError;
 use crate::memory::{Flag, Memory, Word};
 use crate::ring::{closed, load_doorbell, load_oob, notify};
 
-/// The incoming direction of a connection, as any thread of this side may look at it.
+/// The signals of a connection's incoming direction: its end, its OOB words and its doorbell.
 #[derive(Clone, Debug)]
 pub struct IncomingSignals<M> {
     mem: M,
 }
 
 impl<M: Memory> IncomingSignals<M> {
-    /// Of this direction, which is incoming.
+    /// Makes the signals of the direction whose memory is `mem`, which must be the incoming one.
     pub fn new(mem: M) -> Self {
         Self { mem }
     }
 
-    /// How the connection has ended, if it has.
+    /// Returns how the connection has ended, or `None` if it is open.
     pub fn ended(&self) -> Option<ConnectionError> {
         closed(&self.mem, Word::ProducerClosed)
     }
 
-    /// The urgent word that the peer has stored; the index is masked.
+    /// Returns the OOB word that the peer has stored last; the index is masked.
     pub fn oob(&self, index: u32) -> u64 {
         load_oob(&self.mem, index)
     }
 
-    /// How often the peer has rung.
+    /// Returns the doorbell: how many OOB words the peer has stored.
     pub fn doorbell(&self) -> u64 {
         load_doorbell(&self.mem)
     }
 
-    /// Makes this side's own receiver look up, if it sleeps: its look must find what was changed before.
+    /// Wakes this side's own receiver if it sleeps. The condition that the receiver waits for must have changed before.
     pub fn notify_self(&self) {
         notify(&self.mem, Flag::Consumer);
     }

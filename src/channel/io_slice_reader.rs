@@ -1,8 +1,8 @@
-//! Several slices as one message.
+//! Reads several slices as one message.
 
 use std::io::IoSlice;
 
-/// Takes bytes from several slices as if they were one.
+/// Reads bytes from several slices as if they were one.
 #[derive(Debug)]
 pub struct IoSliceReader<'a> {
     parts: &'a [IoSlice<'a>],
@@ -10,13 +10,13 @@ pub struct IoSliceReader<'a> {
 }
 
 impl<'a> IoSliceReader<'a> {
-    /// From the start of the first slice.
+    /// Makes a reader at the start of the first slice.
     #[inline]
     pub fn new(parts: &'a [IoSlice<'a>]) -> Self {
         Self { parts, at: 0 }
     }
 
-    /// The next bytes that stand together, at most `most`; nothing at the end.
+    /// Returns the next bytes that are contiguous, at most `most`, or `None` at the end.
     #[inline(always)]
     pub(super) fn take(&mut self, most: usize) -> Option<&'a [u8]> {
         loop {

@@ -1,15 +1,15 @@
-//! Messages over a ring: block, time out, close, cut and reassemble.
+//! Messages over a ring: blocking, deadlines, closing, fragmentation and reassembly.
 //!
 //! ```text
 //!   Sender, SharedSender, Batch, Reservation       Receiver, RecvGuard        public, over sys::Mapping
 //!          |                                           |
-//!      SenderCore<M, P>                            ReceiverCore<M, P>           any memory, any pace
+//!      SenderCore<M, P>                            ReceiverCore<M, P>    any memory, any wait policy
 //!          |                                           |
 //!      ring::Producer<M>                           ring::Consumer<M>
 //! ```
 //!
-//! `SenderCore` and `ReceiverCore` are generic over the memory and over how to pass the time before
-//! sleeping, so the models run the same cutting, reassembly and blocking as users do.
+//! `SenderCore` and `ReceiverCore` are generic over the memory and over the wait policy, which decides what a thread
+//! does before it sleeps. So the models run the same fragmentation, reassembly and blocking as the library's users.
 
 mod batch;
 mod byte_stream;
@@ -62,11 +62,12 @@ pub(crate) use crate::sys::{
 
 use crate::memory::{Deadline, Memory};
 
-/// Waits that came to nothing, in a row, after which the peer is taken for one that plays with us.
+/// Waits in a row that returned without a result, after which the peer is treated as hostile: each further wait backs
+/// off first.
 const MAX_SPURIOUS_WAKES: u32 = 64;
 
-/// Whether a call may wait again after so many waits that came to nothing: a peer whose words flicker
-/// outlives no deadline, and costs bounded CPU.
+/// Returns whether a call may wait again after `tries` waits that returned without a result. A peer that keeps changing
+/// its words cannot delay a call past its deadline, and costs bounded CPU.
 pub(crate) fn back_off_or_expire<M: Memory>(mem: &M, deadline: Deadline, tries: u32) -> bool {
     if tries > 0 && mem.has_expired(deadline) {
         return false;
@@ -80,17 +81,17 @@ pub(crate) fn back_off_or_expire<M: Memory>(mem: &M, deadline: Deadline, tries: 
 /// How long an operation may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
-    /// It never blocks.
+    /// The call never blocks.
     Never,
-    /// Until a deadline, or for ever.
+    /// The call blocks until a deadline, or without one.
     Deadline(Deadline),
 }
 
 impl Wait {
-    /// For as long as it takes.
+    /// Blocks without a deadline.
     pub const NO_DEADLINE: Self = Self::Deadline(None);
 
-    /// For a duration; one too long for the clock is for ever.
+    /// Blocks for a duration; one that overflows `Instant` means no deadline.
     pub fn for_duration(timeout: std::time::Duration) -> Self {
         Self::Deadline(std::time::Instant::now().checked_add(timeout))
     }

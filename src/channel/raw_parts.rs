@@ -1,4 +1,4 @@
-//! A connection taken apart, for the layer of calls: both halves, and what all its threads may know of it.
+//! A connection split into its parts, for the RPC layer: both halves, and a handle that all its threads may share.
 
 use std::sync::Arc;
 
@@ -10,21 +10,21 @@ use crate::sys::connection::ConnectionInner;
 use crate::sys::mapping::Mapping;
 use crate::sys::socket::PeerCred;
 
-/// The halves of a connection, and the connection itself.
+/// The halves of a connection, and the handle to the connection itself.
 pub(crate) struct RawParts {
     pub(crate) outbound: SenderCore<Mapping, AdaptiveWait>,
     pub(crate) inbound: ReceiverCore<Mapping, AdaptiveWait>,
     pub(crate) handle: ConnectionHandle,
 }
 
-/// A connection whose halves were taken apart. Dropping it closes both directions.
+/// The handle of a connection whose halves were taken out. Dropping it closes both directions.
 #[derive(Debug)]
 pub(crate) struct ConnectionHandle {
     connection: Arc<ConnectionInner>,
     outgoing: Mapping,
 }
 
-/// What both ends of a connection have in common, and no other connection has.
+/// The identity of a connection: both ends have the same, and no other connection has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ConnectionId(u64);
 
@@ -40,13 +40,13 @@ impl ConnectionHandle {
         Self { connection: Arc::clone(connection), outgoing }
     }
 
-    /// Whether this is still the process that made the connection.
+    /// Returns whether this is still the process that made the connection.
     #[inline]
     pub(crate) fn same_process(&self) -> bool {
         self.connection.same_process()
     }
 
-    /// What any thread may hear.
+    /// Returns the signals of the incoming direction, which any thread may read.
     pub(crate) fn signals(&self) -> IncomingSignals<Mapping> {
         IncomingSignals::new(Mapping::new(
             Arc::clone(&self.connection),
@@ -54,17 +54,17 @@ impl ConnectionHandle {
         ))
     }
 
-    /// The outgoing direction's memory.
+    /// Returns the outgoing direction's memory.
     pub(crate) fn outgoing(&self) -> Mapping {
         Mapping::new(Arc::clone(&self.connection), self.connection.side().outgoing())
     }
 
-    /// Stores urgent words; there must be but one.
+    /// Makes the sender of OOB words. A connection must have only one.
     pub(crate) fn oob_sender(&self) -> OobSender<Mapping> {
         OobSender::new(self.outgoing())
     }
 
-    /// How many urgent words a direction has.
+    /// Returns how many OOB words a direction has.
     pub(crate) fn oob_words(&self) -> usize {
         self.connection.geometry().oob() as usize
     }
@@ -73,7 +73,7 @@ impl ConnectionHandle {
         self.connection.cred()
     }
 
-    /// What tells this connection from others of this process.
+    /// Returns what distinguishes this connection from others of this process.
     pub(crate) fn id(&self) -> Option<ConnectionId> {
         ConnectionId::of(&self.connection)
     }
@@ -82,7 +82,7 @@ impl ConnectionHandle {
         self.connection.max_message()
     }
 
-    /// The longest message that always fits a ring at once when it is empty, and of which several do.
+    /// Returns the longest message of which several always fit into an empty ring at once.
     pub(crate) fn inline_room(&self) -> usize {
         let arena = usize::try_from(self.connection.geometry().arena()).unwrap_or(usize::MAX);
         (arena / 4).clamp(crate::memory::INLINE_CAPACITY, 64 << 10).min(self.max_message())
@@ -92,7 +92,7 @@ impl ConnectionHandle {
         Closer::new(&self.connection)
     }
 
-    /// How the outgoing direction has ended, if it has.
+    /// Returns how the outgoing direction has ended, or `None` if it is open.
     pub(crate) fn ended(&self) -> Option<ConnectionError> {
         if !self.same_process() {
             return Some(ConnectionError::Forked);
@@ -100,12 +100,13 @@ impl ConnectionHandle {
         closed(&self.outgoing, Word::ConsumerClosed)
     }
 
-    /// How both halves waited, of which the sending one has seen its direction so full; messages are not counted here.
-    pub(crate) fn stats(&self, fullest: Option<u32>) -> Stats {
-        Stats::of(&self.connection, fullest)
+    /// Returns how both halves have waited. `fullest` is how full the sending half has seen its direction. Messages are
+    /// not counted here.
+    pub(crate) fn stats(&self, peak_fill: Option<u32>) -> Stats {
+        Stats::of(&self.connection, peak_fill)
     }
 
-    /// The peer lied: both directions are closed.
+    /// Closes both directions after a protocol violation of the peer.
     pub(crate) fn fail_protocol(&self) {
         close_both(&self.connection, CloseReason::Violated);
     }

@@ -1,4 +1,4 @@
-//! A long message on its way in: pieces so far, in private memory that grows with what came.
+//! The reassembly of a long message: its fragments so far, in private memory that grows with what has arrived.
 
 use crate::error::ProtocolViolation;
 use crate::layout::SlotKind;
@@ -8,7 +8,7 @@ use crate::ring::SlotContents;
 /// The reassembly of one message.
 #[derive(Debug, Default)]
 pub(super) struct Reassembly {
-    /// Its first `filled` bytes are the message so far; what is behind is left from earlier ones.
+    /// Its first `filled` bytes are the message so far; the bytes behind them are left from earlier messages.
     buffer: Vec<u8>,
     filled: usize,
     total: usize,
@@ -25,13 +25,14 @@ enum ReassemblyState {
 }
 
 impl Reassembly {
-    /// Bytes of memory taken, of this message and of earlier ones.
+    /// Returns the bytes of private memory that this message and earlier ones have taken.
     #[cfg(feature = "testing")]
     pub(super) fn memory(&self) -> usize {
         self.buffer.capacity()
     }
 
-    /// Validates the next arrival against what came before it. An arrival that is left in the ring may be validated again.
+    /// Validates the next fragment or message against what came before it. One that is left in the ring may be
+    /// validated again.
     pub(super) fn validate(&self, arrival: &SlotContents, max: usize) -> Result<(), ProtocolViolation> {
         let filling = self.state == ReassemblyState::Filling;
         if arrival.kind.begins() {
@@ -52,12 +53,13 @@ impl Reassembly {
         if filling && fits { Ok(()) } else { Err(ProtocolViolation("a piece that does not fit its message")) }
     }
 
-    /// Room for the arrival's bytes, behind those that came before; a first one takes the place of a message that was
-    /// aborted. Grows with what came.
+    /// Returns room for the fragment's bytes, behind those that came before. A first fragment replaces a message that
+    /// was aborted. The buffer grows with what has arrived, not with the announced total.
     ///
     /// # Errors
     ///
-    /// How many bytes the message has, if there is no memory for so much of it; nothing has changed.
+    /// The length of the whole message, if there is no memory for as much of it as has arrived; nothing has changed
+    /// then.
     pub(super) fn room(&mut self, arrival: &SlotContents) -> Result<&mut [u8], usize> {
         let first = arrival.kind == SlotKind::First;
         let total = if first { usize::try_from(arrival.total).unwrap_or(usize::MAX) } else { self.total };
@@ -72,7 +74,7 @@ impl Reassembly {
         Ok(&mut self.buffer[self.filled..end])
     }
 
-    /// The arrival's bytes are in.
+    /// Notes that the fragment's bytes have been copied.
     pub(super) fn advance(&mut self, arrival: &SlotContents) {
         self.filled += arrival.len;
         if arrival.kind == SlotKind::Last {
@@ -80,28 +82,27 @@ impl Reassembly {
         }
     }
 
-    /// Whether there is nothing of any message.
+    /// Returns whether no message has begun.
     pub(super) fn is_idle(&self) -> bool {
         self.state == ReassemblyState::Idle
     }
 
-    /// Length and tag of a complete message.
+    /// Returns length and tag of the message if it is complete.
     pub(super) fn complete(&self) -> Option<(usize, u64)> {
         (self.state == ReassemblyState::Complete).then_some((self.filled, self.tag))
     }
 
-    /// The bytes of the message so far.
+    /// Returns the bytes of the message so far.
     pub(super) fn bytes(&self) -> &[u8] {
         &self.buffer[..self.filled]
     }
 
-    /// The bytes of the message so far.
+    /// Returns the bytes of the message so far.
     pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.buffer[..self.filled]
     }
 
-    /// While there is no message, exchanges the memory for the next one with the caller's; whether
-    /// it did.
+    /// Exchanges the buffer for the next message with the caller's, if no message has begun. Returns whether it did.
     #[inline(always)]
     pub(super) fn exchange_buffer(&mut self, buffer: &mut Vec<u8>) -> bool {
         let idle = self.is_idle();
@@ -111,14 +112,14 @@ impl Reassembly {
         idle
     }
 
-    /// Gives the message away and takes the caller's memory for the next one.
+    /// Moves the message into the caller's buffer, and keeps that buffer's memory for the next message.
     pub(super) fn swap_into(&mut self, into: &mut Vec<u8>) {
         self.buffer.truncate(self.filled);
         std::mem::swap(&mut self.buffer, into);
         self.discard();
     }
 
-    /// Forgets the message; the memory stays for the next one.
+    /// Discards the message; its memory stays for the next one.
     pub(super) fn discard(&mut self) {
         (self.filled, self.total, self.state) = (0, 0, ReassemblyState::Idle);
     }

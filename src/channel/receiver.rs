@@ -1,4 +1,4 @@
-//! The receiving half of a connection, as users hold it.
+//! The receiving half of a connection: the public type.
 
 use std::cell::Cell;
 use std::fmt;
@@ -18,8 +18,8 @@ use crate::sys::fork_guard::ForkGuard;
 use crate::sys::mapping::{Mapping, RingRole};
 use crate::sys::socket::PeerCred;
 
-/// A message that was received without waiting. Its length plus one is never 0, so an `Option` of it is two words, which are
-/// returned in registers.
+/// A message that was received without waiting. Its length plus one is never 0, so an `Option` of it has two words,
+/// which are returned in registers.
 struct FastReceived {
     len_plus_one: NonZeroUsize,
     tag: u64,
@@ -190,8 +190,8 @@ impl Receiver {
     /// once; never blocks.
     ///
     /// A buffer that is used again makes the steady state free of allocations. A message that comes in fragments is
-    /// put together in the buffer's own memory; if a deadline passes in the middle of it, the fragments stay for the
-    /// next call and the buffer is left empty. The buffer is empty too once the connection has ended.
+    /// put together in the buffer's own memory; if not all of them have arrived, the fragments stay for the next call
+    /// and the buffer is left empty. The buffer is empty too once the connection has ended.
     ///
     /// # Errors
     ///
@@ -244,9 +244,10 @@ impl Receiver {
         self.recv_vec(buffer, WithDeadline(Wait::Deadline(Some(deadline))))
     }
 
-    /// Messages until the connection ends; blocks between them.
+    /// Returns an iterator over the messages until the connection ends. It blocks while there is no message.
     ///
-    /// A clean end ends the iteration; the peer's death or lie comes once as an error.
+    /// A clean end ends the iteration. If the peer died or violated the protocol, or if there is no memory for a
+    /// message, the last item is the error.
     ///
     /// ```
     /// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?;
@@ -259,18 +260,18 @@ impl Receiver {
         Iter { receiver: self, over: false }
     }
 
-    /// Messages that are there now; never blocks, and ends at the first that is not, or with the
-    /// connection: the next receive tells which.
+    /// Returns an iterator over the messages that are ready now. It never blocks, and ends when no message is ready or
+    /// the connection has ended; the next receive reports which.
     pub fn try_iter(&mut self) -> TryIter<'_> {
         TryIter { receiver: self }
     }
 
-    /// A handle that closes the whole connection from any thread.
+    /// Returns a handle that closes the whole connection from any thread.
     pub fn closer(&self) -> Closer {
         Closer::new(self.connection())
     }
 
-    /// How the pages of this direction look. For tests.
+    /// Returns the state of this direction's pages. For tests.
     #[cfg(feature = "testing")]
     #[doc(hidden)]
     pub fn peek(&self) -> crate::sys::mapping::testing::Peek {
@@ -278,7 +279,8 @@ impl Receiver {
         ring.mem().peek(ring.ticket())
     }
 
-    /// What this half has received; how it waited is told of the whole connection.
+    /// Returns the counters of this half: the messages and bytes that it has received. The wait counters cover the
+    /// whole connection.
     pub fn stats(&self) -> Stats {
         Stats {
             messages_received: self.messages,
@@ -287,9 +289,11 @@ impl Receiver {
         }
     }
 
-    /// The kernel's word about the peer; see [`SharedMemoryStream::peer_cred`].
+    /// Returns the peer's credentials, as the kernel reported them when the connection was made.
     ///
-    /// [`SharedMemoryStream::peer_cred`]: crate::SharedMemoryStream::peer_cred
+    /// On a client they are those of the process that called `listen`. It may be another process than the one that
+    /// serves (a daemon's starter, the parent of workers), but its user is the same. After a hand-over they are those
+    /// of the child or of the parent.
     pub fn peer_cred(&self) -> PeerCred {
         self.connection().cred()
     }
@@ -298,7 +302,7 @@ impl Receiver {
         self.inb.ring().mem().connection()
     }
 
-    /// The half itself; whoever takes it closes the direction.
+    /// Takes the core out. Dropping this half does not close the direction then: the caller must close it.
     pub(crate) fn into_inbound(mut self) -> ReceiverCore<Mapping, AdaptiveWait> {
         self.taken = true;
         let rest = inbound(self.connection(), WaitStrategy::Park); // Never used.
@@ -313,7 +317,7 @@ impl Receiver {
         &self.inb
     }
 
-    /// Whether this process may touch the connection.
+    /// Checks that this process may use the connection: it must not be a forked child.
     #[inline(always)]
     pub(super) fn enter(&self) -> Result<(), RecvCoreError> {
         if self.connection().same_process() {
@@ -330,7 +334,7 @@ impl Receiver {
         message
     }
 
-    /// Makes sure that a liar's connection is closed in both directions.
+    /// Makes sure that both directions are closed after a protocol violation: the core closes only its own.
     #[inline(always)]
     pub(super) fn note_end<T>(&self, result: Result<T, RecvCoreError>) -> Result<T, RecvCoreError> {
         if let Err(RecvCoreError::Ended(ConnectionError::ProtocolViolated)) = result {
@@ -361,8 +365,8 @@ impl Receiver {
         }
     }
 
-    /// What nearly every message takes that is there already; it returns in registers ([`NOTHING`] bytes: none), and
-    /// calls nothing but as its last step.
+    /// Receives a message on the fast path, which nearly every message takes that is ready already. It returns in
+    /// registers, and calls functions only as its last step.
     #[inline(never)]
     fn try_recv_inline<B: Buffer + ?Sized>(&mut self, buffer: &mut B) -> Option<FastReceived> {
         if !self.fork_guard.same_process() {
@@ -375,7 +379,7 @@ impl Receiver {
         }
     }
 
-    /// The same for one that stands in the arena.
+    /// Receives a message from the arena on the fast path.
     #[inline(never)]
     fn try_recv_arena<B: Buffer + ?Sized>(&mut self, buffer: &mut B) -> Option<FastReceived> {
         match self.inb.try_recv_arena(buffer) {
@@ -410,7 +414,7 @@ impl Receiver {
         Ok(self.count(message))
     }
 
-    /// Whether there is something to look at, now or within a glance.
+    /// Returns whether there is something to receive, now or within a brief spin.
     #[inline(always)]
     pub(super) fn wait_for_message(&mut self, wait: Wait) -> bool {
         self.inb.is_ready() || (wait != Wait::Never && self.inb.spin_briefly())
@@ -437,7 +441,8 @@ impl Drop for Receiver {
     }
 }
 
-/// Messages until the connection ends; see [`Receiver::iter`].
+/// An iterator over the messages until the connection ends, made by [`Receiver::iter`]. It blocks while there is no
+/// message.
 ///
 /// ```
 /// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?;
@@ -445,7 +450,7 @@ impl Drop for Receiver {
 /// a.send(b"two")?;
 /// drop(a);
 /// for message in b.iter() {
-///     println!("{} bytes", message?.len()); // An error: the peer died, or lied.
+///     println!("{} bytes", message?.len()); // An error: the peer died or violated the protocol.
 /// }
 /// # Ok::<(), std::io::Error>(())
 /// ```
@@ -474,14 +479,14 @@ impl Iterator for Iter<'_> {
     }
 }
 
-/// Messages that are there now; see [`Receiver::try_iter`].
+/// An iterator over the messages that are ready now, made by [`Receiver::try_iter`]. It never blocks.
 ///
 /// ```
 /// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?;
 /// a.send(b"one")?;
 /// a.send(b"two")?;
 /// assert_eq!(b.try_iter().collect::<Vec<_>>(), [b"one", b"two"]);
-/// assert_eq!(b.try_iter().next(), None); // Nothing now; the next receive tells whether more can come.
+/// assert_eq!(b.try_iter().next(), None); // None now; the next receive reports whether more can come.
 /// # Ok::<(), std::io::Error>(())
 /// ```
 #[derive(Debug)]

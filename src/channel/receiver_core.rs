@@ -1,20 +1,20 @@
 //! The receiving half of a direction, over any memory: blocking, reassembly, borrowed messages.
 //!
-//! Nearly every message is there, whole, and nothing is in the way: it takes the fast path (`try_recv_inline`,
-//! `try_recv_arena`, `next_owned`, `borrow_next`), which runs in [`ReceiverState::Idle`] alone. All else takes
-//! [`next`](ReceiverCore::next).
+//! Nearly every message is ready and whole when it is asked for, with nothing else to do. It takes the fast path
+//! (`try_recv_inline`, `try_recv_arena`, `next_owned`, `borrow_next`), which runs in [`ReceiverState::Idle`] alone.
+//! Every other message takes [`next`](ReceiverCore::next).
 //!
 //! # Invariants
 //!
 //! 1. A message that was borrowed in place is released by its guard, or by the next call if the guard was forgotten: no
 //!    message is received twice.
 //! 2. The fast path does what the slow path would do, or nothing: a message that it leaves is found by the next scan.
-//! 3. The first end that a call has reported stays.
+//! 3. The first end that a call has reported is reported by all later calls.
 //!
 //! # Proof
 //!
-//! Everything that receives: the models, the exhaustive tests, the fuzz bodies `frame` and `ring_hostile`; `next_owned` has the models
-//! of calls, and the fuzz bodies `calls` and `ring_hostile`.
+//! Everything that receives: the models, the exhaustive tests, the fuzz bodies `frame` and `ring_hostile`. `next_owned`
+//! has the models of calls, and the fuzz bodies `calls` and `ring_hostile`.
 
 use super::reassembly::Reassembly;
 use super::wait_policy::WaitPolicy;
@@ -24,27 +24,27 @@ use crate::layout::SlotKind;
 use crate::memory::{Deadline, INLINE_CAPACITY, Memory, OutOfBounds, OutOfMemory, Word, try_resize};
 use crate::ring::{AwaitedRelease, CloseReason, Consumer, SlotContents, TryTake, WaitSlot, closed, park};
 
-/// Why a receive failed; the public enums are made of it.
+/// Why a receive failed; the public error enums are made from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecvCoreError {
-    /// No whole message is there, or the deadline passed.
+    /// No whole message is ready, or the deadline passed.
     Empty,
-    /// The message has so many bytes; it was kept.
+    /// The message is longer than the buffer: its length. It was kept.
     BufferTooSmall(usize),
-    /// There is no memory for the message, which has so many bytes; it was kept.
+    /// There is no memory for the message: its length. It was kept.
     OutOfMemory(usize),
     /// The connection has ended.
     Ended(ConnectionError),
 }
 
-/// What became of a message on the fast path.
+/// The result of receiving on the fast path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FastRecv {
-    /// Something was in the way: nothing has happened, and the slow path receives it.
+    /// The fast path does not apply. Nothing has happened, and the slow path receives the message.
     NotReceived,
-    /// It is received.
+    /// The message is received.
     Received(Received),
-    /// It is received, and [`run_deferred`](ReceiverCore::run_deferred) comes next.
+    /// The message is received. The caller then calls [`run_deferred`](ReceiverCore::run_deferred).
     ReceivedWithDeferred(Received),
 }
 
@@ -80,12 +80,12 @@ impl From<&IncomingMessage> for Received {
     }
 }
 
-/// What a message is copied into.
+/// A buffer that messages are copied into.
 pub(crate) trait Buffer {
-    /// Room for exactly so many bytes, if it has or gets it.
+    /// Returns room for exactly `len` bytes, if the buffer has it or gets it without an allocation.
     fn room(&mut self, len: usize) -> Option<&mut [u8]>;
 
-    /// The next message, into this.
+    /// Receives the next message into this buffer.
     ///
     /// # Errors
     ///
@@ -115,7 +115,8 @@ impl Buffer for [u8] {
 impl Buffer for Vec<u8> {
     #[inline(always)]
     fn room(&mut self, len: usize) -> Option<&mut [u8]> {
-        // Written as `resize` has it, which then does not look again. Without room the longer way grows the buffer.
+        // Written as `resize` does it, so that the compiler drops its second check. Without capacity, the slow path
+        // grows the buffer.
         if len > self.len() && len - self.len() > self.capacity() - self.len() {
             return None;
         }
@@ -132,19 +133,19 @@ impl Buffer for Vec<u8> {
     }
 }
 
-/// A whole message that is there.
+/// A whole message that is ready.
 #[derive(Clone, Copy, Debug)]
 pub enum IncomingMessage {
-    /// It stands in the ring.
+    /// The message is in the ring.
     Placed(SlotContents),
-    /// It was reassembled in private memory: length and tag.
+    /// The message was reassembled in private memory: length and tag.
     Assembled(usize, u64),
-    /// It was short, was copied into private memory, and has left the ring: length and tag.
+    /// The message was short. It was copied into private memory and has left the ring: length and tag.
     Taken(usize, u64),
 }
 
 impl IncomingMessage {
-    /// Bytes of the message.
+    /// Returns the bytes of the message.
     pub fn len(&self) -> usize {
         match self {
             Self::Placed(arrival) => arrival.len,
@@ -152,12 +153,12 @@ impl IncomingMessage {
         }
     }
 
-    /// Whether the message has no bytes.
+    /// Returns whether the message has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Its tag.
+    /// Returns its tag.
     pub fn tag(&self) -> u64 {
         match self {
             Self::Placed(arrival) => arrival.tag,
@@ -176,16 +177,16 @@ pub struct ReceiverCore<M, P> {
     state: ReceiverState,
     /// The longest message that may stand in a slot.
     short: usize,
-    /// The last that was [taken](IncomingMessage::Taken).
+    /// The bytes of the last message that was [taken](IncomingMessage::Taken).
     taken: [u8; INLINE_CAPACITY],
 }
 
 /// What the receiver holds between two calls.
 #[derive(Clone, Copy, Debug)]
 enum ReceiverState {
-    /// Nothing: no message, no fragment. The fast path may run.
+    /// Nothing: no message and no fragment. The fast path may run.
     Idle,
-    /// Fragments, or a message that was reassembled from them; or a scan has not come to its end.
+    /// Fragments, or a message that was reassembled from them; or a scan that has not finished.
     Scanning,
     /// A whole message, which stays in the ring until it is released.
     Found(SlotContents),
@@ -193,23 +194,23 @@ enum ReceiverState {
     Borrowed(SlotContents),
     /// A reassembled message, borrowed by a guard.
     BorrowedReassembled,
-    /// The end: what the first call reported that found it, and all later ones report.
+    /// The end that the first call reported. All later calls report it too.
     Ended(ConnectionError),
 }
 
-/// What a look at the ring found.
+/// The result of a scan of the ring.
 #[derive(Debug)]
 enum Scan {
     /// A whole message.
     Whole(IncomingMessage),
-    /// Nothing that is ready.
+    /// No slot is ready.
     Dry,
-    /// A whole lap of pieces, and maybe more behind.
+    /// A whole cycle of fragments. More may be ready behind them.
     Busy,
 }
 
 impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
-    /// The receiver of a fresh ring.
+    /// Makes the receiver of a fresh ring whose first ticket is `first`.
     pub fn new(mem: M, policy: P, first: u64, max_message: usize) -> Self {
         Self {
             ring: Consumer::new(mem, first),
@@ -222,18 +223,18 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
         }
     }
 
-    /// The ring.
+    /// Returns the ring.
     pub fn ring(&self) -> &Consumer<M> {
         &self.ring
     }
 
-    /// Bytes of private memory that pieces have taken.
+    /// Returns the bytes of private memory that fragments have taken.
     #[cfg(feature = "testing")]
     pub fn memory(&self) -> usize {
         self.partial.memory()
     }
 
-    /// The next whole message, which stays until it is [given back](Self::release).
+    /// Returns the next whole message, which stays until it is [released](Self::release).
     ///
     /// # Errors
     ///
@@ -251,20 +252,20 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
         }
         let mut tries = 0_u32;
         loop {
-            // The end is read before the stamps: what was committed before it is then seen.
+            // The end is read before the stamps, so everything that was committed before the end is seen.
             let (ended, ticket) = (self.ring.ended(), self.ring.ticket());
             if let Some(end @ (ConnectionError::Closed | ConnectionError::ProtocolViolated)) = ended {
                 return Err(self.end(end));
             }
             match (self.scan()?, ended, wait) {
                 (Scan::Whole(message), _, _) => return Ok(message),
-                // A lap is all that can have been committed before the end.
+                // A cycle of slots is all that can have been committed before the end.
                 (Scan::Dry | Scan::Busy, Some(end), _) => return Err(self.end(end)),
                 (_, _, Wait::Never) => return Err(self.nothing()),
-                (lap, _, Wait::Deadline(deadline)) => {
-                    // Who sends pieces does not play with us.
+                (scan, _, Wait::Deadline(deadline)) => {
+                    // Fragments have arrived, so the waits were not spurious.
                     tries = if self.ring.ticket() == ticket { tries } else { tries.min(1) };
-                    self.wait_for_slot(&lap, deadline, tries)?;
+                    self.wait_for_slot(&scan, deadline, tries)?;
                 }
             }
             tries = tries.saturating_add(1);
@@ -290,8 +291,8 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
         Ok(Received::from(&message))
     }
 
-    /// Replaces what is in `buffer` by the next message. A message that comes in pieces is
-    /// reassembled in `buffer`'s own memory, without a further copy; no fault leaves any of it there.
+    /// Replaces the contents of `buffer` by the next message. Fragments are reassembled in `buffer`'s own memory,
+    /// without a further copy. No error leaves any bytes of a message there.
     ///
     /// # Errors
     ///
@@ -301,7 +302,8 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
         if let Some(message) = self.take(buffer) {
             return Ok(message);
         }
-        // Pieces that come during this call go where they are wanted; those of an earlier one stay.
+        // Fragments that arrive during this call go into the caller's buffer. Those of an earlier call stay where they
+        // are.
         let traded = self.partial.exchange_buffer(buffer);
         let message = self.next(wait);
         if let Ok(message @ IncomingMessage::Assembled(..)) = message {
@@ -309,10 +311,10 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
             return Ok(Received::from(&message));
         }
         if traded && !self.partial.exchange_buffer(buffer) {
-            buffer.clear(); // Its memory stays with the pieces.
+            buffer.clear(); // The fragments keep the caller's memory; `buffer` now has the receiver's earlier one.
         }
         if matches!(message, Err(RecvCoreError::Ended(_))) {
-            buffer.clear(); // It may hold pieces of what will never be whole.
+            buffer.clear(); // It may hold fragments of a message that will never be whole.
         }
         let message = message?;
         if try_resize(buffer, message.len(), message.len()).is_err() {
@@ -321,47 +323,46 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
         }
         let taken = self.copy(&message, 0, buffer).and_then(|()| self.release(&message));
         if taken.is_err() {
-            buffer.clear(); // Torn bytes are no message.
+            buffer.clear(); // Bytes that were overwritten meanwhile are no message.
         }
         taken.map(|()| Received::from(&message))
     }
 
-    /// Gives a message back, having judged that it stood still while it was read.
+    /// Releases a message, after verifying that the peer has not modified it while it was read.
     ///
     /// # Errors
     ///
-    /// `ProtocolViolated` if it did not; the connection is condemned then.
+    /// `ProtocolViolated` if the peer has modified it; the connection is closed then.
     #[inline(always)]
     pub fn release(&mut self, message: &IncomingMessage) -> Result<(), RecvCoreError> {
         match message {
             IncomingMessage::Taken(..) => return Ok(()),
             IncomingMessage::Assembled(..) => self.partial.discard(),
             IncomingMessage::Placed(arrival) => {
-                let still = self.ring.verify(arrival);
+                let unchanged = self.ring.verify(arrival);
                 self.release_slot(arrival);
-                still.map_err(|violation| self.fail_protocol(violation))?;
+                unchanged.map_err(|violation| self.fail_protocol(violation))?;
             }
         }
         self.state = ReceiverState::Idle;
         Ok(())
     }
 
-    /// Whether a call to receive would end at once. Takes the pieces that are there, which alone are
-    /// no message.
+    /// Returns whether a receive would return at once. Takes the fragments that are ready, which alone are no message.
     pub fn ready(&mut self) -> bool {
         !matches!(self.next(Wait::Never), Err(RecvCoreError::Empty))
     }
 
-    /// Whether there is something to look at: a message, a piece, or the end.
+    /// Returns whether there is something to receive: a message, a fragment, or the end.
     #[inline]
     pub fn is_ready(&self) -> bool {
         self.at_hand().is_some() || self.ring.is_ready()
     }
 
-    /// Waits until there is something to look at, or `also` says so, or what is wanted of an outgoing
-    /// ring is released; a wait for either never spins. False if the deadline passed first.
+    /// Blocks until there is something to receive, or `also` returns true, or the awaited ticket of an outgoing ring is
+    /// released. Returns `false` if the deadline passes first. A wait for either direction never spins.
     ///
-    /// `tries` waits of the same call came to nothing before: after many of them it naps.
+    /// `tries` earlier waits of the same call returned without a result; after many of them it backs off first.
     pub fn wait_for_any(
         &mut self,
         outgoing: Option<(&M, AwaitedRelease)>,
@@ -376,16 +377,16 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
         if !back_off_or_expire(ring.mem(), deadline, tries) {
             return false;
         }
-        let either = || outgoing.is_some_and(|(mem, wanted)| wanted.is_released(mem));
-        let look = || ring.is_ready() || also() || either();
+        let released = || outgoing.is_some_and(|(mem, awaited)| awaited.is_released(mem));
+        let look = || ring.is_ready() || also() || released();
         if outgoing.is_none() && policy.spin(deadline, look) {
             return true;
         }
         let wait_slot = match outgoing {
             None => WaitSlot::consumer(ring.mem()),
-            Some((mem, wanted)) => {
+            Some((mem, awaited)) => {
                 policy.stalled(tries);
-                wanted.announce(mem);
+                awaited.announce(mem);
                 WaitSlot::either(ring.mem(), mem)
             }
         };
@@ -394,13 +395,14 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
         found.is_some()
     }
 
-    /// Looks a few times, without the clock, if the answer is expected at once; whether there is something.
+    /// Checks the ring a few times, without reading the clock, if the wait policy expects a message at once. Returns
+    /// whether there is something to receive.
     #[inline]
     pub fn spin_briefly(&mut self) -> bool {
         (0..self.policy.brief_spins()).any(|_| self.ring.is_ready())
     }
 
-    /// The peer broke a rule of the layer above: the connection is over for good.
+    /// Closes the connection because the peer broke a rule of the layer above, and returns how it has ended.
     #[cold]
     pub fn violated(&mut self, violation: ProtocolViolation) -> ConnectionError {
         match self.fail_protocol(violation) {
@@ -409,11 +411,12 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
         }
     }
 
-    /// Gives back what was lent: the guard's end, or the next call if the guard was forgotten.
+    /// Releases a borrowed message. The guard calls it when it is dropped, or the next call does if the guard was
+    /// forgotten.
     ///
     /// # Errors
     ///
-    /// As [`release`](Self::release).
+    /// `ProtocolViolated` if the peer has modified the message meanwhile; the connection is closed then.
     pub fn release_borrowed(&mut self) -> Result<(), RecvCoreError> {
         let unchanged = match &self.state {
             ReceiverState::Borrowed(arrival) => {
@@ -442,10 +445,10 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
             .map_err(|_| self.fail_protocol(ProtocolViolation("a payload outside the arena")))
     }
 
-    /// Takes what is ready, at most one lap of the ring: a whole message, or pieces of one.
+    /// Takes what is ready, at most one cycle of the ring: a whole message, or fragments of one.
     ///
-    /// Pieces that stand in the ring together have room in the arena together; a liar's may overlap, and would keep
-    /// us copying a whole arena for each slot.
+    /// The bytes are limited to one arena as well. Fragments that are in the ring together fit into the arena together,
+    /// but those of a hostile peer may overlap, and would make us copy a whole arena for each slot.
     #[inline(always)]
     fn scan(&mut self) -> Result<Scan, RecvCoreError> {
         if let Some(message) = self.at_hand() {
@@ -474,7 +477,7 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
         Ok(Scan::Busy)
     }
 
-    /// The whole message that was found already, if there is one.
+    /// Returns the whole message that was found already, if there is one.
     #[inline(always)]
     pub(super) fn at_hand(&self) -> Option<IncomingMessage> {
         match self.state {
@@ -500,9 +503,9 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
     fn take_fragment(&mut self, arrival: &SlotContents) -> Result<(), RecvCoreError> {
         let room = self.partial.room(arrival).map_err(RecvCoreError::OutOfMemory)?;
         let read = self.ring.read(arrival, 0, room).is_ok();
-        let still = self.ring.verify(arrival);
+        let unchanged = self.ring.verify(arrival);
         self.release_slot(arrival);
-        still.map_err(|violation| self.fail_protocol(violation))?;
+        unchanged.map_err(|violation| self.fail_protocol(violation))?;
         if !read {
             return Err(self.fail_protocol(ProtocolViolation("a payload outside the arena")));
         }
@@ -510,20 +513,22 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
         Ok(())
     }
 
-    /// Passes the time until there may be more.
+    /// Waits until more may be ready.
     #[cold]
-    fn wait_for_slot(&mut self, lap: &Scan, deadline: Deadline, tries: u32) -> Result<(), RecvCoreError> {
-        let busy = matches!(lap, Scan::Busy) && back_off_or_expire(self.ring.mem(), deadline, tries);
+    fn wait_for_slot(&mut self, scan: &Scan, deadline: Deadline, tries: u32) -> Result<(), RecvCoreError> {
+        // After a whole cycle of fragments more may be ready, so the next scan follows at once.
+        let busy = matches!(scan, Scan::Busy) && back_off_or_expire(self.ring.mem(), deadline, tries);
         if busy || self.wait_for_any(None, deadline, tries, || false) { Ok(()) } else { Err(self.nothing()) }
     }
 
-    /// No whole message is there, and none at hand.
+    /// Notes that no whole message is ready, and returns the error for it.
     fn nothing(&mut self) -> RecvCoreError {
         self.state = if self.partial.is_idle() { ReceiverState::Idle } else { ReceiverState::Scanning };
         RecvCoreError::Empty
     }
 
-    /// The connection has ended: pieces of what will never be whole are dropped.
+    /// Notes that the connection has ended, and returns the error for it. Fragments of a message that will never be
+    /// whole are dropped.
     #[cold]
     fn end(&mut self, ended: ConnectionError) -> RecvCoreError {
         self.partial.discard();
@@ -532,7 +537,7 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
         RecvCoreError::Ended(first)
     }
 
-    /// The peer lied: the connection is over for good.
+    /// Closes the connection after a protocol violation, and returns the error for it.
     #[cold]
     pub(super) fn fail_protocol(&mut self, _violation: ProtocolViolation) -> RecvCoreError {
         self.ring.mem().set_close_reason(CloseReason::Violated as u64);
@@ -541,30 +546,29 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
         self.end(end)
     }
 
-    /// Copies the next message if it is there, stands in its slot, and nothing is in the way.
-    ///
+    /// Copies the next message into `buffer` if the fast path applies and the message stands in its slot.
     #[inline(always)]
     pub(super) fn try_recv_inline<B: Buffer + ?Sized>(&mut self, buffer: &mut B) -> FastRecv {
         if !matches!(self.state, ReceiverState::Idle) {
             return FastRecv::NotReceived;
         }
-        let took = self.ring.take(self.short, |len| buffer.room(len));
-        self.finish_fast_path(took)
+        let attempt = self.ring.take(self.short, |len| buffer.room(len));
+        self.finish_fast_path(attempt)
     }
 
-    /// The same for one that stands in the arena.
+    /// Copies the next message into `buffer` if the fast path applies and the message stands in the arena.
     #[inline(always)]
     pub(super) fn try_recv_arena<B: Buffer + ?Sized>(&mut self, buffer: &mut B) -> FastRecv {
         if !matches!(self.state, ReceiverState::Idle) {
             return FastRecv::NotReceived;
         }
-        let took = self.ring.take_arena(self.max_message, |len| buffer.room(len));
-        self.finish_fast_path(took)
+        let attempt = self.ring.take_arena(self.max_message, |len| buffer.room(len));
+        self.finish_fast_path(attempt)
     }
 
     #[inline(always)]
-    fn finish_fast_path(&mut self, took: TryTake) -> FastRecv {
-        match took {
+    fn finish_fast_path(&mut self, attempt: TryTake) -> FastRecv {
+        match attempt {
             TryTake::Message { len, tag, wakes } => match wakes || self.policy.is_due() {
                 true => FastRecv::ReceivedWithDeferred(Received { len, tag }),
                 false => FastRecv::Received(Received { len, tag }),
@@ -574,8 +578,9 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
         }
     }
 
-    /// Copies what stands behind the first word of a short message that is there into the room that its tag, that word and
-    /// its length get, if nothing is in the way; it has left the ring then. Else the room holds nothing of worth.
+    /// Takes the next message if the fast path applies and it is short. `room` gets its tag, its first 8 bytes and the
+    /// number of bytes behind them, and returns where those are copied. Returns whether the message was taken; if not,
+    /// the contents of the room are undefined.
     #[inline(always)]
     pub fn take_framed<'b>(
         &mut self,
@@ -584,23 +589,24 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
         if !matches!(self.state, ReceiverState::Idle) {
             return false;
         }
-        let took = self.ring.take_framed(self.short, room);
-        let received = self.finish_fast_path(took);
+        let attempt = self.ring.take_framed(self.short, room);
+        let received = self.finish_fast_path(attempt);
         self.finish_deferred(received).is_some()
     }
 
-    /// As [`next`](Self::next), but a short message that is there already leaves the ring at once: its bytes stay until
-    /// the next call, and nobody gets it again.
+    /// Returns the next whole message. A short message that is ready already leaves the ring at once: its bytes stay
+    /// until the next call, and no later call returns it again. Any other message stays until it is
+    /// [released](Self::release).
     ///
     /// # Errors
     ///
-    /// As there.
+    /// [`RecvCoreError`], but never `BufferTooSmall`.
     #[inline(always)]
     pub fn next_owned(&mut self, wait: Wait) -> Result<IncomingMessage, RecvCoreError> {
         if matches!(self.state, ReceiverState::Idle) {
             let Self { ring, short, taken, .. } = self;
-            let took = ring.take(*short, |len| taken.get_mut(..len));
-            let received = self.finish_fast_path(took);
+            let attempt = ring.take(*short, |len| taken.get_mut(..len));
+            let received = self.finish_fast_path(attempt);
             if let Some(message) = self.finish_deferred(received) {
                 return Ok(IncomingMessage::Taken(message.len, message.tag));
             }
@@ -608,7 +614,7 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
         self.next(wait)
     }
 
-    /// Lends the next message in place: the next call gives it back, whatever happens.
+    /// Borrows the next message in place. The next call releases it in any case.
     ///
     /// # Errors
     ///
@@ -642,7 +648,7 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
         self.finish_deferred(received)
     }
 
-    /// Returns the message of the fast path, behind what it has deferred.
+    /// Does what the fast path has deferred, and returns its message.
     #[inline(always)]
     fn finish_deferred(&mut self, received: FastRecv) -> Option<Received> {
         match received {
@@ -655,27 +661,27 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
         }
     }
 
-    /// Does what is left after a message: wakes the sender, says where this side is.
+    /// Does what the fast path has deferred: wakes the sender, and publishes the CPU that this side runs on.
     #[cold]
     pub(crate) fn run_deferred(&mut self) {
         self.ring.notify_producer();
         self.policy.publish_cpu();
     }
 
-    /// A message moved while it was copied: the next look finds the connection condemned.
+    /// Closes the connection because the peer overwrote a message while it was copied. The slow path reports it.
     #[cold]
     #[inline(never)]
     fn on_overwritten(&mut self) -> FastRecv {
-        let _told_by_the_next_look =
+        let _reported_by_the_slow_path =
             self.fail_protocol(ProtocolViolation("a stamp that moved under a reader"));
         FastRecv::NotReceived
     }
 
-    /// Copies a range of a message that is there.
+    /// Copies a range of a message into `into`.
     ///
     /// # Errors
     ///
-    /// Only if the range is not in the message.
+    /// [`OutOfBounds`] if the range is not in the message.
     #[inline(always)]
     pub fn read_at(&self, message: &IncomingMessage, at: usize, into: &mut [u8]) -> Result<(), OutOfBounds> {
         if let IncomingMessage::Placed(arrival) = message {
@@ -687,11 +693,11 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
         Ok(())
     }
 
-    /// Replaces what is in `buffer` by what the message has from `at` on.
+    /// Replaces the contents of `buffer` by the message's bytes from `at` on.
     ///
     /// # Errors
     ///
-    /// [`OutOfMemory`]; the buffer is empty.
+    /// [`OutOfMemory`] if there is no memory for them; the buffer is empty then.
     #[inline(always)]
     pub fn read_on(
         &self,
@@ -717,7 +723,7 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
         Ok(())
     }
 
-    /// The bytes of a message that stands in private memory.
+    /// Returns the bytes of a message that is in private memory, or `None` if it is in the ring.
     #[inline]
     pub fn private(&self, message: &IncomingMessage) -> Option<&[u8]> {
         match message {
@@ -727,7 +733,7 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
         }
     }
 
-    /// The bytes of a reassembled message.
+    /// Returns the bytes of a reassembled message.
     pub(super) fn assembled(&mut self) -> &mut [u8] {
         self.partial.bytes_mut()
     }

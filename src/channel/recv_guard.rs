@@ -1,4 +1,4 @@
-//! A received message, lent where it stands.
+//! A received message, borrowed in place.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -10,11 +10,11 @@ use crate::error::{RecvError, RecvTimeoutError, TryRecvError};
 use crate::memory::{OutOfBounds, OutOfMemory, Span, try_resize};
 use crate::sys::raw_span::RawSpan;
 
-/// A message where it stands, until the guard is dropped.
+/// A message that is borrowed in place until the guard is dropped.
 ///
-/// Copying reads are safe whatever the peer does; borrowing the bytes in place is
-/// [`RawSpan::as_slice`], which is `unsafe`. A guard that is forgotten is given back by the next call
-/// on the receiver, and its message never comes twice. It also implements [`io::Read`].
+/// Copying reads are safe whatever the peer does; borrowing the bytes in place is [`RawSpan::as_slice`], which is
+/// `unsafe`. If a guard is forgotten, the next call on the receiver releases its message, which is never received
+/// twice. It also implements [`io::Read`].
 ///
 /// ```
 /// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?;
@@ -23,11 +23,11 @@ use crate::sys::raw_span::RawSpan;
 /// let mut some = [0; 3];
 /// guard.read_at(4, &mut some)?;
 /// assert_eq!(&some, b"456");
-/// guard.finish()?; // like dropping it, but tells if the peer changed the bytes meanwhile
+/// guard.finish()?; // Like dropping it, but reports whether the peer has modified the bytes.
 /// # Ok::<(), std::io::Error>(())
 /// ```
 ///
-/// What it lends cannot outlive it:
+/// The bytes cannot outlive the guard:
 ///
 /// ```compile_fail
 /// let (mut a, mut b) = narrows::SharedMemoryStream::pair().unwrap();
@@ -47,17 +47,17 @@ impl<'a> RecvGuard<'a> {
         Self { receiver, message, read: 0, over: false }
     }
 
-    /// Bytes of the message.
+    /// Returns the bytes of the message.
     pub fn len(&self) -> usize {
         self.message.len
     }
 
-    /// Whether the message has no bytes.
+    /// Returns whether the message has no bytes.
     pub fn is_empty(&self) -> bool {
         self.message.len == 0
     }
 
-    /// The tag that the sender gave it; 0 if none.
+    /// Returns the tag that the sender gave it; 0 if none.
     pub fn tag(&self) -> u64 {
         self.message.tag
     }
@@ -66,8 +66,7 @@ impl<'a> RecvGuard<'a> {
     ///
     /// # Errors
     ///
-    /// `UnexpectedEof` if the message has fewer; nothing is copied then. `Unsupported` in a forked
-    /// child.
+    /// `UnexpectedEof` if the message has fewer bytes; nothing is copied then. `Unsupported` in a forked child.
     pub fn read_at(&self, offset: usize, into: &mut [u8]) -> io::Result<()> {
         self.receiver.enter().map_err(Block::recv_error)?;
         let inb = self.receiver.inb_ref();
@@ -75,7 +74,7 @@ impl<'a> RecvGuard<'a> {
         read.map_err(|_| io::Error::new(io::ErrorKind::UnexpectedEof, "the message is shorter"))
     }
 
-    /// Copies the whole message.
+    /// Copies the whole message into a new vector.
     ///
     /// ```
     /// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?;
@@ -94,7 +93,7 @@ impl<'a> RecvGuard<'a> {
         Ok(bytes)
     }
 
-    /// The bytes in place, for the `unsafe` borrow that spares a copy.
+    /// Returns the bytes in place, for the `unsafe` borrow that saves a copy.
     ///
     /// ```
     /// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?;
@@ -109,7 +108,7 @@ impl<'a> RecvGuard<'a> {
     ///
     /// # Errors
     ///
-    /// [`RecvError::Forked`] in a forked child, where they are not mapped.
+    /// [`RecvError::Forked`] in a forked child, where the bytes are not mapped.
     pub fn raw(&mut self) -> Result<RawSpan<'_>, RecvError> {
         self.receiver.enter().map_err(Block::recv_error)?;
         let inb = self.receiver.inb();
@@ -119,16 +118,16 @@ impl<'a> RecvGuard<'a> {
                 inb.ring().mem().raw(span, 0, len).ok_or(RecvError::ProtocolViolated)
             }
             Some(IncomingMessage::Assembled(..)) => Ok(RawSpan::private(inb.assembled())),
-            Some(IncomingMessage::Taken(..)) | None => Err(RecvError::ProtocolViolated), // Neither is ever lent.
+            Some(IncomingMessage::Taken(..)) | None => Err(RecvError::ProtocolViolated), // Neither is ever borrowed.
         }
     }
 
-    /// Gives the message back, and tells whether the peer let it stand still until now.
+    /// Releases the message, and reports whether the peer has modified it meanwhile.
     ///
     /// # Errors
     ///
-    /// [`RecvError::ProtocolViolated`] if it did not: what was read is worth nothing, and the
-    /// connection is closed.
+    /// [`RecvError::ProtocolViolated`] if it has: what was read is invalid, and the connection is closed.
+    /// [`RecvError::Forked`] in a forked child.
     pub fn finish(mut self) -> Result<(), RecvError> {
         self.release()
     }
@@ -139,13 +138,13 @@ impl<'a> RecvGuard<'a> {
         }
         self.over = true;
         self.receiver.enter().map_err(Block::recv_error)?;
-        let given = self.receiver.inb().release_borrowed();
-        self.receiver.note_end(given).map_err(Block::recv_error)
+        let released = self.receiver.inb().release_borrowed();
+        self.receiver.note_end(released).map_err(Block::recv_error)
     }
 }
 
 impl Receiver {
-    /// Borrows the next message where it stands, without a copy. Blocks while there is no message.
+    /// Borrows the next message in place, without a copy. Blocks while there is no message.
     ///
     /// Dropping the guard releases the message.
     ///
@@ -168,21 +167,20 @@ impl Receiver {
         self.recv_borrowed(Block)
     }
 
-    /// Borrows the next message where it stands, without a copy if that is possible at once; never blocks.
+    /// Borrows the next message in place, without a copy, if that is possible at once; never blocks.
     ///
     /// Dropping the guard releases the message.
     ///
     /// # Errors
     ///
-    /// [`TryRecvError`]: there is no message now, the connection has ended: the peer closed it, died or violated the
+    /// [`TryRecvError`]: there is no message now, or the connection has ended: the peer closed it, died or violated the
     /// protocol.
     #[inline]
     pub fn try_recv_ref(&mut self) -> Result<RecvGuard<'_>, TryRecvError> {
         self.recv_borrowed(NonBlocking)
     }
 
-    /// Borrows the next message where it stands, without a copy, blocking for at most `timeout` while there is no
-    /// message.
+    /// Borrows the next message in place, without a copy, blocking for at most `timeout` while there is no message.
     ///
     /// Dropping the guard releases the message.
     ///
@@ -190,21 +188,20 @@ impl Receiver {
     ///
     /// # Errors
     ///
-    /// [`RecvTimeoutError`]: no message came in time, the connection has ended: the peer closed it, died or violated
+    /// [`RecvTimeoutError`]: no message came in time, or the connection has ended: the peer closed it, died or violated
     /// the protocol.
     #[inline]
     pub fn recv_ref_timeout(&mut self, timeout: Duration) -> Result<RecvGuard<'_>, RecvTimeoutError> {
         self.recv_borrowed(WithDeadline(Wait::for_duration(timeout)))
     }
 
-    /// Borrows the next message where it stands, without a copy, blocking until `deadline` at most while there is no
-    /// message.
+    /// Borrows the next message in place, without a copy, blocking until `deadline` at most while there is no message.
     ///
     /// Dropping the guard releases the message.
     ///
     /// # Errors
     ///
-    /// [`RecvTimeoutError`]: no message came in time, the connection has ended: the peer closed it, died or violated
+    /// [`RecvTimeoutError`]: no message came in time, or the connection has ended: the peer closed it, died or violated
     /// the protocol.
     #[inline]
     pub fn recv_ref_deadline(&mut self, deadline: Instant) -> Result<RecvGuard<'_>, RecvTimeoutError> {
@@ -238,7 +235,7 @@ impl io::Read for RecvGuard<'_> {
 
 impl Drop for RecvGuard<'_> {
     fn drop(&mut self) {
-        // A lie found here has condemned the connection: the next call says so.
+        // A protocol violation found here has closed the connection: the next call reports it.
         let _next_call_fails = self.release();
     }
 }

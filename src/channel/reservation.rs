@@ -1,4 +1,4 @@
-//! A message that is written in place and then committed.
+//! Sending a message that is written in place and then committed.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -11,10 +11,10 @@ use crate::memory::Padding;
 use crate::ring::{Producer, SlotReservation};
 use crate::sys::raw_span::RawSpan;
 
-/// Room in the ring for one message, which nobody sees until it is committed.
+/// Room in the ring for one message, which the peer does not see until it is committed.
 ///
-/// Dropping or forgetting it aborts: nothing was sent. What is not written holds whatever earlier
-/// messages left there, so write what you commit.
+/// Dropping or forgetting it sends nothing. Bytes that are not written hold whatever earlier messages left there, so
+/// write all bytes that you commit.
 ///
 /// ```
 /// use std::io::Write;
@@ -35,14 +35,14 @@ use crate::sys::raw_span::RawSpan;
 /// room.commit().unwrap();
 /// ```
 ///
-/// In any order, and less of it than was reserved:
+/// Bytes may be written in any order, and fewer may be committed than were reserved:
 ///
 /// ```
 /// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?;
 /// let mut room = a.reserve(64)?;
 /// assert!(room.len() == 64 && !room.is_empty());
 /// room.write_at(8, b"payload")?;
-/// room.write_at(0, &7_u64.to_le_bytes())?; // The head, once the rest is known.
+/// room.write_at(0, &7_u64.to_le_bytes())?; // The header, once the payload is known.
 /// assert_eq!(room.written(), 0); // That counts `io::Write` alone.
 /// room.set_tag(7);
 /// room.commit_len(15)?;
@@ -64,17 +64,17 @@ impl<'a> Reservation<'a> {
         Self { sender, len, written: 0, tag: 0 }
     }
 
-    /// Bytes reserved.
+    /// Returns the bytes reserved.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether no bytes are reserved.
+    /// Returns whether no bytes are reserved.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Bytes written through [`io::Write`].
+    /// Returns the bytes written through [`io::Write`].
     pub fn written(&self) -> usize {
         self.written
     }
@@ -84,19 +84,19 @@ impl<'a> Reservation<'a> {
         self.tag = tag;
     }
 
-    /// Writes `bytes` from `offset` on, wherever `io::Write` stands.
+    /// Writes `bytes` from `offset` on, independently of the position of [`io::Write`].
     ///
     /// # Errors
     ///
     /// `WriteZero` if they do not fit into the reservation; nothing is written then. `Unsupported`
     /// in a forked child.
     pub fn write_at(&mut self, offset: usize, bytes: &[u8]) -> io::Result<()> {
-        let (ring, claim) = self.sender.reserved_slot()?;
-        let write = ring.write(claim, offset, bytes, Padding::Keep);
+        let (ring, reservation) = self.sender.reserved_slot()?;
+        let write = ring.write(reservation, offset, bytes, Padding::Keep);
         write.map_err(|_| io::Error::new(io::ErrorKind::WriteZero, "more bytes than were reserved"))
     }
 
-    /// The reserved bytes in place, for the `unsafe` borrow that spares a copy.
+    /// Returns the reserved bytes in place, for the `unsafe` borrow that saves a copy.
     ///
     /// ```
     /// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?;
@@ -111,10 +111,10 @@ impl<'a> Reservation<'a> {
     ///
     /// # Errors
     ///
-    /// [`SendError::Forked`] in a forked child, where they are not mapped.
+    /// [`SendError::Forked`] in a forked child, where the bytes are not mapped.
     pub fn raw(&mut self) -> Result<RawSpan<'_>, SendError> {
-        let (ring, claim) = self.sender.reserved_slot()?;
-        ring.mem().raw(claim.span(), 0, self.len).ok_or(SendError::ProtocolViolated)
+        let (ring, reservation) = self.sender.reserved_slot()?;
+        ring.mem().raw(reservation.span(), 0, self.len).ok_or(SendError::ProtocolViolated)
     }
 
     /// Commits all bytes reserved.
@@ -131,7 +131,7 @@ impl<'a> Reservation<'a> {
     ///
     /// # Errors
     ///
-    /// As for [`commit`](Self::commit).
+    /// [`SendError`] if the connection has ended; nothing was sent then.
     pub fn commit_written(self) -> Result<(), SendError> {
         let len = self.written;
         self.commit_len(len)
@@ -141,7 +141,8 @@ impl<'a> Reservation<'a> {
     ///
     /// # Errors
     ///
-    /// As for [`commit`](Self::commit); [`SendError::TooLarge`] if fewer are reserved.
+    /// [`SendError`] if the connection has ended, and [`SendError::TooLarge`] if fewer bytes are reserved; nothing was
+    /// sent then.
     pub fn commit_len(self, len: usize) -> Result<(), SendError> {
         if len > self.len {
             return Err(Block::send_error((SendCoreError::TooLarge(self.len), len)));
@@ -176,7 +177,7 @@ impl Sender {
         self.reserve_room(len, Block)
     }
 
-    /// Reserves room for a message of at most `len` bytes, which is written in place and then committed if that is
+    /// Reserves room for a message of at most `len` bytes, which is written in place and then committed, if that is
     /// possible at once; never blocks.
     ///
     /// `len` is at most [`max_in_place`](Self::max_in_place). A reservation that is dropped sends nothing.
@@ -243,31 +244,34 @@ impl Sender {
     #[inline(never)]
     fn claim(&mut self, len: usize, wait: Wait) -> Result<(), SendCoreError> {
         self.enter()?;
-        let claim = self.out().reserve(len, wait);
-        let claim = self.note_end(claim)?;
+        let reservation = self.out().reserve(len, wait);
+        let reservation = self.note_end(reservation)?;
         let rest = len % size_of::<u64>();
         if rest > 0 {
-            // The last word's rest never holds old bytes; the claim's own length is always in bounds.
-            let _in_claim = self.out().ring().write(&claim, len - rest, &[0; 8][..rest], Padding::Zero);
+            // Zeroes the rest of the last word, so that it never carries old bytes. The reservation's own length is
+            // always in bounds.
+            let _in_bounds =
+                self.out().ring().write(&reservation, len - rest, &[0; 8][..rest], Padding::Zero);
         }
-        *self.reserved().1 = Some(claim);
+        *self.reserved().1 = Some(reservation);
         Ok(())
     }
 
-    /// The ring, and what was reserved in it.
+    /// Returns the ring, and what was reserved in it.
     fn reserved_slot(&mut self) -> Result<(&Producer<Mapping>, &SlotReservation), SendError> {
         self.enter().map_err(forked)?;
         let (out, reserved) = self.reserved();
-        reserved.as_ref().map(|claim| (out.ring(), claim)).ok_or(SendError::Closed) // A reservation has one.
+        // `claim` has stored it before it made the `Reservation`, so `Closed` is never returned.
+        reserved.as_ref().map(|reservation| (out.ring(), reservation)).ok_or(SendError::Closed)
     }
 
     fn commit_reserved(&mut self, len: usize, tag: u64) -> Result<(), SendError> {
         self.enter().map_err(forked)?;
         let (out, reserved) = self.reserved();
         out.check()?;
-        let Some(claim) = reserved else { return Err(SendError::Closed) }; // A reservation has one.
-        out.ring().mark_writing(claim);
-        out.commit(claim, len, tag);
+        let Some(reservation) = reserved else { return Err(SendError::Closed) }; // Never: `claim` has stored it.
+        out.ring().mark_writing(reservation);
+        out.commit(reservation, len, tag);
         self.count(len);
         Ok(())
     }

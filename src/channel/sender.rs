@@ -1,4 +1,4 @@
-//! The sending half of a connection, as users hold it.
+//! The sending half of a connection: the public type.
 
 use std::cell::Cell;
 use std::fmt;
@@ -21,9 +21,8 @@ use crate::sys::socket::PeerCred;
 
 /// Sends messages to the peer; one half of a [`SharedMemoryStream`](crate::SharedMemoryStream).
 ///
-/// It belongs to one thread at a time (`Send`, not `Sync`);
-/// [`into_shared`](Self::into_shared) makes one for many. Dropping it closes this direction: the
-/// peer receives what was committed, then `Disconnected`.
+/// It belongs to one thread at a time (`Send`, not `Sync`); [`into_shared`](Self::into_shared) makes a sender for many
+/// threads. Dropping it closes this direction: the peer receives what was committed, then `Disconnected`.
 ///
 /// ```
 /// let (a, b) = narrows::SharedMemoryStream::pair()?;
@@ -40,7 +39,7 @@ use crate::sys::socket::PeerCred;
 /// shared::<narrows::Sender>();
 /// ```
 ///
-/// What it says of itself and of the connection:
+/// Deadlines, counters and limits:
 ///
 /// ```
 /// use std::time::Duration;
@@ -57,7 +56,8 @@ use crate::sys::socket::PeerCred;
 /// ```
 pub struct Sender {
     out: SenderCore<Mapping, AdaptiveWait>,
-    /// What was reserved last: it stays where it is, since moving it just after it was written costs more than the rest.
+    /// The last reservation. It is kept here, since moving it just after it was written costs more than the rest of a
+    /// reserve.
     reserved: Option<SlotReservation>,
     fork_guard: ForkGuard,
     messages: u64,
@@ -149,8 +149,7 @@ impl Sender {
         self.send_one(message, tag, Block)
     }
 
-    /// Sends one message with a tag: 64 bits that travel beside the payload if that is possible at once; never
-    /// blocks.
+    /// Sends one message with a tag, 64 bits that travel beside the payload, if that is possible at once; never blocks.
     ///
     /// # Errors
     ///
@@ -218,7 +217,7 @@ impl Sender {
         self.send_parts(parts, tag, Block)
     }
 
-    /// Sends one message that consists of the parts one behind the other, with a tag if that is possible at once;
+    /// Sends one message that consists of the parts one behind the other, with a tag, if that is possible at once;
     /// never blocks.
     ///
     /// # Errors
@@ -266,51 +265,54 @@ impl Sender {
         self.send_parts(parts, tag, WithDeadline(Wait::Deadline(Some(deadline))))
     }
 
-    /// The longest message, in bytes, as agreed with the peer.
+    /// Returns the longest message, in bytes, as agreed with the peer.
     pub fn max_message(&self) -> usize {
         self.out.max_message()
     }
 
-    /// The longest message, in bytes, that one reservation may hold.
+    /// Returns the longest message, in bytes, that one reservation may hold.
     pub fn max_in_place(&self) -> usize {
         self.out.in_place()
     }
 
-    /// A handle that closes the whole connection from any thread.
+    /// Returns a handle that closes the whole connection from any thread.
     pub fn closer(&self) -> Closer {
         Closer::new(self.connection())
     }
 
-    /// How the pages of this direction look. For tests.
+    /// Returns the state of this direction's pages. For tests.
     #[cfg(feature = "testing")]
     #[doc(hidden)]
     pub fn peek(&mut self) -> crate::sys::mapping::testing::Peek {
         self.out().ring().mem().peek(0)
     }
 
-    /// Whether the connection has ended: no later send can succeed.
+    /// Returns whether the connection has ended, so that no later send can succeed.
     pub fn is_disconnected(&self) -> bool {
         !self.connection().same_process() || self.out.check().is_err()
     }
 
-    /// What this half has sent; how it waited is told of the whole connection.
+    /// Returns the counters of this half: the messages and bytes that it has sent. The wait counters cover the whole
+    /// connection.
     pub fn stats(&self) -> Stats {
         stats(self.counts(), self.peak_fill(), self.connection())
     }
 
-    /// How full this direction was at most, as far as it was looked at.
+    /// Returns how full this direction was at most when its head was read, in thousandths.
     pub(super) fn peak_fill(&self) -> u32 {
-        self.out.ring().fullest()
+        self.out.ring().peak_fill()
     }
 
-    /// Messages and bytes sent so far.
+    /// Returns the messages and bytes sent so far.
     pub(super) fn counts(&self) -> (u64, u64) {
         (self.messages, self.bytes)
     }
 
-    /// The kernel's word about the peer; see [`SharedMemoryStream::peer_cred`].
+    /// Returns the peer's credentials, as the kernel reported them when the connection was made.
     ///
-    /// [`SharedMemoryStream::peer_cred`]: crate::SharedMemoryStream::peer_cred
+    /// On a client they are those of the process that called `listen`. It may be another process than the one that
+    /// serves (a daemon's starter, the parent of workers), but its user is the same. After a hand-over they are those
+    /// of the child or of the parent.
     pub fn peer_cred(&self) -> PeerCred {
         self.connection().cred()
     }
@@ -319,7 +321,7 @@ impl Sender {
         self.out.ring().mem().connection()
     }
 
-    /// Returns the core, and what was reserved last.
+    /// Returns the core, and the last reservation.
     #[inline(always)]
     pub(super) fn reserved(
         &mut self,
@@ -331,14 +333,14 @@ impl Sender {
         &mut self.out
     }
 
-    /// The half itself; whoever takes it closes the direction.
+    /// Takes the core out. Dropping this half does not close the direction then: the caller must close it.
     pub(crate) fn into_outbound(mut self) -> SenderCore<Mapping, AdaptiveWait> {
         self.taken = true;
         let rest = outbound(self.connection(), WaitStrategy::Park); // Never used.
         std::mem::replace(&mut self.out, rest)
     }
 
-    /// Whether this process may touch the connection.
+    /// Checks that this process may use the connection: it must not be a forked child.
     #[inline(always)]
     pub(super) fn enter(&self) -> Result<(), SendCoreError> {
         if self.connection().same_process() {
@@ -359,7 +361,7 @@ impl Sender {
         self.bytes += bytes;
     }
 
-    /// Makes sure that a liar's connection is closed in both directions.
+    /// Makes sure that both directions are closed after a protocol violation: the core closes only its own.
     #[inline(always)]
     pub(super) fn note_end<T>(&self, result: Result<T, SendCoreError>) -> Result<T, SendCoreError> {
         if let Err(SendCoreError::Ended(ConnectionError::ProtocolViolated)) = result {
@@ -377,12 +379,13 @@ impl Sender {
     pub(super) fn send_one<H: CallMode>(&mut self, message: &[u8], tag: u64, how: H) -> Result<(), H::Send> {
         let sent = match message.len() <= INLINE_CAPACITY {
             true => self.send_at_once(message, tag),
-            false => self.send_placed(message, tag),
+            false => self.send_in_arena(message, tag),
         };
         if sent { Ok(()) } else { self.send_slow(message, tag, how) }
     }
 
-    /// What nearly every message takes; it returns in a register, and calls nothing but as its last step.
+    /// Sends a message on the fast path, which nearly every message takes. It returns in a register, and calls
+    /// functions only as its last step.
     #[inline(never)]
     fn send_at_once(&mut self, message: &[u8], tag: u64) -> bool {
         if !self.is_ours() {
@@ -392,9 +395,9 @@ impl Sender {
         self.finish_fast_path(sent, message.len())
     }
 
-    /// The same for a message that stands in the arena.
+    /// Sends a message in the arena on the fast path.
     #[inline(never)]
-    fn send_placed(&mut self, message: &[u8], tag: u64) -> bool {
+    fn send_in_arena(&mut self, message: &[u8], tag: u64) -> bool {
         if !self.is_ours() {
             return false;
         }
@@ -467,13 +470,13 @@ impl Drop for Sender {
     }
 }
 
-/// What was sent, and how the whole connection waited.
+/// Returns the counters of what was sent, and of how the whole connection has waited.
 pub(super) fn stats(
     (messages_sent, bytes_sent): (u64, u64),
-    fullest: u32,
+    peak_fill: u32,
     connection: &ConnectionInner,
 ) -> Stats {
-    Stats { messages_sent, bytes_sent, ..Stats::of(connection, Some(fullest)) }
+    Stats { messages_sent, bytes_sent, ..Stats::of(connection, Some(peak_fill)) }
 }
 
 static_assertions::assert_impl_all!(Sender: Send);

@@ -1,20 +1,19 @@
-//! The sending half of a direction, over any memory: blocking, cutting, abandoning.
+//! The sending half of a direction, over any memory: blocking, fragmentation, abandoned messages.
 //!
-//! A message of at most [`whole`](SenderCore::whole) bytes takes one ticket, and a longer one if it is written
-//! [in place](SenderCore::in_place). Else a longer one is cut
-//! into pieces, each published (and its reader woken) before the next is waited for, so it flows
-//! through a ring of any size. Whoever leaves between two pieces has abandoned the message: the
-//! ticket of the next message says so.
+//! A message of at most [`whole`](SenderCore::whole) bytes takes one ticket. So does a longer one that is written
+//! [in place](SenderCore::in_place). Any other longer message is split into fragments. Each fragment is published, and
+//! the receiver woken, before the sender waits for the next one's room, so the message flows through a ring of any
+//! size. A call that fails between two fragments has abandoned the message: the slot of the next message says so.
 //!
 //! # Invariants
 //!
-//! 1. What a sender waits for is a ticket that a well-formed receiver releases, and behind which it looks for a sleeper (`ring`,
-//!    invariant 5).
-//! 2. A wait outlives neither its deadline nor the connection, whatever the peer's head says.
+//! 1. A sender waits for a ticket that a well-formed receiver releases, and after whose release the receiver checks for
+//!    a waiting sender (`ring`, invariant 5).
+//! 2. A wait ends with its deadline and with the connection, whatever the peer's head says.
 //!
 //! # Proof
 //!
-//! The models of full rings and of false heads; the tests of blocked calls and of hostile rings.
+//! The models of full rings and of wrong heads; the tests of blocked calls and of hostile rings.
 
 use std::io::IoSlice;
 
@@ -26,36 +25,36 @@ use crate::layout::SlotKind;
 use crate::memory::{ARENA_ALIGN, Deadline, INLINE_CAPACITY, Memory, Padding, Span, Word};
 use crate::ring::{CloseReason, Cursor, Producer, ReserveError, SlotReservation, TrySend, WaitSlot, park};
 
-/// The longest message that is copied to one place, in bytes; beyond it, overlapping the two copies
-/// pays. Also limited by the arena, but never below what a slot holds.
+/// The longest message that is copied as a whole, in bytes. For longer ones it is faster if the sender's and the
+/// receiver's copies overlap. The arena limits it too, but never below what a slot holds.
 const MAX_WHOLE: usize = 256 << 10;
 
-/// The longest piece of a cut message, in bytes.
+/// The longest fragment of a message, in bytes.
 const MAX_FRAGMENT: usize = 64 << 10;
 
-/// Why a send failed; the public enums are made of it.
+/// Why a send failed; the public error enums are made from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SendCoreError {
-    /// No room now, or the deadline passed.
+    /// There is no room now, or the deadline passed.
     Full,
-    /// It never fits at once.
+    /// The message never fits into the ring at once.
     TooLargeToTry,
-    /// It is longer than this limit.
+    /// The message is longer than this limit.
     TooLarge(usize),
-    /// The last ticket is used.
+    /// All tickets of the direction are used.
     Exhausted,
     /// The connection has ended.
     Ended(ConnectionError),
 }
 
-/// What became of a message on the fast path.
+/// The result of sending on the fast path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FastSend {
-    /// Something was in the way: nothing has happened, and the slow path sends it.
+    /// The fast path does not apply. Nothing has happened, and the slow path sends the message.
     NotSent,
-    /// It is sent.
+    /// The message is sent.
     Sent,
-    /// It is sent, and [`run_deferred`](SenderCore::run_deferred) comes next.
+    /// The message is sent. The caller then calls [`run_deferred`](SenderCore::run_deferred).
     SentWithDeferred,
 }
 
@@ -71,7 +70,7 @@ pub struct SenderCore<M, P> {
     ring: Producer<M>,
     policy: P,
     max_message: usize,
-    /// The longest message that stands in a slot.
+    /// The longest message that is sent in a slot.
     short: usize,
     whole: usize,
     in_place: usize,
@@ -79,10 +78,11 @@ pub struct SenderCore<M, P> {
 }
 
 impl<M: Memory, P: WaitPolicy> SenderCore<M, P> {
-    /// The sender of a fresh ring.
+    /// Makes the sender of a fresh ring whose first ticket is `first`.
     pub fn new(mem: M, policy: P, first: u64, max_message: usize) -> Self {
         let arena = usize::try_from(mem.arena()).unwrap_or(MAX_WHOLE);
         let in_place = arena.max(INLINE_CAPACITY).min(max_message);
+        // At least four fragments fit into the arena, so the sender writes one while the receiver copies another.
         let share = if mem.slots() < 4 { arena } else { (arena / 4).max(ARENA_ALIGN) };
         Self {
             ring: Producer::new(mem, first),
@@ -95,47 +95,47 @@ impl<M: Memory, P: WaitPolicy> SenderCore<M, P> {
         }
     }
 
-    /// The ring.
+    /// Returns the ring.
     pub fn ring(&self) -> &Producer<M> {
         &self.ring
     }
 
-    /// The ring, to write claims.
+    /// Returns the ring, to write reservations.
     #[cfg_attr(not(feature = "testing"), allow(dead_code, reason = "for tests"))]
     pub fn ring_mut(&mut self) -> &mut Producer<M> {
         &mut self.ring
     }
 
-    /// The longest message, in bytes.
+    /// Returns the longest message, in bytes.
     pub fn max_message(&self) -> usize {
         self.max_message
     }
 
-    /// The longest message that may be written in place, in bytes.
+    /// Returns the longest message that may be written in place, in bytes.
     pub fn in_place(&self) -> usize {
         self.in_place
     }
 
-    /// The longest message that is copied to one place, in bytes.
+    /// Returns the longest message that is copied as a whole, in bytes.
     pub fn whole(&self) -> usize {
         self.whole
     }
 
-    /// Sends one message, which is the parts one behind the other.
+    /// Sends one message that consists of the parts one behind the other.
     ///
     /// # Errors
     ///
-    /// [`SendCoreError`]; nothing of the message will be delivered.
+    /// [`SendCoreError`]; nothing of the message is delivered then.
     #[inline(always)]
     pub fn send(&mut self, parts: &[IoSlice<'_>], tag: u64, wait: Wait) -> Result<usize, SendCoreError> {
         let len = parts.iter().fold(0, |sum: usize, part| sum.saturating_add(part.len()));
         if len > self.whole {
             return self.send_fragmented(parts, len, tag, wait).map(|()| len);
         }
-        let claim = self.reserve(len, wait)?;
-        self.ring.mark_writing(&claim);
-        self.fill(&claim, &mut IoSliceReader::new(parts))?;
-        self.commit(&claim, len, tag);
+        let reservation = self.reserve(len, wait)?;
+        self.ring.mark_writing(&reservation);
+        self.fill(&reservation, &mut IoSliceReader::new(parts))?;
+        self.commit(&reservation, len, tag);
         Ok(len)
     }
 
@@ -143,7 +143,7 @@ impl<M: Memory, P: WaitPolicy> SenderCore<M, P> {
     ///
     /// # Errors
     ///
-    /// As for [`send`](Self::send).
+    /// [`SendCoreError`]; nothing of the message is delivered then.
     #[inline(always)]
     #[cfg_attr(not(feature = "testing"), allow(dead_code, reason = "for tests"))]
     pub fn send_one(&mut self, message: &[u8], tag: u64, wait: Wait) -> Result<usize, SendCoreError> {
@@ -159,11 +159,11 @@ impl<M: Memory, P: WaitPolicy> SenderCore<M, P> {
         Ok(message.len())
     }
 
-    /// Sends one message that is a word and two parts.
+    /// Sends one message that consists of 8 bytes and two parts.
     ///
     /// # Errors
     ///
-    /// As for [`send`](Self::send).
+    /// [`SendCoreError`]; nothing of the message is delivered then.
     #[inline(always)]
     pub fn send_framed(
         &mut self,
@@ -174,8 +174,8 @@ impl<M: Memory, P: WaitPolicy> SenderCore<M, P> {
     ) -> Result<usize, SendCoreError> {
         let len = head.len().saturating_add(first.len()).saturating_add(second.len());
         if len <= self.short {
-            let posted = self.ring.try_send_parts(&[&head, first, second], len, tag);
-            match self.finish_fast_path(posted) {
+            let attempt = self.ring.try_send_parts(&[&head, first, second], len, tag);
+            match self.finish_fast_path(attempt) {
                 FastSend::SentWithDeferred => self.run_deferred(),
                 FastSend::Sent => {}
                 FastSend::NotSent => return self.send_parts([&head, first, second], tag, wait),
@@ -190,43 +190,44 @@ impl<M: Memory, P: WaitPolicy> SenderCore<M, P> {
         self.send(&parts.map(IoSlice::new), tag, wait)
     }
 
-    /// Sends one message at once if it is short, there is room, and nothing is in the way.
+    /// Sends one message in a slot if the fast path applies: it is short, there is room, and there is nothing else to
+    /// do.
     #[inline(always)]
     pub(super) fn try_send_inline(&mut self, message: &[u8], tag: u64) -> FastSend {
         if message.len() > self.short {
             return FastSend::NotSent;
         }
-        let posted = self.ring.try_send(message, tag);
-        self.finish_fast_path(posted)
+        let attempt = self.ring.try_send(message, tag);
+        self.finish_fast_path(attempt)
     }
 
-    /// The same for one that stands in the arena.
+    /// Sends one message in the arena if the fast path applies.
     #[inline(always)]
     pub(super) fn try_send_arena(&mut self, message: &[u8], tag: u64) -> FastSend {
         if message.len() > self.whole {
             return FastSend::NotSent;
         }
-        let posted = self.ring.try_send_arena(message, tag);
-        self.finish_fast_path(posted)
+        let attempt = self.ring.try_send_arena(message, tag);
+        self.finish_fast_path(attempt)
     }
 
     #[inline(always)]
-    fn finish_fast_path(&mut self, posted: TrySend) -> FastSend {
-        match posted {
+    fn finish_fast_path(&mut self, attempt: TrySend) -> FastSend {
+        match attempt {
             TrySend::Nothing => FastSend::NotSent,
             TrySend::Done if !self.policy.is_due() => FastSend::Sent,
             TrySend::Done | TrySend::Asleep => FastSend::SentWithDeferred,
         }
     }
 
-    /// Does what is left after a message: wakes the receiver, says where this side is.
+    /// Does what the fast path has deferred: wakes the receiver, and publishes the CPU that this side runs on.
     #[cold]
     pub fn run_deferred(&mut self) {
         self.ring.wake();
         self.policy.publish_cpu();
     }
 
-    /// Claims a ticket and a place for a whole message of `len` bytes.
+    /// Reserves a ticket and `len` bytes for a whole message. Waits for room as `wait` says.
     ///
     /// # Errors
     ///
@@ -240,7 +241,7 @@ impl<M: Memory, P: WaitPolicy> SenderCore<M, P> {
         self.reserve_or_wait(wait, |ring| ring.reserve(ring.next(), len))
     }
 
-    /// Writes a short message behind what is staged already, if nothing is in the way.
+    /// Writes a short message behind what is staged already, if the fast path applies. Returns the cursor behind it.
     #[inline(always)]
     pub fn try_stage_inline(&mut self, from: Cursor, message: &[u8], tag: u64) -> Option<Cursor> {
         if message.len() > self.short || self.check().is_err() {
@@ -249,46 +250,47 @@ impl<M: Memory, P: WaitPolicy> SenderCore<M, P> {
         self.ring.try_stage(from, message, tag)
     }
 
-    /// Claims behind what is staged already; never blocks.
+    /// Reserves room for `len` bytes behind what is staged already. Never blocks.
     ///
     /// # Errors
     ///
-    /// [`SendCoreError`]; `Full` also if it would fit once what is staged is flushed.
+    /// [`SendCoreError`]; `Full` also if there would be room once what is staged is flushed.
     pub fn stage(&mut self, from: Cursor, len: usize) -> Result<SlotReservation, SendCoreError> {
         match self.ring.reserve(from, len) {
-            Ok(claim) => Ok(claim),
+            Ok(reservation) => Ok(reservation),
             Err(ReserveError::Full { .. }) => Err(SendCoreError::Full),
-            Err(refusal) => Err(self.error_of(refusal)),
+            Err(error) => Err(self.error_of(error)),
         }
     }
 
-    /// Commits a written claim as a whole message.
+    /// Commits the first `len` bytes of a written reservation as a whole message.
     #[inline(always)]
-    pub fn commit(&mut self, claim: &SlotReservation, len: usize, tag: u64) {
-        let claim = self.ring.truncate(claim, len);
-        self.describe_whole(&claim, len, tag);
-        self.publish(claim.after(), false);
+    pub fn commit(&mut self, reservation: &SlotReservation, len: usize, tag: u64) {
+        let reservation = self.ring.truncate(reservation, len);
+        self.describe_whole(&reservation, len, tag);
+        self.publish(reservation.after(), false);
     }
 
-    /// Commits every described claim up to `to`, and wakes the receiver if it sleeps.
+    /// Commits every described reservation up to `to`, and wakes the receiver if it sleeps.
     #[inline(always)]
     pub fn publish(&mut self, to: Cursor, unfinished: bool) {
         self.ring.publish(to, unfinished);
         self.policy.active();
     }
 
-    /// Describes a written claim as a whole message, still private.
+    /// Describes a written reservation as a whole message. It stays private.
     #[inline(always)]
-    pub fn describe_whole(&mut self, claim: &SlotReservation, len: usize, tag: u64) {
-        let kind = if matches!(claim.span(), Span::Slot(_)) { SlotKind::Inline } else { SlotKind::Whole };
-        self.ring.describe(claim, kind, len, tag);
+    pub fn describe_whole(&mut self, reservation: &SlotReservation, len: usize, tag: u64) {
+        let kind =
+            if matches!(reservation.span(), Span::Slot(_)) { SlotKind::Inline } else { SlotKind::Whole };
+        self.ring.describe(reservation, kind, len, tag);
     }
 
-    /// How the direction has ended, as an error.
+    /// Checks that the direction is open.
     ///
     /// # Errors
     ///
-    /// How it ended.
+    /// How the direction has ended.
     #[inline(always)]
     pub fn check(&self) -> Result<(), ConnectionError> {
         match self.ring.ended() {
@@ -297,21 +299,21 @@ impl<M: Memory, P: WaitPolicy> SenderCore<M, P> {
         }
     }
 
-    /// Writes as many of the gathered bytes as the claim holds.
+    /// Writes as many bytes from `from` as the reservation holds.
     ///
     /// # Errors
     ///
-    /// None with a claim of this ring: then the connection is condemned rather than trusted.
+    /// None for a reservation of this ring. If a copy fails all the same, the connection is closed as violated.
     #[inline(always)]
     pub fn fill(
         &mut self,
-        claim: &SlotReservation,
+        reservation: &SlotReservation,
         from: &mut IoSliceReader<'_>,
     ) -> Result<(), SendCoreError> {
         let mut at = 0;
-        while at < claim.len() {
-            let Some(bytes) = from.take(claim.len() - at) else { break };
-            if self.ring.write(claim, at, bytes, Padding::Zero).is_err() {
+        while at < reservation.len() {
+            let Some(bytes) = from.take(reservation.len() - at) else { break };
+            if self.ring.write(reservation, at, bytes, Padding::Zero).is_err() {
                 return Err(
                     self.error_of(ReserveError::Violated(ProtocolViolation("a place outside the arena")))
                 );
@@ -321,23 +323,23 @@ impl<M: Memory, P: WaitPolicy> SenderCore<M, P> {
         Ok(())
     }
 
-    /// The ticket whose release a message of `len` bytes needs, or nothing if there is room: for the first piece of one
-    /// that does not fit the arena, for all of any other.
+    /// Returns the ticket whose release a message of `len` bytes needs, or `None` if there is room. A message longer
+    /// than the arena needs room for its first fragment, any other message for all of its bytes.
     ///
     /// # Errors
     ///
-    /// [`SendCoreError`], never `Full`.
+    /// [`SendCoreError`], but never `Full`.
     pub fn ticket_to_await(&mut self, len: usize) -> Result<Option<u64>, SendCoreError> {
         self.check()?;
         let from = self.ring.next();
-        let claimed = match len > self.in_place {
+        let attempt = match len > self.in_place {
             true => self.ring.reserve_fragment(from, self.fragment),
             false => self.ring.reserve(from, len),
         };
-        match claimed {
+        match attempt {
             Ok(_) => Ok(None),
             Err(ReserveError::Full { needs }) => Ok(Some(needs)),
-            Err(refusal) => Err(self.error_of(refusal)),
+            Err(error) => Err(self.error_of(error)),
         }
     }
 
@@ -353,7 +355,7 @@ impl<M: Memory, P: WaitPolicy> SenderCore<M, P> {
             return Err(SendCoreError::TooLarge(self.max_message));
         }
         self.check()?;
-        // No ticket behind an unfinished message could say that it is abandoned.
+        // If the tickets ran out in the middle, no later slot could say that the message is abandoned.
         if self.ring.remaining_tickets() < len.div_ceil(self.fragment) as u64 {
             return Err(SendCoreError::Exhausted);
         }
@@ -363,57 +365,63 @@ impl<M: Memory, P: WaitPolicy> SenderCore<M, P> {
         let (mut from, mut left) = (IoSliceReader::new(parts), len);
         while left > 0 {
             let size = left.min(self.fragment);
-            let claim = self.reserve_or_wait(wait, |ring| ring.reserve_fragment(ring.next(), size))?;
-            self.ring.mark_writing(&claim);
-            self.fill(&claim, &mut from)?;
+            let reservation = self.reserve_or_wait(wait, |ring| ring.reserve_fragment(ring.next(), size))?;
+            self.ring.mark_writing(&reservation);
+            self.fill(&reservation, &mut from)?;
             let first = left == len;
             left -= size;
-            self.publish_fragment(&claim, first.then_some(len), left == 0, tag);
+            self.publish_fragment(&reservation, first.then_some(len), left == 0, tag);
             if left > 0 {
-                self.check()?; // Behind the last piece it is too late: the message is committed.
+                self.check()?; // After the last fragment the message is committed, so an end is no error of this send.
             }
         }
         Ok(())
     }
 
-    fn publish_fragment(&mut self, claim: &SlotReservation, total: Option<usize>, last: bool, tag: u64) {
+    fn publish_fragment(
+        &mut self,
+        reservation: &SlotReservation,
+        total: Option<usize>,
+        last: bool,
+        tag: u64,
+    ) {
         let kind = match (total, last) {
             (Some(total), _) => {
-                self.ring.write_total(claim, total as u64);
+                self.ring.write_total(reservation, total as u64);
                 SlotKind::First
             }
             (None, false) => SlotKind::Middle,
             (None, true) => SlotKind::Last,
         };
-        self.ring.describe(claim, kind, claim.len(), tag);
-        self.publish(claim.after(), !last);
+        self.ring.describe(reservation, kind, reservation.len(), tag);
+        self.publish(reservation.after(), !last);
     }
 
-    /// Whether all pieces of a message have room now.
+    /// Checks that all fragments of a message have room now.
     fn check_fits(&mut self, len: usize) -> Result<(), SendCoreError> {
-        let pieces = len.div_ceil(self.fragment) as u64;
-        if pieces > self.ring.mem().slots() || len as u64 > self.ring.mem().arena() {
+        let fragments = len.div_ceil(self.fragment) as u64;
+        if fragments > self.ring.mem().slots() || len as u64 > self.ring.mem().arena() {
             return Err(SendCoreError::TooLargeToTry);
         }
-        if let Err(refusal) = self.ring.try_restart() {
-            return Err(self.error_of(refusal));
+        if let Err(error) = self.ring.try_restart() {
+            return Err(self.error_of(error));
         }
         let (mut at, mut left) = (self.ring.next(), len);
         while left > 0 {
             let size = left.min(self.fragment);
             match self.ring.reserve_fragment(at, size) {
-                Ok(claim) => (at, left) = (claim.after(), left - size),
+                Ok(reservation) => (at, left) = (reservation.after(), left - size),
                 Err(ReserveError::Full { .. }) => return Err(SendCoreError::Full),
-                Err(refusal) => return Err(self.error_of(refusal)),
+                Err(error) => return Err(self.error_of(error)),
             }
         }
         Ok(())
     }
 
-    /// Turns a refusal into a fault; a lie condemns the connection.
+    /// Converts the ring's error. A protocol violation of the peer closes the connection.
     #[cold]
-    fn error_of(&mut self, refusal: ReserveError) -> SendCoreError {
-        match refusal {
+    fn error_of(&mut self, error: ReserveError) -> SendCoreError {
+        match error {
             ReserveError::Full { .. } => SendCoreError::Full,
             ReserveError::TooLarge => SendCoreError::TooLarge(self.in_place()),
             ReserveError::Exhausted => SendCoreError::Exhausted,
@@ -428,16 +436,16 @@ impl<M: Memory, P: WaitPolicy> SenderCore<M, P> {
         }
     }
 
-    /// Claims, waiting for space between tries.
+    /// Reserves, and waits for room between the attempts.
     #[inline(always)]
     fn reserve_or_wait(
         &mut self,
         wait: Wait,
-        mut claim: impl FnMut(&mut Producer<M>) -> Result<SlotReservation, ReserveError>,
+        mut reserve: impl FnMut(&mut Producer<M>) -> Result<SlotReservation, ReserveError>,
     ) -> Result<SlotReservation, SendCoreError> {
-        match claim(&mut self.ring) {
-            Ok(claim) => Ok(claim),
-            Err(refusal) => self.reserve_slow(refusal, wait, claim),
+        match reserve(&mut self.ring) {
+            Ok(reservation) => Ok(reservation),
+            Err(error) => self.reserve_slow(error, wait, reserve),
         }
     }
 
@@ -445,28 +453,28 @@ impl<M: Memory, P: WaitPolicy> SenderCore<M, P> {
     #[inline(never)]
     fn reserve_slow(
         &mut self,
-        mut refusal: ReserveError,
+        mut error: ReserveError,
         wait: Wait,
-        mut claim: impl FnMut(&mut Producer<M>) -> Result<SlotReservation, ReserveError>,
+        mut reserve: impl FnMut(&mut Producer<M>) -> Result<SlotReservation, ReserveError>,
     ) -> Result<SlotReservation, SendCoreError> {
         let mut tries = 0_u32;
         loop {
-            match (refusal, wait) {
+            match (error, wait) {
                 (ReserveError::Full { .. }, Wait::Never) => return Err(SendCoreError::Full),
                 (ReserveError::Full { needs }, Wait::Deadline(deadline)) => {
                     self.wait_for_room(needs, deadline, tries)?
                 }
-                (refusal, _) => return Err(self.error_of(refusal)),
+                (error, _) => return Err(self.error_of(error)),
             }
-            match claim(&mut self.ring) {
-                Ok(claim) => return Ok(claim),
-                Err(again) => refusal = again,
+            match reserve(&mut self.ring) {
+                Ok(reservation) => return Ok(reservation),
+                Err(again) => error = again,
             }
             tries = tries.saturating_add(1);
         }
     }
 
-    /// Passes the time until a release.
+    /// Waits for the release of a ticket.
     #[cold]
     fn wait_for_room(&mut self, needs: u64, deadline: Deadline, tries: u32) -> Result<(), SendCoreError> {
         let Self { ring, policy, .. } = self;

@@ -1,6 +1,6 @@
-//! A sender for many threads: one sender behind a lock, with the same promises about time.
+//! A sender for many threads: one sender behind a lock, with the same promises about deadlines.
 //!
-//! The lock is a [`Lock`](super::Lock), so that a model checker can stand in for it.
+//! The lock is a [`Lock`](super::Lock), so that a model checker can replace it.
 
 use std::io::IoSlice;
 use std::sync::Arc;
@@ -22,10 +22,10 @@ use crate::sys::mapping::Mapping;
 
 /// Sends messages to the peer from many threads; made by [`Sender::into_shared`].
 ///
-/// A message is never mixed with another, and each thread's messages keep their order. The threads
-/// take turns: while one waits for room the others wait behind it, `try_send` says `Full` and a
-/// deadline passes as `Timeout`. A [`Closer`] ends the one that waits for room and all behind it.
-/// Dropping the last clone closes this direction.
+/// Messages of several threads are never mixed, and each thread's messages keep their order. While one thread waits for
+/// room, the others wait behind it: [`try_send`](Self::try_send) returns `Full`, and a deadline that passes returns
+/// `Timeout`. A [`Closer`] ends the call that waits for room and all calls behind it. Dropping the last clone closes
+/// this direction.
 ///
 /// ```
 /// let (a, mut b) = narrows::SharedMemoryStream::pair()?;
@@ -41,7 +41,7 @@ use crate::sys::mapping::Mapping;
 /// # Ok::<(), std::io::Error>(())
 /// ```
 ///
-/// It does what a [`Sender`] does, but for reservations and batches:
+/// It does what a [`Sender`] does, except reservations and batches:
 ///
 /// ```
 /// let (a, mut b) = narrows::SharedMemoryStream::pair()?;
@@ -147,8 +147,7 @@ impl SharedSender {
         self.send_one(message, tag, Block)
     }
 
-    /// Sends one message with a tag: 64 bits that travel beside the payload if that is possible at once; never
-    /// blocks.
+    /// Sends one message with a tag, 64 bits that travel beside the payload, if that is possible at once; never blocks.
     ///
     /// # Errors
     ///
@@ -207,7 +206,7 @@ impl SharedSender {
         self.send_parts(parts, tag, Block)
     }
 
-    /// Sends one message that consists of the parts one behind the other, with a tag if that is possible at once;
+    /// Sends one message that consists of the parts one behind the other, with a tag, if that is possible at once;
     /// never blocks.
     ///
     /// # Errors
@@ -255,23 +254,24 @@ impl SharedSender {
         self.send_parts(parts, tag, WithDeadline(Wait::Deadline(Some(deadline))))
     }
 
-    /// A handle that closes the whole connection from any thread.
+    /// Returns a handle that closes the whole connection from any thread.
     pub fn closer(&self) -> Closer {
         Closer::new(&self.connection)
     }
 
-    /// The longest message, in bytes, as agreed with the peer.
+    /// Returns the longest message, in bytes, as agreed with the peer.
     pub fn max_message(&self) -> usize {
         self.connection.max_message()
     }
 
-    /// Whether the connection has ended: no later send can succeed.
+    /// Returns whether the connection has ended, so that no later send can succeed.
     pub fn is_disconnected(&self) -> bool {
         let outgoing = || Mapping::new(Arc::clone(&self.connection), self.connection.side().outgoing());
         !self.connection.same_process() || closed(&outgoing(), Word::ConsumerClosed).is_some()
     }
 
-    /// What all threads have sent. Never blocks, not even while one of them does.
+    /// Returns the counters of what all threads have sent. The wait counters cover the whole connection. Never blocks,
+    /// even while another thread is blocked in a send.
     pub fn stats(&self) -> Stats {
         stats(self.sent.counts(), self.sent.peak_fill(), &self.connection)
     }
@@ -286,7 +286,8 @@ impl SharedSender {
 
     fn send_parts<H: CallMode>(&self, parts: &[IoSlice<'_>], tag: u64, how: H) -> Result<(), H::Send> {
         let fail = |fault| Err(H::send_error((fault, 0)));
-        // Asked before the lock: a fork may have left it locked for ever.
+        // Checked before the lock: another thread may have held it during a fork, and then it stays locked in the
+        // child.
         if !self.connection.same_process() {
             return fail(SendCoreError::Ended(ConnectionError::Forked));
         }

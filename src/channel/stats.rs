@@ -1,4 +1,4 @@
-//! What a connection has done so far.
+//! Counters of what a connection has done so far.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -6,38 +6,38 @@ use crate::prometheus::{Family, Prometheus, Value};
 use crate::sys::connection::ConnectionInner;
 use crate::sys::wait_counters::WaitCounts;
 
-/// What a shared sender has sent: written by the one who sends, read by anybody at any time.
+/// What a shared sender has sent. The thread that holds the sender's lock writes it; any thread reads it at any time.
 #[derive(Debug, Default)]
 pub(super) struct Sent {
     messages: AtomicU64,
     bytes: AtomicU64,
-    fullest: AtomicU32,
+    peak_fill: AtomicU32,
 }
 
 impl Sent {
-    /// Notes what has been sent so far.
-    pub(super) fn set(&self, (messages, bytes): (u64, u64), fullest: u32) {
+    /// Stores what has been sent so far.
+    pub(super) fn set(&self, (messages, bytes): (u64, u64), peak_fill: u32) {
         self.messages.store(messages, Ordering::Relaxed);
         self.bytes.store(bytes, Ordering::Relaxed);
-        self.fullest.store(fullest, Ordering::Relaxed);
+        self.peak_fill.store(peak_fill, Ordering::Relaxed);
     }
 
-    /// Messages and bytes so far.
+    /// Returns the messages and bytes so far.
     pub(super) fn counts(&self) -> (u64, u64) {
         (self.messages.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
     }
 
-    /// How full its sender has seen the direction at most, in thousandths.
+    /// Returns how full the sender has seen the direction at most, in thousandths.
     pub(super) fn peak_fill(&self) -> u32 {
-        self.fullest.load(Ordering::Relaxed)
+        self.peak_fill.load(Ordering::Relaxed)
     }
 }
 
-/// What one half of a connection did when it could not go on at once. All zero: it never had to wait, or to wake.
+/// How one half of a connection has waited. All zero: it never had to wait for the peer or to wake it.
 ///
 /// ```
 /// let (mut a, _b) = narrows::SharedMemoryStream::pair()?;
-/// a.send(b"nobody waits for it")?;
+/// a.send(b"no thread waits for it")?;
 /// let narrows::Waits { sleeps, wakes, .. } = a.stats().sending;
 /// assert_eq!((sleeps, wakes), (0, 0));
 /// # Ok::<(), std::io::Error>(())
@@ -47,17 +47,17 @@ impl Sent {
 pub struct Waits {
     /// System calls to sleep.
     pub sleeps: u64,
-    /// System calls to wake a sleeper: the peer's, and at the end of the connection this side's own.
+    /// System calls to wake a sleeping thread: the peer's, and at the end of the connection this side's own.
     pub wakes: u64,
-    /// Waits that began with spinning. Far more of them than `sleeps`: spinning pays here. The looks of up to 1 us
-    /// that a receive takes before it waits are none.
+    /// Waits that began with spinning. Far more of them than `sleeps` means that spinning pays here. The checks of up
+    /// to 1 us that a receive makes before it waits are not counted.
     pub spins: u64,
 }
 
 /// Counters of one end of a connection, since it was made.
 ///
-/// A message that is sent or received at once costs no more than its count: all else is counted where a thread waits.
-/// They are of this process; the peer has its own.
+/// A message that is sent or received at once costs no more than its count: everything else is counted where a thread
+/// waits. The counters are those of this process; the peer has its own.
 ///
 /// ```
 /// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?;
@@ -75,7 +75,7 @@ pub struct Stats {
     pub messages_sent: u64,
     /// Bytes of payload in them.
     pub bytes_sent: u64,
-    /// Messages that this end received and gave back.
+    /// Messages that this end has received.
     pub messages_received: u64,
     /// Bytes of payload in them.
     pub bytes_received: u64,
@@ -83,23 +83,24 @@ pub struct Stats {
     pub sleeps: u64,
     /// System calls to wake the peer, by both halves of this end.
     pub wakes: u64,
-    /// Of the sending half: waits for room, and wakes of a receiver.
+    /// Waits of the sending half for room, and its wakes of the peer's receiver.
     pub sending: Waits,
-    /// Of the receiving half: waits for messages, waits for either, and wakes of a sender.
+    /// Waits of the receiving half for messages or for either direction, and its wakes of the peer's sender.
     pub receiving: Waits,
-    /// How often a send found no room and waited for some; a long message may wait for each of its pieces. A peer
-    /// that is too slow, or slots and arena that are too few.
+    /// How often a send found no room and waited for it. A long message may wait for each of its fragments. A high
+    /// count means that the peer is too slow, or that there are too few slots or too small an arena.
     pub full_stalls: u64,
-    /// How full the outgoing direction was at most, in thousandths of its slots or of its arena, whichever was
-    /// fuller: as its sender has seen it, who looks once in a lap and whenever there may be no room. 1000 once a send
-    /// had to wait. That of the other direction is known to the peer.
+    /// How full the outgoing direction was at most, in thousandths of its slots or of its arena, whichever was fuller.
+    /// The sender measures it once in a cycle of the ring and whenever there may be no room. It is 1000 once a send had
+    /// to wait. The peer knows that of the other direction.
     pub peak_fill: u32,
 }
 
 impl Stats {
-    /// What both halves did beside sending and receiving; the sender, if it is at hand, has seen its direction so full.
-    pub(crate) fn of(connection: &ConnectionInner, fullest: Option<u32>) -> Self {
-        connection.wait_counters(true).note_fill(fullest.unwrap_or(0));
+    /// Returns the counters that both halves share. `fullest`, if the sender is available, is how full it has seen its
+    /// direction.
+    pub(crate) fn of(connection: &ConnectionInner, peak_fill: Option<u32>) -> Self {
+        connection.wait_counters(true).note_fill(peak_fill.unwrap_or(0));
         let (sending, receiving) =
             (connection.wait_counters(true).counts(), connection.wait_counters(false).counts());
         Self {
@@ -113,7 +114,8 @@ impl Stats {
         }
     }
 
-    /// As [Prometheus](https://prometheus.io) scrapes them, with these labels: names and values.
+    /// Returns the counters in the text format of [Prometheus](https://prometheus.io). Each sample gets these labels,
+    /// as pairs of name and value.
     ///
     /// ```
     /// let (mut a, _b) = narrows::SharedMemoryStream::pair()?;
@@ -136,7 +138,8 @@ impl Stats {
         page
     }
 
-    /// With those of another connection: sums, and the fuller of both. Messages and bytes are not counted there.
+    /// Returns these counters with the wait counters of another connection added, and the larger peak of both. Messages
+    /// and bytes are not added.
     pub(crate) fn and_waits(self, other: Self) -> Self {
         Self {
             sleeps: self.sleeps + other.sleeps,
@@ -149,14 +152,14 @@ impl Stats {
         }
     }
 
-    /// With what the other half received.
+    /// Returns these counters with what the other half has received.
     pub(crate) fn and_received(self, receiver: Self) -> Self {
         let Self { messages_received, bytes_received, .. } = receiver;
         Self { messages_received, bytes_received, ..self }
     }
 }
 
-/// The part that is counted below the messages: of the sending half and of the receiving half.
+/// Adds the wait counters of the sending and of the receiving half to the page.
 pub(crate) fn waits_to(
     page: &mut Prometheus,
     labels: &[(&str, &str)],

@@ -1,7 +1,7 @@
-//! How the threads of this process wait for each other: locks, signals, latches.
+//! How the threads of this process wait for each other: locks, condition variables, shared flags.
 //!
-//! Behind traits, so that a model checker can stand in for them: it runs the layers that block
-//! threads as users link them.
+//! They are behind traits, so that a model checker can replace them. It then runs the layers that block threads as
+//! users link them.
 
 use std::ops::DerefMut;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,30 +11,30 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use super::Wait;
 use crate::memory::Deadline;
 
-/// A lock around a value, as the layers that block this process's own threads need it.
+/// A lock around a value, for the layers that block threads of this process.
 pub trait Lock<T> {
-    /// The right to use the value.
+    /// The guard of the locked value.
     type Guard<'a>: DerefMut<Target = T>
     where
         Self: 'a;
 
-    /// What a thread waits for that gave up the lock.
+    /// The condition variable that a thread waits on after it has released the lock.
     type Condvar: Default;
 
     /// Makes the lock.
     fn new(value: T) -> Self;
 
-    /// Takes the lock if nobody has it.
+    /// Takes the lock if no thread has it.
     fn try_lock(&self) -> Option<Self::Guard<'_>>;
 
-    /// Takes the lock, waiting until the deadline at most.
+    /// Takes the lock, or returns `None` if the deadline passes first.
     fn lock_until(&self, deadline: Deadline) -> Option<Self::Guard<'_>>;
 
-    /// Takes a lock that nobody holds for long.
+    /// Takes the lock, without a deadline. Only for a lock that no thread holds for long.
     fn lock(&self) -> Self::Guard<'_>;
 
-    /// Gives up the lock, waits for the signal, and takes the lock again. False if the deadline passed.
-    /// It may return early.
+    /// Releases the lock, waits on the condition variable, and takes the lock again. Returns `false` if the deadline
+    /// passed. May return early.
     fn wait<'a>(
         &'a self,
         guard: Self::Guard<'a>,
@@ -42,34 +42,34 @@ pub trait Lock<T> {
         deadline: Deadline,
     ) -> (Self::Guard<'a>, bool);
 
-    /// Wakes all threads that wait for the signal.
+    /// Wakes all threads that wait on the condition variable.
     fn notify(signal: &Self::Condvar);
 
-    /// Wakes one thread that waits for the signal, if there is one.
+    /// Wakes one thread that waits on the condition variable, if there is one.
     fn notify_one(signal: &Self::Condvar);
 }
 
-/// One bit that threads of this process share, without any order: the locks around it order what it
-/// tells of.
+/// One bit that threads of this process share, without any ordering: the locks around it order the data that it stands
+/// for.
 pub trait SharedFlag: Default {
-    /// Raises or lowers it.
+    /// Sets or clears the flag.
     fn set(&self, up: bool);
 
-    /// Whether it is up.
+    /// Returns whether the flag is set.
     fn is_set(&self) -> bool;
 }
 
-/// The locks, signals and latches of one kind.
+/// The locks, condition variables and shared flags of one kind.
 pub trait SyncBackend {
     /// A lock around a value.
     type Lock<T: Send>: Lock<T, Condvar = Self::Condvar>;
-    /// What waits for a change of it.
+    /// A condition variable for the lock.
     type Condvar: Default;
-    /// One bit.
+    /// A shared flag.
     type Flag: SharedFlag;
 }
 
-/// The threads of a real process.
+/// The backend of a real process: `parking_lot` and atomics.
 #[derive(Debug)]
 pub struct RealSync;
 
@@ -148,7 +148,7 @@ impl SharedFlag for AtomicBool {
     }
 }
 
-/// Does something with the value in this thread's turn, or nothing if the time is over first.
+/// Runs `act` with the locked value and returns its result, or `None` if the lock was not free in time.
 pub fn with_lock<T, R, L: Lock<T>>(lock: &L, wait: Wait, act: impl FnOnce(&mut T) -> R) -> Option<R> {
     let mut guard = match wait {
         Wait::Never => lock.try_lock(),

@@ -1,12 +1,12 @@
-//! How a waiting call passes the time before it goes to sleep.
+//! How a waiting call spends the time before it sleeps.
 //!
-//! A wake across CPUs costs tens of microseconds and a hand-over by spinning a tenth of one, so
-//! this decides more than the ring does. It is policy alone: whatever it does, the ring's sleep
-//! protocol comes after it and loses nothing.
+//! A wake-up across CPUs costs tens of microseconds, and a hand-over by spinning about a tenth of one. So the wait
+//! policy influences latency more than the ring does. It is policy alone: the ring's parking protocol comes after it,
+//! and no wake-up is lost whatever it does.
 //!
-//! `Adaptive` spins for at most [`SPIN_BUDGET`] and learns, for each waiting place by itself, whether
-//! recent waits would have been covered. When the peer was last seen on our own CPU it steps aside
-//! once instead: spinning there keeps the peer from answering.
+//! `Adaptive` spins for at most [`SPIN_BUDGET`]. It learns, for each half of a connection by itself, whether recent
+//! waits would have been covered by the budget. If the peer was last seen on our own CPU, it yields the CPU once
+//! instead: spinning there keeps the peer from answering.
 
 use std::hint;
 use std::time::{Duration, Instant};
@@ -15,37 +15,38 @@ use crate::memory::Deadline;
 use crate::sys::cpu;
 use crate::sys::mapping::{Mapping, RingRole};
 
-/// Some more than a wake across CPUs costs, so that two sides that both fell asleep find back to
-/// spinning: what one waits for then includes the other's wake.
+/// Somewhat more than a wake-up across CPUs costs. If both sides have slept, each waits for the other's wake-up as
+/// well, and a budget that covers it lets them return to spinning.
 const SPIN_BUDGET: Duration = Duration::from_micros(50);
 
-/// Looks without a pause at first: the answer is often there at once.
+/// Checks without a pause at the start of a spin: the answer is often ready at once.
 const PRE_SPINS: u32 = 32;
 
-/// Looks without a pause or a clock, 1 us of them at most, by who has reason to expect the answer just now.
+/// Checks of a brief spin, without a pause and without reading the clock: at most about 1 us of them, when the answer
+/// is expected at once.
 const BRIEF_SPINS: u32 = 640;
 
-/// How long a spin goes on before it lets others run for the first time, and between times.
+/// How long a spin goes on before it yields the CPU for the first time, and how long between later yields.
 const FIRST_YIELD: Duration = Duration::from_micros(2);
 const YIELD_INTERVAL: Duration = Duration::from_micros(10);
 
-/// Pauses between two looks at the clock.
+/// Pauses between two readings of the clock.
 const CLOCK_INTERVAL: u32 = 8;
 
-/// Waits in a row that the budget did not cover, after which there is no spinning.
+/// After so many waits in a row that the budget did not cover, waits do not spin.
 const PARK_AFTER_MISSES: u32 = 3;
 
-/// Of the waits without spinning, every so-many-th spins all the same: two sides that both sleep
-/// would wait for each other's wake-ups for ever, and never see that they need not.
+/// Of the waits that would not spin, one in so many is a probe and spins all the same. Two sides that both sleep would
+/// otherwise wait for each other's wake-ups indefinitely, and never see that they need not.
 const PROBE_INTERVAL: u32 = 16;
 
-/// A wait that should have ended within the budget and took this long has lost its CPU to others.
+/// A spin that should have ended within the budget and took this long was preempted.
 const PREEMPTED_AFTER: Duration = Duration::from_micros(200);
 
-/// Where the count of them begins anew.
+/// Where the count of misses restarts.
 const MAX_MISSES: u32 = 1 << 16;
 
-/// Messages after which the CPU is asked for again: it costs as much as a short message.
+/// Messages between two queries of the CPU number: a query costs as much as a short message.
 const CPU_HINT_INTERVAL: i32 = 16;
 
 /// What a call does when it has to wait.
@@ -59,28 +60,28 @@ const CPU_HINT_INTERVAL: i32 = 16;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WaitStrategy {
-    /// Sleeps at once. Least CPU; each wait costs a wake-up of the kernel's, some 20 to 50 us.
+    /// Sleeps at once. Uses the least CPU; each wait costs a wake-up by the kernel, about 20 to 50 us.
     Park,
-    /// Spins for some 50 us where that has paid lately, then sleeps. The default.
+    /// Spins for about 50 us where that has paid lately, then sleeps. The default.
     #[default]
     Adaptive,
-    /// Never sleeps: a waiting call keeps its CPU busy until its end or its deadline, but for letting
-    /// others run there now and then.
+    /// Never sleeps. A waiting call keeps its CPU busy until it returns, and yields it to other threads now and then.
     Spin,
 }
 
-/// How to pass the time before sleeping.
+/// How a call spends the time before it sleeps.
 pub trait WaitPolicy {
-    /// This side has just sent or released something: whether it should [`publish_cpu`](Self::publish_cpu) where it is.
+    /// Notes that this side has just sent or released something. Returns whether it should call
+    /// [`publish_cpu`](Self::publish_cpu).
     #[inline(always)]
     fn is_due(&mut self) -> bool {
         false
     }
 
-    /// Says where this side is.
+    /// Publishes for the peer which CPU this side runs on.
     fn publish_cpu(&mut self) {}
 
-    /// This side has just sent or released something; a chance to say where it is.
+    /// Notes that this side has just sent or released something, and publishes its CPU if that is due.
     #[inline(always)]
     fn active(&mut self) {
         if self.is_due() {
@@ -88,16 +89,17 @@ pub trait WaitPolicy {
         }
     }
 
-    /// Looks for a while; whether the look found something. May return `false` at any time.
+    /// Calls `look` repeatedly for a while, and returns whether it found something. May return `false` at any time.
     fn spin(&mut self, deadline: Deadline, look: impl Fn() -> bool) -> bool;
 
-    /// A sleep that followed [`spin`](Self::spin) is over.
+    /// Notes that a sleep that followed [`spin`](Self::spin) is over.
     fn slept(&mut self);
 
-    /// A thread of this side finds no room to send, and waits; `tries` of its waits came to nothing before.
+    /// Notes that a thread of this side waits for room to send; `tries` of its waits returned without a result before.
     fn stalled(&mut self, _tries: u32) {}
 
-    /// How many bare looks may come before [`spin`](Self::spin): some where the answer is expected at once.
+    /// Returns how many checks without a pause may come before [`spin`](Self::spin): more than 0 if the answer is
+    /// expected at once.
     fn brief_spins(&mut self) -> u32 {
         0
     }
@@ -110,26 +112,26 @@ pub struct NoWaitPolicy;
 
 #[cfg(feature = "testing")]
 impl WaitPolicy for NoWaitPolicy {
-    fn spin(&mut self, _until: Deadline, _look: impl Fn() -> bool) -> bool {
+    fn spin(&mut self, _deadline: Deadline, _look: impl Fn() -> bool) -> bool {
         false
     }
 
     fn slept(&mut self) {}
 }
 
-/// So many more messages until the CPU is asked for again; once it is over it stays so, until it is begun anew.
+/// Counts the messages until the CPU number is queried again. Once it has expired it stays so until it is restarted.
 #[derive(Debug)]
 struct CpuHintTimer(i32);
 
 impl CpuHintTimer {
     #[inline(always)]
     fn is_over(&mut self) -> bool {
-        self.0 = self.0.wrapping_sub(1); // From 16: nobody leaves it unheeded 2^31 times.
+        self.0 = self.0.wrapping_sub(1); // Starts at 16; it is restarted long before it wraps after 2^31 messages.
         self.0 <= 0
     }
 }
 
-/// One waiting place of one end of a connection.
+/// The wait policy of one half of a connection.
 #[derive(Debug)]
 pub(crate) struct AdaptiveWait {
     strategy: WaitStrategy,
@@ -141,30 +143,32 @@ pub(crate) struct AdaptiveWait {
     began: Instant,
 }
 
-/// What waits have shown.
+/// What earlier waits of this half have shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct SpinHistory {
-    /// Waits in a row without one that spun and paid.
+    /// Waits in a row of which none was answered while it spun.
     misses: u32,
-    /// The last wait that spun lost its CPU.
+    /// Whether the last wait that spun was preempted.
     lost: bool,
-    /// Two that spun did, one after the other: others want the CPUs. That the budget would have covered a wait that slept
-    /// proves nothing then, for who spins gives a slice of time away that a sleeper keeps. Only a probe that pays does.
+    /// Whether two consecutive waits that spun were preempted: other threads want the CPUs. That the budget would have
+    /// covered a wait that slept proves nothing then, since a spinning thread uses up its time slice and a sleeping one
+    /// keeps it. Only a probe that is answered in time clears it.
     crowded: bool,
 }
 
 impl SpinHistory {
-    /// Whether this wait is better not begun by spinning.
+    /// Returns whether this wait should sleep without spinning.
     fn is_out(self) -> bool {
         self.misses >= PARK_AFTER_MISSES && self.misses % PROBE_INTERVAL != 0
     }
 
-    /// One more wait that did not spin, or did and was not answered in time. It never stays where nothing is a probe.
+    /// Counts a wait that did not spin, or that spun and was not answered in time. The wrap of the count keeps the
+    /// probes coming.
     fn miss(&mut self) {
         self.misses = if self.misses < MAX_MISSES { self.misses + 1 } else { PROBE_INTERVAL };
     }
 
-    /// A wait that spun has paid or not, and may have lost its CPU.
+    /// Records a wait that spun: whether it was answered in time, and whether it was preempted.
     fn learn(&mut self, paid: bool, lost: bool) {
         if paid {
             *self = Self::default();
@@ -175,7 +179,7 @@ impl SpinHistory {
         self.miss();
     }
 
-    /// Whether a wait that slept, and that the budget would have covered, is a reason to spin again.
+    /// Returns whether a wait that slept, and that the budget would have covered, is a reason to spin again.
     fn heeds_sleeps(self) -> bool {
         self.misses >= PARK_AFTER_MISSES && !self.crowded
     }
@@ -187,11 +191,11 @@ impl AdaptiveWait {
         Self { strategy, mapping, role, cpu: 0, due: CpuHintTimer(1), spin_history, began: Instant::now() }
     }
 
-    /// Tells the peer on which CPU this side is, if that has changed. It must be fresh: a peer that
-    /// takes us to be on its own CPU does not spin, and one that should and does not know it keeps us
-    /// from answering.
+    /// Publishes for the peer on which CPU this side runs, if that has changed, and returns the CPU. It must be up to
+    /// date. A peer that takes us to be on its own CPU does not spin. A peer that is on our CPU and does not know it
+    /// spins, and keeps us from answering.
     #[inline(never)]
-    fn tell_cpu(&mut self) -> u64 {
+    fn publish_cpu_hint(&mut self) -> u64 {
         self.due = CpuHintTimer(CPU_HINT_INTERVAL);
         let here = cpu::current();
         if here != self.cpu {
@@ -203,7 +207,7 @@ impl AdaptiveWait {
 
     fn adapt(&mut self, deadline: Deadline, look: impl Fn() -> bool) -> bool {
         self.began = Instant::now();
-        let here = self.tell_cpu();
+        let here = self.publish_cpu_hint();
         if self.spin_history.is_out() {
             self.spin_history.miss();
             return false;
@@ -216,7 +220,7 @@ impl AdaptiveWait {
             let end = self.began + SPIN_BUDGET;
             spin(deadline.map_or(end, |deadline| deadline.min(end)), look)
         };
-        // Who stepped aside for a busy neighbour has lost a slice of time, which a sleeper would not have.
+        // Yielding to a busy thread may cost a time slice, which a sleeping thread would not have lost.
         let took = self.began.elapsed();
         self.spin_history.learn(found && took <= SPIN_BUDGET, took >= PREEMPTED_AFTER);
         found
@@ -231,7 +235,7 @@ impl WaitPolicy for AdaptiveWait {
 
     #[cold]
     fn publish_cpu(&mut self) {
-        self.tell_cpu();
+        self.publish_cpu_hint();
     }
 
     fn spin(&mut self, deadline: Deadline, look: impl Fn() -> bool) -> bool {
@@ -266,11 +270,11 @@ impl WaitPolicy for AdaptiveWait {
     }
 
     fn slept(&mut self) {
-        self.due = CpuHintTimer(1); // Who is woken may be elsewhere.
+        self.due = CpuHintTimer(1); // The kernel may have woken this thread on another CPU.
         if self.strategy != WaitStrategy::Adaptive || !self.spin_history.heeds_sleeps() {
             return;
         }
-        // The peer's account of when it woke us, clamped: a lie costs one wrong guess.
+        // The peer stores when it woke us; the value is clamped. A wrong value costs one wrong guess.
         let woken = self.mapping.woken_for(self.role);
         let waited = self.began.elapsed().saturating_sub(woken.unwrap_or_default());
         if woken.is_some() && waited <= SPIN_BUDGET {
@@ -279,18 +283,17 @@ impl WaitPolicy for AdaptiveWait {
     }
 }
 
-/// Looks until found or until `end`; now and then it lets others run, once the answer is not just
-/// about to come.
+/// Calls `look` until it finds something or until `end`. After [`FIRST_YIELD`] it yields the CPU now and then.
 ///
-/// Where the peer was last seen is not where its next wake puts it: that may be behind us on our own
-/// CPU, where it can only run if we step aside.
+/// The peer's last known CPU is not where its next wake-up puts it. The kernel may put it on our own CPU, where it can
+/// only run if we yield.
 fn spin(end: Instant, look: impl Fn() -> bool) -> bool {
     for _ in 0..PRE_SPINS {
         if look() {
             return true;
         }
     }
-    let mut aside = Instant::now() + FIRST_YIELD;
+    let mut yield_at = Instant::now() + FIRST_YIELD;
     loop {
         for _ in 0..CLOCK_INTERVAL {
             hint::spin_loop();
@@ -302,14 +305,14 @@ fn spin(end: Instant, look: impl Fn() -> bool) -> bool {
         if now >= end {
             return false;
         }
-        if now >= aside {
+        if now >= yield_at {
             cpu::yield_now();
-            aside = now + YIELD_INTERVAL;
+            yield_at = now + YIELD_INTERVAL;
         }
     }
 }
 
-/// Looks until found or until the deadline, however long that is; calls `check` ten times a second.
+/// Calls `look` until it finds something or until the deadline, however far that is. Calls `check` ten times a second.
 fn spin_on(deadline: Deadline, look: impl Fn() -> bool, check: impl Fn()) -> bool {
     let slice = Duration::from_millis(100);
     loop {
@@ -330,7 +333,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_loses_its_cpu_twice_in_a_row_is_not_misled_by_sleeps() {
+    fn after_two_preempted_spins_in_a_row_sleeps_are_no_reason_to_spin() {
         let after = |waits: &[(bool, bool)]| {
             let mut spin_history = SpinHistory::default();
             waits.iter().for_each(|&(paid, lost)| spin_history.learn(paid, lost));
@@ -355,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn a_countdown_whose_end_nobody_heeded_is_still_over() {
+    fn a_timer_that_has_expired_stays_expired() {
         let mut due = CpuHintTimer(3);
         assert_eq!([(); 6].map(|()| due.is_over()), [false, false, true, true, true, true]);
     }

@@ -1,23 +1,24 @@
-//! The server's end: reads one Hello, allocates, sends the Welcome with the memory, and waits until it is sealed.
+//! The server's side of a handshake: reads one Hello, allocates the memory, sends the Accept with it, and waits until
+//! the client has sealed it.
 //!
 //! ```text
-//!  Hello ──valid──▶ memory made, formatted, its size sealed ──▶ Welcome ──▶ Answered ──one byte, all seals──▶ Ready
+//!  Hello ──valid──▶ memory made, formatted, its size sealed ──▶ Accept ──▶ Answered ──one byte, all seals──▶ Ready
 //!    └──anything else──▶ one Reject, best effort ──▶ Failure                  └──anything else──▶ Failure
 //! ```
 //!
 //! # Invariants
 //!
-//! 1. Nothing is allocated before the Hello was validated whole; then exactly what was agreed on.
+//! 1. No memory is allocated before the whole Hello was validated. Then exactly the agreed sizes are allocated.
 //! 2. The size is sealed before the descriptor leaves, and the descriptor leaves once. It is kept until the client
 //!    has confirmed the memory, to read the seals, and no longer.
-//! 3. A refusal is written once without waiting: a peer that does not read costs nothing.
+//! 3. A refusal is written once without waiting, so a client that does not read cannot delay the server.
 //! 4. The server never adds a seal to memory that a client has: the kernel would make it wait for a client that punches
-//!    holes. It reads the seals, which never waits, and touches no page before all are there.
-//! 5. The peer of a spawned connection is the process that sent the Hello with the nonce: the kernel has checked its
-//!    credentials, which only a process with `CAP_SYS_ADMIN` over the process numbers can choose. It may be another one
-//!    than the child: a shell or a launcher may stand between.
-//! 6. A descriptor from a client is never taken. Such a client is refused, and its socket is closed by a
-//!    thread that may block: see `sys::foreign`.
+//!    holes. It reads the seals, which never waits, and touches no page before all seals are set.
+//! 5. The peer of a spawned connection is the process that sent the Hello with the nonce. The kernel has checked its
+//!    credentials; only a process with `CAP_SYS_ADMIN` over the pid namespace can choose them. The peer may be another
+//!    process than the child, as the child may be a shell or a launcher that starts the peer.
+//! 6. The server never keeps a descriptor that a client sends. It refuses such a client, and a thread that may block
+//!    closes the client's socket: see `sys::foreign`.
 //!
 //! # Proof
 //!
@@ -49,14 +50,14 @@ use crate::sys::wait::Readiness;
 
 use super::{Established, Step, connection};
 
-/// Why a handshake with a client came to nothing.
+/// Why a handshake with a client failed.
 #[derive(Debug)]
 pub(crate) enum AcceptFailure {
-    /// The client's bytes make no sense.
+    /// The client's bytes are malformed.
     Handshake(HandshakeError),
     /// The client closed the socket.
     Closed,
-    /// The policy does not let it in.
+    /// The policy does not allow the client.
     Refused(Untrusted),
     /// A system call failed.
     Io(io::Error),
@@ -83,39 +84,40 @@ impl From<io::Error> for AcceptFailure {
 pub(crate) struct Acceptor {
     socket: PeerSocket,
     cred: PeerCred,
-    names: SenderNaming,
+    naming: SenderNaming,
     peer: Option<Arc<Pidfd>>,
     machine: ServerHandshake,
     progress: AcceptProgress,
 }
 
-/// What names the peer.
+/// By what the kernel identifies the peer.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum SenderNaming {
     /// The process that connected.
     Connection,
-    /// The sender of the Hello, by its credentials and a pidfd beside it.
+    /// The sender of the Hello, by its credentials and a pidfd that come with it.
     Pidfd,
     /// The sender of the Hello, by its credentials alone (before Linux 6.5).
     Number,
 }
 
-/// How far the handshake is.
+/// The state of the handshake.
 enum AcceptProgress {
-    /// The Hello is not whole.
+    /// The Hello is not complete.
     Hello,
-    /// So many bytes of the Welcome are out.
+    /// The first `sent` bytes of the Accept were sent.
     Accept { bytes: [u8; ANSWER_LEN], sent: usize, memory: HandshakeMemory },
-    /// The client has everything, and is to confirm it.
+    /// The whole Accept was sent. The client has to confirm the memory.
     Answered(HandshakeMemory),
     /// The client has sealed the memory.
     Confirmed(Negotiated, Region),
 }
 
-/// The process that sent some bytes, as far as the socket asks for it and the kernel names it.
+/// The process that sent the received bytes: its credentials and its pidfd, if the socket requests them and the kernel
+/// supplies them.
 struct HelloSender(Option<PeerCred>, Option<Pidfd>);
 
-/// What the client was, or is to be, sent.
+/// The memory of the connection, and the agreed sizes, which the server sends to the client.
 struct HandshakeMemory {
     agreed: Negotiated,
     region: Region,
@@ -123,9 +125,10 @@ struct HandshakeMemory {
 }
 
 impl Acceptor {
-    /// A client whose connection was just accepted, if the policy lets it in.
+    /// Starts the handshake with a client whose connection was just accepted, if the policy allows the client.
     ///
-    /// Its end must be noticed, so the peer monitor runs; it was started with the listener, and may have been lost since.
+    /// The peer monitor must run, so that the end of the client is detected. It was started with the listener, and its
+    /// thread may have been killed since.
     pub(crate) fn admit(socket: OwnedFd, options: &Options) -> Result<Self, AcceptFailure> {
         let socket = PeerSocket::from(socket);
         let cred = socket::peer_cred(socket.as_fd())?;
@@ -139,41 +142,41 @@ impl Acceptor {
             events::rejected(cred.pid(), cred.uid(), &failure);
             return Err(failure);
         }
-        let ourselves = cred.pid() == process::id();
-        let peer = if ourselves { None } else { socket::peer_pidfd(socket.as_fd()).map(Pidfd::shared) };
+        let is_own_process = cred.pid() == process::id();
+        let peer = if is_own_process { None } else { socket::peer_pidfd(socket.as_fd()).map(Pidfd::shared) };
         Ok(Self { peer, ..Self::of_pair(socket, cred, 0) })
     }
 
-    /// The other end of a socketpair within this process.
+    /// Starts the handshake with the other end of a socketpair within this process.
     pub(super) fn of_pair(socket: impl Into<PeerSocket>, cred: PeerCred, nonce: u64) -> Self {
         let (socket, machine) = (socket.into(), ServerHandshake::new(nonce));
         Self {
             socket,
             cred,
-            names: SenderNaming::Connection,
+            naming: SenderNaming::Connection,
             peer: None,
             machine,
             progress: AcceptProgress::Hello,
         }
     }
 
-    /// The process that was handed the other end, and proves it by the nonce: the child, or a descendant of it. The
-    /// sender of the Hello is the peer; `cred` stands for it before that.
-    pub(super) fn of_child(socket: OwnedFd, cred: PeerCred, names: SenderNaming, nonce: u64) -> Self {
-        Self { names, ..Self::of_pair(socket, cred, nonce) }
+    /// Starts the handshake with the process that inherited the other end and proves it by the nonce: the child, or a
+    /// descendant of it. The sender of the Hello becomes the peer; `cred` is used until then.
+    pub(super) fn of_child(socket: OwnedFd, cred: PeerCred, naming: SenderNaming, nonce: u64) -> Self {
+        Self { naming, ..Self::of_pair(socket, cred, nonce) }
     }
 
-    /// The peer, once its Hello was valid, if it can be watched.
+    /// Returns the peer, once its Hello was valid, if it has a pidfd.
     pub(super) fn known_peer(&self) -> Option<(PeerCred, Arc<Pidfd>)> {
         self.peer.clone().map(|pidfd| (self.cred, pidfd))
     }
 
-    /// The process that connected; 0 for all that are outside this process's pid namespace.
+    /// Returns the process that connected; 0 for every process outside this process's pid namespace.
     pub(crate) fn process(&self) -> u32 {
         self.cred.pid()
     }
 
-    /// Does all that can be done without waiting.
+    /// Advances the handshake as far as possible without waiting.
     pub(crate) fn advance(
         &mut self,
         limits: &HandshakeLimits,
@@ -186,7 +189,7 @@ impl Acceptor {
         })
     }
 
-    /// Its time is over.
+    /// Drops a client whose deadline has passed, and logs it.
     pub(crate) fn give_up(self) {
         self.report_rejected(&"its handshake took too long");
     }
@@ -204,8 +207,8 @@ impl Acceptor {
                     Some(Some(hello)) => self.prepare(limits.agree(&hello), prefault)?,
                 },
                 AcceptProgress::Accept { bytes, mut sent, memory } => {
-                    let whole = self.send(&bytes, &mut sent, &memory)?;
-                    if !whole {
+                    let complete = self.send(&bytes, &mut sent, &memory)?;
+                    if !complete {
                         self.progress = AcceptProgress::Accept { bytes, sent, memory };
                         return Ok(Step::Wants(Readiness::Writable));
                     }
@@ -226,7 +229,7 @@ impl Acceptor {
         }
     }
 
-    /// Makes the link of what was agreed on.
+    /// Makes the connection, with the agreed sizes.
     pub(crate) fn finish(self) -> Result<Established, AcceptFailure> {
         let AcceptProgress::Confirmed(agreed, region) = self.progress else {
             return Err(AcceptFailure::Closed);
@@ -245,29 +248,29 @@ impl Acceptor {
         Ok(connection(parts).inspect_err(|error| events::rejected(pid, uid, error))?)
     }
 
-    /// Reads once: `None` if nothing is there, else the Hello if it is whole.
+    /// Reads once. Returns `None` if there were no bytes, `Some(None)` if the Hello is not complete, else the Hello.
     fn receive_hello(&mut self) -> Result<Option<Option<Hello>>, AcceptFailure> {
         let mut bytes = [0; HELLO_LEN];
         let (room, _) = bytes.split_at_mut(self.machine.missing().min(HELLO_LEN));
-        let heard = match self.receive(room) {
+        let received = match self.receive(room) {
             Ok(None) => return Ok(None),
             Ok(Some((count, sender))) => {
                 let fed = self.machine.feed(room.get(..count).unwrap_or_default());
                 if let Ok(Some(_)) = fed {
-                    self.name(sender);
+                    self.set_peer(sender);
                 }
                 fed.map_err(AcceptFailure::Handshake)
             }
             Err(failure) => Err(failure),
         };
-        if let Err(AcceptFailure::Handshake(error)) = heard {
+        if let Err(AcceptFailure::Handshake(error)) = received {
             refuse(self.socket.as_fd(), error.into());
         }
-        heard.map(Some)
+        received.map(Some)
     }
 
-    /// Whether the client has confirmed that the memory is sealed, and it is. The one byte that says so is the last
-    /// that is read here.
+    /// Returns whether the client has confirmed that the memory is sealed, and checks the seals. The byte of the
+    /// confirmation is the last that the server reads from the socket.
     fn is_confirmed(&self, memory: &HandshakeMemory) -> Result<bool, AcceptFailure> {
         let mut byte = [0];
         if self.receive(&mut byte)?.is_none() {
@@ -280,23 +283,24 @@ impl Acceptor {
         }
     }
 
-    /// Notes the sender of the last byte of a valid Hello as the peer.
-    fn name(&mut self, sender: HelloSender) {
+    /// Records the sender of the last byte of a valid Hello as the peer.
+    fn set_peer(&mut self, sender: HelloSender) {
         let HelloSender(cred, pidfd) = sender;
-        let Some(cred) = cred.filter(|_| !matches!(self.names, SenderNaming::Connection)) else {
+        let Some(cred) = cred.filter(|_| !matches!(self.naming, SenderNaming::Connection)) else {
             return;
         };
         self.cred = cred;
         let by_number = || {
-            // A filter may kill for this call. A number could in theory be another process's by now: the sender would
-            // have had to end, and all numbers to be used up, since it sent the Hello.
-            let may = matches!(self.names, SenderNaming::Number) && !filter_in_force();
+            // A seccomp filter may kill the thread for this call. In theory the pid could belong to another process by
+            // now: the sender would have had to end, and the kernel to go through all pids, since the Hello was sent.
+            let may = matches!(self.naming, SenderNaming::Number) && !filter_in_force();
             may.then(|| Pidfd::open(cred.pid()).ok()).flatten()
         };
         self.peer = pidfd.or_else(by_number).map(Pidfd::shared);
     }
 
-    /// Reads what is there: how many bytes and from which process, or `None` for now. A client passes no descriptors.
+    /// Reads the available bytes. Returns their number and their sender, or `None` if there are none now. It is an
+    /// error if the client sends descriptors.
     fn receive(&self, into: &mut [u8]) -> Result<Option<(usize, HelloSender)>, AcceptFailure> {
         let received = receive_with_fds(self.socket.as_fd(), into)?;
         match (received.beside, received.transfer) {
@@ -319,7 +323,7 @@ impl Acceptor {
         Ok(AcceptProgress::Accept { bytes: Answer::Accept(agreed).encode(), sent: 0, memory })
     }
 
-    /// Whether the whole Welcome is out. The descriptor goes with the first byte.
+    /// Sends the rest of the Accept, and returns whether it is complete. The descriptor goes with the first byte.
     fn send(&self, bytes: &[u8], sent: &mut usize, memory: &HandshakeMemory) -> Result<bool, AcceptFailure> {
         while let Some(rest @ [_, ..]) = bytes.get(*sent..) {
             let transfer = if *sent == 0 {
@@ -345,11 +349,11 @@ impl AsFd for Acceptor {
 
 impl fmt::Debug for Acceptor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Guest").field("cred", &self.cred).finish_non_exhaustive()
+        f.debug_struct("Acceptor").field("cred", &self.cred).finish_non_exhaustive()
     }
 }
 
-/// Fresh memory with its first words, of a size that is sealed.
+/// Makes the memory, seals its size, and writes its first words.
 fn make_memory(agreed: &Negotiated, prefault: bool) -> io::Result<HandshakeMemory> {
     let len = agreed.geometry.region_len();
     let memfd = memfd::create(len)?;
@@ -362,12 +366,12 @@ fn make_memory(agreed: &Negotiated, prefault: bool) -> io::Result<HandshakeMemor
     Ok(HandshakeMemory { agreed: *agreed, region, memfd })
 }
 
-/// Sends a client away whose end could not be noticed.
+/// Refuses a client since the peer monitor, which would detect the client's end, cannot run.
 pub(crate) fn refuse_unwatched(socket: BorrowedFd<'_>, why: &io::Error) {
     refuse(socket, Reject::new(RejectCode::Unavailable, &why.to_string()));
 }
 
-/// Tells the client why, if it can be told at once. Its own failure to listen is its loss.
+/// Sends the refusal to the client, if that is possible at once. A client that has no room for it does not get it.
 fn refuse(socket: BorrowedFd<'_>, reject: Reject) {
     let _ = write(socket, &Answer::Reject(reject).encode());
 }

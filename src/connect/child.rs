@@ -1,25 +1,25 @@
-//! Hand-over: a parent spawns a child and shares a connection with it, without any path.
+//! The hand-over of a connection: a parent spawns a child and shares a connection with it, without a path.
 //!
 //! ```text
 //!  parent (server)                                   child, or a descendant (client)
 //!    socketpair ── one end inherited ─────────────▶   NARROWS_PARENT = "fd:inode:nonce"
 //!    waits for Hello with the nonce   ◀── Hello ───   number and inode are right, not taken: marks it as taken
-//!    watches the sender of the Hello  ── Welcome ──▶
+//!    watches the sender of the Hello  ── Accept ──▶
 //! ```
 //!
-//! Between parent and peer may stand a shell or a launcher, which passes the descriptor on. It may live on when the peer
-//! dies, or end when the peer lives: neither is of weight. Until a Hello came, the spawn fails only at the deadline, or when no
-//! process has the other end any more.
+//! The child may be a shell or a launcher that starts the peer and passes the descriptor on. It may stay alive after
+//! the peer has died, or end while the peer is alive: neither affects the connection. Until a Hello has come, the spawn
+//! fails only at the deadline, or when no process has the other end any more.
 //!
 //! # Invariants
 //!
-//! 1. The child's end exists in the parent only until the child was started: see `sys::spawn`.
-//! 2. A descriptor is believed only if it is the very socket (by inode) that the variable names, so
-//!    a grandchild that inherits the variable alone takes nothing; and only if it is not marked as taken.
-//! 3. On any failure the child is killed and reaped before the error returns, and the sender of the Hello is killed, if it
-//!    is another process. One that has said no Hello yet finds the parent's end closed.
-//! 4. The environment of this process is never altered.
-//! 5. The deadline begins when the child exists.
+//! 1. The child's end is open in the parent only until the child was started: see `sys::spawn`.
+//! 2. A child uses the descriptor only if it is the socket (by inode) that the variable names, and only if it is not
+//!    marked as taken. So a grandchild that inherits only the variable takes nothing.
+//! 3. On any failure the child is killed and reaped before the error returns. If another process sent the Hello, that
+//!    process is killed too. A process that has sent no Hello yet finds the parent's end closed.
+//! 4. The environment of this process is never changed.
+//! 5. The timeout begins after the child was started.
 //!
 //! # Proof
 //!
@@ -38,7 +38,7 @@ use crate::options::Options;
 use crate::sys::peer_monitor;
 use crate::sys::pidfd::Pidfd;
 use crate::sys::socket::{self, PeerCred};
-use crate::sys::spawn::{self as hand, NotTaken};
+use crate::sys::spawn::{self as handover, NotTaken};
 use crate::sys::wait::wait_ready;
 
 use super::acceptor::{AcceptFailure, Acceptor, SenderNaming};
@@ -50,20 +50,20 @@ pub(crate) fn spawn(command: &mut Command, options: &Options) -> Result<(Child, 
     let limits = options.limits().map_err(SpawnError::BadOptions)?;
     peer_monitor::start().map_err(SpawnError::io("watching for the child's end"))?;
     let (ours, theirs) = socket::pair().map_err(SpawnError::io("making a pair of sockets"))?;
-    let _a_help = socket::refuse_descriptors(ours.as_fd());
-    let names = request_sender_identity(ours.as_fd());
-    let us = socket::peer_cred(ours.as_fd()).map_err(SpawnError::io("reading credentials"))?;
+    let _best_effort = socket::refuse_descriptors(ours.as_fd());
+    let naming = request_sender_identity(ours.as_fd());
+    let own = socket::peer_cred(ours.as_fd()).map_err(SpawnError::io("reading credentials"))?;
     let nonce = announce(command, &theirs).map_err(SpawnError::io("preparing the hand-over"))?;
-    let started = hand::start(command, theirs);
-    command.env_remove(VARIABLE); // It was for this one child: the command may be started again.
+    let started = handover::start(command, theirs);
+    command.env_remove(VARIABLE); // Its value is for this child only, and the program may start the command again.
     let child = started.map_err(SpawnError::io("starting the child"))?;
     let deadline = deadline(options.connect_timeout_or_default());
-    let mut acceptor = Acceptor::of_child(ours, us.with_pid(child.id()), names, nonce);
+    let mut acceptor = Acceptor::of_child(ours, own.with_pid(child.id()), naming, nonce);
     let served = serve(&mut acceptor, &limits, options.is_prefault(), deadline);
-    let backend = acceptor.known_peer();
+    let peer = acceptor.known_peer();
     match served.and_then(|()| acceptor.finish().map_err(in_child)) {
         Ok(established) => Ok((child, established)),
-        Err(error) => Err(end(child, backend, error)),
+        Err(error) => Err(end(child, peer, error)),
     }
 }
 
@@ -78,7 +78,7 @@ pub(crate) fn from_parent(options: &Options) -> Result<Established, ConnectError
     if TAKEN.load(Ordering::Acquire) {
         return Err(ConnectError::ParentTaken);
     }
-    let socket = hand::take_inherited(fd, inode).map_err(|why| match why {
+    let socket = handover::take_inherited(fd, inode).map_err(|why| match why {
         NotTaken::Taken => ConnectError::ParentTaken,
         NotTaken::Closed => ConnectError::BadParent(format!(
             "descriptor {fd}, which {VARIABLE} names, is not open: {WRAPPED}"
@@ -91,7 +91,7 @@ pub(crate) fn from_parent(options: &Options) -> Result<Established, ConnectError
     TAKEN.store(true, Ordering::Release);
     let cred =
         socket::peer_cred(socket.as_fd()).map_err(ConnectError::io("reading the parent's credentials"))?;
-    let _a_help = socket::want_pidfd(socket.as_fd());
+    let _best_effort = socket::want_pidfd(socket.as_fd());
     drive(
         Connector::new(socket, cred, &limits, nonce),
         ConnectLimit::deadline(deadline),
@@ -99,19 +99,19 @@ pub(crate) fn from_parent(options: &Options) -> Result<Established, ConnectError
     )
 }
 
-/// The variable by which a child knows its end.
+/// The environment variable that names the child's end.
 const VARIABLE: &str = "NARROWS_PARENT";
 
-/// What a child is told whose end is not there.
+/// The advice for a child whose end is not open.
 const WRAPPED: &str = "was it taken and closed before, or did a wrapper (sudo, docker run, Python's close_fds=True) close it? Then have it pass this descriptor on";
 
-/// How long a child that closed its end may take to end.
+/// How long the parent waits for the exit of a child that closed its end.
 const EXIT: Duration = Duration::from_millis(500);
 
-/// Whether this copy of the library took its process's connection. Others are known by the mark on the socket.
+/// Whether this copy of the library has taken the connection. Other copies detect that by the mark on the socket.
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
-/// Has the kernel name the sender of what comes, before there is one.
+/// Asks the kernel to report the sender of received bytes. This runs before there is a sender.
 fn request_sender_identity(ours: BorrowedFd<'_>) -> SenderNaming {
     let pidfd = socket::want_pidfd(ours);
     match socket::want_credentials(ours) {
@@ -121,13 +121,15 @@ fn request_sender_identity(ours: BorrowedFd<'_>) -> SenderNaming {
     }
 }
 
-/// Tells the child its end by its environment; returns the nonce.
+/// Adds the variable that names the child's end to the environment of the command. Returns the nonce.
 fn announce(command: &mut Command, theirs: &OwnedFd) -> std::io::Result<u64> {
-    let (fd, inode, nonce) = (theirs.as_raw_fd(), hand::socket_inode(theirs.as_fd())?, hand::nonce()?);
+    let (fd, inode, nonce) =
+        (theirs.as_raw_fd(), handover::socket_inode(theirs.as_fd())?, handover::nonce()?);
     command.env(VARIABLE, format!("{fd}:{inode}:{nonce}"));
     Ok(nonce)
 }
 
+/// Parses the value of the variable: descriptor, inode, nonce.
 fn parse(value: &str) -> Option<(RawFd, u64, u64)> {
     let mut parts = value.split(':');
     let fd = parts.next()?.parse().ok().filter(|&fd| fd >= 0)?;
@@ -135,7 +137,7 @@ fn parse(value: &str) -> Option<(RawFd, u64, u64)> {
     parts.next().is_none().then_some((fd, inode, nonce))
 }
 
-/// Steps the parent's side until all is exchanged.
+/// Advances the parent's side until the handshake is complete.
 fn serve(
     acceptor: &mut Acceptor,
     limits: &HandshakeLimits,
@@ -162,17 +164,18 @@ fn in_child(failure: AcceptFailure) -> SpawnError {
     }
 }
 
-/// Kills the process that said Hello, and kills and reaps the child, whose status says more if it has ended by itself.
-fn end(mut child: Child, backend: Option<(PeerCred, Arc<Pidfd>)>, error: SpawnError) -> SpawnError {
-    if let Some((cred, pidfd)) = backend.filter(|(cred, _)| cred.pid() != child.id()) {
-        hand::kill(&pidfd, cred.pid());
+/// Kills the process that sent the Hello, and kills and reaps the child. If the child has exited by itself, its status
+/// is the better error.
+fn end(mut child: Child, peer: Option<(PeerCred, Arc<Pidfd>)>, error: SpawnError) -> SpawnError {
+    if let Some((cred, pidfd)) = peer.filter(|(cred, _)| cred.pid() != child.id()) {
+        handover::kill(&pidfd, cred.pid());
     }
-    let moment = match error {
-        SpawnError::ChildClosed => EXIT, // Perhaps since it is about to end.
+    let grace = match error {
+        SpawnError::ChildClosed => EXIT, // The child may be about to exit.
         SpawnError::Timeout => Duration::ZERO,
         _ => return killed(child, error),
     };
-    let deadline = Instant::now() + moment;
+    let deadline = Instant::now() + grace;
     loop {
         match child.try_wait() {
             Ok(Some(status)) => return SpawnError::ChildExited(status),
@@ -193,24 +196,24 @@ mod tests {
     use super::*;
     use crate::sys::seccomp::filter_in_force;
 
-    /// As before Linux 6.5: the credentials name the sender, whose pidfd is opened by its number.
+    /// The path for kernels before Linux 6.5: the credentials name the sender, and its pidfd is opened by its pid.
     #[test]
     fn the_sender_of_the_hello_is_watched_by_its_number_where_no_pidfd_comes() {
         let limits = Options::new().limits().expect("legal");
         let (ours, theirs) = socket::pair().expect("pair");
-        let us = socket::peer_cred(ours.as_fd()).expect("known");
+        let own = socket::peer_cred(ours.as_fd()).expect("known");
         socket::want_credentials(ours.as_fd()).expect("set");
-        let mut acceptor = Acceptor::of_child(ours, us.with_pid(1), SenderNaming::Number, 7);
+        let mut acceptor = Acceptor::of_child(ours, own.with_pid(1), SenderNaming::Number, 7);
         assert!(acceptor.known_peer().is_none(), "no Hello yet");
-        let mut connector = Connector::new(theirs, us, &limits, 7);
+        let mut connector = Connector::new(theirs, own, &limits, 7);
         connector.advance().expect("a Hello");
-        acceptor.advance(&limits, false).expect("a Welcome");
+        acceptor.advance(&limits, false).expect("an Accept");
         match acceptor.known_peer() {
             Some((cred, pidfd)) => {
-                assert_eq!(cred, us);
+                assert_eq!(cred, own);
                 assert!(!pidfd.exited());
             }
-            None => assert!(filter_in_force(), "only a filter keeps it from being asked for"),
+            None => assert!(filter_in_force(), "only a filter prevents opening the pidfd"),
         }
     }
 
@@ -218,10 +221,10 @@ mod tests {
     fn the_sender_of_a_wrong_nonce_is_no_peer() {
         let limits = Options::new().limits().expect("legal");
         let (ours, theirs) = socket::pair().expect("pair");
-        let names = request_sender_identity(ours.as_fd());
-        let us = socket::peer_cred(ours.as_fd()).expect("known");
-        let mut acceptor = Acceptor::of_child(ours, us.with_pid(1), names, 7);
-        let mut connector = Connector::new(theirs, us, &limits, 8);
+        let naming = request_sender_identity(ours.as_fd());
+        let own = socket::peer_cred(ours.as_fd()).expect("known");
+        let mut acceptor = Acceptor::of_child(ours, own.with_pid(1), naming, 7);
+        let mut connector = Connector::new(theirs, own, &limits, 8);
         connector.advance().expect("a Hello");
         assert!(acceptor.advance(&limits, false).is_err());
         assert!(acceptor.known_peer().is_none(), "nothing to kill");

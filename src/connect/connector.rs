@@ -1,18 +1,19 @@
-//! The client's end: connects, sends its Hello, validates what comes with the Welcome, seals and confirms it.
+//! The client's side of a handshake: connects, sends its Hello, receives the Accept, validates the memory that came
+//! with it, and seals and confirms the memory.
 //!
 //! ```text
-//!  Caller ──advance──▶ Hello sent ──▶ Welcome whole, one descriptor
+//!  Connector ──advance──▶ Hello sent ──▶ Accept complete, one descriptor
 //!    └──confirm──▶ verify, map, seal (never past the deadline), nothing more queued, one byte ──▶ Confirmed
 //! ```
 //!
 //! # Invariants
 //!
-//! 1. The kernel is asked for the sender's pidfd before Hello leaves, so the Welcome carries it.
-//! 2. Exactly one descriptor is accepted, whichever byte it came with; its seals and its size are
-//!    verified before it is mapped, and it is closed once it is sealed.
-//! 3. The process that sent the Welcome is the peer, also if it has ended since: the connection then ends as a death.
-//! 4. A server that punches holes meanwhile, and so holds the lock of the file that sealing needs, costs the client no
-//!    more than its deadline: a thread of its own waits for that lock.
+//! 1. The client asks the kernel for the sender's pidfd before it sends the Hello, so the pidfd comes with the Accept.
+//! 2. The client takes exactly one descriptor, with whichever byte it comes. It verifies the seals and the size before
+//!    it maps the memory, and closes the descriptor once the memory is sealed.
+//! 3. The process that sent the Accept is the peer, also if it has ended since: the connection then ends as `PeerDied`.
+//! 4. Sealing needs a lock of the file, which a server that punches holes meanwhile can hold. The client still returns
+//!    at its deadline, since a separate thread waits for that lock.
 //!
 //! # Proof
 //!
@@ -62,11 +63,11 @@ pub(crate) fn connect(
         Untrusted::Unknown(source) => ConnectError::io("asking for the user of this process")(source),
         why => ConnectError::NotAuthorized { uid: cred.uid(), text: why.to_string() },
     })?;
-    let _a_help = socket::want_pidfd(socket.as_fd());
+    let _best_effort = socket::want_pidfd(socket.as_fd());
     drive(Connector::new(socket, cred, &limits, 0), limit, options.is_prefault())
 }
 
-/// What a client makes of an answer that comes in these parts, each with descriptors beside it.
+/// Runs a client's handshake on an answer that comes in these parts, each with its descriptors. For tests.
 #[cfg(feature = "testing")]
 pub fn answered(limits: &HandshakeLimits, parts: Vec<(&[u8], Vec<OwnedFd>)>) -> Result<(), ConnectError> {
     let (ours, theirs) = socket::pair().map_err(ConnectError::io("making a pair of sockets"))?;
@@ -113,12 +114,12 @@ impl Connector {
         }
     }
 
-    /// The process that listened at the path.
+    /// Returns the process that listened at the path.
     pub(super) fn server(&self) -> u32 {
         self.cred.pid()
     }
 
-    /// Does all that can be done without waiting; `Ready` once the Welcome is there.
+    /// Advances the handshake as far as possible without waiting. Returns `Ready` once the Accept was received.
     pub(super) fn advance(&mut self) -> Result<Step, ConnectError> {
         if !self.send_hello()? {
             return Ok(Step::Wants(Readiness::Writable));
@@ -131,21 +132,22 @@ impl Connector {
         Ok(Step::Ready)
     }
 
-    /// Maps and seals the memory that came, and tells the server.
+    /// Maps and seals the received memory, and confirms that to the server.
     pub(super) fn confirm(self, sealing: Sealing<'_>) -> Result<Confirmed, ConnectError> {
         let Some(agreed) = self.agreed else {
             return Err(ConnectError::Timeout);
         };
-        // From now on the server may pass no more descriptors, where the kernel can forbid it.
-        let _a_help = socket::refuse_descriptors(self.socket.as_fd());
+        // From now on the kernel rejects further descriptors from the server, if it supports that.
+        let _best_effort = socket::refuse_descriptors(self.socket.as_fd());
         let region = adopt(self.memory, agreed.geometry.region_len(), sealing)?;
-        // Where a filter refuses the question it goes without: what is queued is never read.
+        // If a seccomp filter refuses this system call, the check is left out: queued bytes are never read anyway.
         if socket::queued(self.socket.as_fd()).is_ok_and(|bytes| bytes > 0) {
             return Err(ConnectError::BadAnswer(HandshakeError::Surplus));
         }
         match write(self.socket.as_fd(), &[ACKNOWLEDGE]).map_err(ConnectError::io("confirming the memory"))? {
             Transfer::Bytes(_) => {}
-            Transfer::WouldBlock => return Err(ConnectError::Timeout), // There is room behind one Hello.
+            // This does not happen: the socket has room for one more byte after a Hello.
+            Transfer::WouldBlock => return Err(ConnectError::Timeout),
             Transfer::Closed => return Err(ConnectError::PeerClosed),
         }
         Ok(Confirmed(ConnectionParts {
@@ -160,8 +162,8 @@ impl Connector {
         }))
     }
 
-    /// Whether Hello is out. A server that refuses at once may have closed already, and its answer
-    /// can still be read.
+    /// Sends the rest of the Hello, and returns whether it is complete. A server that refuses at once may have closed
+    /// the socket already; its answer can still be read.
     fn send_hello(&mut self) -> Result<bool, ConnectError> {
         let hello = self.machine.hello();
         while let Some(rest @ [_, ..]) = hello.get(self.sent..) {
@@ -174,11 +176,10 @@ impl Connector {
         Ok(true)
     }
 
-    /// Whether something came.
+    /// Reads once, and returns whether bytes came.
     fn receive_answer(&mut self) -> Result<bool, ConnectError> {
         let mut bytes = [0; ANSWER_LEN];
-        let missing = self.machine.missing().min(bytes.len());
-        let (room, _) = bytes.split_at_mut(missing);
+        let (room, _) = bytes.split_at_mut(self.machine.missing().min(ANSWER_LEN));
         let received =
             receive_with_fds(self.socket.as_fd(), room).map_err(ConnectError::io("receiving the answer"))?;
         match (received.beside, &self.memory) {
@@ -195,8 +196,8 @@ impl Connector {
         }
     }
 
-    /// Why a descriptor did not arrive: for want of room, which the kernel says of another one too, or for a reason that
-    /// it does not tell.
+    /// Returns why a descriptor did not arrive. If this process has no room for descriptors, duplicating one fails with
+    /// the same error; otherwise the kernel does not report the reason.
     fn missing(&self) -> ConnectError {
         match self.socket.as_fd().try_clone_to_owned() {
             Err(full) => ConnectError::io("receiving the memory")(full),
@@ -226,24 +227,24 @@ impl AsFd for Connector {
 
 impl fmt::Debug for Connector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Caller").field("sent", &self.sent).finish_non_exhaustive()
+        f.debug_struct("Connector").field("sent", &self.sent).finish_non_exhaustive()
     }
 }
 
-/// How the memory is sealed.
+/// Which thread seals the memory.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Sealing<'a> {
-    /// By this thread: the server is this process, or a test.
+    /// The calling thread: the server is this process, or a test.
     Here,
-    /// By another thread, so that this one can leave at the limit.
+    /// Another thread, so that the calling thread can return at the limit.
     Within(ConnectLimit<'a>),
 }
 
-/// A client whose server was told that the memory is sealed.
+/// A client that has confirmed to its server that the memory is sealed.
 pub(super) struct Confirmed(ConnectionParts);
 
 impl Confirmed {
-    /// Makes the link.
+    /// Makes the connection.
     pub(super) fn finish(self, prefault: bool) -> Result<Established, ConnectError> {
         let Self(parts) = self;
         if prefault {
@@ -253,16 +254,17 @@ impl Confirmed {
     }
 }
 
-/// How long to wait before the next attempt at a server that is not ready: at first, and at most.
+/// How long to wait before the next attempt to connect to a server that is not ready: at first, and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
 
-/// How long to wait for room in a full backlog before it is looked whether another server is at the path.
+/// How long to wait for room in a full backlog before checking whether another server has bound the path.
 ///
-/// The kernel wakes those that wait in their order, and each new wait begins at the end: a shorter one lets others by.
-const IN_LINE: Duration = Duration::from_secs(1);
+/// The kernel wakes the waiting threads in their order, and each new wait begins at the end of the queue. A shorter
+/// wait would let other threads overtake this one.
+const BACKLOG_WAIT: Duration = Duration::from_secs(1);
 
-/// A connected socket. A full backlog may become free, so it is tried until the limit, in the kernel's queue; one that is not
-/// there yet is, if the options say so.
+/// Returns a connected socket. While the backlog is full, it waits in the kernel's queue until the limit. While the
+/// path is missing or refuses, it tries again until the limit, if the options say so.
 fn connect_socket(
     path: &Path,
     options: &Options,
@@ -281,7 +283,7 @@ fn connect_socket(
             return Err(missing.map_or(ConnectError::BacklogFull, |source| failed(path, source)));
         }
         connecting = if missing.is_none() {
-            socket::connect_waiting(path, limit.slice(IN_LINE))
+            socket::connect_waiting(path, limit.slice(BACKLOG_WAIT))
         } else {
             thread::sleep(limit.slice(pause));
             pause = (pause * 2).min(PAUSE.1);
@@ -290,16 +292,17 @@ fn connect_socket(
     }
 }
 
-/// Whether a server may appear there: its directory, its path, or its listening may be missing.
+/// Returns whether a server may still appear at the path: the directory or the path is missing, or no socket listens.
 fn is_missing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
-/// The kernel refuses a path that is no socket as it refuses one that nobody serves.
+/// Converts an error of `connect`. The kernel returns the same error for a path that is not a socket and for a socket
+/// at which no process listens, so this looks at the path.
 fn failed(path: &Path, source: io::Error) -> ConnectError {
-    let no_socket = fs::metadata(path).is_ok_and(|it| !it.file_type().is_socket());
+    let not_a_socket = fs::metadata(path).is_ok_and(|it| !it.file_type().is_socket());
     match source.kind() {
-        io::ErrorKind::ConnectionRefused if no_socket => ConnectError::NotASocket,
+        io::ErrorKind::ConnectionRefused if not_a_socket => ConnectError::NotASocket,
         _ => ConnectError::Io {
             doing: format!("connecting to {}", path.display()),
             source: why_not_connected(source, path),
@@ -312,7 +315,7 @@ fn adopt(memory: Option<Foreign>, len: usize, sealing: Sealing<'_>) -> Result<Re
     let memory = memory.ok_or(ConnectError::NoDescriptor)?;
     let verified = memory.as_fd().map(|fd| memfd::verify(fd, len)).transpose();
     verified.map_err(|bad| ConnectError::BadMemfd(bad.to_string()))?;
-    // Plain memory: its close does not block.
+    // It is memory, whose close does not block.
     let memfd = Arc::new(memory.verified().ok_or(ConnectError::NoDescriptor)?);
     let region = Region::map(memfd.as_fd(), len).map_err(ConnectError::io("mapping the memory"))?;
     seal(&memfd, sealing)?.map_err(ConnectError::io("sealing the memory"))?;
@@ -326,18 +329,19 @@ fn seal(memfd: &Arc<OwnedFd>, sealing: Sealing<'_>) -> Result<io::Result<()>, Co
         match offload::within(limit.deadline, || limit.is_cancelled(), work) {
             Ok(Some(sealed)) => return Ok(sealed),
             Ok(None) => return Err(ConnectError::Timeout),
-            // Without a thread the deadline holds for a well-formed server alone, which is better than no connection.
+            // There is no thread. The deadline then holds only with a well-formed server, which is better than no
+            // connection.
             Err(_) => {}
         }
     }
     Ok(memfd::seal_mappings(memfd.as_fd()))
 }
 
-/// Steps a client until it is ready.
+/// Advances a client until the handshake is complete.
 ///
-/// The kernel keeps a server that does not answer apart from one that has ended only by its process: a fork may hold its
-/// socket. So where that process has ended the wait is bounded without a deadline as well. An explicit deadline holds
-/// unchanged: the process that called `listen` last may have ended while others serve the same socket.
+/// A server that has ended looks like one that does not answer if a fork of it holds its socket. Only its process shows
+/// the difference. So if that process has ended, the wait is bounded also without a deadline. An explicit deadline
+/// stays unchanged: the process that called `listen` last may have ended while others serve the same socket.
 pub(super) fn drive(
     mut connector: Connector,
     given: ConnectLimit<'_>,
@@ -349,7 +353,7 @@ pub(super) fn drive(
             Step::Ready => return connector.confirm(Sealing::Within(given))?.finish(prefault),
             Step::Wants(readiness) => readiness,
         };
-        let slice = Instant::now() + limit.slice(LOOK);
+        let slice = Instant::now() + limit.slice(RECHECK_INTERVAL);
         let ready = wait_ready(connector.as_fd(), readiness, Some(slice));
         if ready.map_err(ConnectError::io("waiting for the server"))? {
             continue;
@@ -367,7 +371,7 @@ pub(super) fn drive(
     }
 }
 
-/// How often a client that waits looks whether the process that listened has ended.
-const LOOK: Duration = Duration::from_millis(500);
+/// How often a waiting client checks whether the process that listened has ended.
+const RECHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// How long a fork of a server that has ended may take to answer a client without a deadline.
 const AFTER_END: Duration = Duration::from_secs(5);

@@ -1,29 +1,29 @@
-//! The driver: the handshake over a real socket, until there is a link or an error.
+//! Drives the handshake over a socket, until there is a connection or an error.
 //!
 //! ```text
 //!  connect / from_parent          pair               accept / spawn
 //!        │                          │                      │
-//!     Caller (client.rs) ◀──────────┴──────────────▶ Guest (server.rs)
+//!     Connector (connector.rs) ◀────┴─────────▶ Acceptor (acceptor.rs)
 //!        │  advance() until Ready                          │  advance() until Ready
 //!        │  confirm(): map, seal, one byte ──────────────▶ │
 //!     Confirmed: finish()                                  │  finish()
-//!        └────────────── Established { link } ─────────────┘
+//!        └─────────── Established { connection } ──────────┘
 //! ```
 //!
-//! Both sides are nonblocking steppers: `advance` does all that can be done now and says what the
-//! socket must be ready for. The caller decides how to wait: for one socket, for many, or not at all. Sealing the memory
-//! can block on a hostile server, so `confirm` is given the way to do it.
+//! Both sides are nonblocking state machines: `advance` does all that is possible now, and returns for what the socket
+//! must become ready. The calling function decides how to wait: for one socket, for many, or not at all. Sealing the
+//! memory can block with a hostile server, so the calling function passes to `confirm` which thread does it.
 //!
 //! # Invariants
 //!
-//! 1. One absolute deadline covers the whole exchange; no wait here goes past it.
-//! 2. A server allocates only after a valid Hello from an allowed peer, and takes no
-//!    descriptor. A client takes at most one, and owns it before it validates it.
-//! 3. Nothing is read from a socket behind the last byte of the handshake, which is the client's: the
-//!    acknowledgement. A server sends nothing between its Welcome and that byte.
-//! 4. Whatever goes wrong, every descriptor is closed by its owner's drop, which never blocks: see `sys::foreign`.
-//! 5. No page of the memory is touched while a peer can punch a hole into it. The server writes the first words
-//!    before anybody else has the descriptor, and nothing more until it has seen all seals; the client seals first.
+//! 1. One absolute deadline covers the whole handshake; no wait here goes past it.
+//! 2. A server allocates only after a valid Hello from an allowed peer, and takes no descriptor. A client takes at most
+//!    one, and owns it before it validates it.
+//! 3. No side reads from the socket after the last byte of the handshake, which is the client's acknowledgement. A
+//!    server sends nothing between its Accept and that byte.
+//! 4. On every failure the owner's drop closes each descriptor. That drop never blocks: see `sys::foreign`.
+//! 5. No page of the memory is touched while a peer can punch a hole into it. The server writes the first words before
+//!    another process has the descriptor, and nothing more until it has seen all seals. The client seals first.
 //!
 //! # Proof
 //!
@@ -59,7 +59,7 @@ pub(crate) use connector::connect;
 pub(crate) use pair::pair;
 pub(crate) use permission::{why_not_bound, why_not_connected, why_not_locked};
 
-/// What a handshake makes.
+/// The result of a handshake.
 pub(crate) struct Established {
     /// The connection.
     pub(crate) connection: Arc<ConnectionInner>,
@@ -71,26 +71,26 @@ impl fmt::Debug for Established {
     }
 }
 
-/// What one side needs next.
+/// What one side of a handshake needs next.
 #[derive(Debug)]
 pub(crate) enum Step {
-    /// The socket must become ready for this.
+    /// The socket must become ready for this operation.
     Wants(Readiness),
-    /// Everything was exchanged: finish it.
+    /// The handshake is complete: the connection can be made.
     Ready,
 }
 
-/// Starts this process's peer monitor, the thread that notices the end of every peer; does nothing if it runs.
+/// Starts this process's peer monitor, the thread that detects the end of every peer. Does nothing if it runs.
 ///
-/// No program needs this: the first listener or connection starts it. It is of use to a program that has threads with
-/// special scheduling, or that gives up rights:
+/// No program needs this: the first listener or connection starts the thread. It is useful in a program that has
+/// threads with special scheduling, or that gives up privileges:
 ///
-/// - The thread inherits CPUs, policy and nice value from the thread that starts it, and then takes those of the main
-///   thread where the kernel permits it (`narrows doctor` says whether). Called from an ordinary thread, this makes sure that
-///   deaths are reported in time even if a pinned or real-time thread makes the connections.
-/// - Some calls that a sandbox makes need a process of one thread: `unshare(CLONE_NEWUSER)`, `setns` of a user namespace.
-///   They must come *before* the first listener, connection or call of this function: sandbox first, then connect.
-/// - A seccomp filter that counts threads, or a limit on them, may come behind it.
+/// - The thread inherits CPU affinity, scheduling policy and nice value from the thread that starts it, and then takes
+///   those of the main thread if the kernel permits it (`narrows doctor` shows whether). Called from an ordinary
+///   thread, this ensures that deaths are reported in time even if a pinned or real-time thread makes the connections.
+/// - Some system calls of a sandbox need a process of one thread: `unshare(CLONE_NEWUSER)`, `setns` of a user
+///   namespace. Make them *before* the first listener, connection or call of this function.
+/// - A seccomp filter that forbids new threads, or a limit on threads, may be installed after this call.
 ///
 /// ```
 /// narrows::start_peer_monitor()?; // In `main`, before any thread is pinned.
@@ -99,22 +99,22 @@ pub(crate) enum Step {
 ///
 /// # Errors
 ///
-/// There is no thread or no descriptor to be had; the text names the limit.
+/// No thread could be started, or no descriptor is left; the text names the limit.
 pub fn start_peer_monitor() -> io::Result<()> {
     peer_monitor::start()
 }
 
-/// The moment this long from now; `None`, for ever, if there is no such moment.
+/// Returns the moment after `timeout`; `None` (no deadline) if the timeout overflows `Instant`.
 pub(crate) fn deadline(timeout: Duration) -> Option<Instant> {
     Instant::now().checked_add(timeout)
 }
 
-/// Whether the deadline has passed.
+/// Returns whether the deadline has passed.
 pub(crate) fn expired(deadline: Option<Instant>) -> bool {
     deadline.is_some_and(|deadline| Instant::now() >= deadline)
 }
 
-/// Until when a client tries to connect: a deadline, and a flag by which another thread ends it before.
+/// How long a client tries to connect: until a deadline, or until another thread sets a flag.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ConnectLimit<'a> {
     deadline: Option<Instant>,
@@ -122,12 +122,12 @@ pub(crate) struct ConnectLimit<'a> {
 }
 
 impl<'a> ConnectLimit<'a> {
-    /// Tries until the deadline.
+    /// Returns a limit that ends at the deadline.
     pub(crate) fn deadline(deadline: Option<Instant>) -> Self {
         Self { deadline, cancelled: None }
     }
 
-    /// Tries until the deadline, and no longer than until the flag is set. It fails as at its deadline then.
+    /// Returns a limit that ends at the deadline, or when the flag is set. Both cause the same error.
     pub(crate) fn cancelled_by(deadline: Option<Instant>, flag: &'a AtomicBool) -> Self {
         Self { deadline, cancelled: Some(flag) }
     }
@@ -140,7 +140,7 @@ impl<'a> ConnectLimit<'a> {
         self.is_cancelled() || expired(self.deadline)
     }
 
-    /// How long to wait, at most so long, before it is looked whether it is over.
+    /// Returns how long to wait before the limit is checked again, at most `longest`.
     fn slice(&self, longest: Duration) -> Duration {
         let longest = if self.cancelled.is_some() { longest.min(CANCEL_SLICE) } else { longest };
         self.deadline
@@ -148,10 +148,10 @@ impl<'a> ConnectLimit<'a> {
     }
 }
 
-/// How soon a client that is cancelled gives up.
+/// How long a client may take to notice that it was cancelled.
 const CANCEL_SLICE: Duration = Duration::from_millis(100);
 
-/// Makes the link: the one place where the driver meets the layers above it.
+/// Makes the connection, and passes it the function of the layer above that handles the end of the peer.
 fn connection(parts: ConnectionParts) -> io::Result<Established> {
     let (side, cred) = (parts.side, parts.cred);
     let connection = ConnectionInner::establish(parts, on_peer_gone)?;
@@ -162,10 +162,10 @@ fn connection(parts: ConnectionParts) -> io::Result<Established> {
     Ok(Established { connection })
 }
 
-/// The limits of the options, for a client whose peer monitor runs.
+/// Validates the options and starts the peer monitor. Returns the sizes that a client requests.
 fn wanted(options: &Options) -> Result<HandshakeLimits, ConnectError> {
     let limits = options.limits().map_err(ConnectError::BadOptions)?;
-    // Before the server learns of us: a connection that nothing watches would never end.
+    // This comes before the server knows of this client: without a monitor a blocking call would not end with the peer.
     peer_monitor::start().map_err(ConnectError::io("watching for the server's end"))?;
     Ok(limits)
 }

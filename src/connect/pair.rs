@@ -11,10 +11,10 @@ use crate::options::Options;
 use crate::sys::peer_monitor;
 use crate::sys::socket;
 
-/// Both ends of a connection within this process: the client's, then the server's.
+/// Makes both ends of a connection within this process. Returns the client's end, then the server's.
 ///
-/// A socketpair takes a whole message at once and delivers it at once, so both sides are stepped in
-/// turn without waiting. No peer can punch holes here, so the memory is sealed in place.
+/// A socketpair takes a whole handshake message at once and delivers it at once, so both sides advance in turn without
+/// waiting. No other process can punch holes here, so this thread seals the memory itself.
 pub(crate) fn pair(options: &Options) -> Result<(Established, Established), ConnectError> {
     let limits = options.limits().map_err(ConnectError::BadOptions)?;
     peer_monitor::start().map_err(ConnectError::io("watching for the peer's end"))?;
@@ -23,7 +23,7 @@ pub(crate) fn pair(options: &Options) -> Result<(Established, Established), Conn
     let mut connector = Connector::new(ours, cred, &limits, 0);
     let mut acceptor = Acceptor::of_pair(theirs, cred, 0);
     connector.advance()?; // The Hello.
-    acceptor.advance(&limits, options.is_prefault()).map_err(in_pair)?; // The Welcome.
+    acceptor.advance(&limits, options.is_prefault()).map_err(in_pair)?; // The Accept.
     let Step::Ready = connector.advance()? else {
         return Err(ConnectError::Timeout);
     };

@@ -1,8 +1,9 @@
-//! Why the kernel refuses a path: the advice is of the one thing that really forbids it.
+//! Explains why the kernel refuses a path. The advice names the one rule that actually forbids the access.
 //!
 //! # Proof
 //!
-//! `tests/listener/paths.rs`: another user's socket, directories that may not be entered or written, sticky directories.
+//! `tests/listener/paths.rs`: another user's socket, directories that may not be entered or written, sticky
+//! directories.
 
 use std::error::Error;
 use std::fmt;
@@ -31,7 +32,7 @@ pub(crate) fn why_not_connected(source: io::Error, path: &Path) -> io::Error {
     })
 }
 
-/// Explains why this process may not bind the path, or remove what stands there. Other errors stay as they are.
+/// Explains why this process may not bind the path, or remove the file there. Other errors stay as they are.
 pub(crate) fn why_not_bound(source: io::Error, path: &Path) -> io::Error {
     explained(source, || forbids_binding(path))
 }
@@ -57,10 +58,10 @@ fn forbids_binding(path: &Path) -> String {
         return format!("the directory {} may not be written by this user", parent.display());
     }
     match fs::symlink_metadata(path) {
-        Ok(stands) => format!(
+        Ok(existing) => format!(
             "it belongs to user {}, and in this directory only that user or root may remove it: have it removed, or choose another \
              path",
-            stands.uid()
+            existing.uid()
         ),
         Err(_) => BY_ANOTHER_RULE.into(),
     }
@@ -73,7 +74,7 @@ fn directory_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."))
 }
 
-/// The first directory on the way to the path that this process may not enter.
+/// Returns a text about the first directory on the way to the path that this process may not enter, if there is one.
 fn closed_directory(path: &Path) -> Option<String> {
     let mut ancestors: Vec<_> =
         directory_of(path).ancestors().filter(|it| !it.as_os_str().is_empty()).collect();

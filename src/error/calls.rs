@@ -1,15 +1,15 @@
-//! The errors of calls.
+//! The errors of remote calls.
 
 use std::fmt;
 use std::io;
 
 use super::{ConnectError, ConnectionError};
 
-/// Why a call did not bring what was asked for.
+/// Why a call failed.
 ///
-/// The first group is the server's answer, and the connection lives on. The second is the caller's own doing. The
-/// third is the end of the connection: whether the server has done what was asked is not known then, and
-/// nothing is ever sent twice.
+/// The first variants are answers of the server, and the connection stays usable. The next have their cause in this
+/// process, or in a deadline. The last report the end of the connection: whether the server has executed the call is
+/// not known then. The client never sends a call twice.
 ///
 /// ```
 /// use narrows::{CallError, SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
@@ -32,67 +32,68 @@ use super::{ConnectError, ConnectionError};
 pub enum CallError {
     /// The server has no such method.
     UnknownMethod,
-    /// The method is not one of this kind (whole, streaming, upload): the text says which call to use.
+    /// The method is of another kind (plain, streaming or upload); the text says which call to use.
     WrongKind(String),
     /// The method's own error.
     Failed(HandlerError),
-    /// The method panicked; the server lives on. With `panic = "abort"` in the server's profile it does not: `PeerDied`.
+    /// The method panicked; the server continues. With `panic = "abort"` in the server's profile its process ends
+    /// instead, which is reported as `PeerDied`.
     Panicked(String),
     /// The reply is longer than the connection's maximum.
     ReplyTooLarge(String),
     /// The server is at its limit: try again later.
     Busy(String),
-    /// The server is about to end, and takes no more calls: this one was never begun. So it is for all later calls of this
-    /// connection.
+    /// The server shuts down and takes no more calls: this one was never begun. All later calls on this connection fail
+    /// in the same way.
     ShuttingDown,
-    /// The request or chunk is longer than this connection takes.
+    /// The request or chunk is longer than this connection allows.
     TooLarge {
         /// Bytes that were to be sent.
         len: usize,
-        /// The most that it takes, in bytes.
+        /// The most that it allows, in bytes.
         max: usize,
     },
-    /// The deadline passed; the server was told, and a late reply is dropped.
+    /// The deadline passed. The client has sent a cancel to the server, and drops a late reply.
     Timeout,
     /// The call was cancelled.
     Cancelled,
-    /// It would wait for something that only this thread can bring: an inline method must not wait for its own
-    /// connection, nor the only worker that calls of this process may occupy for a method of its pool, or for a place for
-    /// one more call where calls of such methods have all of them.
+    /// The call would wait for an event that only this thread can bring about. An inline method must not wait for its
+    /// own connection. If calls of this process may occupy one worker only, a method on that worker must not wait for a
+    /// method of the same pool, nor for a call slot while calls of such methods hold all of them.
     WouldDeadlock,
-    /// There is no memory for the reply or a chunk, in this process or in the server's; the connection goes on. Whether
-    /// the server has done what was asked is not known. A request for which the server has no memory is `Busy` instead:
-    /// its method did not run.
+    /// There is no memory for the reply or a chunk, in this process or in the server's. The connection stays usable.
+    /// Whether the server has executed the call is not known. A request for which the server has no memory fails with
+    /// `Busy` instead: its method did not run.
     OutOfMemory,
     /// The reply was taken before.
     Taken,
-    /// The server could not be started because of how it was configured; the text says what to change.
+    /// The configuration of the server is not legal, so it was not started; the text says what to change.
     BadOptions(String),
-    /// The value could not be encoded or decoded (feature `serde`).
+    /// The value could not be serialized or deserialized (feature `serde`).
     Codec(String),
     /// The server closed the connection.
     Disconnected,
     /// The server's process ended without closing.
     PeerDied,
-    /// This end was closed by this process.
+    /// This process closed its end.
     Closed,
-    /// The peer broke the protocol; the connection is closed for good.
+    /// The peer violated the protocol; the connection is closed and cannot be used again.
     ProtocolViolated,
     /// This process is a fork of the one that owns the connection.
     Forked,
     /// The connection has carried all the messages that it can: make a new one.
     Exhausted,
-    /// The connection was lost, and a new one could not be made in time.
+    /// The connection was lost, and reconnecting failed.
     Unreachable(Box<ConnectError>),
 }
 
 impl CallError {
-    /// Whether the deadline passed.
+    /// Returns whether the deadline passed.
     pub fn is_timeout(&self) -> bool {
         matches!(self, Self::Timeout)
     }
 
-    /// Whether the connection has ended: without a policy to reconnect, no later call on it can succeed.
+    /// Returns whether the connection has ended: without a policy to reconnect, no later call on it can succeed.
     pub fn is_disconnected(&self) -> bool {
         matches!(
             self,
@@ -195,7 +196,7 @@ impl From<CallError> for io::Error {
     }
 }
 
-/// A method's own error: what it answers instead of a reply.
+/// An error that a method returns instead of a reply.
 ///
 /// ```
 /// use narrows::HandlerError;
@@ -212,18 +213,18 @@ pub struct HandlerError {
 }
 
 impl HandlerError {
-    /// An error with a code and a text for people. Of the text the first 1 024 bytes reach the caller, or
-    /// as many as one frame of a tiny ring holds.
+    /// Creates an error with a code for programs and a text for people. The first 1 024 bytes of the text reach the
+    /// client; if the ring is too small for that, as many as one frame holds.
     pub fn new(code: u32, text: impl Into<String>) -> Self {
         Self { code, text: text.into() }
     }
 
-    /// Why, for programs: the method's own number.
+    /// Returns the code, a number that the method chose for programs.
     pub fn code(&self) -> u32 {
         self.code
     }
 
-    /// Why, for people.
+    /// Returns the text for people.
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -241,7 +242,7 @@ impl From<String> for HandlerError {
     }
 }
 
-/// Whatever else fails in a method: `?` on an I/O error, on the end of the connection.
+/// Lets a method use `?` on I/O errors, and on errors of the connection. The code is 0.
 impl From<io::Error> for HandlerError {
     fn from(error: io::Error) -> Self {
         Self::new(0, error.to_string())

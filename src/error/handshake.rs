@@ -1,12 +1,12 @@
-//! What can be wrong with the bytes of a handshake.
+//! The faults that the bytes of a handshake can have.
 //!
-//! Plain data: each cause is its own variant and carries the numbers that a person needs.
+//! Each cause is a variant of its own, and carries the numbers that a person needs.
 
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
 
-/// A handshake message that no honest peer of this version sends.
+/// A handshake message that no well-formed peer of this version sends.
 ///
 /// ```
 /// use std::io::{Read, Write};
@@ -30,7 +30,7 @@ use std::io;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HandshakeError {
-    /// The first eight bytes are not ours: something else speaks on this socket.
+    /// The first eight bytes are not the magic number: the peer speaks another protocol.
     BadMagic,
     /// The lowest version is above the highest.
     BadVersions {
@@ -39,16 +39,16 @@ pub enum HandshakeError {
         /// The highest version announced.
         max: u16,
     },
-    /// No version is known to both sides.
+    /// The two sides have no version in common.
     NoCommonVersion {
         /// The lowest version that the peer speaks.
         min: u16,
         /// The highest version that the peer speaks.
         max: u16,
     },
-    /// The peer needs, or uses, features that this side does not know, as bits.
+    /// The peer needs, or uses, features that this side does not know; the value has their bits.
     UnknownFeatures(u32),
-    /// The client needs features that it does not offer, as bits.
+    /// The client needs features that it does not offer; the value has their bits.
     FeaturesNotOffered(u32),
     /// The geometry is outside the legal ranges, or a number in it is no power of two.
     BadGeometry {
@@ -56,12 +56,12 @@ pub enum HandshakeError {
         slots: u32,
         /// Bytes of each arena.
         arena: u64,
-        /// Urgent words of each direction.
+        /// Out-of-band words of each direction.
         oob: u32,
     },
     /// The longest message has no bytes, or more than 4 GiB - 1.
     BadMaxMessage(u64),
-    /// The first ticket is behind the last one that a direction can carry.
+    /// The first ticket is greater than the last one that a direction can carry.
     BadTicket(u64),
     /// The size of the region is not what the geometry needs.
     BadRegionLen {
@@ -70,19 +70,19 @@ pub enum HandshakeError {
         /// Bytes that the geometry needs.
         needed: u64,
     },
-    /// The answer is neither a welcome nor a refusal.
+    /// The answer is neither an Accept nor a Reject.
     UnknownKind(u16),
     /// A refusal's text is too long, not UTF-8, or holds control characters.
     BadText,
     /// Bytes that must be zero are not.
     ReservedNotZero,
-    /// The welcome grants more than was asked for.
+    /// The Accept grants more than the client asked for.
     MoreThanWanted,
-    /// The hello is not from the process that the connection was handed to.
+    /// The Hello is not from the process that the connection was handed to.
     WrongNonce,
     /// Bytes came after the end of the message.
     Surplus,
-    /// A descriptor came beside bytes that carry none.
+    /// A descriptor came with bytes that must carry none.
     UnexpectedDescriptor,
     /// The byte by which the client confirms the memory has another value.
     BadAcknowledgement(u8),
@@ -132,7 +132,7 @@ impl fmt::Display for HandshakeError {
 
 impl std::error::Error for HandshakeError {}
 
-/// The version of the protocol that this library speaks; `handshake` asserts that it is the one there.
+/// The version of the protocol that this library speaks. The module `handshake` asserts that it uses the same.
 pub(crate) const SPOKEN: u16 = 2;
 
 impl From<HandshakeError> for io::Error {
@@ -162,9 +162,9 @@ impl From<HandshakeError> for io::Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RejectCode {
-    /// The hello made no sense.
+    /// The Hello was malformed.
     BadHello,
-    /// No version is known to both sides.
+    /// The two sides have no version in common.
     Version,
     /// The client needs features that the server does not know.
     Features,
@@ -172,23 +172,22 @@ pub enum RejectCode {
     Geometry,
     /// The wanted longest message is not legal.
     MaxMessage,
-    /// The server's policy does not let this user in.
+    /// The server's policy does not allow this user.
     NotAuthorized,
     /// The server could not provide memory or descriptors.
     Unavailable,
-    /// The hello is not from the process that the connection was handed to.
+    /// The Hello is not from the process that the connection was handed to.
     WrongNonce,
-    /// The server has as many clients as it takes, or is about to end.
+    /// The server has as many clients as it takes, or shuts down.
     Busy,
-    /// The server's program refused, for a reason of its own: see
-    /// [`on_connect`](crate::SharedMemoryServer::on_connect).
+    /// The server's program refused the client in its [`on_connect`](crate::SharedMemoryServer::on_connect) closure.
     Refused,
     /// A code of a newer version.
     Other(u16),
 }
 
 impl RejectCode {
-    /// The number on the wire.
+    /// Returns the number on the wire.
     pub fn number(self) -> u16 {
         match self {
             Self::BadHello => 1,
@@ -205,7 +204,7 @@ impl RejectCode {
         }
     }
 
-    /// The code of a number on the wire.
+    /// Returns the code for a number on the wire.
     pub fn from_number(number: u16) -> Self {
         match number {
             1 => Self::BadHello,
@@ -222,7 +221,7 @@ impl RejectCode {
         }
     }
 
-    /// The code by which a server answers this mistake.
+    /// Returns the code with which a server answers this error.
     pub fn of(error: HandshakeError) -> Self {
         match error {
             HandshakeError::BadVersions { .. } | HandshakeError::NoCommonVersion { .. } => Self::Version,
@@ -253,7 +252,7 @@ impl fmt::Display for RejectCode {
     }
 }
 
-/// Shortens a text to at most so many bytes, between two words where it can, and marks that by an ellipsis.
+/// Shortens a text to at most `most` bytes, between two words if possible, and appends an ellipsis.
 pub(crate) fn shortened(text: &str, most: usize) -> Cow<'_, str> {
     if text.len() <= most {
         return text.into();
@@ -264,7 +263,7 @@ pub(crate) fn shortened(text: &str, most: usize) -> Cow<'_, str> {
     }
     let (kept, rest) = text.split_at(end);
     let whole_word = rest.starts_with(char::is_whitespace);
-    // A text of one long word is better cut in it than left out.
+    // A long word at the start is cut: leaving it out would leave too little of the text.
     let kept = match kept.rsplit_once(char::is_whitespace) {
         Some((words, _)) if !whole_word && words.len() >= end / 2 => words,
         _ => kept,

@@ -1,6 +1,6 @@
 //! The errors of making a connection: connect, bind, accept, and spawn.
 //!
-//! Each text says what a person can do. All convert into [`io::Error`] of a fitting kind.
+//! Each text says what the user can do. All convert into an [`io::Error`] of the matching kind.
 
 use std::fmt;
 use std::io;
@@ -29,66 +29,66 @@ pub enum ConnectError {
     BadOptions(String),
     /// A system call failed.
     Io {
-        /// What was tried.
+        /// The operation that failed.
         doing: String,
-        /// What the system said.
+        /// The error of the system call.
         source: io::Error,
     },
-    /// What stands at the path is not a socket.
+    /// The file at the path is not a socket.
     NotASocket,
     /// The deadline passed before the handshake was complete.
     Timeout,
-    /// The deadline passed while the backlog of the socket was full: the server does not accept, or it has ended and a process
-    /// that it forked holds its socket.
+    /// The deadline passed while the backlog of the socket was full. The server does not accept, or it has ended and a
+    /// process that it forked holds its socket.
     BacklogFull,
-    /// The server does not answer, and the process that listened at the path has ended: another one, a fork of it, still holds
-    /// its socket.
+    /// The server does not answer, and the process that listened at the path has ended. A fork of that process still
+    /// holds its socket.
     ServerEnded {
         /// The process that has ended; 0 if it is outside this process's pid namespace.
         pid: u32,
     },
     /// The server refused.
     Rejected {
-        /// Why, for programs.
+        /// The reason, for programs.
         code: RejectCode,
-        /// Why, in the server's words: at most 64 bytes, no control characters.
+        /// The reason as the server's text: at most 64 bytes, no control characters.
         text: String,
     },
     /// The policy does not trust the user under which the server runs.
     NotAuthorized {
         /// The user id of the server.
         uid: u32,
-        /// The reason: for the default policy with the user id of this process.
+        /// The reason; that of the default policy contains the user id of this process.
         text: String,
     },
-    /// The descriptor that came is not a memory file as it must be; the text says how.
+    /// The descriptor that the server sent is not a memory file of the required kind; the text says what is wrong.
     BadMemfd(String),
-    /// The server welcomed us without sending memory.
+    /// The server accepted the client without sending memory.
     NoDescriptor,
     /// The server sent more than one descriptor; all were closed.
     SurplusDescriptors,
-    /// The memory that the server sent did not arrive, and not for want of room for descriptors: that is
-    /// [`Io`](Self::Io).
+    /// The memory that the server sent did not arrive. If this process had no room for a descriptor, the error is
+    /// [`Io`](Self::Io) instead.
     Truncated,
     /// The server closed the socket in mid-handshake. It may have ended, or this process took longer for the handshake
     /// than the server allows.
     PeerClosed,
-    /// The server's answer makes no sense.
+    /// The server's answer is malformed.
     BadAnswer(HandshakeError),
     /// No parent handed a connection to this process.
     NoParent,
-    /// The parent's connection was taken already: by this process, perhaps by another copy of this library in it, or by
-    /// another process that inherited it.
+    /// The parent's connection was taken already, by this process (possibly by another copy of this library in it) or
+    /// by another process that inherited it.
     ParentTaken,
-    /// What the environment says about the parent's connection is not true in this process; the text says what is. A wrapper
-    /// between parent and child that closes descriptors is the common cause.
+    /// The descriptor that the environment names as the parent's connection is not that connection; the text says what
+    /// it is. The common cause is a wrapper between parent and child that closes descriptors.
     BadParent(String),
     /// The peer speaks narrows, but serves no calls.
     NoCalls,
 }
 
 impl ConnectError {
-    /// Whether the deadline passed.
+    /// Returns whether the deadline passed.
     pub fn is_timeout(&self) -> bool {
         matches!(self, Self::Timeout | Self::BacklogFull)
     }
@@ -133,7 +133,7 @@ impl fmt::Display for ConnectError {
                 write!(f, "the server runs as user {uid}, which is not trusted: {text}")
             }
             Self::BadMemfd(text) => write!(f, "the server's memory cannot be trusted: {text}"),
-            Self::NoDescriptor => f.write_str("the server sent no memory with its welcome"),
+            Self::NoDescriptor => f.write_str("the server sent no memory with its answer"),
             Self::SurplusDescriptors => f.write_str("the server sent more than one descriptor"),
             Self::Truncated => {
                 f.write_str("the memory did not arrive: a security module (SELinux, AppArmor) or a filter may have removed its descriptor")
@@ -184,26 +184,26 @@ impl std::error::Error for ConnectError {
 pub enum BindError {
     /// The options are not legal; the text says which and what their range is.
     BadOptions(String),
-    /// Something that is not a socket stands at the path; it was left alone.
+    /// A file that is not a socket is at the path; it was not changed.
     NotASocket,
     /// A live server listens at the path.
     InUse,
-    /// The process that bound the path has ended, but another one, a fork of it, still holds its socket: it serves there, or
-    /// only keeps the socket.
+    /// The process that bound the path has ended, but a fork of it still holds the socket. The fork may serve clients,
+    /// or may only have inherited the socket.
     HeldByFork {
         /// The process that has ended; 0 if it is outside this process's pid namespace.
         pid: u32,
     },
-    /// The backlog of the socket at the path is full: its server lives and does not accept, or it has ended and a process that it
-    /// forked holds its socket.
+    /// The backlog of the socket at the path is full. Its server is alive and does not accept, or it has ended and a
+    /// process that it forked holds its socket.
     BacklogFull,
     /// Another process held the lock file beside the path for too long.
     Locked,
     /// A system call failed.
     Io {
-        /// What was tried.
+        /// The operation that failed.
         doing: String,
-        /// What the system said.
+        /// The error of the system call.
         source: io::Error,
     },
 }
@@ -252,7 +252,7 @@ impl std::error::Error for BindError {
     }
 }
 
-/// Why accept returned without a connection. A failed handshake is never among the reasons.
+/// Why `accept` returned without a connection. A failed handshake is never a reason.
 ///
 /// ```
 /// use std::time::Duration;
@@ -261,7 +261,7 @@ impl std::error::Error for BindError {
 /// let listener = SharedMemoryListener::bind(folder.path().join("socket"))?;
 /// match listener.accept_timeout(Duration::from_millis(1)) {
 ///     Ok(stream) => println!("{:?} came", stream.peer_cred()),
-///     Err(error) if error.is_timeout() => println!("nobody came"),
+///     Err(error) if error.is_timeout() => println!("no client came"),
 ///     Err(AcceptError::Closed) => println!("the listener was closed"),
 ///     Err(error) => return Err(error.into()), // Too many open files: the client still waits.
 /// }
@@ -269,21 +269,20 @@ impl std::error::Error for BindError {
 /// ```
 #[non_exhaustive]
 pub enum AcceptError {
-    /// The deadline passed before a client was there.
+    /// The deadline passed before a client completed its handshake.
     Timeout,
-    /// The listener was closed by its [`ListenerCloser`](crate::ListenerCloser).
+    /// A [`ListenerCloser`](crate::ListenerCloser) closed the listener.
     Closed,
     /// This process is a fork of the one that bound the listener.
     Forked,
     /// The program closed the listener's descriptors (`close_range`, `closefrom`): bind the path again.
     DescriptorsClosed,
-    /// A system call failed; with too many open files the client still waits, and the next call
-    /// tries again.
+    /// A system call failed. With too many open files the client still waits, and the next call tries again.
     Io(io::Error),
 }
 
 impl AcceptError {
-    /// Whether the deadline passed.
+    /// Returns whether the deadline passed.
     pub fn is_timeout(&self) -> bool {
         matches!(self, Self::Timeout)
     }
@@ -323,13 +322,13 @@ impl std::error::Error for AcceptError {
     }
 }
 
-/// Why a child process with a connection could not be had. No child is left behind.
+/// Why a child process with a connection could not be started. No child is left behind.
 ///
 /// ```
 /// use std::process::Command;
 /// use narrows::{SharedMemoryStream, SpawnError};
 /// match SharedMemoryStream::spawn(Command::new("true")) {
-///     Ok(_) => unreachable!("it knows nothing of us"),
+///     Ok(_) => unreachable!("it never calls from_parent"),
 ///     Err(SpawnError::ChildExited(status)) => println!("it ended with {status}, and never called from_parent"),
 ///     Err(error) => println!("{error}"), // No child is left behind.
 /// }
@@ -340,18 +339,19 @@ pub enum SpawnError {
     BadOptions(String),
     /// A system call failed.
     Io {
-        /// What was tried.
+        /// The operation that failed.
         doing: String,
-        /// What the system said.
+        /// The error of the system call.
         source: io::Error,
     },
     /// No process took the connection before the deadline; the child was killed.
     Timeout,
-    /// The child ended, and no process took the connection: none has its other end any more, or the deadline passed.
+    /// The child ended, and no process took the connection: no process holds its other end any more, or the deadline
+    /// passed.
     ChildExited(ExitStatus),
     /// The child closed the connection in mid-handshake, and was killed.
     ChildClosed,
-    /// The child's side of the handshake makes no sense; it was killed.
+    /// The child's side of the handshake is malformed; the child was killed.
     Handshake(HandshakeError),
 }
 
@@ -402,7 +402,7 @@ macro_rules! into_io_error {
             }
         }
 
-        // The text, since a `main` that returns an error prints this: it says what to do.
+        // A `main` that returns an error prints its `Debug`, so it is the text, which says what to do.
         impl fmt::Debug for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 fmt::Display::fmt(self, f)
@@ -425,7 +425,8 @@ macro_rules! names_what_was_tried {
 names_what_was_tried!(ConnectError BindError SpawnError);
 into_io_error!(ConnectError BindError AcceptError SpawnError);
 
-/// What a person can do about an error of the system, where that is not plain: bound to the call that failed.
+/// Returns what the user can do about a system error, if the system's own text does not say it. It depends on the
+/// system call that failed.
 fn advice(source: &io::Error) -> &'static str {
     let is_named = source.get_ref().is_some_and(|inner| inner.is::<FailedCall>());
     match (is_named, source.kind()) {
@@ -435,7 +436,7 @@ fn advice(source: &io::Error) -> &'static str {
     }
 }
 
-/// The same, where no path to a server plays a part.
+/// Returns the same as [`advice`], without the advice about the path of a server.
 fn advice_by_call(source: &io::Error) -> &'static str {
     const EPERM: i32 = 1;
     const ENOENT: i32 = 2;
@@ -478,7 +479,7 @@ fn advice_by_call(source: &io::Error) -> &'static str {
     }
 }
 
-/// The system's number, also where the error names the call around it.
+/// Returns the `errno` value, also if a [`FailedCall`] wraps the error.
 fn number(error: &io::Error) -> Option<i32> {
     let failed = error.get_ref().and_then(|inner| inner.downcast_ref::<FailedCall>());
     failed.map_or_else(|| error.raw_os_error(), |failed| failed.source.raw_os_error())
@@ -489,7 +490,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kinds_are_fitting_and_texts_tell_what_to_do() {
+    fn kinds_match_and_texts_name_the_remedy() {
         let missing = ConnectError::io("connecting")(io::ErrorKind::NotFound.into());
         assert!(missing.to_string().contains("start the server first"));
         let cases: Vec<(io::Error, io::ErrorKind)> = vec![

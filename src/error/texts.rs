@@ -1,7 +1,7 @@
-//! Every error text that a user can meet, with its cause.
+//! The table of all error texts that a user can see, with their causes.
 //!
-//! One line for each variant (several, where a text depends on what is in it): the value, its text, and what happened. A new variant
-//! without a line does not compile; a text that was changed fails, and both texts are printed.
+//! Each variant has a row (several, if the text depends on the value): the value, its text, and the cause. A new
+//! variant without a row does not compile. A changed text fails the test, which prints both texts.
 
 use std::error::Error;
 use std::fmt::Display;
@@ -24,7 +24,7 @@ struct Row {
 /// The rows of an enum, as `Variant(value), "text", "cause";`.
 macro_rules! rows {
     ($name:ident: $($variant:ident $value:expr, $text:expr, $cause:literal;)*) => {{
-        // Several lines may be about one variant; none may be about none.
+        // Several rows may have the same variant, so later arms for it are unreachable.
         #[allow(unreachable_patterns)]
         fn variant(error: &$name) -> &'static str {
             match error {
@@ -47,7 +47,7 @@ macro_rules! rows {
     }};
 }
 
-/// The text of the next error in the chain.
+/// Returns the text of the next error in the chain.
 fn source_of<T: Display + 'static>(error: &T) -> Option<String> {
     let any: &dyn std::any::Any = error;
     macro_rules! source {
@@ -59,14 +59,14 @@ fn source_of<T: Display + 'static>(error: &T) -> Option<String> {
     }
     source!(ConnectError BindError AcceptError SpawnError HandshakeError CallError HandlerError);
     source!(SendError TrySendError SendTimeoutError RecvError TryRecvError RecvTimeoutError);
-    None // A `RejectCode` is no error by itself.
+    None // `RejectCode` does not implement `Error`.
 }
 
 fn system(number: i32) -> io::Error {
     io::Error::from_raw_os_error(number)
 }
 
-/// The error of a call of this name.
+/// Returns the error of a system call with this name.
 fn call(name: &'static str, number: i32) -> io::Error {
     io::Error::new(system(number).kind(), FailedCall { call: name, source: system(number) })
 }
@@ -94,7 +94,7 @@ fn setup() -> Vec<Row> {
         BacklogFull ConnectError::BacklogFull, "the queue of waiting clients is full: the server does not accept, or a process that it forked holds its socket after its end: `ss -xlp` names the process", "more attempts than the backlog takes";
         NotAuthorized ConnectError::NotAuthorized { uid: 7, text: "x".into() }, "the server runs as user 7, which is not trusted: x", "a server of another user";
         BadMemfd ConnectError::BadMemfd("x".into()), "the server's memory cannot be trusted: x", "a hostile server";
-        NoDescriptor ConnectError::NoDescriptor, "the server sent no memory with its welcome", "a hostile server";
+        NoDescriptor ConnectError::NoDescriptor, "the server sent no memory with its answer", "a hostile server";
         SurplusDescriptors ConnectError::SurplusDescriptors, "the server sent more than one descriptor", "a hostile server";
         Truncated ConnectError::Truncated, "the memory did not arrive: a security module (SELinux, AppArmor) or a filter may have removed its descriptor", "a security module";
         PeerClosed ConnectError::PeerClosed, "the server closed the connection in mid-handshake: it ended, it allows less time for a handshake than this process took (Options::handshake_timeout of the server), or it is not a narrows server", "a server that ended, or of another kind";
@@ -172,7 +172,7 @@ fn handshake() -> Vec<Row> {
     rows
 }
 
-/// The texts of the five ends, which all errors of sending, receiving and calling share.
+/// The texts of the five ways in which a connection ends. All errors of sending, receiving and calling share them.
 mod end {
     pub(super) const DISCONNECTED: &str = "the peer closed the connection";
     pub(super) const DIED: &str = "the peer's process died";
@@ -182,7 +182,7 @@ mod end {
         "the connection belongs to the process that forked this one: make a new one here";
 }
 
-/// As [`rows`], with the five ends that each of these enums has.
+/// The rows of an enum, and its rows for the five ways in which a connection ends.
 macro_rules! ending_rows {
     ($name:ident: $($row:tt)*) => {
         rows! { $name: $($row)*
@@ -260,7 +260,7 @@ fn calls() -> Vec<Row> {
             of: ("HandlerError", "HandlerError"),
             text: error.to_string(),
             expected,
-            cause: "what the method says",
+            cause: "the method's own text",
             source: source_of(&error),
         });
     }
@@ -282,7 +282,7 @@ fn each_text_is_what_a_user_was_promised() {
 
 #[test]
 fn each_text_is_a_phrase_of_its_own_in_plain_words() {
-    // They stood in texts once, and mean nothing to a reader who does not know the sources.
+    // Older texts used these words, which only a reader of the sources understood.
     let retired = [
         "whoever",
         "nobody",
@@ -319,8 +319,8 @@ fn each_text_is_a_phrase_of_its_own_in_plain_words() {
     }
 }
 
-/// A reporter of a whole chain prints these twice: `{error}` alone is to say everything, and programs find the cause by
-/// `source`. No others may join them.
+/// The variants whose text contains the text of their `source`, so that `{error}` alone is complete. A reporter that
+/// walks the chain prints the source twice. No other variant may do this.
 const REPEATS_ITS_SOURCE: [(&str, &str); 8] = [
     ("ConnectError", "Io"),
     ("ConnectError", "BadAnswer"),
@@ -351,7 +351,7 @@ fn each_variant_is_in_the_operations_guide() {
         .expect("a section");
     let quoted: Vec<_> = tables.split('`').skip(1).step_by(2).flat_map(|it| it.split("::")).collect();
     for Row { of: (name, variant), .. } in all() {
-        // Those two are inside of others, and the guide names the kinds that a user can do something about.
+        // These three are parts of other errors, and the guide has the causes that a user can do something about.
         if !["HandshakeError", "RejectCode", "HandlerError"].contains(&name) {
             assert!(quoted.contains(&variant), "{name}::{variant} has no row");
         }

@@ -1,8 +1,8 @@
-//! The client's side: says Hello, reads one answer.
+//! The client's side: sends a Hello, reads one answer.
 //!
 //! # Invariants
 //!
-//! 1. An agreement is returned at most once, and grants no more than was wanted.
+//! 1. A negotiated result is returned at most once, and grants no more than the client requested.
 //!
 //! # Proof
 //!
@@ -14,18 +14,18 @@ use crate::layout::Geometry;
 use super::codec::{ANSWER_MAGIC, begins};
 use super::{ANSWER_LEN, Answer, FEATURES, HELLO_LEN, Hello, Negotiated, Reject, VERSION_MAX, VERSION_MIN};
 
-/// Where the client's handshake stands.
+/// The state of the client's handshake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClientStep {
-    /// The answer is not whole yet: at most this many bytes may be read.
+    /// The answer is not complete yet: at most this many bytes may be read.
     NeedMore(usize),
-    /// Both sides agree.
+    /// The server accepted.
     Agreed(Negotiated),
     /// The server refused.
     Rejected(Reject),
 }
 
-/// A client's handshake.
+/// The state machine of a client's handshake.
 #[derive(Clone, Debug)]
 pub struct ClientHandshake {
     hello: Hello,
@@ -34,7 +34,7 @@ pub struct ClientHandshake {
 }
 
 impl ClientHandshake {
-    /// A handshake that wants these sizes; the nonce is 0 but for a child of a parent that waits.
+    /// Creates a handshake that requests these sizes. The nonce is 0, except in a child that its parent has spawned.
     pub fn new(wanted: Geometry, max_message: u64, nonce: u64) -> Self {
         let hello = Hello {
             version_min: VERSION_MIN,
@@ -48,12 +48,12 @@ impl ClientHandshake {
         Self { hello, answer: [0; ANSWER_LEN], filled: 0 }
     }
 
-    /// What to send first.
+    /// Returns the Hello, which the client sends first.
     pub fn hello(&self) -> [u8; HELLO_LEN] {
         self.hello.encode()
     }
 
-    /// How many bytes of the answer are still to be read.
+    /// Returns how many bytes of the answer are still to be read.
     pub fn missing(&self) -> usize {
         ANSWER_LEN - self.filled
     }
@@ -62,8 +62,8 @@ impl ClientHandshake {
     ///
     /// # Errors
     ///
-    /// [`HandshakeError`] if the answer makes no sense, grants more than was wanted, or goes on
-    /// behind its end.
+    /// [`HandshakeError`] if the answer is malformed, grants more than the client requested, or has bytes after its
+    /// end.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<ClientStep, HandshakeError> {
         let missing = self.missing();
         if missing == 0 || bytes.len() > missing {
@@ -75,7 +75,7 @@ impl ClientHandshake {
         self.filled += bytes.len();
         match self.missing() {
             0 => self.validate(),
-            // Another program's words are told from ours by the first that differs, not by their length.
+            // The first byte that differs identifies another protocol, also if too few bytes for an answer came.
             _ if !begins(&self.answer, self.filled, ANSWER_MAGIC) => Err(HandshakeError::BadMagic),
             missing => Ok(ClientStep::NeedMore(missing)),
         }
@@ -89,6 +89,7 @@ impl ClientHandshake {
         }
     }
 
+    /// Returns whether the server granted no more than the client requested.
     fn wanted(&self, agreed: &Negotiated) -> bool {
         let (is, most) = (&agreed.geometry, &self.hello.wanted);
         is.slots() <= most.slots()
@@ -121,17 +122,17 @@ mod tests {
     }
 
     #[test]
-    fn another_program_is_told_by_its_first_words() {
+    fn another_protocol_is_recognized_by_its_first_bytes() {
         let wanted = Geometry::new(8, 4096, 64).expect("legal");
-        for words in [&b"HTTP/1.1"[..], b"n", b"\0"] {
+        for bytes in [&b"HTTP/1.1"[..], b"n", b"\0"] {
             let mut client = ClientHandshake::new(wanted, 9, 0);
-            let known = words == &ANSWER_MAGIC[..words.len()];
-            assert_eq!(client.feed(words) == Err(HandshakeError::BadMagic), !known, "{words:?}");
+            let known = bytes == &ANSWER_MAGIC[..bytes.len()];
+            assert_eq!(client.feed(bytes) == Err(HandshakeError::BadMagic), !known, "{bytes:?}");
         }
     }
 
     #[test]
-    fn every_split_of_a_welcome_agrees() {
+    fn every_split_of_an_accept_agrees() {
         let bytes = accept(8, 100);
         for split in 0..ANSWER_LEN {
             let mut client = ClientHandshake::new(geometry(8), 100, 0);

@@ -1,11 +1,11 @@
-//! The two fixed messages, little-endian, each field at one place in all versions from 2 on.
+//! The messages of the handshake: fixed length, little-endian, each field at the same offset in all versions from 2 on.
 //!
 //! ```text
 //!  Hello     0 magic "narrows?"   8 version min   10 max   12 features needed
-//!           16 slots  20 urgent  24 arena  32 max message  40 nonce
+//!           16 slots  20 oob     24 arena  32 max message  40 nonce
 //!           48 features offered  52 zero                                                64
-//!  Welcome   0 magic "narrows!"   8 kind 1        10 version  12 features in use
-//!           16 slots  20 urgent  24 arena  32 max message  40 first ticket
+//!  Accept    0 magic "narrows!"   8 kind 1        10 version  12 features in use
+//!           16 slots  20 oob     24 arena  32 max message  40 first ticket
 //!           48 region length     56 zero                                               128
 //!  Reject    0 magic "narrows!"   8 kind 2        10 version  12 features known
 //!           16 code   18 length  20 zero  24 text, 64 bytes  88 zero                   128
@@ -13,7 +13,7 @@
 //!
 //! # Invariants
 //!
-//! 1. Magic and versions are judged before anything else, since a later version may move the rest.
+//! 1. Magic and versions are validated before all other fields, since a later version may move those.
 //! 2. Decoding never allocates beyond [`TEXT_LEN`] bytes and never panics.
 //!
 //! # Proof
@@ -26,31 +26,32 @@ use crate::layout::{Geometry, LAST_TICKET};
 use super::wire::{Reader, Writer};
 use super::{ANSWER_LEN, FEATURES, HELLO_LEN, Negotiated, TEXT_LEN, VERSION_MAX, VERSION_MIN};
 
-/// What a client says first.
+/// The first message of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hello {
     /// The oldest version that the client speaks.
     pub version_min: u16,
     /// The newest version that the client speaks.
     pub version_max: u16,
-    /// Features that the client cannot do without, as bits. Each is offered, too.
+    /// Features that the client needs, as bits. Each is offered, too.
     pub features: u32,
     /// Features that the client can use, as bits; the server may not know all of them.
     pub offered: u32,
-    /// The sizes that it wants at most.
+    /// The largest sizes that the client requests.
     pub wanted: Geometry,
-    /// The longest message that it wants, in bytes, from 1 to [`MAX_MESSAGE`](super::MAX_MESSAGE).
+    /// The maximum length of a message that the client requests, in bytes, from 1 to
+    /// [`MAX_MESSAGE`](super::MAX_MESSAGE).
     pub max_message: u64,
     /// Proves to a parent that this is its child; 0 everywhere else.
     pub nonce: u64,
 }
 
-/// What a server says back.
+/// The answer of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// Come in; the memory is attached.
+    /// The server accepts the client. The descriptor of the memory comes with this message.
     Accept(Negotiated),
-    /// Stay out.
+    /// The server refuses the client.
     Reject(Reject),
 }
 
@@ -62,7 +63,7 @@ pub struct Reject {
 }
 
 impl Hello {
-    /// Writes it down.
+    /// Encodes the message.
     pub fn encode(&self) -> [u8; HELLO_LEN] {
         let mut to = Writer::new();
         to.put(HELLO_MAGIC);
@@ -76,11 +77,11 @@ impl Hello {
         to.done()
     }
 
-    /// Reads and judges it.
+    /// Decodes and validates the message.
     ///
     /// # Errors
     ///
-    /// [`HandshakeError`] for all that no client of a version known here writes.
+    /// [`HandshakeError`] for every value that no client of a known version writes.
     pub fn decode(bytes: &[u8; HELLO_LEN]) -> Result<Self, HandshakeError> {
         let mut from = Reader::new(bytes);
         from.magic(HELLO_MAGIC)?;
@@ -98,7 +99,7 @@ impl Hello {
 }
 
 impl Answer {
-    /// Writes it down.
+    /// Encodes the message.
     pub fn encode(&self) -> [u8; ANSWER_LEN] {
         match self {
             Self::Accept(agreement) => encode_accept(agreement),
@@ -106,11 +107,11 @@ impl Answer {
         }
     }
 
-    /// Reads and judges it.
+    /// Decodes and validates the message.
     ///
     /// # Errors
     ///
-    /// [`HandshakeError`] for all that no server of a version known here writes.
+    /// [`HandshakeError`] for every value that no server of a known version writes.
     pub fn decode(bytes: &[u8; ANSWER_LEN]) -> Result<Self, HandshakeError> {
         let mut from = Reader::new(bytes);
         from.magic(ANSWER_MAGIC)?;
@@ -123,18 +124,18 @@ impl Answer {
 }
 
 impl Reject {
-    /// A refusal; the text loses its control characters, and is shortened to [`TEXT_LEN`] bytes.
+    /// Creates a refusal. Control characters are removed from the text, and it is shortened to [`TEXT_LEN`] bytes.
     pub fn new(code: RejectCode, text: &str) -> Self {
         let text: String = text.chars().filter(|c| !c.is_control()).collect();
         Self { code, text: shortened(&text, TEXT_LEN).into_owned() }
     }
 
-    /// Why, for programs.
+    /// Returns the reason, for programs.
     pub fn code(&self) -> RejectCode {
         self.code
     }
 
-    /// Why, for people.
+    /// Returns the reason, for people.
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -144,7 +145,7 @@ impl From<HandshakeError> for Reject {
     fn from(error: HandshakeError) -> Self {
         let code = RejectCode::of(error);
         match code {
-            // What the client's user must know is this side's version, in at most TEXT_LEN bytes.
+            // The client's user needs this side's version, in at most TEXT_LEN bytes.
             RejectCode::Version => Self::new(
                 code,
                 &format!("this server speaks version {VERSION_MAX}: use the same release on both sides"),
@@ -157,7 +158,7 @@ impl From<HandshakeError> for Reject {
 pub(super) const HELLO_MAGIC: [u8; 8] = *b"narrows?";
 pub(super) const ANSWER_MAGIC: [u8; 8] = *b"narrows!";
 
-/// Whether the first `filled` bytes can be the beginning of a message of this kind.
+/// Returns whether the first `filled` bytes can be the beginning of a message with this magic number.
 pub(super) fn begins(bytes: &[u8], filled: usize, magic: [u8; 8]) -> bool {
     bytes.iter().zip(magic).take(filled).all(|(is, should)| *is == should)
 }
@@ -175,7 +176,7 @@ fn validate_versions(min: u16, max: u16) -> Result<(), HandshakeError> {
     Ok(())
 }
 
-/// What a client cannot do without it can use.
+/// Checks that the client offers every feature that it needs.
 fn validate_offer(needed: u32, offered: u32) -> Result<(), HandshakeError> {
     match needed & !offered {
         0 => Ok(()),
@@ -229,8 +230,8 @@ fn encode_reject(reject: &Reject) -> [u8; ANSWER_LEN] {
     to.done()
 }
 
-/// Judges only what every version keeps: a refusal of another version must be readable too, so its
-/// version and features are not looked at.
+/// Validates only the fields that every version keeps. A refusal of another version must be readable too, so its
+/// version and its features are not checked.
 fn decode_reject(mut from: Reader<'_>) -> Result<Reject, HandshakeError> {
     let (_version, _features) = (from.u16(), from.u32());
     let code = RejectCode::from_number(from.u16());
@@ -313,7 +314,7 @@ mod tests {
                     let mut bytes = answer;
                     bytes[at] = byte;
                     let known = &mut bytes.clone();
-                    known[10..16].copy_from_slice(&answer[10..16]); // A refusal's are not judged.
+                    known[10..16].copy_from_slice(&answer[10..16]); // Those of a refusal are not checked.
                     assert!(Answer::decode(&bytes).map_or(true, |it| it.encode() == *known));
                 }
             }

@@ -1,10 +1,10 @@
-//! The handshake without its socket: bytes in, a value or an error out.
+//! The handshake without I/O: state machines that take bytes and return a value or an error.
 //!
 //! ```text
 //!  ClientHandshake                                    ServerHandshake
 //!     hello()   ─────────── Hello, 64 bytes ──────────▶  feed()
-//!                                                          │ Limits::agree
-//!     feed()    ◀── Welcome (128 bytes) + a memfd ─────  answer: Agreement
+//!                                                          │ HandshakeLimits::agree
+//!     feed()    ◀── Accept  (128 bytes) + a memfd ─────  answer: Negotiated
 //!               ◀── Reject  (128 bytes) ───────────────  or Reject
 //!    ACKNOWLEDGE ── 1 byte, once the memfd is sealed ─▶  the last byte of the handshake
 //! ```
@@ -14,22 +14,22 @@
 //!
 //! # Features
 //!
-//! A Hello has two words of feature bits. *Needed* bits that the server does not know are refused. *Offered* bits
-//! that the server does not know are ignored: the Welcome names those that the connection uses, which are offered
-//! bits that the server knows. A later release thus adds a feature without a new version. No feature
-//! exists yet, so both sides offer none; the bits of the next two are reserved below.
+//! A Hello has two words of feature bits. The server refuses *needed* bits that it does not know, and ignores *offered*
+//! bits that it does not know. The Accept names the features that the connection uses: the offered bits that the server
+//! knows. So a later release can add a feature without a new version. No feature exists yet, so both sides offer none.
+//! The bits of the next two are reserved below.
 //!
 //! # Invariants
 //!
-//! 1. Nothing here sees a socket, a clock or a descriptor; every function is total.
-//! 2. A value that [`Hello::decode`] or [`Answer::decode`] returns was judged whole, and encodes
-//!    into the very bytes that it came from.
-//! 3. A side never asks for a byte behind the end of its message.
-//! 4. What is agreed exceeds neither what the client wants nor what the server allows.
+//! 1. No function here uses a socket, a clock or a descriptor, and every function is total.
+//! 2. A value that [`Hello::decode`] or [`Answer::decode`] returns was validated as a whole, and encodes into the same
+//!    bytes (of a refusal, the version and the features may differ).
+//! 3. A side never asks for a byte after the end of its message.
+//! 4. The negotiated sizes exceed neither those that the client requests nor those that the server allows.
 //!
 //! # Proof
 //!
-//! Round trips, and every value of every byte of both messages; both machines fed in every split.
+//! Round trips, every value of every byte of the messages, and both state machines fed with every split.
 
 mod client;
 mod codec;
@@ -56,18 +56,19 @@ pub const FEATURE_DOORBELL: u32 = 1 << 0;
 /// Reserved: one slot may carry many small messages (slot kind 6).
 #[cfg_attr(not(feature = "testing"), allow(dead_code, reason = "reserved"))]
 pub const FEATURE_PACKS: u32 = 1 << 1;
-/// The byte by which a client confirms that it has mapped and sealed the memory; the last of the handshake.
+/// The byte with which a client confirms that it has mapped and sealed the memory. It is the last byte of the
+/// handshake.
 pub const ACKNOWLEDGE: u8 = 0x06;
 /// Bytes of a Hello.
 pub const HELLO_LEN: usize = 64;
-/// Bytes of an answer, be it Welcome or Reject.
+/// Bytes of an answer, an Accept or a Reject.
 pub const ANSWER_LEN: usize = 128;
 /// The most bytes of a refusal's text.
 pub const TEXT_LEN: usize = 64;
-/// The longest message that any connection can carry, in bytes.
+/// The maximum length of a message that a connection can be configured for, in bytes.
 pub const MAX_MESSAGE: u64 = u32::MAX as u64;
 
-/// What both sides go by from the handshake on.
+/// The result of the handshake, which both sides use from then on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Negotiated {
     /// The version of the protocol.

@@ -1,9 +1,9 @@
-//! The server's side: reads one Hello, and agrees or refuses.
+//! The server's side: reads one Hello, and accepts or refuses it.
 //!
 //! # Invariants
 //!
-//! 1. A Hello is returned at most once, and only one that was judged whole.
-//! 2. An agreement exceeds neither the Hello nor the [`Limits`].
+//! 1. A Hello is returned at most once, and only after it was validated as a whole.
+//! 2. The negotiated sizes exceed neither those of the Hello nor the [`HandshakeLimits`].
 //!
 //! # Proof
 //!
@@ -15,7 +15,7 @@ use crate::layout::Geometry;
 use super::codec::{HELLO_MAGIC, begins};
 use super::{FEATURES, HELLO_LEN, Hello, Negotiated, VERSION_MAX};
 
-/// What a server allows at most.
+/// The largest sizes that a server allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HandshakeLimits {
     /// The largest sizes of the region.
@@ -27,7 +27,7 @@ pub struct HandshakeLimits {
 }
 
 impl HandshakeLimits {
-    /// Per field the smaller of what the client wants and what the server allows, and the features that both know.
+    /// Returns for each field the smaller of the client's and the server's number, and the features that both know.
     pub fn agree(&self, hello: &Hello) -> Negotiated {
         let (wanted, most) = (&hello.wanted, &self.geometry);
         let geometry = Geometry::new(
@@ -38,14 +38,14 @@ impl HandshakeLimits {
         Negotiated {
             version: hello.version_max.min(VERSION_MAX),
             features: hello.offered & FEATURES,
-            geometry: geometry.unwrap_or(*most), // Each number is one of two legal ones.
+            geometry: geometry.unwrap_or(*most), // Each number is one of two legal ones, so this is always `Ok`.
             max_message: hello.max_message.min(self.max_message),
             first_ticket: self.first_ticket,
         }
     }
 }
 
-/// A server's handshake with one client.
+/// The state machine of a server's handshake with one client.
 #[derive(Clone, Debug)]
 pub struct ServerHandshake {
     nonce: u64,
@@ -54,22 +54,22 @@ pub struct ServerHandshake {
 }
 
 impl ServerHandshake {
-    /// A handshake that wants this nonce: 0, but for a child that was handed its connection.
+    /// Creates a handshake that requires this nonce. It is 0, except for a child that this process has spawned.
     pub fn new(nonce: u64) -> Self {
         Self { nonce, hello: [0; HELLO_LEN], filled: 0 }
     }
 
-    /// How many bytes of the Hello are still to be read.
+    /// Returns how many bytes of the Hello are still to be read.
     pub fn missing(&self) -> usize {
         HELLO_LEN - self.filled
     }
 
-    /// Takes the next bytes of the Hello; returns it once it is whole.
+    /// Takes the next bytes of the Hello. Returns it once it is complete.
     ///
     /// # Errors
     ///
-    /// [`HandshakeError`] if it makes no sense, goes on behind its end or has another nonce;
-    /// [`Reject::from`](super::Reject) turns it into the answer.
+    /// [`HandshakeError`] if the Hello is malformed, has bytes after its end, or has another nonce.
+    /// [`Reject::from`](super::Reject) converts it into the answer.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<Option<Hello>, HandshakeError> {
         let missing = self.missing();
         if missing == 0 || bytes.len() > missing {

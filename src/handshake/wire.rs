@@ -1,9 +1,9 @@
-//! Fields of a message, one after the other, little-endian.
+//! Reads and writes the fields of a message, one after the other, little-endian.
 //!
 //! # Invariants
 //!
-//! 1. Neither reads nor writes leave the message, whatever their order: behind its end there are
-//!    zeros to read, and nothing to write.
+//! 1. Reads and writes never leave the message, whatever their order. After its end, reads return zeros, and writes do
+//!    nothing.
 //!
 //! # Proof
 //!
@@ -14,7 +14,7 @@ use crate::layout::Geometry;
 
 use super::{FEATURES, MAX_MESSAGE};
 
-/// Bytes that are written from the front; the rest stays zero.
+/// Writes fields from the start of the message. Bytes that are not written are zero.
 pub(super) struct Writer<const N: usize> {
     bytes: [u8; N],
     at: usize,
@@ -44,7 +44,7 @@ impl<const N: usize> Writer<N> {
     }
 }
 
-/// The bytes that are still to be read; behind the end stand zeros.
+/// Holds the bytes that are still to be read. After the end, reads return zeros.
 pub(super) struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -76,7 +76,7 @@ impl<'a> Reader<'a> {
         if self.take() == expected { Ok(()) } else { Err(HandshakeError::BadMagic) }
     }
 
-    /// Feature bits of which this library must know each.
+    /// Reads feature bits, and fails if this library does not know all of them.
     pub(super) fn features(&mut self) -> Result<u32, HandshakeError> {
         let features = self.u32();
         match features & !FEATURES {
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn behind_the_end_there_is_nothing_to_write_and_zeros_to_read() {
+    fn after_the_end_writes_do_nothing_and_reads_return_zeros() {
         let mut writer = Writer::<4>::new();
         writer.put([1; 3]);
         writer.put([2; 3]);

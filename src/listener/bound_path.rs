@@ -1,29 +1,31 @@
-//! The path of a listener: bound under a lock, removed only if it is still ours.
+//! The path of a listener. It is bound under a lock, and removed only if it still names this listener's socket.
 //!
 //! ```text
-//!  lock file beside it ── what stands there? ─┬─ nothing ───────────────▶ bind, set group and mode, listen
-//!                                             ├─ no socket ─────────────▶ NotASocket
-//!                                             └─ a socket: connect ─┬─ refused ─▶ unlink, bind, ..., listen
-//!                                                                   ├─ connected ─▶ InUse, or HeldByFork
-//!                                                                   └─ full ─▶ BacklogFull
+//!  take the lock file ── stat the path ─┬─ nothing ───────────────▶ bind, set group and mode, listen
+//!                                       ├─ not a socket ──────────▶ NotASocket
+//!                                       └─ a socket: connect ─┬─ refused ───▶ unlink, bind, ..., listen
+//!                                                             ├─ connected ─▶ InUse, or HeldByFork
+//!                                                             └─ full ──────▶ BacklogFull
 //! ```
 //!
 //! # Invariants
 //!
-//! 1. Between the look and the listening no other listener of this library can bind or unlink here.
-//! 2. Only a socket that refused a connection is ever unlinked by a newcomer. A mount that shows the directory a second time
-//!    (FUSE, overlay) shows the socket's file without its server: through it, a live server looks stale.
-//! 3. Drop unlinks only what has the device and inode that stood there after our bind, and never waits: while another process
-//!    binds there, the path is left for it. The place shares the listening socket, which holds the inode. Where no lock can be
-//!    had, as on a full file system, it unlinks without: the socket still listens then, so no newcomer takes its path over.
+//! 1. Between the check of the path and `listen` no other listener of this library can bind or unlink the path.
+//! 2. `bind` unlinks only a socket that refused a connection. A mount that shows the directory a second time (FUSE,
+//!    overlay) shows the socket's file without its server: through it, a live server looks stale.
+//! 3. Drop unlinks only a file whose device and inode are those that the path had after our bind. It never waits: while
+//!    another process binds the path, drop leaves the path to that process. `BoundPath` shares the listening socket, so
+//!    the inode number cannot be reused. If the lock file cannot be made, for example on a full file system, drop
+//!    unlinks without a lock: the socket still listens then, so no other process replaces it.
 //! 4. In a forked child drop unlinks nothing.
-//! 5. The kernel's list of sockets has the absolute path without symbolic links, if that is short enough: systemd-tmpfiles spares
-//!    what it finds there.
-//! 6. The socket can be connected to once it listens. By then it has its group and mode, and it had less before.
+//! 5. The kernel's list of sockets has the absolute path without symbolic links, if that is short enough:
+//!    systemd-tmpfiles does not delete sockets that it finds in that list.
+//! 6. Clients can connect once the socket listens. By then it has its group and mode; before, its mode allows less.
 //!
 //! # Proof
 //!
-//! `tests/listener/accept.rs`: fifty processes race for a stale path, a live path, foreign files, drops; `tests/listener/paths.rs`.
+//! `tests/listener/accept.rs`: fifty processes race for a stale path, a live path, foreign files, drops;
+//! `tests/listener/paths.rs`.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -46,7 +48,8 @@ use crate::sys::syscall_error::errno;
 /// A path that this process has bound.
 pub(super) struct BoundPath {
     path: PathBuf,
-    /// Nothing of a socket that another process has bound. Dropped first: the path goes while the socket still listens.
+    /// `None` for a socket that another process has bound. The field is dropped first, so the path is removed while the
+    /// socket still listens.
     bound: Option<OwnedName>,
     socket: Arc<Listening>,
 }
@@ -60,14 +63,14 @@ struct OwnedName {
 }
 
 impl BoundPath {
-    /// Binds the path, and listens there.
+    /// Binds the path, and listens.
     pub(super) fn take(path: &Path, options: &Options) -> Result<Self, BindError> {
         let fork_guard = ForkGuard::new().map_err(BindError::io("making the listener"))?;
         let (directory, name) = Directory::of(path)
             .map_err(|error| doing("opening the directory of", path)(why_not_bound(error, path)))?;
         let guard = directory.lock(name, Instant::now() + LOCK).map_err(|error| match error.kind() {
             io::ErrorKind::TimedOut => BindError::Locked,
-            // Nobody can bind here; that somebody does already says more.
+            // Without the lock file this process cannot bind. A server that listens at the path is the better error.
             _ => look(&directory, name, path).err().unwrap_or_else(|| {
                 let lock = path.with_file_name(lock_name(name));
                 let error = why_not_locked(error, &lock, path);
@@ -85,31 +88,32 @@ impl BoundPath {
         Ok(Self { path, bound: Some(OwnedName { directory, name, inode, fork_guard }), socket })
     }
 
-    /// Takes over a socket that listens already. Its path stays the business of the process that bound it.
+    /// Takes over a socket that listens already. The process that bound its path stays responsible for the path.
     pub(super) fn adopt(socket: OwnedFd, options: &Options) -> Result<Self, BindError> {
         let path = socket::listening_path(socket.as_fd())
             .map_err(BindError::io("taking over a listening socket"))?;
-        let place = Self { path, bound: None, socket: Arc::new(Listening::adopted(socket)) };
-        place.listen_again(options).map_err(BindError::io("taking over a listening socket"))?;
-        Ok(place)
+        let adopted = Self { path, bound: None, socket: Arc::new(Listening::adopted(socket)) };
+        adopted.listen_again(options).map_err(BindError::io("taking over a listening socket"))?;
+        Ok(adopted)
     }
 
-    /// Makes this process the one that the kernel names to clients that connect from now on: the last one that called `listen`.
+    /// Makes this process the one whose credentials clients get that connect from now on: the kernel reports the last
+    /// process that called `listen`.
     pub(super) fn listen_again(&self, options: &Options) -> io::Result<()> {
         socket::start_listening(self.socket.as_fd(), options.backlog_len())
     }
 
-    /// Whether the path still names the listening socket, if this process has bound it.
+    /// Returns whether this process has bound the path and the path still names the listening socket.
     pub(super) fn is_named(&self) -> bool {
         self.bound.as_ref().is_some_and(|bound| bound.is_current().unwrap_or(false))
     }
 
-    /// The path, as it was given.
+    /// Returns the path, as it was given.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The listening socket.
+    /// Returns the listening socket.
     pub(super) fn socket(&self) -> Arc<Listening> {
         Arc::clone(&self.socket)
     }
@@ -117,7 +121,7 @@ impl BoundPath {
 
 impl OwnedName {
     fn is_current(&self) -> io::Result<bool> {
-        // The program may have closed the directory, and the number may name another one by now.
+        // The program may have closed the directory's descriptor, and the number may name another file by now.
         Ok(self.directory.is_ours() && self.directory.inode_of(&self.name)? == Some(self.inode))
     }
 
@@ -125,7 +129,8 @@ impl OwnedName {
         if !self.is_current()? {
             return Ok(());
         }
-        // A process that binds here now finds our socket alive, or stale a moment later.
+        // Another process that holds the lock is binding the path. It finds our socket listening, or stale a moment
+        // later, so this process leaves the path to it.
         let _guard = match self.directory.try_lock(&self.name) {
             Ok(None) => return Ok(()),
             locked => locked.ok(),
@@ -140,25 +145,25 @@ impl OwnedName {
 impl Drop for OwnedName {
     fn drop(&mut self) {
         if self.fork_guard.same_process() {
-            let _ = self.remove(); // What could not be removed is stale, and can be taken over.
+            let _ = self.remove(); // A socket that could not be removed is stale, and `bind` replaces it.
         }
     }
 }
 
 impl fmt::Debug for BoundPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Place").field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("BoundPath").field("path", &self.path).finish_non_exhaustive()
     }
 }
 
-/// How long to wait for the lock; its holders need microseconds.
+/// How long to wait for the lock. A process holds it for microseconds.
 const LOCK: Duration = Duration::from_secs(5);
 
 fn doing(what: &str, path: &Path) -> impl FnOnce(io::Error) -> BindError {
     BindError::io(format!("{what} {}", path.display()))
 }
 
-/// What stands at a name that can be bound.
+/// What is at a name that can be bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Found {
     Nothing,
@@ -166,7 +171,7 @@ enum Found {
     StaleSocket,
 }
 
-/// Finds out whether the name can be bound.
+/// Checks whether the name can be bound.
 fn look(directory: &Directory, name: &OsStr, path: &Path) -> Result<Found, BindError> {
     let inode = directory.inode_of(name);
     match inode.map_err(|error| doing("looking at", path)(why_not_bound(error, path)))? {
@@ -183,7 +188,8 @@ fn look(directory: &Directory, name: &OsStr, path: &Path) -> Result<Found, BindE
     }
 }
 
-/// A live server, or a fork that keeps the socket of one that has ended.
+/// Returns the error for a socket that accepts connections: a live server holds it, or a fork of a server that has
+/// ended.
 fn in_use(socket: &PeerSocket) -> BindError {
     match socket::peer_cred(socket.as_fd()) {
         Ok(cred) if socket::peer_has_ended(socket.as_fd()) => BindError::HeldByFork { pid: cred.pid() },
@@ -191,11 +197,11 @@ fn in_use(socket: &PeerSocket) -> BindError {
     }
 }
 
-/// EPROTOTYPE: a socket of another type is bound and alive there.
+/// EPROTOTYPE: a live socket of another type is bound there.
 const WRONG_TYPE: i32 = 91;
 
-/// Binds, sets group and mode, and listens, for clients that pass no descriptors; what was bound without listening is removed
-/// again.
+/// Binds, sets group and mode, and listens. The socket refuses descriptors from clients. If a step after the bind
+/// fails, the socket's file is removed again.
 fn occupy(
     directory: &Directory,
     name: &OsStr,
@@ -223,7 +229,8 @@ fn occupy(
     }
 }
 
-/// The absolute path without symbolic links, if there is one and the kernel takes it; else the path as it was given.
+/// Returns the absolute path without symbolic links, if there is one and it is short enough for the kernel; else the
+/// path as it was given.
 fn absolute(path: &Path, name: &OsStr) -> PathBuf {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let full = fs::canonicalize(parent.unwrap_or_else(|| Path::new("."))).map(|parent| parent.join(name));

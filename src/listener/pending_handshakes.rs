@@ -1,19 +1,19 @@
-//! Clients in mid-handshake: up to 64 by default, one epoll, no thread.
+//! The clients in mid-handshake: up to 64 by default, one epoll set, no thread.
 //!
 //! # Invariants
 //!
-//! 1. A guest leaves the epoll set before its socket is given away or closed: a forked child's copy
-//!    of the descriptor would otherwise keep it ringing.
-//! 2. While all places are taken the listening socket is not in the set, so nothing spins.
-//! 3. At most one connection comes out per call, and what else was ready still is at the next: the
-//!    set is level-triggered, and nothing ready is kept aside.
-//! 4. No descriptor is waited for unless it is known to be the listener's, and never longer than some seconds at a stretch.
-//! 5. The timer rings when the first guest's time is over, so the epoll descriptor alone tells a
-//!    poll loop everything.
+//! 1. An acceptor's socket leaves the epoll set before the socket is handed on or closed. Otherwise a forked child's
+//!    copy of the descriptor would keep the entry in the set, and it would report events without end.
+//! 2. While all slots are taken the listening socket is not in the set, so a waiting thread does not spin on it.
+//! 3. Each call returns at most one connection. Other descriptors that were ready are reported again by the next call:
+//!    the set is level-triggered, and no ready event is stored.
+//! 4. A thread waits only for descriptors that are known to be the listener's, and for a few seconds at most before it
+//!    checks again.
+//! 5. The timer fires at the first deadline of an acceptor, so a poll loop needs the epoll descriptor only.
 //!
 //! # Proof
 //!
-//! `tests/listener/accept.rs`: silent clients, a full house, a flood of failures without a leak.
+//! `tests/listener/accept.rs`: silent clients, all slots taken, a flood of failures without a leak.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -35,18 +35,18 @@ use crate::sys::socket;
 use crate::sys::timer::Timer;
 use crate::sys::wait::Readiness;
 
-/// What one round came to.
+/// The result of one call of [`PendingHandshakes::serve`].
 #[derive(Debug)]
 pub(super) enum AcceptOutcome {
     /// A client whose handshake is complete.
     Came(Established),
-    /// The program has closed the descriptors, and no client can come any more.
+    /// The program has closed the listener's descriptors, so no client can be accepted any more.
     DescriptorsClosed,
-    /// Nothing yet: call again, unless the deadline has passed.
+    /// No handshake is complete yet: call again, unless the deadline has passed.
     Nothing,
 }
 
-/// The listening socket and the clients that are not through yet.
+/// The listening socket, and the clients whose handshake is not complete.
 pub(super) struct PendingHandshakes {
     socket: Arc<Listening>,
     listening: bool,
@@ -67,7 +67,7 @@ struct PendingHandshake {
 }
 
 impl PendingHandshakes {
-    /// Begins to listen for clients, and for the bell.
+    /// Makes the epoll set, with the listening socket, the timer and the listener's doorbell in it.
     pub(super) fn open(
         socket: Arc<Listening>,
         doorbell: &Eventfd,
@@ -80,38 +80,39 @@ impl PendingHandshakes {
         epoll.add(timer.as_fd(), TIMER_TOKEN, Interest::Readable)?;
         epoll.add(socket.as_fd(), LISTENER_TOKEN, Interest::Readable)?;
         let timeout = options.accept_timeout_or_default();
-        let places = options.max_handshakes_or_default();
-        let acceptors = (0..places).map(|_| None).collect();
-        let events = EpollEvents::with_room(places + 3);
+        let slots = options.max_handshakes_or_default();
+        let acceptors = (0..slots).map(|_| None).collect();
+        let events = EpollEvents::with_room(slots + 3);
         Ok(Self { socket, listening: true, acceptors, epoll, events, timer, timeout, limits, options })
     }
 
-    /// Takes other options for the clients that come from now on.
+    /// Sets the options for clients that connect from now on.
     pub(super) fn amend(&mut self, limits: HandshakeLimits, options: &Options) {
         (self.limits, self.options) = (limits, options.clone());
         self.timeout = options.accept_timeout_or_default();
     }
 
-    /// The descriptor that tells when there is work.
+    /// Returns the epoll descriptor, which is readable while there is work.
     pub(super) fn epoll(&self) -> Arc<Epoll> {
         Arc::clone(&self.epoll)
     }
 
-    /// Waits until something happens, at most until the deadline, and moves on what can move.
+    /// Waits for events, at most until the deadline, and advances the handshakes that have one.
     ///
-    /// Guests go before the door: an error there, such as too many open files, must not keep them
-    /// from getting through.
+    /// Acceptors come before the listening socket: an error of `accept`, such as too many open files, must not keep
+    /// their handshakes from being completed.
     pub(super) fn serve(
         &mut self,
         deadline: Option<Instant>,
         failed: &AtomicU64,
     ) -> io::Result<AcceptOutcome> {
-        // Their numbers may name the program's own files by now, which must not be waited for.
+        // If the program has closed the descriptors, their numbers may name its own files by now. The library must not
+        // wait for those.
         if !(self.epoll.is_ours() && self.socket.is_ours()) {
             return Ok(AcceptOutcome::DescriptorsClosed);
         }
-        // A thread that waits is not told when another one closes what it waits for.
-        let slice = Instant::now() + LOOK;
+        // The kernel does not wake a thread that waits for a descriptor when another thread closes the descriptor.
+        let slice = Instant::now() + RECHECK_INTERVAL;
         let slice = deadline.map_or(slice, |deadline| deadline.min(slice));
         let mut tokens: Vec<u64> =
             self.epoll.wait(&mut self.events, Some(slice))?.map(|event| event.token).collect();
@@ -127,19 +128,20 @@ impl PendingHandshakes {
         let state = self.update_interest();
         match outcome {
             Ok(AcceptOutcome::Nothing) => state.map(|()| AcceptOutcome::Nothing),
-            other => other, // A connection must not be lost; the door is tried again next time.
+            other => other, // A connection must not be lost. The next call updates the interest again.
         }
     }
 
     fn handle_event(&mut self, token: u64, failed: &AtomicU64) -> io::Result<AcceptOutcome> {
         match token {
-            CLOSED_TOKEN | TIMER_TOKEN => Ok(AcceptOutcome::Nothing), // The caller looks at the bell, expire at the timer.
+            // The caller checks whether the listener was closed, and `expire` checks the deadlines.
+            CLOSED_TOKEN | TIMER_TOKEN => Ok(AcceptOutcome::Nothing),
             LISTENER_TOKEN => self.admit(failed),
             slot => Ok(self.advance(usize::try_from(slot).unwrap_or(usize::MAX), failed)),
         }
     }
 
-    /// Lets one client in. Most have said Hello by now, and are through at once.
+    /// Accepts one client. Most clients have sent their Hello by now, so one step completes their handshake.
     fn admit(&mut self, failed: &AtomicU64) -> io::Result<AcceptOutcome> {
         let free = self.acceptors.iter().position(Option::is_none);
         let Some(free) = free.or_else(|| self.evict(failed)) else {
@@ -148,7 +150,8 @@ impl PendingHandshakes {
         let Some(socket) = socket::accept(self.socket.as_fd())? else {
             return Ok(AcceptOutcome::Nothing);
         };
-        // Started with the listener, but the thread may have been killed since, and there may be no other.
+        // The monitor was started with the listener, but its thread may have been killed since, and starting another
+        // may fail.
         if let Err(error) = peer_monitor::start() {
             refuse_unwatched(socket.as_fd(), &error);
             failed.fetch_add(1, Ordering::Relaxed);
@@ -181,7 +184,7 @@ impl PendingHandshakes {
     fn advance(&mut self, at: usize, failed: &AtomicU64) -> AcceptOutcome {
         let (prefault, limits) = (self.options.is_prefault(), self.limits);
         let Some(Some(slot)) = self.acceptors.get_mut(at) else {
-            return AcceptOutcome::Nothing; // It left in this very round.
+            return AcceptOutcome::Nothing; // An earlier event of this call removed it.
         };
         let step = slot.acceptor.advance(&limits, prefault);
         if let Ok(Step::Wants(readiness)) = step {
@@ -201,7 +204,8 @@ impl PendingHandshakes {
         count(came, failed)
     }
 
-    /// Frees the place of the client that has been silent longest of the process that holds the most, if that is long enough.
+    /// Frees a slot: that of the oldest client of the process that holds the most slots. Clients younger than
+    /// [`EVICT_AFTER`] keep theirs.
     fn evict(&mut self, failed: &AtomicU64) -> Option<usize> {
         let mut held: HashMap<u32, usize> = HashMap::new();
         self.acceptors
@@ -220,14 +224,14 @@ impl PendingHandshakes {
         Some(at)
     }
 
-    /// Takes a guest out of its place and out of the epoll set.
+    /// Takes an acceptor out of its slot and out of the epoll set.
     fn remove(&mut self, at: usize) -> Option<Acceptor> {
         let PendingHandshake { acceptor, .. } = self.acceptors.get_mut(at)?.take()?;
         let _ = self.epoll.delete(acceptor.as_fd()); // It can only fail if it is not in the set.
         Some(acceptor)
     }
 
-    /// Sends away all whose time is over, and sets the timer for the next.
+    /// Gives up all handshakes whose deadline has passed, and arms the timer for the next deadline.
     fn expire(&mut self, failed: &AtomicU64) {
         let now = Instant::now();
         for at in 0..self.acceptors.len() {
@@ -240,7 +244,7 @@ impl PendingHandshakes {
             }
         }
         let over = self.acceptors.iter().flatten().filter_map(|slot| slot.deadline).min();
-        // Without a free place the next client has to wait until another one may be sent away for it.
+        // Without a free slot the next client has to wait until another one may be evicted for it.
         let silent = self
             .acceptors
             .iter()
@@ -253,7 +257,7 @@ impl PendingHandshakes {
         let _ = self.timer.arm_at(next); // It can only fail on a descriptor that is no timer.
     }
 
-    /// The listening socket is in the set exactly while a place is free, or can be freed.
+    /// Keeps the listening socket in the set exactly while a slot is free, or can be freed.
     fn update_interest(&mut self) -> io::Result<()> {
         let now = Instant::now();
         let open = |slot: &Option<PendingHandshake>| {
@@ -275,18 +279,18 @@ impl PendingHandshakes {
 impl fmt::Debug for PendingHandshakes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let acceptors = self.acceptors.iter().flatten().count();
-        f.debug_struct("Reception").field("guests", &acceptors).finish_non_exhaustive()
+        f.debug_struct("PendingHandshakes").field("acceptors", &acceptors).finish_non_exhaustive()
     }
 }
 
-/// How often a thread that waits looks whether the descriptors are still those of the listener.
-const LOOK: Duration = Duration::from_secs(3);
-/// How long a client keeps its place for sure while others wait for one.
+/// How often a waiting thread checks whether the descriptors are still those of the listener.
+const RECHECK_INTERVAL: Duration = Duration::from_secs(3);
+/// How long a client keeps its slot for certain while other clients wait for one.
 const EVICT_AFTER: Duration = Duration::from_millis(100);
-/// Tokens of the epoll set: a guest's is the number of its seat, and these are greater.
+/// Tokens of the epoll set. An acceptor's token is the number of its slot, and these are greater.
 const CLOSED_TOKEN: u64 = 1 << 32;
 const TIMER_TOKEN: u64 = CLOSED_TOKEN + 1;
-/// The greatest, so that the door comes last.
+/// The greatest token, so that `serve` handles the listening socket last.
 const LISTENER_TOKEN: u64 = TIMER_TOKEN + 1;
 
 fn interest(readiness: Readiness) -> Interest {
@@ -296,6 +300,7 @@ fn interest(readiness: Readiness) -> Interest {
     }
 }
 
+/// Converts the result of a handshake step, and counts failures.
 fn count(came: Result<Option<Established>, AcceptFailure>, failed: &AtomicU64) -> AcceptOutcome {
     match came {
         Ok(Some(established)) => return AcceptOutcome::Came(established),

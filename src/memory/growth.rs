@@ -1,11 +1,13 @@
-//! Growth of private memory whose size a peer chooses: where there is none, it is an error and no abort.
+//! Fallible growth of private memory whose size a peer chooses: if memory is short, it returns an error instead of
+//! aborting.
 //!
 //! # Invariants
 //!
-//! 1. What a peer sends never takes the last memory: a margin stays for small allocations, which would abort. It is
-//!    larger for what is large, so that short messages still come where long ones find no room.
-//! 2. Between two looks at what is left, at most a step is taken.
-//! 3. A look counts what other threads are about to take.
+//! 1. What a peer sends never uses up the last memory. A margin stays free for small allocations, which would abort the
+//!    process. The margin is larger for large buffers, so that short messages can still be received when long ones
+//!    cannot.
+//! 2. Between two probes of the free memory, at most one step is allocated.
+//! 3. A probe counts the bytes that other threads are about to allocate.
 //!
 //! # Proof
 //!
@@ -14,34 +16,34 @@
 use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Buffers of one size or another, and what of the memory is left to others.
+/// The small or the large buffers, and how much memory they leave free for others.
 struct BufferClass {
-    /// What stays free, in bytes.
+    /// Bytes that stay free.
     margin: usize,
-    /// Bytes that are taken without another look at what is left.
+    /// Bytes that may be allocated after a probe without another one.
     step: usize,
-    /// Bytes that may be taken before the next look.
+    /// Bytes of that step that are still left.
     budget: AtomicUsize,
 }
 
-/// The most bytes of a small buffer.
+/// The largest capacity of a small buffer, in bytes.
 const SMALL_BUFFER: usize = 4 << 10;
 
 static SMALL: BufferClass = BufferClass { margin: 1 << 20, step: 128 << 10, budget: AtomicUsize::new(0) };
 static LARGE: BufferClass = BufferClass { margin: 4 << 20, step: 1 << 20, budget: AtomicUsize::new(0) };
 
-/// Bytes that threads are about to take after a look.
+/// Bytes that threads are about to allocate after their probes.
 static PENDING: AtomicUsize = AtomicUsize::new(0);
 
-/// There is no memory for what a peer has sent.
+/// The error for a peer's message for which there is no memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutOfMemory;
 
-/// Makes the buffer `len` bytes long, with zeros behind what it has. Grows by doubling, to a capacity of `most` at most.
+/// Makes the buffer `len` bytes long; new bytes are zero. Grows by doubling, to a capacity of at most `most`.
 ///
 /// # Errors
 ///
-/// [`OutOfMemory`]; the buffer is as it was.
+/// [`OutOfMemory`] if there is no memory for it; the buffer is unchanged.
 #[inline]
 pub fn try_resize(buffer: &mut Vec<u8>, len: usize, most: usize) -> Result<(), OutOfMemory> {
     if len > buffer.capacity() {
@@ -51,11 +53,11 @@ pub fn try_resize(buffer: &mut Vec<u8>, len: usize, most: usize) -> Result<(), O
     Ok(())
 }
 
-/// Gives the buffer a capacity of `len` bytes at least.
+/// Gives the buffer a capacity of at least `len` bytes.
 ///
 /// # Errors
 ///
-/// [`OutOfMemory`]; the buffer is as it was.
+/// [`OutOfMemory`] if there is no memory for it; the buffer is unchanged.
 #[inline]
 pub fn try_reserve(buffer: &mut Vec<u8>, len: usize) -> Result<(), OutOfMemory> {
     if len > buffer.capacity() { grow(buffer, len, len) } else { Ok(()) }
@@ -74,6 +76,7 @@ fn reserve(buffer: &mut Vec<u8>, capacity: usize) -> Result<(), OutOfMemory> {
         buffer.try_reserve_exact(more).map_err(|_| OutOfMemory)
     };
     let spend = |left: usize| left.checked_sub(capacity);
+    // The common case: the last probe found enough memory, and its step covers this allocation.
     if class.budget.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend).is_ok() {
         return take();
     }
@@ -87,12 +90,12 @@ fn reserve(buffer: &mut Vec<u8>, capacity: usize) -> Result<(), OutOfMemory> {
 }
 
 impl BufferClass {
-    /// Looks whether so many bytes can be had, and the margin beside them.
+    /// Checks that so many bytes can be allocated, and the margin and a step beside them.
     fn probe(&self, bytes: usize) -> Result<(), OutOfMemory> {
         let mut probe = Vec::<u8>::new();
         let wanted = bytes.saturating_add(self.margin + self.step);
         probe.try_reserve_exact(wanted).map_err(|_| OutOfMemory)?;
-        drop(black_box(probe)); // Else it is optimized away.
+        drop(black_box(probe)); // Otherwise the compiler removes the allocation.
         Ok(())
     }
 }

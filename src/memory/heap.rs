@@ -1,7 +1,7 @@
-//! A ring's memory in private memory, in safe code: for examples, tests and reference.
+//! A ring in private memory, in safe code: for examples, tests and as a reference.
 //!
-//! Both ends hold an `Arc` of it. Sleep is a mutex and a condition variable per flag; the mutex
-//! makes compare-and-sleep one step against a wake, as the kernel's futex does.
+//! Both ends hold an `Arc` of it. Each flag has a mutex and a condition variable. The mutex makes the comparison and
+//! the start of the sleep one atomic step with respect to a wake, as the kernel's futex does.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -73,7 +73,7 @@ impl Heap {
         }
     }
 
-    /// The words of a span and how many bytes it has, or nothing if it is not here.
+    /// Returns the words of a span, from its first word to the end of its slot or of the arena.
     fn span(&self, span: Span) -> Result<&[AtomicU64], OutOfBounds> {
         match span {
             Span::Slot(ticket) => Ok(&self.slot(ticket)[3..3 + INLINE_CAPACITY / 8]),
@@ -81,7 +81,8 @@ impl Heap {
         }
     }
 
-    /// Visits each word that a range touches: the word, the bytes in it, the bytes of the range.
+    /// Visits each word that a range touches. `each` gets the word, the range of bytes in the word, and the range of
+    /// the copied bytes.
     fn visit(
         &self,
         span: Span,
@@ -128,10 +129,10 @@ impl Memory for Heap {
     }
 
     fn set_close_reason(&self, reason: u64) -> u64 {
-        // pairs with the Acquire loads of Fate in `ring/`.
+        // Pairs with the Acquire load of the close reason in `closed`.
         match self.word(Word::CloseReason).compare_exchange(0, reason, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => reason,
-            Err(stands) => stands,
+            Err(earlier) => earlier,
         }
     }
 
@@ -189,12 +190,13 @@ impl Memory for Heap {
         }
     }
 
-    fn back_off(&self, _until: Deadline) {
+    fn back_off(&self, _deadline: Deadline) {
         std::thread::sleep(Duration::from_micros(200));
     }
 
     fn wake(&self, flag: Flag) {
         let wait_slot = self.waiters(flag);
+        // A sleeper that has compared the flag holds the lock until it waits on the condition variable.
         drop(wait_slot.lock.lock().unwrap_or_else(PoisonError::into_inner));
         wait_slot.woken.notify_all();
     }

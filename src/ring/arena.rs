@@ -1,44 +1,49 @@
-//! Where payloads stand in the arena: the producer's private bookkeeping, with no memory in it.
+//! Arena offsets of the payloads: the producer's private bookkeeping. It accesses no shared memory.
 //!
-//! A place is a position that only grows; its offset in the arena is the position modulo the arena's
-//! size. A payload never wraps: what does not fit before the end starts at the front of the next lap.
+//! An arena offset is counted from the start of the ring and only grows. The byte in the arena that it names is the
+//! offset modulo the arena's size. A payload never wraps: if it does not fit before the end of the arena, it starts at
+//! the front of the arena, in the next cycle.
 //!
 //! ```text
-//!        freed                    place
-//!  ........|######## in use ########|............     place - freed <= arena
+//!        freed                   offset
+//!  ........|######## in use ########|............     offset - freed <= arena
 //! ```
 
 use crate::memory::ARENA_ALIGN;
 
-/// How much of the arena is used before the producer looks whether everything is consumed and it can start at the front
-/// again: light traffic stays in the caches closest to both CPUs.
+/// Restart threshold: how many bytes of the arena the producer uses before it checks whether everything is consumed. If
+/// so, it starts at the front of the arena again, so light traffic stays in the caches closest to both CPUs.
 const RESTART_THRESHOLD: u64 = 4 << 10;
 
-/// The same after a look in vain: in a flow, each costs a line that the consumer has just written.
+/// The same after a check that found messages in flight. In steady traffic each check costs a cache line that the
+/// consumer has just written, so the checks are rarer then.
 const RECHECK_INTERVAL: u64 = 32 << 10;
 
-/// Payloads longer than this go round [`ROUND`] bytes: two CPUs that write and read the same lines again and again wait
-/// for each other at each of them, and those of a lap ago have left their caches. Shorter ones keep the memory small that
-/// light traffic touches.
+/// Payloads longer than this use the first [`CYCLE_LEN`] bytes of the arena in turn. If two CPUs write and read the
+/// same few lines again and again, they wait for each other at each line; lines that were written a cycle ago have left
+/// the other CPU's caches. Shorter payloads restart early, which keeps the memory small that light traffic touches.
 const LARGE: u64 = 32 << 10;
 
-/// Where those return to the front, if the arena is larger.
+/// How many bytes such payloads use before the producer checks for a restart at the front, if the arena is larger.
 const CYCLE_LEN: u64 = 1 << 20;
 
-/// The last place that a restart leads to: it adds up to a whole arena, each time.
+/// The last offset that a restart leads to. Each restart rounds the offset up to a whole arena, so the offset would
+/// overflow in the end.
 const LAST_OFFSET: u64 = 1 << 62;
 
 /// The producer's view of the arena.
 #[derive(Debug)]
 pub(super) struct Arena {
     size: u64,
+    /// All bytes before this offset are released.
     freed: u64,
+    /// The offset at the last check for a restart.
     looked: u64,
-    /// What may be used beyond it before the next look.
+    /// Bytes that may be used behind `looked` before the next check.
     reach: u64,
-    /// The place behind each ticket, by slot.
+    /// The offset behind each ticket's payload, by slot.
     ends: Box<[u64]>,
-    /// The most slots and bytes that were found taken.
+    /// The most slots and the most bytes that a check has found in use.
     most: (u64, u64),
 }
 
@@ -48,7 +53,7 @@ impl Arena {
         Self { size, freed: 0, looked: 0, reach: RESTART_THRESHOLD, ends, most: (0, 0) }
     }
 
-    /// Where `len` bytes would stand, from `place` on: start and end.
+    /// Returns where `len` contiguous bytes stand if they begin at `offset` or later: their start and their end.
     #[inline]
     pub(super) fn fit_contiguous(&self, offset: u64, len: u64) -> (u64, u64) {
         let room = self.size - (offset & (self.size - 1));
@@ -57,50 +62,55 @@ impl Arena {
         (start, start + len)
     }
 
-    /// Whether everything before `end` may be written.
+    /// Returns whether the producer may write everything before `end`.
     #[inline]
     pub(super) fn has_room(&self, end: u64) -> bool {
         end - self.freed <= self.size
     }
 
-    /// The head was looked at: so many slots are taken.
+    /// Notes that the producer has read the head and found so many slots in use.
     #[inline(always)]
     pub(super) fn note_fill(&mut self, slots: u64) {
         self.most.0 = self.most.0.max(slots);
     }
 
-    /// The most slots and bytes that were found taken.
+    /// Returns the most slots and the most bytes that a check has found in use.
     pub(super) fn peak(&self) -> (u64, u64) {
         self.most
     }
 
-    /// Whether it is time to look if the arena can be started from the front with so many bytes: also if the last look
-    /// was taken further on, for claims that were never published.
+    /// Returns whether the producer should check for a restart before it reserves `len` bytes that end at `end`.
+    ///
+    /// It is also true if `end` is before the last check: that check was made for reservations that were never
+    /// published.
     #[inline]
     pub(super) fn needs_recheck(&self, end: u64, len: u64) -> bool {
         let reach = if len > LARGE { CYCLE_LEN } else { self.reach.min(self.size / 4) };
         end.wrapping_sub(self.looked) > reach
     }
 
-    /// Notes that a look was taken at this place: all before it is taken that is not free.
+    /// Notes that the producer has checked for a restart at this offset. All bytes between `freed` and the offset are
+    /// in use.
     pub(super) fn note_check(&mut self, offset: u64) {
         (self.looked, self.reach) = (offset, RECHECK_INTERVAL);
         self.most.1 = self.most.1.max(offset.saturating_sub(self.freed));
     }
 
-    /// Everything is [free](Self::is_free): the next place is the front, and all is free.
+    /// Starts at the front of the arena again and returns the new offset. The caller has checked that everything is
+    /// released: [`is_free`](Self::is_free).
     pub(super) fn restart(&mut self, offset: u64) -> u64 {
-        let mut front = offset.next_multiple_of(self.size);
-        if front > LAST_OFFSET {
-            // From the start again. What is still in flight has no payload here, and so ends before the first.
+        let mut start = offset.next_multiple_of(self.size);
+        if start > LAST_OFFSET {
+            // Offsets start at 0 again. A ticket that is still in flight has no payload in the arena, so its end may be
+            // 0 as well.
             self.ends.fill(0);
-            front = 0;
+            start = 0;
         }
-        (self.freed, self.looked, self.reach) = (front, front, RESTART_THRESHOLD);
-        front
+        (self.freed, self.looked, self.reach) = (start, start, RESTART_THRESHOLD);
+        start
     }
 
-    /// Remembers the place behind a ticket.
+    /// Remembers the offset behind a ticket's payload.
     #[inline(always)]
     pub(super) fn set_end(&mut self, ticket: u64, offset: u64) {
         let mask = self.ends.len().wrapping_sub(1);
@@ -110,26 +120,28 @@ impl Arena {
         }
     }
 
-    /// The ticket and all before it were released.
+    /// Notes that the ticket and all tickets before it were released.
     ///
-    /// One without a payload here may be older than a [`restart`](Self::restart), which it does not undo.
+    /// The end of a ticket without a payload in the arena may be older than a [`restart`](Self::restart). The maximum
+    /// keeps it from undoing the restart.
     pub(super) fn release(&mut self, ticket: u64) {
         self.freed = self.freed.max(*self.end_mut(ticket));
     }
 
-    /// Whether all before `place` is released, which is the end of the last payload.
+    /// Returns whether all bytes before `offset`, the end of the last payload, are released.
     pub(super) fn is_free(&self, offset: u64) -> bool {
         self.freed == offset
     }
 
-    /// The first ticket in the range whose release makes everything before `end` writable; the last with a payload here
-    /// if none does alone.
+    /// Returns the first ticket in the range whose release makes everything before `end` writable. If no single release
+    /// does, returns the last ticket with a payload in the arena.
     ///
-    /// Never one without a payload here: its release need not make the consumer look for a sleeper.
+    /// It never returns a ticket without a payload in the arena: the consumer may release such a ticket without looking
+    /// for a waiting producer.
     pub(super) fn ticket_to_await(&mut self, mut tickets: std::ops::Range<u64>, end: u64) -> u64 {
         let last = tickets.end.saturating_sub(1);
-        let wanted = end.saturating_sub(self.size).min(*self.end_mut(last));
-        tickets.find(|ticket| *self.end_mut(*ticket) >= wanted).unwrap_or(last)
+        let awaited = end.saturating_sub(self.size).min(*self.end_mut(last));
+        tickets.find(|ticket| *self.end_mut(*ticket) >= awaited).unwrap_or(last)
     }
 
     #[inline(always)]
@@ -152,7 +164,7 @@ mod tests {
                 let (start, end) = arena.fit_contiguous(offset, len);
                 assert!(start >= offset && end - start >= len && end - start < len + 64);
                 assert!(start % 1024 + len <= 1024, "{len} at {offset} wraps");
-                assert!(start - offset < 1024, "{len} at {offset}: a lap is skipped");
+                assert!(start - offset < 1024, "{len} at {offset}: a cycle is skipped");
             }
         }
     }
@@ -180,12 +192,12 @@ mod tests {
         arena.set_end(1, LAST_OFFSET + 64);
         assert_eq!(arena.restart(LAST_OFFSET + 64), 0);
         arena.release(1);
-        assert!(arena.is_free(0), "the places have begun again");
+        assert!(arena.is_free(0), "the offsets start at 0 again");
         assert_eq!(arena.restart(1025), 2048);
     }
 
     #[test]
-    fn the_front_is_looked_for_soon_in_light_traffic_and_seldom_in_a_flow() {
+    fn a_restart_is_checked_soon_in_light_traffic_and_rarely_in_steady_traffic() {
         let (mut small, mut large) = (Arena::new(1024, 4), Arena::new(1 << 20, 4));
         assert!(!small.needs_recheck(256, 64) && small.needs_recheck(257, 64));
         assert!(
@@ -196,19 +208,22 @@ mod tests {
             !large.needs_recheck(RESTART_THRESHOLD + RECHECK_INTERVAL, 64)
                 && large.needs_recheck(RESTART_THRESHOLD + RECHECK_INTERVAL + 1, 64)
         );
-        let front = large.restart(RESTART_THRESHOLD + RECHECK_INTERVAL);
+        let start = large.restart(RESTART_THRESHOLD + RECHECK_INTERVAL);
         assert!(
-            !large.needs_recheck(front + RESTART_THRESHOLD, 64)
-                && large.needs_recheck(front + RESTART_THRESHOLD + 1, 64)
+            !large.needs_recheck(start + RESTART_THRESHOLD, 64)
+                && large.needs_recheck(start + RESTART_THRESHOLD + 1, 64)
         );
         small.note_check(256);
         assert!(!small.needs_recheck(512, 64) && small.needs_recheck(513, 64));
-        assert!(small.needs_recheck(128, 64), "the last look was taken for claims that were never published");
-        let far = front + (1 << 19);
-        assert!(large.needs_recheck(far, LARGE) && !large.needs_recheck(far, LARGE + 1), "that goes round");
         assert!(
-            large.needs_recheck(front + CYCLE_LEN + RECHECK_INTERVAL, LARGE + 1),
-            "so far and no further"
+            small.needs_recheck(128, 64),
+            "the last check was for reservations that were never published"
+        );
+        let half = start + (1 << 19);
+        assert!(large.needs_recheck(half, LARGE) && !large.needs_recheck(half, LARGE + 1), "a whole cycle");
+        assert!(
+            large.needs_recheck(start + CYCLE_LEN + RECHECK_INTERVAL, LARGE + 1),
+            "a check after a whole cycle"
         );
     }
 }

@@ -1,28 +1,29 @@
-//! How a direction ends: the peer's mark, and this side's verdict about the connection.
+//! How a direction ends: the peer's closed flag, and this side's close reason for the connection.
 //!
-//! | fate | set by | what calls return |
+//! | close reason | set by | calls return |
 //! |---|---|---|
-//! | 0 | - | the connection lives |
+//! | 0 | - | the connection is open |
 //! | `Closed` | this process | `Closed`, at once |
-//! | `Disconnected` | the lifeline: hang-up, no mark | what was committed, then `Disconnected` |
-//! | `Died` | the lifeline: the peer's process ended | what was committed, then `PeerDied` |
-//! | `Violated` | this side, on a lie | `ProtocolViolated`, at once |
+//! | `Disconnected` | the peer monitor: hang-up without a closed flag | committed messages, then `Disconnected` |
+//! | `Died` | the peer monitor: the peer's process ended | committed messages, then `PeerDied` |
+//! | `Violated` | this side, on a protocol violation | `ProtocolViolated`, at once |
 //!
-//! A mark of the peer counts before `Disconnected` and `Died`: who said good-bye did not die.
+//! The peer's closed flag takes precedence over `Died`: a peer that has closed its end before its process ended is
+//! reported as `Disconnected`.
 
 use crate::error::ConnectionError;
 use crate::memory::{Flag, Load, Memory, Store, Word};
 
 use super::parking::{force_notify, notify};
 
-/// What became of a connection: the values of [`Word::CloseReason`] but 0.
+/// Why a connection has ended: the values of [`Word::CloseReason`] except 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseReason {
     /// Closed by this process.
     Closed = 1,
-    /// The peer hung up without a mark.
+    /// The peer hung up without setting its closed flag.
     Disconnected = 2,
-    /// The peer's process ended without a mark.
+    /// The peer's process ended without setting its closed flag.
     Died = 3,
     /// The peer broke the protocol.
     Violated = 4,
@@ -40,15 +41,15 @@ impl CloseReason {
     }
 }
 
-/// How this direction has ended, if it has; `peer` is the word that the other side marks.
+/// Returns how this direction has ended, or `None` if it is open. `peer` is the closed flag of the other side.
 ///
-/// A consumer must look for the end *before* it looks at the stamp, and report it only when nothing
-/// is left to receive (but for `Closed` and `ProtocolViolated`, which end it at once).
+/// A consumer must read this *before* it reads the stamp. It reports the end only when no message is left to receive,
+/// except `Closed` and `ProtocolViolated`, which it reports at once.
 #[inline(always)]
 pub fn closed<M: Memory>(mem: &M, peer: Word) -> Option<ConnectionError> {
-    // pairs with the Release in `Memory::set_close_reason`.
+    // Pairs with the Release in `Memory::set_close_reason`.
     let reason = mem.load(Word::CloseReason, Load::Acquire);
-    // pairs with the Release store in `close`.
+    // Pairs with the Release store in `close`.
     let closed = mem.load(peer, Load::Acquire);
     if reason | closed == 0 { None } else { Some(error_of(reason, closed)) }
 }
@@ -63,18 +64,22 @@ fn error_of(reason: u64, closed: u64) -> ConnectionError {
     }
 }
 
-/// Marks this side's end of a direction as closed, and wakes the other side's sleeper.
+/// Closes this side's end of a direction: sets its closed flag `own`, and wakes the other side's thread that waits on
+/// `theirs`.
 pub fn close<M: Memory>(mem: &M, own: Word, theirs: Flag) {
-    // pairs with the Acquire load in `ended`: who closes may be another thread than who committed.
+    // Pairs with the Acquire load in `closed`. Release, since the thread that closes may be another one than the thread
+    // that committed.
     mem.store(own, 1, Store::Release);
     notify(mem, theirs);
 }
 
-/// This process closes a connection: its marks, its fate, and a wake for all four sleepers.
+/// Closes a connection in both directions: sets both closed flags of this side and its close reason, and wakes the
+/// waiting threads of both sides.
 ///
-/// The marks come first: whoever is told `Closed` may end the process at once, and has said good-bye.
+/// The closed flags come first. A thread that receives `Closed` may end the process at once, and the peer must then
+/// find the flags set.
 pub fn close_both<M: Memory>(outgoing: &M, incoming: &M, reason: CloseReason) {
-    // pairs with the Acquire load in `ended`; the other mark carries nothing.
+    // Pairs with the Acquire load in `closed`. The consumer's flag publishes no data, so it is Relaxed.
     outgoing.store(Word::ProducerClosed, 1, Store::Release);
     incoming.store(Word::ConsumerClosed, 1, Store::Relaxed);
     on_peer_gone(outgoing, incoming, reason);
@@ -82,10 +87,10 @@ pub fn close_both<M: Memory>(outgoing: &M, incoming: &M, reason: CloseReason) {
     notify(incoming, Flag::Producer);
 }
 
-/// The lifeline found the peer gone: the connection gets its fate if it has none, and this side's two
-/// sleepers are woken.
+/// Sets the close reason of a connection that has none, and wakes this side's two waiting threads. The peer monitor
+/// calls it when it has found the peer gone.
 pub fn on_peer_gone<M: Memory>(outgoing: &M, incoming: &M, reason: CloseReason) {
-    // Release, within; pairs with the Acquire load in `ended`.
+    // Release inside `set_close_reason`: pairs with the Acquire load in `closed`.
     outgoing.set_close_reason(reason as u64);
     force_notify(incoming, Flag::Consumer);
     force_notify(outgoing, Flag::Producer);
@@ -97,7 +102,7 @@ mod tests {
     use crate::memory::Heap;
 
     #[test]
-    fn what_closes_and_what_buries_settle_mark_and_lower() {
+    fn a_close_and_a_gone_peer_set_the_reason_and_the_flags() {
         for (close, reason) in [(true, CloseReason::Closed), (false, CloseReason::Died)] {
             let rings = [Heap::new(1, 64, 1), Heap::new(1, 64, 1)];
             let [outgoing, incoming] = &rings;
@@ -110,11 +115,11 @@ mod tests {
             }
             assert_eq!(outgoing.load(Word::CloseReason, Load::Relaxed), reason as u64);
             assert_eq!([outgoing.load_flag(Flag::Producer), incoming.load_flag(Flag::Consumer)], [0, 0]);
-            let marks = [
+            let closed_flags = [
                 outgoing.load(Word::ProducerClosed, Load::Relaxed),
                 incoming.load(Word::ConsumerClosed, Load::Relaxed),
             ];
-            assert_eq!(marks, [u64::from(close); 2], "who died said nothing");
+            assert_eq!(closed_flags, [u64::from(close); 2], "a peer that died has set no closed flag");
         }
     }
 }

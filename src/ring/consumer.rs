@@ -1,11 +1,11 @@
-//! The reading side of a ring: look, judge, copy out, release. Never blocks.
+//! The receiving side of a ring: validate the next slot, copy the payload out, release it. Never blocks.
 
 use super::{closed, is_ready, parking, ready, writing};
 use crate::error::{ConnectionError, ProtocolViolation};
 use crate::layout::{Control, SlotKind};
 use crate::memory::{ARENA_ALIGN, Fence, Field, Flag, Load, Memory, OutOfBounds, Span, Store, Word};
 
-/// A ready ticket, judged: everything that decides has been loaded once and stands here.
+/// A ready ticket that was validated. Each word that decides anything was loaded once and is kept here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotContents {
     ticket: u64,
@@ -15,66 +15,66 @@ pub struct SlotContents {
     pub abort: bool,
     /// Bytes of payload here.
     pub len: usize,
-    /// Bytes of the whole message: more than `len` only for [`SlotKind::First`].
+    /// Bytes of the whole message. It is more than `len` only for [`SlotKind::First`].
     pub total: u64,
     /// The tag.
     pub tag: u64,
-    /// Where the payload stands.
+    /// Where the payload is.
     pub span: Span,
 }
 
-/// The reading side.
+/// The receiving side of a ring.
 #[derive(Debug)]
 pub struct Consumer<M> {
     mem: M,
     head: u64,
-    /// Beyond this head it is published, and a sleeper looked for, whatever is unread.
+    /// Once the head is past this, it is published and the producer's flag is checked, even if messages are unread.
     publish_by: u64,
-    /// Bytes of the arena that were released since.
+    /// Bytes of the arena that were released since the head was last published.
     unpublished_bytes: u64,
 }
 
-/// A message that was taken at once, or why not.
+/// The result of taking a message on the fast path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TryTake {
-    /// Something was in the way: nothing has happened.
+    /// The fast path does not apply. Nothing has happened.
     Nothing,
-    /// It moved while it was copied: a lie.
+    /// The producer overwrote it while it was copied: a protocol violation.
     Torn,
-    /// It was copied, and released.
+    /// The message was copied and released.
     Message {
         /// Its bytes.
         len: usize,
         /// Its tag.
         tag: u64,
-        /// The producer may sleep: [`Consumer::notify_producer`] comes next.
+        /// Whether the producer may sleep. The caller then calls [`Consumer::notify_producer`].
         wakes: bool,
     },
 }
 
 impl<M: Memory> Consumer<M> {
-    /// The consumer of a fresh ring whose first ticket is `first`.
+    /// Makes the consumer of a fresh ring whose first ticket is `first`.
     pub fn new(mem: M, first: u64) -> Self {
-        let due = publish_by(first, mem.slots());
-        Self { mem, head: first, publish_by: due, unpublished_bytes: 0 }
+        let publish_by = publish_by(first, mem.slots());
+        Self { mem, head: first, publish_by, unpublished_bytes: 0 }
     }
 
-    /// The memory.
+    /// Returns the ring's memory.
     pub fn mem(&self) -> &M {
         &self.mem
     }
 
-    /// The next ticket to read.
+    /// Returns the next ticket to receive.
     #[inline]
     pub fn ticket(&self) -> u64 {
         self.head
     }
 
-    /// The next message or piece, if it is ready.
+    /// Returns the next message or fragment, or `None` if it is not ready.
     ///
     /// # Errors
     ///
-    /// [`ProtocolViolation`] if the stamp or the control word is none that an honest producer writes here.
+    /// [`ProtocolViolation`] if a well-formed producer would not write this stamp or this control word here.
     #[inline(always)]
     pub fn next_slot(&self) -> Result<Option<SlotContents>, ProtocolViolation> {
         let stamp = stamp(&self.mem, self.head);
@@ -94,8 +94,9 @@ impl<M: Memory> Consumer<M> {
         Ok(Some(SlotContents { ticket: self.head, kind, abort, len, total, tag, span }))
     }
 
-    /// What [`next_slot`](Self::next_slot) finds, if it is a whole message of at most `longest` bytes (`short`, in its slot)
-    /// and nothing at all is in the way.
+    /// Returns the next message if it is ready, whole, and the fast path applies: the direction is open, and the
+    /// message has at most `short` bytes in its slot or at most `longest` bytes in the arena. Otherwise returns `None`,
+    /// and [`next_slot`](Self::next_slot) decides.
     #[inline(always)]
     pub fn peek_whole(&self, short: usize, longest: usize) -> Option<SlotContents> {
         let (mem, head) = (self.mem.view(), self.head);
@@ -114,17 +115,18 @@ impl<M: Memory> Consumer<M> {
         Some(SlotContents { ticket: head, kind, abort: false, len, total: len as u64, tag, span })
     }
 
-    /// Takes the next message, if it is ready, has at most `longest` bytes, stands in its slot, has room of exactly its
-    /// length, and nothing at all is in the way: look, copy, verify, release.
+    /// Takes the next message if it is ready, stands in its slot, has at most `longest` bytes, and abandons no other
+    /// message. Copies it into the bytes that `room` returns for its length, verifies that it was not overwritten
+    /// meanwhile, and releases it. Does nothing if `room` returns `None`.
     #[inline(always)]
     pub fn take<'b>(&mut self, longest: usize, room: impl FnOnce(usize) -> Option<&'b mut [u8]>) -> TryTake {
         let head = self.head;
-        let offset = |word| Control::inline_len(word, longest).map(|len| (Span::Slot(head), len));
-        self.take_from(offset, |_, [], len| room(len))
+        let locate = |word| Control::inline_len(word, longest).map(|len| (Span::Slot(head), len));
+        self.take_from(locate, |_, [], len| room(len))
     }
 
-    /// The same for one that begins with a word, which is not copied to the room: it decides, with the tag and the number
-    /// of bytes behind it, whether there is any.
+    /// Takes the next message as [`take`](Self::take) does, but hands its first 8 bytes to `room` instead of copying
+    /// them. `room` decides from the tag, those bytes and the number of bytes behind them whether there is room.
     #[inline(always)]
     pub fn take_framed<'b>(
         &mut self,
@@ -132,11 +134,12 @@ impl<M: Memory> Consumer<M> {
         room: impl FnOnce(u64, [u8; 8], usize) -> Option<&'b mut [u8]>,
     ) -> TryTake {
         let head = self.head;
-        let offset = |word| Control::inline_len(word, longest).map(|len| (Span::Slot(head), len));
-        self.take_from(offset, room)
+        let locate = |word| Control::inline_len(word, longest).map(|len| (Span::Slot(head), len));
+        self.take_from(locate, room)
     }
 
-    /// As [`take`](Self::take), for one that stands in the arena.
+    /// Takes the next message if it is ready, stands in the arena, has at most `longest` bytes, and abandons no other
+    /// message. Copies, verifies and releases it as [`take`](Self::take) does.
     #[inline(always)]
     pub fn take_arena<'b>(
         &mut self,
@@ -144,12 +147,13 @@ impl<M: Memory> Consumer<M> {
         room: impl FnOnce(usize) -> Option<&'b mut [u8]>,
     ) -> TryTake {
         let arena = self.mem.arena();
-        let offset =
+        let locate =
             |word| Control::arena_len_and_unit(word, arena, longest).map(|(len, at)| (Span::Arena(at), len));
-        self.take_from(offset, |_, [], len| room(len))
+        self.take_from(locate, |_, [], len| room(len))
     }
 
-    /// A guess at where the next message stands, once it is ready: whoever takes it judges for itself.
+    /// Returns whether the next message, which is ready, seems to stand in the arena. This is a hint: the call that
+    /// takes the message validates it.
     #[inline(always)]
     pub fn hint_in_arena(&self) -> bool {
         Control::hint_in_arena(self.mem.load_slot(self.head, Field::Control, Load::Relaxed))
@@ -158,7 +162,7 @@ impl<M: Memory> Consumer<M> {
     #[inline(always)]
     fn take_from<'b, const FRONT: usize>(
         &mut self,
-        offset: impl FnOnce(u64) -> Option<(Span, usize)>,
+        locate: impl FnOnce(u64) -> Option<(Span, usize)>,
         room: impl FnOnce(u64, [u8; FRONT], usize) -> Option<&'b mut [u8]>,
     ) -> TryTake {
         let (mem, head) = (self.mem.view(), self.head);
@@ -166,14 +170,15 @@ impl<M: Memory> Consumer<M> {
             return TryTake::Nothing;
         }
         let word = mem.load_slot(head, Field::Control, Load::Relaxed);
-        let Some((span, len)) = offset(word) else { return TryTake::Nothing };
+        let Some((span, len)) = locate(word) else { return TryTake::Nothing };
         let tag = mem.load_slot(head, Field::Tag, Load::Relaxed);
         let (mut front, Some(rest)) = ([0; FRONT], len.checked_sub(FRONT)) else { return TryTake::Nothing };
+        // The first bytes decide about the room, so they are verified before `room` sees them.
         if FRONT > 0 && (mem.copy_out(span, 0, &mut front).is_err() || !is_unchanged(&mem, head)) {
             return TryTake::Torn;
         }
         let Some(into) = room(tag, front, rest) else { return TryTake::Nothing };
-        debug_assert_eq!(into.len(), rest, "what is asked for is what is filled");
+        debug_assert_eq!(into.len(), rest, "the room has the length that was asked for");
         let read = mem.copy_out(span, FRONT, into);
         if read.is_err() || !is_unchanged(&mem, head) {
             return TryTake::Torn;
@@ -186,6 +191,7 @@ impl<M: Memory> Consumer<M> {
             return TryTake::Message { len, tag, wakes: false };
         }
         (self.publish_by, self.unpublished_bytes) = (publish_by(self.head, mem.slots()), 0);
+        // The wake itself is left to the caller: this function is inlined, and a wake is rare.
         let asleep = publish(&mem, self.head);
         #[cfg(feature = "testing")]
         if !asleep {
@@ -194,7 +200,7 @@ impl<M: Memory> Consumer<M> {
         TryTake::Message { len, tag, wakes: asleep }
     }
 
-    /// Copies out of an arrival's payload, from `at` on.
+    /// Copies a range of the payload, from `at` on, into `bytes`.
     ///
     /// # Errors
     ///
@@ -207,11 +213,12 @@ impl<M: Memory> Consumer<M> {
         }
     }
 
-    /// Whether what was read of an arrival until now was not written meanwhile.
+    /// Checks that the producer has not written to the slot since it was ready. What was read until now is only valid
+    /// then.
     ///
     /// # Errors
     ///
-    /// [`ProtocolViolation`] if its stamp moved: the producer overwrote what it had committed.
+    /// [`ProtocolViolation`] if the stamp has changed: the producer overwrote what it had committed.
     #[inline(always)]
     pub fn verify(&self, arrival: &SlotContents) -> Result<(), ProtocolViolation> {
         match is_unchanged(&self.mem, arrival.ticket) {
@@ -220,9 +227,9 @@ impl<M: Memory> Consumer<M> {
         }
     }
 
-    /// Releases an arrival: its slot and place go back to the producer, at once or with the next.
+    /// Releases a slot: the slot and its arena bytes go back to the producer, at once or together with a later release.
     ///
-    /// An arrival that is not the next one is ignored: nothing is released twice.
+    /// A slot that is not the next one is ignored, so no slot is released twice.
     #[inline(always)]
     pub fn release(&mut self, arrival: &SlotContents) {
         if arrival.ticket != self.head {
@@ -237,16 +244,17 @@ impl<M: Memory> Consumer<M> {
         }
     }
 
-    /// Whether the wait for a message is over: one is ready, or the direction has ended, or the
-    /// stamp is a lie that the next look will find.
+    /// Returns whether the wait for a message is over: one is ready, the direction has ended, or the stamp is a
+    /// protocol violation, which the next call to [`next_slot`](Self::next_slot) reports.
     #[inline]
     pub fn is_ready(&self) -> bool {
-        // Relaxed, and in no order with the end: it says no more than that there is something to look at.
+        // Relaxed, and in no order with the end: the result only says that the next call finds something.
         let stamp = self.mem.load_slot(self.head, Field::Stamp, Load::Relaxed);
         !self.is_pending(stamp) || self.ended().is_some()
     }
 
-    /// How this direction has ended, if it has. To be asked *before* [`next_slot`](Self::next_slot).
+    /// Returns how this direction has ended, or `None` if it is open. Must be called *before*
+    /// [`next_slot`](Self::next_slot).
     #[inline]
     pub fn ended(&self) -> Option<ConnectionError> {
         closed(&self.mem, Word::ProducerClosed)
@@ -257,13 +265,13 @@ impl<M: Memory> Consumer<M> {
         super::close(&self.mem, Word::ConsumerClosed, Flag::Producer);
     }
 
-    /// Whether a stamp is one that the slot has until its ticket is ready.
+    /// Returns whether a stamp is one that the slot has before its ticket is ready.
     fn is_pending(&self, stamp: u64) -> bool {
         let before = self.head.checked_sub(self.mem.slots()).map(ready);
         stamp == 0 || stamp == writing(self.head) || Some(stamp) == before
     }
 
-    /// The total length that a first piece announces.
+    /// Returns the total length that a first fragment announces.
     fn total(&self, len: usize) -> Result<u64, ProtocolViolation> {
         let mut total = [0; 8];
         let read = self.mem.copy_out(Span::Slot(self.head), 0, &mut total);
@@ -274,7 +282,7 @@ impl<M: Memory> Consumer<M> {
         Ok(total)
     }
 
-    /// Publishes the head and wakes a producer that waits for space.
+    /// Publishes the head, and wakes a producer that waits for space.
     #[inline(always)]
     fn publish_head(&mut self) {
         (self.publish_by, self.unpublished_bytes) = (publish_by(self.head, self.mem.slots()), 0);
@@ -285,8 +293,8 @@ impl<M: Memory> Consumer<M> {
         self.mem.checked(Flag::Producer, self.head);
     }
 
-    /// Wakes the producer after a [`TryTake::Message`] that says so; with a head that is not published there is nothing to
-    /// wake it for.
+    /// Wakes the producer after a [`TryTake::Message`] that asks for it. Does nothing while the head is not published:
+    /// then nothing was released that the producer could wait for.
     #[cold]
     pub fn notify_producer(&self) {
         if self.publish_by != publish_by(self.head, self.mem.slots()) {
@@ -297,35 +305,38 @@ impl<M: Memory> Consumer<M> {
         self.mem.checked(Flag::Producer, self.head);
     }
 
-    /// While an unread message is in the ring, only if its release is the one that is waited for.
+    /// Wakes the producer. While an unread message is in the ring, it does so only if the release that the producer
+    /// waits for has been made.
     #[cold]
     fn wake_producer(&self) {
-        let wanted = self.mem.load(Word::AwaitedTicket, Load::Relaxed);
-        if wanted < self.head || !has_unread(&self.mem, self.head) {
+        // A hint, written by the peer. A wrong value costs the peer itself a late wake-up.
+        let awaited = self.mem.load(Word::AwaitedTicket, Load::Relaxed);
+        if awaited < self.head || !has_unread(&self.mem, self.head) {
             parking::wake(&self.mem, Flag::Producer);
         }
     }
 }
 
-/// Whether no producer can be waiting for what this head releases, so that none must be looked for (invariant 5 of the
-/// ring). While a message is unread the head is not even told, as a producer in full flow would fetch it each time.
+/// Returns whether no producer can be waiting for what this head releases, so that the check of its flag can be left
+/// out (invariant 5 of the ring). While a message is unread, the head is not even published: a producer that sends
+/// continuously would fetch its cache line each time.
 #[inline(always)]
-fn can_defer_publish<M: Memory>(mem: &M, head: u64, due: u64, hidden: u64) -> bool {
-    if head > due {
+fn can_defer_publish<M: Memory>(mem: &M, head: u64, publish_by: u64, unpublished_bytes: u64) -> bool {
+    if head > publish_by {
         return false;
     }
     if has_unread(mem, head) {
-        return hidden <= mem.arena() / 4;
+        return unpublished_bytes <= mem.arena() / 4;
     }
-    if hidden > 0 {
+    if unpublished_bytes > 0 {
         return false;
     }
-    // pairs with the Acquire load in `Producer::refresh`.
+    // Pairs with the Acquire load in `Producer::refresh`.
     mem.store(Word::Head, head, Store::Release);
     true
 }
 
-/// Whether the message at this head is there already.
+/// Returns whether the message at this head is ready.
 #[inline(always)]
 fn has_unread<M: Memory>(mem: &M, head: u64) -> bool {
     is_ready(mem.load_slot(head, Field::Stamp, Load::Relaxed), head)
@@ -333,27 +344,27 @@ fn has_unread<M: Memory>(mem: &M, head: u64) -> bool {
 
 #[inline(always)]
 fn stamp<M: Memory>(mem: &M, ticket: u64) -> u64 {
-    // pairs with the Release store in `producer::commit`.
+    // Pairs with the Release store in `producer::commit`.
     mem.load_slot(ticket, Field::Stamp, Load::Acquire)
 }
 
-/// Whether a ticket's slot has not been written since it was ready.
+/// Returns whether a ticket's slot has not been written since it was ready.
 #[inline(always)]
 fn is_unchanged<M: Memory>(mem: &M, ticket: u64) -> bool {
-    // pairs with the fence in `producer::open`.
+    // Pairs with the fence in `producer::mark_writing`.
     mem.fence(Fence::Acquire);
     mem.load_slot(ticket, Field::Stamp, Load::Relaxed) == ready(ticket)
 }
 
-/// Publishes a head; whether the producer sleeps.
+/// Publishes a head and returns whether the producer sleeps.
 #[inline(always)]
 fn publish<M: Memory>(mem: &M, head: u64) -> bool {
-    // pairs with the Acquire load in `Producer::refresh`.
+    // Pairs with the Acquire load in `Producer::refresh`.
     mem.store(Word::Head, head, Store::Release);
     parking::fence_and_check(mem, Flag::Producer)
 }
 
-/// The last head that need not be published while messages are unread, once this one is.
+/// Returns the last head that may stay unpublished while messages are unread, once this one is published.
 #[inline(always)]
 fn publish_by(head: u64, slots: u64) -> u64 {
     head + slots / 4

@@ -1,7 +1,7 @@
-//! Sleeping and waking: the only place.
+//! Parks and wakes threads. No other file does.
 //!
 //! ```text
-//!  sleeper                                   waker (after publishing a message, a head, a mark ...)
+//!  sleeper                                   waker (after publishing a message, a head, a closed flag ...)
 //!    flag := 1            (Relaxed)            fence(Full)
 //!    fence(Full)                               flag = 0 ?      (Relaxed)  -> done
 //!    look again: found?   -> flag := 0         take the flag (one step: swap 0); wake its slot
@@ -11,38 +11,39 @@
 //!
 //! | flag | meaning |
 //! |---|---|
-//! | 0 | nobody sleeps here |
-//! | 1 | the sleeper is here, or about to be |
-//! | 2 (producer flag only) | the sleeper is on the *twin*: it waits for either; clear and wake that |
+//! | 0 | no thread sleeps on this flag |
+//! | 1 | a thread sleeps on this flag, or is about to |
+//! | 2 (producer flag only) | the thread waits for either direction, on the *peer consumer flag*: clear and wake that |
 //! | other | as 1 |
 //!
 //! # Invariants
 //!
-//! 1. At most one thread sleeps on a flag: `&mut` and the shared sender's lock hold that.
-//! 2. Either the sleeper's second look sees what was published, or the waker sees the flag: one of
-//!    the two full fences comes first.
-//! 3. The waker clears the flag *before* it wakes: a sleeper that is about to wait finds 0 and does
-//!    not. The word slept on is the flag itself, so nothing can wrap.
-//! 4. The waker takes the flag in one step and wakes the wait slot that it *took*, not the one that it saw:
-//!    between the two the sleeper may have moved, and a flag overwritten unseen is a wake-up lost.
-//! 5. Every sleep ends: it is cut in slices, and each slice ends by itself. A peer that clears our
-//!    flag for ever costs bounded CPU: after [`MAX_SPURIOUS`] empty returns in a row the sleeper backs off.
-//! 6. The peer's close goes through [`notify`] like everything else; death and local close through
-//!    [`force_notify`], since the last waker may have died with the flag in its hand.
+//! 1. At most one thread sleeps on a flag. `&mut` and the shared sender's lock ensure that.
+//! 2. Either the sleeper's second look sees what was published, or the waker sees the flag: one of the two full fences
+//!    comes first.
+//! 3. The waker clears the flag *before* it wakes. A sleeper that is about to wait finds 0 and does not wait. The futex
+//!    word is the flag itself, not a counter, so it cannot wrap.
+//! 4. The waker takes the flag in one step and wakes the wait slot that it *took*, not the one that it saw. Between the
+//!    two the sleeper may have moved to another wait slot, and overwriting a flag without reading it would lose a
+//!    wake-up.
+//! 5. Every sleep ends: it is divided into slices, and each slice ends by itself. A peer that keeps clearing our flag
+//!    costs bounded CPU: after [`MAX_SPURIOUS`] spurious returns in a row the sleeper backs off.
+//! 6. The peer's close goes through [`notify`] like each publication. The peer's death and the local close go through
+//!    [`force_notify`], since the last waker may have died after it took the flag and before it woke the sleeper.
 //!
 //! # Proof
 //!
-//! `loom-tests/src/models`; `tests/ring/hostile.rs` for a peer that plays with the flags.
+//! `loom-tests/src/models`; `tests/ring/hostile.rs` for a peer that changes the flags.
 
 use crate::memory::{Deadline, Fence, Flag, Memory, WaitResult};
 
-/// The producer flag's value while its sleeper waits on the twin.
+/// The producer flag's value while its thread sleeps on the peer consumer flag.
 const ON_PEER_FLAG: u32 = 2;
 
-/// Empty returns in a row after which a sleeper stops trusting its flag for a moment.
+/// Spurious returns in a row after which a sleeper backs off instead of trusting its flag.
 const MAX_SPURIOUS: u32 = 64;
 
-/// Fences, and wakes the sleeper on `flag` if there is one. Follows every publication.
+/// Makes a full fence, and wakes the thread that sleeps on `flag` if there is one. Must follow every publication.
 #[inline(always)]
 pub fn notify<M: Memory>(mem: &M, flag: Flag) {
     if fence_and_check(mem, flag) {
@@ -50,31 +51,31 @@ pub fn notify<M: Memory>(mem: &M, flag: Flag) {
     }
 }
 
-/// Fences; whether a sleeper on `flag` must be woken now.
+/// Makes a full fence and returns whether a thread that sleeps on `flag` must be woken now.
 #[inline(always)]
 pub(super) fn fence_and_check<M: Memory>(mem: &M, flag: Flag) -> bool {
-    // pairs with the fence in `park`.
+    // Pairs with the fence in `park`.
     mem.fence(Fence::Full);
     mem.load_flag(flag) != 0
 }
 
-/// Fences, and wakes whoever sleeps on `flag` whatever the flag says; for the end of a connection.
+/// Makes a full fence, and wakes a thread that sleeps on `flag` whatever the flag's value; for the end of a connection.
 ///
-/// A peer may have died between taking the flag and its wake, and no later publication makes up for
-/// that. A sleeper that waits for either is on its consumer flag, which the end alarms as well.
+/// A peer may have died between taking the flag and its wake, and no later publication makes up for that. A thread that
+/// waits for either direction sleeps on its consumer flag, which the end of the connection force-notifies as well.
 #[cold]
 pub fn force_notify<M: Memory>(mem: &M, flag: Flag) {
-    // pairs with the fence in `sleep`.
+    // Pairs with the fence in `park`.
     mem.fence(Fence::Full);
     mem.store_flag(flag, 0);
     mem.wake(flag);
 }
 
-/// Clears a flag that was seen raised, and wakes its sleeper where it is.
+/// Clears a flag that was seen set, and wakes its sleeper in the wait slot that the flag's value names.
 #[cold]
 pub(super) fn wake<M: Memory>(mem: &M, flag: Flag) {
     match mem.take_flag(flag) {
-        0 => {} // The sleeper is up, or another waker is at it.
+        0 => {} // The sleeper has disarmed its wait slot, or another waker has taken the flag.
         ON_PEER_FLAG if flag == Flag::Producer => {
             mem.store_flag(Flag::PeerConsumer, 0);
             mem.wake(Flag::PeerConsumer);
@@ -83,7 +84,7 @@ pub(super) fn wake<M: Memory>(mem: &M, flag: Flag) {
     }
 }
 
-/// Where a thread sleeps.
+/// A wait slot: the flag or the two flags that a thread arms before it sleeps.
 #[derive(Debug)]
 pub struct WaitSlot<'a, M> {
     mem: &'a M,
@@ -92,17 +93,18 @@ pub struct WaitSlot<'a, M> {
 }
 
 impl<'a, M: Memory> WaitSlot<'a, M> {
-    /// The consumer of `mem` waits for a message.
+    /// Makes the wait slot of the consumer of `mem`, which waits for a message.
     pub fn consumer(mem: &'a M) -> Self {
         Self { mem, flag: Flag::Consumer, outgoing: None }
     }
 
-    /// The producer of `mem` waits for space.
+    /// Makes the wait slot of the producer of `mem`, which waits for space.
     pub fn producer(mem: &'a M) -> Self {
         Self { mem, flag: Flag::Producer, outgoing: None }
     }
 
-    /// One thread, consumer of `incoming` and producer of `outgoing`, waits for either.
+    /// Makes the wait slot of a thread that is the consumer of `incoming` and the producer of `outgoing`, and waits for
+    /// either.
     pub fn either(incoming: &'a M, outgoing: &'a M) -> Self {
         Self { mem: incoming, flag: Flag::Consumer, outgoing: Some(outgoing) }
     }
@@ -122,9 +124,9 @@ impl<'a, M: Memory> WaitSlot<'a, M> {
     }
 }
 
-/// Sleeps until `look` finds something, or until the deadline: `None`.
+/// Blocks until `look` finds something, and returns it; returns `None` if the deadline passes first.
 ///
-/// `tries` sleeps of the same call came to nothing before: so much sooner the flag is not trusted.
+/// `tries` earlier sleeps of the same call were spurious. They count towards [`MAX_SPURIOUS`].
 pub fn park<M: Memory, T>(
     wait_slot: &WaitSlot<'_, M>,
     deadline: Deadline,
@@ -134,10 +136,10 @@ pub fn park<M: Memory, T>(
     let (mut patience, mut empty) = (0_u32, tries);
     loop {
         wait_slot.arm();
-        // pairs with the fence in `fence_and_check`.
+        // Pairs with the fence in `fence_and_check`.
         wait_slot.mem.fence(Fence::Full);
         let found = look();
-        let woke = match found {
+        let result = match found {
             None => wait_slot.mem.wait(wait_slot.flag, deadline, patience),
             Some(_) => WaitResult::Early,
         };
@@ -145,8 +147,10 @@ pub fn park<M: Memory, T>(
         if found.is_some() {
             return found;
         }
-        match woke {
+        match result {
+            // What was published just before the deadline is still found.
             WaitResult::Deadline => return look(),
+            // A whole slice of real sleep: the flag works, so the count of spurious returns starts again.
             WaitResult::Slice => (patience, empty) = (patience.saturating_add(1), tries),
             WaitResult::Early => empty = empty.saturating_add(1),
         }

@@ -1,11 +1,12 @@
-//! The writing side of a ring: claim a ticket and a place, write, commit. Never blocks.
+//! The sending side of a ring: reserve a ticket and arena bytes, write, commit. Never blocks.
 //!
-//! A claim is private: until [`publish`](Producer::publish) nothing of it is visible, a forgotten
-//! one costs nothing, and the next claim takes the same ticket.
+//! A reservation is private until [`publish`](Producer::publish): the consumer sees nothing of it. A reservation that
+//! is forgotten costs nothing, and the next reservation takes the same ticket.
 //!
-//! [`try_send`](Producer::try_send) and its kin do the steps of a whole message in one go, if nothing at all is in the way, or
-//! nothing. Whatever needs a look at the head, ends or abandons a message, or waits, is left to the single steps. The
-//! models, `tests/ring`, the exhaustive tests and the fuzz bodies send both ways.
+//! The fast path ([`try_send`](Producer::try_send), `try_send_parts`, `try_send_arena`, `try_stage`) does all steps of
+//! a whole message in one call, or does nothing. A send that must read the head, that ends or abandons a message, or
+//! that waits is left to the single steps. The models, `tests/ring`, the exhaustive tests and the fuzz bodies send both
+//! ways.
 
 use super::arena::Arena;
 use super::parking::{fence_and_check, notify, wake};
@@ -17,14 +18,14 @@ use crate::memory::{
 };
 use std::ops::Range;
 
-/// The next ticket and the place behind the last payload.
+/// The next ticket, and the arena offset behind the last payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor {
     ticket: u64,
     offset: u64,
 }
 
-/// A ticket and a place that the producer may write to.
+/// A ticket and the bytes that the producer may write for it, in its slot or in the arena.
 #[derive(Debug)]
 pub struct SlotReservation {
     ticket: u64,
@@ -34,58 +35,59 @@ pub struct SlotReservation {
 }
 
 impl SlotReservation {
-    /// Where its payload stands.
+    /// Returns where its payload stands.
     pub fn span(&self) -> Span {
         self.span
     }
 
-    /// Bytes that it may hold.
+    /// Returns how many bytes it may hold.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether it may hold none.
+    /// Returns whether it may hold none.
     #[cfg_attr(not(feature = "testing"), allow(dead_code, reason = "for tests"))]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The cursor behind it, for the next claim of a batch.
+    /// Returns the cursor behind it, for the next reservation of a batch.
     pub fn after(&self) -> Cursor {
         self.after
     }
 }
 
-/// Why a claim is refused.
+/// Why a reservation failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReserveError {
-    /// No room until this ticket is released.
+    /// There is no room until this ticket is released.
     Full {
         /// The ticket.
         needs: u64,
     },
-    /// It can never fit into the arena.
+    /// The payload is longer than the arena.
     TooLarge,
-    /// The last ticket is used.
+    /// All tickets of the direction are used.
     Exhausted,
-    /// The peer's head is a lie.
+    /// The peer's head violates the protocol.
     Violated(ProtocolViolation),
 }
 
-/// The writing side.
+/// The sending side of a ring.
 #[derive(Debug)]
 pub struct Producer<M> {
     mem: M,
     next: Cursor,
     head: u64,
-    /// The first ticket that may not be claimed without a look at the head.
+    /// The first ticket that must not be reserved before the head is read again.
     limit: u64,
     arena: Arena,
-    /// A message stands unfinished in the ring: its next piece follows, or it is abandoned.
+    /// The ring holds the first fragments of an unfinished message. The next slot carries its next fragment, or
+    /// abandons it.
     unfinished: bool,
 }
 
-/// A release that somebody waits for, and the head that was known when it was found wanting.
+/// A release that a producer waits for, and the head that it knew when it found no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AwaitedRelease {
     ticket: u64,
@@ -93,36 +95,37 @@ pub struct AwaitedRelease {
 }
 
 impl AwaitedRelease {
-    /// See [`Producer::is_released`].
+    /// Returns whether the wait is over: the ticket is released, the direction has ended, or the head is a protocol
+    /// violation, which the next reservation reports.
     #[inline]
     pub fn is_released<M: Memory>(self, mem: &M) -> bool {
         if closed(mem, Word::ConsumerClosed).is_some() {
             return true;
         }
-        // Relaxed: the claim that follows loads it again, and acquires what was released.
+        // Relaxed: the reservation that follows loads the head again with Acquire.
         let head = mem.load(Word::Head, Load::Relaxed);
         head > self.ticket || head < self.head
     }
 
-    /// See [`Producer::announce_wait`].
+    /// Publishes for the consumer which release is waited for. Must come before the wait slot is armed.
     pub fn announce<M: Memory>(self, mem: &M) {
         mem.store(Word::AwaitedTicket, self.ticket, Store::Relaxed);
     }
 }
 
-/// What became of a message that was to be sent at once.
+/// The result of sending a message on the fast path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TrySend {
-    /// Something was in the way: nothing has happened.
+    /// The fast path does not apply. Nothing has happened.
     Nothing,
-    /// It is sent.
+    /// The message is sent.
     Done,
-    /// It is sent, and the consumer may sleep: [`Producer::wake`] comes next.
+    /// The message is sent, and the consumer may sleep. The caller then calls [`Producer::wake`].
     Asleep,
 }
 
 impl<M: Memory> Producer<M> {
-    /// The producer of a fresh ring whose first ticket is `first`.
+    /// Makes the producer of a fresh ring whose first ticket is `first`.
     pub fn new(mem: M, first: u64) -> Self {
         let arena = Arena::new(mem.arena(), mem.slots());
         let limit = limit(first, mem.slots());
@@ -135,29 +138,29 @@ impl<M: Memory> Producer<M> {
         mem.store(Word::Head, first, Store::Relaxed);
     }
 
-    /// The memory.
+    /// Returns the ring's memory.
     pub fn mem(&self) -> &M {
         &self.mem
     }
 
-    /// Where the next message begins.
+    /// Returns the cursor at which the next message begins.
     #[inline]
     pub fn next(&self) -> Cursor {
         self.next
     }
 
-    /// How many tickets this direction has left.
+    /// Returns how many tickets this direction has left.
     pub fn remaining_tickets(&self) -> u64 {
         (LAST_TICKET + 1).saturating_sub(self.next.ticket)
     }
 
-    /// Claims a ticket at `from`, and a place for `len` bytes if they do not fit into the slot.
+    /// Reserves the ticket at `from`, and `len` bytes of the arena if they do not fit into the slot.
     ///
-    /// `from` is [`next`](Self::next), or the cursor behind the last claim of a batch.
+    /// `from` is [`next`](Self::next), or the cursor behind the last reservation of a batch.
     ///
     /// # Errors
     ///
-    /// [`ReserveError`]; nothing has changed but what is known of the peer's head.
+    /// [`ReserveError`]. Nothing has changed then, except that the producer may have read a newer head.
     #[inline(always)]
     pub fn reserve(&mut self, from: Cursor, len: usize) -> Result<SlotReservation, ReserveError> {
         self.reserve_slot(from)?;
@@ -167,11 +170,12 @@ impl<M: Memory> Producer<M> {
         Ok(slot_reservation(from, len))
     }
 
-    /// Claims a ticket and a place for a piece of a long message, which always stands in the arena.
+    /// Reserves a ticket and `len` bytes of the arena for a fragment of a long message. A fragment always stands in the
+    /// arena.
     ///
     /// # Errors
     ///
-    /// As for [`reserve`](Self::reserve).
+    /// [`ReserveError`]. Nothing has changed then, except that the producer may have read a newer head.
     pub fn reserve_fragment(&mut self, from: Cursor, len: usize) -> Result<SlotReservation, ReserveError> {
         self.reserve_slot(from)?;
         self.reserve_arena(from, len)
@@ -191,70 +195,73 @@ impl<M: Memory> Producer<M> {
         Ok(())
     }
 
-    /// Marks a claim's slot as being written: before the first write, or as it is committed (see the module above).
+    /// Marks a reserved slot as being written. Must come before the first write, or immediately before the commit (see
+    /// `ring/`).
     #[inline(always)]
-    pub fn mark_writing(&self, claim: &SlotReservation) {
-        mark_writing(&self.mem, claim.ticket);
+    pub fn mark_writing(&self, reservation: &SlotReservation) {
+        mark_writing(&self.mem, reservation.ticket);
     }
 
-    /// Writes bytes of a claim's payload.
+    /// Writes bytes of a reservation's payload, from `at` on.
     ///
     /// # Errors
     ///
-    /// [`OutOfBounds`] if they do not fit into the claim.
+    /// [`OutOfBounds`] if they do not fit into the reservation.
     #[inline(always)]
     pub fn write(
         &self,
-        claim: &SlotReservation,
+        reservation: &SlotReservation,
         at: usize,
         bytes: &[u8],
         tail: Padding,
     ) -> Result<(), OutOfBounds> {
         match at.checked_add(bytes.len()) {
-            Some(end) if end <= claim.len => self.mem.copy_in(claim.span, at, bytes, tail),
+            Some(end) if end <= reservation.len => self.mem.copy_in(reservation.span, at, bytes, tail),
             _ => Err(OutOfBounds),
         }
     }
 
-    /// Writes the first piece's total length, which stands in the slot.
-    pub fn write_total(&self, claim: &SlotReservation, total: u64) {
-        let _in_a_slot = self.mem.copy_in(Span::Slot(claim.ticket), 0, &total.to_le_bytes(), Padding::Zero);
+    /// Writes the total length of a message into the slot of its first fragment.
+    pub fn write_total(&self, reservation: &SlotReservation, total: u64) {
+        let _in_a_slot =
+            self.mem.copy_in(Span::Slot(reservation.ticket), 0, &total.to_le_bytes(), Padding::Zero);
     }
 
-    /// The claim with only what its first `len` bytes take of the arena: what the consumer will count.
+    /// Returns the reservation with only the arena bytes that its first `len` bytes take, which is what the consumer
+    /// will count.
     #[inline(always)]
-    pub fn truncate(&self, claim: &SlotReservation, len: usize) -> SlotReservation {
-        let (len, all) = (len.min(claim.len), claim.len);
-        let grains = |len: usize| (len as u64).next_multiple_of(ARENA_ALIGN as u64);
-        let offset = match claim.span {
+    pub fn truncate(&self, reservation: &SlotReservation, len: usize) -> SlotReservation {
+        let (len, all) = (len.min(reservation.len), reservation.len);
+        let aligned = |len: usize| (len as u64).next_multiple_of(ARENA_ALIGN as u64);
+        let offset = match reservation.span {
             Span::Arena(_) if len == 0 => self.next.offset,
-            Span::Arena(_) => claim.after.offset - grains(all) + grains(len),
-            Span::Slot(_) => claim.after.offset,
+            Span::Arena(_) => reservation.after.offset - aligned(all) + aligned(len),
+            Span::Slot(_) => reservation.after.offset,
         };
         SlotReservation {
-            ticket: claim.ticket,
-            span: claim.span,
+            ticket: reservation.ticket,
+            span: reservation.span,
             len,
-            after: Cursor { ticket: claim.after.ticket, offset },
+            after: Cursor { ticket: reservation.after.ticket, offset },
         }
     }
 
-    /// Describes a written claim: its kind, its final length, its tag. Still private.
+    /// Writes the control word and the tag of a written reservation. The reservation stays private.
     #[inline(always)]
-    pub fn describe(&mut self, claim: &SlotReservation, kind: SlotKind, len: usize, tag: u64) {
-        let offset = match claim.span {
+    pub fn describe(&mut self, reservation: &SlotReservation, kind: SlotKind, len: usize, tag: u64) {
+        let offset = match reservation.span {
             Span::Slot(_) => 0,
             Span::Arena(offset) => offset,
         };
-        // An empty payload needs no place: an arena kind of length 0 does not exist.
+        // An empty payload is always inline: an arena kind of length 0 is a protocol violation.
         let (kind, offset) = if len == 0 { (SlotKind::Inline, 0) } else { (kind, offset) };
-        let abort = self.unfinished && kind.begins() && claim.ticket == self.next.ticket;
-        let control = Control { kind, abort, len: len_u32(len.min(claim.len)), unit: offset };
-        describe(&self.mem, claim.ticket, control, tag);
-        self.arena.set_end(claim.ticket, claim.after.offset);
+        let abort = self.unfinished && kind.begins() && reservation.ticket == self.next.ticket;
+        let control = Control { kind, abort, len: len_u32(len.min(reservation.len)), unit: offset };
+        describe(&self.mem, reservation.ticket, control, tag);
+        self.arena.set_end(reservation.ticket, reservation.after.offset);
     }
 
-    /// Commits every described claim up to `to`, and wakes the consumer if it sleeps.
+    /// Commits every described reservation up to `to`, and wakes the consumer if it sleeps.
     ///
     /// `unfinished` says that the last of them leaves a message unfinished.
     #[inline(always)]
@@ -271,25 +278,25 @@ impl<M: Memory> Producer<M> {
         self.mem.checked(Flag::Consumer, to.ticket);
     }
 
-    /// How this direction has ended, if it has.
+    /// Returns how this direction has ended, or `None` if it is open.
     #[inline(always)]
     pub fn ended(&self) -> Option<ConnectionError> {
         closed(&self.mem, Word::ConsumerClosed)
     }
 
-    /// Whether the wait for a ticket's release is over: it is released, or the direction has ended,
-    /// or the head is a lie that the next claim will find.
+    /// Returns whether the wait for a ticket's release is over: it is released, the direction has ended, or the head is
+    /// a protocol violation, which the next reservation reports.
     #[inline]
     pub fn is_released(&self, needs: u64) -> bool {
         self.awaited_release(needs).is_released(&self.mem)
     }
 
-    /// Tells the consumer which release is waited for. Comes before the flag is raised.
+    /// Publishes for the consumer which release is waited for. Must come before the wait slot is armed.
     pub fn announce_wait(&self, needs: u64) {
         self.awaited_release(needs).announce(&self.mem);
     }
 
-    /// The release of a ticket, to be waited for without the producer itself.
+    /// Returns the release of a ticket in a form that can be waited for without the producer itself.
     #[inline]
     pub fn awaited_release(&self, ticket: u64) -> AwaitedRelease {
         AwaitedRelease { ticket, head: self.head }
@@ -313,11 +320,11 @@ impl<M: Memory> Producer<M> {
         Ok(arena_reservation(from, start..end, self.mem.arena(), len))
     }
 
-    /// Starts at the front again, if everything was released: all of the arena is in one piece then.
+    /// Starts at the front of the arena again if everything was released: the whole arena is contiguous then.
     ///
     /// # Errors
     ///
-    /// [`ReserveError::Violated`].
+    /// [`ReserveError::Violated`] if the peer's head goes backwards or past the tail.
     pub fn try_restart(&mut self) -> Result<(), ReserveError> {
         self.refresh().map_err(ReserveError::Violated)?;
         self.arena.note_check(self.next.offset);
@@ -349,9 +356,9 @@ impl<M: Memory> Producer<M> {
         Ok(arena_reservation(from, start..end, self.mem.arena(), len))
     }
 
-    /// Reads the peer's head and judges it.
+    /// Reads the peer's head and validates it.
     fn refresh(&mut self) -> Result<(), ProtocolViolation> {
-        // pairs with the Release store in `Consumer::publish_head`.
+        // Pairs with the Release store in `consumer::publish`.
         let head = self.mem.load(Word::Head, Load::Acquire);
         if head < self.head || head > self.next.ticket {
             return Err(ProtocolViolation("a head that went backwards or past the tail"));
@@ -364,15 +371,17 @@ impl<M: Memory> Producer<M> {
         Ok(())
     }
 
-    /// How full the ring was at most when the head was looked at, in thousandths of its slots or of its arena.
-    pub fn fullest(&self) -> u32 {
+    /// Returns how full the ring was at most when the head was read, in thousandths of its slots or of its arena,
+    /// whichever is more.
+    pub fn peak_fill(&self) -> u32 {
         let (slots, bytes) = self.arena.peak();
         let part = |taken: u64, of: u64| taken.saturating_mul(1000) >> of.trailing_zeros().min(63); // Powers of two.
         let most = part(slots, self.mem().slots()).max(part(bytes, self.mem().arena()));
         u32::try_from(most).unwrap_or(1000)
     }
 
-    /// Sends a message that stands in its slot, if nothing at all is in the way.
+    /// Sends a message in its slot if the fast path applies: the slot is known to be free, no message is unfinished,
+    /// the message fits into the slot, and the direction is open.
     #[inline(always)]
     pub fn try_send(&mut self, message: &[u8], tag: u64) -> TrySend {
         let Self { mem, arena, next, .. } = self;
@@ -381,13 +390,13 @@ impl<M: Memory> Producer<M> {
         if !free || message.len() > INLINE_CAPACITY || closed(&mem, Word::ConsumerClosed).is_some() {
             return TrySend::Nothing;
         }
-        let claim = slot_reservation(*next, message.len());
-        mark_writing(&mem, claim.ticket);
-        write(&mem, arena, &claim, &[message], tag);
-        publish(&mem, next, &claim)
+        let reservation = slot_reservation(*next, message.len());
+        mark_writing(&mem, reservation.ticket);
+        write(&mem, arena, &reservation, &[message], tag);
+        publish(&mem, next, &reservation)
     }
 
-    /// The same for a message that is some parts one behind the other, of `len` bytes together.
+    /// Sends a message that consists of three parts, of `len` bytes together, in its slot if the fast path applies.
     #[inline(always)]
     pub fn try_send_parts(&mut self, parts: &[&[u8]; 3], len: usize, tag: u64) -> TrySend {
         let Self { mem, arena, next, .. } = self;
@@ -396,38 +405,41 @@ impl<M: Memory> Producer<M> {
         if !free || len > INLINE_CAPACITY || closed(&mem, Word::ConsumerClosed).is_some() {
             return TrySend::Nothing;
         }
-        let claim = slot_reservation(*next, len);
-        mark_writing(&mem, claim.ticket);
-        write(&mem, arena, &claim, parts, tag);
-        publish(&mem, next, &claim)
+        let reservation = slot_reservation(*next, len);
+        mark_writing(&mem, reservation.ticket);
+        write(&mem, arena, &reservation, parts, tag);
+        publish(&mem, next, &reservation)
     }
 
-    /// As [`try_send`](Self::try_send), for a message that stands in the arena.
+    /// Sends a message in the arena if the fast path applies: the slot and the arena bytes are known to be free, no
+    /// message is unfinished, the message does not fit into a slot, and the direction is open.
     #[inline(always)]
     pub fn try_send_arena(&mut self, message: &[u8], tag: u64) -> TrySend {
         let free = self.next.ticket < self.limit && !self.unfinished;
         if !free || message.len() <= INLINE_CAPACITY || self.ended().is_some() {
             return TrySend::Nothing;
         }
-        let Ok(claim) = self.reserve_arena(self.next, message.len()) else { return TrySend::Nothing };
+        let Ok(reservation) = self.reserve_arena(self.next, message.len()) else { return TrySend::Nothing };
         let Self { mem, arena, next, .. } = self;
         let mem = mem.view();
-        write(&mem, arena, &claim, &[message], tag);
-        mark_writing(&mem, claim.ticket); // Not before: who spins on the slot fetches its line between a mark and the commit.
-        publish(&mem, next, &claim)
+        write(&mem, arena, &reservation, &[message], tag);
+        // Not before the write: a consumer that spins on the stamp would fetch its cache line between the two stores.
+        mark_writing(&mem, reservation.ticket);
+        publish(&mem, next, &reservation)
     }
 
-    /// Writes a message behind what is staged already, as [`try_send`](Self::try_send) does; the cursor behind it.
+    /// Writes a message in its slot behind what is staged already, without committing it, if the fast path applies.
+    /// Returns the cursor behind it.
     #[inline(always)]
     pub fn try_stage(&mut self, from: Cursor, message: &[u8], tag: u64) -> Option<Cursor> {
         let mem = self.mem.view();
         if from.ticket >= self.limit || self.unfinished || message.len() > INLINE_CAPACITY {
             return None;
         }
-        let claim = slot_reservation(from, message.len());
-        mark_writing(&mem, claim.ticket);
-        write(&mem, &mut self.arena, &claim, &[message], tag);
-        Some(claim.after)
+        let reservation = slot_reservation(from, message.len());
+        mark_writing(&mem, reservation.ticket);
+        write(&mem, &mut self.arena, &reservation, &[message], tag);
+        Some(reservation.after)
     }
 
     /// Wakes the consumer after [`TrySend::Asleep`].
@@ -442,7 +454,7 @@ impl<M: Memory> Producer<M> {
 #[inline(always)]
 fn mark_writing<M: Memory>(mem: &M, ticket: u64) {
     mem.store_slot(ticket, Field::Stamp, writing(ticket), Store::Relaxed);
-    // pairs with the fence in `consumer::still`.
+    // Pairs with the fence in `consumer::is_unchanged`.
     mem.fence(Fence::Release);
 }
 
@@ -454,17 +466,17 @@ fn describe<M: Memory>(mem: &M, ticket: u64, control: Control, tag: u64) {
 
 #[inline(always)]
 fn commit<M: Memory>(mem: &M, ticket: u64) {
-    // pairs with the Acquire load in `consumer::stamp`.
+    // Pairs with the Acquire load in `consumer::stamp`.
     mem.store_slot(ticket, Field::Stamp, ready(ticket), Store::Release);
 }
 
-/// A length of at most an arena.
+/// Converts a length, which is at most that of an arena.
 #[inline(always)]
 fn len_u32(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
 }
 
-/// The first ticket that is not free while this is the head.
+/// Returns the first ticket that is not free while this is the head.
 fn limit(head: u64, slots: u64) -> u64 {
     head.saturating_add(slots).min(LAST_TICKET + 1)
 }
@@ -475,40 +487,45 @@ fn slot_reservation(from: Cursor, len: usize) -> SlotReservation {
     SlotReservation { ticket: from.ticket, span: Span::Slot(from.ticket), len, after }
 }
 
-/// A claim of bytes that stand in an arena of this size.
+/// Makes the reservation of bytes in an arena of `arena` bytes.
 #[inline(always)]
 fn arena_reservation(from: Cursor, offsets: Range<u64>, arena: u64, len: usize) -> SlotReservation {
     let offset = (offsets.start & (arena - 1)) / ARENA_ALIGN as u64;
-    let offset = u32::try_from(offset).unwrap_or(u32::MAX); // Which no memory has.
+    let offset = u32::try_from(offset).unwrap_or(u32::MAX); // No memory has that unit: the copy fails.
     let after = Cursor { ticket: from.ticket + 1, offset: offsets.end };
     SlotReservation { ticket: from.ticket, span: Span::Arena(offset), len, after }
 }
 
-/// Writes and describes a whole message that abandons nothing.
+/// Writes and describes a whole message that abandons no other.
 #[inline(always)]
-fn write<M: Memory>(mem: &M, arena: &mut Arena, claim: &SlotReservation, parts: &[&[u8]], tag: u64) {
+fn write<M: Memory>(mem: &M, arena: &mut Arena, reservation: &SlotReservation, parts: &[&[u8]], tag: u64) {
     let mut at = 0;
     for part in parts {
-        let _of_that_length = mem.copy_in(claim.span, at, part, Padding::Zero);
+        let _of_that_length = mem.copy_in(reservation.span, at, part, Padding::Zero);
         at += part.len();
     }
-    let (kind, offset) = match claim.span {
+    let (kind, offset) = match reservation.span {
         Span::Slot(_) => (SlotKind::Inline, 0),
         Span::Arena(offset) => (SlotKind::Whole, offset),
     };
-    describe(mem, claim.ticket, Control { kind, abort: false, len: len_u32(claim.len), unit: offset }, tag);
-    arena.set_end(claim.ticket, claim.after.offset);
+    describe(
+        mem,
+        reservation.ticket,
+        Control { kind, abort: false, len: len_u32(reservation.len), unit: offset },
+        tag,
+    );
+    arena.set_end(reservation.ticket, reservation.after.offset);
 }
 
-/// Commits it, and looks for a sleeper.
+/// Commits a described message, and checks whether the consumer sleeps.
 #[inline(always)]
-fn publish<M: Memory>(mem: &M, next: &mut Cursor, claim: &SlotReservation) -> TrySend {
-    commit(mem, claim.ticket);
-    *next = claim.after;
+fn publish<M: Memory>(mem: &M, next: &mut Cursor, reservation: &SlotReservation) -> TrySend {
+    commit(mem, reservation.ticket);
+    *next = reservation.after;
     if fence_and_check(mem, Flag::Consumer) {
         return TrySend::Asleep;
     }
     #[cfg(feature = "testing")]
-    mem.checked(Flag::Consumer, claim.after.ticket);
+    mem.checked(Flag::Consumer, reservation.after.ticket);
     TrySend::Done
 }

@@ -1,10 +1,10 @@
-//! Items in pieces: how they are cut, and how they become whole again.
+//! Fragmentation and reassembly of items. An item is a request, a reply, a chunk or a push.
 //!
 //! # Invariants
 //!
-//! 1. Memory grows with the bytes that came, never with a length that was announced.
-//! 2. At most one item of an id and direction is under way; nothing of it is seen before it is whole.
-//! 3. An item for which there is no memory is counted to its end as any other, and marked as lost.
+//! 1. Memory grows with the bytes that have arrived, never with a length that was announced.
+//! 2. At most one item of an id and direction is under way. No part of it is visible before it is complete.
+//! 3. An item for which there is no memory is counted to its end like any other, and marked as lost.
 //!
 //! # Proof
 //!
@@ -16,11 +16,11 @@ use super::wire::{FrameHeader, FrameKind, MORE};
 use crate::error::ProtocolViolation;
 use crate::memory::try_resize;
 
-/// What capacity a buffer keeps that is used again: one huge item must not cost its memory for ever. An item of
-/// 256 KiB, with a deadline before it, is not huge.
+/// The capacity that a reused buffer keeps: one huge item must not hold its memory indefinitely. An item of 256 KiB,
+/// with a deadline before it, is not huge.
 pub(super) const MAX_KEPT: usize = (256 << 10) + 64;
 
-/// An item on its way out: what has been sent of it.
+/// An outgoing item: its first header, its length, and how many of its bytes were sent.
 #[derive(Clone, Copy, Debug)]
 pub struct Fragmenter {
     first: FrameHeader,
@@ -29,17 +29,17 @@ pub struct Fragmenter {
 }
 
 impl Fragmenter {
-    /// An item of `len` bytes, whose first frame has this head.
+    /// Returns the fragmenter of an item of `len` bytes, whose first frame has this header.
     pub fn new(first: FrameHeader, len: usize) -> Self {
         Self { first, len, at: 0 }
     }
 
-    /// Whether nothing of it was sent.
+    /// Returns whether no byte of the item was sent.
     pub fn is_unsent(&self) -> bool {
         self.at == 0
     }
 
-    /// The next frame: its head, and which bytes it carries, at most `piece` of them.
+    /// Returns the header of the next frame and the range of the item that it carries, at most `fragment` bytes.
     #[inline]
     pub fn next_frame(&self, fragment: usize, seq: u16) -> (FrameHeader, Range<usize>) {
         let end = self.at.saturating_add(fragment.max(1)).min(self.len);
@@ -49,7 +49,7 @@ impl Fragmenter {
         (FrameHeader { seq, ..head.with_flags(more) }, self.at..end)
     }
 
-    /// The frame was sent. True if it was the last.
+    /// Notes that a frame with this range was sent, and returns whether it was the last.
     #[inline]
     pub fn advance(&mut self, sent: &Range<usize>) -> bool {
         self.at = sent.end;
@@ -57,35 +57,37 @@ impl Fragmenter {
     }
 }
 
-/// Items on their way in, of one id and direction.
+/// Reassembles the incoming items of one id and direction.
 #[derive(Debug, Default)]
 pub struct Reassembler {
-    /// The item so far, and the whole one until it is taken.
+    /// The bytes of the item received so far, or of the complete item until it is taken.
     pub bytes: Vec<u8>,
     pub(super) first: Option<FrameHeader>,
-    /// There is no memory for the item: how many bytes have come of it, none of which was kept.
+    /// Set if there is no memory for the item: how many of its bytes have arrived, none of which was kept.
     pub(super) lost: Option<usize>,
     seq: u16,
 }
 
 impl Reassembler {
-    /// Begins anew; keeps memory for use again.
+    /// Starts again for another call, and keeps the buffer.
     pub fn reset(&mut self) {
         (self.first, self.seq) = (None, 0);
         self.clear();
     }
 
-    /// Drops the bytes; keeps the count.
+    /// Drops the item, and keeps the sequence.
     pub fn clear(&mut self) {
         (self.first, self.lost) = (None, None);
         clear(&mut self.bytes);
     }
 
-    /// Takes the body of a counted frame, which `read` copies. The first head of the item if it is whole now.
+    /// Takes the body of a sequenced frame, which `read` copies. Returns the first header of the item if it is
+    /// complete now.
     ///
     /// # Errors
     ///
-    /// [`ProtocolViolation`] if it is not the next frame, does not fit what began, or exceeds `max` bytes.
+    /// [`ProtocolViolation`] if the frame is out of sequence, does not continue the item under way, or makes the item
+    /// longer than `max` bytes.
     #[inline]
     pub fn take(
         &mut self,
@@ -109,7 +111,7 @@ impl Reassembler {
         }
         let first = match (self.first, head.kind) {
             (Some(first), FrameKind::Continuation) => first,
-            (None, FrameKind::Continuation) => return Err(ProtocolViolation("the rest of nothing")),
+            (None, FrameKind::Continuation) => return Err(ProtocolViolation("a continuation of no item")),
             (Some(_), _) => return Err(ProtocolViolation("an item inside an item")),
             (None, _) => {
                 self.bytes.clear();
@@ -120,10 +122,10 @@ impl Reassembler {
         let to = from.checked_add(len).filter(|to| *to <= max);
         let to = to.ok_or(ProtocolViolation("an item longer than agreed"))?;
         if len == 0 && (head.has_flag(MORE) || head.kind == FrameKind::Continuation) {
-            return Err(ProtocolViolation("an empty piece of a longer item"));
+            return Err(ProtocolViolation("an empty fragment of a longer item"));
         }
-        let most = if to <= MAX_KEPT { MAX_KEPT } else { max }; // More than the former would not be kept.
-        if self.lost.is_none() && try_resize(&mut self.bytes, to, most).is_ok() {
+        let capacity = if to <= MAX_KEPT { MAX_KEPT } else { max }; // More than `MAX_KEPT` would not be kept.
+        if self.lost.is_none() && try_resize(&mut self.bytes, to, capacity).is_ok() {
             read(self.bytes.get_mut(from..).unwrap_or(&mut []));
         } else {
             (self.bytes, self.lost) = (Vec::new(), Some(to));
@@ -134,7 +136,7 @@ impl Reassembler {
     }
 }
 
-/// Empties a buffer that is used again, and gives back memory that is out of the ordinary.
+/// Empties a buffer for reuse, and frees its memory if it is larger than `MAX_KEPT`.
 pub fn clear(buffer: &mut Vec<u8>) {
     buffer.clear();
     if buffer.capacity() > MAX_KEPT {
@@ -167,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_becomes_whole_again() {
+    fn what_was_fragmented_is_reassembled() {
         for len in [0_usize, 1, 15, 26, 40, 41, 63, 64, 65, 104, 105, 1000] {
             for fragment in [1, 2, 63, 64, 65, 999, 1000, 2000] {
                 let bytes: Vec<u8> = (0..=u8::MAX).cycle().take(len).collect();
@@ -185,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_refused() {
+    fn a_frame_that_does_not_continue_its_item_is_refused() {
         let frames = fragmenter(&[7; 10], 4);
         let try_all = |order: &[usize], max| {
             let mut assembly = Reassembler::default();
@@ -208,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_giant_gives_its_memory_back() {
+    fn a_huge_buffer_frees_its_memory() {
         let mut buffer = Vec::with_capacity(MAX_KEPT + 1);
         clear(&mut buffer);
         assert_eq!(buffer.capacity(), 0);

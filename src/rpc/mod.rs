@@ -1,33 +1,34 @@
-//! Calls: request and response over a stream, for threads.
+//! Remote procedure calls: requests and responses between threads of two processes, over a stream.
 //!
 //! ```text
 //!   SharedMemoryClient (client/)                     SharedMemoryServer (server/)
-//!     callers share a Desk: one reads for all          an Attendant per connection always reads
-//!     Table: places, ids, windows                      Table: places, outboxes, windows
+//!     callers share a Multiplexer: one reads for all   a ConnectionDriver per connection always reads
+//!     InFlightCalls: slots, ids, windows               ServedCalls: slots, outboxes, windows
 //!        │                                                 │
-//!        └── frame.rs, wire.rs, fragment.rs, preface.rs ────┘
-//!                 over channel::{Outbound, Inbound}, urgent words for cancels
+//!        └── wire.rs, fragment.rs, preface.rs ────┘
+//!                 over channel::{SenderCore, ReceiverCore}, out-of-band (OOB) words for cancels
 //! ```
 //!
 //! # Invariants
 //!
-//! 1. **No hop**: a caller reads its own reply off the ring, and an inline method answers from the thread that read
-//!    the request.
-//! 2. **Never mixed up**: an id is never used twice; a frame for what is not under way is dropped where an honest
-//!    peer may send it, and a violation elsewhere.
-//! 3. **Never deadlocked**: the server always reads, so a client's send always ends. What the server has to say is
-//!    left with the connection, never waited for by a worker, and bounded by the client's windows and places.
-//!    A method's own calls end with the call that it serves, and a wait for oneself is found: `nesting.rs`.
-//! 4. **Cancel and control overtake bulk**: cancels go by urgent words; items are sent a piece each in turn.
+//! 1. **No thread switch**: a caller reads its own reply off the ring, and an inline method answers from the thread
+//!    that read the request.
+//! 2. **No call gets the reply of another**: an id is never used twice. A frame for a call that is not under way is
+//!    dropped where a well-formed peer may send it, and is a protocol violation elsewhere.
+//! 3. **No deadlock**: the server always reads, so a client's send always ends. A worker never waits for room in the
+//!    ring: what it cannot send at once is queued with the connection. The client's windows and slots bound that
+//!    queue. A call that a method makes ends no later than the call that the method serves, and a wait that only the
+//!    waiting thread could end is refused: `nesting.rs`.
+//! 4. **Cancels and credit overtake bulk data**: cancels are sent as out-of-band words. The server sends credit
+//!    before items, and sends the items of different calls one fragment each in turn.
 //!
 //! # Proof
 //!
-//! `loom-tests/src/models/calls.rs` runs `client/multiplexer.rs` and `server/connection.rs` under loom; fuzz `calls`, and
-//! `tests/rpc` between processes.
+//! `loom-tests/src/models/calls.rs` runs `client/multiplexer.rs` and `server/connection.rs` under loom; fuzz `calls`,
+//! and `tests/rpc` between processes.
 
 pub mod client;
 pub mod fragment;
-pub mod frame;
 mod nesting;
 mod preface;
 pub mod server;
@@ -35,13 +36,13 @@ pub mod server;
 mod typed;
 pub mod wire;
 
-/// The place of a call among so many, a power of two.
+/// Returns the slot of a call, where there are `slots` of them, a power of two.
 #[inline]
 fn slot_index(id: u64, slots: usize) -> usize {
-    // At most 256 places: what the mask leaves fits.
+    // There are at most 256 slots, so the masked id fits.
     usize::try_from(id & (slots as u64).wrapping_sub(1)).unwrap_or(0)
 }
 
-/// Nobody waits for the call any more.
+/// The call is over: no thread waits for its outcome any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CallOver;

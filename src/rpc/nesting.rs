@@ -1,20 +1,22 @@
-//! What the method that runs on this thread means for the calls that the thread makes.
+//! Limits for the calls that a method makes: its deadline, its role, and waits that only its own thread could end.
 //!
 //! ```text
-//!   server: a thread runs a method        sets: its role, and the deadline of the call that it runs
-//!   client: the method makes a call       asks: `limit` of its wait, `waits_for_itself`, `deadline` to send along
+//!   server: a thread runs a method        sets   its role, and the deadline of the call that it runs
+//!   client: the method makes a call       asks   `limit` for its wait, `waits_for_itself`, `deadline` to send along
 //! ```
 //!
 //! # Invariants
 //!
-//! 1. A call that a method makes ends no later than the call that the method was called with. Threads that a method
-//!    starts have no such limit.
-//! 2. A thread that others wait for does not wait without a deadline. That is one which drives a connection, whose calls
-//!    might be the ones that end the wait, over any number of processes; and a worker, of which the pool has so many. A
-//!    method with a thread of its own waits without one for chunks and pushes alone: nothing else needs its thread, and
-//!    what it passes on may be silent for long.
-//! 3. A wait that only the waiting thread could end is found before it begins: for a call over the connection that this
-//!    thread drives, and for a method of the pool whose only worker this thread is.
+//! 1. A call that a method makes ends no later than the call that the method serves. Threads that the method starts
+//!    have no such limit.
+//! 2. A thread on which other calls depend does not wait without a deadline. Such a thread is a connection driver:
+//!    the calls that it would serve may be those that end the wait, over any number of processes. It is also a
+//!    worker, since the pool has a limited number of them. A method with a thread of its own waits without a deadline
+//!    for chunks and pushes alone: no other call needs its thread, and a stream that it forwards may be silent for
+//!    long.
+//! 3. A wait that only the waiting thread could end is detected before it begins. That is a call over the connection
+//!    that this thread drives, and a call of a method of the pool if this thread is the only worker that could run
+//!    it.
 //!
 //! # Proof
 //!
@@ -27,64 +29,64 @@ use std::time::{Duration, Instant};
 use crate::channel::{ConnectionId, Wait};
 
 thread_local! {
-    /// Whether one of the others is set. Calls outside of methods look at this alone.
+    /// Whether `ROLE` or `DEADLINE` is set. Calls outside of methods read this flag alone.
     static NESTED: Cell<bool> = const { Cell::new(false) };
     static ROLE: RefCell<Option<ThreadRole>> = const { RefCell::new(None) };
     static DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
-    /// Whether the call that this worker serves came from this process itself.
+    /// Whether the call that this worker serves was made by this process itself.
     static SERVES_OWN: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What a thread does for a server, and how long it waits that has no deadline.
+/// What a thread does for a server, and how long it waits where it has no deadline.
 struct ThreadRole {
     work: Work,
     timeout: Duration,
 }
 
 enum Work {
-    /// It reads for this connection, and runs inline methods.
+    /// The thread receives for this connection, and runs inline methods.
     Driver(Option<ConnectionId>),
-    /// It runs methods of this pool.
+    /// The thread runs methods of this pool.
     Worker(Weak<dyn WorkerPool>),
-    /// It runs one method, which streams.
+    /// The thread runs one streaming, upload or duplex method.
     Stream,
 }
 
 /// What a thread waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Awaited {
-    /// The reply of this method, which is called by `call`.
+    /// The reply of the method with this number, called by `call`.
     Reply(u32),
-    /// The reply of an upload, or that a call may begin.
+    /// The reply of an upload, or room to begin a call.
     Answer,
-    /// Chunks and pushes, or that the peer takes some.
+    /// Chunks and pushes, or room in the peer's window for them.
     Flow,
 }
 
-/// A pool of workers, as a call asks it.
+/// A pool of workers, as far as a call must know it.
 pub(crate) trait WorkerPool: Send + Sync {
-    /// Whether a call of this method, over this connection, waits for the worker that makes it. That one serves a call
-    /// of this process itself, or of another.
+    /// Returns whether a call of this method, over this connection, would wait for the worker that makes it.
+    /// `serves_own` says whether that worker serves a call of this process itself.
     fn waits_for_itself(&self, connection: ConnectionId, method: u32, serves_own: bool) -> bool;
 }
 
-/// The role of this thread, until this is dropped.
+/// Sets the role of this thread, until the guard is dropped.
 pub(crate) struct RoleGuard {
     before: Option<ThreadRole>,
 }
 
 impl RoleGuard {
-    /// The thread drives a connection.
+    /// Makes the thread the driver of a connection.
     pub(crate) fn driver(connection: Option<ConnectionId>, timeout: Duration) -> Self {
         Self::enter(Work::Driver(connection), timeout)
     }
 
-    /// The thread is a worker.
+    /// Makes the thread a worker of a pool.
     pub(crate) fn worker(pool: Weak<dyn WorkerPool>, timeout: Duration) -> Self {
         Self::enter(Work::Worker(pool), timeout)
     }
 
-    /// The thread was started for one method.
+    /// Marks the thread as started for one method.
     pub(crate) fn stream(timeout: Duration) -> Self {
         Self::enter(Work::Stream, timeout)
     }
@@ -103,7 +105,7 @@ impl Drop for RoleGuard {
     }
 }
 
-/// The deadline of the call that this thread's method was called with, until this is dropped.
+/// Sets the deadline of the call that this thread's method serves, until the guard is dropped.
 pub(crate) struct DeadlineGuard {
     before: Option<Instant>,
 }
@@ -118,7 +120,8 @@ impl DeadlineGuard {
     #[cold]
     fn enter(deadline: Instant) -> Self {
         let before = DEADLINE.get();
-        // A method may serve connections of its own: what it was called with holds for them as well.
+        // A method may serve connections of its own: the deadline of the call that it serves holds for their calls as
+        // well.
         DEADLINE.set(Some(before.map_or(deadline, |before| before.min(deadline))));
         update();
         Self { before }
@@ -136,28 +139,29 @@ fn update() {
     NESTED.set(DEADLINE.get().is_some() || ROLE.with_borrow(Option::is_some));
 }
 
-/// This worker serves a call of this process itself, or of another.
+/// Notes whether the call that this worker serves was made by this process itself.
 pub(crate) fn set_serves_own(own: bool) {
     SERVES_OWN.set(own);
 }
 
-/// Whether this thread runs methods, so that [`limit`] and the others have anything to say.
+/// Returns whether this thread has a role or a deadline, so that [`limit`] and [`waits_for_itself`] may restrict its
+/// waits.
 #[inline]
 pub(crate) fn is_nested() -> bool {
     NESTED.get()
 }
 
-/// Whether this thread drives a connection.
+/// Returns whether this thread drives a connection.
 pub(crate) fn is_driver() -> bool {
     is_nested() && ROLE.with_borrow(|role| matches!(role, Some(ThreadRole { work: Work::Driver(_), .. })))
 }
 
-/// The deadline of the call that this thread's method was called with.
+/// Returns the deadline of the call that this thread's method serves.
 pub(crate) fn deadline() -> Option<Instant> {
     if is_nested() { DEADLINE.get() } else { None }
 }
 
-/// How long this thread may wait that would wait so long.
+/// Returns how long this thread may wait where it would wait for `wait`.
 #[inline]
 pub(crate) fn limit(wait: Wait, awaited: Awaited) -> Wait {
     if is_nested() { limit_nested(wait, awaited) } else { wait }
@@ -180,7 +184,7 @@ fn limit_nested(wait: Wait, awaited: Awaited) -> Wait {
     Wait::Deadline(deadline.or_else(timeout))
 }
 
-/// Whether a wait over this connection could only be ended by this thread itself.
+/// Returns whether only this thread itself could end a wait over this connection.
 #[cold]
 pub(crate) fn waits_for_itself(connection: Option<ConnectionId>, awaited: Awaited) -> bool {
     let Some(connection) = connection else { return false };

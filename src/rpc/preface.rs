@@ -1,29 +1,30 @@
-//! The first exchange: the client says its windows, the server says its own, or refuses.
+//! The preface of a connection for calls: the client sends its windows, and the server answers with its own or
+//! refuses.
 
 use std::time::Instant;
 
-use super::frame::send;
+use super::wire::send_frame;
 use super::wire::{FrameHeader, FrameKind, HEADER_LEN, SETTINGS_LEN, Settings, VERSION, window_cost};
 use crate::channel::{ReceiverCore, RecvCoreError, SendCoreError, SenderCore, Wait, WaitPolicy};
 use crate::error::{ConnectError, ConnectionError, ProtocolViolation, RejectCode, shortened};
 use crate::memory::Memory;
 use crate::options::Options;
 
-/// The longest text of a refusal, in bytes.
+/// The length of the longest text of a refusal, in bytes.
 const MAX_TEXT: usize = 64;
 
-/// The longest chunk of a stream with this window, in bytes.
+/// Returns the length of the longest chunk of a stream with this window, in bytes.
 pub(super) fn max_chunk(window: u32, max: usize) -> usize {
     (window.saturating_sub(window_cost(0)) as usize).min(max)
 }
 
-/// The windows of streams and of pushes that hold: the smaller of both sides' wishes.
+/// Returns the windows of streams and of pushes that both sides use: the smaller of each side's.
 pub(super) fn negotiate_windows(options: &Options, theirs: &Settings) -> (u32, u32) {
     let (stream_window, push_window) = options.windows();
     (stream_window.min(theirs.stream_window), push_window.min(theirs.push_window))
 }
 
-/// The client's part.
+/// Runs the client's side: sends its settings, and returns those of the server.
 pub(super) fn connect<M: Memory, P: WaitPolicy>(
     out: &mut SenderCore<M, P>,
     inb: &mut ReceiverCore<M, P>,
@@ -33,8 +34,8 @@ pub(super) fn connect<M: Memory, P: WaitPolicy>(
 ) -> Result<Settings, ConnectError> {
     let wait = Wait::Deadline(deadline);
     let mine = Settings { version: VERSION, stream_window, push_window };
-    match send(out, FrameHeader::new(FrameKind::Hello, 0), [&mine.encode(), &[]], 0, wait) {
-        Ok(()) | Err(SendCoreError::Ended(_)) => {} // Who refuses us and closes may have said why.
+    match send_frame(out, FrameHeader::new(FrameKind::Hello, 0), [&mine.encode(), &[]], 0, wait) {
+        Ok(()) | Err(SendCoreError::Ended(_)) => {} // A server that refuses and closes may have sent the reason.
         Err(SendCoreError::Full) => return Err(ConnectError::Timeout),
         Err(_) => return Err(ConnectError::NoCalls),
     }
@@ -53,31 +54,31 @@ pub(super) fn connect<M: Memory, P: WaitPolicy>(
     }
 }
 
-/// The server's part: what the client says.
+/// Runs the first half of the server's side: receives the client's settings.
 pub(super) fn receive_hello<M: Memory, P: WaitPolicy>(
     inb: &mut ReceiverCore<M, P>,
     deadline: Option<Instant>,
 ) -> Result<Settings, RecvCoreError> {
     let mut body = [0; MAX_TEXT];
     let (head, len) = receive(inb, &mut body, Wait::Deadline(deadline))?;
-    let heard = match head.kind {
+    let settings = match head.kind {
         FrameKind::Hello => decode_settings(body.get(..len)),
-        _ => Err(ProtocolViolation("a first frame that is no greeting")),
+        _ => Err(ProtocolViolation("a first frame that is not a client's preface")),
     };
-    heard.map_err(|violation| RecvCoreError::Ended(inb.violated(violation)))
+    settings.map_err(|violation| RecvCoreError::Ended(inb.violated(violation)))
 }
 
-/// The server's answer; there is room for it in a fresh ring.
+/// Sends the server's settings; a fresh ring has room for them.
 pub(super) fn accept<M: Memory, P: WaitPolicy>(
     out: &mut SenderCore<M, P>,
     stream_window: u32,
     push_window: u32,
 ) -> Result<(), SendCoreError> {
     let mine = Settings { version: VERSION, stream_window, push_window };
-    send(out, FrameHeader::new(FrameKind::Accept, 0), [&mine.encode(), &[]], 0, Wait::Never)
+    send_frame(out, FrameHeader::new(FrameKind::Accept, 0), [&mine.encode(), &[]], 0, Wait::Never)
 }
 
-/// The server's refusal; there is room for it in a fresh ring.
+/// Sends the server's refusal; a fresh ring has room for it.
 pub(super) fn refuse<M: Memory, P: WaitPolicy>(
     out: &mut SenderCore<M, P>,
     code: RejectCode,
@@ -85,7 +86,7 @@ pub(super) fn refuse<M: Memory, P: WaitPolicy>(
 ) -> Result<(), SendCoreError> {
     let text: String = text.chars().filter(|c| !c.is_control()).collect();
     let text = shortened(&text, MAX_TEXT);
-    send(
+    send_frame(
         out,
         FrameHeader::new(FrameKind::Refuse, code.number().into()),
         [text.as_bytes(), &[]],
@@ -94,9 +95,9 @@ pub(super) fn refuse<M: Memory, P: WaitPolicy>(
     )
 }
 
-/// The beginning of a text that has at most so many bytes.
-pub(super) fn truncate_text(text: &str, most: usize) -> &str {
-    let mut end = text.len().min(most);
+/// Returns the longest beginning of a text that has at most so many bytes.
+pub(super) fn truncate_text(text: &str, max: usize) -> &str {
+    let mut end = text.len().min(max);
     while !text.is_char_boundary(end) {
         end -= 1;
     }
@@ -110,7 +111,7 @@ fn decode_refusal(code: u32, text: &[u8]) -> ConnectError {
 
 fn decode_settings(body: Option<&[u8]>) -> Result<Settings, ProtocolViolation> {
     let body: Option<&[u8; SETTINGS_LEN]> = body.and_then(|body| body.try_into().ok());
-    Settings::decode(body.ok_or(ProtocolViolation("a greeting of the wrong length"))?)
+    Settings::decode(body.ok_or(ProtocolViolation("a preface of the wrong length"))?)
 }
 
 /// Receives one frame with a short body.
@@ -123,7 +124,7 @@ fn receive<M: Memory, P: WaitPolicy>(
     let message = match inb.recv(&mut bytes, wait) {
         Ok(message) => message,
         Err(RecvCoreError::BufferTooSmall(_)) => {
-            return Err(RecvCoreError::Ended(inb.violated(ProtocolViolation("a greeting that is too long"))));
+            return Err(RecvCoreError::Ended(inb.violated(ProtocolViolation("a preface that is too long"))));
         }
         Err(fault) => return Err(fault),
     };
@@ -133,6 +134,8 @@ fn receive<M: Memory, P: WaitPolicy>(
     let len = message.len.checked_sub(HEADER_LEN);
     match (FrameHeader::decode(head), len) {
         (Ok(head), Some(len)) if message.tag == 0 => Ok((head, len)),
-        _ => Err(RecvCoreError::Ended(inb.violated(ProtocolViolation("a first frame that is no greeting")))),
+        _ => {
+            Err(RecvCoreError::Ended(inb.violated(ProtocolViolation("a first frame that is not a preface"))))
+        }
     }
 }

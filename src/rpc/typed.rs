@@ -1,4 +1,4 @@
-//! Values instead of bytes, by serde and postcard (feature `serde`).
+//! Typed calls: values instead of bytes, encoded by serde and postcard (feature `serde`).
 
 use std::time::Duration;
 
@@ -9,11 +9,14 @@ use super::client::{Reply, SharedMemoryClient};
 use super::server::{Request, SharedMemoryServer};
 use crate::error::{CallError, HandlerError};
 
-/// The code of a request that does not fit the method's type, in a [`HandlerError`].
+/// The code, in a [`HandlerError`], of a request that cannot be decoded as the method's type.
 const BAD_REQUEST: u32 = u32::MAX;
 
 impl SharedMemoryClient {
-    /// As [`call`](Self::call), with values: both are encoded by postcard. Needs the feature `serde`.
+    /// Calls a method with a value, and returns the value of its reply. Needs the feature `serde`.
+    ///
+    /// Both values are encoded by postcard. Blocks until the reply arrives or the connection ends, without a
+    /// deadline.
     ///
     /// ```
     /// # use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
@@ -30,7 +33,8 @@ impl SharedMemoryClient {
     ///
     /// # Errors
     ///
-    /// As `call`, and [`CallError::Codec`] if the request cannot be encoded, or the reply is not such a value.
+    /// [`CallError`]: the server's answer, or the reason why the connection ended. [`CallError::Codec`] if the
+    /// request cannot be encoded or the reply cannot be decoded as an `R`.
     pub fn call_typed<A, R>(&self, method: u32, request: &A) -> Result<R, CallError>
     where
         A: Serialize + ?Sized,
@@ -39,11 +43,16 @@ impl SharedMemoryClient {
         decoded(&self.call(method, &encoded(request)?)?)
     }
 
-    /// As [`call_typed`](Self::call_typed), for at most `timeout`.
+    /// Calls a method with a value, and returns the value of its reply, within `timeout`. Needs the feature `serde`.
+    ///
+    /// Both values are encoded by postcard. A timeout that overflows `Instant` means no deadline. After the timeout
+    /// the server is asked to cancel the call, and a late reply is dropped.
     ///
     /// # Errors
     ///
-    /// As there, and [`CallError::Timeout`].
+    /// [`CallError`]: the server's answer, or the reason why the connection ended. [`CallError::Timeout`] if the
+    /// reply did not arrive within `timeout`. [`CallError::Codec`] if the request cannot be encoded or the reply
+    /// cannot be decoded as an `R`.
     pub fn call_typed_timeout<A, R>(
         &self,
         method: u32,
@@ -59,7 +68,7 @@ impl SharedMemoryClient {
 }
 
 impl Reply {
-    /// The value that it is, by postcard. Needs the feature `serde`.
+    /// Decodes the reply as a value, by postcard. Needs the feature `serde`.
     ///
     /// ```
     /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
@@ -76,16 +85,17 @@ impl Reply {
     ///
     /// # Errors
     ///
-    /// [`CallError::Codec`] if it is not such a value.
+    /// [`CallError::Codec`] if the bytes are not an `R`, or bytes are left over behind it.
     pub fn decode<R: DeserializeOwned>(&self) -> Result<R, CallError> {
         decoded(self)
     }
 }
 
 impl SharedMemoryServer {
-    /// As [`method`](Self::method), with values: both are encoded by postcard. Needs the feature `serde`.
+    /// Registers a method of the pool that takes a value and returns one. Needs the feature `serde`.
     ///
-    /// A request that is not such a value is answered with [`CallError::Failed`], and the method does not run.
+    /// Both values are encoded by postcard. It runs as a [`method`](Self::method) does. A request that cannot be
+    /// decoded as an `A` is answered with [`CallError::Failed`], and the method does not run.
     ///
     /// ```
     /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
@@ -109,7 +119,11 @@ impl SharedMemoryServer {
         self.method(id, move |request, reply| answer(&method, request, reply))
     }
 
-    /// As [`inline`](Self::inline), with values: both are encoded by postcard. Needs the feature `serde`.
+    /// Registers an inline method that takes a value and returns one. Needs the feature `serde`.
+    ///
+    /// Both values are encoded by postcard. It runs as an [`inline`](Self::inline) method does, on the connection's
+    /// own thread. A request that cannot be decoded as an `A` is answered with [`CallError::Failed`], and the method
+    /// does not run.
     ///
     /// ```
     /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
@@ -140,10 +154,10 @@ where
     R: Serialize,
     F: Fn(&Request<'_>, A) -> Result<R, HandlerError>,
 {
-    let asked =
+    let argument =
         decoded(request.bytes()).map_err(|error| HandlerError::new(BAD_REQUEST, error.to_string()))?;
-    let answered = method(request, asked)?;
-    let buffer = postcard::to_extend(&answered, std::mem::take(reply));
+    let value = method(request, argument)?;
+    let buffer = postcard::to_extend(&value, std::mem::take(reply));
     *reply = buffer.map_err(|error| HandlerError::new(BAD_REQUEST, error.to_string()))?;
     Ok(())
 }
@@ -152,7 +166,7 @@ fn encoded<A: Serialize + ?Sized>(value: &A) -> Result<Vec<u8>, CallError> {
     postcard::to_extend(value, Vec::new()).map_err(|error| CallError::Codec(error.to_string()))
 }
 
-/// A value of all of the bytes: what is left over is a mistake.
+/// Decodes a value that must occupy all of the bytes.
 fn decoded<R: DeserializeOwned>(bytes: &[u8]) -> Result<R, CallError> {
     match postcard::take_from_bytes(bytes) {
         Ok((value, [])) => Ok(value),

@@ -1,70 +1,73 @@
-//! The frames of the call layer: eight bytes in front of a message, its tag, and the first exchange.
+//! The wire format of calls: the header of a frame, and the settings of the preface.
 //!
 //! ```text
 //!  message   0 kind   1 flags   2 sequence (16 bits)   4 word (32 bits)   8 body
 //!  its tag   the id of the call, or 0
 //!
-//!  kind      from     word      body                           id
-//!  Hello     client   0         settings                       0
-//!  Welcome   server   0         settings                       0
-//!  Refuse    server   code      text                           0
-//!  Call      client   method    [time left, 8 bytes] request   of a free place
-//!  Chunk     both     0         a chunk of a stream            its call
-//!  End       both     0         none                           its call
-//!  Credit    both     how much  none                           its call; 0: pushes
-//!  Reply     server   0         the whole reply                its call
-//!  Error     server   status    code of 4 bytes, text          its call
-//!  Push      server   0         what nobody asked for          0
-//!  Rest      both     0         the next piece of what began   as it began
-//!  Goodbye   server   0         none                           0
+//!  kind          from     word     body                           id
+//!  Hello         client   0        settings                       0
+//!  Accept        server   0        settings                       0
+//!  Refuse        server   code     text                           0
+//!  Call          client   method   [time left, 8 bytes] request   of a free slot
+//!  Chunk         both     0        a chunk of a stream            its call
+//!  End           both     0        none                           its call
+//!  Credit        both     amount   none                           its call; 0: pushes
+//!  Reply         server   0        the whole reply                its call
+//!  Error         server   status   code of 4 bytes, text          its call
+//!  Push          server   0        a push                         0
+//!  Continuation  both     0        the next fragment of an item   that of the item
+//!  Goodbye       server   0        none                           0
 //! ```
 //!
-//! A Call, Chunk, Reply or Push that exceeds a piece goes on in Rest frames; each but the last has the flag
-//! More. The sequence counts the Call, Chunk, End, Reply, Push and Rest frames of one id in one direction, from 0, and
-//! wraps; the others have 0 there. Behind a Goodbye the server begins no call: what it has not answered by then, it never
-//! began. `docs/protocol-calls.md` has all that another implementation needs.
+//! A Call, Chunk, Reply or Push that is longer than a fragment is continued in Continuation frames; each of its
+//! frames but the last has the flag [`MORE`]. The sequence counts the Call, Chunk, End, Reply, Push and Continuation
+//! frames of one id in one direction, from 0, and wraps. All other frames have 0 there. The server begins no call
+//! behind a Goodbye: a call that it has not answered by then was never begun. `docs/protocol-calls.md` has all that
+//! another implementation needs.
 //!
 //! # Invariants
 //!
-//! 1. Decoding never panics and allocates nothing; what no peer of this version writes is an error.
-//! 2. A head that decodes encodes to the same bytes.
+//! 1. Decoding never panics and allocates nothing. Bytes that no peer of this version writes are an error.
+//! 2. A header that decodes encodes to the same bytes.
 //!
 //! # Proof
 //!
-//! The tests below try every value of every field; fuzz `calls`.
+//! The tests below try every kind and flag, and every byte of the settings; fuzz `calls`.
 
+use crate::channel::{IncomingMessage, ReceiverCore, SendCoreError, SenderCore, Wait, WaitPolicy};
 use crate::error::ProtocolViolation;
+use crate::memory::Memory;
 
-/// Bytes of a head.
+/// The length of a header, in bytes.
 pub const HEADER_LEN: usize = 8;
 
-/// Bytes of the settings.
+/// The length of the settings, in bytes.
 pub const SETTINGS_LEN: usize = 32;
 
-/// What a chunk or push costs of a window beside its bytes, so that empty ones are not free.
+/// What a chunk or push costs of a window in addition to its bytes, so that empty ones are not free.
 pub const CHUNK_COST: u32 = 64;
 
 /// The smallest window, in bytes.
 pub const MIN_WINDOW: u32 = 1024;
 
-/// Bytes of the longest error: its code and its text.
+/// The length of the longest error, in bytes: its code and its text.
 pub const ERROR_LEN: usize = 4 + 1024;
 
-/// Further pieces of this item follow.
+/// Further fragments of this item follow.
 pub const MORE: u8 = 1;
 /// The reply is a stream.
 pub const STREAM: u8 = 2;
 /// The request is followed by a stream.
 pub const UPLOAD: u8 = 4;
-/// The caller does not wait; the reply is empty.
+/// The caller does not wait for the outcome.
 pub const NOTIFY: u8 = 8;
-/// The caller's time left stands before the request, in nanoseconds.
+/// The time that the caller has left stands before the request, in nanoseconds.
 pub const DEADLINE: u8 = 16;
 
-/// What a frame is.
+/// The kind of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-#[allow(missing_docs)] // The table above.
+#[allow(missing_docs)] // The table at the top of this file has them.
 pub enum FrameKind {
     Hello = 1,
     Accept = 2,
@@ -99,7 +102,7 @@ impl FrameKind {
         ALL.get(usize::from(byte).wrapping_sub(1)).copied()
     }
 
-    /// The flags that it may have.
+    /// Returns the flags that frames of this kind may have.
     fn flags(self) -> u8 {
         match self {
             Self::Call => MORE | STREAM | UPLOAD | NOTIFY | DEADLINE,
@@ -108,54 +111,55 @@ impl FrameKind {
         }
     }
 
-    /// Whether frames of it are counted by the sequence.
+    /// Returns whether frames of this kind are counted by the sequence.
     pub fn is_sequenced(self) -> bool {
         matches!(self, Self::Call | Self::Chunk | Self::End | Self::Reply | Self::Push | Self::Continuation)
     }
 }
 
-/// The head of a frame.
+/// The header of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameHeader {
-    /// What it is.
+    /// The kind.
     pub kind: FrameKind,
-    /// Bits: [`MORE`] and the others.
+    /// The flags: [`MORE`] and the others.
     pub flags: u8,
-    /// The count of the frame.
+    /// The sequence number of the frame.
     pub seq: u16,
-    /// By kind: a method, a status, an amount, or 0.
+    /// Depends on the kind: a method, a status, an amount, or 0.
     pub word: u32,
 }
 
 impl FrameHeader {
-    /// A head with no flags, whose sequence is set when it is sent.
+    /// Returns a header without flags, whose sequence number is set when it is sent.
     pub fn new(kind: FrameKind, word: u32) -> Self {
         Self { kind, flags: 0, seq: 0, word }
     }
 
-    /// With these flags too.
+    /// Returns the header with these flags added.
     pub fn with_flags(self, flags: u8) -> Self {
         Self { flags: self.flags | flags, ..self }
     }
 
-    /// Whether it has one of these flags.
+    /// Returns whether the header has one of these flags.
     pub fn has_flag(&self, flags: u8) -> bool {
         self.flags & flags != 0
     }
 
-    /// Writes it down.
+    /// Encodes the header.
     #[inline]
     pub fn encode(&self) -> [u8; HEADER_LEN] {
-        // As one number: bytes that are stored one by one and loaded together wait for each other.
+        // Build one number and store it once: a load of eight bytes that were stored one by one must wait for all of
+        // the stores.
         let low = u64::from(self.kind as u8) | u64::from(self.flags) << 8 | u64::from(self.seq) << 16;
         (low | u64::from(self.word) << 32).to_le_bytes()
     }
 
-    /// Reads and judges it.
+    /// Decodes a header, and validates it.
     ///
     /// # Errors
     ///
-    /// [`ProtocolViolation`] for all that no peer of this version writes.
+    /// [`ProtocolViolation`] if no peer of this version writes these bytes.
     #[inline]
     pub fn decode(bytes: [u8; HEADER_LEN]) -> Result<Self, ProtocolViolation> {
         let all = u64::from_le_bytes(bytes);
@@ -166,24 +170,24 @@ impl FrameHeader {
         if flags & !kind.flags() != 0 || (head.has_flag(NOTIFY) && head.has_flag(STREAM | UPLOAD)) {
             return Err(ProtocolViolation("a frame with flags that it cannot have"));
         }
-        let worded = match kind {
+        let word_is_valid = match kind {
             FrameKind::Call => true,
             FrameKind::Error => Status::of(word).is_some(),
             FrameKind::Refuse => (1..=u32::from(u16::MAX)).contains(&word),
             FrameKind::Credit => word != 0,
             _ => word == 0,
         };
-        if !worded || (seq != 0 && !kind.is_sequenced()) {
+        if !word_is_valid || (seq != 0 && !kind.is_sequenced()) {
             return Err(ProtocolViolation("a frame with a word that it cannot have"));
         }
         Ok(head)
     }
 }
 
-/// Why the server did not answer with what was asked for.
+/// Why the server did not answer with a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-#[allow(missing_docs)] // The public errors say what they mean.
+#[allow(missing_docs)] // The variants of `CallError` document them.
 pub enum Status {
     UnknownMethod = 1,
     WrongKind = 2,
@@ -197,7 +201,7 @@ pub enum Status {
 }
 
 impl Status {
-    /// The status of a word.
+    /// Returns the status with this number.
     pub fn of(word: u32) -> Option<Self> {
         const ALL: [Status; 9] = [
             Status::UnknownMethod,
@@ -214,24 +218,24 @@ impl Status {
     }
 }
 
-/// What each side tells the other first: how much it takes of what it did not ask for piece by piece.
+/// What each side sends first: its version, and how much it lets the peer send without credit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// The newest version that it speaks.
+    /// The newest version that the sender speaks.
     pub version: u16,
-    /// What may be under way of each stream towards it: bytes, and [`CHUNK_COST`] for each chunk.
+    /// The window of each stream towards the sender: bytes, and [`CHUNK_COST`] for each chunk.
     pub stream_window: u32,
-    /// The same of pushes, all together.
+    /// The window of all pushes together, likewise.
     pub push_window: u32,
 }
 
-/// The version that is spoken here.
+/// The version that this library speaks.
 pub const VERSION: u16 = 1;
 
 const MAGIC: [u8; 8] = *b"narrows#";
 
 impl Settings {
-    /// Writes them down.
+    /// Encodes the settings.
     pub fn encode(&self) -> [u8; SETTINGS_LEN] {
         let mut bytes = [0; SETTINGS_LEN];
         bytes[..8].copy_from_slice(&MAGIC);
@@ -241,31 +245,101 @@ impl Settings {
         bytes
     }
 
-    /// Reads and judges them. Of another version only the version is judged.
+    /// Decodes settings, and validates them. Of another version only the magic and the version are validated.
     ///
     /// # Errors
     ///
-    /// [`ProtocolViolation`] for all that no peer of this version writes.
+    /// [`ProtocolViolation`] if no peer of this version writes these bytes.
     pub fn decode(bytes: &[u8; SETTINGS_LEN]) -> Result<Self, ProtocolViolation> {
         let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let version = u16::from_le_bytes([bytes[8], bytes[9]]);
         if bytes[..8] != MAGIC || version == 0 {
-            return Err(ProtocolViolation("a first frame that is no greeting"));
+            return Err(ProtocolViolation("a first frame that is not a preface"));
         }
         let settings = Self { version, stream_window: word(12), push_window: word(16) };
         let zero = bytes[10..12].iter().chain(&bytes[20..]).all(|&byte| byte == 0);
         let least = settings.stream_window.min(settings.push_window);
         if version == VERSION && !(zero && least >= MIN_WINDOW) {
-            return Err(ProtocolViolation("a greeting with settings that cannot be"));
+            return Err(ProtocolViolation("a preface with settings out of range"));
         }
         Ok(settings)
     }
 }
 
-/// What a chunk or push of `len` bytes costs of its window.
+/// Returns what a chunk or push of `len` bytes costs of its window.
 #[inline]
 pub fn window_cost(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX).saturating_add(CHUNK_COST)
+}
+
+/// Sends one frame, whose body is the concatenation of two parts.
+#[inline]
+pub fn send_frame<M: Memory, P: WaitPolicy>(
+    out: &mut SenderCore<M, P>,
+    head: FrameHeader,
+    body: [&[u8]; 2],
+    id: u64,
+    wait: Wait,
+) -> Result<(), SendCoreError> {
+    out.send_framed(head.encode(), body, id, wait).map(drop)
+}
+
+/// A received frame, whose body is still where the message arrived.
+#[derive(Clone, Copy, Debug)]
+pub struct Frame {
+    /// The header.
+    pub head: FrameHeader,
+    /// The id of the call, or 0.
+    pub id: u64,
+    message: IncomingMessage,
+}
+
+impl Frame {
+    /// Reads the header of a message.
+    ///
+    /// # Errors
+    ///
+    /// [`ProtocolViolation`] if the message is not a frame.
+    #[inline]
+    pub fn open<M: Memory, P: WaitPolicy>(
+        inbound: &ReceiverCore<M, P>,
+        message: &IncomingMessage,
+    ) -> Result<Self, ProtocolViolation> {
+        let mut head = [0; HEADER_LEN];
+        match inbound.read_at(message, 0, &mut head) {
+            Ok(()) => Ok(Self { head: FrameHeader::decode(head)?, id: message.tag(), message: *message }),
+            Err(_) => Err(ProtocolViolation("a message without a header")),
+        }
+    }
+
+    /// Returns the length of the body, in bytes.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.message.len() - HEADER_LEN
+    }
+
+    /// Returns whether the frame has no body.
+    #[cfg_attr(not(feature = "testing"), allow(dead_code, reason = "for tests"))]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Returns the message that carries the frame.
+    #[inline]
+    pub fn message(&self) -> &IncomingMessage {
+        &self.message
+    }
+
+    /// Copies the body from offset `at` on into all of `into`; returns `None` if the body has fewer bytes.
+    #[inline]
+    pub fn read<M: Memory, P: WaitPolicy>(
+        &self,
+        inbound: &ReceiverCore<M, P>,
+        at: usize,
+        into: &mut [u8],
+    ) -> Option<()> {
+        inbound.read_at(&self.message, HEADER_LEN.checked_add(at)?, into).ok()
+    }
 }
 
 #[cfg(test)]
@@ -273,7 +347,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_decodes_encodes_to_the_same() {
+    fn a_decoded_header_encodes_to_the_same_bytes() {
         let mut legal = 0;
         for kind in 0..=u8::MAX {
             for flags in 0..=u8::MAX {
@@ -290,7 +364,7 @@ mod tests {
                 }
             }
         }
-        // Hello, Welcome and Goodbye, Error (1 is a status), Refuse, Credit: sequence 0; calls: 20 sets of flags.
+        // Hello, Accept and Goodbye, Error (1 is a status), Refuse, Credit: sequence 0; calls: 20 sets of flags.
         let words = 3 + 1 + 4 + 5;
         let counted = 20 * 6 * 3 + (4 * 2 + 1) * 3;
         assert_eq!(legal, words + counted);

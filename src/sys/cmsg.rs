@@ -1,4 +1,4 @@
-//! Descriptors beside the bytes: the records that the kernel puts into a control buffer.
+//! Control messages: the records for descriptors and credentials in the control buffer of `sendmsg` and `recvmsg`.
 //!
 //! ```text
 //!   | len: 8 | level: 4 | type: 4 | data: len - 16 | padding to 8 |  next record ...
@@ -6,15 +6,16 @@
 //!
 //! # Invariants
 //!
-//! 1. The buffer is read and written as bytes, each access checked: no pointer into it is made.
-//! 2. Every descriptor in it becomes an [`OwnedFd`] before anything is judged, so whatever is
-//!    refused later is closed.
+//! 1. The buffer is read and written as bytes, and each access is checked: no pointer into it is made.
+//! 2. Every descriptor in it becomes an [`OwnedFd`] before anything is validated, so a descriptor that is refused later
+//!    is closed.
 //! 3. For sending, the buffer has room for all that one message can carry: 253 descriptors. For receiving it offers
-//!    room for one descriptor, a pidfd and the credentials: what else a peer sends stays out of the table of descriptors.
+//!    room for one descriptor, a pidfd and the credentials: the kernel does not install further descriptors from a
+//!    peer.
 //!
 //! # Proof
 //!
-//! Unit tests on byte strings below; `transfer` tests real messages.
+//! Unit tests on byte strings below; the tests of `socket_io` use real messages.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -31,7 +32,7 @@ pub(crate) struct ControlBuffer {
     bytes: [u8; ROOM],
 }
 
-/// What came beside the bytes.
+/// The parsed control messages of one receive.
 #[derive(Debug, Default)]
 pub(crate) struct ParsedControl {
     /// Every descriptor that was passed.
@@ -43,23 +44,23 @@ pub(crate) struct ParsedControl {
 }
 
 impl ControlBuffer {
-    /// An empty buffer.
+    /// Creates an empty buffer.
     pub(crate) fn new() -> Self {
         Self { bytes: [0; ROOM] }
     }
 
-    /// For the kernel: where it stands and how large it is.
+    /// Returns the whole buffer, to pass to the kernel.
     pub(crate) fn as_mut_bytes(&mut self) -> &mut [u8] {
         &mut self.bytes
     }
 
-    /// For the kernel, to receive: as much of it as one descriptor, a pidfd and the credentials take. Without
+    /// Returns the part of the buffer to receive into: room for one descriptor, a pidfd and the credentials. Without
     /// credentials more descriptors fit, but no more than 16.
     pub(crate) fn for_one(&mut self) -> &mut [u8] {
         self.bytes.get_mut(..RECEIVED).unwrap_or_default()
     }
 
-    /// Makes it one record that passes these descriptors, and returns the length in use.
+    /// Writes one record that passes these descriptors, and returns the length in use.
     ///
     /// # Errors
     ///
@@ -79,7 +80,7 @@ impl ControlBuffer {
         Ok(used)
     }
 
-    /// Owns everything that the kernel put into the first `len` bytes.
+    /// Takes ownership of all descriptors that the kernel put into the first `len` bytes.
     ///
     /// # Safety
     ///
@@ -95,12 +96,13 @@ impl ControlBuffer {
                 continue;
             }
             for number in numbers(record.data) {
-                // SAFETY: not negative, and the kernel installed this descriptor for us with the
-                // message: by this function's contract nobody owns it yet.
+                // SAFETY: not negative, and the kernel installed this descriptor in this process with the message. By
+                // this function's contract it has no owner yet.
                 let fd = unsafe { OwnedFd::from_raw_fd(number) };
                 match record.kind {
                     RIGHTS => taken.fds.push(fd),
-                    // A peer whose end nobody could watch is better than a number that is not ours to use.
+                    // If the descriptor cannot be moved, the peer is not watched by a pidfd. That is better than a
+                    // descriptor with the number of a standard stream.
                     _ => taken.pidfd = syscall_error::beyond_standard_streams(fd).ok(),
                 }
             }
@@ -109,7 +111,7 @@ impl ControlBuffer {
     }
 }
 
-/// The records in these bytes: the type of each, and the descriptors that it names.
+/// Returns the type of each record in these bytes, and the descriptors that it names.
 #[cfg(any(test, feature = "testing"))]
 pub(crate) fn decoded(bytes: &[u8]) -> Vec<(i32, Vec<RawFd>)> {
     ControlMessages(bytes).map(|record| (record.kind, numbers(record.data).collect())).collect()
@@ -121,7 +123,7 @@ const FD: usize = size_of::<RawFd>();
 const SOCKET: i32 = libc::SOL_SOCKET;
 const RIGHTS: i32 = libc::SCM_RIGHTS;
 const CREDENTIALS: i32 = libc::SCM_CREDENTIALS;
-/// The C library's headers for Rust do not have it yet; it is the same on all machines.
+/// `SCM_PIDFD`, which the crate `libc` does not have yet. The number is the same on all architectures.
 const PIDFD: i32 = 4;
 /// More than the 1028 bytes of 253 descriptors.
 const ROOM: usize = 2048;
@@ -137,7 +139,7 @@ struct ControlMessage<'a> {
     data: &'a [u8],
 }
 
-/// The records in a control buffer; ends at the first that is not whole.
+/// An iterator over the records in a control buffer. It ends at the first record that is not complete.
 struct ControlMessages<'a>(&'a [u8]);
 
 impl<'a> Iterator for ControlMessages<'a> {
@@ -148,7 +150,7 @@ impl<'a> Iterator for ControlMessages<'a> {
         let record = ControlMessage {
             level: number_at(self.0, 8)?,
             kind: number_at(self.0, 12)?,
-            // Nothing for a length below that of the header, so each record is progress.
+            // This is `None` for a length below that of the header, so each record makes progress.
             data: self.0.get(HEADER..len)?,
         };
         let next = len.checked_next_multiple_of(ALIGN)?;
@@ -157,11 +159,10 @@ impl<'a> Iterator for ControlMessages<'a> {
     }
 }
 
-/// The descriptors in a record. Where the kernel cannot make a pidfd it puts an error, which is
-/// negative.
+/// Returns the descriptors in a record. If the kernel cannot make a pidfd, it stores an error there, which is negative.
 fn numbers(data: &[u8]) -> impl Iterator<Item = RawFd> {
-    let places = (0..data.len() / FD).map(|i| i * FD);
-    places.filter_map(|at| number_at(data, at)).filter(|number| *number >= 0)
+    let offsets = (0..data.len() / FD).map(|i| i * FD);
+    offsets.filter_map(|at| number_at(data, at)).filter(|number| *number >= 0)
 }
 
 fn number_at(bytes: &[u8], at: usize) -> Option<i32> {

@@ -1,14 +1,14 @@
-//! One connection, as this process holds it: the pages, the socket, and what became of it.
+//! One connection, as this process holds it: the pages, the socket, and the close reason.
 //!
-//! Everything here but the pages is private memory: the peer cannot write the fate, the counters or
-//! the canary.
+//! All state here except the pages is in private memory: the peer cannot write the close reason, the counters or the
+//! fork guard.
 //!
 //! # Invariants
 //!
-//! 1. The fate is written once: the first verdict stays.
-//! 2. After a fork the child finds the canary wiped and touches no page of the region, which is not
-//!    mapped there.
-//! 3. The socket is open exactly as long as the link: its hang-up tells the peer that we are gone.
+//! 1. The close reason is set once: the first reason stays.
+//! 2. After a fork the fork guard fails in the child, so the child touches no page of the region, which is not mapped
+//!    there.
+//! 3. The socket is open exactly as long as the connection: its hang-up reports the end of this side to the peer.
 
 use std::fmt;
 use std::io;
@@ -36,7 +36,7 @@ pub(crate) enum Side {
 }
 
 impl Side {
-    /// The direction in which this side sends.
+    /// Returns the direction in which this side sends.
     pub(crate) fn outgoing(self) -> usize {
         match self {
             Self::Client => 0,
@@ -45,7 +45,7 @@ impl Side {
     }
 }
 
-/// What a connection is made of, once both sides agree.
+/// The parts of a connection, once both sides agree.
 #[derive(Debug)]
 pub(crate) struct ConnectionParts {
     pub(crate) region: Region,
@@ -58,7 +58,7 @@ pub(crate) struct ConnectionParts {
     pub(crate) max_message: u64,
 }
 
-/// What the layer above does to a connection, outgoing and incoming, whose peer is gone.
+/// The function of the layer above that closes both directions of a connection whose peer has ended.
 pub(crate) type OnPeerGone = fn(&Arc<ConnectionInner>, PeerExit);
 
 /// One connection.
@@ -71,9 +71,9 @@ pub(crate) struct ConnectionInner {
     max_message: u64,
     fork_guard: ForkGuard,
     close_reason: AtomicU64,
-    /// Sending, and receiving.
+    /// The counters of sending, then those of receiving.
     wait_counters: [WaitCounters; 2],
-    /// The log has been told of the end.
+    /// Whether the end of the connection was logged.
     end_logged: AtomicBool,
     monitor: OnceLock<MonitorHandle>,
     on_peer_gone: OnPeerGone,
@@ -81,7 +81,7 @@ pub(crate) struct ConnectionInner {
 }
 
 impl ConnectionInner {
-    /// Writes the initial words of a fresh region, before anybody else can see it.
+    /// Writes the initial words of a fresh region, before another process can see it.
     pub(crate) fn format(region: &Region, geometry: &Geometry, first_ticket: u64) {
         for direction in [0, 1] {
             failpoint!("format");
@@ -94,11 +94,11 @@ impl ConnectionInner {
         }
     }
 
-    /// Makes the connection and puts it under the lifeline's watch.
+    /// Makes the connection and registers it with the peer monitor.
     ///
     /// # Errors
     ///
-    /// `InvalidInput` if the region is smaller than the geometry; what the lifeline says.
+    /// `InvalidInput` if the region is smaller than the geometry; the error of the peer monitor.
     pub(crate) fn establish(parts: ConnectionParts, on_peer_gone: OnPeerGone) -> io::Result<Arc<Self>> {
         let ConnectionParts { region, socket, geometry, side, cred, peer, first_ticket, max_message } = parts;
         if region.len() < geometry.region_len() {
@@ -124,40 +124,40 @@ impl ConnectionInner {
             this: this.clone(),
         });
         let watched: Weak<dyn Watched> = connection.this.clone();
-        let watch = peer_monitor::watch(socket, peer, watched)?;
-        let _first = connection.monitor.set(watch);
+        let handle = peer_monitor::watch(socket, peer, watched)?;
+        let _first = connection.monitor.set(handle);
         Ok(connection)
     }
 
-    /// Makes sure that the end of the peer would be noticed; for a thread that waits on the connection, a few times a second
-    /// at most.
+    /// Makes sure that the peer monitor would detect the end of the peer. A thread that waits on the connection calls
+    /// this, a few times a second at most.
     #[cold]
     pub(crate) fn check_monitor(&self) {
-        if let Some(watch) = self.monitor.get() {
-            watch.check();
+        if let Some(handle) = self.monitor.get() {
+            handle.check();
         }
     }
 
-    /// As [`check_monitor`](Self::check_monitor), but only whether the monitor's thread lives, which costs no system call.
+    /// Makes sure that the monitor's thread runs, and checks nothing else. This costs no system call.
     #[cold]
     pub(super) fn check_monitor_thread(&self) {
-        if let Some(watch) = self.monitor.get() {
-            watch.check_thread();
+        if let Some(handle) = self.monitor.get() {
+            handle.check_thread();
         }
     }
 
-    /// What knows the process that made the connection.
+    /// Returns the fork guard of the process that made the connection.
     pub(crate) fn fork_guard(&self) -> ForkGuard {
         self.fork_guard
     }
 
-    /// Whether this is still the process that made the connection, not a fork of it.
+    /// Returns whether this is the process that made the connection, and not a fork of it.
     #[inline]
     pub(crate) fn same_process(&self) -> bool {
         self.fork_guard.same_process()
     }
 
-    /// The fate, in private memory.
+    /// Returns the close reason, which is in private memory.
     #[inline]
     pub(super) fn close_reason(&self) -> &AtomicU64 {
         &self.close_reason
@@ -167,38 +167,38 @@ impl ConnectionInner {
         &self.region
     }
 
-    /// The sizes agreed on.
+    /// Returns the agreed sizes.
     pub(crate) fn geometry(&self) -> Geometry {
         self.geometry
     }
 
-    /// Which end this is.
+    /// Returns which end this is.
     pub(crate) fn side(&self) -> Side {
         self.side
     }
 
-    /// Who the peer is.
+    /// Returns the credentials of the peer.
     pub(crate) fn cred(&self) -> PeerCred {
         self.cred
     }
 
-    /// The ticket of the first message in either direction.
+    /// Returns the ticket of the first message in either direction.
     pub(crate) fn first_ticket(&self) -> u64 {
         self.first_ticket
     }
 
-    /// The longest message that the peers agreed on, in bytes.
+    /// Returns the agreed maximum length of a message, in bytes.
     pub(crate) fn max_message(&self) -> usize {
         usize::try_from(self.max_message).unwrap_or(usize::MAX)
     }
 
-    /// What this process has done at one direction, the outgoing one or the other.
+    /// Returns the counters of one direction, the outgoing one or the other.
     pub(crate) fn wait_counters(&self, outgoing: bool) -> &WaitCounters {
         let [sending, receiving] = &self.wait_counters;
         if outgoing { sending } else { receiving }
     }
 
-    /// Tells the log how the connection has ended, once. What it ends has been told before: a logger may take its time.
+    /// Logs once how the connection has ended. Its threads were woken before: a logger may take long.
     pub(crate) fn log_end(&self) {
         if cfg!(feature = "log") && self.same_process() && !self.end_logged.swap(true, Ordering::Relaxed) {
             let (out, into) = (self.side.outgoing(), 1 - self.side.outgoing());
@@ -208,11 +208,12 @@ impl ConnectionInner {
         }
     }
 
-    /// Whether the peer has marked its end of a direction, for one that may be the last to hold the link.
+    /// Returns whether the peer has set the closed flag of its end of a direction. The caller holds the connection, and
+    /// may be the last to hold it.
     fn is_closed_flag_set(&self, direction: usize, closed: usize) -> bool {
         let at = self.geometry.direction(direction).words + closed;
         // SAFETY: in the region, whose size `establish` has checked, 8-aligned by the layout's const asserts, and
-        // mapped as long as the link; this is no fork, by the caller.
+        // mapped as long as the connection exists. The caller has checked that this is not a fork.
         let word = unsafe { AtomicU64::from_ptr(self.region.base().add(at).cast().as_ptr()) };
         word.load(Ordering::Acquire) != 0
     }
@@ -240,7 +241,7 @@ impl Drop for ConnectionInner {
 
 impl AsFd for ConnectionInner {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.monitor.get().expect("a link is watched from the start").as_fd()
+        self.monitor.get().expect("a connection is watched from the start").as_fd()
     }
 }
 
@@ -249,7 +250,7 @@ impl fmt::Debug for ConnectionInner {
         f.debug_struct("ConnectionInner")
             .field("side", &self.side)
             .field("geometry", &self.geometry)
-            .field("fate", &self.close_reason.load(Ordering::Relaxed))
+            .field("close_reason", &self.close_reason.load(Ordering::Relaxed))
             .finish_non_exhaustive()
     }
 }

@@ -1,17 +1,15 @@
-//! Payload copies between shared pages and private memory: one routine each way.
+//! Copies of payloads between shared pages and private memory: one function for each direction.
 //!
-//! The peer may write to these bytes at any time, so they are only ever touched by relaxed accesses
-//! of whole 64-bit words or, on x86-64 and from [`SHORT`] bytes on, by inline assembly, which
-//! the compiler cannot assume anything about: moves of 16 or 32 bytes.
+//! The peer may write to these bytes at any time. So this code accesses them only by relaxed accesses of whole 64-bit
+//! words or, on x86-64 and from [`SHORT`] bytes on, by inline assembly with moves of 16 or 32 bytes, about which the
+//! compiler can assume nothing.
 //!
 //! # Invariants
 //!
-//! 1. No reference to shared bytes exists but `&AtomicU64` of one word at a time.
-//! 2. Both functions take the range as judged by their caller; they never look at a length in
-//!    shared memory.
-//! 3. The moves run on bytes that the ring's protocol gives to this side alone: between the
-//!    Release that published them and the Acquire that saw it. A peer that writes all the same
-//!    garbles its own message and nothing else.
+//! 1. The only references to shared bytes are `&AtomicU64` of single words.
+//! 2. The caller has validated the range. Both functions never read a length from shared memory.
+//! 3. The moves access bytes that the ring's protocol gives to this side alone: between the Release that published them
+//!    and the Acquire that saw it. A peer that writes there nevertheless corrupts its own message and nothing else.
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,15 +28,15 @@ const SHORT: usize = 2 * WORD;
 ///
 /// # Safety
 ///
-/// `base` is 8-aligned, and `base .. base + at + bytes.len()` rounded up to 8 lies in a mapping that
-/// outlives the call and is accessed by nobody but through atomics and these functions.
+/// `base` is 8-aligned, and `base .. base + at + bytes.len()` rounded up to 8 is in a mapping that outlives the call
+/// and that is accessed only through atomics and these functions.
 #[inline(always)]
 pub(super) unsafe fn copy_in(base: NonNull<u8>, at: usize, bytes: &[u8], tail: Padding) {
     #[cfg(target_arch = "x86_64")]
     if bytes.len() >= SHORT {
         let end = at + bytes.len();
         if end % WORD != 0 && tail == Padding::Zero {
-            // SAFETY: the caller gives the whole range, rounded up to words.
+            // SAFETY: the caller's promise covers the whole range, rounded up to words.
             unsafe { word_at(base, end / WORD) }.store(0, Ordering::Relaxed);
         }
         // SAFETY: the caller gives the range; `bytes` is private memory.
@@ -108,12 +106,12 @@ pub(super) unsafe fn copy_out(base: NonNull<u8>, at: usize, bytes: &mut [u8]) {
     unsafe { copy_out_words(base, at, bytes) }
 }
 
-/// Fewer than [`SHORT`] bytes as two words, with zeros behind.
+/// Packs fewer than [`SHORT`] bytes into two words, padded with zeros.
 #[inline(always)]
 fn pack(bytes: &[u8]) -> (u64, u64) {
     let len = bytes.len();
     if let (Some(first), Some(last)) = (bytes.first_chunk(), bytes.last_chunk()) {
-        // What the last eight bytes have in common with the first word is shifted out of the second.
+        // The bytes of the last eight that are also in the first word are shifted out of the second word.
         let second = u64::from_le_bytes(*last) >> 1 >> (8 * (SHORT - 1 - len) + 7);
         return (u64::from_le_bytes(*first), second);
     }
@@ -152,7 +150,7 @@ fn unpack(bytes: &mut [u8], first: u64, second: u64) {
 
 #[inline(always)]
 fn low_half(value: u128) -> u64 {
-    #[expect(clippy::cast_possible_truncation, reason = "it is the low half that is wanted")]
+    #[expect(clippy::cast_possible_truncation, reason = "only the low half is needed")]
     let low = value as u64;
     low
 }
@@ -184,14 +182,14 @@ unsafe fn copy_out_words(base: NonNull<u8>, at: usize, bytes: &mut [u8]) {
 
 /// # Safety
 ///
-/// `base` is 8-aligned and word `index` lies in a mapping that outlives `'a`.
+/// `base` is 8-aligned, and word `index` is in a mapping that outlives `'a`.
 #[inline]
 unsafe fn word_at<'a>(base: NonNull<u8>, index: usize) -> &'a AtomicU64 {
-    // SAFETY: in the mapping and aligned by the caller's promise; only atomics touch it.
+    // SAFETY: in the mapping and aligned by the caller's promise; it is accessed by atomics only.
     unsafe { AtomicU64::from_ptr(base.add(index * WORD).cast().as_ptr()) }
 }
 
-/// Writes some bytes of one word and keeps the others, or zeroes those behind.
+/// Writes some bytes of one word. Keeps the other bytes, or zeroes those after the written ones.
 #[inline]
 fn patch(word: &AtomicU64, at: usize, bytes: &[u8], zero_rest: bool) {
     let mut value = match at == 0 && zero_rest {
@@ -214,12 +212,12 @@ fn from_chunk(chunk: &[u8]) -> u64 {
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64 {
-    //! The moves of x86-64, in inline assembly: which one for which length.
+    //! The moves of x86-64, in inline assembly. The length determines the method:
     //!
     //! | bytes | |
     //! |---|---|
     //! | 16 to 128 | a few moves of 16 bytes that overlap |
-    //! | more | blocks of 64, by moves of 32 bytes where the CPU has AVX, and of 16 where not |
+    //! | more | blocks of 64, by moves of 32 bytes if the CPU has AVX, else of 16 |
     //!
     //! # Proof
     //!
@@ -227,7 +225,7 @@ mod x86_64 {
 
     use super::SHORT;
 
-    /// The longest that a few moves of 16 bytes copy.
+    /// The most bytes that [`short_move`] copies.
     pub(super) const LONGEST_SHORT: usize = 128;
 
     /// Copies [`SHORT`] bytes or more.
@@ -248,8 +246,8 @@ mod x86_64 {
     /// Both ranges of `len` bytes are mapped for the call and do not overlap.
     #[inline(always)]
     unsafe fn short_move(to: *mut u8, from: *const u8, len: usize) {
-        // SAFETY: each pair touches the 16 bytes from `at` on, and the 16 that end `at` before the end: both lie in the
-        // ranges, since `at + 16 <= len` in each branch.
+        // SAFETY: each pair accesses the 16 bytes from `at` on, and the 16 bytes that end `at` before the end. Both are
+        // in the ranges, since `at + 16 <= len` in each branch.
         let pair = |at: usize| unsafe { pair_move(to, from, at, len - SHORT - at) };
         pair(0);
         if len > 32 {
@@ -268,7 +266,7 @@ mod x86_64 {
     /// These bytes of both ranges are mapped for the call; the ranges do not overlap.
     #[inline(always)]
     unsafe fn pair_move(to: *mut u8, from: *const u8, front: usize, back: usize) {
-        // SAFETY: the instructions touch exactly these bytes.
+        // SAFETY: the instructions access exactly these bytes.
         unsafe {
             std::arch::asm!(
                 "movups {a}, [{from_front}]",
@@ -294,7 +292,7 @@ mod x86_64 {
     /// Both ranges of `len` bytes are mapped for the call and do not overlap.
     #[inline(never)]
     pub(super) unsafe fn long_move(to: *mut u8, from: *const u8, len: usize) {
-        // SAFETY: the caller's promise, and `avx` says what the CPU has.
+        // SAFETY: the caller's promise, and `wide_move` is used only if the CPU has AVX.
         unsafe {
             if std::arch::is_x86_feature_detected!("avx") {
                 in_blocks(to, from, len, wide_move);
@@ -304,11 +302,11 @@ mod x86_64 {
         }
     }
 
-    /// Copies at least a [`BLOCK`]: whole blocks, then the last one once more from where it covers the end.
+    /// Copies at least a [`BLOCK`]: whole blocks, then one more block that ends at the end of the range.
     ///
     /// # Safety
     ///
-    /// As for [`long_move`], and the CPU has what `blocks` needs.
+    /// As for [`long_move`], and the CPU has the instructions that `blocks` uses.
     #[inline(always)]
     pub(super) unsafe fn in_blocks(
         to: *mut u8,
@@ -324,14 +322,15 @@ mod x86_64 {
         }
     }
 
-    /// What [`vector_move`] moves at once.
+    /// The bytes that one iteration of [`vector_move`] copies.
     const BLOCK: usize = 64;
 
     /// # Safety
     ///
     /// Both ranges of `len` bytes, a positive multiple of [`BLOCK`], are mapped and do not overlap.
     pub(super) unsafe fn vector_move(to: *mut u8, from: *const u8, len: usize) {
-        // SAFETY: the instructions touch exactly the two ranges, from their ends counted back to zero.
+        // SAFETY: the instructions access exactly the two ranges; the index counts from `-len` up to zero, relative to
+        // their ends.
         unsafe {
             std::arch::asm!(
                 "2:",
@@ -359,10 +358,11 @@ mod x86_64 {
 
     /// # Safety
     ///
-    /// As for [`vector_move`], on a CPU that has AVX. A line is two stores then and not four, of which the CPU holds so many
-    /// less while it waits for lines that the other side has.
+    /// As for [`vector_move`], and the CPU has AVX. A cache line takes two stores then instead of four, so the CPU
+    /// buffers fewer stores while it waits for lines that the other side's CPU holds.
     pub(super) unsafe fn wide_move(to: *mut u8, from: *const u8, len: usize) {
-        // SAFETY: the instructions touch exactly the two ranges, from their ends counted back to zero.
+        // SAFETY: the instructions access exactly the two ranges; the index counts from `-len` up to zero, relative to
+        // their ends.
         unsafe {
             std::arch::asm!(
                 "2:",
@@ -373,7 +373,7 @@ mod x86_64 {
                 "add {at}, 64",
                 "jnz 2b",
                 "vzeroupper",
-                // Their upper halves are zeroed, all of them.
+                // `vzeroupper` changes the upper halves of all these registers.
                 out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
                 out("xmm4") _, out("xmm5") _, out("xmm6") _, out("xmm7") _,
                 out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,

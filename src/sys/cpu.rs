@@ -1,8 +1,8 @@
-//! Which CPU this thread runs on, how many there are for it, and a way to step aside.
+//! The CPU that this thread runs on, whether there are several, and how to yield it.
 
 use std::sync::OnceLock;
 
-/// The CPU of the calling thread plus one, or 0 if it cannot be told.
+/// Returns the CPU of the calling thread plus one, or 0 if it is unknown.
 #[inline(always)]
 pub(crate) fn current() -> u64 {
     // SAFETY: takes nothing and touches no memory of ours.
@@ -10,15 +10,15 @@ pub(crate) fn current() -> u64 {
     u64::try_from(cpu).map_or(0, |cpu| cpu + 1)
 }
 
-/// Lets another thread of this CPU run first.
+/// Yields the CPU to another thread.
 pub(crate) fn yield_now() {
     std::thread::yield_now();
 }
 
-/// Whether the machine has more than one CPU; asked once.
+/// Returns whether the machine has more than one CPU. The first call asks the system.
 ///
-/// Not whether this thread may use more than one: a process that is bound to a CPU spins well while
-/// its peer runs on another.
+/// The affinity of this thread does not matter: a process that is bound to one CPU may spin while its peer runs on
+/// another.
 pub(crate) fn is_multicore() -> bool {
     static MANY: OnceLock<bool> = OnceLock::new();
     // SAFETY: takes a constant and touches no memory of ours.

@@ -1,18 +1,20 @@
-//! A descriptor that lives as long as a connection, and is closed only while its number still names our file.
+//! A descriptor that stays open as long as a connection, and is closed only while its number still names our file.
 //!
-//! A program may close descriptors that are not its own (`closefrom`, `close_range`, as daemonizing code does). The kernel
-//! gives the numbers to the next files that are opened, and to close them again would close files of the program.
+//! A program may close descriptors that are not its own (`closefrom`, `close_range`, as daemonizing code does). The
+//! kernel then gives their numbers to files that are opened later. Closing those numbers again would close files of the
+//! program.
 //!
 //! # Invariants
 //!
-//! 1. The file's device and inode are noted when it is taken over; drop compares them and closes only what is the same.
-//! 2. The kernel gives all epoll sets, eventfds and timers one inode. So beside them a socket of
-//!    this process, the witness, must still be ours: a program that closes all descriptors closes the witness.
+//! 1. The file's device and inode are recorded when the descriptor is taken over. Drop compares them, and closes the
+//!    descriptor only if they are the same.
+//! 2. The kernel gives all epoll sets, eventfds and timers the same inode. So for these the library also checks a
+//!    socket of this process, the witness: a program that closes all descriptors closes the witness too.
 //!
 //! # What it does not cover
 //!
-//! A program that closes such a descriptor alone, and whose next file of that number is of the same kind. Pidfds before Linux
-//! 6.9, which have one inode as well.
+//! A program that closes only such a descriptor, if the next file with its number is of the same kind. Pidfds before
+//! Linux 6.9, which also share one inode.
 //!
 //! # Proof
 //!
@@ -26,7 +28,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use super::fork_guard::{self, PerProcess, StaticSlot, per_process};
 use super::syscall_error;
 
-/// A descriptor, and which file it names.
+/// A descriptor, and the file that it names.
 #[derive(Debug)]
 pub(crate) struct Descriptor {
     fd: ManuallyDrop<OwnedFd>,
@@ -48,7 +50,7 @@ impl Named {
     }
 }
 
-/// A socket that is open as long as the process, unless the program closes what is not its own.
+/// A socket that is open as long as the process, unless the program closes descriptors that are not its own.
 #[derive(Debug)]
 struct Witness {
     named: Named,
@@ -68,7 +70,7 @@ impl Witness {
             if witness.named.is_unchanged() {
                 return Some(witness.named);
             }
-            fork_guard::forget(witness); // It was closed, with what was made beside it.
+            fork_guard::forget(witness); // The program closed it, with the descriptors that relied on it.
         }
         None
     }
@@ -81,7 +83,7 @@ impl Witness {
     }
 }
 
-/// What distinguishes open files: device and inode.
+/// The identity of an open file: device and inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FileId {
     device: u64,
@@ -121,7 +123,7 @@ impl Descriptor {
 
     /// Returns whether the number still names the file that was taken over.
     pub(crate) fn is_ours(&self) -> bool {
-        // Where the kernel did not say which file it is, it has always been closed.
+        // If `fstat` failed at the start, the file is unknown, and the descriptor is always closed.
         let is_same = self.file.is_none_or(|file| FileId::of(self.fd.as_raw_fd()) == Some(file));
         is_same && self.witness.is_none_or(Named::is_unchanged)
     }
@@ -166,8 +168,8 @@ fn file_id(fd: RawFd) -> io::Result<FileId> {
     Ok(FileId { device: stat.st_dev as u64, inode: stat.st_ino as u64 })
 }
 
-/// A socket without a name or a peer, which nothing ever happens to. Unlike an epoll set or an eventfd it has an inode of its
-/// own, so its owner can find out whether a number still names it.
+/// Makes a socket without a name or a peer, which never becomes readable. Unlike an epoll set or an eventfd it has an
+/// inode of its own, so its owner can check whether a number still names it.
 pub(super) fn idle_socket() -> io::Result<OwnedFd> {
     // SAFETY: takes numbers and makes a new descriptor, which is ours alone.
     unsafe {
@@ -223,7 +225,8 @@ mod tests {
             for (fd, reused) in [(ours, true), (theirs, false)] {
                 let number = fd.as_raw_fd();
                 let descriptor = Descriptor::new(fd);
-                // SAFETY: what the program does behind the library's back; `descriptor` does not close it again.
+                // SAFETY: the test acts as a program that closes the library's descriptor; `descriptor` does not close
+                // it again.
                 assert_eq!(unsafe { libc::close(number) }, 0);
                 let file = reused.then(|| File::open("/dev/null").expect("opens"));
                 assert!(file.as_ref().is_none_or(|file| file.as_raw_fd() == number));

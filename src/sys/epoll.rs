@@ -1,9 +1,9 @@
-//! Waiting for many descriptors at once, and a descriptor to wake such a wait.
+//! Waits for many descriptors at once, and has a descriptor that wakes such a wait.
 //!
 //! # Invariants
 //!
-//! 1. A registration follows the *open file*, not the number: it outlives a close while a fork
-//!    holds a copy. So whoever adds a descriptor deletes it before closing it.
+//! 1. A registration belongs to the *open file*, not to the number: it outlives a close while a fork holds a copy. So
+//!    the code that adds a descriptor deletes it before closing it.
 //! 2. The deadline is absolute, as in [`super::wait`].
 //!
 //! # Proof
@@ -26,10 +26,10 @@ pub(crate) struct Epoll {
     fd: Descriptor,
 }
 
-/// What to wait for on one descriptor. Its failure is always waited for, too.
+/// The event to wait for on one descriptor. A failure of the descriptor is always reported, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Interest {
-    /// There is something to read, or the other side has ended.
+    /// There are bytes to read, or the other side has ended.
     Readable,
     /// There is room to write.
     Writable,
@@ -39,12 +39,12 @@ pub(crate) enum Interest {
     Exit,
 }
 
-/// What happened to one descriptor.
+/// An event of one descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct EpollEvent {
     /// The number that was given when the descriptor was added.
     pub(crate) token: u64,
-    /// A read would not block; it may say that the other side has ended.
+    /// A read would not block; it may report that the other side has ended.
     pub(crate) readable: bool,
     /// A write would not block; it may fail.
     pub(crate) writable: bool,
@@ -52,14 +52,14 @@ pub(crate) struct EpollEvent {
     pub(crate) hung_up: bool,
 }
 
-/// Room for the events of one wait.
+/// A buffer for the events of one wait.
 pub(crate) struct EpollEvents {
     room: Vec<libc::epoll_event>,
     filled: usize,
 }
 
 impl Epoll {
-    /// An empty set.
+    /// Creates an empty set.
     pub(crate) fn new() -> io::Result<Self> {
         // SAFETY: the call makes a new descriptor, which is ours alone.
         let fd = unsafe { syscall_error::owned("epoll_create1", libc::epoll_create1(libc::EPOLL_CLOEXEC)) };
@@ -89,8 +89,7 @@ impl Epoll {
         syscall_error::check("epoll_ctl(DEL)", result).map(drop)
     }
 
-    /// Waits for events, at the longest until the deadline; there are none if it has passed.
-    /// `None` waits for ever.
+    /// Waits for events, at most until the deadline. Returns no events once it has passed. `None` means no deadline.
     pub(crate) fn wait<'a>(
         &self,
         events: &'a mut EpollEvents,
@@ -99,7 +98,7 @@ impl Epoll {
         loop {
             let left = remaining(deadline);
             events.filled = 0;
-            // Rounded up: rounded down, the last part of a millisecond would be spent spinning.
+            // Rounded up: otherwise the loop would spin during the last part of a millisecond.
             let ms = i32::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX);
             match self.wait_once(&mut events.room, ms) {
                 Ok(0) if !left.is_zero() => {}
@@ -147,7 +146,7 @@ impl Interest {
 }
 
 impl EpollEvents {
-    /// Room for `most` events, at least one.
+    /// Creates a buffer for `most` events, at least one.
     pub(crate) fn with_room(most: usize) -> Self {
         let empty = libc::epoll_event { events: 0, u64: 0 };
         Self { room: vec![empty; most.max(1)], filled: 0 }
@@ -185,7 +184,7 @@ pub(crate) struct Eventfd {
 }
 
 impl Eventfd {
-    /// One that is not signalled.
+    /// Creates one that is not signalled.
     pub(crate) fn new() -> io::Result<Self> {
         let flags = libc::EFD_CLOEXEC | libc::EFD_NONBLOCK;
         // SAFETY: the call makes a new descriptor, which is ours alone.
@@ -196,7 +195,7 @@ impl Eventfd {
     /// Makes it readable until it is drained.
     pub(crate) fn signal(&self) {
         if !self.fd.is_ours() {
-            return; // The program has closed it, and the bytes would go into a file of its own.
+            return; // The program has closed it, and the write could go into a file of the program.
         }
         let one = 1_u64;
         // SAFETY: writes 8 bytes of a local. It fails only if the counter is full, and then the
@@ -204,7 +203,7 @@ impl Eventfd {
         unsafe { libc::write(self.fd.as_raw_fd(), (&raw const one).cast(), 8) };
     }
 
-    /// Takes the signal back.
+    /// Clears the signal.
     #[cfg(test)]
     pub(crate) fn drain(&self) {
         let mut count = 0_u64;

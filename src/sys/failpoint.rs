@@ -1,68 +1,68 @@
-//! Steps at which a test makes its own process die, stop or end. Behind the feature `testing` alone.
+//! Failpoints: named steps at which a test makes its own process die, stop or exit. Only with the feature `testing`.
 //!
 //! ```text
 //!   failpoint!("store head");  ── off: one relaxed load
-//!                         ── counting: how often each step was passed
-//!                         ── armed: at the n-th passing of that step, kill -9, SIGSTOP or _exit
+//!                              ── counting: how often each step was hit
+//!                              ── armed: at the n-th hit of that step, kill -9, SIGSTOP or _exit
 //! ```
 //!
-//! A step stands *before* each access to shared words, and *behind* each system call that succeeded:
-//! between two steps nothing happens that another process could see. So who dies once at each passing
-//! of each step has died at every moment that matters. The one thing that takes longer is a copy: it is
-//! made in two halves while a step is armed, with a step between them.
+//! There is a step *before* each access to shared words, and *after* each system call that succeeded. Between two steps
+//! the process does nothing that another process could see. So a test that kills a process once at each hit of each
+//! step has covered every moment that matters. Only a copy takes longer than one step: while a step is armed it is made
+//! in two halves, with a step between them.
 //!
 //! # What it does not show
 //!
-//! Which passing is the n-th depends on the scheduler where a scenario waits: a test must bear that
-//! a step is not reached.
+//! In scenarios that wait, the scheduler determines which hit is the n-th. A test must tolerate that a step is not
+//! reached.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// What becomes of the process.
+/// What an armed step does to the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// `kill -9`.
     Kill,
-    /// SIGSTOP: it goes on when somebody sends SIGCONT.
+    /// SIGSTOP: the process continues after SIGCONT.
     Stop,
     /// `_exit(0)`: no destructor runs.
     Exit,
 }
 
-/// From now on counts the passings of each step, from 0, and acts at none.
+/// Starts to count the hits of each step, from 0, and arms no step.
 pub fn record() {
     let mut state = state();
     *state = FailpointState { passed: BTreeMap::new(), armed: None };
     ON.store(true, Ordering::Relaxed);
 }
 
-/// As [`record`], and acts at the `nth` passing of `step`, the first being 1.
+/// Starts to count the hits of each step, from 0, and acts at the `nth` hit of `step`. The first hit is 1.
 pub fn arm(step: &str, nth: u64, act: Action) {
     let mut state = state();
     *state = FailpointState { passed: BTreeMap::new(), armed: Some(Armed { step: step.into(), nth, act }) };
     ON.store(true, Ordering::Relaxed);
 }
 
-/// How often each step was passed since the last [`record`] or [`arm`].
+/// Returns how often each step was hit since the last [`record`] or [`arm`].
 pub fn counts() -> Vec<(&'static str, u64)> {
     state().passed.iter().map(|(step, count)| (*step, *count)).collect()
 }
 
-/// Counts and acts no more.
+/// Stops counting and acting.
 pub fn disarm() {
     ON.store(false, Ordering::Relaxed);
     state().armed = None;
 }
 
-/// Whether steps count.
+/// Returns whether hits are counted.
 #[inline]
 pub(super) fn is_on() -> bool {
     ON.load(Ordering::Relaxed)
 }
 
-/// This process is about to do the step, or has just made the system call of that name.
+/// Hits a step: the process is about to do it, or has just made the system call of that name.
 #[inline]
 pub(super) fn hit(step: &'static str) {
     if is_on() {
@@ -95,7 +95,7 @@ fn passed(step: &'static str) {
     *count += 1;
     let now = *count;
     let due = state.armed.take_if(|armed| armed.step == step && armed.nth == now);
-    drop(state); // Who is stopped must not hold up its other threads once it goes on.
+    drop(state); // A process that is stopped here must not hold the lock when its other threads continue.
     match due.map(|armed| armed.act) {
         None => {}
         Some(Action::Kill) => signal_here(libc::SIGKILL),
@@ -105,7 +105,7 @@ fn passed(step: &'static str) {
     }
 }
 
-/// Sent to this very thread, so that it takes effect before the call returns.
+/// Sends the signal to the calling thread, so that it takes effect before the call returns.
 fn signal_here(signal: i32) {
     // SAFETY: takes numbers: this process, this thread, and a signal.
     unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), libc::gettid(), signal) };
@@ -117,7 +117,7 @@ mod tests {
     use crate::sys::testing::fork;
 
     #[test]
-    fn the_nth_passing_acts_and_the_others_count() {
+    fn the_nth_hit_acts_and_the_others_count() {
         let ends = |act, nth| {
             let child = fork(move || {
                 arm("here", nth, act);

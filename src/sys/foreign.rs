@@ -1,19 +1,19 @@
-//! Descriptors whose close may block, since a peer made them or filled them.
+//! Descriptors whose close may block, since a peer made them, or sent descriptors into their queue.
 //!
 //! # Invariants
 //!
 //! 1. Dropping a [`Foreign`], a [`PeerSocket`] or a [`Listening`] never blocks.
-//! 2. A socket is closed by the dropping thread only if its queue is empty and stays empty: it is shut down first,
-//!    and the kernel accepts nothing for a socket that is shut down. Each message takes at
-//!    least one byte, so a queue without bytes holds no descriptor.
-//! 3. What the peer sends out of band is received like all else. The kernel would otherwise free it, with its descriptors,
-//!    in the call that reads past it.
-//! 4. A forked child shuts nothing down: the socket is its parent's. It only closes its copy.
+//! 2. The dropping thread closes a socket only if its queue is empty and stays empty: it shuts the socket down first,
+//!    and the kernel accepts no bytes for a socket that is shut down. Each message takes at least one byte, so a queue
+//!    without bytes holds no descriptor.
+//! 3. Out-of-band bytes of the peer are received inline. Otherwise the kernel would free them, with their descriptors,
+//!    in the system call that reads past them.
+//! 4. A forked child does not shut the socket down, since the parent uses it. The child only closes its copy.
 //!
 //! # What it does not cover
 //!
-//! In a forked child whose parent has ended, a peer that sends a descriptor between the look at the queue and the
-//! close makes the child's drop block.
+//! In a forked child whose parent has ended, a peer can make the child's drop block by sending a descriptor between the
+//! check of the queue and the close.
 //!
 //! # Proof
 //!
@@ -33,12 +33,12 @@ pub(crate) struct Foreign {
 }
 
 impl Foreign {
-    /// The descriptor, after its owner has found out that its close does not block.
+    /// Returns the descriptor, after its owner has verified that its close does not block.
     pub(crate) fn verified(mut self) -> Option<OwnedFd> {
         self.fd.take()
     }
 
-    /// The descriptor, to look at it.
+    /// Returns the descriptor, to verify it.
     pub(crate) fn as_fd(&self) -> Option<BorrowedFd<'_>> {
         self.fd.as_ref().map(AsFd::as_fd)
     }
@@ -58,12 +58,12 @@ impl Drop for Foreign {
     }
 }
 
-/// A socket with a peer at its other end. Dropping it tells the peer at once.
+/// A socket with a peer at its other end. Dropping it hangs up, which the peer sees at once.
 #[derive(Debug)]
 pub(crate) struct PeerSocket {
     // Only `None` while it is dropped.
     fd: Option<Descriptor>,
-    /// `None` where the kernel has no page for it: then forks are not told apart, as nowhere else.
+    /// `None` if there is no memory for the fork guard's page. Forks are not detected then.
     fork_guard: Option<ForkGuard>,
 }
 
@@ -76,21 +76,21 @@ impl PeerSocket {
 
 impl From<OwnedFd> for PeerSocket {
     fn from(fd: OwnedFd) -> Self {
-        // It fails only where the kernel has no out-of-band data on such sockets, or a filter refuses it.
-        let _a_help = socket::receive_out_of_band_inline(fd.as_fd());
+        // This fails only if the kernel has no out-of-band data on such sockets, or if a filter refuses the call.
+        let _best_effort = socket::receive_out_of_band_inline(fd.as_fd());
         Self { fd: Some(fd.into()), fork_guard: ForkGuard::new().ok() }
     }
 }
 
 impl AsFd for PeerSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_ref().expect("there until it is dropped").as_fd()
+        self.fd.as_ref().expect("present until it is dropped").as_fd()
     }
 }
 
 impl Drop for PeerSocket {
     fn drop(&mut self) {
-        // The program may have closed it, and the number may name a file of its own by now.
+        // The program may have closed the descriptor, and the number may name a file of the program by now.
         let Some(fd) = self.fd.take().and_then(Descriptor::into_owned) else {
             return;
         };
@@ -103,24 +103,26 @@ impl Drop for PeerSocket {
     }
 }
 
-/// A socket that listens. Clients that were never accepted may have filled their ends of it.
+/// A listening socket. Clients in its backlog that were never accepted may have sent descriptors.
 #[derive(Debug)]
 pub(crate) struct Listening {
     // Only `None` while it is dropped.
     fd: Option<Descriptor>,
+    /// The kernel refuses descriptors from all clients, so closing the socket does not block.
     refuses: bool,
 }
 
 impl Listening {
-    /// A bound socket, before it listens: from then on its clients pass no descriptors, where the kernel can forbid it.
+    /// Takes over a bound socket before it listens. From then on its clients cannot pass descriptors, if the kernel
+    /// supports that.
     pub(crate) fn new(fd: OwnedFd) -> Self {
         let refuses = socket::refuse_descriptors(fd.as_fd()).is_ok();
         Self { fd: Some(fd.into()), refuses }
     }
 
-    /// A socket that listened before: clients may have passed descriptors, which wait in its backlog.
+    /// Takes over a socket that listened before. Clients may have passed descriptors, which wait in its backlog.
     pub(crate) fn adopted(fd: OwnedFd) -> Self {
-        let _a_help = socket::refuse_descriptors(fd.as_fd());
+        let _best_effort = socket::refuse_descriptors(fd.as_fd());
         Self { fd: Some(fd.into()), refuses: false }
     }
 
@@ -163,19 +165,19 @@ mod tests {
             let (ours, theirs) = pair().expect("pair");
             drop(PeerSocket::from(ours));
             assert_eq!((open_descriptors(), threads()), (before + 1, 1));
-            assert_eq!(read(theirs.as_fd(), &mut [0; 8]).expect("told"), Transfer::Closed);
+            assert_eq!(read(theirs.as_fd(), &mut [0; 8]).expect("reads"), Transfer::Closed);
             let (ours, theirs) = pair().expect("pair");
             write(theirs.as_fd(), b"bytes").expect("room");
             drop(PeerSocket::from(ours));
-            // The hang-up is there at once, whenever the close comes.
-            assert_eq!(write(theirs.as_fd(), b"more").expect("told"), Transfer::Closed);
+            // The peer sees the hang-up at once, even if the close comes later.
+            assert_eq!(write(theirs.as_fd(), b"more").expect("writes"), Transfer::Closed);
             drop(theirs);
             assert!(eventually(|| open_descriptors() == before + 1));
         });
     }
 
     #[test]
-    fn where_a_filter_forbids_the_look_another_thread_closes() {
+    fn where_a_filter_forbids_the_check_another_thread_closes() {
         for call in [libc::SYS_ioctl, libc::SYS_shutdown] {
             in_child(|| {
                 let before = open_descriptors();

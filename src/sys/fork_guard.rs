@@ -1,31 +1,30 @@
-//! Which process is this? A word that a fork wipes, and what belongs to one process alone.
+//! Detects forks, by a word that a fork wipes, and holds the objects that exist once in each process.
 //!
 //! ```text
-//!   static PAGE ──> | epoch | lifeline | pidfds | ...   one page, MADV_WIPEONFORK
+//!   static PAGE ──> | epoch | peer monitor | pidfds | ...   one page, MADV_WIPEONFORK
 //!                       |
-//!   Canary { epoch } ───'  equal: the process that made the canary; else: a fork of it
+//!   ForkGuard { epoch } '  equal: the process that made the guard; else: a fork of it
 //! ```
 //!
-//! Where the kernel only pretends to wipe the page, as emulators of system calls do, a handler that the C library runs in
+//! If the kernel only pretends to wipe the page, as emulators of system calls do, a handler that the C library runs in
 //! the child wipes it.
 //!
-//! A fork copies memory and descriptors but not threads, so what a forked child inherits of a
-//! connection must not be used there, and a lock may have been copied while it was held. The
-//! kernel zeroes the page in the child before it runs, so the child finds no epoch and none of the
-//! parent's per-process objects, and builds its own.
+//! A fork copies memory and descriptors but not threads. So a forked child must not use a connection that it inherited,
+//! and a lock may have been copied while it was held. The kernel zeroes the page in the child before the child runs. So
+//! the child finds no epoch and none of the parent's per-process objects, and makes its own.
 //!
 //! # Invariants
 //!
-//! 1. The epoch of a page is 0 or was drawn from [`EPOCHS`], which a fork inherits: whatever a
-//!    process inherited was made under an epoch that it never draws itself.
-//! 2. The page is published by one compare-and-swap, after the kernel promised to wipe it: there
-//!    is no lock that a fork could leave held.
-//! 3. The page and what its slots point to are never freed.
+//! 1. The epoch of a page is 0 or was drawn from [`EPOCHS`], which a fork inherits: every object that a process
+//!    inherited was made under an epoch that the process never draws itself.
+//! 2. The page is published by one compare-and-swap, after the kernel promised to wipe it: there is no lock that a fork
+//!    could leave held.
+//! 3. The page and the objects that its slots point to are never freed.
 //!
 //! # Proof
 //!
-//! Real forks in the tests below, by either means alone. Not covered: `vfork` and `CLONE_VM`, which share the page, and a
-//! `clone` system call past the C library under such an emulator.
+//! Real forks in the tests below, with the kernel alone and with the handler alone. Not covered: `vfork` and
+//! `CLONE_VM`, which share the page, and a direct `clone` system call under such an emulator.
 
 use std::ffi::c_void;
 use std::io;
@@ -42,7 +41,7 @@ pub(crate) struct ForkGuard {
 }
 
 impl ForkGuard {
-    /// A canary for this process.
+    /// Creates a fork guard for this process.
     ///
     /// # Errors
     ///
@@ -52,43 +51,44 @@ impl ForkGuard {
         Ok(Self { epoch: settled_epoch(current), current })
     }
 
-    /// Whether this is the process that made the canary.
+    /// Returns whether this is the process that made the fork guard.
     #[inline]
     pub(crate) fn same_process(&self) -> bool {
-        // Relaxed: within one process the word never changes once a canary exists.
+        // Relaxed: within one process the word never changes once a fork guard exists.
         self.current.load(Ordering::Relaxed) == self.epoch
     }
 }
 
-/// The places for what exists once in a process.
+/// The slots of the objects that exist once in a process.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum StaticSlot {
     /// The thread that watches peers.
     PeerMonitor = 0,
     /// The pidfds that connections share.
     Pidfds = 1,
-    /// The turns of processes that are about to be started.
+    /// The lock under which child processes are started.
     Spawns = 6,
-    /// The socket that is open as long as nobody closes all descriptors.
+    /// The socket that is open unless the program closes all descriptors.
     Witness = 4,
-    /// The threads that close what came from peers.
+    /// The threads that close descriptors from peers.
     Offload = 7,
     /// For the tests below.
     #[cfg(test)]
     Test = 2,
 }
 
-/// What exists once in a process and anew in each fork of it.
+/// An object that exists once in a process; each fork makes its own.
 ///
 /// # Safety
 ///
 /// No two types name the same slot.
 pub(crate) unsafe trait PerProcess: Sync + Sized + 'static {
-    /// Where it is kept.
+    /// The slot of the object.
     const SLOT: StaticSlot;
 }
 
-/// This process's `T`, made now if there is none yet. Of two that are made at once, one is dropped.
+/// Returns this process's `T`, and makes it if there is none yet. If two threads make one at once, one of them is
+/// dropped.
 ///
 /// # Errors
 ///
@@ -99,12 +99,12 @@ pub(crate) fn per_process<T: PerProcess>(make: impl FnOnce() -> io::Result<T>) -
     if known.is_null() {
         known = publish(slot, Box::new(make()?));
     }
-    // SAFETY: `T` alone uses this slot, so the pointer came from a `Box<T>` in `publish`, which is
-    // never freed once published; `T: Sync`, and Acquire orders its making before this.
+    // SAFETY: only `T` uses this slot, so the pointer came from a `Box<T>` in `publish`, which is never freed once
+    // published; `T: Sync`, and Acquire orders its initialization before this.
     Ok(unsafe { &*known.cast::<T>() })
 }
 
-/// Gives up this process's `T`: the next [`per_process`] makes another. The old one is not freed.
+/// Removes this process's `T`: the next [`per_process`] makes another. The old one is not freed.
 pub(crate) fn forget<T: PerProcess>(known: &'static T) {
     if let Ok(page) = page() {
         let known: *const T = known;
@@ -131,7 +131,7 @@ struct Page {
 
 static_assertions::const_assert!(size_of::<Page>() <= LEN);
 
-/// The epoch of this process, drawn now if it has none yet.
+/// Returns the epoch of this process, and draws it if there is none yet.
 fn settled_epoch(current: &AtomicU64) -> u64 {
     let known = current.load(Ordering::Relaxed);
     if known != 0 {
@@ -150,7 +150,7 @@ fn publish<T>(slot: &AtomicPtr<c_void>, fresh: Box<T>) -> *mut c_void {
     match swap {
         Ok(_) => fresh.cast(),
         Err(first) => {
-            // SAFETY: made three lines above and, as the swap failed, seen by nobody else.
+            // SAFETY: this function made it, and as the swap failed, no other thread has seen it.
             drop(unsafe { Box::from_raw(fresh) });
             first
         }
@@ -172,8 +172,8 @@ fn publish_page() -> io::Result<*mut Page> {
     let swap = PAGE.compare_exchange(ptr::null_mut(), fresh, Ordering::AcqRel, Ordering::Acquire);
     match swap {
         Ok(_) => {
-            // SAFETY: `wipe_in_child` makes no calls, so it may run in a child of a process with threads. The C library forgets
-            // it when the shared object that holds it is unloaded.
+            // SAFETY: `wipe_in_child` makes no calls, so it may run in a child of a process with threads. The C library
+            // unregisters it when the shared object that holds it is unloaded.
             let code = unsafe { libc::pthread_atfork(None, None, Some(wipe_in_child)) };
             if code != 0 {
                 return Err(syscall_error::named("pthread_atfork", io::Error::from_raw_os_error(code)));
@@ -198,10 +198,11 @@ extern "C" fn wipe_in_child() {
     }
 }
 
-/// Whether the kernel knows `MADV_WIPEONFORK`: it refuses it for shared memory, where one that ignores unknown advice does not.
+/// Returns whether the kernel implements `MADV_WIPEONFORK`. Such a kernel refuses it for shared memory; one that
+/// ignores unknown advice does not.
 pub(super) fn kernel_wipes_on_fork() -> io::Result<bool> {
     let (protection, flags) = (libc::PROT_READ, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
-    // SAFETY: a new mapping at a place that the kernel chooses, advised and unmapped before anything refers to it.
+    // SAFETY: a new mapping at an address that the kernel chooses, advised and unmapped before anything refers to it.
     unsafe {
         let page = libc::mmap(ptr::null_mut(), LEN, protection, flags, -1, 0);
         if page == libc::MAP_FAILED {
@@ -213,11 +214,11 @@ pub(super) fn kernel_wipes_on_fork() -> io::Result<bool> {
     }
 }
 
-/// A page that is all zeros now and in every fork.
+/// Maps a page that is all zeros now and in every fork.
 fn wiped_page() -> io::Result<*mut Page> {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    // SAFETY: a new anonymous mapping at a place that the kernel chooses touches no other memory.
+    // SAFETY: a new anonymous mapping at an address that the kernel chooses touches no other memory.
     let page = unsafe { libc::mmap(ptr::null_mut(), LEN, protection, flags, -1, 0) };
     if page == libc::MAP_FAILED {
         return Err(syscall_error::last("mmap"));
@@ -234,8 +235,8 @@ fn wiped_page() -> io::Result<*mut Page> {
 }
 
 fn unmap(page: *mut Page) {
-    // SAFETY: both callers made this mapping and published it to nobody. A failure, which a whole
-    // mapping of our own does not give, would only leave a page behind.
+    // SAFETY: both callers made this mapping and did not publish it. Unmapping a whole mapping of our own does not
+    // fail; a failure would only leave a page mapped.
     unsafe { libc::munmap(page.cast(), LEN) };
 }
 
@@ -245,7 +246,7 @@ mod tests {
     use crate::sys::testing::in_child;
     use std::sync::atomic::AtomicBool;
 
-    /// As under an emulator that accepts the advice and does nothing.
+    /// Simulates an emulator that accepts the advice and does nothing.
     pub(super) static KERNEL_ONLY_PRETENDS: AtomicBool = AtomicBool::new(false);
 
     struct Once(AtomicU64);
@@ -253,16 +254,16 @@ mod tests {
     #[test]
     fn a_fork_is_another_process_where_the_kernel_only_pretends_to_wipe() {
         in_child(|| {
-            // As if nothing had been made in this process: the page of the tests' own process is really wiped.
+            // This resets the state of the process: the page that the test process made is really wiped.
             PAGE.store(ptr::null_mut(), Ordering::Release);
             KERNEL_ONLY_PRETENDS.store(true, Ordering::Relaxed);
-            let fork_guard = ForkGuard::new().expect("canary");
+            let fork_guard = ForkGuard::new().expect("guard");
             let make = || Ok(Once(AtomicU64::new(0)));
             per_process(make).expect("made").0.store(7, Ordering::Relaxed);
             in_child(move || {
                 assert!(!fork_guard.same_process());
                 assert_eq!(per_process(make).expect("anew").0.load(Ordering::Relaxed), 0);
-                let own = ForkGuard::new().expect("canary");
+                let own = ForkGuard::new().expect("guard");
                 in_child(move || assert!(!own.same_process() && !fork_guard.same_process()));
             });
             assert!(fork_guard.same_process());
@@ -281,15 +282,15 @@ mod tests {
 
     #[test]
     fn a_fork_and_its_fork_are_other_processes() {
-        let fork_guard = ForkGuard::new().expect("canary");
+        let fork_guard = ForkGuard::new().expect("guard");
         assert!(fork_guard.same_process());
         in_child(move || {
             assert!(!fork_guard.same_process());
-            let own = ForkGuard::new().expect("canary");
+            let own = ForkGuard::new().expect("guard");
             assert!(own.same_process() && !fork_guard.same_process());
             in_child(move || {
                 assert!(!own.same_process() && !fork_guard.same_process());
-                let third = ForkGuard::new().expect("canary");
+                let third = ForkGuard::new().expect("guard");
                 assert!(third.same_process());
                 assert!(!own.same_process() && !fork_guard.same_process());
             });
@@ -299,10 +300,10 @@ mod tests {
     }
 
     #[test]
-    fn canaries_of_many_threads_agree() {
+    fn fork_guards_of_many_threads_agree() {
         let made: Vec<_> = (0..8).map(|_| std::thread::spawn(ForkGuard::new)).collect();
         for thread in made {
-            assert!(thread.join().expect("joins").expect("canary").same_process());
+            assert!(thread.join().expect("joins").expect("guard").same_process());
         }
     }
 

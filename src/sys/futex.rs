@@ -1,8 +1,7 @@
 //! Futexes on words that two processes share: wait with an absolute deadline, and wake.
 //!
-//! The operations are the shared kind; the private kind would never find a sleeper of another
-//! process. Waiting is `FUTEX_WAIT_BITSET` against the monotonic clock, so that neither retries nor
-//! signals move the deadline.
+//! The operations are of the shared kind; the private kind would not find sleepers of another process. Waiting is
+//! `FUTEX_WAIT_BITSET` with the monotonic clock, so that neither retries nor signals move the deadline.
 
 use std::ptr;
 use std::sync::atomic::AtomicU32;
@@ -10,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::memory::{Deadline, WaitResult};
 
-/// Sleeps while `word` is 1, until woken, for at most `slice`, or until the deadline.
+/// Sleeps if `word` is 1: until woken, for at most `slice`, and at most until the deadline.
 pub(super) fn wait(word: &AtomicU32, deadline: Deadline, slice: Duration) -> WaitResult {
     let now = Instant::now();
     let left = deadline.map(|t| t.saturating_duration_since(now));
@@ -29,17 +28,18 @@ pub(super) fn wait(word: &AtomicU32, deadline: Deadline, slice: Duration) -> Wai
     }
     match woken {
         Err(libc::ETIMEDOUT) => ending,
-        _ => WaitResult::Early, // Woken, EAGAIN (not 1 any more) or EINTR: only the ring decides.
+        // Woken, EAGAIN (the word is not 1 any more) or EINTR. The caller checks the ring to see which.
+        _ => WaitResult::Early,
     }
 }
 
-/// Wakes at most `most` sleepers on `word`, in the order in which they came.
+/// Wakes at most `most` sleepers on `word`, in the order in which they began to sleep.
 pub(super) fn wake(word: &AtomicU32, most: i32) {
     // SAFETY: the kernel only uses the address, which is a live, aligned word, as a key.
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, most) };
 }
 
-/// Nanoseconds of the monotonic clock, which all processes of the machine share.
+/// Returns the time of the monotonic clock, which all processes of the machine share.
 pub(super) fn monotonic_now() -> Duration {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `now` is a valid timespec to write to; this clock always exists.

@@ -1,7 +1,7 @@
-//! A connection whose pages can be looked at and overwritten, for the fuzzers.
+//! A connection whose pages can be read and overwritten, for the fuzzers.
 //!
-//! It is made as a real one is: a sealed memfd, verified and mapped, a socketpair, the lifeline. It is
-//! then used again for each run, since making it takes longer than most runs.
+//! It is made like any other: a sealed memfd, verified and mapped, a socketpair, the peer monitor. Each run uses it
+//! again, since making it takes longer than most runs.
 
 use std::cell::Cell;
 use std::io;
@@ -16,7 +16,7 @@ use super::region::Region;
 use super::socket::{self, PeerCred};
 use crate::layout::Geometry;
 
-/// One end of a connection, its pages, and the socket of a peer that does nothing.
+/// One end of a connection, its pages, and the socket of an idle peer.
 #[derive(Debug)]
 pub(crate) struct FuzzRegion {
     connection: Arc<ConnectionInner>,
@@ -25,11 +25,11 @@ pub(crate) struct FuzzRegion {
 }
 
 impl FuzzRegion {
-    /// Fresh pages, all zero.
+    /// Creates a connection with fresh pages, all zero.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The system call that failed.
     pub(crate) fn new(
         geometry: Geometry,
         side: Side,
@@ -61,21 +61,21 @@ impl FuzzRegion {
         })
     }
 
-    /// The connection.
+    /// Returns the connection.
     pub(crate) fn connection(&self) -> &Arc<ConnectionInner> {
         &self.connection
     }
 
-    /// What became of the connection, in private memory.
+    /// Returns the close reason, which is in private memory; 0 while the connection is open.
     pub(crate) fn reason(&self) -> u64 {
         self.connection.close_reason().load(Ordering::Relaxed)
     }
 
-    /// Zeroes all pages, and the connection lives again.
+    /// Zeroes all pages, and opens the connection again.
     pub(crate) fn reset(&self) {
         let region = self.connection.region();
-        // SAFETY: the whole region, which the link keeps; the peer does nothing, and the runs of one
-        // thread, whose alone this is (it is not `Sync`), come one after the other.
+        // SAFETY: the whole region, which the connection keeps mapped. The peer is idle, and only one thread uses this
+        // (it is not `Sync`), so accesses come one after the other.
         unsafe { region.base().as_ptr().write_bytes(0, region.len()) };
         self.connection.close_reason().store(0, Ordering::Relaxed);
     }
@@ -89,7 +89,7 @@ impl FuzzRegion {
         );
     }
 
-    /// Overwrites the word that this byte is in, if there is one.
+    /// Overwrites the word that contains this byte, if the region has it.
     pub(crate) fn put(&self, at: usize, value: u64) {
         let (region, at) = (self.connection.region(), at / 8 * 8);
         if at < region.len() {

@@ -1,41 +1,41 @@
-//! Counts real sleeps, and finds wake-ups that were lost. Behind the feature `testing` alone.
+//! Counts real sleeps, and detects lost wake-ups. Only with the feature `testing`.
 //!
 //! ```text
-//!   who publishes                             who sleeps
-//!     publishes ticket n                        raises its flag, fences, looks: nothing
-//!     fences, looks at the flag, wakes          sleeps ......... until the slice is over
-//!     notes: "checked up to n + 1, at time t"   finds the note: n is what it waits for, and t lies
-//!                                               before the end of the slice  ──▶  a wake-up was lost
+//!   publishing thread                         sleeping thread
+//!     publishes ticket n                        sets its flag, fences, checks the ring: nothing
+//!     fences, loads the flag, wakes             sleeps ......... until the slice is over
+//!     notes: "checked up to n + 1, at time t"   reads the note: it waits for n, and t is before
+//!                                               the end of the slice  ──▶  a wake-up was lost
 //! ```
 //!
-//! A wake that was made before the end of the slice, and whose sleeper slept on to the end, did not
-//! reach it; the kernel gives a wake precedence over the clock. The notes stand in spare words of the
-//! shared page, which belong to no version of the layout.
+//! If a wake was made before the end of the slice and the sleeper slept to the end, the wake did not reach the sleeper:
+//! the kernel prefers a wake to the timeout. The notes are in spare words of the shared page, which belong to no
+//! version of the layout.
 //!
 //! # What it does not show
 //!
-//! A lost wake-up that the next publication makes up for before the slice is over: a test for it must
-//! leave pauses, or wait for each answer. Nor a lost wake-up for space of one that waits for either: on
-//! its bed only messages are noted.
+//! A lost wake-up that a later publication compensates before the slice is over: a test for it must pause between
+//! messages, or wait for each answer. Nor a lost wake-up for space, if the sleeper waits for either message or space:
+//! on its flag only messages are noted.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// From now on notes are written and read, and real sleeps count. In both processes, or the sleeper
-/// finds no notes.
+/// Starts to write and read notes, and to count real sleeps. Both processes must call it, or the sleeper finds no
+/// notes.
 pub fn watch() {
     ON.store(true, Ordering::Relaxed);
 }
 
-/// No more of it.
+/// Stops what [`watch`] has started.
 #[cfg(test)]
 pub(super) fn unwatch() {
     ON.store(false, Ordering::Relaxed);
 }
 
-/// What was seen in this process.
+/// The counts of this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// Times that a thread was really put to sleep by the kernel.
+    /// How often the kernel really put a thread to sleep.
     pub sleeps: u64,
     /// Sleeps that lasted a whole slice.
     pub slices: u64,
@@ -43,26 +43,26 @@ pub struct Seen {
     pub lost: u64,
 }
 
-/// What was seen in this process since [`watch`].
+/// Returns the counts of this process since [`watch`].
 pub fn seen() -> Seen {
     let [sleeps, slices, lost] = [&SLEEPS, &SLICES, &LOST].map(|count| count.load(Ordering::Relaxed));
     Seen { sleeps, slices, lost }
 }
 
-/// Whether notes are kept.
+/// Returns whether notes are written and read.
 #[inline]
 pub(super) fn is_on() -> bool {
     ON.load(Ordering::Relaxed)
 }
 
-/// The kernel put a thread to sleep.
+/// Counts that the kernel put a thread to sleep.
 pub(super) fn slept() {
     if is_on() {
         SLEEPS.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// A whole slice was slept through; `lost` if it should not have been.
+/// Counts a sleep that lasted a whole slice; `lost` says whether a wake-up was lost.
 pub(super) fn slept_a_slice(lost: bool) {
     SLICES.fetch_add(1, Ordering::Relaxed);
     LOST.fetch_add(u64::from(lost), Ordering::Relaxed);

@@ -2,16 +2,16 @@
 //!
 //! # Invariants
 //!
-//! 1. Every address is made from the private geometry, masked or checked here; `Link::establish`
-//!    has checked that the region holds the whole geometry. So no argument leaves the mapping.
+//! 1. Every address is made from the private geometry, and masked or checked here. `ConnectionInner::establish` has
+//!    checked that the region holds the whole geometry. So no argument leads out of the mapping.
 //! 2. The only references made into the mapping are `&AtomicU64` and `&AtomicU32` of single words.
-//! 3. The link, and with it the mapping, outlives this (it is held by `Arc`).
+//! 3. The connection, and with it the mapping, outlives this object, which holds it by `Arc`.
 //! 4. The caller has checked that this is still the process that mapped it.
 //!
 //! # Proof
 //!
-//! The fuzz body `memory` (`fuzz/bodies/src/memory.rs`) calls everything with absurd arguments, and compares every byte of the
-//! region; `mapping/tests.rs` sleeps and wakes.
+//! The fuzz body `memory` (`fuzz/bodies/src/memory.rs`) calls all methods with arguments out of range, and compares
+//! every byte of the region. `mapping/tests.rs` sleeps and wakes.
 
 use std::fmt;
 use std::ptr::NonNull;
@@ -47,13 +47,13 @@ pub(crate) struct Mapping {
     connection: Arc<ConnectionInner>,
 }
 
-// SAFETY: the pointers lead into the mapping that `link` keeps; it is not bound to a thread, and all
-// accesses are atomic or by the copy routines, whose ranges the ring hands to one side at a time.
+// SAFETY: the pointers lead into the mapping that `connection` keeps. The mapping is not bound to a thread, and all
+// accesses are atomic or by the copy routines, whose ranges the ring gives to one side at a time.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
 
-/// One of the two sides of a ring, for what each publishes about itself.
+/// One of the two sides of a ring, for the words that each side publishes about itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RingRole {
     Producer,
@@ -61,13 +61,13 @@ pub(crate) enum RingRole {
 }
 
 impl Mapping {
-    /// The view of one direction (0 or 1) of a connection.
+    /// Creates the memory of one direction (0 or 1) of a connection.
     pub(crate) fn new(connection: Arc<ConnectionInner>, direction: usize) -> Self {
         let geometry = connection.geometry();
         let (this, other) = (geometry.direction(direction), geometry.direction(1 - direction.min(1)));
         let base = connection.region().base();
-        // SAFETY: all four offsets are less than `region_len`, which `Link::establish` has checked
-        // against the region.
+        // SAFETY: all four offsets are less than `region_len`, which `ConnectionInner::establish` has checked against
+        // the region.
         let at = |offset| unsafe { base.add(offset) };
         Self {
             words: at(this.words),
@@ -82,18 +82,18 @@ impl Mapping {
         }
     }
 
-    /// The connection that this is one direction of.
+    /// Returns the connection of this direction.
     pub(crate) fn connection(&self) -> &Arc<ConnectionInner> {
         &self.connection
     }
 
-    /// Says on which CPU this side is; a hint for the peer.
+    /// Publishes the CPU of this side, as a hint for the peer.
     pub(crate) fn publish_cpu(&self, me: RingRole, cpu: u64) {
         failpoint!("store cpu");
         self.at(cpu_word(me)).store(cpu, Ordering::Relaxed);
     }
 
-    /// On which CPU the peer says that it is, plus one; 0 if it never said.
+    /// Returns the CPU that the peer has published, plus one; 0 if it has published none.
     pub(crate) fn peer_cpu(&self, me: RingRole) -> u64 {
         let peer = match me {
             RingRole::Producer => RingRole::Consumer,
@@ -102,22 +102,23 @@ impl Mapping {
         self.at(cpu_word(peer)).load(Ordering::Relaxed)
     }
 
-    /// How long ago the peer woke this side, by its own account; nothing if that cannot be.
+    /// Returns how long ago the peer woke this side, by the time that the peer has published; `None` if that time is in
+    /// the future.
     pub(crate) fn woken_for(&self, me: RingRole) -> Option<Duration> {
         let at = Duration::from_nanos(self.at(woken_word(me)).load(Ordering::Relaxed));
         futex::monotonic_now().checked_sub(at)
     }
 
-    /// What this process has done at this direction.
+    /// Returns the counters of this direction.
     pub(crate) fn activity(&self) -> &WaitCounters {
         self.connection.wait_counters(self.outgoing)
     }
 
-    /// Bytes of a span in place, or nothing if they are not in this memory.
+    /// Returns the bytes of a span in place, or `None` if they are not within this memory.
     pub(crate) fn raw(&self, span: Span, at: usize, len: usize) -> Option<RawSpan<'_>> {
         let base = self.view().validate(span, at, len).ok()?;
-        // SAFETY: judged; the mapping lives as long as `self`, and nobody makes references to
-        // payload but through the span that is made here.
+        // SAFETY: the range is validated, and the mapping lives as long as `self`. References to payload are made only
+        // through the span that is made here.
         Some(unsafe { RawSpan::new(base.add(at), len) })
     }
 
@@ -145,7 +146,7 @@ impl Mapping {
         self.view().flag(flag)
     }
 
-    /// Whether this side sleeps on the flag, not the peer.
+    /// Returns whether this side sleeps on the flag, and not the peer.
     fn is_ours(&self, flag: Flag) -> bool {
         self.outgoing == matches!(flag, Flag::Producer | Flag::PeerConsumer)
     }
@@ -178,11 +179,11 @@ impl Memory for Mapping {
 
     fn set_close_reason(&self, reason: u64) -> u64 {
         failpoint!("set the close reason");
-        // pairs with the Acquire loads of Fate in `ring/`.
+        // pairs with the Acquire loads of CloseReason in `ring/`.
         match self.connection.close_reason().compare_exchange(0, reason, Ordering::AcqRel, Ordering::Acquire)
         {
             Ok(_) => reason,
-            Err(stands) => stands,
+            Err(earlier) => earlier,
         }
     }
 
@@ -207,7 +208,7 @@ impl Memory for Mapping {
         failpoint!("woken");
         match woke {
             WaitResult::Early => {}
-            // A caller with a short timeout may never sleep through a slice.
+            // A thread with short timeouts may never sleep for a whole slice.
             WaitResult::Deadline => self.connection.check_monitor_thread(),
             WaitResult::Slice => {
                 self.connection.check_monitor();
@@ -233,8 +234,8 @@ impl Memory for Mapping {
             Flag::PeerConsumer => {}
         }
         failpoint!("futex wake");
-        // The peer has one sleeper, and what else it puts to sleep there would cost us time at each
-        // wake. Beside a sleeper of our own the peer may have put others, in front of it.
+        // On a flag of the peer one sleeper is woken: it needs no more, and further sleepers there would cost us time
+        // at each wake. On a flag of our own all are woken: the peer may have put sleepers in front of ours.
         futex::wake(self.flag(flag), if self.is_ours(flag) { i32::MAX } else { 1 });
     }
 
@@ -248,9 +249,10 @@ impl Memory for Mapping {
     }
 }
 
-/// The addresses of a [`Mapping`], to be held in registers for a few steps on end: what is reached through a reference is
-/// loaded again after each load of a shared word, which may change anything as far as the compiler knows; a copy on the stack
-/// is not.
+/// The addresses of a [`Mapping`], copied to be held in registers for a few steps.
+///
+/// After each access to a shared word, the compiler must assume that memory behind a reference has changed, and loads
+/// it again. It does not load a local copy again.
 #[derive(Clone, Copy)]
 struct MappingView<'a> {
     words: NonNull<u8>,
@@ -265,7 +267,7 @@ struct MappingView<'a> {
 }
 
 impl<'a> MappingView<'a> {
-    /// The word at an offset of the words' page; every caller passes a constant of `layout::words`.
+    /// Returns the word at an offset of the words' page. Every caller passes a constant of `layout::words`.
     #[inline(always)]
     fn at(&self, offset: usize) -> &'a AtomicU64 {
         debug_assert!(offset + 8 <= 4096);
@@ -318,7 +320,7 @@ impl<'a> MappingView<'a> {
         unsafe { AtomicU32::from_ptr(at.cast().as_ptr()) }
     }
 
-    /// Where a span starts, if `at + len` bytes of it are in this memory.
+    /// Returns where a span starts, if `at + len` bytes of it are within this memory.
     #[inline(always)]
     fn validate(&self, span: Span, at: usize, len: usize) -> Result<NonNull<u8>, OutOfBounds> {
         let end = at.checked_add(len).ok_or(OutOfBounds)?;
@@ -327,8 +329,8 @@ impl<'a> MappingView<'a> {
                 // SAFETY: the payload of a mapped slot.
                 Ok(unsafe { self.slot(ticket).add(SLOT_PAYLOAD) })
             }
-            Span::Arena(place) => {
-                let start = place as usize * ARENA_ALIGN;
+            Span::Arena(unit) => {
+                let start = unit as usize * ARENA_ALIGN;
                 if end > self.arena_len || start > self.arena_len - end {
                     return Err(OutOfBounds);
                 }
@@ -393,7 +395,7 @@ impl Memory for MappingView<'_> {
         failpoint!("copy in");
         #[cfg(feature = "testing")]
         steps::begin_copy(base, at, bytes);
-        // SAFETY: judged; spans start at multiples of 8 and have a multiple of 8 bytes.
+        // SAFETY: the range is validated; spans start at multiples of 8 and have a multiple of 8 bytes.
         unsafe { copy::copy_in(base, at, bytes, tail) };
         Ok(())
     }
@@ -402,7 +404,7 @@ impl Memory for MappingView<'_> {
     fn copy_out(&self, from: Span, at: usize, bytes: &mut [u8]) -> Result<(), OutOfBounds> {
         let base = self.validate(from, at, bytes.len())?;
         failpoint!("copy out");
-        // SAFETY: judged; spans start at multiples of 8 and have a multiple of 8 bytes.
+        // SAFETY: the range is validated; spans start at multiples of 8 and have a multiple of 8 bytes.
         unsafe { copy::copy_out(base, at, bytes) };
         Ok(())
     }
@@ -417,7 +419,7 @@ impl Memory for MappingView<'_> {
 
 impl fmt::Debug for Mapping {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Mapping").field("link", &self.connection).finish_non_exhaustive()
+        f.debug_struct("Mapping").field("connection", &self.connection).finish_non_exhaustive()
     }
 }
 

@@ -1,4 +1,5 @@
-//! The memory of a connection: an unnamed file of fixed size, which no process can map or punch any more.
+//! The memory of a connection: an unnamed file of fixed size. Once it is sealed, no process can map it for writing or
+//! punch holes into it.
 //!
 //! ```text
 //!   server                                  client
@@ -17,19 +18,19 @@
 //!    shrink nor grow, and its size is the one that is mapped.
 //! 2. [`verify`] reads the seals *before* the size: in the other order the peer could shrink the
 //!    file in between and seal it then.
-//! 3. Seals are validated bit by bit: the kernel adds some of its own (`F_SEAL_EXEC`).
-//! 4. [`create`] never gets the process killed by SIGXFSZ: the limit is read first.
-//! 5. Once [`has_all_seals`] holds, a peer that kept a descriptor or a mapping can make no access to the memory
-//!    wait. Punching a hole (`fallocate`, `MADV_REMOVE`) makes a process that touches the range wait until it is done, which a
-//!    peer could draw out by doing it on a thread that seldom runs. The kernel refuses it under
-//!    `F_SEAL_FUTURE_WRITE`, and looks at the seals under the lock of the file, under which they are also added: so
-//!    a punch has either ended before the seal was there, or is refused.
-//! 6. Only [`seal_mappings`] takes that lock, and so may block on a peer that punches. The server never does: it
-//!    reads the seals, which takes no lock. Adding them itself would let a client hold up `accept`.
+//! 3. Seals are validated bit by bit: the kernel adds seals of its own (`F_SEAL_EXEC`).
+//! 4. [`create`] never gets the process killed by SIGXFSZ: it reads the limit first.
+//! 5. Once [`has_all_seals`] holds, a peer that kept a descriptor or a mapping cannot delay an access to the memory.
+//!    While a process punches a hole (`fallocate`, `MADV_REMOVE`), other processes that access the range wait. A peer
+//!    could prolong that by punching on a thread that seldom runs. The kernel refuses it under `F_SEAL_FUTURE_WRITE`.
+//!    It checks the seals under the lock of the file, under which seals are also added: so a punch has either ended
+//!    before the seal was added, or is refused.
+//! 6. Only [`seal_mappings`] takes that lock, and so may block on a peer that punches. The server never calls it: it
+//!    reads the seals, which takes no lock. If the server added them itself, a client could delay `accept`.
 //!
 //! # Proof
 //!
-//! The table of all kinds of descriptor, and of what is refused under the seals, below.
+//! The tests below, with a table of all kinds of descriptor, and of the operations that the seals refuse.
 
 use std::ffi::CStr;
 use std::fmt;
@@ -39,8 +40,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use super::syscall_error;
 
-/// Makes an unnamed file of `len` zero bytes that can be sealed. It takes memory only where it is
-/// touched.
+/// Makes an unnamed file of `len` zero bytes that can be sealed. Pages are allocated on first access.
 ///
 /// # Errors
 ///
@@ -49,12 +49,12 @@ pub(crate) fn create(len: usize) -> io::Result<OwnedFd> {
     within_file_limit(len)?;
     let fd = create_empty()?;
     let size = libc::off_t::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
-    // SAFETY: changes the size of a file that nobody else knows yet, within the limit.
+    // SAFETY: changes the size of a file that no other code knows yet, within the limit.
     syscall_error::check("ftruncate", unsafe { libc::ftruncate(fd.as_raw_fd(), size) })?;
     Ok(fd)
 }
 
-/// Fixes the size of the file for good.
+/// Fixes the size of the file permanently.
 ///
 /// # Errors
 ///
@@ -63,7 +63,7 @@ pub(crate) fn seal_size(fd: BorrowedFd<'_>) -> io::Result<()> {
     add_seals(fd, SIZE)
 }
 
-/// Forbids new writable mappings, writes, holes and further seals for good. Mappings that exist go on working.
+/// Forbids new writable mappings, writes, holes and further seals permanently. Existing mappings continue to work.
 /// Blocks while a peer punches a hole.
 ///
 /// # Errors
@@ -79,7 +79,7 @@ pub(crate) fn seal_mappings(fd: BorrowedFd<'_>) -> io::Result<()> {
     })
 }
 
-/// Whether size and mappings are sealed. Never blocks.
+/// Returns whether size and mappings are sealed. Never blocks.
 ///
 /// # Errors
 ///
@@ -89,14 +89,14 @@ pub(crate) fn has_all_seals(fd: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(seals(fd)? & all == all)
 }
 
-/// Why a descriptor that came from a peer is not mapped.
+/// Why a descriptor from a peer is not mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BadMemfd {
-    /// Something that has no seals: a regular file, a pipe, a socket, a device.
+    /// The file does not support seals: a regular file, a pipe, a socket, a device.
     NotSealable,
     /// The size is not fixed.
     MissingSeals,
-    /// It cannot be written.
+    /// The file is sealed against writing.
     WriteSealed,
     /// No seals can be added.
     Final,
@@ -109,7 +109,7 @@ pub(crate) enum BadMemfd {
     },
     /// Not a file.
     NotRegular,
-    /// A file, but not one of plain memory: of huge pages, for example.
+    /// The file is not of ordinary pages, but of huge pages, for example.
     NotTmpfs,
     /// A system call failed with this number.
     Os(i32),
@@ -136,7 +136,7 @@ impl fmt::Display for BadMemfd {
 
 impl std::error::Error for BadMemfd {}
 
-/// Validates that the descriptor can be mapped for `len` bytes and sealed. Never blocks, whatever it is.
+/// Validates that the descriptor can be mapped for `len` bytes and sealed. Never blocks, for any kind of file.
 ///
 /// # Errors
 ///
@@ -154,9 +154,9 @@ pub(crate) fn verify(fd: BorrowedFd<'_>, len: usize) -> Result<(), BadMemfd> {
     Ok(())
 }
 
-/// What the file is called in `/proc/<pid>/maps`.
+/// The name of the file in `/proc/<pid>/maps`.
 const NAME: &CStr = c"narrows";
-/// The C libraries differ in the type, so it is compared as 64 bits.
+/// Compared as 64 bits, since the C libraries differ in the type.
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 const SIZE: i32 = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW;
 const MAPPINGS: i32 = libc::F_SEAL_FUTURE_WRITE | libc::F_SEAL_SEAL;
@@ -202,7 +202,7 @@ fn add_seals(fd: BorrowedFd<'_>, wanted: i32) -> io::Result<()> {
 }
 
 fn seals(fd: BorrowedFd<'_>) -> io::Result<i32> {
-    // SAFETY: only asks.
+    // SAFETY: only reads the seals.
     syscall_error::check("fcntl(F_GET_SEALS)", unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) })
 }
 
@@ -230,7 +230,7 @@ fn validate_file(stat: &libc::stat, len: usize) -> Result<(), BadMemfd> {
     Ok(())
 }
 
-/// The number of the file, which no other such file of this machine has while it lives.
+/// Returns the inode number of the file. No other memory file of this machine has it while this one exists.
 pub(crate) fn inode(fd: BorrowedFd<'_>) -> Option<u64> {
     stat(fd).ok().map(|stat| stat.st_ino)
 }
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn seals_and_kinds_are_judged_by_bits() {
+    fn seals_and_kinds_are_validated_by_bits() {
         assert_eq!(validate_seals(SIZE | 0x20), Ok(()));
         assert_eq!(validate_seals(SIZE & !libc::F_SEAL_GROW), Err(BadMemfd::MissingSeals));
         let directory = File::open("/").expect("open");
@@ -332,7 +332,7 @@ mod tests {
     fn huge_pages_are_refused() {
         let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | libc::MFD_HUGETLB;
         let Ok(fd) = memfd_create(flags) else { return };
-        // SAFETY: sizes and seals a file of our own; it is never mapped, so takes no huge page.
+        // SAFETY: sizes and seals a file of our own. It is never mapped, so it takes no huge page.
         unsafe {
             if libc::ftruncate(fd.as_raw_fd(), 2 << 20) != 0 {
                 return;
@@ -354,7 +354,7 @@ mod tests {
         assert_eq!(check(&fd), Ok(()));
     }
 
-    /// The error number of a call that returns -1, or 0.
+    /// Returns the error number of a call that returned -1, else 0.
     fn number(result: i32) -> i32 {
         if result == -1 { io::Error::last_os_error().raw_os_error().unwrap_or(0) } else { 0 }
     }
@@ -364,7 +364,7 @@ mod tests {
         let fd = create(LEN).expect("memfd");
         seal_size(fd.as_fd()).expect("seals");
         let shared = |protection| {
-            // SAFETY: a new mapping at a place that the kernel chooses touches no other memory.
+            // SAFETY: a new mapping at an address that the kernel chooses touches no other memory.
             let at = unsafe {
                 let at =
                     libc::mmap(std::ptr::null_mut(), LEN, protection, libc::MAP_SHARED, fd.as_raw_fd(), 0);
@@ -374,11 +374,11 @@ mod tests {
         };
         let both = libc::PROT_READ | libc::PROT_WRITE;
         let (one, two) = (shared(both).expect("maps"), shared(both).expect("maps"));
-        // What a peer could do that kept a descriptor and a mapping.
+        // The operations of a peer that kept a descriptor and a mapping.
         let attempts = || {
             let raw = fd.as_raw_fd();
             let (hole, len) = (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, 4096);
-            // SAFETY: a file and a mapping of this test alone, which are read as atomics or not at all.
+            // SAFETY: a file and a mapping of this test only, which are read as atomics or not at all.
             unsafe {
                 [
                     number(libc::fallocate(raw, hole, 0, len)),
@@ -407,7 +407,7 @@ mod tests {
             )
         };
         assert_eq!(number(punched), libc::EPERM, "also through another descriptor");
-        let readable = shared(libc::PROT_READ).expect("reading is no harm");
+        let readable = shared(libc::PROT_READ).expect("reading is allowed");
         // SAFETY: inside of a mapping that only reads; the call can only fail.
         let upgraded = unsafe { libc::mprotect(readable.cast(), LEN, both) };
         assert_eq!(number(upgraded), libc::EACCES);
@@ -419,7 +419,7 @@ mod tests {
             )
         };
         one.store(7, std::sync::atomic::Ordering::Relaxed);
-        assert_eq!(two.load(std::sync::atomic::Ordering::Relaxed), 7, "mappings that exist go on working");
+        assert_eq!(two.load(std::sync::atomic::Ordering::Relaxed), 7, "existing mappings continue to work");
     }
 
     #[test]

@@ -1,26 +1,27 @@
-//! The only place with `unsafe` and with system calls.
+//! The only module with `unsafe` code and with system calls.
 //!
 //! ```text
-//!   lifeline ── epoll ── pidfd ── socket ── cmsg      who is there, and what they send
-//!       \         \        |        |
-//!        fork      `───── wait ── call               which process are we, and what failed
+//!   peer_monitor ── epoll ── pidfd ── socket ── cmsg     the end of peers; connections; control messages
+//!       \             \        |        |
+//!     fork_guard       `───── wait ── syscall_error      forks; waiting; errors
 //!       /
-//!   region ── memfd      path      spawn             memory; names; children
+//!   region ── memfd      path      spawn                 memory; paths; child processes
 //! ```
 //!
 //! # Invariants
 //!
-//! 1. Every descriptor is close-on-exec from the system call that makes it on, and owned from
-//!    there on: there is no path on which one leaks.
-//! 2. No function here blocks, but for those that take a deadline; what a peer could make block runs in [`offload`].
-//! 3. An object that a fork copied changes nothing of its parent's: see [`fork`].
-//! 4. Errors name the call that failed; [`syscall_error::errno`] gives the number back.
+//! 1. The system call that makes a descriptor makes it close-on-exec, and its result is owned at once: no code path
+//!    leaks a descriptor.
+//! 2. No function here blocks, except those that take a deadline. Operations that a peer could block run in
+//!    [`offload`].
+//! 3. A forked child that inherited an object changes no state of its parent: see [`fork_guard`].
+//! 4. Errors name the system call that failed. [`syscall_error::errno`] returns the number.
 //!
 //! # Proof
 //!
-//! Real kernel, real forks: the tests at the bottom of each file.
+//! The tests at the bottom of each file, with the real kernel and real forks.
 
-/// A step at which a test may end this process: see `failpoint`. Without the feature it is nothing.
+/// A step at which a test may end this process: see `failpoint`. Without the feature `testing` it expands to nothing.
 macro_rules! failpoint {
     ($name:expr) => {
         #[cfg(feature = "testing")]

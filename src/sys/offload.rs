@@ -1,23 +1,23 @@
-//! Operations on a peer's objects that may block, on threads that no deadline depends on.
+//! Runs operations on a peer's objects that may block, on threads that no deadline depends on.
 //!
 //! ```text
 //!   close(descriptor) ──▶ queue ──▶ up to 16 detached threads, each ends when the queue is empty
-//!   within(deadline, …, work) ──▶ a thread for this one work; the caller waits for it, up to its deadline
+//!   within(deadline, …, work) ──▶ a thread for this work only; the caller waits for it until its deadline at most
 //! ```
 //!
-//! The last close of a descriptor can block for as long as the one who made it wants: a TCP socket with unsent
-//! data lingers, a file of FUSE waits for its server. Adding a seal waits for the lock of the file, which a
-//! process that punches a hole into it holds. Neither can be interrupted.
+//! The last close of a descriptor can block for as long as the process that made it wants: a TCP socket with unsent
+//! data lingers, a file of FUSE waits for its server. Adding a seal waits for the lock of the file, which a process
+//! holds while it punches a hole. Neither can be interrupted.
 //!
 //! # Invariants
 //!
 //! 1. No function here blocks on the work that it is given: [`close`] returns at once, [`within`] at its deadline.
-//! 2. There are at most [`MOST_CLOSING`] threads that close, and [`MOST_WAITING`] descriptors that wait for one.
-//!    What exceeds that, or finds that no thread can be had, stays open until the process ends: a
-//!    descriptor is lost, which a peer can do at most once for each connection that it makes, and nothing blocks.
-//! 3. There are at most [`MOST_WORKING`] threads of [`within`]; beyond, it answers as if the deadline had passed.
-//! 4. No thread stays without work, so a program that never meets such a peer has none of them.
-//! 5. A forked child has a queue of its own: the parent's descriptors in the parent's queue are not its business.
+//! 2. At most [`MOST_CLOSING`] threads close, and at most [`MOST_WAITING`] descriptors wait for them. A descriptor
+//!    beyond that, or one for which no thread can be started, stays open until the process ends. A peer can cause this
+//!    at most once for each connection that it makes, and nothing blocks.
+//! 3. There are at most [`MOST_WORKING`] threads of [`within`]. Beyond that, it returns as if the deadline had passed.
+//! 4. A thread without work ends, so a program that never meets such a peer has no such threads.
+//! 5. A forked child has a queue of its own. It does not close the descriptors in the parent's queue.
 //!
 //! # Proof
 //!
@@ -39,7 +39,7 @@ use super::threads;
 use super::wait::remaining;
 use crate::events;
 
-/// Closes a descriptor that came from a peer, or a socket whose queue may hold some. Returns at once.
+/// Closes a descriptor that came from a peer, or a socket whose queue may hold descriptors. Returns at once.
 pub(crate) fn close(descriptor: OwnedFd) {
     match per_process(|| Ok(Offload::default())) {
         Ok(offload) => offload.close(descriptor),
@@ -47,12 +47,12 @@ pub(crate) fn close(descriptor: OwnedFd) {
     }
 }
 
-/// Does the work on a thread of its own, and returns what it came to; `None` if that is not known at the deadline, or when
-/// the caller does not want it any more. The work goes on then.
+/// Runs the work on a separate thread, and returns its result. Returns `None` if there is no result at the deadline, or
+/// if the caller is cancelled first. The work continues then.
 ///
 /// # Errors
 ///
-/// No thread can be had; the work was not begun.
+/// No thread could be started; the work was not begun.
 pub(crate) fn within<T: Send + 'static>(
     deadline: Option<Instant>,
     is_cancelled: impl Fn() -> bool,
@@ -65,9 +65,9 @@ pub(crate) fn within<T: Send + 'static>(
     }
     let (done, result) = sync_channel(1);
     let thread = start(move || {
-        let came_to = work();
+        let output = work();
         offload.working.fetch_sub(1, Ordering::Relaxed);
-        let _ = done.send(came_to); // It fails if the caller has gone at its deadline.
+        let _ = done.send(output); // It fails if the caller has returned at its deadline.
     });
     let thread = thread.inspect_err(|_| {
         offload.working.fetch_sub(1, Ordering::Relaxed);
@@ -82,13 +82,13 @@ pub(crate) fn within<T: Send + 'static>(
         }
     };
     if received.is_ok() {
-        // It ends now. Joined, no thread runs this library's code when the program unloads it.
+        // The thread ends now. It is joined, so that no thread runs this library's code when the program unloads it.
         let _ = thread.join();
     }
     Ok(received.ok())
 }
 
-/// How long a caller waits before it looks whether it is cancelled.
+/// How long a caller waits before it checks whether it is cancelled.
 const SLICE: Duration = Duration::from_millis(50);
 /// Threads that close, at most.
 const MOST_CLOSING: usize = 16;
@@ -96,7 +96,7 @@ const MOST_CLOSING: usize = 16;
 const MOST_WAITING: usize = 256;
 /// Threads that do other work, at most.
 const MOST_WORKING: usize = 64;
-/// They call little more than the kernel.
+/// The stack of these threads in bytes. They run little besides system calls.
 const STACK: usize = 128 << 10;
 
 #[derive(Debug, Default)]
@@ -118,7 +118,7 @@ unsafe impl PerProcess for Offload {
 
 impl Offload {
     fn closing(&self) -> MutexGuard<'_, Closing> {
-        // Nothing under the lock panics, and if it did, the queue would be whole.
+        // No code under the lock panics, and if it did, the queue would be consistent.
         self.closing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -132,7 +132,7 @@ impl Offload {
         if closing.threads < MOST_CLOSING {
             match start(|| self.run()) {
                 Ok(_detached) => closing.threads += 1,
-                Err(_) if closing.threads > 0 => {} // Another one comes to it.
+                Err(_) if closing.threads > 0 => {} // A thread that runs will close it.
                 Err(_) => mem::take(&mut closing.waiting).into_iter().for_each(lose),
             }
         }
@@ -144,7 +144,7 @@ impl Offload {
         }
     }
 
-    /// The next descriptor to close; without one, the calling thread does not count any more.
+    /// Returns the next descriptor to close. If there is none, the calling thread is no longer counted.
     fn next(&self) -> Option<OwnedFd> {
         let mut closing = self.closing();
         let next = closing.waiting.pop_front();
@@ -155,13 +155,13 @@ impl Offload {
     }
 }
 
-/// A thread that takes no signal: the program's handlers are not for it.
+/// Starts a thread with all signals blocked: it must not run the program's signal handlers.
 fn start(body: impl FnOnce() + Send + 'static) -> io::Result<thread::JoinHandle<()>> {
     let _blocked = signals::block_all();
     threads::spawn_with_stack("narrows-offload", STACK, body)
 }
 
-/// Leaves a descriptor open: better than a thread that blocks, and the program is told.
+/// Leaves a descriptor open, which is better than a thread that blocks, and logs it.
 fn lose(descriptor: OwnedFd) {
     mem::forget(descriptor);
     events::descriptor_lost();
@@ -211,13 +211,13 @@ mod tests {
         in_child(|| {
             let soon = || Some(Instant::now() + Duration::from_millis(5));
             assert_eq!(within(None, || false, || 7).expect("a thread"), Some(7));
-            let far = Some(Instant::now() + Duration::from_secs(60));
-            assert_eq!(within(far, || false, || 8).expect("a thread"), Some(8));
+            let late = Some(Instant::now() + Duration::from_secs(60));
+            assert_eq!(within(late, || false, || 8).expect("a thread"), Some(8));
             let (reader, writer) = pair();
             for number in 0..MOST_WORKING {
                 let reader = reader.try_clone().expect("a copy");
-                // One is not left at its deadline, but since its caller is cancelled.
-                let deadline = if number == 0 { far } else { soon() };
+                // The first ends since its caller is cancelled, the others at their deadline.
+                let deadline = if number == 0 { late } else { soon() };
                 let blocked = within(
                     deadline,
                     || number == 0,
@@ -231,9 +231,9 @@ mod tests {
                 );
                 assert!(blocked.expect("a thread").is_none());
             }
-            assert_eq!(within(far, || false, || 9).expect("no thread is tried"), None);
+            assert_eq!(within(late, || false, || 9).expect("no thread is tried"), None);
             drop(writer);
-            assert!(eventually(|| within(far, || false, || 10).expect("a thread") == Some(10)));
+            assert!(eventually(|| within(late, || false, || 10).expect("a thread") == Some(10)));
         });
     }
 
@@ -241,7 +241,7 @@ mod tests {
     fn closes_that_block_are_bounded_and_nothing_waits_for_them() {
         in_child(|| {
             let offload = per_process(|| Ok(Offload::default())).expect("one");
-            // As if all threads were blocked.
+            // Simulates that all threads are blocked.
             offload.closing().threads = MOST_CLOSING;
             let before = open_descriptors();
             for _ in 0..MOST_WAITING + 10 {
@@ -249,7 +249,7 @@ mod tests {
             }
             assert_eq!(offload.closing().waiting.len(), MOST_WAITING);
             assert_eq!(open_descriptors(), before + MOST_WAITING + 10);
-            // One of them comes back.
+            // One of them continues.
             offload.run();
             assert_eq!(open_descriptors(), before + 10);
         });

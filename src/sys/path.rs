@@ -1,17 +1,18 @@
-//! The directory of a socket: a lock file beside a name in it, and what stands under a name.
+//! The directory of a socket: the lock file beside a name, and the file that a name refers to.
 //!
-//! The directory itself is never locked: programs lock directories of their own, so that systemd-tmpfiles spares them, and
-//! systemd-tmpfiles does while it cleans.
+//! The directory itself is never locked: programs lock their own directories so that systemd-tmpfiles does not clean
+//! them, and systemd-tmpfiles locks them while it cleans.
 //!
 //! # Invariants
 //!
-//! 1. All names are looked up in the directory that was opened: renaming it in between does not
-//!    lead elsewhere. No name leads out of it, and no symbolic link is followed.
-//! 2. A lock file is removed by its holder before it is unlocked, and a lock counts only while its name still names the file that
-//!    was locked. So none is left behind, but by a process that is killed while it holds one; the next takes that one over.
-//!    A lock file is an empty regular file. Any other file of that name is left alone, and is an error at once.
-//! 3. The lock is released by an explicit unlock: a fork may hold a copy of the descriptor, and
-//!    with it a lock that only closing would release.
+//! 1. All names are looked up in the directory that was opened, also if it is renamed meanwhile. No name leads out of
+//!    it, and no symbolic link is followed.
+//! 2. The holder removes a lock file before it unlocks it, and a lock counts only while its name still names the locked
+//!    file. So a lock file is left behind only by a process that is killed while it holds the lock; the next process
+//!    takes that file over. A lock file is an empty regular file. Any other file of that name is not changed, and is an
+//!    error at once.
+//! 3. The lock is released by an explicit unlock. A fork may hold a copy of the descriptor, so closing ours might not
+//!    release the lock.
 //!
 //! # Proof
 //!
@@ -35,7 +36,7 @@ pub(crate) struct Directory {
     fd: Descriptor,
 }
 
-/// A name is locked against all others that lock it, until this is dropped.
+/// The lock of a name, until this is dropped.
 #[derive(Debug)]
 #[must_use = "dropping the guard unlocks the name"]
 pub(crate) struct LockGuard<'a> {
@@ -44,19 +45,19 @@ pub(crate) struct LockGuard<'a> {
     name: OsString,
 }
 
-/// What stands under a name.
+/// The file that a name refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Inode {
     /// The file system.
     pub(crate) dev: u64,
-    /// The number in it.
+    /// The inode number.
     pub(crate) ino: u64,
     /// Whether it is a socket.
     pub(crate) is_socket: bool,
 }
 
 impl Directory {
-    /// Opens the directory that a path stands in, and returns the name in it.
+    /// Opens the directory of a path, and returns the path's last component.
     ///
     /// # Errors
     ///
@@ -76,7 +77,8 @@ impl Directory {
     /// There is no such directory.
     pub(crate) fn open(directory: &Path) -> io::Result<Self> {
         let path = CString::new(directory.as_os_str().as_bytes())?;
-        // O_PATH: names are looked up, but the directory is never read, and the process may not be allowed to read it.
+        // O_PATH: names are looked up, but the directory is never read, and the process may lack the permission to read
+        // it.
         let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
         // SAFETY: the path is a C string; the call makes a new descriptor, which is ours alone.
         let fd = unsafe { syscall_error::owned("open the directory", libc::open(path.as_ptr(), flags)) };
@@ -88,17 +90,17 @@ impl Directory {
         self.fd.is_ours()
     }
 
-    /// Returns a path of this name that is short, however long that of the directory is. It is valid in this process, while this
-    /// is open.
+    /// Returns a short path of this name, also if the path of the directory is long. It is valid in this process while
+    /// this directory is open.
     pub(super) fn short_path(&self, name: &OsStr) -> PathBuf {
         Path::new(DESCRIPTORS).join(self.fd.as_raw_fd().to_string()).join(name)
     }
 
-    /// Waits for the lock beside this name, at the longest until the deadline.
+    /// Blocks until it has taken the lock beside this name, until the deadline at most.
     ///
     /// # Errors
     ///
-    /// `TimedOut`: another process holds it; or as [`try_lock`](Self::try_lock).
+    /// `TimedOut`: another process holds the lock. Else the errors of [`try_lock`](Self::try_lock).
     pub(crate) fn lock(&self, name: &OsStr, deadline: Instant) -> io::Result<LockGuard<'_>> {
         loop {
             if let Some(guard) = self.try_lock(name)? {
@@ -122,7 +124,7 @@ impl Directory {
         let hidden = lock_name(name);
         let path = plain(&hidden)?;
         let open = |flags: libc::c_int| {
-            // O_NONBLOCK: else a lease on the file, which any process may take that can read it, holds this up.
+            // O_NONBLOCK: otherwise a lease on the file, which any process that can read it may take, would block this.
             let flags = flags | libc::O_RDWR | libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
             // SAFETY: the path is a C string; the call makes a new descriptor, which is ours alone.
             unsafe {
@@ -130,8 +132,8 @@ impl Directory {
                 syscall_error::owned("open the lock file", made).map(Descriptor::from)
             }
         };
-        // What a killed process has left behind is opened without O_CREAT: in a directory that all may write to, the kernel may
-        // refuse that for another user's file.
+        // A lock file that a killed process has left behind is opened without O_CREAT: in a directory that all users
+        // may write to, the kernel may refuse O_CREAT for another user's file.
         let opened = match self.stat(&hidden)? {
             None => open(libc::O_CREAT | libc::O_EXCL),
             Some(stat) => is_lock(&stat).and_then(|()| open(0)),
@@ -140,7 +142,7 @@ impl Directory {
             Ok(file) => file,
             Err(error) => {
                 return match syscall_error::errno(&error) {
-                    // Made or removed meanwhile; a lease on it; a signal.
+                    // The file was made or removed meanwhile; a process has a lease on it; a signal.
                     Some(libc::EEXIST | libc::ENOENT | libc::EWOULDBLOCK | libc::EINTR) => Ok(None),
                     _ => Err(error),
                 };
@@ -161,11 +163,11 @@ impl Directory {
         Ok(current.then_some(guard))
     }
 
-    /// What stands under this name, if anything.
+    /// Returns the file that this name refers to, if there is one.
     ///
     /// # Errors
     ///
-    /// It is no plain name, or the system call failed.
+    /// The name is not a plain file name, or the system call failed.
     pub(crate) fn inode_of(&self, name: &OsStr) -> io::Result<Option<Inode>> {
         let Some(stat) = self.stat(name)? else { return Ok(None) };
         let is_socket = stat.st_mode & libc::S_IFMT == libc::S_IFSOCK;
@@ -190,7 +192,7 @@ impl Directory {
     ///
     /// # Errors
     ///
-    /// It is no plain name, or the system call failed.
+    /// The name is not a plain file name, or the system call failed.
     pub(crate) fn unlink(&self, name: &OsStr) -> io::Result<()> {
         let name = plain(name)?;
         // SAFETY: the name is a C string.
@@ -198,7 +200,7 @@ impl Directory {
         syscall_error::check("unlinkat", result).map(drop)
     }
 
-    /// Opens what stands under this name, to change its group and mode; neither is changed by this.
+    /// Opens the file of this name with O_PATH, so that its group and mode can be changed.
     fn open_path(&self, name: &OsStr) -> io::Result<Descriptor> {
         let (name, flags) = (plain(name)?, libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC);
         // SAFETY: the name is a C string; the call makes a new descriptor, which is ours alone.
@@ -208,25 +210,26 @@ impl Directory {
         .map(Descriptor::from)
     }
 
-    /// Gives what stands under this name to a group, if one is given, then sets its mode.
+    /// Sets the group of the socket with this name, if one is given, then its mode.
     ///
     /// # Errors
     ///
-    /// It is no socket: another file has taken its name. The process may not do so; `/proc` is missing.
+    /// The name refers to another file, which has replaced the socket; the process may not change group or mode;
+    /// `/proc` is missing.
     pub(crate) fn share(&self, name: &OsStr, group: Option<u32>, mode: u32) -> io::Result<()> {
         let file = self.open_path(name)?;
-        // Who may write to the directory can put a link to a file of this user there.
+        // A process that may write to the directory can put a link to a file of this user there.
         if stat_of(&file)?.st_mode & libc::S_IFMT != libc::S_IFSOCK {
             return Err(io::Error::new(io::ErrorKind::NotFound, "another file has taken the socket's name"));
         }
         if let Some(group) = group {
             let keep = libc::uid_t::MAX;
-            // SAFETY: the path is an empty C string: the descriptor itself is meant.
+            // SAFETY: the path is an empty C string, so the call changes the file of the descriptor.
             let given =
                 unsafe { libc::fchownat(file.as_raw_fd(), c"".as_ptr(), keep, group, libc::AT_EMPTY_PATH) };
             syscall_error::check("fchownat", given)?;
         }
-        // The kernel changes the mode of a descriptor without access only by this path.
+        // For an O_PATH descriptor the kernel changes the mode only through this path.
         let path = CString::new(format!("{DESCRIPTORS}/{}", file.as_raw_fd()))?;
         // SAFETY: the path is a C string.
         syscall_error::check("chmod", unsafe { libc::chmod(path.as_ptr(), mode) }).map(drop)
@@ -234,8 +237,8 @@ impl Directory {
 }
 
 impl LockGuard<'_> {
-    /// Whether the name still names the file that is locked, and the file is a lock file: its last holder may have removed it
-    /// meanwhile, and a program may have written to it.
+    /// Returns whether the name still names the locked file, and the file is a lock file. The last holder may have
+    /// removed it meanwhile, and a program may have written to it.
     fn is_current(&self) -> io::Result<bool> {
         let held = stat_of(&self.file)?;
         let named = self.directory.inode_of(&self.name)?;
@@ -247,7 +250,8 @@ impl LockGuard<'_> {
 impl Drop for LockGuard<'_> {
     fn drop(&mut self) {
         if self.is_current().unwrap_or(false) {
-            let _left_behind = self.directory.unlink(&self.name); // It locks as well the next time.
+            // A file that could not be removed is used as the lock file the next time.
+            let _left_behind = self.directory.unlink(&self.name);
         }
         // SAFETY: takes two numbers. It cannot fail: the descriptor is open and locked.
         unsafe { libc::flock(self.file.as_raw_fd(), libc::LOCK_UN) };
@@ -262,7 +266,7 @@ pub(crate) fn lock_name(name: &OsStr) -> OsString {
     hidden
 }
 
-/// Verifies that this is a lock file of this library, which no program keeps anything in.
+/// Verifies that this is a lock file of this library: an empty regular file.
 fn is_lock(stat: &libc::stat) -> io::Result<()> {
     let found = match stat.st_mode & libc::S_IFMT {
         libc::S_IFREG if stat.st_size == 0 => return Ok(()),
@@ -284,7 +288,7 @@ fn stat_of(file: &Descriptor) -> io::Result<libc::stat> {
     }
 }
 
-/// What a process wants to do with a file.
+/// An access to a file.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Access {
     /// Enter a directory.
@@ -293,7 +297,7 @@ pub(crate) enum Access {
     Write,
 }
 
-/// Returns whether owner and mode let this process do so, with the user and the rights that it has now.
+/// Returns whether owner and mode permit this access, with the user and the privileges that this process has now.
 pub(crate) fn permits(path: &Path, access: Access) -> bool {
     let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return false };
     let mode = match access {
@@ -304,9 +308,9 @@ pub(crate) fn permits(path: &Path, access: Access) -> bool {
     unsafe { libc::faccessat(libc::AT_FDCWD, path.as_ptr(), mode, libc::AT_EACCESS) == 0 }
 }
 
-/// Where the kernel shows the descriptors of this process as files.
+/// The directory in which the kernel shows the descriptors of this process as files.
 pub(super) const DESCRIPTORS: &str = "/proc/self/fd";
-/// Short against the time in which a lock is held, which is a few system calls.
+/// How long to wait between two attempts to take a lock. A process holds a lock for a few system calls.
 const PAUSE: Duration = Duration::from_millis(2);
 
 fn plain(name: &OsStr) -> io::Result<CString> {

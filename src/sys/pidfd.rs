@@ -1,12 +1,10 @@
-//! A process, held by a descriptor: it names this one process for ever, also after its number was
-//! given to another.
+//! A process, held by a pidfd: the descriptor names this process only, also after its pid was given to another one.
 //!
 //! # Invariants
 //!
-//! 1. Only the kernel's word counts: [`Pidfd::exited`] polls the descriptor. No number of a
-//!    process is kept or compared.
-//! 2. All connections to one process share one descriptor where the kernel gives pidfds inode
-//!    numbers of their own (pidfs, Linux 6.9); elsewhere each has its own, and nothing else differs.
+//! 1. [`Pidfd::exited`] polls the descriptor. No pid is stored or compared.
+//! 2. All connections to a process share one descriptor if the kernel gives pidfds inode numbers of their own (pidfs,
+//!    Linux 6.9). Otherwise each connection has its own descriptor, and nothing else differs.
 //!
 //! # Proof
 //!
@@ -22,15 +20,15 @@ use super::fork_guard::{PerProcess, StaticSlot, per_process};
 use super::syscall_error;
 use super::wait::is_readable;
 
-/// A process.
+/// A pidfd.
 #[derive(Debug)]
 pub(crate) struct Pidfd {
     fd: Descriptor,
 }
 
 impl Pidfd {
-    /// The process that has this number now. Only for a child that was not reaped, or a parent,
-    /// can the caller know that it is the right one.
+    /// Opens the process that has this pid now. Only for a child that was not reaped, or for a parent, can the caller
+    /// be sure that it is the right process.
     ///
     /// # Errors
     ///
@@ -49,7 +47,7 @@ impl Pidfd {
         Self { fd: fd.into() }
     }
 
-    /// Whether the process has ended (it may still be waiting for its parent to reap it).
+    /// Returns whether the process has ended (its parent may not have reaped it yet).
     pub(crate) fn exited(&self) -> bool {
         self.is_ours() && is_readable(self.fd.as_fd()).unwrap_or(false)
     }
@@ -59,19 +57,19 @@ impl Pidfd {
         self.fd.is_ours()
     }
 
-    /// The one `Pidfd` of this process that all its users share.
+    /// Returns the `Pidfd` that all connections to this process share.
     pub(crate) fn shared(self) -> Arc<Self> {
         let Some(id) = self.unique_id() else {
             return Arc::new(self);
         };
         match per_process(|| Ok(Registry::default())) {
             Ok(registry) => registry.share(id, self),
-            // Sharing saves descriptors, nothing more.
+            // Sharing only saves descriptors.
             Err(_) => Arc::new(self),
         }
     }
 
-    /// What distinguishes this process from all others since the system was started.
+    /// Returns a number that no other process since the start of the system has; `None` before Linux 6.9.
     fn unique_id(&self) -> Option<u64> {
         let mut file_system = MaybeUninit::<libc::statfs>::uninit();
         let mut file = MaybeUninit::<libc::stat>::uninit();
@@ -95,11 +93,11 @@ impl AsFd for Pidfd {
     }
 }
 
-/// The C libraries differ in the type, so it is compared as 64 bits.
+/// Compared as 64 bits, since the C libraries differ in the type.
 const PIDFS_MAGIC: u64 = 0x5049_4446;
 
-/// The pidfds in use. It belongs to one process: a fork begins with an empty one, so that neither
-/// a lock that was held meanwhile nor the parent's entries matter there.
+/// The pidfds in use. Each process has its own: a fork begins with an empty registry, so that neither a lock that was
+/// held during the fork nor the parent's entries matter there.
 #[derive(Default)]
 struct Registry {
     known: Mutex<Vec<(u64, Weak<Pidfd>)>>,
@@ -173,11 +171,12 @@ mod tests {
     }
 
     #[test]
-    fn a_pidfd_that_the_program_has_closed_is_not_shared_and_says_nothing() {
+    fn a_pidfd_that_the_program_has_closed_is_not_shared_and_reports_nothing() {
         in_child(|| {
             let closed = Pidfd::open(std::process::id()).expect("opens").shared();
             let number = closed.as_fd().as_raw_fd();
-            // SAFETY: what the program does behind the library's back; a pidfd that is not ours is not closed again.
+            // SAFETY: the test acts as a program that closes the library's descriptor; a pidfd that is not ours is not
+            // closed again.
             assert_eq!(unsafe { libc::close(number) }, 0);
             let readable = std::fs::File::open("/dev/null").expect("opens");
             assert_eq!(readable.as_raw_fd(), number);

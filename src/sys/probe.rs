@@ -1,6 +1,7 @@
-//! Whether this kernel, and what filters its calls, has what is done without where it is missing.
+//! Checks which optional features this kernel has, and which a filter permits. The library works without them.
 //!
-//! For tools that report it. Each asks exactly as the code that uses it does, and changes nothing that lasts.
+//! The command-line tool reports them. Each function makes the same system calls as the code that uses the feature, and
+//! changes no lasting state.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -11,7 +12,8 @@ use super::region::Region;
 use super::socket;
 use super::syscall_error;
 
-/// Memory whose size and mappings are sealed, mapped so that a fork does not have it; what every connection needs.
+/// Checks that memory can be made whose size and mappings are sealed, and mapped so that a fork does not inherit it.
+/// Every connection needs this.
 ///
 /// # Errors
 ///
@@ -26,7 +28,7 @@ pub fn memory(len: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// Memory that is taken at once (Linux 5.14), for `Options::prefault`.
+/// Checks that memory can be allocated at once (Linux 5.14), for `Options::prefault`.
 ///
 /// # Errors
 ///
@@ -36,64 +38,64 @@ pub fn prefault() -> io::Result<()> {
     Region::map(memfd::create(len)?.as_fd(), len)?.prefault()
 }
 
-/// The watch over a process whose number is known (Linux 5.3).
+/// Checks that a pidfd can be opened for a process whose pid is known (Linux 5.3).
 ///
 /// # Errors
 ///
-/// Why it cannot be opened.
+/// The reason why it cannot be opened.
 pub fn pidfd() -> io::Result<()> {
     Pidfd::open(std::process::id()).map(drop)
 }
 
-/// The watch over a client, by its socket (Linux 6.5).
+/// Checks that a server gets the pidfd of a client by its socket (Linux 6.5).
 ///
 /// # Errors
 ///
-/// Why the kernel does not give it.
+/// The reason why the kernel does not return it.
 pub fn pidfd_of_a_client() -> io::Result<()> {
     let (ours, _theirs) = socket::pair()?;
     socket::peer_pidfd(ours.as_fd()).map(drop).ok_or_else(|| io::ErrorKind::Unsupported.into())
 }
 
-/// The watch over a server, beside what it sends (Linux 6.5).
+/// Checks that a client gets the pidfd of a server with the bytes that it sends (Linux 6.5).
 ///
 /// # Errors
 ///
-/// Why the kernel does not give it.
+/// The reason why the kernel does not return it.
 pub fn pidfd_of_a_server() -> io::Result<()> {
     socket::set_option(socket::pair()?.0.as_fd(), socket::SO_PASSPIDFD, 1)
 }
 
-/// Refusing descriptors that a client sends (Linux 6.16).
+/// Checks that the kernel can refuse descriptors that a client sends (Linux 6.16).
 ///
 /// # Errors
 ///
-/// Why the kernel does not do it.
+/// The reason why the kernel does not.
 pub fn refuse_descriptors() -> io::Result<()> {
     socket::set_option(socket::pair()?.0.as_fd(), socket::SO_PASSRIGHTS, 0)
 }
 
-/// Whether the kernel really wipes a page on fork, as the fork guard asks it to (an emulator may accept the advice and do
-/// nothing; a handler of the C library stands in for it then).
+/// Returns whether the kernel really wipes a page on fork, as the fork guard requests (an emulator may accept the
+/// advice and do nothing; a handler of the C library wipes the page then).
 ///
 /// # Errors
 ///
-/// Why it cannot be found out.
+/// The system call that failed.
 pub fn wipe_on_fork() -> io::Result<bool> {
     super::fork_guard::kernel_wipes_on_fork()
 }
 
-/// Why the peer monitor's thread is not scheduled as the main thread is, if it is not. Starts the monitor.
+/// Returns why the peer monitor's thread is not scheduled like the main thread, if it is not. Starts the monitor.
 ///
 /// # Errors
 ///
-/// Why the monitor cannot be started.
+/// The reason why the monitor cannot be started.
 pub fn monitor_scheduling() -> io::Result<Option<String>> {
     Ok(super::peer_monitor::not_reset()?.map(|reason| reason.to_string()))
 }
 
-/// As [`memory`], step by step: `before` gets the system calls of each step before they are made, so that a program that a
-/// filter kills has named the call.
+/// Makes the checks of [`memory`] step by step. It calls `before` with the system calls of each step before it makes
+/// them, so that a program that a filter kills has printed the call.
 ///
 /// # Errors
 ///
@@ -107,12 +109,12 @@ pub fn memory_in_steps(len: usize, mut before: impl FnMut(&'static str)) -> io::
     memory(len)
 }
 
-/// Whether memory that is mapped can be sealed against holes (`F_SEAL_FUTURE_WRITE`, Linux 5.1): the peer's mapping still
-/// writes, and nothing takes pages away from it.
+/// Checks that memory can be sealed against holes while it is mapped (`F_SEAL_FUTURE_WRITE`, Linux 5.1): the mapping is
+/// still writable, and its pages can no longer be removed.
 ///
 /// # Errors
 ///
-/// Why the kernel does not do it.
+/// The reason why the kernel does not.
 pub fn seal_against_holes() -> io::Result<()> {
     let len = 1 << 16;
     let memfd = memfd::create(len)?;
@@ -120,10 +122,10 @@ pub fn seal_against_holes() -> io::Result<()> {
     // SAFETY: adds a seal to a file of ours.
     let sealed = unsafe { libc::fcntl(memfd.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_FUTURE_WRITE) };
     syscall_error::check("fcntl(F_SEAL_FUTURE_WRITE)", sealed)?;
-    // SAFETY: the first byte of a mapping of ours that lives.
+    // SAFETY: the first byte of a mapping of ours, which still exists.
     unsafe { mapped.base().as_ptr().write_volatile(1) };
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    // SAFETY: takes numbers; the file is ours and the mapping is only ever written by us.
+    // SAFETY: takes numbers; the file is ours, and only this function writes to the mapping.
     let punched = unsafe { libc::fallocate(memfd.as_raw_fd(), mode, 0, 4096) };
     match (punched, io::Error::last_os_error().raw_os_error()) {
         (-1, Some(libc::EPERM)) => Ok(()),
@@ -132,16 +134,16 @@ pub fn seal_against_holes() -> io::Result<()> {
     }
 }
 
-/// The user that the kernel takes this process for, which a peer sees (SO_PEERCRED), and the one that the C library says,
-/// which fakeroot and its like replace.
+/// Returns the user of this process as the kernel reports it to peers (SO_PEERCRED), and as the C library returns it,
+/// which fakeroot and similar tools replace.
 ///
 /// # Errors
 ///
 /// The call that failed, by its name.
 pub fn own_user() -> io::Result<(u32, u32)> {
     // SAFETY: takes nothing and cannot fail.
-    let says = unsafe { libc::geteuid() };
-    Ok((socket::peer_cred(socket::pair()?.0.as_fd())?.uid(), says))
+    let by_libc = unsafe { libc::geteuid() };
+    Ok((socket::peer_cred(socket::pair()?.0.as_fd())?.uid(), by_libc))
 }
 
 #[cfg(test)]
@@ -149,11 +151,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_of_the_tests_has_what_it_says() {
+    fn the_kernel_of_the_tests_has_the_required_features() {
         memory(1 << 20).expect("sealed memory");
         prefault().expect("Linux 5.14");
         pidfd().expect("Linux 5.3");
-        // Newer: either answer is one, and nothing panics.
+        // Newer features: both results are fine.
         let _newer = (pidfd_of_a_client(), pidfd_of_a_server(), refuse_descriptors());
         assert!(memory(usize::MAX).is_err());
     }
@@ -173,8 +175,8 @@ mod tests {
 
     #[test]
     fn the_kernel_knows_the_own_user_and_seals_against_holes() {
-        let (is, says) = own_user().expect("a socket");
-        assert!(is == says || std::env::var_os("LD_PRELOAD").is_some(), "{is} {says}");
+        let (by_kernel, by_libc) = own_user().expect("a socket");
+        assert!(by_kernel == by_libc || std::env::var_os("LD_PRELOAD").is_some(), "{by_kernel} {by_libc}");
         seal_against_holes().expect("Linux 5.1");
     }
 }

@@ -1,6 +1,6 @@
-//! Small files of `/proc`, read by as few kinds of system calls as possible: `openat`, `read`, `close`.
+//! Reads small files of `/proc`, with as few kinds of system calls as possible: `openat`, `read`, `close`.
 //!
-//! The standard library also asks for the size of a file (`statx`), which a seccomp filter may kill for.
+//! The standard library also reads the size of a file (`statx`), and a seccomp filter may kill the thread for that.
 //!
 //! # Proof
 //!
@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use super::syscall_error;
 
-/// The longest file that is read; what exceeds it counts as unreadable.
+/// The longest file that is read. A longer file counts as unreadable.
 const LONGEST: usize = 16 << 10;
 
 /// Opens a file of `/proc` for reading; `None` if that is not possible.
@@ -27,7 +27,7 @@ pub(super) fn read(path: &CStr) -> Option<String> {
     let mut filled = 0;
     while filled < text.len() {
         let room = &mut text[filled..];
-        // SAFETY: the kernel fills at most the room that is left.
+        // SAFETY: the kernel fills at most `room.len()` bytes.
         let got = unsafe { libc::read(file.as_raw_fd(), room.as_mut_ptr().cast(), room.len()) };
         match usize::try_from(syscall_error::check("read", i32::try_from(got).ok()?).ok()?).ok()? {
             0 => {

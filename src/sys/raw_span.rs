@@ -1,25 +1,24 @@
-//! Bytes of a message in place: the two `unsafe` methods of the public interface.
+//! Access to the bytes of a message in place: the `unsafe` methods of the public interface.
 
 use std::fmt;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
-/// The bytes of one message, lent in place.
+/// The bytes of one message, borrowed in place.
 ///
-/// Copying reads and writes need none of this; it is for those who want to spare the copy and trust
-/// the peer.
+/// Reads and writes that copy do not need this. It is for programs that avoid the copy and trust the peer.
 ///
 /// ```
 /// let (mut a, mut b) = narrows::SharedMemoryStream::pair()?;
-/// let mut room = a.reserve(3)?;
-/// let mut span = room.raw()?;
+/// let mut reservation = a.reserve(3)?;
+/// let mut span = reservation.raw()?;
 /// assert!(span.len() == 3 && !span.is_empty() && !span.as_ptr().is_null());
-/// // SAFETY: the peer is this program, which leaves alone what was not committed to it.
+/// // SAFETY: the peer is this program, which does not access a message before it is committed.
 /// unsafe { span.as_mut_slice() }.copy_from_slice(b"ebb");
-/// room.commit()?;
+/// reservation.commit()?;
 /// let mut message = b.recv_ref()?;
 /// let span = message.raw()?;
-/// // SAFETY: nor does it write to what it has committed.
+/// // SAFETY: the peer is this program, which does not write to a message after it has committed it.
 /// assert_eq!(unsafe { span.as_slice() }, b"ebb");
 /// # Ok::<(), std::io::Error>(())
 /// ```
@@ -32,28 +31,28 @@ pub struct RawSpan<'a> {
 impl<'a> RawSpan<'a> {
     /// # Safety
     ///
-    /// `at .. at + len` is mapped, readable and writable, for `'a`, and no Rust reference to it
-    /// exists; the peer's part of it is what the methods' contracts say.
+    /// `at .. at + len` is mapped, readable and writable, for `'a`, and no Rust reference to it exists. The contracts
+    /// of the `unsafe` methods say what the peer must not do.
     pub(super) unsafe fn new(at: NonNull<u8>, len: usize) -> Self {
         Self { at, len, borrowed: PhantomData }
     }
 
-    /// A span of private memory.
+    /// Creates a span of private memory.
     pub(crate) fn private(bytes: &'a mut [u8]) -> Self {
         Self { at: NonNull::from(&mut *bytes).cast(), len: bytes.len(), borrowed: PhantomData }
     }
 
-    /// Bytes in the span.
+    /// Returns the number of bytes in the span.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether the span has no bytes.
+    /// Returns whether the span has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// A pointer to the first byte, for those who copy by other means.
+    /// Returns a pointer to the first byte, for copies by other means.
     pub fn as_ptr(&self) -> *mut u8 {
         self.at.as_ptr()
     }
@@ -65,26 +64,27 @@ impl<'a> RawSpan<'a> {
     /// The peer does not write to a message that it has committed, and this process is not a fork of
     /// the one that made the span.
     pub unsafe fn as_slice(&self) -> &[u8] {
-        // SAFETY: mapped for 'a by `new`'s promise; nobody writes, by the caller's.
+        // SAFETY: mapped for 'a by the promise of `new`'s caller. The peer does not write, by this caller's promise,
+        // and this side cannot while the span is borrowed.
         unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.len) }
     }
 
-    /// Borrows the bytes to write to them; what those of a reservation hold before is unspecified.
+    /// Borrows the bytes to write to them. The bytes of a reservation have unspecified values before.
     ///
     /// # Safety
     ///
     /// The peer does not access a message that has not been committed to it, nor write to one that it
     /// has committed, and this process is not a fork of the one that made the span.
     pub unsafe fn as_mut_slice(&mut self) -> &mut [u8] {
-        // SAFETY: mapped for 'a by `new`'s promise; the borrow is unique on this side, and the peer
-        // keeps away by the caller's promise.
+        // SAFETY: mapped for 'a by the promise of `new`'s caller. The borrow is unique on this side, and the peer does
+        // not access the bytes, by this caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.at.as_ptr(), self.len) }
     }
 }
 
-/// The bytes of one message, lent in place to be read.
+/// The bytes of one message, borrowed in place, read-only.
 ///
-/// As [`RawSpan`], but there may be several of the same bytes, so nobody writes through it.
+/// Unlike [`RawSpan`], several of these may exist for the same bytes, so it cannot write to them.
 ///
 /// ```
 /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
@@ -97,7 +97,7 @@ impl<'a> RawSpan<'a> {
 ///                 // SAFETY: the client is our own program, which does not write to what it has committed.
 ///                 reply.extend(unsafe { bytes.as_slice() });
 ///             }
-///             None => reply.extend(request.bytes()), // It stands in private memory.
+///             None => reply.extend(request.bytes()), // The request is in private memory.
 ///         }
 ///         Ok(())
 ///     })
@@ -113,17 +113,17 @@ impl<'a> RawBytes<'a> {
         Self(span)
     }
 
-    /// Bytes in the span.
+    /// Returns the number of bytes in the span.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether the span has no bytes.
+    /// Returns whether the span has no bytes.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// A pointer to the first byte, for those who copy by other means.
+    /// Returns a pointer to the first byte, for copies by other means.
     pub fn as_ptr(&self) -> *const u8 {
         self.0.as_ptr()
     }

@@ -1,13 +1,13 @@
-//! Mapped memory: of a memfd that two processes share, or of this process alone.
+//! Mapped memory, either of a memfd that two processes share, or private to this process.
 //!
 //! # Invariants
 //!
-//! 1. The length is the one that was asked for, never one read from the file.
-//! 2. A fork does not inherit the range (`MADV_DONTFORK`): an access there is a clean crash of the
-//!    child and never a second writer.
-//! 3. So in a forked child the range may belong to something else by now, and dropping the region
-//!    there unmaps nothing.
-//! 4. No reference into the range is ever made: [`Region::base`] is all that it gives.
+//! 1. The length is the requested one, and is never read from the file.
+//! 2. A fork does not inherit the range (`MADV_DONTFORK`): an access there crashes the child, which can never become a
+//!    second writer.
+//! 3. So in a forked child the range may belong to another mapping by now, and dropping the region there unmaps
+//!    nothing.
+//! 4. This type makes no reference into the range: it only returns the pointer [`Region::base`].
 //!
 //! # Proof
 //!
@@ -30,16 +30,16 @@ use super::syscall_error;
 #[derive(Debug)]
 pub(crate) struct Region {
     map: ManuallyDrop<MmapRaw>,
-    /// The number of the file, if there is one.
+    /// The inode number of the file, if there is one.
     inode: Option<u64>,
     fork_guard: ForkGuard,
 }
 
 impl Region {
-    /// Maps the first `len` bytes of the file, shared with whoever else maps it. The descriptor
-    /// can be closed afterwards.
+    /// Maps the first `len` bytes of the file, shared with all other processes that map it. The descriptor can be
+    /// closed afterwards.
     ///
-    /// The caller knows that the file has them and keeps them: see [`super::memfd::verify`].
+    /// The caller has verified that the file has this size and cannot shrink: see [`super::memfd::verify`].
     ///
     /// # Errors
     ///
@@ -54,12 +54,12 @@ impl Region {
         Ok(region)
     }
 
-    /// The number of the mapped file: both ends of a connection have the same.
+    /// Returns the inode number of the mapped file. Both ends of a connection have the same.
     pub(crate) fn inode(&self) -> Option<u64> {
         self.inode
     }
 
-    /// Maps `len` zero bytes of this process's own.
+    /// Maps `len` zero bytes of private memory.
     ///
     /// # Errors
     ///
@@ -70,20 +70,20 @@ impl Region {
         Self::of(map.map_err(|e| syscall_error::named("mmap", e))?.into())
     }
 
-    /// The first byte.
+    /// Returns a pointer to the first byte.
     #[inline]
     pub(crate) fn base(&self) -> NonNull<u8> {
         // SAFETY: `of` refused a mapping at address 0.
         unsafe { NonNull::new_unchecked(self.map.as_mut_ptr()) }
     }
 
-    /// Bytes in the range.
+    /// Returns the number of bytes in the range.
     #[inline]
     pub(crate) fn len(&self) -> usize {
         self.map.len()
     }
 
-    /// Takes all the memory now, so that a lack of it is an error here and not a kill later.
+    /// Allocates all the memory now, so that a lack of it is an error here and does not get the process killed later.
     ///
     /// # Errors
     ///
@@ -102,10 +102,10 @@ impl Region {
             return Err(io::Error::other("the kernel mapped the memory at address 0"));
         }
         map.advise(Advice::DontFork).map_err(|e| syscall_error::named("madvise(MADV_DONTFORK)", e))?;
-        // Messages do not belong into a core dump, but nothing depends on that.
+        // Messages should not be in a core dump. A failure does no harm.
         let _ = map.advise(Advice::DontDump);
-        // Where huge pages for shared memory are switched on for all (`shmem_enabled` = always, within_size or force), the
-        // first byte that is written would take 2 MiB. A kernel built without huge pages answers EINVAL: fine as well.
+        // If huge pages for shared memory are enabled for all files (`shmem_enabled` = always, within_size or force),
+        // the first write would allocate 2 MiB. A kernel built without huge pages returns EINVAL, which does no harm.
         let _ = map.advise(Advice::NoHugePage);
         failpoint!("madvise");
         Ok(Self { inode: None, fork_guard: ForkGuard::new()?, map: ManuallyDrop::new(map) })
@@ -175,13 +175,13 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_no_mapping() {
+    fn an_empty_mapping_is_refused() {
         let (fd, _region) = shared();
         assert!(Region::map(fd.as_fd(), 0).is_err());
         assert!(Region::anonymous(0).is_err());
     }
 
-    /// What the kernel notes of the mapping that begins at this address, as `VmFlags` of `/proc/self/smaps` lists it.
+    /// Returns the flags of the mapping that begins at this address, from `VmFlags` in `/proc/self/smaps`.
     fn flags_of(base: usize) -> Vec<String> {
         let smaps = std::fs::read_to_string("/proc/self/smaps").expect("smaps");
         let mut lines = smaps.lines().skip_while(|line| !line.starts_with(&format!("{base:x}-")));
@@ -215,14 +215,14 @@ mod tests {
         let base = region.base().as_ptr();
         let mut region = Some(region);
         in_child(|| {
-            // The range is free in the child: put something of its own there.
+            // The range is free in the child, which maps memory of its own there.
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
             let both = libc::PROT_READ | libc::PROT_WRITE;
-            // SAFETY: maps only where nothing is.
+            // SAFETY: with this flag the call maps only where no mapping is.
             let own = unsafe { libc::mmap(base.cast(), LEN, both, flags, -1, 0) };
             assert_eq!(own, base.cast());
             drop(region.take());
-            // SAFETY: mapped just above, and the drop must not have changed that.
+            // SAFETY: the child has mapped it, and the drop must not have changed that.
             unsafe { base.write_volatile(9) };
         });
         assert_eq!(word(region.as_ref().expect("kept"), 0).load(Ordering::Relaxed), 5);

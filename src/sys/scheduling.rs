@@ -1,14 +1,15 @@
-//! How a thread of the library is scheduled, which it inherits from the thread that started it.
+//! The scheduling of the peer monitor's thread. A thread inherits its scheduling from the thread that started it.
 //!
-//! The program's first connection may be made by a thread that is pinned to a CPU, has a real-time policy or gives way to all
-//! others. The peer monitor serves all connections of the process, so it is scheduled as the main thread is, and never by
-//! a real-time policy: what `taskset` and `nice` gave the process stays. Its timer slack is the kernel's default at most. Other
-//! threads of the library run what the program gave them to run, so they keep what they inherit.
+//! The thread that makes the program's first connection may be pinned to a CPU, or have a real-time or idle policy. The
+//! peer monitor serves all connections of the process, so it is scheduled like the main thread, but never by a
+//! real-time policy: settings of `taskset` and `nice` for the process stay. Its timer slack is the kernel's default at
+//! most. Other threads of the library run code of the program, so they keep what they inherit.
 //!
 //! # Invariants
 //!
-//! 1. What differs is read from `/proc`; the calls that change it are made only where something differs and no seccomp
-//!    filter, which might kill for them, is in force. The timer slack is asked for by `prctl`, also without a filter only.
+//! 1. The differences are read from `/proc`. The calls that change the scheduling are made only if it differs, and if
+//!    no seccomp filter is in force, which might kill the thread for them. The timer slack is read by `prctl`, also
+//!    only without a filter.
 //!
 //! # Proof
 //!
@@ -22,12 +23,12 @@ use super::procfs;
 use super::seccomp;
 use super::syscall_error;
 
-/// Why the thread goes on as it was started.
+/// Why the thread keeps the scheduling that it inherited.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum NotReset {
-    /// `/proc` does not say how the threads are scheduled.
+    /// `/proc` does not show how the threads are scheduled.
     Unknown,
-    /// It differs from the main thread, and a seccomp filter might kill for changing that.
+    /// It differs from the main thread's, and a seccomp filter might kill the process for changing it.
     Filtered,
     /// The kernel refused the call.
     Refused(&'static str),
@@ -43,7 +44,7 @@ impl fmt::Display for NotReset {
     }
 }
 
-/// What one thread is scheduled by.
+/// The scheduling parameters of one thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Schedule {
     policy: i32,
@@ -51,7 +52,7 @@ struct Schedule {
     cpus: String,
 }
 
-/// Makes the calling thread be scheduled as the main thread is, but never by a real-time or idle policy.
+/// Gives the calling thread the scheduling of the main thread, but never a real-time or idle policy.
 pub(crate) fn follow_main_thread() -> Result<(), NotReset> {
     limit_timer_slack();
     let (Some(own), Some(main)) = (Schedule::of_calling_thread(), Schedule::of_main_thread()) else {
@@ -82,15 +83,15 @@ pub(crate) fn follow_main_thread() -> Result<(), NotReset> {
     Ok(())
 }
 
-/// Limits how late the kernel may wake the calling thread, which it inherits as well: with seconds of it, a peer that hung up
-/// would be reported seconds late. The value that `PR_SET_TIMERSLACK` resets to is inherited from the same thread, so the
-/// kernel's own default is set. A shorter one stays.
+/// Limits the timer slack, by which the kernel may delay a wake-up of the calling thread. It is inherited as well: with
+/// seconds of slack, a hang-up would be reported seconds late. The value to which `PR_SET_TIMERSLACK` resets is
+/// inherited from the same thread, so this sets the kernel's own default. A shorter slack stays.
 fn limit_timer_slack() {
     const DEFAULT: libc::c_ulong = 50_000; // Nanoseconds.
     if seccomp::filter_in_force() {
-        return; // It might kill for the change.
+        return; // The filter might kill the process for the change.
     }
-    // SAFETY: both calls take numbers, and change the calling thread alone.
+    // SAFETY: both calls take numbers, and change only the calling thread.
     unsafe {
         if libc::prctl(libc::PR_GET_TIMERSLACK, 0, 0, 0, 0).unsigned_abs() as libc::c_ulong > DEFAULT {
             libc::prctl(libc::PR_SET_TIMERSLACK, DEFAULT, 0, 0, 0);
@@ -101,8 +102,8 @@ fn limit_timer_slack() {
 fn take_cpus_of_main_thread() -> io::Result<()> {
     let main = i32::try_from(std::process::id()).unwrap_or(0);
     let mut cpus = MaybeUninit::<libc::cpu_set_t>::zeroed();
-    // SAFETY: fills the local set, of which zeros are a value, so it may be read whatever the first call said; the second
-    // reads it. 0 is the calling thread.
+    // SAFETY: the first call fills the local set, for which zeros are a valid value, and the second reads it. 0 is the
+    // calling thread.
     unsafe {
         let len = size_of::<libc::cpu_set_t>();
         syscall_error::check("sched_getaffinity", libc::sched_getaffinity(main, len, cpus.as_mut_ptr()))?;
@@ -121,7 +122,7 @@ impl Schedule {
     }
 
     fn parse(stat: &str, status: &str) -> Option<Self> {
-        // The name of the program stands in parentheses and may hold anything; the state, field 3, follows.
+        // The name of the program is in parentheses and may hold any characters. The state, field 3, follows.
         let (_, fields) = stat.rsplit_once(')')?;
         let field = |number: usize| fields.split_ascii_whitespace().nth(number - 3)?.parse().ok();
         let cpus = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
@@ -149,7 +150,7 @@ mod tests {
         in_child(|| {
             let main = Schedule::of_main_thread().expect("known");
             let thread = std::thread::spawn(move || {
-                // SAFETY: changes this thread alone; the set and the parameter are live locals.
+                // SAFETY: changes only this thread; the set and the parameter are live locals.
                 unsafe {
                     let mut first: libc::cpu_set_t = std::mem::zeroed();
                     let allowed = (0..1024).find(|cpu| main.cpus.starts_with(&cpu.to_string())).unwrap_or(0);

@@ -1,7 +1,7 @@
-//! Whether a seccomp filter restricts the system calls of this thread.
+//! Checks whether a seccomp filter restricts the system calls of this thread.
 //!
-//! A filter may kill the process, or the thread, for a call that it does not know. So a call that is only of use, and that
-//! programs do not make as a matter of course, is left out where a filter is in force.
+//! A filter may kill the process, or the thread, for a call that it does not know. So the library leaves out optional
+//! calls that programs rarely make while a filter is in force.
 //!
 //! # Proof
 //!
@@ -9,8 +9,8 @@
 
 /// Returns whether a filter is in force for the calling thread. Unknown counts as yes.
 pub(crate) fn filter_in_force() -> bool {
-    // SAFETY: takes numbers only. The standard library names its threads by the same call, so a filter that lets threads
-    // start lets it pass.
+    // SAFETY: takes numbers only. The standard library sets thread names by the same system call, so a filter that
+    // permits threads to start permits it.
     unsafe { libc::prctl(libc::PR_GET_SECCOMP, 0, 0, 0, 0) != 0 }
 }
 

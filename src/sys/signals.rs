@@ -1,8 +1,8 @@
-//! A span of code in which this thread takes no signal.
+//! Blocks all signals for a thread while a guard exists.
 //!
 //! # Invariants
 //!
-//! 1. The mask that was there before comes back when the guard goes, on every path.
+//! 1. Dropping the guard restores the mask from before, on every code path.
 //!
 //! # Proof
 //!
@@ -15,10 +15,10 @@ use std::ptr;
 
 use super::syscall_error;
 
-/// Blocks every signal for this thread, and for threads that it starts, until it is dropped.
+/// Every signal is blocked for this thread, and for threads that it starts, until this is dropped.
 pub(crate) struct Blocked {
     before: libc::sigset_t,
-    // The mask is this thread's: restoring it elsewhere would be wrong.
+    // The mask belongs to this thread: another thread must not restore it.
     not_send: PhantomData<*const ()>,
 }
 
@@ -26,7 +26,7 @@ pub(crate) struct Blocked {
 ///
 /// # Errors
 ///
-/// Whatever `pthread_sigmask` answers.
+/// The error of `pthread_sigmask`.
 pub(crate) fn block_all() -> io::Result<Blocked> {
     let mut all = MaybeUninit::uninit();
     let mut before = MaybeUninit::uninit();
@@ -45,8 +45,8 @@ pub(crate) fn block_all() -> io::Result<Blocked> {
 
 impl Drop for Blocked {
     fn drop(&mut self) {
-        // SAFETY: `before` is a set that the kernel gave us, and no old one is asked for. It
-        // cannot fail: the operation is a known one.
+        // SAFETY: `before` is a set that the kernel returned, and the null pointer means that the old set is not
+        // stored. The call cannot fail: the operation is valid.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.before, ptr::null_mut()) };
     }
 }
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn signals_are_blocked_for_as_long_as_the_guard_lives() {
+    fn signals_are_blocked_while_the_guard_exists() {
         assert!(!blocked(libc::SIGUSR1));
         let guard = block_all().expect("blocks");
         assert!(blocked(libc::SIGUSR1) && blocked(libc::SIGTERM));

@@ -1,11 +1,11 @@
-//! Unix stream sockets: private names, connections, and who is at the other end.
+//! Unix stream sockets: binding with a private mode, connecting, accepting, and the credentials of the peer.
 //!
 //! # Invariants
 //!
-//! 1. Every socket is close-on-exec from the call that makes it on, and non-blocking when it leaves this file.
-//! 2. The file of a bound socket is never open to others: its mode is set before it has a name.
-//! 3. Only paths: an abstract name could be connected to by every user, and none is ever made.
-//! 4. Which user this process is, is asked of the kernel each time: by the credentials of a fresh pair of sockets.
+//! 1. Every socket is close-on-exec from the call that makes it on, and functions of this file return it non-blocking.
+//! 2. Other users can never connect to a fresh socket: its mode is set before it is bound to a path.
+//! 3. Sockets are bound to paths only. Every user could connect to an abstract name, so none is ever made.
+//! 4. The user of this process is read from the kernel each time, by the credentials of a fresh pair of sockets.
 //!
 //! # Proof
 //!
@@ -25,17 +25,17 @@ use super::pidfd::Pidfd;
 use super::procfs;
 use super::syscall_error::{self, INTERRUPTS};
 
-/// The longest path of a socket that the kernel takes, in bytes. A longer one is reached by a descriptor of its directory.
+/// The longest path of a socket that the kernel accepts, in bytes. A longer one is reached by a descriptor of its
+/// directory.
 pub(crate) const MAX_PATH: usize = 107;
 
-/// The process at the other end, as the kernel recorded it.
+/// The credentials of the process at the other end, as the kernel recorded them.
 ///
-/// On an accepted connection this is the process that called `connect`; on a connecting one, the
-/// process that called `listen`; on one that was [`spawn`](crate::SharedMemoryStream::spawn)ed, the process that took the
-/// connection, which need not be the child if a shell or a launcher stands between; in that process, its parent.
-/// All numbers are those of that moment, translated into this
-/// process's namespaces: the process may have ended or changed its user since, and its number may
-/// name another process by now.
+/// On an accepted connection this is the process that called `connect`. On the client's side it is the process that
+/// called `listen`. On a connection made by [`spawn`](crate::SharedMemoryStream::spawn) it is the process that took the
+/// connection, which may be a descendant of the child if the child is a shell or a launcher; in that process it is the
+/// parent. All numbers are from that moment, translated into this process's namespaces: the process may have ended or
+/// changed its user since, and its pid may name another process by now.
 ///
 /// ```
 /// let (a, _b) = narrows::SharedMemoryStream::pair()?;
@@ -52,9 +52,9 @@ pub struct PeerCred {
 }
 
 impl PeerCred {
-    /// Returns this process as the kernel shows it to its peers at this moment.
+    /// Returns the credentials of this process, as the kernel reports them to its peers at this moment.
     ///
-    /// The C library is not asked: `geteuid` answers what `fakeroot`, `proot` or another preloaded library wants.
+    /// This does not use `geteuid`, since `fakeroot`, `proot` and other preloaded libraries change its result.
     ///
     /// # Errors
     ///
@@ -64,7 +64,7 @@ impl PeerCred {
         peer_cred(ours.as_fd())
     }
 
-    /// The same user, in the process with this number.
+    /// Returns the same user and group with this pid.
     pub(crate) fn with_pid(self, pid: u32) -> Self {
         Self { pid, ..self }
     }
@@ -76,39 +76,41 @@ impl PeerCred {
         Some(Self { pid: next()?, uid: next()?, gid: next()? })
     }
 
-    /// The process number, or 0 if the process is outside this process's pid namespace.
+    /// Returns the pid, or 0 if the process is outside this process's pid namespace.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// The effective user; on a spawned connection the real one.
+    /// Returns the effective user id; on a spawned connection the real one.
     ///
-    /// In a user namespace, as rootless containers have, all users that it does not map are shown as one number, the
-    /// overflow uid (65534, `nobody`). So that number names no one user there.
+    /// In a user namespace, as rootless containers have, the kernel shows all users that it does not map as one number,
+    /// the overflow uid (65534, `nobody`). So that number does not identify a user there.
     pub fn uid(&self) -> u32 {
         self.uid
     }
 
-    /// The effective group; on a spawned connection the real one. What is said of [`uid`](Self::uid) holds here too.
+    /// Returns the effective group id; on a spawned connection the real one.
+    ///
+    /// In a user namespace all groups that it does not map are shown as one number too, the overflow gid (65534).
     pub fn gid(&self) -> u32 {
         self.gid
     }
 }
 
-/// What became of an attempt to connect.
+/// The result of an attempt to connect.
 #[derive(Debug)]
 pub(crate) enum Connecting {
-    /// It is connected. The server may have sent something already.
+    /// The socket is connected. The server may have sent bytes already.
     Connected(OwnedFd),
-    /// A server is there and has no room now: try again.
+    /// A socket listens at the path, and its backlog is full: try again.
     BacklogFull,
 }
 
-/// A socket bound to a path that only this user can connect to (the directory may forbid more).
+/// Binds a socket to a path, with a mode that lets only this user connect (the directory may restrict it further).
 ///
 /// # Errors
 ///
-/// The path is empty, too long or has a zero byte; it exists (`AddrInUse`); or a call failed.
+/// The path is empty, too long or has a zero byte; it exists (`AddrInUse`); or a system call failed.
 pub(crate) fn bind_private(path: &Path) -> io::Result<OwnedFd> {
     let target = Address::of(path)?;
     let fd = stream_socket(FLAGS)?;
@@ -120,20 +122,21 @@ pub(crate) fn bind_private(path: &Path) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// From now on clients can connect; `backlog` of them may wait.
+/// Lets clients connect from now on; `backlog` of them may wait.
 pub(crate) fn start_listening(fd: BorrowedFd<'_>, backlog: i32) -> io::Result<()> {
     // SAFETY: takes two numbers.
     syscall_error::check("listen", unsafe { libc::listen(fd.as_raw_fd(), backlog) }).map(drop)
 }
 
-/// The next client that waits, if any.
+/// Returns the next client that waits, if there is one.
 ///
 /// # Errors
 ///
-/// Whatever `accept4` answers; [`syscall_error::errno`] tells a lack of descriptors.
+/// The error of `accept4`; [`syscall_error::errno`] shows a lack of descriptors.
 pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
     for _ in 0..INTERRUPTS {
-        // SAFETY: no address is asked for; the call makes a new descriptor, which is ours alone.
+        // SAFETY: the null pointers mean that no address is stored; the call makes a new descriptor, which is ours
+        // alone.
         let accepted = unsafe {
             let none = ptr::null_mut();
             let fd = libc::accept4(listener.as_raw_fd(), none, ptr::null_mut(), FLAGS);
@@ -151,12 +154,12 @@ pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
     Ok(None)
 }
 
-/// Verifies that this is a Unix stream socket that listens, makes it non-blocking and close-on-exec, and returns its path;
-/// an empty one if it has none that is valid in this process.
+/// Verifies that this is a listening Unix stream socket, makes it non-blocking and close-on-exec, and returns its path.
+/// The path is empty if the socket has none that is valid in this process.
 ///
 /// # Errors
 ///
-/// `InvalidInput`: it is something else; or a system call failed.
+/// `InvalidInput`: the descriptor is not such a socket. Else the system call that failed.
 pub(crate) fn listening_path(fd: BorrowedFd<'_>) -> io::Result<PathBuf> {
     let is = |name, value: i32| option(fd, name, -1).is_ok_and(|found: i32| found == value);
     if !(is(libc::SO_DOMAIN, libc::AF_UNIX)
@@ -179,16 +182,17 @@ pub(crate) fn listening_path(fd: BorrowedFd<'_>) -> io::Result<PathBuf> {
     syscall_error::check("getsockname", named)?;
     let name = address.sun_path.iter().map(|c| c.to_ne_bytes()[0]).take_while(|byte| *byte != 0);
     let path = PathBuf::from(OsString::from_vec(name.collect()));
-    // Bound through a descriptor of the process that bound it.
+    // A socket with a long path was bound through a descriptor, whose number is valid only in the process that bound
+    // it.
     Ok(if path.starts_with(DESCRIPTORS) { PathBuf::new() } else { path })
 }
 
-/// Connects, or finds out that it cannot, at once.
+/// Tries to connect, without waiting.
 ///
 /// # Errors
 ///
-/// The path cannot be one; nothing is there (`NotFound`); nobody listens (`ConnectionRefused`); or
-/// a call failed.
+/// The path is not legal; it does not exist (`NotFound`); no socket listens (`ConnectionRefused`); or a system call
+/// failed.
 pub(crate) fn connect(path: &Path) -> io::Result<Connecting> {
     let fd = stream_socket(FLAGS)?;
     for _ in 0..INTERRUPTS {
@@ -201,13 +205,14 @@ pub(crate) fn connect(path: &Path) -> io::Result<Connecting> {
     Ok(Connecting::BacklogFull)
 }
 
-/// As [`connect`], but waits for room in the backlog, for at most so long.
+/// Connects, and waits for room in the backlog, for at most `longest`.
 ///
-/// The kernel lets those in first that have waited longest, so who only looks now and then finds no room while others wait.
+/// The kernel serves the waiting threads in their order. A client that only tries now and then would find no room while
+/// others wait.
 ///
 /// # Errors
 ///
-/// As there. A signal ends the wait as its end does.
+/// The errors of [`connect`]. A signal ends the wait early, with the same result as a full backlog.
 pub(crate) fn connect_waiting(path: &Path, longest: Duration) -> io::Result<Connecting> {
     let fd = stream_socket(libc::SOCK_CLOEXEC)?;
     // A time of zero would mean no limit.
@@ -223,7 +228,7 @@ pub(crate) fn connect_waiting(path: &Path, longest: Duration) -> io::Result<Conn
     Ok(Connecting::Connected(fd))
 }
 
-/// What one call of `connect` came to.
+/// The result of one call of `connect`.
 enum Attempt {
     Connected,
     Interrupted,
@@ -256,7 +261,7 @@ fn set_non_blocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Two connected sockets without a name.
+/// Makes two connected sockets without a name.
 pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let mut fds = [-1; 2];
     // SAFETY: fills the local array.
@@ -267,7 +272,7 @@ pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((syscall_error::beyond_standard_streams(one)?, syscall_error::beyond_standard_streams(other)?))
 }
 
-/// Who is at the other end.
+/// Returns the credentials of the peer.
 pub(crate) fn peer_cred(fd: BorrowedFd<'_>) -> io::Result<PeerCred> {
     let unknown = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
     let cred = option(fd, libc::SO_PEERCRED, unknown)
@@ -275,7 +280,8 @@ pub(crate) fn peer_cred(fd: BorrowedFd<'_>) -> io::Result<PeerCred> {
     Ok(PeerCred { pid: u32::try_from(cred.pid).unwrap_or(0), uid: cred.uid, gid: cred.gid })
 }
 
-/// The process that [`peer_cred`] names, if the kernel can tell (Linux 6.5) and it still exists.
+/// Returns the pidfd of the process that [`peer_cred`] names, if the kernel supports it (Linux 6.5) and the process
+/// exists.
 pub(crate) fn peer_pidfd(fd: BorrowedFd<'_>) -> Option<Pidfd> {
     let number: i32 = option(fd, SO_PEERPIDFD, -1).ok()?;
     // SAFETY: the option makes a new descriptor, which is ours alone.
@@ -283,8 +289,8 @@ pub(crate) fn peer_pidfd(fd: BorrowedFd<'_>) -> Option<Pidfd> {
     pidfd.ok().map(Pidfd::from_owned)
 }
 
-/// Returns whether the process that [`peer_cred`] names has ended, as far as the kernel can tell (Linux 6.5). Another
-/// process may hold its end all the same.
+/// Returns whether the process that [`peer_cred`] names has ended; false if the kernel cannot show it (before Linux
+/// 6.5). Another process may hold the socket nevertheless.
 pub(crate) fn peer_has_ended(fd: BorrowedFd<'_>) -> bool {
     match option(fd, SO_PEERPIDFD, -1) {
         Err(error) => error.raw_os_error() == Some(libc::ESRCH),
@@ -300,59 +306,63 @@ pub(crate) fn peer_has_ended(fd: BorrowedFd<'_>) -> bool {
 /// that this process's user namespace does not map, and there may be such users.
 pub(crate) fn is_ambiguous(uid: u32) -> bool {
     if uid == 0 || uid > MAX_OVERFLOW_UID {
-        return false; // Root and what exceeds the setting's range are never it: most programs read nothing here.
+        // Root and numbers above the setting's range are never the overflow uid. Most programs read no file here.
+        return false;
     }
-    // Without /proc the kernel's default is assumed, and that not all users are mapped.
+    // Without /proc this assumes the kernel's default, and that not all users are mapped.
     let overflow = procfs::read(c"/proc/sys/kernel/overflowuid");
     let overflow = overflow.and_then(|text| text.trim().parse().ok()).unwrap_or(OVERFLOW_UID);
     uid == overflow && !procfs::read(c"/proc/self/uid_map").is_some_and(|map| maps_all_users(&map))
 }
 
-/// Returns whether a `uid_map` (lines of inner number, outer number, count) maps all users. Its ranges do not overlap, and a
-/// namespace maps only what its parent does, so the counts decide.
+/// Returns whether a `uid_map` (lines of inner number, outer number, count) maps all users. Its ranges do not overlap,
+/// and a namespace maps only users that its parent maps, so the sum of the counts decides.
 fn maps_all_users(map: &str) -> bool {
     let count = |line: &str| line.split_whitespace().nth(2).and_then(|count| count.parse::<u64>().ok());
     map.lines().filter_map(count).sum::<u64>() >= u64::from(u32::MAX) // The last number, -1, is no user.
 }
 
-/// Asks for the pidfd of the sender beside all that is received. Returns whether the kernel does that (Linux 6.5).
+/// Requests the pidfd of the sender with all bytes that are received. Returns whether the kernel supports it (Linux
+/// 6.5).
 ///
-/// For connected sockets only: connecting with this option would make an abstract name.
+/// For connected sockets only: connecting with this option set would bind the socket to an abstract name.
 pub(crate) fn want_pidfd(fd: BorrowedFd<'_>) -> bool {
     set_option(fd, SO_PASSPIDFD, 1).is_ok()
 }
 
-/// Asks for the credentials of the sender beside all that is received. For connected sockets only, as [`want_pidfd`].
+/// Requests the credentials of the sender with all bytes that are received. For connected sockets only, for the same
+/// reason as [`want_pidfd`].
 pub(crate) fn want_credentials(fd: BorrowedFd<'_>) -> io::Result<()> {
     set_option(fd, libc::SO_PASSCRED, 1)
 }
 
-/// Makes the peer's attempts to pass descriptors fail, where the kernel can (Linux 6.16). On a
-/// listening socket it holds for all that it accepts. Descriptors that wait in the queue stay there.
+/// Makes the peer's attempts to pass descriptors fail, if the kernel supports it (Linux 6.16). On a listening socket it
+/// applies to all connections that it accepts. Descriptors that are in the queue already stay there.
 ///
 /// # Errors
 ///
-/// It cannot.
+/// The kernel does not support it.
 pub(crate) fn refuse_descriptors(fd: BorrowedFd<'_>) -> io::Result<()> {
     set_option(fd, SO_PASSRIGHTS, 0)
 }
 
-/// Makes the kernel deliver out-of-band bytes in order with the others, and not free them unseen.
+/// Makes the kernel deliver out-of-band bytes in order with the others, instead of freeing them when they are skipped.
 ///
 /// # Errors
 ///
-/// It cannot.
+/// The kernel does not support it.
 pub(crate) fn receive_out_of_band_inline(fd: BorrowedFd<'_>) -> io::Result<()> {
     set_option(fd, libc::SO_OOBINLINE, 1)
 }
 
-/// Ends the connection in both directions: the peer is told, and the kernel accepts nothing for this socket any more.
+/// Shuts the connection down in both directions: the peer sees a hang-up, and the kernel accepts no bytes for this
+/// socket any more.
 pub(crate) fn shut_down(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: takes two numbers.
     syscall_error::check("shutdown", unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_RDWR) }).map(drop)
 }
 
-/// How many bytes were received and not read yet.
+/// Returns how many bytes were received and not read yet.
 pub(crate) fn queued(fd: BorrowedFd<'_>) -> io::Result<usize> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: the kernel fills the local number.
@@ -363,10 +373,10 @@ pub(crate) fn queued(fd: BorrowedFd<'_>) -> io::Result<usize> {
 
 /// The kernel's default of `/proc/sys/kernel/overflowuid`.
 const OVERFLOW_UID: u32 = 65534;
-/// The largest number that the kernel takes there.
+/// The largest number that the kernel accepts there.
 const MAX_OVERFLOW_UID: u32 = 65535;
 const FLAGS: i32 = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-// Newer than the C library's headers for Rust. The numbers are those of `asm-generic/socket.h`.
+// The crate `libc` does not have these yet. The numbers are those of `asm-generic/socket.h`.
 pub(super) const SO_PASSPIDFD: i32 = 76;
 const SO_PEERPIDFD: i32 = 77;
 pub(super) const SO_PASSRIGHTS: i32 = 83;
@@ -380,7 +390,7 @@ fn stream_socket(flags: i32) -> io::Result<OwnedFd> {
 #[derive(Debug)]
 struct Address {
     raw: libc::sockaddr_un,
-    /// Open for as long as the address goes through its descriptor.
+    /// Keeps the directory open, if the address goes through its descriptor.
     _directory: Option<Directory>,
 }
 
@@ -426,7 +436,7 @@ fn refused<T>(why: String) -> io::Result<T> {
     Err(io::Error::new(io::ErrorKind::InvalidInput, why))
 }
 
-/// Returns the address of a path that fits.
+/// Returns the address of a path of at most [`MAX_PATH`] bytes.
 fn raw_address(path: &[u8]) -> libc::sockaddr_un {
     // SAFETY: zeros are a valid address.
     let mut address: libc::sockaddr_un = unsafe { mem::zeroed() };
@@ -437,13 +447,13 @@ fn raw_address(path: &[u8]) -> libc::sockaddr_un {
     address
 }
 
-/// Asks for an option whose value is any bytes at all.
+/// Reads an option of a type for which all bytes are valid.
 fn option<T: Copy + PlainOption>(fd: BorrowedFd<'_>, name: i32, initial: T) -> io::Result<T> {
     let mut value = MaybeUninit::new(initial);
     let mut len = len_of::<T>();
-    let place = value.as_mut_ptr().cast();
+    let to = value.as_mut_ptr().cast();
     // SAFETY: the kernel fills at most `len` bytes of the local.
-    let result = unsafe { libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, place, &mut len) };
+    let result = unsafe { libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, to, &mut len) };
     if result != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -454,13 +464,13 @@ fn option<T: Copy + PlainOption>(fd: BorrowedFd<'_>, name: i32, initial: T) -> i
 
 /// Sets an option.
 pub(super) fn set_option<T: PlainOption>(fd: BorrowedFd<'_>, name: i32, value: T) -> io::Result<()> {
-    let place = (&raw const value).cast();
+    let from = (&raw const value).cast();
     // SAFETY: the kernel reads the local of this length.
-    let set = unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, place, len_of::<T>()) };
+    let set = unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, from, len_of::<T>()) };
     syscall_error::check("setsockopt", set).map(drop)
 }
 
-/// A type of which any bytes are a value.
+/// A type for which all bytes are valid.
 pub(super) trait PlainOption {}
 impl PlainOption for i32 {}
 impl PlainOption for libc::timeval {}
@@ -479,7 +489,7 @@ mod tests {
     use std::os::unix::fs::{FileTypeExt, PermissionsExt};
     use std::path::PathBuf;
 
-    fn place(dir: &tempfile::TempDir) -> PathBuf {
+    fn socket_path(dir: &tempfile::TempDir) -> PathBuf {
         dir.path().join("socket")
     }
 
@@ -493,15 +503,15 @@ mod tests {
     #[test]
     fn a_bound_socket_is_private_and_answers_once_it_listens() {
         let dir = tempfile::tempdir().expect("directory");
-        let path = place(&dir);
+        let path = socket_path(&dir);
         let absent = connect(&path).expect_err("nothing there");
         assert_eq!(absent.kind(), io::ErrorKind::NotFound);
         let listener = bind_private(&path).expect("binds");
         let meta = fs::metadata(&path).expect("is there");
         assert!(meta.file_type().is_socket());
         assert_eq!(meta.permissions().mode() & 0o777 & !0o600, 0);
-        let deaf = connect(&path).expect_err("nobody listens");
-        assert_eq!(deaf.kind(), io::ErrorKind::ConnectionRefused);
+        let refused = connect(&path).expect_err("no socket listens");
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
         start_listening(listener.as_fd(), 4).expect("listens");
         assert!(accept(listener.as_fd()).expect("accepts").is_none());
         let client = connected(&path);
@@ -515,11 +525,11 @@ mod tests {
     #[test]
     fn a_full_backlog_is_not_a_refusal() {
         let dir = tempfile::tempdir().expect("directory");
-        let listener = bind_private(&place(&dir)).expect("binds");
+        let listener = bind_private(&socket_path(&dir)).expect("binds");
         start_listening(listener.as_fd(), 1).expect("listens");
         let mut waiting = Vec::new();
         for _ in 0..16 {
-            match connect(&place(&dir)).expect("no refusal") {
+            match connect(&socket_path(&dir)).expect("no refusal") {
                 Connecting::Connected(fd) => waiting.push(fd),
                 Connecting::BacklogFull => return,
             }
@@ -528,9 +538,9 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_room_in_a_backlog_gets_it_and_a_socket_that_does_not_block() {
+    fn a_client_that_waits_for_room_in_a_backlog_gets_it_and_a_socket_that_does_not_block() {
         let dir = tempfile::tempdir().expect("directory");
-        let path = place(&dir);
+        let path = socket_path(&dir);
         let listener = bind_private(&path).expect("binds");
         start_listening(listener.as_fd(), 1).expect("listens");
         let mut waiting = Vec::new();
@@ -553,7 +563,7 @@ mod tests {
             assert!(status & libc::O_NONBLOCK != 0);
         });
         drop(listener);
-        let gone = connect_waiting(&path, Duration::from_secs(60)).expect_err("nobody listens");
+        let gone = connect_waiting(&path, Duration::from_secs(60)).expect_err("no socket listens");
         assert_eq!(gone.kind(), io::ErrorKind::ConnectionRefused);
     }
 
@@ -585,7 +595,7 @@ mod tests {
     }
 
     #[test]
-    fn the_peer_is_who_made_the_pair() {
+    fn the_peer_is_the_process_that_made_the_pair() {
         let (a, _b) = pair().expect("pair");
         let cred = peer_cred(a.as_fd()).expect("known");
         // SAFETY: only asks.
@@ -604,7 +614,7 @@ mod tests {
         let (a, _b) = pair().expect("pair");
         assert_eq!(own, peer_cred(a.as_fd()).expect("known"));
         assert_eq!(own.pid(), std::process::id());
-        // SAFETY: changes the user of this child alone, to what root may become and others are already.
+        // SAFETY: changes only the user of this child: root becomes another user, and other users stay as they are.
         let changed = fork(|| unsafe {
             let user = if libc::geteuid() == 0 { 1234 } else { libc::geteuid() };
             i32::from(libc::seteuid(user) != 0 || PeerCred::own().ok().map(|own| own.uid()) != Some(user))
@@ -634,14 +644,14 @@ mod tests {
     #[test]
     fn a_listening_socket_can_refuse_descriptors_for_all_that_it_accepts() {
         let dir = tempfile::tempdir().expect("directory");
-        let listener = bind_private(&place(&dir)).expect("binds");
-        let _a_help = refuse_descriptors(listener.as_fd());
+        let listener = bind_private(&socket_path(&dir)).expect("binds");
+        let _best_effort = refuse_descriptors(listener.as_fd());
         start_listening(listener.as_fd(), 4).expect("listens");
-        let a = connected(&place(&dir));
+        let a = connected(&socket_path(&dir));
         let b = accept(listener.as_fd()).expect("accepts").expect("one");
         let file = fs::File::open("/dev/null").expect("opens");
         let sent = send_with_fd(a.as_fd(), b"x", file.as_fd());
-        // Before Linux 6.16 the descriptor goes over and is closed by the read.
+        // Before Linux 6.16 the descriptor is passed, and the read closes it.
         let refused = sent.is_err_and(|e| syscall_error::errno(&e) == Some(libc::EPERM));
         assert!(refused || read(b.as_fd(), &mut [0; 4]).expect("reads") == Transfer::Bytes(1));
     }

@@ -1,14 +1,15 @@
-//! Bytes and descriptors over a connected socket, never blocking.
+//! Sends and receives bytes and descriptors over a connected socket, without blocking.
 //!
 //! # Invariants
 //!
 //! 1. No call blocks and none raises SIGPIPE.
-//! 2. Every descriptor that arrives is owned before anything is validated, is close-on-exec from
-//!    the kernel on, and is dropped as a [`Foreign`], which never blocks.
-//! 3. The kernel closes no descriptor of a peer on the thread that receives. [`receive_with_fds`] looks before it
-//!    takes, and what carries more than one descriptor, or one that did not arrive, stays in the queue of
-//!    the socket, with which it is closed: see [`super::foreign`].
-//! 4. The peer's end is [`Transfer::Closed`] however the kernel words it; it is no error.
+//! 2. Every descriptor that arrives is owned before anything is validated, the kernel makes it close-on-exec, and it is
+//!    dropped as a [`Foreign`], which never blocks.
+//! 3. The kernel closes no descriptor of a peer on the thread that receives. [`receive_with_fds`] peeks before it
+//!    receives. Bytes with more than one descriptor, or with one that did not arrive, stay in the queue of the socket,
+//!    and are freed with the socket: see [`super::foreign`].
+//! 4. The end of the peer is [`Transfer::Closed`], for every error number by which the kernel reports it. It is not an
+//!    error.
 //!
 //! # Proof
 //!
@@ -24,47 +25,46 @@ use super::pidfd::Pidfd;
 use super::socket::PeerCred;
 use super::syscall_error::{self, INTERRUPTS};
 
-/// How far a read or a write got.
+/// The result of a read or a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Transfer {
-    /// So many bytes went over.
+    /// This number of bytes was transferred.
     Bytes(usize),
-    /// None now: wait until the socket is ready.
+    /// No byte can be transferred now: wait until the socket is ready.
     WouldBlock,
     /// The peer has closed its end.
     Closed,
 }
 
-/// What one receive brought.
+/// The result of one receive.
 #[derive(Debug)]
 pub(crate) struct ReceivedBytes {
-    /// How far it got.
+    /// The number of bytes.
     pub(crate) transfer: Transfer,
-    /// What came with the bytes.
+    /// The descriptors that came with the bytes.
     pub(crate) beside: Beside,
-    /// The process that sent the bytes, if the socket asks for it and the kernel can tell. It may have
-    /// ended since.
+    /// The process that sent the bytes, if the socket requests it and the kernel supports it. It may have ended since.
     pub(crate) pidfd: Option<Pidfd>,
-    /// The credentials of that process, if the socket asks for them.
+    /// The credentials of that process, if the socket requests them.
     pub(crate) cred: Option<PeerCred>,
 }
 
 /// The descriptors that came with bytes.
 #[derive(Debug)]
 pub(crate) enum Beside {
-    /// None.
+    /// No descriptor.
     Nothing,
-    /// One, as it should be with the memory.
+    /// One descriptor, as with the memory.
     One(Foreign),
-    /// Several. The bytes were not taken out of the queue.
+    /// Several descriptors. The bytes stay in the queue.
     Several,
-    /// At least one, of which not all arrived: the table of descriptors is full, or a security module or a filter
-    /// has removed it. The bytes were not taken out of the queue.
+    /// At least one descriptor did not arrive: the table of descriptors is full, or a security module or a filter has
+    /// removed it. The bytes stay in the queue.
     Missing,
 }
 
-/// Reads what is there. Descriptors that came with it are closed by the kernel, which may block: only for bytes that
-/// are known to carry none, or one that is held.
+/// Reads the available bytes. The kernel closes descriptors that came with them, which may block. So this is only for
+/// bytes that are known to carry no descriptor, or one of which this process holds another reference.
 pub(crate) fn read(fd: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<Transfer> {
     let room = into.len();
     outcome("recv", room, || {
@@ -95,24 +95,24 @@ pub(crate) fn send_with_fd(
     send_with_fds(fd, bytes, &[descriptor])
 }
 
-/// Reads what is there, with what was passed beside it. The room for that is small, so that a peer cannot fill the
-/// table of descriptors.
+/// Reads the available bytes, and the descriptors that came with them. The room for descriptors is small, so that a
+/// peer cannot fill the table of descriptors.
 ///
-/// If the bytes fill `into`, a descriptor beside the byte behind them counts too: the kernel looks that far. So it is
-/// for messages behind which no descriptor may come.
+/// If the bytes fill `into`, a descriptor with the next byte is returned too: the kernel reads that far. So this is for
+/// messages after which no descriptor may come.
 pub(crate) fn receive_with_fds(fd: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<ReceivedBytes> {
-    let mut received = look(fd, into)?;
+    let mut received = peek(fd, into)?;
     if let (Transfer::Bytes(count), Beside::Nothing | Beside::One(_)) = (received.transfer, &received.beside)
     {
-        // The same bytes: others only come behind them, and this end has one reader. The kernel drops its own
-        // reference to the descriptor, which is not the last while `received` holds one.
+        // This reads the same bytes: further bytes only come after them, and this end has one reader. The kernel drops
+        // its own reference to the descriptor, which is not the last while `received` holds one.
         received.transfer = read(fd, into.get_mut(..count).unwrap_or_default())?;
     }
     Ok(received)
 }
 
-/// As [`receive_with_fds`], but all stays in the queue.
-fn look(fd: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<ReceivedBytes> {
+/// Does the same as [`receive_with_fds`], but leaves the bytes in the queue.
+fn peek(fd: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<ReceivedBytes> {
     let mut control = ControlBuffer::new();
     let mut part = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
     let mut message = empty_message(&mut part);
@@ -126,8 +126,8 @@ fn look(fd: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<ReceivedBytes> {
         }
         got
     })?;
-    // SAFETY: `recvmsg` has just filled the buffer up to this length, which is 0 if it failed; and
-    // this is the only take.
+    // SAFETY: `recvmsg` has just filled the buffer up to this length, which is 0 if it failed, and this is the only
+    // call of `take`.
     let taken = unsafe { control.take(control_len(&message)) };
     let mut fds = taken.fds.into_iter().map(Foreign::from);
     let truncated = message.msg_flags & libc::MSG_CTRUNC != 0;
@@ -144,7 +144,7 @@ fn look(fd: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<ReceivedBytes> {
 ///
 /// # Errors
 ///
-/// As for [`send_with_fd`]; there are too many.
+/// The errors of [`send_with_fd`], or there are too many descriptors.
 pub(crate) fn send_with_fds(
     fd: BorrowedFd<'_>,
     bytes: &[u8],
@@ -178,7 +178,7 @@ fn empty_message(part: &mut libc::iovec) -> libc::msghdr {
 #[allow(clippy::useless_conversion, reason = "the C libraries differ in the type of the length")]
 fn set_control(message: &mut libc::msghdr, control: &mut [u8]) {
     message.msg_control = control.as_mut_ptr().cast();
-    // The buffer is far smaller than any of them.
+    // The length of the buffer fits into every of these types.
     message.msg_controllen = control.len().try_into().unwrap_or_default();
 }
 
@@ -187,7 +187,7 @@ fn control_len(message: &libc::msghdr) -> usize {
     message.msg_controllen.try_into().unwrap_or_default()
 }
 
-/// Makes the call, again if a signal interrupted it, and words its result.
+/// Makes the call, again if a signal interrupted it, and converts its result.
 fn outcome(call: &'static str, wanted: usize, mut attempt: impl FnMut() -> isize) -> io::Result<Transfer> {
     for _ in 0..INTERRUPTS {
         if let Ok(done) = usize::try_from(attempt()) {
@@ -215,7 +215,7 @@ mod tests {
     use std::os::fd::AsFd;
 
     #[test]
-    fn bytes_go_over_and_the_end_is_told() {
+    fn bytes_are_transferred_and_the_end_is_reported() {
         in_child(|| {
             let (a, b) = pair().expect("pair");
             let mut buffer = [0; 8];
@@ -226,9 +226,9 @@ mod tests {
             assert_eq!(&buffer[..3], b"abc");
             while write(b.as_fd(), &[0; 4096]).expect("writes") != Transfer::WouldBlock {}
             drop(a);
-            assert_eq!(write(b.as_fd(), b"abc").expect("told"), Transfer::Closed);
-            assert_eq!(read(b.as_fd(), &mut buffer).expect("told"), Transfer::Closed);
-            let end = receive_with_fds(b.as_fd(), &mut buffer).expect("told");
+            assert_eq!(write(b.as_fd(), b"abc").expect("writes"), Transfer::Closed);
+            assert_eq!(read(b.as_fd(), &mut buffer).expect("reads"), Transfer::Closed);
+            let end = receive_with_fds(b.as_fd(), &mut buffer).expect("receives");
             assert!(end.transfer == Transfer::Closed && matches!(end.beside, Beside::Nothing));
         });
     }
@@ -271,13 +271,13 @@ mod tests {
     }
 
     #[test]
-    fn descriptors_that_do_not_fit_are_told_and_do_not_leak() {
+    fn descriptors_that_do_not_fit_are_reported_and_do_not_leak() {
         in_child(|| {
             let (a, b) = pair().expect("pair");
             let memory = memfd::create(4096).expect("memfd");
             send_with_fds(a.as_fd(), b"x", &[memory.as_fd(); 5]).expect("sends");
             let before = open_descriptors();
-            // The listing itself takes one; so this leaves room for two.
+            // Listing the directory takes one descriptor itself, so this leaves room for two.
             let highest = memory.as_raw_fd() as u64;
             let limit = libc::rlimit { rlim_cur: highest + 3, rlim_max: highest + 3 };
             // SAFETY: lowers a limit of this child.
@@ -285,7 +285,7 @@ mod tests {
             let received = receive_with_fds(b.as_fd(), &mut [0; 8]).expect("receives");
             assert!(matches!(received.beside, Beside::Several), "two fit");
             drop(received);
-            // While they are open there is no room for the listing.
+            // While they are open there is no descriptor left for the listing.
             let open = || std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
             assert!(eventually(|| open() == before));
             let one_less = libc::rlimit { rlim_cur: highest + 1, rlim_max: highest + 1 };
@@ -336,7 +336,7 @@ mod tests {
             want_pidfd(b.as_fd());
             write(a.as_fd(), b"x").expect("writes");
             let mut received = receive_with_fds(b.as_fd(), &mut [0; 8]).expect("receives");
-            // Not there before Linux 6.5.
+            // Before Linux 6.5 there is no pidfd.
             let Some(pidfd) = received.pidfd.take() else {
                 return;
             };
@@ -346,7 +346,7 @@ mod tests {
             assert!(eventually(|| crate::sys::wait::is_readable(b.as_fd()).expect("polls")));
             let received = receive_with_fds(b.as_fd(), &mut [0; 8]).expect("receives");
             assert_eq!(received.transfer, Transfer::Bytes(1));
-            // Before Linux 6.16 nothing names a process that was reaped.
+            // Before Linux 6.16 there is no pidfd of a process that was reaped.
             assert!(received.pidfd.is_none_or(|pidfd| pidfd.exited()));
         });
     }

@@ -1,4 +1,4 @@
-//! Handing a socket to a child process, across its exec.
+//! Passes a socket to a child process, across its exec.
 //!
 //! ```text
 //!   parent: pair ── child's end loses FD_CLOEXEC ── command.spawn() ── child's end is closed
@@ -6,22 +6,25 @@
 //!   child:  NARROWS_PARENT names number and inode ── a socket with that inode, not taken yet ── mark it as taken
 //! ```
 //!
-//! The parent makes no `pre_exec` closure: with one the standard library forks, which copies the page tables of a large
-//! parent (about 40 ms for each GiB, or `ENOMEM`); without one it starts the child by `posix_spawn`, which copies nothing.
+//! The parent uses no `pre_exec` closure. With one the standard library forks, which copies the page tables of a large
+//! parent (about 40 ms for each GiB, or `ENOMEM`). Without one it starts the child by `posix_spawn`, which copies
+//! nothing.
 //!
 //! # Invariants
 //!
-//! 1. The child's end is inheritable only while [`start`] runs, and closed when it returns. Two calls do not overlap, unless
-//!    one takes longer than [`LONGEST_TURN`].
-//! 2. A process that another thread of the parent starts meanwhile, by other means, may inherit a copy of the child's end.
-//!    It gains nothing: it has no nonce, the peer is the process that sent the Hello with the nonce, and that process is
-//!    watched by its pidfd. A stream that is dropped shuts its socket down for all copies. The copy only delays the
-//!    news of a child that ends, or closes its end, before it has said Hello: to the deadline of the spawn.
-//! 3. A number from outside becomes a descriptor only if it names a socket with the inode that the parent told, and that
-//!    socket is not marked as taken: nothing else can own it then.
-//! 4. The mark is `O_NONBLOCK`: the parent hands over a blocking socket, and its taker makes it non-blocking. It is a flag of
-//!    the socket and not of the descriptor, so all processes that inherited the socket see it, and so does another copy of
-//!    this library in the same process. `FD_CLOEXEC` would not do: runtimes (Node.js) set it on all that they inherit.
+//! 1. The child's end is inheritable only while [`start`] runs, and closed when it returns. Two calls do not overlap,
+//!    unless one takes longer than [`MAX_LOCK_WAIT`].
+//! 2. A process that another thread of the parent starts meanwhile, by other means, may inherit a copy of the child's
+//!    end. It cannot use it: it has no nonce, the peer is the process that sent the Hello with the nonce, and that
+//!    process is watched by its pidfd. A stream that is dropped shuts its socket down for all copies. The copy has one
+//!    effect: if the child ends, or closes its end, before it has sent the Hello, the parent detects that only at the
+//!    deadline of the spawn.
+//! 3. A descriptor number from the environment is used only if it names a socket with the inode that the parent passed,
+//!    and if that socket is not marked as taken: no other code can own it then.
+//! 4. The mark is `O_NONBLOCK`: the parent hands over a blocking socket, and the process that takes it makes it
+//!    non-blocking. It is a flag of the socket and not of the descriptor, so all processes that inherited the socket
+//!    see it, and so does another copy of this library in the same process. `FD_CLOEXEC` cannot be the mark: runtimes
+//!    (Node.js) set it on all descriptors that they inherit.
 //!
 //! # Proof
 //!
@@ -41,43 +44,44 @@ use super::pidfd::Pidfd;
 use super::syscall_error::{self, INTERRUPTS};
 use super::threads;
 
-/// Starts the command; the child inherits the socket under its number, blocking, and this process has it no more.
+/// Starts the command. The child inherits the socket under the same number, in blocking mode, and this process closes
+/// it.
 ///
 /// # Errors
 ///
 /// Those of the command; the flags of the socket could not be changed.
 pub(crate) fn start(command: &mut Command, socket: OwnedFd) -> io::Result<Child> {
     let fd = socket.as_raw_fd();
-    let _turn = SpawnLock::take()?;
+    let _lock = SpawnLock::take()?;
     set_status(fd, |status| status & !libc::O_NONBLOCK)?;
     // SAFETY: changes the flags of a socket of ours.
     syscall_error::check("fcntl(F_SETFD)", unsafe { libc::fcntl(fd, libc::F_SETFD, 0) })?;
     let started = command.spawn();
-    drop(socket); // Before the turn ends. The child has its copy, since it runs its program by now.
+    drop(socket); // Before the lock is released. The child has its copy, since it runs its program by now.
     started.map_err(|error| threads::lacking(error).unwrap_or_else(|error| error))
 }
 
-/// Why a descriptor could not be taken. It was left alone.
+/// Why a descriptor could not be taken. It was not changed.
 #[derive(Debug)]
 pub(crate) enum NotTaken {
-    /// It is taken.
+    /// It was taken already.
     Taken,
     /// The number is not open.
     Closed,
-    /// The number is that of something else.
+    /// The number names another file.
     Other,
     /// A system call failed.
     Io(io::Error),
 }
 
-/// Owns a descriptor that this process inherited from its parent.
+/// Takes ownership of a descriptor that this process inherited from its parent.
 pub(crate) fn take_inherited(fd: RawFd, inode: u64) -> Result<OwnedFd, NotTaken> {
     let verify = || match socket_inode_of(fd) {
         Ok(found) if found == inode => Ok(()),
         Err(error) if error.raw_os_error() == Some(libc::EBADF) => Err(NotTaken::Closed),
         _ => Err(NotTaken::Other),
     };
-    verify()?; // Before the file of the lock can get the number.
+    verify()?; // Before the file of the lock is opened, which could get the number.
     let _exclusive = exclusive();
     verify()?;
     let mut free = false;
@@ -89,8 +93,8 @@ pub(crate) fn take_inherited(fd: RawFd, inode: u64) -> Result<OwnedFd, NotTaken>
     if !free {
         return Err(NotTaken::Taken);
     }
-    // SAFETY: it is open and the socket that the parent made for this, by its inode. Nothing else owns it: every copy of
-    // this library sets the mark before it owns the socket, and it was not set.
+    // SAFETY: it is open, and by its inode it is the socket that the parent made for this. It has no other owner: every
+    // copy of this library sets the mark before it owns the socket, and the mark was not set.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     // SAFETY: changes the flags of a socket of ours.
     let closes = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) };
@@ -98,32 +102,33 @@ pub(crate) fn take_inherited(fd: RawFd, inode: u64) -> Result<OwnedFd, NotTaken>
     Ok(fd)
 }
 
-/// Kills the process of this pidfd, whose number was `pid`, unless it has ended.
+/// Kills the process of this pidfd, whose pid is `pid`, unless it has ended.
 pub(crate) fn kill(process: &Pidfd, pid: u32) {
     let Some(pid) = i32::try_from(pid).ok().filter(|&pid| pid > 1) else {
-        return; // A process outside of our namespace has the number 0, which would mean our own group.
+        return; // A process outside of our pid namespace has the pid 0, which would mean our own process group.
     };
     if !process.exited() {
-        // By number, which every filter lets pass: the process has not been reaped, so the number is still its own.
+        // `kill` by pid, which every filter permits. The process had not ended, so it was not reaped, and the pid is
+        // still its own.
         // SAFETY: takes two numbers.
         unsafe { libc::kill(pid, libc::SIGKILL) };
     }
 }
 
-/// The inode of a socket, which distinguishes it from all other sockets that are open.
+/// Returns the inode of a socket, which distinguishes it from all other open sockets.
 ///
 /// # Errors
 ///
-/// It is no socket.
+/// The file is not a socket.
 pub(crate) fn socket_inode(fd: BorrowedFd<'_>) -> io::Result<u64> {
     socket_inode_of(fd.as_raw_fd())
 }
 
-/// A random number that is not 0.
+/// Returns a random number that is not 0.
 ///
 /// # Errors
 ///
-/// The kernel has no random numbers.
+/// The kernel returns no random numbers.
 pub(crate) fn nonce() -> io::Result<u64> {
     for _ in 0..INTERRUPTS {
         let mut bytes = [0; 8];
@@ -141,14 +146,14 @@ pub(crate) fn nonce() -> io::Result<u64> {
 }
 
 /// How long one call of [`start`] waits for another. A `pre_exec` closure of the program, or an exec from a slow file
-/// system, may take any time; then the calls overlap, which invariant 2 makes harmless.
-const LONGEST_TURN: Duration = Duration::from_secs(1);
+/// system, may take any time. Then the calls overlap, which invariant 2 makes harmless.
+const MAX_LOCK_WAIT: Duration = Duration::from_secs(1);
 
-/// The turns of a process. A fork begins with its own: the parent's may be taken at that moment.
+/// The lock of a process for [`start`]. A fork begins with its own: the parent's may be held at that moment.
 #[derive(Debug, Default)]
 struct SpawnLocks {
     taken: Mutex<bool>,
-    ended: Condvar,
+    released: Condvar,
 }
 
 // SAFETY: the only type with this slot.
@@ -156,33 +161,34 @@ unsafe impl PerProcess for SpawnLocks {
     const SLOT: StaticSlot = StaticSlot::Spawns;
 }
 
-/// The right to have an inheritable descriptor.
+/// The held lock, with which a thread may have an inheritable descriptor.
 #[derive(Debug)]
 struct SpawnLock(&'static SpawnLocks);
 
 impl SpawnLock {
     fn take() -> io::Result<Self> {
-        let turns = per_process(|| Ok(SpawnLocks::default()))?;
-        let taken = turns.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = turns.ended.wait_timeout_while(taken, LONGEST_TURN, |taken| *taken);
+        let locks = per_process(|| Ok(SpawnLocks::default()))?;
+        let taken = locks.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = locks.released.wait_timeout_while(taken, MAX_LOCK_WAIT, |taken| *taken);
         *waited.unwrap_or_else(PoisonError::into_inner).0 = true;
-        Ok(Self(turns))
+        Ok(Self(locks))
     }
 }
 
 impl Drop for SpawnLock {
     fn drop(&mut self) {
         *self.0.taken.lock().unwrap_or_else(PoisonError::into_inner) = false;
-        self.0.ended.notify_one();
+        self.0.released.notify_one();
     }
 }
 
-/// How often, a millisecond apart, another copy of this library is waited for.
+/// How often [`exclusive`] tries to take the lock, a millisecond apart.
 const ATTEMPTS: u32 = 1000;
 
-/// Keeps other copies of this library in this process from taking a descriptor at the same moment, since a flag cannot be
-/// looked at and set in one step. They share no memory; but each `open` of a file of this process has a lock of its own on
-/// it. The lock ends with the file. Without /proc there is none, and two copies have to be exact to the microsecond to meet.
+/// Keeps other copies of this library in this process from taking a descriptor at the same moment, since no system call
+/// tests and sets a flag in one step. The copies share no memory, but `flock` excludes them: each `open` of the same
+/// file is a lock owner of its own. The lock ends with the file. Without /proc there is no lock, and two copies would
+/// have to run within a microsecond to collide.
 fn exclusive() -> Option<File> {
     let file = File::open("/proc/self/stat").ok()?;
     for _ in 0..ATTEMPTS {
@@ -234,7 +240,7 @@ mod tests {
         command
     }
 
-    /// A socket as a child inherits it: blocking, and not close-on-exec.
+    /// Makes the socket blocking and not close-on-exec, as a child inherits it.
     fn inherited(socket: OwnedFd) -> RawFd {
         set_status(socket.as_raw_fd(), |status| status & !libc::O_NONBLOCK).expect("set");
         let fd = socket.into_raw_fd();
@@ -251,7 +257,7 @@ mod tests {
                 let fd = theirs.as_raw_fd();
                 let mut command = shell(format!("test -S /proc/self/fd/{fd} && echo hello >&{fd}"));
                 if own_closure {
-                    // SAFETY: does nothing. With it the standard library forks.
+                    // SAFETY: the closure does nothing. Because of it the standard library forks.
                     unsafe { command.pre_exec(|| Ok(())) };
                 }
                 let mut child = start(&mut command, theirs).expect("spawns");
@@ -265,13 +271,13 @@ mod tests {
     }
 
     #[test]
-    fn a_command_that_does_not_start_ends_the_socket_and_the_turn() {
+    fn a_command_that_does_not_start_closes_the_socket_and_releases_the_lock() {
         in_child(|| {
             let (ours, theirs) = pair().expect("pair");
             assert!(start(&mut Command::new("/no/such/program"), theirs).is_err());
             assert_eq!(read(ours.as_fd(), &mut [0; 8]).expect("reads"), Transfer::Closed);
-            let turns = per_process(|| Ok(SpawnLocks::default())).expect("known");
-            assert!(!*turns.taken.lock().expect("unlocked"), "the turn is over");
+            let locks = per_process(|| Ok(SpawnLocks::default())).expect("known");
+            assert!(!*locks.taken.lock().expect("unlocked"), "the lock is free");
         });
     }
 
@@ -281,11 +287,11 @@ mod tests {
         let other = fork(|| {
             let begun = std::time::Instant::now();
             let _own = SpawnLock::take().expect("free");
-            i32::from(begun.elapsed() >= LONGEST_TURN)
+            i32::from(begun.elapsed() >= MAX_LOCK_WAIT)
         });
-        assert_eq!(other.wait(), 0, "a turn of its own");
+        assert_eq!(other.wait(), 0, "a lock of its own");
         thread::scope(|scope| {
-            let second = scope.spawn(|| drop(SpawnLock::take().expect("its turn")));
+            let second = scope.spawn(|| drop(SpawnLock::take().expect("locks")));
             thread::sleep(Duration::from_millis(50));
             assert!(!second.is_finished());
             drop(first);
@@ -320,7 +326,7 @@ mod tests {
             let (_ours, theirs) = pair().expect("pair");
             let inode = socket_inode(theirs.as_fd()).expect("socket");
             let raw = inherited(theirs);
-            // SAFETY: changes the flags of a descriptor that this test made, as Node.js does when it begins.
+            // SAFETY: changes the flags of a descriptor that this test made, as Node.js does when it starts.
             unsafe { assert_eq!(libc::fcntl(raw, libc::F_SETFD, libc::FD_CLOEXEC), 0) };
             take_inherited(raw, inode).expect("free");
         });

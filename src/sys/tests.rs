@@ -1,8 +1,9 @@
-//! What happens when the kernel refuses a system call: the error keeps its number and names the call.
+//! Tests that if the kernel refuses a system call, the error keeps its number and names the call.
 //!
-//! Each row runs in a forked child, which makes what it needs and then has one call refused by a filter, with an
-//! error that no code treats apart. Not shown: calls that the C library makes under other numbers elsewhere than on
-//! x86-64; what is done about errors that are treated apart is shown beside the code that does it.
+//! Each row runs in a forked child. The child makes the objects that it needs, and then installs a filter that refuses
+//! one call, with an error number that no code handles specially. Not covered: calls for which the C library uses other
+//! numbers on other architectures than x86-64. Errors that are handled specially are tested beside the code that
+//! handles them.
 
 use std::fmt::Debug;
 use std::io;
@@ -15,7 +16,7 @@ use super::{epoll, memfd, pidfd, region, signals, socket, socket_io, spawn, sysc
 
 const STRANGE: i32 = libc::EDOM;
 
-/// What a row does: it calls what it is given when everything is there that the call needs.
+/// The code of a row. It calls its argument, which installs the filter, once all objects exist that the call needs.
 type Row = fn(&dyn Fn()) -> io::Error;
 
 fn error<T: Debug>(result: io::Result<T>) -> io::Error {
@@ -145,7 +146,7 @@ fn a_call_that_is_refused_is_named() {
 }
 
 #[test]
-fn what_a_signal_interrupts_for_ever_is_given_up() {
+fn a_call_that_signals_interrupt_again_and_again_is_given_up() {
     in_child(|| {
         let (one, other) = socket::pair().expect("pair");
         socket_io::write(other.as_fd(), b"text").expect("room");
@@ -170,10 +171,10 @@ fn what_a_signal_interrupts_for_ever_is_given_up() {
 }
 
 #[test]
-fn pidfds_that_cannot_be_told_apart_are_not_shared() {
+fn pidfds_that_cannot_be_compared_are_not_shared() {
     in_child(|| {
         let open = || pidfd::Pidfd::open(std::process::id()).expect("our own").shared();
-        assert!(Arc::ptr_eq(&open(), &open()), "they can be told apart");
+        assert!(Arc::ptr_eq(&open(), &open()), "they can be compared");
         refuse(libc::SYS_fstatfs, STRANGE);
         assert!(!Arc::ptr_eq(&open(), &open()));
     });

@@ -1,20 +1,21 @@
-//! Threads of the library: none is started where the start itself would abort the process.
+//! Starts the threads of the library, unless the start would abort the process.
 //!
-//! A thread that was created maps its alternative signal stack before any of its code runs. Where that fails, the
-//! standard library aborts the process. So there must be address space and mappings for it, and for what other
-//! threads map meanwhile.
+//! A new thread maps its alternative signal stack before any of its code runs. If that fails, the standard library
+//! aborts the process. So there must be address space and mappings left for it, and for other threads that map memory
+//! meanwhile.
 //!
 //! # Invariants
 //!
-//! 1. A thread is started only if [`MAPPINGS`] further mappings were possible shortly before, and memory for its stack. Where
-//!    the program has locked its memory (`mlockall(MCL_FUTURE)`), each mapping counts for RLIMIT_MEMLOCK, so no more is tried
-//!    than the thread itself takes.
-//! 2. Between two looks at the mappings, fewer are used than the look has found.
-//! 3. [`helpers`] is never less than the number of [`HELPERS`] that run: one that was killed counts for good.
+//! 1. A thread is started only if [`MAPPINGS`] further mappings, and memory for its stack, were possible shortly
+//!    before. If the program has locked its memory (`mlockall(MCL_FUTURE)`), each mapping counts for RLIMIT_MEMLOCK, so
+//!    the check maps no more than the thread itself takes.
+//! 2. Between two checks of the mappings, the threads use fewer mappings than the check has found.
+//! 3. [`helpers`] is never less than the number of [`HELPERS`] that run: a helper that was killed stays counted.
 //!
 //! # Proof
 //!
-//! The tests below; `tests/hostile/low_memory.rs` with a limited address space, a limited number of mappings, and locked memory.
+//! The tests below; `tests/hostile/low_memory.rs` with a limited address space, a limited number of mappings, and
+//! locked memory.
 
 use std::io;
 use std::ptr;
@@ -23,35 +24,36 @@ use std::thread::{Builder, JoinHandle};
 
 use super::syscall_error;
 
-/// Mappings that have to be possible, so that the program's own do not fail because of the library's.
+/// Mappings that must be possible, so that mappings of the program do not fail because of the library.
 const MAPPINGS: usize = 512;
 
 /// Mappings that one connection and its thread take at most.
 const EACH: usize = 8;
 
-/// Bytes that a thread takes beside its stack.
+/// Bytes that a thread takes besides its stack.
 const BESIDE: usize = 1 << 20;
 
-/// Bytes that a thread maps beside its stack at least: its alternative signal stack, guard pages, its first allocations.
+/// The least bytes that a thread maps besides its stack: its alternative signal stack, guard pages, its first
+/// allocations.
 const LEAST_BESIDE: usize = 256 << 10;
 
-/// Bytes that stay for what the program allocates meanwhile.
+/// Bytes that must be left for allocations of the program meanwhile.
 const MARGIN: usize = 5 << 20;
 
-/// What a stack takes by default, in bytes.
+/// The default size of a stack, in bytes.
 const STACK: usize = 2 << 20;
 
-/// Threads that serve the library itself and run nothing for the program but its callbacks. Those of a server of calls are
-/// not among them.
+/// The names of helper threads, which serve the library itself and run no code of the program except its callbacks. The
+/// threads of a server of remote calls are not helpers.
 const HELPERS: [&str; 3] = ["narrows-watch", "narrows-offload", "narrows-reconnect"];
 
-/// The kernel keeps so many bytes of a thread's name.
+/// The number of bytes of a thread's name that the kernel keeps.
 const LONGEST_NAME: usize = 15;
 
-/// Threads that may start before the next look.
+/// Threads that may start before the next check of the mappings.
 static BUDGET: AtomicUsize = AtomicUsize::new(0);
 
-/// Helpers that run. A forked child counts its parent's too, which makes the number too large there, and no more.
+/// Helpers that run. A forked child counts its parent's too, so the number may be too large there, but never too small.
 static RUNNING: AtomicUsize = AtomicUsize::new(0);
 
 /// Starts a thread with this name.
@@ -67,11 +69,11 @@ pub(crate) fn spawn<T: Send + 'static>(
     start(Builder::new(), name, act)
 }
 
-/// Starts a thread with this name, and a stack of so many bytes.
+/// Starts a thread with this name, and a stack of `stack` bytes.
 ///
 /// # Errors
 ///
-/// As [`spawn`].
+/// The errors of [`spawn`].
 pub(super) fn spawn_with_stack<T: Send + 'static>(
     name: &'static str,
     stack: usize,
@@ -95,7 +97,7 @@ fn start<T: Send + 'static>(
         .map_err(|error| lacking(error).unwrap_or_else(|error| syscall_error::named("pthread_create", error)))
 }
 
-/// Returns how many helpers run at most.
+/// Returns how many helpers run. The number may be too large, but is never too small.
 pub(super) fn helpers() -> usize {
     RUNNING.load(Ordering::Acquire)
 }
@@ -121,8 +123,8 @@ impl Drop for Helper {
     }
 }
 
-/// Returns the error of a process or thread that the kernel did not start for want of something, with the limits that
-/// may be reached; otherwise the error as it was. The kernel words a limit as a call to try again.
+/// Converts the error of a process or thread that the kernel did not start, if a limit is the cause: the text names the
+/// limits that may be reached. Returns other errors unchanged. The kernel reports a limit as `EAGAIN`.
 pub(super) fn lacking(error: io::Error) -> Result<io::Error, io::Error> {
     let text = match syscall_error::errno(&error) {
         Some(libc::EAGAIN) => {
@@ -136,11 +138,12 @@ pub(super) fn lacking(error: io::Error) -> Result<io::Error, io::Error> {
     Ok(io::Error::new(io::ErrorKind::OutOfMemory, text))
 }
 
-/// Verifies that one more thread with a stack of so many bytes, and the connection that it serves, can be had.
+/// Verifies that memory and mappings are left for one more thread with a stack of `stack` bytes, and for the connection
+/// that it serves.
 ///
 /// # Errors
 ///
-/// `OutOfMemory`, with what is short.
+/// `OutOfMemory`, with a text that names the limit.
 fn check(stack: usize) -> io::Result<()> {
     let is_locked = match map_and_unmap(stack + BESIDE + MARGIN) {
         Err(libc::EAGAIN) => {
@@ -154,7 +157,7 @@ fn check(stack: usize) -> io::Result<()> {
         return Ok(());
     }
     if is_locked {
-        // They count as locked as well, so only as many as this thread needs.
+        // These mappings count as locked memory too, so this tries only as many as the thread needs.
         return can_map(2 * EACH).map_err(no_mapping);
     }
     can_map(MAPPINGS).map_err(no_mapping)?;
@@ -182,10 +185,11 @@ fn no_mapping(number: i32) -> io::Error {
     io::Error::new(io::ErrorKind::OutOfMemory, text)
 }
 
-/// Maps so many bytes, as a stack is, and unmaps them. Not by the allocator, which would keep them. The error is its number.
+/// Maps `len` bytes like a stack, and unmaps them. It does not use the allocator, which would keep them. The error is
+/// the error number.
 fn map_and_unmap(len: usize) -> Result<(), i32> {
     let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-    // SAFETY: a new mapping at a place that the kernel chooses, which nothing refers to; it is removed whole.
+    // SAFETY: a new mapping at an address that the kernel chooses, which nothing refers to; it is removed as a whole.
     unsafe {
         let base = libc::mmap(ptr::null_mut(), len, protection, flags, -1, 0);
         if base == libc::MAP_FAILED || libc::munmap(base, len) != 0 {
@@ -195,23 +199,23 @@ fn map_and_unmap(len: usize) -> Result<(), i32> {
     Ok(())
 }
 
-/// Makes so many further mappings, of untouched pages, and removes them. The error is its number.
+/// Makes `mappings` further mappings of untouched pages, and removes them. The error is the error number.
 fn can_map(mappings: usize) -> Result<(), i32> {
     let page = page_size();
     let len = mappings * page;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    // SAFETY: a new mapping at a place that the kernel chooses, which nothing else refers to.
+    // SAFETY: a new mapping at an address that the kernel chooses, which nothing else refers to.
     let base = unsafe { libc::mmap(ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0) };
     if base == libc::MAP_FAILED {
         return Err(last_number());
     }
-    // A page whose protection differs from its neighbours' is a mapping of its own.
+    // A page whose protection differs from that of the pages around it is a mapping of its own.
     let made = (1..mappings).step_by(2).try_for_each(|at| {
         // SAFETY: a page of the mapping above, which nothing refers to.
         let done = unsafe { libc::mprotect(base.cast::<u8>().add(at * page).cast(), page, libc::PROT_READ) };
         syscall_error::check("mprotect", done).map(drop).map_err(|_| libc::ENOMEM)
     });
-    // SAFETY: removes the mapping above, whole; nothing refers to it.
+    // SAFETY: removes the whole mapping above, which nothing refers to.
     unsafe { libc::munmap(base, len) };
     made
 }
@@ -230,7 +234,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_look_leaves_no_mapping_behind() {
+    fn a_check_leaves_no_mapping_behind() {
         let count = || std::fs::read_to_string("/proc/self/maps").expect("reads").lines().count();
         let before = count();
         assert_eq!(can_map(5000), Ok(()), "of 65530 by default");

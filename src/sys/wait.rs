@@ -1,13 +1,13 @@
-//! Waiting for one descriptor, until an absolute deadline.
+//! Waits for one descriptor, until an absolute deadline.
 //!
 //! # Invariants
 //!
 //! 1. The deadline is absolute: interruptions by signals do not move it.
-//! 2. Any deadline is fine, however far: one sleep is at most [`SLICE`] long.
+//! 2. Any deadline is possible, also one far in the future: one sleep is at most [`SLICE`] long.
 //!
 //! # Proof
 //!
-//! Unit tests below, with a storm of signals.
+//! Unit tests below, with many signals.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -16,21 +16,21 @@ use std::time::{Duration, Instant};
 
 use super::syscall_error;
 
-/// What to wait for. The end of the other side is always waited for, too.
+/// The event to wait for. The end of the other side also ends the wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Readiness {
-    /// There is something to read.
+    /// There are bytes to read.
     Readable,
     /// There is room to write.
     Writable,
 }
 
-/// Waits until the descriptor is ready or has failed (true) or the deadline has passed (false).
-/// `None` waits for ever.
+/// Blocks until the descriptor is ready or has failed (returns true), or until the deadline (returns false). `None`
+/// means no deadline.
 ///
 /// # Errors
 ///
-/// Whatever `ppoll` answers.
+/// The error of `ppoll`.
 pub(crate) fn wait_ready(
     fd: BorrowedFd<'_>,
     readiness: Readiness,
@@ -51,20 +51,20 @@ pub(crate) fn wait_ready(
     }
 }
 
-/// Whether the descriptor has something to read now.
+/// Returns whether the descriptor is readable now.
 pub(crate) fn is_readable(fd: BorrowedFd<'_>) -> io::Result<bool> {
     poll_once(fd, libc::POLLIN, Duration::ZERO)
 }
 
-/// Time left for one sleep: nothing once the deadline has passed, and never more than [`SLICE`].
+/// Returns the time for one sleep: zero once the deadline has passed, and never more than [`SLICE`].
 pub(crate) fn remaining(deadline: Option<Instant>) -> Duration {
     deadline.map_or(SLICE, |end| end.saturating_duration_since(Instant::now()).min(SLICE))
 }
 
-/// The longest single sleep: every number of it fits into every C type that holds one.
+/// The longest single sleep. Its seconds and milliseconds fit into all C types that are used for them.
 const SLICE: Duration = Duration::from_secs(3600);
 
-/// One sleep; false also if a signal ended it.
+/// Polls once, for at most `longest`. Returns false also if a signal interrupted it.
 fn poll_once(fd: BorrowedFd<'_>, events: i16, longest: Duration) -> io::Result<bool> {
     let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
     let seconds = u32::try_from(longest.as_secs()).unwrap_or(u32::MAX);
@@ -101,12 +101,12 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_the_other_side_ends_a_wait_for_ever() {
+    fn the_end_of_the_other_side_ends_a_wait_without_a_deadline() {
         in_child(|| {
             let (a, b) = pair().expect("pair");
-            let far = Instant::now().checked_add(Duration::from_secs(1 << 40));
+            let late = Instant::now().checked_add(Duration::from_secs(1 << 40));
             drop(b);
-            assert!(wait_ready(a.as_fd(), Readiness::Readable, far).expect("polls"));
+            assert!(wait_ready(a.as_fd(), Readiness::Readable, late).expect("polls"));
             assert!(wait_ready(a.as_fd(), Readiness::Readable, None).expect("polls"));
         });
     }
@@ -116,15 +116,15 @@ mod tests {
         extern "C" fn nothing(_: i32) {}
         // SAFETY: installs a handler that does nothing for a signal that nothing else here uses.
         unsafe { libc::signal(libc::SIGUSR2, nothing as *const () as libc::sighandler_t) };
-        // SAFETY: names this thread, which lives until the end of the test.
-        let me = unsafe { libc::pthread_self() };
+        // SAFETY: returns this thread, which runs until the end of the test.
+        let this_thread = unsafe { libc::pthread_self() };
         let (a, _b) = pair().expect("pair");
         let start = Instant::now();
         std::thread::scope(|scope| {
             scope.spawn(move || {
                 while start.elapsed() < Duration::from_millis(60) {
-                    // SAFETY: the thread lives: the scope has not ended.
-                    unsafe { libc::pthread_kill(me, libc::SIGUSR2) };
+                    // SAFETY: the thread runs, since the scope has not ended.
+                    unsafe { libc::pthread_kill(this_thread, libc::SIGUSR2) };
                     std::thread::sleep(Duration::from_micros(500));
                 }
             });

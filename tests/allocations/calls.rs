@@ -1,22 +1,22 @@
-//! The steady state of calls allocates nothing, on either side: of any size, inline and in the pool.
+//! The steady state of calls allocates nothing on either side, for calls of any size, inline and in the worker pool.
 //!
 //! ```text
-//!   this process: client ══ pair ══ server: attendant, workers      every thread's allocations are counted
+//!   this process: client ══ pair ══ server: driver, workers         every thread's allocations are counted
 //! ```
 //!
-//! Both ends are in one process, so one count has it all: the caller, the connection's thread, the workers. What it does
-//! not show: the first calls, which fill the buffers; items of more than 256 KiB, whose memory is given back.
+//! Both ends are in one process, so one counter covers the caller, the connection driver and the workers. The test does not
+//! cover the first calls, which fill the buffers, and items of more than 256 KiB, whose memory is freed after each call.
 
 use std::thread;
 
-use crate::asked_by_all;
+use crate::allocations_of_all_threads;
 use crate::support::{Watchdog, alone, log};
 use narrows::{Options, SharedMemoryClient, SharedMemoryServer, WaitStrategy};
 
 const INLINE: u32 = 1;
 const POOLED: u32 = 2;
 
-/// One test alone: the count is of the whole process.
+/// The test runs alone, since the counter is of the whole process.
 #[test]
 fn the_steady_state_of_calls_allocates_nothing() {
     const NAME: &str = "the_steady_state_of_calls_allocates_nothing";
@@ -41,10 +41,10 @@ fn the_steady_state_of_calls_allocates_nothing() {
                 });
             server.serve_stream(a).expect("a clean end");
         });
-        let client = SharedMemoryClient::over_with(b, &options).expect("greets");
+        let client = SharedMemoryClient::over_with(b, &options).expect("the handshake succeeds");
         for method in [INLINE, POOLED] {
             for len in [32, 1 << 10, 64 << 10, 256 << 10] {
-                let asked = asked_by(&client, method, len);
+                let asked = count_allocations(&client, method, len);
                 if asked > 0 {
                     wrong.push(format!("{strategy:?}: {asked} of method {method} with {len} bytes"));
                 }
@@ -57,20 +57,21 @@ fn the_steady_state_of_calls_allocates_nothing() {
     log("no allocations in 16 x 1000 calls");
 }
 
-/// Allocations in a thousand calls, once a hundred have filled the buffers: the least of three times, since the test's
-/// runner and a thread that starts ask for something now and then. What calls ask for would be there each time.
-fn asked_by(client: &SharedMemoryClient, method: u32, len: usize) -> u64 {
+/// Returns the number of allocations in a thousand calls, after a hundred calls have filled the buffers. It is the minimum of
+/// three runs, since the test runner or a starting thread may allocate now and then. Allocations of calls would occur in each
+/// run.
+fn count_allocations(client: &SharedMemoryClient, method: u32, len: usize) -> u64 {
     let request: Vec<u8> = (0..=u8::MAX).cycle().take(len).collect();
     let mut buffer = Vec::new();
     let mut call = || {
         client.call_into(method, &request, &mut buffer).expect("answers");
-        assert!(buffer == request, "what came back is another");
+        assert!(buffer == request, "the reply is not the request");
     };
     (0..100).for_each(|_| call());
     let mut thousand = || {
-        let before = asked_by_all();
+        let before = allocations_of_all_threads();
         (0..1000).for_each(|_| call());
-        asked_by_all() - before
+        allocations_of_all_threads() - before
     };
     (0..3).map(|_| thousand()).min().unwrap_or_default()
 }

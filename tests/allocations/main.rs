@@ -1,6 +1,6 @@
 //! The steady state allocates nothing.
 //!
-//! A binary of its own, since it has a global allocator that counts: what the thread asks for, and what all threads do.
+//! A binary of its own, since it has a global allocator that counts the allocations of each thread and of all threads.
 
 #![allow(unsafe_code)] // The allocator.
 
@@ -16,7 +16,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Counts what is asked for, by each thread and by all.
+/// Counts the allocations of each thread and of all threads.
 struct Counting;
 
 thread_local! {
@@ -25,7 +25,7 @@ thread_local! {
 
 static ASKED_BY_ALL: AtomicU64 = AtomicU64::new(0);
 
-// SAFETY: hands everything on to the system's allocator as it came.
+// SAFETY: passes every call on to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count();
@@ -33,15 +33,15 @@ unsafe impl GlobalAlloc for Counting {
         unsafe { System.alloc(layout) }
     }
 
-    unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         // SAFETY: the caller's contract.
-        unsafe { System.dealloc(place, layout) }
+        unsafe { System.dealloc(pointer, layout) }
     }
 
-    unsafe fn realloc(&self, place: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         count();
         // SAFETY: the caller's contract.
-        unsafe { System.realloc(place, layout, size) }
+        unsafe { System.realloc(pointer, layout, size) }
     }
 }
 
@@ -53,14 +53,14 @@ fn count() {
     let _ending = ASKED.try_with(|asked| asked.set(asked.get() + 1));
 }
 
-/// What this thread asks for meanwhile.
-fn asked_by(act: impl FnOnce()) -> u64 {
+/// Returns the number of allocations that this thread makes in `act`.
+fn allocations_in(act: impl FnOnce()) -> u64 {
     let before = ASKED.get();
     act();
     ASKED.get() - before
 }
 
-/// What all threads have asked for until now.
-fn asked_by_all() -> u64 {
+/// Returns the number of allocations of all threads so far.
+fn allocations_of_all_threads() -> u64 {
     ASKED_BY_ALL.load(Ordering::Relaxed)
 }

@@ -1,14 +1,14 @@
-//! The steady state allocates nothing and makes no system call while nobody sleeps; memory is touched
-//! only as it is needed.
+//! The steady state allocates nothing, and makes no system call while no thread sleeps. Memory pages are touched only when they
+//! are needed.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::asked_by;
+use crate::allocations_in;
 use crate::support::{Kept, LONG, Watchdog, argument, echo, log, me, role};
 use narrows::{Options, SharedMemoryListener, SharedMemoryStream, WaitStrategy};
 
-/// All ways to send and receive, with nobody asleep.
+/// Sends and receives in all ways, while no thread sleeps.
 fn traffic(a: &mut SharedMemoryStream, b: &mut SharedMemoryStream, into: &mut Vec<u8>, long: &[u8]) {
     let mut buffer = [0; 2048];
     for len in [0, 1, 40, 104, 105, 300, 1500] {
@@ -19,7 +19,7 @@ fn traffic(a: &mut SharedMemoryStream, b: &mut SharedMemoryStream, into: &mut Ve
         let mut room = a.reserve(len).expect("room");
         room.write_at(0, &long[..len]).expect("fits");
         room.commit().expect("commits");
-        let guard = b.recv_ref().expect("lent");
+        let guard = b.recv_ref().expect("a message");
         guard.read_at(0, &mut buffer[..len]).expect("reads");
         guard.finish().expect("still");
         let mut batch = a.batch();
@@ -35,14 +35,14 @@ fn traffic(a: &mut SharedMemoryStream, b: &mut SharedMemoryStream, into: &mut Ve
 }
 
 #[test]
-fn the_steady_state_allocates_nothing_and_calls_nobody() {
-    let _watchdog = Watchdog::new("the_steady_state_allocates_nothing_and_calls_nobody");
+fn the_steady_state_allocates_nothing_and_wakes_no_thread() {
+    let _watchdog = Watchdog::new("the_steady_state_allocates_nothing_and_wakes_no_thread");
     for strategy in [WaitStrategy::Park, WaitStrategy::Adaptive, WaitStrategy::Spin] {
         let (mut a, mut b) = Options::new().wait(strategy).pair().expect("pair");
         let (mut into, long) = (Vec::with_capacity(2_000_000), vec![5; 900_000]);
         traffic(&mut a, &mut b, &mut into, &long);
         let before = (a.stats(), b.stats());
-        let asked = asked_by(|| {
+        let asked = allocations_in(|| {
             for _ in 0..500 {
                 traffic(&mut a, &mut b, &mut into, &long);
             }
@@ -71,7 +71,7 @@ fn long_messages_reuse_their_memory() {
         for _ in 0..10 {
             b.recv_into(&mut into).expect("receives");
         }
-        let asked = asked_by(|| {
+        let asked = allocations_in(|| {
             for _ in 0..50 {
                 assert_eq!(b.recv_into(&mut into).expect("receives").len, long.len());
             }
@@ -118,7 +118,7 @@ fn the_kernel_sees_nothing_of_the_steady_state() {
     let _watchdog = Watchdog::new(NAME);
     let strace = Command::new("strace").arg("-V").stdout(Stdio::null()).status();
     if !strace.is_ok_and(|status| status.success()) {
-        return log("strace is not here: the count of system calls is skipped");
+        return log("strace is not installed: the count of system calls is skipped");
     }
     let calls = |rounds: usize| {
         let folder = tempfile::tempdir().expect("directory");
@@ -140,7 +140,7 @@ fn the_kernel_sees_nothing_of_the_steady_state() {
     assert!(many < few + 200, "{messages} messages made system calls:\n{text}");
 }
 
-/// Kilobytes of the connection's pages that this process has touched.
+/// Returns the kilobytes of the connection's pages that this process has touched.
 fn touched() -> u64 {
     let maps = std::fs::read_to_string("/proc/self/smaps").expect("reads");
     let mut ours = false;
@@ -160,7 +160,7 @@ fn touched() -> u64 {
 fn memory_is_touched_only_as_needed() {
     const NAME: &str = "memory_is_touched_only_as_needed";
     match role().as_deref() {
-        // Other tests' connections would count: once more, alone in a process.
+        // Connections of other tests would count, so the test runs once more, alone in a process.
         None => return assert!(Kept::start(&mut me(NAME, "alone", "")).wait().success()),
         Some("echo") => return echo(SharedMemoryStream::connect(argument()).expect("connects")),
         Some(_) => {}

@@ -1,11 +1,11 @@
-//! `kill -9` at random moments: the survivor keeps what was committed, whole and in order, and is told.
+//! `kill -9` at random moments: the survivor keeps what was committed, whole and in order, and is notified.
 //!
 //! ```text
 //! NARROWS_KILLS=200000 NARROWS_SEED=7 cargo test -p narrows-tests --test crash
 //! ```
 //!
-//! How soon a death is told is printed and not judged: a process that was killed needs a CPU to die, and on a busy machine
-//! waits for it as all do.
+//! The time until a death is reported is printed and not asserted: a killed process needs a CPU to die, and on a busy machine it
+//! waits for one.
 
 #![allow(unsafe_code)]
 
@@ -25,14 +25,14 @@ use narrows::{
     SharedMemoryStream,
 };
 
-/// What one round is about.
+/// The parameters of one round.
 #[derive(Clone, Copy, Debug)]
 struct Round {
     seed: u64,
-    /// Who is killed sends; who is killed receives; both may hold.
+    /// Whether the subject sends, and whether it receives. Both may hold.
     subject_sends: bool,
     subject_receives: bool,
-    /// Who is killed is the server.
+    /// Whether the subject is the server.
     subject_serves: bool,
     long: bool,
     tiny: bool,
@@ -67,7 +67,7 @@ impl Round {
 }
 
 #[test]
-fn survivors_of_a_kill_keep_an_intact_prefix_and_are_told() {
+fn survivors_of_a_kill_keep_an_intact_prefix_and_are_notified() {
     if role().is_some() {
         return fork_server::serve(|seed| {
             subject(Round::new(seed.parse().expect("a number")), Path::new(&argument()))
@@ -88,7 +88,7 @@ fn survivors_of_a_kill_keep_an_intact_prefix_and_are_told() {
     });
     let took = began.elapsed();
     let rate = kills as f64 / took.as_secs_f64();
-    // Else nothing was shown: too early a kill leaves nothing to lose.
+    // Otherwise nothing was shown: a kill that is too early leaves nothing to lose.
     assert!(kills < 100 || counts.has_seen_all(), "{counts}");
     log(&format!("{kills} kills in {took:.1?} ({rate:.0}/s), 0 torn or lost messages seen; {counts}"));
 }
@@ -98,13 +98,13 @@ const LANES: usize = 3;
 /// The kill comes within so many microseconds of the connection.
 const LATEST: u64 = 3000;
 
-/// One fork server's victims.
+/// Runs the subjects of one fork server.
 fn one_after_the_other(seeds: impl Iterator<Item = u64>, counts: &Counts) {
     let folder = tempfile::tempdir().expect("directory");
-    let (before, after) = (folder.path().join("survivor"), folder.path().join("victim"));
+    let (before, after) = (folder.path().join("survivor"), folder.path().join("subject"));
     let listener = SharedMemoryListener::bind(&before).expect("binds");
     let mut fork_server = ForkServer::start(
-        "survivors_of_a_kill_keep_an_intact_prefix_and_are_told",
+        "survivors_of_a_kill_keep_an_intact_prefix_and_are_notified",
         before.to_str().expect("plain"),
     );
     let reports = fork_server.reports();
@@ -123,7 +123,7 @@ fn one_after_the_other(seeds: impl Iterator<Item = u64>, counts: &Counts) {
 }
 
 fn take(listener: &SharedMemoryListener) -> SharedMemoryStream {
-    listener.accept_timeout(LONG).expect("the victim connects")
+    listener.accept_timeout(LONG).expect("the subject connects")
 }
 
 fn survive(round: Round, stream: SharedMemoryStream, counts: &Counts) {
@@ -142,11 +142,11 @@ fn survive(round: Round, stream: SharedMemoryStream, counts: &Counts) {
         });
         receive_until_death(round, &mut receiver, counts, &killed);
     });
-    look_at_the_pages(round, &receiver, counts);
+    check_the_pages(round, &receiver, counts);
 }
 
-/// Nothing that was committed may be left; what was not may, and is counted.
-fn look_at_the_pages(round: Round, receiver: &Receiver, counts: &Counts) {
+/// No committed message may be left. An uncommitted one may be left, and is counted.
+fn check_the_pages(round: Round, receiver: &Receiver, counts: &Counts) {
     let pages = receiver.peek();
     assert_eq!(pages.unread, 0, "{round:?}");
     counts.torn.fetch_add(pages.torn, Ordering::Relaxed);
@@ -162,7 +162,7 @@ fn send_until_death(round: Round, sender: &mut Sender, counts: &Counts, killed: 
             Err(error) => panic!("{round:?}: sending {index}: {error:?}"),
         };
     }
-    counts.argument(killed);
+    counts.record_death(killed);
     assert!(sender.is_disconnected());
     assert_eq!(sender.send_timeout(b"again", LONG), Err(SendTimeoutError::PeerDied), "{round:?}");
 }
@@ -183,13 +183,13 @@ fn receive_until_death(round: Round, receiver: &mut Receiver, counts: &Counts, k
     }
     assert!(round.subject_sends || next == 0);
     counts.received.fetch_add(next, Ordering::Relaxed);
-    counts.argument(killed);
+    counts.record_death(killed);
     assert_eq!(receiver.recv(&mut [0; 8]), Err(RecvError::PeerDied), "{round:?}");
 }
 
 fn subject(round: Round, path: &Path) -> i32 {
     let stream = if round.subject_serves {
-        let own: PathBuf = path.with_file_name("victim").with_extension(round.seed.to_string());
+        let own: PathBuf = path.with_file_name("subject").with_extension(round.seed.to_string());
         let listener = round.options().bind(own).expect("binds");
         let stream = take(&listener);
         std::mem::forget(listener);
@@ -200,17 +200,17 @@ fn subject(round: Round, path: &Path) -> i32 {
     let (mut sender, mut receiver) = stream.split();
     std::thread::scope(|s| {
         if round.subject_sends {
-            s.spawn(|| send_for_ever(round, &mut sender));
+            s.spawn(|| send_until_killed(round, &mut sender));
         }
         if round.subject_receives {
-            receive_for_ever(round, &mut receiver);
+            receive_until_killed(round, &mut receiver);
         }
     });
     unreachable!("{round:?}: the halves end by panics alone")
 }
 
-/// In every way there is; what is not committed must never be seen.
-fn send_for_ever(round: Round, sender: &mut Sender) {
+/// Sends in every way. A message that is not committed must never be received.
+fn send_until_killed(round: Round, sender: &mut Sender) {
     let mut message = Vec::new();
     for index in 0.. {
         fill(&mut message, index, round.len(index));
@@ -232,7 +232,7 @@ fn send_for_ever(round: Round, sender: &mut Sender) {
     }
 }
 
-fn receive_for_ever(round: Round, receiver: &mut Receiver) {
+fn receive_until_killed(round: Round, receiver: &mut Receiver) {
     let mut message = Vec::new();
     for index in 0.. {
         receiver.recv_into(&mut message).expect("receives");
@@ -240,15 +240,15 @@ fn receive_for_ever(round: Round, receiver: &mut Receiver) {
     }
 }
 
-/// Starts a child that does `role`, over the parent's hand-over.
+/// Starts a child in `role`, to which this process hands over one end of a connection.
 fn child(test: &str, role: &str) -> (Kept, SharedMemoryStream) {
     let (child, stream) = SharedMemoryStream::spawn(me(test, role, "")).expect("spawns");
     (Kept(child), stream)
 }
 
 #[test]
-fn closed_and_died_are_told_apart() {
-    const NAME: &str = "closed_and_died_are_told_apart";
+fn closed_and_died_are_distinguished() {
+    const NAME: &str = "closed_and_died_are_distinguished";
     if let Some(role) = role() {
         let mut stream = SharedMemoryStream::from_parent().expect("handed over");
         for index in 0..3_u8 {
@@ -304,8 +304,8 @@ fn closed_and_died_are_told_apart() {
 }
 
 #[test]
-fn the_child_is_told_of_its_parents_death() {
-    const NAME: &str = "the_child_is_told_of_its_parents_death";
+fn the_child_is_notified_of_its_parents_death() {
+    const NAME: &str = "the_child_is_notified_of_its_parents_death";
     match role().as_deref() {
         Some("parent") => {
             let (child, mut stream) =
@@ -340,8 +340,8 @@ fn the_child_is_told_of_its_parents_death() {
 }
 
 #[test]
-fn a_long_message_that_arrived_was_sent() {
-    let _watchdog = Watchdog::new("a_long_message_that_arrived_was_sent");
+fn a_delivered_long_message_counts_as_sent() {
+    let _watchdog = Watchdog::new("a_delivered_long_message_counts_as_sent");
     for _ in 0..300 {
         let (mut a, mut b) = SharedMemoryStream::pair().expect("pair");
         let sent = std::thread::scope(|s| {
@@ -353,6 +353,6 @@ fn a_long_message_that_arrived_was_sent() {
             });
             a.send(&vec![0; 300_000])
         });
-        assert_eq!(sent, Ok(()), "it was delivered, and the sender was told that it was not");
+        assert_eq!(sent, Ok(()), "it was delivered, but the sender got an error");
     }
 }

@@ -1,13 +1,13 @@
-//! Death at every step: a victim is killed, stopped or ended at each passing of each failpoint of a small
-//! scenario, and its peer keeps what was committed and is told the right end.
+//! Death at every step: a subject is killed, stopped or ended at each pass of each failpoint of a small scenario. Its peer keeps
+//! what was committed and gets the right end.
 //!
 //! ```text
 //!   recording     the scenario passes its steps, and counts them: no step can be forgotten
-//!   then          for each step, passing, and {kill -9, _exit, SIGSTOP and SIGCONT}: one victim
-//!   at once       four lanes: the victim is {the client, the server} x it {closes, drops} in the end
+//!   then          for each step, pass, and {kill -9, _exit, SIGSTOP and SIGCONT}: one subject
+//!   at once       four lanes: the subject is {the client, the server} x it {closes, drops} in the end
 //! ```
 //!
-//! What it does not show: a death within a system call; and steps that only other scenarios pass.
+//! It does not show a death within a system call, nor steps that only other scenarios pass.
 
 #![allow(unsafe_code)]
 
@@ -28,29 +28,29 @@ use crate::support::{
 };
 use narrows::internal::failpoint::{self, Action};
 use narrows::{RecvTimeoutError, SendTimeoutError, SharedMemoryListener, SharedMemoryStream};
-use scenario::{FROM_SUBJECT, SLICE, Seen, options, suffer, survive};
+use scenario::{FROM_SUBJECT, SLICE, Seen, options, run_subject, survive};
 
-const NAME: &str = "a_survivor_is_told_whatever_the_step";
-/// What a victim returns that came to its end.
-const THROUGH: i32 = 9;
-/// How often the scenario is recorded: what it passes each time can be counted on.
+const NAME: &str = "a_survivor_is_notified_whatever_the_step";
+/// The exit code of a subject that completed the scenario.
+const COMPLETED: i32 = 9;
+/// How often the scenario is recorded. A step that it passes each time can be relied on.
 const RECORDINGS: usize = 4;
 
-/// What the scenario passes on any kernel, in one lane or another: at the door, in the handshake, in the
-/// ring, in bed, in the end.
+/// The steps that the scenario passes on any kernel, in one lane or another: in the listener, in the handshake, in the ring,
+/// while parked, and at the end.
 const STEPS: [&str; 5] = [
     "socket|fchmod|bind|setsockopt|listen|connect|accept4|getsockopt|open the directory|flock|fstatat|\
      eventfd|epoll_create1|epoll_ctl|epoll_wait|epoll_ctl(DEL)|unlinkat",
     "send|recv|getrlimit|memfd_create|ftruncate|mmap|madvise|format|fcntl(F_ADD_SEALS)|\
      fcntl(F_GET_SEALS)|sendmsg|recvmsg|start the peer monitor|watch",
     "store stamp|copy in|copy in, half done|store control|store tag|load stamp|load control|load tag|\
-     copy out|store head|load head|load close reason|load producer mark|load consumer mark",
+     copy out|store head|load head|load close reason|load producer closed|load consumer closed",
     "fence|load flag|store flag|take flag|store awaited ticket|load awaited ticket|wait|woken|wake consumer|\
      wake producer|wake peer consumer|futex wake",
     "set the close reason|close producer|close consumer|unwatch|close the socket|munmap",
 ];
 
-/// One lane: who is the victim, and how its connection ends.
+/// One lane: which side the subject is, and how its connection ends.
 #[derive(Clone, Copy, Debug)]
 struct Lane {
     serves: bool,
@@ -65,7 +65,7 @@ const LANES: [Lane; 4] = [
 ];
 
 #[test]
-fn a_survivor_is_told_whatever_the_step() {
+fn a_survivor_is_notified_whatever_the_step() {
     if !alone(NAME) {
         return;
     }
@@ -74,7 +74,7 @@ fn a_survivor_is_told_whatever_the_step() {
     }
     let _watchdog = Watchdog::within(NAME, Duration::from_secs(300));
     let began = Instant::now();
-    drop(SharedMemoryStream::pair().expect("pair")); // The lifeline and its descriptors stay.
+    drop(SharedMemoryStream::pair().expect("pair")); // The peer monitor and its descriptors stay.
     let held = || (descriptors(), mappings("memfd:"), threads());
     let before = held();
     let tallies = std::thread::scope(|s| {
@@ -89,13 +89,13 @@ fn a_survivor_is_told_whatever_the_step() {
     let ends: u64 = tallies.iter().map(|(tally, _)| tally.ends()).sum();
     let steps: BTreeSet<_> = tallies.iter().flat_map(|(_, steps)| steps.clone()).collect();
     log(&format!("{ends} ends at {} steps, in {:.1?}", steps.len(), began.elapsed()));
-    // Were a failpoint lost, nothing else would miss it.
+    // No other test would notice a lost failpoint.
     let forgotten: Vec<_> =
         STEPS.iter().flat_map(|part| part.split('|')).filter(|step| !steps.contains(*step)).collect();
     assert!(forgotten.is_empty(), "{forgotten:?}");
 }
 
-/// What a lane has seen.
+/// The counts of a lane.
 #[derive(Clone, Copy, Debug, Default)]
 struct Tally {
     steps: usize,
@@ -108,7 +108,7 @@ struct Tally {
     early: u64,
     /// Slots left half written.
     torn: u64,
-    /// Passings that did not come, since the scheduler chose another way.
+    /// Passes that did not occur, since the scheduler chose another order.
     missed: u64,
 }
 
@@ -118,7 +118,7 @@ impl fmt::Display for Tally {
         write!(
             f,
             "{steps} steps, {kills} kills, {exits} exits, {stops} stops, of which {felt} made a wait of ours time out; {early} \
-             ends before there was a connection, {torn} in the middle of writing a slot, which nobody saw; {missed} passings \
+             ends before there was a connection, {torn} in the middle of writing a slot, which no survivor saw; {missed} passes \
              did not come"
         )
     }
@@ -130,31 +130,31 @@ impl Tally {
     }
 }
 
-/// What the fork server reports about the present victim.
+/// The reports of the fork server about the current subject.
 #[derive(Debug, Default)]
-struct News {
+struct SubjectReports {
     over: AtomicI64,
     stops: AtomicU64,
-    /// Receives that timed out while it was stopped, of those that were stopped.
+    /// Stops during which a receive of the survivor timed out.
     felt: AtomicU64,
     timeouts: AtomicU64,
     connected: AtomicU64,
     passed: Mutex<BTreeMap<String, u64>>,
-    /// Steps that any of them passed.
+    /// Steps that any subject of the lane has passed.
     ever: Mutex<BTreeSet<String>>,
 }
 
 const ALIVE: i64 = i64::MAX;
 
-impl News {
-    /// Listens, and sends on who was stopped once the survivor has felt it, or had the time to.
+impl SubjectReports {
+    /// Receives the reports. Resumes a stopped subject once a wait of the survivor has timed out, or has had the time to.
     fn receive(&self, reports: &Reports<Report>) {
         for report in reports {
             match report {
                 Report::Over(code) => self.over.store(code.into(), Ordering::SeqCst),
                 Report::Stopped(pid) => self.resume(pid),
-                Report::Said(text) if text == "connected" => self.connected.store(1, Ordering::SeqCst),
-                Report::Said(text) => {
+                Report::Text(text) if text == "connected" => self.connected.store(1, Ordering::SeqCst),
+                Report::Text(text) => {
                     let (step, count) = text.split_once('=').expect("a count");
                     let count = count.parse().expect("a number");
                     self.ever.lock().expect("whole").insert(step.into());
@@ -190,47 +190,47 @@ impl News {
     }
 }
 
-/// One lane's survivor: its listener serves all clients of the lane, one after the other.
+/// The survivor of one lane: its listener serves all clients of the lane, one after the other.
 struct Survivor {
     lane: Lane,
     listener: SharedMemoryListener,
     fork_server: ForkServer,
-    step: Arc<News>,
+    subject_reports: Arc<SubjectReports>,
 }
 
-/// All that one lane is about: what was seen, and the steps.
+/// Runs one lane. Returns its counts, and the steps.
 fn each_step(lane: Lane) -> (Tally, BTreeSet<String>) {
     let folder = tempfile::tempdir().expect("directory");
     let listener = options().bind(folder.path().join("survivor")).expect("binds");
     let mut fork_server = ForkServer::start(NAME, folder.path().to_str().expect("plain"));
-    let step = Arc::new(News::default());
-    let (hears, reports) = (Arc::clone(&step), fork_server.reports());
-    let hearing = std::thread::spawn(move || hears.receive(&reports));
-    let survivor = Survivor { lane, listener, fork_server, step };
+    let subject_reports = Arc::new(SubjectReports::default());
+    let (receiver, reports) = (Arc::clone(&subject_reports), fork_server.reports());
+    let receiving = std::thread::spawn(move || receiver.receive(&reports));
+    let survivor = Survivor { lane, listener, fork_server, subject_reports };
     let steps = survivor.record();
     let mut tally = Tally { steps: steps.len(), ..Tally::default() };
     for act in [Action::Kill, Action::Exit, Action::Stop] {
-        for (step, passings) in &steps {
-            for nth in picks(*passings) {
+        for (step, passes) in &steps {
+            for nth in picks(*passes) {
                 survivor.end_at(step, nth, act, &mut tally);
             }
         }
     }
     assert!(tally.felt > 0 && tally.early > 0 && tally.torn > 0, "{lane:?}: {tally:?}");
-    let ever = survivor.step.ever.lock().expect("whole").clone();
+    let ever = survivor.subject_reports.ever.lock().expect("whole").clone();
     survivor.fork_server.end();
-    hearing.join().expect("heard all");
+    receiving.join().expect("no panic");
     (tally, ever)
 }
 
-/// All passings if they are few; else some at the ends and in the middle. `NARROWS_STEPS` asks for `more`, or for `all`.
-fn picks(passings: u64) -> Vec<u64> {
+/// All passes if they are few, otherwise some at the ends and in the middle. `NARROWS_STEPS` asks for `more`, or for `all`.
+fn picks(passes: u64) -> Vec<u64> {
     let some = match std::env::var("NARROWS_STEPS").as_deref() {
-        Ok("all") => return (1..=passings).collect(),
-        Ok("more") => vec![1, 2, passings / 3, passings / 2, passings * 2 / 3, passings - 1, passings],
-        _ => vec![1, passings / 2, passings],
+        Ok("all") => return (1..=passes).collect(),
+        Ok("more") => vec![1, 2, passes / 3, passes / 2, passes * 2 / 3, passes - 1, passes],
+        _ => vec![1, passes / 2, passes],
     };
-    if passings <= some.len() as u64 { (1..=passings).collect() } else { some }
+    if passes <= some.len() as u64 { (1..=passes).collect() } else { some }
 }
 
 impl Survivor {
@@ -240,7 +240,7 @@ impl Survivor {
         for _ in 0..RECORDINGS {
             let (seen, _) = self.run("record");
             assert_eq!(seen.expect("connects").received, FROM_SUBJECT, "{:?}", self.lane);
-            let passed = self.step.passed.lock().expect("whole").clone();
+            let passed = self.subject_reports.passed.lock().expect("whole").clone();
             let least = |(step, count): (String, u64)| Some((step.clone(), count.min(*passed.get(&step)?)));
             steps = Some(match steps {
                 None => passed,
@@ -250,28 +250,32 @@ impl Survivor {
         steps.expect("recorded")
     }
 
-    /// A victim that ends there, and what the survivor is told.
+    /// Runs a subject that ends at this step, and checks what the survivor gets.
     fn end_at(&self, step: &str, nth: u64, act: Action, tally: &mut Tally) {
-        let what = format!("{act:?} at passing {nth} of {step:?}, {:?}", self.lane);
-        // Where the scheduler decides, a passing may not come; the first must, sooner or later.
+        let what = format!("{act:?} at pass {nth} of {step:?}, {:?}", self.lane);
+        // If the scheduler decides, a pass may not occur. The first one must occur sooner or later.
         for _ in 0..if nth == 1 { 20 } else { 3 } {
             let (seen, over) = self.run(&format!("{act:?}\t{nth}\t{step}"));
-            let stopped = self.step.stops.load(Ordering::SeqCst) == 1;
-            if over == i64::from(THROUGH) && !stopped {
-                continue; // It did not come to that passing.
+            let stopped = self.subject_reports.stops.load(Ordering::SeqCst) == 1;
+            if over == i64::from(COMPLETED) && !stopped {
+                continue; // It did not get to that pass.
             }
             let right = match act {
                 Action::Kill => (-i64::from(libc::SIGKILL), false),
                 Action::Exit => (0, false),
-                Action::Stop => (THROUGH.into(), true),
+                Action::Stop => (COMPLETED.into(), true),
             };
             assert_eq!((over, stopped), right, "{what}");
-            tally.count(act, self.step.felt.load(Ordering::SeqCst));
+            tally.count(act, self.subject_reports.felt.load(Ordering::SeqCst));
             match seen {
                 Some(seen) => tally.torn += check(&seen, act, &what),
                 None => {
                     tally.early += 1;
-                    assert_eq!(self.step.connected.load(Ordering::SeqCst), 0, "{what}: no connection");
+                    assert_eq!(
+                        self.subject_reports.connected.load(Ordering::SeqCst),
+                        0,
+                        "{what}: no connection"
+                    );
                 }
             }
             return;
@@ -280,19 +284,19 @@ impl Survivor {
         tally.missed += 1;
     }
 
-    /// Plays the scenario with one victim: what was seen, if they ever connected, and its end.
+    /// Runs the scenario with one subject. Returns what the survivor saw, if they ever connected, and the exit of the subject.
     fn run(&self, order: &str) -> (Option<Seen>, i64) {
-        self.step.reset();
+        self.subject_reports.reset();
         self.fork_server.order(&format!("{}\t{}\t{order}", self.lane.serves, self.lane.closes));
         let stream = if self.lane.serves { self.reach() } else { self.take() };
-        let seen = stream.map(|stream| survive(stream, &self.step.timeouts));
-        assert!(eventually(|| self.step.is_over()), "{order}: the victim hangs");
-        (seen, self.step.over.load(Ordering::SeqCst))
+        let seen = stream.map(|stream| survive(stream, &self.subject_reports.timeouts));
+        assert!(eventually(|| self.subject_reports.is_over()), "{order}: the subject hangs");
+        (seen, self.subject_reports.over.load(Ordering::SeqCst))
     }
 
     fn take(&self) -> Option<SharedMemoryStream> {
         loop {
-            let last = self.step.is_over();
+            let last = self.subject_reports.is_over();
             match self.listener.accept_timeout(SLICE) {
                 Ok(stream) => return Some(stream),
                 Err(_) if last => return None,
@@ -302,9 +306,9 @@ impl Survivor {
     }
 
     fn reach(&self) -> Option<SharedMemoryStream> {
-        let path = self.listener.local_path().with_file_name("victim");
+        let path = self.listener.local_path().with_file_name("subject");
         loop {
-            let last = self.step.is_over();
+            let last = self.subject_reports.is_over();
             match options().connect_timeout(&path, LONG) {
                 Ok(stream) => return Some(stream),
                 Err(_) if last => return None,
@@ -325,7 +329,7 @@ impl Tally {
     }
 }
 
-/// Whether the ends are those that the marks and the act ask for; returns the torn slots.
+/// Checks that the ends are those that the closed flags and the action require. Returns the number of torn slots.
 fn check(seen: &Seen, act: Action, what: &str) -> u64 {
     let &Seen { received, incoming, outgoing, pages, consumer_closed } = seen;
     let all = format!("{what}: {seen:?}");
@@ -345,7 +349,7 @@ fn check(seen: &Seen, act: Action, what: &str) -> u64 {
     pages.torn
 }
 
-/// The victim's part: an order is "serves, closes, act, passing, step".
+/// The part of the subject. An order is "serves, closes, action, pass, step".
 fn subject(order: &str, folder: &Path) -> i32 {
     let words: Vec<&str> = order.split('\t').collect();
     let lane = Lane { serves: words[0] == "true", closes: words[1] == "true" };
@@ -354,18 +358,18 @@ fn subject(order: &str, folder: &Path) -> i32 {
         _ => failpoint::record(),
     }
     let stream = if lane.serves {
-        let listener = options().bind(folder.join("victim")).expect("binds");
+        let listener = options().bind(folder.join("subject")).expect("binds");
         listener.accept_timeout(LONG).expect("accepts")
     } else {
         options().connect_timeout(folder.join("survivor"), LONG).expect("connects")
     };
     fork_server::report("connected");
-    suffer(stream, lane.closes);
+    run_subject(stream, lane.closes);
     failpoint::disarm();
     if words.len() == 3 {
         failpoint::counts().iter().for_each(|(step, count)| fork_server::report(&format!("{step}={count}")));
     }
-    THROUGH
+    COMPLETED
 }
 
 fn act_of(word: &str) -> Action {

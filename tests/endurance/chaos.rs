@@ -1,12 +1,12 @@
-//! Chaos: each second something happens to somebody; the others go on, and who it happened to is told what it was.
+//! Chaos: a fault happens each second. The clients that it does not concern go on, and those that it does get the right error.
 //!
 //! ```text
 //!   each second one of fault_scenarios::KINDS, on a thread of its own ──▶ the server ◀── survivors: their calls are counted
-//!                                                                 another one ◀── the control: nothing happens to it
+//!                                                                 another one ◀── the control: no faults
 //! ```
 //!
-//! A second is over when the clock says so. In each the survivors must get on; where they do not and the control does not
-//! either, the machine was busy, and the second goes on until the control does.
+//! In each second the survivors must make progress. If neither they nor the control do, the machine was busy, and the second
+//! lasts until the control makes progress.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -20,21 +20,21 @@ use crate::watch::{Sample, Stage, change};
 
 const SURVIVORS: usize = 3;
 const SECOND: Duration = Duration::from_secs(1);
-/// Calls of the control that show that the machine lets somebody work.
+/// Calls of the control that show that the machine is not too busy.
 const WORKS: u64 = 50;
 /// Descriptors of the server: enough for all but the hoarder.
 const DESCRIPTORS: usize = 128;
 
-/// What became of whom, and how often.
-type Fates = BTreeMap<(usize, String), BTreeMap<String, usize>>;
+/// By fault and process: each outcome, and how often it occurred.
+type Outcomes = BTreeMap<(usize, String), BTreeMap<String, usize>>;
 
 pub(crate) fn run(stage: &Stage) -> Vec<Row> {
     let folder = tempfile::tempdir().expect("a folder");
     let (path, control_path) = (folder.path().join("calls"), folder.path().join("control"));
     let mut server = Actor::server(&path, &format!("descriptors={DESCRIPTORS};handshake=2000"));
     let base = server.base(&path);
-    let report = format!("path={}", path.display());
-    let mut workers: Vec<_> = (0..SURVIVORS).map(|_| Actor::start("worker", &report)).collect();
+    let arguments = format!("path={}", path.display());
+    let mut workers: Vec<_> = (0..SURVIVORS).map(|_| Actor::start("worker", &arguments)).collect();
     let control_server = Actor::server(&control_path, "");
     workers.push(Actor::start("worker", &format!("path={}", control_path.display())));
     while counts(&mut workers).contains(&0) {
@@ -43,8 +43,8 @@ pub(crate) fn run(stage: &Stage) -> Vec<Row> {
     let began = Instant::now();
     let beginning = counts(&mut workers);
     let server = Mutex::new(server);
-    let (scene, fates) =
-        (Scene { path: &path, folder: folder.path(), server: &server }, Mutex::new(Fates::new()));
+    let (scene, outcomes) =
+        (Scene { path: &path, folder: folder.path(), server: &server }, Mutex::new(Outcomes::new()));
     let mut survivors = Survivors::default();
     let mut random = fastrand::Rng::with_seed(stage.seed);
     let mut bag: Vec<usize> = Vec::new();
@@ -56,16 +56,16 @@ pub(crate) fn run(stage: &Stage) -> Vec<Row> {
                 random.shuffle(&mut bag);
             }
             let kind = bag.pop().expect("filled");
-            let (scene, fates, seed) = (&scene, &fates, random.u64(..));
+            let (scene, outcomes, seed) = (&scene, &outcomes, random.u64(..));
             s.spawn(move || {
-                for (whom, what) in fault_scenarios::happen(kind, scene, seed) {
-                    let mut fates = fates.lock().expect("no panic");
-                    *fates.entry((kind, whom)).or_default().entry(what).or_default() += 1;
+                for (process, what) in fault_scenarios::happen(kind, scene, seed) {
+                    let mut outcomes = outcomes.lock().expect("no panic");
+                    *outcomes.entry((kind, process)).or_default().entry(what).or_default() += 1;
                 }
             });
             events += 1;
             survivors.second(&mut workers);
-            stage.notify(&format!(
+            stage.report_progress(&format!(
                 "second {events}: {}; survivors {} calls, at least {} in a second",
                 KINDS[kind].0,
                 survivors.last[..SURVIVORS].iter().sum::<u64>(),
@@ -77,16 +77,16 @@ pub(crate) fn run(stage: &Stage) -> Vec<Row> {
         }
     });
     let took = began.elapsed();
-    survivors.second(&mut workers); // All of them live, behind the last event as well.
+    survivors.second(&mut workers); // All of them still work after the last event.
     let end = counts(&mut workers);
     workers.into_iter().for_each(Actor::end);
     control_server.end();
     let mut server = server.into_inner().expect("no panic");
 
     let mut rows = Vec::new();
-    let fates = fates.into_inner().expect("no panic");
-    for (kind, (name, wanted)) in KINDS.iter().enumerate() {
-        rows.push(told_of(kind, name, wanted, &fates));
+    let outcomes = outcomes.into_inner().expect("no panic");
+    for (kind, (name, expected)) in KINDS.iter().enumerate() {
+        rows.push(outcomes_row(kind, name, expected, &outcomes));
     }
     let mut row = Row::new("chaos", format!("{SURVIVORS} survivors"));
     row.faults.extend(server.leftovers(&base));
@@ -108,23 +108,24 @@ pub(crate) fn run(stage: &Stage) -> Vec<Row> {
     rows
 }
 
-/// What the victims of a kind were told; each must have been told what it should, every time.
-fn told_of(kind: usize, name: &str, wanted: &[(&str, &[&str])], fates: &Fates) -> Row {
+/// The outcomes of one kind of fault. Each must be an allowed one, every time.
+fn outcomes_row(kind: usize, name: &str, expected: &[(&str, &[&str])], outcomes: &Outcomes) -> Row {
     let mut row = Row::new("chaos", name);
     let mut figures = Vec::new();
-    for (whom, allowed) in wanted {
+    for (process, allowed) in expected {
         let none = BTreeMap::new();
-        let report = fates.get(&(kind, (*whom).to_owned())).unwrap_or(&none);
-        let texts: Vec<_> = report.iter().map(|(what, times)| format!("{what} x {times}")).collect();
-        row.wants(!report.is_empty(), || format!("{whom} was told nothing"));
-        for what in report.keys().filter(|it| !allowed.contains(&it.as_str())) {
-            row.faults.push(format!("{whom} was told {what}, not {}", allowed.join(" or ")));
+        let seen = outcomes.get(&(kind, (*process).to_owned())).unwrap_or(&none);
+        let texts: Vec<_> = seen.iter().map(|(what, times)| format!("{what} x {times}")).collect();
+        row.wants(!seen.is_empty(), || format!("{process}: no outcome"));
+        for what in seen.keys().filter(|it| !allowed.contains(&it.as_str())) {
+            row.faults.push(format!("{process} got {what}, not {}", allowed.join(" or ")));
         }
-        figures.push(format!("{whom}: {}", texts.join(", ")));
+        figures.push(format!("{process}: {}", texts.join(", ")));
     }
-    for (_, whom) in fates.keys().filter(|(at, it)| *at == kind && !wanted.iter().any(|(whom, _)| whom == it))
+    for (_, process) in
+        outcomes.keys().filter(|(at, it)| *at == kind && !expected.iter().any(|(process, _)| process == it))
     {
-        row.faults.push(format!("{whom}: {:?}", fates[&(kind, whom.clone())]));
+        row.faults.push(format!("{process}: {:?}", outcomes[&(kind, process.clone())]));
     }
     row.figures(figures.join("; "))
 }
@@ -133,7 +134,7 @@ fn counts(workers: &mut [Actor]) -> Vec<u64> {
     workers.iter_mut().map(|it| it.numbers("count")[0]).collect()
 }
 
-/// How the survivors and the control get on.
+/// The progress of the survivors and of the control.
 #[derive(Debug, Default)]
 struct Survivors {
     last: Vec<u64>,
@@ -144,7 +145,7 @@ struct Survivors {
 }
 
 impl Survivors {
-    /// Waits for a second, and judges it.
+    /// Waits for a second, and checks the progress in it.
     fn second(&mut self, workers: &mut [Actor]) {
         let (began, before) = (Instant::now(), counts(workers));
         loop {

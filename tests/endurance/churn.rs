@@ -1,4 +1,5 @@
-//! Churn: connect, talk, vanish, cleanly and not, one after the other and several at once; nothing is left behind.
+//! Churn: clients connect, make calls and vanish, cleanly or not, one after the other and several at once. Nothing is left
+//! behind.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -9,9 +10,9 @@ use crate::support::eventually;
 use crate::table::Row;
 use crate::watch::{Sample, Stage, change, grown};
 
-/// Guests at once.
+/// Short-lived clients at once.
 const AT_ONCE: u64 = 3;
-/// Guests of each of these at least.
+/// The least number of short-lived clients of each manner.
 const LEAST: u64 = 5;
 const MANNERS: [&str; 3] = ["leave", "exit", "wait"];
 
@@ -21,12 +22,12 @@ pub(crate) fn run(stage: &Stage) -> Vec<Row> {
     let mut server = Actor::server(&path, "");
     let base = server.base(&path);
     let before = server.numbers("stats");
-    let report = format!("path={}", path.display());
+    let arguments = format!("path={}", path.display());
     let files = || std::fs::read_dir(folder.path()).expect("lists").count();
     let files_before = files();
 
-    let mut survivor = Actor::start("worker", &report);
-    let mut revolver = Actor::start("revolver", &report);
+    let mut survivor = Actor::start("worker", &arguments);
+    let mut revolver = Actor::start("revolver", &arguments);
     while revolver.numbers("count")[0] < 20 {
         stage.rest(Duration::from_millis(10));
     }
@@ -35,7 +36,7 @@ pub(crate) fn run(stage: &Stage) -> Vec<Row> {
     let vanished = MANNERS.map(|_| AtomicU64::new(0));
     thread::scope(|s| {
         for at in 0..AT_ONCE {
-            let (vanished, report) = (&vanished, &report);
+            let (vanished, arguments) = (&vanished, &arguments);
             s.spawn(move || {
                 let mut random = fastrand::Rng::with_seed(stage.seed + at);
                 for turn in at.. {
@@ -44,7 +45,7 @@ pub(crate) fn run(stage: &Stage) -> Vec<Row> {
                         return;
                     }
                     let manner = usize::try_from(turn % 3).expect("few");
-                    acceptor(report, MANNERS[manner], &mut random);
+                    run_short_lived(arguments, MANNERS[manner], &mut random);
                     vanished[manner].fetch_add(1, Ordering::Relaxed);
                 }
             });
@@ -52,7 +53,7 @@ pub(crate) fn run(stage: &Stage) -> Vec<Row> {
         while !stage.is_over() {
             let [left, exited, killed] = counts(&vanished);
             let survives = survivor.numbers("count")[0];
-            stage.notify(&format!(
+            stage.report_progress(&format!(
                 "{left} left, {exited} exited, {killed} were killed; the survivor has {survives} calls"
             ));
             stage.rest(Duration::from_millis(200));
@@ -61,7 +62,7 @@ pub(crate) fn run(stage: &Stage) -> Vec<Row> {
     let [left, exited, killed] = counts(&vanished);
     let survived = survivor.numbers("count")[0];
     let turns = revolver.numbers("count")[0] - turned;
-    // Between two connections it has what it had then, at some moment.
+    // Between two connections there is a moment at which the process has as many resources as at first.
     let same = eventually(|| {
         let now = Sample::of(revolver.pid());
         now.exact().iter().zip(first.exact()).all(|(is, was)| *is <= was)
@@ -78,7 +79,7 @@ pub(crate) fn run(stage: &Stage) -> Vec<Row> {
     let (died, broken) = (stats[2] - before[2], stats[5] - before[5]);
     let vanished = exited + killed;
     row.wants(died == vanished && broken == vanished, || {
-        format!("{died} calls' connections and {broken} streams of {vanished} were told as deaths")
+        format!("{died} calls' connections and {broken} streams of {vanished} were reported as deaths")
     });
     row.wants(stats[..2] == [0, 0] && stats[4] == 0, || format!("{stats:?}"));
     // Each worker of the pool keeps a buffer of at most 256 KiB, and not all had one before.
@@ -88,7 +89,7 @@ pub(crate) fn run(stage: &Stage) -> Vec<Row> {
     });
     let now = Sample::of(server.pid());
     row = row.figures(format!(
-        "{left} left, {exited} exited in mid-call, {killed} were killed in mid-call; of these {died} and {broken} streams told as \
+        "{left} left, {exited} exited in mid-call, {killed} were killed in mid-call; of these {died} and {broken} streams reported as \
          deaths; the survivor's {survived} calls verified; server before and after: descriptors {}, threads {}, regions {}, \
          private {} KiB, allocated {} KiB",
         change(base.descriptors, now.descriptors),
@@ -114,14 +115,14 @@ fn counts(vanished: &[AtomicU64; 3]) -> [u64; 3] {
     vanished.each_ref().map(|it| it.load(Ordering::Relaxed))
 }
 
-fn acceptor(report: &str, manner: &str, random: &mut fastrand::Rng) {
-    let mut acceptor = Actor::start("guest", &format!("{told};manner={manner}"));
-    acceptor.receive();
+fn run_short_lived(arguments: &str, manner: &str, random: &mut fastrand::Rng) {
+    let mut client = Actor::start("short-lived", &format!("{arguments};manner={manner}"));
+    client.receive();
     if manner == "wait" {
         thread::sleep(Duration::from_micros(random.u64(0..5000)));
-        acceptor.kill();
+        client.kill();
         return;
     }
-    let status = acceptor.wait();
-    assert!(status.success(), "a guest that would {manner}: {status}");
+    let status = client.wait();
+    assert!(status.success(), "a client that would {manner}: {status}");
 }

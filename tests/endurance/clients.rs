@@ -1,4 +1,4 @@
-//! The clients: what each role does with the server, all of it verified.
+//! The clients: the calls and messages of each role, all of them verified.
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use narrows::{CallError, ConnectError, Options, SharedMemoryClient, SharedMemoryStream};
 
 use crate::heap;
-use crate::processes::{PATIENCE, Report, connect_name, fault, name, notify, options, orders};
+use crate::processes::{PATIENCE, RoleArguments, answer, connect_name, fault, name, options, orders};
 use crate::serve::{CHUNKS, ECHO, FLOOD, FLOOD_LEN, PLEASE_FLOOD, PUSHES, STALL, UPLOAD, WORK, stream_path};
 use crate::support::{descriptors, fill, index_of, sys};
 
-/// A client of the calls and of the streams, that judges what comes back.
+/// A client of the calls and of the streams, which verifies what comes back.
 #[derive(Debug)]
 pub(crate) struct Caller {
     pub(crate) client: SharedMemoryClient,
@@ -21,7 +21,7 @@ pub(crate) struct Caller {
     message: Vec<u8>,
     reply: Vec<u8>,
     pub(crate) index: u64,
-    /// Of everything that was verified, both ways.
+    /// Bytes that were verified, both ways.
     pub(crate) bytes: u64,
 }
 
@@ -33,7 +33,7 @@ impl Caller {
         Self { client, stream, message: Vec::new(), reply: Vec::new(), index: 0, bytes: 0 }
     }
 
-    /// A call that brings the message back.
+    /// Makes a call that returns the message.
     pub(crate) fn call(&mut self, method: u32, len: usize) -> Result<(), String> {
         self.next(len);
         let deadline = Instant::now() + PATIENCE;
@@ -42,7 +42,7 @@ impl Caller {
         self.check("call")
     }
 
-    /// A message that comes back.
+    /// Sends a message on the stream, which returns it.
     pub(crate) fn echo(&mut self, len: usize) -> Result<(), String> {
         self.next(len);
         let sent = self.stream.send_timeout(&self.message, PATIENCE);
@@ -52,7 +52,7 @@ impl Caller {
         self.check("stream")
     }
 
-    /// A stream of chunks.
+    /// Receives a stream of chunks.
     pub(crate) fn chunks(&mut self, count: u64, len: usize) -> Result<(), String> {
         let first = self.index;
         let asked = request(&[first, count, len as u64]);
@@ -71,7 +71,7 @@ impl Caller {
         if came == first + count { Ok(()) } else { Err(format!("{} of {count} chunks", came - first)) }
     }
 
-    /// An upload.
+    /// Makes an upload.
     pub(crate) fn upload(&mut self, count: u64, len: usize) -> Result<(), String> {
         let upload = self.client.start_upload(UPLOAD, &request(&[self.index]));
         let mut upload = upload.map_err(|error| format!("upload: {error}"))?;
@@ -86,12 +86,12 @@ impl Caller {
         if *reply == count.to_le_bytes() { Ok(()) } else { Err("an upload that lost something".into()) }
     }
 
-    /// One of each.
+    /// Makes one of each.
     pub(crate) fn round(&mut self, len: usize) -> Result<(), String> {
         self.call(ECHO, len)?;
         self.call(WORK, len)?;
         self.echo(len)?;
-        self.chunks(2, len.min(1_000_000))?; // A window is longer than that.
+        self.chunks(2, len.min(1_000_000))?; // A window holds more than that.
         self.upload(2, len)
     }
 
@@ -109,18 +109,18 @@ impl Caller {
     }
 }
 
-/// A request made of numbers.
+/// Encodes numbers as a request.
 pub(crate) fn request(numbers: &[u64]) -> Vec<u8> {
     numbers.iter().flat_map(|it| it.to_le_bytes()).collect()
 }
 
-/// The text that a method answers.
+/// Calls a method, and returns the text that it answers.
 pub(crate) fn asked(client: &SharedMemoryClient, method: u32, numbers: &[u64]) -> Result<String, CallError> {
     let reply = client.call_timeout(method, &request(numbers), PATIENCE)?;
     Ok(String::from_utf8_lossy(&reply).into_owned())
 }
 
-/// Connects; a server that has no descriptors for a while is waited for.
+/// Connects, and waits for a server that has temporarily no descriptors.
 pub(crate) fn connect(path: &Path, options: &Options) -> Result<SharedMemoryClient, ConnectError> {
     keep_trying(|| SharedMemoryClient::builder(path).options(options.clone()).connect())
 }
@@ -147,12 +147,12 @@ pub(crate) fn sizes(most: u32) -> impl Iterator<Item = usize> {
     (6..most).chain((7..=most).rev()).cycle().map(|power| 1 << power)
 }
 
-/// Many connections of one process, each with a thread that calls. `go`: connect, and tell how long each waited for its
-/// first reply, in us; `mark`: count from here; `stop`: tell how many calls of each were served.
-pub(crate) fn clients(report: &Report) {
+/// Makes many connections in one process, each with a thread that calls. Orders: `go` connects and reports how long each waited
+/// for its first reply, in us. `mark` resets the counts. `stop` reports how many calls of each were served.
+pub(crate) fn many_connections(arguments: &RoleArguments) {
     sys::raise_descriptor_limit();
-    let count = usize::try_from(report.number("connections").expect("told")).expect("few");
-    let path = report.path();
+    let count = usize::try_from(arguments.number("connections").expect("an argument")).expect("few");
+    let path = arguments.path();
     let served: Vec<AtomicU64> = (0..count).map(|_| AtomicU64::new(0)).collect();
     let (go, over) = (Mutex::new(()), AtomicBool::new(false));
     let firsts = Mutex::new(Vec::new());
@@ -181,7 +181,7 @@ pub(crate) fn clients(report: &Report) {
                 fault(&format!("thread {at}: {error}"));
             }
         }
-        notify("ready");
+        answer("ready");
         let counts = || -> Vec<u64> { served.iter().map(|it| it.load(Ordering::Relaxed)).collect() };
         let mut before = counts();
         for order in orders() {
@@ -191,16 +191,16 @@ pub(crate) fn clients(report: &Report) {
                     while firsts.lock().expect("no panic").len() < count {
                         sleep(Duration::from_millis(1));
                     }
-                    notify(&joined(&firsts.lock().expect("no panic")));
+                    answer(&joined(&firsts.lock().expect("no panic")));
                 }
                 "mark" => {
                     before = counts();
-                    notify("marked");
+                    answer("marked");
                 }
                 _ => {
                     let after = counts();
                     over.store(true, Ordering::Relaxed);
-                    notify(&joined(&after.iter().zip(&before).map(|(it, was)| it - was).collect::<Vec<_>>()));
+                    answer(&joined(&after.iter().zip(&before).map(|(it, was)| it - was).collect::<Vec<_>>()));
                 }
             }
         }
@@ -223,7 +223,7 @@ struct Calls {
 
 impl Calls {
     fn connect(path: &Path, index: u64) -> Self {
-        // Once: a bomb of connections must not need a second try.
+        // A single attempt: a flood of connections must not need a second one.
         let client = SharedMemoryClient::builder(path).options(options()).connect();
         let client = client.unwrap_or_else(|error| fault(&format!("connect: {error}")));
         Self { client, message: Vec::new(), reply: Vec::new(), index: index << 32 }
@@ -243,11 +243,12 @@ impl Calls {
     }
 }
 
-/// Connections that do everything in every size, as fast as they can. `count`: calls and KiB so far, and allocated bytes.
-pub(crate) fn steady(report: &Report) {
-    let connections = report.number("connections").expect("told");
+/// Runs connections that do everything in every size, as fast as they can. Each order is answered with the calls and KiB so far,
+/// and the allocated bytes.
+pub(crate) fn steady(arguments: &RoleArguments) {
+    let connections = arguments.number("connections").expect("an argument");
     at_work(connections, |_, counts| {
-        let mut caller = Caller::connect(report.path());
+        let mut caller = Caller::connect(arguments.path());
         for len in sizes(20) {
             if counts.over.load(Ordering::Relaxed) {
                 return;
@@ -259,10 +260,10 @@ pub(crate) fn steady(report: &Report) {
     });
 }
 
-/// One client that goes on whatever happens to others. `count`: calls and KiB so far, and allocated bytes.
-pub(crate) fn worker(report: &Report) {
+/// Runs one client that goes on whatever happens to others. It answers orders like [`steady`].
+pub(crate) fn worker(arguments: &RoleArguments) {
     at_work(1, |_, counts| {
-        let mut caller = Caller::connect(report.path());
+        let mut caller = Caller::connect(arguments.path());
         for len in sizes(16) {
             if counts.over.load(Ordering::Relaxed) {
                 return;
@@ -270,15 +271,15 @@ pub(crate) fn worker(report: &Report) {
             or_fault(caller.round(len));
             counts.calls.fetch_add(5, Ordering::Relaxed);
             counts.bytes.fetch_add(std::mem::take(&mut caller.bytes), Ordering::Relaxed);
-            sleep(Duration::from_micros(100)); // Others are to be seen too.
+            sleep(Duration::from_micros(100)); // Leaves CPU time to other processes.
         }
     });
 }
 
-/// One client that keeps the server busy. `count`: calls and KiB so far, and allocated bytes.
-pub(crate) fn neighbour(report: &Report) {
+/// Runs one client that keeps the server busy. It answers orders like [`steady`].
+pub(crate) fn neighbour(arguments: &RoleArguments) {
     at_work(1, |_, counts| {
-        let mut caller = Caller::connect(report.path());
+        let mut caller = Caller::connect(arguments.path());
         for len in [65_536, 1024].into_iter().cycle() {
             if counts.over.load(Ordering::Relaxed) {
                 return;
@@ -289,7 +290,7 @@ pub(crate) fn neighbour(report: &Report) {
     });
 }
 
-/// What threads at work share.
+/// The counters that working threads share.
 #[derive(Debug)]
 struct Counts {
     over: AtomicBool,
@@ -297,7 +298,7 @@ struct Counts {
     bytes: AtomicU64,
 }
 
-/// Threads that work until there are no more orders, and tell how far they are.
+/// Runs threads that work until there are no more orders. Each order is answered with their counts.
 fn at_work(threads: u64, work: impl Fn(u64, &Counts) + Sync) {
     let counts = Counts { over: AtomicBool::new(false), calls: AtomicU64::new(0), bytes: AtomicU64::new(0) };
     thread::scope(|s| {
@@ -307,16 +308,16 @@ fn at_work(threads: u64, work: impl Fn(u64, &Counts) + Sync) {
         }
         for _ in orders() {
             let (calls, bytes) = (counts.calls.load(Ordering::Relaxed), counts.bytes.load(Ordering::Relaxed));
-            notify(&joined(&[calls, bytes >> 10, heap::live() as u64]));
+            answer(&joined(&[calls, bytes >> 10, heap::live() as u64]));
         }
         counts.over.store(true, Ordering::Relaxed);
     });
 }
 
-/// One client that asks now and then, and takes the time. Each order is a number of milliseconds; the answer is the
+/// Runs one client that calls at intervals and measures the time. Each order is a number of milliseconds. The answer is the
 /// number of calls, and p50, p99, p99.9 and the longest in ns.
-pub(crate) fn probe(report: &Report) {
-    let mut caller = Caller::connect(report.path());
+pub(crate) fn probe(arguments: &RoleArguments) {
+    let mut caller = Caller::connect(arguments.path());
     for order in orders() {
         let deadline = Instant::now() + Duration::from_millis(order.parse().expect("a number"));
         let mut times = hdrhistogram::Histogram::<u64>::new(3).expect("legal");
@@ -328,18 +329,19 @@ pub(crate) fn probe(report: &Report) {
             sleep(Duration::from_micros(200));
         }
         let at = |share| times.value_at_quantile(share);
-        notify(&joined(&[times.len(), at(0.5), at(0.99), at(0.999), times.max()]));
+        answer(&joined(&[times.len(), at(0.5), at(0.99), at(0.999), times.max()]));
     }
 }
 
-/// Connects, talks, and vanishes: `leave` with a good-bye, `exit` in the middle of a call, `wait` until it is killed.
-pub(crate) fn acceptor(report: &Report) {
-    let mut caller = Caller::connect(report.path());
+/// Connects, makes calls, and vanishes: `leave` closes cleanly, `exit` exits in the middle of a call, `wait` runs until it is
+/// killed.
+pub(crate) fn short_lived(arguments: &RoleArguments) {
+    let mut caller = Caller::connect(arguments.path());
     for len in [64, 1000, 30_000, 200_000] {
         or_fault(caller.round(len));
     }
-    notify(&caller.index.to_string());
-    match report.text("manner") {
+    answer(&caller.index.to_string());
+    match arguments.text("manner") {
         "leave" => {}
         "exit" => {
             let _pending = caller.client.start_call(STALL, &request(&[60_000]));
@@ -351,11 +353,11 @@ pub(crate) fn acceptor(report: &Report) {
     }
 }
 
-/// Connects, talks and leaves, again and again. `count`: how often.
-pub(crate) fn revolver(report: &Report) {
+/// Connects, makes calls and disconnects, repeatedly. Each order is answered with the number of connections.
+pub(crate) fn revolver(arguments: &RoleArguments) {
     at_work(1, |_, counts| {
         while !counts.over.load(Ordering::Relaxed) {
-            let mut caller = Caller::connect(report.path());
+            let mut caller = Caller::connect(arguments.path());
             or_fault(caller.round(500));
             counts.calls.fetch_add(1, Ordering::Relaxed);
         }
@@ -369,37 +371,37 @@ pub(crate) fn inheritor() {
     while stream.recv_into(&mut message).is_ok() && stream.send(&message).is_ok() {}
 }
 
-/// Takes all the descriptors that a server has, and tells how many connections that were, and how it ended.
-pub(crate) fn hoarder(report: &Report) {
+/// Takes all the descriptors that a server has. Reports how many connections that were, and the last error.
+pub(crate) fn hoarder(arguments: &RoleArguments) {
     sys::raise_descriptor_limit();
     let brief = options().handshake_timeout(Duration::from_millis(300));
     let (mut kept, mut failures) = (Vec::new(), Vec::new());
     while failures.len() < 3 && kept.len() < 5000 {
-        match SharedMemoryClient::builder(report.path()).options(brief.clone()).connect() {
+        match SharedMemoryClient::builder(arguments.path()).options(brief.clone()).connect() {
             Ok(client) => kept.push(client),
             Err(error) => failures.push(connect_name(&error)),
         }
     }
     let last = failures.pop().unwrap_or_else(|| "nothing".into());
-    notify(&format!("{} {last}", kept.len()));
+    answer(&format!("{} {last}", kept.len()));
     orders().next();
 }
 
-/// Has no descriptors left itself, and tells what became of an attempt to connect; what it has goes on.
-pub(crate) fn starved(report: &Report) {
-    let mut caller = Caller::connect(report.path());
+/// Has no descriptors left itself. Reports the error of an attempt to connect. Its existing connection goes on.
+pub(crate) fn starved(arguments: &RoleArguments) {
+    let mut caller = Caller::connect(arguments.path());
     or_fault(caller.round(1000));
     sys::limit_descriptors(descriptors() as u64 + 16);
     let _all: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
-    let error = SharedMemoryClient::builder(report.path()).options(options()).connect();
+    let error = SharedMemoryClient::builder(arguments.path()).options(options()).connect();
     or_fault(caller.round(1000));
-    notify(&error.map_or_else(|error| connect_name(&error), |_| "nothing".into()));
+    answer(&error.map_or_else(|error| connect_name(&error), |_| "nothing".into()));
 }
 
-/// Asks for more than it takes, and takes that slowly: what the server was told of it, and that nothing is lost.
-pub(crate) fn slow(report: &Report) {
-    let mut caller = Caller::connect(report.path());
-    // Pushes: the server finds no room, and what had room is there.
+/// Asks for more than it takes, and takes it slowly. Reports the errors that the server got, and verifies that nothing is lost.
+pub(crate) fn slow(arguments: &RoleArguments) {
+    let mut caller = Caller::connect(arguments.path());
+    // Pushes: the server finds no room, and the pushes that had room arrive.
     let pushed =
         asked(&caller.client, PUSHES, &[]).unwrap_or_else(|error| fault(&format!("pushes: {error}")));
     let (count, push_end) = pushed.split_once(' ').unwrap_or_else(|| fault(&pushed));
@@ -411,7 +413,7 @@ pub(crate) fn slow(report: &Report) {
             sleep(Duration::from_millis(10));
         }
     }
-    // Chunks: the server waits, a cancel ends it.
+    // Chunks: the server waits, and a cancel ends its method.
     let stream = caller.client.call_streaming(FLOOD, &request(&[50_000]));
     let mut stream = stream.unwrap_or_else(|error| fault(&format!("flood: {error}")));
     for index in 0..5 {
@@ -430,7 +432,7 @@ pub(crate) fn slow(report: &Report) {
             Err(error) => break name(&error),
         }
     };
-    // A stream: the sender's time is over, and nothing is lost.
+    // A stream: the deadline of the sender passes, and nothing is lost.
     let sent = caller.stream.send_timeout(PLEASE_FLOOD, PATIENCE);
     sent.unwrap_or_else(|error| fault(&format!("flood: {error}")));
     sleep(Duration::from_millis(400));
@@ -448,11 +450,11 @@ pub(crate) fn slow(report: &Report) {
         expect(&message, came);
         came += 1;
         if came % 64 == 0 {
-            sleep(Duration::from_millis(400)); // The server was slower still: it gets another chance to wait.
+            sleep(Duration::from_millis(400)); // The server was slower still. It gets another chance to wait.
         }
     };
     or_fault(caller.round(1000));
-    notify(&format!("{push_end} {cancelled} {stream_end}"));
+    answer(&format!("{push_end} {cancelled} {stream_end}"));
 }
 
 fn expect(message: &[u8], index: u64) {

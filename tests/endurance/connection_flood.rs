@@ -1,4 +1,4 @@
-//! The connection flood: so many connections at once, and each is served.
+//! The connection flood: many connections at once, each of which is served.
 
 use std::time::Duration;
 
@@ -36,25 +36,25 @@ fn step(stage: &Stage, connections: usize, share: Duration) -> Row {
     let mut server = Actor::server(&path, "");
     let base = server.base(&path);
     let processes = PROCESSES.min(connections);
-    let mut crowds: Vec<_> = (0..processes)
+    let mut actors: Vec<_> = (0..processes)
         .map(|at| {
             let count = connections / processes + usize::from(at < connections % processes);
-            Actor::start("crowd", &format!("path={};connections={count}", path.display()))
+            Actor::start("many-connections", &format!("path={};connections={count}", path.display()))
         })
         .collect();
-    crowds.iter().for_each(|it| assert_eq!(it.receive(), "ready"));
-    stage.notify(&format!("{connections} connections begin"));
-    // At once: all are told before any is heard.
-    crowds.iter_mut().for_each(|it| it.send("go"));
-    let mut firsts = received(&crowds);
+    actors.iter().for_each(|it| assert_eq!(it.receive(), "ready"));
+    stage.report_progress(&format!("{connections} connections begin"));
+    // At once: all get the order before any answer is received.
+    actors.iter_mut().for_each(|it| it.send("go"));
+    let mut firsts = received(&actors);
     let sample = Sample::of(server.pid());
-    crowds.iter_mut().for_each(|it| it.send("mark"));
-    crowds.iter().for_each(|it| assert_eq!(it.receive(), "marked"));
-    stage.notify(&format!("{connections} connections are served"));
+    actors.iter_mut().for_each(|it| it.send("mark"));
+    actors.iter().for_each(|it| assert_eq!(it.receive(), "marked"));
+    stage.report_progress(&format!("{connections} connections are served"));
     stage.rest(share.max(Duration::from_millis(300)));
-    crowds.iter_mut().for_each(|it| it.send("stop"));
-    let mut served = received(&crowds);
-    crowds.into_iter().for_each(Actor::end);
+    actors.iter_mut().for_each(|it| it.send("stop"));
+    let mut served = received(&actors);
+    actors.into_iter().for_each(Actor::end);
     row.faults.extend(server.leftovers(&base));
     server.end();
 
@@ -78,8 +78,8 @@ fn step(stage: &Stage, connections: usize, share: Duration) -> Row {
     ))
 }
 
-/// The numbers of all of them.
-fn received(crowds: &[Actor]) -> Vec<u64> {
-    let lines = crowds.iter().map(Actor::receive).collect::<Vec<_>>();
+/// The numbers that all of them answer.
+fn received(actors: &[Actor]) -> Vec<u64> {
+    let lines = actors.iter().map(Actor::receive).collect::<Vec<_>>();
     lines.iter().flat_map(|line| line.split(' ')).map(|it| it.parse().expect("a number")).collect()
 }

@@ -1,4 +1,4 @@
-//! What happens to whom, and what they are told of it.
+//! The faults, the processes that they concern, and the outcomes that are allowed.
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -19,7 +19,7 @@ use crate::processes::{Actor, MAX_MESSAGE, PATIENCE, connect_name, name, options
 use crate::serve::{BIG, ECHO, STALL, stream_path};
 use crate::support::{eventually, fill, index_of};
 
-/// Where it happens.
+/// The environment of a fault.
 #[derive(Debug)]
 pub(crate) struct Scene<'a> {
     pub(crate) path: &'a Path,
@@ -27,13 +27,13 @@ pub(crate) struct Scene<'a> {
     pub(crate) server: &'a Mutex<Actor>,
 }
 
-/// Who is told something, and what that may be.
-type Wanted = &'static [(&'static str, &'static [&'static str])];
+/// The processes that a fault concerns, and the allowed outcomes of each.
+type Allowed = &'static [(&'static str, &'static [&'static str])];
 
 const GOES_ON: &[&str] = &["goes on"];
 
-/// What happens, and what those are told to whom it happens.
-pub(crate) const KINDS: [(&str, Wanted); 7] = [
+/// The faults, and the allowed outcomes.
+pub(crate) const KINDS: [(&str, Allowed); 7] = [
     (
         "kill",
         &[
@@ -47,8 +47,8 @@ pub(crate) const KINDS: [(&str, Wanted); 7] = [
         "stop",
         &[
             ("caller of a stopped server", &["Timeout"]),
-            ("the same behind it", GOES_ON),
-            ("a stopped client behind it", GOES_ON),
+            ("the same caller afterwards", GOES_ON),
+            ("a stopped client afterwards", GOES_ON),
         ],
     ),
     (
@@ -62,16 +62,16 @@ pub(crate) const KINDS: [(&str, Wanted); 7] = [
     (
         "truncated handshake",
         &[
-            ("client that says half a Hello", &["hung up on"]),
-            ("client that hears half a Welcome", &["PeerClosed"]),
-            ("client that hears nothing", &["Timeout"]),
+            ("client that sends half a Hello", &["hung up on"]),
+            ("client that receives half an Accept", &["PeerClosed"]),
+            ("client that receives nothing", &["Timeout"]),
         ],
     ),
     (
         "descriptor exhaustion",
         &[
             ("clients of a full server", &["Timeout", "Rejected(Unavailable)", "PeerClosed"]),
-            ("next client behind it", GOES_ON),
+            ("next client afterwards", GOES_ON),
             ("client that has none left", &["Io(EMFILE)", "Truncated"]),
         ],
     ),
@@ -81,8 +81,8 @@ pub(crate) const KINDS: [(&str, Wanted); 7] = [
             ("caller, request", &["TooLarge"]),
             ("caller, reply", &["ReplyTooLarge"]),
             ("sender", &["TooLarge"]),
-            ("the same behind it", GOES_ON),
-            ("server of who announces it", &["ProtocolViolated"]),
+            ("the same caller afterwards", GOES_ON),
+            ("server of a peer that announces it", &["ProtocolViolated"]),
         ],
     ),
     (
@@ -91,32 +91,32 @@ pub(crate) const KINDS: [(&str, Wanted); 7] = [
             ("server that pushes", &["Busy"]),
             ("reader that cancels", &["Cancelled"]),
             ("server that sends", &["Timeout"]),
-            ("the reader behind it", GOES_ON),
+            ("the reader afterwards", GOES_ON),
         ],
     ),
 ];
 
-/// Lets it happen, and tells what became of whom.
+/// Causes the fault. Returns the outcome for each process.
 pub(crate) fn happen(kind: usize, scene: &Scene<'_>, seed: u64) -> Vec<(String, String)> {
     let acts = [kill, stop, scribble, truncate, exhaust, exceed, dawdle];
-    let report = acts[kind](scene, seed);
-    report.into_iter().map(|(whom, what)| (whom.to_owned(), what)).collect()
+    let outcomes = acts[kind](scene, seed);
+    outcomes.into_iter().map(|(process, what)| (process.to_owned(), what)).collect()
 }
 
-type Report = Vec<(&'static str, String)>;
+type Outcomes = Vec<(&'static str, String)>;
 
 const ON: &str = "goes on";
 
 impl Scene<'_> {
-    fn report(&self) -> String {
+    fn arguments(&self) -> String {
         format!("path={}", self.path.display())
     }
 
-    /// How the calls' connection of this process ended in the server, or its stream.
+    /// Returns how the server saw the connection of calls of this process end, or its stream.
     fn reason(&self, pid: u32, stream: bool) -> String {
         let mut reason = "-".to_owned();
         eventually(|| {
-            let both = self.server.lock().expect("no panic").ask(&format!("fate {pid}"));
+            let both = self.server.lock().expect("no panic").ask(&format!("reason {pid}"));
             let (calls, streamed) = both.split_once(' ').expect("two");
             reason = (if stream { streamed } else { calls }).to_owned();
             reason != "-"
@@ -124,29 +124,29 @@ impl Scene<'_> {
         reason
     }
 
-    /// A path that nobody has.
+    /// Returns a path that is not in use.
     fn fresh(&self) -> PathBuf {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         self.folder.join(format!("own{}", NEXT.fetch_add(1, Ordering::Relaxed)))
     }
 }
 
-/// The name of what must be an error.
+/// Returns the name of the error, if there is one.
 fn error_of<T, E: std::fmt::Debug>(result: Result<T, E>) -> String {
     result.err().map_or_else(|| "no error".into(), |error| name(&error))
 }
 
-/// Whether a client still gets its calls and messages back.
+/// Checks that the calls and messages of a client still succeed.
 fn goes_on(caller: &mut Caller) -> String {
     caller.round(3000).map_or_else(|error| error, |()| ON.into())
 }
 
-/// A client is killed while it talks; a server is killed under a call.
-fn kill(scene: &Scene<'_>, seed: u64) -> Report {
-    let mut acceptor = Actor::start("guest", &format!("{};manner=wait", scene.report()));
-    acceptor.receive();
+/// A client is killed during its calls. A server is killed during a call.
+fn kill(scene: &Scene<'_>, seed: u64) -> Outcomes {
+    let mut client = Actor::start("short-lived", &format!("{};manner=wait", scene.arguments()));
+    client.receive();
     sleep(Duration::from_micros(seed % 5000));
-    acceptor.kill();
+    client.kill();
     let path = scene.fresh();
     let mut server = Actor::server(&path, "");
     let mut caller = Caller::connect(&path);
@@ -156,25 +156,25 @@ fn kill(scene: &Scene<'_>, seed: u64) -> Report {
     let stream_ended = error_of(caller.stream.recv_timeout(&mut [0; 64], PATIENCE));
     forget(&path);
     vec![
-        ("server of a client killed", scene.reason(acceptor.pid(), false)),
-        ("server of its stream", scene.reason(acceptor.pid(), true)),
+        ("server of a client killed", scene.reason(client.pid(), false)),
+        ("server of its stream", scene.reason(client.pid(), true)),
         ("caller of a server killed", ended),
         ("stream to it", stream_ended),
     ]
 }
 
-/// Removes what a server left that was killed.
+/// Removes the files that a killed server left.
 fn forget(path: &Path) {
     let _ = std::fs::remove_file(path);
     let _ = std::fs::remove_file(stream_path(path));
 }
 
-/// A server is stopped, and goes on; so does a client of the server.
-fn stop(scene: &Scene<'_>, _: u64) -> Report {
+/// A server is stopped and resumed, and so is a client of the server.
+fn stop(scene: &Scene<'_>, _: u64) -> Outcomes {
     let path = scene.fresh();
     let server = Actor::server(&path, "");
     let mut caller = Caller::connect(&path);
-    let mut worker = Actor::start("worker", &scene.report());
+    let mut worker = Actor::start("worker", &scene.arguments());
     while worker.numbers("count")[0] == 0 {
         sleep(Duration::from_millis(2));
     }
@@ -186,7 +186,7 @@ fn stop(scene: &Scene<'_>, _: u64) -> Report {
     sleep(Duration::from_millis(300));
     server.signal(libc::SIGCONT);
     worker.signal(libc::SIGCONT);
-    let behind = goes_on(&mut caller);
+    let afterwards = goes_on(&mut caller);
     let before = worker.numbers("count")[0];
     let went_on = eventually(|| worker.numbers("count")[0] > before);
     worker.end();
@@ -194,15 +194,15 @@ fn stop(scene: &Scene<'_>, _: u64) -> Report {
     server.end();
     vec![
         ("caller of a stopped server", stopped),
-        ("the same behind it", behind),
-        ("a stopped client behind it", if went_on { ON.into() } else { "stands still".into() }),
+        ("the same caller afterwards", afterwards),
+        ("a stopped client afterwards", if went_on { ON.into() } else { "stands still".into() }),
     ]
 }
 
-/// Clients scribble over the pages of calls and of a stream; a server over those of a client.
-fn scribble(scene: &Scene<'_>, seed: u64) -> Report {
-    let mut fates = ["calls", "stream"].map(|over| {
-        let hostile = Actor::start("scribbler", &format!("{};over={over};seed={seed}", scene.report()));
+/// Hostile clients scribble over the pages of calls and of a stream, and a hostile server over those of a client.
+fn scribble(scene: &Scene<'_>, seed: u64) -> Outcomes {
+    let mut reasons = ["calls", "stream"].map(|over| {
+        let hostile = Actor::start("scribbler", &format!("{};over={over};seed={seed}", scene.arguments()));
         assert_eq!((hostile.receive().as_str(), hostile.receive().as_str()), ("in", "over"));
         let reason = scene.reason(hostile.pid(), over == "stream");
         hostile.end();
@@ -214,20 +214,20 @@ fn scribble(scene: &Scene<'_>, seed: u64) -> Report {
         s.spawn(|| scribbling_server(&listener, seed));
         let mut stream = options().connect(&path).expect("a good handshake");
         let mut message = Vec::new();
-        // What it stores where a message belongs may look like one, once or so; then its end comes.
+        // The bytes that it stores in place of a message may look like one, perhaps once. Then the end comes.
         let end = (0..100).find_map(|_| stream.recv_into_timeout(&mut message, PATIENCE).err());
         end.map_or_else(|| "no error".into(), |error| name(&error))
     });
     forget(&path);
     vec![
-        ("server of calls", std::mem::take(&mut fates[0])),
-        ("server of a stream", std::mem::take(&mut fates[1])),
+        ("server of calls", std::mem::take(&mut reasons[0])),
+        ("server of a stream", std::mem::take(&mut reasons[1])),
         ("client of a scribbling server", ended),
     ]
 }
 
-/// Half a Hello and silence; half a Welcome and the end; no Welcome.
-fn truncate(scene: &Scene<'_>, seed: u64) -> Report {
+/// Half a Hello and silence, half an Accept and the end, and no Accept.
+fn truncate(scene: &Scene<'_>, seed: u64) -> Outcomes {
     let half = |len: usize| usize::try_from(seed % len as u64).expect("few");
     let geometry = Geometry::new(256, 1 << 20, 64).expect("legal");
     let hello = ClientHandshake::new(geometry, MAX_MESSAGE as u64, 0).hello();
@@ -237,10 +237,10 @@ fn truncate(scene: &Scene<'_>, seed: u64) -> Report {
 
     let path = scene.fresh();
     let listener = UnixListener::bind(&path).expect("binds");
-    let (notify, report) = channel::<()>();
-    let (fragmenter, mute) = thread::scope(|s| {
+    let (gave_up, wait) = channel::<()>();
+    let (half_accept, no_accept) = thread::scope(|s| {
         s.spawn(|| {
-            let report = report;
+            let wait = wait;
             let (mut socket, _) = listener.accept().expect("comes");
             let mut bytes = [0; HELLO_LEN];
             socket.read_exact(&mut bytes).expect("a Hello");
@@ -256,20 +256,20 @@ fn truncate(scene: &Scene<'_>, seed: u64) -> Report {
             socket.write_all(&accept[..half(ANSWER_LEN)]).expect("sends");
             drop(socket);
             let (socket, _) = listener.accept().expect("comes");
-            let _until_it_has_given_up = report.recv();
+            let _until_it_has_given_up = wait.recv();
             drop(socket);
         });
         let brief = options().handshake_timeout(Duration::from_millis(200));
         let ends = (connected(&path, &options()), connected(&path, &brief));
-        drop(notify);
+        drop(gave_up);
         ends
     });
     forget(&path);
     let hung_up = matches!(silent.read(&mut [0; 64]), Ok(0));
     vec![
-        ("client that says half a Hello", if hung_up { "hung up on".into() } else { "nothing".into() }),
-        ("client that hears half a Welcome", fragmenter),
-        ("client that hears nothing", mute),
+        ("client that sends half a Hello", if hung_up { "hung up on".into() } else { "nothing".into() }),
+        ("client that receives half an Accept", half_accept),
+        ("client that receives nothing", no_accept),
     ]
 }
 
@@ -278,21 +278,21 @@ fn connected(path: &Path, options: &Options) -> String {
     client.map_or_else(|error| connect_name(&error), |_| "connected".into())
 }
 
-/// A socket to the server, which may have no place for it at once.
+/// Connects a socket to the server, whose backlog may be full at first.
 fn reach(path: &Path) -> UnixStream {
     let mut last = None;
     eventually(|| last.insert(UnixStream::connect(path)).is_ok());
     last.expect("tried").expect("connects")
 }
 
-/// Somebody takes all descriptors of the server; somebody has none left.
-fn exhaust(scene: &Scene<'_>, _: u64) -> Report {
-    let hoarder = Actor::start("hoarder", &scene.report());
+/// One client takes all descriptors of the server. Another client has none left itself.
+fn exhaust(scene: &Scene<'_>, _: u64) -> Outcomes {
+    let hoarder = Actor::start("hoarder", &scene.arguments());
     let hoarded = hoarder.receive();
     let (count, full) = hoarded.split_once(' ').expect("two");
     assert!(count.parse::<u32>().is_ok_and(|it| it > 8), "{hoarded}");
     hoarder.end();
-    let behind = connect(scene.path, &options()).map_or_else(
+    let afterwards = connect(scene.path, &options()).map_or_else(
         |error| connect_name(&error),
         |client| {
             let mut message = Vec::new();
@@ -306,26 +306,26 @@ fn exhaust(scene: &Scene<'_>, _: u64) -> Report {
             )
         },
     );
-    let starved = Actor::start("starved", &scene.report());
+    let starved = Actor::start("starved", &scene.arguments());
     let none_left = starved.receive();
     starved.end();
     vec![
         ("clients of a full server", full.to_owned()),
-        ("next client behind it", behind),
+        ("next client afterwards", afterwards),
         ("client that has none left", none_left),
     ]
 }
 
-/// More than was agreed, asked for, sent, and announced by hand.
-fn exceed(scene: &Scene<'_>, _: u64) -> Report {
+/// More than was negotiated is requested, replied, sent, and announced by hand.
+fn exceed(scene: &Scene<'_>, _: u64) -> Outcomes {
     let mut caller = Caller::connect(scene.path);
     let much = vec![1; MAX_MESSAGE + 1];
     let asked = error_of(caller.client.call_timeout(ECHO, &much, PATIENCE));
     let reply = caller.client.call_timeout(BIG, &request(&[much.len() as u64]), PATIENCE);
     let replied = error_of(reply);
     let sent = error_of(caller.stream.send_timeout(&much, PATIENCE));
-    let behind = goes_on(&mut caller);
-    let giant = Actor::start("giant", &scene.report());
+    let afterwards = goes_on(&mut caller);
+    let giant = Actor::start("giant", &scene.arguments());
     assert_eq!((giant.receive().as_str(), giant.receive().as_str()), ("in", "over"));
     let announced = scene.reason(giant.pid(), true);
     giant.end();
@@ -333,14 +333,14 @@ fn exceed(scene: &Scene<'_>, _: u64) -> Report {
         ("caller, request", asked),
         ("caller, reply", replied),
         ("sender", sent),
-        ("the same behind it", behind),
-        ("server of who announces it", announced),
+        ("the same caller afterwards", afterwards),
+        ("server of a peer that announces it", announced),
     ]
 }
 
-/// Somebody takes what it asked for much too slowly.
-fn dawdle(scene: &Scene<'_>, _: u64) -> Report {
-    let slow = Actor::start("slow", &scene.report());
+/// A client takes what it asked for much too slowly.
+fn dawdle(scene: &Scene<'_>, _: u64) -> Outcomes {
+    let slow = Actor::start("slow", &scene.arguments());
     let line = slow.receive();
     slow.end();
     let [pushes, chunks, sends] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
@@ -348,6 +348,6 @@ fn dawdle(scene: &Scene<'_>, _: u64) -> Report {
         ("server that pushes", pushes.to_owned()),
         ("reader that cancels", chunks.to_owned()),
         ("server that sends", sends.to_owned()),
-        ("the reader behind it", ON.into()),
+        ("the reader afterwards", ON.into()),
     ]
 }

@@ -1,4 +1,4 @@
-//! Peers that lie: they shake hands, and then write into the shared pages by hand.
+//! Hostile peers: they complete the handshake, and then write into the shared pages by hand.
 
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -8,12 +8,12 @@ use std::time::Instant;
 use narrows::internal::layout::{Control, Geometry, SLOT, SlotKind as Carried, words};
 use narrows::internal::rpc::wire::{FrameHeader, FrameKind, HEADER_LEN, Settings, VERSION};
 
-use crate::processes::{MAX_MESSAGE, PATIENCE, Report, fault, notify, orders};
+use crate::processes::{MAX_MESSAGE, PATIENCE, RoleArguments, answer, fault, orders};
 use crate::serve::stream_path;
 use crate::support::raw_peer::{RawPeer, WORDS};
 use crate::support::sys::futex_wake;
 
-fn hand(path: &Path) -> RawPeer {
+fn connect(path: &Path) -> RawPeer {
     let geometry = Geometry::new(256, 1 << 20, 64).expect("legal");
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -25,8 +25,8 @@ fn hand(path: &Path) -> RawPeer {
     }
 }
 
-/// Says Hello as a client of calls does.
-fn greet(hand: &RawPeer) {
+/// Sends the preface of a client of calls, and waits for the Accept.
+fn exchange_prefaces(hand: &RawPeer) {
     let mine = Settings { version: VERSION, stream_window: 1 << 20, push_window: 1 << 20 }.encode();
     let head: [u8; HEADER_LEN] = FrameHeader { kind: FrameKind::Hello, flags: 0, seq: 0, word: 0 }.encode();
     let bytes = [&head[..], &mine].concat();
@@ -40,7 +40,7 @@ fn greet(hand: &RawPeer) {
     let len = u32::try_from(bytes.len()).expect("few");
     hand.commit(0, Control { kind: Carried::Inline, abort: false, len, unit: 0 });
     wake(hand);
-    // The Welcome: it is in.
+    // Waits for the Accept.
     let accept = hand.incoming().slots;
     let deadline = Instant::now() + PATIENCE;
     while hand.pages.word(accept).load(Ordering::Acquire) != 2 {
@@ -61,7 +61,7 @@ fn wake(hand: &RawPeer) {
     }
 }
 
-/// Scribbles over all pages until the other side has had enough. Whether it had.
+/// Scribbles over all pages until the other side closes the connection. Returns whether it did.
 pub(crate) fn scribble(hand: &RawPeer, random: &mut fastrand::Rng) -> bool {
     let deadline = Instant::now() + PATIENCE;
     let data = hand.geometry.direction(0).slots / 8..hand.pages.len() / 8;
@@ -75,7 +75,7 @@ pub(crate) fn scribble(hand: &RawPeer, random: &mut fastrand::Rng) -> bool {
             let at = page + WORDS[random.usize(0..WORDS.len())];
             hand.pages.word(at).store(random.u64(..), Ordering::Relaxed);
         }
-        // Something at which nobody can look away: the next messages, with words that make no sense.
+        // Something that the peer cannot overlook: the next messages, with words that make no sense.
         for slot in 0..hand.geometry.slots() as usize {
             let at = hand.outgoing().slots + slot * SLOT;
             hand.pages.word(at + 8).store(u64::MAX, Ordering::Relaxed);
@@ -90,22 +90,26 @@ pub(crate) fn scribble(hand: &RawPeer, random: &mut fastrand::Rng) -> bool {
 }
 
 /// A client that scribbles: over a connection of calls, or over a stream.
-pub(crate) fn scribbler(report: &Report) {
-    let mut random = fastrand::Rng::with_seed(report.number("seed").unwrap_or(0));
-    let calls = report.text("over") == "calls";
-    let hand = if calls { hand(report.path()) } else { hand(&stream_path(report.path())) };
+pub(crate) fn scribbler(arguments: &RoleArguments) {
+    let mut random = fastrand::Rng::with_seed(arguments.number("seed").unwrap_or(0));
+    let calls = arguments.text("over") == "calls";
+    let hand = if calls { connect(arguments.path()) } else { connect(&stream_path(arguments.path())) };
     if calls {
-        greet(&hand);
+        exchange_prefaces(&hand);
     }
-    notify("in");
-    notify(if scribble(&hand, &mut random) { "over" } else { "fault nobody minds" });
+    answer("in");
+    answer(if scribble(&hand, &mut random) {
+        "over"
+    } else {
+        "fault: the peer did not close the connection"
+    });
     orders().next();
 }
 
-/// A client that announces a message longer than was agreed.
-pub(crate) fn giant(report: &Report) {
-    let hand = hand(&stream_path(report.path()));
-    notify("in");
+/// A client that announces a longer message than was negotiated.
+pub(crate) fn giant(arguments: &RoleArguments) {
+    let hand = connect(&stream_path(arguments.path()));
+    answer("in");
     hand.payload(0, &[MAX_MESSAGE as u64 + 1]);
     hand.commit(0, Control { kind: Carried::First, abort: false, len: 4000, unit: 0 });
     wake(&hand);
@@ -113,11 +117,11 @@ pub(crate) fn giant(report: &Report) {
     while !hand.over() && Instant::now() < deadline {
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
-    notify(if hand.over() { "over" } else { "fault nobody minds" });
+    answer(if hand.over() { "over" } else { "fault: the peer did not close the connection" });
     orders().next();
 }
 
-/// A server that scribbles over the pages of the first who comes.
+/// A server that scribbles over the pages of its first client.
 pub(crate) fn scribbling_server(listener: &UnixListener, seed: u64) -> bool {
     RawPeer::serve(listener).is_ok_and(|hand| scribble(&hand, &mut fastrand::Rng::with_seed(seed)))
 }

@@ -1,4 +1,5 @@
-//! The leak hunt: start a server, connect, call, stop, and again; after each cycle a process has what it had before.
+//! The leak check: start a server, connect, call and stop, repeatedly. After each cycle a process has the resources that it had
+//! before.
 
 use std::path::Path;
 use std::thread;
@@ -7,34 +8,34 @@ use std::time::{Duration, Instant};
 use narrows::{CallError, SharedMemoryClient, SharedMemoryStream};
 
 use crate::clients::{Caller, connect, request};
-use crate::processes::{Actor, PATIENCE, Report, fault, name, notify, options, orders};
+use crate::processes::{Actor, PATIENCE, RoleArguments, answer, fault, name, options, orders};
 use crate::serve::{CHUNKS, ECHO, FLOOD, STALL, Served};
 use crate::support::{Kept, eventually, fill, index_of, me};
 use crate::table::{Row, kib, median};
 use crate::watch::{Sample, Stage, change, grown};
 
-/// Cycles at least, behind those that warm up.
+/// The least number of cycles, after those that warm up.
 const LEAST: usize = 120;
 const WARM: usize = 16;
 
 pub(crate) fn run(stage: &Stage) -> Vec<Row> {
     let folder = tempfile::tempdir().expect("a folder");
-    let mut hunter = Actor::start("hunter", &format!("path={}", folder.path().display()));
+    let mut runner = Actor::start("leak-check", &format!("path={}", folder.path().display()));
     let began = Instant::now();
     let mut samples: Vec<Vec<u64>> = Vec::new();
     while (samples.len() < WARM + LEAST || !stage.is_over()) && !crate::watch::interrupted() {
-        samples.push(hunter.numbers("next"));
+        samples.push(runner.numbers("next"));
         let last = &samples[samples.len() - 1];
-        stage.notify(&format!("{} cycles; private {}", samples.len(), kib(last[0])));
+        stage.report_progress(&format!("{} cycles; private {}", samples.len(), kib(last[0])));
     }
-    hunter.end();
+    runner.end();
     let left = std::fs::read_dir(folder.path()).expect("lists").count();
-    let mut row = Row::new("leak hunt", "start a server, clients, calls, stop");
-    let hunted = samples.len().saturating_sub(WARM);
-    let behind = &samples[WARM.min(samples.len())..];
+    let mut row = Row::new("leak check", "start a server, clients, calls, stop");
+    let count = samples.len().saturating_sub(WARM);
+    let warm = &samples[WARM.min(samples.len())..];
     let column = |of: &[Vec<u64>], at: usize| median(of.iter().map(|it| it[at]).collect());
-    let (third, mut figures) = ((behind.len() / 3).max(1).min(behind.len()), Vec::new());
-    let (first, last) = (&behind[..third], &behind[behind.len() - third..]);
+    let (third, mut figures) = ((warm.len() / 3).max(1).min(warm.len()), Vec::new());
+    let (first, last) = (&warm[..third], &warm[warm.len() - third..]);
     let names = [
         "private KiB",
         "shared KiB",
@@ -51,24 +52,24 @@ pub(crate) fn run(stage: &Stage) -> Vec<Row> {
             "private KiB" => grown(first, last, 10, 2 << 10),
             "mappings" => grown(first, last, 20, 4),
             "allocated bytes" => grown(first, last, 1 << 40, 1024),
-            _ => last != first || behind.iter().any(|it| it[at] != first),
+            _ => last != first || warm.iter().any(|it| it[at] != first),
         };
         row.wants(!grew, || format!("{what} went from {first} to {last}"));
         figures.push(format!("{what} {}", change(first, last)));
     }
-    row.wants(hunted >= LEAST, || format!("{hunted} cycles"));
+    row.wants(count >= LEAST, || format!("{count} cycles"));
     row.wants(left == 0, || format!("{left} files were left"));
-    vec![row.figures(format!("{hunted} cycles in {:.0?}; {}", began.elapsed(), figures.join(", ")))]
+    vec![row.figures(format!("{count} cycles in {:.0?}; {}", began.elapsed(), figures.join(", ")))]
 }
 
-/// Makes a cycle for each order, waits until all that it made is gone, and tells what it has.
-pub(crate) fn hunter(report: &Report) {
-    let folder = report.path();
+/// Runs a cycle for each order, waits until all that it made is gone, and reports the resources of this process.
+pub(crate) fn run_cycles(arguments: &RoleArguments) {
+    let folder = arguments.path();
     let mut base = None;
     for (at, _) in orders().enumerate() {
         cycle(at, folder);
         let here = || Sample::of(std::process::id());
-        // What ends by itself ends soon; what does not is left.
+        // Whatever ends by itself ends soon. Whatever does not is a leak.
         let base = *base.get_or_insert_with(|| {
             thread::sleep(Duration::from_millis(300));
             here()
@@ -80,29 +81,29 @@ pub(crate) fn hunter(report: &Report) {
         let Sample { private, shared, threads, descriptors, mappings, regions } = here();
         let allocated = crate::heap::live() as u64;
         let numbers = [private, shared, threads, descriptors, mappings, regions, files as u64, allocated];
-        notify(&numbers.map(|it| it.to_string()).join(" "));
+        answer(&numbers.map(|it| it.to_string()).join(" "));
     }
 }
 
 fn cycle(at: usize, folder: &Path) {
-    let path = folder.join(format!("door{at}"));
-    let report = format!("path={}", path.display());
+    let path = folder.join(format!("socket{at}"));
+    let arguments = format!("path={}", path.display());
     match at % 4 {
-        // The server is here, by its end or cut off; clients here and elsewhere, one of them killed.
+        // The server is in this process, and shuts down or is cut off. Clients are here and in another process, which is killed.
         0 | 1 => {
             let served = Served::begin(&path, &options());
-            let mut acceptor = Actor::start("guest", &format!("{told};manner=wait"));
+            let mut short_lived = Actor::start("short-lived", &format!("{arguments};manner=wait"));
             let clients = thread::spawn({
                 let path = path.clone();
                 move || (0..2).for_each(|_| all_calls(&path))
             });
             all_calls(&path);
             clients.join().expect("no panic");
-            acceptor.receive();
-            acceptor.kill();
+            short_lived.receive();
+            short_lived.kill();
             if at % 8 < 4 { served.shutdown() } else { served.end() }
         }
-        // The server is elsewhere, and says good-bye or is killed under a call.
+        // The server is in another process, and closes cleanly or is killed during a call.
         2 => {
             let mut server = Actor::server(&path, "");
             all_calls(&path);
@@ -119,17 +120,17 @@ fn cycle(at: usize, folder: &Path) {
             let end = pending.wait().err().map(|error| name(&error)).unwrap_or_default();
             let stream_end = caller.stream.recv_timeout(&mut [0; 64], PATIENCE).err();
             let stream_end = stream_end.map(|error| name(&error)).unwrap_or_default();
-            // Nobody is left who could remove them.
+            // No process is left that would remove them.
             let _ = std::fs::remove_file(&path);
             let _ = std::fs::remove_file(crate::serve::stream_path(&path));
             if (end.as_str(), killed) != (wanted, killed) || (killed && stream_end != wanted) {
-                fault(&format!("the server's end was told as {end} and {stream_end}, not {wanted}"));
+                fault(&format!("the server's end was reported as {end} and {stream_end}, not {wanted}"));
             }
             drop(caller);
         }
         // Streams alone: of a child, and of a pair.
         _ => {
-            let child = options().spawn(me("validation", "inheritor", ""));
+            let child = options().spawn(me("endurance", "inheritor", ""));
             let (child, mut stream) = child.unwrap_or_else(|error| fault(&format!("spawn: {error}")));
             let mut child = Kept(child);
             echoed(&mut stream);
@@ -164,7 +165,7 @@ fn all_calls(path: &Path) {
     drop(stream); // It is cancelled.
     let unread = caller.client.call_streaming(CHUNKS, &request(&[0, 3, 1000]));
     drop(unread);
-    // One more that is dropped with a call under way.
+    // One more client that is dropped with a call in flight.
     let other = connect(path, &options()).unwrap_or_else(|error| fault(&format!("connect: {error}")));
     let mut message = Vec::new();
     fill(&mut message, 0, 100);

@@ -1,28 +1,28 @@
-//! The endurance test: everything that wears a server down, one after the other in minutes, and a table at the end.
+//! The endurance test: checks that put a server under sustained stress, one after the other in minutes, and a table at the end.
 //!
 //! ```text
 //! cargo test --release -p narrows-tests --test endurance -- --ignored                          ten minutes
-//! cargo test --release -p narrows-tests --test endurance -- --ignored --minutes 2 --out week.md
+//! cargo test --release -p narrows-tests --test endurance -- --ignored --minutes 2 --out table.md
 //! cargo test --release -p narrows-tests --test endurance -- --ignored chaos                    one check alone
 //! ```
 //!
 //! ```text
-//!  this process (no call of the library but in chaos)      real processes: this binary again, in a role
-//!    flood, steady, neighbours, churn, cycles, chaos ──▶     serve: the server of calls and of streams (serve.rs)
-//!      start them, say what to do, hear what became of it    crowd, worker, ... : the clients (clients.rs)
-//!      look at /proc of both ◀─────────────────────────      hunter: starts and stops servers itself (leak_check.rs)
-//!    table ── a row for each case, exit code 1 on a fault    hostile peers: with the bare pages (hostile_peers.rs)
+//!  this process (calls the library only in chaos)          real processes: this binary again, in a role
+//!    flood, steady, neighbours, churn, leaks, chaos ──▶      serve: the server of calls and of streams (serve.rs)
+//!      start them, send orders, receive answers              worker, steady, ... : the clients (clients.rs)
+//!      read /proc of both ◀────────────────────────────      leak-check: starts and stops servers itself (leak_check.rs)
+//!    table ── a row for each case, exit code 1 on a fault    hostile peers: write to the pages (hostile_peers.rs)
 //! ```
 //!
-//! Each message proves itself, in the server and again in the client. What decides is never a time, which a busy machine
-//! would break, but what was verified, what ended, and what is left; times are shown. It has its own harness, since it has
-//! options, and is left out of `cargo test`. Without `--ignored` it only names its checks.
+//! Each message is verified in the server and again in the client. The result never depends on a time, which a busy machine
+//! would break, but on what was verified, what ended, and what is left. Times are only shown. It has its own harness, since it has
+//! options, and is left out of `cargo test`. Without `--ignored` it only lists its checks.
 //!
-//! What it does not show: a fault that needs longer than the run; the machine's memory running out (`DESIGN.md` 8).
+//! It does not show faults that need longer than the run, nor the machine running out of memory (`docs/decisions/026-memory-per-connection.md`).
 
 #![allow(unsafe_code)]
 
-extern crate narrows_tests as narrows; // The library, built with what tests need of its inside.
+extern crate narrows_tests as narrows; // The library, built with the internals that tests need.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -52,7 +52,7 @@ use crate::support::Watchdog;
 use table::{About, Row};
 use watch::Stage;
 
-/// What a check is run with.
+/// The function that runs a check.
 type Check = fn(&Stage) -> Vec<Row>;
 
 /// All checks, and which share of the time each has, in hundredths.
@@ -61,7 +61,7 @@ const CHECKS: [(&str, u32, Check); 6] = [
     ("memory under load", 30, steady::run),
     ("latency beside neighbours", 10, noisy_neighbours::run),
     ("churn", 10, churn::run),
-    ("leak hunt", 15, leak_check::run),
+    ("leak check", 15, leak_check::run),
     ("chaos", 20, chaos::run),
 ];
 
@@ -70,26 +70,26 @@ const CHECKS: [(&str, u32, Check); 6] = [
 struct Arguments {
     /// Only checks whose name has one of these words.
     words: Vec<String>,
-    /// How long all of it takes; the leak hunt makes its 120 cycles in any case. Default 10, or what
+    /// How long all of it takes; the leak check makes its 120 cycles in any case. Default 10, or what
     /// NARROWS_ENDURANCE_MINUTES says.
     #[arg(long)]
     minutes: Option<f64>,
     /// Where the table goes, as Markdown.
     #[arg(long)]
     out: Option<PathBuf>,
-    /// For whatever is random.
+    /// The seed of all random choices.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Run: without this, the checks are only named.
+    /// Runs the checks. Without this, they are only listed.
     #[arg(long)]
     ignored: bool,
     /// The same.
     #[arg(long)]
     include_ignored: bool,
-    /// Name the checks.
+    /// Lists the checks.
     #[arg(long)]
     list: bool,
-    // What else is said to test binaries, all of them at once, at times.
+    // Other arguments that are passed to all test binaries at once.
     #[arg(long, hide = true)]
     nocapture: bool,
     #[arg(long, hide = true)]
@@ -133,7 +133,7 @@ fn main() -> ExitCode {
     }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        // Meant for the test binaries beside this one, unless it says that it is for this one.
+        // The arguments are meant for the other test binaries, unless `--ignored` is among them.
         Err(error) if !std::env::args().any(|it| it == "--ignored") && error.use_stderr() => {
             println!("not run: {}", error.kind());
             return ExitCode::SUCCESS;
@@ -150,13 +150,13 @@ fn main() -> ExitCode {
         println!("ignored: {} (`-- --ignored` runs them, ten minutes)", names.join(", "));
         return ExitCode::SUCCESS;
     }
-    week(&arguments, &chosen)
+    run_checks(&arguments, &chosen)
 }
 
-/// Runs what was chosen, and prints the table.
-fn week(arguments: &Arguments, chosen: &[(&'static str, u32, Check)]) -> ExitCode {
+/// Runs the chosen checks, and prints the table.
+fn run_checks(arguments: &Arguments, chosen: &[(&'static str, u32, Check)]) -> ExitCode {
     let time = arguments.time();
-    let _watchdog = Watchdog::within("the validation", time * 4 + Duration::from_secs(900));
+    let _watchdog = Watchdog::within("the endurance test", time * 4 + Duration::from_secs(900));
     crate::support::sys::raise_descriptor_limit();
     watch::heed_interrupts();
     let (began, mut about) = (Instant::now(), About::now(time));

@@ -1,4 +1,4 @@
-//! Latency under background load: one client that asks now and then, and 0, 1, N others that keep the server busy.
+//! Latency under background load: one client that calls at intervals, and 0, 1, N others that keep the server busy.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use crate::watch::Stage;
 
 pub(crate) fn run(stage: &Stage) -> Vec<Row> {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let crowds = [0, 1, (2 * cpus).max(4)];
-    crowds.map(|neighbours| beside(stage, neighbours, stage.time / 3)).into()
+    let counts = [0, 1, (2 * cpus).max(4)];
+    counts.map(|neighbours| beside(stage, neighbours, stage.time / 3)).into()
 }
 
 fn beside(stage: &Stage, neighbours: usize, time: Duration) -> Row {
@@ -17,13 +17,13 @@ fn beside(stage: &Stage, neighbours: usize, time: Duration) -> Row {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("calls");
     let server = Actor::server(&path, "");
-    let report = format!("path={}", path.display());
-    let mut busy: Vec<_> = (0..neighbours).map(|_| Actor::start("neighbour", &report)).collect();
-    let mut probe = Actor::start("probe", &report);
+    let arguments = format!("path={}", path.display());
+    let mut busy: Vec<_> = (0..neighbours).map(|_| Actor::start("neighbour", &arguments)).collect();
+    let mut probe = Actor::start("probe", &arguments);
     let before: u64 = busy.iter_mut().map(|it| it.numbers("count")[0]).sum();
     let slice = (time / 20).clamp(Duration::from_millis(100), Duration::from_secs(1));
     let slices = (time.as_millis() / slice.as_millis()).max(1);
-    stage.notify(&format!("{neighbours} neighbours"));
+    stage.report_progress(&format!("{neighbours} neighbours"));
     probe.numbers("50"); // Warm.
     let numbers = probe.numbers(&(slice.as_millis() * slices).to_string());
     let theirs: Vec<u64> = busy.iter_mut().map(|it| it.numbers("count")[0]).collect();

@@ -1,7 +1,7 @@
-//! The other processes: how they are started, told what to do, heard, and ended.
+//! The other processes: how they are started, given orders, and ended, and how their answers are received.
 //!
-//! A line of standard input is an order, a line of standard output an answer; one that begins with `fault` is what must not
-//! be. The end of standard input is the end of the process, and it never outlives who started it.
+//! A line of standard input is an order, and a line of standard output an answer. An answer that begins with `fault` reports a
+//! failure. The process ends at the end of its standard input, and it never outlives the process that started it.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -14,17 +14,17 @@ use std::time::Duration;
 
 use narrows::{ConnectError, Options};
 
-use crate::support::{Kept, eventually, log, me, report, role, sys};
+use crate::support::{Kept, argument, eventually, log, me, role, sys};
 use crate::watch::Sample;
 use crate::{clients, hostile_peers, leak_check, serve};
 
-/// Longer than any busy machine needs; only what hangs meets it.
+/// Longer than any busy machine needs: only a hang reaches it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The longest message of all servers and clients here.
 pub(crate) const MAX_MESSAGE: usize = 4 << 20;
 
-/// What everybody asks for where nothing else matters: a busy machine has time to shake hands.
+/// The options of all servers and clients without other needs. A busy machine has the time for its handshakes.
 pub(crate) fn options() -> Options {
     Options::new().max_message(MAX_MESSAGE).handshake_timeout(PATIENCE)
 }
@@ -39,30 +39,30 @@ pub(crate) struct Actor {
 }
 
 impl Actor {
-    /// Starts one, that finds `told` (`key=value;key=value`).
-    pub(crate) fn start(role: &str, report: &str) -> Self {
-        let mut command = me("validation", role, report);
+    /// Starts a process in a role, with arguments (`key=value;key=value`).
+    pub(crate) fn start(role: &str, arguments: &str) -> Self {
+        let mut command = me("endurance", role, arguments);
         let mut child = Kept::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
-        let (notify, lines) = channel();
+        let (sender, lines) = channel();
         let output = child.0.stdout.take().expect("a pipe");
         thread::spawn(move || {
-            BufReader::new(output).lines().map_while(Result::ok).all(|line| notify.send(line).is_ok())
+            BufReader::new(output).lines().map_while(Result::ok).all(|line| sender.send(line).is_ok())
         });
         Self { role: role.to_owned(), orders: child.0.stdin.take(), child, lines }
     }
 
-    /// A server at the path, once it listens.
+    /// Starts a server at the path, and waits until it listens.
     pub(crate) fn server(path: &Path, also: &str) -> Self {
         let server = Self::start("serve", &format!("path={};{also}", path.display()));
         assert_eq!(server.receive(), "ready");
         server
     }
 
-    /// What a server has that served somebody before, and nobody now.
+    /// The resources of a server that has served a client before, and serves none now.
     pub(crate) fn base(&mut self, path: &Path) -> Sample {
-        let mut acceptor = Self::start("guest", &format!("path={};manner=leave", path.display()));
-        acceptor.receive();
-        assert!(acceptor.wait().success());
+        let mut client = Self::start("short-lived", &format!("path={};manner=leave", path.display()));
+        client.receive();
+        assert!(client.wait().success());
         let mut last = Sample::of(self.pid());
         for _ in 0..10 {
             thread::sleep(Duration::from_millis(20));
@@ -71,7 +71,7 @@ impl Actor {
         last
     }
 
-    /// Waits until a server has no more than this, and tells what is too much.
+    /// Waits until a server has no more resources than `base`. Returns a description of what is left over.
     pub(crate) fn leftovers(&mut self, base: &Sample) -> Option<String> {
         let is = |sample: Sample| sample.exact().iter().zip(base.exact()).all(|(is, was)| *is <= was);
         if eventually(|| is(Sample::of(self.pid()))) {
@@ -84,21 +84,22 @@ impl Actor {
         self.child.pid()
     }
 
-    /// Gives an order. Whether it was heard, the answer says.
+    /// Sends an order. Only the answer shows whether it was received.
     pub(crate) fn send(&mut self, order: &str) {
         if let Some(orders) = &mut self.orders {
             let _may_be_over = writeln!(orders, "{order}");
         }
     }
 
-    /// What it says next.
+    /// Returns the next answer.
     ///
     /// # Panics
     ///
-    /// If that is a fault, or nothing.
+    /// If the answer is a fault, or if there is none.
     pub(crate) fn receive(&self) -> String {
         let line = self.lines.recv_timeout(PATIENCE);
-        let line = line.unwrap_or_else(|_| panic!("{} {} has ended, or says nothing", self.role, self.pid()));
+        let line =
+            line.unwrap_or_else(|_| panic!("{} {} has ended, or does not answer", self.role, self.pid()));
         assert!(!line.starts_with("fault"), "{}: {line}", self.role);
         line
     }
@@ -108,7 +109,7 @@ impl Actor {
         self.receive()
     }
 
-    /// The numbers that it answers.
+    /// Sends an order, and returns the numbers that the process answers.
     pub(crate) fn numbers(&mut self, order: &str) -> Vec<u64> {
         let line = self.ask(order);
         line.split(' ').map(|it| it.parse().unwrap_or_else(|_| panic!("{}: {line}", self.role))).collect()
@@ -118,7 +119,7 @@ impl Actor {
         sys::kill(i32::try_from(self.pid()).expect("a number"), signal);
     }
 
-    /// Stops it, all of its threads.
+    /// Stops the process, and waits until all of its threads have stopped.
     pub(crate) fn stop(&self) {
         self.signal(libc::SIGSTOP);
         let stopped = |task: std::fs::DirEntry| {
@@ -130,33 +131,33 @@ impl Actor {
         assert!(eventually(all), "{} does not stop", self.role);
     }
 
-    /// Kills it, and waits until it is gone.
+    /// Kills the process, and waits until it is gone.
     pub(crate) fn kill(&mut self) {
         let _may_be_over = self.child.0.kill();
         self.child.wait();
     }
 
-    /// Ends it, and wants it to end well.
+    /// Ends the process, and checks that it succeeds.
     pub(crate) fn end(mut self) {
         self.orders = None;
         let status = self.child.wait();
         assert!(status.success(), "{}: {status}", self.role);
     }
 
-    /// Waits for it to end by itself.
+    /// Waits for the process to end by itself.
     pub(crate) fn wait(&mut self) -> std::process::ExitStatus {
         self.child.wait()
     }
 }
 
-/// What this process was told.
+/// The arguments of this process.
 #[derive(Debug)]
-pub(crate) struct Report(BTreeMap<String, String>);
+pub(crate) struct RoleArguments(BTreeMap<String, String>);
 
-impl Report {
+impl RoleArguments {
     fn here() -> Self {
-        let report = report();
-        let pairs = report.split(';').filter_map(|it| it.split_once('='));
+        let text = argument();
+        let pairs = text.split(';').filter_map(|it| it.split_once('='));
         Self(pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect())
     }
 
@@ -165,7 +166,7 @@ impl Report {
     }
 
     pub(crate) fn text(&self, key: &str) -> &str {
-        self.0.get(key).unwrap_or_else(|| panic!("told no {key}"))
+        self.0.get(key).unwrap_or_else(|| panic!("no argument {key}"))
     }
 
     pub(crate) fn number(&self, key: &str) -> Option<u64> {
@@ -176,69 +177,69 @@ impl Report {
 /// In another process: plays the role.
 pub(crate) fn play(role: &str) {
     die_with_parent();
-    let report = Report::here();
+    let arguments = RoleArguments::here();
     match role {
-        "serve" => serve::serve(&report),
-        "crowd" => clients::clients(&report),
-        "steady" => clients::steady(&report),
-        "worker" => clients::worker(&report),
-        "probe" => clients::probe(&report),
-        "neighbour" => clients::neighbour(&report),
-        "guest" => clients::acceptor(&report),
-        "revolver" => clients::revolver(&report),
+        "serve" => serve::serve(&arguments),
+        "many-connections" => clients::many_connections(&arguments),
+        "steady" => clients::steady(&arguments),
+        "worker" => clients::worker(&arguments),
+        "probe" => clients::probe(&arguments),
+        "neighbour" => clients::neighbour(&arguments),
+        "short-lived" => clients::short_lived(&arguments),
+        "revolver" => clients::revolver(&arguments),
         "inheritor" => clients::inheritor(),
-        "hoarder" => clients::hoarder(&report),
-        "starved" => clients::starved(&report),
-        "slow" => clients::slow(&report),
-        "hunter" => leak_check::hunter(&report),
-        "scribbler" => hostile_peers::scribbler(&report),
-        "giant" => hostile_peers::giant(&report),
+        "hoarder" => clients::hoarder(&arguments),
+        "starved" => clients::starved(&arguments),
+        "slow" => clients::slow(&arguments),
+        "leak-check" => leak_check::run_cycles(&arguments),
+        "scribbler" => hostile_peers::scribbler(&arguments),
+        "giant" => hostile_peers::giant(&arguments),
         other => panic!("no role: {other}"),
     }
 }
 
-/// In another process: answers.
-pub(crate) fn notify(text: &str) {
+/// In another process: prints an answer.
+pub(crate) fn answer(text: &str) {
     let mut out = std::io::stdout().lock();
     if writeln!(out, "{text}").and_then(|()| out.flush()).is_err() {
-        exit(0); // Nobody listens any more.
+        exit(0); // The test has ended.
     }
 }
 
-/// In another process: tells what must not be, and ends it. In the first, it is a panic, which its check tells.
+/// In another process: reports a failure and ends the process. In the first process: panics, which its check reports.
 pub(crate) fn fault(text: &str) -> ! {
     assert!(role().is_some(), "{text}");
     log(&format!("fault: {text}"));
-    notify(&format!("fault {}", text.replace('\n', " ")));
+    answer(&format!("fault {}", text.replace('\n', " ")));
     exit(1)
 }
 
-/// In another process: the orders, until there are no more.
+/// In another process: returns the orders, until there are no more.
 pub(crate) fn orders() -> impl Iterator<Item = String> {
     BufReader::new(std::io::stdin()).lines().map_while(Result::ok)
 }
 
-/// The name of an error's variant.
+/// Returns the name of the variant of an error.
 pub(crate) fn name(error: &impl Debug) -> String {
     let text = format!("{error:?}");
     text.split(|it: char| !it.is_alphanumeric()).next().unwrap_or_default().to_owned()
 }
 
-/// The name of such an error, which prints itself as a text.
+/// Returns the name of a connect error, whose `Debug` is its text.
 pub(crate) fn connect_name(error: &ConnectError) -> String {
     match error {
         ConnectError::Timeout => "Timeout".into(),
         ConnectError::PeerClosed => "PeerClosed".into(),
         ConnectError::Truncated => "Truncated".into(),
         ConnectError::Rejected { code, .. } => format!("Rejected({code:?})"),
-        // The kernel's number is not kept by all, its text is.
+        // Not all conversions keep the number of the kernel's error, but they keep its text.
         ConnectError::Io { source, .. } if source.to_string().contains("os error 24") => "Io(EMFILE)".into(),
         ConnectError::Io { source, .. } => format!("Io({source})"),
         other => other.to_string(),
     }
 }
 
-/// As many descriptors as a process may have.
+/// Returns how many descriptors a process may have.
 pub(crate) fn most_descriptors() -> usize {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: fills the local.
@@ -246,7 +247,7 @@ pub(crate) fn most_descriptors() -> usize {
     usize::try_from(limit.rlim_max).unwrap_or(usize::MAX)
 }
 
-/// Who started it ends it, in good order or by its own end; not the Ctrl-C that is meant for that one.
+/// Ends this process with the one that started it, and ignores a Ctrl-C, which is meant for that one.
 fn die_with_parent() {
     // SAFETY: sets the signal that this process gets when the thread that started it ends, and ignores one.
     unsafe {

@@ -1,4 +1,4 @@
-//! The server: calls at the path, streams beside it. It judges each message before it answers.
+//! The server: calls at the path, streams beside it. It verifies each message before it answers.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -12,27 +12,27 @@ use narrows::{
 };
 
 use crate::heap;
-use crate::processes::{MAX_MESSAGE, PATIENCE, Report, name, notify, options, orders};
+use crate::processes::{MAX_MESSAGE, PATIENCE, RoleArguments, answer, name, options, orders};
 use crate::support::{fill, index_of, sys};
 
-/// Inline: the same message again.
+/// Inline: returns the message.
 pub(crate) const ECHO: u32 = 1;
-/// The same from the pool.
+/// The same in the pool.
 pub(crate) const WORK: u32 = 2;
-/// `[first index, chunks, bytes of each]`: so many messages as chunks.
+/// `[first index, chunks, bytes of each]`: sends messages as chunks.
 pub(crate) const CHUNKS: u32 = 3;
-/// Messages as chunks; how many came.
+/// Receives messages as chunks. Returns how many came.
 pub(crate) const UPLOAD: u32 = 4;
-/// Messages as chunks, for ever.
+/// Sends messages as chunks without end.
 pub(crate) const FLOOD: u32 = 5;
-/// Inline: so many bytes.
+/// Inline: returns this many bytes.
 pub(crate) const BIG: u32 = 6;
-/// Pushes messages until there is no more room: how many, and why no more.
+/// Pushes messages until there is no more room. Returns how many, and the error of the last push.
 pub(crate) const PUSHES: u32 = 7;
-/// So many milliseconds, or until it is cancelled.
+/// Runs for this many milliseconds, or until it is cancelled.
 pub(crate) const STALL: u32 = 8;
 
-/// A stream's message that asks for a flood: messages until the reader is too slow, then a text that says so.
+/// The message of a stream that asks for a flood: messages until the reader is too slow, and then a text that reports it.
 pub(crate) const PLEASE_FLOOD: &[u8] = b"flood";
 /// How long the flood waits for its reader, and the length of its messages.
 const SLOW: Duration = Duration::from_millis(200);
@@ -47,16 +47,16 @@ static STATE: Mutex<State> = Mutex::new(State {
 });
 static HANDLE: Mutex<Option<ServerHandle>> = Mutex::new(None);
 
-/// What became of the last few, by the id of the process.
-type Fates = VecDeque<(u32, String)>;
+/// How the last few connections ended, by the id of the process.
+type Ends = VecDeque<(u32, String)>;
 
-/// How many of them: what is kept must not look like a leak.
+/// How many ends are kept, so that they do not look like a leak.
 const KEPT: usize = 256;
 
-/// What became of whom; who left with a good-bye is only counted.
+/// How connections ended. Those that were closed cleanly are only counted.
 struct State {
-    calls: Fates,
-    streams: Fates,
+    calls: Ends,
+    streams: Ends,
     open_streams: u64,
     broken_streams: u64,
     disconnected: u64,
@@ -70,11 +70,11 @@ fn state() -> MutexGuard<'static, State> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn note(fates: &mut Fates, pid: u32, reason: String) {
-    if fates.len() == KEPT {
-        fates.pop_front();
+fn note(ends: &mut Ends, pid: u32, reason: String) {
+    if ends.len() == KEPT {
+        ends.pop_front();
     }
-    fates.push_back((pid, reason));
+    ends.push_back((pid, reason));
 }
 
 /// Where streams are served, beside the calls.
@@ -83,37 +83,37 @@ pub(crate) fn stream_path(path: &Path) -> PathBuf {
 }
 
 /// Serves until standard input ends.
-pub(crate) fn serve(report: &Report) {
-    match report.number("descriptors") {
+pub(crate) fn serve(arguments: &RoleArguments) {
+    match arguments.number("descriptors") {
         Some(limit) => sys::limit_descriptors(limit),
         None => sys::raise_descriptor_limit(),
     }
-    let options = report
+    let options = arguments
         .number("handshake")
         .map_or_else(options, |millis| options().handshake_timeout(Duration::from_millis(millis)));
-    let served = Served::begin(report.path(), &options);
-    notify("ready");
+    let served = Served::begin(arguments.path(), &options);
+    answer("ready");
     for order in orders() {
         match order.split_once(' ') {
-            Some((_, pid)) => notify(&reason(pid.parse().expect("a number"))),
-            None => notify(&stats()),
+            Some((_, pid)) => answer(&reason(pid.parse().expect("a number"))),
+            None => answer(&stats()),
         }
     }
     served.end();
 }
 
-/// How the calls' connection of the process with this id ended, and its stream.
+/// Returns how the connection of calls of the process with this id ended, and how its stream did.
 fn reason(pid: u32) -> String {
     let state = state();
-    let of = |fates: &Fates| {
-        let reason = fates.iter().rev().find(|(of, _)| *of == pid);
+    let of = |ends: &Ends| {
+        let reason = ends.iter().rev().find(|(of, _)| *of == pid);
         reason.map_or_else(|| "-".to_owned(), |(_, reason)| reason.clone())
     };
     format!("{} {}", of(&state.calls), of(&state.streams))
 }
 
-/// Connections, streams; calls' connections that died, said good-bye, were violated; streams that ended otherwise than by a
-/// good-bye; bytes that are allocated.
+/// Returns the number of connections and streams, then of the connections of calls that died, were closed cleanly, or violated the
+/// protocol, then of the streams that were not closed cleanly, and the allocated bytes.
 fn stats() -> String {
     let stats = handle().as_ref().map(ServerHandle::stats).unwrap_or_default();
     let state = state();
@@ -129,7 +129,7 @@ fn stats() -> String {
     numbers.map(|it| it.to_string()).join(" ")
 }
 
-/// Calls and streams, served on threads of their own.
+/// A server of calls and of streams, on threads of their own.
 pub(crate) struct Served {
     listener: Arc<SharedMemoryListener>,
     acceptor: thread::JoinHandle<()>,
@@ -151,7 +151,7 @@ impl Served {
         self.leave();
     }
 
-    /// Ends the calls when they are over.
+    /// Shuts down when the calls have completed.
     pub(crate) fn shutdown(self) {
         let handle = handle().take();
         let _drained = handle.expect("serves").shutdown(PATIENCE);
@@ -162,8 +162,8 @@ impl Served {
         self.listener.closer().close();
         self.acceptor.join().expect("no panic");
         let mut state = state();
-        state.calls = Fates::new();
-        state.streams = Fates::new();
+        state.calls = Ends::new();
+        state.streams = Ends::new();
     }
 }
 
@@ -246,7 +246,7 @@ fn flood(request: &Request<'_>, chunks: &mut ChunkWriter<'_>) -> Result<(), Hand
     })
 }
 
-/// The numbers of which a request is made.
+/// Decodes the numbers of a request.
 fn numbers<const N: usize>(request: &Request<'_>) -> Result<[u64; N], HandlerError> {
     let bytes = request.bytes();
     if bytes.len() != 8 * N {
@@ -259,7 +259,7 @@ fn small(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX).min(4 * MAX_MESSAGE)
 }
 
-/// Accepts streams until the listener is closed; each has a thread.
+/// Accepts streams until the listener is closed. Each stream has a thread.
 fn accept(listener: &Arc<SharedMemoryListener>) {
     loop {
         match listener.accept() {
@@ -285,7 +285,7 @@ fn accept(listener: &Arc<SharedMemoryListener>) {
     }
 }
 
-/// Each message again, until the end, which is named.
+/// Echoes each message until the stream ends. Returns the name of the end.
 fn serve_stream(mut stream: SharedMemoryStream) -> String {
     let mut message = Vec::new();
     loop {
@@ -295,7 +295,7 @@ fn serve_stream(mut stream: SharedMemoryStream) -> String {
         let sent = if message == PLEASE_FLOOD {
             flood_stream(&mut stream)
         } else if index_of(&message).is_none() {
-            return "a message that is not whole".into(); // A liar may send such.
+            return "a message that is not whole".into(); // A hostile peer may send such a message.
         } else {
             stream.send_timeout(&message, PATIENCE)
         };

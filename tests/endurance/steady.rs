@@ -1,4 +1,4 @@
-//! Memory under sustained load: what both processes have is flat in time, and bounded by their connections alone.
+//! Memory under sustained load: the memory of both processes is constant over time, and bounded by their connections alone.
 
 use std::time::{Duration, Instant};
 
@@ -6,13 +6,13 @@ use crate::processes::Actor;
 use crate::table::{Row, kib, median};
 use crate::watch::{Sample, Stage, change, grown};
 
-/// Few connections, and more: what they cost is the difference.
+/// Few connections, and more of them: the difference is the cost of the additional ones.
 const CONNECTIONS: [u64; 2] = [2, 6];
 
-/// What a connection of calls and a stream may have in a process besides shared pages, in KiB: buffers for messages of
-/// 1 MiB, both ways, in each of the kinds of call, and what allocators make of that.
+/// The memory of a connection of calls and a stream in a process besides shared pages, in KiB: buffers for messages of 1 MiB, both
+/// ways, in each of the kinds of call, and the overhead of the allocator.
 const PRIVATE: u64 = 24 << 10;
-/// Of a process, whatever it does.
+/// The memory of a process without connections.
 const BASE: u64 = 32 << 10;
 
 pub(crate) fn run(stage: &Stage) -> Vec<Row> {
@@ -27,9 +27,9 @@ pub(crate) fn run(stage: &Stage) -> Vec<Row> {
         let each = |of: fn(&Sample) -> u64, at: usize| {
             of(&more[at]).saturating_sub(of(&few[at])) / (CONNECTIONS[1] - CONNECTIONS[0])
         };
-        for (at, who) in ["server", "client"].into_iter().enumerate() {
+        for (at, side) in ["server", "client"].into_iter().enumerate() {
             let (private, shared) = (each(|it| it.private, at), each(|it| it.shared, at));
-            let mut row = Row::new("memory under load", format!("{who}, each more connection and stream"));
+            let mut row = Row::new("memory under load", format!("{side}, each more connection and stream"));
             row.wants(private <= PRIVATE, || format!("more than {}", kib(PRIVATE)));
             rows.push(row.figures(format!("private {}, shared {}", kib(private), kib(shared))));
         }
@@ -37,7 +37,7 @@ pub(crate) fn run(stage: &Stage) -> Vec<Row> {
     rows
 }
 
-/// So many connections for so long: a row for each process, and what each had in the end.
+/// Runs connections for some time. Returns a row for each process, and the last sample of each.
 fn load(stage: &Stage, connections: u64, time: Duration) -> (Vec<Row>, [Sample; 2]) {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("calls");
@@ -45,7 +45,7 @@ fn load(stage: &Stage, connections: u64, time: Duration) -> (Vec<Row>, [Sample; 
     let mut client = Actor::start("steady", &format!("path={};connections={connections}", path.display()));
     let pids = [server.pid(), client.pid()];
     while client.numbers("count")[0] < 1000 * connections && !crate::watch::interrupted() {
-        stage.rest(Duration::from_millis(20)); // Everything was done in every size before it counts.
+        stage.rest(Duration::from_millis(20)); // Everything is done in every size before the samples count.
     }
     let (began, before) = (Instant::now(), client.numbers("count"));
     let mut samples: [Vec<Sample>; 2] = Default::default();
@@ -59,7 +59,7 @@ fn load(stage: &Stage, connections: u64, time: Duration) -> (Vec<Row>, [Sample; 
         allocated[0].push(server.numbers("stats")[6] >> 10);
         allocated[1].push(now[2] >> 10);
         let last = samples.each_ref().map(|it| it[it.len() - 1]);
-        stage.notify(&format!(
+        stage.report_progress(&format!(
             "{connections} connections: {} calls, {} MiB; private {} and {}, shared {}",
             now[0] - before[0],
             (now[1] - before[1]) >> 10,
@@ -74,9 +74,9 @@ fn load(stage: &Stage, connections: u64, time: Duration) -> (Vec<Row>, [Sample; 
     server.end();
     let done = format!("{} calls, {} MiB in {took:.0?}", after[0] - before[0], (after[1] - before[1]) >> 10);
     let rows = ["server", "client"].into_iter().zip(samples.iter().zip(&allocated)).map(
-        |(who, (samples, allocated))| {
+        |(side, (samples, allocated))| {
             check(
-                Row::new("memory under load", format!("{who}, {connections} connections and streams")),
+                Row::new("memory under load", format!("{side}, {connections} connections and streams")),
                 samples,
                 allocated,
                 connections,
@@ -106,7 +106,7 @@ fn check(mut row: Row, samples: &[Sample], allocated: &[u64], connections: u64) 
     for (what, first, last, grew) in flat {
         row.wants(!grew, || format!("{what} grew from {first} to {last}"));
     }
-    // Two regions each: of the calls and of the stream.
+    // Each connection has two regions: that of the calls and that of the stream.
     let region =
         narrows::internal::layout::Geometry::new(256, 1 << 20, 64).expect("legal").region_len() as u64 >> 10;
     let most = |of: fn(&Sample) -> u64| samples.iter().map(of).max().unwrap_or(0);

@@ -1,4 +1,4 @@
-//! Rows of what was found, and the table that they make.
+//! The rows of the results, and the table that they form.
 
 use std::fmt::Write;
 use std::fs;
@@ -10,7 +10,7 @@ pub(crate) struct Row {
     pub(crate) check: &'static str,
     pub(crate) case: String,
     pub(crate) figures: String,
-    /// What should not be; nothing if it passed.
+    /// The faults; empty if the case passed.
     pub(crate) faults: Vec<String>,
 }
 
@@ -24,13 +24,13 @@ impl Row {
         self
     }
 
-    /// More of them.
+    /// Appends further figures.
     pub(crate) fn figures_behind(mut self, figures: &str) -> Self {
         self.figures = format!("{figures}; {}", self.figures);
         self
     }
 
-    /// Wants this to hold.
+    /// Requires that the condition holds.
     pub(crate) fn wants(&mut self, holds: bool, otherwise: impl FnOnce() -> String) {
         if !holds {
             self.faults.push(otherwise());
@@ -44,7 +44,7 @@ impl Row {
     }
 }
 
-/// Where and when.
+/// The machine and the time of the run.
 #[derive(Debug)]
 pub(crate) struct About {
     date: String,
@@ -103,7 +103,7 @@ fn date(days: u64) -> String {
 
 pub(crate) fn markdown(about: &About, rows: &[Row]) -> String {
     let mut text = format!(
-        "{}; {}; load {} before; `cargo test --release --features testing --test validation -- --ignored --minutes {}`, {:.0?}.\n\n",
+        "{}; {}; load {} before; `cargo test --release -p narrows-tests --test endurance -- --ignored --minutes {}`, {:.0?}.\n\n",
         about.date,
         about.machine,
         about.load,
@@ -126,7 +126,7 @@ pub(crate) fn markdown(about: &About, rows: &[Row]) -> String {
     text
 }
 
-/// How many cases passed, or what did not.
+/// Returns how many cases passed, or which ones failed.
 pub(crate) fn verdict(rows: &[Row]) -> Result<usize, String> {
     let failed: Vec<_> = rows.iter().filter(|row| !row.faults.is_empty()).collect();
     if failed.is_empty() && !rows.is_empty() {
@@ -136,7 +136,7 @@ pub(crate) fn verdict(rows: &[Row]) -> Result<usize, String> {
     Err(format!("{} of {} cases failed:{names}", failed.len(), rows.len()))
 }
 
-/// The quantile of what was sorted.
+/// Returns the quantile of sorted values.
 pub(crate) fn quantile(sorted: &[u64], share: f64) -> u64 {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
     let at = (sorted.len().saturating_sub(1) as f64 * share) as usize;

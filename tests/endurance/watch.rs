@@ -1,4 +1,4 @@
-//! The time of a check, its progress, what a process has, and being interrupted.
+//! The time of a check, its progress, the resources of a process, and interrupts.
 
 use std::fs;
 use std::io::IsTerminal;
@@ -31,26 +31,26 @@ pub(crate) struct Stage {
     pub(crate) seed: u64,
     began: Instant,
     bar: ProgressBar,
-    /// When a line was printed last, where there is no terminal.
-    report: Mutex<Instant>,
+    /// When a line was printed last, if there is no terminal.
+    last_line: Mutex<Instant>,
 }
 
 impl Stage {
     pub(crate) fn begin(name: &'static str, (at, of): (usize, usize), time: Duration, seed: u64) -> Self {
-        println!("[{at}/{of}] {name}, some {:.0?}", time.max(Duration::from_secs(1)));
+        println!("[{at}/{of}] {name}, about {:.0?}", time.max(Duration::from_secs(1)));
         let bar = ProgressBar::new(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
         let style = ProgressStyle::with_template("  {bar:24} {elapsed} {wide_msg}");
         bar.set_style(style.expect("a template").progress_chars("=> "));
-        Self { name, time, seed, began: Instant::now(), bar, report: Mutex::new(Instant::now()) }
+        Self { name, time, seed, began: Instant::now(), bar, last_line: Mutex::new(Instant::now()) }
     }
 
-    /// What is going on.
-    pub(crate) fn notify(&self, text: &str) {
+    /// Shows the progress of the check.
+    pub(crate) fn report_progress(&self, text: &str) {
         self.bar.set_position(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX));
         self.bar.set_message(text.to_owned());
-        let mut report = self.report.lock().expect("no panic");
-        if !std::io::stderr().is_terminal() && report.elapsed() > Duration::from_secs(10) {
-            *report = Instant::now();
+        let mut last_line = self.last_line.lock().expect("no panic");
+        if !std::io::stderr().is_terminal() && last_line.elapsed() > Duration::from_secs(10) {
+            *last_line = Instant::now();
             println!("  {:.0?}: {text}", self.began.elapsed());
         }
     }
@@ -84,7 +84,7 @@ impl Stage {
     }
 }
 
-/// What a process has.
+/// The resources of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sample {
     /// Memory of its own, in KiB, and memory that others may have too: that of the connections.
@@ -93,7 +93,7 @@ pub(crate) struct Sample {
     pub(crate) threads: u64,
     pub(crate) descriptors: u64,
     pub(crate) mappings: u64,
-    /// Of these, those of connections.
+    /// The mappings of connections among these.
     pub(crate) regions: u64,
 }
 
@@ -117,7 +117,7 @@ impl Sample {
         }
     }
 
-    /// What comes and goes with connections alone, and nothing else.
+    /// The counts that change with connections only.
     pub(crate) fn exact(&self) -> [u64; 3] {
         [self.threads, self.descriptors, self.regions]
     }
@@ -135,7 +135,7 @@ impl Sample {
         }
     }
 
-    /// The medians of the first and of the last third, behind a tenth for warming up.
+    /// The medians of the first and of the last third, after a tenth for warming up.
     pub(crate) fn thirds(samples: &[Self]) -> (Self, Self) {
         let warm = &samples[samples.len() / 10..];
         let third = (warm.len() / 3).max(1);
@@ -143,12 +143,12 @@ impl Sample {
     }
 }
 
-/// More than before, beyond what an allocator may keep or give back.
+/// Returns whether it is more than before, beyond what an allocator may keep or give back.
 pub(crate) fn grown(first: u64, last: u64, share: u64, slack: u64) -> bool {
     last > first + first / share + slack
 }
 
-/// A number and its end, the same or not.
+/// Formats a number before and after, or once if it is the same.
 pub(crate) fn change(first: u64, last: u64) -> String {
     if first == last { first.to_string() } else { format!("{first} to {last}") }
 }

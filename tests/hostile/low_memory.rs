@@ -1,5 +1,5 @@
-//! Processes that have little memory, or few mappings left: what a peer sends is an error of that message, call or connection,
-//! and nothing else suffers.
+//! Processes that have little memory, or few mappings left. What a peer then sends is an error of that message, call or
+//! connection, and nothing else is disturbed.
 //!
 //! ```text
 //!   test process: clients ── long requests, uploads, many connections ──▶ server process with a limit, set when it serves
@@ -19,17 +19,17 @@ use narrows::{
 use crate::support::calls::*;
 use crate::support::{Kept, LONG, Watchdog, alone, argument, log, me, role, sys};
 
-/// Inline: limits the server's memory to so much more than it has.
+/// Inline: limits the memory of the server to what it has plus this many bytes.
 const LIMIT: u32 = 100;
-/// Inline: leaves the server so many mappings.
+/// Inline: leaves the server this many mappings.
 const LEAVE_MAPPINGS: u32 = 101;
-/// From the pool: how long the request is.
+/// In the pool: returns the length of the request.
 const LEN: u32 = 102;
 
-/// Memory that the C library keeps for each thread is no limit of the address space.
+/// Keeps the C library from reserving address space for each thread.
 const ARENAS: (&str, &str) = ("MALLOC_ARENA_MAX", "1");
 
-/// The longest message, all but a little.
+/// Almost the longest message.
 const LONGEST: usize = 63 << 20;
 
 fn limited(server: SharedMemoryServer) -> SharedMemoryServer {
@@ -58,7 +58,7 @@ fn limit(client: &SharedMemoryClient, more: u64) {
     client.call(LIMIT, &more.to_le_bytes()).expect("limits itself");
 }
 
-/// The other client's calls, which are short.
+/// Checks that the short calls of the other client are served.
 fn is_well(client: &SharedMemoryClient) {
     for method in [ECHO, POOLED] {
         assert_eq!(*client.call_timeout(method, b"short", LONG).expect("answers"), *b"short");
@@ -128,7 +128,7 @@ fn long_requests_without_memory_are_busy_and_hurt_no_other_client() {
     host.end();
 }
 
-/// Many of them, none of which is long.
+/// Many requests and uploads, none of which is long.
 #[test]
 fn requests_and_uploads_that_fill_the_memory_hurt_no_other_client() {
     let host = host!(options(), limited);
@@ -144,11 +144,11 @@ fn requests_and_uploads_that_fill_the_memory_hurt_no_other_client() {
         for _ in 0..16 {
             let mut upload = client.start_upload(GATED_UPLOAD, &[]).expect("sends");
             let chunk = vec![7; 3000];
-            // As much as its window takes; an end comes early if there was no memory.
+            // As much as its window takes. The upload ends early if there was no memory.
             while upload.write_chunk_timeout(&chunk, Duration::ZERO).is_ok() {}
             uploads.push(upload);
         }
-        // Of this process's calls the gated ones have all the workers that it may have.
+        // The gated calls of this process occupy all the workers that it may have.
         assert_eq!(*other.call_timeout(ECHO, b"short", LONG).expect("answers"), *b"short");
     }
     assert!(host.seen("gate in") > 0);
@@ -188,7 +188,7 @@ fn poor_client() {
     is_well(&client);
     let big = |len: usize| client.call_timeout(BIG, &len.to_le_bytes(), LONG);
     let no_memory = |end: Option<CallError>| assert!(matches!(end, Some(CallError::OutOfMemory)), "{end:?}");
-    sys::limit_memory(Some(2_500_000)); // Less than what stays for others, so there is none for what is long.
+    sys::limit_memory(Some(2_500_000)); // Less than what is kept for others, so that there is none for long messages.
     for _ in 0..3 {
         no_memory(big(LONGEST).err());
         no_memory(big(50_000).err());
@@ -209,14 +209,14 @@ fn poor_client() {
     assert_eq!(big(LONGEST).expect("there is memory again").len(), LONGEST);
 }
 
-/// Connects until the server says that it is busy, or so often; the connections.
+/// Connects until the server reports that it is busy, at most `most` times. Returns the connections, and whether it was busy.
 fn connect_until_busy(host: &Host, most: usize) -> (Vec<SharedMemoryClient>, bool) {
     let mut clients = Vec::new();
     while clients.len() < most {
         match SharedMemoryClient::builder(&host.path).options(options()).connect() {
             Ok(client) => clients.push(client),
             Err(ConnectError::Rejected { code: RejectCode::Busy, .. }) => return (clients, true),
-            // What the handshake itself needs is short before the thread is: not an answer, but no abort either.
+            // The memory for the handshake runs out before that for the thread: there is no answer, but no abort either.
             Err(error) => {
                 log(&format!("after {} connections: {error}", clients.len()));
                 return (clients, false);

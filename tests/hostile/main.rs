@@ -1,6 +1,6 @@
-//! Peers that break the rules with the bare pages or sockets in their hands, and systems that refuse what the library asks for.
+//! Peers that violate the protocol by writing to the shared pages or sockets, and systems that refuse what the library asks for.
 
-extern crate narrows_tests as narrows; // The library, built with what tests need of its inside.
+extern crate narrows_tests as narrows; // The library, built with the internals that tests need.
 
 #[path = "../support/mod.rs"]
 mod support;

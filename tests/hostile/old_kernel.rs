@@ -1,5 +1,5 @@
-//! Kernels that lack what is new: each feature is refused by a filter on system calls, as an old
-//! kernel refuses it, and everything goes on without it or says what is missing.
+//! Kernels that lack new features: a filter on system calls refuses each feature as an old kernel does. Everything works
+//! without it, or the error names what is missing.
 
 #![allow(unsafe_code)]
 
@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::support::{Kept, LONG, Watchdog, argument, echo, me, reach, role, round_trip, verdict};
 use narrows::{Options, RecvTimeoutError, SharedMemoryListener, SharedMemoryStream};
 
-/// A call that is refused: its number, the argument that decides with a bit or a value, the error.
+/// A call that is refused: its number, the argument that decides by a bit or a value, and the error.
 struct Refused {
     call: libc::c_long,
     when: Option<(u32, Is)>,
@@ -76,7 +76,7 @@ fn refuse(calls: &[Refused]) {
     }
 }
 
-/// This test again in a process of its own, which an old kernel serves.
+/// Runs this test again in a process of its own, under the filter of an old kernel.
 fn on_an_old_kernel(test: &str) {
     let status = Kept::start(&mut me(test, "old", "")).wait();
     assert!(status.success(), "{status}");
@@ -107,7 +107,7 @@ fn verdict_of(stream: &mut SharedMemoryStream) -> Result<usize, RecvTimeoutError
     stream.recv_timeout(&mut [0; 512], LONG).map(|it| it.len)
 }
 
-/// Without the pidfd of a peer its hang-up is all that can be known: the call ends, and says so.
+/// Without the pidfd of a peer only its hang-up is known: the call ends, and reports that.
 #[test]
 fn a_kill_is_a_hang_up_where_processes_cannot_be_watched() {
     const NAME: &str = "a_kill_is_a_hang_up_where_processes_cannot_be_watched";
@@ -139,10 +139,10 @@ fn a_kill_is_a_hang_up_where_processes_cannot_be_watched() {
     }
 }
 
-/// Where only the quick question after a death is missing, the pidfd still tells it.
+/// If only the quick query after a death is missing, the pidfd still reports the death.
 #[test]
-fn a_kill_is_a_death_where_the_pidfd_tells_late() {
-    const NAME: &str = "a_kill_is_a_death_where_the_pidfd_tells_late";
+fn a_kill_is_a_death_where_the_pidfd_reports_late() {
+    const NAME: &str = "a_kill_is_a_death_where_the_pidfd_reports_late";
     match role().as_deref() {
         None => {
             let _watchdog = Watchdog::new(NAME);
@@ -161,8 +161,8 @@ fn a_kill_is_a_death_where_the_pidfd_tells_late() {
 }
 
 #[test]
-fn what_cannot_be_done_without_is_named() {
-    const NAME: &str = "what_cannot_be_done_without_is_named";
+fn a_missing_feature_that_is_required_is_named() {
+    const NAME: &str = "a_missing_feature_that_is_required_is_named";
     if role().is_none() {
         let _watchdog = Watchdog::new(NAME);
         return on_an_old_kernel(NAME);

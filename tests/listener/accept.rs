@@ -16,7 +16,7 @@ use crate::support::*;
 use narrows::{AcceptError, BindError};
 use narrows::{Options, SharedMemoryListener, SharedMemoryStream};
 
-/// A path at which nobody listens any more.
+/// Makes a path at which no process listens any more.
 fn make_stale(path: &Path) {
     drop(UnixListener::bind(path).expect("binds"));
 }
@@ -24,7 +24,7 @@ fn make_stale(path: &Path) {
 #[test]
 fn a_live_path_is_never_taken() {
     let dir = tempfile::tempdir().expect("dir");
-    let path = dir.path().join("door");
+    let path = dir.path().join("socket");
     let first = Options::new().backlog(1).bind(&path).expect("binds");
     assert_eq!(first.local_path(), path);
     for _ in 0..4 {
@@ -40,19 +40,19 @@ fn a_live_path_is_never_taken() {
 #[test]
 fn a_stale_path_is_taken_and_what_is_no_socket_is_left_alone() {
     let dir = tempfile::tempdir().expect("dir");
-    let path = dir.path().join("door");
+    let path = dir.path().join("socket");
     make_stale(&path);
     let listener = SharedMemoryListener::bind(&path).expect("takes over");
     let client = thread::spawn(move || SharedMemoryStream::connect(path).map(drop));
     listener.accept().expect("accepts");
     client.join().expect("ends").expect("connects");
-    let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+    let (file, symlink) = (dir.path().join("file"), dir.path().join("symlink"));
     fs::write(&file, "precious").expect("writes");
-    std::os::unix::fs::symlink(&file, &link).expect("links");
-    for path in [&file, &link, &dir.path().to_path_buf()] {
+    std::os::unix::fs::symlink(&file, &symlink).expect("links");
+    for path in [&file, &symlink, &dir.path().to_path_buf()] {
         assert!(matches!(SharedMemoryListener::bind(path), Err(BindError::NotASocket)));
     }
-    assert_eq!(fs::read_to_string(&link).expect("still there"), "precious");
+    assert_eq!(fs::read_to_string(&symlink).expect("still there"), "precious");
     let other = dir.path().join("other");
     let _alive = UnixDatagram::bind(&other).expect("binds");
     assert!(matches!(SharedMemoryListener::bind(&other), Err(BindError::InUse)));
@@ -63,7 +63,7 @@ fn a_stale_path_is_taken_and_what_is_no_socket_is_left_alone() {
 #[test]
 fn the_path_is_removed_on_drop_only_if_it_is_still_ours() {
     let dir = tempfile::tempdir().expect("dir");
-    let path = dir.path().join("door");
+    let path = dir.path().join("socket");
     let listener = SharedMemoryListener::bind(&path).expect("binds");
     fs::remove_file(&path).expect("removes");
     let usurper = SharedMemoryListener::bind(&path).expect("binds");
@@ -81,7 +81,7 @@ fn of_fifty_processes_exactly_one_takes_a_stale_path() {
     }
     let dir = tempfile::tempdir().expect("dir");
     for round in 0..3 {
-        let path = dir.path().join(format!("door{round}"));
+        let path = dir.path().join(format!("socket{round}"));
         make_stale(&path);
         let racers: Vec<Child> = (0..50)
             .map(|_| {
@@ -96,7 +96,7 @@ fn of_fifty_processes_exactly_one_takes_a_stale_path() {
     }
 }
 
-/// One racer: binds at the signal, says how it went, and keeps what it has until it is told.
+/// One racer: binds at the signal, reports the result, and keeps the listener until its standard input is closed.
 fn race(path: &Path) {
     assert!(eventually(|| exists(&path.with_extension("go"))));
     let result = SharedMemoryListener::bind(path);
@@ -113,7 +113,7 @@ fn finish(mut racers: Vec<Child>) {
     for racer in &mut racers {
         let mut output = BufReader::new(racer.stdout.take().expect("piped")).lines().map_while(Result::ok);
         let line = output.find_map(|line| Some(line.split_once("RACE ")?.1.to_owned()));
-        lines.push(line.expect("each says how it went"));
+        lines.push(line.expect("each racer reports its result"));
         outputs.push(output); // Open until the end, so that the racer can go on writing.
     }
     for racer in racers {
@@ -134,16 +134,16 @@ fn silent_clients_do_not_delay_the_next() {
 }
 
 #[test]
-fn a_full_house_does_not_spin_and_opens_again() {
+fn a_listener_with_all_slots_taken_does_not_spin_and_accepts_again() {
     let dir = tempfile::tempdir().expect("dir");
-    let path = dir.path().join("door");
+    let path = dir.path().join("socket");
     let options = Options::new().handshake_timeout(Duration::from_millis(400));
     let listener = options.bind(&path).expect("binds");
     let silent: Vec<UnixStream> = (0..100).map(|_| UnixStream::connect(&path).expect("connects")).collect();
     let well_formed = thread::spawn(move || SharedMemoryStream::connect(path).map(drop));
     let (begun, busy) = (Instant::now(), thread_cpu());
     let _stream = listener.accept().expect("in the end");
-    // Each keeps its place for 100 ms, then makes room; nothing waits for the 400 ms of the timeout.
+    // Each silent client keeps its slot for 100 ms and then makes room. Nothing waits for the 400 ms of the timeout.
     assert!(begun.elapsed() >= Duration::from_millis(90), "{:?}", begun.elapsed());
     assert!(thread_cpu() - busy < Duration::from_millis(100), "{:?}", thread_cpu() - busy);
     well_formed.join().expect("ends").expect("connects");
@@ -161,10 +161,10 @@ fn thread_cpu() -> Duration {
 #[test]
 fn deadlines_of_accept_are_kept() {
     let dir = tempfile::tempdir().expect("dir");
-    let path = dir.path().join("door");
+    let path = dir.path().join("socket");
     let listener = SharedMemoryListener::bind(&path).expect("binds");
     let begun = Instant::now();
-    let late = listener.accept_timeout(Duration::from_millis(50)).expect_err("nobody");
+    let late = listener.accept_timeout(Duration::from_millis(50)).expect_err("no client");
     assert!(late.is_timeout() && begun.elapsed() >= Duration::from_millis(50));
     assert!(listener.accept_deadline(begun).expect_err("past").is_timeout());
     assert!(listener.try_accept().expect("works").is_none());
@@ -174,9 +174,9 @@ fn deadlines_of_accept_are_kept() {
 }
 
 #[test]
-fn its_descriptor_tells_a_poll_loop_everything() {
+fn the_descriptor_of_a_listener_wakes_a_poll_loop_for_every_event() {
     let dir = tempfile::tempdir().expect("dir");
-    let path = dir.path().join("door");
+    let path = dir.path().join("socket");
     let listener = Options::new().handshake_timeout(Duration::from_millis(100)).bind(&path).expect("binds");
     assert!(!readable(&listener, 0));
     let silent = UnixStream::connect(&path).expect("connects");
@@ -185,7 +185,7 @@ fn its_descriptor_tells_a_poll_loop_everything() {
     assert!(!readable(&listener, 0), "it only waits for the Hello");
     assert!(readable(&listener, 1000), "its time is over");
     assert!(listener.try_accept().expect("works").is_none());
-    assert_eq!((listener.failed_handshakes(), (&silent).read(&mut [0]).expect("told")), (1, 0));
+    assert_eq!((listener.failed_handshakes(), (&silent).read(&mut [0]).expect("it hung up")), (1, 0));
     assert!(!readable(&listener, 150));
     let clients: Vec<UnixStream> = (0..2).map(|_| UnixStream::connect(&path).expect("connects")).collect();
     for mut client in &clients {
@@ -212,7 +212,7 @@ fn readable(listener: &SharedMemoryListener, ms: i32) -> bool {
 #[test]
 fn closing_ends_every_accept_now_and_later() {
     let dir = tempfile::tempdir().expect("dir");
-    let path = dir.path().join("door");
+    let path = dir.path().join("socket");
     let listener = Arc::new(SharedMemoryListener::bind(&path).expect("binds"));
     let blocked: Vec<_> = (0..3)
         .map(|_| {
@@ -234,12 +234,12 @@ fn closing_ends_every_accept_now_and_later() {
 }
 
 #[test]
-fn too_many_open_files_are_told_and_nothing_is_lost() {
-    if !alone("too_many_open_files_are_told_and_nothing_is_lost") {
+fn too_many_open_files_are_an_error_and_nothing_is_lost() {
+    if !alone("too_many_open_files_are_an_error_and_nothing_is_lost") {
         return;
     }
     let dir = tempfile::tempdir().expect("dir");
-    let path = dir.path().join("door");
+    let path = dir.path().join("socket");
     let listener = SharedMemoryListener::bind(&path).expect("binds");
     let waiting = UnixStream::connect(&path).expect("connects");
     (&waiting).write_all(&hello()).expect("sends");
@@ -264,7 +264,7 @@ fn a_forked_child_changes_nothing() {
         return;
     }
     let dir = tempfile::tempdir().expect("dir");
-    let path = dir.path().join("door");
+    let path = dir.path().join("socket");
     let listener = SharedMemoryListener::bind(&path).expect("binds");
     let silent = UnixStream::connect(&path).expect("connects");
     assert!(listener.try_accept().expect("works").is_none());
@@ -274,7 +274,7 @@ fn a_forked_child_changes_nothing() {
         let forked = matches!(listener.accept(), Err(AcceptError::Forked));
         listener.closer().close();
         drop(listener);
-        // SAFETY: ends the child without running what belongs to the parent.
+        // SAFETY: ends the child without running code of the parent.
         unsafe { libc::_exit(if forked { 7 } else { 1 }) };
     }
     let mut status = 0;

@@ -1,9 +1,9 @@
-//! Descriptors whose close blocks, beside and behind every part of the handshake, and peers that hold the lock of the
-//! memory's file: no call outlives its deadline because of them.
+//! Descriptors whose close blocks, beside and after every part of the handshake, and peers that hold the lock of the memory's
+//! file. No call outlives its deadline because of them.
 //!
-//! The descriptor is a TCP socket with unsent data that lingers for 30 s. Where it would be closed by a thread that
-//! promised a deadline, that thread is at least so late; the tests allow 10 s. Each runs on this kernel as it is and with
-//! `SO_PASSRIGHTS` refused by a filter, as before Linux 6.16. Not shown: files of FUSE, whose close blocks too.
+//! The descriptor is a TCP socket with unsent data that lingers for 30 s. If a thread with a
+//! deadline closed it, that thread would be late by at least that time. The tests allow 10 s. Each runs on this kernel as it is,
+//! and with `SO_PASSRIGHTS` refused by a filter, as before Linux 6.16. Files of FUSE, whose close blocks too, are not tested.
 
 #![allow(unsafe_code)]
 
@@ -58,9 +58,9 @@ fn send_lingering(socket: &UnixStream, bytes: &[u8], count: usize) -> Vec<TcpStr
     match send_with(socket, bytes, &borrowed) {
         Ok(sent) => assert_eq!(sent, bytes.len()),
         Err(refused) => {
-            // By the kernel, or by a peer that has had enough.
+            // Refused by the kernel, or by a peer that has hung up.
             assert!(matches!(refused.raw_os_error(), Some(libc::EPERM | libc::EPIPE)), "{refused}");
-            // Nobody has them but us: their close blocks unless their other ends go first.
+            // Only this process has them: their close blocks unless their other ends are closed first.
             drop(ends);
             return vec![];
         }
@@ -69,8 +69,8 @@ fn send_lingering(socket: &UnixStream, bytes: &[u8], count: usize) -> Vec<TcpStr
     ends
 }
 
-/// Closes descriptors that are under way. If their receiver was quicker this close is the last one and blocks, and the
-/// test shows nothing this time; it does not wait for that.
+/// Closes descriptors that are in flight. If their receiver was quicker, this close is the last one and blocks. Then the test
+/// shows nothing this time, and does not wait for the close.
 fn forget_here<T: Send + 'static>(fds: T) {
     let closing = thread::spawn(move || drop(fds));
     let patience = Instant::now() + Duration::from_millis(500);
@@ -79,7 +79,7 @@ fn forget_here<T: Send + 'static>(fds: T) {
     }
 }
 
-/// Runs the body in a process of its own on this kernel, and in another as on one before Linux 6.16.
+/// Runs the body in a process of its own on this kernel, and in another one with the behaviour before Linux 6.16.
 fn on_new_and_old_kernels(test: &str, body: impl FnOnce()) {
     match role().as_deref() {
         None => {
@@ -148,7 +148,7 @@ fn accept() -> [u8; ANSWER_LEN] {
     Answer::Accept(Negotiated { version, features: 0, geometry, max_message: 1, first_ticket: 0 }).encode()
 }
 
-/// A path, and a thread that takes one client there by hand.
+/// Returns a path, and a thread that accepts one client there by hand.
 fn by_hand<T: Send + 'static>(
     play: impl FnOnce(UnixStream) -> T + Send + 'static,
 ) -> (PathBuf, thread::JoinHandle<T>, tempfile::TempDir) {
@@ -163,8 +163,8 @@ fn connect(path: &Path) -> Result<SharedMemoryStream, ConnectError> {
     in_time("connect", || Options::new().authorize(|_| passes()).connect_timeout(path, DEADLINE))
 }
 
-/// While it is set, no side of this process goes on from where it has found out who its peer is. So what a peer sends
-/// meanwhile is in the queue before it is read, and no copy of a descriptor is left with the peer.
+/// While it is set, no side of this process continues after it has read the credentials of its peer. So everything that a peer
+/// sends meanwhile is in the queue before it is read, and no copy of a descriptor is left with the peer.
 static HELD: AtomicBool = AtomicBool::new(false);
 
 fn passes() -> bool {
@@ -172,8 +172,8 @@ fn passes() -> bool {
     true
 }
 
-/// A server that sends these parts of its Welcome, each with so many descriptors that linger; the memory goes with
-/// the first byte, if it goes.
+/// Connects to a server that sends these parts of its Accept, each with so many lingering descriptors. The memory goes with the
+/// first byte, if `memory` is set. Returns the error of the client.
 fn connect_to(parts: &[(usize, usize)], memory: bool) -> ConnectError {
     let parts = parts.to_vec();
     let (path, server, _folder) = by_hand(move |mut client| {
@@ -186,17 +186,17 @@ fn connect_to(parts: &[(usize, usize)], memory: bool) -> ConnectError {
             rest = &rest[1..];
         }
         for (len, count) in parts {
-            // Behind the Welcome anything goes.
+            // After the Accept any bytes will do.
             let part = if rest.is_empty() { vec![0; len] } else { rest[..len.min(rest.len())].to_vec() };
             rest = &rest[part.len().min(rest.len())..];
             match count {
-                0 => drop(client.write_all(&part)), // The client may have had enough.
+                0 => drop(client.write_all(&part)), // The client may have hung up.
                 count => ends.extend(send_lingering(&client, &part, count)),
             }
         }
         HELD.store(false, Ordering::SeqCst);
-        let _ = client.read_to_end(&mut Vec::new()); // It hangs up when it has had enough.
-        assert!(begun.elapsed() < LATE, "the server is told at once");
+        let _ = client.read_to_end(&mut Vec::new()); // Until the client hangs up.
+        assert!(begun.elapsed() < LATE, "the server is disconnected at once");
         ends
     });
     HELD.store(true, Ordering::SeqCst);
@@ -206,8 +206,8 @@ fn connect_to(parts: &[(usize, usize)], memory: bool) -> ConnectError {
 }
 
 #[test]
-fn connect_returns_in_time_whatever_comes_with_the_welcome() {
-    on_new_and_old_kernels("connect_returns_in_time_whatever_comes_with_the_welcome", || {
+fn connect_returns_in_time_whatever_comes_with_the_accept() {
+    on_new_and_old_kernels("connect_returns_in_time_whatever_comes_with_the_accept", || {
         let error = connect_to(&[(128, 1)], false);
         assert!(matches!(error, ConnectError::BadMemfd(_)), "{error}");
         for parts in [&[(128, 2)][..], &[(128, 40)], &[(50, 1), (78, 1)]] {
@@ -216,7 +216,7 @@ fn connect_returns_in_time_whatever_comes_with_the_welcome() {
         }
         let error = connect_to(&[(100, 1), (27, 0)], true);
         assert!(matches!(error, ConnectError::SurplusDescriptors), "{error}");
-        // No more than half of it comes: the deadline ends it.
+        // No more than half of the Accept arrives: the deadline ends the call.
         let error = connect_to(&[(64, 1)], false);
         assert!(error.is_timeout(), "{error}");
     });
@@ -228,7 +228,7 @@ fn connect_and_accept_return_in_time_whatever_comes_out_of_band() {
     on_new_and_old_kernels("connect_and_accept_return_in_time_whatever_comes_out_of_band", || {
         let (path, server, _folder) = by_hand(|mut client| {
             let ends = send_out_of_band(&client);
-            let _ = client.write_all(&accept()); // The client may have had enough.
+            let _ = client.write_all(&accept()); // The client may have hung up.
             HELD.store(false, Ordering::SeqCst);
             (ends, client)
         });
@@ -279,7 +279,7 @@ fn with_a_late_descriptor(
     (stream, server)
 }
 
-/// The same as [`send_lingering`], as urgent data.
+/// Does the same as [`send_lingering`], with out-of-band data.
 fn send_out_of_band(socket: &UnixStream) -> Vec<TcpStream> {
     let (fd, end) = lingering();
     let (mut byte, mut control) = ([7_u8], [0_u64; 4]);
@@ -312,11 +312,11 @@ fn dropping_a_stream_returns_in_time_whatever_its_server_has_sent() {
             let (mut client, _ends) = server.join().expect("plays");
             in_time("drop", || drop(stream));
             client.set_read_timeout(Some(LATE)).expect("set");
-            let argument = in_time("the hang-up", || client.read(&mut [0]));
-            // ECONNRESET if the queue was not empty, which is an end as well.
+            let hang_up = in_time("the hang-up", || client.read(&mut [0]));
+            // ECONNRESET if the queue was not empty, which is also an end.
             assert!(
-                matches!(&argument, Ok(0))
-                    || argument.is_err_and(|it| it.raw_os_error() == Some(libc::ECONNRESET))
+                matches!(&hang_up, Ok(0))
+                    || hang_up.is_err_and(|it| it.raw_os_error() == Some(libc::ECONNRESET))
             );
         }
     });
@@ -331,8 +331,8 @@ fn the_death_of_another_peer_is_reported_while_such_a_stream_is_dropped() {
         drop(client); // The monitor may be the last to hold the stream.
         in_time("drop", || drop(stream));
         drop(other);
-        let argument = in_time("the end", || survivor.recv_timeout(&mut [0; 8], LATE));
-        assert!(matches!(argument, Err(narrows::RecvTimeoutError::Disconnected)), "{argument:?}");
+        let end = in_time("the end", || survivor.recv_timeout(&mut [0; 8], LATE));
+        assert!(matches!(end, Err(narrows::RecvTimeoutError::Disconnected)), "{end:?}");
     });
 }
 
@@ -362,19 +362,19 @@ fn accept_goes_on_whatever_a_client_sends() {
         (&client).write_all(&hello()[..10]).expect("sends");
         let _other = hold();
         send(client, &hello()[10..], 1);
-        // Beside the acknowledgement, and behind it.
-        for behind in [false, true] {
+        // Beside the acknowledgement, and after it.
+        for after in [false, true] {
             let client = server.raw();
             (&client).write_all(&hello()).expect("sends");
             let (_, memory) = answer_with_memory(&client);
             seal(memory.as_fd(), LAST_SEALS).expect("seals");
             let _other = hold();
-            if behind {
+            if after {
                 (&client).write_all(&[ACKNOWLEDGE]).expect("sends");
             }
             send(client, &[ACKNOWLEDGE], 1);
         }
-        // Some were accepted, some wait for their time to pass; all of them go.
+        // Some clients were accepted, and some wait for their timeout. All of them disappear.
         in_time("drop", || drop(server));
     });
 }
@@ -389,10 +389,9 @@ fn dropping_a_listener_returns_in_time_whatever_waits_to_be_accepted() {
         let _ends = send_lingering(&client, &hello(), 2);
         in_time("drop", || drop(listener));
         client.set_read_timeout(Some(LATE)).expect("set");
-        let argument = in_time("the hang-up", || (&client).read(&mut [0]));
+        let hang_up = in_time("the hang-up", || (&client).read(&mut [0]));
         assert!(
-            matches!(argument, Ok(0))
-                || argument.is_err_and(|it| it.raw_os_error() == Some(libc::ECONNRESET))
+            matches!(hang_up, Ok(0)) || hang_up.is_err_and(|it| it.raw_os_error() == Some(libc::ECONNRESET))
         );
     });
 }
@@ -422,7 +421,7 @@ fn a_client_that_does_not_seal_or_confirm_is_refused() {
         failures += 1;
         server.failures_reach(failures);
     }
-    // One that never confirms has its place for no longer than the handshake may take.
+    // A client that never confirms keeps its slot for no longer than the handshake timeout.
     let (mut silent, memory) = welcomed();
     seal(memory.as_fd(), LAST_SEALS).expect("seals");
     let begun = Instant::now();
@@ -433,8 +432,8 @@ fn a_client_that_does_not_seal_or_confirm_is_refused() {
     server.well_formed_client_gets_in();
 }
 
-/// A thread that holds the lock of a file until it is dropped: it writes to the file from memory whose page never
-/// comes. `None` where this user may not make such memory.
+/// A thread that holds the lock of a file until this is dropped: it writes to the file from memory whose page is never supplied.
+/// `new` returns `None` if this user may not make such memory.
 struct Locked {
     page: *mut libc::c_void,
     faults: OwnedFd,

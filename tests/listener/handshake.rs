@@ -1,5 +1,4 @@
-//! The handshake over real sockets: honest and hostile clients against our server, and our client
-//! against hostile servers.
+//! The handshake over real sockets: well-formed and hostile clients against our server, and our client against hostile servers.
 
 #![allow(unsafe_code)]
 
@@ -30,7 +29,7 @@ fn code(answer: Answer) -> Option<RejectCode> {
 }
 
 #[test]
-fn each_mistake_of_a_client_is_answered_and_hurts_nobody_else() {
+fn each_mistake_of_a_client_is_answered_and_hurts_no_other_client() {
     let server = Server::start(&Options::new());
     let with = |at: usize, field: &[u8]| {
         let mut bytes = hello();
@@ -53,7 +52,7 @@ fn each_mistake_of_a_client_is_answered_and_hurts_nobody_else() {
 }
 
 #[test]
-fn a_hello_in_pieces_is_welcome_and_more_is_never_read() {
+fn a_hello_in_parts_is_accepted_and_more_is_never_read() {
     let server = Server::start(&Options::new());
     let dripping = server.raw();
     for byte in hello() {
@@ -85,8 +84,8 @@ fn truncated_dripping_and_silent_clients_fail_in_time() {
     }
     server.failures_reach(4);
     assert!(begun.elapsed() >= Duration::from_millis(200));
-    assert_eq!((&silent).read(&mut [0]).expect("told"), 0);
-    assert!(!matches!((&dripping).read(&mut [0]), Ok(1)), "no welcome after the deadline");
+    assert_eq!((&silent).read(&mut [0]).expect("it hung up"), 0);
+    assert!(!matches!((&dripping).read(&mut [0]), Ok(1)), "no Accept after the deadline");
     server.well_formed_client_gets_in();
 }
 
@@ -187,7 +186,7 @@ fn against(
     options: &Options,
 ) -> Result<SharedMemoryStream, ConnectError> {
     let dir = tempfile::tempdir().expect("dir");
-    let path = dir.path().join("door");
+    let path = dir.path().join("socket");
     let listener = UnixListener::bind(&path).expect("binds");
     let server = thread::spawn(move || play(listener.accept().expect("accepts").0));
     let result = options.connect_timeout(&path, Duration::from_millis(500));
@@ -227,9 +226,9 @@ fn accept() -> [u8; ANSWER_LEN] {
 }
 
 #[test]
-fn each_lie_about_the_memory_is_found() {
+fn each_kind_of_wrong_memory_is_refused() {
     let len = geometry().region_len();
-    let refused = |fds| answering(accept(), fds).expect_err("a lie");
+    let refused = |fds| answering(accept(), fds).expect_err("wrong memory");
     assert!(matches!(refused(vec![]), ConnectError::NoDescriptor));
     assert!(matches!(refused(vec![memfd(len, SEALS), memfd(len, SEALS)]), ConnectError::SurplusDescriptors));
     let bad = |fd: std::os::fd::OwnedFd| {
@@ -271,9 +270,9 @@ fn without_room_for_the_memory_the_error_names_the_limit() {
         return;
     }
     let (memory, folder) = (memfd(geometry().region_len(), SEALS), tempfile::tempdir().expect("dir"));
-    let path = folder.path().join("door");
+    let path = folder.path().join("socket");
     let listener = UnixListener::bind(&path).expect("binds");
-    narrows::start_peer_monitor().expect("starts"); // Else there is no room for its descriptors.
+    narrows::start_peer_monitor().expect("starts"); // Otherwise there is no room for its descriptors.
     let limit = libc::rlimit { rlim_cur: 64, rlim_max: 64 };
     // SAFETY: reads the local struct.
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
@@ -285,14 +284,14 @@ fn without_room_for_the_memory_the_error_names_the_limit() {
         send_with(&client, &accept(), &[memory.as_fd()]).expect("sends");
         let _ = client.read(&mut [0]); // Until the client hangs up.
     });
-    // The default policy of a user other than root needs room of its own.
+    // The default policy of a user other than root needs a descriptor of its own.
     let error = Options::new().authorize(|_| true).connect(&path).expect_err("no room");
     assert!(error.to_string().contains("RLIMIT_NOFILE"), "{error}");
     server.join().expect("the play ends well");
 }
 
 #[test]
-fn each_lie_of_an_answer_is_found() {
+fn each_malformed_answer_is_refused() {
     let with = |at: usize, field: &[u8]| {
         let mut bytes = accept();
         bytes[at..at + field.len()].copy_from_slice(field);
@@ -343,7 +342,7 @@ fn servers_that_close_are_silent_or_drip_end_in_time() {
 }
 
 #[test]
-fn a_welcome_in_pieces_is_taken() {
+fn an_accept_in_parts_is_taken() {
     let play = |mut client: UnixStream| {
         client.read_exact(&mut [0; HELLO_LEN]).expect("a hello");
         let memory = memfd(geometry().region_len(), SEALS);
@@ -360,9 +359,9 @@ fn a_welcome_in_pieces_is_taken() {
 }
 
 #[test]
-fn nobody_there_and_a_full_backlog_are_told_apart() {
+fn a_missing_server_and_a_full_backlog_are_distinguished() {
     let dir = tempfile::tempdir().expect("dir");
-    let path = dir.path().join("door");
+    let path = dir.path().join("socket");
     let missing: std::io::Error = SharedMemoryStream::connect(&path).expect_err("nothing").into();
     assert_eq!(missing.kind(), std::io::ErrorKind::NotFound);
     let listener = Options::new().backlog(1).bind(&path).expect("binds");

@@ -1,8 +1,8 @@
-//! Every number and kind of descriptors, every truncation and every short order of the handshake, over
-//! real sockets: small worlds like those of `small_worlds/`, but with a kernel in them.
+//! Every number and kind of descriptors, every truncation and every short order of the handshake, over real sockets: an
+//! exhaustive search of a small space, with the kernel as a part of it.
 //!
-//! What is right is a table of kinds or of bytes, written here without the library's own words. It does
-//! not show times: who drips and who is silent is in `handshake.rs`.
+//! The expected results are a table of kinds or of bytes, written here independently of the library's code. Timing is not
+//! tested here: slow and silent peers are in `handshake.rs`.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -98,10 +98,10 @@ fn lists<T: Copy>(of: &[T], most: usize) -> Vec<Vec<T>> {
     all
 }
 
-/// A part of an answer, and what comes beside it.
+/// A part of an answer, and the descriptors that come beside it.
 type Part = (Vec<u8>, Arc<Vec<OwnedFd>>);
 
-/// A server that reads each client's hello and sends what it was told to.
+/// A server that reads the hello of each client and sends the parts that the test has given to it.
 struct HostilePeer {
     path: PathBuf,
     parts: Option<Sender<Vec<Part>>>,
@@ -114,17 +114,17 @@ impl HostilePeer {
         let folder = tempfile::tempdir().expect("directory");
         let path = folder.path().join("socket");
         let listener = UnixListener::bind(&path).expect("binds");
-        let (parts, argument) = channel::<Vec<Part>>();
+        let (parts, orders) = channel::<Vec<Part>>();
         let thread = thread::spawn(move || {
-            for parts in argument {
+            for parts in orders {
                 let mut client = listener.accept().expect("accepts").0;
                 client.read_exact(&mut [0; HELLO_LEN]).expect("a hello");
                 for (bytes, fds) in parts {
                     let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-                    // The client may have gone at the part before.
+                    // The client may have hung up at the previous part.
                     let _ = send_with(&client, &bytes, &fds);
                 }
-                // That was all; and it is not gone before the client is.
+                // That was all. The server does not close its end before the client does.
                 let _ = client.shutdown(Shutdown::Write);
                 let _ = client.read_to_end(&mut Vec::new());
             }
@@ -132,7 +132,7 @@ impl HostilePeer {
         Self { path, parts: Some(parts), thread: Some(thread), _folder: folder }
     }
 
-    /// What our client makes of these parts.
+    /// Returns the result of our client for these parts.
     fn answer(&self, parts: Vec<Part>) -> Result<(), ConnectError> {
         self.parts.as_ref().expect("running").send(parts).expect("listens");
         options().connect_timeout(&self.path, Duration::from_secs(60)).map(drop)
@@ -143,7 +143,7 @@ impl Drop for HostilePeer {
     fn drop(&mut self) {
         drop(self.parts.take());
         if let Some(thread) = self.thread.take() {
-            thread.join().expect("the liar ends well");
+            thread.join().expect("the server server ends well");
         }
     }
 }
@@ -154,9 +154,9 @@ fn counted(test: &str, body: impl FnOnce() -> u64) {
         return;
     }
     let _watchdog = Watchdog::new(test);
-    let hostile = HostilePeer::start(); // The first connection starts the lifeline, which stays.
-    hostile.answer(vec![(accept().to_vec(), Arc::new(vec![make(Kind::Right)]))]).expect("well-formed");
-    drop(hostile);
+    let server = HostilePeer::start(); // The first connection starts the peer monitor, which stays.
+    server.answer(vec![(accept().to_vec(), Arc::new(vec![make(Kind::Right)]))]).expect("well-formed");
+    drop(server);
     let before = descriptors();
     let cases = body();
     assert!(eventually(|| descriptors() <= before));
@@ -166,16 +166,16 @@ fn counted(test: &str, body: impl FnOnce() -> u64) {
 #[test]
 fn every_number_and_kind_of_descriptors_for_the_client() {
     counted("every_number_and_kind_of_descriptors_for_the_client", || {
-        let (hostile, mut cases) = (HostilePeer::start(), 0);
+        let (server, mut cases) = (HostilePeer::start(), 0);
         for kinds in lists(&KINDS, 3) {
-            for (answer, fragmenter) in
+            for (answer, split) in
                 [(accept(), 0), (accept(), 1), (accept(), 127), (reject(), 0), (reject(), 64)]
             {
                 let fds = Arc::new(kinds.iter().map(|kind| make(*kind)).collect());
                 // They come with the first byte of the second part, if there are two.
                 let none = Arc::new(vec![]);
-                let parts = vec![(answer[..fragmenter].to_vec(), none), (answer[fragmenter..].to_vec(), fds)];
-                let is = hostile.answer(parts.into_iter().filter(|part| !part.0.is_empty()).collect());
+                let parts = vec![(answer[..split].to_vec(), none), (answer[split..].to_vec(), fds)];
+                let is = server.answer(parts.into_iter().filter(|part| !part.0.is_empty()).collect());
                 let right = match (answer == accept(), &kinds[..], &is) {
                     (_, [_, _, ..], Err(ConnectError::SurplusDescriptors)) => true,
                     (true, [], Err(ConnectError::NoDescriptor)) => true,
@@ -186,9 +186,10 @@ fn every_number_and_kind_of_descriptors_for_the_client() {
                     }
                     _ => false,
                 };
-                assert!(right, "{kinds:?} behind {fragmenter} bytes: {is:?}");
+                assert!(right, "{kinds:?} after {split} bytes: {is:?}");
                 cases += 1;
-                // Threads close them that a busy machine may starve; of more than 256 that wait, the rest would be lost.
+                // Threads close the descriptors, and a busy machine may starve them. If more than 256 waited, the others would
+                // be lost.
                 assert!(eventually(|| descriptors() < 100), "{cases} cases");
             }
         }
@@ -202,21 +203,21 @@ fn every_number_and_kind_of_descriptors_for_the_server() {
         let server = Server::start(&options());
         let (mut cases, mut failures) = (0, 0);
         for kinds in lists(&KINDS, 3) {
-            for fragmenter in [0, 1, 63] {
+            for split in [0, 1, 63] {
                 let (client, fds) = (server.raw(), kinds.iter().map(|kind| make(*kind)).collect::<Vec<_>>());
                 let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-                (&client).write_all(&hello()[..fragmenter]).expect("sends");
+                (&client).write_all(&hello()[..split]).expect("sends");
                 cases += 1;
-                let refused = send_with(&client, &hello()[fragmenter..], &fds).is_err();
+                let refused = send_with(&client, &hello()[split..], &fds).is_err();
                 if refused {
-                    // By the kernel, from Linux 6.16 on: nothing of it went over.
-                    (&client).write_all(&hello()[fragmenter..]).expect("sends");
+                    // Refused by the kernel, from Linux 6.16 on: nothing of it was sent.
+                    (&client).write_all(&hello()[split..]).expect("sends");
                 }
                 if refused || kinds.is_empty() {
                     assert!(matches!(confirm(&client).0, Answer::Accept(_)), "{kinds:?}");
                     continue;
                 }
-                let Answer::Reject(reject) = answer(&client) else { panic!("let in with {kinds:?}") };
+                let Answer::Reject(reject) = answer(&client) else { panic!("accepted with {kinds:?}") };
                 assert_eq!(reject.code(), RejectCode::BadHello, "{kinds:?}");
                 failures += 1;
             }
@@ -234,11 +235,11 @@ fn every_truncation_over_a_socket() {
             (&server.raw()).write_all(&hello()[..count]).expect("sends");
         }
         server.failures_reach(HELLO_LEN as u64);
-        let hostile = HostilePeer::start();
+        let server = HostilePeer::start();
         for count in 0..ANSWER_LEN {
             let fds = Arc::new(vec![make(Kind::Right)]);
             let parts = if count == 0 { vec![] } else { vec![(accept()[..count].to_vec(), fds)] };
-            let is = hostile.answer(parts);
+            let is = server.answer(parts);
             assert!(matches!(is, Err(ConnectError::PeerClosed)), "{count} bytes: {is:?}");
         }
         (HELLO_LEN + ANSWER_LEN) as u64
@@ -254,7 +255,7 @@ fn every_short_order_for_the_server() {
         for order in lists(&tokens, 3) {
             let (mut client, all) = (server.raw(), order.concat());
             for token in order {
-                // It may have been refused at the token before.
+                // The client may have been refused at the previous token.
                 let _ = client.write_all(token);
             }
             client.shutdown(Shutdown::Write).expect("shuts");
@@ -268,7 +269,7 @@ fn every_short_order_for_the_server() {
     });
 }
 
-/// The answer's code, no code for a welcome, or nothing if there was no answer.
+/// The code of the answer, `Some(None)` for an Accept, or `None` if there was no answer.
 fn received(client: &mut UnixStream) -> Option<Option<RejectCode>> {
     let mut bytes = [0; ANSWER_LEN];
     client.read_exact(&mut bytes).ok()?;
@@ -278,21 +279,21 @@ fn received(client: &mut UnixStream) -> Option<Option<RejectCode>> {
     }
 }
 
-/// What a server must say to these bytes and no more.
+/// The answer that a server must give to exactly these bytes.
 fn said(bytes: &[u8], hello: &[u8]) -> Option<Option<RejectCode>> {
     let known = bytes.len().min(8);
     if bytes[..known] != hello[..known] {
         return Some(Some(RejectCode::BadHello));
     }
     let whole = bytes.get(..HELLO_LEN)?;
-    // Only the second half can be another's: what stands there first is the longest message.
+    // Only the second half can differ: the first half belongs to the longest message.
     Some(if whole == hello { None } else { Some(RejectCode::MaxMessage) })
 }
 
 #[test]
 fn every_short_order_for_the_client() {
     counted("every_short_order_for_the_client", || {
-        let (hostile, accept, reject) = (HostilePeer::start(), accept(), reject());
+        let (server, accept, reject) = (HostilePeer::start(), accept(), reject());
         let tokens: [(&[u8], usize); 6] = [
             (&accept, 1),
             (&accept[..64], 1),
@@ -306,10 +307,10 @@ fn every_short_order_for_the_client() {
             let part = |(bytes, fds): &(&[u8], usize)| {
                 (bytes.to_vec(), Arc::new((0..*fds).map(|_| make(Kind::Right)).collect()))
             };
-            let is = hostile.answer(order.iter().map(part).collect());
+            let is = server.answer(order.iter().map(part).collect());
             let right = understood(&order, &accept, &reject);
             let is = End::of(&is);
-            // What comes behind the Welcome is too much if it is there in time, and is never read if it is late. A
+            // Bytes after the Accept are a surplus if they arrive in time, and are never read if they are late. A
             // second descriptor may be noticed one part early.
             let late = right == End::Connected && is == End::Bad(HandshakeError::Surplus);
             let early = order.iter().map(|part| part.1).sum::<usize>() > 1 && is == End::Surplus;
@@ -320,7 +321,7 @@ fn every_short_order_for_the_client() {
     });
 }
 
-/// What a client makes of an order of parts.
+/// The result of a client for an order of parts.
 #[derive(Debug, PartialEq)]
 enum End {
     Connected,
@@ -346,7 +347,7 @@ impl End {
     }
 }
 
-/// What a client must make of these parts.
+/// The result that a client must have for these parts.
 fn understood(order: &[(&[u8], usize)], accept: &[u8], reject: &[u8]) -> End {
     let (mut bytes, mut fds) = (vec![], 0);
     for (token, more) in order {

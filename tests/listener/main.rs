@@ -1,6 +1,6 @@
-//! How connections come to be: listeners and their paths, the handshake, spawned children, and which peers are trusted.
+//! How connections are made: listeners and their paths, the handshake, spawned children, and which peers are trusted.
 
-extern crate narrows_tests as narrows; // The library, built with what tests need of its inside.
+extern crate narrows_tests as narrows; // The library, built with the internals that tests need.
 
 #[path = "../support/mod.rs"]
 mod support;

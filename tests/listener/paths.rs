@@ -1,4 +1,4 @@
-//! Paths, their locks and modes, and the texts about them; listening sockets that are handed over.
+//! Paths, their locks and modes, the error texts about them, and listening sockets that are handed over.
 
 #![allow(unsafe_code)]
 
@@ -47,7 +47,7 @@ fn a_lock_on_the_directory_delays_neither_bind_nor_drop() {
     }
 }
 
-/// What the kernel lists as bound: systemd-tmpfiles looks for absolute paths there.
+/// Returns whether the kernel lists the path as bound. systemd-tmpfiles looks for absolute paths in that list.
 fn is_listed(path: &Path) -> bool {
     let list = fs::read_to_string("/proc/net/unix").expect("readable");
     list.lines().any(|line| line.split_whitespace().nth(7) == path.to_str())
@@ -75,7 +75,7 @@ fn a_socket_bound_by_a_relative_or_linked_path_is_listed_by_its_absolute_one() {
         client.join().expect("ends").expect("connects");
         assert!(listener.owns_path());
         fs::remove_file(given).expect("removes");
-        assert!(!listener.owns_path(), "it can tell that its path is gone");
+        assert!(!listener.owns_path(), "it detects that its path is gone");
     }
 }
 
@@ -135,7 +135,7 @@ fn silent_connections_of_one_process_keep_no_other_out() {
     assert!(listener.failed_handshakes() > 0);
 }
 
-/// The kernel wakes those that wait in `connect` in their order; one that only looks now and then finds room by chance.
+/// The kernel wakes the clients that wait in `connect` in their order. A client that only polls finds room by chance.
 #[test]
 fn a_client_queues_for_a_full_backlog() {
     let _watchdog = Watchdog::new("a_client_queues_for_a_full_backlog");
@@ -149,7 +149,7 @@ fn a_client_queues_for_a_full_backlog() {
         let over = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| {
-                let _nobody_answers = Options::new().handshake_timeout(Duration::MAX).connect(&path);
+                let _unanswered = Options::new().handshake_timeout(Duration::MAX).connect(&path);
             });
             thread::sleep(Duration::from_millis(100)); // The client comes first.
             for _ in 0..4 {
@@ -160,14 +160,14 @@ fn a_client_queues_for_a_full_backlog() {
                 });
             }
             let said_hello = (1..=24).any(|number| {
-                thread::sleep(Duration::from_millis(10)); // The place is taken at once.
+                thread::sleep(Duration::from_millis(10)); // The free place in the backlog is taken at once.
                 let (mut stream, _) = listener.accept().expect("accepts");
                 // The first two are kept, and silent.
                 number > 2 && io::Read::read(&mut stream, &mut [0; 8]).is_ok_and(|len| len > 0)
             });
             over.store(true, Ordering::Relaxed);
             drop(listener);
-            assert!(said_hello, "round {round}: those that came later were let in before");
+            assert!(said_hello, "round {round}: later clients were accepted first");
         });
     }
 }
@@ -193,7 +193,7 @@ fn clients_get_through_a_flood_of_half_open_connections() {
     let server = SharedMemoryServer::bind(&path).expect("binds").inline(1, |_, _| Ok(()));
     let _server = server.spawn().expect("serves");
     let _flood = Kept::start(&mut me(NAME, "flood", path.to_str().expect("plain")));
-    thread::sleep(Duration::from_millis(500)); // All places and the backlog are taken.
+    thread::sleep(Duration::from_millis(500)); // All slots and the backlog are taken.
     for _ in 0..5 {
         let options = Options::new().handshake_timeout(LONG);
         let client = SharedMemoryClient::builder(&path).options(options).connect().expect("gets in");
@@ -252,11 +252,11 @@ fn a_listening_socket_is_handed_over_and_nothing_else_is_taken_for_one() {
     }
 }
 
-/// The kernel names the process that called `listen` last: clients must be told of the death of their server, not of the
+/// The kernel names the process that called `listen` last. Clients must be notified of the death of their server, not of the
 /// process that bound the path.
 #[test]
-fn who_takes_over_a_listening_socket_is_the_server() {
-    const NAME: &str = "who_takes_over_a_listening_socket_is_the_server";
+fn the_process_that_takes_over_a_listening_socket_is_the_server() {
+    const NAME: &str = "the_process_that_takes_over_a_listening_socket_is_the_server";
     if role().is_some() {
         let fd = argument().parse().expect("a number");
         // SAFETY: the parent left this descriptor open for this process alone.
@@ -300,8 +300,8 @@ fn who_takes_over_a_listening_socket_is_the_server() {
 }
 
 #[test]
-fn connect_waits_for_a_server_to_appear_but_not_for_ever() {
-    let _watchdog = Watchdog::new("connect_waits_for_a_server_to_appear_but_not_for_ever");
+fn connect_waits_for_a_server_to_appear_until_its_deadline() {
+    let _watchdog = Watchdog::new("connect_waits_for_a_server_to_appear_until_its_deadline");
     let folder = tempfile::tempdir().expect("directory");
     let path = folder.path().join("later").join("socket");
     let options = Options::new().wait_for_server(true);
@@ -319,7 +319,7 @@ fn connect_waits_for_a_server_to_appear_but_not_for_ever() {
     });
 }
 
-/// A fork that keeps a killed server's socket: nobody answers, and a new server cannot bind.
+/// A fork that keeps the socket of a killed server: no process answers, and a new server cannot bind.
 #[test]
 fn a_fork_that_keeps_the_socket_of_a_killed_server_is_named() {
     if !alone("a_fork_that_keeps_the_socket_of_a_killed_server_is_named") {
@@ -350,7 +350,7 @@ fn a_fork_that_keeps_the_socket_of_a_killed_server_is_named() {
     sys::kill(i32::from_ne_bytes(keeper), libc::SIGKILL);
     let kernel_tells = !matches!(bound, Err(BindError::InUse));
     if !kernel_tells {
-        log("the kernel does not tell that the server has ended (before Linux 6.5)");
+        log("the kernel does not report that the server has ended (before Linux 6.5)");
         return;
     }
     let pid = u32::try_from(server.pid()).expect("positive");
@@ -362,11 +362,11 @@ fn a_fork_that_keeps_the_socket_of_a_killed_server_is_named() {
 }
 
 #[test]
-fn what_forbids_a_path_is_named() {
-    if !alone("what_forbids_a_path_is_named") {
+fn the_obstacle_to_a_path_is_named() {
+    if !alone("the_obstacle_to_a_path_is_named") {
         return;
     }
-    let _watchdog = Watchdog::new("what_forbids_a_path_is_named");
+    let _watchdog = Watchdog::new("the_obstacle_to_a_path_is_named");
     if sys::effective_user() != 0 {
         return log("skipped: only root can change users");
     }
@@ -419,7 +419,7 @@ fn is_alone(name: &str) -> bool {
     false
 }
 
-/// Gives up root's rights, if the process has them.
+/// Drops root privileges, if the process has them.
 fn become_another_user() {
     if sys::effective_user() == 0 {
         // SAFETY: the calls take numbers, and change this process alone.
@@ -442,7 +442,7 @@ fn assert_contains(text: &str, words: &[&str]) {
     assert!(words.iter().all(|word| text.contains(word)), "{text}");
 }
 
-/// Processes that a process made which has ended since; killed at the end of the test.
+/// Processes whose parent has ended; they are killed at the end of the test.
 struct Orphans(Vec<i32>);
 
 impl Orphans {
@@ -468,7 +468,7 @@ fn wait_for_byte(mut from: &UnixStream) {
     io::Read::read_exact(&mut from, &mut [0]).expect("said");
 }
 
-/// A daemon that forks after it has bound: its parent ends, which must not be taken for the end of the server.
+/// A daemon that forks after it has bound. Its parent ends, which must not be mistaken for the end of the server.
 #[test]
 fn a_fork_that_takes_a_listener_over_is_the_server() {
     if !is_alone("a_fork_that_takes_a_listener_over_is_the_server") {
@@ -567,7 +567,7 @@ fn a_full_backlog_is_not_called_a_live_server() {
     keeper.adopt(&ours);
     let bound: Vec<_> = (0..6).map(|_| bind_error(&path)).collect();
     if matches!(bound[0], BindError::InUse) {
-        return log("the kernel does not tell that the server has ended (before Linux 6.5)");
+        return log("the kernel does not report that the server has ended (before Linux 6.5)");
     }
     // Each attempt takes a place in the backlog.
     let (first, last) = bound.split_at(2);
@@ -575,7 +575,7 @@ fn a_full_backlog_is_not_called_a_live_server() {
     assert!(matches!(last, [.., BindError::BacklogFull]), "{bound:?}");
     assert!(bound.iter().all(|error| !matches!(error, BindError::InUse)), "{bound:?}");
     let connected = SharedMemoryStream::connect_timeout(&path, Duration::from_millis(50)).map(drop);
-    let connected = connected.expect_err("nobody accepts");
+    let connected = connected.expect_err("no process accepts");
     assert!(matches!(connected, ConnectError::BacklogFull), "{connected:?}");
     assert!(connected.is_timeout());
     assert_contains(&connected.to_string(), &["does not accept", "ss -xlp"]);
@@ -641,7 +641,7 @@ fn accept_and_serve_end_when_their_descriptors_are_closed() {
         let served = server.serve().expect_err("ends");
         serving.send(served.to_string()).expect("received");
     });
-    thread::sleep(Duration::from_millis(200)); // Both wait by now, mostly; what they return is the same if not.
+    thread::sleep(Duration::from_millis(200)); // Mostly both wait by now. If not, they return the same.
     sys::close_all_but_standard();
     // The program's own event loops have the numbers by then.
     // SAFETY: the calls make descriptors of this process.
@@ -687,7 +687,7 @@ fn a_lock_file_that_cannot_be_taken_is_named_at_once() {
         assert!(at(name).exists(), "the stale socket was removed without the lock");
     }
     assert_eq!(fs::read_to_string(at(".three.narrows-lock")).expect("there"), "precious");
-    // What the program itself keeps under another hidden name is no lock file.
+    // A file of the program under another hidden name is no lock file.
     fs::write(at(".six.lock"), "precious").expect("writes");
     drop(SharedMemoryListener::bind(at("six")).expect("binds"));
     assert_eq!(fs::read_to_string(at(".six.lock")).expect("there"), "precious");
@@ -783,8 +783,8 @@ fn a_directory_that_may_not_be_listed_is_bound_in() {
 
 /// Such clients all have process number 0 for the server, so that their bounds are shared.
 #[test]
-fn clients_outside_of_the_pid_namespace_are_told_that_they_share_a_limit() {
-    if !is_alone("clients_outside_of_the_pid_namespace_are_told_that_they_share_a_limit") {
+fn clients_outside_of_the_pid_namespace_get_an_error_that_names_their_shared_limit() {
+    if !is_alone("clients_outside_of_the_pid_namespace_get_an_error_that_names_their_shared_limit") {
         return;
     }
     let folder = tempfile::tempdir().expect("directory");

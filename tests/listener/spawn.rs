@@ -57,8 +57,8 @@ fn without_a_parent_there_is_no_connection() {
 }
 
 #[test]
-fn a_child_that_exits_is_told_with_its_status() {
-    const NAME: &str = "a_child_that_exits_is_told_with_its_status";
+fn a_child_that_exits_is_reported_with_its_status() {
+    const NAME: &str = "a_child_that_exits_is_reported_with_its_status";
     if role().as_deref() == Some("child") {
         exit(5);
     }
@@ -91,10 +91,10 @@ fn a_child_that_does_not_take_it_is_killed_in_time() {
 }
 
 #[test]
-fn only_the_nonce_opens_and_a_closed_end_is_told() {
-    const NAME: &str = "only_the_nonce_opens_and_a_closed_end_is_told";
+fn only_the_nonce_opens_and_a_closed_end_is_reported() {
+    const NAME: &str = "only_the_nonce_opens_and_a_closed_end_is_reported";
     match role().as_deref() {
-        Some("liar") => {
+        Some("wrong nonce") => {
             let mut stream = inherited();
             stream.write_all(&hello()).expect("sends"); // Its nonce is 0.
             let _ = stream.read(&mut [0; 200]);
@@ -105,7 +105,7 @@ fn only_the_nonce_opens_and_a_closed_end_is_told() {
             std::thread::sleep(Duration::from_secs(60));
         }
         _ if alone(NAME) => {
-            let error = Options::new().spawn(rerun(NAME, "liar")).map(drop).expect_err("a lie");
+            let error = Options::new().spawn(rerun(NAME, "wrong nonce")).map(drop).expect_err("refused");
             assert!(matches!(error, SpawnError::Handshake(HandshakeError::WrongNonce)), "{error:?}");
             let error = Options::new().spawn(rerun(NAME, "closer")).map(drop).expect_err("closed");
             assert!(matches!(error, SpawnError::ChildClosed), "{error:?}");

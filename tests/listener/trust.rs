@@ -23,7 +23,7 @@ const VARIABLE: &str = "NARROWS_PARENT";
 const LONG: Duration = Duration::from_secs(30);
 /// The number by which the kernel shows users that a namespace does not map.
 const OVERFLOW: u32 = 65534;
-/// A user that is neither root nor the overflow user.
+/// A user other than root and the overflow user.
 const OTHER: u32 = 2001;
 
 fn log(text: &str) {
@@ -103,7 +103,7 @@ fn own_uid() -> u32 {
     unsafe { libc::geteuid() }
 }
 
-/// Serves all that come at the path, with default options, while `path.stop` does not exist; returns how many came.
+/// Serves all clients at the path until `path.stop` exists. Returns how many came.
 fn serve(path: &Path, options: &Options) -> usize {
     let listener = options.bind(path).expect("binds");
     open_to_all(path);
@@ -142,19 +142,19 @@ fn a_server_in_a_user_namespace_trusts_no_user_that_is_not_mapped() {
     }
     let shared = Shared::new();
     for (at, map) in [String::new(), format!("{OVERFLOW} {} 1", own_uid())].into_iter().enumerate() {
-        let path = shared.path(&format!("door{at}"));
+        let path = shared.path(&format!("socket{at}"));
         let with_path = |role| format!("{role} {}", path.display());
         let mut server = shared.run(NAME, &with_path("server"));
         in_a_namespace(&mut server, &map);
         let mut server = server.spawn().expect("starts");
         let mut client = shared.run(NAME, &with_path("client"));
         if is_root() {
-            client.uid(OTHER).gid(OTHER); // Really another user. For others it is the same one, which cannot be known.
+            client.uid(OTHER).gid(OTHER); // Really another user. Without root it is the same user, which the server cannot know.
         }
         let refused = client.status().expect("runs");
         File::create(path.with_extension("stop")).expect("made");
-        let nobody_came = server.wait().expect("ends");
-        assert!(refused.success() && nobody_came.success(), "{map:?}: {refused}, {nobody_came}");
+        let served_none = server.wait().expect("ends");
+        assert!(refused.success() && served_none.success(), "{map:?}: {refused}, {served_none}");
     }
 }
 
@@ -175,7 +175,7 @@ fn a_client_in_a_user_namespace_trusts_no_server_that_is_not_mapped() {
         return;
     }
     let shared = Shared::new();
-    let path = shared.path("door");
+    let path = shared.path("socket");
     let open = Options::new().authorize(|_| true);
     let (clients, came) = thread::scope(|scope| {
         let server = scope.spawn(|| serve(&path, &open));
@@ -192,7 +192,7 @@ fn a_client_in_a_user_namespace_trusts_no_server_that_is_not_mapped() {
     assert_eq!(came, 0, "the clients said nothing");
 }
 
-/// The other side of the rule: where all users are mapped, the number is a user like others.
+/// The counterpart of the rule: if all users are mapped, the overflow number is an ordinary user.
 #[test]
 fn the_overflow_user_trusts_itself_where_all_users_are_mapped() {
     const NAME: &str = "the_overflow_user_trusts_itself_where_all_users_are_mapped";
@@ -204,7 +204,7 @@ fn the_overflow_user_trusts_itself_where_all_users_are_mapped() {
         return log("not root of all users: skipped");
     }
     let shared = Shared::new();
-    let mut child = shared.run(NAME, shared.path("door").to_str().expect("plain"));
+    let mut child = shared.run(NAME, shared.path("socket").to_str().expect("plain"));
     assert!(child.uid(OVERFLOW).gid(OVERFLOW).status().expect("runs").success());
 }
 
@@ -250,7 +250,7 @@ fn a_user_that_a_preloaded_library_invents_is_not_believed() {
     }
     let user = if is_root() { OTHER } else { own_uid() }; // Root is trusted whatever its number.
     for (at, mut command) in preloads.into_iter().enumerate() {
-        let inner = shared.run(NAME, &format!("{} {user}", shared.path(&format!("door{at}")).display()));
+        let inner = shared.run(NAME, &format!("{} {user}", shared.path(&format!("socket{at}")).display()));
         command.arg(inner.get_program()).args(inner.get_args()).current_dir("/");
         command.envs(inner.get_envs().filter_map(|(key, value)| Some((key, value?))));
         if is_root() {
@@ -413,7 +413,7 @@ fn a_failed_spawn_leaves_no_backend_behind_a_shell() {
             let mut socket = unsafe { UnixStream::from_raw_fd(fd) };
             socket.write_all(&ClientHandshake::new(geometry(), 64 << 20, nonce).hello()).expect("sends");
             fs::write(&word, std::process::id().to_string()).expect("writes");
-            thread::sleep(Duration::from_secs(100)); // The Welcome is never confirmed.
+            thread::sleep(Duration::from_secs(100)); // The Accept is never confirmed.
             exit(1);
         }
         Some(_) => {
@@ -448,7 +448,7 @@ fn flags(fd: i32) -> (i32, i32) {
     unsafe { (libc::fcntl(fd, libc::F_GETFD), libc::fcntl(fd, libc::F_GETFL) & libc::O_NONBLOCK) }
 }
 
-/// Two copies of the library in one process know each other by the flags of the socket alone, so one of them is this test.
+/// Two copies of the library in one process recognise each other only by the flags of the socket, so this test plays one of them.
 #[test]
 fn a_connection_that_another_copy_of_the_library_took_is_left_alone() {
     const NAME: &str = "a_connection_that_another_copy_of_the_library_took_is_left_alone";
@@ -473,7 +473,7 @@ fn a_connection_that_another_copy_of_the_library_took_is_left_alone() {
                 assert_eq!(libc::fcntl(fd, libc::F_SETFL, libc::O_RDWR | libc::O_NONBLOCK), 0);
             }
             let begun = Instant::now();
-            let error = SharedMemoryStream::from_parent().expect_err("the other copy has it");
+            let error = SharedMemoryStream::from_parent().expect_err("the other copy has taken it");
             assert!(matches!(error, ConnectError::ParentTaken), "{error:?}");
             assert!(begun.elapsed() < Duration::from_secs(4), "at once");
             let meta = fs::metadata(format!("/proc/self/fd/{fd}")).expect("it is open");

@@ -1,4 +1,4 @@
-//! Servers whose listener is another process's: daemons, workers, sockets that were handed on.
+//! Servers whose listener belongs to another process: daemons, workers, and sockets that were handed over.
 
 #![allow(unsafe_code)]
 
@@ -17,7 +17,7 @@ fn pid_of(stream: &SharedMemoryStream) -> i32 {
     i32::try_from(stream.peer_cred().pid()).expect("a pid")
 }
 
-/// Says who it is, which `peer_cred` does not tell of one that accepts for another, and echoes.
+/// Sends its own process number, since `peer_cred` does not report a process that accepts for another one, and then echoes.
 fn introduce_and_echo(mut stream: SharedMemoryStream) {
     stream.send(&std::process::id().to_ne_bytes()).expect("sends");
     echo(stream);
@@ -71,7 +71,7 @@ fn daemon(bound_by_the_starter: bool) {
     assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::PeerDied));
 }
 
-/// Workers that accept from one inherited listener: each client knows its own.
+/// Workers that accept from one inherited listener: each client knows its own worker.
 #[test]
 fn a_worker_that_is_killed_has_died_and_the_others_serve_on() {
     if !alone("a_worker_that_is_killed_has_died_and_the_others_serve_on") {
@@ -105,8 +105,8 @@ fn a_worker_that_is_killed_has_died_and_the_others_serve_on() {
     assert!(!path.exists(), "the process that bound it removes it");
 }
 
-/// Serves one client by hand, on a socket that another process made and listened on; the
-/// connection is as good as any, and this process goes on holding it.
+/// Serves one client by hand, on a socket that another process made and listened on. The connection is a normal one, and this
+/// process keeps it.
 fn serve_by_hand(listener: &UnixListener) {
     let (mut socket, _) = listener.accept().expect("accepts");
     let mut hello = [0; HELLO_LEN];
@@ -121,8 +121,8 @@ fn serve_by_hand(listener: &UnixListener) {
     std::thread::sleep(LONG);
 }
 
-/// The process that called `listen` is not the one that serves: a daemon, a pre-forked worker, a
-/// socket that was activated. What counts is who sent the Welcome.
+/// The process that called `listen` is not the one that serves: a daemon, a pre-forked worker, or socket activation. The peer is
+/// the process that sent the Accept.
 #[test]
 fn a_worker_that_serves_anothers_socket_has_died_when_it_was_killed() {
     if !alone("a_worker_that_serves_anothers_socket_has_died_when_it_was_killed") {
@@ -131,16 +131,16 @@ fn a_worker_that_serves_anothers_socket_has_died_when_it_was_killed() {
     let _watchdog = Watchdog::new("a_worker_that_serves_anothers_socket");
     let folder = tempfile::tempdir().expect("directory");
     let path = folder.path().join("socket");
-    // First with the one who listened alive, then with it dead before anybody connects.
+    // First with the listening process alive, then with that process dead before any client connects.
     for listener_lives in [true, false] {
-        let (mut notify, mut argument) = UnixStream::pair().expect("pair");
+        let (mut notify, mut pid_of_worker) = UnixStream::pair().expect("pair");
         let starter = Fork::run(|| {
             let listener = UnixListener::bind(&path).expect("binds");
             let worker = Fork::run(|| {
                 serve_by_hand(&listener);
                 0
             });
-            notify.write_all(&worker.pid().to_ne_bytes()).expect("tells");
+            notify.write_all(&worker.pid().to_ne_bytes()).expect("the test reads");
             std::mem::forget(worker);
             if listener_lives {
                 std::thread::sleep(LONG);
@@ -148,14 +148,14 @@ fn a_worker_that_serves_anothers_socket_has_died_when_it_was_killed() {
             0
         });
         let mut pid = [0; 4];
-        argument.read_exact(&mut pid).expect("told");
+        pid_of_worker.read_exact(&mut pid).expect("the worker starts");
         let worker = i32::from_ne_bytes(pid);
         if !listener_lives {
             assert_eq!(starter.wait(), 0);
         }
         let mut stream = SharedMemoryStream::connect(&path).expect("connects");
-        assert_eq!(pid_of(&stream), starter.pid(), "the one who listened");
-        // The death of the listener, or its having died, is not that of the peer.
+        assert_eq!(pid_of(&stream), starter.pid(), "the process that listened");
+        // The death of the listening process, now or earlier, is not that of the peer.
         starter.kill();
         starter.wait();
         let alive = stream.recv_timeout(&mut [0; 8], Duration::from_millis(200)).map(|it| it.len);

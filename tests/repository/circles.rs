@@ -1,16 +1,16 @@
-//! No circles between files: what a file needs, it takes from files that do not need it.
+//! No circles between files: a file does not import, even indirectly, from files that import from it.
 //!
-//! Reads `use` items and paths. A re-export (`pub use`) is followed to the file that declares the item, and is no need of the
-//! file that re-exports. So the root of a folder may export its files and hold what several of them need, but not both
-//! need them and hold what they need.
+//! Reads `use` items and paths. A re-export (`pub use`) is followed to the file that declares the item, and does not count as an
+//! import of the file that re-exports. So the root of a folder may export its files and declare items that several of them
+//! import, but it may not both import from them and declare items that they import.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::lexer::code;
 
-/// The crates whose files are looked at: the folder of the root.
-const CRATES: [&str; 1] = [
+/// The crates whose files are checked, by the folder of the root.
+const CRATES: [&str; 6] = [
     "src",
     "benches/src",
     "benches/editor_workload",
@@ -19,12 +19,12 @@ const CRATES: [&str; 1] = [
     "benches/node/src",
 ];
 
-/// Only exports, for code outside of the crate.
+/// Files that only export, for code outside of the crate.
 const EXPORTS: [&str; 1] = ["internal"];
 
 type Segments = Vec<String>;
 
-/// What one file declares and names.
+/// The declarations and imports of one file.
 #[derive(Default)]
 struct Source {
     /// Its module.
@@ -83,7 +83,7 @@ fn is_name(word: &str) -> bool {
     word.starts_with(|c: char| c.is_alphabetic() || c == '_')
 }
 
-/// The code without `#[cfg(test)]` modules.
+/// Returns the code without `#[cfg(test)]` modules.
 fn without_tests(code: Vec<String>) -> Vec<String> {
     let attribute = ["#", "[", "cfg", "(", "test", ")", "]", "mod"];
     let Some(from) = code.windows(8).position(|it| it.iter().eq(attribute.iter())) else { return code };
@@ -103,7 +103,7 @@ fn without_tests(code: Vec<String>) -> Vec<String> {
     kept
 }
 
-/// Reads a tree of imports from `at` on; returns where it ends.
+/// Reads a tree of imports from `at` on, and returns the index of its end.
 fn tree(code: &[String], mut at: usize, prefix: &[String], found: &mut Vec<(Segments, String)>) -> usize {
     let mut path = prefix.to_vec();
     loop {
@@ -171,7 +171,7 @@ impl Crate {
         Self { files, modules }
     }
 
-    /// The path from the root of the crate, of one that stands in this module; `None` if it leads to another crate.
+    /// Returns the path from the root of the crate for a path in this module, or `None` if it leads to another crate.
     fn absolute(&self, module: &[String], path: &[String]) -> Option<Segments> {
         match path[0].as_str() {
             "crate" => Some(path[1..].to_vec()),
@@ -187,7 +187,7 @@ impl Crate {
         }
     }
 
-    /// The file that declares what a path from the root names.
+    /// Returns the file that declares the item of a path from the root.
     fn file_of(&self, path: &[String], depth: usize) -> Option<&PathBuf> {
         let known = |len: &usize| self.modules.contains_key(&path[..*len]);
         let len = (0..=path.len()).rev().find(known)?;
@@ -205,7 +205,7 @@ impl Crate {
         through.find(|file| self.files[*file].declared.contains(name)).or(Some(file))
     }
 
-    /// The files that a file needs.
+    /// Returns the files that a file imports from.
     fn needs(&self, file: &Path) -> BTreeSet<&Path> {
         let source = &self.files[file];
         let is_folder =
@@ -230,7 +230,7 @@ impl Crate {
             .collect()
     }
 
-    /// The files that are left when one after the other goes that needs none which is left.
+    /// Returns the files in circles: those left after repeatedly removing files that import from no file that is left.
     fn in_circles(&self) -> BTreeMap<&Path, BTreeSet<&Path>> {
         let mut left: BTreeMap<&Path, BTreeSet<&Path>> =
             self.files.keys().map(|file| (file.as_path(), self.needs(file))).collect();
@@ -258,7 +258,7 @@ fn no_files_need_each_other_in_a_circle() {
 }
 
 #[test]
-fn a_circle_is_found_out() {
+fn a_circle_is_detected() {
     let source = |text: &str| {
         let parse = |module: &str, text: &str| {
             let module: Segments = module.split_whitespace().map(str::to_owned).collect();

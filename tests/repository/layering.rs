@@ -1,4 +1,4 @@
-//! Who may import whom, and where `unsafe` and the system may stand.
+//! Which modules may import which, and which may use `unsafe` and the system.
 //!
 //! Reads the sources as tokens: comments, strings and character literals do not count.
 
@@ -32,7 +32,7 @@ const MAY_IMPORT: [(&str, &[&str]); 16] = [
     ("internal", &["channel", "error", "connect", "handshake", "layout", "memory", "ring", "rpc", "sys"]),
 ];
 
-/// Words that stand in some top modules only.
+/// Words that only some top modules may use.
 const RESERVED: [(&str, &[&str]); 5] = [
     ("unsafe", &["sys"]),
     ("libc", &["sys"]),
@@ -41,7 +41,7 @@ const RESERVED: [(&str, &[&str]); 5] = [
     ("parking_lot", &["channel", "options", "connect", "stream", "listener", "rpc"]),
 ];
 
-/// The sources: path, top module (empty for the root), and text.
+/// Returns the sources: path, top module (empty for the root), and text.
 fn sources() -> Vec<(String, String, String)> {
     let root = Path::new(crate::support::ROOT).join("src");
     let files = walkdir::WalkDir::new(&root).into_iter().map(|entry| entry.expect("readable"));
@@ -54,11 +54,11 @@ fn sources() -> Vec<(String, String, String)> {
             (path.display().to_string(), top, fs::read_to_string(entry.path()).expect("text"))
         })
         .collect();
-    assert!(found.len() > 40, "the sources are not where they were");
+    assert!(found.len() > 40, "the sources have moved");
     found
 }
 
-/// The first names behind each `crate::`, groups taken apart.
+/// Returns the first name after each `crate::`, and each first name of a group.
 fn imports(text: &str) -> BTreeSet<String> {
     let tokens = code(text);
     let mut found = BTreeSet::new();
@@ -78,7 +78,7 @@ fn imports(text: &str) -> BTreeSet<String> {
     found
 }
 
-/// The first name of each element of a group, whose opening brace was read.
+/// Returns the first name of each element of a group, whose opening brace was read.
 fn group(tokens: &[String]) -> Vec<String> {
     let (mut depth, mut fresh, mut found) = (0, true, Vec::new());
     for token in tokens {
@@ -97,12 +97,12 @@ fn group(tokens: &[String]) -> Vec<String> {
     found
 }
 
-/// What is wrong with one source.
+/// Returns the faults of one source.
 fn faults(top: &str, text: &str) -> Vec<String> {
     let mut found = Vec::new();
     for (word, where_to) in RESERVED {
         if !where_to.contains(&top) && code(text).iter().any(|token| token == word) {
-            found.push(format!("`{word}` may not stand here"));
+            found.push(format!("`{word}` is not allowed here"));
         }
     }
     if top.is_empty() {
@@ -148,7 +148,7 @@ fn the_table_has_no_circles() {
 }
 
 #[test]
-fn a_bad_source_is_found_out() {
+fn a_bad_source_is_detected() {
     let bad = "use crate::{error::{Ended, sys}, listener::Incoming as I, memory};\nlet x = crate::sys::syscall_error();";
     assert_eq!(imports(bad).into_iter().collect::<Vec<_>>(), ["error", "listener", "memory", "sys"]);
     assert_eq!(faults("ring", bad), ["ring may not import listener", "ring may not import sys"]);
@@ -162,7 +162,7 @@ fn a_bad_source_is_found_out() {
 }
 
 #[test]
-fn what_is_no_code_does_not_count() {
+fn comments_and_strings_do_not_count() {
     let fine = r##"
         //! See [`crate::sys`]. unsafe { }
         pub(crate) fn f<'a>(x: &'a str) -> char { /* crate::listener, libc */ '"' }

@@ -1,4 +1,4 @@
-//! Cuts Rust sources into words, comments and strings: enough to check names, prose and imports, without a parser.
+//! Splits Rust sources into words, comments and strings. That is enough to check names, prose and imports without a parser.
 
 /// A part of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +71,7 @@ pub(crate) fn words(identifier: &str) -> Vec<String> {
     found
 }
 
-/// The length of a literal that begins here and ends with `quote`.
+/// Returns the length of a literal that begins here and ends with `quote`.
 fn quoted(text: &str, quote: char) -> usize {
     let mut escaped = false;
     for (at, c) in text.char_indices().skip(1) {
@@ -93,7 +93,7 @@ fn raw_string(text: &str) -> Option<usize> {
     Some(text[open..].find(&end).map_or(text.len(), |at| open + at + end.len()))
 }
 
-/// Whether a quote begins a character literal, and not a lifetime.
+/// Returns whether a quote begins a character literal, and not a lifetime.
 fn is_character(text: &str) -> bool {
     let mut chars = text.chars().skip(1);
     let (first, second) = (chars.next(), chars.next());
@@ -117,7 +117,7 @@ fn code_has_no_comments_and_no_strings() {
 }
 
 #[test]
-fn identifiers_are_cut_into_words() {
+fn identifiers_are_split_into_words() {
     assert_eq!(words("OnPeerGone"), ["on", "peer", "gone"]);
     assert_eq!(words("on_peer_gone2x"), ["on", "peer", "gone", "x"]);
     assert_eq!(words("MAX_LEN"), ["max", "len"]);

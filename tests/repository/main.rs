@@ -14,3 +14,4 @@ mod names;
 mod package;
 mod public_api;
 mod targets;
+mod vocabulary;

@@ -1,11 +1,11 @@
-//! A type has a name of its own, and so has a file; what a comment cites is there.
+//! Each type and each file has a name of its own, and each function that a comment cites exists.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::lexer::{Part, code, parts};
 
-/// Files that have the same name since they are the same for different layers.
+/// File names that occur in several layers, with the same meaning in each.
 const SAME_FILES: [(&str, &str); 5] = [
     ("connection", "a connection, as the kernel's objects, a client and a server hold it"),
     ("in_flight", "the calls of a connection, as a client and a server keep them"),
@@ -14,7 +14,7 @@ const SAME_FILES: [(&str, &str); 5] = [
     ("mod", "the root of a folder"),
 ];
 
-/// The sources of the library: path and text.
+/// Returns the sources of the library: path and text.
 fn sources() -> Vec<(String, String)> {
     let root = Path::new(crate::support::ROOT);
     let files =
@@ -26,7 +26,7 @@ fn sources() -> Vec<(String, String)> {
     found.collect()
 }
 
-/// The types and traits that a source declares outside of `impl` blocks, traits, functions and test modules.
+/// Returns the types and traits that a source declares outside of `impl` blocks, traits, functions and test modules.
 fn declared(text: &str) -> Vec<String> {
     let code = code(text);
     let (mut found, mut depth, mut at) = (Vec::new(), 0, 0);
@@ -51,7 +51,7 @@ fn no_type_name_means_two_things() {
             by_name.entry(name).or_default().push(path.clone());
         }
     }
-    assert!(by_name.len() > 200, "the types are not where they were");
+    assert!(by_name.len() > 200, "the types have moved");
     by_name.retain(|_, paths| paths.len() > 1);
     assert!(by_name.is_empty(), "declared twice: {by_name:#?}");
 }
@@ -70,7 +70,7 @@ fn no_file_name_means_two_things() {
     assert!(by_name.is_empty(), "named alike: {by_name:#?}");
 }
 
-/// The names that a comment cites in backticks behind `pairs with`, as a path or a call: `park`, `Producer::publish`.
+/// Returns the names that a comment cites in backticks after `pairs with`, as a path or a call: `park`, `Producer::publish`.
 fn cited(comment: &str) -> Vec<String> {
     let behind = comment.split("airs with").skip(1).filter_map(|it| it.split(['.', ';']).next());
     let quoted = behind.flat_map(|it| it.split('`').skip(1).step_by(2).collect::<Vec<_>>());
@@ -78,7 +78,7 @@ fn cited(comment: &str) -> Vec<String> {
 }
 
 #[test]
-fn what_a_comment_pairs_with_is_there() {
+fn every_function_that_a_comment_cites_exists() {
     let sources = sources();
     let functions: Vec<String> = sources
         .iter()
@@ -107,12 +107,12 @@ fn what_a_comment_pairs_with_is_there() {
                 let function = name.rsplit("::").next().expect("a name");
                 let file = Path::new(crate::support::ROOT).join("src").join(&name);
                 let known = functions.iter().any(|it| it == function) || file.exists();
-                assert!(known, "{path}:{line}: pairs with `{name}`, which is not there");
+                assert!(known, "{path}:{line}: pairs with `{name}`, which does not exist");
                 count += 1;
             }
         }
     }
-    assert!(count > 10, "{count} citations: they are not where they were");
+    assert!(count > 10, "{count} citations: too few, so the comments have changed");
 }
 
 #[test]

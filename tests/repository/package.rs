@@ -1,13 +1,12 @@
-//! What `cargo package` takes: the sources, the examples and the documents for users, and nothing else.
+//! `cargo package` takes the sources, the examples and the documents for users, and nothing else.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
-/// What stands at the top of the package; the last four are cargo's own.
-const TOPS: [&str; 10] = [
+/// The files at the top of the package. Cargo makes the last four.
+const TOPS: [&str; 9] = [
     "CHANGELOG.md",
-    "DESIGN.md",
     "LICENSE-APACHE",
     "LICENSE-MIT",
     "README.md",
@@ -18,7 +17,7 @@ const TOPS: [&str; 10] = [
     ".cargo_vcs_info.json",
 ];
 
-/// The files that go into the package, as cargo tells.
+/// Returns the files of the package, as cargo lists them.
 fn packaged() -> BTreeSet<String> {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["package", "--list", "--allow-dirty", "--package", "narrows"]);
@@ -27,7 +26,7 @@ fn packaged() -> BTreeSet<String> {
     String::from_utf8(output.stdout).expect("text").lines().map(str::to_owned).collect()
 }
 
-/// All files below a folder, as paths from the top.
+/// Returns all files below a folder, as paths from the top.
 fn on_disk(folder: &str) -> BTreeSet<String> {
     let root = Path::new(crate::support::ROOT);
     let entries = walkdir::WalkDir::new(root.join(folder)).into_iter().map(|entry| entry.expect("readable"));
@@ -41,7 +40,7 @@ fn the_package_has_what_users_need_and_nothing_else() {
     let mut expected = on_disk("src");
     expected.extend(on_disk("examples"));
     expected.extend(on_disk("docs"));
-    let optional = [".cargo_vcs_info.json"]; // Only where there is a repository.
+    let optional = [".cargo_vcs_info.json"]; // Only in a git repository.
     expected.extend(TOPS.map(str::to_owned));
     expected.retain(|path| packaged.contains(path) || !optional.contains(&path.as_str()));
     let surplus: Vec<_> = packaged.difference(&expected).collect();

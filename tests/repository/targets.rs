@@ -1,6 +1,6 @@
 //! Every test of the workspace runs: by `cargo test`, which the README gives, or by a command of its own that `.ci/run` gives.
 //!
-//! | what could go missing | what is looked at |
+//! | possible gap | checked |
 //! |---|---|
 //! | a package that `cargo test` leaves out | the default members of the workspace, as cargo tells |
 //! | a target that is skipped silently | `test = false`, required features |
@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::support::{ROOT, alone, rerun};
 
-/// What `cargo test` leaves out: the target, the words that a command has which runs it, and the file that gives the command.
+/// The targets that `cargo test` leaves out: the target, the command that runs it, and the file that gives the command.
 const ELSEWHERE: [(&str, &str, &str); 6] = [
     ("narrows-tests/crash", "-p narrows-tests --test crash", ".ci/run"),
     ("narrows-tests/endurance", "-p narrows-tests --test endurance", "CONTRIBUTING.md"),
@@ -26,7 +26,7 @@ const ELSEWHERE: [(&str, &str, &str); 6] = [
     ("narrows-tool/tool", "cargo test --workspace", ".ci/run"),
 ];
 
-/// What cargo knows about the workspace.
+/// Returns cargo's metadata of the workspace.
 fn metadata() -> Value {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["metadata", "--no-deps", "--offline", "--format-version", "1"]).current_dir(ROOT);
@@ -43,7 +43,7 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
-/// Each target with tests: `package/target`, and whether `cargo test` runs it.
+/// Returns each target with tests as `package/target`, and whether `cargo test` runs it.
 fn targets(metadata: &Value) -> Vec<(String, bool)> {
     let default: BTreeSet<&str> = list(&metadata["workspace_default_members"]).iter().map(text).collect();
     let mut found = Vec::new();
@@ -113,12 +113,12 @@ fn every_file_of_tests_is_a_module_of_a_target() {
             });
         assert!(runs, "nothing runs tests/{name}");
     }
-    assert!(sources.len() > 90, "the tests are not where they were");
+    assert!(sources.len() > 90, "the tests have moved");
 }
 
 #[test]
 fn a_run_of_no_test_is_refused() {
-    // Threads without a name ask the runner.
+    // A thread without a name gets the full name from the runner.
     let asks = std::thread::spawn(|| rerun("no_such_test", "child"));
     assert!(asks.join().is_err());
     let asks = std::thread::spawn(|| rerun("a_run_of_no_test_is_refused", "child"));
@@ -130,17 +130,17 @@ fn a_run_of_no_test_is_refused() {
 #[test]
 fn a_test_alone_runs_in_another_process() {
     const NAME: &str = "a_test_alone_runs_in_another_process";
-    let mark = std::env::temp_dir().join(format!("narrows-alone-{}", parent_or_own()));
+    let marker = std::env::temp_dir().join(format!("narrows-alone-{}", parent_or_own()));
     if alone(NAME) {
-        fs::write(mark, std::process::id().to_string()).expect("writes");
+        fs::write(marker, std::process::id().to_string()).expect("writes");
         return;
     }
-    let who = fs::read_to_string(&mark).expect("the other process was here");
-    fs::remove_file(mark).expect("removes");
-    assert_ne!(who, std::process::id().to_string());
+    let pid = fs::read_to_string(&marker).expect("the other process was here");
+    fs::remove_file(marker).expect("removes");
+    assert_ne!(pid, std::process::id().to_string());
 }
 
-/// The number of the process that has the other tests.
+/// Returns the id of the process that runs the other tests.
 fn parent_or_own() -> u32 {
     if std::env::var_os("NARROWS_TEST_ALONE").is_some() {
         std::os::unix::process::parent_id()

@@ -1,4 +1,4 @@
-//! One direction in private memory: every geometry, every first ticket, odd sizes, the lazy head.
+//! One direction in private memory: every geometry, every first ticket, odd sizes, and the deferred head.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -21,8 +21,8 @@ use narrows::internal::{ConnectionError, RecvCoreError, SendCoreError, Wait};
 const SIZES: [usize; 22] =
     [0, 1, 7, 8, 9, 15, 26, 40, 41, 63, 64, 65, 103, 104, 105, 127, 128, 129, 300, 1000, 4096, 4097];
 
-/// Sends a message of every size from one thread to another; returns how many were sent.
-fn flow(slots: usize, arena: usize, first: u64) -> u64 {
+/// Sends a message of every size from one thread to another, and returns the number of messages sent.
+fn transfer(slots: usize, arena: usize, first: u64) -> u64 {
     let (mut out, mut inb, _heap) = ring(slots, arena, first);
     thread::scope(|scope| {
         let sender = scope.spawn(move || {
@@ -68,10 +68,10 @@ fn every_geometry_carries_every_size_from_every_first_ticket() {
         let near = slots as u64;
         for arena in [64, 128, 4096, 1 << 20] {
             for first in [0, 1, near - 1, near, 1 << 32, 1 << 62] {
-                assert_eq!(flow(slots, arena, first), SIZES.len() as u64);
+                assert_eq!(transfer(slots, arena, first), SIZES.len() as u64);
             }
             for left in [0, 1, 2, 3, 15, near] {
-                assert!(flow(slots, arena, LAST_TICKET - left) <= left + 1);
+                assert!(transfer(slots, arena, LAST_TICKET - left) <= left + 1);
             }
         }
     }
@@ -108,14 +108,14 @@ fn a_long_message_that_meets_the_last_ticket_is_never_delivered() {
 }
 
 #[test]
-fn every_place_of_the_arena_is_wrapped() {
+fn the_arena_wraps_at_every_offset() {
     let (arena, slots) = (1024_usize, 8);
     for step in (ARENA_ALIGN..=arena).step_by(ARENA_ALIGN) {
         for len in [105, 128, 129, 300, 511, 512, 513, 1000, 1024] {
             let (mut out, mut inb, _heap) = ring(slots, arena, 0);
             put(&mut out, &bytes(1, step.max(INLINE_CAPACITY + 1)), 1);
             put(&mut out, &bytes(2, 3), 2);
-            // One message stays in the ring, so that the arena never starts afresh.
+            // One message stays in the ring, so that the arena never restarts.
             take(&mut inb);
             for seed in 3..40 {
                 match send(&mut out, &bytes(seed, len), seed, Wait::Never) {
@@ -134,7 +134,7 @@ fn every_place_of_the_arena_is_wrapped() {
 }
 
 #[test]
-fn an_empty_ring_has_room_for_whatever_ever_fits() {
+fn an_empty_ring_has_room_for_every_message_that_can_fit() {
     for slots in [1, 2, 4, 16] {
         for arena in [64_usize, 128, 1024, 4096] {
             let (mut out, mut inb, _heap) = ring(slots, arena, 0);
@@ -148,7 +148,7 @@ fn an_empty_ring_has_room_for_whatever_ever_fits() {
 }
 
 #[test]
-fn what_fits_into_a_slot_needs_no_arena() {
+fn a_payload_that_fits_into_a_slot_needs_no_arena() {
     let (mut out, mut inb, _heap) = ring(1, 64, 0);
     assert_eq!(out.in_place(), INLINE_CAPACITY);
     for len in 0..=INLINE_CAPACITY {
@@ -158,7 +158,7 @@ fn what_fits_into_a_slot_needs_no_arena() {
 }
 
 #[test]
-fn at_most_a_quarter_of_the_slots_stays_hidden_and_nothing_when_the_ring_is_dry() {
+fn at_most_a_quarter_of_the_slots_stays_unpublished_and_none_when_the_ring_is_empty() {
     for slots in [1_u64, 2, 4, 8, 256] {
         let (mut out, mut inb, heap) = ring(usize::try_from(slots).expect("few"), 4096, 5);
         for round in 0..5 {
@@ -169,16 +169,16 @@ fn at_most_a_quarter_of_the_slots_stays_hidden_and_nothing_when_the_ring_is_dry(
             for done in 1..=slots {
                 take(&mut inb);
                 most = most.max(base + done - head(&heap));
-                assert!(base + done - head(&heap) <= slots / 4, "too much is hidden");
+                assert!(base + done - head(&heap) <= slots / 4, "too many releases are unpublished");
             }
-            assert_eq!(most, slots / 4, "a head that is not lazy costs much of the rate");
-            assert_eq!(head(&heap), base + slots, "nothing is hidden when the ring is dry");
+            assert_eq!(most, slots / 4, "a head that is not deferred costs much of the rate");
+            assert_eq!(head(&heap), base + slots, "all releases are published when the ring is empty");
         }
     }
 }
 
 #[test]
-fn at_most_a_quarter_of_the_arena_stays_hidden() {
+fn at_most_a_quarter_of_the_arena_stays_unpublished() {
     let (mut out, mut inb, heap) = ring(256, 4096, 0);
     for _ in 0..4 {
         (0..16).for_each(|seed| put(&mut out, &bytes(seed, 200), seed));
@@ -187,7 +187,7 @@ fn at_most_a_quarter_of_the_arena_stays_hidden() {
             take(&mut inb);
             most = most.max(base + done - head(&heap));
         }
-        assert_eq!(most * 256, 1024, "a quarter of the arena is hidden, and no more");
+        assert_eq!(most * 256, 1024, "a quarter of the arena is unpublished, and no more");
         assert_eq!(head(&heap), base + 16);
     }
 }
@@ -213,7 +213,7 @@ fn a_producer_is_woken_by_the_release_that_it_needs_once_in_a_quarter_of_the_slo
 }
 
 #[test]
-fn a_claim_is_private_until_it_is_published() {
+fn a_reservation_is_private_until_it_is_published() {
     let (mut out, mut inb, heap) = ring(2, 256, 0);
     for len in [0, 50, 200] {
         let claim = out.reserve(len, Wait::Never).expect("room");
@@ -231,7 +231,7 @@ fn a_claim_is_private_until_it_is_published() {
 }
 
 #[test]
-fn a_batch_is_published_together_and_a_forgotten_one_not_at_all() {
+fn a_batch_is_published_together_and_a_dropped_one_not_at_all() {
     let (mut out, mut inb, _heap) = ring(8, 1 << 20, 0);
     for publish in [false, true, false, true] {
         let mut to = out.ring().next();
@@ -248,7 +248,7 @@ fn a_batch_is_published_together_and_a_forgotten_one_not_at_all() {
             out.publish(to, false);
             (0..8).for_each(|seed| assert_eq!(take(&mut inb), (bytes(seed, 40_000), seed)));
         } else {
-            // What follows must not mind how far the batch had looked ahead.
+            // The next message must not depend on how far the batch had looked ahead.
             put(&mut out, &bytes(3, 200), 3);
             assert_eq!(take(&mut inb), (bytes(3, 200), 3));
         }
@@ -256,7 +256,7 @@ fn a_batch_is_published_together_and_a_forgotten_one_not_at_all() {
 }
 
 #[test]
-fn writes_and_reads_outside_a_claim_are_refused() {
+fn writes_and_reads_outside_of_a_reservation_are_refused() {
     let (mut out, inb, _heap) = ring(2, 256, 0);
     for len in [0, 30, 200] {
         let claim = out.reserve(len, Wait::Never).expect("room");
@@ -280,7 +280,7 @@ fn a_slot_of_zeros_is_no_message() {
         for seed in 0..2 {
             put(&mut out, &bytes(seed, 150), seed);
         }
-        // What a hole punched into the file leaves.
+        // A hole punched into the file leaves these zeros.
         for field in [Field::Stamp, Field::Control, Field::Tag] {
             heap.store_slot(first, field, 0, Store::Relaxed);
         }
@@ -290,12 +290,12 @@ fn a_slot_of_zeros_is_no_message() {
 }
 
 #[test]
-fn urgent_words_stand_alone_and_the_bell_counts_them() {
+fn oob_words_are_independent_and_the_doorbell_counts_them() {
     let (mut out, mut inb, heap) = ring(1, 64, 0);
-    let mut poster = OobSender::new(heap.clone());
+    let mut oob_sender = OobSender::new(heap.clone());
     put(&mut out, b"the ring is full", 0);
     for (count, index) in (1..).zip([0, 3, 3, 4, u32::MAX]) {
-        poster.send_oob(index, u64::from(index) + 100);
+        oob_sender.send_oob(index, u64::from(index) + 100);
         assert_eq!((load_oob(&heap, index), load_doorbell(&heap)), (u64::from(index) + 100, count));
     }
     assert_eq!(load_oob(&heap, 0), 104, "four words: the index is masked");
@@ -312,9 +312,9 @@ fn a_fresh_ring_has_its_first_head() {
 }
 
 #[test]
-fn a_mark_counts_before_a_hang_up_and_a_death_but_not_before_our_own_verdicts() {
+fn a_closed_flag_precedes_a_hang_up_and_a_death_but_not_our_own_close_reasons() {
     use ConnectionError::{Closed, Disconnected, PeerDied, ProtocolViolated};
-    for (reason, alone, marked) in [
+    for (reason, alone, with_flag) in [
         (0, None, Disconnected),
         (CloseReason::Closed as u64, Some(Closed), Closed),
         (CloseReason::Disconnected as u64, Some(Disconnected), Disconnected),
@@ -326,35 +326,35 @@ fn a_mark_counts_before_a_hang_up_and_a_death_but_not_before_our_own_verdicts() 
         assert_eq!(heap.set_close_reason(reason), reason);
         assert_eq!(closed(&heap, Word::ProducerClosed), alone, "{reason}");
         close(&heap, Word::ConsumerClosed, Flag::Producer);
-        assert_eq!(closed(&heap, Word::ProducerClosed), alone, "{reason}: the mark of the other side");
+        assert_eq!(closed(&heap, Word::ProducerClosed), alone, "{reason}: the closed flag of the other side");
         close(&heap, Word::ProducerClosed, Flag::Consumer);
-        assert_eq!(closed(&heap, Word::ProducerClosed), Some(marked), "{reason}, marked");
+        assert_eq!(closed(&heap, Word::ProducerClosed), Some(with_flag), "{reason}, with the closed flag");
     }
 }
 
 #[test]
-fn a_bed_is_raised_while_its_sleeper_looks_and_lowered_when_it_is_up() {
+fn a_wait_slot_is_armed_while_its_thread_looks_and_disarmed_when_it_returns() {
     let (one, two) = (Heap::new(1, 64, 1), Heap::new(1, 64, 1));
     let flags = || {
         let of = |heap: &Heap| [heap.load_flag(Flag::Consumer), heap.load_flag(Flag::Producer)];
         [of(&one), of(&two)]
     };
-    for (wait_slot, raised) in [
+    for (wait_slot, armed) in [
         (WaitSlot::consumer(&one), [[1, 0], [0, 0]]),
         (WaitSlot::producer(&one), [[0, 1], [0, 0]]),
         (WaitSlot::either(&one, &two), [[1, 0], [0, 2]]),
     ] {
-        assert_eq!(park(&wait_slot, None, 0, || Some(flags())), Some(raised));
-        assert_eq!(flags(), [[0; 2]; 2], "up, as it found something");
+        assert_eq!(park(&wait_slot, None, 0, || Some(flags())), Some(armed));
+        assert_eq!(flags(), [[0; 2]; 2], "disarmed: the look found something");
         assert_eq!(park(&wait_slot, Some(Instant::now()), 0, || None::<()>), None);
-        assert_eq!(flags(), [[0; 2]; 2], "up, as its time was over");
+        assert_eq!(flags(), [[0; 2]; 2], "disarmed: the deadline passed");
     }
 }
 
 #[test]
-fn a_sleeper_whose_flag_is_cleared_for_nothing_naps_from_the_65th_time_on() {
-    let naps = Arc::new(AtomicU32::new(0));
-    let count = Arc::clone(&naps);
+fn a_thread_whose_flag_is_cleared_for_nothing_backs_off_from_the_65th_time_on() {
+    let backoffs = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&backoffs);
     let mem = Spied::new(Heap::new(1, 64, 1), move |_, did| {
         count.fetch_add(u32::from(did == Did::Backoff), Ordering::Relaxed);
     });
@@ -363,11 +363,11 @@ fn a_sleeper_whose_flag_is_cleared_for_nothing_naps_from_the_65th_time_on() {
         mem.heap.store_flag(Flag::Consumer, 0);
         (looks.fetch_add(1, Ordering::Relaxed) == 100).then_some(())
     });
-    assert_eq!((looked, naps.load(Ordering::Relaxed)), (Some(()), 100 - 64));
+    assert_eq!((looked, backoffs.load(Ordering::Relaxed)), (Some(()), 100 - 64));
 }
 
 #[test]
-fn a_wait_for_space_is_over_when_it_is_there_or_will_never_be() {
+fn a_wait_for_space_ends_when_there_is_space_or_never_will_be() {
     let (mut out, _inb, heap) = ring(2, 64, 5);
     let mut consumer = Consumer::new(heap.clone(), 5);
     (0..2).for_each(|seed| put(&mut out, b"", seed));
@@ -377,14 +377,14 @@ fn a_wait_for_space_is_over_when_it_is_there_or_will_never_be() {
     assert_eq!((consumer.ticket(), head(&heap)), (6, 6), "nothing is released twice");
     assert!(out.ring().is_released(5) && !out.ring().is_released(6));
     heap.store(Word::Head, 4, Store::Relaxed);
-    assert!(out.ring().is_released(6), "a lie, which the next claim finds");
+    assert!(out.ring().is_released(6), "a violation, which the next reservation finds");
     heap.store(Word::Head, 6, Store::Relaxed);
     consumer.close();
     assert!(out.ring().is_released(6));
 }
 
 #[test]
-fn what_never_fits_is_refused_and_the_tickets_that_are_left_are_counted() {
+fn a_message_that_never_fits_is_refused_and_the_remaining_tickets_are_counted() {
     let (_out, _inb, heap) = ring(4, 128, LAST_TICKET - 1);
     let mut producer = Producer::new(heap, LAST_TICKET - 1);
     for left in [2, 1] {
@@ -398,22 +398,22 @@ fn what_never_fits_is_refused_and_the_tickets_that_are_left_are_counted() {
     assert_eq!(producer.reserve(producer.next(), 0).map(|_| ()), Err(ReserveError::Exhausted));
 }
 
-/// What is written again and again at the front stays in both CPUs' caches, which long payloads are slower for.
+/// Arena space that is written again and again stays in the caches of both CPUs. For long payloads that is slower.
 #[test]
-fn short_payloads_come_back_to_the_front_and_long_ones_go_round() {
-    let places = |len: usize| {
+fn short_payloads_restart_the_arena_and_long_ones_cycle_through_it() {
+    let offsets = |len: usize| {
         let (mut out, mut inb, _heap) = ring(16, 256 << 10, 0);
-        let mut place = |seed| {
+        let mut offset = |seed| {
             let claim = out.reserve(len, Wait::Never).expect("room");
-            let narrows::internal::memory::Span::Arena(place) = claim.span() else { panic!("in a slot") };
+            let narrows::internal::memory::Span::Arena(unit) = claim.span() else { panic!("in a slot") };
             put(&mut out, &bytes(seed, len), seed);
             assert_eq!(take(&mut inb), (bytes(seed, len), seed));
-            place as usize * ARENA_ALIGN
+            unit as usize * ARENA_ALIGN
         };
-        [place(0), place(1), place(2)]
+        [offset(0), offset(1), offset(2)]
     };
-    assert_eq!(places(32 << 10), [0, 0, 0]);
-    assert_eq!(places((32 << 10) + 1), [0, (32 << 10) + 64, (64 << 10) + 128]);
-    assert_eq!(places(128 << 10), [0, 128 << 10, 0]);
-    assert_eq!(places(200 << 10), [0, 0, 0], "no other place has room");
+    assert_eq!(offsets(32 << 10), [0, 0, 0]);
+    assert_eq!(offsets((32 << 10) + 1), [0, (32 << 10) + 64, (64 << 10) + 128]);
+    assert_eq!(offsets(128 << 10), [0, 128 << 10, 0]);
+    assert_eq!(offsets(200 << 10), [0, 0, 0], "no other offset has room");
 }

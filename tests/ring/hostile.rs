@@ -1,4 +1,4 @@
-//! A peer that lies, in private memory: every lie is a typed error, for good, and never a panic.
+//! A hostile peer, in private memory: each protocol violation is a typed error that stays, and never a panic.
 
 use std::mem::discriminant;
 use std::sync::Arc;
@@ -18,9 +18,9 @@ use narrows::internal::{ConnectionError, RecvCoreError, SendCoreError, Wait};
 const VIOLATED: Result<(Vec<u8>, u64), RecvCoreError> =
     Err(RecvCoreError::Ended(ConnectionError::ProtocolViolated));
 
-/// The receiver says that the peer lied, and goes on saying so; the peer sees the end.
+/// Checks that the receiver reports a protocol violation, each time again, and that the peer sees the end.
 #[track_caller]
-fn condemned(inb: &mut In, heap: &Heap) {
+fn check_violated(inb: &mut In, heap: &Heap) {
     for _ in 0..3 {
         assert_eq!(try_take(inb), VIOLATED);
         let blocking = inb.recv(&mut [], Wait::NO_DEADLINE).map(|_| ());
@@ -29,7 +29,7 @@ fn condemned(inb: &mut In, heap: &Heap) {
     assert_ne!(heap.load(Word::ConsumerClosed, Load::Relaxed), 0);
 }
 
-/// Writes one ticket as no honest producer would.
+/// Writes one ticket as no well-formed producer would.
 fn forge(heap: &Heap, ticket: u64, control: u64, total: u64) {
     heap.copy_in(Span::Slot(ticket), 0, &total.to_le_bytes(), Padding::Keep).expect("a slot");
     heap.store_slot(ticket, Field::Control, control, Store::Relaxed);
@@ -53,8 +53,8 @@ fn only_four_stamps_are_legal() {
                     assert_eq!(try_take(&mut inb), Err(RecvCoreError::Empty), "{stamp:#x} of {first:#x}");
                     assert_eq!(inb.recv(&mut [], at_once()).map(|_| ()), Err(RecvCoreError::Empty));
                 } else {
-                    // A ready stamp over a slot of zeros is as much of a lie as any other.
-                    condemned(&mut inb, &heap);
+                    // A ready stamp on a slot of zeros is as much a violation as any other stamp.
+                    check_violated(&mut inb, &heap);
                 }
             }
         }
@@ -62,20 +62,20 @@ fn only_four_stamps_are_legal() {
 }
 
 #[test]
-fn every_control_word_is_judged() {
+fn every_control_word_is_validated() {
     let mut random = fastrand::Rng::with_seed(1);
     let (slots, arena) = (2, 256);
     for _ in 0..40_000 {
         let len = [0, 1, 64, 104, 105, 255, 256, 257, u32::MAX, random.u32(..)][random.usize(..10)];
-        let place = [0, 1, 3, 4, 5, random.u32(..1 << 26)][random.usize(..6)];
-        let word = u64::from(len) << 32 | u64::from(place) << 6 | random.u64(..64);
+        let unit = [0, 1, 3, 4, 5, random.u32(..1 << 26)][random.usize(..6)];
+        let word = u64::from(len) << 32 | u64::from(unit) << 6 | random.u64(..64);
         let word = if random.u8(..8) == 0 { random.u64(..) } else { word };
         let (_out, mut inb, heap) = ring(slots, arena, 0);
         forge(&heap, 0, word, 300);
         match Control::decode(word, arena as u64) {
             Err(_)
             | Ok(Control { abort: true, .. } | Control { kind: SlotKind::Middle | SlotKind::Last, .. }) => {
-                condemned(&mut inb, &heap);
+                check_violated(&mut inb, &heap);
             }
             Ok(Control { kind: SlotKind::First, .. }) => {
                 assert_eq!(try_take(&mut inb), Err(RecvCoreError::Empty))
@@ -86,7 +86,7 @@ fn every_control_word_is_judged() {
 }
 
 #[test]
-fn a_first_piece_announces_more_than_it_has_and_no_more_than_agreed() {
+fn a_first_fragment_announces_more_than_it_has_and_no_more_than_negotiated() {
     let control = Control { kind: SlotKind::First, abort: false, len: 64, unit: 0 }.encode();
     for (total, legal) in [
         (0, false),
@@ -103,7 +103,7 @@ fn a_first_piece_announces_more_than_it_has_and_no_more_than_agreed() {
         if legal {
             assert_eq!(try_take(&mut inb), Err(RecvCoreError::Empty), "{total}");
         } else {
-            condemned(&mut inb, &heap);
+            check_violated(&mut inb, &heap);
         }
     }
     for kind in [SlotKind::Inline, SlotKind::Whole] {
@@ -111,12 +111,12 @@ fn a_first_piece_announces_more_than_it_has_and_no_more_than_agreed() {
         let mut inb =
             narrows::internal::ReceiverCore::new(heap.clone(), narrows::internal::NoWaitPolicy, 0, 50);
         forge(&heap, 0, Control { kind, abort: false, len: 51, unit: 0 }.encode(), 0);
-        condemned(&mut inb, &heap);
+        check_violated(&mut inb, &heap);
     }
 }
 
 #[test]
-fn a_head_that_runs_backwards_or_ahead_is_a_lie() {
+fn a_head_that_runs_backwards_or_ahead_is_a_violation() {
     for first in [0, 10, LAST_TICKET - 9] {
         for head in [0, first.wrapping_sub(1), first + 4, first + 5, 1 << 63, u64::MAX] {
             if head == first {
@@ -138,14 +138,14 @@ fn a_head_that_runs_backwards_or_ahead_is_a_lie() {
     }
 }
 
-/// What an honest receiver makes of a sequence of pieces.
+/// A reference for the result of a sequence of fragments.
 #[derive(Default)]
 struct Expect {
     filling: Option<(u64, u64)>,
 }
 
 impl Expect {
-    /// A message's length, nothing yet, or a lie.
+    /// Returns a message's length, nothing yet, or an error for a violation.
     fn next(&mut self, kind: SlotKind, abort: bool, len: u64, total: u64) -> Result<Option<u64>, ()> {
         match (kind, self.filling) {
             (SlotKind::Inline | SlotKind::Whole | SlotKind::First, filling) if filling.is_some() != abort => {
@@ -176,7 +176,7 @@ impl Expect {
 }
 
 #[test]
-fn pieces_in_any_order_are_a_message_or_a_lie() {
+fn fragments_in_any_order_are_a_message_or_a_violation() {
     let mut random = fastrand::Rng::with_seed(2);
     let (mut violations, mut messages) = (0, 0);
     for _ in 0..20_000 {
@@ -197,7 +197,7 @@ fn pieces_in_any_order_are_a_message_or_a_lie() {
             forge(&heap, ticket, control, total);
             match expect.next(kind, abort, len, total) {
                 Err(()) => {
-                    condemned(&mut inb, &heap);
+                    check_violated(&mut inb, &heap);
                     violations += 1;
                     break;
                 }
@@ -209,11 +209,11 @@ fn pieces_in_any_order_are_a_message_or_a_lie() {
             }
         }
     }
-    assert!(violations > 1000 && messages > 1000, "{violations} lies, {messages} messages");
+    assert!(violations > 1000 && messages > 1000, "{violations} violations, {messages} messages");
 }
 
 #[test]
-fn a_message_that_moves_while_it_is_copied_is_no_message() {
+fn a_message_that_is_overwritten_while_it_is_copied_is_not_delivered() {
     for len in [20, 200] {
         let mem = Spied::new(Heap::new(4, 256, 1), |heap, did| {
             if matches!(did, Did::CopyOut(_)) {
@@ -225,7 +225,7 @@ fn a_message_that_moves_while_it_is_copied_is_no_message() {
         let mut buffer = b"of an earlier message".to_vec();
         let fault = inb.recv_into(&mut buffer, Wait::Never).map(|_| ());
         assert_eq!(fault, Err(RecvCoreError::Ended(ConnectionError::ProtocolViolated)));
-        assert_eq!(buffer, b"", "torn bytes are not handed out");
+        assert_eq!(buffer, b"", "torn bytes are not delivered");
         assert_eq!(
             send(&mut out, b"", 0, Wait::Never),
             Err(SendCoreError::Ended(ConnectionError::ProtocolViolated))
@@ -234,7 +234,7 @@ fn a_message_that_moves_while_it_is_copied_is_no_message() {
 }
 
 #[test]
-fn a_lent_message_that_moves_is_found_out_when_it_is_given_back() {
+fn a_borrowed_message_that_is_overwritten_is_detected_on_release() {
     for finish in [false, true] {
         let (mut out, mut inb, heap) = ring(4, 256, 0);
         put(&mut out, &bytes(1, 200), 1);
@@ -243,13 +243,13 @@ fn a_lent_message_that_moves_is_found_out_when_it_is_given_back() {
         if finish {
             assert_eq!(inb.release(&borrowed), Err(RecvCoreError::Ended(ConnectionError::ProtocolViolated)));
         }
-        condemned(&mut inb, &heap);
+        check_violated(&mut inb, &heap);
     }
 }
 
 #[test]
-fn a_peer_that_sends_pieces_for_ever_does_not_outlive_a_deadline() {
-    let _watch = Watchdog::new("pieces for ever");
+fn a_peer_that_sends_endless_fragments_does_not_outlast_a_deadline() {
+    let _watch = Watchdog::new("endless fragments");
     let (_out, mut inb, heap) = ring(1, 64, 0);
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -274,14 +274,14 @@ fn a_peer_that_sends_pieces_for_ever_does_not_outlive_a_deadline() {
 }
 
 #[test]
-fn a_peer_that_hung_up_and_sends_on_does_not_keep_a_receive_from_ending() {
-    let _watch = Watchdog::new("pieces behind the end");
+fn a_peer_that_sends_after_its_hang_up_does_not_keep_a_receive_from_ending() {
+    let _watch = Watchdog::new("fragments after the end");
     for reason in [CloseReason::Disconnected, CloseReason::Died] {
         let fragment = |heap: &Heap, ticket, abort| {
             let control = Control { kind: SlotKind::First, abort, len: 1, unit: 0 };
             forge(heap, ticket, control.encode(), 9);
         };
-        // While one is looked at the next is written.
+        // While one fragment is read, the next is written.
         let mem = Spied::new(Heap::new(2, 128, 1), move |heap, did| {
             if let Did::CopyOut(Span::Slot(ticket)) = did {
                 fragment(heap, ticket + 1, true);
@@ -296,12 +296,12 @@ fn a_peer_that_hung_up_and_sends_on_does_not_keep_a_receive_from_ending() {
             ConnectionError::Disconnected
         });
         assert_eq!(inb.recv(&mut [], Wait::NO_DEADLINE).map(|_| ()), Err(ended));
-        assert!(inb.ring().ticket() <= 2, "what was committed before the end, and no more");
+        assert!(inb.ring().ticket() <= 2, "only tickets committed before the end are taken");
     }
 }
 
 #[test]
-fn pieces_that_overlap_do_not_keep_a_call_that_never_blocks() {
+fn overlapping_fragments_do_not_delay_a_nonblocking_call() {
     let (slots, arena) = (1 << 10, 1 << 16);
     let (_out, mut inb, heap) = ring(slots, arena, 0);
     for ticket in 0..slots as u64 {
@@ -316,8 +316,8 @@ fn pieces_that_overlap_do_not_keep_a_call_that_never_blocks() {
     assert!(inb.ring().ticket() <= 3 * taken);
 }
 
-/// The sleeper moves from one bed to the other between a waker's look at the flag and its wake.
-fn moves(from: u32, to: u32, must_wake: Flag) {
+/// Moves the sleeper from one wait slot to the other between a waker's look at the flag and its wake.
+fn check_moved_sleeper_is_woken(from: u32, to: u32, must_wake: Flag) {
     let (woken, seen) = channel();
     let mem = Spied::new(Heap::new(1, 64, 1), move |heap, did| match did {
         Did::LoadFlag(Flag::Producer) => heap.store_flag(Flag::Producer, to),
@@ -329,19 +329,19 @@ fn moves(from: u32, to: u32, must_wake: Flag) {
     assert_eq!(mem.heap.load_flag(Flag::Producer), 0);
     let woken: Vec<Flag> = seen.try_iter().collect();
     let woke = |flag: &Flag| discriminant(flag) == discriminant(&must_wake);
-    assert!(woken.iter().any(woke), "{woken:?} for a sleeper that went from {from} to {to}");
+    assert!(woken.iter().any(woke), "{woken:?} for a sleeper that moved from {from} to {to}");
 }
 
 #[test]
-fn a_sleeper_that_moves_to_the_other_bed_is_woken_there() {
-    moves(1, 1, Flag::Producer);
-    moves(2, 2, Flag::PeerConsumer);
-    moves(2, 1, Flag::Producer);
-    moves(1, 2, Flag::PeerConsumer);
+fn a_sleeper_that_moves_to_the_other_wait_slot_is_woken_there() {
+    check_moved_sleeper_is_woken(1, 1, Flag::Producer);
+    check_moved_sleeper_is_woken(2, 2, Flag::PeerConsumer);
+    check_moved_sleeper_is_woken(2, 1, Flag::Producer);
+    check_moved_sleeper_is_woken(1, 2, Flag::PeerConsumer);
 }
 
 #[test]
-fn a_flag_of_any_value_is_a_sleeper() {
+fn a_flag_of_any_value_is_notified() {
     for (flag, value) in
         [(Flag::Consumer, 1), (Flag::Consumer, 2), (Flag::Producer, 3), (Flag::Producer, u32::MAX)]
     {
@@ -379,18 +379,18 @@ fn a_peer_that_died_between_the_flag_and_the_wake_hides_no_end() {
         });
         mem.heap.store_flag(flag, value);
         force_notify(&mem, flag);
-        assert!(seen.try_iter().any(|woken| woken == flag), "the flag said {value}");
+        assert!(seen.try_iter().any(|woken| woken == flag), "the flag was {value}");
         assert_eq!(mem.heap.load_flag(flag), 0);
     }
 }
 
 #[test]
-fn marks_and_fates_of_any_value_are_an_end() {
-    for mark in [1, 2, u64::MAX] {
+fn closed_flags_and_close_reasons_of_any_value_are_an_end() {
+    for flag in [1, 2, u64::MAX] {
         let (mut out, mut inb, heap) = ring(2, 64, 0);
         put(&mut out, b"before", 0);
-        heap.store(Word::ProducerClosed, mark, Store::Release);
-        heap.store(Word::ConsumerClosed, mark, Store::Release);
+        heap.store(Word::ProducerClosed, flag, Store::Release);
+        heap.store(Word::ConsumerClosed, flag, Store::Release);
         assert_eq!(
             send(&mut out, b"", 0, Wait::NO_DEADLINE),
             Err(SendCoreError::Ended(ConnectionError::Disconnected))
@@ -405,7 +405,7 @@ fn marks_and_fates_of_any_value_are_an_end() {
         assert_eq!(
             try_take(&mut inb),
             Err(RecvCoreError::Ended(ConnectionError::Disconnected)),
-            "the end is the end"
+            "the end stays"
         );
     }
 }

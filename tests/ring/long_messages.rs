@@ -1,4 +1,4 @@
-//! Messages longer than a piece, in private memory: cut, reassembled, refused, abandoned.
+//! Messages longer than a fragment, in private memory: fragmented, reassembled, refused, abandoned.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,11 +14,11 @@ use narrows::internal::ring::CloseReason;
 use narrows::internal::{ConnectionError, ReceiverCore, RecvCoreError, SendCoreError, Wait, WaitPolicy};
 
 #[test]
-fn trying_takes_all_that_ever_fits_at_once() {
+fn try_send_sends_every_message_that_can_fit_at_once() {
     for slots in [4, 8, 16] {
         let (mut out, mut inb, _heap) = ring(slots, 1 << 20, 0);
         for seed in 1..20 {
-            // Pieces have 64 KiB, and a message of up to 256 KiB is none.
+            // Fragments have 64 KiB, and a message of up to 256 KiB is not fragmented.
             let most = ((slots * 64) << 10).min(1 << 20);
             let len = most - usize::try_from(seed).expect("few") + 1;
             put(&mut out, &bytes(seed, len), seed);
@@ -31,9 +31,9 @@ fn trying_takes_all_that_ever_fits_at_once() {
     }
 }
 
-/// Wherever the last messages stood.
+/// The offsets of the previous messages do not matter.
 #[test]
-fn trying_takes_a_whole_arena_of_a_ring_that_is_empty() {
+fn try_send_fills_the_whole_arena_of_an_empty_ring() {
     for (count, len) in [(4, 230_000), (3, 40_000), (1, 105), (7, 100_000)] {
         let (mut out, mut inb, _heap) = ring(32, 1 << 20, 0);
         for seed in 0..count {
@@ -50,7 +50,7 @@ fn trying_takes_a_whole_arena_of_a_ring_that_is_empty() {
 }
 
 #[test]
-fn trying_what_never_fits_says_so_and_sends_nothing() {
+fn try_send_of_a_message_that_never_fits_is_refused_and_sends_nothing() {
     let (mut out, mut inb, _heap) = ring(2, 256, 0);
     assert_eq!(send(&mut out, &[1; 257], 0, Wait::Never), Err(SendCoreError::TooLargeToTry));
     let (mut out2, _inb2, _heap2) = ring(4, 1 << 20, 0);
@@ -67,9 +67,9 @@ fn trying_what_never_fits_says_so_and_sends_nothing() {
 }
 
 #[test]
-fn trying_without_room_for_all_pieces_is_full_and_sends_nothing() {
+fn try_send_without_room_for_all_fragments_is_full_and_sends_nothing() {
     let (mut out, mut inb, heap) = ring(8, 1 << 20, 0);
-    let long = bytes(1, 400 << 10); // 7 pieces.
+    let long = bytes(1, 400 << 10); // 7 fragments.
     put(&mut out, &bytes(2, 10), 2);
     put(&mut out, &bytes(3, 10), 3);
     for _ in 0..3 {
@@ -85,26 +85,26 @@ fn trying_without_room_for_all_pieces_is_full_and_sends_nothing() {
 }
 
 #[test]
-fn a_whole_lap_of_pieces_is_a_message_at_the_first_try() {
+fn a_message_with_a_fragment_in_every_slot_is_sent_at_the_first_try() {
     let (mut out, mut inb, _heap) = ring(8, 1 << 20, 0);
-    let long = bytes(5, 512 << 10); // 8 pieces in 8 slots.
+    let long = bytes(5, 512 << 10); // 8 fragments in 8 slots.
     for _ in 0..3 {
         put(&mut out, &long, 5);
         assert_eq!(try_take(&mut inb), Ok((long.clone(), 5)));
     }
 }
 
-/// Leaves a message in the middle by a deadline once `pieces` of it are published, then sends another.
+/// Abandons a message at a deadline after the receiver took `fragments` of it, and then sends another.
 fn abandon(slots: usize, arena: usize, fragments: u64, drained: bool, next: usize) {
     let (mut out, mut inb, heap) = ring(slots, arena, 3);
     for round in 0..3 {
-        let left = bytes(round, arena * 40);
-        // The receiver takes pieces meanwhile, so that any number of them comes to be published.
+        let abandoned = bytes(round, arena * 40);
+        // The receiver takes fragments meanwhile, so that any number of them is published.
         let mut taken = 0;
         let fault = thread::scope(|scope| {
             let sender = scope.spawn(|| {
                 let deadline = Instant::now() + Duration::from_millis(2);
-                send(&mut out, &left, 9, Wait::Deadline(Some(deadline)))
+                send(&mut out, &abandoned, 9, Wait::Deadline(Some(deadline)))
             });
             while !sender.is_finished() {
                 if taken < fragments {
@@ -117,14 +117,18 @@ fn abandon(slots: usize, arena: usize, fragments: u64, drained: bool, next: usiz
         });
         assert_eq!(fault, Err(SendCoreError::Full));
         if drained {
-            assert_eq!(try_take(&mut inb), Err(RecvCoreError::Empty), "nothing of it is visible");
+            assert_eq!(try_take(&mut inb), Err(RecvCoreError::Empty), "the abandoned message is not visible");
         }
         let message = bytes(77, next);
         thread::scope(|scope| {
             scope.spawn(|| send(&mut out, &message, 77, Wait::NO_DEADLINE).expect("sends"));
             let mut small = [0; 1];
             let short = inb.recv(&mut small, Wait::NO_DEADLINE).map(|_| ());
-            assert_eq!(short, Err(RecvCoreError::BufferTooSmall(next)), "it carried the abort and is kept");
+            assert_eq!(
+                short,
+                Err(RecvCoreError::BufferTooSmall(next)),
+                "the message that carried the abort is kept"
+            );
             let mut buffer = Vec::new();
             let came = inb.recv_into(&mut buffer, Wait::NO_DEADLINE).expect("comes");
             assert_eq!((came.tag, came.len), (77, next));
@@ -187,12 +191,12 @@ fn a_reassembled_message_is_kept_until_the_buffer_is_long_enough() {
     assert_eq!(middle, long[1000..1009]);
     assert!(inb.read_at(&borrowed, long.len() - 1, &mut [0; 2]).is_err());
     assert!(inb.read_at(&borrowed, usize::MAX, &mut [0; 2]).is_err());
-    // The guard is forgotten: the next call gives it back.
+    // The borrowed message is not released here: the next call does that.
     assert_eq!(take(&mut inb), (b"next".to_vec(), 7));
 }
 
 #[test]
-fn the_end_in_the_middle_discards_the_pieces() {
+fn the_end_in_the_middle_discards_the_fragments() {
     for reason in [CloseReason::Closed, CloseReason::Disconnected, CloseReason::Died, CloseReason::Violated] {
         let (mut out, mut inb, heap) = ring(2, 128, 0);
         assert_eq!(send(&mut out, &[3; 1000], 0, at_once()), Err(SendCoreError::Full));
@@ -212,16 +216,20 @@ fn the_end_in_the_middle_discards_the_pieces() {
 }
 
 #[test]
-fn a_message_that_was_delivered_was_sent() {
-    // The peer closes the moment that the last piece is there: the sender must not call that a failure.
-    let long = vec![1; 300 << 10]; // 5 pieces.
+fn a_delivered_message_counts_as_sent() {
+    // The peer closes at the moment when the last fragment is committed. The sender must not report that as a failure.
+    let long = vec![1; 300 << 10]; // 5 fragments.
     let mem = Spied::new(Heap::new(8, 1 << 20, 1), |heap, did| {
         if did == Did::StoreSlot(4, Field::Stamp, 2 * 4 + 2) {
             heap.store(Word::ConsumerClosed, 1, Store::Release);
         }
     });
     let (mut out, mut inb) = over(&mem, 0);
-    assert_eq!(send(&mut out, &long, 0, Wait::NO_DEADLINE), Ok(long.len()), "all of it was committed");
+    assert_eq!(
+        send(&mut out, &long, 0, Wait::NO_DEADLINE),
+        Ok(long.len()),
+        "the whole message was committed"
+    );
     assert_eq!(take(&mut inb).0, long);
     assert_eq!(
         send(&mut out, &long, 0, Wait::NO_DEADLINE),
@@ -230,9 +238,9 @@ fn a_message_that_was_delivered_was_sent() {
 }
 
 #[test]
-fn a_long_message_through_the_smallest_ring_meets_no_distrust() {
-    let dozed = Arc::new(AtomicU32::new(0));
-    let count = Arc::clone(&dozed);
+fn a_long_message_through_the_smallest_ring_causes_no_backoff() {
+    let backoffs = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&backoffs);
     let mem = Spied::new(Heap::new(2, 64, 1), move |_, did| {
         count.fetch_add(u32::from(did == Did::Backoff), Ordering::Relaxed);
     });
@@ -245,16 +253,16 @@ fn a_long_message_through_the_smallest_ring_meets_no_distrust() {
         inb.recv_into(&mut buffer, Wait::NO_DEADLINE).expect("comes");
         assert_eq!(buffer, message);
     });
-    assert_eq!(dozed.load(Ordering::Relaxed), 0, "an honest peer was taken for one that plays with us");
+    assert_eq!(backoffs.load(Ordering::Relaxed), 0, "a well-formed peer was taken for a hostile one");
 }
 
-/// Looks for longer than an honest peer takes.
+/// A wait policy that spins for longer than a well-formed peer takes.
 struct Patient;
 
 impl WaitPolicy for Patient {
     fn active(&mut self) {}
 
-    fn spin(&mut self, _until: Deadline, look: impl Fn() -> bool) -> bool {
+    fn spin(&mut self, _deadline: Deadline, look: impl Fn() -> bool) -> bool {
         (0..1_000_000).any(|_| {
             thread::yield_now();
             look()
@@ -265,7 +273,7 @@ impl WaitPolicy for Patient {
 }
 
 #[test]
-fn flags_are_lowered_when_a_call_ends() {
+fn flags_are_cleared_when_a_call_ends() {
     let (mut out, mut inb, heap) = ring(1, 64, 0);
     assert_eq!(inb.recv(&mut [], at_once()).map(|_| ()), Err(RecvCoreError::Empty));
     put(&mut out, b"", 0);

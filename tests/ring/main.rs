@@ -1,4 +1,4 @@
-//! One direction in private memory: what the ring keeps, whoever is at its other end.
+//! One direction in private memory: what the ring guarantees with well-formed and with hostile peers.
 
 extern crate narrows_tests as narrows; // The library, built with what tests need of its inside.
 

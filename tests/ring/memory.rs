@@ -1,4 +1,4 @@
-//! Private memory by itself: sizes, and sleep. What its methods do with absurd arguments is tried by the fuzz body `memory`.
+//! Private memory by itself: sizes, and sleep. The fuzz body `memory` calls its methods with any arguments.
 
 #[path = "../support/sleeps.rs"]
 #[allow(unreachable_pub)]

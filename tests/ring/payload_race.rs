@@ -1,8 +1,8 @@
 //! Two real threads on a ring whose payload is plain memory, which only the ring's own orderings protect.
 //!
-//! Under ThreadSanitizer (`.ci/sanitize thread`) a payload that is touched without order is a report. The other tests cannot
-//! show that: there payload is made of atomic words, or is mapped twice, at addresses that have nothing in common for it.
-//! Without it this is one more test that what comes out is what went in.
+//! Under ThreadSanitizer (`.ci/sanitize thread`) an unordered access to a payload is reported. The other tests cannot show that:
+//! their payload is atomic words, or is mapped twice, at addresses that the sanitizer does not relate. Without the sanitizer
+//! this test only checks that the received bytes are those that were sent.
 
 #![allow(unsafe_code)]
 
@@ -23,7 +23,7 @@ struct Plain {
     payload: UnsafeCell<Vec<u8>>,
 }
 
-// SAFETY: the vector never moves or grows, and its bytes are touched by `place` alone, whose caller the ring gives the range.
+// SAFETY: the vector never moves or grows. Its bytes are accessed only through `address`, in ranges that the ring chooses.
 unsafe impl Sync for Plain {}
 
 impl Plain {
@@ -32,17 +32,17 @@ impl Plain {
         Arc::new(Self { heap: Heap::new(slots, arena, 1), payload })
     }
 
-    /// Where a range stands, if it is here.
-    fn place(&self, span: Span, at: usize, len: usize) -> Result<*mut u8, OutOfBounds> {
-        // The private memory judges.
+    /// Returns the address of a range, if it is within the memory.
+    fn address(&self, span: Span, at: usize, len: usize) -> Result<*mut u8, OutOfBounds> {
+        // The private memory checks the bounds.
         self.heap.copy_out(span, at, &mut vec![0; len])?;
         let start = match span {
             Span::Slot(ticket) => usize::try_from(ticket % self.slots()).expect("few") * INLINE_CAPACITY,
-            Span::Arena(place) => {
-                usize::try_from(self.slots()).expect("few") * INLINE_CAPACITY + place as usize * ARENA_ALIGN
+            Span::Arena(unit) => {
+                usize::try_from(self.slots()).expect("few") * INLINE_CAPACITY + unit as usize * ARENA_ALIGN
             }
         };
-        // SAFETY: judged above, and the vector has a place for all slots and the arena.
+        // SAFETY: the range was checked above, and the vector has room for all slots and the arena.
         Ok(unsafe { (*self.payload.get()).as_mut_ptr().add(start + at) })
     }
 }
@@ -55,26 +55,26 @@ impl Memory for Plain {
     }
 
     fn copy_in(&self, to: Span, at: usize, bytes: &[u8], _tail: Padding) -> Result<(), OutOfBounds> {
-        let place = self.place(to, at, bytes.len())?;
-        // SAFETY: as many bytes stand there; that nobody else touches them is what the test shows.
-        unsafe { bytes.as_ptr().copy_to_nonoverlapping(place, bytes.len()) };
+        let address = self.address(to, at, bytes.len())?;
+        // SAFETY: the range has as many bytes. That no other thread accesses them is what the test shows.
+        unsafe { bytes.as_ptr().copy_to_nonoverlapping(address, bytes.len()) };
         Ok(())
     }
 
     fn copy_out(&self, from: Span, at: usize, bytes: &mut [u8]) -> Result<(), OutOfBounds> {
-        let place = self.place(from, at, bytes.len())?;
+        let address = self.address(from, at, bytes.len())?;
         // SAFETY: as above.
-        unsafe { place.copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) };
+        unsafe { address.copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) };
         Ok(())
     }
 
-    /// A lock would order what the ring does not.
-    fn wait(&self, _flag: Flag, _until: Deadline, _patience: u32) -> WaitResult {
+    /// Only yields: the lock of a real sleep would order accesses that the ring itself must order.
+    fn wait(&self, _flag: Flag, _deadline: Deadline, _patience: u32) -> WaitResult {
         thread::yield_now();
         WaitResult::Early
     }
 
-    fn back_off(&self, _until: Deadline) {
+    fn back_off(&self, _deadline: Deadline) {
         thread::yield_now();
     }
 

@@ -1,4 +1,5 @@
-//! What bounds calls: limits that hold however requests come, waits that end, and books that a liar cannot unbalance.
+//! Bounds of calls: limits hold in whatever order requests arrive, waits end, and a hostile peer cannot unbalance the
+//! accounting.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver};
@@ -14,15 +15,15 @@ use narrows::{
     SharedMemoryServer, SharedMemoryStream,
 };
 
-/// Longer than anything here takes on a busy machine; only what hangs meets it.
+/// Longer than any step here takes on a busy machine: only a hang reaches it.
 const LONG: Duration = Duration::from_secs(60);
 
 fn comes<T>(from: &Receiver<T>, what: &str) -> T {
     from.recv_timeout(LONG).unwrap_or_else(|_| panic!("never came: {what}"))
 }
 
-/// A client may upload no more than its window before it was told of credit: what it is owed and does not take
-/// must not pile up.
+/// A client may upload no more than its window until the server has sent it credit. Credit that is owed to the client and that
+/// it does not receive must not pile up.
 #[test]
 fn an_upload_goes_no_further_than_the_credit_that_was_sent() {
     let limits =
@@ -39,21 +40,21 @@ fn an_upload_goes_no_further_than_the_credit_that_was_sent() {
     assert_eq!(taken.count(), 1024 / 64, "chunks of 64 each of a window of 1024");
 }
 
-/// A server that answers what was not sent yet unbalances nothing, though the place was given to another.
+/// A server that answers a call before it was sent unbalances nothing, even if the slot has been given to another call.
 #[test]
-fn a_call_that_was_answered_unsent_and_put_aside_is_forgotten_alone() {
+fn an_unsent_call_that_was_answered_is_released_alone() {
     let mut table = client::InFlightCalls::new(1, 100, 1024, 1024);
-    let first = table.open(1, 0).expect("a place");
+    let first = table.open(1, 0).expect("a slot");
     let answer = FrameHeader::new(FrameKind::Error, Status::Busy as u32);
     table.on_frame(first, answer, 4, |into| into.fill(0)).expect("an answer");
-    let second = table.open(1, 0).expect("the place of the first");
+    let second = table.open(1, 0).expect("the slot of the first");
     table.forget_unsent(first);
-    assert_eq!(table.open(1, 0), None, "the second has the only place");
-    table.on_frame(second, FrameHeader::new(FrameKind::Reply, 0), 0, |_| ()).expect("is under way");
+    assert_eq!(table.open(1, 0), None, "the second has the only slot");
+    table.on_frame(second, FrameHeader::new(FrameKind::Reply, 0), 0, |_| ()).expect("is in flight");
     assert_eq!(table.take_outcome(second, &mut Vec::new()), Some(client::CallOutcome::Reply));
 }
 
-/// Streaming methods are counted when they run, not when their requests begin to come.
+/// Streaming methods are counted when they run, not when their requests begin to arrive.
 #[test]
 fn long_requests_do_not_pass_the_limit_of_streams() {
     let (now, most) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
@@ -67,7 +68,7 @@ fn long_requests_do_not_pass_the_limit_of_streams() {
     let options = Options::new().arena(1 << 12);
     let (a, b) = options.pair().expect("a pair");
     let serving = thread::spawn(move || server.serve_stream(b));
-    let client = SharedMemoryClient::over_with(a, &options).expect("greets");
+    let client = SharedMemoryClient::over_with(a, &options).expect("the handshake succeeds");
     thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| {
@@ -90,18 +91,18 @@ fn a_busy_call_counts_once() {
     let handle = server.spawn().expect("starts");
     let (a, b) = SharedMemoryStream::pair().expect("a pair");
     handle.adopt(b);
-    let client = SharedMemoryClient::over(a).expect("greets");
+    let client = SharedMemoryClient::over(a).expect("the handshake succeeds");
     let end = client.call_streaming(1, b"").expect("sends").next();
     assert!(matches!(end, Some(Err(CallError::Busy(_)))), "{end:?}");
     assert_eq!(handle.stats().busy, 1);
 }
 
-/// Who waits to push to a client that is then refused is told.
+/// A push that waits for a client which is then refused ends with an error.
 #[test]
 fn a_push_to_a_client_that_is_refused_ends() {
     let (to_pusher, connections) = mpsc::channel::<Connection>();
     let (fills, full) = mpsc::channel::<()>();
-    let (argument, result) = mpsc::channel();
+    let (report, result) = mpsc::channel();
     let full = Mutex::new(full);
     let handle = SharedMemoryServer::new()
         .on_connect(move |connection| {
@@ -115,8 +116,8 @@ fn a_push_to_a_client_that_is_refused_ends() {
     thread::spawn(move || {
         let connection = comes(&connections, "a client");
         while connection.try_push(&[1; 1000]).is_ok() {}
-        fills.send(()).expect("the judge lives");
-        let _ignored = argument.send(connection.push(&[1; 1000]));
+        fills.send(()).expect("on_connect still waits");
+        let _ignored = report.send(connection.push(&[1; 1000]));
     });
     let (a, b) = SharedMemoryStream::pair().expect("a pair");
     handle.adopt(b);
@@ -124,10 +125,9 @@ fn a_push_to_a_client_that_is_refused_ends() {
     assert!(comes(&result, "the end of the push").is_err());
 }
 
-/// A client that was let in while the server stopped is sent away, though there is something left for it that it
-/// does not take.
+/// A client that was accepted while the server stopped is disconnected, even if pushes are left that the client does not take.
 #[test]
-fn who_comes_in_while_the_server_stops_does_not_stay() {
+fn a_client_that_is_accepted_while_the_server_stops_is_disconnected() {
     let (asks, asked) = mpsc::channel::<()>();
     let (lets, goes) = mpsc::channel::<()>();
     let (ends, ended) = mpsc::channel();
@@ -150,13 +150,13 @@ fn who_comes_in_while_the_server_stops_does_not_stay() {
     let client = thread::spawn(move || SharedMemoryClient::over_with(a, &options));
     comes(&asked, "the client");
     handle.shutdown(Duration::ZERO);
-    lets.send(()).expect("the judge lives");
+    lets.send(()).expect("on_connect still waits");
     let client = client.join().expect("no panic");
     comes(&ended, "the end of the connection");
     drop(client);
 }
 
-/// A pause that the clock cannot count is longer than anybody waits.
+/// A pause that overflows the clock is longer than any call waits.
 #[test]
 fn an_endless_pause_between_attempts_is_none() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -165,11 +165,12 @@ fn an_endless_pause_between_attempts_is_none() {
     let policy = Reconnect::new().backoff(Duration::MAX, Duration::MAX).patience(Duration::MAX);
     let client = SharedMemoryClient::builder(&path).reconnect(policy).connect().expect("connects");
     drop(server);
-    let ends = || client.call(1, b"").expect_err("nobody serves");
+    let ends = || client.call(1, b"").expect_err("no server is left");
     assert!((0..3).any(|_| matches!(ends(), CallError::Unreachable(_))));
 }
 
-/// One client has many calls of the pool under way; another's single one is served in its turn, not behind them all.
+/// One client has many calls of the pool in flight. The single call of another client is served in its turn, not behind all of
+/// them.
 #[test]
 fn connections_take_turns_at_the_workers() {
     let (gate, order) = (Arc::new(Mutex::new(())), Arc::new(Mutex::new(Vec::new())));
@@ -187,14 +188,14 @@ fn connections_take_turns_at_the_workers() {
     let connect = || {
         let (a, b) = SharedMemoryStream::pair().expect("a pair");
         handle.adopt(b);
-        SharedMemoryClient::over(a).expect("greets")
+        SharedMemoryClient::over(a).expect("the handshake succeeds")
     };
     let clients = [connect(), connect(), connect()];
     let closed = gate.lock().expect("no panic");
     let mut calls = Vec::new();
     for (client, (name, count)) in clients.iter().zip([(b'a', 40), (b'b', 1), (b'c', 10)]) {
         calls.extend((0..count).map(|_| client.start_call(2, &[name]).expect("sends")));
-        client.call(1, &[]).expect("answers, so all before it have come");
+        client.call(1, &[]).expect("answers, so all calls before it have arrived");
     }
     drop(closed);
     for call in calls {
@@ -203,10 +204,10 @@ fn connections_take_turns_at_the_workers() {
     let order = order.lock().expect("no panic");
     let last = |name: u8| order.iter().rposition(|it| *it == name).expect("was served");
     assert!(last(b'b') <= 4, "{order:?}");
-    assert!(last(b'c') <= 24, "two take turns until the shorter line ends: {order:?}");
+    assert!(last(b'c') <= 24, "two clients take turns until the shorter queue is empty: {order:?}");
 }
 
-/// Said explicitly, a bound of workers holds for this process as well.
+/// A bound of workers that is set explicitly holds for this process as well.
 #[test]
 fn a_process_occupies_no_more_workers_than_it_may() {
     let (now, most) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
@@ -221,7 +222,7 @@ fn a_process_occupies_no_more_workers_than_it_may() {
     let clients = [0; 4].map(|_| {
         let (a, b) = SharedMemoryStream::pair().expect("a pair");
         handle.adopt(b);
-        SharedMemoryClient::over(a).expect("greets")
+        SharedMemoryClient::over(a).expect("the handshake succeeds")
     });
     let start = |client: &SharedMemoryClient| client.start_call(1, &[]).expect("sends");
     let calls: Vec<_> = (0..10).flat_map(|_| clients.iter().map(start)).collect();
@@ -255,7 +256,7 @@ fn a_second_fallback_is_refused() {
     assert!(matches!(&error, BindError::BadOptions(text) if text.contains("fallback")), "{error:?}");
 }
 
-/// A server that cannot start because of how it was configured is not busy: to try again is of no use.
+/// A server that cannot start because of its configuration is not reported as busy, since a retry is of no use.
 #[test]
 fn a_server_that_was_configured_wrongly_does_not_claim_to_be_busy() {
     let (_a, b) = SharedMemoryStream::pair().expect("a pair");
@@ -265,7 +266,7 @@ fn a_server_that_was_configured_wrongly_does_not_claim_to_be_busy() {
     assert!(!error.to_string().contains("busy") && !error.is_disconnected(), "{error}");
 }
 
-/// How many calls may be under way was settled when the connection was made.
+/// How many calls may be in flight was negotiated when the connection was made.
 #[test]
 fn a_limit_of_calls_that_the_connection_does_not_have_is_refused() {
     let limited = || SharedMemoryServer::new().max_calls_in_flight(2).inline(1, |_, _| Ok(()));
@@ -274,24 +275,24 @@ fn a_limit_of_calls_that_the_connection_does_not_have_is_refused() {
     let text = error.to_string();
     assert!(matches!(error, CallError::BadOptions(_)) && text.contains("max_calls_in_flight"), "{text}");
     drop(a);
-    // A server without a path could serve no connection that it makes itself.
+    // A server without a path cannot serve a connection that lacks the limit.
     let error = limited().spawn().expect_err("is refused");
     let text = error.to_string();
     assert!(matches!(error, BindError::BadOptions(_)) && text.contains("max_calls_in_flight"), "{text}");
     // A connection that has the limit is served.
     let (a, b) = Options::new().max_calls_in_flight(2).pair().expect("a pair");
     let serving = thread::spawn(move || limited().serve_stream(b));
-    let client = SharedMemoryClient::over(a).expect("greets");
+    let client = SharedMemoryClient::over(a).expect("the handshake succeeds");
     client.call(1, &[]).expect("answers");
     drop(client);
     serving.join().expect("no panic").expect("a hang-up");
-    // That of a path is of the connections that are accepted there.
+    // The limit of a path applies to the connections that are accepted there.
     let folder = tempfile::tempdir().expect("a folder");
     let bound = SharedMemoryServer::bind(folder.path().join("socket")).expect("binds");
     let _handle = bound.max_calls_in_flight(2).spawn().expect("starts");
 }
 
-/// Processes have equal shares of the workers, though one more serves the others while one process occupies all.
+/// Processes have equal shares of the workers. While one process occupies all of them, one more worker serves the others.
 #[test]
 fn no_more_methods_run_at_once_than_there_are_workers() {
     let (now, most) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
@@ -305,7 +306,7 @@ fn no_more_methods_run_at_once_than_there_are_workers() {
     let handle = server.spawn().expect("starts");
     let (a, b) = SharedMemoryStream::pair().expect("a pair");
     handle.adopt(b);
-    let client = SharedMemoryClient::over(a).expect("greets");
+    let client = SharedMemoryClient::over(a).expect("the handshake succeeds");
     let calls: Vec<_> = (0..30).map(|_| client.start_call(1, &[]).expect("sends")).collect();
     for call in calls {
         call.wait().expect("answers");

@@ -45,12 +45,12 @@ fn serve() -> SharedMemoryServer {
 fn pair(options: &Options) -> (SharedMemoryClient, std::thread::JoinHandle<Result<(), CallError>>) {
     let (a, b) = options.pair().expect("a pair");
     let server = std::thread::spawn(move || serve().serve_stream(b));
-    (SharedMemoryClient::over_with(a, options).expect("greets"), server)
+    (SharedMemoryClient::over_with(a, options).expect("the handshake succeeds"), server)
 }
 
-/// An inline method finds the same bytes in every way of reading its request, wherever that stands.
+/// An inline method finds the same bytes in every way of reading its request, wherever the request is stored.
 #[test]
-#[expect(unsafe_code, reason = "it reads what is lent in place")]
+#[expect(unsafe_code, reason = "it reads a borrowed request in place")]
 fn a_request_is_read_where_it_came() {
     let (a, b) = SharedMemoryStream::pair().expect("a pair");
     let placed = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
@@ -64,7 +64,7 @@ fn a_request_is_read_where_it_came() {
         assert!(request.read_at(usize::MAX, &mut [0; 2]).is_err());
         if let Some(raw) = request.raw() {
             assert_eq!(raw.len(), bytes.len());
-            // SAFETY: the client waits for the reply, and leaves alone what it has committed.
+            // SAFETY: the client waits for the reply and does not modify what it has committed.
             assert_eq!(unsafe { raw.as_slice() }, bytes);
             seen.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
@@ -73,7 +73,7 @@ fn a_request_is_read_where_it_came() {
     });
     let handle = server.spawn().expect("a thread");
     handle.adopt(b);
-    let client = SharedMemoryClient::over(a).expect("greets");
+    let client = SharedMemoryClient::over(a).expect("the handshake succeeds");
     let mut in_the_ring = 0;
     for size in [0, 1, 15, 26, 40, 63, 64, 65, 87, 88, 89, 95, 96, 97, 104, 105, 5000, 200_000] {
         let request: Vec<u8> = (0..size).map(|at: u32| at.to_le_bytes()[0]).collect();
@@ -89,7 +89,7 @@ fn a_request_is_read_where_it_came() {
     assert!(in_the_ring >= 8);
 }
 
-/// Who waits for a call is told when another thread cancels it.
+/// A thread that waits for a call is notified when another thread cancels it.
 #[test]
 fn another_thread_cancels() {
     let (a, b) = SharedMemoryStream::pair().expect("a pair");
@@ -108,7 +108,7 @@ fn another_thread_cancels() {
         });
         server.serve_stream(b)
     });
-    let client = SharedMemoryClient::over(a).expect("greets");
+    let client = SharedMemoryClient::over(a).expect("the handshake succeeds");
     for round in 0..50 {
         let mut stream = client.call_streaming(1, &[]).expect("sends");
         let pending = client.start_call(2, &[]).expect("sends");
@@ -126,7 +126,7 @@ fn another_thread_cancels() {
     assert!(server.join().expect("no panic").is_ok());
 }
 
-/// A window of which the other side takes a small part is given back all the same.
+/// A window is replenished even if the other side takes only a small part of it.
 #[test]
 fn windows_of_different_sizes_flow() {
     let (large, small) = (Options::new(), Options::new().stream_window(1024).push_window(1024));

@@ -2,11 +2,11 @@
 //!
 //! ```text
 //!   client ══ full of requests, of 1 MiB ══▶ server
-//!   client ◀══ full of replies, streams, pushes ══ server     and somebody does not read, or not all of it
+//!   client ◀══ full of replies, streams, pushes ══ server     and one side does not read, or not all of it
 //! ```
 //!
-//! Each test has a watchdog: what hangs ends with a message. They show that these orders of events end; that all
-//! do is what `loom-tests` looks for, with less of everything.
+//! Each test has a watchdog, which turns a hang into a message. The tests show that these orders of events end. `loom-tests`
+//! explores all orders, with fewer threads and calls.
 
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Barrier, Mutex, OnceLock};
@@ -23,21 +23,21 @@ use crate::support::calls::raw::{Raw, head};
 use crate::support::calls::*;
 use crate::support::{Fork, LONG, Watchdog, alone, eventually};
 
-/// Pushes of this length: two do not fit a window of 1 KiB.
+/// Length of a push: two of them do not fit a window of 1 KiB.
 const PUSHED: usize = 500;
 
-/// With the smallest window for pushes.
+/// The options with the smallest window for pushes.
 fn narrow(options: &Options) -> Options {
     options.clone().push_window(1024)
 }
 
-/// Calls, and wants the same bytes back.
+/// Calls an echo method and checks that the same bytes come back.
 fn echo(client: &SharedMemoryClient, method: u32, seed: u8, len: usize) {
     let request: Vec<u8> = (0..len).map(|i| seed.wrapping_add(i.to_le_bytes()[0])).collect();
     assert!(*client.call(method, &request).expect("answers") == *request, "{len} bytes differ");
 }
 
-/// A stream of so many chunks of so many bytes.
+/// The request for a stream of `count` chunks of `len` bytes each.
 fn stream(count: u32, len: u32) -> Vec<u8> {
     [count.to_le_bytes(), len.to_le_bytes()].concat()
 }
@@ -84,7 +84,7 @@ fn a_mebibyte_each_way_from_every_thread() {
 }
 
 #[test]
-fn a_stream_that_nobody_reads_holds_up_nothing_else() {
+fn a_stream_that_the_client_does_not_read_holds_up_nothing_else() {
     let host = host!(options());
     let [_, small, usual] = rings();
     for (options, others) in [(small, 1), (usual, 6)] {
@@ -102,14 +102,14 @@ fn a_stream_that_nobody_reads_holds_up_nothing_else() {
         });
         echo(&client, POOLED, 1, 10_000);
         let held_up = host.seen("chunks") - before - others * 100;
-        assert!(held_up < 10, "{held_up} chunks, though its window holds two");
+        assert!(held_up < 10, "{held_up} chunks, but its window holds two");
         assert_eq!(unread.map(|chunk| chunk.expect("comes").len()).sum::<usize>(), 99 * 3000);
     }
     host.end();
 }
 
 #[test]
-fn an_upload_that_nobody_reads_holds_up_nothing_else() {
+fn an_upload_that_its_method_does_not_read_holds_up_nothing_else() {
     let host = host!(options());
     let [_, small, usual] = rings();
     let (one, two) = (host.client_with(&small), host.client_with(&usual));
@@ -146,7 +146,7 @@ fn a_client_that_never_reads_holds_up_no_other() {
         deaf.send(id, head(FrameKind::Call, STREAMS, 0, STREAM), &stream(100, 50_000))
             .expect("the server reads");
     }
-    host.sees("big", 48); // Each worker has had an answer for it, again and again.
+    host.sees("big", 48); // Each worker has had an answer for it, many times.
     (0..50).for_each(|i| echo(&client, POOLED, i, 100_000));
     let chunks = client.call_streaming(STREAM, &stream(100, 50_000)).expect("sends");
     assert_eq!(chunks.count(), 100);
@@ -209,7 +209,7 @@ fn a_method_of_the_pool_may_wait_for_what_comes_over_its_own_connection() {
 }
 
 #[test]
-fn an_inline_method_that_would_wait_for_its_own_connection_is_told_so() {
+fn an_inline_method_that_would_wait_for_its_own_connection_gets_an_error() {
     let host = host!(options());
     for options in rings() {
         let client = host.client_with(&narrow(&options));
@@ -223,7 +223,7 @@ fn an_inline_method_that_would_wait_for_its_own_connection_is_told_so() {
 }
 
 #[test]
-fn pushes_that_nobody_takes_hold_up_those_who_push_and_nobody_else() {
+fn pushes_that_the_client_does_not_take_block_the_pushing_methods_alone() {
     let host = host!(options(), |server: SharedMemoryServer| server.workers(5));
     let [_, small, usual] = rings().map(|options| narrow(&options));
     for options in [small.max_calls_in_flight(4), usual] {
@@ -246,9 +246,9 @@ fn pushes_that_nobody_takes_hold_up_those_who_push_and_nobody_else() {
     host.end();
 }
 
-/// Threads that come and go as readers: by a reply, a deadline, a cancel, the end of a stream.
+/// Threads become and cease to be the leader that reads: by a reply, a deadline, a cancel, or the end of a stream.
 #[test]
-fn whoever_leaves_hands_the_reading_over() {
+fn a_leader_that_leaves_promotes_a_follower() {
     let host = host!(options());
     for options in rings() {
         let client = host.client_with(&options);
@@ -282,18 +282,18 @@ fn come_and_go(client: &SharedMemoryClient, seed: u64) {
                 let mut taken = chunks.by_ref().take(random.usize(0..6));
                 taken.try_for_each(|chunk| chunk.map(|chunk| assert_eq!(chunk.len(), 700)))
             }
-            _ => client.next_push_timeout(time).map(|_| panic!("nobody pushes")),
+            _ => client.next_push_timeout(time).map(|_| panic!("no push was sent")),
         };
-        // Methods whose calls were dropped may still run: too many of them are as many as may be.
+        // Methods whose calls were dropped may still run, and so reach the limit.
         let expected = matches!(end, Ok(()) | Err(CallError::Timeout | CallError::Busy(_)));
         assert!(expected, "{end:?}");
     }
 }
 
-/// A client whose server may have methods that call through it.
+/// A client that is set later, so that methods of its own server can call through it.
 type Later = Arc<OnceLock<SharedMemoryClient>>;
 
-/// Serves in this process, and has a client.
+/// Serves in this process, and connects a client.
 fn connected(server: SharedMemoryServer) -> (ServerHandle, SharedMemoryClient) {
     let server = server.spawn().expect("serves");
     let client = over_pair(&server);
@@ -303,23 +303,23 @@ fn connected(server: SharedMemoryServer) -> (ServerHandle, SharedMemoryClient) {
 fn over_pair(server: &ServerHandle) -> SharedMemoryClient {
     let (a, b) = SharedMemoryStream::pair().expect("a pair");
     server.adopt(b);
-    SharedMemoryClient::over(a).expect("greets")
+    SharedMemoryClient::over(a).expect("the handshake succeeds")
 }
 
-/// Everything that waits for a connection, over this client: what came of each.
+/// Calls everything that waits for a connection, over this client. Returns the error of each.
 fn all_waits(client: &SharedMemoryClient) -> [CallError; 7] {
     [
         client.call(ECHO, &[]).expect_err("waits"),
-        client.call_timeout(ECHO, &[], LONG).expect_err("waits, if not indefinitely"),
+        client.call_timeout(ECHO, &[], LONG).expect_err("waits, but not indefinitely"),
         client.start_call(ECHO, &[]).expect("is sent").wait().expect_err("waits"),
         client.call_streaming(STREAM, &[]).expect("is sent").next_chunk().expect_err("waits"),
         client.start_upload(UPLOAD, &[]).expect("is sent").finish().expect_err("waits"),
         client.next_push().expect_err("waits"),
-        client.next_push_timeout(LONG).expect_err("waits, if not indefinitely"),
+        client.next_push_timeout(LONG).expect_err("waits, but not indefinitely"),
     ]
 }
 
-/// The thread that would read the call is the one that makes it, in the method or in a callback.
+/// The thread that would read the call is the thread that makes it, in the method or in a callback.
 #[test]
 fn a_call_over_its_own_connection_would_deadlock_on_its_thread() {
     let _watchdog = Watchdog::new("a_call_over_its_own_connection_would_deadlock_on_its_thread");
@@ -365,7 +365,7 @@ fn the_only_worker_does_not_wait_for_a_method_of_its_own_pool() {
         if request.is_empty() {
             let waits = [
                 client.call(POOLED, b"!").expect_err("waits"),
-                client.call_timeout(POOLED, b"!", LONG).expect_err("waits, if not indefinitely"),
+                client.call_timeout(POOLED, b"!", LONG).expect_err("waits, but not indefinitely"),
                 client.start_call(POOLED, b"!").expect("is sent").wait().expect_err("waits"),
             ];
             assert!(waits.iter().all(|error| matches!(error, CallError::WouldDeadlock)), "{waits:?}");
@@ -383,7 +383,7 @@ fn the_only_worker_does_not_wait_for_a_method_of_its_own_pool() {
     }
 }
 
-/// Calls on, as often as the first byte says.
+/// Calls the other server, as often as the first byte of the request says.
 fn bounce(to: &Later, request: &Request<'_>, reply: &mut Vec<u8>) -> Result<(), HandlerError> {
     let left = request.bytes()[0];
     if left > 0 {
@@ -394,7 +394,7 @@ fn bounce(to: &Later, request: &Request<'_>, reply: &mut Vec<u8>) -> Result<(), 
 
 type Register = fn(SharedMemoryServer, Later) -> SharedMemoryServer;
 
-/// Two servers, each the other's client, whose methods call each other.
+/// Two servers, each a client of the other, whose methods call each other.
 fn mutual(register: Register) -> ([ServerHandle; 2], SharedMemoryClient) {
     let (to_a, to_b) = (Later::default(), Later::default());
     let a = register(SharedMemoryServer::new(), Arc::clone(&to_b)).spawn().expect("serves");
@@ -436,7 +436,7 @@ fn servers_that_wait_for_each_other_without_a_deadline_come_free_in_time() {
     client.call(ECHO, &[0]).expect("it is free again");
 }
 
-/// What a method sees of the call that another method makes.
+/// A server that reports the deadline which a method sees of a call that another method makes.
 fn innermost(sees: Sender<Option<Instant>>) -> (ServerHandle, SharedMemoryClient) {
     let sees = Mutex::new(sees);
     connected(SharedMemoryServer::new().inline(ECHO, move |request, _| {
@@ -466,12 +466,12 @@ fn a_call_that_a_method_makes_ends_with_the_call_of_the_method() {
     for method in [ECHO, POOLED] {
         client.call_deadline(method, &[], outer).expect("answers");
         let inner = seen.recv().expect("was called").expect("has a deadline");
-        assert!(inner <= outer + Duration::from_secs(5), "what is left of it travels as a duration");
+        assert!(inner <= outer + Duration::from_secs(5), "the remaining time travels as a duration");
     }
-    // A thread that a method starts has its own.
+    // A thread that a method starts does not inherit the deadline.
     client.call_deadline(FAIL, &[], outer).expect("answers");
     assert_eq!(seen.recv().expect("was called"), None);
-    // Without a deadline outside its call has that of the option.
+    // If the outer call has no deadline, the inner call has that of the option.
     client.start_upload(UPLOAD, &[]).expect("sends").finish().expect("answers");
     assert!(seen.recv().expect("was called").is_some(), "a method waits for no reply indefinitely");
     client.call(ECHO, &[]).expect("answers");
@@ -483,7 +483,7 @@ fn seven(_: &Request<'_>, reply: &mut Vec<u8>) -> Result<(), HandlerError> {
     Ok(())
 }
 
-/// The rule for the number of workers: more than there are calls of a process under way that come back to its pool.
+/// The rule for the number of workers: more than the calls of a process in flight that come back to its pool.
 #[test]
 fn a_call_that_comes_back_from_its_own_process_finds_a_worker() {
     if !alone("a_call_that_comes_back_from_its_own_process_finds_a_worker") {
@@ -495,7 +495,7 @@ fn a_call_that_comes_back_from_its_own_process_finds_a_worker() {
     let (to_there, connecting) = (Later::default(), there.clone());
     let calling = Arc::clone(&to_there);
     let path = here.clone();
-    // Before there are other threads, whose locks a fork would copy as they are.
+    // Forks before there are other threads, whose locks the fork would copy in the state they are in.
     let other = Fork::run(move || {
         let options = options().wait_for_server(true);
         let client = SharedMemoryClient::builder(&path).options(options).connect().expect("connects");
@@ -528,8 +528,8 @@ fn a_call_that_comes_back_from_its_own_process_finds_a_worker() {
     assert_eq!(other.wait(), 0, "each call comes back and is answered");
 }
 
-/// With a bound of one worker for each process, a call of that worker for its own pool waits for itself; a worker that
-/// serves another process does not.
+/// With a bound of one worker for each process, a call of that worker to its own pool waits for itself. A worker that serves
+/// another process does not wait for itself.
 #[test]
 fn the_only_worker_of_this_process_does_not_wait_for_its_own_pool() {
     if !alone("the_only_worker_of_this_process_does_not_wait_for_its_own_pool") {
@@ -552,19 +552,19 @@ fn the_only_worker_of_this_process_does_not_wait_for_its_own_pool() {
     let (_server, client) = connected(server);
     assert!(own.set(client.clone()).is_ok());
     for _ in 0..2 {
-        assert_eq!(*client.call(POOLED, &[]).expect("answers"), [1], "it is told so");
+        assert_eq!(*client.call(POOLED, &[]).expect("answers"), [1], "the call returned WouldDeadlock");
     }
     let other = Fork::run(move || {
         let client = SharedMemoryClient::builder(&path).options(options()).connect().expect("connects");
         i32::from(!client.call(POOLED, &[]).is_ok_and(|reply| *reply == [7]))
     });
-    assert_eq!(other.wait(), 0, "this process has a worker for the call of another one's worker");
+    assert_eq!(other.wait(), 0, "this process has a worker for the call of a worker of another process");
 }
 
-/// Places that are free only when the waiting thread itself serves the calls in them.
+/// Slots that become free only when the waiting thread itself serves the calls in them.
 #[test]
-fn the_only_worker_does_not_wait_for_places_that_it_would_have_to_free() {
-    let _watchdog = Watchdog::new("the_only_worker_does_not_wait_for_places_that_it_would_have_to_free");
+fn the_only_worker_does_not_wait_for_slots_that_it_would_have_to_free() {
+    let _watchdog = Watchdog::new("the_only_worker_does_not_wait_for_slots_that_it_would_have_to_free");
     let own = Later::default();
     let in_method = Arc::clone(&own);
     let server = SharedMemoryServer::new().workers(1).inline(ECHO, |_, _| Ok(()));
@@ -575,12 +575,12 @@ fn the_only_worker_does_not_wait_for_places_that_it_would_have_to_free() {
             true => client.notify(method, &[]),
             false => client.start_call(method, &[]).map(|call| started.push(call)),
         };
-        // The thread of the connection frees these.
+        // The thread of the connection frees these slots.
         (0..500).try_for_each(|_| client.notify(ECHO, &[]))?;
         let end = (0..100).try_for_each(|_| send(PUSH));
         assert!(matches!(end, Err(CallError::WouldDeadlock)), "{end:?}");
         let end = client.call(ECHO, &[]);
-        assert!(matches!(end, Err(CallError::WouldDeadlock)), "there is no place for it: {end:?}");
+        assert!(matches!(end, Err(CallError::WouldDeadlock)), "there is no slot for it: {end:?}");
         reply.push(1);
         Ok(())
     });
@@ -591,10 +591,10 @@ fn the_only_worker_does_not_wait_for_places_that_it_would_have_to_free() {
     }
 }
 
-/// Nobody serves what several workers send to their own pool while they wait for places.
+/// No worker serves what several workers send to their own pool while they wait for slots.
 #[test]
-fn workers_that_fill_all_places_come_free_in_time() {
-    let _watchdog = Watchdog::new("workers_that_fill_all_places_come_free_in_time");
+fn workers_that_fill_all_slots_come_free_in_time() {
+    let _watchdog = Watchdog::new("workers_that_fill_all_slots_come_free_in_time");
     for notifies in [true, false] {
         let own = Later::default();
         let in_method = Arc::clone(&own);
@@ -609,7 +609,7 @@ fn workers_that_fill_all_places_come_free_in_time() {
                 false => client.start_call(ECHO, &[]).map(|call| started.push(call)),
             };
             let end = (0..100).try_for_each(send);
-            both.wait(); // Else the other one may find a worker for its notifications.
+            both.wait(); // Otherwise the other worker may find a worker for its notifications.
             Ok(end?)
         });
         let (server, client) = connected(server);
@@ -652,7 +652,7 @@ fn a_worker_that_waits_for_itself_through_a_stream_comes_free_in_time() {
     assert!(eventually(|| server.stats().running == 0));
 }
 
-/// What a streaming method passes on may be silent for long; it occupies no worker. A worker's wait ends, once.
+/// A streaming method may wait long for chunks that it passes on, since it occupies no worker. The wait of a worker ends, once.
 #[test]
 fn a_streaming_method_waits_for_chunks_as_long_as_it_takes() {
     let _watchdog = Watchdog::new("a_streaming_method_waits_for_chunks_as_long_as_it_takes");
@@ -682,10 +682,10 @@ fn a_streaming_method_waits_for_chunks_as_long_as_it_takes() {
     assert_eq!(*client.call(POOLED, &[]).expect("answers"), [1]);
 }
 
-/// The deadline of the call that a method serves goes along with all that the method begins and waits for.
+/// Each call that a method begins and waits for inherits the deadline of the call that the method serves.
 #[test]
-fn whatever_a_method_begins_has_the_deadline_of_its_call() {
-    let _watchdog = Watchdog::new("whatever_a_method_begins_has_the_deadline_of_its_call");
+fn calls_that_a_method_begins_have_the_deadline_of_its_call() {
+    let _watchdog = Watchdog::new("calls_that_a_method_begins_have_the_deadline_of_its_call");
     let (sees, seen) = channel();
     let sees = Arc::new(Mutex::new(sees));
     let see = move |request: &Request<'_>| {
@@ -732,8 +732,8 @@ fn whatever_a_method_begins_has_the_deadline_of_its_call() {
     }
 }
 
-/// A deadline is counted from when its request began to come, however long the request waits for the rest of it and for
-/// a worker.
+/// A deadline is counted from the arrival of the first part of the request, however long the request then waits for its other
+/// parts and for a worker.
 #[test]
 fn a_deadline_is_counted_from_the_arrival_of_the_call() {
     let _watchdog = Watchdog::new("a_deadline_is_counted_from_the_arrival_of_the_call");
@@ -768,31 +768,31 @@ fn a_deadline_is_counted_from_the_arrival_of_the_call() {
     }
     client.send(68, head(FrameKind::Call, 0, 0, ECHO), &[]).expect("sends");
     assert_eq!(client.receive().expect("answers").id, 68);
-    let latest = Instant::now() + LONG; // All that was sent before has come.
+    let latest = Instant::now() + LONG; // All that was sent before has arrived.
     thread::sleep(Duration::from_millis(200));
     for id in [66, 67] {
-        client.send(id, head(FrameKind::Continuation, 0, 1, 0), b"the rest").expect("sends");
+        client.send(id, head(FrameKind::Continuation, 0, 1, 0), b"the remainder").expect("sends");
     }
     opens.send(()).expect("it waits");
     for _ in 0..3 {
         let late = seen.recv().expect("was called").saturating_duration_since(latest);
-        assert_eq!(late, Duration::ZERO, "counted from later than it came");
+        assert_eq!(late, Duration::ZERO, "counted from a moment after its arrival");
     }
 }
 
 /// Locks of a server may be held by threads that a fork does not have.
 #[test]
-fn a_fork_of_a_server_is_told_without_a_lock() {
-    if !alone("a_fork_of_a_server_is_told_without_a_lock") {
+fn a_fork_of_a_server_gets_an_error_without_taking_a_lock() {
+    if !alone("a_fork_of_a_server_gets_an_error_without_taking_a_lock") {
         return;
     }
-    let _watchdog = Watchdog::new("a_fork_of_a_server_is_told_without_a_lock");
+    let _watchdog = Watchdog::new("a_fork_of_a_server_gets_an_error_without_taking_a_lock");
     let (server, client) = connected(SharedMemoryServer::new().inline(ECHO, |_, _| Ok(())));
     client.call(ECHO, &[]).expect("answers");
     let fork = Fork::run(|| {
         assert_eq!(server.stats(), ServerStats::default());
         assert!(server.connections().is_empty());
-        assert!(matches!(server.broadcast(b"to nobody"), Err(CallError::Forked)));
+        assert!(matches!(server.broadcast(b"from the fork"), Err(CallError::Forked)));
         let (a, b) = SharedMemoryStream::pair().expect("a pair");
         server.adopt(b);
         assert!(SharedMemoryClient::over(a).is_err(), "the server is the parent's");
@@ -803,7 +803,7 @@ fn a_fork_of_a_server_is_told_without_a_lock() {
     client.call(ECHO, &[]).expect("answers");
 }
 
-/// Through two other processes and back: they serve each other's calls while a method waits.
+/// A call goes through two other processes and back. They serve each other's calls while a method waits.
 #[test]
 fn an_inline_method_may_call_another_process() {
     let host = host!(options());

@@ -1,6 +1,6 @@
 //! Calls between processes.
 
-extern crate narrows_tests as narrows; // The library, built with what tests need of its inside.
+extern crate narrows_tests as narrows; // The library, built with the internals that tests need.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,13 +1,13 @@
-//! What overtakes what: cancels, credit and small calls pass whatever is long.
+//! Order between calls: cancels, credit and short calls overtake long messages.
 //!
 //! ```text
-//!   client ◀══ a reply of 64 MiB, a piece at a time ══ server      ring: 1 MiB
-//!              a small reply stands behind one piece, not behind 64 MiB
-//!   client ── cancel: an urgent word ──▶ the method, the rest of the reply
+//!   client ◀══ a reply of 64 MiB, a fragment at a time ══ server      ring: 1 MiB
+//!              a short reply waits for one fragment, not for 64 MiB
+//!   client ── cancel: an out-of-band word ──▶ the method, the remainder of the reply
 //! ```
 //!
-//! All is told by order, never by time: by how much of the long one has come before the short one, and by what
-//! the server has counted.
+//! The tests judge by order, never by time: by how much of the long message arrives before the short one, and by what the
+//! server has counted.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -23,10 +23,10 @@ use crate::support::eventually;
 
 const BULK: usize = 64 << 20;
 
-/// What may be under way when something short joins: both rings, what the server sends at one go, and room.
+/// What may be in flight when a short message joins: both rings, what the server sends in one turn, and a margin.
 const AHEAD: usize = 8 << 20;
 
-/// A stream of 64 MiB.
+/// The request for a stream of 64 MiB.
 fn bulk() -> [u8; 8] {
     let mut request = [0; 8];
     request[..4].copy_from_slice(&1024_u32.to_le_bytes());
@@ -34,7 +34,8 @@ fn bulk() -> [u8; 8] {
     request
 }
 
-/// How much of what is long comes to a raw client before the answer to a short call that was sent after its begin.
+/// Returns how many bytes of a long message a raw client receives before the answer to a short call that was sent after the
+/// long message began.
 fn bytes_before_a_short_answer(raw: &mut Raw, short: u32) -> usize {
     let mut before = raw.receive().expect("comes").body.len();
     raw.send(65, head(FrameKind::Call, 0, 0, short), b"short").expect("sends");
@@ -53,8 +54,8 @@ fn bytes_before_a_short_answer(raw: &mut Raw, short: u32) -> usize {
     }
 }
 
-/// Whether a short answer came ahead in one of some attempts: a busy machine may let a worker wait for its CPU until
-/// all that is long is through, but not each time.
+/// Returns whether the short answer came first in one of several attempts. On a busy machine a worker may wait for a CPU until
+/// the whole long message is through, but not each time.
 fn passes(mut bytes_before: impl FnMut() -> usize) -> bool {
     (0..20).any(|_| bytes_before() < AHEAD)
 }
@@ -77,7 +78,7 @@ fn a_short_answer_passes_a_long_stream() {
     let host = host!(options());
     for short in [ECHO, POOLED] {
         assert!(passes(|| {
-            // A window that lets the whole stream be under way.
+            // A window that lets the whole stream be in flight.
             let mut raw = Raw::connect_with(&host.path, &options(), 1 << 30);
             raw.send(64, head(FrameKind::Call, STREAMS, 0, STREAM), &bulk()).expect("sends");
             bytes_before_a_short_answer(&mut raw, short)
@@ -125,7 +126,7 @@ fn a_cancelled_stream_ends_within_its_window() {
 }
 
 #[test]
-fn a_cancel_arrives_while_the_ring_of_replies_is_full_and_nobody_reads() {
+fn a_cancel_arrives_while_the_ring_of_replies_is_full_and_unread() {
     let host = host!(options());
     let client = host.client();
     let long = [0; 4].map(|_| client.start_call(BIG, &BULK.to_le_bytes()).expect("sends"));
@@ -139,7 +140,7 @@ fn a_cancel_arrives_while_the_ring_of_replies_is_full_and_nobody_reads() {
     host.end();
 }
 
-/// How many of the long requests have been served, as an inline method sees it, and one that counts them.
+/// Adds a method that counts the long requests it serves, and an inline method that returns the count.
 fn counting(server: SharedMemoryServer) -> SharedMemoryServer {
     let served = Arc::new(AtomicU64::new(0));
     let seen = Arc::clone(&served);
@@ -158,8 +159,8 @@ fn served(client: &SharedMemoryClient) -> u64 {
     u64::from_le_bytes(client.call(101, &[]).expect("answers")[..].try_into().expect("a number"))
 }
 
-/// Whether ten short calls were answered while a long request was under way. On a busy machine the long one may be over
-/// before the first of them begins; if it held them up, the second would find it served, each time.
+/// Ten short calls are answered while a long request is in flight. On a busy machine the long one may be over before the first
+/// of them begins. If the long one held them up, the second short call would find it served, each time.
 #[test]
 fn short_calls_pass_a_long_request() {
     let host = host!(options(), counting);
@@ -179,7 +180,7 @@ fn short_calls_pass_a_long_request() {
 }
 
 #[test]
-fn a_request_that_is_given_up_half_way_is_never_served() {
+fn a_request_that_is_abandoned_half_way_is_never_served() {
     let host = host!(options(), counting);
     let (client, long) = (host.client(), vec![1; BULK]);
     let mut answered = 0;
@@ -194,14 +195,14 @@ fn a_request_that_is_given_up_half_way_is_never_served() {
         client.call(ECHO, &[]).expect("answers");
         client.stats().in_flight == 0
     }));
-    // One that had come whole may have been served though its caller was gone; no part of one was.
+    // A request that had arrived whole may have been served although its caller was gone, but never a part of one.
     assert!((answered..=8).contains(&served(&client)));
     assert_eq!(host.stat("panicked"), 0);
     host.end();
 }
 
 #[test]
-fn what_one_thread_sends_to_inline_methods_is_served_in_order() {
+fn calls_of_one_thread_to_inline_methods_are_served_in_order() {
     let host = host!(options(), |server: SharedMemoryServer| {
         let all = Mutex::new(Vec::new());
         server.inline(100, move |request, reply| {

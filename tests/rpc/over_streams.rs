@@ -1,7 +1,7 @@
-//! Calls over a stream that is there already: both ends of a pair, a spawned child that serves, one that calls.
+//! Calls over an existing stream: both ends of a pair, a spawned child that serves, and one that calls.
 //!
 //! ```text
-//!   parent ── spawn ──▶ child            either may be the server: who serves is not who spawned
+//!   parent ── spawn ──▶ child            either process may be the server
 //!     SharedMemoryClient::over ══ call ══▶ serve_stream(from_parent)
 //!     serve_stream, adopt ◀══ call ══ SharedMemoryClient::over(from_parent)
 //! ```
@@ -78,7 +78,7 @@ fn either_end_of_a_pair_serves() {
         let (a, b) = SharedMemoryStream::pair().expect("a pair");
         let (a, b) = if swap { (b, a) } else { (a, b) };
         let served = thread::spawn(|| server().serve_stream(a));
-        let client = SharedMemoryClient::over(b).expect("greets");
+        let client = SharedMemoryClient::over(b).expect("the handshake succeeds");
         assert_eq!(client.peer_cred().pid(), std::process::id());
         use_it(&client);
         drop(client);
@@ -96,7 +96,7 @@ fn a_spawned_child_serves() {
     }
     let _watchdog = Watchdog::new(NAME);
     let (mut child, stream) = SharedMemoryStream::spawn(me(NAME, "child", "")).expect("spawns");
-    let client = SharedMemoryClient::over(stream).expect("greets");
+    let client = SharedMemoryClient::over(stream).expect("the handshake succeeds");
     assert_eq!(client.peer_cred().pid(), child.id());
     use_it(&client);
     drop(client);
@@ -104,7 +104,7 @@ fn a_spawned_child_serves() {
 
     let (child, stream) = SharedMemoryStream::spawn(me(NAME, "child", "")).expect("spawns");
     let mut child = Kept(child);
-    let client = SharedMemoryClient::over(stream).expect("greets");
+    let client = SharedMemoryClient::over(stream).expect("the handshake succeeds");
     let pending = client.start_call(HOLD, &[]).expect("sends");
     use_it(&client);
     child.0.kill().expect("kills");
@@ -129,7 +129,7 @@ fn a_server_behind_a_shell_is_the_peer() {
         command.stdin(Stdio::piped()).stdout(Stdio::null());
         let (child, stream) = SharedMemoryStream::spawn(command).expect("spawns");
         let mut shell = Kept(child);
-        let client = SharedMemoryClient::over(stream).expect("greets");
+        let client = SharedMemoryClient::over(stream).expect("the handshake succeeds");
         let backend = client.peer_cred().pid();
         assert_ne!(backend, shell.pid());
         assert!(lives || shell.wait().success());
@@ -148,7 +148,7 @@ fn a_spawned_child_calls() {
         Some(role) => {
             sys::alarm(90);
             let stream = SharedMemoryStream::from_parent().expect("taken");
-            let client = SharedMemoryClient::over(stream).expect("greets");
+            let client = SharedMemoryClient::over(stream).expect("the handshake succeeds");
             use_it(&client);
             if role == "held" {
                 let _until_killed = client.call(HOLD, &[]);
@@ -178,7 +178,7 @@ fn a_spawned_child_calls() {
     assert_eq!((drained.cut_off, drained.running), (0, 0));
 }
 
-/// The child's word is a file: its parent, who would hear of its end, is gone.
+/// The child reports by a file, since its parent, which could wait for it, is gone.
 #[test]
 fn a_spawned_server_learns_of_its_parents_death() {
     const NAME: &str = "a_spawned_server_learns_of_its_parents_death";
@@ -188,7 +188,7 @@ fn a_spawned_server_learns_of_its_parents_death() {
         Some("parent") => {
             sys::alarm(90);
             let (_child, stream) = SharedMemoryStream::spawn(me(NAME, "child", &argument())).expect("spawns");
-            let client = SharedMemoryClient::over(stream).expect("greets");
+            let client = SharedMemoryClient::over(stream).expect("the handshake succeeds");
             std::fs::write(word(&argument()), "serves").expect("writes");
             let _until_killed = client.call(HOLD, &[]);
             return;
@@ -222,7 +222,7 @@ fn a_hundred_pairs_of_one_server_leave_nothing() {
     let connect = || {
         let (a, b) = small.pair().expect("a pair");
         handle.adopt(a);
-        SharedMemoryClient::over_with(b, &small).expect("greets")
+        SharedMemoryClient::over_with(b, &small).expect("the handshake succeeds")
     };
     let counts = || (descriptors(), mappings("memfd:"), threads(), handle.stats().connections);
     use_it(&connect());

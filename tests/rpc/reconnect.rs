@@ -1,4 +1,5 @@
-//! Clients over restarts of their server: what was never begun is sent again, nothing blocks or stays dead, pushes go on.
+//! Clients across restarts of their server: calls that never began are sent again, no call blocks, clients reconnect, and pushes
+//! go on.
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -126,9 +127,9 @@ fn a_client_that_never_blocks_reconnects_too() {
     let ran = Arc::new(AtomicU64::new(0));
     let server = serve(&path, &ran);
     let connected = Arc::new(AtomicU64::new(0));
-    let argument = Arc::clone(&connected);
+    let counter = Arc::clone(&connected);
     let policy = Reconnect::new().on_connected(move || {
-        argument.fetch_add(1, Ordering::SeqCst);
+        counter.fetch_add(1, Ordering::SeqCst);
     });
     let client = SharedMemoryClient::builder(&path).reconnect(policy).connect().expect("connects");
     assert!(client.is_connected());
@@ -142,7 +143,7 @@ fn a_client_that_never_blocks_reconnects_too() {
     }
     assert!(began.elapsed() < LONG / 4, "it blocked: {:?}", began.elapsed());
     let _again = serve(&path, &ran);
-    // As a loop of a user interface does: a call in each frame, none of which waits.
+    // As the loop of a user interface does: one call in each frame, none of which waits.
     let call = || client.try_start_call(COUNT, b"frame").and_then(|pending| pending.wait());
     assert!(comes_true(|| call().is_ok_and(|reply| *reply == *b"frame")));
     assert_eq!(connected.load(Ordering::SeqCst), 1);
@@ -192,10 +193,10 @@ fn a_size_that_the_connection_does_not_have_is_refused() {
         .expect("the connection was made with them");
 }
 
-/// More callers than places: each free place goes to one of them, whatever the others' deadlines are.
+/// More callers than slots: each free slot goes to one of them, whatever the deadlines of the others are.
 #[test]
-fn callers_that_wait_for_a_place_all_get_one() {
-    let _watchdog = Watchdog::new("callers_that_wait_for_a_place_all_get_one");
+fn callers_that_wait_for_a_slot_all_get_one() {
+    let _watchdog = Watchdog::new("callers_that_wait_for_a_slot_all_get_one");
     let options = Options::new().max_calls_in_flight(2);
     let (a, b) = options.pair().expect("pair");
     let server = SharedMemoryServer::new().inline(COUNT, |request, reply| {
@@ -204,14 +205,14 @@ fn callers_that_wait_for_a_place_all_get_one() {
     });
     let server = server.spawn().expect("serves");
     server.adopt(b);
-    let client = SharedMemoryClient::over_with(a, &options).expect("greets");
+    let client = SharedMemoryClient::over_with(a, &options).expect("the handshake succeeds");
     let answered = AtomicU64::new(0);
     thread::scope(|scope| {
         for caller in 0..24_u64 {
             let (client, answered) = (&client, &answered);
             scope.spawn(move || {
                 for number in 0..200_u64 {
-                    // Some give up while they are chosen for a place.
+                    // Some give up while they are chosen for a slot.
                     let result = match (caller + number) % 3 {
                         0 => client.call_timeout(COUNT, b"x", Duration::from_micros(number % 40)).map(drop),
                         _ => client.call_timeout(COUNT, b"x", LONG).map(drop),
@@ -228,7 +229,7 @@ fn callers_that_wait_for_a_place_all_get_one() {
     assert!(answered.load(Ordering::Relaxed) >= 24 * 200 * 2 / 3);
 }
 
-/// A server whose method `HOLD` runs until it is let go.
+/// A server whose method `HOLD` runs until `let_go` is set.
 fn serve_held(path: &Path, ran: &Arc<AtomicU64>, let_go: &Arc<AtomicBool>) -> ServerHandle {
     let (ran, let_go) = (Arc::clone(ran), Arc::clone(let_go));
     let server = SharedMemoryServer::bind(path).expect("binds");
@@ -251,7 +252,7 @@ fn serve_held(path: &Path, ran: &Arc<AtomicU64>, let_go: &Arc<AtomicBool>) -> Se
     server.spawn().expect("serves")
 }
 
-/// Each `Duration` that a policy takes may be too long for the clock.
+/// Each `Duration` of a policy may be one that overflows the clock.
 #[test]
 fn durations_too_long_for_the_clock_do_not_stop_a_client_from_reconnecting() {
     let _watchdog = Watchdog::new("durations_too_long_for_the_clock_do_not_stop_a_client_from_reconnecting");
@@ -298,7 +299,7 @@ fn a_callback_that_panics_does_not_stop_a_client_from_reconnecting() {
     assert_eq!((panicked.load(Ordering::SeqCst), connected.load(Ordering::SeqCst)), (1, 1));
 }
 
-/// A patience that is shorter than any handshake still makes one attempt.
+/// With a patience that is shorter than any handshake, the client still makes one attempt.
 #[test]
 fn a_policy_without_patience_makes_one_attempt() {
     let _watchdog = Watchdog::new("a_policy_without_patience_makes_one_attempt");
@@ -317,12 +318,12 @@ fn a_policy_without_patience_makes_one_attempt() {
     }
 }
 
-/// Callers that reconnect hang in each stage of it: in a full backlog, the handshake, the greeting, and waiting for the one
-/// that connects.
+/// Callers that reconnect wait in each stage of it: in a full backlog, in the handshake, in the preface, and for the caller that
+/// connects.
 #[test]
 fn closing_ends_callers_that_reconnect_in_any_stage() {
     let _watchdog = Watchdog::new("closing_ends_callers_that_reconnect_in_any_stage");
-    for stage in ["backlog", "handshake", "greeting"] {
+    for stage in ["backlog", "handshake", "preface"] {
         let folder = tempfile::tempdir().expect("directory");
         let path = folder.path().join("socket");
         let server = serve(&path, &Arc::default());
@@ -331,13 +332,13 @@ fn closing_ends_callers_that_reconnect_in_any_stage() {
         let client = builder.reconnect(Reconnect::new().patience(LONG * 4)).connect().expect("connects");
         drop(server);
         assert!(comes_true(|| !client.is_connected()));
-        // It accepts streams, and nobody greets over them.
+        // It accepts streams, and answers no preface over them.
         let listener = Options::new().backlog(1).bind(&path).expect("binds");
         let filled = || UnixStream::connect(&path).expect("connects");
         let _filled = (stage == "backlog").then(|| [filled(), filled()]);
         thread::scope(|scope| {
             let callers: Vec<_> = (0..3).map(|_| scope.spawn(|| client.call(COUNT, b"").map(drop))).collect();
-            let _silent = (stage == "greeting").then(|| listener.accept_timeout(LONG).expect("accepts"));
+            let _silent = (stage == "preface").then(|| listener.accept_timeout(LONG).expect("accepts"));
             thread::sleep(Duration::from_millis(200));
             assert!(callers.iter().all(|caller| !caller.is_finished()), "{stage}");
             let began = Instant::now();
@@ -352,8 +353,8 @@ fn closing_ends_callers_that_reconnect_in_any_stage() {
 }
 
 #[test]
-fn calls_go_to_the_new_server_while_the_old_one_serves_those_under_way() {
-    let _watchdog = Watchdog::new("calls_go_to_the_new_server_while_the_old_one_serves_those_under_way");
+fn calls_go_to_the_new_server_while_the_old_one_completes_its_own() {
+    let _watchdog = Watchdog::new("calls_go_to_the_new_server_while_the_old_one_completes_its_own");
     let folder = tempfile::tempdir().expect("directory");
     let path = folder.path().join("socket");
     let (ran, let_go) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
@@ -386,8 +387,9 @@ fn calls_go_to_the_new_server_while_the_old_one_serves_those_under_way() {
 }
 
 #[test]
-fn what_an_old_server_cuts_off_behind_a_new_one_is_reported() {
-    let _watchdog = Watchdog::new("what_an_old_server_cuts_off_behind_a_new_one_is_reported");
+fn calls_that_an_old_server_cuts_off_after_a_new_one_has_started_are_reported() {
+    let _watchdog =
+        Watchdog::new("calls_that_an_old_server_cuts_off_after_a_new_one_has_started_are_reported");
     let folder = tempfile::tempdir().expect("directory");
     let path = folder.path().join("socket");
     let (ran, let_go) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
@@ -405,7 +407,7 @@ fn what_an_old_server_cuts_off_behind_a_new_one_is_reported() {
         assert!(comes_true(|| !path.exists()), "it binds no longer");
         let _new = serve(&path, &Arc::default());
         client.call(COUNT, b"new").expect("the new server answers");
-        // Nobody calls any more: the report does not wait for the next call.
+        // No thread calls any more: the report does not wait for the next call.
         assert_eq!(reports.recv_timeout(LONG).expect("the loss is reported"), [HOLD]);
         assert!(held.wait().expect_err("it was cut off").is_disconnected());
         let_go.store(true, Ordering::SeqCst);
@@ -438,7 +440,7 @@ fn closing_ends_calls_that_an_old_server_still_serves() {
     });
 }
 
-/// Programs that repeat refused calls themselves get to the new server too.
+/// Programs that repeat refused calls themselves reach the new server too.
 #[test]
 fn a_call_that_is_refused_makes_a_new_connection_for_the_next() {
     let _watchdog = Watchdog::new("a_call_that_is_refused_makes_a_new_connection_for_the_next");

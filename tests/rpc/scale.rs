@@ -1,12 +1,13 @@
-//! A thousand clients at once, and what each costs; one that is slow and one that is stuck among them; no descriptor left.
+//! A thousand clients at once, and what each costs, with a slow and a stopped client among them. Also a server that has run out
+//! of descriptors.
 //!
 //! ```text
-//!   test ── server process, at most 1100 descriptors ◀══ 4 x crowd: 250 connections, 3 calls each under way
-//!                                                    ◀── slow: a chunk now and then; stuck: stopped, takes nothing
+//!   test ── server process, at most 1100 descriptors ◀══ 4 x clients: 250 connections, 3 calls each in flight
+//!                                                    ◀── slow: takes few chunks; stuck: stopped, takes nothing
 //! ```
 //!
-//! That a slow or stuck client delays nobody is shown by order: all others are served to their end while the slow one
-//! is still slow and the stuck one stuck. The bounds of memory have slack: what was measured is printed.
+//! That a slow or stuck client delays no other client is shown by order: all others are served to their end while the slow one
+//! is still slow and the stuck one stuck. The bounds of memory have slack, and what was measured is printed.
 
 #![allow(unsafe_code)]
 
@@ -24,18 +25,18 @@ const ECHO: u32 = 1;
 /// Echoes once the gate is open.
 const GATED: u32 = 2;
 const OPEN: u32 = 3;
-/// A chunk like the request, again and again.
+/// Sends chunks like the request without end.
 const FLOOD: u32 = 4;
 /// The numbers of [`Measured`].
 const MEASURE: u32 = 5;
-/// A client has all its calls under way.
+/// Reports that a client has all its calls in flight.
 const ARRIVED: u32 = 6;
-/// Raises the step that crowds wait for.
+/// Raises the step that the clients wait for.
 const STEP: u32 = 7;
 
-const CROWDS: u32 = 4;
+const CLIENT_PROCESSES: u32 = 4;
 const EACH: u32 = 250;
-const CLIENTS: u32 = CROWDS * EACH;
+const CLIENTS: u32 = CLIENT_PROCESSES * EACH;
 const CALLS: u32 = 3;
 
 static CONNECTIONS: AtomicU32 = AtomicU32::new(0);
@@ -96,7 +97,7 @@ fn serve(path: &Path, most_descriptors: u64) {
         .expect("serves");
 }
 
-/// What a process has.
+/// The resources of a process.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Measured {
     rss_kib: u32,
@@ -153,14 +154,14 @@ fn await_step(client: &SharedMemoryClient, step: u32) {
     assert!(eventually(reached), "step {step}");
 }
 
-/// A quarter of all clients, in one process: idle, then each with calls under way, then served.
+/// A quarter of all clients, in one process: idle, then each with calls in flight, then served.
 fn clients(path: &Path) {
     let before = Measured::here();
     let clients: Vec<_> = (0..EACH).map(|_| reach(path)).collect();
     let after = Measured::here();
     let each = (after.rss_kib - before.rss_kib) / EACH;
-    log(&format!("crowd: {each} KiB and no thread for each idle client ({after:?})"));
-    // The lifeline, and the test runner's.
+    log(&format!("clients: {each} KiB and no thread for each idle client ({after:?})"));
+    // The thread of the peer monitor, and that of the test runner.
     assert!(each <= 64 && after.threads <= before.threads + 2, "{before:?} {after:?}");
     assert!(after.descriptors <= before.descriptors + EACH + 8, "{before:?} {after:?}");
     await_step(&clients[0], 1);
@@ -168,7 +169,7 @@ fn clients(path: &Path) {
     let begin = |at: u32, client: &SharedMemoryClient| -> Vec<PendingCall> {
         let calls = (0..CALLS).map(|call| client.start_call(GATED, &request(at, call)).expect("sends"));
         let calls = calls.collect();
-        client.call_timeout(ARRIVED, &[], LONG).expect("passes those under way");
+        client.call_timeout(ARRIVED, &[], LONG).expect("overtakes the calls in flight");
         calls
     };
     let pending: Vec<_> = (0..).zip(&clients).map(|(at, client)| begin(at, client)).collect();
@@ -182,7 +183,7 @@ fn clients(path: &Path) {
     }
 }
 
-/// Takes a chunk now and then.
+/// Takes a chunk from time to time.
 fn slow(path: &Path) {
     let client = reach(path);
     let mut stream = client.call_streaming(FLOOD, &[1; 5000]).expect("sends");
@@ -192,7 +193,7 @@ fn slow(path: &Path) {
     }
 }
 
-/// Asks for much, and is stopped before it takes any of it.
+/// Asks for a long stream, and is stopped before it takes any of it.
 fn stuck(path: &Path) {
     let client = reach(path);
     let streams: Vec<_> =
@@ -212,7 +213,7 @@ fn a_thousand_clients_at_once() {
             sys::alarm(150);
             let path = argument();
             let act = [clients, slow, stuck]
-                [["crowd", "slow", "stuck"].iter().position(|it| *it == role).expect("a role")];
+                [["clients", "slow", "stuck"].iter().position(|it| *it == role).expect("a role")];
             return act(Path::new(&path));
         }
     }
@@ -223,7 +224,7 @@ fn a_thousand_clients_at_once() {
     let client = reach(&path);
     let base = Measured::of(&client);
 
-    let mut crowds: Vec<_> = (0..CROWDS).map(|_| start(NAME, "crowd", &path)).collect();
+    let mut client_processes: Vec<_> = (0..CLIENT_PROCESSES).map(|_| start(NAME, "clients", &path)).collect();
     assert!(eventually(|| Measured::of(&client).connections == CLIENTS + 1), "{:?}", Measured::of(&client));
     let idle = Measured::of(&client);
     log(&format!("server: {base:?} with one client, {idle:?} with {CLIENTS} more that are idle"));
@@ -239,13 +240,13 @@ fn a_thousand_clients_at_once() {
     client.call_timeout(STEP, &[1], LONG).expect("answers");
     assert!(eventually(|| Measured::of(&client).arrivals == CLIENTS), "{:?}", Measured::of(&client));
     let busy = Measured::of(&client);
-    log(&format!("server: {busy:?} with {} calls under way", CLIENTS * CALLS));
+    log(&format!("server: {busy:?} with {} calls in flight", CLIENTS * CALLS));
     client.call_timeout(OPEN, &[], LONG).expect("answers");
-    for clients in &mut crowds {
+    for clients in &mut client_processes {
         assert!(clients.wait().success(), "all were served");
     }
     assert!(slow.0.try_wait().expect("waits").is_none(), "the slow one is still at it");
-    assert!(eventually(|| Measured::of(&client).connections <= 3), "the crowds have gone");
+    assert!(eventually(|| Measured::of(&client).connections <= 3), "the client processes have gone");
     assert_eq!(Measured::of(&client).connections, 3, "the slow and the stuck one are still there");
     log(&format!("{CLIENTS} clients in {:.1?}", began.elapsed()));
 }
@@ -275,11 +276,11 @@ fn accepting_recovers_when_descriptors_were_exhausted() {
             assert!(clients.len() < 64, "it has no descriptors for so many");
         }
         let full = clients.len();
-        // The last descriptors go to guests that say nothing: now even accepting fails.
+        // The last descriptors go to silent sockets, so that even accepting fails.
         let mute: Vec<_> = (0..3).map(|_| UnixStream::connect(&path).expect("connects")).collect();
-        let nobody = SharedMemoryClient::builder(&path).options(options.clone()).connect();
-        assert!(nobody.is_err());
-        assert!(full > 20, "only {full} were let in");
+        let refused = SharedMemoryClient::builder(&path).options(options.clone()).connect();
+        assert!(refused.is_err());
+        assert!(full > 20, "only {full} were accepted");
         for client in &clients {
             assert_eq!(*client.call_timeout(ECHO, &[1; 100], LONG).expect("undisturbed"), [1; 100]);
         }

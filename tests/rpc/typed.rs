@@ -1,4 +1,4 @@
-//! Calls with values: what fits, what does not, and what is left over.
+//! Calls with typed values: values that decode, values that do not, and bytes that are left over.
 
 use narrows::{CallError, HandlerError, SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
 
@@ -21,7 +21,7 @@ fn values_go_there_and_back() {
             })
             .serve_stream(b)
     });
-    let client = SharedMemoryClient::over(a).expect("greets");
+    let client = SharedMemoryClient::over(a).expect("the handshake succeeds");
     for len in [0, 1, 15, 1000, 50_000] {
         let lines = (0..len).map(|i| (i, "x".repeat(i as usize % 7))).collect();
         let edit = Edit { path: "src/tide.rs".into(), lines, saved: None };

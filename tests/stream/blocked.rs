@@ -16,7 +16,7 @@ use narrows::{
 const STRATEGIES: [WaitStrategy; 3] = [WaitStrategy::Park, WaitStrategy::Adaptive, WaitStrategy::Spin];
 const SHORT: Duration = Duration::from_millis(30);
 
-/// Time for a thread to go to sleep.
+/// Gives a thread the time to go to sleep.
 fn settle() {
     std::thread::sleep(SHORT);
 }
@@ -29,12 +29,12 @@ fn pair(strategy: WaitStrategy) -> (SharedMemoryStream, SharedMemoryStream) {
     tiny().wait(strategy).pair().expect("pair")
 }
 
-/// Sends until there is no room.
+/// Sends until the ring is full.
 fn stuff(stream: &mut SharedMemoryStream) {
     while stream.try_send(&[1; 100]).is_ok() {}
 }
 
-/// Runs the call in a thread, disturbs it once it sleeps, and returns what it returned.
+/// Runs the call in a thread, runs `disturb` once the call sleeps, and returns the result of the call.
 fn disturbed<R: Send>(call: impl FnOnce() -> R + Send, disturb: impl FnOnce()) -> R {
     std::thread::scope(|s| {
         let blocked = s.spawn(call);
@@ -183,8 +183,8 @@ fn every_deadline_is_kept() {
 }
 
 #[test]
-fn absurd_durations_mean_for_ever() {
-    let _watchdog = Watchdog::new("absurd_durations_mean_for_ever");
+fn durations_that_overflow_mean_no_deadline() {
+    let _watchdog = Watchdog::new("durations_that_overflow_mean_no_deadline");
     let folder = tempfile::tempdir().expect("directory");
     let centuries = [Duration::MAX, Duration::from_secs(1 << 62), Duration::from_secs(1 << 34)];
     for (at, absurd) in centuries.into_iter().enumerate() {
@@ -218,7 +218,7 @@ fn accept_ends_on_a_client_its_deadline_and_its_closer() {
         assert!(matches!(listener.accept_timeout(timeout), Err(AcceptError::Timeout)));
         assert!(began.elapsed() >= timeout);
     }
-    assert!(listener.try_accept().expect("nobody").is_none());
+    assert!(listener.try_accept().expect("no client waits").is_none());
     let path = listener.local_path();
     disturbed(
         || listener.accept().expect("accepts"),
@@ -244,8 +244,8 @@ fn accept_ends_on_a_client_its_deadline_and_its_closer() {
 }
 
 #[test]
-fn connect_ends_when_nobody_answers() {
-    let _watchdog = Watchdog::new("connect_ends_when_nobody_answers");
+fn connect_ends_when_no_server_answers() {
+    let _watchdog = Watchdog::new("connect_ends_when_no_server_answers");
     let folder = tempfile::tempdir().expect("directory");
     let mute = folder.path().join("mute");
     let server = UnixListener::bind(&mute).expect("binds");
@@ -257,7 +257,7 @@ fn connect_ends_when_nobody_answers() {
     }
     let got = Options::new().handshake_timeout(SHORT).connect(&mute);
     assert!(matches!(got, Err(ConnectError::Timeout)), "{got:?}");
-    // A server that takes the connection and goes away.
+    // A server that accepts the socket connection and then exits.
     let got = disturbed(|| SharedMemoryStream::connect_timeout(&mute, LONG).map(drop), || drop(server));
     assert!(matches!(got, Err(ConnectError::PeerClosed)), "{got:?}");
 
@@ -277,11 +277,11 @@ fn connect_ends_when_nobody_answers() {
         },
     );
     assert!(got.is_ok(), "{got:?}");
-    let nobody = SharedMemoryStream::connect(folder.path().join("nobody"));
-    assert!(matches!(nobody, Err(ConnectError::Io { .. })));
+    let missing = SharedMemoryStream::connect(folder.path().join("missing"));
+    assert!(matches!(missing, Err(ConnectError::Io { .. })));
 }
 
-/// A child that fills its ring towards us, takes nothing, and then ends as told.
+/// A child that fills its ring towards us, takes nothing, and then ends in the way that `end` names.
 fn stuck_child(test: &str, end: &str) -> (Kept, SharedMemoryStream) {
     let (child, stream) = tiny().spawn(me(test, end, "")).expect("spawns");
     (Kept(child), stream)
@@ -289,8 +289,8 @@ fn stuck_child(test: &str, end: &str) -> (Kept, SharedMemoryStream) {
 
 fn be_stuck(end: &str) {
     let mut stream = tiny().from_parent().expect("handed over");
-    // The parent says when, by a message; but what it sends after it is never taken.
-    stream.recv(&mut [0; 8]).expect("told");
+    // The parent gives the start signal by a message. Its later messages are never taken.
+    stream.recv(&mut [0; 8]).expect("the start signal");
     std::thread::sleep(SHORT * 2);
     match end {
         "exec" => {
@@ -333,9 +333,9 @@ fn both_kinds_of_sleepers_end_with_the_peer() {
                 sys::kill(pid, libc::SIGKILL);
             }
             let ends = (sending.join().expect("joins"), receiving.join().expect("joins"));
-            let send_fate =
+            let send_error =
                 if end == "kill" { SendTimeoutError::PeerDied } else { SendTimeoutError::Disconnected };
-            assert_eq!(ends, (send_fate, Err(reason)), "{end}");
+            assert_eq!(ends, (send_error, Err(reason)), "{end}");
             crate::support::log(&format!("{end}: both sleepers ended {:.1?} later", began.elapsed()));
         });
     }

@@ -1,4 +1,4 @@
-//! What byte streams, and buffers that are received into, hold when a connection ends or stalls.
+//! The contents of byte streams, and of buffers that are received into, when a connection ends or stalls.
 
 use std::io::{BufRead, ErrorKind, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,8 +17,8 @@ fn left_in_the_middle() -> SharedMemoryStream {
 }
 
 #[test]
-fn pieces_of_an_abandoned_message_are_never_bytes() {
-    let _watch = Watchdog::new("pieces");
+fn fragments_of_an_abandoned_message_are_never_bytes() {
+    let _watch = Watchdog::new("fragments");
     let (mut reader, _writer) = left_in_the_middle().into_bytes();
     assert_eq!(reader.read(&mut [0; 64]).expect("a clean end"), 0);
     assert_eq!(reader.fill_buf().expect("a clean end"), b"");
@@ -26,7 +26,7 @@ fn pieces_of_an_abandoned_message_are_never_bytes() {
 }
 
 #[test]
-fn pieces_of_an_abandoned_message_are_not_left_in_the_buffer() {
+fn fragments_of_an_abandoned_message_are_not_left_in_the_buffer() {
     let _watch = Watchdog::new("buffer");
     for mut buffer in [Vec::new(), vec![1; 5], vec![1; 9999]] {
         let mut stream = left_in_the_middle();
@@ -51,7 +51,7 @@ fn empty_messages_do_not_move_the_deadline_of_a_read() {
             }
         });
         let began = Instant::now();
-        let error = reader.read(&mut [0; 8]).expect_err("no byte ever comes");
+        let error = reader.read(&mut [0; 8]).expect_err("no byte ever arrives");
         assert_eq!(error.kind(), ErrorKind::TimedOut);
         assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
         over.store(true, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! What the feature `log` tells, with whose process: once each, and nothing of messages.
+//! Events that the feature `log` reports, with the process of the peer: each once, and none of messages.
 
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
@@ -14,11 +14,11 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use narrows::{ConnectError, HandlerError, Options, SharedMemoryClient, SharedMemoryListener};
 use narrows::{SharedMemoryServer, SharedMemoryStream};
 
-/// What was told, in order.
-static TOLD: Mutex<Vec<(Level, String)>> = Mutex::new(Vec::new());
+/// The logged events, in order.
+static LOGGED: Mutex<Vec<(Level, String)>> = Mutex::new(Vec::new());
 
 fn sent_so_far() -> MutexGuard<'static, Vec<(Level, String)>> {
-    TOLD.lock().unwrap_or_else(|broken| broken.into_inner())
+    LOGGED.lock().unwrap_or_else(|broken| broken.into_inner())
 }
 
 struct Memory;
@@ -45,7 +45,7 @@ fn turn() -> MutexGuard<'static, ()> {
         log::set_logger(&Memory).expect("the only one");
         log::set_max_level(LevelFilter::Trace);
     });
-    // The threads of the test before may still have something to tell.
+    // The threads of the previous test may still have something to log.
     let mut before = usize::MAX;
     while all() != before {
         before = all();
@@ -59,7 +59,7 @@ fn count(level: Level, text: &str) -> usize {
     sent_so_far().iter().filter(|(is, it)| *is == level && it == text).count()
 }
 
-/// Comes, and comes once.
+/// Checks that the event is logged, and only once.
 fn once(level: Level, text: &str) {
     let came = eventually(|| count(level, text) == 1);
     assert!(came, "{level} {text:?} in {:?}", sent_so_far());
@@ -74,11 +74,11 @@ fn user() -> u32 {
 }
 
 #[test]
-fn both_ends_tell_that_they_met_and_who_parted() {
-    if !alone("both_ends_tell_that_they_met_and_who_parted") {
+fn both_ends_log_the_connection_and_which_of_them_closed_it() {
+    if !alone("both_ends_log_the_connection_and_which_of_them_closed_it") {
         return;
     }
-    let _watchdog = Watchdog::new("both_ends_tell_that_they_met_and_who_parted");
+    let _watchdog = Watchdog::new("both_ends_log_the_connection_and_which_of_them_closed_it");
     let user = user();
     let _turn = turn();
     let (mut a, mut b) = SharedMemoryStream::pair().expect("pairs");
@@ -97,12 +97,12 @@ fn both_ends_tell_that_they_met_and_who_parted() {
     once(Level::Debug, &format!("closed the connection with process {me}"));
     once(Level::Debug, &format!("process {me} closed the connection"));
     thread::sleep(Duration::from_millis(20));
-    assert_eq!(all(), 4, "each end was told once: {:?}", sent_so_far());
+    assert_eq!(all(), 4, "each end was logged once: {:?}", sent_so_far());
 }
 
 #[test]
-fn a_close_from_another_thread_is_told_once() {
-    if !alone("a_close_from_another_thread_is_told_once") {
+fn a_close_from_another_thread_is_logged_once() {
+    if !alone("a_close_from_another_thread_is_logged_once") {
         return;
     }
     let _turn = turn();
@@ -116,8 +116,8 @@ fn a_close_from_another_thread_is_told_once() {
 }
 
 #[test]
-fn a_death_is_told_with_whose_while_nobody_looks() {
-    const NAME: &str = "a_death_is_told_with_whose_while_nobody_looks";
+fn the_death_of_a_peer_is_logged_while_its_stream_is_idle() {
+    const NAME: &str = "the_death_of_a_peer_is_logged_while_its_stream_is_idle";
     if !alone(NAME) {
         return;
     }
@@ -146,7 +146,7 @@ fn a_death_is_told_with_whose_while_nobody_looks() {
     assert_eq!(all(), 2, "{:?}", sent_so_far());
 }
 
-/// What is lost with the descriptors is an error in the log, once.
+/// The loss of the descriptors is logged as an error, once.
 #[test]
 fn a_program_that_closes_all_descriptors_finds_it_in_its_log() {
     const NAME: &str = "a_program_that_closes_all_descriptors_finds_it_in_its_log";
@@ -171,11 +171,11 @@ fn serving(listener: &SharedMemoryListener, act: impl FnOnce(&Path)) {
 }
 
 #[test]
-fn who_is_sent_away_is_told_with_the_reason() {
-    if !alone("who_is_sent_away_is_told_with_the_reason") {
+fn a_rejected_client_is_logged_with_the_reason() {
+    if !alone("a_rejected_client_is_logged_with_the_reason") {
         return;
     }
-    let _watchdog = Watchdog::new("who_is_sent_away_is_told_with_the_reason");
+    let _watchdog = Watchdog::new("a_rejected_client_is_logged_with_the_reason");
     let user = user();
     let _turn = turn();
     let (folder, me) = (tempfile::tempdir().expect("directory"), id());
@@ -201,11 +201,11 @@ fn who_is_sent_away_is_told_with_the_reason() {
 }
 
 #[test]
-fn a_server_of_calls_tells_whom_it_does_not_let_in() {
-    if !alone("a_server_of_calls_tells_whom_it_does_not_let_in") {
+fn a_server_of_calls_logs_each_client_that_it_rejects() {
+    if !alone("a_server_of_calls_logs_each_client_that_it_rejects") {
         return;
     }
-    let _watchdog = Watchdog::new("a_server_of_calls_tells_whom_it_does_not_let_in");
+    let _watchdog = Watchdog::new("a_server_of_calls_logs_each_client_that_it_rejects");
     let user = user();
     let _turn = turn();
     let (folder, me) = (tempfile::tempdir().expect("directory"), id());
@@ -223,8 +223,8 @@ fn a_server_of_calls_tells_whom_it_does_not_let_in() {
     assert!(SharedMemoryClient::connect(path).is_err());
     once(Level::Warn, &format!("rejected process {me} of user {user}: by on_connect: not today"));
     let mut stream = reach(path, &Options::new());
-    stream.send(b"no greeting").expect("sends");
-    let text = "it did not greet as a client of calls does";
+    stream.send(b"no preface").expect("sends");
+    let text = "it did not send the preface of a client of calls";
     once(Level::Warn, &format!("rejected process {me} of user {user}: {text}"));
     once(Level::Error, &format!("process {me} broke the protocol: the connection is closed"));
 }

@@ -73,7 +73,7 @@ fn forked_calls(stream: &mut SharedMemoryStream) {
     stream.closer().close();
 }
 
-/// Both directions work, and neither end thinks that the other is gone.
+/// Checks that both directions work, and that neither end considers the other gone.
 fn assert_alive(a: &mut SharedMemoryStream, b: &mut SharedMemoryStream) {
     let mut buffer = [0; 64];
     let mut one_way = |from: &mut SharedMemoryStream, to: &mut SharedMemoryStream| {
@@ -99,7 +99,7 @@ fn an_idle_stream_survives_a_fork() {
         });
         let (mut a, mut b) = pair.expect("kept");
         assert_alive(&mut a, &mut b);
-        std::thread::sleep(Duration::from_millis(40)); // A false verdict would come by now.
+        std::thread::sleep(Duration::from_millis(40)); // A false report of an end would come by now.
         assert_alive(&mut a, &mut b);
         drop(a);
         assert_eq!(b.recv_timeout(&mut [0; 8], LONG), Err(RecvTimeoutError::Disconnected));
@@ -139,14 +139,14 @@ fn a_receiver_asleep_in_another_thread_sleeps_on() {
     let _watchdog = Watchdog::new("a_receiver_asleep_in_another_thread_sleeps_on");
     for leave in LEAVES {
         let (a, mut b) = SharedMemoryStream::pair().expect("pair");
-        let (notify, argument) = mpsc::channel();
+        let (notify, ready) = mpsc::channel();
         let sleeper = std::thread::spawn(move || {
             let mut buffer = [0; 64];
-            notify.send(()).expect("told");
+            notify.send(()).expect("the test waits");
             let got = b.recv(&mut buffer).map(|it| it.len);
             (got, b)
         });
-        argument.recv().expect("told");
+        ready.recv().expect("the sleeper starts");
         std::thread::sleep(Duration::from_millis(20));
         let mut a = Some(a);
         in_fork(leave, &mut a, forked_calls);
@@ -170,7 +170,7 @@ fn guards_and_reservations_survive_a_fork() {
             let (a, mut b) = SharedMemoryStream::pair().expect("pair");
             let (mut sender, _receiver) = a.split();
             sender.send(&vec![3; len]).expect("sends");
-            let mut guard = Some(b.recv_ref().expect("lent"));
+            let mut guard = Some(b.recv_ref().expect("borrowed"));
             let mut room = Some(sender.reserve(100).expect("room"));
             in_fork(leave, &mut room, |room| {
                 assert!(room.write_at(0, b"no").is_err() && room.write(b"no").is_err());
@@ -279,8 +279,8 @@ fn a_server_of_calls_survives_a_fork_that_leaves() {
         in_fork(leave, &mut both, |(_, client)| {
             assert!(matches!(client.call(1, b""), Err(CallError::Forked)));
         });
-        let (_handle, client) = both.expect("the child had its own");
-        client.call(1, b"").expect("the parent's goes on");
+        let (_handle, client) = both.expect("the fork had a copy of its own");
+        client.call(1, b"").expect("the parent's client goes on");
     }
 }
 
@@ -293,7 +293,7 @@ fn a_fork_makes_its_own_connections() {
     let folder = tempfile::tempdir().expect("directory");
     let path = folder.path().join("socket");
     let listener = SharedMemoryListener::bind(&path).expect("binds");
-    let (mut a, mut b) = SharedMemoryStream::pair().expect("pair"); // The parent has a lifeline.
+    let (mut a, mut b) = SharedMemoryStream::pair().expect("pair"); // The parent has a peer monitor.
     let child = Fork::run(|| {
         forked_calls(&mut a);
         let (mut x, mut y) = SharedMemoryStream::pair().expect("a pair of its own");
@@ -308,7 +308,7 @@ fn a_fork_makes_its_own_connections() {
             std::thread::sleep(LONG);
             0
         });
-        // The parent kills the grandchild once it heard from it; this one goes on.
+        // The parent kills the grandchild once it has received its message. This process goes on.
         assert_eq!(grandchild.wait(), -libc::SIGKILL);
         own.send(b"after").expect("sends");
         let end = own.recv_timeout(&mut [0; 8], LONG);

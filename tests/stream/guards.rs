@@ -1,4 +1,4 @@
-//! What is lent and reserved: dropped, forgotten, half used, or open while its user panics.
+//! Guards and reservations that are dropped, forgotten, half used, or open while the user's code panics.
 
 use std::io::{Read, Write};
 use std::mem::forget;
@@ -12,7 +12,7 @@ use narrows::{
 };
 
 const MOMENT: Duration = Duration::from_millis(30);
-const LONG: usize = 300 << 10; // It is cut, and lent from private memory.
+const LONG: usize = 300 << 10; // It is fragmented, and borrowed from private memory.
 
 /// A call that receives the next message and returns its length.
 type Call = fn(&mut SharedMemoryStream) -> usize;
@@ -33,7 +33,7 @@ fn panics(body: impl FnOnce()) {
 }
 
 #[test]
-fn a_forgotten_guard_is_given_back_by_the_next_call_and_never_comes_twice() {
+fn a_forgotten_guard_is_released_by_the_next_call_and_its_message_never_comes_twice() {
     for len in [0, 50, 5000, LONG] {
         let (mut a, mut b) = pair(8);
         let calls: [(&str, Call); 5] = [
@@ -52,7 +52,7 @@ fn a_forgotten_guard_is_given_back_by_the_next_call_and_never_comes_twice() {
             assert_eq!(call(&mut b), 4, "{name} after {len} bytes");
             assert_eq!(b.try_recv(&mut []), Err(TryRecvError::Empty));
         }
-        // A wait does not take the forgotten message for a new one.
+        // A wait does not mistake the forgotten message for a new one.
         a.try_send(&bytes(1, len)).expect("room");
         forget(b.recv_ref().expect("there"));
         while b.try_send(b"filler").is_ok() {}
@@ -76,7 +76,7 @@ fn a_guard_reads_what_it_has_and_nothing_else() {
         check(3, len, &all);
         assert_eq!(guard.read(&mut [0; 3]).expect("at its end"), 0);
         assert_eq!(guard.raw().expect("ours").len(), len);
-        guard.finish().expect("it stood still");
+        guard.finish().expect("the message was not modified");
     }
 }
 
@@ -94,7 +94,7 @@ fn a_reservation_that_is_not_committed_is_nothing() {
             room.write_all(&bytes(5, len)).expect("fits");
             room.commit().expect("alive");
             check(5, len, &next(&mut b));
-            a.try_send(&bytes(6, len.min(256 << 10))).expect("and behind it");
+            a.try_send(&bytes(6, len.min(256 << 10))).expect("and after it");
             check(6, len.min(256 << 10), &next(&mut b));
         }
     }
@@ -192,7 +192,7 @@ fn a_full_ring_leaves_a_batch_what_it_was() {
 }
 
 #[test]
-fn a_panic_with_something_open_leaves_nobody_asleep() {
+fn a_panic_with_an_open_guard_leaves_no_thread_asleep() {
     let _watch = Watchdog::new("panics");
     let (mut a, mut b) = pair(4);
     thread::scope(|scope| {

@@ -1,5 +1,5 @@
-//! Nothing is left behind by 10 000 connections, with failed handshakes among them: no descriptor, no
-//! mapping, no thread, no file. Alone in its process, so that nothing disturbs the counts.
+//! 10 000 connections, with failed handshakes among them, leave nothing behind: no descriptor, no mapping, no thread, no file.
+//! The test is alone in its process, so that nothing disturbs the counts.
 
 #![allow(unsafe_code)]
 
@@ -29,7 +29,7 @@ fn files(folder: &Path) -> Vec<String> {
     entries.map(|it| it.expect("entry").file_name().to_string_lossy().into_owned()).collect()
 }
 
-/// Both ends of a connection by way of the path, within this process.
+/// Returns both ends of a connection that was made by the path, within this process.
 fn through(listener: &SharedMemoryListener, options: &Options) -> (SharedMemoryStream, SharedMemoryStream) {
     std::thread::scope(|s| {
         let client = s.spawn(|| options.connect_timeout(listener.local_path(), LONG).expect("connects"));
@@ -43,7 +43,7 @@ fn exchange(a: &mut SharedMemoryStream, b: &mut SharedMemoryStream, at: usize) {
     assert_eq!(b.recv_into_timeout(&mut Vec::new(), LONG).expect("receives").len, at % 700);
 }
 
-/// Clients that fail, each in another way.
+/// Runs a client that fails, each time in another way.
 fn failure(listener: &SharedMemoryListener, at: usize) {
     let path = listener.local_path();
     match at % 5 {
@@ -63,7 +63,7 @@ fn failure(listener: &SharedMemoryListener, at: usize) {
 }
 
 fn bad_memory(folder: &Path) {
-    let path = folder.join("liar");
+    let path = folder.join("hostile");
     let server = std::os::unix::net::UnixListener::bind(&path).expect("binds");
     std::thread::scope(|s| {
         s.spawn(|| {
@@ -101,7 +101,8 @@ fn nothing_is_left() {
     let small = Options::new().slots(4).arena(4096);
     let listener = small.clone().handshake_timeout(Duration::from_secs(1)).bind(&path).expect("binds");
     assert_eq!(files(folder.path()), ["socket"]);
-    drop(through(&listener, &small)); // The lifeline and its descriptors stay; it lets go of the connection a little later.
+    // The peer monitor and its descriptors stay. The monitor releases the connection a little later.
+    drop(through(&listener, &small));
     assert!(eventually(|| counts().mappings == 0), "{:?}", counts());
     let _settles = listener.accept_timeout(Duration::from_millis(30));
     let first = counts();
@@ -129,7 +130,7 @@ fn nothing_is_left() {
     assert!(listener.failed_handshakes() > 400);
     assert_eq!(files(folder.path()), ["socket"]);
     let same = || {
-        let _none = listener.accept_timeout(Duration::from_millis(30)); // Late guests are sent away.
+        let _none = listener.accept_timeout(Duration::from_millis(30)); // Late clients are rejected.
         let now = counts();
         let more = now.descriptors > first.descriptors || now.threads > first.threads;
         !more && now.mappings == 0

@@ -1,6 +1,6 @@
-//! Streams: what is sent arrives, blocking calls end, and the end of a peer is reported for what it is.
+//! Streams: what is sent arrives, blocking calls end, and the end of a peer is reported with its reason.
 
-extern crate narrows_tests as narrows; // The library, built with what tests need of its inside.
+extern crate narrows_tests as narrows; // The library, built with the internals that tests need.
 
 #[path = "../support/mod.rs"]
 mod support;

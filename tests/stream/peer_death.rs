@@ -1,4 +1,4 @@
-//! Death is seen whoever the peer is, and nobody who lives is ever called dead.
+//! The death of a peer is reported for every kind of peer, and a live peer is never reported dead.
 
 #![allow(unsafe_code)]
 
@@ -32,8 +32,7 @@ fn a_spawned_child_that_is_killed_has_died() {
     assert!(stream.is_disconnected());
 }
 
-/// The kernel closes the socket long before it tells that the process has ended, if there is much
-/// to close behind it.
+/// The kernel closes the socket long before it reports that the process has ended, if it still has much to close afterwards.
 #[test]
 fn a_peer_with_many_open_files_that_is_killed_has_died() {
     const NAME: &str = "a_peer_with_many_open_files_that_is_killed_has_died";
@@ -41,8 +40,8 @@ fn a_peer_with_many_open_files_that_is_killed_has_died() {
         sys::raise_descriptor_limit();
         let connect = || SharedMemoryStream::connect(argument()).expect("connects");
         let early = (order == "before").then(connect);
-        // Unix sockets are among the slowest to close. Ten are left for what comes. Of 10 000 files the kernel closes all within
-        // the grace, also on a busy machine.
+        // Unix sockets are among the slowest to close. Ten descriptors are left for the rest of the test. Of
+        // 10 000 files the kernel closes all within the grace period, also on a busy machine.
         let pairs = std::iter::from_fn(|| UnixStream::pair().ok());
         let mut files: Vec<_> = pairs.take(5010).collect();
         files.truncate(files.len() - 10);
@@ -56,22 +55,22 @@ fn a_peer_with_many_open_files_that_is_killed_has_died() {
     let folder = tempfile::tempdir().expect("directory");
     let path = folder.path().join("socket");
     let listener = SharedMemoryListener::bind(&path).expect("binds");
-    for order in ["before", "behind", "before", "behind"] {
+    for order in ["before", "after", "before", "after"] {
         let mut child = Kept::start(&mut me(NAME, order, path.to_str().expect("plain")));
         let mut stream = listener.accept_timeout(LONG).expect("accepts");
         assert_eq!(verdict(&mut stream), Ok(6));
         let began = Instant::now();
         child.0.kill().expect("kills");
         let end = verdict(&mut stream);
-        let argument = began.elapsed();
+        let reported = began.elapsed();
         child.wait();
         let ended = began.elapsed();
-        log(&format!("{order} the files: {end:?} after {argument:.1?}, the process ended after {ended:.1?}"));
+        log(&format!("{order} the files: {end:?} after {reported:.1?}, the process ended after {ended:.1?}"));
         assert_eq!(end, Err(RecvTimeoutError::PeerDied));
     }
 }
 
-/// A fork of the peer keeps its socket open: only the pidfd tells.
+/// A fork of the peer keeps its socket open, so that only the pidfd reports the death.
 #[test]
 fn a_dead_peer_whose_fork_keeps_the_socket_has_died() {
     if !alone("a_dead_peer_whose_fork_keeps_the_socket_has_died") {
@@ -82,7 +81,7 @@ fn a_dead_peer_whose_fork_keeps_the_socket_has_died() {
     for serves in [false, true] {
         let path = folder.path().join(serves.to_string());
         let ours = (!serves).then(|| SharedMemoryListener::bind(&path).expect("binds"));
-        let (mut notify, mut argument) = UnixStream::pair().expect("pair");
+        let (mut notify, mut pid_of_fork) = UnixStream::pair().expect("pair");
         let peer = Fork::run(|| {
             let mut stream = if serves {
                 let listener = SharedMemoryListener::bind(&path).expect("binds");
@@ -94,7 +93,7 @@ fn a_dead_peer_whose_fork_keeps_the_socket_has_died() {
                 std::thread::sleep(LONG);
                 0
             });
-            notify.write_all(&keeper.pid().to_ne_bytes()).expect("tells");
+            notify.write_all(&keeper.pid().to_ne_bytes()).expect("the test reads");
             stream.send(b"forked").expect("sends");
             std::thread::sleep(LONG);
             0
@@ -105,7 +104,7 @@ fn a_dead_peer_whose_fork_keeps_the_socket_has_died() {
         };
         assert_eq!(verdict(&mut stream), Ok(6));
         let mut pid = [0; 4];
-        argument.read_exact(&mut pid).expect("told");
+        pid_of_fork.read_exact(&mut pid).expect("the fork starts");
         peer.kill();
         assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::PeerDied), "serves: {serves}");
         sys::kill(i32::from_ne_bytes(pid), libc::SIGKILL);
@@ -160,15 +159,15 @@ fn a_stopped_peer_is_alive() {
     sys::kill(pid, libc::SIGCONT);
     assert_eq!(verdict(&mut stream), Ok(19));
     round_trip(&mut stream, 2);
-    // And one that is killed while it is stopped has died.
+    // A peer that is killed while it is stopped has died.
     sys::kill(pid, libc::SIGSTOP);
     sys::kill(pid, libc::SIGKILL);
     assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::PeerDied));
 }
 
 #[test]
-fn nobody_who_lives_is_called_dead() {
-    const NAME: &str = "nobody_who_lives_is_called_dead";
+fn a_live_peer_is_never_reported_dead() {
+    const NAME: &str = "a_live_peer_is_never_reported_dead";
     if !alone(NAME) {
         return;
     }
@@ -190,13 +189,13 @@ fn nobody_who_lives_is_called_dead() {
     std::thread::scope(|s| {
         s.spawn(|| serve_churn(&listener, &over, &clean));
         s.spawn(|| kill_some(&path, &over, &killed));
-        // Until enough has happened: a busy machine needs longer for it.
+        // Until enough clean ends and kills have happened. A busy machine needs longer for that.
         let (least, most) = (Duration::from_secs(3), LONG * 2);
         let is_enough = || clean.load(Ordering::Relaxed) > 50 && killed.load(Ordering::Relaxed) > 10;
         let (began, mut index) = (Instant::now(), 0);
         while began.elapsed() < least || (began.elapsed() < most && !is_enough()) {
             for (_, stream) in &mut peers {
-                assert!(!stream.is_disconnected(), "a live peer was called dead");
+                assert!(!stream.is_disconnected(), "a live peer was reported dead");
                 round_trip(stream, index);
                 index += 1;
             }
@@ -250,9 +249,9 @@ fn serve_churn(listener: &SharedMemoryListener, over: &AtomicBool, clean: &Atomi
 fn kill_some(path: &Path, over: &AtomicBool, killed: &AtomicU64) {
     while !over.load(Ordering::Relaxed) {
         let subject = Fork::run(|| {
-            // At the very end nobody accepts any more.
+            // At the very end the listener no longer accepts.
             let stream = SharedMemoryStream::connect_timeout(path, Duration::from_secs(2));
-            let _sent = stream.map(|mut stream| stream.send(b"victim").map(|()| std::mem::forget(stream)));
+            let _sent = stream.map(|mut stream| stream.send(b"subject").map(|()| std::mem::forget(stream)));
             sys::kill(i32::try_from(std::process::id()).expect("a pid"), libc::SIGKILL);
             0
         });

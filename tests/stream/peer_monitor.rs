@@ -68,7 +68,7 @@ fn alone(test: &str, role: &str) {
     assert!(status.success(), "{role}: {status}");
 }
 
-/// Where [`alone`] said that a socket may stand.
+/// Returns the path of the socket in the directory that [`alone`] has made.
 fn socket_path() -> PathBuf {
     Path::new(&argument()).join("socket")
 }
@@ -80,7 +80,7 @@ fn a_filter_that_kills_for_unknown_calls_hides_no_death() {
     match role().as_deref() {
         None => {
             let _watchdog = Watchdog::new(NAME);
-            actions.iter().for_each(|(who, _)| alone(NAME, who));
+            actions.iter().for_each(|(role, _)| alone(NAME, role));
         }
         Some("closes") => drop(SharedMemoryStream::connect(argument()).expect("connects")),
         Some("dies") => {
@@ -117,7 +117,8 @@ fn a_filter_that_kills_for_unknown_calls_hides_no_death() {
     }
 }
 
-/// Hangs up while its own fork holds its memory locked: nothing that waits for that lock may hold up the others.
+/// Hangs up while its own fork holds its memory locked. Nothing that waits for that lock may delay the reports about other
+/// peers.
 fn die_with_locked_memory(path: &str) {
     let mut stream = SharedMemoryStream::connect(path).expect("connects");
     stream.send(b"x").expect("sends");
@@ -125,11 +126,11 @@ fn die_with_locked_memory(path: &str) {
         let is_socket = fs::metadata(entry.path()).is_ok_and(|it| it.file_type().is_socket());
         is_socket.then(|| entry.file_name().to_str().and_then(|name| name.parse().ok())).flatten()
     });
-    let socket: i32 = socket.expect("the connection's");
+    let socket: i32 = socket.expect("the socket of the connection");
     let (mut start, begin) = UnixStream::pair().expect("pair");
     let whole = std::process::id().try_into().expect("small");
     let _helper = Fork::run(|| {
-        std::io::Read::read_exact(&mut &begin, &mut [0; 1]).expect("told");
+        std::io::Read::read_exact(&mut &begin, &mut [0; 1]).expect("the start signal");
         sleep(Duration::from_millis(30));
         sys::kill(whole, libc::SIGKILL);
         // SAFETY: takes numbers; the socket is a copy of the parent's.
@@ -147,7 +148,7 @@ fn die_with_locked_memory(path: &str) {
         map.cast::<u8>().write(1);
         (0..len).step_by(2 << 20).for_each(|at| assert!(map.cast::<u8>().add(at).read_volatile() < 2));
     }
-    start.write_all(b"x").expect("tells");
+    start.write_all(b"x").expect("the child reads");
     let _copy = Fork::run(|| 0); // Killed in the middle of it.
     sleep(LONG);
 }
@@ -184,7 +185,9 @@ fn a_death_is_reported_while_another_peer_dies_with_its_memory_locked() {
         assert_eq!(verdict(&mut to_other), Err(RecvTimeoutError::PeerDied));
         let reported = began.elapsed();
         let end = first.join().expect("ends");
-        log(&format!("the other's death was reported after {reported:.1?}; the locked one: {end:?}"));
+        log(&format!(
+            "the death of the other peer was reported after {reported:.1?}; the locked one: {end:?}"
+        ));
         assert!(end.is_err());
     });
     let _ = locked.wait();
@@ -206,8 +209,8 @@ fn a_monitor_whose_threads_are_killed_ends_its_connections() {
 }
 
 #[test]
-fn a_program_that_closes_all_descriptors_is_told_and_keeps_its_files() {
-    const NAME: &str = "a_program_that_closes_all_descriptors_is_told_and_keeps_its_files";
+fn a_program_that_closes_all_descriptors_gets_an_error_and_keeps_its_files() {
+    const NAME: &str = "a_program_that_closes_all_descriptors_gets_an_error_and_keeps_its_files";
     match role().as_deref() {
         None => {
             let _watchdog = Watchdog::new(NAME);
@@ -241,7 +244,8 @@ fn a_program_that_closes_all_descriptors_is_told_and_keeps_its_files() {
     }
 }
 
-/// What an event loop of the program does right after it has closed all descriptors: its first ones get the monitor's numbers.
+/// An event loop of the program makes its first descriptors right after the program has closed all of them, so that they get the
+/// numbers of the monitor's descriptors.
 #[test]
 fn an_event_loop_that_got_the_numbers_of_the_monitor_is_left_alone() {
     const NAME: &str = "an_event_loop_that_got_the_numbers_of_the_monitor_is_left_alone";
@@ -259,7 +263,7 @@ fn an_event_loop_that_got_the_numbers_of_the_monitor_is_left_alone() {
     round_trip(&mut stream, 1);
     sys::close_all_but_standard();
     const TOKEN: u64 = 0x5eed;
-    // As long as each might be the monitor's: first an epoll set, then what wakes it.
+    // Makes descriptors as long as each might get a number of the monitor: first an epoll set, then the eventfd that wakes it.
     // SAFETY: the calls make descriptors of this process, and read a live local.
     let (set, wake) = unsafe {
         let set = libc::epoll_create1(libc::EPOLL_CLOEXEC);
@@ -286,7 +290,7 @@ fn an_event_loop_that_got_the_numbers_of_the_monitor_is_left_alone() {
     }
 }
 
-/// Neither the drop of a listener nor its closer touches what has its numbers by then.
+/// Neither the drop of a listener nor its closer touches the descriptors that have its numbers by then.
 #[test]
 fn a_listener_whose_descriptors_were_closed_leaves_the_files_of_an_event_loop_alone() {
     const NAME: &str = "a_listener_whose_descriptors_were_closed_leaves_the_files_of_an_event_loop_alone";
@@ -330,7 +334,7 @@ fn numbers() -> Vec<i32> {
     numbers.filter(|number| Path::new(&format!("/proc/self/fd/{number}")).exists()).collect()
 }
 
-/// The monitor keeps its own descriptors; only those of one connection are gone, and its peer cannot end it any more.
+/// The monitor keeps its own descriptors. Only those of one connection are gone, so that its peer can no longer end it.
 #[test]
 fn a_connection_whose_descriptors_alone_are_closed_ends_and_the_others_go_on() {
     const NAME: &str = "a_connection_whose_descriptors_alone_are_closed_ends_and_the_others_go_on";
@@ -355,9 +359,9 @@ fn a_connection_whose_descriptors_alone_are_closed_ends_and_the_others_go_on() {
     let mut child = Kept(child);
     round_trip(&mut stream, 2);
     let pid = child.pid().try_into().expect("small");
-    sys::kill(pid, libc::SIGSTOP); // It must not notice that its connection was closed, and say goodbye.
+    sys::kill(pid, libc::SIGSTOP); // The peer must not notice that its connection was closed and send a goodbye.
     for number in numbers().iter().filter(|number| !before.contains(number)) {
-        // SAFETY: closes what the program has no right to close; the library must bear it.
+        // SAFETY: closes descriptors that the program has no right to close; the library must tolerate that.
         unsafe { libc::close(*number) };
     }
     let files: Vec<_> = (0..8).map(|_| File::open("/dev/null").expect("opens")).collect();
@@ -381,7 +385,7 @@ fn a_connection_whose_descriptors_alone_are_closed_ends_and_the_others_go_on() {
     assert!(matches!(end, RecvTimeoutError::PeerDied), "{end:?}");
 }
 
-/// The thread is killed in the middle of what it does for one connection, and the next one goes on with it.
+/// The thread of the monitor is killed in the middle of its work for one connection, and the next thread completes that work.
 #[test]
 fn an_end_that_killed_the_monitor_is_not_forgotten() {
     const NAME: &str = "an_end_that_killed_the_monitor_is_not_forgotten";
@@ -394,7 +398,7 @@ fn an_end_that_killed_the_monitor_is_not_forgotten() {
             let mut stream = SharedMemoryStream::from_parent().expect("handed over");
             stream.send(b"before").expect("sends");
             let mut byte = [0];
-            let _told = std::io::Read::read(&mut std::io::stdin(), &mut byte);
+            let _go = std::io::Read::read(&mut std::io::stdin(), &mut byte);
             panic!("{}", Command::new("sleep").arg("60").exec());
         }
         Some(_) => {}
@@ -406,7 +410,7 @@ fn an_end_that_killed_the_monitor_is_not_forgotten() {
     assert_eq!(verdict(&mut stream), Ok(6));
     // How the thread asks whether the process has ended.
     kill_for(&[libc::SYS_ppoll], libc::SECCOMP_RET_KILL_THREAD);
-    child.0.stdin.take().expect("piped").write_all(b"x").expect("tells");
+    child.0.stdin.take().expect("piped").write_all(b"x").expect("the child reads");
     assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::Disconnected));
 }
 
@@ -427,14 +431,16 @@ fn a_filter_that_kills_the_monitor_as_it_starts_makes_connecting_an_error() {
     let before = numbers().len();
     (0..50).for_each(|_| drop(refused()));
     assert_eq!(numbers().len(), before, "refusals leak descriptors");
-    let bound =
-        SharedMemoryListener::bind(socket_path()).map(drop).expect_err("nor its clients'").to_string();
+    let bound = SharedMemoryListener::bind(socket_path())
+        .map(drop)
+        .expect_err("the ends of its clients would not be noticed")
+        .to_string();
     assert!(bound.contains("seccomp"), "{bound}");
 }
 
 #[test]
-fn who_never_sleeps_a_whole_slice_learns_of_a_lost_thread_as_well() {
-    const NAME: &str = "who_never_sleeps_a_whole_slice_learns_of_a_lost_thread_as_well";
+fn a_caller_with_short_timeouts_learns_of_a_lost_monitor_thread() {
+    const NAME: &str = "a_caller_with_short_timeouts_learns_of_a_lost_monitor_thread";
     if role().is_none() {
         let _watchdog = Watchdog::new(NAME);
         alone(NAME, "short timeouts");
@@ -453,8 +459,8 @@ fn who_never_sleeps_a_whole_slice_learns_of_a_lost_thread_as_well() {
 }
 
 #[test]
-fn a_lack_of_threads_is_an_error_of_whoever_needs_the_monitor_first() {
-    const NAME: &str = "a_lack_of_threads_is_an_error_of_whoever_needs_the_monitor_first";
+fn a_lack_of_threads_is_an_error_of_the_call_that_first_needs_the_monitor() {
+    const NAME: &str = "a_lack_of_threads_is_an_error_of_the_call_that_first_needs_the_monitor";
     match role().as_deref() {
         None => {
             let _watchdog = Watchdog::new(NAME);
@@ -468,8 +474,10 @@ fn a_lack_of_threads_is_an_error_of_whoever_needs_the_monitor_first() {
         }
         Some("rejected") => {
             let mut byte = [0];
-            std::io::Read::read_exact(&mut std::io::stdin(), &mut byte).expect("told");
-            let error = SharedMemoryStream::connect(argument()).map(drop).expect_err("nobody would watch");
+            std::io::Read::read_exact(&mut std::io::stdin(), &mut byte).expect("the start signal");
+            let error = SharedMemoryStream::connect(argument())
+                .map(drop)
+                .expect_err("no monitor would watch the peer");
             let is_unavailable =
                 matches!(error, ConnectError::Rejected { code: RejectCode::Unavailable, .. });
             assert!(is_unavailable && error.to_string().contains("thread"), "{error}");
@@ -511,8 +519,8 @@ fn a_lack_of_threads_is_an_error_of_whoever_needs_the_monitor_first() {
     }
 }
 
-/// The monitor runs; the server's own threads and a child cannot be had. Each error names the limit, and is none of a call to
-/// try again.
+/// The monitor runs, but the threads of the server and a child cannot be started. Each error names the limit, and none asks for a
+/// retry.
 fn lack_of_threads_for_calls(path: &Path) {
     narrows::start_peer_monitor().expect("starts");
     let pooled = narrows::SharedMemoryServer::bind(path).expect("binds").method(1, |_, _| Ok(()));
@@ -530,7 +538,7 @@ fn lack_of_threads_for_calls(path: &Path) {
     }
 }
 
-/// The monitor's thread is killed behind the bind, and no other can be had.
+/// The thread of the monitor is killed after the bind, and no other can be started.
 fn accept_without_a_thread(listener: &SharedMemoryListener, client: &mut Command) {
     let mut client = Kept::start(client.stdin(std::process::Stdio::piped()));
     // The monitor fetches 64 events at a time, a listener some more.
@@ -539,7 +547,7 @@ fn accept_without_a_thread(listener: &SharedMemoryListener, client: &mut Command
     let _either_way = SharedMemoryStream::pair().map(drop);
     assert!(eventually(|| !crate::support::runs("narrows-watch")));
     limit_threads();
-    client.0.stdin.take().expect("piped").write_all(b"x").expect("tells");
+    client.0.stdin.take().expect("piped").write_all(b"x").expect("the child reads");
     let error = listener.accept_timeout(LONG).map(drop).expect_err("no thread").to_string();
     assert!(error.contains("RLIMIT_NPROC"), "{error}");
     assert!(client.wait().success());
@@ -631,7 +639,7 @@ fn a_plugin_may_be_unloaded_right_after_its_connection() {
     sleep(Duration::from_millis(200)); // A thread that lost its code would crash in the meantime.
 }
 
-/// The figures are printed, not asserted: a busy machine may take as long as it likes.
+/// The figures are printed, not asserted, since a busy machine may take any time.
 #[test]
 fn deaths_are_reported_as_soon_as_the_kernel_reports_the_exit() {
     const NAME: &str = "deaths_are_reported_as_soon_as_the_kernel_reports_the_exit";
@@ -670,7 +678,7 @@ fn deaths_are_reported_as_soon_as_the_kernel_reports_the_exit() {
         })
         .collect();
     took.sort_unstable();
-    log(&format!("behind the exit, with {around} around: median {:.1?}, at most {:.1?}", took[15], took[29]));
+    log(&format!("after the exit, with {around} around: median {:.1?}, at most {:.1?}", took[15], took[29]));
 }
 
 #[test]
@@ -688,7 +696,7 @@ fn the_monitor_can_be_started_before_any_connection() {
     assert_eq!(threads(), before, "the connection has started no other");
 }
 
-/// An emulator of system calls takes `MADV_WIPEONFORK` for granted and does nothing.
+/// An emulator of system calls accepts `MADV_WIPEONFORK` and does nothing.
 #[test]
 fn a_fork_under_an_emulator_is_another_process() {
     const NAME: &str = "a_fork_under_an_emulator_is_another_process";
@@ -717,7 +725,7 @@ fn a_fork_under_an_emulator_is_another_process() {
     assert!(Kept::start(&mut emulated).wait().success());
 }
 
-/// Ends the calling thread as the kernel ends it for a filter: nothing of it is unwound, and no other thread ends with it.
+/// Ends the calling thread as the kernel does for a filter: the thread is not unwound, and no other thread ends with it.
 fn end_this_thread() -> ! {
     // SAFETY: takes a number. What the thread owns is left to the process, which is about to end.
     unsafe { libc::syscall(libc::SYS_exit, 3) };
@@ -754,7 +762,7 @@ fn without_a_main_thread(test: &str, last: fn(SharedMemoryStream), check: fn(&mu
     assert_eq!(fork.wait(), 3, "the status is that of its main thread");
 }
 
-/// The monitor's thread is none of the program's: it does not keep a process whose own threads have ended.
+/// The thread of the monitor is not one of the program's: it does not keep a process alive whose own threads have ended.
 #[test]
 fn a_process_ends_with_the_last_of_its_own_threads() {
     let send_and_end = |mut stream: SharedMemoryStream| {
@@ -806,7 +814,7 @@ fn a_monitor_started_by_a_thread_with_a_long_timer_slack_wakes_up_in_time() {
     }
 }
 
-/// Only a path needs it, and a filter for a process that hands connections to its children may not know it.
+/// Only connections by a path need `statx`, and the filter of a process that hands connections to its children may not allow it.
 #[test]
 fn the_monitor_starts_under_a_filter_that_kills_for_statx() {
     const NAME: &str = "the_monitor_starts_under_a_filter_that_kills_for_statx";

@@ -1,4 +1,4 @@
-//! The small public things: what errors say and convert into, what is printed for a person, what each half tells.
+//! The small public types: the texts and conversions of errors, what is printed for a person, and what each half reports.
 
 #![allow(unsafe_code)]
 
@@ -17,7 +17,7 @@ use narrows::{
     TrySendError,
 };
 
-/// An error converts into one of this kind, which keeps its text, and the text has this in it.
+/// Checks that an error converts into an `io::Error` of this kind which keeps its text, and that the text contains `part`.
 #[track_caller]
 fn is<E: Into<io::Error> + ToString + Debug>(error: E, kind: ErrorKind, part: &str) {
     let text = error.to_string();
@@ -31,7 +31,7 @@ fn failed() -> (String, io::Error) {
 }
 
 #[test]
-fn errors_of_connecting_tell_what_to_do() {
+fn errors_of_connecting_say_what_to_do() {
     use ConnectError as E;
     let (doing, source) = failed();
     is(E::BadOptions("five".into()), ErrorKind::InvalidInput, "five");
@@ -74,7 +74,7 @@ fn illegal_options_are_called_as_the_user_called_them() {
 }
 
 #[test]
-fn errors_of_serving_tell_what_to_do() {
+fn errors_of_serving_say_what_to_do() {
     let (doing, source) = failed();
     is(BindError::BadOptions("five".into()), ErrorKind::InvalidInput, "five");
     is(BindError::NotASocket, ErrorKind::AlreadyExists, "move it");
@@ -144,7 +144,7 @@ fn each_mistake_of_a_handshake_has_its_numbers_in_its_text() {
     assert!((0..12).all(|code| RejectCode::from_number(code).number() == code));
 }
 
-/// What a call's error says of each end, and of what is no end.
+/// The texts and conversions of each end, and of errors that are no end.
 macro_rules! ends {
     ($($error:ident, $gone:ident { $($other:expr, $kind:ident, $text:literal;)* })*) => { $(
         for (error, kind) in [
@@ -165,7 +165,7 @@ macro_rules! ends {
 }
 
 #[test]
-fn errors_of_data_tell_ends_from_the_rest() {
+fn errors_of_data_distinguish_ends_from_other_errors() {
     ends! {
         SendError, BrokenPipe {
             SendError::TooLarge { len: 9, max: 8 }, InvalidInput, "9 bytes is too large: this call takes at most 8";
@@ -198,7 +198,7 @@ fn errors_of_data_tell_ends_from_the_rest() {
     assert!(SendTimeoutError::Timeout.is_timeout() && !SendTimeoutError::Closed.is_timeout());
     assert!(TryRecvError::Empty.is_empty() && !TryRecvError::Closed.is_empty());
     assert!(RecvTimeoutError::Timeout.is_timeout() && !RecvTimeoutError::Closed.is_timeout());
-    assert!(ProtocolViolation("a lie").to_string().ends_with("a lie"));
+    assert!(ProtocolViolation("a cause").to_string().ends_with("a cause"));
 }
 
 #[test]
@@ -236,7 +236,7 @@ fn everything_can_be_printed() {
 }
 
 #[test]
-fn each_half_tells_of_the_connection() {
+fn each_half_reports_the_connection() {
     let (a, mut b) = Options::new().max_message(1000).pair().expect("pairs");
     assert_eq!((a.max_message(), a.peer_cred().pid()), (1000, std::process::id()));
     assert!(a.as_fd().try_clone_to_owned().is_ok());

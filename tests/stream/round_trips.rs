@@ -7,7 +7,7 @@ use WaitStrategy::{Adaptive, Park, Spin};
 use narrows::internal::layout::LAST_TICKET;
 use narrows::{Options, Receiver, RecvError, Sender, SharedMemoryStream, WaitStrategy};
 
-/// What one test sends through one connection, the same in both processes.
+/// The messages of one test through one connection, the same in both processes.
 #[derive(Clone, Copy)]
 struct Plan {
     slots: u32,
@@ -49,7 +49,7 @@ fn random(count: usize, most: usize) -> Vec<usize> {
     (0..count).map(|_| size()).collect()
 }
 
-/// Plays this test's part of a plan: both halves at once, in two threads, until all is through.
+/// Plays the part of this process in the plan: both halves at once, in two threads, until all messages are through.
 fn play(test: &str, plan: &Plan) {
     let _watch = Watchdog::new(test);
     match role() {
@@ -103,7 +103,7 @@ fn receive_all(mut receiver: Receiver, sizes: &[usize], seed: u64) -> Receiver {
                 let guard = receiver.recv_ref().expect("receives");
                 assert_eq!((guard.len(), guard.tag()), (*size, index));
                 check(index, *size, &guard.to_vec().expect("ours"));
-                guard.finish().expect("it stood still");
+                guard.finish().expect("the message was not modified");
             }
         }
     }

@@ -49,7 +49,7 @@ fn messages_of_many_threads_are_whole_and_each_threads_in_order() {
 }
 
 #[test]
-fn behind_a_blocked_sender_nobody_waits_longer_than_he_wants() {
+fn callers_behind_a_blocked_sender_keep_their_deadlines() {
     let _watch = Watchdog::new("behind a blocked sender");
     let (a, mut b) = pair();
     let shared = a.split().0.into_shared();
@@ -76,7 +76,7 @@ fn behind_a_blocked_sender_nobody_waits_longer_than_he_wants() {
 }
 
 #[test]
-fn a_close_ends_the_holder_and_all_who_wait() {
+fn a_close_ends_the_lock_holder_and_all_waiting_callers() {
     let _watch = Watchdog::new("a close behind a lock");
     for local in [true, false] {
         let (a, b) = pair();
@@ -148,7 +148,7 @@ fn byte_streams_lose_no_byte() {
                 }
                 assert_eq!(reader.read(&mut []).expect("nothing"), 0);
             }
-            assert_eq!(reader.read(&mut buffer).expect("the end stays"), 0);
+            assert_eq!(reader.read(&mut buffer).expect("the end is permanent"), 0);
         });
         assert!(got == sent, "{} bytes of {}", got.len(), sent.len());
     }

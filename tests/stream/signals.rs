@@ -16,7 +16,7 @@ extern "C" fn count(_signal: i32) {
 
 /// Interrupts this thread's system calls, without SA_RESTART, for as long as `body` runs.
 fn in_a_storm(body: impl FnOnce()) {
-    // SAFETY: an action of zeros but for a handler that only counts.
+    // SAFETY: the action is zero except for a handler that only counts.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = count as *const () as usize;

@@ -1,5 +1,5 @@
-//! The soak: two processes exchange messages of all sizes, both ways, for as long as one likes, and
-//! nothing is lost, torn, late or growing. Ignored unless asked for:
+//! The soak: two processes exchange messages of all sizes, both ways, for a configurable time. Nothing is lost, torn or late,
+//! and nothing grows. Ignored unless asked for:
 //!
 //! ```text
 //! NARROWS_SOAK_MINUTES=5 cargo test -p narrows-tests --test stream soak:: -- --ignored --nocapture
@@ -12,10 +12,10 @@
 //!             ◀══ stream ═════════▶                30 B to 1 MiB, at times 10 MiB
 //! ```
 //!
-//! The sentinel (`src/sys/lost_wakeup_check.rs`) watches each sleep that lasts a whole slice. Both processes
+//! The lost-wakeup check (`src/sys/lost_wakeup_check.rs`) watches each sleep that lasts a whole slice. Both processes
 //! sample their memory, descriptors and threads.
 //!
-//! What it does not show: a lost wake-up on the stream that the next message makes up for.
+//! It does not show a lost wake-up on a stream where the next message compensates for it.
 
 #![allow(unsafe_code)]
 
@@ -28,7 +28,7 @@ use narrows::internal::lost_wakeup_check;
 use narrows::{Options, Receiver, Sender, SharedMemoryListener, SharedMemoryStream, WaitStrategy};
 
 const NAME: &str = "everything_holds_for_long";
-/// Real sleeps that a minute must bring, in the two processes together.
+/// The sleeps that a minute must have at least, in the two processes together.
 const SLEEPS: u64 = 100_000;
 /// The tag of a direction's last message.
 const LAST: u64 = u64::MAX;
@@ -63,8 +63,8 @@ impl Lane {
         }
     }
 
-    /// A pause before a message: mostly none, so that the peer sleeps at times and at times does not;
-    /// now and then longer than a slice of sleep, so that a lost wake-up has the time to be seen.
+    /// A pause before a message. Mostly there is none, so that the peer sometimes sleeps and sometimes does not. Rarely it is
+    /// longer than a slice of sleep, so that a lost wake-up has the time to be seen.
     fn pause(self, random: &mut fastrand::Rng) {
         match random.u32(0..4000) {
             0 => sleep(Duration::from_millis(150)),
@@ -121,15 +121,15 @@ fn run(streams: [SharedMemoryStream; 3], parent: bool, time: Duration) {
     });
     let seen = lost_wakeup_check::seen();
     let [messages, bytes] = [&soak.messages, &soak.bytes].map(|it| it.load(Ordering::Relaxed));
-    let who = if parent { "parent" } else { "child" };
+    let process = if parent { "parent" } else { "child" };
     let (first, last) = (median(&samples, 0), median(&samples, 2));
     log(&format!(
-        "{who}: {:.1?}, {messages} messages, {} MiB received; {seen:?}; of the first and last third: \
+        "{process}: {:.1?}, {messages} messages, {} MiB received; {seen:?}; of the first and last third: \
          {first:?}, {last:?}",
         began.elapsed(),
         bytes >> 20
     ));
-    assert_eq!(seen.lost, 0, "{who}: wake-ups were lost");
+    assert_eq!(seen.lost, 0, "{process}: wake-ups were lost");
     flat(first, last);
 }
 
@@ -165,7 +165,7 @@ impl Soak {
         ended.expect_err("ends");
     }
 
-    /// The next message, or the last.
+    /// Sends the next message, or the last.
     fn send(
         &self,
         sender: &mut Sender,
@@ -182,7 +182,7 @@ impl Soak {
         if over { Err(End) } else { Ok(()) }
     }
 
-    /// The next message, which must be whole and the next; the end behind the last.
+    /// Receives the next message, which must be whole and in order. Returns the end after the last one.
     fn receive(&self, receiver: &mut Receiver, index: u64) -> Result<(), End> {
         let mut message = Vec::new();
         let received = match receiver.recv_into_timeout(&mut message, LONG) {
@@ -195,7 +195,7 @@ impl Soak {
         if received.tag == LAST { Err(End) } else { Ok(()) }
     }
 
-    /// Samples until the time is over and enough sleeps were seen; the child until it is told.
+    /// Samples until the time is over and enough sleeps were seen. The child samples until the last message arrives.
     fn watch(&self, began: Instant, time: Duration) -> Vec<Sample> {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of sleeps")]
         let enough = (SLEEPS as f64 * time.as_secs_f64() / 60.0 / 2.0) as u64;
@@ -213,7 +213,7 @@ impl Soak {
     }
 }
 
-/// A direction has come to its end.
+/// The end of a direction.
 #[derive(Clone, Copy, Debug)]
 struct End;
 
@@ -234,7 +234,7 @@ impl Sample {
     }
 }
 
-/// The medians of one third of the samples, behind a tenth for warming up.
+/// The medians of one third of the samples, after a tenth for warming up.
 fn median(samples: &[Sample], third: usize) -> Sample {
     let warm = samples.get(samples.len() / 10..).expect("a part");
     let part = warm.chunks(warm.len().div_ceil(3).max(1)).nth(third).expect("enough samples");

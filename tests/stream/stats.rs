@@ -1,4 +1,4 @@
-//! What an operator reads off a connection: waits, spins, stalls and fill of each direction, and the page of them.
+//! The statistics of a connection for operators: waits, spins, stalls and fill of each direction, and the metrics page.
 
 use std::thread;
 use std::time::Duration;
@@ -20,7 +20,7 @@ fn silent(stats: &Stats) -> bool {
 }
 
 #[test]
-fn who_never_waits_counts_messages_and_bytes_alone() {
+fn a_stream_that_never_waits_counts_messages_and_bytes_alone() {
     let (mut a, mut b) = pair(WaitStrategy::Adaptive, 256);
     for _ in 0..100 {
         a.send(b"seven b").expect("sends");
@@ -106,7 +106,7 @@ fn an_arena_that_fills_counts_as_well_as_slots() {
 }
 
 #[test]
-fn a_shared_sender_tells_what_its_threads_waited_for() {
+fn a_shared_sender_reports_what_its_threads_waited_for() {
     let (a, b) = pair(WaitStrategy::Park, 4);
     let shared = a.split().0.into_shared();
     while shared.send_timeout(b"x", Duration::from_millis(1)).is_ok() {}
@@ -116,7 +116,8 @@ fn a_shared_sender_tells_what_its_threads_waited_for() {
     drop(b);
 }
 
-/// Each metric once, each sample behind its own head, each line of the form that the format has.
+/// Checks that each metric occurs once, that each sample follows the head of its metric, and that each line has the form that
+/// the format requires.
 fn check(page: &str) -> usize {
     let (mut named, mut now) = (Vec::new(), "");
     for line in page.lines() {
@@ -125,7 +126,7 @@ fn check(page: &str) -> usize {
             assert!(!named.contains(&now), "{now} twice");
             named.push(now);
         } else if let Some(rest) = line.strip_prefix("# TYPE ") {
-            let kind = rest.strip_prefix(now).expect("behind its help").trim_start();
+            let kind = rest.strip_prefix(now).expect("after its help").trim_start();
             assert_eq!(kind, if now.ends_with("_total") { "counter" } else { "gauge" }, "{now}");
         } else {
             let rest = line.strip_prefix(now).expect("a sample of this metric");
@@ -190,10 +191,10 @@ fn a_server_sums_its_connections_those_that_ended_too() {
     assert!(stats.receiving.sleeps > 0 && stats.sending.wakes > 0, "{stats:?}");
 }
 
-/// A request that was given up half way is one that the server has heard of; one that never began is none.
+/// A request that was abandoned half way counts, since the server has received a part of it. One that never began does not count.
 #[test]
-fn a_call_counts_once_the_server_has_heard_of_it() {
-    let _watchdog = Watchdog::new("a_call_counts_once_the_server_has_heard_of_it");
+fn a_call_is_counted_when_its_first_frame_is_sent() {
+    let _watchdog = Watchdog::new("a_call_is_counted_when_its_first_frame_is_sent");
     use narrows::internal::rpc::wire::{FrameHeader, FrameKind, Settings, VERSION};
     let folder = tempfile::tempdir().expect("directory");
     let options = Options::new().slots(4).arena(4096);

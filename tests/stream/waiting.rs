@@ -1,4 +1,4 @@
-//! Blocking calls: what ends them, and that nothing else does.
+//! Blocking calls: each event that ends them, and that no other event does.
 
 use std::sync::mpsc::channel;
 use std::thread::{self, sleep};
@@ -165,7 +165,7 @@ fn space_wakes_a_sleeping_sender_though_the_receiver_goes_away() {
             thread::scope(|scope| {
                 let sender = scope.spawn(|| a.send(&message));
                 sleep(MOMENT);
-                // Exactly those that are there, and never a call again.
+                // Takes exactly the messages that are there, and makes no call after that.
                 for _ in 0..in_ring {
                     assert_eq!(b.recv_ref().expect("there").len(), message.len());
                 }
@@ -177,7 +177,7 @@ fn space_wakes_a_sleeping_sender_though_the_receiver_goes_away() {
 }
 
 #[test]
-fn what_exceeds_the_ring_flows_to_a_receiver_that_sleeps() {
+fn messages_that_exceed_the_ring_reach_a_receiver_that_sleeps() {
     let _watch = Watchdog::new("more than the ring");
     for wait in STRATEGIES {
         let (mut a, mut b) = pair(wait);
@@ -211,10 +211,10 @@ fn room_for_the_beginning_is_room_for_a_long_message() {
     a.send(&[1; 200]).expect("there is room");
     for len in [a.max_in_place() + 1, a.max_message(), usize::MAX] {
         let ready =
-            a.wait_either_timeout(len, MOMENT).expect("its first piece fits beside the other message");
+            a.wait_either_timeout(len, MOMENT).expect("its first fragment fits beside the other message");
         assert!(ready.space && !ready.message);
     }
-    // One that may be reserved needs all of the arena.
+    // The largest message that can be reserved needs all of the arena.
     assert_eq!(a.wait_either_timeout(a.max_in_place(), MOMENT), Err(SendTimeoutError::Timeout));
     assert!(a.try_reserve(a.max_in_place()).is_err());
     drop(b.recv_ref().expect("there"));
@@ -306,24 +306,24 @@ fn no_deadline_ends_a_call_early() {
 }
 
 #[test]
-fn absurd_durations_are_for_ever() {
-    let _watch = Watchdog::new("absurd durations");
-    let far = Instant::now().checked_add(Duration::from_secs(1 << 40)).expect("a far moment");
+fn a_duration_that_overflows_is_no_deadline() {
+    let _watch = Watchdog::new("durations that overflow");
+    let late = Instant::now().checked_add(Duration::from_secs(1 << 40)).expect("representable");
     let waits: [fn(&mut SharedMemoryStream, Instant); 6] = [
         |stream, _| assert_eq!(stream.recv_timeout(&mut [0; 8], Duration::MAX).expect("comes").len, 1),
         |stream, _| {
             assert_eq!(stream.recv_timeout(&mut [0; 8], Duration::from_secs(1 << 62)).expect("comes").len, 1)
         },
-        |stream, far| assert_eq!(stream.recv_deadline(&mut [0; 8], far).expect("comes").len, 1),
+        |stream, late| assert_eq!(stream.recv_deadline(&mut [0; 8], late).expect("comes").len, 1),
         |stream, _| assert!(stream.wait_either_timeout(5, Duration::MAX).expect("comes").message),
-        |stream, far| assert!(stream.wait_either_deadline(5, far).expect("comes").message),
-        |stream, far| drop(stream.recv_ref_deadline(far).expect("comes")),
+        |stream, late| assert!(stream.wait_either_deadline(5, late).expect("comes").message),
+        |stream, late| drop(stream.recv_ref_deadline(late).expect("comes")),
     ];
     for wait in waits {
         let (mut a, mut b) = pair(WaitStrategy::Adaptive);
         fill(&mut a);
         thread::scope(|scope| {
-            let waiter = scope.spawn(|| wait(&mut a, far));
+            let waiter = scope.spawn(|| wait(&mut a, late));
             sleep(MOMENT);
             assert!(!waiter.is_finished(), "it returned at once");
             b.send(b"x").expect("sends");
@@ -338,18 +338,18 @@ fn absurd_durations_are_for_ever() {
     }
 }
 
-/// The parent fills the ring and sleeps; the child takes exactly what was there, and lingers.
+/// The parent fills the ring and sleeps. The child takes exactly what was there, and lives on.
 #[test]
-fn a_consumer_in_another_process_that_takes_its_last_message_leaves_nobody_asleep() {
+fn a_consumer_in_another_process_that_takes_its_last_message_leaves_no_sender_asleep() {
     let _watch = Watchdog::new("another process");
-    let name = "a_consumer_in_another_process_that_takes_its_last_message_leaves_nobody_asleep";
+    let name = "a_consumer_in_another_process_that_takes_its_last_message_leaves_no_sender_asleep";
     let options = options().wait(WaitStrategy::Park);
     if role().is_some() {
         let mut stream = options.from_parent().expect("a parent");
         sleep(MOMENT);
         (0..8).for_each(|_| drop(stream.recv_ref().expect("there")));
         stream.send(b"taken").expect("listens");
-        // Gone for good, but not dead: it never receives again.
+        // The child lives, but never receives again.
         let mut input = String::new();
         std::io::stdin().read_line(&mut input).expect("reads");
         return;

@@ -1,9 +1,9 @@
-//! A process that forks victims and tells how they end: hundreds a second, since nothing is exec'ed.
+//! A process that forks subjects and reports how they end: hundreds a second, since nothing is exec'ed.
 //!
 //! ```text
-//!   test ── orders, a line each ──▶ fork server ── fork ──▶ victim: does what the line says
+//!   test ── orders, a line each ──▶ fork server ── fork ──▶ subject: does what the line says
 //!     ▲                               │ waitpid            │
-//!     └── "@stopped", "@over", ... ───┴────────────────────┘ "@" and what it says
+//!     └── "@stopped", "@over", ... ───┴────────────────────┘ "@" and its text
 //! ```
 
 use std::io::{BufRead, BufReader, Write};
@@ -16,12 +16,12 @@ use super::{Kept, forked, me, sys};
 /// What a fork server reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Report {
-    /// The victim, by its number, was stopped by a signal.
+    /// The subject with this process id was stopped by a signal.
     Stopped(i32),
-    /// The victim is over and reaped: its exit code, or the number of the signal, negative.
+    /// The subject has ended and is reaped. The number is its exit code, or the negative number of the signal.
     Over(i32),
-    /// What the victim said.
-    Said(String),
+    /// The subject reported this text.
+    Text(String),
 }
 
 /// The test's end of a fork server.
@@ -33,7 +33,7 @@ pub(crate) struct ForkServer {
 }
 
 impl ForkServer {
-    /// Starts the test again, in the role "fork server"; there it calls [`serve`].
+    /// Starts the test again in the role "fork_server", in which it calls [`serve`].
     pub(crate) fn start(test: &str, argument: &str) -> Self {
         let mut command = me(test, "fork_server", argument);
         let mut child = Kept::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
@@ -42,30 +42,30 @@ impl ForkServer {
         Self { child, orders, reports: Some(reports) }
     }
 
-    /// The reports, for whoever is to hear them.
+    /// Returns the channel of reports. It can be taken once.
     pub(crate) fn reports(&mut self) -> Receiver<Report> {
         self.reports.take().expect("taken once")
     }
 
-    /// Has a victim forked that does what the line says.
+    /// Orders a fork of a subject that does what the line says.
     pub(crate) fn order(&self, line: &str) {
         let mut orders = self.orders.as_ref().expect("open");
         writeln!(orders, "{line}").expect("the fork server lives");
     }
 
-    /// No more victims.
+    /// Ends the fork server. All subjects must have ended as they should.
     pub(crate) fn end(mut self) {
         self.orders = None;
-        assert!(self.child.wait().success(), "a victim did not end as it should");
+        assert!(self.child.wait().success(), "a subject did not end as it should");
     }
 }
 
-/// In the fork server: forks a victim for each order, one after the other. What it returns is its exit
-/// code, and a panic is 101.
+/// Runs in the fork server: forks a subject for each order, one after the other. The result of `subject` is its exit code. A
+/// panic exits with 101.
 pub(crate) fn serve(subject: impl Fn(&str) -> i32) {
     for line in BufReader::new(std::io::stdin()).lines() {
         let line = line.expect("reads");
-        let pid = forked(&format!("victim of {line:?}"), || subject(&line));
+        let pid = forked(&format!("subject of {line:?}"), || subject(&line));
         loop {
             match sys::wait_for_change(pid) {
                 sys::Change::Stopped => report(&format!("stopped {pid}")),
@@ -75,23 +75,23 @@ pub(crate) fn serve(subject: impl Fn(&str) -> i32) {
     }
 }
 
-/// What a process reports on its standard output.
+/// Returns the reports that a process writes to its standard output.
 pub(crate) fn receive(output: ChildStdout) -> Receiver<Report> {
-    let (notify, reports) = channel();
+    let (sender, reports) = channel();
     thread::spawn(move || {
-        // The test runner's own output comes before the mark, on the same line at times.
+        // The test runner's own output may precede the `@` on the same line.
         let lines = BufReader::new(output).lines().map_while(Result::ok);
-        let marked = lines.filter_map(|line| line.rsplit_once('@').map(|(_, text)| text.to_owned()));
-        marked.map(|text| parse(&text)).all(|report| notify.send(report).is_ok())
+        let reported = lines.filter_map(|line| line.rsplit_once('@').map(|(_, text)| text.to_owned()));
+        reported.map(|text| parse(&text)).all(|report| sender.send(report).is_ok())
     });
     reports
 }
 
-/// Tells the test; from the fork server or from a victim.
+/// Reports a text to the test, from the fork server or from a subject.
 pub(crate) fn report(text: &str) {
     let mut out = std::io::stdout().lock();
-    let argument = writeln!(out, "@{text}").and_then(|()| out.flush());
-    argument.expect("the test listens");
+    let written = writeln!(out, "@{text}").and_then(|()| out.flush());
+    written.expect("the test listens");
 }
 
 fn parse(text: &str) -> Report {
@@ -99,6 +99,6 @@ fn parse(text: &str) -> Report {
     match text.split_once(' ') {
         Some(("stopped", pid)) => Report::Stopped(number(pid)),
         Some(("over", code)) => Report::Over(number(code)),
-        _ => Report::Said(text.to_owned()),
+        _ => Report::Text(text.to_owned()),
     }
 }

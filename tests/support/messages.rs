@@ -1,4 +1,4 @@
-//! Payloads that prove themselves, and a second process to exchange them with.
+//! Payloads that can be verified, and a second process to exchange them with.
 //!
 //! ```text
 //!   test process                            second process: the same binary, `--exact <test>`
@@ -15,20 +15,20 @@ use narrows::{Options, SharedMemoryStream};
 
 use super::process::{PATIENCE, rerun};
 
-/// The second process of a test; killed and reaped if the test fails before it has finished.
+/// The second process of a test. It is killed and reaped if the test fails before it has finished.
 pub struct Partner {
     child: Child,
     reaped: bool,
 }
 
 impl Partner {
-    /// Starts this test binary again, with only `test` in it and a role for it to play.
+    /// Starts this test binary again, with only `test` in it and a role for it.
     pub fn start(options: &Options, test: &str, role: &str) -> (Self, SharedMemoryStream) {
         let (child, stream) = options.spawn(command(test, role)).expect("spawns");
         (Self::of(child), stream)
     }
 
-    /// Looks after a child that was started otherwise.
+    /// Takes over a child that was started otherwise.
     pub fn of(child: Child) -> Self {
         Self { child, reaped: false }
     }
@@ -39,7 +39,7 @@ impl Partner {
         input.write_all(text.as_bytes()).expect("listens");
     }
 
-    /// Waits for the partner's end, and wants it to have succeeded.
+    /// Waits for the partner's end, and panics unless it succeeded.
     pub fn finish(mut self) {
         let status = self.wait();
         assert!(status.success(), "the partner failed: {status}");
@@ -76,14 +76,14 @@ impl Drop for Partner {
     }
 }
 
-/// This test binary again, with only `test` in it and a role for it to play.
+/// Returns the command that runs this test binary again, with only `test` in it and a role for it.
 pub fn command(test: &str, role: &str) -> Command {
     let mut command = rerun(test, role);
-    command.stdout(Stdio::null()); // What goes wrong is said on standard error.
+    command.stdout(Stdio::null()); // Failures are printed on standard error.
     command
 }
 
-/// Replaces what is in `buffer` by the `len` bytes that belong to `seed`.
+/// Replaces the content of `buffer` with the `len` bytes that belong to `seed`.
 pub fn payload(seed: u64, len: usize, buffer: &mut Vec<u8>) {
     buffer.clear();
     buffer.reserve(len + 8);
@@ -93,14 +93,14 @@ pub fn payload(seed: u64, len: usize, buffer: &mut Vec<u8>) {
     buffer.truncate(len);
 }
 
-/// The `len` bytes that belong to `seed`.
+/// Returns the `len` bytes that belong to `seed`.
 pub fn bytes(seed: u64, len: usize) -> Vec<u8> {
     let mut buffer = Vec::new();
     payload(seed, len, &mut buffer);
     buffer
 }
 
-/// Wants `bytes` to be exactly those that belong to `seed`.
+/// Panics unless `bytes` are exactly those that belong to `seed`.
 #[track_caller]
 pub fn check(seed: u64, len: usize, bytes: &[u8]) {
     assert_eq!(bytes.len(), len, "the length of message {seed}");

@@ -1,14 +1,14 @@
-//! What the tests of several subjects share. Each test binary includes it, and uses a part.
+//! Helpers that the tests of several subjects share. Each test binary includes them, and uses a part.
 //!
-//! | module | what it has |
+//! | module | content |
 //! |---|---|
 //! | `process` | which test this is, and in which role; a second run of it; a process of its own; a watchdog |
 //! | `processes` | children, forks, and what a process holds: descriptors, threads, mappings |
-//! | `fork_server` | a process that forks victims and reports how they end |
-//! | `messages` | payloads that prove themselves, and a partner to exchange them with |
-//! | `rings`, `spied` | one direction in private memory; a memory that sees what the ring does |
+//! | `fork_server` | a process that forks subjects and reports how they end |
+//! | `messages` | payloads that can be verified, and a partner to exchange them with |
+//! | `rings`, `spied` | one direction in private memory; a memory that observes what the ring does |
 //! | `raw_sockets` | the handshake by hand: sockets, memory files, seals |
-//! | `raw_peer` | a peer with the bare pages in its hands |
+//! | `raw_peer` | a peer that accesses the pages directly |
 //! | `calls` | a server of calls in a process of its own, and a peer that writes frames by hand |
 //! | `sys` | system calls |
 //!

@@ -1,4 +1,4 @@
-//! What every test with several processes needs: roles, a second run of this binary, a watchdog.
+//! Helpers for tests with several processes: roles, a second run of this binary, a watchdog.
 
 use std::env;
 use std::io::Write;
@@ -7,7 +7,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-/// How long a test may take before it counts as hung: far more than any busy machine needs.
+/// The time after which a test counts as hung. It is far more than any busy machine needs.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 const ROLE: &str = "NARROWS_TEST_ROLE";
@@ -18,26 +18,27 @@ const ALONE: &str = "NARROWS_TEST_ALONE";
 /// The full name of the only test that this process runs.
 const NAME: &str = "NARROWS_TEST_NAME";
 
-/// The part that this process plays in a test of several; nothing in the one started by hand.
+/// Returns the role of this process in a test with several processes, and `None` in the first process.
 pub fn role() -> Option<String> {
     env::var(ROLE).ok()
 }
 
-/// This test binary again, with only `test` in it and a role for it to play. `test` is a name within its module.
+/// Returns the command that runs this test binary again, with only `test` in it and a role for it. `test` is a name within its
+/// module.
 ///
 /// # Panics
 ///
-/// If another test asks, or there is no such test: a run of no test counts as a success.
+/// If another test calls this, or there is no such test: a run of no test would count as a success.
 pub fn rerun(test: &str, role: &str) -> Command {
     let mut command = run_again(&full_name(test));
     command.env(ROLE, role);
     command
 }
 
-/// Whether this process runs this test alone; if not, runs it so in another, and checks how it ends.
+/// Returns whether this process runs only this test. If not, runs it alone in another process, and checks that it succeeds.
 ///
-/// A test in a role has a process of its own already. So a test that changes or counts what belongs to the whole process
-/// begins with this; [`must_be_own`] finds those that do not.
+/// A test that changes or counts what belongs to the whole process begins with this. A test in a role has a process of its own
+/// already. [`must_be_own`] finds tests that lack this call.
 #[must_use]
 pub fn alone(test: &str) -> bool {
     if is_own() {
@@ -52,12 +53,12 @@ pub fn alone(test: &str) -> bool {
     false
 }
 
-/// Whether this process runs one test alone.
+/// Returns whether this process runs one test alone.
 fn is_own() -> bool {
     role().is_some() || env::var_os(ALONE).is_some()
 }
 
-/// Refuses what no test may do beside others.
+/// Refuses operations that no test may make while others run in the same process.
 ///
 /// # Panics
 ///
@@ -67,7 +68,7 @@ pub fn must_be_own() {
     assert!(is_own(), "this test needs a process of its own: `if !alone(NAME) {{ return; }}`");
 }
 
-/// This test binary again, with only this test in it. The name is known to the runner.
+/// Returns the command that runs this test binary again with only this test, by its full name.
 fn run_again(name: &str) -> Command {
     let mut command = Command::new(env::current_exe().expect("a path"));
     command
@@ -76,8 +77,8 @@ fn run_again(name: &str) -> Command {
     command
 }
 
-/// The name of the test as the runner knows it, with its modules. The runner's threads have that name, but for a run of one
-/// thread, which was started with it; other threads look it up.
+/// Returns the full name of a test, with its modules. The runner's threads have that name. A run with one thread gets it from its
+/// environment, and other threads look it up.
 fn full_name(test: &str) -> String {
     let of_test =
         |name: &str| name == test || name.strip_suffix(test).is_some_and(|path| path.ends_with("::"));
@@ -106,7 +107,7 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// One that waits for [`PATIENCE`].
+    /// Starts a watchdog that waits for [`PATIENCE`].
     pub fn new(what: &str) -> Self {
         Self::within(what, PATIENCE)
     }
@@ -117,7 +118,7 @@ impl Watchdog {
         thread::spawn(move || {
             if dropped.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
                 log(&format!("HUNG: {what} did not end within {patience:?} ({:?})", role()));
-                say_threads();
+                log_threads();
                 abort();
             }
         });
@@ -125,20 +126,20 @@ impl Watchdog {
     }
 }
 
-/// Prints what each thread waits in: its name, and the number and arguments of its system call.
-fn say_threads() {
+/// Prints for each thread its name, and the number and arguments of the system call that it waits in.
+fn log_threads() {
     for thread in std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
         let read = |file| std::fs::read_to_string(thread.path().join(file)).unwrap_or_default();
         log(&format!("  {:?}: {} {}", thread.file_name(), read("comm").trim(), read("syscall").trim()));
     }
 }
 
-/// Prints where the test runner does not catch it.
+/// Prints to standard error, which the test runner does not capture.
 pub fn log(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// Whether the condition comes true, for as long as any machine may take.
+/// Returns whether the condition becomes true within the time that any machine may take.
 pub fn eventually(mut condition: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + PATIENCE / 2;
     while Instant::now() < deadline {

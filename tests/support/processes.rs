@@ -1,4 +1,4 @@
-//! Children, forks, and what a process holds.
+//! Children, forks, and the resources of a process.
 
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -10,15 +10,15 @@ use narrows::{Options, RecvTimeoutError, SharedMemoryStream};
 use super::process::{eventually, log, must_be_own, rerun};
 use super::sys;
 
-/// Longer than anything here takes on a busy machine; only what hangs meets it.
+/// A timeout that is longer than any operation takes on a busy machine. Only a hang exceeds it.
 pub(crate) const LONG: Duration = Duration::from_secs(30);
 
-/// What the test told this process beside its role.
+/// Returns the argument that the test gave this process beside its role.
 pub(crate) fn argument() -> String {
     std::env::var("NARROWS_ARGUMENT").unwrap_or_default()
 }
 
-/// This very binary, which runs the test again in another role.
+/// Returns the command that runs the test again in another role.
 pub(crate) fn me(test: &str, role: &str, argument: &str) -> Command {
     let mut command = rerun(test, role);
     command.env("NARROWS_ARGUMENT", argument).stdout(Stdio::null());
@@ -77,21 +77,21 @@ pub(crate) fn round_trip(stream: &mut SharedMemoryStream, index: u64) {
     assert_eq!(index_of(&copy), Some(index));
 }
 
-/// Connects as soon as somebody listens there: a path exists a little before its server does.
+/// Connects as soon as a server listens there: the path may exist a little earlier.
 pub(crate) fn reach(path: &Path, options: &Options) -> SharedMemoryStream {
     let mut last = None;
     eventually(|| last.insert(options.connect(path)).is_ok());
     last.expect("tried").expect("reached")
 }
 
-/// Forks a process that runs the closure, for a minute and a half at most; what it returns is the exit code,
-/// and a panic, which is told as of `whom`, is 101.
-pub(crate) fn forked(whom: &str, act: impl FnOnce() -> i32) -> i32 {
+/// Forks a process that runs the closure, for at most a minute and a half. The result of the closure is the exit code. A panic is
+/// logged with `name`, and the exit code is 101.
+pub(crate) fn forked(name: &str, act: impl FnOnce() -> i32) -> i32 {
     let pid = sys::fork();
     if pid == 0 {
         sys::alarm(90);
-        let whom = whom.to_owned();
-        std::panic::set_hook(Box::new(move |info| log(&format!("{whom}: {info}"))));
+        let name = name.to_owned();
+        std::panic::set_hook(Box::new(move |info| log(&format!("{name}: {info}"))));
         let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act)).unwrap_or(101);
         sys::exit_now(code);
     }
@@ -106,7 +106,7 @@ pub(crate) struct Fork {
 }
 
 impl Fork {
-    /// Runs the closure in a fork; what it returns is the exit code, and a panic is 101.
+    /// Runs the closure in a fork. Its result is the exit code. A panic exits with 101.
     pub(crate) fn run(act: impl FnOnce() -> i32) -> Self {
         must_be_own();
         Self { pid: forked("in a fork", act), over: OnceLock::new() }
@@ -122,7 +122,7 @@ impl Fork {
         }
     }
 
-    /// The exit code, or the number of the signal that ended it, negative.
+    /// Returns the exit code, or the negative number of the signal that ended the process.
     pub(crate) fn wait(&self) -> i32 {
         *self.over.get_or_init(|| sys::wait_for(self.pid))
     }
@@ -135,19 +135,19 @@ impl Drop for Fork {
     }
 }
 
-/// Open descriptors of this process.
+/// Returns the number of open descriptors of this process.
 pub(crate) fn descriptors() -> usize {
     must_be_own();
     std::fs::read_dir("/proc/self/fd").expect("lists").count() - 1
 }
 
-/// Threads of this process.
+/// Returns the number of threads of this process.
 pub(crate) fn threads() -> usize {
     must_be_own();
     std::fs::read_dir("/proc/self/task").expect("lists").count()
 }
 
-/// Whether this process has a thread of this name.
+/// Returns whether this process has a thread of this name.
 pub(crate) fn runs(name: &str) -> bool {
     must_be_own();
     let tasks = std::fs::read_dir("/proc/self/task").expect("lists");
@@ -155,14 +155,14 @@ pub(crate) fn runs(name: &str) -> bool {
     names.flatten().any(|it| it.trim_end() == name)
 }
 
-/// Lines of this process's mappings with this word.
+/// Returns the number of this process's mappings whose line has this word.
 pub(crate) fn mappings(word: &str) -> usize {
     must_be_own();
     let maps = std::fs::read_to_string("/proc/self/maps").expect("reads");
     maps.lines().filter(|line| line.contains(word)).count()
 }
 
-/// A message that proves itself: its index, bytes that follow from it, and a checksum.
+/// Writes a message that can be verified: its index, bytes that follow from it, and a checksum.
 pub(crate) fn fill(buffer: &mut Vec<u8>, index: u64, len: usize) {
     let len = len.max(12);
     buffer.clear();
@@ -177,7 +177,7 @@ pub(crate) fn fill(buffer: &mut Vec<u8>, index: u64, len: usize) {
     buffer.extend_from_slice(&sum.to_le_bytes());
 }
 
-/// The index of a message that is whole, or nothing.
+/// Returns the index of a message, or `None` if the message is damaged.
 pub(crate) fn index_of(message: &[u8]) -> Option<u64> {
     let (body, sum) = message.split_last_chunk::<4>()?;
     let whole = crc32fast::hash(body) == u32::from_le_bytes(*sum);

@@ -1,4 +1,4 @@
-//! A peer that does the handshake by itself and then has the bare pages in its hands.
+//! A peer that does the handshake itself and then accesses the pages directly.
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -14,7 +14,7 @@ use narrows::internal::layout::{Control, Direction, Geometry, SLOT, SLOT_PAYLOAD
 
 use super::sys::{Pages, add_seals, receive_with_fd, sealed_memory, send_with_fd};
 
-/// The words of a direction's page that an honest peer writes too, but for the marks: those would be a good-bye.
+/// The words of a direction's page that a well-formed peer writes too, except the closed flags: those would close the connection.
 pub(crate) const WORDS: [usize; 10] = [
     words::HEAD,
     words::CONSUMER_FLAG,
@@ -28,7 +28,7 @@ pub(crate) const WORDS: [usize; 10] = [
     words::OOB,
 ];
 
-/// A connection made by hand; dropping it hangs up.
+/// A connection without the library. Dropping it hangs up.
 #[derive(Debug)]
 pub(crate) struct RawPeer {
     pub(crate) socket: UnixStream,
@@ -39,7 +39,7 @@ pub(crate) struct RawPeer {
 }
 
 impl RawPeer {
-    /// Connects as a client that wants this geometry.
+    /// Connects as a client that asks for this geometry.
     pub(crate) fn connect(path: &Path, wanted: Geometry, max_message: u64) -> io::Result<Self> {
         let mut socket = UnixStream::connect(path)?;
         socket.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -67,7 +67,7 @@ impl RawPeer {
         }
     }
 
-    /// Takes one client as a server that grants whatever it wants.
+    /// Accepts one client as a server that grants everything that the client asks for.
     pub(crate) fn serve(listener: &UnixListener) -> io::Result<Self> {
         let (mut socket, _) = listener.accept()?;
         socket.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -82,23 +82,23 @@ impl RawPeer {
         Ok(Self { socket, pages, geometry, sends: 1 })
     }
 
-    /// Where this side sends.
+    /// Returns the direction in which this side sends.
     pub(crate) fn outgoing(&self) -> Direction {
         self.geometry.direction(self.sends)
     }
 
-    /// Where this side receives.
+    /// Returns the direction in which this side receives.
     pub(crate) fn incoming(&self) -> Direction {
         self.geometry.direction(1 - self.sends)
     }
 
-    /// Where the slot of a ticket stands that this side sends.
+    /// Returns the offset of the slot of a ticket that this side sends.
     pub(crate) fn slot(&self, ticket: u64) -> usize {
         let slot = ticket % u64::from(self.geometry.slots());
         self.outgoing().slots + usize::try_from(slot).expect("few") * SLOT
     }
 
-    /// Commits a ticket whose payload stands there already.
+    /// Commits a ticket whose payload is written already.
     pub(crate) fn commit(&self, ticket: u64, control: Control) {
         let slot = self.slot(ticket);
         self.pages.word(slot + 8).store(control.encode(), Ordering::Relaxed);
@@ -112,7 +112,7 @@ impl RawPeer {
         }
     }
 
-    /// Whether the other side has hung up.
+    /// Returns whether the other side has hung up.
     pub(crate) fn over(&self) -> bool {
         self.socket.set_nonblocking(true).is_err()
             || receive_with_fd(self.socket.as_fd(), &mut [0; 1]).is_ok_and(|(got, _)| got == 0)

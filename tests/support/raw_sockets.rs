@@ -1,4 +1,4 @@
-//! What the tests of the handshake share: raw sockets, raw descriptors, and other processes.
+//! Helpers that the tests of the handshake share: raw sockets, raw descriptors, and other processes.
 
 use std::io::{self, Read, Write};
 use std::mem::zeroed;
@@ -16,7 +16,7 @@ use narrows::{ListenerCloser, Options, SharedMemoryListener};
 
 use super::eventually;
 
-/// What `narrows::Options::new()` asks for.
+/// Returns the Hello of a client with `narrows::Options::new()`.
 pub fn hello() -> [u8; HELLO_LEN] {
     ClientHandshake::new(geometry(), 64 << 20, 0).hello()
 }
@@ -25,7 +25,7 @@ pub fn geometry() -> Geometry {
     Geometry::new(256, 1 << 20, 64).expect("legal")
 }
 
-/// A listener whose thread accepts all who come, and keeps them.
+/// A listener whose thread accepts all clients and keeps their streams.
 pub struct Server {
     pub listener: Arc<SharedMemoryListener>,
     pub path: PathBuf,
@@ -61,7 +61,7 @@ impl Server {
 
     pub fn well_formed_client_gets_in(&self) {
         let before = self.accepted.load(Ordering::SeqCst);
-        let stream = Options::new().connect(&self.path).expect("an honest client gets in");
+        let stream = Options::new().connect(&self.path).expect("a well-formed client gets in");
         assert!(eventually(|| self.accepted.load(Ordering::SeqCst) > before));
         drop(stream);
     }
@@ -81,11 +81,11 @@ impl Drop for Server {
     }
 }
 
-/// The answer that comes on a raw client's socket.
+/// Reads the answer on a raw client's socket.
 pub fn answer(mut stream: &UnixStream) -> Answer {
     let mut bytes = [0; ANSWER_LEN];
     stream.read_exact(&mut bytes).expect("a whole answer");
-    Answer::decode(&bytes).expect("an answer that makes sense")
+    Answer::decode(&bytes).expect("a legal answer")
 }
 
 pub fn ask(stream: &UnixStream, bytes: &[u8]) -> Answer {
@@ -93,13 +93,13 @@ pub fn ask(stream: &UnixStream, bytes: &[u8]) -> Answer {
     answer(stream)
 }
 
-/// The answer that comes on a raw client's socket, with the descriptor beside it.
+/// Reads the answer on a raw client's socket, with the descriptor that comes with it.
 pub fn answer_with_memory(stream: &UnixStream) -> (Answer, OwnedFd) {
     let mut bytes = [0; ANSWER_LEN];
     let mut control = [0_u64; 8];
     let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
-    // SAFETY: the message names locals that outlive the call; a record of rights that came holds one descriptor at
-    // least, which is ours from here on.
+    // SAFETY: the message refers to locals that outlive the call. A received SCM_RIGHTS record holds at least one descriptor,
+    // which this process owns from here on.
     let memory = unsafe {
         let mut message: libc::msghdr = zeroed();
         message.msg_iov = &mut part;
@@ -109,13 +109,13 @@ pub fn answer_with_memory(stream: &UnixStream) -> (Answer, OwnedFd) {
         let got = libc::recvmsg(stream.as_raw_fd(), &mut message, libc::MSG_CMSG_CLOEXEC | libc::MSG_WAITALL);
         assert_eq!(got, isize::try_from(ANSWER_LEN).expect("few"), "{}", io::Error::last_os_error());
         let header = libc::CMSG_FIRSTHDR(&message);
-        assert!(!header.is_null() && (*header).cmsg_type == libc::SCM_RIGHTS, "a descriptor beside it");
+        assert!(!header.is_null() && (*header).cmsg_type == libc::SCM_RIGHTS, "a descriptor with it");
         OwnedFd::from_raw_fd(libc::CMSG_DATA(header).cast::<i32>().read_unaligned())
     };
-    (Answer::decode(&bytes).expect("an answer that makes sense"), memory)
+    (Answer::decode(&bytes).expect("a legal answer"), memory)
 }
 
-/// Seals the memory and says so: the last byte of the handshake. Returns the answer and the memory.
+/// Seals the memory and sends the last byte of the handshake. Returns the answer and the memory.
 pub fn confirm(mut stream: &UnixStream) -> (Answer, OwnedFd) {
     let (answer, memory) = answer_with_memory(stream);
     seal(memory.as_fd(), LAST_SEALS).expect("seals");
@@ -123,14 +123,14 @@ pub fn confirm(mut stream: &UnixStream) -> (Answer, OwnedFd) {
     (answer, memory)
 }
 
-/// Sends bytes with descriptors beside them.
+/// Sends bytes with descriptors.
 pub fn send_with(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
     let raw: Vec<i32> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     let mut control = [0_u64; 256];
     let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     let len = u32::try_from(size_of_val(&raw[..])).expect("few");
-    // SAFETY: the message names locals that outlive the call; 256 words hold a header and 253
-    // descriptors, and the header is written inside them.
+    // SAFETY: the message refers to locals that outlive the call. 256 words hold a header and 253 descriptors, and the header is
+    // written inside them.
     let sent = unsafe {
         let mut message: libc::msghdr = zeroed();
         message.msg_iov = &mut part;
@@ -149,10 +149,9 @@ pub fn send_with(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> i
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
-/// A memory file of this size with these seals.
+/// Returns a memory file of this size with these seals.
 pub fn memfd(len: usize, seals: i32) -> OwnedFd {
-    // SAFETY: the name is a C string; the call makes a descriptor that nobody else owns; the others
-    // take numbers.
+    // SAFETY: the name is a C string. The first call makes a descriptor that this process owns. The others take numbers.
     unsafe {
         let fd = libc::memfd_create(c"test".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING);
         assert!(fd >= 0, "memfd_create");
@@ -163,17 +162,17 @@ pub fn memfd(len: usize, seals: i32) -> OwnedFd {
     }
 }
 
-/// Both ends of a pipe.
+/// Returns both ends of a pipe.
 pub fn pipe() -> (OwnedFd, OwnedFd) {
     let mut ends = [0; 2];
-    // SAFETY: fills the local with two descriptors that nobody else owns.
+    // SAFETY: fills the local with two descriptors, which this process owns.
     unsafe {
         assert_eq!(libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC), 0, "pipe2");
         (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1]))
     }
 }
 
-/// What a server seals before it sends the memory, and what a client adds.
+/// The seals that a server adds before it sends the memory, and those that a client adds.
 pub const SEALS: i32 = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW;
 pub const LAST_SEALS: i32 = libc::F_SEAL_FUTURE_WRITE | libc::F_SEAL_SEAL;
 

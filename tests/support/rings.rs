@@ -1,4 +1,4 @@
-//! One direction in private memory: both halves of it, and the memory itself to look at or to garble.
+//! One direction in private memory: both halves, and the memory itself to inspect or to change.
 
 use std::io::IoSlice;
 use std::sync::Arc;
@@ -14,14 +14,14 @@ pub type In<M = Arc<Heap>> = ReceiverCore<M, NoWaitPolicy>;
 /// The longest message of the rings made here, in bytes.
 pub const MAX: usize = 4 << 20;
 
-/// A direction whose first ticket is `first`.
+/// Returns a direction whose first ticket is `first`.
 pub fn ring(slots: usize, arena: usize, first: u64) -> (Out, In, Arc<Heap>) {
     let heap = Arc::new(Heap::new(slots, arena, 4));
     let (out, inb) = over(&heap, first);
     (out, inb, heap)
 }
 
-/// A direction over a memory of the test's own.
+/// Returns a direction over a memory that the test provides.
 pub fn over<M: Memory + Clone>(mem: &M, first: u64) -> (Out<M>, In<M>) {
     Producer::format(mem, first);
     (
@@ -30,7 +30,7 @@ pub fn over<M: Memory + Clone>(mem: &M, first: u64) -> (Out<M>, In<M>) {
     )
 }
 
-/// A wait that is over when it begins: unlike `Wait::Never` it may leave a long message half sent.
+/// Returns a wait whose deadline has passed. Unlike `Wait::Never` it may leave a long message half sent.
 pub fn at_once() -> Wait {
     Wait::Deadline(Some(Instant::now()))
 }
@@ -44,13 +44,13 @@ pub fn send<M: Memory>(
     out.send(&[IoSlice::new(message)], tag, wait)
 }
 
-/// Sends what must have room now.
+/// Sends a message that must have room now.
 #[track_caller]
 pub fn put<M: Memory>(out: &mut Out<M>, message: &[u8], tag: u64) {
     assert_eq!(send(out, message, tag, Wait::Never), Ok(message.len()), "room for it");
 }
 
-/// Receives what must be there now.
+/// Receives a message that must be there now.
 #[track_caller]
 pub fn take<M: Memory>(inb: &mut In<M>) -> (Vec<u8>, u64) {
     let mut buffer = Vec::new();
@@ -65,7 +65,7 @@ pub fn try_take<M: Memory>(inb: &mut In<M>) -> Result<(Vec<u8>, u64), RecvCoreEr
     Ok((buffer, message.tag))
 }
 
-/// The head that the consumer has published.
+/// Returns the head that the consumer has published.
 pub fn head<M: Memory>(mem: &M) -> u64 {
     mem.load(Word::Head, Load::Relaxed)
 }

@@ -1,4 +1,4 @@
-//! Private memory with a spy in it: sees what the ring does, and can do something in between.
+//! Private memory with a callback: it observes each operation of the ring, and can act between two of them.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use narrows::internal::memory::{
     Deadline, Field, Flag, Heap, Memory, OutOfBounds, Span, Store, forward_memory,
 };
 
-/// What the ring has just done.
+/// The operation that the ring has just made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Did {
     StoreSlot(u64, Field, u64),
@@ -29,7 +29,7 @@ impl Spied {
         Arc::new(Self { heap, spy: Box::new(spy) })
     }
 
-    fn notify<T>(&self, did: Did, result: T) -> T {
+    fn call_spy<T>(&self, did: Did, result: T) -> T {
         (self.spy)(&self.heap, did);
         result
     }
@@ -43,31 +43,31 @@ impl Memory for Spied {
 
     fn store_slot(&self, ticket: u64, field: Field, value: u64, order: Store) {
         self.heap.store_slot(ticket, field, value, order);
-        self.notify(Did::StoreSlot(ticket, field, value), ());
+        self.call_spy(Did::StoreSlot(ticket, field, value), ());
     }
 
     fn load_flag(&self, flag: Flag) -> u32 {
         let value = self.heap.load_flag(flag);
-        self.notify(Did::LoadFlag(flag), value)
+        self.call_spy(Did::LoadFlag(flag), value)
     }
 
     fn store_flag(&self, flag: Flag, value: u32) {
         self.heap.store_flag(flag, value);
-        self.notify(Did::StoreFlag(flag, value), ());
+        self.call_spy(Did::StoreFlag(flag, value), ());
     }
 
     fn copy_out(&self, from: Span, at: usize, bytes: &mut [u8]) -> Result<(), OutOfBounds> {
         let copied = self.heap.copy_out(from, at, bytes);
-        self.notify(Did::CopyOut(from), copied)
+        self.call_spy(Did::CopyOut(from), copied)
     }
 
     fn back_off(&self, deadline: Deadline) {
         self.heap.back_off(deadline);
-        self.notify(Did::Backoff, ());
+        self.call_spy(Did::Backoff, ());
     }
 
     fn wake(&self, flag: Flag) {
         self.heap.wake(flag);
-        self.notify(Did::Wake(flag), ());
+        self.call_spy(Did::Wake(flag), ());
     }
 }

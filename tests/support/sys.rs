@@ -1,4 +1,4 @@
-//! The system calls that the tests about faults need.
+//! The system calls that the tests of faults need.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::process::must_be_own;
 
 pub(crate) fn fork() -> i32 {
-    // SAFETY: the child only runs what the tests give it and leaves by `_exit`.
+    // SAFETY: the child only runs a function of the test, and ends by `_exit`.
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0, "fork: {}", io::Error::last_os_error());
     pid
@@ -19,7 +19,7 @@ pub(crate) fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// The effective user of this process.
+/// Returns the effective user of this process.
 pub(crate) fn effective_user() -> u32 {
     // SAFETY: takes nothing and cannot fail.
     unsafe { libc::geteuid() }
@@ -30,20 +30,20 @@ pub(crate) fn alarm(seconds: u32) {
     unsafe { libc::alarm(seconds) };
 }
 
-/// Closes what names no file of the standard streams, as daemonizing code does behind the library's back.
+/// Closes all descriptors except the standard streams, as daemonizing code does without the library's knowledge.
 pub(crate) fn close_all_but_standard() {
     must_be_own();
-    // SAFETY: takes numbers; nothing that the standard library holds is above them.
+    // SAFETY: takes numbers. The standard library holds no descriptor above them.
     unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
 }
 
 pub(crate) fn kill(pid: i32, signal: i32) {
     assert!(pid > 1, "never a group, never init");
-    // SAFETY: takes two numbers; the caller started the process and has not reaped it.
+    // SAFETY: takes two numbers. The caller started the process and has not reaped it.
     unsafe { libc::kill(pid, signal) };
 }
 
-/// The exit code, or the number of the signal, negative.
+/// Waits for the end of a child. Returns the exit code, or the negative number of the signal.
 pub(crate) fn wait_for(pid: i32) -> i32 {
     loop {
         if let Change::Over(code) = wait_for_change(pid) {
@@ -52,16 +52,16 @@ pub(crate) fn wait_for(pid: i32) -> i32 {
     }
 }
 
-/// What became of a child.
+/// A change of a child's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// A signal stopped it.
+    /// A signal stopped the child.
     Stopped,
-    /// The exit code, or the number of the signal, negative.
+    /// The child has ended. The number is its exit code, or the negative number of the signal.
     Over(i32),
 }
 
-/// Waits until a child is stopped or over.
+/// Waits until a child is stopped or has ended.
 pub(crate) fn wait_for_change(pid: i32) -> Change {
     let mut status = 0;
     loop {
@@ -79,11 +79,11 @@ pub(crate) fn wait_for_change(pid: i32) -> Change {
     Change::Over(if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { -libc::WTERMSIG(status) })
 }
 
-/// As many descriptors as this process may have.
+/// Raises the limit of descriptors to the highest value that this process may set.
 pub(crate) fn raise_descriptor_limit() {
     must_be_own();
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: fills the local, and gives it back with the one changed.
+    // SAFETY: fills the local, and passes it back with one field changed.
     unsafe {
         libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
         limit.rlim_cur = limit.rlim_max;
@@ -91,7 +91,7 @@ pub(crate) fn raise_descriptor_limit() {
     }
 }
 
-/// At most so many descriptors for this process.
+/// Limits the number of descriptors of this process.
 pub(crate) fn limit_descriptors(descriptors: u64) {
     must_be_own();
     let limit = libc::rlimit { rlim_cur: descriptors, rlim_max: descriptors };
@@ -99,13 +99,13 @@ pub(crate) fn limit_descriptors(descriptors: u64) {
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0, "setrlimit");
 }
 
-/// At most so many bytes of address space more than this process has now; none says that there is no limit any more.
+/// Limits the address space of this process to `more` bytes above its current size. `None` removes the limit.
 pub(crate) fn limit_memory(more: Option<u64>) {
     must_be_own();
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     let taken = std::fs::read_to_string("/proc/self/statm").expect("reads");
     let pages: u64 = taken.split(' ').next().and_then(|it| it.parse().ok()).expect("a number");
-    // SAFETY: takes a number; fills the local, and gives it back with the one changed.
+    // SAFETY: takes a number, fills the local, and passes it back with one field changed.
     unsafe {
         let page = u64::try_from(libc::sysconf(libc::_SC_PAGESIZE)).expect("positive");
         libc::getrlimit(libc::RLIMIT_AS, &mut limit);
@@ -114,13 +114,13 @@ pub(crate) fn limit_memory(more: Option<u64>) {
     }
 }
 
-/// Makes mappings until this process has so many.
+/// Makes mappings until this process has `count` of them.
 pub(crate) fn fill_mappings(count: usize) {
     must_be_own();
     let lines = std::fs::read_to_string("/proc/self/maps").expect("reads").lines().count();
-    let (page, more) = (4096 * 16, count - lines); // Of whatever size pages are.
+    let (page, more) = (4096 * 16, count - lines); // Enough for any page size.
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    // SAFETY: a new mapping that nothing refers to, and the protection of parts of it.
+    // SAFETY: makes a new mapping that nothing refers to, and changes the protection of parts of it.
     unsafe {
         let base = libc::mmap(std::ptr::null_mut(), more * page, libc::PROT_NONE, flags, -1, 0);
         assert_ne!(base, libc::MAP_FAILED, "mmap");
@@ -131,22 +131,22 @@ pub(crate) fn fill_mappings(count: usize) {
     }
 }
 
-/// CPU time of the calling thread.
+/// Returns the CPU time of the calling thread.
 pub(crate) fn thread_time() -> Duration {
     usage(libc::RUSAGE_THREAD)
 }
 
-/// CPU time of this process.
+/// Returns the CPU time of this process.
 pub(crate) fn process_time() -> Duration {
     must_be_own();
     usage(libc::RUSAGE_SELF)
 }
 
-fn usage(who: i32) -> Duration {
+fn usage(target: i32) -> Duration {
     // SAFETY: zeros are a valid value of this plain struct.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
     // SAFETY: fills the local.
-    unsafe { libc::getrusage(who, &mut usage) };
+    unsafe { libc::getrusage(target, &mut usage) };
     let time = |value: libc::timeval| {
         let micros = value.tv_sec * 1_000_000 + value.tv_usec;
         Duration::from_micros(micros.unsigned_abs())
@@ -154,7 +154,7 @@ fn usage(who: i32) -> Duration {
     time(usage.ru_utime) + time(usage.ru_stime)
 }
 
-/// The pages of a connection, mapped by hand: what a peer that ignores the library has.
+/// The pages of a connection, mapped without the library, as a hostile peer may do.
 #[derive(Debug)]
 pub(crate) struct Pages {
     base: *mut u8,
@@ -168,9 +168,9 @@ unsafe impl Sync for Pages {}
 impl Pages {
     pub(crate) fn map(file: OwnedFd, len: usize) -> io::Result<Self> {
         let both = libc::PROT_READ | libc::PROT_WRITE;
-        let place = std::ptr::null_mut();
-        // SAFETY: a new mapping at a place that the kernel chooses.
-        let base = unsafe { libc::mmap(place, len, both, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+        let address = std::ptr::null_mut();
+        // SAFETY: makes a new mapping at an address that the kernel chooses.
+        let base = unsafe { libc::mmap(address, len, both, libc::MAP_SHARED, file.as_raw_fd(), 0) };
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
@@ -187,17 +187,17 @@ impl Pages {
 
     pub(crate) fn word(&self, at: usize) -> &AtomicU64 {
         assert!(at % 8 == 0 && at + 8 <= self.len);
-        // SAFETY: aligned, inside the mapping, which lives as long as `self`.
+        // SAFETY: the word is aligned and inside the mapping, which lives as long as `self`.
         unsafe { AtomicU64::from_ptr(self.base.add(at).cast()) }
     }
 
     pub(crate) fn flag(&self, at: usize) -> &AtomicU32 {
         assert!(at % 4 == 0 && at + 4 <= self.len);
-        // SAFETY: aligned, inside the mapping, which lives as long as `self`.
+        // SAFETY: the word is aligned and inside the mapping, which lives as long as `self`.
         unsafe { AtomicU32::from_ptr(self.base.add(at).cast()) }
     }
 
-    /// Turns whole pages into zeros, as a hole would if one could be punched.
+    /// Overwrites whole pages with zeros, as a hole would if one could be punched.
     pub(crate) fn zero(&self, at: usize, len: usize) {
         let end = self.len.min(at + len);
         (at..end).step_by(8).for_each(|at| self.word(at).store(0, Ordering::Relaxed));
@@ -206,45 +206,45 @@ impl Pages {
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        // SAFETY: the mapping made in `map`, which nothing refers to any more.
+        // SAFETY: this is the mapping made in `map`, and nothing refers to it any more.
         unsafe { libc::munmap(self.base.cast(), self.len) };
     }
 }
 
-/// Wakes all who sleep on the word.
+/// Wakes all threads that sleep on the word.
 pub(crate) fn futex_wake(word: &AtomicU32) {
     // SAFETY: the kernel uses the address of a live word as a key.
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
 }
 
-/// Sleeps on the word while it has this value, for some milliseconds at most.
+/// Sleeps on the word while it has this value, for at most `millis` milliseconds.
 pub(crate) fn futex_wait(word: &AtomicU32, value: u32, millis: i64) {
     let time = libc::timespec { tv_sec: 0, tv_nsec: millis * 1_000_000 };
     // SAFETY: the kernel reads a live word and a local.
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, value, &time) };
 }
 
-/// Stops this process until somebody continues it.
+/// Stops this process until another process continues it.
 pub(crate) fn stop_myself() {
-    // SAFETY: takes a number; the signal goes to this process.
+    // SAFETY: takes a number. The signal goes to this process.
     unsafe { libc::raise(libc::SIGSTOP) };
 }
 
-/// Moves all who sleep on one word to another, where nobody wakes them; returns how many.
+/// Moves all threads that sleep on one word to another word, on which no thread wakes them. Returns their number.
 pub(crate) fn futex_requeue(from: &AtomicU32, to: &AtomicU32) -> i64 {
     let all = i64::from(i32::MAX);
     // SAFETY: the kernel uses the addresses of two live words as keys.
     unsafe { libc::syscall(libc::SYS_futex, from.as_ptr(), libc::FUTEX_REQUEUE, 0_i64, all, to.as_ptr()) }
 }
 
-/// The same, if the word has this value.
+/// Does the same if the word has this value.
 pub(crate) fn futex_compare_and_requeue(from: &AtomicU32, value: u32, to: &AtomicU32) -> i64 {
     let (op, all) = (libc::FUTEX_CMP_REQUEUE, i64::from(i32::MAX));
     // SAFETY: the kernel reads a live word, and uses the addresses of two as keys.
     unsafe { libc::syscall(libc::SYS_futex, from.as_ptr(), op, 0_i64, all, to.as_ptr(), value) }
 }
 
-/// Reads at most `into`, and the descriptor that came with it.
+/// Reads bytes into `into`, and the descriptor that came with them.
 pub(crate) fn receive_with_fd(
     socket: BorrowedFd<'_>,
     into: &mut [u8],
@@ -257,7 +257,7 @@ pub(crate) fn receive_with_fd(
     message.msg_iovlen = 1;
     message.msg_control = control.as_mut_ptr().cast();
     message.msg_controllen = size_of_val(&control);
-    // SAFETY: the message names locals that outlive the call.
+    // SAFETY: the message refers to locals that outlive the call.
     let got = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut message, libc::MSG_CMSG_CLOEXEC) };
     let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
     // SAFETY: the kernel filled the control buffer, which is aligned for its headers.
@@ -265,18 +265,18 @@ pub(crate) fn receive_with_fd(
     if header.is_null() {
         return Ok((got, None));
     }
-    // SAFETY: not null, so a whole header in the buffer.
+    // SAFETY: the pointer is not null, so a whole header is in the buffer.
     let rights =
         unsafe { (*header).cmsg_level == libc::SOL_SOCKET && (*header).cmsg_type == libc::SCM_RIGHTS };
     if !rights {
         return Ok((got, None));
     }
-    // SAFETY: a message of rights holds at least one descriptor, which is ours now.
+    // SAFETY: an SCM_RIGHTS message holds at least one descriptor, which this process owns now.
     let fd = unsafe { OwnedFd::from_raw_fd(libc::CMSG_DATA(header).cast::<i32>().read_unaligned()) };
     Ok((got, Some(fd)))
 }
 
-/// Sends the bytes, and a descriptor with the first of them.
+/// Sends bytes, and a descriptor with the first of them.
 pub(crate) fn send_with_fd(socket: BorrowedFd<'_>, bytes: &[u8], fd: BorrowedFd<'_>) -> io::Result<usize> {
     let mut control = [0_u64; 4];
     let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
@@ -295,7 +295,7 @@ pub(crate) fn send_with_fd(socket: BorrowedFd<'_>, bytes: &[u8], fd: BorrowedFd<
         (*header).cmsg_len = libc::CMSG_LEN(4) as usize;
         libc::CMSG_DATA(header).cast::<i32>().write_unaligned(fd.as_raw_fd());
     }
-    // SAFETY: the message names locals that outlive the call.
+    // SAFETY: the message refers to locals that outlive the call.
     let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &message, libc::MSG_NOSIGNAL) };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
@@ -306,20 +306,20 @@ pub(crate) fn add_seals(fd: BorrowedFd<'_>, seals: i32) -> io::Result<()> {
     done(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) })
 }
 
-/// Allocates a page behind the end of a file.
+/// Allocates a page after the end of a file.
 pub(crate) fn grow(fd: BorrowedFd<'_>, len: u64) -> io::Result<()> {
     let len = libc::off_t::try_from(len).expect("small");
     // SAFETY: takes a live descriptor and numbers.
     done(unsafe { libc::fallocate(fd.as_raw_fd(), 0, len, 4096) })
 }
 
-/// Takes the first page out of a file, so that it gets shorter.
+/// Removes the first page from a file, which gets shorter.
 pub(crate) fn collapse(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: takes a live descriptor and numbers.
     done(unsafe { libc::fallocate(fd.as_raw_fd(), libc::FALLOC_FL_COLLAPSE_RANGE, 0, 4096) })
 }
 
-/// Takes the memory of the first page out of a file; it keeps its size.
+/// Frees the memory of the first page of a file, which keeps its size.
 pub(crate) fn punch(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: takes a live descriptor and numbers.
     done(unsafe {
@@ -327,13 +327,13 @@ pub(crate) fn punch(fd: BorrowedFd<'_>) -> io::Result<()> {
     })
 }
 
-/// The same, by a mapping of it.
+/// Does the same through a mapping.
 pub(crate) fn remove(pages: &Pages) -> io::Result<()> {
-    // SAFETY: the first page of a mapping that is only accessed by atomics, and stays one.
+    // SAFETY: this is the first page of a mapping that is accessed only by atomics and stays mapped.
     done(unsafe { libc::madvise(pages.base.cast(), 4096, libc::MADV_REMOVE) })
 }
 
-/// A second mapping of a file that can be written.
+/// Returns a second mapping of a file, which can be written.
 pub(crate) fn map_again(fd: BorrowedFd<'_>) -> io::Result<Pages> {
     Pages::map(fd.try_clone_to_owned()?, 4096)
 }
@@ -342,11 +342,11 @@ fn done(result: i32) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// A memfd of zeros whose size is sealed.
+/// Returns a memfd of zeros whose size is sealed.
 pub(crate) fn sealed_memory(len: usize) -> OwnedFd {
     let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
     let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW;
-    // SAFETY: a C string and flags; a new descriptor, which is ours; sizes and seals it.
+    // SAFETY: takes a C string and flags. The new descriptor belongs to this process, which sets its size and seals it.
     unsafe {
         let fd = libc::memfd_create(c"test".as_ptr(), flags);
         assert!(fd >= 0);

@@ -16,7 +16,7 @@ pub(crate) fn accept(listener: BorrowedFd<'_>) -> harness::Result<OwnedFd> {
     Ok(own(socket::accept(listener.as_raw_fd())?))
 }
 
-/// Sends messages of one size by one system call; how many went.
+/// Sends messages of one size by one system call; returns how many were sent.
 pub(crate) fn send_many(socket: BorrowedFd<'_>, bytes: &mut [u8], size: usize) -> Result<usize> {
     many(bytes, size, |headers, count| {
         // SAFETY: the headers point to bytes that live until the end of this call.
@@ -24,7 +24,7 @@ pub(crate) fn send_many(socket: BorrowedFd<'_>, bytes: &mut [u8], size: usize) -
     })
 }
 
-/// Receives messages of one size by one system call, at least one if the socket blocks; how many came.
+/// Receives messages of one size by one system call, at least one if the socket blocks; returns how many arrived.
 pub(crate) fn receive_many(socket: BorrowedFd<'_>, bytes: &mut [u8], size: usize) -> Result<usize> {
     many(bytes, size, |headers, count| {
         // SAFETY: the headers point to bytes that live, borrowed mutably, until the end of this call.
@@ -39,19 +39,19 @@ fn many(
     size: usize,
     call: impl FnOnce(*mut libc::mmsghdr, libc::c_uint) -> libc::c_int,
 ) -> Result<usize> {
-    let mut pieces: Vec<libc::iovec> = bytes
+    let mut slices: Vec<libc::iovec> = bytes
         .chunks_exact_mut(size)
-        .map(|piece| libc::iovec { iov_base: piece.as_mut_ptr().cast(), iov_len: size })
+        .map(|message| libc::iovec { iov_base: message.as_mut_ptr().cast(), iov_len: size })
         .collect();
-    let mut headers: Vec<libc::mmsghdr> = pieces.iter_mut().map(header).collect();
+    let mut headers: Vec<libc::mmsghdr> = slices.iter_mut().map(header).collect();
     let count = libc::c_uint::try_from(headers.len()).map_err(Error::other)?;
     usize::try_from(call(headers.as_mut_ptr(), count)).map_err(|_| Error::last_os_error())
 }
 
-fn header(piece: &mut libc::iovec) -> libc::mmsghdr {
+fn header(slice: &mut libc::iovec) -> libc::mmsghdr {
     // SAFETY: all zeros is a header of nothing.
     let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
-    header.msg_hdr.msg_iov = piece;
+    header.msg_hdr.msg_iov = slice;
     header.msg_hdr.msg_iovlen = 1;
     header
 }

@@ -13,7 +13,7 @@ use crate::plan::TERMINAL as OUTPUT;
 use crate::recorder::{Metric, Recorder};
 
 impl Editor {
-    /// 10 MB, every two seconds.
+    /// Reads a terminal's output, 10 MB, every two seconds.
     pub(super) fn terminals(&self, recorder: &mut Recorder) -> Result<()> {
         let mut request = Vec::new();
         for index in 0.. {
@@ -40,7 +40,7 @@ impl Editor {
         Ok(())
     }
 
-    /// Ten requests a second, of twenty; a late one is made up for.
+    /// Sends ten requests a second, half of the twenty; after a late one, the next follows sooner.
     pub(super) fn lsp(&self, half: u32, recorder: &mut Recorder) -> Result<()> {
         let mut request = Vec::new();
         let mut next = Instant::now() + Duration::from_millis(u64::from(half) * 50);
@@ -64,14 +64,14 @@ impl Editor {
             }
             let reply = call.wait()?;
             let took = monotonic() - asked;
-            self.validate(&reply, of, Some(lsp.reply), recorder);
+            recorder.tally.count_reply(&reply, of, Some(lsp.reply));
             recorder.record(Metric::Lsp, took.saturating_sub(u64::from(self.answer_number(&reply, 0)?)));
             recorder.count("LSP requests", 1);
         }
         Ok(())
     }
 
-    /// A whole history, every three seconds.
+    /// Transfers a whole history every three seconds.
     pub(super) fn histories(&self, recorder: &mut Recorder) -> Result<()> {
         let mut request = Vec::new();
         for index in 0.. {
@@ -84,13 +84,13 @@ impl Editor {
             let asked = monotonic();
             let reply = self.client.call(HISTORY, &request)?;
             recorder.record_since(Metric::History, asked);
-            self.validate(&reply, of, Some(back), recorder);
+            recorder.tally.count_reply(&reply, of, Some(back));
             recorder.count("bytes of histories", (there + back) as u64);
         }
         Ok(())
     }
 
-    /// Twice a second a stream that has no end, and a cancel in its middle.
+    /// Starts an endless stream twice a second, and cancels it.
     pub(super) fn cancels(&self, recorder: &mut Recorder) -> Result<()> {
         let (mut request, mut rng) = (Vec::new(), self.plan.rng(8, 0));
         for index in 0.. {

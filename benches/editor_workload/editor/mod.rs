@@ -18,13 +18,13 @@ use std::time::{Duration, Instant};
 use harness::{Result, ensure};
 
 use crate::backend::{HELLO, STOP_QUESTIONS};
+use crate::config::{RunConfig, Scope};
 use crate::connections;
 use crate::item::{HEAD, Item, StreamKind, Text, stream};
 use crate::line_protocol::{self, StatusLine};
 use crate::plan::{CHATS, Plan};
 use crate::recorder::Recorder;
 use crate::transport::Client;
-use crate::{RunConfig, Scope};
 
 /// The state that its threads share.
 struct Editor {
@@ -72,32 +72,32 @@ type Flow<'a> = Box<dyn Fn(&mut Recorder) -> Result<()> + Send + 'a>;
 
 impl Editor {
     /// Runs all flows for as long as the chats go on, then answers the last questions.
-    fn run_flows(&self, part: Scope, recorder: &mut Recorder) {
+    fn run_flows(&self, scope: Scope, recorder: &mut Recorder) {
         let chats: Vec<Flow<'_>> = (0..CHATS)
             .map(|thread| Box::new(move |recorder: &mut Recorder| self.chats(thread, recorder)) as _)
             .collect();
         let mut others: Vec<(&str, Flow<'_>)> =
             vec![("questions", Box::new(|recorder: &mut Recorder| self.questions(recorder)))];
-        if part == Scope::Whole {
+        if scope == Scope::Whole {
             others.push(("terminal", Box::new(|recorder: &mut Recorder| self.terminals(recorder))));
             others.push(("LSP", Box::new(|recorder: &mut Recorder| self.lsp(0, recorder))));
             others.push(("LSP", Box::new(|recorder: &mut Recorder| self.lsp(1, recorder))));
             others.push(("histories", Box::new(|recorder: &mut Recorder| self.histories(recorder))));
         }
         others.push(("cancels", Box::new(|recorder: &mut Recorder| self.cancels(recorder))));
-        thread::scope(|scope| {
+        thread::scope(|threads| {
             let measured = |name: &'static str, work: Flow<'_>| {
                 let mut recorder = Recorder::default();
                 if let Err(error) = work(&mut recorder) {
                     recorder.fault(format!("{name}: {error:#}"));
-                    self.over.store(true, Ordering::Relaxed); // No more of anything.
+                    self.over.store(true, Ordering::Relaxed); // All flows end.
                 }
                 recorder
             };
             let chats: Vec<_> =
-                chats.into_iter().map(|work| scope.spawn(move || measured("chats", work))).collect();
+                chats.into_iter().map(|work| threads.spawn(move || measured("chats", work))).collect();
             let others: Vec<_> =
-                others.into_iter().map(|(name, work)| scope.spawn(move || measured(name, work))).collect();
+                others.into_iter().map(|(name, work)| threads.spawn(move || measured(name, work))).collect();
             while !chats.iter().all(thread::ScopedJoinHandle::is_finished) {
                 thread::sleep(Duration::from_millis(100));
                 self.report_progress();
@@ -145,19 +145,9 @@ impl Editor {
         let mut request = Vec::new();
         self.text.write(&mut request, stream, seq, numbers, len);
         let reply = self.client.call(method, &request)?;
-        self.validate(&reply, stream, None, recorder);
+        recorder.tally.count_reply(&reply, stream, None);
         self.calls.fetch_add(1, Ordering::Relaxed);
         Ok(reply)
-    }
-
-    /// Checks that a reply belongs to its call and is unchanged.
-    fn validate(&self, reply: &[u8], stream: u32, len: Option<usize>, recorder: &mut Recorder) {
-        recorder.tally.items += 1;
-        recorder.tally.bytes += reply.len() as u64;
-        let right = Item::read(reply).is_some_and(|it| it.stream == stream);
-        if !right || len.is_some_and(|len| len != reply.len()) {
-            recorder.tally.corrupt += 1;
-        }
     }
 
     fn answer_number(&self, reply: &[u8], at: usize) -> Result<u32> {

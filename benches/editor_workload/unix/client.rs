@@ -1,6 +1,7 @@
 //! The calling side: one thread reads, and delivers each message to the call that waits for it.
 
 use std::collections::HashMap;
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -171,7 +172,7 @@ impl transport::Client for UnixClient {
     }
 
     fn close(&self) {
-        self.shared.writer.shut(&self.shared.socket);
+        let _closed_already = self.shared.socket.shutdown(Shutdown::Both);
     }
 }
 

@@ -150,8 +150,8 @@ fn dispatch<S: Service>(
     let mut run = move || {
         let mut reply = Vec::new();
         let done = match head.kind {
-            FrameKind::Stream => service.stream(head.word, &call.context(), &request, &mut call),
-            _ => service.call(head.word, &call.context(), &request, &mut reply),
+            FrameKind::Stream => service.stream(head.word, &call.clone(), &request, &mut call),
+            _ => service.call(head.word, &call.clone(), &request, &mut reply),
         };
         call.end(head.kind, done, &reply);
     };
@@ -172,10 +172,6 @@ struct ServedCall {
 }
 
 impl ServedCall {
-    fn context(&self) -> Self {
-        self.clone()
-    }
-
     /// Sends the reply or the error, unless the call was cancelled.
     fn end(&self, kind: FrameKind, done: Result<()>, reply: &[u8]) {
         let waited_for = lock(&self.peer.calls).remove(&self.number).is_some();
@@ -194,7 +190,7 @@ impl ServedCall {
 impl CallGate {
     fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
-        let _window = lock(&self.window); // A thread that looks at the flag holds it, or waits.
+        let _window = lock(&self.window); // A writer that reads the flag holds this lock, or waits.
         self.more.notify_all();
     }
 }
@@ -204,7 +200,7 @@ impl RequestContext for ServedCall {
         self.gate.cancelled.load(Ordering::Relaxed)
     }
 
-    fn link(&self) -> Arc<dyn ClientHandle> {
+    fn client(&self) -> Arc<dyn ClientHandle> {
         Arc::new(PeerHandle(Arc::clone(&self.peer)))
     }
 }

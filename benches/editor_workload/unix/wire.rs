@@ -1,4 +1,4 @@
-//! Frames on the socket: a head of 16 bytes, then the fragment of an item.
+//! Frames on the socket: a header of 16 bytes, then the fragment of an item.
 //!
 //! ```text
 //!   0 length u32 │ 4 kind u8 │ 5 more u8 │ 6 - │ 8 call u32 │ 12 word u32 (method, or bytes of credit)
@@ -70,7 +70,7 @@ impl FrameWriter {
         Self(Mutex::new(socket))
     }
 
-    /// Sends an item; between its fragments others may send.
+    /// Sends an item; other threads may send between its fragments.
     pub(super) fn send(&self, kind: FrameKind, call: u32, word: u32, item: &[u8]) -> Result<()> {
         let mut rest = item;
         loop {
@@ -87,11 +87,6 @@ impl FrameWriter {
             }
             rest = behind;
         }
-    }
-
-    /// Ends the connection for both directions.
-    pub(super) fn shut(&self, socket: &UnixStream) {
-        let _closed_already = socket.shutdown(std::net::Shutdown::Both);
     }
 }
 
@@ -119,7 +114,7 @@ impl FrameReader {
         Self(BufReader::with_capacity(FRAGMENT + HEAD, socket))
     }
 
-    /// The head of the next frame and the length of its fragment; nothing at the end.
+    /// Returns the head of the next frame and the length of its fragment; nothing at the end.
     pub(super) fn next(&mut self) -> Result<Option<(FrameHeader, usize)>> {
         let mut head = [0; HEAD];
         if self.0.read(&mut head[..1])? == 0 {
@@ -132,7 +127,7 @@ impl FrameReader {
         Ok(Some((FrameHeader { kind, more: head[5] != 0, call: word(8), word: word(12) }, length)))
     }
 
-    /// The fragment of the frame whose head came last, behind what is in `into`.
+    /// Appends to `into` the fragment of the frame whose head was read last.
     pub(super) fn fragment(&mut self, length: usize, into: &mut Vec<u8>) -> Result<()> {
         into.reserve(length);
         if (&mut self.0).take(length as u64).read_to_end(into)? != length {

@@ -7,11 +7,7 @@ use std::process::Command;
 
 use harness::{Context, Result, ensure};
 
-/// Returns what stands above the tables.
-///
-/// # Errors
-///
-/// There is no Node.js, or it is too old.
+/// Returns the description of the machine for the heading; fails without Node.js, or if it is too old.
 pub fn describe(node: &Path) -> Result<BTreeMap<String, String>> {
     let mut machine = harness::machine();
     machine.insert("node".into(), node_version(node)?);
@@ -21,9 +17,7 @@ pub fn describe(node: &Path) -> Result<BTreeMap<String, String>> {
     Ok(machine)
 }
 
-/// # Errors
-///
-/// Processes cannot be pinned.
+/// Fails if processes cannot be pinned.
 pub fn require_taskset() -> Result<()> {
     output_of("taskset", "--version")
         .map(drop)

@@ -18,13 +18,13 @@ mod rows;
 mod run;
 mod side;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use harness::Result;
 
 use crate::config::{NodeConfig, NodeSystem};
+use crate::run::RunOptions;
 
 /// Measures narrows and Node.js doing the same work, and writes tables and raw results
 #[derive(Debug, Parser)]
@@ -33,32 +33,6 @@ struct CommandLine {
     side: Option<SideCommand>,
     #[command(flatten)]
     options: RunOptions,
-}
-
-/// The choice of measurements.
-#[derive(Debug, Parser)]
-struct RunOptions {
-    /// How often all is measured
-    #[arg(long, default_value_t = 3)]
-    rounds: usize,
-    /// Messages of each measurement, in percent of the full number
-    #[arg(long, default_value_t = 100.0)]
-    percent: f64,
-    /// Sizes in bytes: of the raw bytes, or of the object as JSON
-    #[arg(long, value_delimiter = ',', default_values_t = [64, 1 << 10, 64 << 10, 1 << 20])]
-    sizes: Vec<usize>,
-    /// The CPUs of the two sides, such as 0,1; or none. Give it once for each placement [default: 0,1 and none]
-    #[arg(long)]
-    pin: Vec<String>,
-    /// Only systems whose name has this in it
-    #[arg(long)]
-    only: Option<String>,
-    /// Node.js
-    #[arg(long, default_value = "node")]
-    node: PathBuf,
-    /// Where the results go [default: results, beside this crate]
-    #[arg(long)]
-    out: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,4 +1,4 @@
-//! The raw results of a run, as they stand in `node.json`.
+//! The raw results of a run, as `node.json` holds them.
 
 use std::collections::BTreeMap;
 

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use clap::Args;
 use harness::{Context, Process, Result, bail, busy_seconds};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -13,7 +14,33 @@ use crate::config::{NodeConfig, NodeSystem, Outcome, POINTS};
 use crate::message::write_template;
 use crate::results::{NOT_PINNED, NodeMeasurement, NodeResults};
 use crate::rows::{NodeRow, SMALL, phases};
-use crate::{RunOptions, machine, report};
+use crate::{machine, report};
+
+/// The choice of measurements.
+#[derive(Debug, Args)]
+pub struct RunOptions {
+    /// How often all is measured
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Messages of each measurement, in percent of the full number
+    #[arg(long, default_value_t = 100.0)]
+    percent: f64,
+    /// Sizes in bytes: of the raw bytes, or of the object as JSON
+    #[arg(long, value_delimiter = ',', default_values_t = [64, 1 << 10, 64 << 10, 1 << 20])]
+    sizes: Vec<usize>,
+    /// The CPUs of the two sides, such as 0,1; or none. Give it once for each placement [default: 0,1 and none]
+    #[arg(long)]
+    pin: Vec<String>,
+    /// Only systems whose name has this in it
+    #[arg(long)]
+    only: Option<String>,
+    /// Node.js
+    #[arg(long, default_value = "node")]
+    node: PathBuf,
+    /// Where the results go [default: results, beside this crate]
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
 
 /// Measures the chosen rows, and writes the results.
 pub fn run(options: &RunOptions) -> Result<()> {
@@ -127,7 +154,7 @@ fn measure(options: &RunOptions, row: NodeRow, pin: &str, size: usize) -> Result
     }
 }
 
-/// Starts side A and waits for its line.
+/// Starts side A and returns the outcomes that it reports.
 fn side_a(config: &NodeConfig, pin: &[String]) -> Result<Vec<Outcome>> {
     let program = if config.system.is_rust() { &config.rust } else { &config.node };
     let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("js/driver.js");

@@ -14,7 +14,7 @@ use narrows::{Options, SharedMemoryStream, WaitStrategy};
 use crate::config::{NodeConfig, NodeSystem, Outcome, POINTS, Phase, PhaseKind, SideUsage};
 use crate::message::{Messages, messages};
 
-/// Side A without a side B: the cost of serialising, parsing and verifying when nothing is sent.
+/// Runs side A without a side B: the cost of serialising, parsing and verifying when nothing is sent.
 pub fn alone(config: &NodeConfig) -> Result<()> {
     let outcomes: Result<Vec<Outcome>> =
         config.phases.iter().map(|phase| measure_alone(config, *phase)).collect();
@@ -22,7 +22,7 @@ pub fn alone(config: &NodeConfig) -> Result<()> {
     Ok(())
 }
 
-/// Side A of narrows: starts side B, and writes what the phases came to as one line of JSON.
+/// Runs side A of narrows: starts side B, and prints the outcomes of the phases as one line of JSON.
 pub fn driver(config: &NodeConfig) -> Result<()> {
     let words = [config.rust.display().to_string(), "echo".into(), serde_json::to_string(config)?];
     let mut words = config.pin_b.iter().chain(&words);
@@ -37,7 +37,7 @@ pub fn driver(config: &NodeConfig) -> Result<()> {
     child.wait()?.success().then_some(()).ok_or_else(|| anyhow!("side B failed"))
 }
 
-/// Side B of narrows, or of Node's socket.
+/// Runs side B of narrows, or of Node's socket.
 pub fn echo(config: &NodeConfig) -> Result<()> {
     if config.system == NodeSystem::SocketRust {
         return answer(&mut Framed::new(UnixStream::connect(config.folder.join("socket"))?)?, config);
@@ -49,7 +49,7 @@ pub fn echo(config: &NodeConfig) -> Result<()> {
 trait MessagePipe {
     fn send(&mut self, message: &[u8]) -> Result<()>;
 
-    /// False at the end.
+    /// Returns false at the end.
     fn receive(&mut self, into: &mut Vec<u8>) -> Result<bool>;
 }
 
@@ -101,7 +101,7 @@ impl MessagePipe for Framed {
     }
 }
 
-/// One phase of side A.
+/// Runs one phase of side A.
 fn measure(pipe: &mut impl MessagePipe, config: &NodeConfig, phase: Phase) -> Result<Outcome> {
     let mut work = messages(config, phase.size)?;
     let mut buffer = Vec::new();
@@ -128,7 +128,7 @@ fn measure(pipe: &mut impl MessagePipe, config: &NodeConfig, phase: Phase) -> Re
     Ok(Outcome { phase, seconds, cpu_a, cpu_b: usage.cpu, quantiles })
 }
 
-/// A round trip is making and checking, twice; the rate is that of the slower of making and checking, since two
+/// Runs one phase without a transport. A round trip is making and checking, twice; the rate is that of the slower of making and checking, since two
 /// processes do both at once.
 fn measure_alone(config: &NodeConfig, phase: Phase) -> Result<Outcome> {
     let mut work = messages(config, phase.size)?;
@@ -151,7 +151,7 @@ fn measure_alone(config: &NodeConfig, phase: Phase) -> Result<Outcome> {
     Ok(Outcome { phase, seconds, cpu_a, cpu_b: 0.0, quantiles })
 }
 
-/// One look at the clock for each round trip.
+/// Times round trips, with one reading of the clock for each.
 fn trips(
     pipe: &mut impl MessagePipe,
     work: &mut dyn Messages,
@@ -171,7 +171,7 @@ fn trips(
     Ok(())
 }
 
-/// Side B.
+/// Runs side B: answers each phase until side A closes.
 fn answer(pipe: &mut impl MessagePipe, config: &NodeConfig) -> Result<()> {
     let mut buffer = Vec::new();
     while pipe.receive(&mut buffer)? {

@@ -13,10 +13,12 @@
 use std::path::Path;
 use std::sync::atomic::{Ordering, fence};
 
+use anyhow::{Result, ensure};
+
 use super::hand_over::Mailboxes;
 use crate::source::Check;
+use crate::sys;
 use crate::system::{Access, ReceiveHalf, SendHalf, Side, System, Wait, Work, WorkKind};
-use crate::{Result, ensure, sys};
 
 pub(crate) struct BareRing;
 
@@ -44,11 +46,11 @@ impl System for BareRing {
         let mailboxes = Mailboxes::open(side, folder, ARENA + ARENA_BYTES)?;
         let (ours, theirs) = (mailboxes.at(side), mailboxes.at(side.other()));
         let copy = if work.access == Access::Copy { vec![1; work.size] } else { Vec::new() };
-        let pusher =
+        let sender =
             BareRingSender { ring: Direction::new(mailboxes.clone(), ours, work), tail: 0, limit: 0 };
-        let popper =
+        let receiver =
             BareRingReceiver { ring: Direction::new(mailboxes, theirs, work), head: 0, due: 0, copy };
-        Ok((pusher, popper))
+        Ok((sender, receiver))
     }
 }
 

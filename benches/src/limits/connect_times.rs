@@ -11,14 +11,17 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use anyhow::Result;
+
 use crate::driver::Measurement;
 use crate::record::SideReport;
+use crate::retry::retry;
 use crate::source::{Check, Checked, Source};
+use crate::sys;
 use crate::system::{Job, Side, Work, WorkKind};
 use crate::timing::{Samples, UsageMeter};
-use crate::{Result, retry, sys};
 
-/// How a system makes and takes connections.
+/// A system that connects and accepts.
 pub trait Connect {
     /// As the tables name it.
     const NAME: &'static str;
@@ -26,11 +29,11 @@ pub trait Connect {
     type Listener;
     /// A connection.
     type Stream;
-    /// Listens there.
+    /// Listens at this path.
     fn listen(path: &Path) -> Result<Self::Listener>;
-    /// Waits for the next one.
+    /// Waits for the next connection.
     fn accept(listener: &Self::Listener) -> Result<Self::Stream>;
-    /// ConnectTimes, at the first try.
+    /// Connects, at the first try.
     fn connect(path: &Path) -> Result<Self::Stream>;
     /// Sends a message.
     fn send(stream: &mut Self::Stream, message: &[u8]) -> Result<()>;
@@ -38,7 +41,7 @@ pub trait Connect {
     fn receive(stream: &mut Self::Stream, buffer: &mut Vec<u8>) -> Result<()>;
 }
 
-/// The measurement of it.
+/// Measures a [`Connect`].
 pub struct ConnectTimes<D>(PhantomData<D>);
 
 impl<D> fmt::Debug for ConnectTimes<D> {
@@ -73,7 +76,7 @@ fn call<D: Connect>(job: &Job, path: &Path) -> Result<SideReport> {
         Ok(stream)
     };
     retry(|| if path.exists() { Ok(()) } else { Err("the other side does not listen") })?;
-    thread::sleep(Duration::from_millis(5)); // It may be bound and not yet listen.
+    thread::sleep(Duration::from_millis(5)); // The socket may be bound and not yet listening.
     let warm = Instant::now() + job.warm;
     while Instant::now() < warm {
         drop(once(source.message())?);
@@ -112,8 +115,7 @@ fn serve<D: Connect>(job: &Job, path: &Path) -> Result<SideReport> {
 }
 
 /// The bare Unix socket.
-#[derive(Debug)]
-pub struct UnixConnect;
+pub(crate) struct UnixConnect;
 
 impl Connect for UnixConnect {
     const NAME: &'static str = "unix-connect";

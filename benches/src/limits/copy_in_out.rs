@@ -5,8 +5,9 @@
 
 use std::time::Instant;
 
+use anyhow::Result;
+
 use super::hand_over::Mailboxes;
-use crate::Result;
 use crate::driver::Measurement;
 use crate::record::SideReport;
 use crate::source::{Check, Source};

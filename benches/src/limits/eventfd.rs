@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
+use anyhow::{Result, bail};
 use nix::cmsg_space;
 use nix::sys::eventfd::EventFd as Event;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
@@ -13,8 +14,8 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, s
 use super::hand_over::Mailboxes;
 use super::unix_stream::connect;
 use crate::source::Check;
+use crate::sys;
 use crate::system::{Access, ReceiveHalf, SendHalf, Side, System, Wait, Work, WorkKind};
-use crate::{Result, bail, sys};
 
 pub(crate) struct EventFd;
 

@@ -8,8 +8,9 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use anyhow::Result;
+
 use super::hand_over::Mailboxes;
-use crate::Result;
 use crate::source::Check;
 use crate::sys;
 use crate::system::{Access, ReceiveHalf, SendHalf, Side, System, Wait, Work, WorkKind};

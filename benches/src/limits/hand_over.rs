@@ -1,7 +1,7 @@
 //! The bare hand-over by cache line: write the bytes, store a word; the other side spins on that word.
 //!
 //! ```text
-//!   one box for each direction:   | turn word | 56 bytes | payload, if it is longer … |
+//!   one mailbox for each direction:   | turn word | 56 bytes | payload, if it is longer … |
 //! ```
 //!
 //! With 8 B in place this is the bare cache-line ping-pong. `Copy` copies the bytes out before it reads them.
@@ -11,10 +11,12 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
+use anyhow::Result;
+
+use crate::retry::retry;
 use crate::source::Check;
 use crate::sys::{self, SharedBytes};
 use crate::system::{ReceiveBuffer, ReceiveHalf, SendHalf, Side, System, Wait, Work, WorkKind};
-use crate::{Result, retry};
 
 pub(crate) struct HandOver;
 
@@ -30,14 +32,14 @@ impl System for HandOver {
 
     fn open(side: Side, folder: &Path, work: &Work) -> Result<(HandOverSender, HandOverReceiver)> {
         let mailboxes = Mailboxes::open(side, folder, work.size)?;
-        let giver = HandOverSender { mailboxes: mailboxes.clone(), at: mailboxes.at(side), turn: 0 };
-        let taker = HandOverReceiver {
+        let sender = HandOverSender { mailboxes: mailboxes.clone(), at: mailboxes.at(side), turn: 0 };
+        let receiver = HandOverReceiver {
             at: mailboxes.at(side.other()),
             mailboxes,
             turn: 0,
             buffer: ReceiveBuffer::new(work),
         };
-        Ok((giver, taker))
+        Ok((sender, receiver))
     }
 }
 
@@ -48,11 +50,11 @@ pub(super) struct Mailboxes {
     size: usize,
 }
 
-/// Nothing of one direction stands near what the other uses.
+/// The gap between the memory of the two directions.
 const APART: usize = 4096;
 
 impl Mailboxes {
-    /// Side A makes the file, side B waits for it.
+    /// Maps the file, which side A makes and side B waits for.
     pub(super) fn open(side: Side, folder: &Path, size: usize) -> Result<Self> {
         let (path, hidden) = (folder.join("boxes"), folder.join("hidden"));
         if side == Side::A {
@@ -69,12 +71,12 @@ impl Mailboxes {
         (64 + size).next_multiple_of(APART) + APART
     }
 
-    /// Where this side's outgoing box begins.
+    /// Returns the offset of the mailbox in which this side sends.
     pub(super) fn at(&self, side: Side) -> usize {
         if side == Side::A { 0 } else { Self::length(self.size) }
     }
 
-    /// Where the payload of the box stands: on the line of its turn word, if it fits there.
+    /// Returns the offset of the payload: on the cache line of the turn word, if it fits there.
     pub(super) fn payload(&self, at: usize) -> usize {
         if self.size <= 56 { at + 8 } else { at + 64 }
     }

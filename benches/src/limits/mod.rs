@@ -1,10 +1,10 @@
 //! The limits of the hardware and the kernel: bounds, as systems beside the others.
 //!
-//! None of these but the sockets is a way to send messages that one could use: they have room for one message, no
-//! flow control, no end, and trust each other blindly. They show the least cost of a message.
+//! Except for the sockets, none of these is a usable way to send messages. They have room for one message, no flow
+//! control and no close, and each side trusts the other. They show the least cost of a message.
 
 mod bare_ring;
-pub mod connect_times;
+mod connect_times;
 mod copy_in_out;
 mod eventfd;
 mod futex;
@@ -22,7 +22,11 @@ use self::futex::{Futex, FutexSliced};
 use self::hand_over::HandOver;
 use self::rtrb::Rtrb;
 use self::unix_stream::UnixStreams;
-use crate::{Subject, systems};
+use crate::driver::Subject;
+use crate::systems;
+
+/// Sizes of the messages in the rows of the benchmarks `stream` and `limits`.
+pub const SIZES: [usize; 10] = [8, 40, 64, 104, 256, 1 << 10, 4 << 10, 64 << 10, 1 << 20, 16 << 20];
 
 /// Lists all of them.
 pub fn subjects() -> Vec<Subject> {

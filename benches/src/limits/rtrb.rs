@@ -6,11 +6,11 @@ use std::path::Path;
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
+use anyhow::{Result, anyhow};
 use rtrb::{Consumer, Producer, RingBuffer};
 
 use crate::source::Check;
 use crate::system::{Access, ReceiveHalf, SendHalf, Side, System, Wait, Work};
-use crate::{Result, anyhow};
 
 pub(crate) struct Rtrb;
 

@@ -4,9 +4,11 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
+use anyhow::Result;
+
+use crate::retry::retry;
 use crate::source::Check;
 use crate::system::{Access, ReceiveHalf, SendHalf, Side, System, Wait, Work, WorkKind};
-use crate::{Result, retry};
 
 pub(crate) struct UnixStreams;
 

@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //!
-//! 1. Decoding never fails: behind the end there are zeros, and each value of a byte is legal.
+//! 1. Decoding never fails: after the end there are zeros, and each value of a byte is legal.
 //! 2. A choice between up to 256 alternatives reads one byte, so that a change of one byte changes one decision.
 
 use narrows::internal::layout::LAST_TICKET;
@@ -42,7 +42,7 @@ impl<'a> Bytes<'a> {
         self.u8() & 1 == 1
     }
 
-    /// Returns true for one of `many` values of the next byte. It is false behind the end.
+    /// Returns true for one of `many` values of the next byte. It is false after the end.
     pub(super) fn rarely(&mut self, many: u8) -> bool {
         self.u8() % many == many - 1
     }

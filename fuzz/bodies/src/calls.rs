@@ -2,10 +2,10 @@
 //!
 //! ```text
 //!   first byte % 4
-//!   0  bytes ──▶ headers, settings, fragments in any order ──▶ codec, Assembly   compared with a reference
-//!   1  bytes ──▶ frames of a hostile server ══ ring ══▶ Desk        limits hold, and the tables are consistent
-//!   2  bytes ──▶ frames of a hostile client ══ ring ══▶ Attendant   the same; what the server sends is legal
-//!   3  bytes ──▶ calls, streams, uploads, pushes, cancels: Desk ══ rings ══ Attendant   each answer is its own
+//!   0  bytes ──▶ headers, settings, fragments in any order ──▶ codec, Reassembler   compared with a reference
+//!   1  bytes ──▶ frames of a hostile server ══ ring ══▶ Multiplexer   limits hold, tables are consistent
+//!   2  bytes ──▶ frames of a hostile client ══ ring ══▶ ConnectionDriver   the same; legal frames
+//!   3  bytes ──▶ program of calls, streams, uploads, pushes ──▶ Multiplexer ══ rings ══ ConnectionDriver   own replies
 //! ```
 //!
 //! Everything runs in one thread; `loom-tests` covers concurrency. No operation blocks. The only one that may wait is a call whose

@@ -1,7 +1,7 @@
 //! Control words, and fragments of messages in any order, as a hostile producer may write them.
 //!
 //! ```text
-//!   bytes ──▶ forged tickets ──▶ Heap ──▶ Inbound: a message, nothing yet, or a protocol violation
+//!   bytes ──▶ forged tickets ──▶ Heap ──▶ ReceiverCore: a message, nothing yet, or a protocol violation
 //!                   └───────────▶ ReferenceReceiver: the same, in its simplest form
 //! ```
 //!
@@ -31,10 +31,10 @@ fn check_control_words(bytes: &mut Bytes<'_>) {
     while !bytes.is_empty() {
         let word = if bytes.bool() { bytes.u64() } else { plausible(bytes, arena).encode() };
         let (kind, abort) = (word & 31, word & 32 != 0);
-        let (len, place) = (u128::from(word >> 32), u128::from(word >> 6 & 0x3FF_FFFF));
+        let (len, unit) = (u128::from(word >> 32), u128::from(word >> 6 & 0x3FF_FFFF));
         let legal = match kind {
-            1 => len <= INLINE_CAPACITY as u128 && place == 0,
-            2..=5 => len > 0 && place * ARENA_ALIGN as u128 + len <= arena.into() && !(abort && kind > 3),
+            1 => len <= INLINE_CAPACITY as u128 && unit == 0,
+            2..=5 => len > 0 && unit * ARENA_ALIGN as u128 + len <= arena.into() && !(abort && kind > 3),
             _ => false,
         };
         let decoded = Control::decode(word, arena);
@@ -54,10 +54,10 @@ fn plausible(bytes: &mut Bytes<'_>, arena: u64) -> Control {
         1 => room,
         _ => 1 + bytes.below(3),
     };
-    let places = if bytes.bool() { room / ARENA_ALIGN + 2 } else { 1 };
+    let units = if bytes.bool() { room / ARENA_ALIGN + 2 } else { 1 };
     let number = |is: usize| u32::try_from(is).expect("an arena has less than 4 GiB");
-    let place = if kind == SlotKind::Inline && !bytes.rarely(8) { 0 } else { bytes.below(places) };
-    Control { kind, abort: bytes.rarely(4), len: number(len), unit: number(place) }
+    let unit = if kind == SlotKind::Inline && !bytes.rarely(8) { 0 } else { bytes.below(units) };
+    Control { kind, abort: bytes.rarely(4), len: number(len), unit: number(unit) }
 }
 
 /// A forged ticket.

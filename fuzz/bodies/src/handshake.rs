@@ -132,7 +132,7 @@ fn in_parts(message: &[u8], bytes: &mut Bytes<'_>, mut feed: impl FnMut(&[u8])) 
         }
         let (part, after) = rest.split_at(most.min(rest.len()));
         feed(part);
-        // Behind the end of the bytes the rest is one part.
+        // After the end of the fuzzer's bytes, the rest of the message is one part.
         rest = if bytes.is_empty() && part.is_empty() { feed_all(after, &mut feed) } else { after };
     }
 }

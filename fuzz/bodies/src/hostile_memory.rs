@@ -158,7 +158,7 @@ impl<'a> HostileMemory<'a> {
         self.work.set(work);
     }
 
-    /// Returns the fuzzer's value for a load: any, or one that is plausible. It is zero behind the end of the bytes.
+    /// Returns the fuzzer's value for a load: any, or one that is plausible. It is zero after the end of the bytes.
     fn choose_value(&self, read: LoadSite, plausible: impl FnOnce(&mut Bytes<'a>) -> u64) -> u64 {
         self.count(|work| work.loads += 1);
         if self.traced.get() {
@@ -190,7 +190,7 @@ impl<'a> HostileMemory<'a> {
         let kind = u64::from(choice % 5) + 1;
         let abort = u64::from(bytes.rarely(16)) << 5;
         let room = if kind == 1 { INLINE_CAPACITY as u64 } else { self.arena };
-        let (len, place) = match choice / 5 {
+        let (len, unit) = match choice / 5 {
             0 => (room + 1, 0),
             1 => (small, room / ARENA_ALIGN as u64),
             2..=5 => (room, 0),
@@ -198,7 +198,7 @@ impl<'a> HostileMemory<'a> {
             10..=14 => (small * ARENA_ALIGN as u64 % (room + 1), 0),
             _ => (1 + small % room, 0),
         };
-        len << 32 | place << 6 | abort | kind
+        len << 32 | unit << 6 | abort | kind
     }
 
     /// Advances the clock. Returns whether the deadline has passed. A wait without a deadline is ended by a close of this side.
@@ -217,7 +217,7 @@ impl<'a> HostileMemory<'a> {
     fn check_bounds(&self, span: Span, at: usize, len: usize) {
         let room = match span {
             Span::Slot(_) => INLINE_CAPACITY as u64,
-            Span::Arena(place) => self.arena.saturating_sub(u64::from(place) * ARENA_ALIGN as u64),
+            Span::Arena(unit) => self.arena.saturating_sub(u64::from(unit) * ARENA_ALIGN as u64),
         };
         let end = at.checked_add(len).expect("no overflow");
         assert!(end as u64 <= room, "{len} bytes at {at} of {span:?} are not within the memory");

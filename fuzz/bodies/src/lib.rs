@@ -7,7 +7,7 @@
 //!
 //! | body | calls | compared with |
 //! |---|---|---|
-//! | [`memory()`] | `mem::Memory`: `Heap` and the real mapping | an image of all bytes |
+//! | [`memory()`] | `memory::Memory`: `Heap` and the real mapping | an image of all bytes |
 //! | [`handshake()`] | the codec, both state machines, control records | what each side offered; the same bytes, encoded again |
 //! | [`descriptors()`] | a client on a real socket | the error for each kind and number of descriptors |
 //! | [`frame()`] | control words, fragments, reassembly | a receiver in its simplest form |

@@ -50,7 +50,7 @@ const STEPS: usize = 400;
 /// The number of steps between two comparisons of the whole memory.
 const COMPARED: usize = 32;
 
-/// Bytes before and behind a buffer that is copied to, and their value.
+/// Bytes before and after a buffer that is copied to, and their value.
 const GUARD: usize = 64;
 const BLANK: u8 = 0xA5;
 
@@ -174,9 +174,9 @@ impl Image {
     fn range(&self, span: Span, at: usize, len: usize) -> Result<Range<usize>, OutOfBounds> {
         let (start, room) = match span {
             Span::Slot(ticket) => (self.slot(ticket) + SLOT_PAYLOAD, INLINE_CAPACITY),
-            Span::Arena(place) => {
+            Span::Arena(unit) => {
                 let arena = to_usize(self.geometry.arena());
-                let skipped = place as usize * ARENA_ALIGN;
+                let skipped = unit as usize * ARENA_ALIGN;
                 (self.at.arena + skipped, arena.checked_sub(skipped).ok_or(OutOfBounds)?)
             }
         };
@@ -184,7 +184,7 @@ impl Image {
         Ok(start + at..start + end)
     }
 
-    /// Checks that spans are lent in place if and only if they are within the memory.
+    /// Checks that a raw span is returned if and only if it is within the memory.
     fn check_raw_spans(&self, raw_len: impl Fn(Span, usize) -> Option<usize>, mut bytes: Bytes<'_>) {
         for _ in 0..4 {
             let (span, _, len) = range(&mut bytes, &self.geometry);
@@ -366,8 +366,8 @@ fn range(bytes: &mut Bytes<'_>, geometry: &Geometry) -> (Span, usize, usize) {
     let (span, room) = match bytes.below(4) {
         0 => (Span::Slot(bytes.number()), INLINE_CAPACITY),
         1 | 2 => {
-            let place = bytes.below(arena / ARENA_ALIGN + 2);
-            (Span::Arena(u32::try_from(place).expect("small")), arena.saturating_sub(place * ARENA_ALIGN))
+            let unit = bytes.below(arena / ARENA_ALIGN + 2);
+            (Span::Arena(u32::try_from(unit).expect("small")), arena.saturating_sub(unit * ARENA_ALIGN))
         }
         _ => (Span::Arena(bytes.u32()), 0),
     };

@@ -148,8 +148,8 @@ impl<'p> Session<'p> {
             SlotKind::Last,
         ]);
         let len = [u32::from(bytes.u8()), bytes.u32(), bytes.u32() % 5][bytes.below(3)];
-        let place = if bytes.rarely(4) { bytes.u32() } else { 0 };
-        let control = Control { kind, abort: bytes.rarely(4), len, unit: place };
+        let unit = if bytes.rarely(4) { bytes.u32() } else { 0 };
+        let control = Control { kind, abort: bytes.rarely(4), len, unit };
         let total = [bytes.u16().into(), bytes.u64()][usize::from(bytes.rarely(8))];
         self.pages.put(slot + 8, control.encode());
         self.pages.put(slot + 24, total);

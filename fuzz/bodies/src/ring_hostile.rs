@@ -1,8 +1,8 @@
 //! Both ends of a ring over a hostile memory: errors are typed, and work and private memory are bounded.
 //!
 //! ```text
-//!   halves   Outbound, Inbound, parking, OOB words   work per call: O(slots) loads per round, O(arena) bytes
-//!   sides    Producer, Consumer                      no word is loaded twice for one decision
+//!   halves   SenderCore, ReceiverCore, parking, OOB words   work per call: O(slots) loads per round, O(arena) bytes
+//!   sides    Producer, Consumer                             no word is loaded twice for one decision
 //! ```
 //!
 //! The hostile memory chooses the result of each load from the fuzzer's bytes. A round is one pass over all slots and one
@@ -165,8 +165,8 @@ impl<'l, 'd> Halves<'l, 'd> {
         let result = match (op, given) {
             (5..=6, _) => self.inb.recv_into(&mut self.buffer, wait).map(|it| it.len),
             (7, _) => self.inb.recv(&mut vec![0; room], wait).map(|it| it.len),
-            (8, _) => self.lend(wait).map(|message| message.len()),
-            (9, _) => self.fetch(wait),
+            (8, _) => self.borrow(wait).map(|message| message.len()),
+            (9, _) => self.take_owned(wait),
             (10, Some(message)) => self.inb.release(&message).map(|()| message.len()),
             _ => {
                 let _there = self.inb.ready();
@@ -191,7 +191,7 @@ impl<'l, 'd> Halves<'l, 'd> {
         }
     }
 
-    fn lend(&mut self, wait: Wait) -> Result<IncomingMessage, RecvCoreError> {
+    fn borrow(&mut self, wait: Wait) -> Result<IncomingMessage, RecvCoreError> {
         self.borrowed = None;
         let message = self.inb.borrow_next(wait)?;
         let mut bytes = vec![0; message.len()];
@@ -205,7 +205,7 @@ impl<'l, 'd> Halves<'l, 'd> {
         Ok(message)
     }
 
-    fn fetch(&mut self, wait: Wait) -> Result<usize, RecvCoreError> {
+    fn take_owned(&mut self, wait: Wait) -> Result<usize, RecvCoreError> {
         if self.memory.choose(Bytes::bool) {
             let (mut body, mut taken) = ([0; INLINE_CAPACITY], 0);
             let is_taken = self.inb.take_framed(|_tag, _, len| {
@@ -354,7 +354,7 @@ impl<'l, 'd> Sides<'l, 'd> {
         let from = if staged { self.to } else { self.producer.next() };
         // The choice of the ticket and that of the arena offset are two decisions, and both load the head.
         let twice = (fragment || len > INLINE_CAPACITY).then_some(LoadSite::Word(Word::Head));
-        let claim = self.memory.check_decision("claim", twice, || match fragment {
+        let claim = self.memory.check_decision("reserve", twice, || match fragment {
             true => self.producer.reserve_fragment(from, len),
             false => self.producer.reserve(from, len),
         });
@@ -381,7 +381,7 @@ impl<'l, 'd> Sides<'l, 'd> {
     }
 
     fn arrive(&mut self) {
-        let Ok(Some(arrival)) = self.memory.check_decision("arrival", None, || self.consumer.next_slot())
+        let Ok(Some(arrival)) = self.memory.check_decision("next_slot", None, || self.consumer.next_slot())
         else {
             return;
         };
@@ -404,7 +404,7 @@ impl<'l, 'd> Sides<'l, 'd> {
         let ((ticket, arrival), before) = (self.arrived[index], self.consumer.ticket());
         let still = self.memory.check_decision("verify", None, || self.consumer.verify(&arrival));
         assert_eq!(still.is_ok(), self.memory.was_ready(), "{ticket}");
-        // Whether to publish the head and whom to wake are two decisions, and both ask whether a message is pending.
+        // Whether to publish the head and which thread to wake are two decisions, and both ask whether a message is pending.
         let twice = Some(LoadSite::Slot((before + 1) & (self.memory.slots() - 1), Field::Stamp));
         self.memory.check_decision("release", twice, || self.consumer.release(&arrival));
         assert_eq!(self.consumer.ticket() - before, u64::from(ticket == before), "each ticket once");
@@ -412,10 +412,10 @@ impl<'l, 'd> Sides<'l, 'd> {
 
     fn look(&mut self) {
         let needs = self.memory.choose(Bytes::number);
-        self.memory.check_decision("stirred", None, || self.consumer.is_ready());
+        self.memory.check_decision("is_ready", None, || self.consumer.is_ready());
         self.memory.check_decision("ended", None, || (self.consumer.ended(), self.producer.ended()).0);
         self.producer.announce_wait(needs);
-        self.memory.check_decision("released", None, || self.producer.is_released(needs));
+        self.memory.check_decision("is_released", None, || self.producer.is_released(needs));
         assert!(self.producer.remaining_tickets() <= LAST_TICKET + 1);
     }
 }

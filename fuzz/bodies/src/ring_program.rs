@@ -1,7 +1,7 @@
 //! Any program of operations on a small ring in private memory behaves like a `VecDeque` of messages.
 //!
 //! ```text
-//!   bytes ──▶ send, reserve, batch, receive, borrow, close ──┬──▶ Outbound ─ Heap ─ Inbound
+//!   bytes ──▶ send, reserve, batch, receive, borrow, close ──┬──▶ SenderCore ─ Heap ─ ReceiverCore
 //!                                                            └──▶ VecDeque<(bytes, tag)>
 //! ```
 //!
@@ -283,7 +283,7 @@ impl Pair {
                 assert_eq!(Some(&(buffer, message.tag())), self.queue.front());
                 self.is_borrowed = bytes.bool();
                 if !self.is_borrowed {
-                    self.inb.release(&message).expect("nobody overwrites it");
+                    self.inb.release(&message).expect("it is not overwritten");
                     self.next_expected();
                 }
             }

@@ -1,11 +1,11 @@
-//! The locks, signals and latches above the ring, as loom can see them.
+//! The locks, condition variables and flags above the ring, in a form that loom checks.
 //!
-//! Time: to wait for a signal until a deadline is to wait until that has passed. The lock is given up, others may
-//! do whatever they like, and it is taken again, too late. Whoever is told in time waits as one that has no deadline;
-//! so both are modelled, and no clock is needed here. A lock itself is waited for as long as it takes.
+//! There is no clock. A wait with a deadline always lasts until the deadline: the thread releases the lock, other threads may
+//! take it, and the thread takes it again after its deadline. A thread that is notified in time behaves like one without a
+//! deadline, so both cases are modelled. A lock itself is always waited for without a deadline.
 //!
-//! A signal for one thread is taken by one whose deadline passes meanwhile, if there is such a thread: condition variables
-//! may do so, and the models must hold all the same.
+//! A notification for one thread goes to a thread whose deadline passes at that moment, if there is one. Condition variables
+//! may do so, and the models must hold nevertheless.
 
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicU32;
@@ -15,7 +15,7 @@ use loom::sync::{Condvar, Mutex, MutexGuard};
 use narrows::internal::memory::Deadline;
 use narrows::internal::{Lock, SharedFlag, SyncBackend};
 
-/// The threads of a model.
+/// The synchronization of a model's threads.
 #[derive(Debug)]
 pub struct LoomSync;
 
@@ -25,12 +25,12 @@ impl SyncBackend for LoomSync {
     type Flag = LoomFlag;
 }
 
-/// What waits for a change of a locked value.
+/// A condition variable for changes of a locked value.
 #[derive(Debug)]
 pub struct LoomCondvar {
     condition: Condvar,
-    /// Threads whose deadlines pass, and that have no signal yet. It is used under the lock alone, so that loom need not
-    /// see it.
+    /// The number of threads whose deadlines pass and which have no notification yet. It is used only under the lock, so loom
+    /// need not see it.
     expired: AtomicU32,
 }
 
@@ -40,7 +40,7 @@ impl Default for LoomCondvar {
     }
 }
 
-/// One bit, without any order.
+/// One bit without any ordering.
 #[derive(Debug)]
 pub struct LoomFlag(AtomicBool);
 
@@ -51,8 +51,8 @@ impl Default for LoomFlag {
 }
 
 impl SharedFlag for LoomFlag {
-    fn set(&self, up: bool) {
-        self.0.store(up, Ordering::Relaxed);
+    fn set(&self, value: bool) {
+        self.0.store(value, Ordering::Relaxed);
     }
 
     fn is_set(&self) -> bool {
@@ -80,7 +80,7 @@ impl<T> Lock<T> for LoomLock<T> {
         self.0.try_lock().ok()
     }
 
-    fn lock_until(&self, _until: Deadline) -> Option<Self::Guard<'_>> {
+    fn lock_until(&self, _deadline: Deadline) -> Option<Self::Guard<'_>> {
         Some(self.lock())
     }
 
@@ -91,29 +91,31 @@ impl<T> Lock<T> for LoomLock<T> {
     fn wait<'a>(
         &'a self,
         guard: Self::Guard<'a>,
-        signal: &LoomCondvar,
+        condvar: &LoomCondvar,
         deadline: Deadline,
     ) -> (Self::Guard<'a>, bool) {
         if deadline.is_some() {
-            signal.expired.fetch_add(1, Ordering::Relaxed);
+            condvar.expired.fetch_add(1, Ordering::Relaxed);
             drop(guard);
             let guard = self.lock();
-            signal.expired.store(signal.expired.load(Ordering::Relaxed).saturating_sub(1), Ordering::Relaxed);
+            condvar
+                .expired
+                .store(condvar.expired.load(Ordering::Relaxed).saturating_sub(1), Ordering::Relaxed);
             return (guard, false);
         }
-        (signal.condition.wait(guard).unwrap_or_else(PoisonError::into_inner), true)
+        (condvar.condition.wait(guard).unwrap_or_else(PoisonError::into_inner), true)
     }
 
-    fn notify(signal: &LoomCondvar) {
-        signal.condition.notify_all();
+    fn notify(condvar: &LoomCondvar) {
+        condvar.condition.notify_all();
     }
 
-    fn notify_one(signal: &LoomCondvar) {
-        let expired = signal.expired.load(Ordering::Relaxed);
+    fn notify_one(condvar: &LoomCondvar) {
+        let expired = condvar.expired.load(Ordering::Relaxed);
         if expired > 0 {
-            signal.expired.store(expired - 1, Ordering::Relaxed);
+            condvar.expired.store(expired - 1, Ordering::Relaxed);
         } else {
-            signal.condition.notify_one();
+            condvar.condition.notify_one();
         }
     }
 }

@@ -1,18 +1,18 @@
-//! The machine as loom sees it: the very trait that the shipped ring is written against.
+//! The shared memory in a form that loom checks. It implements the trait that the shipped ring is written against.
 //!
 //! ```text
 //!   Side ── out, into: View<S> ──┬── words       loom atomics
-//!                                ├── beds        a loom mutex and condition variable for each flag
+//!                                ├── wait slots  a loom mutex and condition variable for each flag
 //!                                └── spans: S ───┬── Cells   loom cells: any race fails the model
-//!                                                ├── Words   relaxed words: a liar may race
-//!                                                └── Plain   a single thread's
+//!                                                ├── Words   relaxed words: a hostile peer may race
+//!                                                └── Plain   for a single thread
 //! ```
 //!
 //! # Invariants
 //!
-//! 1. Compare and sleep are one step against a wake, as the kernel promises for a futex: both hold
-//!    the bed's mutex.
-//! 2. Nothing lives longer than one execution, and nothing but loom's own primitives is shared.
+//! 1. Compare and sleep are one step with respect to a wake, as the kernel promises for a futex: both hold the mutex of the
+//!    wait slot.
+//! 2. Nothing lives longer than one execution, and only loom's own primitives are shared.
 
 use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use loom::sync::{Arc, Condvar, Mutex};
@@ -32,16 +32,16 @@ pub use stale_head::StaleHead;
 
 use crate::mutation;
 
-/// The honest machine: spans are cells, so that a missing Release or Acquire shows as a race.
+/// The memory of well-formed peers: spans are cells, so that a missing Release or Acquire shows as a race.
 ///
-/// It omits a lying peer (its writes would be races), time (a [`Clock`] stands in for it), the
-/// kernel, real shared mappings, load buffering, and more than a few threads.
+/// It omits a hostile peer (whose writes would be races), time (a [`Clock`] stands in for it), the kernel, real shared mappings,
+/// load buffering, and more than a few threads.
 pub type Model = View<Cells>;
 
-/// The machine of a liar: spans are relaxed words, so that a producer may write over what is read.
+/// The memory of a hostile peer: spans are relaxed words, so that a producer may overwrite what is being read.
 ///
-/// It omits what [`Model`] omits, and shows no missing Release or Acquire of an honest peer: nothing
-/// that is relaxed can race.
+/// It omits what [`Model`] omits. It shows no missing Release or Acquire of a well-formed peer, since relaxed accesses never
+/// race.
 pub type RacyModel = View<Words>;
 
 /// One ring, as both sides share it.
@@ -52,7 +52,7 @@ struct Ring<S> {
     words: [AtomicU64; 7],
     consumer: Arc<WaitSlot>,
     producer: WaitSlot,
-    /// What is counted is none of the model: loom does not see it.
+    /// The counts are not part of the model, so loom does not see them.
     wakes: [std::sync::atomic::AtomicU32; 3],
 }
 
@@ -92,7 +92,7 @@ pub struct Side<S> {
 #[derive(Debug)]
 pub struct Clock<S>(Side<S>);
 
-/// Both sides of a fresh connection.
+/// Returns both sides of a new connection.
 pub fn connection<S: Spans>(slots: usize, arena: usize) -> (Side<S>, Side<S>) {
     let (there, back) = (Arc::new(Ring::new(slots, arena)), Arc::new(Ring::new(slots, arena)));
     let side = |out: &Arc<Ring<S>>, into: &Arc<Ring<S>>| {
@@ -131,18 +131,18 @@ impl<S> Clone for Side<S> {
 }
 
 impl<S: Spans> Side<S> {
-    /// What makes this side's deadlines pass.
+    /// Returns the clock that makes this side's deadlines pass.
     pub fn clock(&self) -> Clock<S> {
         Clock(self.clone())
     }
 }
 
 impl<S: Spans> Clock<S> {
-    /// All deadlines of the side have passed.
-    pub fn strike(self) {
+    /// Makes all deadlines of the side pass.
+    pub fn expire(self) {
         self.0.out.expired.store(1, Ordering::Relaxed);
         for wait_slot in [self.0.into.wait_slot(Flag::Consumer), self.0.out.wait_slot(Flag::Producer)] {
-            // Under the lock, so that no sleeper is between its look at the clock and its sleep.
+            // The lock excludes a thread between its check of the clock and its sleep.
             let _guard = wait_slot.lock.lock().unwrap();
             wait_slot.woken.notify_all();
         }
@@ -171,7 +171,7 @@ impl WaitSlot {
 }
 
 impl<S: Spans> View<S> {
-    /// How often a flag's sleeper was woken by either side.
+    /// Returns how often a flag's sleeper was woken, by either side.
     pub fn wakes(&self, flag: Flag) -> u32 {
         self.ring.wakes[flag as usize].load(Ordering::Relaxed)
     }
@@ -201,11 +201,11 @@ impl<S: Spans> View<S> {
         }
     }
 
-    /// Where a range of a span stands.
+    /// Returns the bytes that a range of a span is in, and its offset there.
     fn range(&self, span: Span, at: usize, len: usize) -> Result<(&S, usize), OutOfBounds> {
         let (bytes, start, size) = match span {
             Span::Slot(ticket) => (&self.slot(ticket).payload, 0, INLINE_CAPACITY as u64),
-            Span::Arena(slot) => (&self.ring.arena, slot as usize * ARENA_ALIGN, self.arena),
+            Span::Arena(unit) => (&self.ring.arena, unit as usize * ARENA_ALIGN, self.arena),
         };
         let from = start + at;
         if (from + len) as u64 > size { Err(OutOfBounds) } else { Ok((bytes, from)) }
@@ -238,9 +238,9 @@ impl<S: Spans> Memory for View<S> {
     }
 
     fn set_close_reason(&self, reason: u64) -> u64 {
-        match self.reason.compare_exchange(0, reason, mutation::settling(), Ordering::Acquire) {
+        match self.reason.compare_exchange(0, reason, mutation::close_reason_order(), Ordering::Acquire) {
             Ok(_) => reason,
-            Err(stands) => stands,
+            Err(earlier) => earlier,
         }
     }
 
@@ -249,8 +249,8 @@ impl<S: Spans> Memory for View<S> {
     }
 
     fn store_flag(&self, flag: Flag, value: u32) {
-        // A swap, so that the stores of a flag stand in one order, as they do on every machine: loom
-        // keeps a partial order of plain stores, in which a swap may miss one that came before it.
+        // A swap keeps the stores of a flag in one order, as on every machine. Loom keeps only a partial order of plain stores,
+        // in which a swap may miss an earlier store.
         self.wait_slot(flag).flag.swap(value, Ordering::Relaxed);
     }
 
@@ -263,14 +263,14 @@ impl<S: Spans> Memory for View<S> {
     }
 
     fn copy_in(&self, to: Span, at: usize, bytes: &[u8], _tail: Padding) -> Result<(), OutOfBounds> {
-        let (spans, from) = self.range(to, at, bytes.len())?;
-        spans.write(from, bytes);
+        let (span, start) = self.range(to, at, bytes.len())?;
+        span.write(start, bytes);
         Ok(())
     }
 
     fn copy_out(&self, from: Span, at: usize, bytes: &mut [u8]) -> Result<(), OutOfBounds> {
-        let (spans, from) = self.range(from, at, bytes.len())?;
-        spans.read(from, bytes);
+        let (span, start) = self.range(from, at, bytes.len())?;
+        span.read(start, bytes);
         Ok(())
     }
 
@@ -286,7 +286,7 @@ impl<S: Spans> Memory for View<S> {
         if self.has_expired(deadline) { WaitResult::Deadline } else { WaitResult::Early }
     }
 
-    fn back_off(&self, _until: Deadline) {
+    fn back_off(&self, _deadline: Deadline) {
         loom::thread::yield_now();
     }
 

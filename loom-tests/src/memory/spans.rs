@@ -1,4 +1,4 @@
-//! Payload bytes, in the two ways that loom can look at them.
+//! Payload bytes, in the forms that loom checks in different ways.
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -8,7 +8,7 @@ use loom::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes that two threads may reach.
 pub trait Spans: Debug + Send + Sync + 'static {
-    /// So many zeros.
+    /// Returns `len` zeros.
     fn new(len: usize) -> Self;
 
     /// Copies bytes out.
@@ -22,7 +22,7 @@ pub trait Spans: Debug + Send + Sync + 'static {
 #[derive(Debug)]
 pub struct Cells(Vec<UnsafeCell<[u8; CELL]>>);
 
-/// One access, one cell, for all that models carry: the smallest step of a place.
+/// The alignment of arena offsets, so that an access of most models is one of one cell.
 const CELL: usize = 64;
 
 // SAFETY: loom checks every access to the cells and fails the model if two of them race.
@@ -32,12 +32,12 @@ unsafe impl Sync for Cells {}
 #[derive(Debug)]
 pub struct Words(Vec<AtomicU64>);
 
-/// Bytes for a single thread, as many as one likes: loom does not see them.
+/// Bytes for a single thread, of any number. Loom does not see them.
 #[derive(Debug)]
 pub struct Plain(std::sync::Mutex<Vec<u8>>);
 
-/// Does something with each block of `size` bytes that a range touches: its index, the range in it,
-/// and where that stands in the whole.
+/// Calls `act` for each block of `size` bytes that a range touches, with the block's index, the range within the block, and the
+/// range within the whole.
 fn blocks(size: usize, at: usize, len: usize, mut act: impl FnMut(usize, Range<usize>, Range<usize>)) {
     let mut done = 0;
     while done < len {
@@ -81,8 +81,8 @@ impl Spans for Words {
 
     fn write(&self, at: usize, from: &[u8]) {
         blocks(8, at, from.len(), |word, inside, whole| {
-            assert_eq!(inside.start, 0, "a payload is written in one piece here");
-            let mut bytes = [0; 8]; // The rest is zeroed, as behind every payload.
+            assert_eq!(inside.start, 0, "a payload is written at once here");
+            let mut bytes = [0; 8]; // The rest is zeroed, as after every payload.
             bytes[inside].copy_from_slice(&from[whole]);
             self.0[word].store(u64::from_le_bytes(bytes), Ordering::Relaxed);
         });

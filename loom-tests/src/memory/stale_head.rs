@@ -1,4 +1,4 @@
-//! A producer's view that does not see the reader: the shipped producer over it laps whoever reads.
+//! A view in which the producer does not see the consumer's head. The shipped producer over it overwrites unread messages.
 
 use std::cell::Cell;
 
@@ -6,7 +6,7 @@ use narrows::internal::memory::{Field, Load, Memory, Store, Word, forward_memory
 
 use super::{RacyModel, View, Words};
 
-/// A view whose head says that everything was read; all else is true.
+/// A view whose head says that everything was read. Everything else is passed through.
 #[derive(Debug)]
 pub struct StaleHead {
     view: View<Words>,
@@ -14,7 +14,7 @@ pub struct StaleHead {
 }
 
 impl StaleHead {
-    /// Blinds a view.
+    /// Makes a view with a stale head.
     pub fn new(view: RacyModel) -> Self {
         Self { view, head: Cell::new(0) }
     }

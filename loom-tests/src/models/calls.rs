@@ -1,6 +1,6 @@
-//! Calls of a client's threads: places, credit, what is given up.
+//! Calls of a client's threads: call slots, credit, and calls that are abandoned.
 //!
-//! The server is a thread written by hand, or has said all that it will say before the threads start.
+//! The server is a thread of the model, or has sent all its frames before the threads start.
 
 use loom::thread;
 
@@ -8,7 +8,7 @@ use super::super::code::rpc::client::{InFlightCalls, WaitError};
 use super::super::code::rpc::fragment::Fragmenter;
 use super::super::code::rpc::wire::{FrameHeader, FrameKind, Status, UPLOAD, window_cost};
 use super::super::code::{IncomingSignals, Wait};
-use super::client::{SLOTS, Shared, begin, end, mux, open, reply, reply_to, soon, waits};
+use super::client::{SLOTS, Shared, begin, end, mux, open, reply, reply_to, soon, spawn_waiter};
 use super::frames::{receive_frame, send_frame};
 use super::{Named, named, receiver, sender, sleep_until};
 use crate::memory::{Cells, connection};
@@ -16,22 +16,22 @@ use crate::memory::{Cells, connection};
 pub(super) const ALL: &[Named] = named![
     a_call_that_finds_no_room_sends_nothing,
     an_old_cancel_hides_no_newer_one,
-    who_waits_for_a_place_in_vain_leaves_at_its_deadline,
-    what_is_over_is_not_sent_on,
-    who_reads_while_it_waits_for_a_place_is_told_of_one,
-    who_reads_while_it_waits_for_a_place_gets_one_that_was_given_up,
-    long_items_are_sent_a_piece_each_in_turn,
-    a_reply_that_nobody_takes_gives_its_place_to_who_stands_by,
-    who_reads_while_it_waits_for_a_place_gets_one_that_was_not_used,
-    who_waits_for_room_holds_up_no_reader,
-    a_place_that_was_not_used_goes_to_who_stands_by,
-    a_late_reply_is_dropped_and_its_place_is_free,
-    who_stands_by_for_a_place_gets_one_that_a_reply_frees,
-    a_late_reply_gives_its_place_to_who_stands_by,
-    credit_that_another_reads_lets_a_writer_go_on,
-    who_writes_an_upload_is_told_when_its_call_is_given_up,
-    who_is_too_late_to_send_lets_the_next_one_send,
-    a_waiter_that_was_chosen_at_its_deadline_leaves_the_place_to_another,
+    a_caller_that_gets_no_slot_leaves_at_its_deadline,
+    a_call_that_is_over_sends_no_more_fragments,
+    a_leader_that_waits_for_a_slot_is_notified_of_a_free_one,
+    a_leader_that_waits_for_a_slot_gets_that_of_an_abandoned_call,
+    long_items_of_two_calls_are_sent_one_fragment_each_in_turn,
+    a_reply_that_is_not_taken_yet_frees_its_slot_for_a_waiting_caller,
+    a_leader_that_waits_for_a_slot_gets_an_unused_one,
+    a_sender_that_waits_for_room_does_not_delay_the_leader,
+    an_unused_slot_goes_to_a_waiting_caller,
+    a_late_reply_is_dropped_and_its_slot_is_free,
+    a_follower_that_waits_for_a_slot_gets_one_that_a_reply_frees,
+    a_late_reply_frees_its_slot_for_a_waiting_caller,
+    credit_that_another_thread_reads_lets_a_writer_go_on,
+    a_writer_of_an_upload_is_notified_when_its_call_is_abandoned,
+    a_sender_that_times_out_lets_the_next_one_send,
+    a_waiter_that_was_chosen_at_its_deadline_leaves_the_slot_to_another,
     a_waiter_for_pushes_that_was_chosen_at_its_deadline_loses_none,
 ];
 
@@ -45,14 +45,14 @@ fn a_call_that_finds_no_room_sends_nothing() {
     assert_eq!((buffer.len(), mux.lock().calls.in_flight()), (5, 1));
     let mut inb = receiver(&b);
     assert_eq!(receive_frame(&mut inb).unwrap().0, first);
-    // It gave the reader back, and its place.
+    // The failed call gave back the receive half and its slot.
     reply(&b, &[first]);
     assert_eq!(end(&mux, first, Wait::NO_DEADLINE), Ok(reply_to(first)));
     let (second, third) = (begin(&mux, 0), open(&mux, 0, Wait::Never).unwrap());
     assert_eq!(receive_frame(&mut inb).unwrap().0, second);
     assert!(
         mux.call_as_leader(head, [&[1], &[]], &mut buffer, Wait::NO_DEADLINE).is_none(),
-        "no place is free"
+        "no slot is free"
     );
     mux.forget_unsent(third);
     assert_eq!(mux.lock().calls.in_flight(), 1);
@@ -63,7 +63,7 @@ fn an_old_cancel_hides_no_newer_one() {
     let mux = mux(&a, 1);
     let [old, new] = [0; 2].map(|_| {
         let id = open(&mux, 0, Wait::Never).unwrap();
-        mux.forget_unsent(id); // Its place goes to the next.
+        mux.forget_unsent(id); // The next call gets its slot.
         id
     });
     let other = mux.clone();
@@ -73,7 +73,7 @@ fn an_old_cancel_hides_no_newer_one() {
     assert_eq!(IncomingSignals::new(b.into).oob(0), new);
 }
 
-fn a_late_reply_is_dropped_and_its_place_is_free() {
+fn a_late_reply_is_dropped_and_its_slot_is_free() {
     let (a, b) = connection::<Cells>(1, 64);
     let mux = mux(&a, 1);
     let expired = begin(&mux, 0);
@@ -96,17 +96,17 @@ fn a_late_reply_is_dropped_and_its_place_is_free() {
     server.join().unwrap();
 }
 
-fn who_reads_while_it_waits_for_a_place_is_told_of_one() {
+fn a_leader_that_waits_for_a_slot_is_notified_of_a_free_one() {
     let (a, b) = connection::<Cells>(1, 64);
     let mux = mux(&a, 1);
     let id = open(&mux, 0, Wait::Never).unwrap();
     reply(&b, &[id]);
-    let other = waits(&mux, id);
+    let other = spawn_waiter(&mux, id);
     assert_ne!(open(&mux, 0, Wait::NO_DEADLINE), Ok(id));
     other.join().unwrap();
 }
 
-fn who_reads_while_it_waits_for_a_place_gets_one_that_was_given_up() {
+fn a_leader_that_waits_for_a_slot_gets_that_of_an_abandoned_call() {
     let (a, b) = connection::<Cells>(1, 64);
     let mux = mux(&a, 1);
     let id = open(&mux, 0, Wait::Never).unwrap();
@@ -117,21 +117,21 @@ fn who_reads_while_it_waits_for_a_place_gets_one_that_was_given_up() {
     other.join().unwrap();
 }
 
-fn who_reads_while_it_waits_for_a_place_gets_one_that_was_not_used() {
+fn a_leader_that_waits_for_a_slot_gets_an_unused_one() {
     let (a, _b) = connection::<Cells>(1, 64);
     let mux = mux(&a, 1);
     let id = open(&mux, 0, Wait::Never).unwrap();
     let other = mux.clone();
     let other = thread::spawn(move || {
         other.forget_unsent(id);
-        // Maybe it is quicker, once.
+        // This thread may get the slot before the leader does, once.
         open(&other, 0, Wait::Never).into_iter().for_each(|id| other.forget_unsent(id));
     });
     assert_ne!(open(&mux, 0, Wait::NO_DEADLINE), Ok(id));
     other.join().unwrap();
 }
 
-fn who_stands_by_for_a_place_gets_one_that_a_reply_frees() {
+fn a_follower_that_waits_for_a_slot_gets_one_that_a_reply_frees() {
     let (a, b) = connection::<Cells>(1, 64);
     let mux = mux(&a, SLOTS);
     let [slow, quick] = [0; 2].map(|_| open(&mux, 0, Wait::Never).unwrap());
@@ -150,7 +150,7 @@ fn who_stands_by_for_a_place_gets_one_that_a_reply_frees() {
     assert_ne!(third.join().unwrap(), quick);
 }
 
-fn a_late_reply_gives_its_place_to_who_stands_by() {
+fn a_late_reply_frees_its_slot_for_a_waiting_caller() {
     let (a, b) = connection::<Cells>(1, 64);
     let mux = mux(&a, SLOTS);
     let [slow, expired] = [0; 2].map(|_| open(&mux, 0, Wait::Never).unwrap());
@@ -168,7 +168,7 @@ fn a_late_reply_gives_its_place_to_who_stands_by() {
     server.join().unwrap();
 }
 
-fn a_reply_that_nobody_takes_gives_its_place_to_who_stands_by() {
+fn a_reply_that_is_not_taken_yet_frees_its_slot_for_a_waiting_caller() {
     let (a, b) = connection::<Cells>(1, 64);
     let mux = mux(&a, SLOTS);
     let [slow, quick] = [0; 2].map(|_| open(&mux, 0, Wait::Never).unwrap());
@@ -184,7 +184,7 @@ fn a_reply_that_nobody_takes_gives_its_place_to_who_stands_by() {
     assert_eq!(end(&mux, quick, Wait::Never), Ok(reply_to(quick)));
 }
 
-fn a_place_that_was_not_used_goes_to_who_stands_by() {
+fn an_unused_slot_goes_to_a_waiting_caller() {
     let (a, b) = connection::<Cells>(1, 64);
     let mux = mux(&a, SLOTS);
     let [slow, unused] = [0; 2].map(|_| open(&mux, 0, Wait::Never).unwrap());
@@ -200,18 +200,18 @@ fn a_place_that_was_not_used_goes_to_who_stands_by() {
     third.join().unwrap();
 }
 
-fn who_waits_for_a_place_in_vain_leaves_at_its_deadline() {
+fn a_caller_that_gets_no_slot_leaves_at_its_deadline() {
     let (a, _b) = connection::<Cells>(1, 64);
     let mux = mux(&a, 1);
     open(&mux, 0, Wait::Never).unwrap();
-    a.clock().strike();
+    a.clock().expire();
     assert_eq!(open(&mux, 0, soon()), Err(WaitError::Timeout));
 }
 
-fn who_waits_for_room_holds_up_no_reader() {
+fn a_sender_that_waits_for_room_does_not_delay_the_leader() {
     let (a, b) = connection::<Cells>(1, 64);
     let mux = mux(&a, SLOTS);
-    let id = begin(&mux, 0); // The ring is full.
+    let id = begin(&mux, 0); // The ring is full now.
     reply(&b, &[id]);
     let other = mux.clone();
     let other = thread::spawn(move || begin(&other, 0));
@@ -221,7 +221,7 @@ fn who_waits_for_room_holds_up_no_reader() {
     assert_eq!(ids, [id, other.join().unwrap()]);
 }
 
-fn who_writes_an_upload_is_told_when_its_call_is_given_up() {
+fn a_writer_of_an_upload_is_notified_when_its_call_is_abandoned() {
     let (a, b) = connection::<Cells>(2, 64);
     let mux = mux(&a, SLOTS);
     let id = open(&mux, 0, Wait::Never).unwrap();
@@ -237,7 +237,7 @@ fn who_writes_an_upload_is_told_when_its_call_is_given_up() {
     let server = mux.clone();
     let server = thread::spawn(move || {
         server.abandon(upload);
-        // Whoever reads hears of it, and nobody else.
+        // Only the leader receives the frame. It has to notify the writer.
         let mut out = sender(&b);
         send_frame(&mut out, upload, FrameHeader::new(FrameKind::Error, Status::Cancelled as u32), &[0; 4]);
         writer.join().unwrap();
@@ -247,7 +247,7 @@ fn who_writes_an_upload_is_told_when_its_call_is_given_up() {
     server.join().unwrap();
 }
 
-fn credit_that_another_reads_lets_a_writer_go_on() {
+fn credit_that_another_thread_reads_lets_a_writer_go_on() {
     let (a, b) = connection::<Cells>(1, 64);
     let mux = mux(&a, SLOTS);
     let id = open(&mux, 0, Wait::Never).unwrap();
@@ -272,7 +272,7 @@ fn credit_that_another_reads_lets_a_writer_go_on() {
     server.join().unwrap();
 }
 
-fn long_items_are_sent_a_piece_each_in_turn() {
+fn long_items_of_two_calls_are_sent_one_fragment_each_in_turn() {
     let (a, b) = connection::<Cells>(4, 64);
     let mux = mux(&a, SLOTS);
     let sends = |mux: &Shared| {
@@ -287,17 +287,17 @@ fn long_items_are_sent_a_piece_each_in_turn() {
     other.join().unwrap();
     let mut inb = receiver(&b);
     let mut frames = [(); 4].map(|()| receive_frame(&mut inb).unwrap());
-    frames.sort_by_key(|(id, ..)| *id); // It is stable.
+    frames.sort_by_key(|(id, ..)| *id); // The sort is stable.
     let fragments = frames.map(|(_, head, body)| (head.kind, head.seq, body.len()));
     let [one, two] = [(FrameKind::Call, 0, 64), (FrameKind::Continuation, 1, 1)];
     assert_eq!(fragments, [one, two, one, two]);
 }
 
-fn who_is_too_late_to_send_lets_the_next_one_send() {
+fn a_sender_that_times_out_lets_the_next_one_send() {
     let (a, b) = connection::<Cells>(1, 64);
     let mux = mux(&a, 4);
-    begin(&mux, 0); // The ring is full.
-    a.clock().strike();
+    begin(&mux, 0); // The ring is full now.
+    a.clock().expire();
     let [expired, other] = [soon(), Wait::NO_DEADLINE].map(|wait| {
         let mux = mux.clone();
         thread::spawn(move || {
@@ -315,7 +315,7 @@ fn who_is_too_late_to_send_lets_the_next_one_send() {
     }
 }
 
-fn what_is_over_is_not_sent_on() {
+fn a_call_that_is_over_sends_no_more_fragments() {
     let (a, b) = connection::<Cells>(2, 64);
     let mux = mux(&a, SLOTS);
     let id = open(&mux, UPLOAD, Wait::Never).unwrap();
@@ -331,8 +331,8 @@ fn what_is_over_is_not_sent_on() {
     assert_eq!(end(&mux, id, Wait::Never), Ok(reply_to(id)));
 }
 
-/// Two threads wait for a place, and one is freed. The wake may go to the thread whose deadline passes at that moment.
-fn a_waiter_that_was_chosen_at_its_deadline_leaves_the_place_to_another() {
+/// Two threads wait for a slot, and one slot becomes free. The wake may go to the thread whose deadline passes at that moment.
+fn a_waiter_that_was_chosen_at_its_deadline_leaves_the_slot_to_another() {
     let (a, b) = connection::<Cells>(1, 64);
     let mux = mux(&a, SLOTS);
     let [slow, unused] = [0; 2].map(|_| open(&mux, 0, Wait::Never).unwrap());
@@ -351,7 +351,7 @@ fn a_waiter_that_was_chosen_at_its_deadline_leaves_the_place_to_another() {
     other.join().unwrap();
 }
 
-/// Two threads wait for pushes, one without a deadline: it gets what the other does not take.
+/// Two threads wait for pushes. The one without a deadline gets the push that the other does not take.
 fn a_waiter_for_pushes_that_was_chosen_at_its_deadline_loses_none() {
     let (a, b) = connection::<Cells>(2, 64);
     let mux = mux(&a, SLOTS);

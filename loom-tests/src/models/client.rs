@@ -1,4 +1,4 @@
-//! A client's desk for models, and what its server says.
+//! A client's multiplexer for models, and the frames of its server.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,7 +17,7 @@ pub(super) const SLOTS: usize = 2;
 
 pub(super) type Shared = Arc<Multiplexer<Model, NoWaitPolicy, LoomSync>>;
 
-/// A client's connection with so many places, and windows of one chunk of a byte.
+/// Returns a client's multiplexer with `slots` call slots, and windows of one chunk of one byte.
 pub(super) fn mux(side: &Side<Cells>, slots: usize) -> Shared {
     Arc::new(Multiplexer::new(parts(side, receiver(side), sender(side), slots)))
 }
@@ -28,17 +28,18 @@ pub(super) fn parts<P>(
     outbound: SenderCore<Model, P>,
     slots: usize,
 ) -> MultiplexerParts<Model, P> {
-    let (poster, incoming, window) =
-        (OobSender::new(side.out.clone()), IncomingSignals::new(side.into.clone()), window_cost(1));
+    let oob_sender = OobSender::new(side.out.clone());
+    let incoming = IncomingSignals::new(side.into.clone());
+    let window = window_cost(1);
     let calls = InFlightCalls::new(slots, MAX_MESSAGE, window, 64 * window);
-    MultiplexerParts { inbound, outbound, oob_sender: poster, incoming, calls, slots, max_fragment: 64 }
+    MultiplexerParts { inbound, outbound, oob_sender, incoming, calls, slots, max_fragment: 64 }
 }
 
 pub(super) fn soon() -> Wait {
     Wait::Deadline(Some(Instant::now()))
 }
 
-/// Takes a place for a call.
+/// Takes a slot for a call.
 pub(super) fn open(mux: &Shared, flags: u8, wait: Wait) -> Result<u64, WaitError> {
     mux.wait(mux.slot_signal(), wait, |calls| calls.open(7, flags))
 }
@@ -59,7 +60,7 @@ pub(super) fn end(mux: &Shared, id: u64, wait: Wait) -> Result<Vec<u8>, WaitErro
     Ok(buffer)
 }
 
-/// The reply to a call, which says whose it is.
+/// Returns the reply to a call. Its bytes are the id of the call.
 pub(super) fn reply_to(id: u64) -> Vec<u8> {
     vec![u8::try_from(id).unwrap(); 2]
 }
@@ -69,8 +70,8 @@ pub(super) fn reply(server: &Side<Cells>, ids: &[u64]) {
     ids.iter().for_each(|&id| send_frame(&mut out, id, FrameHeader::new(FrameKind::Reply, 0), &reply_to(id)));
 }
 
-/// A thread that waits for the reply of a call, which comes.
-pub(super) fn waits(mux: &Shared, id: u64) -> thread::JoinHandle<()> {
+/// Starts a thread that waits for the reply of a call, and checks it.
+pub(super) fn spawn_waiter(mux: &Shared, id: u64) -> thread::JoinHandle<()> {
     let mux = mux.clone();
     thread::spawn(move || assert_eq!(end(&mux, id, Wait::NO_DEADLINE), Ok(reply_to(id))))
 }

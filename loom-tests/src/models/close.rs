@@ -1,27 +1,25 @@
-//! Every end, against a sleeper, against one that is about to sleep, and against one that works:
-//! the peer's close, its death seen by a third thread, this side's close from another thread.
+//! Each way in which a connection ends: the peer's close, the peer's death as a third thread reports it, and this side's close
+//! from another thread. Each meets a thread that sleeps, one that is about to sleep, and one that works.
 
 use loom::thread;
 use narrows::internal::memory::{Flag, Load, Memory, Word};
 
 use super::super::code::ring::{self, CloseReason, close_both, on_peer_gone};
 use super::super::code::{ConnectionError, RecvCoreError, SendCoreError, Wait};
-use super::{
-    Named, named, receiver, recv, recv_within, send, sender, takes_the_flag_and_dies, wait_for_either,
-};
+use super::{Named, named, receiver, recv, recv_within, send, sender, take_flag_and_die, wait_for_either};
 use crate::memory::{Cells, Side, connection};
 
 pub(super) const ALL: &[Named] = named![
     the_producers_close_ends_a_receiver_which_drains_first,
     a_sender_that_moved_to_another_thread_closes_behind_its_messages,
     the_consumers_close_ends_a_sender_that_waits_for_space,
-    a_close_ends_one_that_waits_for_either,
-    a_mark_set_after_a_message_never_hides_it,
+    a_close_ends_a_thread_that_waits_for_either,
+    a_closed_flag_set_after_a_message_never_hides_it,
     death_seen_by_a_third_thread_ends_a_sleeping_receiver,
     death_seen_by_a_third_thread_ends_a_sleeping_sender,
-    a_death_between_the_flag_and_the_wake_is_told,
-    a_death_between_the_flag_and_the_wake_is_told_to_a_sender,
-    what_was_committed_before_a_death_is_received_first,
+    a_death_between_the_flag_and_the_wake_is_reported_to_a_receiver,
+    a_death_between_the_flag_and_the_wake_is_reported_to_a_sender,
+    messages_committed_before_a_death_are_received_first,
     a_close_by_another_thread_comes_behind_the_messages,
     local_close_ends_both_sleepers_of_a_side,
     local_close_ends_the_peers_sleepers_which_drain_first,
@@ -30,8 +28,8 @@ pub(super) const ALL: &[Named] = named![
 const DISCONNECTED: RecvCoreError = RecvCoreError::Ended(ConnectionError::Disconnected);
 const DIED: RecvCoreError = RecvCoreError::Ended(ConnectionError::PeerDied);
 
-/// What the lifeline's thread does when the peer's process is gone.
-fn bury_for(side: &Side<Cells>) {
+/// Does what the thread of the peer monitor does when the peer's process is gone.
+fn report_peer_death(side: &Side<Cells>) {
     on_peer_gone(&side.out, &side.into, CloseReason::Died);
 }
 
@@ -74,7 +72,7 @@ fn the_consumers_close_ends_a_sender_that_waits_for_space() {
     thread.join().unwrap();
 }
 
-fn a_close_ends_one_that_waits_for_either() {
+fn a_close_ends_a_thread_that_waits_for_either() {
     let (a, b) = connection::<Cells>(1, 64);
     let mut out = sender(&a);
     send(&mut out, &[0]).unwrap();
@@ -85,7 +83,7 @@ fn a_close_ends_one_that_waits_for_either() {
     peer.join().unwrap();
 }
 
-fn a_mark_set_after_a_message_never_hides_it() {
+fn a_closed_flag_set_after_a_message_never_hides_it() {
     let (a, b) = connection::<Cells>(1, 64);
     let peer = thread::spawn(move || {
         send(&mut sender(&a), &[1]).unwrap();
@@ -109,7 +107,7 @@ fn death_seen_by_a_third_thread_ends_a_sleeping_receiver() {
     let mut out = sender(&a);
     let other = b.clone();
     let peer = thread::spawn(move || send(&mut out, &[1]));
-    let monitor = thread::spawn(move || bury_for(&other));
+    let monitor = thread::spawn(move || report_peer_death(&other));
     let mut inb = receiver(&b);
     let mut got = 0;
     let ended = loop {
@@ -130,45 +128,45 @@ fn death_seen_by_a_third_thread_ends_a_sleeping_sender() {
     send(&mut out, &[0]).unwrap();
     let other = a.clone();
     let peer = thread::spawn(move || recv(&mut receiver(&b)).map(drop));
-    let monitor = thread::spawn(move || bury_for(&other));
+    let monitor = thread::spawn(move || report_peer_death(&other));
     while send(&mut out, &[1]).is_ok() {}
     assert_eq!(out.check(), Err(ConnectionError::PeerDied));
     monitor.join().unwrap();
     peer.join().unwrap().unwrap();
 }
 
-fn a_death_between_the_flag_and_the_wake_is_told() {
+fn a_death_between_the_flag_and_the_wake_is_reported_to_a_receiver() {
     let (_a, b) = connection::<Cells>(1, 64);
     let (peers, other) = (b.clone(), b.clone());
     let monitor = thread::spawn(move || {
-        takes_the_flag_and_dies(&peers.into, Flag::Consumer);
-        bury_for(&other);
+        take_flag_and_die(&peers.into, Flag::Consumer);
+        report_peer_death(&other);
     });
     assert_eq!(recv(&mut receiver(&b)), Err(DIED));
     monitor.join().unwrap();
 }
 
-fn a_death_between_the_flag_and_the_wake_is_told_to_a_sender() {
+fn a_death_between_the_flag_and_the_wake_is_reported_to_a_sender() {
     let (a, _b) = connection::<Cells>(1, 64);
     let mut out = sender(&a);
     send(&mut out, &[0]).unwrap();
     let (peers, other) = (a.clone(), a.clone());
     let monitor = thread::spawn(move || {
-        takes_the_flag_and_dies(&peers.out, Flag::Producer);
-        bury_for(&other);
+        take_flag_and_die(&peers.out, Flag::Producer);
+        report_peer_death(&other);
     });
     assert_eq!(send(&mut out, &[1]), Err(SendCoreError::Ended(ConnectionError::PeerDied)));
     monitor.join().unwrap();
 }
 
-fn what_was_committed_before_a_death_is_received_first() {
+fn messages_committed_before_a_death_are_received_first() {
     let (a, b) = connection::<Cells>(2, 64);
     let other = b.clone();
     let peer = thread::spawn(move || send(&mut sender(&a), &[1]));
     // The kernel reports a death after everything that the peer did.
     let monitor = thread::spawn(move || {
         peer.join().unwrap().unwrap();
-        bury_for(&other);
+        report_peer_death(&other);
     });
     let mut inb = receiver(&b);
     assert_eq!(recv(&mut inb).unwrap(), [1]);
@@ -198,7 +196,7 @@ fn local_close_ends_both_sleepers_of_a_side() {
     let first = thread::spawn(move || send(&mut out, &[1]));
     let second = thread::spawn(move || {
         let end = recv(&mut receiver(&receiving));
-        // Whoever is told may end the process at once: good-bye is said.
+        // A thread that gets this error may end the process at once, so the closed flags must be set before.
         assert_ne!(receiving.out.load(Word::ProducerClosed, Load::Relaxed), 0);
         assert_ne!(receiving.into.load(Word::ConsumerClosed, Load::Relaxed), 0);
         end

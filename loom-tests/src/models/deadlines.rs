@@ -1,4 +1,4 @@
-//! Deadlines; a third thread stands in for the clock.
+//! Deadlines. A third thread plays the clock.
 
 use std::io::IoSlice;
 use std::time::Instant;
@@ -14,8 +14,8 @@ use crate::memory::{Cells, connection};
 pub(super) const ALL: &[Named] = named![
     a_receive_that_times_out_loses_nothing,
     a_send_that_times_out_sends_nothing,
-    a_sleeper_that_times_out_is_told_to_nobody,
-    one_that_waited_for_either_in_vain_is_told_to_nobody,
+    a_receiver_that_times_out_clears_its_flag,
+    a_thread_that_waits_for_either_and_times_out_clears_both_flags,
 ];
 
 fn soon() -> Wait {
@@ -25,7 +25,7 @@ fn soon() -> Wait {
 fn a_receive_that_times_out_loses_nothing() {
     let (a, b) = connection::<Cells>(1, 64);
     let clock = b.clock();
-    let striker = thread::spawn(move || clock.strike());
+    let timer = thread::spawn(move || clock.expire());
     let peer = thread::spawn(move || send(&mut sender(&a), &[1]));
     let mut inb = receiver(&b);
     let first = recv_within(&mut inb, soon());
@@ -34,7 +34,7 @@ fn a_receive_that_times_out_loses_nothing() {
         assert_eq!(recv(&mut inb), Ok(vec![1]));
     }
     peer.join().unwrap().unwrap();
-    striker.join().unwrap();
+    timer.join().unwrap();
 }
 
 fn a_send_that_times_out_sends_nothing() {
@@ -42,7 +42,7 @@ fn a_send_that_times_out_sends_nothing() {
     let clock = a.clock();
     let mut out = sender(&a);
     send(&mut out, &[0]).unwrap();
-    let striker = thread::spawn(move || clock.strike());
+    let timer = thread::spawn(move || clock.expire());
     let peer = thread::spawn(move || {
         let mut inb = receiver(&b);
         assert_eq!(recv(&mut inb), Ok(vec![0]));
@@ -53,25 +53,25 @@ fn a_send_that_times_out_sends_nothing() {
         send(&mut out, &[2]).unwrap();
     }
     assert_eq!(peer.join().unwrap(), [if sent.is_ok() { 1 } else { 2 }]);
-    striker.join().unwrap();
+    timer.join().unwrap();
 }
 
-fn a_sleeper_that_times_out_is_told_to_nobody() {
+fn a_receiver_that_times_out_clears_its_flag() {
     let (a, b) = connection::<Cells>(1, 64);
     let clock = b.clock();
-    let striker = thread::spawn(move || clock.strike());
+    let timer = thread::spawn(move || clock.expire());
     let mut inb = receiver(&b);
     assert_eq!(recv_within(&mut inb, soon()), Err(RecvCoreError::Empty));
-    // Nobody sleeps, so nobody is to be woken.
+    // No thread sleeps, so the peer has no thread to wake.
     assert_eq!(a.out.load_flag(Flag::Consumer), 0);
-    striker.join().unwrap();
+    timer.join().unwrap();
 }
 
-fn one_that_waited_for_either_in_vain_is_told_to_nobody() {
+fn a_thread_that_waits_for_either_and_times_out_clears_both_flags() {
     let (a, _b) = connection::<Cells>(1, 64);
     let clock = a.clock();
-    let striker = thread::spawn(move || clock.strike());
+    let timer = thread::spawn(move || clock.expire());
     assert_eq!(park(&WaitSlot::either(&a.into, &a.out), Some(Instant::now()), 0, || None::<()>), None);
     assert_eq!([a.into.load_flag(Flag::Consumer), a.out.load_flag(Flag::Producer)], [0, 0]);
-    striker.join().unwrap();
+    timer.join().unwrap();
 }

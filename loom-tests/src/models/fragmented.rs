@@ -1,4 +1,4 @@
-//! Messages in pieces: through a small ring, and abandoned between two pieces.
+//! Fragmented messages: through a small ring, and abandoned between two fragments.
 
 use std::io::IoSlice;
 use std::time::Instant;
@@ -6,21 +6,21 @@ use std::time::Instant;
 use loom::thread;
 
 use super::super::code::{SendCoreError, Wait};
-use super::parking::carries;
+use super::parking::carry;
 use super::{Named, named, receiver, recv, send, sender};
 use crate::memory::{Cells, connection};
 
 pub(super) const ALL: &[Named] = named![
-    a_long_message_that_arrived_was_sent,
+    a_delivered_long_message_counts_as_sent,
     a_long_message_goes_through_a_small_ring,
     an_abandoned_message_is_dropped_whole
 ];
 
 fn a_long_message_goes_through_a_small_ring() {
-    carries(1, 64, &[130]);
+    carry(1, 64, &[130]);
 }
 
-fn a_long_message_that_arrived_was_sent() {
+fn a_delivered_long_message_counts_as_sent() {
     let (a, b) = connection::<Cells>(2, 64);
     let thread = thread::spawn(move || send(&mut sender(&a), &[7; 105]));
     let mut inb = receiver(&b);
@@ -35,13 +35,13 @@ fn an_abandoned_message_is_dropped_whole() {
     let thread = thread::spawn(move || {
         let mut out = sender(&a);
         let soon = Wait::Deadline(Some(Instant::now()));
-        // In two pieces; it may find that the time is over before them, between them or not.
+        // It has two fragments. The deadline may pass before the first, between the two, or not at all.
         let first = out.send(&[IoSlice::new(&[7; 105])], 0, soon);
         assert!(matches!(first, Ok(105) | Err(SendCoreError::Full)));
         send(&mut out, &[1]).unwrap();
         first.is_ok()
     });
-    clock.strike();
+    clock.expire();
     let mut inb = receiver(&b);
     let mut message = recv(&mut inb).unwrap();
     let whole = message == [7; 105];

@@ -1,4 +1,4 @@
-//! Words that no honest peer writes: each is refused, and nothing is read or written for it.
+//! Words that no well-formed peer writes. Each is refused, and nothing is read or written because of it.
 
 use narrows::internal::memory::{Field, Flag, Load, Memory, Padding, Span, Store, Word};
 
@@ -9,16 +9,16 @@ use super::{MAX_MESSAGE, Named, named, receiver, recv_within, sender, try_send};
 use crate::memory::{Cells, Model, Side, connection};
 
 pub(super) const ALL: &[Named] = named![
-    a_head_that_lies_is_refused,
-    stamps_that_lie_are_refused,
-    words_that_lie_are_refused,
-    pieces_that_do_not_fit_are_refused,
-    a_flag_of_any_value_is_raised,
+    an_illegal_head_is_refused,
+    illegal_stamps_are_refused,
+    illegal_control_words_are_refused,
+    fragments_that_do_not_fit_are_refused,
+    a_set_flag_of_any_value_is_cleared_and_wakes_its_sleeper,
 ];
 
 const VIOLATED: ConnectionError = ConnectionError::ProtocolViolated;
 
-fn a_head_that_lies_is_refused() {
+fn an_illegal_head_is_refused() {
     for head in [2, 3, 1 << 40, u64::MAX] {
         let (a, b) = connection::<Cells>(1, 64);
         let mut out = sender(&a);
@@ -26,7 +26,7 @@ fn a_head_that_lies_is_refused() {
         b.into.store(Word::Head, head, Store::Release);
         assert!(out.ring().is_released(0));
         assert_eq!(try_send(&mut out, &[1]), Err(SendCoreError::Ended(VIOLATED)), "{head}");
-        // It stays so, whatever the head says now, and the peer is told.
+        // The error stays, whatever the head is now, and the peer sees the closed flag.
         b.into.store(Word::Head, 1, Store::Release);
         assert_eq!(try_send(&mut out, &[1]), Err(SendCoreError::Ended(VIOLATED)), "{head}");
         assert_ne!(b.into.load(Word::ProducerClosed, Load::Relaxed), 0);
@@ -39,12 +39,12 @@ fn a_head_that_lies_is_refused() {
         b.into.store(Word::Head, head, Store::Release);
     }
     try_send(&mut out, &[0]).unwrap();
-    b.into.store(Word::Head, 1, Store::Release); // It goes backwards.
+    b.into.store(Word::Head, 1, Store::Release); // The head goes backwards.
     assert!(out.ring().is_released(2));
     assert_eq!(try_send(&mut out, &[0]), Err(SendCoreError::Ended(VIOLATED)));
 }
 
-/// Writes one ticket as no honest producer would, and receives it.
+/// Writes one ticket as no well-formed producer would, and receives it.
 fn receive(side: &Side<Cells>, stamp: u64, control: u64, total: u64) -> Result<Vec<u8>, RecvCoreError> {
     side.into.copy_in(Span::Slot(0), 0, &total.to_le_bytes(), Padding::Zero).unwrap();
     side.into.store_slot(0, Field::Control, control, Store::Relaxed);
@@ -52,18 +52,18 @@ fn receive(side: &Side<Cells>, stamp: u64, control: u64, total: u64) -> Result<V
     let mut inb = receiver(side);
     let found = recv_within(&mut inb, Wait::Never);
     if let Err(RecvCoreError::Ended(end)) = found {
-        // It stays so, and the peer is told.
+        // The error stays, and the peer sees the closed flag.
         assert_eq!(recv_within(&mut inb, Wait::NO_DEADLINE), Err(RecvCoreError::Ended(end)));
         assert_ne!(side.into.load(Word::ConsumerClosed, Load::Relaxed), 0);
     }
     found
 }
 
-fn control(kind: SlotKind, abort: bool, len: u32, slot: u32) -> u64 {
-    Control { kind, abort, len, unit: slot }.encode()
+fn control(kind: SlotKind, abort: bool, len: u32, unit: u32) -> u64 {
+    Control { kind, abort, len, unit }.encode()
 }
 
-fn stamps_that_lie_are_refused() {
+fn illegal_stamps_are_refused() {
     for (stamp, legal) in [(0, true), (1, true), (2, true), (3, false), (4, false), (u64::MAX, false)] {
         let (_a, b) = connection::<Cells>(2, 64);
         let found = receive(&b, stamp, control(SlotKind::Inline, false, 8, 0), 0);
@@ -76,7 +76,7 @@ fn stamps_that_lie_are_refused() {
     let (a, b) = connection::<Cells>(1, 64);
     let (mut out, mut inb) = (sender(&a), receiver(&b));
     for i in 0..3 {
-        // The stamp of the ticket before it in the slot is legal until the next is written.
+        // The stamp of the previous ticket in the slot is legal until the next ticket is written.
         assert_eq!(recv_within(&mut inb, Wait::Never), Err(RecvCoreError::Empty));
         assert!(!inb.is_ready());
         try_send(&mut out, &[i]).unwrap();
@@ -85,7 +85,7 @@ fn stamps_that_lie_are_refused() {
     }
 }
 
-fn words_that_lie_are_refused() {
+fn illegal_control_words_are_refused() {
     let long = u32::try_from(MAX_MESSAGE + 1).unwrap();
     for (word, total) in [
         (0, 0),
@@ -122,7 +122,7 @@ fn words_that_lie_are_refused() {
     }
 }
 
-fn pieces_that_do_not_fit_are_refused() {
+fn fragments_that_do_not_fit_are_refused() {
     use SlotKind::{First, Inline, Last, Middle, Whole};
     let fine = Err(RecvCoreError::Empty);
     let violation = Err(RecvCoreError::Ended(VIOLATED));
@@ -141,7 +141,7 @@ fn pieces_that_do_not_fit_are_refused() {
         (First, true, 3, fine.clone()),
     ] {
         let (_a, b) = connection::<Cells>(2, 128);
-        // Of 20 bytes 8 come first; what follows is the second ticket.
+        // The first fragment has 8 of 20 bytes. The second ticket is the one that is tested.
         b.into.store_slot(1, Field::Control, control(kind, abort, len, 0), Store::Relaxed);
         b.into.copy_in(Span::Slot(1), 0, &[if kind == First { 20 } else { 0 }], Padding::Zero).unwrap();
         b.into.store_slot(1, Field::Stamp, 4, Store::Release);
@@ -149,18 +149,18 @@ fn pieces_that_do_not_fit_are_refused() {
     }
 }
 
-fn a_flag_of_any_value_is_raised() {
+fn a_set_flag_of_any_value_is_cleared_and_wakes_its_sleeper() {
     for value in [0, 1, 2, 3, u32::MAX] {
         let (a, b) = connection::<Cells>(1, 64);
-        let beds = |flag, view: &Model| {
+        let wakes_after_notify = |flag, view: &Model| {
             view.store_flag(flag, value);
             notify(view, flag);
             assert_eq!(view.load_flag(flag), 0);
             [view.wakes(flag), view.wakes(Flag::PeerConsumer)]
         };
         let woken = u32::from(value != 0);
-        assert_eq!(beds(Flag::Consumer, &a.out), [woken, 0]);
-        // A sleeper that waits for either is on the other flag.
-        assert_eq!(beds(Flag::Producer, &b.out), if value == 2 { [0, 1] } else { [woken, 0] });
+        assert_eq!(wakes_after_notify(Flag::Consumer, &a.out), [woken, 0]);
+        // The value 2 says that the thread waits for either, and so sleeps on the other flag.
+        assert_eq!(wakes_after_notify(Flag::Producer, &b.out), if value == 2 { [0, 1] } else { [woken, 0] });
     }
 }

@@ -1,4 +1,4 @@
-//! A client's desk: who reads for all, how that is handed on, and who is told of the end.
+//! A client's multiplexer: one thread leads and reads for all, hands the leadership on, and the end reaches every thread.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
@@ -6,38 +6,37 @@ use loom::thread;
 use narrows::internal::WaitPolicy;
 use narrows::internal::memory::{Deadline, Padding};
 
-use super::super::code::layout::SlotKind as Carried;
+use super::super::code::layout::SlotKind;
 use super::super::code::ring::{CloseReason, close_both, on_peer_gone};
 use super::super::code::rpc::client::{CallOutcome, InFlightCalls, Multiplexer, MultiplexerParts, WaitError};
-use super::super::code::rpc::frame::send;
-use super::super::code::rpc::wire::{FrameHeader, FrameKind, HEADER_LEN, MORE, NOTIFY};
+use super::super::code::rpc::wire::{self, FrameHeader, FrameKind, HEADER_LEN, MORE, NOTIFY};
 use super::super::code::{
     ConnectionError, IncomingSignals, NoWaitPolicy, OobSender, ReceiverCore, SenderCore, Wait,
 };
-use super::client::{SLOTS, begin, end, mux, open, parts, reply, reply_to, soon, waits};
+use super::client::{SLOTS, begin, end, mux, open, parts, reply, reply_to, soon, spawn_waiter};
 use super::frames::{receive_frame, send_frame};
 use super::{MAX_MESSAGE, Named, client, named, receiver, sender};
 use crate::memory::{Cells, LoomSync, Model, RacyModel, Side, StaleHead, Words, connection};
 
 pub(super) const ALL: &[Named] = named![
-    a_caller_enters_what_is_anothers_and_takes_its_own,
-    a_caller_is_told_of_the_end,
-    what_a_liar_has_said_before_is_worth_nothing,
-    a_reader_that_always_finds_more_leaves_at_its_deadline,
-    a_reader_that_unwinds_gives_the_reader_back,
-    a_follower_that_was_too_late_passes_the_role_on,
-    a_glance_finds_a_reply_that_is_there,
-    a_close_is_told_to_the_reader_and_to_who_stands_by,
-    death_is_told_to_the_reader_and_to_who_stands_by,
-    a_short_reply_that_is_lapped_is_no_reply,
-    a_reply_that_is_lapped_is_no_reply,
+    a_leader_stores_the_replies_of_others_and_takes_its_own,
+    the_end_of_the_connection_is_reported_to_a_caller,
+    earlier_replies_of_a_hostile_server_are_discarded,
+    a_leader_that_always_finds_more_leaves_at_its_deadline,
+    a_leader_that_unwinds_gives_the_receive_half_back,
+    a_follower_that_times_out_passes_the_leadership_on,
+    a_brief_spin_finds_a_reply_that_is_there,
+    a_close_is_reported_to_the_leader_and_to_a_follower,
+    a_death_is_reported_to_the_leader_and_to_a_follower,
+    an_overwritten_inline_reply_is_never_delivered,
+    an_overwritten_arena_reply_is_never_delivered,
     two_callers_get_their_own_replies,
-    who_waits_for_a_push_and_who_waits_for_a_reply_both_get_it,
-    who_is_too_late_leaves_the_other_its_reply,
+    a_waiter_for_a_push_and_a_waiter_for_a_reply_both_get_theirs,
+    a_caller_that_times_out_leaves_the_other_its_reply,
     two_threads_call_at_once,
 ];
 
-fn a_reader_that_always_finds_more_leaves_at_its_deadline() {
+fn a_leader_that_always_finds_more_leaves_at_its_deadline() {
     let (a, b) = connection::<Cells>(64, 64);
     let mux = mux(&a, SLOTS);
     let id = open(&mux, 0, Wait::Never).unwrap();
@@ -53,21 +52,21 @@ fn a_reader_that_always_finds_more_leaves_at_its_deadline() {
     assert_eq!(read, 32);
 }
 
-/// It panics where it would go to sleep.
+/// A wait policy that panics where the thread would go to sleep.
 #[derive(Debug)]
 struct Panics;
 
 impl WaitPolicy for Panics {
     fn active(&mut self) {}
 
-    fn spin(&mut self, _until: Deadline, _look: impl Fn() -> bool) -> bool {
+    fn spin(&mut self, _deadline: Deadline, _look: impl Fn() -> bool) -> bool {
         resume_unwind(Box::new(()))
     }
 
     fn slept(&mut self) {}
 }
 
-fn a_reader_that_unwinds_gives_the_reader_back() {
+fn a_leader_that_unwinds_gives_the_receive_half_back() {
     let (a, b) = connection::<Cells>(1, 64);
     let inbound = ReceiverCore::new(a.into.clone(), Panics, 0, MAX_MESSAGE);
     let outbound = SenderCore::new(a.out.clone(), Panics, 0, MAX_MESSAGE);
@@ -78,22 +77,22 @@ fn a_reader_that_unwinds_gives_the_reader_back() {
     assert_eq!(take(), Ok(vec![1]));
 }
 
-fn a_follower_that_was_too_late_passes_the_role_on() {
+fn a_follower_that_times_out_passes_the_leadership_on() {
     let (a, b) = connection::<Cells>(2, 64);
     let mux = mux(&a, 4);
     let [expired, first, last] = [0; 3].map(|_| open(&mux, 0, Wait::Never).unwrap());
-    a.clock().strike();
+    a.clock().expire();
     reply(&b, &[first, last]);
     let follower = mux.clone();
     let follower =
         thread::spawn(move || assert_eq!(end(&follower, expired, soon()), Err(WaitError::Timeout)));
-    let other = waits(&mux, last);
+    let other = spawn_waiter(&mux, last);
     assert_eq!(end(&mux, first, Wait::NO_DEADLINE), Ok(reply_to(first)));
     follower.join().unwrap();
     other.join().unwrap();
 }
 
-fn who_waits_for_a_push_and_who_waits_for_a_reply_both_get_it() {
+fn a_waiter_for_a_push_and_a_waiter_for_a_reply_both_get_theirs() {
     let (a, b) = connection::<Cells>(1, 64);
     let mux = mux(&a, SLOTS);
     let id = open(&mux, 0, Wait::Never).unwrap();
@@ -119,36 +118,42 @@ fn two_callers_get_their_own_replies() {
     let mux = mux(&a, SLOTS);
     let [one, two] = [0; 2].map(|_| open(&mux, 0, Wait::Never).unwrap());
     let server = thread::spawn(move || reply(&b, &[one, two]));
-    let other = waits(&mux, two);
+    let other = spawn_waiter(&mux, two);
     assert_eq!(end(&mux, one, Wait::NO_DEADLINE), Ok(reply_to(one)));
     other.join().unwrap();
     server.join().unwrap();
 }
 
-fn who_is_too_late_leaves_the_other_its_reply() {
+fn a_caller_that_times_out_leaves_the_other_its_reply() {
     let (a, b) = connection::<Cells>(1, 64);
     let mux = mux(&a, SLOTS);
     let [expired, id] = [0; 2].map(|_| open(&mux, 0, Wait::Never).unwrap());
     let clock = a.clock();
     let server = thread::spawn(move || {
-        clock.strike();
+        clock.expire();
         reply(&b, &[id]);
     });
-    let other = waits(&mux, id);
+    let other = spawn_waiter(&mux, id);
     assert_eq!(end(&mux, expired, soon()), Err(WaitError::Timeout));
     other.join().unwrap();
     server.join().unwrap();
 }
 
-fn both_are_told(ended: ConnectionError, end_it: impl FnOnce(Side<Cells>, Side<Cells>) + Send + 'static) {
+fn check_end_is_reported_to_both(
+    ended: ConnectionError,
+    end_it: impl FnOnce(Side<Cells>, Side<Cells>) + Send + 'static,
+) {
     let (a, b) = connection::<Cells>(1, 64);
     let mux = mux(&a, SLOTS);
     let [one, two] = [0; 2].map(|_| open(&mux, 0, Wait::Never).unwrap());
     let third = thread::spawn(move || end_it(a, b));
     let other = mux.clone();
     let other = thread::spawn(move || end(&other, two, Wait::NO_DEADLINE));
-    let told = Err(WaitError::Ended(ended));
-    assert_eq!([end(&mux, one, Wait::NO_DEADLINE), other.join().unwrap()], [told.clone(), told.clone()]);
+    let reported = Err(WaitError::Ended(ended));
+    assert_eq!(
+        [end(&mux, one, Wait::NO_DEADLINE), other.join().unwrap()],
+        [reported.clone(), reported.clone()]
+    );
     third.join().unwrap();
     assert_eq!((mux.closed(), mux.take_lost().map(|lost| lost.0.len())), (Some(ended), Some(2)));
     assert!(mux.take_lost().is_none());
@@ -165,34 +170,38 @@ fn both_are_told(ended: ConnectionError, end_it: impl FnOnce(Side<Cells>, Side<C
     );
 }
 
-fn death_is_told_to_the_reader_and_to_who_stands_by() {
-    both_are_told(ConnectionError::PeerDied, |a, _| on_peer_gone(&a.out, &a.into, CloseReason::Died));
+fn a_death_is_reported_to_the_leader_and_to_a_follower() {
+    check_end_is_reported_to_both(ConnectionError::PeerDied, |a, _| {
+        on_peer_gone(&a.out, &a.into, CloseReason::Died)
+    });
 }
 
-fn a_close_is_told_to_the_reader_and_to_who_stands_by() {
-    both_are_told(ConnectionError::Disconnected, |_, b| close_both(&b.out, &b.into, CloseReason::Closed));
+fn a_close_is_reported_to_the_leader_and_to_a_follower() {
+    check_end_is_reported_to_both(ConnectionError::Disconnected, |_, b| {
+        close_both(&b.out, &b.into, CloseReason::Closed)
+    });
 }
 
-/// It glances before it sleeps.
+/// A wait policy that spins briefly before the thread sleeps.
 #[derive(Debug)]
-struct Glances;
+struct SpinsBriefly;
 
-impl WaitPolicy for Glances {
+impl WaitPolicy for SpinsBriefly {
     fn active(&mut self) {}
 
     fn brief_spins(&mut self) -> u32 {
         2
     }
 
-    fn spin(&mut self, _until: Deadline, _look: impl Fn() -> bool) -> bool {
+    fn spin(&mut self, _deadline: Deadline, _look: impl Fn() -> bool) -> bool {
         false
     }
 
     fn slept(&mut self) {}
 }
 
-/// A call whose reply has come, and all that came before it.
-fn at_once<P: WaitPolicy + Send>(
+/// Makes a call whose reply is in the ring already, and returns the reply.
+fn call_now<P: WaitPolicy + Send>(
     mux: &Multiplexer<Model, P, LoomSync>,
     wait: Wait,
 ) -> Result<Vec<u8>, WaitError> {
@@ -202,30 +211,30 @@ fn at_once<P: WaitPolicy + Send>(
     Ok(buffer)
 }
 
-/// A desk whose callers look before they sleep.
-fn glancing(a: &Side<Cells>, slots: usize) -> Multiplexer<Model, Glances, LoomSync> {
-    let inbound = ReceiverCore::new(a.into.clone(), Glances, 0, MAX_MESSAGE);
-    let outbound = SenderCore::new(a.out.clone(), Glances, 0, MAX_MESSAGE);
+/// Returns a multiplexer whose callers spin briefly before they sleep.
+fn spinning_mux(a: &Side<Cells>, slots: usize) -> Multiplexer<Model, SpinsBriefly, LoomSync> {
+    let inbound = ReceiverCore::new(a.into.clone(), SpinsBriefly, 0, MAX_MESSAGE);
+    let outbound = SenderCore::new(a.out.clone(), SpinsBriefly, 0, MAX_MESSAGE);
     Multiplexer::new(parts(a, inbound, outbound, slots))
 }
 
-fn a_glance_finds_a_reply_that_is_there() {
+fn a_brief_spin_finds_a_reply_that_is_there() {
     let (a, b) = connection::<Cells>(1, 64);
-    let mux = glancing(&a, 1);
+    let mux = spinning_mux(&a, 1);
     let server = thread::spawn(move || reply(&b, &[1]));
-    assert_eq!(at_once(&mux, Wait::NO_DEADLINE), Ok(reply_to(1)));
+    assert_eq!(call_now(&mux, Wait::NO_DEADLINE), Ok(reply_to(1)));
     assert_eq!(mux.lock().calls.in_flight(), 0);
     server.join().unwrap();
 }
 
-fn a_caller_enters_what_is_anothers_and_takes_its_own() {
+fn a_leader_stores_the_replies_of_others_and_takes_its_own() {
     let (a, b) = connection::<Cells>(4, 64);
-    enters_and_takes(&a, &b, &mux(&a, SLOTS));
+    check_stores_and_takes(&a, &b, &mux(&a, SLOTS));
     let (a, b) = connection::<Cells>(4, 64);
-    enters_and_takes(&a, &b, &glancing(&a, SLOTS));
+    check_stores_and_takes(&a, &b, &spinning_mux(&a, SLOTS));
 }
 
-fn enters_and_takes<P: WaitPolicy + Send>(
+fn check_stores_and_takes<P: WaitPolicy + Send>(
     a: &Side<Cells>,
     b: &Side<Cells>,
     mux: &Multiplexer<Model, P, LoomSync>,
@@ -236,7 +245,7 @@ fn enters_and_takes<P: WaitPolicy + Send>(
     send_frame(&mut out, other, FrameHeader::new(FrameKind::Reply, 0), &reply_to(other));
     send_frame(&mut out, own, FrameHeader::new(FrameKind::Reply, 0).with_flags(MORE), &[1]);
     send_frame(&mut out, own, FrameHeader { seq: 1, ..FrameHeader::new(FrameKind::Continuation, 0) }, &[2]);
-    assert_eq!(at_once(mux, Wait::NO_DEADLINE), Ok(vec![1, 2]));
+    assert_eq!(call_now(mux, Wait::NO_DEADLINE), Ok(vec![1, 2]));
     let mut buffer = Vec::new();
     assert_eq!(mux.lock().calls.take_outcome(other, &mut buffer), Some(CallOutcome::Reply));
     assert_eq!(buffer, reply_to(other));
@@ -247,25 +256,25 @@ fn enters_and_takes<P: WaitPolicy + Send>(
         FrameHeader { seq: 1, ..FrameHeader::new(FrameKind::Continuation, 0) },
         &[4],
     );
-    assert_eq!(at_once(mux, Wait::NO_DEADLINE), Ok(vec![3, 4]));
+    assert_eq!(call_now(mux, Wait::NO_DEADLINE), Ok(vec![3, 4]));
     send_frame(&mut out, other + 4, FrameHeader::new(FrameKind::Reply, 0), &[5]);
-    assert_eq!(at_once(mux, Wait::NO_DEADLINE), Ok(vec![5]));
-    a.clock().strike();
-    assert_eq!(at_once(mux, soon()), Err(WaitError::Timeout));
+    assert_eq!(call_now(mux, Wait::NO_DEADLINE), Ok(vec![5]));
+    a.clock().expire();
+    assert_eq!(call_now(mux, soon()), Err(WaitError::Timeout));
     assert_eq!(mux.lock().calls.in_flight(), 1);
 }
 
-fn a_caller_is_told_of_the_end() {
+fn the_end_of_the_connection_is_reported_to_a_caller() {
     let (a, b) = connection::<Cells>(1, 64);
     let mux = mux(&a, SLOTS);
     sender(&b).ring().close();
-    assert_eq!(at_once(&mux, Wait::NO_DEADLINE), Err(WaitError::Ended(ConnectionError::Disconnected)));
+    assert_eq!(call_now(&mux, Wait::NO_DEADLINE), Err(WaitError::Ended(ConnectionError::Disconnected)));
     let unread = client::mux(&a, SLOTS);
     unread.close(ConnectionError::Closed);
     assert_eq!(unread.closed(), Some(ConnectionError::Closed));
 }
 
-fn what_a_liar_has_said_before_is_worth_nothing() {
+fn earlier_replies_of_a_hostile_server_are_discarded() {
     let (a, b) = connection::<Cells>(2, 64);
     let mux = mux(&a, SLOTS);
     let id = open(&mux, 0, Wait::Never).unwrap();
@@ -280,66 +289,60 @@ fn what_a_liar_has_said_before_is_worth_nothing() {
     );
 }
 
-fn a_short_reply_that_is_lapped_is_no_reply() {
-    lapped(|out, byte| {
-        send(out, FrameHeader::new(FrameKind::Reply, 0), [&[byte; 16], &[]], 1, Wait::Never).unwrap();
+fn an_overwritten_inline_reply_is_never_delivered() {
+    race_with_overwrite(|out, byte| {
+        wire::send_frame(out, FrameHeader::new(FrameKind::Reply, 0), [&[byte; 16], &[]], 1, Wait::Never)
+            .unwrap();
     });
 }
 
-/// It stands in the arena, as longer ones do.
-fn a_reply_that_is_lapped_is_no_reply() {
-    lapped(|out, byte| {
+/// The reply is in the arena, as a longer one would be.
+fn an_overwritten_arena_reply_is_never_delivered() {
+    race_with_overwrite(|out, byte| {
         let ring = out.ring_mut();
         let claim = ring.reserve_fragment(ring.next(), HEADER_LEN + 16).unwrap();
         ring.mark_writing(&claim);
         ring.write(&claim, 0, &FrameHeader::new(FrameKind::Reply, 0).encode(), Padding::Zero).unwrap();
         ring.write(&claim, HEADER_LEN, &[byte; 16], Padding::Zero).unwrap();
-        ring.describe(&claim, Carried::Whole, claim.len(), 1);
+        ring.describe(&claim, SlotKind::Whole, claim.len(), 1);
         ring.publish(claim.after(), false);
     });
 }
 
-fn lapped(lap: fn(&mut SenderCore<StaleHead, NoWaitPolicy>, u8)) {
+fn race_with_overwrite(overwrite: fn(&mut SenderCore<StaleHead, NoWaitPolicy>, u8)) {
     let (a, b) = connection::<Words>(1, 64);
-    let poster = OobSender::new(a.out.clone());
+    let oob_sender = OobSender::new(a.out.clone());
     let incoming = IncomingSignals::new(a.into.clone());
     let (inbound, outbound) = (receiver(&a), sender(&a));
     let calls = InFlightCalls::new(1, MAX_MESSAGE, 100, 100);
-    let parts = MultiplexerParts {
-        inbound,
-        outbound,
-        oob_sender: poster,
-        incoming,
-        calls,
-        slots: 1,
-        max_fragment: 64,
-    };
+    let parts =
+        MultiplexerParts { inbound, outbound, oob_sender, incoming, calls, slots: 1, max_fragment: 64 };
     let mux: Multiplexer<RacyModel, NoWaitPolicy, LoomSync> = Multiplexer::new(parts);
     let mut out = SenderCore::new(StaleHead::new(b.out), NoWaitPolicy, 0, MAX_MESSAGE);
-    lap(&mut out, 1);
-    let hostile = thread::spawn(move || lap(&mut out, 2));
+    overwrite(&mut out, 1);
+    let hostile = thread::spawn(move || overwrite(&mut out, 2));
     let mut buffer = Vec::new();
-    let (id, end) = mux
+    let (id, outcome) = mux
         .call_as_leader(FrameHeader::new(FrameKind::Call, 7), [&[], &[]], &mut buffer, Wait::NO_DEADLINE)
         .unwrap();
-    match end {
+    match outcome {
         Ok(CallOutcome::Reply) => assert!(buffer == [1; 16] || buffer == [2; 16], "torn: {buffer:?}"),
-        end => assert_eq!(end, Err(WaitError::Ended(ConnectionError::ProtocolViolated))),
+        outcome => assert_eq!(outcome, Err(WaitError::Ended(ConnectionError::ProtocolViolated))),
     }
     assert_eq!(id, 1);
     hostile.join().unwrap();
 }
 
-/// One waits for an answer that is there, and is then the server of the other.
+/// This thread waits for a reply that is in the ring, and then plays the server for the other thread's call.
 fn two_threads_call_at_once() {
     let (a, b) = connection::<Cells>(2, 64);
     let (mux, mut inb, mut out) = (mux(&a, SLOTS), receiver(&b), sender(&b));
-    let mut answer = || {
+    let mut reply_to_next = || {
         let (id, _, body) = receive_frame(&mut inb).unwrap();
         send_frame(&mut out, id, FrameHeader::new(FrameKind::Reply, 0), &body);
     };
     let first = begin(&mux, 0);
-    answer();
+    reply_to_next();
     let other = mux.clone();
     let other = thread::spawn(move || {
         let (mut buffer, head) = (Vec::new(), FrameHeader::new(FrameKind::Call, 7));
@@ -352,6 +355,6 @@ fn two_threads_call_at_once() {
         }
     });
     assert_eq!(end(&mux, first, Wait::NO_DEADLINE), Ok(vec![9]));
-    answer();
+    reply_to_next();
     other.join().unwrap();
 }

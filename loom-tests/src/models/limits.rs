@@ -1,4 +1,4 @@
-//! What a single thread can see: limits, what is hidden and for how long, and what costs a wake.
+//! What a single thread can observe: limits, how long a head stays unpublished, and which operations wake the peer.
 
 use narrows::internal::memory::{Field, Flag, Load, Memory, OutOfBounds, Padding, Span, Store, Word};
 
@@ -11,33 +11,33 @@ use super::{Named, named, receiver, recv, recv_within, ring_from, send, sender, 
 use crate::memory::{Cells, Model, Plain, connection};
 
 pub(super) const ALL: &[Named] = named![
-    the_last_ticket_is_the_last,
-    a_stamp_behind_the_last_ticket_is_refused,
-    a_head_is_hidden_for_a_quarter_of_the_slots_at_most,
-    a_head_is_hidden_for_a_quarter_of_the_arena_at_most,
-    a_message_is_released_but_once,
+    no_ticket_follows_the_last,
+    a_stamp_after_the_last_ticket_is_no_message,
+    a_head_is_deferred_for_a_quarter_of_the_slots_at_most,
+    a_head_is_deferred_for_a_quarter_of_the_arena_at_most,
+    a_message_is_released_only_once,
     nothing_is_read_or_written_outside_of_a_message,
-    nobody_is_woken_who_does_not_sleep,
-    a_sender_is_woken_for_what_it_wants_and_not_before,
-    a_release_that_lies_ends_a_wait,
-    every_fate_has_its_name,
-    a_batch_is_refused_where_the_ring_is_full,
-    light_traffic_stays_at_the_front_of_the_arena,
+    no_thread_is_woken_that_does_not_sleep,
+    a_sender_is_woken_by_the_release_that_it_awaits_and_not_before,
+    an_illegal_head_ends_a_wait_for_space,
+    every_close_reason_has_its_error,
+    a_batch_is_refused_when_the_ring_is_full,
+    light_traffic_stays_at_the_start_of_the_arena,
     a_payload_never_wraps,
-    what_is_waited_for_is_the_first_release_that_suffices,
+    a_sender_waits_for_the_first_release_that_suffices,
     a_committed_message_may_be_empty_or_short,
-    an_abandoned_message_is_told_once,
-    the_messages_of_a_batch_stand_apart,
-    no_message_is_written_over_one_that_is_unread,
-    a_short_message_longer_than_agreed_is_refused,
-    a_batch_takes_the_short_way_only_where_nothing_is_in_the_way,
-    a_message_longer_than_agreed_is_refused,
-    an_end_is_told_before_anything_is_sent,
-    a_message_in_pieces_is_tried_whole_or_not_at_all,
-    pieces_of_an_earlier_call_are_kept,
+    the_abort_of_an_abandoned_message_is_sent_once,
+    the_messages_of_a_batch_do_not_overlap,
+    no_unread_message_is_overwritten,
+    a_short_message_above_the_negotiated_maximum_is_refused,
+    inline_staging_is_refused_for_a_long_message_a_full_ring_and_a_closed_peer,
+    a_message_above_the_negotiated_maximum_is_refused,
+    an_end_is_reported_before_anything_is_sent,
+    a_fragmented_message_is_tried_whole_or_not_at_all,
+    fragments_of_an_earlier_call_are_kept,
 ];
 
-fn the_last_ticket_is_the_last() {
+fn no_ticket_follows_the_last() {
     for slots in [1, 2] {
         let (mut out, mut inb) = ring_from(LAST_TICKET - 1, slots, 64);
         for i in 0..2 {
@@ -48,62 +48,63 @@ fn the_last_ticket_is_the_last() {
         assert_eq!(try_send(&mut out, &[2]), Err(SendCoreError::Exhausted));
         assert_eq!(recv_within(&mut inb, Wait::Never), Err(RecvCoreError::Empty));
     }
-    // A message in pieces needs as many tickets, or it could never be told as abandoned.
+    // A fragmented message needs a ticket for each fragment: without them its abort could never be sent.
     let (mut out, inb) = ring_from(LAST_TICKET, 2, 128);
     assert_eq!(send(&mut out, &[0; 129]), Err(SendCoreError::Exhausted));
-    assert!(!inb.is_ready(), "nothing of it was sent");
+    assert!(!inb.is_ready(), "nothing was sent");
 }
 
-fn a_stamp_behind_the_last_ticket_is_refused() {
+fn a_stamp_after_the_last_ticket_is_no_message() {
     let (mut out, mut inb) = ring_from(LAST_TICKET, 1, 64);
     try_send(&mut out, &[0]).unwrap();
     assert_eq!(recv(&mut inb).unwrap(), [0]);
-    // The stamp of the ticket behind it would be 0 again.
+    // The stamp of the next ticket would be 0 again.
     inb.ring().mem().store_slot(0, Field::Stamp, 0, Store::Relaxed);
     let found = recv_within(&mut inb, Wait::Never);
     assert_eq!(found, Err(RecvCoreError::Empty));
 }
 
-fn a_head_is_hidden_for_a_quarter_of_the_slots_at_most() {
-    for head_behind in [head_behind_a_receive, head_behind_a_loan] {
+fn a_head_is_deferred_for_a_quarter_of_the_slots_at_most() {
+    for head_after in [head_after_receive, head_after_borrow] {
         let (mut out, mut inb) = ring_from(0, 8, 64);
         for i in 0..8 {
             try_send(&mut out, &[i]).unwrap();
         }
-        let heads: Vec<_> = (0..8).map(|_| head_behind(&mut inb)).collect();
-        // Two may be hidden, and none once the ring is dry.
+        let heads: Vec<_> = (0..8).map(|_| head_after(&mut inb)).collect();
+        // Two releases may stay unpublished, and none once the ring is empty.
         assert_eq!(heads, [0, 0, 3, 3, 3, 6, 6, 8]);
     }
-    // Behind the last ticket there is none: the slot's zero is not its stamp.
+    // No ticket follows the last one: the zero in the slot is not the stamp of a message.
     let (mut out, mut inb) = ring_from(LAST_TICKET, 8, 512);
     try_send(&mut out, &[0; 105]).unwrap();
-    assert_eq!(head_behind_a_receive(&mut inb), LAST_TICKET + 1);
+    assert_eq!(head_after_receive(&mut inb), LAST_TICKET + 1);
 }
 
-fn a_head_is_hidden_for_a_quarter_of_the_arena_at_most() {
-    for head_behind in [head_behind_a_receive, head_behind_a_loan] {
+fn a_head_is_deferred_for_a_quarter_of_the_arena_at_most() {
+    for head_after in [head_after_receive, head_after_borrow] {
         let (mut out, mut inb) = ring_from(0, 32, 1024);
         for len in [128, 65, 8, 105, 105, 8] {
             try_send(&mut out, &vec![0; len]).unwrap();
         }
-        let heads: Vec<_> = (0..6).map(|_| head_behind(&mut inb)).collect();
-        // 128 and, since 65 to 105 bytes of a slot take no place, 128 twice: together more than 256.
+        let heads: Vec<_> = (0..6).map(|_| head_after(&mut inb)).collect();
+        // The 65 bytes are in a slot and take no arena space. The payloads of 128, 105 and 105 bytes take 128 each, together
+        // more than 256.
         assert_eq!(heads, [0, 0, 0, 0, 5, 6]);
     }
 }
 
-fn head_behind_a_loan(inb: &mut ReceiverCore<Model, NoWaitPolicy>) -> u64 {
+fn head_after_borrow(inb: &mut ReceiverCore<Model, NoWaitPolicy>) -> u64 {
     let message = inb.borrow_next(Wait::Never).unwrap();
     inb.release(&message).unwrap();
     inb.ring().mem().load(Word::Head, Load::Relaxed)
 }
 
-fn head_behind_a_receive(inb: &mut ReceiverCore<Model, NoWaitPolicy>) -> u64 {
+fn head_after_receive(inb: &mut ReceiverCore<Model, NoWaitPolicy>) -> u64 {
     recv_within(inb, Wait::Never).unwrap();
     inb.ring().mem().load(Word::Head, Load::Relaxed)
 }
 
-fn a_message_is_released_but_once() {
+fn a_message_is_released_only_once() {
     let (mut out, mut inb) = ring_from(0, 2, 64);
     try_send(&mut out, &[0]).unwrap();
     let message = inb.next(Wait::Never).unwrap();
@@ -128,7 +129,7 @@ fn nothing_is_read_or_written_outside_of_a_message() {
     assert_eq!(inb.read_at(&message, 8, &mut [0; 1]), Ok(()));
 }
 
-fn nobody_is_woken_who_does_not_sleep() {
+fn no_thread_is_woken_that_does_not_sleep() {
     let (mut out, mut inb) = ring_from(0, 2, 64);
     for i in 0..4 {
         try_send(&mut out, &[i]).unwrap();
@@ -138,34 +139,34 @@ fn nobody_is_woken_who_does_not_sleep() {
     assert_eq!(out.ring().mem().wakes(Flag::Producer), 0);
 }
 
-fn a_sender_is_woken_for_what_it_wants_and_not_before() {
+fn a_sender_is_woken_by_the_release_that_it_awaits_and_not_before() {
     let (mut out, mut inb) = ring_from(0, 8, 64);
     for i in 0..8 {
         try_send(&mut out, &[i]).unwrap();
     }
-    // What a sender does that waits for the release of ticket 4.
+    // A sender that waits for the release of ticket 4 does this.
     out.ring().announce_wait(4);
     out.ring().mem().store_flag(Flag::Producer, 1);
-    let woken: Vec<_> = (0..8).map(|_| wakes_behind_a_receive(&mut inb)).collect();
+    let woken: Vec<_> = (0..8).map(|_| wakes_after_receive(&mut inb)).collect();
     // The head is published at 3, which is too early, at 6 and at the end.
     assert_eq!(woken, [0, 0, 0, 0, 0, 1, 1, 1]);
 }
 
-fn wakes_behind_a_receive(inb: &mut ReceiverCore<Model, NoWaitPolicy>) -> u32 {
-    head_behind_a_receive(inb);
+fn wakes_after_receive(inb: &mut ReceiverCore<Model, NoWaitPolicy>) -> u32 {
+    head_after_receive(inb);
     inb.ring().mem().wakes(Flag::Producer)
 }
 
-fn a_release_that_lies_ends_a_wait() {
+fn an_illegal_head_ends_a_wait_for_space() {
     let (mut out, _inb) = ring_from(5, 1, 64);
     assert!(!out.ring().is_released(5));
     out.ring().mem().store(Word::Head, 4, Store::Relaxed);
-    assert!(out.ring().is_released(5), "the next claim finds the lie");
+    assert!(out.ring().is_released(5), "the next reservation finds the violation");
     try_send(&mut out, &[0]).unwrap();
     assert_eq!(try_send(&mut out, &[0]), Err(SendCoreError::Ended(ConnectionError::ProtocolViolated)));
 }
 
-fn every_fate_has_its_name() {
+fn every_close_reason_has_its_error() {
     for (reason, end) in [
         (CloseReason::Closed, ConnectionError::Closed),
         (CloseReason::Disconnected, ConnectionError::Disconnected),
@@ -175,12 +176,12 @@ fn every_fate_has_its_name() {
         let (a, _b) = connection::<Cells>(1, 64);
         assert_eq!(sender(&a).check(), Ok(()));
         on_peer_gone(&a.out, &a.into, reason);
-        on_peer_gone(&a.out, &a.into, CloseReason::Closed); // The first verdict stays.
+        on_peer_gone(&a.out, &a.into, CloseReason::Closed); // The first close reason stays.
         assert_eq!(sender(&a).check(), Err(end));
         assert!(receiver(&a).is_ready());
         assert_eq!(recv_within(&mut receiver(&a), Wait::Never), Err(RecvCoreError::Ended(end)));
     }
-    // Who said good-bye did not die.
+    // A peer that closed before its process ended did not die.
     let (a, b) = connection::<Cells>(1, 64);
     sender(&b).ring().close();
     on_peer_gone(&a.out, &a.into, CloseReason::Died);
@@ -190,11 +191,11 @@ fn every_fate_has_its_name() {
     );
 }
 
-fn a_batch_is_refused_where_the_ring_is_full() {
+fn a_batch_is_refused_when_the_ring_is_full() {
     let (mut out, mut inb) = ring_from(0, 2, 128);
     let start = out.ring().next();
     let first = out.stage(start, 128).unwrap();
-    // There is a slot, and no place.
+    // A slot is free, and no arena space.
     assert!(matches!(out.stage(first.after(), 105), Err(SendCoreError::Full)));
     let second = out.stage(first.after(), 8).unwrap();
     assert!(matches!(out.stage(second.after(), 8), Err(SendCoreError::Full)));
@@ -202,7 +203,7 @@ fn a_batch_is_refused_where_the_ring_is_full() {
     assert_eq!(recv_within(&mut inb, Wait::Never), Err(RecvCoreError::Empty));
 }
 
-fn light_traffic_stays_at_the_front_of_the_arena() {
+fn light_traffic_stays_at_the_start_of_the_arena() {
     let (mut out, mut inb) = ring_from(0, 4, 1024);
     for _ in 0..20 {
         let claim = out.reserve(200, Wait::Never).unwrap();
@@ -221,14 +222,14 @@ fn a_payload_never_wraps() {
     for i in 1..=2 {
         assert_eq!(recv(&mut inb).unwrap(), vec![i; 128]);
     }
-    // Of 512 bytes 384 are written and 256 free again: 200 stand at the front, where there is room.
+    // Of 512 bytes 384 were written, and 256 of them are free again. The 200 bytes go to the start of the arena.
     try_send(&mut out, &[4; 200]).unwrap();
     assert_eq!(try_send(&mut out, &[5; 105]), Err(SendCoreError::Full));
     assert_eq!(recv(&mut inb).unwrap(), [3; 105]);
     assert_eq!(recv(&mut inb).unwrap(), [4; 200]);
 }
 
-fn what_is_waited_for_is_the_first_release_that_suffices() {
+fn a_sender_waits_for_the_first_release_that_suffices() {
     let (mut out, _inb) = ring_from(0, 4, 512);
     for len in [128, 105, 256] {
         try_send(&mut out, &vec![0; len]).unwrap();
@@ -253,7 +254,7 @@ fn a_committed_message_may_be_empty_or_short() {
     }
 }
 
-fn an_abandoned_message_is_told_once() {
+fn the_abort_of_an_abandoned_message_is_sent_once() {
     let (mut out, mut inb) = ring_from(0, 4, 512);
     let ring = out.ring_mut();
     let first = ring.reserve_fragment(ring.next(), 8).unwrap();
@@ -261,7 +262,7 @@ fn an_abandoned_message_is_told_once() {
     ring.write_total(&first, 16);
     ring.describe(&first, SlotKind::First, 8, 0);
     ring.publish(first.after(), true);
-    ring.publish(ring.next(), false); // Of nothing: it changes nothing.
+    ring.publish(ring.next(), false); // Nothing is staged, so it changes nothing.
     let mut to = out.ring().next();
     for i in 0..2 {
         to = stage(&mut out, to, &[i]);
@@ -273,7 +274,7 @@ fn an_abandoned_message_is_told_once() {
     }
 }
 
-fn the_messages_of_a_batch_stand_apart() {
+fn the_messages_of_a_batch_do_not_overlap() {
     let (mut out, mut inb) = ring_from(0, 4, 512);
     try_send(&mut out, &[0; 128]).unwrap();
     assert_eq!(recv(&mut inb).unwrap(), [0; 128]);
@@ -285,7 +286,7 @@ fn the_messages_of_a_batch_stand_apart() {
     for i in 1..=3 {
         assert_eq!(recv(&mut inb).unwrap(), [i; 128]);
     }
-    // The arena is free, and yet the second is not where the first is.
+    // The arena is free, but the second message must not get the space of the first.
     let start = out.ring().next();
     let first = stage(&mut out, start, &[4]);
     let second = stage(&mut out, first, &[5; 256]);
@@ -294,7 +295,7 @@ fn the_messages_of_a_batch_stand_apart() {
     assert_eq!(recv(&mut inb).unwrap(), [5; 256]);
 }
 
-fn no_message_is_written_over_one_that_is_unread() {
+fn no_unread_message_is_overwritten() {
     for len in [1, 105] {
         let (mut out, mut inb) = ring_from(0, 2, 512);
         for i in 0..2 {
@@ -307,20 +308,20 @@ fn no_message_is_written_over_one_that_is_unread() {
     }
 }
 
-fn a_batch_takes_the_short_way_only_where_nothing_is_in_the_way() {
+fn inline_staging_is_refused_for_a_long_message_a_full_ring_and_a_closed_peer() {
     let (a, b) = connection::<Cells>(2, 512);
-    let mut short: SenderCore<_, NoWaitPolicy> = SenderCore::new(a.out.clone(), NoWaitPolicy, 0, 17);
-    let next = short.ring().next();
-    assert!(short.try_stage_inline(next, &[3; 18], 0).is_none());
-    let first = short.try_stage_inline(next, &[3; 17], 0).unwrap();
-    let second = short.try_stage_inline(first, &[4], 0).unwrap();
-    assert!(short.try_stage_inline(second, &[5], 0).is_none(), "there are two slots");
-    assert_eq!(receiver(&b).ring().next_slot(), Ok(None), "nothing of it is published");
+    let mut limited: SenderCore<_, NoWaitPolicy> = SenderCore::new(a.out.clone(), NoWaitPolicy, 0, 17);
+    let next = limited.ring().next();
+    assert!(limited.try_stage_inline(next, &[3; 18], 0).is_none());
+    let first = limited.try_stage_inline(next, &[3; 17], 0).unwrap();
+    let second = limited.try_stage_inline(first, &[4], 0).unwrap();
+    assert!(limited.try_stage_inline(second, &[5], 0).is_none(), "there are two slots");
+    assert_eq!(receiver(&b).ring().next_slot(), Ok(None), "nothing is published");
     receiver(&b).ring().close();
-    assert!(short.try_stage_inline(next, &[3], 0).is_none());
+    assert!(limited.try_stage_inline(next, &[3], 0).is_none());
 }
 
-fn a_message_longer_than_agreed_is_refused() {
+fn a_message_above_the_negotiated_maximum_is_refused() {
     let (a, b) = connection::<Cells>(4, 512);
     let mut out: SenderCore<_, NoWaitPolicy> = SenderCore::new(a.out, NoWaitPolicy, 0, 600);
     assert_eq!(out.reserve(600, Wait::Never).unwrap_err(), SendCoreError::TooLarge(512));
@@ -331,7 +332,7 @@ fn a_message_longer_than_agreed_is_refused() {
     assert_eq!(send(&mut small, &[0; 300]), Ok(300));
 }
 
-fn a_short_message_longer_than_agreed_is_refused() {
+fn a_short_message_above_the_negotiated_maximum_is_refused() {
     for (most, longer) in [(17, false), (17, true), (105, false), (105, true)] {
         let (a, b) = connection::<Cells>(4, 512);
         let message = vec![3; most + usize::from(longer)];
@@ -347,7 +348,7 @@ fn a_short_message_longer_than_agreed_is_refused() {
     }
 }
 
-fn an_end_is_told_before_anything_is_sent() {
+fn an_end_is_reported_before_anything_is_sent() {
     let (a, b) = connection::<Cells>(4, 128);
     receiver(&b).ring().close();
     let mut out = sender(&a);
@@ -358,36 +359,36 @@ fn an_end_is_told_before_anything_is_sent() {
         assert_eq!(send(&mut out, &vec![0; len]), Err(ended), "{len}");
         assert_eq!(out.reserve(len.min(128), Wait::Never).unwrap_err(), ended);
     }
-    assert!(!receiver(&b).is_ready(), "nothing of it was sent");
+    assert!(!receiver(&b).is_ready(), "nothing was sent");
 }
 
-fn a_message_in_pieces_is_tried_whole_or_not_at_all() {
+fn a_fragmented_message_is_tried_whole_or_not_at_all() {
     const K: usize = 1 << 10;
     let (a, b) = connection::<Plain>(8, 512 * K);
     let (mut out, mut inb) = (sender(&a), receiver(&b));
-    let five_pieces = vec![3; 300 * K];
+    let five_fragments = vec![3; 300 * K];
     for _ in 0..2 {
-        try_send(&mut out, &five_pieces).unwrap();
+        try_send(&mut out, &five_fragments).unwrap();
         let next = out.ring().next();
-        assert_eq!(try_send(&mut out, &five_pieces), Err(SendCoreError::Full));
-        assert_eq!(out.ring().next(), next, "nothing of it was sent");
-        assert_eq!(recv(&mut inb).unwrap(), five_pieces);
+        assert_eq!(try_send(&mut out, &five_fragments), Err(SendCoreError::Full));
+        assert_eq!(out.ring().next(), next, "nothing was sent");
+        assert_eq!(recv(&mut inb).unwrap(), five_fragments);
         assert_eq!(inb.ring().ticket() % 5, 0);
     }
     let (a, _b) = connection::<Plain>(16, 512 * K);
     let mut out = sender(&a);
     assert_eq!(try_send(&mut out, &vec![0; 512 * K + 1]), Err(SendCoreError::TooLargeToTry));
     try_send(&mut out, &[0; 105]).unwrap();
-    assert_eq!(out.ticket_to_await(512 * K), Ok(Some(0)), "it may be reserved, and needs all of the arena");
-    assert_eq!(out.ticket_to_await(512 * K + 1), Ok(None), "its first piece fits");
-    // Four slots never hold five pieces.
+    assert_eq!(out.ticket_to_await(512 * K), Ok(Some(0)), "it can be reserved, and needs the whole arena");
+    assert_eq!(out.ticket_to_await(512 * K + 1), Ok(None), "its first fragment fits");
+    // Four slots never hold five fragments.
     let (a, _b) = connection::<Plain>(4, 512 * K);
-    assert_eq!(try_send(&mut sender(&a), &five_pieces), Err(SendCoreError::TooLargeToTry));
+    assert_eq!(try_send(&mut sender(&a), &five_fragments), Err(SendCoreError::TooLargeToTry));
     let (a, _b) = connection::<Plain>(4, 512 * K);
     assert_eq!(try_send(&mut sender(&a), &vec![0; 256 * K]), Ok(256 * K));
 }
 
-fn pieces_of_an_earlier_call_are_kept() {
+fn fragments_of_an_earlier_call_are_kept() {
     let (mut out, mut inb) = ring_from(0, 4, 512);
     for (kind, byte) in [(SlotKind::First, 1), (SlotKind::Middle, 2), (SlotKind::Last, 3)] {
         let ring = out.ring_mut();

@@ -1,49 +1,49 @@
-//! Payload: in the slot, in the arena and its reuse, in batches, empty, lent.
+//! Payloads: in a slot, in the arena and its reuse, in batches, empty, borrowed.
 
 use loom::thread;
 use narrows::internal::memory::{Field, Load, Memory, Padding};
 
 use super::super::code::{RecvCoreError, Wait};
-use super::parking::carries;
+use super::parking::carry;
 use super::{Named, named, receiver, recv, recv_within, send, sender, stage, try_send};
 use crate::memory::{Cells, connection};
 
 pub(super) const ALL: &[Named] = named![
     a_ring_of_two_slots_wraps,
-    arena_payload_and_its_reuse,
-    the_arena_is_written_again_only_when_it_is_read,
-    a_head_is_never_hidden_from_a_sender_once_the_ring_is_dry,
-    what_is_held_back_is_never_what_a_sender_waits_for,
-    a_place_that_was_not_needed_is_given_back,
-    a_head_that_is_told_without_a_look_is_told_behind_the_reading,
+    arena_payloads_are_carried_and_their_space_is_reused,
+    arena_space_is_reused_only_after_it_is_read,
+    a_head_is_never_deferred_once_the_ring_is_empty,
+    a_release_that_a_sender_awaits_is_never_deferred,
+    unused_arena_space_of_a_reservation_is_given_back,
+    a_head_that_is_published_without_a_check_is_published_after_the_read,
     a_batch_larger_than_the_space_is_carried,
-    a_batch_is_never_seen_with_a_hole,
+    no_message_of_a_batch_is_seen_before_an_earlier_one,
     a_sender_that_never_blocks_overwrites_nothing,
-    a_lent_message_is_not_overwritten,
+    a_borrowed_message_is_not_overwritten,
 ];
 
 fn a_ring_of_two_slots_wraps() {
-    carries(2, 64, &[8, 1, 8]);
+    carry(2, 64, &[8, 1, 8]);
 }
 
-fn arena_payload_and_its_reuse() {
-    carries(2, 128, &[105, 128]);
+fn arena_payloads_are_carried_and_their_space_is_reused() {
+    carry(2, 128, &[105, 128]);
 }
 
-fn the_arena_is_written_again_only_when_it_is_read() {
-    carries(4, 256, &[128, 105, 128]);
+fn arena_space_is_reused_only_after_it_is_read() {
+    carry(4, 256, &[128, 105, 128]);
 }
 
-fn a_head_is_never_hidden_from_a_sender_once_the_ring_is_dry() {
-    // The second message needs the whole arena, and the first is small enough to stay hidden.
-    carries(4, 512, &[105, 512]);
+fn a_head_is_never_deferred_once_the_ring_is_empty() {
+    // The second message needs the whole arena. The first is so small that its release may stay unpublished.
+    carry(4, 512, &[105, 512]);
 }
 
-fn what_is_held_back_is_never_what_a_sender_waits_for() {
+fn a_release_that_a_sender_awaits_is_never_deferred() {
     let (a, b) = connection::<Cells>(8, 256);
     let thread = thread::spawn(move || {
         let mut out = sender(&a);
-        // The last needs the whole arena; the release of the second, in a slot, may never be told.
+        // The last message needs the whole arena. The second is in a slot, and its release may never be published.
         for message in [&[0; 105][..], &[1], &[2; 256]] {
             send(&mut out, message).unwrap();
         }
@@ -55,7 +55,7 @@ fn what_is_held_back_is_never_what_a_sender_waits_for() {
     assert_eq!(recv(&mut inb).unwrap(), [2; 256]);
 }
 
-fn a_head_that_is_told_without_a_look_is_told_behind_the_reading() {
+fn a_head_that_is_published_without_a_check_is_published_after_the_read() {
     let (a, b) = connection::<Cells>(4, 64);
     let (mut out, mut inb) = (sender(&a), receiver(&b));
     for i in 0..2 {
@@ -69,21 +69,21 @@ fn a_head_that_is_told_without_a_look_is_told_behind_the_reading() {
             to = stage(&mut out, to, &[i]);
         }
         out.publish(to, false);
-        // Where the third is being read, or was.
+        // It would reuse the slot of the third message, which is being read or was read.
         let _full_or_not = try_send(&mut out, &[6]);
     });
     assert_eq!(recv(&mut inb).unwrap(), [2]);
     thread.join().unwrap();
 }
 
-fn a_place_that_was_not_needed_is_given_back() {
+fn unused_arena_space_of_a_reservation_is_given_back() {
     let (a, b) = connection::<Cells>(8, 512);
     let (mut out, mut inb) = (sender(&a), receiver(&b));
     for message in [&[0; 256][..], &[1; 105]] {
         send(&mut out, message).unwrap();
     }
     assert_eq!(recv(&mut inb).unwrap(), [0; 256]);
-    // In the next lap, since the rest of this one is too short.
+    // The rest of this cycle of the arena is too short, so this payload is in the next one.
     let claim = out.reserve(200, Wait::Never).unwrap();
     assert_eq!(recv(&mut inb).unwrap(), [1; 105]);
     out.ring().mark_writing(&claim);
@@ -97,7 +97,7 @@ fn a_place_that_was_not_needed_is_given_back() {
     assert_eq!(recv(&mut inb).unwrap(), [2; 512]);
     let claim = out.reserve(256, Wait::Never).unwrap();
     out.ring().write(&claim, 0, &[3; 105], Padding::Zero).unwrap();
-    out.ring().mark_writing(&claim); // As a reservation is: when it is committed.
+    out.ring().mark_writing(&claim); // A reservation does this when it is committed.
     out.commit(&claim, 105, 0);
     send(&mut out, &[4; 105]).unwrap();
     assert_eq!(recv(&mut inb).unwrap(), [3; 105]);
@@ -122,7 +122,7 @@ fn a_batch_larger_than_the_space_is_carried() {
     thread.join().unwrap();
 }
 
-fn a_batch_is_never_seen_with_a_hole() {
+fn no_message_of_a_batch_is_seen_before_an_earlier_one() {
     let (a, b) = connection::<Cells>(2, 64);
     let mut out = sender(&a);
     let start = out.ring().next();
@@ -130,10 +130,10 @@ fn a_batch_is_never_seen_with_a_hole() {
     let second = stage(&mut out, first, &[1]);
     let thread = thread::spawn(move || out.publish(second, false));
     let mut inb = receiver(&b);
-    // Whoever sees the second sees the first: none is committed before those in front of it.
-    let seen = b.into.load_slot(1, Field::Stamp, Load::Acquire) == 4;
+    // A consumer that sees the second message also sees the first: messages are committed in order.
+    let second_seen = b.into.load_slot(1, Field::Stamp, Load::Acquire) == 4;
     let first = recv_within(&mut inb, Wait::Never);
-    assert!(first == Ok(vec![0]) || (!seen && first == Err(RecvCoreError::Empty)), "{first:?}");
+    assert!(first == Ok(vec![0]) || (!second_seen && first == Err(RecvCoreError::Empty)), "{first:?}");
     for i in u8::from(first.is_ok())..2 {
         assert_eq!(recv(&mut inb).unwrap(), [i]);
     }
@@ -157,7 +157,7 @@ fn a_sender_that_never_blocks_overwrites_nothing() {
     assert_eq!(thread.join().unwrap(), got);
 }
 
-fn a_lent_message_is_not_overwritten() {
+fn a_borrowed_message_is_not_overwritten() {
     let (a, b) = connection::<Cells>(1, 64);
     let thread = thread::spawn(move || {
         let mut out = sender(&a);
@@ -172,7 +172,7 @@ fn a_lent_message_is_not_overwritten() {
         inb.read_at(&message, 4, &mut bytes[4..]).unwrap();
         assert_eq!(bytes, [i; 8]);
         if i == 2 {
-            inb.release(&message).unwrap(); // The first is given back by the next call.
+            inb.release(&message).unwrap(); // The next call releases the first.
         }
     }
     thread.join().unwrap();

@@ -1,6 +1,6 @@
-//! The models: each small, and named after what it proves.
+//! The models. Each is small, and its name says what it proves.
 //!
-//! They run twice: over the code that ships, and over its weakened copy (`super::code` is either).
+//! They run twice: over the code that ships, and over its mutated copy. `super::code` is either of the two.
 
 use narrows::internal::memory::{Deadline, Flag, Memory, Padding};
 
@@ -30,18 +30,18 @@ mod wait_for_either;
 /// A model: its name and its body, which runs once for each execution.
 pub type Named = (&'static str, fn());
 
-/// Lists functions under their names.
+/// Lists functions with their names.
 macro_rules! named {
     ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name as fn())),*] };
 }
 use named;
 
-/// All models, the quickest first.
+/// Returns all models, the quickest first.
 pub fn all() -> Vec<Named> {
     [of_streams(), of_clients(), of_servers()].concat()
 }
 
-/// Those of the ring and the channel.
+/// Returns the models of the ring and the channel.
 fn of_streams() -> Vec<Named> {
     [
         hostile_peer::ALL,
@@ -59,26 +59,26 @@ fn of_streams() -> Vec<Named> {
     .concat()
 }
 
-/// Those of a client's calls.
+/// Returns the models of a client's calls.
 pub fn of_clients() -> Vec<Named> {
     [calls::ALL, leader_follower::ALL].concat()
 }
 
-/// Those of a server's.
+/// Returns the models of a server's calls.
 pub fn of_servers() -> Vec<Named> {
     [server_replies::ALL, streamed::ALL].concat()
 }
 
 const MAX_MESSAGE: usize = 1 << 20;
 
-/// The capacity of a buffer that receives. One without capacity would keep the short way of receiving out of all models.
-const ROOM: usize = 4096;
+/// The capacity of the buffers that models receive into. With an empty buffer no model would run the fast path of receiving.
+const BUFFER_CAPACITY: usize = 4096;
 
 fn sender<S: Spans>(side: &Side<S>) -> SenderCore<View<S>, NoWaitPolicy> {
     SenderCore::new(side.out.clone(), NoWaitPolicy, 0, MAX_MESSAGE)
 }
 
-/// A sender and a receiver of a ring whose first ticket is `first`.
+/// Returns a sender and a receiver of a ring whose first ticket is `first`.
 fn ring_from(
     first: u64,
     slots: usize,
@@ -98,7 +98,7 @@ fn send<M: Memory>(out: &mut SenderCore<M, NoWaitPolicy>, message: &[u8]) -> Res
     out.send_one(message, 0, Wait::NO_DEADLINE)
 }
 
-/// Writes a message behind what is staged already; returns the cursor behind it.
+/// Stages a message at the cursor `from`, and returns the cursor after it.
 fn stage<M: Memory>(out: &mut SenderCore<M, NoWaitPolicy>, from: Cursor, message: &[u8]) -> Cursor {
     if let Some(to) = out.try_stage_inline(from, message, 0) {
         return to;
@@ -125,22 +125,22 @@ fn recv_within<M: Memory>(
     inb: &mut ReceiverCore<M, NoWaitPolicy>,
     wait: Wait,
 ) -> Result<Vec<u8>, RecvCoreError> {
-    let mut buffer = Vec::with_capacity(ROOM);
+    let mut buffer = Vec::with_capacity(BUFFER_CAPACITY);
     inb.recv_into(&mut buffer, wait).map(|_| buffer)
 }
 
-/// Waits for a message, or the release of a ticket.
+/// Waits for a message or for the release of a ticket.
 fn wait_for_either(side: &Side<Cells>, found: impl Fn() -> bool) {
     let look = || found().then_some(());
     assert_eq!(park(&WaitSlot::either(&side.into, &side.out), None, 0, look), Some(()));
 }
 
-/// Sleeps as the consumer until it is so.
+/// Sleeps as the consumer until `found` returns true. Returns false if the deadline passed first.
 fn sleep_until(view: &Model, deadline: Deadline, found: impl Fn() -> bool) -> bool {
     park(&WaitSlot::consumer(view), deadline, 0, || found().then_some(())).is_some()
 }
 
-/// The peer dies after it took our flag, and before its wake.
-fn takes_the_flag_and_dies(view: &Model, flag: Flag) {
+/// Takes our flag as a peer that dies before it wakes us.
+fn take_flag_and_die(view: &Model, flag: Flag) {
     let _taken = view.take_flag(flag);
 }

@@ -1,4 +1,4 @@
-//! Words that overtake everything.
+//! Out-of-band words, which overtake all messages.
 
 use loom::thread;
 use narrows::internal::memory::{Memory, Padding, Span};
@@ -8,9 +8,9 @@ use super::{Named, named, sleep_until};
 use crate::memory::{Cells, connection};
 
 pub(super) const ALL: &[Named] =
-    named![an_urgent_word_wakes_and_is_seen, what_was_done_before_an_urgent_word_is_seen_behind_it];
+    named![an_oob_word_wakes_the_receiver_and_is_seen, writes_before_an_oob_word_are_seen_after_it];
 
-fn an_urgent_word_wakes_and_is_seen() {
+fn an_oob_word_wakes_the_receiver_and_is_seen() {
     let (a, b) = connection::<Cells>(1, 64);
     let peer = thread::spawn(move || OobSender::new(a.out).send_oob(3, 7));
     assert!(sleep_until(&b.into, None, || load_doorbell(&b.into) != 0));
@@ -18,7 +18,7 @@ fn an_urgent_word_wakes_and_is_seen() {
     peer.join().unwrap();
 }
 
-fn what_was_done_before_an_urgent_word_is_seen_behind_it() {
+fn writes_before_an_oob_word_are_seen_after_it() {
     let (a, b) = connection::<Cells>(1, 64);
     let peer = thread::spawn(move || {
         a.out.copy_in(Span::Slot(0), 0, &[5], Padding::Zero).unwrap();

@@ -1,4 +1,4 @@
-//! A producer that laps its reader: what is torn is never taken for a message.
+//! A producer that overwrites what the consumer reads: torn bytes are never delivered as a message.
 
 use std::io::IoSlice;
 
@@ -14,10 +14,10 @@ use super::{MAX_MESSAGE, Named, named, receiver, recv_within};
 use crate::memory::{RacyModel, Side, StaleHead, Words, connection};
 
 pub(super) const ALL: &[Named] = named![
-    a_message_that_is_lapped_is_no_message,
-    a_lent_message_that_is_lapped_is_found_out,
-    a_borrowed_message_that_is_overwritten_is_found_out_by_its_guard,
-    a_piece_that_is_lapped_is_no_piece,
+    an_overwritten_message_is_never_delivered,
+    an_overwritten_borrowed_message_is_detected_by_its_release,
+    an_overwritten_borrowed_message_is_detected_by_its_guard,
+    an_overwritten_fragment_is_never_delivered,
 ];
 
 type HostilePeer = SenderCore<StaleHead, NoWaitPolicy>;
@@ -26,11 +26,11 @@ fn hostile(side: Side<Words>) -> HostilePeer {
     SenderCore::new(StaleHead::new(side.out), NoWaitPolicy, 0, MAX_MESSAGE)
 }
 
-fn lap(out: &mut HostilePeer, message: &[u8]) {
+fn send_over(out: &mut HostilePeer, message: &[u8]) {
     out.send(&[IoSlice::new(message)], 0, Wait::Never).unwrap();
 }
 
-/// One of the messages that were sent, or the lie is found out.
+/// Checks that the result is one of the messages that were sent, nothing, or a protocol violation.
 fn check(found: Result<Vec<u8>, RecvCoreError>) {
     match found {
         Ok(message) => assert!(message == [1; 16] || message == [2; 16], "torn: {message:?}"),
@@ -41,20 +41,20 @@ fn check(found: Result<Vec<u8>, RecvCoreError>) {
     }
 }
 
-fn a_message_that_is_lapped_is_no_message() {
+fn an_overwritten_message_is_never_delivered() {
     let (a, b) = connection::<Words>(1, 64);
     let mut out = hostile(a);
-    lap(&mut out, &[1; 16]);
-    let peer = thread::spawn(move || lap(&mut out, &[2; 16]));
+    send_over(&mut out, &[1; 16]);
+    let peer = thread::spawn(move || send_over(&mut out, &[2; 16]));
     check(recv_within(&mut receiver(&b), Wait::Never));
     peer.join().unwrap();
 }
 
-fn a_lent_message_that_is_lapped_is_found_out() {
+fn an_overwritten_borrowed_message_is_detected_by_its_release() {
     borrow_an_overwritten_message(|inb, message| inb.release(message));
 }
 
-fn a_borrowed_message_that_is_overwritten_is_found_out_by_its_guard() {
+fn an_overwritten_borrowed_message_is_detected_by_its_guard() {
     borrow_an_overwritten_message(|inb, _| inb.release_borrowed());
 }
 
@@ -65,29 +65,29 @@ fn borrow_an_overwritten_message(
 ) {
     let (a, b) = connection::<Words>(1, 64);
     let mut out = hostile(a);
-    lap(&mut out, &[1; 16]);
-    let peer = thread::spawn(move || lap(&mut out, &[2; 16]));
+    send_over(&mut out, &[1; 16]);
+    let peer = thread::spawn(move || send_over(&mut out, &[2; 16]));
     let mut inb: Racing = receiver(&b);
     if let Ok(message) = inb.borrow_next(Wait::Never) {
         let mut bytes = vec![0; message.len()];
-        // What is torn may be a lie about the length as well.
+        // The overwritten slot may also announce an illegal length.
         let _refused = inb.read_at(&message, 0, &mut bytes);
         check(release(&mut inb, &message).map(|()| bytes));
     }
     peer.join().unwrap();
 }
 
-fn a_piece_that_is_lapped_is_no_piece() {
+fn an_overwritten_fragment_is_never_delivered() {
     let (a, b) = connection::<Words>(2, 128);
     let mut out = hostile(a);
     let start = out.ring().next();
-    let first = write(&mut out, start, [1; 16], SlotKind::First);
-    let last = write(&mut out, first, [1; 16], SlotKind::Last);
+    let first = write_fragment(&mut out, start, [1; 16], SlotKind::First);
+    let last = write_fragment(&mut out, first, [1; 16], SlotKind::Last);
     out.publish(last, false);
-    // It takes the slot of the first piece and, since it believes that all was read, its place.
+    // The producer believes that everything was read, so it reuses the slot and the arena space of the first fragment.
     let peer = thread::spawn(move || {
-        let lap = write(&mut out, last, [2; 16], SlotKind::First);
-        out.publish(lap, true);
+        let end = write_fragment(&mut out, last, [2; 16], SlotKind::First);
+        out.publish(end, true);
     });
     match recv_within(&mut receiver(&b), Wait::Never) {
         Ok(message) => assert_eq!(message, [1; 32]),
@@ -96,8 +96,8 @@ fn a_piece_that_is_lapped_is_no_piece() {
     peer.join().unwrap();
 }
 
-/// Writes one piece of a message of two; returns the cursor behind it.
-fn write(out: &mut HostilePeer, from: Cursor, bytes: [u8; 16], kind: SlotKind) -> Cursor {
+/// Writes one fragment of a message of two, and returns the cursor after it.
+fn write_fragment(out: &mut HostilePeer, from: Cursor, bytes: [u8; 16], kind: SlotKind) -> Cursor {
     let ring = out.ring_mut();
     let claim = ring.reserve_fragment(from, bytes.len()).unwrap();
     ring.mark_writing(&claim);

@@ -1,4 +1,4 @@
-//! Both sides sleep, and nobody is forgotten: for a message, for space, and both in one slot.
+//! Both sides sleep, and no thread sleeps on when there is a message or space for it. The smallest ring has one slot.
 
 use loom::thread;
 use narrows::internal::memory::{Flag, Memory};
@@ -10,16 +10,16 @@ use crate::memory::{Cells, connection};
 pub(super) const ALL: &[Named] = named![
     a_sleeping_receiver_is_woken,
     both_sides_sleep_in_a_ring_of_one_slot,
-    a_sleeping_sender_is_woken_by_the_release_that_it_wants,
-    heads_are_published_lazily_and_no_sender_is_forgotten,
+    a_sleeping_sender_is_woken_by_the_release_that_it_awaits,
+    deferred_heads_leave_no_sender_asleep,
     a_release_is_published_before_the_receive_returns,
     stray_wakes_change_nothing,
-    a_waker_that_comes_late_harms_nobody,
-    a_sleeper_is_up_when_its_flag_is_taken,
+    a_late_wake_is_harmless,
+    a_receiver_that_was_woken_has_no_flag_left_to_take,
 ];
 
 /// Sends messages of these lengths from a thread, and receives them here.
-pub(super) fn carries(slots: usize, arena: usize, lens: &'static [usize]) {
+pub(super) fn carry(slots: usize, arena: usize, lens: &'static [usize]) {
     let (a, b) = connection::<Cells>(slots, arena);
     let thread = thread::spawn(move || {
         let mut out = sender(&a);
@@ -35,18 +35,18 @@ pub(super) fn carries(slots: usize, arena: usize, lens: &'static [usize]) {
 }
 
 fn a_sleeping_receiver_is_woken() {
-    carries(2, 64, &[8]);
+    carry(2, 64, &[8]);
 }
 
 fn both_sides_sleep_in_a_ring_of_one_slot() {
-    carries(1, 64, &[8, 0]);
+    carry(1, 64, &[8, 0]);
 }
 
-fn a_sleeping_sender_is_woken_by_the_release_that_it_wants() {
-    carries(2, 64, &[8, 1, 15, 8]);
+fn a_sleeping_sender_is_woken_by_the_release_that_it_awaits() {
+    carry(2, 64, &[8, 1, 15, 8]);
 }
 
-fn heads_are_published_lazily_and_no_sender_is_forgotten() {
+fn deferred_heads_leave_no_sender_asleep() {
     let (a, b) = connection::<Cells>(4, 64);
     let mut out = sender(&a);
     for i in 0..4 {
@@ -70,7 +70,7 @@ fn a_release_is_published_before_the_receive_returns() {
         send(&mut out, &[0]).unwrap();
         send(&mut out, &[1]).unwrap();
     });
-    // Receives but once, and never looks again.
+    // Receives only once, and never looks again.
     assert_eq!(recv(&mut receiver(&b)).unwrap(), [0]);
     thread.join().unwrap();
 }
@@ -85,10 +85,10 @@ fn stray_wakes_change_nothing() {
     waker.join().unwrap();
 }
 
-fn a_waker_that_comes_late_harms_nobody() {
+fn a_late_wake_is_harmless() {
     let (a, b) = connection::<Cells>(1, 64);
     let stale = b.clone();
-    // It wakes without having seen that anybody sleeps.
+    // It wakes without having seen that a thread sleeps.
     let waker = thread::spawn(move || stale.into.wake(Flag::Consumer));
     let thread = thread::spawn(move || send(&mut sender(&a), &[1]));
     let mut inb = receiver(&b);
@@ -98,13 +98,13 @@ fn a_waker_that_comes_late_harms_nobody() {
     waker.join().unwrap();
 }
 
-fn a_sleeper_is_up_when_its_flag_is_taken() {
+fn a_receiver_that_was_woken_has_no_flag_left_to_take() {
     let (a, b) = connection::<Cells>(2, 64);
     let mut out = sender(&a);
     let thread = thread::spawn(move || {
         let mut inb = receiver(&b);
         assert_eq!([recv(&mut inb).unwrap(), recv(&mut inb).unwrap()], [[1], [2]]);
-        // Awake for good: whoever publishes now need not wake anybody.
+        // This thread stays awake: a producer that publishes now has no thread to wake.
         assert_eq!(b.into.load_flag(Flag::Consumer), 0);
     });
     send(&mut out, &[1]).unwrap();

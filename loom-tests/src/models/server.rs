@@ -1,4 +1,4 @@
-//! A server's connection for models, and a client that is written by hand.
+//! A server's connection for models, and a client that the model plays.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,26 +21,26 @@ use crate::memory::{Cells, LoomSync, Model, Side};
 
 pub(super) const SLOTS: usize = 2;
 
-/// The first calls of the two places.
+/// The ids of the first calls in the two slots.
 pub(super) const FIRST: u64 = 2;
 pub(super) const SECOND: u64 = 3;
 
-/// Methods that the attendant runs itself.
+/// The method that the driver runs itself.
 pub(super) const INLINE: u32 = 1;
-/// Methods that are handed on.
+/// The method that is dispatched to a worker.
 pub(super) const POOLED: u32 = 2;
 
 pub(super) type Shared = Arc<ServerConnection<Model, NoWaitPolicy, LoomSync>>;
 
-/// A connection whose client was welcomed.
+/// Returns a connection whose client was accepted.
 pub(super) fn server_connection(side: &Side<Cells>) -> Shared {
-    let connection = closed_connection(side);
+    let connection = unaccepted_connection(side);
     connection.accept(|_| ());
     connection
 }
 
-/// A connection whose windows are one chunk of a byte each.
-pub(super) fn closed_connection(side: &Side<Cells>) -> Shared {
+/// Returns a connection whose client was not accepted yet. Each window is one chunk of one byte.
+pub(super) fn unaccepted_connection(side: &Side<Cells>) -> Shared {
     let window = window_cost(1);
     Arc::new(ServerConnection::new(ServerConnectionParts {
         outbound: sender(side),
@@ -57,20 +57,20 @@ pub(super) fn closed_connection(side: &Side<Cells>) -> Shared {
     }))
 }
 
-/// A call runs.
-pub(super) fn runs(connection: &Shared, id: u64, flags: u8) {
+/// Enters a call that runs.
+pub(super) fn start_call(connection: &Shared, id: u64, flags: u8) {
     let head = FrameHeader::new(FrameKind::Call, POOLED).with_flags(flags);
     let event = connection.with_calls(|calls| calls.on_frame(id, head, 1, |_| (), |_, _| Ok(())));
     assert!(matches!(event, Ok(CallEvent::Run(_))));
 }
 
-/// What the connection's thread does with calls.
+/// What the driver does with calls.
 #[derive(Default)]
 pub(super) struct Methods {
     pub(super) started: Vec<CallInfo>,
-    /// Told when a call begins.
+    /// Is notified when a call begins.
     pub(super) begun: Option<Arc<Notify>>,
-    pub(super) over: Option<Arc<AtomicBool>>,
+    pub(super) stopping: Option<Arc<AtomicBool>>,
     pub(super) connection: Option<Shared>,
     pub(super) reply: Vec<u8>,
 }
@@ -101,13 +101,13 @@ impl Dispatch<Model, NoWaitPolicy> for Methods {
     }
 
     fn is_done(&self) -> bool {
-        let quiet = || self.connection.as_ref().is_none_or(|connection| connection.is_idle());
-        self.over.as_ref().is_some_and(|over| over.load(Ordering::Relaxed) && quiet())
+        let is_idle = || self.connection.as_ref().is_none_or(|connection| connection.is_idle());
+        self.stopping.as_ref().is_some_and(|stopping| stopping.load(Ordering::Relaxed) && is_idle())
     }
 }
 
-/// Serves until the connection ends.
-pub(super) fn attend(connection: &Shared, side: &Side<Cells>, methods: &mut Methods) -> ConnectionError {
+/// Runs the driver until the connection ends.
+pub(super) fn drive(connection: &Shared, side: &Side<Cells>, methods: &mut Methods) -> ConnectionError {
     ConnectionDriver::new(connection.clone(), receiver(side)).run(methods)
 }
 
@@ -123,32 +123,32 @@ pub(super) fn kind((_, head, _): &Frame) -> FrameKind {
     head.kind
 }
 
-/// A client's halves. It goes when this is dropped.
+/// The two halves of a client, which closes when this is dropped.
 pub(super) struct Client {
     inb: ReceiverCore<Model, NoWaitPolicy>,
     out: SenderCore<Model, NoWaitPolicy>,
-    pub(super) poster: OobSender<Model>,
+    oob_sender: OobSender<Model>,
 }
 
 impl Client {
     pub(super) fn new(side: &Side<Cells>) -> Self {
-        Self { inb: receiver(side), out: sender(side), poster: OobSender::new(side.out.clone()) }
+        Self { inb: receiver(side), out: sender(side), oob_sender: OobSender::new(side.out.clone()) }
     }
 
-    pub(super) fn hears(&mut self) -> Frame {
+    pub(super) fn receive(&mut self) -> Frame {
         receive_frame(&mut self.inb).unwrap()
     }
 
-    pub(super) fn says(&mut self, id: u64, head: FrameHeader) {
+    pub(super) fn send(&mut self, id: u64, head: FrameHeader) {
         send_frame(&mut self.out, id, head, &[]);
     }
 
-    pub(super) fn calls(&mut self, id: u64, method: u32) {
-        self.says(id, FrameHeader::new(FrameKind::Call, method));
+    pub(super) fn call(&mut self, id: u64, method: u32) {
+        self.send(id, FrameHeader::new(FrameKind::Call, method));
     }
 
-    pub(super) fn cancels(&mut self, id: u64) {
-        self.poster.send_oob(u32::try_from(id).unwrap() % 2, id);
+    pub(super) fn cancel(&mut self, id: u64) {
+        self.oob_sender.send_oob(u32::try_from(id).unwrap() % 2, id);
     }
 }
 
@@ -158,7 +158,7 @@ impl Drop for Client {
     }
 }
 
-/// The connection's thread serves until the client, whose part another thread plays, goes.
+/// Runs the driver until the client closes. Another thread plays the client.
 pub(super) fn serve(
     connection: &Shared,
     (client, server): (Side<Cells>, Side<Cells>),
@@ -166,6 +166,6 @@ pub(super) fn serve(
     part: impl FnOnce(&mut Client) + Send + 'static,
 ) {
     let client = thread::spawn(move || part(&mut Client::new(&client)));
-    assert_eq!(attend(connection, &server, methods), ConnectionError::Disconnected);
+    assert_eq!(drive(connection, &server, methods), ConnectionError::Disconnected);
     client.join().unwrap();
 }

@@ -1,4 +1,4 @@
-//! A sender that threads share.
+//! A sender that several threads share.
 
 use loom::sync::Arc;
 use loom::thread;

@@ -1,4 +1,4 @@
-//! One thread that waits for a message or for space, whichever comes first.
+//! A thread that waits for a message or for space, whichever comes first.
 
 use loom::thread;
 
@@ -9,7 +9,7 @@ pub(super) const ALL: &[Named] = named![
     one_thread_waits_for_either,
     one_thread_that_waits_for_either_is_woken_by_space_alone,
     one_thread_that_waits_for_either_is_woken_by_a_message_alone,
-    a_sleeper_may_move_from_one_bed_to_the_other,
+    a_sleeper_may_move_from_one_wait_slot_to_the_other,
 ];
 
 fn one_thread_waits_for_either() {
@@ -17,7 +17,7 @@ fn one_thread_waits_for_either() {
     let mut out = sender(&a);
     send(&mut out, &[0]).unwrap();
     let peer = thread::spawn(move || {
-        // Takes one, answers one: either of them must wake the other side.
+        // Receives one message and sends one. Each of the two must wake the other side.
         let taken = recv(&mut receiver(&b)).unwrap();
         send(&mut sender(&b), &taken).unwrap();
     });
@@ -52,7 +52,7 @@ fn one_thread_that_waits_for_either_is_woken_by_a_message_alone() {
     peer.join().unwrap().unwrap();
 }
 
-fn a_sleeper_may_move_from_one_bed_to_the_other() {
+fn a_sleeper_may_move_from_one_wait_slot_to_the_other() {
     let (a, b) = connection::<Cells>(1, 64);
     let mut out = sender(&a);
     send(&mut out, &[0]).unwrap();
@@ -61,7 +61,7 @@ fn a_sleeper_may_move_from_one_bed_to_the_other() {
         (0..3).for_each(|i| assert_eq!(recv(&mut inb).unwrap(), [i]));
     });
     let inb = receiver(&a);
-    // First it waits for either, then for space alone, then for either again.
+    // The thread waits for either, then for space alone, then for either again.
     wait_for_either(&a, || inb.ring().is_ready() || out.ring().is_released(0));
     send(&mut out, &[1]).unwrap();
     send(&mut out, &[2]).unwrap();

@@ -1,4 +1,4 @@
-//! Whether the protocol's orderings all stand where mutants are made of them.
+//! Checks that all orderings of the protocol are in files of which mutants are made.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,16 +6,19 @@ use std::path::{Path, PathBuf};
 use libtest_mimic::Failed;
 use loom_tests::mutated::code::SOURCES;
 
-/// Files that name the machine's orderings and are none of the protocol.
+/// Files that name memory orderings and are not part of the protocol, with the reason.
 const OTHERS: [(&str, &str); 14] = [
     ("memory.rs", "names the orderings"),
-    ("memory/heap.rs", "is a machine; the models have their own"),
-    ("sys/mapping.rs", "is a machine; the models have their own"),
-    ("sys/mapping/testing.rs", "looks at a machine for tests"),
-    ("sys/connection.rs", "asks for marks, to know what to say of a hang-up; the ring asks again"),
-    ("sys/fork_guard.rs", "publishes what exists once in a process; no page of a connection"),
+    ("memory/heap.rs", "implements Memory; the models have their own"),
+    ("sys/mapping.rs", "implements Memory; the models have their own"),
+    ("sys/mapping/testing.rs", "inspects a memory for tests"),
+    (
+        "sys/connection.rs",
+        "reads the closed flags to choose the close reason of a hang-up; the ring reads them again",
+    ),
+    ("sys/fork_guard.rs", "publishes a value that exists once in a process; no page of a connection"),
     ("sys/spawn.rs", "a token that is taken once; no page of a connection"),
-    ("sys/testing.rs", "ends children of tests by a clock"),
+    ("sys/testing.rs", "ends children of tests after a time"),
     ("sys/threads.rs", "counts the threads of the library; no page of a connection"),
     ("connect/child.rs", "a token that is taken once; no page of a connection"),
     ("listener.rs", "a listener that is closed; no page of a connection"),
@@ -24,7 +27,7 @@ const OTHERS: [(&str, &str); 14] = [
     ("rpc/server/activity.rs", "notifies when a server drains, as the models of `streamed.rs` do"),
 ];
 
-/// Orderings, of the ring's machine or any other, and steps that sleep and wake.
+/// Orderings of the ring's memory or of atomics, and steps that sleep and wake.
 const ORDERINGS: [&str; 17] = [
     "Load::Acquire",
     "Store::Release",
@@ -45,7 +48,7 @@ const ORDERINGS: [&str; 17] = [
     ".notify_driver()",
 ];
 
-/// Fails for each file that has an ordering, and is neither copied nor known to be another.
+/// Fails if a file has an ordering and is neither mutated nor one of [`OTHERS`].
 pub(crate) fn are_complete() -> Result<(), Failed> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src");
     let mut unknown = Vec::new();

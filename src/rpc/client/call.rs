@@ -1,4 +1,4 @@
-//! A call under way, and a reply.
+//! A call under way, and its reply.
 
 use std::fmt;
 use std::ops::Deref;
@@ -13,7 +13,7 @@ use crate::rpc::nesting::Awaited;
 
 /// A call whose request was sent; made by [`SharedMemoryClient::start_call`](crate::SharedMemoryClient::start_call).
 ///
-/// Dropping it before the reply was taken cancels the call: the server's method is told, and what it answers is
+/// Dropping it before the reply was taken cancels the call: the server's method is notified, and its answer is
 /// dropped.
 ///
 /// ```
@@ -33,7 +33,7 @@ use crate::rpc::nesting::Awaited;
 /// let reply = pending.wait_timeout(Duration::from_secs(5))?; // `wait` takes as long as it takes.
 /// assert_eq!(*reply, *b"hello");
 /// let pending = client.start_call(1, b"never mind")?;
-/// let canceller = pending.canceller(); // For another thread; here:
+/// let canceller = pending.canceller(); // For use on another thread.
 /// pending.cancel();
 /// # Ok::<(), std::io::Error>(())
 /// ```
@@ -50,39 +50,44 @@ impl PendingCall {
         Self { connection, id, method, taken: false }
     }
 
-    /// The call's number, which no other call of the connection has.
+    /// Returns the id of the call, which no other call of the connection has.
     pub fn id(&self) -> u64 {
         self.id
     }
 
-    /// Waits for the reply.
+    /// Waits for the reply, without a deadline.
     ///
     /// # Errors
     ///
-    /// [`CallError`].
+    /// [`CallError`]: the server's answer, or the reason why the connection ended. [`CallError::Timeout`] only in a
+    /// method or callback of a server, whose calls have a limit
+    /// ([`nested_call_timeout`](crate::SharedMemoryServer::nested_call_timeout)).
     pub fn wait(mut self) -> Result<Reply, CallError> {
         self.take(Wait::NO_DEADLINE)
     }
 
-    /// Waits for the reply, for at most `timeout`; after [`CallError::Timeout`] the call is still under way.
+    /// Waits for the reply, for at most `timeout`. A timeout that overflows `Instant` means no deadline; one of zero
+    /// never blocks.
     ///
     /// # Errors
     ///
-    /// [`CallError`]; [`CallError::Taken`] after the reply was taken.
+    /// [`CallError`]: the server's answer, or the reason why the connection ended. After [`CallError::Timeout`] the
+    /// call is still under way. [`CallError::Taken`] after the reply was taken.
     pub fn wait_timeout(&mut self, timeout: Duration) -> Result<Reply, CallError> {
         self.take(Wait::for_duration(timeout))
     }
 
-    /// Waits for the reply, until `deadline` at most; after [`CallError::Timeout`] the call is still under way.
+    /// Waits for the reply, until `deadline` at most.
     ///
     /// # Errors
     ///
-    /// As [`wait_timeout`](Self::wait_timeout).
+    /// [`CallError`]: the server's answer, or the reason why the connection ended. After [`CallError::Timeout`] the
+    /// call is still under way. [`CallError::Taken`] after the reply was taken.
     pub fn wait_deadline(&mut self, deadline: Instant) -> Result<Reply, CallError> {
         self.take(Wait::Deadline(Some(deadline)))
     }
 
-    /// The reply, if it has come; never blocks. It receives what is there, for other calls too.
+    /// Returns the reply if it has arrived; never blocks. Receives the frames that are there, for other calls too.
     pub fn try_wait(&mut self) -> Option<Result<Reply, CallError>> {
         match self.take(Wait::Never) {
             Err(CallError::Timeout) => None,
@@ -90,10 +95,10 @@ impl PendingCall {
         }
     }
 
-    /// Cancels the call, as dropping it does.
+    /// Cancels the call, like dropping it.
     pub fn cancel(self) {}
 
-    /// A handle that cancels the call from any thread, also while this one waits for the reply.
+    /// Returns a handle that cancels the call from any thread, also while another thread waits for the reply.
     pub fn canceller(&self) -> Canceller {
         Canceller::new(&self.connection, self.id)
     }
@@ -167,8 +172,8 @@ impl Canceller {
         Self { connection: Arc::downgrade(connection), id }
     }
 
-    /// Cancels the call; never blocks, whatever is under way. Who waits for it gets [`CallError::Cancelled`] as soon
-    /// as the server has heard of it. Nothing happens if the call is over.
+    /// Cancels the call; never blocks, whatever is under way. A thread that waits for the call gets
+    /// [`CallError::Cancelled`] as soon as the server has answered the cancel. Does nothing if the call is over.
     pub fn cancel(&self) {
         if let Some(connection) = self.connection.upgrade() {
             connection.abandon(self.id);
@@ -182,7 +187,7 @@ impl fmt::Debug for Canceller {
     }
 }
 
-/// What a method replied: bytes.
+/// The bytes that a method replied.
 ///
 /// ```
 /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
@@ -209,7 +214,7 @@ impl Reply {
         Self(bytes)
     }
 
-    /// The bytes, to keep.
+    /// Returns the bytes as a vector.
     pub fn into_vec(self) -> Vec<u8> {
         self.0
     }

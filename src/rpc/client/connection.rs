@@ -1,10 +1,10 @@
-//! One connection of a client: the desk, and what a call is made of.
+//! One connection of a client: what a call sends and receives over the multiplexer.
 //!
 //! # Invariants
 //!
-//! 1. A call that failed before its first frame was sent costs the server nothing and its place is free at
-//!    once; one that failed later is cancelled, and its place is free when the server has said so.
-//! 2. Nobody blocks here without the caller's deadline.
+//! 1. A call that fails before its first frame was sent costs the server nothing, and its slot is free at once. A
+//!    call that fails later is cancelled, and its slot is free when the server's final frame has arrived.
+//! 2. No thread blocks here beyond its caller's deadline.
 
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock, Weak};
@@ -21,25 +21,25 @@ use crate::rpc::preface;
 use crate::rpc::wire::{DEADLINE, FrameHeader, FrameKind, HEADER_LEN, NOTIFY, Status};
 use crate::stream::SharedMemoryStream;
 
-/// One connection.
+/// One connection of a client.
 pub(crate) struct ClientConnection {
     pub(super) mux: Multiplexer<Mapping, AdaptiveWait, RealSync>,
     pub(super) handle: ConnectionHandle,
-    /// Which connection this is, if the server is in this process.
+    /// The identity of the connection, if the server is in this process.
     own: Option<ConnectionId>,
     max: usize,
     window: u32,
-    /// Makes a successor, where the policy says so.
+    /// Makes a successor of this connection, if the policy says so.
     reconnector: OnceLock<Weak<dyn ReplaceConnection>>,
 }
 
-/// Makes a new connection in the place of one whose server takes no more calls.
+/// Replaces a connection whose server takes no more calls.
 pub(super) trait ReplaceConnection: Send + Sync {
-    /// Makes it on another thread, unless that has been done.
+    /// Makes the successor on another thread, unless that was done.
     fn replace_in_background(self: Arc<Self>, refusing: &ClientConnection);
 }
 
-/// A call that was begun.
+/// A call that was started.
 #[derive(Debug)]
 pub(super) struct StartedCall {
     pub(super) id: u64,
@@ -47,7 +47,7 @@ pub(super) struct StartedCall {
 }
 
 impl ClientConnection {
-    /// Exchanges greetings over a fresh stream, until the deadline.
+    /// Exchanges the prefaces over a fresh stream, until the deadline at most.
     pub(super) fn exchange_preface(
         stream: SharedMemoryStream,
         options: &Options,
@@ -58,18 +58,10 @@ impl ClientConnection {
         let theirs = preface::connect(&mut outbound, &mut inbound, stream_window, push_window, deadline)?;
         let (window, push_window) = preface::negotiate_windows(options, &theirs);
         let (slots, max) = (handle.oob_words(), handle.max_message());
-        let in_flight = InFlightCalls::new(slots, max, window, push_window);
+        let calls = InFlightCalls::new(slots, max, window, push_window);
         let max_fragment = handle.inline_room().saturating_sub(HEADER_LEN);
         let (oob_sender, incoming) = (handle.oob_sender(), handle.signals());
-        let parts = MultiplexerParts {
-            inbound,
-            outbound,
-            oob_sender,
-            incoming,
-            calls: in_flight,
-            slots,
-            max_fragment,
-        };
+        let parts = MultiplexerParts { inbound, outbound, oob_sender, incoming, calls, slots, max_fragment };
         let own = handle.id().filter(|_| handle.cred().pid() == std::process::id());
         Ok(Arc::new(Self {
             mux: Multiplexer::new(parts),
@@ -81,22 +73,22 @@ impl ClientConnection {
         }))
     }
 
-    /// From now on a successor is made when the server takes no more calls.
+    /// From now on, a successor is made when the server takes no more calls.
     pub(super) fn set_reconnector(&self, reconnector: Weak<dyn ReplaceConnection>) {
         let _set_before = self.reconnector.set(reconnector);
     }
 
-    /// Whether pushes have come that nobody has taken.
+    /// Returns whether pushes have arrived that no thread has taken.
     pub(super) fn has_pushes(&self) -> bool {
         self.mux.lock().calls.pushes() > 0
     }
 
-    /// The longest chunk of a stream.
+    /// Returns the length of the longest chunk of a stream, in bytes.
     pub(super) fn max_chunk(&self) -> usize {
         preface::max_chunk(self.window, self.max)
     }
 
-    /// Calls, and waits for the reply, which replaces what is in `buffer`.
+    /// Calls a method, and waits for its reply, which replaces what is in `buffer`.
     pub(super) fn call(
         &self,
         method: u32,
@@ -113,13 +105,14 @@ impl ClientConnection {
                 return self.finish(id, end, buffer);
             }
         }
-        let begun = self.start(method, DEADLINE, request, buffer, wait)?;
-        let end = self.wait_for_outcome(begun.id, buffer, wait);
-        self.finish(begun.id, end, buffer)
+        let started = self.start(method, DEADLINE, request, buffer, wait)?;
+        let end = self.wait_for_outcome(started.id, buffer, wait);
+        self.finish(started.id, end, buffer)
     }
 
-    /// Opens a call and sends its request. With the flag `DEADLINE` the server is sent the time that this wait has left; a
-    /// call that is waited for later has what is left of the call that this thread's method serves.
+    /// Opens a call and sends its request. With the flag `DEADLINE` the server is sent the time that `wait` has left.
+    /// Without it, and unless the call is a notification, the server is sent the time that is left of the call that
+    /// this thread's method serves.
     pub(super) fn start(
         &self,
         method: u32,
@@ -150,7 +143,7 @@ impl ClientConnection {
         let left = match flags & (DEADLINE | NOTIFY) {
             DEADLINE => time_left(wait),
             0 => time_left(Wait::Deadline(nesting::deadline())),
-            _ => None, // Nobody waits for a notification.
+            _ => None, // The caller of a notification does not wait.
         };
         let (head, parts) = call_frame(method, flags & !DEADLINE, &left, request);
         let mut fragmenter = Fragmenter::new(head, parts[0].len() + request.len());
@@ -163,7 +156,7 @@ impl ClientConnection {
                     self.mux.forget_unsent(id);
                 } else {
                     self.abandon(id);
-                    self.mux.cancel(id); // Of a notification too.
+                    self.mux.cancel(id); // `abandon` does not cancel a notification.
                 }
                 self.after_failed_send(id, stop, wait);
                 Err(self.send_error(stop, asked, wait))
@@ -171,7 +164,7 @@ impl ClientConnection {
         }
     }
 
-    /// Why a send has failed that was to take as long as `asked`, and was given `wait`.
+    /// Returns the error of a send whose caller asked for `asked` and that was limited to `wait`.
     fn send_error(&self, stop: WaitError, asked: Wait, wait: Wait) -> CallError {
         match stop {
             WaitError::Timeout if wait == Wait::Never && asked != Wait::Never => CallError::WouldDeadlock,
@@ -179,7 +172,7 @@ impl ClientConnection {
         }
     }
 
-    /// Waits for the end of a call, whose reply comes into `buffer`.
+    /// Waits for the outcome of a call, whose reply comes into `buffer`.
     pub(super) fn wait_for_outcome(
         &self,
         id: u64,
@@ -189,7 +182,7 @@ impl ClientConnection {
         self.mux.wait(self.mux.signal_of(id), wait, |calls| calls.take_outcome(id, buffer))
     }
 
-    /// What the end of a call means; nobody waits for it any more if there was none.
+    /// Returns the result of a call to its caller. If there is no outcome, the call is given up.
     pub(super) fn finish(
         &self,
         id: u64,
@@ -209,7 +202,8 @@ impl ClientConnection {
         }
     }
 
-    /// What the server's last word means for the caller. If the server takes no more calls, a successor is made for later ones.
+    /// Converts an outcome to a result. If the server takes no more calls, starts to make a successor for later
+    /// calls.
     pub(super) fn outcome(&self, end: CallOutcome) -> Result<(), CallError> {
         let result = outcome(end);
         if matches!(result, Err(CallError::ShuttingDown)) {
@@ -220,29 +214,31 @@ impl ClientConnection {
         result
     }
 
-    /// Nobody waits for the call any more: the server is told.
+    /// Gives a call up: asks the server to cancel it.
     pub(super) fn abandon(&self, id: u64) {
         if self.handle.same_process() {
             self.mux.abandon(id);
         }
     }
 
-    /// A send of this call has failed. If it found the end, what the server sent before that is taken first: only then
-    /// is it known what was lost, this call among it, and whether the server has refused what it had not begun.
+    /// Receives what the server sent before the connection ended, after a send of this call has failed. If the send
+    /// found the end of the connection, only those frames show which calls were lost, and whether the server has
+    /// refused calls that it had not begun.
     pub(super) fn after_failed_send(&self, id: u64, stop: WaitError, wait: Wait) {
         if matches!(stop, WaitError::Ended(_)) {
             let _at_its_end = self.mux.wait(self.mux.signal_of(id), wait, |_| None::<()>);
         }
     }
 
-    /// As `abandon`, but for a call that the server has ended: its end is still to be taken.
+    /// Gives a call up, unless the send failed because the server has ended the call: its outcome is still to be
+    /// taken.
     pub(super) fn abandon_unless_over(&self, id: u64, stop: WaitError) {
         if stop != WaitError::CallOver {
             self.abandon(id);
         }
     }
 
-    /// Gives credit back to the server, if it is owed enough; what cannot be sent in time is given with the next.
+    /// Sends credit to the server, if enough is owed. Credit that cannot be sent in time is owed again.
     pub(super) fn return_credit(
         &self,
         wait: Wait,
@@ -257,7 +253,8 @@ impl ClientConnection {
         }
     }
 
-    /// Why a wait came to nothing, as callers see it. A liar's connection is closed in both directions.
+    /// Converts the reason why a wait failed to an error. After a protocol violation it closes the connection in both
+    /// directions.
     pub(super) fn call_error(&self, stop: WaitError) -> CallError {
         match stop {
             WaitError::Timeout => CallError::Timeout,
@@ -276,11 +273,11 @@ impl ClientConnection {
         }
     }
 
-    /// As [`admit`](Self::admit), for what waits for the server: how long it may, in a method that this thread runs.
+    /// Checks a request, and returns how long the calling thread may wait for the server, in a method that it runs.
     ///
     /// # Errors
     ///
-    /// [`CallError::WouldDeadlock`] if only this thread could end the wait.
+    /// The errors of [`check`](Self::check), and [`CallError::WouldDeadlock`] if only this thread could end the wait.
     #[inline]
     pub(super) fn check_and_limit(
         &self,
@@ -298,8 +295,8 @@ impl ClientConnection {
         }
     }
 
-    /// As [`enter`](Self::enter), for a request that is sent and not waited for: where only this thread could make room,
-    /// it does not wait for that.
+    /// Checks a request that is sent and not waited for. Returns `Wait::Never` where only this thread could make
+    /// room.
     fn check_and_limit_send(&self, request: &[u8], wait: Wait) -> Result<Wait, CallError> {
         match self.check_and_limit(request, wait, Awaited::Answer) {
             Err(CallError::WouldDeadlock) => Ok(Wait::Never),
@@ -307,14 +304,14 @@ impl ClientConnection {
         }
     }
 
-    /// Whether all places are those of calls that only this thread could serve, so that it must not wait for one.
+    /// Returns whether all slots hold calls that only this thread could serve, so that it must not wait for a slot.
     fn serves_all_slots_itself(&self) -> bool {
         let methods = self.mux.lock().calls.methods_in_all_slots();
         let waits = |&method: &u32| nesting::waits_for_itself(self.own, Awaited::Reply(method));
         methods.is_some_and(|methods| methods.iter().all(waits))
     }
 
-    /// Whether this process may use the connection, and the connection takes so much.
+    /// Checks that this process may use the connection, and that the request is not too large for it.
     #[inline]
     fn check(&self, request: &[u8]) -> Result<(), CallError> {
         if !self.handle.same_process() {
@@ -327,7 +324,7 @@ impl ClientConnection {
     }
 }
 
-/// The first frame of a call, and the two parts of its body.
+/// Returns the header of the first frame of a call, and the two parts of its body.
 #[inline]
 fn call_frame<'a>(
     method: u32,
@@ -342,8 +339,8 @@ fn call_frame<'a>(
     }
 }
 
-/// How long a wait for a place goes on before it is looked whether a place can come at all: in a method, long enough for
-/// the server to send what it has answered already.
+/// Returns until when a wait for a slot goes on before it is checked whether a slot can become free at all. In a
+/// method that is long enough for the server to send the answers that it already has.
 #[inline]
 fn until_deadlock_check(wait: Wait) -> Wait {
     match wait {
@@ -354,10 +351,10 @@ fn until_deadlock_check(wait: Wait) -> Wait {
     }
 }
 
-/// The time for that.
+/// How long a method waits for a slot before that check.
 const DEADLOCK_CHECK_DELAY: Duration = Duration::from_millis(100);
 
-/// The caller's time left, for the server; none if it waits for ever.
+/// Returns the caller's time left, for the server; `None` if it has no deadline.
 #[inline]
 fn time_left(wait: Wait) -> Option<[u8; 8]> {
     let Wait::Deadline(Some(deadline)) = wait else { return None };
@@ -384,7 +381,7 @@ fn outcome(end: CallOutcome) -> Result<(), CallError> {
     })
 }
 
-/// The connection that calls use now: borrowed where there is one only, shared where it may be replaced.
+/// The connection that calls use now: borrowed where it is never replaced, shared where it may be.
 pub(super) enum ConnectionRef<'a> {
     Borrowed(&'a Arc<ClientConnection>),
     Shared(Arc<ClientConnection>),

@@ -1,27 +1,29 @@
-//! The client's places for calls under way, and what each frame of the server does to them. Pure.
+//! The client's slots for calls under way, and how each frame of the server changes them. Pure: no I/O, no locks.
 //!
 //! ```text
 //!             open                final frame              taken
-//!   Free ────────────▶ Waited ────────────────▶ Over ────────────────▶ Free
+//!   Free ────────────▶ Waited ────────────────▶ ended ───────────────▶ Free
 //!                        │ abandon                │ abandon               ▲
 //!                        ▼                        └───────────────────────┤
 //!                     Abandoned ── final frame: dropped, counted ─────────┘
 //! ```
 //!
-//! The id of a call is `generation * places + place`: it says where the call stands, and a place's next call
-//! has another. So no id is used twice, and a frame finds its call without a search. A call that is over gives its
-//! place to another that needs it, and waits aside until its end is taken.
+//! The id of a call is `generation * slots + slot`: it names the call's slot, and the next call of the slot has a
+//! greater id. So no id is used twice, and a frame finds its call without a search. A call that has ended, and whose
+//! outcome was not taken yet, can be moved out of its slot: another call gets the slot, and the outcome is kept in
+//! `ended`.
 //!
 //! # Invariants
 //!
-//! 1. A place is free only when the server has sent the final frame of its last call, or never heard of it.
-//! 2. What the server may send unasked is bounded: one reply for each place, a window for each stream, a
-//!    window for all pushes. More is a violation.
-//! 3. Nothing of an item is handed out before it is whole.
+//! 1. A slot is free only when the server has sent the final frame of its last call, or was sent nothing of that
+//!    call.
+//! 2. What the server may send without a request is bounded: one reply for each slot, a window for each stream, and
+//!    one window for all pushes. More is a protocol violation.
+//! 3. No part of an item is handed out before the item is complete.
 //!
 //! # Proof
 //!
-//! `tests/rpc/tables` against a reference; fuzz `calls`.
+//! `tests/rpc/tables` compares it with a reference model; fuzz `calls`.
 
 use std::collections::{HashMap, VecDeque};
 use std::mem;
@@ -31,51 +33,51 @@ use crate::rpc::fragment::{self, Reassembler};
 use crate::rpc::wire::{ERROR_LEN, FrameHeader, FrameKind, NOTIFY, STREAM, Status, UPLOAD, window_cost};
 use crate::rpc::{CallOver, slot_index};
 
-/// How a call ended, as the server's last frame of it said.
+/// How a call ended, according to its final frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CallOutcome {
-    /// The reply is whole.
+    /// The reply is complete.
     Reply,
-    /// The stream is at its end.
+    /// The stream has ended.
     End,
-    /// There is none: why, the handler's own code, a text.
+    /// The call failed: the status, the method's own code, and a text.
     Failed(Status, u32, String),
-    /// This process had no memory for the reply or a chunk. If it was a chunk, the call is to be cancelled.
+    /// This process had no memory for the reply or a chunk. If it was a chunk, the caller must still cancel the call.
     OutOfMemory,
 }
 
-/// What a frame changed, for those who wait.
+/// Which waiting threads a frame may let proceed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wakeup {
-    /// Nothing that anybody waits for.
+    /// None.
     None,
-    /// The call in this place.
+    /// Those that wait for the call in this slot.
     Call(usize),
-    /// A place is free.
+    /// One that waits for a free slot.
     SlotFreed,
-    /// A push has come.
+    /// One that waits for a push.
     Push,
 }
 
-/// What is left of a call that was lost with its connection.
+/// A call that was lost with its connection.
 ///
 /// ```
 /// use narrows::{LostCall, Reconnect};
-/// fn told(call: &LostCall) -> String {
+/// fn describe(call: &LostCall) -> String {
 ///     format!("call {} of method {}", call.id, call.method)
 /// }
-/// let policy = Reconnect::new().on_loss(|lost| lost.calls.iter().for_each(|call| eprintln!("{}", told(call))));
+/// let policy = Reconnect::new().on_loss(|lost| lost.calls.iter().for_each(|call| eprintln!("{}", describe(call))));
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LostCall {
-    /// Its number.
+    /// The id of the call.
     pub id: u64,
-    /// What was called.
+    /// The method that was called.
     pub method: u32,
 }
 
-/// Who waits for the call.
+/// Whether a caller waits for the call of a slot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum SlotState {
     #[default]
@@ -84,7 +86,7 @@ pub(super) enum SlotState {
     Abandoned,
 }
 
-/// A place for a call.
+/// A slot for one call.
 #[derive(Debug, Default)]
 pub(super) struct CallSlot {
     id: u64,
@@ -93,23 +95,24 @@ pub(super) struct CallSlot {
     flags: u8,
     item: Reassembler,
     chunks: VecDeque<Vec<u8>>,
-    /// There was no memory for a chunk: no later one is kept.
+    /// There was no memory for a chunk. No later chunk is kept.
     starved: bool,
-    /// What the server may still send, and what was consumed and not yet told.
+    /// What the server may still send of the stream. `owed` is the part of the window that was consumed and not yet
+    /// given back as credit.
     window: u32,
     owed: u32,
-    /// What the server lets us send of an upload.
+    /// What this side may still send of an upload.
     credit: u32,
     end: Option<CallOutcome>,
 }
 
 impl CallSlot {
-    /// Whether the call is over, and its end is still to be taken.
+    /// Returns whether the call has ended and its outcome is still to be taken.
     pub(super) fn has_ended(&self) -> bool {
         self.state == SlotState::Waited && self.end.is_some()
     }
 
-    /// Takes a piece of a reply or chunk; the first head if the item is whole.
+    /// Takes a fragment of a reply or chunk. Returns the first header if the item is complete now.
     pub(super) fn take_item(
         &mut self,
         head: FrameHeader,
@@ -141,7 +144,7 @@ impl CallSlot {
     }
 }
 
-/// Reads an error's body: a code and a text.
+/// Decodes the body of an error: a code and a text.
 pub(super) fn decode_failure(
     head: FrameHeader,
     len: usize,
@@ -158,12 +161,12 @@ pub(super) fn decode_failure(
     Ok((status, code, String::from_utf8_lossy(text).into_owned()))
 }
 
-/// All places of a connection.
+/// All calls of a connection: the slots, the calls that ended, and the pushes.
 #[derive(Debug)]
 pub struct InFlightCalls {
     slots: Vec<CallSlot>,
     free: Vec<usize>,
-    /// Calls that have ended, whose end nobody has taken yet, and whose places others needed.
+    /// Calls that have ended, whose outcome was not taken yet and whose slots other calls needed.
     ended: HashMap<u64, CallSlot>,
     max: usize,
     window: u32,
@@ -174,16 +177,16 @@ pub struct InFlightCalls {
     push_lost: bool,
     push_left: u32,
     push_owed: u32,
-    /// The server begins no call any more: what it has not answered it never began.
+    /// The server begins no call any more. A call that it has not answered was never begun.
     pub goodbye: bool,
-    /// Replies that came for calls that nobody waited for any more.
+    /// Replies that arrived for calls that were given up.
     pub dropped: u64,
-    /// Calls that were opened.
+    /// The number of calls that were opened.
     pub opened: u64,
 }
 
 impl InFlightCalls {
-    /// For so many calls under way, of at most `max` bytes each way; with our windows and the server's.
+    /// Returns the calls of a fresh connection: the number of slots, the longest item in bytes, and the windows.
     pub fn new(slots: usize, max: usize, window: u32, push_window: u32) -> Self {
         let slot = |at| CallSlot { id: at as u64, ..CallSlot::default() };
         Self {
@@ -204,13 +207,13 @@ impl InFlightCalls {
         }
     }
 
-    /// Whether a place is free, or can be.
+    /// Returns whether a slot is free, or can be freed.
     pub fn has_room(&self) -> bool {
         !self.free.is_empty() || self.slots.iter().any(CallSlot::has_ended)
     }
 
-    /// The methods of the calls that have the places, if there is no other place, and none that comes free before its method
-    /// has run: a call that is cancelled is answered without.
+    /// Returns the methods of the calls that have the slots. Returns `None` if a slot is free or becomes free before
+    /// its method has run: the server answers a cancelled call without waiting for the method.
     pub fn methods_in_all_slots(&self) -> Option<Vec<u32>> {
         let served = |slot: &CallSlot| match slot.state {
             SlotState::Waited => slot.end.is_none().then_some(slot.method),
@@ -220,13 +223,13 @@ impl InFlightCalls {
         self.slots.iter().map(served).collect()
     }
 
-    /// Where the call with this id stands.
+    /// Returns the slot of the call with this id.
     #[inline]
     pub fn slot_of(&self, id: u64) -> usize {
         slot_index(id, self.slots.len())
     }
 
-    /// Takes a free place for a call, and with it an id. That of a call which has ended is free for another.
+    /// Takes a free slot for a call, or that of a call that has ended; returns the id of the call.
     #[inline]
     pub fn open(&mut self, method: u32, flags: u8) -> Option<u64> {
         let at = self.free.pop().or_else(|| self.evict_ended())?;
@@ -244,14 +247,14 @@ impl InFlightCalls {
         Some(slot.id)
     }
 
-    /// Lends a call the memory for its reply, which it has until it is finished or given up.
+    /// Lends a call the buffer for its reply. The call has it until its outcome is taken or it is given up.
     pub fn lend_buffer(&mut self, id: u64, buffer: &mut Vec<u8>) {
         if let Some(slot) = self.slot(id) {
             mem::swap(&mut slot.item.bytes, buffer);
         }
     }
 
-    /// The whole reply of a call went elsewhere: its place is free.
+    /// Frees the slot of a call whose whole reply the leader copied into its own buffer.
     #[inline]
     pub fn complete(&mut self, id: u64) {
         let at = self.slot_of(id);
@@ -259,8 +262,8 @@ impl InFlightCalls {
         self.free.push(at);
     }
 
-    /// Takes how the call has ended, if it has, and the reply; its place is free then. One that was abandoned, by
-    /// the other half of its streams, is cancelled.
+    /// Takes the outcome of a call, if it has ended, and its reply; its slot is free then. A call whose other stream
+    /// half was dropped counts as cancelled.
     #[inline]
     pub fn take_outcome(&mut self, id: u64, buffer: &mut Vec<u8>) -> Option<CallOutcome> {
         let Some(slot) = self.slot(id).filter(|slot| slot.state == SlotState::Waited) else {
@@ -279,12 +282,12 @@ impl InFlightCalls {
         Some(if starved { CallOutcome::OutOfMemory } else { end })
     }
 
-    /// There was no memory for the whole reply of a call, which came in one frame.
+    /// Ends a call whose reply, of one frame, found no memory.
     pub fn fail_reply(&mut self, id: u64) -> Wakeup {
         self.on_outcome(self.slot_of(id), CallOutcome::OutOfMemory)
     }
 
-    /// Nobody waits for the call any more. True if the server has to be told.
+    /// Gives a call up. Returns whether the server is to be sent a cancel.
     pub fn abandon(&mut self, id: u64) -> bool {
         let Some(slot) = self.slot(id).filter(|slot| slot.state == SlotState::Waited) else { return false };
         slot.state = SlotState::Abandoned;
@@ -301,12 +304,12 @@ impl InFlightCalls {
     /// Forgets a call of which nothing was sent.
     pub fn forget_unsent(&mut self, id: u64) {
         if self.slot(id).is_some() {
-            self.release_taken(id); // A liar may have ended it, and another have its place.
+            self.release_taken(id); // A hostile server may have ended it, and another call may have its slot.
             self.opened -= 1;
         }
     }
 
-    /// The next chunk of a reply stream; what of the window it gives back is owed to the server.
+    /// Takes the next chunk of a reply stream. Its part of the window is owed to the server as credit.
     pub fn next_chunk(&mut self, id: u64) -> Option<Vec<u8>> {
         let slot = self.slot(id)?;
         let chunk = slot.chunks.pop_front()?;
@@ -314,7 +317,7 @@ impl InFlightCalls {
         Some(chunk)
     }
 
-    /// The credit to give back, once it is a quarter of the window.
+    /// Takes the credit that is owed to the server, once it is a quarter of the window.
     pub fn take_owed_credit(&mut self, id: u64) -> Option<u32> {
         let window = self.window;
         let slot = self.slot(id).filter(|slot| slot.end.is_none())?;
@@ -326,7 +329,8 @@ impl InFlightCalls {
         Some(owed)
     }
 
-    /// Takes `cost` of what the server lets us upload, if there is enough; `Err` once the call is over.
+    /// Spends `cost` of the credit for an upload. Returns false if there is not enough, and `Err` once the call is
+    /// over.
     pub fn spend_credit(&mut self, id: u64, cost: u32) -> Result<bool, CallOver> {
         let open = |slot: &&mut CallSlot| slot.state == SlotState::Waited && slot.end.is_none();
         let slot = self.slot(id).filter(open).ok_or(CallOver)?;
@@ -335,14 +339,14 @@ impl InFlightCalls {
         Ok(left.is_some())
     }
 
-    /// Gives back what was spent on a chunk of which nothing was sent.
+    /// Gives back the credit that was spent on a chunk of which nothing was sent.
     pub fn refund_credit(&mut self, id: u64, cost: u32) {
         if let Some(slot) = self.slot(id) {
             slot.credit = slot.credit.saturating_add(cost);
         }
     }
 
-    /// Credit that could not be sent is owed again.
+    /// Notes that credit could not be sent: it is owed again.
     pub fn restore_owed_credit(&mut self, id: u64, amount: u32) {
         if id == 0 {
             self.push_left = self.push_left.saturating_sub(amount);
@@ -353,25 +357,25 @@ impl InFlightCalls {
         }
     }
 
-    /// Whether the final frame of a call has come.
+    /// Returns whether the final frame of a call has arrived.
     pub fn is_over(&self, id: u64) -> bool {
         let slot = &self.slots[self.slot_of(id)];
         slot.id != id || slot.state == SlotState::Free || slot.end.is_some()
     }
 
-    /// Whether pushes were lost for want of memory since this was asked.
+    /// Returns whether pushes were lost for want of memory since the last call of this method.
     pub fn take_push_lost(&mut self) -> bool {
         mem::take(&mut self.push_lost)
     }
 
-    /// The oldest push.
+    /// Takes the oldest push.
     pub fn next_push(&mut self) -> Option<Vec<u8>> {
         let push = self.pushes.pop_front()?;
         self.push_owed = self.push_owed.saturating_add(window_cost(push.len()));
         Some(push)
     }
 
-    /// The credit to give back for pushes, once it is a quarter of the window.
+    /// Takes the credit that is owed for pushes, once it is a quarter of the window.
     pub fn take_owed_push_credit(&mut self) -> Option<u32> {
         if self.push_owed < credit_threshold(self.push_window) {
             return None;
@@ -381,7 +385,8 @@ impl InFlightCalls {
         Some(owed)
     }
 
-    /// What has come is worth nothing: the server wrote over it while it was read.
+    /// Drops all outcomes, chunks and pushes that were not taken: the server broke the protocol, and may have
+    /// overwritten a message while it was read.
     pub fn discard_received(&mut self) {
         for slot in self.slots.iter_mut().chain(self.ended.values_mut()) {
             slot.end = None;
@@ -390,18 +395,18 @@ impl InFlightCalls {
         self.pushes.clear();
     }
 
-    /// The connection has ended: the calls that were under way.
+    /// Returns the calls that have not ended and were not given up: those that are lost when the connection ends.
     pub fn unanswered_calls(&self) -> Vec<LostCall> {
         let open = self.slots.iter().filter(|slot| slot.state == SlotState::Waited && slot.end.is_none());
         open.map(|slot| LostCall { id: slot.id, method: slot.method }).collect()
     }
 
-    /// Pushes that nobody took yet.
+    /// Returns the number of pushes that were not taken yet.
     pub fn pushes(&self) -> usize {
         self.pushes.len()
     }
 
-    /// Calls under way, those that nobody waits for included.
+    /// Returns the number of calls under way, including those that were given up.
     pub fn in_flight(&self) -> usize {
         self.slots.len() - self.free.len()
     }
@@ -410,7 +415,7 @@ impl InFlightCalls {
     ///
     /// # Errors
     ///
-    /// [`ProtocolViolation`] for what no honest server sends now.
+    /// [`ProtocolViolation`] if no well-formed server sends this frame now.
     #[inline]
     pub fn on_frame(
         &mut self,
@@ -486,7 +491,7 @@ impl InFlightCalls {
         Ok(Wakeup::Push)
     }
 
-    /// An item is whole.
+    /// Handles a complete item.
     fn on_item_complete(&mut self, at: usize, first: FrameHeader) -> Wakeup {
         let slot = &mut self.slots[at];
         let lost = slot.item.lost.take().is_some();
@@ -532,7 +537,7 @@ impl InFlightCalls {
         self.free.push(at);
     }
 
-    /// The end of a call was taken.
+    /// Frees the slot of a call, or forgets the call if its slot was given to another call.
     #[inline]
     fn release_taken(&mut self, id: u64) {
         if self.ended.is_empty() || self.ended.remove(&id).is_none() {
@@ -540,7 +545,7 @@ impl InFlightCalls {
         }
     }
 
-    /// Puts a call aside that has ended: its place is free for another.
+    /// Moves a call that has ended out of its slot, which is free for another call then.
     #[cold]
     fn evict_ended(&mut self) -> Option<usize> {
         let at = self.slots.iter().position(CallSlot::has_ended)?;
@@ -566,47 +571,53 @@ fn credit_threshold(window: u32) -> u32 {
 
 #[cfg(feature = "testing")]
 impl InFlightCalls {
-    /// What of the window for pushes was taken, and is not given back yet.
+    /// Returns the part of the push window that was consumed and not given back yet.
     pub fn owed_for_pushes(&self) -> u32 {
         self.push_owed
     }
 
-    /// What the books hold must be what was paid for; no call may be in two places, or in none.
+    /// Checks that each window is accounted for in full, and that each call is in exactly one place.
     ///
     /// # Panics
     ///
-    /// If the books do not balance. They need not after a violation.
+    /// If a check fails. The checks need not hold after a protocol violation.
     pub fn audit(&self) {
         let count = self.slots.len();
         let mut free = self.free.clone();
         free.sort_unstable();
         let by_state: Vec<_> = (0..count).filter(|&at| self.slots[at].state == SlotState::Free).collect();
-        assert_eq!(free, by_state, "the list of free places");
+        assert_eq!(free, by_state, "the list of free slots");
         for (at, slot) in self.slots.iter().enumerate() {
-            assert_eq!(slot_index(slot.id, count), at, "a call in another's place");
-            self.audit_place(slot);
+            assert_eq!(slot_index(slot.id, count), at, "a call in the slot of another");
+            self.audit_slot(slot);
         }
         for (id, slot) in &self.ended {
-            assert!(slot.has_ended() && slot.id == *id, "a call put aside that is not over");
-            assert!(self.slots[slot_index(*id, count)].id > *id, "a call in its place, and aside");
-            self.audit_place(slot);
+            assert!(slot.has_ended() && slot.id == *id, "a call moved out of its slot that has not ended");
+            assert!(
+                self.slots[slot_index(*id, count)].id > *id,
+                "a call both in its slot and moved out of it"
+            );
+            self.audit_slot(slot);
         }
         assert!(self.push.bytes.len() <= self.max, "a push longer than agreed");
-        let held = u64::from(self.push_owed) + price(self.pushes.iter()) + begun(&self.push);
+        let held = u64::from(self.push_owed) + price(self.pushes.iter()) + partial_cost(&self.push);
         assert_eq!(u64::from(self.push_left) + held, u64::from(self.push_window), "the window of pushes");
     }
 
-    fn audit_place(&self, slot: &CallSlot) {
+    fn audit_slot(&self, slot: &CallSlot) {
         assert!(slot.item.bytes.len() <= self.max, "a reply longer than agreed");
         assert!(slot.credit <= self.window, "more credit than the window");
         let live = slot.state == SlotState::Waited;
-        assert!(live || (slot.chunks.is_empty() && slot.end.is_none()), "what nobody waits for is kept");
+        assert!(
+            live || (slot.chunks.is_empty() && slot.end.is_none()),
+            "data of a call that was given up is kept"
+        );
         if slot.flags & STREAM != 0 && live {
-            let begun = if slot.end.is_none() { begun(&slot.item) } else { 0 };
-            let held = u64::from(slot.owed) + price(slot.chunks.iter()) + begun;
+            let partial = if slot.end.is_none() { partial_cost(&slot.item) } else { 0 };
+            let held = u64::from(slot.owed) + price(slot.chunks.iter()) + partial;
             let window = u64::from(slot.window) + held;
             assert!(window <= u64::from(self.window), "more of a stream than its window");
-            // Of a last piece that an end cut off nothing is kept.
+            // The last fragments of an item that the final frame cut off are not kept.
             assert!(slot.end.is_some() || window == u64::from(self.window), "the window of a stream");
         }
     }
@@ -617,8 +628,8 @@ fn price<'a>(items: impl Iterator<Item = &'a Vec<u8>>) -> u64 {
     items.map(|item| u64::from(window_cost(item.len()))).sum()
 }
 
-/// What the item under way has cost so far.
+/// Returns the cost of the item under way so far.
 #[cfg(feature = "testing")]
-fn begun(item: &Reassembler) -> u64 {
+fn partial_cost(item: &Reassembler) -> u64 {
     item.first.map_or(0, |_| window_cost(item.bytes.len()).into())
 }

@@ -42,12 +42,12 @@ pub use reconnect::{ConnectionLoss, Reconnect};
 pub use stats::ClientStats;
 pub use streams::{ReplyStream, UploadCall, UploadStream};
 
-/// Calls functions in another process: a connection to a [`SharedMemoryServer`](crate::SharedMemoryServer) that
-/// all threads of this one share.
+/// Calls functions in another process, over a connection to a [`SharedMemoryServer`](crate::SharedMemoryServer) that
+/// all threads of this process share.
 ///
-/// Cloning it is cheap and makes another handle of the same connection; the connection is closed when the last
-/// handle, and the last call under way, is dropped. A thread that waits for its reply reads the ring itself:
-/// with one caller no other thread takes part, with several one reads for all.
+/// Cloning is cheap and makes another handle of the same connection. The connection is closed when the last handle,
+/// and the last call under way, is dropped. A thread that waits for its reply reads the ring itself. With one caller
+/// no other thread takes part; with several, one of them reads for all.
 ///
 /// ```
 /// use narrows::{SharedMemoryClient, SharedMemoryServer};
@@ -63,7 +63,7 @@ pub use streams::{ReplyStream, UploadCall, UploadStream};
 /// # Ok::<(), std::io::Error>(())
 /// ```
 ///
-/// Over a stream that is there already, as of [`SharedMemoryStream::spawn`]:
+/// Calls also go over an existing stream, such as one of [`SharedMemoryStream::spawn`]:
 ///
 /// ```
 /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
@@ -79,7 +79,7 @@ pub use streams::{ReplyStream, UploadCall, UploadStream};
 ///
 /// let mut reply = Vec::new();
 /// client.call_into(1, b"used again", &mut reply)?; // The steady state allocates nothing.
-/// client.notify(1, b"nobody waits for the reply")?;
+/// client.notify(1, b"without a reply")?;
 /// assert_eq!(client.max_message(), 64 << 20);
 /// assert_eq!(client.peer_cred().pid(), std::process::id());
 /// assert_eq!(client.stats().dropped_replies, 0);
@@ -94,17 +94,17 @@ pub struct SharedMemoryClient {
 }
 
 impl SharedMemoryClient {
-    /// Connects to the server at `path`, with the default [`Options`]; within 5 s. It does not reconnect.
+    /// Connects to the server at `path` with the default [`Options`], within 5 s. The client does not reconnect.
     ///
     /// # Errors
     ///
-    /// [`ConnectError`]; [`Rejected`](ConnectError::Rejected) with the code `Busy` if the server has as many
-    /// clients as it takes, [`NoCalls`](ConnectError::NoCalls) if it serves streams.
+    /// [`ConnectError`]: [`Rejected`](ConnectError::Rejected) with the code `Busy` if the server has as many clients
+    /// as it takes, [`NoCalls`](ConnectError::NoCalls) if the server serves streams instead of calls.
     pub fn connect(path: impl AsRef<Path>) -> Result<Self, ConnectError> {
         Self::builder(path).connect()
     }
 
-    /// Chooses options and what happens when the connection is lost, and connects then.
+    /// Returns a builder, which chooses options and what happens when the connection is lost, and then connects.
     ///
     /// ```no_run
     /// use narrows::{Options, Reconnect, SharedMemoryClient};
@@ -118,21 +118,22 @@ impl SharedMemoryClient {
         ClientBuilder::new(path.as_ref())
     }
 
-    /// Calls over a stream that is there: one end of a `pair()`, of a spawned child, or of the parent; the
-    /// other end serves it with [`serve_stream`](crate::SharedMemoryServer::serve_stream). Within 5 s.
+    /// Makes a client over an existing stream: one end of a `pair()`, of a spawned child, or of the parent. The other
+    /// end serves it with [`serve_stream`](crate::SharedMemoryServer::serve_stream). Waits at most 5 s for the
+    /// server's preface.
     ///
     /// # Errors
     ///
-    /// [`ConnectError`].
+    /// [`ConnectError`]: the server refused, did not answer in time, or serves no calls.
     pub fn over(stream: SharedMemoryStream) -> Result<Self, ConnectError> {
         Self::over_with(stream, &Options::new())
     }
 
-    /// As [`over`](Self::over), with the windows and the handshake's time of these options.
+    /// Makes a client over an existing stream, with the windows and the handshake timeout of these options.
     ///
-    /// Sizes belong to the connection: `slots`, `arena`, `max_message` and `max_calls_in_flight` have to be those that it was
-    /// made with, or left at their defaults. What concerns making a connection (`authorize`, `backlog`, …) is over and does
-    /// not matter.
+    /// Sizes belong to the connection: `slots`, `arena`, `max_message` and `max_calls_in_flight` must be those that
+    /// it was made with, or be left at their defaults. Options that concern making a connection (`authorize`,
+    /// `backlog`, …) have no effect.
     ///
     /// ```
     /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
@@ -145,7 +146,9 @@ impl SharedMemoryClient {
     ///
     /// # Errors
     ///
-    /// [`ConnectError`]; [`BadOptions`](ConnectError::BadOptions) names a size that the connection does not have.
+    /// [`ConnectError`]: the server refused, did not answer in time, or serves no calls.
+    /// [`BadOptions`](ConnectError::BadOptions) if an option is illegal, or names a size that the connection does not
+    /// have.
     pub fn over_with(stream: SharedMemoryStream, options: &Options) -> Result<Self, ConnectError> {
         options.limits().map_err(ConnectError::BadOptions)?;
         if let Some(text) = stream.contradiction(options) {
@@ -156,20 +159,22 @@ impl SharedMemoryClient {
         Ok(Self { source: Arc::new(ConnectionSource::fixed(connection)) })
     }
 
-    /// Calls a method, and waits for its reply.
+    /// Calls a method, and returns its reply.
     ///
-    /// Blocks until the reply comes, or the connection ends. The reply allocates; see
-    /// [`call_into`](Self::call_into).
+    /// Blocks until the reply arrives or the connection ends, without a deadline. The reply is allocated;
+    /// [`call_into`](Self::call_into) reuses a buffer.
     ///
     /// # Errors
     ///
-    /// [`CallError`]: the server's answer, or the end of the connection.
+    /// [`CallError`]: the server's answer, or the reason why the connection ended.
     pub fn call(&self, method: u32, request: &[u8]) -> Result<Reply, CallError> {
         self.call_until(method, request, Wait::NO_DEADLINE)
     }
 
-    /// As [`call`](Self::call), for at most `timeout`; one too long for the clock is for ever. The server sees
-    /// the deadline, and that nobody waits any more.
+    /// Calls a method, and returns its reply, within `timeout`.
+    ///
+    /// A timeout that overflows `Instant` means no deadline. The server is sent the time that is left, and is asked
+    /// to cancel the call when the deadline has passed.
     ///
     /// ```
     /// use std::time::Duration;
@@ -178,7 +183,7 @@ impl SharedMemoryClient {
     /// let (a, b) = SharedMemoryStream::pair()?;
     /// let server = SharedMemoryServer::new()
     ///     .method(1, |request, _| {
-    ///         while !request.is_cancelled() { // It looks up the tide.
+    ///         while !request.is_cancelled() { // It works for long.
     ///             std::thread::yield_now();
     ///         }
     ///         Ok(())
@@ -193,35 +198,43 @@ impl SharedMemoryClient {
     ///
     /// # Errors
     ///
-    /// As `call`, and [`CallError::Timeout`].
+    /// [`CallError`]: the server's answer, or the reason why the connection ended. [`CallError::Timeout`] if the
+    /// deadline passed first; a late reply is dropped.
     pub fn call_timeout(&self, method: u32, request: &[u8], timeout: Duration) -> Result<Reply, CallError> {
         self.call_until(method, request, Wait::for_duration(timeout))
     }
 
-    /// As [`call`](Self::call), until `deadline` at most.
+    /// Calls a method, and returns its reply, until `deadline` at most. The server is sent the time that is left, and
+    /// is asked to cancel the call when the deadline has passed.
     ///
     /// # Errors
     ///
-    /// As `call`, and [`CallError::Timeout`].
+    /// [`CallError`]: the server's answer, or the reason why the connection ended. [`CallError::Timeout`] if the
+    /// deadline passed first; a late reply is dropped.
     pub fn call_deadline(&self, method: u32, request: &[u8], deadline: Instant) -> Result<Reply, CallError> {
         self.call_until(method, request, Wait::Deadline(Some(deadline)))
     }
 
-    /// As [`call`](Self::call); the reply replaces what is in `buffer`, whose memory is used again: the steady
-    /// state allocates nothing. After an error the buffer is empty.
+    /// Calls a method whose reply replaces what is in `buffer`. Blocks until the reply arrives or the connection
+    /// ends, without a deadline.
+    ///
+    /// The buffer's memory is used again, so that the steady state allocates nothing. After an error the buffer is
+    /// empty.
     ///
     /// # Errors
     ///
-    /// As `call`.
+    /// [`CallError`]: the server's answer, or the reason why the connection ended.
     pub fn call_into(&self, method: u32, request: &[u8], buffer: &mut Vec<u8>) -> Result<(), CallError> {
         self.source.call(method, request, buffer, Wait::NO_DEADLINE)
     }
 
-    /// As [`call_into`](Self::call_into), until `deadline` at most.
+    /// Calls a method whose reply replaces what is in `buffer`, until `deadline` at most. After an error the buffer
+    /// is empty.
     ///
     /// # Errors
     ///
-    /// As `call`, and [`CallError::Timeout`].
+    /// [`CallError`]: the server's answer, or the reason why the connection ended. [`CallError::Timeout`] if the
+    /// deadline passed first; a late reply is dropped.
     pub fn call_into_deadline(
         &self,
         method: u32,
@@ -232,9 +245,9 @@ impl SharedMemoryClient {
         self.source.call(method, request, buffer, Wait::Deadline(Some(deadline)))
     }
 
-    /// Sends a request and returns at once, so that one thread may have many calls under way.
+    /// Sends a request and returns the call under way, so that one thread may have many calls under way.
     ///
-    /// Blocks only while the ring has no room for the request, or as many calls are under way as the connection
+    /// Blocks only while the ring has no room for the request, or while as many calls are under way as the connection
     /// takes ([`Options::max_calls_in_flight`]).
     ///
     /// ```
@@ -257,16 +270,17 @@ impl SharedMemoryClient {
     ///
     /// # Errors
     ///
-    /// [`CallError`]: the request was not sent.
+    /// [`CallError`]: why the request was not sent.
     pub fn start_call(&self, method: u32, request: &[u8]) -> Result<PendingCall, CallError> {
         self.start_until(method, request, Wait::NO_DEADLINE)
     }
 
-    /// As [`start_call`](Self::start_call), blocking for at most `timeout`. The call itself may take longer.
+    /// Sends a request and returns the call under way. Blocks for room for at most `timeout`; the call itself may
+    /// take longer.
     ///
     /// # Errors
     ///
-    /// As there, and [`CallError::Timeout`].
+    /// [`CallError`]: why the request was not sent. [`CallError::Timeout`] if there was no room in time.
     pub fn start_call_timeout(
         &self,
         method: u32,
@@ -276,12 +290,14 @@ impl SharedMemoryClient {
         self.start_until(method, request, Wait::for_duration(timeout))
     }
 
-    /// As [`start_call`](Self::start_call), but never blocks: for a thread that may not, such as that of a user interface.
+    /// Sends a request and returns the call under way; never blocks. It is for threads that must not block, such as
+    /// that of a user interface.
     ///
     /// # Errors
     ///
-    /// As there, and [`CallError::Timeout`] if it would have to wait for room. Where the connection is lost, the error is how
-    /// it ended: with a policy to [`Reconnect`] a thread in the background makes a new one meanwhile, and a later call succeeds.
+    /// [`CallError`]: why the request was not sent. [`CallError::Timeout`] if the call would have to wait for room.
+    /// After the connection was lost, the error is how it ended. With a policy to [`Reconnect`], a thread in the
+    /// background makes a new connection meanwhile, and later calls use it.
     ///
     /// ```
     /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
@@ -298,7 +314,8 @@ impl SharedMemoryClient {
         self.start_until(method, request, Wait::Never)
     }
 
-    /// Calls a method whose reply is a stream of chunks.
+    /// Calls a method whose reply is a stream of chunks. Blocks only while there is no room for the request or for
+    /// one more call.
     ///
     /// ```
     /// # use narrows::{Options, SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
@@ -319,13 +336,14 @@ impl SharedMemoryClient {
     ///
     /// # Errors
     ///
-    /// [`CallError`]: the request was not sent. What the method says comes with the stream.
+    /// [`CallError`]: why the request was not sent. An error of the method comes with the stream.
     pub fn call_streaming(&self, method: u32, request: &[u8]) -> Result<ReplyStream, CallError> {
         let connection = self.source.get(Wait::NO_DEADLINE)?;
         ReplyStream::begin(connection.share(), method, request)
     }
 
-    /// Calls a method that takes a stream of chunks and gives one reply.
+    /// Calls a method that takes a stream of chunks and gives one reply. Blocks only while there is no room for the
+    /// request or for one more call.
     ///
     /// ```
     /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
@@ -349,13 +367,14 @@ impl SharedMemoryClient {
     ///
     /// # Errors
     ///
-    /// [`CallError`]: the request was not sent.
+    /// [`CallError`]: why the request was not sent.
     pub fn start_upload(&self, method: u32, request: &[u8]) -> Result<UploadCall, CallError> {
         let connection = self.source.get(Wait::NO_DEADLINE)?;
         UploadCall::begin(connection.share(), method, request)
     }
 
-    /// Calls a method that takes a stream of chunks and gives one: both ways at once, for two threads or one.
+    /// Calls a method that takes a stream of chunks and replies with another. Both directions may be used at once, by
+    /// two threads or by one. Blocks only while there is no room for the request or for one more call.
     ///
     /// ```
     /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
@@ -382,7 +401,7 @@ impl SharedMemoryClient {
     ///
     /// # Errors
     ///
-    /// [`CallError`]: the request was not sent.
+    /// [`CallError`]: why the request was not sent.
     pub fn start_duplex(
         &self,
         method: u32,
@@ -392,36 +411,36 @@ impl SharedMemoryClient {
         streams::begin_duplex(&connection.share(), method, request)
     }
 
-    /// Sends a request whose reply nobody waits for.
+    /// Sends a request whose caller does not wait for a reply.
     ///
-    /// That it was sent does not say that it was served: nothing tells if the method fails. Blocks as
-    /// [`start_call`](Self::start_call) does.
+    /// Success means that the request was sent, not that it was served: a failure of the method is not reported.
+    /// Blocks only while there is no room for the request or for one more call.
     ///
     /// # Errors
     ///
-    /// [`CallError`]: the request was not sent.
+    /// [`CallError`]: why the request was not sent.
     pub fn notify(&self, method: u32, request: &[u8]) -> Result<(), CallError> {
         let connection = self.source.get(Wait::NO_DEADLINE)?;
         connection.start(method, NOTIFY, request, &mut Vec::new(), Wait::NO_DEADLINE).map(drop)
     }
 
-    /// What the kernel said about the server when the connection was made.
+    /// Returns the credentials of the server's process, as the kernel reported them when the connection was made.
     pub fn peer_cred(&self) -> PeerCred {
         self.source.any().handle.cred()
     }
 
-    /// Whether the connection is there: its end was not noticed, and it was not closed. A client that reconnects may have
-    /// lost it and make another with the next call.
+    /// Returns whether the connection is open: its end was not noticed, and it was not closed. A client that
+    /// reconnects may have lost its connection, and makes another one with the next call.
     pub fn is_connected(&self) -> bool {
         self.source.any().handle.ended().is_none()
     }
 
-    /// The longest request or reply, in bytes, as agreed with the server.
+    /// Returns the length of the longest request or reply, in bytes, as negotiated with the server.
     pub fn max_message(&self) -> usize {
         self.source.any().handle.max_message()
     }
 
-    /// What was done so far.
+    /// Returns the statistics of the connection, and the number of reconnects. All are zero in a forked child.
     pub fn stats(&self) -> ClientStats {
         let connection = self.source.any();
         let reconnects = self.source.reconnects();
@@ -446,15 +465,15 @@ impl SharedMemoryClient {
         }
     }
 
-    /// Closes the connection, for all handles: calls under way end with `Closed`, and no later one reconnects.
+    /// Closes the connection, for all handles. Calls under way fail with `Closed`, and no later call reconnects.
     pub fn close(&self) {
         self.source.close();
     }
 
     fn start_until(&self, method: u32, request: &[u8], wait: Wait) -> Result<PendingCall, CallError> {
         let connection = self.source.get(wait)?;
-        let begun = connection.start(method, 0, request, &mut Vec::new(), wait)?;
-        Ok(PendingCall::new(connection.share(), begun.id, method))
+        let started = connection.start(method, 0, request, &mut Vec::new(), wait)?;
+        Ok(PendingCall::new(connection.share(), started.id, method))
     }
 
     fn call_until(&self, method: u32, request: &[u8], wait: Wait) -> Result<Reply, CallError> {
@@ -470,7 +489,7 @@ impl fmt::Debug for SharedMemoryClient {
     }
 }
 
-/// Makes a client: options, and what happens when the connection is lost.
+/// Builds a client: chooses options and what happens when the connection is lost.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -502,14 +521,14 @@ impl ClientBuilder {
         self
     }
 
-    /// Makes a new connection when one was lost. Default: never.
+    /// Makes a new connection after one was lost. Default: never.
     #[must_use]
     pub fn reconnect(mut self, policy: Reconnect) -> Self {
         self.reconnect = Some(policy);
         self
     }
 
-    /// Connects, within the handshake's time (5 s unless set).
+    /// Connects, within the handshake timeout (5 s unless set).
     ///
     /// # Errors
     ///

@@ -1,34 +1,35 @@
-//! One connection of a client, as all its threads share it: who reads, who sends, who waits.
+//! The leader/follower pattern: one thread of the client receives for all the threads that wait on one connection.
 //!
 //! ```text
-//!   thread A ── has the reader: takes frames off the ring, for itself and for all others
-//!   thread B ── waits for the signal of its call's place
-//!   thread C ── sends, a piece at a time, in turn with others
+//!   thread A ── leader: has the receiving half, takes frames off the ring for itself and for all followers
+//!   thread B ── follower: waits for the condition variable of its call's slot
+//!   thread C ── sends one fragment at a time, in turn with other senders
 //!
-//!   books (one lock)   the table of calls, who waits, and while nobody has them:
-//!                      the reader (the receiving half) and the pen (the sending half)
-//!   bell  (one lock)   the urgent words: a cancel waits for nothing
+//!   state         (one lock)   the calls, the counts of waiting threads, and, while no thread has them,
+//!                              the receiving half and the sending half
+//!   cancel_sender (one lock)   the out-of-band (OOB) words: a cancel never waits
 //! ```
 //!
-//! No thread but those that call takes part. Who needs a reply and finds the reader free takes it, and gives
-//! it back when its own reply has come, its time is over, or it unwinds.
+//! Only threads that wait or send on the connection take part: there is no dispatcher thread. A thread that waits for
+//! a reply becomes the leader if the receiving half is free. It puts the half back when its own reply has arrived,
+//! when its deadline has passed, or when it unwinds.
 //!
 //! # Invariants
 //!
-//! 1. The reader is in the books, or one thread has it: no two threads receive, or sleep on its flag. So it is with
-//!    the pen.
-//! 2. Whoever leaves while the reader is in the books and others wait has woken one of them since: there is
-//!    no moment at which all wait and nobody reads.
-//! 3. A place's change is signalled under the lock under which it was made.
-//! 4. No lock is held while a thread sleeps on the ring. Who waits for space has the pen, and no longer than until
-//!    its own deadline; the server always reads, so space always comes or the end does.
-//! 5. The first verdict about the end stays, and every call that waits gets it.
-//! 6. Who reads while it waits for a place is made to look up when another thread frees one: no frame tells of that.
+//! 1. The receiving half is in the state, or exactly one thread has it: no two threads receive, or sleep on its flag.
+//!    The same holds for the sending half.
+//! 2. A thread that leaves while the receiving half is in the state and others wait wakes one of them: there is no
+//!    moment at which threads wait and none of them leads.
+//! 3. A change of a slot is signalled under the lock under which it was made.
+//! 4. No thread holds a lock while it sleeps on the ring. A thread that waits for room has the sending half, until
+//!    its own deadline at most. The server always reads, so either there is room in the end or the connection ends.
+//! 5. The first close reason stays, and every waiting call gets it.
+//! 6. A leader that waits for a free slot is woken when another thread frees one, since no frame reports that.
 //!
 //! # Proof
 //!
-//! `loom-tests/src/models/calls.rs` runs this code: two callers and a server in every order, leaving by reply,
-//! deadline and end.
+//! `loom-tests/src/models/calls.rs` runs this code: two callers and a server in every order, which leave by reply,
+//! deadline and close.
 
 use std::fmt;
 use std::mem;
@@ -43,78 +44,78 @@ use crate::channel::{
 use crate::error::{ConnectionError, ProtocolViolation};
 use crate::memory::Memory;
 use crate::rpc::fragment::Fragmenter;
-use crate::rpc::frame::{Frame, send};
 use crate::rpc::slot_index;
+use crate::rpc::wire::{Frame, send_frame};
 use crate::rpc::wire::{FrameHeader, FrameKind, HEADER_LEN};
 
-/// Why a wait came to nothing.
+/// Why a wait ended without a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WaitError {
-    /// Its time is over.
+    /// The deadline passed.
     Timeout,
     /// The connection has ended.
     Ended(ConnectionError),
-    /// The call is over already: what was still to be sent is of no use.
+    /// The call is over already: what was still to be sent has no effect.
     CallOver,
     /// The direction has carried all its messages.
     Exhausted,
 }
 
-/// What the books hold.
+/// What the lock of a multiplexer guards.
 #[derive(Debug)]
 pub struct MultiplexerState<M, P> {
-    /// The calls.
+    /// The calls under way.
     pub calls: InFlightCalls,
-    /// The receiving half, while nobody reads.
+    /// The receiving half, while no thread leads.
     receiver: Option<Box<ReceiverCore<M, P>>>,
-    /// The sending half, while nobody sends something long.
+    /// The sending half, unless a thread has taken it. A leader sends a short request with it under the lock.
     sender: Option<Box<SenderCore<M, P>>>,
-    /// How many wait for each signal.
+    /// The number of threads that wait for each signal.
     waiting_at: Vec<u32>,
-    /// How many wait at all.
+    /// The number of threads that wait for any signal.
     waiters: u32,
-    /// Whoever has the reader waits for a place.
+    /// The leader waits for a free slot.
     leader_wants_slot: bool,
     closed: Option<ConnectionError>,
     lost_calls: Option<Vec<LostCall>>,
 }
 
-/// The urgent words.
+/// The out-of-band words, which cancel calls.
 #[derive(Debug)]
 struct CancelSender<M> {
     oob_sender: OobSender<M>,
-    /// The last that was stored, of each place.
+    /// The id that was last stored for each slot.
     last: Box<[u64]>,
 }
 
-/// One connection.
+/// One connection, as all threads of the client share it.
 pub struct Multiplexer<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> {
     state: T::Lock<MultiplexerState<M, P>>,
     cancel_sender: T::Lock<CancelSender<M>>,
     signals: Box<[T::Condvar]>,
-    /// A place was freed, for a reader that waits for one.
+    /// A slot was freed while the leader waits for one.
     slot_freed: T::Flag,
     incoming: IncomingSignals<M>,
     slots: usize,
     max_fragment: usize,
 }
 
-/// What two halves and a table make.
+/// The parts of a multiplexer: the two halves of a connection and the calls.
 #[derive(Debug)]
 pub struct MultiplexerParts<M, P> {
-    /// Receives.
+    /// The receiving half.
     pub inbound: ReceiverCore<M, P>,
-    /// Sends.
+    /// The sending half.
     pub outbound: SenderCore<M, P>,
-    /// Stores urgent words.
+    /// Stores out-of-band words.
     pub oob_sender: OobSender<M>,
-    /// The incoming direction.
+    /// What any thread may read of the incoming direction.
     pub incoming: IncomingSignals<M>,
-    /// The calls.
+    /// The calls under way.
     pub calls: InFlightCalls,
-    /// How many places it has.
+    /// The number of slots.
     pub slots: usize,
-    /// The longest body of a frame.
+    /// The longest body of a frame, in bytes.
     pub max_fragment: usize,
 }
 
@@ -122,7 +123,7 @@ pub(super) type StateGuard<'a, M, P, T> =
     <<T as SyncBackend>::Lock<MultiplexerState<M, P>> as Lock<MultiplexerState<M, P>>>::Guard<'a>;
 
 impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> Multiplexer<M, P, T> {
-    /// A connection whose greetings were exchanged.
+    /// Returns the multiplexer of a connection whose prefaces were exchanged.
     pub fn new(parts: MultiplexerParts<M, P>) -> Self {
         let signals = parts.slots + 3;
         let state = MultiplexerState {
@@ -149,36 +150,37 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> Multiplexer<M, P, T
         }
     }
 
-    /// The books, for what takes no time.
+    /// Locks the state. The caller must not wait while it holds the lock.
     pub fn lock(&self) -> impl DerefMut<Target = MultiplexerState<M, P>> + '_ {
         self.state.lock()
     }
 
-    /// The signal of a call.
+    /// Returns the signal of a call.
     pub fn signal_of(&self, id: u64) -> usize {
         slot_index(id, self.slots)
     }
 
-    /// The signal of free places.
+    /// Returns the signal of free slots.
     pub fn slot_signal(&self) -> usize {
         self.slots
     }
 
-    /// The signal of pushes.
+    /// Returns the signal of pushes.
     pub fn push_signal(&self) -> usize {
         self.slots + 1
     }
 
-    /// The signal of the pen.
+    /// Returns the signal of the sending half.
     pub(super) fn sender_signal(&self) -> usize {
         self.slots + 2
     }
 
-    /// Waits until `done` finds what it looks for in the books, reading for everybody while nobody does.
+    /// Waits until `done` returns a result for the calls. The thread leads while no other thread does.
     ///
     /// # Errors
     ///
-    /// [`Stop::Timeout`], or [`Stop::Ended`] if nothing was found and nothing can come any more.
+    /// [`WaitError::Timeout`] if the deadline passed first, or [`WaitError::Ended`] if `done` found nothing and the
+    /// connection has ended.
     #[inline]
     pub fn wait<R>(
         &self,
@@ -207,8 +209,9 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> Multiplexer<M, P, T
         }
     }
 
-    /// Opens a call, sends its only frame without waiting, and waits for its end, in one sitting; the reply
-    /// comes into `buffer`. `None` if that cannot be done now: nothing was sent then.
+    /// Opens a call, sends its only frame without waiting, and leads until the call is over. The reply is copied into
+    /// `buffer`. Returns `None`, and sends nothing, if another thread leads or sends, no slot is free, the ring has
+    /// no room, or the connection has ended.
     #[inline]
     pub fn call_as_leader(
         &self,
@@ -224,7 +227,7 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> Multiplexer<M, P, T
         let state = turn.state();
         let sender = state.sender.as_mut()?;
         let id = state.calls.open(head.word, head.flags)?;
-        if send(sender, head, parts, id, Wait::Never).is_err() {
+        if send_frame(sender, head, parts, id, Wait::Never).is_err() {
             state.calls.forget_unsent(id);
             return None;
         }
@@ -235,8 +238,8 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> Multiplexer<M, P, T
                 return Some((id, Ok(CallOutcome::Reply)));
             }
             let state = turn.state();
-            if let Some(end) = state.calls.take_outcome(id, own.buffer) {
-                return Some((id, Ok(end)));
+            if let Some(outcome) = state.calls.take_outcome(id, own.buffer) {
+                return Some((id, Ok(outcome)));
             }
             if let Some(ended) = state.closed {
                 return Some((id, Err(WaitError::Ended(ended))));
@@ -247,11 +250,11 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> Multiplexer<M, P, T
         }
     }
 
-    /// Sends an item of a call, a piece at a time, in turn with other threads.
+    /// Sends an item of a call, one fragment at a time, in turn with other threads.
     ///
     /// # Errors
     ///
-    /// [`Stop`]; how much was sent is in `cut`.
+    /// [`WaitError`]; `fragmenter` records how much was sent.
     pub fn send_item(
         &self,
         fragmenter: &mut Fragmenter,
@@ -267,7 +270,7 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> Multiplexer<M, P, T
                 return Err(WaitError::CallOver);
             }
             let Some(out) = turn.take_sender(wait) else { return Err(WaitError::Timeout) };
-            self.send_result(send(out, head, split_range(parts, &range), id, wait))?;
+            self.send_result(send_frame(out, head, split_range(parts, &range), id, wait))?;
             drop(turn);
             *seq = seq.wrapping_add(u16::from(head.kind.is_sequenced()));
             if fragmenter.advance(&range) {
@@ -276,52 +279,52 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> Multiplexer<M, P, T
         }
     }
 
-    /// Tells the server that nobody waits for the call any more; takes no time, whatever is under way.
+    /// Asks the server to cancel the call. Never waits, whatever is under way.
     pub fn cancel(&self, id: u64) {
         let at = self.signal_of(id);
         let mut cancel_sender = self.cancel_sender.lock();
-        // A call that is over may have given its place to one that was cancelled since: its word stays.
+        // The call may be over, and its slot may hold a newer call that was cancelled since: the newer word stays.
         if cancel_sender.last[at] < id {
             cancel_sender.last[at] = id;
             cancel_sender.oob_sender.send_oob(u32::try_from(at).unwrap_or(0), id);
         }
     }
 
-    /// How the connection has ended, if a call has found out.
+    /// Returns how the connection has ended, if a thread has noticed it.
     pub fn closed(&self) -> Option<ConnectionError> {
         self.state.lock().closed
     }
 
-    /// What was under way when the connection ended; once.
+    /// Returns the calls that were under way when the connection ended, and the number of pushes left; only once.
     pub fn take_lost(&self) -> Option<(Vec<LostCall>, usize)> {
         let mut state = self.state.lock();
         let pushes = state.calls.pushes();
         state.lost_calls.take().map(|calls| (calls, pushes))
     }
 
-    /// Forgets a call of which nothing was sent; whoever waits for a place gets it.
+    /// Forgets a call of which nothing was sent, and wakes a thread that waits for a slot.
     pub fn forget_unsent(&self, id: u64) {
         Turn::begin(self).state().calls.forget_unsent(id);
     }
 
-    /// Nobody waits for the call any more: the server is told, unless it has said its last word.
+    /// Gives a call up. The server is asked to cancel it, unless it has sent its final frame.
     pub fn abandon(&self, id: u64) {
         let mut turn = Turn::begin(self);
         let must_cancel = turn.state().calls.abandon(id);
-        turn.notify(Wakeup::Call(self.signal_of(id))); // The other half of its streams may wait.
+        turn.notify(Wakeup::Call(self.signal_of(id))); // The other half of its streams may wait for it.
         drop(turn);
         if must_cancel {
             self.cancel(id);
         }
     }
 
-    /// The longest body of a frame.
+    /// Returns the longest body of a frame, in bytes.
     #[inline]
     pub fn max_fragment(&self) -> usize {
         self.max_fragment
     }
 
-    /// The connection has ended: all who wait are told.
+    /// Records that the connection has ended, and wakes all threads that wait.
     pub fn close(&self, ended: ConnectionError) {
         self.state.lock().close(&self.signals, ended, T::Lock::<MultiplexerState<M, P>>::notify);
     }
@@ -329,7 +332,7 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> Multiplexer<M, P, T
     fn send_result(&self, sent: Result<(), SendCoreError>) -> Result<(), WaitError> {
         match sent {
             Ok(()) => Ok(()),
-            // What the server has sent before may still be received: the verdict is the reader's.
+            // The server's earlier frames may still be received: the leader decides how the connection has ended.
             Err(SendCoreError::Ended(ended)) => Err(WaitError::Ended(ended)),
             Err(SendCoreError::Exhausted) => Err(WaitError::Exhausted),
             Err(SendCoreError::Full | SendCoreError::TooLarge(_) | SendCoreError::TooLargeToTry) => {
@@ -340,14 +343,14 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> Multiplexer<M, P, T
 }
 
 impl<M: Memory, P: WaitPolicy> MultiplexerState<M, P> {
-    /// Returns how full the way to the server was at most, in thousandths, unless a thread is sending.
+    /// Returns the highest fill level of the ring to the server, in thousandths, unless a thread is sending.
     pub(super) fn peak_fill(&self) -> Option<u32> {
-        self.sender.as_ref().map(|sender| sender.ring().fullest())
+        self.sender.as_ref().map(|sender| sender.ring().peak_fill())
     }
 }
 
 impl<M, P> MultiplexerState<M, P> {
-    /// The connection has ended: the first verdict stays.
+    /// Records that the connection has ended, unless that was done: the first close reason stays.
     pub(super) fn close<S>(&mut self, signals: &[S], ended: ConnectionError, notify: impl Fn(&S)) {
         if self.closed.is_none() {
             (self.closed, self.lost_calls) = (Some(ended), Some(self.calls.unanswered_calls()));
@@ -356,7 +359,7 @@ impl<M, P> MultiplexerState<M, P> {
     }
 }
 
-/// The range of two parts taken as one.
+/// Returns a range of the concatenation of two parts.
 fn split_range<'a>([first, second]: [&'a [u8]; 2], range: &Range<usize>) -> [&'a [u8]; 2] {
     let split = first.len();
     let one = first.get(range.start.min(split)..range.end.min(split)).unwrap_or_default();
@@ -371,31 +374,31 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> fmt::Debug for Mult
     }
 }
 
-/// Frames after which a reader looks at the clock: one that always finds another never waits, and must
-/// leave at its deadline all the same.
+/// The number of frames after which a leader checks the clock. A leader that always finds another frame never waits,
+/// and must still stop at its deadline.
 const CLOCK_CHECK_FRAMES: u32 = 32;
 
-/// What a read has come to.
+/// The result of leading for one frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LeadResult {
-    /// The reader's own reply is where it was wanted.
+    /// The leader's own reply is in its buffer.
     OwnReply,
-    /// Something was entered in the books: look there.
+    /// The state may have changed.
     Progress,
-    /// The time is over.
+    /// The deadline has passed.
     TimedOut,
 }
 
-/// The call of a reader that waits for nothing else.
+/// The leader's own call, if the leader waits for nothing else.
 pub(super) struct OwnCall<'a> {
     id: u64,
     buffer: &'a mut Vec<u8>,
-    /// The buffer is in the books, for a reply in pieces; it may be there for what was another's frame.
+    /// The buffer is lent to the call's slot, for a reply in fragments; a frame of another call lends it as well.
     borrowed: bool,
 }
 
 impl OwnCall<'_> {
-    /// Whether the message is the whole reply, of which nothing came before.
+    /// Returns whether the message is the whole reply, in one frame.
     #[inline]
     fn is_whole_reply<M: Memory, P: WaitPolicy>(
         &self,
@@ -408,7 +411,7 @@ impl OwnCall<'_> {
             && head == FrameHeader::new(FrameKind::Reply, 0).encode()
     }
 
-    /// Copies the reply to where it is wanted, if it is there, whole and short.
+    /// Copies the reply into the buffer, if it is the next message, in one frame, and short.
     #[inline]
     fn try_take_inline<M: Memory, P: WaitPolicy>(&mut self, receiver: &mut ReceiverCore<M, P>) -> bool {
         let Self { id, buffer, borrowed: false } = self else { return false };
@@ -420,26 +423,26 @@ impl OwnCall<'_> {
             Some(buffer)
         });
         if !took {
-            buffer.clear(); // Torn bytes are no reply.
+            buffer.clear(); // The peer may have overwritten the bytes.
         }
         took
     }
 }
 
-/// A thread's part in a connection: the lock of the books, and the reader and the pen if it has them. Leaving it in
-/// any way puts both back, and wakes somebody who may take them.
+/// One thread's turn on a connection: the lock of the state, and the halves if it has them. Dropping it puts both
+/// halves back and wakes threads that may take them.
 pub(super) struct Turn<'a, M: Memory + Send + 'a, P: WaitPolicy + Send + 'a, T: SyncBackend> {
     mux: &'a Multiplexer<M, P, T>,
     state: Option<StateGuard<'a, M, P, T>>,
     receiver: Option<Box<ReceiverCore<M, P>>>,
     sender: Option<Box<SenderCore<M, P>>>,
     frames: u32,
-    /// It has not read yet.
+    /// The thread has not led yet in this turn.
     is_first_lead: bool,
 }
 
 impl<'a, M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> Turn<'a, M, P, T> {
-    /// A thread that begins, with the books.
+    /// Begins a turn: locks the state.
     #[inline]
     pub(super) fn begin(mux: &'a Multiplexer<M, P, T>) -> Self {
         Self {
@@ -452,13 +455,13 @@ impl<'a, M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> Turn<'a, M, P, 
         }
     }
 
-    /// The books, locked until it waits.
+    /// Returns the state, which stays locked until the thread waits.
     #[inline]
     pub(super) fn state(&mut self) -> &mut MultiplexerState<M, P> {
         self.state.get_or_insert_with(|| self.mux.state.lock())
     }
 
-    /// Takes the reader, if nobody has it.
+    /// Becomes the leader, if no other thread is. Returns whether this thread leads.
     #[inline]
     pub(super) fn try_lead(&mut self) -> bool {
         if self.receiver.is_none() {
@@ -467,7 +470,8 @@ impl<'a, M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> Turn<'a, M, P, 
         self.receiver.is_some()
     }
 
-    /// Takes the pen, when it is this thread's turn, and unlocks the books. `None` if the time is over first.
+    /// Takes the sending half when no other thread has it, and unlocks the state. Returns `None` if the deadline
+    /// passes first.
     pub(super) fn take_sender(&mut self, wait: Wait) -> Option<&mut SenderCore<M, P>> {
         let sender = self.mux.sender_signal();
         loop {
@@ -476,7 +480,7 @@ impl<'a, M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> Turn<'a, M, P, 
                 return Some(self.sender.insert(taken));
             }
             if !self.follow(sender, wait) {
-                // It may have come at the last moment.
+                // Another thread may have put it back at the last moment.
                 let taken = self.state().sender.take()?;
                 self.state = None;
                 return Some(self.sender.insert(taken));
@@ -484,14 +488,14 @@ impl<'a, M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> Turn<'a, M, P, 
         }
     }
 
-    /// Receives one frame, and enters it in the books, unless it is the reader's own whole reply.
+    /// Receives one frame and enters it in the state, unless it is the leader's own whole reply.
     ///
-    /// The books are locked while it sleeps by nobody; but for a glance a single caller keeps them, which spares two
-    /// locks where the answer comes at once.
+    /// The leader unlocks the state before it sleeps. A single caller keeps the lock during a brief spin, which saves
+    /// locking twice where the reply arrives at once.
     #[inline]
     pub(super) fn lead(&mut self, wait: Wait, mut own: Option<&mut OwnCall<'_>>) -> LeadResult {
         let Some(receiver) = self.receiver.as_mut() else { return LeadResult::Progress };
-        // Once: a peer whose words flicker must not keep us here.
+        // Only once in a turn: a hostile peer that changes its words all the time must not keep this thread spinning.
         let alone = own.is_some() && mem::take(&mut self.is_first_lead);
         let held =
             alone && self.state.as_ref().is_some_and(|state| state.waiters == 0) && receiver.spin_briefly();
@@ -509,7 +513,7 @@ impl<'a, M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> Turn<'a, M, P, 
                 let ended = receiver.violated(ProtocolViolation("a frame in fragments"));
                 self.on_closed(ended);
             }
-            Err(_) if held => return LeadResult::Progress, // The glance was mistaken.
+            Err(_) if held => return LeadResult::Progress, // The brief spin saw no whole frame.
             Err(_) => return LeadResult::TimedOut,
             Ok(message) => match own {
                 Some(own) if own.is_whole_reply(receiver, &message) => {
@@ -528,22 +532,23 @@ impl<'a, M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> Turn<'a, M, P, 
         }
     }
 
-    /// Copies the reader's own reply to where it is wanted; its place is free then. False if it is worth nothing.
+    /// Copies the leader's own reply into its buffer and frees its slot. Returns false if there is no memory for it,
+    /// or the peer overwrote it.
     #[inline]
     fn copy_own_reply(&mut self, message: &IncomingMessage, own: &mut OwnCall<'_>) -> bool {
         let mux = self.mux;
         let Some(receiver) = self.receiver.as_mut() else { return false };
         let copied = receiver.read_on(message, HEADER_LEN, own.buffer);
-        let given = receiver.release(message);
+        let released = receiver.release(message);
         let state = self.state.get_or_insert_with(|| mux.state.lock());
-        match given {
+        match released {
             Ok(()) if copied.is_ok() => {
                 state.calls.complete(own.id);
                 return true;
             }
             Ok(()) => {
-                let change = state.calls.fail_reply(own.id);
-                self.notify(change);
+                let wakeup = state.calls.fail_reply(own.id);
+                self.notify(wakeup);
             }
             Err(fault) => self.on_closed(match fault {
                 RecvCoreError::Ended(ended) => ended,
@@ -559,22 +564,22 @@ impl<'a, M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> Turn<'a, M, P, 
         let state = self.state.get_or_insert_with(|| mux.state.lock());
         let Some(receiver) = self.receiver.as_mut() else { return };
         if let Some(own) = own.filter(|own| !own.borrowed) {
-            // Its pieces go to where they are wanted.
+            // The leader's own reply may come in fragments, which are collected in its own buffer.
             own.borrowed = true;
             state.calls.lend_buffer(own.id, own.buffer);
         }
-        let change = enter_into(&mut state.calls, receiver, message);
-        if change.is_err() {
+        let wakeup = enter_into(&mut state.calls, receiver, message);
+        if wakeup.is_err() {
             state.calls.discard_received();
         }
-        match change {
-            Ok(change) => self.notify(change),
+        match wakeup {
+            Ok(wakeup) => self.notify(wakeup),
             Err(ended) => self.on_closed(ended),
         }
     }
 
-    /// Reads as [`read`](Self::read) does, for one who waits for a place: it also looks up when another thread frees
-    /// one.
+    /// Receives one frame, as [`lead`](Self::lead) does, for a leader that waits for a free slot. It also returns
+    /// when another thread frees one.
     pub(super) fn lead_for_slot(&mut self, wait: Wait) -> LeadResult {
         let mux = self.mux;
         self.state().leader_wants_slot = true;
@@ -596,7 +601,7 @@ impl<'a, M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> Turn<'a, M, P, 
         self.lead(wait, None)
     }
 
-    /// Waits for a signal while another thread reads. False if the time is over.
+    /// Waits for a signal while another thread leads or sends. Returns false if the deadline passed.
     pub(super) fn follow(&mut self, signal: usize, wait: Wait) -> bool {
         let Wait::Deadline(deadline) = wait else { return false };
         let mux = self.mux;
@@ -610,10 +615,10 @@ impl<'a, M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> Turn<'a, M, P, 
         in_time
     }
 
-    /// Wakes who waits for this change.
+    /// Wakes the threads that wait for this change.
     #[inline]
-    pub(super) fn notify(&mut self, change: Wakeup) {
-        let signal = match change {
+    pub(super) fn notify(&mut self, wakeup: Wakeup) {
+        let signal = match wakeup {
             Wakeup::None => return,
             Wakeup::Call(at) => at,
             Wakeup::SlotFreed => self.mux.slot_signal(),
@@ -623,8 +628,8 @@ impl<'a, M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> Turn<'a, M, P, 
         if state.waiting_at[signal] > 0 && signal != mux.slot_signal() {
             T::Lock::<MultiplexerState<M, P>>::notify(&mux.signals[signal]);
         }
-        // A call that has ended makes room for one that waits for a place. One thread is woken for each: if it does not take
-        // the place, since its time is over, it wakes the next as it leaves.
+        // A call that has ended makes room for one that waits for a slot. One thread is woken for each: a thread that
+        // does not take the slot, since its deadline has passed, wakes the next one as it leaves.
         if state.waiting_at[mux.slot_signal()] > 0 && signal <= mux.slot_signal() && state.calls.has_room() {
             T::Lock::<MultiplexerState<M, P>>::notify_one(&mux.signals[mux.slot_signal()]);
         }
@@ -659,8 +664,8 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> Drop for Turn<'_, M
 }
 
 impl<M: Memory + Send, P: WaitPolicy + Send> MultiplexerState<M, P> {
-    /// A thread leaves while others wait: wakes one that may send, one that may take a place, and one that may read. Each
-    /// of them does so in its turn when it leaves, also if its time was over.
+    /// Wakes other threads when one leaves: one that may send, one that may take a slot, and one that may lead. Each
+    /// woken thread does the same when it leaves, also after its deadline.
     fn promote_next<T: SyncBackend>(&self, mux: &Multiplexer<M, P, T>) {
         let notify_one = |signal: usize| T::Lock::<Self>::notify_one(&mux.signals[signal]);
         let waits = |signal: usize| self.waiting_at[signal] > 0;
@@ -670,7 +675,7 @@ impl<M: Memory + Send, P: WaitPolicy + Send> MultiplexerState<M, P> {
         if self.calls.has_room() && waits(mux.slot_signal()) {
             notify_one(mux.slot_signal());
         }
-        // A thread that waits to send reads nothing.
+        // A thread that waits to send never leads.
         let next = (0..mux.sender_signal()).find(|signal| waits(*signal));
         if let Some(next) = next.filter(|_| self.receiver.is_some() && self.closed.is_none()) {
             notify_one(next);
@@ -678,21 +683,22 @@ impl<M: Memory + Send, P: WaitPolicy + Send> MultiplexerState<M, P> {
     }
 }
 
-/// Enters a frame in the table, and gives its message back; how the connection ended if either is a lie.
+/// Enters a frame in the calls, and releases its message. Returns the close reason if either shows a protocol
+/// violation.
 #[inline]
 fn enter_into<M: Memory, P: WaitPolicy>(
     calls: &mut InFlightCalls,
     receiver: &mut ReceiverCore<M, P>,
     message: &IncomingMessage,
 ) -> Result<Wakeup, ConnectionError> {
-    let change = Frame::open(receiver, message).and_then(|frame| {
+    let wakeup = Frame::open(receiver, message).and_then(|frame| {
         let read = |into: &mut [u8]| {
             let _in_the_message = frame.read(receiver, 0, into);
         };
         calls.on_frame(frame.id, frame.head, frame.len(), read)
     });
-    match (change, receiver.release(message)) {
-        (Ok(change), Ok(())) => Ok(change),
+    match (wakeup, receiver.release(message)) {
+        (Ok(wakeup), Ok(())) => Ok(wakeup),
         (_, Err(RecvCoreError::Ended(ended))) => Err(ended),
         (Err(violation), _) => Err(receiver.violated(violation)),
         (Ok(_), Err(_)) => Err(receiver.violated(ProtocolViolation("a message that cannot be given back"))),

@@ -1,4 +1,4 @@
-//! What the server sends unasked.
+//! Pushes: messages that the server sends without a request.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,10 +11,10 @@ use crate::error::{CallError, ConnectionError};
 use crate::rpc::nesting::Awaited;
 
 impl SharedMemoryClient {
-    /// Waits for the next push of the server. Each push goes to one of those who wait.
+    /// Blocks until the next push of the server, and returns it. Each push goes to one of the threads that wait.
     ///
-    /// While nobody takes pushes, [`Options::push_window`](crate::Options::push_window) bytes of them are kept;
-    /// then the server has to wait.
+    /// While no thread takes pushes, [`Options::push_window`](crate::Options::push_window) bytes of them are kept.
+    /// After that the server has to wait.
     ///
     /// ```
     /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
@@ -37,36 +37,40 @@ impl SharedMemoryClient {
     ///
     /// # Errors
     ///
-    /// [`CallError`]: the connection has ended, and all pushes were taken. One who listens while it ends is told so;
-    /// one who comes later makes a new connection, if there is a policy to [`Reconnect`](crate::Reconnect).
-    /// [`CallError::OutOfMemory`] says that pushes were lost for want of memory; the connection goes on.
+    /// [`CallError`]: the connection has ended, and all pushes were taken. A thread that waits while the connection
+    /// ends gets the error. With a policy to [`Reconnect`](crate::Reconnect), a later call makes a new connection
+    /// instead. [`CallError::OutOfMemory`] if pushes were lost for want of memory; the connection goes on.
     pub fn next_push(&self) -> Result<Vec<u8>, CallError> {
         self.push_until(Wait::NO_DEADLINE)
     }
 
-    /// As [`next_push`](Self::next_push), for at most `timeout`.
+    /// Waits for the next push of the server, for at most `timeout`. A timeout that overflows `Instant` means no
+    /// deadline.
     ///
     /// # Errors
     ///
-    /// As there, and [`CallError::Timeout`].
+    /// [`CallError`]: the connection has ended, and all pushes were taken. [`CallError::OutOfMemory`] if pushes were
+    /// lost for want of memory; the connection goes on. [`CallError::Timeout`] if no push arrived in time.
     pub fn next_push_timeout(&self, timeout: Duration) -> Result<Vec<u8>, CallError> {
         self.push_until(Wait::for_duration(timeout))
     }
 
-    /// As [`next_push`](Self::next_push), until `deadline` at most.
+    /// Waits for the next push of the server, until `deadline` at most.
     ///
     /// # Errors
     ///
-    /// As there, and [`CallError::Timeout`].
+    /// [`CallError`]: the connection has ended, and all pushes were taken. [`CallError::OutOfMemory`] if pushes were
+    /// lost for want of memory; the connection goes on. [`CallError::Timeout`] if no push arrived in time.
     pub fn next_push_deadline(&self, deadline: Instant) -> Result<Vec<u8>, CallError> {
         self.push_until(Wait::Deadline(Some(deadline)))
     }
 
-    /// The next push if one is there; never blocks. It receives what is there, for calls too.
+    /// Returns the next push if one has arrived; never blocks. Receives the frames that are there, for calls too.
     ///
     /// # Errors
     ///
-    /// [`CallError`]: the connection has ended, and all pushes were taken.
+    /// [`CallError`]: the connection has ended, and all pushes were taken. [`CallError::OutOfMemory`] if pushes were
+    /// lost for want of memory; the connection goes on.
     pub fn try_next_push(&self) -> Result<Option<Vec<u8>>, CallError> {
         match self.push_until(Wait::Never) {
             Ok(push) => Ok(Some(push)),
@@ -75,11 +79,12 @@ impl SharedMemoryClient {
         }
     }
 
-    /// Pushes until the connection ends; blocks between them. A clean end ends the iteration, the server's
-    /// death or violation of the protocol comes once as an error.
+    /// Returns an iterator over pushes, until the connection ends; it blocks between them. A clean close ends the
+    /// iteration. The server's death or a protocol violation is yielded once as an error.
     ///
-    /// With a policy to [`Reconnect`](crate::Reconnect) it goes on over the next connections, blocking while there is no
-    /// server, until the client is closed: what was pushed in between is lost, as `on_loss` reports.
+    /// With a policy to [`Reconnect`](crate::Reconnect) the iteration goes on over the next connections, until the
+    /// client is closed. It blocks while there is no server. Pushes that were lost with a connection are reported by
+    /// `on_loss`.
     pub fn pushes(&self) -> Pushes<'_> {
         Pushes { client: self, over: false }
     }
@@ -98,15 +103,15 @@ fn next(connection: &ClientConnection, wait: Wait) -> Result<Vec<u8>, CallError>
             true => Some(Err(CallError::OutOfMemory)),
             false => calls.next_push().map(Ok),
         });
-    // A push is a push: nobody waits here for a server that does not read.
+    // The push is returned at once, also if the server does not read.
     connection.return_credit(Wait::Never, |calls| calls.take_owed_push_credit().map(|owed| (0, owed)));
     push.map_err(|stop| match stop {
-        WaitError::Ended(ConnectionError::Disconnected) => CallError::Disconnected, // No call was refused.
+        WaitError::Ended(ConnectionError::Disconnected) => CallError::Disconnected, // `ShuttingDown` is for calls.
         stop => connection.call_error(stop),
     })?
 }
 
-/// Pushes until the connection ends; see [`SharedMemoryClient::pushes`].
+/// An iterator over pushes until the connection ends; made by [`SharedMemoryClient::pushes`].
 ///
 /// ```
 /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
@@ -154,7 +159,7 @@ impl Iterator for Pushes<'_> {
     }
 }
 
-/// Whether another connection may be had.
+/// Returns whether a new connection may follow this error.
 fn is_loss(error: &CallError) -> bool {
     matches!(
         error,
@@ -166,5 +171,6 @@ fn is_loss(error: &CallError) -> bool {
     )
 }
 
-/// Before the next connection, so that a server that ends each at once does not keep this thread busy.
+/// The pause before the next connection, so that a server that closes each one at once does not keep this thread
+/// busy.
 const PAUSE: Duration = Duration::from_millis(10);

@@ -1,13 +1,13 @@
-//! A client's connection over time: the first, and with a policy to reconnect the ones after it.
+//! The connection of a client over time: the first one, and with a policy to reconnect those that follow it.
 //!
 //! # Invariants
 //!
-//! 1. A new connection is new memory; what may have run is never sent again.
-//! 2. One thread connects; the others wait for it, until their own deadlines, and all of them until the client is closed.
-//! 3. What was lost is reported once for each connection: before the next is made, or, if its server still served calls when
-//!    it had a successor, at its end.
-//! 4. Of connections that still have calls under way when the next is made there are [`MOST_RETIRED`] at most: a hostile server
-//!    that refuses each call makes no more of them.
+//! 1. A new connection is new memory. A call that may have run is never sent again.
+//! 2. One thread connects at a time. The others wait for it, until their own deadlines or until the client is closed.
+//! 3. What was lost is reported once for each connection: before the next one is made, or at its end if its server
+//!    still served calls when it got a successor.
+//! 4. At most [`MAX_RETIRED`] connections still have calls under way after they got a successor: a hostile server
+//!    that refuses each call cannot cause more of them.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -28,14 +28,16 @@ use crate::error::{CallError, ConnectError, ConnectionError};
 use crate::options::Options;
 use crate::rpc::nesting::{self, Awaited};
 
-/// What to do when a connection is lost: the next call makes a new one, at once and then backing off.
+/// What to do when a connection is lost: the next call makes a new one. The first attempt is made at once, later ones
+/// after growing pauses.
 ///
-/// Nothing is replayed: calls that were under way have failed, and only the caller knows which of them may be
-/// made again. What a server has answered as never begun may be sent again by the client:
+/// Nothing is replayed: calls that were under way have failed, and only the caller knows which of them may be made
+/// again. A call that the server has answered as never begun may be sent again by the client, with
 /// [`retry_unserved`](Self::retry_unserved).
 ///
-/// A call that waits reconnects on its own thread. One that does not (`try_start_call`, `try_next_push`, or with a timeout that
-/// is too short) fails, and a thread in the background tries for as long as [`patience`](Self::patience) says.
+/// A call that waits reconnects on its own thread. A call that does not wait (`try_start_call`, `try_next_push`, or
+/// one whose timeout is too short) fails, and a thread in the background tries for as long as
+/// [`patience`](Self::patience) says.
 ///
 /// ```
 /// use std::time::Duration;
@@ -63,28 +65,28 @@ type LossFn = dyn Fn(&ConnectionLoss) + Send + Sync;
 /// ```
 /// use std::sync::mpsc;
 /// use narrows::Reconnect;
-/// let (tell, told) = mpsc::channel();
+/// let (sender, reports) = mpsc::channel();
 /// let policy = Reconnect::new().on_loss(move |lost| {
-///     // Which of them may be made again, only the program knows.
+///     // Only the program knows which of them may be made again.
 ///     let methods: Vec<u32> = lost.calls.iter().map(|call| call.method).collect();
-///     let _nobody_listens = tell.send((lost.reason.to_string(), methods, lost.pushes));
+///     let _receiver_gone = sender.send((lost.reason.to_string(), methods, lost.pushes));
 /// });
-/// # drop((policy, told));
+/// # drop((policy, reports));
 /// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct ConnectionLoss {
     /// How the connection ended.
     pub reason: CallError,
-    /// The calls that somebody waited for: whether the server has done them is not known.
+    /// The calls whose callers waited for an outcome. It is not known whether the server has run them.
     pub calls: Vec<LostCall>,
-    /// Pushes that had come and that nobody took.
+    /// Pushes that had arrived and were not taken.
     pub pushes: usize,
 }
 
 impl Reconnect {
-    /// At once, then after 10 ms and twice as long each time, up to 1 s; a call gives up after 5 s, or at its own
-    /// deadline if that is sooner.
+    /// Returns a policy with the defaults: an attempt at once, then pauses from 10 ms that double up to 1 s, and a
+    /// patience of 5 s.
     pub fn new() -> Self {
         Self {
             first: Duration::from_millis(10),
@@ -96,7 +98,7 @@ impl Reconnect {
         }
     }
 
-    /// The pause after the first attempt that failed, and the longest pause.
+    /// Sets the pause after the first failed attempt, and the longest pause. The first is at least 1 ms.
     #[must_use]
     pub fn backoff(mut self, first: Duration, cap: Duration) -> Self {
         let first = first.max(Duration::from_millis(1));
@@ -104,26 +106,26 @@ impl Reconnect {
         self
     }
 
-    /// How long one call tries, if its own deadline is not sooner; it fails with
-    /// [`CallError::Unreachable`] then, and the next call tries again.
+    /// Sets how long one call tries to reconnect, unless its own deadline is sooner. It fails with
+    /// [`CallError::Unreachable`] then, and the next call tries again. Default 5 s.
     ///
-    /// However short it is, one attempt is made, which may take 1 s if the server does not answer, or the handshake's time
-    /// ([`Options::handshake_timeout`]) if that is shorter.
+    /// However short it is, one attempt is made. That attempt may take 1 s if the server does not answer, or the
+    /// handshake timeout ([`Options::handshake_timeout`]) if that is shorter.
     #[must_use]
     pub fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self
     }
 
-    /// Sends a call again that the server has answered as never begun, since it was about to end
-    /// ([`CallError::ShuttingDown`]): for at most so long, and no longer than until the call's own deadline, with growing
+    /// Lets the client send a call again that the server has answered as never begun because it shuts down
+    /// ([`CallError::ShuttingDown`]): for at most `limit`, until the call's own deadline at most, and with growing
     /// pauses. Default: never.
     ///
-    /// So calls go through a server that is restarted in good order, and each runs once. Where the new server is there before
-    /// the old one has ended, calls go to the new one at once, and those under way stay with the old one until they end;
-    /// `on_loss` reports on the old connection when it has ended. A call that may have run is never sent
-    /// again: not after `PeerDied` or `Disconnected`. It holds for `call` and its kin; what returns before the answer
-    /// (`start_call`, streams, uploads, notifications) is the caller's to repeat.
+    /// With it, calls survive an orderly restart of the server, and each runs once. If the new server is there before
+    /// the old one has ended, calls go to the new one at once, and those under way stay with the old one until they
+    /// end. `on_loss` reports on the old connection when it has ended. A call that may have run is never sent again:
+    /// not after `PeerDied` or `Disconnected`. This holds for `call` and its variants. What returns before the answer
+    /// (`start_call`, streams, uploads, notifications) is not repeated.
     ///
     /// ```
     /// use std::time::Duration;
@@ -136,7 +138,8 @@ impl Reconnect {
         self
     }
 
-    /// Is called after each new connection, by the thread that made it. It must not call through this client.
+    /// Sets a callback that the thread that made a new connection calls after each one. The callback must not call
+    /// through this client.
     ///
     /// ```
     /// let policy = narrows::Reconnect::new().on_connected(|| eprintln!("the engine is back"));
@@ -147,9 +150,9 @@ impl Reconnect {
         self
     }
 
-    /// Is told what was lost, once for each lost connection, by the thread that makes the next one; by a thread in the
-    /// background if the next one was made while the server still served calls of the old one. It must not
-    /// call through this client.
+    /// Sets a callback that is called once for each lost connection, with what was lost. The thread that makes the
+    /// next connection calls it, or a thread in the background if the next connection was made while the server still
+    /// served calls of the old one. The callback must not call through this client.
     #[must_use]
     pub fn on_loss(mut self, report: impl Fn(&ConnectionLoss) + Send + Sync + 'static) -> Self {
         self.on_loss = Some(Arc::new(report));
@@ -173,19 +176,19 @@ impl fmt::Debug for Reconnect {
     }
 }
 
-/// The connection of now.
+/// The connection that calls use now, and what replaces it.
 pub(super) enum ConnectionSource {
     Fixed(Arc<ClientConnection>),
     Reconnecting(Arc<Reconnector>),
 }
 
-/// What a new connection is made of.
+/// Replaces a connection that was lost.
 pub(super) struct Reconnector {
     current: Mutex<Arc<ClientConnection>>,
     connecting: Mutex<()>,
-    /// Closes the connection whose greeting is under way.
+    /// Closes the connection whose handshake for calls is under way.
     in_handshake: Mutex<Option<Closer>>,
-    /// Connections that have a successor, and whose server still serves calls; a thread for each waits for its end.
+    /// Connections that have a successor, and whose server still serves calls. A thread for each waits for its end.
     retired: Mutex<Vec<Arc<ClientConnection>>>,
     has_retired: AtomicBool,
     path: PathBuf,
@@ -202,7 +205,7 @@ impl ConnectionSource {
         Self::Fixed(connection)
     }
 
-    /// Makes a source that replaces this connection, made with these options, when it is lost.
+    /// Returns a source that replaces this connection, made with these options, when it is lost.
     pub(super) fn reconnecting(
         connection: Arc<ClientConnection>,
         path: PathBuf,
@@ -226,7 +229,7 @@ impl ConnectionSource {
         Self::Reconnecting(reconnector)
     }
 
-    /// A connection to call through.
+    /// Returns a connection to call through.
     #[inline]
     pub(super) fn get(&self, wait: Wait) -> Result<ConnectionRef<'_>, CallError> {
         match self {
@@ -235,7 +238,8 @@ impl ConnectionSource {
         }
     }
 
-    /// Calls through the connection of now, and again what the server has answered as never begun, if the policy says so.
+    /// Calls a method over the current connection. Repeats a call that the server has answered as never begun, if the
+    /// policy says so.
     #[inline]
     pub(super) fn call(
         &self,
@@ -250,12 +254,12 @@ impl ConnectionSource {
         }
     }
 
-    /// Whether a lost connection is made anew.
+    /// Returns whether a lost connection is replaced.
     pub(super) fn is_reconnecting(&self) -> bool {
         matches!(self, Self::Reconnecting(_))
     }
 
-    /// A connection to take pushes from: one that has ended may have some left.
+    /// Returns a connection to take pushes from. One that has ended may have some left.
     pub(super) fn get_for_pushes(&self, wait: Wait) -> Result<ConnectionRef<'_>, CallError> {
         match self {
             Self::Fixed(connection) => Ok(ConnectionRef::Borrowed(connection)),
@@ -274,7 +278,7 @@ impl ConnectionSource {
         }
     }
 
-    /// The connection of now, whatever became of it.
+    /// Returns the current connection, also after it has ended.
     pub(super) fn any(&self) -> ConnectionRef<'_> {
         match self {
             Self::Fixed(connection) => ConnectionRef::Borrowed(connection),
@@ -294,7 +298,7 @@ impl ConnectionSource {
             reconnector.closed.store(true, Ordering::Relaxed);
         }
         self.any().handle.closer().close();
-        // In this order: a connection is among the retired ones before the line has its successor.
+        // The order matters: a connection is listed as retired before its successor becomes the current one.
         if let Self::Reconnecting(reconnector) = self {
             reconnector.retired.lock().iter().for_each(|connection| connection.handle.closer().close());
             if let Some(closer) = reconnector.in_handshake.lock().as_ref() {
@@ -305,7 +309,7 @@ impl ConnectionSource {
 }
 
 impl Drop for ConnectionSource {
-    /// The last handle has gone: threads in the background make no connection any more. Calls under way go on.
+    /// Drops the last handle: threads in the background make no connection any more. Calls under way go on.
     fn drop(&mut self) {
         if let Self::Reconnecting(reconnector) = self {
             reconnector.closed.store(true, Ordering::Relaxed);
@@ -347,7 +351,7 @@ impl Reconnector {
         }
     }
 
-    /// The server takes no more calls over `refusing`: this call goes to its successor, if the policy says so.
+    /// Sends a call again over a successor of `refusing`, whose server takes no more calls, if the policy says so.
     #[cold]
     fn call_again(
         self: &Arc<Self>,
@@ -365,7 +369,7 @@ impl Reconnector {
         let last = [Instant::now().checked_add(limit), deadline].into_iter().flatten().min();
         let mut pause = self.policy.first;
         loop {
-            // A connection that has ended is made anew as for any call, whatever the limit is.
+            // A connection that has ended is replaced as for any call, whatever the limit is.
             let deadline = if refusing.handle.ended().is_some() { deadline } else { last };
             match self.reconnect(deadline, Some(&refusing)) {
                 Ok(connection) => match connection.call(method, request, buffer, wait) {
@@ -376,7 +380,7 @@ impl Reconnector {
                 Err(CallError::Unreachable(_) | CallError::Timeout) if refusing.handle.ended().is_none() => {}
                 Err(error) => return Err(error),
             }
-            // Not in step with other callers that were sent away at the same moment.
+            // A random part of the pause keeps callers apart that were refused at the same moment.
             let step = pause / 2 + pause.mul_f64(jitter() / 2.0);
             let next = Instant::now().checked_add(step).filter(|next| last.is_none_or(|last| *next < last));
             let Some(next) = next else { return Err(CallError::ShuttingDown) };
@@ -401,7 +405,7 @@ impl Reconnector {
             }
             (Some(_), wait) => match nesting::limit(wait, Awaited::Answer) {
                 Wait::Never => Err(CallError::Timeout),
-                // Its time may have been too short for a handshake; the next call's may be as well.
+                // The deadline may have been too short for a handshake, and the next call's may be as well.
                 Wait::Deadline(deadline) => {
                     self.reconnect(deadline, None).inspect_err(|_| self.reconnect_in_background(None))
                 }
@@ -409,25 +413,25 @@ impl Reconnector {
         }
     }
 
-    /// Starts a thread that reconnects as [`renew`](Self::renew) does, unless there is one.
+    /// Starts a thread that reconnects as [`reconnect`](Self::reconnect) does, unless there is one.
     #[cold]
     fn reconnect_in_background(self: &Arc<Self>, refusing: Option<Arc<ClientConnection>>) {
         if self.closed.load(Ordering::Relaxed) || self.background.swap(true, Ordering::AcqRel) {
             return;
         }
         let task = BackgroundTask(Arc::clone(self));
-        // Without a thread the task is dropped, and a call that waits reconnects by itself.
+        // If the thread cannot be started, the task is dropped, and a call that waits reconnects by itself.
         let _thread = threads::spawn("narrows-reconnect", move || {
             let _as_calls_find_out = task.0.reconnect(None, refusing.as_ref());
         });
     }
 
-    /// Makes a new connection in the place of the one that has ended, or of `refusing`, whose server takes no more calls.
-    /// Returns the one of now if another thread has made it.
+    /// Makes a new connection in the place of one that has ended, or of `refusing`, whose server takes no more calls.
+    /// Returns the current connection if another thread has replaced it already.
     ///
     /// # Errors
     ///
-    /// [`CallError::ShuttingDown`] if too many connections have calls under way to be left for another.
+    /// [`CallError::ShuttingDown`] if [`MAX_RETIRED`] connections with calls under way have a successor already.
     #[cold]
     fn reconnect(
         self: &Arc<Self>,
@@ -435,7 +439,7 @@ impl Reconnector {
         refusing: Option<&Arc<ClientConnection>>,
     ) -> Result<Arc<ClientConnection>, CallError> {
         let began = Instant::now();
-        // However short the patience is, one attempt has the time that a server may need for it.
+        // However short the patience is, one attempt gets the time that a server may need for it.
         let attempt = self.options.connect_timeout_or_default().min(MIN_ATTEMPT);
         let after = |time| [began.checked_add(time), deadline].into_iter().flatten().min();
         let (give_up, retry) = (after(self.policy.patience.max(attempt)), after(self.policy.patience));
@@ -462,7 +466,7 @@ impl Reconnector {
         Ok(new)
     }
 
-    /// Waits until no other thread connects.
+    /// Waits until no other thread connects, and locks the others out.
     fn lock_connecting(
         &self,
         give_up: Option<Instant>,
@@ -470,13 +474,13 @@ impl Reconnector {
     ) -> Result<MutexGuard<'_, ()>, CallError> {
         loop {
             let slice = Instant::now().checked_add(SLICE).into_iter().chain(give_up).min();
-            let turn = slice
+            let guard = slice
                 .map_or_else(|| self.connecting.try_lock(), |slice| self.connecting.try_lock_until(slice));
             if self.closed.load(Ordering::Relaxed) {
                 return Err(CallError::Closed);
             }
-            match turn {
-                Some(turn) => return Ok(turn),
+            match guard {
+                Some(guard) => return Ok(guard),
                 None if give_up.is_some_and(|at| Instant::now() >= at) => {
                     return Err(timeout_error(deadline));
                 }
@@ -485,7 +489,7 @@ impl Reconnector {
         }
     }
 
-    /// Tries until it succeeds or the time is over; begins no other attempt after `retry`.
+    /// Tries to connect until it succeeds or `give_up` has passed. Begins no further attempt after `retry`.
     fn connect_with_retries(
         self: &Arc<Self>,
         give_up: Option<Instant>,
@@ -505,14 +509,14 @@ impl Reconnector {
         }
     }
 
-    /// One attempt, which ends when the client is closed.
+    /// Makes one attempt, which ends when the client is closed.
     fn connect(self: &Arc<Self>, limit: Option<Instant>) -> Result<Arc<ClientConnection>, ConnectError> {
         let deadline = Instant::now().checked_add(self.options.connect_timeout_or_default());
         let deadline = [deadline, limit].into_iter().flatten().min();
         let within = ConnectLimit::cancelled_by(deadline, &self.closed);
         let stream = self.options.connect_within(&self.path, within)?;
         *self.in_handshake.lock() = Some(stream.closer());
-        // Who closes the client sets the flag before it looks for a greeting.
+        // A thread that closes the client sets the flag before it looks for a handshake under way.
         let connection = match self.closed.load(Ordering::Relaxed) {
             true => Err(ConnectError::Timeout),
             false => ClientConnection::exchange_preface(stream, &self.options, deadline),
@@ -521,16 +525,16 @@ impl Reconnector {
         connection.inspect(|connection| connection.set_reconnector(self.weak()))
     }
 
-    /// Leaves a connection to the calls that are under way: a thread of its own waits for its end, and reports that.
+    /// Leaves a connection to the calls that are under way. A thread of its own waits for its end, and reports it.
     fn retire(self: &Arc<Self>, old: &Arc<ClientConnection>) -> Result<(), CallError> {
         let task = RetiredTask { reconnector: Arc::clone(self), connection: Arc::clone(old) };
         self.retired.lock().push(Arc::clone(old));
         self.has_retired.store(true, Ordering::Relaxed);
-        // Without a thread the task is dropped, and the old connection stays until its end.
+        // If the thread cannot be started, the task is dropped, and the old connection stays until its end.
         threads::spawn("narrows-reconnect", move || task.run()).map(drop).map_err(|_| CallError::ShuttingDown)
     }
 
-    /// A connection that has a successor, and pushes which nobody has taken.
+    /// Returns a connection that has a successor, and pushes that were not taken.
     fn retired_with_pushes(&self) -> Option<Arc<ClientConnection>> {
         if !self.has_retired.load(Ordering::Relaxed) {
             return None;
@@ -539,7 +543,7 @@ impl Reconnector {
         retired.iter().find(|connection| connection.handle.same_process() && connection.has_pushes()).cloned()
     }
 
-    /// Sleeps, unless the client is closed meanwhile.
+    /// Sleeps until `next`, unless the client is closed meanwhile.
     pub(super) fn pause_until(&self, next: Instant) -> Result<(), CallError> {
         while Instant::now() < next {
             if self.closed.load(Ordering::Relaxed) {
@@ -550,11 +554,12 @@ impl Reconnector {
         Ok(())
     }
 
-    /// Reports what was lost with a connection that has ended, unless that is done.
+    /// Reports what was lost with a connection that has ended, unless that was done.
     fn report(&self, old: &ClientConnection, ended: ConnectionError, give_up: Option<Instant>) {
-        // What the server sent before its end comes first, to those who wait for it. A hostile server could go on sending.
-        let last_words = Instant::now().checked_add(DRAIN_TIME).into_iter().chain(give_up).min();
-        let _at_its_end = old.mux.wait(old.mux.push_signal(), Wait::Deadline(last_words), |_| None::<()>);
+        // What the server sent before the connection ended goes to the waiting callers first. A hostile server could
+        // go on sending, so this has a deadline.
+        let drain_until = Instant::now().checked_add(DRAIN_TIME).into_iter().chain(give_up).min();
+        let _at_its_end = old.mux.wait(old.mux.push_signal(), Wait::Deadline(drain_until), |_| None::<()>);
         old.mux.close(ended);
         if let Some((calls, pushes)) = old.mux.take_lost() {
             if let Some(report) = &self.policy.on_loss {
@@ -564,7 +569,7 @@ impl Reconnector {
     }
 }
 
-/// The flag of the thread that reconnects in the background, which is clear again when it ends in any way.
+/// The task of the thread that reconnects in the background. Dropping it clears the flag, however the thread ends.
 struct BackgroundTask(Arc<Reconnector>);
 
 impl Drop for BackgroundTask {
@@ -573,7 +578,8 @@ impl Drop for BackgroundTask {
     }
 }
 
-/// What the thread of a retired connection does. The connection is none of the retired ones any more when it ends in any way.
+/// The task of the thread of a retired connection. Dropping it removes the connection from the retired ones, however
+/// the thread ends.
 struct RetiredTask {
     reconnector: Arc<Reconnector>,
     connection: Arc<ClientConnection>,
@@ -594,7 +600,7 @@ impl RetiredTask {
                 _ => {}
             }
         };
-        // Who takes pushes has a moment for those that have come: the connection is the only one to have them.
+        // Threads that take pushes get a moment for those that have arrived: only this connection has them.
         let last = Instant::now().checked_add(DRAIN_TIME);
         while connection.has_pushes() && !is_closed() && last.is_some_and(|last| Instant::now() < last) {
             thread::sleep(SLICE);
@@ -611,7 +617,7 @@ impl Drop for RetiredTask {
     }
 }
 
-/// Another thread tried to connect until this one's time was over, or its patience.
+/// Returns the error of a thread whose deadline or patience passed while another thread tried to connect.
 fn timeout_error(deadline: Option<Instant>) -> CallError {
     match deadline {
         Some(deadline) if Instant::now() >= deadline => CallError::Timeout,
@@ -619,23 +625,24 @@ fn timeout_error(deadline: Option<Instant>) -> CallError {
     }
 }
 
-/// A number from 0 to 1 that differs from call to call.
+/// Returns a number from 0 to 1 that differs from call to call.
 fn jitter() -> f64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     f64::from(now.subsec_nanos() % 1000) / 1000.0
 }
 
-/// How long what a lost connection still holds is received; a well-formed server's takes microseconds.
+/// How long the frames that a lost connection still holds are received. Those of a well-formed server take
+/// microseconds.
 const DRAIN_TIME: Duration = Duration::from_secs(1);
 
-/// How long one attempt may take at least, whatever the patience is: as long as a listener gives its clients.
+/// The least time of one attempt, whatever the patience is: the time that a listener gives its clients by default.
 const MIN_ATTEMPT: Duration = Duration::from_secs(1);
 
-/// Connections that have a successor, and calls under way, at most.
+/// The greatest number of connections that have a successor and calls under way.
 const MAX_RETIRED: usize = 4;
 
-/// How long the thread of a retired connection waits before it looks whether the client was closed.
+/// How long the thread of a retired connection waits before it checks whether the client was closed.
 const RETIRED_SLICE: Duration = Duration::from_millis(100);
 
-/// How long a pause goes on before it is looked whether the client was closed.
+/// How long a pause goes on before it is checked whether the client was closed.
 const SLICE: Duration = Duration::from_millis(20);

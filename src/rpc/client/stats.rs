@@ -1,9 +1,9 @@
-//! What a client has done so far.
+//! The statistics of a client.
 
 use crate::channel::{Waits, waits_to};
 use crate::prometheus::{Family, Prometheus, Value};
 
-/// What a client has done so far, on the connection that it has now.
+/// What a client has done so far, on its current connection.
 ///
 /// ```
 /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
@@ -25,31 +25,34 @@ use crate::prometheus::{Family, Prometheus, Value};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ClientStats {
-    /// Calls that the server has heard of, of all kinds. One whose request was given up half way counts: the server
-    /// was told to cancel it. One of which nothing was sent does not.
+    /// Calls of all kinds of which anything was sent. A call whose request was given up half way counts: the server
+    /// was asked to cancel it.
     pub calls: u64,
-    /// Calls under way; those whose end nobody waits for any more count until the server has said it.
+    /// Calls under way. A call that was given up counts until the server has sent its final frame.
     pub in_flight: usize,
-    /// Replies that came after their call was cancelled or timed out, and were dropped.
+    /// Replies that arrived after their call was cancelled or had timed out, and were dropped.
     pub dropped_replies: u64,
-    /// Connections that were made after the first, because one was lost.
+    /// Connections that were made after the first one.
     pub reconnects: u64,
-    /// System calls to sleep.
+    /// System calls that put a thread to sleep.
     pub sleeps: u64,
-    /// System calls to wake the server.
+    /// System calls that woke the server.
     pub wakes: u64,
     /// Of the sending half: waits for room for requests, and wakes of the server.
     pub sending: Waits,
     /// Of the receiving half: waits for replies, and wakes of a server that waits for room.
     pub receiving: Waits,
-    /// How often a request found no room and waited for some; see [`Stats::full_stalls`](crate::Stats::full_stalls).
+    /// How often a request found no room and waited for it: the server is too slow, or the slots and the arena are
+    /// too few, as for [`Stats::full_stalls`](crate::Stats::full_stalls).
     pub full_stalls: u64,
-    /// How full the way to the server was at most, in thousandths; see [`Stats::peak_fill`](crate::Stats::peak_fill).
+    /// The highest fill level of the ring to the server, in thousandths; the same as
+    /// [`Stats::peak_fill`](crate::Stats::peak_fill).
     pub peak_fill: u32,
 }
 
 impl ClientStats {
-    /// As [Prometheus](https://prometheus.io) scrapes them, with these labels: names and values.
+    /// Returns the statistics as [Prometheus](https://prometheus.io) metrics with these labels, which are pairs of
+    /// name and value.
     pub fn prometheus(&self, labels: &[(&str, &str)]) -> Prometheus {
         let mut page = Prometheus::default();
         for (family, value) in [

@@ -18,9 +18,9 @@ use crate::rpc::wire::{FrameHeader, FrameKind, STREAM, UPLOAD, window_cost};
 /// The chunks of a reply, until its end or an error; made by
 /// [`SharedMemoryClient::call_streaming`](crate::SharedMemoryClient::call_streaming).
 ///
-/// As an iterator it blocks for each chunk, ends after the last, and gives an error once. Chunks that nobody takes
+/// The iterator blocks for each chunk, ends after the last one, and yields an error once. Chunks that are not taken
 /// hold up this stream alone: the server's method waits once
-/// [`Options::stream_window`](crate::Options::stream_window) bytes are under way. Dropping it before its end
+/// [`Options::stream_window`](crate::Options::stream_window) bytes are under way. Dropping the stream before its end
 /// cancels the call.
 ///
 /// ```
@@ -51,7 +51,7 @@ pub struct ReplyStream {
     over: bool,
 }
 
-/// A chunk, or the end.
+/// A chunk, or the outcome of the call.
 enum Next {
     Chunk(Vec<u8>),
     End(CallOutcome),
@@ -67,51 +67,58 @@ impl ReplyStream {
         Ok(Self { connection, id, over: false })
     }
 
-    /// The call's number, which no other call of the connection has.
+    /// Returns the id of the call, which no other call of the connection has.
     pub fn id(&self) -> u64 {
         self.id
     }
 
-    /// Waits for the next chunk; `None` after the last.
+    /// Blocks until the next chunk, and returns it; returns `None` after the last.
     ///
     /// # Errors
     ///
-    /// [`CallError`]: the stream has ended with it, and is at its end from then on.
+    /// [`CallError`]: the method's error, or the reason why the connection ended. The stream is over then, and later
+    /// calls return `None`. Only a limit on waits in a method of a server
+    /// ([`nested_call_timeout`](crate::SharedMemoryServer::nested_call_timeout)) gives [`CallError::Timeout`]; the
+    /// stream goes on after it.
     pub fn next_chunk(&mut self) -> Result<Option<Vec<u8>>, CallError> {
         self.next_until(Wait::NO_DEADLINE)
     }
 
-    /// Waits for the next chunk, for at most `timeout`; after [`CallError::Timeout`] the stream goes on.
+    /// Waits for the next chunk, for at most `timeout`, and returns it; returns `None` after the last. A timeout that
+    /// overflows `Instant` means no deadline.
     ///
     /// # Errors
     ///
-    /// As [`next_chunk`](Self::next_chunk), and `Timeout`.
+    /// [`CallError`]: the method's error, or the reason why the connection ended; the stream is over then. After
+    /// [`CallError::Timeout`] the stream goes on.
     pub fn next_chunk_timeout(&mut self, timeout: Duration) -> Result<Option<Vec<u8>>, CallError> {
         self.next_until(Wait::for_duration(timeout))
     }
 
-    /// Waits for the next chunk, until `deadline` at most; after [`CallError::Timeout`] the stream goes on.
+    /// Waits for the next chunk, until `deadline` at most, and returns it; returns `None` after the last.
     ///
     /// # Errors
     ///
-    /// As [`next_chunk`](Self::next_chunk), and `Timeout`.
+    /// [`CallError`]: the method's error, or the reason why the connection ended; the stream is over then. After
+    /// [`CallError::Timeout`] the stream goes on.
     pub fn next_chunk_deadline(&mut self, deadline: Instant) -> Result<Option<Vec<u8>>, CallError> {
         self.next_until(Wait::Deadline(Some(deadline)))
     }
 
-    /// The next chunk if it has come; never blocks. [`CallError::Timeout`] says that it has not.
+    /// Returns the next chunk if it has arrived, or `None` after the last; never blocks.
     ///
     /// # Errors
     ///
-    /// As [`next_chunk`](Self::next_chunk), and `Timeout`.
+    /// [`CallError::Timeout`] if no chunk has arrived; the stream goes on. Any other [`CallError`] is the method's
+    /// error, or the reason why the connection ended; the stream is over then.
     pub fn try_next_chunk(&mut self) -> Result<Option<Vec<u8>>, CallError> {
         self.next_until(Wait::Never)
     }
 
-    /// Cancels the call, as dropping it does.
+    /// Cancels the call, like dropping it.
     pub fn cancel(self) {}
 
-    /// A handle that cancels the call from any thread, also while this one waits for a chunk.
+    /// Returns a handle that cancels the call from any thread, also while another thread waits for a chunk.
     pub fn canceller(&self) -> Canceller {
         Canceller::new(&self.connection, self.id)
     }
@@ -130,7 +137,7 @@ impl ReplyStream {
             });
         match next {
             Ok(Next::Chunk(chunk)) => {
-                // A chunk is a chunk: nobody waits here for a server that does not read.
+                // The chunk is returned at once, also if the server does not read.
                 connection
                     .return_credit(Wait::Never, |calls| calls.take_owed_credit(id).map(|owed| (id, owed)));
                 Ok(Some(chunk))
@@ -138,7 +145,7 @@ impl ReplyStream {
             Ok(Next::End(end)) => {
                 self.over = true;
                 if end == CallOutcome::OutOfMemory {
-                    connection.abandon(id); // The server's method goes on else.
+                    connection.abandon(id); // Otherwise the server's method would go on.
                 }
                 connection.outcome(end).map(|()| None)
             }
@@ -157,8 +164,8 @@ impl Iterator for ReplyStream {
     fn next(&mut self) -> Option<Self::Item> {
         let next = self.next_chunk();
         if next.is_err() && !self.over {
-            // In a method a wait without a deadline may end before the stream does. The iteration ends with it: its user
-            // might else wait for one chunk after another that does not come.
+            // In a method, a wait without a deadline may time out before the stream ends. The iteration ends then:
+            // its caller would wait for one chunk after another otherwise.
             self.over = true;
             self.connection.abandon(self.id);
         }
@@ -209,40 +216,43 @@ pub struct UploadStream {
 }
 
 impl UploadStream {
-    fn new(connection: Arc<ClientConnection>, begun: &StartedCall) -> Self {
-        Self { connection, id: begun.id, seq: begun.seq, over: false }
+    fn new(connection: Arc<ClientConnection>, started: &StartedCall) -> Self {
+        Self { connection, id: started.id, seq: started.seq, over: false }
     }
 
-    /// The longest chunk, in bytes: what the server's window takes.
+    /// Returns the length of the longest chunk, in bytes, as the negotiated window bounds it.
     pub fn max_chunk(&self) -> usize {
         self.connection.max_chunk()
     }
 
-    /// Sends a chunk; blocks while the server's window for this stream is full.
+    /// Sends a chunk. Blocks while the server's window for this stream is full, without a deadline.
     ///
     /// # Errors
     ///
-    /// [`CallError`]; [`Cancelled`](CallError::Cancelled) if the server has ended the call already: its reply,
-    /// or its stream, tells how.
+    /// [`CallError`]: [`TooLarge`](CallError::TooLarge) if the chunk is longer than [`max_chunk`](Self::max_chunk),
+    /// [`Cancelled`](CallError::Cancelled) if the server has ended the call already: its reply, or its stream, has
+    /// the reason. Otherwise the reason why the connection ended.
     pub fn write_chunk(&mut self, chunk: &[u8]) -> Result<(), CallError> {
         self.write_until(chunk, Wait::NO_DEADLINE)
     }
 
-    /// As [`write_chunk`](Self::write_chunk), for at most `timeout`. After [`CallError::Timeout`] nothing of
-    /// the chunk was sent, or the call is cancelled.
+    /// Sends a chunk, for at most `timeout`. A timeout that overflows `Instant` means no deadline.
     ///
     /// # Errors
     ///
-    /// As there, and `Timeout`.
+    /// [`CallError`]: [`TooLarge`](CallError::TooLarge) if the chunk is longer than [`max_chunk`](Self::max_chunk),
+    /// [`Cancelled`](CallError::Cancelled) if the server has ended the call already, or the reason why the connection
+    /// ended. After a [`Timeout`](CallError::Timeout) either nothing of the chunk was sent, and the upload goes on,
+    /// or the call is cancelled.
     pub fn write_chunk_timeout(&mut self, chunk: &[u8], timeout: Duration) -> Result<(), CallError> {
         self.write_until(chunk, Wait::for_duration(timeout))
     }
 
-    /// Says that no chunk follows.
+    /// Ends the upload: the server learns that no chunk follows. Blocks while the ring has no room.
     ///
     /// # Errors
     ///
-    /// [`CallError`].
+    /// [`CallError`]: the reason why the connection ended.
     pub fn end(mut self) -> Result<(), CallError> {
         self.send_end(Wait::NO_DEADLINE)
     }
@@ -356,54 +366,59 @@ impl UploadCall {
         method: u32,
         request: &[u8],
     ) -> Result<Self, CallError> {
-        let begun = connection.start(method, UPLOAD, request, &mut Vec::new(), Wait::NO_DEADLINE)?;
-        Ok(Self { upload: UploadStream::new(connection, &begun), taken: false })
+        let started = connection.start(method, UPLOAD, request, &mut Vec::new(), Wait::NO_DEADLINE)?;
+        Ok(Self { upload: UploadStream::new(connection, &started), taken: false })
     }
 
-    /// The longest chunk, in bytes: what the server's window takes.
+    /// Returns the length of the longest chunk, in bytes, as the negotiated window bounds it.
     pub fn max_chunk(&self) -> usize {
         self.upload.max_chunk()
     }
 
-    /// Sends a chunk; blocks while the server's window for this stream is full.
+    /// Sends a chunk. Blocks while the server's window for this stream is full, without a deadline.
     ///
     /// # Errors
     ///
-    /// [`CallError`]; [`Cancelled`](CallError::Cancelled) if the server has ended the call already:
-    /// [`finish`](Self::finish) tells how.
+    /// [`CallError`]: [`TooLarge`](CallError::TooLarge) if the chunk is longer than [`max_chunk`](Self::max_chunk),
+    /// [`Cancelled`](CallError::Cancelled) if the server has ended the call already: [`finish`](Self::finish) returns
+    /// the reason. Otherwise the reason why the connection ended.
     pub fn write_chunk(&mut self, chunk: &[u8]) -> Result<(), CallError> {
         self.upload.write_chunk(chunk)
     }
 
-    /// As [`write_chunk`](Self::write_chunk), for at most `timeout`. After [`CallError::Timeout`] nothing of
-    /// the chunk was sent, or the call is cancelled.
+    /// Sends a chunk, for at most `timeout`. A timeout that overflows `Instant` means no deadline.
     ///
     /// # Errors
     ///
-    /// As there, and `Timeout`.
+    /// [`CallError`]: [`TooLarge`](CallError::TooLarge) if the chunk is longer than [`max_chunk`](Self::max_chunk),
+    /// [`Cancelled`](CallError::Cancelled) if the server has ended the call already, or the reason why the connection
+    /// ended. After a [`Timeout`](CallError::Timeout) either nothing of the chunk was sent, and the upload goes on,
+    /// or the call is cancelled.
     pub fn write_chunk_timeout(&mut self, chunk: &[u8], timeout: Duration) -> Result<(), CallError> {
         self.upload.write_chunk_timeout(chunk, timeout)
     }
 
-    /// Says that no chunk follows, and waits for the reply.
+    /// Ends the upload, and blocks until the reply arrives, without a deadline.
     ///
     /// # Errors
     ///
-    /// [`CallError`].
+    /// [`CallError`]: the server's answer, or the reason why the connection ended.
     pub fn finish(self) -> Result<Reply, CallError> {
         self.finish_until(Wait::NO_DEADLINE)
     }
 
-    /// As [`finish`](Self::finish), for at most `timeout`; the call is cancelled then.
+    /// Ends the upload, and waits for the reply, for at most `timeout`. A timeout that overflows `Instant` means no
+    /// deadline.
     ///
     /// # Errors
     ///
-    /// [`CallError`].
+    /// [`CallError`]: the server's answer, or the reason why the connection ended. After [`CallError::Timeout`] the
+    /// call is cancelled.
     pub fn finish_timeout(self, timeout: Duration) -> Result<Reply, CallError> {
         self.finish_until(Wait::for_duration(timeout))
     }
 
-    /// Cancels the call, as dropping it does.
+    /// Cancels the call, like dropping it.
     pub fn cancel(self) {}
 
     fn finish_until(mut self, wait: Wait) -> Result<Reply, CallError> {
@@ -427,15 +442,15 @@ impl Drop for UploadCall {
     }
 }
 
-/// Begins a call with chunks in both directions.
+/// Starts a call with chunks in both directions.
 pub(super) fn begin_duplex(
     connection: &Arc<ClientConnection>,
     method: u32,
     request: &[u8],
 ) -> Result<(UploadStream, ReplyStream), CallError> {
-    let begun = connection.start(method, UPLOAD | STREAM, request, &mut Vec::new(), Wait::NO_DEADLINE)?;
-    let upload = UploadStream::new(Arc::clone(connection), &begun);
-    Ok((upload, ReplyStream { connection: Arc::clone(connection), id: begun.id, over: false }))
+    let started = connection.start(method, UPLOAD | STREAM, request, &mut Vec::new(), Wait::NO_DEADLINE)?;
+    let upload = UploadStream::new(Arc::clone(connection), &started);
+    Ok((upload, ReplyStream { connection: Arc::clone(connection), id: started.id, over: false }))
 }
 
 static_assertions::assert_impl_all!(ReplyStream: Send);

@@ -1,4 +1,4 @@
-//! Lets clients in: the accepting thread, and the limits that a connection must keep.
+//! Accepts clients: the accepting thread, and the limits on connections.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,10 +17,11 @@ use crate::listener::SharedMemoryListener;
 use crate::rpc::preface;
 use crate::stream::SharedMemoryStream;
 
-/// How long to wait when the machine has no descriptors or threads left.
+/// The pause after a failed accept, when the system has no descriptors or threads left.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
-/// Accepts clients until the listener is closed; each gets a thread. It is an error if the program closed its descriptors.
+/// Accepts clients until the listener is closed. Each client gets a thread. Fails if the program closed the
+/// listener's descriptors.
 pub(super) fn accept_all(
     state: &Arc<ServerState>,
     listener: &SharedMemoryListener,
@@ -30,13 +31,13 @@ pub(super) fn accept_all(
             Ok(stream) => admit(state, stream),
             Err(AcceptError::Closed | AcceptError::Forked) => return Ok(()),
             Err(error @ AcceptError::DescriptorsClosed) => return Err(error),
-            // Without descriptors it fails at once, again and again.
+            // Without descriptors an accept fails at once, again and again.
             Err(_) => thread::sleep(RETRY_PAUSE),
         }
     }
 }
 
-/// Gives a fresh connection a thread, or sends it away.
+/// Gives a fresh connection a thread, or refuses it.
 pub(super) fn admit(state: &Arc<ServerState>, stream: SharedMemoryStream) {
     if !state.same_process() {
         return;
@@ -57,7 +58,7 @@ pub(super) fn admit(state: &Arc<ServerState>, stream: SharedMemoryStream) {
     let taken = Arc::clone(&slot);
     let thread = threads::spawn("narrows-serve", move || {
         if let Some(stream) = taken.lock().take() {
-            let _told_by_on_disconnect = serve_counted(&served, stream);
+            let _reported_by_on_disconnect = serve_counted(&served, stream);
         }
     });
     if let Err(error) = thread {
@@ -70,7 +71,7 @@ pub(super) fn admit(state: &Arc<ServerState>, stream: SharedMemoryStream) {
     }
 }
 
-/// Why a client is refused: what it is sent, and what is logged.
+/// Why a client is refused: the text that it is sent, and the text that is logged.
 type RefusalReason<'a> = (&'a str, &'a str);
 
 const FULL: RefusalReason<'_> =
@@ -78,7 +79,7 @@ const FULL: RefusalReason<'_> =
 const TOO_MANY: RefusalReason<'_> =
     ("this process has as many connections as it may", "its process has as many connections as it may");
 
-/// The processes of one user that the server's pid namespace does not show count as one.
+/// Processes of one user that are outside the server's pid namespace count as one process.
 const TOO_MANY_OUTSIDE: RefusalReason<'_> = (
     "processes outside the server's pid namespace share one limit",
     "the processes of its user outside of the pid namespace together have as many connections as one may",
@@ -88,6 +89,6 @@ fn refuse(state: &ServerState, stream: SharedMemoryStream, (text, logged): Refus
     state.activity.counts.refused.add();
     let (pid, uid) = (stream.peer_cred().pid(), stream.peer_cred().uid());
     events::rejected(pid, uid, &logged);
-    let mut ends = stream.into_ends();
-    let _gone = preface::refuse(&mut ends.outbound, RejectCode::Busy, text);
+    let mut parts = stream.into_ends();
+    let _client_may_have_left = preface::refuse(&mut parts.outbound, RejectCode::Busy, text);
 }

@@ -1,5 +1,5 @@
-//! What all threads of a server count, and whether it drains: the part of its state that outlives the rest as long as a
-//! method runs.
+//! The counters that all threads of a server share, and whether it drains. They outlive the rest of the server's
+//! state as long as a method runs.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
@@ -12,7 +12,7 @@ use crate::channel::Stats;
 #[derive(Debug, Default)]
 pub(super) struct ServerActivity {
     pub(super) counts: Counts,
-    /// Methods that run in the pool or on threads of their own.
+    /// The methods that run in the pool or on threads of their own.
     pub(super) running: AtomicUsize,
     draining: AtomicBool,
 }
@@ -23,16 +23,17 @@ impl ServerActivity {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    /// Whether no call is begun any more.
+    /// Returns whether the server begins no call any more.
     #[inline]
     pub(super) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Notifies a connection of which a call was answered off its thread: while the server drains, it may close now.
+    /// Wakes the driver of a connection after another thread has answered one of its calls. While the server drains,
+    /// the connection may close now.
     pub(super) fn on_answered(&self, session: &Session) {
         if self.is_draining() {
-            session.connection.notify_driver(); // It sleeps, and an answer that was sent at once does not wake it.
+            session.connection.notify_driver(); // An answer that was sent at once does not wake the driver.
         }
     }
 }
@@ -55,7 +56,7 @@ impl Count {
     }
 }
 
-/// All counters.
+/// All counters of a server.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
     pub(super) accepted: Count,
@@ -66,6 +67,6 @@ pub(super) struct Counts {
     pub(super) failed: Count,
     pub(super) panicked: Count,
     pub(super) busy: Count,
-    /// How the connections waited that have ended.
+    /// The wait statistics of the connections that have ended.
     pub(super) waits: Mutex<Stats>,
 }

@@ -1,29 +1,30 @@
-//! One connection of a server: its own thread reads, any thread answers, nobody waits for room but that thread.
+//! One connection of a server. Its driver thread receives, any thread may answer, and only the driver waits for room.
 //!
 //! ```text
-//!   client ══ ring ══▶ Attendant (the connection's thread: always reads)
-//!                          │ inline methods run here; others are handed on
+//!   client ══ ring ══▶ ConnectionDriver (the connection's own thread: always reads)
+//!                          │ inline methods run here; other calls are dispatched
 //!                          ▼
-//!                        Hall ── post (one lock): the calls, what is to be sent, the sending half
+//!                        ServerConnection ── SendQueue (one lock): the calls, queued items, the sending half
 //!                          ▲
-//!   workers, streams ──────┘ answer: what fits is sent at once, the rest is left; then a nudge
-//!   client ◀══ ring ══ sent by whoever has something, or by the attendant once there is room
+//!   workers, streams ──────┘ answer: what fits is sent at once, the rest is queued and the driver is notified
+//!   client ◀══ ring ══ sent by any thread that has an answer, or by the driver once there is room
 //! ```
 //!
 //! # Invariants
 //!
-//! 1. The attendant never waits for a worker, and no worker for the ring: what does not fit is left in the
+//! 1. The driver never waits for a worker, and no worker waits for the ring. What does not fit is queued in the
 //!    outbox, whose size the client's own windows bound.
-//! 2. Whoever left something behind raises the latch before it nudges: the attendant, asleep or about to be, sees
-//!    it or is woken (the fence in `parking::notify` pairs with the one in `parking::park`).
-//! 3. The attendant lowers the latch before it looks at the outbox.
-//! 4. Only the attendant sleeps on the flags of this side.
-//! 5. A cancel is seen whether its word or its call comes first: both are looked at after the other was.
+//! 2. A thread that queues something sets `has_unsent` before it notifies the driver. The driver, asleep or about to
+//!    sleep, sees the flag or is woken (the fence in `parking::notify` pairs with the one in `parking::park`).
+//! 3. The driver clears `has_unsent` before it looks at the outbox.
+//! 4. Only the driver sleeps on the flags of this side.
+//! 5. A cancel is seen whether its out-of-band word or its call arrives first: the driver looks for each of them
+//!    after it has found the other.
 //!
 //! # Proof
 //!
-//! `loom-tests/src/models/calls.rs` runs this code: a worker that leaves an answer, a client that makes room, a
-//! cancel, an end, in every order.
+//! `loom-tests/src/models/calls.rs` runs this code: a worker that queues an answer, a client that makes room, a
+//! cancel and a close, in every order.
 
 use std::fmt;
 
@@ -32,7 +33,7 @@ use super::send_queue::{Payload, SendQueue};
 use crate::channel::{IncomingSignals, Lock, SenderCore, SharedFlag, SyncBackend, Wait, WaitPolicy};
 use crate::error::{ConnectionError, ProtocolViolation};
 use crate::memory::{Deadline, Memory};
-use crate::rpc::frame::Frame;
+use crate::rpc::wire::Frame;
 use crate::rpc::wire::{FrameHeader, FrameKind, Status, window_cost};
 use crate::rpc::{CallOver, slot_index};
 
@@ -45,36 +46,37 @@ pub struct ServerConnection<M: Memory + Send, P: WaitPolicy + Send, T: SyncBacke
     pub(super) outgoing: M,
 }
 
-/// Why an answer was not taken.
+/// Why an answer, a chunk or a push was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RespondError {
-    /// The caller has cancelled, or its time was over.
+    /// The caller has cancelled the call, or the call is over.
     Cancelled,
     /// The connection has ended.
     Ended(ConnectionError),
-    /// The time that this wait had is over.
+    /// The deadline of this wait passed.
     Timeout,
     /// There is no memory to keep it until it can be sent.
     OutOfMemory,
 }
 
-/// The halves of a connection, apart.
+/// The parts of a server connection.
 #[derive(Debug)]
 pub struct ServerConnectionParts<M, P> {
-    /// Sends.
+    /// The sending half.
     pub outbound: SenderCore<M, P>,
-    /// The outgoing direction.
+    /// The memory of the outgoing direction.
     pub outgoing: M,
-    /// The incoming direction.
+    /// What any thread may read of the incoming direction.
     pub incoming: IncomingSignals<M>,
     /// The calls.
     pub calls: ServedCalls,
-    /// The longest body of a frame.
+    /// The longest body of a frame, in bytes.
     pub max_fragment: usize,
 }
 
 impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> ServerConnection<M, P, T> {
-    /// A connection whose greetings were exchanged.
+    /// Returns a connection whose client has sent its preface. Items are queued until [`accept`](Self::accept) has
+    /// answered it.
     pub fn new(parts: ServerConnectionParts<M, P>) -> Self {
         let ServerConnectionParts { outbound, outgoing, incoming, calls, max_fragment } = parts;
         let signals = calls.slots() + 1;
@@ -87,20 +89,20 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> ServerConnection<M,
         }
     }
 
-    /// Answers the client's greeting; what was pushed before goes out behind it.
+    /// Answers the client's preface. What was pushed before is sent behind the answer.
     pub fn accept<R>(&self, answer: impl FnOnce(&mut SenderCore<M, P>) -> R) -> R {
         let mut queue = self.queue.lock();
         queue.accepted = true;
         answer(&mut queue.out)
     }
 
-    /// Whether the caller has said that it waits no more, or the connection has ended.
+    /// Returns whether the caller has cancelled the call, or the connection has ended.
     pub fn is_cancelled(&self, id: u64) -> bool {
         self.incoming.ended().is_some() || self.is_cancel_requested(id)
     }
 
-    /// Whether a notification is to be served: it was not called off, and the connection goes on or the client has ended
-    /// it.
+    /// Returns whether a notification is to be served: the client has not cancelled it, and this side has not ended
+    /// the connection. The client may have closed it or died.
     pub(super) fn is_notification_wanted(&self, id: u64) -> bool {
         let over = self.queue.lock().closed;
         let by_client = matches!(
@@ -110,12 +112,12 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> ServerConnection<M,
         by_client && !self.is_cancel_requested(id)
     }
 
-    /// Gives a call its last word. Dropped if nobody waits for it any more.
+    /// Sends the final item of a call. Dropped if the call is over or its cancel was requested.
     #[inline]
     pub fn finish(&self, id: u64, head: FrameHeader, body: Payload<'_>) {
         let mut queue = self.queue.lock();
         if queue.closed.is_some() || self.is_cancel_requested(id) {
-            return; // The attendant answers it.
+            return; // The driver answers it.
         }
         if let Some(at) = queue.calls.begin_answer(id, true) {
             if queue.send_or_queue(at, id, head, body, true).is_err() {
@@ -125,11 +127,11 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> ServerConnection<M,
         }
     }
 
-    /// Enters a call that was whole in one frame, and answers it at once.
+    /// Enters a call that arrived whole in one frame, and answers it at once.
     ///
     /// # Errors
     ///
-    /// [`ProtocolViolation`] if it is not one that an honest client makes now.
+    /// [`ProtocolViolation`] if no well-formed client makes this call now.
     #[inline]
     pub(super) fn answer_inline(
         &self,
@@ -147,29 +149,29 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> ServerConnection<M,
         match answer {
             Ok(reply) => {
                 queue.calls.stop_receiving(at);
-                let said = queue.send_or_queue(
+                let sent = queue.send_or_queue(
                     at,
                     frame.id,
                     FrameHeader::new(FrameKind::Reply, 0),
                     Payload::Owned(reply),
                     true,
                 );
-                debug_assert!(said.is_ok(), "a buffer of its own is kept as it is");
+                debug_assert!(sent.is_ok(), "a buffer of its own is kept as it is");
             }
             Err(failure) => queue.calls.fail(at, failure),
         }
         if queue.has_unsent() {
-            self.has_unsent.set(true); // Its own thread is the one that sends it.
+            self.has_unsent.set(true); // This is the driver's own thread: it sends it.
         }
         Ok(())
     }
 
-    /// How full the way to the client was at most, as far as it was looked at.
+    /// Returns the highest fill level of the ring to the client, in thousandths, as far as it was sampled.
     pub fn peak_fill(&self) -> u32 {
-        self.queue.lock().out.ring().fullest()
+        self.queue.lock().out.ring().peak_fill()
     }
 
-    /// Inline calls that were answered.
+    /// Returns the number of inline calls that were answered.
     pub fn inline_answered(&self) -> u64 {
         self.queue.lock().inline_answered
     }
@@ -189,7 +191,7 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> ServerConnection<M,
     ///
     /// # Errors
     ///
-    /// [`Gone`]; nothing of the chunk was sent.
+    /// [`RespondError`]; nothing of the chunk was sent.
     pub fn write_chunk(&self, id: u64, chunk: &[u8], deadline: Deadline) -> Result<(), RespondError> {
         let price = window_cost(chunk.len());
         let signal = self.signal_of(id);
@@ -202,25 +204,25 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> ServerConnection<M,
             },
         })?;
         let Some(at) = queue.calls.begin_answer(id, false) else { return Err(RespondError::Cancelled) };
-        let said = queue.send_or_queue(
+        let sent = queue.send_or_queue(
             at,
             id,
             FrameHeader::new(FrameKind::Chunk, 0),
             Payload::Borrowed(chunk),
             false,
         );
-        if said.is_err() {
+        if sent.is_err() {
             queue.calls.refund_credit(id, price);
         }
         self.unlock_and_notify(queue);
-        said.map_err(|_| RespondError::OutOfMemory)
+        sent.map_err(|_| RespondError::OutOfMemory)
     }
 
-    /// Sends a push, once the client's window has room for it.
+    /// Sends a push, once the client's window has room for it. If `wait` is `Never`, it does not wait for that.
     ///
     /// # Errors
     ///
-    /// [`Gone`]; nothing of the push was sent. `Timeout` at once if `wait` is never.
+    /// [`RespondError`]; nothing of the push was sent. `Timeout` if there was no room in time.
     pub fn push(&self, bytes: &[u8], wait: Wait) -> Result<(), RespondError> {
         let price = window_cost(bytes.len());
         let signal = self.signals.len() - 1;
@@ -239,20 +241,20 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> ServerConnection<M,
             }
         };
         let at = queue.calls.push_slot();
-        let said =
+        let sent =
             queue.send_or_queue(at, 0, FrameHeader::new(FrameKind::Push, 0), Payload::Borrowed(bytes), false);
-        if said.is_err() {
+        if sent.is_err() {
             queue.calls.refund_credit(0, price);
         }
         self.unlock_and_notify(queue);
-        said.map_err(|_| RespondError::OutOfMemory)
+        sent.map_err(|_| RespondError::OutOfMemory)
     }
 
-    /// The next chunk of an upload.
+    /// Waits for the next chunk of an upload, or its end.
     ///
     /// # Errors
     ///
-    /// [`Gone`].
+    /// [`RespondError`].
     pub fn next_chunk(&self, id: u64, deadline: Deadline) -> Result<UploadItem, RespondError> {
         let signal = self.signal_of(id);
         let mut found = None;
@@ -272,29 +274,30 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> ServerConnection<M,
         found.ok_or(RespondError::Cancelled)
     }
 
-    /// The calls, for what takes no time.
+    /// Runs a closure on the calls, under the lock. The closure must not wait.
     pub fn with_calls<R>(&self, act: impl FnOnce(&mut ServedCalls) -> R) -> R {
         act(&mut self.queue.lock().calls)
     }
 
-    /// How many calls may be under way.
+    /// Returns how many calls may be under way.
     pub fn slots(&self) -> usize {
         self.signals.len() - 1
     }
 
-    /// Whether no call is under way, and nothing is left to be sent.
+    /// Returns whether no call is under way and nothing is left to be sent.
     pub fn is_idle(&self) -> bool {
         let queue = self.queue.lock();
         queue.calls.in_flight() == 0 && !queue.has_unsent()
     }
 
-    /// Makes the attendant look up.
+    /// Wakes the driver, or makes it look again before it sleeps.
     pub fn notify_driver(&self) {
         self.has_unsent.set(true);
         self.incoming.notify_self();
     }
 
-    /// The connection has ended: all who wait for it are told, and what was still to be sent is dropped.
+    /// Records that the connection has ended, and wakes all threads that wait for it. What was still to be sent is
+    /// never sent.
     pub(super) fn close(&self, ended: ConnectionError) {
         self.queue.lock().closed.get_or_insert(ended);
         self.signals.iter().for_each(T::Lock::<SendQueue<M, P>>::notify);
@@ -309,7 +312,7 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> ServerConnection<M,
         self.incoming.oob(u32::try_from(self.signal_of(id)).unwrap_or(0)) == id
     }
 
-    /// Waits until `done` says so; the lock is held then.
+    /// Waits until `done` returns a result. Returns with the lock held.
     fn wait_for(
         &self,
         signal: usize,
@@ -332,11 +335,11 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> ServerConnection<M,
         }
     }
 
-    /// Unlocks, and tells the attendant if something is left to be sent.
+    /// Unlocks, and notifies the driver if something is left to be sent.
     fn unlock_and_notify(&self, queue: QueueGuard<'_, M, P, T>) {
-        let left = queue.has_unsent();
+        let has_unsent = queue.has_unsent();
         drop(queue);
-        if left {
+        if has_unsent {
             self.notify_driver();
         }
     }

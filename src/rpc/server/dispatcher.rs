@@ -1,4 +1,4 @@
-//! The thread of one connection: the greeting, then calls until the end.
+//! Serves one connection on its own thread: exchanges the prefaces, then dispatches calls until the end.
 
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -29,7 +29,7 @@ pub(super) fn serve(state: &Arc<ServerState>, stream: SharedMemoryStream) -> Res
     serve_counted(state, stream)
 }
 
-/// As [`serve`], of a connection that was counted as open already.
+/// Serves a connection that was counted as open already, on this thread until it ends.
 pub(super) fn serve_counted(state: &Arc<ServerState>, stream: SharedMemoryStream) -> Result<(), CallError> {
     let id = state.next.fetch_add(1, Ordering::Relaxed);
     let (process, connection) = (ProcessId::of(stream.peer_cred()), stream.id());
@@ -60,10 +60,10 @@ pub(super) fn serve_counted(state: &Arc<ServerState>, stream: SharedMemoryStream
     }
 }
 
-/// Answers a client that was judged, unless the server has stopped or it has gone.
+/// Accepts a client that `on_connect` has admitted, unless the server has stopped or the client has gone.
 ///
-/// It is listed first: who stops the server closes it then, or is seen here. Else a client that was welcomed might
-/// outlive the server, and be told that it died.
+/// The session is registered first: a thread that stops the server then closes it, or this thread sees that the
+/// server has stopped. Otherwise a client that was accepted might outlive the server, and get `PeerDied`.
 fn accept(state: &ServerState, session: &Arc<Session>) -> bool {
     state.register(session);
     if state.stopped.load(Ordering::Relaxed) {
@@ -73,7 +73,7 @@ fn accept(state: &ServerState, session: &Arc<Session>) -> bool {
     session.connection.accept(|out| preface::accept(out, stream_window, push_window)).is_ok()
 }
 
-/// A connection that counts as open while this lives.
+/// Counts a connection as open, until the guard is dropped.
 struct OpenGuard<'a> {
     state: &'a ServerState,
     id: u64,
@@ -99,7 +99,7 @@ fn report_end(state: &ServerState, session: &Arc<Session>, ended: ConnectionErro
 
 type NewConnection = (Arc<Session>, ConnectionDriver<Mapping, AdaptiveWait, RealSync>);
 
-/// Hears a fresh client's greeting, and judges it.
+/// Receives a fresh client's preface, negotiates with it, and calls `on_connect`.
 fn exchange_preface(
     state: &ServerState,
     stream: SharedMemoryStream,
@@ -113,7 +113,9 @@ fn exchange_preface(
             RecvCoreError::Ended(ConnectionError::Disconnected | ConnectionError::PeerDied) => {
                 events::left(cred.pid(), cred.uid())
             }
-            _ => events::rejected(cred.pid(), cred.uid(), &"it did not greet as a client of calls does"),
+            _ => {
+                events::rejected(cred.pid(), cred.uid(), &"it did not send the preface of a client of calls")
+            }
         }
         CallError::ProtocolViolated
     })?;
@@ -152,7 +154,8 @@ fn exchange_preface(
         if let Err(refusal) = authorize(&Connection::new(&session)) {
             let text = refusal.text();
             events::rejected(cred.pid(), cred.uid(), &format_args!("by on_connect: {text}"));
-            let _gone = connection.accept(|out| preface::refuse(out, RejectCode::Refused, text));
+            let _client_may_have_left =
+                connection.accept(|out| preface::refuse(out, RejectCode::Refused, text));
             return Err(CallError::Closed);
         }
     }
@@ -161,7 +164,8 @@ fn exchange_preface(
     Ok((session, ConnectionDriver::new(connection, inbound)))
 }
 
-/// A client that is not judged yet: if it is refused, those are told who push to it already.
+/// Guards a client that is not admitted yet. If it is refused, threads that push to it already are woken with the
+/// end.
 struct AdmissionGuard<'a> {
     session: &'a Session,
     admitted: bool,
@@ -176,7 +180,7 @@ impl Drop for AdmissionGuard<'_> {
     }
 }
 
-/// What one connection's thread does with calls.
+/// Handles the calls of one connection, on the connection's own thread.
 struct Dispatcher<'a> {
     state: &'a Arc<ServerState>,
     session: &'a Arc<Session>,
@@ -203,7 +207,7 @@ impl Dispatcher<'_> {
             let mut reply = Vec::new();
             let ran = methods::run_long(&method, &session, &asked, &mut reply, &state.activity.counts);
             state.activity.counts.calls.add();
-            drop(running); // Who has its answer finds that it does not run any more.
+            drop(running); // Before the answer: a caller that has it must not find the method still running.
             methods::answer(&session, call, ran, &mut reply);
             state.activity.on_answered(&session);
         });
@@ -223,7 +227,8 @@ impl Dispatcher<'_> {
         }
     }
 
-    /// Whether the client has closed its end or died: the connection ends once what it had committed was received.
+    /// Returns whether the client has closed its end or died. The connection ends once the frames that the client had
+    /// committed were received.
     fn client_has_left(&self) -> bool {
         matches!(
             self.session.connection.incoming.ended(),
@@ -237,11 +242,11 @@ impl Dispatcher<'_> {
         self.session.connection.fail(call.id, &(Status::Busy, 0, text.into()));
     }
 
-    /// Whether one more may run for this client.
+    /// Checks whether one more method may run for this client.
     fn check_capacity(&self, method: &Method) -> Result<(), CallFailure> {
         let streams =
             method.streams() && self.session.streams.load(Ordering::Relaxed) >= self.state.limits.streams;
-        // Those that nobody waits for any more count as well: a client must not pile them up.
+        // Methods whose calls were given up count as well: a client must not pile them up.
         let slots = self.session.connection.slots();
         let running = self.session.running.load(Ordering::Relaxed) >= 2 * slots;
         if !(streams || running) {
@@ -255,7 +260,7 @@ impl Dispatcher<'_> {
 impl Dispatch<Mapping, AdaptiveWait> for Dispatcher<'_> {
     #[inline]
     fn admit(&mut self, method: u32, flags: u8) -> Result<bool, CallFailure> {
-        // What a client had committed when it left is served whole; there is no more of it.
+        // A notification that a client had committed when it left is still served: the client sends no more of them.
         if self.state.activity.is_draining() && !(flags & NOTIFY != 0 && self.client_has_left()) {
             return Err((Status::ShuttingDown, 0, String::new()));
         }
@@ -282,7 +287,7 @@ impl Dispatch<Mapping, AdaptiveWait> for Dispatcher<'_> {
             self.state.activity.counts.calls.add();
             self.session.connection.with_calls(|calls| calls.recycle(call.id, request));
         } else if let Err(failure) = self.check_capacity(method) {
-            self.session.connection.fail(call.id, &failure); // Others began to run while its request came.
+            self.session.connection.fail(call.id, &failure); // Other methods began to run while its request arrived.
         } else if method.streams() {
             self.spawn_stream(method.clone(), call, request, arrived);
         } else {
@@ -299,10 +304,10 @@ impl Dispatch<Mapping, AdaptiveWait> for Dispatcher<'_> {
         let Self { state, session, reply, copy, admitted, .. } = self;
         let method = admitted.take().map_or_else(|| state.methods.find(call.method, call.flags), Ok)?;
         let asked = match borrowed.private() {
-            Some(bytes) => Request::private(session, call, bytes, None), // It has just come.
+            Some(bytes) => Request::private(session, call, bytes, None), // It has just arrived.
             None => {
-                let room = try_reserve(copy, borrowed.frame.len());
-                room.map_err(|_| (Status::Busy, 0, "there is no memory for the request".into()))?;
+                let reserved = try_reserve(copy, borrowed.frame.len());
+                reserved.map_err(|_| (Status::Busy, 0, "there is no memory for the request".into()))?;
                 Request::in_ring(session, call, borrowed, copy)
             }
         };

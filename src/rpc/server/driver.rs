@@ -1,6 +1,7 @@
-//! The thread of a connection: it reads, obeys cancels, sends what was left, and sleeps when there is nothing.
+//! The driver of a connection: it receives, processes cancels, sends what was queued, and sleeps when there is
+//! nothing to do.
 //!
-//! Its invariants are those of `hall.rs`.
+//! Its invariants are those of `connection.rs`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,26 +16,27 @@ use crate::channel::{
 };
 use crate::error::{ConnectionError, ProtocolViolation};
 use crate::memory::{Deadline, Memory};
-use crate::rpc::frame::Frame;
+use crate::rpc::wire::Frame;
 use crate::rpc::wire::{DEADLINE, FrameKind, HEADER_LEN, MORE, Status};
 
-/// Frames after which the attendant looks at cancels and at what is to be sent, however many follow.
+/// The number of frames after which the driver looks at cancels and at what is to be sent, however many frames
+/// follow.
 const FRAMES_PER_POLL: u32 = 32;
 
-/// What a connection's thread does with calls.
+/// How a driver hands calls over to the server.
 pub trait Dispatch<M, P> {
-    /// Judges a call before anything of it is kept; whether its method runs inline.
+    /// Decides whether to admit a call, before any of its bytes are kept. Returns whether its method runs inline.
     ///
     /// # Errors
     ///
     /// The answer to a call that is not admitted.
     fn admit(&mut self, method: u32, flags: u8) -> Result<bool, CallFailure>;
 
-    /// Hands a call on, or runs it if its method is inline; its request is whole. If it has a deadline, that counts from
-    /// when its first frame arrived.
+    /// Dispatches a call whose request is complete, or runs it if its method is inline. `arrived` is when its first
+    /// frame arrived, from which its deadline counts; `None` if it has no deadline.
     fn dispatch(&mut self, call: CallInfo, request: Vec<u8>, arrived: Deadline);
 
-    /// Runs an inline method, whose request is where it came; its reply, or why there is none.
+    /// Runs an inline method, whose request is still where it arrived, and returns its reply.
     ///
     /// # Errors
     ///
@@ -45,22 +47,22 @@ pub trait Dispatch<M, P> {
         request: BorrowedRequest<'_, M, P>,
     ) -> Result<&mut Vec<u8>, CallFailure>;
 
-    /// Asks the attendant to leave.
+    /// Returns whether the driver should stop.
     fn is_done(&self) -> bool;
 }
 
 /// A call that begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CallInfo {
-    /// Its id.
+    /// The id of the call.
     pub id: u64,
-    /// What is called.
+    /// The number of the method.
     pub method: u32,
-    /// How.
+    /// The flags of the Call frame.
     pub flags: u8,
 }
 
-/// A request where it came: in the ring, or in private memory.
+/// A request where it arrived: in the ring, or in private memory.
 #[derive(Debug)]
 pub struct BorrowedRequest<'a, M, P> {
     pub(super) inbound: &'a ReceiverCore<M, P>,
@@ -68,30 +70,30 @@ pub struct BorrowedRequest<'a, M, P> {
 }
 
 impl<'a, M: Memory, P: WaitPolicy> BorrowedRequest<'a, M, P> {
-    /// The request, if it stands in private memory.
+    /// Returns the request, if it is in private memory.
     #[inline]
     pub(super) fn private(&self) -> Option<&'a [u8]> {
         self.inbound.private(self.frame.message())?.get(HEADER_LEN..)
     }
 }
 
-/// The connection's own thread.
+/// The driver of a connection, which runs on the connection's own thread.
 pub struct ConnectionDriver<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> {
     pub(super) connection: Arc<ServerConnection<M, P, T>>,
     inbound: ReceiverCore<M, P>,
     seen_doorbell: u64,
     awaited: Option<AwaitedRelease>,
-    /// What has to be released before the client can be sent a goodbye.
+    /// What the client has to release before a goodbye can be sent.
     goodbye_awaits: Option<AwaitedRelease>,
 }
 
 impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> ConnectionDriver<M, P, T> {
-    /// Of a connection whose greetings were exchanged.
+    /// Returns the driver of a connection whose client has sent its preface.
     pub fn new(connection: Arc<ServerConnection<M, P, T>>, inbound: ReceiverCore<M, P>) -> Self {
         Self { connection, inbound, seen_doorbell: 0, awaited: None, goodbye_awaits: None }
     }
 
-    /// Serves until the connection ends, or the service is over: how it ended.
+    /// Serves until the connection ends or `dispatch` is done. Returns how it ended.
     pub fn run(&mut self, dispatch: &mut impl Dispatch<M, P>) -> ConnectionError {
         let mut tries = 0_u32;
         let ended = loop {
@@ -101,7 +103,8 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> ConnectionDriver<M,
             match self.poll_once(dispatch) {
                 Ok(true) => tries = 0,
                 Ok(false) => {
-                    // Once: a client whose words flicker must not keep us from resting.
+                    // Only once: a hostile client that changes its words all the time must not keep this thread
+                    // spinning.
                     if tries > 0 || !self.inbound.spin_briefly() {
                         self.wait(dispatch, tries);
                     }
@@ -114,7 +117,7 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> ConnectionDriver<M,
         ended
     }
 
-    /// Takes what is there, obeys cancels, sends what is left. Whether there was anything.
+    /// Receives what is there, processes cancels, and sends what was queued. Returns whether it did anything.
     #[inline]
     pub(super) fn poll_once(&mut self, dispatch: &mut impl Dispatch<M, P>) -> Result<bool, ConnectionError> {
         let mut busy = false;
@@ -140,25 +143,25 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> ConnectionDriver<M,
         Ok(busy)
     }
 
-    /// Says to the client that no call is begun any more, and nothing of those that were is left to be sent: what it has
-    /// not been answered by then was never begun. False if there is no room for that now.
+    /// Sends a goodbye: the server begins no call any more, and nothing is left to be sent of the calls that it
+    /// began. A call that is unanswered then was never begun. Returns false if there is no room now.
     fn send_goodbye(&mut self) -> bool {
         let mut queue = self.connection.queue.lock();
-        let said = queue.send_goodbye();
-        self.goodbye_awaits = if said { None } else { queue.awaited_release() };
-        said
+        let sent = queue.send_goodbye();
+        self.goodbye_awaits = if sent { None } else { queue.awaited_release() };
+        sent
     }
 
-    /// Waits for a frame, a cancel, something left behind, room for what is, or to be asked to leave: that nudge may
-    /// have come when the last look was over.
+    /// Waits for a frame, a cancel, something that was queued, room for what was queued, or `dispatch` to be done.
+    /// The driver may have been notified after it last checked, so the wait checks all of these again.
     fn wait(&mut self, dispatch: &impl Dispatch<M, P>, tries: u32) {
-        let Self { connection, inbound, seen_doorbell: doorbell, awaited: wanted, goodbye_awaits: goodbye } =
-            self;
-        let outgoing = wanted.or(*goodbye).map(|wanted| (&connection.outgoing, wanted));
-        let is_over = || goodbye.is_none() && dispatch.is_done();
-        let also =
-            || connection.has_unsent.is_set() || connection.incoming.doorbell() != *doorbell || is_over();
-        let _something = inbound.wait_for_any(outgoing, None, tries, also);
+        let Self { connection, inbound, seen_doorbell, awaited, goodbye_awaits } = self;
+        let outgoing = awaited.or(*goodbye_awaits).map(|release| (&connection.outgoing, release));
+        let is_over = || goodbye_awaits.is_none() && dispatch.is_done();
+        let also = || {
+            connection.has_unsent.is_set() || connection.incoming.doorbell() != *seen_doorbell || is_over()
+        };
+        let _found = inbound.wait_for_any(outgoing, None, tries, also);
     }
 
     #[inline]
@@ -172,11 +175,11 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> ConnectionDriver<M,
         let (head, id) = (frame.head, frame.id);
         let begins = head.kind == FrameKind::Call;
         let whole = begins && !head.has_flag(MORE) && id != 0;
-        let verdict = whole.then(|| dispatch.admit(head.word, head.flags));
-        if verdict == Some(Ok(true)) {
+        let admitted = whole.then(|| dispatch.admit(head.word, head.flags));
+        if admitted == Some(Ok(true)) {
             return self.run_inline(&frame, dispatch);
         }
-        let event = self.enter_frame(&frame, dispatch, verdict)?;
+        let event = self.enter_frame(&frame, dispatch, admitted)?;
         let connection = &self.connection;
         if begins && connection.is_cancel_requested(id) {
             connection.with_calls(|calls| calls.cancel(id));
@@ -184,7 +187,8 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> ConnectionDriver<M,
             return Ok(());
         }
         match event {
-            CallEvent::None if begins => connection.has_unsent.set(true), // Maybe it was not admitted.
+            // If the call was not admitted, its error is queued.
+            CallEvent::None if begins => connection.has_unsent.set(true),
             CallEvent::None => {}
             CallEvent::Run(at) => {
                 let (call, request, arrived) = connection.with_calls(|calls| {
@@ -205,27 +209,28 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> ConnectionDriver<M,
         Ok(())
     }
 
-    /// Enters a frame in the table, and gives its message back. A call is judged once.
+    /// Enters a frame in the calls, and releases its message. A call is admitted once.
     fn enter_frame(
         &mut self,
         frame: &Frame,
         dispatch: &mut impl Dispatch<M, P>,
-        verdict: Option<Result<bool, CallFailure>>,
+        admitted: Option<Result<bool, CallFailure>>,
     ) -> Result<CallEvent, ConnectionError> {
         let Self { connection, inbound, .. } = self;
         let read = |into: &mut [u8]| {
             let _in_the_message = frame.read(inbound, 0, into);
         };
-        let admit = |method, flags| verdict.unwrap_or_else(|| dispatch.admit(method, flags)).map(drop);
-        let arrived = frame.head.has_flag(DEADLINE).then(Instant::now); // No frame but a call has it.
+        let admit = |method, flags| admitted.unwrap_or_else(|| dispatch.admit(method, flags)).map(drop);
+        let arrived = frame.head.has_flag(DEADLINE).then(Instant::now); // Only Call frames have the flag.
         let event = connection
             .with_calls(|calls| calls.on_frame_at(arrived, frame.id, frame.head, frame.len(), read, admit));
         self.release(frame.message())?;
         event.map_err(|violation| self.inbound.violated(violation))
     }
 
-    /// Runs an inline method while its request is where it came. It is entered when it has run: nobody else
-    /// looks at its place meanwhile, and a liar's call is one that it might have made elsewhere.
+    /// Runs an inline method while its request is still where it arrived. The call is entered after the method has
+    /// run. No other thread looks at its slot meanwhile. A hostile client's call with an illegal id runs too, which
+    /// is no more than the client could have got with a legal one.
     #[inline]
     fn run_inline(
         &mut self,
@@ -253,7 +258,7 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> ConnectionDriver<M,
         }
     }
 
-    /// The bell was rung: ends the calls whose word says so.
+    /// Cancels the calls that the out-of-band words name, after the doorbell has changed.
     fn process_cancels(&mut self) {
         let connection = &self.connection;
         for at in 0..connection.signals.len() - 1 {
@@ -266,7 +271,7 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> ConnectionDriver<M,
         }
     }
 
-    /// Sends what is left; whether anything was sent.
+    /// Sends what was queued. Returns whether anything was sent.
     fn flush(&mut self) -> Result<bool, ConnectionError> {
         self.connection.has_unsent.set(false);
         let mut queue = self.connection.queue.lock();
@@ -274,13 +279,13 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> ConnectionDriver<M,
         let flushed = queue.flush(FRAMES_PER_POLL);
         self.awaited = match flushed {
             Err(SendCoreError::Full) => {
-                let wanted = queue.awaited_release();
-                if wanted.is_none() {
-                    self.connection.has_unsent.set(true); // There is room by now.
+                let awaited = queue.awaited_release();
+                if awaited.is_none() {
+                    self.connection.has_unsent.set(true); // There is room now: flush again.
                 }
-                wanted
+                awaited
             }
-            Err(SendCoreError::Ended(_)) => None, // What was received comes first: the next round finds the end.
+            Err(SendCoreError::Ended(_)) => None, // Frames that were received come first: the next poll finds the end.
             Err(_) => return Err(ConnectionError::Disconnected),
             Ok(()) => None,
         };
@@ -299,11 +304,11 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> fmt::Debug for Conn
 
 #[cfg(feature = "testing")]
 impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> ConnectionDriver<M, P, T> {
-    /// Does what can be done without waiting. Whether there was anything.
+    /// Does what can be done without waiting. Returns whether it did anything.
     ///
     /// # Errors
     ///
-    /// How the connection ended; everybody was told.
+    /// How the connection ended. All threads that wait for it were woken.
     pub fn step(&mut self, dispatch: &mut impl Dispatch<M, P>) -> Result<bool, ConnectionError> {
         self.poll_once(dispatch).inspect_err(|&ended| self.connection.close(ended))
     }
@@ -311,7 +316,7 @@ impl<M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> ConnectionDriver<M,
 
 #[cfg(feature = "testing")]
 impl<M: Memory, P: WaitPolicy> BorrowedRequest<'_, M, P> {
-    /// The request.
+    /// Copies the request.
     pub fn to_vec(&self) -> Vec<u8> {
         let mut bytes = vec![0; self.frame.len()];
         self.frame.read(self.inbound, 0, &mut bytes).expect("in the message");

@@ -1,4 +1,4 @@
-//! A server that runs: what it does, and how it ends.
+//! The handle of a running server, and its shutdown.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -15,10 +15,9 @@ use crate::error::{BindError, CallError};
 use crate::listener::{ListenerCloser, SharedMemoryListener};
 use crate::stream::SharedMemoryStream;
 
-/// A server that runs on threads of its own; made by
-/// [`SharedMemoryServer::spawn`](crate::SharedMemoryServer::spawn).
+/// A running server; made by [`SharedMemoryServer::spawn`](crate::SharedMemoryServer::spawn).
 ///
-/// Dropping it ends the server at once: use [`shutdown`](Self::shutdown) to let calls come to their end.
+/// Dropping it ends the server at once. [`shutdown`](Self::shutdown) lets calls under way end first.
 ///
 /// ```
 /// use std::time::Duration;
@@ -46,7 +45,7 @@ pub struct ServerHandle {
     acceptor: Option<JoinHandle<()>>,
 }
 
-/// What a shutdown found.
+/// What a shutdown left unfinished.
 ///
 /// ```
 /// use std::time::Duration;
@@ -60,9 +59,9 @@ pub struct ServerHandle {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ShutdownReport {
-    /// Calls that were cut off, because their time was over: their callers get `Disconnected`.
+    /// Calls that were cut off because the timeout passed. Their callers get `Disconnected`.
     pub cut_off: usize,
-    /// Methods that still run, whose answers nobody will get; their threads end when they return.
+    /// Methods that still run, and whose answers are dropped. Their threads end when the methods return.
     pub running: usize,
 }
 
@@ -77,7 +76,7 @@ impl ServerHandle {
         if let Some(listener) = listener {
             let state = Arc::clone(&handle.state);
             let acceptor = threads::spawn("narrows-accept", move || {
-                // The handle has no call that could report an end by closed descriptors. Connections go on.
+                // No method of the handle could report that the descriptors were closed. Open connections go on.
                 let _ended = accept_all(&state, &listener);
             })
             .map_err(BindError::io("starting the accepting thread"))?;
@@ -86,30 +85,32 @@ impl ServerHandle {
         Ok(handle)
     }
 
-    /// The path, as it was given; none of a server that has none.
+    /// Returns the path as it was given, or `None` of a server without one.
     pub fn local_path(&self) -> Option<&Path> {
         self.path.as_deref()
     }
 
     /// Serves one more connection, on a thread of its own: one end of a `pair()`, of a spawned child, or of the
-    /// parent. In a forked child the stream is dropped: the server is the parent's.
+    /// parent. In a forked child the stream is dropped, since the server belongs to the parent.
     ///
-    /// Sizes, and how many calls may be under way, are those that the connection was made with.
+    /// Sizes, and how many calls may be under way, are those that the connection was made with. The limits on
+    /// connections apply: a connection above them is refused.
     pub fn adopt(&self, stream: SharedMemoryStream) {
         accept::admit(&self.state, stream);
     }
 
-    /// The clients that are connected; none in a forked child.
+    /// Returns the connections of the clients; none in a forked child.
     pub fn connections(&self) -> Vec<Connection> {
         self.state.connections()
     }
 
-    /// What was done so far; nothing in a forked child.
+    /// Returns the statistics since the start; all zero in a forked child.
     pub fn stats(&self) -> ServerStats {
         self.state.stats()
     }
 
-    /// Sends a push to every client that has room for it, without waiting; how many had.
+    /// Sends a push to each client whose window has room for it, without waiting. Returns to how many clients it was
+    /// sent.
     ///
     /// # Errors
     ///
@@ -121,15 +122,15 @@ impl ServerHandle {
         Ok(self.connections().iter().filter(|connection| connection.try_push(bytes).is_ok()).count())
     }
 
-    /// Ends the server: accepts no connection any more and removes the path, answers new calls with `ShuttingDown`, lets
-    /// those under way come to their end for at most `timeout`, then closes all connections.
+    /// Ends the server. It accepts no connection any more, removes the path, and answers new calls with
+    /// `ShuttingDown`. It lets calls under way end, for at most `timeout`, and then closes all connections.
     ///
-    /// A connection that has nothing under way is closed at once. Its client is sent word that no further call is begun:
-    /// calls that come too late for an answer fail with `ShuttingDown` as well, and were never begun. Notifications that
-    /// have come are served, those of clients that have gone included.
+    /// A connection without calls under way is closed at once. Its client is sent a goodbye, behind which no call is
+    /// begun: calls that arrive too late for an answer fail with `ShuttingDown` as well, and were never begun.
+    /// Notifications that have arrived are served, including those of clients that have gone.
     ///
-    /// Blocks for at most `timeout`. It never waits for a method that does not return. In a forked child it does nothing: the
-    /// server is the parent's.
+    /// Blocks for at most `timeout`. It never waits for a method that does not return. In a forked child it does
+    /// nothing, since the server belongs to the parent.
     pub fn shutdown(mut self, timeout: Duration) -> ShutdownReport {
         if !self.state.same_process() {
             return ShutdownReport { cut_off: 0, running: 0 };
@@ -139,14 +140,15 @@ impl ServerHandle {
         self.state.wait_until_idle(Instant::now().checked_add(timeout));
         let cut_off = self.state.in_flight();
         self.state.stop();
-        // The connections' threads leave now; what runs on is the methods' own.
+        // The connections' threads end now. The methods that still run have threads of their own.
         ShutdownReport { cut_off, running: self.state.stats().running }
     }
 
     fn stop_accepting(&mut self) {
         let Some(closer) = self.closer.take() else { return };
         closer.close();
-        // A fork has no such thread, and a rule about who may connect is asked on that thread itself.
+        // A fork does not have that thread. The callback that authorizes clients runs on that thread itself, which
+        // must not join itself.
         let other = |acceptor: &JoinHandle<()>| acceptor.thread().id() != thread::current().id();
         if let Some(acceptor) = self.acceptor.take().filter(other).filter(|_| closer.same_process()) {
             let _ended = acceptor.join();

@@ -1,26 +1,27 @@
-//! The server's places for the calls of one client, and what each frame does to them. Pure.
+//! The server's slots for the calls of one client, and how each frame changes them. Pure: no I/O, no locks.
 //!
 //! ```text
-//!           Call            whole             final queued          final sent
+//!           Call          complete           final queued          final sent
 //!   Idle ─────────▶ Receiving ──▶ Running ──────────────▶ Closing ──────────────▶ Idle
 //!                      │             │                       ▲
 //!                      └─ refused ───┴── cancelled ──────────┘
 //! ```
 //!
-//! What is to be sent stands in the place's outbox, an item behind the other; places with something to send take
-//! turns, a piece each. Credit goes before everything.
+//! Items to be sent are queued in the slot's outbox, in order. Slots with queued items are served in round robin, one
+//! fragment each. Credit is sent before everything else.
 //!
 //! # Invariants
 //!
 //! 1. Each admitted call gets exactly one final frame, and nothing after it.
-//! 2. A place takes a new call only when the final frame of its last was sent.
-//! 3. What a client can make us keep is bounded: a request for each place, a window for each upload; and of what
-//!    we owe it, a reply or a window for each place and a window of pushes.
-//! 4. Frames for a call that is over are dropped: the client may have sent them before it knew.
+//! 2. A slot takes a new call only when the final frame of its last call was sent.
+//! 3. The memory that a client can make the server keep is bounded. Of what the client sends, that is a request for
+//!    each slot and a window for each upload. Of what the server owes it, that is a reply or a window for each slot,
+//!    and a window of pushes.
+//! 4. Frames for a call that is over are dropped: the client may have sent them before it received the final frame.
 //!
 //! # Proof
 //!
-//! `tests/rpc/tables` against a reference; fuzz `calls`.
+//! `tests/rpc/tables` compares it with a reference model; fuzz `calls`.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -33,42 +34,42 @@ use crate::rpc::preface::truncate_text;
 use crate::rpc::wire::{DEADLINE, ERROR_LEN, FrameHeader, FrameKind, STREAM, Status, UPLOAD, window_cost};
 use crate::rpc::{CallOver, slot_index};
 
-/// Bytes of the time left, in front of a request.
+/// The length of the time left that stands in front of a request, in bytes.
 pub(super) const DEADLINE_LEN: usize = 8;
 
-/// What a frame asks of the connection.
+/// What the connection has to do after a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CallEvent {
     /// Nothing.
     None,
-    /// A request is whole: its method is to be run.
+    /// Run the method: its request is complete.
     Run(usize),
-    /// Somebody who waits for this call may look again.
+    /// Wake the thread that waits for this call.
     Call(usize),
-    /// The call was answered for want of memory: its error is to be sent, and its method to be notified.
+    /// Send the error of a call that failed for want of memory, and wake its method.
     Failed(usize),
-    /// There is credit for pushes.
+    /// Wake the threads that wait for push credit.
     Push,
 }
 
-/// Why a call is not admitted, or failed: a status, the method's own code, a text.
+/// Why a call was not admitted, or failed: a status, the method's own code, and a text.
 pub type CallFailure = (Status, u32, String);
 
-/// An upload, as its method sees it.
+/// What a method receives of an upload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UploadItem {
     /// The next chunk.
     Chunk(Vec<u8>),
-    /// There are no more.
+    /// The end: no chunk follows.
     End,
 }
 
-/// What bounds the calls of a connection.
+/// The limits on the calls of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CallLimits {
-    /// Calls under way.
+    /// The number of slots: calls under way.
     pub slots: usize,
-    /// Bytes of a request or reply.
+    /// The longest request or reply, in bytes.
     pub max_message: usize,
     /// The longest body of a frame, in bytes.
     pub max_fragment: usize,
@@ -87,17 +88,17 @@ pub(super) enum CallPhase {
     Closing,
 }
 
-/// What is to be sent of one item.
+/// A queued item, of which some or all is still to be sent.
 #[derive(Debug)]
 pub(super) struct QueuedItem {
     fragmenter: Fragmenter,
     bytes: Vec<u8>,
-    /// The last of its call.
+    /// The item ends its call.
     last: bool,
 }
 
 impl QueuedItem {
-    /// Returns an item of which as much is left to be sent as `fragmenter` says.
+    /// Returns an item of which as much is still to be sent as `fragmenter` says.
     pub(super) fn new(fragmenter: Fragmenter, bytes: Vec<u8>, last: bool) -> Self {
         Self { fragmenter, bytes, last }
     }
@@ -114,44 +115,45 @@ impl QueuedItem {
         self.bytes.get(range.clone()).unwrap_or_default()
     }
 
-    /// Notes that this range was sent, and returns whether that was all.
+    /// Notes that this range was sent, and returns whether it was the last.
     #[inline]
     pub(super) fn advance(&mut self, sent: &Range<usize>) -> bool {
         self.fragmenter.advance(sent)
     }
 }
 
-/// A place for one call.
+/// A slot for one call.
 #[derive(Debug, Default)]
 pub(super) struct ServedCall {
     id: u64,
     phase: CallPhase,
     method: u32,
     flags: u8,
-    /// When its first frame arrived, if it has a deadline.
+    /// When the first frame of the call arrived, if the call has a deadline.
     arrived: Deadline,
     item: Reassembler,
     chunks: VecDeque<Vec<u8>>,
-    /// No chunk follows.
+    /// The upload has ended: no chunk follows.
     ended: bool,
-    /// What the client may still upload, and what was consumed and not yet told.
+    /// What the client may still upload. `owed` is the part of the window that was consumed and not yet given back as
+    /// credit.
     window: u32,
     owed: u32,
-    /// What the client lets us send of a stream.
+    /// What this side may still send of a stream.
     credit: u32,
-    /// What of the stream waits in the outbox, at its price.
+    /// The cost of the stream's items that wait in the outbox.
     unsent: u32,
     seq: u16,
     outbox: VecDeque<QueuedItem>,
 }
 
 impl ServedCall {
-    /// Whether chunks may still come.
+    /// Returns whether chunks may still arrive.
     pub(super) fn is_uploading(&self) -> bool {
         self.flags & UPLOAD != 0 && !self.ended
     }
 
-    /// Leaves an item behind what is to be sent already.
+    /// Queues an item behind those that are queued already.
     pub(super) fn put(&mut self, item: QueuedItem) {
         if !item.last {
             self.unsent = self.unsent.saturating_add(window_cost(item.bytes.len()));
@@ -159,27 +161,27 @@ impl ServedCall {
         self.outbox.push_back(item);
     }
 
-    /// An item of a stream that was left has gone out.
+    /// Notes that a queued item was sent.
     pub(super) fn sent(&mut self, item: &QueuedItem) {
         self.unsent = self.unsent.saturating_sub(window_cost(item.bytes.len()));
     }
 
-    /// Sends nothing of what was left.
+    /// Drops everything that is queued.
     pub(super) fn clear_outbox(&mut self) {
         self.outbox.clear();
         self.unsent = 0;
     }
 }
 
-/// The first frame and the body of an error, in at most so many bytes.
-pub(super) fn encode_failure((status, code, text): &CallFailure, most: usize) -> (FrameHeader, Vec<u8>) {
+/// Returns the header and the body of an error, in at most `max` bytes.
+pub(super) fn encode_failure((status, code, text): &CallFailure, max: usize) -> (FrameHeader, Vec<u8>) {
     let mut bytes = code.to_le_bytes().to_vec();
-    bytes.extend_from_slice(truncate_text(text, most.saturating_sub(4)).as_bytes());
+    bytes.extend_from_slice(truncate_text(text, max.saturating_sub(4)).as_bytes());
     (FrameHeader::new(FrameKind::Error, *status as u32), bytes)
 }
 
-/// Adds credit, which never exceeds its window, with what is still to be sent: none is due for that, and who gave it
-/// all the same would have us keep more and more.
+/// Adds credit. The credit and the cost of what is still queued never exceed the window: no credit is due for queued
+/// items. A client that gave it all the same would make the queue grow without bound.
 pub(super) fn add_credit(slot: &mut ServedCall, more: u32, window: u32) -> Result<(), ProtocolViolation> {
     let sum = slot
         .credit
@@ -189,22 +191,22 @@ pub(super) fn add_credit(slot: &mut ServedCall, more: u32, window: u32) -> Resul
     Ok(())
 }
 
-/// What a frame of an upload takes of its window.
+/// Returns what a frame of an upload costs of its window.
 pub(super) fn frame_cost(head: FrameHeader, len: usize) -> u32 {
     if head.kind == FrameKind::Chunk { window_cost(len) } else { u32::try_from(len).unwrap_or(u32::MAX) }
 }
 
-/// Takes so much credit, if there is enough.
+/// Spends credit, if there is enough. Returns whether there was.
 pub(super) fn spend_from(credit: &mut u32, cost: u32) -> bool {
     let left = credit.checked_sub(cost);
     *credit = left.unwrap_or(*credit);
     left.is_some()
 }
 
-/// All places of a connection, and its pushes.
+/// All calls of a connection, and its pushes.
 #[derive(Debug)]
 pub struct ServedCalls {
-    /// The last one is for pushes.
+    /// The slots of calls. The last one is for pushes.
     slots: Vec<ServedCall>,
     send_turns: VecDeque<usize>,
     credits: VecDeque<(u64, u32)>,
@@ -213,7 +215,7 @@ pub struct ServedCalls {
 }
 
 impl ServedCalls {
-    /// With nothing under way.
+    /// Returns the calls of a fresh connection.
     pub fn new(limits: CallLimits) -> Self {
         let slot = |at| ServedCall { id: at as u64, ..ServedCall::default() };
         let mut slots: Vec<_> = (0..limits.slots).map(slot).collect();
@@ -228,22 +230,23 @@ impl ServedCalls {
         }
     }
 
-    /// How many calls may be under way.
+    /// Returns how many calls may be under way.
     pub fn slots(&self) -> usize {
         self.slots.len() - 1
     }
 
-    /// Where the call with this id stands.
+    /// Returns the slot of the call with this id.
     #[inline]
     pub fn slot_of(&self, id: u64) -> usize {
         slot_index(id, self.slots())
     }
 
-    /// As [`take`](Self::take), of a frame that arrived at a time which is of interest if it begins a call with a deadline.
+    /// Takes a frame that arrived at a known time, as [`on_frame`](Self::on_frame) does. The time is kept as the
+    /// start of the deadline of the call.
     ///
     /// # Errors
     ///
-    /// As there.
+    /// [`ProtocolViolation`] if no well-formed client sends this frame.
     pub(super) fn on_frame_at(
         &mut self,
         arrived: Deadline,
@@ -261,12 +264,12 @@ impl ServedCalls {
         Ok(event)
     }
 
-    /// Takes a frame of the client, whose body of `len` bytes `read` copies. `admit` judges a call by its
-    /// method and flags before anything of it is kept.
+    /// Takes a frame of the client, whose body of `len` bytes `read` copies. `admit` decides about a call by its
+    /// method and flags, before any of its bytes are kept.
     ///
     /// # Errors
     ///
-    /// [`ProtocolViolation`] for what no honest client sends.
+    /// [`ProtocolViolation`] if no well-formed client sends this frame.
     #[inline]
     pub fn on_frame(
         &mut self,
@@ -319,11 +322,12 @@ impl ServedCalls {
         }
     }
 
-    /// Begins a call that is whole in one frame, without keeping its bytes. It runs from now on.
+    /// Begins a call that arrived whole in one frame, without keeping its bytes, and returns its slot. The call runs
+    /// from now on.
     ///
     /// # Errors
     ///
-    /// As for [`take`](Self::take).
+    /// [`ProtocolViolation`] if no well-formed client makes this call now.
     pub fn begin_inline(
         &mut self,
         id: u64,
@@ -339,7 +343,7 @@ impl ServedCalls {
         Ok(at)
     }
 
-    /// Whether a call that is whole in one frame is one that an honest client may make now.
+    /// Returns whether a well-formed client may make this call now, which arrived whole in one frame.
     #[inline]
     pub fn may_begin(&self, id: u64, head: FrameHeader, len: usize) -> bool {
         let spare = if head.has_flag(DEADLINE) { DEADLINE_LEN } else { 0 };
@@ -348,20 +352,20 @@ impl ServedCalls {
         free && len >= spare && len - spare <= self.limits.max_message
     }
 
-    /// A call has begun and ended.
+    /// Records a call that has begun and ended.
     #[inline]
     pub(super) fn record_inline(&mut self, id: u64) {
         let at = self.slot_of(id);
         self.slots[at].id = id;
     }
 
-    /// The id, method and flags of a place.
+    /// Returns the id, method and flags of the call in a slot.
     pub fn call(&self, at: usize) -> (u64, u32, u8) {
         let slot = &self.slots[at];
         (slot.id, slot.method, slot.flags)
     }
 
-    /// When the first frame of the call in this place arrived, if it has a deadline.
+    /// Returns when the first frame of the call in this slot arrived, if the call has a deadline.
     pub(super) fn arrival(&mut self, at: usize) -> Deadline {
         let slot = &mut self.slots[at];
         slot.arrived.filter(|_| slot.flags & DEADLINE != 0)
@@ -372,7 +376,7 @@ impl ServedCalls {
         mem::take(&mut self.slots[at].item.bytes)
     }
 
-    /// Gives the memory of a request back for the next one in this place.
+    /// Returns the buffer of a request to its slot, for the next request there.
     pub fn recycle(&mut self, id: u64, mut buffer: Vec<u8>) {
         let at = self.slot_of(id);
         let slot = &mut self.slots[at];
@@ -382,14 +386,14 @@ impl ServedCalls {
         }
     }
 
-    /// Whether the call runs and somebody waits for what it answers.
+    /// Returns whether the call runs, and its caller still waits for it.
     #[inline]
     pub fn is_running(&self, id: u64) -> bool {
         let slot = &self.slots[self.slot_of(id)];
         slot.id == id && slot.phase == CallPhase::Running
     }
 
-    /// Takes `cost` of what the client lets us stream, if there is enough; `Err` if nobody waits any more.
+    /// Spends `cost` of the credit for a stream. Returns false if there is not enough, and `Err` if the call is over.
     pub fn spend_credit(&mut self, id: u64, cost: u32) -> Result<bool, CallOver> {
         if !self.is_running(id) {
             return Err(CallOver);
@@ -398,12 +402,12 @@ impl ServedCalls {
         Ok(spend_from(&mut self.slots[at].credit, cost))
     }
 
-    /// As [`spend`](Self::spend), of what the client lets us push.
+    /// Spends `cost` of the credit for pushes. Returns whether there was enough.
     pub fn spend_push_credit(&mut self, cost: u32) -> bool {
         self.slots.last_mut().is_some_and(|slot| spend_from(&mut slot.credit, cost))
     }
 
-    /// Gives back what was spent on a chunk, or on a push with the id 0, of which nothing was sent.
+    /// Gives back the credit that was spent on a chunk, or on a push with the id 0, of which nothing was sent.
     pub(super) fn refund_credit(&mut self, id: u64, cost: u32) {
         let at = if id == 0 { self.slots() } else { self.slot_of(id) };
         let slot = &mut self.slots[at];
@@ -412,7 +416,8 @@ impl ServedCalls {
         }
     }
 
-    /// The next chunk of an upload, if it has come; `Err` if nobody waits any more. Credit for it is queued.
+    /// Takes the next chunk of an upload, or its end, and queues the credit for it. Returns `None` if neither has
+    /// arrived, and `Err` if the call is over.
     pub fn next_upload(&mut self, id: u64) -> Result<Option<UploadItem>, CallOver> {
         if !self.is_running(id) {
             return Err(CallOver);
@@ -425,7 +430,8 @@ impl ServedCalls {
         slot.owed = slot.owed.saturating_add(window_cost(chunk.len()));
         if slot.owed >= (window / 4).max(1) && !slot.ended {
             let owed = mem::take(&mut slot.owed);
-            // A client that takes none of it must not make it grow: one for each call.
+            // A client that does not receive its credit must not make this list grow: there is one entry for each
+            // call.
             match self.credits.iter_mut().find(|(it, _)| *it == id) {
                 Some((_, sum)) => *sum = sum.saturating_add(owed),
                 None => self.credits.push_back((id, owed)),
@@ -434,7 +440,8 @@ impl ServedCalls {
         Ok(Some(UploadItem::Chunk(chunk)))
     }
 
-    /// Where an item of a call that runs is to be put; `None` if nobody waits any more. A last one ends the call.
+    /// Returns the slot in which to queue an item of a call that runs, or `None` if the call is over. A last item
+    /// ends the call.
     pub(super) fn begin_answer(&mut self, id: u64, last: bool) -> Option<usize> {
         if !self.is_running(id) {
             return None;
@@ -446,7 +453,7 @@ impl ServedCalls {
         Some(at)
     }
 
-    /// Nobody waits for the call any more. True if it was still to be answered: it is, with `Cancelled`.
+    /// Cancels a call. Returns its slot if the call is answered with `Cancelled` now.
     pub fn cancel(&mut self, id: u64) -> Option<usize> {
         let at = self.slot_of(id);
         let slot = &self.slots[at];
@@ -455,13 +462,13 @@ impl ServedCalls {
         }
         let short = |item: &QueuedItem| item.last && item.bytes.len() <= self.max_error;
         if slot.outbox.front().is_some_and(short) {
-            return None; // It is over, and nothing long holds up its end.
+            return None; // The call is over, and its final item is short.
         }
         self.fail(at, (Status::Cancelled, 0, String::new()));
         Some(at)
     }
 
-    /// Ends a call with an error, whatever was still to be sent for it.
+    /// Ends a call with an error, and drops what is queued for it.
     pub fn fail(&mut self, at: usize, failure: CallFailure) {
         let slot = &mut self.slots[at];
         if !slot.outbox.is_empty() {
@@ -471,14 +478,14 @@ impl ServedCalls {
         self.queue_failure(at, &failure);
     }
 
-    /// Ends a call with an error, behind what is still to be sent for it.
+    /// Ends a call with an error, behind what is queued for it.
     pub(super) fn queue_failure(&mut self, at: usize, failure: &CallFailure) {
         self.stop_receiving(at);
         let (head, bytes) = encode_failure(failure, self.max_error);
         self.queue_item(at, QueuedItem::new(Fragmenter::new(head, bytes.len()), bytes, true));
     }
 
-    /// Calls that are not over.
+    /// Returns the number of calls that are not over.
     pub fn in_flight(&self) -> usize {
         self.slots[..self.slots()].iter().filter(|slot| slot.phase != CallPhase::Idle).count()
     }
@@ -488,7 +495,7 @@ impl ServedCalls {
         let (upload, stream) = (self.limits.window, self.limits.window);
         let slot = &mut self.slots[at];
         if id <= slot.id || slot.phase != CallPhase::Idle {
-            return Err(ProtocolViolation("a call in a place that is not free"));
+            return Err(ProtocolViolation("a call in a slot that is not free"));
         }
         (slot.id, slot.phase, slot.method, slot.flags) = (id, CallPhase::Receiving, head.word, head.flags);
         (slot.window, slot.owed, slot.credit, slot.seq) = (upload, 0, stream, 0);
@@ -516,7 +523,7 @@ impl ServedCalls {
         let max = self.limits.max_message;
         let slot = &mut self.slots[at];
         if !slot.is_uploading() || slot.phase != CallPhase::Running {
-            return Err(ProtocolViolation("a chunk that nobody takes"));
+            return Err(ProtocolViolation("a chunk for a call that takes none"));
         }
         let price = frame_cost(head, len);
         slot.window =
@@ -540,7 +547,7 @@ impl ServedCalls {
         Ok(CallEvent::Push)
     }
 
-    /// The last item of a call is about to be put: nothing more is taken for it.
+    /// Stops receiving for a call whose final item is about to be queued or sent.
     #[inline]
     pub(super) fn stop_receiving(&mut self, at: usize) {
         let slot = &mut self.slots[at];
@@ -551,23 +558,23 @@ impl ServedCalls {
 }
 
 impl ServedCalls {
-    /// Where pushes are put.
+    /// Returns the slot of pushes.
     pub(super) fn push_slot(&self) -> usize {
         self.slots()
     }
 
-    /// Whether nothing waits to be sent.
+    /// Returns whether nothing is queued.
     #[inline]
     pub fn is_sent(&self) -> bool {
         self.send_turns.is_empty() && self.credits.is_empty()
     }
 
-    /// Makes room for one more item of a place.
+    /// Reserves memory for one more item in the outbox of a slot.
     pub(super) fn reserve_outbox(&mut self, at: usize) -> Result<(), OutOfMemory> {
         self.slots[at].outbox.try_reserve(1).map_err(|_| OutOfMemory)
     }
 
-    /// Leaves an item to be sent when there is room.
+    /// Queues an item, to be sent when there is room.
     pub(super) fn queue_item(&mut self, at: usize, item: QueuedItem) {
         let slot = &mut self.slots[at];
         if slot.outbox.is_empty() {
@@ -576,34 +583,35 @@ impl ServedCalls {
         slot.put(item);
     }
 
-    /// The count of the next frame of a place.
+    /// Returns the sequence number of the next frame of a slot.
     #[inline]
     pub(super) fn next_seq(&mut self, at: usize) -> &mut u16 {
         &mut self.slots[at].seq
     }
 
-    /// The last frame of a call was sent.
+    /// Frees the slot of a call whose final frame was sent.
     #[inline]
     pub(super) fn on_final_sent(&mut self, at: usize) {
         self.slots[at].phase = CallPhase::Idle;
     }
 
-    /// The last frame of an item that had waited was sent.
+    /// Notes that the last frame of a queued item was sent.
     pub(super) fn on_item_sent(&mut self, at: usize, item: &QueuedItem) {
         if item.last { self.on_final_sent(at) } else { self.slots[at].sent(item) }
     }
 
-    /// Credit that is to be sent first.
+    /// Takes the credit that is to be sent next.
     pub(super) fn next_credit(&mut self) -> Option<(u64, u32)> {
         self.credits.pop_front()
     }
 
-    /// The credit could not be sent now.
+    /// Puts back credit that could not be sent now.
     pub(super) fn return_credit(&mut self, credit: (u64, u32)) {
         self.credits.push_front(credit);
     }
 
-    /// The credit was sent: only now may the client upload more, or what a liar leaves untaken would grow.
+    /// Notes that credit was sent. Only now may the client upload more. Otherwise the credit that is queued for a
+    /// hostile client that receives nothing would grow without bound.
     pub(super) fn on_credit_sent(&mut self, (id, amount): (u64, u32)) {
         let at = self.slot_of(id);
         let slot = &mut self.slots[at];
@@ -612,18 +620,19 @@ impl ServedCalls {
         }
     }
 
-    /// The next item in turn, with its place's id and count.
+    /// Takes the next item in turn. Returns it with its slot, and the slot's id and sequence number.
     pub(super) fn next_item(&mut self) -> Option<(usize, u64, u16, QueuedItem)> {
         let at = *self.send_turns.front()?;
         let slot = self.slots.get_mut(at)?;
         let item = slot.outbox.pop_front()?;
-        Some((at, slot.id, slot.seq, item)) // The place of pushes has the id 0.
+        Some((at, slot.id, slot.seq, item)) // The slot of pushes has the id 0.
     }
 
-    /// A frame of the item was sent, or none if there was no room: what is left of it stays first in its place.
-    pub(super) fn rotate(&mut self, at: usize, rest: Option<QueuedItem>, sent: bool) {
+    /// Ends the turn of a slot, or keeps it if nothing was sent because there was no room. What is left of the item
+    /// stays first in its outbox.
+    pub(super) fn rotate(&mut self, at: usize, unsent: Option<QueuedItem>, sent: bool) {
         let slot = &mut self.slots[at];
-        if let Some(item) = rest {
+        if let Some(item) = unsent {
             slot.outbox.push_front(item);
         }
         if sent {
@@ -637,21 +646,21 @@ impl ServedCalls {
 
 #[cfg(feature = "testing")]
 impl ServedCalls {
-    /// What may be pushed now.
+    /// Returns the credit for pushes.
     pub fn push_credit(&self) -> u32 {
         self.slots.last().map_or(0, |slot| slot.credit)
     }
 
-    /// Calls whose request is not whole yet.
+    /// Returns the number of calls whose request is not complete yet.
     pub fn receiving(&self) -> usize {
         self.slots.iter().filter(|slot| slot.phase == CallPhase::Receiving).count()
     }
 
-    /// What the books hold must be what was paid for.
+    /// Checks that each window is accounted for in full, and that each call has at most one final item.
     ///
     /// # Panics
     ///
-    /// If the books do not balance. They need not after a violation.
+    /// If a check fails. The checks need not hold after a protocol violation.
     pub fn audit(&self) {
         let count = self.slots();
         let mut turns: Vec<_> = self.send_turns.iter().copied().collect();
@@ -660,25 +669,34 @@ impl ServedCalls {
         assert_eq!(turns, full, "the turns");
         assert!(self.credits.len() <= count, "{} credits are kept for {count} calls", self.credits.len());
         for (at, slot) in self.slots[..count].iter().enumerate() {
-            assert_eq!(slot_index(slot.id, count), at, "a call in another's place");
-            self.audit_place(slot);
+            assert_eq!(slot_index(slot.id, count), at, "a call in the slot of another");
+            self.audit_slot(slot);
         }
         let pushes = &self.slots[count];
-        assert!(bill(pushes) <= u64::from(self.limits.push_window), "more pushes than their window");
+        assert!(
+            credit_and_queued(pushes) <= u64::from(self.limits.push_window),
+            "more pushes than their window"
+        );
     }
 
-    fn audit_place(&self, slot: &ServedCall) {
-        let lasts = slot.outbox.iter().filter(|item| item.last).count();
+    fn audit_slot(&self, slot: &ServedCall) {
+        let finals = slot.outbox.iter().filter(|item| item.last).count();
         let closing = slot.phase == CallPhase::Closing;
-        assert_eq!(lasts, usize::from(closing), "the last words of a call in {:?}", slot.phase);
-        assert!(lasts == 0 || slot.outbox.back().is_some_and(|item| item.last), "words behind the last");
+        assert_eq!(finals, usize::from(closing), "the final items of a call in {:?}", slot.phase);
+        assert!(
+            finals == 0 || slot.outbox.back().is_some_and(|item| item.last),
+            "items behind the final one"
+        );
         let idle = slot.phase == CallPhase::Idle;
-        assert!(!idle || slot.outbox.is_empty(), "a place with words is free");
-        assert!(bill(slot) <= u64::from(self.limits.window), "more of a stream than its window");
+        assert!(!idle || slot.outbox.is_empty(), "a slot with queued items is free");
+        assert!(credit_and_queued(slot) <= u64::from(self.limits.window), "more of a stream than its window");
         let short = |len: usize| len <= self.limits.max_message || len <= ERROR_LEN;
-        assert!(slot.outbox.iter().all(|item| short(item.bytes.len())), "words longer than agreed");
+        assert!(slot.outbox.iter().all(|item| short(item.bytes.len())), "items longer than agreed");
         let live = matches!(slot.phase, CallPhase::Receiving | CallPhase::Running);
-        assert!(live || (slot.chunks.is_empty() && slot.item.bytes.is_empty()), "what nobody takes is kept");
+        assert!(
+            live || (slot.chunks.is_empty() && slot.item.bytes.is_empty()),
+            "data of a call that is over is kept"
+        );
         assert!(
             slot.item.bytes.len() <= self.limits.max_message + DEADLINE_LEN,
             "a request longer than agreed"
@@ -687,27 +705,27 @@ impl ServedCalls {
             let chunks: u64 = slot.chunks.iter().map(|chunk| u64::from(window_cost(chunk.len()))).sum();
             let unsent =
                 self.credits.iter().filter(|(id, _)| *id == slot.id).map(|(_, owed)| u64::from(*owed));
-            let held = u64::from(slot.owed) + chunks + begun(&slot.item) + unsent.sum::<u64>();
+            let held = u64::from(slot.owed) + chunks + partial_cost(&slot.item) + unsent.sum::<u64>();
             let window = u64::from(slot.window) + held;
             assert_eq!(window, u64::from(self.limits.window), "the window of an upload");
         }
         assert!(
-            slot.flags & STREAM != 0 || idle || bill(slot) <= u64::from(slot.credit),
+            slot.flags & STREAM != 0 || idle || credit_and_queued(slot) <= u64::from(slot.credit),
             "chunks of no stream"
         );
     }
 }
 
-/// What may be sent of a stream, and what waits to be sent.
+/// Returns what may be sent of a stream, and the cost of what is queued.
 #[cfg(feature = "testing")]
-fn bill(slot: &ServedCall) -> u64 {
-    let waits =
+fn credit_and_queued(slot: &ServedCall) -> u64 {
+    let queued =
         slot.outbox.iter().filter(|item| !item.last).map(|item| u64::from(window_cost(item.bytes.len())));
-    u64::from(slot.credit) + waits.sum::<u64>()
+    u64::from(slot.credit) + queued.sum::<u64>()
 }
 
-/// What the item under way has cost so far.
+/// Returns the cost of the item under way so far.
 #[cfg(feature = "testing")]
-fn begun(item: &Reassembler) -> u64 {
+fn partial_cost(item: &Reassembler) -> u64 {
     item.first.map_or(0, |_| window_cost(item.bytes.len()).into())
 }

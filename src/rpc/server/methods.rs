@@ -1,4 +1,4 @@
-//! What a server can do: its methods by number, and how each is run.
+//! The methods of a server by number, and how each is run.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,7 +16,7 @@ use crate::memory::try_reserve;
 use crate::rpc::fragment;
 use crate::rpc::wire::{FrameHeader, FrameKind, STREAM, Status, UPLOAD};
 
-/// What a method says: nothing, or its own error.
+/// The result of a method: no value, or the method's own error.
 pub(super) type HandlerResult = Result<(), HandlerError>;
 
 type UnaryFn = dyn Fn(&Request<'_>, &mut Vec<u8>) -> HandlerResult + Send + Sync;
@@ -25,21 +25,21 @@ type UploadFn = dyn Fn(&Request<'_>, &mut ChunkReader<'_>, &mut Vec<u8>) -> Hand
 type DuplexFn =
     dyn Fn(&Request<'_>, &mut ChunkReader<'_>, &mut ChunkWriter<'_>) -> HandlerResult + Send + Sync;
 
-/// A method.
+/// A method, by where it runs.
 #[derive(Clone)]
 pub(super) enum Method {
-    /// On the connection's thread.
+    /// Runs on the connection's thread.
     Inline(Arc<UnaryFn>),
-    /// In the pool.
+    /// Runs in the pool.
     Pooled(Arc<UnaryFn>),
-    /// These have threads of their own.
+    /// These three run on threads of their own.
     Streaming(Arc<StreamingFn>),
     Upload(Arc<UploadFn>),
     Duplex(Arc<DuplexFn>),
 }
 
 impl Method {
-    /// The flags with which it is called.
+    /// Returns the flags of the calls of this method.
     fn flags(&self) -> u8 {
         match self {
             Self::Inline(_) | Self::Pooled(_) => 0,
@@ -49,7 +49,7 @@ impl Method {
         }
     }
 
-    /// How it is called.
+    /// Returns how the method is to be called, for the text of an error.
     fn call(&self) -> &'static str {
         match self {
             Self::Inline(_) | Self::Pooled(_) => "it is called by `call`",
@@ -67,17 +67,17 @@ impl Method {
         matches!(self, Self::Inline(_))
     }
 
-    /// Whether it needs a thread of its own.
+    /// Returns whether the method needs a thread of its own.
     pub(super) fn streams(&self) -> bool {
         self.flags() != 0
     }
 }
 
-/// All methods of a server, by number.
+/// All methods of a server, sorted by number.
 #[derive(Default)]
 pub(super) struct Methods {
     sorted: Vec<(u32, Method)>,
-    /// What was registered more than once.
+    /// An error text, if a method or the fallback was registered more than once.
     pub(super) duplicate: Option<String>,
     fallback: Option<Method>,
 }
@@ -93,14 +93,14 @@ impl Methods {
         }
     }
 
-    /// Registers what answers calls of all other numbers.
+    /// Registers the method that answers calls of all other numbers.
     pub(super) fn register_fallback(&mut self, method: Method) {
         if self.fallback.replace(method).is_some() {
             self.duplicate = Some("the fallback is registered twice: one answers all unknown methods".into());
         }
     }
 
-    /// The method that answers such a call.
+    /// Returns the method that answers calls of this number with these flags.
     #[inline]
     pub(super) fn find(&self, id: u32, flags: u8) -> Result<&Method, CallFailure> {
         let found = self.sorted.binary_search_by_key(&id, |(id, _)| *id);
@@ -117,12 +117,12 @@ impl Methods {
     }
 }
 
-/// As [`run`], for a request that may be long. There is memory for a reply that is as long then: a method that finds none
-/// aborts the process.
+/// Runs a method, whose request may be long. If the request is long, memory for a reply of the same length is
+/// reserved first: a method that finds no memory aborts the process.
 ///
 /// # Errors
 ///
-/// As there; `Busy` if there is no such memory, and the method was not run.
+/// Why the method has no reply; `Busy` if there is no such memory, and the method did not run.
 pub(super) fn run_long(
     method: &Method,
     session: &Arc<Session>,
@@ -139,11 +139,11 @@ pub(super) fn run_long(
     invoke(method, session, request, reply, counts)
 }
 
-/// Runs a method: what it says goes into `reply`, which is memory that is used again.
+/// Runs a method, which writes its reply into `reply`, a buffer that is used again.
 ///
 /// # Errors
 ///
-/// Why it has no reply.
+/// Why the method has no reply.
 #[inline]
 pub(super) fn run(
     method: &Method,
@@ -179,7 +179,7 @@ fn invoke(
     }
 }
 
-/// Gives the answer of a method that ran.
+/// Answers a call with the result of its method.
 pub(super) fn answer(
     session: &Arc<Session>,
     call: CallInfo,
@@ -213,7 +213,7 @@ fn failure(ran: thread::Result<HandlerResult>, len: usize, max: usize, counts: &
     }
 }
 
-/// What a panic said.
+/// Returns the text of a panic.
 fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()

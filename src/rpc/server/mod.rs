@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   SharedMemoryServer ── builder: methods, limits, callbacks
-//!     └─▶ ServerState (state.rs) ── the accepting thread (accept.rs) ── one thread per connection (dispatcher.rs, driver.rs)
-//!            │                                                            inline methods run there
+//!     └─▶ ServerState (state.rs) ── the accepting thread (accept.rs)
+//!            ├── one thread per connection (dispatcher.rs, driver.rs): inline methods
 //!            ├── workers (workers.rs): other methods
 //!            ├── a thread per stream: streaming, upload and duplex methods
 //!            └── ServerHandle (handle.rs): stats, connections, shutdown
@@ -51,7 +51,8 @@ pub use send_queue::Payload;
 pub use session::Connection;
 pub use stats::ServerStats;
 
-/// Serves calls of other processes: methods by number, run by a pool of workers, inline, or as streams.
+/// Serves calls of other processes: numbered methods, which a pool of workers runs, the connection's own thread
+/// (inline), or a thread of their own (streams).
 ///
 /// ```no_run
 /// use narrows::SharedMemoryServer;
@@ -64,13 +65,13 @@ pub use stats::ServerStats;
 /// # Ok::<(), std::io::Error>(())
 /// ```
 ///
-/// Each connection has a thread that reads and never waits for a method; a method's panic is caught and answered.
-/// One slow or stuck client delays no other.
+/// Each connection has a thread that reads and never waits for a method of another thread. A method's panic is caught
+/// and answered. A slow or stuck client delays no other.
 ///
-/// A panic can be caught only in a program that is built with `panic = "unwind"`, the default. With `panic = "abort"` a
-/// method's panic ends the process, and every client gets [`PeerDied`](crate::CallError::PeerDied).
+/// A panic can be caught only in a program that is built with `panic = "unwind"`, the default. With `panic = "abort"`
+/// a method's panic ends the process, and every client gets [`PeerDied`](crate::CallError::PeerDied).
 ///
-/// All that can be chosen:
+/// All settings:
 ///
 /// ```
 /// use std::time::Duration;
@@ -89,7 +90,7 @@ pub use stats::ServerStats;
 ///         0 => Err(HandlerError::from("not for root")),
 ///         _ => Ok(()),
 ///     })
-///     .on_disconnect(|connection, how| eprintln!("client {} has gone: {how}", connection.id()))
+///     .on_disconnect(|connection, how| eprintln!("client {} has left: {how}", connection.id()))
 ///     .fallback(|request, _| Err(HandlerError::new(404, format!("no method {}", request.method()))))
 ///     .spawn()?;
 /// # Ok::<(), std::io::Error>(())
@@ -103,22 +104,22 @@ pub struct SharedMemoryServer {
 }
 
 impl SharedMemoryServer {
-    /// A server without a path, for streams that are there: [`serve_stream`](Self::serve_stream), and
-    /// [`adopt`](ServerHandle::adopt).
+    /// Makes a server without a path, for existing streams: [`serve_stream`](Self::serve_stream) serves one on the
+    /// calling thread, and [`adopt`](ServerHandle::adopt) on a thread of its own.
     pub fn new() -> Self {
         Self::with(None, Options::new())
     }
 
-    /// Binds a path, with the default [`Options`]. Clients that connect wait until it serves.
+    /// Binds a path with the default [`Options`]. Clients that connect wait until the server serves.
     ///
     /// # Errors
     ///
-    /// [`BindError`].
+    /// [`BindError`]: the path cannot be bound.
     pub fn bind(path: impl AsRef<Path>) -> Result<Self, BindError> {
         Self::bind_with(path, &Options::new())
     }
 
-    /// Binds a path, with these options.
+    /// Binds a path with these options. Clients that connect wait until the server serves.
     ///
     /// ```
     /// use narrows::{Options, SharedMemoryServer};
@@ -130,13 +131,13 @@ impl SharedMemoryServer {
     ///
     /// # Errors
     ///
-    /// [`BindError`].
+    /// [`BindError`]: an option is illegal, or the path cannot be bound.
     pub fn bind_with(path: impl AsRef<Path>, options: &Options) -> Result<Self, BindError> {
         Ok(Self::with(Some(options.bind(path)?), options.clone()))
     }
 
-    /// Serves on a listening socket that was passed to this process, with these options, as
-    /// [`Options::listen_on`] takes it over.
+    /// Makes a server on a listening socket that was passed to this process, with these options. The socket is taken
+    /// over by [`Options::listen_on`].
     ///
     /// ```
     /// use narrows::{Options, SharedMemoryClient, SharedMemoryListener, SharedMemoryServer};
@@ -150,7 +151,7 @@ impl SharedMemoryServer {
     ///
     /// # Errors
     ///
-    /// [`BindError`].
+    /// [`BindError`]: an option is illegal, or the socket cannot be taken over.
     pub fn listen_on(socket: OwnedFd, options: &Options) -> Result<Self, BindError> {
         Ok(Self::with(Some(options.listen_on(socket)?), options.clone()))
     }
@@ -160,17 +161,17 @@ impl SharedMemoryServer {
         Self { listener, options, methods, callbacks, limits }
     }
 
-    /// A method that runs in the pool of workers: it reads the request and writes the reply.
+    /// Registers a method that runs in the pool of workers. It reads the request and writes the reply.
     ///
-    /// It may take its time, and may wait for anything, its own connection included; only the other workers
-    /// serve meanwhile. So a method that calls a method of the pool of this same server needs another worker for that:
-    /// with only one the call is refused as [`CallError::WouldDeadlock`]. Servers whose pools call each other need more
-    /// [`workers`](Self::workers) each than calls of that kind are ever under way.
+    /// It may run for long, and may wait for anything, including its own connection: the other workers serve calls
+    /// meanwhile. A method that calls a method of the pool of this same server needs another worker for that. With
+    /// only one worker such a call is refused as [`CallError::WouldDeadlock`]. Servers whose pools call each other
+    /// need more [`workers`](Self::workers) each than calls of that kind are ever under way.
     ///
-    /// What it calls itself ends no later than [`Request::deadline`], or after
-    /// [`nested_call_timeout`](Self::nested_call_timeout) if there is none: a call on its thread fails with `Timeout` then.
-    /// That its caller cancels does not cancel what it calls: a method that waits for long looks at
-    /// [`Request::is_cancelled`].
+    /// A call that the method makes on its thread ends no later than [`Request::deadline`], or after
+    /// [`nested_call_timeout`](Self::nested_call_timeout) if there is no deadline: it fails with `Timeout` then. A
+    /// cancel of the method's own call does not cancel the calls that it makes. A method that waits for long should
+    /// check [`Request::is_cancelled`].
     ///
     /// ```
     /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
@@ -199,13 +200,14 @@ impl SharedMemoryServer {
         self
     }
 
-    /// A method that runs on the connection's own thread, with the lowest latency.
+    /// Registers a method that runs on the connection's own thread, with the lowest latency.
     ///
-    /// Its connection is not served meanwhile, so it must be short. What would wait for its own connection is refused as
-    /// [`CallError::WouldDeadlock`]: a push that finds no room, and a call over the other end of the connection, if that is
-    /// in this process. It may call another process, and its calls end no later than [`Request::deadline`]; one
-    /// without any deadline fails with `Timeout` after [`nested_call_timeout`](Self::nested_call_timeout), since processes
-    /// whose inline methods call each other might wait for each other.
+    /// The connection is not served while the method runs, so the method must be short. A wait for its own connection
+    /// is refused as [`CallError::WouldDeadlock`]: a push that finds no room, and a call over the other end of the
+    /// connection if that end is in this process. The method may call another process. Its calls end no later than
+    /// [`Request::deadline`]. A call without any deadline fails with `Timeout` after
+    /// [`nested_call_timeout`](Self::nested_call_timeout), since processes whose inline methods call each other might
+    /// wait for each other.
     ///
     /// ```
     /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
@@ -230,7 +232,7 @@ impl SharedMemoryServer {
         self
     }
 
-    /// A method that replies with a stream of chunks, on a thread of its own.
+    /// Registers a method that replies with a stream of chunks, and runs on a thread of its own.
     ///
     /// ```
     /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
@@ -257,7 +259,7 @@ impl SharedMemoryServer {
         self
     }
 
-    /// A method that takes a stream of chunks and gives one reply, on a thread of its own.
+    /// Registers a method that takes a stream of chunks and gives one reply, and runs on a thread of its own.
     ///
     /// ```
     /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
@@ -289,7 +291,7 @@ impl SharedMemoryServer {
         self
     }
 
-    /// A method that takes a stream of chunks and gives one, on a thread of its own.
+    /// Registers a method that takes a stream of chunks and replies with another, and runs on a thread of its own.
     ///
     /// ```
     /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
@@ -321,7 +323,8 @@ impl SharedMemoryServer {
         self
     }
 
-    /// What answers calls of numbers that no method has, in the pool; registered once. Default: `UnknownMethod`.
+    /// Registers a method of the pool that answers calls of numbers without a method. It can be registered once.
+    /// Default: such calls fail with `UnknownMethod`.
     #[must_use]
     pub fn fallback<F>(mut self, method: F) -> Self
     where
@@ -331,9 +334,10 @@ impl SharedMemoryServer {
         self
     }
 
-    /// Decides about each client, by its credentials, before its first call; may attach state to its connection.
-    /// The text of an error reaches the client, as [`RejectCode::Refused`](crate::RejectCode::Refused); what exceeds 64 bytes is
-    /// cut off between two words. A later one replaces it.
+    /// Sets a callback that decides about each client by its credentials, before the client's first call. It may
+    /// attach state to the connection. The text of an error reaches the client as
+    /// [`RejectCode::Refused`](crate::RejectCode::Refused); a text of more than 64 bytes is cut off between two
+    /// words. A later callback replaces an earlier one.
     #[must_use]
     pub fn on_connect(
         mut self,
@@ -343,84 +347,88 @@ impl SharedMemoryServer {
         self
     }
 
-    /// Is told when a connection that [`on_connect`](Self::on_connect) let in has ended, and how; also if it was never
-    /// welcomed because the server stopped. A later one replaces it.
+    /// Sets a callback that is called when a connection that [`on_connect`](Self::on_connect) admitted has ended,
+    /// with the reason. It is also called for a connection that was not accepted because the server stopped
+    /// meanwhile. A later callback replaces an earlier one.
     #[must_use]
     pub fn on_disconnect(mut self, notify: impl Fn(&Connection, CallError) + Send + Sync + 'static) -> Self {
         self.callbacks.disconnect = Some(Arc::new(notify));
         self
     }
 
-    /// Workers of the pool, at least 1: so many of its methods run at once. Default: one for each CPU, and 4 at least.
+    /// Sets the number of workers of the pool, at least 1: how many of its methods run at once. Default: one for each
+    /// CPU, and 4 at least.
     ///
-    /// While the calls of one process occupy all workers, one thread more serves those of other processes. With one worker
-    /// there is none, and no two methods run at once.
+    /// While the calls of one process occupy all workers, one more thread serves the calls of other processes. With
+    /// one worker there is no such thread, and no two methods of the pool run at once.
     ///
-    /// Connections with calls that wait take turns, and so do processes: a client that has many calls under way delays
-    /// another one's call until one of the workers is free.
+    /// Connections with calls that wait take turns, and so do processes: a client with many calls under way delays
+    /// another client's call until one of the workers is free.
     #[must_use]
     pub fn workers(mut self, workers: usize) -> Self {
         self.limits.workers = workers.max(1);
         self
     }
 
-    /// Workers that the connections of one process may occupy at once, at least 1; its other calls wait. Default: all
-    /// [`workers`](Self::workers), with one thread more for other processes. A bound that is chosen takes the place of that
-    /// thread, and holds for this process itself as well. Processes that this process's namespace does not show count as
-    /// one for each user.
+    /// Sets how many workers the connections of one process may occupy at once, at least 1; its other calls wait.
+    /// Default: all [`workers`](Self::workers), and one more thread for other processes. A bound that is set replaces
+    /// that thread, and holds for this process itself as well. Processes that are outside this process's pid
+    /// namespace count as one for each user.
     #[must_use]
     pub fn max_workers_per_process(mut self, workers: usize) -> Self {
         self.limits.workers_per_process = Some(workers);
         self
     }
 
-    /// Calls that may wait for a worker, of all connections together, at least 1; one more is `Busy`. Those of one
-    /// other process may be half of them. Default 1024.
+    /// Sets how many calls may wait for a worker, of all connections together, at least 1. A call above that fails
+    /// with `Busy`. Calls of one other process may take half of the queue. Default 1024.
     #[must_use]
     pub fn queue(mut self, calls: usize) -> Self {
         self.limits.queue = calls.max(1);
         self
     }
 
-    /// Connections at once; one more is refused with the code `Busy`. Default 1024.
+    /// Sets how many connections may be open at once. One above that is refused with the code `Busy`. Default 1024.
     #[must_use]
     pub fn max_connections(mut self, connections: usize) -> Self {
         self.limits.connections = connections;
         self
     }
 
-    /// Connections of one process at once; one more is refused with the code `Busy`. Default: half of
-    /// [`max_connections`](Self::max_connections); those of this process itself are not bounded then. Processes that
-    /// this process's namespace does not show count as one for each user.
+    /// Sets how many connections of one process may be open at once. One above that is refused with the code `Busy`.
+    /// Default: half of [`max_connections`](Self::max_connections), without a bound for this process itself.
+    /// Processes that are outside this process's pid namespace count as one for each user.
     #[must_use]
     pub fn max_connections_per_process(mut self, connections: usize) -> Self {
         self.limits.connections_per_process = Some(connections);
         self
     }
 
-    /// How long a method, or a callback, may wait on its thread for what it calls, if neither that call nor the one which
-    /// the method serves has a deadline: for a reply, for a chunk or a push, for room for a call or a push. It fails with
-    /// [`Timeout`](CallError::Timeout) then. Default 30 s; [`Duration::MAX`] sets no limit.
+    /// Sets how long a method or a callback may wait on its thread for a call that it makes, if neither that call nor
+    /// the call that the method serves has a deadline. This holds for waits for a reply, for a chunk or a push, and
+    /// for room for a call or a push. Such a wait fails with [`Timeout`](CallError::Timeout). Default 30 s;
+    /// [`Duration::MAX`] sets no limit.
     ///
-    /// A cycle of calls over several processes, or over the pool of one, comes to an end by this alone. A streaming,
-    /// upload or duplex method has a thread of its own, which nobody else needs: it waits without a limit for chunks and
-    /// pushes, which may be silent for long.
+    /// Only this limit ends a cycle of calls over several processes, or over the pool of one process. A streaming,
+    /// upload or duplex method has a thread of its own, which no other call needs. It waits without a limit for
+    /// chunks and pushes, which may be silent for long.
     #[must_use]
     pub fn nested_call_timeout(mut self, timeout: Duration) -> Self {
         self.limits.nested_timeout = timeout;
         self
     }
 
-    /// Calls of one connection that may be under way at once: a power of two from 1 to 256. Default 64, or what
-    /// the options say. A client waits before it begins one more.
+    /// Sets how many calls of one connection may be under way at once: a power of two from 1 to 256. Default 64, or
+    /// what the options say. A client waits before it begins one more.
     ///
-    /// It is agreed when a connection is made, so it is for those that are accepted at the path. Any other connection has
-    /// what [`Options::max_calls_in_flight`] of its two ends said: a server without a path does not start with another
-    /// number, and [`serve_stream`](Self::serve_stream) refuses a stream that has another.
+    /// The number is negotiated when a connection is made, so it holds for connections that are accepted at the path.
+    /// Any other connection has the number of [`Options::max_calls_in_flight`] of its two ends. A server without a
+    /// path that sets another number does not start, and [`serve_stream`](Self::serve_stream) refuses a stream with
+    /// another number.
     ///
     /// # Panics
     ///
-    /// If it is not such a number.
+    /// If `calls` is not a power of two from 1 to 256.
     #[must_use]
     pub fn max_calls_in_flight(mut self, calls: u32) -> Self {
         assert!(
@@ -431,23 +439,24 @@ impl SharedMemoryServer {
         self
     }
 
-    /// Streaming, upload and duplex methods of one connection that may run at once; one more is `Busy`.
-    /// Default 32.
+    /// Sets how many streaming, upload and duplex methods of one connection may run at once. A call above that fails
+    /// with `Busy`. Default 32.
     #[must_use]
     pub fn max_streams(mut self, streams: usize) -> Self {
         self.limits.streams = streams;
         self
     }
 
-    /// Serves on this thread for ever. Use [`spawn`](Self::spawn) to have a handle that ends it.
+    /// Serves on this thread, and returns only with an error or when the listener is closed. [`spawn`](Self::spawn)
+    /// returns a handle that ends the server.
     ///
-    /// The threads that it starts, workers among them, inherit the CPU affinity, scheduling policy and nice value of the thread
-    /// that calls this: call it from one that is scheduled as the methods shall be.
+    /// The threads that it starts, including the workers, inherit the CPU affinity, scheduling policy and nice value
+    /// of the calling thread. Call it from a thread that is scheduled as the methods should be.
     ///
     /// # Errors
     ///
-    /// [`BindError`], for want of threads, without a path, if a method's number or the fallback was registered twice, or, within
-    /// some seconds, if the program closed the descriptors of the listener.
+    /// [`BindError`]: there are no threads, the server has no path, a method's number or the fallback was registered
+    /// twice, or the program closed the descriptors of the listener, which is noticed within a few seconds.
     pub fn serve(self) -> Result<(), BindError> {
         let (state, listener) = self.start()?;
         let listener = listener.ok_or_else(no_path)?;
@@ -455,12 +464,13 @@ impl SharedMemoryServer {
         accepted.map_err(|error| BindError::io("accepting clients")(error.into()))
     }
 
-    /// Serves on threads of its own, which inherit the CPU affinity, scheduling policy and nice value of the calling thread.
+    /// Serves on threads of its own, and returns a handle. The threads inherit the CPU affinity, scheduling policy
+    /// and nice value of the calling thread.
     ///
     /// # Errors
     ///
-    /// [`BindError`], for want of threads, if a method's number or the fallback was registered twice, or for
-    /// [`max_calls_in_flight`](Self::max_calls_in_flight) without a path.
+    /// [`BindError`]: there are no threads, a method's number or the fallback was registered twice, or
+    /// [`max_calls_in_flight`](Self::max_calls_in_flight) was set on a server without a path.
     pub fn spawn(self) -> Result<ServerHandle, BindError> {
         if self.listener.is_none() && self.options.bounds_calls() {
             return Err(BindError::BadOptions(
@@ -474,7 +484,7 @@ impl SharedMemoryServer {
     }
 
     /// Serves one connection on this thread until it ends: one end of a `pair()`, or of the parent. Blocks until the
-    /// notifications that the client had sent have been served, too.
+    /// notifications that the client had sent were served, too.
     ///
     /// ```
     /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
@@ -489,9 +499,9 @@ impl SharedMemoryServer {
     ///
     /// # Errors
     ///
-    /// [`CallError`]: how the connection ended, if not by the client's hang-up; `Busy`, with the reason, if it could not
-    /// be served; [`BadOptions`](CallError::BadOptions) if what was registered twice, or a size that the connection does
-    /// not have, forbids it.
+    /// [`CallError`]: how the connection ended, unless the client closed it. `Busy`, with the reason, if the server
+    /// could not be started. [`BadOptions`](CallError::BadOptions) if a method's number or the fallback was
+    /// registered twice, or an option names a size that the connection does not have.
     pub fn serve_stream(self, stream: SharedMemoryStream) -> Result<(), CallError> {
         if let Some(text) = stream.contradiction(&self.options) {
             return Err(CallError::BadOptions(text));

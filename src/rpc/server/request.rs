@@ -1,4 +1,4 @@
-//! What a method gets: the request, and the two ends of its streams.
+//! What a method receives: the request, and the reader and writer of its streams.
 
 use std::cell::{Cell, OnceCell};
 use std::fmt;
@@ -32,7 +32,7 @@ use crate::rpc::wire::{DEADLINE, HEADER_LEN};
 ///         println!("call {} of {:?}: {state}", request.id(), request.peer_cred());
 ///         let mut head = [0; 3];
 ///         request.read_at(0, &mut head)?; // A part of it, without a copy of the rest.
-///         request.connection().try_push(b"what nobody asked for")?;
+///         request.connection().try_push(b"a push")?;
 ///         match request.raw() {
 ///             Some(bytes) => assert_eq!(bytes.len(), 8), // In the ring: see `RawBytes`.
 ///             None => assert_eq!(request.bytes(), b"ebb flow"), // In private memory.
@@ -53,20 +53,21 @@ pub struct Request<'a> {
     body: RequestBody<'a>,
 }
 
-/// Where the bytes of a request stand.
+/// Where the bytes of a request are.
 enum RequestBody<'a> {
     Private(&'a [u8]),
     InRing { borrowed: BorrowedRequest<'a, Mapping, AdaptiveWait>, skip: usize, copy: LazyCopy<'a> },
 }
 
-/// A copy that is made when it is asked for, in memory that is used again.
+/// A copy that is made when it is first used, in a buffer that is used again.
 struct LazyCopy<'a> {
     scratch: Cell<Option<&'a mut Vec<u8>>>,
     made: OnceCell<&'a [u8]>,
 }
 
 impl<'a> Request<'a> {
-    /// Of bytes in private memory. A deadline counts from when its first frame arrived, or from now.
+    /// Makes a request of bytes in private memory. A deadline counts from when the call's first frame arrived, or
+    /// from now.
     pub(super) fn private(
         session: &'a Arc<Session>,
         call: CallInfo,
@@ -87,7 +88,7 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Of bytes that stand in the ring.
+    /// Makes a request of bytes that are in the ring.
     pub(super) fn in_ring(
         session: &'a Arc<Session>,
         call: CallInfo,
@@ -104,17 +105,17 @@ impl<'a> Request<'a> {
         Self { session, call, deadline: limit, body: RequestBody::InRing { borrowed, skip, copy } }
     }
 
-    /// What was called.
+    /// Returns the number of the method that was called.
     pub fn method(&self) -> u32 {
         self.call.method
     }
 
-    /// The call's number, which no other call of its connection has.
+    /// Returns the id of the call, which no other call of its connection has.
     pub fn id(&self) -> u64 {
         self.call.id
     }
 
-    /// Bytes of the request.
+    /// Returns the length of the request, in bytes.
     pub fn len(&self) -> usize {
         match &self.body {
             RequestBody::Private(bytes) => bytes.len(),
@@ -122,15 +123,15 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Whether the request has no bytes.
+    /// Returns whether the request has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The request.
+    /// Returns the bytes of the request.
     ///
-    /// Where an inline method's request stands in the ring, which short ones seldom do, the first call copies it, into
-    /// memory that is used again.
+    /// If an inline method's request is in the ring, the first call copies it into a buffer that is used again. Short
+    /// requests are seldom in the ring.
     pub fn bytes(&self) -> &[u8] {
         match &self.body {
             RequestBody::Private(bytes) => bytes,
@@ -147,7 +148,7 @@ impl<'a> Request<'a> {
     ///
     /// # Errors
     ///
-    /// `UnexpectedEof` if the request has fewer; nothing is copied then.
+    /// `UnexpectedEof` if the request has fewer bytes; nothing is copied then.
     pub fn read_at(&self, offset: usize, into: &mut [u8]) -> io::Result<()> {
         let short = || io::Error::new(io::ErrorKind::UnexpectedEof, "the request is shorter");
         match &self.body {
@@ -163,10 +164,11 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// The bytes in place, for the `unsafe` borrow that spares a copy, on the terms of
-    /// [`RecvGuard::raw`](crate::RecvGuard::raw). Only of an inline method whose request stands in one place in the
-    /// ring: a short one seldom does, one in pieces never. Otherwise nothing, and [`bytes`](Self::bytes) is private memory
-    /// already.
+    /// Returns the bytes where they are in the ring, for an `unsafe` borrow that saves the copy. The terms are those
+    /// of [`RecvGuard::raw`](crate::RecvGuard::raw).
+    ///
+    /// Only a request of an inline method that is contiguous in the ring has them. A short request seldom is, and one
+    /// in fragments never is. For all others this returns `None`, and [`bytes`](Self::bytes) returns private memory.
     pub fn raw(&self) -> Option<RawBytes<'_>> {
         match &self.body {
             RequestBody::InRing { borrowed, skip, .. } => {
@@ -178,30 +180,31 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Whether the caller waits no more: it cancelled, which a call does when its deadline passes, or it is gone. A
-    /// notification is served all the same when its sender is gone. What the method has called itself is not cancelled with
-    /// it.
+    /// Returns whether the caller no longer waits for the call: it has cancelled, its deadline has passed and it has
+    /// cancelled for that reason, or its connection has ended. A notification is served even if its sender has gone.
+    /// Calls that the method makes are not cancelled with its own call.
     pub fn is_cancelled(&self) -> bool {
         !self.session.is_wanted(self.call)
     }
 
-    /// When the caller will wait no more, if it said so: counted from the arrival of the call, before it waited for a
-    /// worker.
+    /// Returns when the caller stops waiting, if it has a deadline. The deadline counts from the arrival of the call,
+    /// before the call waited for a worker.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
     }
 
-    /// What the kernel said about the caller's process.
+    /// Returns the credentials of the caller's process, as the kernel reported them when the connection was made.
     pub fn peer_cred(&self) -> PeerCred {
         self.session.handle.cred()
     }
 
-    /// The caller's connection: to keep, and to push through from any thread.
+    /// Returns the caller's connection, which may be kept and used to push from any thread.
     pub fn connection(&self) -> Connection {
         Connection::new(self.session)
     }
 
-    /// What [`on_connect`](crate::SharedMemoryServer::on_connect) attached to the connection.
+    /// Returns the state that [`on_connect`](crate::SharedMemoryServer::on_connect) attached to the connection, if it
+    /// has this type.
     pub fn state<T: Send + Sync + 'static>(&self) -> Option<&T> {
         self.session.state.get()?.downcast_ref()
     }
@@ -217,7 +220,7 @@ impl fmt::Debug for Request<'_> {
     }
 }
 
-/// When the time that a caller has left is over; too long for the clock is never.
+/// Returns when the time that a caller has left is over; `None` if it overflows `Instant`.
 fn deadline(left: &[u8], arrived: Option<Instant>) -> Option<Instant> {
     let left = left.try_into().map(u64::from_le_bytes).ok()?;
     arrived.unwrap_or_else(Instant::now).checked_add(Duration::from_nanos(left))
@@ -254,26 +257,31 @@ impl<'a> ChunkWriter<'a> {
         Self { session, id }
     }
 
-    /// The longest chunk, in bytes: what the client's window takes.
+    /// Returns the length of the longest chunk, in bytes, as the negotiated window bounds it.
     pub fn max_chunk(&self) -> usize {
         self.session.max_chunk
     }
 
-    /// Sends a chunk; blocks while the client's window for this stream is full, and ends at once when the caller
-    /// cancels or is gone.
+    /// Sends a chunk. Blocks while the client's window for this stream is full. Returns at once when the caller
+    /// cancels or its connection ends.
     ///
     /// # Errors
     ///
-    /// [`CallError::TooLarge`], [`CallError::Cancelled`], or the end of the connection.
+    /// [`CallError::TooLarge`] if the chunk is longer than [`max_chunk`](Self::max_chunk), [`CallError::Cancelled`]
+    /// if the caller has cancelled, [`CallError::OutOfMemory`] if the chunk cannot be kept until there is room,
+    /// [`CallError::Forked`] in a forked child, or the reason why the connection ended.
     pub fn write_chunk(&mut self, chunk: &[u8]) -> Result<(), CallError> {
         self.write_until(chunk, None)
     }
 
-    /// As [`write_chunk`](Self::write_chunk), for at most `timeout`; nothing of the chunk was sent then.
+    /// Sends a chunk, for at most `timeout`. A timeout that overflows `Instant` means no deadline.
     ///
     /// # Errors
     ///
-    /// As there, and [`CallError::Timeout`].
+    /// [`CallError::TooLarge`] if the chunk is longer than [`max_chunk`](Self::max_chunk), [`CallError::Cancelled`]
+    /// if the caller has cancelled, [`CallError::OutOfMemory`] if the chunk cannot be kept until there is room,
+    /// [`CallError::Forked`] in a forked child, or the reason why the connection ended. [`CallError::Timeout`] if the
+    /// window was full until the deadline; nothing of the chunk was sent then.
     pub fn write_chunk_timeout(&mut self, chunk: &[u8], timeout: Duration) -> Result<(), CallError> {
         self.write_until(chunk, Instant::now().checked_add(timeout))
     }
@@ -295,7 +303,7 @@ impl fmt::Debug for ChunkWriter<'_> {
     }
 }
 
-/// Reads the chunks of an upload; an iterator too, which gives an error once.
+/// Reads the chunks of an upload. It is an iterator too, which yields an error once.
 ///
 /// ```
 /// use narrows::{SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
@@ -326,20 +334,24 @@ impl<'a> ChunkReader<'a> {
         Self { session, id, over: false }
     }
 
-    /// Waits for the next chunk; `None` after the last. Ends at once when the caller cancels or is gone.
+    /// Blocks until the next chunk, and returns it; returns `None` after the last. Returns at once when the caller
+    /// cancels or its connection ends.
     ///
     /// # Errors
     ///
-    /// [`CallError::Cancelled`], or the end of the connection.
+    /// [`CallError::Cancelled`] if the caller has cancelled, [`CallError::Forked`] in a forked child, or the reason
+    /// why the connection ended.
     pub fn next_chunk(&mut self) -> Result<Option<Vec<u8>>, CallError> {
         self.next_until(None)
     }
 
-    /// As [`next_chunk`](Self::next_chunk), for at most `timeout`.
+    /// Waits for the next chunk, for at most `timeout`, and returns it; returns `None` after the last. A timeout that
+    /// overflows `Instant` means no deadline.
     ///
     /// # Errors
     ///
-    /// As there, and [`CallError::Timeout`].
+    /// [`CallError::Cancelled`] if the caller has cancelled, [`CallError::Forked`] in a forked child, or the reason
+    /// why the connection ended. [`CallError::Timeout`] if no chunk arrived in time.
     pub fn next_chunk_timeout(&mut self, timeout: Duration) -> Result<Option<Vec<u8>>, CallError> {
         self.next_until(Instant::now().checked_add(timeout))
     }

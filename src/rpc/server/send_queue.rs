@@ -1,9 +1,10 @@
-//! What is behind the lock of a connection: the calls, what is to be sent of them, and the sending half.
+//! The send queue of a connection: the calls, the items that are queued for them, and the sending half. One lock
+//! guards it.
 //!
 //! # Invariants
 //!
-//! 1. Nothing here waits: what has no room is left in the table's outboxes.
-//! 2. What is left goes out in turn, a piece of each item; credit goes first.
+//! 1. Nothing here waits. What has no room in the ring is queued in the outboxes of the calls.
+//! 2. Queued items are sent in round robin, one fragment of each; credit is sent first.
 
 use super::in_flight::QueuedItem;
 use super::in_flight::ServedCalls;
@@ -11,65 +12,71 @@ use crate::channel::{AwaitedRelease, SendCoreError, SenderCore, Wait, WaitPolicy
 use crate::error::ConnectionError;
 use crate::memory::{Memory, OutOfMemory, try_reserve};
 use crate::rpc::fragment::Fragmenter;
-use crate::rpc::frame::{Frame, send};
+use crate::rpc::wire::{Frame, send_frame};
 use crate::rpc::wire::{FrameHeader, FrameKind, HEADER_LEN};
 
-/// Pieces of one answer that its own thread sends, enough for 256 KiB; the rest is the attendant's, so that other
-/// calls get their turn.
+/// The number of fragments of one answer that the answering thread sends itself, enough for 256 KiB. The driver sends
+/// the rest, so that other calls get their turn.
 const MAX_DIRECT_FRAGMENTS: usize = 5;
 
-/// What is behind the lock.
+/// What the lock of a server connection guards.
 #[derive(Debug)]
 pub(super) struct SendQueue<M, P> {
     /// The calls.
     pub(super) calls: ServedCalls,
     pub(super) out: SenderCore<M, P>,
     max_fragment: usize,
-    /// Inline calls that were answered.
+    /// The number of inline calls that were answered.
     pub(super) inline_answered: u64,
-    /// The client was welcomed; until then everything is left.
+    /// The client was accepted. Until then everything is queued.
     pub(super) accepted: bool,
-    /// How the connection has ended, if its thread has found out.
+    /// How the connection has ended, if its driver has noticed it.
     pub(super) closed: Option<ConnectionError>,
 }
 
-/// What a method has to say: chunks, or the last word.
+/// The bytes of a chunk, a push, or a reply.
 #[derive(Debug)]
 pub enum Payload<'a> {
-    /// Bytes of another; what cannot be sent at once is copied.
+    /// Bytes that belong to the caller. What cannot be sent at once is copied.
     Borrowed(&'a [u8]),
-    /// A buffer; what cannot be sent at once is taken.
+    /// A buffer. If it cannot be sent at once, it is taken.
     Owned(&'a mut Vec<u8>),
 }
 
 impl<M: Memory, P: WaitPolicy> SendQueue<M, P> {
-    /// With nothing to be sent, of a client that is not welcomed yet.
+    /// Returns an empty queue, for a client that is not accepted yet.
     pub(super) fn new(calls: ServedCalls, out: SenderCore<M, P>, max_fragment: usize) -> Self {
         Self { calls, out, max_fragment, inline_answered: 0, accepted: false, closed: None }
     }
 
-    /// Answers a call that was whole in one frame, and that an honest client may make now, with a reply of one
-    /// frame, if nothing else is to be sent and there is room.
+    /// Answers a call that arrived whole in one frame with a reply of one frame. Returns false, and sends nothing, if
+    /// no well-formed client makes this call now, if other items are queued, or if there is no room.
     #[inline]
     pub(super) fn try_reply_inline(&mut self, frame: &Frame, reply: &[u8]) -> bool {
-        let able = self.accepted && self.calls.is_sent() && reply.len() <= self.max_fragment;
-        if !able || !self.calls.may_begin(frame.id, frame.head, frame.len()) {
+        let direct = self.accepted && self.calls.is_sent() && reply.len() <= self.max_fragment;
+        if !direct || !self.calls.may_begin(frame.id, frame.head, frame.len()) {
             return false;
         }
-        let sent =
-            send(&mut self.out, FrameHeader::new(FrameKind::Reply, 0), [reply, &[]], frame.id, Wait::Never)
-                .is_ok();
+        let sent = send_frame(
+            &mut self.out,
+            FrameHeader::new(FrameKind::Reply, 0),
+            [reply, &[]],
+            frame.id,
+            Wait::Never,
+        )
+        .is_ok();
         if sent {
             self.calls.record_inline(frame.id);
         }
         sent
     }
 
-    /// Sends an item as far as there is room and nobody else's turn, and leaves the rest.
+    /// Sends an item as far as there is room and no other item is queued, and queues the rest.
     ///
     /// # Errors
     ///
-    /// [`OutOfMemory`] if lent bytes cannot be kept; nothing was sent.
+    /// [`OutOfMemory`] if borrowed bytes cannot be kept, or there is no memory for an entry in the outbox; nothing
+    /// was sent.
     #[inline]
     pub(super) fn send_or_queue(
         &mut self,
@@ -88,7 +95,7 @@ impl<M: Memory, P: WaitPolicy> SendQueue<M, P> {
         if direct && bytes.len() <= self.max_fragment {
             let counted = u16::from(head.kind.is_sequenced());
             let head = FrameHeader { seq: seq * counted, ..head };
-            if send(&mut self.out, head, [bytes, &[]], id, Wait::Never).is_ok() {
+            if send_frame(&mut self.out, head, [bytes, &[]], id, Wait::Never).is_ok() {
                 *self.calls.next_seq(at) = seq.wrapping_add(counted);
                 if last {
                     self.calls.on_final_sent(at);
@@ -96,7 +103,7 @@ impl<M: Memory, P: WaitPolicy> SendQueue<M, P> {
                 return Ok(());
             }
         }
-        // Before the first fragment is sent: what began cannot be taken back.
+        // Before the first fragment is sent: an item that has begun cannot be taken back.
         let mut copy = Vec::new();
         if let Payload::Borrowed(bytes) = &body {
             try_reserve(&mut copy, bytes.len())?;
@@ -125,7 +132,7 @@ impl<M: Memory, P: WaitPolicy> SendQueue<M, P> {
         Ok(())
     }
 
-    /// Sends the first pieces of a long item, as far as there is room. Whether that was all.
+    /// Sends the first fragments of a long item, as far as there is room. Returns whether that was all of it.
     fn send_first_fragments(
         &mut self,
         at: usize,
@@ -136,8 +143,8 @@ impl<M: Memory, P: WaitPolicy> SendQueue<M, P> {
         for _ in 0..MAX_DIRECT_FRAGMENTS {
             let (head, range) = fragmenter.next_frame(self.max_fragment, *self.calls.next_seq(at));
             let fragment = bytes.get(range.clone()).unwrap_or_default();
-            if send(&mut self.out, head, [fragment, &[]], id, Wait::Never).is_err() {
-                return false; // There is no room, or an end that the attendant will find.
+            if send_frame(&mut self.out, head, [fragment, &[]], id, Wait::Never).is_err() {
+                return false; // There is no room, or the connection has ended, which the driver will notice.
             }
             *self.calls.next_seq(at) = head.seq.wrapping_add(u16::from(head.kind.is_sequenced()));
             if fragmenter.advance(&range) {
@@ -151,11 +158,17 @@ impl<M: Memory, P: WaitPolicy> SendQueue<M, P> {
         !self.calls.is_sent()
     }
 
-    /// Sends the credit that is owed, as far as there is room. False if there is none.
+    /// Sends the credit that is owed, as far as there is room. Returns false if there was no room for some of it.
     pub(super) fn flush_credit(&mut self) -> bool {
         while let Some((id, amount)) = self.calls.next_credit() {
-            if send(&mut self.out, FrameHeader::new(FrameKind::Credit, amount), [&[], &[]], id, Wait::Never)
-                .is_err()
+            if send_frame(
+                &mut self.out,
+                FrameHeader::new(FrameKind::Credit, amount),
+                [&[], &[]],
+                id,
+                Wait::Never,
+            )
+            .is_err()
             {
                 self.calls.return_credit((id, amount));
                 return false;
@@ -165,20 +178,20 @@ impl<M: Memory, P: WaitPolicy> SendQueue<M, P> {
         true
     }
 
-    /// Sends what is left, a piece of each item in turn, at most `most` pieces.
+    /// Sends what is queued, one fragment of each item in turn, at most `max_fragments` of them.
     ///
     /// # Errors
     ///
     /// [`SendCoreError::Full`] if there is no room, or how the connection has ended.
-    pub(super) fn flush(&mut self, most: u32) -> Result<(), SendCoreError> {
+    pub(super) fn flush(&mut self, max_fragments: u32) -> Result<(), SendCoreError> {
         if !self.flush_credit() {
             return Err(SendCoreError::Full);
         }
-        for _ in 0..most {
+        for _ in 0..max_fragments {
             let Some((at, id, seq, mut item)) = self.calls.next_item() else { return Ok(()) };
             let (head, range) = item.next_frame(self.max_fragment, seq);
             let fragment = item.bytes(&range);
-            let sent = send(&mut self.out, head, [fragment, &[]], id, Wait::Never);
+            let sent = send_frame(&mut self.out, head, [fragment, &[]], id, Wait::Never);
             if let Err(fault) = sent {
                 self.calls.rotate(at, Some(item), false);
                 return Err(fault);
@@ -193,13 +206,14 @@ impl<M: Memory, P: WaitPolicy> SendQueue<M, P> {
         Ok(())
     }
 
-    /// Says that no call is begun any more. False if there is no room for that now.
+    /// Sends a goodbye: the server begins no call any more. Returns false if there is no room for it now.
     pub(super) fn send_goodbye(&mut self) -> bool {
-        let said = send(&mut self.out, FrameHeader::new(FrameKind::Goodbye, 0), [&[], &[]], 0, Wait::Never);
-        !matches!(said, Err(SendCoreError::Full))
+        let sent =
+            send_frame(&mut self.out, FrameHeader::new(FrameKind::Goodbye, 0), [&[], &[]], 0, Wait::Never);
+        !matches!(sent, Err(SendCoreError::Full))
     }
 
-    /// What has to be released before the next frame has room; none if there is room.
+    /// Returns what must be released before the next frame has room, or `None` if there is room.
     pub(super) fn awaited_release(&mut self) -> Option<AwaitedRelease> {
         let needs = self.out.ticket_to_await(HEADER_LEN + self.max_fragment).ok().flatten();
         needs.map(|needs| self.out.ring().awaited_release(needs))

@@ -1,4 +1,4 @@
-//! A client, as the server knows it: its connection, its state, and the handle that methods keep.
+//! A client, as the server knows it: its connection, its state, and the handle that methods may keep.
 
 use std::any::Any;
 use std::fmt;
@@ -15,7 +15,8 @@ use crate::rpc::wire::NOTIFY;
 
 pub(super) type MappedServerConnection = ServerConnection<Mapping, AdaptiveWait, RealSync>;
 
-/// A client's process, as bounds count it. Those that this process's namespace does not show are one for each user.
+/// A client's process, as the limits count it. Processes outside this process's pid namespace count as one for each
+/// user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct ProcessId {
     pid: u32,
@@ -28,7 +29,7 @@ impl ProcessId {
         Self { pid: cred.pid(), uid: cred.uid(), own: cred.pid() == std::process::id() }
     }
 
-    /// Whether it is this process itself.
+    /// Returns whether it is this process itself.
     pub(super) fn is_own(self) -> bool {
         self.own
     }
@@ -44,14 +45,15 @@ pub(crate) struct Session {
     pub(super) max_chunk: usize,
     pub(super) max_push: usize,
     pub(super) max_reply: usize,
-    /// Methods that run for it, those that nobody waits for included; and those with a thread of their own.
+    /// The number of methods that run for the client, including those whose calls were given up.
     pub(super) running: AtomicUsize,
+    /// The number of those that have a thread of their own.
     pub(super) streams: AtomicUsize,
 }
 
 impl Session {
-    /// Whether the method of this call is to run, and go on. For a notification that is so until it is called off, or this
-    /// side ends the connection: its sender may have gone meanwhile.
+    /// Returns whether the method of this call should run, or go on. A notification is wanted until it is cancelled
+    /// or this side ends the connection, even if its sender has gone.
     pub(super) fn is_wanted(&self, call: CallInfo) -> bool {
         if !self.handle.same_process() {
             return false;
@@ -62,13 +64,13 @@ impl Session {
         }
     }
 
-    /// How the connection waited.
+    /// Returns the wait statistics of the connection.
     pub(super) fn stats(&self) -> Stats {
         self.handle.stats(Some(self.connection.peak_fill()))
     }
 }
 
-/// A method that runs, counted while it does.
+/// Counts a method that runs, until the guard is dropped.
 pub(super) struct CountGuard<'a>(pub(super) &'a AtomicUsize);
 
 impl<'a> CountGuard<'a> {
@@ -85,7 +87,7 @@ impl Drop for CountGuard<'_> {
     }
 }
 
-/// A client's connection: who it is, and a way to send it what it did not ask for.
+/// A client's connection: the identity of the client, and a way to push to it.
 ///
 /// It may be kept, cloned and used from any thread, and does not keep the connection open.
 ///
@@ -102,7 +104,7 @@ impl Drop for CountGuard<'_> {
 ///     .spawn()?;
 /// server.adopt(b);
 /// let client = SharedMemoryClient::over(a)?;
-/// client.notify(0, b"")?; // It has been greeted by now.
+/// client.notify(0, b"")?; // The server lists it by now.
 /// let connection = server.connections().pop().expect("one");
 /// println!("client {} is process {}", connection.id(), connection.peer_cred().pid());
 /// assert_eq!(connection.with_state(|count: &AtomicU32| count.fetch_add(1, Ordering::Relaxed)), Some(0));
@@ -126,59 +128,70 @@ impl Connection {
         Self { id: session.id, cred: session.handle.cred(), session: Arc::downgrade(session) }
     }
 
-    /// Its number, which no other connection of the server has.
+    /// Returns the id of the connection, which no other connection of the server has.
     pub fn id(&self) -> u64 {
         self.id
     }
 
-    /// What the kernel said about the client's process when it connected.
+    /// Returns the credentials of the client's process, as the kernel reported them when it connected.
     pub fn peer_cred(&self) -> PeerCred {
         self.cred
     }
 
-    /// Whether the connection is there: a push may succeed.
+    /// Returns whether the connection is open, so that a push may succeed.
     pub fn is_connected(&self) -> bool {
         self.session.upgrade().is_some_and(|session| session.handle.ended().is_none())
     }
 
-    /// Attaches state to the connection, for its methods to use; works once, in
-    /// [`on_connect`](crate::SharedMemoryServer::on_connect) best. False if there is some already.
+    /// Attaches state to the connection, for its methods to use. Works once;
+    /// [`on_connect`](crate::SharedMemoryServer::on_connect) is the best place. Returns false if the connection has
+    /// state already, or has ended.
     pub fn set_state<T: Send + Sync + 'static>(&self, state: T) -> bool {
         self.session.upgrade().is_some_and(|session| session.state.set(Box::new(state)).is_ok())
     }
 
-    /// Looks at the state that was attached, if it is of this type and the connection is there.
+    /// Calls `look` with the attached state, and returns its result. Returns `None` if the connection has ended, has
+    /// no state, or its state has another type.
     pub fn with_state<T: Send + Sync + 'static, R>(&self, look: impl FnOnce(&T) -> R) -> Option<R> {
         let session = self.session.upgrade()?;
         session.state.get()?.downcast_ref().map(look)
     }
 
-    /// Sends the client what it did not ask for; blocks while the client's window for pushes is full, that is
-    /// while it does not take them. That it was sent does not say that it was taken. In a method of the pool it waits
-    /// for [`nested_call_timeout`](crate::SharedMemoryServer::nested_call_timeout) at most.
+    /// Sends the client a push. Blocks while the client's window for pushes is full, that is, while the client does
+    /// not take them. Success means that the push was sent, not that the client took it. In a method it waits until
+    /// the deadline of the method's call at most. In a method of the pool whose call has no deadline, it waits for
+    /// [`nested_call_timeout`](crate::SharedMemoryServer::nested_call_timeout) at most.
     ///
     /// # Errors
     ///
-    /// [`CallError::TooLarge`], the end of the connection, or [`CallError::WouldDeadlock`] if it had to wait in an
-    /// inline method, of this connection or another.
+    /// [`CallError::TooLarge`] if the push is longer than the window allows, [`CallError::WouldDeadlock`] if it had
+    /// to wait in an inline method, of this connection or another, [`CallError::Timeout`] after such a limit of a
+    /// method, [`CallError::OutOfMemory`] if the push cannot be kept until there is room in the ring,
+    /// [`CallError::Forked`] in a forked child, or the reason why the connection ended.
     pub fn push(&self, bytes: &[u8]) -> Result<(), CallError> {
         self.push_until(bytes, Wait::NO_DEADLINE)
     }
 
-    /// As [`push`](Self::push), for at most `timeout`; nothing of it was sent then.
+    /// Sends the client a push, and waits for room in its window for at most `timeout`. A timeout that overflows
+    /// `Instant` means no deadline.
     ///
     /// # Errors
     ///
-    /// As there, and [`CallError::Timeout`].
+    /// [`CallError::Timeout`] if the window was full until the deadline; nothing of the push was sent then.
+    /// [`CallError::TooLarge`] if the push is longer than the window allows, [`CallError::WouldDeadlock`] if it had
+    /// to wait in an inline method, [`CallError::OutOfMemory`] if the push cannot be kept until there is room in the
+    /// ring, [`CallError::Forked`] in a forked child, or the reason why the connection ended.
     pub fn push_timeout(&self, bytes: &[u8], timeout: Duration) -> Result<(), CallError> {
         self.push_until(bytes, Wait::Deadline(Instant::now().checked_add(timeout)))
     }
 
-    /// As [`push`](Self::push), but never waits.
+    /// Sends the client a push; never waits.
     ///
     /// # Errors
     ///
-    /// As there, and [`CallError::Busy`] while the window is full.
+    /// [`CallError::Busy`] while the client's window for pushes is full. [`CallError::TooLarge`] if the push is
+    /// longer than the window allows, [`CallError::OutOfMemory`] if the push cannot be kept until there is room in
+    /// the ring, [`CallError::Forked`] in a forked child, or the reason why the connection ended.
     pub fn try_push(&self, bytes: &[u8]) -> Result<(), CallError> {
         match self.push_until(bytes, Wait::Never) {
             Err(CallError::Timeout) => Err(CallError::Busy("the client does not take its pushes".into())),
@@ -186,7 +199,7 @@ impl Connection {
         }
     }
 
-    /// Closes the connection: the client's calls fail with `Disconnected`.
+    /// Closes the connection. The client's calls fail with `Disconnected`.
     pub fn close(&self) {
         if let Some(session) = self.session.upgrade() {
             session.handle.closer().close();
@@ -218,9 +231,9 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// Why nobody takes it, as methods see it.
-pub(super) fn call_error(gone: RespondError) -> CallError {
-    match gone {
+/// Converts the reason why an answer was not taken, for methods.
+pub(super) fn call_error(error: RespondError) -> CallError {
+    match error {
         RespondError::Cancelled => CallError::Cancelled,
         RespondError::Timeout => CallError::Timeout,
         RespondError::OutOfMemory => CallError::OutOfMemory,

@@ -1,4 +1,4 @@
-//! What a server's threads share, and the front door.
+//! The state that all threads of a server share.
 
 use std::collections::HashMap;
 use std::io;
@@ -22,14 +22,14 @@ use crate::rpc::nesting;
 pub(super) type OnConnect = dyn Fn(&Connection) -> Result<(), HandlerError> + Send + Sync;
 pub(super) type OnDisconnect = dyn Fn(&Connection, CallError) + Send + Sync;
 
-/// What the program wants to be told.
+/// The callbacks of the program.
 #[derive(Clone, Default)]
 pub(super) struct Callbacks {
     pub(super) connect: Option<Arc<OnConnect>>,
     pub(super) disconnect: Option<Arc<OnDisconnect>>,
 }
 
-/// How many of what. What is not said of a process follows from the whole.
+/// The limits of a server. A limit for one process that is not set follows from the limit for all.
 #[derive(Clone, Copy)]
 pub(super) struct ServerLimits {
     pub(super) workers: usize,
@@ -38,7 +38,7 @@ pub(super) struct ServerLimits {
     pub(super) connections: usize,
     pub(super) connections_per_process: Option<usize>,
     pub(super) streams: usize,
-    /// How long a method waits for what it calls, without any deadline.
+    /// How long a method waits for a call that it makes, where neither has a deadline.
     pub(super) nested_timeout: Duration,
 }
 
@@ -52,13 +52,14 @@ impl ServerLimits {
         }
     }
 
-    /// How many threads the pool has: one more than workers, for the others while one process occupies all of these. With
-    /// one worker no two methods run at once, and a bound that was chosen says what is left to others.
+    /// Returns how many threads the pool has: one more than workers, for other processes while one process occupies
+    /// all workers. With one worker there is no such thread, since no two methods run at once. With a bound for each
+    /// process there is none either, since the bound leaves workers for others.
     fn threads(&self) -> usize {
         self.workers + usize::from(self.workers > 1 && self.workers_per_process.is_none())
     }
 
-    /// How many connections a process may have.
+    /// Returns how many connections a process may have.
     fn connections_of(&self, process: ProcessId) -> usize {
         match self.connections_per_process {
             Some(connections) => connections,
@@ -83,21 +84,21 @@ impl Default for ServerLimits {
     }
 }
 
-/// What all threads of a server share.
+/// The state of a server.
 pub(super) struct ServerState {
-    /// The process that made it. A fork has none of its threads, and its locks may have been held meanwhile.
+    /// Detects a fork of the process that made the server. A fork has none of its threads, and its locks may be held.
     fork_guard: ForkGuard,
     pub(super) options: Options,
     pub(super) methods: Methods,
     pub(super) callbacks: Callbacks,
     pub(super) limits: ServerLimits,
     pub(super) queue: Arc<JobQueue>,
-    /// The server has stopped: no connection is welcomed.
+    /// The server has stopped: no connection is accepted.
     pub(super) stopped: AtomicBool,
-    /// Connections with a thread, by process.
+    /// The number of connections with a thread, by process.
     processes: Mutex<HashMap<ProcessId, usize>>,
     sessions: Mutex<HashMap<u64, Arc<Session>>>,
-    /// Connections with a thread, those in mid-greeting included.
+    /// The number of connections with a thread, including those in the handshake.
     pub(super) open: AtomicUsize,
     connection_closed: Condvar,
     pub(super) activity: Arc<ServerActivity>,
@@ -131,13 +132,13 @@ impl ServerState {
         Ok(state)
     }
 
-    /// Admits no call any more, and lets connections end that have nothing under way.
+    /// Begins no call any more, and lets connections end that have nothing under way.
     pub(super) fn drain(&self) {
         self.activity.drain();
         self.sessions.lock().values().for_each(|session| session.connection.notify_driver());
     }
 
-    /// Waits until no connection is open and no notification of one that was is left, until the deadline at most.
+    /// Waits until no connection is open and no notification of a former one is left, until the deadline at most.
     pub(super) fn wait_until_idle(&self, deadline: Option<Instant>) {
         if self.wait_until_closed(deadline) {
             self.queue.wait_until_notified(deadline);
@@ -145,11 +146,11 @@ impl ServerState {
     }
 
     fn wait_until_closed(&self, deadline: Option<Instant>) -> bool {
-        let mut peers = self.sessions.lock();
+        let mut sessions = self.sessions.lock();
         while self.open.load(Ordering::Relaxed) > 0 {
             match deadline {
-                None => self.connection_closed.wait(&mut peers),
-                Some(deadline) if self.connection_closed.wait_until(&mut peers, deadline).timed_out() => {
+                None => self.connection_closed.wait(&mut sessions),
+                Some(deadline) if self.connection_closed.wait_until(&mut sessions, deadline).timed_out() => {
                     return false;
                 }
                 Some(_) => {}
@@ -158,30 +159,31 @@ impl ServerState {
         true
     }
 
-    /// Whether this is the process that made the server, and not a fork of it.
+    /// Returns whether this is the process that made the server, and not a fork of it.
     pub(super) fn same_process(&self) -> bool {
         self.fork_guard.same_process()
     }
 
-    /// Closes every connection, and lets the workers go. Does nothing in a forked child.
+    /// Closes every connection, and lets the workers end. Does nothing in a forked child.
     pub(super) fn stop(&self) {
         if !self.same_process() {
             return;
         }
         self.activity.drain();
-        self.stopped.store(true, Ordering::Relaxed); // Before the list is read: who comes into it later, finds this.
+        // Before the list is read: a session that is registered later finds this flag.
+        self.stopped.store(true, Ordering::Relaxed);
         self.queue.close();
-        // A close may tell the program's log, which may ask for our statistics.
+        // A close may write to the program's log, which may call `stats`, so the lock is not held.
         let closers: Vec<_> = self.sessions.lock().values().map(|session| session.handle.closer()).collect();
         closers.iter().for_each(Closer::close);
     }
 
-    /// Calls that are not over, of all connections.
+    /// Returns the number of calls that are not over, of all connections.
     pub(super) fn in_flight(&self) -> usize {
         self.sessions
             .lock()
             .values()
-            .map(|session| session.connection.with_calls(|table| table.in_flight()))
+            .map(|session| session.connection.with_calls(|calls| calls.in_flight()))
             .sum()
     }
 
@@ -196,12 +198,12 @@ impl ServerState {
         if !self.same_process() {
             return ServerStats::default();
         }
-        let (counts, peers) = (&self.activity.counts, self.sessions.lock());
-        let inline: u64 = peers.values().map(|session| session.connection.inline_answered()).sum();
-        let gone = *counts.waits.lock();
-        let waits = peers.values().fold(gone, |sum, session| sum.and_waits(session.stats()));
+        let (counts, sessions) = (&self.activity.counts, self.sessions.lock());
+        let inline: u64 = sessions.values().map(|session| session.connection.inline_answered()).sum();
+        let former = *counts.waits.lock();
+        let waits = sessions.values().fold(former, |sum, session| sum.and_waits(session.stats()));
         ServerStats {
-            connections: peers.len(),
+            connections: sessions.len(),
             accepted: counts.accepted.get(),
             refused: counts.refused.get(),
             violated: counts.violated.get(),
@@ -218,12 +220,12 @@ impl ServerState {
         }
     }
 
-    /// Lists a connection that was let in.
+    /// Lists a connection whose client was admitted.
     pub(super) fn register(&self, session: &Arc<Session>) {
         self.sessions.lock().insert(session.id, Arc::clone(session));
     }
 
-    /// Counts one more connection of a process; false if it has as many as it may.
+    /// Counts one more connection of a process. Returns false if the process has as many as it may.
     pub(super) fn admit_process(&self, process: ProcessId) -> bool {
         let mut processes = self.processes.lock();
         let count = processes.entry(process).or_default();
@@ -232,7 +234,7 @@ impl ServerState {
         fits
     }
 
-    /// A connection that was counted has ended.
+    /// Counts one connection of a process less.
     pub(super) fn release_process(&self, process: ProcessId) {
         let mut processes = self.processes.lock();
         if let Some(count) = processes.get_mut(&process) {
@@ -243,21 +245,21 @@ impl ServerState {
         }
     }
 
-    /// A connection that was opened came to nothing.
+    /// Counts one open connection less, which came to nothing.
     pub(super) fn release_connection(&self) {
-        let _peers = self.sessions.lock();
+        let _sessions = self.sessions.lock();
         self.open.fetch_sub(1, Ordering::Relaxed);
         self.connection_closed.notify_all();
     }
 
-    /// A connection has ended, or came to nothing.
+    /// Removes a connection that has ended, or came to nothing.
     pub(super) fn unregister(&self, id: u64, process: ProcessId) {
         self.release_process(process);
         self.queue.remove_connection(process, id);
-        let gone; // Dropped when the list is free again: it may hold a state of the user's.
-        let mut peers = self.sessions.lock();
-        gone = peers.remove(&id);
-        if let Some(session) = &gone {
+        let removed; // Dropped after the list is unlocked: it may hold state of the user's.
+        let mut sessions = self.sessions.lock();
+        removed = sessions.remove(&id);
+        if let Some(session) = &removed {
             self.activity.counts.calls.add_many(session.connection.inline_answered());
             let mut waits = self.activity.counts.waits.lock();
             *waits = waits.and_waits(session.stats());
@@ -268,9 +270,9 @@ impl ServerState {
 }
 
 impl nesting::WorkerPool for ServerState {
-    /// That is so for a method of the pool, if no other worker may serve a call of this process: there is one, or this
-    /// process may occupy one, and the call that this one serves counts for it. With more of them no single call can
-    /// know.
+    /// Returns true for a method of the pool of this server if no other worker may serve a call of this process. That
+    /// is so if there is one worker. It is also so if this process may occupy only one, and the call that the calling
+    /// worker serves counts for this process. With more workers, no single call can know.
     fn waits_for_itself(&self, connection: ConnectionId, method: u32, serves_own: bool) -> bool {
         let share = self.limits.limits().workers_per_process;
         let only = self.limits.workers == 1 || (share == 1 && serves_own);

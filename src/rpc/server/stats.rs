@@ -1,4 +1,4 @@
-//! What a server has done so far.
+//! The statistics of a server.
 
 use crate::channel::{Waits, waits_to};
 use crate::prometheus::{Family, Prometheus, Value};
@@ -27,9 +27,9 @@ use crate::prometheus::{Family, Prometheus, Value};
 pub struct ServerStats {
     /// Connections that are open.
     pub connections: usize,
-    /// Clients that were let in.
+    /// Clients that were accepted.
     pub accepted: u64,
-    /// Clients that were sent away, or whose greeting came to nothing.
+    /// Clients that were refused, or whose handshake for calls failed.
     pub refused: u64,
     /// Connections that were closed because the client broke the protocol.
     pub violated: u64,
@@ -37,27 +37,30 @@ pub struct ServerStats {
     pub died: u64,
     /// Methods that ran to their end.
     pub calls: u64,
-    /// Of these, those that ended with an error of their own.
+    /// Methods that returned an error.
     pub failed: u64,
-    /// Of these, those that panicked.
+    /// Methods that panicked.
     pub panicked: u64,
     /// Calls that were not admitted because the server was at a limit.
     pub busy: u64,
     /// Methods that run now.
     pub running: usize,
-    /// Of all sending halves: waits for room, and wakes of clients. A server's threads leave what has no room to the
-    /// connection's own thread, whose sleeps count as those of the receiving half.
+    /// Of all sending halves: waits for room, and wakes of clients. A server's threads never wait for room
+    /// themselves: they queue what does not fit, and the connection's driver waits. Its sleeps count as those of the
+    /// receiving half.
     pub sending: Waits,
     /// Of all receiving halves: waits for requests or for room, and wakes of clients that wait for room.
     pub receiving: Waits,
-    /// How often a connection's thread waited for room to send: clients that read too slowly.
+    /// How often a connection's driver waited for room to send: clients that read too slowly.
     pub full_stalls: u64,
-    /// How full the way to any client was at most, in thousandths; see [`Stats::peak_fill`](crate::Stats::peak_fill).
+    /// The highest fill level of the ring to any client, in thousandths; the same as
+    /// [`Stats::peak_fill`](crate::Stats::peak_fill).
     pub peak_fill: u32,
 }
 
 impl ServerStats {
-    /// As [Prometheus](https://prometheus.io) scrapes them, with these labels: names and values.
+    /// Returns the statistics as [Prometheus](https://prometheus.io) metrics with these labels, which are pairs of
+    /// name and value.
     pub fn prometheus(&self, labels: &[(&str, &str)]) -> Prometheus {
         let mut page = Prometheus::default();
         for (family, value) in [

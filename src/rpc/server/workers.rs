@@ -10,14 +10,14 @@
 //! # Invariants
 //!
 //! 1. A free worker takes the oldest call of the connection whose turn it is, of the process whose turn it is.
-//! 2. A process that has as many workers as it may is in no turn, and comes into it again when one of its calls ends.
-//! 3. No more calls run than there are workers, but for one while a single process occupies all of these: a thread more
-//!    than workers takes calls of the others then. So the calls of one process have all workers, and those of the others
-//!    need not wait until one of them ends.
-//! 4. A call that may run wakes one thread, if one is idle; so does a process that comes into turn again, and one that
-//!    comes to occupy all workers.
-//! 5. No more calls wait than the queue holds, and of one process no more than its share.
-//! 6. A notification that was put is served though its sender is gone, unless the server is stopped.
+//! 2. A process that has as many workers as it may is in no turn. It gets a turn again when one of its calls ends.
+//! 3. No more calls run than there are workers, except one more while a single process occupies all workers. One
+//!    thread more than workers takes calls of other processes then. So the calls of one process may have all workers,
+//!    and those of other processes need not wait until one of them ends.
+//! 4. A call that may run wakes one thread, if one is idle. So does a process that gets a turn again, and a process
+//!    that has come to occupy all workers.
+//! 5. No more calls wait than the queue holds, and no more of one other process than its share.
+//! 6. A queued notification is served even if its sender has gone, unless the server is stopped.
 //!
 //! # Proof
 //!
@@ -48,31 +48,31 @@ pub(super) struct Job {
     pub(super) method: Method,
     pub(super) call: CallInfo,
     pub(super) request: Vec<u8>,
-    /// When its first frame came, if it has a deadline.
+    /// When the first frame of the call arrived, if the call has a deadline.
     pub(super) arrived: Option<Instant>,
 }
 
-/// What bounds the calls that wait and run.
+/// The limits on the calls that wait and run.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct QueueLimits {
-    /// Calls that may wait.
+    /// How many calls may wait.
     pub(super) queue: usize,
-    /// Those of one process, unless it is this one.
+    /// How many calls of one process may wait, unless it is this process.
     pub(super) queue_per_process: usize,
-    /// Calls that may run, unless those of one process are so many.
+    /// How many calls may run; one more while one process has that many.
     pub(super) workers: usize,
-    /// Calls of one process that may run.
+    /// How many calls of one process may run.
     pub(super) workers_per_process: usize,
 }
 
 /// The queue, as the workers and the connections share it.
 pub(super) struct JobQueue {
     state: Mutex<QueueState>,
-    /// A call may be taken, or the queue is closed.
+    /// Signalled when a call may be taken, or the queue is closed.
     ready: Condvar,
-    /// No notification waits or runs any more.
+    /// Signalled when no notification waits or runs any more.
     notified: Condvar,
-    /// Calls that wait, for workers that look a few times before they sleep.
+    /// The number of calls that wait, for workers that spin briefly before they sleep.
     waiting: AtomicUsize,
     limits: QueueLimits,
 }
@@ -80,22 +80,22 @@ pub(super) struct JobQueue {
 #[derive(Default)]
 struct QueueState {
     processes: HashMap<ProcessId, ProcessQueue>,
-    /// Processes of which a call may be taken.
+    /// The processes of which a call may be taken.
     turns: VecDeque<ProcessId>,
     waiting: usize,
     running: usize,
     /// One process occupies all workers.
     occupied: bool,
-    /// Notifications that wait or run.
+    /// The number of notifications that wait or run.
     notifications: usize,
     closed: bool,
 }
 
-/// What waits and runs of one process.
+/// The calls of one process that wait, and the number of those that run.
 #[derive(Default)]
 struct ProcessQueue {
     connections: HashMap<u64, ConnectionQueue>,
-    /// Connections of which a call waits.
+    /// The connections of which a call waits.
     turns: VecDeque<u64>,
     waiting: usize,
     running: usize,
@@ -115,11 +115,11 @@ impl JobQueue {
         Self { state: Mutex::default(), ready, notified, waiting: AtomicUsize::new(0), limits }
     }
 
-    /// Leaves a call to the workers.
+    /// Queues a call for the workers.
     ///
     /// # Errors
     ///
-    /// Why it is not taken.
+    /// Why the call is not taken.
     pub(super) fn push(&self, job: Job) -> Result<(), &'static str> {
         let (process, connection) = (job.session.process, job.session.id);
         let notification = job.call.flags & NOTIFY != 0;
@@ -155,7 +155,8 @@ impl JobQueue {
         Ok(())
     }
 
-    /// The next call in turn; `None` once the queue is closed. It counts as running until it is [`done`](Self::done).
+    /// Blocks until a call is in turn, and takes it; returns `None` once the queue is closed. The call counts as
+    /// running until [`on_job_done`](Self::on_job_done).
     fn wait_for_job(&self) -> Option<Job> {
         self.spin_briefly();
         let mut state = self.state.lock();
@@ -170,7 +171,7 @@ impl JobQueue {
         }
     }
 
-    /// Looks a few times whether a call waits: the next one often comes at once, and waking costs more.
+    /// Spins briefly for a call that waits: the next one often comes at once, and a wake-up costs more.
     fn spin_briefly(&self) {
         for round in 0..10_u32 {
             if self.waiting.load(Ordering::Relaxed) > 0 {
@@ -183,7 +184,7 @@ impl JobQueue {
         }
     }
 
-    /// Whether one call more may run, of a process that is in turn.
+    /// Returns whether one more call may run, of a process that is in turn.
     fn may_run(&self, state: &QueueState) -> bool {
         state.running < self.limits.workers || state.occupied
     }
@@ -211,7 +212,7 @@ impl JobQueue {
         if queued.running == self.limits.workers {
             state.occupied = true;
             if !state.turns.is_empty() {
-                self.ready.notify_one(); // What waits may run from now on, on the thread for the others.
+                self.ready.notify_one(); // A call of another process may run now, on the extra thread.
             }
         }
         state.waiting -= 1;
@@ -219,7 +220,7 @@ impl JobQueue {
         Some(job)
     }
 
-    /// A call that was taken has ended: another one of its process may run.
+    /// Notes that a call that was taken has ended: another one of its process may run.
     fn on_job_done(&self, process: ProcessId, flags: u8) {
         let state = &mut *self.state.lock();
         let Some(queued) = state.processes.get_mut(&process) else { return };
@@ -246,7 +247,7 @@ impl JobQueue {
         }
     }
 
-    /// A connection has ended: it is forgotten once its calls have been taken.
+    /// Forgets a connection that has ended, once its calls have been taken.
     pub(super) fn remove_connection(&self, process: ProcessId, connection: u64) {
         let mut state = self.state.lock();
         let Some(queued) = state.processes.get_mut(&process) else { return };
@@ -259,7 +260,7 @@ impl JobQueue {
         }
     }
 
-    /// Waits until all notifications that were put have been served, until the deadline at most.
+    /// Waits until all queued notifications have been served, until the deadline at most.
     pub(super) fn wait_until_notified(&self, deadline: Option<Instant>) {
         let mut state = self.state.lock();
         while state.notifications > 0 && !state.closed {
@@ -287,11 +288,11 @@ impl JobQueue {
         drop(state);
         self.ready.notify_all();
         self.notified.notify_all();
-        drop(dropped); // They hold connections, and states of the user's.
+        drop(dropped); // After the lock is released: jobs hold sessions, and state of the user's.
     }
 }
 
-/// Starts this many threads, for calls that wait no longer than `timeout` for others where they have no deadline.
+/// Starts this many threads. A call that a method makes on them without any deadline waits no longer than `timeout`.
 pub(super) fn start(
     threads: usize,
     queue: &Arc<JobQueue>,
@@ -325,11 +326,11 @@ fn run_job(job: Job, reply: &mut Vec<u8>) {
         let _deadline = nesting::DeadlineGuard::set(asked.deadline());
         methods::run_long(&method, &session, &asked, reply, &activity.counts)
     });
-    // Before the answer: once the caller has that, its next request may come into this place.
+    // Before the answer: once the caller has that, its next request may arrive in this slot.
     session.connection.with_calls(|calls| calls.recycle(call.id, request));
     let Some(ran) = ran else { return };
     activity.counts.calls.add();
-    drop(running); // Who has its answer finds that it does not run any more.
+    drop(running); // Before the answer: a caller that has it must not find the method still running.
     methods::answer(&session, call, ran, reply);
     activity.on_answered(&session);
     fragment::clear(reply);

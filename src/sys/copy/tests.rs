@@ -1,4 +1,4 @@
-//! Every size at every offset, and each of the moves.
+//! Tests every size at every offset, and each of the moves.
 
 #[cfg(target_arch = "x86_64")]
 use super::x86_64::*;
@@ -41,7 +41,7 @@ fn every_size_at_every_offset_comes_back_and_touches_nothing_else() {
                 let base = NonNull::from(&pages[0]).cast::<u8>();
                 let bytes: Vec<u8> = (0..len).map(|i| u8::try_from((i * 7 + at) % 256).unwrap()).collect();
                 let mut back = vec![0; len];
-                // SAFETY: `pages` has more than `at + len` bytes and lives on.
+                // SAFETY: `pages` has more than `at + len` bytes and outlives the call.
                 unsafe { copy_in(base, at, &bytes, tail) };
                 // SAFETY: as above.
                 unsafe { copy_out(base, at, &mut back) };

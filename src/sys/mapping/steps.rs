@@ -1,16 +1,16 @@
-//! The names of a mapping's steps, at which a test can end the process.
+//! The names of a mapping's failpoints, at which a test can end the process.
 
 use std::ptr::NonNull;
 
 use crate::memory::{Field, Flag, Padding, Word};
 use crate::sys::{copy, failpoint};
 
-/// Writes the first half of what is about to be copied, so that a test can end the process with
-/// a payload half written.
+/// Writes the first half of the bytes that are about to be copied, so that a test can end the process with a payload
+/// half written.
 pub(super) fn begin_copy(base: NonNull<u8>, at: usize, bytes: &[u8]) {
     if failpoint::is_on() {
         let (half, _) = bytes.split_at(bytes.len() / 2);
-        // SAFETY: the caller has judged the whole range, which is about to be written once more.
+        // SAFETY: the caller has validated the whole range, which it is about to write once more.
         unsafe { copy::copy_in(base, at, half, Padding::Keep) };
         failpoint!("copy in, half done");
     }

@@ -1,5 +1,5 @@
-//! The mapped memory: its sleep and its wakes, what it lends, and what the sentinel sees. What its methods do with absurd
-//! arguments is tried by the fuzz body `memory`.
+//! Tests of the mapped memory: sleeping and waking, borrowed spans, and the check for lost wake-ups. The fuzz body
+//! `memory` tests the methods with arguments out of range.
 
 use std::sync::mpsc::channel;
 
@@ -20,7 +20,7 @@ mod sleeps;
 
 use sleeps::sleeps_end;
 
-/// Both directions of a fresh connection.
+/// Makes a connection, and returns both its directions.
 fn directions(slots: usize, arena: usize) -> [Mapping; 2] {
     let geometry = Geometry::new(slots.try_into().unwrap(), arena as u64, 4).unwrap();
     let region = Region::anonymous(geometry.region_len()).unwrap();
@@ -56,8 +56,8 @@ fn a_span_is_lent_only_if_it_is_here() {
 }
 
 #[test]
-fn a_crowd_of_the_peers_does_not_cost_us_its_waking_and_hides_no_sleeper_of_ours() {
-    const CROWD: usize = 8;
+fn extra_sleepers_of_the_peer_are_not_woken_and_hide_no_sleeper_of_ours() {
+    const SLEEPERS: usize = 8;
     for (direction, flag, ours) in [
         (0, Flag::Consumer, false),
         (0, Flag::Producer, true),
@@ -67,24 +67,24 @@ fn a_crowd_of_the_peers_does_not_cost_us_its_waking_and_hides_no_sleeper_of_ours
     ] {
         let mappings = directions(1, 64);
         let (mapping, woken) = (&mappings[direction], &AtomicU64::new(0));
-        let expected = if ours { CROWD as u64 } else { 1 };
-        let (tell, told) = channel();
+        let expected = if ours { SLEEPERS as u64 } else { 1 };
+        let (sender, receiver) = channel();
         mapping.store_flag(flag, 1);
         let counted = std::thread::scope(|scope| {
-            for _ in 0..CROWD {
-                let tell = tell.clone();
+            for _ in 0..SLEEPERS {
+                let sender = sender.clone();
                 scope.spawn(move || {
                     // SAFETY: takes nothing and cannot fail.
-                    tell.send(unsafe { libc::gettid() }).expect("there");
+                    sender.send(unsafe { libc::gettid() }).expect("sends");
                     futex::wait(mapping.flag(flag), None, PATIENCE);
                     woken.fetch_add(1, Ordering::Relaxed);
                 });
             }
-            let crowd: Vec<i32> = told.iter().take(CROWD).collect();
-            assert!(eventually(|| crowd.iter().all(|thread| in_a_futex(*thread))));
+            let threads: Vec<i32> = receiver.iter().take(SLEEPERS).collect();
+            assert!(eventually(|| threads.iter().all(|thread| in_a_futex(*thread))));
             mapping.wake(flag);
             assert!(eventually(|| woken.load(Ordering::Relaxed) >= expected));
-            std::thread::sleep(Duration::from_millis(50)); // For those who should not be.
+            std::thread::sleep(Duration::from_millis(50)); // Time for sleepers that must not be woken.
             let counted = woken.load(Ordering::Relaxed);
             futex::wake(mapping.flag(flag), i32::MAX);
             counted
@@ -95,9 +95,9 @@ fn a_crowd_of_the_peers_does_not_cost_us_its_waking_and_hides_no_sleeper_of_ours
 
 #[cfg(feature = "testing")]
 #[test]
-fn the_sentinel_tells_a_lost_wake_from_a_late_one() {
+fn a_lost_wake_up_is_distinguished_from_a_late_one() {
     use crate::sys::{lost_wakeup_check, testing::in_child};
-    // It counts for a whole process.
+    // The counts are those of the whole process.
     in_child(|| {
         let [mapping, _] = directions(2, 128);
         let long = Duration::from_secs(3600);
@@ -112,17 +112,17 @@ fn the_sentinel_tells_a_lost_wake_from_a_late_one() {
                     lost_wakeup_check::seen().lost - before.lost,
                 )
             };
-            assert_eq!(lost(5, long), (0, 0), "nobody watches");
+            assert_eq!(lost(5, long), (0, 0), "the check is off");
             lost_wakeup_check::watch();
-            assert_eq!(lost(4, long), (1, 0), "what came was not what it waits for");
-            assert_eq!(lost(5, long), (1, 1), "it came, and the sleeper slept on");
-            assert_eq!(lost(5, Duration::ZERO), (1, 0), "it came after the slice");
+            assert_eq!(lost(4, long), (1, 0), "another ticket was published");
+            assert_eq!(lost(5, long), (1, 1), "its ticket was published, and it slept on");
+            assert_eq!(lost(5, Duration::ZERO), (1, 0), "its ticket was published after the slice");
             lost_wakeup_check::unwatch();
         }
     });
 }
 
-/// Whether the kernel has this thread of ours asleep in a futex.
+/// Returns whether this thread of the process sleeps in a futex.
 fn in_a_futex(thread: i32) -> bool {
     let call = std::fs::read_to_string(format!("/proc/self/task/{thread}/syscall"));
     call.is_ok_and(|call| call.starts_with(&format!("{} ", libc::SYS_futex)))

@@ -1,19 +1,19 @@
-//! Ends a process that has no threads of its own any more.
+//! Ends a process whose own threads have all ended.
 //!
 //! The kernel ends a process with its last thread. Threads can end one by one without the process: by `SYS_exit`,
-//! `pthread_exit`, or a seccomp filter that kills threads. If the main thread and all others of the program have ended so, the
-//! monitor's thread, in which all signals are blocked, would keep the process: its peers would never be told, and
-//! only SIGKILL would end it.
+//! `pthread_exit`, or a seccomp filter that kills threads. If the main thread and all others of the program have ended
+//! so, the monitor's thread, in which all signals are blocked, would keep the process alive: its peers would never
+//! detect its end, and only SIGKILL would end it.
 //!
 //! # Invariants
 //!
-//! 1. A process is ended only if its main thread has ended and each other thread is a helper of the library by its
-//!    name and by the number of helpers: see [`threads::helpers`]. Threads that run the program's code, as those of a server of
-//!    calls do, are the program's: they take its signals, and the process goes on with them.
-//! 2. A look at a process whose main thread lives makes two system calls, `fstat` and `pread64`. The monitor makes them once
-//!    before it is relied on. Others are made only where the main thread has ended and as few threads are left as there are
-//!    helpers.
-//! 3. Where `/proc` cannot be read, nothing is ended.
+//! 1. The process is ended only if its main thread has ended and each other thread is a helper of the library, by its
+//!    name and by the number of helpers: see [`threads::helpers`]. Threads that run the program's code, as those of a
+//!    server of remote calls do, belong to the program: they handle its signals, and the process continues with them.
+//! 2. A check while the main thread runs makes two system calls, `fstat` and `pread64`. The monitor makes them once
+//!    before a connection relies on it. Others are made only if the main thread has ended and at most as many threads
+//!    are left as there are helpers.
+//! 3. If `/proc` cannot be read, the process is not ended.
 //!
 //! # Proof
 //!
@@ -26,45 +26,45 @@ use std::os::fd::AsRawFd;
 use super::super::descriptor::Descriptor;
 use super::super::{procfs, threads};
 
-/// What `/proc` says of the main thread.
+/// The state of the main thread, as `/proc` shows it.
 #[derive(Debug)]
 pub(super) struct MainThread {
-    /// Kept open, so that a filter or a root directory that the program sets later is in the way of nothing.
+    /// Kept open, so that the check works also after the program has installed a filter or changed its root directory.
     stat: Option<Descriptor>,
 }
 
-/// What is left of a process whose main thread has ended.
+/// The state of a process whose main thread has ended.
 #[derive(Debug, PartialEq, Eq)]
 struct Left {
-    /// The threads beside the main thread.
+    /// The number of threads besides the main thread.
     threads: usize,
-    /// What the main thread returned; as a shell shows it, if a signal or a filter ended it.
+    /// The exit status of the main thread; 128 plus the signal, as in a shell, if a signal or a filter ended it.
     status: i32,
 }
 
 impl MainThread {
-    /// Opens what tells whether the main thread has ended.
+    /// Opens the file that shows whether the main thread has ended.
     pub(super) fn new() -> Self {
         Self { stat: procfs::open(c"/proc/self/stat").map(Descriptor::from) }
     }
 
-    /// Ends this process if only helpers of the library are left of it.
+    /// Ends this process if only helper threads of the library are left.
     pub(super) fn end_process_without_threads(&self) {
         let Some(left) = self.left() else {
             return;
         };
         if left.threads <= threads::helpers() && all_are_helpers() {
-            // SAFETY: ends the process, of which no thread of the program is left. Destructors of the program do not run,
-            // as they do not when its last thread ends by `SYS_exit`.
+            // SAFETY: ends the process, in which no thread of the program is left. Destructors of the program do not
+            // run, as they would not run if its last thread ended by `SYS_exit`.
             unsafe { libc::_exit(left.status) };
         }
     }
 
-    /// Returns what is left beside the main thread, if that has ended.
+    /// Returns the state of the process if its main thread has ended.
     fn left(&self) -> Option<Left> {
         let stat = self.stat.as_ref().filter(|stat| stat.is_ours())?;
         let mut text = [0_u8; 1024];
-        // SAFETY: the kernel fills at most as many bytes as the local has.
+        // SAFETY: the kernel fills at most `text.len()` bytes of the local.
         let len = unsafe { libc::pread(stat.as_raw_fd(), text.as_mut_ptr().cast(), text.len(), 0) };
         Left::parse(text.get(..usize::try_from(len).ok()?)?)
     }
@@ -72,19 +72,19 @@ impl MainThread {
 
 impl Left {
     fn parse(stat: &[u8]) -> Option<Self> {
-        // The name of the program stands in parentheses and may hold any bytes; the state, field 3, follows.
+        // The name of the program is in parentheses and may hold any bytes. The state, field 3, follows.
         let end = stat.iter().rposition(|byte| *byte == b')')?;
         let mut fields = std::str::from_utf8(&stat[end + 1..]).ok()?.split_ascii_whitespace();
         let has_ended = fields.next()? == "Z";
-        let threads: usize = fields.nth(16)?.parse().ok()?; // Field 20. The main thread counts until all have ended.
-        let code = fields.nth(31).and_then(|code| code.parse().ok()).unwrap_or(0); // Field 52, as `wait` has it.
+        let threads: usize = fields.nth(16)?.parse().ok()?; // Field 20. It counts the main thread until all have ended.
+        let code = fields.nth(31).and_then(|code| code.parse().ok()).unwrap_or(0); // Field 52, encoded as by `wait`.
         let status =
             if libc::WIFSIGNALED(code) { 128 + libc::WTERMSIG(code) } else { libc::WEXITSTATUS(code) };
         has_ended.then(|| Self { threads: threads.saturating_sub(1), status })
     }
 }
 
-/// Returns whether each thread but the main thread bears the name of a helper.
+/// Returns whether each thread except the main thread has the name of a helper.
 fn all_are_helpers() -> bool {
     let Ok(tasks) = fs::read_dir("/proc/self/task") else {
         return false;

@@ -1,4 +1,4 @@
-//! What the rounds of `crash.rs` have seen, together.
+//! The counts of all rounds of `kills.rs` together.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,15 +16,15 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
-    /// A survivor was told; how long after the kill.
-    pub(crate) fn argument(&self, killed: &OnceLock<Instant>) {
+    /// Records that a survivor was notified, and how long after the kill.
+    pub(crate) fn record_death(&self, killed: &OnceLock<Instant>) {
         self.died.fetch_add(1, Ordering::Relaxed);
         let delay = killed.get().map_or(Duration::ZERO, Instant::elapsed);
         let micros = u64::try_from(delay.as_micros()).expect("short");
         self.delays.lock().expect("whole").push(micros);
     }
 
-    /// Whether victims were killed that had sent, and some that had received.
+    /// Returns whether some killed subjects had sent and some had received.
     pub(crate) fn has_seen_all(&self) -> bool {
         [&self.received, &self.sent, &self.died].iter().all(|it| it.load(Ordering::Relaxed) > 0)
     }
@@ -42,7 +42,7 @@ impl fmt::Display for Counts {
         };
         write!(
             f,
-            "{torn} died in the middle of writing a slot, which nobody saw; {received} messages received whole, {sent} sent, {died} ends as \
+            "{torn} died in the middle of writing a slot, which no survivor saw; {received} messages received whole, {sent} sent, {died} ends as \
              PeerDied; from the kill to the error: half within {} us, 99.9 % within {} us, all within {} us, \
              {slow} over 100 ms",
             at(500),

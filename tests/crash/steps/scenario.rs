@@ -1,7 +1,7 @@
-//! The scenario of `crash_steps.rs`: every kind of message both ways, and every kind of wait.
+//! The scenario of `steps.rs`: every kind of message both ways, and every kind of wait.
 //!
 //! ```text
-//!   victim                                      survivor
+//!   subject                                     survivor
 //!     all kinds, 0 to 5 ──────────────────────▶   asleep at first, then late: no room for a while
 //!     asleep at first       ◀──────────────────   all kinds, 0 to 5
 //!     6, 7; waits for either; 8, 9 ───────────▶   late
@@ -21,9 +21,9 @@ use narrows::{
 
 use crate::support::{LONG, fill, index_of};
 
-/// Messages from the victim, if it comes to its end.
+/// Messages from the subject, if it completes the scenario.
 pub(crate) const FROM_SUBJECT: u64 = 10;
-/// A wait of the survivor's lasts so long at most, so that it can be seen to time out.
+/// The longest wait of the survivor, so that the test can observe that it times out.
 pub(crate) const SLICE: Duration = Duration::from_millis(1);
 
 /// A ring so small that both sides wait for room.
@@ -31,8 +31,8 @@ pub(crate) fn options() -> Options {
     Options::new().slots(2).arena(1024).wait(WaitStrategy::Park)
 }
 
-/// Messages received, the ends of both directions, the incoming pages at the end, and whether the
-/// victim has marked the outgoing direction.
+/// Messages received, the ends of both directions, the incoming pages at the end, and whether the subject has set its closed flag
+/// in the outgoing direction.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Seen {
     pub(crate) received: u64,
@@ -42,11 +42,11 @@ pub(crate) struct Seen {
     pub(crate) consumer_closed: bool,
 }
 
-/// The survivor's part. It sleeps where the victim is to find it asleep, or late.
+/// The part of the survivor. It sleeps where the subject is to find it asleep, or late.
 pub(crate) fn survive(mut stream: SharedMemoryStream, timeouts: &AtomicU64) -> Seen {
     let mut received = 0;
     let played = play_along(&mut stream, &mut received, timeouts);
-    // Whatever ended it, each direction now says how it ended, and says it again.
+    // Whatever ended it, each direction now reports its end, and reports it again.
     let (sender, receiver) = stream.halves();
     let incoming = loop {
         match next(receiver, &mut received, timeouts) {
@@ -74,11 +74,11 @@ type Played = Result<(), Box<dyn std::error::Error>>;
 fn play_along(stream: &mut SharedMemoryStream, received: &mut u64, timeouts: &AtomicU64) -> Played {
     let (sender, receiver) = stream.halves();
     next(receiver, received, timeouts)?; // It is asleep when this comes.
-    sleep(SLICE); // The victim finds no room.
+    sleep(SLICE); // The subject finds no room.
     (0..5).try_for_each(|_| next(receiver, received, timeouts))?;
-    sleep(SLICE); // The victim sleeps.
+    sleep(SLICE); // The subject sleeps.
     send_all_kinds(sender)?;
-    sleep(SLICE); // The victim waits for either.
+    sleep(SLICE); // The subject waits for either.
     (0..4).try_for_each(|_| next(receiver, received, timeouts))?;
     (6..8).try_for_each(|index| send(sender, index, 30))?;
     while stream.wait_either_timeout(30, SLICE) == Err(SendTimeoutError::Timeout) {
@@ -87,7 +87,7 @@ fn play_along(stream: &mut SharedMemoryStream, received: &mut u64, timeouts: &At
     send(stream.halves().0, 8, 30)
 }
 
-/// The next message, which must be the next, and whole; in slices, so that waiting can be felt.
+/// Receives the next message, which must be whole and in order. Waits in slices, so that the test can observe the waits.
 fn next(receiver: &mut Receiver, received: &mut u64, timeouts: &AtomicU64) -> Result<(), RecvTimeoutError> {
     let mut message = Vec::new();
     let deadline = Instant::now() + LONG;
@@ -104,15 +104,15 @@ fn next(receiver: &mut Receiver, received: &mut u64, timeouts: &AtomicU64) -> Re
     Ok(())
 }
 
-/// The victim's part.
-pub(crate) fn suffer(mut stream: SharedMemoryStream, closes: bool) {
+/// The part of the subject.
+pub(crate) fn run_subject(mut stream: SharedMemoryStream, closes: bool) {
     sleep(SLICE / 2); // The survivor sleeps when the first comes.
     let (sender, receiver) = stream.halves();
     send_all_kinds(sender).expect("sends");
     let mut message = Vec::new();
     for index in 0..6 {
         if index == 1 {
-            let guard = receiver.recv_ref_timeout(LONG).expect("lent");
+            let guard = receiver.recv_ref_timeout(LONG).expect("borrowed");
             message = guard.to_vec().expect("whole");
         } else {
             receiver.recv_into_timeout(&mut message, LONG).expect("receives");
@@ -144,7 +144,7 @@ fn send(sender: &mut Sender, index: u64, len: usize) -> Played {
     Ok(sender.send_timeout(&message, LONG)?)
 }
 
-/// Six messages: in a slot, in the arena, reserved, two in a batch, and in pieces.
+/// Sends six messages: in a slot, in the arena, reserved, two in a batch, and in fragments.
 fn send_all_kinds(sender: &mut Sender) -> Played {
     let mut message = Vec::new();
     send(sender, 0, 20)?;

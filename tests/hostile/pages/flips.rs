@@ -1,7 +1,7 @@
-//! A peer that changes what is being read, as fast as it can: whatever is looked at twice differs.
+//! A peer that changes what is being read, as fast as it can: a value that is read twice differs.
 //!
-//! The victim must see *one* of the values, in all that it does with it. So each length has its own
-//! bytes: a length of one value with the place of another gives itself away.
+//! The subject must use *one* of the values consistently. So each length has its own bytes: a length of one value with the
+//! offset of another is detected.
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -14,16 +14,16 @@ use super::subject::{Plays, TIME, run, serve};
 use crate::support::LONG;
 use crate::support::raw_peer::RawPeer;
 
-/// What stands in the slots, and in the arena: a byte and what it flips to. Before the attacker has
-/// come to a place of the arena there are zeros.
+/// The bytes in the slots and in the arena: a byte, and the one that it flips to. Where the attacker has not yet written, the
+/// arena is zero.
 const SLOT_BYTES: [u8; 2] = [0xAA, 0xAB];
 const ARENA_BYTES: [u8; 2] = [0xBA, 0xBB];
 
-fn control(kind: SlotKind, len: u32, place: u32) -> u64 {
-    Control { kind, abort: false, len, unit: place }.encode()
+fn control(kind: SlotKind, len: u32, unit: u32) -> u64 {
+    Control { kind, abort: false, len, unit }.encode()
 }
 
-/// The next ticket that is free, as the victim's published head and the stamps say.
+/// The next free ticket, according to the head that the subject published and to the stamps.
 fn next(hand: &RawPeer) -> Option<u64> {
     let head = hand.pages.word(hand.outgoing().words + words::HEAD).load(Ordering::Acquire);
     let free = |ticket: &u64| hand.pages.word(hand.slot(*ticket)).load(Ordering::Relaxed) < 2 * ticket + 2;
@@ -38,7 +38,7 @@ fn flip(hand: &RawPeer, random: &mut fastrand::Rng, values: &[u64]) {
         hand.pages.word(hand.slot(ticket) + 8).store(values[0], Ordering::Relaxed);
         hand.pages.word(hand.slot(ticket)).store(2 * ticket + 2, Ordering::Release);
     }
-    // What stands there while the payload is written is another value each time.
+    // The control word has another value each time while the payload is written.
     let turn = random.usize(..values.len());
     let (early, late) = values.split_at(turn);
     for ticket in (0..slots).cycle().take(512) {
@@ -53,7 +53,7 @@ fn flip(hand: &RawPeer, random: &mut fastrand::Rng, values: &[u64]) {
     }
 }
 
-/// What a receive gave: a message's bytes, or the end.
+/// Receives in one of the ways. Returns the bytes of the message, or the end.
 fn receive(stream: &mut SharedMemoryStream, way: u64) -> Result<Vec<u8>, RecvTimeoutError> {
     let mut buffer = vec![0; 20_000];
     match way % 3 {
@@ -67,8 +67,8 @@ fn receive(stream: &mut SharedMemoryStream, way: u64) -> Result<Vec<u8>, RecvTim
             let len = guard.len();
             buffer = guard.to_vec().expect("inside");
             assert!(buffer.len() == len && guard.len() == len);
-            assert!(guard.read_at(1, &mut vec![0; len]).is_err(), "a byte behind the end");
-            guard.finish().expect("the stamp stands still");
+            assert!(guard.read_at(1, &mut vec![0; len]).is_err(), "a byte after the end");
+            guard.finish().expect("the stamp is unchanged");
         }
     }
     Ok(buffer)
@@ -78,16 +78,16 @@ fn receive(stream: &mut SharedMemoryStream, way: u64) -> Result<Vec<u8>, RecvTim
 fn receive_all(path: &Path, lens: &[(usize, &[u8])], violations: bool) -> String {
     let (listener, deadline) = (serve(path), Instant::now() + TIME);
     let (mut seen, mut violated) = (vec![0; lens.len()], 0);
-    // Also when the machine is so busy that the attacker has hardly run by then.
+    // Goes on if the machine is so busy that the attacker has hardly run by then.
     let enough = |seen: &[u64], violated: u64| seen.iter().all(|n| *n > 0) && (violated > 0 || !violations);
     while Instant::now() < deadline || !enough(&seen, violated) {
-        let mut stream = listener.accept_timeout(LONG).expect("the attacker comes");
+        let mut stream = listener.accept_timeout(LONG).expect("the attacker connects");
         for way in 0..2000 {
             match receive(&mut stream, way) {
                 Ok(message) => {
                     let at = lens.iter().position(|(len, _)| *len == message.len());
                     let at = at.unwrap_or_else(|| panic!("{} bytes", message.len()));
-                    assert!(message.iter().all(|byte| lens[at].1.contains(byte)), "bytes of another place");
+                    assert!(message.iter().all(|byte| lens[at].1.contains(byte)), "bytes of another offset");
                     seen[at] += 1;
                 }
                 Err(RecvTimeoutError::ProtocolViolated) if violations => {
@@ -98,7 +98,7 @@ fn receive_all(path: &Path, lens: &[(usize, &[u8])], violations: bool) -> String
             }
         }
     }
-    format!("messages of each length: {seen:?}, {violated} lies")
+    format!("messages of each length: {seen:?}, {violated} violations")
 }
 
 const IN_SLOT: &[u8] = &SLOT_BYTES;
@@ -123,7 +123,7 @@ fn a_control_word_that_flips_between_legal_values() {
 }
 
 #[test]
-fn a_control_word_that_flips_to_a_lie_and_back() {
+fn a_control_word_that_flips_to_a_violation_and_back() {
     let attack = |hand: &RawPeer, random: &mut fastrand::Rng| {
         let violations = [
             control(SlotKind::Inline, 105, 0),
@@ -135,15 +135,15 @@ fn a_control_word_that_flips_to_a_lie_and_back() {
             0,
         ];
         let [a, b, c, d] = legal();
-        // Mostly legal, so that the victim gets into a message often enough.
+        // Mostly legal, so that the subject often enough begins to receive a message.
         let violation = violations[random.usize(..violations.len())];
         flip(hand, random, &[a, b, c, d, a, b, violation, c, d]);
     };
     let subject = |path: &Path| receive_all(path, &LENS, true);
-    run("flips::a_control_word_that_flips_to_a_lie_and_back", Plays::Client, attack, subject);
+    run("flips::a_control_word_that_flips_to_a_violation_and_back", Plays::Client, attack, subject);
 }
 
-/// Two pieces, a first and a last: the announced total flips, and so does the length of the last.
+/// Two fragments, a first and a last: the announced total flips, and so does the length of the last.
 #[test]
 fn a_total_that_flips_between_two_values() {
     let attack = |hand: &RawPeer, _: &mut fastrand::Rng| {
@@ -171,16 +171,16 @@ fn a_total_that_flips_between_two_values() {
     run("flips::a_total_that_flips_between_two_values", Plays::Client, attack, subject);
 }
 
-/// What is lent flips while it is read: each reading is one of the values, and in the message.
+/// A borrowed payload flips while it is read: each reading is one of the values, and within the message.
 #[test]
-fn a_lent_payload_that_flips() {
+fn a_borrowed_payload_that_flips() {
     let attack = |hand: &RawPeer, random: &mut fastrand::Rng| flip(hand, random, &[legal()[3]]);
     let subject = |path: &Path| {
         let (listener, deadline) = (serve(path), Instant::now() + TIME);
-        let mut stream = listener.accept_timeout(LONG).expect("the attacker comes");
+        let mut stream = listener.accept_timeout(LONG).expect("the attacker connects");
         let (mut readings, mut differ, mut last) = (0_u64, 0_u64, 0);
         while Instant::now() < deadline || differ == 0 {
-            let guard = stream.recv_ref_timeout(LONG).expect("honest but for the bytes");
+            let guard = stream.recv_ref_timeout(LONG).expect("well-formed except for the bytes");
             for at in 0..200 {
                 let mut byte = [0];
                 guard.read_at(at * 80, &mut byte).expect("inside");
@@ -188,10 +188,10 @@ fn a_lent_payload_that_flips() {
                 differ += u64::from(byte[0] != last);
                 (readings, last) = (readings + 1, byte[0]);
             }
-            guard.finish().expect("the stamp stands still");
+            guard.finish().expect("the stamp is unchanged");
             std::thread::sleep(Duration::from_micros(50));
         }
         format!("{readings} readings, {differ} unlike the one before")
     };
-    run("flips::a_lent_payload_that_flips", Plays::Client, attack, subject);
+    run("flips::a_borrowed_payload_that_flips", Plays::Client, attack, subject);
 }

@@ -1,4 +1,4 @@
-//! A peer that writes anything anywhere: at random, plausibly, almost honestly, and by making holes.
+//! A peer that writes anything anywhere: at random, plausibly, almost well-formed, and by making holes.
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -10,7 +10,7 @@ use super::subject::{MAX_MESSAGE, Plays, options, run, work, work_as_client};
 use crate::support::LONG;
 use crate::support::raw_peer::{RawPeer, WORDS};
 
-/// The words of both directions.
+/// The offsets of the word pages of both directions.
 fn pages(hand: &RawPeer) -> [usize; 2] {
     [hand.geometry.direction(0).words, hand.geometry.direction(1).words]
 }
@@ -46,9 +46,9 @@ fn random_values_of_the_fixed_words() {
         let at = pages(hand)[random.usize(0..2)] + WORDS[random.usize(0..WORDS.len())];
         hand.pages.word(at).store(value(random), Ordering::Relaxed);
         if random.u16(..) == 0 {
-            let marks = [words::PRODUCER_CLOSED, words::CONSUMER_CLOSED];
+            let closed_flags = [words::PRODUCER_CLOSED, words::CONSUMER_CLOSED];
             hand.pages
-                .word(pages(hand)[random.usize(0..2)] + marks[random.usize(0..2)])
+                .word(pages(hand)[random.usize(0..2)] + closed_flags[random.usize(0..2)])
                 .store(1, Ordering::Relaxed);
         }
     };
@@ -79,9 +79,9 @@ fn plausible_stamps_heads_and_lengths() {
     run("scribbles::plausible_stamps_heads_and_lengths", Plays::Client, attack, work);
 }
 
-/// An almost honest producer: everything in order, so the victim gets deep into messages.
+/// An almost well-formed producer: everything is in order, so that the subject gets deep into messages.
 #[test]
-fn an_endless_message_of_tiny_pieces_and_aborts() {
+fn an_endless_message_of_tiny_fragments_and_aborts() {
     let next = std::cell::Cell::new(0_u64);
     let inside = std::cell::Cell::new(false);
     let attack = move |hand: &RawPeer, random: &mut fastrand::Rng| {
@@ -106,7 +106,7 @@ fn an_endless_message_of_tiny_pieces_and_aborts() {
         inside.set(true);
         next.set(ticket + 1);
     };
-    run("scribbles::an_endless_message_of_tiny_pieces_and_aborts", Plays::Client, attack, work);
+    run("scribbles::an_endless_message_of_tiny_fragments_and_aborts", Plays::Client, attack, work);
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn only_holes_in_the_memory() {
 
 /// Announces the longest message that any connection can carry, and sends a few bytes of it.
 #[test]
-fn a_giant_of_which_little_comes() {
+fn a_giant_message_of_which_little_arrives() {
     let attack = |hand: &RawPeer, _: &mut fastrand::Rng| {
         hand.payload(0, &[u64::from(u32::MAX)]);
         hand.commit(0, Control { kind: SlotKind::First, abort: false, len: 4000, unit: 0 });
@@ -137,11 +137,11 @@ fn a_giant_of_which_little_comes() {
         let listener = options().max_message(u32::MAX as usize).bind(path).expect("binds");
         let before = address_space();
         for _ in 0..8 {
-            let mut stream = listener.accept_timeout(LONG).expect("the attacker comes");
+            let mut stream = listener.accept_timeout(LONG).expect("the attacker connects");
             assert_eq!(stream.max_message(), u32::MAX as usize);
             for _ in 0..2 {
                 let end = stream.recv_into_timeout(&mut Vec::new(), Duration::from_millis(20));
-                assert!(end.expect_err("the rest never comes").is_timeout());
+                assert!(end.expect_err("the remainder never arrives").is_timeout());
             }
         }
         let grown = address_space() - before;
@@ -149,10 +149,10 @@ fn a_giant_of_which_little_comes() {
         assert!(grown < 256 << 10, "{grown} KiB were reserved for 8000 bytes");
         format!("{grown} KiB of address space at most")
     };
-    run("scribbles::a_giant_of_which_little_comes", Plays::Client, attack, subject);
+    run("scribbles::a_giant_message_of_which_little_arrives", Plays::Client, attack, subject);
 }
 
-/// The most that this process ever had mapped, in KiB.
+/// Returns the most that this process ever had mapped, in KiB.
 fn address_space() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("reads");
     let peak = status.lines().find_map(|line| line.strip_prefix("VmPeak:")).expect("listed");

@@ -1,4 +1,4 @@
-//! The three processes of a test about an attack, and what a victim does meanwhile.
+//! The three processes of a test about an attack, and the work of the subject meanwhile.
 
 use std::io::Write;
 use std::os::unix::net::UnixListener;
@@ -26,8 +26,8 @@ pub(super) fn options() -> Options {
     Options::new().max_message(MAX_MESSAGE)
 }
 
-/// What a victim wants of an attacker that serves: the sizes of [`geometry`].
-pub(super) fn wishes() -> Options {
+/// The options of a subject that connects to an attacker: the sizes of [`geometry`].
+pub(super) fn client_options() -> Options {
     options().slots(8).arena(16 << 10)
 }
 
@@ -42,8 +42,7 @@ pub(super) enum Plays {
     Server,
 }
 
-/// Runs a test of three processes: an attacker that does `attack` again and again to every connection
-/// that it gets, and a victim that is at the path.
+/// Runs a test of three processes. The attacker repeats `attack` on every connection that it gets. The subject uses the path.
 pub(super) fn run(
     test: &'static str,
     plays: Plays,
@@ -51,23 +50,23 @@ pub(super) fn run(
     subject: impl FnOnce(&Path) -> String,
 ) {
     if role().is_some() {
-        sys::alarm(150); // Nobody may outlive a test that fails.
+        sys::alarm(150); // No process may outlive a test that fails.
     }
     match role().as_deref() {
-        Some("victim") => be_subject(test, subject),
+        Some("subject") => be_subject(test, subject),
         Some(_) => be_attacker(Path::new(&argument()), plays, attack),
-        None => hold(test),
+        None => run_subject(test),
     }
 }
 
-/// Starts the victim of a test, and wants it to end well.
-pub(super) fn hold(test: &'static str) {
+/// Starts the subject of a test, and checks that it succeeds.
+pub(super) fn run_subject(test: &'static str) {
     let _watchdog = Watchdog::new(test);
     let folder = tempfile::tempdir().expect("directory");
     let path = folder.path().join("socket");
-    let mut subject = Kept::start(&mut me(test, "victim", path.to_str().expect("plain")));
+    let mut subject = Kept::start(&mut me(test, "subject", path.to_str().expect("plain")));
     let status = subject.wait();
-    assert!(status.success(), "the victim: {status}");
+    assert!(status.success(), "the subject: {status}");
 }
 
 fn be_attacker(path: &Path, plays: Plays, attack: impl Fn(&RawPeer, &mut fastrand::Rng)) {
@@ -97,10 +96,10 @@ fn be_subject(test: &'static str, subject: impl FnOnce(&Path) -> String) {
     let over = AtomicBool::new(false);
     std::thread::scope(|s| {
         let beside = s.spawn(|| undisturbed(&over));
-        let _ends_with_us = AtTheEnd(&over); // Also if the victim panics.
+        let _ends_with_us = AtTheEnd(&over); // Also if the subject panics.
         let before = BESIDE.load(Ordering::Relaxed);
         let tally = subject(Path::new(&path));
-        // Something must have got through since the attack began.
+        // The well-formed connection must have made round trips since the attack began.
         while BESIDE.load(Ordering::Relaxed) < before + 10 && !beside.is_finished() {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -110,7 +109,7 @@ fn be_subject(test: &'static str, subject: impl FnOnce(&Path) -> String) {
     drop(attacker);
 }
 
-/// Sets it when it is dropped.
+/// Sets the flag when it is dropped.
 struct AtTheEnd<'a>(&'a AtomicBool);
 
 impl Drop for AtTheEnd<'_> {
@@ -119,11 +118,11 @@ impl Drop for AtTheEnd<'_> {
     }
 }
 
-/// Round trips of the honest connection, and its thread's CPU time in us.
+/// Round trips of the well-formed connection, and the CPU time of its thread in us.
 static BESIDE: AtomicU64 = AtomicU64::new(0);
 static BESIDE_CPU: AtomicU64 = AtomicU64::new(0);
 
-/// A connection of the same process with an honest peer.
+/// Uses a connection of the same process with a well-formed peer.
 fn undisturbed(over: &AtomicBool) {
     let (mut a, mut b) = SharedMemoryStream::pair().expect("pair");
     let (mut message, mut copy) = (Vec::new(), Vec::new());
@@ -142,12 +141,12 @@ fn undisturbed(over: &AtomicBool) {
     }
 }
 
-/// CPU time of this process but for the honest connection's thread: a victim's, with its lifeline's.
+/// The CPU time of this process without the thread of the well-formed connection: that of the subject and its peer monitor.
 fn spent() -> Duration {
     sys::process_time().saturating_sub(Duration::from_micros(BESIDE_CPU.load(Ordering::Relaxed)))
 }
 
-/// Does what should mostly sleep, and wants it to take at most a quarter of a CPU.
+/// Runs something that should mostly sleep, and checks that it takes at most a quarter of a CPU.
 pub(super) fn frugal<R>(what: &str, act: impl FnOnce() -> R) -> (R, String) {
     let (began, before) = (Instant::now(), spent());
     let result = act();
@@ -158,15 +157,15 @@ pub(super) fn frugal<R>(what: &str, act: impl FnOnce() -> R) -> (R, String) {
     (result, format!("{what} {took:.0?} with {cpu:.1?} of CPU; "))
 }
 
-/// Everything, quickly, on every connection that comes.
+/// Makes calls of every kind, quickly, on every connection that is accepted.
 pub(super) fn work(path: &Path) -> String {
     let listener = serve(path);
-    work_on(|| listener.accept_timeout(LONG).expect("the attacker comes"))
+    work_on(|| listener.accept_timeout(LONG).expect("the attacker connects"))
 }
 
 /// The same, on connections to an attacker that serves.
 pub(super) fn work_as_client(path: &Path) -> String {
-    work_on(|| reach(path, &wishes()))
+    work_on(|| reach(path, &client_options()))
 }
 
 fn work_on(mut next: impl FnMut() -> SharedMemoryStream) -> String {
@@ -188,7 +187,7 @@ fn work_on(mut next: impl FnMut() -> SharedMemoryStream) -> String {
         while Instant::now() < enough && !stream.is_disconnected() {
             timed(&mut stream);
         }
-        // In what state soever: it closes, and later calls still return.
+        // In any state the connection can be closed, and later calls still return.
         for _ in 0..20 {
             timed(&mut stream);
         }
@@ -196,7 +195,7 @@ fn work_on(mut next: impl FnMut() -> SharedMemoryStream) -> String {
     format!("{connections} connections, {calls} calls, {fine} of them fine, at most {most:.1?} of CPU each")
 }
 
-/// One call of any kind, with a deadline; whether it succeeded.
+/// Makes one call of any kind, with a deadline. Returns whether it succeeded.
 fn call(stream: &mut SharedMemoryStream, random: &mut fastrand::Rng) -> bool {
     let short = Duration::from_millis(random.u64(0..10));
     let len = random.usize(0..20_000);

@@ -49,7 +49,7 @@ fn ping_pong_fails_when_the_second_process_dies() {
     let rows = vec!["8"; 1000].join(",");
     let run = Run::start(ping_pong(&["--sizes", &rows, "--millis", "100"]));
     let second = within_patience("a second process", || child_of(run.child.id()));
-    // A first row is the proof that the second process is through its handshake: it knows us now.
+    // The first row shows that the second process has finished its handshake, so it knows our process.
     within_patience("a row", || run.output().contains("8 B").then_some(()));
     signal("-KILL", second);
     let (status, output) = run.end();
@@ -62,10 +62,10 @@ fn the_second_process_ends_when_the_first_dies() {
     let rows = vec!["8"; 1000].join(",");
     let run = Run::start(ping_pong(&["--sizes", &rows, "--millis", "100"]));
     let second = within_patience("a second process", || child_of(run.child.id()));
-    // A first row is the proof that the second process is through its handshake: it knows us now.
+    // The first row shows that the second process has finished its handshake, so it knows our process.
     within_patience("a row", || run.output().contains("8 B").then_some(()));
     signal("-KILL", run.child.id());
-    within_patience("the second process's words", || {
+    within_patience("the second process's report", || {
         run.output().contains("second process: the peer's process died").then_some(())
     });
     within_patience("the second process's end", || (!is_running(second)).then_some(()));
@@ -109,19 +109,19 @@ fn copy_tree_names_what_is_wrong() {
 }
 
 #[test]
-fn copy_tree_writes_nowhere_else_whatever_the_reader_says() {
+fn copy_tree_writes_only_below_its_folder_whatever_the_reader_sends() {
     const DIR: u64 = 1 | 0o755 << 32;
     const FILE: u64 = 2 | 0o644 << 32;
     const LINK: u64 = 5;
     let folder = TempDir::new().expect("folder");
     let absolute = [folder.path().as_os_str().as_bytes(), b"/outside"].concat();
-    let link = [b"link\0".as_slice(), folder.path().as_os_str().as_bytes()].concat();
+    let escape = [b"link\0".as_slice(), folder.path().as_os_str().as_bytes()].concat();
     let attacks: [&[(u64, &[u8])]; 9] = [
         &[(FILE, b"../outside")],
         &[(FILE, &absolute)],
         &[(DIR, b"..")],
         &[(DIR, b"sub"), (FILE, b"sub/../../outside")],
-        &[(LINK, &link), (FILE, b"link/outside")],
+        &[(LINK, &escape), (FILE, b"link/outside")],
         &[(LINK, b"outside\0../outside"), (FILE, b"outside")],
         &[(FILE, b"")],
         &[(DIR, b".")],
@@ -197,7 +197,7 @@ fn copy_tree(from: &Path, to: &Path) -> Command {
     command
 }
 
-/// What the writing process says to a reader that sends these frames, by tag and bytes.
+/// Returns the error of the writing process for a reader that sends these frames, by tag and bytes.
 fn attack_writer(to: &Path, frames: &[(u64, &[u8])]) -> String {
     let mut command = example("copy_tree");
     command.arg("--writer").arg(to);
@@ -240,7 +240,7 @@ fn make_odd_tree(root: &Path) {
     set("a/b", 0o550);
 }
 
-/// A line for each thing below a directory: name, kind, permissions and content.
+/// Returns a line for each entry below a directory: name, kind, permissions and content.
 fn contents(root: &Path) -> Vec<String> {
     let mut lines = Vec::new();
     for entry in walkdir::WalkDir::new(root).min_depth(1).sort_by_file_name() {
@@ -259,7 +259,7 @@ fn contents(root: &Path) -> Vec<String> {
     lines
 }
 
-/// A server and a client that has had its first echo.
+/// A server, and a client that has received its first echo.
 struct Echo {
     server: Run,
     client: Run,

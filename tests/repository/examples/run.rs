@@ -1,4 +1,4 @@
-//! How the tests run an example: built as it is now, its words in a file, ended with the test.
+//! Runs an example for a test: it is built first, its output goes to a file, and it ends with the test.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -48,7 +48,7 @@ impl Drop for Ending {
     }
 }
 
-/// A process whose words go into a file, and which does not outlive the test.
+/// A process whose output goes into a file, and which does not outlive the test.
 pub(crate) struct Run {
     pub(crate) child: Child,
     words: PathBuf,
@@ -77,7 +77,7 @@ impl Run {
         }
     }
 
-    /// Ends its input, and waits for its end.
+    /// Closes the process's input, and waits for its end.
     pub(crate) fn end(mut self) -> (ExitStatus, String) {
         drop(self.child.stdin.take());
         let status = within_patience("the end", || self.child.try_wait().expect("waits"));
@@ -92,7 +92,7 @@ impl Drop for Run {
     }
 }
 
-/// Tries until there is an answer.
+/// Repeats `ask` until it returns a value.
 pub(crate) fn within_patience<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
@@ -104,14 +104,14 @@ pub(crate) fn within_patience<T>(what: &str, mut ask: impl FnMut() -> Option<T>)
     }
 }
 
-/// The first child that a process has.
+/// Returns the first child of a process.
 pub(crate) fn child_of(parent: u32) -> Option<u32> {
     let ours = |pid: &u32| parent_of(*pid) == Some(parent);
     let entries = fs::read_dir("/proc").expect("proc").flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(ours)
 }
 
-/// The parent of a process that runs: the second field after the name in its status line.
+/// Returns the parent of a running process: the second field after the name in its status line.
 fn parent_of(pid: u32) -> Option<u32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, fields) = stat.rsplit_once(") ")?;

@@ -1,22 +1,22 @@
-//! Which public items no example shows.
+//! Finds public items that no example shows.
 
 use serde_json::Value;
 
 use super::render::{Crate, kind, text};
 
-/// The lines of the examples in a text, those that are not shown included.
+/// Returns the lines of the examples in a text, including hidden lines.
 fn examples(item: &Value) -> String {
     let parts = text(&item["docs"]).split("```").skip(1).step_by(2);
     parts.collect::<Vec<_>>().join("\n")
 }
 
-/// What a family of methods is named for: the one that blocks.
+/// Returns the name of the blocking method of a family.
 fn family(name: &str) -> &str {
     let name = name.strip_prefix("try_").unwrap_or(name);
     ["_timeout", "_deadline"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name)
 }
 
-/// Whether the text has the word as a call: `.send(`, `::new(`, `call_typed::<`.
+/// Returns whether the text calls a function of this name: `.send(`, `::new(`, `call_typed::<`.
 fn calls(text: &str, word: &str) -> bool {
     let ends = |rest: &str| rest.starts_with(['(', ')']) || rest.starts_with("::<");
     text.split([' ', '.', ':', '(', '\n']).any(|it| it == word)

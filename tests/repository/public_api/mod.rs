@@ -1,8 +1,8 @@
 //! The public interface is what `public-api.txt` says, and every part of it has an example.
 //!
-//! The compiler's own word is taken for it: rustdoc's JSON, which is behind a flag that the stable compiler takes only if
-//! it is told to. Its format changes with the compiler, so with another one than the list was made with nothing is
-//! compared, and the test says so (`NARROWS_API=must`: it fails). To make the list anew:
+//! The source is rustdoc's JSON, which needs an unstable flag that the stable compiler accepts only with `RUSTC_BOOTSTRAP`. The
+//! format changes with the compiler. With a compiler of another format nothing is compared, and the test prints a note
+//! (with `NARROWS_API=must` it fails). To renew the list:
 //!
 //! ```sh
 //! NARROWS_API=renew cargo test -p narrows-tests --test repository public_api
@@ -24,23 +24,23 @@ const LIST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../public-api.txt");
 const RENEW: &str = "NARROWS_API=renew cargo test -p narrows-tests --test repository public_api";
 const FORMAT: &str = "# rustdoc's format: ";
 
-/// What rustdoc says about the library, with everything that can be switched on.
+/// Rustdoc's description of the library with all features.
 static DOCUMENTED: LazyLock<Crate> = LazyLock::new(|| {
     let own = env::current_exe().expect("own path");
     let target = own.ancestors().nth(3).expect("target folder").join("public-api");
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["rustdoc", "--quiet", "--lib", "--package", "narrows", "--all-features", "--target-dir"]);
     cargo.arg(&target).args(["--", "-Z", "unstable-options", "--output-format", "json"]);
-    // Modules that are hidden have what the root exports; what is hidden itself is left out below.
+    // Hidden modules contain the items that the root exports. Items that are hidden themselves are left out below.
     cargo.args(["--document-hidden-items", "--cap-lints", "allow"]);
     cargo.env("RUSTC_BOOTSTRAP", "1").env_remove("RUSTDOCFLAGS").current_dir(crate::support::ROOT);
     let output = cargo.output().expect("cargo");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = fs::read(target.join("doc/narrows.json")).expect("rustdoc's word");
+    let text = fs::read(target.join("doc/narrows.json")).expect("rustdoc's JSON");
     Crate(serde_json::from_slice::<Value>(&text).expect("JSON"))
 });
 
-/// The list as it is kept, and whether this compiler's rustdoc can be held against it.
+/// Returns the committed list, if this compiler's rustdoc has the same format.
 fn kept() -> Option<String> {
     let kept = fs::read_to_string(LIST).unwrap_or_default();
     let format = kept.lines().find_map(|line| line.strip_prefix(FORMAT)).unwrap_or("none");
@@ -77,12 +77,12 @@ fn the_interface_is_what_the_list_says() {
     let gone = kept.iter().filter(|line| !is.contains(line)).map(|line| format!("- {line}\n"));
     let new = is.iter().filter(|line| !kept.contains(line)).map(|line| format!("+ {line}\n"));
     let changes: String = gone.chain(new).collect();
-    let advice = "if this is meant, say so in CHANGELOG.md and renew the list";
+    let advice = "if this is intended, describe it in CHANGELOG.md and renew the list";
     assert!(kept == is, "the public interface changed:\n{changes}{advice}: {RENEW}");
 }
 
-/// A type has one in its own text; a function has one, or it or a relative (`try_`, `_timeout`, `_deadline`) is called in
-/// one of its type.
+/// A type must have an example in its own text. A function must have one, or it or a variant (`try_`, `_timeout`, `_deadline`)
+/// must be called in an example of its type.
 #[test]
 fn everything_public_has_an_example() {
     if kept().is_none() {

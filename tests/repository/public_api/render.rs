@@ -1,13 +1,13 @@
-//! Rustdoc's JSON as lines that a person can read: one for each item, as it would be declared.
+//! Renders rustdoc's JSON as readable lines: one for each item, as it would be declared.
 
 use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-/// What a derive makes besides, for the compiler alone.
+/// Traits that a derive implements only for the compiler.
 const COMPILERS: [&str; 2] = ["StructuralPartialEq", "TrivialClone"];
 
-/// What rustdoc says about a crate.
+/// Rustdoc's description of a crate.
 pub(crate) struct Crate(pub(crate) Value);
 
 /// An exported item, by the name under which it is exported.
@@ -25,7 +25,7 @@ impl Crate {
         &self.0["index"][id.to_string()]
     }
 
-    /// What the root exports, but for what is hidden.
+    /// Returns the items that the root exports, except hidden ones.
     pub(crate) fn exported(&self) -> Vec<Exported<'_>> {
         let mut found = Vec::new();
         for item in self.all(&self.item(&self.0["root"])["inner"]["module"]["items"]) {
@@ -34,7 +34,7 @@ impl Crate {
                 || item["visibility"] != "public"
                 || (item["name"] == "guide" && !used.is_object())
             {
-                continue; // The guide is text alone.
+                continue; // The guide is only text.
             }
             let (name, item) = match used["id"].is_null() {
                 true => (&item["name"], item),
@@ -46,7 +46,7 @@ impl Crate {
         found
     }
 
-    /// The public functions that belong to a type itself.
+    /// Returns the public functions that a type has itself.
     pub(crate) fn functions<'a>(&'a self, item: &'a Value) -> Vec<&'a Value> {
         let (_, inner) = kind(item);
         let impls = self.all(&inner["impls"]).filter(|it| it["inner"]["impl"]["trait"].is_null());
@@ -58,7 +58,7 @@ impl Crate {
         found
     }
 
-    /// All lines.
+    /// Returns all lines.
     pub(crate) fn interface(&self) -> Vec<String> {
         let exported = self.exported();
         let mut lines = Vec::new();
@@ -87,12 +87,12 @@ impl Crate {
         let fields = match what {
             "struct" => self.fields(&inner["kind"]),
             "enum" => self.all(&inner["variants"]).map(|it| (it, self.variant(it))).collect(),
-            _ => panic!("{what} {name}: teach tests/public_api/render.rs about it"),
+            _ => panic!("{what} {name}: add it to tests/repository/public_api/render.rs"),
         };
         lines.extend(fields.iter().filter(|(it, _)| !hidden(it)).map(|(_, line)| format!("  {line}")));
     }
 
-    /// Public fields of a struct.
+    /// Returns the public fields of a struct.
     fn fields<'a>(&'a self, shape: &'a Value) -> Vec<(&'a Value, String)> {
         let named = self.all(&shape["plain"]["fields"]);
         let unnamed = self.all(&shape["tuple"]);
@@ -124,7 +124,7 @@ impl Crate {
         format!("{}variant {name}{fields}", attributes(item))
     }
 
-    /// What a type implements: in its own words, and of what the compiler finds only what says who may share it.
+    /// Adds the traits that a type implements: those of the source, and of those that the compiler adds only the auto traits.
     fn traits(&self, item: &Value, lines: &mut Vec<String>) {
         let (_, inner) = kind(item);
         let mut found = BTreeSet::new();
@@ -146,7 +146,7 @@ impl Crate {
         lines.push(format!("  impl {}", names.join(", ")));
     }
 
-    /// What other types do with these: an error of the system's can be made of ours.
+    /// Returns the implementations of foreign types for exported ones, such as `From` for a system error.
     fn foreign(&self, exported: &[Exported<'_>]) -> BTreeSet<String> {
         let each = |it: &Exported<'_>| {
             let impls = self.all(&kind(it.item).1["impls"]).map(|it| &it["inner"]["impl"]);
@@ -159,7 +159,7 @@ impl Crate {
         exported.iter().flat_map(each).collect()
     }
 
-    /// Whether what it is for is no hidden type of this crate.
+    /// Returns whether an implementation is not for a hidden type of this crate.
     fn seen(&self, exported: &[Exported<'_>], it: &Value) -> bool {
         let id = &it["for"]["resolved_path"]["id"];
         exported.iter().any(|it| it.item["id"] == *id) || !self.item(id).is_object()
@@ -201,7 +201,7 @@ impl Crate {
     }
 }
 
-/// What an item is, and what rustdoc says about such.
+/// Returns the kind of an item, and rustdoc's description of it.
 pub(crate) fn kind(item: &Value) -> (&str, &Value) {
     let inner = item["inner"].as_object().and_then(|it| it.iter().next());
     inner.map_or(("nothing", &Value::Null), |(what, inner)| (what.as_str(), inner))
@@ -215,17 +215,17 @@ pub(crate) fn hidden(item: &Value) -> bool {
     item["attrs"].as_array().into_iter().flatten().any(|it| it["other"] == "#[doc(hidden)]")
 }
 
-/// Whether it is of the type itself, and not of another that does something with it.
+/// Returns whether an implementation is of the type itself, and not of another type that refers to it.
 fn own(it: &Value, item: &Value) -> bool {
     it["for"]["resolved_path"]["id"] == item["id"]
 }
 
-/// Whether the source says so, and not the compiler.
+/// Returns whether an implementation is in the source, and not added by the compiler.
 fn by_hand(it: &Value) -> bool {
     it["trait"].is_object() && it["blanket_impl"].is_null() && it["is_synthetic"] == false
 }
 
-/// Those that a user notices.
+/// Returns the attributes that a user notices.
 fn attributes(item: &Value) -> String {
     let attributes = item["attrs"].as_array().into_iter().flatten();
     let argument = attributes.map(|it| match it {
@@ -241,7 +241,7 @@ fn list(values: &Value, each: impl Fn(&Value) -> String) -> String {
     each.join(", ")
 }
 
-/// A path: the last name of what is ours, since only the root exports; of others as the source writes it.
+/// Renders a path. A type of this crate has only its last name, since only the root exports. Other paths are as in the source.
 fn path(it: &Value) -> String {
     let written = text(&it["path"]);
     let name = match written.starts_with("crate::") || written.starts_with("super::") {
@@ -320,6 +320,6 @@ fn ty(it: &Value) -> String {
             format!("dyn {}", traits.collect::<Vec<_>>().join(" + "))
         }
         "qualified_path" => format!("{}::{}", ty(&inner["self_type"]), text(&inner["name"])),
-        what => panic!("a type of the kind {what}: teach tests/public_api/render.rs about it"),
+        what => panic!("a type of the kind {what}: add it to tests/repository/public_api/render.rs"),
     }
 }

@@ -1,7 +1,6 @@
-//! Every order of messages, halves, garbage and silence, for both machines of the handshake.
+//! Every order of messages, halves, garbage and silence, for both state machines of the handshake.
 //!
-//! The table that they are compared with knows bytes alone: what came so far, how long a message is,
-//! and which whole messages mean what.
+//! The reference knows only bytes: those received so far, the length of a message, and the meaning of each whole message.
 
 use narrows::internal::handshake::{
     ANSWER_LEN, Answer, ClientHandshake, ClientStep, HELLO_LEN, Hello, Negotiated, Reject, ServerHandshake,
@@ -29,19 +28,19 @@ fn reject() -> Vec<u8> {
     Answer::Reject(Reject::new(RejectCode::Geometry, text)).encode().to_vec()
 }
 
-/// A hello with these bytes at a place.
+/// Returns a Hello with these bytes at an offset.
 fn hello_with(at: usize, bytes: &[u8]) -> Vec<u8> {
     let mut hello = client().hello().to_vec();
     hello[at..at + bytes.len()].copy_from_slice(bytes);
     hello
 }
 
-/// What came so far, as an honest reader keeps it: nothing of what goes on behind the end.
+/// The bytes received so far, as a reference keeps them: none after the end of the message.
 #[derive(Clone, Default)]
-struct Came(Vec<u8>);
+struct Received(Vec<u8>);
 
-impl Came {
-    /// What must be said of the next bytes if they are no end: too many, another's, or not enough.
+impl Received {
+    /// Takes the next bytes. Returns the number of missing bytes, or the error for too many bytes or for another magic.
     fn next(&mut self, bytes: &[u8], len: usize, magic: &[u8; 8]) -> Result<Option<usize>, HandshakeError> {
         if self.0.len() == len || self.0.len() + bytes.len() > len {
             return Err(HandshakeError::Surplus);
@@ -72,7 +71,7 @@ fn every_order_for_the_client() {
         &[0; ANSWER_LEN + 1],
     ];
     let mut ends = [0_u64; 3];
-    orders_for_client(&tokens, &client(), &Came::default(), DEPTH, &mut ends);
+    orders_for_client(&tokens, &client(), &Received::default(), DEPTH, &mut ends);
     log(&format!("client: {} agreements, {} refusals, {} others", ends[0], ends[1], ends[2]));
     assert!(ends.iter().all(|count| *count > 100));
 }
@@ -80,37 +79,37 @@ fn every_order_for_the_client() {
 fn orders_for_client(
     tokens: &[&[u8]],
     machine: &ClientHandshake,
-    came: &Came,
+    received: &Received,
     depth: usize,
     ends: &mut [u64; 3],
 ) {
     for token in tokens {
-        let (mut machine, mut came) = (machine.clone(), came.clone());
-        let right = came.next(token, ANSWER_LEN, b"narrows!");
+        let (mut machine, mut received) = (machine.clone(), received.clone());
+        let right = received.next(token, ANSWER_LEN, b"narrows!");
         let is = machine.feed(token);
         let end = match (&is, right) {
             (is, Err(error)) => (is == &Err(error)).then_some(2),
             (is, Ok(Some(missing))) => (is == &Ok(ClientStep::NeedMore(missing))).then_some(2),
             (Ok(ClientStep::Agreed(it)), Ok(None)) => {
-                (came.0 == accept() && it.max_message == 9).then_some(0)
+                (received.0 == accept() && it.max_message == 9).then_some(0)
             }
             (Ok(ClientStep::Rejected(it)), Ok(None)) => {
-                (came.0 == reject() && it.code() == RejectCode::Geometry).then_some(1)
+                (received.0 == reject() && it.code() == RejectCode::Geometry).then_some(1)
             }
-            (Err(error), Ok(None)) => (mixed(&came.0) == Some(*error)).then_some(2),
+            (Err(error), Ok(None)) => (mixed_error(&received.0) == Some(*error)).then_some(2),
             _ => None,
         };
-        let Some(end) = end else { panic!("{is:?} for {:?}", came.0) };
+        let Some(end) = end else { panic!("{is:?} for {:?}", received.0) };
         ends[end] += 1;
-        assert_eq!(machine.missing(), ANSWER_LEN - came.0.len());
+        assert_eq!(machine.missing(), ANSWER_LEN - received.0.len());
         if depth > 1 {
-            orders_for_client(tokens, &machine, &came, depth - 1, ends);
+            orders_for_client(tokens, &machine, &received, depth - 1, ends);
         }
     }
 }
 
-/// What is wrong with a whole answer that begins like one half and ends like another.
-fn mixed(answer: &[u8]) -> Option<HandshakeError> {
+/// Returns the error for a whole answer that consists of halves of two messages.
+fn mixed_error(answer: &[u8]) -> Option<HandshakeError> {
     if answer == accept() || answer == reject() {
         return None;
     }
@@ -137,7 +136,7 @@ fn every_order_for_the_server() {
         &reject[..1],
     ];
     let mut hellos = 0;
-    orders_for_server(&tokens, &ServerHandshake::new(5), &Came::default(), DEPTH, &mut hellos);
+    orders_for_server(&tokens, &ServerHandshake::new(5), &Received::default(), DEPTH, &mut hellos);
     log(&format!("server: {hellos} hellos"));
     assert!(hellos > 100);
 }
@@ -145,28 +144,28 @@ fn every_order_for_the_server() {
 fn orders_for_server(
     tokens: &[&[u8]],
     machine: &ServerHandshake,
-    came: &Came,
+    received: &Received,
     depth: usize,
     hellos: &mut u64,
 ) {
     for token in tokens {
-        let (mut machine, mut came) = (machine.clone(), came.clone());
+        let (mut machine, mut received) = (machine.clone(), received.clone());
         let is = machine.feed(token).map(|hello| hello.map(|it| it.nonce));
-        let right = match came.next(token, HELLO_LEN, b"narrows?") {
+        let right = match received.next(token, HELLO_LEN, b"narrows?") {
             Err(error) => Err(error),
             Ok(Some(_missing)) => Ok(None),
-            Ok(None) => whole(&came.0),
+            Ok(None) => whole(&received.0),
         };
-        assert_eq!(is, right, "{:?}", came.0);
+        assert_eq!(is, right, "{:?}", received.0);
         *hellos += u64::from(right == Ok(Some(5)));
-        assert_eq!(machine.missing(), HELLO_LEN - came.0.len());
+        assert_eq!(machine.missing(), HELLO_LEN - received.0.len());
         if depth > 1 {
-            orders_for_server(tokens, &machine, &came, depth - 1, hellos);
+            orders_for_server(tokens, &machine, &received, depth - 1, hellos);
         }
     }
 }
 
-/// What a whole hello means to a server that wants the nonce 5.
+/// Returns what a whole Hello means to a server that expects the nonce 5.
 fn whole(hello: &[u8]) -> Result<Option<u64>, HandshakeError> {
     let field = |at: usize| u64::from_le_bytes(hello[at..at + 8].try_into().expect("eight bytes"));
     if hello[8..12] != [2, 0, 2, 0] {
@@ -175,7 +174,7 @@ fn whole(hello: &[u8]) -> Result<Option<u64>, HandshakeError> {
     if hello[16] != 8 {
         return Err(HandshakeError::BadGeometry { slots: 3, arena: 4096, oob: 64 });
     }
-    // What a client offers and no server knows is ignored: the first four of the eight bytes at 48.
+    // Features that a client offers and the server does not know are ignored: the first four of the eight bytes at 48.
     match (field(32), field(40), field(48) >> 32 | field(56)) {
         (1000, 5, 0) => Ok(Some(5)),
         (1000, 6, 0) => Err(HandshakeError::WrongNonce),
@@ -205,7 +204,7 @@ fn every_value_of_the_first_twelve_bytes_of_a_hello() {
                 argument.zip(0..).find(|(argument, _)| *argument != Ok(false)).expect("an end");
             assert_eq!(argument, right, "{value} at {at}");
             let soon = if at < 8 && !same { at } else { HELLO_LEN - 1 };
-            assert_eq!(byte, soon, "another program's words are told by the first that differs");
+            assert_eq!(byte, soon, "the first byte that differs shows that it is another protocol");
             let whole: [u8; HELLO_LEN] = bytes.try_into().expect("a hello");
             assert_eq!(Hello::decode(&whole).map(|_| true), right);
         }

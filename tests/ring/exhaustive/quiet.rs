@@ -1,4 +1,4 @@
-//! Private memory that keeps quiet when a ring is printed, so that the print is the ring's own state.
+//! Private memory that prints nothing of its content, so that a printed ring shows only the ring's own state.
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,15 +1,14 @@
 //! Every state that short programs reach in tiny rings, against a queue.
 //!
 //! ```text
-//!   state ──each of 16 steps──▶ state      visited once: known again by what the ring prints of
-//!     │                           │        itself, relative to its head and its place, with what
-//!     └── replayed from the start ┘        stands in the slots
+//!   state ──each of 16 steps──▶ state      visited once: identified by what the ring prints of
+//!     │                           │        itself, relative to its head and its arena offset, and
+//!     └── replayed from the start ┘        by the content of the slots
 //! ```
 //!
-//! After each step: the head lags no further than the protocol allows, nothing in flight overlaps, a
-//! message in the slot is refused exactly if all slots are taken, and an empty ring refuses none that
-//! it can hold. As a state is known by what is relative, the same graph must come out of any first
-//! ticket; only at the last tickets does it end.
+//! After each step: the published head lags no further than the protocol allows, and no payloads in flight overlap. An inline
+//! message is refused if and only if all slots are taken, and an empty ring refuses no message that it can hold. States are
+//! identified by relative values, so the graph must be the same for any first ticket. It ends only at the last tickets.
 
 use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
@@ -20,7 +19,7 @@ use super::world::{STEPS, World};
 use crate::support::Watchdog;
 use crate::support::log;
 
-/// What was seen of a world.
+/// The states that were seen.
 #[derive(Default)]
 struct Seen {
     states: HashSet<u64>,
@@ -30,7 +29,7 @@ struct Seen {
     all: bool,
 }
 
-/// Visits every state, level by level, or the first so many.
+/// Visits every state, level by level, and stops after `most` states.
 fn explore(slots: usize, arena: usize, first: u64, most: usize) -> Seen {
     let mut seen = Seen::default();
     let start = World::new(slots, arena, first);
@@ -61,10 +60,10 @@ fn explore(slots: usize, arena: usize, first: u64, most: usize) -> Seen {
     seen
 }
 
-/// The first tickets: the first ever, an odd phase, where 32 bits end, where stamps reach 2^63.
+/// First tickets: zero, an odd one, one before 32 bits end, one before stamps reach 2^63.
 const FIRST: [u64; 4] = [0, 1, (1 << 32) - 3, (1 << 62) - 3];
 
-/// Visits rings of these sizes from each of the first tickets; the graph must be the same each time.
+/// Visits rings of these sizes from each of the first tickets. The graph must be the same each time.
 fn visit(slots: usize, arena: usize, firsts: &[u64], most: usize) -> (Seen, usize) {
     let seen = explore(slots, arena, 0, most);
     for first in firsts.iter().skip(1) {
@@ -75,7 +74,7 @@ fn visit(slots: usize, arena: usize, firsts: &[u64], most: usize) -> (Seen, usiz
     (seen, firsts.len())
 }
 
-/// Some seconds of pure work: a machine that is busy with other things may take minutes.
+/// The tests take a few seconds of CPU time. A machine that is busy with other things may take minutes.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 const ARENAS: [usize; 5] = [64, 128, 256, 512, 1024];
@@ -126,7 +125,7 @@ fn the_first_thousands_of_states_of_larger_rings() {
 }
 
 #[test]
-fn all_ends_of_the_tickets() {
+fn all_states_near_the_last_tickets() {
     let _watch = Watchdog::within("the last tickets", PATIENCE);
     for left in 1..=4 {
         for (slots, arena) in [(1, 64), (1, 256), (2, 64), (2, 256), (4, 64), (8, 128)] {

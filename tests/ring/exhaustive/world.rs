@@ -1,7 +1,7 @@
-//! A tiny ring with a queue beside it that says what should be in it, and all that must hold.
+//! A tiny ring, a queue with the messages that should be in it, and the invariants of both.
 //!
-//! Each step is done to both, and `check` follows it. `key` is all that decides what the ring does
-//! next: what it prints of itself, relative to its head and its place, and what stands in the slots.
+//! Each step is applied to both, and then `check` runs. `key` is everything that decides what the ring does next: what it prints
+//! of itself, relative to its head and its arena offset, and the content of the slots.
 
 use std::collections::{HashSet, VecDeque};
 use std::fmt::{Debug, Write};
@@ -18,23 +18,23 @@ use super::quiet::Quiet;
 use crate::support::bytes;
 use crate::support::rings::{In, Out, at_once, head, over, send, try_take};
 
-/// What a program is made of.
+/// A step of a program.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Step {
-    /// Sends this kind of length without waiting.
+    /// Sends a message of this kind of length without waiting.
     Send(usize),
-    /// Sends it and gives up in the middle if there is no room.
-    Cut,
+    /// Sends the longest kind with a deadline that has passed: it is abandoned in the middle if there is no room.
+    SendExpired,
     Receive,
     /// Receives into a buffer that is one byte too small.
     ReceiveShort,
-    Lend,
-    GiveBack,
-    /// Claims room for this kind of length, writes there, and forgets it.
+    Borrow,
+    Release,
+    /// Reserves room for this kind of length, writes there, and drops the reservation.
     Abandon(usize),
-    /// Claims room for half the arena, and commits so many bytes of it.
-    Less(usize),
-    /// Stages two messages at once, and publishes them or not.
+    /// Reserves room for half the arena, and commits this number of bytes.
+    CommitPart(usize),
+    /// Stages two messages, and publishes them or not.
     Batch(bool),
 }
 
@@ -44,20 +44,20 @@ pub(super) const STEPS: [Step; 16] = [
     Step::Send(2),
     Step::Send(3),
     Step::Send(4),
-    Step::Cut,
+    Step::SendExpired,
     Step::Receive,
     Step::ReceiveShort,
-    Step::Lend,
-    Step::GiveBack,
+    Step::Borrow,
+    Step::Release,
     Step::Abandon(1),
     Step::Abandon(3),
-    Step::Less(0),
-    Step::Less(1),
+    Step::CommitPart(0),
+    Step::CommitPart(1),
     Step::Batch(true),
     Step::Batch(false),
 ];
 
-/// A ring, and what should be in it.
+/// A ring, and the messages that should be in it.
 pub(super) struct World {
     out: Out<Quiet>,
     inb: In<Quiet>,
@@ -66,7 +66,7 @@ pub(super) struct World {
     arena: usize,
     first: u64,
     queue: VecDeque<Vec<u8>>,
-    /// The front message was lent and not given back.
+    /// The first message, while it is borrowed.
     borrowed: Option<IncomingMessage>,
     number: u64,
 }
@@ -79,7 +79,7 @@ impl World {
         Self { out, inb, heap, slots, arena, first, queue, borrowed: None, number: 0 }
     }
 
-    /// One of a kind of length: nothing, something, too long for a slot, half the arena, to be cut.
+    /// Returns a message of a kind of length: empty, short, too long for a slot, half the arena, or fragmented.
     fn message(&mut self, kind: usize) -> Vec<u8> {
         self.number += 1;
         let lens = [0, 26, INLINE_CAPACITY + 1, self.arena / 2 + 1, self.arena.max(INLINE_CAPACITY) + 1];
@@ -93,13 +93,13 @@ impl World {
     pub(super) fn step(&mut self, step: Step) {
         match step {
             Step::Send(kind) => self.send(kind, Wait::Never),
-            Step::Cut => self.send(4, at_once()),
+            Step::SendExpired => self.send(4, at_once()),
             Step::Receive => self.receive(),
             Step::ReceiveShort => self.receive_short(),
-            Step::Lend => self.lend(),
-            Step::GiveBack => self.give_back(),
+            Step::Borrow => self.borrow(),
+            Step::Release => self.release(),
             Step::Abandon(kind) => self.abandon(kind),
-            Step::Less(len) => self.less(len),
+            Step::CommitPart(len) => self.commit_part(len),
             Step::Batch(publish) => self.batch(publish),
         }
         self.check();
@@ -136,7 +136,7 @@ impl World {
         }
     }
 
-    fn less(&mut self, len: usize) {
+    fn commit_part(&mut self, len: usize) {
         let mut message = self.message(3);
         if let Ok(claim) = self.out.reserve(message.len(), Wait::Never) {
             message.truncate(len);
@@ -167,36 +167,37 @@ impl World {
         }
     }
 
-    /// The next call gives back what was lent.
-    fn lent_is_over(&mut self) {
+    /// Removes a borrowed message from the queue: the next call releases it.
+    fn end_borrow(&mut self) {
         if self.borrowed.take().is_some() {
             self.queue.pop_front();
         }
     }
 
     fn receive(&mut self) {
-        self.lent_is_over();
+        self.end_borrow();
         match try_take(&mut self.inb) {
             Ok((message, _tag)) => assert_eq!(Some(message), self.queue.pop_front()),
-            Err(fault) => self.nothing(fault),
+            Err(fault) => self.check_empty(fault),
         }
     }
 
-    fn nothing(&self, fault: RecvCoreError) {
+    /// Checks that nothing was left to receive.
+    fn check_empty(&self, fault: RecvCoreError) {
         assert_eq!(fault, RecvCoreError::Empty);
         assert!(self.queue.is_empty(), "{} messages are there", self.queue.len());
-        assert_eq!(self.inb.ring().ticket(), self.tail(), "all pieces are taken");
+        assert_eq!(self.inb.ring().ticket(), self.tail(), "all fragments are taken");
     }
 
     fn receive_short(&mut self) {
-        self.lent_is_over();
+        self.end_borrow();
         let Some(front) = self.queue.front().filter(|front| !front.is_empty()) else { return };
         let fault = self.inb.recv(&mut vec![0; front.len() - 1], Wait::Never).map(|_| ());
         assert_eq!(fault, Err(RecvCoreError::BufferTooSmall(front.len())));
     }
 
-    fn lend(&mut self) {
-        self.lent_is_over();
+    fn borrow(&mut self) {
+        self.end_borrow();
         match self.inb.borrow_next(Wait::Never) {
             Ok(message) => {
                 let mut buffer = vec![0; message.len()];
@@ -204,20 +205,20 @@ impl World {
                 assert_eq!(Some(&buffer), self.queue.front());
                 self.borrowed = Some(message);
             }
-            Err(fault) => self.nothing(fault),
+            Err(fault) => self.check_empty(fault),
         }
     }
 
-    fn give_back(&mut self) {
+    fn release(&mut self) {
         if let Some(message) = self.borrowed {
             self.inb.release(&message).expect("well-formed");
-            self.lent_is_over();
+            self.end_borrow();
         }
     }
 
-    /// Every state can be left: all that is there comes, and then there is room for what fits.
+    /// Checks that every state can be left: all messages are received, and then there is room for every message that fits.
     pub(super) fn drain(&mut self) {
-        self.whoever_waits_is_told();
+        self.check_waiting_sender_is_woken();
         for _ in 0..=self.slots {
             self.receive();
         }
@@ -226,65 +227,70 @@ impl World {
         self.step(Step::Receive);
     }
 
-    /// A sender that waits for space need not hope that the receiver looks once more, behind the last message.
-    fn whoever_waits_is_told(&mut self) {
+    /// Checks that a sender that waits for space is woken even if the receiver does not look again after the last message.
+    fn check_waiting_sender_is_woken(&mut self) {
         let longest = self.out.in_place();
         let Ok(Some(needs)) = self.out.ticket_to_await(longest) else { return };
-        self.lent_is_over();
+        self.end_borrow();
         self.out.ring().announce_wait(needs);
         self.heap.store_flag(Flag::Producer, 1);
         for _ in 0..self.queue.len() {
             self.receive();
         }
-        let dry = self.inb.ring().ticket() == self.tail();
-        assert!(!dry || self.heap.load_flag(Flag::Producer) == 0, "who waits for {needs} is not woken");
+        let is_empty = self.inb.ring().ticket() == self.tail();
+        assert!(
+            !is_empty || self.heap.load_flag(Flag::Producer) == 0,
+            "a sender that waits for {needs} is not woken"
+        );
         self.heap.store_flag(Flag::Producer, 0);
     }
 
-    /// What holds in every state.
+    /// Checks what holds in every state.
     fn check(&self) {
         let (published, ticket, tail) = (head(&*self.heap), self.inb.ring().ticket(), self.tail());
         assert!(published <= ticket && ticket <= tail && tail - published <= self.slots);
-        assert!(ticket - published <= self.slots / 4, "{} tickets are hidden", ticket - published);
-        assert!(ticket < tail || published == ticket, "nothing is hidden when the ring is dry");
+        assert!(ticket - published <= self.slots / 4, "{} releases are unpublished", ticket - published);
+        assert!(ticket < tail || published == ticket, "all releases are published when the ring is empty");
         let mut taken = HashSet::new();
         for ticket in published..tail {
-            for grain in self.grains(ticket) {
-                assert!(grain < self.arena / ARENA_ALIGN && taken.insert(grain), "ticket {ticket} overlaps");
+            for unit in self.units(ticket) {
+                assert!(unit < self.arena / ARENA_ALIGN && taken.insert(unit), "ticket {ticket} overlaps");
             }
         }
     }
 
-    /// The grains of the arena that a ticket in flight stands in.
-    fn grains(&self, ticket: u64) -> std::ops::Range<usize> {
+    /// Returns the units of the arena that a ticket in flight occupies.
+    fn units(&self, ticket: u64) -> std::ops::Range<usize> {
         let word = self.heap.load_slot(ticket, Field::Control, Load::Relaxed);
         let control = Control::decode(word, self.arena as u64).expect("well-formed");
-        let (place, len) = (control.unit as usize, control.len as usize);
-        if control.kind == SlotKind::Inline { 0..0 } else { place..place + len.div_ceil(ARENA_ALIGN) }
+        let (start, len) = (control.unit as usize, control.len as usize);
+        if control.kind == SlotKind::Inline { 0..0 } else { start..start + len.div_ceil(ARENA_ALIGN) }
     }
 
-    /// Tickets in flight, grains in flight, and where the next payload would stand.
+    /// Returns the tickets in flight, the units in flight, and the unit of the next payload.
     pub(super) fn cursors(&self) -> (u64, usize, u64) {
-        let (tail, place) = (self.tail(), numbers(&self.out.ring().next())[1]);
+        let (tail, offset) = (self.tail(), numbers(&self.out.ring().next())[1]);
         let in_flight = self.inb.ring().ticket()..tail;
-        let fill = in_flight.clone().map(|ticket| self.grains(ticket).len()).sum();
-        (in_flight.end - in_flight.start, fill, place % self.arena as u64 / ARENA_ALIGN as u64)
+        let fill = in_flight.clone().map(|ticket| self.units(ticket).len()).sum();
+        (in_flight.end - in_flight.start, fill, offset % self.arena as u64 / ARENA_ALIGN as u64)
     }
 
-    /// All that decides what the ring does next, relative to where it is.
+    /// Returns a hash of everything that decides what the ring does next, relative to its cursors.
     pub(super) fn key(&self) -> u64 {
         let mut key = DefaultHasher::new();
         let (ring, producer) = (numbers(self.inb.ring()), numbers(self.out.ring()));
-        let ([ticket, due, hidden], [tail, place, known, _limit, _size, freed, looked, reach, ends @ ..]) =
-            (&ring[..], &producer[..])
+        let (
+            [ticket, publish_by, unpublished],
+            [tail, offset, known, _limit, _size, freed, looked, reach, ends @ ..],
+        ) = (&ring[..], &producer[..])
         else {
-            panic!("the ring prints itself otherwise: {ring:?} {producer:?}")
+            panic!("the ring prints other fields: {ring:?} {producer:?}")
         };
-        (ticket % self.slots, due - ticket, hidden, tail - ticket, tail - known).hash(&mut key);
+        (ticket % self.slots, publish_by - ticket, unpublished, tail - ticket, tail - known).hash(&mut key);
         (tail - self.first).min(self.slots).hash(&mut key);
-        (place % self.arena as u64, place - freed, place.wrapping_sub(*looked), reach).hash(&mut key);
+        (offset % self.arena as u64, offset - freed, offset.wrapping_sub(*looked), reach).hash(&mut key);
         let slot = |ticket: u64| usize::try_from(ticket % self.slots).expect("few");
-        (*known..*tail).for_each(|ticket| (place.wrapping_sub(ends[slot(ticket)])).hash(&mut key));
+        (*known..*tail).for_each(|ticket| (offset.wrapping_sub(ends[slot(ticket)])).hash(&mut key));
         for ticket in *ticket..*tail {
             let mut total = [0; 8];
             self.heap.copy_out(Span::Slot(ticket), 0, &mut total).expect("a slot");
@@ -294,22 +300,22 @@ impl World {
         }
         let stamp = self.heap.load_slot(*tail, Field::Stamp, Load::Relaxed);
         (stamp == tail.wrapping_mul(2).wrapping_add(1)).hash(&mut key);
-        self.rest().hash(&mut key);
+        self.other_state().hash(&mut key);
         key.finish()
     }
 
-    /// What is neither a ticket nor a place: pieces so far, what is lent, what is unfinished.
-    fn rest(&self) -> (String, bool, bool) {
+    /// Returns the state beside the cursors: the fragments so far, whether a message is borrowed, whether one is unfinished.
+    fn other_state(&self) -> (String, bool, bool) {
         let print = format!("{:?}", self.inb);
-        let (_, partial) = print.split_once("buffer: [").expect("pieces so far");
+        let (_, partial) = print.split_once("buffer: [").expect("the fragments so far");
         let (_, partial) = partial.split_once(']').expect("a list");
-        let (partial, _) = partial.split_once("}, state:").expect("what the receiver holds");
+        let (partial, _) = partial.split_once("}, state:").expect("the state of the receiver");
         let unfinished = format!("{:?}", self.out.ring()).contains("unfinished: true");
         (partial.into(), self.borrowed.is_some(), unfinished)
     }
 }
 
-/// The numbers that something prints of itself.
+/// Returns the numbers that a value prints of itself.
 fn numbers(of: &impl Debug) -> Vec<u64> {
     let mut print = String::with_capacity(256);
     write!(print, "{of:?}").expect("prints");

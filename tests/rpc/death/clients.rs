@@ -1,4 +1,4 @@
-//! Clients' processes are killed; the server, alone in its process, counts what it has.
+//! Processes of clients are killed. The server, alone in its process, counts its connections, descriptors and mappings.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ pub(crate) fn counts(server: &ServerHandle) -> Counts {
     }
 }
 
-/// Waits until nothing is left of those that came since `first`.
+/// Waits until nothing is left of the clients that came since `first`.
 pub(crate) fn settles(server: &ServerHandle, first: Counts) {
     assert!(eventually(|| counts(server) == first), "{first:?} at first, {:?} now", counts(server));
 }
@@ -42,13 +42,13 @@ pub(crate) fn settles(server: &ServerHandle, first: Counts) {
 /// A server in this process, and its counts once a client has come and gone.
 pub(crate) fn open(path: &Path, seen: &Arc<Seen>) -> (ServerHandle, Counts) {
     let server = bind(path, seen).max_connections(300).spawn().expect("serves");
-    drop(SharedMemoryClient::connect(path).expect("connects")); // The lifeline and its descriptors stay.
+    drop(SharedMemoryClient::connect(path).expect("connects")); // The peer monitor and its descriptors stay.
     assert!(eventually(|| seen.other.load(Ordering::SeqCst) == 1 && !runs("narrows-serve")));
     let first = counts(&server);
     (server, first)
 }
 
-/// Runs a test alone in a process; the other roles do what they are told.
+/// Runs a test alone in a process. In any other role the process runs `other`.
 pub(crate) fn alone(name: &str, other: impl Fn(&Path), test: impl Fn(&Path)) {
     match role().as_deref() {
         None => assert!(Kept::start(&mut me(name, "alone", "")).wait().success()),
@@ -83,7 +83,7 @@ fn a_killed_client_frees_all_it_had() {
                 let client = &client;
                 scope.spawn(move || kind(client));
             }
-            calm.call(PUSH, &[1; 1000]) // Nobody takes them: the server waits.
+            calm.call(PUSH, &[1; 1000]) // The client does not take them, so the server waits.
         })
         .expect("killed before");
     };
@@ -99,11 +99,11 @@ fn a_killed_client_frees_all_it_had() {
             assert!(most.descriptors > first.descriptors && most.mappings >= 2, "{most:?}");
             subject.0.kill().expect("kills");
             settles(&server, first);
-            let argument = || seen.died.load(Ordering::SeqCst) == 2 * round as usize;
-            assert!(eventually(argument), "{seen:?}");
+            let reported = || seen.died.load(Ordering::SeqCst) == 2 * round as usize;
+            assert!(eventually(reported), "{seen:?}");
             assert_eq!(seen.cancelled.load(Ordering::SeqCst), all as usize, "each method has seen it");
         }
-        assert_eq!(seen.other.load(Ordering::SeqCst), 1, "no end was told as another");
+        assert_eq!(seen.other.load(Ordering::SeqCst), 1, "no end was reported as another");
         assert_eq!(server.stats().died, 20);
     });
 }
@@ -111,7 +111,7 @@ fn a_killed_client_frees_all_it_had() {
 const PROCESSES: usize = 4;
 const EACH: usize = 50;
 
-/// As many connections as there are to a process, each in the middle of something else.
+/// As many connections as the server allows one process, each in the middle of another kind of call.
 fn clients(path: &Path) {
     let clients: Vec<_> = (0..EACH).map(|_| connect(path)).collect();
     let mut kept = (Vec::new(), Vec::new(), Vec::new());
@@ -154,7 +154,7 @@ fn a_thousand_killed_clients_leave_nothing() {
             let dead = wave * PROCESSES * EACH;
             assert!(eventually(|| seen.died.load(Ordering::SeqCst) == dead), "{seen:?}");
         }
-        assert_eq!(seen.other.load(Ordering::SeqCst), 1, "no end was told as another");
+        assert_eq!(seen.other.load(Ordering::SeqCst), 1, "no end was reported as another");
         assert_eq!(server.stats().died, 1000);
         let lived = seen.begun.load(Ordering::SeqCst) as usize;
         assert_eq!(seen.cancelled.load(Ordering::SeqCst), lived, "each method has seen it");

@@ -16,7 +16,7 @@ use crate::support::{LONG, Watchdog, argument, eventually, fill, index_of, log, 
 const ROUNDS: usize = 100;
 const THREADS: u64 = 4;
 
-/// One of all kinds of calls; what comes back proves itself.
+/// Makes one call of a random kind and verifies what comes back.
 fn work(client: &SharedMemoryClient, random: &mut fastrand::Rng, buffer: &mut Vec<u8>) -> Outcome {
     let len = if random.u8(..8) == 0 { random.usize(..200_000) } else { random.usize(..600) };
     let index = random.u64(..);
@@ -88,18 +88,21 @@ fn the_server_dies_at_random() {
             stuck |= !eventually(|| done.load(Ordering::SeqCst) > before + 8 || !alive()) || !alive();
             thread::sleep(Duration::from_micros(random.u64(..3000)));
             server.0.kill().expect("kills");
-            server.wait(); // While it lives, nobody else may bind its path.
+            server.wait(); // While it lives, no other server can bind its path.
             server = start(NAME, &path);
         }
         over.store(true, Ordering::SeqCst);
     });
     assert!(!stuck, "a call was not ended by the server's death");
     let (done, failed) = (done.load(Ordering::SeqCst), failed.load(Ordering::SeqCst));
-    let (argument, made) = (losses.load(Ordering::SeqCst), client.stats().reconnects);
-    assert!((ROUNDS - 1..=ROUNDS).contains(&argument), "each loss is told once: {argument}");
-    assert_eq!(made, argument as u64);
+    let (reported, made) = (losses.load(Ordering::SeqCst), client.stats().reconnects);
+    assert!((ROUNDS - 1..=ROUNDS).contains(&reported), "each loss is reported once: {reported}");
+    assert_eq!(made, reported as u64);
     assert!(failed <= THREADS * ROUNDS as u64, "at most one call of each thread for each death: {failed}");
-    log(&format!("{ROUNDS} deaths in {:.1?}: {done} calls done, {failed} told PeerDied", began.elapsed()));
+    log(&format!(
+        "{ROUNDS} deaths in {:.1?}: {done} calls done, {failed} returned PeerDied",
+        began.elapsed()
+    ));
 }
 
 #[test]

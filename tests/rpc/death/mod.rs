@@ -1,4 +1,4 @@
-//! Death at any moment: of the server, of clients, at random under load; and the orderly end, a shutdown.
+//! Death at any moment: of the server, of clients, and at random under load. Also the graceful end, a shutdown.
 //!
 //! ```text
 //!   test process: clients, threads        server process: processes.rs, killed, started again
@@ -8,13 +8,13 @@
 //!
 //! | module | what happens |
 //! |---|---|
-//! | `servers` | the server is killed: every pending call is told, a policy reconnects, nothing is replayed |
-//! | `clients` | clients are killed: methods see it, and nothing of them is left, a thousand times |
-//! | `shutdown` | the server ends in good order: what is under way comes to its end, or is cut off in time |
+//! | `servers` | the server is killed: every pending call ends, a policy reconnects, nothing is replayed |
+//! | `clients` | clients are killed: methods are notified, and nothing of the clients is left, a thousand times |
+//! | `shutdown` | the server shuts down gracefully: calls in flight complete, or are cut off in time |
 //! | `load` | either side is killed at random points of heavy traffic, 200 times |
 //!
-//! What they do not show: that no interleaving is missing (the models have those), and how fast a death is told;
-//! only what counts as hung is limited.
+//! The tests do not show that no interleaving is missing (the models explore those), nor how fast a death is reported: only the
+//! time that counts as a hang is limited.
 
 #![allow(unsafe_code)]
 

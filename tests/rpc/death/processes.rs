@@ -9,20 +9,20 @@ use narrows::{CallError, ConnectError, Options, Request, SharedMemoryClient, Sha
 
 use crate::support::{Kept, LONG, eventually, me, sys};
 
-/// Answers with the request; inline, and in the pool.
+/// Answers with the request. `ECHO` is inline, `POOLED` runs in the pool.
 pub(crate) const ECHO: u32 = 1;
 pub(crate) const POOLED: u32 = 2;
-/// Returns when nobody waits for it any more.
+/// Returns when no caller waits for it any more.
 pub(crate) const HOLD: u32 = 3;
 /// Sends one chunk, then holds.
 pub(crate) const ONE_CHUNK: u32 = 4;
-/// Sends chunks like its request until nobody takes them.
+/// Sends chunks like its request until the client takes no more.
 pub(crate) const FLOOD: u32 = 5;
 /// Takes chunks until their end; then holds.
 pub(crate) const SWALLOW: u32 = 6;
 /// Takes no chunk; holds.
 pub(crate) const IGNORE: u32 = 7;
-/// Answers with the number of methods that were begun in this process, itself and its like excepted.
+/// Answers with the number of methods that were begun in this process, without calls of `BEGUN` itself and of the echoes.
 pub(crate) const BEGUN: u32 = 8;
 /// Pushes its request until the client is gone.
 pub(crate) const PUSH: u32 = 9;
@@ -31,9 +31,9 @@ pub(crate) const PUSH: u32 = 9;
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
     pub(crate) begun: AtomicU32,
-    /// Methods that ended because nobody waited any more.
+    /// Methods that ended because no caller waited any more.
     pub(crate) cancelled: AtomicUsize,
-    /// Ends of connections, by how.
+    /// Ends of connections: those by `PeerDied`, and all others.
     pub(crate) died: AtomicUsize,
     pub(crate) other: AtomicUsize,
 }
@@ -43,7 +43,7 @@ impl Seen {
         self.begun.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Until nobody waits for the call.
+    /// Waits until no caller waits for the call.
     fn hold(&self, request: &Request<'_>) {
         while !request.is_cancelled() {
             std::thread::sleep(Duration::from_millis(1));
@@ -51,15 +51,15 @@ impl Seen {
         self.cancelled.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// A write, a read or a push that nobody is there for.
+    /// Counts a write, a read or a push whose client is gone.
     fn refused(&self, error: &CallError) {
         assert!(matches!(error, CallError::PeerDied | CallError::Disconnected | CallError::Cancelled));
         self.cancelled.fetch_add(1, Ordering::SeqCst);
     }
 }
 
-/// The methods, with what they see.
-pub(crate) fn furnish(server: SharedMemoryServer, seen: &Arc<Seen>) -> SharedMemoryServer {
+/// Adds the methods, which record in `seen` what they see.
+pub(crate) fn add_methods(server: SharedMemoryServer, seen: &Arc<Seen>) -> SharedMemoryServer {
     let [hold, one, flood, swallow, ignore, push, count, ended] = [(); 8].map(|()| Arc::clone(seen));
     let server = server
         .inline(ECHO, |request, reply| {
@@ -117,9 +117,9 @@ pub(crate) fn furnish(server: SharedMemoryServer, seen: &Arc<Seen>) -> SharedMem
         })
 }
 
-/// A furnished server at a path.
+/// A server with these methods at a path.
 pub(crate) fn bind(path: &Path, seen: &Arc<Seen>) -> SharedMemoryServer {
-    furnish(SharedMemoryServer::bind_with(path, &small()).expect("binds"), seen)
+    add_methods(SharedMemoryServer::bind_with(path, &small()).expect("binds"), seen)
         .workers(8)
         .max_workers_per_process(8)
 }
@@ -129,7 +129,7 @@ pub(crate) fn small() -> Options {
     Options::new().slots(16).arena(64 << 10).stream_window(4096).push_window(4096)
 }
 
-/// The whole life of a server process, which somebody kills.
+/// Runs a server process until the test kills it.
 pub(crate) fn serve(path: &str) {
     sys::alarm(150);
     bind(Path::new(path), &Arc::default()).serve().expect("serves");
@@ -147,7 +147,7 @@ pub(crate) fn reach(connect: impl Fn() -> Result<SharedMemoryClient, ConnectErro
     last.expect("tried").expect("reached")
 }
 
-/// How many methods the server has begun.
+/// Returns how many methods the server has begun.
 pub(crate) fn begun(client: &SharedMemoryClient) -> u32 {
     let reply = client.call_timeout(BEGUN, &[], LONG).expect("answers");
     u32::from_le_bytes((*reply).try_into().expect("four bytes"))

@@ -43,14 +43,15 @@ pub(crate) const KINDS: [fn(&SharedMemoryClient) -> Outcome; 9] = [
     },
 ];
 
-/// Those of the above that the server begins.
+/// The number of the above calls whose methods the server begins.
 pub(crate) const BEGIN: u32 = 8;
 
 fn begin_all<'s>(
     scope: &'s thread::Scope<'s, '_>,
     client: &'s SharedMemoryClient,
 ) -> Vec<ScopedJoinHandle<'s, Outcome>> {
-    // First who only listens, until it does: one that comes too late would make a new connection, and wait for that.
+    // First starts the call that only waits for pushes, until it waits. If it came too late it would make a new connection and
+    // wait for that.
     let waited = || {
         let waits = client.stats().receiving;
         waits.spins + waits.sleeps
@@ -71,8 +72,8 @@ fn all_died(threads: Vec<ScopedJoinHandle<'_, Outcome>>) {
 }
 
 #[test]
-fn every_pending_call_is_told() {
-    const NAME: &str = "servers::every_pending_call_is_told";
+fn every_pending_call_returns_peer_died() {
+    const NAME: &str = "servers::every_pending_call_returns_peer_died";
     if role().is_some() {
         return serve(&argument());
     }
@@ -86,7 +87,7 @@ fn every_pending_call_is_told() {
         thread::scope(|scope| {
             let threads: Vec<_> = clients.iter().map(|client| begin_all(scope, client)).collect();
             let all = eventually(|| begun(&clients[0]) == 2 * BEGIN);
-            server.0.kill().expect("kills"); // Before anything can fail: the threads wait for it.
+            server.0.kill().expect("kills"); // Killed before any assertion can fail, since the threads wait for it.
             assert!(all);
             threads.into_iter().for_each(all_died);
         });
@@ -100,8 +101,8 @@ fn every_pending_call_is_told() {
 
 /// The server is stopped first, so that the ring fills up and callers wait for room.
 #[test]
-fn who_waits_for_room_is_told() {
-    const NAME: &str = "servers::who_waits_for_room_is_told";
+fn a_caller_that_waits_for_room_gets_peer_died() {
+    const NAME: &str = "servers::a_caller_that_waits_for_room_gets_peer_died";
     if role().is_some() {
         return serve(&argument());
     }
@@ -126,14 +127,14 @@ fn who_waits_for_room_is_told() {
         });
         let threads = calls.chain(notes).collect();
         let timed = client.call_timeout(ECHO, &[3; 50_000], Duration::from_millis(20));
-        sys::kill(pid, libc::SIGKILL); // Before anything can fail: the threads wait for it.
+        sys::kill(pid, libc::SIGKILL); // Killed before any assertion can fail, since the threads wait for it.
         all_died(threads);
         assert!(matches!(timed, Err(CallError::Timeout)), "{timed:?}");
     });
     assert!(sent.load(Ordering::SeqCst) < 64, "the ring was full");
 }
 
-/// What `on_loss` was told.
+/// What was reported to `on_loss`.
 #[derive(Debug, Default)]
 struct Losses(Mutex<Vec<(bool, Vec<u32>)>>);
 
@@ -181,8 +182,8 @@ fn the_next_call_goes_through_a_new_connection_and_nothing_is_replayed() {
             all_died(threads);
         });
         for deadline in [Duration::ZERO, Duration::from_millis(1), Duration::from_millis(30)] {
-            let nobody = client.call_timeout(ECHO, &[], deadline);
-            assert!(matches!(nobody, Err(CallError::Unreachable(_) | CallError::Timeout)), "{nobody:?}");
+            let late = client.call_timeout(ECHO, &[], deadline);
+            assert!(matches!(late, Err(CallError::Unreachable(_) | CallError::Timeout)), "{late:?}");
         }
         assert_eq!(client.stats().reconnects, round - 1);
         thread::scope(|scope| {
@@ -196,8 +197,8 @@ fn the_next_call_goes_through_a_new_connection_and_nothing_is_replayed() {
         assert_eq!(begun(&client), 0, "nothing is replayed");
         assert_eq!(client.stats().reconnects, round);
         assert_eq!(client.peer_cred().pid(), server.pid());
-        let argument = std::mem::take(&mut *losses.list());
-        assert_eq!(argument, [(true, pending.to_vec())], "round {round}: told once");
+        let reported = std::mem::take(&mut *losses.list());
+        assert_eq!(reported, [(true, pending.to_vec())], "round {round}: reported once");
     }
 }
 
@@ -235,7 +236,7 @@ fn close_ends_a_client_that_reconnects() {
     drop(server);
 }
 
-/// The server is stopped first: the writer waits for room in the ring, and so learns of the death before any reader.
+/// The server is stopped first, so that the writer waits for room in the ring and learns of the death before any reader.
 #[test]
 fn an_upload_that_waits_for_room_is_reported_as_lost() {
     const NAME: &str = "servers::an_upload_that_waits_for_room_is_reported_as_lost";
@@ -258,7 +259,7 @@ fn an_upload_that_waits_for_room_is_reported_as_lost() {
     assert!(matches!(filled, Err(CallError::Timeout)), "the ring is full: {filled:?}");
     thread::scope(|scope| {
         let writer = scope.spawn(|| upload.write_chunk(&chunk));
-        thread::sleep(Duration::from_millis(20)); // It waits by now; if not, the test shows less.
+        thread::sleep(Duration::from_millis(20)); // The upload waits by now. If it does not, the test shows less.
         sys::kill(pid, libc::SIGKILL);
         let outcome = writer.join().expect("no panic");
         assert!(matches!(outcome, Err(CallError::PeerDied)), "{outcome:?}");
@@ -267,5 +268,9 @@ fn an_upload_that_waits_for_room_is_reported_as_lost() {
     drop(server);
     let _server = start(NAME, &path);
     client.call_timeout(ECHO, &[], LONG).expect("a new connection");
-    assert_eq!(*losses.list(), [(true, vec![SWALLOW])], "whether the server has done it is not known");
+    assert_eq!(
+        *losses.list(),
+        [(true, vec![SWALLOW])],
+        "the client does not know whether the server has run it"
+    );
 }

@@ -1,4 +1,4 @@
-//! The orderly end: what is under way comes to its end, what begins is refused, what never ends is cut off.
+//! Graceful shutdown: calls in flight complete, new calls are refused, and calls that never end are cut off.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,15 +14,15 @@ use narrows::{
 
 use crate::support::{Kept, LONG, Watchdog, argument, eventually, log, me, role, sys};
 
-/// Says that it began, and ends when it is told to.
+/// Reports that it began, and ends when the test opens the gate.
 const GATED: u32 = 1;
-/// The same, with a chunk before and one after.
+/// The same, with a chunk before the gate and one after it.
 const STREAM: u32 = 2;
-/// The same, with an upload before; it sums up what came.
+/// The same, with an upload before. It answers with the sum of what came.
 const UPLOAD: u32 = 3;
 const ECHO: u32 = 4;
 
-/// What tells methods to end, and is told that they began.
+/// The gate that lets methods end, and the reports that they began.
 #[derive(Debug)]
 struct Gate {
     begun: Receiver<()>,
@@ -75,8 +75,8 @@ fn gated(path: &Path) -> (ServerHandle, Gate) {
 }
 
 #[test]
-fn what_is_under_way_comes_to_its_end() {
-    let _watchdog = Watchdog::new("what_is_under_way_comes_to_its_end");
+fn calls_in_flight_complete_during_a_shutdown() {
+    let _watchdog = Watchdog::new("calls_in_flight_complete_during_a_shutdown");
     let mut longest = Duration::ZERO;
     for _ in 0..20 {
         let folder = tempfile::tempdir().expect("directory");
@@ -89,7 +89,10 @@ fn what_is_under_way_comes_to_its_end() {
         let mut upload = other.start_upload(UPLOAD, &[]).expect("sends");
         gate.await_begun(3);
         let ending = thread::spawn(|| server.shutdown(Duration::MAX));
-        assert!(matches!(idle.next_push_timeout(LONG), Err(CallError::Disconnected)), "nothing to wait for");
+        assert!(
+            matches!(idle.next_push_timeout(LONG), Err(CallError::Disconnected)),
+            "there is no push to wait for"
+        );
         for client in [&client, &other] {
             assert!(matches!(client.call(ECHO, &[]), Err(CallError::ShuttingDown)));
             assert!(matches!(
@@ -99,7 +102,7 @@ fn what_is_under_way_comes_to_its_end() {
         }
         assert!(!path.exists(), "the path is removed");
         assert!(SharedMemoryClient::connect(&path).is_err());
-        assert!(!ending.is_finished(), "it waits for those under way");
+        assert!(!ending.is_finished(), "it waits for the calls in flight");
         upload.write_chunk(&[1; 300]).expect("is taken");
         let started = Instant::now();
         gate.let_go(3);
@@ -108,7 +111,7 @@ fn what_is_under_way_comes_to_its_end() {
         assert_eq!(stream.next_chunk().expect("comes").as_deref(), Some(&b"before"[..]));
         assert_eq!(stream.next_chunk().expect("comes").as_deref(), Some(&b"after"[..]));
         assert_eq!(stream.next_chunk().expect("ends"), None);
-        assert!(eventually(|| ending.is_finished()), "nothing is under way any more");
+        assert!(eventually(|| ending.is_finished()), "no call is in flight any more");
         let drained = ending.join().expect("no panic");
         longest = longest.max(started.elapsed());
         assert_eq!((drained.cut_off, drained.running), (0, 0));
@@ -117,10 +120,10 @@ fn what_is_under_way_comes_to_its_end() {
     log(&format!("drained at most {longest:.1?} after the last call was let go"));
 }
 
-/// The order proves it: the methods are let go only after the shutdown has returned.
+/// The order of events proves it: the gate opens only after the shutdown has returned.
 #[test]
-fn what_does_not_return_is_cut_off() {
-    let _watchdog = Watchdog::new("what_does_not_return_is_cut_off");
+fn methods_that_do_not_return_are_cut_off() {
+    let _watchdog = Watchdog::new("methods_that_do_not_return_are_cut_off");
     let folder = tempfile::tempdir().expect("directory");
     let path = folder.path().join("socket");
     for timeout in [Duration::ZERO, Duration::from_millis(30)] {
@@ -154,14 +157,14 @@ fn a_handle_that_is_dropped_ends_the_server_at_once() {
     gate.let_go(1);
 }
 
-/// Who was welcomed is known to the server: when the handle is gone, so is every connection, and the program may end. Else
-/// a client is told that the server died.
+/// The server knows each client that it has accepted. When its handle is gone, so is every connection, and the program may end.
+/// Otherwise a client would see that the server died.
 #[test]
-fn who_was_welcomed_is_told_before_the_handle_is_gone() {
-    let _watchdog = Watchdog::new("who_was_welcomed_is_told_before_the_handle_is_gone");
+fn an_accepted_client_is_disconnected_before_the_handle_is_gone() {
+    let _watchdog = Watchdog::new("an_accepted_client_is_disconnected_before_the_handle_is_gone");
     let folder = tempfile::tempdir().expect("directory");
     let path = folder.path().join("socket");
-    // It sleeps for the Welcome, and who wakes it is often interrupted by it.
+    // The client sleeps until the Accept arrives. The server thread that wakes it is often preempted by it.
     let options = Options::new().wait(WaitStrategy::Park).handshake_timeout(LONG);
     for round in 0..3000 {
         let server = SharedMemoryServer::bind(&path).expect("binds").workers(1).spawn().expect("serves");
@@ -172,10 +175,10 @@ fn who_was_welcomed_is_told_before_the_handle_is_gone() {
     }
 }
 
-/// Whatever comes too late for a server that ends in good order was never begun, and its caller's error says so.
+/// A call that comes too late for a server that shuts down gracefully was never begun, and the error of the caller says so.
 #[test]
-fn who_calls_while_the_server_ends_in_good_order_knows_that_the_call_was_never_begun() {
-    let _watchdog = Watchdog::new("who_calls_while_the_server_ends");
+fn a_call_during_a_graceful_shutdown_reports_that_it_never_began() {
+    let _watchdog = Watchdog::new("a_call_during_a_graceful_shutdown");
     let folder = tempfile::tempdir().expect("directory");
     let path = folder.path().join("socket");
     for round in 0..50 {
@@ -189,7 +192,7 @@ fn who_calls_while_the_server_ends_in_good_order_knows_that_the_call_was_never_b
         let server = SharedMemoryServer::bind(&path).expect("binds");
         let server = if round % 2 == 0 { server.method(ECHO, work) } else { server.inline(ECHO, work) };
         let server = server.spawn().expect("serves");
-        // The smallest ring has no room for a goodbye before its reply was taken.
+        // The smallest ring has no room for a goodbye until the client has taken its reply.
         let options = if round % 3 == 0 { Options::new() } else { Options::new().slots(1).arena(64) };
         let client = SharedMemoryClient::builder(&path).options(options).connect().expect("connects");
         let answered = thread::scope(|scope| {
@@ -213,14 +216,14 @@ fn who_calls_while_the_server_ends_in_good_order_knows_that_the_call_was_never_b
                 sum + answered
             })
         });
-        assert_eq!(ran.load(Ordering::SeqCst), answered, "what ran was answered");
+        assert_eq!(ran.load(Ordering::SeqCst), answered, "each call that ran was answered");
         let late = client.call_streaming(STREAM, &[]).map(|mut chunks| chunks.next_chunk().map(drop));
         assert!(matches!(late, Err(CallError::ShuttingDown)), "{late:?}");
         assert!(matches!(client.next_push(), Err(CallError::Disconnected)), "a push is no call");
     }
 }
 
-/// Notifications that were sent are served though the client is gone when their turn comes.
+/// Notifications that were sent are served even if the client is gone when their turn comes.
 #[test]
 fn notifications_are_served_when_their_client_has_left() {
     const NAME: &str = "shutdown::notifications_are_served_when_their_client_has_left";
@@ -231,7 +234,7 @@ fn notifications_are_served_when_their_client_has_left() {
     if role().is_some() {
         let client = SharedMemoryClient::connect(argument()).expect("connects");
         notify(&client);
-        sys::exit_now(0); // Not a good end: `PeerDied`.
+        sys::exit_now(0); // An exit without a goodbye: `PeerDied`.
     }
     let _watchdog = Watchdog::new(NAME);
     let folder = tempfile::tempdir().expect("directory");
@@ -241,7 +244,7 @@ fn notifications_are_served_when_their_client_has_left() {
         let counts = Arc::clone(&served);
         server.workers(2).method(GATED, move |request, _| {
             thread::sleep(Duration::from_micros(50));
-            assert!(!request.is_cancelled(), "it was not called off");
+            assert!(!request.is_cancelled(), "it was not cancelled");
             counts.fetch_add(1, Ordering::SeqCst);
             Ok(())
         })
@@ -259,11 +262,11 @@ fn notifications_are_served_when_their_client_has_left() {
     drop(client);
     assert_eq!(server.shutdown(LONG).cut_off, 0);
     assert_eq!(served.load(Ordering::SeqCst), 3 * NOTIFICATIONS, "a shutdown waits for them");
-    // Of a single connection: it returns when they have been served.
+    // `serve_stream` of a single connection returns when they have been served.
     let (a, b) = SharedMemoryStream::pair().expect("a pair");
     let server = serve(SharedMemoryServer::new());
     let server = thread::spawn(move || server.serve_stream(b));
-    let client = SharedMemoryClient::over(a).expect("greets");
+    let client = SharedMemoryClient::over(a).expect("the handshake succeeds");
     notify(&client);
     drop(client);
     server.join().expect("no panic").expect("a good end");

@@ -7,7 +7,7 @@ use crate::support::calls::{
 };
 use crate::support::eventually;
 
-/// The error that each of the four kinds of call brings for this method.
+/// Returns the error that each of the four kinds of call gets for this method.
 fn by_each_kind(client: &SharedMemoryClient, method: u32) -> [Option<CallError>; 4] {
     let whole = client.call(method, &[0; 8]).err();
     let streaming = client.call_streaming(method, &[0; 8]).expect("sends").find_map(Result::err);
@@ -20,7 +20,7 @@ fn by_each_kind(client: &SharedMemoryClient, method: u32) -> [Option<CallError>;
 fn lives(client: &SharedMemoryClient) {
     assert!(eventually(|| {
         assert_eq!(*client.call(ECHO, b"on").expect("lives on"), *b"on");
-        client.stats().in_flight == 0 // Every place is free again, those of notifications too.
+        client.stats().in_flight == 0 // Every slot is free again, those of notifications too.
     }));
 }
 
@@ -31,7 +31,7 @@ fn a_method_that_is_not_there() {
         for error in by_each_kind(&client, 999) {
             assert!(matches!(error, Some(CallError::UnknownMethod)), "{error:?}");
         }
-        client.notify(999, b"nobody hears").expect("sends");
+        client.notify(999, b"no such method").expect("sends");
         lives(&client);
     }
     host.end();
@@ -86,7 +86,7 @@ fn a_method_fails_with_its_own_code_and_text() {
         Err(CallError::Failed(error)) => (error.code(), error.text().to_owned()),
         other => panic!("{other:?}"),
     };
-    // A text has at most 1 KiB, or what a frame holds beside two heads; no letter is cut in two.
+    // A text has at most 1 KiB, or what a frame holds beside two heads; no character is split.
     for (options, most) in rings().iter().zip([92, 244, 1024]) {
         let client = host.client_with(options);
         assert_eq!(fail(&client, "no"), (7, "no".into()));
@@ -111,7 +111,7 @@ fn a_panic_is_answered_and_counted_and_the_connection_lives() {
         let chunks: Vec<_> = client.call_streaming(BAD_STREAM, &[]).expect("sends").collect();
         let [Ok(one), Ok(two), Err(CallError::Panicked(text))] = &chunks[..] else { panic!("{chunks:?}") };
         assert_eq!((&one[..], &two[..], &text[..]), (&b"one"[..], &b"two"[..], "three"));
-        client.notify(PANIC, b"nobody hears").expect("sends");
+        client.notify(PANIC, b"no such method").expect("sends");
         lives(&client);
     }
     host.sees_stat("panicked", 12);
@@ -120,7 +120,7 @@ fn a_panic_is_answered_and_counted_and_the_connection_lives() {
 }
 
 #[test]
-fn an_upload_that_the_server_has_ended_tells_how_at_its_finish() {
+fn an_upload_that_the_server_has_ended_reports_the_error_at_finish() {
     let host = host!(options());
     for client in rings().map(|options| host.client_with(&options)) {
         let mut upload = client.start_upload(BAD_UPLOAD, &[]).expect("sends");

@@ -1,4 +1,4 @@
-//! How connections end, for everything that waits on them: each caller gets the same verdict, and none hangs.
+//! How connections end for every call that waits on them: each caller gets the same error, and none hangs.
 
 use std::thread;
 use std::time::Duration;
@@ -8,14 +8,14 @@ use narrows::{CallError, SharedMemoryClient, SharedMemoryServer};
 
 use crate::support::calls::raw::{Raw, head};
 use crate::support::calls::{
-    CLOSE, DUPLEX, ECHO, GATE, GATED_STREAM, GATED_UPLOAD, Host, POOLED, PUSH, STUBBORN, here, host, obey,
-    options, rings,
+    CLOSE, DUPLEX, ECHO, GATE, GATED_STREAM, GATED_UPLOAD, Host, POOLED, PUSH, STUBBORN, here, host, options,
+    process_orders, rings,
 };
 use crate::support::fork_server::Report;
 use crate::support::{Fork, alone, eventually};
 
-/// Everything that may wait on a connection of at least eight places, each on a thread of its own; then `end`
-/// runs. The errors, by what waited.
+/// Starts everything that may wait on a connection with at least eight slots, each on a thread of its own, and then runs `end`.
+/// Returns the errors, by what waited.
 fn all_wait(host: &Host, client: &SharedMemoryClient, end: impl FnOnce()) -> Vec<(&'static str, CallError)> {
     let before = [host.seen("gate in"), host.seen("gated stream in"), host.seen("gated upload in")];
     thread::scope(|scope| {
@@ -54,7 +54,7 @@ fn all_wait(host: &Host, client: &SharedMemoryClient, end: impl FnOnce()) -> Vec
 }
 
 #[test]
-fn a_server_that_closes_disconnects_all_who_wait() {
+fn a_server_that_closes_disconnects_all_waiting_callers() {
     let host = host!(options());
     let client = host.client();
     let closer = client.clone();
@@ -65,7 +65,7 @@ fn a_server_that_closes_disconnects_all_who_wait() {
         assert!(matches!(error, CallError::Disconnected), "{what}: {error:?}");
     }
     assert!(matches!(client.call(ECHO, &[]), Err(CallError::Disconnected)), "from now on");
-    host.sees("gate cancelled", 2); // The methods are told.
+    host.sees("gate cancelled", 2); // The methods are notified.
     host.sees("gated stream cancelled", 1);
     host.sees("gated upload cancelled", 2);
     host.sees("duplex Closed", 1);
@@ -89,7 +89,7 @@ fn a_server_whose_handle_is_dropped_disconnects_its_clients() {
 }
 
 #[test]
-fn a_server_that_is_killed_has_died_for_all_who_wait() {
+fn a_server_that_is_killed_has_died_for_all_waiting_callers() {
     let host = host!(options());
     let client = host.client();
     for (what, error) in all_wait(&host, &client, || host.signal(libc::SIGKILL)) {
@@ -100,7 +100,7 @@ fn a_server_that_is_killed_has_died_for_all_who_wait() {
 }
 
 #[test]
-fn what_the_server_said_before_it_died_is_received() {
+fn replies_that_the_server_sent_before_it_died_are_received() {
     let mut host = host!(options(), |server: SharedMemoryServer| server.workers(1));
     let client = host.client();
     let calls = [1, 2, 3].map(|i| (i, client.start_call(POOLED, &[i; 200]).expect("sends")));
@@ -122,7 +122,7 @@ fn what_the_server_said_before_it_died_is_received() {
 }
 
 #[test]
-fn closing_from_another_thread_ends_all_who_wait() {
+fn closing_from_another_thread_ends_all_waiting_callers() {
     let host = host!(options());
     let client = host.client();
     for (what, error) in all_wait(&host, &client, || client.close()) {
@@ -155,8 +155,8 @@ fn a_client_that_is_killed_has_died_for_the_server() {
 }
 
 #[test]
-fn a_fork_of_the_client_is_told_so_and_harms_nothing() {
-    if !alone("a_fork_of_the_client_is_told_so_and_harms_nothing") {
+fn a_fork_of_the_client_gets_an_error_and_harms_nothing() {
+    if !alone("a_fork_of_the_client_gets_an_error_and_harms_nothing") {
         return;
     }
     let mut host = host!(options());
@@ -173,7 +173,7 @@ fn a_fork_of_the_client_is_told_so_and_harms_nothing() {
         forked(client.start_call(ECHO, &[]).err());
         forked(client.notify(ECHO, &[]).err());
         forked(client.next_push().err());
-        let (mut call, mut stream, mut upload) = held.take().expect("the fork's own");
+        let (mut call, mut stream, mut upload) = held.take().expect("the fork has it");
         forked(call.try_wait().and_then(Result::err));
         forked(stream.next_chunk().err());
         forked(upload.write_chunk(&[]).err());
@@ -196,17 +196,17 @@ fn a_server_that_shuts_down_drains_and_takes_nothing_new() {
     let mut host = host!(options());
     let reports = host.reports();
     let client = host.client();
-    let call = client.start_call(GATE, b"under way").expect("sends");
+    let call = client.start_call(GATE, b"in flight").expect("sends");
     host.sees("gate in", 1);
-    host.leave(); // The connection that asks would have nothing under way.
+    host.leave(); // The connection over which the test asks would have no call in flight.
     host.send("shutdown 60000");
     assert!(eventually(|| matches!(client.call(ECHO, &[]), Err(CallError::ShuttingDown))));
     let stream = client.call_streaming(GATED_STREAM, &[]).expect("sends").next();
     assert!(matches!(stream, Some(Err(CallError::ShuttingDown))), "{stream:?}");
-    assert!(SharedMemoryClient::connect(&host.path).is_err(), "nobody is let in");
+    assert!(SharedMemoryClient::connect(&host.path).is_err(), "no client is accepted");
     host.send("open");
-    assert_eq!(*call.wait().expect("comes to its end"), *b"under way");
-    assert_eq!(reports.recv(), Ok(Report::Said("ShutdownReport { cut_off: 0, running: 0 }".into())));
+    assert_eq!(*call.wait().expect("completes"), *b"in flight");
+    assert_eq!(reports.recv(), Ok(Report::Text("ShutdownReport { cut_off: 0, running: 0 }".into())));
     let end = client.call(ECHO, &[]);
     assert!(matches!(end, Err(CallError::ShuttingDown)), "it was never begun: {end:?}");
     assert!(!host.path.exists(), "the path is removed");
@@ -222,7 +222,7 @@ fn a_shutdown_whose_time_is_over_cuts_calls_off() {
     host.sees("stubborn in", 2);
     host.leave();
     host.send("shutdown 10");
-    assert_eq!(reports.recv(), Ok(Report::Said("ShutdownReport { cut_off: 2, running: 2 }".into())));
+    assert_eq!(reports.recv(), Ok(Report::Text("ShutdownReport { cut_off: 2, running: 2 }".into())));
     for call in calls {
         let end = call.wait();
         assert!(matches!(end, Err(CallError::Disconnected)), "{end:?}");
@@ -231,7 +231,7 @@ fn a_shutdown_whose_time_is_over_cuts_calls_off() {
 }
 
 #[test]
-fn a_server_that_lies_has_violated_the_protocol_for_all_who_wait() {
+fn a_violation_by_the_server_is_reported_to_all_waiting_callers() {
     let Some(host) = Host::start(&here!(), options(), |path| {
         let mut raw = Raw::accept(&options().bind(path).expect("binds"));
         raw.send_accept(1 << 20);
@@ -239,7 +239,7 @@ fn a_server_that_lies_has_violated_the_protocol_for_all_who_wait() {
             assert_eq!(raw.receive().expect("comes").head.kind, FrameKind::Call);
         }
         raw.send(1 << 40, head(FrameKind::Reply, 0, 0, 0), b"of a call that was never made").expect("sends");
-        obey(|_| ());
+        process_orders(|_| ());
     }) else {
         return;
     };

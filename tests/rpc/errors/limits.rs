@@ -1,4 +1,4 @@
-//! What is too long, too much at once, or would wait for itself.
+//! Requests that are too long, too many calls at once, and calls that would wait for themselves.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -48,7 +48,7 @@ fn a_chunk_or_push_is_at_most_a_window() {
     assert!(matches!(&chunks[..], [Ok(chunk)] if chunk.len() == 1024 - COST), "{chunks:?}");
     host.sees("Err(TooLarge { len: 961, max: 960 })", 1);
     let mut upload = client.start_upload(UPLOAD, &[]).expect("sends");
-    assert_eq!(upload.max_chunk(), 1024 - COST, "the smaller wish holds in both directions");
+    assert_eq!(upload.max_chunk(), 1024 - COST, "the smaller of both sizes holds in both directions");
     assert!(matches!(upload.write_chunk(&[1; 961]), Err(CallError::TooLarge { len: 961, max: 960 })));
     upload.write_chunk(&[1; 960]).expect("fits");
     upload.finish().expect("ends");
@@ -89,7 +89,7 @@ fn one_stream_more_than_a_client_may_have_is_busy() {
     assert!(matches!(second.next_chunk(), Ok(None)), "an error comes once");
     let upload = client.start_upload(UPLOAD, b"3").expect("sends").finish();
     assert!(matches!(&upload, Err(CallError::Busy(_))), "{upload:?}");
-    other.start_upload(UPLOAD, &[]).expect("sends").finish().expect("another client has its own");
+    other.start_upload(UPLOAD, &[]).expect("sends").finish().expect("another client has a limit of its own");
     host.send("open");
     assert_eq!(first.next_chunk().expect("ends"), None);
     let mut again = || client.start_upload(UPLOAD, &[]).expect("sends").finish().is_ok();
@@ -98,7 +98,7 @@ fn one_stream_more_than_a_client_may_have_is_busy() {
 }
 
 #[test]
-fn who_has_an_answer_may_call_again_at_once() {
+fn a_client_that_has_its_reply_may_call_again_at_once() {
     let host = host!(options(), |server: SharedMemoryServer| server.max_streams(1));
     let client = host.client_with(&options().max_calls_in_flight(1));
     for i in 0..3000_u32 {
@@ -143,7 +143,7 @@ fn one_connection_too_many_is_refused_as_busy() {
     }
     assert_eq!(*only.call(ECHO, b"in").expect("is served"), *b"in");
     drop(only);
-    let _next = host.client(); // As soon as the server has seen that the first is gone.
+    let _next = host.client(); // Succeeds as soon as the server has seen that the first client is gone.
     host.end();
 }
 
@@ -164,7 +164,7 @@ fn an_inline_method_does_not_wait_for_its_own_connection() {
     host.end();
 }
 
-/// Though this process may take all four workers by its twenty connections, another process is served.
+/// This process has twenty connections and could occupy all four workers, but another process is served.
 #[test]
 fn one_process_does_not_occupy_all_workers() {
     if !alone("one_process_does_not_occupy_all_workers") {
@@ -182,7 +182,7 @@ fn one_process_does_not_occupy_all_workers() {
         i32::from(!(0..50).all(answers))
     });
     assert_eq!(other.wait(), 0, "the other process is served");
-    assert_eq!(host.seen("stubborn in"), 4, "the worker of the others serves others");
+    assert_eq!(host.seen("stubborn in"), 4, "the worker that is left to other processes serves those");
     host.client().call(OPEN, &[]).expect("answers");
     // Half of the queue is this process's; the others were refused, with the reason.
     let (mut served, mut busy) = (0, 0);
@@ -252,9 +252,9 @@ fn one_process_does_not_have_all_connections() {
         let client = SharedMemoryClient::builder(&path).options(options()).connect().expect("connects");
         i32::from(client.call_timeout(ECHO, &[], LONG).is_err())
     });
-    assert_eq!(other.wait(), 0, "another process is let in");
+    assert_eq!(other.wait(), 0, "another process is accepted");
     clients.pop();
-    assert!(eventually(|| connect().is_ok()), "one that has ended makes room for another");
+    assert!(eventually(|| connect().is_ok()), "a connection that has ended makes room for another");
     drop(clients);
     host.end();
 }

@@ -4,11 +4,11 @@
 //! |---|---|
 //! | `answers` | what the server answers: UnknownMethod, WrongKind, Failed, Panicked, ReplyTooLarge |
 //! | `limits` | TooLarge, Busy, WouldDeadlock, the window of pushes |
-//! | `pending` | calls under way: order, Timeout, Cancelled, Taken, what is dropped |
+//! | `pending` | calls in flight: order, Timeout, Cancelled, Taken, calls that are dropped |
 //! | `ends` | Disconnected, PeerDied, Closed, Forked, ShuttingDown, ProtocolViolated |
-//! | `greetings` | who is not let in, and who serves no calls |
+//! | `preface` | clients that are rejected, and servers that serve no calls |
 //!
-//! That nothing hangs in full rings is `call_deadlocks`; what liars can do is `call_hostile`.
+//! `deadlocks` shows that nothing hangs in full rings, and `hostile` what hostile peers can do.
 
 mod answers;
 mod ends;

@@ -1,4 +1,4 @@
-//! Calls under way: many from one thread, in any order; those that are late, cancelled, or taken.
+//! Calls in flight: many from one thread, in any order; calls that are late, cancelled, or taken.
 
 use std::thread;
 use std::time::Duration;
@@ -47,13 +47,13 @@ fn one_call_too_many_waits_for_another_to_end() {
         host.send("open");
         assert_eq!(*third.join().expect("ends").expect("gets its turn"), *b"3");
     });
-    // The first two have ended, though nobody took what they brought.
+    // The first two have ended, although the client did not take their replies.
     assert_eq!(calls.map(|call| call.wait().expect("answers").into_vec()), [b"1", b"2"]);
     host.end();
 }
 
 #[test]
-fn one_thread_starts_more_calls_than_there_are_places_before_it_waits() {
+fn one_thread_starts_more_calls_than_there_are_slots_before_it_waits() {
     let host = host!(options());
     for options in rings() {
         let client = host.client_with(&options);
@@ -115,13 +115,13 @@ fn a_reply_is_taken_once() {
 }
 
 #[test]
-fn a_call_that_timed_out_is_cancelled_and_its_place_is_free_again() {
+fn a_call_that_timed_out_is_cancelled_and_its_slot_is_free_again() {
     let host = host!(options(), |server: SharedMemoryServer| server.max_calls_in_flight(1));
     let client = host.client();
     for i in 1..=3 {
         let late = client.call_timeout(GATE, &[], SHORT);
         assert!(matches!(late, Err(CallError::Timeout)), "{late:?}");
-        // There is one place: the next call has it once the server has said that the last is over.
+        // There is one slot. The next call gets it once the server has reported the end of the last.
         assert_eq!(*client.call(ECHO, b"next").expect("answers"), *b"next");
         assert_eq!(client.stats().in_flight, 0, "{i}");
     }
@@ -132,7 +132,7 @@ fn a_call_that_timed_out_is_cancelled_and_its_place_is_free_again() {
 }
 
 #[test]
-fn a_reply_that_nobody_waits_for_any_more_is_dropped_and_counted() {
+fn a_reply_to_an_abandoned_call_is_dropped_and_counted() {
     let host = host!(options(), |server: SharedMemoryServer| server.workers(1).max_calls_in_flight(2));
     let (client, other) = (host.client(), host.client());
     // The only worker has answered what came before, once it has answered this.
@@ -142,11 +142,11 @@ fn a_reply_that_nobody_waits_for_any_more_is_dropped_and_counted() {
     answered();
     let [first, second] = calls;
     drop(first);
-    assert_eq!(client.stats().dropped_replies, 0, "it has not come yet");
+    assert_eq!(client.stats().dropped_replies, 0, "it has not arrived yet");
     assert_eq!(*second.wait().expect("answers"), *b"2");
     assert_eq!(*client.call(ECHO, b"3").expect("answers"), *b"3");
     assert_eq!((client.stats().dropped_replies, client.stats().in_flight), (1, 0));
-    // One that has come already when it is dropped.
+    // A reply that has already arrived when its call is dropped.
     let waste = client.start_call(POOLED, b"4").expect("sends");
     host.sees("pooled", 4);
     answered();
@@ -157,12 +157,12 @@ fn a_reply_that_nobody_waits_for_any_more_is_dropped_and_counted() {
 }
 
 #[test]
-fn whatever_is_dropped_is_cancelled_at_the_server() {
+fn a_call_stream_or_upload_that_is_dropped_is_cancelled_at_the_server() {
     let host = host!(options());
     let client = host.client();
     drop(client.start_call(GATE, &[]).map(|call| (host.sees("gate in", 1), call)));
     host.sees("gate cancelled", 1);
-    let mut stream = client.call_streaming(STREAM, &forever()).expect("sends");
+    let mut stream = client.call_streaming(STREAM, &endless_stream()).expect("sends");
     stream.next_chunk().expect("comes");
     stream.cancel();
     host.sees("stream Cancelled", 1);
@@ -201,7 +201,7 @@ fn a_duplex_whose_upload_is_dropped_ends_with_cancelled() {
                     return down.next_chunk();
                 }
                 let reader = scope.spawn(move || down.next_chunk());
-                thread::sleep(SHORT); // It waits by now, or soon: both have to end.
+                thread::sleep(SHORT); // The duplex waits by now, or soon will. It has to end in both cases.
                 drop(up);
                 reader.join().expect("ends")
             });
@@ -225,10 +225,10 @@ fn an_upload_that_waits_for_room_ends_when_its_call_is_cancelled_elsewhere() {
     let client = host.client();
     let (mut up, down) = client.start_duplex(100, &[]).expect("sends");
     thread::scope(|scope| {
-        // A third thread reads for all.
-        scope.spawn(|| client.next_push().expect_err("none comes"));
+        // A third thread is the leader and reads for all.
+        scope.spawn(|| client.next_push().expect_err("no push comes"));
         let writer = scope.spawn(move || (0..1000).find_map(|_| up.write_chunk(&[1; 50_000]).err()));
-        thread::sleep(SHORT); // The writer waits by now, or soon: it has to end.
+        thread::sleep(SHORT); // The writer waits by now, or soon will. It has to end in both cases.
         drop(down);
         let end = writer.join().expect("ends");
         assert!(matches!(end, Some(CallError::Cancelled)), "{end:?}");
@@ -258,8 +258,8 @@ fn a_call_that_is_dropped_while_it_waits_for_a_worker_never_runs() {
     host.end();
 }
 
-/// A stream that does not end by itself.
-fn forever() -> [u8; 8] {
+/// The request for a stream that does not end by itself.
+fn endless_stream() -> [u8; 8] {
     let mut request = [0xFF; 8];
     request[4..].copy_from_slice(&1000_u32.to_le_bytes());
     request

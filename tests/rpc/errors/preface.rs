@@ -1,4 +1,4 @@
-//! Who is not let in, and who serves no calls.
+//! Clients that are rejected, and servers that serve no calls.
 
 use std::path::Path;
 use std::time::Duration;
@@ -9,22 +9,22 @@ use narrows::{
 };
 
 use crate::support::calls::raw::{Raw, head, settings};
-use crate::support::calls::{ECHO, Host, here, host, note, obey, options};
+use crate::support::calls::{ECHO, Host, here, host, note, options, process_orders};
 use crate::support::{LONG, eventually};
 
-/// Connects as soon as somebody listens there: a path exists a little before its server does.
+/// Connects as soon as the server listens: a path exists shortly before its server accepts.
 fn connect(path: &Path, options: &Options) -> Result<SharedMemoryClient, ConnectError> {
     let mut tried = None;
     let listens = eventually(|| {
         let client = SharedMemoryClient::builder(path).options(options.clone()).connect();
         !matches!(tried.insert(client), Err(ConnectError::Io { .. }))
     });
-    assert!(listens, "nobody listens");
+    assert!(listens, "no server listens");
     tried.expect("tried")
 }
 
 #[test]
-fn a_client_that_is_not_wanted_is_told_why() {
+fn a_rejected_client_receives_the_reason() {
     let host = host!(options(), |server: SharedMemoryServer| {
         server.on_connect(|connection| {
             assert_ne!(connection.peer_cred().pid(), 0);
@@ -44,7 +44,7 @@ fn a_client_that_is_not_wanted_is_told_why() {
     host.end();
 }
 
-/// The code does not blame the user, and a text that is too long is cut between two words.
+/// The error does not blame the user, and a text that is too long is truncated between two words.
 #[test]
 fn a_refusal_by_the_program_reads_as_one() {
     let host = host!(options(), |server: SharedMemoryServer| {
@@ -70,7 +70,7 @@ fn a_connection_carries_its_state_until_its_end() {
             .on_connect(|connection| {
                 assert!(connection.set_state(format!("state of {}", connection.id())));
                 assert!(!connection.set_state(0_u32), "once");
-                connection.push(b"welcome").map_err(Into::into)
+                connection.push(b"accepted").map_err(Into::into)
             })
             .inline(100, |request, reply| {
                 assert_eq!(request.state::<u32>(), None);
@@ -92,18 +92,18 @@ fn a_connection_carries_its_state_until_its_end() {
     };
     let (first, second) = (state(&one), state(&two));
     assert_ne!(first, second);
-    assert_eq!(one.next_push().expect("was pushed before the first call"), b"welcome");
+    assert_eq!(one.next_push().expect("was pushed before the first call"), b"accepted");
     drop(one);
     host.sees(&format!("{first} ended by Disconnected"), 1);
     assert_eq!(state(&two), second);
     host.end();
 }
 
-/// What a server says instead of a Welcome, and what the client makes of it.
+/// What a server sends instead of an Accept, and the check of the error that the client returns.
 type Answer = fn(&mut Raw);
-type Judge = fn(&ConnectError) -> bool;
+type Check = fn(&ConnectError) -> bool;
 
-const NO_CALLS: Judge = |error| matches!(error, ConnectError::NoCalls);
+const NO_CALLS: Check = |error| matches!(error, ConnectError::NoCalls);
 
 fn accept(raw: &mut Raw, id: u64, head: [u8; 8], body: &[u8]) {
     raw.send(id, head, body).expect("sends");
@@ -116,7 +116,7 @@ fn bent(at: usize) -> [u8; SETTINGS_LEN] {
     bent
 }
 
-const ANSWERS: [(&str, Answer, Judge); 16] = [
+const ANSWERS: [(&str, Answer, Check); 16] = [
     ("nothing", |_| {}, |error| matches!(error, ConnectError::PeerClosed)),
     ("an echo", |raw| accept(raw, 0, head(FrameKind::Hello, 0, 0, 0), &settings(1 << 20)), NO_CALLS),
     ("a word", |raw| raw.bytes(0, b"hello, world").expect("sends"), NO_CALLS),
@@ -144,18 +144,18 @@ const ANSWERS: [(&str, Answer, Judge); 16] = [
 ];
 
 #[test]
-fn a_server_that_serves_no_calls_is_told_from_one_that_does() {
+fn a_server_of_streams_is_distinguished_from_a_server_of_calls() {
     let Some(host) = Host::start(&here!(), options(), |path| {
         let listener = options().bind(path).expect("binds");
         for (what, answer, _) in ANSWERS {
             let mut raw = Raw::accept(&listener);
             answer(&mut raw);
             if what != "nothing" {
-                // A lie of one who is gone already is told as the end of the connection.
+                // A violation by a server that is already gone would be reported as the end of the connection.
                 assert!(raw.stream.recv_timeout(&mut [0; 1], LONG).is_err());
             }
         }
-        obey(|_| ());
+        process_orders(|_| ());
     }) else {
         return;
     };
@@ -167,11 +167,11 @@ fn a_server_that_serves_no_calls_is_told_from_one_that_does() {
 }
 
 #[test]
-fn a_server_that_says_nothing_is_waited_for_until_the_time_is_over() {
+fn connect_to_a_silent_server_ends_at_its_deadline() {
     let Some(host) = Host::start(&here!(), options(), |path| {
         let listener = options().bind(path).expect("binds");
         let _silent = Raw::accept(&listener);
-        obey(|_| ());
+        process_orders(|_| ());
     }) else {
         return;
     };
@@ -182,13 +182,13 @@ fn a_server_that_says_nothing_is_waited_for_until_the_time_is_over() {
 }
 
 #[test]
-fn a_client_that_speaks_no_calls_is_not_let_in() {
+fn a_client_without_the_preface_is_rejected() {
     let host = host!(options());
     let good = host.client();
-    let greetings: [&[u8]; 5] = [&[], b"hello", &[1, 0, 0, 0, 0, 0, 0, 0], &[0; 40], &[1; 1 << 16]];
-    for greeting in greetings {
+    let prefaces: [&[u8]; 5] = [&[], b"hello", &[1, 0, 0, 0, 0, 0, 0, 0], &[0; 40], &[1; 1 << 16]];
+    for preface in prefaces {
         let mut raw = Raw { stream: crate::support::reach(&host.path, &options()) };
-        raw.bytes(0, greeting).expect("sends");
+        raw.bytes(0, preface).expect("sends");
         assert!(raw.stream.recv_timeout(&mut [0; 100], LONG).is_err_and(|error| !error.is_timeout()));
     }
     host.sees_stat("refused", 5);
@@ -198,9 +198,9 @@ fn a_client_that_speaks_no_calls_is_not_let_in() {
     host.end();
 }
 
-/// A window that holds no chunk would be one in which a method can send nothing.
+/// In a window that holds no chunk a method could send nothing.
 #[test]
-fn a_greeting_with_less_than_the_least_window_is_refused() {
+fn a_preface_with_a_window_below_the_minimum_is_refused() {
     let host = host!(options());
     let good = host.client();
     for (stream_window, push_window) in [(1, 1 << 20), (63, 1 << 20), (64, 64), (1023, 1024), (1024, 1023)] {

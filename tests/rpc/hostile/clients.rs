@@ -1,4 +1,4 @@
-//! Clients that lie: the server closes their connections, and serves the others all the while.
+//! Hostile clients: the server closes their connections, and serves the others all the while.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -27,13 +27,13 @@ fn violation(raw: &mut Raw, id: u64, kind: FrameKind, seq: u16, word: u32, body:
     let _may_be_over = raw.send(id, head(kind, 0, seq, word), body);
 }
 
-/// A request of one byte more than agreed.
+/// Sends a request that is one byte longer than negotiated.
 fn long(raw: &mut Raw, method: u32) {
     call(raw, 64, method, MORE, &[1; MAX / 2]);
     violation(raw, 64, FrameKind::Continuation, 1, 0, &[1; MAX / 2 + 1]);
 }
 
-/// Two calls, the second when the first was answered.
+/// Makes two calls, the second after the first was answered.
 fn one_after_the_other(raw: &mut Raw, ids: [u64; 2], method: u32) {
     call(raw, ids[0], method, 0, &[]);
     assert_eq!(raw.receive().expect("answers").head.kind, FrameKind::Reply);
@@ -49,20 +49,20 @@ const FRAMES: [(&str, Violation); 18] = [
     ("a reply", |raw| violation(raw, 64, FrameKind::Reply, 0, 0, &[])),
     ("an error", |raw| violation(raw, 64, FrameKind::Error, 0, 3, &[0; 4])),
     ("a push", |raw| violation(raw, 0, FrameKind::Push, 0, 0, &[])),
-    ("a second greeting", |raw| violation(raw, 0, FrameKind::Hello, 0, 0, &[0; 32])),
+    ("a second preface", |raw| violation(raw, 0, FrameKind::Hello, 0, 0, &[0; 32])),
     ("a welcome", |raw| violation(raw, 0, FrameKind::Accept, 0, 0, &[0; 32])),
     ("a chunk of nothing", |raw| violation(raw, 0, FrameKind::Chunk, 0, 0, &[])),
     ("a call without an id", |raw| call(raw, 0, ECHO, 0, &[])),
     ("credit beyond the window of pushes", |raw| violation(raw, 0, FrameKind::Credit, 0, 1, &[])),
-    ("credit beyond all", |raw| violation(raw, 0, FrameKind::Credit, 0, u32::MAX, &[])),
+    ("credit beyond any window", |raw| violation(raw, 0, FrameKind::Credit, 0, u32::MAX, &[])),
     ("credit with bytes", |raw| violation(raw, 0, FrameKind::Credit, 0, 1, b"!")),
-    ("a deadline that is not there, inline", |raw| call(raw, 64, ECHO, DEADLINE, &[0; 7])),
-    ("a deadline that is not there", |raw| call(raw, 64, POOLED, DEADLINE, &[0; 7])),
+    ("a missing deadline, inline", |raw| call(raw, 64, ECHO, DEADLINE, &[0; 7])),
+    ("a missing deadline", |raw| call(raw, 64, POOLED, DEADLINE, &[0; 7])),
     ("a call that begins with the second frame", |raw| violation(raw, 64, FrameKind::Call, 1, POOLED, &[])),
 ];
 
 const CALLS: [(&str, Violation); 18] = [
-    ("the same call in pieces that begins with the second frame", |raw| {
+    ("the same call in fragments that begins with the second frame", |raw| {
         violation(raw, 64, FrameKind::Call, 1, ECHO, &[])
     }),
     ("an id of the first round", |raw| call(raw, 5, ECHO, 0, &[])),
@@ -72,7 +72,7 @@ const CALLS: [(&str, Violation); 18] = [
     ("an id twice, though the first is over, pooled", |raw| one_after_the_other(raw, [64, 64], POOLED)),
     ("an id that goes back", |raw| one_after_the_other(raw, [128, 64], ECHO)),
     ("an id that goes back, pooled", |raw| one_after_the_other(raw, [128, 64], POOLED)),
-    ("a place that is not free", |raw| {
+    ("a slot that is not free", |raw| {
         call(raw, 64, GATE, 0, &[]);
         call(raw, 128, ECHO, 0, &[]);
     }),
@@ -80,12 +80,12 @@ const CALLS: [(&str, Violation); 18] = [
         call(raw, 64, POOLED, MORE, b"1");
         call(raw, 64, POOLED, MORE, b"2");
     }),
-    ("the rest of nothing", |raw| violation(raw, 64, FrameKind::Continuation, 0, 0, b"?")),
+    ("a continuation of nothing", |raw| violation(raw, 64, FrameKind::Continuation, 0, 0, b"?")),
     ("a gap in a request", |raw| {
         call(raw, 64, POOLED, MORE, b"1");
         violation(raw, 64, FrameKind::Continuation, 2, 0, b"3");
     }),
-    ("an empty piece", |raw| call(raw, 64, POOLED, MORE, &[])),
+    ("an empty fragment", |raw| call(raw, 64, POOLED, MORE, &[])),
     ("a chunk of a request", |raw| {
         call(raw, 64, GATED_UPLOAD, MORE | UPLOAD, b"1");
         violation(raw, 64, FrameKind::Chunk, 1, 0, b"2");
@@ -103,16 +103,16 @@ const CALLS: [(&str, Violation); 18] = [
 ];
 
 const STREAMS: [(&str, Violation); 13] = [
-    ("a chunk that nobody takes", |raw| {
+    ("a chunk for a call without upload", |raw| {
         call(raw, 64, GATE, 0, &[]);
         violation(raw, 64, FrameKind::Chunk, 1, 0, &[]);
     }),
-    ("an end that nobody takes", |raw| {
+    ("an end for a call without upload", |raw| {
         call(raw, 64, GATE, 0, &[]);
         violation(raw, 64, FrameKind::End, 1, 0, &[]);
     }),
-    ("a chunk of a call to come", |raw| violation(raw, 64, FrameKind::Chunk, 0, 0, &[])),
-    ("credit of a call to come", |raw| violation(raw, 64, FrameKind::Credit, 0, 1, &[])),
+    ("a chunk of a later call", |raw| violation(raw, 64, FrameKind::Chunk, 0, 0, &[])),
+    ("credit of a later call", |raw| violation(raw, 64, FrameKind::Credit, 0, 1, &[])),
     ("chunks beyond the window", |raw| {
         call(raw, 64, GATED_UPLOAD, UPLOAD, &[]);
         flood(raw, 64, FrameKind::Chunk, 0, 1, &[1; 1000]);
@@ -157,7 +157,7 @@ fn strict() -> Options {
     options().max_message(MAX).stream_window(WINDOW).push_window(WINDOW)
 }
 
-/// Ends what goes on all the while, however the test ends.
+/// Sets the flag when dropped, so that `be_served` stops however the test ends.
 struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {
@@ -166,12 +166,12 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// Calls all the while until it is told to stop; how often.
+/// Calls until `stop` is set. Returns how often.
 fn be_served(client: &narrows::SharedMemoryClient, stop: &AtomicBool) -> u32 {
     let mut calls = 0;
     while !stop.load(Ordering::Relaxed) {
         for method in [ECHO, POOLED] {
-            assert_eq!(*client.call(method, b"honest").expect("is served"), *b"honest");
+            assert_eq!(*client.call(method, b"normal").expect("is served"), *b"normal");
         }
         let stream = client.call_streaming(STREAMING, &[3, 0, 0, 0, 9, 0, 0, 0]).expect("sends");
         assert!(stream.map(|chunk| chunk.expect("comes").len()).eq([9, 9, 9]));
@@ -181,7 +181,7 @@ fn be_served(client: &narrows::SharedMemoryClient, stop: &AtomicBool) -> u32 {
 }
 
 #[test]
-fn a_client_that_lies_loses_its_connection_alone() {
+fn a_client_that_violates_the_protocol_loses_only_its_own_connection() {
     // Many more of its methods may wait at the gate than there are workers by default.
     let host = host!(strict(), |server: narrows::SharedMemoryServer| server.workers(16));
     let (client, stop) = (host.client(), AtomicBool::new(false));
@@ -193,7 +193,7 @@ fn a_client_that_lies_loses_its_connection_alone() {
             let mut raw = Raw::connect(&host.path, &options());
             violation(&mut raw);
             let mut buffer = Vec::new();
-            // What it was answered before comes first.
+            // The replies to its earlier calls come first.
             let end = (0..10_000).find_map(|_| raw.stream.recv_into_timeout(&mut buffer, LONG).err());
             assert!(end.is_some_and(|end| !end.is_timeout()), "{what}: {end:?}");
             violations += 1;
@@ -206,12 +206,12 @@ fn a_client_that_lies_loses_its_connection_alone() {
     host.sees("gone ProtocolViolated", violations);
     assert_eq!((host.stat("refused"), host.stat("panicked")), (0, 0));
     let more = peak(host.pid()) - before;
-    assert!(more < 64 << 10, "{more} KiB for lies of at most 100 KB");
+    assert!(more < 64 << 10, "{more} KiB for violations of at most 100 KB");
     host.end();
 }
 
 #[test]
-fn what_comes_late_is_no_lie() {
+fn late_frames_are_no_violation() {
     let host = host!(strict());
     let mut raw = Raw::connect(&host.path, &options());
     for (id, method, flags) in [(64, ECHO, 0), (65, 999, UPLOAD), (66, 999, STREAM)] {

@@ -2,19 +2,19 @@
 //!
 //! ```text
 //!   second process                        test process
-//!     a good server  ◀═══ calls ═══════════ an honest client, all the while
-//!     a liar's listener ◀══════════════════ clients that it lies to              (servers)
-//!     a good server  ◀═══ frames by hand ══ liars, and an honest client           (clients, words)
+//!     a normal server  ◀═══ calls ═════════ a well-formed client, all the while
+//!     a hostile server ◀═══════════════════ clients that it attacks               (servers)
+//!     a normal server  ◀═ frames by hand ══ hostile and well-formed clients       (clients, words)
 //! ```
 //!
-//! | module | who lies, how |
+//! | module | the hostile peer, and what it sends |
 //! |---|---|
 //! | `servers` | a server: frames, ids, sequences, windows; the client finds `ProtocolViolated`, alone |
 //! | `clients` | a client: the same, calls and uploads; the server closes that connection, alone |
-//! | `words` | a client with the bare pages: floods of cancels and bells; half calls and silence |
+//! | `words` | a client that writes to the pages: floods of cancels and doorbells; half calls and silence |
 //!
-//! What stands in a frame's bytes while it is read, and the ring below, is `hostile`; the fuzzer `calls` looks for
-//! frames that nobody thought of.
+//! Changes of a frame's bytes while they are read, and the ring below, are tested in `tests/hostile`. The fuzzer `calls` looks
+//! for frames that this list does not have.
 
 mod clients;
 mod servers;
@@ -24,14 +24,14 @@ use narrows::internal::rpc::wire::FrameKind;
 
 use crate::support::calls::raw::{Raw, head};
 
-/// The most memory that this process, or another, has had, in KiB.
+/// Returns the peak memory of a process, in KiB.
 fn peak(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("lives");
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("is told");
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("is listed");
     line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a number")
 }
 
-/// Bytes as they are. The other side may have had enough already.
+/// Sends raw bytes. The other side may have closed the connection already.
 fn bytes(raw: &mut Raw, id: u64, bytes: &[u8]) {
     let _may_be_over = raw.bytes(id, bytes);
 }
@@ -45,5 +45,5 @@ fn flood(raw: &mut Raw, id: u64, kind: FrameKind, flags: u8, from: u16, body: &[
         }
         seq = seq.wrapping_add(1);
     }
-    panic!("nobody has stopped it");
+    panic!("the peer did not close the connection");
 }

@@ -1,4 +1,4 @@
-//! Servers that lie: the client finds out, closes that connection, and no other.
+//! Hostile servers: the client detects the violation, closes that connection, and no other.
 
 use std::thread;
 
@@ -9,7 +9,7 @@ use super::{bytes, flood, peak};
 use crate::support::calls::raw::{Raw, head};
 use crate::support::calls::{ECHO, Host, here, options, serve};
 
-/// What the client has under way when the lie comes: a whole call, a stream, an upload.
+/// The calls that the client has in flight when the violation comes: a plain call, a stream, an upload.
 const WHOLE: u64 = 64;
 const STREAMED: u64 = 65;
 const UPLOADED: u64 = 66;
@@ -34,7 +34,7 @@ fn error(raw: &mut Raw, id: u64, status: u32, body: &[u8]) {
     violation(raw, id, head(FrameKind::Error, 0, 0, status), body);
 }
 
-/// The first piece of an item, and many more: for ever, if nobody stops it.
+/// Sends the first fragment of an item and then continuations, until the client closes the connection.
 fn endless(raw: &mut Raw, id: u64, kind: FrameKind, fragment: &[u8]) {
     violation(raw, id, head(kind, MORE, 0, 0), fragment);
     flood(raw, id, FrameKind::Continuation, MORE, 1, fragment);
@@ -50,8 +50,8 @@ const FRAMES: [(&str, Violation); 19] = [
     ("a word in a reply", |raw| bytes(raw, WHOLE, &[8, 0, 0, 0, 1, 0, 0, 0])),
     ("a sequence in an error", |raw| bytes(raw, WHOLE, &[9, 0, 1, 0, 3, 0, 0, 0, 0, 0, 0, 0])),
     ("a call", |raw| plain(raw, WHOLE, FrameKind::Call, b"me?")),
-    ("a greeting", |raw| plain(raw, 0, FrameKind::Hello, &[0; 32])),
-    ("another welcome", |raw| plain(raw, 0, FrameKind::Accept, &[0; 32])),
+    ("a preface", |raw| plain(raw, 0, FrameKind::Hello, &[0; 32])),
+    ("another Accept", |raw| plain(raw, 0, FrameKind::Accept, &[0; 32])),
     ("a goodbye to one call", |raw| plain(raw, WHOLE, FrameKind::Goodbye, &[])),
     ("a goodbye with bytes", |raw| plain(raw, 0, FrameKind::Goodbye, b"!")),
     ("a refusal", |raw| violation(raw, 0, head(FrameKind::Refuse, 0, 0, 9), b"late")),
@@ -63,11 +63,11 @@ const FRAMES: [(&str, Violation); 19] = [
 ];
 
 const CALLS: [(&str, Violation); 19] = [
-    ("a reply to a call in a free place", |raw| plain(raw, 99, FrameKind::Reply, &[])),
-    ("a reply to the place's last call", |raw| plain(raw, 0, FrameKind::Reply, &[])),
-    ("a reply to the place's next call", |raw| plain(raw, WHOLE + 64, FrameKind::Reply, &[])),
+    ("a reply to a call in a free slot", |raw| plain(raw, 99, FrameKind::Reply, &[])),
+    ("a reply to the last call of the slot", |raw| plain(raw, 0, FrameKind::Reply, &[])),
+    ("a reply to the next call of the slot", |raw| plain(raw, WHOLE + 64, FrameKind::Reply, &[])),
     ("a reply to the largest id", |raw| plain(raw, u64::MAX, FrameKind::Reply, &[])),
-    ("an error for a call in a free place", |raw| error(raw, 99, 3, &[0; 4])),
+    ("an error for a call in a free slot", |raw| error(raw, 99, 3, &[0; 4])),
     ("two replies", |raw| (0..2).for_each(|_| plain(raw, WHOLE, FrameKind::Reply, &[]))),
     ("a reply and an error", |raw| {
         plain(raw, WHOLE, FrameKind::Reply, &[]);
@@ -85,11 +85,11 @@ const CALLS: [(&str, Violation); 19] = [
         (0..2).for_each(|_| violation(raw, WHOLE, head(FrameKind::Continuation, MORE, 1, 0), b"2"));
     }),
     ("a gap in a stream", |raw| violation(raw, STREAMED, head(FrameKind::Chunk, 0, 7, 0), &[])),
-    ("the rest of nothing", |raw| plain(raw, WHOLE, FrameKind::Continuation, b"?")),
+    ("a continuation of nothing", |raw| plain(raw, WHOLE, FrameKind::Continuation, b"?")),
     ("an item in an item", |raw| {
         (0..2).for_each(|seq| violation(raw, WHOLE, head(FrameKind::Reply, MORE, seq, 0), b"1"));
     }),
-    ("an empty piece", |raw| violation(raw, WHOLE, head(FrameKind::Reply, MORE, 0, 0), &[])),
+    ("an empty fragment", |raw| violation(raw, WHOLE, head(FrameKind::Reply, MORE, 0, 0), &[])),
     ("a reply to a stream", |raw| plain(raw, STREAMED, FrameKind::Reply, &[])),
     ("a chunk of a whole call", |raw| plain(raw, WHOLE, FrameKind::Chunk, &[])),
     ("a chunk for an upload", |raw| plain(raw, UPLOADED, FrameKind::Chunk, &[])),
@@ -104,12 +104,14 @@ const WINDOWS: [(&str, Violation); 17] = [
     ("an end with bytes", |raw| plain(raw, STREAMED, FrameKind::End, b"!")),
     ("a push of a call", |raw| plain(raw, WHOLE, FrameKind::Push, &[])),
     ("a reply of no call", |raw| plain(raw, 0, FrameKind::Chunk, &[])),
-    ("the rest of no push", |raw| plain(raw, 0, FrameKind::Continuation, b"?")),
+    ("a continuation of no push", |raw| plain(raw, 0, FrameKind::Continuation, b"?")),
     ("credit for pushes", |raw| violation(raw, 0, head(FrameKind::Credit, 0, 0, 1), &[])),
     ("credit for a whole call", |raw| violation(raw, WHOLE, head(FrameKind::Credit, 0, 0, 1), &[])),
     ("credit for a stream", |raw| violation(raw, STREAMED, head(FrameKind::Credit, 0, 0, 1), &[])),
     ("credit beyond the window", |raw| violation(raw, UPLOADED, head(FrameKind::Credit, 0, 0, 1), &[])),
-    ("credit beyond all", |raw| violation(raw, UPLOADED, head(FrameKind::Credit, 0, 0, u32::MAX), &[])),
+    ("credit beyond any window", |raw| {
+        violation(raw, UPLOADED, head(FrameKind::Credit, 0, 0, u32::MAX), &[])
+    }),
     ("no credit", |raw| violation(raw, UPLOADED, head(FrameKind::Credit, 0, 0, 0), &[])),
     ("credit with bytes", |raw| violation(raw, UPLOADED, head(FrameKind::Credit, 0, 0, 1), b"!")),
     ("a reply without end", |raw| endless(raw, WHOLE, FrameKind::Reply, &[7; 10_000])),
@@ -128,12 +130,12 @@ fn strict() -> Options {
     options().max_message(MAX).stream_window(WINDOW).push_window(WINDOW)
 }
 
-/// One client that is lied to. Whatever it waits for ends, and the connection is over.
-fn believe(client: &SharedMemoryClient) -> CallError {
+/// Runs one client against a hostile server. All its waits end, and the connection is closed. Returns the error of a call.
+fn use_hostile_server(client: &SharedMemoryClient) -> CallError {
     let call = client.start_call(1, b"?").expect("sends");
     let mut stream = client.call_streaming(2, b"?").expect("sends");
     let upload = client.start_upload(3, b"?").expect("sends");
-    let end = client.call(4, b"?").expect_err("no liar answers this one");
+    let end = client.call(4, b"?").expect_err("the hostile server does not answer this one");
     let violated = |error: Option<CallError>| {
         assert!(matches!(error, None | Some(CallError::ProtocolViolated)), "{error:?}");
     };
@@ -146,9 +148,9 @@ fn believe(client: &SharedMemoryClient) -> CallError {
 }
 
 #[test]
-fn a_client_that_is_lied_to_closes_that_connection_alone() {
+fn a_client_closes_only_the_connection_to_a_hostile_server() {
     let Some(host) = Host::start(&here!(), options(), |path| {
-        let listener = strict().bind(path.with_extension("liar")).expect("binds");
+        let listener = strict().bind(path.with_extension("hostile")).expect("binds");
         thread::spawn(move || {
             for (_, violation) in violations() {
                 let mut raw = Raw::accept(&listener);
@@ -170,13 +172,13 @@ fn a_client_that_is_lied_to_closes_that_connection_alone() {
     let before = peak(std::process::id());
     for (what, _) in violations() {
         let client =
-            SharedMemoryClient::builder(host.path.with_extension("liar")).options(strict()).connect();
+            SharedMemoryClient::builder(host.path.with_extension("hostile")).options(strict()).connect();
         let client = client.unwrap_or_else(|error| panic!("{what}: {error}"));
-        let end = believe(&client);
+        let end = use_hostile_server(&client);
         assert!(matches!(end, CallError::ProtocolViolated), "{what}: {end:?}");
         assert_eq!(*good.call(ECHO, what.as_bytes()).expect("goes on"), *what.as_bytes());
     }
     let more = peak(std::process::id()) - before;
-    assert!(more < 64 << 10, "{more} KiB for lies of at most 100 KB");
+    assert!(more < 64 << 10, "{more} KiB for violations of at most 100 KB");
     host.end();
 }

@@ -1,4 +1,4 @@
-//! A client with the bare pages: floods of cancels and bells; half calls and silence.
+//! A client that writes to the shared pages: floods of cancels and doorbells; half calls and silence.
 
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -14,7 +14,7 @@ use crate::support::calls::{
 use crate::support::raw_peer::RawPeer;
 use crate::support::sys::futex_wake;
 
-/// A client that writes frames, urgent words and bells as it likes; it never reads.
+/// A client that writes arbitrary frames, out-of-band words and doorbells, and never reads.
 struct Scribbler {
     hand: RawPeer,
     ticket: u64,
@@ -22,7 +22,7 @@ struct Scribbler {
 
 impl Scribbler {
     fn connect(host: &Host) -> Self {
-        drop(host.client()); // Somebody listens by now.
+        drop(host.client()); // The server listens by now.
         let geometry = Geometry::new(256, 1 << 20, 64).expect("legal");
         let hand = RawPeer::connect(&host.path, geometry, 64 << 20).expect("connects");
         let mut scribbler = Self { hand, ticket: 0 };
@@ -30,7 +30,7 @@ impl Scribbler {
         scribbler
     }
 
-    /// A frame of few bytes.
+    /// Sends a short frame.
     fn send(&mut self, id: u64, head: [u8; 8], body: &[u8]) {
         let bytes = [&head[..], body].concat();
         let padded = bytes.chunks(8).map(|part| {
@@ -46,13 +46,13 @@ impl Scribbler {
         self.wake();
     }
 
-    /// Stores an urgent word.
-    fn post(&self, index: usize, word: u64) {
+    /// Stores an out-of-band word.
+    fn store_oob(&self, index: usize, word: u64) {
         let page = self.hand.outgoing().words;
         self.hand.pages.word(page + words::OOB + 8 * index).store(word, Ordering::Release);
     }
 
-    fn ring(&self, doorbell: u64) {
+    fn ring_doorbell(&self, doorbell: u64) {
         let page = self.hand.outgoing().words;
         self.hand.pages.word(page + words::DOORBELL).store(doorbell, Ordering::Release);
         self.wake();
@@ -65,16 +65,16 @@ impl Scribbler {
     }
 }
 
-/// An honest client's calls.
+/// Checks that the calls of a well-formed client are served.
 fn is_served(host: &Host) {
     let client = host.client();
     for method in [ECHO, POOLED, ECHO, POOLED] {
-        assert_eq!(*client.call(method, b"honest").expect("is served"), *b"honest");
+        assert_eq!(*client.call(method, b"normal").expect("is served"), *b"normal");
     }
 }
 
 #[test]
-fn a_flood_of_cancels_and_bells_cancels_no_more_than_it_says() {
+fn a_flood_of_cancels_and_doorbells_cancels_only_the_named_calls() {
     let host = host!(options());
     let mut scribbler = Scribbler::connect(&host);
     for id in [64, 65] {
@@ -88,32 +88,32 @@ fn a_flood_of_cancels_and_bells_cancels_no_more_than_it_says() {
         });
         let mut random = fastrand::Rng::with_seed(1);
         for round in 0..200_000_u64 {
-            // Of calls that were never made, are over, or stand elsewhere; never of the two that run.
+            // Ids of calls that were never made, are over, or belong to another slot; never of the two that run.
             let word = [0, 1, 66, 127, 128, 129, u64::MAX, random.u64(130..)][random.usize(0..8)];
-            scribbler.post(random.usize(0..64), word);
-            scribbler.ring(if round % 2 == 0 { random.u64(..) } else { round });
+            scribbler.store_oob(random.usize(0..64), word);
+            scribbler.ring_doorbell(if round % 2 == 0 { random.u64(..) } else { round });
         }
         well_formed.join().expect("is served");
     });
     assert_eq!((host.seen("gate cancelled"), host.stat("violated")), (0, 0));
-    scribbler.post(0, 64);
-    scribbler.ring(1);
+    scribbler.store_oob(0, 64);
+    scribbler.ring_doorbell(1);
     host.sees("gate cancelled", 1);
     assert_eq!(host.seen("gate cancelled"), 1);
     drop(scribbler);
-    host.sees("gate cancelled", 2); // Its end cancels the other.
+    host.sees("gate cancelled", 2); // The end of the connection cancels the other.
     is_served(&host);
     host.end();
 }
 
 #[test]
-fn a_call_that_was_cancelled_before_it_came_never_runs() {
+fn a_call_that_was_cancelled_before_it_arrived_never_runs() {
     let host = host!(options(), |server: SharedMemoryServer| server.workers(1));
     let mut scribbler = Scribbler::connect(&host);
     for (at, method, flags) in [(0, GATE, 0), (1, STREAMING, STREAM), (2, UPLOADING, UPLOAD)] {
         let id = 64 + at as u64;
-        scribbler.post(at, id);
-        scribbler.ring(id);
+        scribbler.store_oob(at, id);
+        scribbler.ring_doorbell(id);
         scribbler.send(id, head(FrameKind::Call, flags, 0, method), &[255; 8]);
     }
     scribbler.send(67, head(FrameKind::Call, 0, 0, POOLED), b"last");

@@ -1,4 +1,4 @@
-//! Every short life of a client's places: frames of a server, right and wrong, and the client's own operations.
+//! Every short history of a client's slots: well-formed and wrong frames of a server, and the client's own operations.
 
 use std::collections::BTreeMap;
 
@@ -15,14 +15,14 @@ const STREAM_WINDOW: u32 = 131;
 const WINDOW: u32 = 65;
 const MAX: usize = 2;
 
-/// What may happen. The number is which of the calls that somebody waits for, oldest first.
+/// What may happen. The number selects one of the calls that have a caller, oldest first.
 #[derive(Clone, Copy, Debug)]
 enum Event {
     Open(u8),
     Frame(usize, FrameKind, u8),
     /// With a sequence that is ahead.
     Gap(usize),
-    /// For the call that was over last.
+    /// For the call that ended last.
     Stale,
     Push,
     Abandon(usize),
@@ -57,14 +57,14 @@ fn events() -> Vec<Event> {
     all
 }
 
-/// A call, as one would note it on paper.
+/// The model of a call.
 #[derive(Clone, Debug, Default)]
 struct Call {
     flags: u8,
     seq: u16,
     waited: bool,
     live: bool,
-    /// The first piece of an item has come.
+    /// The first fragment of an item has arrived.
     part: bool,
     chunks: usize,
     end: Option<CallOutcome>,
@@ -128,7 +128,7 @@ impl World {
     }
 
     fn id(&self, at: usize) -> Option<u64> {
-        // A call that was given up stays, and gets frames, until its last has come.
+        // An abandoned call stays, and gets frames, until its last one has arrived.
         self.calls.keys().copied().nth(at)
     }
 
@@ -253,7 +253,7 @@ impl World {
 }
 
 impl Call {
-    /// Whether an honest server sends this now; and what it changes.
+    /// Returns whether a well-formed server could send this now, and applies it to the model.
     fn receive(&mut self, kind: FrameKind, flags: u8) -> bool {
         let (streams, more) = (self.flags & STREAM != 0, flags & MORE != 0);
         let price = if kind == FrameKind::Chunk { WINDOW } else { 1 };
@@ -296,12 +296,12 @@ impl Call {
 }
 
 #[test]
-fn every_short_life_of_a_clients_places() {
+fn every_short_history_of_a_clients_slots() {
     let _watch = Watchdog::new("a client's places");
     let events = events();
     for (slots, depth, least) in [(1, 7, 200_000), (2, 6, 200_000)] {
         let played = explore::<World>(slots, &events, depth);
-        println!("{played} lives of {slots} places");
+        println!("{played} histories of {slots} slots");
         assert!(played > least, "{played}");
     }
 }

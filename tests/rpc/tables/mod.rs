@@ -1,8 +1,8 @@
-//! The tables of the call layer: every short life of one and two places, and what liars tried.
+//! The tables of the call layer: every short history of one and two slots, and attempts of hostile peers.
 //!
 //! ```text
-//!   client_model.rs   every sequence of frames and operations ──▶ client::Table   against a list of calls
-//!   server_model.rs   the same ──▶ Hall and Attendant over a ring of one slot     against what must be on the wire
+//!   client_model.rs   every sequence of frames and operations ──▶ client::InFlightCalls   against a list of calls
+//!   server_model.rs   the same ──▶ ServerConnection and its driver, ring of one slot       against what must be on the wire
 //! ```
 //!
 //! Long random programs: `fuzz/bodies/tests/programs.rs`.
@@ -27,7 +27,7 @@ use narrows::internal::{
 
 type Mem = Arc<Heap>;
 
-/// What came of an event.
+/// The result of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Came {
     On,
@@ -37,20 +37,20 @@ enum Came {
     Never,
 }
 
-/// A world, and what one would note of it on paper.
+/// The tested object, together with its model.
 trait Plays {
     type Event: Copy;
 
     fn new(slots: usize) -> Self;
 
-    /// Lets it happen, in both, and compares.
+    /// Applies the event to both, and compares them.
     fn act(&mut self, event: Self::Event) -> Came;
 
-    /// What is under way comes to its end.
+    /// Lets all calls in flight end.
     fn end(&mut self) {}
 }
 
-/// Plays every sequence of so many events; how many there are, with the shorter ones.
+/// Plays every sequence of up to `depth` events. Returns how many there are.
 fn explore<W: Plays>(slots: usize, events: &[W::Event], depth: usize) -> u64 {
     fn from<W: Plays>(slots: usize, events: &[W::Event], prefix: &mut Vec<W::Event>, depth: usize) -> u64 {
         let mut played = 0;
@@ -114,7 +114,7 @@ fn take(
 
 /// A client that reads nothing must not have its server keep more and more of a stream.
 #[test]
-fn credit_for_what_was_not_sent_is_a_lie() {
+fn credit_for_unsent_data_is_a_violation() {
     let credit = FrameHeader::new(FrameKind::Credit, window_cost(1));
     for stream in [true, false] {
         let connection = connection(&ring(8, 1), &ring(1, 1), 1);
@@ -141,7 +141,7 @@ fn credit_that_cannot_be_sent_is_kept_once() {
         let legal =
             take(&connection, 1, FrameHeader { seq, ..FrameHeader::new(FrameKind::Chunk, 0) }, 1).is_ok();
         if legal {
-            connection.next_chunk(1, Some(Instant::now())).expect("it has come");
+            connection.next_chunk(1, Some(Instant::now())).expect("it has arrived");
             connection.with_calls(|real| real.audit());
         }
         legal
@@ -149,7 +149,7 @@ fn credit_that_cannot_be_sent_is_kept_once() {
     assert_eq!(taken.count(), 3, "the window, and the one credit that was sent");
 }
 
-/// A sender whose time is over may cancel a call whose place has another, cancelled one by then.
+/// A caller whose deadline has passed may cancel a call whose slot by then holds another, cancelled call.
 #[test]
 fn an_old_cancel_hides_no_newer_one() {
     let (up, down) = (ring(8, 2), ring(8, 2));

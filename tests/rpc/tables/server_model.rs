@@ -1,5 +1,5 @@
-//! Every short life of a server's places, over a ring to the client that has one slot: what is on the wire is told
-//! frame by frame.
+//! Every short history of a server's slots, over a ring to the client that has one slot: the frames on the wire are compared one
+//! by one.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,26 +7,26 @@ use std::time::Instant;
 
 use super::{Came, Mem, Plays, connection, explore, inbound, outbound, ring};
 use crate::support::Watchdog;
-use narrows::internal::rpc::frame::{Frame, send};
 use narrows::internal::rpc::server::{
     BorrowedRequest, CallFailure, CallInfo, ConnectionDriver, Dispatch, Payload, RespondError,
     ServerConnection, UploadItem,
 };
 use narrows::internal::rpc::wire::{CHUNK_COST, FrameHeader, FrameKind, MORE, STREAM, Status, UPLOAD};
+use narrows::internal::rpc::wire::{Frame, send_frame};
 use narrows::internal::{NoWaitPolicy, OobSender, RealSync, ReceiverCore, SenderCore, Wait};
 
-/// What a chunk of one byte costs.
+/// The cost of a chunk of one byte.
 const PRICE: u32 = CHUNK_COST + 1;
 
 const REFUSED: u32 = 1;
 const INLINE: u32 = 2;
 const POOLED: u32 = 3;
 
-/// What may happen, in which place.
+/// What may happen, in which slot.
 #[derive(Clone, Copy)]
 enum Event {
     Call(usize, u32, u8),
-    /// Of the call that is there: once more, one before it, one behind it, a sequence that is ahead.
+    /// For the call in the slot: once more, one before it, one behind it, a sequence that is ahead.
     Again(usize),
     Stale(usize),
     Future(usize),
@@ -68,7 +68,7 @@ enum Phase {
     Closing,
 }
 
-/// A place, as one would note it on paper. The last one is for pushes.
+/// The model of a slot. The last one is for pushes.
 #[derive(Clone, Debug, Default)]
 struct ModelSlot {
     id: u64,
@@ -161,7 +161,7 @@ impl Plays for World {
                 self.frame(0, FrameHeader::new(FrameKind::Credit, PRICE), 0, legal)
             }
             Event::Cancel(at) => self.cancel(at),
-            Event::Push | Event::Write(_) => self.say_chunk(event),
+            Event::Push | Event::Write(_) => self.send_chunk(event),
             Event::Read(at) => self.read(at),
             Event::Finish(at) => self.finish(at),
             Event::Fail(at) => self.fail(at),
@@ -190,12 +190,12 @@ impl World {
         self.slots.len() as u64 - 1
     }
 
-    /// The client sends a frame, which is taken if it is legal.
+    /// The client sends a frame, which is accepted if it is legal.
     fn frame(&mut self, id: u64, head: FrameHeader, len: usize, legal: bool) -> Came {
         if id == 0 && head.kind != FrameKind::Credit {
             return Came::Never;
         }
-        send(&mut self.out, head, [&[9][..len], &[]], id, Wait::Never).expect("room");
+        send_frame(&mut self.out, head, [&[9][..len], &[]], id, Wait::Never).expect("room");
         let taken = self.driver.step(&mut Methods::default());
         assert_eq!(taken.is_ok(), legal, "{head:?} of {id}: {:?}", self.slots);
         if legal { Came::On } else { Came::Over }
@@ -218,7 +218,7 @@ impl World {
         self.frame(id, FrameHeader::new(FrameKind::Call, method).with_flags(flags), 1, legal)
     }
 
-    /// A frame of the call that is there.
+    /// Sends a frame of the call in the slot.
     fn known(&mut self, at: usize, kind: FrameKind, gap: u16) -> Came {
         let slot = &mut self.slots[at];
         if slot.id == 0 {
@@ -253,7 +253,7 @@ impl World {
         self.frame(id, FrameHeader { seq, ..FrameHeader::new(kind, word) }, len, legal)
     }
 
-    /// Credit for what was sent.
+    /// Grants credit for what was sent.
     fn grant(&mut self, at: usize) -> bool {
         let slot = &mut self.slots[at];
         let waits =
@@ -266,7 +266,7 @@ impl World {
         self.turns.is_empty() && self.control.is_empty()
     }
 
-    /// Says a thing at once if it can.
+    /// Sends a frame at once if the ring has room.
     fn send(&mut self, at: usize, kind: FrameKind) {
         if self.is_idle() && self.wire.is_none() {
             return self.put_on_wire(at, kind);
@@ -325,7 +325,7 @@ impl World {
         Came::On
     }
 
-    fn say_chunk(&mut self, event: Event) -> Came {
+    fn send_chunk(&mut self, event: Event) -> Came {
         let (at, kind) = match event {
             Event::Write(at) => (at, FrameKind::Chunk),
             _ => (self.slots.len() - 1, FrameKind::Push),
@@ -406,11 +406,11 @@ impl World {
 }
 
 #[test]
-fn every_short_life_of_a_servers_places() {
+fn every_short_history_of_a_servers_slots() {
     let _watch = Watchdog::new("a server's places");
     for (slots, depth, least) in [(1, 5, 5_000), (2, 4, 5_000)] {
         let played = explore::<World>(slots, &events(slots), depth);
-        println!("{played} lives of {slots} places");
+        println!("{played} histories of {slots} slots");
         assert!(played > least, "{played}");
     }
 }

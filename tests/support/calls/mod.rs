@@ -1,11 +1,11 @@
-//! A server of calls in a process of its own, with a stock of methods; and clients of it.
+//! A server of calls in a process of its own, with a stock of methods, and its clients.
 //!
 //! ```text
 //!   test process                                   second process: the same binary, `--exact <test>`
-//!     host!(options, |server| server.workers(1)) ──▶ binds, has the stock (stock.rs), serves
-//!     host.client() ─── calls ────────────────────▶ methods; they `note` what they see
-//!     host.seen("gate in") ─── a call ────────────▶ how often that was noted
-//!     host.say("open") ─── standard input ────────▶ opens the gate, ...; its end ends the process
+//!     host!(options, |server| server.workers(1)) ──▶ binds, registers the stock (stock.rs), serves
+//!     host.client() ─── calls ────────────────────▶ methods, which `note` events
+//!     host.seen("gate in") ─── a call ────────────▶ the count of an event
+//!     host.send("open") ── standard input ────────▶ opens the gate, ...; its end ends the process
 //! ```
 
 pub(crate) mod raw;
@@ -24,18 +24,18 @@ use crate::support::fork_server::{Report, receive};
 use crate::support::{Kept, Watchdog, argument, eventually, me, role, sys};
 pub(crate) use stock::*;
 
-/// The name of the test that this stands in, as the test runner knows it.
+/// Expands to the full name of the test that it is in.
 macro_rules! here {
     () => {{
         fn f() {}
         let name = std::any::type_name_of_val(&f);
         let name = name.strip_suffix("::f").and_then(|name| name.split_once("::"));
-        name.map(|(_, name)| name.to_owned()).expect("stands in a test")
+        name.map(|(_, name)| name.to_owned()).expect("it is called in a test")
     }};
 }
 pub(crate) use here;
 
-/// A server in a process of its own; in that process it serves, and the test returns.
+/// Starts a server in a process of its own. In that process it serves, and then the test returns.
 macro_rules! host {
     ($options:expr, $configure:expr) => {{
         let options: narrows::Options = $options;
@@ -53,12 +53,12 @@ macro_rules! host {
 }
 pub(crate) use host;
 
-/// What tests ask for where nothing else matters: a busy machine has time to shake hands.
+/// Returns the default options of these tests. The handshake timeout is long enough for a busy machine.
 pub(crate) fn options() -> Options {
     Options::new().handshake_timeout(Duration::from_secs(60))
 }
 
-/// The smallest rings that there are, and small ones.
+/// Returns options for the smallest possible rings, and for small ones.
 pub(crate) fn rings() -> [Options; 3] {
     let tiny = options().slots(1).arena(64).max_calls_in_flight(1);
     let small = options().slots(2).arena(1024).max_calls_in_flight(2);
@@ -78,7 +78,7 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// Starts it; in it, `act` runs, and there is nothing to return.
+    /// Starts the process. In the new process, runs `act` and returns `None`.
     pub(crate) fn start(test: &str, options: Options, act: impl FnOnce(&Path)) -> Option<Self> {
         let watchdog = Watchdog::within(test, Duration::from_secs(60));
         if role().is_some() {
@@ -87,19 +87,19 @@ impl Host {
             return None;
         }
         let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("door");
+        let path = folder.path().join("socket");
         let mut command = me(test, "host", path.to_str().expect("plain"));
         let mut child = Kept::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
         let (control, reports) = (OnceCell::new(), Some(receive(child.0.stdout.take().expect("a pipe"))));
         Some(Self { child, path, options, control, reports, _folder: folder, _watchdog: watchdog })
     }
 
-    /// A client with the options of the server.
+    /// Returns a client with the options of the server.
     pub(crate) fn client(&self) -> SharedMemoryClient {
         self.client_with(&self.options)
     }
 
-    /// A client, as soon as somebody listens.
+    /// Returns a client, as soon as the server listens.
     pub(crate) fn client_with(&self, options: &Options) -> SharedMemoryClient {
         let connect = || SharedMemoryClient::builder(&self.path).options(options.clone()).connect();
         let mut last = None;
@@ -107,29 +107,29 @@ impl Host {
         last.expect("tried").expect("connects")
     }
 
-    /// How often the server's process has noted this; over a connection of its own.
+    /// Returns how often the server's process has noted this event. The question has a connection of its own.
     pub(crate) fn seen(&self, what: &str) -> u64 {
         self.ask(SEEN, what)
     }
 
-    /// Waits until it was noted so often at least.
+    /// Waits until the event was noted at least `times` times.
     #[track_caller]
     pub(crate) fn sees(&self, what: &str, times: u64) {
         assert!(eventually(|| self.seen(what) >= times), "never {times} times: {what}");
     }
 
-    /// A number of `ServerStats`, by its name.
+    /// Returns a counter of `ServerStats` by its name.
     pub(crate) fn stat(&self, name: &str) -> u64 {
         self.ask(STAT, name)
     }
 
-    /// Waits until it is as large at least.
+    /// Waits until the counter is at least `least`.
     #[track_caller]
     pub(crate) fn sees_stat(&self, name: &str, least: u64) {
         assert!(eventually(|| self.stat(name) >= least), "never {least}: {name}");
     }
 
-    /// Gives the second process an order.
+    /// Sends an order to the second process.
     pub(crate) fn send(&mut self, order: &str) {
         let input = self.child.0.stdin.as_mut().expect("open");
         writeln!(input, "{order}").expect("it lives");
@@ -144,22 +144,22 @@ impl Host {
         self.child.0.kill().expect("kills");
     }
 
-    /// Stops the second process, or lets it go on.
+    /// Sends a signal to the second process, to stop or to continue it.
     pub(crate) fn signal(&self, signal: i32) {
         sys::kill(i32::try_from(self.child.pid()).expect("a number"), signal);
     }
 
-    /// What the second process reports, instead of what its test runner prints.
+    /// Returns the reports of the second process. They can be taken once.
     pub(crate) fn reports(&mut self) -> Receiver<Report> {
         self.reports.take().expect("taken once")
     }
 
-    /// Ends the connection over which it is asked what was seen.
+    /// Closes the connection that [`seen`](Self::seen) uses.
     pub(crate) fn leave(&mut self) {
         self.control.take();
     }
 
-    /// Ends the second process, which has to be well.
+    /// Ends the second process, which has to succeed.
     pub(crate) fn end(mut self) {
         drop(self.child.0.stdin.take());
         let status = self.child.wait();
@@ -173,8 +173,8 @@ impl Host {
     }
 }
 
-/// In the second process: waits for orders until there are no more.
-pub(crate) fn obey(mut order: impl FnMut(&str)) {
+/// Runs in the second process: processes orders until there are no more.
+pub(crate) fn process_orders(mut order: impl FnMut(&str)) {
     for line in BufReader::new(std::io::stdin()).lines().map_while(Result::ok) {
         order(&line);
     }

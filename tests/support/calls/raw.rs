@@ -1,4 +1,4 @@
-//! A peer that speaks the frames of calls by itself, over a plain stream: as a server, or as a client.
+//! A peer that sends and receives the frames of calls itself over a stream, as a server or as a client.
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,13 +8,13 @@ use narrows::{Options, RecvTimeoutError, SendTimeoutError, SharedMemoryListener,
 
 use crate::support::LONG;
 
-/// A stream, a frame a message.
+/// A stream whose messages are frames.
 #[derive(Debug)]
 pub(crate) struct Raw {
     pub(crate) stream: SharedMemoryStream,
 }
 
-/// A frame that came.
+/// A frame that was received.
 #[derive(Debug)]
 pub(crate) struct Frame {
     pub(crate) id: u64,
@@ -22,23 +22,23 @@ pub(crate) struct Frame {
     pub(crate) body: Vec<u8>,
 }
 
-/// A head with a sequence.
+/// Returns an encoded header with a sequence.
 pub(crate) fn head(kind: FrameKind, flags: u8, seq: u16, word: u32) -> [u8; HEADER_LEN] {
     FrameHeader { kind, flags, seq, word }.encode()
 }
 
-/// Settings as a peer says them that has these windows.
+/// Returns the encoded settings of a peer with these windows.
 pub(crate) fn settings(window: u32) -> [u8; SETTINGS_LEN] {
     Settings { version: VERSION, stream_window: window, push_window: window }.encode()
 }
 
 impl Raw {
-    /// Connects as a client, and says a good Hello; the Welcome was read.
+    /// Connects as a client, sends a legal Hello frame and receives the Accept frame.
     pub(crate) fn connect(path: &Path, options: &Options) -> Self {
         Self::connect_with(path, options, 1 << 20)
     }
 
-    /// The same, with these windows.
+    /// Does the same with these windows.
     pub(crate) fn connect_with(path: &Path, options: &Options, window: u32) -> Self {
         let mut raw = Self { stream: crate::support::reach(path, options) };
         raw.send(0, head(FrameKind::Hello, 0, 0, 0), &settings(window)).expect("sends");
@@ -46,14 +46,14 @@ impl Raw {
         raw
     }
 
-    /// Accepts a client, and reads its Hello.
+    /// Accepts a client, and receives its Hello frame.
     pub(crate) fn accept(listener: &SharedMemoryListener) -> Self {
         let mut raw = Self { stream: listener.accept_timeout(LONG).expect("comes") };
         assert_eq!(raw.receive().expect("comes").head.kind, FrameKind::Hello);
         raw
     }
 
-    /// Says Welcome, with these windows.
+    /// Sends an Accept frame with these windows.
     pub(crate) fn send_accept(&mut self, window: u32) {
         self.send(0, head(FrameKind::Accept, 0, 0, 0), &settings(window)).expect("sends");
     }
@@ -68,22 +68,22 @@ impl Raw {
         self.bytes(id, &[&head[..], body].concat())
     }
 
-    /// Sends bytes as they are.
+    /// Sends bytes unchanged.
     pub(crate) fn bytes(&mut self, id: u64, bytes: &[u8]) -> Result<(), SendTimeoutError> {
         self.stream.send_tagged_timeout(bytes, id, LONG)
     }
 
-    /// The next frame.
+    /// Receives the next frame.
     pub(crate) fn receive(&mut self) -> Result<Frame, RecvTimeoutError> {
         self.receive_within(LONG)
     }
 
-    /// The next frame, if it comes in time.
+    /// Receives the next frame, if it comes in time.
     pub(crate) fn receive_within(&mut self, time: Duration) -> Result<Frame, RecvTimeoutError> {
         let mut bytes = Vec::new();
         let received = self.stream.recv_into_timeout(&mut bytes, time)?;
-        let (head, body) = bytes.split_first_chunk::<HEADER_LEN>().expect("a head");
-        let head = FrameHeader::decode(*head).expect("an honest head");
+        let (head, body) = bytes.split_first_chunk::<HEADER_LEN>().expect("a header");
+        let head = FrameHeader::decode(*head).expect("a legal header");
         Ok(Frame { id: received.tag, head, body: body.to_vec() })
     }
 }

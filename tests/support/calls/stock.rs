@@ -1,4 +1,4 @@
-//! The methods that every server of these tests has, and what they note.
+//! The methods of every server of these tests, and the events that they note.
 
 use std::collections::BTreeMap;
 use std::panic;
@@ -11,52 +11,52 @@ use narrows::{
     CallError, ChunkReader, ChunkWriter, HandlerError, Options, Request, ServerHandle, SharedMemoryServer,
 };
 
-/// Inline: the request again.
+/// Inline. Replies with the request.
 pub(crate) const ECHO: u32 = 1;
-/// The same from the pool.
+/// The same from the worker pool.
 pub(crate) const POOLED: u32 = 2;
-/// Fails with the code 7 and the request as its text.
+/// Fails with the code 7, and the request as the text.
 pub(crate) const FAIL: u32 = 3;
-/// Panics with the request.
+/// Panics with the request as the message.
 pub(crate) const PANIC: u32 = 4;
-/// `[chunks, bytes of each]`, numbered by their first four bytes.
+/// The request is `[number of chunks, bytes of each]`. Streams the chunks, numbered in their first four bytes.
 pub(crate) const STREAM: u32 = 5;
-/// How many bytes came.
+/// Replies with the number of bytes that were uploaded.
 pub(crate) const UPLOAD: u32 = 6;
-/// Each chunk again.
+/// Sends each chunk back.
 pub(crate) const DUPLEX: u32 = 7;
-/// Inline: pushes the request, and says how that went; also one that never waits.
+/// Inline. Pushes the request, and replies with the result. `TRY_PUSH` never waits.
 pub(crate) const PUSH: u32 = 8;
 pub(crate) const TRY_PUSH: u32 = 9;
-/// The same from the pool, for at most 20 ms.
+/// The same from the worker pool, for at most 20 ms.
 pub(crate) const PUSH_BRIEFLY: u32 = 10;
-/// The same from the pool, for ever.
+/// The same from the worker pool, without a deadline.
 pub(crate) const PUSH_PATIENTLY: u32 = 11;
-/// Waits until the gate is open or the call is cancelled; then the request again.
+/// Waits until the gate is open or the call is cancelled, and then replies with the request.
 pub(crate) const GATE: u32 = 12;
-/// Waits until the gate is open, come what may.
+/// Waits until the gate is open, even if the call is cancelled.
 pub(crate) const STUBBORN: u32 = 13;
-/// Inline: opens the gate.
+/// Inline. Opens the gate.
 pub(crate) const OPEN: u32 = 14;
-/// A chunk, the gate, the end.
+/// Streams a chunk, waits for the gate, and ends the stream.
 pub(crate) const GATED_STREAM: u32 = 15;
-/// Takes no chunk before the gate is open.
+/// Reads no chunk before the gate is open.
 pub(crate) const GATED_UPLOAD: u32 = 16;
-/// As many bytes as the number says.
+/// Replies with as many bytes as the number in the request.
 pub(crate) const BIG: u32 = 17;
 /// Closes its own connection.
 pub(crate) const CLOSE: u32 = 18;
-/// Inline: how often something was noted.
+/// Inline. Replies with the count of an event.
 pub(crate) const SEEN: u32 = 19;
-/// Inline: a number of the server's stats.
+/// Inline. Replies with a counter of the server's stats.
 pub(crate) const STAT: u32 = 20;
-/// A chunk that is one byte too long, then one that is as long as may be.
+/// Streams a chunk that is one byte too long, and then one of the maximum length.
 pub(crate) const LONG_CHUNKS: u32 = 21;
-/// Pushes so many bytes; pooled.
+/// Pushes as many bytes as the number in the request, from the worker pool.
 pub(crate) const PUSH_LONG: u32 = 22;
-/// Two chunks, then a panic.
+/// Streams two chunks, and then panics.
 pub(crate) const BAD_STREAM: u32 = 23;
-/// Ends an upload with an error before it has come.
+/// Ends an upload with an error before it is read.
 pub(crate) const BAD_UPLOAD: u32 = 24;
 
 static NOTES: Mutex<BTreeMap<String, u64>> = Mutex::new(BTreeMap::new());
@@ -64,7 +64,7 @@ static HANDLE: Mutex<Option<ServerHandle>> = Mutex::new(None);
 static GATE_OPEN: Mutex<bool> = Mutex::new(false);
 static GATE_MOVED: Condvar = Condvar::new();
 
-/// Counts one more of these.
+/// Counts an event.
 pub(crate) fn note(what: impl Into<String>) {
     *lock(&NOTES).entry(what.into()).or_default() += 1;
 }
@@ -83,7 +83,7 @@ pub(crate) fn serve(
     }));
     let server = SharedMemoryServer::bind_with(path, options).expect("binds");
     *lock(&HANDLE) = Some(configure(stock(server)).spawn().expect("serves"));
-    super::obey(|order| match order.split_once(' ').unwrap_or((order, "")) {
+    super::process_orders(|order| match order.split_once(' ').unwrap_or((order, "")) {
         ("open", _) => open(),
         ("close", _) => lock(&HANDLE).as_ref().expect("serves").connections().iter().for_each(|c| c.close()),
         ("drop", _) => drop(lock(&HANDLE).take()),
@@ -168,7 +168,7 @@ fn streams(server: SharedMemoryServer) -> SharedMemoryServer {
         })
         .streaming(LONG_CHUNKS, |_, chunks| {
             let mut chunk = vec![1; chunks.max_chunk() + 1];
-            note(said(chunks.write_chunk(&chunk)));
+            note(format!("{:?}", chunks.write_chunk(&chunk)));
             chunk.pop();
             Ok(chunks.write_chunk(&chunk)?)
         })
@@ -186,17 +186,17 @@ fn streams(server: SharedMemoryServer) -> SharedMemoryServer {
 
 fn pushing(server: SharedMemoryServer) -> SharedMemoryServer {
     server
-        .inline(PUSH, |request, reply| notify(reply, request.connection().push(request.bytes())))
-        .inline(TRY_PUSH, |request, reply| notify(reply, request.connection().try_push(request.bytes())))
+        .inline(PUSH, |request, reply| reply_with(reply, request.connection().push(request.bytes())))
+        .inline(TRY_PUSH, |request, reply| reply_with(reply, request.connection().try_push(request.bytes())))
         .method(PUSH_BRIEFLY, |request, reply| {
-            notify(reply, request.connection().push_timeout(request.bytes(), Duration::from_millis(20)))
+            reply_with(reply, request.connection().push_timeout(request.bytes(), Duration::from_millis(20)))
         })
         .method(PUSH_PATIENTLY, |request, reply| {
             note("patient");
-            notify(reply, request.connection().push(request.bytes()))
+            reply_with(reply, request.connection().push(request.bytes()))
         })
         .method(PUSH_LONG, |request, reply| {
-            notify(reply, request.connection().push(&vec![1; number(request)]))
+            reply_with(reply, request.connection().push(&vec![1; number(request)]))
         })
 }
 
@@ -227,14 +227,10 @@ fn sum(_: &Request<'_>, chunks: &mut ChunkReader<'_>, reply: &mut Vec<u8>) -> Re
     Ok(())
 }
 
-/// What a method says of how something went.
-fn notify(reply: &mut Vec<u8>, result: Result<(), CallError>) -> Result<(), HandlerError> {
-    reply.extend_from_slice(said(result).as_bytes());
+/// Replies with the result of an operation.
+fn reply_with(reply: &mut Vec<u8>, result: Result<(), CallError>) -> Result<(), HandlerError> {
+    reply.extend_from_slice(format!("{result:?}").as_bytes());
     Ok(())
-}
-
-fn said(result: Result<(), CallError>) -> String {
-    format!("{result:?}")
 }
 
 fn open() {
@@ -242,19 +238,19 @@ fn open() {
     GATE_MOVED.notify_all();
 }
 
-/// Waits until the gate is open, or enough.
-fn gate(who: &str, enough: impl Fn() -> bool) -> Result<(), HandlerError> {
-    note(format!("{who} in"));
+/// Waits until the gate is open or `is_cancelled` returns true, and notes the events of this method.
+fn gate(name: &str, is_cancelled: impl Fn() -> bool) -> Result<(), HandlerError> {
+    note(format!("{name} in"));
     let mut open = lock(&GATE_OPEN);
     while !*open {
-        if enough() {
-            note(format!("{who} cancelled"));
+        if is_cancelled() {
+            note(format!("{name} cancelled"));
             return Err("cancelled".into());
         }
         let waited = GATE_MOVED.wait_timeout(open, Duration::from_millis(1));
         open = waited.unwrap_or_else(PoisonError::into_inner).0;
     }
-    note(format!("{who} out"));
+    note(format!("{name} out"));
     Ok(())
 }
 
@@ -272,7 +268,7 @@ fn stat(name: &str) -> u64 {
         "panicked" => stats.panicked,
         "busy" => stats.busy,
         "running" => stats.running as u64,
-        other => panic!("no number: {other}"),
+        other => panic!("no counter: {other}"),
     }
 }
 

@@ -1,6 +1,6 @@
-//! `narrows bench`: what this machine gives, between two real processes, with every payload verified.
+//! `narrows bench`: latency and throughput of this machine between two real processes, with every payload verified.
 //!
-//! Quick, and so no more than a first look: the suite that compares is `cargo bench -p narrows-benches --bench stream`.
+//! It is quick, and so only a first estimate. The suite for comparisons is `cargo bench -p narrows-benches --bench stream`.
 
 use std::process::{Child, ExitCode};
 use std::time::{Duration, Instant};
@@ -10,25 +10,25 @@ use clap::Args;
 use hdrhistogram::Histogram;
 use narrows::{Options, SharedMemoryStream, Stats};
 
-use crate::child::{COUNT, KINDS, SWALLOW, pattern, payload};
+use crate::child::{CONSUME, COUNT, KINDS, pattern, payload};
 use crate::doctor::system;
-use crate::{Wait, words};
+use crate::{Wait, format};
 
 const SIZES: [usize; 4] = [64, 1 << 10, 64 << 10, 1 << 20];
 const WAITS: [Wait; 3] = [Wait::Spin, Wait::Adaptive, Wait::Park];
 
-/// How long, and which.
+/// The options of `bench`.
 #[derive(Debug, Args)]
 pub(crate) struct Bench {
     /// Milliseconds for each figure; there are 24.
     #[arg(long, default_value_t = 800, value_parser = clap::value_parser!(u64).range(1..=2400))]
     millis: u64,
-    /// One way of waiting alone.
+    /// Measures only this way of waiting.
     #[arg(long, value_enum)]
     wait: Option<Wait>,
 }
 
-/// What one size gave.
+/// The results of one size.
 struct Row {
     times: Histogram<u64>,
     /// Messages each second, one way.
@@ -67,23 +67,23 @@ impl Bench {
 }
 
 fn show(wait: Wait, size: usize, row: &Row) {
-    let at = |quantile| words::time(Duration::from_nanos(row.times.value_at_quantile(quantile)));
+    let at = |quantile| format::time(Duration::from_nanos(row.times.value_at_quantile(quantile)));
     let times = [at(0.5), at(0.99), at(0.999), at(1.0)].map(|time| format!("{time:>9}")).concat();
-    let bytes = words::three(row.rate * size as f64 / 1e9);
+    let bytes = format::three(row.rate * size as f64 / 1e9);
     let rate = match row.rate {
-        rate if rate >= 1e6 => format!("{} M", words::three(rate / 1e6)),
-        rate if rate >= 1e3 => format!("{} k", words::three(rate / 1e3)),
+        rate if rate >= 1e6 => format!("{} M", format::three(rate / 1e6)),
+        rate if rate >= 1e3 => format!("{} k", format::three(rate / 1e3)),
         rate => format!("{rate:.0}  "),
     };
-    let sleeps = words::three(row.sleeps as f64 / row.times.len().max(1) as f64);
+    let sleeps = format::three(row.sleeps as f64 / row.times.len().max(1) as f64);
     println!(
         "{:9} {:>7}  {times:39}  {rate:>11} {bytes:>10}  {sleeps:>21}",
         wait.name(),
-        words::size(size as u64)
+        format::size(size as u64)
     );
 }
 
-/// This process and the other, both waiting in one way.
+/// This process and the other, both with the same way of waiting.
 struct Pair {
     child: Child,
     stream: SharedMemoryStream,
@@ -98,7 +98,7 @@ impl Pair {
     }
 
     fn measure(&mut self, size: usize, time: Duration) -> anyhow::Result<Row> {
-        self.round_trips(size, time / 8)?; // Pages are touched, and both sides find into step.
+        self.round_trips(size, time / 8)?; // Warms up: pages are touched, and both sides get into step.
         let before = self.stream.stats();
         let times = self.round_trips(size, time)?;
         let Stats { sleeps, .. } = self.stream.stats();
@@ -116,7 +116,10 @@ impl Pair {
             self.stream.send(&message)?;
             self.stream.recv_into(&mut answer)?;
             let took = at.elapsed();
-            ensure!(answer == message, "a message of {size} bytes came back changed: this is a bug, tell us");
+            ensure!(
+                answer == message,
+                "a message of {size} bytes came back changed: this is a bug, please report it"
+            );
             times.record(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX))?;
             if began.elapsed() >= time {
                 break;
@@ -125,7 +128,7 @@ impl Pair {
         Ok(times)
     }
 
-    /// Messages each second; the other side verifies and counts them.
+    /// Returns the messages each second. The other side verifies and counts them.
     fn one_way(&mut self, size: usize, time: Duration) -> anyhow::Result<f64> {
         let mut message = pattern(size);
         let stride = (64 << 10) / size.max(1) as u64;
@@ -133,7 +136,7 @@ impl Pair {
         while began.elapsed() < time {
             for _ in 0..stride.clamp(1, 64) {
                 payload(sent, &mut message);
-                self.stream.send_tagged(&message, SWALLOW | (sent << KINDS))?;
+                self.stream.send_tagged(&message, CONSUME | (sent << KINDS))?;
                 sent += 1;
             }
         }
@@ -144,7 +147,7 @@ impl Pair {
         let [count, wrong] = [0, 8].map(|at| answer[at..at + 8].try_into().map_or(0, u64::from_le_bytes));
         ensure!(
             count == sent && wrong == 0,
-            "of {sent} messages of {size} bytes {count} came, {wrong} of them changed: this is a bug, tell us"
+            "of {sent} messages of {size} bytes {count} came, {wrong} of them changed: this is a bug, please report it"
         );
         Ok(sent as f64 / took)
     }

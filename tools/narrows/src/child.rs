@@ -1,4 +1,4 @@
-//! The other process of `doctor` and `bench`: an echo that can also swallow, and count what it swallowed.
+//! The other process of `doctor` and `bench`: an echo that can also consume messages and count them.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -9,12 +9,12 @@ use narrows::{Options, RecvError, SharedMemoryStream};
 
 use crate::Wait;
 
-/// Tags: what becomes of a message, which is sent back otherwise. The rest of this one's is the message's number: it
-/// is swallowed, verified and counted.
-pub(crate) const SWALLOW: u64 = 1;
-/// Answered with what was swallowed since the last one: messages, and how many of them were not what was sent.
+/// The kind of a tag: the message is consumed, verified and counted. The other bits of the tag are the number of the message.
+/// Messages of other kinds are sent back.
+pub(crate) const CONSUME: u64 = 1;
+/// The kind of a tag: answered with the number of messages consumed since the last one, and how many of them were corrupt.
 pub(crate) const COUNT: u64 = 2;
-/// The kinds are in the lowest bits.
+/// The number of low bits of a tag that hold the kind.
 pub(crate) const KINDS: u32 = 2;
 
 /// Serves the parent, or one client at a path, until it closes.
@@ -22,21 +22,21 @@ pub(crate) fn run(path: Option<&Path>, wait: Wait) -> anyhow::Result<ExitCode> {
     let options = Options::new().wait(wait.strategy());
     let stream = match path {
         None => options.from_parent().context("this command is for `narrows doctor` and `narrows bench`")?,
-        // A client that was ended before it came leaves this process to end by itself.
+        // If the client is killed before it connects, this process ends by itself.
         Some(path) => options.bind(path)?.accept_timeout(Duration::from_secs(60))?,
     };
     serve(stream)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// What a message of this number and length is made of: as `memcmp` compares it, and no two neighbours alike.
+/// Fills the buffer with the payload of a message of this number and length. Two successive payloads differ.
 pub(crate) fn payload(number: u64, buffer: &mut [u8]) {
     let stamp = number.to_le_bytes();
     let len = stamp.len().min(buffer.len());
     buffer[..len].copy_from_slice(&stamp[..len]);
 }
 
-/// What stands behind the stamp of each payload.
+/// The bytes after the stamp of each payload.
 pub(crate) fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|at| u8::try_from(at * 31 % 251).unwrap_or(0)).collect()
 }
@@ -51,7 +51,7 @@ fn serve(mut stream: SharedMemoryStream) -> anyhow::Result<()> {
             Err(error) => return Err(error.into()),
         };
         match received.tag & ((1 << KINDS) - 1) {
-            SWALLOW => {
+            CONSUME => {
                 if expected.len() != message.len() {
                     expected = pattern(message.len());
                 }

@@ -1,7 +1,7 @@
-//! `narrows doctor`: what narrows needs of a machine, what is there, what is done without, what to change.
+//! `narrows doctor`: the features that narrows needs of a machine, which of them exist, and what to change.
 //!
-//! Each check runs in a process of its own ([`isolate`]), so that a filter that kills what calls something, or a file that
-//! never answers, ends that check alone.
+//! Each check runs in a process of its own ([`isolate`]). So a filter that kills the caller of a system call, or a file whose read
+//! never returns, ends only that check.
 
 mod cgroups;
 mod isolate;
@@ -9,30 +9,30 @@ mod kernel;
 mod limits;
 mod memory;
 mod sandbox;
+mod self_test;
 pub(crate) mod system;
-mod trial;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// How one thing stands.
+/// The result of one check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
-    /// It is as it should be.
+    /// Works.
     Fine,
-    /// It is done without, or may come to hurt.
+    /// Works without it, or may cause trouble later.
     Note,
-    /// Connections do not work like this.
+    /// Connections do not work.
     Problem,
 }
 
-/// What was found of one thing.
+/// One line of the result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Finding {
     verdict: Verdict,
     what: String,
     is: String,
-    /// What follows, and what to change.
+    /// The consequence, and what to change.
     advice: String,
 }
 
@@ -66,45 +66,45 @@ impl Finding {
     }
 }
 
-/// One thing to look at.
+/// One check.
 #[derive(Clone, Copy, Debug)]
 struct Check {
-    /// Its name, also for `--check`.
+    /// The name, also for `--check`.
     name: &'static str,
     run: fn() -> Vec<Finding>,
-    /// What it is if a filter kills the program that asks.
+    /// The verdict if a filter kills the process that makes the check.
     if_killed: Verdict,
-    /// How long it may take on a busy machine.
+    /// The longest time that it may take on a busy machine.
     patience: Duration,
 }
 
 impl Check {
-    /// Something that is done without where it is missing.
+    /// A check of something that narrows can work without.
     const fn of(name: &'static str, run: fn() -> Vec<Finding>) -> Self {
         Self { name, run, if_killed: Verdict::Note, patience: Duration::from_secs(20) }
     }
 
-    /// Something without which no connection works.
+    /// A check of something without which no connection works.
     const fn vital(name: &'static str, run: fn() -> Vec<Finding>) -> Self {
         Self { if_killed: Verdict::Problem, ..Self::of(name, run) }
     }
 
-    /// Something that waits for another process, several times.
+    /// Gives more time to a check that waits for another process several times.
     const fn long(self) -> Self {
         Self { patience: Duration::from_secs(120), ..self }
     }
 }
 
-/// What belongs together, with its title.
+/// The checks in groups, with their titles.
 const GROUPS: [(&str, &[Check]); 5] = [
     ("what this process runs in", sandbox::CHECKS),
     ("the kernel, or what stands before it", kernel::CHECKS),
     ("limits", limits::CHECKS),
     ("memory", memory::CHECKS),
-    ("two processes, tried", trial::CHECKS),
+    ("two processes, tried", self_test::CHECKS),
 ];
 
-/// Makes all checks and shows what they found; or makes this one, for the process that asked for it.
+/// Makes all checks and shows their results. With a name, makes that check alone, for the process that asked for it.
 pub(crate) fn run(check: Option<&str>) -> anyhow::Result<ExitCode> {
     if let Some(name) = check {
         return isolate::answer(name);

@@ -1,4 +1,4 @@
-//! `narrows serve-echo`: sends back whatever comes.
+//! `narrows serve-echo`: sends back each message.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,17 +9,17 @@ use std::time::Duration;
 use clap::Args;
 use narrows::{Closer, Options, RecvError, SendError, SharedMemoryServer, SharedMemoryStream, Stats};
 
-use crate::{Wait, end, words};
+use crate::{Wait, format, signals};
 
-/// What and where to serve.
+/// The options of `serve-echo`.
 #[derive(Debug, Args)]
 pub(crate) struct Echo {
     /// Where clients connect.
     path: PathBuf,
-    /// Serves calls: method 0 gives its request back.
+    /// Serves calls: method 0 returns its request.
     #[arg(long)]
     calls: bool,
-    /// Bytes of the longest message that is taken.
+    /// Bytes of the longest message that is accepted.
     #[arg(long, value_name = "BYTES")]
     max_message: Option<usize>,
     /// How this side waits.
@@ -27,7 +27,7 @@ pub(crate) struct Echo {
     wait: Wait,
 }
 
-/// The method that gives its request back.
+/// The method that returns its request.
 pub(crate) const METHOD: u32 = 0;
 
 impl Echo {
@@ -41,15 +41,15 @@ impl Echo {
 
     fn calls(&self, options: &Options) -> anyhow::Result<ExitCode> {
         let server = SharedMemoryServer::bind_with(&self.path, options)
-            .map_err(|error| words::unbindable(&self.path, &error))?
+            .map_err(|error| format::unbindable(&self.path, &error))?
             .inline(METHOD, |request, reply| {
                 reply.extend_from_slice(request.bytes());
                 Ok(())
             })
             .spawn()
-            .map_err(|error| words::unbindable(&self.path, &error))?;
+            .map_err(|error| format::unbindable(&self.path, &error))?;
         let (asked, end) = mpsc::channel();
-        end::on_signal(move || {
+        signals::on_signal(move || {
             let _ended_already = asked.send(());
         })?;
         println!("serving calls at {}; Ctrl-C ends", self.path.display());
@@ -60,9 +60,9 @@ impl Echo {
     }
 
     fn streams(&self, options: &Options) -> anyhow::Result<ExitCode> {
-        let listener = options.bind(&self.path).map_err(|error| words::unbindable(&self.path, &error))?;
+        let listener = options.bind(&self.path).map_err(|error| format::unbindable(&self.path, &error))?;
         let closer = listener.closer();
-        end::on_signal(move || closer.close())?;
+        signals::on_signal(move || closer.close())?;
         println!("listening at {}; Ctrl-C ends", self.path.display());
         let mut clients: Vec<(JoinHandle<()>, Closer)> = Vec::new();
         for accepted in listener.incoming() {
@@ -93,7 +93,7 @@ fn serve(mut stream: SharedMemoryStream) {
     println!("process {pid}: {ended}; {messages} messages, {bytes} B");
 }
 
-/// Echoes until the connection ends, and tells how.
+/// Echoes until the connection ends. Returns a description of the end.
 fn echo(stream: &mut SharedMemoryStream) -> String {
     let mut message = Vec::new();
     loop {

@@ -1,8 +1,8 @@
-//! `narrows`: for who runs programs that talk through narrows, and for who wants to see what it does here.
+//! `narrows`: a tool for operators of programs that communicate through narrows, and for evaluating narrows on a machine.
 //!
 //! ```text
-//! narrows doctor            what this machine has, what is done without, what to change
-//! narrows serve-echo PATH   a server that sends back whatever comes
+//! narrows doctor            the features that this machine has, those that it lacks, and what to change
+//! narrows serve-echo PATH   a server that sends back each message
 //! narrows ping PATH         round trips to such a server, as ping(8) shows them
 //! narrows bench             round trips and rates between two processes of this machine
 //! ```
@@ -11,9 +11,9 @@ mod bench;
 mod child;
 mod doctor;
 mod echo;
-mod end;
+mod format;
 mod ping;
-mod words;
+mod signals;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -30,7 +30,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Checks what narrows needs of this machine: what works, what is done without, what to change.
+    /// Checks the features that narrows needs of this machine: what works, what is missing, what to change.
     ///
     /// The exit status is 0 if connections work here, and 1 if they do not.
     Doctor {
@@ -38,18 +38,18 @@ enum Command {
         #[arg(long, hide = true)]
         check: Option<String>,
     },
-    /// Sends messages to an echo server and shows how long they were under way.
+    /// Sends messages to an echo server and shows their round-trip times.
     ///
     /// The exit status is 0 if every message was answered, 1 if one was not, and 2 if there was no connection.
     Ping(ping::Ping),
-    /// Serves at PATH, and sends back whatever comes; until Ctrl-C.
+    /// Serves at PATH and sends back each message, until Ctrl-C.
     ServeEcho(echo::Echo),
     /// Measures round trips and rates between two processes, payloads verified; takes under a minute.
     Bench(bench::Bench),
     /// The other process of `doctor` and `bench`.
     #[command(hide = true)]
     Child {
-        /// Serves one client here, and not its parent.
+        /// Serves one client at this path instead of its parent.
         #[arg(long)]
         path: Option<PathBuf>,
         /// How this side waits.
@@ -58,19 +58,19 @@ enum Command {
     },
 }
 
-/// How a call that has to wait does so.
+/// How a blocked call waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Wait {
-    /// Never sleeps: a CPU for each side that waits.
+    /// Never sleeps: occupies a CPU for each waiting side.
     Spin,
-    /// Spins for some 50 us where that paid lately, then sleeps; the library's default.
+    /// Spins for about 50 us if recent spins succeeded, then sleeps. The default of the library.
     Adaptive,
     /// Sleeps at once.
     Park,
 }
 
 impl Wait {
-    /// Its name on the command line.
+    /// Returns the name on the command line.
     fn name(self) -> &'static str {
         match self {
             Self::Spin => "spin",
@@ -97,7 +97,7 @@ fn main() -> ExitCode {
         Command::Child { path, wait } => child::run(path.as_deref(), wait),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("narrows: {}", words::causes(&error));
+        eprintln!("narrows: {}", format::causes(&error));
         ExitCode::from(2)
     })
 }

@@ -11,9 +11,9 @@ use narrows::{
 };
 
 use crate::child::{pattern, payload};
-use crate::{Wait, echo, end, words};
+use crate::{Wait, echo, format, signals};
 
-/// Whom to ping, and how.
+/// The options of `ping`.
 #[derive(Debug, Args)]
 pub(crate) struct Ping {
     /// Where the server listens.
@@ -30,8 +30,8 @@ pub(crate) struct Ping {
     /// Seconds after which a message counts as lost.
     #[arg(short = 'W', long, default_value = "5", value_parser = seconds)]
     timeout: Duration,
-    /// For a server of calls: calls its method 0, whose reply must be the request, or another one (`--method`). That there
-    /// is no such method is an answer, too.
+    /// For a server of calls: calls its method 0, whose reply must be the request, or another method (`--method`). An error
+    /// that the method does not exist is an answer, too.
     #[arg(long)]
     calls: bool,
     /// The number of the method; its reply may be anything.
@@ -47,7 +47,7 @@ pub(crate) struct Ping {
 
 /// No connection carries a longer message: its length is a number of 32 bits.
 const LONGEST: usize = u32::MAX as usize;
-/// What this side agrees to at least: a reply of another method may be longer than the request.
+/// The least maximum that this side offers: a reply of another method may be longer than the request.
 const AGREED: usize = 64 << 20;
 
 fn size(text: &str) -> Result<usize, String> {
@@ -63,7 +63,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
-/// What came of one.
+/// The result of one ping.
 enum Pong {
     Same,
     /// The server answers, and has no such method.
@@ -71,23 +71,23 @@ enum Pong {
     Late,
 }
 
-/// Why no more can be sent.
+/// Why no more pings can be sent.
 enum Stop {
     Asked,
     Ended(String),
 }
 
-enum Line {
+enum Target {
     Stream(Box<SharedMemoryStream>),
     Calls(SharedMemoryClient, u32),
 }
 
 impl Ping {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        let mut line = self.connect()?;
-        let (pid, uid) = (line.peer().pid(), line.peer().uid());
-        let closer = line.closer();
-        end::on_signal(closer)?;
+        let mut target = self.connect()?;
+        let (pid, uid) = (target.peer().pid(), target.peer().uid());
+        let closer = target.closer();
+        signals::on_signal(closer)?;
         println!("PING {} (process {pid} of user {uid}) {} bytes", self.path.display(), self.size);
         let (began, mut times) = (Instant::now(), Vec::new());
         let (mut sent, mut end) = (0, None);
@@ -96,8 +96,8 @@ impl Ping {
             let at = Instant::now();
             sent += 1;
             payload(sent, &mut expected);
-            match line.ping(sent, &expected, at + self.timeout) {
-                Ok(Pong::Late) => println!("seq={sent} no answer in {}", words::time(self.timeout)),
+            match target.ping(sent, &expected, at + self.timeout) {
+                Ok(Pong::Late) => println!("seq={sent} no answer in {}", format::time(self.timeout)),
                 Ok(pong) => {
                     let took = at.elapsed();
                     times.push(took);
@@ -106,7 +106,7 @@ impl Ping {
                         _ => format!("{} bytes from", self.size),
                     };
                     if !self.quiet {
-                        println!("{what} process {pid}: seq={sent} time={}", words::time(took));
+                        println!("{what} process {pid}: seq={sent} time={}", format::time(took));
                     }
                 }
                 Err(Stop::Asked) => {
@@ -119,9 +119,9 @@ impl Ping {
                 }
             }
             if self.count != Some(sent) {
-                end::sleep_until(at + self.interval);
+                signals::sleep_until(at + self.interval);
             }
-            if end::is_asked() {
+            if signals::is_asked() {
                 break;
             }
         }
@@ -133,22 +133,22 @@ impl Ping {
         Ok(if all { ExitCode::SUCCESS } else { ExitCode::from(1) })
     }
 
-    fn connect(&self) -> anyhow::Result<Line> {
-        // So that only the server's limit counts.
+    fn connect(&self) -> anyhow::Result<Target> {
+        // This side offers more than it needs, so that only the limit of the server counts.
         let options = Options::new().wait(self.wait.strategy()).max_message(self.size.max(AGREED));
-        let line = if self.calls {
+        let target = if self.calls {
             let client = SharedMemoryClient::builder(&self.path).options(options).connect();
-            Line::Calls(client.map_err(|error| words::unreachable(&self.path, &error))?, self.method)
+            Target::Calls(client.map_err(|error| format::unreachable(&self.path, &error))?, self.method)
         } else {
             let stream = options.connect(&self.path);
-            Line::Stream(Box::new(stream.map_err(|error| words::unreachable(&self.path, &error))?))
+            Target::Stream(Box::new(stream.map_err(|error| format::unreachable(&self.path, &error))?))
         };
-        let max = line.max();
+        let max = target.max();
         ensure!(
             self.size <= max,
             "the server takes messages of at most {max} bytes: see its Options::max_message (`serve-echo --max-message`)"
         );
-        Ok(line)
+        Ok(target)
     }
 
     fn statistics(&self, sent: u64, times: &[Duration], took: Duration) {
@@ -156,17 +156,21 @@ impl Ping {
         let lost = sent.saturating_sub(received as u64);
         let percent = if sent == 0 { 0.0 } else { lost as f64 * 100.0 / sent as f64 };
         println!("\n--- {} ping statistics ---", self.path.display());
-        println!("{sent} sent, {received} received, {percent:.0}% lost, time {}", words::time(took));
+        println!("{sent} sent, {received} received, {percent:.0}% lost, time {}", format::time(took));
         let (Some(min), Some(max)) = (times.iter().min(), times.iter().max()) else { return };
         let mean = times.iter().map(Duration::as_secs_f64).sum::<f64>() / received as f64;
         let spread =
             times.iter().map(|time| (time.as_secs_f64() - mean).powi(2)).sum::<f64>() / received as f64;
-        let [mean, spread] = [mean, spread.sqrt()].map(|it| words::time(Duration::from_secs_f64(it)));
-        println!("rtt min/avg/max/mdev = {} / {mean} / {} / {spread}", words::time(*min), words::time(*max));
+        let [mean, spread] = [mean, spread.sqrt()].map(|it| format::time(Duration::from_secs_f64(it)));
+        println!(
+            "rtt min/avg/max/mdev = {} / {mean} / {} / {spread}",
+            format::time(*min),
+            format::time(*max)
+        );
     }
 }
 
-impl Line {
+impl Target {
     fn peer(&self) -> PeerCred {
         match self {
             Self::Stream(stream) => stream.peer_cred(),
@@ -181,7 +185,7 @@ impl Line {
         }
     }
 
-    /// What ends a call that waits.
+    /// Returns a function that ends a waiting call.
     fn closer(&self) -> Box<dyn Fn() + Send> {
         match self {
             Self::Stream(stream) => {
@@ -200,7 +204,7 @@ impl Line {
             Self::Stream(stream) => ping_stream(stream, number, bytes, deadline),
             Self::Calls(client, method) => ping_calls(client, *method, bytes, deadline),
         };
-        pong.map_err(|error| match end::is_asked() {
+        pong.map_err(|error| match signals::is_asked() {
             true => Stop::Asked,
             false => Stop::Ended(error.to_string()),
         })
@@ -221,7 +225,7 @@ fn ping_stream(
     let mut answer = Vec::new();
     loop {
         match stream.recv_into_deadline(&mut answer, deadline) {
-            Ok(received) if received.tag < number && received.tag != 0 => {} // One that was given up.
+            Ok(received) if received.tag < number && received.tag != 0 => {} // An answer to an earlier ping that timed out.
             Ok(received) => {
                 ensure!(
                     received.tag == number && answer == bytes,
@@ -235,7 +239,7 @@ fn ping_stream(
     }
 }
 
-/// Where a server that serves calls takes a message for a lie, and closes.
+/// The hint for a server of calls, which treats a message of a stream as a protocol violation and closes the connection.
 fn hint(error: &std::io::Error) -> &'static str {
     match error.kind() {
         std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::UnexpectedEof => {

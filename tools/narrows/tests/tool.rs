@@ -1,4 +1,4 @@
-//! The tool as people run it: what it says and how it ends, not how fast anything is.
+//! The tool as people run it: its output and its exit status, not its speed.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 const NARROWS: &str = env!("CARGO_BIN_EXE_narrows");
 
-/// A process that does not outlive its test.
+/// A process that is killed when this is dropped.
 struct Running {
     child: Child,
     out: BufReader<ChildStdout>,
@@ -30,7 +30,7 @@ impl Running {
         Self { child, out }
     }
 
-    /// An echo server that listens already.
+    /// Starts an echo server, and waits until it listens.
     fn serving(arguments: &[&str]) -> Self {
         let mut server = Self::start(&[&["serve-echo"], arguments].concat());
         let first = server.line();
@@ -48,7 +48,7 @@ impl Running {
         kill_process(Pid::from_child(&self.child), signal).expect("lives");
     }
 
-    /// Reads what else it says until it ends: how it ended, what it said, and what it complained of.
+    /// Waits until the process ends. Returns its exit status, its further output, and its error output.
     fn end(mut self) -> (ExitStatus, String, String) {
         let (mut out, mut err) = (String::new(), String::new());
         self.out.read_to_string(&mut out).expect("text");
@@ -79,20 +79,20 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("plain")
 }
 
-/// The tool under limits of the shell's.
+/// Runs the tool under limits of the shell.
 fn limited(limit: &str, arguments: &str) -> Output {
     let command = format!("ulimit {limit} && exec \"$0\" {arguments}");
     Command::new("sh").args(["-c", &command, NARROWS]).output().expect("a shell")
 }
 
-/// The doctor's line about something: how it stands, and the line.
+/// Returns the verdict and the line of the doctor about something.
 fn finding<'a>(out: &'a str, what: &str) -> (&'a str, &'a str) {
     let line = out.lines().find(|line| line.get(11..).is_some_and(|rest| rest.starts_with(what)));
     let line = line.unwrap_or_else(|| panic!("{what} is missing in\n{out}"));
     (line[..11].trim(), line)
 }
 
-/// Runs the doctor through other programs; nothing if they are not to be had here, or may not do their part.
+/// Runs the doctor through other programs. Returns `None` if these do not exist here, or do not work.
 fn doctor_through(wrapper: &[&str]) -> Option<(Option<i32>, String)> {
     doctor_of(NARROWS, wrapper)
 }
@@ -158,7 +158,7 @@ fn the_doctor_says_what_does_not_work_and_what_to_change() {
 }
 
 #[test]
-fn the_doctor_notes_what_may_come_to_hurt() {
+fn the_doctor_notes_what_may_cause_trouble_later() {
     for (limit, what, advice) in [
         ("--nofile=64", "open files", "-> a server with many clients"),
         ("--as=400000000", "address space", "-> raise `ulimit -v`"),
@@ -173,7 +173,7 @@ fn the_doctor_notes_what_may_come_to_hurt() {
     }
 }
 
-/// A user that may have no more processes: then the doctor makes its checks itself.
+/// If the user may have no more processes, the doctor makes its checks itself.
 #[test]
 fn the_doctor_says_which_limit_keeps_threads_from_being_started() {
     let root = rustix::process::geteuid().is_root();
@@ -187,7 +187,7 @@ fn the_doctor_says_which_limit_keeps_threads_from_being_started() {
 #[test]
 fn the_doctor_says_what_a_program_that_locks_its_memory_has_room_for() {
     let limit = "ulimit -l 64 && exec \"$0\" \"$@\"";
-    // Root is not bound by the limit, unless it gives that up.
+    // The limit does not apply to root, unless it drops that privilege.
     let root = ["setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock", "sh", "-c", limit];
     let wrapper = if rustix::process::geteuid().is_root() { &root[..] } else { &root[3..] };
     let Some((code, out)) = doctor_through(wrapper) else { return };
@@ -196,10 +196,10 @@ fn the_doctor_says_what_a_program_that_locks_its_memory_has_room_for() {
     assert!(line.contains("mlockall(MCL_FUTURE)") && out.contains("mmap fails with EAGAIN"), "{out}");
 }
 
-/// What a filter does with calls: all of one number, or those only that have this argument with these bits.
+/// The calls that a filter affects: all of one number, or only those whose argument of this index has these bits.
 type Filtered = (i64, Option<(u8, u64)>);
 
-/// The doctor behind a filter.
+/// Runs the doctor under a filter.
 fn filtered(calls: &[Filtered], action: SeccompAction) -> (Option<i32>, String) {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     for (call, when) in calls {
@@ -214,7 +214,7 @@ fn filtered(calls: &[Filtered], action: SeccompAction) -> (Option<i32>, String) 
     let arch = TargetArch::try_from(std::env::consts::ARCH).expect("known");
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, action, arch).expect("a filter");
     let program: BpfProgram = filter.try_into().expect("a program");
-    // In a thread of its own, which this process and its other tests are not behind.
+    // Runs in a thread of its own, so that the filter does not apply to this process and its other tests.
     let doctor = thread::spawn(move || {
         seccompiler::apply_filter(&program).expect("a filter");
         Command::new(NARROWS).arg("doctor").output().expect("runs")
@@ -228,7 +228,7 @@ fn refused(error: i32) -> SeccompAction {
 }
 
 #[test]
-fn the_doctor_says_what_an_old_kernel_is_done_without() {
+fn the_doctor_says_what_an_old_kernel_lacks() {
     const PASSPIDFD: u64 = 76;
     const PEERPIDFD: u64 = 77;
     let missing = [
@@ -265,7 +265,7 @@ fn the_doctor_outlives_a_filter_that_kills_and_names_the_call() {
         assert!(mark == "PROBLEM" && line.contains("kills the program that calls memfd_create"), "{line}");
         assert!(out.contains("SystemCallFilter=") && out.contains("narrows does not work here"), "{out}");
 
-        // Those that are not vital, every kind of call that is asked for alone.
+        // The checks that are not vital, each kind of call alone.
         let calls =
             [libc::SYS_pidfd_open, libc::SYS_process_mrelease, libc::SYS_fallocate, libc::SYS_mlockall];
         let (code, out) = filtered(&calls.map(|call| (call, None)), action.clone());
@@ -301,7 +301,7 @@ fn the_doctor_neither_dies_nor_hangs_without_proc_and_sys() {
 
 #[test]
 fn the_doctor_notes_a_private_tmp() {
-    // Beside /tmp, where the program may stand as well.
+    // Not in /tmp, where the program may be as well.
     let Ok(beside) = tempfile::tempdir_in("/var/tmp") else { return println!("skipped: no /var/tmp") };
     let (program, private) = (beside.path().join("narrows"), beside.path().join("systemd-private-test-tmp"));
     std::fs::copy(NARROWS, &program).expect("copies");
@@ -339,7 +339,7 @@ fn the_doctor_goes_by_the_kernels_user_and_not_by_fakeroots() {
     assert!(mark == "note" && line.contains("to the kernel and to peers, 0 to this process"), "{line}");
 }
 
-/// A control group of version 1 or 2 that this test made; it goes with it.
+/// A control group of version 1 or 2 that this test made. It is removed when this is dropped.
 struct Group(PathBuf);
 
 impl Drop for Group {
@@ -348,20 +348,20 @@ impl Drop for Group {
     }
 }
 
-/// A group with one of these limits, the first that is to be had: a folder of a controller, then file and value.
+/// Makes a group with the first of these limits that is possible: the folder of a controller, the file, and the value.
 fn group(limits: &[(&str, &str, &str)]) -> Option<Group> {
     limits.iter().find_map(|(folder, file, value)| {
         let group =
             Group(Path::new(folder).join(format!("narrows-tool-{}-{}", std::process::id(), random())));
         std::fs::create_dir(&group.0).ok()?;
-        // The kernel makes the files of a group; elsewhere there is none.
+        // The kernel makes the files of a group. If there is no controller, they do not exist.
         let mut limit = std::fs::OpenOptions::new().write(true).open(group.0.join(file)).ok()?;
         limit.write_all(value.as_bytes()).ok()?;
         Some(group)
     })
 }
 
-/// Not the same twice.
+/// Returns a number that differs each time.
 fn random() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     std::hash::RandomState::new().build_hasher().finish()
@@ -370,7 +370,7 @@ fn random() -> u64 {
 #[test]
 fn the_doctor_shows_the_quotas_of_control_groups() {
     let v2 = "/sys/fs/cgroup";
-    for (what, shown, places) in [
+    for (what, shown, limits) in [
         (
             "CPU quota",
             "0.50 CPUs",
@@ -383,7 +383,7 @@ fn the_doctor_shows_the_quotas_of_control_groups() {
         ),
         ("threads", " of 60 left", [(v2, "pids.max", "60"), ("/sys/fs/cgroup/pids", "pids.max", "60")]),
     ] {
-        let Some(group) = group(&places) else {
+        let Some(group) = group(&limits) else {
             println!("skipped: no control group for {what} can be made here");
             continue;
         };
@@ -430,7 +430,7 @@ fn a_ping_calls_a_server_of_calls_whether_it_has_the_method_or_not() {
     let (code, out, _) = narrows(&["ping", text(&path), "--calls", "--method", "77", "-c", "2", "-i", "0"]);
     assert_eq!(code, Some(0), "{out}");
     assert!(out.contains("an answer: no such method, from process"), "{out}");
-    // A stream's message is a lie to it: it closes, and the tool knows why.
+    // To a server of calls the message of a stream is a protocol violation: it closes, and the tool names the reason.
     let (code, out, err) = narrows(&["ping", text(&path), "-c", "1"]);
     assert_eq!(code, Some(1), "{out}");
     assert!(err.contains("`--calls`"), "{err}");
@@ -440,7 +440,7 @@ fn a_ping_calls_a_server_of_calls_whether_it_has_the_method_or_not() {
 }
 
 #[test]
-fn calls_to_a_server_of_streams_are_told_what_to_leave_away() {
+fn a_call_to_a_server_of_streams_names_the_option_to_leave_out() {
     let (_folder, path) = folder();
     let _server = Running::serving(&[text(&path)]);
     let (code, _, err) = narrows(&["ping", text(&path), "--calls", "-c", "1"]);
@@ -449,7 +449,7 @@ fn calls_to_a_server_of_streams_are_told_what_to_leave_away() {
 }
 
 #[test]
-fn who_cannot_be_reached_is_told_with_what_to_do() {
+fn an_unreachable_server_is_reported_with_what_to_do() {
     let (folder, path) = folder();
     let (code, out, err) = narrows(&["ping", text(&path)]);
     assert_eq!((code, out.as_str()), (Some(2), ""));
@@ -494,7 +494,7 @@ fn arguments_that_make_no_sense_are_refused() {
     );
 }
 
-/// A limit of the tool's own is not blamed on the server: there is none below what the server takes.
+/// The tool has no limit of its own below that of the server.
 #[test]
 fn a_ping_is_as_large_as_the_server_takes() {
     for calls in [&[][..], &["--calls"]] {
@@ -531,9 +531,9 @@ fn a_ping_ends_with_its_statistics_at_ctrl_c_and_when_the_server_dies() {
     assert!(status.code() == Some(1) && err.contains("narrows: "), "{err}");
 }
 
-/// A server that is stopped answers nobody: pings are lost, and late answers are no mistake.
+/// A stopped server does not answer: pings are lost, and late answers are no error.
 #[test]
-fn what_comes_late_is_lost_and_does_no_harm() {
+fn a_late_answer_counts_as_lost_and_does_no_harm() {
     let (_folder, path) = folder();
     let server = Running::serving(&[text(&path)]);
     let mut ping = Running::start(&["ping", text(&path), "-i", "0.05", "-W", "0.2"]);
@@ -549,7 +549,7 @@ fn what_comes_late_is_lost_and_does_no_harm() {
 }
 
 #[test]
-fn an_echo_server_gives_its_path_back_when_it_is_asked_to_end() {
+fn an_echo_server_removes_its_path_when_it_is_asked_to_end() {
     for signal in [Signal::INT, Signal::TERM] {
         let (_folder, path) = folder();
         let server = Running::serving(&[text(&path)]);

@@ -100,7 +100,7 @@ impl SendHalf for Iceoryx2Sender {
     #[inline]
     fn send(&mut self, message: &[u8]) -> Result<()> {
         let recipients = self.publisher.loan_slice_uninit(message.len())?.write_from_slice(message).send()?;
-        ensure!(recipients == 1, "nobody received it");
+        ensure!(recipients == 1, "no subscriber received it");
         if let Some(notifier) = &self.notifier {
             notifier.notify()?;
         }

@@ -1,9 +1,9 @@
 //! shaq: single-producer queues of `T` in a shared file, with a futex on the write cursor.
 //!
 //! Configuration: its SPSC queue, as in its example `enqueue_dequeue`: each message is written where it stays
-//! (`write_batch`, `try_as_mut`) and read where it lies (`reserve_read_batch_timeout`); a batch of the row is one write
+//! (`write_batch`, `try_as_mut`) and read in place (`reserve_read_batch_timeout`); a batch of the row is one write
 //! batch, and read batches of as many. `Adaptive` is its own wait: 2048 checks, then the futex. A full queue has no
-//! wait: the sender polls, and yields unless the row spins. Both files lie on /dev/shm.
+//! wait: the sender polls, and yields unless the row spins. Both files are on /dev/shm.
 //! Better at than narrows: any `T`, no copy into bytes; multi-producer and broadcast queues beside this one.
 //! Cannot: messages of several sizes, sleep without the long spin (no `Park`), sleep for room, see that its peer died;
 //! joining is `unsafe`, since nothing is checked. Rust 1.95 compiles it only by way of `rustc-for-shaq`.
@@ -126,7 +126,7 @@ impl<const N: usize> ShaqReceiver<N> {
     #[inline]
     fn more(&mut self) -> Result<ReadBatch<'static, [u8; N]>> {
         loop {
-            // SAFETY: the consumer lies in a box, which outlives every batch (see there); it is not used before the
+            // SAFETY: the consumer is in a box, which outlives every batch (see there); it is not used before the
             // batch that comes of this has ended, since a batch that is kept is used up first.
             let consumer = unsafe { &mut *std::ptr::from_mut(self.consumer.as_mut()) };
             if !self.spin {

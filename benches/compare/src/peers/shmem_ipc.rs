@@ -59,10 +59,10 @@ fn pass(stream: &UnixStream, descriptors: &[RawFd]) -> Result<()> {
 
 fn take(stream: &UnixStream) -> Result<[File; 3]> {
     let mut byte = [0];
-    let mut pieces = [IoSliceMut::new(&mut byte)];
+    let mut parts = [IoSliceMut::new(&mut byte)];
     let mut room = nix::cmsg_space!([RawFd; 3]);
     let came =
-        recvmsg::<UnixAddr>(stream.as_raw_fd(), &mut pieces, Some(&mut room), MsgFlags::MSG_CMSG_CLOEXEC)?;
+        recvmsg::<UnixAddr>(stream.as_raw_fd(), &mut parts, Some(&mut room), MsgFlags::MSG_CMSG_CLOEXEC)?;
     let Some(ControlMessageOwned::ScmRights(descriptors)) = came.cmsgs()?.next() else {
         return Err(anyhow!("no descriptors"));
     };

@@ -45,7 +45,7 @@ impl Turn {
 impl WaitPolicy for Turn {
     fn active(&mut self) {}
 
-    fn spin(&mut self, _until: Deadline, look: impl Fn() -> bool) -> bool {
+    fn spin(&mut self, _deadline: Deadline, look: impl Fn() -> bool) -> bool {
         (0..200).any(|_| {
             self.answer();
             look()

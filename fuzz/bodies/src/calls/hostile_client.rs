@@ -7,11 +7,11 @@ use super::{CallRings, Mem, length, text};
 use crate::bytes::Bytes;
 use narrows::internal::ConnectionError;
 use narrows::internal::rpc::fragment::Reassembler;
-use narrows::internal::rpc::frame::{Frame, send};
 use narrows::internal::rpc::server::CallLimits;
 use narrows::internal::rpc::wire::{
     DEADLINE, FrameHeader, FrameKind, HEADER_LEN, MORE, NOTIFY, STREAM, UPLOAD,
 };
+use narrows::internal::rpc::wire::{Frame, send_frame};
 use narrows::internal::{NoWaitPolicy, OobSender, ReceiverCore, SenderCore, Wait};
 
 /// What the client sent and received in one call.
@@ -70,7 +70,7 @@ impl HostileClient {
 
     fn send_frame(&mut self, id: u64, head: FrameHeader, len: usize) {
         self.count += 1;
-        if send(&mut self.out, head, [&text(self.count, len), &[]], id, Wait::Never).is_ok() {
+        if send_frame(&mut self.out, head, [&text(self.count, len), &[]], id, Wait::Never).is_ok() {
             let view = self.views.entry(id).or_default();
             view.begun |= head.kind == FrameKind::Call;
             view.flags |= if head.kind == FrameKind::Call { head.flags } else { 0 };
@@ -146,7 +146,7 @@ impl HostileClient {
         while let Ok(message) = self.inb.next(Wait::Never) {
             let frame = Frame::open(&self.inb, &message).expect("a frame");
             self.check(&frame);
-            self.inb.release(&message).expect("nobody overwrites it");
+            self.inb.release(&message).expect("it is not overwritten");
         }
     }
 

@@ -7,8 +7,8 @@ use crate::bytes::Bytes;
 use narrows::internal::ConnectionError;
 use narrows::internal::rpc::client::{CallOutcome, InFlightCalls, Multiplexer, MultiplexerParts, WaitError};
 use narrows::internal::rpc::fragment::Fragmenter;
-use narrows::internal::rpc::frame::send;
 use narrows::internal::rpc::server::CallLimits;
+use narrows::internal::rpc::wire::send_frame;
 use narrows::internal::rpc::wire::{
     FrameHeader, FrameKind, HEADER_LEN, MORE, NOTIFY, STREAM, UPLOAD, window_cost,
 };
@@ -104,7 +104,7 @@ impl HostileServer {
 
     fn send_frame(&mut self, id: u64, head: FrameHeader, len: usize) {
         self.count += 1;
-        if send(&mut self.out, head, [&text(self.count, len), &[]], id, Wait::Never).is_ok() {
+        if send_frame(&mut self.out, head, [&text(self.count, len), &[]], id, Wait::Never).is_ok() {
             let seq = self.seqs.entry(id).or_default();
             *seq = seq.wrapping_add(u16::from(head.kind.is_sequenced()));
         }

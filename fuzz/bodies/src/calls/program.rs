@@ -1,4 +1,4 @@
-//! Any program of a well-formed client and server: each call gets its own answer, and at the end all slots and windows are free.
+//! Any program of a well-formed client and server: each call gets its own reply, and at the end all slots and windows are free.
 
 use super::client::Client;
 use super::server::{Server, refused};

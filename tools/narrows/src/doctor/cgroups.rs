@@ -1,29 +1,29 @@
-//! Control groups, of version 1 and 2 and of both at once: where this process's own and those around it are mounted.
+//! Control groups, of version 1, of version 2, and of both at once: where the groups of this process and its ancestors are mounted.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::system;
 
-/// The folders of this process's control group and of all around it that this controller may be in, innermost first.
+/// Returns the folders of this process's control group and of its ancestors that may have this controller, innermost first.
 fn folders(controller: &str) -> Vec<PathBuf> {
     let text = |path| fs::read_to_string(path).unwrap_or_default();
     find(&text("/proc/self/cgroup"), &text("/proc/self/mountinfo"), controller)
 }
 
-/// What `of` reads in each folder.
+/// Returns what `of` reads in each folder.
 pub(super) fn each<T>(controller: &str, of: impl Fn(&Path) -> Option<T>) -> Vec<T> {
     folders(controller).iter().filter_map(|folder| of(folder)).collect()
 }
 
-/// The number in the first of these files that there is. A limit that says "max", or what version 1 has for it, is none.
+/// Returns the number in the first of these files that exists. "max", or the value that version 1 has for it, is no limit.
 pub(super) fn number(folder: &Path, names: [&str; 2]) -> Option<u64> {
     const NONE: u64 = 1 << 60;
     let text = names.iter().find_map(|name| system::read(folder.join(name)))?;
     text.parse().ok().filter(|number| *number < NONE)
 }
 
-/// A limit of a controller and what was used of it, of the group that has the least left.
+/// Returns a limit of a controller and its usage, of the group that has the least left.
 pub(super) fn least_left(controller: &str, limit: [&str; 2], used: [&str; 2]) -> Option<(u64, u64)> {
     let left = each(controller, |folder| {
         let most = number(folder, limit)?;
@@ -32,7 +32,7 @@ pub(super) fn least_left(controller: &str, limit: [&str; 2], used: [&str; 2]) ->
     left.into_iter().min()
 }
 
-/// CPUs' time that this group or one around it may have.
+/// Returns the CPU time that this group and its ancestors may use, as a number of CPUs.
 pub(super) fn cpus() -> Option<f64> {
     let quotas = each("cpu", |folder| {
         // Version 2 has "max 100000" or "50000 100000", version 1 two files, with -1 for none.
@@ -51,7 +51,7 @@ pub(super) fn cpus() -> Option<f64> {
     quotas.into_iter().min_by(f64::total_cmp)
 }
 
-/// As [`folders`], of the texts of `/proc/self/cgroup` and `/proc/self/mountinfo`.
+/// Does the same as [`folders`], from the texts of `/proc/self/cgroup` and `/proc/self/mountinfo`.
 fn find(groups: &str, mounts: &str, controller: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for line in groups.lines() {
@@ -77,17 +77,17 @@ fn find(groups: &str, mounts: &str, controller: &str) -> Vec<PathBuf> {
 /// A line of `/proc/self/mountinfo`.
 #[derive(Debug)]
 pub(super) struct Mount {
-    /// What of the file system is mounted.
+    /// The directory of the file system that is mounted.
     pub(super) root: PathBuf,
-    /// Where.
+    /// The mount point.
     pub(super) point: PathBuf,
-    /// Its type.
+    /// The type of the file system.
     pub(super) kind: String,
     options: String,
 }
 
 impl Mount {
-    /// As a line tells: id, parent, device, root, point, options, tags, "-", type, source, options of the file system.
+    /// Parses a line: id, parent, device, root, point, options, tags, "-", type, source, options of the file system.
     pub(super) fn of(line: &str) -> Option<Self> {
         let (mount, system) = line.split_once(" - ")?;
         let mut mount = mount.split(' ').skip(3);
@@ -141,7 +141,7 @@ mod tests {
             found("4:memory:/docker/ab/c", mount, "memory"),
             ["/sys/fs/cgroup/memory/c", "/sys/fs/cgroup/memory"]
         );
-        // A namespace of groups shows what is outside of it so.
+        // A cgroup namespace shows groups outside of it in this form.
         assert_eq!(found("0::/../x", V2, "memory"), ["/sys/fs/cgroup"]);
     }
 

@@ -1,9 +1,9 @@
 //! Runs each check in a process of its own: this program again, as `doctor --check NAME`.
 //!
-//! A seccomp filter may kill what makes a call that it does not know, and a file of a broken file system may never be read.
-//! Then that process ends, or is ended, and the doctor says so.
+//! A seccomp filter may kill a process that makes a call which it does not know, and a read from a broken file system may never
+//! return. Then that process is killed, and the doctor reports it.
 //!
-//! The process prints records: a verdict and three texts, or what it is about to do.
+//! The process prints records: a verdict and three texts, or the action that it is about to do.
 
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -17,17 +17,17 @@ use rustix::process::Signal;
 
 use super::{Check, Finding, GROUPS, Verdict, system};
 
-/// Between two fields of a record.
+/// Separates two fields of a record.
 const FIELD: char = '\u{1f}';
-/// Behind each record.
+/// Ends each record.
 const RECORD: char = '\u{1e}';
 /// The first field of a record that says what comes next.
 const ABOUT_TO: &str = "about to";
 
-/// Whether this process makes one check, for another.
+/// Whether this process makes one check for another process.
 static ISOLATED: AtomicBool = AtomicBool::new(false);
 
-/// Says what this process does next, in case a filter kills it for that: "calls memfd_create".
+/// Reports what this process does next, in case a filter kills it for that: "calls memfd_create".
 pub(super) fn about_to(act: &str) {
     if !ISOLATED.load(Ordering::Relaxed) {
         return;
@@ -54,13 +54,13 @@ pub(super) fn answer(name: &str) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Makes the check in a process of its own, and returns what it found, or what became of it.
+/// Makes the check in a process of its own. Returns its findings, or how that process ended.
 pub(super) fn ask(check: &Check) -> Vec<Finding> {
     let started = system::this_program("doctor", &["--check", check.name])
         .and_then(|mut command| Ok(command.stdout(Stdio::piped()).spawn()?));
     let child = match started {
         Ok(child) => child,
-        // Here then, unless that may be the end of this process.
+        // Makes the check in this process, unless a filter might kill it.
         Err(_) if !system::is_filtered() => return (check.run)(),
         Err(error) => {
             let is = format!("not asked: a filter is in force, and no process can be started: {error:#}");
@@ -91,10 +91,10 @@ pub(super) fn ask(check: &Check) -> Vec<Finding> {
     findings
 }
 
-/// For what should not be.
+/// The advice for unexpected results.
 pub(super) const REPORT: &str = "this is a bug, or a check is missing: report it with this output";
 
-/// How the process ended, if it did so in time, and what it printed.
+/// Returns the exit status of the process, if it ended in time, and what it printed.
 fn collect(mut child: Child, patience: Duration) -> (Option<ExitStatus>, String) {
     let deadline = Instant::now() + patience;
     let ended = loop {
@@ -108,13 +108,13 @@ fn collect(mut child: Child, patience: Duration) -> (Option<ExitStatus>, String)
             }
         }
     };
-    // What it prints is far less than a pipe holds, and its own children do not have the pipe.
+    // The output is far smaller than a pipe's buffer, and the children of the process do not inherit the pipe.
     let mut output = Vec::new();
     let _what_there_is = child.stdout.take().map(|mut out| out.read_to_end(&mut output));
     (ended, String::from_utf8_lossy(&output).into_owned())
 }
 
-/// The findings of these records, and what the process was about to do at last.
+/// Returns the findings of these records, and the last action that the process was about to do.
 fn read(output: &str) -> (Vec<Finding>, Option<String>) {
     let (mut findings, mut last) = (Vec::new(), None);
     for record in output.split(RECORD) {
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_end_is_ended() {
+    fn a_check_that_does_not_end_is_killed() {
         let sleep =
             std::process::Command::new("sleep").arg("600").stdout(Stdio::piped()).spawn().expect("sleep");
         assert_eq!(collect(sleep, Duration::from_millis(20)), (None, String::new()));

@@ -1,4 +1,4 @@
-//! Calls and options that narrows uses: each is asked for as the library asks.
+//! System calls and options that narrows uses. Each is tried in the way in which the library uses it.
 
 use std::io;
 use std::sync::atomic::AtomicU32;
@@ -42,7 +42,7 @@ fn release() -> Vec<Finding> {
     }]
 }
 
-/// What a call came to that narrows cannot do without, or can.
+/// Makes the finding of a call that narrows needs, or can work without.
 fn outcome(what: &str, is: &str, result: io::Result<()>, if_missing: Verdict, advice: &str) -> Vec<Finding> {
     vec![match (result, if_missing) {
         (Ok(()), _) => Finding::fine(what, is),
@@ -76,7 +76,7 @@ fn seal() -> Vec<Finding> {
 fn fork_guard() -> Vec<Finding> {
     let result = match probe::wipe_on_fork() {
         Ok(true) => Ok(()),
-        Ok(false) => Err(io::Error::other("accepted, and nothing is done")),
+        Ok(false) => Err(io::Error::other("accepted, but it has no effect")),
         Err(error) => Err(error),
     };
     outcome(
@@ -103,7 +103,7 @@ fn scheduling() -> Vec<Finding> {
     }
 }
 
-/// Shared waits: the very flags that two processes use; a sleep ends by its deadline, and a wake finds no sleeper.
+/// Shared waits, with the flags that two processes use: a sleep ends at its deadline, and a wake finds no sleeper.
 fn waits() -> Vec<Finding> {
     let word = AtomicU32::new(1);
     let soon = futex::Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
@@ -170,7 +170,7 @@ fn descriptors() -> Vec<Finding> {
     isolate::about_to_call("setsockopt (SO_PASSRIGHTS)");
     vec![match probe::refuse_descriptors() {
         Ok(()) => Finding::fine("SO_PASSRIGHTS", "clients cannot send descriptors to a server"),
-        // Not worth a note: a server never receives any.
+        // Not worth a note, since a server never receives descriptors.
         Err(_) => Finding::fine(
             "SO_PASSRIGHTS",
             "missing (Linux 6.16): descriptors that a client sends are never received",

@@ -1,4 +1,4 @@
-//! Limits of this process and its control group: how many connections they leave room for.
+//! Limits of this process and its control group, and how many connections they leave room for.
 
 use std::fs;
 use std::thread;
@@ -7,14 +7,14 @@ use rustix::process::{Resource, getrlimit};
 
 use super::memory::DEFAULT_MEMORY;
 use super::{Check, Finding, cgroups, isolate, system};
-use crate::words;
+use crate::format;
 
-/// Less than this many connections are few for a server.
+/// Fewer connections than this are few for a server.
 const FEW: u64 = 200;
-/// Mappings of a connection of a server of calls: its memory, and of its thread the stack and the one for signals, each with a
-/// guard. A stream takes the first alone, and its program's threads the others.
+/// The mappings of a connection of a server of calls: its memory, and the stack and the signal stack of its thread, each with a
+/// guard. A stream takes only the first. The threads of its program take the others.
 const MAPPINGS: u64 = 5;
-/// Descriptors of a connection at worst: its socket, and the peer's pidfd if it is the only one to that process.
+/// The most descriptors of a connection: its socket, and the pidfd of the peer if it is the only connection to that process.
 const DESCRIPTORS: u64 = 2;
 
 pub(super) const CHECKS: &[Check] = &[
@@ -38,7 +38,7 @@ fn cpus() -> Vec<Finding> {
     }]
 }
 
-/// The share of CPU time that the control group may have.
+/// The share of CPU time that the control group may use.
 fn quota() -> Vec<Finding> {
     vec![match cgroups::cpus() {
         Some(cpus) if cpus < 2.0 => Finding::note(
@@ -62,7 +62,7 @@ fn open_files() -> Vec<Finding> {
     let Some(soft) = limit(Resource::Nofile) else {
         return vec![Finding::fine("open files", "unlimited")];
     };
-    // A few for all else.
+    // Leaves a few descriptors for other uses.
     let room = soft.saturating_sub(32) / DESCRIPTORS;
     let is = format!("{soft} (hard limit {hard}): room for {room} connections to as many processes");
     vec![match room {
@@ -76,7 +76,7 @@ fn open_files() -> Vec<Finding> {
     }]
 }
 
-/// A process may have so many mappings: beyond it threads and connections cannot be made.
+/// The limit of mappings of a process. Beyond it no threads and connections can be made.
 fn mappings() -> Vec<Finding> {
     let most = system::read("/proc/sys/vm/max_map_count").and_then(|text| text.parse::<u64>().ok());
     let Some(most) = most else {
@@ -100,7 +100,7 @@ fn mappings() -> Vec<Finding> {
     }]
 }
 
-/// One is started, and what is left for others is shown.
+/// Starts a thread, and shows how many more are possible.
 fn threads() -> Vec<Finding> {
     isolate::about_to_call("clone3 or clone");
     let advice = "narrows needs one thread for all connections of a process, and a server of calls one for each client: raise \
@@ -128,10 +128,10 @@ fn file_size() -> Vec<Finding> {
     vec![match limit(Resource::Fsize) {
         Some(bytes) if bytes < need => Finding::problem(
             "file size",
-            format!("{} at most; a connection's memory is a file of {need} B", words::size(bytes)),
+            format!("{} at most; a connection's memory is a file of {need} B", format::size(bytes)),
             "raise `ulimit -f` (LimitFSIZE), or take smaller Options::arena and slots",
         ),
-        Some(bytes) => Finding::fine("file size", format!("{} at most", words::size(bytes))),
+        Some(bytes) => Finding::fine("file size", format!("{} at most", format::size(bytes))),
         None => Finding::fine("file size", "unlimited"),
     }]
 }
@@ -142,7 +142,7 @@ fn address_space() -> Vec<Finding> {
     };
     let room = bytes / DEFAULT_MEMORY as u64;
     let is =
-        format!("{} at most: fewer than {room} connections, with threads and messages", words::size(bytes));
+        format!("{} at most: fewer than {room} connections, with threads and messages", format::size(bytes));
     vec![if room < FEW {
         Finding::note(
             "address space",

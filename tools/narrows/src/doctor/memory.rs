@@ -1,4 +1,4 @@
-//! How much memory a connection takes here, and what limits it.
+//! How much memory a connection takes on this machine, and the limits of memory.
 
 use narrows::Options;
 use narrows::probe;
@@ -7,11 +7,11 @@ use rustix::mm::{MlockAllFlags, mlockall, munlockall};
 use rustix::process::{Resource, getrlimit};
 
 use super::{Check, Finding, cgroups, isolate, system};
-use crate::words;
+use crate::format;
 
-/// What `Options::new()` makes for a connection: two pages of words, 2 x 256 slots, two arenas.
+/// The memory of a connection with `Options::new()`: two pages of words, 2 x 256 slots, two arenas.
 pub(super) const DEFAULT_MEMORY: usize = 2 * (4096 + 256 * 128 + (1 << 20));
-/// Less memory than this is little: about ten connections that were all used up.
+/// Less memory than this is little: it holds about ten connections whose arenas are all in use.
 const LITTLE: u64 = 32 << 20;
 /// An idle connection takes less than this: a few pages.
 const IDLE: u64 = 256 << 10;
@@ -24,7 +24,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check::of("vm.memfd_noexec", noexec),
 ];
 
-/// What a connection that carried nothing takes: a few pages, where huge pages are not forced upon it.
+/// The memory of a connection that carried nothing: a few pages, unless huge pages are forced.
 fn idle() -> Vec<Finding> {
     isolate::about_to("makes a connection");
     let shared = || system::bytes("/proc/self/status", "RssShmem");
@@ -49,7 +49,7 @@ fn idle() -> Vec<Finding> {
     }]
 }
 
-/// The least of what this control group and those around it may still have.
+/// The memory that this control group and its ancestors still allow, whichever is least.
 fn group() -> Vec<Finding> {
     let left = cgroups::least_left(
         "memory",
@@ -96,10 +96,10 @@ fn overcommit() -> Vec<Finding> {
     }]
 }
 
-/// What becomes of a program that locks all memory that it will ever map.
+/// The result for a program that locks all memory that it will ever map.
 fn locked() -> Vec<Finding> {
     let limit = getrlimit(Resource::Memlock).current;
-    let is = limit.map_or_else(|| "unlimited".to_owned(), words::size);
+    let is = limit.map_or_else(|| "unlimited".to_owned(), format::size);
     let what = "locked memory";
     isolate::about_to_call("mlockall");
     let future = mlockall(MlockAllFlags::FUTURE);
@@ -129,7 +129,8 @@ fn locked() -> Vec<Finding> {
     found
 }
 
-/// Whether this process may not lock more than its limit, as one with CAP_IPC_LOCK may; tried with a little more.
+/// Returns whether the limit applies to this process, which it does not with CAP_IPC_LOCK. Tries to lock a little more than the
+/// limit.
 fn binds(limit: u64) -> bool {
     const NOT_TRIED: u64 = 64 << 20;
     let more = usize::try_from(limit.min(NOT_TRIED)).map_or(DEFAULT_MEMORY, |limit| limit + DEFAULT_MEMORY);

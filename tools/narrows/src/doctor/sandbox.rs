@@ -1,4 +1,4 @@
-//! What this process runs in: filters, users, namespaces, private directories.
+//! The environment of this process: filters, users, namespaces, private directories.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,8 @@ pub(super) const CHECKS: &[Check] = &[
     Check::of("directory", directory),
 ];
 
-/// Whether a filter may end what asks: looked at before any other process is started, for which a filter may end this one.
+/// Returns whether a filter is in force. This is checked before another process is started, since a filter may kill this one for
+/// that.
 pub(super) fn filter() -> Finding {
     match system::value("/proc/self/status", "Seccomp").as_deref() {
         Some("0") => Finding::fine("seccomp", "no filter"),
@@ -31,7 +32,7 @@ pub(super) fn filter() -> Finding {
     }
 }
 
-/// Peers see the kernel's user of this process, whatever a library in it says.
+/// The user of this process. Peers see the user that the kernel knows, whatever a library in the process says.
 fn user() -> Vec<Finding> {
     isolate::about_to_call("socketpair or getsockopt (SO_PEERCRED)");
     vec![match probe::own_user() {
@@ -39,7 +40,7 @@ fn user() -> Vec<Finding> {
         Ok((is, says)) => Finding::note(
             "user",
             format!("{is} to the kernel and to peers, {says} to this process (fakeroot, proot?)"),
-            "by default peers are let in by what the kernel says; a policy of your own (Options::authorize) must go by it as well",
+            "by default peers are accepted by the user that the kernel reports; a policy of your own (Options::authorize) must go by it as well",
         ),
         Err(error) => Finding::problem(
             "user",
@@ -49,7 +50,7 @@ fn user() -> Vec<Finding> {
     }]
 }
 
-/// Users that a namespace does not map all show as one, who is therefore never taken for the same user.
+/// Users that a namespace does not map all appear as one user, which is therefore never treated as the same user.
 fn users() -> Vec<Finding> {
     let what = "user namespace";
     let Some(map) = system::read("/proc/self/uid_map") else {
@@ -61,7 +62,7 @@ fn users() -> Vec<Finding> {
     }
     let overflow = system::read("/proc/sys/kernel/overflowuid").unwrap_or_else(|| "65534".to_owned());
     let is = format!(
-        "{mapped} users are mapped; all others show as user {overflow}, who is never trusted as one's own"
+        "{mapped} users are mapped; all others show as user {overflow}, which is never trusted as one's own"
     );
     vec![if geteuid().as_raw().to_string() == overflow {
         Finding::note(
@@ -90,12 +91,12 @@ fn processes() -> Vec<Finding> {
     }]
 }
 
-/// A path in a directory that only this unit sees is another path than the peer's of the same name.
+/// Private directories. A path in a directory that only this unit sees is not the path of the same name that the peer sees.
 fn temporary() -> Vec<Finding> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let apart = match (fs::read_link("/proc/1/ns/mnt"), fs::read_link("/proc/self/ns/mnt")) {
         (Ok(first), Ok(own)) => first != own,
-        _ => false, // Not for this user to know.
+        _ => false, // This user may not read it.
     };
     vec![match private_tmp(&mounts, apart) {
         None => Finding::fine("/tmp", "no private one is to be seen"),
@@ -107,7 +108,7 @@ fn temporary() -> Vec<Finding> {
     }]
 }
 
-/// Why `/tmp` seems to be private. `apart`: this process does not share the mounts of the machine's first.
+/// Returns why `/tmp` seems to be private. `apart`: this process does not share the mount namespace of process 1.
 fn private_tmp(mounts: &str, apart: bool) -> Option<String> {
     let mount = mounts.lines().filter_map(Mount::of).rfind(|mount| mount.point == Path::new("/tmp"))?;
     let root = mount.root.display();
@@ -144,7 +145,7 @@ fn packaging() -> Vec<Finding> {
     }]
 }
 
-/// Where sockets of this user best stand.
+/// The best directory for sockets of this user.
 fn directory() -> Vec<Finding> {
     vec![match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_dir()) {
         Some(path) => Finding::fine(
@@ -171,7 +172,7 @@ mod tests {
         assert_eq!(private_tmp(&systemd, true).as_deref(), Some("PrivateTmp of a systemd unit"));
         assert!(private_tmp(&mount("/data/tmp", "ext4"), false).is_some_and(|it| it.contains("/data/tmp")));
         assert!(private_tmp(&mount("/", "tmpfs"), true).is_some());
-        assert_eq!(private_tmp(&mount("/", "tmpfs"), false), None); // As many distributions have it, for all.
+        assert_eq!(private_tmp(&mount("/", "tmpfs"), false), None); // Many distributions mount a tmpfs there for all users.
         assert_eq!(private_tmp("27 1 254:0 / / rw - ext4 /dev/vda rw", true), None);
     }
 

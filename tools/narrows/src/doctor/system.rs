@@ -1,4 +1,4 @@
-//! What the machine says of itself.
+//! Facts about the machine.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::thread;
 
 use anyhow::Context;
 
-/// Kernel, architecture, CPUs.
+/// Returns a description: kernel, architecture, CPUs.
 pub(crate) fn machine() -> String {
     let name = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = name.lines().find_map(|line| line.strip_prefix("model name")?.split(':').nth(1));
@@ -19,17 +19,17 @@ pub(crate) fn machine() -> String {
     format!("Linux {}, {}, {cpus}{name}", release(), std::env::consts::ARCH)
 }
 
-/// CPUs that this process may run on.
+/// Returns the number of CPUs that this process may run on.
 pub(crate) fn cpus() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// As `uname -r` has it.
+/// Returns the release of the kernel, as `uname -r` prints it.
 pub(crate) fn release() -> String {
     rustix::system::uname().release().to_string_lossy().into_owned()
 }
 
-/// The first two numbers of the release.
+/// Returns the first two numbers of the release.
 pub(crate) fn version() -> (u32, u32) {
     parse(&release())
 }
@@ -39,32 +39,32 @@ fn parse(release: &str) -> (u32, u32) {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
-/// The text of a file without its last line break, if it can be read.
+/// Returns the text of a file without its last line break, if it can be read.
 pub(crate) fn read(path: impl AsRef<std::path::Path>) -> Option<String> {
     fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
 }
 
-/// The value of a line `Key: value` of such a file as `/proc/self/status` or `/proc/meminfo`.
+/// Returns the value of a line `Key: value` of a file such as `/proc/self/status` or `/proc/meminfo`.
 pub(crate) fn value(path: &str, key: &str) -> Option<String> {
     let text = fs::read_to_string(path).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
     Some(line.trim().to_owned())
 }
 
-/// As [`value`], of a number of KiB, in bytes.
+/// Does the same as [`value`] for a number of KiB, which it returns in bytes.
 pub(crate) fn bytes(path: &str, key: &str) -> Option<u64> {
     let kib: u64 = value(path, key)?.strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
 }
 
-/// Whether a seccomp filter is in force, or may be: without `/proc` nothing is known.
+/// Returns whether a seccomp filter is in force, or may be: without `/proc` this is not known.
 pub(crate) fn is_filtered() -> bool {
     value("/proc/self/status", "Seccomp").as_deref() != Some("0")
 }
 
-/// This program again, as its own other process; its words are not shown.
+/// Returns the command that runs this program again as another process, whose output is discarded.
 pub(crate) fn this_program(command: &str, arguments: &[&str]) -> anyhow::Result<Command> {
-    // Without /proc by the name that it was started by.
+    // Without /proc the program is found by the name with which it was started.
     let path = std::env::current_exe().ok().or_else(|| std::env::args_os().next().map(PathBuf::from));
     let mut again = Command::new(path.context("cannot find this program: is /proc mounted?")?);
     again.arg(command).args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());

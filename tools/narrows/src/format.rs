@@ -1,4 +1,4 @@
-//! What errors mean to a person, and how times and sizes are written.
+//! Formats errors with advice, and times and sizes, for people.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use narrows::{BindError, ConnectError, RejectCode};
 
-/// What to do when a server cannot be reached.
+/// Adds what to do when a server cannot be reached.
 pub(crate) fn unreachable(path: &Path, error: &ConnectError) -> anyhow::Error {
     let path = path.display();
     let advice = match error {
-        // Of the call that asks for the path: others fail for other reasons.
+        // Only for the calls that use the path: others fail for other reasons.
         ConnectError::Io { doing, source } if doing.starts_with("connecting") => match source.kind() {
             ErrorKind::NotFound => {
                 "nothing stands there. Is the path right, and the server started? \
@@ -53,7 +53,7 @@ pub(crate) fn unreachable(path: &Path, error: &ConnectError) -> anyhow::Error {
     }
 }
 
-/// What to do when a path cannot be bound.
+/// Adds what to do when a path cannot be bound.
 pub(crate) fn unbindable(path: &Path, error: &BindError) -> anyhow::Error {
     let path = path.display();
     let advice = match error {
@@ -73,7 +73,7 @@ pub(crate) fn unbindable(path: &Path, error: &BindError) -> anyhow::Error {
     }
 }
 
-/// An error with all its causes, each once: those whose text has their cause already do not get it again.
+/// Formats an error with all its causes, each once: a cause that is already in the text of its error is not repeated.
 pub(crate) fn causes(error: &anyhow::Error) -> String {
     error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.as_str() {
         "" => cause,
@@ -82,7 +82,7 @@ pub(crate) fn causes(error: &anyhow::Error) -> String {
     })
 }
 
-/// A time with three digits and its unit.
+/// Formats a time with three digits and its unit.
 pub(crate) fn time(time: Duration) -> String {
     let nanos = time.as_secs_f64() * 1e9;
     let (value, unit) = match nanos {
@@ -94,7 +94,7 @@ pub(crate) fn time(time: Duration) -> String {
     format!("{} {unit}", three(value))
 }
 
-/// A size in the largest unit that has no fraction.
+/// Formats a size in the largest unit without a fraction.
 pub(crate) fn size(bytes: u64) -> String {
     match bytes {
         b if b >= 1 << 30 && b % (1 << 30) == 0 => format!("{} GiB", b >> 30),
@@ -104,7 +104,7 @@ pub(crate) fn size(bytes: u64) -> String {
     }
 }
 
-/// A number with three digits.
+/// Formats a number with three digits.
 pub(crate) fn three(value: f64) -> String {
     match value {
         v if v < 10.0 => format!("{v:.2}"),
@@ -131,7 +131,7 @@ mod tests {
             unreachable(Path::new("x"), &error).to_string()
         };
         assert!(text("connecting to x", ErrorKind::PermissionDenied).contains("not open to this user"));
-        // A filter, or a security module.
+        // Caused by a filter, or by a security module.
         assert!(!text("mapping the memory", ErrorKind::PermissionDenied).contains("not open to this user"));
         assert!(!text("mapping the memory", ErrorKind::NotFound).contains("is the path right"));
     }

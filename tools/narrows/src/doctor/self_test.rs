@@ -1,4 +1,4 @@
-//! Really two processes: a message each way, and a death.
+//! The self-test with two real processes: messages each way, and a death.
 
 use std::path::Path;
 use std::process::{Child, Command};
@@ -11,11 +11,11 @@ use narrows::{ConnectError, Options, RecvTimeoutError, SharedMemoryStream, WaitS
 use super::isolate::{self, REPORT};
 use super::{Check, Finding, system};
 use crate::child::pattern;
-use crate::words;
+use crate::format;
 
-/// Longer than any of this takes.
+/// Longer than any step takes.
 const LONG: Duration = Duration::from_secs(10);
-/// Nothing, what stands in a slot, what stands in the arena, what goes through it in pieces.
+/// An empty message, one inline in its slot, one in the arena, and one that is fragmented.
 const SIZES: [usize; 4] = [0, 100, 100_000, 3 << 20];
 
 pub(super) const CHECKS: &[Check] = &[
@@ -31,16 +31,16 @@ fn client_and_server() -> Vec<Finding> {
     outcome("by a path", "a server was reached at its path, and answered messages of 0 B to 3 MiB", by_path)
 }
 
-type Trial = fn() -> anyhow::Result<Other>;
+type SelfTest = fn() -> anyhow::Result<Other>;
 
-/// The other process, and what leads to it.
+/// The other process, and the connection to it.
 struct Other {
     child: Kept,
     stream: SharedMemoryStream,
     slept: u64,
 }
 
-/// A process that does not outlive this one's interest.
+/// A process that is killed when this is dropped.
 struct Kept(Child);
 
 impl Drop for Kept {
@@ -50,13 +50,13 @@ impl Drop for Kept {
     }
 }
 
-fn outcome(what: &str, is: &str, trial: Trial) -> Vec<Finding> {
+fn outcome(what: &str, is: &str, test: SelfTest) -> Vec<Finding> {
     isolate::about_to("makes, uses or watches a connection");
-    let other = match trial() {
+    let other = match test() {
         Ok(other) => other,
         Err(error) => {
             let advice = format!("this is what programs will meet. If all above is fine, {REPORT}");
-            return vec![Finding::problem(what, words::causes(&error), advice)];
+            return vec![Finding::problem(what, format::causes(&error), advice)];
         }
     };
     let slept = match other.slept {
@@ -66,7 +66,7 @@ fn outcome(what: &str, is: &str, trial: Trial) -> Vec<Finding> {
     vec![Finding::fine(what, format!("{is}{slept}")), death(other)]
 }
 
-/// What the other's death is reported as.
+/// Kills the other process, and checks how its death is reported.
 fn death(mut other: Other) -> Finding {
     let what = "  its death";
     let at = Instant::now();
@@ -74,7 +74,7 @@ fn death(mut other: Other) -> Finding {
         return Finding::problem(what, error.to_string(), "a process could not be killed");
     }
     let reported = other.stream.recv_timeout(&mut [0; 8], LONG);
-    let took = words::time(at.elapsed());
+    let took = format::time(at.elapsed());
     match reported {
         Err(RecvTimeoutError::PeerDied) => {
             Finding::fine(what, format!("reported as `PeerDied` after {took}"))
@@ -137,7 +137,7 @@ fn talk(child: Kept, mut stream: SharedMemoryStream) -> anyhow::Result<Other> {
     let mut answer = Vec::new();
     for size in SIZES {
         let message = pattern(size);
-        // For longer than a ring holds: the other reads while this one waits for room.
+        // Receives while it sends, since the message may exceed the ring: the other process reads while this one waits for room.
         let (sender, receiver) = stream.halves();
         thread::scope(|scope| -> anyhow::Result<()> {
             let sent = scope.spawn(|| sender.send_timeout(&message, LONG));
@@ -147,7 +147,7 @@ fn talk(child: Kept, mut stream: SharedMemoryStream) -> anyhow::Result<Other> {
         })
         .with_context(|| format!("a message of {size} bytes"))?;
         ensure!(answer == message, "a message of {size} bytes came back changed");
-        thread::sleep(Duration::from_millis(5)); // The other falls asleep.
+        thread::sleep(Duration::from_millis(5)); // The other process falls asleep.
     }
     let slept = stream.stats().sleeps;
     Ok(Other { child, stream, slept })

@@ -1,4 +1,4 @@
-//! Ctrl-C, and SIGTERM: what is to be ended then.
+//! Ctrl-C and SIGTERM: an action that ends the command, and a sleep that a signal interrupts.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -8,9 +8,9 @@ use anyhow::Context;
 
 static ASKED: AtomicBool = AtomicBool::new(false);
 static LOCK: Mutex<()> = Mutex::new(());
-static BELL: Condvar = Condvar::new();
+static SIGNALLED: Condvar = Condvar::new();
 
-/// From now on a signal does this, once, instead of ending the process; a second one ends it.
+/// Sets the action of the first signal. A second signal ends the process.
 pub(crate) fn on_signal(act: impl Fn() + Send + 'static) -> anyhow::Result<()> {
     ctrlc::set_handler(move || {
         if ASKED.swap(true, Ordering::SeqCst) {
@@ -18,17 +18,17 @@ pub(crate) fn on_signal(act: impl Fn() + Send + 'static) -> anyhow::Result<()> {
         }
         act();
         let _held = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
-        BELL.notify_all();
+        SIGNALLED.notify_all();
     })
     .context("cannot take signals")
 }
 
-/// Whether a signal came.
+/// Returns whether a signal came.
 pub(crate) fn is_asked() -> bool {
     ASKED.load(Ordering::SeqCst)
 }
 
-/// Sleeps until then, or until a signal comes.
+/// Sleeps until this time, or until a signal comes.
 pub(crate) fn sleep_until(then: Instant) {
     let mut held = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
     while !is_asked() {
@@ -36,6 +36,6 @@ pub(crate) fn sleep_until(then: Instant) {
         if left == Duration::ZERO {
             return;
         }
-        held = BELL.wait_timeout(held, left).unwrap_or_else(PoisonError::into_inner).0;
+        held = SIGNALLED.wait_timeout(held, left).unwrap_or_else(PoisonError::into_inner).0;
     }
 }
