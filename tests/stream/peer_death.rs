@@ -236,9 +236,11 @@ fn serve_churn(listener: &SharedMemoryListener, over: &AtomicBool, clean: &Atomi
         let Ok(mut stream) = listener.accept_timeout(Duration::from_millis(50)) else { continue };
         match verdict(&mut stream) {
             Ok(5) => {
+                // "short", from a client that lives on.
                 assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::Disconnected));
                 clean.fetch_add(1, Ordering::Relaxed);
             }
+            // "killed".
             Ok(6) => assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::PeerDied)),
             other => panic!("{other:?}"),
         }
@@ -251,7 +253,7 @@ fn kill_some(path: &Path, over: &AtomicBool, killed: &AtomicU64) {
         let subject = Fork::run(|| {
             // At the very end the listener no longer accepts.
             let stream = SharedMemoryStream::connect_timeout(path, Duration::from_secs(2));
-            let _sent = stream.map(|mut stream| stream.send(b"subject").map(|()| std::mem::forget(stream)));
+            let _sent = stream.map(|mut stream| stream.send(b"killed").map(|()| std::mem::forget(stream)));
             sys::kill(i32::try_from(std::process::id()).expect("a pid"), libc::SIGKILL);
             0
         });
