@@ -53,6 +53,7 @@ const MODULES: [(&str, &[(&str, &str)]); 4] = [
         &[
             ("", "rpc/mod.rs"),
             ("preface", "rpc/preface.rs"),
+            ("flow_control", "rpc/flow_control.rs"),
             ("fragment", "rpc/fragment.rs"),
             ("wire", "rpc/wire.rs"),
             ("client::multiplexer", "rpc/client/multiplexer.rs"),
@@ -67,9 +68,10 @@ const MODULES: [(&str, &[(&str, &str)]); 4] = [
 
 /// Files that are copied without mutants. They run in one thread at a time, behind a lock. The fuzzers compare them with a
 /// reference, in far more states than a model has.
-const PURE: [&str; 6] = [
+const PURE: [&str; 7] = [
     "channel/io_slice_reader.rs",
     "rpc/preface.rs",
+    "rpc/flow_control.rs",
     "rpc/fragment.rs",
     "rpc/wire.rs",
     "rpc/client/in_flight.rs",

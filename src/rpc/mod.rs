@@ -28,6 +28,7 @@
 //! and `tests/rpc` between processes.
 
 pub mod client;
+pub mod flow_control;
 pub mod fragment;
 mod nesting;
 mod preface;

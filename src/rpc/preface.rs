@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use super::wire::send_frame;
-use super::wire::{FrameHeader, FrameKind, HEADER_LEN, SETTINGS_LEN, Settings, VERSION, window_cost};
+use super::wire::{FrameHeader, FrameKind, HEADER_LEN, SETTINGS_LEN, Settings, VERSION};
 use crate::channel::{ReceiverCore, RecvCoreError, SendCoreError, SenderCore, Wait, WaitPolicy};
 use crate::error::{ConnectError, ConnectionError, ProtocolViolation, RejectCode, shortened};
 use crate::memory::Memory;
@@ -12,11 +12,6 @@ use crate::options::Options;
 
 /// The length of the longest text of a refusal, in bytes.
 const MAX_TEXT: usize = 64;
-
-/// Returns the length of the longest chunk of a stream with this window, in bytes.
-pub(super) fn max_chunk(window: u32, max: usize) -> usize {
-    (window.saturating_sub(window_cost(0)) as usize).min(max)
-}
 
 /// Returns the windows of streams and of pushes that both sides use: the smaller of each side's.
 pub(super) fn negotiate_windows(options: &Options, theirs: &Settings) -> (u32, u32) {

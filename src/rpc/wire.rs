@@ -37,18 +37,13 @@
 use crate::channel::{IncomingMessage, ReceiverCore, SendCoreError, SenderCore, Wait, WaitPolicy};
 use crate::error::ProtocolViolation;
 use crate::memory::Memory;
+use crate::rpc::flow_control::MIN_WINDOW;
 
 /// The length of a header, in bytes.
 pub const HEADER_LEN: usize = 8;
 
 /// The length of the settings, in bytes.
 pub const SETTINGS_LEN: usize = 32;
-
-/// What a chunk or push costs of a window in addition to its bytes, so that empty ones are not free.
-pub const CHUNK_COST: u32 = 64;
-
-/// The smallest window, in bytes.
-pub const MIN_WINDOW: u32 = 1024;
 
 /// The length of the longest error, in bytes: its code and its text.
 pub const ERROR_LEN: usize = 4 + 1024;
@@ -223,7 +218,7 @@ impl Status {
 pub struct Settings {
     /// The newest version that the sender speaks.
     pub version: u16,
-    /// The window of each stream towards the sender: bytes, and [`CHUNK_COST`] for each chunk.
+    /// The window of each stream towards the sender: bytes, and [`CHUNK_COST`](super::flow_control::CHUNK_COST) for each chunk.
     pub stream_window: u32,
     /// The window of all pushes together, likewise.
     pub push_window: u32,
@@ -264,12 +259,6 @@ impl Settings {
         }
         Ok(settings)
     }
-}
-
-/// Returns what a chunk or push of `len` bytes costs of its window.
-#[inline]
-pub fn window_cost(len: usize) -> u32 {
-    u32::try_from(len).unwrap_or(u32::MAX).saturating_add(CHUNK_COST)
 }
 
 /// Sends one frame, whose body is the concatenation of two parts.

@@ -10,6 +10,7 @@ mod calls;
 mod deadlocks;
 mod death;
 mod errors;
+mod flow_control;
 mod hostile;
 mod order;
 mod over_streams;

@@ -22,8 +22,9 @@ use std::sync::Arc;
 
 use super::bytes::Bytes;
 use narrows::internal::memory::{Heap, INLINE_CAPACITY, Memory};
+use narrows::internal::rpc::flow_control::CHUNK_COST;
 use narrows::internal::rpc::server::CallLimits;
-use narrows::internal::rpc::wire::{CHUNK_COST, HEADER_LEN};
+use narrows::internal::rpc::wire::HEADER_LEN;
 use narrows::internal::{NoWaitPolicy, ReceiverCore, SenderCore, WaitPolicy};
 
 pub use program::{CallTally, call_tally};

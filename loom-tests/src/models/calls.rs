@@ -5,8 +5,9 @@
 use loom::thread;
 
 use super::super::code::rpc::client::{InFlightCalls, WaitError};
+use super::super::code::rpc::flow_control::window_cost;
 use super::super::code::rpc::fragment::Fragmenter;
-use super::super::code::rpc::wire::{FrameHeader, FrameKind, Status, UPLOAD, window_cost};
+use super::super::code::rpc::wire::{FrameHeader, FrameKind, Status, UPLOAD};
 use super::super::code::{IncomingSignals, Wait};
 use super::client::{SLOTS, Shared, begin, end, mux, open, reply, reply_to, soon, spawn_waiter};
 use super::frames::{receive_frame, send_frame};

@@ -6,8 +6,9 @@ use std::time::Instant;
 use loom::thread;
 
 use super::super::code::rpc::client::{CallOutcome, InFlightCalls, Multiplexer, MultiplexerParts, WaitError};
+use super::super::code::rpc::flow_control::window_cost;
 use super::super::code::rpc::fragment::Fragmenter;
-use super::super::code::rpc::wire::{FrameHeader, FrameKind, window_cost};
+use super::super::code::rpc::wire::{FrameHeader, FrameKind};
 use super::super::code::{IncomingSignals, NoWaitPolicy, OobSender, ReceiverCore, SenderCore, Wait};
 use super::frames::send_frame;
 use super::{MAX_MESSAGE, receiver, sender};

@@ -7,11 +7,12 @@ use loom::sync::Notify;
 use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
 
+use super::super::code::rpc::flow_control::window_cost;
 use super::super::code::rpc::server::{
     BorrowedRequest, CallEvent, CallFailure, CallInfo, CallLimits, ConnectionDriver, Dispatch, Payload,
     ServedCalls, ServerConnection, ServerConnectionParts,
 };
-use super::super::code::rpc::wire::{FrameHeader, FrameKind, Status, window_cost};
+use super::super::code::rpc::wire::{FrameHeader, FrameKind, Status};
 use super::super::code::{
     ConnectionError, IncomingSignals, NoWaitPolicy, OobSender, ReceiverCore, SenderCore,
 };

@@ -6,8 +6,9 @@ use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
 
 use super::super::code::ring::{CloseReason, on_peer_gone};
+use super::super::code::rpc::flow_control::window_cost;
 use super::super::code::rpc::server::{Payload, RespondError, UploadItem};
-use super::super::code::rpc::wire::{FrameHeader, FrameKind, STREAM, UPLOAD, window_cost};
+use super::super::code::rpc::wire::{FrameHeader, FrameKind, STREAM, UPLOAD};
 use super::super::code::{ConnectionError, Wait};
 use super::server::{
     Client, FIRST, Methods, SECOND, Shared, drive, kind, reply, serve, server_connection, start_call,

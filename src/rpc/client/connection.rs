@@ -17,8 +17,8 @@ use crate::error::{CallError, ConnectError, ConnectionError, HandlerError};
 use crate::options::Options;
 use crate::rpc::fragment::Fragmenter;
 use crate::rpc::nesting::{self, Awaited};
-use crate::rpc::preface;
 use crate::rpc::wire::{DEADLINE, FrameHeader, FrameKind, HEADER_LEN, NOTIFY, Status};
+use crate::rpc::{flow_control, preface};
 use crate::stream::SharedMemoryStream;
 
 /// One connection of a client.
@@ -85,7 +85,7 @@ impl ClientConnection {
 
     /// Returns the length of the longest chunk of a stream, in bytes.
     pub(super) fn max_chunk(&self) -> usize {
-        preface::max_chunk(self.window, self.max)
+        flow_control::max_chunk(self.window, self.max)
     }
 
     /// Calls a method, and waits for its reply, which replaces what is in `buffer`.

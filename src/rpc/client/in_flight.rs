@@ -29,8 +29,9 @@ use std::collections::{HashMap, VecDeque};
 use std::mem;
 
 use crate::error::ProtocolViolation;
+use crate::rpc::flow_control::{credit_threshold, window_cost};
 use crate::rpc::fragment::{self, Reassembler};
-use crate::rpc::wire::{ERROR_LEN, FrameHeader, FrameKind, NOTIFY, STREAM, Status, UPLOAD, window_cost};
+use crate::rpc::wire::{ERROR_LEN, FrameHeader, FrameKind, NOTIFY, STREAM, Status, UPLOAD};
 use crate::rpc::{CallOver, slot_index};
 
 /// How a call ended, according to its final frame.
@@ -563,10 +564,6 @@ impl InFlightCalls {
         }
         self.ended.get_mut(&id)
     }
-}
-
-fn credit_threshold(window: u32) -> u32 {
-    (window / 4).max(1)
 }
 
 #[cfg(feature = "testing")]

@@ -11,9 +11,10 @@ use super::multiplexer::WaitError;
 use crate::channel::Wait;
 use crate::error::CallError;
 use crate::rpc::CallOver;
+use crate::rpc::flow_control::window_cost;
 use crate::rpc::fragment::Fragmenter;
 use crate::rpc::nesting::Awaited;
-use crate::rpc::wire::{FrameHeader, FrameKind, STREAM, UPLOAD, window_cost};
+use crate::rpc::wire::{FrameHeader, FrameKind, STREAM, UPLOAD};
 
 /// The chunks of a reply, until its end or an error; made by
 /// [`SharedMemoryClient::call_streaming`](crate::SharedMemoryClient::call_streaming).
@@ -201,10 +202,10 @@ impl fmt::Debug for ReplyStream {
 /// server.adopt(b);
 /// let client = SharedMemoryClient::over(a)?;
 /// let (mut upload, mut replies) = client.start_duplex(1, b"")?;
-/// upload.write_chunk(&vec![7; upload.max_chunk()])?; // No chunk is longer than the window.
+/// upload.write_chunk(&vec![7; upload.max_chunk()])?; // About three quarters of the window.
 /// upload.write_chunk(b"more")?; // Waits while the window is full.
 /// upload.end()?;
-/// assert_eq!(replies.next_chunk()?, Some(b"1048516".to_vec()));
+/// assert_eq!(replies.next_chunk()?, Some(b"786372".to_vec()));
 /// # Ok::<(), std::io::Error>(())
 /// ```
 #[must_use = "an upload that is dropped is cancelled"]

@@ -33,8 +33,9 @@ use super::send_queue::{Payload, SendQueue};
 use crate::channel::{IncomingSignals, Lock, SenderCore, SharedFlag, SyncBackend, Wait, WaitPolicy};
 use crate::error::{ConnectionError, ProtocolViolation};
 use crate::memory::{Deadline, Memory};
+use crate::rpc::flow_control::window_cost;
 use crate::rpc::wire::Frame;
-use crate::rpc::wire::{FrameHeader, FrameKind, Status, window_cost};
+use crate::rpc::wire::{FrameHeader, FrameKind, Status};
 use crate::rpc::{CallOver, slot_index};
 
 /// A connection, as all threads of the server share it.

@@ -5,10 +5,11 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use super::activity::ServerActivity;
 use super::connection::{ServerConnection, ServerConnectionParts};
 use super::driver::{BorrowedRequest, CallInfo, ConnectionDriver, Dispatch};
-use super::in_flight::CallLimits;
-use super::in_flight::{CallFailure, ServedCalls};
+
+use super::in_flight::{CallFailure, CallLimits, ServedCalls};
 use super::methods::{self, Method};
 use super::request::Request;
 use super::session::{Connection, CountGuard, ProcessId, Session};
@@ -19,8 +20,8 @@ use crate::error::{CallError, ConnectionError, RejectCode};
 use crate::events;
 use crate::memory::{Deadline, try_reserve};
 use crate::rpc::nesting;
-use crate::rpc::preface;
 use crate::rpc::wire::{HEADER_LEN, NOTIFY, STREAM, Status, UPLOAD};
+use crate::rpc::{flow_control, preface};
 use crate::stream::SharedMemoryStream;
 
 /// Serves one connection on this thread until it ends.
@@ -41,8 +42,14 @@ pub(super) fn serve_counted(state: &Arc<ServerState>, stream: SharedMemoryStream
     let ended = match accept(state, &session) {
         true => {
             state.activity.counts.accepted.add();
-            let mut dispatcher =
-                Dispatcher { state, session: &session, admitted: None, reply: Vec::new(), copy: Vec::new() };
+            let mut dispatcher = Dispatcher {
+                state,
+                activity: &state.activity,
+                session: &session,
+                admitted: None,
+                reply: Vec::new(),
+                copy: Vec::new(),
+            };
             driver.run(&mut dispatcher)
         }
         false => {
@@ -143,8 +150,8 @@ fn exchange_preface(
         connection: Arc::clone(&connection),
         handle,
         state: OnceLock::new(),
-        max_chunk: preface::max_chunk(window, max),
-        max_push: preface::max_chunk(push_window, max),
+        max_chunk: flow_control::max_chunk(window, max),
+        max_push: flow_control::max_chunk(push_window, max),
         max_reply: max,
         running: AtomicUsize::new(0),
         streams: AtomicUsize::new(0),
@@ -183,6 +190,7 @@ impl Drop for AdmissionGuard<'_> {
 /// Handles the calls of one connection, on the connection's own thread.
 struct Dispatcher<'a> {
     state: &'a Arc<ServerState>,
+    activity: &'a ServerActivity,
     session: &'a Arc<Session>,
     /// The inline method that was just admitted.
     admitted: Option<&'a Method>,
@@ -238,7 +246,7 @@ impl Dispatcher<'_> {
 
     #[cold]
     fn reject_busy(&self, call: CallInfo, text: &str) {
-        self.state.activity.counts.busy.add();
+        self.activity.counts.busy.add();
         self.session.connection.fail(call.id, &(Status::Busy, 0, text.into()));
     }
 
@@ -252,7 +260,7 @@ impl Dispatcher<'_> {
         if !(streams || running) {
             return Ok(());
         }
-        self.state.activity.counts.busy.add();
+        self.activity.counts.busy.add();
         Err((Status::Busy, 0, "too many methods run for this client".into()))
     }
 }
@@ -261,7 +269,7 @@ impl Dispatch<Mapping, AdaptiveWait> for Dispatcher<'_> {
     #[inline]
     fn admit(&mut self, method: u32, flags: u8) -> Result<bool, CallFailure> {
         // A notification that a client had committed when it left is still served: the client sends no more of them.
-        if self.state.activity.is_draining() && !(flags & NOTIFY != 0 && self.client_has_left()) {
+        if self.activity.is_draining() && !(flags & NOTIFY != 0 && self.client_has_left()) {
             return Err((Status::ShuttingDown, 0, String::new()));
         }
         let method = self.state.methods.find(method, flags & (STREAM | UPLOAD))?;
@@ -280,11 +288,10 @@ impl Dispatch<Mapping, AdaptiveWait> for Dispatcher<'_> {
         if method.is_inline() {
             let asked = Request::private(self.session, call, &request, arrived);
             let deadline = nesting::DeadlineGuard::set(asked.deadline());
-            let ran =
-                methods::run_long(method, self.session, &asked, &mut self.reply, &self.state.activity.counts);
+            let ran = methods::run_long(method, self.session, &asked, &mut self.reply, &self.activity.counts);
             drop(deadline);
             methods::answer(self.session, call, ran, &mut self.reply);
-            self.state.activity.counts.calls.add();
+            self.activity.counts.calls.add();
             self.session.connection.with_calls(|calls| calls.recycle(call.id, request));
         } else if let Err(failure) = self.check_capacity(method) {
             self.session.connection.fail(call.id, &failure); // Other methods began to run while its request arrived.
@@ -301,7 +308,7 @@ impl Dispatch<Mapping, AdaptiveWait> for Dispatcher<'_> {
         call: CallInfo,
         borrowed: BorrowedRequest<'_, Mapping, AdaptiveWait>,
     ) -> Result<&mut Vec<u8>, CallFailure> {
-        let Self { state, session, reply, copy, admitted, .. } = self;
+        let Self { state, activity, session, reply, copy, admitted } = self;
         let method = admitted.take().map_or_else(|| state.methods.find(call.method, call.flags), Ok)?;
         let asked = match borrowed.private() {
             Some(bytes) => Request::private(session, call, bytes, None), // It has just arrived.
@@ -312,10 +319,10 @@ impl Dispatch<Mapping, AdaptiveWait> for Dispatcher<'_> {
             }
         };
         let _deadline = nesting::DeadlineGuard::set(asked.deadline());
-        methods::run(method, session, &asked, reply, &state.activity.counts).map(|()| reply)
+        methods::run(method, session, &asked, reply, &activity.counts).map(|()| reply)
     }
 
     fn is_done(&self) -> bool {
-        self.state.activity.is_draining() && self.session.connection.is_idle() && !self.client_has_left()
+        self.activity.is_draining() && self.session.connection.is_idle() && !self.client_has_left()
     }
 }

@@ -29,9 +29,10 @@ use std::ops::Range;
 
 use crate::error::ProtocolViolation;
 use crate::memory::{Deadline, OutOfMemory};
+use crate::rpc::flow_control::{credit_threshold, window_cost};
 use crate::rpc::fragment::{self, Fragmenter, Reassembler};
 use crate::rpc::preface::truncate_text;
-use crate::rpc::wire::{DEADLINE, ERROR_LEN, FrameHeader, FrameKind, STREAM, Status, UPLOAD, window_cost};
+use crate::rpc::wire::{DEADLINE, ERROR_LEN, FrameHeader, FrameKind, STREAM, Status, UPLOAD};
 use crate::rpc::{CallOver, slot_index};
 
 /// The length of the time left that stands in front of a request, in bytes.
@@ -428,7 +429,7 @@ impl ServedCalls {
             return Ok((slot.ended || !slot.is_uploading()).then_some(UploadItem::End));
         };
         slot.owed = slot.owed.saturating_add(window_cost(chunk.len()));
-        if slot.owed >= (window / 4).max(1) && !slot.ended {
+        if slot.owed >= credit_threshold(window) && !slot.ended {
             let owed = mem::take(&mut slot.owed);
             // A client that does not receive its credit must not make this list grow: there is one entry for each
             // call.

@@ -157,6 +157,12 @@ impl Connection {
         session.state.get()?.downcast_ref().map(look)
     }
 
+    /// Returns the length of the longest push, in bytes: about three quarters of the client's window for pushes, and at most
+    /// the longest message. Returns 0 once the connection has ended.
+    pub fn max_push(&self) -> usize {
+        self.session.upgrade().map_or(0, |session| session.max_push)
+    }
+
     /// Sends the client a push. Blocks while the client's window for pushes is full, that is, while the client does
     /// not take them. Success means that the push was sent, not that the client took it. In a method it waits until
     /// the deadline of the method's call at most. In a method of the pool whose call has no deadline, it waits for

@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 use super::{Came, Plays, explore};
 use crate::support::Watchdog;
 use narrows::internal::rpc::client::{CallOutcome, InFlightCalls, Wakeup};
-use narrows::internal::rpc::wire::{
-    FrameHeader, FrameKind, MORE, NOTIFY, STREAM, Status, UPLOAD, window_cost,
-};
+use narrows::internal::rpc::flow_control::window_cost;
+use narrows::internal::rpc::wire::{FrameHeader, FrameKind, MORE, NOTIFY, STREAM, Status, UPLOAD};
 
 /// Two chunks of a byte, and one byte more.
 const STREAM_WINDOW: u32 = 131;

@@ -17,10 +17,11 @@ use std::time::Instant;
 
 use narrows::internal::memory::Heap;
 use narrows::internal::rpc::client;
+use narrows::internal::rpc::flow_control::window_cost;
 use narrows::internal::rpc::server::{
     CallLimits, RespondError, ServedCalls, ServerConnection, ServerConnectionParts,
 };
-use narrows::internal::rpc::wire::{FrameHeader, FrameKind, STREAM, UPLOAD, window_cost};
+use narrows::internal::rpc::wire::{FrameHeader, FrameKind, STREAM, UPLOAD};
 use narrows::internal::{
     IncomingSignals, NoWaitPolicy, OobSender, ProtocolViolation, RealSync, ReceiverCore, SenderCore, Wait,
 };

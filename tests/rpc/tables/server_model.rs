@@ -7,12 +7,13 @@ use std::time::Instant;
 
 use super::{Came, Mem, Plays, connection, explore, inbound, outbound, ring};
 use crate::support::Watchdog;
+use narrows::internal::rpc::flow_control::CHUNK_COST;
 use narrows::internal::rpc::server::{
     BorrowedRequest, CallFailure, CallInfo, ConnectionDriver, Dispatch, Payload, RespondError,
     ServerConnection, UploadItem,
 };
-use narrows::internal::rpc::wire::{CHUNK_COST, FrameHeader, FrameKind, MORE, STREAM, Status, UPLOAD};
 use narrows::internal::rpc::wire::{Frame, send_frame};
+use narrows::internal::rpc::wire::{FrameHeader, FrameKind, MORE, STREAM, Status, UPLOAD};
 use narrows::internal::{NoWaitPolicy, OobSender, RealSync, ReceiverCore, SenderCore, Wait};
 
 /// The cost of a chunk of one byte.

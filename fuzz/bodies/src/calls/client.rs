@@ -9,11 +9,10 @@ use super::{CallRings, Mem, text};
 use narrows::internal::memory::Deadline;
 use narrows::internal::rpc::CallOver;
 use narrows::internal::rpc::client::{CallOutcome, InFlightCalls, Multiplexer, MultiplexerParts, WaitError};
+use narrows::internal::rpc::flow_control::window_cost;
 use narrows::internal::rpc::fragment::Fragmenter;
 use narrows::internal::rpc::server::CallLimits;
-use narrows::internal::rpc::wire::{
-    DEADLINE, FrameHeader, FrameKind, NOTIFY, STREAM, Status, UPLOAD, window_cost,
-};
+use narrows::internal::rpc::wire::{DEADLINE, FrameHeader, FrameKind, NOTIFY, STREAM, Status, UPLOAD};
 use narrows::internal::{IncomingSignals, OobSender, RealSync, Wait, WaitPolicy};
 
 /// A deadline that no call reaches which the server answers at once.

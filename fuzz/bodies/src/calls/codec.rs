@@ -4,9 +4,10 @@ use std::ops::Range;
 
 use super::text;
 use crate::bytes::Bytes;
+use narrows::internal::rpc::flow_control::MIN_WINDOW;
 use narrows::internal::rpc::fragment::{Fragmenter, Reassembler};
 use narrows::internal::rpc::wire::{
-    FrameHeader, FrameKind, HEADER_LEN, MIN_WINDOW, MORE, SETTINGS_LEN, Settings, VERSION,
+    FrameHeader, FrameKind, HEADER_LEN, MORE, SETTINGS_LEN, Settings, VERSION,
 };
 
 pub(super) fn codec(bytes: &mut Bytes<'_>) {

@@ -6,12 +6,11 @@ use super::{CallRings, Mem, length, text};
 use crate::bytes::Bytes;
 use narrows::internal::ConnectionError;
 use narrows::internal::rpc::client::{CallOutcome, InFlightCalls, Multiplexer, MultiplexerParts, WaitError};
+use narrows::internal::rpc::flow_control::window_cost;
 use narrows::internal::rpc::fragment::Fragmenter;
 use narrows::internal::rpc::server::CallLimits;
 use narrows::internal::rpc::wire::send_frame;
-use narrows::internal::rpc::wire::{
-    FrameHeader, FrameKind, HEADER_LEN, MORE, NOTIFY, STREAM, UPLOAD, window_cost,
-};
+use narrows::internal::rpc::wire::{FrameHeader, FrameKind, HEADER_LEN, MORE, NOTIFY, STREAM, UPLOAD};
 use narrows::internal::{IncomingSignals, NoWaitPolicy, OobSender, RealSync, ReceiverCore, SenderCore, Wait};
 
 /// The client, and what the hostile server knows of it.

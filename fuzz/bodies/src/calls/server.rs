@@ -7,13 +7,12 @@ use std::time::Instant;
 use super::{CallRings, Mem, length, text};
 use crate::bytes::Bytes;
 use narrows::internal::ConnectionError;
+use narrows::internal::rpc::flow_control::window_cost;
 use narrows::internal::rpc::server::{
     BorrowedRequest, CallFailure, CallInfo, CallLimits, ConnectionDriver, Dispatch, Payload, RespondError,
     ServedCalls, ServerConnection, ServerConnectionParts, UploadItem,
 };
-use narrows::internal::rpc::wire::{
-    DEADLINE, FrameHeader, FrameKind, MORE, STREAM, Status, UPLOAD, window_cost,
-};
+use narrows::internal::rpc::wire::{DEADLINE, FrameHeader, FrameKind, MORE, STREAM, Status, UPLOAD};
 use narrows::internal::{IncomingSignals, NoWaitPolicy, RealSync, Wait};
 
 type TestConnection = ServerConnection<Mem, NoWaitPolicy, RealSync>;
