@@ -110,6 +110,7 @@ impl Drop for CountGuard<'_> {
 /// assert_eq!(connection.with_state(|count: &AtomicU32| count.fetch_add(1, Ordering::Relaxed)), Some(0));
 /// connection.push(b"first")?; // Waits while the client's window is full.
 /// connection.push_timeout(b"second", Duration::from_secs(1))?;
+/// assert_eq!(connection.max_push(), 786_368); // Three quarters of the window, less 64.
 /// connection.try_push(b"third")?;
 /// assert_eq!(client.pushes().take(3).count(), 3);
 /// connection.close();
