@@ -183,7 +183,7 @@ fn serve_tools(client: &SharedMemoryClient) -> Result<(), CallError> {
         let result = format!("{number} <what {tool} found>");
         match client.call(RESULT, result.as_bytes()) {
             Err(CallError::Failed(late)) => eprintln!("[{tool}: {late}]"), // The answer was cancelled meanwhile.
-            Err(CallError::Closed) => return Ok(()),
+            Err(CallError::ConnectionLost(narrows::ConnectionError::Closed)) => return Ok(()),
             called => _ = called?,
         }
     }

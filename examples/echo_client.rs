@@ -43,9 +43,15 @@ fn run() -> Result<(), Box<dyn Error>> {
         Err(error) => eprintln!("cannot read on: {error}"),
     });
     match print_echoes(&mut receiver)? {
-        RecvError::Disconnected if INPUT_ENDED.load(Ordering::Acquire) => Ok(()),
-        RecvError::Disconnected => Err("the server closed the connection".into()),
-        RecvError::Closed => Err("interrupted".into()),
+        RecvError::ConnectionLost(narrows::ConnectionError::Disconnected)
+            if INPUT_ENDED.load(Ordering::Acquire) =>
+        {
+            Ok(())
+        }
+        RecvError::ConnectionLost(narrows::ConnectionError::Disconnected) => {
+            Err("the server closed the connection".into())
+        }
+        RecvError::ConnectionLost(narrows::ConnectionError::Closed) => Err("interrupted".into()),
         end => Err(end.into()),
     }
 }

@@ -81,7 +81,7 @@ fn second(args: &Args) -> Outcome<()> {
     let (mut buffer, mut count, mut bytes) = (Vec::new(), 0, 0);
     loop {
         let tag = match stream.recv_into(&mut buffer) {
-            Err(RecvError::Disconnected) => return Ok(()),
+            Err(RecvError::ConnectionLost(narrows::ConnectionError::Disconnected)) => return Ok(()),
             received => received?.tag,
         };
         match tag {

@@ -110,7 +110,7 @@ fn supervise() -> Outcome<()> {
         for (name, thread) in pending {
             let got = thread.join().map_err(|_| "a thread panicked")?;
             println!("{name} got {got:?}");
-            verify(matches!(got, Err(CallError::PeerDied)), name)?;
+            verify(matches!(got, Err(CallError::ConnectionLost(narrows::ConnectionError::PeerDied))), name)?;
         }
         Ok::<_, Box<dyn Error>>(())
     })?;
@@ -118,7 +118,7 @@ fn supervise() -> Outcome<()> {
     let unreachable = client.call_timeout(BEGUN, &[], Duration::from_millis(50));
     println!("a call while there is no backend got {unreachable:?}");
     verify(
-        matches!(unreachable, Err(CallError::Unreachable(_) | CallError::Timeout)),
+        matches!(unreachable, Err(CallError::ReconnectFailed(_) | CallError::Timeout)),
         "a call without a backend",
     )?;
 

@@ -5,12 +5,12 @@
 //!
 //! | variant | [`std::io::ErrorKind`] |
 //! |---|---|
-//! | `Disconnected` | `BrokenPipe` of a send, `UnexpectedEof` of a receive |
-//! | `PeerDied` | `ConnectionReset` |
-//! | `Closed` | `NotConnected` |
-//! | `ProtocolViolated` | `InvalidData` |
-//! | `Forked` | `Unsupported` |
-//! | `Full`, `Empty` | `WouldBlock` |
+//! | `ConnectionLost(Disconnected)` | `BrokenPipe` of a send, `UnexpectedEof` of a receive |
+//! | `ConnectionLost(PeerDied)` | `ConnectionReset` |
+//! | `ConnectionLost(Closed)` | `NotConnected` |
+//! | `ConnectionLost(ProtocolViolation)` | `InvalidData` |
+//! | `ConnectionLost(Forked)` | `Unsupported` |
+//! | `WouldBlock` | `WouldBlock` |
 //! | `Timeout` | `TimedOut` |
 //! | `TooLarge`, `TooLargeToTry`, `BufferTooSmall` | `InvalidInput` |
 //! | `OutOfMemory` | `OutOfMemory` |
@@ -24,7 +24,7 @@ mod texts;
 use std::fmt;
 use std::io;
 
-pub use calls::{CallError, HandlerError};
+pub use calls::{BusyReason, CallError, HandlerError, MethodKind, ServeError};
 pub use handshake::{HandshakeError, RejectCode};
 pub(crate) use handshake::{SPOKEN, shortened};
 pub use setup::{AcceptError, BindError, ConnectError, SpawnError};
@@ -48,7 +48,20 @@ impl std::error::Error for FailedCall {
     }
 }
 
-/// How a connection ended, as the layers below the public errors report it.
+/// How a connection ended: the same for all operations on it.
+///
+/// ```
+/// use narrows::{ConnectionError, RecvError, SharedMemoryStream};
+/// let (a, mut b) = SharedMemoryStream::pair()?;
+/// drop(a);
+/// match b.recv_ref() {
+///     Err(RecvError::ConnectionLost(ConnectionError::Disconnected)) => println!("the peer has finished"),
+///     Err(RecvError::ConnectionLost(ConnectionError::PeerDied)) => println!("it crashed: start another"),
+///     Err(other) => return Err(other.into()),
+///     Ok(_) => unreachable!("nothing was sent"),
+/// }
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ConnectionError {
@@ -59,7 +72,7 @@ pub enum ConnectionError {
     /// This process closed its end.
     Closed,
     /// The peer violated the protocol.
-    ProtocolViolated,
+    ProtocolViolation,
     /// This process is a fork of the one that owns the connection.
     Forked,
 }
@@ -83,7 +96,7 @@ impl ConnectionError {
             Self::Disconnected => ("the peer closed the connection", io::ErrorKind::BrokenPipe),
             Self::PeerDied => ("the peer's process died", io::ErrorKind::ConnectionReset),
             Self::Closed => ("this end was closed by this process", io::ErrorKind::NotConnected),
-            Self::ProtocolViolated => ("the peer broke the protocol", io::ErrorKind::InvalidData),
+            Self::ProtocolViolation => ("the peer broke the protocol", io::ErrorKind::InvalidData),
             Self::Forked => (
                 "the connection belongs to the process that forked this one: make a new one here",
                 io::ErrorKind::Unsupported,
@@ -92,10 +105,24 @@ impl ConnectionError {
     }
 }
 
-/// Declares an error enum whose variants include the five ways in which a connection ends.
-macro_rules! ending_error {
+impl fmt::Display for ConnectionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.describe().0)
+    }
+}
+
+impl std::error::Error for ConnectionError {}
+
+impl From<ConnectionError> for io::Error {
+    fn from(error: ConnectionError) -> Self {
+        Self::new(error.describe().1, error)
+    }
+}
+
+/// Declares an error enum with a variant for the end of the connection.
+macro_rules! operation_error {
     (
-        $(#[$meta:meta])* $name:ident, gone: $gone:ident {
+        $(#[$meta:meta])* $name:ident, disconnected: $disconnected:ident {
             $( $(#[$vmeta:meta])* $variant:ident $({ $($(#[$fmeta:meta])* $field:ident: $ty:ty),+ })? => $kind:ident, $text:literal; )*
         }
     ) => {
@@ -104,45 +131,13 @@ macro_rules! ending_error {
         #[non_exhaustive]
         pub enum $name {
             $( $(#[$vmeta])* $variant $({ $($(#[$fmeta])* $field: $ty),+ })?, )*
-            /// The peer closed its end; every message that it had committed before was received.
-            Disconnected,
-            /// The peer's process ended without closing its end.
-            PeerDied,
-            /// This process closed its end, through a [`Closer`](crate::Closer) or `close`.
-            Closed,
-            /// The peer violated the protocol; the connection is closed and cannot be used again.
-            ProtocolViolated,
-            /// This process is a fork of the one that owns the connection.
-            Forked,
-        }
-
-        impl $name {
-            /// Returns whether the connection has ended: no later call on it can succeed.
-            pub fn is_disconnected(&self) -> bool {
-                self.ended().is_some()
-            }
-
-            fn ended(&self) -> Option<ConnectionError> {
-                match self {
-                    Self::Disconnected => Some(ConnectionError::Disconnected),
-                    Self::PeerDied => Some(ConnectionError::PeerDied),
-                    Self::Closed => Some(ConnectionError::Closed),
-                    Self::ProtocolViolated => Some(ConnectionError::ProtocolViolated),
-                    Self::Forked => Some(ConnectionError::Forked),
-                    $( Self::$variant $({ $($field: _),+ })? => None, )*
-                }
-            }
+            /// The connection has ended: no later call on it can succeed.
+            ConnectionLost(ConnectionError),
         }
 
         impl From<ConnectionError> for $name {
-            fn from(ended: ConnectionError) -> Self {
-                match ended {
-                    ConnectionError::Disconnected => Self::Disconnected,
-                    ConnectionError::PeerDied => Self::PeerDied,
-                    ConnectionError::Closed => Self::Closed,
-                    ConnectionError::ProtocolViolated => Self::ProtocolViolated,
-                    ConnectionError::Forked => Self::Forked,
-                }
+            fn from(error: ConnectionError) -> Self {
+                Self::ConnectionLost(error)
             }
         }
 
@@ -150,7 +145,7 @@ macro_rules! ending_error {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 match self {
                     $( Self::$variant $({ $($field),+ })? => write!(f, $text), )*
-                    _ => f.write_str(self.ended().map_or("", |e| e.describe().0)),
+                    Self::ConnectionLost(error) => error.fmt(f),
                 }
             }
         }
@@ -161,8 +156,8 @@ macro_rules! ending_error {
             fn from(error: $name) -> Self {
                 let kind = match error {
                     $( $name::$variant $({ $($field: _),+ })? => io::ErrorKind::$kind, )*
-                    $name::Disconnected => io::ErrorKind::$gone,
-                    _ => error.ended().map_or(io::ErrorKind::Other, |e| e.describe().1),
+                    $name::ConnectionLost(ConnectionError::Disconnected) => io::ErrorKind::$disconnected,
+                    $name::ConnectionLost(error) => error.describe().1,
                 };
                 Self::new(kind, error)
             }
@@ -170,7 +165,7 @@ macro_rules! ending_error {
     };
 }
 
-ending_error! {
+operation_error! {
     /// Why a blocking send failed.
     ///
     /// ```
@@ -179,13 +174,13 @@ ending_error! {
     /// drop(b);
     /// match a.send(b"hello") {
     ///     Ok(()) => println!("sent"),
-    ///     Err(SendError::PeerDied) => println!("it crashed: start another"),
-    ///     Err(error) if error.is_disconnected() => println!("over: {error}"),
+    ///     Err(SendError::ConnectionLost(narrows::ConnectionError::PeerDied)) => println!("it crashed: start another"),
+    ///     Err(SendError::ConnectionLost(error)) => println!("over: {error}"),
     ///     Err(error) => return Err(error.into()), // `TooLarge`: the connection stays usable.
     /// }
     /// # Ok::<(), std::io::Error>(())
     /// ```
-    SendError, gone: BrokenPipe {
+    SendError, disconnected: BrokenPipe {
         /// The message is longer than the connection's maximum.
         TooLarge {
             /// Bytes that were to be sent.
@@ -198,7 +193,7 @@ ending_error! {
     }
 }
 
-ending_error! {
+operation_error! {
     /// Why a send that never blocks failed.
     ///
     /// ```
@@ -207,16 +202,16 @@ ending_error! {
     /// a.try_send(b"first")?;
     /// match a.try_send(b"second") {
     ///     Ok(()) => unreachable!("there is room for one"),
-    ///     Err(error) if error.is_full() => println!("later"),
+    ///     Err(TrySendError::WouldBlock) => println!("later"),
     ///     Err(TrySendError::TooLargeToTry { len }) => println!("{len} bytes need a blocking send"),
-    ///     Err(error) if error.is_disconnected() => println!("over: {error}"),
+    ///     Err(TrySendError::ConnectionLost(error)) => println!("over: {error}"),
     ///     Err(error) => return Err(error.into()),
     /// }
     /// # Ok::<(), std::io::Error>(())
     /// ```
-    TrySendError, gone: BrokenPipe {
+    TrySendError, disconnected: BrokenPipe {
         /// There is no room for the whole message now, or another thread holds the shared sender.
-        Full => WouldBlock, "there is no room for the message now";
+        WouldBlock => WouldBlock, "there is no room for the message now";
         /// The message does not fit at once, even into an empty ring: use a blocking send.
         TooLargeToTry {
             /// Bytes that were to be sent.
@@ -234,7 +229,7 @@ ending_error! {
     }
 }
 
-ending_error! {
+operation_error! {
     /// Why a send with a deadline failed.
     ///
     /// ```
@@ -244,13 +239,13 @@ ending_error! {
     /// a.send(b"first")?;
     /// match a.send_timeout(b"second", Duration::from_millis(1)) {
     ///     Ok(()) => unreachable!("there is room for one"),
-    ///     Err(error) if error.is_timeout() => println!("the peer receives no part of it"),
-    ///     Err(error) if error.is_disconnected() => println!("over: {error}"),
+    ///     Err(narrows::SendTimeoutError::Timeout) => println!("the peer receives no part of it"),
+    ///     Err(narrows::SendTimeoutError::ConnectionLost(error)) => println!("over: {error}"),
     ///     Err(error) => return Err(error.into()),
     /// }
     /// # Ok::<(), std::io::Error>(())
     /// ```
-    SendTimeoutError, gone: BrokenPipe {
+    SendTimeoutError, disconnected: BrokenPipe {
         /// The deadline passed; no part of the message will be delivered.
         Timeout => TimedOut, "the deadline passed: the message was not delivered";
         /// The message is longer than the connection's maximum.
@@ -265,7 +260,7 @@ ending_error! {
     }
 }
 
-ending_error! {
+operation_error! {
     /// Why a blocking receive failed.
     ///
     /// ```
@@ -276,13 +271,13 @@ ending_error! {
     /// match b.recv(&mut buffer) {
     ///     Ok(received) => println!("{:?}", &buffer[..received.len]),
     ///     Err(RecvError::BufferTooSmall { needed }) => assert_eq!(needed, 10), // It waits for the next call.
-    ///     Err(RecvError::Disconnected) => println!("the peer is done"),
-    ///     Err(error) if error.is_disconnected() => println!("over: {error}"), // `PeerDied`, ...
+    ///     Err(RecvError::ConnectionLost(narrows::ConnectionError::Disconnected)) => println!("the peer is done"),
+    ///     Err(RecvError::ConnectionLost(error)) => println!("over: {error}"), // `PeerDied`, ...
     ///     Err(error) => return Err(error.into()),
     /// }
     /// # Ok::<(), std::io::Error>(())
     /// ```
-    RecvError, gone: UnexpectedEof {
+    RecvError, disconnected: UnexpectedEof {
         /// The message is longer than the buffer; it stays, and the next call can receive it.
         BufferTooSmall {
             /// Bytes that the message has.
@@ -297,7 +292,7 @@ ending_error! {
     }
 }
 
-ending_error! {
+operation_error! {
     /// Why a receive that never blocks failed.
     ///
     /// ```
@@ -305,15 +300,15 @@ ending_error! {
     /// let (_a, mut b) = SharedMemoryStream::pair()?;
     /// match b.try_recv_into(&mut Vec::new()) {
     ///     Ok(received) => println!("{} bytes", received.len),
-    ///     Err(error) if error.is_empty() => println!("nothing now"),
-    ///     Err(error) if error.is_disconnected() => println!("nothing any more: {error}"),
+    ///     Err(narrows::TryRecvError::WouldBlock) => println!("nothing now"),
+    ///     Err(narrows::TryRecvError::ConnectionLost(error)) => println!("nothing any more: {error}"),
     ///     Err(error) => return Err(error.into()),
     /// }
     /// # Ok::<(), std::io::Error>(())
     /// ```
-    TryRecvError, gone: UnexpectedEof {
+    TryRecvError, disconnected: UnexpectedEof {
         /// No complete message has come yet.
-        Empty => WouldBlock, "there is no message now";
+        WouldBlock => WouldBlock, "there is no message now";
         /// The message is longer than the buffer; it stays, and the next call can receive it.
         BufferTooSmall {
             /// Bytes that the message has.
@@ -328,7 +323,7 @@ ending_error! {
     }
 }
 
-ending_error! {
+operation_error! {
     /// Why a receive with a deadline failed.
     ///
     /// ```
@@ -337,13 +332,13 @@ ending_error! {
     /// let (_a, mut b) = SharedMemoryStream::pair()?;
     /// match b.recv_into_timeout(&mut Vec::new(), Duration::from_millis(1)) {
     ///     Ok(received) => println!("{} bytes", received.len),
-    ///     Err(error) if error.is_timeout() => println!("nothing in time"),
-    ///     Err(error) if error.is_disconnected() => println!("nothing any more: {error}"),
+    ///     Err(narrows::RecvTimeoutError::Timeout) => println!("nothing in time"),
+    ///     Err(narrows::RecvTimeoutError::ConnectionLost(error)) => println!("nothing any more: {error}"),
     ///     Err(error) => return Err(error.into()),
     /// }
     /// # Ok::<(), std::io::Error>(())
     /// ```
-    RecvTimeoutError, gone: UnexpectedEof {
+    RecvTimeoutError, disconnected: UnexpectedEof {
         /// The deadline passed; the fragments of a message that had come stay for the next call.
         Timeout => TimedOut, "the deadline passed before a message came";
         /// The message is longer than the buffer; it stays, and the next call can receive it.
@@ -357,33 +352,5 @@ ending_error! {
             /// Bytes that the message has.
             needed: usize
         } => OutOfMemory, "there is no memory for the message of {needed} bytes: it was kept, receive it when there is";
-    }
-}
-
-impl TrySendError {
-    /// Returns whether the send can succeed later.
-    pub fn is_full(&self) -> bool {
-        matches!(self, Self::Full)
-    }
-}
-
-impl SendTimeoutError {
-    /// Returns whether the deadline passed.
-    pub fn is_timeout(&self) -> bool {
-        matches!(self, Self::Timeout)
-    }
-}
-
-impl TryRecvError {
-    /// Returns whether a message may come later.
-    pub fn is_empty(&self) -> bool {
-        matches!(self, Self::Empty)
-    }
-}
-
-impl RecvTimeoutError {
-    /// Returns whether the deadline passed.
-    pub fn is_timeout(&self) -> bool {
-        matches!(self, Self::Timeout)
     }
 }

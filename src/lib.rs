@@ -92,7 +92,7 @@
 //! A receiver first gets the messages that the peer committed before it closed or died; then the error says which. No
 //! message is lost, torn, duplicated or reordered. The peer never receives a message that was abandoned at a deadline.
 //! If a peer violates the protocol in the shared pages, its connection is closed, and calls on it return
-//! `ProtocolViolated`. A connection belongs to the process that made it: in a fork its calls return `Forked`. Two
+//! `ProtocolViolation`. A connection belongs to the process that made it: in a fork its calls return `Forked`. Two
 //! things are not guaranteed: service by a hostile peer, and delivery to a peer that died, which may not have read what
 //! was sent.
 //!
@@ -158,8 +158,9 @@ pub use channel::{
 };
 pub use connect::start_peer_monitor;
 pub use error::{
-    AcceptError, BindError, CallError, ConnectError, HandlerError, HandshakeError, RecvError,
-    RecvTimeoutError, RejectCode, SendError, SendTimeoutError, SpawnError, TryRecvError, TrySendError,
+    AcceptError, BindError, BusyReason, CallError, ConnectError, ConnectionError, HandlerError,
+    HandshakeError, MethodKind, RecvError, RecvTimeoutError, RejectCode, SendError, SendTimeoutError,
+    ServeError, SpawnError, TryRecvError, TrySendError,
 };
 pub use listener::{Incoming, ListenerCloser, SharedMemoryListener};
 pub use options::Options;

@@ -2,7 +2,7 @@
 
 use std::borrow::BorrowMut;
 use std::fmt;
-use std::io::{self, IoSlice};
+use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::process::{Child, Command};
@@ -569,7 +569,7 @@ impl SharedMemoryStream {
     ///
     /// # Errors
     ///
-    /// [`SendTimeoutError::Forked`] in a forked child. The end of the connection is not an error here: a direction that
+    /// [`ConnectionError::Forked`](crate::ConnectionError::Forked) in a forked child. The end of the connection is not an error here: a direction that
     /// has ended is ready, and the next call in it reports how it ended. When the peer drops its stream, one direction
     /// may end a moment before the other.
     pub fn wait_either(&mut self, len: usize) -> Result<Ready, SendTimeoutError> {
@@ -581,7 +581,7 @@ impl SharedMemoryStream {
     ///
     /// # Errors
     ///
-    /// [`SendTimeoutError::Timeout`] if neither was ready in time, [`SendTimeoutError::Forked`] in a forked child.
+    /// [`SendTimeoutError::Timeout`] if neither was ready in time, [`ConnectionError::Forked`](crate::ConnectionError::Forked) in a forked child.
     pub fn wait_either_timeout(&mut self, len: usize, timeout: Duration) -> Result<Ready, SendTimeoutError> {
         self.wait_until(len, Instant::now().checked_add(timeout))
     }
@@ -591,7 +591,7 @@ impl SharedMemoryStream {
     ///
     /// # Errors
     ///
-    /// [`SendTimeoutError::Timeout`] if neither was ready in time, [`SendTimeoutError::Forked`] in a forked child.
+    /// [`SendTimeoutError::Timeout`] if neither was ready in time, [`ConnectionError::Forked`](crate::ConnectionError::Forked) in a forked child.
     pub fn wait_either_deadline(&mut self, len: usize, deadline: Instant) -> Result<Ready, SendTimeoutError> {
         self.wait_until(len, Some(deadline))
     }
@@ -662,7 +662,7 @@ impl SharedMemoryStream {
 
     fn wait_until(&mut self, len: usize, deadline: Deadline) -> Result<Ready, SendTimeoutError> {
         if !(self.sender.connection().same_process() && self.receiver.connection().same_process()) {
-            return Err(SendTimeoutError::Forked);
+            return Err(SendTimeoutError::ConnectionLost(ConnectionError::Forked));
         }
         let mut tries = 0_u32;
         loop {
@@ -799,12 +799,6 @@ impl AsFd for SharedMemoryStream {
 impl fmt::Debug for SharedMemoryStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SharedMemoryStream").field("peer", &self.peer_cred()).finish_non_exhaustive()
-    }
-}
-
-impl From<ConnectionError> for io::Error {
-    fn from(ended: ConnectionError) -> Self {
-        SendError::from(ended).into()
     }
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use harness::Result;
 use narrows::{
-    CallError, ChunkWriter, Connection, HandlerError, PendingCall, ReplyStream, Request, ServerHandle,
-    SharedMemoryClient, SharedMemoryServer,
+    CallError, ChunkWriter, Connection, ConnectionError, HandlerError, PendingCall, ReplyStream, Request,
+    ServerHandle, SharedMemoryClient, SharedMemoryServer,
 };
 
 use crate::transport::{
@@ -35,7 +35,7 @@ impl Client for SharedMemoryClient {
     fn next_push(&self) -> Result<Option<Vec<u8>>> {
         match Self::next_push(self) {
             Ok(push) => Ok(Some(push)),
-            Err(CallError::Closed) => Ok(None),
+            Err(CallError::ConnectionLost(ConnectionError::Closed)) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }

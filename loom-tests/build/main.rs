@@ -81,7 +81,7 @@ const PURE: [&str; 7] = [
 /// The items that the copy takes from the library unchanged.
 const PRELUDE: &str = "
     pub(crate) use crate::mutation;
-    pub mod error { pub use narrows::internal::{ConnectionError, ProtocolViolation}; }
+    pub mod error { pub use narrows::MethodKind; pub use narrows::internal::{ConnectionError, ProtocolViolation}; }
     pub mod memory { pub use narrows::internal::memory::*; }
     pub use narrows::internal::{ConnectionError, ProtocolViolation, Lock, NoWaitPolicy, Wait, with_lock};
     pub use channel::{IncomingSignals, ReceiverCore, IncomingMessage, SenderCore, OobSender, RecvCoreError, SendCoreError};

@@ -4,7 +4,7 @@ use std::io::{self, BufRead, Read, Write};
 use std::time::{Duration, Instant};
 
 use super::{Receiver, Sender};
-use crate::error::{RecvError, RecvTimeoutError, SendError, SendTimeoutError};
+use crate::error::{ConnectionError, RecvError, RecvTimeoutError, SendError, SendTimeoutError};
 use crate::memory::Deadline;
 
 /// Reads the bytes of all messages as one stream; made by [`Receiver::into_reader`].
@@ -125,8 +125,16 @@ fn expired(deadline: Deadline) -> bool {
 
 fn is_clean_end(error: &io::Error) -> bool {
     let Some(inner) = error.get_ref() else { return false };
-    let blocking = [RecvError::Disconnected, RecvError::Closed].map(Some);
-    let timed = [RecvTimeoutError::Disconnected, RecvTimeoutError::Closed].map(Some);
+    let blocking = [
+        RecvError::ConnectionLost(ConnectionError::Disconnected),
+        RecvError::ConnectionLost(ConnectionError::Closed),
+    ]
+    .map(Some);
+    let timed = [
+        RecvTimeoutError::ConnectionLost(ConnectionError::Disconnected),
+        RecvTimeoutError::ConnectionLost(ConnectionError::Closed),
+    ]
+    .map(Some);
     blocking.contains(&inner.downcast_ref().copied()) || timed.contains(&inner.downcast_ref().copied())
 }
 

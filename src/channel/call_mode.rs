@@ -3,7 +3,9 @@
 //! The mode is a type instead of a value, so the fast path, which nearly every message takes, does not carry it.
 
 use super::{RecvCoreError, SendCoreError, Wait};
-use crate::error::{RecvError, RecvTimeoutError, SendError, SendTimeoutError, TryRecvError, TrySendError};
+use crate::error::{
+    ConnectionError, RecvError, RecvTimeoutError, SendError, SendTimeoutError, TryRecvError, TrySendError,
+};
 
 /// A core error, and the length of the message that met it.
 pub(super) type SendFailure = (SendCoreError, usize);
@@ -51,7 +53,9 @@ impl CallMode for Block {
             SendCoreError::Exhausted => SendError::Exhausted,
             SendCoreError::Ended(ended) => ended.into(),
             // A wait without a deadline ends with room or with the connection.
-            SendCoreError::Full | SendCoreError::TooLargeToTry => SendError::Closed,
+            SendCoreError::Full | SendCoreError::TooLargeToTry => {
+                SendError::ConnectionLost(ConnectionError::Closed)
+            }
         }
     }
 
@@ -61,7 +65,7 @@ impl CallMode for Block {
             RecvCoreError::OutOfMemory(needed) => RecvError::OutOfMemory { needed },
             RecvCoreError::Ended(ended) => ended.into(),
             // A wait without a deadline ends with a message or with the connection.
-            RecvCoreError::Empty => RecvError::Closed,
+            RecvCoreError::Empty => RecvError::ConnectionLost(ConnectionError::Closed),
         }
     }
 }
@@ -76,7 +80,7 @@ impl CallMode for NonBlocking {
 
     fn send_error((fault, len): SendFailure) -> TrySendError {
         match fault {
-            SendCoreError::Full => TrySendError::Full,
+            SendCoreError::Full => TrySendError::WouldBlock,
             SendCoreError::TooLargeToTry => TrySendError::TooLargeToTry { len },
             SendCoreError::TooLarge(max) => TrySendError::TooLarge { len, max },
             SendCoreError::Exhausted => TrySendError::Exhausted,
@@ -86,7 +90,7 @@ impl CallMode for NonBlocking {
 
     fn recv_error(fault: RecvCoreError) -> TryRecvError {
         match fault {
-            RecvCoreError::Empty => TryRecvError::Empty,
+            RecvCoreError::Empty => TryRecvError::WouldBlock,
             RecvCoreError::BufferTooSmall(needed) => TryRecvError::BufferTooSmall { needed },
             RecvCoreError::OutOfMemory(needed) => TryRecvError::OutOfMemory { needed },
             RecvCoreError::Ended(ended) => ended.into(),

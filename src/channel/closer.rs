@@ -17,7 +17,7 @@ use crate::sys::peer_monitor::PeerExit;
 /// let closer = a.closer();
 /// let thread = std::thread::spawn(move || a.recv(&mut [0; 64]));
 /// closer.close();
-/// assert_eq!(thread.join().unwrap(), Err(narrows::RecvError::Closed));
+/// assert_eq!(thread.join().unwrap(), Err(narrows::RecvError::ConnectionLost(narrows::ConnectionError::Closed)));
 /// # drop(b);
 /// # Ok::<(), std::io::Error>(())
 /// ```

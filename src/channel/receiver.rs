@@ -54,14 +54,14 @@ impl FastReceived {
 /// let (mut a, b) = narrows::SharedMemoryStream::pair()?;
 /// let (_tx, mut rx) = b.split();
 /// let mut buffer = Vec::new();
-/// assert!(rx.try_recv_into(&mut buffer).is_err_and(|error| error.is_empty()));
+/// assert!(rx.try_recv_into(&mut buffer) == Err(narrows::TryRecvError::WouldBlock));
 /// a.send(b"hello")?;
 /// rx.recv_into_timeout(&mut buffer, Duration::from_secs(1))?;
 /// assert_eq!(buffer, b"hello");
 /// assert_eq!((rx.stats().messages_received, rx.stats().bytes_received), (1, 5));
 /// assert_eq!(rx.peer_cred().pid(), std::process::id());
 /// rx.closer().close(); // From any thread.
-/// assert_eq!(rx.recv(&mut [0; 8]), Err(narrows::RecvError::Closed));
+/// assert_eq!(rx.recv(&mut [0; 8]), Err(narrows::RecvError::ConnectionLost(narrows::ConnectionError::Closed)));
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub struct Receiver {
@@ -337,7 +337,7 @@ impl Receiver {
     /// Makes sure that both directions are closed after a protocol violation: the core closes only its own.
     #[inline(always)]
     pub(super) fn note_end<T>(&self, result: Result<T, RecvCoreError>) -> Result<T, RecvCoreError> {
-        if let Err(RecvCoreError::Ended(ConnectionError::ProtocolViolated)) = result {
+        if let Err(RecvCoreError::Ended(ConnectionError::ProtocolViolation)) = result {
             close_both(self.connection(), CloseReason::Violated);
         }
         result
@@ -472,7 +472,11 @@ impl Iterator for Iter<'_> {
             Ok(_) => Some(Ok(buffer)),
             Err(error) => {
                 self.over = true;
-                let clean = matches!(error, RecvError::Disconnected | RecvError::Closed);
+                let clean = matches!(
+                    error,
+                    RecvError::ConnectionLost(ConnectionError::Disconnected)
+                        | RecvError::ConnectionLost(ConnectionError::Closed)
+                );
                 (!clean).then_some(Err(error))
             }
         }

@@ -254,7 +254,7 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
         loop {
             // The end is read before the stamps, so everything that was committed before the end is seen.
             let (ended, ticket) = (self.ring.ended(), self.ring.ticket());
-            if let Some(end @ (ConnectionError::Closed | ConnectionError::ProtocolViolated)) = ended {
+            if let Some(end @ (ConnectionError::Closed | ConnectionError::ProtocolViolation)) = ended {
                 return Err(self.end(end));
             }
             match (self.scan()?, ended, wait) {
@@ -332,7 +332,7 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
     ///
     /// # Errors
     ///
-    /// `ProtocolViolated` if the peer has modified it; the connection is closed then.
+    /// `ProtocolViolation` if the peer has modified it; the connection is closed then.
     #[inline(always)]
     pub fn release(&mut self, message: &IncomingMessage) -> Result<(), RecvCoreError> {
         match message {
@@ -407,7 +407,7 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
     pub fn violated(&mut self, violation: ProtocolViolation) -> ConnectionError {
         match self.fail_protocol(violation) {
             RecvCoreError::Ended(ended) => ended,
-            _ => ConnectionError::ProtocolViolated,
+            _ => ConnectionError::ProtocolViolation,
         }
     }
 
@@ -416,7 +416,7 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
     ///
     /// # Errors
     ///
-    /// `ProtocolViolated` if the peer has modified the message meanwhile; the connection is closed then.
+    /// `ProtocolViolation` if the peer has modified the message meanwhile; the connection is closed then.
     pub fn release_borrowed(&mut self) -> Result<(), RecvCoreError> {
         let unchanged = match &self.state {
             ReceiverState::Borrowed(arrival) => {
@@ -542,7 +542,7 @@ impl<M: Memory, P: WaitPolicy> ReceiverCore<M, P> {
     pub(super) fn fail_protocol(&mut self, _violation: ProtocolViolation) -> RecvCoreError {
         self.ring.mem().set_close_reason(CloseReason::Violated as u64);
         self.ring.close();
-        let end = closed(self.ring.mem(), Word::ProducerClosed).unwrap_or(ConnectionError::ProtocolViolated);
+        let end = closed(self.ring.mem(), Word::ProducerClosed).unwrap_or(ConnectionError::ProtocolViolation);
         self.end(end)
     }
 

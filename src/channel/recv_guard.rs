@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::call_mode::{Block, CallMode, NonBlocking, WithDeadline};
 use super::receiver_core::{IncomingMessage, Received, RecvCoreError};
 use super::{Receiver, Wait};
-use crate::error::{RecvError, RecvTimeoutError, TryRecvError};
+use crate::error::{ConnectionError, RecvError, RecvTimeoutError, TryRecvError};
 use crate::memory::{OutOfBounds, OutOfMemory, Span, try_resize};
 use crate::sys::raw_span::RawSpan;
 
@@ -108,17 +108,22 @@ impl<'a> RecvGuard<'a> {
     ///
     /// # Errors
     ///
-    /// [`RecvError::Forked`] in a forked child, where the bytes are not mapped.
+    /// [`ConnectionError::Forked`](crate::ConnectionError::Forked) in a forked child, where the bytes are not mapped.
     pub fn raw(&mut self) -> Result<RawSpan<'_>, RecvError> {
         self.receiver.enter().map_err(Block::recv_error)?;
         let inb = self.receiver.inb();
         match inb.at_hand() {
             Some(IncomingMessage::Placed(arrival)) => {
                 let (span, len): (Span, usize) = (arrival.span, arrival.len);
-                inb.ring().mem().raw(span, 0, len).ok_or(RecvError::ProtocolViolated)
+                inb.ring()
+                    .mem()
+                    .raw(span, 0, len)
+                    .ok_or(RecvError::ConnectionLost(ConnectionError::ProtocolViolation))
             }
             Some(IncomingMessage::Assembled(..)) => Ok(RawSpan::private(inb.assembled())),
-            Some(IncomingMessage::Taken(..)) | None => Err(RecvError::ProtocolViolated), // Neither is ever borrowed.
+            Some(IncomingMessage::Taken(..)) | None => {
+                Err(RecvError::ConnectionLost(ConnectionError::ProtocolViolation))
+            } // Neither is ever borrowed.
         }
     }
 
@@ -126,8 +131,8 @@ impl<'a> RecvGuard<'a> {
     ///
     /// # Errors
     ///
-    /// [`RecvError::ProtocolViolated`] if it has: what was read is invalid, and the connection is closed.
-    /// [`RecvError::Forked`] in a forked child.
+    /// [`ConnectionError::ProtocolViolation`](crate::ConnectionError::ProtocolViolation) if it has: what was read is invalid, and the connection is closed.
+    /// [`ConnectionError::Forked`](crate::ConnectionError::Forked) in a forked child.
     pub fn finish(mut self) -> Result<(), RecvError> {
         self.release()
     }

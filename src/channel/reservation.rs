@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::call_mode::{Block, CallMode, NonBlocking, WithDeadline};
 use super::sender_core::SendCoreError;
 use super::{Mapping, Sender, Wait};
-use crate::error::{SendError, SendTimeoutError, TrySendError};
+use crate::error::{ConnectionError, SendError, SendTimeoutError, TrySendError};
 use crate::memory::Padding;
 use crate::ring::{Producer, SlotReservation};
 use crate::sys::raw_span::RawSpan;
@@ -111,10 +111,12 @@ impl<'a> Reservation<'a> {
     ///
     /// # Errors
     ///
-    /// [`SendError::Forked`] in a forked child, where the bytes are not mapped.
+    /// [`ConnectionError::Forked`](crate::ConnectionError::Forked) in a forked child, where the bytes are not mapped.
     pub fn raw(&mut self) -> Result<RawSpan<'_>, SendError> {
         let (ring, reservation) = self.sender.reserved_slot()?;
-        ring.mem().raw(reservation.span(), 0, self.len).ok_or(SendError::ProtocolViolated)
+        ring.mem()
+            .raw(reservation.span(), 0, self.len)
+            .ok_or(SendError::ConnectionLost(ConnectionError::ProtocolViolation))
     }
 
     /// Commits all bytes reserved.
@@ -262,14 +264,19 @@ impl Sender {
         self.enter().map_err(forked)?;
         let (out, reserved) = self.reserved();
         // `claim` has stored it before it made the `Reservation`, so `Closed` is never returned.
-        reserved.as_ref().map(|reservation| (out.ring(), reservation)).ok_or(SendError::Closed)
+        reserved
+            .as_ref()
+            .map(|reservation| (out.ring(), reservation))
+            .ok_or(SendError::ConnectionLost(ConnectionError::Closed))
     }
 
     fn commit_reserved(&mut self, len: usize, tag: u64) -> Result<(), SendError> {
         self.enter().map_err(forked)?;
         let (out, reserved) = self.reserved();
         out.check()?;
-        let Some(reservation) = reserved else { return Err(SendError::Closed) }; // Never: `claim` has stored it.
+        let Some(reservation) = reserved else {
+            return Err(SendError::ConnectionLost(ConnectionError::Closed));
+        }; // Never: `claim` has stored it.
         out.ring().mark_writing(reservation);
         out.commit(reservation, len, tag);
         self.count(len);

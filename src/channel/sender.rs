@@ -364,7 +364,7 @@ impl Sender {
     /// Makes sure that both directions are closed after a protocol violation: the core closes only its own.
     #[inline(always)]
     pub(super) fn note_end<T>(&self, result: Result<T, SendCoreError>) -> Result<T, SendCoreError> {
-        if let Err(SendCoreError::Ended(ConnectionError::ProtocolViolated)) = result {
+        if let Err(SendCoreError::Ended(ConnectionError::ProtocolViolation)) = result {
             close_both(self.connection(), CloseReason::Violated);
         }
         result

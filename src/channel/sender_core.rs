@@ -430,7 +430,7 @@ impl<M: Memory, P: WaitPolicy> SenderCore<M, P> {
                 mem.set_close_reason(CloseReason::Violated as u64);
                 self.ring.close();
                 crate::ring::closed(self.ring.mem(), Word::ConsumerClosed)
-                    .unwrap_or(ConnectionError::ProtocolViolated)
+                    .unwrap_or(ConnectionError::ProtocolViolation)
                     .into()
             }
         }

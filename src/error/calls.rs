@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 
-use super::{ConnectError, ConnectionError};
+use super::{BindError, ConnectError, ConnectionError};
 
 /// Why a call failed.
 ///
@@ -20,9 +20,9 @@ use super::{ConnectError, ConnectionError};
 /// match client.call(1, b"please") {
 ///     Ok(reply) => println!("{} bytes", reply.len()),
 ///     Err(CallError::Failed(error)) => assert_eq!(error.text(), "not today"), // The connection lives.
-///     Err(CallError::Busy(_)) => println!("try again later"),
-///     Err(error) if error.is_timeout() => println!("too late"),
-///     Err(error) if error.is_disconnected() => println!("over, and whether it was done is not known: {error}"),
+///     Err(CallError::Busy(reason)) => println!("try again later: {reason}"),
+///     Err(CallError::Timeout) => println!("too late"),
+///     Err(CallError::ConnectionLost(reason)) => println!("whether it was done is not known: {reason}"),
 ///     Err(error) => return Err(error.into()),
 /// }
 /// # Ok::<(), std::io::Error>(())
@@ -32,17 +32,25 @@ use super::{ConnectError, ConnectionError};
 pub enum CallError {
     /// The server has no such method.
     UnknownMethod,
-    /// The method is of another kind (plain, streaming or upload); the text says which call to use.
-    WrongKind(String),
+    /// The method is of another kind, which has a call of its own.
+    WrongKind(MethodKind),
     /// The method's own error.
     Failed(HandlerError),
     /// The method panicked; the server continues. With `panic = "abort"` in the server's profile its process ends
     /// instead, which is reported as `PeerDied`.
-    Panicked(String),
+    Panicked {
+        /// The text of the panic; empty if the panic carried no text.
+        message: String,
+    },
     /// The reply is longer than the connection's maximum.
-    ReplyTooLarge(String),
-    /// The server is at its limit: try again later.
-    Busy(String),
+    ReplyTooLarge {
+        /// The length of the reply, in bytes; `u32::MAX` stands for that many or more.
+        len: usize,
+        /// The most that the connection carries, in bytes.
+        max: usize,
+    },
+    /// The server is at one of its limits: try again later. The method did not run.
+    Busy(BusyReason),
     /// The server shuts down and takes no more calls: this one was never begun. All later calls on this connection fail
     /// in the same way.
     ShuttingDown,
@@ -53,6 +61,8 @@ pub enum CallError {
         /// The most that it allows, in bytes.
         max: usize,
     },
+    /// A call that never blocks (`try_…`) would have to block.
+    WouldBlock,
     /// The deadline passed. The client has sent a cancel to the server, and drops a late reply.
     Timeout,
     /// The call was cancelled.
@@ -67,77 +77,138 @@ pub enum CallError {
     OutOfMemory,
     /// The reply was taken before.
     Taken,
-    /// The configuration of the server is not legal, so it was not started; the text says what to change.
-    BadOptions(String),
-    /// The value could not be serialized or deserialized (feature `serde`).
-    Codec(String),
-    /// The server closed the connection.
-    Disconnected,
-    /// The server's process ended without closing.
-    PeerDied,
-    /// This process closed its end.
-    Closed,
-    /// The peer violated the protocol; the connection is closed and cannot be used again.
-    ProtocolViolated,
-    /// This process is a fork of the one that owns the connection.
-    Forked,
+    /// The value could not be serialized or deserialized.
+    Codec(Box<dyn std::error::Error + Send + Sync>),
+    /// The connection has ended. Without a policy to reconnect, no later call on it can succeed.
+    ConnectionLost(ConnectionError),
     /// The connection has carried all the messages that it can: make a new one.
     Exhausted,
     /// The connection was lost, and reconnecting failed.
-    Unreachable(Box<ConnectError>),
+    ReconnectFailed(Box<ConnectError>),
+}
+
+/// How a method is called.
+///
+/// ```
+/// use narrows::{CallError, MethodKind, SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+/// let (a, b) = SharedMemoryStream::pair()?;
+/// let server = SharedMemoryServer::new().streaming(1, |_, _| Ok(())).spawn()?;
+/// server.adopt(b);
+/// let client = SharedMemoryClient::over(a)?;
+/// assert!(matches!(client.call(1, b""), Err(CallError::WrongKind(MethodKind::Streaming))));
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MethodKind {
+    /// One request and one reply: `call`.
+    Unary,
+    /// One request and a stream of chunks: `call_streaming`.
+    Streaming,
+    /// A stream of chunks and one reply: `start_upload`.
+    Upload,
+    /// Streams of chunks in both directions: `start_duplex`.
+    Duplex,
+}
+
+impl fmt::Display for MethodKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unary => "it is called by `call`",
+            Self::Streaming => "it streams its reply: use `call_streaming`",
+            Self::Upload => "it takes an upload: use `start_upload`",
+            Self::Duplex => "it streams both ways: use `start_duplex`",
+        })
+    }
+}
+
+/// Which limit of a server a call has met.
+///
+/// ```
+/// use narrows::{BusyReason, CallError};
+/// fn advice(error: &CallError) -> Option<&'static str> {
+///     match error {
+///         CallError::Busy(BusyReason::Queue | BusyReason::ProcessQueue) => Some("fewer calls at once"),
+///         CallError::Busy(BusyReason::Memory) => Some("smaller requests"),
+///         CallError::Busy(_) => Some("later"),
+///         _ => None,
+///     }
+/// }
+/// assert_eq!(advice(&CallError::Busy(BusyReason::Threads)), Some("later"));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BusyReason {
+    /// As many calls wait for a worker as the server's queue holds.
+    Queue,
+    /// As many calls of this client's process wait for a worker as may.
+    ProcessQueue,
+    /// As many methods run for this client as may.
+    Methods,
+    /// There is no memory for the request, or to run the method.
+    Memory,
+    /// There is no thread for the method.
+    Threads,
+    /// A reason that this version does not know, by its number.
+    Other(u32),
+}
+
+impl BusyReason {
+    /// Returns the number that stands for the reason on the wire.
+    pub(crate) fn number(self) -> u32 {
+        match self {
+            Self::Queue => 1,
+            Self::ProcessQueue => 2,
+            Self::Methods => 3,
+            Self::Memory => 4,
+            Self::Threads => 5,
+            Self::Other(number) => number,
+        }
+    }
+
+    /// Returns the reason that this number stands for.
+    pub(crate) fn from_number(number: u32) -> Self {
+        let known = [Self::Queue, Self::ProcessQueue, Self::Methods, Self::Memory, Self::Threads];
+        known.into_iter().find(|reason| reason.number() == number).unwrap_or(Self::Other(number))
+    }
+}
+
+impl fmt::Display for BusyReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Queue => f.write_str("too many calls wait for a worker"),
+            Self::ProcessQueue => f.write_str("too many calls of this client's process wait for a worker"),
+            Self::Methods => f.write_str("too many methods run for this client"),
+            Self::Memory => f.write_str("there is no memory for the request"),
+            Self::Threads => f.write_str("there is no thread for the method"),
+            Self::Other(number) => write!(f, "reason {number}"),
+        }
+    }
 }
 
 impl CallError {
-    /// Returns whether the deadline passed.
-    pub fn is_timeout(&self) -> bool {
-        matches!(self, Self::Timeout)
-    }
-
-    /// Returns whether the connection has ended: without a policy to reconnect, no later call on it can succeed.
-    pub fn is_disconnected(&self) -> bool {
-        matches!(
-            self,
-            Self::Disconnected
-                | Self::PeerDied
-                | Self::Closed
-                | Self::ProtocolViolated
-                | Self::Forked
-                | Self::Exhausted
-                | Self::Unreachable(_)
-        )
-    }
-
     fn kind(&self) -> io::ErrorKind {
         match self {
             Self::UnknownMethod | Self::WrongKind(_) => io::ErrorKind::Unsupported,
-            Self::Failed(_) | Self::Panicked(_) | Self::Taken | Self::Exhausted => io::ErrorKind::Other,
-            Self::ReplyTooLarge(_) | Self::Codec(_) => io::ErrorKind::InvalidData,
-            Self::Busy(_) => io::ErrorKind::WouldBlock,
+            Self::Failed(_) | Self::Panicked { .. } | Self::Taken | Self::Exhausted => io::ErrorKind::Other,
+            Self::ReplyTooLarge { .. } | Self::Codec(_) => io::ErrorKind::InvalidData,
+            Self::Busy(_) => io::ErrorKind::ResourceBusy,
+            Self::WouldBlock => io::ErrorKind::WouldBlock,
             Self::OutOfMemory => io::ErrorKind::OutOfMemory,
             Self::ShuttingDown => io::ErrorKind::ConnectionRefused,
-            Self::TooLarge { .. } | Self::BadOptions(_) => io::ErrorKind::InvalidInput,
+            Self::TooLarge { .. } => io::ErrorKind::InvalidInput,
             Self::Timeout => io::ErrorKind::TimedOut,
             Self::Cancelled => io::ErrorKind::Interrupted,
             Self::WouldDeadlock => io::ErrorKind::Deadlock,
-            Self::Disconnected => ConnectionError::Disconnected.describe().1,
-            Self::PeerDied => ConnectionError::PeerDied.describe().1,
-            Self::Closed => ConnectionError::Closed.describe().1,
-            Self::ProtocolViolated => ConnectionError::ProtocolViolated.describe().1,
-            Self::Forked => ConnectionError::Forked.describe().1,
-            Self::Unreachable(_) => io::ErrorKind::NotConnected,
+            Self::ConnectionLost(error) => error.describe().1,
+            Self::ReconnectFailed(_) => io::ErrorKind::NotConnected,
         }
     }
 }
 
 impl From<ConnectionError> for CallError {
-    fn from(ended: ConnectionError) -> Self {
-        match ended {
-            ConnectionError::Disconnected => Self::Disconnected,
-            ConnectionError::PeerDied => Self::PeerDied,
-            ConnectionError::Closed => Self::Closed,
-            ConnectionError::ProtocolViolated => Self::ProtocolViolated,
-            ConnectionError::Forked => Self::Forked,
-        }
+    fn from(error: ConnectionError) -> Self {
+        Self::ConnectionLost(error)
     }
 }
 
@@ -145,15 +216,18 @@ impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::UnknownMethod => f.write_str("the server has no such method"),
-            Self::WrongKind(text) => write!(f, "the method is not called this way: {text}"),
+            Self::WrongKind(kind) => write!(f, "the method is not called this way: {kind}"),
             Self::Failed(error) => write!(f, "the method failed: {error}"),
-            Self::Panicked(text) => write!(f, "the method panicked: {text}"),
-            Self::ReplyTooLarge(text) => write!(f, "the reply is too large: {text}"),
-            Self::Busy(text) => write!(f, "the server is busy, try again later: {text}"),
+            Self::Panicked { message } => write!(f, "the method panicked: {message}"),
+            Self::ReplyTooLarge { len, max } => {
+                write!(f, "the reply of {len} bytes is too large: this connection takes at most {max}")
+            }
+            Self::Busy(reason) => write!(f, "the server is busy, try again later: {reason}"),
             Self::ShuttingDown => f.write_str("the server is about to end"),
             Self::TooLarge { len, max } => {
                 write!(f, "{len} bytes are too large: this connection takes at most {max}")
             }
+            Self::WouldBlock => f.write_str("the call would have to wait"),
             Self::Timeout => f.write_str("the deadline passed before the reply came"),
             Self::Cancelled => f.write_str("the call was cancelled"),
             Self::WouldDeadlock => f.write_str(
@@ -163,19 +237,12 @@ impl fmt::Display for CallError {
                 f.write_str("there is no memory for the reply or a chunk: ask for less at once")
             }
             Self::Taken => f.write_str("the reply was taken before"),
-            Self::BadOptions(text) => write!(f, "illegal options: {text}"),
-            Self::Codec(text) => write!(f, "the value does not fit the bytes: {text}"),
-            Self::Disconnected => f.write_str(ConnectionError::Disconnected.describe().0),
-            Self::PeerDied => f.write_str(ConnectionError::PeerDied.describe().0),
-            Self::Closed => f.write_str(ConnectionError::Closed.describe().0),
-            Self::ProtocolViolated => f.write_str(ConnectionError::ProtocolViolated.describe().0),
-            Self::Forked => f.write_str(ConnectionError::Forked.describe().0),
+            Self::Codec(_) => f.write_str("the value could not be serialized or deserialized"),
+            Self::ConnectionLost(error) => error.fmt(f),
             Self::Exhausted => {
                 f.write_str("the connection has carried all the messages that it can: make a new one")
             }
-            Self::Unreachable(error) => {
-                write!(f, "the connection was lost, and there is no new one: {error}")
-            }
+            Self::ReconnectFailed(_) => f.write_str("reconnecting failed"),
         }
     }
 }
@@ -183,9 +250,9 @@ impl fmt::Display for CallError {
 impl std::error::Error for CallError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Failed(error) => Some(error),
-            Self::Unreachable(error) => Some(error),
-            _ => None,
+            Self::Codec(error) => Some(&**error),
+            Self::ReconnectFailed(error) => Some(error),
+            _ => None, // What `Failed` and `ConnectionLost` contain is in the text.
         }
     }
 }
@@ -193,6 +260,59 @@ impl std::error::Error for CallError {
 impl From<CallError> for io::Error {
     fn from(error: CallError) -> Self {
         Self::new(error.kind(), error)
+    }
+}
+
+/// Why [`SharedMemoryServer::serve_stream`](crate::SharedMemoryServer::serve_stream) returned without its client having
+/// closed the connection.
+///
+/// ```
+/// use narrows::{ServeError, SharedMemoryServer, SharedMemoryStream};
+/// let (a, _b) = SharedMemoryStream::pair()?;
+/// let twice = SharedMemoryServer::new().method(1, |_, _| Ok(())).method(1, |_, _| Ok(()));
+/// assert!(matches!(twice.serve_stream(a), Err(ServeError::NotStarted(_))));
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// The server could not be started; the stream was dropped.
+    NotStarted(BindError),
+    /// The connection has ended in another way than by the client's close.
+    ConnectionLost(ConnectionError),
+}
+
+impl fmt::Display for ServeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotStarted(_) => f.write_str("the server could not be started"),
+            Self::ConnectionLost(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for ServeError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::NotStarted(error) => Some(error),
+            Self::ConnectionLost(_) => None,
+        }
+    }
+}
+
+impl From<ConnectionError> for ServeError {
+    fn from(error: ConnectionError) -> Self {
+        Self::ConnectionLost(error)
+    }
+}
+
+impl From<ServeError> for io::Error {
+    fn from(error: ServeError) -> Self {
+        let kind = match &error {
+            ServeError::NotStarted(error) => error.kind(),
+            ServeError::ConnectionLost(error) => error.describe().1,
+        };
+        Self::new(kind, error)
     }
 }
 
@@ -230,28 +350,17 @@ impl HandlerError {
     }
 }
 
-impl From<&str> for HandlerError {
-    fn from(text: &str) -> Self {
+/// Makes an error of a text or of any other error, so that a method may use `?` and `"text".into()`. The code is 0, and the
+/// text is that of the error and of its sources, separated by colons. It is not an error itself, as `Box<dyn Error>` is not.
+impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> From<E> for HandlerError {
+    fn from(error: E) -> Self {
+        let error = error.into();
+        let (mut text, mut source) = (error.to_string(), error.source());
+        while let Some(error) = source {
+            text = format!("{text}: {error}");
+            source = error.source();
+        }
         Self::new(0, text)
-    }
-}
-
-impl From<String> for HandlerError {
-    fn from(text: String) -> Self {
-        Self::new(0, text)
-    }
-}
-
-/// Lets a method use `?` on I/O errors, and on errors of the connection. The code is 0.
-impl From<io::Error> for HandlerError {
-    fn from(error: io::Error) -> Self {
-        Self::new(0, error.to_string())
-    }
-}
-
-impl From<CallError> for HandlerError {
-    fn from(error: CallError) -> Self {
-        Self::new(0, error.to_string())
     }
 }
 
@@ -263,5 +372,3 @@ impl fmt::Display for HandlerError {
         }
     }
 }
-
-impl std::error::Error for HandlerError {}

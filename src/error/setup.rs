@@ -23,6 +23,7 @@ use super::{FailedCall, HandshakeError, RejectCode};
 ///     Err(error) => panic!("{error}"), // The text says what to do.
 /// }
 /// ```
+#[derive(Debug)]
 #[non_exhaustive]
 pub enum ConnectError {
     /// The options are not legal; the text says which and what their range is.
@@ -93,7 +94,7 @@ impl ConnectError {
         matches!(self, Self::Timeout | Self::BacklogFull)
     }
 
-    fn kind(&self) -> io::ErrorKind {
+    pub(super) fn kind(&self) -> io::ErrorKind {
         match self {
             Self::BadOptions(_) => io::ErrorKind::InvalidInput,
             Self::Io { source, .. } => source.kind(),
@@ -116,7 +117,7 @@ impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::BadOptions(text) => write!(f, "illegal options: {text}"),
-            Self::Io { doing, source } => write!(f, "{doing}: {source}{}", advice(source)),
+            Self::Io { doing, source } => write!(f, "{doing}{}", advice(source)),
             Self::NotASocket => f.write_str("what stands at the path is not a socket: check the path"),
             Self::BacklogFull => f.write_str(
                 "the queue of waiting clients is full: the server does not accept, or a process that it forked holds its socket after its end: `ss -xlp` names the process",
@@ -141,7 +142,7 @@ impl fmt::Display for ConnectError {
             Self::PeerClosed => {
                 f.write_str("the server closed the connection in mid-handshake: it ended, it allows less time for a handshake than this process took (Options::handshake_timeout of the server), or it is not a narrows server")
             }
-            Self::BadAnswer(error) => write!(f, "the server's answer makes no sense: {error}"),
+            Self::BadAnswer(_) => f.write_str("the server's answer makes no sense"),
             Self::NoParent => {
                 f.write_str("no parent handed a connection over: start this program with SharedMemoryStream::spawn")
             }
@@ -180,6 +181,7 @@ impl std::error::Error for ConnectError {
 /// }
 /// # Ok::<(), std::io::Error>(())
 /// ```
+#[derive(Debug)]
 #[non_exhaustive]
 pub enum BindError {
     /// The options are not legal; the text says which and what their range is.
@@ -209,7 +211,7 @@ pub enum BindError {
 }
 
 impl BindError {
-    fn kind(&self) -> io::ErrorKind {
+    pub(super) fn kind(&self) -> io::ErrorKind {
         match self {
             Self::BadOptions(_) => io::ErrorKind::InvalidInput,
             Self::NotASocket => io::ErrorKind::AlreadyExists,
@@ -238,7 +240,7 @@ impl fmt::Display for BindError {
             Self::Locked => f.write_str(
                 "another process holds the lock file beside the path: is it about to bind there, or stopped?",
             ),
-            Self::Io { doing, source } => write!(f, "{doing}: {source}{}", advice(source)),
+            Self::Io { doing, source } => write!(f, "{doing}{}", advice(source)),
         }
     }
 }
@@ -267,6 +269,7 @@ impl std::error::Error for BindError {
 /// }
 /// # Ok::<(), std::io::Error>(())
 /// ```
+#[derive(Debug)]
 #[non_exhaustive]
 pub enum AcceptError {
     /// The deadline passed before a client completed its handshake.
@@ -287,7 +290,7 @@ impl AcceptError {
         matches!(self, Self::Timeout)
     }
 
-    fn kind(&self) -> io::ErrorKind {
+    pub(super) fn kind(&self) -> io::ErrorKind {
         match self {
             Self::Timeout => io::ErrorKind::TimedOut,
             Self::Closed | Self::DescriptorsClosed => io::ErrorKind::NotConnected,
@@ -308,7 +311,7 @@ impl fmt::Display for AcceptError {
             Self::DescriptorsClosed => f.write_str(
                 "the program closed the descriptors of the listener (close_range, closefrom): bind a new one after that",
             ),
-            Self::Io(source) => write!(f, "accepting a client: {source}{}", advice(source)),
+            Self::Io(source) => write!(f, "accepting a client{}", advice(source)),
         }
     }
 }
@@ -333,6 +336,7 @@ impl std::error::Error for AcceptError {
 ///     Err(error) => println!("{error}"), // No child is left behind.
 /// }
 /// ```
+#[derive(Debug)]
 #[non_exhaustive]
 pub enum SpawnError {
     /// The options are not legal; the text says which and what their range is.
@@ -356,7 +360,7 @@ pub enum SpawnError {
 }
 
 impl SpawnError {
-    fn kind(&self) -> io::ErrorKind {
+    pub(super) fn kind(&self) -> io::ErrorKind {
         match self {
             Self::BadOptions(_) => io::ErrorKind::InvalidInput,
             Self::Io { source, .. } => source.kind(),
@@ -371,7 +375,7 @@ impl fmt::Display for SpawnError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::BadOptions(text) => write!(f, "illegal options: {text}"),
-            Self::Io { doing, source } => write!(f, "{doing}: {source}{}", advice_by_call(source)),
+            Self::Io { doing, source } => write!(f, "{doing}{}", advice_by_call(source)),
             Self::Timeout => {
                 f.write_str("no process took the child's connection in time: does the child call SharedMemoryStream::from_parent, and if a wrapper starts it (sudo, docker run, Python's close_fds=True), did the wrapper pass the descriptor that NARROWS_PARENT names on?")
             }
@@ -379,7 +383,7 @@ impl fmt::Display for SpawnError {
                 write!(f, "the child ended ({status}), and no process took its connection: does it call SharedMemoryStream::from_parent, and if a wrapper starts it (sudo, docker run, Python's close_fds=True), did the wrapper pass the descriptor that NARROWS_PARENT names on?")
             },
             Self::ChildClosed => f.write_str("the child closed its connection in mid-handshake"),
-            Self::Handshake(error) => write!(f, "the child's handshake makes no sense: {error}"),
+            Self::Handshake(_) => f.write_str("the child's handshake makes no sense"),
         }
     }
 }
@@ -402,12 +406,6 @@ macro_rules! into_io_error {
             }
         }
 
-        // A `main` that returns an error prints its `Debug`, so it is the text, which says what to do.
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                fmt::Display::fmt(self, f)
-            }
-        }
     )* };
 }
 

@@ -57,7 +57,7 @@ fn source_of<T: Display + 'static>(error: &T) -> Option<String> {
             } )*
         };
     }
-    source!(ConnectError BindError AcceptError SpawnError HandshakeError CallError HandlerError);
+    source!(ConnectError BindError AcceptError SpawnError HandshakeError CallError ServeError);
     source!(SendError TrySendError SendTimeoutError RecvError TryRecvError RecvTimeoutError);
     None // `RejectCode` does not implement `Error`.
 }
@@ -83,10 +83,10 @@ fn setup() -> Vec<Row> {
     let io = |number| ConnectError::Io { doing: "connecting".into(), source: system(number) };
     let mut rows = rows! { ConnectError:
         BadOptions ConnectError::BadOptions("x".into()), "illegal options: x", "a number out of its range";
-        Io io(ENOENT), "connecting: No such file or directory (os error 2) (start the server first, or check the path)", "nothing at the path";
-        Io io(ECONNREFUSED), "connecting: Connection refused (os error 111) (no server listens there: start it)", "a socket that a killed server left";
-        Io io(EACCES), "connecting: Permission denied (os error 13)", "a socket or directory that is closed to this user";
-        Io io(EMFILE), "connecting: Too many open files (os error 24) (raise this process's limit of open files, RLIMIT_NOFILE)", "no descriptor left";
+        Io io(ENOENT), "connecting (start the server first, or check the path)", "nothing at the path";
+        Io io(ECONNREFUSED), "connecting (no server listens there: start it)", "a socket that a killed server left";
+        Io io(EACCES), "connecting", "a socket or directory that is closed to this user";
+        Io io(EMFILE), "connecting (raise this process's limit of open files, RLIMIT_NOFILE)", "no descriptor left";
         NotASocket ConnectError::NotASocket, "what stands at the path is not a socket: check the path", "another file at the path";
         ServerEnded ConnectError::ServerEnded { pid: 7 }, "the server does not answer: process 7, which listened there, has ended, but a process that it forked holds its socket: stop that one (`ss -xlp` names it), then start the server", "a fork that keeps the socket of a killed server";
         Timeout ConnectError::Timeout, "the server did not answer in time: is it calling accept, and is it a narrows server?", "a server that does not accept";
@@ -98,7 +98,7 @@ fn setup() -> Vec<Row> {
         SurplusDescriptors ConnectError::SurplusDescriptors, "the server sent more than one descriptor", "a hostile server";
         Truncated ConnectError::Truncated, "the memory did not arrive: a security module (SELinux, AppArmor) or a filter may have removed its descriptor", "a security module";
         PeerClosed ConnectError::PeerClosed, "the server closed the connection in mid-handshake: it ended, it allows less time for a handshake than this process took (Options::handshake_timeout of the server), or it is not a narrows server", "a server that ended, or of another kind";
-        BadAnswer ConnectError::BadAnswer(HandshakeError::BadMagic), "the server's answer makes no sense: the peer does not speak this protocol", "another program at the path";
+        BadAnswer ConnectError::BadAnswer(HandshakeError::BadMagic), "the server's answer makes no sense", "another program at the path";
         NoParent ConnectError::NoParent, "no parent handed a connection over: start this program with SharedMemoryStream::spawn", "started by hand";
         ParentTaken ConnectError::ParentTaken, "the parent's connection was taken before, by this process or another one that inherited it", "from_parent called twice";
         BadParent ConnectError::BadParent("x".into()), "the parent's connection is not here: x", "a wrapper that closes descriptors";
@@ -111,26 +111,26 @@ fn setup() -> Vec<Row> {
         HeldByFork BindError::HeldByFork { pid: 7 }, "process 7, which listened at the path, has ended, but a process that it forked still holds its socket: stop that one (`ss -xlp` names it)", "a fork that keeps the socket of a killed server";
         BacklogFull BindError::BacklogFull, "a socket whose queue of waiting clients is full is at the path: its server does not accept, or a process that it forked holds the socket after its end: `ss -xlp` names the process", "more attempts than the backlog takes";
         Locked BindError::Locked, "another process holds the lock file beside the path: is it about to bind there, or stopped?", "a process that was stopped while it bound the path";
-        Io BindError::Io { doing: "binding".into(), source: system(EACCES) }, "binding: Permission denied (os error 13)", "a directory that is closed to this user";
-        Io BindError::io("listening")(call("fchownat", EPERM)), "listening: fchownat: Operation not permitted (os error 1) (be a member of the group, or root, to give the socket to it)", "Options::socket_group of another group";
-        Io BindError::io("listening")(call("fchownat", EINVAL)), "listening: fchownat: Invalid argument (os error 22) (the user namespace does not map the group)", "Options::socket_group in a container";
-        Io BindError::io("locking")(call("open the lock file", ENOSPC)), "locking: open the lock file: No space left on device (os error 28) (the file system is full, or the user's quota is used up: a socket and its lock file take an inode each)", "a full file system";
+        Io BindError::Io { doing: "binding".into(), source: system(EACCES) }, "binding", "a directory that is closed to this user";
+        Io BindError::io("listening")(call("fchownat", EPERM)), "listening (be a member of the group, or root, to give the socket to it)", "Options::socket_group of another group";
+        Io BindError::io("listening")(call("fchownat", EINVAL)), "listening (the user namespace does not map the group)", "Options::socket_group in a container";
+        Io BindError::io("locking")(call("open the lock file", ENOSPC)), "locking (the file system is full, or the user's quota is used up: a socket and its lock file take an inode each)", "a full file system";
     });
     rows.extend(rows! { AcceptError:
         Timeout AcceptError::Timeout, "the deadline passed before a client connected", "no client in time";
         Closed AcceptError::Closed, "the listener was closed", "its closer";
         Forked AcceptError::Forked, "the listener belongs to the process that forked this one: bind a new one here", "a fork";
         DescriptorsClosed AcceptError::DescriptorsClosed, "the program closed the descriptors of the listener (close_range, closefrom): bind a new one after that", "a program that closes all descriptors";
-        Io AcceptError::Io(system(EMFILE)), "accepting a client: Too many open files (os error 24) (raise this process's limit of open files, RLIMIT_NOFILE)", "no descriptor left";
+        Io AcceptError::Io(system(EMFILE)), "accepting a client (raise this process's limit of open files, RLIMIT_NOFILE)", "no descriptor left";
     });
     rows.extend(rows! { SpawnError:
         BadOptions SpawnError::BadOptions("x".into()), "illegal options: x", "a number out of its range";
-        Io SpawnError::Io { doing: "starting the child".into(), source: system(ENOENT) }, "starting the child: No such file or directory (os error 2)", "no such program";
-        Io SpawnError::Io { doing: "making a pair of sockets".into(), source: system(EMFILE) }, "making a pair of sockets: Too many open files (os error 24) (raise this process's limit of open files, RLIMIT_NOFILE)", "no descriptor left";
+        Io SpawnError::Io { doing: "starting the child".into(), source: system(ENOENT) }, "starting the child", "no such program";
+        Io SpawnError::Io { doing: "making a pair of sockets".into(), source: system(EMFILE) }, "making a pair of sockets (raise this process's limit of open files, RLIMIT_NOFILE)", "no descriptor left";
         Timeout SpawnError::Timeout, "no process took the child's connection in time: does the child call SharedMemoryStream::from_parent, and if a wrapper starts it (sudo, docker run, Python's close_fds=True), did the wrapper pass the descriptor that NARROWS_PARENT names on?", "another program";
         ChildExited SpawnError::ChildExited(ExitStatus::from_raw(256)), "the child ended (exit status: 1), and no process took its connection: does it call SharedMemoryStream::from_parent, and if a wrapper starts it (sudo, docker run, Python's close_fds=True), did the wrapper pass the descriptor that NARROWS_PARENT names on?", "another program";
         ChildClosed SpawnError::ChildClosed, "the child closed its connection in mid-handshake", "a child that failed";
-        Handshake SpawnError::Handshake(HandshakeError::BadMagic), "the child's handshake makes no sense: the peer does not speak this protocol", "a child that writes to the descriptor";
+        Handshake SpawnError::Handshake(HandshakeError::BadMagic), "the child's handshake makes no sense", "a child that writes to the descriptor";
     });
     rows
 }
@@ -186,11 +186,11 @@ mod end {
 macro_rules! ending_rows {
     ($name:ident: $($row:tt)*) => {
         rows! { $name: $($row)*
-            Disconnected $name::Disconnected, end::DISCONNECTED, "the peer closed, or hung up and lives";
-            PeerDied $name::PeerDied, end::DIED, "the peer was killed or crashed";
-            Closed $name::Closed, end::CLOSED, "this process closed";
-            ProtocolViolated $name::ProtocolViolated, end::VIOLATED, "a hostile peer";
-            Forked $name::Forked, end::FORKED, "a fork of the process that connected";
+            ConnectionLost $name::ConnectionLost(ConnectionError::Disconnected), end::DISCONNECTED, "the peer closed, or hung up and lives";
+            ConnectionLost $name::ConnectionLost(ConnectionError::PeerDied), end::DIED, "the peer was killed or crashed";
+            ConnectionLost $name::ConnectionLost(ConnectionError::Closed), end::CLOSED, "this process closed";
+            ConnectionLost $name::ConnectionLost(ConnectionError::ProtocolViolation), end::VIOLATED, "a hostile peer";
+            ConnectionLost $name::ConnectionLost(ConnectionError::Forked), end::FORKED, "a fork of the process that connected";
         }
     };
 }
@@ -207,7 +207,7 @@ fn messages() -> Vec<Row> {
         Exhausted SendError::Exhausted, EXHAUSTED, "2^63 messages";
     };
     rows.extend(ending_rows! { TrySendError:
-        Full TrySendError::Full, "there is no room for the message now", "a receiver that is behind";
+        WouldBlock TrySendError::WouldBlock, "there is no room for the message now", "a receiver that is behind";
         TooLargeToTry TrySendError::TooLargeToTry { len: 9 }, "a message of 9 bytes never fits at once: use a send that may block", "larger than the ring";
         TooLarge TrySendError::TooLarge { len: 9, max: 8 }, TOO_LARGE, "above max_message";
         Exhausted TrySendError::Exhausted, EXHAUSTED, "2^63 messages";
@@ -222,7 +222,7 @@ fn messages() -> Vec<Row> {
         BufferTooSmall RecvError::BufferTooSmall { needed: 9 }, TOO_SMALL, "a buffer of fewer bytes";
     });
     rows.extend(ending_rows! { TryRecvError:
-        Empty TryRecvError::Empty, "there is no message now", "a sender that has sent nothing";
+        WouldBlock TryRecvError::WouldBlock, "there is no message now", "a sender that has sent nothing";
         OutOfMemory TryRecvError::OutOfMemory { needed: 9 }, NO_MEMORY, "an address space that is used up";
         BufferTooSmall TryRecvError::BufferTooSmall { needed: 9 }, TOO_SMALL, "a buffer of fewer bytes";
     });
@@ -238,11 +238,11 @@ fn calls() -> Vec<Row> {
     let lost = || Box::new(ConnectError::NotASocket);
     let mut rows = ending_rows! { CallError:
         UnknownMethod CallError::UnknownMethod, "the server has no such method", "a number that was not registered";
-        WrongKind CallError::WrongKind("x".into()), "the method is not called this way: x", "call of a streaming method";
+        WrongKind CallError::WrongKind(MethodKind::Streaming), "the method is not called this way: it streams its reply: use `call_streaming`", "call of a streaming method";
         Failed CallError::Failed(HandlerError::new(2, "x")), "the method failed: x (code 2)", "the method's own error";
-        Panicked CallError::Panicked("x".into()), "the method panicked: x", "a bug in the method";
-        ReplyTooLarge CallError::ReplyTooLarge("x".into()), "the reply is too large: x", "above max_message";
-        Busy CallError::Busy("x".into()), "the server is busy, try again later: x", "a queue that is full";
+        Panicked CallError::Panicked { message: "x".into() }, "the method panicked: x", "a bug in the method";
+        ReplyTooLarge CallError::ReplyTooLarge { len: 9, max: 8 }, "the reply of 9 bytes is too large: this connection takes at most 8", "above max_message";
+        Busy CallError::Busy(BusyReason::Queue), "the server is busy, try again later: too many calls wait for a worker", "a queue that is full";
         ShuttingDown CallError::ShuttingDown, "the server is about to end", "a server's shutdown";
         TooLarge CallError::TooLarge { len: 9, max: 8 }, "9 bytes are too large: this connection takes at most 8", "above max_message";
         Timeout CallError::Timeout, "the deadline passed before the reply came", "a method that takes long";
@@ -250,10 +250,10 @@ fn calls() -> Vec<Row> {
         WouldDeadlock CallError::WouldDeadlock, "only this thread could end the wait: use `method` instead of `inline`, or more workers", "a call to oneself";
         OutOfMemory CallError::OutOfMemory, "there is no memory for the reply or a chunk: ask for less at once", "an address space that is used up";
         Taken CallError::Taken, "the reply was taken before", "wait called twice";
-        BadOptions CallError::BadOptions("x".into()), "illegal options: x", "a method registered twice";
-        Codec CallError::Codec("x".into()), "the value does not fit the bytes: x", "different types on both sides";
+        WouldBlock CallError::WouldBlock, "the call would have to wait", "a call that never blocks";
+        Codec CallError::Codec("x".into()), "the value could not be serialized or deserialized", "different types on both sides";
         Exhausted CallError::Exhausted, "the connection has carried all the messages that it can: make a new one", "2^63 messages";
-        Unreachable CallError::Unreachable(lost()), "the connection was lost, and there is no new one: what stands at the path is not a socket: check the path", "a server that is gone";
+        ReconnectFailed CallError::ReconnectFailed(lost()), "reconnecting failed", "a server that is gone";
     };
     for (error, expected) in [(HandlerError::from("x"), "x"), (HandlerError::new(2, "x"), "x (code 2)")] {
         rows.push(Row {
@@ -261,9 +261,36 @@ fn calls() -> Vec<Row> {
             text: error.to_string(),
             expected,
             cause: "the method's own text",
-            source: source_of(&error),
+            source: None, // It is the text of another error, and no error itself.
         });
     }
+    for reason in [
+        BusyReason::Queue,
+        BusyReason::ProcessQueue,
+        BusyReason::Methods,
+        BusyReason::Memory,
+        BusyReason::Threads,
+    ] {
+        assert_eq!(BusyReason::from_number(reason.number()), reason);
+    }
+    rows.extend(rows! { ServeError:
+        NotStarted ServeError::NotStarted(BindError::InUse), "the server could not be started", "a method that was registered twice";
+        ConnectionLost ServeError::ConnectionLost(ConnectionError::PeerDied), end::DIED, "the client was killed or crashed";
+    });
+    rows.extend(rows! { BusyReason:
+        Queue BusyReason::Queue, "too many calls wait for a worker", "calls that come faster than the workers serve them";
+        ProcessQueue BusyReason::ProcessQueue, "too many calls of this client's process wait for a worker", "one process that calls faster than the workers serve it";
+        Methods BusyReason::Methods, "too many methods run for this client", "streams, or cancelled calls whose methods go on";
+        Memory BusyReason::Memory, "there is no memory for the request", "an address space that is used up";
+        Threads BusyReason::Threads, "there is no thread for the method", "a limit of threads";
+        Other BusyReason::Other(9), "reason 9", "another release";
+    });
+    rows.extend(rows! { MethodKind:
+        Unary MethodKind::Unary, "it is called by `call`", "a plain method";
+        Streaming MethodKind::Streaming, "it streams its reply: use `call_streaming`", "a streaming method";
+        Upload MethodKind::Upload, "it takes an upload: use `start_upload`", "an upload method";
+        Duplex MethodKind::Duplex, "it streams both ways: use `start_duplex`", "a duplex method";
+    });
     rows
 }
 
@@ -319,24 +346,20 @@ fn each_text_is_a_phrase_of_its_own_in_plain_words() {
     }
 }
 
-/// The variants whose text contains the text of their `source`, so that `{error}` alone is complete. A reporter that
-/// walks the chain prints the source twice. No other variant may do this.
-const REPEATS_ITS_SOURCE: [(&str, &str); 8] = [
-    ("ConnectError", "Io"),
-    ("ConnectError", "BadAnswer"),
-    ("BindError", "Io"),
-    ("AcceptError", "Io"),
-    ("SpawnError", "Io"),
-    ("SpawnError", "Handshake"),
-    ("CallError", "Failed"),
-    ("CallError", "Unreachable"),
-];
-
+/// A reporter that walks the chain of sources prints each text once.
 #[test]
-fn no_other_text_repeats_the_text_of_its_source() {
+fn no_text_repeats_the_text_of_its_source() {
     for Row { of, text, source, .. } in all() {
-        let repeats = source.is_some_and(|source| text.contains(&source));
-        assert_eq!(repeats, REPEATS_ITS_SOURCE.contains(&of), "{of:?}: {text}");
+        assert!(source.is_none_or(|source| !text.contains(&source)), "{of:?}: {text}");
+    }
+}
+
+/// Prints every text as a user sees it, for a reader: `cargo test -p narrows-tests --lib texts -- --nocapture`.
+#[test]
+fn all_texts_can_be_read() {
+    for Row { of: (name, variant), text, cause, source, .. } in all() {
+        let source = source.map_or_else(String::new, |source| format!("\n    because: {source}"));
+        println!("{name}::{variant}\n    {text}{source}\n    when: {cause}");
     }
 }
 
@@ -351,8 +374,8 @@ fn each_variant_is_in_the_operations_guide() {
         .expect("a section");
     let quoted: Vec<_> = tables.split('`').skip(1).step_by(2).flat_map(|it| it.split("::")).collect();
     for Row { of: (name, variant), .. } in all() {
-        // These three are parts of other errors, and the guide has the causes that a user can do something about.
-        if !["HandshakeError", "RejectCode", "HandlerError"].contains(&name) {
+        // These are parts of other errors, and the guide has the causes that a user can do something about.
+        if !["HandshakeError", "RejectCode", "HandlerError", "MethodKind", "BusyReason"].contains(&name) {
             assert!(quoted.contains(&variant), "{name}::{variant} has no row");
         }
     }

@@ -6,7 +6,7 @@
 //! | `Closed` | this process | `Closed`, at once |
 //! | `Disconnected` | the peer monitor: hang-up without a closed flag | committed messages, then `Disconnected` |
 //! | `Died` | the peer monitor: the peer's process ended | committed messages, then `PeerDied` |
-//! | `Violated` | this side, on a protocol violation | `ProtocolViolated`, at once |
+//! | `Violated` | this side, on a protocol violation | `ProtocolViolation`, at once |
 //!
 //! The peer's closed flag takes precedence over `Died`: a peer that has closed its end before its process ended is
 //! reported as `Disconnected`.
@@ -44,7 +44,7 @@ impl CloseReason {
 /// Returns how this direction has ended, or `None` if it is open. `peer` is the closed flag of the other side.
 ///
 /// A consumer must read this *before* it reads the stamp. It reports the end only when no message is left to receive,
-/// except `Closed` and `ProtocolViolated`, which it reports at once.
+/// except `Closed` and `ProtocolViolation`, which it reports at once.
 #[inline(always)]
 pub fn closed<M: Memory>(mem: &M, peer: Word) -> Option<ConnectionError> {
     // Pairs with the Release in `Memory::set_close_reason`.
@@ -58,7 +58,7 @@ pub fn closed<M: Memory>(mem: &M, peer: Word) -> Option<ConnectionError> {
 fn error_of(reason: u64, closed: u64) -> ConnectionError {
     match CloseReason::of(reason) {
         Some(CloseReason::Closed) => ConnectionError::Closed,
-        Some(CloseReason::Violated) => ConnectionError::ProtocolViolated,
+        Some(CloseReason::Violated) => ConnectionError::ProtocolViolation,
         Some(CloseReason::Died) if closed == 0 => ConnectionError::PeerDied,
         _ => ConnectionError::Disconnected,
     }

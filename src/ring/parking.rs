@@ -126,7 +126,7 @@ impl<'a, M: Memory> WaitSlot<'a, M> {
 
 /// Blocks until `look` finds something, and returns it; returns `None` if the deadline passes first.
 ///
-/// `tries` earlier sleeps of the same call were spurious. They count towards [`MAX_SPURIOUS`].
+/// `tries` earlier sleeps of the same call were spurious. They count towards `MAX_SPURIOUS`.
 pub fn park<M: Memory, T>(
     wait_slot: &WaitSlot<'_, M>,
     deadline: Deadline,

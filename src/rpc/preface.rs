@@ -80,7 +80,8 @@ pub(super) fn refuse<M: Memory, P: WaitPolicy>(
     text: &str,
 ) -> Result<(), SendCoreError> {
     let text: String = text.chars().filter(|c| !c.is_control()).collect();
-    let text = shortened(&text, MAX_TEXT);
+    // A text that would not fit the longest message is cut: without a Refuse the client would not learn the code.
+    let text = shortened(&text, MAX_TEXT.min(out.max_message().saturating_sub(HEADER_LEN)));
     send_frame(
         out,
         FrameHeader::new(FrameKind::Refuse, code.number().into()),

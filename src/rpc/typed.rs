@@ -154,23 +154,26 @@ where
     R: Serialize,
     F: Fn(&Request<'_>, A) -> Result<R, HandlerError>,
 {
-    let argument =
-        decoded(request.bytes()).map_err(|error| HandlerError::new(BAD_REQUEST, error.to_string()))?;
+    let argument = decoded(request.bytes()).map_err(|error| bad_value(error.into()))?;
     let value = method(request, argument)?;
     let buffer = postcard::to_extend(&value, std::mem::take(reply));
-    *reply = buffer.map_err(|error| HandlerError::new(BAD_REQUEST, error.to_string()))?;
+    *reply = buffer.map_err(|error| bad_value(error.into()))?;
     Ok(())
 }
 
+fn bad_value(error: HandlerError) -> HandlerError {
+    HandlerError::new(BAD_REQUEST, error.text())
+}
+
 fn encoded<A: Serialize + ?Sized>(value: &A) -> Result<Vec<u8>, CallError> {
-    postcard::to_extend(value, Vec::new()).map_err(|error| CallError::Codec(error.to_string()))
+    postcard::to_extend(value, Vec::new()).map_err(|error| CallError::Codec(error.into()))
 }
 
 /// Decodes a value that must occupy all of the bytes.
 fn decoded<R: DeserializeOwned>(bytes: &[u8]) -> Result<R, CallError> {
     match postcard::take_from_bytes(bytes) {
         Ok((value, [])) => Ok(value),
-        Ok((_, rest)) => Err(CallError::Codec(format!("{} bytes are left over", rest.len()))),
-        Err(error) => Err(CallError::Codec(error.to_string())),
+        Ok((_, rest)) => Err(CallError::Codec(format!("{} bytes are left over", rest.len()).into())),
+        Err(error) => Err(CallError::Codec(error.into())),
     }
 }

@@ -35,7 +35,7 @@
 //! The tests below try every kind and flag, and every byte of the settings; fuzz `calls`.
 
 use crate::channel::{IncomingMessage, ReceiverCore, SendCoreError, SenderCore, Wait, WaitPolicy};
-use crate::error::ProtocolViolation;
+use crate::error::{MethodKind, ProtocolViolation};
 use crate::memory::Memory;
 use crate::rpc::flow_control::MIN_WINDOW;
 
@@ -213,6 +213,19 @@ impl Status {
     }
 }
 
+/// The code of an Error with the status Busy: there is no memory for the request.
+pub const BUSY_MEMORY: u32 = 4;
+
+/// Returns the kind of method that is called with these flags, of which others than `STREAM` and `UPLOAD` do not count.
+pub(super) fn kind_from(flags: u32) -> MethodKind {
+    match (flags & u32::from(UPLOAD) != 0, flags & u32::from(STREAM) != 0) {
+        (false, false) => MethodKind::Unary,
+        (false, true) => MethodKind::Streaming,
+        (true, false) => MethodKind::Upload,
+        (true, true) => MethodKind::Duplex,
+    }
+}
+
 /// What each side sends first: its version, and how much it lets the peer send without credit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -254,7 +267,8 @@ impl Settings {
         let settings = Self { version, stream_window: word(12), push_window: word(16) };
         let zero = bytes[10..12].iter().chain(&bytes[20..]).all(|&byte| byte == 0);
         let least = settings.stream_window.min(settings.push_window);
-        if version == VERSION && !(zero && least >= MIN_WINDOW) {
+        // A later version keeps the windows where they are; what else it adds is not known here.
+        if least < MIN_WINDOW || (version == VERSION && !zero) {
             return Err(ProtocolViolation("a preface with settings out of range"));
         }
         Ok(settings)

@@ -158,13 +158,17 @@ fn send_until_death(round: Round, sender: &mut Sender, counts: &Counts, killed: 
         fill(&mut message, index, round.len(index));
         match sender.send_timeout(&message, LONG) {
             Ok(()) => counts.sent.fetch_add(1, Ordering::Relaxed),
-            Err(SendTimeoutError::PeerDied) => break,
+            Err(SendTimeoutError::ConnectionLost(ConnectionError::PeerDied)) => break,
             Err(error) => panic!("{round:?}: sending {index}: {error:?}"),
         };
     }
     counts.record_death(killed);
     assert!(sender.is_disconnected());
-    assert_eq!(sender.send_timeout(b"again", LONG), Err(SendTimeoutError::PeerDied), "{round:?}");
+    assert_eq!(
+        sender.send_timeout(b"again", LONG),
+        Err(SendTimeoutError::ConnectionLost(ConnectionError::PeerDied)),
+        "{round:?}"
+    );
 }
 
 fn receive_until_death(round: Round, receiver: &mut Receiver, counts: &Counts, killed: &OnceLock<Instant>) {
@@ -177,14 +181,18 @@ fn receive_until_death(round: Round, receiver: &mut Receiver, counts: &Counts, k
                 assert_eq!((received.tag, message.len()), (next, round.len(next)), "{round:?}");
                 next += 1;
             }
-            Err(RecvTimeoutError::PeerDied) => break,
+            Err(RecvTimeoutError::ConnectionLost(ConnectionError::PeerDied)) => break,
             Err(error) => panic!("{round:?}: after {next} messages: {error:?}"),
         }
     }
     assert!(round.subject_sends || next == 0);
     counts.received.fetch_add(next, Ordering::Relaxed);
     counts.record_death(killed);
-    assert_eq!(receiver.recv(&mut [0; 8]), Err(RecvError::PeerDied), "{round:?}");
+    assert_eq!(
+        receiver.recv(&mut [0; 8]),
+        Err(RecvError::ConnectionLost(ConnectionError::PeerDied)),
+        "{round:?}"
+    );
 }
 
 fn subject(round: Round, path: &Path) -> i32 {
@@ -291,10 +299,18 @@ fn closed_and_died_are_distinguished() {
         };
         assert_eq!(got, [0, 1, 2], "{role}: what was committed comes first, and nothing else");
         match clean {
-            Some(true) => assert_eq!(end, RecvTimeoutError::Disconnected, "{role}"),
-            Some(false) => assert_eq!(end, RecvTimeoutError::PeerDied, "{role}"),
+            Some(true) => {
+                assert_eq!(end, RecvTimeoutError::ConnectionLost(ConnectionError::Disconnected), "{role}")
+            }
+            Some(false) => {
+                assert_eq!(end, RecvTimeoutError::ConnectionLost(ConnectionError::PeerDied), "{role}")
+            }
             None => assert!(
-                matches!(end, RecvTimeoutError::Disconnected | RecvTimeoutError::PeerDied),
+                matches!(
+                    end,
+                    RecvTimeoutError::ConnectionLost(ConnectionError::Disconnected)
+                        | RecvTimeoutError::ConnectionLost(ConnectionError::PeerDied)
+                ),
                 "{role}: {end:?}"
             ),
         }

@@ -337,13 +337,21 @@ fn check(seen: &Seen, act: Action, what: &str) -> u64 {
     let through = act == Action::Stop;
     assert!(!through || received == FROM_SUBJECT, "{all}");
     match incoming {
-        RecvTimeoutError::Disconnected => assert!(pages.producer_closed || act == Action::Exit, "{all}"),
-        RecvTimeoutError::PeerDied => assert!(!pages.producer_closed && !through, "{all}"),
+        RecvTimeoutError::ConnectionLost(ConnectionError::Disconnected) => {
+            assert!(pages.producer_closed || act == Action::Exit, "{all}")
+        }
+        RecvTimeoutError::ConnectionLost(ConnectionError::PeerDied) => {
+            assert!(!pages.producer_closed && !through, "{all}")
+        }
         _ => panic!("{all}"),
     }
     match outgoing {
-        SendTimeoutError::Disconnected => assert!(consumer_closed || act == Action::Exit, "{all}"),
-        SendTimeoutError::PeerDied => assert!(!consumer_closed && !through, "{all}"),
+        SendTimeoutError::ConnectionLost(ConnectionError::Disconnected) => {
+            assert!(consumer_closed || act == Action::Exit, "{all}")
+        }
+        SendTimeoutError::ConnectionLost(ConnectionError::PeerDied) => {
+            assert!(!consumer_closed && !through, "{all}")
+        }
         _ => panic!("{all}"),
     }
     pages.torn

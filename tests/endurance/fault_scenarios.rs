@@ -54,9 +54,9 @@ pub(crate) const KINDS: [(&str, Allowed); 7] = [
     (
         "scribble",
         &[
-            ("server of calls", &["ProtocolViolated"]),
-            ("server of a stream", &["ProtocolViolated"]),
-            ("client of a scribbling server", &["ProtocolViolated"]),
+            ("server of calls", &["ProtocolViolation"]),
+            ("server of a stream", &["ProtocolViolation"]),
+            ("client of a scribbling server", &["ProtocolViolation"]),
         ],
     ),
     (
@@ -82,7 +82,7 @@ pub(crate) const KINDS: [(&str, Allowed); 7] = [
             ("caller, reply", &["ReplyTooLarge"]),
             ("sender", &["TooLarge"]),
             ("the same caller afterwards", GOES_ON),
-            ("server of a peer that announces it", &["ProtocolViolated"]),
+            ("server of a peer that announces it", &["ProtocolViolation"]),
         ],
     ),
     (

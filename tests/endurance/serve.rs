@@ -208,7 +208,7 @@ fn methods(server: SharedMemoryServer) -> SharedMemoryServer {
         .on_disconnect(|connection, error| {
             let mut state = state();
             match error {
-                CallError::Disconnected => state.disconnected += 1,
+                CallError::ConnectionLost(ConnectionError::Disconnected) => state.disconnected += 1,
                 error => note(&mut state.calls, connection.peer_cred().pid(), name(&error)),
             }
         })

@@ -12,12 +12,12 @@ use std::thread;
 use std::time::Duration;
 
 use narrows::{
-    CallError, ConnectError, RecvError, RejectCode, SharedMemoryClient, SharedMemoryServer,
+    CallError, ConnectError, ConnectionError, RecvError, RejectCode, SharedMemoryClient, SharedMemoryServer,
     SharedMemoryStream, TryRecvError,
 };
 
 use crate::support::calls::*;
-use crate::support::{Kept, LONG, Watchdog, alone, argument, log, me, role, sys};
+use crate::support::{Kept, LONG, Watchdog, alone, argument, log, me, role, sys, whole};
 
 /// Inline: limits the memory of the server to what it has plus this many bytes.
 const LIMIT: u32 = 100;
@@ -99,7 +99,7 @@ fn a_message_without_memory_is_kept_until_there_is_some() {
         assert!(message.len() == len && message.iter().all(|byte| *byte == 7));
     }
     drop(sender.join().expect("no panic"));
-    assert_eq!(b.recv_into(&mut message), Err(RecvError::Disconnected));
+    assert_eq!(b.recv_into(&mut message), Err(RecvError::ConnectionLost(ConnectionError::Disconnected)));
 }
 
 #[test]
@@ -302,8 +302,8 @@ fn a_program_that_locks_its_memory_connects_within_the_usual_limit() {
     let pair = SharedMemoryStream::pair();
     if bytes < 1 << 20 {
         let error = pair.map(drop).expect_err("no memory may be locked");
-        assert!(error.to_string().contains("RLIMIT_MEMLOCK"), "{error}");
-        assert!(!error.to_string().contains("RLIMIT_AS"), "{error}");
+        assert!(whole(&error).contains("RLIMIT_MEMLOCK"), "{error}");
+        assert!(!whole(&error).contains("RLIMIT_AS"), "{error}");
         assert_eq!(std::io::Error::from(error).kind(), std::io::ErrorKind::OutOfMemory);
         return;
     }

@@ -5,8 +5,8 @@
 
 use std::time::Duration;
 
-use crate::support::{Kept, LONG, Watchdog, argument, echo, me, reach, role, round_trip, verdict};
-use narrows::{Options, RecvTimeoutError, SharedMemoryListener, SharedMemoryStream};
+use crate::support::{Kept, LONG, Watchdog, argument, echo, me, reach, role, round_trip, verdict, whole};
+use narrows::{ConnectionError, Options, RecvTimeoutError, SharedMemoryListener, SharedMemoryStream};
 
 /// A call that is refused: its number, the argument that decides by a bit or a value, and the error.
 struct Refused {
@@ -129,12 +129,18 @@ fn a_kill_is_a_hang_up_where_processes_cannot_be_watched() {
             let mut stream = reach(&path, &Options::new());
             round_trip(&mut stream, 1);
             server.0.kill().expect("kills");
-            assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::Disconnected));
+            assert_eq!(
+                verdict(&mut stream),
+                Err(RecvTimeoutError::ConnectionLost(ConnectionError::Disconnected))
+            );
             let (child, mut stream) = SharedMemoryStream::spawn(me(NAME, "child", "")).expect("spawns");
             let mut child = Kept(child);
             round_trip(&mut stream, 2);
             child.0.kill().expect("kills");
-            assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::Disconnected));
+            assert_eq!(
+                verdict(&mut stream),
+                Err(RecvTimeoutError::ConnectionLost(ConnectionError::Disconnected))
+            );
         }
     }
 }
@@ -155,7 +161,10 @@ fn a_kill_is_a_death_where_the_pidfd_reports_late() {
             let mut child = Kept(child);
             round_trip(&mut stream, 1);
             child.0.kill().expect("kills");
-            assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::PeerDied));
+            assert_eq!(
+                verdict(&mut stream),
+                Err(RecvTimeoutError::ConnectionLost(ConnectionError::PeerDied))
+            );
         }
     }
 }
@@ -169,7 +178,7 @@ fn a_missing_feature_that_is_required_is_named() {
     }
     let text = |options: &Options| match options.pair() {
         Ok(_) => panic!("made without"),
-        Err(error) => error.to_string(),
+        Err(error) => whole(&error),
     };
     refuse(&[refused(libc::SYS_madvise, Some((2, Is::Equal(POPULATE_WRITE))), libc::EINVAL)]);
     let output = text(&Options::new().prefault(true).handshake_timeout(Duration::from_secs(5)));

@@ -249,7 +249,7 @@ fn too_many_open_files_are_an_error_and_nothing_is_lost() {
     let hoard: Vec<_> = std::iter::from_fn(|| fs::File::open("/dev/null").ok()).collect();
     for _ in 0..3 {
         let error: std::io::Error = listener.accept().map(drop).expect_err("no descriptor left").into();
-        assert!(error.to_string().contains("RLIMIT_NOFILE"), "{error}");
+        assert!(whole(&error).contains("RLIMIT_NOFILE"), "{error}");
     }
     drop(hoard);
     let client = thread::spawn(move || confirm(&waiting));

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::*;
 use narrows::internal::handshake::{ACKNOWLEDGE, ANSWER_LEN, Answer, HELLO_LEN, Negotiated, VERSION_MAX};
-use narrows::{ConnectError, Options, SharedMemoryStream};
+use narrows::{ConnectError, ConnectionError, Options, SharedMemoryStream};
 
 const LINGER: i32 = 30;
 /// How late a call may be on a busy machine: far below the linger time.
@@ -332,7 +332,10 @@ fn the_death_of_another_peer_is_reported_while_such_a_stream_is_dropped() {
         in_time("drop", || drop(stream));
         drop(other);
         let end = in_time("the end", || survivor.recv_timeout(&mut [0; 8], LATE));
-        assert!(matches!(end, Err(narrows::RecvTimeoutError::Disconnected)), "{end:?}");
+        assert!(
+            matches!(end, Err(narrows::RecvTimeoutError::ConnectionLost(ConnectionError::Disconnected))),
+            "{end:?}"
+        );
     });
 }
 

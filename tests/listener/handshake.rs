@@ -286,7 +286,7 @@ fn without_room_for_the_memory_the_error_names_the_limit() {
     });
     // The default policy of a user other than root needs a descriptor of its own.
     let error = Options::new().authorize(|_| true).connect(&path).expect_err("no room");
-    assert!(error.to_string().contains("RLIMIT_NOFILE"), "{error}");
+    assert!(whole(&error).contains("RLIMIT_NOFILE"), "{error}");
     server.join().expect("the play ends well");
 }
 

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{Fork, Kept, LONG, Watchdog, alone, argument, log, me, role, sys, verdict};
+use crate::support::{Fork, Kept, LONG, Watchdog, alone, argument, log, me, role, sys, verdict, whole};
 use narrows::{
     AcceptError, BindError, ConnectError, Options, Reconnect, ServerHandle, SharedMemoryClient,
     SharedMemoryListener, SharedMemoryServer, SharedMemoryStream,
@@ -306,7 +306,7 @@ fn connect_waits_for_a_server_to_appear_until_its_deadline() {
     let path = folder.path().join("later").join("socket");
     let options = Options::new().wait_for_server(true);
     let missing = options.connect_timeout(&path, Duration::from_millis(50)).map(drop);
-    assert!(missing.expect_err("no server").to_string().contains("start the server"));
+    assert!(whole(&missing.expect_err("no server")).contains("start the server"));
     let missing = Options::new().connect_timeout(&path, LONG).map(drop).expect_err("at once");
     assert_eq!(io::Error::from(missing).kind(), io::ErrorKind::NotFound);
     thread::scope(|scope| {
@@ -390,9 +390,8 @@ fn the_obstacle_to_a_path_is_named() {
             assert_eq!((libc::setgid(23_416), libc::setuid(23_416)), (0, 0));
         }
         let connecting =
-            |path: &Path| SharedMemoryStream::connect(path).map(drop).expect_err("closed").to_string();
-        let binding =
-            |path: &Path| SharedMemoryListener::bind(path).map(drop).expect_err("closed").to_string();
+            |path: &Path| whole(&SharedMemoryStream::connect(path).map(drop).expect_err("closed"));
+        let binding = |path: &Path| whole(&SharedMemoryListener::bind(path).map(drop).expect_err("closed"));
         let says = |text: String, words: &[&str]| {
             assert!(words.iter().all(|word| text.contains(word)), "{text}");
         };
@@ -578,7 +577,7 @@ fn a_full_backlog_is_not_called_a_live_server() {
     let connected = connected.expect_err("no process accepts");
     assert!(matches!(connected, ConnectError::BacklogFull), "{connected:?}");
     assert!(connected.is_timeout());
-    assert_contains(&connected.to_string(), &["does not accept", "ss -xlp"]);
+    assert_contains(&whole(&connected), &["does not accept", "ss -xlp"]);
 }
 
 /// The kernel takes paths of at most 107 bytes.
@@ -613,9 +612,9 @@ fn a_socket_in_a_deep_directory_is_bound_and_reached() {
     let answer = std::iter::repeat_with(|| client.call(1, b"").map(drop)).take(2).last().expect("two");
     assert!(answer.is_ok(), "{answer:?}");
     let missing = SharedMemoryStream::connect(deep.join("missing")).map(drop).expect_err("nothing there");
-    assert_contains(&missing.to_string(), &["missing", "start the server"]);
+    assert_contains(&whole(&missing), &["missing", "start the server"]);
     let long = bind_error(&deep.join("n".repeat(100)));
-    assert_contains(&long.to_string(), &["100 bytes"]);
+    assert_contains(&whole(&long), &["100 bytes"]);
 }
 
 /// A program that closes descriptors that are not its own (`close_range`, as daemons do) while another thread accepts.
@@ -635,11 +634,11 @@ fn accept_and_serve_end_when_their_descriptors_are_closed() {
         assert!(matches!(listener.try_accept(), Err(AcceptError::DescriptorsClosed)));
         assert!(listener.incoming().next().is_none());
         drop(listener);
-        report.send(accepted.expect_err("ends").to_string()).expect("received");
+        report.send(whole(&accepted.expect_err("ends"))).expect("received");
     });
     thread::spawn(move || {
         let served = server.serve().expect_err("ends");
-        serving.send(served.to_string()).expect("received");
+        serving.send(whole(&served)).expect("received");
     });
     thread::sleep(Duration::from_millis(200)); // Mostly both wait by now. If not, they return the same.
     sys::close_all_but_standard();
@@ -682,7 +681,7 @@ fn a_lock_file_that_cannot_be_taken_is_named_at_once() {
     ] {
         drop(UnixListener::bind(at(name)).expect("binds"));
         let lock = format!(".{name}.narrows-lock");
-        assert_contains(&bind_error(&at(name)).to_string(), &[&lock, reason]);
+        assert_contains(&whole(&bind_error(&at(name))), &[&lock, reason]);
         assert!(fs::symlink_metadata(at(&lock)).is_ok(), "{lock} was removed");
         assert!(at(name).exists(), "the stale socket was removed without the lock");
     }
@@ -698,7 +697,7 @@ fn a_lock_file_that_cannot_be_taken_is_named_at_once() {
     set_mode(&at(".seven.narrows-lock"), 0o600);
     let other = Fork::run(|| {
         become_another_user();
-        let text = bind_error(&at("seven")).to_string();
+        let text = whole(&bind_error(&at("seven")));
         assert_contains(&text, &[".seven.narrows-lock", "Permission denied", "user 0"]);
         0
     });
@@ -748,7 +747,7 @@ fn a_full_file_system_keeps_no_path_of_a_dropped_listener() {
     drop(listener);
     assert!(!folder.join("socket").exists());
     File::create(folder.join("last")).expect("one place is free again");
-    let text = bind_error(&folder.join("stale")).to_string();
+    let text = whole(&bind_error(&folder.join("stale")));
     assert_contains(&text, &[".stale.narrows-lock", "No space left", "file system is full"]);
     assert!(folder.join("stale").exists(), "it was not removed without the lock");
 }
@@ -773,7 +772,7 @@ fn a_directory_that_may_not_be_listed_is_bound_in() {
         assert!(!closed.join("socket").exists());
         // No user's group.
         let foreign = Options::new().socket_group(23_417).bind(shared.join("socket")).map(drop);
-        assert_contains(&foreign.expect_err("no member").to_string(), &["be a member of the group"]);
+        assert_contains(&whole(&foreign.expect_err("no member")), &["be a member of the group"]);
         assert!(entries(&shared).is_empty());
         0
     });
@@ -812,7 +811,7 @@ fn clients_outside_of_the_pid_namespace_get_an_error_that_names_their_shared_lim
     let client = SharedMemoryClient::connect(&path).expect("connects");
     client.call(1, b"").expect("answers");
     let refused = SharedMemoryClient::connect(&path).map(drop).expect_err("the limit is one");
-    assert_contains(&refused.to_string(), &["pid namespace"]);
+    assert_contains(&whole(&refused), &["pid namespace"]);
     drop(client);
     io::Write::write_all(&mut &ours, b"!").expect("says");
     assert_eq!(server.wait(), 0);

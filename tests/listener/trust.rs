@@ -17,7 +17,9 @@ use std::{env, thread};
 
 use crate::support::*;
 use narrows::internal::handshake::ClientHandshake;
-use narrows::{ConnectError, Options, RecvTimeoutError, RejectCode, SharedMemoryStream, SpawnError};
+use narrows::{
+    ConnectError, ConnectionError, Options, RecvTimeoutError, RejectCode, SharedMemoryStream, SpawnError,
+};
 
 const VARIABLE: &str = "NARROWS_PARENT";
 const LONG: Duration = Duration::from_secs(30);
@@ -165,7 +167,7 @@ fn a_client_in_a_user_namespace_trusts_no_server_that_is_not_mapped() {
         match SharedMemoryStream::connect(path) {
             Err(ref error @ ConnectError::NotAuthorized { uid, .. }) => {
                 assert_eq!(uid, OVERFLOW);
-                assert!(error.to_string().contains("namespace"), "{error}");
+                assert!(whole(&error).contains("namespace"), "{error}");
             }
             other => panic!("{other:?}"),
         }
@@ -324,7 +326,7 @@ fn the_death_of_a_backend_behind_a_shell_that_lives_on_is_reported() {
     let backend = stream.peer_cred().pid();
     assert_ne!(backend, shell.0.id(), "the peer is the backend");
     kill(backend);
-    assert_eq!(end_of(&mut stream), RecvTimeoutError::PeerDied);
+    assert_eq!(end_of(&mut stream), RecvTimeoutError::ConnectionLost(ConnectionError::PeerDied));
     drop(shell);
 }
 
@@ -348,7 +350,11 @@ fn a_backend_that_outlives_its_shell_is_alive() {
         assert_eq!(quiet, Err(RecvTimeoutError::Timeout), "{script}");
         answers(&mut stream);
         kill(backend);
-        assert_eq!(end_of(&mut stream), RecvTimeoutError::PeerDied, "{script}");
+        assert_eq!(
+            end_of(&mut stream),
+            RecvTimeoutError::ConnectionLost(ConnectionError::PeerDied),
+            "{script}"
+        );
     }
 }
 
@@ -358,7 +364,7 @@ fn a_wrapper_that_keeps_the_descriptor_to_itself_is_named() {
     match role().as_deref() {
         Some("backend") => match SharedMemoryStream::from_parent() {
             Err(error @ ConnectError::BadParent(_)) => {
-                let text = error.to_string();
+                let text = whole(&error);
                 assert!(text.contains("wrapper") && text.contains(VARIABLE), "{text}");
                 exit(7);
             }
@@ -390,7 +396,7 @@ fn a_wrapper_that_keeps_the_descriptor_to_itself_is_named() {
             SpawnError::Timeout if lives => {}
             ref other => panic!("{how}: {other:?}"),
         }
-        let text = error.to_string();
+        let text = whole(&error);
         assert!(text.contains("wrapper") && text.contains(VARIABLE), "{how}: {text}");
     }
 }
@@ -520,7 +526,7 @@ fn of_two_backends_that_inherit_one_connection_one_takes_it() {
         Options::new().spawn(by_shell(script, &rerun(NAME, "backend"))).expect("spawns");
     let mut shell = Ends(shell);
     stream.send(b"ends").expect("sends");
-    assert_eq!(end_of(&mut stream), RecvTimeoutError::Disconnected);
+    assert_eq!(end_of(&mut stream), RecvTimeoutError::ConnectionLost(ConnectionError::Disconnected));
     assert_eq!(shell.0.wait().expect("ends").code(), Some(7));
 }
 
@@ -586,10 +592,10 @@ fn a_copy_in_an_unrelated_process_hides_no_end() {
         stream.recv_timeout(&mut [0; 8], LONG).expect("its number");
         if kill_it {
             kill(child.0.id());
-            assert_eq!(end_of(&mut stream), RecvTimeoutError::PeerDied);
+            assert_eq!(end_of(&mut stream), RecvTimeoutError::ConnectionLost(ConnectionError::PeerDied));
         } else {
             stream.send(b"close").expect("sends");
-            assert_eq!(end_of(&mut stream), RecvTimeoutError::Disconnected);
+            assert_eq!(end_of(&mut stream), RecvTimeoutError::ConnectionLost(ConnectionError::Disconnected));
             assert!(!is_gone(child.0.id()), "it lives");
         }
     }

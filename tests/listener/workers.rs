@@ -11,7 +11,9 @@ use std::time::Duration;
 use crate::support::{Fork, LONG, Watchdog, alone, echo, reach, round_trip, sys, verdict};
 use narrows::internal::handshake::{Answer, HELLO_LEN, HandshakeLimits, ServerHandshake};
 use narrows::internal::layout::Geometry;
-use narrows::{AcceptError, Options, RecvTimeoutError, SharedMemoryListener, SharedMemoryStream};
+use narrows::{
+    AcceptError, ConnectionError, Options, RecvTimeoutError, SharedMemoryListener, SharedMemoryStream,
+};
 
 fn pid_of(stream: &SharedMemoryStream) -> i32 {
     i32::try_from(stream.peer_cred().pid()).expect("a pid")
@@ -68,7 +70,7 @@ fn daemon(bound_by_the_starter: bool) {
     round_trip(&mut stream, 1);
     assert_ne!(daemon, starter.pid());
     sys::kill(daemon, libc::SIGKILL);
-    assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::PeerDied));
+    assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::ConnectionLost(ConnectionError::PeerDied)));
 }
 
 /// Workers that accept from one inherited listener: each client knows its own worker.
@@ -97,10 +99,10 @@ fn a_worker_that_is_killed_has_died_and_the_others_serve_on() {
     let killed = pids[0];
     assert!(workers.iter().any(|worker| worker.pid() == killed));
     sys::kill(killed, libc::SIGKILL);
-    assert_eq!(verdict(&mut streams[0]), Err(RecvTimeoutError::PeerDied));
+    assert_eq!(verdict(&mut streams[0]), Err(RecvTimeoutError::ConnectionLost(ConnectionError::PeerDied)));
     streams[1..].iter_mut().for_each(|stream| round_trip(stream, 9));
     workers.iter().for_each(Fork::kill);
-    assert_eq!(verdict(&mut streams[1]), Err(RecvTimeoutError::PeerDied));
+    assert_eq!(verdict(&mut streams[1]), Err(RecvTimeoutError::ConnectionLost(ConnectionError::PeerDied)));
     drop(ManuallyDrop::into_inner(listener));
     assert!(!path.exists(), "the process that bound it removes it");
 }
@@ -161,7 +163,11 @@ fn a_worker_that_serves_anothers_socket_has_died_when_it_was_killed() {
         let alive = stream.recv_timeout(&mut [0; 8], Duration::from_millis(200)).map(|it| it.len);
         assert_eq!(alive, Err(RecvTimeoutError::Timeout), "listener lives: {listener_lives}");
         sys::kill(worker, libc::SIGKILL);
-        assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::PeerDied), "listener lives: {listener_lives}");
+        assert_eq!(
+            verdict(&mut stream),
+            Err(RecvTimeoutError::ConnectionLost(ConnectionError::PeerDied)),
+            "listener lives: {listener_lives}"
+        );
         std::fs::remove_file(&path).expect("removes");
     }
 }

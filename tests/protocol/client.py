@@ -2,11 +2,17 @@
 """A second implementation of the protocol, written from docs/protocol.md and docs/protocol-calls.md alone.
 
     client.py messages PATH     an echo server of streams:  narrows serve-echo PATH
-    client.py calls PATH        a server of calls:          cargo run --example calls -- serve PATH
-    client.py echo-calls PATH   an echo server of calls:    narrows serve-echo --calls PATH
+    client.py echo-calls PATH   an echo server of calls:    narrows serve-echo --calls PATH, with --echo-method 0
+    client.py calls PATH        a server with the methods of tests/rpc/protocol.rs
+    client.py goodbye PATH      the same server, which is shut down while this client calls it
 
-It proves that the pages say enough, not that it is fast: it polls, so it never sleeps on a flag, but it wakes a
-peer that does. "Section n" is that of protocol.md, "calls n" that of protocol-calls.md.
+tests/rpc/protocol.rs runs all modes. The client proves that the pages say enough, not that it is fast: it polls, so
+its own flags stay 0, but it wakes a peer that sleeps. "Section n" is that of protocol.md, "calls n" that of
+protocol-calls.md.
+
+The methods of `calls`: `echo` replies with the request; `fail` fails with the code 7 and the request as its text;
+`words` streams the words of the request, and `push` pushes them; `upload` replies with the chunks, joined by spaces;
+`duplex` sends each chunk back. Their numbers are options.
 """
 
 import argparse
@@ -43,7 +49,7 @@ def compile_atomics():
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "atomics.so")
         command = ["cc", "-O2", "-shared", "-fPIC", "-x", "c", "-", "-o", path]
-        subprocess.run(command, input=ATOMICS.encode(), check=True)
+        subprocess.run(command, input=ATOMICS.encode(), check=True, timeout=60)
         library = ctypes.CDLL(path)
     for function in (library.load, library.store, library.clear_flag, library.take_flag):
         function.argtypes = [ctypes.c_void_p, ctypes.c_uint64][: 2 if function is library.store else 1]
@@ -56,7 +62,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 SYS_FUTEX = {"x86_64": 202, "aarch64": 98}[os.uname().machine]
-PATIENCE = 20.0  # seconds that the client waits for anything
+PATIENCE = 30.0  # seconds: the deadline of each wait
 
 
 class Violation(Exception):
@@ -64,11 +70,7 @@ class Violation(Exception):
 
 
 class Ended(Exception):
-    """The connection is over."""
-
-
-class Rejected(Exception):
-    """The server refused the connection."""
+    """The connection is over, or the server refused it."""
 
 
 def require(condition, what):
@@ -79,7 +81,7 @@ def require(condition, what):
 
 # ---- Section 2: handshake
 
-Sizes = namedtuple("Sizes", "slots urgent arena longest")
+Sizes = namedtuple("Sizes", "slots oob arena longest")
 SEAL_SEAL, SEAL_SHRINK, SEAL_GROW, SEAL_WRITE, SEAL_FUTURE_WRITE = 1, 2, 4, 8, 16
 F_ADD_SEALS, F_GET_SEALS = 1033, 1034
 TMPFS_MAGIC = 0x01021994
@@ -97,8 +99,8 @@ def memory_size(sizes):
     return up(8192 + 256 * sizes.slots) + 2 * up(sizes.arena)
 
 
-def read_answer(connected):
-    """Reads the 128 bytes of a Welcome or Reject, in whatever parts they come, and the descriptors beside them."""
+def receive_answer(connected):
+    """Reads the 128 bytes of an Accept or Reject, in whatever parts they come, and the descriptors beside them."""
     answer, descriptors = b"", []
     while len(answer) < 128:
         part, ancillary, _, _ = connected.recvmsg(128 - len(answer), 1024, socket.MSG_CMSG_CLOEXEC)
@@ -111,23 +113,23 @@ def read_answer(connected):
     return answer, descriptors
 
 
-def read_welcome(answer, wanted):
-    """Validates a Welcome; gives the sizes and the first ticket. Raises what a Reject says."""
+def validate_answer(answer, wanted):
+    """Validates an Accept; gives the sizes and the first ticket. Raises the text of a Reject."""
     magic, kind, version, features = struct.unpack_from("<8sHHI", answer)
     require(magic == b"narrows!" and kind in (1, 2), "the answer is not of this protocol")
     if kind == 2:
         code, length, zero = struct.unpack_from("<HHI", answer, 16)
         require(length <= 64 and zero == 0 and not any(answer[24 + length :]), "a Reject with stray bytes")
-        raise Rejected(f"code {code}: {answer[24:24 + length].decode()} (server speaks {version})")
-    slots, urgent, arena, longest, first_ticket, size = struct.unpack_from("<IIQQQQ", answer, 16)
-    sizes = Sizes(slots, urgent, arena, longest)
+        raise Ended(f"rejected: code {code}: {answer[24:24 + length].decode()} (server speaks {version})")
+    slots, oob, arena, longest, first_ticket, size = struct.unpack_from("<IIQQQQ", answer, 16)
+    sizes = Sizes(slots, oob, arena, longest)
     require(version == 2 and features == 0, "a version or a feature that was not offered")
     require(all(got <= want for got, want in zip(sizes, wanted)), "more than was wanted")
-    for size_got, least in ((slots, 1), (urgent, 1), (arena, 64)):
+    for size_got, least in ((slots, 1), (oob, 1), (arena, 64)):
         require(size_got >= least and size_got.bit_count() == 1, "not a legal power of two")
-    require(longest >= 1, "no legal longest message")
-    require(first_ticket <= 2**63 - 2 and size == memory_size(sizes), "illegal first ticket or size of the memory")
-    require(not any(answer[56:]), "a Welcome with stray bytes")
+    require(longest >= 1 and first_ticket <= 2**63 - 2, "no legal longest message or first ticket")
+    require(size == memory_size(sizes), "a wrong size of the memory")
+    require(not any(answer[56:]), "an Accept with stray bytes")
     return sizes, first_ticket
 
 
@@ -139,7 +141,7 @@ def map_memory(descriptor, size):
     status = os.fstat(descriptor)
     file_system = (ctypes.c_long * 32)()  # struct statfs begins with the type
     require(libc.fstatfs(descriptor, file_system) == 0 and file_system[0] == TMPFS_MAGIC, "not on tmpfs")
-    require(stat.S_ISREG(status.st_mode) and status.st_size == size, "not the memory that the Welcome announced")
+    require(stat.S_ISREG(status.st_mode) and status.st_size == size, "not the memory that the Accept announced")
     address = libc.mmap(None, size, 3, 1, descriptor, 0)  # PROT_READ | PROT_WRITE, MAP_SHARED
     if address in (None, ctypes.c_void_p(-1).value):
         raise OSError(ctypes.get_errno(), "mmap")
@@ -155,8 +157,8 @@ def connect(path, wanted):
     connected.settimeout(5)
     connected.connect(path)
     connected.sendall(struct.pack("<8sHHIIIQQQI12x", b"narrows?", 2, 2, 0, *wanted, 0, 0))
-    answer, descriptors = read_answer(connected)
-    sizes, first_ticket = read_welcome(answer, wanted)
+    answer, descriptors = receive_answer(connected)
+    sizes, first_ticket = validate_answer(answer, wanted)
     require(len(descriptors) == 1, "not exactly one descriptor")
     with contextlib.suppress(OSError):  # before Linux 6.16
         connected.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
@@ -169,7 +171,7 @@ def connect(path, wanted):
 # ---- Sections 3 to 6: memory, messages, waking, the end
 
 HEAD, CONSUMER_FLAG, PRODUCER_FLAG, PRODUCER_CLOSED, CONSUMER_CLOSED = 0x000, 0x080, 0x100, 0x180, 0x200
-URGENT_COUNT, URGENT_WORDS = 0x480, 0x800
+DOORBELL, OOB_WORDS = 0x480, 0x800
 STAMP, CONTROL, TAG, PAYLOAD = 0, 8, 16, 24
 SLOT, INLINE_MOST = 128, 104
 INLINE, WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4, 5
@@ -192,18 +194,18 @@ class Connection:
         self.next_sent = self.head_seen = first_ticket
         self.spans, self.arena_next = deque(), 0
         self.abandoned = False
-        self.urgent_count = 0
+        self.doorbell = 0
         # As the consumer: the next ticket, and the message of which only fragments came.
         self.next_received = first_ticket
         self.partial = self.partial_total = self.partial_tag = None
 
     # Waiting and waking
 
-    def wait(self, look, mark):
+    def wait(self, look, closed_flag):
         """Polls until `look` gives something. How the direction has ended is read before the look, and counts after it."""
         give_up = time.monotonic() + PATIENCE
         for turn in range(1 << 62):
-            ended = self.how_it_ended(mark)
+            ended = self.how_it_ended(closed_flag)
             found = look()
             if found is not None:
                 return found
@@ -213,13 +215,11 @@ class Connection:
                 raise TimeoutError("nothing came")
             time.sleep(0 if turn < 100 else 0.0001)
 
-    def how_it_ended(self, mark):
-        """None, or how the direction with this mark has ended. A hang-up without a mark gets a moment's grace."""
-        if not atomics.load(mark) and not self.poll.poll(0):
+    def how_it_ended(self, closed_flag):
+        """None, or how the direction has ended. After a hang-up the flag is read again: a peer that closed did not die."""
+        if not atomics.load(closed_flag) and not self.poll.poll(0):
             return None
-        if not atomics.load(mark):
-            time.sleep(0.05)
-        return "the peer closed" if atomics.load(mark) else "the peer died"
+        return "the peer closed" if atomics.load(closed_flag) else "the peer hung up"
 
     def wake_consumer(self):
         """After something was published for the consumer of direction 0."""
@@ -247,8 +247,8 @@ class Connection:
 
     def wait_for_release(self, ticket):
         """Waits until this ticket, and so each before it, is released. Fails at once if the peer closed."""
-        mark = self.words[TO_SERVER] + CONSUMER_CLOSED
-        if ended := self.how_it_ended(mark):
+        closed_flag = self.words[TO_SERVER] + CONSUMER_CLOSED
+        if ended := self.how_it_ended(closed_flag):
             raise Ended(ended)
 
         def look():
@@ -257,7 +257,7 @@ class Connection:
             self.head_seen = head
             return head > ticket or None
 
-        self.wait(look, mark)
+        self.wait(look, closed_flag)
 
     def span(self, length):
         """Finds room in the arena for the payload of the next ticket: the arena is used round and round."""
@@ -307,11 +307,11 @@ class Connection:
             kind = FIRST if start == 0 else LAST if last else MIDDLE
             self.put(kind, tag, message[start : start + most], flags if kind == FIRST else 0, len(message))
 
-    def send_urgent(self, index, value):
-        """Stores an urgent word, then the count."""
-        atomics.store(self.words[TO_SERVER] + URGENT_WORDS + 8 * index, value)
-        self.urgent_count += 1
-        atomics.store(self.words[TO_SERVER] + URGENT_COUNT, self.urgent_count)
+    def send_oob(self, index, value):
+        """Stores an out-of-band word, then the doorbell, and wakes the consumer."""
+        atomics.store(self.words[TO_SERVER] + OOB_WORDS + 8 * index, value)
+        self.doorbell += 1
+        atomics.store(self.words[TO_SERVER] + DOORBELL, self.doorbell)
         self.wake_consumer()
 
     # Receiving
@@ -329,6 +329,11 @@ class Connection:
             if kind == LAST:
                 message, self.partial = bytes(self.partial), None
                 return self.partial_tag, message, True
+
+    def is_ready(self):
+        """Whether the next slot is ready."""
+        slot = self.slots[TO_CLIENT] + SLOT * (self.next_received % self.sizes.slots)
+        return atomics.load(slot + STAMP) == 2 * self.next_received + 2
 
     def take_slot(self):
         """Takes one slot and releases it, or gives None if it is not ready."""
@@ -371,7 +376,7 @@ class Connection:
         return kind, length, offset, total
 
     def close(self):
-        """Marks the end in both directions, wakes the peer in both, and closes the socket."""
+        """Stores both closed flags, wakes the peer in both directions, and closes the socket."""
         atomics.store(self.words[TO_SERVER] + PRODUCER_CLOSED, 1)
         atomics.store(self.words[TO_CLIENT] + CONSUMER_CLOSED, 1)
         self.wake_consumer()
@@ -381,17 +386,38 @@ class Connection:
 
 # ---- The call layer
 
-(HELLO, WELCOME, REFUSE, CALL, CHUNK, END, CREDIT, REPLY, ERROR, PUSH, REST, GOODBYE) = range(1, 13)
+(HELLO, ACCEPT, REFUSE, CALL, CHUNK, END, CREDIT, REPLY, ERROR, PUSH, CONTINUATION, GOODBYE) = range(1, 13)
 MORE, STREAM, UPLOAD, NOTIFY, DEADLINE = 1, 2, 4, 8, 16
-UNKNOWN_METHOD, WRONG_KIND, FAILED, SHUTTING_DOWN, CANCELLED = 1, 2, 3, 7, 8
-COUNTED = {CALL, CHUNK, END, REPLY, PUSH, REST}
-MAY_HAVE_MORE = {CHUNK, REPLY, PUSH, REST}  # of what a server sends
+UNKNOWN_METHOD, WRONG_KIND, FAILED, SHUTTING_DOWN = 1, 2, 3, 7
+COUNTED = {CALL, CHUNK, END, REPLY, PUSH, CONTINUATION}
 ITEM_COST = 64
+LEAST_WINDOW = 1024
 SETTINGS = struct.Struct("<8sHHII12s")
 
 
+class Window:
+    """One window: what may be sent, what may be received, and what was consumed and not given back (calls 5)."""
+
+    def __init__(self, size):
+        self.size = self.may_send = self.may_receive = size
+        self.owed = 0
+
+    def longest(self, longest_message):
+        """The longest item: credit that the receiver holds back is never needed for it."""
+        return min(self.size - self.size // 4 - ITEM_COST, longest_message)
+
+    def consume(self, item):
+        """Notes that an item was consumed. Gives the credit that is due, or 0: it is held back as long as is allowed."""
+        self.owed += len(item) + ITEM_COST
+        if self.owed < max(self.size // 4, 1):
+            return 0
+        credit, self.owed = self.owed, 0
+        self.may_receive += credit
+        return credit
+
+
 class Call:
-    """A call under way: what came for it, and what is left of its two windows."""
+    """A call under way: what came for it, and what is left of its windows."""
 
     def __init__(self, flags, window):
         self.flags = flags
@@ -399,54 +425,56 @@ class Call:
         self.final = None  # ("reply", bytes), ("end",), or ("error", status, code, text)
         self.sent = self.received = 0  # counted frames of both directions
         self.item = None  # kind and bytes of an item that is not whole
-        self.may_send = self.may_receive = window
+        self.window = Window(window)
 
 
 class Client:
     """The client's side of the call layer."""
 
-    def __init__(self, connection, stream_window=1024, push_window=4096):
+    def __init__(self, connection, options):
         self.connection = connection
         sizes = connection.sizes
-        self.piece = min(max(INLINE_MOST, min(64 << 10, sizes.arena // 4)), sizes.longest) - 8
-        self.places = sizes.urgent
-        self.numbers = list(range(self.places))  # the last number of each place
+        require(sizes.longest >= 8 + SETTINGS.size, "calls need longer messages")
+        self.max_fragment = min(max(INLINE_MOST, min(64 << 10, sizes.arena // 4)), sizes.longest) - 8
+        self.slots = sizes.oob
+        self.numbers = list(range(self.slots))  # the last number of each call slot
         self.under_way = {}
         self.goodbye = False
-        self.greet(stream_window, push_window)
+        self.exchange_prefaces(options.stream_window, options.push_window)
 
-    def greet(self, stream_window, push_window):
-        """Hello and Welcome, or Refuse (calls 2)."""
+    def exchange_prefaces(self, stream_window, push_window):
+        """Hello and Accept, or Refuse (calls 2)."""
         settings = SETTINGS.pack(b"narrows#", 1, 0, stream_window, push_window, bytes(12))
         self.send_frame(HELLO, 0, body=settings)
         tag, kind, flags, sequence, word, body = self.receive_frame()
-        require(kind in (WELCOME, REFUSE) and (tag, flags, sequence) == (0, 0, 0), "a frame before the Welcome")
+        require(kind in (ACCEPT, REFUSE) and (tag, flags, sequence) == (0, 0, 0), "a frame before the Accept")
         if kind == REFUSE:
-            raise Rejected(f"calls: code {word}: {body.decode()}")
+            require(1 <= word <= 65535 and len(body) <= 64, "a Refuse without its code, or too long")
+            raise Ended(f"refused: code {word}: {body.decode(errors='replace')}")
         require(len(body) == SETTINGS.size and word == 0, "no settings")
         magic, version, zero, streams, pushes, zeros = SETTINGS.unpack(body)
-        require(magic == b"narrows#" and version == 1, "another version")
-        require(zero == 0 and not any(zeros) and min(streams, pushes) >= 1024, "settings that cannot be")
+        require(magic == b"narrows#" and version >= 1, "no preface")
+        if version == 1:  # of a later version, which uses version 1 with this client, nothing else is validated
+            require(zero == 0 and not any(zeros) and min(streams, pushes) >= LEAST_WINDOW, "settings that cannot be")
         self.stream_window = min(streams, stream_window)
-        self.push_window = min(pushes, push_window)
-        # The pushes of a connection are received like the chunks of a call with the number 0.
-        self.pushes = Call(0, self.push_window)
+        self.pushes = Call(0, min(pushes, push_window))  # received like the chunks of a call with the number 0
 
     # Frames and items (calls 1)
 
     def send_frame(self, kind, tag, flags=0, word=0, body=b"", sequence=0):
-        """Sends one frame."""
-        self.connection.send(tag, struct.pack("<BBHI", kind, flags, sequence, word) + body)
+        """Sends one frame. If the server has closed, what it sent before is still to be read, and reports the end."""
+        with contextlib.suppress(Ended):
+            self.connection.send(tag, struct.pack("<BBHI", kind, flags, sequence, word) + body)
 
     def send_item(self, call, kind, number, flags=0, word=0, item=b""):
-        """Sends an item as a first frame and as many Rest frames as it needs."""
+        """Sends an item as a first frame and as many Continuation frames as it needs."""
         start = 0
         while start == 0 or start < len(item):
-            more = MORE if start + self.piece < len(item) else 0
-            body, sequence = item[start : start + self.piece], call.sent & 0xFFFF
+            more = MORE if start + self.max_fragment < len(item) else 0
+            body, sequence = item[start : start + self.max_fragment], call.sent & 0xFFFF
             self.send_frame(kind, number, flags | more, word, body, sequence)
             call.sent += 1
-            kind, flags, word, start = REST, 0, 0, start + self.piece
+            kind, flags, word, start = CONTINUATION, 0, 0, start + self.max_fragment
 
     def receive_frame(self):
         """The next frame, as (tag, kind, flags, sequence, word, body)."""
@@ -458,7 +486,7 @@ class Client:
         """Receives one frame, and does what it says."""
         tag, kind, flags, sequence, word, body = self.receive_frame()
         require(CHUNK <= kind <= GOODBYE, "a kind that no server sends now")
-        require(flags & ~(MORE if kind in MAY_HAVE_MORE else 0) == 0, "a flag that the kind does not have")
+        require(flags & ~(MORE if kind in COUNTED - {END} else 0) == 0, "a flag that the kind does not have")
         require((word != 0) == (kind in (CREDIT, ERROR)), "a word that the kind does not have")
         require(tag == 0 or kind not in (PUSH, GOODBYE), "a number where none belongs")
         if kind == GOODBYE:
@@ -467,7 +495,7 @@ class Client:
             for number in list(self.under_way):  # it was never begun
                 self.finish(number, ("error", SHUTTING_DOWN, 0, ""))
             return
-        call = self.pushes if tag == 0 and kind in (PUSH, REST) else self.under_way.get(tag)
+        call = self.pushes if tag == 0 and kind in (PUSH, CONTINUATION) else self.under_way.get(tag)
         require(call is not None, "a frame for a call that is not under way")
         if kind in COUNTED:
             require(sequence == call.received & 0xFFFF, "a frame out of sequence")
@@ -475,12 +503,13 @@ class Client:
         else:
             require(sequence == 0, "a sequence where none is counted")
         if kind == CREDIT:
-            require(call.flags & UPLOAD and not body, "credit that nobody can use")
-            call.may_send += word
-            require(call.may_send <= self.stream_window, "credit beyond the window")
+            require(call.flags & UPLOAD and not body, "credit for a call without UPLOAD")
+            call.window.may_send += word
+            require(call.window.may_send <= call.window.size, "credit beyond the window")
         elif kind == ERROR:
-            require(4 <= len(body) <= 1028, "an Error without its code, or too long")
-            self.finish(tag, ("error", word, int.from_bytes(body[:4], "little"), body[4:].decode()))
+            require(4 <= len(body) <= 1028 and word <= 9, "an Error without its code, too long, or of no known status")
+            code, text = int.from_bytes(body[:4], "little"), body[4:].decode(errors="replace")
+            self.finish(tag, ("error", word, code, text))
         elif kind == END:
             require(call.flags & STREAM and call.item is None and not body, "an End that ends nothing")
             self.finish(tag, ("end",))
@@ -489,8 +518,8 @@ class Client:
 
     def receive_item(self, call, tag, kind, flags, body):
         """Adds a frame to the item that it begins or continues."""
-        if kind == REST:
-            require(call.item is not None and body, "a Rest of nothing")
+        if kind == CONTINUATION:
+            require(call.item is not None and body, "a Continuation of nothing")
             (kind, item), cost = call.item, len(body)
         else:
             require(call.item is None, "items of a call may not be interleaved")
@@ -498,8 +527,8 @@ class Client:
             require(kind == PUSH or (kind == CHUNK) == bool(call.flags & STREAM), "not what the call answers with")
             item, cost = bytearray(), len(body) + ITEM_COST
         if kind != REPLY:
-            call.may_receive -= cost
-            require(call.may_receive >= 0, "more than is left of the window")
+            call.window.may_receive -= cost
+            require(call.window.may_receive >= 0, "more than is left of the window")
         item += body
         require(len(item) <= self.connection.sizes.longest, "an item that is too long")
         call.item = (kind, item) if flags & MORE else None
@@ -509,25 +538,22 @@ class Client:
             call.chunks.append(bytes(item))
 
     def finish(self, number, final):
-        """The final frame of a call came: its place is free."""
+        """The final frame of a call came: its slot is free."""
         self.under_way.pop(number).final = final
 
-    def give_back(self, call, number, item):
-        """Gives credit for an item that was consumed, at once: the sender may wait for the whole window."""
-        call.may_receive += len(item) + ITEM_COST
-        with contextlib.suppress(Ended):  # the server may have closed behind frames that are still to be read
-            self.send_frame(CREDIT, number, word=len(item) + ITEM_COST)
-
-    # Calls (calls 3 to 6)
+    # Calls (calls 3 to 7)
 
     def begin(self, method, request=b"", flags=0, deadline=None):
         """Sends a request under the least number that is free; gives the number and the call."""
-        while len(self.under_way) == self.places:
+        while len(self.under_way) == self.slots:
             self.step()
-        taken = {number % self.places for number in self.under_way}
-        place = next(place for place in range(self.places) if place not in taken)
-        self.numbers[place] += self.places
-        number, call = self.numbers[place], Call(flags, self.stream_window)
+        taken = {number % self.slots for number in self.under_way}
+        slot = next(slot for slot in range(self.slots) if slot not in taken)
+        self.numbers[slot] += self.slots
+        number, call = self.numbers[slot], Call(flags, self.stream_window)
+        if self.goodbye:
+            call.final = ("error", SHUTTING_DOWN, 0, "")
+            return number, call
         self.under_way[number] = call
         if deadline is not None:
             flags, request = flags | DEADLINE, struct.pack("<Q", deadline) + request
@@ -551,39 +577,44 @@ class Client:
         if not call.chunks:
             return None
         chunk = call.chunks.popleft()
-        if call.final is None:
-            self.give_back(call, number, chunk)
+        credit = call.window.consume(chunk)
+        if credit and call.final is None:
+            self.send_frame(CREDIT, number, word=credit)
         return chunk
 
-    def upload(self, number, call, chunks):
-        """Sends the chunks of an upload as the window allows, then End; stops if the call is over before."""
-        for chunk in chunks:
-            while call.final is None and call.may_send < len(chunk) + ITEM_COST:
-                self.step()
-            if call.final is not None:
-                return
-            call.may_send -= len(chunk) + ITEM_COST
+    def send_chunk(self, number, call, chunk):
+        """Sends a chunk of an upload once the window allows, unless the call is over before."""
+        while call.final is None and call.window.may_send < len(chunk) + ITEM_COST:
+            self.step()
+        if call.final is None:
+            call.window.may_send -= len(chunk) + ITEM_COST
             self.send_item(call, CHUNK, number, item=chunk)
-        self.send_item(call, END, number)
 
-    def cancel(self, number):
-        """Cancels a call by the urgent word of its place."""
-        self.connection.send_urgent(number % self.places, number)
+    def finish_upload(self, number, call):
+        """Ends an upload, unless the call is over; gives the final frame."""
+        if call.final is None:
+            self.send_item(call, END, number)
+        return self.wait_final(call)
 
 
 # ---- The modes
 
-MANY = 10 << 20
-
 
 def check(name, passed):
-    """Says what was tested; ends the program if it failed."""
+    """Reports what was tested; ends the program if it failed."""
     print(f"{'ok  ' if passed else 'FAIL'} {name}", flush=True)
     if not passed:
         raise SystemExit(1)
 
 
-def messages(connection, _options):
+def words_of(source, longest):
+    """Words of random letters: the longest ones behind up to 12 empty ones, and all lengths between."""
+    lengths = [length for empty in range(13) for length in [0] * empty + [longest]]
+    lengths += [1, longest // 2, *range(0, min(longest, 900), 7), longest]
+    return [source.randbytes((length + 1) // 2).hex()[:length].encode() for length in lengths]
+
+
+def messages(connection, options):
     """Exchanges messages with an echo server of streams."""
     source = random.Random(1)
 
@@ -593,8 +624,8 @@ def messages(connection, _options):
         return connection.receive()[:2] == (tag, message)
 
     check("messages of 0 to 300 bytes and their tags", all(echoed(source.randbytes(length)) for length in range(301)))
-    check("a message of 10 MiB", echoed(source.randbytes(MANY)))
-    connection.send(1, source.randbytes(MANY), abandon=True)
+    check(f"a message of {options.long} bytes", echoed(source.randbytes(options.long)))
+    connection.send(1, source.randbytes(options.long), abandon=True)
     check("a message behind one that was abandoned", echoed(b"behind it"))
     batch = [(tag, source.randbytes(tag)) for tag in range(min(connection.sizes.slots, INLINE_MOST))]
     for tag, message in batch:
@@ -603,60 +634,117 @@ def messages(connection, _options):
 
 
 def calls(connection, options):
-    """Calls the methods of the example `calls`."""
-    shout, checksum, words = 1, 2, 3
-    client = Client(connection)
-    check("a call and its reply", client.call(shout, b"mind the tide") == ("reply", b"MIND THE TIDE"))
-    check("a call with a deadline", client.call(shout, b"soon", deadline=10**10) == ("reply", b"SOON"))
-    check("a notification", client.call(shout, b"no one waits", flags=NOTIFY)[0] in ("reply", "error"))
-    started = [client.begin(shout, b"call %d" % turn) for turn in range(3 * client.places)]
+    """Calls each method."""
+    client, source = Client(connection, options), random.Random(2)
+    windows = Window(client.stream_window), client.pushes.window
+    chunk, push = (window.longest(connection.sizes.longest) for window in windows)
+    print(f"     longest chunk: {chunk}; longest push: {push}")
+    check("a call and its reply", client.call(options.echo, b"mind the tide") == ("reply", b"mind the tide"))
+    check("a call with a deadline", client.call(options.echo, b"soon", deadline=10**10) == ("reply", b"soon"))
+    check("a notification", client.call(options.echo, b"not awaited", flags=NOTIFY)[0] in ("reply", "error"))
+    started = [client.begin(options.echo, b"call %d" % turn) for turn in range(3 * client.slots)]
     finals = [client.wait_final(call) for _, call in started]
-    check("many calls under way", finals == [("reply", b"CALL %d" % turn) for turn in range(len(started))])
-    check("a request of many frames", client.call(checksum, bytes(MANY))[0] == "reply")
+    check("many calls under way", finals == [("reply", b"call %d" % turn) for turn in range(len(started))])
     check("an unknown method", client.call(4711)[:3] == ("error", UNKNOWN_METHOD, 0))
-    check("a method's own error", client.call(checksum)[:2] == ("error", FAILED))
-    wanted = [b"%0*d" % (1 + turn * 7 % 900, turn) for turn in range(500)]
-    number, call = client.begin(words, b" ".join(wanted), STREAM)
+    check("a method's own error", client.call(options.fail, b"no reason") == ("error", FAILED, 7, "no reason"))
+    streams(client, options, words_of(source, chunk))
+    uploads(client, options, words_of(source, chunk))
+    pushes(client, options, words_of(source, push))
+    check("a call behind all that", client.call(options.echo, b"still there") == ("reply", b"still there"))
+
+
+def streams(client, options, wanted):
+    """A streamed reply, and one that is cancelled."""
+    number, call = client.begin(options.words, b" ".join(wanted), STREAM)
     chunks = list(iter(lambda: client.next_chunk(number, call), None))
     check("a streamed reply, under credit", chunks == wanted and call.final == ("end",))
-    number, call = client.begin(words, b"word " * 1000, STREAM)
+    # The deadline passes while the window is full: the server sends nothing until the client cancels.
+    request = b"word " * (3 * client.stream_window // ITEM_COST)
+    number, call = client.begin(options.words, request, STREAM, deadline=10**6)
     first = client.next_chunk(number, call)
-    client.cancel(number)
-    final = client.wait_final(call)
-    # The method may see first that it was cancelled, and fail with an error of its own.
-    check("a cancelled stream", first == b"word" and final[0] == "error" and final[1] in (CANCELLED, FAILED))
-    takes_upload = options.upload_method is not None
-    number, call = client.begin(options.upload_method if takes_upload else checksum, flags=UPLOAD)
-    client.upload(number, call, [b"%0*d" % (1 + turn * 7 % 900, turn) for turn in range(500)])
-    final = client.wait_final(call)
-    check(f"an upload: {final}", final[0] == "reply" if takes_upload else final[:2] == ("error", WRONG_KIND))
-    check("a call behind all that", client.call(shout, b"still there") == ("reply", b"STILL THERE"))
-    while client.pushes.chunks:
-        print(f"     a push: {client.next_chunk(0, client.pushes)}")
+    time.sleep(0.1)
+    while client.connection.is_ready():
+        client.step()
+    check("a deadline that passed ends nothing by itself", first == b"word" and call.final is None)
+    client.connection.send_oob(number % client.slots, number)
+    # The method may notice the cancel first, and answer with an error of its own, or have ended before.
+    check("a cancelled stream", client.wait_final(call)[0] in ("error", "end"))
 
 
-def echo_calls(connection, _options):
-    """Calls method 0 of an echo server of calls."""
-    client, source = Client(connection), random.Random(2)
-    lengths = [*range(301), client.piece - 1, client.piece, client.piece + 1, 2 * client.piece, MANY]
+def uploads(client, options, wanted):
+    """Uploads: one whose chunks come back in the reply, one whose chunks come back as a stream, one that is refused."""
+    number, call = client.begin(options.upload, flags=UPLOAD)
+    for chunk in wanted:
+        client.send_chunk(number, call, chunk)
+    check("an upload, under credit", client.finish_upload(number, call) == ("reply", b" ".join(wanted)))
+    number, call = client.begin(options.duplex, flags=UPLOAD | STREAM)
+    returned = []
+    for chunk in wanted:
+        client.send_chunk(number, call, chunk)
+        returned.append(client.next_chunk(number, call))
+    check("streams both ways", returned == wanted and client.finish_upload(number, call) == ("end",))
+    number, call = client.begin(options.echo, flags=UPLOAD)
+    check("an upload to a method that takes none", client.wait_final(call)[:2] == ("error", WRONG_KIND))
+    client.send_frame(CHUNK, number, sequence=4711, body=b"late")
+    check("a late frame is dropped", client.call(options.echo, b"behind it") == ("reply", b"behind it"))
+
+
+def pushes(client, options, wanted):
+    """Pushes, which a method makes before it replies."""
+    _, call = client.begin(options.push, b" ".join(wanted))
+    pushed = [client.next_chunk(0, client.pushes) for _ in wanted]
+    check("pushes, under credit", pushed == wanted and client.wait_final(call)[0] == "reply")
+
+
+def echo_calls(connection, options):
+    """Calls an echo method with requests of many lengths."""
+    client, source = Client(connection, options), random.Random(3)
+    fragment = client.max_fragment
+    lengths = [*range(301), fragment - 1, fragment, fragment + 1, 2 * fragment, options.long]
     requests = [source.randbytes(length) for length in lengths]
-    check("requests of 0 bytes to 10 MiB", all(client.call(0, request) == ("reply", request) for request in requests))
-    check("an unknown method", client.call(1)[:2] == ("error", UNKNOWN_METHOD))
+    echoed = all(client.call(options.echo, request) == ("reply", request) for request in requests)
+    check(f"requests of 0 to {options.long} bytes", echoed)
+    check("an unknown method", client.call(4711)[:2] == ("error", UNKNOWN_METHOD))
+
+
+def goodbye(connection, options):
+    """Calls until the server says Goodbye, and reads on until it has closed."""
+    client = Client(connection, options)
+    check("connected", client.call(options.echo) == ("reply", b""))
+    while (final := client.call(options.echo, b"again")) == ("reply", b"again"):
+        pass
+    check("a call that the server did not begin", final[:2] == ("error", SHUTTING_DOWN))
+    with contextlib.suppress(Ended):
+        while True:
+            client.step()
+    check("a Goodbye before the end", client.goodbye)
+
+
+MODES = {"messages": messages, "echo-calls": echo_calls, "calls": calls, "goodbye": goodbye}
+METHODS = {"echo": 1, "fail": 2, "words": 3, "upload": 4, "duplex": 5, "push": 6}
 
 
 def main():
     """Reads the command line, connects, runs the mode, and closes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("mode", choices=["messages", "calls", "echo-calls"])
+    parser.add_argument("mode", choices=MODES)
     parser.add_argument("path")
-    for name, size in Sizes(slots=64, urgent=16, arena=1 << 20, longest=16 << 20)._asdict().items():
-        parser.add_argument(f"--{name}", type=int, default=size, help="in the Hello; default %(default)s")
-    parser.add_argument("--upload-method", type=int, help="a method of the server of calls that takes an upload")
+
+    def number(name, default, text):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{text}; default %(default)s")
+
+    for name, size in Sizes(slots=64, oob=16, arena=1 << 20, longest=16 << 20)._asdict().items():
+        number(name, size, "in the Hello")
+    for name in ("stream-window", "push-window"):
+        number(name, LEAST_WINDOW, "in the preface of calls")
+    for name, method in METHODS.items():
+        parser.add_argument(f"--{name}-method", type=int, dest=name, default=method, help="default %(default)s")
+    number("long", 10 << 20, "bytes of the long message or request")
     options = parser.parse_args()
-    connection = connect(options.path, Sizes(options.slots, options.urgent, options.arena, options.longest))
+    connection = connect(options.path, Sizes(options.slots, options.oob, options.arena, options.longest))
     print(f"     connected: {connection.sizes}")
     with contextlib.closing(connection):
-        {"messages": messages, "calls": calls, "echo-calls": echo_calls}[options.mode](connection, options)
+        MODES[options.mode](connection, options)
     check("closed", True)
 
 

@@ -313,14 +313,14 @@ fn a_fresh_ring_has_its_first_head() {
 
 #[test]
 fn a_closed_flag_precedes_a_hang_up_and_a_death_but_not_our_own_close_reasons() {
-    use ConnectionError::{Closed, Disconnected, PeerDied, ProtocolViolated};
+    use ConnectionError::{Closed, Disconnected, PeerDied, ProtocolViolation};
     for (reason, alone, with_flag) in [
         (0, None, Disconnected),
         (CloseReason::Closed as u64, Some(Closed), Closed),
         (CloseReason::Disconnected as u64, Some(Disconnected), Disconnected),
         (CloseReason::Died as u64, Some(PeerDied), Disconnected),
-        (CloseReason::Violated as u64, Some(ProtocolViolated), ProtocolViolated),
-        (u64::MAX, Some(ProtocolViolated), ProtocolViolated),
+        (CloseReason::Violated as u64, Some(ProtocolViolation), ProtocolViolation),
+        (u64::MAX, Some(ProtocolViolation), ProtocolViolation),
     ] {
         let heap = Heap::new(1, 64, 1);
         assert_eq!(heap.set_close_reason(reason), reason);

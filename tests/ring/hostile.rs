@@ -16,7 +16,7 @@ use narrows::internal::ring::{CloseReason, Producer, force_notify, notify};
 use narrows::internal::{ConnectionError, RecvCoreError, SendCoreError, Wait};
 
 const VIOLATED: Result<(Vec<u8>, u64), RecvCoreError> =
-    Err(RecvCoreError::Ended(ConnectionError::ProtocolViolated));
+    Err(RecvCoreError::Ended(ConnectionError::ProtocolViolation));
 
 /// Checks that the receiver reports a protocol violation, each time again, and that the peer sees the end.
 #[track_caller]
@@ -24,7 +24,7 @@ fn check_violated(inb: &mut In, heap: &Heap) {
     for _ in 0..3 {
         assert_eq!(try_take(inb), VIOLATED);
         let blocking = inb.recv(&mut [], Wait::NO_DEADLINE).map(|_| ());
-        assert_eq!(blocking, Err(RecvCoreError::Ended(ConnectionError::ProtocolViolated)));
+        assert_eq!(blocking, Err(RecvCoreError::Ended(ConnectionError::ProtocolViolation)));
     }
     assert_ne!(heap.load(Word::ConsumerClosed, Load::Relaxed), 0);
 }
@@ -126,7 +126,7 @@ fn a_head_that_runs_backwards_or_ahead_is_a_violation() {
             put(&mut out, &bytes(1, 200), 1);
             put(&mut out, &bytes(2, 2), 2);
             heap.store(Word::Head, head, Store::Release);
-            let expected = Err(SendCoreError::Ended(ConnectionError::ProtocolViolated));
+            let expected = Err(SendCoreError::Ended(ConnectionError::ProtocolViolation));
             for _ in 0..3 {
                 assert_eq!(send(&mut out, b"", 0, Wait::NO_DEADLINE), expected, "{head} of {first}");
                 assert_eq!(send(&mut out, &[0; 999], 0, Wait::Never), expected);
@@ -224,11 +224,11 @@ fn a_message_that_is_overwritten_while_it_is_copied_is_not_delivered() {
         put(&mut out, &bytes(1, len), 1);
         let mut buffer = b"of an earlier message".to_vec();
         let fault = inb.recv_into(&mut buffer, Wait::Never).map(|_| ());
-        assert_eq!(fault, Err(RecvCoreError::Ended(ConnectionError::ProtocolViolated)));
+        assert_eq!(fault, Err(RecvCoreError::Ended(ConnectionError::ProtocolViolation)));
         assert_eq!(buffer, b"", "torn bytes are not delivered");
         assert_eq!(
             send(&mut out, b"", 0, Wait::Never),
-            Err(SendCoreError::Ended(ConnectionError::ProtocolViolated))
+            Err(SendCoreError::Ended(ConnectionError::ProtocolViolation))
         );
     }
 }
@@ -241,7 +241,7 @@ fn a_borrowed_message_that_is_overwritten_is_detected_on_release() {
         let borrowed = inb.borrow_next(Wait::Never).expect("there");
         heap.store_slot(0, Field::Stamp, 1, Store::Relaxed);
         if finish {
-            assert_eq!(inb.release(&borrowed), Err(RecvCoreError::Ended(ConnectionError::ProtocolViolated)));
+            assert_eq!(inb.release(&borrowed), Err(RecvCoreError::Ended(ConnectionError::ProtocolViolation)));
         }
         check_violated(&mut inb, &heap);
     }

@@ -206,7 +206,7 @@ fn the_end_in_the_middle_discards_the_fragments() {
             CloseReason::Closed => ConnectionError::Closed,
             CloseReason::Disconnected => ConnectionError::Disconnected,
             CloseReason::Died => ConnectionError::PeerDied,
-            CloseReason::Violated => ConnectionError::ProtocolViolated,
+            CloseReason::Violated => ConnectionError::ProtocolViolation,
         };
         for _ in 0..2 {
             assert_eq!(inb.recv(&mut [], Wait::NO_DEADLINE).map(|_| ()), Err(RecvCoreError::Ended(expected)));

@@ -42,7 +42,7 @@ fn serve() -> SharedMemoryServer {
         .inline(8, |request, _| Ok(request.connection().push(request.bytes())?))
 }
 
-fn pair(options: &Options) -> (SharedMemoryClient, std::thread::JoinHandle<Result<(), CallError>>) {
+fn pair(options: &Options) -> (SharedMemoryClient, std::thread::JoinHandle<Result<(), narrows::ServeError>>) {
     let (a, b) = options.pair().expect("a pair");
     let server = std::thread::spawn(move || serve().serve_stream(b));
     (SharedMemoryClient::over_with(a, options).expect("the handshake succeeds"), server)
@@ -190,7 +190,7 @@ fn every_kind_of_call_in_every_ring() {
             assert_eq!(client.next_push().expect("comes"), [i]);
         }
         assert!(matches!(client.call(3, &[]), Err(CallError::Failed(error)) if error.code() == 7));
-        assert!(matches!(client.call(4, &[]), Err(CallError::Panicked(text)) if text == "oh"));
+        assert!(matches!(client.call(4, &[]), Err(CallError::Panicked { message }) if message == "oh"));
         assert!(matches!(client.call(99, &[]), Err(CallError::UnknownMethod)));
         assert!(matches!(client.call(5, &[]), Err(CallError::WrongKind(_))));
         for i in 0..300_u32 {

@@ -14,6 +14,7 @@ mod flow_control;
 mod hostile;
 mod order;
 mod over_streams;
+mod protocol;
 mod reconnect;
 mod scale;
 mod tables;

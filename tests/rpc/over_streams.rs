@@ -15,7 +15,9 @@ use std::thread;
 use crate::support::{
     Kept, LONG, Watchdog, argument, descriptors, eventually, mappings, me, role, runs, sys, threads,
 };
-use narrows::{CallError, Options, SharedMemoryClient, SharedMemoryServer, SharedMemoryStream};
+use narrows::{
+    CallError, ConnectionError, Options, SharedMemoryClient, SharedMemoryServer, SharedMemoryStream,
+};
 
 const ECHO: u32 = 1;
 const POOLED: u32 = 2;
@@ -108,7 +110,7 @@ fn a_spawned_child_serves() {
     let pending = client.start_call(HOLD, &[]).expect("sends");
     use_it(&client);
     child.0.kill().expect("kills");
-    assert!(matches!(pending.wait(), Err(CallError::PeerDied)));
+    assert!(matches!(pending.wait(), Err(CallError::ConnectionLost(ConnectionError::PeerDied))));
 }
 
 /// A shell stands between: the server's death is reported, and not the shell's.
@@ -136,7 +138,10 @@ fn a_server_behind_a_shell_is_the_peer() {
         use_it(&client);
         let pending = client.start_call(HOLD, &[]).expect("sends");
         sys::kill(i32::try_from(backend).expect("a pid"), 9);
-        assert!(matches!(pending.wait(), Err(CallError::PeerDied)), "{script}");
+        assert!(
+            matches!(pending.wait(), Err(CallError::ConnectionLost(ConnectionError::PeerDied))),
+            "{script}"
+        );
     }
 }
 
@@ -207,7 +212,7 @@ fn a_spawned_server_learns_of_its_parents_death() {
     let says = |what: &str| eventually(|| std::fs::read_to_string(word(folder)).is_ok_and(|it| it == what));
     assert!(says("serves"));
     parent.0.kill().expect("kills");
-    assert!(says("Err(PeerDied)"), "{:?}", std::fs::read_to_string(word(folder)));
+    assert!(says("Err(ConnectionLost(PeerDied))"), "{:?}", std::fs::read_to_string(word(folder)));
 }
 
 #[test]

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use crate::support::{Watchdog, eventually as comes_true};
 use narrows::{
-    CallError, ConnectError, Options, Reconnect, ServerHandle, SharedMemoryClient, SharedMemoryServer,
-    SharedMemoryStream,
+    CallError, ConnectError, ConnectionError, Options, Reconnect, ServerHandle, SharedMemoryClient,
+    SharedMemoryServer, SharedMemoryStream,
 };
 
 const COUNT: u32 = 1;
@@ -96,8 +96,8 @@ fn without_the_policy_nothing_is_sent_again() {
         let expected = matches!(
             error,
             CallError::ShuttingDown
-                | CallError::Disconnected
-                | CallError::Unreachable(_)
+                | CallError::ConnectionLost(ConnectionError::Disconnected)
+                | CallError::ReconnectFailed(_)
                 | CallError::Timeout
         );
         assert!(expected, "{error:?}");
@@ -139,7 +139,7 @@ fn a_client_that_never_blocks_reconnects_too() {
     for _ in 0..10 {
         client.try_start_call(COUNT, b"").map(drop).expect_err("no server");
         let error = client.start_call_timeout(COUNT, b"", Duration::ZERO).map(drop).expect_err("no server");
-        assert!(matches!(error, CallError::Unreachable(_) | CallError::Timeout), "{error:?}");
+        assert!(matches!(error, CallError::ReconnectFailed(_) | CallError::Timeout), "{error:?}");
     }
     assert!(began.elapsed() < LONG / 4, "it blocked: {:?}", began.elapsed());
     let _again = serve(&path, &ran);
@@ -312,7 +312,7 @@ fn a_policy_without_patience_makes_one_attempt() {
         drop(server);
         assert!(comes_true(|| !client.is_connected()));
         let error = client.call(COUNT, b"").expect_err("no server");
-        assert!(matches!(error, CallError::Unreachable(_)), "{error:?}");
+        assert!(matches!(error, CallError::ReconnectFailed(_)), "{error:?}");
         let _again = serve(&path, &Arc::default());
         assert!(comes_true(|| client.call(COUNT, b"").is_ok()));
     }
@@ -345,7 +345,10 @@ fn closing_ends_callers_that_reconnect_in_any_stage() {
             client.close();
             for caller in callers {
                 let result = caller.join().expect("ends");
-                assert!(matches!(result, Err(CallError::Closed)), "{stage}: {result:?}");
+                assert!(
+                    matches!(result, Err(CallError::ConnectionLost(ConnectionError::Closed))),
+                    "{stage}: {result:?}"
+                );
             }
             assert!(began.elapsed() < LONG / 2, "{stage}: {:?}", began.elapsed());
         });
@@ -409,7 +412,7 @@ fn calls_that_an_old_server_cuts_off_after_a_new_one_has_started_are_reported() 
         client.call(COUNT, b"new").expect("the new server answers");
         // No thread calls any more: the report does not wait for the next call.
         assert_eq!(reports.recv_timeout(LONG).expect("the loss is reported"), [HOLD]);
-        assert!(held.wait().expect_err("it was cut off").is_disconnected());
+        assert!(matches!(held.wait().expect_err("it was cut off"), CallError::ConnectionLost(_)));
         let_go.store(true, Ordering::SeqCst);
         shutdown.join().expect("ends");
     });
@@ -434,7 +437,7 @@ fn closing_ends_calls_that_an_old_server_still_serves() {
         client.call(COUNT, b"new").expect("the new server answers");
         client.close();
         let result = held.wait();
-        assert!(matches!(result, Err(CallError::Closed)), "{result:?}");
+        assert!(matches!(result, Err(CallError::ConnectionLost(ConnectionError::Closed))), "{result:?}");
         let_go.store(true, Ordering::SeqCst);
         shutdown.join().expect("ends");
     });

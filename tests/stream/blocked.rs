@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use crate::support::{Kept, LONG, Watchdog, argument, eventually, me, role, sys};
 use narrows::{
-    AcceptError, ConnectError, Options, RecvError, RecvTimeoutError, SendError, SendTimeoutError,
-    SharedMemoryListener, SharedMemoryStream, WaitStrategy,
+    AcceptError, ConnectError, ConnectionError, Options, RecvError, RecvTimeoutError, SendError,
+    SendTimeoutError, SharedMemoryListener, SharedMemoryStream, WaitStrategy,
 };
 
 const STRATEGIES: [WaitStrategy; 3] = [WaitStrategy::Park, WaitStrategy::Adaptive, WaitStrategy::Spin];
@@ -56,17 +56,26 @@ fn a_receiver_ends_on_data_and_every_close() {
         assert_eq!(got, Ok(4), "{strategy:?}");
         let closer = b.closer();
         let got = disturbed(|| b.recv(&mut [0; 8]), || closer.close());
-        assert_eq!(got, Err(RecvError::Closed), "{strategy:?}");
-        assert_eq!(a.send(b"late"), Err(SendError::Disconnected));
+        assert_eq!(got, Err(RecvError::ConnectionLost(ConnectionError::Closed)), "{strategy:?}");
+        assert_eq!(a.send(b"late"), Err(SendError::ConnectionLost(ConnectionError::Disconnected)));
 
         let (a, mut b) = pair(strategy);
-        assert_eq!(disturbed(|| b.recv(&mut [0; 8]), || drop(a)), Err(RecvError::Disconnected));
+        assert_eq!(
+            disturbed(|| b.recv(&mut [0; 8]), || drop(a)),
+            Err(RecvError::ConnectionLost(ConnectionError::Disconnected))
+        );
         let (a, mut b) = pair(strategy);
         let (sender, _receiver) = a.split();
-        assert_eq!(disturbed(|| b.recv(&mut [0; 8]), || drop(sender)), Err(RecvError::Disconnected));
+        assert_eq!(
+            disturbed(|| b.recv(&mut [0; 8]), || drop(sender)),
+            Err(RecvError::ConnectionLost(ConnectionError::Disconnected))
+        );
         let (a, mut b) = pair(strategy);
         let closer = a.closer();
-        assert_eq!(disturbed(|| b.recv(&mut [0; 8]), || closer.close()), Err(RecvError::Disconnected));
+        assert_eq!(
+            disturbed(|| b.recv(&mut [0; 8]), || closer.close()),
+            Err(RecvError::ConnectionLost(ConnectionError::Disconnected))
+        );
     }
 }
 
@@ -91,15 +100,24 @@ fn a_sender_that_waits_for_space_ends_on_space_and_every_close() {
 
             let (mut a, _b, message) = full();
             let closer = a.closer();
-            assert_eq!(disturbed(|| a.send(&message), || closer.close()), Err(SendError::Closed));
+            assert_eq!(
+                disturbed(|| a.send(&message), || closer.close()),
+                Err(SendError::ConnectionLost(ConnectionError::Closed))
+            );
             let (mut a, b, message) = full();
-            assert_eq!(disturbed(|| a.send(&message), || drop(b)), Err(SendError::Disconnected));
+            assert_eq!(
+                disturbed(|| a.send(&message), || drop(b)),
+                Err(SendError::ConnectionLost(ConnectionError::Disconnected))
+            );
             let (mut a, b, message) = full();
             let (_sender, receiver) = b.split();
-            assert_eq!(disturbed(|| a.send(&message), || drop(receiver)), Err(SendError::Disconnected));
+            assert_eq!(
+                disturbed(|| a.send(&message), || drop(receiver)),
+                Err(SendError::ConnectionLost(ConnectionError::Disconnected))
+            );
             let (mut a, b, _message) = full();
             let reserved = disturbed(|| a.reserve(8).map(drop), || b.close());
-            assert_eq!(reserved, Err(SendError::Disconnected));
+            assert_eq!(reserved, Err(SendError::ConnectionLost(ConnectionError::Disconnected)));
         }
     }
 }
@@ -123,7 +141,7 @@ fn the_shared_sender_and_all_behind_it_end() {
             closer.close();
         },
     );
-    assert_eq!(results, vec![Err(SendError::Closed); 4]);
+    assert_eq!(results, vec![Err(SendError::ConnectionLost(ConnectionError::Closed)); 4]);
     drop(b);
 }
 
@@ -145,11 +163,11 @@ fn a_wait_for_either_ends_on_each() {
         stuff(&mut a);
         let closer = a.closer();
         disturbed(|| a.wait_either(8), || closer.close()).expect("ended is ready");
-        assert_eq!(a.send(b"x"), Err(SendError::Closed));
+        assert_eq!(a.send(b"x"), Err(SendError::ConnectionLost(ConnectionError::Closed)));
         let (mut a, b) = pair(strategy);
         stuff(&mut a);
         disturbed(|| a.wait_either(8), || drop(b)).expect("ended is ready");
-        assert_eq!(a.recv(&mut [0; 8]), Err(RecvError::Disconnected));
+        assert_eq!(a.recv(&mut [0; 8]), Err(RecvError::ConnectionLost(ConnectionError::Disconnected)));
     }
 }
 
@@ -310,9 +328,9 @@ fn both_kinds_of_sleepers_end_with_the_peer() {
     }
     let _watchdog = Watchdog::new(NAME);
     for (end, reason) in [
-        ("kill", RecvTimeoutError::PeerDied),
-        ("exec", RecvTimeoutError::Disconnected),
-        ("close", RecvTimeoutError::Disconnected),
+        ("kill", RecvTimeoutError::ConnectionLost(ConnectionError::PeerDied)),
+        ("exec", RecvTimeoutError::ConnectionLost(ConnectionError::Disconnected)),
+        ("close", RecvTimeoutError::ConnectionLost(ConnectionError::Disconnected)),
     ] {
         let (child, stream) = stuck_child(NAME, end);
         let pid = i32::try_from(child.pid()).expect("a pid");
@@ -333,8 +351,11 @@ fn both_kinds_of_sleepers_end_with_the_peer() {
                 sys::kill(pid, libc::SIGKILL);
             }
             let ends = (sending.join().expect("joins"), receiving.join().expect("joins"));
-            let send_error =
-                if end == "kill" { SendTimeoutError::PeerDied } else { SendTimeoutError::Disconnected };
+            let send_error = if end == "kill" {
+                SendTimeoutError::ConnectionLost(ConnectionError::PeerDied)
+            } else {
+                SendTimeoutError::ConnectionLost(ConnectionError::Disconnected)
+            };
             assert_eq!(ends, (send_error, Err(reason)), "{end}");
             crate::support::log(&format!("{end}: both sleepers ended {:.1?} later", began.elapsed()));
         });
@@ -368,8 +389,11 @@ fn a_wait_for_either_ends_with_the_peer() {
             .is_ok_and(|it| if end == "close" { it.message || it.space } else { it.message && it.space });
         assert!(ended, "{end}: {ready:?}");
         let reason = stream.recv_timeout(&mut [0; 8], LONG);
-        let expected =
-            if end == "kill" { RecvTimeoutError::PeerDied } else { RecvTimeoutError::Disconnected };
+        let expected = if end == "kill" {
+            RecvTimeoutError::ConnectionLost(ConnectionError::PeerDied)
+        } else {
+            RecvTimeoutError::ConnectionLost(ConnectionError::Disconnected)
+        };
         assert_eq!(reason, Err(expected), "{end}");
     }
 }

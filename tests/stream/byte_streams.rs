@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::Watchdog;
-use narrows::{Options, RecvError, SendTimeoutError, SharedMemoryStream};
+use narrows::{ConnectionError, Options, RecvError, SendTimeoutError, SharedMemoryStream};
 
 const MOMENT: Duration = Duration::from_millis(20);
 
@@ -30,7 +30,10 @@ fn fragments_of_an_abandoned_message_are_not_left_in_the_buffer() {
     let _watch = Watchdog::new("buffer");
     for mut buffer in [Vec::new(), vec![1; 5], vec![1; 9999]] {
         let mut stream = left_in_the_middle();
-        assert_eq!(stream.recv_into(&mut buffer), Err(RecvError::Disconnected));
+        assert_eq!(
+            stream.recv_into(&mut buffer),
+            Err(RecvError::ConnectionLost(ConnectionError::Disconnected))
+        );
         assert_eq!(buffer, b"");
     }
 }

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use crate::support::{Fork, LONG, Watchdog, alone, sys};
 use narrows::{
-    AcceptError, CallError, Options, RecvError, RecvTimeoutError, SendError, SendTimeoutError,
-    SharedMemoryClient, SharedMemoryListener, SharedMemoryServer, SharedMemoryStream, TryRecvError,
-    TrySendError,
+    AcceptError, CallError, ConnectionError, Options, RecvError, RecvTimeoutError, SendError,
+    SendTimeoutError, SharedMemoryClient, SharedMemoryListener, SharedMemoryServer, SharedMemoryStream,
+    TryRecvError, TrySendError,
 };
 
 /// How a forked child leaves.
@@ -52,21 +52,27 @@ fn in_fork<T>(leave: Leave, inherited: &mut Option<T>, calls: impl FnOnce(&mut T
 fn forked_calls(stream: &mut SharedMemoryStream) {
     let mut buffer = [0; 64];
     let mut into = Vec::new();
-    assert_eq!(stream.send(b"no"), Err(SendError::Forked));
-    assert_eq!(stream.send(&vec![0; 1 << 20]), Err(SendError::Forked));
-    assert_eq!(stream.try_send(b"no"), Err(TrySendError::Forked));
-    assert_eq!(stream.send_timeout(b"no", LONG), Err(SendTimeoutError::Forked));
-    assert_eq!(stream.recv(&mut buffer), Err(RecvError::Forked));
-    assert_eq!(stream.recv_into(&mut into), Err(RecvError::Forked));
-    assert_eq!(stream.try_recv(&mut buffer), Err(TryRecvError::Forked));
-    assert_eq!(stream.recv_timeout(&mut buffer, LONG), Err(RecvTimeoutError::Forked));
-    assert!(matches!(stream.recv_ref(), Err(RecvError::Forked)));
-    assert!(matches!(stream.reserve(8), Err(SendError::Forked)));
-    assert!(matches!(stream.try_reserve(8), Err(TrySendError::Forked)));
-    assert_eq!(stream.wait_either(8), Err(SendTimeoutError::Forked));
-    assert_eq!(stream.batch().push(b"no"), Err(SendError::Forked));
-    assert_eq!(stream.batch().flush(), Err(SendError::Forked));
-    assert!(matches!(stream.iter().next(), Some(Err(RecvError::Forked))));
+    assert_eq!(stream.send(b"no"), Err(SendError::ConnectionLost(ConnectionError::Forked)));
+    assert_eq!(stream.send(&vec![0; 1 << 20]), Err(SendError::ConnectionLost(ConnectionError::Forked)));
+    assert_eq!(stream.try_send(b"no"), Err(TrySendError::ConnectionLost(ConnectionError::Forked)));
+    assert_eq!(
+        stream.send_timeout(b"no", LONG),
+        Err(SendTimeoutError::ConnectionLost(ConnectionError::Forked))
+    );
+    assert_eq!(stream.recv(&mut buffer), Err(RecvError::ConnectionLost(ConnectionError::Forked)));
+    assert_eq!(stream.recv_into(&mut into), Err(RecvError::ConnectionLost(ConnectionError::Forked)));
+    assert_eq!(stream.try_recv(&mut buffer), Err(TryRecvError::ConnectionLost(ConnectionError::Forked)));
+    assert_eq!(
+        stream.recv_timeout(&mut buffer, LONG),
+        Err(RecvTimeoutError::ConnectionLost(ConnectionError::Forked))
+    );
+    assert!(matches!(stream.recv_ref(), Err(RecvError::ConnectionLost(ConnectionError::Forked))));
+    assert!(matches!(stream.reserve(8), Err(SendError::ConnectionLost(ConnectionError::Forked))));
+    assert!(matches!(stream.try_reserve(8), Err(TrySendError::ConnectionLost(ConnectionError::Forked))));
+    assert_eq!(stream.wait_either(8), Err(SendTimeoutError::ConnectionLost(ConnectionError::Forked)));
+    assert_eq!(stream.batch().push(b"no"), Err(SendError::ConnectionLost(ConnectionError::Forked)));
+    assert_eq!(stream.batch().flush(), Err(SendError::ConnectionLost(ConnectionError::Forked)));
+    assert!(matches!(stream.iter().next(), Some(Err(RecvError::ConnectionLost(ConnectionError::Forked)))));
     assert!(stream.try_iter().next().is_none());
     assert!(stream.is_disconnected());
     let _harmless = (stream.stats(), stream.peer_cred(), stream.max_in_place(), format!("{stream:?}"));
@@ -102,7 +108,10 @@ fn an_idle_stream_survives_a_fork() {
         std::thread::sleep(Duration::from_millis(40)); // A false report of an end would come by now.
         assert_alive(&mut a, &mut b);
         drop(a);
-        assert_eq!(b.recv_timeout(&mut [0; 8], LONG), Err(RecvTimeoutError::Disconnected));
+        assert_eq!(
+            b.recv_timeout(&mut [0; 8], LONG),
+            Err(RecvTimeoutError::ConnectionLost(ConnectionError::Disconnected))
+        );
     }
 }
 
@@ -183,7 +192,10 @@ fn guards_and_reservations_survive_a_fork() {
             let fork = Fork::run(|| {
                 let committed = room.take().expect("inherited").commit();
                 let finished = guard.take().expect("inherited").finish();
-                i32::from(committed != Err(SendError::Forked) || finished != Err(RecvError::Forked))
+                i32::from(
+                    committed != Err(SendError::ConnectionLost(ConnectionError::Forked))
+                        || finished != Err(RecvError::ConnectionLost(ConnectionError::Forked)),
+                )
             });
             assert_eq!(fork.wait(), 0);
             assert_eq!(guard.take().expect("kept").to_vec().expect("reads"), vec![3; len]);
@@ -217,9 +229,12 @@ fn a_locked_shared_sender_survives_a_fork() {
         std::thread::sleep(Duration::from_millis(20)); // It waits for space by now, with the lock.
         let mut shared = Some(shared);
         in_fork(leave, &mut shared, |shared| {
-            assert_eq!(shared.send(b"no"), Err(SendError::Forked));
-            assert_eq!(shared.try_send(b"no"), Err(TrySendError::Forked));
-            assert_eq!(shared.send_timeout(b"no", LONG), Err(SendTimeoutError::Forked));
+            assert_eq!(shared.send(b"no"), Err(SendError::ConnectionLost(ConnectionError::Forked)));
+            assert_eq!(shared.try_send(b"no"), Err(TrySendError::ConnectionLost(ConnectionError::Forked)));
+            assert_eq!(
+                shared.send_timeout(b"no", LONG),
+                Err(SendTimeoutError::ConnectionLost(ConnectionError::Forked))
+            );
             let _harmless = (shared.stats(), shared.clone());
             shared.closer().close();
         });
@@ -277,7 +292,7 @@ fn a_server_of_calls_survives_a_fork_that_leaves() {
         let client = SharedMemoryClient::connect(&path).expect("connects");
         let mut both = Some((handle, client));
         in_fork(leave, &mut both, |(_, client)| {
-            assert!(matches!(client.call(1, b""), Err(CallError::Forked)));
+            assert!(matches!(client.call(1, b""), Err(CallError::ConnectionLost(ConnectionError::Forked))));
         });
         let (_handle, client) = both.expect("the fork had a copy of its own");
         client.call(1, b"").expect("the parent's client goes on");
@@ -299,7 +314,10 @@ fn a_fork_makes_its_own_connections() {
         let (mut x, mut y) = SharedMemoryStream::pair().expect("a pair of its own");
         assert_alive(&mut x, &mut y);
         drop(x);
-        assert_eq!(y.recv_timeout(&mut [0; 8], LONG), Err(RecvTimeoutError::Disconnected));
+        assert_eq!(
+            y.recv_timeout(&mut [0; 8], LONG),
+            Err(RecvTimeoutError::ConnectionLost(ConnectionError::Disconnected))
+        );
         let mut own = SharedMemoryStream::connect(&path).expect("connects");
         own.send(b"from the fork").expect("sends");
         let grandchild = Fork::run(|| {
@@ -312,7 +330,7 @@ fn a_fork_makes_its_own_connections() {
         assert_eq!(grandchild.wait(), -libc::SIGKILL);
         own.send(b"after").expect("sends");
         let end = own.recv_timeout(&mut [0; 8], LONG);
-        i32::from(end != Err(RecvTimeoutError::Disconnected))
+        i32::from(end != Err(RecvTimeoutError::ConnectionLost(ConnectionError::Disconnected)))
     });
     let mut own = listener.accept_timeout(LONG).expect("accepts");
     let mut buffer = Vec::new();
@@ -324,7 +342,10 @@ fn a_fork_makes_its_own_connections() {
     let pid = i32::try_from(again.peer_cred().pid()).expect("a pid");
     assert_ne!(pid, child.pid());
     sys::kill(pid, libc::SIGKILL);
-    assert_eq!(again.recv_timeout(&mut [0; 8], LONG), Err(RecvTimeoutError::PeerDied));
+    assert_eq!(
+        again.recv_timeout(&mut [0; 8], LONG),
+        Err(RecvTimeoutError::ConnectionLost(ConnectionError::PeerDied))
+    );
     own.recv_into_timeout(&mut buffer, LONG).expect("receives");
     assert_eq!(buffer, b"after");
     drop(own);
@@ -352,7 +373,10 @@ fn a_fork_detects_the_death_of_its_peer() {
         let mut stream = crate::support::reach(&path, &Options::new());
         assert_eq!(stream.recv_timeout(&mut [0; 8], LONG).expect("receives").len, 5);
         sys::kill(i32::try_from(stream.peer_cred().pid()).expect("a pid"), libc::SIGKILL);
-        i32::from(stream.recv_timeout(&mut [0; 8], LONG) != Err(RecvTimeoutError::PeerDied))
+        i32::from(
+            stream.recv_timeout(&mut [0; 8], LONG)
+                != Err(RecvTimeoutError::ConnectionLost(ConnectionError::PeerDied)),
+        )
     });
     assert_eq!((client.wait(), server.wait()), (0, -libc::SIGKILL));
     assert_alive(&mut a, &mut b);

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use crate::support::{Watchdog, bytes, check};
 use narrows::{
-    Options, RecvError, SendError, SendTimeoutError, SharedMemoryStream, TryRecvError, TrySendError,
+    ConnectionError, Options, RecvError, SendError, SendTimeoutError, SharedMemoryStream, TryRecvError,
+    TrySendError,
 };
 
 const MOMENT: Duration = Duration::from_millis(30);
@@ -50,7 +51,7 @@ fn a_forgotten_guard_is_released_by_the_next_call_and_its_message_never_comes_tw
             check(1, len, &guard.to_vec().expect("ours"));
             forget(guard);
             assert_eq!(call(&mut b), 4, "{name} after {len} bytes");
-            assert_eq!(b.try_recv(&mut []), Err(TryRecvError::Empty));
+            assert_eq!(b.try_recv(&mut []), Err(TryRecvError::WouldBlock));
         }
         // A wait does not mistake the forgotten message for a new one.
         a.try_send(&bytes(1, len)).expect("room");
@@ -89,7 +90,7 @@ fn a_reservation_that_is_not_committed_is_nothing() {
             let mut room = a.reserve(len).expect("room");
             room.write_all(&bytes(4, len)).expect("fits");
             drop(room);
-            assert_eq!(b.try_recv(&mut []), Err(TryRecvError::Empty));
+            assert_eq!(b.try_recv(&mut []), Err(TryRecvError::WouldBlock));
             let mut room = a.try_reserve(len).expect("the room is still there");
             room.write_all(&bytes(5, len)).expect("fits");
             room.commit().expect("alive");
@@ -117,7 +118,7 @@ fn less_than_was_reserved_can_be_committed_and_more_cannot() {
         }
         let room = a.reserve(len).expect("room");
         assert_eq!(room.commit_len(len + 1), Err(SendError::TooLarge { len: len + 1, max: len }));
-        assert_eq!(b.try_recv(&mut []), Err(TryRecvError::Empty));
+        assert_eq!(b.try_recv(&mut []), Err(TryRecvError::WouldBlock));
     }
     let most = a.max_in_place();
     let refused = a.try_reserve(most + 1).map(|_| ());
@@ -142,7 +143,7 @@ fn a_forgotten_batch_publishes_nothing_of_what_it_had_not_flushed() {
         }
         assert_eq!(batch.pending(), 10);
         forget(batch);
-        assert_eq!(b.try_recv(&mut []), Err(TryRecvError::Empty));
+        assert_eq!(b.try_recv(&mut []), Err(TryRecvError::WouldBlock));
         a.try_send(&bytes(round, 300)).expect("room");
         check(round, 300, &next(&mut b));
         let mut batch = a.batch();
@@ -171,7 +172,7 @@ fn a_batch_larger_than_the_ring_is_flushed_in_parts() {
                 assert_eq!(b.recv_into(&mut buffer).expect("comes").tag, seed);
                 check(seed, len, &buffer);
             }
-            assert_eq!(b.recv(&mut []), Err(RecvError::Disconnected));
+            assert_eq!(b.recv(&mut []), Err(RecvError::ConnectionLost(ConnectionError::Disconnected)));
         });
     }
 }
@@ -183,7 +184,7 @@ fn a_full_ring_leaves_a_batch_what_it_was() {
     for index in 0..4 {
         batch.try_push(&[index; 3]).expect("room");
     }
-    assert_eq!(batch.try_push(b"fifth"), Err(TrySendError::Full));
+    assert_eq!(batch.try_push(b"fifth"), Err(TrySendError::WouldBlock));
     let late = batch.push_timeout(b"fifth", MOMENT / 10);
     assert_eq!(late, Err(SendTimeoutError::Timeout));
     assert_eq!(batch.pending(), 0, "what was staged went out to make room");
@@ -217,7 +218,7 @@ fn a_panic_with_an_open_guard_leaves_no_thread_asleep() {
         room.write_all(b"half").expect("fits");
         panic!("user code");
     });
-    assert_eq!(b.try_recv(&mut []), Err(TryRecvError::Empty));
+    assert_eq!(b.try_recv(&mut []), Err(TryRecvError::WouldBlock));
     while a.try_send(b"full").is_ok() {}
     thread::scope(|scope| {
         let sender = scope.spawn(|| a.send(b"last"));

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::support::raw_peer::RawPeer;
 use crate::support::{Fork, LONG, Watchdog, alone, descriptors, eventually, log, mappings, sys, threads};
 use narrows::internal::layout::Geometry;
-use narrows::{Options, SharedMemoryListener, SharedMemoryStream};
+use narrows::{ConnectionError, Options, SharedMemoryListener, SharedMemoryStream};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Counts {
@@ -160,5 +160,8 @@ fn killed_peer(listener: &SharedMemoryListener) {
     });
     let mut stream = listener.accept_timeout(LONG).expect("accepts");
     whole.kill();
-    assert_eq!(stream.recv_timeout(&mut [0; 8], LONG), Err(narrows::RecvTimeoutError::PeerDied));
+    assert_eq!(
+        stream.recv_timeout(&mut [0; 8], LONG),
+        Err(narrows::RecvTimeoutError::ConnectionLost(ConnectionError::PeerDied))
+    );
 }

@@ -14,7 +14,9 @@ use crate::support::{
     Fork, Kept, LONG, Watchdog, alone, argument, echo, eventually, log, me, reach, role, round_trip, sys,
     verdict,
 };
-use narrows::{Options, RecvTimeoutError, SendTimeoutError, SharedMemoryListener, SharedMemoryStream};
+use narrows::{
+    ConnectionError, Options, RecvTimeoutError, SendTimeoutError, SharedMemoryListener, SharedMemoryStream,
+};
 
 #[test]
 fn a_spawned_child_that_is_killed_has_died() {
@@ -27,8 +29,11 @@ fn a_spawned_child_that_is_killed_has_died() {
     let mut child = Kept(child);
     round_trip(&mut stream, 1);
     child.0.kill().expect("kills");
-    assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::PeerDied));
-    assert_eq!(stream.send_timeout(b"x", LONG), Err(SendTimeoutError::PeerDied));
+    assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::ConnectionLost(ConnectionError::PeerDied)));
+    assert_eq!(
+        stream.send_timeout(b"x", LONG),
+        Err(SendTimeoutError::ConnectionLost(ConnectionError::PeerDied))
+    );
     assert!(stream.is_disconnected());
 }
 
@@ -66,7 +71,7 @@ fn a_peer_with_many_open_files_that_is_killed_has_died() {
         child.wait();
         let ended = began.elapsed();
         log(&format!("{order} the files: {end:?} after {reported:.1?}, the process ended after {ended:.1?}"));
-        assert_eq!(end, Err(RecvTimeoutError::PeerDied));
+        assert_eq!(end, Err(RecvTimeoutError::ConnectionLost(ConnectionError::PeerDied)));
     }
 }
 
@@ -106,7 +111,11 @@ fn a_dead_peer_whose_fork_keeps_the_socket_has_died() {
         let mut pid = [0; 4];
         pid_of_fork.read_exact(&mut pid).expect("the fork starts");
         peer.kill();
-        assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::PeerDied), "serves: {serves}");
+        assert_eq!(
+            verdict(&mut stream),
+            Err(RecvTimeoutError::ConnectionLost(ConnectionError::PeerDied)),
+            "serves: {serves}"
+        );
         sys::kill(i32::from_ne_bytes(pid), libc::SIGKILL);
     }
 }
@@ -123,7 +132,7 @@ fn a_peer_that_execs_has_hung_up() {
     let (child, mut stream) = SharedMemoryStream::spawn(me(NAME, "child", "")).expect("spawns");
     let mut child = Kept(child);
     assert_eq!(verdict(&mut stream), Ok(6));
-    assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::Disconnected));
+    assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::ConnectionLost(ConnectionError::Disconnected)));
     assert!(child.0.try_wait().expect("waits").is_none(), "it lives on as another program");
 }
 
@@ -162,7 +171,7 @@ fn a_stopped_peer_is_alive() {
     // A peer that is killed while it is stopped has died.
     sys::kill(pid, libc::SIGSTOP);
     sys::kill(pid, libc::SIGKILL);
-    assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::PeerDied));
+    assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::ConnectionLost(ConnectionError::PeerDied)));
 }
 
 #[test]
@@ -208,7 +217,7 @@ fn a_live_peer_is_never_reported_dead() {
     }
     for (child, mut stream) in peers {
         drop(child);
-        assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::PeerDied));
+        assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::ConnectionLost(ConnectionError::PeerDied)));
     }
     let (clean, killed) = (clean.load(Ordering::Relaxed), killed.load(Ordering::Relaxed));
     log(&format!("6 peers lived through {clean} clean ends and {killed} kills of others"));
@@ -237,11 +246,17 @@ fn serve_churn(listener: &SharedMemoryListener, over: &AtomicBool, clean: &Atomi
         match verdict(&mut stream) {
             Ok(5) => {
                 // "short", from a client that lives on.
-                assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::Disconnected));
+                assert_eq!(
+                    verdict(&mut stream),
+                    Err(RecvTimeoutError::ConnectionLost(ConnectionError::Disconnected))
+                );
                 clean.fetch_add(1, Ordering::Relaxed);
             }
             // "killed".
-            Ok(6) => assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::PeerDied)),
+            Ok(6) => assert_eq!(
+                verdict(&mut stream),
+                Err(RecvTimeoutError::ConnectionLost(ConnectionError::PeerDied))
+            ),
             other => panic!("{other:?}"),
         }
     }

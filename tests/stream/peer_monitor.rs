@@ -13,11 +13,11 @@ use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Fork, Kept, LONG, Watchdog, argument, echo, eventually, log, me, role, round_trip, sys, verdict,
+    Fork, Kept, LONG, Watchdog, argument, echo, eventually, log, me, role, round_trip, sys, verdict, whole,
 };
 use narrows::{
-    ConnectError, Options, RecvTimeoutError, RejectCode, SharedMemoryListener, SharedMemoryStream,
-    WaitStrategy,
+    ConnectError, ConnectionError, Options, RecvTimeoutError, RejectCode, SharedMemoryListener,
+    SharedMemoryStream, WaitStrategy,
 };
 
 /// `pidfd_open` and `process_mrelease`: calls that filters do not know.
@@ -97,19 +97,29 @@ fn a_filter_that_kills_for_unknown_calls_hides_no_death() {
             for _ in 0..3 {
                 let _client = Kept::start(&mut me(NAME, "closes", path));
                 let mut stream = listener.accept_timeout(LONG).expect("accepts");
-                assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::Disconnected));
+                assert_eq!(
+                    verdict(&mut stream),
+                    Err(RecvTimeoutError::ConnectionLost(ConnectionError::Disconnected))
+                );
                 let mut client = Kept::start(&mut me(NAME, "dies", path));
                 let mut stream = listener.accept_timeout(LONG).expect("accepts");
                 assert_eq!(verdict(&mut stream), Ok(1));
                 client.0.kill().expect("kills");
-                assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::PeerDied));
+                assert_eq!(
+                    verdict(&mut stream),
+                    Err(RecvTimeoutError::ConnectionLost(ConnectionError::PeerDied))
+                );
                 let (child, mut stream) = SharedMemoryStream::spawn(me(NAME, "child", "")).expect("spawns");
                 let mut child = Kept(child);
                 round_trip(&mut stream, 1);
                 child.0.kill().expect("kills");
                 let end = verdict(&mut stream).expect_err("it has ended");
                 assert!(
-                    matches!(end, RecvTimeoutError::PeerDied | RecvTimeoutError::Disconnected),
+                    matches!(
+                        end,
+                        RecvTimeoutError::ConnectionLost(ConnectionError::PeerDied)
+                            | RecvTimeoutError::ConnectionLost(ConnectionError::Disconnected)
+                    ),
                     "{end:?}"
                 );
             }
@@ -182,7 +192,7 @@ fn a_death_is_reported_while_another_peer_dies_with_its_memory_locked() {
         sleep(Duration::from_millis(500));
         let began = Instant::now();
         other.0.kill().expect("kills");
-        assert_eq!(verdict(&mut to_other), Err(RecvTimeoutError::PeerDied));
+        assert_eq!(verdict(&mut to_other), Err(RecvTimeoutError::ConnectionLost(ConnectionError::PeerDied)));
         let reported = began.elapsed();
         let end = first.join().expect("ends");
         log(&format!(
@@ -205,7 +215,7 @@ fn a_monitor_whose_threads_are_killed_ends_its_connections() {
     assert_eq!(verdict(&mut b), Ok(1));
     // Each thread of the monitor is killed in its first wait; nothing of it is unwound.
     kill_for(&[libc::SYS_epoll_wait, libc::SYS_epoll_pwait], libc::SECCOMP_RET_KILL_THREAD);
-    assert_eq!(verdict(&mut b), Err(RecvTimeoutError::Disconnected));
+    assert_eq!(verdict(&mut b), Err(RecvTimeoutError::ConnectionLost(ConnectionError::Disconnected)));
 }
 
 #[test]
@@ -228,11 +238,14 @@ fn a_program_that_closes_all_descriptors_gets_an_error_and_keeps_its_files() {
             child.0.kill().expect("kills");
             if how == "blocked" {
                 let end = verdict(&mut stream).expect_err("it has ended");
-                assert!(matches!(end, RecvTimeoutError::Disconnected), "{end:?}");
+                assert!(
+                    matches!(end, RecvTimeoutError::ConnectionLost(ConnectionError::Disconnected)),
+                    "{end:?}"
+                );
             } else {
                 assert!(eventually(|| stream
                     .try_recv(&mut [0; 8])
-                    .is_err_and(|error| error.is_disconnected())));
+                    .is_err_and(|error| matches!(error, narrows::TryRecvError::ConnectionLost(_)))));
             }
             let (mut a, mut b) =
                 SharedMemoryStream::pair().expect("a new connection has a monitor of its own");
@@ -274,7 +287,7 @@ fn an_event_loop_that_got_the_numbers_of_the_monitor_is_left_alone() {
     };
     let _others: Vec<_> = (0..32).map(|_| File::open("/dev/null").expect("opens")).collect();
     child.0.kill().expect("kills");
-    assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::Disconnected));
+    assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::ConnectionLost(ConnectionError::Disconnected)));
     drop(stream);
     // SAFETY: writes 8 bytes of a local, and fills one event.
     unsafe {
@@ -375,14 +388,17 @@ fn a_connection_whose_descriptors_alone_are_closed_ends_and_the_others_go_on() {
             };
             assert!(eventually(ended));
         }
-        _ => assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::Disconnected)),
+        _ => assert_eq!(
+            verdict(&mut stream),
+            Err(RecvTimeoutError::ConnectionLost(ConnectionError::Disconnected))
+        ),
     }
     round_trip(&mut to_other, 3);
     drop(stream);
     assert!(files.iter().all(|file| file.metadata().is_ok()), "a file of the program was closed");
     other.0.kill().expect("kills");
     let end = verdict(&mut to_other).expect_err("it has ended");
-    assert!(matches!(end, RecvTimeoutError::PeerDied), "{end:?}");
+    assert!(matches!(end, RecvTimeoutError::ConnectionLost(ConnectionError::PeerDied)), "{end:?}");
 }
 
 /// The thread of the monitor is killed in the middle of its work for one connection, and the next thread completes that work.
@@ -411,7 +427,7 @@ fn an_end_that_killed_the_monitor_is_not_forgotten() {
     // How the thread asks whether the process has ended.
     kill_for(&[libc::SYS_ppoll], libc::SECCOMP_RET_KILL_THREAD);
     child.0.stdin.take().expect("piped").write_all(b"x").expect("the child reads");
-    assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::Disconnected));
+    assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::ConnectionLost(ConnectionError::Disconnected)));
 }
 
 /// Nothing connects with a monitor that cannot live, however often it is tried, and nothing is left behind.
@@ -423,18 +439,15 @@ fn a_filter_that_kills_the_monitor_as_it_starts_makes_connecting_an_error() {
         return alone(NAME, "filtered");
     }
     kill_for(&[libc::SYS_epoll_wait, libc::SYS_epoll_pwait], libc::SECCOMP_RET_KILL_THREAD);
-    let refused =
-        || SharedMemoryStream::pair().map(drop).expect_err("its end would not be noticed").to_string();
+    let refused = || whole(&SharedMemoryStream::pair().map(drop).expect_err("its end would not be noticed"));
     let output = refused();
     assert!(output.contains("epoll_wait") && output.contains("seccomp"), "{output}");
     (0..8).for_each(|_| drop(refused()));
     let before = numbers().len();
     (0..50).for_each(|_| drop(refused()));
     assert_eq!(numbers().len(), before, "refusals leak descriptors");
-    let bound = SharedMemoryListener::bind(socket_path())
-        .map(drop)
-        .expect_err("the ends of its clients would not be noticed")
-        .to_string();
+    let bound = SharedMemoryListener::bind(socket_path()).map(drop);
+    let bound = whole(&bound.expect_err("the ends of its clients would not be noticed"));
     assert!(bound.contains("seccomp"), "{bound}");
 }
 
@@ -451,10 +464,15 @@ fn a_caller_with_short_timeouts_learns_of_a_lost_monitor_thread() {
     let (_a, mut b) = options.pair().expect("pairs");
     kill_for(&[libc::SYS_epoll_wait, libc::SYS_epoll_pwait], libc::SECCOMP_RET_KILL_THREAD);
     if spins {
-        return assert_eq!(verdict(&mut b), Err(RecvTimeoutError::Disconnected));
+        return assert_eq!(
+            verdict(&mut b),
+            Err(RecvTimeoutError::ConnectionLost(ConnectionError::Disconnected))
+        );
     }
-    let ended =
-        || b.recv_timeout(&mut [0; 8], Duration::from_millis(20)) == Err(RecvTimeoutError::Disconnected);
+    let ended = || {
+        b.recv_timeout(&mut [0; 8], Duration::from_millis(20))
+            == Err(RecvTimeoutError::ConnectionLost(ConnectionError::Disconnected))
+    };
     assert!(eventually(ended));
 }
 
@@ -480,7 +498,7 @@ fn a_lack_of_threads_is_an_error_of_the_call_that_first_needs_the_monitor() {
                 .expect_err("no monitor would watch the peer");
             let is_unavailable =
                 matches!(error, ConnectError::Rejected { code: RejectCode::Unavailable, .. });
-            assert!(is_unavailable && error.to_string().contains("thread"), "{error}");
+            assert!(is_unavailable && whole(&error).contains("thread"), "{error}");
         }
         Some("client") => {
             let mut stream = SharedMemoryStream::connect(argument()).expect("connects");
@@ -491,10 +509,10 @@ fn a_lack_of_threads_is_an_error_of_the_call_that_first_needs_the_monitor() {
             let path = socket_path();
             if when == "early" {
                 limit_threads();
-                let bound = SharedMemoryListener::bind(&path).map(drop).expect_err("no thread").to_string();
+                let bound = whole(&SharedMemoryListener::bind(&path).map(drop).expect_err("no thread"));
                 assert!(bound.contains("RLIMIT_NPROC"), "{bound}");
                 let paired: ConnectError = SharedMemoryStream::pair().map(drop).expect_err("no thread");
-                assert!(paired.to_string().contains("RLIMIT_NPROC"), "{paired}");
+                assert!(whole(&paired).contains("RLIMIT_NPROC"), "{paired}");
                 assert_ne!(std::io::Error::from(paired).kind(), std::io::ErrorKind::WouldBlock);
                 assert!(!path.exists(), "nothing is left behind");
                 return;
@@ -514,7 +532,10 @@ fn a_lack_of_threads_is_an_error_of_the_call_that_first_needs_the_monitor() {
             limit_threads();
             let mut stream = listener.accept_timeout(LONG).expect("the monitor runs since the bind");
             assert_eq!(verdict(&mut stream), Ok(1));
-            assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::Disconnected));
+            assert_eq!(
+                verdict(&mut stream),
+                Err(RecvTimeoutError::ConnectionLost(ConnectionError::Disconnected))
+            );
         }
     }
 }
@@ -532,7 +553,7 @@ fn lack_of_threads_for_calls(path: &Path) {
         SharedMemoryStream::spawn(Command::new("true")).map(drop).expect_err("no child").into(),
     ];
     for error in errors {
-        let text = error.to_string();
+        let text = whole(&error);
         assert!(text.contains("RLIMIT_NPROC") && text.contains("pids.max"), "{text}");
         assert_eq!(error.kind(), std::io::ErrorKind::OutOfMemory, "{text}");
     }
@@ -548,7 +569,7 @@ fn accept_without_a_thread(listener: &SharedMemoryListener, client: &mut Command
     assert!(eventually(|| !crate::support::runs("narrows-watch")));
     limit_threads();
     client.0.stdin.take().expect("piped").write_all(b"x").expect("the child reads");
-    let error = listener.accept_timeout(LONG).map(drop).expect_err("no thread").to_string();
+    let error = whole(&listener.accept_timeout(LONG).map(drop).expect_err("no thread"));
     assert!(error.contains("RLIMIT_NPROC"), "{error}");
     assert!(client.wait().success());
     assert_eq!(listener.failed_handshakes(), 1);
@@ -661,7 +682,7 @@ fn deaths_are_reported_as_soon_as_the_kernel_reports_the_exit() {
         "a new monitor" => {
             let (_a, mut b) = SharedMemoryStream::pair().expect("pairs");
             sys::close_all_but_standard();
-            assert_eq!(verdict(&mut b), Err(RecvTimeoutError::Disconnected));
+            assert_eq!(verdict(&mut b), Err(RecvTimeoutError::ConnectionLost(ConnectionError::Disconnected)));
         }
         _ => {}
     }
@@ -673,7 +694,10 @@ fn deaths_are_reported_as_soon_as_the_kernel_reports_the_exit() {
             child.0.kill().expect("kills");
             child.0.wait().expect("reaps"); // The kernel has reported the exit by now.
             let began = Instant::now();
-            assert_eq!(verdict(&mut stream), Err(RecvTimeoutError::PeerDied));
+            assert_eq!(
+                verdict(&mut stream),
+                Err(RecvTimeoutError::ConnectionLost(ConnectionError::PeerDied))
+            );
             began.elapsed()
         })
         .collect();
@@ -702,7 +726,11 @@ fn a_fork_under_an_emulator_is_another_process() {
     const NAME: &str = "a_fork_under_an_emulator_is_another_process";
     if role().is_some() {
         let (mut a, mut b) = SharedMemoryStream::pair().expect("pairs");
-        let fork = Fork::run(|| i32::from(a.send(b"from the fork") != Err(narrows::SendError::Forked)));
+        let fork = Fork::run(|| {
+            i32::from(
+                a.send(b"from the fork") != Err(narrows::SendError::ConnectionLost(ConnectionError::Forked)),
+            )
+        });
         assert_eq!(fork.wait(), 0);
         a.send(b"parent").expect("its connection is untouched");
         assert_eq!(verdict(&mut b), Ok(6));
@@ -772,7 +800,7 @@ fn a_process_ends_with_the_last_of_its_own_threads() {
     };
     without_a_main_thread("a_process_ends_with_the_last_of_its_own_threads", send_and_end, |stream| {
         assert_eq!(verdict(stream), Ok(1));
-        assert_eq!(verdict(stream), Err(RecvTimeoutError::PeerDied));
+        assert_eq!(verdict(stream), Err(RecvTimeoutError::ConnectionLost(ConnectionError::PeerDied)));
     });
 }
 

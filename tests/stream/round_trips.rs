@@ -5,7 +5,7 @@ use std::thread;
 use crate::support::{Partner, Watchdog, check, payload, role};
 use WaitStrategy::{Adaptive, Park, Spin};
 use narrows::internal::layout::LAST_TICKET;
-use narrows::{Options, Receiver, RecvError, Sender, SharedMemoryStream, WaitStrategy};
+use narrows::{ConnectionError, Options, Receiver, RecvError, Sender, SharedMemoryStream, WaitStrategy};
 
 /// The messages of one test through one connection, the same in both processes.
 #[derive(Clone, Copy)]
@@ -71,7 +71,10 @@ fn talk(stream: SharedMemoryStream, plan: &Plan, mine: u64, theirs: u64) {
         // The other side gets all of it before it sees this end close.
         let mut receiver = receiving.join().expect("receives");
         drop(sender);
-        assert_eq!(receiver.recv(&mut []).map(|_| ()), Err(RecvError::Disconnected));
+        assert_eq!(
+            receiver.recv(&mut []).map(|_| ()),
+            Err(RecvError::ConnectionLost(ConnectionError::Disconnected))
+        );
     });
 }
 

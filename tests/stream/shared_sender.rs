@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::support::{Watchdog, bytes, check};
 use narrows::{
-    Options, RecvError, SendError, SendTimeoutError, SharedMemoryStream, TryRecvError, TrySendError,
-    WaitStrategy,
+    ConnectionError, Options, RecvError, SendError, SendTimeoutError, SharedMemoryStream, TryRecvError,
+    TrySendError, WaitStrategy,
 };
 
 const MOMENT: Duration = Duration::from_millis(30);
@@ -43,7 +43,11 @@ fn messages_of_many_threads_are_whole_and_each_threads_in_order() {
                 check(received.tag, fastrand::Rng::with_seed(received.tag).usize(..6000), &buffer);
             }
             assert_eq!(next, [400; 6]);
-            assert_eq!(b.try_recv(&mut []), Err(TryRecvError::Disconnected), "the last clone is dropped");
+            assert_eq!(
+                b.try_recv(&mut []),
+                Err(TryRecvError::ConnectionLost(ConnectionError::Disconnected)),
+                "the last clone is dropped"
+            );
         });
     }
 }
@@ -58,7 +62,7 @@ fn callers_behind_a_blocked_sender_keep_their_deadlines() {
         let holder = scope.spawn(|| shared.send(b"holds the lock"));
         sleep(MOMENT);
         let start = Instant::now();
-        assert_eq!(shared.try_send(b"x"), Err(TrySendError::Full));
+        assert_eq!(shared.try_send(b"x"), Err(TrySendError::WouldBlock));
         assert_eq!(shared.send_timeout(b"x", Duration::ZERO), Err(SendTimeoutError::Timeout));
         assert_eq!(shared.send_timeout(b"x", MOMENT), Err(SendTimeoutError::Timeout));
         assert!(start.elapsed() >= MOMENT);
@@ -82,7 +86,11 @@ fn a_close_ends_the_lock_holder_and_all_waiting_callers() {
         let (a, b) = pair();
         let shared = a.split().0.into_shared();
         while shared.try_send(b"filler").is_ok() {}
-        let end = if local { SendError::Closed } else { SendError::Disconnected };
+        let end = if local {
+            SendError::ConnectionLost(ConnectionError::Closed)
+        } else {
+            SendError::ConnectionLost(ConnectionError::Disconnected)
+        };
         thread::scope(|scope| {
             let waiting: Vec<_> = (0..5).map(|_| scope.spawn(|| shared.send(&[1; 999]))).collect();
             sleep(MOMENT);
@@ -95,7 +103,7 @@ fn a_close_ends_the_lock_holder_and_all_waiting_callers() {
                 assert_eq!(waiter.join().expect("ends"), Err(end));
             }
         });
-        assert!(shared.try_send(b"").expect_err("over").is_disconnected());
+        assert!(matches!(shared.try_send(b"").expect_err("over"), TrySendError::ConnectionLost(_)));
     }
 }
 
@@ -114,7 +122,10 @@ fn dropping_the_last_clone_wakes_the_receiver() {
             assert!(!receiver.is_finished());
             drop(clone);
         }
-        assert_eq!(receiver.join().expect("ends"), Err(RecvError::Disconnected));
+        assert_eq!(
+            receiver.join().expect("ends"),
+            Err(RecvError::ConnectionLost(ConnectionError::Disconnected))
+        );
     });
 }
 

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::support::{PATIENCE, Partner, Watchdog, bytes, role};
 use narrows::{
-    Options, RecvError, RecvTimeoutError, SendError, SendTimeoutError, SharedMemoryStream, TryRecvError,
-    TrySendError, WaitStrategy,
+    ConnectionError, Options, RecvError, RecvTimeoutError, SendError, SendTimeoutError, SharedMemoryStream,
+    TryRecvError, TrySendError, WaitStrategy,
 };
 
 const STRATEGIES: [WaitStrategy; 3] = [WaitStrategy::Park, WaitStrategy::Adaptive, WaitStrategy::Spin];
@@ -64,13 +64,19 @@ fn a_local_close_ends_every_blocked_call() {
             fill(&mut a);
             let closer = a.closer();
             thread::scope(|scope| {
-                scope.spawn(|| blocked(&mut a, RecvError::Closed, SendError::Closed));
+                scope.spawn(|| {
+                    blocked(
+                        &mut a,
+                        RecvError::ConnectionLost(ConnectionError::Closed),
+                        SendError::ConnectionLost(ConnectionError::Closed),
+                    )
+                });
                 sleep(pause);
                 closer.close();
             });
             assert!(a.is_disconnected());
-            assert_eq!(a.try_send(b""), Err(TrySendError::Closed));
-            assert_eq!(a.try_recv(&mut []), Err(TryRecvError::Closed));
+            assert_eq!(a.try_send(b""), Err(TrySendError::ConnectionLost(ConnectionError::Closed)));
+            assert_eq!(a.try_recv(&mut []), Err(TryRecvError::ConnectionLost(ConnectionError::Closed)));
         }
     }
 }
@@ -83,7 +89,13 @@ fn the_peers_drop_ends_every_blocked_call() {
             let (mut a, b) = pair(wait);
             fill(&mut a);
             thread::scope(|scope| {
-                scope.spawn(|| blocked(&mut a, RecvError::Disconnected, SendError::Disconnected));
+                scope.spawn(|| {
+                    blocked(
+                        &mut a,
+                        RecvError::ConnectionLost(ConnectionError::Disconnected),
+                        SendError::ConnectionLost(ConnectionError::Disconnected),
+                    )
+                });
                 sleep(pause);
                 drop(b);
             });
@@ -97,11 +109,11 @@ fn a_half_that_is_dropped_ends_its_direction_alone() {
     let (a, mut b) = pair(WaitStrategy::Park);
     let (mut tx, rx) = a.split();
     drop(rx);
-    assert_eq!(b.send(b""), Err(SendError::Disconnected));
+    assert_eq!(b.send(b""), Err(SendError::ConnectionLost(ConnectionError::Disconnected)));
     tx.send(b"still").expect("the other direction lives");
     assert_eq!(b.recv_ref().expect("comes").to_vec().expect("ours"), b"still");
     drop(tx);
-    assert_eq!(b.recv(&mut []), Err(RecvError::Disconnected));
+    assert_eq!(b.recv(&mut []), Err(RecvError::ConnectionLost(ConnectionError::Disconnected)));
 }
 
 #[test]
@@ -112,7 +124,7 @@ fn an_end_of_sending_alone_is_no_message() {
     drop(rx);
     let ready = a.wait_either(5).expect("a send would end at once");
     assert!(ready.space && !ready.message, "{ready:?}");
-    assert_eq!(a.try_recv(&mut []), Err(TryRecvError::Empty));
+    assert_eq!(a.try_recv(&mut []), Err(TryRecvError::WouldBlock));
     tx.send(b"").expect("the other direction lives");
     let ready = a.wait_either(5).expect("both would end at once");
     assert!(ready.space && ready.message, "{ready:?}");
@@ -276,7 +288,7 @@ fn a_zero_timeout_behaves_like_try() {
             fill(&mut a);
             assert_eq!(a.send_timeout(b"x", timeout), Err(SendTimeoutError::Timeout));
             assert_eq!(a.reserve_timeout(1, timeout).map(|_| ()), Err(SendTimeoutError::Timeout));
-            assert_eq!(a.try_send(b"x"), Err(TrySendError::Full));
+            assert_eq!(a.try_send(b"x"), Err(TrySendError::WouldBlock));
             assert_eq!(b.try_iter().count(), 8);
         }
         let past = Instant::now();
@@ -372,5 +384,5 @@ fn a_consumer_in_another_process_that_takes_its_last_message_leaves_no_sender_as
     });
     partner.send("go on\n");
     partner.finish();
-    assert_eq!(finished.recv().expect("ends"), Err(SendError::Disconnected));
+    assert_eq!(finished.recv().expect("ends"), Err(SendError::ConnectionLost(ConnectionError::Disconnected)));
 }

@@ -288,7 +288,7 @@ impl ForgedRing {
         if !ready {
             self.check_fault(RecvCoreError::Empty, taken);
         } else if self.reference.whole.is_none() && (self.violated || self.reference.next_violates()) {
-            self.check_fault(RecvCoreError::Ended(ConnectionError::ProtocolViolated), taken);
+            self.check_fault(RecvCoreError::Ended(ConnectionError::ProtocolViolation), taken);
         } else {
             assert!(self.reference.next_message().is_some(), "no message is there");
         }
@@ -345,7 +345,7 @@ impl ForgedRing {
                     "a call made no progress though a ticket was there"
                 );
             }
-            RecvCoreError::Ended(ConnectionError::ProtocolViolated) => {
+            RecvCoreError::Ended(ConnectionError::ProtocolViolation) => {
                 assert!(
                     self.violated || reference.next_violates(),
                     "legal tickets were taken as a violation"

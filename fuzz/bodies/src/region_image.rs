@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::bytes::Bytes;
 use narrows::internal::MappedConnection;
 use narrows::internal::layout::{Control, Direction, Geometry, LAST_TICKET, SLOT, SlotKind, words};
-use narrows::{Receiver, Sender, TryRecvError, TrySendError, WaitStrategy};
+use narrows::{ConnectionError, Receiver, Sender, TryRecvError, TrySendError, WaitStrategy};
 
 /// Slots, arena, first ticket and longest message of the connections.
 const CONNECTIONS: [(u32, u64, u64, u64); 8] = [
@@ -167,7 +167,7 @@ impl<'p> Session<'p> {
             2 => sender.try_send_vectored(&[IoSlice::new(message), IoSlice::new(&[])], 4),
             3 => {
                 let _late = sender.send_timeout(message, Duration::ZERO);
-                Err(TrySendError::Full)
+                Err(TrySendError::WouldBlock)
             }
             4 => reserve(&mut sender, message, bytes),
             5 => batch(&mut sender, message, bytes),
@@ -181,11 +181,11 @@ impl<'p> Session<'p> {
             }
             8 if bytes.rarely(4) => {
                 sender.closer().close();
-                Err(TrySendError::Closed)
+                Err(TrySendError::ConnectionLost(ConnectionError::Closed))
             }
             _ => {
                 let _counted = sender.stats();
-                Err(TrySendError::Full)
+                Err(TrySendError::WouldBlock)
             }
         };
         assert!(!(ended && result.is_ok()), "a send succeeded after the connection ended");
@@ -201,14 +201,14 @@ impl<'p> Session<'p> {
             3 => receiver.try_recv(&mut vec![0; room]).map(|it| assert!(it.len <= room)),
             4 => {
                 let _late = receiver.recv_into_timeout(&mut self.buffer, Duration::ZERO);
-                Err(TryRecvError::Empty)
+                Err(TryRecvError::WouldBlock)
             }
             5..=6 => borrow(&mut receiver, bytes, most),
             7 => {
                 let slots = self.agreed.geometry.slots() as usize;
                 let count = receiver.try_iter().take(slots + 2).count();
                 assert!(count <= slots, "{count} messages in {slots} slots");
-                Err(TryRecvError::Empty)
+                Err(TryRecvError::WouldBlock)
             }
             _ if bytes.rarely(4) => {
                 let mut reader = receiver.into_reader();
@@ -218,12 +218,12 @@ impl<'p> Session<'p> {
             }
             _ => {
                 let _counted = receiver.stats();
-                Err(TryRecvError::Empty)
+                Err(TryRecvError::WouldBlock)
             }
         };
         assert!(self.buffer.len() <= most);
         if let Err(error) = result {
-            let ended = error.is_disconnected();
+            let ended = matches!(error, TryRecvError::ConnectionLost(_));
             assert!(
                 !ended || self.over.is_none_or(|over| over == error),
                 "{:?}, and then {error}",
@@ -248,9 +248,9 @@ fn reserve(sender: &mut Sender, message: &[u8], bytes: &mut Bytes<'_>) -> Result
         0 => room.commit(),
         1 => room.commit_len(bytes.below(message.len() + 2)),
         2 => room.commit_written(),
-        _ => return Err(TrySendError::Full), // Dropped without a commit.
+        _ => return Err(TrySendError::WouldBlock), // Dropped without a commit.
     };
-    Err(TrySendError::Full)
+    Err(TrySendError::WouldBlock)
 }
 
 fn batch(sender: &mut Sender, message: &[u8], bytes: &mut Bytes<'_>) -> Result<(), TrySendError> {
@@ -259,7 +259,7 @@ fn batch(sender: &mut Sender, message: &[u8], bytes: &mut Bytes<'_>) -> Result<(
         batch.try_push_tagged(message, 5)?;
     }
     let _flushed = batch.flush();
-    Err(TrySendError::Full)
+    Err(TrySendError::WouldBlock)
 }
 
 fn borrow(receiver: &mut Receiver, bytes: &mut Bytes<'_>, most: usize) -> Result<(), TryRecvError> {

@@ -259,7 +259,7 @@ impl<'l, 'd> Halves<'l, 'd> {
     fn check_end(&mut self, half: usize, end: ConnectionError) {
         let reason = self.memory.close_reason();
         let violated = reason == CloseReason::Violated as u64;
-        assert!(end != ConnectionError::ProtocolViolated || violated);
+        assert!(end != ConnectionError::ProtocolViolation || violated);
         assert!(end != ConnectionError::Closed || reason == CloseReason::Closed as u64);
         let first = *self.over[half].get_or_insert(end);
         assert!(half == 0 || first == end, "{first:?}, and then {end:?}");

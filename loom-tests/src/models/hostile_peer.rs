@@ -16,7 +16,7 @@ pub(super) const ALL: &[Named] = named![
     a_set_flag_of_any_value_is_cleared_and_wakes_its_sleeper,
 ];
 
-const VIOLATED: ConnectionError = ConnectionError::ProtocolViolated;
+const VIOLATED: ConnectionError = ConnectionError::ProtocolViolation;
 
 fn an_illegal_head_is_refused() {
     for head in [2, 3, 1 << 40, u64::MAX] {

@@ -281,11 +281,11 @@ fn earlier_replies_of_a_hostile_server_are_discarded() {
     let mut out = sender(&b);
     send_frame(&mut out, id, FrameHeader::new(FrameKind::Reply, 0), &reply_to(id));
     send_frame(&mut out, id, FrameHeader::new(FrameKind::Reply, 0), &reply_to(id));
-    let violated = Err(WaitError::Ended(ConnectionError::ProtocolViolated));
+    let violated = Err(WaitError::Ended(ConnectionError::ProtocolViolation));
     assert_eq!(mux.wait(mux.push_signal(), Wait::NO_DEADLINE, |calls| calls.next_push()), violated);
     assert_eq!(
         end(&mux, id, Wait::Never).map(drop),
-        Err(WaitError::Ended(ConnectionError::ProtocolViolated))
+        Err(WaitError::Ended(ConnectionError::ProtocolViolation))
     );
 }
 
@@ -327,7 +327,7 @@ fn race_with_overwrite(overwrite: fn(&mut SenderCore<StaleHead, NoWaitPolicy>, u
         .unwrap();
     match outcome {
         Ok(CallOutcome::Reply) => assert!(buffer == [1; 16] || buffer == [2; 16], "torn: {buffer:?}"),
-        outcome => assert_eq!(outcome, Err(WaitError::Ended(ConnectionError::ProtocolViolated))),
+        outcome => assert_eq!(outcome, Err(WaitError::Ended(ConnectionError::ProtocolViolation))),
     }
     assert_eq!(id, 1);
     hostile.join().unwrap();

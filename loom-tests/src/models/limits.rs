@@ -163,7 +163,7 @@ fn an_illegal_head_ends_a_wait_for_space() {
     out.ring().mem().store(Word::Head, 4, Store::Relaxed);
     assert!(out.ring().is_released(5), "the next reservation finds the violation");
     try_send(&mut out, &[0]).unwrap();
-    assert_eq!(try_send(&mut out, &[0]), Err(SendCoreError::Ended(ConnectionError::ProtocolViolated)));
+    assert_eq!(try_send(&mut out, &[0]), Err(SendCoreError::Ended(ConnectionError::ProtocolViolation)));
 }
 
 fn every_close_reason_has_its_error() {
@@ -171,7 +171,7 @@ fn every_close_reason_has_its_error() {
         (CloseReason::Closed, ConnectionError::Closed),
         (CloseReason::Disconnected, ConnectionError::Disconnected),
         (CloseReason::Died, ConnectionError::PeerDied),
-        (CloseReason::Violated, ConnectionError::ProtocolViolated),
+        (CloseReason::Violated, ConnectionError::ProtocolViolation),
     ] {
         let (a, _b) = connection::<Cells>(1, 64);
         assert_eq!(sender(&a).check(), Ok(()));
@@ -343,7 +343,7 @@ fn a_short_message_above_the_negotiated_maximum_is_refused() {
         assert_eq!(try_send(&mut out, &message), sent);
         let (head, body) = message.split_first_chunk().unwrap();
         assert_eq!(out.send_framed(*head, [body, &[]], 0, Wait::Never), sent);
-        let refused = Err(RecvCoreError::Ended(ConnectionError::ProtocolViolated));
+        let refused = Err(RecvCoreError::Ended(ConnectionError::ProtocolViolation));
         assert_eq!(recv(&mut small), if longer { refused } else { Ok(message) });
     }
 }

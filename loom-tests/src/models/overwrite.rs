@@ -36,7 +36,7 @@ fn check(found: Result<Vec<u8>, RecvCoreError>) {
         Ok(message) => assert!(message == [1; 16] || message == [2; 16], "torn: {message:?}"),
         Err(fault) => assert!(matches!(
             fault,
-            RecvCoreError::Empty | RecvCoreError::Ended(ConnectionError::ProtocolViolated)
+            RecvCoreError::Empty | RecvCoreError::Ended(ConnectionError::ProtocolViolation)
         )),
     }
 }

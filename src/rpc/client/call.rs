@@ -88,11 +88,13 @@ impl PendingCall {
     }
 
     /// Returns the reply if it has arrived; never blocks. Receives the frames that are there, for other calls too.
-    pub fn try_wait(&mut self) -> Option<Result<Reply, CallError>> {
-        match self.take(Wait::Never) {
-            Err(CallError::Timeout) => None,
-            result => Some(result),
-        }
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::WouldBlock`] if the reply has not arrived: the call is still under way. Otherwise the server's answer,
+    /// or the reason why the connection ended. [`CallError::Taken`] after the reply was taken.
+    pub fn try_wait(&mut self) -> Result<Reply, CallError> {
+        self.take(Wait::Never).map_err(would_block)
     }
 
     /// Cancels the call, like dropping it.
@@ -130,6 +132,14 @@ impl Drop for PendingCall {
 impl fmt::Debug for PendingCall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PendingCall").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// Returns the error of a call that never blocks, of which the waiting kind has timed out at once.
+pub(super) fn would_block(error: CallError) -> CallError {
+    match error {
+        CallError::Timeout => CallError::WouldBlock,
+        error => error,
     }
 }
 

@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 use super::in_flight::{CallOutcome, InFlightCalls};
 use super::multiplexer::{Multiplexer, MultiplexerParts, WaitError};
 use crate::channel::{AdaptiveWait, ConnectionHandle, ConnectionId, Mapping, RawParts, RealSync, Wait};
-use crate::error::{CallError, ConnectError, ConnectionError, HandlerError};
+use crate::error::{BusyReason, CallError, ConnectError, ConnectionError, HandlerError};
 use crate::options::Options;
 use crate::rpc::fragment::Fragmenter;
 use crate::rpc::nesting::{self, Awaited};
-use crate::rpc::wire::{DEADLINE, FrameHeader, FrameKind, HEADER_LEN, NOTIFY, Status};
+use crate::rpc::wire::{DEADLINE, FrameHeader, FrameKind, HEADER_LEN, NOTIFY, Status, kind_from};
 use crate::rpc::{flow_control, preface};
 use crate::stream::SharedMemoryStream;
 
@@ -205,7 +205,7 @@ impl ClientConnection {
     /// Converts an outcome to a result. If the server takes no more calls, starts to make a successor for later
     /// calls.
     pub(super) fn outcome(&self, end: CallOutcome) -> Result<(), CallError> {
-        let result = outcome(end);
+        let result = outcome(end, self.max);
         if matches!(result, Err(CallError::ShuttingDown)) {
             if let Some(reconnector) = self.reconnector.get().and_then(Weak::upgrade) {
                 reconnector.replace_in_background(self);
@@ -265,7 +265,7 @@ impl ClientConnection {
             }
             WaitError::Ended(ended) => {
                 let error = ended.into();
-                if matches!(error, CallError::ProtocolViolated) {
+                if matches!(error, CallError::ConnectionLost(ConnectionError::ProtocolViolation)) {
                     self.handle.fail_protocol();
                 }
                 error
@@ -315,7 +315,7 @@ impl ClientConnection {
     #[inline]
     fn check(&self, request: &[u8]) -> Result<(), CallError> {
         if !self.handle.same_process() {
-            return Err(CallError::Forked);
+            return Err(CallError::ConnectionLost(ConnectionError::Forked));
         }
         if request.len() > self.max {
             return Err(CallError::TooLarge { len: request.len(), max: self.max });
@@ -362,7 +362,7 @@ fn time_left(wait: Wait) -> Option<[u8; 8]> {
     Some(u64::try_from(left.as_nanos()).unwrap_or(u64::MAX).to_le_bytes())
 }
 
-fn outcome(end: CallOutcome) -> Result<(), CallError> {
+fn outcome(end: CallOutcome, max: usize) -> Result<(), CallError> {
     let (status, code, text) = match end {
         CallOutcome::Reply | CallOutcome::End => return Ok(()),
         CallOutcome::OutOfMemory => return Err(CallError::OutOfMemory),
@@ -370,11 +370,11 @@ fn outcome(end: CallOutcome) -> Result<(), CallError> {
     };
     Err(match status {
         Status::UnknownMethod => CallError::UnknownMethod,
-        Status::WrongKind => CallError::WrongKind(text),
+        Status::WrongKind => CallError::WrongKind(kind_from(code)),
         Status::Failed => CallError::Failed(HandlerError::new(code, text)),
-        Status::Panicked => CallError::Panicked(text),
-        Status::ReplyTooLarge => CallError::ReplyTooLarge(text),
-        Status::Busy => CallError::Busy(text),
+        Status::Panicked => CallError::Panicked { message: text },
+        Status::ReplyTooLarge => CallError::ReplyTooLarge { len: code as usize, max },
+        Status::Busy => CallError::Busy(BusyReason::from_number(code)),
         Status::ShuttingDown => CallError::ShuttingDown,
         Status::Cancelled => CallError::Cancelled,
         Status::OutOfMemory => CallError::OutOfMemory,

@@ -311,7 +311,7 @@ impl SharedMemoryClient {
     /// # Ok::<(), std::io::Error>(())
     /// ```
     pub fn try_start_call(&self, method: u32, request: &[u8]) -> Result<PendingCall, CallError> {
-        self.start_until(method, request, Wait::Never)
+        self.start_until(method, request, Wait::Never).map_err(call::would_block)
     }
 
     /// Calls a method whose reply is a stream of chunks. Blocks only while there is no room for the request or for

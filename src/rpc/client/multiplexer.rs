@@ -552,7 +552,7 @@ impl<'a, M: Memory + Send, P: WaitPolicy + Send, T: SyncBackend> Turn<'a, M, P, 
             }
             Err(fault) => self.on_closed(match fault {
                 RecvCoreError::Ended(ended) => ended,
-                _ => ConnectionError::ProtocolViolated,
+                _ => ConnectionError::ProtocolViolation,
             }),
         }
         own.buffer.clear();

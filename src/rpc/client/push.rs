@@ -4,6 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::SharedMemoryClient;
+use super::call::would_block;
 use super::connection::ClientConnection;
 use super::multiplexer::WaitError;
 use crate::channel::Wait;
@@ -29,7 +30,7 @@ impl SharedMemoryClient {
     /// let client = SharedMemoryClient::over(a)?;
     /// client.call(1, b"")?;
     /// assert_eq!(client.next_push()?, b"you called");
-    /// assert_eq!(client.try_next_push()?, None);
+    /// assert!(matches!(client.try_next_push(), Err(narrows::CallError::WouldBlock)));
     /// client.close();
     /// assert_eq!(client.pushes().count(), 0); // All there are until the end.
     /// # Ok::<(), std::io::Error>(())
@@ -70,13 +71,9 @@ impl SharedMemoryClient {
     /// # Errors
     ///
     /// [`CallError`]: the connection has ended, and all pushes were taken. [`CallError::OutOfMemory`] if pushes were
-    /// lost for want of memory; the connection goes on.
-    pub fn try_next_push(&self) -> Result<Option<Vec<u8>>, CallError> {
-        match self.push_until(Wait::Never) {
-            Ok(push) => Ok(Some(push)),
-            Err(CallError::Timeout) => Ok(None),
-            Err(error) => Err(error),
-        }
+    /// lost for want of memory; the connection goes on. [`CallError::WouldBlock`] if no push has arrived.
+    pub fn try_next_push(&self) -> Result<Vec<u8>, CallError> {
+        self.push_until(Wait::Never).map_err(would_block)
     }
 
     /// Returns an iterator over pushes, until the connection ends; it blocks between them. A clean close ends the
@@ -106,7 +103,9 @@ fn next(connection: &ClientConnection, wait: Wait) -> Result<Vec<u8>, CallError>
     // The push is returned at once, also if the server does not read.
     connection.return_credit(Wait::Never, |calls| calls.take_owed_push_credit().map(|owed| (0, owed)));
     push.map_err(|stop| match stop {
-        WaitError::Ended(ConnectionError::Disconnected) => CallError::Disconnected, // `ShuttingDown` is for calls.
+        WaitError::Ended(ConnectionError::Disconnected) => {
+            CallError::ConnectionLost(ConnectionError::Disconnected)
+        } // `ShuttingDown` is for calls.
         stop => connection.call_error(stop),
     })?
 }
@@ -151,7 +150,11 @@ impl Iterator for Pushes<'_> {
                 Err(error) if self.client.source.is_reconnecting() && is_loss(&error) => thread::sleep(PAUSE),
                 Err(error) => {
                     self.over = true;
-                    let clean = matches!(error, CallError::Disconnected | CallError::Closed);
+                    let clean = matches!(
+                        error,
+                        CallError::ConnectionLost(ConnectionError::Disconnected)
+                            | CallError::ConnectionLost(ConnectionError::Closed)
+                    );
                     return (!clean).then_some(Err(error));
                 }
             }
@@ -163,11 +166,11 @@ impl Iterator for Pushes<'_> {
 fn is_loss(error: &CallError) -> bool {
     matches!(
         error,
-        CallError::Disconnected
-            | CallError::PeerDied
-            | CallError::ProtocolViolated
+        CallError::ConnectionLost(ConnectionError::Disconnected)
+            | CallError::ConnectionLost(ConnectionError::PeerDied)
+            | CallError::ConnectionLost(ConnectionError::ProtocolViolation)
             | CallError::ShuttingDown
-            | CallError::Unreachable(_)
+            | CallError::ReconnectFailed(_)
     )
 }
 

@@ -77,7 +77,7 @@ type LossFn = dyn Fn(&ConnectionLoss) + Send + Sync;
 #[non_exhaustive]
 pub struct ConnectionLoss {
     /// How the connection ended.
-    pub reason: CallError,
+    pub reason: ConnectionError,
     /// The calls whose callers waited for an outcome. It is not known whether the server has run them.
     pub calls: Vec<LostCall>,
     /// Pushes that had arrived and were not taken.
@@ -107,7 +107,7 @@ impl Reconnect {
     }
 
     /// Sets how long one call tries to reconnect, unless its own deadline is sooner. It fails with
-    /// [`CallError::Unreachable`] then, and the next call tries again. Default 5 s.
+    /// [`CallError::ReconnectFailed`] then, and the next call tries again. Default 5 s.
     ///
     /// However short it is, one attempt is made. That attempt may take 1 s if the server does not answer, or the
     /// handshake timeout ([`Options::handshake_timeout`]) if that is shorter.
@@ -377,7 +377,8 @@ impl Reconnector {
                     result => return result,
                 },
                 Err(CallError::ShuttingDown) => {}
-                Err(CallError::Unreachable(_) | CallError::Timeout) if refusing.handle.ended().is_none() => {}
+                Err(CallError::ReconnectFailed(_) | CallError::Timeout)
+                    if refusing.handle.ended().is_none() => {}
                 Err(error) => return Err(error),
             }
             // A random part of the pause keeps callers apart that were refused at the same moment.
@@ -392,10 +393,10 @@ impl Reconnector {
     fn get(self: &Arc<Self>, wait: Wait) -> Result<Arc<ClientConnection>, CallError> {
         let connection = self.current();
         if !connection.handle.same_process() {
-            return Err(CallError::Forked);
+            return Err(CallError::ConnectionLost(ConnectionError::Forked));
         }
         if self.closed.load(Ordering::Relaxed) {
-            return Err(CallError::Closed);
+            return Err(CallError::ConnectionLost(ConnectionError::Closed));
         }
         match (connection.handle.ended(), wait) {
             (None, _) => Ok(connection),
@@ -477,7 +478,7 @@ impl Reconnector {
             let guard = slice
                 .map_or_else(|| self.connecting.try_lock(), |slice| self.connecting.try_lock_until(slice));
             if self.closed.load(Ordering::Relaxed) {
-                return Err(CallError::Closed);
+                return Err(CallError::ConnectionLost(ConnectionError::Closed));
             }
             match guard {
                 Some(guard) => return Ok(guard),
@@ -499,11 +500,13 @@ impl Reconnector {
         loop {
             let error = match self.connect(give_up) {
                 Ok(connection) => return Ok(connection),
-                Err(_) if self.closed.load(Ordering::Relaxed) => return Err(CallError::Closed),
+                Err(_) if self.closed.load(Ordering::Relaxed) => {
+                    return Err(CallError::ConnectionLost(ConnectionError::Closed));
+                }
                 Err(error) => error,
             };
             let next = Instant::now().checked_add(pause).filter(|next| retry.is_none_or(|at| *next < at));
-            let Some(next) = next else { return Err(CallError::Unreachable(Box::new(error))) };
+            let Some(next) = next else { return Err(CallError::ReconnectFailed(Box::new(error))) };
             self.pause_until(next)?;
             pause = pause.saturating_mul(2).min(self.policy.cap);
         }
@@ -547,7 +550,7 @@ impl Reconnector {
     pub(super) fn pause_until(&self, next: Instant) -> Result<(), CallError> {
         while Instant::now() < next {
             if self.closed.load(Ordering::Relaxed) {
-                return Err(CallError::Closed);
+                return Err(CallError::ConnectionLost(ConnectionError::Closed));
             }
             thread::sleep(next.saturating_duration_since(Instant::now()).min(SLICE));
         }
@@ -563,7 +566,7 @@ impl Reconnector {
         old.mux.close(ended);
         if let Some((calls, pushes)) = old.mux.take_lost() {
             if let Some(report) = &self.policy.on_loss {
-                report(&ConnectionLoss { reason: ended.into(), calls, pushes });
+                report(&ConnectionLoss { reason: ended, calls, pushes });
             }
         }
     }
@@ -621,7 +624,7 @@ impl Drop for RetiredTask {
 fn timeout_error(deadline: Option<Instant>) -> CallError {
     match deadline {
         Some(deadline) if Instant::now() >= deadline => CallError::Timeout,
-        _ => CallError::Unreachable(Box::new(ConnectError::Timeout)),
+        _ => CallError::ReconnectFailed(Box::new(ConnectError::Timeout)),
     }
 }
 

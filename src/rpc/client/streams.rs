@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::call::{Canceller, Reply};
+use super::call::{Canceller, Reply, would_block};
 use super::connection::{ClientConnection, StartedCall};
 use super::in_flight::CallOutcome;
 use super::multiplexer::WaitError;
@@ -113,7 +113,7 @@ impl ReplyStream {
     /// [`CallError::Timeout`] if no chunk has arrived; the stream goes on. Any other [`CallError`] is the method's
     /// error, or the reason why the connection ended; the stream is over then.
     pub fn try_next_chunk(&mut self) -> Result<Option<Vec<u8>>, CallError> {
-        self.next_until(Wait::Never)
+        self.next_until(Wait::Never).map_err(would_block)
     }
 
     /// Cancels the call, like dropping it.

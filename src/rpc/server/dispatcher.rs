@@ -10,13 +10,13 @@ use super::connection::{ServerConnection, ServerConnectionParts};
 use super::driver::{BorrowedRequest, CallInfo, ConnectionDriver, Dispatch};
 
 use super::in_flight::{CallFailure, CallLimits, ServedCalls};
-use super::methods::{self, Method};
+use super::methods::{self, Method, busy};
 use super::request::Request;
 use super::session::{Connection, CountGuard, ProcessId, Session};
 use super::state::ServerState;
 use super::workers::Job;
 use crate::channel::{AdaptiveWait, Mapping, RawParts, RealSync, RecvCoreError, threads};
-use crate::error::{CallError, ConnectionError, RejectCode};
+use crate::error::{BusyReason, ConnectionError, RejectCode};
 use crate::events;
 use crate::memory::{Deadline, try_reserve};
 use crate::rpc::nesting;
@@ -25,13 +25,16 @@ use crate::rpc::{flow_control, preface};
 use crate::stream::SharedMemoryStream;
 
 /// Serves one connection on this thread until it ends.
-pub(super) fn serve(state: &Arc<ServerState>, stream: SharedMemoryStream) -> Result<(), CallError> {
+pub(super) fn serve(state: &Arc<ServerState>, stream: SharedMemoryStream) -> Result<(), ConnectionError> {
     state.open.fetch_add(1, Ordering::Relaxed);
     serve_counted(state, stream)
 }
 
 /// Serves a connection that was counted as open already, on this thread until it ends.
-pub(super) fn serve_counted(state: &Arc<ServerState>, stream: SharedMemoryStream) -> Result<(), CallError> {
+pub(super) fn serve_counted(
+    state: &Arc<ServerState>,
+    stream: SharedMemoryStream,
+) -> Result<(), ConnectionError> {
     let id = state.next.fetch_add(1, Ordering::Relaxed);
     let (process, connection) = (ProcessId::of(stream.peer_cred()), stream.id());
     let open = OpenGuard { state, id, process };
@@ -63,7 +66,7 @@ pub(super) fn serve_counted(state: &Arc<ServerState>, stream: SharedMemoryStream
     report_end(state, &session, ended);
     match ended {
         ConnectionError::Disconnected => Ok(()),
-        ended => Err(ended.into()),
+        ended => Err(ended),
     }
 }
 
@@ -95,12 +98,12 @@ impl Drop for OpenGuard<'_> {
 
 fn report_end(state: &ServerState, session: &Arc<Session>, ended: ConnectionError) {
     match ended {
-        ConnectionError::ProtocolViolated => state.activity.counts.violated.add(),
+        ConnectionError::ProtocolViolation => state.activity.counts.violated.add(),
         ConnectionError::PeerDied => state.activity.counts.died.add(),
         _ => {}
     }
     if let Some(notify) = &state.callbacks.disconnect {
-        notify(&Connection::new(session), ended.into());
+        notify(&Connection::new(session), ended);
     }
 }
 
@@ -111,7 +114,7 @@ fn exchange_preface(
     state: &ServerState,
     stream: SharedMemoryStream,
     id: u64,
-) -> Result<NewConnection, CallError> {
+) -> Result<NewConnection, ConnectionError> {
     let RawParts { outbound, mut inbound, handle } = stream.into_ends();
     let deadline = Instant::now().checked_add(state.options.accept_timeout_or_default());
     let cred = handle.cred();
@@ -124,7 +127,7 @@ fn exchange_preface(
                 events::rejected(cred.pid(), cred.uid(), &"it did not send the preface of a client of calls")
             }
         }
-        CallError::ProtocolViolated
+        ConnectionError::ProtocolViolation
     })?;
     let (window, push_window) = preface::negotiate_windows(&state.options, &theirs);
     let max = handle.max_message();
@@ -163,7 +166,7 @@ fn exchange_preface(
             events::rejected(cred.pid(), cred.uid(), &format_args!("by on_connect: {text}"));
             let _client_may_have_left =
                 connection.accept(|out| preface::refuse(out, RejectCode::Refused, text));
-            return Err(CallError::Closed);
+            return Err(ConnectionError::Closed);
         }
     }
     guard.admitted = true;
@@ -219,9 +222,9 @@ impl Dispatcher<'_> {
             methods::answer(&session, call, ran, &mut reply);
             state.activity.on_answered(&session);
         });
-        if let Err(error) = thread {
+        if thread.is_err() {
             self.session.streams.fetch_sub(1, Ordering::Relaxed);
-            self.reject_busy(call, &format!("no thread for the method: {error}"));
+            self.reject_busy(call, BusyReason::Threads);
         }
     }
 
@@ -229,9 +232,9 @@ impl Dispatcher<'_> {
         let (session, running) = (Arc::clone(self.session), &self.session.running);
         running.fetch_add(1, Ordering::Relaxed);
         let job = Job { activity: Arc::clone(&self.state.activity), session, method, call, request, arrived };
-        if let Err(reason) = self.state.queue.push(job) {
+        if let Err(failure) = self.state.queue.push(job) {
             running.fetch_sub(1, Ordering::Relaxed);
-            self.reject_busy(call, reason);
+            self.reject(call, &failure);
         }
     }
 
@@ -245,9 +248,14 @@ impl Dispatcher<'_> {
     }
 
     #[cold]
-    fn reject_busy(&self, call: CallInfo, text: &str) {
+    fn reject_busy(&self, call: CallInfo, reason: BusyReason) {
+        self.reject(call, &busy(reason));
+    }
+
+    #[cold]
+    fn reject(&self, call: CallInfo, failure: &CallFailure) {
         self.activity.counts.busy.add();
-        self.session.connection.fail(call.id, &(Status::Busy, 0, text.into()));
+        self.session.connection.fail(call.id, failure);
     }
 
     /// Checks whether one more method may run for this client.
@@ -261,7 +269,7 @@ impl Dispatcher<'_> {
             return Ok(());
         }
         self.activity.counts.busy.add();
-        Err((Status::Busy, 0, "too many methods run for this client".into()))
+        Err(busy(BusyReason::Methods))
     }
 }
 
@@ -314,7 +322,7 @@ impl Dispatch<Mapping, AdaptiveWait> for Dispatcher<'_> {
             Some(bytes) => Request::private(session, call, bytes, None), // It has just arrived.
             None => {
                 let reserved = try_reserve(copy, borrowed.frame.len());
-                reserved.map_err(|_| (Status::Busy, 0, "there is no memory for the request".into()))?;
+                reserved.map_err(|_| busy(BusyReason::Memory))?;
                 Request::in_ring(session, call, borrowed, copy)
             }
         };

@@ -11,7 +11,7 @@ use super::session::Connection;
 use super::state::ServerState;
 use super::stats::ServerStats;
 use crate::channel::threads;
-use crate::error::{BindError, CallError};
+use crate::error::{BindError, CallError, ConnectionError};
 use crate::listener::{ListenerCloser, SharedMemoryListener};
 use crate::stream::SharedMemoryStream;
 
@@ -114,10 +114,10 @@ impl ServerHandle {
     ///
     /// # Errors
     ///
-    /// [`CallError::Forked`] in a forked child.
+    /// [`ConnectionError::Forked`](crate::ConnectionError::Forked) in a forked child.
     pub fn broadcast(&self, bytes: &[u8]) -> Result<usize, CallError> {
         if !self.state.same_process() {
-            return Err(CallError::Forked);
+            return Err(CallError::ConnectionLost(ConnectionError::Forked));
         }
         Ok(self.connections().iter().filter(|connection| connection.try_push(bytes).is_ok()).count())
     }

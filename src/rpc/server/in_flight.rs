@@ -32,7 +32,7 @@ use crate::memory::{Deadline, OutOfMemory};
 use crate::rpc::flow_control::{credit_threshold, window_cost};
 use crate::rpc::fragment::{self, Fragmenter, Reassembler};
 use crate::rpc::preface::truncate_text;
-use crate::rpc::wire::{DEADLINE, ERROR_LEN, FrameHeader, FrameKind, STREAM, Status, UPLOAD};
+use crate::rpc::wire::{BUSY_MEMORY, DEADLINE, ERROR_LEN, FrameHeader, FrameKind, STREAM, Status, UPLOAD};
 use crate::rpc::{CallOver, slot_index};
 
 /// The length of the time left that stands in front of a request, in bytes.
@@ -304,7 +304,7 @@ impl ServedCalls {
                 let spare = if slot.flags & DEADLINE != 0 { DEADLINE_LEN } else { 0 };
                 let whole = slot.item.take(head, len, max.saturating_add(spare), read)?.is_some();
                 if slot.item.lost.is_some() {
-                    self.fail(at, (Status::Busy, 0, "there is no memory for the request".into()));
+                    self.fail(at, (Status::Busy, BUSY_MEMORY, "there is no memory for the request".into()));
                     return Ok(CallEvent::Failed(at));
                 }
                 if whole { self.on_request_complete(at) } else { Ok(CallEvent::None) }

@@ -11,10 +11,10 @@ use super::in_flight::CallFailure;
 use super::request::{ChunkReader, ChunkWriter, Request};
 use super::send_queue::Payload;
 use super::session::Session;
-use crate::error::HandlerError;
+use crate::error::{BusyReason, HandlerError};
 use crate::memory::try_reserve;
 use crate::rpc::fragment;
-use crate::rpc::wire::{FrameHeader, FrameKind, STREAM, Status, UPLOAD};
+use crate::rpc::wire::{FrameHeader, FrameKind, STREAM, Status, UPLOAD, kind_from};
 
 /// The result of a method: no value, or the method's own error.
 pub(super) type HandlerResult = Result<(), HandlerError>;
@@ -49,16 +49,6 @@ impl Method {
         }
     }
 
-    /// Returns how the method is to be called, for the text of an error.
-    fn call(&self) -> &'static str {
-        match self {
-            Self::Inline(_) | Self::Pooled(_) => "it is called by `call`",
-            Self::Streaming(_) => "it streams its reply: use `call_streaming`",
-            Self::Upload(_) => "it takes an upload: use `start_upload`",
-            Self::Duplex(_) => "it streams both ways: use `start_duplex`",
-        }
-    }
-
     pub(super) fn is_pooled(&self) -> bool {
         matches!(self, Self::Pooled(_))
     }
@@ -74,6 +64,11 @@ impl Method {
 }
 
 /// All methods of a server, sorted by number.
+/// Returns the failure of a call that meets a limit of the server.
+pub(super) fn busy(reason: BusyReason) -> CallFailure {
+    (Status::Busy, reason.number(), reason.to_string())
+}
+
 #[derive(Default)]
 pub(super) struct Methods {
     sorted: Vec<(u32, Method)>,
@@ -113,7 +108,7 @@ impl Methods {
             return Ok(method);
         }
         let status = if found.is_ok() { Status::WrongKind } else { Status::UnknownMethod };
-        Err((status, 0, method.call().into()))
+        Err((status, method.flags().into(), kind_from(u32::from(method.flags())).to_string()))
     }
 }
 
@@ -134,8 +129,7 @@ pub(super) fn run_long(
         return run(method, session, request, reply, counts);
     }
     fragment::clear(reply);
-    try_reserve(reply, request.len())
-        .map_err(|_| (Status::Busy, 0, "there is no memory to run the method".into()))?;
+    try_reserve(reply, request.len()).map_err(|_| busy(BusyReason::Memory))?;
     invoke(method, session, request, reply, counts)
 }
 
@@ -201,7 +195,9 @@ pub(super) fn answer(
 #[cold]
 fn failure(ran: thread::Result<HandlerResult>, len: usize, max: usize, counts: &Counts) -> CallFailure {
     match ran {
-        Ok(Ok(())) => (Status::ReplyTooLarge, 0, format!("{len} bytes, of at most {max}")),
+        Ok(Ok(())) => {
+            (Status::ReplyTooLarge, u32::try_from(len).unwrap_or(u32::MAX), format!("of at most {max} bytes"))
+        }
         Ok(Err(error)) => {
             counts.failed.add();
             (Status::Failed, error.code(), error.text().to_owned())

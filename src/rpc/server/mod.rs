@@ -30,7 +30,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::{BindError, CallError, HandlerError};
+use crate::error::{BindError, ConnectionError, HandlerError, ServeError};
 use crate::listener::SharedMemoryListener;
 use crate::options::Options;
 use crate::stream::SharedMemoryStream;
@@ -69,7 +69,7 @@ pub use stats::ServerStats;
 /// and answered. A slow or stuck client delays no other.
 ///
 /// A panic can be caught only in a program that is built with `panic = "unwind"`, the default. With `panic = "abort"`
-/// a method's panic ends the process, and every client gets [`PeerDied`](crate::CallError::PeerDied).
+/// a method's panic ends the process, and every client gets [`PeerDied`](crate::CallError::ConnectionLost(ConnectionError::PeerDied)).
 ///
 /// All settings:
 ///
@@ -165,7 +165,7 @@ impl SharedMemoryServer {
     ///
     /// It may run for long, and may wait for anything, including its own connection: the other workers serve calls
     /// meanwhile. A method that calls a method of the pool of this same server needs another worker for that. With
-    /// only one worker such a call is refused as [`CallError::WouldDeadlock`]. Servers whose pools call each other
+    /// only one worker such a call is refused as [`CallError::WouldDeadlock`](crate::CallError::WouldDeadlock). Servers whose pools call each other
     /// need more [`workers`](Self::workers) each than calls of that kind are ever under way.
     ///
     /// A call that the method makes on its thread ends no later than [`Request::deadline`], or after
@@ -203,7 +203,7 @@ impl SharedMemoryServer {
     /// Registers a method that runs on the connection's own thread, with the lowest latency.
     ///
     /// The connection is not served while the method runs, so the method must be short. A wait for its own connection
-    /// is refused as [`CallError::WouldDeadlock`]: a push that finds no room, and a call over the other end of the
+    /// is refused as [`CallError::WouldDeadlock`](crate::CallError::WouldDeadlock): a push that finds no room, and a call over the other end of the
     /// connection if that end is in this process. The method may call another process. Its calls end no later than
     /// [`Request::deadline`]. A call without any deadline fails with `Timeout` after
     /// [`nested_call_timeout`](Self::nested_call_timeout), since processes whose inline methods call each other might
@@ -351,7 +351,10 @@ impl SharedMemoryServer {
     /// with the reason. It is also called for a connection that was not accepted because the server stopped
     /// meanwhile. A later callback replaces an earlier one.
     #[must_use]
-    pub fn on_disconnect(mut self, notify: impl Fn(&Connection, CallError) + Send + Sync + 'static) -> Self {
+    pub fn on_disconnect(
+        mut self,
+        notify: impl Fn(&Connection, ConnectionError) + Send + Sync + 'static,
+    ) -> Self {
         self.callbacks.disconnect = Some(Arc::new(notify));
         self
     }
@@ -406,7 +409,7 @@ impl SharedMemoryServer {
 
     /// Sets how long a method or a callback may wait on its thread for a call that it makes, if neither that call nor
     /// the call that the method serves has a deadline. This holds for waits for a reply, for a chunk or a push, and
-    /// for room for a call or a push. Such a wait fails with [`Timeout`](CallError::Timeout). Default 30 s;
+    /// for room for a call or a push. Such a wait fails with [`Timeout`](crate::CallError::Timeout). Default 30 s;
     /// [`Duration::MAX`] sets no limit.
     ///
     /// Only this limit ends a cycle of calls over several processes, or over the pool of one process. A streaming,
@@ -499,21 +502,18 @@ impl SharedMemoryServer {
     ///
     /// # Errors
     ///
-    /// [`CallError`]: how the connection ended, unless the client closed it. `Busy`, with the reason, if the server
-    /// could not be started. [`BadOptions`](CallError::BadOptions) if a method's number or the fallback was
-    /// registered twice, or an option names a size that the connection does not have.
-    pub fn serve_stream(self, stream: SharedMemoryStream) -> Result<(), CallError> {
+    /// [`ServeError::ConnectionLost`]: how the connection ended, unless the client closed it. [`ServeError::NotStarted`] if
+    /// there are no threads, an option is illegal or names a size that the connection does not have, or a method's number or
+    /// the fallback was registered twice.
+    pub fn serve_stream(self, stream: SharedMemoryStream) -> Result<(), ServeError> {
         if let Some(text) = stream.contradiction(&self.options) {
-            return Err(CallError::BadOptions(text));
+            return Err(ServeError::NotStarted(BindError::BadOptions(text)));
         }
-        let (state, _) = self.start().map_err(|error| match error {
-            BindError::BadOptions(text) => CallError::BadOptions(text),
-            error => CallError::Busy(error.to_string()),
-        })?;
+        let (state, _) = self.start().map_err(ServeError::NotStarted)?;
         let served = dispatcher::serve(&state, stream);
         state.queue.wait_until_notified(None);
         state.stop();
-        served
+        served.map_err(ServeError::from)
     }
 
     fn start(self) -> Result<(Arc<ServerState>, Option<SharedMemoryListener>), BindError> {

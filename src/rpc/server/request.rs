@@ -10,7 +10,7 @@ use super::driver::{BorrowedRequest, CallInfo};
 use super::in_flight::{DEADLINE_LEN, UploadItem};
 use super::session::{Connection, Session, call_error};
 use crate::channel::{AdaptiveWait, IncomingMessage, Mapping, PeerCred, RawBytes};
-use crate::error::CallError;
+use crate::error::{CallError, ConnectionError};
 use crate::memory::{Deadline, Span};
 use crate::rpc::wire::{DEADLINE, HEADER_LEN};
 
@@ -269,7 +269,7 @@ impl<'a> ChunkWriter<'a> {
     ///
     /// [`CallError::TooLarge`] if the chunk is longer than [`max_chunk`](Self::max_chunk), [`CallError::Cancelled`]
     /// if the caller has cancelled, [`CallError::OutOfMemory`] if the chunk cannot be kept until there is room,
-    /// [`CallError::Forked`] in a forked child, or the reason why the connection ended.
+    /// [`ConnectionError::Forked`](crate::ConnectionError::Forked) in a forked child, or the reason why the connection ended.
     pub fn write_chunk(&mut self, chunk: &[u8]) -> Result<(), CallError> {
         self.write_until(chunk, None)
     }
@@ -280,7 +280,7 @@ impl<'a> ChunkWriter<'a> {
     ///
     /// [`CallError::TooLarge`] if the chunk is longer than [`max_chunk`](Self::max_chunk), [`CallError::Cancelled`]
     /// if the caller has cancelled, [`CallError::OutOfMemory`] if the chunk cannot be kept until there is room,
-    /// [`CallError::Forked`] in a forked child, or the reason why the connection ended. [`CallError::Timeout`] if the
+    /// [`ConnectionError::Forked`](crate::ConnectionError::Forked) in a forked child, or the reason why the connection ended. [`CallError::Timeout`] if the
     /// window was full until the deadline; nothing of the chunk was sent then.
     pub fn write_chunk_timeout(&mut self, chunk: &[u8], timeout: Duration) -> Result<(), CallError> {
         self.write_until(chunk, Instant::now().checked_add(timeout))
@@ -288,7 +288,7 @@ impl<'a> ChunkWriter<'a> {
 
     fn write_until(&mut self, chunk: &[u8], deadline: Deadline) -> Result<(), CallError> {
         if !self.session.handle.same_process() {
-            return Err(CallError::Forked);
+            return Err(CallError::ConnectionLost(ConnectionError::Forked));
         }
         if chunk.len() > self.session.max_chunk {
             return Err(CallError::TooLarge { len: chunk.len(), max: self.session.max_chunk });
@@ -339,7 +339,7 @@ impl<'a> ChunkReader<'a> {
     ///
     /// # Errors
     ///
-    /// [`CallError::Cancelled`] if the caller has cancelled, [`CallError::Forked`] in a forked child, or the reason
+    /// [`CallError::Cancelled`] if the caller has cancelled, [`ConnectionError::Forked`](crate::ConnectionError::Forked) in a forked child, or the reason
     /// why the connection ended.
     pub fn next_chunk(&mut self) -> Result<Option<Vec<u8>>, CallError> {
         self.next_until(None)
@@ -350,7 +350,7 @@ impl<'a> ChunkReader<'a> {
     ///
     /// # Errors
     ///
-    /// [`CallError::Cancelled`] if the caller has cancelled, [`CallError::Forked`] in a forked child, or the reason
+    /// [`CallError::Cancelled`] if the caller has cancelled, [`ConnectionError::Forked`](crate::ConnectionError::Forked) in a forked child, or the reason
     /// why the connection ended. [`CallError::Timeout`] if no chunk arrived in time.
     pub fn next_chunk_timeout(&mut self, timeout: Duration) -> Result<Option<Vec<u8>>, CallError> {
         self.next_until(Instant::now().checked_add(timeout))
@@ -358,7 +358,7 @@ impl<'a> ChunkReader<'a> {
 
     fn next_until(&mut self, deadline: Deadline) -> Result<Option<Vec<u8>>, CallError> {
         if !self.session.handle.same_process() {
-            return Err(CallError::Forked);
+            return Err(CallError::ConnectionLost(ConnectionError::Forked));
         }
         match self.session.connection.next_chunk(self.id, deadline).map_err(call_error)? {
             UploadItem::Chunk(chunk) => Ok(Some(chunk)),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::connection::{RespondError, ServerConnection};
 use super::driver::CallInfo;
 use crate::channel::{AdaptiveWait, ConnectionHandle, Mapping, PeerCred, RealSync, Stats, Wait};
-use crate::error::CallError;
+use crate::error::{CallError, ConnectionError};
 use crate::rpc::nesting::{self, Awaited};
 use crate::rpc::wire::NOTIFY;
 
@@ -174,7 +174,7 @@ impl Connection {
     /// [`CallError::TooLarge`] if the push is longer than the window allows, [`CallError::WouldDeadlock`] if it had
     /// to wait in an inline method, of this connection or another, [`CallError::Timeout`] after such a limit of a
     /// method, [`CallError::OutOfMemory`] if the push cannot be kept until there is room in the ring,
-    /// [`CallError::Forked`] in a forked child, or the reason why the connection ended.
+    /// [`ConnectionError::Forked`](crate::ConnectionError::Forked) in a forked child, or the reason why the connection ended.
     pub fn push(&self, bytes: &[u8]) -> Result<(), CallError> {
         self.push_until(bytes, Wait::NO_DEADLINE)
     }
@@ -187,7 +187,7 @@ impl Connection {
     /// [`CallError::Timeout`] if the window was full until the deadline; nothing of the push was sent then.
     /// [`CallError::TooLarge`] if the push is longer than the window allows, [`CallError::WouldDeadlock`] if it had
     /// to wait in an inline method, [`CallError::OutOfMemory`] if the push cannot be kept until there is room in the
-    /// ring, [`CallError::Forked`] in a forked child, or the reason why the connection ended.
+    /// ring, [`ConnectionError::Forked`](crate::ConnectionError::Forked) in a forked child, or the reason why the connection ended.
     pub fn push_timeout(&self, bytes: &[u8], timeout: Duration) -> Result<(), CallError> {
         self.push_until(bytes, Wait::Deadline(Instant::now().checked_add(timeout)))
     }
@@ -196,12 +196,12 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// [`CallError::Busy`] while the client's window for pushes is full. [`CallError::TooLarge`] if the push is
+    /// [`CallError::WouldBlock`] while the client's window for pushes is full. [`CallError::TooLarge`] if the push is
     /// longer than the window allows, [`CallError::OutOfMemory`] if the push cannot be kept until there is room in
-    /// the ring, [`CallError::Forked`] in a forked child, or the reason why the connection ended.
+    /// the ring, [`ConnectionError::Forked`](crate::ConnectionError::Forked) in a forked child, or the reason why the connection ended.
     pub fn try_push(&self, bytes: &[u8]) -> Result<(), CallError> {
         match self.push_until(bytes, Wait::Never) {
-            Err(CallError::Timeout) => Err(CallError::Busy("the client does not take its pushes".into())),
+            Err(CallError::Timeout) => Err(CallError::WouldBlock),
             result => result,
         }
     }
@@ -214,9 +214,10 @@ impl Connection {
     }
 
     fn push_until(&self, bytes: &[u8], wait: Wait) -> Result<(), CallError> {
-        let session = self.session.upgrade().ok_or(CallError::Disconnected)?;
+        let session =
+            self.session.upgrade().ok_or(CallError::ConnectionLost(ConnectionError::Disconnected))?;
         if !session.handle.same_process() {
-            return Err(CallError::Forked);
+            return Err(CallError::ConnectionLost(ConnectionError::Forked));
         }
         if bytes.len() > session.max_push {
             return Err(CallError::TooLarge { len: bytes.len(), max: session.max_push });

@@ -15,12 +15,12 @@ use super::session::{Connection, ProcessId, Session};
 use super::stats::ServerStats;
 use super::workers::{self, JobQueue, QueueLimits};
 use crate::channel::{Closer, ConnectionId, ForkGuard};
-use crate::error::{CallError, HandlerError};
+use crate::error::{ConnectionError, HandlerError};
 use crate::options::Options;
 use crate::rpc::nesting;
 
 pub(super) type OnConnect = dyn Fn(&Connection) -> Result<(), HandlerError> + Send + Sync;
-pub(super) type OnDisconnect = dyn Fn(&Connection, CallError) + Send + Sync;
+pub(super) type OnDisconnect = dyn Fn(&Connection, ConnectionError) + Send + Sync;
 
 /// The callbacks of the program.
 #[derive(Clone, Default)]

@@ -34,11 +34,13 @@ use parking_lot::{Condvar, Mutex};
 
 use super::activity::ServerActivity;
 use super::driver::CallInfo;
-use super::methods::{self, Method};
+use super::in_flight::CallFailure;
+use super::methods::{self, Method, busy};
 use super::request::Request;
 use super::session::{CountGuard, ProcessId, Session};
 use crate::channel::threads;
-use crate::rpc::wire::NOTIFY;
+use crate::error::BusyReason;
+use crate::rpc::wire::{NOTIFY, Status};
 use crate::rpc::{fragment, nesting};
 
 /// A call that waits for a worker.
@@ -120,19 +122,19 @@ impl JobQueue {
     /// # Errors
     ///
     /// Why the call is not taken.
-    pub(super) fn push(&self, job: Job) -> Result<(), &'static str> {
+    pub(super) fn push(&self, job: Job) -> Result<(), CallFailure> {
         let (process, connection) = (job.session.process, job.session.id);
         let notification = job.call.flags & NOTIFY != 0;
         let mut state = self.state.lock();
         if state.closed {
-            return Err("the server is about to end");
+            return Err((Status::ShuttingDown, 0, String::new()));
         }
         if state.waiting >= self.limits.queue {
-            return Err("too many calls wait for a worker");
+            return Err(busy(BusyReason::Queue));
         }
         let queued = state.processes.entry(process).or_default();
         if !process.is_own() && queued.waiting >= self.limits.queue_per_process {
-            return Err("too many calls of this client's process wait for a worker");
+            return Err(busy(BusyReason::ProcessQueue));
         }
         let calls = queued.connections.entry(connection).or_default();
         calls.jobs.push_back(job);

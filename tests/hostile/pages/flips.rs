@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use narrows::internal::layout::{Control, SlotKind, words};
-use narrows::{RecvTimeoutError, SharedMemoryStream};
+use narrows::{ConnectionError, RecvTimeoutError, SharedMemoryStream};
 
 use super::subject::{Plays, TIME, run, serve};
 use crate::support::LONG;
@@ -90,7 +90,7 @@ fn receive_all(path: &Path, lens: &[(usize, &[u8])], violations: bool) -> String
                     assert!(message.iter().all(|byte| lens[at].1.contains(byte)), "bytes of another offset");
                     seen[at] += 1;
                 }
-                Err(RecvTimeoutError::ProtocolViolated) if violations => {
+                Err(RecvTimeoutError::ConnectionLost(ConnectionError::ProtocolViolation)) if violations => {
                     violated += 1;
                     break;
                 }

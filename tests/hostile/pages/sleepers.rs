@@ -64,18 +64,27 @@ fn sleep_once(
 
 /// Waits for a message that never comes. Returns whether the end of the connection ended the wait.
 fn receive(stream: &mut SharedMemoryStream, time: Duration) -> bool {
-    !stream.recv_timeout(&mut [0; 64], time).expect_err("nothing comes").is_timeout()
+    !matches!(
+        stream.recv_timeout(&mut [0; 64], time).expect_err("nothing comes"),
+        narrows::RecvTimeoutError::Timeout
+    )
 }
 
 fn send(stream: &mut SharedMemoryStream, time: Duration) -> bool {
-    !stream.send_timeout(&[1; 1000], time).expect_err("there is no room").is_timeout()
+    !matches!(
+        stream.send_timeout(&[1; 1000], time).expect_err("there is no room"),
+        narrows::SendTimeoutError::Timeout
+    )
 }
 
 fn either(stream: &mut SharedMemoryStream, time: Duration) -> bool {
     match stream.wait_either_timeout(1000, time) {
         // `wait_either` reports the end like a message that a receive would find.
-        Ok(_) => !stream.try_recv(&mut [0; 64]).expect_err("nothing comes").is_empty(),
-        Err(error) => !error.is_timeout(),
+        Ok(_) => !matches!(
+            stream.try_recv(&mut [0; 64]).expect_err("nothing comes"),
+            narrows::TryRecvError::WouldBlock
+        ),
+        Err(error) => !matches!(error, narrows::SendTimeoutError::Timeout),
     }
 }
 

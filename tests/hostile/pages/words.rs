@@ -17,7 +17,7 @@ use std::process::{ChildStdin, ChildStdout, Stdio};
 use std::sync::atomic::Ordering;
 
 use narrows::internal::layout::{Control, Direction, Geometry, SLOT, SlotKind, words};
-use narrows::{SharedMemoryListener, SharedMemoryStream, TryRecvError, TrySendError};
+use narrows::{ConnectionError, SharedMemoryListener, SharedMemoryStream, TryRecvError, TrySendError};
 
 use super::subject::{options, run_subject};
 use crate::support::raw_peer::RawPeer;
@@ -171,7 +171,7 @@ fn be_subject(path: &Path) {
 /// Uses the connection in every way, and checks the result that the meaning requires. Returns whether it was a violation.
 fn check(stream: &mut SharedMemoryStream, meaning: Meaning, value: u64, what: &str) -> bool {
     let (received, sent) = (receive(stream), send(stream));
-    let violated = Err(TryRecvError::ProtocolViolated);
+    let violated = Err(TryRecvError::ConnectionLost(ConnectionError::ProtocolViolation));
     let is_violation = match meaning {
         // The waiting message was committed: its stamp says that, or that it was retracted.
         Meaning::Stamp(0) => value != 2 && value > 1,
@@ -184,21 +184,31 @@ fn check(stream: &mut SharedMemoryStream, meaning: Meaning, value: u64, what: &s
     let next = stream.try_recv(&mut [0; 200]).map(|it| it.len);
     match meaning {
         _ if is_violation && meaning == Meaning::Head => {
-            assert_eq!(sent, (SLOTS, TrySendError::ProtocolViolated), "{what}")
+            assert_eq!(
+                sent,
+                (SLOTS, TrySendError::ConnectionLost(ConnectionError::ProtocolViolation)),
+                "{what}"
+            )
         }
         Meaning::Stamp(1) if is_violation => assert!(received == Ok(5) && next == violated, "{what}"),
         _ if is_violation => assert_eq!((received, next), (violated, violated), "{what}"),
         Meaning::ClosedFlag(0) if value != 0 => {
-            assert_eq!((received, next), (Ok(5), Err(TryRecvError::Disconnected)), "{what}");
+            assert_eq!(
+                (received, next),
+                (Ok(5), Err(TryRecvError::ConnectionLost(ConnectionError::Disconnected))),
+                "{what}"
+            );
         }
-        Meaning::ClosedFlag(_) if value != 0 => assert_eq!(sent, (0, TrySendError::Disconnected), "{what}"),
-        Meaning::Stamp(0) if value < 2 => assert_eq!(received, Err(TryRecvError::Empty), "{what}"),
+        Meaning::ClosedFlag(_) if value != 0 => {
+            assert_eq!(sent, (0, TrySendError::ConnectionLost(ConnectionError::Disconnected)), "{what}")
+        }
+        Meaning::Stamp(0) if value < 2 => assert_eq!(received, Err(TryRecvError::WouldBlock), "{what}"),
         Meaning::Stamp(1) if value == 4 => assert!(received == Ok(5) && next == violated, "an empty slot"),
         Meaning::Control => assert_eq!(received, Ok(usize::try_from(value >> 32).expect("small")), "{what}"),
-        Meaning::Head => assert_eq!(sent, (SLOTS + value, TrySendError::Full), "{what}"),
+        Meaning::Head => assert_eq!(sent, (SLOTS + value, TrySendError::WouldBlock), "{what}"),
         _ => assert_eq!(
             (received, next, sent),
-            (Ok(5), Err(TryRecvError::Empty), (SLOTS, TrySendError::Full)),
+            (Ok(5), Err(TryRecvError::WouldBlock), (SLOTS, TrySendError::WouldBlock)),
             "{what}"
         ),
     }

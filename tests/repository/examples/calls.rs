@@ -77,7 +77,10 @@ fn supervisor_sees_its_backend_die_and_come_back() {
     let (status, output) = Run::start(example("supervisor")).end();
     assert!(status.success(), "{output}");
     for waiter in ["a call", "a stream", "an upload", "a wait for pushes"] {
-        assert!(output.contains(&format!("{waiter} got Err(PeerDied)")), "{waiter}: {output}");
+        assert!(
+            output.contains(&format!("{waiter} got Err(ConnectionLost(PeerDied))")),
+            "{waiter}: {output}"
+        );
     }
     assert_eq!(output.matches("lost the connection").count(), 1, "{output}");
     assert!(output.contains("calls under way of methods [1, 2, 3]"), "{output}");

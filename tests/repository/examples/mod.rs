@@ -13,7 +13,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
-use narrows::{RecvError, SharedMemoryStream};
+use narrows::{ConnectionError, RecvError, SharedMemoryStream};
 use run::{Ending, PATIENCE, Run, child_of, example, is_running, signal, within_patience};
 use tempfile::TempDir;
 
@@ -211,7 +211,7 @@ fn attack_writer(to: &Path, frames: &[(u64, &[u8])]) -> String {
     let mut answer = Vec::new();
     let received = stream.recv_into_timeout(&mut answer, PATIENCE).expect("answers");
     assert_eq!(received.tag & 0xff, 8, "not a failure");
-    assert_eq!(stream.recv(&mut []), Err(RecvError::Disconnected));
+    assert_eq!(stream.recv(&mut []), Err(RecvError::ConnectionLost(ConnectionError::Disconnected)));
     let status = within_patience("its end", || child.0.try_wait().expect("waits"));
     assert!(!status.success());
     String::from_utf8_lossy(&answer).into_owned()

@@ -20,7 +20,7 @@ const FIRST: [u64; 7] = [0, 1, 5, (1 << 31) - 2, (1 << 32) - 2, (1 << 62) - 2, L
 const ARENA: usize = 64;
 /// The longest message, in bytes. It is no multiple of another size.
 const MAX: u64 = 100;
-const VIOLATION: RecvCoreError = RecvCoreError::Ended(ConnectionError::ProtocolViolated);
+const VIOLATION: RecvCoreError = RecvCoreError::Ended(ConnectionError::ProtocolViolation);
 
 fn ring(slots: u64, first: u64) -> (Out, In, Arc<Heap>) {
     let heap = Arc::new(Heap::new(count(slots), ARENA, 1));
@@ -263,13 +263,13 @@ fn every_head_in_every_cursor_state() {
                     let right = match head {
                         head if head < known || head > tail => {
                             violations += 1;
-                            Err(SendCoreError::Ended(ConnectionError::ProtocolViolated))
+                            Err(SendCoreError::Ended(ConnectionError::ProtocolViolation))
                         }
                         head if head == known => Err(SendCoreError::Full),
                         _ => Ok(1),
                     };
                     cases += 1;
-                    let violated = right == Err(SendCoreError::Ended(ConnectionError::ProtocolViolated));
+                    let violated = right == Err(SendCoreError::Ended(ConnectionError::ProtocolViolation));
                     let is = send(&mut out, b"y", 0, Wait::Never);
                     assert_eq!(is, right, "head {head:#x}, known {known:#x}, tail {tail:#x}");
                     let marked = heap.load(Word::ProducerClosed, Load::Relaxed) != 0;
@@ -299,7 +299,7 @@ fn every_close_reason_with_every_backlog() {
                 // The error that is returned at once, and the one that is returned when no message is left.
                 let (now, then) = match (reason, flag) {
                     (1, _) => (Some(ConnectionError::Closed), None),
-                    (4.., _) => (Some(ConnectionError::ProtocolViolated), None),
+                    (4.., _) => (Some(ConnectionError::ProtocolViolation), None),
                     (_, 1..) | (2, _) => (None, Some(ConnectionError::Disconnected)),
                     (3, _) => (None, Some(ConnectionError::PeerDied)),
                     _ => (None, None),

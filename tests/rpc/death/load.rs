@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use narrows::{CallError, Reconnect, SharedMemoryClient};
+use narrows::{CallError, ConnectionError, Reconnect, SharedMemoryClient};
 
 use super::clients::{alone, client, counts, open, settles};
 use super::processes::{ECHO, FLOOD, POOLED, SWALLOW, Seen, reach, serve, small, start};
@@ -57,7 +57,7 @@ fn the_server_dies_at_random() {
     let count = Arc::clone(&losses);
     let backoff = (Duration::from_millis(1), Duration::from_millis(10));
     let policy = Reconnect::new().patience(LONG * 2).backoff(backoff.0, backoff.1).on_loss(move |lost| {
-        assert!(matches!(lost.reason, CallError::PeerDied), "{lost:?}");
+        assert!(matches!(lost.reason, ConnectionError::PeerDied), "{lost:?}");
         count.fetch_add(1, Ordering::SeqCst);
     });
     let mut server = start(NAME, &path);
@@ -69,7 +69,9 @@ fn the_server_dies_at_random() {
         while !over.load(Ordering::SeqCst) {
             match work(&client, &mut random, &mut buffer) {
                 Ok(()) => done.fetch_add(1, Ordering::SeqCst),
-                Err(CallError::PeerDied) => failed.fetch_add(1, Ordering::SeqCst),
+                Err(CallError::ConnectionLost(ConnectionError::PeerDied)) => {
+                    failed.fetch_add(1, Ordering::SeqCst)
+                }
                 Err(error) => panic!("{error:?}"),
             };
         }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use narrows::{CallError, ConnectError, Options, Request, SharedMemoryClient, SharedMemoryServer};
+use narrows::{
+    CallError, ConnectError, ConnectionError, Options, Request, SharedMemoryClient, SharedMemoryServer,
+};
 
 use crate::support::{Kept, LONG, eventually, me, sys};
 
@@ -53,7 +55,12 @@ impl Seen {
 
     /// Counts a write, a read or a push whose client is gone.
     fn refused(&self, error: &CallError) {
-        assert!(matches!(error, CallError::PeerDied | CallError::Disconnected | CallError::Cancelled));
+        assert!(matches!(
+            error,
+            CallError::ConnectionLost(ConnectionError::PeerDied)
+                | CallError::ConnectionLost(ConnectionError::Disconnected)
+                | CallError::Cancelled
+        ));
         self.cancelled.fetch_add(1, Ordering::SeqCst);
     }
 }
@@ -75,7 +82,7 @@ pub(crate) fn add_methods(server: SharedMemoryServer, seen: &Arc<Seen>) -> Share
             Ok(())
         })
         .on_disconnect(move |_, how| {
-            let counter = if matches!(how, CallError::PeerDied) { &ended.died } else { &ended.other };
+            let counter = if matches!(how, ConnectionError::PeerDied) { &ended.died } else { &ended.other };
             counter.fetch_add(1, Ordering::SeqCst);
         });
     let server = server

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-use narrows::{CallError, Reconnect, SharedMemoryClient};
+use narrows::{CallError, ConnectionError, Reconnect, SharedMemoryClient};
 
 use super::processes::{ECHO, FLOOD, HOLD, IGNORE, ONE_CHUNK, POOLED, SWALLOW};
 use super::processes::{begun, reach, serve, small, start};
@@ -67,7 +67,10 @@ fn begin_all<'s>(
 fn all_died(threads: Vec<ScopedJoinHandle<'_, Outcome>>) {
     for (kind, thread) in threads.into_iter().enumerate() {
         let outcome = thread.join().expect("no panic");
-        assert!(matches!(outcome, Err(CallError::PeerDied)), "kind {kind}: {outcome:?}");
+        assert!(
+            matches!(outcome, Err(CallError::ConnectionLost(ConnectionError::PeerDied))),
+            "kind {kind}: {outcome:?}"
+        );
     }
 }
 
@@ -93,7 +96,10 @@ fn every_pending_call_returns_peer_died() {
         });
         for client in &clients {
             for kind in KINDS {
-                assert!(matches!(kind(client), Err(CallError::PeerDied)), "later calls too");
+                assert!(
+                    matches!(kind(client), Err(CallError::ConnectionLost(ConnectionError::PeerDied))),
+                    "later calls too"
+                );
             }
         }
     }
@@ -147,7 +153,7 @@ impl Losses {
             .on_loss(move |lost| {
                 let mut methods: Vec<u32> = lost.calls.iter().map(|call| call.method).collect();
                 methods.sort_unstable();
-                losses.list().push((matches!(lost.reason, CallError::PeerDied), methods));
+                losses.list().push((matches!(lost.reason, ConnectionError::PeerDied), methods));
             })
     }
 
@@ -183,7 +189,7 @@ fn the_next_call_goes_through_a_new_connection_and_nothing_is_replayed() {
         });
         for deadline in [Duration::ZERO, Duration::from_millis(1), Duration::from_millis(30)] {
             let late = client.call_timeout(ECHO, &[], deadline);
-            assert!(matches!(late, Err(CallError::Unreachable(_) | CallError::Timeout)), "{late:?}");
+            assert!(matches!(late, Err(CallError::ReconnectFailed(_) | CallError::Timeout)), "{late:?}");
         }
         assert_eq!(client.stats().reconnects, round - 1);
         thread::scope(|scope| {
@@ -215,7 +221,7 @@ fn close_ends_a_client_that_reconnects() {
     let mut server = start(NAME, &path);
     let client = client_with(losses.policy(), &path);
     server.0.kill().expect("kills");
-    assert!(matches!(client.next_push(), Err(CallError::PeerDied)));
+    assert!(matches!(client.next_push(), Err(CallError::ConnectionLost(ConnectionError::PeerDied))));
     thread::scope(|scope| {
         let calls = (0..3).map(|_| scope.spawn(|| client.call(ECHO, &[]).map(drop)));
         let pushes = (0..2).map(|_| scope.spawn(|| client.next_push().map(drop)));
@@ -226,12 +232,18 @@ fn close_ends_a_client_that_reconnects() {
         assert!(tried, "one of them tries to connect");
         for thread in threads {
             let outcome = thread.join().expect("no panic");
-            assert!(matches!(outcome, Err(CallError::Closed)), "{outcome:?}");
+            assert!(
+                matches!(outcome, Err(CallError::ConnectionLost(ConnectionError::Closed))),
+                "{outcome:?}"
+            );
         }
     });
     server = start(NAME, &path);
     let _other = reach(|| SharedMemoryClient::connect(&path));
-    assert!(matches!(client.call(ECHO, &[]), Err(CallError::Closed)), "closed for good");
+    assert!(
+        matches!(client.call(ECHO, &[]), Err(CallError::ConnectionLost(ConnectionError::Closed))),
+        "closed for good"
+    );
     assert_eq!(losses.list().len(), 1);
     drop(server);
 }
@@ -262,7 +274,7 @@ fn an_upload_that_waits_for_room_is_reported_as_lost() {
         thread::sleep(Duration::from_millis(20)); // The upload waits by now. If it does not, the test shows less.
         sys::kill(pid, libc::SIGKILL);
         let outcome = writer.join().expect("no panic");
-        assert!(matches!(outcome, Err(CallError::PeerDied)), "{outcome:?}");
+        assert!(matches!(outcome, Err(CallError::ConnectionLost(ConnectionError::PeerDied))), "{outcome:?}");
     });
     drop(upload);
     drop(server);

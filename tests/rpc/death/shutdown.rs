@@ -8,8 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use narrows::{
-    CallError, Options, Request, ServerHandle, SharedMemoryClient, SharedMemoryServer, SharedMemoryStream,
-    WaitStrategy,
+    CallError, ConnectionError, Options, Request, ServerHandle, SharedMemoryClient, SharedMemoryServer,
+    SharedMemoryStream, WaitStrategy,
 };
 
 use crate::support::{Kept, LONG, Watchdog, argument, eventually, log, me, role, sys};
@@ -90,7 +90,10 @@ fn calls_in_flight_complete_during_a_shutdown() {
         gate.await_begun(3);
         let ending = thread::spawn(|| server.shutdown(Duration::MAX));
         assert!(
-            matches!(idle.next_push_timeout(LONG), Err(CallError::Disconnected)),
+            matches!(
+                idle.next_push_timeout(LONG),
+                Err(CallError::ConnectionLost(ConnectionError::Disconnected))
+            ),
             "there is no push to wait for"
         );
         for client in [&client, &other] {
@@ -135,9 +138,9 @@ fn methods_that_do_not_return_are_cut_off() {
         let drained = server.shutdown(timeout);
         assert_eq!((drained.cut_off, drained.running), (2, 2));
         assert!(!path.exists(), "the path is removed");
-        assert!(matches!(call.wait(), Err(CallError::Disconnected)));
+        assert!(matches!(call.wait(), Err(CallError::ConnectionLost(ConnectionError::Disconnected))));
         assert_eq!(stream.next_chunk().expect("came before").as_deref(), Some(&b"before"[..]));
-        assert!(matches!(stream.next_chunk(), Err(CallError::Disconnected)));
+        assert!(matches!(stream.next_chunk(), Err(CallError::ConnectionLost(ConnectionError::Disconnected))));
         gate.let_go(2);
     }
 }
@@ -152,7 +155,7 @@ fn a_handle_that_is_dropped_ends_the_server_at_once() {
     let call = client.start_call(GATED, &[]).expect("sends");
     gate.await_begun(1);
     drop(server);
-    assert!(matches!(call.wait(), Err(CallError::Disconnected)));
+    assert!(matches!(call.wait(), Err(CallError::ConnectionLost(ConnectionError::Disconnected))));
     assert!(eventually(|| !path.exists()));
     gate.let_go(1);
 }
@@ -171,7 +174,10 @@ fn an_accepted_client_is_disconnected_before_the_handle_is_gone() {
         let client = SharedMemoryClient::builder(&path).options(options.clone()).connect().expect("connects");
         drop(server);
         let end = client.next_push_timeout(Duration::ZERO);
-        assert!(matches!(end, Err(CallError::Disconnected)), "round {round}: {end:?}");
+        assert!(
+            matches!(end, Err(CallError::ConnectionLost(ConnectionError::Disconnected))),
+            "round {round}: {end:?}"
+        );
     }
 }
 
@@ -219,7 +225,10 @@ fn a_call_during_a_graceful_shutdown_reports_that_it_never_began() {
         assert_eq!(ran.load(Ordering::SeqCst), answered, "each call that ran was answered");
         let late = client.call_streaming(STREAM, &[]).map(|mut chunks| chunks.next_chunk().map(drop));
         assert!(matches!(late, Err(CallError::ShuttingDown)), "{late:?}");
-        assert!(matches!(client.next_push(), Err(CallError::Disconnected)), "a push is no call");
+        assert!(
+            matches!(client.next_push(), Err(CallError::ConnectionLost(ConnectionError::Disconnected))),
+            "a push is no call"
+        );
     }
 }
 

@@ -67,8 +67,8 @@ fn a_method_that_is_called_the_wrong_way_names_the_right_one() {
             for (kind, error) in by_each_kind(&client, method).into_iter().enumerate() {
                 match error {
                     None => assert_eq!(kind, right),
-                    Some(CallError::WrongKind(text)) => {
-                        assert!(kind != right && text.contains(name), "{text}");
+                    Some(CallError::WrongKind(is)) => {
+                        assert!(kind != right && is.to_string().contains(name), "{is:?}");
                     }
                     Some(other) => panic!("{method} by {kind}: {other:?}"),
                 }
@@ -106,10 +106,12 @@ fn a_panic_is_answered_and_counted_and_the_connection_lives() {
     for client in rings().map(|options| host.client_with(&options)) {
         for (request, said) in [("", "plainly"), ("oh", "oh")] {
             let error = client.call(PANIC, request.as_bytes()).expect_err("panics");
-            assert!(matches!(&error, CallError::Panicked(text) if text == said), "{error:?}");
+            assert!(matches!(&error, CallError::Panicked { message } if message == said), "{error:?}");
         }
         let chunks: Vec<_> = client.call_streaming(BAD_STREAM, &[]).expect("sends").collect();
-        let [Ok(one), Ok(two), Err(CallError::Panicked(text))] = &chunks[..] else { panic!("{chunks:?}") };
+        let [Ok(one), Ok(two), Err(CallError::Panicked { message: text })] = &chunks[..] else {
+            panic!("{chunks:?}")
+        };
         assert_eq!((&one[..], &two[..], &text[..]), (&b"one"[..], &b"two"[..], "three"));
         client.notify(PANIC, b"no such method").expect("sends");
         lives(&client);
@@ -140,7 +142,7 @@ fn a_reply_that_is_too_large_is_an_error_of_this_call_alone() {
     assert_eq!(client.call(BIG, &1000_usize.to_le_bytes()).expect("fits").len(), 1000);
     for len in [1001_usize, 1 << 20] {
         match client.call(BIG, &len.to_le_bytes()) {
-            Err(CallError::ReplyTooLarge(text)) => assert_eq!(text, format!("{len} bytes, of at most 1000")),
+            Err(CallError::ReplyTooLarge { len: is, max }) => assert_eq!((is, max), (len, 1000)),
             other => panic!("{other:?}"),
         }
     }

@@ -4,7 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use narrows::internal::rpc::wire::FrameKind;
-use narrows::{CallError, SharedMemoryClient, SharedMemoryServer};
+use narrows::{CallError, ConnectionError, SharedMemoryClient, SharedMemoryServer};
 
 use crate::support::calls::raw::{Raw, head};
 use crate::support::calls::{
@@ -60,15 +60,21 @@ fn a_server_that_closes_disconnects_all_waiting_callers() {
     let closer = client.clone();
     for (what, error) in all_wait(&host, &client, || {
         let own = closer.call(CLOSE, &[]);
-        assert!(matches!(own, Err(CallError::Disconnected)), "{own:?}");
+        assert!(matches!(own, Err(CallError::ConnectionLost(ConnectionError::Disconnected))), "{own:?}");
     }) {
-        assert!(matches!(error, CallError::Disconnected), "{what}: {error:?}");
+        assert!(
+            matches!(error, CallError::ConnectionLost(ConnectionError::Disconnected)),
+            "{what}: {error:?}"
+        );
     }
-    assert!(matches!(client.call(ECHO, &[]), Err(CallError::Disconnected)), "from now on");
+    assert!(
+        matches!(client.call(ECHO, &[]), Err(CallError::ConnectionLost(ConnectionError::Disconnected))),
+        "from now on"
+    );
     host.sees("gate cancelled", 2); // The methods are notified.
     host.sees("gated stream cancelled", 1);
     host.sees("gated upload cancelled", 2);
-    host.sees("duplex Closed", 1);
+    host.sees("duplex ConnectionLost(Closed)", 1);
     host.sees("gone Closed", 1);
     assert_eq!(*host.client().call(ECHO, b"!").expect("others live"), *b"!");
     host.end();
@@ -83,7 +89,7 @@ fn a_server_whose_handle_is_dropped_disconnects_its_clients() {
     host.send("drop");
     for call in calls {
         let end = call.wait();
-        assert!(matches!(end, Err(CallError::Disconnected)), "{end:?}");
+        assert!(matches!(end, Err(CallError::ConnectionLost(ConnectionError::Disconnected))), "{end:?}");
     }
     host.end();
 }
@@ -93,10 +99,13 @@ fn a_server_that_is_killed_has_died_for_all_waiting_callers() {
     let host = host!(options());
     let client = host.client();
     for (what, error) in all_wait(&host, &client, || host.signal(libc::SIGKILL)) {
-        assert!(matches!(error, CallError::PeerDied), "{what}: {error:?}");
+        assert!(matches!(error, CallError::ConnectionLost(ConnectionError::PeerDied)), "{what}: {error:?}");
     }
-    assert!(matches!(client.call(ECHO, &[]), Err(CallError::PeerDied)), "from now on");
-    assert!(matches!(client.try_next_push(), Err(CallError::PeerDied)));
+    assert!(
+        matches!(client.call(ECHO, &[]), Err(CallError::ConnectionLost(ConnectionError::PeerDied))),
+        "from now on"
+    );
+    assert!(matches!(client.try_next_push(), Err(CallError::ConnectionLost(ConnectionError::PeerDied))));
 }
 
 #[test]
@@ -111,14 +120,14 @@ fn replies_that_the_server_sent_before_it_died_are_received() {
     host.client().call(POOLED, &[]).expect("the only worker has answered what came before");
     host.kill();
     let end = client.call(ECHO, &[]);
-    assert!(matches!(end, Err(CallError::PeerDied)), "{end:?}");
+    assert!(matches!(end, Err(CallError::ConnectionLost(ConnectionError::PeerDied))), "{end:?}");
     for (i, call) in calls {
         assert_eq!(*call.wait().expect("was answered"), [i; 200]);
     }
     assert_eq!(stream.next_chunk().expect("was sent"), Some(b"first".to_vec()));
-    assert!(matches!(stream.next_chunk(), Err(CallError::PeerDied)));
+    assert!(matches!(stream.next_chunk(), Err(CallError::ConnectionLost(ConnectionError::PeerDied))));
     assert_eq!(client.next_push().expect("was sent"), b"pushed");
-    assert!(matches!(client.next_push(), Err(CallError::PeerDied)));
+    assert!(matches!(client.next_push(), Err(CallError::ConnectionLost(ConnectionError::PeerDied))));
 }
 
 #[test]
@@ -126,9 +135,12 @@ fn closing_from_another_thread_ends_all_waiting_callers() {
     let host = host!(options());
     let client = host.client();
     for (what, error) in all_wait(&host, &client, || client.close()) {
-        assert!(matches!(error, CallError::Closed), "{what}: {error:?}");
+        assert!(matches!(error, CallError::ConnectionLost(ConnectionError::Closed)), "{what}: {error:?}");
     }
-    assert!(matches!(client.call(ECHO, &[]), Err(CallError::Closed)), "from now on");
+    assert!(
+        matches!(client.call(ECHO, &[]), Err(CallError::ConnectionLost(ConnectionError::Closed))),
+        "from now on"
+    );
     host.sees("gone Disconnected", 1);
     host.sees("gate cancelled", 2);
     host.end();
@@ -166,7 +178,9 @@ fn a_fork_of_the_client_gets_an_error_and_harms_nothing() {
     let upload = client.start_upload(GATED_UPLOAD, &[]).expect("sends");
     let mut held = Some((call, stream, upload));
     host.sees("gated upload in", 1);
-    let forked = |error: Option<CallError>| assert!(matches!(error, Some(CallError::Forked)), "{error:?}");
+    let forked = |error: Option<CallError>| {
+        assert!(matches!(error, Some(CallError::ConnectionLost(ConnectionError::Forked))), "{error:?}")
+    };
     let fork = Fork::run(|| {
         forked(client.call(ECHO, &[]).err());
         forked(client.call_timeout(ECHO, &[], Duration::ZERO).err());
@@ -174,7 +188,7 @@ fn a_fork_of_the_client_gets_an_error_and_harms_nothing() {
         forked(client.notify(ECHO, &[]).err());
         forked(client.next_push().err());
         let (mut call, mut stream, mut upload) = held.take().expect("the fork has it");
-        forked(call.try_wait().and_then(Result::err));
+        forked(call.try_wait().err());
         forked(stream.next_chunk().err());
         forked(upload.write_chunk(&[]).err());
         drop((call, stream, upload)); // Cancels nothing.
@@ -225,7 +239,7 @@ fn a_shutdown_whose_time_is_over_cuts_calls_off() {
     assert_eq!(reports.recv(), Ok(Report::Text("ShutdownReport { cut_off: 2, running: 2 }".into())));
     for call in calls {
         let end = call.wait();
-        assert!(matches!(end, Err(CallError::Disconnected)), "{end:?}");
+        assert!(matches!(end, Err(CallError::ConnectionLost(ConnectionError::Disconnected))), "{end:?}");
     }
     host.end();
 }
@@ -253,9 +267,15 @@ fn a_violation_by_the_server_is_reported_to_all_waiting_callers() {
         });
         for call in calls {
             let end = call.join().expect("ends");
-            assert!(matches!(end, Err(CallError::ProtocolViolated)), "{end:?}");
+            assert!(
+                matches!(end, Err(CallError::ConnectionLost(ConnectionError::ProtocolViolation))),
+                "{end:?}"
+            );
         }
     });
-    assert!(matches!(client.call(1, &[]), Err(CallError::ProtocolViolated)), "from now on");
+    assert!(
+        matches!(client.call(1, &[]), Err(CallError::ConnectionLost(ConnectionError::ProtocolViolation))),
+        "from now on"
+    );
     host.end();
 }

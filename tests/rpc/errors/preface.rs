@@ -189,7 +189,11 @@ fn a_client_without_the_preface_is_rejected() {
     for preface in prefaces {
         let mut raw = Raw { stream: crate::support::reach(&host.path, &options()) };
         raw.bytes(0, preface).expect("sends");
-        assert!(raw.stream.recv_timeout(&mut [0; 100], LONG).is_err_and(|error| !error.is_timeout()));
+        assert!(
+            raw.stream
+                .recv_timeout(&mut [0; 100], LONG)
+                .is_err_and(|error| !matches!(error, narrows::RecvTimeoutError::Timeout))
+        );
     }
     host.sees_stat("refused", 5);
     assert_eq!((host.stat("refused"), host.stat("violated")), (5, 0));
@@ -212,4 +216,23 @@ fn a_preface_with_a_window_below_the_minimum_is_refused() {
     drop(Raw::connect_with(&host.path, &options(), 1024));
     assert_eq!(*good.call(ECHO, b"goes on").expect("answers"), *b"goes on");
     host.end();
+}
+
+/// The text of a refusal is cut so that it fits the longest message of the connection.
+#[test]
+fn a_refusal_arrives_whatever_the_longest_message_is() {
+    for max_message in [40, 41, 63, 64, 65, 71, 72, 104] {
+        let (a, b) = Options::new().max_message(max_message).pair().expect("a pair");
+        let server = SharedMemoryServer::new()
+            .on_connect(|_| Err("this server takes no clients on a day like this one, nor tomorrow".into()))
+            .spawn()
+            .expect("starts");
+        server.adopt(b);
+        match SharedMemoryClient::over(a) {
+            Err(ConnectError::Rejected { code: RejectCode::Refused, text }) => {
+                assert!(text.starts_with("this"), "{text}")
+            }
+            other => panic!("{max_message}: {other:?}"),
+        }
+    }
 }

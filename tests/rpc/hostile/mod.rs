@@ -9,7 +9,7 @@
 //!
 //! | module | the hostile peer, and what it sends |
 //! |---|---|
-//! | `servers` | a server: frames, ids, sequences, windows; the client finds `ProtocolViolated`, alone |
+//! | `servers` | a server: frames, ids, sequences, windows; the client finds `ProtocolViolation`, alone |
 //! | `clients` | a client: the same, calls and uploads; the server closes that connection, alone |
 //! | `words` | a client that writes to the pages: floods of cancels and doorbells; half calls and silence |
 //!

@@ -3,7 +3,7 @@
 use std::thread;
 
 use narrows::internal::rpc::wire::{FrameHeader, FrameKind, MORE, STREAM, UPLOAD};
-use narrows::{CallError, Options, SharedMemoryClient};
+use narrows::{CallError, ConnectionError, Options, SharedMemoryClient};
 
 use super::{bytes, flood, peak};
 use crate::support::calls::raw::{Raw, head};
@@ -137,7 +137,10 @@ fn use_hostile_server(client: &SharedMemoryClient) -> CallError {
     let upload = client.start_upload(3, b"?").expect("sends");
     let end = client.call(4, b"?").expect_err("the hostile server does not answer this one");
     let violated = |error: Option<CallError>| {
-        assert!(matches!(error, None | Some(CallError::ProtocolViolated)), "{error:?}");
+        assert!(
+            matches!(error, None | Some(CallError::ConnectionLost(ConnectionError::ProtocolViolation))),
+            "{error:?}"
+        );
     };
     violated(call.wait().err());
     violated(stream.find_map(Result::err));
@@ -175,7 +178,10 @@ fn a_client_closes_only_the_connection_to_a_hostile_server() {
             SharedMemoryClient::builder(host.path.with_extension("hostile")).options(strict()).connect();
         let client = client.unwrap_or_else(|error| panic!("{what}: {error}"));
         let end = use_hostile_server(&client);
-        assert!(matches!(end, CallError::ProtocolViolated), "{what}: {end:?}");
+        assert!(
+            matches!(end, CallError::ConnectionLost(ConnectionError::ProtocolViolation)),
+            "{what}: {end:?}"
+        );
         assert_eq!(*good.call(ECHO, what.as_bytes()).expect("goes on"), *what.as_bytes());
     }
     let more = peak(std::process::id()) - before;

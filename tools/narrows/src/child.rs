@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use narrows::{Options, RecvError, SharedMemoryStream};
+use narrows::{ConnectionError, Options, RecvError, SharedMemoryStream};
 
 use crate::Wait;
 
@@ -47,7 +47,7 @@ fn serve(mut stream: SharedMemoryStream) -> anyhow::Result<()> {
     loop {
         let received = match stream.recv_into(&mut message) {
             Ok(received) => received,
-            Err(RecvError::Disconnected) => return Ok(()),
+            Err(RecvError::ConnectionLost(ConnectionError::Disconnected)) => return Ok(()),
             Err(error) => return Err(error.into()),
         };
         match received.tag & ((1 << KINDS) - 1) {

@@ -7,7 +7,9 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use clap::Args;
-use narrows::{Closer, Options, RecvError, SendError, SharedMemoryServer, SharedMemoryStream, Stats};
+use narrows::{
+    Closer, ConnectionError, Options, RecvError, SendError, SharedMemoryServer, SharedMemoryStream, Stats,
+};
 
 use crate::{Wait, format, signals};
 
@@ -99,12 +101,14 @@ fn echo(stream: &mut SharedMemoryStream) -> String {
     loop {
         let received = match stream.recv_into(&mut message) {
             Ok(received) => received,
-            Err(RecvError::Disconnected) => return "it closed".into(),
+            Err(RecvError::ConnectionLost(ConnectionError::Disconnected)) => return "it closed".into(),
             Err(error) => return error.to_string(),
         };
         match stream.send_tagged(&message, received.tag) {
             Ok(()) => {}
-            Err(SendError::Disconnected) => return "it closed before its answer came".into(),
+            Err(SendError::ConnectionLost(ConnectionError::Disconnected)) => {
+                return "it closed before its answer came".into();
+            }
             Err(error) => return error.to_string(),
         }
     }

@@ -186,7 +186,7 @@ impl HostileClient {
     fn finish(&mut self) {
         for _ in 0..5000 {
             if let Some(ended) = self.server.over {
-                assert_eq!(ended, ConnectionError::ProtocolViolated);
+                assert_eq!(ended, ConnectionError::ProtocolViolation);
                 assert_eq!(
                     self.server.connection.push(&[], Wait::Never),
                     Err(narrows::internal::rpc::server::RespondError::Ended(ended))

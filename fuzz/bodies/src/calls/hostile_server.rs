@@ -79,7 +79,7 @@ impl HostileServer {
     fn check(&self) {
         match self.mux.closed() {
             None => self.mux.lock().calls.audit(),
-            Some(over) => assert_eq!(over, ConnectionError::ProtocolViolated),
+            Some(over) => assert_eq!(over, ConnectionError::ProtocolViolation),
         }
     }
 
@@ -166,7 +166,7 @@ impl HostileServer {
                 self.open.retain(|it| *it != id);
             }
             Err(WaitError::Timeout) => assert!(self.mux.closed().is_none()),
-            Err(stop) => assert_eq!(stop, WaitError::Ended(ConnectionError::ProtocolViolated)),
+            Err(stop) => assert_eq!(stop, WaitError::Ended(ConnectionError::ProtocolViolation)),
         }
     }
 

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use narrows::{ConnectError, Options, RecvTimeoutError, SharedMemoryStream, WaitStrategy};
+use narrows::{ConnectError, ConnectionError, Options, RecvTimeoutError, SharedMemoryStream, WaitStrategy};
 
 use super::isolate::{self, REPORT};
 use super::{Check, Finding, system};
@@ -76,10 +76,10 @@ fn death(mut other: Other) -> Finding {
     let reported = other.stream.recv_timeout(&mut [0; 8], LONG);
     let took = format::time(at.elapsed());
     match reported {
-        Err(RecvTimeoutError::PeerDied) => {
+        Err(RecvTimeoutError::ConnectionLost(ConnectionError::PeerDied)) => {
             Finding::fine(what, format!("reported as `PeerDied` after {took}"))
         }
-        Err(RecvTimeoutError::Disconnected) => Finding::note(
+        Err(RecvTimeoutError::ConnectionLost(ConnectionError::Disconnected)) => Finding::note(
             what,
             format!("reported as `Disconnected` after {took}"),
             "connections end all the same; see above for what is missing to know a death as one",
