@@ -61,7 +61,7 @@ impl MessagePipe for SharedMemoryStream {
     fn receive(&mut self, into: &mut Vec<u8>) -> Result<bool> {
         match self.recv_into(into) {
             Ok(_) => Ok(true),
-            Err(narrows::RecvError::ConnectionLost(ConnectionError::Disconnected)) => Ok(false),
+            Err(narrows::RecvError::ConnectionLost(narrows::ConnectionError::Disconnected)) => Ok(false),
             Err(error) => Err(error.into()),
         }
     }

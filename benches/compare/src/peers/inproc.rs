@@ -253,7 +253,7 @@ fn get<M>(receiver: &channel::Receiver<M>, spin: bool) -> Result<M> {
     }
     loop {
         match receiver.try_recv() {
-            Err(channel::TryRecvError::WouldBlock) => std::hint::spin_loop(),
+            Err(channel::TryRecvError::Empty) => std::hint::spin_loop(),
             received => return Ok(received?),
         }
     }

@@ -110,7 +110,7 @@ fn blocking<T>(received: Result<T, IpcError>) -> Result<T> {
 fn polling<T>(mut receive: impl FnMut() -> Result<T, TryRecvError>) -> Result<T> {
     loop {
         match receive() {
-            Err(TryRecvError::WouldBlock) => std::hint::spin_loop(),
+            Err(TryRecvError::Empty) => std::hint::spin_loop(),
             received => return received.map_err(|error| anyhow!("{error:?}")),
         }
     }
