@@ -460,7 +460,7 @@ impl fmt::Display for Untrusted {
     }
 }
 
-/// The smallest window of a stream, and of pushes. `rpc::wire` has the same number.
+/// The smallest window of a stream, and of pushes, in bytes. `rpc/preface.rs` holds it to the number of the protocol.
 pub(crate) const MIN_WINDOW: u32 = 1024;
 
 type Policy = dyn Fn(&PeerCred) -> bool + Send + Sync;

@@ -58,7 +58,6 @@ const MODULES: [(&str, &[(&str, &str)]); 4] = [
             ("wire", "rpc/wire.rs"),
             ("client::multiplexer", "rpc/client/multiplexer.rs"),
             ("client::in_flight", "rpc/client/in_flight.rs"),
-            ("server::driver", "rpc/server/driver.rs"),
             ("server::connection", "rpc/server/connection.rs"),
             ("server::send_queue", "rpc/server/send_queue.rs"),
             ("server::in_flight", "rpc/server/in_flight.rs"),
@@ -111,8 +110,7 @@ const EXPORTS: [(&str, &str); 3] = [
     (
         "rpc::server",
         "
-        pub use driver::{BorrowedRequest, CallInfo, ConnectionDriver, Dispatch};
-        pub use connection::{RespondError, ServerConnection, ServerConnectionParts};
+        pub use connection::{BorrowedRequest, CallInfo, ConnectionDriver, Dispatch, RespondError, ServerConnection, ServerConnectionParts};
         pub use send_queue::Payload;
         pub use in_flight::{CallEvent, CallFailure, CallLimits, ServedCalls, UploadItem};
         ",

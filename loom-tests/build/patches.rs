@@ -145,13 +145,13 @@ const PATCHES: [Patch; 16] = [
         )],
     },
     Patch {
-        file: "rpc/server/driver.rs",
+        file: "rpc/server/connection.rs",
         change: "clears has_unsent after it has looked",
         edits: &[
             ("self.connection.has_unsent.set(false);", "if !ON { self.connection.has_unsent.set(false); }"),
             (
-                "Ok(queue.out.ring().next() != before)",
-                "as_is! { if ON && !queue.has_unsent() { let sent = queue.out.ring().next() != before; drop(queue); self.connection.has_unsent.set(false); return Ok(sent); } } Ok(queue.out.ring().next() != before)",
+                "Ok(queue.position() != before)",
+                "as_is! { if ON && !queue.has_unsent() { let sent = queue.position() != before; drop(queue); self.connection.has_unsent.set(false); return Ok(sent); } } Ok(queue.position() != before)",
             ),
         ],
     },

@@ -8,7 +8,9 @@ use super::wire::{FrameHeader, FrameKind, HEADER_LEN, SETTINGS_LEN, Settings, VE
 use crate::channel::{ReceiverCore, RecvCoreError, SendCoreError, SenderCore, Wait, WaitPolicy};
 use crate::error::{ConnectError, ConnectionError, ProtocolViolation, RejectCode, shortened};
 use crate::memory::Memory;
-use crate::options::Options;
+use crate::options::{self, Options};
+
+const _: () = assert!(options::MIN_WINDOW == super::flow_control::MIN_WINDOW);
 
 /// The length of the longest text of a refusal, in bytes.
 const MAX_TEXT: usize = 64;

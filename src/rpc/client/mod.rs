@@ -295,7 +295,7 @@ impl SharedMemoryClient {
     ///
     /// # Errors
     ///
-    /// [`CallError`]: why the request was not sent. [`CallError::Timeout`] if the call would have to wait for room.
+    /// [`CallError`]: why the request was not sent. [`CallError::WouldBlock`] if the call would have to wait for room.
     /// After the connection was lost, the error is how it ended. With a policy to [`Reconnect`], a thread in the
     /// background makes a new connection meanwhile, and later calls use it.
     ///

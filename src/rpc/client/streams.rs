@@ -110,7 +110,7 @@ impl ReplyStream {
     ///
     /// # Errors
     ///
-    /// [`CallError::Timeout`] if no chunk has arrived; the stream goes on. Any other [`CallError`] is the method's
+    /// [`CallError::WouldBlock`] if no chunk has arrived; the stream goes on. Any other [`CallError`] is the method's
     /// error, or the reason why the connection ended; the stream is over then.
     pub fn try_next_chunk(&mut self) -> Result<Option<Vec<u8>>, CallError> {
         self.next_until(Wait::Never).map_err(would_block)

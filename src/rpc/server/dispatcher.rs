@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use super::activity::ServerActivity;
+use super::connection::{BorrowedRequest, CallInfo, ConnectionDriver, Dispatch};
 use super::connection::{ServerConnection, ServerConnectionParts};
-use super::driver::{BorrowedRequest, CallInfo, ConnectionDriver, Dispatch};
 
 use super::in_flight::{CallFailure, CallLimits, ServedCalls};
 use super::methods::{self, Method, busy};
@@ -242,7 +242,7 @@ impl Dispatcher<'_> {
     /// committed were received.
     fn client_has_left(&self) -> bool {
         matches!(
-            self.session.connection.incoming.ended(),
+            self.session.connection.incoming_ended(),
             Some(ConnectionError::Disconnected | ConnectionError::PeerDied)
         )
     }
@@ -321,7 +321,7 @@ impl Dispatch<Mapping, AdaptiveWait> for Dispatcher<'_> {
         let asked = match borrowed.private() {
             Some(bytes) => Request::private(session, call, bytes, None), // It has just arrived.
             None => {
-                let reserved = try_reserve(copy, borrowed.frame.len());
+                let reserved = try_reserve(copy, borrowed.len());
                 reserved.map_err(|_| busy(BusyReason::Memory))?;
                 Request::in_ring(session, call, borrowed, copy)
             }

@@ -347,10 +347,10 @@ impl ServedCalls {
     /// Returns whether a well-formed client may make this call now, which arrived whole in one frame.
     #[inline]
     pub fn may_begin(&self, id: u64, head: FrameHeader, len: usize) -> bool {
-        let spare = if head.has_flag(DEADLINE) { DEADLINE_LEN } else { 0 };
+        let prefix = if head.has_flag(DEADLINE) { DEADLINE_LEN } else { 0 };
         let slot = &self.slots[self.slot_of(id)];
         let free = id > slot.id && slot.phase == CallPhase::Idle && head.seq == 0;
-        free && len >= spare && len - spare <= self.limits.max_message
+        free && len >= prefix && len - prefix <= self.limits.max_message
     }
 
     /// Records a call that has begun and ended.
@@ -564,10 +564,10 @@ impl ServedCalls {
         self.slots()
     }
 
-    /// Returns whether nothing is queued.
+    /// Returns whether items or credit wait to be sent.
     #[inline]
-    pub fn is_sent(&self) -> bool {
-        self.send_turns.is_empty() && self.credits.is_empty()
+    pub fn has_queued(&self) -> bool {
+        !(self.send_turns.is_empty() && self.credits.is_empty())
     }
 
     /// Reserves memory for one more item in the outbox of a slot.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread;
 
 use super::activity::Counts;
-use super::driver::CallInfo;
+use super::connection::CallInfo;
 use super::in_flight::CallFailure;
 use super::request::{ChunkReader, ChunkWriter, Request};
 use super::send_queue::Payload;
@@ -63,12 +63,12 @@ impl Method {
     }
 }
 
-/// All methods of a server, sorted by number.
 /// Returns the failure of a call that meets a limit of the server.
 pub(super) fn busy(reason: BusyReason) -> CallFailure {
     (Status::Busy, reason.number(), reason.to_string())
 }
 
+/// All methods of a server, sorted by number.
 #[derive(Default)]
 pub(super) struct Methods {
     sorted: Vec<(u32, Method)>,

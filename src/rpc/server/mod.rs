@@ -3,7 +3,7 @@
 //! ```text
 //!   SharedMemoryServer ── builder: methods, limits, callbacks
 //!     └─▶ ServerState (state.rs) ── the accepting thread (accept.rs)
-//!            ├── one thread per connection (dispatcher.rs, driver.rs): inline methods
+//!            ├── one thread per connection (dispatcher.rs, connection.rs): inline methods
 //!            ├── workers (workers.rs): other methods
 //!            ├── a thread per stream: streaming, upload and duplex methods
 //!            └── ServerHandle (handle.rs): stats, connections, shutdown
@@ -13,7 +13,6 @@ mod accept;
 mod activity;
 mod connection;
 mod dispatcher;
-mod driver;
 mod handle;
 mod in_flight;
 mod methods;
@@ -39,9 +38,10 @@ use methods::{HandlerResult, Method, Methods};
 use state::{Callbacks, ServerLimits, ServerState};
 
 #[cfg(feature = "testing")]
-pub use connection::{RespondError, ServerConnection, ServerConnectionParts};
-#[cfg(feature = "testing")]
-pub use driver::{BorrowedRequest, CallInfo, ConnectionDriver, Dispatch};
+pub use connection::{
+    BorrowedRequest, CallInfo, ConnectionDriver, Dispatch, RespondError, ServerConnection,
+    ServerConnectionParts,
+};
 pub use handle::{ServerHandle, ShutdownReport};
 #[cfg(feature = "testing")]
 pub use in_flight::{CallEvent, CallFailure, CallLimits, ServedCalls, UploadItem};

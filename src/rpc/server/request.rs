@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::driver::{BorrowedRequest, CallInfo};
+use super::connection::{BorrowedRequest, CallInfo};
 use super::in_flight::{DEADLINE_LEN, UploadItem};
 use super::session::{Connection, Session, call_error};
 use crate::channel::{AdaptiveWait, IncomingMessage, Mapping, PeerCred, RawBytes};
@@ -98,7 +98,7 @@ impl<'a> Request<'a> {
         let (mut skip, mut limit) = (0, None);
         if call.flags & DEADLINE != 0 {
             let mut left = [0; DEADLINE_LEN];
-            limit = borrowed.frame.read(borrowed.inbound, 0, &mut left).and_then(|()| deadline(&left, None));
+            limit = borrowed.read(0, &mut left).and_then(|()| deadline(&left, None));
             skip = DEADLINE_LEN;
         }
         let copy = LazyCopy { scratch: Cell::new(Some(scratch)), made: OnceCell::new() };
@@ -119,7 +119,7 @@ impl<'a> Request<'a> {
     pub fn len(&self) -> usize {
         match &self.body {
             RequestBody::Private(bytes) => bytes.len(),
-            RequestBody::InRing { borrowed, skip, .. } => borrowed.frame.len().saturating_sub(*skip),
+            RequestBody::InRing { borrowed, skip, .. } => borrowed.len().saturating_sub(*skip),
         }
     }
 
@@ -137,8 +137,8 @@ impl<'a> Request<'a> {
             RequestBody::Private(bytes) => bytes,
             RequestBody::InRing { borrowed, skip, copy } => copy.made.get_or_init(|| {
                 let Some(scratch) = copy.scratch.take() else { return &[] };
-                scratch.resize(borrowed.frame.len().saturating_sub(*skip), 0);
-                let _in_the_request = borrowed.frame.read(borrowed.inbound, *skip, scratch);
+                scratch.resize(borrowed.len().saturating_sub(*skip), 0);
+                let _in_the_request = borrowed.read(*skip, scratch);
                 &*scratch
             }),
         }
@@ -159,7 +159,7 @@ impl<'a> Request<'a> {
             }
             RequestBody::InRing { borrowed, skip, .. } => {
                 let at = offset.checked_add(*skip).ok_or_else(short)?;
-                borrowed.frame.read(borrowed.inbound, at, into).ok_or_else(short)
+                borrowed.read(at, into).ok_or_else(short)
             }
         }
     }
@@ -172,9 +172,9 @@ impl<'a> Request<'a> {
     pub fn raw(&self) -> Option<RawBytes<'_>> {
         match &self.body {
             RequestBody::InRing { borrowed, skip, .. } => {
-                let IncomingMessage::Placed(arrival) = borrowed.frame.message() else { return None };
+                let (memory, IncomingMessage::Placed(arrival)) = borrowed.message() else { return None };
                 let (span, len): (Span, usize) = (arrival.span, self.len());
-                borrowed.inbound.ring().mem().raw(span, HEADER_LEN + skip, len).map(RawBytes::new)
+                memory.raw(span, HEADER_LEN + skip, len).map(RawBytes::new)
             }
             RequestBody::Private(_) => None,
         }

@@ -6,14 +6,12 @@
 //! 1. Nothing here waits. What has no room in the ring is queued in the outboxes of the calls.
 //! 2. Queued items are sent in round robin, one fragment of each; credit is sent first.
 
-use super::in_flight::QueuedItem;
-use super::in_flight::ServedCalls;
+use super::in_flight::{QueuedItem, ServedCalls};
 use crate::channel::{AwaitedRelease, SendCoreError, SenderCore, Wait, WaitPolicy};
 use crate::error::ConnectionError;
 use crate::memory::{Memory, OutOfMemory, try_reserve};
 use crate::rpc::fragment::Fragmenter;
-use crate::rpc::wire::{Frame, send_frame};
-use crate::rpc::wire::{FrameHeader, FrameKind, HEADER_LEN};
+use crate::rpc::wire::{Frame, FrameHeader, FrameKind, HEADER_LEN, send_frame};
 
 /// The number of fragments of one answer that the answering thread sends itself, enough for 256 KiB. The driver sends
 /// the rest, so that other calls get their turn.
@@ -23,15 +21,15 @@ const MAX_DIRECT_FRAGMENTS: usize = 5;
 #[derive(Debug)]
 pub(super) struct SendQueue<M, P> {
     /// The calls.
-    pub(super) calls: ServedCalls,
-    pub(super) out: SenderCore<M, P>,
+    calls: ServedCalls,
+    out: SenderCore<M, P>,
     max_fragment: usize,
     /// The number of inline calls that were answered.
-    pub(super) inline_answered: u64,
+    inline_answered: u64,
     /// The client was accepted. Until then everything is queued.
-    pub(super) accepted: bool,
+    accepted: bool,
     /// How the connection has ended, if its driver has noticed it.
-    pub(super) closed: Option<ConnectionError>,
+    closed: Option<ConnectionError>,
 }
 
 /// The bytes of a chunk, a push, or a reply.
@@ -49,11 +47,60 @@ impl<M: Memory, P: WaitPolicy> SendQueue<M, P> {
         Self { calls, out, max_fragment, inline_answered: 0, accepted: false, closed: None }
     }
 
+    /// Returns the calls.
+    #[inline]
+    pub(super) fn calls(&mut self) -> &mut ServedCalls {
+        &mut self.calls
+    }
+
+    /// Returns whether no call is under way, and nothing is queued.
+    pub(super) fn is_idle(&self) -> bool {
+        self.calls.in_flight() == 0 && !self.has_unsent()
+    }
+
+    /// From now on items are sent, and no longer only queued. Returns the sending half, for the preface.
+    pub(super) fn accept(&mut self) -> &mut SenderCore<M, P> {
+        self.accepted = true;
+        &mut self.out
+    }
+
+    /// Returns how the connection has ended, if its driver has noticed it.
+    #[inline]
+    pub(super) fn closed(&self) -> Option<ConnectionError> {
+        self.closed
+    }
+
+    /// Notes how the connection has ended. The first reason stays.
+    pub(super) fn close(&mut self, ended: ConnectionError) {
+        self.closed.get_or_insert(ended);
+    }
+
+    /// Counts an inline call.
+    #[inline]
+    pub(super) fn count_inline(&mut self) {
+        self.inline_answered += 1;
+    }
+
+    /// Returns the number of inline calls that were answered.
+    pub(super) fn inline_answered(&self) -> u64 {
+        self.inline_answered
+    }
+
+    /// Returns how full the ring to the client was at most, in thousandths.
+    pub(super) fn peak_fill(&self) -> u32 {
+        self.out.ring().peak_fill()
+    }
+
+    /// Returns where the next message goes: it changes when something is sent.
+    pub(super) fn position(&self) -> impl PartialEq + use<M, P> {
+        self.out.ring().next()
+    }
+
     /// Answers a call that arrived whole in one frame with a reply of one frame. Returns false, and sends nothing, if
     /// no well-formed client makes this call now, if other items are queued, or if there is no room.
     #[inline]
     pub(super) fn try_reply_inline(&mut self, frame: &Frame, reply: &[u8]) -> bool {
-        let direct = self.accepted && self.calls.is_sent() && reply.len() <= self.max_fragment;
+        let direct = self.accepted && !self.calls.has_queued() && reply.len() <= self.max_fragment;
         if !direct || !self.calls.may_begin(frame.id, frame.head, frame.len()) {
             return false;
         }
@@ -90,7 +137,7 @@ impl<M: Memory, P: WaitPolicy> SendQueue<M, P> {
             Payload::Borrowed(bytes) => bytes,
             Payload::Owned(bytes) => bytes.as_slice(),
         };
-        let direct = self.accepted && self.calls.is_sent();
+        let direct = self.accepted && !self.calls.has_queued();
         let seq = *self.calls.next_seq(at);
         if direct && bytes.len() <= self.max_fragment {
             let counted = u16::from(head.kind.is_sequenced());
@@ -155,7 +202,7 @@ impl<M: Memory, P: WaitPolicy> SendQueue<M, P> {
     }
 
     pub(super) fn has_unsent(&self) -> bool {
-        !self.calls.is_sent()
+        self.calls.has_queued()
     }
 
     /// Sends the credit that is owed, as far as there is room. Returns false if there was no room for some of it.

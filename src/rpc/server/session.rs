@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
+use super::connection::CallInfo;
 use super::connection::{RespondError, ServerConnection};
-use super::driver::CallInfo;
 use crate::channel::{AdaptiveWait, ConnectionHandle, Mapping, PeerCred, RealSync, Stats, Wait};
 use crate::error::{CallError, ConnectionError};
 use crate::rpc::nesting::{self, Awaited};

@@ -33,7 +33,7 @@ use std::{hint, mem, thread};
 use parking_lot::{Condvar, Mutex};
 
 use super::activity::ServerActivity;
-use super::driver::CallInfo;
+use super::connection::CallInfo;
 use super::in_flight::CallFailure;
 use super::methods::{self, Method, busy};
 use super::request::Request;
