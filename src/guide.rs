@@ -8,6 +8,9 @@
 //! | [`large_messages`] | send files, images or other large data |
 //! | [`zero_copy`] | write and read messages in place, in shared memory |
 //! | [`backpressure`] | must not block, or must limit what a peer sends |
+//! | [`event_loop`] | have a thread that must not block: a user interface, a game |
+//! | [`async_code`] | are async |
+//! | [`supervised_backend`] | start a backend again when it has died |
 //! | [`stopping`] | must end cleanly, or end a call that takes too long |
 //! | [`from_unix_stream`] | use `UnixStream` now |
 //! | [`from_ipc_channel`] | use the crate `ipc-channel` now |
@@ -32,6 +35,15 @@ pub mod zero_copy {}
 
 #[doc = include_str!("guide/backpressure.md")]
 pub mod backpressure {}
+
+#[doc = include_str!("guide/event_loop.md")]
+pub mod event_loop {}
+
+#[doc = include_str!("guide/async.md")]
+pub mod async_code {}
+
+#[doc = include_str!("guide/supervised_backend.md")]
+pub mod supervised_backend {}
 
 #[doc = include_str!("guide/stopping.md")]
 pub mod stopping {}

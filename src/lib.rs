@@ -72,20 +72,24 @@
 //! | set sizes, the wait strategy, the trusted users | [`Options`] | [`SharedMemoryServer::bind_with`], [`ClientBuilder`] |
 //! | use many threads | [`SharedMemoryStream::split`], [`SharedSender`] | clone the client |
 //! | have many requests in flight | tags: [`Sender::send_tagged`] | [`SharedMemoryClient::start_call`] |
+//! | not block, or for a limited time | `try_…`, `…_timeout`, `…_deadline` | [`SharedMemoryClient::try_start_call`], [`SharedMemoryClient::call_timeout`] |
+//! | wait for a message or for room | [`SharedMemoryStream::wait_either`] | not needed: the server always reads |
 //! | send many small messages | [`Batch`] | [`ReplyStream`], [`UploadCall`] |
 //! | avoid a copy | [`Reservation`], [`RecvGuard`] | [`Request::read_at`] |
-//! | send without a request | [`Sender::send`] | [`Connection::push`], [`SharedMemoryClient::next_push`] |
+//! | send without a request | [`Sender::send`] | [`Connection::push`], [`ServerHandle::broadcast`], [`SharedMemoryClient::next_push`] |
 //! | cancel | | drop the pending call, or [`Canceller`] |
 //! | continue after the server died | connect again | [`Reconnect`] |
 //! | use `io::Read` and `io::Write` | [`ByteReader`], [`ByteWriter`] | |
+//! | admit clients, keep a state for each | [`Options::authorize`] | [`SharedMemoryServer::on_connect`], [`Connection::set_state`] |
+//! | test in one process | [`SharedMemoryStream::pair`] | [`ServerHandle::adopt`], [`SharedMemoryClient::over`] |
 //! | close or stop it from another thread | [`Closer`], [`ListenerCloser`] | [`ServerHandle::shutdown`] |
 //!
 //! Use streams if messages go one way, if you have a protocol of your own, or if a tenth of a microsecond counts. Use
 //! calls if many requests are in flight at once and each reply must be matched with its request, or if cancels must
 //! overtake bulk data.
 //!
-//! The [`guide`] has patterns with examples. The repository's README has the limits, the figures, and what to do about
-//! each error.
+//! The [`guide`] has patterns with examples. The repository's README has the figures, and `docs/operations.md` the
+//! limits and what to do about each error.
 //!
 //! # Guarantees
 //!

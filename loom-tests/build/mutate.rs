@@ -73,7 +73,7 @@ const QUERIES: [&str; 10] = [
     "is_some",
     "is_none",
     "has_unsent",
-    "is_sent",
+    "all_sent",
     "is_over",
     "is_done",
     "is_cancel_requested",

@@ -564,10 +564,10 @@ impl ServedCalls {
         self.slots()
     }
 
-    /// Returns whether items or credit wait to be sent.
+    /// Returns whether no items and no credit wait to be sent.
     #[inline]
-    pub fn has_queued(&self) -> bool {
-        !(self.send_turns.is_empty() && self.credits.is_empty())
+    pub fn all_sent(&self) -> bool {
+        self.send_turns.is_empty() && self.credits.is_empty()
     }
 
     /// Reserves memory for one more item in the outbox of a slot.

@@ -100,7 +100,7 @@ impl<M: Memory, P: WaitPolicy> SendQueue<M, P> {
     /// no well-formed client makes this call now, if other items are queued, or if there is no room.
     #[inline]
     pub(super) fn try_reply_inline(&mut self, frame: &Frame, reply: &[u8]) -> bool {
-        let direct = self.accepted && !self.calls.has_queued() && reply.len() <= self.max_fragment;
+        let direct = self.accepted && self.calls.all_sent() && reply.len() <= self.max_fragment;
         if !direct || !self.calls.may_begin(frame.id, frame.head, frame.len()) {
             return false;
         }
@@ -137,7 +137,7 @@ impl<M: Memory, P: WaitPolicy> SendQueue<M, P> {
             Payload::Borrowed(bytes) => bytes,
             Payload::Owned(bytes) => bytes.as_slice(),
         };
-        let direct = self.accepted && !self.calls.has_queued();
+        let direct = self.accepted && self.calls.all_sent();
         let seq = *self.calls.next_seq(at);
         if direct && bytes.len() <= self.max_fragment {
             let counted = u16::from(head.kind.is_sequenced());
@@ -202,7 +202,7 @@ impl<M: Memory, P: WaitPolicy> SendQueue<M, P> {
     }
 
     pub(super) fn has_unsent(&self) -> bool {
-        self.calls.has_queued()
+        !self.calls.all_sent()
     }
 
     /// Sends the credit that is owed, as far as there is room. Returns false if there was no room for some of it.
