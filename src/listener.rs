@@ -27,7 +27,7 @@ mod pending_handshakes;
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -54,10 +54,10 @@ use pending_handshakes::{AcceptOutcome, PendingHandshakes};
 ///
 /// ```
 /// use std::time::Duration;
-/// use narrows::{SharedMemoryListener, SharedMemoryStream};
+/// use narrows::{AcceptError, SharedMemoryListener, SharedMemoryStream};
 /// let folder = tempfile::tempdir()?;
 /// let listener = SharedMemoryListener::bind(folder.path().join("socket"))?;
-/// assert!(listener.try_accept()?.is_none());
+/// assert!(matches!(listener.try_accept(), Err(AcceptError::WouldBlock)));
 ///
 /// # let path = listener.local_path().to_owned();
 /// let client = std::thread::spawn(move || SharedMemoryStream::connect(path)?.send(b"hello").map_err(std::io::Error::from));
@@ -131,13 +131,12 @@ impl SharedMemoryListener {
     ///
     /// # Errors
     ///
-    /// The errors of [`accept`](Self::accept).
-    pub fn try_accept(&self) -> Result<Option<SharedMemoryStream>, AcceptError> {
-        match self.accept_deadline(Instant::now()) {
-            Ok(stream) => Ok(Some(stream)),
-            Err(AcceptError::Timeout) => Ok(None),
-            Err(error) => Err(error),
-        }
+    /// [`AcceptError::WouldBlock`] if no handshake is complete, or one of the errors of [`accept`](Self::accept).
+    pub fn try_accept(&self) -> Result<SharedMemoryStream, AcceptError> {
+        self.accept_deadline(Instant::now()).map_err(|error| match error {
+            AcceptError::Timeout => AcceptError::WouldBlock,
+            error => error,
+        })
     }
 
     /// Returns an iterator over accepted connections. Each step blocks without a deadline.
@@ -370,6 +369,13 @@ impl AsFd for SharedMemoryListener {
     }
 }
 
+/// The number of the descriptor that [`as_fd`](AsFd::as_fd) returns.
+impl AsRawFd for SharedMemoryListener {
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
+    }
+}
+
 impl fmt::Debug for SharedMemoryListener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SharedMemoryListener").field("path", &self.local_path()).finish_non_exhaustive()
@@ -435,6 +441,15 @@ impl fmt::Debug for ListenerCloser {
 #[derive(Debug)]
 pub struct Incoming<'a> {
     listener: &'a SharedMemoryListener,
+}
+
+impl<'a> IntoIterator for &'a SharedMemoryListener {
+    type Item = Result<SharedMemoryStream, AcceptError>;
+    type IntoIter = Incoming<'a>;
+
+    fn into_iter(self) -> Incoming<'a> {
+        self.incoming()
+    }
 }
 
 impl Iterator for Incoming<'_> {

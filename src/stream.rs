@@ -3,7 +3,7 @@
 use std::borrow::BorrowMut;
 use std::fmt;
 use std::io::IoSlice;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::path::Path;
 use std::process::{Child, Command};
 use std::sync::Arc;
@@ -796,11 +796,27 @@ impl AsFd for SharedMemoryStream {
     }
 }
 
+/// The number of the descriptor that [`as_fd`](AsFd::as_fd) returns.
+impl AsRawFd for SharedMemoryStream {
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
+    }
+}
+
+impl<'a> IntoIterator for &'a mut SharedMemoryStream {
+    type Item = Result<Vec<u8>, RecvError>;
+    type IntoIter = Iter<'a>;
+
+    fn into_iter(self) -> Iter<'a> {
+        self.iter()
+    }
+}
+
 impl fmt::Debug for SharedMemoryStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SharedMemoryStream").field("peer", &self.peer_cred()).finish_non_exhaustive()
     }
 }
 
-static_assertions::assert_impl_all!(SharedMemoryStream: Send, AsFd);
+static_assertions::assert_impl_all!(SharedMemoryStream: Send, AsFd, AsRawFd);
 static_assertions::assert_not_impl_any!(SharedMemoryStream: Sync, Clone);

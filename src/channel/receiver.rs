@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::fmt;
+use std::iter::FusedIterator;
 use std::marker::PhantomData;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -459,6 +460,17 @@ pub struct Iter<'a> {
     receiver: &'a mut Receiver,
     over: bool,
 }
+
+impl<'a> IntoIterator for &'a mut Receiver {
+    type Item = Result<Vec<u8>, RecvError>;
+    type IntoIter = Iter<'a>;
+
+    fn into_iter(self) -> Iter<'a> {
+        self.iter()
+    }
+}
+
+impl FusedIterator for Iter<'_> {}
 
 impl Iterator for Iter<'_> {
     type Item = Result<Vec<u8>, RecvError>;

@@ -272,6 +272,8 @@ impl std::error::Error for BindError {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum AcceptError {
+    /// No handshake is complete, and the call does not wait.
+    WouldBlock,
     /// The deadline passed before a client completed its handshake.
     Timeout,
     /// A [`ListenerCloser`](crate::ListenerCloser) closed the listener.
@@ -292,6 +294,7 @@ impl AcceptError {
 
     pub(super) fn kind(&self) -> io::ErrorKind {
         match self {
+            Self::WouldBlock => io::ErrorKind::WouldBlock,
             Self::Timeout => io::ErrorKind::TimedOut,
             Self::Closed | Self::DescriptorsClosed => io::ErrorKind::NotConnected,
             Self::Forked => io::ErrorKind::Unsupported,
@@ -303,6 +306,7 @@ impl AcceptError {
 impl fmt::Display for AcceptError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::WouldBlock => f.write_str("no client has completed its handshake yet"),
             Self::Timeout => f.write_str("the deadline passed before a client connected"),
             Self::Closed => f.write_str("the listener was closed"),
             Self::Forked => {

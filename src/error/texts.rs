@@ -117,6 +117,7 @@ fn setup() -> Vec<Row> {
         Io BindError::io("locking")(call("open the lock file", ENOSPC)), "locking (the file system is full, or the user's quota is used up: a socket and its lock file take an inode each)", "a full file system";
     });
     rows.extend(rows! { AcceptError:
+        WouldBlock AcceptError::WouldBlock, "no client has completed its handshake yet", "no client now";
         Timeout AcceptError::Timeout, "the deadline passed before a client connected", "no client in time";
         Closed AcceptError::Closed, "the listener was closed", "its closer";
         Forked AcceptError::Forked, "the listener belongs to the process that forked this one: bind a new one here", "a fork";

@@ -167,7 +167,7 @@ fn deadlines_of_accept_are_kept() {
     let late = listener.accept_timeout(Duration::from_millis(50)).expect_err("no client");
     assert!(late.is_timeout() && begun.elapsed() >= Duration::from_millis(50));
     assert!(listener.accept_deadline(begun).expect_err("past").is_timeout());
-    assert!(listener.try_accept().expect("works").is_none());
+    assert!(matches!(listener.try_accept(), Err(AcceptError::WouldBlock)));
     let client = thread::spawn(move || SharedMemoryStream::connect(path).map(drop));
     listener.accept_timeout(Duration::MAX).expect("accepts");
     client.join().expect("ends").expect("connects");
@@ -181,10 +181,10 @@ fn the_descriptor_of_a_listener_wakes_a_poll_loop_for_every_event() {
     assert!(!readable(&listener, 0));
     let silent = UnixStream::connect(&path).expect("connects");
     assert!(readable(&listener, 1000));
-    assert!(listener.try_accept().expect("works").is_none());
+    assert!(matches!(listener.try_accept(), Err(AcceptError::WouldBlock)));
     assert!(!readable(&listener, 0), "it only waits for the Hello");
     assert!(readable(&listener, 1000), "its time is over");
-    assert!(listener.try_accept().expect("works").is_none());
+    assert!(matches!(listener.try_accept(), Err(AcceptError::WouldBlock)));
     assert_eq!((listener.failed_handshakes(), (&silent).read(&mut [0]).expect("it hung up")), (1, 0));
     assert!(!readable(&listener, 150));
     let clients: Vec<UnixStream> = (0..2).map(|_| UnixStream::connect(&path).expect("connects")).collect();
@@ -195,7 +195,10 @@ fn the_descriptor_of_a_listener_wakes_a_poll_loop_for_every_event() {
     let mut accepted = Vec::new();
     while accepted.len() < 2 {
         assert!(readable(&listener, 10_000));
-        accepted.extend(listener.try_accept().expect("works"));
+        match listener.try_accept() {
+            Ok(stream) => accepted.push(stream),
+            Err(error) => assert!(matches!(error, AcceptError::WouldBlock), "{error:?}"),
+        }
     }
     confirming.join().expect("confirms");
     assert!(!readable(&listener, 0));
@@ -267,7 +270,7 @@ fn a_forked_child_changes_nothing() {
     let path = dir.path().join("socket");
     let listener = SharedMemoryListener::bind(&path).expect("binds");
     let silent = UnixStream::connect(&path).expect("connects");
-    assert!(listener.try_accept().expect("works").is_none());
+    assert!(matches!(listener.try_accept(), Err(AcceptError::WouldBlock)));
     // SAFETY: the child only makes the calls below and leaves by _exit.
     let child = unsafe { libc::fork() };
     if child == 0 {
@@ -288,4 +291,29 @@ fn a_forked_child_changes_nothing() {
     client.join().expect("confirms");
     drop(listener);
     assert!(!exists(&path));
+}
+
+#[test]
+fn a_listener_and_a_stream_are_iterated_by_reference() {
+    let folder = tempfile::tempdir().expect("folder");
+    let listener = SharedMemoryListener::bind(folder.path().join("socket")).expect("binds");
+    let path = listener.local_path().to_owned();
+    let client = thread::spawn(move || {
+        let mut stream = SharedMemoryStream::connect(path).expect("connects");
+        stream.send(b"one").expect("sends");
+        stream.send(b"two").expect("sends");
+    });
+    let mut messages = Vec::new();
+    for accepted in &listener {
+        let mut stream = accepted.expect("accepts");
+        assert_eq!(stream.as_raw_fd(), stream.as_fd().as_raw_fd());
+        for message in &mut stream {
+            messages.push(message.expect("a clean end"));
+        }
+        let mut ended = (&mut stream).into_iter();
+        assert!(ended.next().is_none() && ended.next().is_none());
+        listener.closer().close();
+    }
+    client.join().expect("ends");
+    assert_eq!(messages, [b"one", b"two"]);
 }

@@ -1,5 +1,6 @@
 //! Pushes: messages that the server sends without a request.
 
+use std::iter::FusedIterator;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -135,6 +136,8 @@ pub struct Pushes<'a> {
     client: &'a SharedMemoryClient,
     over: bool,
 }
+
+impl FusedIterator for Pushes<'_> {}
 
 impl Iterator for Pushes<'_> {
     type Item = Result<Vec<u8>, CallError>;

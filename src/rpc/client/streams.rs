@@ -1,6 +1,7 @@
 //! Streams of chunks: replies, uploads, and both at once.
 
 use std::fmt;
+use std::iter::FusedIterator;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -159,10 +160,15 @@ impl ReplyStream {
     }
 }
 
+impl FusedIterator for ReplyStream {}
+
 impl Iterator for ReplyStream {
     type Item = Result<Vec<u8>, CallError>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        if self.over {
+            return None;
+        }
         let next = self.next_chunk();
         if next.is_err() && !self.over {
             // In a method, a wait without a deadline may time out before the stream ends. The iteration ends then:

@@ -3,6 +3,7 @@
 use std::cell::{Cell, OnceCell};
 use std::fmt;
 use std::io;
+use std::iter::FusedIterator;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -366,6 +367,8 @@ impl<'a> ChunkReader<'a> {
         }
     }
 }
+
+impl FusedIterator for ChunkReader<'_> {}
 
 impl Iterator for ChunkReader<'_> {
     type Item = Result<Vec<u8>, CallError>;
