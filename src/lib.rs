@@ -64,7 +64,7 @@
 //!
 //! # Which type for what
 //!
-//! | you want to | streams | calls |
+//! | you want to | streams | RPC |
 //! |---|---|---|
 //! | serve at a path | [`SharedMemoryListener`] | [`SharedMemoryServer`] |
 //! | connect to one | [`SharedMemoryStream::connect`] | [`SharedMemoryClient::connect`] |
@@ -85,7 +85,7 @@
 //! | close or stop it from another thread | [`Closer`], [`ListenerCloser`] | [`ServerHandle::shutdown`] |
 //!
 //! Use streams if messages go one way, if you have a protocol of your own, or if a tenth of a microsecond counts. Use
-//! calls if many requests are in flight at once and each reply must be matched with its request, or if cancels must
+//! RPC if many requests are in flight at once and each reply must be matched with its request, or if cancels must
 //! overtake bulk data.
 //!
 //! The [`guide`] has patterns with examples. The repository's README has the figures, and `docs/operations.md` the
@@ -102,7 +102,7 @@
 //!
 //! # Features
 //!
-//! - `serde`: values instead of bytes in calls (`SharedMemoryClient::call_typed`), by postcard.
+//! - `serde`: values instead of bytes in RPC (`SharedMemoryClient::call_typed`), by postcard.
 //! - `log`: the library logs through the `log` crate when connections begin and end, and why.
 //!
 //! Neither is on by default.

@@ -2,7 +2,7 @@
 //!
 //! The other side is a bare stream that has sent everything beforehand: the replies that the client will need are
 //! in the ring when it calls, and the requests that the server will receive are there when it begins to serve. So no side
-//! waits, and the count is of the call layer and the stream beneath it. `client` and `server` together are one call.
+//! waits, and the count is of the RPC layer and the stream beneath it. `client` and `server` together are one call.
 
 use std::hint::black_box;
 

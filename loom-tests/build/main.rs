@@ -1,4 +1,4 @@
-//! Makes a copy of the shipped ring, channel and call layer in which each step that matters can be mutated.
+//! Makes a copy of the shipped ring, channel and RPC layer in which each step that matters can be mutated.
 //!
 //! ```text
 //!   ../src/ring/*.rs, ../src/channel/..., ../src/rpc/..., ../src/layout.rs

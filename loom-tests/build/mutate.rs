@@ -48,7 +48,7 @@ const STEPS: [&str; 12] = [
     "on_peer_gone",
 ];
 
-/// Further [`STEPS`] of the call layer.
+/// Further [`STEPS`] of the RPC layer.
 const CALLS: [&str; 15] = [
     "notify",
     "notify_one",
@@ -67,7 +67,7 @@ const CALLS: [&str; 15] = [
     "discard_received",
 ];
 
-/// Queries of the call layer, which read locked state or a flag.
+/// Queries of the RPC layer, which read locked state or a flag.
 const QUERIES: [&str; 10] = [
     "is_set",
     "is_some",

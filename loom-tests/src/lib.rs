@@ -1,4 +1,4 @@
-//! Models of the shipped ring and call layer, checked by loom: every interleaving up to a preemption bound, and every value
+//! Models of the shipped ring and RPC layer, checked by loom: every interleaving up to a preemption bound, and every value
 //! that a weak memory model allows. The same models run over mutated copies of the code.
 //!
 //! ```text

@@ -102,7 +102,7 @@ fn setup() -> Vec<Row> {
         NoParent ConnectError::NoParent, "no parent handed a connection over: start this program with SharedMemoryStream::spawn", "started by hand";
         ParentTaken ConnectError::ParentTaken, "the parent's connection was taken before, by this process or another one that inherited it", "from_parent called twice";
         BadParent ConnectError::BadParent("x".into()), "the parent's connection is not here: x", "a wrapper that closes descriptors";
-        NoCalls ConnectError::NoCalls, "the peer serves no calls: it must be a SharedMemoryServer, not a plain listener or stream", "a client of calls at a plain listener";
+        NoCalls ConnectError::NoCalls, "the peer serves no calls: it must be a SharedMemoryServer, not a plain listener or stream", "an RPC client at a plain listener";
     };
     rows.extend(rows! { BindError:
         BadOptions BindError::BadOptions("x".into()), "illegal options: x", "a number out of its range";

@@ -1,4 +1,4 @@
-//! The preface of a connection for calls: the client sends its windows, and the server answers with its own or
+//! The preface of an RPC connection: the client sends its windows, and the server answers with its own or
 //! refuses.
 
 use std::time::Instant;

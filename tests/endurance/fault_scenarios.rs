@@ -54,7 +54,7 @@ pub(crate) const KINDS: [(&str, Allowed); 7] = [
     (
         "scribble",
         &[
-            ("server of calls", &["ProtocolViolation"]),
+            ("RPC server", &["ProtocolViolation"]),
             ("server of a stream", &["ProtocolViolation"]),
             ("client of a scribbling server", &["ProtocolViolation"]),
         ],
@@ -112,7 +112,7 @@ impl Scene<'_> {
         format!("path={}", self.path.display())
     }
 
-    /// Returns how the server saw the connection of calls of this process end, or its stream.
+    /// Returns how the server saw the RPC connection of this process end, or its stream.
     fn reason(&self, pid: u32, stream: bool) -> String {
         let mut reason = "-".to_owned();
         eventually(|| {
@@ -220,7 +220,7 @@ fn scribble(scene: &Scene<'_>, seed: u64) -> Outcomes {
     });
     forget(&path);
     vec![
-        ("server of calls", std::mem::take(&mut reasons[0])),
+        ("RPC server", std::mem::take(&mut reasons[0])),
         ("server of a stream", std::mem::take(&mut reasons[1])),
         ("client of a scribbling server", ended),
     ]

@@ -25,7 +25,7 @@ fn connect(path: &Path) -> RawPeer {
     }
 }
 
-/// Sends the preface of a client of calls, and waits for the Accept.
+/// Sends the preface of an RPC client, and waits for the Accept.
 fn exchange_prefaces(hand: &RawPeer) {
     let mine = Settings { version: VERSION, stream_window: 1 << 20, push_window: 1 << 20 }.encode();
     let head: [u8; HEADER_LEN] = FrameHeader { kind: FrameKind::Hello, flags: 0, seq: 0, word: 0 }.encode();
@@ -89,7 +89,7 @@ pub(crate) fn scribble(hand: &RawPeer, random: &mut fastrand::Rng) -> bool {
     false
 }
 
-/// A client that scribbles: over a connection of calls, or over a stream.
+/// A client that scribbles: over an RPC connection, or over a stream.
 pub(crate) fn scribbler(arguments: &RoleArguments) {
     let mut random = fastrand::Rng::with_seed(arguments.number("seed").unwrap_or(0));
     let calls = arguments.text("over") == "calls";

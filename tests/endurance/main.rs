@@ -8,7 +8,7 @@
 //!
 //! ```text
 //!  this process (calls the library only in chaos)          real processes: this binary again, in a role
-//!    flood, steady, neighbours, churn, leaks, chaos ──▶      serve: the server of calls and of streams (serve.rs)
+//!    flood, steady, neighbours, churn, leaks, chaos ──▶      serve: an RPC server and a stream server (serve.rs)
 //!      start them, send orders, receive answers              worker, steady, ... : the clients (clients.rs)
 //!      read /proc of both ◀────────────────────────────      leak-check: starts and stops servers itself (leak_check.rs)
 //!    table ── a row for each case, exit code 1 on a fault    hostile peers: write to the pages (hostile_peers.rs)

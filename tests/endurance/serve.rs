@@ -102,7 +102,7 @@ pub(crate) fn serve(arguments: &RoleArguments) {
     served.end();
 }
 
-/// Returns how the connection of calls of the process with this id ended, and how its stream did.
+/// Returns how the RPC connection of the process with this id ended, and how its stream did.
 fn reason(pid: u32) -> String {
     let state = state();
     let of = |ends: &Ends| {
@@ -112,7 +112,7 @@ fn reason(pid: u32) -> String {
     format!("{} {}", of(&state.calls), of(&state.streams))
 }
 
-/// Returns the number of connections and streams, then of the connections of calls that died, were closed cleanly, or violated the
+/// Returns the number of connections and streams, then of the RPC connections that died, were closed cleanly, or violated the
 /// protocol, then of the streams that were not closed cleanly, and the allocated bytes.
 fn stats() -> String {
     let stats = handle().as_ref().map(ServerHandle::stats).unwrap_or_default();
@@ -129,7 +129,7 @@ fn stats() -> String {
     numbers.map(|it| it.to_string()).join(" ")
 }
 
-/// A server of calls and of streams, on threads of their own.
+/// An RPC server and a server of streams, on threads of their own.
 pub(crate) struct Served {
     listener: Arc<SharedMemoryListener>,
     acceptor: thread::JoinHandle<()>,

@@ -9,7 +9,7 @@ use crate::watch::{Sample, Stage, change, grown};
 /// Few connections, and more of them: the difference is the cost of the additional ones.
 const CONNECTIONS: [u64; 2] = [2, 6];
 
-/// The memory of a connection of calls and a stream in a process besides shared pages, in KiB: buffers for messages of 1 MiB, both
+/// The memory of an RPC connection and a stream in a process besides shared pages, in KiB: buffers for messages of 1 MiB, both
 /// ways, in each of the kinds of call, and the overhead of the allocator.
 const PRIVATE: u64 = 24 << 10;
 /// The memory of a process without connections.

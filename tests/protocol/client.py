@@ -2,7 +2,7 @@
 """A second implementation of the protocol, written from docs/protocol.md and docs/protocol-calls.md alone.
 
     client.py messages PATH     an echo server of streams:  narrows serve-echo PATH
-    client.py echo-calls PATH   an echo server of calls:    narrows serve-echo --calls PATH, with --echo-method 0
+    client.py echo-calls PATH   an RPC echo server:    narrows serve-echo --calls PATH, with --echo-method 0
     client.py calls PATH        a server with the methods of tests/rpc/protocol.rs
     client.py goodbye PATH      the same server, which is shut down while this client calls it
 
@@ -384,7 +384,7 @@ class Connection:
         self.socket.close()
 
 
-# ---- The call layer
+# ---- The RPC layer
 
 (HELLO, ACCEPT, REFUSE, CALL, CHUNK, END, CREDIT, REPLY, ERROR, PUSH, CONTINUATION, GOODBYE) = range(1, 13)
 MORE, STREAM, UPLOAD, NOTIFY, DEADLINE = 1, 2, 4, 8, 16
@@ -429,7 +429,7 @@ class Call:
 
 
 class Client:
-    """The client's side of the call layer."""
+    """The client's side of the RPC layer."""
 
     def __init__(self, connection, options):
         self.connection = connection

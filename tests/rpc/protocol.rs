@@ -41,7 +41,7 @@ fn run(mode: &str, path: &Path, options: &str) {
     assert!(text[0].ends_with("ok   closed\n"), "{mode} {options}: {}", text.concat());
 }
 
-/// Starts a server of calls with the methods that the client calls.
+/// Starts an RPC server with the methods that the client calls.
 fn serve(path: &Path, options: &Options) -> ServerHandle {
     let server = SharedMemoryServer::bind_with(path, options).expect("binds");
     let server = server

@@ -227,7 +227,7 @@ fn a_server_of_calls_logs_each_client_that_it_rejects() {
     once(Level::Warn, &format!("rejected process {me} of user {user}: by on_connect: not today"));
     let mut stream = reach(path, &Options::new());
     stream.send(b"no preface").expect("sends");
-    let text = "it did not send the preface of a client of calls";
+    let text = "it did not send the preface of an RPC client";
     once(Level::Warn, &format!("rejected process {me} of user {user}: {text}"));
     once(Level::Error, &format!("process {me} broke the protocol: the connection is closed"));
 }

@@ -9,7 +9,7 @@
 //! | `rings`, `spied` | one direction in private memory; a memory that observes what the ring does |
 //! | `raw_sockets` | the handshake by hand: sockets, memory files, seals |
 //! | `raw_peer` | a peer that accesses the pages directly |
-//! | `calls` | a server of calls in a process of its own, and a peer that writes frames by hand |
+//! | `calls` | an RPC server in a process of its own, and a peer that writes frames by hand |
 //! | `sys` | system calls |
 //!
 //! `sleeps` is included by the tests that bring an implementation of memory, here and in `src/sys/mapping/`.

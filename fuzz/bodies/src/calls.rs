@@ -1,4 +1,4 @@
-//! The call layer: its codec, each side against a hostile peer, and both sides with each other.
+//! The RPC layer: its codec, each side against a hostile peer, and both sides with each other.
 //!
 //! ```text
 //!   first byte % 4

@@ -14,7 +14,7 @@
 //! | [`ring_hostile()`] | both ends over a hostile memory | limits of work and of private memory |
 //! | [`ring_program()`] | both ends over private memory | a `VecDeque` of messages |
 //! | [`region_image()`] | the public halves over real pages | no panic, no hang, errors that stay the same |
-//! | [`calls()`] | the call layer: codec, tables, client and server | limits, with a hostile peer; the answers of the methods |
+//! | [`calls()`] | the RPC layer: codec, tables, client and server | limits, with a hostile peer; the answers of the methods |
 //!
 //! # Invariants
 //!

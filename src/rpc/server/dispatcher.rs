@@ -123,9 +123,7 @@ fn exchange_preface(
             RecvCoreError::Ended(ConnectionError::Disconnected | ConnectionError::PeerDied) => {
                 events::left(cred.pid(), cred.uid())
             }
-            _ => {
-                events::rejected(cred.pid(), cred.uid(), &"it did not send the preface of a client of calls")
-            }
+            _ => events::rejected(cred.pid(), cred.uid(), &"it did not send the preface of an RPC client"),
         }
         ConnectionError::ProtocolViolation
     })?;

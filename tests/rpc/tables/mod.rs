@@ -1,4 +1,4 @@
-//! The tables of the call layer: every short history of one and two slots, and attempts of hostile peers.
+//! The tables of the RPC layer: every short history of one and two slots, and attempts of hostile peers.
 //!
 //! ```text
 //!   client_model.rs   every sequence of frames and operations ──▶ client::InFlightCalls   against a list of calls

@@ -1,4 +1,4 @@
-//! A server of calls in a process of its own, with a stock of methods, and its clients.
+//! An RPC server in a process of its own, with a stock of methods, and its clients.
 //!
 //! ```text
 //!   test process                                   second process: the same binary, `--exact <test>`

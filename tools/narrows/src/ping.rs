@@ -30,7 +30,7 @@ pub(crate) struct Ping {
     /// Seconds after which a message counts as lost.
     #[arg(short = 'W', long, default_value = "5", value_parser = seconds)]
     timeout: Duration,
-    /// For a server of calls: calls its method 0, whose reply must be the request, or another method (`--method`). An error
+    /// For an RPC server: calls its method 0, whose reply must be the request, or another method (`--method`). An error
     /// that the method does not exist is an answer, too.
     #[arg(long)]
     calls: bool,
@@ -239,7 +239,7 @@ fn ping_stream(
     }
 }
 
-/// The hint for a server of calls, which treats a message of a stream as a protocol violation and closes the connection.
+/// The hint for an RPC server, which treats a message of a stream as a protocol violation and closes the connection.
 fn hint(error: &std::io::Error) -> &'static str {
     match error.kind() {
         std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::UnexpectedEof => {

@@ -138,10 +138,7 @@ fn the_doctor_finds_that_connections_work_here() {
     assert!(out.contains("narrows works here") && !out.contains("PROBLEM"), "{out}");
     assert!(out.contains("reported as `PeerDied`") || out.contains("reported as `Disconnected`"), "{out}");
     let room = finding(&out, "mappings").1;
-    assert!(
-        !room.contains("max_map_count is") || room.contains("connections of a server of calls"),
-        "{room}"
-    );
+    assert!(!room.contains("max_map_count is") || room.contains("connections of an RPC server"), "{room}");
 }
 
 #[test]
@@ -430,7 +427,7 @@ fn a_ping_calls_a_server_of_calls_whether_it_has_the_method_or_not() {
     let (code, out, _) = narrows(&["ping", text(&path), "--calls", "--method", "77", "-c", "2", "-i", "0"]);
     assert_eq!(code, Some(0), "{out}");
     assert!(out.contains("an answer: no such method, from process"), "{out}");
-    // To a server of calls the message of a stream is a protocol violation: it closes, and the tool names the reason.
+    // To an RPC server the message of a stream is a protocol violation: it closes, and the tool names the reason.
     let (code, out, err) = narrows(&["ping", text(&path), "-c", "1"]);
     assert_eq!(code, Some(1), "{out}");
     assert!(err.contains("`--calls`"), "{err}");

@@ -11,7 +11,7 @@ use crate::format;
 
 /// Fewer connections than this are few for a server.
 const FEW: u64 = 200;
-/// The mappings of a connection of a server of calls: its memory, and the stack and the signal stack of its thread, each with a
+/// The mappings of a connection of an RPC server: its memory, and the stack and the signal stack of its thread, each with a
 /// guard. A stream takes only the first. The threads of its program take the others.
 const MAPPINGS: u64 = 5;
 /// The most descriptors of a connection: its socket, and the pidfd of the peer if it is the only connection to that process.
@@ -85,7 +85,7 @@ fn mappings() -> Vec<Finding> {
     let own = fs::read_to_string("/proc/self/maps").map_or(0, |maps| maps.lines().count() as u64);
     let room = most.saturating_sub(own);
     let is = format!(
-        "vm.max_map_count is {most}: room for {} connections of a server of calls ({MAPPINGS} mappings each), {room} without a \
+        "vm.max_map_count is {most}: room for {} connections of an RPC server ({MAPPINGS} mappings each), {room} without a \
          thread each",
         room / MAPPINGS
     );
@@ -103,7 +103,7 @@ fn mappings() -> Vec<Finding> {
 /// Starts a thread, and shows how many more are possible.
 fn threads() -> Vec<Finding> {
     isolate::about_to_call("clone3 or clone");
-    let advice = "narrows needs one thread for all connections of a process, and a server of calls one for each client: raise \
+    let advice = "narrows needs one thread for all connections of a process, and an RPC server one for each client: raise \
                   pids.max (TasksMax of a unit) or `ulimit -u` (LimitNPROC), which counts all threads of the user";
     let started = thread::Builder::new().spawn(|| ());
     if let Err(error) = started.map(thread::JoinHandle::join) {
