@@ -21,8 +21,8 @@ use crate::support::fork_server::{self, ForkServer, Report};
 use crate::support::{Kept, LONG, Watchdog, argument, fill, index_of, log, me, reach, role, sys};
 use counts::Counts;
 use narrows::{
-    Options, Receiver, RecvError, RecvTimeoutError, SendTimeoutError, Sender, SharedMemoryListener,
-    SharedMemoryStream,
+    ConnectionError, Options, Receiver, RecvError, RecvTimeoutError, SendTimeoutError, Sender,
+    SharedMemoryListener, SharedMemoryStream,
 };
 
 /// The parameters of one round.
@@ -350,7 +350,7 @@ fn the_child_is_notified_of_its_parents_death() {
             assert_eq!(line, b"Ok(4)");
             drop(parent);
             report.recv_into_timeout(&mut line, LONG).expect("a report");
-            assert_eq!(String::from_utf8_lossy(&line), "Err(PeerDied)");
+            assert_eq!(String::from_utf8_lossy(&line), "Err(ConnectionLost(PeerDied))");
         }
     }
 }

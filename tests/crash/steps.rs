@@ -27,7 +27,9 @@ use crate::support::{
     LONG, Watchdog, alone, argument, descriptors, eventually, log, mappings, role, sys, threads,
 };
 use narrows::internal::failpoint::{self, Action};
-use narrows::{RecvTimeoutError, SendTimeoutError, SharedMemoryListener, SharedMemoryStream};
+use narrows::{
+    ConnectionError, RecvTimeoutError, SendTimeoutError, SharedMemoryListener, SharedMemoryStream,
+};
 use scenario::{FROM_SUBJECT, SLICE, Seen, options, run_subject, survive};
 
 const NAME: &str = "a_survivor_is_notified_whatever_the_step";

@@ -127,7 +127,7 @@ impl Arguments {
 }
 
 fn main() -> ExitCode {
-    if let Some(role) = crate::support::role() {
+    if let Some(role) = support::role() {
         processes::play(&role);
         return ExitCode::SUCCESS;
     }
@@ -157,8 +157,8 @@ fn main() -> ExitCode {
 fn run_checks(arguments: &Arguments, chosen: &[(&'static str, u32, Check)]) -> ExitCode {
     let time = arguments.time();
     let _watchdog = Watchdog::within("the endurance test", time * 4 + Duration::from_secs(900));
-    crate::support::sys::raise_descriptor_limit();
-    watch::heed_interrupts();
+    support::sys::raise_descriptor_limit();
+    support::sys::heed_interrupts();
     let (began, mut about) = (Instant::now(), About::now(time));
     let shares: u32 = chosen.iter().map(|(_, share, _)| share).sum();
     let mut rows = Vec::new();

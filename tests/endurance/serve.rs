@@ -7,8 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use narrows::{
-    CallError, ChunkReader, ChunkWriter, HandlerError, Options, Request, SendTimeoutError, ServerHandle,
-    SharedMemoryListener, SharedMemoryServer, SharedMemoryStream,
+    ChunkReader, ChunkWriter, ConnectionError, HandlerError, Options, Request, SendTimeoutError,
+    ServerHandle, SharedMemoryListener, SharedMemoryServer, SharedMemoryStream,
 };
 
 use crate::heap;
@@ -208,7 +208,7 @@ fn methods(server: SharedMemoryServer) -> SharedMemoryServer {
         .on_disconnect(|connection, error| {
             let mut state = state();
             match error {
-                CallError::ConnectionLost(ConnectionError::Disconnected) => state.disconnected += 1,
+                ConnectionError::Disconnected => state.disconnected += 1,
                 error => note(&mut state.calls, connection.peer_cred().pid(), name(&error)),
             }
         })
@@ -311,7 +311,7 @@ fn flood_stream(stream: &mut SharedMemoryStream) -> Result<(), SendTimeoutError>
         fill(&mut message, index, FLOOD_LEN);
         match stream.send_timeout(&message, SLOW) {
             Ok(()) => {}
-            Err(error) if error.is_timeout() => {
+            Err(error @ SendTimeoutError::Timeout) => {
                 let text = format!("{index} {}", name(&error));
                 return stream.send_timeout(text.as_bytes(), PATIENCE);
             }

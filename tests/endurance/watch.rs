@@ -1,27 +1,13 @@
-//! The time of a check, its progress, the resources of a process, and interrupts.
+//! The time of a check, its progress, and the resources of a process.
 
 use std::fs;
-use std::io::IsTerminal;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
-
+pub(crate) use crate::support::sys::interrupted;
 use crate::table::{Row, median};
-
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-
-/// Ctrl-C ends the check that runs, so that all that it started is ended and removed.
-pub(crate) fn heed_interrupts() {
-    let _ = ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed));
-}
-
-pub(crate) fn interrupted() -> bool {
-    INTERRUPTED.load(Ordering::Relaxed)
-}
 
 /// A check that runs.
 #[derive(Debug)]
@@ -30,26 +16,20 @@ pub(crate) struct Stage {
     pub(crate) time: Duration,
     pub(crate) seed: u64,
     began: Instant,
-    bar: ProgressBar,
-    /// When a line was printed last, if there is no terminal.
+    /// When a line was printed last.
     last_line: Mutex<Instant>,
 }
 
 impl Stage {
     pub(crate) fn begin(name: &'static str, (at, of): (usize, usize), time: Duration, seed: u64) -> Self {
         println!("[{at}/{of}] {name}, about {:.0?}", time.max(Duration::from_secs(1)));
-        let bar = ProgressBar::new(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-        let style = ProgressStyle::with_template("  {bar:24} {elapsed} {wide_msg}");
-        bar.set_style(style.expect("a template").progress_chars("=> "));
-        Self { name, time, seed, began: Instant::now(), bar, last_line: Mutex::new(Instant::now()) }
+        Self { name, time, seed, began: Instant::now(), last_line: Mutex::new(Instant::now()) }
     }
 
-    /// Shows the progress of the check.
+    /// Prints the progress of the check, every ten seconds at most.
     pub(crate) fn report_progress(&self, text: &str) {
-        self.bar.set_position(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX));
-        self.bar.set_message(text.to_owned());
         let mut last_line = self.last_line.lock().expect("no panic");
-        if !std::io::stderr().is_terminal() && last_line.elapsed() > Duration::from_secs(10) {
+        if last_line.elapsed() > Duration::from_secs(10) {
             *last_line = Instant::now();
             println!("  {:.0?}: {text}", self.began.elapsed());
         }
@@ -79,7 +59,6 @@ impl Stage {
     }
 
     pub(crate) fn end(&self, rows: &[Row]) {
-        self.bar.finish_and_clear();
         rows.iter().for_each(|row| println!("{}", row.line()));
     }
 }

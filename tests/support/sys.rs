@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::process::must_be_own;
@@ -28,6 +28,23 @@ pub(crate) fn effective_user() -> u32 {
 pub(crate) fn alarm(seconds: u32) {
     // SAFETY: takes a number.
     unsafe { libc::alarm(seconds) };
+}
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Lets Ctrl-C set what [`interrupted`] returns, so that a long test ends and removes what it has started.
+pub(crate) fn heed_interrupts() {
+    extern "C" fn note(_: libc::c_int) {
+        INTERRUPTED.store(true, Ordering::Relaxed);
+    }
+    let note = note as extern "C" fn(libc::c_int);
+    // SAFETY: the handler stores to an atomic, which is async-signal-safe.
+    unsafe { libc::signal(libc::SIGINT, note as libc::sighandler_t) };
+}
+
+/// Returns whether Ctrl-C was pressed.
+pub(crate) fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
 }
 
 /// Closes all descriptors except the standard streams, as daemonizing code does without the library's knowledge.
