@@ -91,7 +91,7 @@ impl Caller {
         self.call(ECHO, len)?;
         self.call(WORK, len)?;
         self.echo(len)?;
-        self.chunks(2, len.min(1_000_000))?; // A window holds more than that.
+        self.chunks(2, len.min(750_000))?; // The longest chunk of a window of 1 MiB is a little more than that.
         self.upload(2, len)
     }
 

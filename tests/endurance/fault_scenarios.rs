@@ -88,7 +88,7 @@ pub(crate) const KINDS: [(&str, Allowed); 7] = [
     (
         "slow reader",
         &[
-            ("server that pushes", &["Busy"]),
+            ("server that pushes", &["WouldBlock"]),
             ("reader that cancels", &["Cancelled"]),
             ("server that sends", &["Timeout"]),
             ("the reader afterwards", GOES_ON),

@@ -157,6 +157,7 @@ fn main() -> ExitCode {
 fn run_checks(arguments: &Arguments, chosen: &[(&'static str, u32, Check)]) -> ExitCode {
     let time = arguments.time();
     let _watchdog = Watchdog::within("the endurance test", time * 4 + Duration::from_secs(900));
+    support::run_nothing_beside("endurance");
     support::sys::raise_descriptor_limit();
     support::sys::heed_interrupts();
     let (began, mut about) = (Instant::now(), About::now(time));

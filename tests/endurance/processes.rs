@@ -219,10 +219,14 @@ pub(crate) fn orders() -> impl Iterator<Item = String> {
     BufReader::new(std::io::stdin()).lines().map_while(Result::ok)
 }
 
-/// Returns the name of the variant of an error.
+/// Returns the name of the variant of an error, or how the connection ended.
 pub(crate) fn name(error: &impl Debug) -> String {
     let text = format!("{error:?}");
-    text.split(|it: char| !it.is_alphanumeric()).next().unwrap_or_default().to_owned()
+    text.trim_start_matches("ConnectionLost(")
+        .split(|it: char| !it.is_alphanumeric())
+        .next()
+        .unwrap_or_default()
+        .to_owned()
 }
 
 /// Returns the name of a connect error, whose `Debug` is its text.

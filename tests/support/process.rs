@@ -3,6 +3,7 @@
 use std::env;
 use std::io::Write;
 use std::process::{Command, abort};
+use std::sync::OnceLock;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
@@ -53,9 +54,17 @@ pub fn alone(test: &str) -> bool {
     false
 }
 
+/// The only test of a binary with a harness of its own.
+static ONLY: OnceLock<&str> = OnceLock::new();
+
+/// Says that this process runs nothing beside its caller, a test of this name: for a binary with a harness of its own.
+pub fn run_nothing_beside(name: &'static str) {
+    let _ = ONLY.set(name);
+}
+
 /// Returns whether this process runs one test alone.
 fn is_own() -> bool {
-    role().is_some() || env::var_os(ALONE).is_some()
+    ONLY.get().is_some() || role().is_some() || env::var_os(ALONE).is_some()
 }
 
 /// Refuses operations that no test may make while others run in the same process.
@@ -82,7 +91,7 @@ fn run_again(name: &str) -> Command {
 fn full_name(test: &str) -> String {
     let of_test =
         |name: &str| name == test || name.strip_suffix(test).is_some_and(|path| path.ends_with("::"));
-    if let Ok(name) = env::var(NAME) {
+    if let Some(name) = ONLY.get().map(|name| (*name).to_owned()).or_else(|| env::var(NAME).ok()) {
         assert!(of_test(&name), "{test} is not the name of the test {name}");
         return name;
     }
