@@ -20,7 +20,7 @@ const WARM: usize = 16;
 
 pub(crate) fn run(stage: &Stage) -> Vec<Row> {
     let folder = tempfile::tempdir().expect("a folder");
-    let mut runner = Actor::start("leak-check", &format!("path={}", folder.path().display()));
+    let mut runner = Actor::start_in_one_arena("leak-check", &format!("path={}", folder.path().display()));
     let began = Instant::now();
     let mut samples: Vec<Vec<u64>> = Vec::new();
     while (samples.len() < WARM + LEAST || !stage.is_over()) && !crate::watch::interrupted() {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{ChildStdin, Stdio, exit};
+use std::process::{ChildStdin, Command, Stdio, exit};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
@@ -41,7 +41,16 @@ pub(crate) struct Actor {
 impl Actor {
     /// Starts a process in a role, with arguments (`key=value;key=value`).
     pub(crate) fn start(role: &str, arguments: &str) -> Self {
-        let mut command = me("endurance", role, arguments);
+        Self::run(role, &mut me("endurance", role, arguments))
+    }
+
+    /// The same, with all of its memory in one arena. glibc gives threads up to eight arenas for each CPU, and memory that
+    /// threads use in turns fills one after another for minutes, although no more of it is allocated.
+    pub(crate) fn start_in_one_arena(role: &str, arguments: &str) -> Self {
+        Self::run(role, me("endurance", role, arguments).env("MALLOC_ARENA_MAX", "1"))
+    }
+
+    fn run(role: &str, command: &mut Command) -> Self {
         let mut child = Kept::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
         let (sender, lines) = channel();
         let output = child.0.stdout.take().expect("a pipe");
