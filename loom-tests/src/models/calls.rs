@@ -93,7 +93,7 @@ fn a_late_reply_is_dropped_and_its_slot_is_free() {
     let next = begin(&mux, 0);
     assert_ne!(next, expired);
     assert_eq!(end(&mux, next, Wait::NO_DEADLINE), Ok(reply_to(next)));
-    assert_eq!(mux.lock().calls.dropped, 1);
+    assert_eq!(mux.lock().calls.dropped(), 1);
     server.join().unwrap();
 }
 

@@ -260,7 +260,7 @@ impl ClientConnection {
             WaitError::Timeout => CallError::Timeout,
             WaitError::CallOver => CallError::Cancelled,
             WaitError::Exhausted => CallError::Exhausted,
-            WaitError::Ended(ConnectionError::Disconnected) if self.mux.lock().calls.goodbye => {
+            WaitError::Ended(ConnectionError::Disconnected) if self.mux.lock().calls.is_server_leaving() => {
                 CallError::ShuttingDown
             }
             WaitError::Ended(ended) => {

@@ -179,14 +179,29 @@ pub struct InFlightCalls {
     push_left: u32,
     push_owed: u32,
     /// The server begins no call any more. A call that it has not answered was never begun.
-    pub goodbye: bool,
+    goodbye: bool,
     /// Replies that arrived for calls that were given up.
-    pub dropped: u64,
+    dropped: u64,
     /// The number of calls that were opened.
-    pub opened: u64,
+    opened: u64,
 }
 
 impl InFlightCalls {
+    /// Returns whether the server has said that it begins no call any more.
+    pub fn is_server_leaving(&self) -> bool {
+        self.goodbye
+    }
+
+    /// Returns how many replies arrived for calls that were given up.
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// Returns how many calls were opened.
+    pub fn opened(&self) -> u64 {
+        self.opened
+    }
+
     /// Returns the calls of a fresh connection: the number of slots, the longest item in bytes, and the windows.
     pub fn new(slots: usize, max: usize, window: u32, push_window: u32) -> Self {
         let slot = |at| CallSlot { id: at as u64, ..CallSlot::default() };

@@ -452,9 +452,9 @@ impl SharedMemoryClient {
         let Stats { sleeps, wakes, sending, receiving, full_stalls, peak_fill, .. } =
             connection.handle.stats(peak_fill);
         ClientStats {
-            calls: state.calls.opened,
+            calls: state.calls.opened(),
             in_flight: state.calls.in_flight(),
-            dropped_replies: state.calls.dropped,
+            dropped_replies: state.calls.dropped(),
             reconnects,
             sleeps,
             wakes,

@@ -1,7 +1,6 @@
 //! Accepts clients: the accepting thread, and the limits on connections.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
@@ -43,7 +42,7 @@ pub(super) fn admit(state: &Arc<ServerState>, stream: SharedMemoryStream) {
         return;
     }
     let process = ProcessId::of(stream.peer_cred());
-    let open = state.open.fetch_add(1, Ordering::Relaxed);
+    let open = state.count_connection();
     if open >= state.limits.connections || state.activity.is_draining() {
         state.release_connection();
         return refuse(state, stream, FULL);

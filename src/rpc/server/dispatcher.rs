@@ -26,7 +26,7 @@ use crate::stream::SharedMemoryStream;
 
 /// Serves one connection on this thread until it ends.
 pub(super) fn serve(state: &Arc<ServerState>, stream: SharedMemoryStream) -> Result<(), ConnectionError> {
-    state.open.fetch_add(1, Ordering::Relaxed);
+    state.count_connection();
     serve_counted(state, stream)
 }
 
@@ -35,7 +35,7 @@ pub(super) fn serve_counted(
     state: &Arc<ServerState>,
     stream: SharedMemoryStream,
 ) -> Result<(), ConnectionError> {
-    let id = state.next.fetch_add(1, Ordering::Relaxed);
+    let id = state.next_id();
     let (process, connection) = (ProcessId::of(stream.peer_cred()), stream.id());
     let open = OpenGuard { state, id, process };
     let _driver = nesting::RoleGuard::driver(connection, state.limits.nested_timeout);
@@ -76,7 +76,7 @@ pub(super) fn serve_counted(
 /// server has stopped. Otherwise a client that was accepted might outlive the server, and get `PeerDied`.
 fn accept(state: &ServerState, session: &Arc<Session>) -> bool {
     state.register(session);
-    if state.stopped.load(Ordering::Relaxed) {
+    if state.is_stopped() {
         return false;
     }
     let (stream_window, push_window) = state.options.windows();

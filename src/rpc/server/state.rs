@@ -94,15 +94,16 @@ pub(super) struct ServerState {
     pub(super) limits: ServerLimits,
     pub(super) queue: Arc<JobQueue>,
     /// The server has stopped: no connection is accepted.
-    pub(super) stopped: AtomicBool,
+    stopped: AtomicBool,
     /// The number of connections with a thread, by process.
     processes: Mutex<HashMap<ProcessId, usize>>,
     sessions: Mutex<HashMap<u64, Arc<Session>>>,
     /// The number of connections with a thread, including those in the handshake.
-    pub(super) open: AtomicUsize,
+    open: AtomicUsize,
     connection_closed: Condvar,
     pub(super) activity: Arc<ServerActivity>,
-    pub(super) next: AtomicU64,
+    /// The id of the next connection.
+    next: AtomicU64,
 }
 
 impl ServerState {
@@ -243,6 +244,21 @@ impl ServerState {
                 processes.remove(&process);
             }
         }
+    }
+
+    /// Counts one open connection more, and returns how many there were.
+    pub(super) fn count_connection(&self) -> usize {
+        self.open.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Returns an id that no other connection has.
+    pub(super) fn next_id(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Returns whether the server has stopped.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
     }
 
     /// Counts one open connection less, which came to nothing.

@@ -142,7 +142,7 @@ impl World {
         let (window, credit) = (STREAM_WINDOW, STREAM_WINDOW);
         self.calls.insert(id, Call { flags, waited, live: true, window, credit, ..Call::default() });
         self.used += 1;
-        assert_eq!(self.real.opened, self.used);
+        assert_eq!(self.real.opened(), self.used);
         Came::On
     }
 
